@@ -1,0 +1,77 @@
+"""Rules between the values of a run. Pure: no file, no device, no hostfile is looked at."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fedspeed.config.deepspeed_rules import clashes
+from fedspeed.config.run import RunConfig
+from fedspeed.data.config import steps_by_cluster
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """`keys` are the dotted keys that do not go together, `text` says why not and what to do."""
+
+    keys: tuple[str, ...]
+    text: str
+
+
+def problems(config: RunConfig) -> list[str]:
+    """One line for each rule that `config` breaks, naming keys, values and remedy."""
+    return [conflict.text for conflict in conflicts(config)]
+
+
+def conflicts(config: RunConfig) -> list[Conflict]:
+    """The same, with the keys that take part."""
+    found = [*_names(config), *_adapter(config), *_training(config), *_clients(config)]
+    section = {key: value for key, value in config.deepspeed.items() if key != "base"}
+    return found + [Conflict((f"deepspeed.{clash.key}", *clash.run_keys), f"deepspeed.{clash.text}") for clash in clashes(section, config)]
+
+
+def _names(config: RunConfig) -> Iterator[Conflict]:
+    if not config.model.base:
+        yield Conflict(("model.base",), "model.base is empty; give the folder of a Hugging Face causal LM or its hub name, "
+                       "for example model.base=deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B")
+    if "/" in config.run.name or config.run.name in (".", ".."):
+        yield Conflict(("run.name",), f"run.name is {config.run.name!r}, but names one folder; put its parent into run.out")
+
+
+def _adapter(config: RunConfig) -> Iterator[Conflict]:
+    rule, method = config.federation.aggregation, config.adapter.method
+    if method != "lora" and rule != "avg_factors":
+        yield Conflict(("federation.aggregation", "adapter.method"),
+                       f"federation.aggregation={rule} works on LoRA factors, but adapter.method is {method}; "
+                       "choose federation.aggregation=avg_factors (which averages whatever is trained) or adapter.method=lora")
+    if method != "lora" and config.adapter.start_from:
+        yield Conflict(("adapter.start_from", "adapter.method"),
+                       f"adapter.start_from={config.adapter.start_from} is a PEFT adapter, but adapter.method is {method}; "
+                       "choose adapter.method=lora, or give the starting weights as model.base")
+    if method == "lora" and not all(name.strip() for name in config.adapter.targets.split(",")):
+        yield Conflict(("adapter.targets",), f"adapter.targets is {config.adapter.targets!r}; "
+                       "write attention, all-linear, or names such as q_proj,v_proj")
+
+
+def _training(config: RunConfig) -> Iterator[Conflict]:
+    train = config.train
+    if train.momentum and train.optimizer != "sgd":
+        yield Conflict(("train.momentum", "train.optimizer"),
+                       f"train.momentum={train.momentum:g} is for sgd, but train.optimizer is {train.optimizer}; "
+                       "choose train.optimizer=sgd, or train.momentum=0 and set train.beta1")
+    try:
+        steps_by_cluster(train.local_steps_by_cluster)
+    except ValueError as error:
+        yield Conflict(("train.local_steps_by_cluster",), f"train.local_steps_by_cluster: {error}; write it as fast:20,slow:10")
+
+
+def _clients(config: RunConfig) -> Iterator[Conflict]:
+    sampled, clients = config.federation.clients_per_round, config.data.clients
+    if sampled > clients:
+        yield Conflict(("federation.clients_per_round", "data.clients"),
+                       f"federation.clients_per_round={sampled} of data.clients={clients}; "
+                       "choose at most that many, or federation.clients_per_round=0 for all")
+    if config.data.task == "file" and not config.data.path:
+        yield Conflict(("data.path", "data.task"), "data.task=file needs data.path; give a json, jsonl or jsonl.gz file, or a hub data set")
+    for name in ("ranks_per_client", "local_ranks"):
+        value = getattr(config.cluster, name)
+        if value != "auto" and not (value.isdecimal() and int(value) >= 1):
+            yield Conflict((f"cluster.{name}",), f"cluster.{name} is {value!r}; write auto or a whole number of at least 1")

@@ -1,0 +1,84 @@
+"""The fields of the configuration dataclasses, and YAML nodes to their types. Strict: nothing is rounded or guessed."""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from fedspeed.config import tree
+
+
+@dataclass(frozen=True)
+class Field:
+    """`bounds` maps `min`, `max`, `above` and `below`, as far as the field's metadata has them, to a number."""
+
+    type: Any
+    bounds: dict[str, float]
+
+
+class Unfit(Exception):
+    """A value that a field does not take. The text says what it must be."""
+
+
+def fields_of(cls: type, prefix: str = "") -> tuple[dict[str, Field], list[str]]:
+    """(dotted key -> field, dotted names of the sections) of a tree of dataclasses. Fields of type dict are left out."""
+    fields, sections = {}, []
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        key, type_ = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(type_):
+            inner, deeper = fields_of(type_, key + ".")
+            fields |= inner
+            sections += [key, *deeper]
+        elif type_ is not dict:
+            fields[key] = Field(type_, {name: field.metadata[name] for name in _BOUNDS if name in field.metadata})
+    return fields, sections
+
+
+def convert(node: yaml.Node, field: Field) -> Any:
+    """The value of `node` as the field's type. Raises Unfit."""
+    if typing.get_origin(field.type) is Literal:
+        return _choice(node, typing.get_args(field.type))
+    words, read = _TYPES[field.type]
+    value = read(node)
+    if value is None or not all(_BOUNDS[name][1](value, bound) for name, bound in field.bounds.items()):
+        bounds = " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in field.bounds.items())
+        raise Unfit(f"{words}, {bounds}" if bounds else words)
+    return value
+
+
+def _choice(node: yaml.Node, choices: tuple[str, ...]) -> str:
+    text = _text(node)
+    if text in choices:
+        return text
+    near = difflib.get_close_matches(text or "", choices, n=1)
+    raise Unfit(f"one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def _text(node: yaml.Node) -> str | None:
+    """Text as it was written, so that `ranks_per_client: 2` and `name: 2026-11-23` need no quotes. Not so null, true, false."""
+    return node.value if tree.kind(node) in ("str", "int", "float") else None
+
+
+def _number(node: yaml.Node) -> float | None:
+    value = float(tree.plain(node)) if tree.kind(node) in ("int", "float") else math.nan
+    return value if math.isfinite(value) else None
+
+
+_TYPES: dict[type, tuple[str, Callable[[yaml.Node], Any]]] = {
+    bool: ("true or false", lambda node: tree.plain(node) if tree.kind(node) == "bool" else None),
+    int: ("a whole number", lambda node: tree.plain(node) if tree.kind(node) == "int" else None),
+    float: ("a number", _number),
+    str: ('text (write "" for none)', _text),
+}
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "min": ("at least", lambda value, bound: value >= bound),
+    "max": ("at most", lambda value, bound: value <= bound),
+    "above": ("above", lambda value, bound: value > bound),
+    "below": ("below", lambda value, bound: value < bound),
+}

@@ -1,0 +1,117 @@
+"""The configuration as text (`--print-config`), as plain types (the run journal) and as a fingerprint."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from fedspeed.config.deepspeed_rules import leaves, run_values
+from fedspeed.config.deepspeed_schema import AUTO, FORCED
+from fedspeed.config.load import DEFAULT, Loaded
+from fedspeed.config.run import RunConfig
+
+_YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # not text to a reader of YAML 1.1 or 1.2
+_WIDEST = 60  # a longer line does not push the comments of all others to the right
+
+# What does not change the arithmetic of a round. federation.rounds and patience are here so that a run may be extended.
+_OUTSIDE_FINGERPRINT = (
+    "run.name", "run.out", "monitor", "checkpoint", "routing.deadline_s", "cluster.start_timeout_s", "cluster.max_restarts",
+    "federation.rounds", "federation.patience",
+)
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """Every value as nested dicts of plain types."""
+    return dataclasses.asdict(config)
+
+
+def fingerprint(config: RunConfig) -> str:
+    """SHA-256, in hex, over everything that changes the arithmetic of a run.
+
+    The section names its base file only; pass `dataclasses.replace(config, deepspeed=merged)` to have the content of the
+    file count instead of its name.
+    """
+    values = as_dict(config)
+    for key in _OUTSIDE_FINGERPRINT:
+        section, _, name = key.partition(".")
+        if name:
+            del values[section][name]
+        else:
+            del values[section]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def render(loaded: Loaded, deepspeed: dict[str, Any]) -> str:
+    """YAML of every value with its source, which loads back to the same configuration.
+
+    The resolved DeepSpeed configuration follows as comments, because as YAML it would replace the section it comes from.
+
+    Args:
+        deepspeed: what `deepspeed.merge` made of the section.
+    """
+    values = as_dict(loaded.config)
+    lines = _aligned(_lines(values, loaded.sources))
+    origin = _Origin(loaded)
+    resolved = _aligned(_lines(deepspeed, {key: origin(key, value) for key, value in leaves(deepspeed)}))
+    title = "# What DeepSpeed receives; the engine replaces every auto once it knows the model."
+    return "\n".join([*lines, "", title, *(f"# {line}" for line in resolved)]) + "\n"
+
+
+class _Origin:
+    """Who decided a key of the resolved DeepSpeed configuration."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._sources = loaded.sources
+        self._run_keys = {key: run_key for key, (_, run_key) in run_values(loaded.config).items()}
+        self._base = loaded.config.deepspeed.get("base") or "FedSpeed"
+
+    def __call__(self, key: str, value: Any) -> str:
+        if key in self._run_keys:
+            return self._run_keys[key]
+        if value == AUTO:
+            return "engine"
+        if key in FORCED or value is None:
+            return "FedSpeed"
+        return self._sources.get(f"deepspeed.{key}", self._base)
+
+
+def _lines(block: dict[str, Any], sources: dict[str, str], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """(line, source) of nested dicts; a line that only opens a block has no source."""
+    indent = "  " * depth
+    for name, value in block.items():
+        key = prefix + name
+        if isinstance(value, dict) and value:
+            yield f"{indent}{_scalar(name)}:", ""
+            yield from _lines(value, sources, f"{key}.", depth + 1)
+        else:
+            yield f"{indent}{_scalar(name)}: {_flow(value)}", sources.get(key, DEFAULT)
+
+
+def _aligned(lines: Iterator[tuple[str, str]]) -> Sequence[str]:
+    rows = list(lines)
+    width = max((len(line) for line, source in rows if source and len(line) <= _WIDEST), default=0)
+    return [f"{line:<{width}}  # {source}" if source else line for line, source in rows]
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_scalar(name)}: {_flow(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """A YAML scalar that YAML 1.1 and 1.2 both read as `value`."""
+    if isinstance(value, str):
+        if re.fullmatch(r"[A-Za-z/][\w./-]*", value, re.ASCII) and value.lower() not in _YAML_WORDS:
+            return value
+        return yaml.safe_dump(value, default_style='"', width=float("inf"), allow_unicode=True).rstrip("\n")
+    if isinstance(value, float):
+        text = repr(value)
+        return text if "." in text else text.replace("e", ".0e")  # YAML 1.1 takes 1e-05 for text
+    return json.dumps(value)

@@ -1,0 +1,22 @@
+"""The rounds: who takes part, how updates are combined, when to stop."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    rounds: int = field(default=10, metadata={"help": "number of rounds", "min": 1})
+    clients_per_round: int = field(default=0, metadata={"help": "clients sampled each round, 0: all", "min": 0})
+    aggregation: Literal["avg_factors", "freeze_a", "alternate", "svd"] = field(default="avg_factors", metadata={
+        "help": "avg_factors: mean of A and of B; freeze_a: train only B; alternate: B and A in turn by round; svd: best approximation of the mean of B A"})
+    server_optimizer: Literal["none", "momentum", "adam", "yogi"] = field(default="none", metadata={
+        "help": "what is done with the mean update"})
+    server_lr: float = field(default=1.0, metadata={"help": "step size of the server optimizer", "above": 0.0})
+    server_momentum: float = field(default=0.9, metadata={"help": "momentum, and beta1 of adam and yogi", "min": 0.0, "below": 1.0})
+    server_beta2: float = field(default=0.99, metadata={"help": "beta2 of adam and yogi", "min": 0.0, "below": 1.0})
+    server_tau: float = field(default=1e-3, metadata={"help": "adaptivity of adam and yogi, added to the root", "above": 0.0})
+    local_optimizer: Literal["reset", "keep"] = field(default="reset", metadata={
+        "help": "state of the clients' optimizers between rounds"})
+    evaluate_every: int = field(default=1, metadata={"help": "rounds between evaluations on the held-out rows", "min": 1})
+    patience: int = field(default=0, metadata={"help": "stop after so many evaluations without a better held-out loss, 0: never", "min": 0})

@@ -1,0 +1,53 @@
+"""The files users read first: each YAML loads, merges, and works with each JSON; and reading them is cheap."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedspeed.config.deepspeed import merge, zero_stage
+from fedspeed.config.load import load
+
+ROOT = Path(__file__).resolve().parents[2]
+YAMLS = sorted((ROOT / "ds_configs").glob("*.yaml"))
+JSONS = sorted((ROOT / "ds_configs").glob("*.json"))
+
+
+def test_what_is_shipped():
+    assert {"quickstart", "gsm8k"} <= {path.stem for path in YAMLS}
+    assert {"zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme"} == {path.stem for path in JSONS}
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_each_yaml_names_a_shipped_json(path):
+    loaded = load(path)
+    merged = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
+    assert ROOT / "ds_configs" / loaded.config.deepspeed["base"] in JSONS
+    assert merged["train_micro_batch_size_per_gpu"] == loaded.config.train.micro_batch
+
+
+@pytest.mark.parametrize("base", JSONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_each_yaml_works_with_each_json(path, base):
+    loaded = load(path, [f"deepspeed.base={base.name}"])
+    assert zero_stage(merge(loaded.config.deepspeed, loaded.config, loaded.folder)) == int(base.stem[4])
+
+
+def test_the_mission_run_is_what_was_promised():
+    config = load(ROOT / "ds_configs" / "gsm8k.yaml").config
+    assert config.model.base == "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    assert (config.data.task, config.data.clients, config.data.split) == ("gsm8k", 3, "iid")
+
+
+@pytest.mark.parametrize("line", [
+    "load(path)",
+    "loaded = load(path); show.render(loaded, merge(loaded.config.deepspeed, loaded.config, loaded.folder))",
+])
+def test_reading_a_configuration_imports_no_torch(line):
+    code = ("import sys; from pathlib import Path; from fedspeed.config import check, convert, deepspeed, names, run, show, tree\n"
+            "from fedspeed.config.load import load; from fedspeed.config.deepspeed import merge\n"
+            f"path = Path('ds_configs/gsm8k.yaml'); {line}\n"
+            "heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'mpi4py', 'numpy'} & set(sys.modules); assert not heavy, heavy")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
