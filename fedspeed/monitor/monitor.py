@@ -1,0 +1,111 @@
+"""What the one reporting rank of a run opens: progress, event file, round log and report behind one door."""
+
+from pathlib import Path
+from typing import TextIO
+
+from fedspeed.monitor.config import MonitorConfig
+from fedspeed.monitor.progress import NotesOnly, Progress
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, shows_everything, visible
+from fedspeed.monitor.report import Comparison, Facts, missing_text, write_report
+from fedspeed.monitor.round_log import RoundLog
+from fedspeed.monitor.stdout import JsonLines, NoJson
+from fedspeed.monitor.units import loss_text, seconds_text
+
+
+class Monitor:
+    """Shows and keeps what a run does. Whatever goes in, only what the routing mode allows comes out.
+
+    Args:
+        folder: folder of the run; holds `rounds.jsonl`, `tensorboard/`, `report.md`, `report.png` and `comparison.png`.
+        total_rounds: rounds the run is to have, those before a restart included.
+        json_out: what `claim_stdout` returned, or None without `--json`.
+        resume_round: last round that is finished and stays; 0 for a fresh start.
+        config_text: the resolved configuration.
+        progress_stream: where progress goes; None is stderr.
+    """
+
+    def __init__(
+        self, folder: Path, config: MonitorConfig, routing_mode: str, total_rounds: int, *,
+        json_out: TextIO | None = None, resume_round: int = 0, config_text: str = "", progress_stream: TextIO | None = None,
+    ):
+        self._folder = Path(folder)
+        self._config = config
+        self._routing_mode = routing_mode
+        self._config_text = config_text
+        self._log = RoundLog(self._folder / "rounds.jsonl", resume_round)
+        self._records = list(self._log.read())
+        self._events = None
+        if config.tensorboard:
+            from fedspeed.monitor.tensorboard import TensorBoardWriter
+
+            self._events = TensorBoardWriter(self._folder / "tensorboard", resume_round, routing_mode, config_text)
+        self._json = JsonLines(json_out) if json_out else NoJson()
+        self._progress = Progress(total_rounds, progress_stream, resume_round) if config.progress else NotesOnly(progress_stream)
+
+    @property
+    def records(self) -> tuple[RoundRecord, ...]:
+        """The visible records of all finished rounds, those before a restart included: what `summarise` takes."""
+        return tuple(self._records)
+
+    def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
+        """`local_step` (from 1) of `local_steps` is done on this rank. The loss is this rank's own, so only `plain` shows it."""
+        self._progress.step(round_number, local_step, local_steps, loss if shows_everything(self._routing_mode) else None)
+
+    def round(self, record: RoundRecord) -> None:
+        """A round is over: log it, then show it."""
+        record = visible(record, self._routing_mode)
+        self._log.append(record)
+        self._records.append(record)
+        if self._events:
+            self._events.round(record)
+        self._json.write("round", record.to_json())
+        if record.missing_count:
+            self._progress.note(f"missing in {missing_text(MissingUpdates(record.round, record.missing_count, record.missing))}")
+        self._progress.round(record)
+
+    def finish(self, summary: Summary, facts: Facts, comparison: Comparison | None = None) -> Path:
+        """Write the report, print the last words, close everything; returns the path of the report."""
+        summary = visible(summary, self._routing_mode)
+        self.close()
+        path = write_report(
+            self._folder, self._records, summary, self._config_text, facts,
+            routing_mode=self._routing_mode, comparison=comparison, plot=self._config.plot)
+        self._json.write("summary", summary.to_json())
+        self._progress.note(_last_words(summary, path))
+        return path
+
+    def close(self) -> None:
+        """End the live line and the event file. For a run that ends without `finish`; may be called twice."""
+        self._progress.close()
+        if self._events:
+            self._events.close()
+            self._events = None
+
+
+class NoMonitor:
+    """Does nothing, on every rank that does not report."""
+
+    records = ()
+
+    def step(self, round_number, local_step, local_steps, loss=None):
+        pass
+
+    def round(self, record):
+        pass
+
+    def finish(self, summary, facts, comparison=None):
+        pass
+
+    def close(self):
+        pass
+
+
+def _last_words(summary: Summary, path: Path) -> str:
+    parts = [f"{summary.status}: {summary.rounds} of {summary.total_rounds} rounds in {seconds_text(summary.seconds)}"]
+    if summary.first_val_loss is not None:
+        parts.append(f"held-out loss {loss_text(summary.first_val_loss)} -> {loss_text(summary.last_val_loss)}")
+    if summary.best_round is not None:
+        parts.append(f"best {loss_text(summary.best_val_loss)} in round {summary.best_round}")
+    if summary.missing_count:
+        parts.append(f"{summary.missing_count} update{'s' if summary.missing_count > 1 else ''} missing")
+    return f"{', '.join(parts)}; report: {path}"

@@ -1,0 +1,146 @@
+"""The pictures of a run: figures, and `png` that turns one into bytes.
+
+Figures are built without pyplot, so no display is needed and no global state is touched.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+
+from fedspeed.monitor.records import RoundRecord, Summary
+from fedspeed.monitor.units import seconds_text
+
+# Okabe and Ito's palette: told apart with any colour vision, and in grey.
+BLUE, SKY, GREEN, ORANGE, RED, GREY, INK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#BBBBBB", "#333333"
+STAGE_COLOURS = {"compute": BLUE, "gather": SKY, "exchange": ORANGE, "idle": GREY, "other": "#E8E8E8"}
+DPI = 130
+FEW_ROUNDS, MANY_ROUNDS = 5, 40
+
+
+def run_figure(records: Sequence[RoundRecord], summary: Summary, title: str):
+    """Losses with the best round, time per round by stage, and speed, all over the rounds. Needs a round that was trained."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(9.0, 9.6)
+    heading = f"{title}: {summary.status}, {summary.rounds} of {summary.total_rounds} rounds in {seconds_text(summary.seconds)}"
+    figure.suptitle(heading, x=0.015, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    loss, seconds, speed = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [2.2, 1.2, 0.8]})
+    _draw_losses(loss, records, summary)
+    trained = [record for record in records if record.round]
+    _draw_seconds(seconds, trained)
+    _draw_speed(speed, trained)
+    speed.set_xlabel("round")
+    rounds = [record.round for record in records]
+    margin = max(0.6, 0.02 * (rounds[-1] - rounds[0]))
+    speed.set_xlim(rounds[0] - margin, rounds[-1] + margin)
+    speed.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if len(rounds) <= FEW_ROUNDS:
+        speed.set_xticks(rounds)  # on a short axis the integer locator would fall back to fractions
+    return figure
+
+
+def comparison_figure(comparison):
+    """Bars for each row of a Comparison: held-out loss, and accuracy where every row has one."""
+    rows = comparison.rows
+    with_accuracy = all(row.accuracy is not None for row in rows)
+    figure = _figure(9.0, 1.5 + 0.42 * len(rows))
+    panels = figure.subplots(1, 1 + with_accuracy, sharey=True, squeeze=False)[0]
+    colours = [GREEN if row.name == comparison.federated else GREY for row in rows]
+    _draw_bars(panels[0], rows, [row.held_out_loss for row in rows], [f"{row.held_out_loss:.3f}" for row in rows], colours)
+    panels[0].set_title("held-out loss (lower is better)", loc="left", fontsize=10, color=INK)
+    if with_accuracy:
+        _draw_bars(panels[1], rows, [100 * row.accuracy for row in rows], [f"{100 * row.accuracy:.1f} %" for row in rows], colours)
+        panels[1].set_title("held-out accuracy (higher is better)", loc="left", fontsize=10, color=INK)
+        panels[1].set_xlim(0, 118)
+        panels[1].set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
+        panels[1].tick_params(axis="y", labelleft=False)
+    return figure
+
+
+def png(figure) -> bytes:
+    """Give the figure the common looks and render it."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(GREY)
+        axes.tick_params(colors=INK, labelsize=9)
+        axes.yaxis.label.set_color(INK)
+        axes.xaxis.label.set_color(INK)
+        axes.grid(axis="x" if axes.yaxis_inverted() else "y", color="#EEEEEE", linewidth=0.8)
+        axes.set_axisbelow(True)
+    figure.align_ylabels()
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _draw_losses(axes, records, summary):
+    trained = [record for record in records if record.train_loss is not None]
+    held_out = [record for record in records if record.val_loss is not None]
+    marker = "o" if len(records) <= MANY_ROUNDS else None
+    axes.plot(
+        [r.round for r in trained], [r.train_loss for r in trained],
+        color=ORANGE, marker=marker, markersize=3.5, linewidth=1.4, label="training")
+    axes.plot(
+        [r.round for r in held_out], [r.val_loss for r in held_out],
+        color=BLUE, marker=marker, markersize=4.5, linewidth=2.0, label="held out")
+    if summary.best_round is not None:
+        axes.plot(
+            [summary.best_round], [summary.best_val_loss], color=GREEN, marker="*", markersize=15, linestyle="none", zorder=5,
+            markeredgecolor="white", markeredgewidth=0.8, label=f"best: {summary.best_val_loss:.4f} in round {summary.best_round}")
+    gaps = sorted({gap.round for gap in summary.missing if records[0].round <= gap.round <= records[-1].round})
+    for number, round_number in enumerate(gaps):
+        axes.axvline(round_number, color=RED, linestyle=":", linewidth=1.4, zorder=1, label=None if number else "an update is missing")
+    diverged = [r.round for r in records for loss in (r.train_loss, r.val_loss) if loss is not None and not math.isfinite(loss)]
+    if diverged:
+        axes.axvline(min(diverged), color=RED, linewidth=1.4, label=f"not finite from round {min(diverged)}")
+    axes.set_ylabel("loss per answer token")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_seconds(axes, records):
+    rounds = [record.round for record in records]
+    floor = [0.0] * len(records)
+    width = 0.8 if len(records) <= MANY_ROUNDS else 1.0
+    for stage, colour in STAGE_COLOURS.items():  # in the order of the report's table
+        values = [getattr(record, f"{stage}_s") for record in records]
+        axes.bar(rounds, values, bottom=floor, width=width, color=colour, label=stage, linewidth=0)
+        floor = [below + value for below, value in zip(floor, values)]
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}s" if value < 60 else seconds_text(value))
+    axes.set_ylabel("time per round")
+    _from_zero(axes, floor)
+    axes.legend(frameon=False, fontsize=9, ncols=len(STAGE_COLOURS), loc="lower left", bbox_to_anchor=(-0.01, 0.98), handlelength=1.2)
+
+
+def _draw_speed(axes, records):
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    marker = "o" if len(records) <= MANY_ROUNDS else None
+    axes.plot([r.round for r in records], [r.tokens_per_s for r in records], color=GREEN, linewidth=1.6, marker=marker, markersize=3.5)
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.set_ylabel("trained tokens/s")
+    _from_zero(axes, [r.tokens_per_s for r in records])
+
+
+def _from_zero(axes, values):
+    axes.set_ylim(0, 1.12 * max(values) or 1.0)  # with room above the highest value
+
+
+def _draw_bars(axes, rows, values, texts, colours):
+    bars = axes.barh(range(len(rows)), values, color=colours, height=0.68)
+    axes.bar_label(bars, labels=texts, padding=4, fontsize=9, color=INK)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], parse_math=False)
+    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.margins(x=0.16)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,288 @@
+"""The report of a run: `report.md`, `report.png` and, where models are compared, `comparison.png`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fedspeed.errors import EXIT_RESUMABLE
+from fedspeed.monitor import plots
+from fedspeed.monitor.clock import STAGES
+from fedspeed.monitor.files import write_atomically
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, shows_everything, visible
+from fedspeed.monitor.units import bytes_text, count_text, loss_text, seconds_text
+
+ROUNDS_SHOWN = 21  # 20 and the losses before the first
+
+
+@dataclass(frozen=True)
+class Export:
+    """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in; `base` is a folder or hub name."""
+
+    kind: Literal["adapter", "model"]
+    folder: str
+    base: str
+    round: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What ran, and on what.
+
+    Args:
+        run: rows of "what ran", in order; holds nothing about single hosts or clients.
+        hosts: one row per host, column -> text; in masked modes only their number is shown.
+        export: None if nothing was exported.
+        resume_command: what continues the run after a loss or a preemption.
+    """
+
+    run: dict[str, str] = field(default_factory=dict)
+    hosts: tuple[dict[str, str], ...] = ()
+    export: Export | None = None
+    resume_command: str = "the same command"
+
+
+class ComparisonRow(NamedTuple):
+    name: str
+    held_out_loss: float
+    accuracy: float | None  # share in [0, 1]; None: not measured
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models side by side on the same held-out items. `federated` names the row that is the result of the run."""
+
+    rows: tuple[ComparisonRow, ...]
+    federated: str = "federated"
+
+
+def write_report(
+    folder: Path, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
+    routing_mode: str, comparison: Comparison | None = None, plot: bool = True,
+) -> Path:
+    """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole.
+
+    In masked modes it shows counts and sums only; a comparison, which has a row per client, is left out there.
+    """
+    folder = Path(folder)
+    records = [visible(record, routing_mode) for record in records]
+    summary = visible(summary, routing_mode)
+    if not shows_everything(routing_mode):
+        comparison = None
+    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode, comparison=comparison, plot=plot)
+    write_atomically(folder / "report.md", text.encode())
+    if plot and _trained(records):
+        write_atomically(folder / "report.png", plots.png(plots.run_figure(records, summary, folder.name)))
+    if plot and comparison:
+        write_atomically(folder / "comparison.png", plots.png(plots.comparison_figure(comparison)))
+    return folder / "report.md"
+
+
+def report_text(
+    name: str, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
+    routing_mode: str, comparison: Comparison | None, plot: bool,
+) -> str:
+    """The Markdown of the report. `records` and `summary` are what `visible` leaves of them."""
+    sections = [
+        f"# Run `{name}`: {summary.status}",
+        _status(summary, facts),
+        "## Result\n\n" + _table(("", ""), _result_rows(summary)),
+    ]
+    if comparison:
+        sections.append(_comparison_section(comparison, plot))
+    sections.append("## Use it\n\n" + _usage(facts.export))
+    if plot and _trained(records):
+        sections.append("## Curves\n\n![losses, time per round and speed over the rounds](report.png)")
+    sections.append("## What ran\n\n" + _what_ran(facts, routing_mode))
+    if records:
+        sections.append("## Rounds\n\n" + _rounds_section(records, summary))
+        sections.append("## Where the time went\n\n" + _time_section(records))
+    if any(record.per_client for record in records):
+        sections.append("## Clients\n\n" + _clients_section(records))
+    sections.append("## Missing updates and restarts\n\n" + _failures(summary))
+    sections.append(_configuration(config_text))
+    return "\n\n".join(sections) + "\n"
+
+
+def rounds_to_show(records: Sequence[RoundRecord], best_round: int | None, limit: int = ROUNDS_SHOWN) -> list[RoundRecord]:
+    """All of up to `limit` rounds; else an even selection, first and last included, the best one, and every one that lacks an update."""
+    if len(records) <= limit:
+        return list(records)
+    even = {round(index * (len(records) - 1) / (limit - 1)) for index in range(limit)}
+    return [record for index, record in enumerate(records) if index in even or record.round == best_round or record.missing_count]
+
+
+def missing_text(gap: MissingUpdates) -> str:
+    """`round 3: 2 updates (clients 1 and 4)`, without the clients where they may not be known."""
+    text = f"round {gap.round}: {_count(gap.count, 'update')}"
+    if not gap.clients:
+        return text
+    names = [str(client) for client in gap.clients]
+    return text + (f" (client {names[0]})" if len(names) == 1 else f" (clients {', '.join(names[:-1])} and {names[-1]})")
+
+
+def _trained(records: Sequence[RoundRecord]) -> bool:
+    """Whether there is anything to draw."""
+    return any(record.round for record in records)
+
+
+def _status(summary: Summary, facts: Facts) -> str:
+    rounds = f"{summary.rounds} of {summary.total_rounds} rounds"
+    took = f"in {seconds_text(summary.seconds)}"
+    head = {
+        "finished": f"**Finished**: {rounds} {took}.",
+        "early stop": f"**Stopped early**, as configured: {rounds} {took}.",
+        "preempted": f"**PREEMPTED** after {rounds} {took}: the scheduler asked the run to end.",
+        "failed": f"**FAILED** after {rounds} {took}.",
+    }[summary.status]
+    lines = [head]
+    if summary.reason:
+        lines.append(_sentence(summary.reason))
+    if summary.missing:
+        verb = "is" if summary.missing_count == 1 else "are"
+        lines.append(f"**{_count(summary.missing_count, 'update')} {verb} missing** from the result: "
+                     "see [below](#missing-updates-and-restarts).")
+    if summary.exit_code:
+        lines.append(f"Exit code {summary.exit_code}.")
+    if summary.exit_code == EXIT_RESUMABLE:
+        lines.append(f"To continue from the last finished round: {facts.resume_command}.")
+    return "\n".join(f"> {line}  " for line in lines).rstrip()
+
+
+def _result_rows(summary: Summary) -> list[tuple[str, str]]:
+    best = "-" if summary.best_round is None else f"{loss_text(summary.best_val_loss)} (round {summary.best_round})"
+    speed = count_text(summary.tokens / summary.seconds) if summary.seconds else "-"
+    rows = [
+        ("held-out loss, first", loss_text(summary.first_val_loss)),
+        ("held-out loss, last", loss_text(summary.last_val_loss)),
+        ("held-out loss, best", best),
+        ("rounds", f"{summary.rounds} of {summary.total_rounds}"),
+        ("time in rounds", seconds_text(summary.seconds)),
+        ("tokens trained", count_text(summary.tokens)),
+        ("trained tokens per second", speed),
+        ("sent between clients", bytes_text(summary.bytes_sent)),
+    ]
+    if summary.peak_bytes is not None:
+        rows.append(("peak memory of a rank", bytes_text(summary.peak_bytes)))
+    return [*rows, ("missing updates", str(summary.missing_count)), ("restarts", str(summary.restarts))]
+
+
+def _comparison_section(comparison: Comparison, plot: bool) -> str:
+    rows = []
+    for row in comparison.rows:
+        cells = (row.name, f"{row.held_out_loss:.4f}", "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} %")
+        rows.append(tuple(f"**{_cell(cell)}**" for cell in cells) if row.name == comparison.federated else tuple(map(_cell, cells)))
+    text = "## Federated against alone\n\nAll models answer the same held-out items, those of every client.\n\n"
+    text += _table(("model", "held-out loss", "accuracy"), rows, right=(1, 2), escape=False)
+    return text + ("\n\n![held-out loss and accuracy of each model](comparison.png)" if plot else "")
+
+
+def _usage(export: Export | None) -> str:
+    if export is None:
+        return "Nothing was exported."
+    if export.kind == "model":
+        return (f"The model of round {export.round} is an ordinary Hugging Face folder:\n\n```python\n"
+                f"from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained({export.folder!r})\n```\n\n"
+                f"To train on from it: `model.base={export.folder}`.")
+    return (f"The adapter of round {export.round} is an ordinary PEFT folder:\n\n```python\n"
+            f"from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({export.base!r})\n"
+            f"model = PeftModel.from_pretrained(base, {export.folder!r})\n```\n\n"
+            f"To train on from it: `adapter.start_from={export.folder}`.")
+
+
+def _what_ran(facts: Facts, routing_mode: str) -> str:
+    text = _table(("", ""), [*facts.run.items(), ("routing mode", routing_mode)])
+    if not facts.hosts:
+        return text
+    if not shows_everything(routing_mode):
+        return f"{text}\n\n{len(facts.hosts)} hosts; in this routing mode a report does not describe them one by one."
+    columns = list(dict.fromkeys(column for host in facts.hosts for column in host))
+    return f"{text}\n\n" + _table(columns, [[host.get(column, "-") for column in columns] for host in facts.hosts])
+
+
+def _rounds_section(records: Sequence[RoundRecord], summary: Summary) -> str:
+    shown = rounds_to_show(records, summary.best_round)
+    rows = []
+    for record in shown:
+        best = " (best)" if record.round == summary.best_round else ""
+        error = "-" if record.factor_error is None else f"{record.factor_error:.2e}"
+        norm = "-" if record.update_norm is None else f"{record.update_norm:.3g}"
+        updates = f"{record.received} of {record.clients}" if record.clients else "-"
+        rows.append((
+            record.round, loss_text(record.train_loss), loss_text(record.val_loss) + best, updates, seconds_text(record.seconds),
+            count_text(record.tokens_per_s), bytes_text(record.bytes_sent), f"{record.lr:.3g}", norm, error))
+    header = ("round", "train loss", "held-out loss", "updates", "time", "tokens/s", "sent", "learning rate", "update norm", "factor error")
+    table = _table(header, rows, right=range(len(header)))
+    if len(shown) < len(records):
+        table += f"\n\n{len(shown)} of {len(records)} rounds; all of them are in `rounds.jsonl`."
+    return table
+
+
+def _time_section(records: Sequence[RoundRecord]) -> str:
+    total = sum(record.seconds for record in records)
+    rows = []
+    for stage in (*STAGES, "other"):
+        seconds = sum(getattr(record, f"{stage}_s") for record in records)
+        rows.append((stage, seconds_text(seconds), f"{100 * seconds / total:.1f} %" if total else "-"))
+    legend = ("Mean over the ranks, of the wall time of all rounds. `gather` fetches partitioned weights, `exchange` moves updates between "
+              "clients, `idle` waits for others, `other` is evaluation, data and bookkeeping that no stage accounts for.")
+    return f"{legend}\n\n{_table(('stage', 'time', 'share'), rows, right=(1, 2))}"
+
+
+def _clients_section(records: Sequence[RoundRecord]) -> str:
+    by_client = {}
+    for record in records:
+        for client in record.per_client:
+            by_client.setdefault(client.client, []).append(client)
+    asked_in_vain = [client for record in records for client in record.missing]
+    rows = []
+    for client in sorted(by_client.keys() | set(asked_in_vain)):
+        parts = by_client.get(client, [])
+        rows.append((
+            client, len(parts), asked_in_vain.count(client), loss_text(_last(part.train_loss for part in parts)),
+            loss_text(_last(part.val_loss for part in parts)), sum(part.local_steps for part in parts),
+            count_text(sum(part.tokens for part in parts)),
+            *(seconds_text(sum(getattr(part, f"{stage}_s") for part in parts)) for stage in STAGES)))
+    header = ("client", "updates", "missing", "last train loss", "last held-out loss", "local steps", "tokens", *STAGES)
+    return _table(header, rows, right=range(len(header)))
+
+
+def _failures(summary: Summary) -> str:
+    restarts = f"{_count(summary.restarts, 'restart')}."
+    if not summary.missing:
+        return f"Every update of every finished round arrived. {restarts}"
+    return "\n".join(["These updates are not in the result:\n", *(f"- {missing_text(gap)}" for gap in summary.missing), f"\n{restarts}"])
+
+
+def _last(values):
+    """The last value that was measured, or None."""
+    return next((value for value in reversed(list(values)) if value is not None), None)
+
+
+def _configuration(config_text: str) -> str:
+    fence = "~~~"
+    while fence in config_text:  # a fence ends at the first run of tildes that is as long
+        fence += "~"
+    block = f"{fence}yaml\n{config_text.rstrip()}\n{fence}"
+    return f"## Configuration\n\n<details><summary>the resolved configuration</summary>\n\n{block}\n\n</details>"
+
+
+def _table(header, rows, right=(), escape=True) -> str:
+    """A Markdown table; the columns whose numbers are in `right` are right-aligned."""
+    rule = ["---:" if column in right else "---" for column in range(len(header))]
+    cells = [[_cell(str(cell)) if escape else cell for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), rule, *cells])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split()) or "-"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text if text.endswith((".", "!", "?")) else text + "."

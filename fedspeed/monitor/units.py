@@ -1,0 +1,46 @@
+"""Numbers as people read them."""
+
+import math
+
+
+def seconds_text(seconds: float) -> str:
+    """At most two units: 0.4s, 12s, 4m 05s, 2h 10m, 3d 4h."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600}h"
+
+
+def count_text(count: float) -> str:
+    """Three significant digits in powers of 1000: 950, 12.3k, 4.56M."""
+    return _scaled(count, 1000.0, ("", "k", "M", "G", "T", "P"), "")
+
+
+def bytes_text(count: float) -> str:
+    """Three significant digits in powers of 1024: 950 B, 12.3 KiB, 4.56 GiB."""
+    return _scaled(count, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), " ")
+
+
+def loss_text(loss: float | None) -> str:
+    """Four digits after the point, or a dash where nothing was measured."""
+    return "-" if loss is None else f"{loss:.4f}"
+
+
+def _scaled(value: float, base: float, units: tuple[str, ...], space: str) -> str:
+    if not math.isfinite(value):
+        return f"{value}"
+    index = 0
+    # 999.5 of a unit would be written as 1000 of it.
+    while abs(value) >= 999.5 and index < len(units) - 1:
+        value /= base
+        index += 1
+    digits = 0 if abs(value) >= 99.95 or (index == 0 and value == int(value)) else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{digits}f}{space}{units[index]}"

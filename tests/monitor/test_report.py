@@ -1,0 +1,171 @@
+import math
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from fedspeed.monitor.records import MissingUpdates, summarise
+from fedspeed.monitor.report import Comparison, ComparisonRow, Export, Facts, missing_text, rounds_to_show, write_report
+
+FACTS = Facts(
+    run={"model": "tiny Llama", "odd | name": "two\nlines"},
+    hosts=({"host": "alpha", "devices": "2 x A", "clients": "0"}, {"host": "beta", "devices": "2 x B", "NVMe": "/scratch"}),
+    export=Export("adapter", "runs/one/adapter", "models/tiny", 2),
+    resume_command="python launch.py --config one.yaml")
+
+
+def report(folder, records, status="finished", *, total=3, mode="plain", facts=FACTS, comparison=None, plot=False, **changes):
+    summary = summarise(records, status=status, total_rounds=total, **changes)
+    path = write_report(folder, records, summary, "run:\n  seed: 3\n", facts, routing_mode=mode, comparison=comparison, plot=plot)
+    return path.read_text()
+
+
+def png_size(path):
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    return struct.unpack(">II", content[16:24])
+
+
+def test_finished(tmp_path, make_round, make_client):
+    text = report(tmp_path / "one", [make_round(number, per_client=(make_client(0), make_client(1))) for number in (1, 2, 3)], plot=True)
+    lines = text.splitlines()
+    assert lines[0] == "# Run `one`: finished"
+    assert lines[2] == "> **Finished**: 3 of 3 rounds in 30s."
+    assert "| held-out loss, best | 0.8000 (round 3) |" in lines
+    assert "| tokens trained | 9.00k |" in lines
+    assert "| peak memory of a rank | 2.00 GiB |" in lines
+    assert "| odd \\| name | two lines |" in lines
+    assert "| host | devices | clients | NVMe |" in lines
+    assert "| beta | 2 x B | - | /scratch |" in lines
+    assert "| 3 | 0.7500 | 0.8000 (best) | 3 of 3 | 10s | 300 | 4.00 KiB | 0.001 | 0.5 | 1.00e-02 |" in lines
+    assert "| compute | 18s | 60.0 % |" in lines
+    assert "| other | 1.5s | 5.0 % |" in lines
+    assert "| 1 | 3 | 0 | 3.0000 | 3.5000 | 30 | 303 | 12s | 3.0s | 1.5s | 0.8s |" in lines
+    assert "Every update of every finished round arrived. 0 restarts." in lines
+    assert "model = PeftModel.from_pretrained(base, 'runs/one/adapter')" in lines
+    assert "  seed: 3" in lines
+    assert "![losses, time per round and speed over the rounds](report.png)" in lines
+    width, height = png_size(tmp_path / "one" / "report.png")
+    assert width > 1000
+    assert height > 1000
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.md", "report.png"]
+
+
+def test_a_finished_run_that_lacks_updates_says_so_at_the_top(tmp_path, make_round):
+    text = report(tmp_path, [make_round(1), make_round(2, received=1, missing=(0, 2)), make_round(3)], restarts=1)
+    assert "> **2 updates are missing** from the result" in "\n".join(text.splitlines()[:6])
+    assert "- round 2: 2 updates (clients 0 and 2)\n" in text
+    assert "1 restart." in text
+    assert "| missing updates | 2 |" in text
+
+
+def test_failed(tmp_path, make_round):
+    text = report(
+        tmp_path, [make_round(1)], "failed", reason="client 2 did not answer within 30 s", exit_code=75,
+        also_missing=(MissingUpdates(2, 1, (2,)),))
+    top = "\n".join(text.splitlines()[:8])
+    assert "**FAILED** after 1 of 3 rounds" in top
+    assert "client 2 did not answer within 30 s." in top
+    assert "**1 update is missing**" in top
+    assert "Exit code 75." in top
+    assert "To continue from the last finished round: python launch.py --config one.yaml." in top
+    assert "- round 2: 1 update (client 2)" in text
+
+
+def test_failed_for_good_offers_no_resume(tmp_path, make_round):
+    text = report(tmp_path, [make_round(1)], "failed", reason="bug", exit_code=1)
+    assert "Exit code 1." in text
+    assert "To continue" not in text
+
+
+def test_preempted(tmp_path, make_round):
+    text = report(tmp_path, [make_round(1), make_round(2)], "preempted", exit_code=75)
+    assert "**PREEMPTED** after 2 of 3 rounds in 20s" in text
+    assert "To continue from the last finished round" in text
+
+
+def test_early_stop(tmp_path, make_round):
+    records = [make_round(1), make_round(2, val_loss=1.7)]
+    text = report(tmp_path, records, "early stop", total=9, reason="no better held-out loss in 1 evaluation")
+    assert "**Stopped early**, as configured: 2 of 9 rounds" in text
+    assert "| held-out loss, best | 1.6000 (round 1) |" in text
+
+
+def test_failed_before_the_first_round(tmp_path):
+    text = report(tmp_path, [], "failed", reason="no data", exit_code=2, facts=Facts(), plot=True)
+    assert "**FAILED** after 0 of 3 rounds" in text
+    assert "Nothing was exported." in text
+    assert "## Rounds" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+@pytest.mark.parametrize("losses", [(math.nan, math.nan), (math.inf, None), (None, None)])
+def test_losses_that_cannot_be_drawn_do_not_stop_the_report(tmp_path, make_round, losses):
+    text = report(tmp_path, [make_round(1), make_round(2, train_loss=losses[0], val_loss=losses[1])], "failed", exit_code=1, plot=True)
+    assert "| held-out loss, best | 1.6000 (round 1) |" in text
+    png_size(tmp_path / "report.png")
+
+
+def test_a_model_is_used_as_a_model(tmp_path, make_round):
+    text = report(tmp_path, [make_round(1)], facts=Facts(export=Export("model", "runs/x/model", "", 1)))
+    assert "AutoModelForCausalLM.from_pretrained('runs/x/model')" in text
+    assert "PeftModel" not in text
+
+
+def test_comparison(tmp_path, make_round):
+    rows = (ComparisonRow("client 0 alone", 2.5, 0.25), ComparisonRow("federated", 1.25, 0.875))
+    text = report(tmp_path, [make_round(1)], comparison=Comparison(rows), plot=True)
+    assert "| client 0 alone | 2.5000 | 25.0 % |\n| **federated** | **1.2500** | **87.5 %** |" in text
+    assert "](comparison.png)" in text
+    png_size(tmp_path / "comparison.png")
+
+
+def test_comparison_without_accuracy_has_one_panel(tmp_path, make_round):
+    rows = (ComparisonRow("$a$ alone", 2.5, None), ComparisonRow("federated", 1.25, None))
+    text = report(tmp_path, [make_round(1)], comparison=Comparison(rows), plot=True)
+    assert "| $a$ alone | 2.5000 | - |" in text
+    png_size(tmp_path / "comparison.png")
+
+
+def test_masked_modes_hide_hosts_clients_and_comparison(tmp_path, make_round, make_client):
+    records = [make_round(1, received=2, missing=(1,), per_client=(make_client(0), make_client(2)))]
+    comparison = Comparison((ComparisonRow("client 0 alone", 2.5, 0.25), ComparisonRow("federated", 1.25, 0.875)))
+    text = report(tmp_path, records, mode="masked", comparison=comparison, plot=True)
+    assert "- round 1: 1 update\n" in text
+    assert "2 hosts;" in text
+    for hidden in ("alpha", "beta", "client 0", "client 1", "## Clients", "peak memory", "comparison.png"):
+        assert hidden not in text
+    assert not (tmp_path / "comparison.png").exists()
+
+
+def test_long_runs_are_condensed(tmp_path, make_round):
+    records = [make_round(number, val_loss=1.0 if number == 50 else 2.0, received=2 if number == 52 else 3) for number in range(1, 101)]
+    shown = [record.round for record in rounds_to_show(records, best_round=50)]
+    assert {1, 50, 52, 100} <= set(shown)
+    assert shown == sorted(set(shown))
+    assert len(shown) <= 23
+    assert f"{len(shown)} of 100 rounds; all of them are in `rounds.jsonl`." in report(tmp_path, records, total=100)
+
+
+def test_twenty_rounds_are_not_condensed(make_round):
+    records = [make_round(number) for number in range(21)]
+    assert rounds_to_show(records, best_round=None) == records
+
+
+def test_missing_text():
+    assert missing_text(MissingUpdates(3, 1, (4,))) == "round 3: 1 update (client 4)"
+    assert missing_text(MissingUpdates(3, 3, (1, 2, 4))) == "round 3: 3 updates (clients 1, 2 and 4)"
+    assert missing_text(MissingUpdates(3, 2)) == "round 3: 2 updates"
+
+
+def test_a_configuration_cannot_end_its_own_block(tmp_path, make_round):
+    summary = summarise([make_round(1)], status="finished", total_rounds=1)
+    path = write_report(tmp_path, [make_round(1)], summary, "a: |\n~~~\n# not a heading\n", Facts(), routing_mode="plain", plot=False)
+    assert "\n~~~~yaml\na: |\n~~~\n# not a heading\n~~~~\n" in path.read_text()
+
+
+def test_reading_the_module_loads_no_matplotlib_and_no_torch():
+    code = ("import sys; import fedspeed.monitor.monitor, fedspeed.monitor.report; "
+            "assert not {'matplotlib', 'torch', 'tensorboard', 'numpy'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
