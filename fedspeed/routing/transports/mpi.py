@@ -1,0 +1,65 @@
+"""Participants as ranks of an MPI job. The only module that imports mpi4py; buffer calls only, so nothing is ever unpickled."""
+
+import time
+
+import numpy as np
+from mpi4py import MPI
+
+from fedspeed.routing.transport import TransportError
+
+POLL_S = (0.0002, 0.01)  # MPI's own wait spins a core that training needs; sleeping between tests doubles from the first to the second
+
+
+class MpiTransport:
+    """All ranks of MPI.COMM_WORLD must construct it together; those that do not take part only answer `close`.
+
+    Args:
+        participants: world ranks that take part, the same list everywhere.
+    """
+
+    def __init__(self, participants: list[int]):
+        world = MPI.COMM_WORLD
+        takes_part = world.rank in participants
+        self._world = world
+        self._comm = world.Split(0 if takes_part else MPI.UNDEFINED, participants.index(world.rank) if takes_part else 0)
+        self.rank = self._comm.rank if takes_part else -1
+        self.size, self.bytes_sent = len(participants), 0
+
+    def all_gather(self, mine, deadline_s):
+        mine = np.ascontiguousarray(mine)
+        out = np.empty((self.size, mine.size), mine.dtype)
+        self._wait(self._comm.Iallgather(mine, out), deadline_s)
+        self.bytes_sent += mine.nbytes * (self.size - 1)
+        return out
+
+    def all_to_all(self, parts, deadline_s):
+        sent = np.concatenate(parts)
+        out = np.empty((self.size, parts[self.rank].size), sent.dtype)
+        self._wait(self._comm.Ialltoallv([sent, [p.size for p in parts]], [out, [out.shape[1]] * self.size]), deadline_s)
+        self.bytes_sent += sum(p.nbytes for i, p in enumerate(parts) if i != self.rank)
+        return out
+
+    def _wait(self, request, deadline_s):
+        end, pause = time.monotonic() + deadline_s, POLL_S[0]
+        try:
+            while not request.Test():
+                if time.monotonic() > end:
+                    raise TransportError(f"no answer within {deadline_s:.0f} s")
+                time.sleep(pause)
+                pause = min(2 * pause, POLL_S[1])
+        except MPI.Exception as error:
+            raise TransportError(f"MPI: {error}") from error
+
+    def close(self):
+        """Wait for the others: leaving MPI alone would spin a core in its finalisation until they come.
+
+        Ranks without work may wait here for the whole run; what ends their wait early is mpirun, which ends every rank when one dies.
+        """
+        request = self._world.Ibarrier()
+        while not request.Test():
+            time.sleep(0.05)
+
+
+def abort(code: int) -> None:
+    """End every rank of the job with `code`: a rank that left quietly would let the others wait for their deadlines."""
+    MPI.COMM_WORLD.Abort(code)

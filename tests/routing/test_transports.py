@@ -1,0 +1,160 @@
+"""One contract for every transport, and for the exchange on top of it. Each implementation runs as it is used: threads, processes, mpirun."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from fedspeed.errors import LostPeerError
+from fedspeed.routing.exchange import PlainExchange
+from fedspeed.routing.transport import TransportError
+from tests.conftest import ROOT
+from tests.processes import free_port, run_ranks
+
+
+def contract(transport) -> dict:
+    """What every participant does; the checks that need only its own view are made here."""
+    rank, size = transport.rank, transport.size
+    gathered = transport.all_gather(np.array([rank, 10.0 + rank]), 20)
+    assert gathered.tolist() == [[r, 10.0 + r] for r in range(size)]
+    came = transport.all_to_all([np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)], 20)
+    assert came.dtype == np.float32 and came.shape == (size, 3 + rank)
+    assert came[:, 0].tolist() == [100.0 * sender + rank for sender in range(size)]
+
+    exchange = PlainExchange(transport, deadline_s=20)
+    vectors = {n: [np.random.default_rng([n, r]).normal(size=n).astype(np.float32) for r in range(size)] for n in (1, 2, 1001)}
+    handles = {n: exchange.start(v[rank], weight=float(rank + 1)) for n, v in vectors.items()}  # three under way at once
+    for n, handle in handles.items():
+        total, weight = handle.wait(20)
+        assert weight == size * (size + 1) / 2
+        exact = np.sum([v.astype(np.float64) for v in vectors[n]], axis=0)
+        assert total.dtype == np.float32 and total.shape == (n,)
+        np.testing.assert_array_equal(total, exact.astype(np.float32))
+    before = transport.bytes_sent
+    total, _ = exchange.start(np.full(size * 1000, 2.0**-30), 0.0).wait(20)
+    sent = transport.bytes_sent - before
+    assert total.dtype == np.float64 and (total == size * 2.0**-30).all()
+    assert sent == 2 * (size - 1) * 1000 * 8 + (size - 1) * 32, "each participant sends 2 (n-1)/n vectors and one head"
+    return {"digest": total.tobytes().hex()[:32], "sent": sent}
+
+
+def gloo_rank(rank, size, port, act):
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    from fedspeed.routing.transports.gloo import GlooTransport
+
+    store = TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timedelta(seconds=20))
+    result = act(GlooTransport(store, rank, size, 20))
+    store.set(f"done{rank}", "1")
+    if rank == 0:
+        store.wait([f"done{r}" for r in range(size)], timedelta(seconds=20))
+    return result
+
+
+def in_threads(transports, act):
+    results, errors = {}, []
+
+    def run(t):
+        try:
+            results[t.rank] = act(t)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(t,), daemon=True) for t in transports]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+    return [results[t.rank] for t in transports]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_contract_local(size):
+    from fedspeed.routing.transports.local import LocalTransport
+
+    results = in_threads(LocalTransport.set_of(size), contract)
+    assert len({r["digest"] for r in results}) == 1
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_contract_gloo(size):
+    results = run_ranks(size, gloo_rank, size, free_port(), contract, timeout=60)
+    assert len({r["digest"] for r in results}) == 1
+
+
+@pytest.mark.parametrize("size,idle", [(1, 0), (3, 1)])
+def test_contract_mpi(size, idle):
+    """Rank 0 and the last one may stand aside: participants need not be the first ranks."""
+    program = ("import json, sys; from mpi4py import MPI; from tests.routing.test_transports import contract;"
+               "from fedspeed.routing.transports.mpi import MpiTransport;"
+               f"t = MpiTransport(list(range({idle}, {idle + size})));"
+               "r = contract(t) if t.rank >= 0 else None; t.close(); print('RESULT', json.dumps(r))")
+    done = subprocess.run(["mpirun", "--oversubscribe", "-n", str(size + 2 * idle), sys.executable, "-c", program], cwd=ROOT,
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert len(results) == size + 2 * idle
+    assert len({r["digest"] for r in results if r}) == 1
+
+
+class Late:
+    """A roll call in which participant 1 never arrives."""
+
+    def arrive(self, tag):
+        pass
+
+    def missing(self, tag):
+        return ["client 1 (rank 1)"]
+
+
+def test_a_missing_participant_is_named_within_the_deadline():
+    from fedspeed.routing.transports.local import LocalTransport
+
+    transports = LocalTransport.set_of(2)
+    begin = time.monotonic()
+    with pytest.raises(LostPeerError, match=r"exchange 0 is missing the update of client 1 \(rank 1\)"):
+        PlainExchange(transports[0], deadline_s=0.3, roll=Late()).start(np.zeros(4), 1.0).wait(5)
+    assert time.monotonic() - begin < 3
+
+
+def dies_or_waits(transport):
+    import os
+
+    if transport.rank == 1:
+        os._exit(9)  # no goodbye: as kill -9
+    begin = time.monotonic()
+    try:
+        transport.all_gather(np.zeros(2), 5)
+    except TransportError as error:
+        return time.monotonic() - begin, str(error)
+
+
+def test_gloo_notices_a_killed_participant():
+    with pytest.raises(AssertionError, match="rank 1:\ndied without a word"):
+        run_ranks(2, gloo_rank, 2, free_port(), dies_or_waits, timeout=30)
+
+
+def disagree(transport):
+    with pytest.raises(ValueError, match="disagree"):
+        PlainExchange(transport, 5).start(np.zeros(3 + transport.rank), 1.0).wait(5)
+
+
+def test_different_lengths_are_refused_on_every_side():
+    from fedspeed.routing.transports.local import LocalTransport
+
+    in_threads(LocalTransport.set_of(3), disagree)
+
+
+def test_other_dtypes_are_refused():
+    from fedspeed.routing.transports.local import LocalTransport
+
+    with pytest.raises(ValueError, match="float32 or float64"):
+        PlainExchange(LocalTransport.set_of(1)[0], 5).start(np.zeros(3, dtype=np.int64), 1.0)
