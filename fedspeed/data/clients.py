@@ -1,0 +1,92 @@
+"""The data of each client: its rows, its held-out rows, and both as tokens."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedspeed.data import splitters, streams
+from fedspeed.data.config import DataConfig
+from fedspeed.data.encode import Example, encode
+from fedspeed.data.rows import Row
+from fedspeed.data.tasks import load_rows, template_of
+from fedspeed.errors import DataError
+
+
+@dataclass(frozen=True)
+class ClientRows:
+    """The text of one client. `val` is held out from training; it is empty where data.val_fraction is 0."""
+
+    train: tuple[Row, ...]
+    val: tuple[Row, ...]
+    client: int
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """The tokens of one client.
+
+    Attributes:
+        dropped: rows (of both parts) left out because data.max_tokens cuts their answer away completely.
+        pad_id: token id that fills a batch; masked everywhere.
+    """
+
+    train: list[Example]
+    val: list[Example]
+    dropped: int
+    pad_id: int
+
+
+def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
+    """The rows of every client, the same on every rank.
+
+    Rows go to clients first, and each client then holds out some of its own: a client is evaluated on the categories
+    it trains on, and the federation on those of all clients.
+
+    Raises:
+        DataError: see `load_rows` and `splitters`; or the split needs categories and the rows have none.
+    """
+    rows = load_rows(config, seed)
+    split = _split(config, rows, np.random.default_rng([seed, streams.SPLIT]))
+    return [_held_out(client, [rows[i] for i in indices], config, seed) for client, indices in enumerate(split)]
+
+
+def encode_client(rows: ClientRows, tokenizer, config: DataConfig) -> ClientData:
+    """Tokens of one client, so that a rank encodes only what it trains on.
+
+    Raises:
+        DataError: no training row keeps an answer within data.max_tokens.
+    """
+    template = template_of(config)
+    train, val = ([encode(row, tokenizer, template, config.max_tokens) for row in part] for part in (rows.train, rows.val))
+    kept_train, kept_val = ([example for example in part if example is not None] for part in (train, val))
+    if not kept_train:
+        raise DataError(f"client {rows.client}: data.max_tokens={config.max_tokens} cuts away the whole answer of each of its "
+                        f"{len(train)} training rows (template {template}); raise data.max_tokens")
+    return ClientData(kept_train, kept_val, dropped=len(train) + len(val) - len(kept_train) - len(kept_val), pad_id=tokenizer.pad_token_id)
+
+
+def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> list[np.ndarray]:
+    if config.split == "iid":
+        return splitters.iid(len(rows), config.clients, rng)
+    categories = [row.category for row in rows]
+    if not any(categories):
+        raise DataError(f"data.split={config.split} splits by category and no row of task {config.task} has one; use data.split=iid"
+                        + (f" (for task=file: data.category_field={config.category_field} names no field of the rows)"
+                           if config.task == "file" else ""))
+    if config.split == "meta":
+        return splitters.meta(categories, config.clients, rng)
+    return splitters.lda(categories, config.clients, config.alpha, rng)
+
+
+def _held_out(client: int, rows: list[Row], config: DataConfig, seed: int) -> ClientRows:
+    order = np.random.default_rng([seed, streams.HOLDOUT, client]).permutation(len(rows))
+    n_val = _n_val(len(rows), config)
+    train, val = order[n_val:], order[:n_val]
+    return ClientRows(train=tuple(rows[i] for i in sorted(train)), val=tuple(rows[i] for i in sorted(val)), client=client)
+
+
+def _n_val(n_rows: int, config: DataConfig) -> int:
+    """At least one row where anything is to be held out, but never a client's last training row."""
+    if config.val_fraction == 0:
+        return 0
+    return min(max(1, round(n_rows * config.val_fraction)), config.max_val_rows, n_rows - 1)

@@ -1,0 +1,61 @@
+"""From a row to token ids, with the loss on the answer only."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedspeed.data.rows import Row
+from fedspeed.data.templates import prompt
+
+IGNORED = -100  # the label that cross entropy skips
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One encoded row.
+
+    Attributes:
+        input_ids: [T] int32, prompt then answer then end-of-sequence, cut to the token limit.
+        labels_start: position of the first answer token; everything before it carries no loss.
+    """
+
+    input_ids: np.ndarray
+    labels_start: int
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that carry loss. The very first token of a sequence is never predicted, so it never counts."""
+        return len(self.input_ids) - max(self.labels_start, 1)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[T] int64: the ids of the answer, -100 on the prompt."""
+        labels = self.input_ids.astype(np.int64)
+        labels[:self.labels_start] = IGNORED
+        return labels
+
+
+def encode(row: Row, tokenizer, template: str, max_tokens: int) -> Example | None:
+    """Token ids of prompt + answer + end-of-sequence, cut to `max_tokens`.
+
+    Prompt and answer are tokenized apart, so the prompt's ids are the same at training and at generation whatever the
+    answer begins with (a merge across the boundary would change them).
+
+    Returns:
+        None where the cut leaves no answer token: such a row has no loss, and its mean would be 0/0.
+    """
+    prompt_ids = leading_special_ids(tokenizer) + _ids(tokenizer, prompt(row, template))
+    ids = prompt_ids + _ids(tokenizer, row.output) + [tokenizer.eos_token_id]
+    example = Example(np.asarray(ids[:max_tokens], dtype=np.int32), labels_start=len(prompt_ids))
+    return example if example.answer_tokens > 0 else None
+
+
+def leading_special_ids(tokenizer) -> list[int]:
+    """What the tokenizer itself puts in front of a text: [bos] for Llama, nothing for GPT-2 and Qwen2."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("").input_ids[:1] == [bos] else []
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    # Not verbose: the tokenizer would warn of texts beyond the model's positions, and `encode` cuts them right after.
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids

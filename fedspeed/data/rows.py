@@ -1,0 +1,169 @@
+"""Rows of text, and the readers that make them from files or from a hub data set.
+
+A reader never guesses: whatever is wrong with a file ends in a `DataError` that names file, line, value and remedy.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedspeed.errors import DataError
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example. `input` and `category` are empty strings where the source has none."""
+
+    instruction: str
+    input: str
+    output: str
+    category: str
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which field of a record feeds which part of a row; an empty name: the source has no such field."""
+
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+    category: str = "category"
+
+
+def read_rows(path: Path, fields: Fields) -> list[tuple[str, Row]]:
+    """All rows of a .json list or a .jsonl file, either of them gzipped or not.
+
+    Returns:
+        pairs (where, row), in file order; `where` is "file:line" (of a .json list: "file, item n") for messages.
+
+    Raises:
+        DataError: the file is unreadable, malformed or empty, or a record lacks a field.
+    """
+    rows = [(where, to_row(record, fields, where)) for where, record in _records(path)]
+    if not rows:
+        raise DataError(f"{path}: the file holds no rows; name a file with at least one record per client in data.path")
+    return rows
+
+
+def hub_rows(name: str, fields: Fields) -> list[tuple[str, Row]]:
+    """All rows of the `train` split of a hub data set.
+
+    Args:
+        name: "owner/name", or "owner/name:configuration" where the set has several.
+
+    Raises:
+        DataError: the optional library `datasets` is missing, or it cannot load the set (offline, no such set).
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"data.path={name}: there is no such file or folder, and reading it as a hub data set needs the optional "
+                        "library: pip install datasets (or give a local .json, .jsonl or .jsonl.gz file)") from None
+    set_name, _, configuration = name.partition(":")
+    try:
+        records = datasets.load_dataset(set_name, configuration or None, split="train")
+    except Exception as error:  # the library raises a wide and changing family: OSError, ValueError, its own, and those of its network stack
+        raise DataError(f"data.path={name}: there is no such file or folder, and the hub data set cannot be loaded "
+                        f"({type(error).__name__}: {error}). Without network, give a local .json, .jsonl or .jsonl.gz file") from error
+    rows = []
+    for index, record in enumerate(records):
+        where = f"{name}, item {index}"
+        rows.append((where, to_row(record, fields, where)))
+    if not rows:
+        raise DataError(f"{name}: the train split of the hub data set holds no rows; choose another set in data.path")
+    return rows
+
+
+def to_row(record: object, fields: Fields, where: str) -> Row:
+    """Picks the fields of one record. Instruction and output must be there and be text; the others may be absent or null."""
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a record must be a JSON object with the fields of a row, this is {_short(record)}")
+    return Row(instruction=_text(record, fields.instruction, "instruction", where),
+               input=_optional_text(record, fields.input, "input", where),
+               output=_text(record, fields.output, "output", where),
+               category=_category(record, fields.category, where))
+
+
+def _text(record: dict, name: str, part: str, where: str) -> str:
+    if name not in record:
+        raise DataError(f"{where}: no field {name!r} for the {part} (the record has: {', '.join(map(str, record)) or 'nothing'}); "
+                        f"name the right one with task=file and data.{part}_field, or choose the file that belongs to the task")
+    value = record[name]
+    if not isinstance(value, str):
+        raise DataError(f"{where}: field {name!r} must be text, this is {_short(value)}; correct the record or remove it")
+    return value
+
+
+def _optional_text(record: dict, name: str, part: str, where: str) -> str:
+    return "" if record.get(name) is None else _text(record, name, part, where)
+
+
+def _category(record: dict, name: str, where: str) -> str:
+    value = record.get(name)
+    if isinstance(value, (list, dict)):
+        raise DataError(f"{where}: field {name!r} must be a plain category, this is {_short(value)}; "
+                        "name another field in data.category_field")
+    return "" if value is None else str(value)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _records(path: Path) -> Iterator[tuple[str, object]]:
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
+        raise DataError(f"{path}: unknown kind of file; data files end in {', '.join(SUFFIXES)}")
+    lines = _lines(path)
+    return _json_list(path, lines) if name.removesuffix(".gz").endswith(".json") else _json_lines(path, lines)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Decoded lines with their numbers from 1. Split at newlines only: JSON text may hold U+2028 and its kind unescaped."""
+    number = 0
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number}: not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start} of the line); "
+                        "save the file as UTF-8") from None
+    except EOFError:
+        raise DataError(f"{path}: the gzip stream ends after line {number}, the file is truncated; copy or download it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip file after line {number} ({error}); copy or download it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check data.path and the permissions") from None
+
+
+def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, object]]:
+    for number, line in lines:
+        if line.strip():
+            try:
+                yield f"{path}:{number}", json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise DataError(f"{path}:{number}: not JSON ({error}): {_short(line.strip())}; a .jsonl file holds one JSON object a line "
+                                "(name it .json if it is one JSON list)") from None
+
+
+def _json_list(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, object]]:
+    text = "".join(line for _, line in lines)
+    if not text.strip():
+        return
+    try:
+        items = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); a .json file holds one JSON list of objects "
+                        "(name it .jsonl if it holds one object a line)") from None
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply to be a list of rows; choose another file in data.path") from None
+    if not isinstance(items, list):
+        raise DataError(f"{path}: a .json file must hold one JSON list of objects, this is {_short(items)}; put the rows in a list")
+    for index, item in enumerate(items):
+        yield f"{path}, item {index}", item

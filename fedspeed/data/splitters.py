@@ -1,0 +1,81 @@
+"""Which client owns which row. Pure functions: sizes or categories and a generator in, one index array a client out.
+
+Every row lands at exactly one client; a client without rows is an error, never an empty participant.
+"""
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedspeed.errors import DataError
+
+_LDA_TRIES = 1000
+
+
+def iid(n: int, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """A shuffle cut evenly; sizes differ by at most one."""
+    return _complete(np.array_split(rng.permutation(n), clients), n)
+
+
+def meta(categories: Sequence[str], clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """One category a client.
+
+    With more categories than clients, the surplus is merged round-robin; with fewer, the categories with the most rows
+    a client are shared evenly by several clients, so that no client mixes two. Which client gets which category is shuffled.
+    """
+    groups = [rng.permutation(group) for group in _groups(categories)]
+    groups = _divided(groups, clients) if len(groups) < clients else groups
+    order = rng.permutation(len(groups))
+    return _complete([np.concatenate([groups[g] for g in order[client::clients]]) for client in range(clients)], len(categories))
+
+
+def lda(categories: Sequence[str], clients: int, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Each category is shared out by its own draw of Dirichlet(alpha) over the clients (Hsu et al. 2019, arXiv 1909.06335).
+
+    Redrawn as a whole until every client has a row.
+
+    Raises:
+        DataError: no such draw in 1000 tries.
+    """
+    groups = [rng.permutation(group) for group in _groups(categories)]
+    for _ in range(_LDA_TRIES):
+        cuts = [_cuts(len(group), rng.dirichlet(np.full(clients, alpha))) for group in groups]
+        parts = [np.split(group, cut) for group, cut in zip(groups, cuts)]
+        split = [np.concatenate(rows) for rows in zip(*parts)]
+        if all(len(rows) for rows in split):
+            return _complete(split, len(categories))
+    raise DataError(f"data.split=lda with data.alpha={alpha:g} left one of {clients} clients without rows in each of {_LDA_TRIES} draws "
+                    f"({len(categories)} rows, {len(groups)} categories); raise data.alpha or lower data.clients")
+
+
+def _groups(categories: Sequence[str]) -> list[np.ndarray]:
+    """Row indices by category, categories in sorted order."""
+    names = np.asarray(categories, dtype=str)
+    return [np.flatnonzero(names == name) for name in np.unique(names)]
+
+
+def _cuts(size: int, shares: np.ndarray) -> np.ndarray:
+    """Where to cut `size` rows so that client i gets its share, rounded; the last client gets what is left."""
+    return np.minimum(np.rint(np.cumsum(shares)[:-1] * size), size).astype(int)
+
+
+def _divided(groups: list[np.ndarray], clients: int) -> list[np.ndarray]:
+    """The groups cut evenly into `clients` parts, the next cut always where a part is largest."""
+    parts = [1] * len(groups)
+    heap = [(-len(group), i) for i, group in enumerate(groups)]
+    heapq.heapify(heap)
+    for _ in range(clients - len(groups)):
+        _, i = heap[0]
+        parts[i] += 1
+        heapq.heapreplace(heap, (-len(groups[i]) / parts[i], i))
+    return [part for group, count in zip(groups, parts) for part in np.array_split(group, count)]
+
+
+def _complete(split: list[np.ndarray], n: int) -> list[np.ndarray]:
+    empty = [client for client, rows in enumerate(split) if len(rows) == 0]
+    if empty:
+        raise DataError(f"{n} rows are too few for {len(split)} clients: no row for client {', '.join(map(str, empty))}; "
+                        "lower data.clients or give more rows (data.max_rows, data.path)")
+    assert np.array_equal(np.sort(np.concatenate(split)), np.arange(n)), "a split must give every row to exactly one client"
+    return [np.sort(rows) for rows in split]

@@ -1,0 +1,156 @@
+"""The tasks by name: where their rows lie, how a record becomes a row, and which template they are read with.
+
+A new published task is one entry of `TASKS` and its name in `DataConfig.task`.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fedspeed.data import streams
+from fedspeed.data.builtin import DEFAULT_ROWS, builtin_rows
+from fedspeed.data.config import DataConfig
+from fedspeed.data.rows import SUFFIXES, Fields, Row, hub_rows, read_rows
+from fedspeed.errors import DataError
+
+FOLDER_VARIABLE = "FEDSPEED_DATA"
+_USUAL_FOLDERS = ("data", "../shared/data")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+def _unchanged(row: Row) -> Row:
+    return row
+
+
+def _gsm8k_edit(row: Row) -> Row:
+    """The published answer, calculator annotations included, with its result line "#### 72" as "The answer is 72"."""
+    if "####" not in row.output:
+        raise ValueError("the answer has no line '#### result', so this is not a row of GSM8K")
+    return replace(row, output=row.output.replace("####", "The answer is"))
+
+
+def _codealpaca_edit(row: Row) -> Row | None:
+    # The published task has nine languages; the few assembly rows in the raw file belong to none of them.
+    return None if row.category == "X86-64 Assembly" else row
+
+
+@dataclass(frozen=True)
+class Task:
+    """A published data set.
+
+    Attributes:
+        files: names it may have in a data folder, the preferred one first.
+        fields: which fields of its records feed a row.
+        source: where a person gets the file.
+        edit: what is changed in a row; None drops it, ValueError says that it does not belong to the task.
+        template: the prompt that data.template=auto stands for.
+    """
+
+    files: tuple[str, ...]
+    fields: Fields
+    source: str
+    edit: Callable[[Row], Row | None] = _unchanged
+    template: str = "alpaca"
+
+
+TASKS = {
+    "gsm8k": Task(
+        files=("gsm8k_train.jsonl.gz", "gsm8k_train.jsonl"),
+        fields=Fields(instruction="question", input="", output="answer", category=""),
+        source="grade_school_math/data/train.jsonl in the GitHub repository openai/grade-school-math, or the hub set openai/gsm8k:main",
+        edit=_gsm8k_edit),
+    "dolly": Task(
+        files=("dolly_15k.jsonl.gz", "dolly_15k.jsonl", "databricks-dolly-15k.jsonl"),
+        fields=Fields(input="context", output="response"),
+        source="the hub set databricks/databricks-dolly-15k"),
+    "codealpaca": Task(
+        files=("fed_codealpaca.jsonl.gz", "fed_codealpaca.jsonl", "rosetta_alpaca.json"),
+        fields=Fields(category="input"),
+        source="data/rosetta_alpaca.json in the GitHub repository sahil280114/codealpaca",
+        edit=_codealpaca_edit),
+}
+
+
+def template_of(config: DataConfig) -> str:
+    """The template a task is read with: the configured one, or for auto the task's own."""
+    if config.template != "auto":
+        return config.template
+    if config.task in TASKS:
+        return TASKS[config.task].template
+    return "plain" if config.task == "builtin" else "alpaca"
+
+
+def load_rows(config: DataConfig, seed: int) -> list[Row]:
+    """All rows of the configured task, at most data.max_rows of them (a random choice by seed, in the file's order).
+
+    Raises:
+        DataError: the rows are not where they should be, or are malformed; names the places searched and the remedy.
+    """
+    if config.task == "builtin":
+        return builtin_rows(seed, config.max_rows or DEFAULT_ROWS)
+    task = TASKS[config.task] if config.task in TASKS else _file_task(config)
+    rows = [row for row in (_edited(task, where, row) for where, row in _read(config, task)) if row is not None]
+    if not 0 < config.max_rows < len(rows):
+        return rows
+    kept = np.random.default_rng([seed, streams.SUBSET]).permutation(len(rows))[:config.max_rows]
+    return [rows[i] for i in sorted(kept)]
+
+
+def _file_task(config: DataConfig) -> Task:
+    return Task(files=(), source="", fields=Fields(instruction=config.instruction_field, input=config.input_field,
+                                                   output=config.output_field, category=config.category_field))
+
+
+def _edited(task: Task, where: str, row: Row) -> Row | None:
+    try:
+        return task.edit(row)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; choose the right file in data.path, or read it as task=file") from None
+
+
+def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
+    if not config.path:
+        return read_rows(_in_usual_places(config.task, task), task.fields)
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        return read_rows(_in_folder(path, config.task, task), task.fields)
+    if not path.exists() and _HUB_NAME.fullmatch(config.path) and not config.path.lower().endswith(SUFFIXES):
+        return hub_rows(config.path, task.fields)
+    if not path.exists():
+        raise DataError(f"data.path={config.path}: no such file or folder (looked for {path.resolve()}); correct the path" + _how_to_get(task))
+    return read_rows(path, task.fields)
+
+
+def _in_folder(folder: Path, name: str, task: Task) -> Path:
+    present = sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(SUFFIXES))
+    if task.files:
+        found = [file for file in task.files if file in present]
+        if not found:
+            raise DataError(f"data.path={folder}: the folder holds no file of task {name} (none of {', '.join(task.files)}; "
+                            f"data files there: {', '.join(present) or 'none'}); name the file itself" + _how_to_get(task))
+        return folder / found[0]
+    if len(present) != 1:
+        raise DataError(f"data.path={folder}: task=file needs one data file and the folder holds {len(present)} "
+                        f"({', '.join(present) or 'none'}); name the file itself in data.path")
+    return folder / present[0]
+
+
+def _in_usual_places(name: str, task: Task) -> Path:
+    if not task.files:
+        raise DataError("data.task=file needs data.path: a .json, .jsonl or .jsonl.gz file, a folder with one, or a hub data set owner/name")
+    variable = os.environ.get(FOLDER_VARIABLE)
+    folders = [Path(folder).expanduser() for folder in ([variable] if variable else []) + list(_USUAL_FOLDERS)]
+    for folder in folders:
+        for file in task.files:
+            if (folder / file).is_file():
+                return folder / file
+    raise DataError(f"no rows for task {name}: none of {', '.join(task.files)} in {', '.join(str(folder.resolve()) for folder in folders)}; "
+                    f"put the file there, or set data.path, or the environment variable {FOLDER_VARIABLE} to its folder" + _how_to_get(task))
+
+
+def _how_to_get(task: Task) -> str:
+    return f". The data is {task.source}" if task.source else ""

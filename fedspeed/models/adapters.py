@@ -1,0 +1,100 @@
+"""The trainable part of a model: PEFT LoRA, or everything."""
+
+import json
+import math
+import zlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedspeed.errors import ModelError
+from fedspeed.models.config import AdapterConfig
+
+ATTENTION_TARGETS = {"gpt2": ["c_attn"]}  # GPT-2 fuses q, k and v into one matrix
+DEFAULT_ATTENTION_TARGETS = ["q_proj", "v_proj"]
+
+
+def lora_config(config: AdapterConfig, model_type: str):
+    """The PEFT configuration of a fresh adapter, or that of the folder the run starts from."""
+    from peft import LoraConfig, PeftConfig
+
+    if config.start_from:
+        path = Path(config.start_from) / "adapter_config.json"
+        if not path.is_file():
+            raise ModelError(f"adapter.start_from: {path} does not exist; give a PEFT folder (adapter_config.json, adapter_model.safetensors)")
+        loaded = PeftConfig.from_pretrained(config.start_from)
+        if not isinstance(loaded, LoraConfig):
+            raise ModelError(f"{path}: peft_type {loaded.peft_type} cannot be trained here; FedSpeed starts from LoRA adapters")
+        loaded.inference_mode = False
+        return loaded
+    if config.targets == "attention":
+        targets = ATTENTION_TARGETS.get(model_type, DEFAULT_ATTENTION_TARGETS)
+    elif config.targets == "all-linear":
+        targets = "all-linear"
+    else:
+        targets = [t.strip() for t in config.targets.split(",")]
+    return LoraConfig(r=config.lora_rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets,
+                      task_type="CAUSAL_LM", fan_in_fan_out=model_type == "gpt2")
+
+
+def add_adapter(model: nn.Module, config: AdapterConfig) -> nn.Module:
+    """Wrap `model` (still on the meta device) so that only its adapter is trainable; `full` leaves every parameter trainable."""
+    if config.method == "full":
+        return model
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, lora_config(config, model.config.model_type))
+    except ValueError as error:
+        raise ModelError(f"adapter.targets={config.targets!r} does not fit {model.config.model_type}: {error}") from error
+
+
+def is_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+def base_name(name: str) -> str:
+    """The name a wrapped parameter has in the base model's own files."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def portable_name(name: str) -> str:
+    """The name a trainable parameter has in an exported folder: PEFT's without the adapter's name, or the base model's own."""
+    return name.replace(".default", "") if is_adapter(name) else name
+
+
+def initial_adapter(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
+    """LoRA's start (Hu et al., 2021): A uniform as torch's Linear draws it, B zero, so that B A = 0.
+
+    Drawn from the name and the seed alone, in fp32: every rank of every client makes the same one without a word to another.
+    """
+    if ".lora_A." in name:
+        bound = 1 / math.sqrt(shape[1])
+        generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    if ".lora_B." in name:
+        return torch.zeros(shape)
+    raise ModelError(f"{name}: FedSpeed trains LoRA's A and B; this adapter has another kind of weight")
+
+
+def lora_pairs(names) -> list[tuple[str, str]]:
+    """The (A, B) names of every adapted matrix, in sorted order."""
+    return [(a, a.replace(".lora_A.", ".lora_B.")) for a in sorted(names) if ".lora_A." in a]
+
+
+def lora_scale(model: nn.Module) -> float:
+    """alpha / r of the adapter (or alpha / sqrt(r) for rsLoRA) of a wrapped model."""
+    peft = model.peft_config["default"]
+    return peft.lora_alpha / (math.sqrt(peft.r) if peft.use_rslora else peft.r)
+
+
+def read_adapter_names(folder: Path) -> set[str]:
+    """Names in an adapter folder's safetensors header, without reading a weight."""
+    path = folder / "adapter_model.safetensors"
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return {k for k in json.loads(file.read(size)) if k != "__metadata__"}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); give a PEFT folder with safetensors weights") from error

@@ -1,0 +1,162 @@
+"""From a model folder to weights in place, one decoder block at a time, so that no rank ever holds the whole model.
+
+The model is built on the meta device, the adapter is added, and then each unit (a block, the embedding, the head) is read, handed to
+`place` (which keeps, moves or partitions it) and forgotten before the next one is read.
+"""
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from fedspeed.errors import ModelError
+from fedspeed.models.adapters import add_adapter, base_name, initial_adapter, is_adapter, portable_name
+from fedspeed.models.blocks import units
+from fedspeed.models.config import AdapterConfig, ModelConfig
+
+FAMILIES = ("llama", "qwen2", "gpt2")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class WeightFiles:
+    """The safetensors of one folder, opened when first asked for and read tensor by tensor."""
+
+    def __init__(self, folder: Path, single: str = "model.safetensors"):
+        self._folder = folder
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            try:
+                self._file_of = dict(json.loads(index.read_text())["weight_map"])
+            except (ValueError, KeyError) as error:
+                raise ModelError(f"{index}: not an index of safetensors shards ({error}); download the model again") from error
+        elif (folder / single).is_file():
+            self._file_of = {name: single for name in self._open(single).keys()}
+        else:
+            raise ModelError(f"{folder}: no {single} and no {index.name}; give a folder with safetensors weights "
+                             "(convert others with save_pretrained), or set model.init=random")
+
+    def _open(self, file: str):
+        path = self._folder / file
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: cannot be read ({error}); the file is missing or truncated, copy it again") from error
+
+    def names(self) -> set[str]:
+        return set(self._file_of)
+
+    def read(self, name: str, shape: torch.Size, prefix: str = "") -> torch.Tensor:
+        """The tensor `name` of the given shape; older files leave out the base model's `prefix`."""
+        key = name if name in self._file_of else name.removeprefix(prefix)
+        if key not in self._file_of:
+            raise ModelError(f"{self._folder}: no weight named {name}; the files belong to another architecture than config.json")
+        try:
+            tensor = self._open(self._file_of[key]).get_tensor(key)
+        except SafetensorError as error:
+            raise ModelError(f"{self._folder / self._file_of[key]}: {key} cannot be read ({error}); copy the file again") from error
+        if tensor.shape != shape:
+            raise ModelError(f"{self._folder / self._file_of[key]}: {key} has shape {tuple(tensor.shape)}, config.json asks for {tuple(shape)}")
+        return tensor
+
+
+def model_folder(base: str) -> Path:
+    """A local folder for `base`: itself, the folder of a config.json, or a hub name's cached or downloaded snapshot."""
+    path = Path(base)
+    if path.is_file() and path.name.endswith(".json"):
+        return path.parent
+    if path.is_dir():
+        return path
+    if base.startswith((".", "/", "runs/")) or base.count("/") != 1:
+        raise ModelError(f"model.base: {base} does not exist; give a folder with config.json, or a hub name such as org/model")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    except Exception as error:  # the hub client raises a dozen kinds; all mean the same to the user
+        raise ModelError(f"model.base: {base} is neither a folder nor to be had from the hub ({type(error).__name__}); "
+                         "download it where there is network and give the folder") from error
+
+
+def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
+    """The model with its adapter, without memory: every tensor on the meta device, in the dtype of the run."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = model_folder(config.base)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; model.base must be a Hugging Face model folder")
+    try:
+        hf = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError(f"{folder / 'config.json'}: not a model configuration transformers knows ({error})") from error
+    if hf.model_type not in FAMILIES:
+        raise ModelError(f"{folder / 'config.json'}: model_type {hf.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
+    model.config.use_cache = False  # training never reads it, and it keeps keys and values alive
+    with torch.device("meta"):
+        model = add_adapter(model, adapter)
+    return model
+
+
+Place = Callable[[str, nn.Parameter], nn.Parameter]
+
+
+def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, seed: int, place: Place) -> None:
+    """Give every parameter of a meta model its value; `place(name, parameter)` returns what the model shall hold instead of it.
+
+    Tied parameters stay tied. Non-persistent buffers (rotary frequencies) are computed anew: strict loading would leave them undefined.
+    """
+    inner = getattr(model, "base_model", model)
+    inner = inner.model if adapter.method == "lora" else model
+    files = WeightFiles(model_folder(config.base)) if config.init == "pretrained" else None
+    started = WeightFiles(Path(adapter.start_from), "adapter_model.safetensors") if adapter.start_from else None
+    prefix = f"{inner.base_model_prefix}."
+    placed: dict[nn.Parameter, nn.Parameter] = {}  # meta parameter -> what stands for it now
+    for unit_name, unit, recurse in units(model):
+        entries = list(_parameters(unit_name, unit, recurse))
+        fresh = [e for e in entries if e[3] not in placed]
+        if files is None:
+            _draw(inner, unit, recurse, fresh, seed ^ zlib.crc32(base_name(unit_name).encode()))
+        for name, parent, leaf, meta in fresh:
+            if is_adapter(name):
+                value = started.read(portable_name(name), meta.shape) if started else initial_adapter(name, meta.shape, seed)
+            else:
+                value = files.read(base_name(name), meta.shape, prefix) if files else getattr(parent, leaf).data
+            placed[meta] = place(name, nn.Parameter(value.to(meta.dtype), requires_grad=meta.requires_grad))
+        for _, parent, leaf, meta in entries:  # a tied parameter gets what its first name got
+            setattr(parent, leaf, placed[meta])
+    _compute_buffers(model, inner)
+    left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    assert not left, f"tensors without a value: {left}"
+
+
+def _parameters(unit_name: str, unit: nn.Module, recurse: bool):
+    """(full name, owner module, attribute, parameter) of a unit's parameters."""
+    for name, module in unit.named_modules() if recurse else [("", unit)]:
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            yield ".".join(filter(None, (unit_name, name, leaf))), module, leaf, parameter
+
+
+def _draw(inner: nn.Module, unit: nn.Module, recurse: bool, fresh: list, seed: int) -> None:
+    """Fill a unit's weights by the model's own initialisation, from a seed that depends only on the run's and the unit's name."""
+    for _, parent, leaf, meta in fresh:
+        setattr(parent, leaf, nn.Parameter(torch.empty_like(meta, device="cpu"), requires_grad=meta.requires_grad))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        if fresh:
+            for module in unit.modules() if recurse else [unit]:
+                inner._init_weights(module)
+
+
+def _compute_buffers(model: nn.Module, inner: nn.Module) -> None:
+    """Buffers are functions of the configuration in the supported families; transformers' own initialisation computes them."""
+    for module in model.modules():
+        own = list(module.named_buffers(recurse=False))
+        if any(buffer.is_meta for _, buffer in own):
+            for name, buffer in own:
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+            inner._init_weights(module)

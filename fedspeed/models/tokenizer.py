@@ -1,0 +1,81 @@
+"""The tokenizer of a run: the base's own, one from a folder, or the built-in one over bytes."""
+
+from pathlib import Path
+
+from fedspeed.errors import ModelError
+from fedspeed.models.config import ModelConfig
+
+# Special tokens follow the 256 bytes, whose ids are their values.
+_SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def byte_tokenizer():
+    """A tokenizer that needs no file: ids 0 to 255 are the bytes of the UTF-8 text, then pad, bos, eos, unk.
+
+    Lossless for any text: nothing is normalised, merged or cleaned, and the names of the special tokens in a text
+    are read as ordinary bytes. A text begins with bos, as with Llama.
+
+    Returns:
+        a transformers PreTrainedTokenizerFast; `save_pretrained` writes a folder that AutoTokenizer reads offline.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    vocabulary |= {token: 256 + i for i, token in enumerate(_SPECIAL.values())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    bos = _SPECIAL["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, split_special_tokens=True,
+                                   padding_side="right", **_SPECIAL)
+
+
+def load_tokenizer(config: ModelConfig):
+    """The tokenizer that `model.tokenizer` names, with a pad token.
+
+    Raises:
+        ModelError: there is no tokenizer at that place, it cannot be read, or it has no end-of-sequence token.
+    """
+    if config.tokenizer == "bytes":
+        return byte_tokenizer()
+    key, place = ("model.base", config.base) if config.tokenizer == "auto" else ("model.tokenizer", config.tokenizer)
+    if not place:
+        raise ModelError("model.tokenizer=auto takes the tokenizer of model.base, which is empty; set model.base, or model.tokenizer=bytes")
+    return _with_pad(_read(key, place), f"{key}={place}")
+
+
+def _read(key: str, place: str):
+    from transformers import AutoTokenizer
+
+    remedy = "give a folder with tokenizer.json in model.tokenizer, or use model.tokenizer=bytes"
+    folder = Path(place)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
+        raise ModelError(f"{key}={place}: the folder holds no tokenizer (none of {', '.join(_FILES)}); {remedy}")
+    if key == "model.tokenizer" and not folder.is_dir():
+        raise ModelError(f"{key}={place}: no such folder; {remedy}")
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # what a damaged or absent tokenizer raises differs by its class and by the library's version
+        raise ModelError(f"{key}={place}: the tokenizer cannot be read ({type(error).__name__}: {error}); {remedy}") from error
+
+
+def _with_pad(tokenizer, place: str):
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{place}: the tokenizer has no end-of-sequence token, so no answer could end; "
+                         "add eos_token to its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked in attention and in the loss, so its id is of no consequence
+    return tokenizer
+
+
+def _byte_characters() -> list[str]:
+    """The printable stand-in of each byte, by byte value, as the ByteLevel pre-tokenizer writes them (GPT-2's table).
+
+    Printable Latin-1 bytes stand for themselves, the other 68 for the characters from U+0100 on.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

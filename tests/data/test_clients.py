@@ -1,0 +1,111 @@
+"""Rows to clients: split first, hold out second, and each client's parts are its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedspeed.data.clients import client_rows, encode_client
+from fedspeed.data.config import DataConfig
+from fedspeed.data.tasks import FOLDER_VARIABLE, load_rows
+from fedspeed.data.templates import prompt
+from fedspeed.errors import DataError
+from fedspeed.models.tokenizer import byte_tokenizer
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def write(folder, records):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+@pytest.mark.parametrize("split", ["iid", "meta", "lda"])
+def test_every_row_has_one_place(split):
+    config = DataConfig(clients=4, split=split, max_rows=600, val_fraction=0.1)
+    clients = client_rows(config, seed=5)
+    assert [of.client for of in clients] == [0, 1, 2, 3]
+    everywhere = [row for of in clients for row in of.train + of.val]
+    assert sorted(everywhere, key=repr) == sorted(load_rows(config, seed=5), key=repr)
+
+
+def test_a_client_is_held_out_on_its_own_categories():
+    for of in client_rows(DataConfig(clients=6, split="meta", max_rows=600, val_fraction=0.1), seed=0):
+        assert len({row.category for row in of.train}) == 1
+        assert {row.category for row in of.val} == {row.category for row in of.train}
+        assert (len(of.train), len(of.val)) == (90, 10)
+
+
+def test_split_and_held_out_rows_each_depend_on_the_seed_only(tmp_path):
+    # Rows of a file do not depend on the seed, as those of the built-in task do.
+    path = write(tmp_path, [{"instruction": str(i), "output": "a"} for i in range(60)])
+
+    def clients(n, seed):
+        return client_rows(DataConfig(task="file", path=path, clients=n, val_fraction=0.1), seed)
+
+    def owned(seed):
+        return [set(of.train + of.val) for of in clients(3, seed)]
+
+    assert clients(3, 1) == clients(3, 1)
+    assert owned(1) != owned(2)
+    assert clients(1, 1)[0].val != clients(1, 2)[0].val
+
+
+@pytest.mark.parametrize(("rows", "fraction", "limit", "held_out"), [
+    (100, 0.1, 64, 10), (100, 0.5, 20, 20), (100, 0.0, 64, 0), (10, 0.02, 64, 1), (1, 0.5, 64, 0), (2, 0.9, 64, 1)])
+def test_how_many_rows_are_held_out(tmp_path, rows, fraction, limit, held_out):
+    path = write(tmp_path, [{"instruction": str(i), "output": "a"} for i in range(rows)])
+    client, = client_rows(DataConfig(task="file", path=path, clients=1, val_fraction=fraction, max_val_rows=limit), 0)
+    assert (len(client.train), len(client.val)) == (rows - held_out, held_out)
+
+
+@pytest.mark.parametrize("split", ["meta", "lda"])
+def test_split_by_category_needs_categories(tmp_path, split):
+    path = write(tmp_path, [{"instruction": "a", "output": "b"}] * 10)
+    with pytest.raises(DataError, match=f"data.split={split} .*data.split=iid.*data.category_field=category names no field"):
+        client_rows(DataConfig(task="file", path=path, split=split), 0)
+
+
+def test_more_clients_than_rows(tmp_path):
+    path = write(tmp_path, [{"instruction": "a", "output": "b"}] * 2)
+    with pytest.raises(DataError, match="2 rows are too few for 3 clients: no row for client 2"):
+        client_rows(DataConfig(task="file", path=path, clients=3), 0)
+
+
+def test_encoding_counts_what_it_drops(tmp_path):
+    lengths = [3, 3, 3, 3, 3, 3, 90, 90]
+    path = write(tmp_path, [{"instruction": str(i) * n, "output": "a"} for i, n in enumerate(lengths)])
+    config = DataConfig(task="file", path=path, clients=1, val_fraction=0.25, max_tokens=32, template="plain")
+    rows, = client_rows(config, 0)
+    data = encode_client(rows, byte_tokenizer(), config)
+    assert data.dropped == 2
+    assert len(data.train) + len(data.val) == 6
+    assert len(data.val) == sum(len(row.instruction) == 3 for row in rows.val)
+    assert data.pad_id == 256
+
+
+def test_builtin_is_read_with_the_plain_template():
+    config = DataConfig(clients=1, max_rows=6)
+    rows, = client_rows(config, 0)
+    example = encode_client(rows, byte_tokenizer(), config).train[0]
+    assert bytes(example.input_ids[1:example.labels_start].tolist()).decode() == f"{rows.train[0].instruction} {rows.train[0].input} "
+
+
+def test_a_client_whose_rows_are_all_cut_away_is_named():
+    config = DataConfig(clients=3, max_rows=30, template="alpaca", max_tokens=16)
+    with pytest.raises(DataError, match="client 2: data.max_tokens=16 cuts away .* 9 training rows .template alpaca.; raise data.max_tokens"):
+        encode_client(client_rows(config, 0)[2], byte_tokenizer(), config)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is absent")
+def test_fed_gsm8k_3(monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(SHARED))
+    config = DataConfig(task="gsm8k", clients=3)
+    clients = client_rows(config, 0)
+    assert [(len(of.train), len(of.val)) for of in clients] == [(2441, 50)] * 3
+    data = encode_client(clients[0], byte_tokenizer(), config)
+    text = byte_tokenizer().decode(data.val[0].input_ids)
+    assert "### Input" not in text and "None" not in text and "\n\n### Response:" in text
+    too_long = [row for row in clients[0].train + clients[0].val if 1 + len(prompt(row, "alpaca").encode()) >= config.max_tokens]
+    assert 0 < data.dropped == len(too_long)

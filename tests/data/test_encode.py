@@ -1,0 +1,79 @@
+"""Encoding: loss on answer and end only, the prompt's ids never depend on the answer, nothing without loss survives."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
+
+from fedspeed.data.encode import Example, encode
+from fedspeed.data.rows import Row
+from fedspeed.models.tokenizer import byte_tokenizer
+
+ROW = Row("say", "ab", "cd", "")
+PROMPT = [257, *b"say ab "]
+
+
+def test_ids_and_labels():
+    example = encode(ROW, byte_tokenizer(), "plain", 64)
+    assert example.input_ids.dtype == np.int32
+    assert example.input_ids.tolist() == [*PROMPT, *b"cd", 258]
+    assert example.labels.dtype == np.int64
+    assert example.labels.tolist() == [-100] * len(PROMPT) + [*b"cd", 258]
+    assert (example.labels_start, example.answer_tokens) == (len(PROMPT), 3)
+
+
+@pytest.mark.parametrize(("max_tokens", "answer"), [(11, [*b"cd", 258]), (10, [*b"cd"]), (9, [*b"c"])])
+def test_the_cut_takes_the_end_of_the_answer(max_tokens, answer):
+    example = encode(ROW, byte_tokenizer(), "plain", max_tokens)
+    assert example.input_ids.tolist() == PROMPT + answer
+    assert example.answer_tokens == len(answer)
+
+
+@pytest.mark.parametrize("max_tokens", [8, 7])
+def test_a_row_whose_answer_is_cut_away_is_dropped(max_tokens):
+    assert encode(ROW, byte_tokenizer(), "plain", max_tokens) is None
+
+
+def merging_tokenizer(**special):
+    """Merges "space + c": encoding prompt and answer in one text would change the last id of the prompt."""
+    vocabulary = {token: i for i, token in enumerate(["s", "a", "y", " ", "c", " c", "d", "<s>", "</s>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(" ", "c")]))
+    if "bos_token" in special:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 7), ("</s>", 8)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", clean_up_tokenization_spaces=False, **special)
+
+
+def test_no_merge_over_the_boundary():
+    tokenizer = merging_tokenizer()
+    assert tokenizer("say cd").input_ids == [0, 1, 2, 5, 6]
+    assert encode(Row("say", "", "cd", ""), tokenizer, "plain", 64).input_ids.tolist() == [0, 1, 2, 3, 4, 6, 8]
+
+
+def test_bos_where_the_tokenizer_adds_one_and_a_single_eos():
+    example = encode(Row("say", "", "cd", ""), merging_tokenizer(bos_token="<s>"), "plain", 64)
+    assert example.input_ids.tolist() == [7, 0, 1, 2, 3, 4, 6, 8]
+    assert example.labels.tolist() == [-100] * 5 + [4, 6, 8]
+
+
+def test_the_first_token_of_a_sequence_never_counts():
+    """An answer at position 0 has nothing it could be predicted from."""
+    example = Example(np.arange(5, dtype=np.int32), labels_start=0)
+    assert example.answer_tokens == (example.labels[1:] != -100).sum() == 4
+
+
+def test_an_answer_of_one_token_without_anything_before_it_is_dropped():
+    tokenizer = merging_tokenizer()
+    assert encode(Row("", "", "", ""), tokenizer, "alpaca", 64) is not None
+    assert encode(Row("", "", "", ""), tokenizer, "plain", 1) is None
+
+
+def test_names_of_special_tokens_in_the_text_are_text():
+    example = encode(Row("say", "", "<eos>", ""), byte_tokenizer(), "plain", 64)
+    assert example.input_ids.tolist()[-6:] == [*b"<eos>", 258]
+
+
+def test_no_warning_about_long_texts(caplog):
+    tokenizer = byte_tokenizer()
+    tokenizer.model_max_length = 4
+    encode(ROW, tokenizer, "plain", 64)
+    assert caplog.records == []
