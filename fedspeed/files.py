@@ -14,5 +14,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(waiting, path)
+        folder = os.open(path.parent, os.O_RDONLY)  # the rename itself survives a power cut only once the folder is on disk
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     finally:
         waiting.unlink(missing_ok=True)

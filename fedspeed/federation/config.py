@@ -19,4 +19,6 @@ class FederationConfig:
     local_optimizer: Literal["reset", "keep"] = field(default="reset", metadata={
         "help": "state of the clients' optimizers between rounds"})
     evaluate_every: int = field(default=1, metadata={"help": "rounds between evaluations on the held-out rows", "min": 1})
+    compare_alone: bool = field(default=False, metadata={
+        "help": "at the end, train each client alone and compare on all held-out rows; for simulations, since every rank reads all of them"})
     patience: int = field(default=0, metadata={"help": "stop after so many evaluations without a better held-out loss, 0: never", "min": 0})

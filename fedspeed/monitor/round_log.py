@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from fedspeed.errors import JournalError
-from fedspeed.monitor.files import write_atomically
+from fedspeed.files import write_atomically
 from fedspeed.monitor.records import RoundRecord
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from fedspeed.errors import EXIT_USAGE, JournalError
-from fedspeed.monitor.files import write_atomically
+from fedspeed.files import write_atomically
 from fedspeed.monitor.round_log import RoundLog
 
 

@@ -1,0 +1,45 @@
+"""The result of a run as an ordinary folder: a PEFT adapter, or a Hugging Face model."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedspeed.checkpoint.journal import write_tensors
+
+
+def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], base: str) -> None:
+    """Write `tensors` (full trainable state, fp32, by parameter name) so that PEFT or transformers loads it.
+
+    Args:
+        folder: replaced as a whole; a reader sees the old folder or the new one.
+        model: the wrapped model, read for its configuration only (its weights may be partitioned away).
+        base: what an adapter names as its base model.
+    """
+    from fedspeed.models.adapters import portable_name
+
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    named = {portable_name(n): t for n, t in tensors.items()}
+    if hasattr(model, "peft_config"):
+        write_tensors(part / "adapter_model.safetensors", named)
+        config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+        (part / "adapter_config.json").write_text(json.dumps(config, indent=2, default=_plain, sort_keys=True))
+    else:
+        write_tensors(part / "model.safetensors", named, metadata={"format": "pt"})  # transformers refuses files without it
+        model.config.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _plain(value):
+    """PEFT's configuration holds sets and enums."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else getattr(value, "value", str(value))

@@ -1,0 +1,155 @@
+"""The round journal: enough of a finished round to go on from it bit for bit, written so that `kill -9` at any moment leaves a whole one.
+
+    <run>/journal/round-000012/state.safetensors    global tensors, server optimizer
+                               client-3.safetensors  a client's kept optimizer, on the host of its gateway
+                               entry.json            written last, by rename: makes the round count
+    <run>/journal/best.safetensors                   global tensors of the best round so far
+
+Data positions and random numbers are functions of (seed, client, round), so the round's number stands for them.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedspeed.errors import JournalError
+from fedspeed.files import write_atomically
+
+ROUND = re.compile(r"round-(\d{6})$")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a finished round leaves besides tensors.
+
+    Attributes:
+        config: the resolved configuration the run was started with.
+        fingerprint: hash over what decides the run's arithmetic; a resumed run must have the same.
+        best_round, best_loss, stale: held-out record, and evaluations since it (for early stopping). best_round 0: none yet.
+        done: why the run ended with this round, empty while it goes on.
+    """
+
+    round: int
+    fingerprint: str
+    seed: int
+    config: dict = field(repr=False)
+    best_round: int = 0
+    best_loss: float = float("inf")
+    stale: int = 0
+    done: str = ""
+    sha256: str = ""
+
+
+class Journal:
+    """One run's journal. Only one rank commits; gateways add their clients' files to the round before it is committed."""
+
+    def __init__(self, run: Path, keep: int):
+        self.folder, self._keep = run / "journal", keep
+
+    def _round(self, number: int) -> Path:
+        return self.folder / f"round-{number:06d}"
+
+    def commit(self, entry: Entry, tensors: Mapping[str, np.ndarray]) -> None:
+        """Make `entry.round` the round to resume from, and forget all but the last few."""
+        folder = self._round(entry.round)
+        digest = write_tensors(folder / "state.safetensors", tensors)
+        text = json.dumps({**asdict(entry), "sha256": digest, "best_loss": entry.best_loss if entry.best_round else None}, indent=1)
+        write_atomically(folder / "entry.json", text.encode())
+        for number in self._committed()[:-self._keep]:
+            shutil.rmtree(self._round(number), ignore_errors=True)
+
+    def save_client(self, number: int, client: int, tensors: Mapping[str, np.ndarray]) -> None:
+        write_tensors(self._round(number) / f"client-{client}.safetensors", tensors)
+        for folder in self.folder.glob("round-*"):  # on a host that does not commit, nobody else forgets the old ones
+            if int(folder.name[-6:]) < number - self._keep and not (folder / "entry.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def load_client(self, number: int, client: int) -> dict[str, np.ndarray]:
+        path = self._round(number) / f"client-{client}.safetensors"
+        if not path.is_file():
+            raise JournalError(f"{path}: missing; the optimizer of client {client} was kept on another host. Resume on the same hosts, "
+                               "or start anew with --fresh")
+        return read_tensors(path)
+
+    def save_best(self, tensors: Mapping[str, np.ndarray]) -> None:
+        write_tensors(self.folder / "best.safetensors", tensors)
+
+    def load_best(self) -> dict[str, np.ndarray]:
+        return read_tensors(self.folder / "best.safetensors")
+
+    def _committed(self) -> list[int]:
+        found = (ROUND.search(p.parent.name) for p in self.folder.glob("round-*/entry.json"))
+        return sorted(int(m.group(1)) for m in found if m)
+
+    def newest(self) -> int:
+        """Number of the newest finished round, unchecked; -1 for a run without one."""
+        return max(self._committed(), default=-1)
+
+    def latest(self) -> Entry | None:
+        """The newest finished round, None for a run without one.
+
+        Raises:
+            JournalError: it is damaged. Going back a round would silently lose work, so that is left to the user.
+        """
+        rounds = self._committed()
+        if not rounds:
+            return None
+        path = self._round(rounds[-1]) / "entry.json"
+        earlier = f"round {rounds[-2]}" if len(rounds) > 1 else "the beginning"
+        remedy = f"delete the folder {path.parent} to resume from {earlier}, or start anew with --fresh"
+        try:
+            values = json.loads(path.read_bytes())
+            values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
+            entry = Entry(**values)
+        except (ValueError, TypeError, KeyError) as error:
+            raise JournalError(f"{path}: damaged ({error}); {remedy}") from error
+        state = path.parent / "state.safetensors"
+        found = sha256(state) if state.is_file() else "no file"
+        if found != entry.sha256:
+            raise JournalError(f"{state}: damaged (sha256 is {found[:12]}, the journal says {entry.sha256[:12]}); {remedy}")
+        return entry
+
+    def tensors(self, entry: Entry) -> dict[str, np.ndarray]:
+        return read_tensors(self._round(entry.round) / "state.safetensors")
+
+
+def changes(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
+    """`key: old -> new` of every value in which two resolved configurations differ."""
+    out = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += changes(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return out
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> str:
+    """Write safetensors by rename; returns the file's sha256."""
+    from safetensors.numpy import save
+
+    data = save({n: np.ascontiguousarray(t) for n, t in tensors.items()}, metadata)
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise JournalError(f"{path}: cannot be read ({error}); delete its folder to resume from the round before, or use --fresh") from error
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

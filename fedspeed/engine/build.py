@@ -1,0 +1,72 @@
+"""Building a rank's engine: meta model -> adapter -> tags -> weights block by block -> DeepSpeed."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedspeed.data.config import TrainConfig
+from fedspeed.engine.client_engine import ClientEngine
+from fedspeed.engine.config import EngineConfig
+from fedspeed.engine.ds_config import finish, model_facts
+from fedspeed.engine.groups import ClientMpu, make_groups
+from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.loading import materialise, meta_model
+
+
+def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig, engine: EngineConfig, ds_config: dict,
+                 client_sets: list[tuple[int, ...]], clock, nvme: Path, seed: int) -> ClientEngine:
+    """Build the engine of this rank. Collective over the cluster's torch world, which must have been joined.
+
+    Args:
+        ds_config: plain DeepSpeed configuration; `auto` is still allowed where only the model knows.
+        client_sets: cluster ranks of the clients, the same list on every rank of the cluster.
+        clock: what `gather` and `compute` seconds are accounted to (monitor.clock.StageClock).
+        nvme: folder of this rank alone for offloaded tensors.
+
+    Raises:
+        ModelError: the model folder, its weights or the adapter do not fit.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    groups = make_groups(client_sets)
+    mpu = ClientMpu(groups)
+    net = meta_model(model, adapter)
+    config = finish(ds_config, model_facts(net), nvme)
+    stage = config["zero_optimization"].get("stage", 0)
+    device = torch.device(get_accelerator().current_device_name())
+    if stage == 3:
+        from fedspeed.engine.partition import TaggedInit
+
+        place = TaggedInit(groups, config, mpu, engine.base_partition, clock).place
+    else:
+        def place(name: str, parameter: nn.Parameter) -> nn.Parameter:
+            parameter.data = parameter.data.to(device)
+            return parameter
+    materialise(net, model, adapter, seed, place)
+    for module in net.modules():  # buffers are small and stay on the device
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    if engine.activation_checkpointing:
+        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if adapter.method == "lora":
+            net.enable_input_require_grads()
+    optimizer = make_optimizer(net, train)
+    ds_engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=config, mpu=mpu, dist_init_required=False,
+                                         model_parameters=[p for p in net.parameters() if p.requires_grad])
+    if stage == 3:
+        # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an error.
+        loose = [n for n, p in net.named_parameters() if p.requires_grad and p.ds_zero_partition_world_size != groups.client_size]
+        assert not loose, f"trainable parameters partitioned beyond their client: {loose}"
+    return ClientEngine(ds_engine, groups, shared_base=stage == 3 and engine.base_partition == "cluster", clock=clock)
+
+
+def make_optimizer(net: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """The local optimizer; LoRA's A and B are groups of their own, so that one of them can be held still."""
+    named = [(n, p) for n, p in sorted(net.named_parameters()) if p.requires_grad]
+    parts = [[(n, p) for n, p in named if ".lora_A." in n], [(n, p) for n, p in named if ".lora_A." not in n]]
+    groups = [{"params": [p for _, p in part], "names": frozenset(n for n, _ in part)} for part in parts if part]
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.eps, weight_decay=train.weight_decay)

@@ -1,0 +1,185 @@
+"""A rank's training engine, lent to one client at a time.
+
+The engine is built once and lives as long as the run. Clients that share a rank take turns: a client's turn loads the global state
+into the masters, resets (or restores) the optimizer, takes its local steps, and reads the masters back. So a rank holds one adapter
+and one optimizer however many clients it carries, and nothing is reloaded between rounds.
+
+Where ranks of a cluster share the base (ZeRO-3, `base_partition: cluster`), every forward and backward is a matched collective:
+all ranks must make the same number of passes. `lockstep` finds that number and fills up to it with zero-weight passes.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+
+from fedspeed.data.batches import Batch, StepBatches
+from fedspeed.engine.groups import Groups
+from fedspeed.engine.masters import open_masters
+
+IDLE = np.zeros((1, 8), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over answer tokens and rows, to be added before anything is divided."""
+
+    loss: float = 0.0
+    tokens: int = 0
+    exact: int = 0
+    rows: int = 0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.loss + other.loss, self.tokens + other.tokens, self.exact + other.exact, self.rows + other.rows)
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.tokens if self.tokens else float("nan")
+
+
+class ClientEngine:
+    """See the module's docstring. Built by `engine.build.build_engine`."""
+
+    def __init__(self, ds_engine, groups: Groups, shared_base: bool, clock):
+        self.ds_engine, self.groups, self._clock = ds_engine, groups, clock
+        self._shared_base = shared_base and groups.cluster_size > 1
+        self._device = torch.device(get_accelerator().current_device_name())
+        self._named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
+        self._masters = open_masters(ds_engine, self._named, groups)
+        self._held: frozenset[str] = frozenset()
+        for name, parameter in self._named.items():
+            parameter.register_hook(lambda grad, name=name: torch.zeros_like(grad) if name in self._held else grad)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.ds_engine.module
+
+    @property
+    def names(self) -> list[str]:
+        """Trainable parameters in the order every rank of every client agrees on."""
+        return list(self._named)
+
+    # A client's turn.
+
+    def load(self, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None = None, hold: frozenset[str] = frozenset(),
+             seed: int = 0) -> None:
+        """Begin a turn: global `state` into masters and copies, `optimizer` state restored or (None) reset.
+
+        Args:
+            state: full fp32 tensors by name.
+            hold: names that keep their value through this turn (freeze_a, alternate). Their gradient is zeroed, so that it neither
+                clips the others' nor enters momentum, and their learning rate is zero, so that decay does not move them either;
+                `requires_grad=False` in mid-run would not stop ZeRO from moving them.
+            seed: of dropout, the turn's own: a resumed round draws the same masks.
+        """
+        self._held = hold
+        self._masters.write(state)
+        self._masters.write_optimizer(optimizer or {})
+        torch.manual_seed(seed)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Full fp32 masters on the CPU, by name."""
+        return self._masters.read()
+
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        return self._masters.read_optimizer()
+
+    def train_step(self, step: StepBatches, lr: float) -> Sums:
+        """One optimizer step; returns this rank's loss sum. The gradient is that of the mean over the whole step's answer tokens.
+
+        DeepSpeed averages over the client's ranks, so each rank's part of the sum is multiplied by their number.
+        """
+        engine, total = self.ds_engine, Sums()
+        self._set_lr(lr)
+        engine.train()
+        with self._clock.stage("compute"):
+            for batch in step.micro:
+                loss_sum, _ = self._loss(batch)
+                engine.backward(loss_sum * (self.groups.client_size / max(1, step.step_answer_tokens)), scale_wrt_gas=False)
+                total += Sums(loss_sum.item(), batch.answer_tokens)
+            engine.step()
+        return total
+
+    @contextmanager
+    def lockstep(self, passes: int, backward: bool):
+        """Surround the `passes` forward (and backward) passes this rank is about to make; ends level with the rest of the cluster.
+
+        The number is agreed on before the first pass: afterwards the agreement itself would meet another rank's gather.
+        """
+        most = self._agree(passes)
+        yield
+        for _ in range(most - passes):
+            self._idle_pass(backward)
+
+    def _agree(self, passes: int) -> int:
+        """The largest number of passes of any rank that shares the base with this one; `passes` where none does."""
+        if not self._shared_base:
+            return passes
+        word = torch.tensor([float(passes)], device=self._device)
+        with self._clock.stage("idle"):
+            dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self.groups.cluster)
+        return int(word.item())
+
+    def _idle_pass(self, backward: bool) -> None:
+        """A pass of zero weight that only answers the cluster's collectives; its gradient stays in the graph and is exactly zero."""
+        batch = Batch(input_ids=IDLE, labels=IDLE, attention_mask=np.ones_like(IDLE), answer_tokens=0)
+        with self._clock.stage("idle"):
+            if backward:
+                self.ds_engine.train()
+                self.ds_engine.backward(self._loss(batch)[0] * 0.0, scale_wrt_gas=False)
+            else:
+                self.ds_engine.eval()
+                with torch.no_grad():
+                    self._loss(batch)
+
+    @torch.no_grad()
+    def evaluate(self, batches: list[Batch]) -> Sums:
+        """Loss, and answers that greedy decoding would give exactly, of the state that is loaded. Call within `lockstep`."""
+        total = Sums()
+        self.ds_engine.eval()
+        for batch in batches:
+            with self._clock.stage("compute"):
+                loss_sum, logits = self._loss(batch)
+                labels = self._tensor(batch.labels)[:, 1:]
+                right = (logits[:, :-1].argmax(-1) == labels) | (labels == -100)
+                rows = (labels != -100).any(dim=1)
+                total += Sums(loss_sum.item(), batch.answer_tokens, int((right.all(dim=1) & rows).sum()), int(rows.sum()))
+        return total
+
+    # Words between the ranks of a client.
+
+    def sum_over_client(self, values: np.ndarray) -> np.ndarray:
+        """Sum a float64 vector over the ranks of the client."""
+        if self.groups.client_size == 1:
+            return values
+        words = torch.from_numpy(values.copy()).to(self._device)
+        dist.all_reduce(words, group=self.groups.client)
+        return words.cpu().numpy()
+
+    def share_from_gateway(self, values: np.ndarray) -> np.ndarray:
+        """The gateway's vector, on every rank of the client (the gateway is its first rank)."""
+        if self.groups.client_size == 1:
+            return values
+        words = torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+        dist.broadcast(words, self.groups.client_ranks[0], group=self.groups.client)
+        return words.cpu().numpy()
+
+    # Inside a pass.
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(array, dtype=np.int64)).to(self._device)
+
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of the answer tokens' cross-entropy in fp32, logits [batch, tokens, vocabulary])."""
+        logits = self.ds_engine(input_ids=self._tensor(batch.input_ids), attention_mask=self._tensor(batch.attention_mask)).logits
+        labels = self._tensor(batch.labels)[:, 1:]
+        loss = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+        return loss, logits
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.ds_engine.optimizer.param_groups:
+            group["lr"] = 0.0 if group["names"] <= self._held else lr

@@ -1,0 +1,87 @@
+"""Who shares what inside one cluster's torch world: the frozen base over the cluster, the trainable part over the client.
+
+DeepSpeed partitions each parameter over `param.ds_zero_partition_process_group` when that attribute is set before conversion
+(since 0.19.3), so federated ZeRO is a matter of tagging, not of another partitioner.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Process groups of this rank. `client_ranks` are cluster ranks, in order."""
+
+    cluster: object
+    client: object
+    alone: object
+    client_ranks: tuple[int, ...]
+    client_rank: int
+    cluster_size: int
+
+    @property
+    def client_size(self) -> int:
+        return len(self.client_ranks)
+
+
+def make_groups(client_sets: list[tuple[int, ...]]) -> Groups:
+    """Build the groups of all clients of the cluster; every rank of the cluster must call this with the same list.
+
+    Args:
+        client_sets: disjoint tuples of cluster ranks, one for each client or set of clients that share ranks.
+    """
+    from deepspeed import comm as dist
+
+    me, size = dist.get_rank(), dist.get_world_size()
+    client_group, mine = None, None
+    for ranks in client_sets:
+        group = dist.new_group(list(ranks))
+        if me in ranks:
+            client_group, mine = group, tuple(ranks)
+    alone = [dist.new_group([r]) for r in range(size)][me]
+    assert mine is not None, f"cluster rank {me} belongs to no client of {client_sets}"
+    return Groups(dist.get_world_group(), client_group, alone, mine, mine.index(me), size)
+
+
+class ClientMpu:
+    """Tells DeepSpeed that data parallelism is the client, and that there is no model parallelism.
+
+    Model-parallel groups have size 1: at ZeRO-0 DeepSpeed takes `None` for the whole world and one client's gradients would
+    move another's weights.
+    """
+
+    def __init__(self, groups: Groups):
+        self._groups = groups
+
+    def get_data_parallel_group(self):
+        return self._groups.client
+
+    def get_data_parallel_rank(self):
+        return self._groups.client_rank
+
+    def get_data_parallel_world_size(self):
+        return self._groups.client_size
+
+    def get_data_parallel_group_ranks(self):
+        return list(self._groups.client_ranks)
+
+    def get_model_parallel_group(self):
+        return self._groups.alone
+
+    def get_model_parallel_rank(self):
+        return 0
+
+    def get_model_parallel_world_size(self):
+        return 1
+
+
+def partition_group(parameter: nn.Parameter, persistence_threshold: int, base_partition: str, groups: Groups):
+    """The group a parameter is partitioned over.
+
+    Small frozen tensors go to the client: DeepSpeed keeps tensors up to the threshold resident and gathers all of those again in
+    every optimizer step, which over the cluster group would force clients to step together.
+    """
+    if parameter.requires_grad or parameter.numel() <= persistence_threshold:
+        return groups.client
+    return {"cluster": groups.cluster, "client": groups.client, "rank": groups.alone}[base_partition]

@@ -1,0 +1,231 @@
+"""One view of the trainable weights' fp32 masters and their optimizer state, whatever ZeRO stage holds them.
+
+Federated averaging needs masters, not the 16-bit copies: an aggregate written to the copies alone is rounded, and at the next step
+the old masters overwrite it. Where the masters live differs: ZeRO-0 in fp32 has none (the weight is its own master), ZeRO-0 in 16
+bit keeps a list, ZeRO-1 and 2 keep fragments of a flat tensor, ZeRO-3 keeps the client's partition, possibly on NVMe.
+"""
+
+import torch
+from deepspeed import comm as dist
+from deepspeed.runtime.zero import GatheredParameters
+
+STATE_KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+def open_masters(engine, named: dict[str, torch.nn.Parameter], groups):
+    """The view that fits the engine. `named` are the trainable parameters by name, in the same order on all ranks of a client."""
+    stage = engine.zero_optimization_stage()
+    kind = PartitionMasters if stage == 3 else FragmentMasters if stage in (1, 2) else PlainMasters
+    return kind(engine, named, groups)
+
+
+class PlainMasters:
+    """ZeRO-0: the masters are whole tensors on every rank."""
+
+    def __init__(self, engine, named, groups):
+        self._named = named
+        self._base = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        self._master = {id(p): p for p in named.values()}
+        if hasattr(engine.optimizer, "fp32_groups"):  # bf16 and fp16
+            for low, high in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups):
+                self._master.update({id(p): m for p, m in zip(low, high)})
+
+    def read(self) -> dict[str, torch.Tensor]:
+        """Full fp32 masters on the CPU, by name. Collective over the client where they are partitioned."""
+        return {name: self._master[id(p)].detach().float().cpu().clone() for name, p in self._named.items()}
+
+    @torch.no_grad()
+    def write(self, values: dict[str, torch.Tensor]) -> None:
+        """Set masters and working copies to `values` (full, fp32, by name)."""
+        for name, parameter in self._named.items():
+            self._master[id(parameter)].copy_(values[name])
+            parameter.copy_(values[name])
+
+    def read_optimizer(self) -> dict[str, torch.Tensor]:
+        """Optimizer state as `<name>/<key>` tensors in full shape, and one `step`."""
+        out = {}
+        for name, parameter in self._named.items():
+            state = self._base.state.get(self._master[id(parameter)], {})
+            out.update({f"{name}/{key}": state[key].detach().cpu().clone() for key in STATE_KEYS if state.get(key) is not None})
+            _read_step(state, out)
+        return out
+
+    @torch.no_grad()
+    def write_optimizer(self, saved: dict[str, torch.Tensor]) -> None:
+        """Set the optimizer state to what `read_optimizer` gave; an empty dict resets it."""
+        for name, parameter in self._named.items():
+            state = self._base.state.get(self._master[id(parameter)], {})
+            for key in STATE_KEYS:
+                if state.get(key) is not None:
+                    _set(state[key], saved.get(f"{name}/{key}"))
+            _write_step(state, saved)
+
+
+class FragmentMasters(PlainMasters):
+    """ZeRO-1 and 2: each rank of the client holds fragments of flat fp32 tensors; a parameter may lie across ranks."""
+
+    def __init__(self, engine, named, groups):
+        super().__init__(engine, named, groups)
+        self._client = groups.client
+
+    def _full(self, parameter, key=None) -> torch.Tensor:
+        full = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+        mapping = parameter._hp_mapping
+        if mapping is not None:
+            at = mapping.lp_fragment_address
+            full.narrow(0, at.start, at.numel).copy_(self._fragment(mapping, key))
+        dist.all_reduce(full, group=self._client)
+        return full.view_as(parameter).cpu()
+
+    def _fragment(self, mapping, key):
+        if key is None:
+            return mapping.hp_fragment
+        at = mapping.hp_fragment_address
+        return self._flat_state(mapping)[key].narrow(0, at.start, at.numel)
+
+    def _flat_state(self, mapping) -> dict:
+        """State of the flat tensor that a fragment is a view of."""
+        for flat, state in self._base.state.items():
+            if flat.untyped_storage().data_ptr() == mapping.hp_fragment.untyped_storage().data_ptr():
+                return state
+        return {}
+
+    def read(self):
+        return {name: self._full(p) for name, p in self._named.items()}
+
+    @torch.no_grad()
+    def write(self, values):
+        for name, parameter in self._named.items():
+            parameter.copy_(values[name])
+            if parameter._hp_mapping is not None:
+                at = parameter._hp_mapping.lp_fragment_address
+                parameter._hp_mapping.hp_fragment.copy_(values[name].reshape(-1).narrow(0, at.start, at.numel))
+
+    def read_optimizer(self):
+        out = {}
+        keys = self._state_keys()
+        for name, parameter in self._named.items():
+            out.update({f"{name}/{key}": self._full(parameter, key) for key in keys})
+        for state in self._base.state.values():
+            _read_step(state, out)
+        return out
+
+    def _state_keys(self) -> list[str]:
+        """Keys that any rank of the client has: a rank without a fragment must still join the collectives."""
+        have = torch.tensor([float(any(s.get(k) is not None for s in self._base.state.values())) for k in STATE_KEYS])
+        dist.all_reduce(have, group=self._client)
+        return [key for key, n in zip(STATE_KEYS, have.tolist()) if n]
+
+    @torch.no_grad()
+    def write_optimizer(self, saved):
+        for state in self._base.state.values():
+            for key in STATE_KEYS:
+                if state.get(key) is not None:
+                    state[key].zero_()
+            _write_step(state, saved)
+        for name, parameter in self._named.items():
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                continue
+            at = mapping.lp_fragment_address
+            for key in STATE_KEYS:
+                if (value := saved.get(f"{name}/{key}")) is not None:
+                    self._fragment(mapping, key).copy_(value.reshape(-1).narrow(0, at.start, at.numel))
+
+
+class PartitionMasters(PlainMasters):
+    """ZeRO-3: every parameter is cut evenly over the client's ranks, in sub-groups that may wait on NVMe."""
+
+    def __init__(self, engine, named, groups):
+        super().__init__(engine, named, groups)
+        self._zero, self._groups = engine.optimizer, groups
+        self._parameters_of: dict[int, list[tuple[str, torch.nn.Parameter]]] = {}
+        for name, parameter in named.items():
+            group, _, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            self._parameters_of.setdefault(group, []).append((name, parameter))
+
+    def _sub_groups(self, write: bool):
+        """(flat fp32 partition, its optimizer state, [(name, parameter, offset, numel)]) of every sub-group, swapped in while used."""
+        zero = self._zero
+        for group in sorted(self._parameters_of):
+            swapped = zero._swappable_optimizer_subgroup(group)
+            if swapped:
+                zero._optimizer_states_and_gradient_swap_in(group)
+            flat = zero.fp32_partitioned_groups_flat[group]
+            places = [(name, p, *zero.grad_position[zero.get_param_id(p)][1:]) for name, p in self._parameters_of[group]]
+            yield flat, self._base.state.get(flat, {}), places
+            if swapped:
+                (zero._optimizer_states_and_gradient_swap_out if write else zero._release_swap_buffers)(group)
+
+    def _full(self, parameter, shard: torch.Tensor) -> torch.Tensor:
+        size = self._groups.client_size
+        if size == 1:
+            whole = shard.detach().float().cpu().clone()
+        else:
+            # masters that wait in host RAM travel by the accelerator's backend
+            shard = shard.detach().float().contiguous().to(self._zero.device)
+            whole = shard.new_empty(shard.numel() * size)
+            dist.all_gather_into_tensor(whole, shard, group=self._groups.client)
+            whole = whole.cpu()
+        return whole[:parameter.ds_numel].view(parameter.ds_shape)
+
+    def _shard(self, value: torch.Tensor, numel: int) -> torch.Tensor:
+        """This rank's piece of a full tensor; the last one is padded with zeros."""
+        flat = value.reshape(-1)[self._groups.client_rank * numel:][:numel]
+        return torch.nn.functional.pad(flat, (0, numel - flat.numel()))
+
+    def read(self):
+        out = {}
+        for flat, _, places in self._sub_groups(write=False):
+            out.update({name: self._full(p, flat.narrow(0, offset, numel)) for name, p, offset, numel in places})
+        return out
+
+    @torch.no_grad()
+    def write(self, values):
+        for flat, _, places in self._sub_groups(write=True):
+            for name, _, offset, numel in places:
+                flat.narrow(0, offset, numel).copy_(self._shard(values[name], numel))
+        with GatheredParameters(list(self._named.values()), modifier_rank=0):
+            for name, parameter in self._named.items():
+                parameter.copy_(values[name])
+
+    def read_optimizer(self):
+        out = {}
+        for _, state, places in self._sub_groups(write=False):
+            for key in STATE_KEYS:
+                if state.get(key) is not None:
+                    out.update({f"{name}/{key}": self._full(p, state[key].narrow(0, offset, numel)) for name, p, offset, numel in places})
+            _read_step(state, out)
+        return out
+
+    @torch.no_grad()
+    def write_optimizer(self, saved):
+        for _, state, places in self._sub_groups(write=True):
+            for key in STATE_KEYS:
+                if state.get(key) is None:
+                    continue
+                for name, _, offset, numel in places:
+                    value = saved.get(f"{name}/{key}")
+                    _set(state[key].narrow(0, offset, numel), None if value is None else self._shard(value, numel))
+            _write_step(state, saved)
+
+
+def _set(target: torch.Tensor, value: torch.Tensor | None) -> None:
+    if value is None:
+        target.zero_()
+    else:
+        target.copy_(value)
+
+
+def _read_step(state: dict, out: dict) -> None:
+    if "step" in state:
+        out["step"] = torch.as_tensor(float(state["step"]))
+
+
+def _write_step(state: dict, saved: dict) -> None:
+    if "step" in state:
+        step = float(saved.get("step", 0.0))
+        if torch.is_tensor(state["step"]):
+            state["step"].fill_(step)
+        else:
+            state["step"] = type(state["step"])(step)

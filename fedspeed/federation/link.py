@@ -1,0 +1,51 @@
+"""A rank's way into the exchange: the gateway speaks for its client, the client's other ranks hear the result from it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedspeed.errors import LostPeerError
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What an exchange gave, and the seconds it took: waiting for the last participant, and travelling."""
+
+    vector: np.ndarray
+    weight: float
+    idle_s: float
+    exchange_s: float
+
+
+class ClientLink:
+    """Args:
+        engine: for words between the client's own ranks.
+        exchange: the gateway's exchange; None on the client's other ranks.
+        deadline_s: longest wait for the other participants.
+    """
+
+    def __init__(self, engine, exchange, deadline_s: float):
+        self._engine, self._exchange, self._deadline_s = engine, exchange, deadline_s
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._exchange.bytes_sent if self._exchange else 0
+
+    def sum(self, vector: np.ndarray, weight: float) -> Sum:
+        """Sum over all participants, known afterwards to every rank of every client. Only the gateway's vector counts.
+
+        Raises:
+            LostPeerError: a participant is missing.
+        """
+        if self._exchange is not None:
+            handle = self._exchange.start(vector, weight)
+            total, weight_sum = handle.wait(self._deadline_s)
+            idle_s, exchange_s = handle.idle_s, handle.exchange_s
+        else:
+            total, weight_sum, idle_s, exchange_s = np.zeros_like(vector), 0.0, 0.0, 0.0
+        try:
+            total = self._engine.share_from_gateway(total)
+            head = self._engine.share_from_gateway(np.array([weight_sum, idle_s, exchange_s]))
+        except RuntimeError as error:  # torch's only kind for a lost connection
+            raise LostPeerError(f"the gateway of this rank's client was lost: {str(error).splitlines()[0]}") from error
+        return Sum(total, *(float(x) for x in head))

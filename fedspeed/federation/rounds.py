@@ -1,0 +1,287 @@
+"""The federated round: ask clients, let each take its local steps from the global state, sum, apply, evaluate, keep."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from fedspeed.checkpoint.journal import Entry, Journal
+from fedspeed.config.run import RunConfig
+from fedspeed.data.batches import client_step, eval_batches
+from fedspeed.data.clients import ClientData
+from fedspeed.data.config import local_steps_of
+from fedspeed.engine.client_engine import ClientEngine, Sums
+from fedspeed.errors import FedSpeedError
+from fedspeed.federation import rules, server
+from fedspeed.federation.layout import Layout
+from fedspeed.federation.ledger import Ledger
+from fedspeed.federation.link import ClientLink
+from fedspeed.federation.schedule import lr_at, sample
+from fedspeed.monitor.records import ClientRecord, RoundRecord
+
+Tensors = dict[str, np.ndarray]
+ENDINGS = ("", "finished", "early stop")  # of `Progress.done`
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What this rank is in the run.
+
+    Attributes:
+        clients: data of the clients this rank carries, by client number; all ranks of a client carry the same.
+        slot, ranks: this rank's place among the ranks that work, and their number.
+        gateway: whether this rank speaks for its clients. reporter: whether it commits the journal and reports (exactly one rank does).
+        cluster: name of the cluster, which may have its own number of local steps.
+    """
+
+    clients: dict[int, ClientData]
+    slot: int
+    ranks: int
+    gateway: bool
+    reporter: bool
+    cluster: str
+
+
+@dataclass
+class Progress:
+    """All that a round changes; what the journal keeps."""
+
+    round: int
+    tensors: Tensors
+    server: server.State
+    optimizers: dict[int, Tensors] = field(default_factory=dict)
+    best_round: int = 0
+    best_loss: float = math.inf
+    stale: int = 0
+    done: str = ""
+
+
+class Federation:
+    """One rank's part in a federated run. Every rank of every client runs the same rounds; see `Seat` for what differs.
+
+    Args:
+        stop: asked at the end of every round; True once the scheduler wants this process to end.
+    """
+
+    def __init__(self, config: RunConfig, fingerprint: str, config_dict: dict, seat: Seat, engine: ClientEngine, link: ClientLink,
+                 journal: Journal, monitor, clock, peak_bytes: Callable[[], int], stop: Callable[[], bool]):
+        self.config, self._fingerprint, self._config_dict = config, fingerprint, config_dict
+        self.seat, self.engine, self._link = seat, engine, link
+        self._journal, self._monitor, self._clock, self._peak_bytes, self._stop = journal, monitor, clock, peak_bytes, stop
+        self.steps_per_round = local_steps_of(config.train, seat.cluster)
+        # A client counts by the answer tokens of its training rows.
+        self._weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in seat.clients.items()}
+        self._seconds: dict[str, float] = {}  # of this round's turns so far
+        self._bytes_before = 0
+
+    def run(self, progress: Progress) -> Progress:
+        """Run all rounds that are left; returns what the last one left. `done` says why the run is over, empty if it was asked to stop."""
+        if progress.round == 0 and not progress.done:
+            self._baseline(progress)
+        self._layout = Layout.of(progress.tensors)
+        while not progress.done:
+            if self._round(progress):
+                break
+        return progress
+
+    def _baseline(self, progress: Progress) -> None:
+        """Round 0: the held-out loss before any training, and the journal entry that makes a crash in round 1 resumable."""
+        ledger = Ledger(self.config.data.clients, self.seat.ranks)
+        begin = time.perf_counter()
+        self._clock.snapshot_and_reset()
+        self._evaluate(progress.tensors, ledger)
+        ledger = self._share(ledger)
+        self._note_loss(progress, ledger)
+        if self.seat.reporter:
+            self._monitor.round(self._record(0, (), ledger, time.perf_counter() - begin, None, None))
+        self._keep(progress)
+
+    def _round(self, progress: Progress) -> bool:
+        """One whole round; True if some rank was asked to stop."""
+        config, number, begin = self.config, progress.round + 1, time.perf_counter()
+        ledger = Ledger(config.data.clients, self.seat.ranks)
+        rule = rules.make_rule(config.federation.aggregation, self._layout, config.data.clients, config.run.seed, number)
+        still = rules.held(config.federation.aggregation, number, self._layout.names)
+        asked = sample(config.run.seed, number, config.data.clients, config.federation.clients_per_round)
+        self._clock.snapshot_and_reset()
+
+        vector, weight = self._train(progress, number, asked, rule, still, ledger)
+        total = self._link.sum(vector, weight)
+        if total.weight <= 0:
+            raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")
+        aggregate = rule.result(progress.tensors, total.vector, total.weight)
+        before = progress.tensors
+        progress.server, progress.tensors = server.update(config.federation, progress.server, before, aggregate.state, still)
+        progress.round = number
+
+        last = number == config.federation.rounds
+        if last or number % config.federation.evaluate_every == 0:
+            self._evaluate(progress.tensors, ledger)
+        ledger = self._share(ledger, total.idle_s, total.exchange_s)
+        self._note_loss(progress, ledger)
+        if last:
+            progress.done = "finished"
+        elif config.federation.patience and progress.stale >= config.federation.patience:
+            progress.done = "early stop"
+        stop = bool(ledger.of_ranks("stop").any())
+        if self.seat.reporter:  # before the commit: a record without a commit is dropped on resuming, the reverse would leave a gap
+            norm = math.sqrt(sum(float(np.sum((progress.tensors[n].astype(np.float64) - before[n]) ** 2)) for n in before))
+            self._monitor.round(self._record(number, asked, ledger, time.perf_counter() - begin, aggregate.factor_error, norm))
+        if progress.done or stop or number % config.checkpoint.every == 0:
+            self._keep(progress)
+        return stop
+
+    def _train(self, progress: Progress, number: int, asked: tuple[int, ...], rule, still: frozenset[str],
+               ledger: Ledger) -> tuple[np.ndarray, float]:
+        """The turns of this rank's clients, one after another; returns their summed contribution and weight."""
+        mine = [c for c in self.seat.clients if c in asked]
+        vector, weight = np.zeros(rule.words, dtype=np.float32), 0.0
+        with self.engine.lockstep(len(mine) * self.steps_per_round * self.config.train.accumulation, backward=True):
+            for client in mine:
+                self.begin_turn(client, number, progress.tensors, progress.optimizers.get(client), still)
+                sums = self.local_steps(client, (number - 1) * self.steps_per_round, self.steps_per_round, number)
+                end = as_arrays(self.engine.state())
+                share = self._weights[client]
+                finite = all(np.isfinite(t).all() for t in end.values())
+                if finite:
+                    vector += rule.contribution(client, share, progress.tensors, end)
+                    weight += share
+                    if self.config.federation.local_optimizer == "keep":
+                        progress.optimizers[client] = as_arrays(self.engine.optimizer_state())
+                seconds = self._clock.snapshot_and_reset()
+                self._seconds = {k: self._seconds.get(k, 0.0) + v for k, v in seconds.items()}
+                size = self.engine.groups.client_size
+                ledger.add_client(client, train_loss=sums.loss, tokens=sums.tokens, steps=self.steps_per_round / size,
+                                  received=float(finite) / size, compute_s=seconds["compute"] / size, gather_s=seconds["gather"] / size)
+        return vector, weight
+
+    # The two halves of a turn, also used to train a client alone.
+
+    def begin_turn(self, client: int, number: int, tensors: Tensors, optimizer: Tensors | None, still: frozenset[str]) -> None:
+        seed = np.random.SeedSequence([self.config.run.seed, 0x7E4, client, number, self.engine.groups.client_rank])
+        self.engine.load(as_torch(tensors), as_torch(optimizer) if optimizer else None, still, int(seed.generate_state(1)[0]))
+
+    def local_steps(self, client: int, first: int, steps: int, number: int | None = None) -> Sums:
+        """`steps` optimizer steps on the client's own rows, counted over the whole run from `first`."""
+        train, groups, sums = self.config.train, self.engine.groups, Sums()
+        total = self.config.federation.rounds * self.steps_per_round
+        for i in range(steps):
+            batches = client_step(self.seat.clients[client], self.config.run.seed, client, first + i, train.micro_batch, train.accumulation,
+                                  groups.client_size, groups.client_rank)
+            done = self.engine.train_step(batches, lr_at(train, first + i, total))
+            sums += done
+            if number is not None:
+                self._monitor.step(number, i + 1, steps, done.mean_loss)
+        return sums
+
+    def _evaluate(self, tensors: Tensors, ledger: Ledger) -> None:
+        """Held-out sums of this rank's clients under `tensors`; the ranks of a client share its rows."""
+        groups, size = self.engine.groups, self.config.train.micro_batch
+        batches = {c: eval_batches(d.val[groups.client_rank::groups.client_size], size, d.pad_id) for c, d in self.seat.clients.items()}
+        self.engine.load(as_torch(tensors))
+        with self.engine.lockstep(sum(len(b) for b in batches.values()), backward=False):
+            for client, own in batches.items():
+                sums = self.engine.evaluate(own)
+                ledger.add_client(client, val_loss=sums.loss, val_tokens=sums.tokens, exact=sums.exact, rows=sums.rows)
+
+    # What everyone learns, and what is kept.
+
+    def _share(self, ledger: Ledger, idle_s: float = 0.0, exchange_s: float = 0.0) -> Ledger:
+        """The ledger with everyone's words in it. Ends the round's measurement: its own exchange is counted nowhere."""
+        seconds = self._clock.snapshot_and_reset()
+        stages = {k: self._seconds.get(k, 0.0) + seconds[k] for k in ("compute", "gather", "idle")}
+        self._seconds = {}
+        sent, self._bytes_before = self._link.bytes_sent - self._bytes_before, self._link.bytes_sent
+        ledger.set_rank(self.seat.slot, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
+                        idle_s=stages["idle"] + idle_s, bytes_sent=sent, peak_bytes=self._peak_bytes(), stop=float(self._stop()))
+        own = self.engine.sum_over_client(ledger.vector)
+        return Ledger(self.config.data.clients, self.seat.ranks, self._link.sum(own, 0.0).vector)
+
+    def _note_loss(self, progress: Progress, ledger: Ledger) -> None:
+        """Keep the best round by held-out loss, and count evaluations without a better one."""
+        tokens = ledger.of_clients("val_tokens").sum()
+        if not tokens:
+            return
+        loss = float(ledger.of_clients("val_loss").sum() / tokens)
+        if loss < progress.best_loss:
+            progress.best_loss, progress.best_round, progress.stale = loss, progress.round, 0
+            if self.seat.reporter:
+                self._journal.save_best(progress.tensors)
+        else:
+            progress.stale += 1
+
+    def _keep(self, progress: Progress) -> None:
+        """Commit the round. Kept optimizers are on disk everywhere before the reporter makes the round count."""
+        if self.config.federation.local_optimizer == "keep":
+            if self.seat.gateway:
+                for client, tensors in progress.optimizers.items():
+                    self._journal.save_client(progress.round, client, tensors)
+            self._link.sum(np.zeros(1), 0.0)
+        if self.seat.reporter:
+            entry = Entry(progress.round, self._fingerprint, self.config.run.seed, self._config_dict, progress.best_round, progress.best_loss,
+                          progress.stale, progress.done)
+            self._journal.commit(entry, pack(progress.tensors, progress.server))
+
+    def _record(self, number: int, asked: tuple[int, ...], ledger: Ledger, seconds: float, factor_error: float | None,
+                norm: float | None) -> RoundRecord:
+        clients = [self._client_record(c, ledger) for c in range(self.config.data.clients)]
+        tokens, val_tokens = ledger.of_clients("tokens").sum(), ledger.of_clients("val_tokens").sum()
+        received = [c for c in asked if ledger.of_clients("received")[c] > 0.5]
+        stages = {f"{s}_s": float(ledger.of_ranks(f"{s}_s").mean()) for s in ("compute", "gather", "exchange", "idle")}
+        total = self.config.federation.rounds * self.steps_per_round
+        return RoundRecord(
+            round=number, train_loss=float(ledger.of_clients("train_loss").sum() / tokens) if tokens else None,
+            val_loss=float(ledger.of_clients("val_loss").sum() / val_tokens) if val_tokens else None, tokens=int(tokens),
+            tokens_per_s=float(tokens / seconds), seconds=seconds, **stages, bytes_sent=int(ledger.of_ranks("bytes_sent").sum()),
+            peak_bytes=int(ledger.of_ranks("peak_bytes").max()), lr=lr_at(self.config.train, max(0, number * self.steps_per_round - 1), total),
+            factor_error=factor_error, update_norm=norm, clients=len(asked), received=len(received),
+            missing=tuple(c for c in asked if c not in received), per_client=tuple(clients))
+
+    def _client_record(self, client: int, ledger: Ledger) -> ClientRecord:
+        word = {w: float(ledger.of_clients(w)[client]) for w in ("train_loss", "tokens", "val_loss", "val_tokens", "steps", "compute_s", "gather_s")}
+        return ClientRecord(
+            client=client, train_loss=word["train_loss"] / word["tokens"] if word["tokens"] else None,
+            val_loss=word["val_loss"] / word["val_tokens"] if word["val_tokens"] else None, tokens=int(word["tokens"]),
+            local_steps=round(word["steps"]), compute_s=word["compute_s"], gather_s=word["gather_s"],
+            exchange_s=float(ledger.of_ranks("exchange_s").mean()), idle_s=float(ledger.of_ranks("idle_s").mean()))
+
+
+def start(config: RunConfig, engine: ClientEngine) -> Progress:
+    """The state before round 1: what the engine was built with, the same on every rank."""
+    tensors = as_arrays(engine.state())
+    return Progress(0, tensors, server.init(config.federation, tensors))
+
+
+def resume(entry: Entry, tensors: Tensors) -> Progress:
+    """The state a journal entry stands for (kept optimizers are added by who has them)."""
+    state, moments = unpack(tensors)
+    return Progress(entry.round, state, moments, {}, entry.best_round, entry.best_loss, entry.stale, entry.done)
+
+
+def pack(tensors: Tensors, moments: server.State) -> Tensors:
+    """Global tensors and server moments under one set of names, for the journal."""
+    return {f"global/{n}": t for n, t in tensors.items()} | {f"server/{m}/{n}": t for m, ts in moments.items() for n, t in ts.items()}
+
+
+def unpack(packed: Tensors) -> tuple[Tensors, server.State]:
+    tensors: Tensors = {}
+    moments: server.State = {}
+    for name, tensor in packed.items():
+        kind, rest = name.split("/", 1)
+        if kind == "global":
+            tensors[rest] = tensor
+        else:
+            moment, rest = rest.split("/", 1)
+            moments.setdefault(moment, {})[rest] = tensor
+    return tensors, moments
+
+
+def as_arrays(tensors: dict[str, torch.Tensor]) -> Tensors:
+    return {n: t.numpy() for n, t in tensors.items()}
+
+
+def as_torch(arrays: Tensors) -> dict[str, torch.Tensor]:
+    return {n: torch.from_numpy(a) for n, a in arrays.items()}

@@ -1,0 +1,149 @@
+"""Aggregation rules: what a client contributes to the sum, and what the sum means. Pure functions of named arrays.
+
+LoRA's update is a product B A, and the mean of products is not the product of means. The rules differ in how they face that:
+
+- `avg_factors` averages A and B separately (what most systems do) and logs how wrong that is;
+- `freeze_a` trains only B, which makes the mean exact (FFA-LoRA, Sun et al., ICLR 2024);
+- `alternate` trains B and A in turn by round, each exact while the other stands (RoLoRA, Chen et al., 2024);
+- `svd` collects the factors and keeps the best rank-r approximation of the mean product (FlexLoRA, Bai et al., NeurIPS 2024).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedspeed.federation.layout import Layout
+
+Tensors = Mapping[str, np.ndarray]
+PROBES = 4  # probes a side: 16 words a matrix, whatever its size
+
+
+@dataclass(frozen=True)
+class Result:
+    """`state` is the plain aggregate (before any server optimizer); `factor_error` is None where no product is trained."""
+
+    state: dict[str, np.ndarray]
+    factor_error: float | None
+
+
+def pairs(names) -> list[tuple[str, str]]:
+    """(A, B) names of every LoRA-adapted matrix."""
+    return [(a, a.replace(".lora_A.", ".lora_B.")) for a in sorted(names) if ".lora_A." in a]
+
+
+def held(rule: str, round: int, names) -> frozenset[str]:
+    """The names that keep their value in this round (rounds count from 1; `alternate` begins with B: while B = 0, A has no gradient)."""
+    a_names = frozenset(a for a, _ in pairs(names))
+    b_names = frozenset(b for _, b in pairs(names))
+    if rule == "freeze_a":
+        return a_names
+    if rule == "alternate":
+        return a_names if round % 2 == 1 else b_names
+    return frozenset()
+
+
+class SumRule:
+    """`avg_factors`, `freeze_a` and `alternate`: the weighted mean of the changes, read from one sum of all clients.
+
+    The vector is the weighted change of the tensors that train, followed by the weighted sketch of the products.
+    """
+
+    def __init__(self, layout: Layout, still: frozenset[str], seed: int, round: int):
+        self._trained = layout.without(still)
+        self._sketch = Sketch(layout, seed, round)
+        self.words = self._trained.size + self._sketch.words
+
+    def contribution(self, client: int, weight: float, start: Tensors, end: Tensors) -> np.ndarray:
+        """[words] float32: what client adds to the sum for having moved from `start` to `end`."""
+        change = weight * (self._trained.flatten(end).astype(np.float64) - self._trained.flatten(start))
+        return np.concatenate([change, weight * self._sketch.of(end)]).astype(np.float32)
+
+    def result(self, start: Tensors, total: np.ndarray, weight: float) -> Result:
+        """The aggregate, from the sum of all contributions and of all weights."""
+        mean = total.astype(np.float64) / weight
+        change = self._trained.unflatten(mean[:self._trained.size])
+        state = {n: (v + change[n]).astype(np.float32) if n in change else v for n, v in start.items()}
+        return Result(state, self._sketch.error(mean[self._trained.size:], state))
+
+
+class SvdRule:
+    """`svd`: every client's factors travel in a slot of their own, so the sum hides nobody: for the plain exchange only."""
+
+    def __init__(self, layout: Layout, clients: int):
+        self._layout, self._clients = layout, clients
+        self.words = clients * (layout.size + 1)
+
+    def contribution(self, client: int, weight: float, start: Tensors, end: Tensors) -> np.ndarray:
+        slots = np.zeros((self._clients, self._layout.size + 1), dtype=np.float32)
+        slots[client, 0], slots[client, 1:] = weight, self._layout.flatten(end)
+        return slots.reshape(-1)
+
+    def result(self, start: Tensors, total: np.ndarray, weight: float) -> Result:
+        slots = total.reshape(self._clients, -1)
+        present = [(float(s[0]), self._layout.unflatten(s[1:])) for s in slots if s[0] > 0]
+        shares = [w / sum(w for w, _ in present) for w, _ in present]
+        state, lost, whole = {}, 0.0, 0.0
+        for a, b in pairs(self._layout.names):
+            state[b], state[a], cut, norm = mean_product([t[b] for _, t in present], [t[a] for _, t in present], shares)
+            lost, whole = lost + cut**2, whole + norm**2
+        return Result(state, (lost / whole) ** 0.5 if whole else 0.0)
+
+
+def mean_product(bs: list[np.ndarray], as_: list[np.ndarray], shares: list[float]) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """The rank-r factors nearest (Frobenius) to the weighted mean of the products B_k A_k, without ever forming a product.
+
+    With B = [s_1 B_1 .. s_K B_K] = Q_b R_b and A = [A_1; ..; A_K] = (Q_a R_a)^T, the mean is Q_b (R_b R_a^T) Q_a^T, and the middle matrix,
+    whose SVD decides, has only K r rows.
+
+    Args:
+        bs, as_: K factors of shapes [out, r] and [r, in]. shares: K weights that sum to 1.
+
+    Returns:
+        B [out, r], A [r, in] (the singular values split evenly between them), the norm that truncation lost, and the mean's norm.
+    """
+    r = as_[0].shape[0]
+    q_b, r_b = np.linalg.qr(np.concatenate([s * b.astype(np.float64) for s, b in zip(shares, bs)], axis=1))
+    q_a, r_a = np.linalg.qr(np.concatenate([a.astype(np.float64) for a in as_], axis=0).T)
+    u, values, vt = np.linalg.svd(r_b @ r_a.T)
+    root = np.sqrt(values[:r])
+    keep = len(root)  # fewer than r only for a matrix smaller than r
+    b = np.zeros((bs[0].shape[0], r), dtype=np.float32)
+    a = np.zeros((r, as_[0].shape[1]), dtype=np.float32)
+    b[:, :keep], a[:keep] = (q_b @ u[:, :keep]) * root, (root[:, None] * vt[:keep]) @ q_a.T
+    return b, a, float(np.linalg.norm(values[r:])), float(np.linalg.norm(values))
+
+
+class Sketch:
+    """Estimates how far the product of averaged factors is from the average of the products, from 16 words a matrix.
+
+    For Gaussian u and v, E (u^T M v)^2 = |M|_F^2. All participants draw the same probes from (seed, round), and u^T B A v is linear in
+    the product, so its weighted sum travels with the update.
+    """
+
+    def __init__(self, layout: Layout, seed: int, round: int):
+        shapes = dict(zip(layout.names, layout.shapes))
+        self._probes = []
+        for i, (a, b) in enumerate(pairs(layout.names)):
+            rng = np.random.default_rng([seed, 0x5CE7C4, round, i])
+            self._probes.append((a, b, rng.standard_normal((PROBES, shapes[b][0])), rng.standard_normal((shapes[a][1], PROBES))))
+        self.words = len(self._probes) * PROBES**2
+
+    def of(self, tensors: Tensors) -> np.ndarray:
+        """[words] float64."""
+        parts = [((u @ tensors[b]) @ (tensors[a] @ v)).reshape(-1) for a, b, u, v in self._probes]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def error(self, mean_of_products: np.ndarray, averaged: Tensors) -> float | None:
+        """|mean of products - product of means| / |mean of products|, over all matrices; None without LoRA."""
+        if not self._probes:
+            return None
+        norm = float(np.linalg.norm(mean_of_products))
+        return float(np.linalg.norm(mean_of_products - self.of(averaged))) / norm if norm else 0.0
+
+
+def make_rule(rule: str, layout: Layout, clients: int, seed: int, round: int):
+    """The rule of one round."""
+    if rule == "svd":
+        return SvdRule(layout, clients)
+    return SumRule(layout, held(rule, round, layout.names), seed, round)

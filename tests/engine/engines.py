@@ -1,0 +1,56 @@
+"""Engines for the tests of this room: built in a rank of a torn-off world, on a tiny Llama."""
+
+import contextlib
+
+from fedspeed.data.config import TrainConfig
+from fedspeed.engine.config import EngineConfig
+from fedspeed.models.config import AdapterConfig, ModelConfig
+from tests.tiny import NoClock
+
+ZERO = {
+    "zero0": {"stage": 0},
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero3": {"stage": 3},
+    "zero1-cpu": {"stage": 1, "offload_optimizer": {"device": "cpu"}},
+    "zero2-cpu": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    "zero3-cpu-optimizer": {"stage": 3, "offload_optimizer": {"device": "cpu"}},
+    "zero3-cpu-base": {"stage": 3, "offload_param": {"device": "cpu"}},
+    "zero3-cpu": {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}},
+    "zero3-nvme-optimizer": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "auto"}},
+    "zero3-nvme-base": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "auto"}},
+    "zero3-nvme": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "auto"}, "offload_optimizer": {"device": "nvme", "nvme_path": "auto"}},
+}
+
+
+def ds_config(kind: str, dtype: str, micro: int = 4, **extra) -> dict:
+    zero = {"reduce_bucket_size": "auto", **ZERO[kind], "overlap_comm": False}
+    if zero["stage"] == 3:
+        zero.update(dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+                                   "stage3_param_persistence_threshold"), "auto"))
+    return {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": 1, "zero_optimization": zero,
+            "bf16": {"enabled": dtype == "bf16"}, "fp16": {"enabled": dtype == "fp16", "initial_scale_power": 8},
+            "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "steps_per_print": None, **extra}
+
+
+@contextlib.contextmanager
+def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),), nvme="unused", adapter: AdapterConfig | None = None,
+           train: TrainConfig | None = None, options: EngineConfig | None = None, seed: int = 0, join: bool = True, **extra):
+    """Join this rank's world and build its engine."""
+    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.world import join_world, leave_world, quiet
+
+    import torch
+    torch.set_num_threads(1)
+    quiet()
+    if join:
+        join_world(60)
+    try:
+        from pathlib import Path
+        import os
+        yield build_engine(ModelConfig(base=base, dtype=dtype), adapter or AdapterConfig(targets="all-linear"), train or TrainConfig(),
+                           options or EngineConfig(), ds_config(kind, dtype, **extra), list(clients), NoClock(),
+                           Path(nvme) / f"rank{os.environ['RANK']}", seed)
+    finally:
+        if join:
+            leave_world()
