@@ -208,7 +208,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
-    from fedspeed.models.tiny_base import pretrain
+    from fedspeed.quickstart import pretrain
 
     pretrain(arguments.folder, arguments.seed)
     return EXIT_OK
