@@ -84,4 +84,9 @@ def partition_group(parameter: nn.Parameter, persistence_threshold: int, base_pa
     """
     if parameter.requires_grad or parameter.numel() <= persistence_threshold:
         return groups.client
+    return partition_set(base_partition, groups)
+
+
+def partition_set(base_partition: str, groups: Groups):
+    """The ranks that share one copy of the frozen base."""
     return {"cluster": groups.cluster, "client": groups.client, "rank": groups.alone}[base_partition]

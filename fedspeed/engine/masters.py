@@ -182,6 +182,8 @@ class PartitionMasters(PlainMasters):
 
     @torch.no_grad()
     def write(self, values):
+        # A forward pass without a backward (evaluation) leaves prefetched gathers under way, which nobody would wait for.
+        self._zero.empty_partition_cache()
         for flat, _, places in self._sub_groups(write=True):
             for name, _, offset, numel in places:
                 flat.narrow(0, offset, numel).copy_(self._shard(values[name], numel))

@@ -1,8 +1,14 @@
 """ZeRO-3 conversion of a model whose weights arrive block by block, each parameter over its own group."""
 
+import torch
+from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 from deepspeed.runtime.zero.partition_parameters import Init
 
-from fedspeed.engine.groups import Groups, partition_group
+from fedspeed.engine.groups import Groups, partition_group, partition_set
+
+PERSISTENCE_THRESHOLD = 100_000  # DeepSpeed's default, in elements
 
 
 class TaggedInit(Init):
@@ -16,13 +22,16 @@ class TaggedInit(Init):
     def __init__(self, groups: Groups, ds_config: dict, mpu, base_partition: str, clock):
         super().__init__(data_parallel_group=groups.client, config_dict_or_path=ds_config, mpu=mpu,
                          remote_device=ds_config["zero_optimization"].get("offload_param", {}).get("device"))
+        self._persistence_threshold = ds_config["zero_optimization"].get("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD)
         self._groups, self._base_partition, self._clock = groups, base_partition, clock
+        # DeepSpeed compares the first traces over the whole world, which only ranks that share the base reach together.
+        coordinator.assert_ints_same_as_other_ranks = SameOnAll(partition_set(base_partition, groups))
 
     def place(self, name, parameter):
         """Partition one full parameter in place; what stays of it on this rank is its shard."""
         parameter.data = parameter.data.to(self.local_device)
         parameter.ds_zero_partition_process_group = partition_group(
-            parameter, Init.param_persistence_threshold, self._base_partition, self._groups)
+            parameter, self._persistence_threshold, self._base_partition, self._groups)
         self._convert_to_deepspeed_param(parameter)
         parameter.partition()
         return parameter
@@ -37,6 +46,23 @@ class TaggedInit(Init):
             return TimedHandle(handle, self._clock)
 
         param.all_gather_coalesced = ordered
+
+
+class SameOnAll:
+    """Checks that a list of integers is the same on all ranks of a group."""
+
+    def __init__(self, group):
+        self._group = group
+
+    def __call__(self, ints: list[int]) -> None:
+        length = torch.tensor([len(ints), -len(ints)], device=get_accelerator().current_device_name())
+        dist.all_reduce(length, op=dist.ReduceOp.MAX, group=self._group)
+        if length[0] == -length[1]:
+            both = torch.tensor([*ints, *(-i for i in ints)], device=length.device)
+            dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self._group)
+            if (both[:len(ints)] == -both[len(ints):]).all():
+                return
+        raise RuntimeError("ranks that share the base visited its modules in different orders; is the same model and code on all of them?")
 
 
 class TimedHandle:

@@ -28,7 +28,7 @@ def ds_config(kind: str, dtype: str, micro: int = 4, **extra) -> dict:
     if zero["stage"] == 3:
         zero.update(dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
                                    "stage3_param_persistence_threshold"), "auto"))
-    return {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": 1, "zero_optimization": zero,
+    return {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": 1, "gradient_clipping": 0.0, "zero_optimization": zero,
             "bf16": {"enabled": dtype == "bf16"}, "fp16": {"enabled": dtype == "fp16", "initial_scale_power": 8},
             "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "steps_per_print": None, **extra}
 
