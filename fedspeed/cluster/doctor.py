@@ -1,0 +1,177 @@
+"""`fedspeed doctor`: what this machine has, what it lacks, and how to get it. Looks only; imports no torch and changes nothing."""
+
+import ctypes.util
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from fedspeed.cluster.devices import installed_gpus, usable_cores
+
+_GIB = 2**30
+_OLDEST_PYTHON = (3, 11)
+_REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `remedy` is empty if `ok`; something a run can do without still is not `ok`, and its remedy says who needs it."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def checks() -> list[Check]:
+    """All findings about this machine, the working folder and the Python that runs."""
+    return [
+        _python(), *_packages(), _tool("mpirun", "Open MPI", "mpirun starts", "pip install -r requirements.txt", "--version"),
+        _tool("pdsh", "pdsh", "deepspeed's default launcher for several hosts needs it", "apt install pdsh"),
+        _tool("ssh", "ssh", "starting ranks on other hosts needs it", "apt install openssh-client"),
+        _tool("g++", "C++ compiler", "DeepSpeed builds its CPU Adam and NVMe operators with it", "apt install g++", "-dumpfullversion"),
+        _tool("ninja", "ninja", "DeepSpeed builds its operators with it", "pip install ninja", "--version"),
+        _libaio(), _cores(), _memory(), _shared_memory(), _locked_memory(), _disk(), _gpus(),
+    ]
+
+
+def render(findings: list[Check]) -> str:
+    """Aligned text: a mark, the name, what was found, and below it the remedy of what is missing."""
+    width = max((len(check.name) for check in findings), default=0)
+    lines = []
+    for check in findings:
+        lines.append(f"{'ok  ' if check.ok else 'MISS'}  {check.name:<{width}}  {check.detail}")
+        if check.remedy:
+            lines.append(f"{'':6}{'':<{width}}  -> {check.remedy}")
+    missing = sum(not check.ok for check in findings)
+    lines.append(f"{len(findings) - missing} of {len(findings)} checks passed")
+    return "\n".join(lines)
+
+
+def _python() -> Check:
+    found, wanted = ".".join(map(str, sys.version_info[:3])), ".".join(map(str, _OLDEST_PYTHON))
+    ok = sys.version_info >= _OLDEST_PYTHON
+    return Check("Python", ok, f"{found} ({sys.executable})", "" if ok else f"install Python {wanted} or newer and make .venv with it")
+
+
+def _packages() -> list[Check]:
+    """The pinned packages against what is installed. An installation without its requirements.txt (a wheel) has pip's word for it."""
+    if not _REQUIREMENTS.is_file():
+        return []
+    return [_package(name, wanted) for name, wanted in pinned(_REQUIREMENTS.read_text(encoding="utf-8")).items()]
+
+
+def pinned(requirements: str) -> dict[str, str]:
+    """Name -> version of the `name==version` lines; extras, comments and other lines are passed over."""
+    pins = re.findall(r"^\s*([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*==\s*([^\s;#]+)", requirements, re.MULTILINE)
+    return dict(pins)
+
+
+def _package(name: str, wanted: str) -> Check:
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(name, False, "not installed", f"pip install {name}=={wanted}")
+    # A build tag such as +cpu names the same release.
+    ok = found.split("+")[0] == wanted
+    return Check(name, ok, found, "" if ok else f"tested with {wanted}: pip install {name}=={wanted}")
+
+
+def _tool(command: str, name: str, why: str, remedy: str, version_option: str = "") -> Check:
+    # Console scripts of the running Python count although its folder may not be on PATH.
+    path = shutil.which(command) or shutil.which(command, path=str(Path(sys.executable).parent))
+    if not path:
+        return Check(name, False, f"`{command}` is not on PATH", f"{remedy}; {why}")
+    return Check(name, True, f"{path} {_version(path, version_option)}".strip())
+
+
+def _version(path: str, option: str) -> str:
+    """The first number with a dot that the tool prints, or nothing."""
+    if not option:
+        return ""
+    try:
+        said = subprocess.run([path, option], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    match = re.search(r"\d+(?:\.\d+)+", said)
+    return match[0] if match else ""
+
+
+def _libaio() -> Check:
+    library = ctypes.util.find_library("aio")
+    header = any((Path(folder) / "libaio.h").is_file() for folder in ("/usr/include", "/usr/local/include", f"{sys.prefix}/include"))
+    if library and header:
+        return Check("libaio", True, f"{library} and libaio.h")
+    lacks = " and ".join(part for part, there in (("the library", library), ("libaio.h", header)) if not there)
+    return Check("libaio", False, f"{lacks} not found", "apt install libaio-dev; only NVMe offload needs it")
+
+
+def _cores() -> Check:
+    flags = set()
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("flags"):
+            flags = set(line.partition(":")[2].split())
+            break
+    types = [name for name, flag in (("fp16", "avx512_fp16"), ("bf16", "avx512_bf16")) if flag in flags]
+    arithmetic = f"native {' and '.join(types)} arithmetic (AVX-512)" if types else "16-bit types only emulated: fp32 is faster on this CPU"
+    return Check("CPU", True, f"{usable_cores()} usable cores, {arithmetic}")
+
+
+def _memory() -> Check:
+    sizes = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in _lines("/proc/meminfo")) if rest.split()}
+    total, free = sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)
+    ok = free >= 2 * _GIB
+    remedy = "" if ok else "end other programs: the quickstart's ranks need about 2 GiB"
+    return Check("RAM", ok, f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB available", remedy)
+
+
+def _shared_memory() -> Check:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return Check("/dev/shm", False, "does not exist", "mount a tmpfs there; NCCL and gloo exchange data of one machine through it")
+    size = shutil.disk_usage(folder).total
+    ok = size >= _GIB
+    remedy = "" if ok else "give the container more (docker run --shm-size=8g); NCCL needs it"
+    return Check("/dev/shm", ok, f"{size / _GIB:.1f} GiB", remedy)
+
+
+def _locked_memory() -> Check:
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if limit == resource.RLIM_INFINITY:
+        return Check("locked memory", True, "unlimited")
+    ok = limit >= _GIB
+    remedy = "" if ok else "ulimit -l unlimited; only pinned offload buffers and InfiniBand need it"
+    return Check("locked memory", ok, f"{limit / _GIB:.2f} GiB", remedy)
+
+
+def _disk() -> Check:
+    usage = shutil.disk_usage(Path.cwd())
+    ok = usage.free >= 10 * _GIB and os.access(Path.cwd(), os.W_OK)
+    remedy = "" if ok else "runs are written to ./runs: choose a folder with 10 GiB free and write permission (run.out=FOLDER)"
+    return Check("disk here", ok, f"{usage.free / _GIB:.0f} GiB free in {Path.cwd()}", remedy)
+
+
+def _gpus() -> Check:
+    count = installed_gpus()
+    if not count:
+        return Check("GPUs", True, "none: ranks compute on the CPU")
+    return Check("GPUs", True, f"{count}: {', '.join(_gpu_names()) or 'names unknown'}")
+
+
+def _gpu_names() -> list[str]:
+    names = []
+    for folder in sorted(Path("/proc/driver/nvidia/gpus").glob("*")):
+        names += [line.partition(":")[2].strip() for line in _lines(str(folder / "information")) if line.startswith("Model")]
+    return names
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

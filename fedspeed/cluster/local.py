@@ -1,0 +1,209 @@
+"""`python launch.py` on one machine: starts the ranks, watches them, and starts them again from the journal when one is lost.
+
+The supervisor imports no torch and runs nothing of the training, so it stays small and outlives whatever happens to a rank.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Self
+
+from fedspeed.cluster.crew import Crew, End, ForkedCrew, PreloadFailed, SpawnedCrew
+from fedspeed.cluster.devices import usable_cores, visible_gpus
+from fedspeed.cluster.once import ONCE_VARIABLE
+from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, ConfigError
+
+_POLL_S = 0.05
+# Time for ranks to end a round in progress after SIGTERM; schedulers grant about as much (Slurm's KillWait is 30 s).
+FINISH_S = 25.0
+# Time for ranks to end when one of them is lost and the round cannot be finished.
+END_S = 5.0
+
+
+def local_rank_count(setting: str, clients: int) -> int:
+    """How many ranks to start on this machine.
+
+    Args:
+        setting: `auto` or a whole number of at least 1. Auto means one rank per GPU, but the same number for every client if there are more
+            GPUs than clients; without GPUs one rank per core, at most one per client.
+
+    Raises:
+        ConfigError: the setting is neither.
+    """
+    if setting.strip() == "auto":
+        gpus = visible_gpus(os.environ)
+        if gpus > clients:
+            return gpus - gpus % clients
+        return gpus or min(usable_cores(), clients)
+    if not (setting.strip().isascii() and setting.strip().isdecimal()) or int(setting) < 1:
+        raise ConfigError(f"cluster.local_ranks={setting!r}: write `auto` or a number of ranks of at least 1")
+    return int(setting)
+
+
+def run_local(argv: Sequence[str], ranks: int, env: Mapping[str, str], max_restarts: int, progressed: Callable[[], int],
+              log: Callable[[str], None], *, preload: Callable[[], None] | None = None,
+              target: Callable[[dict[str, str]], int] | None = None, finish_s: float = FINISH_S, end_s: float = END_S) -> int:
+    """Runs `ranks` local ranks to their end and returns the exit code of the whole.
+
+    A rank that dies ends the others, and all start again from the journal while restarts are left. A restart counts only if no round was
+    finished since the start before it. SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM, once; a second one ends everything at once.
+
+    Args:
+        argv: arguments of the script; fresh processes run the same script as this one, by the same interpreter.
+        env: environment of the ranks; RANK, WORLD_SIZE and the like are added.
+        max_restarts: how many restarts may be spent without a newly finished round.
+        progressed: the last round in the journal.
+        log: takes one line at a time.
+        preload, target: if both are given and no GPU is visible, ranks are forked from a process that has run `preload` once, and run
+            `target(environment)`. Otherwise they are fresh processes.
+        finish_s: how long ranks may take to finish after a signal.
+        end_s: how long they may take to end once another is lost.
+
+    Returns:
+        0: all ranks ended well. 2: bad input. 75: a rank was lost and no restart is left, or a signal asked to end; the same command
+        resumes. 1: anything else.
+    """
+    threads = env.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // ranks))
+    common = {RESOLVER_VARIABLE: RESOLVER_OPTIONS, **env, "FEDSPEED_LAUNCH": "local", "OMP_NUM_THREADS": threads,
+              "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    spawned = SpawnedCrew(common, [*_own_command(), *argv])
+    crew = ForkedCrew(common, preload, target) if preload and target and not visible_gpus(env) else spawned
+    with _Signals() as signals, tempfile.TemporaryDirectory(prefix="fedspeed-") as folder:
+        supervisor = _Supervisor(crew, ranks, Path(folder), signals, log, finish_s, end_s)
+        try:
+            return supervisor.run(max_restarts, progressed)
+        except PreloadFailed as error:
+            if not error.threads:
+                log(f"the ranks could not be prepared: {error}")
+                return error.code
+            log(f"starting each rank as a fresh process, which takes longer: {error}")
+            supervisor.crew = spawned
+            return supervisor.run(max_restarts, progressed)
+        finally:
+            supervisor.crew.close()
+
+
+class Asked(IntEnum):
+    """What the ranks were asked last; the order is that of urgency."""
+
+    NOTHING = 0
+    FINISH = 1
+    END = 2
+    KILL = 3
+
+
+@dataclass
+class _Signals:
+    """Counts the wishes to end, instead of ending."""
+
+    received: list[int] = field(default_factory=list)
+    _before: dict[int, object] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self._before[number] = signal.signal(number, lambda received, _: self.received.append(received))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Supervisor:
+    crew: Crew
+    ranks: int
+    folder: Path
+    signals: _Signals
+    log: Callable[[str], None]
+    finish_s: float
+    end_s: float
+    starts: int = 0
+
+    def run(self, max_restarts: int, progressed: Callable[[], int]) -> int:
+        spent, journaled = 0, progressed()
+        while True:
+            code = self._attempt()
+            if code in (EXIT_OK, EXIT_USAGE) or self.signals.received:
+                return code
+            before, journaled = journaled, progressed()
+            if journaled > before:
+                self.log(f"starting all ranks again from the journal (round {journaled} was finished since the last start)")
+            elif spent < max_restarts:
+                spent += 1
+                self.log(f"starting all ranks again from the journal (restart {spent} of {max_restarts} without a new round)")
+            else:
+                self.log(f"no restart is left ({max_restarts} without a new round); the same command resumes from the journal")
+                return code
+
+    def _attempt(self) -> int:
+        """One life of all ranks, from start to the end of the last one; returns the exit code of the whole if it stopped here."""
+        self.crew.start(self._rank_envs())
+        running, ends, culprits, asked, deadline = self.ranks, [], [], Asked.NOTHING, float("inf")
+        while running:
+            new = self.crew.poll()
+            ends += new
+            running -= len(new)
+            if asked < Asked.END and (culprits := [end for end in new if not _expected(end.code, asked)]):
+                asked, deadline = self._end_others(culprits, running)
+            elif self.signals.received and asked < Asked.FINISH:
+                asked, deadline = self._finish()
+            if time.monotonic() >= deadline or (len(self.signals.received) > 1 and asked < Asked.KILL):
+                if asked is Asked.KILL:
+                    self.log(f"{running} of {self.ranks} ranks do not even react to SIGKILL")
+                    self.crew.close()
+                    break
+                self.crew.send(signal.SIGKILL)
+                asked, deadline = Asked.KILL, time.monotonic() + self.end_s
+            elif running:
+                time.sleep(_POLL_S)
+        self.starts += 1
+        return _verdict(culprits or ends)
+
+    def _end_others(self, culprits: list[End], running: int) -> tuple[Asked, float]:
+        others = f"; ending the other {running}" if running else ""
+        for text in dict.fromkeys(str(end) for end in culprits if end.code != EXIT_USAGE):
+            self.log(text + others)
+        self.crew.send(signal.SIGTERM)
+        return Asked.END, time.monotonic() + self.end_s
+
+    def _finish(self) -> tuple[Asked, float]:
+        name = signal.Signals(self.signals.received[0]).name
+        self.log(f"asked to end by {name}: the ranks have {self.finish_s:g} s to finish the round (once more ends them at once)")
+        self.crew.send(signal.SIGTERM)
+        return Asked.FINISH, time.monotonic() + self.finish_s
+
+    def _rank_envs(self) -> list[dict[str, str]]:
+        port = free_port() - STORE_PORT_OFFSET
+        shared = {"MASTER_PORT": str(port), "FEDSPEED_RESTARTS": str(self.starts), ONCE_VARIABLE: str(self.folder / f"said-{self.starts}")}
+        return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.ranks)]
+
+
+def _expected(code: int, asked: Asked) -> bool:
+    """Whether a rank may end like this. One that was asked to finish may also say "preempted", or have had no handler yet."""
+    return code == EXIT_OK or (asked is Asked.FINISH and code in (EXIT_RESUMABLE, -signal.SIGTERM))
+
+
+def _verdict(ends: Sequence[End]) -> int:
+    """The exit code of the whole from the ends that decide it: bad input, a killed rank and a failure tell more than their consequences."""
+    codes = {end.code for end in ends}
+    if EXIT_USAGE in codes:
+        return EXIT_USAGE
+    if any(code < 0 for code in codes):
+        return EXIT_RESUMABLE
+    if codes - {EXIT_OK, EXIT_RESUMABLE}:
+        return EXIT_FAILED
+    return EXIT_RESUMABLE if EXIT_RESUMABLE in codes else EXIT_OK
+
+
+def _own_command() -> list[str]:
+    """How this process was started, up to its own arguments: a script, `-m package`, or a console script."""
+    arguments = len(sys.argv) - 1
+    return [sys.executable, *sys.orig_argv[1:len(sys.orig_argv) - arguments]]

@@ -1,0 +1,330 @@
+"""How the ranks of a job find each other, agree on who they are, and give each cluster a torch world of its own.
+
+World rank 0 holds a key-value store (torch's TCPStore, beside and apart from the stores of the torch worlds). The module imports torch
+only inside the functions that talk to it.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.layout import is_same_host, seat
+from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port
+from fedspeed.cluster.topology import Topology
+from fedspeed.errors import HostfileError, LostPeerError
+
+_LONGEST_PAUSE_S = 0.25
+# A host name that cannot be resolved for so long will not appear by itself.
+_RESOLVE_S = 10.0
+# Time for the others to read what rank 0 has read already.
+_READ_S = 10.0
+# One question to the store, which may itself be what has failed.
+_ASK_S = 3.0
+# The same where there is no going on without an answer.
+_MUST_S = 30.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A rank that has arrived: the machine and process behind a world rank."""
+
+    world_rank: int
+    hostname: str
+    pid: int
+
+
+class Store:
+    """The job's key-value store as one rank sees it, with everybody's announcement.
+
+    Rank 0's object holds the server: the store ends with that process. `peers[world_rank]` is complete.
+    """
+
+    def __init__(self, tcp: Any, address: tuple[str, int], world_rank: int):
+        self.address = address
+        self.world_rank = world_rank
+        self.peers: tuple[Peer, ...] = ()
+        self._tcp = tcp
+        self._gone = False
+        self._lock = threading.Lock()
+        self._unanswered: threading.Thread | None = None
+
+    def put(self, key: str, text: str) -> None:
+        """Raises LostPeerError if the store is gone or silent, as `add` and `get` do."""
+        self._must(lambda: self._tcp.set(key, text) or True)
+
+    def add(self, key: str, amount: int) -> int:
+        """Adds to a counter that starts at 0; returns its new value."""
+        return self._must(lambda: self._tcp.add(key, amount))
+
+    def get(self, *keys: str) -> list[str]:
+        """The texts of keys that are there."""
+        return [value.decode() for value in self._must(lambda: self._tcp.multi_get(list(keys)))]
+
+    def note(self, key: str, text: str) -> None:
+        """Like `put`, but silent, and given up after a few seconds."""
+        self._ask(lambda: self._tcp.set(key, text) or True, _ASK_S)
+
+    def wait(self, keys: list[str], timeout_s: float) -> set[str]:
+        """Waits until all keys are there. Returns those that are not at the deadline, and all of them if the store is gone.
+
+        Asks again and again instead of using the TCPStore's own wait, which prints a warning whenever it runs out.
+        """
+        deadline, pause_s = time.monotonic() + timeout_s, 0.005
+        while True:
+            left_s = deadline - time.monotonic()
+            if self._ask(lambda: self._tcp.check(keys), max(left_s, _ASK_S)):
+                return set()
+            if self._gone or left_s <= 0:
+                return {key for key in keys if not self.has(key)}
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def has(self, key: str) -> bool:
+        """Whether a key is there; False too if the store does not answer within a few seconds."""
+        return bool(self._ask(lambda: self._tcp.check([key]), _ASK_S))
+
+    def connect(self, prefix: str, timeout_s: float) -> Any:
+        """A torch store on a connection of its own, for a process group; its keys live under `prefix`."""
+        from torch.distributed import PrefixStore, TCPStore
+        tcp = TCPStore(*self.address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+        return PrefixStore(prefix, tcp)
+
+    def _must(self, question: Callable[[], Any]) -> Any:
+        answer = self._ask(question, _MUST_S)
+        if answer is None:
+            raise LostPeerError(f"rank 0, which holds the meeting store at {self.address[0]}:{self.address[1]}, is gone or does not "
+                                "answer; look at its output")
+        return answer
+
+    def _ask(self, question: Callable[[], Any], limit_s: float) -> Any:
+        """The answer, or None if the store is gone or silent.
+
+        Asked from a thread because a TCPStore waits without limit for a server whose machine has vanished. While one question stays
+        unanswered, nobody waits for another.
+        """
+        answers: list[Any] = []
+
+        def ask() -> None:
+            try:
+                answers.append(question())
+            except RuntimeError:
+                self._gone = True
+
+        with self._lock:
+            if self._gone or (self._unanswered and self._unanswered.is_alive()):
+                return None
+            thread = threading.Thread(target=ask, name="fedspeed-store", daemon=True)
+            thread.start()
+            thread.join(limit_s)
+            if thread.is_alive():
+                self._unanswered = thread
+            return answers[0] if answers else None
+
+
+def meet(launch: Launch, timeout_s: float) -> Store:
+    """Brings all ranks of the job together; returns when every one has announced itself.
+
+    Args:
+        launch: of a rank, that is not of kind `none`.
+        timeout_s: deadline for all of it.
+
+    Raises:
+        LostPeerError: ranks are missing at the deadline (named), or the meeting port is taken.
+        HostfileError: the ranks found different hosts, or run elsewhere than the hostfile says.
+    """
+    os.environ.setdefault(RESOLVER_VARIABLE, RESOLVER_OPTIONS)
+    deadline = time.monotonic() + timeout_s
+    store = _open(launch, deadline, timeout_s)
+    mine = {"hostname": socket.gethostname(), "pid": os.getpid(), "layout": _layout_text(launch)}
+    store.put(_here(launch.world_rank), json.dumps(mine))
+    missing = store.wait([_here(rank) for rank in range(launch.world_size)], deadline - time.monotonic())
+    if missing:
+        ranks = [rank for rank in range(launch.world_size) if _here(rank) in missing]
+        raise LostPeerError(f"{len(ranks)} of {launch.world_size} ranks did not arrive at {launch.master_addr}:{store.address[1]} within "
+                            f"{timeout_s:g} s: {_named(launch, ranks)}; look at their output, or raise cluster.start_timeout_s")
+    said = [json.loads(text) for text in store.get(*map(_here, range(launch.world_size)))]
+    store.put(_read(launch.world_rank), "read")
+    if launch.world_rank == 0:
+        # If what was said is wrong, all ranks end at once; rank 0, and the store with it, after the others have seen why.
+        store.wait([_read(rank) for rank in range(launch.world_size)], _READ_S)
+    store.peers = tuple(Peer(rank, str(words["hostname"]), int(words["pid"])) for rank, words in enumerate(said))
+    _check_layouts(launch, said)
+    _check_machines(launch, store.peers)
+    return store
+
+
+def cluster_world(store: Store, topology: Topology, world_rank: int, launch: Launch, timeout_s: float) -> dict[str, str]:
+    """The environment of this rank's torch world, which is its own cluster's; to be set before anything initialises torch.distributed.
+
+    RANK and WORLD_SIZE count in the cluster. LOCAL_RANK and LOCAL_SIZE stay the machine's, as the launcher numbered it: they choose the
+    accelerator and divide the cores, and DeepSpeed insists that LOCAL_RANK equals Open MPI's. CROSS_RANK and CROSS_SIZE count the cluster's
+    machines. MASTER_ADDR and MASTER_PORT are published by the cluster's first rank, on a free port.
+
+    Raises:
+        LostPeerError: the first rank of the cluster published nothing before the deadline.
+    """
+    place = topology.place(world_rank)
+    assert place.cluster is not None, f"idle world rank {world_rank} has no torch world"
+    cluster = topology.cluster_of(place.cluster)
+    hostname = store.peers[world_rank].hostname
+    key = f"fedspeed/cluster/{cluster.name}"
+    if world_rank == cluster.ranks[0]:
+        store.put(key, json.dumps([_own_address(store, launch), _claim_port(store, hostname)]))
+    elif store.wait([key], timeout_s):
+        raise LostPeerError(f"{_named(launch, [cluster.ranks[0]])} did not open the torch world of cluster {cluster.name} within "
+                            f"{timeout_s:g} s; look at its output")
+    master_addr, master_port = json.loads(store.get(key)[0])
+    machines = list(dict.fromkeys(store.peers[rank].hostname for rank in cluster.ranks))
+    return {
+        "RANK": str(place.cluster_rank),
+        "WORLD_SIZE": str(len(cluster.ranks)),
+        "LOCAL_RANK": str(launch.local_rank),
+        "LOCAL_SIZE": str(sum(peer.hostname == hostname for peer in store.peers)),
+        "CROSS_RANK": str(machines.index(hostname)),
+        "CROSS_SIZE": str(len(machines)),
+        "MASTER_ADDR": str(master_addr),
+        "MASTER_PORT": str(master_port),
+    }
+
+
+def publish(store: Store, key: str, text: str) -> None:
+    """Leaves a note for the others, for instance `round/7/3` for "rank 3 has reached round 7". Silent if the store is gone: a note is
+    there to explain a failure, and must not be one."""
+    store.note(key, text)
+
+
+def seen(store: Store, prefix: str, ranks: Iterable[int]) -> set[int]:
+    """Those of `ranks` that have published `prefix/RANK`; what is known within a few seconds if the store does not answer."""
+    return {rank for rank in ranks if store.has(f"{prefix}/{rank}")}
+
+
+def leave(store: Store, timeout_s: float) -> set[int]:
+    """Says goodbye. World rank 0, which holds the store, waits for the others' first, so that nobody loses it too early.
+
+    Returns the world ranks that rank 0 did not hear from before the deadline; empty on the others.
+    """
+    publish(store, _bye(store.world_rank), "bye")
+    if store.world_rank != 0:
+        return set()
+    missing = store.wait([_bye(peer.world_rank) for peer in store.peers], timeout_s)
+    return {peer.world_rank for peer in store.peers if _bye(peer.world_rank) in missing}
+
+
+def _here(world_rank: int) -> str:
+    return f"fedspeed/here/{world_rank}"
+
+
+def _read(world_rank: int) -> str:
+    return f"fedspeed/read/{world_rank}"
+
+
+def _bye(world_rank: int) -> str:
+    return f"fedspeed/bye/{world_rank}"
+
+
+def _open(launch: Launch, deadline: float, timeout_s: float) -> Store:
+    from torch.distributed import TCPStore
+    port = launch.master_port + STORE_PORT_OFFSET
+    if launch.world_rank == 0:
+        # The server listens on all interfaces; its own process takes the shortest way, whatever the others call this machine.
+        address = ("127.0.0.1", port)
+        try:
+            tcp = TCPStore(*address, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            raise LostPeerError(f"rank 0 cannot open the meeting port {port} on {socket.gethostname()}: {_first_line(error)}; end the "
+                                f"program that holds it, or choose another with MASTER_PORT={free_port()} (deepspeed --master_port)"
+                                ) from None
+        return Store(tcp, address, 0)
+    address = (launch.master_addr, port)
+    _await_listener(launch, address, deadline, timeout_s)
+    try:
+        left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
+        return Store(TCPStore(*address, is_master=False, wait_for_workers=False, timeout=left), address, launch.world_rank)
+    except RuntimeError as error:
+        raise LostPeerError(f"rank {launch.world_rank} reached {address[0]}:{port}, but no FedSpeed job answered there: "
+                            f"{_first_line(error)}; choose another port with MASTER_PORT=...") from None
+
+
+def _await_listener(launch: Launch, address: tuple[str, int], deadline: float, timeout_s: float) -> None:
+    """Waits until rank 0 listens. A plain socket, because TCPStore prints stack traces over each refused connection."""
+    started = time.monotonic()
+    while True:
+        try:
+            socket.create_connection(address, timeout=max(0.1, min(5.0, deadline - time.monotonic()))).close()
+            return
+        except socket.gaierror as error:
+            if time.monotonic() - started > min(_RESOLVE_S, timeout_s):
+                raise HostfileError(f"rank {launch.world_rank} on {socket.gethostname()} cannot resolve the host of rank 0, "
+                                    f"`{address[0]}` ({error.strerror}); correct the name, or set MASTER_ADDR to an address") from None
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise LostPeerError(f"{_named(launch, [0])} did not open {address[0]}:{address[1]} within {timeout_s:g} s "
+                                    f"({error.strerror or error}); look at its output, check that the port is not filtered, or raise "
+                                    "cluster.start_timeout_s") from None
+        time.sleep(0.05)
+
+
+def _layout_text(launch: Launch) -> str:
+    """What must be equal on all ranks: hosts and slots in order, with every fact."""
+    return json.dumps([(host.name, host.slots, *host.facts) for host in launch.hosts])
+
+
+def _check_layouts(launch: Launch, said: list[dict[str, Any]]) -> None:
+    for rank, words in enumerate(said):
+        if words["layout"] != said[0]["layout"]:
+            raise HostfileError(f"rank 0 on {said[0]['hostname']} and rank {rank} on {words['hostname']} found different hosts: "
+                                f"{said[0]['layout']} and {words['layout']}; name the same file on all with `launch.py --hostfile FILE`")
+
+
+def _check_machines(launch: Launch, peers: tuple[Peer, ...]) -> None:
+    """Ranks that are planned on one host must run on one machine, and on that machine if the hostfile knows its name.
+
+    One machine may stand for several hosts (an emulated cluster); then names say nothing.
+    """
+    machines: dict[str, Peer] = {}
+    emulated = len({peer.hostname for peer in peers}) == 1
+    for peer in peers:
+        host, _ = seat(launch.hosts, peer.world_rank)
+        first = machines.setdefault(host.name, peer)
+        if first.hostname != peer.hostname:
+            raise HostfileError(f"ranks {first.world_rank} and {peer.world_rank} belong to host {host.name}, but run on "
+                                f"{first.hostname} and {peer.hostname}; let ranks be numbered host by host (mpirun --map-by slot, "
+                                "srun --distribution=block), or correct the hostfile")
+        known = [other.name for other in launch.hosts if is_same_host(other.name, peer.hostname)]
+        if known and not emulated and host.name not in known:
+            raise HostfileError(f"rank {peer.world_rank} belongs to host {host.name}, but runs on {peer.hostname}; write the hosts in the "
+                                "order in which the launcher numbers them")
+
+
+def _own_address(store: Store, launch: Launch) -> str:
+    """An address of this machine that the others can reach: the one rank 0 is known by, or the one that faces rank 0."""
+    if store.peers[store.world_rank].hostname == store.peers[0].hostname:
+        return launch.master_addr
+    # Connecting a datagram socket sends nothing, but makes the kernel choose the outgoing interface.
+    family, kind, protocol, _, address = socket.getaddrinfo(launch.master_addr, launch.master_port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return probe.getsockname()[0]
+
+
+def _claim_port(store: Store, hostname: str) -> int:
+    """A free port of this machine that no other cluster of this job has taken in the same moment."""
+    while True:
+        port = free_port()
+        if store.add(f"fedspeed/port/{hostname}/{port}", 1) == 1:
+            return port
+
+
+def _named(launch: Launch, ranks: list[int]) -> str:
+    return ", ".join(f"rank {rank} (host {host.name}, slot {slot})" for rank in ranks for host, slot in [seat(launch.hosts, rank)])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

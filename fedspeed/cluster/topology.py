@@ -1,0 +1,196 @@
+"""From hosts and a number of clients to places: which rank carries which client, in which cluster, through which gateway.
+
+Pure arithmetic; `plan` is the only decision. World ranks number the slots host by host in hostfile order, which is how the DeepSpeed
+launchers and a by-slot `mpirun` number them, so every rank can compute the same topology from the same file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fedspeed.cluster.hostfile import Host
+from fedspeed.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """Where one rank stands. `cluster`, `cluster_rank` are None and `clients` is empty on an idle rank.
+
+    `local_rank` counts the slots of `host` from 0; the accelerator index of the process is the launcher's business.
+    """
+
+    world_rank: int
+    host: str
+    local_rank: int
+    cluster: str | None
+    cluster_rank: int | None
+    clients: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClientPlace:
+    """A client and its ranks: consecutive world ranks of one host. `gateway` is the first of them."""
+
+    client: int
+    cluster: str
+    ranks: tuple[int, ...]
+    gateway: int
+
+
+@dataclass(frozen=True)
+class ClusterPlace:
+    """A torch world: its ranks ascending, so that `ranks[cluster_rank]` is the world rank, and its clients ascending."""
+
+    name: str
+    ranks: tuple[int, ...]
+    clients: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """All places. `ranks[world_rank]` and `clients[client]` are addressed by number; `idle` holds the world ranks without work."""
+
+    ranks: tuple[RankPlace, ...]
+    clients: tuple[ClientPlace, ...]
+    clusters: tuple[ClusterPlace, ...]
+    idle: tuple[int, ...]
+
+    @property
+    def gateways(self) -> tuple[int, ...]:
+        """The gateway of every client, by client number; clients that share ranks share it."""
+        return tuple(client.gateway for client in self.clients)
+
+    @cached_property
+    def participants(self) -> tuple[int, ...]:
+        """World ranks that take part in the exchange: every gateway once, ascending."""
+        return tuple(sorted(set(self.gateways)))
+
+    def place(self, world_rank: int) -> RankPlace:
+        return self.ranks[world_rank]
+
+    def cluster_of(self, name: str) -> ClusterPlace:
+        """The cluster of that name. Raises KeyError: an idle rank has None for a cluster, and no place here."""
+        for cluster in self.clusters:
+            if cluster.name == name:
+                return cluster
+        raise KeyError(name)
+
+
+def plan(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> Topology:
+    """Lays `clients` on the slots of `hosts`.
+
+    Slots are cut into groups of consecutive ranks of one host, and the groups are dealt out in file order:
+
+    - `auto`, at most as many clients as hosts: a group is a whole host, of whatever size;
+    - `auto`, more clients than hosts: all groups have the largest size that still leaves one for each client;
+    - a number R: all groups have R ranks; hosts with fewer slots stay idle;
+    - more clients than groups: the groups carry contiguous blocks of clients whose sizes differ by at most one.
+
+    Args:
+        clients: how many, at least 1.
+        ranks_per_client: `auto` or a whole number of at least 1.
+
+    Raises:
+        ConfigError: no client, no host, or a number of ranks that the hosts do not offer.
+    """
+    if clients < 1:
+        raise ConfigError(f"data.clients={clients}: there is nothing to lay out; set it to 1 or more")
+    if not hosts:
+        raise ConfigError("there is no host to lay clients on; name one in the hostfile")
+    groups = _groups(hosts, clients, ranks_per_client.strip())
+    used = groups[:clients]
+    blocks = _even_blocks(clients, len(used))
+    return _assemble(hosts, [(host, ranks, block) for (host, ranks), block in zip(used, blocks, strict=True)])
+
+
+def warnings(topology: Topology) -> list[str]:
+    """What an owner of the machines would want to know about a plan: capacity that stays idle."""
+    if not topology.idle:
+        return []
+    idle_by_host: dict[str, list[int]] = {}
+    for world_rank in topology.idle:
+        idle_by_host.setdefault(topology.ranks[world_rank].host, []).append(world_rank)
+    working = {place.host for place in topology.ranks if place.clients}
+    messages = []
+    if whole := [host for host in idle_by_host if host not in working]:
+        ranks = sum(len(idle_by_host[host]) for host in whole)
+        messages.append(f"{_counted(len(whole), 'host')} with {_counted(ranks, 'rank')} idle ({', '.join(whole)}): the "
+                        f"others are enough for {_counted(len(topology.clients), 'client')}; raise data.clients to use more")
+    if part := [host for host in idle_by_host if host in working]:
+        ranks = [world_rank for host in part for world_rank in idle_by_host[host]]
+        messages.append(f"{_counted(len(ranks), 'rank')} idle on hosts that work ({', '.join(part)}; world ranks "
+                        f"{', '.join(map(str, ranks))}); another cluster.ranks_per_client or data.clients would use them")
+    return messages
+
+
+def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> list[tuple[Host, range]]:
+    """Groups of world ranks in file order, at least one; more of them than clients are capacity left over."""
+    if ranks_per_client == "auto":
+        if clients <= len(hosts):
+            return _cut(hosts, None)
+        largest = max(host.slots for host in hosts)
+        size = next((size for size in range(largest, 1, -1) if sum(host.slots // size for host in hosts) >= clients), 1)
+        return _cut(hosts, size)
+    # isdecimal alone would let other scripts' digits through to int().
+    if not (ranks_per_client.isascii() and ranks_per_client.isdecimal()) or int(ranks_per_client) < 1:
+        raise ConfigError(f"cluster.ranks_per_client={ranks_per_client!r}: write `auto` or a number of ranks of at least 1")
+    size = int(ranks_per_client)
+    largest = max(hosts, key=lambda host: host.slots)
+    if size > largest.slots:
+        raise ConfigError(f"cluster.ranks_per_client={size}: a client lies on one host, and the largest ({largest.name}) has "
+                          f"slots={largest.slots}; ask for at most {largest.slots}, or raise slots in the hostfile")
+    groups = _cut(hosts, size)
+    for host in dict.fromkeys(host for host, _ in groups[:clients]):
+        if rest := host.slots % size:
+            divisors = [str(number) for number in range(1, host.slots + 1) if host.slots % number == 0]
+            raise ConfigError(f"cluster.ranks_per_client={size}: leaves {rest} of the {host.slots} slots of {host.name} unused; ask for "
+                              f"{' or '.join(divisors)}, or write slots={host.slots - rest} for {host.name}")
+    return groups
+
+
+def _cut(hosts: Sequence[Host], size: int | None) -> list[tuple[Host, range]]:
+    """Each host's ranks in pieces of `size` (None: one piece); what is left over belongs to no piece."""
+    pieces, start = [], 0
+    for host in hosts:
+        step = size or host.slots
+        pieces += [(host, range(first, first + step)) for first in range(start, start + host.slots - step + 1, step)]
+        start += host.slots
+    return pieces
+
+
+def _even_blocks(clients: int, groups: int) -> list[range]:
+    """Contiguous blocks of client numbers; the first groups, on the faster hosts, take the surplus."""
+    size, surplus = divmod(clients, groups)
+    blocks, start = [], 0
+    for group in range(groups):
+        stop = start + size + (group < surplus)
+        blocks.append(range(start, stop))
+        start = stop
+    return blocks
+
+
+def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]]) -> Topology:
+    cluster_ranks: dict[str, list[int]] = {}
+    cluster_clients: dict[str, list[int]] = {}
+    carried: dict[int, tuple[int, ...]] = {}
+    clients = []
+    for host, ranks, block in dealt:
+        cluster_ranks.setdefault(host.cluster, []).extend(ranks)
+        cluster_clients.setdefault(host.cluster, []).extend(block)
+        carried.update(dict.fromkeys(ranks, tuple(block)))
+        clients += [ClientPlace(client, host.cluster, tuple(ranks), ranks[0]) for client in block]
+    seats = [(host, local_rank) for host in hosts for local_rank in range(host.slots)]
+    places = []
+    for world_rank, (host, local_rank) in enumerate(seats):
+        if world_rank in carried:
+            cluster_rank = cluster_ranks[host.cluster].index(world_rank)
+            places.append(RankPlace(world_rank, host.name, local_rank, host.cluster, cluster_rank, carried[world_rank]))
+        else:
+            places.append(RankPlace(world_rank, host.name, local_rank, None, None, ()))
+    clusters = tuple(ClusterPlace(name, tuple(ranks), tuple(cluster_clients[name])) for name, ranks in cluster_ranks.items())
+    idle = tuple(place.world_rank for place in places if not place.clients)
+    return Topology(tuple(places), tuple(clients), clusters, idle)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,92 @@
+"""What the doctor and the device count see, on machines made up for the test."""
+
+import subprocess
+from importlib import metadata
+
+import pytest
+
+from fedspeed.cluster import devices, doctor
+from fedspeed.cluster.doctor import Check, checks, pinned, render
+
+
+def test_every_failed_check_has_a_remedy_and_no_other():
+    for check in checks():
+        assert check.name and check.detail
+        assert bool(check.remedy) == (not check.ok), check
+
+
+def test_text_is_aligned():
+    text = render([Check("short", True, "fine"), Check("a longer name", False, "gone", "fetch it")])
+    lines = text.splitlines()
+    assert lines[0].index("fine") == lines[1].index("gone")
+    assert "fetch it" in lines[2]
+    assert lines[-1] == "1 of 2 checks passed"
+
+
+def test_pins_are_read_and_held_against_what_is_installed(monkeypatch):
+    assert pinned("# c\nTorch==2.13.0\nx[extra] == 1.0 # why\nloose>=1\n") == {"Torch": "2.13.0", "x": "1.0"}
+    monkeypatch.setattr(metadata, "version", lambda name: {"torch": "2.13.0+cpu", "old": "1.0"}[name])
+    assert doctor._package("torch", "2.13.0").ok
+    old = doctor._package("old", "2.0")
+    assert (old.ok, old.remedy) == (False, "tested with 2.0: pip install old==2.0")
+
+
+def test_a_package_or_tool_that_is_not_there_is_told(monkeypatch, tmp_path):
+    missing = doctor._package("no-such-package-of-ours", "1.0")
+    assert (missing.ok, missing.remedy) == (False, "pip install no-such-package-of-ours==1.0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor.sys, "executable", str(tmp_path / "python"))
+    tool = doctor._tool("pdsh", "pdsh", "why", "apt install pdsh")
+    assert not tool.ok and "apt install pdsh; why" in tool.remedy
+
+
+def test_the_python_requirement(monkeypatch):
+    assert doctor._python().ok
+    monkeypatch.setattr(doctor, "_OLDEST_PYTHON", (99, 0))
+    assert "install Python 99.0" in doctor._python().remedy
+
+
+@pytest.mark.parametrize(("library", "found"), [(None, False), ("libaio.so.1", True)])
+def test_libaio_needs_library_and_header(monkeypatch, library, found, tmp_path):
+    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: library)
+    monkeypatch.setattr(doctor.sys, "prefix", str(tmp_path))
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "libaio.h").touch()
+    check = doctor._libaio()
+    assert check.ok == found
+    assert found or "libaio-dev" in check.remedy and "the library not found" in check.detail
+
+
+def test_16_bit_arithmetic_of_the_cpu_is_told(monkeypatch):
+    monkeypatch.setattr(doctor, "_lines", lambda path: ["flags : fpu avx512_bf16 avx512_fp16"])
+    assert "native fp16 and bf16" in doctor._cores().detail
+    monkeypatch.setattr(doctor, "_lines", lambda path: ["flags : fpu"])
+    assert "emulated" in doctor._cores().detail
+
+
+@pytest.mark.parametrize(("chosen", "installed", "visible"), [
+    (None, 4, 4), ("", 4, 0), ("-1", 4, 0), ("0", 4, 1), ("0,2", 4, 2), ("1,9,2", 4, 1), ("GPU-abc,GPU-def", 4, 2), ("0,1", 0, 0)])
+def test_cuda_visible_devices(monkeypatch, chosen, installed, visible):
+    monkeypatch.setattr(devices, "installed_gpus", lambda: installed)
+    assert devices.visible_gpus({} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}) == visible
+
+
+def test_gpus_are_counted_from_the_driver_else_from_its_tool(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "_DRIVER_FOLDER", tmp_path / "gpus")
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    assert devices.installed_gpus() == 0
+    monkeypatch.setattr(devices.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    listing = "GPU 0: NVIDIA GeForce RTX 3090 (UUID: x)\nGPU 1: NVIDIA GeForce RTX 3090 (UUID: y)\n  MIG 1g.5gb Device 0: (UUID: z)\n"
+    monkeypatch.setattr(devices.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=listing))
+    assert devices.installed_gpus() == 2
+    for name in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
+        (tmp_path / "gpus" / name).mkdir(parents=True)
+    assert devices.installed_gpus() == 3
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)])
+def test_a_container_quota_limits_the_cores(monkeypatch, tmp_path, quota, cores):
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(devices, "_QUOTA_FILE", tmp_path / "cpu.max")
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: range(8))
+    assert devices.usable_cores() == cores

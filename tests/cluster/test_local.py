@@ -1,0 +1,338 @@
+"""The local supervisor with real processes: it starts, names what died, starts again, passes signals on, and leaves nobody behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedspeed.cluster import devices, local
+from fedspeed.cluster.crew import End
+from fedspeed.cluster.processes import how_it_ended
+from fedspeed.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+RANKS = 3
+BOTH = pytest.mark.parametrize("way", ["fork", "spawn"])
+
+# One script is supervisor and, when it finds RANK, a rank, as launch.py is. Ranks leave a file per life in the folder.
+SCRIPT = '''
+import json, os, signal, sys, threading, time
+from pathlib import Path
+from fedspeed.cluster import local
+from fedspeed.cluster.once import report
+from fedspeed.errors import ConfigError, FedSpeedError
+
+folder, way, mode = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+def preload():
+    with (folder / "preloads").open("a") as file:
+        file.write("x")
+    if mode == "threads":
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    if mode == "broken preload":
+        raise RuntimeError("no such library")
+    if mode == "bad preload":
+        raise ConfigError("preload dislikes it")
+
+def target(env):
+    rank, life = int(env["RANK"]), int(env["FEDSPEED_RESTARTS"])
+    assert os.environ["RANK"] == env["RANK"]
+    stop = []
+    if mode == "finish":
+        signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    if mode in ("stubborn", "very stubborn"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note = folder / f"life-{life}-rank-{rank}"
+    note.with_suffix(".new").write_text(json.dumps({"pid": os.getpid(), "parent": os.getppid(), "env": env}))
+    note.with_suffix(".new").rename(note)
+    if mode == "progress" and rank == 0:
+        (folder / "journal").write_text(str(min(life + 1, 3)))
+    deadly = {"kill once": life == 0, "kill always": True, "progress": life < 4}.get(mode, False)
+    if deadly:
+        while len(list(folder.glob(f"life-{life}-rank-?"))) < 3:
+            time.sleep(0.01)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(30)
+    if mode == "kill server" and life == 0:
+        if rank == 1:
+            os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(30)
+    if mode == "usage":
+        raise ConfigError("x.y: wrong; write z")
+    if mode == "one usage":
+        if rank == 1:
+            raise ConfigError("only rank 1 sees it")
+        time.sleep(30)
+    if mode == "bug" and rank == 2:
+        raise ValueError("a bug")
+    if mode == "exit 7" and rank == 2:
+        sys.exit(7)
+    if mode in ("stubborn", "very stubborn", "wait"):
+        time.sleep(30)
+    if mode == "finish":
+        while not stop:
+            time.sleep(0.01)
+        (folder / f"finished-{rank}").touch()
+        return 75 if rank else 0
+    return 0
+
+def main():
+    if "RANK" in os.environ:
+        try:
+            return target(dict(os.environ))
+        except FedSpeedError as error:
+            report(error)
+            return error.exit_code
+    journal = folder / "journal"
+    journal.write_text("0")
+    if way == "gpu":
+        local.visible_gpus = lambda env: 1
+    forked = {} if way == "spawn" else {"preload": preload, "target": target}
+    log = lambda line: print("LOG", line, flush=True)
+    return local.run_local(sys.argv[1:], 3, dict(os.environ), 2, lambda: int(journal.read_text()), log,
+                           finish_s=1.0 if mode == "stubborn" else 15.0, end_s=1.0, **forked)
+
+sys.exit(main())
+'''
+
+
+class Supervised:
+    def __init__(self, folder, way, mode):
+        self.folder = folder
+        script = folder / "start.py"
+        script.write_text(SCRIPT)
+        env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")}
+        self.process = subprocess.Popen([sys.executable, str(script), str(folder), way, mode], env={**env, "PYTHONPATH": str(ROOT)},
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def end(self):
+        """Exit code, output, errors; and that no rank of any life is left."""
+        try:
+            output, errors = self.process.communicate(timeout=20)
+        finally:
+            self.process.kill()
+        self.nobody_is_left()
+        return self.process.returncode, output, errors
+
+    def notes(self, life=0):
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob(f"life-{life}-rank-?"))]
+
+    def lives(self):
+        return len({path.name.split("-")[1] for path in self.folder.glob("life-*-rank-?")})
+
+    def await_ranks(self):
+        deadline = time.monotonic() + 15
+        while len(self.notes()) < RANKS:
+            assert time.monotonic() < deadline, "the ranks did not start"
+            time.sleep(0.01)
+        return self.notes()
+
+    def nobody_is_left(self, within_s=3.0):
+        deadline = time.monotonic() + within_s
+        pids = {json.loads(path.read_text())[key] for path in self.folder.glob("life-*-rank-?") for key in ("pid", "parent")}
+        while any(is_running(pid) for pid in pids):
+            assert time.monotonic() < deadline, "a rank or its parent outlived the supervisor"
+            time.sleep(0.02)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def supervise(tmp_path):
+    started = []
+
+    def start(way, mode):
+        started.append(Supervised(tmp_path, way, mode))
+        return started[-1]
+
+    yield start
+    for supervised in started:
+        supervised.process.kill()
+        supervised.process.wait()
+
+
+@BOTH
+def test_ranks_get_their_environment_and_all_end_well(supervise, way):
+    run = supervise(way, "well")
+    assert run.end() == (0, "", "")
+    notes = run.notes()
+    assert [note["env"]["RANK"] for note in notes] == ["0", "1", "2"] == [note["env"]["LOCAL_RANK"] for note in notes]
+    env = notes[0]["env"]
+    wanted = {"WORLD_SIZE": "3", "LOCAL_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "FEDSPEED_LAUNCH": "local", "FEDSPEED_RESTARTS": "0",
+              "OMP_NUM_THREADS": str(max(1, devices.usable_cores() // 3))}
+    assert {key: env[key] for key in wanted} == wanted
+    assert len({note["env"]["MASTER_PORT"] for note in notes}) == 1
+    assert len({note["pid"] for note in notes}) == 3
+    assert (len({note["parent"] for note in notes} - {run.process.pid}) == 1) == (way == "fork")
+
+
+def test_gpus_get_fresh_processes(supervise):
+    run = supervise("gpu", "well")
+    assert run.end()[0] == 0
+    assert {note["parent"] for note in run.notes()} == {run.process.pid}
+    assert not (run.folder / "preloads").exists()
+
+
+@BOTH
+def test_a_killed_rank_is_named_and_all_start_again(supervise, way):
+    run = supervise(way, "kill once")
+    code, output, _ = run.end()
+    assert code == 0
+    assert run.lives() == 2
+    victim = run.notes()[1]["pid"]
+    assert f"rank 1 (pid {victim}) was killed by SIGKILL" in output
+    assert "restart 1 of 2" in output
+    if way == "fork":
+        assert (run.folder / "preloads").read_text() == "x", "a restart imports nothing again"
+    ports = {note["env"]["MASTER_PORT"] for life in (0, 1) for note in run.notes(life)}
+    assert len(ports) == 2, "the next life meets elsewhere"
+
+
+def test_restarts_without_a_new_round_are_limited(supervise):
+    run = supervise("fork", "kill always")
+    code, output, _ = run.end()
+    assert (code, run.lives()) == (75, 3)
+    assert "no restart is left" in output
+
+
+def test_restarts_after_a_new_round_are_not_counted(supervise):
+    run = supervise("fork", "progress")
+    code, output, _ = run.end()
+    assert (code, run.lives()) == (0, 5)
+    assert output.count("was finished since the last start") == 3 and output.count("restart 1 of 2") == 1
+
+
+@BOTH
+def test_a_usage_error_of_all_ranks_is_printed_once_and_not_tried_again(supervise, way):
+    run = supervise(way, "usage")
+    code, output, errors = run.end()
+    assert (code, output) == (2, "")
+    assert errors == "fedspeed: error: x.y: wrong; write z\n"
+    assert run.lives() == 1
+
+
+def test_a_usage_error_of_one_rank_ends_all(supervise):
+    code, _, errors = supervise("fork", "one usage").end()
+    assert (code, errors) == (2, "fedspeed: error: only rank 1 sees it\n")
+
+
+@pytest.mark.parametrize(("way", "mode", "told", "trace"), [
+    ("fork", "bug", "exit code 1", "ValueError: a bug"), ("fork", "exit 7", "exit code 7", ""),
+    ("spawn", "bug", "exit code 1", "ValueError: a bug")])
+def test_another_failure_is_tried_again_and_ends_with_1(supervise, way, mode, told, trace):
+    run = supervise(way, mode)
+    code, output, errors = run.end()
+    assert (code, run.lives()) == (1, 3)
+    assert f"ended with {told}" in output and trace in errors
+
+
+@pytest.mark.parametrize(("way", "number"), [("fork", signal.SIGTERM), ("fork", signal.SIGINT), ("spawn", signal.SIGTERM)])
+def test_a_signal_lets_the_ranks_finish(supervise, way, number):
+    run = supervise(way, "finish")
+    run.await_ranks()
+    run.process.send_signal(number)
+    code, output, _ = run.end()
+    assert (code, run.lives()) == (75, 1)
+    assert f"asked to end by {number.name}" in output
+    assert len(list(run.folder.glob("finished-?"))) == 3
+
+
+@BOTH
+def test_ranks_that_do_not_finish_are_killed(supervise, way):
+    run = supervise(way, "stubborn")
+    run.await_ranks()
+    started = time.monotonic()
+    run.process.terminate()
+    assert run.end()[0] == 75
+    assert 0.9 < time.monotonic() - started < 10
+
+
+def test_a_second_signal_does_not_wait(supervise):
+    run = supervise("fork", "very stubborn")
+    run.await_ranks()
+    started = time.monotonic()
+    run.process.terminate()
+    time.sleep(0.2)
+    run.process.terminate()
+    assert run.end()[0] == 75
+    assert time.monotonic() - started < 10, "without the second signal it would have been 15 s"
+
+
+@BOTH
+def test_ranks_die_with_a_killed_supervisor(supervise, way):
+    run = supervise(way, "wait")
+    run.await_ranks()
+    run.process.kill()
+    run.process.wait()
+    run.nobody_is_left()
+
+
+def test_a_killed_fork_server_is_noticed_and_replaced(supervise):
+    run = supervise("fork", "kill server")
+    code, output, _ = run.end()
+    assert (code, run.lives()) == (0, 2)
+    assert "the fork server was killed by SIGKILL" in output
+    assert (run.folder / "preloads").read_text() == "xx"
+
+
+def test_threads_left_by_imports_are_told_and_ranks_start_fresh(supervise):
+    run = supervise("fork", "threads")
+    code, output, _ = run.end()
+    assert code == 0
+    assert "threads are running after the imports" in output
+    assert {note["parent"] for note in run.notes()} == {run.process.pid}
+
+
+@pytest.mark.parametrize(("mode", "code", "told"), [
+    ("broken preload", 1, "RuntimeError: no such library"), ("bad preload", 2, "preload dislikes it")])
+def test_imports_that_fail_end_the_run(supervise, mode, code, told):
+    run = supervise("fork", mode)
+    ended, _, errors = run.end()
+    assert ended == code and told in errors
+    assert run.lives() == 0
+
+
+@pytest.mark.parametrize(("codes", "verdict"), [
+    ([0, 0], 0), ([0, 75], 75), ([-9], 75), ([-9, 1], 75), ([75, 1], 1), ([3], 1), ([2, 1, -9], 2)])
+def test_the_verdict_follows_the_cause(codes, verdict):
+    assert local._verdict([End(rank, 1, code) for rank, code in enumerate(codes)]) == verdict
+
+
+def test_ends_in_words():
+    assert how_it_ended(-11) == "was killed by SIGSEGV"
+    assert "memory" in how_it_ended(-9)
+    assert how_it_ended(-63) == "was killed by signal 63"
+
+
+@pytest.mark.parametrize(("setting", "clients", "gpus", "cores", "ranks"), [
+    ("auto", 3, 0, 8, 3), ("auto", 3, 0, 2, 2), ("auto", 3, 2, 8, 2), ("auto", 3, 8, 8, 6), ("auto", 2, 2, 8, 2), (" 5 ", 3, 2, 8, 5)])
+def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, ranks):
+    monkeypatch.setattr(local, "visible_gpus", lambda env: gpus)
+    monkeypatch.setattr(local, "usable_cores", lambda: cores)
+    assert local.local_rank_count(setting, clients) == ranks
+
+
+@pytest.mark.parametrize("setting", ["0", "two", "", "-1", "1.5"])
+def test_a_bad_number_of_local_ranks_is_refused(setting):
+    with pytest.raises(ConfigError, match="cluster.local_ranks="):
+        local.local_rank_count(setting, 3)
+
+
+def test_the_supervisor_and_all_that_help_and_dry_run_reach_import_no_torch():
+    modules = ["crew", "devices", "discover", "doctor", "forkserver", "hostfile", "layout", "local", "once", "rendezvous", "topology"]
+    script = "import sys\n" + "".join(f"import fedspeed.cluster.{name}\n" for name in modules)
+    script += "print(sorted({'torch', 'numpy', 'mpi4py', 'deepspeed'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+                            timeout=20, check=True)
+    assert answer.stdout.strip() == "[]"

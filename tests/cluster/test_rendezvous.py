@@ -1,0 +1,250 @@
+"""Ranks finding each other over a real TCP store: in real processes where that matters, else as threads of this one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.hostfile import Host
+from fedspeed.cluster.ports import STORE_PORT_OFFSET, free_port
+from fedspeed.cluster.rendezvous import Peer, Store, cluster_world, leave, meet, publish, seen
+from fedspeed.cluster.topology import plan
+from fedspeed.errors import HostfileError, LostPeerError
+
+ROOT = Path(__file__).parents[2]
+HOSTS = (Host("alpha", 2, "fast"), Host("beta", 1, "slow"))
+
+RANK_SCRIPT = '''
+import json, os, sys
+from pathlib import Path
+from fedspeed.cluster.discover import from_process
+from fedspeed.cluster.rendezvous import cluster_world, leave, meet, publish, seen
+from fedspeed.cluster.topology import plan
+launch = from_process(Path(sys.argv[1]))
+store = meet(launch, 30)
+topology = plan(launch.hosts, 3, "auto")
+world = cluster_world(store, topology, launch.world_rank, launch, 30)
+os.environ.update(world)
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.ones(1) * (launch.world_rank + 1)
+dist.all_reduce(total)
+publish(store, f"round/7/{launch.world_rank}", "there")
+store.wait([f"round/7/{rank}" for rank in range(3)], 30)
+pids = [peer.pid for peer in store.peers]
+print(json.dumps({"rank": launch.world_rank, "pid": os.getpid(), "pids": pids, "world": world, "sum": total.item(),
+                  "seen": sorted(seen(store, "round/7", range(4)))}), flush=True)
+dist.destroy_process_group()
+assert leave(store, 30) == set()
+'''
+
+
+def launch_of(rank, port, hosts=HOSTS, kind="openmpi"):
+    size = sum(host.slots for host in hosts)
+    return Launch(kind, rank, size, rank, None, hosts, "127.0.0.1", port)
+
+
+def in_threads(work, ranks=3):
+    """Runs work(rank) in a thread per rank and returns the results; an exception is a result."""
+    results = [None] * ranks
+
+    def run(rank):
+        try:
+            results[rank] = work(rank)
+        except Exception as error:  # noqa: BLE001 - handed to the test
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive(), "a rank hangs"
+    return results
+
+
+@pytest.fixture
+def port():
+    return free_port() - STORE_PORT_OFFSET
+
+
+def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp_path, port):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("alpha slots=2\nbeta slots=1\n# fed-host alpha cluster=fast\n# fed-host beta cluster=slow\n")
+    base = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI", "PMIX", "SLURM", "PMI", "RANK", "WORLD"))}
+    processes = []
+    for rank in range(3):
+        env = {**base, "PYTHONPATH": str(ROOT), "RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank), "LOCAL_SIZE": "3",
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen([sys.executable, "-c", RANK_SCRIPT, str(hostfile)], env=env, stdout=subprocess.PIPE, text=True))
+    try:
+        outputs = [process.communicate(timeout=45)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    said = [json.loads(output.splitlines()[-1]) for output in outputs]
+    assert [words["sum"] for words in said] == [3.0, 3.0, 3.0], "1 + 2 in cluster fast, 3 alone in cluster slow"
+    assert all(words["pids"] == [process.pid for process in processes] for words in said)
+    assert all(words["seen"] == [0, 1, 2] for words in said)
+    worlds = [words["world"] for words in said]
+    assert [(world["RANK"], world["WORLD_SIZE"]) for world in worlds] == [("0", "2"), ("1", "2"), ("0", "1")]
+    assert [(world["LOCAL_RANK"], world["LOCAL_SIZE"]) for world in worlds] == [("0", "3"), ("1", "3"), ("2", "3")]
+    assert {(world["CROSS_RANK"], world["CROSS_SIZE"]) for world in worlds} == {("0", "1")}
+    assert worlds[0]["MASTER_PORT"] == worlds[1]["MASTER_PORT"] != worlds[2]["MASTER_PORT"]
+    assert str(port) not in {world["MASTER_PORT"] for world in worlds}
+
+
+def test_the_missing_are_named_at_the_deadline(port, capfd):
+    started = time.monotonic()
+    first, second = in_threads(lambda rank: meet(launch_of(rank, port), 4), ranks=2)
+    assert time.monotonic() - started < 15
+    assert capfd.readouterr().err == ""
+    for error in (first, second):
+        assert isinstance(error, LostPeerError)
+        assert "1 of 3 ranks did not arrive" in str(error)
+        assert "rank 2 (host beta, slot 0)" in str(error)
+        assert "cluster.start_timeout_s" in str(error)
+        assert error.exit_code == 75
+
+
+def test_a_missing_rank_0_is_named_without_a_stack_trace(port, capfd):
+    with pytest.raises(LostPeerError, match=rf"rank 0 \(host alpha, slot 0\) did not open 127.0.0.1:{port + STORE_PORT_OFFSET} within 1 s"):
+        meet(launch_of(1, port), 1)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_host_of_rank_0_that_nobody_knows_is_refused(monkeypatch, port):
+    monkeypatch.setattr("fedspeed.cluster.rendezvous._RESOLVE_S", 0.2)
+    with pytest.raises(HostfileError, match=r"cannot resolve .*`no-such-host.invalid`.*MASTER_ADDR"):
+        meet(replace(launch_of(1, port), master_addr="no-such-host.invalid"), 20)
+
+
+def test_a_taken_port_is_told_with_a_way_out(port):
+    with socket.socket() as holder:
+        holder.bind(("", port + STORE_PORT_OFFSET))
+        holder.listen()
+        with pytest.raises(LostPeerError, match=rf"meeting port {port + STORE_PORT_OFFSET} .*in use.*MASTER_PORT=\d+"):
+            meet(launch_of(0, port), 2)
+
+
+def test_ranks_that_found_different_hosts_are_refused(port):
+    other = (replace(HOSTS[0], gpu="A"), HOSTS[1])
+    results = in_threads(lambda rank: meet(launch_of(rank, port, other if rank == 2 else HOSTS), 20))
+    assert all(isinstance(result, HostfileError) and "rank 2" in str(result) and "--hostfile FILE" in str(result) for result in results)
+
+
+def machines(monkeypatch, names):
+    """Makes the ranks of this process believe that they run on the machines `names`, by rank."""
+    monkeypatch.setattr("fedspeed.cluster.rendezvous.socket.gethostname", lambda: names[int(threading.current_thread().name)])
+
+
+def named_threads(work, ranks=3):
+    def run(rank):
+        threading.current_thread().name = str(rank)
+        return work(rank)
+    return in_threads(run, ranks)
+
+
+@pytest.mark.parametrize(("names", "says"), [
+    (["m1", "m2", "m2"], "ranks 0 and 1 belong to host alpha, but run on m1 and m2"),
+    (["beta", "beta", "alpha"], "rank 0 belongs to host alpha, but runs on beta"),
+])
+def test_ranks_that_run_elsewhere_than_planned_are_refused(monkeypatch, port, names, says):
+    machines(monkeypatch, names)
+    for result in named_threads(lambda rank: meet(launch_of(rank, port), 20)):
+        assert isinstance(result, HostfileError)
+        assert says in str(result)
+
+
+@pytest.mark.parametrize("names", [["alpha", "alpha", "beta.lab"], ["vm", "vm", "vm"], ["alpha", "alpha", "alpha"], ["x", "x", "y"]])
+def test_machines_that_fit_the_plan_are_accepted(monkeypatch, port, names):
+    machines(monkeypatch, names)
+    for result in named_threads(lambda rank: meet(launch_of(rank, port), 20)):
+        assert isinstance(result, Store), result
+        assert [peer.hostname for peer in result.peers] == names
+
+
+def test_a_cluster_over_two_machines_counts_them(monkeypatch, port):
+    machines(monkeypatch, ["alpha", "alpha", "beta"])
+    hosts = (Host("alpha", 2), Host("beta", 1))
+    topology = plan(hosts, 3, "auto")
+
+    def work(rank):
+        launch = replace(launch_of(rank, port, hosts), local_rank=rank % 2)
+        store = meet(launch, 20)
+        world = cluster_world(store, topology, rank, launch, 20)
+        assert leave(store, 20) == set()
+        return world
+
+    worlds = named_threads(work)
+    crossed = [(world["CROSS_RANK"], world["CROSS_SIZE"], world["LOCAL_SIZE"]) for world in worlds]
+    assert crossed == [("0", "2", "2"), ("0", "2", "2"), ("1", "2", "1")]
+    assert {world["MASTER_ADDR"] for world in worlds} == {"127.0.0.1"}
+
+
+def test_a_cluster_whose_first_rank_is_gone_is_told(port):
+    topology = plan(HOSTS, 2, "auto")
+
+    def work(rank):
+        store = meet(launch_of(rank, port), 20)
+        return cluster_world(store, topology, rank, launch_of(rank, port), 1) if rank == 1 else store
+
+    result = in_threads(work)[1]
+    assert isinstance(result, LostPeerError)
+    assert "rank 0 (host alpha, slot 0) did not open the torch world of cluster fast" in str(result)
+
+
+def test_the_store_tells_who_was_seen_and_rank_0_leaves_last(port):
+    def work(rank):
+        store = meet(launch_of(rank, port), 20)
+        if rank != 1:
+            publish(store, f"round/3/{rank}", "here")
+        if rank == 2:
+            return leave(store, 5)
+        missing = store.wait([f"round/3/{other}" for other in range(3)], 0.3)
+        return missing, seen(store, "round/3", range(3)), leave(store, 0.5) if rank == 0 else None
+
+    first, second, third = in_threads(work)
+    assert first == ({"round/3/1"}, {0, 2}, {1}), "rank 1 neither arrived nor said goodbye"
+    assert second[:2] == ({"round/3/1"}, {0, 2})
+    assert third == set()
+
+
+class DeadStore:
+    """A TCPStore whose server has crashed, or (silent) whose machine has vanished."""
+
+    def __init__(self, silent):
+        self.silent, self.asked = silent, 0
+
+    def check(self, keys):
+        self.asked += 1
+        if self.silent:
+            threading.Event().wait(60)
+        raise RuntimeError("Connection reset by peer")
+
+    def set(self, key, text):
+        self.check([key])
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_dead_store_makes_no_second_failure(monkeypatch, silent):
+    monkeypatch.setattr("fedspeed.cluster.rendezvous._ASK_S", 0.2)
+    dead = DeadStore(silent)
+    store = Store(dead, ("127.0.0.1", 1), 1)
+    store.peers = (Peer(0, "a", 1), Peer(1, "a", 2))
+    started = time.monotonic()
+    publish(store, "round/1/1", "here")
+    assert seen(store, "round/1", range(20)) == set()
+    assert leave(store, 5) == set()
+    assert store.wait(["a", "b"], 0.5) == {"a", "b"}
+    assert time.monotonic() - started < 2
+    assert dead.asked == 1, "a silent store is asked once, not once per rank"
