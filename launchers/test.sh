@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# All tests on a fresh Debian machine: installs the packages and the virtual environment they need, builds DeepSpeed's one compiled
+# operator once, then runs pytest. Arguments go to pytest: bash launchers/test.sh -m slow
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(python3-venv g++ libaio-dev iproute2 openssh-server openssh-client pdsh munge slurmctld slurmd slurm-client)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+    if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -q >/dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+    else
+        echo "test: not installed, so the tests that need them are skipped: ${missing[*]}" >&2
+    fi
+fi
+
+[ -x .venv/bin/python ] || python3 -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+
+export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 PATH="$PWD/.venv/bin:$PATH"
+if [ -e /usr/include/libaio.h ]; then
+    # Built by the first user otherwise, and a build that a test's deadline kills leaves a lock that every later one waits for.
+    rm -f "${TORCH_EXTENSIONS_DIR:-$HOME/.cache/torch_extensions}"/*/*/lock
+    .venv/bin/python -c "from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load(verbose=False)" >/dev/null 2>&1 ||
+        echo "test: DeepSpeed's async_io could not be built; the NVMe tests will say why" >&2
+fi
+.venv/bin/python -m ruff check --quiet .
+exec .venv/bin/python -m pytest -q "$@"
