@@ -2,16 +2,19 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedspeed import __version__
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError
 
 PROJECT = Path(__file__).resolve().parent.parent
 QUICKSTART = PROJECT / "ds_configs" / "quickstart.yaml"
+QUICKSTART_BASE = "runs/quickstart-base"
+BASE_S = 600.0  # for the quickstart's base to be pretrained
 
 LAST_WORDS_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
 
@@ -25,7 +28,7 @@ EXIT_CODES = """exit codes:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings tell of every poll of a store
     try:
         return arguments.command(arguments)
@@ -38,12 +41,24 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """argparse takes positional words from one place only; `a=1 --json b=2` has overrides in two."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fedspeed", description="Federated fine-tuning of language models on DeepSpeed.")
     parser.add_argument("--version", action="version", version=f"fedspeed {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", help="run a federated fine-tuning (what launch.py does)", epilog=EXIT_CODES,
+    # No abbreviations: what the supervisor takes out of the arguments for its ranks must be found there as it is called here.
+    run = commands.add_parser("run", allow_abbrev=False, help="run a federated fine-tuning (what launch.py does)", epilog=EXIT_CODES,
                               formatter_class=argparse.RawDescriptionHelpFormatter,
                               description="Run a federated fine-tuning, or resume it where its journal ends. Started by deepspeed, mpirun, "
                                           "srun or torchrun it is one rank; started by plain python it starts the local ranks itself.")
@@ -71,16 +86,27 @@ def _run(arguments: argparse.Namespace) -> int:
     from fedspeed.cluster.discover import from_process
     from fedspeed.config.load import load
 
-    for word in arguments.overrides:
-        if "=" not in word:
-            raise FedSpeedError(f"`{word}` is no override; write key=value, such as federation.rounds=5")
     loaded = load(arguments.config, arguments.overrides)
     if arguments.print_config or arguments.dry_run:
         return _show(loaded, arguments)
     launch = from_process(arguments.hostfile)
+    if loaded.config.model.base == QUICKSTART_BASE:
+        _make_base(launch)
     if launch.kind == "none":
         return _run_local(loaded, arguments, launch)
     return _rank(arguments)
+
+
+def _make_base(launch) -> None:
+    """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of its own (it needs torch)."""
+    folder, end = Path(QUICKSTART_BASE), time.monotonic() + BASE_S
+    if not (folder / "config.json").exists() and launch.local_rank == 0:
+        subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], cwd=Path.cwd(), timeout=BASE_S, check=True,
+                       env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    while not (folder / "config.json").exists():
+        if time.monotonic() > end:
+            raise LostPeerError(f"{folder} did not appear within {BASE_S:.0f} s; make it with `python -m fedspeed pretrain-base {folder}`")
+        time.sleep(0.5)
 
 
 def _show(loaded, arguments: argparse.Namespace) -> int:
@@ -94,6 +120,7 @@ def _show(loaded, arguments: argparse.Namespace) -> int:
         from fedspeed.preflight import check
 
         print(check(loaded, arguments.hostfile))
+        print("nothing was started")
     return EXIT_OK
 
 
@@ -110,7 +137,9 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
         from fedspeed.config.load import load
         from fedspeed.session import Order, run_rank
 
-        code = run_rank(Order(load(arguments.config, arguments.overrides), arguments.hostfile, json_out))
+        code = run_rank(Order(load(arguments.config, arguments.overrides), arguments.hostfile, json_out, arguments.fresh))
+        if code == EXIT_FAILED and os.environ.get("FEDSPEED_LAUNCH") == "local":
+            code = EXIT_OK  # a finished run that lacks updates; its supervisor finds that in the log, and takes other ends for crashes
     except FedSpeedError as error:
         from fedspeed.cluster.once import report
 
@@ -126,77 +155,105 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
 
 def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
     """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one is lost."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy is imported here, and the ranks are forked from what this process forks
     from fedspeed.checkpoint.journal import Journal
     from fedspeed.cluster.local import local_rank_count, run_local
-    from fedspeed.session import preload, run_folder
+    from fedspeed.preflight import check
+    from fedspeed.session import Order, ending, journal_entry, move_aside, preload, run_folder
 
     config, folder = loaded.config, run_folder(loaded)
-    if arguments.fresh and folder.exists():
-        print(f"fedspeed: the earlier run is now {_move_aside(folder)}", file=sys.stderr)
-    ranks = sum(h.slots for h in launch.hosts) if launch.hostfile else local_rank_count(config.cluster.local_ranks, config.data.clients)
+    check(loaded, arguments.hostfile)  # what can be refused without waiting for the ranks' imports
     journal = Journal(folder, config.checkpoint.keep)
-    entry = journal.latest()  # a damaged journal is reported before anything starts
-    if entry is not None and entry.done and not (entry.done == "finished" and config.federation.rounds > entry.round):
-        print(f"fedspeed: {folder} is complete ({entry.done}, {entry.round} rounds): see {folder / 'report.md'}. A larger "
-              "federation.rounds goes on from there, --fresh starts anew.", file=sys.stderr)
-        return EXIT_OK
-
-    def progressed() -> int:
-        return journal.newest()
-
-    said = []
-
-    def log(text: str) -> None:
-        said.append((time.time(), text))
-        print(f"fedspeed: {text}", file=sys.stderr, flush=True)
-
-    env = {"DS_ACCELERATOR": "cpu"} if "DS_ACCELERATOR" not in os.environ and not _gpus() else {}
-    os.environ.update(env)
+    if arguments.fresh:
+        move_aside(folder)
+    entry = journal_entry(journal, Order(loaded))
+    if entry is not None and (end := ending(entry.round, entry.stale, config.federation)) and _is_reported(folder, end):
+        return _say_complete(folder, end, entry.round)
+    ranks = sum(h.slots for h in launch.hosts) if launch.hostfile else local_rank_count(config.cluster.local_ranks, config.data.clients)
+    watch = _Watch()
+    if "DS_ACCELERATOR" not in os.environ and not _gpus():
+        os.environ["DS_ACCELERATOR"] = "cpu"
     arguments.fresh = False
     argv = [a for a in sys.argv[1:] if a != "--fresh"]
-    code = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, progressed, log,
+    code = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, journal.newest, watch.log,
                      preload=preload, target=lambda env: _rank(arguments, env), end_s=LAST_WORDS_S)
-    if code not in (EXIT_OK, EXIT_USAGE) and said:
-        _report_killed(loaded, folder, ranks, said, code)
+    if code == EXIT_OK:
+        return EXIT_FAILED if _missing(folder) else EXIT_OK
+    if code != EXIT_USAGE:
+        _report_killed(loaded, folder, ranks, watch, code)
     return code
 
 
-def _report_killed(loaded, folder: Path, ranks: int, said: list[tuple[float, str]], code: int) -> None:
+def _records(folder: Path):
+    from fedspeed.monitor.round_log import RoundLog
+
+    return RoundLog(folder / "rounds.jsonl", resume_round=sys.maxsize).read()
+
+
+def _missing(folder: Path) -> int:
+    return sum(record.missing_count for record in _records(folder))
+
+
+def _is_reported(folder: Path, end: str) -> bool:
+    """Whether the report, the last thing a run writes, tells of this end: the run may have been killed behind its last journal entry."""
+    report = folder / "report.md"
+    return report.is_file() and report.read_text(encoding="utf-8").partition("\n")[0].endswith(f": {end}")
+
+
+def _say_complete(folder: Path, end: str, number: int) -> int:
+    more = "federation.rounds" if end == "finished" else "federation.patience"
+    lost = _missing(folder)
+    state = f"{end}, {number} rounds" + (f", missing updates: {lost}" if lost else "")
+    print(f"fedspeed: {folder} is complete ({state}): see {folder / 'report.md'}. A larger {more} goes on from there, --fresh starts anew.",
+          file=sys.stderr)
+    return EXIT_FAILED if lost else EXIT_OK
+
+
+class _Watch:
+    """What the supervisor said, and when it last started ranks."""
+
+    def __init__(self):
+        self.said: list[str] = []
+        self.restarts = 0
+        self.started = time.time()
+
+    def log(self, text: str) -> None:
+        print(f"fedspeed: {text}", file=sys.stderr, flush=True)
+        self.said.append(text)
+        if text.startswith("starting all ranks again"):
+            self.restarts, self.started = self.restarts + 1, time.time()
+
+    @property
+    def asked_to_end(self) -> bool:
+        return any(text.startswith("asked to end") for text in self.said)
+
+
+def _report_killed(loaded, folder: Path, ranks: int, watch: _Watch, code: int) -> None:
     """The report of a run whose reporting rank died without a word: what the supervisor knows. A rank's own report knows more."""
     written = folder / "report.md"
-    if written.exists() and written.stat().st_mtime >= said[-1][0] - LAST_WORDS_S:
+    if not folder.is_dir() or (written.exists() and written.stat().st_mtime >= watch.started):
         return
     from fedspeed.config.deepspeed import merge
     from fedspeed.config.show import render
     from fedspeed.monitor.records import MissingUpdates, summarise
     from fedspeed.monitor.report import Facts, write_report
-    from fedspeed.monitor.round_log import RoundLog
 
-    config = loaded.config
-    records = RoundLog(folder / "rounds.jsonl", resume_round=config.federation.rounds).read()
-    if not records:
-        return
-    number = records[-1].round + 1
-    gap = MissingUpdates(number, config.data.clients) if number <= config.federation.rounds else None
-    summary = summarise(records, status="failed", total_rounds=config.federation.rounds, reason="; ".join(text for _, text in said), exit_code=code,
-                        restarts=max(0, len(said) - 1), also_missing=(gap,) if gap else ())
+    config, records = loaded.config, _records(folder)
+    number = records[-1].round + 1 if records else 0
+    everyone = tuple(range(config.data.clients))
+    gaps = () if watch.asked_to_end or not 0 < number <= config.federation.rounds else (MissingUpdates(number, len(everyone), everyone),)
+    summary = summarise(records, status="preempted" if watch.asked_to_end else "failed", total_rounds=config.federation.rounds,
+                        reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps)
     text = render(loaded, merge(config.deepspeed, config, loaded.folder))
-    path = write_report(folder, records, summary, text, Facts(run={"ranks": str(ranks)}), routing_mode=config.routing.mode, plot=config.monitor.plot)
-    print(f"fedspeed: round {number} is not finished; report: {path}", file=sys.stderr)
+    path = write_report(folder, records, summary, text, Facts(run={"ranks": str(ranks)}), routing_mode=config.routing.mode,
+                        plot=config.monitor.plot)
+    print(f"fedspeed: report: {path}", file=sys.stderr)
 
 
 def _gpus() -> int:
     from fedspeed.cluster.devices import visible_gpus
 
     return visible_gpus(os.environ)
-
-
-def _move_aside(folder: Path) -> Path:
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(target)
-    return target
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -55,4 +55,7 @@ def pretrain(folder: Path, seed: int) -> None:
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    part.rename(folder)
+    try:
+        part.rename(folder)
+    except OSError:  # another host that shares this disk was faster; its base is the same
+        shutil.rmtree(part)

@@ -1,0 +1,136 @@
+"""Models read block by block from real safetensors, against transformers' own loading."""
+
+import json
+
+import pytest
+import torch
+
+from fedspeed.errors import ModelError
+from fedspeed.models.blocks import decoder_blocks, units
+from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.loading import materialise, meta_model
+
+
+def configs():
+    from transformers import GPT2Config, LlamaConfig, Qwen2Config
+
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "vocab_size": 300, "bos_token_id": 1, "eos_token_id": 2}
+    return {"llama": LlamaConfig(**small), "qwen2": Qwen2Config(**small, tie_word_embeddings=True),
+            "gpt2": GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=300, bos_token_id=1, eos_token_id=2)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model of each family, in several shards."""
+    from transformers import AutoModelForCausalLM
+
+    root = tmp_path_factory.mktemp("models")
+    for kind, config in configs().items():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(root / kind, max_shard_size="200KB")
+        assert len(list((root / kind).glob("*.safetensors"))) > 1
+    return root
+
+
+def build(config, adapter, seed=0, place=lambda name, parameter: parameter):
+    model = meta_model(config, adapter)
+    materialise(model, config, adapter, seed, place)
+    return model.eval()
+
+
+IDS = torch.arange(20).view(2, 10)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_logits_are_those_of_from_pretrained(folders, kind, method):
+    from transformers import AutoModelForCausalLM
+
+    model = build(ModelConfig(base=str(folders / kind), dtype="fp32"), AdapterConfig(method=method, targets="all-linear"))
+    expected = AutoModelForCausalLM.from_pretrained(folders / kind).eval()
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=IDS).logits, expected(input_ids=IDS).logits)
+
+
+def test_no_more_than_a_block_is_whole_at_a_time(folders):
+    """`place` throws every value away, as partitioning does; what is alive at any moment is counted."""
+    config = ModelConfig(base=str(folders / "llama"), dtype="fp32")
+    model = meta_model(config, AdapterConfig())
+    largest = max(sum(p.numel() for p in unit.parameters(recurse=recurse)) for _, unit, recurse in units(model))
+    alive, most = [], 0
+
+    def place(name, parameter):
+        nonlocal most
+        alive.append(parameter)
+        most = max(most, sum(p.numel() for p in alive if p.data.numel()))
+        parameter.data = torch.empty(0)
+        return parameter
+
+    materialise(model, config, AdapterConfig(), 0, place)
+    assert len(decoder_blocks(model)) == 3 and 0 < most <= largest < sum(p.numel() for p in meta_model(config, AdapterConfig()).parameters()) / 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_random_weights_depend_on_the_seed_alone(folders, kind):
+    config = ModelConfig(base=str(folders / kind), dtype="fp32", init="random")
+    one, same, other = (build(config, AdapterConfig(method="full"), seed) for seed in (1, 1, 2))
+    for (name, a), b, c in zip(one.named_parameters(), same.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a.dim() < 2 or not torch.equal(a, c), name
+    with torch.no_grad():
+        assert 0.01 < one(input_ids=IDS).logits.std() < 2.0
+
+
+def test_an_older_gpt2_without_its_prefix_loads(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    whole = {}
+    for shard in (folders / "gpt2").glob("*.safetensors"):
+        whole.update(load_file(shard))
+    save_file({n.removeprefix("transformer."): t for n, t in whole.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((folders / "gpt2" / "config.json").read_text())
+    model = build(ModelConfig(base=str(tmp_path), dtype="fp32"), AdapterConfig(method="full"))
+    assert torch.equal(model.transformer.wte.weight, whole["transformer.wte.weight"])
+
+
+def test_starting_from_an_adapter(folders, tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(folders / "llama"), LoraConfig(r=5, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    peft.save_pretrained(tmp_path)
+    model = build(ModelConfig(base=str(folders / "llama"), dtype="fp32"), AdapterConfig(start_from=str(tmp_path)))
+    expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folders / "llama"), tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=IDS).logits, expected(input_ids=IDS).logits)
+
+
+def breakages(folder):
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    index = folder / "model.safetensors.index.json"
+    yield "truncated or missing|cannot be read", lambda: shard.write_bytes(shard.read_bytes()[:1000])
+    yield "missing or truncated|cannot be read", lambda: shard.unlink()
+    yield "no weight named", lambda: index.write_text(json.dumps(
+        {"weight_map": {k: v for k, v in json.loads(index.read_text())["weight_map"].items() if "norm" not in k}}))
+    yield "not an index", lambda: index.write_text("{")
+    yield "has shape", lambda: (folder / "config.json").write_text(
+        json.dumps({**json.loads((folder / "config.json").read_text()), "hidden_size": 32, "head_dim": 16}))
+    yield "not supported", lambda: (folder / "config.json").write_text('{"model_type": "bert"}')
+    yield "no config.json", lambda: (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_a_broken_folder_is_named(folders, tmp_path, case):
+    import shutil
+
+    shutil.copytree(folders / "llama", tmp_path / "m")
+    message, spoil = list(breakages(tmp_path / "m"))[case]
+    spoil()
+    with pytest.raises(ModelError, match=message) as caught:
+        build(ModelConfig(base=str(tmp_path / "m"), dtype="fp32"), AdapterConfig())
+    assert str(tmp_path / "m") in str(caught.value)

@@ -1,0 +1,48 @@
+"""The rooms import in one direction, and heavy libraries have one door each. Read from the source, so that nothing has to run."""
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "fedspeed"
+# A room may import those of earlier lines, and its own. config.py leaves are not rooms: they import nothing of ours.
+ORDER = [["errors", "files"], ["config"], ["cluster", "models", "data"], ["engine", "routing", "monitor", "checkpoint"], ["federation"],
+         ["preflight", "quickstart"], ["session"], ["cli"], ["__main__"]]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+DOORS = {"deepspeed": {"engine", "session"}, "mpi4py": {"routing/transports/mpi"}}
+
+
+def imports(path):
+    """(module, line) of every import, including those inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    inside = path.relative_to(PACKAGE).with_suffix("")
+    room, leaf = inside.parts[0], inside.name == "config"
+    for name, line in imports(path):
+        parts = name.split(".")
+        door = DOORS.get(parts[0])
+        assert door is None or room in door or str(inside) in door, f"{path}:{line}: only {door} may import {parts[0]}"
+        if parts[0] != "fedspeed" or len(parts) < 2 or parts[1] not in LEVEL:
+            continue
+        target_is_leaf = len(parts) > 2 and parts[2] == "config"
+        if leaf:
+            raise AssertionError(f"{path}:{line}: a config leaf imports nothing of ours")
+        allowed = target_is_leaf or parts[1] == room or LEVEL[parts[1]] < LEVEL[room]
+        assert allowed, f"{path}:{line}: {room} may not import {parts[1]}"
+
+
+def test_every_room_is_on_the_map():
+    assert {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in FILES} == set(LEVEL)
