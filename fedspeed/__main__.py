@@ -1,8 +1,13 @@
-"""`python -m fedspeed`."""
+"""`python -m fedspeed`, and the console script."""
 
 import sys
 
 from fedspeed.cli import main
 
+
+def console() -> int:
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(console())

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedspeed import __version__
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError, Preempted
 
 PROJECT = Path(__file__).resolve().parent.parent
 QUICKSTART = PROJECT / "ds_configs" / "quickstart.yaml"
@@ -141,9 +141,11 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
         if code == EXIT_FAILED and os.environ.get("FEDSPEED_LAUNCH") == "local":
             code = EXIT_OK  # a finished run that lacks updates; its supervisor finds that in the log, and takes other ends for crashes
     except FedSpeedError as error:
-        from fedspeed.cluster.once import report
+        from fedspeed.cluster.once import first_to_speak, report
 
-        report(error)
+        # Asked to end are all ranks alike, be it because another one has refused its input and said so.
+        if not isinstance(error, Preempted) or first_to_speak(os.environ):
+            report(error)
         code = error.exit_code
     except Exception:
         traceback.print_exc()

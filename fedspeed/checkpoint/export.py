@@ -1,5 +1,6 @@
 """The result of a run as an ordinary folder: a PEFT adapter, or a Hugging Face model."""
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
     """Write `tensors` (full trainable state, fp32, by parameter name) so that PEFT or transformers loads it.
 
     Args:
-        folder: replaced as a whole; a reader sees the old folder or the new one.
+        folder: replaced as a whole; a reader finds a whole folder or, for the moment between two renames, none.
         model: the wrapped model, read for its configuration only (its weights may be partitioned away).
         base: what an adapter names as its base model.
     """
@@ -30,7 +31,9 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         (part / "adapter_config.json").write_text(json.dumps(config, indent=2, default=_plain, sort_keys=True))
     else:
         write_tensors(part / "model.safetensors", named, metadata={"format": "pt"})  # transformers refuses files without it
-        model.config.save_pretrained(part)
+        config = copy.deepcopy(model.config)
+        config.use_cache = True  # off while training; off in the file it would make generation quadratic
+        config.save_pretrained(part)
     tokenizer.save_pretrained(part)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)

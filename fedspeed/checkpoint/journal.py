@@ -21,7 +21,7 @@ import numpy as np
 from fedspeed.errors import JournalError
 from fedspeed.files import write_atomically
 
-ROUND = re.compile(r"round-(\d{6})$")
+ROUND = re.compile(r"round-(\d{6,})$")
 
 
 @dataclass(frozen=True)
@@ -61,31 +61,50 @@ class Journal:
         digest = write_tensors(folder / "state.safetensors", tensors)
         text = json.dumps({**asdict(entry), "sha256": digest, "best_loss": entry.best_loss if entry.best_round else None}, indent=1)
         write_atomically(folder / "entry.json", text.encode())
-        for number in self._committed()[:-self._keep]:
-            shutil.rmtree(self._round(number), ignore_errors=True)
+        oldest = self._committed()[-self._keep:][0]
+        for number in self._numbers():
+            if number < oldest:  # with or without an entry: a killed process may have left half a round
+                self._forget(number)
 
     def save_client(self, number: int, client: int, tensors: Mapping[str, np.ndarray]) -> None:
+        """Add a client's kept optimizer (empty: it has none) to the round that is about to be committed."""
         write_tensors(self._round(number) / f"client-{client}.safetensors", tensors)
-        for folder in self.folder.glob("round-*"):  # on a host that does not commit, nobody else forgets the old ones
-            if int(folder.name[-6:]) < number - self._keep and not (folder / "entry.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)
+        # On a host that does not commit nobody else forgets the old rounds. This one is not committed yet, so it counts for none.
+        earlier = [n for n in self._numbers() if n < number]
+        for old in earlier[:-self._keep]:
+            if not (self._round(old) / "entry.json").exists():
+                self._forget(old)
 
     def load_client(self, number: int, client: int) -> dict[str, np.ndarray]:
         path = self._round(number) / f"client-{client}.safetensors"
         if not path.is_file():
             raise JournalError(f"{path}: missing; the optimizer of client {client} was kept on another host. Resume on the same hosts, "
                                "or start anew with --fresh")
-        return read_tensors(path)
+        return read_tensors(path, f"delete the folder {path.parent} on the first host to resume from the round before, "
+                            "or start anew with --fresh")
 
     def save_best(self, tensors: Mapping[str, np.ndarray]) -> None:
         write_tensors(self.folder / "best.safetensors", tensors)
+        for left in self.folder.glob(".best.safetensors.*.tmp"):  # by a killed process; what is left in a round goes with the round
+            left.unlink(missing_ok=True)
 
     def load_best(self) -> dict[str, np.ndarray]:
-        return read_tensors(self.folder / "best.safetensors")
+        return read_tensors(self.folder / "best.safetensors", "raise federation.rounds to train on until a better round replaces it, "
+                            "or start anew with --fresh")
+
+    def _numbers(self) -> list[int]:
+        """Rounds that have a folder."""
+        found = (ROUND.search(p.name) for p in self.folder.glob("round-*"))
+        return sorted(int(m.group(1)) for m in found if m)
 
     def _committed(self) -> list[int]:
-        found = (ROUND.search(p.parent.name) for p in self.folder.glob("round-*/entry.json"))
-        return sorted(int(m.group(1)) for m in found if m)
+        return [n for n in self._numbers() if (self._round(n) / "entry.json").is_file()]
+
+    def _forget(self, number: int) -> None:
+        """Remove a round, first of all the entry: what is left of it by a kill must not look finished."""
+        folder = self._round(number)
+        (folder / "entry.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def newest(self) -> int:
         """Number of the newest finished round, unchecked; -1 for a run without one."""
@@ -100,9 +119,7 @@ class Journal:
         rounds = self._committed()
         if not rounds:
             return None
-        path = self._round(rounds[-1]) / "entry.json"
-        earlier = f"round {rounds[-2]}" if len(rounds) > 1 else "the beginning"
-        remedy = f"delete the folder {path.parent} to resume from {earlier}, or start anew with --fresh"
+        path, remedy = self._round(rounds[-1]) / "entry.json", self._remedy(rounds[-1])
         try:
             values = json.loads(path.read_bytes())
             values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
@@ -116,7 +133,12 @@ class Journal:
         return entry
 
     def tensors(self, entry: Entry) -> dict[str, np.ndarray]:
-        return read_tensors(self._round(entry.round) / "state.safetensors")
+        return read_tensors(self._round(entry.round) / "state.safetensors", self._remedy(entry.round))
+
+    def _remedy(self, number: int) -> str:
+        earlier = max((n for n in self._committed() if n < number), default=None)
+        target = "the beginning" if earlier is None else f"round {earlier}"
+        return f"delete the folder {self._round(number)} to resume from {target}, or start anew with --fresh"
 
 
 def changes(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
@@ -140,14 +162,19 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[
     return hashlib.sha256(data).hexdigest()
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        JournalError: it is missing or damaged; `remedy` says what to do about it.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise JournalError(f"{path}: cannot be read ({error}); delete its folder to resume from the round before, or use --fresh") from error
+        raise JournalError(f"{path}: cannot be read ({error}); {remedy}") from error
 
 
 def sha256(path: Path) -> str:

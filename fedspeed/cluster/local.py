@@ -58,7 +58,7 @@ def run_local(argv: Sequence[str], ranks: int, env: Mapping[str, str], max_resta
     Args:
         argv: arguments of the script; fresh processes run the same script as this one, by the same interpreter.
         env: environment of the ranks; RANK, WORLD_SIZE and the like are added.
-        max_restarts: how many restarts may be spent without a newly finished round.
+        max_restarts: how many restarts may be spent without a newly finished round; 0: none at all.
         progressed: the last round in the journal.
         log: takes one line at a time.
         preload, target: if both are given and no GPU is visible, ranks are forked from a process that has run `preload` once, and run
@@ -134,7 +134,7 @@ class _Supervisor:
             if code in (EXIT_OK, EXIT_USAGE) or self.signals.received:
                 return code
             before, journaled = journaled, progressed()
-            if journaled > before:
+            if max_restarts and journaled > before:
                 self.log(f"starting all ranks again from the journal (round {journaled} was finished since the last start)")
             elif spent < max_restarts:
                 spent += 1

@@ -1,5 +1,6 @@
 """Building a rank's engine: meta model -> adapter -> tags -> weights block by block -> DeepSpeed."""
 
+import socket
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import ClientMpu, make_groups
+from fedspeed.errors import ModelError
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import materialise, meta_model
 
@@ -25,16 +27,22 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
         nvme: folder of this rank alone for offloaded tensors.
 
     Raises:
-        ModelError: the model folder, its weights or the adapter do not fit.
+        ModelError: the model folder, its weights or the adapter do not fit, or this device cannot compute in model.dtype.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
+    _check_dtype(model.dtype)
     groups = make_groups(client_sets)
     mpu = ClientMpu(groups)
     net = meta_model(model, adapter)
     config = finish(ds_config, model_facts(net), nvme)
     stage = config["zero_optimization"].get("stage", 0)
+    shared = stage == 3 and engine.base_partition == "cluster" and groups.cluster_size > 1
+    if shared:
+        # DeepSpeed cuts its gathers by what is resident and by a count of it that every optimizer step shifts. Ranks in lockstep step and
+        # load at different moments, so for their gathers to match nothing may be resident between two passes.
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     device = torch.device(get_accelerator().current_device_name())
     if stage == 3:
         from fedspeed.engine.partition import TaggedInit
@@ -59,7 +67,19 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
         # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an error.
         loose = [n for n, p in net.named_parameters() if p.requires_grad and p.ds_zero_partition_world_size != groups.client_size]
         assert not loose, f"trainable parameters partitioned beyond their client: {loose}"
-    return ClientEngine(ds_engine, groups, shared_base=stage == 3 and engine.base_partition == "cluster", clock=clock)
+    matched = None if stage != 3 else groups.cluster if engine.base_partition == "cluster" else groups.client
+    return ClientEngine(ds_engine, groups, matched, clock)
+
+
+def _check_dtype(dtype: str) -> None:
+    """DeepSpeed would refuse too, but without saying what to do."""
+    from deepspeed.accelerator import get_accelerator
+
+    device = get_accelerator()
+    able = {"fp32": True, "bf16": device.is_bf16_supported(), "fp16": device.is_fp16_supported()}
+    if not able[dtype]:
+        raise ModelError(f"model.dtype={dtype}: the {device.device_name()} of {socket.gethostname()} cannot compute in it; choose "
+                         f"{' or '.join(name for name, can in able.items() if can)}")
 
 
 def make_optimizer(net: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

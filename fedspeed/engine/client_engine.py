@@ -4,8 +4,9 @@ The engine is built once and lives as long as the run. Clients that share a rank
 into the masters, resets (or restores) the optimizer, takes its local steps, and reads the masters back. So a rank holds one adapter
 and one optimizer however many clients it carries, and nothing is reloaded between rounds.
 
-Where ranks of a cluster share the base (ZeRO-3, `base_partition: cluster`), every forward and backward is a matched collective:
-all ranks must make the same number of passes. `lockstep` finds that number and fills up to it with zero-weight passes.
+Where ranks gather weights from each other (ZeRO-3: the base over the cluster, or at least the adapter over the client), every forward
+and backward is a matched collective: all of them must make the same number of passes. `lockstep` finds that number and fills up to it
+with zero-weight passes.
 """
 
 from contextlib import contextmanager
@@ -44,9 +45,13 @@ class Sums:
 class ClientEngine:
     """See the module's docstring. Built by `engine.build.build_engine`."""
 
-    def __init__(self, ds_engine, groups: Groups, shared_base: bool, clock):
+    def __init__(self, ds_engine, groups: Groups, matched, clock):
+        """
+        Args:
+            matched: group of the ranks that must make the same passes; None where every rank may go on alone.
+        """
         self.ds_engine, self.groups, self._clock = ds_engine, groups, clock
-        self._shared_base = shared_base and groups.cluster_size > 1
+        self._matched = matched if matched is not None and dist.get_world_size(matched) > 1 else None
         self._device = torch.device(get_accelerator().current_device_name())
         self._named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
         self._masters = open_masters(ds_engine, self._named, groups)
@@ -77,6 +82,7 @@ class ClientEngine:
             seed: of dropout, the turn's own: a resumed round draws the same masks.
         """
         self._held = hold
+        self.ds_engine.optimizer.zero_grad()  # an idle pass on weights that diverged leaves NaN, which a step would meet
         self._masters.write(state)
         self._masters.write_optimizer(optimizer or {})
         torch.manual_seed(seed)
@@ -116,12 +122,12 @@ class ClientEngine:
             self._idle_pass(backward)
 
     def _agree(self, passes: int) -> int:
-        """The largest number of passes of any rank that shares the base with this one; `passes` where none does."""
-        if not self._shared_base:
+        """The largest number of passes of any rank that must keep step with this one; `passes` where none does."""
+        if self._matched is None:
             return passes
         word = torch.tensor([float(passes)], device=self._device)
         with self._clock.stage("idle"):
-            dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self.groups.cluster)
+            dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._matched)
         return int(word.item())
 
     def _idle_pass(self, backward: bool) -> None:
@@ -135,6 +141,12 @@ class ClientEngine:
                 self.ds_engine.eval()
                 with torch.no_grad():
                     self._loss(batch)
+                self._end_forward_only()
+
+    def _end_forward_only(self) -> None:
+        """Drop what a pass without a backward prefetched for one. After every such pass, so that ranks in lockstep do it together."""
+        if self.ds_engine.zero_optimization_stage() == 3:
+            self.ds_engine.optimizer.empty_partition_cache()
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch]) -> Sums:
@@ -148,6 +160,7 @@ class ClientEngine:
                 right = (logits[:, :-1].argmax(-1) == labels) | (labels == -100)
                 rows = (labels != -100).any(dim=1)
                 total += Sums(loss_sum.item(), batch.answer_tokens, int((right.all(dim=1) & rows).sum()), int(rows.sum()))
+                self._end_forward_only()
         return total
 
     # Words between the ranks of a client.

@@ -31,15 +31,19 @@ def make_groups(client_sets: list[tuple[int, ...]]) -> Groups:
     Args:
         client_sets: disjoint tuples of cluster ranks, one for each client or set of clients that share ranks.
     """
+    import torch
     from deepspeed import comm as dist
+    from deepspeed.accelerator import get_accelerator
 
+    # A new group would wait half an hour for a lost rank, whatever deadline the world was given.
+    deadline = dist.get_world_group()._get_backend(torch.device(get_accelerator().device_name())).options._timeout
     me, size = dist.get_rank(), dist.get_world_size()
     client_group, mine = None, None
     for ranks in client_sets:
-        group = dist.new_group(list(ranks))
+        group = torch.distributed.new_group(list(ranks), timeout=deadline)
         if me in ranks:
             client_group, mine = group, tuple(ranks)
-    alone = [dist.new_group([r]) for r in range(size)][me]
+    alone = [torch.distributed.new_group([r], timeout=deadline) for r in range(size)][me]
     assert mine is not None, f"cluster rank {me} belongs to no client of {client_sets}"
     return Groups(dist.get_world_group(), client_group, alone, mine, mine.index(me), size)
 

@@ -16,7 +16,9 @@ def open_masters(engine, named: dict[str, torch.nn.Parameter], groups):
     """The view that fits the engine. `named` are the trainable parameters by name, in the same order on all ranks of a client."""
     stage = engine.zero_optimization_stage()
     kind = PartitionMasters if stage == 3 else FragmentMasters if stage in (1, 2) else PlainMasters
-    return kind(engine, named, groups)
+    view = kind(engine, named, groups)
+    view.prime()
+    return view
 
 
 class PlainMasters:
@@ -29,6 +31,20 @@ class PlainMasters:
         if hasattr(engine.optimizer, "fp32_groups"):  # bf16 and fp16
             for low, high in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups):
                 self._master.update({id(p): m for p, m in zip(low, high)})
+
+    def prime(self) -> None:
+        """Make the optimizer's state now instead of in its first step: a resumed run restores it before that."""
+        for master in self._master.values():
+            self._make_state(master)
+
+    def _make_state(self, master: torch.Tensor) -> None:
+        state, group = self._base.state[master], self._base.param_groups[0]
+        if state:
+            return
+        if "betas" in group:
+            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(master), exp_avg_sq=torch.zeros_like(master))
+        elif group["momentum"]:
+            state["momentum_buffer"] = torch.zeros_like(master)
 
     def read(self) -> dict[str, torch.Tensor]:
         """Full fp32 masters on the CPU, by name. Collective over the client where they are partitioned."""
@@ -67,6 +83,9 @@ class FragmentMasters(PlainMasters):
     def __init__(self, engine, named, groups):
         super().__init__(engine, named, groups)
         self._client = groups.client
+
+    def prime(self):
+        """DeepSpeed has done it."""
 
     def _full(self, parameter, key=None) -> torch.Tensor:
         full = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
@@ -157,6 +176,10 @@ class PartitionMasters(PlainMasters):
             if swapped:
                 (zero._optimizer_states_and_gradient_swap_out if write else zero._release_swap_buffers)(group)
 
+    def prime(self):
+        for flat, _, _ in self._sub_groups(write=True):
+            self._make_state(flat)
+
     def _full(self, parameter, shard: torch.Tensor) -> torch.Tensor:
         size = self._groups.client_size
         if size == 1:
@@ -182,8 +205,6 @@ class PartitionMasters(PlainMasters):
 
     @torch.no_grad()
     def write(self, values):
-        # A forward pass without a backward (evaluation) leaves prefetched gathers under way, which nobody would wait for.
-        self._zero.empty_partition_cache()
         for flat, _, places in self._sub_groups(write=True):
             for name, _, offset, numel in places:
                 flat.narrow(0, offset, numel).copy_(self._shard(values[name], numel))

@@ -9,7 +9,8 @@ class FederationConfig:
     rounds: int = field(default=10, metadata={"help": "number of rounds", "min": 1})
     clients_per_round: int = field(default=0, metadata={"help": "clients sampled each round, 0: all", "min": 0})
     aggregation: Literal["avg_factors", "freeze_a", "alternate", "svd"] = field(default="avg_factors", metadata={
-        "help": "avg_factors: mean of A and of B; freeze_a: train only B; alternate: B and A in turn by round; svd: best approximation of the mean of B A"})
+        "help": "avg_factors: mean of A and of B; freeze_a: train only B; alternate: B and A in turn by round; "
+                "svd: best approximation of the mean of B A"})
     server_optimizer: Literal["none", "momentum", "adam", "yogi"] = field(default="none", metadata={
         "help": "what is done with the mean update"})
     server_lr: float = field(default=1.0, metadata={"help": "step size of the server optimizer", "above": 0.0})
@@ -20,5 +21,5 @@ class FederationConfig:
         "help": "state of the clients' optimizers between rounds"})
     evaluate_every: int = field(default=1, metadata={"help": "rounds between evaluations on the held-out rows", "min": 1})
     compare_alone: bool = field(default=False, metadata={
-        "help": "at the end, train each client alone and compare on all held-out rows; for simulations, since every rank reads all of them"})
+        "help": "at the end, train each client alone and compare on all held-out rows; for simulations, since every rank reads all rows"})
     patience: int = field(default=0, metadata={"help": "stop after so many evaluations without a better held-out loss, 0: never", "min": 0})

@@ -28,7 +28,8 @@ class Layout:
         return Layout(tuple(n for n, _ in kept), tuple(s for _, s in kept))
 
     def flatten(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.concatenate([np.asarray(tensors[n], dtype=np.float32).reshape(-1) for n in self.names])
+        parts = [np.asarray(tensors[n], dtype=np.float32).reshape(-1) for n in self.names]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
     def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """Views into `vector`, by name."""

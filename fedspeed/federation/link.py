@@ -9,12 +9,13 @@ from fedspeed.errors import LostPeerError
 
 @dataclass(frozen=True)
 class Sum:
-    """What an exchange gave, and the seconds it took: waiting for the last participant, and travelling."""
+    """What an exchange gave, and what it cost: seconds of waiting for the last participant and of travelling, bytes this rank sent."""
 
     vector: np.ndarray
     weight: float
     idle_s: float
     exchange_s: float
+    bytes_sent: int
 
 
 class ClientLink:
@@ -27,20 +28,18 @@ class ClientLink:
     def __init__(self, engine, exchange, deadline_s: float):
         self._engine, self._exchange, self._deadline_s = engine, exchange, deadline_s
 
-    @property
-    def bytes_sent(self) -> int:
-        return self._exchange.bytes_sent if self._exchange else 0
-
     def sum(self, vector: np.ndarray, weight: float) -> Sum:
         """Sum over all participants, known afterwards to every rank of every client. Only the gateway's vector counts.
 
         Raises:
             LostPeerError: a participant is missing.
         """
+        sent = 0
         if self._exchange is not None:
+            before = self._exchange.bytes_sent
             handle = self._exchange.start(vector, weight)
             total, weight_sum = handle.wait(self._deadline_s)
-            idle_s, exchange_s = handle.idle_s, handle.exchange_s
+            idle_s, exchange_s, sent = handle.idle_s, handle.exchange_s, self._exchange.bytes_sent - before
         else:
             total, weight_sum, idle_s, exchange_s = np.zeros_like(vector), 0.0, 0.0, 0.0
         try:
@@ -48,4 +47,4 @@ class ClientLink:
             head = self._engine.share_from_gateway(np.array([weight_sum, idle_s, exchange_s]))
         except RuntimeError as error:  # torch's only kind for a lost connection
             raise LostPeerError(f"the gateway of this rank's client was lost: {str(error).splitlines()[0]}") from error
-        return Sum(total, *(float(x) for x in head))
+        return Sum(total, *(float(x) for x in head), sent)

@@ -17,7 +17,7 @@ from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import rules, server
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.ledger import Ledger
+from fedspeed.federation.ledger import CLIENT_WORDS, Ledger
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.schedule import lr_at, sample
 from fedspeed.monitor.records import ClientRecord, RoundRecord
@@ -75,7 +75,6 @@ class Federation:
         # A client counts by the answer tokens of its training rows.
         self._weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in seat.clients.items()}
         self._seconds: dict[str, float] = {}  # of this round's turns so far
-        self._bytes_before = 0
 
     def run(self, progress: Progress) -> Progress:
         """Run all rounds that are left; returns what the last one left. `done` says why the run is over, empty if it was asked to stop."""
@@ -88,13 +87,15 @@ class Federation:
         return progress
 
     def _baseline(self, progress: Progress) -> None:
-        """Round 0: the held-out loss before any training, and the journal entry that makes a crash in round 1 resumable."""
+        """Round 0: the held-out loss before any training, and the journal entry that makes a crash in round 1 resumable.
+
+        The loss is only shown: the best round is one of those that trained.
+        """
         ledger = Ledger(self.config.data.clients, self.seat.ranks)
         begin = time.perf_counter()
         self._clock.snapshot_and_reset()
         self._evaluate(progress.tensors, ledger)
         ledger = self._share(ledger)
-        self._note_loss(progress, ledger)
         if self.seat.reporter:
             self._monitor.round(self._record(0, (), ledger, time.perf_counter() - begin, None, None))
         self._keep(progress)
@@ -120,7 +121,7 @@ class Federation:
         last = number == config.federation.rounds
         if last or number % config.federation.evaluate_every == 0:
             self._evaluate(progress.tensors, ledger)
-        ledger = self._share(ledger, total.idle_s, total.exchange_s)
+        ledger = self._share(ledger, total.idle_s, total.exchange_s, total.bytes_sent)
         self._note_loss(progress, ledger)
         if last:
             progress.done = "finished"
@@ -189,14 +190,13 @@ class Federation:
 
     # What everyone learns, and what is kept.
 
-    def _share(self, ledger: Ledger, idle_s: float = 0.0, exchange_s: float = 0.0) -> Ledger:
+    def _share(self, ledger: Ledger, idle_s: float = 0.0, exchange_s: float = 0.0, bytes_sent: int = 0) -> Ledger:
         """The ledger with everyone's words in it. Ends the round's measurement: its own exchange is counted nowhere."""
         seconds = self._clock.snapshot_and_reset()
         stages = {k: self._seconds.get(k, 0.0) + seconds[k] for k in ("compute", "gather", "idle")}
         self._seconds = {}
-        sent, self._bytes_before = self._link.bytes_sent - self._bytes_before, self._link.bytes_sent
         ledger.set_rank(self.seat.slot, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
-                        idle_s=stages["idle"] + idle_s, bytes_sent=sent, peak_bytes=self._peak_bytes(), stop=float(self._stop()))
+                        idle_s=stages["idle"] + idle_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), stop=float(self._stop()))
         own = self.engine.sum_over_client(ledger.vector)
         return Ledger(self.config.data.clients, self.seat.ranks, self._link.sum(own, 0.0).vector)
 
@@ -217,12 +217,12 @@ class Federation:
         """Commit the round. Kept optimizers are on disk everywhere before the reporter makes the round count."""
         if self.config.federation.local_optimizer == "keep":
             if self.seat.gateway:
-                for client, tensors in progress.optimizers.items():
-                    self._journal.save_client(progress.round, client, tensors)
+                for client in self.seat.clients:  # a client that was never asked has none, which is not the same as a lost file
+                    self._journal.save_client(progress.round, client, progress.optimizers.get(client, {}))
             self._link.sum(np.zeros(1), 0.0)
         if self.seat.reporter:
-            entry = Entry(progress.round, self._fingerprint, self.config.run.seed, self._config_dict, progress.best_round, progress.best_loss,
-                          progress.stale, progress.done)
+            entry = Entry(progress.round, self._fingerprint, self.config.run.seed, self._config_dict, progress.best_round,
+                          progress.best_loss, progress.stale, progress.done)
             self._journal.commit(entry, pack(progress.tensors, progress.server))
 
     def _record(self, number: int, asked: tuple[int, ...], ledger: Ledger, seconds: float, factor_error: float | None,
@@ -236,12 +236,13 @@ class Federation:
             round=number, train_loss=float(ledger.of_clients("train_loss").sum() / tokens) if tokens else None,
             val_loss=float(ledger.of_clients("val_loss").sum() / val_tokens) if val_tokens else None, tokens=int(tokens),
             tokens_per_s=float(tokens / seconds), seconds=seconds, **stages, bytes_sent=int(ledger.of_ranks("bytes_sent").sum()),
-            peak_bytes=int(ledger.of_ranks("peak_bytes").max()), lr=lr_at(self.config.train, max(0, number * self.steps_per_round - 1), total),
+            peak_bytes=int(ledger.of_ranks("peak_bytes").max()),
+            lr=lr_at(self.config.train, max(0, number * self.steps_per_round - 1), total),
             factor_error=factor_error, update_norm=norm, clients=len(asked), received=len(received),
             missing=tuple(c for c in asked if c not in received), per_client=tuple(clients))
 
     def _client_record(self, client: int, ledger: Ledger) -> ClientRecord:
-        word = {w: float(ledger.of_clients(w)[client]) for w in ("train_loss", "tokens", "val_loss", "val_tokens", "steps", "compute_s", "gather_s")}
+        word = {w: float(ledger.of_clients(w)[client]) for w in CLIENT_WORDS}
         return ClientRecord(
             client=client, train_loss=word["train_loss"] / word["tokens"] if word["tokens"] else None,
             val_loss=word["val_loss"] / word["val_tokens"] if word["val_tokens"] else None, tokens=int(word["tokens"]),
@@ -253,12 +254,6 @@ def start(config: RunConfig, engine: ClientEngine) -> Progress:
     """The state before round 1: what the engine was built with, the same on every rank."""
     tensors = as_arrays(engine.state())
     return Progress(0, tensors, server.init(config.federation, tensors))
-
-
-def resume(entry: Entry, tensors: Tensors) -> Progress:
-    """The state a journal entry stands for (kept optimizers are added by who has them)."""
-    state, moments = unpack(tensors)
-    return Progress(entry.round, state, moments, {}, entry.best_round, entry.best_loss, entry.stale, entry.done)
 
 
 def pack(tensors: Tensors, moments: server.State) -> Tensors:
@@ -280,7 +275,7 @@ def unpack(packed: Tensors) -> tuple[Tensors, server.State]:
 
 
 def as_arrays(tensors: dict[str, torch.Tensor]) -> Tensors:
-    return {n: t.numpy() for n, t in tensors.items()}
+    return {n: t.detach().numpy() for n, t in tensors.items()}
 
 
 def as_torch(arrays: Tensors) -> dict[str, torch.Tensor]:

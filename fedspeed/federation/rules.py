@@ -86,6 +86,8 @@ class SvdRule:
         state, lost, whole = {}, 0.0, 0.0
         for a, b in pairs(self._layout.names):
             state[b], state[a], cut, norm = mean_product([t[b] for _, t in present], [t[a] for _, t in present], shares)
+            if norm == 0:  # nobody has moved off B = 0; with A = 0 too, neither would ever have a gradient again
+                state[a] = start[a]
             lost, whole = lost + cut**2, whole + norm**2
         return Result(state, (lost / whole) ** 0.5 if whole else 0.0)
 

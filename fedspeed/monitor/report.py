@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fedspeed.errors import EXIT_RESUMABLE
+from fedspeed.files import write_atomically
 from fedspeed.monitor import plots
 from fedspeed.monitor.clock import STAGES
-from fedspeed.files import write_atomically
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, shows_everything, visible
 from fedspeed.monitor.units import bytes_text, count_text, loss_text, seconds_text
 

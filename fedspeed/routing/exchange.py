@@ -4,9 +4,10 @@ There is no server process. A vector is cut into one chunk per participant; each
 float64, and the summed chunks go to everyone. So all hold the same bits, and each sends 2 (n-1)/n of a vector, whatever n.
 """
 
+import queue
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent import futures
 from typing import Protocol
 
 import numpy as np
@@ -15,14 +16,18 @@ from fedspeed.errors import LostPeerError
 from fedspeed.routing.transport import Transport, TransportError
 
 DTYPES = (np.float32, np.float64)
+_LOOK_S = 1.0  # between two looks at who has been lost
 
 
 class RollCall(Protocol):
-    """Out-of-band knowledge of who has reached an exchange, used only to name the missing when one fails."""
+    """Out-of-band knowledge of who has reached an exchange, used to name the missing when one fails, and of who has been lost, which
+    makes it fail."""
 
     def arrive(self, tag: int) -> None: ...
 
     def missing(self, tag: int) -> list[str]: ...
+
+    def lost(self) -> list[str]: ...
 
 
 class NoRollCall:
@@ -34,11 +39,14 @@ class NoRollCall:
     def missing(self, tag: int) -> list[str]:
         return []
 
+    def lost(self) -> list[str]:
+        return []
+
 
 class Handle:
     """An exchange under way."""
 
-    def __init__(self, future: Future, tag: int, roll: RollCall):
+    def __init__(self, future: futures.Future, tag: int, roll: RollCall):
         self._future, self._tag, self._roll = future, tag, roll
         self.idle_s = 0.0      # seconds until the last participant had arrived
         self.exchange_s = 0.0  # seconds the vectors travelled
@@ -49,14 +57,23 @@ class Handle:
         Raises:
             LostPeerError: some participant did not arrive or was lost on the way; names those that are known to be missing.
         """
+        end = time.monotonic() + deadline_s
+        while not futures.wait([self._future], max(0.0, min(_LOOK_S, end - time.monotonic()))).done:
+            # A machine that has vanished breaks no connection: the transport would wait for it until the deadline.
+            if lost := self._roll.lost():
+                raise LostPeerError(f"exchange {self._tag} is missing the update of {', '.join(lost)}: silent for too long")
+            if time.monotonic() >= end:
+                raise self._failure(f"no answer within {deadline_s:.0f} s")
         try:
-            total, weight, self.idle_s, self.exchange_s = self._future.result(timeout=deadline_s)
-            return total, weight
-        except (FutureTimeout, TransportError) as error:
-            missing = self._roll.missing(self._tag)
-            names = ", ".join(missing) if missing else "at least one participant (all had arrived: lost on the way)"
-            reason = f"no answer within {deadline_s:.0f} s" if isinstance(error, FutureTimeout) else str(error)
-            raise LostPeerError(f"exchange {self._tag} is missing the update of {names}: {reason}") from error
+            total, weight, self.idle_s, self.exchange_s = self._future.result()
+        except TransportError as error:
+            raise self._failure(str(error)) from error
+        return total, weight
+
+    def _failure(self, reason: str) -> LostPeerError:
+        missing = self._roll.missing(self._tag)
+        names = ", ".join(missing) if missing else "at least one participant (all had arrived: lost on the way)"
+        return LostPeerError(f"exchange {self._tag} is missing the update of {names}: {reason}")
 
 
 class PlainExchange:
@@ -64,8 +81,11 @@ class PlainExchange:
 
     def __init__(self, transport: Transport, deadline_s: float, roll: RollCall | None = None):
         self._transport, self._deadline_s, self._roll = transport, deadline_s, roll or NoRollCall()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="exchange")  # order of calls = order of exchanges
         self._tag = 0
+        # One thread, so that the order of calls is the order of exchanges. Not an executor's: Python waits for those when it ends, and
+        # this one may be waiting for a participant that is gone.
+        self._orders: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
     @property
     def bytes_sent(self) -> int:
@@ -83,7 +103,17 @@ class PlainExchange:
         tag = self._tag
         self._tag += 1
         self._roll.arrive(tag)
-        return Handle(self._worker.submit(self._run, tag, vector, float(weight)), tag, self._roll)
+        future: futures.Future = futures.Future()
+        self._orders.put((future, tag, vector, float(weight)))
+        return Handle(future, tag, self._roll)
+
+    def _work(self) -> None:
+        while (order := self._orders.get()) is not None:
+            future, *exchange = order
+            try:
+                future.set_result(self._run(*exchange))
+            except Exception as error:  # noqa: BLE001 - whoever waits gets it
+                future.set_exception(error)
 
     def _run(self, tag: int, vector: np.ndarray, weight: float):
         transport, begin = self._transport, time.perf_counter()
@@ -104,5 +134,5 @@ class PlainExchange:
         return whole, float(heads[:, 3].sum()), arrived - begin, time.perf_counter() - arrived
 
     def close(self) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._orders.put(None)
         self._transport.close()

@@ -88,7 +88,7 @@ def test_as_dict_is_a_copy():
 
 @pytest.mark.parametrize("override", [
     "run.name=x", "run.out=x", "monitor.plot=false", "checkpoint.keep=9", "routing.deadline_s=9", "cluster.start_timeout_s=9",
-    "cluster.max_restarts=9", "federation.rounds=99", "federation.patience=9",
+    "cluster.silence_s=9", "cluster.max_restarts=9", "federation.rounds=99", "federation.patience=9",
 ])
 def test_fingerprint_passes_over_what_does_not_change_the_arithmetic(override):
     assert fingerprint(load(None, ["model.base=m", override]).config) == fingerprint(load(None, ["model.base=m"]).config)

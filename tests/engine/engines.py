@@ -37,17 +37,17 @@ def ds_config(kind: str, dtype: str, micro: int = 4, **extra) -> dict:
 def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),), nvme="unused", adapter: AdapterConfig | None = None,
            train: TrainConfig | None = None, options: EngineConfig | None = None, seed: int = 0, join: bool = True, **extra):
     """Join this rank's world and build its engine."""
+    import torch
+
     from fedspeed.engine.build import build_engine
     from fedspeed.engine.world import join_world, leave_world, quiet
-
-    import torch
     torch.set_num_threads(1)
     quiet()
     if join:
         join_world(60)
     try:
-        from pathlib import Path
         import os
+        from pathlib import Path
         yield build_engine(ModelConfig(base=base, dtype=dtype), adapter or AdapterConfig(targets="all-linear"), train or TrainConfig(),
                            options or EngineConfig(), ds_config(kind, dtype, **extra), list(clients), NoClock(),
                            Path(nvme) / f"rank{os.environ['RANK']}", seed)

@@ -65,7 +65,8 @@ def test_three_hosts_in_two_clusters_with_every_launcher(config, tmp_path):
             assert "2 clusters" in check(config, 2, 3, 6)
             shutil.rmtree(tmp_path / "runs")
 
-        command = ["deepspeed", "--hostfile", str(hosts), "launch.py", "--hostfile", str(hosts), "--config", str(config), "federation.rounds=500"]
+        command = ["deepspeed", "--hostfile", str(hosts), "launch.py", "--hostfile", str(hosts), "--config", str(config),
+                   "federation.rounds=500", "cluster.silence_s=10"]
         with lab.spawn(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             seen = ""
             while "round 1/500" not in seen:

@@ -158,3 +158,25 @@ def test_other_dtypes_are_refused():
 
     with pytest.raises(ValueError, match="float32 or float64"):
         PlainExchange(LocalTransport.set_of(1)[0], 5).start(np.zeros(3, dtype=np.int64), 1.0)
+
+
+LOST_SCRIPT = """
+import time, numpy as np
+from fedspeed.errors import LostPeerError
+from fedspeed.routing.exchange import NoRollCall, PlainExchange
+from fedspeed.routing.transports.local import LocalTransport
+class Roll(NoRollCall):
+    def lost(self): return ["client 1 (rank 1 on beta)"]
+begin = time.monotonic()
+try:
+    PlainExchange(LocalTransport.set_of(2)[0], 60, Roll()).start(np.zeros(4), 1.0).wait(60)
+except LostPeerError as error:
+    print(time.monotonic() - begin, error)
+"""
+
+
+def test_a_lost_participant_ends_the_wait_and_the_process_long_before_the_deadline():
+    done = subprocess.run([sys.executable, "-c", LOST_SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    seconds, _, said = done.stdout.partition(" ")
+    assert float(seconds) < 5
+    assert "exchange 0 is missing the update of client 1 (rank 1 on beta)" in said

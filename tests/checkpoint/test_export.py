@@ -1,0 +1,144 @@
+"""What a run leaves behind loads in PEFT and transformers, offline, and computes what the run's own model computes."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedspeed.data.config import TrainConfig
+from fedspeed.engine.config import EngineConfig
+from fedspeed.models.config import AdapterConfig, ModelConfig
+from tests.processes import run_clusters
+
+CASES = {  # name: (family, method, ZeRO, dtype)
+    "llama adapter": ("llama", "lora", "zero0", "fp32"),
+    "qwen2 adapter": ("qwen2", "lora", "zero3", "fp32"),
+    "gpt2 adapter": ("gpt2", "lora", "zero0", "fp32"),
+    "llama model": ("llama", "full", "zero3", "fp32"),
+    "qwen2 model": ("qwen2", "full", "zero0", "fp32"),  # tied embeddings: one tensor, two names
+    "gpt2 model": ("gpt2", "full", "zero0", "fp32"),
+    "bf16 model": ("llama", "full", "zero0", "bf16"),
+}
+IDS = np.random.default_rng(0).integers(0, 256, (2, 12))
+
+
+def write_base(family, folder):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"llama": {"num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64},
+             "qwen2": {"num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64, "tie_word_embeddings": True},
+             "gpt2": {"n_positions": 64, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}}[family]
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(family, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=260, bos_token_id=257,
+                                  eos_token_id=258, pad_token_id=256, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def logits(model):
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(IDS)).logits.float().numpy()
+
+
+def exported(rank, folder):
+    """For each case, the logits of the engine's model and those of what was loaded from its export."""
+    import torch
+
+    from fedspeed.engine.world import join_world, leave_world, quiet
+
+    torch.set_num_threads(1)
+    quiet()
+    join_world(60)
+    out = {name: one(name, *CASES[name], folder) for name in CASES}
+    out["continued"] = continued(folder)
+    leave_world()
+    return out
+
+
+def build(model, adapter, kind, folder):
+    from fedspeed.engine.build import build_engine
+    from tests.engine.engines import ds_config
+    from tests.tiny import NoClock
+
+    return build_engine(model, adapter, TrainConfig(), EngineConfig(), ds_config(kind, model.dtype), [(0,)], NoClock(), folder / "nvme", 0)
+
+
+def trained(engine):
+    """Weights that no base and no fresh adapter has."""
+    rng = np.random.default_rng(2)
+    return {n: (t.detach().numpy() + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in sorted(engine.state().items())}
+
+
+def one(name, family, method, kind, dtype, folder):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fedspeed.checkpoint.export import export
+    from fedspeed.models.tokenizer import byte_tokenizer
+
+    base, target = write_base(family, folder / f"base of {name}"), folder / name
+    engine = build(ModelConfig(base=base, dtype=dtype), AdapterConfig(method=method, targets="all-linear", lora_rank=4), kind, folder)
+    state = trained(engine)
+    engine.load({n: torch.from_numpy(t) for n, t in state.items()})
+    target.mkdir()
+    (target / "left over.bin").write_bytes(b"from an earlier export")
+    export(target, engine.model, byte_tokenizer(), state, base)
+    if method == "lora":
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), target)
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(target)
+    return {"ours": logits(engine.ds_engine), "theirs": logits(loaded),
+            "base": logits(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)), "files": sorted(p.name for p in target.iterdir()),
+            "words": AutoTokenizer.from_pretrained(target)("a é")["input_ids"], "dtype": str(loaded.dtype),
+            "beside": sorted(p.name for p in folder.iterdir() if name in p.name)}
+
+
+def continued(folder):
+    """An exported adapter as the start of another run."""
+    name = "llama adapter"
+    model, fresh = ModelConfig(base=str(folder / f"base of {name}"), dtype="fp32"), AdapterConfig(targets="all-linear", lora_rank=4)
+    first = build(model, fresh, "zero0", folder)
+    again = build(model, AdapterConfig(start_from=str(folder / name)), "zero0", folder)
+    return {"exported": trained(first), "started": {n: t.detach().numpy() for n, t in again.state().items()}}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    return folder, run_clusters([1], exported, folder)[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_export_computes_what_the_run_computed(results, case):
+    seen = results[1][case]
+    tolerance = 0 if case == "bf16 model" else 2e-6
+    assert np.abs(seen["ours"] - seen["theirs"]).max() <= tolerance
+    assert np.abs(seen["ours"] - seen["base"]).max() > 0.1
+    assert seen["dtype"] == ("torch.bfloat16" if case == "bf16 model" else "torch.float32")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_folder_is_an_ordinary_one(results, case):
+    folder, seen = results[0], results[1][case]
+    weights = {"adapter_config.json", "adapter_model.safetensors"} if "adapter" in case else {"config.json", "model.safetensors"}
+    assert weights <= set(seen["files"]) <= weights | {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert seen["beside"] == sorted([case, f"base of {case}"]), "no half-written folder beside it"
+    assert seen["words"] == [257, 97, 32, 195, 169], "bos, then the bytes"
+    if "adapter" in case:
+        config = json.loads((folder / case / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["inference_mode"]) == (str(folder / f"base of {case}"), True)
+        assert config["fan_in_fan_out"] is (CASES[case][0] == "gpt2")
+    else:
+        assert json.loads((folder / case / "config.json").read_text())["use_cache"] is True, "off only while training"
+
+
+def test_an_exported_adapter_starts_another_run(results):
+    seen = results[1]["continued"]
+    assert seen["started"].keys() == seen["exported"].keys()
+    for name, tensor in seen["exported"].items():
+        np.testing.assert_array_equal(seen["started"][name], tensor)

@@ -1,0 +1,325 @@
+"""The round journal: what it keeps, what it refuses, and that it is whole whenever the process that writes it dies."""
+
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from fedspeed.checkpoint.journal import Entry, Journal, changes
+from fedspeed.errors import EXIT_USAGE, JournalError
+
+REMEDY = "or start anew with --fresh"
+
+
+def entry(round, **fields):
+    return Entry(round, "marks", 7, {"run": {"seed": 7}}, **fields)
+
+
+def tensors(round, size=50):
+    return {"global/a": np.full((size, 2), round, dtype=np.float32), "server/m/a": np.arange(size, dtype=np.float32) * round}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a)
+
+
+def round_folders(journal):
+    return sorted(p.name for p in journal.folder.glob("round-*"))
+
+
+# What is kept.
+
+
+def test_an_entry_comes_back_as_it_was(tmp_path):
+    journal = Journal(tmp_path, keep=2)
+    assert journal.latest() is None and journal.newest() == -1
+    journal.commit(entry(0), tensors(0))
+    first = Journal(tmp_path, keep=2).latest()
+    assert (first.round, first.best_round, first.best_loss, first.done) == (0, 0, float("inf"), "")
+    journal.commit(entry(1, best_round=1, best_loss=0.1 + 0.2, stale=3, done="early stop"), tensors(1))
+    again = Journal(tmp_path, keep=2)
+    latest = again.latest()
+    assert latest == entry(1, best_round=1, best_loss=0.1 + 0.2, stale=3, done="early stop", sha256=latest.sha256)
+    assert latest.config == {"run": {"seed": 7}}
+    assert same(again.tensors(latest), tensors(1)) and again.newest() == 1
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_old_rounds_are_forgotten(tmp_path, keep):
+    journal = Journal(tmp_path, keep)
+    numbers = [0, 1, 2, 5, 6, 9]
+    for number in numbers:
+        journal.commit(entry(number), tensors(number))
+    assert round_folders(journal) == [f"round-{n:06d}" for n in numbers[-keep:]]
+    shutil.rmtree(journal.folder / "round-000009")  # what the remedy of a damaged round says
+    assert keep == 1 or Journal(tmp_path, keep).latest().round == 6
+
+
+def test_half_rounds_of_killed_processes_are_forgotten_too(tmp_path):
+    journal = Journal(tmp_path, keep=1)
+    journal.save_client(3, 0, tensors(3))  # never committed
+    journal.commit(entry(4), tensors(4))
+    assert round_folders(journal) == ["round-000004"]
+
+
+def test_the_best_round_is_kept_beside_the_newest(tmp_path):
+    journal = Journal(tmp_path, keep=1)
+    for number in range(4):
+        if number == 1:
+            journal.save_best(tensors(1))
+        journal.commit(entry(number, best_round=1, best_loss=0.5), tensors(number))
+    assert same(Journal(tmp_path, 1).load_best(), tensors(1))
+
+
+def test_leftovers_of_a_killed_write_of_the_best_are_removed(tmp_path):
+    journal = Journal(tmp_path, keep=1)
+    journal.folder.mkdir()
+    (journal.folder / ".best.safetensors.4711.tmp").write_bytes(b"half")
+    journal.save_best(tensors(1))
+    assert [p.name for p in journal.folder.iterdir()] == ["best.safetensors"]
+
+
+def test_clients_keep_their_optimizers_by_round(tmp_path):
+    journal = Journal(tmp_path, keep=2)
+    for number in (1, 2, 3):
+        for client in (0, 4):
+            journal.save_client(number, client, {"w/exp_avg": np.full(3, 10 * number + client, dtype=np.float32)})
+        journal.commit(entry(number), tensors(number))
+    for number in (2, 3):
+        assert journal.load_client(number, 4)["w/exp_avg"].tolist() == [10 * number + 4] * 3
+    assert not (journal.folder / "round-000001").exists()
+
+
+def test_a_client_that_was_never_asked_has_an_empty_optimizer(tmp_path):
+    journal = Journal(tmp_path, keep=1)
+    journal.save_client(2, 1, {})
+    assert journal.load_client(2, 1) == {}
+
+
+@pytest.mark.parametrize(("keep", "step"), [(1, 1), (1, 5), (2, 5), (3, 1)])
+def test_a_host_that_does_not_commit_keeps_what_a_resume_may_need(tmp_path, keep, step):
+    """Until the reporter has committed, the round to resume from is an earlier one; with checkpoint.every=5 that is round - 5."""
+    journal = Journal(tmp_path, keep)
+    numbers = list(range(step, 8 * step, step))
+    for number in numbers:
+        journal.save_client(number, 0, tensors(number))
+    assert round_folders(journal) == [f"round-{n:06d}" for n in numbers[-(keep + 1):]]
+    assert same(journal.load_client(numbers[-2], 0), tensors(numbers[-2]))
+
+
+def test_adding_a_client_leaves_committed_rounds_to_the_reporter(tmp_path):
+    """On a shared disk the gateways see the reporter's rounds."""
+    journal = Journal(tmp_path, keep=1)
+    for number in (1, 2):
+        journal.commit(entry(number), tensors(number))
+    Journal(tmp_path, keep=1).save_client(7, 1, tensors(7))
+    Journal(tmp_path, keep=1).save_client(8, 1, tensors(8))
+    assert journal.latest().round == 2
+
+
+# What is refused. Each error names the file and what to do, and none ends as an empty journal.
+
+
+@pytest.fixture
+def two_rounds(tmp_path):
+    journal = Journal(tmp_path, keep=2)
+    for number in (3, 4):
+        journal.save_client(number, 1, tensors(number))
+        journal.commit(entry(number, best_round=3, best_loss=0.5), tensors(number))
+    journal.save_best(tensors(3))
+    return journal
+
+
+def refusal(call, *arguments):
+    with pytest.raises(JournalError) as caught:
+        call(*arguments)
+    assert caught.value.exit_code == EXIT_USAGE
+    return str(caught.value)
+
+
+def truncate(path, share=0.5):
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * share)])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_state(two_rounds, share):
+    folder = two_rounds.folder / "round-000004"
+    truncate(folder / "state.safetensors", share)
+    assert re.fullmatch(rf"{folder}/state.safetensors: damaged .*; delete the folder {folder} to resume from round 3, {REMEDY}",
+                        refusal(two_rounds.latest))
+
+
+def test_one_flipped_bit_of_the_state(two_rounds):
+    path = two_rounds.folder / "round-000004" / "state.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+    assert "damaged (sha256 is " in refusal(two_rounds.latest)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"round": 4', b"[]", b"7", b'"text"', b"null", b"{}", b'{"best_loss": 1.0}',
+                                     b'{"best_loss": 1, "x": 2}', b"\xff\xfe"])
+def test_damaged_entry(two_rounds, content):
+    folder = two_rounds.folder / "round-000004"
+    (folder / "entry.json").write_bytes(content)
+    assert re.fullmatch(rf"(?s){folder}/entry.json: damaged .*; delete the folder {folder} to resume from round 3, {REMEDY}",
+                        refusal(two_rounds.latest))
+
+
+def test_the_remedy_is_true(two_rounds):
+    """Deleting the damaged round resumes from the one before, and from the beginning where there is none."""
+    truncate(two_rounds.folder / "round-000004" / "state.safetensors")
+    refusal(two_rounds.latest)
+    shutil.rmtree(two_rounds.folder / "round-000004")
+    assert two_rounds.latest().round == 3 and same(two_rounds.tensors(two_rounds.latest()), tensors(3))
+    truncate(two_rounds.folder / "round-000003" / "entry.json")
+    assert "to resume from the beginning" in refusal(two_rounds.latest)
+    shutil.rmtree(two_rounds.folder / "round-000003")
+    assert two_rounds.latest() is None
+
+
+def test_missing_state(two_rounds):
+    (two_rounds.folder / "round-000004" / "state.safetensors").unlink()
+    assert "damaged (sha256 is no file" in refusal(two_rounds.latest)
+
+
+def test_lost_or_truncated_best(two_rounds):
+    path = two_rounds.folder / "best.safetensors"
+    truncate(path)
+    assert re.fullmatch(rf"{path}: cannot be read .*; raise federation.rounds .*{REMEDY}", refusal(two_rounds.load_best))
+    path.unlink()
+    text = refusal(two_rounds.load_best)
+    assert str(path) in text and REMEDY in text and "delete" not in text, "deleting its folder would delete the journal"
+
+
+def test_lost_or_truncated_client(two_rounds):
+    path = two_rounds.folder / "round-000004" / "client-1.safetensors"
+    truncate(path)
+    assert re.fullmatch(rf"{path}: cannot be read .*; delete the folder {path.parent} on the first host .*{REMEDY}",
+                        refusal(two_rounds.load_client, 4, 1))
+    path.unlink()
+    text = refusal(two_rounds.load_client, 4, 1)
+    assert str(path) in text and "client 1" in text and "same hosts" in text and REMEDY in text
+
+
+def test_changes_name_every_value_that_differs():
+    old = {"run": {"seed": 0}, "train": {"lr": 0.1, "momentum": 0.9}, "gone": 1}
+    new = {"run": {"seed": 0}, "train": {"lr": 0.2, "momentum": 0.9}, "came": [2]}
+    assert changes(old, new) == ["came: None -> [2]", "gone: 1 -> None", "train.lr: 0.1 -> 0.2"]
+    assert changes(old, old) == []
+
+
+# Death at any moment.
+
+
+class Died(BaseException):
+    pass
+
+
+def whole(run):
+    """Number of the newest round after a crash; the journal must be readable as it lies there."""
+    journal = Journal(run, keep=1)
+    newest = journal.latest()
+    if newest is None:
+        return -1
+    assert same(journal.tensors(newest), tensors(newest.round))
+    if newest.best_round:
+        assert set(np.unique(journal.load_best()["global/a"])) <= {newest.round, newest.round + 1}
+    return newest.round
+
+
+def test_death_at_every_step_of_a_commit(tmp_path, monkeypatch):
+    """Every call that changes the disk is the last one once; afterwards not even a `finally` gets to change it."""
+    names = [(os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")]
+    real, calls = {name: getattr(module, name) for module, name in names}, {"left": 0, "dead": False}
+
+    def mortal(name):
+        def call(*args, **kwargs):
+            calls["left"] -= 1
+            if calls["dead"] or calls["left"] < 0:
+                calls["dead"] = True
+                raise Died
+            return real[name](*args, **kwargs)
+        return call
+
+    def fresh(run):
+        journal = Journal(run, keep=1)
+        journal.save_best(tensors(1))
+        journal.commit(entry(1, best_round=1, best_loss=1.0), tensors(1))
+        return journal
+
+    outcomes, step = [], 0
+    while True:
+        run = tmp_path / f"{step}"
+        journal = fresh(run)
+        calls.update(left=step, dead=False)
+        for module, name in names:
+            monkeypatch.setattr(module, name, mortal(name))
+        try:
+            journal.save_best(tensors(2))
+            journal.commit(entry(2, best_round=2, best_loss=0.5), tensors(2))
+        except Died:
+            pass
+        finally:
+            monkeypatch.undo()
+        outcomes.append(whole(run))
+        journal.save_best(tensors(2))  # the resumed run does the round again
+        journal.commit(entry(2, best_round=2, best_loss=0.5), tensors(2))
+        assert whole(run) == 2
+        if not calls["dead"]:
+            break
+        step += 1
+    assert outcomes == sorted(outcomes) and set(outcomes) == {1, 2}, outcomes
+    assert step > 10, "the calls are still the ones the journal makes"
+
+
+def commit_for_ever(run, pipe):
+    """Rounds after the newest one, each acknowledged once it is committed."""
+    journal = Journal(run, keep=2)
+    newest = journal.latest()
+    number = 0 if newest is None else newest.round
+    while True:
+        number += 1
+        if number % 3 == 0:
+            journal.save_best(tensors(number, 20_000))
+        journal.save_client(number, 0, tensors(number, 20_000))
+        journal.commit(entry(number, best_round=number - number % 3, best_loss=1.0), tensors(number, 20_000))
+        pipe.send(number)
+
+
+def test_kill_at_random_moments(tmp_path):
+    """One journal, killed and resumed twenty times over."""
+    context, rng, acknowledged, at_work = multiprocessing.get_context("fork"), random.Random(4), 0, 0
+    for _ in range(20):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=commit_for_ever, args=(tmp_path, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        assert ours.poll(20)
+        ours.recv()
+        time.sleep(rng.uniform(0, 0.06))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        while ours.poll():
+            try:
+                acknowledged = ours.recv()
+            except EOFError:
+                break
+        ours.close()
+        journal = Journal(tmp_path, keep=2)
+        newest = journal.latest()
+        assert newest.round in (acknowledged, acknowledged + 1), "committed before it was acknowledged, or not begun"
+        assert same(journal.tensors(newest), tensors(newest.round, 20_000))
+        assert same(journal.load_client(newest.round, 0), tensors(newest.round, 20_000))
+        if newest.best_round:
+            assert journal.load_best()["global/a"][0, 0] in (newest.best_round, newest.best_round + 3)
+        assert len(round_folders(journal)) <= 4, "two that are kept, one half written, one half forgotten"
+        at_work += len(round_folders(journal)) > 2 or any(p.suffix == ".tmp" for p in journal.folder.rglob("*"))
+    assert at_work >= 3, "some kills must have met the journal at work"

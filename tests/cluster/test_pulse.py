@@ -1,0 +1,169 @@
+"""Ranks that fall silent: real processes on a real store, and the judgement alone."""
+
+import os
+import signal
+import time
+from datetime import timedelta
+
+import pytest
+
+from fedspeed.cluster.ports import free_port
+from fedspeed.cluster.pulse import Look, Pulse, Silence, judge
+from fedspeed.cluster.rendezvous import Store
+from tests.processes import run_ranks
+
+RANKS = (0, 1, 2)
+INTERVAL_S, SILENCE_S, GRACE_S = 0.05, 0.7, 0.3
+
+
+def store_of(rank, port):
+    from torch.distributed import TCPStore
+
+    tcp = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False, timeout=timedelta(seconds=10))
+    return Store(tcp, ("127.0.0.1", port), rank)
+
+
+def begin(rank, port):
+    """(pulse, what it called on_stuck with, store), once all three beat."""
+    store, calls = store_of(rank, port), []
+    pulse = Pulse(store, RANKS, rank, INTERVAL_S, SILENCE_S, calls.append, GRACE_S)
+    store.put(f"here/{rank}", "")
+    assert not store.wait([f"here/{r}" for r in RANKS], 10)
+    return pulse, calls, store
+
+
+def until(condition, limit_s=5.0):
+    end = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def fall(rank, port, number):
+    """Be the victim in a child process, and strike it once the others watch."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        *_, store = begin(rank, port)
+        assert not store.wait([f"watches/{r}" for r in RANKS if r != rank], 10)
+        os.write(theirs, b"x")
+        time.sleep(20)
+        os._exit(0)
+    os.read(ours, 1)
+    os.kill(child, number)
+    time.sleep(SILENCE_S + 2 * GRACE_S)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def falls_or_watches(rank, port, victim, number, closer):
+    if rank == victim:
+        return fall(rank, port, number)
+    pulse, calls, store = begin(rank, port)
+    before, begun = pulse.lost(), time.monotonic()
+    store.put(f"watches/{rank}", "")
+    until(pulse.lost)
+    lost, seconds = pulse.lost(), time.monotonic() - begun
+    if rank == closer:
+        pulse.close()
+    else:
+        until(lambda: calls)
+    time.sleep(2 * GRACE_S)  # for a call that must not be
+    pulse.close()
+    return before, lost, seconds, calls
+
+
+@pytest.mark.parametrize(("victim", "number", "closer"), [
+    (1, signal.SIGSTOP, None), (2, signal.SIGKILL, 1), (0, signal.SIGKILL, None), (0, signal.SIGSTOP, None),
+])
+def test_a_rank_that_falls_silent_is_lost_and_who_is_stuck_is_told_once(victim, number, closer):
+    results = run_ranks(3, falls_or_watches, free_port(), victim, number, closer, timeout=30)
+    for rank in set(RANKS) - {victim}:
+        before, lost, seconds, calls = results[rank]
+        assert before == ()
+        assert lost == (victim,)
+        assert calls == ([] if rank == closer else [(victim,)])
+        if victim == 0 and number == signal.SIGKILL:
+            assert seconds < SILENCE_S, "a broken connection to the store needs no waiting"
+        else:
+            assert seconds > SILENCE_S - 4 * INTERVAL_S
+
+
+def leaves_or_stays(rank, port):
+    pulse, calls, _ = begin(rank, port)
+    if rank == 1:
+        pulse.close()
+        pulse.close()
+        return (), calls
+    time.sleep(SILENCE_S + 8 * INTERVAL_S)
+    lost = pulse.lost()
+    pulse.close()
+    return lost, calls
+
+
+def test_a_rank_that_leaves_in_order_is_not_lost():
+    assert run_ranks(3, leaves_or_stays, free_port(), timeout=30) == [((), [])] * 3
+
+
+def test_a_rank_that_fails_says_no_goodbye_and_a_rank_heard_again_is_not_lost():
+    port, calls = free_port(), []
+    store = store_of(0, port)
+    here = Pulse(store, (0, 1), 0, INTERVAL_S, 0.3, calls.append, 60.0)
+    first = Pulse(store, (0, 1), 1, INTERVAL_S, 60.0, calls.append, 60.0)
+    time.sleep(0.2)
+    first.close(goodbye=False)
+    until(here.lost)
+    assert here.lost() == (1,)
+    again = Pulse(store, (0, 1), 1, INTERVAL_S, 60.0, calls.append, 60.0)
+    until(lambda: not here.lost())
+    assert here.lost() == ()
+    again.close()
+    here.close()
+    assert calls == []
+
+
+def test_a_store_on_a_rank_that_does_not_work_may_go():
+    class Gone:
+        def connect(self, prefix, timeout_s):
+            raise RuntimeError("Connection refused")
+
+    calls = []
+    pulses = [Pulse(Gone(), ranks, 1, 0.02, 0.1, calls.append, 0.1) for ranks in ((1, 2), (0, 1, 2))]
+    until(lambda: calls)
+    assert [pulse.lost() for pulse in pulses] == [(), (0,)]
+    assert calls == [(0,)]
+    for pulse in pulses:
+        pulse.close()
+
+
+def test_silence_is_counted_in_looks():
+    silence = Silence([1, 2], step_s=10.0)
+    for second in range(1, 12):
+        silence.look({1: second, 2: 1}, 5.0)
+    assert silence.longer_than(50.0) == (2,)
+    assert silence.longer_than(50.1) == ()
+    silence.look({1: 12, 2: 2}, 5.0)
+    assert silence.longer_than(0.1) == ()
+
+
+def test_a_process_that_was_stopped_itself_takes_nobody_for_lost():
+    silence = Silence([1], step_s=10.0)
+    silence.look({1: 1}, 5.0)
+    silence.look({1: 1}, 3600.0)
+    assert silence.longer_than(10.1) == ()
+
+
+@pytest.mark.parametrize(("before", "look", "gone", "mute", "lost"), [
+    ((), Look((), (3,)), False, False, ()),
+    ((), Look((3,), (3, 4)), False, False, (3, 4)),           # one host, whose ranks did not stop in the same look
+    ((3,), Look((3, 5), (3, 5)), False, False, (3,)),         # 5 has given up since
+    ((3, 4), Look((3,), (3,)), False, False, (3,)),           # 4 is heard again
+    ((3,), Look((), ()), False, False, ()),
+    ((), Look(), True, False, (0,)),
+    ((), Look((), (3,)), True, False, (3,)),                  # rank 0 saw the loss first, and has gone because of it
+    ((3,), Look((3,), (3,)), True, False, (3,)),
+    ((), Look((), (3,)), False, True, (0, 3)),
+    ((0,), Look(), False, False, ()),                         # the store answers again
+    ((), Look((), (), frozenset([0])), True, False, ()),      # rank 0 left in order
+])
+def test_judgement(before, look, gone, mute, lost):
+    assert judge(before, look, gone, mute, (0,)) == lost

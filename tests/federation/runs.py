@@ -1,0 +1,206 @@
+"""Whole federations on tiny models, in a rank of a torn-off world: real engines, real processes, a real exchange."""
+
+import contextlib
+import gc
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+
+from fedspeed.data.clients import ClientData
+from fedspeed.data.encode import Example
+from tests.processes import free_port, run_clusters, run_ranks
+from tests.tiny import run_config
+
+DEADLINE_S = 60
+ROWS = (11, 5, 7)  # training rows of clients 0, 1, 2: different, so that a mean without weights is another mean
+VOCAB = 64
+
+
+def tiny_llama(folder) -> str:
+    """Written by a process of its own, so that the one that only compares arrays needs no torch."""
+    return run_ranks(1, _write_llama, folder)[0]
+
+
+def _write_llama(rank, folder):
+    from tests.tiny import write_llama
+
+    return write_llama(folder, hidden=32, intermediate=48, heads=2, kv_heads=1, vocab=VOCAB)
+
+
+def client_data(client: int, val_rows: int = 3) -> ClientData:
+    """Rows drawn from the client's number alone: prompts and answers of different lengths."""
+    rng = np.random.default_rng([7, client])
+
+    def example() -> Example:
+        length = int(rng.integers(6, 17))
+        return Example(rng.integers(3, VOCAB, length).astype(np.int32), labels_start=int(rng.integers(1, length - 2)))
+
+    return ClientData([example() for _ in range(ROWS[client])], [example() for _ in range(val_rows)], dropped=0, pad_id=0)
+
+
+def share_of(client: int) -> float:
+    """What a client counts: answer tokens of its training rows."""
+    return float(sum(len(e.input_ids) - e.labels_start for e in client_data(client).train))
+
+
+def settings(base: str, *, clients: int = 3, train: dict | None = None, adapter: dict | None = None, **sections):
+    """A configuration of short rounds in fp32."""
+    return run_config(model={"base": base, "dtype": "fp32"}, data={"clients": clients},
+                      train={"local_steps": 2, "micro_batch": 2, "optimizer": "sgd", "momentum": 0.9, "lr": 0.1, **(train or {})},
+                      adapter={"targets": "all-linear", "lora_rank": 4, "alpha": 8.0, **(adapter or {})}, **sections)
+
+
+def stirred(tensors: dict) -> dict:
+    """Starting values with a B that is not zero, so that A has a gradient from the first step on."""
+    rng = np.random.default_rng(3)
+    return {n: (t + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in sorted(tensors.items())}
+
+
+def largest(a: dict, b: dict) -> float:
+    """The largest difference between two states."""
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[n] - b[n].astype(np.float64)).max()) for n in a)
+
+
+def same_bits(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(a[n].tobytes() == b[n].tobytes() for n in a)
+
+
+class Notes:
+    """A monitor that keeps every record, and the trained weights at the end of every turn."""
+
+    def __init__(self):
+        self.records, self.turns, self.engine = [], [], None
+
+    def step(self, round_number, local_step, local_steps, loss=None):
+        if local_step == local_steps:
+            self.turns.append({n: t.detach().numpy() for n, t in self.engine.state().items()})
+
+    def round(self, record):
+        self.records.append(record)
+
+
+@dataclass(frozen=True)
+class World:
+    """A rank's surroundings: sizes of the torch worlds side by side, its number over all of them, and a store common to all."""
+
+    clusters: tuple[int, ...]
+    rank: int
+    store: object
+
+    @property
+    def cluster(self) -> int:
+        return int(np.searchsorted(np.cumsum(self.clusters), self.rank, side="right"))
+
+    @property
+    def neighbours(self) -> range:
+        """World ranks of this cluster."""
+        first = sum(self.clusters[:self.cluster])
+        return range(first, first + self.clusters[self.cluster])
+
+
+def run_worlds(clusters: tuple[int, ...], function, *args) -> list:
+    """`[function(World, *args)]` of all ranks, each in the torch world of its cluster."""
+    return run_clusters(list(clusters), _in_world, clusters, free_port(), function, *args)
+
+
+def _in_world(rank, clusters, port, function, *args):
+    import torch
+    from torch.distributed import TCPStore
+
+    from fedspeed.engine.world import join_world, leave_world, quiet
+
+    torch.set_num_threads(1)
+    quiet()
+    gc.freeze()  # DeepSpeed collects garbage for every ZeRO-3 engine, which would look through all that was ever imported
+    store = TCPStore("127.0.0.1", port, sum(clusters), is_master=rank == 0, timeout=timedelta(seconds=DEADLINE_S))
+    join_world(DEADLINE_S)
+    try:
+        result = function(World(clusters, rank, store), *args)
+    finally:
+        leave_world()
+    store.set(f"done/{rank}", "1")
+    if rank == 0:  # the store lives in this process
+        store.wait([f"done/{r}" for r in range(sum(clusters))], timedelta(seconds=DEADLINE_S))
+    return result
+
+
+@contextlib.contextmanager
+def federation(world: World, name: str, config, carries: dict[int, tuple[int, ...]], folder, kind: str = "zero0", *, notes=None,
+               watch=lambda exchange: exchange, stop=lambda: False, base_partition: str = "cluster", val_rows: int = 3):
+    """This rank's Federation.
+
+    Args:
+        name: of the run, the same on all its ranks and used once: names the exchange.
+        carries: clients of each world rank that takes part; neighbours that carry the same are the ranks of those clients.
+        watch: wraps the exchange.
+    """
+    from torch.distributed import PrefixStore
+
+    from fedspeed.checkpoint.journal import Journal
+    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.config import EngineConfig
+    from fedspeed.federation.link import ClientLink
+    from fedspeed.federation.rounds import Federation, Seat
+    from fedspeed.monitor.clock import StageClock
+    from fedspeed.routing.exchange import PlainExchange
+    from fedspeed.routing.transports.gloo import GlooTransport
+    from fedspeed.routing.transports.local import LocalTransport
+    from tests.engine.engines import ds_config
+
+    ranks, mine = sorted(carries), carries[world.rank]
+    here = {r - world.neighbours.start: carries[r] for r in world.neighbours}
+    sets = [tuple(r for r in here if here[r] == c) for c in dict.fromkeys(here.values())]
+    speakers = [next(r for r in ranks if carries[r] == c) for c in dict.fromkeys(carries[r] for r in ranks)]
+    clock, notes = StageClock(), notes or Notes()
+    # Clipping is DeepSpeed's own default.
+    engine = notes.engine = build_engine(
+        config.model, config.adapter, config.train, EngineConfig(base_partition=base_partition),
+        ds_config(kind, "fp32", gradient_clipping=config.train.clip), sets, clock, Path(folder) / f"nvme-{world.rank}", config.run.seed)
+    exchange = None
+    if world.rank in speakers:
+        transport = LocalTransport.set_of(1)[0] if len(speakers) == 1 else GlooTransport(
+            PrefixStore(name, world.store), speakers.index(world.rank), len(speakers), DEADLINE_S)
+        exchange = watch(PlainExchange(transport, DEADLINE_S))
+    seat = Seat({c: client_data(c, val_rows) for c in mine}, ranks.index(world.rank), len(ranks), exchange is not None,
+                world.rank == ranks[0], f"cluster{world.cluster}")
+    yield Federation(config, "marks", {}, seat, engine, ClientLink(engine, exchange, DEADLINE_S), Journal(Path(folder) / name, 2),
+                     notes, clock, lambda: 1, stop)
+    if exchange is not None:
+        exchange.close()
+
+
+def begin(federation):
+    """The run's start, stirred."""
+    from fedspeed.federation import rounds
+
+    progress = rounds.start(federation.config, federation.engine)
+    progress.tensors = stirred(progress.tensors)
+    return progress
+
+
+@dataclass
+class Course:
+    """What a rank saw of a run: global tensors at the start and after every round, what `Notes` kept, and the journal's best."""
+
+    states: list[dict]
+    records: list
+    turns: list[dict]
+    done: str
+    best_round: int
+    best: dict | None
+
+
+def course(world: World, name: str, config, carries, folder, kind: str = "zero0", notes=None, **options) -> Course:
+    """Run all rounds; asked to stop after each, so that the state between them can be seen."""
+    notes = notes or Notes()
+    with federation(world, name, config, carries, folder, kind, notes=notes, stop=lambda: True, **options) as fed:
+        progress = begin(fed)
+        states = [progress.tensors]
+        while not progress.done:
+            progress = fed.run(progress)
+            states.append(progress.tensors)
+        best = fed._journal.load_best() if fed.seat.reporter else None
+    return Course(states, notes.records, notes.turns, progress.done, progress.best_round, best)

@@ -1,0 +1,82 @@
+"""A rank's way into the exchange, with the client's ranks and the participants as threads."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from fedspeed.errors import LostPeerError
+from fedspeed.federation.link import ClientLink
+from fedspeed.routing.exchange import PlainExchange
+from fedspeed.routing.transports.local import LocalTransport
+
+
+class Alone:
+    """The engine of a client with one rank."""
+
+    def share_from_gateway(self, values):
+        return values
+
+
+class PairOfRanks:
+    """The engines of a client with two ranks: what the gateway says is what the other hears."""
+
+    def __init__(self):
+        self._said, self._at, self._ready = [], 0, threading.Semaphore(0)
+
+    def gateway(self):
+        return self._Gateway(self)
+
+    def share_from_gateway(self, values):
+        assert self._ready.acquire(timeout=10)
+        self._at += 1
+        return self._said[self._at - 1]
+
+    class _Gateway:
+        def __init__(self, pair):
+            self._pair = pair
+
+        def share_from_gateway(self, values):
+            self._pair._said.append(values)
+            self._pair._ready.release()
+            return values
+
+
+def test_every_rank_of_every_client_hears_the_sum():
+    first, second = (PlainExchange(t, 10) for t in LocalTransport.set_of(2))
+    pair = PairOfRanks()
+    links = [ClientLink(pair.gateway(), first, 10), ClientLink(pair, None, 10), ClientLink(Alone(), second, 10)]
+    vectors, sums = [np.array([1.0, 2.0]), np.array([50.0, 60.0]), np.array([0.5, 0.25])], {}
+    threads = [threading.Thread(target=lambda i=i: sums.update({i: links[i].sum(vectors[i], float(i + 1))}), daemon=True) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    for i in range(3):
+        assert sums[i].vector.tolist() == [1.5, 2.25], "only gateways' vectors count"
+        assert sums[i].weight == 1 + 3
+    assert (sums[1].idle_s, sums[1].exchange_s) == (sums[0].idle_s, sums[0].exchange_s)
+    assert (sums[0].bytes_sent, sums[1].bytes_sent, sums[2].bytes_sent) == (32 + 8 + 8, 0, 32 + 8 + 8), "a head, a part, a summed part"
+
+
+def test_bytes_are_those_of_one_exchange():
+    first, second = (PlainExchange(t, 10) for t in LocalTransport.set_of(2))
+    for _ in range(2):
+        handle = second.start(np.zeros(4), 0.0)
+        assert ClientLink(Alone(), first, 10).sum(np.zeros(4), 0.0).bytes_sent == 32 + 16 + 16
+        handle.wait(10)
+
+
+def test_a_missing_participant_is_a_lost_peer():
+    exchange = PlainExchange(LocalTransport.set_of(2)[0], 0.05)
+    with pytest.raises(LostPeerError, match="exchange 0 is missing the update of"):
+        ClientLink(Alone(), exchange, 0.05).sum(np.zeros(3), 0.0)
+
+
+def test_a_lost_gateway_is_a_lost_peer():
+    class Broken:
+        def share_from_gateway(self, values):
+            raise RuntimeError("Connection closed by peer\nwith a trace of many lines")
+
+    with pytest.raises(LostPeerError, match="gateway of this rank's client was lost: Connection closed by peer$"):
+        ClientLink(Broken(), None, 10).sum(np.zeros(3), 0.0)

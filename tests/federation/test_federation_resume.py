@@ -1,0 +1,66 @@
+"""A run that was interrupted and resumed equals one that was not, bit for bit: whatever a round changes is in the journal."""
+
+import pytest
+
+from tests.federation.runs import Notes, begin, federation, run_worlds, same_bits, settings, tiny_llama
+
+ALONE = {0: (0, 1, 2)}
+CASES = {  # each with state of its own: server moments, held factors, kept optimizers, clients that were never asked
+    "server moments": ("zero0", {"train": {}, "federation": {"server_optimizer": "yogi", "server_lr": 0.02, "aggregation": "alternate"}}),
+    "kept sgd": ("zero0", {"train": {}, "federation": {"local_optimizer": "keep", "clients_per_round": 1}}),
+    "kept adamw": ("zero0", {"train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01}, "federation": {"local_optimizer": "keep"}}),
+    "kept zero3": ("zero3", {"train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01},
+                             "federation": {"local_optimizer": "keep", "clients_per_round": 2}}),
+    "dropout": ("zero2", {"train": {"schedule": "cosine", "warmup_steps": 3}, "adapter": {"dropout": 0.2},
+                          "federation": {"aggregation": "svd"}}),
+}
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    base = tiny_llama(tmp_path_factory.mktemp("base") / "llama")
+    return run_worlds((1,), all_cases, base, str(tmp_path_factory.mktemp("resume")))[0]
+
+
+def all_cases(world, base, folder):
+    return {name: once_and_again(world, base, folder, name) for name in CASES}
+
+
+def once_and_again(world, base, folder, name):
+    kind, sections = CASES[name]
+    config = settings(base, train=sections["train"], adapter=sections.get("adapter"), federation={"rounds": 4, **sections["federation"]})
+    with federation(world, f"{name}, at once", config, ALONE, folder, kind) as fed:
+        whole = fed.run(begin(fed))
+    with federation(world, name, config, ALONE, folder, kind, stop=lambda: True) as fed:
+        early = begin(fed)
+        while early.round < 2:
+            early = fed.run(early)
+    notes = Notes()
+    with federation(world, name, config, ALONE, folder, kind, notes=notes) as fed:  # as a new process would
+        late = fed.run(from_journal(fed))
+    return {"whole": whole, "early": early, "late": late, "rounds": [r.round for r in notes.records]}
+
+
+def from_journal(fed):
+    from fedspeed.federation import rounds
+
+    journal = fed._journal
+    entry = journal.latest()
+    tensors, moments = rounds.unpack(journal.tensors(entry))
+    optimizers = {}
+    if fed.config.federation.local_optimizer == "keep":
+        optimizers = {c: kept for c in fed.seat.clients if (kept := journal.load_client(entry.round, c))}
+    return rounds.Progress(entry.round, tensors, moments, optimizers, entry.best_round, entry.best_loss, entry.stale, entry.done)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_equals_uninterrupted(resumed, case):
+    seen = resumed[case]
+    whole, early, late = seen["whole"], seen["early"], seen["late"]
+    assert (early.round, early.done) == (2, "") and (late.round, late.done) == (4, "finished")
+    assert seen["rounds"] == [3, 4]
+    assert same_bits(late.tensors, whole.tensors)
+    assert late.server.keys() == whole.server.keys() and all(same_bits(late.server[m], whole.server[m]) for m in whole.server)
+    assert late.optimizers.keys() == whole.optimizers.keys()
+    assert all(same_bits(late.optimizers[c], whole.optimizers[c]) for c in whole.optimizers)
+    assert (late.best_round, late.best_loss, late.stale) == (whole.best_round, whole.best_loss, whole.stale)

@@ -1,0 +1,406 @@
+"""Whole rounds against plain PyTorch, and against each other however the clients lie on the ranks. Real engines, processes, exchanges."""
+
+import time
+
+import numpy as np
+import pytest
+
+from tests.federation import runs
+from tests.federation.runs import Notes, course, federation, largest, run_worlds, same_bits, settings, share_of
+
+APART = {0: (0,), 1: (1,), 2: (2,)}
+METHODS = ("lora", "full")
+HOLDING = {  # the ways in which a held tensor could move: momentum and decay of either optimizer, kept or not
+    "freeze_a": {"train": {"weight_decay": 0.1}},
+    "alternate": {"train": {"weight_decay": 0.1, "optimizer": "adamw", "momentum": 0.0, "lr": 0.01}},
+    "alternate, kept": {"train": {"weight_decay": 0.1}, "local_optimizer": "keep"},
+}
+
+
+def one_step(base, method):
+    return settings(base, train={"local_steps": 1, "micro_batch": 4, "momentum": 0.0, "lr": 0.5}, adapter={"method": method},
+                    federation={"rounds": 1})
+
+
+def two_rounds(base, **train):
+    return settings(base, train=train, federation={"rounds": 2})
+
+
+def sampled(base):
+    """One client a round, so that most ranks have nobody to train; evaluated at the end only."""
+    return settings(base, federation={"rounds": 3, "clients_per_round": 1, "evaluate_every": 3})
+
+
+def holding(base, case):
+    options = dict(HOLDING[case])
+    return settings(base, train=options.pop("train"), federation={"rounds": 2, "aggregation": case.split(",")[0], **options})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return runs.tiny_llama(tmp_path_factory.mktemp("base") / "llama")
+
+
+# Three ranks, each a torch world of its own; the gloo exchange between them.
+
+
+@pytest.fixture(scope="module")
+def apart(base, tmp_path_factory):
+    return run_worlds((1, 1, 1), ranks_apart, base, str(tmp_path_factory.mktemp("apart")))
+
+
+def ranks_apart(world, base, folder):
+    out = {method: course(world, method, one_step(base, method), APART, folder) for method in METHODS}
+    out["two rounds"] = course(world, "two", two_rounds(base), APART, folder)
+    out |= {case: course(world, case, holding(base, case), APART, folder) for case in HOLDING}
+    if world.rank < 2:
+        out["unequal"] = unequal_clusters(world, base, folder)
+    # From here on every rank has work of its own.
+    if world.rank == 0:
+        from tests.federation import plain
+
+        for method in METHODS:
+            out[f"plain {method}"] = plain.one_step_on_the_mean(one_step(base, method), out[method].states[0])
+        start = out["two rounds"].states[0]
+        out["plain two rounds"], out["plain alone"] = plain.fedavg(two_rounds(base), start), plain.alone(two_rounds(base), start)
+        out["on one rank"] = course(world, "one", two_rounds(base), {0: (0, 1, 2)}, folder)
+        out["sampled"] = course(world, "sampled", sampled(base), {0: (0, 1, 2)}, folder)
+    elif world.rank == 1:
+        out |= {(kind, optimizer, how): kept(world, base, folder, kind, optimizer, how) for kind in ("zero0", "zero2", "zero3")
+                for optimizer in KEPT for how in ("keep", "reset", "at once")}
+    else:
+        out["still"] = course(world, "still", settings(base, clients=1, train={"lr": 0.0}, federation={"rounds": 9, "patience": 2}),
+                              {2: (0,)}, folder)
+    return out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_step_each_is_one_step_on_the_weighted_mean_gradient(apart, method):
+    (start, end), expected = apart[0][method].states, apart[0][f"plain {method}"]
+    assert largest(end, expected) < 1e-6
+    assert min(np.abs(end[n] - start[n]).max() for n in start) > 1e-4, "every tensor must have moved by much more than the tolerance"
+    assert all(same_bits(rank[method].states[1], end) for rank in apart), "no rank may know another global state"
+
+
+def test_rounds_are_plain_federated_averaging(apart):
+    end, expected = apart[0]["two rounds"].states[2], apart[0]["plain two rounds"]
+    assert largest(end, expected) < 1e-6
+    assert largest(end, apart[0]["two rounds"].states[1]) > 1e-3
+
+
+def test_records_of_the_rounds(apart):
+    records = apart[0]["two rounds"].records
+    assert [r.round for r in records] == [0, 1, 2] and not apart[1]["two rounds"].records
+    assert (records[0].train_loss, records[0].tokens, records[0].clients) == (None, 0, 0) and records[0].val_loss > 0
+    for record in records[1:]:
+        assert (record.clients, record.received, record.missing) == (3, 3, ())
+        assert [c.local_steps for c in record.per_client] == [2, 2, 2]
+        assert record.tokens == sum(c.tokens for c in record.per_client) > 0
+        assert record.train_loss == pytest.approx(sum(c.train_loss * c.tokens for c in record.per_client) / record.tokens)
+        assert 0 < record.factor_error < 1 and record.update_norm > 0
+        assert 0 < record.compute_s < record.seconds
+        words = sum(t.size for t in apart[0]["two rounds"].states[0].values()) + 14 * 16  # with the sketch of 14 matrices
+        chunk = -(-words // 3)
+        assert record.bytes_sent == 3 * (2 * 2 * chunk * 4 + 2 * 32), "the update alone: two thirds of a vector twice, and a head"
+
+
+def test_the_best_round_is_kept(apart):
+    for case in ("lora", "two rounds", "freeze_a", "still"):
+        seen = apart[2 if case == "still" else 0][case]
+        losses = {r.round: r.val_loss for r in seen.records if r.round}
+        assert seen.best_round == min(losses, key=losses.get), "of the rounds that trained: the start is no result"
+        assert same_bits(seen.best, seen.states[seen.best_round])
+
+
+# What is held stays what it was.
+
+
+def moves(seen, number, carried=1):
+    """Names that some turn of the round changed."""
+    before, ends = seen.states[number - 1], seen.turns[(number - 1) * carried:number * carried]
+    assert len(ends) == carried
+    return {n for n in before for end in ends if before[n].tobytes() != end[n].tobytes()}
+
+
+def held_as_it_should_be(seen, rule, carried=1):
+    a_names, b_names = ({n for n in seen.states[0] if part in n} for part in (".lora_A.", ".lora_B."))
+    first, second = (moves(seen, number, carried) for number in (1, 2))
+    assert first == b_names, "round 1 trains all of B and nothing of A"
+    assert second == (b_names if rule == "freeze_a" else a_names)
+    for number, held in ((1, a_names), (2, a_names if rule == "freeze_a" else b_names)):
+        before, after = seen.states[number - 1:number + 1]
+        assert all(before[n].tobytes() == after[n].tobytes() for n in held)
+        assert all(before[n].tobytes() != after[n].tobytes() for n in set(before) - held)
+
+
+@pytest.mark.parametrize("case", HOLDING)
+def test_held_factors_keep_every_bit(apart, case):
+    for rank in apart:
+        held_as_it_should_be(rank[case], case.split(",")[0])
+    assert all(r.factor_error < 1e-5 for r in apart[0][case].records[1:]), "one factor is shared, so averaging is exact"
+
+
+# The state of local optimizers between rounds.
+
+KEPT = {"sgd": {"lr": 0.1}, "adamw": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01}}
+
+
+def kept(world, base, folder, kind, optimizer, how):
+    """Four local steps of a single client: in four rounds that keep or reset the optimizer, or in one round."""
+    steps, rounds = (4, 1) if how == "at once" else (1, 4)
+    config = settings(base, clients=1, train={**KEPT[optimizer], "local_steps": steps},
+                      federation={"rounds": rounds, "local_optimizer": "reset" if how == "reset" else "keep"})
+    return course(world, f"{kind}-{optimizer}-{how}", config, {1: (0,)}, folder, kind)
+
+
+@pytest.mark.parametrize("optimizer", KEPT)
+@pytest.mark.parametrize("kind", ["zero0", "zero2", "zero3"])
+def test_a_kept_optimizer_goes_on_where_it_was(apart, kind, optimizer):
+    keep, reset, at_once = (apart[1][kind, optimizer, how] for how in ("keep", "reset", "at once"))
+    assert same_bits(keep.turns[0], reset.turns[0])
+    assert largest(keep.turns[1], reset.turns[1]) > 1e-4, "already the second round's first step differs"
+    assert largest(keep.states[-1], at_once.states[-1]) < 1e-6, "rounds of one client are no different from one long round"
+
+
+# Clusters that take different numbers of steps.
+
+
+class Events:
+    """Lines that several processes append to one file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def note(self, text):
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(f"{text}\n".encode())
+
+    def seen(self):
+        return self.path.read_text().splitlines() if self.path.exists() else []
+
+
+class Watched:
+    """An exchange that notes when this rank brings its update."""
+
+    def __init__(self, exchange, note):
+        self._exchange, self._note = exchange, note
+
+    def __getattr__(self, name):
+        return getattr(self._exchange, name)
+
+    def start(self, vector, weight):
+        if weight:
+            self._note()
+        return self._exchange.start(vector, weight)
+
+
+class SlowNotes(Notes):
+    """Takes the last step of a round only once the fast cluster has brought its update: ranks that waited for each other would hang."""
+
+    def __init__(self, events):
+        super().__init__()
+        self._events = events
+
+    def step(self, round_number, local_step, local_steps, loss=None):
+        super().step(round_number, local_step, local_steps, loss)
+        self._events.note(f"slow step {local_step} of round {round_number}")
+        end = time.monotonic() + 30
+        while local_step == local_steps - 1 and self._events.seen().count("fast update") < round_number:
+            assert time.monotonic() < end, f"the fast cluster brought no update in round {round_number}"
+            time.sleep(0.01)
+
+
+def unequal_clusters(world, base, folder):
+    from pathlib import Path
+
+    events = Events(Path(folder) / "events")
+    config = settings(base, clients=2, train={"local_steps": 1, "local_steps_by_cluster": "cluster1:3"}, federation={"rounds": 2})
+    who, notes = ("fast", Notes()) if world.cluster == 0 else ("slow", SlowNotes(events))
+    seen = course(world, "unequal", config, {0: (0,), 1: (1,)}, folder, notes=notes,
+                  watch=lambda exchange: Watched(exchange, lambda: events.note(f"{who} update")))
+    return seen, events.seen()
+
+
+def test_clusters_do_not_wait_for_each_other_inside_a_round(apart):
+    (fast, events), (slow, _) = apart[0]["unequal"], apart[1]["unequal"]
+    assert [[c.local_steps for c in r.per_client] for r in fast.records] == [[0, 0], [1, 3], [1, 3]]
+    assert events[:events.index("slow update") + 1].count("fast update") == 1
+    order = [e for e in events if e in ("fast update", "slow update", "slow step 3 of round 1", "slow step 3 of round 2")]
+    assert order == ["fast update", "slow step 3 of round 1", "slow update", "fast update", "slow step 3 of round 2", "slow update"]
+    assert same_bits(fast.states[2], slow.states[2])
+
+
+# The end of a run.
+
+
+def test_a_run_that_does_not_get_better_stops(apart):
+    still = apart[2]["still"]
+    assert still.done == "early stop"
+    assert [r.round for r in still.records] == [0, 1, 2, 3], "round 1 sets the record, two more evaluations do not beat it"
+    assert len({r.val_loss for r in still.records}) == 1 and still.best_round == 1
+
+
+# Three ranks in one torch world that share the base at ZeRO-3.
+
+
+@pytest.fixture(scope="module")
+def together(base, tmp_path_factory):
+    return run_worlds((3,), ranks_together, base, str(tmp_path_factory.mktemp("together")))
+
+
+def ranks_together(world, base, folder):
+    out = {(kind, method): course(world, f"{kind}-{method}", one_step(base, method), APART, folder, kind)
+           for kind in ("zero0", "zero3") for method in METHODS}
+    out["two rounds"] = course(world, "two", two_rounds(base), APART, folder, "zero3")
+    return out | {(kind, case): course(world, f"{kind}-{case}", holding(base, case), APART, folder, kind)
+                  for kind in ("zero2", "zero3") for case in HOLDING}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["zero0", "zero3"])
+def test_one_step_in_a_shared_cluster_is_the_same_step(apart, together, kind, method):
+    (start, end), (begun, expected) = together[0][kind, method].states, (apart[0][method].states[0], apart[0][f"plain {method}"])
+    assert same_bits(start, begun)
+    assert largest(end, expected) < 1e-6
+    assert all(same_bits(rank[kind, method].states[1], end) for rank in together)
+
+
+@pytest.mark.parametrize("case", HOLDING)
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_held_factors_keep_every_bit_in_partitions(together, kind, case):
+    for rank in together:
+        held_as_it_should_be(rank[kind, case], case.split(",")[0])
+
+
+# The same three clients on other numbers of ranks.
+
+
+@pytest.fixture(scope="module")
+def pair(base, tmp_path_factory):
+    return run_worlds((2,), ranks_in_a_pair, base, str(tmp_path_factory.mktemp("pair")))
+
+
+SHARED = {0: (0, 2), 1: (1,)}  # rank 1 idles through half of every round
+BOTH = {0: (0, 1, 2), 1: (0, 1, 2)}  # every client has two ranks
+
+
+def ranks_in_a_pair(world, base, folder):
+    out = {("shared", kind): course(world, f"shared-{kind}", two_rounds(base), SHARED, folder, kind) for kind in ("zero0", "zero3")}
+    out |= {("both", kind): course(world, f"both-{kind}", two_rounds(base, micro_batch=1), BOTH, folder, kind)
+            for kind in ("zero0", "zero2", "zero3")}
+    out["sampled"] = course(world, "sampled", sampled(base), SHARED, folder, "zero3")
+    out["compared"] = compared(world, base, folder)
+    out["both", "held"] = course(world, "both-held", holding(base, "alternate, kept"), BOTH, folder, "zero3")
+    return out
+
+
+@pytest.mark.parametrize("where", ["on one rank", "shared zero0", "shared zero3", "both zero0", "both zero2", "both zero3", "together"])
+def test_where_the_clients_lie_changes_nothing(apart, together, pair, where):
+    reference = apart[0]["two rounds"]
+    ranks = {"on one rank": [apart[0].get("on one rank")], "together": [r["two rounds"] for r in together]}.get(
+        where) or [r[tuple(where.split())] for r in pair]
+    assert same_bits(ranks[0].states[0], reference.states[0])
+    assert largest(ranks[0].states[2], reference.states[2]) < 1e-6
+    assert all(same_bits(rank.states[2], ranks[0].states[2]) for rank in ranks)
+    for record, expected in zip(ranks[0].records, reference.records, strict=True):
+        assert (record.received, record.tokens) == (expected.received, expected.tokens)
+        assert [c.local_steps for c in record.per_client] == [c.local_steps for c in expected.per_client]
+        assert record.val_loss == pytest.approx(expected.val_loss, abs=1e-6)
+        assert record.train_loss == pytest.approx(expected.train_loss, abs=1e-6)
+
+
+def test_ranks_without_a_client_to_train_keep_step(apart, pair):
+    reference, seen = apart[0]["sampled"], pair[0]["sampled"]
+    asked = [{c.client for c in r.per_client if c.local_steps} for r in reference.records[1:]]
+    assert [len(a) for a in asked] == [1, 1, 1] and len(set.union(*asked)) > 1
+    assert [{c.client for c in r.per_client if c.local_steps} for r in seen.records[1:]] == asked
+    assert [(r.clients, r.received, r.val_loss is None) for r in seen.records[1:]] == [(1, 1, True), (1, 1, True), (1, 1, False)]
+    assert largest(seen.states[3], reference.states[3]) < 1e-6
+    assert same_bits(pair[0]["sampled"].states[3], pair[1]["sampled"].states[3])
+
+
+def compared(world, base, folder):
+    from fedspeed.federation.alone import compare
+
+    with federation(world, "compared", two_rounds(base), SHARED, folder, "zero3") as fed:
+        progress = runs.begin(fed)
+        start = progress.tensors
+        end = fed.run(progress).tensors
+        return compare(fed, start, end, [runs.client_data(c) for c in range(3)], fed._link)
+
+
+def test_clients_alone_are_compared_with_the_federated_model(apart, pair):
+    assert pair[0]["compared"] == pair[1]["compared"]
+    scores = {s.name: s.held_out_loss for s in pair[0]["compared"]}
+    records = apart[0]["two rounds"].records
+    assert list(scores) == ["before", "client 0 alone", "client 1 alone", "client 2 alone", "federated"]
+    assert scores["before"] == pytest.approx(records[0].val_loss, abs=1e-6)
+    assert scores["federated"] == pytest.approx(records[2].val_loss, abs=1e-6)
+    for client, expected in enumerate(apart[0]["plain alone"]):
+        assert scores[f"client {client} alone"] == pytest.approx(expected, abs=2e-6)
+    assert np.diff(sorted(scores.values())).min() > 1e-5, "the five must differ by more than the tolerance"
+
+
+def test_held_factors_keep_every_bit_on_both_ranks_of_a_client(pair):
+    for rank in pair:
+        held_as_it_should_be(rank["both", "held"], "alternate", carried=3)
+
+
+@pytest.fixture(scope="module")
+def uneven(base, tmp_path_factory):
+    return run_worlds((2,), uneven_evaluation, base, str(tmp_path_factory.mktemp("uneven")))
+
+
+def uneven_evaluation(world, base, folder):
+    return {part: course(world, part, two_rounds(base, micro_batch=1), BOTH, folder, "zero3", base_partition=part)
+            for part in ("client", "rank")}
+
+
+@pytest.mark.parametrize("part", ["client", "rank"])
+def test_held_out_rows_need_not_divide_by_the_ranks_of_a_client(apart, uneven, part):
+    """Three rows over two ranks: one has nothing left to evaluate while the other gathers."""
+    assert largest(uneven[0][part].states[2], apart[0]["two rounds"].states[2]) < 1e-6
+    assert uneven[0][part].records[2].val_loss == pytest.approx(apart[0]["two rounds"].records[2].val_loss, abs=1e-6)
+
+
+# A client whose weights are no numbers any more.
+
+
+class Diverging(Notes):
+    """Makes this rank's client end round 1 with NaN."""
+
+    def step(self, round_number, local_step, local_steps, loss=None):
+        if round_number == 1 and local_step == local_steps:
+            self.engine.load({n: t.detach() * float("nan") for n, t in self.engine.state().items()})
+        super().step(round_number, local_step, local_steps, loss)
+
+
+@pytest.fixture(scope="module")
+def diverged(base, tmp_path_factory):
+    return run_worlds((2,), diverging, base, str(tmp_path_factory.mktemp("diverged")))
+
+
+def diverging(world, base, folder):
+    from fedspeed.federation.rounds import Progress
+
+    carries = {0: (0, 2), 1: (1,)}
+    seen = course(world, "diverging", two_rounds(base), carries, folder, "zero3", notes=Diverging() if world.rank == 1 else None)
+    with federation(world, "sound", two_rounds(base), carries, folder, "zero3") as fed:
+        expected = fed.run(Progress(1, seen.states[1], {})).tensors
+    return seen, expected
+
+
+def test_an_update_that_is_no_number_is_left_out_and_reported(diverged):
+    seen = diverged[0][0]
+    assert [(r.clients, r.received, r.missing) for r in seen.records[1:]] == [(3, 2, (1,)), (3, 3, ())]
+    ends = dict(zip((0, 2), seen.turns))
+    whole = sum(share_of(c) for c in ends)
+    for name, tensor in seen.states[1].items():
+        expected = sum(share_of(c) / whole * end[name].astype(np.float64) for c, end in ends.items())
+        np.testing.assert_allclose(tensor, expected, rtol=0, atol=1e-6)
+
+
+def test_a_client_that_diverged_is_whole_again_in_the_next_round(diverged):
+    """Nothing of it may stay behind: optimizer state, gradients of the passes it idled through, a step left out."""
+    for seen, expected in diverged:
+        assert same_bits(seen.states[2], expected)

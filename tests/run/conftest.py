@@ -1,0 +1,35 @@
+"""One folder of tiny runs for all tests here, and one uninterrupted run that others are compared with."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from launched import Workshop
+
+
+@pytest.fixture(scope="session")
+def shared_workshop(tmp_path_factory):
+    workshop = Workshop(tmp_path_factory.mktemp("workshop"))
+    yield workshop
+    workshop.close()
+
+
+@pytest.fixture
+def workshop(shared_workshop):
+    yield shared_workshop
+    shared_workshop.close()
+
+
+@pytest.fixture(scope="session")
+def whole(shared_workshop):
+    """(how it ended, its folder) of an uninterrupted run with `--json`."""
+    return shared_workshop.finish("--json", "run.name=whole"), shared_workshop.runs / "whole"
+
+
+@pytest.fixture
+def copy_of_whole(whole, shared_workshop):
+    """Makes copies of the finished run under other names; gives their folders."""
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(whole[1], shared_workshop.runs / name))
+
+    return copy

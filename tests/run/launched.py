@@ -1,0 +1,233 @@
+"""Real runs of `launch.py` for the tests of this folder: a tiny model, a way to start them, to hurt them, and to compare what they leave.
+
+Whatever a test starts carries a mark in its environment, by which all of its processes are found again, whoever forked them.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "launch.py"
+MARK = "FEDSPEED_TEST_MARK"
+LIMIT_S = 150.0  # of one run, on a machine that is busy with others
+
+# A run of 5 s with everything in it that a resumed run could get wrong: dropout, kept local optimizers, a server optimizer with moments,
+# unequal clients, and more clients than ranks.
+SETTINGS = {
+    "model": {"init": "random", "dtype": "fp32", "tokenizer": "bytes"},
+    "adapter": {"lora_rank": 4, "dropout": 0.1},
+    "data": {"task": "builtin", "clients": 3, "split": "meta", "max_tokens": 64, "template": "plain", "max_rows": 120, "val_fraction": 0.1},
+    "train": {"local_steps": 3, "micro_batch": 4, "lr": 3e-3},
+    "federation": {"rounds": 4, "server_optimizer": "adam", "server_lr": 0.02, "local_optimizer": "keep"},
+    "cluster": {"local_ranks": 2},
+}
+LLAMA = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 260, "max_position_embeddings": 256, "bos_token_id": 257,
+    "eos_token_id": 258, "pad_token_id": 256, "tie_word_embeddings": False}
+
+# Put into every interpreter that finds it on PYTHONPATH: a disk that stalls at one rename, or takes its time over each journal entry.
+FAULTS = '''
+import os, time
+
+def _wrap(rename):
+    def wrapped(source, target, **options):
+        if os.environ.get("TEST_STALL_AT") and str(target).endswith(os.environ["TEST_STALL_AT"]):
+            open(os.environ["TEST_STALLED"], "w").close()
+            time.sleep(600)
+        if os.environ.get("TEST_SLOW_S") and str(target).endswith("entry.json"):
+            time.sleep(float(os.environ["TEST_SLOW_S"]))
+        return rename(source, target, **options)
+    return wrapped
+
+if "TEST_STALL_AT" in os.environ or "TEST_SLOW_S" in os.environ:
+    os.replace, os.rename = _wrap(os.replace), _wrap(os.rename)
+'''
+
+
+@dataclass
+class Ended:
+    """A process that ran to its end."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+
+@dataclass
+class Started:
+    """A process that runs, and the whole family that carries its mark."""
+
+    process: subprocess.Popen
+    mark: str
+    logs: Path
+    begun: float = field(default_factory=time.monotonic)
+
+    def wait(self, limit_s: float = LIMIT_S) -> Ended:
+        try:
+            code = self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self.kill_all()
+            raise AssertionError(f"still running after {limit_s} s:\n{self.said()}") from None
+        return Ended(code, (self.logs / "out").read_text(), (self.logs / "err").read_text(), time.monotonic() - self.begun)
+
+    def said(self) -> str:
+        return (self.logs / "out").read_text() + (self.logs / "err").read_text()
+
+    def family(self) -> dict[int, dict[str, str]]:
+        """Living processes that carry the mark: pid -> environment they were started with, in the order of their start."""
+        found = {}
+        for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
+            with contextlib.suppress(OSError):
+                words = (folder / "environ").read_bytes().split(b"\0")
+                if f"{MARK}={self.mark}".encode() in words and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    found[int(folder.name)] = dict(word.decode().split("=", 1) for word in words if b"=" in word)
+        return found
+
+    def local_ranks(self) -> list[int]:
+        """Pids of the ranks below the local supervisor and its fork server, by rank."""
+        server = _children(self.process.pid)
+        return sorted(_children(server[0])) if server else []
+
+    def rank_pid(self, variable: str, rank: int) -> int:
+        """The process that a launcher started with this rank in its environment: the first of them, not what it started itself."""
+        return next(pid for pid, env in self.family().items() if env.get(variable) == str(rank))
+
+    def kill_all(self) -> None:
+        """kill -9 for the whole family, as a machine that loses power would."""
+        while family := self.family():
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.05)
+
+    def until(self, happened, limit_s: float = LIMIT_S):
+        """Waits until `happened()` is true; returns what it gave."""
+        end = time.monotonic() + limit_s
+        while not (value := happened()):
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before it happened:\n{self.said()}"
+            assert time.monotonic() < end, f"did not happen within {limit_s} s:\n{self.said()}"
+            time.sleep(0.005)
+        return value
+
+
+class Workshop:
+    """A folder with a model, a run's YAML and the runs made from it. `runs` is where they lie."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.runs = folder, folder / "runs"
+        self._started: list[Started] = []
+        model, faults = folder / "model", folder / "faults"
+        model.mkdir(parents=True)
+        faults.mkdir()
+        (model / "config.json").write_text(json.dumps(LLAMA))
+        (faults / "sitecustomize.py").write_text(FAULTS)
+        self.config = self.write_config("run.yaml", SETTINGS)
+
+    def write_config(self, name: str, settings: dict) -> Path:
+        path = self.folder / name
+        settings = {**settings, "model": {"base": str(self.folder / "model"), **settings.get("model", {})},
+                    "run": {"out": str(self.runs)}, "monitor": {"progress": False}}
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    def start(self, *words: str, launcher: tuple[str, ...] = (sys.executable,), config: Path | None = None, env: dict | None = None) -> Started:
+        """`launcher launch.py --config CONFIG words...`, in a session of its own."""
+        mark = uuid.uuid4().hex
+        logs = self.folder / "logs" / mark
+        logs.mkdir(parents=True)
+        faults = os.pathsep.join([str(self.folder / "faults"), os.environ["PYTHONPATH"]])
+        command = [*launcher, str(LAUNCH), "--config", str(config or self.config), *words]
+        with (logs / "out").open("w") as out, (logs / "err").open("w") as err:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.folder, start_new_session=True,
+                                       env={**os.environ, "PYTHONPATH": faults, MARK: mark, **(env or {})})
+        self._started.append(Started(process, mark, logs))
+        return self._started[-1]
+
+    def run(self, *words: str, limit_s: float = LIMIT_S, **options) -> Ended:
+        return self.start(*words, **options).wait(limit_s)
+
+    def finish(self, *words: str, **options) -> Ended:
+        """A run that must end well."""
+        ended = self.run(*words, **options)
+        assert ended.code == 0, ended.text
+        return ended
+
+    def close(self) -> None:
+        """Nothing outlives a test, however it ended."""
+        for started in self._started:
+            started.kill_all()
+            started.process.wait()
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    return []
+
+
+# What a run leaves.
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+
+
+def rounds_seen(run: Path) -> int:
+    """How many rounds the log of a run has, -1 for none; round 0 is the evaluation before the first."""
+    path = run / "rounds.jsonl"
+    return path.read_bytes().count(b"\n") - 1 if path.exists() else -1
+
+
+def journal_rounds(run: Path) -> list[int]:
+    return sorted(int(path.parent.name[-6:]) for path in (run / "journal").glob("round-*/entry.json"))
+
+
+def last_round(run: Path) -> Path:
+    return run / "journal" / f"round-{journal_rounds(run)[-1]:06d}"
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    """Everything a run has learned, as bytes by name: global tensors, server moments, kept optimizers, the exported adapter."""
+    files = [*sorted(last_round(run).glob("*.safetensors")), run / "adapter" / "adapter_model.safetensors"]
+    return {f"{file.name}:{name}": np.ascontiguousarray(tensor).tobytes() for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """Bit for bit the same result, and every round told once."""
+    ours, theirs = bits(run), bits(reference)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert [_learned(r) for r in records(run)] == [_learned(r) for r in records(reference)]
+
+
+def _learned(record: dict) -> tuple:
+    """What a record says besides time and memory."""
+    return tuple(record[key] for key in ("round", "train_loss", "val_loss", "tokens", "lr", "factor_error", "update_norm", "received", "missing"))
+
+
+def headline(run: Path) -> str:
+    return (run / "report.md").read_text().partition("\n")[0]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}

@@ -1,0 +1,283 @@
+"""Bad input ends a run at once with one message that names the fault and the remedy, and leaves no file behind."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launched import LLAMA, SETTINGS, Ended, last_round, tree
+from safetensors.numpy import save_file
+
+SOON_S = 30.0  # found before any rank starts; takes half a second on an idle machine
+
+
+def refuse(workshop, *words: str, named: tuple[str, ...], limit_s: float = 120.0, run: str = "refused", **options) -> Ended:
+    """Runs, and holds the refusal to what every refusal owes its reader."""
+    before = tree(workshop.runs) if workshop.runs.exists() else {}
+    ended = workshop.run(f"run.name={run}", *words, limit_s=limit_s, **options)
+    assert ended.code == 2, ended.text
+    assert "Traceback" not in ended.text, ended.text
+    assert ended.out == ""
+    assert ended.err.count("fedspeed: error:") == 1, ended.err
+    for word in named:
+        assert word in ended.err, ended.err
+    assert (tree(workshop.runs) if workshop.runs.exists() else {}) == before
+    return ended
+
+
+def model_folder(workshop, name: str, config: dict | str | None = None, weights: dict | None = None) -> Path:
+    folder = workshop.folder / name
+    folder.mkdir()
+    if config is not None:
+        (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    if weights is not None:
+        save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def cut(path: Path, bytes_left: int) -> None:
+    with path.open("rb+") as file:
+        file.truncate(bytes_left)
+
+
+# The command line and the configuration.
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (("train.learning_rate=1",), ("command line", "train.learning_rate", "train.lr")),
+    (("train.lr=fast",), ("command line", "train.lr", "fast")),
+    (("federation.rounds=0",), ("federation.rounds", "0")),
+    (("fresh",), ("'fresh'", "key=value")),
+    (("adapter.method=full", "federation.aggregation=svd"), ("federation.aggregation", "adapter.method", "avg_factors")),
+    (("deepspeed.base=zero9.json",), ("deepspeed.base", "zero9.json", "zero3.json")),
+    (("--hostfile", "nowhere"), ("nowhere", "no such hostfile", "NAME slots=N")),
+    (("cluster.ranks_per_client=7",), ("cluster.ranks_per_client=7", "at most 2")),
+    (("data.max_rows=2",), ("2 rows are too few for 3 clients", "no row for client 2", "data.clients")),
+    (("data.task=file", "data.path=gone.jsonl"), ("data.path=gone.jsonl", "no such file")),
+    (("model.base=gone/",), ("model.base", "gone/", "does not exist", "config.json")),
+    (("adapter.start_from=gone",), ("adapter.start_from", "gone", "PEFT folder")),
+])
+def test_command_line(workshop, words, named):
+    refuse(workshop, *words, named=named, limit_s=SOON_S)
+
+
+@pytest.mark.parametrize(("text", "named"), [
+    ("train: {lr: 1e-3, lrr: 2}\n", (":1: there is no key train.lrr", "train.lr")),
+    ("train:\n  lr: fast\n  micro_batch: 2.5\n", ("2 problems", "yaml:2: ", "yaml:3: ", "train.lr", "train.micro_batch")),
+    ("train: [\n", ("is not YAML",)),
+    ("", ("is empty", "quickstart.yaml")),
+    (None, ("missing.yaml", "no such file")),
+])
+def test_config_file(workshop, text, named):
+    path = workshop.folder / "missing.yaml"
+    if text is not None:
+        path = workshop.folder / "bad.yaml"
+        path.write_text(text and f"{text}model: {{base: {workshop.folder / 'model'}}}\n")
+    refuse(workshop, config=path, named=(str(path), *named), limit_s=SOON_S)
+
+
+def test_unknown_option(workshop):
+    ended = workshop.run("--hostfiles", "x", limit_s=SOON_S)
+    assert ended.code == 2 and "--hostfiles" in ended.err and "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(("text", "named"), [
+    ("a slots=1\na slots=2\n", (":2: host a is named twice (line 1)", "add the slots up")),
+    ("a slots=0\n", (":1: slots=0 of host a", "delete the line")),
+    ("a slots=2\n# fed-host a colour=red\n", (":2: unknown fact `colour` of host a", "cluster")),
+    ("", ("names no host", "NAME slots=N")),
+])
+def test_hostfile(workshop, text, named):
+    path = workshop.folder / "bad-hosts"
+    path.write_text(text)
+    refuse(workshop, "--hostfile", str(path), named=(str(path), *named), limit_s=SOON_S)
+
+
+# Data.
+
+
+@pytest.mark.parametrize(("name", "text", "named"), [
+    ("empty.jsonl", "", ("the file holds no rows", "data.path")),
+    ("torn.jsonl", '{"instruction": "a", "output": "b"}\n{"instruction": "a", "out\n', (":2: not JSON", "one JSON object a line")),
+    ("fields.jsonl", '{"question": "a", "output": "b"}\n', (":1: no field 'instruction'", "data.instruction_field")),
+    ("latin.jsonl", b'{"instruction": "\xfc", "output": "b"}\n', (":1: not UTF-8", "save the file as UTF-8")),
+    ("rows.txt", "a\n", ("unknown kind of file", ".jsonl")),
+])
+def test_data_file(workshop, name, text, named):
+    path = workshop.folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    refuse(workshop, "data.task=file", "data.split=iid", f"data.path={path}", named=(str(path), *named), limit_s=SOON_S)
+
+
+def test_one_client_whose_answers_are_all_cut_away_ends_every_rank(workshop):
+    """Only the rank of that client finds out; the others must not wait for it."""
+    path = workshop.folder / "long.jsonl"
+    rows = [{"instruction": "1 + 1 =", "output": "2", "category": "short"}] * 20
+    rows += [{"instruction": "one " * 50 + "=", "output": "50", "category": "long"}] * 20
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = refuse(workshop, "data.task=file", "data.template=plain", "data.clients=2", f"data.path={path}",
+                   named=("data.max_tokens=64", "whole answer", "training rows", "raise data.max_tokens"))
+    assert "restart" not in ended.err
+
+
+# Models and adapters.
+
+
+def test_model_folder_without_config(workshop):
+    folder = model_folder(workshop, "no-config")
+    refuse(workshop, f"model.base={folder}", named=(str(folder / "config.json"), "no such file"), limit_s=SOON_S)
+
+
+@pytest.mark.parametrize(("text", "named"), [("{", "cannot be read as a model configuration"), ("{}", "no model_type"), ("[]", "but list")])
+def test_broken_config_json(workshop, text, named):
+    folder = workshop.folder / "broken-config"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(text)
+    refuse(workshop, f"model.base={folder}", named=(str(folder / "config.json"), named), limit_s=SOON_S)
+
+
+def test_model_without_weights(workshop):
+    refuse(workshop, "model.init=pretrained", named=(str(workshop.folder / "model"), "no model.safetensors", "model.init=random"), limit_s=SOON_S)
+
+
+@pytest.mark.parametrize("left", [4, 100, -1])
+def test_truncated_weights(workshop, left):
+    folder = model_folder(workshop, f"truncated-{left}", LLAMA, {"model.norm.weight": np.ones(64, dtype=np.float32)})
+    weights = folder / "model.safetensors"
+    cut(weights, left if left > 0 else weights.stat().st_size + left)
+    refuse(workshop, "model.init=pretrained", f"model.base={folder}", named=(str(weights), "truncated", "copy it again"), limit_s=SOON_S)
+
+
+def test_missing_shard(workshop):
+    folder = model_folder(workshop, "shards", LLAMA)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": "model-00002.safetensors"}}))
+    refuse(workshop, "model.init=pretrained", f"model.base={folder}", named=(str(folder / "model-00002.safetensors"), "missing"), limit_s=SOON_S)
+
+
+def test_weights_of_another_architecture(workshop):
+    folder = model_folder(workshop, "other-weights", LLAMA, {"transformer.wte.weight": np.ones((260, 64), dtype=np.float32)})
+    refuse(workshop, "model.init=pretrained", f"model.base={folder}", named=(str(folder), "model.embed_tokens.weight", "another architecture"))
+
+
+@pytest.mark.slow
+def test_unsupported_model_type(workshop):
+    folder = model_folder(workshop, "other-type", {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"]})
+    refuse(workshop, f"model.base={folder}", named=(str(folder / "config.json"), "'mistral' is not supported", "llama, qwen2, gpt2"))
+
+
+@pytest.mark.slow
+def test_model_type_that_nobody_knows(workshop):
+    folder = model_folder(workshop, "no-type", {**LLAMA, "model_type": "abacus"})
+    refuse(workshop, f"model.base={folder}", named=(str(folder / "config.json"), "abacus"))
+
+
+def test_folder_without_tokenizer(workshop):
+    refuse(workshop, "model.tokenizer=auto", named=("model.base=", "holds no tokenizer", "model.tokenizer=bytes"))
+
+
+def test_targets_that_match_nothing(workshop):
+    refuse(workshop, "adapter.targets=nothing", named=("adapter.targets='nothing'", "does not fit llama"))
+
+
+def adapter_folder(workshop, whole, name: str) -> Path:
+    return Path(shutil.copytree(whole[1] / "adapter", workshop.folder / name))
+
+
+def test_adapter_whose_files_disagree(workshop, whole):
+    folder = adapter_folder(workshop, whole, "adapter-r")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 16}))
+    refuse(workshop, f"adapter.start_from={folder}", named=(str(folder / "adapter_model.safetensors"), "r=16", "shape (4, 64)"), limit_s=SOON_S)
+
+
+def test_adapter_of_another_lora_rank_than_the_run_asks_for(workshop, whole):
+    folder = adapter_folder(workshop, whole, "adapter-8")
+    refuse(workshop, f"adapter.start_from={folder}", "adapter.lora_rank=8", named=("adapter.lora_rank=8", str(folder), "r=4"), limit_s=SOON_S)
+
+
+def test_truncated_adapter(workshop, whole):
+    folder = adapter_folder(workshop, whole, "adapter-cut")
+    cut(folder / "adapter_model.safetensors", 500)
+    refuse(workshop, f"adapter.start_from={folder}", named=(str(folder / "adapter_model.safetensors"), "truncated"), limit_s=SOON_S)
+
+
+def test_16_bit_type_that_the_processor_lacks(workshop):
+    """The variable lets this processor pass for an older one."""
+    refuse(workshop, "model.dtype=fp16", named=("model.dtype=fp16", "choose fp32"), env={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+
+
+# The journal and the disk.
+
+
+@pytest.mark.parametrize("file", ["entry.json", "state.safetensors"])
+@pytest.mark.parametrize("bytes_left", [0, 100])
+def test_truncated_journal(workshop, copy_of_whole, file, bytes_left):
+    run = copy_of_whole(f"journal-{file}-{bytes_left}")
+    path = last_round(run) / file
+    cut(path, bytes_left)
+    refuse(workshop, "federation.rounds=9", run=run.name, named=(str(path), "damaged", str(path.parent), "--fresh"), limit_s=SOON_S)
+
+
+def test_missing_state(workshop, copy_of_whole):
+    run = copy_of_whole("journal-gone")
+    path = last_round(run) / "state.safetensors"
+    path.unlink()
+    refuse(workshop, "federation.rounds=9", run=run.name, named=(str(path), "damaged", "--fresh"), limit_s=SOON_S)
+
+
+def test_truncated_optimizer_of_one_client_ends_every_rank(workshop, copy_of_whole):
+    """Only the rank of that client reads it."""
+    run = copy_of_whole("journal-client")
+    path = last_round(run) / "client-2.safetensors"
+    cut(path, 100)
+    before = tree(run)
+    ended = workshop.run(f"run.name={run.name}", "federation.rounds=9")
+    assert ended.code == 2 and "Traceback" not in ended.text, ended.text
+    assert f"{path}: cannot be read" in ended.err and "--fresh" in ended.err
+    assert tree(run) == before
+
+
+def test_place_that_is_no_folder(workshop):
+    path = workshop.folder / "a-file"
+    path.write_text("mine")
+    refuse(workshop, f"run.out={path}", named=(f"run.out={path}", "not a folder", "another place"), limit_s=SOON_S)
+    assert path.read_text() == "mine"
+
+
+@pytest.fixture
+def small_disk(workshop):
+    place = workshop.folder / "small-disk"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=768k", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield place
+    workshop.close()
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_full_disk(workshop, small_disk):
+    """Ends with one message at the round that does not fit any more, and goes on from the one before once there is room."""
+    words = (f"run.out={small_disk}", "run.name=full", "checkpoint.keep=30", "monitor.plot=false", "cluster.max_restarts=2")
+    ended = workshop.run(*words, "federation.rounds=30")
+    assert ended.code == 2, ended.text
+    assert "Traceback" not in ended.text, ended.text
+    assert "cannot be written (No space left on device)" in ended.err and "run.out=FOLDER" in ended.err and str(small_disk) in ended.err
+    assert "starting all ranks again" not in ended.err
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    run = small_disk / "full"
+    number = int(last_round(run).name[-6:])
+    assert 0 < number < 29
+    workshop.finish(*words, f"federation.rounds={number + 1}")
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    assert SETTINGS["federation"]["rounds"] < 30
+
+
+def test_it_is_all_of_a_refusal_that_is_checked(workshop):
+    """`refuse` itself fails where a message lacks a word, and where a run is not refused."""
+    with pytest.raises(AssertionError):
+        refuse(workshop, "train.lr=fast", named=("no such word",), limit_s=SOON_S)
+    with pytest.raises(AssertionError):
+        refuse(workshop, "--dry-run", named=(), limit_s=SOON_S)

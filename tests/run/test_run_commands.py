@@ -1,0 +1,89 @@
+"""Commands that look only: they answer without the heavy libraries, and start and write nothing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from launched import ROOT, tree
+
+HEAVY = ("torch", "deepspeed", "transformers", "peft", "mpi4py", "matplotlib", "tensorboard", "safetensors")
+PROBE = f"""
+import json, sys
+from fedspeed.cli import main
+try:
+    code = main(json.loads(sys.argv[1]))
+except SystemExit as end:
+    code = end.code or 0
+print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]))
+"""
+
+
+def ask(*words: str, cwd) -> tuple[int, list[str], str]:
+    """(exit code, heavy libraries that were imported, what was printed) of a command."""
+    done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(words)], cwd=cwd, capture_output=True, text=True, timeout=60, check=True)
+    *said, last = done.stdout.splitlines()
+    return *json.loads(last), "\n".join(said)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--help",), "doctor"),
+    (("run", "--help"), "exit codes:"),
+    (("--version",), "fedspeed "),
+    (("run", "--print-config"), "# What DeepSpeed receives"),
+    (("run", "--dry-run"), "nothing was started"),
+    (("doctor",), "checks passed"),
+])
+def test_answers_without_heavy_libraries(workshop, words, said):
+    options = ("--config", str(workshop.config)) if len(words) > 1 and words[1] != "--help" else ()
+    before = tree(workshop.folder)
+    code, heavy, text = ask(*words, *options, cwd=workshop.folder)
+    assert said in text
+    assert heavy == []
+    assert code == 0 or words == ("doctor",)
+    assert tree(workshop.folder) == before
+
+
+def test_the_probe_sees_a_heavy_library(workshop):
+    done = subprocess.run([sys.executable, "-c", PROBE.replace("import json", "import safetensors, json", 1), '["--version"]'],
+                          cwd=workshop.folder, capture_output=True, text=True, timeout=60, check=True)
+    assert '["safetensors"]' in done.stdout
+
+
+def test_dry_run_tells_what_would_run_where(workshop):
+    ended = workshop.finish("--dry-run", "data.clients=4")
+    for line in ("(llama, weights drawn from run.seed)", "builtin: 4 clients", "cluster  default: 2 ranks, clients 0 to 3", "ZeRO-0, 4 rounds"):
+        assert line in ended.out
+    assert ended.err == ""
+
+
+def test_dry_run_gathers_the_faults_of_all_parts(workshop):
+    ended = workshop.run("--dry-run", "model.base=/nowhere", "data.max_rows=2", "cluster.ranks_per_client=9")
+    assert ended.code == 2 and ended.out == ""
+    for part in ("model.base: /nowhere", "2 rows are too few", "cluster.ranks_per_client=9"):
+        assert part in ended.err
+
+
+def test_print_config_loads_back_to_the_same(workshop):
+    first = workshop.finish("--print-config", "train.lr=0.5").out
+    assert "lr: 0.5" in first and "# command line" in first and f"# {workshop.config}:" in first
+    path = workshop.folder / "printed.yaml"
+    path.write_text(first)
+    again = workshop.finish("--print-config", config=path).out
+
+    def values(text: str) -> list[str]:
+        return [line.partition("  # ")[0].rstrip() for line in text.splitlines()]
+
+    assert values(again) == values(first)
+
+
+def test_overrides_and_options_stand_in_any_order(workshop):
+    ended = workshop.finish("data.clients=2", "--dry-run", "federation.rounds=7", "--json", "data.split=iid", "data.max_rows=100")
+    assert "2 clients, training + held-out rows 45+5, 45+5" in ended.out and "7 rounds" in ended.out
+
+
+@pytest.mark.parametrize("door", [("-m", "fedspeed", "run"), (str(ROOT / "launch.py"),)])
+def test_both_doors_lead_to_the_same_run_command(workshop, door):
+    done = subprocess.run([sys.executable, *door, "--config", str(workshop.config), "--dry-run"], cwd=workshop.folder,
+                          capture_output=True, text=True, timeout=60, check=True)
+    assert "nothing was started" in done.stdout

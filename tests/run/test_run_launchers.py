@@ -1,0 +1,121 @@
+"""The same run under every launcher: the same bits, and a death or a fault in one rank ends all of them."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from launched import SETTINGS, assert_same_run, headline, last_round, records, rounds_seen, tree
+from safetensors.numpy import load_file
+
+BIN = Path(sys.executable).parent
+MPIRUN = (str(BIN / "mpirun"), "-n", "2", "--oversubscribe", sys.executable)
+DEEPSPEED = (str(BIN / "deepspeed"), "--num_accelerators", "2")
+TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node", "2")
+SLOW = {"TEST_SLOW_S": "0.4"}
+QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
+
+
+def test_mpirun_over_mpi(workshop, whole, copy_of_whole):
+    """`--fresh` is one rank's to obey: the run of that name is moved aside once, and a new one made."""
+    before = tree(copy_of_whole("mpi"))
+    ended = workshop.finish("run.name=mpi", "--fresh", "--json", *QUIET, launcher=MPIRUN)
+    run = workshop.runs / "mpi"
+    assert_same_run(run, whole[1])
+    assert len(ended.out.splitlines()) == SETTINGS["federation"]["rounds"] + 2 and "Traceback" not in ended.text
+    assert "launched by openmpi" in (run / "report.md").read_text()
+    assert tree(workshop.runs / "mpi.1") == before and not (workshop.runs / "mpi.2").exists()
+
+
+def test_deepspeed_over_gloo(workshop, whole):
+    workshop.finish("run.name=deepspeed", *QUIET, launcher=DEEPSPEED)
+    assert_same_run(workshop.runs / "deepspeed", whole[1])
+    assert "launched by deepspeed" in (workshop.runs / "deepspeed" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_torchrun_over_gloo(workshop, whole):
+    workshop.finish("run.name=torchrun", *QUIET, launcher=TORCHRUN)
+    assert_same_run(workshop.runs / "torchrun", whole[1])
+    assert "launched by torchrun" in (workshop.runs / "torchrun" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_goes_from_one_launcher_to_the_next(workshop, whole):
+    """Preempted under mpirun, finished by a plain start: the journal knows no launcher."""
+    run = workshop.runs / "moved"
+    started = workshop.start("run.name=moved", *QUIET, launcher=MPIRUN, env=SLOW)
+    started.until(lambda: rounds_seen(run) == 1)
+    for pid in {started.rank_pid("OMPI_COMM_WORLD_RANK", rank) for rank in (0, 1)}:
+        os.kill(pid, signal.SIGTERM)
+    ended = started.wait()
+    assert ended.code == 75, ended.text
+    assert headline(run) == "# Run `moved`: preempted"
+    workshop.finish("run.name=moved", *QUIET)
+    assert_same_run(run, whole[1])
+
+
+def killed_rank(workshop, name: str, launcher, variable: str):
+    """A run under a launcher of which rank 1 is killed in mid-round."""
+    run = workshop.runs / name
+    started = workshop.start(f"run.name={name}", *QUIET, launcher=launcher, env=SLOW)
+    started.until(lambda: rounds_seen(run) == 1)
+    os.kill(started.rank_pid(variable, 1), signal.SIGKILL)
+    return started, started.wait(90)
+
+
+@pytest.mark.parametrize(("name", "launcher", "variable"), [
+    ("killed-mpi", MPIRUN, "OMPI_COMM_WORLD_RANK"),
+    pytest.param("killed-deepspeed", DEEPSPEED, "RANK", marks=pytest.mark.slow),
+    pytest.param("killed-torchrun", TORCHRUN, "RANK", marks=pytest.mark.slow),
+])
+def test_a_killed_rank_ends_the_job(workshop, name, launcher, variable):
+    started, ended = killed_rank(workshop, name, launcher, variable)
+    assert ended.code != 0, ended.text
+    assert started.family() == {}
+    run = workshop.runs / name
+    assert not (run / "report.md").exists() or headline(run) == f"# Run `{name}`: failed"
+    assert not (run / "adapter").exists()
+
+
+@pytest.mark.parametrize(("launcher", "sign"), [(MPIRUN, "MPI_ABORT"), pytest.param(DEEPSPEED, "", marks=pytest.mark.slow)])
+def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
+    """Found by one rank only; MPI_ABORT also shows that the ranks had chosen the MPI transport by themselves."""
+    path = workshop.folder / "one-bad-client.jsonl"
+    rows = ['{"instruction": "1 + 1 =", "output": "2", "category": "short"}\n'] * 20
+    rows += [f'{{"instruction": "{"one " * 50}", "output": "50", "category": "long"}}\n'] * 20
+    path.write_text("".join(rows))
+    started = workshop.start("run.name=one-bad", "data.task=file", f"data.path={path}", "data.clients=2", *QUIET, launcher=launcher)
+    ended = started.wait(90)
+    assert ended.code == 2, ended.text
+    assert "Traceback" not in ended.text and "cuts away the whole answer" in ended.err and sign in ended.err
+    assert not (workshop.runs / "one-bad").exists()
+    assert started.family() == {}
+
+
+@pytest.mark.parametrize("launcher", [MPIRUN, DEEPSPEED])
+def test_a_bad_configuration_ends_all_ranks_at_once(workshop, launcher):
+    started = workshop.start("run.name=typo", "train.learning_rate=1", launcher=launcher)
+    ended = started.wait(60)
+    assert ended.code not in (0, None) and "there is no key train.learning_rate" in ended.err, ended.text
+    assert "Traceback" not in ended.text and not (workshop.runs / "typo").exists()
+    assert started.family() == {}
+
+
+@pytest.mark.parametrize("clients", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_clients_of_two_ranks(workshop, clients):
+    """Both ranks of a client train on its rows: twice the sequences a step; with two clients they take turns on the same two ranks."""
+    name = f"pairs-{clients}"
+    words = (f"run.name={name}", "cluster.ranks_per_client=2", f"data.clients={clients}", "federation.rounds=3", *QUIET)
+    started = workshop.start(*words, env=SLOW)
+    started.until(lambda: rounds_seen(workshop.runs / name) == 1)
+    started.kill_all()  # the kept optimizers of a client of two ranks come back to both
+    workshop.finish(*words)
+    workshop.finish(f"run.name={name}-whole", *words[1:])
+    assert_same_run(workshop.runs / name, workshop.runs / f"{name}-whole")
+    rounds = records(workshop.runs / name)
+    assert [(client["client"], client["local_steps"]) for client in rounds[-1]["per_client"]] == [(c, 3) for c in range(clients)]
+    assert rounds[-1]["val_loss"] < rounds[0]["val_loss"]
+    state = load_file(last_round(workshop.runs / name) / "state.safetensors")
+    assert any(".lora_B." in tensor and abs(state[tensor]).max() > 0 for tensor in state)

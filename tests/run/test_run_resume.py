@@ -1,0 +1,201 @@
+"""Runs that are killed, ended, changed and extended: the same command goes on, and nothing of it shows in the result."""
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from launched import SETTINGS, assert_same_run, bits, headline, journal_rounds, last_round, records, rounds_seen, tree
+
+ROUNDS = SETTINGS["federation"]["rounds"]
+SLOW = {"TEST_SLOW_S": "0.4"}  # each journal entry takes so long: a round in which something can be done to a run
+
+
+def stalled(workshop, run: Path, at: str):
+    """A run that stands still at the moment when it renames something to `at`."""
+    flag = workshop.folder / f"stalled-{run.name}-{at.replace('/', '-')}"
+    started = workshop.start(f"run.name={run.name}", "monitor.plot=false", env={"TEST_STALL_AT": at, "TEST_STALLED": str(flag)})
+    started.until(flag.exists)
+    return started
+
+
+def test_kill_9_of_everything_at_any_moment(workshop, whole):
+    """Killed while it starts, in a round, between the state and the entry of the journal, and before the export: the same command resumes."""
+    run = workshop.runs / "killed"
+    started = workshop.start("run.name=killed")
+    started.until(lambda: len(started.family()) > 1)
+    started.kill_all()
+    assert not run.exists()
+
+    started = workshop.start("run.name=killed", env=SLOW)
+    started.until(lambda: rounds_seen(run) == 1)
+    started.kill_all()
+    assert journal_rounds(run)[-1] in (0, 1)
+    assert not (run / "report.md").exists()
+
+    started = stalled(workshop, run, "round-000003/entry.json")
+    assert (run / "journal" / "round-000003" / "state.safetensors").exists()
+    started.kill_all()
+    assert journal_rounds(run)[-1] == 2
+
+    started = stalled(workshop, run, "killed/adapter")
+    started.kill_all()
+    assert journal_rounds(run)[-1] == ROUNDS
+    assert not (run / "adapter").exists() and not (run / "report.md").exists()
+
+    workshop.finish("run.name=killed", "monitor.plot=false")
+    assert_same_run(run, whole[1])
+    assert headline(run) == "# Run `killed`: finished"
+
+
+def test_sigterm_ends_after_the_round_in_progress(workshop, whole):
+    run = workshop.runs / "asked"
+    started = workshop.start("run.name=asked", "monitor.plot=false", env=SLOW)
+    started.until(lambda: rounds_seen(run) == 1)
+    assert "libtorch" not in Path(f"/proc/{started.process.pid}/maps").read_text()  # the supervisor stays small
+    started.process.terminate()
+    ended = started.wait()
+    assert ended.code == 75, ended.text
+    assert started.family() == {}
+    number = journal_rounds(run)[-1]
+    assert 1 <= number < ROUNDS and rounds_seen(run) == number
+    assert headline(run) == "# Run `asked`: preempted"
+    assert f"stopped after round {number} of {ROUNDS} as asked; the same command goes on from there" in ended.err
+    assert "Traceback" not in ended.err
+
+    workshop.finish("run.name=asked", "monitor.plot=false")
+    assert_same_run(run, whole[1])
+    assert headline(run) == "# Run `asked`: finished"
+
+
+def test_sigterm_before_the_first_round(workshop):
+    started = workshop.start("run.name=early")
+    started.until(lambda: len(started.local_ranks()) == 2)
+    started.process.terminate()
+    ended = started.wait()
+    assert ended.code == 75, ended.text
+    assert "Traceback" not in ended.err and "cannot take part" not in ended.err
+    assert started.family() == {}
+
+
+def test_a_lost_rank_is_started_again(workshop, whole):
+    run = workshop.runs / "lost"
+    started = workshop.start("run.name=lost", "monitor.plot=false", env=SLOW)
+    started.until(lambda: rounds_seen(run) == 1)
+    os.kill(started.local_ranks()[1], signal.SIGKILL)
+    ended = started.wait()
+    assert ended.code == 0, ended.text
+    assert re.search(r"rank 1 \(pid \d+\) was killed by SIGKILL", ended.err)
+    assert_same_run(run, whole[1])
+    text = (run / "report.md").read_text()
+    assert headline(run) == "# Run `lost`: finished"
+    assert "| restarts | 1 |" in text and "| missing updates | 0 |" in text
+    assert started.family() == {}
+
+
+@pytest.mark.parametrize(("rank", "clients", "named"), [(0, "3 updates (clients 0, 1 and 2)", "rank 0 (pid"),
+                                                        (1, "1 update (client 2)", "client 2 (rank 1 on localhost)")])
+def test_a_lost_rank_without_restarts_is_no_success(workshop, rank, clients, named):
+    """Rank 1 is reported by rank 0; rank 0 takes the report with it, and the supervisor tells what it knows."""
+    run = workshop.runs / f"gone-{rank}"
+    started = workshop.start(f"run.name={run.name}", "monitor.plot=false", "cluster.max_restarts=0", env=SLOW)
+    started.until(lambda: rounds_seen(run) == 1)
+    os.kill(started.local_ranks()[rank], signal.SIGKILL)
+    ended = started.wait()
+    assert ended.code == 75, ended.text
+    assert f"rank {rank} (pid" in ended.err and "was killed by SIGKILL" in ended.err
+    text = (run / "report.md").read_text()
+    assert headline(run) == f"# Run `{run.name}`: failed"
+    number = rounds_seen(run) + 1
+    assert f"- round {number}: {clients}" in text
+    assert named in text and "Exit code 75" in text and "| restarts | 0 |" in text
+    assert started.family() == {}
+
+
+def test_a_report_of_an_earlier_end_does_not_outlive_a_killed_extension(workshop, copy_of_whole):
+    """A finished run is extended and rank 0 is killed at once: the report must not go on saying "finished"."""
+    run = copy_of_whole("stale")
+    started = workshop.start("run.name=stale", "federation.rounds=9", "cluster.max_restarts=0", "monitor.plot=false", env=SLOW)
+    started.until(lambda: rounds_seen(run) > ROUNDS)
+    os.kill(started.local_ranks()[0], signal.SIGKILL)
+    assert started.wait().code == 75
+    assert headline(run) == "# Run `stale`: failed"
+
+
+def test_a_finished_run_says_so(workshop, whole):
+    before = tree(whole[1])
+    ended = workshop.run("run.name=whole")
+    assert ended.code == 0 and "complete (finished, 4 rounds)" in ended.err and "--fresh" in ended.err
+    assert tree(whole[1]) == before
+
+
+def test_more_rounds_extend_a_finished_run(workshop, whole, copy_of_whole):
+    run = copy_of_whole("longer")
+    workshop.finish("run.name=longer", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
+    assert [record["round"] for record in records(run)] == list(range(ROUNDS + 2))
+    assert records(run)[:ROUNDS + 1] == records(whole[1])
+    assert journal_rounds(run)[-1] == ROUNDS + 1
+    assert headline(run) == "# Run `longer`: finished"
+
+
+def test_fewer_rounds_than_the_journal_has_end_the_run(workshop, copy_of_whole):
+    """Asked for less than it has done already, a run exports what it has; it must not train on forever."""
+    run = copy_of_whole("shorter")
+    for left in (run / "adapter", last_round(run)):
+        shutil.rmtree(left)
+    (run / "report.md").unlink()
+    ended = workshop.finish("run.name=shorter", "federation.rounds=2", "monitor.plot=false", limit_s=90)
+    assert journal_rounds(run)[-1] == ROUNDS - 1, ended.text
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("override", "told"), [
+    ("train.lr=1", "train.lr: 0.003 -> 1.0"),
+    ("adapter.lora_rank=8", "adapter.lora_rank: 4 -> 8"),
+    ("data.clients=2", "data.clients: 3 -> 2"),
+    ("deepspeed.zero_optimization.stage=1", "deepspeed.zero_optimization: None -> {'stage': 1}"),
+])
+def test_another_configuration_is_refused_by_name(workshop, whole, override, told):
+    before = tree(whole[1])
+    ended = workshop.run("run.name=whole", override, limit_s=30)
+    assert ended.code == 2 and "Traceback" not in ended.err
+    assert told in ended.err and "run.name" in ended.err and "--fresh" in ended.err
+    assert tree(whole[1]) == before
+
+
+def test_fresh_moves_the_earlier_run_aside_only_when_the_new_one_can_start(workshop, copy_of_whole):
+    run = copy_of_whole("again")
+    before = tree(run)
+    ended = workshop.run("--fresh", "run.name=again", "model.base=/nowhere", limit_s=30)
+    assert ended.code == 2 and tree(run) == before
+    workshop.finish("run.name=again", "--fresh", "monitor.plot=false", "federation.rounds=1")
+    assert tree(run.with_name("again.1")) == before
+    assert [record["round"] for record in records(run)] == [0, 1]
+
+
+def test_a_missing_update_is_told_by_report_and_exit_code(workshop):
+    """A client whose training diverges: its update does not count, the run goes on without it and does not end as a success, nor twice."""
+    hosts = workshop.folder / "two-clusters"
+    hosts.write_text("alpha slots=1\nbeta slots=1\n# fed-host alpha cluster=one\n# fed-host beta cluster=two\n")
+    words = ("run.name=diverged", "--hostfile", str(hosts), "train.optimizer=sgd", "train.lr=1e25", "train.local_steps=1",
+             "train.local_steps_by_cluster=two:3", "federation.server_optimizer=none", "federation.server_lr=1", "federation.rounds=1",
+             "monitor.plot=false")
+    ended, run = workshop.run(*words), workshop.runs / "diverged"
+    assert ended.code == 1, ended.text
+    assert "starting all ranks again" not in ended.err
+    assert "- round 1: 1 update (client 2)" in (run / "report.md").read_text()
+    assert records(run)[-1]["missing"] == [2]
+    again = workshop.run(*words, limit_s=30)
+    assert again.code == 1 and "missing updates: 1" in again.err
+
+
+def test_bits_can_tell_runs_apart(workshop, whole, copy_of_whole):
+    """The comparison that all of this rests on sees one changed bit."""
+    run = copy_of_whole("flipped")
+    state = last_round(run) / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(content)
+    assert bits(run) != bits(whole[1])

@@ -1,0 +1,96 @@
+"""A run from its command line to what it leaves, and that all of it tells the same story."""
+
+import json
+import logging
+import re
+import struct
+
+import numpy as np
+from launched import LLAMA, SETTINGS, headline, journal_rounds, last_round, records
+from safetensors.numpy import load_file
+
+ROUNDS = SETTINGS["federation"]["rounds"]
+
+
+def test_stdout_has_only_json_lines_and_they_are_the_rounds(whole):
+    ended, run = whole
+    events = [json.loads(line) for line in ended.out.splitlines()]
+    assert [event.pop("event") for event in events] == ["round"] * (ROUNDS + 1) + ["summary"]
+    assert events[:-1] == records(run)
+    assert [record["round"] for record in records(run)] == list(range(ROUNDS + 1))
+    summary = events[-1]
+    assert (summary["status"], summary["exit_code"], summary["rounds"], summary["restarts"], summary["missing"]) == ("finished", 0, ROUNDS, 0, [])
+    assert summary["last_val_loss"] == records(run)[-1]["val_loss"]
+    assert summary["tokens"] == sum(record["tokens"] for record in records(run)) > 0
+
+
+def test_it_learns_from_every_client(whole):
+    rounds = records(whole[1])
+    assert rounds[-1]["val_loss"] < 0.97 * rounds[0]["val_loss"]
+    for record in rounds[1:]:
+        assert [client["client"] for client in record["per_client"]] == [0, 1, 2]
+        assert all(client["local_steps"] == SETTINGS["train"]["local_steps"] and client["tokens"] > 0 for client in record["per_client"])
+        assert (record["clients"], record["received"]) == (3, 3)
+
+
+def test_the_report_says_what_the_log_says(whole):
+    ended, run = whole
+    text = (run / "report.md").read_text()
+    assert headline(run) == "# Run `whole`: finished"
+    rows = {int(number): line for line in text.splitlines() if (number := (re.match(r"\| (\d+) \|", line) or [0, ""])[1]) and "of 3" in line}
+    assert sorted(rows) == list(range(1, ROUNDS + 1))
+    for record in records(run)[1:]:
+        assert f"| {record['train_loss']:.4f} | {record['val_loss']:.4f} " in rows[record["round"]]
+    best = min(records(run), key=lambda record: record["val_loss"])
+    assert f"| held-out loss, best | {best['val_loss']:.4f} (round {best['round']}) |" in text
+    assert f"| held-out loss, first | {records(run)[0]['val_loss']:.4f} |" in text
+    assert "| missing updates | 0 |" in text and "| restarts | 0 |" in text
+    assert str(run / "report.md") in ended.err
+
+
+def test_the_plot_is_an_image(whole):
+    content = (whole[1] / "report.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    assert width > 400 and height > 200
+
+
+def test_tensorboard_has_the_same_losses(whole):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    events = EventAccumulator(str(whole[1] / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    for tag, key in (("loss/train", "train_loss"), ("loss/held_out", "val_loss")):
+        shown = {item.step: item.value for item in events.Scalars(tag)}
+        logged = {record["round"]: np.float32(record[key]) for record in records(whole[1]) if record[key] is not None}
+        assert shown == logged
+
+
+def test_the_adapter_is_the_journals_and_peft_loads_it(whole):
+    from peft import PeftModel
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    run = whole[1]
+    best = min(records(run)[1:], key=lambda record: record["val_loss"])["round"]
+    assert best == journal_rounds(run)[-1] == ROUNDS  # so that the exported round is the one in the journal
+    kept = {name.removeprefix("global/"): tensor for name, tensor in load_file(last_round(run) / "state.safetensors").items()
+            if name.startswith("global/")}
+    model = PeftModel.from_pretrained(LlamaForCausalLM(LlamaConfig(**LLAMA)), str(run / "adapter"))
+    loaded = {name: parameter.numpy() for name, parameter in model.state_dict().items() if ".lora_" in name}
+    assert loaded.keys() == kept.keys()
+    assert all(np.array_equal(loaded[name], kept[name]) for name in kept)
+    assert all(np.abs(tensor).max() > 0 for tensor in loaded.values())
+    assert model.peft_config["default"].r == SETTINGS["adapter"]["lora_rank"]
+
+
+def test_the_exported_folder_has_its_tokenizer(whole):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(whole[1] / "adapter")
+    assert tokenizer.decode(tokenizer("Grüße, 4+4?", add_special_tokens=False).input_ids) == "Grüße, 4+4?"
+
+
+def test_nothing_half_written_is_left(whole):
+    left = [path for path in whole[1].rglob("*") if path.name.endswith((".tmp", ".part", ".old"))]
+    assert left == []
