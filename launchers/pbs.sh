@@ -48,27 +48,15 @@ while IFS= read -r name; do
     esac
 done < <(compgen -e)
 
-# How a SIGTERM (qdel, the end of the walltime) reaches the ranks as one, and nobody is killed before the round is done. mpirun
-# itself would kill every rank one second after a SIGTERM, so it is started with that signal blocked and gets SIGUSR1 instead, which
-# it hands to the ranks on all nodes; there a small shell, the parent of each rank, turns it back into a SIGTERM. PBS signals every
-# process of its session, so the connections to the other nodes are shielded as well.
+# How a SIGTERM (qdel, the end of the walltime) reaches the ranks, and nobody is killed before the round is done. mpirun itself would kill
+# every rank one second after a SIGTERM, so it is started with that signal blocked and gets SIGUSR1 instead, which it hands to the ranks
+# on all nodes; they take it for the same request, and ignore it until they can. PBS signals every process of its session, so the
+# connections to the other nodes are shielded as well.
 readonly shield=(env --block-signal=TERM)
 export PRTE_MCA_plm_ssh_agent="${shield[*]} ${PRTE_MCA_plm_ssh_agent:-ssh}"
-# shellcheck disable=SC2016
-readonly translate='
-signals=0
-trap "" USR1
-"$@" &
-rank=$!
-trap "signals=\$((signals + 1)); kill -TERM $rank" USR1
-trap "signals=\$((signals + 1))" TERM
-until seen=$signals; wait "$rank"; status=$?; [ "$seen" -eq "$signals" ]; do :; done
-exit "$status"'
 
-signals=0
 # shellcheck disable=SC2317 # called by the trap
 forward() {
-    signals=$((signals + 1))
     echo "pbs.sh: SIGTERM; the ranks finish their round" >&2
     kill -USR1 "$mpi"
 }
@@ -76,13 +64,9 @@ forward() {
 echo "pbs.sh: $ranks_total ranks on $(uniq "$nodefile" | paste -sd,)"
 # Ranks of one client are neighbours: slots are filled host by host. Not bound to single cores, for offloaded optimizers use many.
 "${shield[@]}" mpirun -n "$ranks_total" --hostfile "$nodefile" --map-by slot --bind-to none "${exports[@]}" \
-    bash -c "$translate" rank "$(command -v python3)" -u launch.py --config "$CONFIG" "${arguments[@]}" "$@" &
+    env --ignore-signal=USR1 "$(command -v python3)" -u launch.py --config "$CONFIG" "${arguments[@]}" "$@" &
 mpi=$!
 trap forward TERM
-until
-    seen=$signals
-    wait "$mpi"
-    status=$?
-    ((seen == signals)) # else wait was interrupted by the signal, and `status` is not the ranks'
-do :; done
-exit "$status"
+while [[ -n $(jobs -rp) ]]; do wait "$mpi"; done # a signal interrupts wait, and `wait` then tells of the signal
+wait "$mpi"
+exit "$?"

@@ -1,7 +1,7 @@
 """A stand-in for launch.py in tests of what starts it: every rank says who it is, and how it was asked to stop.
 
-Arguments are echoed. `wait` among them: the rank goes on until a SIGTERM, then needs a while to "save" and ends with exit status 75;
-with `stagger` every rank needs much longer than the one before.
+Arguments are echoed. `wait` among them: the rank goes on until a SIGTERM or SIGUSR1, then needs a while to "save" and ends with exit
+status 75; with `stagger` every rank needs much longer than the one before.
 """
 
 import json
@@ -17,7 +17,8 @@ SAVE_S = 2.0  # longer than mpirun's patience of one second, shorter than the Ki
 
 def main() -> int:
     asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: asked.append(True))
     rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["SLURM_PROCID"]
     mpi_size = None
     if "PMIX_RANK" in os.environ:

@@ -116,7 +116,7 @@ class SlurmJob:
         deadline = time.monotonic() + timeout
         while not condition(status := self.status()):
             if time.monotonic() > deadline:
-                raise LabError(f"job {self.id} is {status.state} after {timeout:.0f} s")
+                raise LabError(f"job {self.id} is {status.state} after {timeout:.0f} s\n{self._slurm.logs()}")
             time.sleep(_POLL_S)
         return status
 
@@ -215,16 +215,16 @@ class SlurmOnOneMachine:
         """Every daemon goes to the background by itself once it is up."""
         done = self.lab.run(command, _COMMAND_TIMEOUT_S, host=host, env=self.env, cwd="/")
         if done.returncode != 0:
-            raise LabError(f"{command[0]} does not start on {host}: {done.stderr.strip()}\n{self._logs()}")
+            raise LabError(f"{command[0]} does not start on {host}: {done.stderr.strip()}\n{self.logs()}")
 
     def _wait_idle(self) -> None:
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while (done := self.run(["sinfo", "--noheader", "--Node", "--format=%T"])).stdout.split() != ["idle"] * len(self._names):
             if time.monotonic() > deadline:
-                raise LabError(f"Slurm's nodes are not ready after {_READY_TIMEOUT_S:.0f} s: {done.stdout} {done.stderr}\n{self._logs()}")
+                raise LabError(f"Slurm's nodes are not ready after {_READY_TIMEOUT_S:.0f} s: {done.stdout} {done.stderr}\n{self.logs()}")
             time.sleep(_POLL_S)
 
-    def _logs(self) -> str:
+    def logs(self) -> str:
         """The last words of all daemons; a host's tmp is found outside under hosts/NAME."""
         logs = sorted(self.lab.folder.glob("hosts/*/*.log"))
         return "\n".join(f"--- {log.parent.name} {log.name}\n" + "\n".join(log.read_text().splitlines()[-10:]) for log in logs)

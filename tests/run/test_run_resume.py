@@ -176,10 +176,13 @@ def test_fresh_moves_the_earlier_run_aside_only_when_the_new_one_can_start(works
 
 
 def test_a_missing_update_is_told_by_report_and_exit_code(workshop):
-    """A client whose training diverges: its update does not count, the run goes on without it and does not end as a success, nor twice."""
+    """A client whose training diverges: its update does not count, the run goes on without it and does not end as a success, nor twice.
+
+    Weights grow by the factor lr * decay in each step, beyond fp32 in the third.
+    """
     hosts = workshop.folder / "two-clusters"
     hosts.write_text("alpha slots=1\nbeta slots=1\n# fed-host alpha cluster=one\n# fed-host beta cluster=two\n")
-    words = ("run.name=diverged", "--hostfile", str(hosts), "train.optimizer=sgd", "train.lr=1e25", "train.local_steps=1",
+    words = ("run.name=diverged", "--hostfile", str(hosts), "train.optimizer=sgd", "train.lr=1e18", "train.weight_decay=1", "train.local_steps=1",
              "train.local_steps_by_cluster=two:3", "federation.server_optimizer=none", "federation.server_lr=1", "federation.rounds=1",
              "monitor.plot=false")
     ended, run = workshop.run(*words), workshop.runs / "diverged"
