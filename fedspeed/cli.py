@@ -16,8 +16,6 @@ QUICKSTART = PROJECT / "ds_configs" / "quickstart.yaml"
 QUICKSTART_BASE = "runs/quickstart-base"
 BASE_S = 600.0  # for the quickstart's base to be pretrained
 
-LAST_WORDS_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
-
 EXIT_CODES = """exit codes:
   0   finished, and every update of every round counted
   1   an unexpected error, or updates that did not count (the report names them)
@@ -135,7 +133,8 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
     json_out = claim_stdout() if arguments.json else None  # before anything keeps a reference to stdout
     try:
         from fedspeed.config.load import load
-        from fedspeed.session import Order, run_rank
+        from fedspeed.session.order import Order
+        from fedspeed.session.rank import run_rank
 
         code = run_rank(Order(load(arguments.config, arguments.overrides), arguments.hostfile, json_out, arguments.fresh))
         if code == EXIT_FAILED and os.environ.get("FEDSPEED_LAUNCH") == "local":
@@ -158,104 +157,15 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
 def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
     """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one is lost."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy is imported here, and the ranks are forked from what this process forks
-    from fedspeed.checkpoint.journal import Journal
-    from fedspeed.cluster.local import local_rank_count, run_local
     from fedspeed.preflight import check
-    from fedspeed.session import Order, ending, journal_entry, move_aside, preload, run_folder
+    from fedspeed.session.machine import supervise
+    from fedspeed.session.order import Order
 
-    config, folder = loaded.config, run_folder(loaded)
     check(loaded, arguments.hostfile)  # what can be refused without waiting for the ranks' imports
-    journal = Journal(folder, config.checkpoint.keep)
-    if arguments.fresh:
-        move_aside(folder)
-    entry = journal_entry(journal, Order(loaded))
-    if entry is not None and (end := ending(entry.round, entry.stale, config.federation)) and _is_reported(folder, end):
-        return _say_complete(folder, end, entry.round)
-    ranks = sum(h.slots for h in launch.hosts) if launch.hostfile else local_rank_count(config.cluster.local_ranks, config.data.clients)
-    watch = _Watch()
-    if "DS_ACCELERATOR" not in os.environ and not _gpus():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    order = Order(loaded, arguments.hostfile, fresh=arguments.fresh)
     arguments.fresh = False
     argv = [a for a in sys.argv[1:] if a != "--fresh"]
-    code = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, journal.newest, watch.log,
-                     preload=preload, target=lambda env: _rank(arguments, env), end_s=LAST_WORDS_S)
-    if code == EXIT_OK:
-        return EXIT_FAILED if _missing(folder) else EXIT_OK
-    if code != EXIT_USAGE:
-        _report_killed(loaded, folder, ranks, watch, code)
-    return code
-
-
-def _records(folder: Path):
-    from fedspeed.monitor.round_log import RoundLog
-
-    return RoundLog(folder / "rounds.jsonl", resume_round=sys.maxsize).read()
-
-
-def _missing(folder: Path) -> int:
-    return sum(record.missing_count for record in _records(folder))
-
-
-def _is_reported(folder: Path, end: str) -> bool:
-    """Whether the report, the last thing a run writes, tells of this end: the run may have been killed behind its last journal entry."""
-    report = folder / "report.md"
-    return report.is_file() and report.read_text(encoding="utf-8").partition("\n")[0].endswith(f": {end}")
-
-
-def _say_complete(folder: Path, end: str, number: int) -> int:
-    more = "federation.rounds" if end == "finished" else "federation.patience"
-    lost = _missing(folder)
-    state = f"{end}, {number} rounds" + (f", missing updates: {lost}" if lost else "")
-    print(f"fedspeed: {folder} is complete ({state}): see {folder / 'report.md'}. A larger {more} goes on from there, --fresh starts anew.",
-          file=sys.stderr)
-    return EXIT_FAILED if lost else EXIT_OK
-
-
-class _Watch:
-    """What the supervisor said, and when it last started ranks."""
-
-    def __init__(self):
-        self.said: list[str] = []
-        self.restarts = 0
-        self.started = time.time()
-
-    def log(self, text: str) -> None:
-        print(f"fedspeed: {text}", file=sys.stderr, flush=True)
-        self.said.append(text)
-        if text.startswith("starting all ranks again"):
-            self.restarts, self.started = self.restarts + 1, time.time()
-
-    @property
-    def asked_to_end(self) -> bool:
-        return any(text.startswith("asked to end") for text in self.said)
-
-
-def _report_killed(loaded, folder: Path, ranks: int, watch: _Watch, code: int) -> None:
-    """The report of a run whose reporting rank died without a word: what the supervisor knows. A rank's own report knows more."""
-    written = folder / "report.md"
-    if not folder.is_dir() or (written.exists() and written.stat().st_mtime >= watch.started):
-        return
-    from fedspeed.config.deepspeed import merge
-    from fedspeed.config.show import render
-    from fedspeed.monitor.records import MissingUpdates, summarise
-    from fedspeed.monitor.report import Facts, write_report
-
-    config, records = loaded.config, _records(folder)
-    number = records[-1].round + 1 if records else 0
-    everyone = tuple(range(config.data.clients))
-    gaps = () if watch.asked_to_end or not 0 < number <= config.federation.rounds else (MissingUpdates(number, len(everyone), everyone),)
-    summary = summarise(records, status="preempted" if watch.asked_to_end else "failed", total_rounds=config.federation.rounds,
-                        reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps)
-    text = render(loaded, merge(config.deepspeed, config, loaded.folder))
-    path = write_report(folder, records, summary, text, Facts(run={"ranks": str(ranks)}), routing_mode=config.routing.mode,
-                        plot=config.monitor.plot)
-    print(f"fedspeed: report: {path}", file=sys.stderr)
-
-
-def _gpus() -> int:
-    from fedspeed.cluster.devices import visible_gpus
-
-    return visible_gpus(os.environ)
+    return supervise(order, launch, argv, lambda env: _rank(arguments, env))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "fedspeed"
 ORDER = [["errors", "files"], ["config"], ["cluster", "models", "data"], ["engine", "routing", "monitor", "checkpoint"], ["federation"],
          ["preflight", "quickstart"], ["session"], ["cli"], ["__main__"]]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-DOORS = {"deepspeed": {"engine", "session"}, "mpi4py": {"routing/transports/mpi"}}
+DOORS = {"deepspeed": {"engine"}, "mpi4py": {"routing/transports/mpi"}}
 
 
 def imports(path):

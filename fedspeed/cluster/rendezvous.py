@@ -213,8 +213,14 @@ def leave(store: Store, timeout_s: float) -> set[int]:
     publish(store, _bye(store.world_rank), "bye")
     if store.world_rank != 0:
         return set()
-    missing = store.wait([_bye(peer.world_rank) for peer in store.peers], timeout_s)
-    return {peer.world_rank for peer in store.peers if _bye(peer.world_rank) in missing}
+    return still_here(store, [peer.world_rank for peer in store.peers], timeout_s)
+
+
+def still_here(store: Store, ranks: Iterable[int], timeout_s: float) -> set[int]:
+    """Waits until all of `ranks` have said goodbye; returns those that have not at the deadline."""
+    ranks = list(ranks)
+    missing = store.wait([_bye(rank) for rank in ranks], timeout_s)
+    return {rank for rank in ranks if _bye(rank) in missing}
 
 
 def _here(world_rank: int) -> str:

@@ -34,17 +34,24 @@ class ClientLink:
         Raises:
             LostPeerError: a participant is missing.
         """
-        sent = 0
+        sent, failure, head, total = 0, None, np.zeros(4), np.zeros_like(vector)
         if self._exchange is not None:
             before = self._exchange.bytes_sent
             handle = self._exchange.start(vector, weight)
-            total, weight_sum = handle.wait(self._deadline_s)
-            idle_s, exchange_s, sent = handle.idle_s, handle.exchange_s, self._exchange.bytes_sent - before
-        else:
-            total, weight_sum, idle_s, exchange_s = np.zeros_like(vector), 0.0, 0.0, 0.0
+            try:
+                total, weight_sum = handle.wait(self._deadline_s)
+                head = np.array([1.0, weight_sum, handle.idle_s, handle.exchange_s])
+            except LostPeerError as error:
+                failure = error
+            sent = self._exchange.bytes_sent - before
         try:
+            # The head first: where the exchange has failed, the client's other ranks hear so from their gateway.
+            head = self._engine.share_from_gateway(head)
+            if failure is not None:
+                raise failure
+            if not head[0]:
+                raise LostPeerError("this client's gateway could not finish the exchange; its message says who is missing")
             total = self._engine.share_from_gateway(total)
-            head = self._engine.share_from_gateway(np.array([weight_sum, idle_s, exchange_s]))
         except RuntimeError as error:  # torch's only kind for a lost connection
             raise LostPeerError(f"the gateway of this rank's client was lost: {str(error).splitlines()[0]}") from error
-        return Sum(total, *(float(x) for x in head), sent)
+        return Sum(total, *(float(x) for x in head[1:]), sent)

@@ -138,8 +138,10 @@ def test_an_unfinished_job_requeues_itself_when_told_so(slurm, project):
     wait_for_ranks(project, 4)
     job.cancel("--signal=TERM", "--batch")
     job.wait_for(lambda status: status.restarts == 1, 60)
-    # Slurm holds a requeued job back for two minutes, from the moment when its first start has been cleared up.
+    # Slurm holds a requeued job back for two minutes, from the moment when its first start has been cleared up. Let go within the same
+    # second, the node would refuse it as a job that was killed already.
     def started_again(status):
+        time.sleep(2)
         slurm.run(["scontrol", "update", f"JobId={job.id}", "StartTime=now"])
         return status.state == "RUNNING"
 

@@ -1,0 +1,139 @@
+"""How a session ends: the export and the report of a run that went well, the report of one that did not, and errors told as what they are."""
+
+import errno
+import os
+import socket
+import sys
+from pathlib import Path
+
+from fedspeed.cluster.once import report
+from fedspeed.config.deepspeed import zero_stage
+from fedspeed.config.run import RunConfig
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError, LostPeerError
+from fedspeed.session.order import Job
+from fedspeed.session.standing import journal_of
+
+PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE)
+
+
+def finish(job: Job, progress, monitor, engine, tokenizer, comparison) -> int:
+    """The reporter's part after the last round, or after the one in which the run was asked to end: export, report, and the exit code, which
+    is 0 only if every update of every round counted."""
+    from fedspeed.checkpoint.export import export
+    from fedspeed.monitor.report import Export
+
+    config, folder = job.config, job.order.folder
+    if not progress.done:
+        reason = f"asked to end; round {progress.round} is in the journal"
+        monitor.finish(_summary(config, monitor, "preempted", reason, EXIT_RESUMABLE), _facts(job, None))
+        print(f"fedspeed: stopped after round {progress.round} of {config.federation.rounds} as asked; the same command goes on from there",
+              file=sys.stderr)
+        return EXIT_RESUMABLE
+    best = bool(progress.best_round) and progress.best_round != progress.round
+    tensors = journal_of(job.order).load_best() if best else progress.tensors
+    kind = "model" if config.adapter.method == "full" else "adapter"
+    export(folder / kind, engine.model, tokenizer, tensors, config.model.base)
+    if best:
+        export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base)
+    lost = sum(r.missing_count for r in monitor.records)
+    code = EXIT_FAILED if lost else EXIT_OK
+    reason = f"{lost} update{'s' if lost > 1 else ''} did not count, see below" if lost else ""
+    exported = Export(kind, str(folder / kind), config.model.base, progress.best_round if best else progress.round)
+    monitor.finish(_summary(config, monitor, progress.done, reason, code), _facts(job, exported), comparison)
+    return code
+
+
+def report_failure(job: Job, monitor, error: Exception, lost: list[int]) -> None:
+    """The reporter's last words about a run that broke: which updates of which round are missing."""
+    from fedspeed.monitor.records import MissingUpdates
+
+    clients = tuple(sorted({c for rank in lost for c in job.topology.place(rank).clients}))
+    number = monitor.records[-1].round + 1 if monitor.records else 0
+    gaps = (MissingUpdates(number, len(clients), clients),) if clients and number <= job.config.federation.rounds else ()
+    untold = [name for rank in lost if (name := job.named(rank)) not in str(error)]
+    reason = str(error) + (f" (lost: {'; '.join(untold)})" if untold else "")
+    monitor.finish(_summary(job.config, monitor, "failed", reason, getattr(error, "exit_code", EXIT_FAILED), gaps), _facts(job, None))
+
+
+class Stuck:
+    """Ends this rank where its main thread waits for a lost one in a call that no exception reaches; the reporter reports first."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        self.monitor = None  # until there is one
+
+    def __call__(self, lost: tuple[int, ...]) -> None:
+        try:
+            error = silent(self._job, lost)
+            report(error)
+            if self._job.reporter and self.monitor is not None:
+                report_failure(self._job, self.monitor, error, list(lost))
+        finally:
+            os._exit(EXIT_RESUMABLE)
+
+
+def silent(job: Job, lost: tuple[int, ...]) -> LostPeerError:
+    names, have = ", ".join(job.named(rank) for rank in lost), "has" if len(lost) == 1 else "have"
+    return LostPeerError(f"{names} {have} been silent for {job.config.cluster.silence_s:g} s; the same command resumes from the journal")
+
+
+def told(error: BaseException, folder: Path) -> BaseException:
+    """The error, with two that a user can do something about told as what they are: a broken connection inside the cluster, a full disk."""
+    if isinstance(error, FedSpeedError):
+        return error
+    if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
+        return FedSpeedError(f"{error.filename or folder}: cannot be written ({error.strerror}); make room there or choose another place "
+                             "(run.out=FOLDER), and the same command goes on from the last round in the journal")
+    from fedspeed.engine.world import lost_connection
+
+    if not lost_connection(error):
+        return error
+    return LostPeerError(f"a rank of this cluster was lost: {str(error).splitlines()[0]}; the same command resumes from the journal")
+
+
+def abort_mpi(error: BaseException) -> None:
+    """Say the error and end all ranks of an MPI job: the others may wait in calls that only MPI can end."""
+    import traceback
+
+    from fedspeed.routing.transports.mpi import abort
+
+    if isinstance(error, FedSpeedError):
+        print(f"fedspeed: error: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exc()
+    abort(getattr(error, "exit_code", EXIT_FAILED))
+
+
+def _summary(config: RunConfig, monitor, status: str, reason: str, code: int, also_missing=()):
+    from fedspeed.monitor.records import summarise
+
+    return summarise(monitor.records, status=status, total_rounds=config.federation.rounds, reason=reason, exit_code=code,
+                     restarts=int(os.environ.get("FEDSPEED_RESTARTS", "0")), also_missing=also_missing)
+
+
+def _trained(adapter) -> str:
+    if adapter.method == "full":
+        return "everything"
+    return f"the LoRA adapter {adapter.start_from}" if adapter.start_from else f"LoRA r={adapter.lora_rank} on {adapter.targets}"
+
+
+def _facts(job: Job, exported):
+    from fedspeed.monitor.report import Facts
+
+    config, topology = job.config, job.topology
+    run = {
+        "model": f"{config.model.base} ({config.model.dtype}, {config.model.init} weights)",
+        "trained": _trained(config.adapter),
+        "data": f"{config.data.task}, {config.data.clients} clients, split {config.data.split}",
+        "rounds": f"{config.federation.rounds} x {config.train.local_steps} local steps of {config.train.micro_batch * config.train.accumulation} "
+                  "sequences per rank",
+        "aggregation": f"{config.federation.aggregation}, server optimizer {config.federation.server_optimizer}",
+        "engine": f"DeepSpeed ZeRO-{zero_stage(job.order.deepspeed)}, launched by {job.launch.kind}",
+        "layout": f"{len(job.workers)} ranks in {len(topology.clusters)} cluster{'s' if len(topology.clusters) > 1 else ''}",
+    }
+    hosts = []
+    for host in job.launch.hosts:
+        clients = sorted({c for p in topology.ranks if p.host == host.name for c in p.clients})
+        hosts.append({"host": host.name if host.name != "localhost" else socket.gethostname(), "ranks": str(host.slots),
+                      "clients": ", ".join(map(str, clients)) or "idle", "gpu": host.gpu or "-"})
+    return Facts(run, tuple(hosts), exported)

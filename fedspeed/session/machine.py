@@ -1,0 +1,106 @@
+"""A run on one machine, as its supervisor sees it: starts the ranks, and says what they could not say themselves."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedspeed.cluster.devices import visible_gpus
+from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.local import local_rank_count, run_local
+from fedspeed.config.show import render
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from fedspeed.monitor.records import MissingUpdates, summarise
+from fedspeed.monitor.round_log import RoundLog
+from fedspeed.session.order import Order
+from fedspeed.session.parts import preload
+from fedspeed.session.standing import ending, journal_entry, journal_of
+
+LAST_WORDS_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
+
+
+def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[[dict[str, str]], int]) -> int:
+    """Start the local ranks, watch them, and start them again from the journal when one is lost; returns the exit code.
+
+    Args:
+        argv: arguments for ranks that are fresh processes. rank: what a forked one runs, given its environment.
+    """
+    config, folder, journal = order.config, order.folder, journal_of(order)
+    if order.fresh:
+        order.make_room()
+    entry = journal_entry(journal, order)
+    if entry is not None and (end := ending(entry.round, entry.stale, config.federation)) and _is_reported(folder, end):
+        return _say_complete(folder, end, entry.round)
+    ranks = sum(h.slots for h in launch.hosts) if launch.hostfile else local_rank_count(config.cluster.local_ranks, config.data.clients)
+    watch = _Watch()
+    if "DS_ACCELERATOR" not in os.environ and not visible_gpus(os.environ):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    code = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, journal.newest, watch.log,
+                     preload=preload, target=rank, end_s=LAST_WORDS_S)
+    if code == EXIT_OK:
+        return EXIT_FAILED if _missing(folder) else EXIT_OK
+    if code != EXIT_USAGE:
+        _report_killed(order, ranks, watch, code)
+    return code
+
+
+def _records(folder: Path):
+    return RoundLog(folder / "rounds.jsonl", resume_round=sys.maxsize).read()
+
+
+def _missing(folder: Path) -> int:
+    return sum(record.missing_count for record in _records(folder))
+
+
+def _is_reported(folder: Path, end: str) -> bool:
+    """Whether the report, the last thing a run writes, tells of this end: the run may have been killed behind its last journal entry."""
+    report = folder / "report.md"
+    return report.is_file() and report.read_text(encoding="utf-8").partition("\n")[0].endswith(f": {end}")
+
+
+def _say_complete(folder: Path, end: str, number: int) -> int:
+    more = "federation.rounds" if end == "finished" else "federation.patience"
+    lost = _missing(folder)
+    state = f"{end}, {number} rounds" + (f", missing updates: {lost}" if lost else "")
+    print(f"fedspeed: {folder} is complete ({state}): see {folder / 'report.md'}. A larger {more} goes on from there, --fresh starts anew.",
+          file=sys.stderr)
+    return EXIT_FAILED if lost else EXIT_OK
+
+
+class _Watch:
+    """What the supervisor said, and when it last started ranks."""
+
+    def __init__(self):
+        self.said: list[str] = []
+        self.restarts = 0
+        self.started = time.time()
+
+    def log(self, text: str) -> None:
+        print(f"fedspeed: {text}", file=sys.stderr, flush=True)
+        self.said.append(text)
+        if text.startswith("starting all ranks again"):
+            self.restarts, self.started = self.restarts + 1, time.time()
+
+    @property
+    def asked_to_end(self) -> bool:
+        return any(text.startswith("asked to end") for text in self.said)
+
+
+def _report_killed(order: Order, ranks: int, watch: _Watch, code: int) -> None:
+    """The report of a run whose reporting rank died without a word: what the supervisor knows. A rank's own report knows more."""
+    config, folder = order.config, order.folder
+    written = folder / "report.md"
+    if not folder.is_dir() or (written.exists() and written.stat().st_mtime >= watch.started):
+        return
+    from fedspeed.monitor.report import Facts, write_report
+
+    records = _records(folder)
+    number = records[-1].round + 1 if records else 0
+    everyone = tuple(range(config.data.clients))
+    gaps = () if watch.asked_to_end or not 0 < number <= config.federation.rounds else (MissingUpdates(number, len(everyone), everyone),)
+    summary = summarise(records, status="preempted" if watch.asked_to_end else "failed", total_rounds=config.federation.rounds,
+                        reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps)
+    path = write_report(folder, records, summary, render(order.loaded, order.deepspeed), Facts(run={"ranks": str(ranks)}),
+                        routing_mode=config.routing.mode, plot=config.monitor.plot)
+    print(f"fedspeed: report: {path}", file=sys.stderr)

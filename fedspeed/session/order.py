@@ -1,0 +1,101 @@
+"""What a run was asked to be, and where in it this rank stands: values that every part of a session reads and none changes."""
+
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TextIO
+
+from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.topology import RankPlace, Topology
+from fedspeed.config.deepspeed import merge
+from fedspeed.config.load import Loaded
+from fedspeed.config.run import RunConfig
+from fedspeed.config.show import fingerprint
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asked for."""
+
+    loaded: Loaded
+    hostfile: Path | None = None
+    json_out: TextIO | None = None
+    fresh: bool = False
+
+    @property
+    def config(self) -> RunConfig:
+        return self.loaded.config
+
+    @cached_property
+    def deepspeed(self) -> dict:
+        return merge(self.config.deepspeed, self.config, self.loaded.folder)
+
+    @property
+    def marks(self) -> str:
+        """What a resumed run must have in common with the one in the journal."""
+        return fingerprint(replace(self.config, deepspeed=self.deepspeed))
+
+    @property
+    def folder(self) -> Path:
+        """`runs/<name>`; the name is the YAML's unless the run has its own."""
+        name = self.config.run.name or (self.loaded.path.stem if self.loaded.path else "run")
+        return Path(self.config.run.out) / name
+
+    def make_room(self) -> None:
+        """Move an earlier run of the same name aside."""
+        folder, number = self.folder, 1
+        while (target := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        if folder.exists():
+            folder.rename(target)
+            print(f"fedspeed: the earlier run is now {target}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An order, on the ranks that carry it out, as one of them."""
+
+    order: Order
+    launch: Launch
+    topology: Topology
+
+    @property
+    def config(self) -> RunConfig:
+        return self.order.config
+
+    @property
+    def me(self) -> int:
+        """This world rank."""
+        return self.launch.world_rank
+
+    @property
+    def place(self) -> RankPlace:
+        return self.topology.place(self.me)
+
+    @property
+    def reporter(self) -> bool:
+        """Whether this rank commits the journal and reports: exactly one does."""
+        return self.me == self.topology.participants[0]
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank speaks for its clients in the exchange."""
+        return self.me in self.topology.participants
+
+    @cached_property
+    def workers(self) -> tuple[int, ...]:
+        """World ranks that carry clients."""
+        return tuple(p.world_rank for p in self.topology.ranks if p.clients)
+
+    @cached_property
+    def crew(self) -> tuple[int, ...]:
+        """World ranks that the run cannot do without: the workers, and rank 0, which holds the store even if it has no client."""
+        return tuple(sorted({0, *self.workers}))
+
+    def named(self, rank: int) -> str:
+        place = self.topology.place(rank)
+        where = f"rank {rank} on {place.host}"
+        if not place.clients:
+            return where
+        return f"client{'s' if len(place.clients) > 1 else ''} {', '.join(map(str, place.clients))} ({where})"

@@ -1,0 +1,182 @@
+"""The one place where parts are connected: the life of one rank, from meeting the others to the export."""
+
+import os
+import sys
+from dataclasses import dataclass
+
+from fedspeed import preflight
+from fedspeed.checkpoint.journal import Entry
+from fedspeed.cluster import rendezvous
+from fedspeed.cluster.discover import from_process
+from fedspeed.cluster.pulse import Pulse
+from fedspeed.cluster.topology import plan, warnings
+from fedspeed.config.show import as_dict
+from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
+from fedspeed.session import last_words, parts, standing
+from fedspeed.session.order import Job, Order
+from fedspeed.session.together import CheckIn, StopFlag, find_lost
+
+GOODBYE_S = 60.0
+GRACE_S = 30.0  # from a loss until a rank that is still waiting for the lost ends itself
+REPORT_S = 5.0  # for the reporting rank, before those end that take it along
+REPORTED = "reported"  # the key that says so
+
+
+def run_rank(order: Order) -> int:
+    """Take part in the run as the rank that the environment says; returns the exit code."""
+    stop = StopFlag()
+    launch = from_process(order.hostfile)
+    job = Job(order, launch, plan(launch.hosts, order.config.data.clients, order.config.cluster.ranks_per_client))
+    store = rendezvous.meet(launch, order.config.cluster.start_timeout_s)
+    if job.me == 0:
+        for text in warnings(job.topology):
+            print(f"fedspeed: {text}", file=sys.stderr)
+    transport = parts.mpi(job)
+    try:
+        code = _work(job, store, transport, stop) if job.place.clients else _stand_by(job, store, transport)
+    except BaseException as error:
+        told = last_words.told(error, order.folder)
+        if transport is not None and launch.world_size > 1:
+            if isinstance(told, LostPeerError) and not job.reporter:
+                store.wait([REPORTED], GRACE_S + REPORT_S)  # the reporter may still be stuck; our end is the end of all ranks
+            last_words.abort_mpi(told)
+        if told is error:
+            raise
+        raise told from error
+    rendezvous.leave(store, GOODBYE_S)
+    return code
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a rank has read before anything starts: `everyone` is the rows of all clients, `data` the encoded ones of its own."""
+
+    tokenizer: object
+    everyone: list
+    data: dict
+    entry: Entry | None
+
+
+def _work(job: Job, store: rendezvous.Store, transport, stop: StopFlag) -> int:
+    config, claim = job.config, standing.Claim()
+    inputs = _read_inputs(job, store, claim)
+    stuck = last_words.Stuck(job)
+    pulse = _pulse(job, store, stuck)
+    _join_cluster(job, store)
+
+    from fedspeed.federation import rounds
+    from fedspeed.monitor.clock import StageClock, peak_bytes
+
+    clock, journal = StageClock(), standing.journal_of(job.order)
+    engine = parts.engine(job, clock)
+    link, close = parts.link(job, store, transport, engine, pulse)
+    seat = parts.seat(job, inputs.data)
+    fresh = rounds.start(config, engine)
+    first = fresh.tensors  # what a client alone would start from too
+    progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
+    monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim)
+    federation = rounds.Federation(config, job.order.marks, as_dict(config), seat, engine, link, journal, monitor, clock, peak_bytes, stop)
+    stop.in_rounds = True
+    try:
+        try:
+            progress = federation.run(progress)
+            comparison = _compare(job, federation, first, progress, inputs, link)
+        except Exception as error:
+            told = _told_to_all(job, store, pulse, monitor, error)
+            raise told from (None if told is error else error)
+        if job.reporter:
+            code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison)
+        else:
+            code = EXIT_OK if progress.done else EXIT_RESUMABLE
+        pulse.close()
+        close()
+        _leave_cluster()
+        return code
+    finally:
+        monitor.close()
+
+
+def _stand_by(job: Job, store: rendezvous.Store, transport) -> int:
+    """A rank without clients leaves at once; but rank 0 holds the store, and stays until all that work have left."""
+    if job.me == 0:
+        for point in ("ready", "fresh")[:1 + job.order.fresh]:
+            with CheckIn(job, store, point):
+                pass
+        pulse = _pulse(job, store, last_words.Stuck(job))
+        while rendezvous.still_here(store, job.workers, 1.0):
+            if lost := pulse.lost():
+                store.wait([REPORTED], GRACE_S)
+                raise last_words.silent(job, lost)
+        pulse.close()
+    if transport is not None:
+        transport.close()
+    return EXIT_OK
+
+
+def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _Inputs:
+    """What may fail for reasons of this rank alone comes first, so that all can agree to go on."""
+    order, config = job.order, job.config
+    with CheckIn(job, store, "ready"):
+        from fedspeed.data.clients import client_rows, encode_client
+        from fedspeed.models.tokenizer import load_tokenizer
+
+        preflight.check_files(order.loaded)
+        tokenizer = load_tokenizer(config.model)
+        everyone = client_rows(config.data, config.run.seed)
+        data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
+        if job.reporter and order.folder.is_dir():
+            claim.take(order.folder)
+        entry = standing.journal_entry(standing.journal_of(order), order) if job.reporter and not order.fresh else None
+    if order.fresh:
+        with CheckIn(job, store, "fresh"):
+            if job.reporter:
+                order.make_room()
+    return _Inputs(tokenizer, everyone, data, entry)
+
+
+def _pulse(job: Job, store: rendezvous.Store, stuck: last_words.Stuck) -> Pulse:
+    silence_s = job.config.cluster.silence_s
+    return Pulse(store, job.crew, job.me, silence_s / 12, silence_s, stuck, GRACE_S if job.reporter else GRACE_S + REPORT_S)
+
+
+def _join_cluster(job: Job, store: rendezvous.Store) -> None:
+    os.environ.update(rendezvous.cluster_world(store, job.topology, job.me, job.launch, job.config.cluster.start_timeout_s))
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's agent holds a store for its own world, which is not this cluster's
+    from fedspeed.engine.world import join_world, quiet
+
+    quiet()
+    join_world(job.config.routing.deadline_s)
+
+
+def _leave_cluster() -> None:
+    from fedspeed.engine.world import leave_world
+
+    leave_world()
+
+
+def _compare(job: Job, federation, first, progress, inputs: _Inputs, link):
+    """The table of each client alone beside the federated model, where it is asked for."""
+    if not (progress.done and job.config.federation.compare_alone):
+        return None
+    from fedspeed.data.clients import encode_client
+    from fedspeed.federation.alone import compare
+    from fedspeed.monitor.report import Comparison, ComparisonRow
+
+    everyone = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.everyone]
+    scores = compare(federation, first, progress.tensors, everyone, link)
+    return Comparison(tuple(ComparisonRow(s.name, s.held_out_loss, s.accuracy) for s in scores))
+
+
+def _told_to_all(job: Job, store: rendezvous.Store, pulse: Pulse, monitor, error: Exception) -> BaseException:
+    """Leave word of a failure in the rounds; the reporter finds out who was lost, and reports. Returns the error in a user's words."""
+    error = last_words.told(error, job.order.folder)
+    rendezvous.publish(store, f"failed/{job.me}", str(error))
+    lost = find_lost(job, store, pulse) if job.reporter and isinstance(error, LostPeerError) else []
+    pulse.close(goodbye=False)
+    if job.reporter:
+        try:
+            last_words.report_failure(job, monitor, error, lost)
+        except OSError as second:  # what stopped the run may stop its report too; the run's own error tells more
+            print(f"fedspeed: the report could not be written: {second}", file=sys.stderr)
+        rendezvous.publish(store, REPORTED, "")
+    return error

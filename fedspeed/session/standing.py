@@ -1,0 +1,112 @@
+"""Where a run stands: its folder, claimed by one process; its journal; the state that all ranks go on from."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fedspeed.checkpoint.journal import Entry, Journal, changes
+from fedspeed.config.run import RunConfig
+from fedspeed.config.show import as_dict
+from fedspeed.errors import JournalError
+from fedspeed.federation.config import FederationConfig
+from fedspeed.session.order import Order
+
+
+class Claim:
+    """The sole right to write a run: a lock on its folder, which the kernel drops with the process, however that ends."""
+
+    def __init__(self):
+        self._held = -1
+
+    def take(self, folder: Path) -> None:
+        """Claim a folder that is there; again and again, if need be.
+
+        Raises:
+            JournalError: another process has it.
+        """
+        if self._held >= 0 and os.path.samestat(os.fstat(self._held), folder.stat()):
+            return
+        self.drop()
+        self._held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JournalError(f"{folder}: another process is at work on this run; wait for it or end it, or give this one its own name "
+                               "with run.name=...") from error
+        except OSError:
+            pass  # some network file systems cannot lock a folder; there nobody is refused
+
+    def drop(self) -> None:
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+
+def journal_of(order: Order) -> Journal:
+    return Journal(order.folder, order.config.checkpoint.keep)
+
+
+def journal_entry(journal: Journal, order: Order) -> Entry | None:
+    """The journal's newest entry, if there is one.
+
+    Raises:
+        JournalError: it is damaged, or belongs to a run with another configuration.
+    """
+    entry = journal.latest()
+    if entry is None or entry.fingerprint == order.marks:
+        return entry
+    differing = changes(entry.config, as_dict(order.config)) or ["the content of the DeepSpeed base file"]
+    raise JournalError(f"{journal.folder}: belongs to a run with another configuration ({'; '.join(differing[:8])}); give the new one its "
+                       "own name with run.name=..., or start anew with --fresh")
+
+
+def ending(number: int, stale: int, config: FederationConfig) -> str:
+    """Why a run that stands at round `number` is over, empty while it goes on. The journal's word does not count here: rounds and
+    patience may have changed since."""
+    if number >= config.rounds:
+        return "finished"
+    return "early stop" if config.patience and stale >= config.patience else ""
+
+
+def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | None, seat, fresh):
+    """The `rounds.Progress` to go on from: the `fresh` one, or the reporter's journal entry, told to everyone through the exchange."""
+    from fedspeed.federation import rounds
+    from fedspeed.federation.layout import Layout
+
+    packed = rounds.pack(fresh.tensors, fresh.server)
+    layout, head, vector = Layout.of(packed), np.zeros(5), np.zeros(Layout.of(packed).size, dtype=np.float32)
+    if entry is not None:
+        saved = journal.tensors(entry)
+        if Layout.of(saved) != layout:
+            raise JournalError(f"{journal.folder}: its tensors do not fit this model; start anew with --fresh")
+        vector = layout.flatten(saved)
+        head = np.array([1.0, entry.round, entry.best_round, entry.best_loss if entry.best_round else 0.0, entry.stale])
+    head = link.sum(head, 0.0).vector
+    if not head[0]:
+        return fresh
+    vector = link.sum(vector, 0.0).vector
+    tensors, moments = rounds.unpack(layout.unflatten(vector))
+    number, best, stale = int(head[1]), int(head[2]), int(head[4])
+    progress = rounds.Progress(number, tensors, moments, {}, best, float(head[3]) if best else float("inf"), stale,
+                               ending(number, stale, config.federation))
+    if config.federation.local_optimizer == "keep" and number:
+        for client in seat.clients:
+            progress.optimizers |= _kept_optimizer(journal, engine, number, client, seat.gateway)
+        link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now, and nothing of the run is changed yet
+    return progress
+
+
+def _kept_optimizer(journal: Journal, engine, number: int, client: int, gateway: bool) -> dict:
+    """A client's optimizer from its gateway's disk, on all its ranks; empty for a client that was never asked."""
+    from fedspeed.federation.layout import Layout
+    from fedspeed.federation.rounds import as_arrays
+
+    layout = Layout.of(as_arrays(engine.optimizer_state()))
+    saved = journal.load_client(number, client) if gateway else None
+    known = np.array([float(bool(saved))])
+    if not engine.share_from_gateway(known)[0]:
+        return {}
+    vector = layout.flatten(saved) if gateway else np.zeros(layout.size, dtype=np.float32)
+    return {client: layout.unflatten(engine.share_from_gateway(vector))}
