@@ -75,7 +75,8 @@ def _divided(groups: list[np.ndarray], clients: int) -> list[np.ndarray]:
 def _complete(split: list[np.ndarray], n: int) -> list[np.ndarray]:
     empty = [client for client, rows in enumerate(split) if len(rows) == 0]
     if empty:
-        raise DataError(f"{n} rows are too few for {len(split)} clients: no row for client {', '.join(map(str, empty))}; "
+        named = ", ".join(map(str, empty[:8])) + (f" and {len(empty) - 8} more" if len(empty) > 8 else "")
+        raise DataError(f"{n} rows are too few for {len(split)} clients: no row for client {named}; "
                         "lower data.clients or give more rows (data.max_rows, data.path)")
     assert np.array_equal(np.sort(np.concatenate(split)), np.arange(n)), "a split must give every row to exactly one client"
     return [np.sort(rows) for rows in split]

@@ -114,6 +114,8 @@ class Federation:
         if total.weight <= 0:
             raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")
         aggregate = rule.result(progress.tensors, total.vector, total.weight)
+        if not all(np.isfinite(t).all() for t in aggregate.state.values()):
+            raise FedSpeedError(f"round {number}: the sum of the updates is beyond fp32; lower train.lr, or set train.clip")
         before = progress.tensors
         progress.server, progress.tensors = server.update(config.federation, progress.server, before, aggregate.state, still)
         progress.round = number

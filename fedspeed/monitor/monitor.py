@@ -6,7 +6,7 @@ from typing import TextIO
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.progress import NotesOnly, Progress
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, shows_everything, visible
-from fedspeed.monitor.report import Comparison, Facts, missing_text, write_report
+from fedspeed.monitor.report import Comparison, Facts, comparison_text, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
 from fedspeed.monitor.units import loss_text, seconds_text
@@ -71,6 +71,8 @@ class Monitor:
             self._folder, self._records, summary, self._config_text, facts,
             routing_mode=self._routing_mode, comparison=comparison, plot=self._config.plot)
         self._json.write("summary", summary.to_json())
+        if comparison and shows_everything(self._routing_mode):
+            self._progress.note(f"on the held-out rows of all clients:\n{comparison_text(comparison)}")
         self._progress.note(_last_words(summary, path))
         return path
 

@@ -131,8 +131,9 @@ def summarise(
         also_missing: updates that were missing in a round that did not finish and therefore has no record.
     """
     evaluated = [record for record in records if record.val_loss is not None]
-    # A loss that is not finite can be first or last, but never best.
-    best = min((record for record in evaluated if math.isfinite(record.val_loss)), key=lambda record: record.val_loss, default=None)
+    # A loss that is not finite can be first or last, but never best; nor can that of round 0, in which nothing was trained.
+    best = min((record for record in evaluated if record.round and math.isfinite(record.val_loss)), key=lambda record: record.val_loss,
+               default=None)
     gaps = tuple(MissingUpdates(record.round, record.missing_count, record.missing) for record in records if record.missing_count)
     return Summary(
         status=status,

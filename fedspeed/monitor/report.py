@@ -167,6 +167,13 @@ def _result_rows(summary: Summary) -> list[tuple[str, str]]:
     return [*rows, ("missing updates", str(summary.missing_count)), ("restarts", str(summary.restarts))]
 
 
+def comparison_text(comparison: Comparison) -> str:
+    """The comparison as lines for a terminal."""
+    wide = max(len(row.name) for row in comparison.rows)
+    return "\n".join(f"  {row.name:<{wide}}  held-out loss {row.held_out_loss:7.4f}"
+                     + ("" if row.accuracy is None else f"  right answers {100 * row.accuracy:5.1f} %") for row in comparison.rows)
+
+
 def _comparison_section(comparison: Comparison, plot: bool) -> str:
     rows = []
     for row in comparison.rows:

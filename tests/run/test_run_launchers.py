@@ -13,6 +13,7 @@ BIN = Path(sys.executable).parent
 MPIRUN = (str(BIN / "mpirun"), "-n", "2", "--oversubscribe", sys.executable)
 DEEPSPEED = (str(BIN / "deepspeed"), "--num_accelerators", "2")
 TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node", "2")
+TORCHRUN_3 = (str(BIN / "torchrun"), "--nproc-per-node", "3")
 SLOW = {"TEST_SLOW_S": "0.4"}
 QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
 
@@ -32,6 +33,31 @@ def test_deepspeed_over_gloo(workshop, whole):
     workshop.finish("run.name=deepspeed", *QUIET, launcher=DEEPSPEED)
     assert_same_run(workshop.runs / "deepspeed", whole[1])
     assert "launched by deepspeed" in (workshop.runs / "deepspeed" / "report.md").read_text()
+
+
+def rank_0_without_clients(workshop) -> Path:
+    hosts = workshop.folder / "idle-first"
+    hosts.write_text("alpha slots=1\nbeta slots=2\n")
+    return hosts
+
+
+def test_an_idle_rank_0_holds_the_store_until_all_have_left(workshop):
+    """A host too small for a client comes first: rank 1 reports, and rank 0 neither leaves early nor is waited for."""
+    words = ("--hostfile", str(rank_0_without_clients(workshop)), "cluster.ranks_per_client=2", "federation.rounds=2", *QUIET)
+    ended = workshop.finish("run.name=idle", *words, limit_s=60)
+    assert "1 rank idle" in ended.err
+    assert [record["received"] for record in records(workshop.runs / "idle")] == [0, 3, 3]
+
+
+@pytest.mark.slow
+def test_an_idle_rank_0_ends_when_a_worker_is_lost(workshop):
+    run = workshop.runs / "idle-lost"
+    started = workshop.start("run.name=idle-lost", "--hostfile", str(rank_0_without_clients(workshop)), "cluster.ranks_per_client=2",
+                             "cluster.silence_s=5", *QUIET, launcher=TORCHRUN_3, env=SLOW)
+    started.until(lambda: rounds_seen(run) == 1)
+    os.kill(started.rank_pid("RANK", 2), signal.SIGKILL)
+    assert started.wait(90).code != 0
+    assert started.family() == {}
 
 
 @pytest.mark.slow
