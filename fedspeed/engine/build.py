@@ -36,13 +36,8 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     groups = make_groups(client_sets)
     mpu = ClientMpu(groups)
     net = meta_model(model, adapter)
-    config = finish(ds_config, model_facts(net), nvme)
-    stage = config["zero_optimization"].get("stage", 0)
-    shared = stage == 3 and engine.base_partition == "cluster" and groups.cluster_size > 1
-    if shared:
-        # DeepSpeed cuts its gathers by what is resident and by a count of it that every optimizer step shifts. Ranks in lockstep step and
-        # load at different moments, so for their gathers to match nothing may be resident between two passes.
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+    config = finish(ds_config, model_facts(net), nvme, stage == 3 and engine.base_partition == "cluster" and groups.cluster_size > 1)
     device = torch.device(get_accelerator().current_device_name())
     if stage == 3:
         from fedspeed.engine.partition import TaggedInit

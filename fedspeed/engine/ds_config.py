@@ -4,6 +4,10 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedspeed.errors import ConfigError
+
+THRESHOLD = "stage3_param_persistence_threshold"
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -21,14 +25,21 @@ def model_facts(model) -> ModelFacts:
                       trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
 
 
-def finish(config: dict, facts: ModelFacts, nvme: Path) -> dict:
+def finish(config: dict, facts: ModelFacts, nvme: Path, shared_base: bool) -> dict:
     """A copy of `config` without `auto`.
 
     The bucket is allocated in full, so it is no larger than the trainable part needs. Two to three blocks live at a time; only vectors
     and the like stay resident (DeepSpeed's own threshold of 1e5 elements calls every attention matrix of a small model small).
 
+    Where ranks share the base, nothing may be resident between two passes: DeepSpeed cuts its gathers by what is resident and by a count of
+    it that every optimizer step shifts, and ranks in lockstep step and load at different moments, so their gathers would not match.
+
     Args:
         nvme: a folder of this rank alone: DeepSpeed empties it at the start and names its files by the rank in the cluster's world.
+        shared_base: whether the frozen base is partitioned over ranks that step at different moments.
+
+    Raises:
+        ConfigError: a value that the shared base does not allow.
     """
     config = copy.deepcopy(config)
     zero = config.setdefault("zero_optimization", {})
@@ -38,12 +49,17 @@ def finish(config: dict, facts: ModelFacts, nvme: Path) -> dict:
         "stage3_prefetch_bucket_size": facts.block,
         "stage3_max_live_parameters": 3 * facts.block,
         "stage3_max_reuse_distance": facts.block,
-        "stage3_param_persistence_threshold": 4 * facts.hidden,
+        THRESHOLD: 0 if shared_base else 4 * facts.hidden,
         "sub_group_size": 1_000_000_000,
     }
+    if shared_base:
+        zero.setdefault(THRESHOLD, "auto")
     for key, value in answers.items():
         if zero.get(key) == "auto":
             zero[key] = value
+    if shared_base and zero[THRESHOLD] != 0:
+        raise ConfigError(f"deepspeed.zero_optimization.{THRESHOLD}={zero[THRESHOLD]}: where the ranks of a cluster share the "
+                          "base, no parameter may stay resident; set it to 0 or auto, or set engine.base_partition=client")
     for block in (zero.get("offload_param"), zero.get("offload_optimizer")):
         if block and block.get("nvme_path") == "auto":
             block["nvme_path"] = str(nvme)

@@ -83,8 +83,8 @@ class ClientMpu:
 def partition_group(parameter: nn.Parameter, persistence_threshold: int, base_partition: str, groups: Groups):
     """The group a parameter is partitioned over.
 
-    Small frozen tensors go to the client: DeepSpeed keeps tensors up to the threshold resident and gathers all of those again in
-    every optimizer step, which over the cluster group would force clients to step together.
+    Small frozen tensors go to the client: DeepSpeed keeps tensors up to the threshold resident, and gathers all of those again, base and
+    adapter together, in every optimizer step. (Over a cluster the threshold is 0, see `ds_config.finish`.)
     """
     if parameter.requires_grad or parameter.numel() <= persistence_threshold:
         return groups.client
