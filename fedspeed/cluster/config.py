@@ -8,7 +8,7 @@ class ClusterConfig:
     ranks_per_client: str = field(default="auto", metadata={
         "help": "auto (all slots of a host while there is a host for each client, else fewer), or a number"})
     local_ranks: str = field(default="auto", metadata={
-        "help": "ranks that `python launch.py` starts on one machine: auto (GPUs, else CPU cores, at most one per client), or a number"})
+        "help": "ranks that `python launch.py` starts on one machine: auto (one per GPU; on CPU as many as make a round shortest), or a number"})
     max_restarts: int = field(default=2, metadata={
         "help": "how often a local run that lost a rank starts again from its journal", "min": 0})
     start_timeout_s: float = field(default=300.0, metadata={"help": "deadline for all ranks to find each other", "above": 0.0})
