@@ -11,8 +11,10 @@ from fedspeed.cluster.local import local_rank_count
 from fedspeed.cluster.topology import Topology, plan, warnings
 from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import DEFAULT, Loaded
+from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import client_rows
-from fedspeed.errors import FedSpeedError, ModelError
+from fedspeed.data.config import steps_by_cluster
+from fedspeed.errors import ConfigError, FedSpeedError, ModelError
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -33,6 +35,15 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
 def check_files(loaded: Loaded) -> None:
     """The part of `check` that one host may fail and another pass, but for the data, which a rank reads anyway."""
     _all((_place, _model, _adapter), loaded)
+
+
+def check_clusters(config: RunConfig, topology: Topology) -> None:
+    """What the configuration says about single clusters must be about clusters that are there."""
+    names = [cluster.name for cluster in topology.clusters]
+    for name in steps_by_cluster(config.train.local_steps_by_cluster):
+        if name not in names:
+            raise ConfigError(f"train.local_steps_by_cluster: no cluster {name} takes part; there {'are' if len(names) > 1 else 'is'} "
+                              f"{', '.join(names)}")
 
 
 def _all(parts, loaded: Loaded) -> list[str]:
@@ -161,6 +172,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     if launch.kind == "none" and launch.hostfile is None:
         hosts = (Host("localhost", local_rank_count(config.cluster.local_ranks, config.data.clients)),)
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
+    check_clusters(config, topology)
     return [f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters] + _idle(topology)
 
 

@@ -61,10 +61,17 @@ class Journal:
         digest = write_tensors(folder / "state.safetensors", tensors)
         text = json.dumps({**asdict(entry), "sha256": digest, "best_loss": entry.best_loss if entry.best_round else None}, indent=1)
         write_atomically(folder / "entry.json", text.encode())
-        oldest = self._committed()[-self._keep:][0]
+        kept = self._committed()[-self._keep:]
         for number in self._numbers():
-            if number < oldest:  # with or without an entry: a killed process may have left half a round
+            if number < kept[0]:  # with or without an entry: a killed process may have left half a round
                 self._forget(number)
+        try:
+            needed = {self._best(json.loads((self._round(number) / "entry.json").read_bytes())["best_round"]) for number in kept}
+        except (ValueError, KeyError, TypeError):
+            return  # an older entry is damaged: which file it needs is not known, and not this round's business
+        for path in [*self.folder.glob("best-*.safetensors"), *self.folder.glob(".best-*.tmp")]:  # what a killed process left, too
+            if path not in needed:
+                path.unlink(missing_ok=True)
 
     def save_client(self, number: int, client: int, tensors: Mapping[str, np.ndarray]) -> None:
         """Add a client's kept optimizer (empty: it has none) to the round that is about to be committed."""
@@ -83,13 +90,16 @@ class Journal:
         return read_tensors(path, f"delete the folder {path.parent} on the first host to resume from the round before, "
                             "or start anew with --fresh")
 
-    def save_best(self, tensors: Mapping[str, np.ndarray]) -> None:
-        write_tensors(self.folder / "best.safetensors", tensors)
-        for left in self.folder.glob(".best.safetensors.*.tmp"):  # by a killed process; what is left in a round goes with the round
-            left.unlink(missing_ok=True)
+    def _best(self, number: int) -> Path:
+        """One file a round: an entry's best is the one it was committed with, whatever was trained and lost after it."""
+        return self.folder / f"best-{number:06d}.safetensors"
 
-    def load_best(self) -> dict[str, np.ndarray]:
-        return read_tensors(self.folder / "best.safetensors", "raise federation.rounds to train on until a better round replaces it, "
+    def save_best(self, number: int, tensors: Mapping[str, np.ndarray]) -> None:
+        """Keep the tensors of a round that is the best so far; for good once an entry that names it is committed."""
+        write_tensors(self._best(number), tensors)
+
+    def load_best(self, number: int) -> dict[str, np.ndarray]:
+        return read_tensors(self._best(number), "raise federation.rounds to train on until a better round replaces it, "
                             "or start anew with --fresh")
 
     def _numbers(self) -> list[int]:

@@ -21,7 +21,7 @@ from fedspeed.cluster.processes import die_with
 from fedspeed.errors import EXIT_FAILED, EXIT_RESUMABLE, FedSpeedError
 
 _POLL_S = 0.02
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 Target = Callable[[dict[str, str]], int]
 

@@ -63,7 +63,7 @@ def run_local(argv: Sequence[str], ranks: int, env: Mapping[str, str], max_resta
     """Runs `ranks` local ranks to their end and returns the exit code of the whole.
 
     A rank that dies ends the others, and all start again from the journal while restarts are left. A restart counts only if no round was
-    finished since the start before it. SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM, once; a second one ends everything at once.
+    finished since the start before it. SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on as SIGTERM, once; a second one ends everything at once.
 
     Args:
         argv: arguments of the script; fresh processes run the same script as this one, by the same interpreter.
@@ -117,7 +117,7 @@ class _Signals:
     _before: dict[int, object] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             self._before[number] = signal.signal(number, lambda received, _: self.received.append(received))
         return self
 

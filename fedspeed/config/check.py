@@ -51,6 +51,20 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
                        "write attention, all-linear, or names such as q_proj,v_proj")
 
 
+    federation = config.federation
+    if rule == "svd":
+        for key, value, plain in (("server_optimizer", federation.server_optimizer, "none"), ("server_lr", federation.server_lr, 1.0),
+                                  ("local_optimizer", federation.local_optimizer, "reset")):
+            if value != plain:
+                yield Conflict(("federation.aggregation", f"federation.{key}"),
+                               f"federation.aggregation=svd gives factors anew each round, up to sign and rotation, so that federation.{key}="
+                               f"{value} would mix what does not belong together; set it to {plain}, or choose another aggregation")
+    if rule == "alternate" and federation.local_optimizer == "keep":
+        yield Conflict(("federation.aggregation", "federation.local_optimizer"),
+                       "federation.local_optimizer=keep ages the moments of the factors that federation.aggregation=alternate holds still; "
+                       "set federation.local_optimizer=reset, or choose another aggregation")
+
+
 def _training(config: RunConfig) -> Iterator[Conflict]:
     train = config.train
     if train.momentum and train.optimizer != "sgd":
@@ -69,6 +83,10 @@ def _clients(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(("federation.clients_per_round", "data.clients"),
                        f"federation.clients_per_round={sampled} of data.clients={clients}; "
                        "choose at most that many, or federation.clients_per_round=0 for all")
+    if config.federation.patience and not config.data.val_fraction:
+        yield Conflict(("federation.patience", "data.val_fraction"),
+                       f"federation.patience={config.federation.patience} waits for a better held-out loss, but data.val_fraction=0 holds nothing "
+                       "out; set data.val_fraction above 0, or federation.patience=0")
     if config.data.task == "file" and not config.data.path:
         yield Conflict(("data.path", "data.task"), "data.task=file needs data.path; give a json, jsonl or jsonl.gz file, or a hub data set")
     for name in ("ranks_per_client", "local_ranks"):

@@ -27,12 +27,11 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
         nvme: folder of this rank alone for offloaded tensors.
 
     Raises:
-        ModelError: the model folder, its weights or the adapter do not fit, or this device cannot compute in model.dtype.
+        ModelError: the model folder, its weights or the adapter do not fit.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    _check_dtype(model.dtype)
     groups = make_groups(client_sets)
     mpu = ClientMpu(groups)
     net = meta_model(model, adapter)
@@ -66,8 +65,12 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     return ClientEngine(ds_engine, groups, matched, clock)
 
 
-def _check_dtype(dtype: str) -> None:
-    """DeepSpeed would refuse too, but without saying what to do."""
+def check_dtype(dtype: str) -> None:
+    """Whether this machine can compute in it. DeepSpeed would refuse too, but late, and without saying what to do.
+
+    Raises:
+        ModelError: it cannot.
+    """
     from deepspeed.accelerator import get_accelerator
 
     device = get_accelerator()
@@ -82,6 +85,7 @@ def make_optimizer(net: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     named = [(n, p) for n, p in sorted(net.named_parameters()) if p.requires_grad]
     parts = [[(n, p) for n, p in named if ".lora_A." in n], [(n, p) for n, p in named if ".lora_A." not in n]]
     groups = [{"params": [p for _, p in part], "names": frozenset(n for n, _ in part)} for part in parts if part]
+    # The rate is set before each step. Until then it is 0: DeepSpeed takes a step without gradients to make the states, which would decay.
     if train.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
-    return torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.eps, weight_decay=train.weight_decay)
+        return torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(train.beta1, train.beta2), eps=train.eps, weight_decay=train.weight_decay)

@@ -27,19 +27,42 @@ IDLE = np.zeros((1, 8), dtype=np.int64)
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over answer tokens and rows, to be added before anything is divided."""
+    """Sums over answer tokens and rows, to be added before anything is divided. `steps` are those that moved the weights."""
 
     loss: float = 0.0
     tokens: int = 0
     exact: int = 0
     rows: int = 0
+    steps: int = 0
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.loss + other.loss, self.tokens + other.tokens, self.exact + other.exact, self.rows + other.rows)
+        return Sums(self.loss + other.loss, self.tokens + other.tokens, self.exact + other.exact, self.rows + other.rows,
+                    self.steps + other.steps)
 
     @property
     def mean_loss(self) -> float:
         return self.loss / self.tokens if self.tokens else float("nan")
+
+
+class LossScaler:
+    """fp16's dynamic loss scale. DeepSpeed keeps one an engine; here it starts anew with each turn, so that no client's steps depend on who
+    trained before it, and a resumed run takes the same ones."""
+
+    def __init__(self, ds_engine):
+        optimizer = ds_engine.optimizer
+        # ZeRO-0's optimizer in 16 bit divides by the scale, but `engine.backward` multiplies by it for ZeRO-1 to 3 only.
+        self._unscaled = optimizer if hasattr(optimizer, "loss_scale_config") else None
+        scaler = self._unscaled.loss_scale_config if self._unscaled else getattr(optimizer, "loss_scaler", None)
+        self._state = vars(scaler) if scaler else {}
+        self._first = dict(self._state)
+
+    @property
+    def missing_factor(self) -> float:
+        """What a loss must still be multiplied by before `engine.backward`."""
+        return float(self._unscaled.loss_scale) if self._unscaled else 1.0
+
+    def reset(self) -> None:
+        self._state.update(self._first)
 
 
 class ClientEngine:
@@ -55,6 +78,7 @@ class ClientEngine:
         self._device = torch.device(get_accelerator().current_device_name())
         self._named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
         self._masters = open_masters(ds_engine, self._named, groups)
+        self._scaler = LossScaler(ds_engine)
         self._held: frozenset[str] = frozenset()
         for name, parameter in self._named.items():
             parameter.register_hook(lambda grad, name=name: torch.zeros_like(grad) if name in self._held else grad)
@@ -83,6 +107,7 @@ class ClientEngine:
         """
         self._held = hold
         self.ds_engine.optimizer.zero_grad()  # an idle pass on weights that diverged leaves NaN, which a step would meet
+        self._scaler.reset()
         self._masters.write(state)
         self._masters.write_optimizer(optimizer or {})
         torch.manual_seed(seed)
@@ -95,9 +120,10 @@ class ClientEngine:
         return self._masters.read_optimizer()
 
     def train_step(self, step: StepBatches, lr: float) -> Sums:
-        """One optimizer step; returns this rank's loss sum. The gradient is that of the mean over the whole step's answer tokens.
+        """One optimizer step; returns this rank's sums. The gradient is that of the mean over the whole step's answer tokens.
 
-        DeepSpeed averages over the client's ranks, so each rank's part of the sum is multiplied by their number.
+        DeepSpeed averages over the client's ranks, so each rank's part of the sum is multiplied by their number. It leaves out a step whose
+        gradient is not finite, which `steps` tells.
         """
         engine, total = self.ds_engine, Sums()
         self._set_lr(lr)
@@ -105,10 +131,11 @@ class ClientEngine:
         with self._clock.stage("compute"):
             for batch in step.micro:
                 loss_sum, _ = self._loss(batch)
-                engine.backward(loss_sum * (self.groups.client_size / max(1, step.step_answer_tokens)), scale_wrt_gas=False)
+                mean = loss_sum * (self.groups.client_size / max(1, step.step_answer_tokens))
+                engine.backward(mean * self._scaler.missing_factor, scale_wrt_gas=False)
                 total += Sums(loss_sum.item(), batch.answer_tokens)
             engine.step()
-        return total
+        return total + Sums(steps=int(engine.was_step_applied()))
 
     @contextmanager
     def lockstep(self, passes: int, backward: bool):

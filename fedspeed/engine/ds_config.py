@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedspeed.config.deepspeed_schema import HARMLESS_AUTOS
 from fedspeed.errors import ConfigError
 
 THRESHOLD = "stage3_param_persistence_threshold"
@@ -16,13 +17,15 @@ class ModelFacts:
     hidden: int
     block: int
     trainable: int
+    largest: int  # parameter
 
 
 def model_facts(model) -> ModelFacts:
     from fedspeed.models.blocks import decoder_blocks
 
     return ModelFacts(hidden=model.config.hidden_size, block=sum(p.numel() for p in decoder_blocks(model)[0].parameters()),
-                      trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+                      trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+                      largest=max(p.numel() for p in model.parameters()))
 
 
 def finish(config: dict, facts: ModelFacts, nvme: Path, shared_base: bool) -> dict:
@@ -61,10 +64,15 @@ def finish(config: dict, facts: ModelFacts, nvme: Path, shared_base: bool) -> di
         raise ConfigError(f"deepspeed.zero_optimization.{THRESHOLD}={zero[THRESHOLD]}: where the ranks of a cluster share the "
                           "base, no parameter may stay resident; set it to 0 or auto, or set engine.base_partition=client")
     for block in (zero.get("offload_param"), zero.get("offload_optimizer")):
-        if block and block.get("nvme_path") == "auto":
-            block["nvme_path"] = str(nvme)
+        if block and block.get("nvme_path"):  # a path of the user's own is shared by the ranks of a host, and DeepSpeed empties its folders
+            block["nvme_path"] = str(nvme if block["nvme_path"] == "auto" else Path(block["nvme_path"]) / nvme.name)
+    buffers = zero.get("offload_param") or {}
+    if buffers.get("buffer_size") == "auto":
+        buffers["buffer_size"] = facts.largest  # a buffer takes a parameter's whole partition; DeepSpeed's 1e8 is too small for some
+    if buffers.get("buffer_count") == "auto":
+        del buffers["buffer_count"]  # DeepSpeed's own number
     config["managed_gradient_accumulation"] = False  # a local step ends where we say, not after a fixed count
-    left = [k for k, v in _flat(config) if v == "auto"]
+    left = [k for k, v in _flat(config) if v == "auto" and k not in HARMLESS_AUTOS]
     assert not left, f"auto without an answer: {left}"
     return config
 

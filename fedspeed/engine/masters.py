@@ -7,6 +7,7 @@ bit keeps a list, ZeRO-1 and 2 keep fragments of a flat tensor, ZeRO-3 keeps the
 
 import torch
 from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import GatheredParameters
 
 STATE_KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
@@ -34,8 +35,9 @@ class PlainMasters:
 
     def prime(self) -> None:
         """Make the optimizer's state now instead of in its first step: a resumed run restores it before that."""
-        for master in self._master.values():
-            self._make_state(master)
+        for group in self._base.param_groups:
+            for master in group["params"]:
+                self._make_state(master)
 
     def _make_state(self, master: torch.Tensor) -> None:
         state, group = self._base.state[master], self._base.param_groups[0]
@@ -84,9 +86,6 @@ class FragmentMasters(PlainMasters):
         super().__init__(engine, named, groups)
         self._client = groups.client
 
-    def prime(self):
-        """DeepSpeed has done it."""
-
     def _full(self, parameter, key=None) -> torch.Tensor:
         full = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         mapping = parameter._hp_mapping
@@ -131,7 +130,8 @@ class FragmentMasters(PlainMasters):
 
     def _state_keys(self) -> list[str]:
         """Keys that any rank of the client has: a rank without a fragment must still join the collectives."""
-        have = torch.tensor([float(any(s.get(k) is not None for s in self._base.state.values())) for k in STATE_KEYS])
+        have = torch.tensor([float(any(s.get(k) is not None for s in self._base.state.values())) for k in STATE_KEYS],
+                            device=get_accelerator().current_device_name())
         dist.all_reduce(have, group=self._client)
         return [key for key, n in zip(STATE_KEYS, have.tolist()) if n]
 
@@ -186,7 +186,7 @@ class PartitionMasters(PlainMasters):
             whole = shard.detach().float().cpu().clone()
         else:
             # masters that wait in host RAM travel by the accelerator's backend
-            shard = shard.detach().float().contiguous().to(self._zero.device)
+            shard = shard.detach().float().contiguous().to(get_accelerator().current_device_name())
             whole = shard.new_empty(shard.numel() * size)
             dist.all_gather_into_tensor(whole, shard, group=self._groups.client)
             whole = whole.cpu()

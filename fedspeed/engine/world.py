@@ -1,6 +1,7 @@
 """Joining and leaving this cluster's torch world. The environment says which one (see cluster/rendezvous)."""
 
 import logging
+import os
 from datetime import timedelta
 
 
@@ -21,9 +22,12 @@ def join_world(deadline_s: float) -> None:
     """Initialise torch.distributed over this cluster's ranks only; collectives fail after `deadline_s` instead of hanging."""
     import deepspeed
     import deepspeed.ops as ops
+    from deepspeed.accelerator import get_accelerator
 
     # This op only serves inference, and building it would ask every user for a compiler.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Before anything is put on "the current device": all ranks of a host would meet on its first one.
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timedelta(seconds=deadline_s), verbose=False)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from fedspeed.data.batches import eval_batches
 from fedspeed.data.clients import ClientData
 from fedspeed.engine.client_engine import Sums
+from fedspeed.federation import rules
 from fedspeed.federation.rounds import Federation, Tensors, as_arrays, as_torch
 
 WORDS = ("loss", "tokens", "exact", "rows")
@@ -31,6 +32,8 @@ def compare(federation: Federation, begin: Tensors, federated: Tensors, everyone
     """
     engine, config, seat = federation.engine, federation.config, federation.seat
     steps = config.federation.rounds * federation.steps_per_round
+    rule = config.federation.aggregation
+    still = rules.held(rule, 1, begin) if rule == "freeze_a" else frozenset()  # a client alone need not alternate
     table = np.zeros((config.data.clients + 2, len(WORDS)))
     passes = sum(len(eval_batches(d.val, config.train.micro_batch, d.pad_id)) for d in everyone)
 
@@ -44,11 +47,11 @@ def compare(federation: Federation, begin: Tensors, federated: Tensors, everyone
     with engine.lockstep(len(seat.clients) * steps * config.train.accumulation, backward=True):
         alone = {}
         for client in seat.clients:
-            federation.begin_turn(client, 0, begin, None, frozenset())
+            federation.begin_turn(client, 0, begin, None, still)
             federation.local_steps(client, 0, steps)
             alone[client] = as_arrays(engine.state())
     mine = [(client + 1, state) for client, state in alone.items()]
-    if seat.reporter:
+    if 0 in seat.clients:  # all ranks of one client: passes are matched between them
         mine += [(0, begin), (config.data.clients + 1, federated)]
     with engine.lockstep(passes * len(mine), backward=False):
         for row, state in mine:

@@ -148,8 +148,9 @@ class Federation:
                 sums = self.local_steps(client, (number - 1) * self.steps_per_round, self.steps_per_round, number)
                 end = as_arrays(self.engine.state())
                 share = self._weights[client]
-                finite = all(np.isfinite(t).all() for t in end.values())
-                if finite:
+                # A step without a finite gradient is not taken (fp16, ZeRO-1 to 3) or spoils the weights (ZeRO-0 in fp32).
+                counts = sums.steps > 0 and all(np.isfinite(t).all() for t in end.values())
+                if counts:
                     vector += rule.contribution(client, share, progress.tensors, end)
                     weight += share
                     if self.config.federation.local_optimizer == "keep":
@@ -157,8 +158,8 @@ class Federation:
                 seconds = self._clock.snapshot_and_reset()
                 self._seconds = {k: self._seconds.get(k, 0.0) + v for k, v in seconds.items()}
                 size = self.engine.groups.client_size
-                ledger.add_client(client, train_loss=sums.loss, tokens=sums.tokens, steps=self.steps_per_round / size,
-                                  received=float(finite) / size, compute_s=seconds["compute"] / size, gather_s=seconds["gather"] / size)
+                ledger.add_client(client, train_loss=sums.loss, tokens=sums.tokens, steps=sums.steps / size,
+                                  received=float(counts) / size, compute_s=seconds["compute"] / size, gather_s=seconds["gather"] / size)
         return vector, weight
 
     # The two halves of a turn, also used to train a client alone.
@@ -211,7 +212,7 @@ class Federation:
         if loss < progress.best_loss:
             progress.best_loss, progress.best_round, progress.stale = loss, progress.round, 0
             if self.seat.reporter:
-                self._journal.save_best(progress.tensors)
+                self._journal.save_best(progress.round, progress.tensors)
         else:
             progress.stale += 1
 

@@ -26,6 +26,9 @@ def lora_config(config: AdapterConfig, model_type: str):
         loaded = PeftConfig.from_pretrained(config.start_from)
         if not isinstance(loaded, LoraConfig):
             raise ModelError(f"{path}: peft_type {loaded.peft_type} cannot be trained here; FedSpeed starts from LoRA adapters")
+        for key, plain in (("bias", "none"), ("modules_to_save", None)):
+            if (value := getattr(loaded, key) or plain) != plain:
+                raise ModelError(f"{path}: {key}={value!r}; FedSpeed trains LoRA's A and B only, start from an adapter without {key}")
         loaded.inference_mode = False
         return loaded
     if config.targets == "attention":

@@ -148,8 +148,9 @@ def _draw(inner: nn.Module, unit: nn.Module, recurse: bool, fresh: list, seed: i
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         if fresh:
-            for module in unit.modules() if recurse else [unit]:
-                inner._init_weights(module)
+            for name, module in unit.named_modules() if recurse else [("", unit)]:
+                if ".lora_" not in f".{name}":  # an adapter must not shift the draws of the base
+                    inner._init_weights(module)
 
 
 def _compute_buffers(model: nn.Module, inner: nn.Module) -> None:

@@ -18,7 +18,7 @@ class RoundLog:
 
     def __init__(self, path: Path, resume_round: int = 0):
         self._path = Path(path)
-        kept = [record for record in self.read() if resume_round and record.round <= resume_round]
+        kept = [record for record in read_rounds(self._path) if resume_round and record.round <= resume_round]
         write_atomically(self._path, b"".join(_line(record) for record in kept))
 
     def append(self, record: RoundRecord) -> None:
@@ -29,19 +29,24 @@ class RoundLog:
             os.fsync(file.fileno())
 
     def read(self) -> tuple[RoundRecord, ...]:
-        """All complete rounds in the file, in order. Raises JournalError for a line in the middle that is no record."""
-        if not self._path.exists():
-            return ()
-        lines = self._path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty, or cut off
-        return tuple(self._parse(number, line) for number, line in enumerate(lines, 1))
+        return read_rounds(self._path)
 
-    def _parse(self, number: int, line: bytes) -> RoundRecord:
-        try:
-            return RoundRecord.from_json(json.loads(line))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            raise JournalError(
-                f"{self._path}, line {number}: not the record of a round ({error}). The file only feeds the report: "
-                "move it away and start again, and the rounds so far are missing from the report, but not from the run") from error
+
+def read_rounds(path: Path) -> tuple[RoundRecord, ...]:
+    """All complete rounds in a log, in order; none if there is no log. Raises JournalError for a line in the middle that is no record."""
+    if not path.exists():
+        return ()
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty, or cut off
+    return tuple(_parse(path, number, line) for number, line in enumerate(lines, 1))
+
+
+def _parse(path: Path, number: int, line: bytes) -> RoundRecord:
+    try:
+        return RoundRecord.from_json(json.loads(line))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise JournalError(
+            f"{path}, line {number}: not the record of a round ({error}). The file only feeds the report: "
+            "move it away and start again, and the rounds so far are missing from the report, but not from the run") from error
 
 
 def _line(record: RoundRecord) -> bytes:

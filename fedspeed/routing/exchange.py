@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedspeed.errors import LostPeerError
+from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.transport import Transport, TransportError
 
 DTYPES = (np.float32, np.float64)
@@ -121,7 +121,7 @@ class PlainExchange:
         heads = transport.all_gather(head, self._deadline_s)
         arrived = time.perf_counter()
         if (heads[:, :3] != head[:3]).any():
-            raise ValueError("participants disagree on the exchange: (tag, length, dtype) are "
+            raise FedSpeedError("participants disagree on the exchange: (tag, length, dtype) are "
                              f"{[tuple(int(x) for x in h[:3]) for h in heads]}; all sites must run the same configuration and version")
         chunk = -(-vector.size // transport.size)
         parts = [vector[i * chunk:(i + 1) * chunk] for i in range(transport.size)]

@@ -30,7 +30,7 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison) -> int:
               file=sys.stderr)
         return EXIT_RESUMABLE
     best = bool(progress.best_round) and progress.best_round != progress.round
-    tensors = journal_of(job.order).load_best() if best else progress.tensors
+    tensors = journal_of(job.order).load_best(progress.best_round) if best else progress.tensors
     kind = "model" if config.adapter.method == "full" else "adapter"
     export(folder / kind, engine.model, tokenizer, tensors, config.model.base)
     if best:

@@ -12,10 +12,10 @@ from fedspeed.cluster.local import local_rank_count, run_local
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from fedspeed.monitor.records import MissingUpdates, summarise
-from fedspeed.monitor.round_log import RoundLog
+from fedspeed.monitor.round_log import read_rounds
 from fedspeed.session.order import Order
 from fedspeed.session.parts import preload
-from fedspeed.session.standing import ending, journal_entry, journal_of
+from fedspeed.session.standing import Claim, ending, journal_entry, journal_of
 
 LAST_WORDS_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
 
@@ -27,8 +27,11 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
         argv: arguments for ranks that are fresh processes. rank: what a forked one runs, given its environment.
     """
     config, folder, journal = order.config, order.folder, journal_of(order)
-    if order.fresh:
+    if order.fresh and folder.is_dir():
+        claim = Claim()
+        claim.take(folder)  # not from under a run that is at work
         order.make_room()
+        claim.drop()
     entry = journal_entry(journal, order)
     if entry is not None and (end := ending(entry.round, entry.stale, config.federation)) and _is_reported(folder, end):
         return _say_complete(folder, end, entry.round)
@@ -46,7 +49,7 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
 
 
 def _records(folder: Path):
-    return RoundLog(folder / "rounds.jsonl", resume_round=sys.maxsize).read()
+    return read_rounds(folder / "rounds.jsonl")
 
 
 def _missing(folder: Path) -> int:

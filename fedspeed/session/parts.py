@@ -7,7 +7,7 @@ from fedspeed.cluster.layout import seat as seat_of
 from fedspeed.cluster.pulse import Pulse
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.show import render
-from fedspeed.errors import FedSpeedError
+from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.session.order import Job
 from fedspeed.session.standing import Claim
 from fedspeed.session.together import RollCall
@@ -46,30 +46,47 @@ def engine(job: Job, clock):
                                                        max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_SIZE"]))))
     cluster = topology.cluster_of(job.place.cluster)
     sets = sorted({tuple(cluster.ranks.index(r) for r in topology.clients[c].ranks) for c in cluster.clients})
+    return build_engine(config.model, config.adapter, config.train, config.engine, job.order.deepspeed, sets, clock, swap_folder(job),
+                        config.run.seed)
+
+
+def swap_folder(job: Job) -> Path:
+    """Where this rank alone keeps what it offloads to NVMe. The name says whose it is: many runs may share the disk."""
     host, _ = seat_of(job.launch.hosts, job.me)
-    nvme = Path(host.nvme) / job.order.folder.name if host.nvme else job.order.folder / "nvme"
-    return build_engine(config.model, config.adapter, config.train, config.engine, job.order.deepspeed, sets, clock,
-                        nvme / f"rank-{job.me}", config.run.seed)
+    return (Path(host.nvme) if host.nvme else job.order.folder / "nvme") / f"{job.order.folder.name}-rank-{job.me}"
+
+
+def transport(job: Job, store: Store, mpi):
+    """What the exchange travels by; None on a rank that does not speak. Built by all participants together, before the engines, which take
+    unequal times.
+
+    Raises:
+        LostPeerError: the others could not be reached.
+    """
+    from fedspeed.routing.transport import TransportError
+    from fedspeed.routing.transports.local import LocalTransport
+
+    participants, timeout_s = job.topology.participants, job.config.cluster.start_timeout_s
+    if mpi is not None or not job.speaks:
+        return mpi
+    if len(participants) == 1:
+        return LocalTransport.set_of(1)[0]
+    from fedspeed.routing.transports.gloo import GlooTransport
+
+    try:
+        return GlooTransport(store.connect("exchange", timeout_s), participants.index(job.me), len(participants), timeout_s)
+    except TransportError as error:
+        raise LostPeerError(f"the gateways could not connect with each other: {error}") from error
 
 
 def link(job: Job, store: Store, transport, engine, pulse: Pulse):
     """(the rank's link to the exchange, what closes it)."""
     from fedspeed.federation.link import ClientLink
     from fedspeed.routing.exchange import PlainExchange
-    from fedspeed.routing.transports.local import LocalTransport
 
-    config, participants = job.config, job.topology.participants
-    deadline = config.routing.deadline_s
+    deadline = job.config.routing.deadline_s
     if not job.speaks:
         return ClientLink(engine, None, deadline), (transport.close if transport else lambda: None)
-    if transport is None:
-        if len(participants) == 1:
-            transport = LocalTransport.set_of(1)[0]
-        else:
-            from fedspeed.routing.transports.gloo import GlooTransport
-
-            transport = GlooTransport(store.connect("exchange", config.cluster.start_timeout_s), participants.index(job.me),
-                                      len(participants), config.cluster.start_timeout_s)
     exchange = PlainExchange(transport, deadline, RollCall(job, store, pulse))
     return ClientLink(engine, exchange, deadline), exchange.close
 

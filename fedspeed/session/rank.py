@@ -1,6 +1,7 @@
 """The one place where parts are connected: the life of one rank, from meeting the others to the export."""
 
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 
@@ -31,12 +32,12 @@ def run_rank(order: Order) -> int:
     if job.me == 0:
         for text in warnings(job.topology):
             print(f"fedspeed: {text}", file=sys.stderr)
-    transport = parts.mpi(job)
+    mpi = parts.mpi(job)
     try:
-        code = _work(job, store, transport, stop) if job.place.clients else _stand_by(job, store, transport)
+        code = _work(job, store, mpi, stop) if job.place.clients else _stand_by(job, store, mpi)
     except BaseException as error:
         told = last_words.told(error, order.folder)
-        if transport is not None and launch.world_size > 1:
+        if mpi is not None and launch.world_size > 1:
             if isinstance(told, LostPeerError) and not job.reporter:
                 store.wait([REPORTED], GRACE_S + REPORT_S)  # the reporter may still be stuck; our end is the end of all ranks
             last_words.abort_mpi(told)
@@ -57,12 +58,13 @@ class _Inputs:
     entry: Entry | None
 
 
-def _work(job: Job, store: rendezvous.Store, transport, stop: StopFlag) -> int:
+def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
     config, claim = job.config, standing.Claim()
     inputs = _read_inputs(job, store, claim)
     stuck = last_words.Stuck(job)
     pulse = _pulse(job, store, stuck)
     _join_cluster(job, store)
+    transport = parts.transport(job, store, mpi)
 
     from fedspeed.federation import rounds
     from fedspeed.monitor.clock import StageClock, peak_bytes
@@ -91,12 +93,13 @@ def _work(job: Job, store: rendezvous.Store, transport, stop: StopFlag) -> int:
         pulse.close()
         close()
         _leave_cluster()
+        shutil.rmtree(parts.swap_folder(job), ignore_errors=True)  # as large as the model, and of no use to a later start
         return code
     finally:
         monitor.close()
 
 
-def _stand_by(job: Job, store: rendezvous.Store, transport) -> int:
+def _stand_by(job: Job, store: rendezvous.Store, mpi) -> int:
     """A rank without clients leaves at once; but rank 0 holds the store, and stays until all that work have left."""
     if job.me == 0:
         for point in ("ready", "fresh")[:1 + job.order.fresh]:
@@ -108,8 +111,8 @@ def _stand_by(job: Job, store: rendezvous.Store, transport) -> int:
                 store.wait([REPORTED], GRACE_S)
                 raise last_words.silent(job, lost)
         pulse.close()
-    if transport is not None:
-        transport.close()
+    if mpi is not None:
+        mpi.close()
     return EXIT_OK
 
 
@@ -118,9 +121,12 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
     order, config = job.order, job.config
     with CheckIn(job, store, "ready"):
         from fedspeed.data.clients import client_rows, encode_client
+        from fedspeed.engine.build import check_dtype
         from fedspeed.models.tokenizer import load_tokenizer
 
         preflight.check_files(order.loaded)
+        preflight.check_clusters(config, job.topology)
+        check_dtype(config.model.dtype)
         tokenizer = load_tokenizer(config.model)
         everyone = client_rows(config.data, config.run.seed)
         data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}

@@ -7,7 +7,7 @@ import pytest
 from fedspeed.engine.ds_config import ModelFacts, finish
 from fedspeed.errors import ConfigError
 
-FACTS = ModelFacts(hidden=64, block=1000, trainable=500)
+FACTS = ModelFacts(hidden=64, block=1000, trainable=500, largest=4000)
 
 
 def zero3(threshold) -> dict:

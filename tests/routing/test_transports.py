@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from fedspeed.errors import LostPeerError
+from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transport import TransportError
 from tests.conftest import ROOT
@@ -146,7 +146,7 @@ def test_gloo_notices_a_killed_participant_long_before_the_deadline(tmp_path):
 
 
 def disagree(transport):
-    with pytest.raises(ValueError, match="disagree"):
+    with pytest.raises(FedSpeedError, match="disagree"):
         PlainExchange(transport, 5).start(np.zeros(3 + transport.rank), 1.0).wait(5)
 
 
