@@ -11,6 +11,7 @@ The text is GSM8K in bytes where FEDSPEED_DATA or ../shared/data has it, else th
 """
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -19,12 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 ROUNDS, STEPS, BATCH, CLIENTS, TOKENS, LR = 5, 10, 4, 3, 128, 1e-3
 
+PLAIN = "plain PyTorch loop"
 # name -> what is laid over the common configuration
 SYSTEMS = {
     "FedSpeed, ZeRO-0": {"cluster.local_ranks": 3, "engine.threads": 1, "deepspeed.base": "zero0.json"},
@@ -74,72 +77,132 @@ def gsm8k_text() -> str:
     return " ".join(f"{r.instruction} {r.output}" for r in builtin_rows(0, 9000))
 
 
-def plain_loop(folder: Path) -> None:
-    """The reference: what one writes by hand with PyTorch and PEFT, clients in turn."""
-    import torch
-    from peft import PeftModel
-    from torch.nn.functional import cross_entropy
-    from transformers import AutoModelForCausalLM
+class Trainer:
+    """Training and evaluation by hand with PyTorch and PEFT, one model for all clients of a process: the plain loop's, and that of the peers' clients.
 
-    from fedspeed.config.load import load
-    from fedspeed.data.batches import client_step, eval_batches
-    from fedspeed.data.clients import client_rows, encode_client
-    from fedspeed.models.tokenizer import byte_tokenizer
+    A state is the list of the adapter's tensors, in the order of `names`. Rows are encoded when their client is first asked for.
+    """
 
-    config = load(folder / "run.yaml", []).config
-    data = [encode_client(r, byte_tokenizer(), config.data) for r in client_rows(config.data, 0)]
-    weights = [sum(e.answer_tokens for e in d.train) for d in data]
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter", is_trainable=True)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    state = [p.detach().clone() for p in trained]
+    def __init__(self, folder: Path):
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
 
-    def loss_of(batch):
-        ids, labels, mask = (torch.from_numpy(a) for a in (batch.input_ids, batch.labels, batch.attention_mask))
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+        from fedspeed.config.load import load
+        from fedspeed.data.clients import client_rows
+        from fedspeed.models.tokenizer import byte_tokenizer
 
-    def load_state(values):
+        self.config = load(folder / "run.yaml", []).config.data
+        self.rows, self.tokenizer = client_rows(self.config, 0), byte_tokenizer()
+        self.encoded = {}
+        self.model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter", is_trainable=True)
+        named = {n.replace(".default.", "."): p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.names, self.trained = list(named), list(named.values())  # names as in the adapter's file
+
+    def data(self, client: int):
+        from fedspeed.data.clients import encode_client
+
+        if client not in self.encoded:
+            self.encoded[client] = encode_client(self.rows[client], self.tokenizer, self.config)
+        return self.encoded[client]
+
+    def weight(self, client: int) -> int:
+        """Of its update in the aggregate: the answer tokens of its training rows."""
+        return sum(e.answer_tokens for e in self.data(client).train)
+
+    def state(self) -> list:
+        return [p.detach().clone() for p in self.trained]
+
+    def load_state(self, values) -> None:
+        import torch
+
         with torch.no_grad():
-            for p, v in zip(trained, values):
+            for p, v in zip(self.trained, values):
                 p.copy_(v)
 
+    def train(self, client: int, number: int) -> None:
+        """The local steps of round `number` (from 0), from the state that is loaded."""
+        import torch
+
+        from fedspeed.data.batches import client_step
+
+        self.model.train()
+        optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=0.0)
+        for step in range(STEPS):
+            batches = client_step(self.data(client), 0, client, number * STEPS + step, BATCH, 1, 1, 0)
+            optimizer.zero_grad()
+            (self._loss(batches.micro[0]) / batches.step_answer_tokens).backward()
+            optimizer.step()
+
+    def held_out(self, clients) -> tuple[float, int]:
+        """(sum of the loss, answer tokens) over the held-out rows of these clients."""
+        import torch
+
+        from fedspeed.data.batches import eval_batches
+
+        self.model.eval()
+        with torch.no_grad():
+            batches = [b for c in clients for b in eval_batches(self.data(c).val, BATCH, self.data(c).pad_id)]
+            return sum(self._loss(b).item() for b in batches), sum(b.answer_tokens for b in batches)
+
+    def _loss(self, batch):
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        ids, labels, mask = (torch.from_numpy(a) for a in (batch.input_ids, batch.labels, batch.attention_mask))
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+
+
+def print_round(number: int, loss: float, tokens: int) -> None:
+    """The line of round `number` (from 0) that `measure` waits for."""
+    print(json.dumps({"event": "round", "round": number + 1, "val_loss": loss / tokens}), flush=True)
+
+
+def plain_loop(folder: Path) -> None:
+    """The reference: clients in turn."""
+    import torch
+
+    trainer = Trainer(folder)
+    state = trainer.state()
+    weights = [trainer.weight(c) for c in range(CLIENTS)]
     for number in range(ROUNDS):
         total = [torch.zeros_like(v) for v in state]
-        model.train()
-        for client, own in enumerate(data):
-            load_state(state)
-            optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0)
-            for step in range(STEPS):
-                batches = client_step(own, 0, client, number * STEPS + step, BATCH, 1, 1, 0)
-                optimizer.zero_grad()
-                (loss_of(batches.micro[0]) / batches.step_answer_tokens).backward()
-                optimizer.step()
-            for t, p in zip(total, trained):
+        for client in range(CLIENTS):
+            trainer.load_state(state)
+            trainer.train(client, number)
+            for t, p in zip(total, trainer.trained):
                 t += weights[client] / sum(weights) * p.detach()
         state = total
-        load_state(state)
-        model.eval()
-        with torch.no_grad():
-            batches = [b for d in data for b in eval_batches(d.val, BATCH, d.pad_id)]
-            loss = sum(loss_of(b).item() for b in batches) / sum(b.answer_tokens for b in batches)
-        print(json.dumps({"event": "round", "round": number + 1, "val_loss": loss}), flush=True)
+        trainer.load_state(state)
+        print_round(number, *trainer.held_out(range(CLIENTS)))
 
 
-def memory_mb(group: int) -> tuple[float, float]:
-    """(RSS, PSS) in MB summed over the processes of a session."""
-    rss = pss = 0
+def processes(session: int) -> list[Path]:
+    """Their folders in /proc."""
+    found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) != group:
-                continue
-            for line in (stat.parent / "smaps_rollup").read_text().splitlines():
-                if line.startswith("Rss:"):
-                    rss += int(line.split()[1])
-                elif line.startswith("Pss:"):
-                    pss += int(line.split()[1])
+            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == session:
+                found.append(stat.parent)
         except (OSError, IndexError, ValueError):  # it ended while we looked
             continue
-    return rss / 1024, pss / 1024
+    return found
+
+
+def rss_mb(found: list[Path]) -> float:
+    pages = 0
+    for process in found:
+        with contextlib.suppress(OSError, IndexError):
+            pages += int((process / "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def pss_mb(found: list[Path]) -> float:
+    kib = 0
+    for process in found:
+        with contextlib.suppress(OSError, StopIteration):
+            kib += int(next(line for line in (process / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:")).split()[1])
+    return kib / 1024
 
 
 def measure(command: list[str], env: dict[str, str]) -> dict:
@@ -148,52 +211,55 @@ def measure(command: list[str], env: dict[str, str]) -> dict:
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=env, cwd=ROOT, start_new_session=True)
         os.set_blocking(process.stdout.fileno(), False)
-        times, losses, peak, buffer = {}, {}, (0.0, 0.0), b""
+        times, losses, rss, pss, pss_due, buffer = {}, {}, 0.0, 0.0, 0.0, b""
         while True:
             ended = process.poll() is not None
             buffer += process.stdout.read() or b""
             *lines, buffer = buffer.split(b"\n")
-            for event in map(json.loads, lines):
+            for event in (json.loads(line) for line in lines if line.startswith(b"{")):  # a peer also logs
                 if event["event"] == "round":
                     times[event["round"]], losses[event["round"]] = time.perf_counter() - start, event["val_loss"]
             if ended:
                 break
-            peak = tuple(max(a, b) for a, b in zip(peak, memory_mb(process.pid)))
+            found = processes(process.pid)
+            rss = max(rss, rss_mb(found))
+            if time.perf_counter() >= pss_due:  # the kernel walks every page for it: seldom enough to take 3% of a core, whatever runs
+                before = time.perf_counter()
+                pss = max(pss, pss_mb(found))
+                pss_due = time.perf_counter() + 30 * (time.perf_counter() - before)
             time.sleep(0.05)
-        if process.returncode:
+        if process.returncode or len(times) < ROUNDS:
             errors.seek(0)
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-3000:]}")
     return {"first_aggregate_s": times[1], "round_s": (times[ROUNDS] - times[1]) / (ROUNDS - 1), "total_s": time.perf_counter() - start,
-            "rss_mb": peak[0], "pss_mb": peak[1], "losses": [losses[r] for r in range(1, ROUNDS + 1)]}
+            "rss_mb": rss, "pss_mb": pss, "losses": [losses[r] for r in range(1, ROUNDS + 1)]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.plain:
-        return plain_loop(arguments.plain)
-    if arguments.prepare:
-        return prepare(arguments.prepare)
+def commands(folder: Path, repetition: int) -> dict[str, list[str]]:
+    """Name to command of the plain loop and of FedSpeed."""
+    found = {PLAIN: [sys.executable, str(Path(__file__)), "--plain", str(folder)]}
+    for name, values in SYSTEMS.items():
+        overrides = [f"{k}={v}" for k, v in values.items()] + [f"run.name={abs(hash(name))}-{repetition}"]
+        found[name] = [sys.executable, "launch.py", "--config", str(folder / "run.yaml"), "--json", *overrides]
+    return found
+
+
+def compare(systems: Callable[[Path, int], dict[str, list[str]]], repeat: int) -> None:
+    """Prepare the task, run what `systems` names for (its folder, the repetition), and report. The plain loop has to be among it."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     env.pop("OMP_NUM_THREADS", None)
     runs: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         subprocess.run([sys.executable, __file__, "--prepare", str(folder)], check=True, env=env)
-        for repetition in range(arguments.repeat):
-            runs.setdefault("plain PyTorch loop", []).append(measure([sys.executable, __file__, "--plain", str(folder)], env))
-            for name, values in SYSTEMS.items():
-                overrides = [f"{k}={v}" for k, v in values.items()] + [f"run.name={abs(hash(name))}-{repetition}"]
-                runs.setdefault(name, []).append(measure(
-                    [sys.executable, "launch.py", "--config", str(folder / "run.yaml"), "--json", *overrides], env))
+        for repetition in range(repeat):
+            for name, command in systems(folder, repetition).items():
+                runs.setdefault(name, []).append(measure(command, env))
     report(runs)
 
 
 def report(runs: dict[str, list[dict]]) -> None:
-    plain = runs["plain PyTorch loop"]
+    plain = runs[PLAIN]
     keys = ("first_aggregate_s", "round_s", "total_s", "rss_mb", "pss_mb")
     print(f"\nmedians of {len(plain)}; ratio to the plain loop of the same repetition in brackets")
     print(f"{'system':28} {'first aggregate s':>18} {'s a round':>15} {'command s':>15} {'RSS MB':>15} {'PSS MB':>15}  {'loss, round ' + str(ROUNDS)}")
@@ -204,6 +270,20 @@ def report(runs: dict[str, list[dict]]) -> None:
     print(f"largest difference of a held-out loss from the plain loop's: {worst:.1e}")
     if worst > 1e-4:
         raise SystemExit("the losses differ: the systems did not do the same work")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.plain:
+        plain_loop(arguments.plain)
+    elif arguments.prepare:
+        prepare(arguments.prepare)
+    else:
+        compare(commands, arguments.repeat)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _model(loaded: Loaded) -> list[str]:
 
 
 def _adapter(loaded: Loaded) -> list[str]:
-    """The adapter a run starts from: its files are whole, and one LoRA rank stands in all of them."""
+    """The adapter a run starts from: its files are whole, one LoRA rank stands in all of them, and the configuration wants no other."""
     adapter = loaded.config.adapter
     if not adapter.start_from:
         return []
@@ -96,16 +96,18 @@ def _adapter(loaded: Loaded) -> list[str]:
     if not folder.is_dir():
         raise ModelError(f"adapter.start_from: {folder} does not exist; give a PEFT folder (adapter_config.json and "
                          "adapter_model.safetensors)")
-    lora_rank = _object(folder / "adapter_config.json", "adapter configuration").get("r")
+    saved = _object(folder / "adapter_config.json", "adapter configuration")
+    lora_rank = saved.get("r")
     for file in _weight_files(folder, "adapter_model.safetensors"):
         for name, shape in _shapes(file).items():
             if ".lora_A." in name and shape[0] != lora_rank:
                 raise ModelError(f"{file}: {name} has shape {tuple(shape)}, but adapter_config.json says r={lora_rank}; the two files "
                                  "belong to different adapters, export it again")
-    source = loaded.sources["adapter.lora_rank"]
-    if source != DEFAULT and adapter.lora_rank != lora_rank:
-        raise ModelError(f"{source}: adapter.lora_rank={adapter.lora_rank}, but adapter.start_from={folder} has r={lora_rank}; leave "
-                         "adapter.lora_rank out, or start from another adapter")
+    for key, ours, name in (("lora_rank", adapter.lora_rank, "r"), ("alpha", adapter.alpha, "lora_alpha")):
+        source = loaded.sources[f"adapter.{key}"]
+        if source != DEFAULT and ours != saved.get(name):
+            raise ModelError(f"{source}: adapter.{key}={ours}, but adapter.start_from={folder} has {name}={saved.get(name)}; leave "
+                             f"adapter.{key} out, or start from another adapter")
     return [f"adapter  {folder} (r={lora_rank})"]
 
 

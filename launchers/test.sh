@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(python3-venv g++ libaio-dev iproute2 openssh-server openssh-client pdsh munge slurmctld slurmd slurm-client)
+packages=(python3-venv python3-dev g++ libaio-dev iproute2 openssh-server openssh-client pdsh munge slurmctld slurmd slurm-client)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from fedspeed.cluster import forkserver
 from fedspeed.cluster.processes import die_with, how_it_ended
+from fedspeed.errors import EXIT_FAILED
 
 _CLOSE_S = 2.0
 
@@ -160,11 +161,14 @@ class ForkedCrew:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            os.close(self._commands)
-            os.close(self._news)
-            die_with(parent)
-            os.setpgid(0, 0)
-            forkserver.serve(command_end, news_end, self._env, self._preload, self._target)
+            try:
+                os.close(self._commands)
+                os.close(self._news)
+                die_with(parent)
+                os.setpgid(0, 0)
+                forkserver.serve(command_end, news_end, self._env, self._preload, self._target)
+            finally:
+                os._exit(EXIT_FAILED)
         os.close(command_end)
         os.close(news_end)
         os.set_blocking(self._news, False)

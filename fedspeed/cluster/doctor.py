@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -105,10 +106,11 @@ def _version(path: str, option: str) -> str:
 def _libaio() -> Check:
     library = ctypes.util.find_library("aio")
     header = any((Path(folder) / "libaio.h").is_file() for folder in ("/usr/include", "/usr/local/include", f"{sys.prefix}/include"))
-    if library and header:
-        return Check("libaio", True, f"{library} and libaio.h")
-    lacks = " and ".join(part for part, there in (("the library", library), ("libaio.h", header)) if not there)
-    return Check("libaio", False, f"{lacks} not found", "apt install libaio-dev; only NVMe offload needs it")
+    python = (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
+    if library and header and python:
+        return Check("libaio", True, f"{library}, libaio.h and Python.h")
+    lacks = " and ".join(part for part, there in (("the library", library), ("libaio.h", header), ("Python.h", python)) if not there)
+    return Check("libaio", False, f"{lacks} not found", "apt install libaio-dev python3-dev; only NVMe offload needs them")
 
 
 def _cores() -> Check:

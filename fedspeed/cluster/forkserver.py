@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,18 +45,20 @@ def serve(commands: int, news: int, env: Mapping[str, str], preload: Callable[[]
         if threads := _other_threads():
             _say(news, failed=f"threads are running after the imports ({', '.join(threads)})", code=EXIT_FAILED, threads=True)
             os._exit(EXIT_FAILED)
+        # Objects of the imports leave the collector's lists: a collection in a rank would write to, and so copy, the shared pages.
+        gc.collect()
+        gc.freeze()
+        _Server(commands, news, env, target).run()
     except FedSpeedError as error:
         report(error, env)
         _say(news, failed=str(error), code=error.exit_code, threads=False)
         os._exit(error.exit_code)
     except BaseException as error:  # noqa: BLE001 - the supervisor's stack lies below; nothing may unwind into it
         traceback.print_exc()
-        _say(news, failed=f"{type(error).__name__}: {error}", code=EXIT_FAILED, threads=False)
-        os._exit(EXIT_FAILED)
-    # Objects of the imports leave the collector's lists: a collection in a rank would write to, and so copy, the shared pages.
-    gc.collect()
-    gc.freeze()
-    _Server(commands, news, env, target).run()
+        with suppress(OSError):  # the supervisor may be gone
+            _say(news, failed=f"{type(error).__name__}: {error}", code=EXIT_FAILED, threads=False)
+    finally:
+        os._exit(EXIT_FAILED)  # the ranks end with their parent
 
 
 class _Server:
@@ -88,10 +91,13 @@ class _Server:
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         pid = os.fork()
         if pid == 0:
-            os.close(self._commands)
-            os.close(self._news)
-            die_with(parent)
-            _be_rank(self._target, env)
+            try:
+                os.close(self._commands)
+                os.close(self._news)
+                die_with(parent)
+                _be_rank(self._target, env)
+            finally:
+                os._exit(EXIT_FAILED)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         self._ranks[rank] = pid
         _say(self._news, rank=rank, pid=pid)

@@ -23,8 +23,6 @@ from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, Co
 _POLL_S = 0.05
 # n threads make a step n to this power faster. Measured from one to two on 4 M parameters: 0.87; it falls with more.
 _THREADS_SCALE = 0.75
-# Time for ranks to end a round in progress after SIGTERM; schedulers grant about as much (Slurm's KillWait is 30 s).
-FINISH_S = 25.0
 # Time for ranks to end when one of them is lost and the round cannot be finished.
 END_S = 5.0
 
@@ -59,7 +57,7 @@ def ranks_on_cores(clients: int, cores: int) -> int:
 
 def run_local(argv: Sequence[str], ranks: int, env: Mapping[str, str], max_restarts: int, progressed: Callable[[], int],
               log: Callable[[str], None], *, preload: Callable[[], None] | None = None,
-              target: Callable[[dict[str, str]], int] | None = None, finish_s: float = FINISH_S, end_s: float = END_S) -> int:
+              target: Callable[[dict[str, str]], int] | None = None, finish_s: float = 25.0, end_s: float = END_S) -> int:
     """Runs `ranks` local ranks to their end and returns the exit code of the whole.
 
     A rank that dies ends the others, and all start again from the journal while restarts are left. A restart counts only if no round was

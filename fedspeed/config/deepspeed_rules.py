@@ -44,7 +44,7 @@ def clashes(section: dict[str, Any], config: RunConfig) -> list[Finding]:
 
 def incoherences(merged: dict[str, Any], config: RunConfig) -> list[Finding]:
     """Values of a whole configuration that do not go together, and `auto` where nobody decides."""
-    return [*_undecided(merged, config), *_stage_and_offload(merged)]
+    return [*_undecided(merged, config), *_stage_and_offload(merged), *_checkpointing(merged, config)]
 
 
 def at(block: Any, key: str) -> Any:
@@ -158,6 +158,13 @@ def _undecided(merged: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
     for key, value in leaves(merged):
         if value == AUTO and key not in decided and not key.startswith("optimizer."):
             yield Finding(key, f"{key} is auto, but nobody decides it; write a value, or remove it for DeepSpeed's default")
+
+
+def _checkpointing(merged: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
+    key = "zero_optimization.offload_param.device"
+    if at(merged, key) == "nvme" and config.engine.activation_checkpointing:
+        yield Finding(key, f"{key}=nvme: DeepSpeed cannot recompute with parameters on NVMe (a buffer would be swapped in twice); set "
+                      "engine.activation_checkpointing=false, or choose device cpu", ("engine.activation_checkpointing",))
 
 
 def _stage_and_offload(merged: dict[str, Any]) -> Iterator[Finding]:

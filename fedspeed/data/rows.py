@@ -57,12 +57,12 @@ def hub_rows(name: str, fields: Fields) -> list[tuple[str, Row]]:
         name: "owner/name", or "owner/name:configuration" where the set has several.
 
     Raises:
-        DataError: the optional library `datasets` is missing, or it cannot load the set (offline, no such set).
+        DataError: the library `datasets` is missing, or it cannot load the set (offline, no such set).
     """
     try:
         import datasets
     except ImportError:
-        raise DataError(f"data.path={name}: there is no such file or folder, and reading it as a hub data set needs the optional "
+        raise DataError(f"data.path={name}: there is no such file or folder, and reading it as a hub data set needs the "
                         "library: pip install datasets (or give a local .json, .jsonl or .jsonl.gz file)") from None
     set_name, _, configuration = name.partition(":")
     try:

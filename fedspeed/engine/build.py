@@ -1,6 +1,7 @@
 """Building a rank's engine: meta model -> adapter -> tags -> weights block by block -> DeepSpeed."""
 
 import socket
+import time
 from pathlib import Path
 
 import torch
@@ -11,9 +12,11 @@ from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import ClientMpu, make_groups
-from fedspeed.errors import ModelError
+from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import materialise, meta_model
+
+DEAD_BUILD_S = 600.0  # no file of a build has changed for so long
 
 
 def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig, engine: EngineConfig, ds_config: dict,
@@ -54,6 +57,10 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if adapter.method == "lora":
             net.enable_input_require_grads()
+    mixed = {str(p.dtype) for p in net.parameters()}
+    assert len(mixed) == 1, f"parameters of several types ({', '.join(sorted(mixed))}): DeepSpeed would keep no masters for some"
+    if "nvme" in (config["zero_optimization"].get(block, {}).get("device") for block in ("offload_param", "offload_optimizer")):
+        refuse_dead_build("async_io")
     optimizer = make_optimizer(net, train)
     ds_engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=config, mpu=mpu, dist_init_required=False,
                                          model_parameters=[p for p in net.parameters() if p.requires_grad])
@@ -63,6 +70,21 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
         assert not loose, f"trainable parameters partitioned beyond their client: {loose}"
     matched = None if stage != 3 else groups.cluster if engine.base_partition == "cluster" else groups.client
     return ClientEngine(ds_engine, groups, matched, clock)
+
+
+def refuse_dead_build(op: str) -> None:
+    """torch builds an operator on first use behind a lock file. One that a killed build has left would be waited for without end.
+
+    Raises:
+        FedSpeedError: there is such a file, with nobody at work behind it.
+    """
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folder = Path(_get_build_directory(op, verbose=False))
+    lock = folder / "lock"
+    newest = max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+    if lock.exists() and time.time() - newest > DEAD_BUILD_S:
+        raise FedSpeedError(f"{lock}: left by a build of DeepSpeed's {op} that was killed; delete the file")
 
 
 def check_dtype(dtype: str) -> None:

@@ -135,6 +135,7 @@ class ClientEngine:
                 engine.backward(mean * self._scaler.missing_factor, scale_wrt_gas=False)
                 total += Sums(loss_sum.item(), batch.answer_tokens)
             engine.step()
+            get_accelerator().synchronize()  # the clock measures what was done, not what was asked for
         return total + Sums(steps=int(engine.was_step_applied()))
 
     @contextmanager

@@ -208,8 +208,8 @@ class PartitionMasters(PlainMasters):
         for flat, _, places in self._sub_groups(write=True):
             for name, _, offset, numel in places:
                 flat.narrow(0, offset, numel).copy_(self._shard(values[name], numel))
-        with GatheredParameters(list(self._named.values()), modifier_rank=0):
-            for name, parameter in self._named.items():
+        for name, parameter in self._named.items():  # one at a time: all of them may be the whole model
+            with GatheredParameters([parameter], modifier_rank=0):
                 parameter.copy_(values[name])
 
     def read_optimizer(self):

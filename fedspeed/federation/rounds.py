@@ -200,6 +200,10 @@ class Federation:
         self._seconds = {}
         ledger.set_rank(self.seat.slot, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
                         idle_s=stages["idle"] + idle_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), stop=float(self._stop()))
+        size = self.engine.groups.client_size
+        for client in self.seat.clients:  # what its ranks did for it and for those who share them
+            ledger.add_client(client, exchange_s=exchange_s / size, idle_s=(stages["idle"] + idle_s) / size, bytes_sent=bytes_sent,
+                              peak_bytes=self._peak_bytes())
         own = self.engine.sum_over_client(ledger.vector)
         return Ledger(self.config.data.clients, self.seat.ranks, self._link.sum(own, 0.0).vector)
 
@@ -250,7 +254,7 @@ class Federation:
             client=client, train_loss=word["train_loss"] / word["tokens"] if word["tokens"] else None,
             val_loss=word["val_loss"] / word["val_tokens"] if word["val_tokens"] else None, tokens=int(word["tokens"]),
             local_steps=round(word["steps"]), compute_s=word["compute_s"], gather_s=word["gather_s"],
-            exchange_s=float(ledger.of_ranks("exchange_s").mean()), idle_s=float(ledger.of_ranks("idle_s").mean()))
+            exchange_s=word["exchange_s"], idle_s=word["idle_s"], bytes_sent=int(word["bytes_sent"]), peak_bytes=int(word["peak_bytes"]))
 
 
 def start(config: RunConfig, engine: ClientEngine) -> Progress:

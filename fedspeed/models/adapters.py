@@ -29,7 +29,9 @@ def lora_config(config: AdapterConfig, model_type: str):
         for key, plain in (("bias", "none"), ("modules_to_save", None)):
             if (value := getattr(loaded, key) or plain) != plain:
                 raise ModelError(f"{path}: {key}={value!r}; FedSpeed trains LoRA's A and B only, start from an adapter without {key}")
-        loaded.inference_mode = False
+        if loaded.rank_pattern or loaded.alpha_pattern:
+            raise ModelError(f"{path}: rank_pattern and alpha_pattern are not supported; start from an adapter of one rank")
+        loaded.inference_mode, loaded.lora_dropout = False, config.dropout
         return loaded
     if config.targets == "attention":
         targets = ATTENTION_TARGETS.get(model_type, DEFAULT_ATTENTION_TARGETS)
@@ -48,9 +50,14 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> nn.Module:
     from peft import get_peft_model
 
     try:
-        return get_peft_model(model, lora_config(config, model.config.model_type))
+        wrapped = get_peft_model(model, lora_config(config, model.config.model_type), autocast_adapter_dtype=False)
     except ValueError as error:
         raise ModelError(f"adapter.targets={config.targets!r} does not fit {model.config.model_type}: {error}") from error
+    # In the model's own type: PEFT makes adapters fp32, and DeepSpeed, which keeps masters and a loss scale for 16 bit, then does neither.
+    for name, parameter in wrapped.named_parameters():
+        if is_adapter(name):
+            parameter.data = parameter.data.to(model.dtype)
+    return wrapped
 
 
 def is_adapter(name: str) -> bool:

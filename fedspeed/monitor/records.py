@@ -35,7 +35,10 @@ class _Record:
 
 @dataclass(frozen=True)
 class ClientRecord(_Record):
-    """What one client did in one round. Seconds are means over the client's ranks; losses are means per answer token."""
+    """What one client did in one round. Seconds are means over the client's ranks; losses are means per answer token.
+
+    Exchange, idle, bytes and memory are those of its ranks, which clients may share.
+    """
 
     client: int
     train_loss: float | None
@@ -46,6 +49,8 @@ class ClientRecord(_Record):
     gather_s: float
     exchange_s: float
     idle_s: float
+    bytes_sent: int
+    peak_bytes: int  # of its ranks together
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ def scalars(record: RoundRecord) -> dict[str, float]:
             f"client_{client.client}/loss/held_out": client.val_loss,
             f"client_{client.client}/tokens": client.tokens,
             f"client_{client.client}/local_steps": client.local_steps,
+            f"client_{client.client}/network/bytes_sent": client.bytes_sent,
+            f"client_{client.client}/memory/peak_gib": client.peak_bytes / GIB,
             **{f"client_{client.client}/seconds/{stage}": getattr(client, f"{stage}_s") for stage in STAGES},
         }
     return {tag: value for tag, value in values.items() if value is not None}

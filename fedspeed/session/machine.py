@@ -40,7 +40,7 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
     if "DS_ACCELERATOR" not in os.environ and not visible_gpus(os.environ):
         os.environ["DS_ACCELERATOR"] = "cpu"
     code = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, journal.newest, watch.log,
-                     preload=preload, target=rank, end_s=LAST_WORDS_S)
+                     preload=preload, target=rank, finish_s=config.cluster.finish_s, end_s=LAST_WORDS_S)
     if code == EXIT_OK:
         return EXIT_FAILED if _missing(folder) else EXIT_OK
     if code != EXIT_USAGE:

@@ -316,7 +316,7 @@ def test_kill_at_random_moments(tmp_path):
         process.start()
         theirs.close()
         assert ours.poll(20)
-        ours.recv()
+        acknowledged = ours.recv()
         time.sleep(rng.uniform(0, 0.06))
         os.kill(process.pid, signal.SIGKILL)
         process.join()

@@ -36,6 +36,10 @@ def preload():
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
     if mode == "broken preload":
         raise RuntimeError("no such library")
+    if mode == "no fork":
+        def fork():
+            raise BlockingIOError("no more processes")
+        os.fork = fork
     if mode == "bad preload":
         raise ConfigError("preload dislikes it")
 
@@ -295,8 +299,9 @@ def test_threads_left_by_imports_are_told_and_ranks_start_fresh(supervise):
 
 
 @pytest.mark.parametrize(("mode", "code", "told"), [
-    ("broken preload", 1, "RuntimeError: no such library"), ("bad preload", 2, "preload dislikes it")])
-def test_imports_that_fail_end_the_run(supervise, mode, code, told):
+    ("broken preload", 1, "RuntimeError: no such library"), ("no fork", 1, "BlockingIOError: no more processes"), ("bad preload", 2, "preload dislikes it")])
+def test_imports_and_forks_that_fail_end_the_run(supervise, mode, code, told):
+    """And the server ends with them: unwound into its parent's stack, it would be a second supervisor."""
     run = supervise("fork", mode)
     ended, _, errors = run.end()
     assert ended == code and told in errors

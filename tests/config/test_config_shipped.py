@@ -8,6 +8,8 @@ import pytest
 
 from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import load
+from fedspeed.engine.ds_config import ModelFacts, finish
+from fedspeed.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = sorted((ROOT / "ds_configs").glob("*.yaml"))
@@ -30,8 +32,22 @@ def test_each_yaml_names_a_shipped_json(path):
 @pytest.mark.parametrize("base", JSONS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_each_yaml_works_with_each_json(path, base):
-    loaded = load(path, [f"deepspeed.base={base.name}"])
+    nvme = ["engine.activation_checkpointing=false"] if "nvme" in base.name else []
+    loaded = load(path, [f"deepspeed.base={base.name}", *nvme])
     assert zero_stage(merge(loaded.config.deepspeed, loaded.config, loaded.folder)) == int(base.stem[4])
+
+
+def test_recomputing_with_parameters_on_nvme_is_refused():
+    loaded = load(ROOT / "ds_configs" / "gsm8k.yaml", ["deepspeed.base=zero3_nvme.json"])
+    with pytest.raises(ConfigError, match="nvme: .*engine.activation_checkpointing=false"):
+        merge(loaded.config.deepspeed, loaded.config, loaded.folder)
+
+
+@pytest.mark.parametrize("base", JSONS, ids=lambda path: path.stem)
+def test_the_engine_answers_every_auto_of_a_shipped_file(base):
+    loaded = load(ROOT / "ds_configs" / "quickstart.yaml", [f"deepspeed.base={base.name}"])
+    facts = ModelFacts(hidden=64, block=1000, trainable=500, largest=4000)
+    finish(merge(loaded.config.deepspeed, loaded.config, loaded.folder), facts, Path("swap"), shared_base=base.stem[4] == "3")
 
 
 def test_the_mission_run_is_what_was_promised():

@@ -102,6 +102,16 @@ def test_hub_set_and_its_configuration(monkeypatch):
     assert calls == [(("some/set", "main"), {"split": "train"}), (("some/set", None), {"split": "train"})]
 
 
+def test_the_real_library_reads_a_set(monkeypatch, tmp_path):
+    """A folder named like a hub set is what the library itself takes for one."""
+    folder = tmp_path / "some" / "set"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    assert [row for _, row in hub_rows("some/set", Fields())] == ROWS
+
+
 def test_hub_that_cannot_be_reached(monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no route")

@@ -142,11 +142,11 @@ def test_held_factors_keep_every_bit(apart, case):
 
 # The state of local optimizers between rounds.
 
-KEPT = {"sgd": {"lr": 0.1}, "adamw": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01}}
+KEPT = {"sgd": {"lr": 0.1, "schedule": "linear"}, "adamw": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01, "schedule": "cosine"}}
 
 
 def kept(world, base, folder, kind, optimizer, how):
-    """Four local steps of a single client: in four rounds that keep or reset the optimizer, or in one round."""
+    """Four local steps of a single client: in four rounds that keep or reset the optimizer, or in one round; one learning-rate schedule."""
     steps, rounds = (4, 1) if how == "at once" else (1, 4)
     config = settings(base, clients=1, train={**KEPT[optimizer], "local_steps": steps},
                       federation={"rounds": rounds, "local_optimizer": "reset" if how == "reset" else "keep"})

@@ -8,7 +8,8 @@ def make_client():
     def make(client, **changes):
         values = {
             "client": client, "train_loss": 2.0 + client, "val_loss": 2.5 + client, "tokens": 100 + client, "local_steps": 10,
-            "compute_s": 4.0, "gather_s": 1.0, "exchange_s": 0.5, "idle_s": 0.25}
+            "compute_s": 4.0, "gather_s": 1.0, "exchange_s": 0.5, "idle_s": 0.25, "bytes_sent": 1024,
+            "peak_bytes": 2**30}
         return ClientRecord(**values | changes)
 
     return make
