@@ -60,6 +60,13 @@ def test_an_idle_rank_0_ends_when_a_worker_is_lost(workshop):
     assert started.family() == {}
 
 
+def test_comparing_with_clients_alone_on_two_ranks_a_client(workshop):
+    """ZeRO-3: every pass is matched between the ranks of a client, those for the comparison too."""
+    ended = workshop.finish("run.name=compared", "cluster.ranks_per_client=2", "federation.compare_alone=true", "federation.rounds=1",
+                            "deepspeed.base=zero3.json", *QUIET)
+    assert all(f"{name} " in ended.err for name in ("before", "client 0 alone", "client 2 alone", "federated"))
+
+
 @pytest.mark.slow
 def test_torchrun_over_gloo(workshop, whole):
     workshop.finish("run.name=torchrun", *QUIET, launcher=TORCHRUN)

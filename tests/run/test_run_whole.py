@@ -84,6 +84,22 @@ def test_the_adapter_is_the_journals_and_peft_loads_it(whole):
     assert model.peft_config["default"].r == SETTINGS["adapter"]["lora_rank"]
 
 
+def test_the_best_round_is_exported_and_the_last_one_beside_it(workshop):
+    """Server steps so long that the held-out loss rises in the end."""
+    words = ("federation.server_lr=3", "monitor.plot=false")
+    workshop.finish("run.name=rises", *words)
+    run = workshop.runs / "rises"
+    losses = {record["round"]: record["val_loss"] for record in records(run)[1:]}
+    best = min(losses, key=losses.get)
+    assert best < ROUNDS, "else there is nothing to tell apart"
+    workshop.finish("run.name=shorter", f"federation.rounds={best}", *words)
+    saved, last, shorter = (load_file(path / "adapter_model.safetensors")
+                            for path in (run / "adapter", run / "adapter-last", workshop.runs / "shorter" / "adapter"))
+    assert all(np.array_equal(saved[name], shorter[name]) for name in saved.keys() | shorter.keys())
+    assert not all(np.array_equal(saved[name], last[name]) for name in saved)
+    assert f"The adapter of round {best} " in (run / "report.md").read_text()
+
+
 def test_the_exported_folder_has_its_tokenizer(whole):
     from transformers import AutoTokenizer
 
