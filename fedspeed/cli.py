@@ -13,7 +13,6 @@ from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, Los
 
 PROJECT = Path(__file__).resolve().parent.parent
 QUICKSTART = PROJECT / "ds_configs" / "quickstart.yaml"
-QUICKSTART_BASE = "runs/quickstart-base"
 BASE_S = 600.0  # for the quickstart's base to be pretrained
 
 EXIT_CODES = """exit codes:
@@ -83,21 +82,22 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     from fedspeed.cluster.discover import from_process
     from fedspeed.config.load import load
+    from fedspeed.preflight import QUICKSTART_BASE
 
     loaded = load(arguments.config, arguments.overrides)
     if arguments.print_config or arguments.dry_run:
         return _show(loaded, arguments)
     launch = from_process(arguments.hostfile)
     if loaded.config.model.base == QUICKSTART_BASE:
-        _make_base(launch)
+        _make_base(Path(QUICKSTART_BASE), launch)
     if launch.kind == "none":
         return _run_local(loaded, arguments, launch)
     return _rank(arguments)
 
 
-def _make_base(launch) -> None:
+def _make_base(folder: Path, launch) -> None:
     """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of its own (it needs torch)."""
-    folder, end = Path(QUICKSTART_BASE), time.monotonic() + BASE_S
+    end = time.monotonic() + BASE_S
     if not (folder / "config.json").exists() and launch.local_rank == 0:
         subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], cwd=Path.cwd(), timeout=BASE_S, check=True,
                        env={**os.environ, "PYTHONPATH": str(PROJECT)})

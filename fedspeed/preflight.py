@@ -16,6 +16,7 @@ from fedspeed.data.clients import client_rows
 from fedspeed.data.config import steps_by_cluster
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError
 
+QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -72,6 +73,8 @@ def _model(loaded: Loaded) -> list[str]:
     model = loaded.config.model
     folder = Path(model.base)
     folder = folder.parent if folder.is_file() else folder
+    if model.base == QUICKSTART_BASE and not folder.exists():
+        return [f"model    {folder}, pretrained on the spot when the run starts"]
     if not folder.is_dir():
         if HUB_NAME.fullmatch(model.base) and not model.base.startswith((".", "runs/")):
             return [f"model    {model.base}, a hub name: not checked here"]

@@ -241,7 +241,7 @@ def test_another_failure_is_tried_again_and_ends_with_1(supervise, way, mode, to
     assert f"ended with {told}" in output and trace in errors
 
 
-@pytest.mark.parametrize(("way", "number"), [("fork", signal.SIGTERM), ("fork", signal.SIGINT), ("spawn", signal.SIGTERM)])
+@pytest.mark.parametrize(("way", "number"), [("fork", signal.SIGTERM), ("fork", signal.SIGINT), ("fork", signal.SIGUSR1), ("spawn", signal.SIGTERM)])
 def test_a_signal_lets_the_ranks_finish(supervise, way, number):
     run = supervise(way, "finish")
     run.await_ranks()
