@@ -92,9 +92,9 @@ def test_the_best_round_is_exported_and_the_last_one_beside_it(workshop):
     losses = {record["round"]: record["val_loss"] for record in records(run)[1:]}
     best = min(losses, key=losses.get)
     assert best < ROUNDS, "else there is nothing to tell apart"
-    workshop.finish("run.name=shorter", f"federation.rounds={best}", *words)
+    workshop.finish("run.name=rises-no-more", f"federation.rounds={best}", *words)
     saved, last, shorter = (load_file(path / "adapter_model.safetensors")
-                            for path in (run / "adapter", run / "adapter-last", workshop.runs / "shorter" / "adapter"))
+                            for path in (run / "adapter", run / "adapter-last", workshop.runs / "rises-no-more" / "adapter"))
     assert all(np.array_equal(saved[name], shorter[name]) for name in saved.keys() | shorter.keys())
     assert not all(np.array_equal(saved[name], last[name]) for name in saved)
     assert f"The adapter of round {best} " in (run / "report.md").read_text()
