@@ -16,7 +16,7 @@ from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import materialise, meta_model
 
-DEAD_BUILD_S = 600.0  # no file of a build has changed for so long
+DEAD_BUILD_S = 300.0  # no file of a build has changed for so long
 
 
 def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig, engine: EngineConfig, ds_config: dict,
@@ -60,7 +60,7 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     mixed = {str(p.dtype) for p in net.parameters()}
     assert len(mixed) == 1, f"parameters of several types ({', '.join(sorted(mixed))}): DeepSpeed would keep no masters for some"
     if "nvme" in (config["zero_optimization"].get(block, {}).get("device") for block in ("offload_param", "offload_optimizer")):
-        refuse_dead_build("async_io")
+        await_build("async_io")
     optimizer = make_optimizer(net, train)
     ds_engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=config, mpu=mpu, dist_init_required=False,
                                          model_parameters=[p for p in net.parameters() if p.requires_grad])
@@ -72,8 +72,8 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     return ClientEngine(ds_engine, groups, matched, clock)
 
 
-def refuse_dead_build(op: str) -> None:
-    """torch builds an operator on first use behind a lock file. One that a killed build has left would be waited for without end.
+def await_build(op: str) -> None:
+    """Wait while another process builds an operator. torch does so too, but without end where a killed build has left its lock file.
 
     Raises:
         FedSpeedError: there is such a file, with nobody at work behind it.
@@ -82,9 +82,11 @@ def refuse_dead_build(op: str) -> None:
 
     folder = Path(_get_build_directory(op, verbose=False))
     lock = folder / "lock"
-    newest = max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
-    if lock.exists() and time.time() - newest > DEAD_BUILD_S:
-        raise FedSpeedError(f"{lock}: left by a build of DeepSpeed's {op} that was killed; delete the file")
+    while lock.exists():
+        newest = max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+        if time.time() - newest > DEAD_BUILD_S:
+            raise FedSpeedError(f"{lock}: left by a build of DeepSpeed's {op} that was killed; delete the file")
+        time.sleep(1)
 
 
 def check_dtype(dtype: str) -> None:

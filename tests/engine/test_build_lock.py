@@ -1,0 +1,37 @@
+"""The lock that torch puts around the build of an operator, and what a killed build leaves of it."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from fedspeed.engine import build
+from fedspeed.errors import FedSpeedError
+
+
+@pytest.fixture
+def lock(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return os.path.join(_get_build_directory("some_op", verbose=False), "lock")
+
+
+def test_nobody_builds(lock):
+    build.await_build("some_op")
+
+
+def test_a_living_build_is_waited_for(lock):
+    open(lock, "w").close()
+    threading.Timer(0.5, os.unlink, [lock]).start()
+    begin = time.monotonic()
+    build.await_build("some_op")
+    assert time.monotonic() - begin >= 0.5
+
+
+def test_a_dead_build_is_told(lock):
+    open(lock, "w").close()
+    os.utime(lock, (0, time.time() - build.DEAD_BUILD_S - 1))
+    with pytest.raises(FedSpeedError, match="some_op/lock: left by a build .* delete the file"):
+        build.await_build("some_op")
