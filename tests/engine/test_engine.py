@@ -218,6 +218,35 @@ def test_each_rank_may_keep_the_whole_base(wide_base, tmp_path):
         assert abs(seen["held"] / seen["whole"] - 1) < 0.02
 
 
+def whose_adapters(rank, base, nvme, kind):
+    """Ranks whose trained adapter (its masters, or their 16-bit copies) lies in some tensor of this rank's memory, by its bytes."""
+    import gc
+
+    import torch
+
+    with engine(base, kind, "bf16", clients=[(0,), (1,)], nvme=nvme) as own:
+        own.load(own.state())
+        with own.lockstep(1, backward=True):
+            own.train_step(random_step(100 * rank, 2, 1, 1, 0), LR)
+        trained = [value.flatten() for name, value in own.state().items() if ".lora_B." in name]  # A starts alike everywhere
+        marks = [value[:64].to(dtype).view(torch.uint8).numpy().tobytes() for value in trained for dtype in (torch.float32, torch.bfloat16)]
+        del trained
+        gc.collect()
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in gc.get_objects()
+                    if torch.is_tensor(t) and t.numel() and t.device.type == "cpu"}
+        storages |= {t.untyped_storage().data_ptr(): t.untyped_storage() for state in own.ds_engine.optimizer.state.values()
+                     for t in state.values() if torch.is_tensor(t)}
+        memory = b"".join(torch.tensor([], dtype=torch.uint8).set_(s).numpy().tobytes() for s in storages.values())
+        everyone = [None, None]
+        torch.distributed.all_gather_object(everyone, marks)
+        return {other for other, theirs in enumerate(everyone) if any(mark in memory for mark in theirs)}
+
+
+@pytest.mark.parametrize("kind", ["zero0", "zero2", "zero3"])
+def test_an_adapter_is_in_no_other_clients_memory(base, tmp_path, kind):
+    assert run_clusters([2], whose_adapters, base, tmp_path, kind) == [{0}, {1}]
+
+
 # Holding still.
 
 

@@ -53,6 +53,7 @@ def ranks_apart(world, base, folder):
     out = {method: course(world, method, one_step(base, method), APART, folder) for method in METHODS}
     out["two rounds"] = course(world, "two", two_rounds(base), APART, folder)
     out |= {case: course(world, case, holding(base, case), APART, folder) for case in HOLDING}
+    out["svd"] = course(world, "svd", settings(base, train={"optimizer": "adamw", "lr": 0.05}, federation={"rounds": 1, "aggregation": "svd"}), APART, folder)
     if world.rank < 2:
         out["unequal"] = unequal_clusters(world, base, folder)
     # From here on every rank has work of its own.
@@ -86,6 +87,20 @@ def test_rounds_are_plain_federated_averaging(apart):
     end, expected = apart[0]["two rounds"].states[2], apart[0]["plain two rounds"]
     assert largest(end, expected) < 1e-6
     assert largest(end, apart[0]["two rounds"].states[1]) > 1e-3
+
+
+def test_svd_is_the_nearest_to_the_mean_of_the_products(apart):
+    ends = [rank["svd"].turns[0] for rank in apart]
+    shares = np.array([share_of(c) for c in range(3)]) / sum(share_of(c) for c in range(3))
+    state = apart[0]["svd"].states[1]
+    for a in (name for name in state if ".lora_A." in name):
+        b = a.replace(".lora_A.", ".lora_B.")
+        u, values, vt = np.linalg.svd(sum(share * end[b].astype(np.float64) @ end[a] for share, end in zip(shares, ends)))
+        r = state[a].shape[0]
+        np.testing.assert_allclose(state[b] @ state[a], (u[:, :r] * values[:r]) @ vt[:r], atol=1e-6)
+        averaged = [sum(share * end[name].astype(np.float64) for share, end in zip(shares, ends)) for name in (b, a)]
+        assert np.abs(averaged[0] @ averaged[1] - state[b] @ state[a]).max() > 1e-3, "or averaging the factors would do as well"
+    assert all(same_bits(rank["svd"].states[1], state) for rank in apart)
 
 
 def test_records_of_the_rounds(apart):
