@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from fedspeed.data.config import TrainConfig
+from fedspeed.engine.base.choose import choose_tier, for_trainable, host_inputs
 from fedspeed.engine.client_engine import ClientEngine
+from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import ClientMpu, make_groups
 from fedspeed.errors import FedSpeedError, ModelError
+from fedspeed.models.blocks import anatomy
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import materialise, meta_model
 
@@ -20,7 +23,7 @@ DEAD_BUILD_S = 300.0  # no file of a build has changed for so long
 
 
 def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig, engine: EngineConfig, ds_config: dict,
-                 client_sets: list[tuple[int, ...]], clock, nvme: Path, seed: int) -> ClientEngine:
+                 client_sets: list[tuple[int, ...]], clock, nvme: Path, seed: int, clients: int = 1) -> ClientEngine:
     """Build the engine of this rank. Collective over the cluster's torch world, which must have been joined.
 
     Args:
@@ -28,31 +31,35 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
         client_sets: cluster ranks of the clients, the same list on every rank of the cluster.
         clock: what `gather` and `compute` seconds are accounted to (monitor.clock.StageClock).
         nvme: folder of this rank alone for offloaded tensors.
+        clients: how many clients this rank carries.
 
     Raises:
         ModelError: the model folder, its weights or the adapter do not fit.
+        FedSpeedError: the tier has no room for the base.
     """
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-
     groups = make_groups(client_sets)
-    mpu = ClientMpu(groups)
     net = meta_model(model, adapter)
+    tier = choose_tier(engine, ds_config, frozen=any(not p.requires_grad for p in net.parameters()))
+    if tier == "stock":
+        return _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed)
+    return _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock, nvme, seed, clients)
+
+
+def _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed) -> ClientEngine:
+    """DeepSpeed holds and executes the model."""
+    from fedspeed.engine.stock import StockEngine
+
+    mpu = ClientMpu(groups)
     stage = ds_config.get("zero_optimization", {}).get("stage", 0)
     config = finish(ds_config, model_facts(net), nvme, stage == 3 and engine.base_partition == "cluster" and groups.cluster_size > 1)
-    device = torch.device(get_accelerator().current_device_name())
     if stage == 3:
         from fedspeed.engine.partition import TaggedInit
 
         place = TaggedInit(groups, config, mpu, engine.base_partition, clock).place
     else:
-        def place(name: str, parameter: nn.Parameter) -> nn.Parameter:
-            parameter.data = parameter.data.to(device)
-            return parameter
+        place = _on_device
     materialise(net, model, adapter, seed, place)
-    for module in net.modules():  # buffers are small and stay on the device
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
+    _buffers_on_device(net)
     if engine.activation_checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if adapter.method == "lora":
@@ -61,15 +68,64 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     assert len(mixed) == 1, f"parameters of several types ({', '.join(sorted(mixed))}): DeepSpeed would keep no masters for some"
     if "nvme" in (config["zero_optimization"].get(block, {}).get("device") for block in ("offload_param", "offload_optimizer")):
         await_build("async_io")
-    optimizer = make_optimizer(net, train)
-    ds_engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=config, mpu=mpu, dist_init_required=False,
-                                         model_parameters=[p for p in net.parameters() if p.requires_grad])
+    ds_engine = _initialise(net, {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}, train, config, mpu)
     if stage == 3:
         # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an error.
         loose = [n for n, p in net.named_parameters() if p.requires_grad and p.ds_zero_partition_world_size != groups.client_size]
         assert not loose, f"trainable parameters partitioned beyond their client: {loose}"
     matched = None if stage != 3 else groups.cluster if engine.base_partition == "cluster" else groups.client
-    return ClientEngine(ds_engine, groups, matched, clock)
+    return StockEngine(ds_engine, groups, matched, clock)
+
+
+def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock, nvme, seed, clients) -> ClientEngine:
+    """The base in a store, executed layer by layer; DeepSpeed holds what trains."""
+    from fedspeed.engine.base.build import StoreBuilder
+    from fedspeed.engine.layer_major import LayerMajor
+    from fedspeed.engine.streamed import StreamedEngine
+
+    parts = anatomy(net)
+    builder = StoreBuilder(net, parts, tier, engine, groups, ds_config, nvme)
+    names = [n for n, p in sorted(net.named_parameters()) if p.requires_grad]
+    materialise(net, model, adapter, seed, builder.place)
+    _buffers_on_device(net)
+    store = builder.seal(clock)
+    net.requires_grad_(False)  # what follows makes copies of the trainable part; the net's own are places to bind them to
+    named = dict(net.named_parameters())
+    config = finish(for_trainable(ds_config), model_facts(net), nvme, shared_base=False)
+    states = []
+    for _ in range(min(clients, engine.seats or clients)):
+        own = nn.ParameterList(nn.Parameter(named[n].data.clone()) for n in names)
+        ds_engine = _initialise(own, dict(zip(names, own)), train, config, ClientMpu(groups))
+        states.append(ClientState(ds_engine, dict(zip(names, ds_engine.module)), groups))
+    for name in names:
+        named[name].data = states[0].named[name].data
+        named[name].requires_grad_(True)
+    layers = LayerMajor(net, parts, store, host_inputs(engine))
+    return StreamedEngine(net, states, groups, store, layers, clock)
+
+
+def _initialise(module: nn.Module, named: dict[str, nn.Parameter], train: TrainConfig, config: dict, mpu):
+    import deepspeed
+
+    ds_engine, *_ = deepspeed.initialize(model=module, optimizer=make_optimizer(named, train), config=config, mpu=mpu, dist_init_required=False,
+                                         model_parameters=list(named.values()))
+    return ds_engine
+
+
+def _on_device(name: str, parameter: nn.Parameter) -> nn.Parameter:
+    from deepspeed.accelerator import get_accelerator
+
+    parameter.data = parameter.data.to(get_accelerator().current_device_name())
+    return parameter
+
+
+def _buffers_on_device(net: nn.Module) -> None:
+    """Buffers are small, whatever streams."""
+    from deepspeed.accelerator import get_accelerator
+
+    for module in net.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(get_accelerator().current_device_name()))
 
 
 def await_build(op: str) -> None:
@@ -104,10 +160,9 @@ def check_dtype(dtype: str) -> None:
                          f"{' or '.join(name for name, can in able.items() if can)}")
 
 
-def make_optimizer(net: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(named: dict[str, nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     """The local optimizer; LoRA's A and B are groups of their own, so that one of them can be held still."""
-    named = [(n, p) for n, p in sorted(net.named_parameters()) if p.requires_grad]
-    parts = [[(n, p) for n, p in named if ".lora_A." in n], [(n, p) for n, p in named if ".lora_A." not in n]]
+    parts = [[(n, p) for n, p in named.items() if ".lora_A." in n], [(n, p) for n, p in named.items() if ".lora_A." not in n]]
     groups = [{"params": [p for _, p in part], "names": frozenset(n for n, _ in part)} for part in parts if part]
     # The rate is set before each step. Until then it is 0: DeepSpeed takes a step without gradients to make the states, which would decay.
     if train.optimizer == "sgd":

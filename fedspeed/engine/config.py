@@ -8,5 +8,16 @@ from typing import Literal
 class EngineConfig:
     base_partition: Literal["cluster", "client", "rank"] = field(default="cluster", metadata={
         "help": "ZeRO-3: which ranks share one copy of the frozen base (rank: each keeps or streams its own)"})
+    tier: Literal["auto", "stock", "resident", "ram", "nvme", "client", "cluster"] = field(default="auto", metadata={
+        "help": "where the frozen base lives: on every rank's device, once in each node's RAM or NVMe, divided over a client's or a cluster's "
+                "ranks; stock: where DeepSpeed puts it, executed by DeepSpeed; auto: stock, but what ZeRO-3 would stream is executed layer by layer"})
+    resident_blocks: int = field(default=0, metadata={
+        "help": "streamed tiers: so many decoder blocks stay on the device", "min": 0})
+    slots: int = field(default=2, metadata={
+        "help": "streamed tiers: places on the device for blocks that are loaded; with one, nothing is loaded ahead", "min": 1, "max": 64})
+    seats: int = field(default=0, metadata={
+        "help": "streamed tiers: clients of a rank that train in the same pass and share each load, 0: all of them", "min": 0})
+    block_inputs: Literal["auto", "device", "host"] = field(default="auto", metadata={
+        "help": "streamed tiers: where the inputs of blocks wait for the backward pass; auto: in host RAM where there is an accelerator"})
     activation_checkpointing: bool = field(default=False, metadata={"help": "recompute each block in the backward pass"})
     threads: int = field(default=0, metadata={"help": "CPU threads per rank, 0: the cores divided by the local ranks", "min": 0})

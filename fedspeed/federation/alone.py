@@ -35,28 +35,25 @@ def compare(federation: Federation, begin: Tensors, federated: Tensors, everyone
     rule = config.federation.aggregation
     still = rules.held(rule, 1, begin) if rule == "freeze_a" else frozenset()  # a client alone need not alternate
     table = np.zeros((config.data.clients + 2, len(WORDS)))
-    passes = sum(len(eval_batches(d.val, config.train.micro_batch, d.pad_id)) for d in everyone)
+    rows = [eval_batches(d.val, config.train.micro_batch, d.pad_id) for d in everyone]
 
-    def score(row: int) -> None:
-        sums = Sums()
-        for data in everyone:
-            sums += engine.evaluate(eval_batches(data.val, config.train.micro_batch, data.pad_id))
-        if seat.gateway:
-            table[row] = [getattr(sums, w) for w in WORDS]
-
-    with engine.lockstep(len(seat.clients) * steps * config.train.accumulation, backward=True):
-        alone = {}
-        for client in seat.clients:
-            federation.begin_turn(client, 0, begin, None, still)
-            federation.local_steps(client, 0, steps)
-            alone[client] = as_arrays(engine.state())
+    clients, alone = list(seat.clients), {}
+    with engine.lockstep(engine.train_passes(len(clients), steps, config.train.accumulation), backward=True):
+        for first in range(0, len(clients), engine.seats):
+            together = clients[first:first + engine.seats]
+            for number, client in enumerate(together):
+                federation.begin_turn(client, 0, begin, None, still, number)
+            federation.local_steps(together, 0, steps)
+            alone |= {client: as_arrays(engine.state(number)) for number, client in enumerate(together)}
     mine = [(client + 1, state) for client, state in alone.items()]
     if 0 in seat.clients:  # all ranks of one client: passes are matched between them
         mine += [(0, begin), (config.data.clients + 1, federated)]
-    with engine.lockstep(passes * len(mine), backward=False):
+    with engine.lockstep(engine.eval_passes(rows) * len(mine), backward=False):
         for row, state in mine:
             engine.load(as_torch(state))
-            score(row)
+            sums = sum(engine.evaluate(rows), Sums())
+            if seat.gateway:
+                table[row] = [getattr(sums, w) for w in WORDS]
     total = link.sum(table.reshape(-1), 0.0).vector.reshape(table.shape)
     names = ["before", *(f"client {c} alone" for c in range(config.data.clients)), "federated"]
     return [Score(n, float(t[0] / t[1]), float(t[2] / t[3])) for n, t in zip(names, total)]

@@ -139,56 +139,66 @@ class Federation:
 
     def _train(self, progress: Progress, number: int, asked: tuple[int, ...], rule, still: frozenset[str],
                ledger: Ledger) -> tuple[np.ndarray, float]:
-        """The turns of this rank's clients, one after another; returns their summed contribution and weight."""
+        """The turns of this rank's clients, as many at a time as the engine has seats; returns their summed contribution and weight."""
         mine = [c for c in self.seat.clients if c in asked]
         vector, weight = np.zeros(rule.words, dtype=np.float32), 0.0
-        with self.engine.lockstep(len(mine) * self.steps_per_round * self.config.train.accumulation, backward=True):
-            for client in mine:
-                self.begin_turn(client, number, progress.tensors, progress.optimizers.get(client), still)
-                sums = self.local_steps(client, (number - 1) * self.steps_per_round, self.steps_per_round, number)
-                end = as_arrays(self.engine.state())
-                share = self._weights[client]
-                # A step without a finite gradient is not taken (fp16, ZeRO-1 to 3) or spoils the weights (ZeRO-0 in fp32).
-                counts = sums.steps > 0 and all(np.isfinite(t).all() for t in end.values())
-                if counts:
-                    vector += rule.contribution(client, share, progress.tensors, end)
-                    weight += share
-                    if self.config.federation.local_optimizer == "keep":
-                        progress.optimizers[client] = as_arrays(self.engine.optimizer_state())
-                seconds = self._clock.snapshot_and_reset()
-                self._seconds = {k: self._seconds.get(k, 0.0) + v for k, v in seconds.items()}
-                size = self.engine.groups.client_size
-                ledger.add_client(client, train_loss=sums.loss, tokens=sums.tokens, steps=sums.steps / size,
-                                  received=float(counts) / size, compute_s=seconds["compute"] / size, gather_s=seconds["gather"] / size)
+        passes = self.engine.train_passes(len(mine), self.steps_per_round, self.config.train.accumulation)
+        with self.engine.lockstep(passes, backward=True):
+            for first in range(0, len(mine), self.engine.seats):
+                together = mine[first:first + self.engine.seats]
+                for seat, client in enumerate(together):
+                    self.begin_turn(client, number, progress.tensors, progress.optimizers.get(client), still, seat)
+                sums = self.local_steps(together, (number - 1) * self.steps_per_round, self.steps_per_round, number)
+                counted = []
+                for seat, client in enumerate(together):
+                    end = as_arrays(self.engine.state(seat))
+                    # A step without a finite gradient is not taken (fp16, ZeRO-1 to 3) or spoils the weights (ZeRO-0 in fp32).
+                    counted.append(sums[seat].steps > 0 and all(np.isfinite(t).all() for t in end.values()))
+                    if counted[-1]:
+                        vector += rule.contribution(client, self._weights[client], progress.tensors, end)
+                        weight += self._weights[client]
+                        if self.config.federation.local_optimizer == "keep":
+                            progress.optimizers[client] = as_arrays(self.engine.optimizer_state(seat))
+                self._note_turns(ledger, together, sums, counted)
         return vector, weight
+
+    def _note_turns(self, ledger: Ledger, together: list[int], sums: list[Sums], counted: list[bool]) -> None:
+        """What turns that were taken together came to. Their time is shared equally: they did one thing."""
+        seconds = self._clock.snapshot_and_reset()
+        self._seconds = {k: self._seconds.get(k, 0.0) + v for k, v in seconds.items()}
+        size = self.engine.groups.client_size
+        shared = size * len(together)
+        for client, own, counts in zip(together, sums, counted):
+            ledger.add_client(client, train_loss=own.loss, tokens=own.tokens, steps=own.steps / size, received=float(counts) / size,
+                              compute_s=seconds["compute"] / shared, gather_s=seconds["gather"] / shared)
 
     # The two halves of a turn, also used to train a client alone.
 
-    def begin_turn(self, client: int, number: int, tensors: Tensors, optimizer: Tensors | None, still: frozenset[str]) -> None:
+    def begin_turn(self, client: int, number: int, tensors: Tensors, optimizer: Tensors | None, still: frozenset[str],
+                   seat: int = 0) -> None:
         seed = np.random.SeedSequence([self.config.run.seed, 0x7E4, client, number, self.engine.groups.client_rank])
-        self.engine.load(as_torch(tensors), as_torch(optimizer) if optimizer else None, still, int(seed.generate_state(1)[0]))
+        self.engine.load(as_torch(tensors), as_torch(optimizer) if optimizer else None, still, int(seed.generate_state(1)[0]), seat)
 
-    def local_steps(self, client: int, first: int, steps: int, number: int | None = None) -> Sums:
-        """`steps` optimizer steps on the client's own rows, counted over the whole run from `first`."""
-        train, groups, sums = self.config.train, self.engine.groups, Sums()
+    def local_steps(self, together: list[int], first: int, steps: int, number: int | None = None) -> list[Sums]:
+        """`steps` optimizer steps of the clients in the first seats, each on its own rows, counted over the whole run from `first`."""
+        train, groups, sums = self.config.train, self.engine.groups, [Sums()] * len(together)
         total = self.config.federation.rounds * self.steps_per_round
         for i in range(steps):
-            batches = client_step(self.seat.clients[client], self.config.run.seed, client, first + i, train.micro_batch, train.accumulation,
-                                  groups.client_size, groups.client_rank)
-            done = self.engine.train_step(batches, lr_at(train, first + i, total))
-            sums += done
+            work = [client_step(self.seat.clients[client], self.config.run.seed, client, first + i, train.micro_batch, train.accumulation,
+                                groups.client_size, groups.client_rank) for client in together]
+            done = self.engine.train_step(work, lr_at(train, first + i, total))
+            sums = [a + b for a, b in zip(sums, done)]
             if number is not None:
-                self._monitor.step(number, i + 1, steps, done.mean_loss)
+                self._monitor.step(number, i + 1, steps, sum(done, Sums()).mean_loss)
         return sums
 
     def _evaluate(self, tensors: Tensors, ledger: Ledger) -> None:
         """Held-out sums of this rank's clients under `tensors`; the ranks of a client share its rows."""
         groups, size = self.engine.groups, self.config.train.micro_batch
-        batches = {c: eval_batches(d.val[groups.client_rank::groups.client_size], size, d.pad_id) for c, d in self.seat.clients.items()}
+        work = [eval_batches(d.val[groups.client_rank::groups.client_size], size, d.pad_id) for d in self.seat.clients.values()]
         self.engine.load(as_torch(tensors))
-        with self.engine.lockstep(sum(len(b) for b in batches.values()), backward=False):
-            for client, own in batches.items():
-                sums = self.engine.evaluate(own)
+        with self.engine.lockstep(self.engine.eval_passes(work), backward=False):
+            for client, sums in zip(self.seat.clients, self.engine.evaluate(work)):
                 ledger.add_client(client, val_loss=sums.loss, val_tokens=sums.tokens, exact=sums.exact, rows=sums.rows)
 
     # What everyone learns, and what is kept.

@@ -1,8 +1,37 @@
 """Where the decoder blocks of a causal LM are, whatever its family calls them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import nn
+
+FINAL_NORM = {"llama": "norm", "qwen2": "norm", "gpt2": "ln_f"}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a causal LM, under names that do not depend on its family.
+
+    Attributes:
+        decoder: takes token ids (or embeddings) through `blocks`, its list `blocks_name`, and the final norm.
+    """
+
+    decoder: nn.Module
+    blocks_name: str
+    blocks: nn.ModuleList
+    embedding: nn.Embedding
+    norm: nn.Module
+    head: nn.Module
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """The parts of a model of a supported family, with or without a PEFT adapter around it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = getattr(inner, inner.base_model_prefix)
+    blocks = decoder_blocks(model)
+    name = next(name for name, child in decoder.named_children() if child is blocks)
+    return Anatomy(decoder, name, blocks, inner.get_input_embeddings(), getattr(decoder, FINAL_NORM[inner.config.model_type]),
+                   inner.get_output_embeddings())
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:

@@ -47,7 +47,7 @@ def engine(job: Job, clock):
     cluster = topology.cluster_of(job.place.cluster)
     sets = sorted({tuple(cluster.ranks.index(r) for r in topology.clients[c].ranks) for c in cluster.clients})
     return build_engine(config.model, config.adapter, config.train, config.engine, job.order.deepspeed, sets, clock, swap_folder(job),
-                        config.run.seed)
+                        config.run.seed, len(job.place.clients))
 
 
 def swap_folder(job: Job) -> Path:

@@ -92,6 +92,7 @@ def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
             code = EXIT_OK if progress.done else EXIT_RESUMABLE
         pulse.close()
         close()
+        engine.close()
         _leave_cluster()
         shutil.rmtree(parts.swap_folder(job), ignore_errors=True)  # as large as the model, and of no use to a later start
         return code

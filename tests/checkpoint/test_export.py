@@ -64,7 +64,7 @@ def build(model, adapter, kind, folder):
     from tests.engine.engines import ds_config
     from tests.tiny import NoClock
 
-    return build_engine(model, adapter, TrainConfig(), EngineConfig(), ds_config(kind, model.dtype), [(0,)], NoClock(), folder / "nvme", 0)
+    return build_engine(model, adapter, TrainConfig(), EngineConfig(tier="stock"), ds_config(kind, model.dtype), [(0,)], NoClock(), folder / "nvme", 0)
 
 
 def trained(engine):

@@ -1,6 +1,7 @@
 """Engines for the tests of this room: built in a rank of a torn-off world, on a tiny Llama."""
 
 import contextlib
+from dataclasses import replace
 
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
@@ -21,10 +22,15 @@ ZERO = {
     "zero3-nvme-base": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "auto"}},
     "zero3-nvme": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "auto"}, "offload_optimizer": {"device": "nvme", "nvme_path": "auto"}},
 }
+TIERS = ("resident", "ram", "nvme", "client", "cluster")  # kinds beside those of ZERO: the base in a store, executed layer by layer
+
+
+def options_of(kind: str, options: EngineConfig | None = None) -> EngineConfig:
+    return replace(options or EngineConfig(), tier=kind if kind in TIERS else "stock")
 
 
 def ds_config(kind: str, dtype: str, micro: int = 4, **extra) -> dict:
-    zero = {"reduce_bucket_size": "auto", **ZERO[kind], "overlap_comm": False}
+    zero = {"reduce_bucket_size": "auto", **ZERO.get(kind, {"stage": 2}), "overlap_comm": False}
     if zero["stage"] == 3:
         zero.update(dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
                                    "stage3_param_persistence_threshold"), "auto"))
@@ -35,7 +41,7 @@ def ds_config(kind: str, dtype: str, micro: int = 4, **extra) -> dict:
 
 @contextlib.contextmanager
 def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),), nvme="unused", adapter: AdapterConfig | None = None,
-           train: TrainConfig | None = None, options: EngineConfig | None = None, seed: int = 0, join: bool = True, **extra):
+           train: TrainConfig | None = None, options: EngineConfig | None = None, seed: int = 0, join: bool = True, seats: int = 1, **extra):
     """Join this rank's world and build its engine."""
     import torch
     from deepspeed.accelerator import get_accelerator
@@ -52,8 +58,8 @@ def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),),
         import os
         from pathlib import Path
         yield build_engine(ModelConfig(base=base, dtype=dtype), adapter or AdapterConfig(targets="all-linear"), train or TrainConfig(),
-                           options or EngineConfig(), ds_config(kind, dtype, **extra), list(clients), NoClock(),
-                           Path(nvme) / f"rank{os.environ['RANK']}", seed)
+                           options_of(kind, options), ds_config(kind, dtype, **extra), list(clients), NoClock(),
+                           Path(nvme) / f"rank{os.environ['RANK']}", seed, seats)
     finally:
         if join:
             leave_world()

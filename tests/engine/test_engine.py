@@ -9,7 +9,7 @@ import torch
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
-from tests.engine.engines import ZERO, engine
+from tests.engine.engines import TIERS, ZERO, engine
 from tests.processes import run_clusters
 from tests.tiny import random_step, write_llama
 
@@ -75,14 +75,14 @@ def federated_losses(rank, base, kind, steps, adapter, train, micro, accumulatio
         losses = []
         for i in range(steps):
             step = random_step(i % 2, micro, accumulation, ranks, own.groups.client_rank)
-            losses.append(own.train_step(step, train.lr).loss / step.step_answer_tokens)
+            losses.append(own.train_step([step], train.lr)[0].loss / step.step_answer_tokens)
         return losses
 
 
 ADAMW = TrainConfig(lr=LR, weight_decay=0.1)
 
 
-@pytest.mark.parametrize("kind", ["zero0", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("kind", ["zero0", "zero1", "zero2", "zero3", "resident", "ram", "nvme"])
 def test_one_client_equals_a_plain_loop(base, tmp_path, kind):
     expected = plain_losses(base, 20, lambda p: torch.optim.AdamW(p, lr=LR, weight_decay=0.1), AdapterConfig())
     [losses] = run_clusters([1], federated_losses, base, kind, 20, AdapterConfig(targets="all-linear"), ADAMW, 4, 1, 1, tmp_path)
@@ -98,7 +98,7 @@ def test_full_fine_tuning_equals_a_plain_loop(base, tmp_path):
     assert max(abs(a - b) for a, b in zip(losses, expected)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["zero0", "zero2", "zero3"])
+@pytest.mark.parametrize("kind", ["zero0", "zero2", "zero3", "ram", "client", "cluster"])
 def test_two_ranks_a_client_equal_one_rank_with_twice_the_batch(base, tmp_path, kind):
     """And accumulation is the same step again: 2 ranks x 2 micro-batches x 1 row = 1 rank x 4 rows. Answers fall unevenly on the ranks."""
     adapter = AdapterConfig(targets="all-linear")
@@ -125,16 +125,16 @@ def aggregate_then_lr_zero(rank, base, nvme, kinds, dtypes, clients, adapter):
                 size, mine = own.groups.client_size, own.groups.client_rank
                 aggregate = drawn(own.state())
                 own.load(aggregate)
-                before = own.evaluate(random_step(9, 2, 1).micro).loss
+                before = own.evaluate([random_step(9, 2, 1).micro])[0].loss
                 for i in range(3):  # momentum and bias correction exist, and masters moved away
-                    own.train_step(random_step(10 * rank + i, 2, 2, size, mine), 1e-2)
+                    own.train_step([random_step(10 * rank + i, 2, 2, size, mine)], 1e-2)[0]
                 moved = largest_difference(own.state(), aggregate)
                 kept = own.optimizer_state()
                 own.load(aggregate)
                 reset = max(v.abs().max().item() for v in own.optimizer_state().values())
-                own.train_step(random_step(7, 2, 2, size, mine), 0.0)
+                own.train_step([random_step(7, 2, 2, size, mine)], 0.0)[0]
                 masters = largest_difference(own.state(), aggregate)
-                after = own.evaluate(random_step(9, 2, 1).micro).loss
+                after = own.evaluate([random_step(9, 2, 1).micro])[0].loss
                 own.load(aggregate, kept)
                 restored = largest_difference(own.optimizer_state(), kept)
                 out[kind, dtype] = {"masters": masters, "copies": abs(after - before), "moved": moved, "reset": reset, "restored": restored,
@@ -160,7 +160,7 @@ needs_aio = pytest.mark.skipif(not (os.path.exists("/usr/include/libaio.h") and 
 
 @pytest.mark.parametrize("clients", [[(0, 1)], [(0,), (1,)]], ids=["one client of two ranks", "two clients"])
 def test_every_client_holds_the_aggregate(base, tmp_path, clients):
-    check(run_clusters([2], aggregate_then_lr_zero, base, tmp_path, IN_MEMORY, ["fp32", "bf16"], clients, AdapterConfig(targets="all-linear")))
+    check(run_clusters([2], aggregate_then_lr_zero, base, tmp_path, [*IN_MEMORY, *TIERS], ["fp32", "bf16"], clients, AdapterConfig(targets="all-linear")))
 
 
 @needs_aio
@@ -176,7 +176,7 @@ def test_every_client_holds_the_aggregate_with_nvme(tmp_path):
 
 
 def test_every_client_holds_the_aggregate_in_fp16(base, tmp_path):
-    check(run_clusters([1], aggregate_then_lr_zero, base, tmp_path, ["zero0", "zero2", "zero3"], ["fp16"], [(0,)],
+    check(run_clusters([1], aggregate_then_lr_zero, base, tmp_path, ["zero0", "zero2", "zero3", "ram"], ["fp16"], [(0,)],
                        AdapterConfig(targets="all-linear")))
 
 
@@ -194,7 +194,7 @@ def holdings(rank, base, nvme, partition):
         steps = 1 + own.groups.client_ranks[0] % 2  # different numbers of steps on the ranks of one cluster
         with own.lockstep(steps, backward=True):
             for i in range(steps):
-                own.train_step(random_step(100 * own.groups.client_ranks[0] + i, 2, 1, own.groups.client_size, own.groups.client_rank), LR)
+                own.train_step([random_step(100 * own.groups.client_ranks[0] + i, 2, 1, own.groups.client_size, own.groups.client_rank)], LR)[0]
         held = max(held, sum((p.ds_tensor.numel() + p.numel()) * p.element_size() for p in frozen))
         # after load, reading the masters is a collective over the client alone: nobody else may be needed for it
         return {"held": held, "whole": whole, "groups": {p.ds_zero_partition_world_size for p in trained}, "client": own.groups.client_size,
@@ -227,14 +227,14 @@ def whose_adapters(rank, base, nvme, kind):
     with engine(base, kind, "bf16", clients=[(0,), (1,)], nvme=nvme) as own:
         own.load(own.state())
         with own.lockstep(1, backward=True):
-            own.train_step(random_step(100 * rank, 2, 1, 1, 0), LR)
+            own.train_step([random_step(100 * rank, 2, 1, 1, 0)], LR)[0]
         trained = [value.flatten() for name, value in own.state().items() if ".lora_B." in name]  # A starts alike everywhere
         marks = [value[:64].to(dtype).view(torch.uint8).numpy().tobytes() for value in trained for dtype in (torch.float32, torch.bfloat16)]
         del trained
         gc.collect()
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in gc.get_objects()
                     if torch.is_tensor(t) and t.numel() and t.device.type == "cpu"}
-        storages |= {t.untyped_storage().data_ptr(): t.untyped_storage() for state in own.ds_engine.optimizer.state.values()
+        storages |= {t.untyped_storage().data_ptr(): t.untyped_storage() for state in own._states[0].ds_engine.optimizer.state.values()
                      for t in state.values() if torch.is_tensor(t)}
         memory = b"".join(torch.tensor([], dtype=torch.uint8).set_(s).numpy().tobytes() for s in storages.values())
         everyone = [None, None]
@@ -242,7 +242,7 @@ def whose_adapters(rank, base, nvme, kind):
         return {other for other, theirs in enumerate(everyone) if any(mark in memory for mark in theirs)}
 
 
-@pytest.mark.parametrize("kind", ["zero0", "zero2", "zero3"])
+@pytest.mark.parametrize("kind", ["zero0", "zero2", "zero3", "ram", "cluster"])
 def test_an_adapter_is_in_no_other_clients_memory(base, tmp_path, kind):
     assert run_clusters([2], whose_adapters, base, tmp_path, kind) == [{0}, {1}]
 
@@ -256,12 +256,12 @@ def hold_half(rank, base, nvme, kind, dtype):
         held = frozenset(n for n in start if ".lora_A." in n)
         own.load(start, hold=held)
         for i in range(3):
-            own.train_step(random_step(i, 2, 1), 1e-2)
+            own.train_step([random_step(i, 2, 1)], 1e-2)[0]
         end = own.state()
         return (max((end[n] - start[n]).abs().max().item() for n in held), min((end[n] - start[n]).abs().max().item() for n in start if n not in held))
 
 
-@pytest.mark.parametrize("kind,dtype", [("zero0", "fp32"), ("zero0", "bf16"), ("zero2", "bf16"), ("zero3", "bf16")])
+@pytest.mark.parametrize("kind,dtype", [("zero0", "fp32"), ("zero0", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("ram", "bf16")])
 def test_held_tensors_do_not_move(base, tmp_path, kind, dtype):
     [(held, trained)] = run_clusters([1], hold_half, base, tmp_path, kind, dtype)
     assert held == 0.0 and trained > 1e-3

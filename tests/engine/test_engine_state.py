@@ -38,7 +38,7 @@ def built(rank, base, nvme, kinds):
 
 def test_building_an_engine_moves_nothing(base, tmp_path):
     """Where DeepSpeed steps once without gradients, weight decay must not bite; and adapters of a 16-bit model are 16 bit."""
-    kinds = [(kind, dtype) for kind in ("zero0", "zero2", "zero3") for dtype in ("fp32", "bf16")]
+    kinds = [(kind, dtype) for kind in ("zero0", "zero2", "zero3", "ram") for dtype in ("fp32", "bf16")]
     [seen] = run_clusters([1], built, base, tmp_path, kinds)
     for (kind, dtype), (difference, types) in seen.items():
         assert difference == 0.0, (kind, dtype)
@@ -53,14 +53,14 @@ def kept_by_a_fresh_engine(rank, base, nvme, kinds):
     for kind in kinds:
         with engine(base, kind, nvme=nvme, clients=[(0, 1)], join=False) as own:
             own.load(drawn(own.state()))
-            own.train_step(random_step(1, 2, 1, 2, rank), LR)
+            own.train_step([random_step(1, 2, 1, 2, rank)], LR)[0]
             state, kept = own.state(), own.optimizer_state()
-            own.train_step(random_step(2, 2, 1, 2, rank), LR)
+            own.train_step([random_step(2, 2, 1, 2, rank)], LR)[0]
             on = own.state()
         with engine(base, kind, nvme=nvme, clients=[(0, 1)], join=False) as other:
             shapes = {n: v.shape for n, v in other.optimizer_state().items()}
             other.load(state, kept)
-            other.train_step(random_step(2, 2, 1, 2, rank), LR)
+            other.train_step([random_step(2, 2, 1, 2, rank)], LR)[0]
             out[kind] = shapes == {n: v.shape for n, v in kept.items()}, largest_difference(other.state(), on)
     leave_world()
     return out
@@ -68,7 +68,7 @@ def kept_by_a_fresh_engine(rank, base, nvme, kinds):
 
 def test_a_fresh_engine_takes_up_a_kept_optimizer(base, tmp_path):
     """As a resumed run does: before its first step."""
-    for seen in run_clusters([2], kept_by_a_fresh_engine, base, tmp_path, ["zero0", "zero1", "zero2", "zero3"]):
+    for seen in run_clusters([2], kept_by_a_fresh_engine, base, tmp_path, ["zero0", "zero1", "zero2", "zero3", "client"]):
         for kind, (same_shapes, difference) in seen.items():
             assert same_shapes and difference == 0.0, kind
 
@@ -81,9 +81,9 @@ def without_finite_gradient(rank, base, nvme, kinds):
     for kind, dtype in kinds:
         with engine(base, kind, dtype, nvme=nvme, join=False) as own:
             own.load({n: v + 1e38 for n, v in own.state().items()})
-            bad = own.train_step(random_step(1, 2, 1), LR)
+            bad = own.train_step([random_step(1, 2, 1)], LR)[0]
             own.load(drawn(own.state()))
-            good = own.train_step(random_step(1, 2, 1), LR)
+            good = own.train_step([random_step(1, 2, 1)], LR)[0]
             out[kind, dtype] = bad.steps, good.steps
     leave_world()
     return out
@@ -91,7 +91,8 @@ def without_finite_gradient(rank, base, nvme, kinds):
 
 def test_a_step_that_is_not_taken_is_not_counted(base, tmp_path):
     """And it leaves nothing behind for the next turn."""
-    [seen] = run_clusters([1], without_finite_gradient, base, tmp_path, [("zero0", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("zero2", "fp32")])
+    [seen] = run_clusters([1], without_finite_gradient, base, tmp_path, [("zero0", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("zero2", "fp32"),
+                                                                                  ("ram", "bf16"), ("ram", "fp32")])
     assert seen == dict.fromkeys(seen, (0, 1))
 
 
@@ -104,21 +105,21 @@ def fp16_steps(rank, base, nvme, kinds):
         with engine(base, kind, dtype, nvme=nvme, train=sgd, join=False) as own:
             start = drawn(own.state())
             own.load(start)
-            scale = getattr(own.ds_engine.optimizer, "loss_scale", 1.0)
-            taken = own.train_step(random_step(1, 4, 1), 0.1)
+            scale = getattr(own._states[0].ds_engine.optimizer, "loss_scale", 1.0)
+            taken = own.train_step([random_step(1, 4, 1)], 0.1)[0]
             moved = own.state()
             own.load({n: v + 1e4 for n, v in start.items()})
-            lost = own.train_step(random_step(1, 4, 1), 0.1)
-            lower = getattr(own.ds_engine.optimizer, "loss_scale", 1.0)
+            lost = own.train_step([random_step(1, 4, 1)], 0.1)[0]
+            lower = getattr(own._states[0].ds_engine.optimizer, "loss_scale", 1.0)
             own.load(start)
-            again = getattr(own.ds_engine.optimizer, "loss_scale", 1.0)
+            again = getattr(own._states[0].ds_engine.optimizer, "loss_scale", 1.0)
             out[kind, dtype] = (float((sum(((moved[n] - start[n]) ** 2).sum() for n in start)) ** 0.5), taken.steps, lost.steps, scale, lower, again)
     leave_world()
     return out
 
 
 def test_fp16_steps_are_as_long_as_fp32_steps_and_scales_start_anew(base, tmp_path):
-    kinds = [("zero0", "fp32"), ("zero0", "fp16"), ("zero1", "fp16"), ("zero2", "fp16"), ("zero3", "fp16")]
+    kinds = [("zero0", "fp32"), ("zero0", "fp16"), ("zero1", "fp16"), ("zero2", "fp16"), ("zero3", "fp16"), ("ram", "fp16")]
     [seen] = run_clusters([1], fp16_steps, base, tmp_path, kinds)
     length = seen["zero0", "fp32"][0]
     for kind, dtype in kinds[1:]:
@@ -131,7 +132,7 @@ def test_fp16_steps_are_as_long_as_fp32_steps_and_scales_start_anew(base, tmp_pa
 def recomputed(rank, base, nvme, kind):
     with engine(base, kind, nvme=nvme, adapter=ADAPTER, options=EngineConfig(activation_checkpointing=True), train=TrainConfig(weight_decay=0.1)) as own:
         own.load(own.state())
-        return [own.train_step(step, LR).loss / step.step_answer_tokens for step in (random_step(i % 2, 4, 1) for i in range(5))]
+        return [own.train_step([step], LR)[0].loss / step.step_answer_tokens for step in (random_step(i % 2, 4, 1) for i in range(5))]
 
 
 @pytest.mark.parametrize("kind", ["zero0", "zero3"])

@@ -148,7 +148,7 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     from fedspeed.routing.exchange import PlainExchange
     from fedspeed.routing.transports.gloo import GlooTransport
     from fedspeed.routing.transports.local import LocalTransport
-    from tests.engine.engines import ds_config
+    from tests.engine.engines import ds_config, options_of
 
     ranks, mine = sorted(carries), carries[world.rank]
     here = {r - world.neighbours.start: carries[r] for r in world.neighbours}
@@ -157,8 +157,9 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     clock, notes = StageClock(), notes or Notes()
     # Clipping is DeepSpeed's own default.
     engine = notes.engine = build_engine(
-        config.model, config.adapter, config.train, EngineConfig(base_partition=base_partition),
-        ds_config(kind, "fp32", gradient_clipping=config.train.clip), sets, clock, Path(folder) / f"nvme-{world.rank}", config.run.seed)
+        config.model, config.adapter, config.train, options_of(kind, EngineConfig(base_partition=base_partition)),
+        ds_config(kind, "fp32", gradient_clipping=config.train.clip), sets, clock, Path(folder) / f"nvme-{world.rank}", config.run.seed,
+        len(mine))
     exchange = None
     if world.rank in speakers:
         transport = LocalTransport.set_of(1)[0] if len(speakers) == 1 else GlooTransport(

@@ -65,6 +65,7 @@ def ranks_apart(world, base, folder):
         start = out["two rounds"].states[0]
         out["plain two rounds"], out["plain alone"] = plain.fedavg(two_rounds(base), start), plain.alone(two_rounds(base), start)
         out["on one rank"] = course(world, "one", two_rounds(base), {0: (0, 1, 2)}, folder)
+        out["in one pass"] = course(world, "in-one-pass", two_rounds(base), {0: (0, 1, 2)}, folder, "ram")
         out["sampled"] = course(world, "sampled", sampled(base), {0: (0, 1, 2)}, folder)
     elif world.rank == 1:
         out |= {(kind, optimizer, how): kept(world, base, folder, kind, optimizer, how) for kind in ("zero0", "zero2", "zero3")
@@ -300,19 +301,20 @@ BOTH = {0: (0, 1, 2), 1: (0, 1, 2)}  # every client has two ranks
 
 
 def ranks_in_a_pair(world, base, folder):
-    out = {("shared", kind): course(world, f"shared-{kind}", two_rounds(base), SHARED, folder, kind) for kind in ("zero0", "zero3")}
+    out = {("shared", kind): course(world, f"shared-{kind}", two_rounds(base), SHARED, folder, kind) for kind in ("zero0", "zero3", "cluster")}
     out |= {("both", kind): course(world, f"both-{kind}", two_rounds(base, micro_batch=1), BOTH, folder, kind)
-            for kind in ("zero0", "zero2", "zero3")}
-    out["sampled"] = course(world, "sampled", sampled(base), SHARED, folder, "zero3")
-    out["compared"] = compared(world, base, folder)
+            for kind in ("zero0", "zero2", "zero3", "client", "cluster")}
+    out |= {("sampled", kind): course(world, f"sampled-{kind}", sampled(base), SHARED, folder, kind) for kind in ("zero3", "cluster")}
+    out |= {("compared", kind): compared(world, base, folder, kind) for kind in ("zero3", "cluster")}
     out["both", "held"] = course(world, "both-held", holding(base, "alternate, kept"), BOTH, folder, "zero3")
     return out
 
 
-@pytest.mark.parametrize("where", ["on one rank", "shared zero0", "shared zero3", "both zero0", "both zero2", "both zero3", "together"])
+@pytest.mark.parametrize("where", ["on one rank", "in one pass", "shared zero0", "shared zero3", "shared cluster", "both zero0", "both zero2",
+                                   "both zero3", "both client", "both cluster", "together"])
 def test_where_the_clients_lie_changes_nothing(apart, together, pair, where):
     reference = apart[0]["two rounds"]
-    ranks = {"on one rank": [apart[0].get("on one rank")], "together": [r["two rounds"] for r in together]}.get(
+    ranks = {"on one rank": [apart[0].get("on one rank")], "in one pass": [apart[0].get("in one pass")], "together": [r["two rounds"] for r in together]}.get(
         where) or [r[tuple(where.split())] for r in pair]
     assert same_bits(ranks[0].states[0], reference.states[0])
     assert largest(ranks[0].states[2], reference.states[2]) < 1e-6
@@ -324,29 +326,31 @@ def test_where_the_clients_lie_changes_nothing(apart, together, pair, where):
         assert record.train_loss == pytest.approx(expected.train_loss, abs=1e-6)
 
 
-def test_ranks_without_a_client_to_train_keep_step(apart, pair):
-    reference, seen = apart[0]["sampled"], pair[0]["sampled"]
+@pytest.mark.parametrize("kind", ["zero3", "cluster"])
+def test_ranks_without_a_client_to_train_keep_step(apart, pair, kind):
+    reference, seen = apart[0]["sampled"], pair[0]["sampled", kind]
     asked = [{c.client for c in r.per_client if c.local_steps} for r in reference.records[1:]]
     assert [len(a) for a in asked] == [1, 1, 1] and len(set.union(*asked)) > 1
     assert [{c.client for c in r.per_client if c.local_steps} for r in seen.records[1:]] == asked
     assert [(r.clients, r.received, r.val_loss is None) for r in seen.records[1:]] == [(1, 1, True), (1, 1, True), (1, 1, False)]
     assert largest(seen.states[3], reference.states[3]) < 1e-6
-    assert same_bits(pair[0]["sampled"].states[3], pair[1]["sampled"].states[3])
+    assert same_bits(pair[0]["sampled", kind].states[3], pair[1]["sampled", kind].states[3])
 
 
-def compared(world, base, folder):
+def compared(world, base, folder, kind):
     from fedspeed.federation.alone import compare
 
-    with federation(world, "compared", two_rounds(base), SHARED, folder, "zero3") as fed:
+    with federation(world, f"compared-{kind}", two_rounds(base), SHARED, folder, kind) as fed:
         progress = runs.begin(fed)
         start = progress.tensors
         end = fed.run(progress).tensors
         return compare(fed, start, end, [runs.client_data(c) for c in range(3)], fed._link)
 
 
-def test_clients_alone_are_compared_with_the_federated_model(apart, pair):
-    assert pair[0]["compared"] == pair[1]["compared"]
-    scores = {s.name: s.held_out_loss for s in pair[0]["compared"]}
+@pytest.mark.parametrize("kind", ["zero3", "cluster"])
+def test_clients_alone_are_compared_with_the_federated_model(apart, pair, kind):
+    assert pair[0]["compared", kind] == pair[1]["compared", kind]
+    scores = {s.name: s.held_out_loss for s in pair[0]["compared", kind]}
     records = apart[0]["two rounds"].records
     assert list(scores) == ["before", "client 0 alone", "client 1 alone", "client 2 alone", "federated"]
     assert scores["before"] == pytest.approx(records[0].val_loss, abs=1e-6)

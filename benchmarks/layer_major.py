@@ -1,0 +1,175 @@
+"""Layer-major execution beside stock DeepSpeed ZeRO-3 and beside a resident model: the same model, tokens and live parameters, in one run.
+
+    python benchmarks/layer_major.py cluster|nvme|resident [--blocks 8] [--hidden 1024] [--micro 8] [--tokens 64] [--repeat 3]
+
+cluster: the base divided over 2 ranks (gloo), stock with activation checkpointing. nvme: the base on disk, one rank, stock without checkpointing
+(with it, stock dies: DeepSpeed 0.19.8 assigns a swap buffer twice). resident: everything in memory, one rank, beside DeepSpeed ZeRO-0 with
+and without checkpointing.
+
+All engines live in the same processes and take their steps in turn. C is the arithmetic of a step (layer-major, resident base), L one load
+of the base (a pass that computes nothing). Stock needs about C + 2 M L for M micro-batches, layer-major max(C, 2 L); their ratio is the bound.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import queue
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+WARM_UP = 2  # steps: ZeRO-3 records its trace in the first two
+
+
+def write_model(folder: Path, args) -> None:
+    from transformers import LlamaConfig
+
+    heads = max(1, args.hidden // 64)
+    LlamaConfig(hidden_size=args.hidden, intermediate_size=args.hidden * 11 // 4, num_hidden_layers=args.blocks, num_attention_heads=heads,
+                num_key_value_heads=heads, vocab_size=args.vocab, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
+                pad_token_id=0, tie_word_embeddings=False, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+
+
+def ds_config(stage: int, dtype: str, live: int = 0, nvme: str = "") -> dict:
+    zero = {"stage": stage, "overlap_comm": stage > 1, "reduce_bucket_size": "auto"}
+    if stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_max_live_parameters": live, "stage3_max_reuse_distance": 0,
+                 "stage3_param_persistence_threshold": "auto"}
+        if nvme:
+            zero["offload_param"] = {"device": "nvme", "nvme_path": nvme, "buffer_size": "auto", "buffer_count": 12}
+    return {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 0.0, "zero_optimization": zero,
+            "bf16": {"enabled": dtype == "bf16"}, "zero_allow_untested_optimizer": True, "steps_per_print": None}
+
+
+def systems(args) -> dict[str, tuple[str, bool, int]]:
+    """name -> (tier, activation checkpointing, ZeRO stage)."""
+    if args.setting == "cluster":
+        return {"stock": ("stock", True, 3), "layer-major": ("cluster", False, 2), "arithmetic": ("resident", False, 2)}
+    if args.setting == "nvme":
+        return {"stock": ("stock", False, 3), "layer-major": ("nvme", False, 2), "arithmetic": ("resident", False, 2)}
+    return {"stock": ("stock", False, 0), "stock, checkpointing": ("stock", True, 0), "layer-major": ("resident", False, 0)}
+
+
+def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))
+    import numpy as np
+    import torch
+
+    from fedspeed.data.batches import Batch, StepBatches
+    from fedspeed.data.config import TrainConfig
+    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.config import EngineConfig
+    from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.models.config import AdapterConfig, ModelConfig
+    from fedspeed.monitor.clock import StageClock
+
+    torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // ranks))
+    quiet()
+    join_world(600)
+    block = 4 * args.hidden**2 + 3 * args.hidden * (args.hidden * 11 // 4)
+    engines = {}
+    for name, (tier, checkpointing, stage) in systems(args).items():
+        nvme = Path(folder) / "swap" / name / str(rank)
+        config = ds_config(stage, args.dtype, 2 * block, str(nvme) if tier in ("nvme", "stock") and args.setting == "nvme" else "")
+        engines[name] = build_engine(ModelConfig(base=folder, init="random", dtype=args.dtype), AdapterConfig(), TrainConfig(),
+                                     EngineConfig(tier=tier, activation_checkpointing=checkpointing, slots=args.slots), config,
+                                     [(r,) for r in range(ranks)], StageClock(), nvme, 0)
+        engines[name].load(engines[name].state())
+    rng = np.random.default_rng(rank)
+    rows = rng.integers(3, args.vocab, (args.micro, 1, args.tokens))
+    labels = rows.copy()
+    labels[:, :, :args.tokens // 2] = -100  # half of each row is prompt
+    micro = [Batch(r, label, np.ones_like(r), int((label[:, 1:] != -100).sum())) for r, label in zip(rows, labels)]
+    step = StepBatches(micro, sum(b.answer_tokens for b in micro))
+    seconds, losses = {name: [] for name in engines}, {name: [] for name in engines}
+    for i in range(WARM_UP + args.repeat):
+        for name, engine in engines.items():
+            torch.distributed.barrier()
+            begin = time.perf_counter()
+            loss = engine.train_step([step], 1e-3)[0].loss / step.step_answer_tokens
+            torch.distributed.barrier()
+            losses[name].append(loss)
+            if i >= WARM_UP:
+                seconds[name].append(time.perf_counter() - begin)
+    streamed = engines["layer-major"]
+    out = {"seconds": seconds, "losses": losses}
+    if hasattr(streamed, "store") and args.setting != "resident":
+        streamed.store.take_loads()
+        streamed.train_step([step], 1e-3)
+        loads = streamed.store.take_loads()
+        base = sum(u.nbytes for i, u in enumerate(streamed.store.units))
+        out |= {"bytes": sum(loads.bytes.values()), "base": base, "waited": loads.waited_s, "load": []}
+        for _ in range(args.repeat):
+            torch.distributed.barrier()
+            begin = time.perf_counter()
+            streamed._layers.idle(False)
+            torch.distributed.barrier()
+            moved = sum(streamed.store.take_loads().bytes.values())
+            out["load"].append((time.perf_counter() - begin) * base / moved)
+    for engine in engines.values():
+        engine.close()
+    results.put((rank, out))
+    leave_world()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", choices=("cluster", "nvme", "resident"))
+    for name, default in (("blocks", 8), ("hidden", 1024), ("micro", 8), ("tokens", 64), ("vocab", 4096), ("repeat", 3), ("slots", 2), ("threads", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+    args = parser.parse_args()
+    ranks = 2 if args.setting == "cluster" else 1
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
+        write_model(Path(folder), args)
+        results = context.Queue()
+        processes = [context.Process(target=work, args=(r, ranks, port, folder, args, results)) for r in range(ranks)]
+        for process in processes:
+            process.start()
+        found = {}
+        while len(found) < ranks:
+            try:
+                found.update([results.get(timeout=1)])
+            except queue.Empty:
+                if any(process.exitcode for process in processes):
+                    for process in processes:
+                        process.terminate()
+                    sys.exit("a rank failed; what it said stands above")
+        for process in processes:
+            process.join()
+    report(args, found)
+
+
+def report(args, found: dict) -> None:
+    first = found[0]
+    seconds = {name: statistics.median(values) for name, values in first["seconds"].items()}
+    for name, value in seconds.items():
+        print(f"{name:22} {value:8.3f} s a step   loss {first['losses'][name][0]:.6f} -> {first['losses'][name][-1]:.6f}")
+    ours = seconds["layer-major"]
+    if args.setting == "resident":
+        for name in ("stock", "stock, checkpointing"):
+            print(f"speed of layer-major beside {name}: {seconds[name] / ours:.2f}x")
+        return
+    c, load, m = seconds["arithmetic"], statistics.median(first["load"]), args.micro
+    bound = (c + 2 * m * load) / max(c, 2 * load)
+    ratio = statistics.median(s / o for s, o in zip(first["seconds"]["stock"], first["seconds"]["layer-major"]))
+    print(f"base {first['base'] / 1e6:.1f} MB; loaded in one step {first['bytes'] / first['base']:.3f} x base; waited for loads {first['waited']:.3f} s")
+    print(f"C {c:.3f} s, L {load:.3f} s ({first['base'] / load / 1e9:.2f} GB/s); stock by the formula {c + 2 * m * load:.3f} s, layer-major {max(c, 2 * load):.3f} s")
+    print(f"speed of layer-major beside stock: {ratio:.2f}x; bound {bound:.2f}x; reached {ratio / bound:.2f} of it")
+    print(json.dumps({"setting": args.setting, "ratio": ratio, "bound": bound, "c": c, "l": load, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

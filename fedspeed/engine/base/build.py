@@ -1,0 +1,79 @@
+"""Filling the store while the model's weights are read, one unit at a time."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedspeed.engine.base import tiers
+from fedspeed.engine.base.choose import offloaded
+from fedspeed.engine.base.layout import frozen_units
+from fedspeed.engine.base.store import EMPTY, BaseStore
+from fedspeed.engine.config import EngineConfig
+from fedspeed.engine.groups import Groups, partition_set
+from fedspeed.errors import FedSpeedError
+from fedspeed.models.blocks import Anatomy
+
+
+class StoreBuilder:
+    """`place` takes each parameter in the order of `models.loading.materialise`; `seal` gives the store.
+
+    Raises:
+        FedSpeedError: the tier has no room.
+    """
+
+    def __init__(self, net: nn.Module, parts: Anatomy, tier: str, engine: EngineConfig, groups: Groups, ds_config: dict, nvme: Path):
+        self._net, self._slots, self._groups = net, engine.slots, groups
+        self._units = frozen_units(net)
+        self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}
+        self._blocks = _units_of(self._place_of, net, parts.blocks)
+        ends = _units_of(self._place_of, net, [parts.embedding, parts.head])
+        kept = sorted(self._blocks)[:engine.resident_blocks] if tier != "resident" else sorted(self._blocks | ends)
+        # Norms and the like outside the blocks are needed at odd moments and are small.
+        streamed = [i for i in sorted(self._blocks | ends) if i not in kept]
+        device = tiers.Device()
+        self._tier_of: list = [device] * len(self._units)
+        if streamed:
+            away = _make(tier, {i: self._units[i] for i in streamed}, groups, ds_config, nvme)
+            for i in streamed:
+                self._tier_of[i] = away
+        self._current: tuple[int, torch.Tensor] | None = None
+
+    def place(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        if name not in self._place_of:
+            return parameter
+        index, piece = self._place_of[name]
+        if self._current is None or self._current[0] != index:
+            self._flush()
+            self._current = index, torch.zeros(self._units[index].nbytes, dtype=torch.uint8)
+        self._units[index].view(self._current[1], piece).copy_(parameter.data)
+        parameter.data = EMPTY.to(parameter.dtype)
+        return parameter
+
+    def _flush(self) -> None:
+        if self._current is not None:
+            self._tier_of[self._current[0]].put(*self._current)
+
+    def seal(self, clock) -> BaseStore:
+        """The store, filled. Collective over the cluster."""
+        self._flush()
+        store = BaseStore(self._units, self._tier_of, dict(self._net.named_parameters()), self._blocks, self._slots, clock)
+        store.seal()
+        return store
+
+
+def _units_of(place_of: dict, net: nn.Module, modules) -> set[int]:
+    """Numbers of the units that hold the frozen parameters of some modules."""
+    names = {id(p): n for n, p in net.named_parameters()}
+    return {place_of[names[id(p)]][0] for module in modules for p in module.parameters() if names[id(p)] in place_of}
+
+
+def _make(tier: str, units: dict, groups: Groups, ds_config: dict, nvme: Path):
+    if tier == "ram":
+        return tiers.Ram(units, groups.cluster)
+    if tier == "nvme":
+        path = (ds_config.get("zero_optimization", {}).get("offload_param") or {}).get("nvme_path", "auto")
+        return tiers.Disk(units, nvme if path == "auto" else Path(path), groups.cluster)
+    if tier in ("client", "cluster"):
+        return tiers.Partitioned(units, partition_set(tier, groups), tier, offloaded(ds_config))
+    raise FedSpeedError(f"engine.tier={tier}: not a tier that streams")

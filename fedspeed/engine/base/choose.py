@@ -1,0 +1,56 @@
+"""Which tier a configuration means, and what is left of its DeepSpeed section for the part that trains. Pure."""
+
+import copy
+
+from fedspeed.engine.config import EngineConfig
+
+
+def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool) -> str:
+    """A tier of `EngineConfig.tier` other than auto.
+
+    Args:
+        frozen: whether anything of the model is frozen; where all of it trains, there is no base to stream.
+    """
+    if not frozen:
+        return "stock"
+    if engine.tier != "auto":
+        return engine.tier
+    zero = ds_config.get("zero_optimization", {})
+    if zero.get("stage", 0) != 3:
+        return "stock"
+    where = (zero.get("offload_param") or {}).get("device")
+    if where == "nvme":
+        return "nvme"
+    if engine.base_partition == "rank":
+        return "ram" if where == "cpu" else "resident"
+    return engine.base_partition
+
+
+def offloaded(ds_config: dict) -> bool:
+    """Whether the ranks' parts of a divided base wait in host RAM."""
+    return (ds_config.get("zero_optimization", {}).get("offload_param") or {}).get("device") == "cpu"
+
+
+def for_trainable(ds_config: dict) -> dict:
+    """The section without what concerns the base. ZeRO-3 becomes ZeRO-2: gradients and optimizer stay divided over a client's ranks, and what
+    trains is whole on each while its layer is computed."""
+    config = copy.deepcopy(ds_config)
+    zero = config.setdefault("zero_optimization", {})
+    for key in [k for k in zero if k.startswith("stage3_")] + ["offload_param", "sub_group_size"]:
+        zero.pop(key, None)
+    zero["stage"] = min(zero.get("stage", 0), 2)
+    optimizer = zero.get("offload_optimizer")
+    if optimizer and zero["stage"] == 0:
+        del zero["offload_optimizer"]
+    elif optimizer and optimizer.get("device") == "nvme":
+        zero["offload_optimizer"] = {"device": "cpu"}  # DeepSpeed offloads optimizers to NVMe at stage 3 only
+    return config
+
+
+def host_inputs(engine: EngineConfig) -> bool:
+    """Whether the inputs of blocks wait in host RAM."""
+    if engine.block_inputs != "auto":
+        return engine.block_inputs == "host"
+    from deepspeed.accelerator import get_accelerator
+
+    return not get_accelerator().is_synchronized_device()

@@ -1,0 +1,26 @@
+"""Which unit to load next, and into whose place. Pure: the same sequence gives the same loads on every rank."""
+
+from collections.abc import Collection, Sequence
+
+
+def next_load(upcoming: Sequence[int], held: Collection[int], busy: Collection[int], slots: int) -> tuple[int, int | None] | None:
+    """(unit to load, unit whose slot it takes or None for a free slot), or None while nothing should be loaded.
+
+    Belady's rule (1966): the unit that is needed last goes. A training step visits the blocks forwards and then backwards, so what is held
+    at a turn is what the other direction begins with: with S slots and N blocks a step loads 2 (N - S) blocks instead of 2 N.
+
+    Args:
+        upcoming: units in the order of their use from now on; one may come more than once.
+        held: units that are loaded or being loaded. busy: those of them that are in use now.
+    """
+    wanted_at = next((i for i, unit in enumerate(upcoming) if unit not in held), None)
+    if wanted_at is None:
+        return None
+    if len(held) < slots:
+        return upcoming[wanted_at], None
+    never = len(upcoming)
+    use = {unit: next((i for i, u in enumerate(upcoming) if u == unit), never) for unit in held if unit not in busy}
+    victim = max(use, key=lambda unit: (use[unit], unit), default=None)
+    if victim is None or use[victim] <= wanted_at:
+        return None
+    return upcoming[wanted_at], victim

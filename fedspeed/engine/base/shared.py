@@ -1,0 +1,117 @@
+"""Memory and disk space that the ranks of one node share, and that vanishes with the last of them, however they end."""
+
+import mmap
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import torch
+from deepspeed import comm as dist
+
+from fedspeed.errors import FedSpeedError
+
+
+class NodeFile:
+    """A file without a name, written by the first rank of the node and read by all of them.
+
+    The others open it through /proc of the first, so nothing is left behind even by `kill -9`.
+
+    Args:
+        nbytes: its size; all of it is reserved at once, so that a lack of space is met here and not in the middle.
+        folder: where on disk; None for main memory.
+
+    Raises:
+        FedSpeedError: there is not enough room, or the first rank cannot be reached. Raised on all ranks of the node.
+    """
+
+    def __init__(self, nbytes: int, folder: Path | None, group):
+        self._group, self.nbytes = group, nbytes
+        rank, ranks = dist.get_rank(), dist.get_world_size(group)
+        mine = {"node": (socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text()), "rank": rank}
+        everyone = _share(mine, ranks, group)
+        self.node = sorted(other["rank"] for other in everyone if other["node"] == mine["node"])
+        self.writes = rank == self.node[0]
+        self.fd, problem = -1, ""
+        if self.writes:
+            try:
+                self.fd = _anonymous(nbytes, folder)
+            except FedSpeedError as error:
+                problem = str(error)
+        words = _share({"node": mine["node"], "pid": os.getpid(), "fd": self.fd, "writes": self.writes, "problem": problem}, ranks, group)
+        first = next(w for w in words if w["node"] == mine["node"] and w["writes"])
+        problems = [w["problem"] for w in words if w["problem"]]
+        if problems:
+            if self.fd >= 0:
+                os.close(self.fd)
+            raise FedSpeedError(problems[0])
+        if not self.writes:
+            self.fd = os.open(f"/proc/{first['pid']}/fd/{first['fd']}", os.O_RDONLY)
+
+    def write(self, at: int, data: torch.Tensor) -> None:
+        """Put bytes [n] uint8 (CPU) at offset `at`; nothing on a rank that only reads."""
+        if self.writes:
+            view, done = memoryview(data.numpy()), 0
+            while done < len(view):
+                done += os.pwrite(self.fd, view[done:], at + done)
+
+    def map(self) -> torch.Tensor:
+        """The whole content [nbytes] uint8, without a copy. Read only: a write would reach the other ranks, or fail."""
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if self.writes else 0)
+        memory = mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED, protection)
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            return torch.frombuffer(memory, dtype=torch.uint8)
+
+    def settle(self) -> None:
+        """Wait until the first rank has written everything."""
+        dist.barrier(group=self._group)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def _share(value, ranks: int, group) -> list:
+    out = [None] * ranks
+    torch.distributed.all_gather_object(out, value, group=group)
+    return out
+
+
+def _anonymous(nbytes: int, folder: Path | None) -> int:
+    """A descriptor of `nbytes` reserved bytes."""
+    gib = nbytes / 2**30
+    if folder is None:
+        if (free := free_memory()) < nbytes:
+            raise FedSpeedError(f"{socket.gethostname()}: the base takes {gib:.2f} GiB of RAM and {free / 2**30:.2f} GiB are free; "
+                                "free some, or set engine.tier=nvme or engine.tier=cluster")
+        fd = os.memfd_create("fedspeed-base")
+    else:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fd, name = tempfile.mkstemp(dir=folder, prefix="base-")
+            os.unlink(name)
+        except OSError as error:
+            raise FedSpeedError(f"{folder}: cannot be written ({error.strerror}); name a folder on a local disk with nvme= in the hostfile") from error
+    try:
+        os.posix_fallocate(fd, 0, max(1, nbytes))
+    except OSError as error:
+        os.close(fd)
+        raise FedSpeedError(f"{socket.gethostname()}: the base takes {gib:.2f} GiB in {folder or 'RAM'}, which does not have them "
+                            f"({error.strerror}); make room, or choose another engine.tier") from error
+    return fd
+
+
+def free_memory() -> int:
+    """Bytes of RAM that can be had without swapping, also by the limit of the control group (container, scheduler) this process is in."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except OSError:
+        pass  # no control groups of version 2, or no limit at the root
+    return free

@@ -1,0 +1,241 @@
+"""Where units of the frozen base may live, and how one comes onto the device.
+
+All tiers have one shape: `put` takes a unit once, at the start; `fetch` begins to bring it into a slot and returns a handle whose `wait`
+gives the bytes that were moved. `host` is the unit's memory if this rank can read single rows of it without loading all.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
+
+from fedspeed.engine.base.layout import UNIT_ALIGN, Unit
+from fedspeed.engine.base.shared import NodeFile
+from fedspeed.errors import FedSpeedError
+
+READERS = 4  # threads that read one unit from disk: one read at a time leaves an NVMe disk half idle
+READ_BYTES = 8 << 20
+
+
+class Done:
+    """Handle of a load that a thread makes."""
+
+    def __init__(self, futures):
+        self._futures = futures
+
+    def wait(self) -> int:
+        return sum(future.result() for future in self._futures)
+
+
+class Copied:
+    """Handle of copies in an accelerator's own stream: waiting holds up the device's arithmetic, not the host."""
+
+    def __init__(self, event, nbytes: int):
+        self._event, self._nbytes = event, nbytes
+
+    def wait(self) -> int:
+        get_accelerator().current_stream().wait_event(self._event)
+        return self._nbytes
+
+
+class Device:
+    """Resident: units stay where they are computed with."""
+
+    name = "resident"
+    matched = None
+
+    def __init__(self):
+        self._units: dict[int, torch.Tensor] = {}
+
+    def put(self, index: int, data: torch.Tensor) -> None:
+        self._units[index] = data.to(get_accelerator().current_device_name(), copy=True)
+
+    def resident(self, index: int) -> torch.Tensor:
+        return self._units[index]
+
+    def seal(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._units.clear()
+
+
+class _Placed:
+    """What the tiers of a node have in common: units one behind the other in one file of the node."""
+
+    def __init__(self, units: dict[int, Unit], folder: Path | None, group):
+        self._units, self._at, at = units, {}, 0
+        for index, unit in units.items():
+            self._at[index] = at
+            at += unit.nbytes
+        self._file = NodeFile(at, folder, group)
+
+    def put(self, index: int, data: torch.Tensor) -> None:
+        self._file.write(self._at[index], data)
+
+    def seal(self) -> None:
+        self._file.settle()
+        self._memory = self._file.map()
+
+    def host(self, index: int) -> torch.Tensor:
+        return self._memory[self._at[index]:][:self._units[index].nbytes]
+
+
+class Ram(_Placed):
+    """Node RAM: one copy for all ranks of a node, page-locked where there is an accelerator to copy it to."""
+
+    name = "ram"
+    matched = None
+
+    def __init__(self, units: dict[int, Unit], group):
+        super().__init__(units, None, group)
+        self._thread = ThreadPoolExecutor(1, "base-copy")
+        self._stream = None if get_accelerator().is_synchronized_device() else get_accelerator().Stream()
+
+    def seal(self) -> None:
+        super().seal()
+        if self._stream is not None:
+            _lock_pages(self._memory)
+
+    def fetch(self, index: int, into: torch.Tensor, free) -> Done | Copied:
+        source = self.host(index)
+        if self._stream is None:
+            return Done([self._thread.submit(_copy, into, source)])
+        return _copy_in_stream(self._stream, into, source, free)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._file.close()
+
+
+class Disk(_Placed):
+    """NVMe: read past the page cache, which would fill the RAM that this tier is there to spare."""
+
+    name = "nvme"
+    matched = None
+
+    def __init__(self, units: dict[int, Unit], folder: Path, group):
+        super().__init__(units, folder, group)
+        self._threads = ThreadPoolExecutor(READERS, "base-read")
+        self._device = not get_accelerator().is_synchronized_device()
+        self._stream = get_accelerator().Stream() if self._device else None
+        self._one = ThreadPoolExecutor(1, "base-stage")
+
+    def seal(self) -> None:
+        os.fsync(self._file.fd)
+        super().seal()
+        try:
+            self._direct = os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_DIRECT)
+        except OSError:  # a file system without it (tmpfs): then reads go through the page cache
+            self._direct = os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY)
+        if self._device:
+            largest = max(unit.nbytes for unit in self._units.values())
+            self._stage = get_accelerator().pin_memory(torch.empty(largest + UNIT_ALIGN, dtype=torch.uint8))
+            start = -self._stage.data_ptr() % UNIT_ALIGN
+            self._stage = self._stage[start:start + largest]
+
+    def fetch(self, index: int, into: torch.Tensor, free):
+        if not self._device:
+            return Done(self._read(index, into))
+        return Done([self._one.submit(self._through, index, into, free)])
+
+    def _read(self, index: int, into: torch.Tensor) -> list:
+        unit, view = self._units[index], memoryview(into.numpy())
+        return [self._threads.submit(self._pread, view[at:min(at + READ_BYTES, unit.nbytes)], self._at[index] + at)
+                for at in range(0, unit.nbytes, READ_BYTES)]
+
+    def _pread(self, view: memoryview, at: int) -> int:
+        done = 0
+        while done < len(view):
+            n = os.preadv(self._direct, [view[done:]], at + done)
+            if n == 0:
+                raise FedSpeedError(f"the base on disk ends at byte {at + done}; was its file cut by another process?")
+            done += n
+        return done
+
+    def _through(self, index: int, into: torch.Tensor, free) -> int:
+        stage = self._stage[:self._units[index].nbytes]
+        nbytes = sum(future.result() for future in self._read(index, stage))
+        handle = _copy_in_stream(self._stream, into, stage, free)
+        handle._event.synchronize()  # the stage is used again by the next read
+        return nbytes
+
+    def close(self) -> None:
+        self._one.shutdown()
+        self._threads.shutdown()
+        os.close(self._direct)
+        self._file.close()
+
+
+class Partitioned:
+    """Each rank of a group holds an equal slice of every unit; loading is a gather that all of them make in the same order."""
+
+    def __init__(self, units: dict[int, Unit], group, name: str, offload: bool):
+        self._units, self._group, self.name = units, group, name
+        self._ranks, self._rank = dist.get_world_size(group), dist.get_rank(group)
+        self._slices: dict[int, torch.Tensor] = {}
+        self._home = torch.device("cpu") if offload else torch.device(get_accelerator().current_device_name())
+        self._offload = offload
+        self.matched = group if self._ranks > 1 else None
+
+    def put(self, index: int, data: torch.Tensor) -> None:
+        size = self.slice_bytes(index)
+        mine = data[self._rank * size:(self._rank + 1) * size]
+        own = torch.zeros(size, dtype=torch.uint8)
+        own[:len(mine)] = mine
+        self._slices[index] = get_accelerator().pin_memory(own) if self._offload else own.to(self._home)
+
+    def slice_bytes(self, index: int) -> int:
+        return -(-self._units[index].nbytes // self._ranks)
+
+    def slot_bytes(self, index: int) -> int:
+        return self.slice_bytes(index) * self._ranks
+
+    def seal(self) -> None:
+        pass
+
+    def fetch(self, index: int, into: torch.Tensor, free):
+        own = self._slices[index].to(into.device, non_blocking=True)
+        work = torch.distributed.all_gather_into_tensor(into[:self.slot_bytes(index)], own, group=self._group, async_op=True)
+        return _Gathered(work, own, self._units[index].nbytes)
+
+    def close(self) -> None:
+        self._slices.clear()
+
+
+class _Gathered:
+    def __init__(self, work, source: torch.Tensor, nbytes: int):
+        self._work, self._source, self._nbytes = work, source, nbytes
+
+    def wait(self) -> int:
+        self._work.wait()
+        return self._nbytes
+
+
+def _copy(into: torch.Tensor, source: torch.Tensor) -> int:
+    np.copyto(into.numpy()[:len(source)], source.numpy())  # in this thread alone: torch would take the cores of the arithmetic
+    return len(source)
+
+
+def _copy_in_stream(stream, into: torch.Tensor, source: torch.Tensor, free) -> Copied:
+    """Copy in `stream`, after `free` (the event after which the slot's last content is no longer read)."""
+    with get_accelerator().stream(stream):
+        if free is not None:
+            stream.wait_event(free)
+        into[:len(source)].copy_(source, non_blocking=True)
+        event = get_accelerator().Event()
+        event.record(stream)
+    return Copied(event, len(source))
+
+
+def _lock_pages(memory: torch.Tensor) -> None:
+    """Register shared memory with the driver, so that copies from it are asynchronous and fast. Every rank for itself: the lock is the
+    driver's, the pages are the same."""
+    status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
+    if int(status) != 0:
+        raise FedSpeedError(f"{memory.numel() / 2**30:.1f} GiB of RAM cannot be page-locked (CUDA error {int(status)}); raise the limit of "
+                            "locked memory (ulimit -l unlimited), or choose another engine.tier")

@@ -1,0 +1,85 @@
+"""DeepSpeed executes the model: one micro-batch at a time, forwards and backwards, under any ZeRO stage."""
+
+import numpy as np
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+
+from fedspeed.data.batches import Batch, StepBatches
+from fedspeed.engine.client_engine import ClientEngine, Sums
+from fedspeed.engine.client_state import ClientState
+
+IDLE = np.zeros((1, 8), dtype=np.int64)
+
+
+class StockEngine(ClientEngine):
+    """One seat. A pass is the forward, or the forward and backward, of one micro-batch."""
+
+    def __init__(self, ds_engine, groups, matched, clock):
+        named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
+        super().__init__(ds_engine.module, [ClientState(ds_engine, named, groups)], groups, matched, clock)
+        self.ds_engine = ds_engine
+
+    def train_passes(self, clients: int, steps: int, accumulation: int) -> int:
+        return clients * steps * accumulation
+
+    def eval_passes(self, work: list[list[Batch]]) -> int:
+        return sum(len(batches) for batches in work)
+
+    def load(self, state, optimizer=None, hold=frozenset(), seed=0, seat=0):
+        super().load(state, optimizer, hold, seed, seat)
+        torch.manual_seed(seed)
+
+    def train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+        (step,), (state,), total = work, self._states, Sums()
+        self.ds_engine.train()
+        with self._clock.stage("compute"):
+            for batch in step.micro:
+                loss_sum, _ = self._loss(batch)
+                state.backward(loss_sum * (self.groups.client_size / max(1, step.step_answer_tokens)))
+                total += Sums(loss_sum.item(), batch.answer_tokens)
+            taken = state.step(lr)
+            get_accelerator().synchronize()  # the clock measures what was done, not what was asked for
+        return [total + Sums(steps=int(taken))]
+
+    @torch.no_grad()
+    def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
+        self.ds_engine.eval()
+        return [sum((self._evaluate(batch) for batch in batches), Sums()) for batches in work]
+
+    def _evaluate(self, batch: Batch) -> Sums:
+        with self._clock.stage("compute"):
+            loss_sum, logits = self._loss(batch)
+            labels = self._tensor(batch.labels)[:, 1:]
+            right = (logits[:, :-1].argmax(-1) == labels) | (labels == -100)
+            rows = (labels != -100).any(dim=1)
+            sums = Sums(loss_sum.item(), batch.answer_tokens, int((right.all(dim=1) & rows).sum()), int(rows.sum()))
+            self._end_forward_only()
+        return sums
+
+    def _idle_pass(self, backward: bool) -> None:
+        """Of zero weight: its gradient stays in the graph and is exactly zero."""
+        batch = Batch(input_ids=IDLE, labels=IDLE, attention_mask=np.ones_like(IDLE), answer_tokens=0)
+        if backward:
+            self.ds_engine.train()
+            self._states[0].backward(self._loss(batch)[0] * 0.0)
+        else:
+            self.ds_engine.eval()
+            with torch.no_grad():
+                self._loss(batch)
+            self._end_forward_only()
+
+    def _end_forward_only(self) -> None:
+        """Drop what a pass without a backward prefetched for one. After every such pass, so that ranks in lockstep do it together."""
+        if self.ds_engine.zero_optimization_stage() == 3:
+            self.ds_engine.optimizer.empty_partition_cache()
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(array, dtype=np.int64)).to(self._device)
+
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of the answer tokens' cross-entropy in fp32, logits [batch, tokens, vocabulary])."""
+        logits = self.ds_engine(input_ids=self._tensor(batch.input_ids), attention_mask=self._tensor(batch.attention_mask)).logits
+        labels = self._tensor(batch.labels)[:, 1:]
+        loss = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+        return loss, logits

@@ -1,0 +1,173 @@
+"""Layer-major execution against plain autograd over the same model, and what it loads."""
+
+import numpy as np
+import pytest
+
+from fedspeed.data.config import TrainConfig
+from fedspeed.models.config import AdapterConfig
+from tests.engine.engines import engine
+from tests.processes import run_clusters
+from tests.tiny import random_step, write_llama
+
+LORA = AdapterConfig(targets="all-linear")
+LR = 1e-2
+
+
+def write_family(family: str, folder) -> str:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+
+    if family == "llama":
+        return write_llama(folder, layers=4)
+    torch.manual_seed(0)
+    common = {"vocab_size": 260, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if family == "qwen2":  # with both kinds of attention: a block is called with another mask than the next
+        model = Qwen2ForCausalLM(Qwen2Config(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+                                             num_key_value_heads=2, use_sliding_window=True, sliding_window=4, max_window_layers=2,
+                                             max_position_embeddings=128, **common))
+    else:
+        model = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=4, n_head=4, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+                                           **common))
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return {family: write_family(family, folder / family) for family in ("llama", "qwen2", "gpt2")}
+
+
+def stirred(state, seed=5):
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return {n: v + 0.02 * torch.randn(v.shape, generator=generator) for n, v in sorted(state.items())}
+
+
+def losses_and_state(rank, base, kind, nvme):
+    step = random_step(3, 2, 3)
+    step.micro[1].attention_mask[0, -5:] = 0  # padding: the blocks' masks differ between micro-batches
+    step.micro[1].labels[0, -5:] = -100
+    with engine(base, kind, adapter=LORA, train=TrainConfig(optimizer="sgd"), nvme=nvme) as own:
+        own.load(stirred(own.state()))
+        before = own.evaluate([step.micro, step.micro[:1]])
+        losses = [own.train_step([step], 0.5)[0].loss for _ in range(3)]
+        return before, losses, {n: v.detach().numpy() for n, v in own.state().items()}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_every_family_trains_as_under_autograd(bases, tmp_path, family):
+    [(before, losses, state)] = run_clusters([1], losses_and_state, bases[family], "ram", tmp_path)
+    [(expected_before, expected, end)] = run_clusters([1], losses_and_state, bases[family], "zero0", tmp_path)
+    for sums, reference in zip(before, expected_before, strict=True):
+        assert (sums.tokens, sums.exact, sums.rows) == (reference.tokens, reference.exact, reference.rows)
+        assert sums.loss == pytest.approx(reference.loss, rel=1e-5)
+    assert np.abs(np.array(losses) / expected - 1).max() < 1e-5
+    assert losses[2] < losses[0]
+    assert max(np.abs(state[n] - end[n]).max() for n in end) < 1e-5
+
+
+def dropped(rank, base):
+    """Gradients with dropout: as the engine computes them, and by one autograd graph over the same masks."""
+    import torch
+
+    from fedspeed.engine.layer_major import Cell
+
+    step = random_step(3, 2, 2)
+    # With everything resident the blocks can also be differentiated as one graph.
+    with engine(base, "resident", adapter=AdapterConfig(targets="all-linear", dropout=0.3)) as own:
+        own.load(stirred(own.state()))
+        layers, tensors = own._layers, own._states[0].named
+        cells = [Cell(batch, 0, scale=0.1, seed=i + 1) for i, batch in enumerate(step.micro)]
+        scores, [grads] = layers.train(cells, [tensors])
+        again, [same] = layers.train(cells, [tensors])
+        for cell in cells:
+            cell.seed += 7
+        others, _ = layers.train(cells, [tensors])
+        for cell in cells:
+            cell.seed -= 7
+        whole = {}
+        layers._model.train()
+        for cell, state in zip(cells, layers._enter(cells, backward=True)):
+            hidden = state.hidden.requires_grad_(True)
+            with torch.enable_grad():
+                for b in range(len(layers._parts.blocks)):
+                    list(layers._by_owner(b, [cell], [state], [tensors]))
+                    hidden = layers._block(b, cell, state, hidden)
+                _, upward = layers._head(hidden.detach(), cell)
+                places = {n: p for block in layers._places for n, p in block}
+                for n, g in zip(places, torch.autograd.grad(hidden, list(places.values()), upward)):
+                    whole[n] = whole.get(n, 0) + g
+        difference = max((grads[n] - whole[n]).abs().max().item() for n in whole)
+        repeat = max((grads[n] - same[n]).abs().max().item() for n in grads)
+        return difference, repeat, [s.loss for s in scores] == [s.loss for s in again], [s.loss for s in scores] == [s.loss for s in others]
+
+
+def test_dropout_draws_the_same_masks_when_a_block_is_computed_again(bases):
+    [(difference, repeat, same_losses, other_losses)] = run_clusters([1], dropped, bases["llama"])
+    assert difference < 1e-6 and repeat == 0.0
+    assert same_losses and not other_losses
+
+
+# Several clients in one pass.
+
+
+def seated(rank, base, seats, nvme):
+    """States and optimizers of three clients after two steps each, taken `seats` at a time, with dropout, clipping and AdamW."""
+    adapter, train = AdapterConfig(targets="all-linear", dropout=0.2), TrainConfig(weight_decay=0.1, clip=0.05)
+    with engine(base, "ram", adapter=adapter, train=train, nvme=nvme, seats=seats, gradient_clipping=0.05) as own:
+        start, out, loads = own.state(), [], []
+        for first in range(0, 3, seats):
+            clients = range(first, min(3, first + seats))
+            for seat, client in enumerate(clients):
+                own.load(stirred(start, seed=client), seed=40 + client, seat=seat)
+            own.store.take_loads()
+            for i in range(2):
+                sums = own.train_step([random_step(10 * client + i, 2, 1 + client) for client in clients], LR)
+            loads.append(own.store.take_loads().count)
+            out += [({n: v.detach().numpy() for n, v in own.state(seat).items()}, {n: v.detach().numpy() for n, v in own.optimizer_state(seat).items()},
+                     sums[seat].loss) for seat in range(len(clients))]
+        return out, loads
+
+
+def test_clients_in_one_pass_train_as_one_after_another(bases, tmp_path):
+    [(alone, loads_alone)] = run_clusters([1], seated, bases["llama"], 1, tmp_path)
+    for seats in (2, 3):
+        [(together, loads)] = run_clusters([1], seated, bases["llama"], seats, tmp_path)
+        for (state, optimizer, loss), (expected, kept, lost) in zip(together, alone, strict=True):
+            assert loss == lost
+            assert all(np.array_equal(state[n], expected[n]) for n in expected)
+            assert all(np.array_equal(optimizer[n], kept[n]) for n in kept)
+        assert max(loads) <= max(loads_alone), "a pass of several clients loads no more than one client's"
+    assert not np.array_equal(*(next(iter(state.values())) for state, _, _ in alone[:2]))
+
+
+# What is loaded.
+
+
+def loads_of_steps(rank, base, kind, slots, nvme):
+    from fedspeed.engine.config import EngineConfig
+
+    with engine(base, kind, adapter=LORA, nvme=nvme, options=EngineConfig(slots=slots), clients=[(0,), (1,)][:1 + (kind == "cluster")]) as own:
+        own.load(own.state())
+        units = {u.name: u.nbytes for u in own.store.units}
+        seen = []
+        for micro in (1, 4, 16):
+            for repeat in range(2):
+                own.train_step([random_step(1, 1, micro)], LR)
+                loads = own.store.take_loads()
+                seen.append((sum(loads.bytes.values()), loads.count))
+        return seen, units
+
+
+@pytest.mark.parametrize("kind,ranks", [("ram", 1), ("nvme", 1), ("cluster", 2)])
+def test_a_step_loads_the_base_twice_whatever_the_micro_batches(bases, tmp_path, kind, ranks):
+    """And what is in the slots when the direction turns is not loaded again: with one slot 2 N - 2 blocks, with two 2 N - 4."""
+    for slots in (1, 2):
+        for seen, units in run_clusters([ranks], loads_of_steps, bases["llama"], kind, slots, tmp_path):
+            blocks = [nbytes for name, nbytes in units.items() if ".layers." in name]
+            ends = sum(nbytes for name, nbytes in units.items() if "embed" in name or "lm_head" in name) if kind == "cluster" else 0
+            assert len(blocks) == 4 and len(set(blocks)) == 1
+            assert {s[0] for s in seen[1:]} == {(2 * len(blocks) - 2 * slots) * blocks[0] + ends}
+            assert seen[0][0] <= 2 * sum(units.values())
