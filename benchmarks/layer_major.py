@@ -166,7 +166,8 @@ def report(args, found: dict) -> None:
     bound = (c + 2 * m * load) / max(c, 2 * load)
     ratio = statistics.median(s / o for s, o in zip(first["seconds"]["stock"], first["seconds"]["layer-major"]))
     print(f"base {first['base'] / 1e6:.1f} MB; loaded in one step {first['bytes'] / first['base']:.3f} x base; waited for loads {first['waited']:.3f} s")
-    print(f"C {c:.3f} s, L {load:.3f} s ({first['base'] / load / 1e9:.2f} GB/s); stock by the formula {c + 2 * m * load:.3f} s, layer-major {max(c, 2 * load):.3f} s")
+    print(f"C {c:.3f} s, L {load:.3f} s ({first['base'] / load / 1e9:.2f} GB/s); by the formula stock takes {c + 2 * m * load:.3f} s, "
+          f"layer-major {max(c, 2 * load):.3f} s")
     print(f"speed of layer-major beside stock: {ratio:.2f}x; bound {bound:.2f}x; reached {ratio / bound:.2f} of it")
     print(json.dumps({"setting": args.setting, "ratio": ratio, "bound": bound, "c": c, "l": load, "seconds": seconds}))
 

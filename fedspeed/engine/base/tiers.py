@@ -153,7 +153,7 @@ class Disk(_Placed):
         while done < len(view):
             n = os.preadv(self._direct, [view[done:]], at + done)
             if n == 0:
-                raise FedSpeedError(f"the base on disk ends at byte {at + done}; was its file cut by another process?")
+                raise FedSpeedError(f"the base on disk ends before byte {at + done + 1}; was its file cut by another process?")
             done += n
         return done
 

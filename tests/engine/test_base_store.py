@@ -1,0 +1,160 @@
+"""Where the frozen base lives: the order of loads, the files that ranks of a node share, and what happens when there is no room."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedspeed.engine.base.order import next_load
+from tests.conftest import ROOT
+from tests.engine.engines import engine
+from tests.processes import run_clusters
+from tests.tiny import random_step, write_llama
+
+
+def simulate(blocks: int, slots: int, passes: int) -> list[list[int]]:
+    """What is loaded in each forward and backward pass, when loads run ahead as far as they may."""
+    step = [*range(blocks), *range(blocks - 1, -1, -1)]
+    order, held, loaded = step * (passes + 1), [], []
+    for start in range(0, passes * len(step), len(step)):
+        loaded.append([])
+        for i in range(start, start + len(step)):
+            for busy, upcoming in ((set(), order[i:]), ({order[i]}, order[i + 1:])):
+                while choice := next_load(upcoming, held, busy, slots):
+                    unit, victim = choice
+                    assert victim not in busy and (victim is None) == (len(held) < slots)
+                    if victim is not None:
+                        held.remove(victim)
+                    held.append(unit)
+                    loaded[-1].append(unit)
+            assert order[i] in held, "a unit in use must be loaded"
+    return loaded
+
+
+@pytest.mark.parametrize("blocks,slots", [(5, 1), (5, 2), (8, 2), (8, 3), (8, 7), (4, 4), (1, 2)])
+def test_a_step_loads_what_the_turns_do_not_keep(blocks, slots):
+    first, *others = simulate(blocks, slots, 4)
+    assert {len(loads) for loads in others} == {2 * max(0, blocks - slots)}
+    assert len(first) <= 2 * blocks
+
+
+def test_the_unit_that_is_needed_last_makes_room():
+    assert next_load([3, 1, 2], held=[1, 2], busy=[], slots=2) == (3, 2)
+    assert next_load([3, 1, 2], held=[1, 2], busy=[2], slots=2) == (3, 1)
+    assert next_load([3, 1], held=[1, 9], busy=[], slots=2) == (3, 9), "what is never used again goes first"
+    assert next_load([1, 2, 3], held=[1, 2], busy=[], slots=2) is None, "nothing goes that is needed before what would come"
+    assert next_load([1, 2], held=[1], busy=[1], slots=2) == (2, None)
+    assert next_load([1], held=[1], busy=[], slots=1) is None
+
+
+# Files of a node.
+
+
+def shared_file(rank, folder):
+    import torch
+
+    from fedspeed.engine.base.shared import NodeFile
+    from fedspeed.engine.world import join_world, leave_world, quiet
+
+    quiet()
+    join_world(60)
+    try:
+        file = NodeFile(10_000, folder, torch.distributed.group.WORLD)
+        file.write(5_000, torch.full((100,), 7, dtype=torch.uint8))
+        file.settle()
+        seen = file.map()
+        inode = os.fstat(file.fd).st_ino
+        return file.writes, inode, int(seen.sum()), int(seen[5_000]), os.listdir(folder) if folder else []
+    finally:
+        leave_world()
+
+
+@pytest.mark.parametrize("where", ["ram", "disk"])
+def test_ranks_of_a_node_share_one_file_without_a_name(tmp_path, where):
+    one, two = run_clusters([2], shared_file, tmp_path if where == "disk" else None)
+    assert (one[0], two[0]) == (True, False), "one rank writes"
+    assert one[1:] == two[1:] and one[2:] == (700, 7, [])
+
+
+def test_kill_9_leaves_nothing_on_the_disk(tmp_path):
+    script = (f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
+              "from pathlib import Path\n"
+              "from fedspeed.engine.base.shared import _anonymous\n"
+              f"fd = _anonymous(50_000_000, Path({str(tmp_path)!r}))\n"
+              "print('ready', flush=True)\n"
+              "time.sleep(60)")
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "DS_ACCELERATOR": "cpu"})
+    try:
+        while (line := process.stdout.readline()) and "ready" not in line:
+            pass
+        assert line
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    finally:
+        process.kill()
+    assert list(tmp_path.iterdir()) == []
+    end = time.monotonic() + 20
+    while os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize < free - 40_000_000:
+        assert time.monotonic() < end, "the space was not given back"
+        time.sleep(0.2)
+
+
+def without_room(rank, base, kind, folder):
+    import fedspeed.engine.base.shared as shared
+    from fedspeed.errors import FedSpeedError
+
+    if rank == 0:  # the rank that reserves; the others must hear of it instead of waiting
+        shared.free_memory = lambda: 1000
+    try:
+        with engine(base, kind, nvme=folder, clients=[(0,), (1,)]):
+            return "built"
+    except FedSpeedError as error:
+        return str(error)
+
+
+def test_every_rank_hears_that_there_is_no_room(tmp_path):
+    base = write_llama(tmp_path / "llama")
+    told = run_clusters([2], without_room, base, "ram", tmp_path / "disk")
+    assert told[0] == told[1]
+    assert "GiB of RAM" in told[0] and "0.00 GiB are free" in told[0] and "engine.tier=nvme" in told[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_told_and_left_as_it_was(tmp_path):
+    base, disk = write_llama(tmp_path / "llama"), tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no mount in this container")
+    try:
+        told = run_clusters([2], without_room, base, "nvme", disk)
+        assert told[0] == told[1] and str(disk) in told[0] and "No space left" in told[0]
+        assert [p for p in disk.rglob("*") if p.is_file()] == [] and os.statvfs(disk).f_bfree == os.statvfs(disk).f_blocks
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def shortened(rank, base, folder):
+    """A disk that loses the end of the base under a run."""
+    from fedspeed.errors import FedSpeedError
+
+    with engine(base, "nvme", nvme=folder) as own:
+        own.load(own.state())
+        own.train_step([random_step(1, 2, 1)], 1e-3)
+        tier = next(t for t in own.store._tiers if t.name == "nvme")
+        os.ftruncate(tier._file.fd, tier._at[2] + 4096)  # within a block, behind the embedding
+        try:
+            own.train_step([random_step(1, 2, 1)], 1e-3)
+            own.train_step([random_step(1, 2, 1)], 1e-3)
+        except FedSpeedError as error:
+            return str(error)
+        return "trained on"
+
+
+def test_a_base_that_was_cut_on_disk_is_noticed(tmp_path):
+    base = write_llama(tmp_path / "llama", layers=5)
+    [told] = run_clusters([1], shortened, base, tmp_path)
+    assert told.startswith("the base on disk ends before byte")
