@@ -8,6 +8,7 @@ Where ranks gather weights from each other, every pass is a matched collective: 
 finds that number and fills up to it with passes that train nothing.
 """
 
+import gc
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import nn
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.groups import Groups
+from fedspeed.engine.live_bytes import LiveBytes, storage_bytes
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class ClientEngine(ABC):
         self._states, self._clock = states, clock
         self._matched = matched if matched is not None and dist.get_world_size(matched) > 1 else None
         self._device = torch.device(get_accelerator().current_device_name())
+        self._counted = 0  # see device_bytes
 
     @property
     def seats(self) -> int:
@@ -92,13 +95,42 @@ class ClientEngine(ABC):
     def optimizer_state(self, seat: int = 0) -> dict[str, torch.Tensor]:
         return self._states[seat].optimizer_state()
 
-    @abstractmethod
     def train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
         """One optimizer step of each of the first `len(work)` seats; returns this rank's sums by seat.
 
         The gradient of a seat is that of the mean over its whole step's answer tokens. DeepSpeed averages over the client's ranks, so each
         rank's part of the sum is multiplied by their number. It leaves out a step whose gradient is not finite, which `steps` tells.
         """
+        if self._counted or not get_accelerator().is_synchronized_device():
+            return self._train_step(work, lr)
+        standing = storage_bytes(self._standing())
+        with LiveBytes() as live:
+            sums = self._train_step(work, lr)
+        self._counted = standing + live.peak
+        return sums
+
+    @abstractmethod
+    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+        """See `train_step`."""
+
+    @property
+    def device_bytes(self) -> int:
+        """The most that tensors have taken on this rank's device so far: by its allocator's count, or on a CPU by ours in the first step."""
+        return self._counted or get_accelerator().max_memory_allocated()
+
+    def _standing(self) -> list[torch.Tensor]:
+        """Tensors of the device that are there between two steps; host memory that only holds what is away from the device does not count."""
+        away = {t.untyped_storage()._cdata for t in self._away()}
+        return [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.device.type == self._device.type
+                and t.untyped_storage()._cdata not in away]
+
+    def _away(self) -> list[torch.Tensor]:
+        """Host memory of tensors that are away from the device, where host and device are one."""
+        return []
+
+    def take_loaded(self) -> int:
+        """Bytes of the base that were loaded onto the device since the last call."""
+        return 0
 
     @abstractmethod
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:

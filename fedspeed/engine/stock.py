@@ -30,7 +30,7 @@ class StockEngine(ClientEngine):
         super().load(state, optimizer, hold, seed, seat)
         torch.manual_seed(seed)
 
-    def train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
         (step,), (state,), total = work, self._states, Sums()
         self.ds_engine.train()
         with self._clock.stage("compute"):

@@ -30,7 +30,7 @@ class StreamedEngine(ClientEngine):
         super().load(state, optimizer, hold, seed, seat)
         self._steps = 0
 
-    def train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
         with self._clock.stage("compute"):
             cells = [self._cell(seat, i, batch, step) for seat, step in enumerate(work) for i, batch in enumerate(step.micro)]
             self._steps += 1
@@ -61,6 +61,12 @@ class StreamedEngine(ClientEngine):
 
     def _idle_pass(self, backward: bool) -> None:
         self._layers.idle(backward)
+
+    def _away(self):
+        return self.store.away()
+
+    def take_loaded(self) -> int:
+        return sum(self.store.take_loads().bytes.values())
 
     def close(self) -> None:
         self.store.close()

@@ -74,6 +74,8 @@ class RoundRecord(_Record):
     update_norm: float | None  # Euclidean norm of the aggregated update
     clients: int  # asked for an update
     received: int  # updates that counted
+    loaded_bytes: int = 0  # of the frozen base, onto the devices of all ranks
+    device_bytes: int | None = None  # most that tensors took on a device, largest over the ranks; None: not measured or not shown
     missing: tuple[int, ...] = ()  # clients whose update did not count, where it may be known
     per_client: tuple[ClientRecord, ...] = ()  # empty in the masked modes
 
@@ -118,6 +120,8 @@ class Summary(_Record):
     bytes_sent: int
     peak_bytes: int | None
     restarts: int
+    loaded_bytes: int = 0
+    device_bytes: int | None = None
     missing: tuple[MissingUpdates, ...] = ()
 
     @property
@@ -155,6 +159,8 @@ def summarise(
         bytes_sent=sum(record.bytes_sent for record in records),
         peak_bytes=max((record.peak_bytes for record in records if record.peak_bytes is not None), default=None),
         restarts=restarts,
+        loaded_bytes=sum(record.loaded_bytes for record in records),
+        device_bytes=max((record.device_bytes for record in records if record.device_bytes is not None), default=None),
         missing=gaps + tuple(also_missing),
     )
 
@@ -173,12 +179,13 @@ def visible(record, routing_mode: str):
     if shows_everything(routing_mode):
         return record
     if isinstance(record, RoundRecord):
-        return dataclasses.replace(record, missing=(), per_client=(), peak_bytes=None)
+        return dataclasses.replace(record, missing=(), per_client=(), peak_bytes=None, device_bytes=None)
     told = record.status in ("finished", "early stop")
     return dataclasses.replace(
         record,
         reason=record.reason if told else HIDDEN_REASON,
         peak_bytes=None,
+        device_bytes=None,
         missing=tuple(dataclasses.replace(gap, clients=()) for gap in record.missing),
     )
 

@@ -164,6 +164,10 @@ def _result_rows(summary: Summary) -> list[tuple[str, str]]:
     ]
     if summary.peak_bytes is not None:
         rows.append(("peak memory of a rank", bytes_text(summary.peak_bytes)))
+    if summary.device_bytes is not None:
+        rows.append(("most that tensors took on a device", bytes_text(summary.device_bytes)))
+    if summary.loaded_bytes:
+        rows.append(("base loaded onto devices", bytes_text(summary.loaded_bytes)))
     return [*rows, ("missing updates", str(summary.missing_count)), ("restarts", str(summary.restarts))]
 
 

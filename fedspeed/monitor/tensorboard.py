@@ -22,6 +22,8 @@ def scalars(record: RoundRecord) -> dict[str, float]:
         "loss/held_out": record.val_loss,
         "speed/tokens_per_s": record.tokens_per_s,
         "memory/peak_gib": None if record.peak_bytes is None else record.peak_bytes / GIB,
+        "memory/device_gib": None if record.device_bytes is None else record.device_bytes / GIB,
+        "base/loaded_gib": record.loaded_bytes / GIB if record.loaded_bytes else None,
         "network/bytes_sent": record.bytes_sent,
         **{f"seconds/{stage}": getattr(record, f"{stage}_s") for stage in STAGES},
         "seconds/round": record.seconds,

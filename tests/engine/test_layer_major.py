@@ -171,3 +171,38 @@ def test_a_step_loads_the_base_twice_whatever_the_micro_batches(bases, tmp_path,
             assert len(blocks) == 4 and len(set(blocks)) == 1
             assert {s[0] for s in seen[1:]} == {(2 * len(blocks) - 2 * slots) * blocks[0] + ends}
             assert seen[0][0] <= 2 * sum(units.values())
+
+
+# Memory on the device.
+
+
+def device_memory(rank, base, kind, nvme):
+    """(accounted peak of a step, the allocator's own) in bytes."""
+    import json
+    from pathlib import Path
+
+    from torch.profiler import ProfilerActivity, profile
+
+    from fedspeed.engine.client_engine import storage_bytes
+
+    with engine(base, kind, "bf16", adapter=LORA, nvme=nvme) as own:
+        own.load(own.state())
+        step = random_step(1, 4, 3, length=96)
+        own.train_step([step], LR)
+        standing = storage_bytes(own._standing())
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            own._train_step([step], LR)
+        profiler.export_chrome_trace(str(Path(nvme) / f"{kind}.json"))
+        events = [e for e in json.loads((Path(nvme) / f"{kind}.json").read_text())["traceEvents"] if e.get("name") == "[memory]"]
+        now = peak = 0
+        for event in sorted(events, key=lambda e: e["ts"]):
+            now += event["args"]["Bytes"]
+            peak = max(peak, now)
+        return own.device_bytes, standing + peak
+
+
+@pytest.mark.parametrize("kind", ["zero0", "zero3", "resident", "ram"])
+def test_accounted_memory_is_what_the_allocator_gave(tmp_path, kind):
+    base = write_llama(tmp_path / "llama", hidden=128, intermediate=352, layers=6)
+    [(accounted, allocated)] = run_clusters([1], device_memory, base, kind, tmp_path)
+    assert accounted == pytest.approx(allocated, rel=0.02)

@@ -138,6 +138,10 @@ class BaseStore:
                 pool.read_until[pool.memory[index].data_ptr()] = event
             self._load_ahead()
 
+    def away(self) -> list[torch.Tensor]:
+        """Host memory that units wait in."""
+        return [tensor for tier in self._tiers for tensor in tier.away()]
+
     def take_loads(self) -> Loads:
         """What was loaded since the last call."""
         taken, self._loads = self._loads, Loads()

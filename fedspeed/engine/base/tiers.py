@@ -1,7 +1,8 @@
 """Where units of the frozen base may live, and how one comes onto the device.
 
 All tiers have one shape: `put` takes a unit once, at the start; `fetch` begins to bring it into a slot and returns a handle whose `wait`
-gives the bytes that were moved. `host` is the unit's memory if this rank can read single rows of it without loading all.
+gives the bytes that were moved. `away` lists the host memory that units wait in. `host` is the unit's memory if this rank can read single
+rows of it without loading all.
 """
 
 import os
@@ -57,6 +58,9 @@ class Device:
     def resident(self, index: int) -> torch.Tensor:
         return self._units[index]
 
+    def away(self) -> list[torch.Tensor]:
+        return []
+
     def seal(self) -> None:
         pass
 
@@ -80,6 +84,9 @@ class _Placed:
     def seal(self) -> None:
         self._file.settle()
         self._memory = self._file.map()
+
+    def away(self) -> list[torch.Tensor]:
+        return [self._memory]
 
     def host(self, index: int) -> torch.Tensor:
         return self._memory[self._at[index]:][:self._units[index].nbytes]
@@ -188,6 +195,9 @@ class Partitioned:
         own = torch.zeros(size, dtype=torch.uint8)
         own[:len(mine)] = mine
         self._slices[index] = get_accelerator().pin_memory(own) if self._offload else own.to(self._home)
+
+    def away(self) -> list[torch.Tensor]:
+        return list(self._slices.values()) if self._offload else []
 
     def slice_bytes(self, index: int) -> int:
         return -(-self._units[index].nbytes // self._ranks)
