@@ -28,11 +28,33 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 WARM_UP = 2  # steps: ZeRO-3 records its trace in the first two
 
 
-def write_model(folder: Path, args) -> None:
+class Rows:
+    """Random rows of one rank; the first half of each is prompt."""
+
+    def __init__(self, args, rank: int):
+        import numpy as np
+
+        self._ids = lambda rows: np.random.default_rng(rank).integers(3, args.vocab, (rows, args.tokens))
+        self._prompt = args.tokens // 2
+
+    def step(self, micro: int, rows: int):
+        """`micro` micro-batches of `rows` rows."""
+        import numpy as np
+
+        from fedspeed.data.batches import Batch, StepBatches
+
+        ids = self._ids(micro * rows).reshape(micro, rows, -1)
+        labels = ids.copy()
+        labels[:, :, :self._prompt] = -100
+        batches = [Batch(i, label, np.ones_like(i), int((label[:, 1:] != -100).sum())) for i, label in zip(ids, labels)]
+        return StepBatches(batches, sum(b.answer_tokens for b in batches))
+
+
+def write_model(folder: Path, args, blocks: int) -> None:
     from transformers import LlamaConfig
 
     heads = max(1, args.hidden // 64)
-    LlamaConfig(hidden_size=args.hidden, intermediate_size=args.hidden * 11 // 4, num_hidden_layers=args.blocks, num_attention_heads=heads,
+    LlamaConfig(hidden_size=args.hidden, intermediate_size=args.hidden * 11 // 4, num_hidden_layers=blocks, num_attention_heads=heads,
                 num_key_value_heads=heads, vocab_size=args.vocab, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
                 pad_token_id=0, tie_word_embeddings=False, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
 
@@ -60,10 +82,8 @@ def systems(args) -> dict[str, tuple[str, bool, int]]:
 def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
-    import numpy as np
     import torch
 
-    from fedspeed.data.batches import Batch, StepBatches
     from fedspeed.data.config import TrainConfig
     from fedspeed.engine.build import build_engine
     from fedspeed.engine.config import EngineConfig
@@ -83,12 +103,7 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
                                      EngineConfig(tier=tier, activation_checkpointing=checkpointing, slots=args.slots), config,
                                      [(r,) for r in range(ranks)], StageClock(), nvme, 0)
         engines[name].load(engines[name].state())
-    rng = np.random.default_rng(rank)
-    rows = rng.integers(3, args.vocab, (args.micro, 1, args.tokens))
-    labels = rows.copy()
-    labels[:, :, :args.tokens // 2] = -100  # half of each row is prompt
-    micro = [Batch(r, label, np.ones_like(r), int((label[:, 1:] != -100).sum())) for r, label in zip(rows, labels)]
-    step = StepBatches(micro, sum(b.answer_tokens for b in micro))
+    step = Rows(args, rank).step(args.micro, 1)
     seconds, losses = {name: [] for name in engines}, {name: [] for name in engines}
     for i in range(WARM_UP + args.repeat):
         for name, engine in engines.items():
@@ -128,28 +143,33 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     args = parser.parse_args()
     ranks = 2 if args.setting == "cluster" else 1
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
+        write_model(Path(folder), args, args.blocks)
+        report(args, run_ranks(work, ranks, lambda r, port: (r, ranks, port, folder, args)))
+
+
+def run_ranks(function, ranks: int, arguments) -> dict:
+    """rank -> what `function(*arguments(rank, port), results)` put into `results` behind its rank, each rank a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
-        write_model(Path(folder), args)
-        results = context.Queue()
-        processes = [context.Process(target=work, args=(r, ranks, port, folder, args, results)) for r in range(ranks)]
-        for process in processes:
-            process.start()
-        found = {}
-        while len(found) < ranks:
-            try:
-                found.update([results.get(timeout=1)])
-            except queue.Empty:
-                if any(process.exitcode for process in processes):
-                    for process in processes:
-                        process.terminate()
-                    sys.exit("a rank failed; what it said stands above")
-        for process in processes:
-            process.join()
-    report(args, found)
+    results = context.Queue()
+    processes = [context.Process(target=function, args=(*arguments(r, port), results)) for r in range(ranks)]
+    for process in processes:
+        process.start()
+    found = {}
+    while len(found) < ranks:
+        try:
+            found.update([results.get(timeout=1)])
+        except queue.Empty:
+            if any(process.exitcode for process in processes):
+                for process in processes:
+                    process.terminate()
+                sys.exit("a rank failed; what it said stands above")
+    for process in processes:
+        process.join()
+    return found
 
 
 def report(args, found: dict) -> None:

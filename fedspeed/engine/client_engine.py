@@ -121,12 +121,17 @@ class ClientEngine(ABC):
     def _standing(self) -> list[torch.Tensor]:
         """Tensors of the device that are there between two steps; host memory that only holds what is away from the device does not count."""
         away = {t.untyped_storage()._cdata for t in self._away()}
-        return [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.device.type == self._device.type
+        return [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.device.type == self._device.type
                 and t.untyped_storage()._cdata not in away]
 
     def _away(self) -> list[torch.Tensor]:
         """Host memory of tensors that are away from the device, where host and device are one."""
         return []
+
+    @property
+    @abstractmethod
+    def base_bytes(self) -> int:
+        """Of the whole frozen base, wherever it lies."""
 
     def take_loaded(self) -> int:
         """Bytes of the base that were loaded onto the device since the last call."""

@@ -57,6 +57,21 @@ class StockEngine(ClientEngine):
             self._end_forward_only()
         return sums
 
+    @property
+    def base_bytes(self) -> int:
+        return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in self.model.parameters() if not p.requires_grad)
+
+    def _away(self):
+        """What ZeRO-3 offloads: shards in RAM, and the buffers that tensors pass on their way from and to NVMe."""
+        found, offloads = [], self.ds_engine.zero_offload_param() is not None
+        for parameter in self.ds_engine.module.parameters():
+            shard = getattr(parameter, "ds_tensor", None)
+            if shard is not None and offloads:
+                found.append(shard)
+            if (swapper := getattr(parameter, "nvme_swapper", None)) is not None:
+                found.append(swapper.buffers)
+        return found
+
     def _idle_pass(self, backward: bool) -> None:
         """Of zero weight: its gradient stays in the graph and is exactly zero."""
         batch = Batch(input_ids=IDLE, labels=IDLE, attention_mask=np.ones_like(IDLE), answer_tokens=0)

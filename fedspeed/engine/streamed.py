@@ -62,6 +62,10 @@ class StreamedEngine(ClientEngine):
     def _idle_pass(self, backward: bool) -> None:
         self._layers.idle(backward)
 
+    @property
+    def base_bytes(self) -> int:
+        return sum(piece.nbytes for unit in self.store.units for piece in unit.pieces)
+
     def _away(self):
         return self.store.away()
 

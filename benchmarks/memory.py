@@ -1,0 +1,95 @@
+"""Peak device memory of one LoRA step: the whole model resident, DeepSpeed's own ways of sparing memory, and layer-major execution.
+
+    python benchmarks/memory.py [--blocks 22] [--hidden 2048] [--rows 4] [--tokens 256]      (a Llama of 1.1 B parameters)
+    python benchmarks/memory.py --blocks 6,12,24 --hidden 1024                               (how the ratio grows with depth)
+
+Every system runs in a process of its own, on the same rows. On a CPU "device memory" is what would lie on the device: weights, gathered weights,
+activations, gradients, optimizer; what is offloaded to RAM or NVMe is not counted (fedspeed/engine/live_bytes.py; a test holds the count
+against the allocator's). On an accelerator it is the allocator's own peak.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.layer_major import run_ranks, write_model  # noqa: E402
+
+# name -> (tier, activation checkpointing, ZeRO stage, device of the offloaded base, rows in one micro-batch: all or one).
+# Stock offload runs on two ranks, each a client: with one, a CPU's gathered weights are the offloaded ones themselves, without a copy to count.
+SYSTEMS = {
+    "resident, all rows at once": ("stock", False, 0, None, True),
+    "resident": ("stock", False, 0, None, False),
+    "resident, checkpointing": ("stock", True, 0, None, False),
+    "DeepSpeed ZeRO-3 offload to RAM, checkpointing": ("stock", True, 3, "cpu", False),
+    "layer-major, base in RAM": ("ram", False, 2, None, False),
+    "layer-major, base on NVMe": ("nvme", False, 2, None, False),
+}
+
+
+def work(name: str, rank: int, port: int, folder: str, args, blocks: int, results) -> None:
+    from benchmarks.layer_major import Rows, ds_config
+    from fedspeed.data.config import TrainConfig
+    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.config import EngineConfig
+    from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.models.config import AdapterConfig, ModelConfig
+    from fedspeed.monitor.clock import StageClock
+
+    tier, checkpointing, stage, offload, together = SYSTEMS[name]
+    ranks = ranks_of(name)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))
+    quiet()
+    join_world(600)
+    block = 4 * args.hidden**2 + 3 * args.hidden * (args.hidden * 11 // 4)
+    config = ds_config(stage, args.dtype, 2 * block)
+    if offload:
+        config["zero_optimization"]["offload_param"] = {"device": offload}
+    options = EngineConfig(tier=tier, activation_checkpointing=checkpointing)
+    engine = build_engine(ModelConfig(base=folder, init="random", dtype=args.dtype), AdapterConfig(), TrainConfig(), options, config,
+                          [(r,) for r in range(ranks)], StageClock(), Path(folder) / "swap", 0)
+    engine.load(engine.state())
+    step = Rows(args, rank).step(1 if together else args.rows, args.rows if together else 1)
+    begin = time.perf_counter()
+    loss = engine.train_step([step], 1e-3)[0].loss / step.step_answer_tokens
+    seconds = time.perf_counter() - begin
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    results.put((rank, (engine.device_bytes, rss, seconds, loss, engine.base_bytes)))
+    engine.close()
+    leave_world()
+
+
+def ranks_of(name: str) -> int:
+    return 2 if SYSTEMS[name][3] else 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", default="22", help="decoder blocks; several numbers with commas between them")
+    for name, default in (("hidden", 2048), ("rows", 4), ("tokens", 256), ("vocab", 32000)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
+    parser.add_argument("--only", default="", help="a part of the names of the systems to run")
+    args = parser.parse_args()
+    for blocks in (int(n) for n in args.blocks.split(",")):
+        first = None
+        for name in (n for n in SYSTEMS if args.only in n):
+            with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
+                write_model(Path(folder), args, blocks)
+                peak, rss, seconds, loss, base = run_ranks(work, ranks_of(name), lambda r, p: (name, r, p, folder, args, blocks))[0]
+            if first is None:
+                first = peak
+                print(f"{blocks} blocks, base {base / 2**30:.2f} GiB, {args.rows} rows of {args.tokens} tokens, {args.dtype}")
+            print(f"  {name:48} {peak / 2**30:7.3f} GiB  1/{first / peak:5.1f} of the first   RSS {rss / 2**30:6.2f} GiB   {seconds:6.1f} s "
+                  f"  loss {loss:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
