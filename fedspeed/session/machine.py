@@ -11,11 +11,12 @@ from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.local import local_rank_count, run_local
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from fedspeed.monitor.records import MissingUpdates, summarise
+from fedspeed.monitor.records import MissingUpdates, absent_rounds, finished_rounds, summarise
 from fedspeed.monitor.round_log import read_rounds
+from fedspeed.session.last_words import export_kind
 from fedspeed.session.order import Order
 from fedspeed.session.parts import preload
-from fedspeed.session.standing import Claim, ending, journal_entry, journal_of
+from fedspeed.session.standing import Claim, check_best, ending, journal_entry, journal_of
 
 LAST_WORDS_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
 
@@ -33,8 +34,11 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
         order.make_room()
         claim.drop()
     entry = journal_entry(journal, order)
-    if entry is not None and (end := ending(entry.round, entry.stale, config.federation)) and _is_reported(folder, end):
-        return _say_complete(folder, end, entry.round)
+    if entry is not None:
+        end = ending(entry.round, entry.stale, config.federation)
+        if end and _is_reported(folder, end) and (folder / export_kind(config)).is_dir():
+            return _say_complete(folder, end, entry.round, config.federation.rounds)
+        check_best(journal, entry)
     ranks = sum(h.slots for h in launch.hosts) if launch.hostfile else local_rank_count(config.cluster.local_ranks, config.data.clients)
     watch = _Watch()
     if "DS_ACCELERATOR" not in os.environ and not visible_gpus(os.environ):
@@ -62,10 +66,11 @@ def _is_reported(folder: Path, end: str) -> bool:
     return report.is_file() and report.read_text(encoding="utf-8").partition("\n")[0].endswith(f": {end}")
 
 
-def _say_complete(folder: Path, end: str, number: int) -> int:
+def _say_complete(folder: Path, end: str, number: int, asked: int) -> int:
     more = "federation.rounds" if end == "finished" else "federation.patience"
     lost = _missing(folder)
     state = f"{end}, {number} rounds" + (f", missing updates: {lost}" if lost else "")
+    state += f"; federation.rounds={asked} asks for fewer, which changes nothing" if asked < number else ""
     print(f"fedspeed: {folder} is complete ({state}): see {folder / 'report.md'}. A larger {more} goes on from there, --fresh starts anew.",
           file=sys.stderr)
     return EXIT_FAILED if lost else EXIT_OK
@@ -99,11 +104,12 @@ def _report_killed(order: Order, ranks: int, watch: _Watch, code: int) -> None:
     from fedspeed.monitor.report import Facts, write_report
 
     records = _records(folder)
-    number = records[-1].round + 1 if records else 0
+    absent = absent_rounds(records, journal_of(order).newest())
+    number = finished_rounds(records, absent) + 1
     everyone = tuple(range(config.data.clients))
     gaps = () if watch.asked_to_end or not 0 < number <= config.federation.rounds else (MissingUpdates(number, len(everyone), everyone),)
     summary = summarise(records, status="preempted" if watch.asked_to_end else "failed", total_rounds=config.federation.rounds,
-                        reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps)
+                        reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps, absent=absent)
     path = write_report(folder, records, summary, render(order.loaded, order.deepspeed), Facts(run={"ranks": str(ranks)}),
                         routing_mode=config.routing.mode, plot=config.monitor.plot)
     print(f"fedspeed: report: {path}", file=sys.stderr)
