@@ -125,12 +125,13 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     from fedspeed.cluster.discover import from_process
     from fedspeed.config.load import load
-    from fedspeed.preflight import QUICKSTART_BASE
 
     loaded = load(arguments.config, arguments.overrides)
     if arguments.print_config or arguments.dry_run:
         return _show(loaded, arguments)
     _need_packages()
+    from fedspeed.preflight import QUICKSTART_BASE
+
     launch = from_process(arguments.hostfile)
     if loaded.config.model.base == QUICKSTART_BASE:
         _make_base(Path(QUICKSTART_BASE), launch)
@@ -161,10 +162,10 @@ def _show(loaded, arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         _say(render(loaded, merged))
     if arguments.dry_run:
+        _need_packages()
         from fedspeed.session.order import Order
         from fedspeed.session.rehearsal import rehearse
 
-        _need_packages()
         _say(rehearse(Order(loaded, arguments.hostfile, fresh=arguments.fresh)) + "\nnothing was started")
     return EXIT_OK
 

@@ -14,7 +14,8 @@ from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError,
 from fedspeed.session.order import Job
 from fedspeed.session.standing import journal_of
 
-PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE)
+PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE,
+                errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def finish(job: Job, progress, monitor, engine, tokenizer, comparison) -> int:

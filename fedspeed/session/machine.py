@@ -110,6 +110,10 @@ def _report_killed(order: Order, ranks: int, watch: _Watch, code: int) -> None:
     gaps = () if watch.asked_to_end or not 0 < number <= config.federation.rounds else (MissingUpdates(number, len(everyone), everyone),)
     summary = summarise(records, status="preempted" if watch.asked_to_end else "failed", total_rounds=config.federation.rounds,
                         reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps, absent=absent)
-    path = write_report(folder, records, summary, render(order.loaded, order.deepspeed), Facts(run={"ranks": str(ranks)}),
-                        routing_mode=config.routing.mode, plot=config.monitor.plot)
+    try:
+        path = write_report(folder, records, summary, render(order.loaded, order.deepspeed), Facts(run={"ranks": str(ranks)}),
+                            routing_mode=config.routing.mode, plot=config.monitor.plot)
+    except OSError as error:  # what stopped the run may stop its report too
+        print(f"fedspeed: the report could not be written: {error}", file=sys.stderr)
+        return
     print(f"fedspeed: report: {path}", file=sys.stderr)
