@@ -159,16 +159,18 @@ def _adapter(loaded: Loaded) -> list[str]:
 
 
 def _check_targets(loaded: Loaded, saved: object) -> None:
-    """That the configuration, if it names targets, names those of the adapter it starts from."""
+    """That the configuration, if it names targets, names those of the adapter it starts from. PEFT may save them with their place in the
+    model, so the last words count."""
     adapter, source, base = loaded.config.adapter, loaded.sources["adapter.targets"], _local_base(loaded)
     if source == DEFAULT or not isinstance(saved, list) or base is None:
         return
     kind = _model_type(base)
     ours = {"attention": ATTENTION_TARGETS.get(kind, DEFAULT_ATTENTION_TARGETS), "all-linear": LINEAR.get(kind, DEFAULT_LINEAR)}.get(
         adapter.targets, [name.strip() for name in adapter.targets.split(",")])
-    if set(ours) != set(saved):
+    there = {str(name).rpartition(".")[2] for name in saved}
+    if {name.rpartition(".")[2] for name in ours} != there:
         raise ModelError(f"{source}: adapter.targets={adapter.targets}, but adapter.start_from={adapter.start_from} is on "
-                         f"{','.join(sorted(map(str, saved)))}; leave adapter.targets out, or start from another adapter")
+                         f"{','.join(sorted(there))}; leave adapter.targets out, or start from another adapter")
 
 
 def _object(path: Path, what: str) -> dict:

@@ -225,7 +225,7 @@ def test_nesting_without_end_is_refused(tmp_path):
 @pytest.mark.parametrize("key", ["run.name", "data.path"])
 def test_a_name_is_text_on_one_line(key, text):
     found = problems_of(None, BASE, "data.task=file", "data.path=x", f"{key}={text}")
-    assert len(found) == 1 and "must be text on one line" in found[0] or "is not YAML" in found[0]
+    assert len(found) == 1 and ("must be text on one line" in found[0] or "is not YAML" in found[0])
 
 
 def test_an_unreadable_file_does_not_hide_bad_overrides(tmp_path):
