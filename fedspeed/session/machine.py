@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import visible_gpus
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.local import local_rank_count, run_local
@@ -34,10 +35,9 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
         order.make_room()
         claim.drop()
     entry = journal_entry(journal, order)
+    if entry is not None and (end := complete(order, entry)):
+        return _say_complete(folder, end, entry.round, config.federation.rounds)
     if entry is not None:
-        end = ending(entry.round, entry.stale, config.federation)
-        if end and _is_reported(folder, end) and (folder / export_kind(config)).is_dir():
-            return _say_complete(folder, end, entry.round, config.federation.rounds)
         check_best(journal, entry)
     ranks = sum(h.slots for h in launch.hosts) if launch.hostfile else local_rank_count(config.cluster.local_ranks, config.data.clients)
     watch = _Watch()
@@ -52,6 +52,13 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
     return code
 
 
+def complete(order: Order, entry: Entry) -> str:
+    """Why a run is over that also has left what it should, empty while there is something to do: it may have been killed behind its last
+    journal entry, or its export may be gone."""
+    end = ending(entry.round, entry.stale, order.config.federation)
+    return end if end and _is_reported(order.folder, end) and (order.folder / export_kind(order.config)).is_dir() else ""
+
+
 def _records(folder: Path):
     return read_rounds(folder / "rounds.jsonl")
 
@@ -61,7 +68,7 @@ def _missing(folder: Path) -> int:
 
 
 def _is_reported(folder: Path, end: str) -> bool:
-    """Whether the report, the last thing a run writes, tells of this end: the run may have been killed behind its last journal entry."""
+    """Whether the report, the last thing a run writes, tells of this end."""
     report = folder / "report.md"
     return report.is_file() and report.read_text(encoding="utf-8").partition("\n")[0].endswith(f": {end}")
 

@@ -3,6 +3,7 @@
 import warnings
 
 from fedspeed import preflight
+from fedspeed.session.machine import complete
 from fedspeed.session.order import Order
 from fedspeed.session.standing import Claim, check_best, journal_entry, journal_of
 
@@ -19,8 +20,11 @@ def rehearse(order: Order) -> str:
         claim.take(order.folder)
         claim.drop()
         if not order.fresh and (entry := journal_entry(journal_of(order), order)):
-            check_best(journal_of(order), entry)
-            text += f"\njournal  goes on from round {entry.round} in {order.folder}"
+            if end := complete(order, entry):
+                text += f"\njournal  {order.folder} is complete ({end}, {entry.round} rounds)"
+            else:
+                check_best(journal_of(order), entry)
+                text += f"\njournal  goes on behind round {entry.round} in {order.folder}"
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -271,7 +271,7 @@ def test_best_round_that_is_lost(workshop, rises, damage):
     try:
         path = max((run / "journal").glob("best-*.safetensors"))
         damage(path)
-        for words in (("federation.rounds=9",), ("--dry-run",)):
+        for words in (("federation.rounds=9",), ("federation.rounds=9", "--dry-run")):
             refuse(workshop, *words, "federation.server_lr=3", run=run.name, named=(str(path), "cannot be read", "--fresh"), limit_s=SOON_S)
     finally:
         shutil.rmtree(run)

@@ -128,6 +128,8 @@ def test_a_finished_run_says_so(workshop, whole):
     before = tree(whole[1])
     ended = workshop.run("run.name=whole")
     assert ended.code == 0 and "complete (finished, 4 rounds)" in ended.err and "--fresh" in ended.err
+    assert f"journal  {whole[1]} is complete (finished, 4 rounds)" in workshop.finish("--dry-run", "run.name=whole").out
+    assert f"journal  goes on behind round 4 in {whole[1]}" in workshop.finish("--dry-run", "run.name=whole", "federation.rounds=9").out
     assert tree(whole[1]) == before
 
 
