@@ -1,6 +1,7 @@
-"""The command line. Heavy libraries are imported by the ranks only: `--help`, `--print-config`, `--dry-run` and `doctor` know no torch."""
+"""The command line. Heavy libraries are imported where a model is looked at only: `--help`, `--print-config` and `doctor` know no torch."""
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedspeed import __version__
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError, Preempted
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError, MissingPackage, ModelError, Preempted
 
 PROJECT = Path(__file__).resolve().parent.parent
 QUICKSTART = PROJECT / "ds_configs" / "quickstart.yaml"
 BASE_S = 600.0  # for the quickstart's base to be pretrained
+NEEDED = ("numpy", "torch", "deepspeed", "transformers", "peft", "safetensors")  # to train; looked for before anything is started
+MAX_SEED = 2**32 - 1
 
 EXIT_CODES = """exit codes:
   0   finished, and every update of every round counted
@@ -34,8 +37,48 @@ def main(argv: Sequence[str]) -> int:
 
         report(error)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        from fedspeed.cluster.once import report
+
+        report(_missing(error))
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return 130
+
+
+def _missing(error: ModuleNotFoundError) -> MissingPackage:
+    """A package that is not there, in a user's words; one of ours that is not there is our own fault."""
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "fedspeed"):
+        raise error
+    return MissingPackage([name], sys.executable)
+
+
+def _need_packages() -> None:
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise MissingPackage(missing, sys.executable)
+
+
+def _say(text: str) -> None:
+    """Print what a command was asked for. A reader that has seen enough (`| head`) is no fault; a disk that is full is one."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more when it ends
+        if not isinstance(error, BrokenPipeError):
+            raise FedSpeedError(f"standard output cannot be written ({error.strerror}); send it elsewhere") from error
+
+
+def _file(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a file")
+    return Path(text)
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= MAX_SEED):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 0 and at most {MAX_SEED}")
+    return int(text)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -59,9 +102,9 @@ def _parser() -> argparse.ArgumentParser:
                               formatter_class=argparse.RawDescriptionHelpFormatter,
                               description="Run a federated fine-tuning, or resume it where its journal ends. Started by deepspeed, mpirun, "
                                           "srun or torchrun it is one rank; started by plain python it starts the local ranks itself.")
-    run.add_argument("--config", type=Path, default=QUICKSTART, metavar="YAML", help="configuration of the run (default: the quickstart)")
+    run.add_argument("--config", type=_file, default=QUICKSTART, metavar="YAML", help="configuration of the run (default: the quickstart)")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as train.lr=1e-4")
-    run.add_argument("--hostfile", type=Path, help="the hostfile the launcher was given, where it cannot be found out")
+    run.add_argument("--hostfile", type=_file, help="the hostfile the launcher was given, where it cannot be found out")
     run.add_argument("--print-config", action="store_true", help="show every value and where it came from, and stop")
     run.add_argument("--dry-run", action="store_true", help="check configuration, hosts, data and model files, and stop")
     run.add_argument("--fresh", action="store_true", help="start anew; an earlier run of the same name is moved aside")
@@ -73,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(command=_doctor)
 
     base = commands.add_parser("pretrain-base", help="pretrain the quickstart's tiny base model on the spot")
-    base.add_argument("folder", type=Path, help="where to write it (skipped if it is there already)")
-    base.add_argument("--seed", type=int, default=0)
+    base.add_argument("folder", type=_file, help="where to write it (skipped if it is there already)")
+    base.add_argument("--seed", type=_seed, default=0)
     base.set_defaults(command=_pretrain)
     return parser
 
@@ -82,11 +125,13 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     from fedspeed.cluster.discover import from_process
     from fedspeed.config.load import load
-    from fedspeed.preflight import QUICKSTART_BASE
 
     loaded = load(arguments.config, arguments.overrides)
     if arguments.print_config or arguments.dry_run:
         return _show(loaded, arguments)
+    _need_packages()
+    from fedspeed.preflight import QUICKSTART_BASE
+
     launch = from_process(arguments.hostfile)
     if loaded.config.model.base == QUICKSTART_BASE:
         _make_base(Path(QUICKSTART_BASE), launch)
@@ -99,8 +144,10 @@ def _make_base(folder: Path, launch) -> None:
     """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of its own (it needs torch)."""
     end = time.monotonic() + BASE_S
     if not (folder / "config.json").exists() and launch.local_rank == 0:
-        subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], cwd=Path.cwd(), timeout=BASE_S, check=True,
-                       env={**os.environ, "PYTHONPATH": str(PROJECT)})
+        done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], cwd=Path.cwd(), timeout=BASE_S, check=False,
+                              env={**os.environ, "PYTHONPATH": str(PROJECT)})
+        if done.returncode:
+            raise ModelError(f"model.base={folder} could not be made, its own message stands above; mend that, or give another model.base")
     while not (folder / "config.json").exists():
         if time.monotonic() > end:
             raise LostPeerError(f"{folder} did not appear within {BASE_S:.0f} s; make it with `python -m fedspeed pretrain-base {folder}`")
@@ -113,12 +160,13 @@ def _show(loaded, arguments: argparse.Namespace) -> int:
 
     merged = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
     if arguments.print_config:
-        print(render(loaded, merged))
+        _say(render(loaded, merged))
     if arguments.dry_run:
-        from fedspeed.preflight import check
+        _need_packages()
+        from fedspeed.session.order import Order
+        from fedspeed.session.rehearsal import rehearse
 
-        print(check(loaded, arguments.hostfile))
-        print("nothing was started")
+        _say(rehearse(Order(loaded, arguments.hostfile, fresh=arguments.fresh)) + "\nnothing was started")
     return EXIT_OK
 
 
@@ -146,6 +194,11 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
         if not isinstance(error, Preempted) or first_to_speak(os.environ):
             report(error)
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        from fedspeed.cluster.once import report
+
+        report(_missing(error))
+        code = EXIT_USAGE
     except Exception:
         traceback.print_exc()
         code = EXIT_FAILED
@@ -172,12 +225,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from fedspeed.cluster.doctor import checks, render
 
     found = checks()
-    print(render(found))
+    _say(render(found))
     return EXIT_OK if all(c.ok for c in found) else EXIT_USAGE
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
     from fedspeed.quickstart import pretrain
 
+    _need_packages()
     pretrain(arguments.folder, arguments.seed)
     return EXIT_OK

@@ -4,6 +4,8 @@ A message says what was wrong, where, and what to do about it. `ValueError`-like
 `FedSpeedError`; a broken invariant of ours stays an `assert`.
 """
 
+import re
+
 EXIT_OK = 0
 EXIT_FAILED = 1       # an unexpected error: a bug of ours, or of a library
 EXIT_USAGE = 2        # bad input: config, hostfile, data, model, journal
@@ -45,6 +47,19 @@ class JournalError(FedSpeedError):
     """The round journal is damaged or belongs to another run."""
 
 
+class MissingPackage(FedSpeedError):
+    """This Python lacks what the run needs.
+
+    Args:
+        names: of the packages.
+    """
+
+    def __init__(self, names, python: str):
+        several = "are" if len(names) > 1 else "is"
+        super().__init__(f"{', '.join(names)} {several} not installed for {python}; activate the virtual environment (source .venv/bin/activate) "
+                         "or start with .venv/bin/python (`python -m fedspeed doctor` lists all that is missing)")
+
+
 class LostPeerError(FedSpeedError):
     """A rank or client did not answer in time; names the missing ones. The same command resumes."""
 
@@ -55,3 +70,9 @@ class Preempted(FedSpeedError):
     """The scheduler asked the run to end (SIGTERM); the last round is in the journal."""
 
     exit_code = EXIT_RESUMABLE
+
+
+def connection_text(error: BaseException) -> str:
+    """What torch says of a broken connection, without its source file and its advice to its own developers."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". This is typically")[0]

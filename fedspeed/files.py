@@ -1,6 +1,7 @@
-"""Writing a file so that a reader, or a crash, finds either the old one or the new one."""
+"""Writing a file so that a reader, or a crash, finds either the old one or the new one; and whether a place can be written to at all."""
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -21,3 +22,13 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
     finally:
         waiting.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError where `folder`, or the first folder above it that is there, takes no new file; leaves nothing behind.
+
+    Tried, because permissions do not tell: root has all of them, and /proc or a read-only disk still take nothing.
+    """
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    with tempfile.TemporaryFile(dir=existing):
+        pass

@@ -1,23 +1,32 @@
-"""What can be checked without starting a rank, importing torch or reading a weight: for `--dry-run`, and before any run starts."""
+"""What can be checked without starting a rank or reading a weight: for `--dry-run`, and before any run starts. `look_inside` alone imports
+torch."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.local import local_rank_count
+from fedspeed.cluster.local import check_rank_count, local_rank_count
 from fedspeed.cluster.topology import Topology, plan, warnings
+from fedspeed.config.check import notes
 from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import client_rows
 from fedspeed.data.config import steps_by_cluster
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError
+from fedspeed.files import check_writable
+from fedspeed.models.config import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES
 
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# What stands in a run's folder, should something else have its name.
+RUN_FILES = ("report.md", "report.png", "comparison.png", "rounds.jsonl")
+RUN_FOLDERS = ("journal", "tensorboard", "adapter", "adapter-last", "model", "model-last")
+# The names in a saved adapter for which adapter.targets=all-linear stands.
+LINEAR = {"gpt2": {"c_attn", "c_proj", "c_fc"}}
+DEFAULT_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def check(loaded: Loaded, hostfile: Path | None) -> str:
@@ -30,7 +39,17 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
     lines = _all((_place, _model, _adapter, _data, lambda loaded: _layout(loaded, hostfile)), loaded)
     stage = zero_stage(merge(config.deepspeed, config, loaded.folder))
     lines.append(f"engine   DeepSpeed ZeRO-{stage}, {config.federation.rounds} rounds of {config.train.local_steps} local steps")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note     {text}" for text in notes(config))])
+
+
+def look_inside(loaded: Loaded) -> None:
+    """What a rank would find out only with the heavy libraries at hand: the model without memory and its weights' shapes, the tokenizer, and
+    every client's rows as tokens. `check` has passed.
+
+    Raises:
+        FedSpeedError: the first fault of each part, all in one message.
+    """
+    _all((_built, _encoded), loaded)
 
 
 def check_files(loaded: Loaded) -> None:
@@ -54,18 +73,29 @@ def _all(parts, loaded: Loaded) -> list[str]:
             lines += part(loaded)
         except FedSpeedError as error:
             faults.append(str(error))
+        except OSError as error:  # of a path that cannot even be asked for, such as one with a name that is too long
+            faults.append(f"{error.filename or 'a path'}: cannot be used ({error.strerror}); correct it")
     if faults:
         raise FedSpeedError("\n  ".join(faults))
     return lines
 
 
 def _place(loaded: Loaded) -> list[str]:
-    folder = Path(loaded.config.run.out)
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    out, run = Path(loaded.config.run.out), loaded.run_folder
+    existing = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not existing.is_dir():
-        raise FedSpeedError(f"run.out={folder}: {existing} is not a folder; choose another place for the runs")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise FedSpeedError(f"run.out={folder}: {existing} cannot be written to; mend its permissions, or choose another place")
+        raise FedSpeedError(f"run.out={out}: {existing} is not a folder; choose another place for the runs")
+    if run.exists() and not run.is_dir():
+        raise FedSpeedError(f"{run}: is a file, where the run's folder would be; move it away, or choose another run.name")
+    try:
+        check_writable(run)
+    except OSError as error:
+        raise FedSpeedError(f"run.out={out}: {run if run.is_dir() else existing} cannot be written to ({error.strerror}); mend its permissions, "
+                            "or choose another place") from error
+    for names, is_other, kinds in ((RUN_FILES, Path.is_dir, "a folder, where the run writes a file"),
+                                   (RUN_FOLDERS, Path.is_file, "a file, where the run makes a folder")):
+        if found := next((run / name for name in names if is_other(run / name)), None):
+            raise FedSpeedError(f"{found}: is {kinds}; move it away, or choose another run.name")
     return []
 
 
@@ -79,15 +109,28 @@ def _model(loaded: Loaded) -> list[str]:
         if HUB_NAME.fullmatch(model.base) and not model.base.startswith((".", "runs/")):
             return [f"model    {model.base}, a hub name: not checked here"]
         raise ModelError(f"model.base: {model.base} does not exist; give a folder with config.json, or a hub name such as org/model")
-    kind = _object(folder / "config.json", "model configuration").get("model_type")
+    kind = _model_type(folder)
     if not isinstance(kind, str):
         raise ModelError(f"{folder / 'config.json'}: no model_type in it; give the config.json of a Hugging Face causal LM")
+    if kind not in FAMILIES:
+        raise ModelError(f"{folder / 'config.json'}: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     if model.init == "random":
         return [f"model    {folder} ({kind}, weights drawn from run.seed)"]
     files = _weight_files(folder, "model.safetensors")
     for file in files:
         _shapes(file)
     return [f"model    {folder} ({kind}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {len(files)} file(s))"]
+
+
+def _model_type(folder: Path) -> object:
+    return _object(folder / "config.json", "a model configuration").get("model_type")
+
+
+def _local_base(loaded: Loaded) -> Path | None:
+    """The base's folder, None for a hub name and for the quickstart's base before it is made."""
+    path = Path(loaded.config.model.base)
+    folder = path.parent if path.is_file() else path
+    return folder if folder.is_dir() else None
 
 
 def _adapter(loaded: Loaded) -> list[str]:
@@ -99,7 +142,7 @@ def _adapter(loaded: Loaded) -> list[str]:
     if not folder.is_dir():
         raise ModelError(f"adapter.start_from: {folder} does not exist; give a PEFT folder (adapter_config.json and "
                          "adapter_model.safetensors)")
-    saved = _object(folder / "adapter_config.json", "adapter configuration")
+    saved = _object(folder / "adapter_config.json", "an adapter configuration")
     lora_rank = saved.get("r")
     for file in _weight_files(folder, "adapter_model.safetensors"):
         for name, shape in _shapes(file).items():
@@ -111,19 +154,35 @@ def _adapter(loaded: Loaded) -> list[str]:
         if source != DEFAULT and ours != saved.get(name):
             raise ModelError(f"{source}: adapter.{key}={ours}, but adapter.start_from={folder} has {name}={saved.get(name)}; leave "
                              f"adapter.{key} out, or start from another adapter")
+    _check_targets(loaded, saved.get("target_modules"))
     return [f"adapter  {folder} (r={lora_rank})"]
 
 
+def _check_targets(loaded: Loaded, saved: object) -> None:
+    """That the configuration, if it names targets, names those of the adapter it starts from. PEFT may save them with their place in the
+    model, so the last words count."""
+    adapter, source, base = loaded.config.adapter, loaded.sources["adapter.targets"], _local_base(loaded)
+    if source == DEFAULT or not isinstance(saved, list) or base is None:
+        return
+    kind = _model_type(base)
+    ours = {"attention": ATTENTION_TARGETS.get(kind, DEFAULT_ATTENTION_TARGETS), "all-linear": LINEAR.get(kind, DEFAULT_LINEAR)}.get(
+        adapter.targets, [name.strip() for name in adapter.targets.split(",")])
+    there = {str(name).rpartition(".")[2] for name in saved}
+    if {name.rpartition(".")[2] for name in ours} != there:
+        raise ModelError(f"{source}: adapter.targets={adapter.targets}, but adapter.start_from={adapter.start_from} is on "
+                         f"{','.join(sorted(there))}; leave adapter.targets out, or start from another adapter")
+
+
 def _object(path: Path, what: str) -> dict:
-    """The JSON object in a file."""
+    """The JSON object in a file; `what` it should be, with its article."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; {path.parent} is not a folder with a {what}") from None
+        raise ModelError(f"{path}: no such file; {path.parent} is not a folder with {what}") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as a {what} ({error}); copy the folder again") from error
+        raise ModelError(f"{path}: cannot be read as {what} ({error}); copy the folder again") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a {what} but {type(content).__name__}; copy the folder again")
+        raise ModelError(f"{path}: not {what} but {type(content).__name__}; copy the folder again")
     return content
 
 
@@ -131,7 +190,7 @@ def _weight_files(folder: Path, single: str) -> list[Path]:
     """The safetensors that belong to a folder: one, or the shards of its index."""
     index = folder / f"{single}.index.json"
     if index.is_file():
-        shards = _object(index, "index of weight shards").get("weight_map")
+        shards = _object(index, "an index of weight shards").get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise ModelError(f"{index}: no weight_map in it; copy the folder again")
         return [folder / name for name in sorted(set(shards.values()))]
@@ -176,9 +235,39 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     hosts = launch.hosts
     if launch.kind == "none" and launch.hostfile is None:
         hosts = (Host("localhost", local_rank_count(config.cluster.local_ranks, config.data.clients)),)
+    ranks = sum(host.slots for host in hosts)
+    if launch.kind == "none":
+        if launch.hostfile:
+            check_rank_count(ranks, launch.hostfile.path)
+        if config.routing.transport == "mpi" and ranks > 1:
+            raise ConfigError("routing.transport=mpi: plain python starts its ranks without MPI; start with `mpirun -n N python launch.py ...`, or "
+                              "set routing.transport=gloo")
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
     return [f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters] + _idle(topology)
+
+
+def _built(loaded: Loaded) -> list[str]:
+    if _local_base(loaded) is not None:
+        from fedspeed.models.loading import check_weights, meta_model
+
+        config = loaded.config
+        check_weights(meta_model(config.model, config.adapter), config.model, config.adapter)
+    return []
+
+
+def _encoded(loaded: Loaded) -> list[str]:
+    from fedspeed.data.clients import encode_client, largest_id
+    from fedspeed.models.tokenizer import check_ids, load_tokenizer
+
+    config, base = loaded.config, _local_base(loaded)
+    if base is None and config.model.tokenizer == "auto":
+        return []
+    tokenizer = load_tokenizer(config.model)
+    largest = max(largest_id(encode_client(rows, tokenizer, config.data)) for rows in client_rows(config.data, config.run.seed))
+    if base is not None:
+        check_ids(largest, config.model)
+    return []
 
 
 def _idle(topology: Topology) -> list[str]:

@@ -6,6 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from fedspeed.errors import ModelError
+from fedspeed.files import check_writable
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of a whole base
 STEPS, ROWS = 600, 64  # 500 steps leave some seeds undertrained
 PEAK_LR, WARMUP = 3e-3, 50
 
@@ -15,9 +19,10 @@ def pretrain(folder: Path, seed: int) -> None:
 
     It learns the built-in task's skills under other instruction words, so that fine-tuning has to teach it the words only.
     """
-    if (folder / "config.json").exists():
+    if all((folder / name).is_file() for name in FILES):
         print(f"fedspeed: {folder} is there already", file=sys.stderr)
         return
+    _check_place(folder)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # whoever imports DeepSpeed on the way need not look for GPUs
     import torch
     import transformers
@@ -51,11 +56,29 @@ def pretrain(folder: Path, seed: int) -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             steps.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+    folder = folder.resolve()
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # a run that starts meanwhile sees a whole base or none
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     try:
         part.rename(folder)
-    except OSError:  # another host that shares this disk was faster; its base is the same
+    except OSError:
         shutil.rmtree(part)
+        if not all((folder / name).is_file() for name in FILES):  # else another host that shares this disk was faster; its base is the same
+            raise
+
+
+def _check_place(folder: Path) -> None:
+    """Raises ModelError where the base could not be put: found before it is pretrained."""
+    try:
+        place = folder.resolve()
+        if place.exists() and not place.is_dir():
+            raise ModelError(f"{folder}: is a file; name a folder for the base")
+        if place.is_dir() and (there := sorted(entry.name for entry in place.iterdir())):
+            lacks = ", ".join(name for name in FILES if name not in there)
+            found = f"is an incomplete base, without {lacks}" if set(FILES) & set(there) else f"is not empty and holds no base ({there[0]}, ...)"
+            raise ModelError(f"{folder}: {found}; delete the folder, or name another one")
+        check_writable(place.parent)
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error

@@ -22,6 +22,7 @@ from fedspeed.errors import JournalError
 from fedspeed.files import write_atomically
 
 ROUND = re.compile(r"round-(\d{6,})$")
+BEST_REMEDY = "copy this file back from elsewhere, or start anew with --fresh"
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,19 @@ class Journal:
         write_tensors(self._best(number), tensors)
 
     def load_best(self, number: int) -> dict[str, np.ndarray]:
-        return read_tensors(self._best(number), "raise federation.rounds to train on until a better round replaces it, "
-                            "or start anew with --fresh")
+        return read_tensors(self._best(number), BEST_REMEDY)
+
+    def check_best(self, entry: Entry) -> None:
+        """That the best round an entry names can be exported, without reading it as a whole.
+
+        Raises:
+            JournalError: its file is missing or damaged, or holds other tensors than the entry.
+        """
+        path, state = self._best(entry.best_round), self._round(entry.round) / "state.safetensors"
+        wanted = {name.removeprefix("global/"): shape for name, shape in read_shapes(state, self._remedy(entry.round)).items()
+                  if name.startswith("global/")}
+        if read_shapes(path, BEST_REMEDY) != wanted:
+            raise JournalError(f"{path}: holds other tensors than {state}; {BEST_REMEDY}")
 
     def _numbers(self) -> list[int]:
         """Rounds that have a folder."""
@@ -183,6 +195,17 @@ def read_tensors(path: Path, remedy: str) -> dict[str, np.ndarray]:
 
     try:
         return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise JournalError(f"{path}: cannot be read ({error}); {remedy}") from error
+
+
+def read_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors of a safetensors file; opening it finds one that is cut. Raises as `read_tensors` does."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise JournalError(f"{path}: cannot be read ({error}); {remedy}") from error
 

@@ -12,7 +12,7 @@ class ClusterConfig:
     max_restarts: int = field(default=2, metadata={
         "help": "how often a local run that lost a rank starts again from its journal", "min": 0})
     finish_s: float = field(default=25.0, metadata={
-        "help": "how long the ranks of a local run may go on with their round after SIGTERM or Ctrl-C", "above": 0.0})
-    start_timeout_s: float = field(default=300.0, metadata={"help": "deadline for all ranks to find each other", "above": 0.0})
+        "help": "how long the ranks of a local run may go on with their round after SIGTERM or Ctrl-C", "above": 0.0, "max": 10_000_000})
+    start_timeout_s: float = field(default=300.0, metadata={"help": "deadline for all ranks to find each other", "above": 0.0, "max": 10_000_000})
     silence_s: float = field(default=60.0, metadata={
-        "help": "a rank that gives no sign of life for so long is lost, for instance on a machine without power", "above": 0.0})
+        "help": "a rank that gives no sign of life for so long is lost, for instance on a machine without power", "above": 0.0, "max": 10_000_000})

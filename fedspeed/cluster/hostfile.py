@@ -15,6 +15,7 @@ from typing import Any, Literal
 from fedspeed.errors import HostfileError
 
 DEFAULT_CLUSTER = "default"
+MAX_SLOTS = 1024  # of one host
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _FACT_WORDS = ("fed-host", "fed-cluster")
@@ -88,7 +89,7 @@ def read(path: Path | str) -> Hostfile:
     path = Path(path)
     try:
         # newline="" keeps carriage returns visible: Open MPI takes them for part of the word before.
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except FileNotFoundError:
         raise HostfileError(f"{path}: there is no such hostfile; check the path, or write one line `NAME slots=N` per host") from None
@@ -175,6 +176,10 @@ class _Parser:
         value = words[0].removeprefix("slots=")
         if not re.fullmatch(r"[+-]?\d+", value, re.ASCII):
             self._refuse(number, f"slots=`{value}` of host {name} is not a whole number; {wish}")
+            return None
+        if len(value) > 9 or int(value) > MAX_SLOTS:
+            self._refuse(number, f"slots={value if len(value) < 20 else value[:17] + '...'} of host {name} are more than one host has; {wish}, "
+                                 f"at most {MAX_SLOTS}")
             return None
         if int(value) < 1:
             self._refuse(number, f"slots={value} of host {name} gives it no rank; {wish}, or delete the line")

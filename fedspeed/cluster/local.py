@@ -23,6 +23,7 @@ from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, Co
 _POLL_S = 0.05
 # n threads make a step n to this power faster. Measured from one to two on 4 M parameters: 0.87; it falls with more.
 _THREADS_SCALE = 0.75
+RANKS_PER_CORE = 64
 # Time for ranks to end when one of them is lost and the round cannot be finished.
 END_S = 5.0
 
@@ -35,7 +36,7 @@ def local_rank_count(setting: str, clients: int) -> int:
             GPUs than clients; without GPUs what `ranks_on_cores` says.
 
     Raises:
-        ConfigError: the setting is neither.
+        ConfigError: the setting is neither, or more than `check_rank_count` lets pass.
     """
     if setting.strip() == "auto":
         gpus = visible_gpus(os.environ)
@@ -44,7 +45,15 @@ def local_rank_count(setting: str, clients: int) -> int:
         return gpus or ranks_on_cores(clients, usable_cores())
     if not (setting.strip().isascii() and setting.strip().isdecimal()) or int(setting) < 1:
         raise ConfigError(f"cluster.local_ranks={setting!r}: write `auto` or a number of ranks of at least 1")
+    check_rank_count(int(setting), f"cluster.local_ranks={setting.strip()}")
     return int(setting)
+
+
+def check_rank_count(ranks: int, source: str) -> None:
+    """Raises ConfigError if this machine is asked to start so many ranks that it would run out of processes before it said so."""
+    most = RANKS_PER_CORE * usable_cores()
+    if ranks > most:
+        raise ConfigError(f"{source}: {ranks} ranks are too many for one machine of {usable_cores()} cores; ask for at most {most}")
 
 
 def ranks_on_cores(clients: int, cores: int) -> int:

@@ -7,6 +7,8 @@ from fedspeed.config.deepspeed_rules import clashes
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
 
+LONGEST_NAME = 200  # of a run, in bytes: its folder is also renamed to NAME.1 by --fresh
+
 
 @dataclass(frozen=True)
 class Conflict:
@@ -34,6 +36,10 @@ def _names(config: RunConfig) -> Iterator[Conflict]:
                        "for example model.base=deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B")
     if "/" in config.run.name or config.run.name in (".", ".."):
         yield Conflict(("run.name",), f"run.name is {config.run.name!r}, but names one folder; put its parent into run.out")
+    if (length := len(config.run.name.encode())) > LONGEST_NAME:
+        yield Conflict(("run.name",), f"run.name has {length} bytes; give one of at most {LONGEST_NAME}, file systems end at 255")
+    if not config.run.out:
+        yield Conflict(("run.out",), "run.out is empty; name the folder that holds the runs, or write . for the working folder")
 
 
 def _adapter(config: RunConfig) -> Iterator[Conflict]:
@@ -49,7 +55,6 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
     if method == "lora" and not all(name.strip() for name in config.adapter.targets.split(",")):
         yield Conflict(("adapter.targets",), f"adapter.targets is {config.adapter.targets!r}; "
                        "write attention, all-linear, or names such as q_proj,v_proj")
-
 
     federation = config.federation
     if rule == "svd":
@@ -77,6 +82,16 @@ def _training(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(("train.local_steps_by_cluster",), f"train.local_steps_by_cluster: {error}; write it as fast:20,slow:10")
 
 
+def notes(config: RunConfig) -> list[str]:
+    """What goes together, but hardly as it was meant."""
+    train, rounds = config.train, config.federation.rounds
+    steps = max([train.local_steps, *steps_by_cluster(train.local_steps_by_cluster).values()])
+    if train.warmup_steps <= rounds * steps:
+        return []
+    return [f"train.warmup_steps={train.warmup_steps}, but the run has only {rounds} x {steps} local steps, so that train.lr={train.lr:g} is never "
+            "reached; lower train.warmup_steps"]
+
+
 def _clients(config: RunConfig) -> Iterator[Conflict]:
     sampled, clients = config.federation.clients_per_round, config.data.clients
     if sampled > clients:
@@ -89,7 +104,11 @@ def _clients(config: RunConfig) -> Iterator[Conflict]:
                        "out; set data.val_fraction above 0, or federation.patience=0")
     if config.data.task == "file" and not config.data.path:
         yield Conflict(("data.path", "data.task"), "data.task=file needs data.path; give a json, jsonl or jsonl.gz file, or a hub data set")
+    if config.data.task == "builtin" and config.data.path:
+        yield Conflict(("data.path", "data.task"),
+                       f"data.path={config.data.path} would not be read, because data.task=builtin makes its rows; choose data.task=file (or the "
+                       "task that the file belongs to), or leave data.path out")
     for name in ("ranks_per_client", "local_ranks"):
         value = getattr(config.cluster, name)
-        if value != "auto" and not (value.isdecimal() and int(value) >= 1):
+        if value != "auto" and not (value.isascii() and value.isdecimal() and len(value) <= 9 and int(value) >= 1):
             yield Conflict((f"cluster.{name}",), f"cluster.{name} is {value!r}; write auto or a whole number of at least 1")

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any, Literal
 import yaml
 
 from fedspeed.config import tree
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def convert(node: yaml.Node, field: Field) -> Any:
     words, read = _TYPES[field.type]
     value = read(node)
     if value is None or not all(_BOUNDS[name][1](value, bound) for name, bound in field.bounds.items()):
-        bounds = " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in field.bounds.items())
+        bounds = " and ".join(f"{_BOUNDS[name][0]} {bound if isinstance(bound, int) else f'{bound:g}'}" for name, bound in field.bounds.items())
         raise Unfit(f"{words}, {bounds}" if bounds else words)
     return value
 
@@ -61,8 +64,12 @@ def _choice(node: yaml.Node, choices: tuple[str, ...]) -> str:
 
 
 def _text(node: yaml.Node) -> str | None:
-    """Text as it was written, so that `ranks_per_client: 2` and `name: 2026-11-23` need no quotes. Not so null, true, false."""
-    return node.value if tree.kind(node) in ("str", "int", "float") else None
+    """Text as it was written, so that `ranks_per_client: 2` and `name: 2026-11-23` need no quotes. Not so null, true, false.
+
+    Every text names something: a file, a folder, a field. A line break or a NUL in a name is a slip, and no file can have the latter.
+    """
+    fits = tree.kind(node) in ("str", "int", "float") and not _CONTROL.search(node.value)
+    return node.value if fits else None
 
 
 def _number(node: yaml.Node) -> float | None:
@@ -74,11 +81,11 @@ _TYPES: dict[type, tuple[str, Callable[[yaml.Node], Any]]] = {
     bool: ("true or false", lambda node: tree.plain(node) if tree.kind(node) == "bool" else None),
     int: ("a whole number", lambda node: tree.plain(node) if tree.kind(node) == "int" else None),
     float: ("a number", _number),
-    str: ('text (write "" for none)', _text),
+    str: ('text on one line (write "" for none)', _text),
 }
 _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "min": ("at least", lambda value, bound: value >= bound),
-    "max": ("at most", lambda value, bound: value <= bound),
     "above": ("above", lambda value, bound: value > bound),
+    "max": ("at most", lambda value, bound: value <= bound),
     "below": ("below", lambda value, bound: value < bound),
 }

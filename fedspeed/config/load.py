@@ -23,6 +23,7 @@ from fedspeed.errors import ConfigError
 DEFAULT = "default"
 COMMAND_LINE = "command line"
 FREE = "deepspeed"  # the one section whose keys are not ours
+DEEPEST = 32  # dots in a key; DeepSpeed's deepest has four
 FIELDS, SECTIONS = fields_of(RunConfig)
 
 Place = Callable[[yaml.Node], str]
@@ -47,6 +48,11 @@ class Loaded:
     def folder(self) -> Path:
         """Where a relative `deepspeed.base` starts."""
         return self.path.parent if self.path else Path.cwd()
+
+    @property
+    def run_folder(self) -> Path:
+        """`runs/<name>`; the name is the YAML's unless the run has its own."""
+        return Path(self.config.run.out) / (self.config.run.name or (self.path.stem if self.path else "run"))
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
@@ -101,7 +107,7 @@ class _Reader:
         """False if nothing could be read."""
         try:
             root = tree.compose(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             self.problems.append(_why_unreadable(path, error))
             return False
         if not isinstance(root, yaml.MappingNode):
@@ -113,13 +119,14 @@ class _Reader:
 
     def read_override(self, override: str) -> None:
         key, equals, text = (part.strip() for part in override.partition("="))
-        if not equals or not all(key.split(".")):
+        if not equals or not all(key.split(".")) or key.count(".") > DEEPEST:
             self.problems.append(f"{COMMAND_LINE}: {override!r} is not an override; write key=value, for example train.lr=1e-3")
             return
         try:
             node = tree.compose(text or "''")  # `run.name=` is how a shell writes an empty text; YAML would read null
-        except yaml.YAMLError as error:
-            self.problems.append(f"{COMMAND_LINE}: the value of {override!r} is not YAML ({_reason(error)}); put it in double quotes")
+        except (yaml.YAMLError, RecursionError) as error:
+            shown = override if len(override) <= 80 else f"{override[:77]}..."
+            self.problems.append(f"{COMMAND_LINE}: the value of {shown!r} is not YAML ({_reason(error)}); put it in double quotes")
             return
         if node is None:
             self.problems.append(f"{COMMAND_LINE}: the value of {override!r} is only a YAML comment; put it in double quotes")
@@ -206,9 +213,13 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return f"{path}: cannot be read ({error.strerror}); give a readable YAML file"
     if isinstance(error, UnicodeDecodeError):
         return f"{path}: is not UTF-8 text (byte {error.start}); give a YAML file"
+    if isinstance(error, RecursionError):
+        return f"{path}: is nested too deeply to be a configuration; give a run's YAML, such as ds_configs/quickstart.yaml"
     mark = getattr(error, "problem_mark", None)
     return f"{path}{f':{mark.line + 1}' if mark else ''}: is not YAML ({_reason(error)}); mend this line or the one above it"
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _reason(error: yaml.YAMLError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     return getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -16,7 +16,7 @@ from fedspeed.routing.config import RoutingConfig
 class RunSection:
     name: str = field(default="", metadata={"help": "folder of the run under run.out; empty: the name of the YAML"})
     out: str = field(default="runs", metadata={"help": "folder that holds the runs"})
-    seed: int = field(default=0, metadata={"help": "seed of everything random", "min": 0})
+    seed: int = field(default=0, metadata={"help": "seed of everything random", "min": 0, "max": 2**32 - 1})
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,19 @@ def fingerprint(config: RunConfig) -> str:
     The section names its base file only; pass `dataclasses.replace(config, deepspeed=merged)` to have the content of the
     file count instead of its name.
     """
-    values = as_dict(config)
+    return hashlib.sha256(json.dumps(decisive(as_dict(config)), sort_keys=True).encode()).hexdigest()
+
+
+def decisive(values: dict[str, Any]) -> dict[str, Any]:
+    """The part of `as_dict`, or of what an earlier version kept of it, that changes the arithmetic of a run."""
+    values = {section: dict(block) for section, block in values.items()}
     for key in _OUTSIDE_FINGERPRINT:
         section, _, name = key.partition(".")
         if name:
-            del values[section][name]
+            values.get(section, {}).pop(name, None)
         else:
-            del values[section]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+            values.pop(section, None)
+    return values
 
 
 def render(loaded: Loaded, deepspeed: dict[str, Any]) -> str:

@@ -65,6 +65,11 @@ def encode_client(rows: ClientRows, tokenizer, config: DataConfig) -> ClientData
     return ClientData(kept_train, kept_val, dropped=len(train) + len(val) - len(kept_train) - len(kept_val), pad_id=tokenizer.pad_token_id)
 
 
+def largest_id(data: ClientData) -> int:
+    """The largest token id that a model meets in this data."""
+    return max(data.pad_id, *(int(example.input_ids.max()) for example in (*data.train, *data.val)))
+
+
 def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> list[np.ndarray]:
     if config.split == "iid":
         return splitters.iid(len(rows), config.clients, rng)

@@ -3,13 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+MAX_STEPS = 1_000_000  # of a client in a round; more is a slip of the keyboard
+
 
 @dataclass(frozen=True)
 class DataConfig:
     task: Literal["builtin", "gsm8k", "dolly", "codealpaca", "file"] = field(default="builtin", metadata={
         "help": "builtin (generated, needs no file), gsm8k, dolly, codealpaca, or file (any json, jsonl, jsonl.gz or hub data set)"})
     path: str = field(default="", metadata={"help": "file, folder or hub set (owner/name[:configuration]); empty: $FEDSPEED_DATA, ./data, ../shared/data"})
-    clients: int = field(default=3, metadata={"help": "number of federated clients", "min": 1})
+    clients: int = field(default=3, metadata={"help": "number of federated clients", "min": 1, "max": 10_000})
     split: Literal["iid", "meta", "lda"] = field(default="iid", metadata={
         "help": "iid: even shuffle; meta: one category per client; lda: Dirichlet(alpha) per category"})
     alpha: float = field(default=0.5, metadata={"help": "concentration of the lda splitter", "above": 0.0})
@@ -20,7 +22,7 @@ class DataConfig:
     val_fraction: float = field(default=0.02, metadata={"help": "share of each client's rows held out for evaluation", "min": 0.0, "max": 0.9})
     max_val_rows: int = field(default=64, metadata={"help": "at most so many rows a client are held out", "min": 1})
     max_rows: int = field(default=0, metadata={"help": "use only so many rows of the task, 0: all (builtin: 3000)", "min": 0})
-    max_tokens: int = field(default=512, metadata={"help": "a row is cut to so many tokens", "min": 8})
+    max_tokens: int = field(default=512, metadata={"help": "a row is cut to so many tokens", "min": 8, "max": 1_048_576})
     template: Literal["auto", "alpaca", "plain"] = field(default="auto", metadata={
         "help": "alpaca: the Stanford Alpaca prompt; plain: instruction, input, answer with a space between; auto: plain for builtin, else alpaca"})
 
@@ -29,11 +31,11 @@ class DataConfig:
 class TrainConfig:
     """A client's local work. One `local_step` is one optimizer step on `accumulation` micro-batches per rank."""
 
-    local_steps: int = field(default=10, metadata={"help": "optimizer steps a client takes in a round", "min": 1})
+    local_steps: int = field(default=10, metadata={"help": "optimizer steps a client takes in a round", "min": 1, "max": MAX_STEPS})
     local_steps_by_cluster: str = field(default="", metadata={
         "help": "other numbers for some clusters, as name:steps,name:steps; slower clusters may do fewer"})
-    micro_batch: int = field(default=4, metadata={"help": "sequences per rank in one forward and backward", "min": 1})
-    accumulation: int = field(default=1, metadata={"help": "micro-batches per optimizer step", "min": 1})
+    micro_batch: int = field(default=4, metadata={"help": "sequences per rank in one forward and backward", "min": 1, "max": 65_536})
+    accumulation: int = field(default=1, metadata={"help": "micro-batches per optimizer step", "min": 1, "max": 65_536})
     optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata={"help": "local optimizer"})
     lr: float = field(default=1e-3, metadata={"help": "peak learning rate of the local optimizer", "min": 0.0})
     momentum: float = field(default=0.0, metadata={"help": "momentum of sgd", "min": 0.0, "below": 1.0})
@@ -56,8 +58,8 @@ def steps_by_cluster(text: str) -> dict[str, int]:
     table: dict[str, int] = {}
     for entry in text.split(",") if text.strip() else []:
         name, _, steps = (part.strip() for part in entry.partition(":"))
-        if not name or not steps.isdecimal() or int(steps) < 1:
-            raise ValueError(f"{entry.strip()!r} is not of the form name:steps with at least 1 step")
+        if not name or not steps.isascii() or not steps.isdecimal() or len(steps) > 9 or not 1 <= int(steps) <= MAX_STEPS:
+            raise ValueError(f"{entry.strip()!r} is not of the form name:steps with at least 1 step and at most {MAX_STEPS}")
         if name in table:
             raise ValueError(f"cluster {name!r} stands there twice")
         table[name] = int(steps)

@@ -96,6 +96,11 @@ def _text(record: dict, name: str, part: str, where: str) -> str:
     value = record[name]
     if not isinstance(value, str):
         raise DataError(f"{where}: field {name!r} must be text, this is {_short(value)}; correct the record or remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON may escape half a character, which no tokenizer takes
+        raise DataError(f"{where}: field {name!r} holds {ascii(value[error.start])} at character {error.start}, half of a character; correct the "
+                        "record or remove it") from None
     return value
 
 

@@ -36,8 +36,10 @@ def lda(categories: Sequence[str], clients: int, alpha: float, rng: np.random.Ge
     Redrawn as a whole until every client has a row.
 
     Raises:
-        DataError: no such draw in 1000 tries.
+        DataError: no such draw in 1000 tries, or fewer rows than clients.
     """
+    if len(categories) < clients:  # no draw can help
+        raise _too_few(len(categories), clients, range(len(categories), clients))
     groups = [rng.permutation(group) for group in _groups(categories)]
     for _ in range(_LDA_TRIES):
         cuts = [_cuts(len(group), rng.dirichlet(np.full(clients, alpha))) for group in groups]
@@ -75,8 +77,12 @@ def _divided(groups: list[np.ndarray], clients: int) -> list[np.ndarray]:
 def _complete(split: list[np.ndarray], n: int) -> list[np.ndarray]:
     empty = [client for client, rows in enumerate(split) if len(rows) == 0]
     if empty:
-        named = ", ".join(map(str, empty[:8])) + (f" and {len(empty) - 8} more" if len(empty) > 8 else "")
-        raise DataError(f"{n} rows are too few for {len(split)} clients: no row for client {named}; "
-                        "lower data.clients or give more rows (data.max_rows, data.path)")
+        raise _too_few(n, len(split), empty)
     assert np.array_equal(np.sort(np.concatenate(split)), np.arange(n)), "a split must give every row to exactly one client"
     return [np.sort(rows) for rows in split]
+
+
+def _too_few(n: int, clients: int, empty: Sequence[int]) -> DataError:
+    named = ", ".join(map(str, empty[:8])) + (f" and {len(empty) - 8} more" if len(empty) > 8 else "")
+    return DataError(f"{n} rows are too few for {clients} clients: no row for client {named}; lower data.clients or give more rows "
+                     "(data.max_rows, data.path)")

@@ -20,4 +20,4 @@ class EngineConfig:
     block_inputs: Literal["auto", "device", "host"] = field(default="auto", metadata={
         "help": "streamed tiers: where the inputs of blocks wait for the backward pass; auto: in host RAM where there is an accelerator"})
     activation_checkpointing: bool = field(default=False, metadata={"help": "recompute each block in the backward pass"})
-    threads: int = field(default=0, metadata={"help": "CPU threads per rank, 0: the cores divided by the local ranks", "min": 0})
+    threads: int = field(default=0, metadata={"help": "CPU threads per rank, 0: the cores divided by the local ranks", "min": 0, "max": 1024})

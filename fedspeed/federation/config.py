@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class FederationConfig:
-    rounds: int = field(default=10, metadata={"help": "number of rounds", "min": 1})
+    rounds: int = field(default=10, metadata={"help": "number of rounds", "min": 1, "max": 1_000_000})
     clients_per_round: int = field(default=0, metadata={"help": "clients sampled each round, 0: all", "min": 0})
     aggregation: Literal["avg_factors", "freeze_a", "alternate", "svd"] = field(default="avg_factors", metadata={
         "help": "avg_factors: mean of A and of B; freeze_a: train only B; alternate: B and A in turn by round; "

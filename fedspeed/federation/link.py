@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedspeed.errors import LostPeerError
+from fedspeed.errors import LostPeerError, connection_text
 
 
 @dataclass(frozen=True)
@@ -53,5 +53,5 @@ class ClientLink:
                 raise LostPeerError("this client's gateway could not finish the exchange; its message says who is missing")
             total = self._engine.share_from_gateway(total)
         except RuntimeError as error:  # torch's only kind for a lost connection
-            raise LostPeerError(f"the gateway of this rank's client was lost: {str(error).splitlines()[0]}") from error
+            raise LostPeerError(f"the gateway of this rank's client was lost: {connection_text(error)}") from error
         return Sum(total, *(float(x) for x in head[1:]), sent)

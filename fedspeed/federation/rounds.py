@@ -96,6 +96,9 @@ class Federation:
         self._clock.snapshot_and_reset()
         self._evaluate(progress.tensors, ledger)
         ledger = self._share(ledger)
+        if not math.isfinite(ledger.of_clients("val_loss").sum()):
+            raise FedSpeedError("the held-out loss is not finite before any training; check the weights in model.base and adapter.start_from, "
+                                "or choose another model.dtype")
         if self.seat.reporter:
             self._monitor.round(self._record(0, (), ledger, time.perf_counter() - begin, None, None))
         self._keep(progress)

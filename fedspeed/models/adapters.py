@@ -9,10 +9,7 @@ import torch
 from torch import nn
 
 from fedspeed.errors import ModelError
-from fedspeed.models.config import AdapterConfig
-
-ATTENTION_TARGETS = {"gpt2": ["c_attn"]}  # GPT-2 fuses q, k and v into one matrix
-DEFAULT_ATTENTION_TARGETS = ["q_proj", "v_proj"]
+from fedspeed.models.config import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, AdapterConfig
 
 
 def lora_config(config: AdapterConfig, model_type: str):

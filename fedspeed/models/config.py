@@ -3,6 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+FAMILIES = ("llama", "qwen2", "gpt2")
+# What adapter.targets stands for. GPT-2 fuses q, k and v into one matrix.
+ATTENTION_TARGETS = {"gpt2": ["c_attn"]}
+DEFAULT_ATTENTION_TARGETS = ["q_proj", "v_proj"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -17,7 +22,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class AdapterConfig:
     method: Literal["lora", "full"] = field(default="lora", metadata={"help": "what is trained and exchanged"})
-    lora_rank: int = field(default=8, metadata={"help": "r of LoRA", "min": 1})
+    lora_rank: int = field(default=8, metadata={"help": "r of LoRA", "min": 1, "max": 65_536})
     alpha: float = field(default=16.0, metadata={"help": "LoRA scale numerator; the update is alpha / lora_rank * B A", "above": 0.0})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the adapter's input", "min": 0.0, "max": 0.99})
     targets: str = field(default="attention", metadata={

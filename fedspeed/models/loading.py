@@ -16,9 +16,8 @@ from torch import nn
 from fedspeed.errors import ModelError
 from fedspeed.models.adapters import add_adapter, base_name, initial_adapter, is_adapter, portable_name
 from fedspeed.models.blocks import units
-from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.config import FAMILIES, AdapterConfig, ModelConfig
 
-FAMILIES = ("llama", "qwen2", "gpt2")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,16 +50,23 @@ class WeightFiles:
 
     def read(self, name: str, shape: torch.Size, prefix: str = "") -> torch.Tensor:
         """The tensor `name` of the given shape; older files leave out the base model's `prefix`."""
+        return self._take(name, shape, prefix, lambda file, key: file.get_tensor(key), lambda tensor: tensor.shape)
+
+    def check(self, name: str, shape: torch.Size, prefix: str = "") -> None:
+        """Raises what `read` would raise, without reading the tensor."""
+        self._take(name, shape, prefix, lambda file, key: file.get_slice(key).get_shape(), lambda shape: shape)
+
+    def _take(self, name: str, shape: torch.Size, prefix: str, take: Callable, shape_of: Callable):
         key = name if name in self._file_of else name.removeprefix(prefix)
         if key not in self._file_of:
             raise ModelError(f"{self._folder}: no weight named {name}; the files belong to another architecture than config.json")
         try:
-            tensor = self._open(self._file_of[key]).get_tensor(key)
+            taken = take(self._open(self._file_of[key]), key)
         except SafetensorError as error:
             raise ModelError(f"{self._folder / self._file_of[key]}: {key} cannot be read ({error}); copy the file again") from error
-        if tensor.shape != shape:
-            raise ModelError(f"{self._folder / self._file_of[key]}: {key} has shape {tuple(tensor.shape)}, config.json asks for {tuple(shape)}")
-        return tensor
+        if tuple(shape_of(taken)) != tuple(shape):
+            raise ModelError(f"{self._folder / self._file_of[key]}: {key} has shape {tuple(shape_of(taken))}, config.json asks for {tuple(shape)}")
+        return taken
 
 
 def model_folder(base: str) -> Path:
@@ -110,10 +116,7 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
 
     Tied parameters stay tied. Non-persistent buffers (rotary frequencies) are computed anew: strict loading would leave them undefined.
     """
-    inner = getattr(model, "base_model", model)
-    inner = inner.model if adapter.method == "lora" else model
-    files = WeightFiles(model_folder(config.base)) if config.init == "pretrained" else None
-    started = WeightFiles(Path(adapter.start_from), "adapter_model.safetensors") if adapter.start_from else None
+    inner, files, started = _sources(model, config, adapter)
     prefix = f"{inner.base_model_prefix}."
     placed: dict[nn.Parameter, nn.Parameter] = {}  # meta parameter -> what stands for it now
     for unit_name, unit, recurse in units(model):
@@ -132,6 +135,23 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
     _compute_buffers(model, inner)
     left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     assert not left, f"tensors without a value: {left}"
+
+
+def check_weights(model: nn.Module, config: ModelConfig, adapter: AdapterConfig) -> None:
+    """Raises the ModelError that `materialise` would raise about the files, without reading a weight."""
+    inner, files, started = _sources(model, config, adapter)
+    for name, meta in model.named_parameters():
+        if is_adapter(name) and started:
+            started.check(portable_name(name), meta.shape)
+        elif not is_adapter(name) and files:
+            files.check(base_name(name), meta.shape, f"{inner.base_model_prefix}.")
+
+
+def _sources(model: nn.Module, config: ModelConfig, adapter: AdapterConfig) -> tuple[nn.Module, WeightFiles | None, WeightFiles | None]:
+    """(the model below the adapter, where its weights come from, where the adapter's come from); None: drawn."""
+    inner = model.base_model.model if adapter.method == "lora" else model
+    files = WeightFiles(model_folder(config.base)) if config.init == "pretrained" else None
+    return inner, files, WeightFiles(Path(adapter.start_from), "adapter_model.safetensors") if adapter.start_from else None
 
 
 def _parameters(unit_name: str, unit: nn.Module, recurse: bool):

@@ -47,6 +47,19 @@ def load_tokenizer(config: ModelConfig):
     return _with_pad(_read(key, place), f"{key}={place}")
 
 
+def check_ids(largest: int, config: ModelConfig) -> None:
+    """Raises ModelError if the base has no embedding for the largest token id of the data: an index error deep in the first pass."""
+    from transformers import AutoConfig
+
+    try:
+        size = AutoConfig.from_pretrained(config.base).vocab_size
+    except (OSError, ValueError, KeyError, AttributeError):
+        return  # a folder that cannot be read is refused where the model is built, with a better reason
+    if largest >= size:
+        raise ModelError(f"model.base={config.base}: its config.json has vocab_size={size}, but model.tokenizer={config.tokenizer} gives token ids "
+                         f"up to {largest}; choose the tokenizer that belongs to this base")
+
+
 def _read(key: str, place: str):
     from transformers import AutoTokenizer
 

@@ -5,7 +5,7 @@ from typing import TextIO
 
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.progress import NotesOnly, Progress
-from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, shows_everything, visible
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text, shows_everything, visible
 from fedspeed.monitor.report import Comparison, Facts, comparison_text, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
@@ -34,6 +34,7 @@ class Monitor:
         self._config_text = config_text
         self._log = RoundLog(self._folder / "rounds.jsonl", resume_round)
         self._records = list(self._log.read())
+        self._absent = absent_rounds(self._records, resume_round) if resume_round else ()
         self._events = None
         if config.tensorboard:
             from fedspeed.monitor.tensorboard import TensorBoardWriter
@@ -41,11 +42,19 @@ class Monitor:
             self._events = TensorBoardWriter(self._folder / "tensorboard", resume_round, routing_mode, config_text)
         self._json = JsonLines(json_out) if json_out else NoJson()
         self._progress = Progress(total_rounds, progress_stream, resume_round) if config.progress else NotesOnly(progress_stream)
+        if self._absent:
+            self._progress.note(f"fedspeed: {self._folder / 'rounds.jsonl'}: {absent_text(self._absent)}; the report is without "
+                                f"{'them' if len(self._absent) > 1 else 'it'}, the run is not")
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:
         """The visible records of all finished rounds, those before a restart included: what `summarise` takes."""
         return tuple(self._records)
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Rounds before this start whose records are lost."""
+        return self._absent
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
         """`local_step` (from 1) of `local_steps` is done on this rank. The loss is this rank's own, so only `plain` shows it."""
@@ -87,7 +96,7 @@ class Monitor:
 class NoMonitor:
     """Does nothing, on every rank that does not report."""
 
-    records = ()
+    records = absent = ()
 
     def step(self, round_number, local_step, local_steps, loss=None):
         pass
@@ -104,7 +113,7 @@ class NoMonitor:
 
 def _last_words(summary: Summary, path: Path) -> str:
     parts = [f"{summary.status}: {summary.rounds} of {summary.total_rounds} rounds in {seconds_text(summary.seconds)}"]
-    if summary.first_val_loss is not None:
+    if summary.first_val_loss is not None and summary.last_val_loss is not None:
         parts.append(f"held-out loss {loss_text(summary.first_val_loss)} -> {loss_text(summary.last_val_loss)}")
     if summary.best_round is not None:
         parts.append(f"best {loss_text(summary.best_val_loss)} in round {summary.best_round}")

@@ -123,21 +123,47 @@ class Summary(_Record):
     loaded_bytes: int = 0
     device_bytes: int | None = None
     missing: tuple[MissingUpdates, ...] = ()
+    absent: tuple[int, ...] = ()  # rounds that finished, but whose records are lost: no other number here knows of them
 
     @property
     def missing_count(self) -> int:
         return sum(gap.count for gap in self.missing)
 
 
+def absent_rounds(records, newest: int) -> tuple[int, ...]:
+    """The rounds up to `newest`, which is in the journal, that have no record; none for -1, an empty journal."""
+    known = {record.round for record in records}
+    return tuple(number for number in range(newest + 1) if number not in known)
+
+
+def absent_text(absent: tuple[int, ...]) -> str:
+    """`the records of rounds 0 to 2 and 5 are missing`."""
+    spans: list[list[int]] = []
+    for number in absent:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    names = [str(first) if first == last else f"{first} to {last}" for first, last in spans]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"the records of rounds {listed} are missing" if len(absent) > 1 else f"the record of round {listed} is missing"
+
+
+def finished_rounds(records, absent: tuple[int, ...]) -> int:
+    """The number of the last round that finished, -1 for none."""
+    return max([*(record.round for record in records[-1:]), *absent[-1:]], default=-1)
+
+
 def summarise(
     records, *, status: Status, total_rounds: int, reason: str = "", exit_code: int = 0, restarts: int = 0,
-    also_missing: tuple[MissingUpdates, ...] = (),
+    also_missing: tuple[MissingUpdates, ...] = (), absent: tuple[int, ...] = (),
 ) -> Summary:
     """Add the records of a run up.
 
     Args:
         records: all rounds that finished, in order, those before a restart too.
         also_missing: updates that were missing in a round that did not finish and therefore has no record.
+        absent: rounds that finished, but whose records are lost.
     """
     evaluated = [record for record in records if record.val_loss is not None]
     # A loss that is not finite can be first or last, but never best; nor can that of round 0, in which nothing was trained.
@@ -146,12 +172,13 @@ def summarise(
     gaps = tuple(MissingUpdates(record.round, record.missing_count, record.missing) for record in records if record.missing_count)
     return Summary(
         status=status,
-        rounds=records[-1].round if records else 0,
+        rounds=max(0, finished_rounds(records, absent)),
         total_rounds=total_rounds,
         reason=reason,
         exit_code=exit_code,
-        first_val_loss=evaluated[0].val_loss if evaluated else None,
-        last_val_loss=evaluated[-1].val_loss if evaluated else None,
+        # A later loss must not pass for the first one, nor an earlier one for the last.
+        first_val_loss=evaluated[0].val_loss if evaluated and not any(number < evaluated[0].round for number in absent) else None,
+        last_val_loss=evaluated[-1].val_loss if evaluated and not any(number > evaluated[-1].round for number in absent) else None,
         best_val_loss=best.val_loss if best else None,
         best_round=best.round if best else None,
         seconds=sum(record.seconds for record in records),
@@ -162,6 +189,7 @@ def summarise(
         loaded_bytes=sum(record.loaded_bytes for record in records),
         device_bytes=max((record.device_bytes for record in records if record.device_bytes is not None), default=None),
         missing=gaps + tuple(also_missing),
+        absent=tuple(absent),
     )
 
 

@@ -9,7 +9,7 @@ from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.files import write_atomically
 from fedspeed.monitor import plots
 from fedspeed.monitor.clock import STAGES
-from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, shows_everything, visible
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_text, shows_everything, visible
 from fedspeed.monitor.units import bytes_text, count_text, loss_text, seconds_text
 
 ROUNDS_SHOWN = 21  # 20 and the losses before the first
@@ -142,6 +142,10 @@ def _status(summary: Summary, facts: Facts) -> str:
         verb = "is" if summary.missing_count == 1 else "are"
         lines.append(f"**{_count(summary.missing_count, 'update')} {verb} missing** from the result: "
                      "see [below](#missing-updates-and-restarts).")
+    if summary.absent:
+        text = absent_text(summary.absent)
+        lines.append(f"{text[0].upper()}{text[1:]} from `rounds.jsonl`: the numbers below are without "
+                     f"{'them' if len(summary.absent) > 1 else 'it'}.")
     if summary.exit_code:
         lines.append(f"Exit code {summary.exit_code}.")
     if summary.exit_code == EXIT_RESUMABLE:

@@ -10,4 +10,4 @@ class RoutingConfig:
     transport: Literal["auto", "mpi", "gloo", "local"] = field(default="auto", metadata={
         "help": "auto: mpi under mpirun, gloo elsewhere, local with a single participant"})
     deadline_s: float = field(default=1800.0, metadata={
-        "help": "longest wait for the other clients' updates of a round", "above": 0.0})
+        "help": "longest wait for the other clients' updates of a round", "above": 0.0, "max": 10_000_000})

@@ -61,7 +61,7 @@ class Handle:
         while not futures.wait([self._future], max(0.0, min(_LOOK_S, end - time.monotonic()))).done:
             # A machine that has vanished breaks no connection: the transport would wait for it until the deadline.
             if lost := self._roll.lost():
-                raise LostPeerError(f"exchange {self._tag} is missing the update of {', '.join(lost)}: silent for too long")
+                raise LostPeerError(f"the update of {', '.join(lost)} is missing: silent for too long")
             if time.monotonic() >= end:
                 raise self._failure(f"no answer within {deadline_s:.0f} s")
         try:
@@ -73,7 +73,7 @@ class Handle:
     def _failure(self, reason: str) -> LostPeerError:
         missing = self._roll.missing(self._tag)
         names = ", ".join(missing) if missing else "at least one participant (all had arrived: lost on the way)"
-        return LostPeerError(f"exchange {self._tag} is missing the update of {names}: {reason}")
+        return LostPeerError(f"the update of {names} is missing: {reason}")
 
 
 class PlainExchange:

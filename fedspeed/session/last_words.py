@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 from fedspeed.cluster.once import report
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError, LostPeerError
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError, LostPeerError, connection_text
 from fedspeed.session.order import Job
 from fedspeed.session.standing import journal_of
 
-PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE)
+PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE,
+                errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def finish(job: Job, progress, monitor, engine, tokenizer, comparison) -> int:
@@ -31,10 +33,12 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison) -> int:
         return EXIT_RESUMABLE
     best = bool(progress.best_round) and progress.best_round != progress.round
     tensors = journal_of(job.order).load_best(progress.best_round) if best else progress.tensors
-    kind = "model" if config.adapter.method == "full" else "adapter"
+    kind = export_kind(config)
     export(folder / kind, engine.model, tokenizer, tensors, config.model.base)
     if best:
         export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base)
+    else:
+        shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)  # of an earlier end of this run, whose last round was not its best
     lost = sum(r.missing_count for r in monitor.records)
     code = EXIT_FAILED if lost else EXIT_OK
     reason = f"{lost} update{'s' if lost > 1 else ''} did not count, see below" if lost else ""
@@ -43,13 +47,18 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison) -> int:
     return code
 
 
+def export_kind(config: RunConfig) -> str:
+    """The name of the folder in a run's folder that holds its result."""
+    return "model" if config.adapter.method == "full" else "adapter"
+
+
 def report_failure(job: Job, monitor, error: Exception, lost: list[int]) -> None:
     """The reporter's last words about a run that broke: which updates of which round are missing."""
-    from fedspeed.monitor.records import MissingUpdates
+    from fedspeed.monitor.records import MissingUpdates, finished_rounds
 
     clients = tuple(sorted({c for rank in lost for c in job.topology.place(rank).clients}))
-    number = monitor.records[-1].round + 1 if monitor.records else 0
-    gaps = (MissingUpdates(number, len(clients), clients),) if clients and number <= job.config.federation.rounds else ()
+    number = finished_rounds(monitor.records, monitor.absent) + 1
+    gaps = (MissingUpdates(number, len(clients), clients),) if clients and 0 <= number <= job.config.federation.rounds else ()
     untold = [name for rank in lost if (name := job.named(rank)) not in str(error)]
     reason = str(error) + (f" (lost: {'; '.join(untold)})" if untold else "")
     monitor.finish(_summary(job.config, monitor, "failed", reason, getattr(error, "exit_code", EXIT_FAILED), gaps), _facts(job, None))
@@ -88,7 +97,7 @@ def told(error: BaseException, folder: Path) -> BaseException:
 
     if not lost_connection(error):
         return error
-    return LostPeerError(f"a rank of this cluster was lost: {str(error).splitlines()[0]}; the same command resumes from the journal")
+    return LostPeerError(f"a rank of this cluster was lost: {connection_text(error)}; the same command resumes from the journal")
 
 
 def abort_mpi(error: BaseException) -> None:
@@ -108,7 +117,7 @@ def _summary(config: RunConfig, monitor, status: str, reason: str, code: int, al
     from fedspeed.monitor.records import summarise
 
     return summarise(monitor.records, status=status, total_rounds=config.federation.rounds, reason=reason, exit_code=code,
-                     restarts=int(os.environ.get("FEDSPEED_RESTARTS", "0")), also_missing=also_missing)
+                     restarts=int(os.environ.get("FEDSPEED_RESTARTS", "0")), also_missing=also_missing, absent=monitor.absent)
 
 
 def _trained(adapter) -> str:

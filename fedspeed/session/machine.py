@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import visible_gpus
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.local import local_rank_count, run_local
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from fedspeed.monitor.records import MissingUpdates, summarise
+from fedspeed.monitor.records import MissingUpdates, absent_rounds, finished_rounds, summarise
 from fedspeed.monitor.round_log import read_rounds
+from fedspeed.session.last_words import export_kind
 from fedspeed.session.order import Order
 from fedspeed.session.parts import preload
-from fedspeed.session.standing import Claim, ending, journal_entry, journal_of
+from fedspeed.session.standing import Claim, check_best, ending, journal_entry, journal_of
 
 LAST_WORDS_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
 
@@ -33,8 +35,10 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
         order.make_room()
         claim.drop()
     entry = journal_entry(journal, order)
-    if entry is not None and (end := ending(entry.round, entry.stale, config.federation)) and _is_reported(folder, end):
-        return _say_complete(folder, end, entry.round)
+    if entry is not None and (end := complete(order, entry)):
+        return _say_complete(folder, end, entry.round, config.federation.rounds)
+    if entry is not None:
+        check_best(journal, entry)
     ranks = sum(h.slots for h in launch.hosts) if launch.hostfile else local_rank_count(config.cluster.local_ranks, config.data.clients)
     watch = _Watch()
     if "DS_ACCELERATOR" not in os.environ and not visible_gpus(os.environ):
@@ -48,6 +52,13 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
     return code
 
 
+def complete(order: Order, entry: Entry) -> str:
+    """Why a run is over that also has left what it should, empty while there is something to do: it may have been killed behind its last
+    journal entry, or its export may be gone."""
+    end = ending(entry.round, entry.stale, order.config.federation)
+    return end if end and _is_reported(order.folder, end) and (order.folder / export_kind(order.config)).is_dir() else ""
+
+
 def _records(folder: Path):
     return read_rounds(folder / "rounds.jsonl")
 
@@ -57,15 +68,16 @@ def _missing(folder: Path) -> int:
 
 
 def _is_reported(folder: Path, end: str) -> bool:
-    """Whether the report, the last thing a run writes, tells of this end: the run may have been killed behind its last journal entry."""
+    """Whether the report, the last thing a run writes, tells of this end."""
     report = folder / "report.md"
     return report.is_file() and report.read_text(encoding="utf-8").partition("\n")[0].endswith(f": {end}")
 
 
-def _say_complete(folder: Path, end: str, number: int) -> int:
+def _say_complete(folder: Path, end: str, number: int, asked: int) -> int:
     more = "federation.rounds" if end == "finished" else "federation.patience"
     lost = _missing(folder)
     state = f"{end}, {number} rounds" + (f", missing updates: {lost}" if lost else "")
+    state += f"; federation.rounds={asked} asks for fewer, which changes nothing" if asked < number else ""
     print(f"fedspeed: {folder} is complete ({state}): see {folder / 'report.md'}. A larger {more} goes on from there, --fresh starts anew.",
           file=sys.stderr)
     return EXIT_FAILED if lost else EXIT_OK
@@ -99,11 +111,16 @@ def _report_killed(order: Order, ranks: int, watch: _Watch, code: int) -> None:
     from fedspeed.monitor.report import Facts, write_report
 
     records = _records(folder)
-    number = records[-1].round + 1 if records else 0
+    absent = absent_rounds(records, journal_of(order).newest())
+    number = finished_rounds(records, absent) + 1
     everyone = tuple(range(config.data.clients))
     gaps = () if watch.asked_to_end or not 0 < number <= config.federation.rounds else (MissingUpdates(number, len(everyone), everyone),)
     summary = summarise(records, status="preempted" if watch.asked_to_end else "failed", total_rounds=config.federation.rounds,
-                        reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps)
-    path = write_report(folder, records, summary, render(order.loaded, order.deepspeed), Facts(run={"ranks": str(ranks)}),
-                        routing_mode=config.routing.mode, plot=config.monitor.plot)
+                        reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps, absent=absent)
+    try:
+        path = write_report(folder, records, summary, render(order.loaded, order.deepspeed), Facts(run={"ranks": str(ranks)}),
+                            routing_mode=config.routing.mode, plot=config.monitor.plot)
+    except OSError as error:  # what stopped the run may stop its report too
+        print(f"fedspeed: the report could not be written: {error}", file=sys.stderr)
+        return
     print(f"fedspeed: report: {path}", file=sys.stderr)

@@ -38,9 +38,7 @@ class Order:
 
     @property
     def folder(self) -> Path:
-        """`runs/<name>`; the name is the YAML's unless the run has its own."""
-        name = self.config.run.name or (self.loaded.path.stem if self.loaded.path else "run")
-        return Path(self.config.run.out) / name
+        return self.loaded.run_folder
 
     def make_room(self) -> None:
         """Move an earlier run of the same name aside."""

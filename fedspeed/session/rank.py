@@ -11,6 +11,7 @@ from fedspeed.cluster import rendezvous
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.pulse import Pulse
 from fedspeed.cluster.topology import plan, warnings
+from fedspeed.config.check import notes
 from fedspeed.config.show import as_dict
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.session import last_words, parts, standing
@@ -30,7 +31,7 @@ def run_rank(order: Order) -> int:
     job = Job(order, launch, plan(launch.hosts, order.config.data.clients, order.config.cluster.ranks_per_client))
     store = rendezvous.meet(launch, order.config.cluster.start_timeout_s)
     if job.me == 0:
-        for text in warnings(job.topology):
+        for text in [*warnings(job.topology), *notes(order.config)]:
             print(f"fedspeed: {text}", file=sys.stderr)
     mpi = parts.mpi(job)
     try:
@@ -83,13 +84,13 @@ def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
         try:
             progress = federation.run(progress)
             comparison = _compare(job, federation, first, progress, inputs, link)
+            if job.reporter:
+                code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison)
+            else:
+                code = EXIT_OK if progress.done else EXIT_RESUMABLE
         except Exception as error:
             told = _told_to_all(job, store, pulse, monitor, error)
             raise told from (None if told is error else error)
-        if job.reporter:
-            code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison)
-        else:
-            code = EXIT_OK if progress.done else EXIT_RESUMABLE
         pulse.close()
         close()
         engine.close()
@@ -121,9 +122,9 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
     """What may fail for reasons of this rank alone comes first, so that all can agree to go on."""
     order, config = job.order, job.config
     with CheckIn(job, store, "ready"):
-        from fedspeed.data.clients import client_rows, encode_client
+        from fedspeed.data.clients import client_rows, encode_client, largest_id
         from fedspeed.engine.build import check_dtype
-        from fedspeed.models.tokenizer import load_tokenizer
+        from fedspeed.models.tokenizer import check_ids, load_tokenizer
 
         preflight.check_files(order.loaded)
         preflight.check_clusters(config, job.topology)
@@ -131,9 +132,12 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
         tokenizer = load_tokenizer(config.model)
         everyone = client_rows(config.data, config.run.seed)
         data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
+        check_ids(max(map(largest_id, data.values())), config.model)
         if job.reporter and order.folder.is_dir():
             claim.take(order.folder)
         entry = standing.journal_entry(standing.journal_of(order), order) if job.reporter and not order.fresh else None
+        if entry is not None:
+            standing.check_best(standing.journal_of(order), entry)
     if order.fresh:
         with CheckIn(job, store, "fresh"):
             if job.reporter:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedspeed.checkpoint.journal import Entry, Journal, changes
 from fedspeed.config.run import RunConfig
-from fedspeed.config.show import as_dict
+from fedspeed.config.show import as_dict, decisive
 from fedspeed.errors import JournalError
 from fedspeed.federation.config import FederationConfig
 from fedspeed.session.order import Order
@@ -57,9 +57,19 @@ def journal_entry(journal: Journal, order: Order) -> Entry | None:
     entry = journal.latest()
     if entry is None or entry.fingerprint == order.marks:
         return entry
-    differing = changes(entry.config, as_dict(order.config)) or ["the content of the DeepSpeed base file"]
+    differing = changes(decisive(entry.config), decisive(as_dict(order.config))) or ["the content of the DeepSpeed base file"]
     raise JournalError(f"{journal.folder}: belongs to a run with another configuration ({'; '.join(differing[:8])}); give the new one its "
                        "own name with run.name=..., or start anew with --fresh")
+
+
+def check_best(journal: Journal, entry: Entry) -> None:
+    """That the best round so far is still there to be exported in the end: found before hours of training, not behind them.
+
+    Raises:
+        JournalError: it is not. Where the newest round is the best one, its own state stands in for the file.
+    """
+    if entry.best_round not in (0, entry.round):
+        journal.check_best(entry)
 
 
 def ending(number: int, stale: int, config: FederationConfig) -> str:
@@ -95,6 +105,8 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
         for client in seat.clients:
             progress.optimizers |= _kept_optimizer(journal, engine, number, client, seat.gateway)
         link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now, and nothing of the run is changed yet
+    if entry is not None and best == number and best:
+        journal.save_best(best, tensors)  # whether the file is there or not, see `check_best`
     return progress
 
 

@@ -206,10 +206,20 @@ def test_missing_state(two_rounds):
 def test_lost_or_truncated_best(two_rounds):
     path = two_rounds.folder / "best-000003.safetensors"
     truncate(path)
-    assert re.fullmatch(rf"{path}: cannot be read .*; raise federation.rounds .*{REMEDY}", refusal(two_rounds.load_best, 3))
+    assert re.fullmatch(rf"{path}: cannot be read .*; copy this file back .*{REMEDY}", refusal(two_rounds.load_best, 3))
+    assert refusal(two_rounds.check_best, two_rounds.latest()) == refusal(two_rounds.load_best, 3)
     path.unlink()
-    text = refusal(two_rounds.load_best, 3)
-    assert str(path) in text and REMEDY in text and "delete" not in text, "deleting its folder would delete the journal"
+    for text in (refusal(two_rounds.load_best, 3), refusal(two_rounds.check_best, two_rounds.latest())):
+        assert str(path) in text and REMEDY in text and "delete" not in text, "deleting its folder would delete the journal"
+
+
+def test_the_best_of_another_model(two_rounds):
+    """Checked by names and shapes, whatever the values are."""
+    two_rounds.save_best(3, {"a": np.ones((50, 2), dtype=np.float32)})
+    two_rounds.check_best(two_rounds.latest())
+    for other in ({"a": np.ones((50, 3), dtype=np.float32)}, {"b": np.ones((50, 2), dtype=np.float32)}, {}):
+        two_rounds.save_best(3, other)
+        assert "best-000003.safetensors: holds other tensors than" in refusal(two_rounds.check_best, two_rounds.latest())
 
 
 def test_lost_or_truncated_client(two_rounds):

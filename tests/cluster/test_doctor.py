@@ -57,6 +57,12 @@ def test_libaio_needs_library_and_header(monkeypatch, library, found, tmp_path):
     assert found or "libaio-dev" in check.remedy and "the library not found" in check.detail
 
 
+def test_little_locked_memory_is_a_note_and_no_fault(monkeypatch):
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (2**23, 2**23))
+    check = doctor._locked_memory()
+    assert check.ok and "0.01 GiB (pinned offload buffers and InfiniBand need more: ulimit -l unlimited)" in check.detail
+
+
 def test_16_bit_arithmetic_of_the_cpu_is_told(monkeypatch):
     monkeypatch.setattr(doctor, "_lines", lambda path: ["flags : fpu avx512_bf16 avx512_fp16"])
     assert "native fp16 and bf16" in doctor._cores().detail

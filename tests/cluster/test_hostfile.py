@@ -129,6 +129,19 @@ def test_windows_line_ends_are_seen_in_a_file(tmp_path):
         read(path)
 
 
+def test_a_byte_order_mark_belongs_to_no_name(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_bytes(b"\xef\xbb\xbfa slots=1\n")
+    assert [host.name for host in read(path).hosts] == ["a"]
+
+
+@pytest.mark.parametrize("slots", ["1025", "999999999", "9" * 5000])
+def test_more_slots_than_a_host_can_have(slots):
+    message = problems_of(f"a slots={slots}\n")
+    assert "more than one host has" in message and "at most 1024" in message and len(message) < 300
+    assert parse("a slots=1024\n", "hosts").slots == 1024
+
+
 @pytest.mark.parametrize(("name", "hosts", "slots", "gpus"), [
     ("hetero10", 10, 20, {"RTX-3090": (24.0, 14), "RTX-2080-Ti": (11.0, 6)}),
     ("scale16", 9, 16, {"RTX-3090": (24.0, 14), "RTX-2080-Ti": (11.0, 2)}),

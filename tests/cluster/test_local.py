@@ -335,6 +335,13 @@ def test_a_bad_number_of_local_ranks_is_refused(setting):
         local.local_rank_count(setting, 3)
 
 
+def test_more_ranks_than_a_machine_has_processes_for(monkeypatch):
+    monkeypatch.setattr(local, "usable_cores", lambda: 2)
+    assert local.local_rank_count("128", 3) == 128
+    with pytest.raises(ConfigError, match="cluster.local_ranks=129: 129 ranks are too many for one machine of 2 cores; ask for at most 128"):
+        local.local_rank_count("129", 3)
+
+
 def test_the_supervisor_and_all_that_help_and_dry_run_reach_import_no_torch():
     modules = ["crew", "devices", "discover", "doctor", "forkserver", "hostfile", "layout", "local", "once", "rendezvous", "topology"]
     script = "import sys\n" + "".join(f"import fedspeed.cluster.{name}\n" for name in modules)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from fedspeed.config.check import problems
+from fedspeed.config.check import notes, problems
 from fedspeed.config.run import RunConfig
 
 
@@ -40,6 +40,13 @@ def test_defaults_lack_only_a_model():
     ({"cluster": {"local_ranks": "0"}}, "cluster.local_ranks is '0'"),
     ({"run": {"name": "../x"}}, "run.name is '../x'"),
     ({"run": {"name": ".."}}, "run.name is '..'"),
+    ({"run": {"name": "x" * 201}}, "run.name has 201 bytes; give one of at most 200"),
+    ({"run": {"name": "\u00fc" * 150}}, "run.name has 300 bytes"),
+    ({"run": {"out": ""}}, "run.out is empty"),
+    ({"data": {"path": "rows.jsonl"}}, "data.path=rows.jsonl would not be read, because data.task=builtin makes its rows"),
+    ({"train": {"local_steps_by_cluster": f"a:{'9' * 5000}"}}, "at least 1 step and at most 1000000"),
+    ({"cluster": {"local_ranks": "9" * 5000}}, "cluster.local_ranks is '999"),
+    ({"cluster": {"ranks_per_client": "\u0664"}}, "cluster.ranks_per_client is '\u0664'"),
     ({"deepspeed": {"fp16": {"enabled": True}}}, "deepspeed.fp16.enabled is true, but model.dtype is bf16"),
     ({"deepspeed": {"bf16": {"enabled": False}}}, "deepspeed.bf16.enabled is false, but model.dtype is bf16"),
 ])
@@ -61,3 +68,10 @@ def test_each_rule(sections, said):
 ])
 def test_what_goes_together(sections):
     assert problems(config(**sections)) == []
+
+
+@pytest.mark.parametrize(("warmup", "told"), [(0, False), (20, False), (21, True)])
+def test_a_warm_up_that_never_ends_is_noted(warmup, told):
+    found = notes(config(train={"warmup_steps": warmup, "local_steps": 1, "local_steps_by_cluster": "a:10"}, federation={"rounds": 2}))
+    assert found == ([] if not told else ["train.warmup_steps=21, but the run has only 2 x 10 local steps, so that train.lr=0.001 is never reached; "
+                                          "lower train.warmup_steps"])

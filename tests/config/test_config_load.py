@@ -88,7 +88,7 @@ def test_a_section_whose_lines_are_all_commented_out_is_empty(tmp_path):
 
 
 def test_overrides_reach_everywhere_and_the_last_one_counts():
-    loaded = load(None, [BASE, "train.lr=1", "train.lr=2", "data={clients: 5, split: lda}", "deepspeed.base=x.json",
+    loaded = load(None, [BASE, "train.lr=1", "train.lr=2", "data={clients: 5, split: lda, task: file}", "deepspeed.base=x.json",
         "train.local_steps_by_cluster=a:5,b:3",
                          "data.path=s3=x"])
     assert loaded.config.train.lr == 2.0
@@ -202,6 +202,30 @@ def test_all_problems_come_at_once(tmp_path):
     assert "model.base is empty" in problems[6]
     # data.clients was refused, so nothing is said about clients_per_round=9 of the default's 3
     assert not any("clients_per_round" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("override", [
+    f"run.seed={'9' * 20}", "run.seed=4294967296", f"train.micro_batch={'9' * 23}", "train.accumulation=65537", "train.local_steps=1000001",
+    "data.clients=10001", "data.max_tokens=1048577", "adapter.lora_rank=65537", "federation.rounds=1000001", "engine.threads=1025",
+    "routing.deadline_s=1e300", "cluster.silence_s=1e300", "cluster.start_timeout_s=1e8", "cluster.finish_s=1e8",
+])
+def test_what_would_exhaust_a_machine_is_refused_with_the_limit(override):
+    found = problems_of(None, BASE, override)
+    assert len(found) == 1 and override.partition("=")[0] in found[0] and " and at most " in found[0] and "e+" not in found[0].partition("at most")[2][:8]
+
+
+def test_nesting_without_end_is_refused(tmp_path):
+    path = write(tmp_path, "[" * 5000)
+    assert problems_of(path) == [f"{path}: is nested too deeply to be a configuration; give a run's YAML, such as ds_configs/quickstart.yaml"]
+    found = problems_of(None, BASE, f"train.lr={'[' * 5000}", f"deepspeed{'.a' * 5000}=1")
+    assert len(found) == 2 and "nested too deeply" in found[0] and len(found[0]) < 300 and "is not an override" in found[1]
+
+
+@pytest.mark.parametrize("text", ['"a\\nb"', '"a\\0b"', '"\\ud800"', '"\\t"'])
+@pytest.mark.parametrize("key", ["run.name", "data.path"])
+def test_a_name_is_text_on_one_line(key, text):
+    found = problems_of(None, BASE, "data.task=file", "data.path=x", f"{key}={text}")
+    assert len(found) == 1 and ("must be text on one line" in found[0] or "is not YAML" in found[0])
 
 
 def test_an_unreadable_file_does_not_hide_bad_overrides(tmp_path):

@@ -125,3 +125,13 @@ def test_hub_set_without_rows(monkeypatch):
     fake_datasets(monkeypatch, lambda *args, **kwargs: [])
     with pytest.raises(DataError, match="some/set: the train split.*no rows"):
         hub_rows("some/set", Fields())
+
+
+def test_half_a_character_is_named(tmp_path):
+    """JSON may escape a lone surrogate, which no tokenizer takes."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": "b\\ud800"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: field 'output' holds '\\ud800' at character 1, half of a character; correct the record"):
+        read_rows(path, Fields())
+    path.write_text('{"instruction": "a", "output": "\\ud83d\\ude00"}\n')
+    assert read_rows(path, Fields())[0][1].output == "\U0001f600"

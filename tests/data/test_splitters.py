@@ -94,8 +94,13 @@ def test_lda_alpha_sets_the_skew():
 
 
 def test_lda_gives_up_with_a_remedy():
-    with pytest.raises(DataError, match=r"data.alpha=0.5 left one of 3 clients without rows in each of 1000 draws.*raise data.alpha or lower"):
-        lda(["a", "a"], 3, 0.5, np.random.default_rng(0))
+    with pytest.raises(DataError, match=r"data.alpha=0.001 left one of 3 clients without rows in each of 1000 draws.*raise data.alpha or lower"):
+        lda(["a", "a", "a"], 3, 0.001, np.random.default_rng(0))
+
+
+def test_lda_does_not_try_what_cannot_be():
+    with pytest.raises(DataError, match="2 rows are too few for 10000 clients: no row for client 2, 3, 4, 5, 6, 7, 8, 9 and 9990 more"):
+        lda(["a", "a"], 10000, 0.5, np.random.default_rng(0))
 
 
 def test_a_client_without_rows_is_named():

@@ -69,7 +69,7 @@ def test_bytes_are_those_of_one_exchange():
 
 def test_a_missing_participant_is_a_lost_peer():
     exchange = PlainExchange(LocalTransport.set_of(2)[0], 0.05)
-    with pytest.raises(LostPeerError, match="exchange 0 is missing the update of"):
+    with pytest.raises(LostPeerError, match="the update of at least one participant .* is missing: "):
         ClientLink(Alone(), exchange, 0.05).sum(np.zeros(3), 0.0)
 
 

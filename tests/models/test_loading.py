@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torch
 from fedspeed.errors import ModelError
 from fedspeed.models.blocks import decoder_blocks, units
 from fedspeed.models.config import AdapterConfig, ModelConfig
-from fedspeed.models.loading import materialise, meta_model
+from fedspeed.models.loading import check_weights, materialise, meta_model
+from fedspeed.preflight import DEFAULT_LINEAR, LINEAR
 
 
 def configs():
@@ -143,3 +145,21 @@ def test_a_broken_folder_is_named(folders, tmp_path, case):
     with pytest.raises(ModelError, match=message) as caught:
         build(ModelConfig(base=str(tmp_path / "m"), dtype="fp32"), AdapterConfig())
     assert str(tmp_path / "m") in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_the_names_of_all_linear_are_those_that_peft_finds(folders, family):
+    """`preflight` holds a saved adapter's names against them without importing torch."""
+    model = meta_model(ModelConfig(base=str(folders / family)), AdapterConfig(targets="all-linear"))
+    assert {name.rpartition(".")[2] for name in model.peft_config["default"].target_modules} == LINEAR.get(family, DEFAULT_LINEAR)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_weights_are_held_against_the_config_without_reading_them(folders, family, tmp_path):
+    folder = shutil.copytree(folders / family, tmp_path / family)
+    config, adapter = ModelConfig(base=str(folder)), AdapterConfig()
+    check_weights(meta_model(config, adapter), config, adapter)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"vocab_size": 301}))
+    with pytest.raises(ModelError, match=r"has shape \(300, 64\), config.json asks for \(301, 64\)"):
+        check_weights(meta_model(config, adapter), config, adapter)

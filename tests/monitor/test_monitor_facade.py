@@ -102,6 +102,19 @@ def test_a_resumed_run_reports_all_its_rounds_once(tmp_path, make_round):
     assert "**Finished**: 4 of 4 rounds in 40s." in (tmp_path / "report.md").read_text()
 
 
+def test_lost_records_are_told_once_on_stderr_and_in_the_report(tmp_path, make_round):
+    log = RoundLog(tmp_path / "rounds.jsonl")
+    log.append(make_round(0))
+    log.append(make_round(2))
+    err = io.StringIO()
+    monitor = Monitor(tmp_path, MonitorConfig(plot=False, progress=False), "plain", 3, resume_round=2, progress_stream=err)
+    assert monitor.absent == (1,)
+    assert err.getvalue() == f"fedspeed: {tmp_path / 'rounds.jsonl'}: the record of round 1 is missing; the report is without it, the run is not\n"
+    monitor.round(make_round(3))
+    monitor.finish(summarise(monitor.records, status="finished", total_rounds=3, absent=monitor.absent), Facts())
+    assert "> The record of round 1 is missing from `rounds.jsonl`: the numbers below are without it.\n" in (tmp_path / "report.md").read_text()
+
+
 def test_what_is_switched_off_is_not_written(tmp_path, make_round):
     err = io.StringIO()
     monitor = Monitor(tmp_path, MonitorConfig(tensorboard=False, progress=False, plot=False), "plain", 1, progress_stream=err)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, summarise, visible
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text, summarise, visible
 
 
 def test_round_survives_strict_json(make_round, make_client):
@@ -116,3 +116,29 @@ def test_masked_summary_counts_but_does_not_name(make_round):
 def test_masked_early_stop_keeps_its_reason(make_round):
     summary = summarise([make_round(1)], status="early stop", total_rounds=2, reason="no better held-out loss in 3 evaluations")
     assert visible(summary, "masked").reason == summary.reason
+
+
+def test_lost_records_are_found_and_told():
+    class Known:
+        def __init__(self, round):
+            self.round = round
+
+    assert absent_rounds([], -1) == () and absent_rounds([Known(0), Known(1)], 1) == ()
+    assert absent_rounds([Known(1), Known(3)], 5) == (0, 2, 4, 5)
+    assert absent_text((0, 1, 2)) == "the records of rounds 0 to 2 are missing"
+    assert absent_text((0, 2, 4, 5)) == "the records of rounds 0, 2 and 4 to 5 are missing"
+    assert absent_text((3,)) == "the record of round 3 is missing"
+
+
+def test_no_later_loss_passes_for_the_first_nor_an_earlier_one_for_the_last(make_round):
+    records = [make_round(number, val_loss=3.0 - number) for number in (0, 1, 2)]
+
+    def ends(records, absent):
+        summary = summarise(records, status="finished", total_rounds=3, absent=absent)
+        return summary.rounds, summary.first_val_loss, summary.last_val_loss, summary.absent
+
+    assert ends(records, ()) == (2, 3.0, 1.0, ())
+    assert ends(records[2:], (0, 1)) == (2, None, 1.0, (0, 1))
+    assert ends([records[0], records[2]], (1,)) == (2, 3.0, 1.0, (1,))
+    assert ends(records[:2], (2,)) == (2, 3.0, None, (2,))
+    assert ends([], (0, 1, 2)) == (2, None, None, (0, 1, 2))

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transport import TransportError
 from tests.conftest import ROOT
@@ -123,7 +123,7 @@ def test_a_missing_participant_is_named_within_the_deadline():
 
     transports = LocalTransport.set_of(2)
     begin = time.monotonic()
-    with pytest.raises(LostPeerError, match=r"exchange 0 is missing the update of client 1 \(rank 1\)"):
+    with pytest.raises(LostPeerError, match=r"the update of client 1 \(rank 1\) is missing"):
         PlainExchange(transports[0], deadline_s=0.3, roll=Late()).start(np.zeros(4), 1.0).wait(5)
     assert time.monotonic() - begin < 3
 
@@ -182,4 +182,11 @@ def test_a_lost_participant_ends_the_wait_and_the_process_long_before_the_deadli
     done = subprocess.run([sys.executable, "-c", LOST_SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=20)
     seconds, _, said = done.stdout.partition(" ")
     assert float(seconds) < 5
-    assert "exchange 0 is missing the update of client 1 (rank 1 on beta)" in said
+    assert "the update of client 1 (rank 1 on beta) is missing" in said
+
+
+def test_a_broken_connection_is_told_without_torchs_own_words():
+    text = ("[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:26021. This is typically "
+            "caused by a remote worker crashing. Check the logs of the remote worker before reporting an error. GLHF! \U0001f3d6\nand a trace")
+    assert connection_text(RuntimeError(text)) == "Connection closed by peer [127.0.0.1]:26021"
+    assert connection_text(RuntimeError("timed out\nmore")) == "timed out" and connection_text(RuntimeError()) == "RuntimeError"

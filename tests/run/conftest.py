@@ -33,3 +33,10 @@ def copy_of_whole(whole, shared_workshop):
         return Path(shutil.copytree(whole[1], shared_workshop.runs / name))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def rises(shared_workshop):
+    """The folder of a run with server steps so long that the held-out loss rises in the end: its best round is not its last."""
+    shared_workshop.finish("run.name=rises", "federation.server_lr=3", "monitor.plot=false")
+    return shared_workshop.runs / "rises"

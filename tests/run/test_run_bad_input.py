@@ -1,15 +1,17 @@
 """Bad input ends a run at once with one message that names the fault and the remedy, and leaves no file behind."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import LLAMA, SETTINGS, Ended, last_round, tree
-from safetensors.numpy import save_file
+from launched import LLAMA, ROOT, SETTINGS, Ended, headline, last_round, tree
+from safetensors.numpy import load_file, save_file
 
 SOON_S = 30.0  # found before any rank starts; takes half a second on an idle machine
 
@@ -59,6 +61,12 @@ def cut(path: Path, bytes_left: int) -> None:
     (("data.task=file", "data.path=gone.jsonl"), ("data.path=gone.jsonl", "no such file")),
     (("model.base=gone/",), ("model.base", "gone/", "does not exist", "config.json")),
     (("adapter.start_from=gone",), ("adapter.start_from", "gone", "PEFT folder")),
+    (("run.out=/proc",), ("run.out=/proc", "cannot be written to", "another place")),
+    (("run.out=" + "x" * 300,), ("x" * 300, "cannot be used", "too long")),
+    (("cluster.local_ranks=100000",), ("cluster.local_ranks=100000", "at most")),
+    (("data.clients=999999999999",), ("data.clients", "at most 10000")),
+    (("data.clients=10000", "data.split=lda"), ("120 rows are too few for 10000 clients",)),
+    (("routing.transport=mpi",), ("routing.transport=mpi", "mpirun", "routing.transport=gloo")),
 ])
 def test_command_line(workshop, words, named):
     refuse(workshop, *words, named=named, limit_s=SOON_S)
@@ -79,6 +87,12 @@ def test_config_file(workshop, text, named):
     refuse(workshop, config=path, named=(str(path), *named), limit_s=SOON_S)
 
 
+@pytest.mark.parametrize("option", ["--config", "--hostfile"])
+def test_empty_option(workshop, option):
+    ended = workshop.run(option, "", limit_s=SOON_S)
+    assert ended.code == 2 and f"argument {option}: is empty; name a file" in ended.err and "Traceback" not in ended.err
+
+
 def test_unknown_option(workshop):
     ended = workshop.run("--hostfiles", "x", limit_s=SOON_S)
     assert ended.code == 2 and "--hostfiles" in ended.err and "Traceback" not in ended.err
@@ -89,6 +103,8 @@ def test_unknown_option(workshop):
     ("a slots=0\n", (":1: slots=0 of host a", "delete the line")),
     ("a slots=2\n# fed-host a colour=red\n", (":2: unknown fact `colour` of host a", "cluster")),
     ("", ("names no host", "NAME slots=N")),
+    ("localhost slots=999999999\n", ("more than one host has", "at most 1024")),
+    ("".join(f"h{n} slots=1024\n" for n in range(99)), ("ranks are too many for one machine", "at most")),
 ])
 def test_hostfile(workshop, text, named):
     path = workshop.folder / "bad-hosts"
@@ -162,16 +178,15 @@ def test_weights_of_another_architecture(workshop):
     refuse(workshop, "model.init=pretrained", f"model.base={folder}", named=(str(folder), "model.embed_tokens.weight", "another architecture"))
 
 
-@pytest.mark.slow
 def test_unsupported_model_type(workshop):
     folder = model_folder(workshop, "other-type", {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"]})
-    refuse(workshop, f"model.base={folder}", named=(str(folder / "config.json"), "'mistral' is not supported", "llama, qwen2, gpt2"))
+    refuse(workshop, f"model.base={folder}", named=(str(folder / "config.json"), "'mistral' is not supported", "llama, qwen2, gpt2"),
+           limit_s=SOON_S)
 
 
-@pytest.mark.slow
-def test_model_type_that_nobody_knows(workshop):
-    folder = model_folder(workshop, "no-type", {**LLAMA, "model_type": "abacus"})
-    refuse(workshop, f"model.base={folder}", named=(str(folder / "config.json"), "abacus"))
+def test_tokenizer_with_more_ids_than_the_base_knows(workshop):
+    folder = model_folder(workshop, "small-vocabulary", {**LLAMA, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
+    refuse(workshop, f"model.base={folder}", named=(f"model.base={folder}", "vocab_size=10", "ids up to 258", "model.tokenizer=bytes"))
 
 
 def test_folder_without_tokenizer(workshop):
@@ -196,6 +211,27 @@ def test_adapter_whose_files_disagree(workshop, whole):
 def test_adapter_of_another_lora_rank_than_the_run_asks_for(workshop, whole):
     folder = adapter_folder(workshop, whole, "adapter-8")
     refuse(workshop, f"adapter.start_from={folder}", "adapter.lora_rank=8", named=("adapter.lora_rank=8", str(folder), "r=4"), limit_s=SOON_S)
+
+
+@pytest.mark.parametrize(("targets", "good"), [("all-linear", False), ("q_proj", False), ("attention", True), ("v_proj, q_proj", True)])
+def test_adapter_on_other_targets_than_the_run_asks_for(workshop, whole, targets, good):
+    folder = adapter_folder(workshop, whole, f"adapter-on-{targets}")
+    words = (f"adapter.start_from={folder}", f"adapter.targets={targets}")
+    if good:
+        workshop.finish("--dry-run", *words)
+    else:
+        refuse(workshop, *words, named=(f"adapter.targets={targets}", str(folder), "is on q_proj,v_proj"), limit_s=SOON_S)
+
+
+def test_adapter_that_is_not_a_number(workshop, whole):
+    """Nothing has been trained yet, so no learning rate can be at fault."""
+    folder = adapter_folder(workshop, whole, "adapter-nan")
+    file = folder / "adapter_model.safetensors"
+    save_file({name: np.full_like(tensor, np.nan) for name, tensor in load_file(file).items()}, file)
+    ended = workshop.run(f"adapter.start_from={folder}", "run.name=nan", "monitor.plot=false")
+    assert ended.code == 2 and "Traceback" not in ended.err and "starting all ranks again" not in ended.err, ended.text
+    assert "not finite before any training" in ended.err and "adapter.start_from" in ended.err and "train.lr" not in ended.err
+    assert headline(workshop.runs / "nan") == "# Run `nan`: failed"
 
 
 def test_truncated_adapter(workshop, whole):
@@ -228,6 +264,29 @@ def test_missing_state(workshop, copy_of_whole):
     refuse(workshop, "federation.rounds=9", run=run.name, named=(str(path), "damaged", "--fresh"), limit_s=SOON_S)
 
 
+@pytest.mark.parametrize("damage", [lambda path: cut(path, 100), Path.unlink])
+def test_best_round_that_is_lost(workshop, rises, damage):
+    """Needed in the end only, but told before the training; --dry-run tells it too."""
+    run = Path(shutil.copytree(rises, workshop.runs / "best-lost"))
+    try:
+        path = max((run / "journal").glob("best-*.safetensors"))
+        damage(path)
+        for words in (("federation.rounds=9",), ("federation.rounds=9", "--dry-run")):
+            refuse(workshop, *words, "federation.server_lr=3", run=run.name, named=(str(path), "cannot be read", "--fresh"), limit_s=SOON_S)
+    finally:
+        shutil.rmtree(run)
+
+
+def test_best_round_that_is_lost_but_is_the_newest(workshop, copy_of_whole):
+    run = copy_of_whole("best-newest")
+    best = max((run / "journal").glob("best-*.safetensors"))
+    content = best.read_bytes()
+    best.unlink()
+    shutil.rmtree(run / "adapter")
+    workshop.finish("run.name=best-newest", "monitor.plot=false")
+    assert best.read_bytes() == content
+
+
 def test_truncated_optimizer_of_one_client_ends_every_rank(workshop, copy_of_whole):
     """Only the rank of that client reads it."""
     run = copy_of_whole("journal-client")
@@ -245,6 +304,81 @@ def test_place_that_is_no_folder(workshop):
     path.write_text("mine")
     refuse(workshop, f"run.out={path}", named=(f"run.out={path}", "not a folder", "another place"), limit_s=SOON_S)
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(("make", "named"), [
+    (lambda run: run.write_text("mine"), ("is a file", "run.name")),
+    (lambda run: (run / "report.md").mkdir(parents=True), ("report.md", "is a folder", "move it away")),
+    (lambda run: (run.mkdir(), (run / "journal").write_text("mine")), ("journal", "is a file", "move it away")),
+])
+def test_name_that_is_taken(workshop, make, named):
+    run = workshop.runs / "taken"
+    workshop.runs.mkdir(exist_ok=True)
+    make(run)
+    try:
+        refuse(workshop, run="taken", named=(str(run), *named), limit_s=SOON_S)
+    finally:
+        shutil.rmtree(run) if run.is_dir() else run.unlink()
+
+
+def test_run_that_another_process_is_at_work_on(workshop, copy_of_whole):
+    run = copy_of_whole("claimed")
+    held = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refuse(workshop, "--dry-run", run="claimed", named=(str(run), "another process is at work"), limit_s=SOON_S)
+    finally:
+        os.close(held)
+
+
+@pytest.mark.parametrize(("words", "named"), [
+    (("adapter.targets=nothing",), ("adapter.targets='nothing'", "does not fit llama")),
+    (("model.tokenizer=nonexist",), ("model.tokenizer=nonexist", "no such folder")),
+    (("data.max_tokens=8",), ("data.max_tokens=8 cuts away the whole answer",)),
+    (("train.lr=1", "run.name=whole"), ("train.lr: 0.003 -> 1.0",)),
+])
+def test_dry_run_finds_what_the_run_would_refuse(workshop, whole, words, named):
+    before = tree(workshop.folder)
+    ended = workshop.run("--dry-run", *words)
+    assert ended.code == 2 and "Traceback" not in ended.text and ended.err.count("fedspeed: error:") == 1, ended.text
+    for word in named:
+        assert word in ended.err
+    assert {name for name in tree(workshop.folder) if not name.startswith("logs")} == {name for name in before if not name.startswith("logs")}
+
+
+def test_dry_run_holds_the_weights_against_the_config(workshop):
+    from tests.tiny import write_llama
+
+    folder = Path(write_llama(workshop.folder / "wide", hidden=64))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
+    refuse(workshop, "--dry-run", "model.init=pretrained", f"model.base={folder}", named=(str(folder / "model.safetensors"), "config.json asks for"))
+
+
+def test_changed_keys_that_matter_are_told_alone(workshop, whole):
+    ended = refuse(workshop, "train.lr=1", "federation.rounds=9", "checkpoint.keep=7", run="whole", named=("(train.lr: 0.003 -> 1.0)",), limit_s=SOON_S)
+    assert "checkpoint" not in ended.err and "rounds:" not in ended.err
+
+
+WITHOUT_PEFT = """
+import importlib.util, json, runpy, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "peft" else find(name, *rest)
+sys.argv = json.loads(sys.argv[1])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("words", [("launch.py",), ("launch.py", "--dry-run"), ("fedspeed/__main__.py", "pretrain-base", "new-base")])
+def test_python_without_the_packages(workshop, words):
+    """As a system's own python would be, where the virtual environment was not activated."""
+    argv = [str(ROOT / words[0]), *words[1:], *(["--config", str(workshop.config)] if words[0] == "launch.py" else [])]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PEFT, json.dumps(argv)], cwd=workshop.folder, capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"fedspeed: error: peft is not installed for {sys.executable}; activate the virtual environment")
+    assert ".venv/bin/activate" in done.stderr and "doctor" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (workshop.folder / "new-base").exists()
 
 
 @pytest.fixture

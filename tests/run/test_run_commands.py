@@ -1,6 +1,7 @@
 """Commands that look only: they answer without the heavy libraries, and start and write nothing."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -31,7 +32,6 @@ def ask(*words: str, cwd) -> tuple[int, list[str], str]:
     (("run", "--help"), "exit codes:"),
     (("--version",), "fedspeed "),
     (("run", "--print-config"), "# What DeepSpeed receives"),
-    (("run", "--dry-run"), "nothing was started"),
     (("doctor",), "checks passed"),
 ])
 def test_answers_without_heavy_libraries(workshop, words, said):
@@ -48,6 +48,68 @@ def test_the_probe_sees_a_heavy_library(workshop):
     done = subprocess.run([sys.executable, "-c", PROBE.replace("import json", "import safetensors, json", 1), '["--version"]'],
                           cwd=workshop.folder, capture_output=True, text=True, timeout=60, check=True)
     assert '["safetensors"]' in done.stdout
+
+
+@pytest.mark.parametrize("words", [("run", "--print-config"), ("run", "--dry-run"), ("doctor",)])
+def test_output_that_cannot_be_written(workshop, words):
+    options = ("--config", str(workshop.config)) if words[0] == "run" else ()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "fedspeed", *words, *options], cwd=workshop.folder, stdout=full, stderr=subprocess.PIPE,
+                              text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "fedspeed: error: standard output cannot be written (No space left on device); send it elsewhere\n"
+
+
+def test_a_reader_that_goes_away_is_no_fault(workshop):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "fedspeed", "run", "--print-config", "--config", str(workshop.config)], cwd=workshop.folder,
+                          stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def base_files(folder, names):
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("{}")
+
+
+@pytest.mark.parametrize(("make", "told"), [
+    (lambda folder: folder.write_text("mine"), "is a file; name a folder"),
+    (lambda folder: base_files(folder, ["config.json"]), "is an incomplete base, without model.safetensors, tokenizer.json; delete the folder"),
+    (lambda folder: base_files(folder, ["notes.txt"]), "is not empty and holds no base (notes.txt, ...); delete the folder, or name another"),
+])
+def test_pretrain_base_refuses_a_place_before_it_trains(tmp_path, make, told):
+    folder = tmp_path / "base"
+    make(folder)
+    before = tree(tmp_path)
+    code, heavy, _ = ask("pretrain-base", str(folder), cwd=tmp_path)
+    assert (code, heavy) == (2, [])
+    done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(f"fedspeed: error: {folder}: {told}") and done.stdout == ""
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (("/proc/base",), "/proc/base: cannot be written"), (("base", "--seed", "-1"), "--seed"), (("base", "--seed", "4294967296"), "at most 4294967295"),
+    (("",), "is empty; name a file"),
+])
+def test_pretrain_base_refuses_its_arguments(tmp_path, words, told):
+    done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr and tree(tmp_path) == {}
+
+
+def test_pretrain_base_leaves_a_whole_one_alone(tmp_path):
+    base_files(tmp_path / "base", ["config.json", "model.safetensors", "tokenizer.json"])
+    before = tree(tmp_path)
+    assert ask("pretrain-base", str(tmp_path / "base"), cwd=tmp_path)[0] == 0
+    assert tree(tmp_path) == before
+
+
+def test_a_warm_up_that_never_ends_is_noted_by_dry_run(workshop):
+    assert "note     train.warmup_steps=99, but the run has only 4 x 3 local steps" in workshop.finish("--dry-run", "train.warmup_steps=99").out
 
 
 def test_dry_run_tells_what_would_run_where(workshop):

@@ -128,7 +128,67 @@ def test_a_finished_run_says_so(workshop, whole):
     before = tree(whole[1])
     ended = workshop.run("run.name=whole")
     assert ended.code == 0 and "complete (finished, 4 rounds)" in ended.err and "--fresh" in ended.err
+    assert f"journal  {whole[1]} is complete (finished, 4 rounds)" in workshop.finish("--dry-run", "run.name=whole").out
+    assert f"journal  goes on behind round 4 in {whole[1]}" in workshop.finish("--dry-run", "run.name=whole", "federation.rounds=9").out
     assert tree(whole[1]) == before
+
+
+def test_a_finished_run_without_its_export_makes_it_again(workshop, whole, copy_of_whole):
+    run = copy_of_whole("unexported")
+    shutil.rmtree(run / "adapter")
+    workshop.finish("run.name=unexported", "monitor.plot=false")
+    assert_same_run(run, whole[1])
+    assert headline(run) == "# Run `unexported`: finished"
+
+
+def test_fewer_rounds_than_a_finished_run_has_are_told(workshop, whole):
+    ended = workshop.run("run.name=whole", "federation.rounds=2")
+    assert ended.code == 0 and "federation.rounds=2 asks for fewer, which changes nothing" in ended.err
+
+
+def test_the_last_adapter_of_an_earlier_end_does_not_outlive_it(workshop, copy_of_whole):
+    """Extended to an end whose last round is the best one."""
+    run = copy_of_whole("stale-last")
+    shutil.copytree(run / "adapter", run / "adapter-last")
+    workshop.finish("run.name=stale-last", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
+    assert min(records(run)[1:], key=lambda record: record["val_loss"])["round"] == ROUNDS + 1, "else there is nothing to tell"
+    assert not (run / "adapter-last").exists()
+
+
+def test_an_export_that_fails_is_reported(workshop, rises):
+    run = workshop.runs / "unexportable"
+    started = workshop.start("run.name=unexportable", "federation.server_lr=3", "monitor.plot=false", env=SLOW)
+    started.until(lambda: rounds_seen(run) == ROUNDS)
+    best = max((run / "journal").glob("best-*.safetensors"))
+    best.write_bytes(best.read_bytes()[:100])
+    ended = started.wait()
+    assert ended.code == 2 and "Traceback" not in ended.err and f"{best}: cannot be read" in ended.err, ended.text
+    assert headline(run) == "# Run `unexportable`: failed"
+    assert best.name in (run / "report.md").read_text() and "starting all ranks again" not in ended.err
+
+
+def remove_lines(path, *numbers):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for number, line in enumerate(lines) if number not in numbers))
+
+
+@pytest.mark.parametrize(("damage", "told"), [
+    (lambda path: remove_lines(path, 2), "the record of round 2 is missing"),
+    (lambda path: path.unlink(), "the records of rounds 0 to 4 are missing"),
+    (lambda path: path.write_bytes(bytes(range(128, 256))), "the records of rounds 0 to 4 are missing"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-5]), "the record of round 4 is missing"),
+])
+def test_lost_records_are_told(workshop, copy_of_whole, damage, told):
+    run = copy_of_whole("forgetful")
+    try:
+        damage(run / "rounds.jsonl")
+        ended = workshop.finish("run.name=forgetful", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
+        assert ended.err.count(told) == 1
+        text = (run / "report.md").read_text()
+        assert told[1:] in text and f"{ROUNDS + 1} of {ROUNDS + 1} rounds" in text
+        assert ("| held-out loss, first | - |" in text) == ("0 to 4" in told)
+    finally:
+        shutil.rmtree(run)
 
 
 def test_more_rounds_extend_a_finished_run(workshop, whole, copy_of_whole):

@@ -84,11 +84,8 @@ def test_the_adapter_is_the_journals_and_peft_loads_it(whole):
     assert model.peft_config["default"].r == SETTINGS["adapter"]["lora_rank"]
 
 
-def test_the_best_round_is_exported_and_the_last_one_beside_it(workshop):
-    """Server steps so long that the held-out loss rises in the end."""
-    words = ("federation.server_lr=3", "monitor.plot=false")
-    workshop.finish("run.name=rises", *words)
-    run = workshop.runs / "rises"
+def test_the_best_round_is_exported_and_the_last_one_beside_it(workshop, rises):
+    words, run = ("federation.server_lr=3", "monitor.plot=false"), rises
     losses = {record["round"]: record["val_loss"] for record in records(run)[1:]}
     best = min(losses, key=losses.get)
     assert best < ROUNDS, "else there is nothing to tell apart"

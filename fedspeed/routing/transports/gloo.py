@@ -7,6 +7,7 @@ import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo
 from torch.distributed.distributed_c10d import AllgatherOptions, AllToAllOptions
 
+from fedspeed.errors import connection_text
 from fedspeed.routing.transport import TransportError
 
 
@@ -24,7 +25,7 @@ class GlooTransport:
             self._group = ProcessGroupGloo(PrefixStore("gloo-transport", store), rank, size,
                                            timedelta(seconds=start_timeout_s))
         except RuntimeError as error:
-            raise TransportError(f"the participants could not connect within {start_timeout_s:.0f} s ({_first_line(error)}); "
+            raise TransportError(f"the participants could not connect within {start_timeout_s:.0f} s ({connection_text(error)}); "
                                  "if a host has several network interfaces, set GLOO_SOCKET_IFNAME to the right one") from error
 
     def all_gather(self, mine, deadline_s):
@@ -49,7 +50,7 @@ class GlooTransport:
         try:
             call().wait(timedelta(seconds=deadline_s))
         except RuntimeError as error:  # gloo has one kind for time-outs and broken connections
-            raise TransportError(_first_line(error)) from error
+            raise TransportError(connection_text(error)) from error
 
     def close(self):
         self._group = None
@@ -57,7 +58,3 @@ class GlooTransport:
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

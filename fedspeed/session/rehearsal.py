@@ -1,0 +1,33 @@
+"""`--dry-run`: what a run would refuse, found without starting a rank, reading a weight or writing a file."""
+
+import warnings
+
+from fedspeed import preflight
+from fedspeed.session.machine import complete
+from fedspeed.session.order import Order
+from fedspeed.session.standing import Claim, check_best, journal_entry, journal_of
+
+
+def rehearse(order: Order) -> str:
+    """What would run where, in a few lines.
+
+    Raises:
+        FedSpeedError: what the run would end with.
+    """
+    text = preflight.check(order.loaded, order.hostfile)
+    if order.folder.is_dir():
+        claim = Claim()
+        claim.take(order.folder)
+        claim.drop()
+        if not order.fresh and (entry := journal_entry(journal_of(order), order)):
+            if end := complete(order, entry):
+                text += f"\njournal  {order.folder} is complete ({end}, {entry.round} rounds)"
+            else:
+                check_best(journal_of(order), entry)
+                text += f"\njournal  goes on behind round {entry.round} in {order.folder}"
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    with warnings.catch_warnings(action="ignore"):  # of the libraries, about themselves
+        preflight.look_inside(order.loaded)
+    return text
