@@ -3,6 +3,7 @@ torch."""
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from fedspeed.cluster.discover import from_process
@@ -15,6 +16,7 @@ from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import client_rows
 from fedspeed.data.config import steps_by_cluster
+from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError
 from fedspeed.files import check_writable
 from fedspeed.models.config import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES
@@ -36,7 +38,7 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
         FedSpeedError: the first fault of each part, all in one message.
     """
     config = loaded.config
-    lines = _all((_place, _model, _adapter, _data, lambda loaded: _layout(loaded, hostfile)), loaded)
+    lines = _all((_place, _model, _adapter, _engine, _data, lambda loaded: _layout(loaded, hostfile)), loaded)
     stage = zero_stage(merge(config.deepspeed, config, loaded.folder))
     lines.append(f"engine   DeepSpeed ZeRO-{stage}, {config.federation.rounds} rounds of {config.train.local_steps} local steps")
     return "\n".join([*lines, *(f"note     {text}" for text in notes(config))])
@@ -54,7 +56,7 @@ def look_inside(loaded: Loaded) -> None:
 
 def check_files(loaded: Loaded) -> None:
     """The part of `check` that one host may fail and another pass, but for the data, which a rank reads anyway."""
-    _all((_place, _model, _adapter), loaded)
+    _all((_place, _model, _adapter, _engine), loaded)
 
 
 def check_clusters(config: RunConfig, topology: Topology) -> None:
@@ -221,6 +223,13 @@ def _shapes(path: Path) -> dict[str, list[int]]:
         raise ModelError(f"{path}: named in the index, but missing; copy the folder again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: truncated or no safetensors file ({error}); copy it again") from error
+
+
+def _engine(loaded: Loaded) -> list[str]:
+    tier = loaded.config.engine.tier
+    if tier in QUANTISED and find_spec("bitsandbytes") is None:
+        raise FedSpeedError(f"engine.tier={tier} needs bitsandbytes: pip install -r requirements-quantised.txt, or choose another tier")
+    return []
 
 
 def _data(loaded: Loaded) -> list[str]:

@@ -3,14 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+QUANTISED = ("int8", "nf4")  # values of EngineConfig.tier that need bitsandbytes
+
 
 @dataclass(frozen=True)
 class EngineConfig:
     base_partition: Literal["cluster", "client", "rank"] = field(default="cluster", metadata={
         "help": "ZeRO-3: which ranks share one copy of the frozen base (rank: each keeps or streams its own)"})
-    tier: Literal["auto", "stock", "resident", "ram", "nvme", "client", "cluster"] = field(default="auto", metadata={
-        "help": "where the frozen base lives: on every rank's device, once in each node's RAM or NVMe, divided over a client's or a cluster's "
-                "ranks; stock: where DeepSpeed puts it, executed by DeepSpeed; auto: stock, but what ZeRO-3 would stream is executed layer by layer"})
+    tier: Literal["auto", "stock", "resident", "int8", "nf4", "ram", "nvme", "client", "cluster"] = field(default="auto", metadata={
+        "help": "where the frozen base lives: on every rank's device (int8, nf4: quantised there), once in each node's RAM or NVMe, divided over "
+                "a client's or a cluster's ranks; stock: where DeepSpeed puts it, executed by DeepSpeed; auto: stock, but what ZeRO-3 would stream "
+                "is executed layer by layer"})
     resident_blocks: int = field(default=0, metadata={
         "help": "streamed tiers: so many decoder blocks stay on the device", "min": 0})
     slots: int = field(default=2, metadata={

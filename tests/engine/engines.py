@@ -22,7 +22,7 @@ ZERO = {
     "zero3-nvme-base": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "auto"}},
     "zero3-nvme": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "auto"}, "offload_optimizer": {"device": "nvme", "nvme_path": "auto"}},
 }
-TIERS = ("resident", "ram", "nvme", "client", "cluster")  # kinds beside those of ZERO: the base in a store, executed layer by layer
+TIERS = ("resident", "int8", "nf4", "ram", "nvme", "client", "cluster")  # kinds beside those of ZERO: the base in a store, executed layer by layer
 
 
 def options_of(kind: str, options: EngineConfig | None = None) -> EngineConfig:

@@ -206,3 +206,51 @@ def test_accounted_memory_is_what_the_allocator_gave(tmp_path, kind):
     base = write_llama(tmp_path / "llama", hidden=128, intermediate=352, layers=6)
     [(accounted, allocated)] = run_clusters([1], device_memory, base, kind, tmp_path)
     assert accounted == pytest.approx(allocated, rel=0.02)
+
+
+# Quantised.
+
+
+def quantised_base(rank, base, folder, kind):
+    """A copy of a base whose blocks' matrices went through bitsandbytes and back."""
+    import bitsandbytes.functional as library
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".layers." in name and weight.dim() == 2:
+                if kind == "int8":
+                    weight.copy_(library.dequantize_blockwise(*library.quantize_blockwise(weight.data, blocksize=256)))
+                else:
+                    weight.copy_(library.dequantize_4bit(*library.quantize_4bit(weight.data, blocksize=64, quant_type="nf4")))
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_base_is_that_base_rounded(bases, tmp_path, kind):
+    pytest.importorskip("bitsandbytes")
+    [rounded] = run_clusters([1], quantised_base, bases["llama"], tmp_path / "rounded", kind)
+    [(_, losses, state)] = run_clusters([1], losses_and_state, bases["llama"], kind, tmp_path)
+    [(_, expected, end)] = run_clusters([1], losses_and_state, rounded, "resident", tmp_path)
+    [(_, exact, _)] = run_clusters([1], losses_and_state, bases["llama"], "resident", tmp_path)
+    assert losses == expected and all(np.array_equal(state[n], end[n]) for n in end)
+    assert losses != exact, "rounding must be seen"
+
+
+def held_bytes(rank, base, kind):
+    from fedspeed.engine.client_engine import storage_bytes
+
+    with engine(base, kind, "bf16", adapter=LORA) as own:
+        return storage_bytes(own._standing())
+
+
+def test_a_quantised_base_takes_its_share(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = write_llama(tmp_path / "llama", hidden=256, intermediate=704, layers=12)
+    [resident], [int8], [nf4] = (run_clusters([1], held_bytes, base, kind) for kind in ("resident", "int8", "nf4"))
+    block = 2 * (256 * 256 * 3 + 256 * 704 * 3)  # bf16 matrices, with half as many key and value heads
+    assert int8 - 2 * block < resident - 0.45 * 12 * block, "two slots, and half of the base"
+    assert nf4 - 2 * block < resident - 0.70 * 12 * block

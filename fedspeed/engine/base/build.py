@@ -9,7 +9,7 @@ from fedspeed.engine.base import tiers
 from fedspeed.engine.base.choose import offloaded
 from fedspeed.engine.base.layout import frozen_units
 from fedspeed.engine.base.store import EMPTY, BaseStore
-from fedspeed.engine.config import EngineConfig
+from fedspeed.engine.config import QUANTISED, EngineConfig
 from fedspeed.engine.groups import Groups, partition_set
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.blocks import Anatomy
@@ -28,7 +28,11 @@ class StoreBuilder:
         self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}
         self._blocks = _units_of(self._place_of, net, parts.blocks)
         ends = _units_of(self._place_of, net, [parts.embedding, parts.head])
-        kept = sorted(self._blocks)[:engine.resident_blocks] if tier != "resident" else sorted(self._blocks | ends)
+        kept = set(sorted(self._blocks)[:engine.resident_blocks])
+        if tier == "resident":
+            kept = self._blocks | ends
+        elif tier in QUANTISED:
+            kept |= ends  # few bytes beside the blocks, and where quantisation costs most
         # Norms and the like outside the blocks are needed at odd moments and are small.
         streamed = [i for i in sorted(self._blocks | ends) if i not in kept]
         device = tiers.Device()
@@ -69,6 +73,8 @@ def _units_of(place_of: dict, net: nn.Module, modules) -> set[int]:
 
 
 def _make(tier: str, units: dict, groups: Groups, ds_config: dict, nvme: Path):
+    if tier in QUANTISED:
+        return tiers.Quantised(units, tier)
     if tier == "ram":
         return tiers.Ram(units, groups.cluster)
     if tier == "nvme":
