@@ -10,6 +10,8 @@ import numpy as np
 
 from fedspeed.checkpoint.journal import write_tensors
 
+FORMAT = {"format": "pt"}  # transformers refuses files without it
+
 
 def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], base: str) -> None:
     """Write `tensors` (full trainable state, fp32, by parameter name) so that PEFT or transformers loads it.
@@ -30,7 +32,11 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
         (part / "adapter_config.json").write_text(json.dumps(config, indent=2, default=_plain, sort_keys=True))
     else:
-        write_tensors(part / "model.safetensors", named, metadata={"format": "pt"})  # transformers refuses files without it
+        whole = {n for n, _ in model.named_parameters()} <= named.keys()
+        if whole:
+            write_tensors(part / "model.safetensors", named, metadata=FORMAT)
+        else:
+            _write_around(part, named, base)
         config = copy.deepcopy(model.config)
         config.use_cache = True  # off while training; off in the file it would make generation quadratic
         config.save_pretrained(part)
@@ -41,6 +47,28 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_around(part: Path, named: dict[str, np.ndarray], base: str) -> None:
+    """The base's own weight files with some tensors replaced, one file in memory at a time."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from fedspeed.models.loading import model_folder
+
+    folder = model_folder(base)
+    left = set(named)
+    for source in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(source)
+        for key, old in tensors.items():  # older files leave the decoder's name out
+            name = next((n for n in (key, f"model.{key}", f"transformer.{key}") if n in left), None)
+            if name is not None:
+                tensors[key] = torch.from_numpy(np.ascontiguousarray(named[name])).to(old.dtype)
+                left.discard(name)
+        save_file(tensors, part / source.name, metadata=FORMAT)
+    assert not left, f"trained, but not in {folder}: {sorted(left)}"
+    for index in folder.glob("*.safetensors.index.json"):
+        shutil.copy(index, part)
 
 
 def _plain(value):

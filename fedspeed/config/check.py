@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fedspeed.config.deepspeed_rules import clashes
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
+from fedspeed.models.config import chosen_blocks
 
 LONGEST_NAME = 200  # of a run, in bytes: its folder is also renamed to NAME.1 by --fresh
 
@@ -55,6 +56,15 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
     if method == "lora" and not all(name.strip() for name in config.adapter.targets.split(",")):
         yield Conflict(("adapter.targets",), f"adapter.targets is {config.adapter.targets!r}; "
                        "write attention, all-linear, or names such as q_proj,v_proj")
+
+    if method == "blocks":
+        try:
+            chosen_blocks(config.adapter.blocks)
+        except ValueError as error:
+            yield Conflict(("adapter.blocks",), str(error))
+        if config.model.init == "random":
+            yield Conflict(("adapter.method", "model.init"), "adapter.method=blocks keeps the other blocks of a pretrained model, but "
+                           "model.init=random has none; give a pretrained base, or choose adapter.method=full")
 
     federation = config.federation
     if rule == "svd":

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fedspeed.errors import ModelError
-from fedspeed.models.config import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, AdapterConfig
+from fedspeed.models.blocks import decoder_blocks
+from fedspeed.models.config import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, AdapterConfig, chosen_blocks
 
 
 def lora_config(config: AdapterConfig, model_type: str):
@@ -41,8 +42,17 @@ def lora_config(config: AdapterConfig, model_type: str):
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig) -> nn.Module:
-    """Wrap `model` (still on the meta device) so that only its adapter is trainable; `full` leaves every parameter trainable."""
+    """Make only that of `model` (still on the meta device) trainable which `config` says: an adapter around it, some blocks, or everything."""
     if config.method == "full":
+        return model
+    if config.method == "blocks":
+        try:
+            chosen = chosen_blocks(config.blocks, model.config.num_hidden_layers)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+        model.requires_grad_(False)
+        for number in chosen:
+            decoder_blocks(model)[number].requires_grad_(True)
         return model
     from peft import get_peft_model
 

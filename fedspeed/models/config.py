@@ -21,10 +21,38 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    method: Literal["lora", "full"] = field(default="lora", metadata={"help": "what is trained and exchanged"})
+    method: Literal["lora", "blocks", "full"] = field(default="lora", metadata={
+        "help": "what is trained and exchanged: LoRA, some decoder blocks as a whole, or everything"})
+    blocks: str = field(default="last:2", metadata={
+        "help": "for method blocks: last:N, or numbers and ranges from 0, such as 10,12-15"})
     lora_rank: int = field(default=8, metadata={"help": "r of LoRA", "min": 1, "max": 65_536})
     alpha: float = field(default=16.0, metadata={"help": "LoRA scale numerator; the update is alpha / lora_rank * B A", "above": 0.0})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the adapter's input", "min": 0.0, "max": 0.99})
     targets: str = field(default="attention", metadata={
         "help": "attention (q and v), all-linear, or a comma-separated list of module names"})
     start_from: str = field(default="", metadata={"help": "PEFT folder to start from; empty: a fresh adapter"})
+
+
+def chosen_blocks(text: str, depth: int | None = None) -> set[int]:
+    """Reads `adapter.blocks`. Without `depth`, the number of the model's blocks, only the form is checked and `last:N` gives nothing.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    kind, _, number = text.partition(":")
+    try:
+        if kind.strip() == "last":
+            count = int(number)
+            if count < 1 or (depth is not None and count > depth):
+                raise ValueError(f"last:{count} of {depth or 'some'} blocks")
+            return set() if depth is None else set(range(depth - count, depth))
+        chosen: set[int] = set()
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            span = range(int(first), int(last if dash else first) + 1)
+            if not span or span.start < 0 or (depth is not None and span.stop > depth):
+                raise ValueError(f"{part.strip()} is empty or beyond the last block, {depth - 1 if depth else 'N'}")
+            chosen.update(span)
+    except ValueError as error:
+        raise ValueError(f"adapter.blocks={text!r}: {error}; write last:N, or numbers and ranges from 0, such as 10,12-15") from None
+    return chosen

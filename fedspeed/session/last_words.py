@@ -49,7 +49,7 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison) -> int:
 
 def export_kind(config: RunConfig) -> str:
     """The name of the folder in a run's folder that holds its result."""
-    return "model" if config.adapter.method == "full" else "adapter"
+    return "adapter" if config.adapter.method == "lora" else "model"
 
 
 def report_failure(job: Job, monitor, error: Exception, lost: list[int]) -> None:
@@ -123,6 +123,8 @@ def _summary(config: RunConfig, monitor, status: str, reason: str, code: int, al
 def _trained(adapter) -> str:
     if adapter.method == "full":
         return "everything"
+    if adapter.method == "blocks":
+        return f"decoder blocks {adapter.blocks}"
     return f"the LoRA adapter {adapter.start_from}" if adapter.start_from else f"LoRA r={adapter.lora_rank} on {adapter.targets}"
 
 

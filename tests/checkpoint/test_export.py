@@ -18,6 +18,8 @@ CASES = {  # name: (family, method, ZeRO, dtype)
     "qwen2 model": ("qwen2", "full", "zero0", "fp32"),  # tied embeddings: one tensor, two names
     "gpt2 model": ("gpt2", "full", "zero0", "fp32"),
     "bf16 model": ("llama", "full", "zero0", "bf16"),
+    "llama blocks": ("llama", "blocks", "zero0", "fp32"),
+    "gpt2 blocks": ("gpt2", "blocks", "zero3", "fp32"),
 }
 IDS = np.random.default_rng(0).integers(0, 256, (2, 12))
 
@@ -82,7 +84,7 @@ def one(name, family, method, kind, dtype, folder):
     from fedspeed.models.tokenizer import byte_tokenizer
 
     base, target = write_base(family, folder / f"base of {name}"), folder / name
-    engine = build(ModelConfig(base=base, dtype=dtype), AdapterConfig(method=method, targets="all-linear", lora_rank=4), kind, folder)
+    engine = build(ModelConfig(base=base, dtype=dtype), AdapterConfig(method=method, blocks="last:1", targets="all-linear", lora_rank=4), kind, folder)
     state = trained(engine)
     engine.load({n: torch.from_numpy(t) for n, t in state.items()})
     target.mkdir()

@@ -208,6 +208,31 @@ def test_accounted_memory_is_what_the_allocator_gave(tmp_path, kind):
     assert accounted == pytest.approx(allocated, rel=0.02)
 
 
+# Chosen blocks.
+
+
+def trained_blocks(rank, base, kind, blocks, nvme):
+    adapter = AdapterConfig(method="blocks", blocks=blocks)
+    with engine(base, kind, adapter=adapter, train=TrainConfig(weight_decay=0.1), nvme=nvme) as own:
+        own.load(own.state())
+        step, loads = random_step(3, 2, 3), []
+        losses = []
+        for _ in range(4):
+            losses.append(own.train_step([step], LR)[0].loss)
+            loads.append(own.store.take_loads().count if kind == "ram" else 0)
+        return losses, {n: v.detach().numpy() for n, v in own.state().items()}, loads
+
+
+@pytest.mark.parametrize("family,blocks", [("llama", "last:1"), ("llama", "1,3"), ("gpt2", "0-1")])
+def test_chosen_blocks_train_as_under_autograd(bases, tmp_path, family, blocks):
+    [(losses, state, loads)] = run_clusters([1], trained_blocks, bases[family], "ram", blocks, tmp_path)
+    [(expected, end, _)] = run_clusters([1], trained_blocks, bases[family], "zero0", blocks, tmp_path)
+    assert np.abs(np.array(losses) / expected - 1).max() < 1e-5 and losses[3] < losses[0]
+    assert state.keys() == end.keys() and max(np.abs(state[n] - end[n]).max() for n in end) < 1e-4
+    # Three of the four blocks are frozen with last:1, and the backward pass does not come down to them; two slots keep two of three.
+    assert blocks != "last:1" or loads[2:] == [3, 3]
+
+
 # Quantised.
 
 

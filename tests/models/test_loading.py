@@ -163,3 +163,17 @@ def test_weights_are_held_against_the_config_without_reading_them(folders, famil
     (folder / "config.json").write_text(json.dumps(values | {"vocab_size": 301}))
     with pytest.raises(ModelError, match=r"has shape \(300, 64\), config.json asks for \(301, 64\)"):
         check_weights(meta_model(config, adapter), config, adapter)
+
+
+@pytest.mark.parametrize("text,depth,expected", [
+    ("last:2", 5, {3, 4}), ("last:5", 5, {0, 1, 2, 3, 4}), ("0", 5, {0}), ("1,3-4", 5, {1, 3, 4}), (" 2 - 3 ,0", 5, {0, 2, 3}),
+    ("last:6", 5, None), ("last:0", 5, None), ("5", 5, None), ("3-1", 5, None), ("-1", 5, None), ("", 5, None), ("first:2", 5, None), ("a", 5, None)])
+def test_blocks_are_chosen_by_number(text, depth, expected):
+    from fedspeed.models.config import chosen_blocks
+
+    if expected is None:
+        with pytest.raises(ValueError, match="write last:N, or numbers"):
+            chosen_blocks(text, depth)
+    else:
+        assert chosen_blocks(text, depth) == expected
+        chosen_blocks(text)
