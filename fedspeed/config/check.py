@@ -57,6 +57,10 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(("adapter.targets",), f"adapter.targets is {config.adapter.targets!r}; "
                        "write attention, all-linear, or names such as q_proj,v_proj")
 
+    if method == "full" and config.engine.tier not in ("auto", "stock"):
+        yield Conflict(("engine.tier", "adapter.method"),
+                       f"engine.tier={config.engine.tier} says where a frozen base lives, but adapter.method=full freezes nothing; set "
+                       "engine.tier=auto, or train LoRA or some blocks")
     if method == "blocks":
         try:
             chosen_blocks(config.adapter.blocks)

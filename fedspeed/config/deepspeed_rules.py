@@ -162,9 +162,11 @@ def _undecided(merged: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
 
 def _checkpointing(merged: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
     key = "zero_optimization.offload_param.device"
-    if at(merged, key) == "nvme" and config.engine.activation_checkpointing:
+    executed_by_deepspeed = config.engine.tier == "stock" or config.adapter.method == "full"
+    if at(merged, key) == "nvme" and config.engine.activation_checkpointing and executed_by_deepspeed:
         yield Finding(key, f"{key}=nvme: DeepSpeed cannot recompute with parameters on NVMe (a buffer would be swapped in twice); set "
-                      "engine.activation_checkpointing=false, or choose device cpu", ("engine.activation_checkpointing",))
+                      "engine.activation_checkpointing=false, choose device cpu, or leave engine.tier=auto for a frozen base",
+                      ("engine.activation_checkpointing",))
 
 
 def _stage_and_offload(merged: dict[str, Any]) -> Iterator[Finding]:

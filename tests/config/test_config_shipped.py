@@ -32,13 +32,13 @@ def test_each_yaml_names_a_shipped_json(path):
 @pytest.mark.parametrize("base", JSONS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_each_yaml_works_with_each_json(path, base):
-    nvme = ["engine.activation_checkpointing=false"] if "nvme" in base.name else []
-    loaded = load(path, [f"deepspeed.base={base.name}", *nvme])
+    loaded = load(path, [f"deepspeed.base={base.name}"])
     assert zero_stage(merge(loaded.config.deepspeed, loaded.config, loaded.folder)) == int(base.stem[4])
 
 
-def test_recomputing_with_parameters_on_nvme_is_refused():
-    loaded = load(ROOT / "ds_configs" / "gsm8k.yaml", ["deepspeed.base=zero3_nvme.json"])
+@pytest.mark.parametrize("executed", ["engine.tier=stock", "adapter.method=full"])
+def test_recomputing_with_parameters_on_nvme_is_refused_where_deepspeed_would_do_it(executed):
+    loaded = load(ROOT / "ds_configs" / "gsm8k.yaml", ["deepspeed.base=zero3_nvme.json", executed])
     with pytest.raises(ConfigError, match="nvme: .*engine.activation_checkpointing=false"):
         merge(loaded.config.deepspeed, loaded.config, loaded.folder)
 
