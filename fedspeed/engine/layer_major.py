@@ -46,7 +46,7 @@ class Cell:
 class Score:
     """Sums over one micro-batch: cross-entropy of its answer tokens, rows whose answer greedy decoding would give, rows with an answer."""
 
-    loss: float
+    loss: float | torch.Tensor  # a tensor until the pass ends: asking the device for a number would wait for all it has to do
     exact: int
     rows: int
 
@@ -140,7 +140,7 @@ class LayerMajor:
                     with torch.enable_grad():
                         y = self._block(b, cell, state, x)
                     flow[i] = self._backward(b, cell, x, y, flow[i], grads[cell.owner])
-        return scores, grads
+        return _told(scores), grads
 
     @torch.no_grad()
     def evaluate(self, cells: list[Cell], owners: list[Tensors]) -> list[Score]:
@@ -156,7 +156,7 @@ class LayerMajor:
                 if b == depth - 1:
                     with self._using(self._head_unit):
                         scores = [self._head(state.hidden, cell, differentiate=False)[0] for cell, state in zip(cells, states)]
-        return scores
+        return _told(scores)
 
     # Inside a pass.
 
@@ -217,7 +217,7 @@ class LayerMajor:
         if not self._dropout:
             yield
             return
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed((cell.seed * 1_000_003 + b + 1) % 2**63)
             yield
 
@@ -245,7 +245,7 @@ class LayerMajor:
         targets = labels[at[:, 0], at[:, 1]].to(self._device)
         where = at.to(self._device)
         rows = max(1, LOGITS_BYTES // (self._parts.head.weight.shape[0] * hidden.element_size()))
-        loss, right = torch.zeros((), dtype=torch.float64), []
+        loss, right = torch.zeros((), dtype=torch.float64, device=self._device), []
         with torch.set_grad_enabled(differentiate):
             x = hidden.requires_grad_(differentiate)
             normed = self._parts.norm(x)[where[:, 0], where[:, 1]]
@@ -256,13 +256,13 @@ class LayerMajor:
                 piece = leaf[part].requires_grad_(differentiate)
                 logits = self._parts.head(piece)
                 lost = chunked_cross_entropy(logits, targets[part], reduction="sum")
-                loss += lost.detach().double().cpu()
+                loss += lost.detach()
                 if differentiate:
                     downward[part], = torch.autograd.grad(lost * cell.scale, piece)
                 else:
                     right.append((logits.argmax(-1) == targets[part]).cpu())
             flow = torch.autograd.grad(normed, x, downward)[0] if differentiate else None
-        return Score(float(loss), *_whole_rows(at[:, 0], torch.cat(right), len(labels)) if right else (0, 0)), flow
+        return Score(loss, *_whole_rows(at[:, 0], torch.cat(right), len(labels)) if right else (0, 0)), flow
 
 
 @dataclass
@@ -290,6 +290,12 @@ class _Recorder(nn.Module):
     def forward(self, hidden, *args, **kwargs):
         self._calls.append(_Call(hidden, args, kwargs))
         return hidden
+
+
+def _told(scores: list[Score]) -> list[Score]:
+    for score in scores:
+        score.loss = float(score.loss)
+    return scores
 
 
 def _whole_rows(row: torch.Tensor, right: torch.Tensor, rows: int) -> tuple[int, int]:
