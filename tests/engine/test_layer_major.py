@@ -279,3 +279,47 @@ def test_a_quantised_base_takes_its_share(tmp_path):
     block = 2 * (256 * 256 * 3 + 256 * 704 * 3)  # bf16 matrices, with half as many key and value heads
     assert int8 - 2 * block < resident - 0.45 * 12 * block, "two slots, and half of the base"
     assert nf4 - 2 * block < resident - 0.70 * 12 * block
+
+
+# Who holds what, and who must wait for whom.
+
+
+def resident_loads(rank, base, resident, nvme):
+    from fedspeed.engine.config import EngineConfig
+
+    with engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(resident_blocks=resident)) as own:
+        own.load(own.state())
+        losses = [own.train_step([random_step(1, 2, 2)], LR)[0].loss for _ in range(3)]
+        own.store.take_loads()
+        own.train_step([random_step(1, 2, 2)], LR)
+        return losses, own.store.take_loads().count
+
+
+def test_blocks_that_stay_are_not_loaded(bases, tmp_path):
+    seen = {resident: run_clusters([1], resident_loads, bases["llama"], resident, tmp_path)[0] for resident in (0, 1, 2, 4, 9)}
+    assert {resident: count for resident, (_, count) in seen.items()} == {0: 4, 1: 2, 2: 0, 4: 0, 9: 0}  # of 4 blocks, with two slots
+    assert all(losses == seen[0][0] for losses, _ in seen.values())
+
+
+def divided(rank, base, kind, nvme):
+    """(bytes of the base that this rank keeps, bytes of all of it, losses) with two ranks that take unequal numbers of steps."""
+    with engine(base, kind, adapter=LORA, nvme=nvme, clients=[(0,), (1,)]) as own:
+        own.load(own.state())
+        kept = sum(t.numel() for tier in own.store._tiers for t in getattr(tier, "_slices", {}).values())
+        steps = 1 + 2 * rank
+        if kind == "cluster":
+            with own.lockstep(own.train_passes(1, steps, 1), backward=True):
+                losses = [own.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(steps)]
+        else:  # no word to the other rank
+            losses = [own.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(steps)]
+        return kept, sum(unit.nbytes for i, unit in enumerate(own.store.units) if i in own.store._pool_of), losses
+
+
+def test_a_divided_base_lies_in_equal_parts_and_other_tiers_need_no_lockstep(tmp_path):
+    base = write_llama(tmp_path / "wide", hidden=256, intermediate=704, layers=6, vocab=512)
+    cluster = run_clusters([2], divided, base, "cluster", tmp_path)
+    for kept, whole, _ in cluster:
+        assert abs(kept / (whole / 2) - 1) < 0.02 and whole > 4 * 4_000_000
+    for kind in ("ram", "nvme"):
+        for (_, _, losses), (_, _, expected) in zip(run_clusters([2], divided, base, kind, tmp_path), cluster):
+            assert losses == expected
