@@ -46,7 +46,7 @@ class NodeFile:
                 os.close(self.fd)
             raise FedSpeedError(problems[0])
         if not self.writes:
-            self.fd = os.open(f"/proc/{first['pid']}/fd/{first['fd']}", os.O_RDONLY)
+            self.fd = os.open(f"/proc/{first['pid']}/fd/{first['fd']}", os.O_RDWR)
 
     def write(self, at: int, data: torch.Tensor) -> None:
         """Put bytes [n] uint8 (CPU) at offset `at`; nothing on a rank that only reads."""
@@ -56,14 +56,9 @@ class NodeFile:
                 done += os.pwrite(self.fd, view[done:], at + done)
 
     def map(self) -> torch.Tensor:
-        """The whole content [nbytes] uint8, without a copy. Read only: a write would reach the other ranks, or fail."""
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if self.writes else 0)
-        memory = mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED, protection)
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            return torch.frombuffer(memory, dtype=torch.uint8)
+        """The whole content [nbytes] uint8, without a copy. To be read only; that it could be written is for the driver, which page-locks no
+        other memory."""
+        return torch.frombuffer(mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED), dtype=torch.uint8)
 
     def settle(self) -> None:
         """Wait until the first rank has written everything."""
