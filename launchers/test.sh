@@ -20,6 +20,9 @@ fi
 
 [ -x .venv/bin/python ] || python3 -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+# Beside the others, so that all tests but its own run as for most users: without it.
+[ -d .venv/optional/bitsandbytes ] ||
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/optional -r requirements-quantised.txt
 
 export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 PATH="$PWD/.venv/bin:$PATH"
 if [ -e /usr/include/libaio.h ]; then

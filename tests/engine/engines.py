@@ -1,11 +1,14 @@
 """Engines for the tests of this room: built in a rank of a torn-off world, on a tiny Llama."""
 
 import contextlib
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.config import EngineConfig
+from fedspeed.engine.config import QUANTISED, EngineConfig
 from fedspeed.models.config import AdapterConfig, ModelConfig
+from tests.conftest import ROOT
 from tests.tiny import NoClock
 
 ZERO = {
@@ -23,6 +26,15 @@ ZERO = {
     "zero3-nvme": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "auto"}, "offload_optimizer": {"device": "nvme", "nvme_path": "auto"}},
 }
 TIERS = ("resident", "int8", "nf4", "ram", "nvme", "client", "cluster")  # kinds beside those of ZERO: the base in a store, executed layer by layer
+
+OPTIONAL = ROOT / ".venv" / "optional"  # what launchers/test.sh installs apart from the rest
+
+
+def find_optional() -> bool:
+    """Make the optional packages importable in this process; whether they are there."""
+    if str(OPTIONAL) not in sys.path:
+        sys.path.append(str(OPTIONAL))
+    return find_spec("bitsandbytes") is not None
 
 
 def options_of(kind: str, options: EngineConfig | None = None) -> EngineConfig:
@@ -50,6 +62,8 @@ def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),),
     from fedspeed.engine.world import join_world, leave_world, quiet
     torch.set_num_threads(1)
     quiet()
+    if kind in QUANTISED:
+        find_optional()
     if dtype == "fp16":  # DeepSpeed asks for AVX512-FP16 to compute fast; torch computes it on any CPU
         get_accelerator().is_fp16_supported = lambda: True
     if join:

@@ -1,11 +1,13 @@
 """Layer-major execution against plain autograd over the same model, and what it loads."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
 from fedspeed.data.config import TrainConfig
 from fedspeed.models.config import AdapterConfig
-from tests.engine.engines import engine
+from tests.engine.engines import OPTIONAL, engine, find_optional
 from tests.processes import run_clusters
 from tests.tiny import random_step, write_llama
 
@@ -238,6 +240,7 @@ def test_chosen_blocks_train_as_under_autograd(bases, tmp_path, family, blocks):
 
 def quantised_base(rank, base, folder, kind):
     """A copy of a base whose blocks' matrices went through bitsandbytes and back."""
+    assert find_optional()
     import bitsandbytes.functional as library
     import torch
     from transformers import AutoModelForCausalLM
@@ -254,9 +257,13 @@ def quantised_base(rank, base, folder, kind):
     return str(folder)
 
 
+needs_bitsandbytes = pytest.mark.skipif(not (OPTIONAL / "bitsandbytes").is_dir() and find_spec("bitsandbytes") is None,
+                                        reason="needs bitsandbytes, which bash launchers/test.sh installs")
+
+
+@needs_bitsandbytes
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_quantised_base_is_that_base_rounded(bases, tmp_path, kind):
-    pytest.importorskip("bitsandbytes")
     [rounded] = run_clusters([1], quantised_base, bases["llama"], tmp_path / "rounded", kind)
     [(_, losses, state)] = run_clusters([1], losses_and_state, bases["llama"], kind, tmp_path)
     [(_, expected, end)] = run_clusters([1], losses_and_state, rounded, "resident", tmp_path)
@@ -272,8 +279,8 @@ def held_bytes(rank, base, kind):
         return storage_bytes(own._standing())
 
 
+@needs_bitsandbytes
 def test_a_quantised_base_takes_its_share(tmp_path):
-    pytest.importorskip("bitsandbytes")
     base = write_llama(tmp_path / "llama", hidden=256, intermediate=704, layers=12)
     [resident], [int8], [nf4] = (run_clusters([1], held_bytes, base, kind) for kind in ("resident", "int8", "nf4"))
     block = 2 * (256 * 256 * 3 + 256 * 704 * 3)  # bf16 matrices, with half as many key and value heads
