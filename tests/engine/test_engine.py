@@ -160,7 +160,8 @@ needs_aio = pytest.mark.skipif(not (os.path.exists("/usr/include/libaio.h") and 
 
 @pytest.mark.parametrize("clients", [[(0, 1)], [(0,), (1,)]], ids=["one client of two ranks", "two clients"])
 def test_every_client_holds_the_aggregate(base, tmp_path, clients):
-    check(run_clusters([2], aggregate_then_lr_zero, base, tmp_path, [*IN_MEMORY, *(tier for tier in TIERS if tier not in QUANTISED)], ["fp32", "bf16"], clients, AdapterConfig(targets="all-linear")))
+    kinds = [*IN_MEMORY, *(tier for tier in TIERS if tier not in QUANTISED)]
+    check(run_clusters([2], aggregate_then_lr_zero, base, tmp_path, kinds, ["fp32", "bf16"], clients, AdapterConfig(targets="all-linear")))
 
 
 @needs_aio
