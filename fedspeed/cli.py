@@ -230,7 +230,7 @@ def _planned(arguments: argparse.Namespace):
     loaded = load(arguments.config, [*([] if arguments.config else [f"data.clients={len(hosts)}"]), *arguments.overrides,
                                      *(f"{key}={value}" for key, value in flags if value is not None)])
     for name in ("rows", "micro_batch"):
-        if (getattr(arguments, name) or 1) < 1:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise PlanError(f"--{name.replace('_', '-')}={getattr(arguments, name)}: must be at least 1")
     probes = [_probe_file(path) for path in arguments.probe]
     places = topology.plan(hosts, loaded.config.data.clients, loaded.config.cluster.ranks_per_client)

@@ -158,8 +158,8 @@ def saved_per_token(task: Task) -> int:
     shape, s = task.shape, task.type_bytes
     h, i, q = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
     if shape.family == "gpt2":
-        # Both norms' inputs; q, k, v and the attention's output; masks of two dropouts; GELU written out in six tensors.
-        kept = s * (2 * h + 4 * h + 6 * i) + 2 * h
+        # The norms' inputs; q, k, v, fused and apart, and the attention's output; masks of two dropouts; GELU written out in four tensors.
+        kept = s * (8 * h + 4 * i) + 2 * h
     else:
         # Both norms compute in fp32 and keep that; q, and k and v repeated for its heads, and the output; gate, silu(gate) and up.
         kept = 8 * h + s * (4 * q + 3 * i)
@@ -167,7 +167,7 @@ def saved_per_token(task: Task) -> int:
         return kept + s * (3 * h + i)
     inputs = [linear.rows_in for linear in shape.adapted(task.targets)]
     if task.dropout:
-        return kept + sum((s + 1) * n for n in inputs)
+        return kept + sum(2 * s * n for n in inputs)  # CUDA keeps a mask in bytes, a CPU in the model's type
     return kept + s * sum(_distinct_inputs(shape, task.targets))
 
 
@@ -178,9 +178,10 @@ def _distinct_inputs(shape: ModelShape, targets: str) -> list[int]:
 
 
 def _working_per_token(task: Task) -> int:
-    """Bytes per token that live while a block is computed or differentiated, and are not kept: gradients of the widest tensors, fp32 norms."""
+    """Bytes per token that live while a block is computed or differentiated, and are not kept: gradients of the widest tensors, fp32 norms, the
+    mask as numbers."""
     shape, s = task.shape, task.type_bytes
-    return s * (3 * shape.intermediate + 4 * shape.hidden) + 8 * shape.hidden
+    return s * (3 * shape.intermediate + 4 * shape.hidden + task.tokens) + 8 * shape.hidden
 
 
 def _aligned(nbytes: int) -> int:
