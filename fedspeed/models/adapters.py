@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 from fedspeed.errors import ModelError
+from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS
 from fedspeed.models.config import AdapterConfig
-
-ATTENTION_TARGETS = {"gpt2": ["c_attn"]}  # GPT-2 fuses q, k and v into one matrix
-DEFAULT_ATTENTION_TARGETS = ["q_proj", "v_proj"]
 
 
 def lora_config(config: AdapterConfig, model_type: str):
@@ -34,7 +32,7 @@ def lora_config(config: AdapterConfig, model_type: str):
         loaded.inference_mode, loaded.lora_dropout = False, config.dropout
         return loaded
     if config.targets == "attention":
-        targets = ATTENTION_TARGETS.get(model_type, DEFAULT_ATTENTION_TARGETS)
+        targets = list(ATTENTION_TARGETS.get(model_type, DEFAULT_ATTENTION_TARGETS))
     elif config.targets == "all-linear":
         targets = "all-linear"
     else:
