@@ -46,3 +46,11 @@ def test_imports_go_one_way(path):
 
 def test_every_room_is_on_the_map():
     assert {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in FILES} == set(LEVEL)
+
+
+def test_the_planner_is_pure():
+    """It computes; whoever calls it reads files and prints."""
+    allowed = {"fedspeed", "collections", "dataclasses", "itertools", "re"}
+    for path in (PACKAGE / "planner").glob("*.py"):
+        for name, line in imports(path):
+            assert name.split(".")[0] in allowed, f"{path}:{line}: the planner may not import {name}"

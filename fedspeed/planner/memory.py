@@ -93,7 +93,7 @@ def _base_on_host(task: Task, setting: Setting, place: Place) -> dict[str, int]:
     if setting.tier == "ram":
         return {"base": base_away(task, setting)}
     if setting.tier == "nvme" and place.node.device.kind == "gpu":
-        return {"read buffers": max(unit.block, unit.ends) * place.ranks_here}
+        return {"read buffers": _pinned(max(unit.block, unit.embedding)) * place.ranks_here}
     if group and task.offload:
         return {"share of the base": -(-base_away(task, setting) // group) * place.ranks_here}
     return {}
@@ -146,8 +146,8 @@ def _head(task: Task, batch: int) -> int:
 
 
 def shelf_bytes(task: Task, setting: Setting) -> int:
-    """Host memory of one block's input of one micro-batch: page-locked memory comes in powers of two."""
-    return 1 << (setting.micro_batch * task.tokens * task.shape.hidden * task.type_bytes - 1).bit_length()
+    """Host memory of one block's input of one micro-batch."""
+    return _pinned(setting.micro_batch * task.tokens * task.shape.hidden * task.type_bytes)
 
 
 def saved_per_token(task: Task) -> int:
@@ -186,3 +186,8 @@ def _working_per_token(task: Task) -> int:
 
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // UNIT_ALIGN) * UNIT_ALIGN
+
+
+def _pinned(nbytes: int) -> int:
+    """PyTorch's page-locked memory comes in powers of two."""
+    return 1 << (nbytes - 1).bit_length()

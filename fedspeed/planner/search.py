@@ -26,14 +26,12 @@ class Change:
     """Something to change so that a task fits. `apply` shows it on the same inputs.
 
     Attributes:
-        key: a key of a run, or gpu_gib (more for each GPU), ram_gib (whole size of each host), nvme.
-        cluster: whose hosts are meant; empty: all.
+        key: a key of a run, or gpu_gib (more for each GPU), ram_gib (whole size of each host), nvme (GiB of each host), or both: two changes.
     """
 
     key: str
-    value: float | str
+    value: float | str | tuple["Change", "Change"]
     text: str
-    cluster: str = ""
 
 
 def plan(task: Task, topology: Topology, nodes: Mapping[str, Node], notes: Sequence[str] = ()) -> Plan:
@@ -176,17 +174,18 @@ def alternatives(task: Task, places: Sequence[Place], best: Setting) -> Iterator
             reason = f"{time:.2f} s a step against {won:.2f} s" if time > won else f"as fast ({time:.2f} s), {_more_memory(task, setting, best, places)}"
             yield Alternative(label, reason, setting, time)
         else:
-            yield Alternative(label, f"does not fit: {shortage(task, settings, places)}")
+            yield Alternative(label, f"does not fit: {shortage(task, _least(settings), places)}")
 
 
 def shortage(task: Task, settings: Sequence[Setting], places: Sequence[Place]) -> str:
-    """What the least demanding of some settings lacks where it lacks most, in words with numbers."""
-    return min(((_lack(task, setting, place), place) for setting in settings for place in [_worst(task, setting, places)]),
-               key=lambda pair: pair[0][0])[0][1]
-
-
-def _worst(task: Task, setting: Setting, places: Sequence[Place]) -> Place:
-    return min(places, key=lambda place: min(spare_bytes(memory_of(task, setting, place), place)))
+    """What the least demanding of some settings lacks where it lacks most, in words with numbers; with as many resident blocks as lack least."""
+    lacks = []
+    for setting in settings:
+        most = task.shape.layers - setting.slots if setting.tier in STREAMED else 0
+        for resident in range(max(0, most) + 1):
+            chosen = replace(setting, resident_blocks=resident)
+            lacks.append(max((_lack(task, chosen, place) for place in places), key=lambda pair: pair[0]))
+    return min(lacks, key=lambda pair: pair[0])[1]
 
 
 def _lack(task: Task, setting: Setting, place: Place) -> tuple[int, str]:
@@ -199,7 +198,8 @@ def _lack(task: Task, setting: Setting, place: Place) -> tuple[int, str]:
             total -= spare
             had = f"{(need + spare) / GIB:.1f} to be had" if need + spare else "the hostfile names 0 folders (nvme=)"
             words.append(f"{need / GIB:.1f} GiB of {name} needed, {had}")
-    return total, " and ".join(words) or f"0 bytes lack with {setting.resident_blocks} resident blocks, but no number of them fits all ranks"
+    where = f" with {setting.resident_blocks} blocks resident" if setting.resident_blocks else ""
+    return total, f"{' and '.join(words)} (on {place.node.device.name}{where})"
 
 
 def _more_memory(task: Task, setting: Setting, best: Setting, places: Sequence[Place]) -> str:
@@ -233,15 +233,14 @@ def _forecast(task: Task, setting: Setting, name: str, places: Sequence[Place]) 
 def refusal(task: Task, places: Places) -> PlanError:
     """The error that says what lacks, and every single change that would do, the one that costs least first."""
     everywhere = [place for group in places.values() for place in group]
-    short = min((_lack(task, setting, place) for setting in _frugal(task, everywhere) for place in [_worst(task, setting, everywhere)]),
-                key=lambda pair: pair[0])[1]
+    short = shortage(task, _frugal(task, everywhere), everywhere)
     changes = list(_changes(task, places))
     lines = "".join(f"\n  - {change.text}" for change in changes)
     return PlanError(f"{task.shape.name} with {task.rows} rows of {task.tokens} tokens does not fit in any tier: {short}. Each of these would do:{lines}",
                      changes)
 
 
-def apply(change: Change, task: Task, nodes: Mapping[str, Node], cluster_of: Mapping[str, str] | None = None) -> tuple[Task, dict[str, Node]]:
+def apply(change: Change, task: Task, nodes: Mapping[str, Node]) -> tuple[Task, dict[str, Node]]:
     """The same task and nodes after a change."""
     nodes = dict(nodes)
     for part in change.value if change.key == "both" else [change]:
@@ -273,9 +272,16 @@ def possible(task: Task, places: Sequence[Place]) -> bool:
 
 def _frugal(task: Task, places: Sequence[Place]) -> list[Setting]:
     """Of every family the settings that take least; of what is traded (block inputs in one memory or the other) both."""
-    found = [setting for setting in families(task, places) if setting.seats == 1 and setting.slots <= 1]
-    least = min(setting.micro_batch for setting in found)
-    return [setting for setting in found if setting.micro_batch == least]
+    return _least(list(families(task, places)))
+
+
+def _least(settings: Sequence[Setting]) -> list[Setting]:
+    """Those with the smallest micro-batch, fewest seats and slots of their tier."""
+    def demand(setting: Setting) -> tuple[int, int, int]:
+        return setting.micro_batch, setting.seats, setting.slots
+
+    least = {tier: min(demand(setting) for setting in settings if setting.tier == tier) for tier in {setting.tier for setting in settings}}
+    return [setting for setting in settings if demand(setting) == least[setting.tier]]
 
 
 def _changes(task: Task, places: Places) -> Iterator[Change]:

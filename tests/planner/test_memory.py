@@ -107,6 +107,12 @@ def test_the_base_is_once_in_a_node_however_many_ranks():
     assert two.ram["processes"] == 2 * one.ram["processes"]
 
 
+def test_reading_from_disk_takes_a_page_locked_buffer_a_rank():
+    memory = memory_of(TASK, Setting("nvme", 4, 1), one_place())
+    assert memory.ram["read buffers"] == 2 * 2**31  # the embedding's 1.09e9 bytes, up to a power of two
+    assert memory.nvme == {"base": base_away(TASK, Setting("nvme", 4, 1))} and "base" not in memory.ram
+
+
 def test_seats_hold_an_adapter_each():
     place = one_place(slots=1, clients=4)
     one, four = (memory_of(TASK, Setting("ram", 4, 1, seats=seats), place).gpu for seats in (1, 4))
