@@ -163,6 +163,7 @@ def saved_per_token(task: Task) -> int:
     else:
         # Both norms compute in fp32 and keep that; q, and k and v repeated for its heads, and the output; gate, silu(gate) and up.
         kept = 8 * h + s * (4 * q + 3 * i)
+    kept += s * task.tokens  # a row of the mask, as numbers
     if task.method == "full":
         return kept + s * (3 * h + i)
     inputs = [linear.rows_in for linear in shape.adapted(task.targets)]
@@ -178,10 +179,9 @@ def _distinct_inputs(shape: ModelShape, targets: str) -> list[int]:
 
 
 def _working_per_token(task: Task) -> int:
-    """Bytes per token that live while a block is computed or differentiated, and are not kept: gradients of the widest tensors, fp32 norms, the
-    mask as numbers."""
+    """Bytes per token that live while a block is computed or differentiated, and are not kept: gradients of the widest tensors, fp32 norms."""
     shape, s = task.shape, task.type_bytes
-    return s * (3 * shape.intermediate + 4 * shape.hidden + task.tokens) + 8 * shape.hidden
+    return s * (3 * shape.intermediate + 4 * shape.hidden) + 8 * shape.hidden
 
 
 def _aligned(nbytes: int) -> int:

@@ -106,25 +106,18 @@ def families(task: Task, places: Sequence[Place]) -> Iterator[Setting]:
 def widest(task: Task, setting: Setting, places: Sequence[Place]) -> Setting | None:
     """The setting with as many resident blocks as fit everywhere, since more of them never cost time; None if it does not fit at all.
 
-    Each block that stays on the device takes device memory there and frees as much where the base lives, so what fits is an interval.
+    Each block that stays on the device takes device memory there and frees as much where the base lives: if the largest number that device
+    memory allows leaves too little elsewhere, any smaller one does too.
     """
     if setting.tier not in STREAMED:
         return setting if all(fits(task, setting, place) for place in places) else None
-    low, high = 0, max(0, task.shape.layers - setting.slots)
+    high = max(0, task.shape.layers - setting.slots)
     for place in places:
         none, one = (memory_of(task, replace(setting, resident_blocks=r), place) for r in (0, 1))
-        for spare, step in zip(spare_bytes(none, place), (one.gpu_bytes - none.gpu_bytes, one.ram_bytes - none.ram_bytes,
-                                                          one.nvme_bytes - none.nvme_bytes)):
-            if step > 0:
-                high = min(high, spare // step)
-            elif step < 0:
-                low = max(low, -(spare // -step))
-            elif spare < 0:
-                return None
-    if low > high:
-        return None
+        steps = one.gpu_bytes - none.gpu_bytes, one.ram_bytes - none.ram_bytes, one.nvme_bytes - none.nvme_bytes
+        high = min([high, *(spare // step for spare, step in zip(spare_bytes(none, place), steps) if step > 0)])
     # Shares of a divided base are rounded up, which the straight line between none and one does not know.
-    found = (replace(setting, resident_blocks=r) for r in (high, max(low, high - 1)))
+    found = (replace(setting, resident_blocks=r) for r in (high, high - 1) if r >= 0)
     return next((chosen for chosen in found if all(fits(task, chosen, place) for place in places)), None)
 
 

@@ -33,11 +33,12 @@ def test_the_models_fit_the_cards(hostfile, clients, model):
     assert found.task.dtype == ("bf16" if clients == 3 else "fp16")
 
 
-def test_nothing_faster_fits():
+@pytest.mark.parametrize(("rows", "tokens", "cards"), [(2, 512, (3, 2.6, 4)), (1, 64, (1.5, 1.4, 1.6))])  # loads that hide, loads that do not
+def test_nothing_faster_fits(rows, tokens, cards):
     """All settings of a small model, every number of resident blocks included, against what the search finds."""
-    task = Task(shape_of("gpt3-350m"), clients=2, rows=2, dtype="fp16")
-    for facts in ("gpu=rtx2080ti ram_gib=16 gpu_mem_gib=3", "gpu=rtx2080ti ram_gib=16 gpu_mem_gib=2.6 nvme=/n", "gpu=rtx3090 ram_gib=12 gpu_mem_gib=4"):
-        place = one_place(facts, slots=1, clients=2)
+    task = Task(shape_of("gpt3-350m"), clients=2, rows=rows, tokens=tokens, dtype="fp16")
+    for card, facts in zip(cards, ("gpu=rtx2080ti ram_gib=16", "gpu=rtx2080ti ram_gib=16 nvme=/n", "gpu=rtx3090 ram_gib=12")):
+        place = one_place(f"{facts} gpu_mem_gib={card}", slots=1, clients=2)
         weighed = [replace(family, resident_blocks=r) for family in families(task, [place])
                    for r in (range(task.shape.layers - family.slots + 1) if family.tier in STREAMED else [0])]
         fitting = [setting for setting in weighed if fits(task, setting, place)]
@@ -149,6 +150,11 @@ def test_the_weakest_rank_of_a_cluster_decides():
 def test_ranks_that_are_alike_are_weighed_once():
     found = shipped("hetero10", 10, "gpt3-125m")
     assert [len(cluster.places) for cluster in found.clusters] == [1, 1]
+
+
+def test_clients_sit_together_where_loads_do_not_hide():
+    task = replace(TASK, clients=4, tokens=64, rows=1)
+    assert fastest(task, [one_place("gpu=rtx3090 ram_gib=64 gpu_mem_gib=8", slots=1, clients=4)]).seats == 4
 
 
 def test_a_full_fine_tune_is_stock():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.hardware import PCIE
+from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import Setting, Task
 from fedspeed.planner.timing import Visits, exchange_s, gather_s, load_s, seconds_of, walk
 from tests.planner.cases import HUB, one_place
@@ -105,6 +106,24 @@ def test_hidden_and_waited_make_up_the_loads():
     seconds = seconds_of(replace(TASK, rows=1, tokens=256), Setting("nvme", 1, 1), one_place())
     assert 0 < seconds.hidden < seconds.loads == pytest.approx(seconds.hidden + seconds.waited)
     assert seconds.total == pytest.approx(sum(seconds.causes.values()))
+
+
+def test_what_a_step_loads():
+    """Blocks twice, but for those that are held; head and embedding in turn where the embedding cannot be read row by row."""
+    place, n = replace(one_place(), cluster_nodes=7, cluster_ranks=14), TASK.shape.layers
+    unit = sizes(TASK.shape, 2)
+    for tier, ends in (("ram", 0), ("nvme", 0), ("client", 2), ("cluster", 2)):
+        setting = Setting(tier, 4, 1, resident_blocks=5, slots=3)
+        expected = 2 * (n - 8) * load_s(unit.block, setting, place) + ends * load_s(unit.head, setting, place)
+        assert seconds_of(TASK, setting, place).loads == pytest.approx(expected)
+    tied = replace(TASK, shape=shape_of("gpt3-13b"))
+    setting = Setting("cluster", 4, 1)
+    assert seconds_of(tied, setting, place).loads == pytest.approx(2 * 38 * load_s(sizes(tied.shape, 2).block, setting, place))
+
+
+def test_the_head_takes_its_turn_among_the_blocks():
+    visits = Visits(1.0, 1.0, 1.0, 0.0, 0.0)
+    assert walk(visits, 2.0, 0.0, 6, 0, 2)[1] + 2 * 5.0 > walk(visits, 2.0, 5.0, 6, 0, 2)[1] > walk(visits, 2.0, 0.0, 6, 0, 2)[1]
 
 
 def test_slower_ways_to_load_take_longer():
