@@ -175,6 +175,8 @@ def shortage(task: Task, settings: Sequence[Setting], places: Sequence[Place]) -
     lacks = []
     for setting in settings:
         most = task.shape.layers - setting.slots if setting.tier in STREAMED else 0
+        if setting.tier == "nvme" and not all(place.node.nvme for place in places):
+            most = 0  # resident blocks are no cure for a disk that is not there
         for resident in range(max(0, most) + 1):
             chosen = replace(setting, resident_blocks=resident)
             lacks.append(max((_lack(task, chosen, place) for place in places), key=lambda pair: pair[0]))
