@@ -1,4 +1,4 @@
-"""The command line. Heavy libraries are imported where a model is looked at only: `--help`, `--print-config` and `doctor` know no torch."""
+"""The command line. Heavy libraries are imported where a model is looked at only: `--help`, `--print-config`, `plan` and `doctor` know no torch."""
 
 import argparse
 import importlib.util
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedspeed import __version__
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError, MissingPackage, ModelError, Preempted
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError, MissingPackage, ModelError, PlanError, Preempted
 
 PROJECT = Path(__file__).resolve().parent.parent
 QUICKSTART = PROJECT / "ds_configs" / "quickstart.yaml"
@@ -114,6 +114,27 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="say what this machine lacks")
     doctor.set_defaults(command=_doctor)
+
+    planner = commands.add_parser("plan", allow_abbrev=False, help="say how a model fits on the hosts, how fast it trains, and with which settings",
+                                  description="Predict memory and time of every way to execute a run on the hosts of a hostfile, and print the "
+                                              "fastest that fits. Nothing is started, nothing is read but dimensions.")
+    planner.add_argument("--hostfile", type=Path, required=True, help="the hosts and their facts")
+    planner.add_argument("--config", type=Path, metavar="YAML", help="configuration of a run, to take its values from")
+    planner.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as adapter.lora_rank=16")
+    planner.add_argument("--model", help="a known model, a folder with config.json, or a config.json (model.base)")
+    planner.add_argument("--clients", type=int, help="number of clients (data.clients; without a configuration: one a host)")
+    planner.add_argument("--tokens", type=int, help="length of a sequence (data.max_tokens)")
+    planner.add_argument("--rows", type=int, help="sequences of an optimizer step on each rank (default: train.micro_batch x train.accumulation)")
+    planner.add_argument("--micro-batch", type=int, help="sequences of one forward and backward (default: the plan divides the rows)")
+    planner.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="numeric type (default: the fastest that all cards have)")
+    planner.add_argument("--probe", type=Path, action="append", default=[], metavar="FILE", help="what `fedspeed probe` wrote; once for each machine")
+    planner.add_argument("--json", action="store_true", help="the plan as one JSON object on stdout")
+    planner.set_defaults(command=_plan)
+
+    probe = commands.add_parser("probe", help="measure what this machine can do, for `plan --probe`")
+    probe.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: stdout)")
+    probe.add_argument("--disk", type=Path, default=Path(), metavar="FOLDER", help="folder on the disk to measure (default: this one)")
+    probe.set_defaults(command=_probe)
 
     base = commands.add_parser("pretrain-base", help="pretrain the quickstart's tiny base model on the spot")
     base.add_argument("folder", type=_file, help="where to write it (skipped if it is there already)")
@@ -234,4 +255,70 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
     _need_packages()
     pretrain(arguments.folder, arguments.seed)
+    return EXIT_OK
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    import json
+
+    from fedspeed.planner.explain import as_values, explain
+
+    found = _planned(arguments)
+    print(json.dumps(as_values(found), indent=1) if arguments.json else explain(found))
+    return EXIT_OK
+
+
+def _planned(arguments: argparse.Namespace):
+    """The plan that the arguments ask for."""
+    from fedspeed.cluster import topology
+    from fedspeed.cluster.hostfile import read
+    from fedspeed.config.deepspeed import merge
+    from fedspeed.config.load import DEFAULT, load
+    from fedspeed.models.catalogue import shape_of
+    from fedspeed.planner import search
+    from fedspeed.planner.hardware import node_of
+    from fedspeed.planner.task import notes_of, task_of
+
+    flags = (("model.base", arguments.model), ("data.clients", arguments.clients), ("data.max_tokens", arguments.tokens), ("model.dtype", arguments.dtype))
+    hosts = read(arguments.hostfile).hosts
+    loaded = load(arguments.config, [*([] if arguments.config else [f"data.clients={len(hosts)}"]), *arguments.overrides,
+                                     *(f"{key}={value}" for key, value in flags if value is not None)])
+    for name in ("rows", "micro_batch"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise PlanError(f"--{name.replace('_', '-')}={getattr(arguments, name)}: must be at least 1")
+    probes = [_probe_file(path) for path in arguments.probe]
+    places = topology.plan(hosts, loaded.config.data.clients, loaded.config.cluster.ranks_per_client)
+    working = {place.host for place in places.ranks if place.clients}
+    nodes = {host.name: node_of(host, probes) for host in hosts if host.name in working}
+    task = task_of(loaded.config, merge(loaded.config.deepspeed, loaded.config, loaded.folder), shape_of(loaded.config.model.base),
+                   [node.device for node in nodes.values()], dtype_given=loaded.sources["model.dtype"] != DEFAULT, rows=arguments.rows,
+                   micro_batch=arguments.micro_batch)
+    return search.plan(task, places, nodes, notes_of(places, nodes))
+
+
+def _probe_file(path: Path):
+    import json
+
+    from fedspeed.planner.hardware import read_probe
+
+    try:
+        return read_probe(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path}: cannot be read as a probe's file ({error}); write it with `fedspeed probe --out FILE`") from error
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    import json
+
+    from fedspeed.engine.probe import probe
+
+    if not arguments.disk.is_dir():
+        raise PlanError(f"--disk={arguments.disk}: no such folder; name one on the disk to be measured")
+    text = json.dumps(probe(arguments.disk.resolve()), indent=1) + "\n"
+    if arguments.out:
+        from fedspeed.files import write_atomically
+
+        write_atomically(arguments.out, text.encode())
+    else:
+        print(text, end="")
     return EXIT_OK

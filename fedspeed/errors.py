@@ -43,6 +43,18 @@ class ModelError(FedSpeedError):
     """A model folder, a weight file, a tokenizer or an adapter is missing or does not fit."""
 
 
+class PlanError(FedSpeedError):
+    """No way to execute a task on the hardware, or too little is known of it.
+
+    Args:
+        changes: what would make it fit (planner.search.Change), the smallest first.
+    """
+
+    def __init__(self, message, changes=()):
+        super().__init__(message)
+        self.changes = tuple(changes)
+
+
 class JournalError(FedSpeedError):
     """The round journal is damaged or belongs to another run."""
 

@@ -19,7 +19,7 @@ from fedspeed.data.config import steps_by_cluster
 from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError
 from fedspeed.files import check_writable
-from fedspeed.models.config import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES
+from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES
 
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "fedspeed"
 # A room may import those of earlier lines, and its own. config.py leaves are not rooms: they import nothing of ours.
-ORDER = [["errors", "files"], ["config"], ["cluster", "models", "data"], ["engine", "routing", "monitor", "checkpoint"], ["federation"],
+ORDER = [["errors", "files"], ["config"], ["cluster", "models", "data"], ["planner"], ["engine", "routing", "monitor", "checkpoint"], ["federation"],
          ["preflight", "quickstart"], ["session"], ["cli"], ["__main__"]]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 DOORS = {"deepspeed": {"engine"}, "mpi4py": {"routing/transports/mpi"}}
@@ -46,3 +46,11 @@ def test_imports_go_one_way(path):
 
 def test_every_room_is_on_the_map():
     assert {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in FILES} == set(LEVEL)
+
+
+def test_the_planner_is_pure():
+    """It computes; whoever calls it reads files and prints."""
+    allowed = {"fedspeed", "collections", "dataclasses", "itertools", "re"}
+    for path in (PACKAGE / "planner").glob("*.py"):
+        for name, line in imports(path):
+            assert name.split(".")[0] in allowed, f"{path}:{line}: the planner may not import {name}"

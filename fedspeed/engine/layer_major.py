@@ -171,19 +171,20 @@ class LayerMajor:
             for cell in cells:
                 ids = torch.from_numpy(cell.batch.input_ids).to(table.device)
                 embedded = nn.functional.embedding(ids, table).to(self._device)
-                with self._recorded() as calls, self._seeded(cell, -1):
+                with self._recorded() as (entered, calls), self._seeded(cell, -1):
                     self._parts.decoder(inputs_embeds=embedded, attention_mask=torch.from_numpy(cell.batch.attention_mask).to(self._device))
-                states.append(_State(calls[0].hidden, calls))
+                states.append(_State(entered[0], calls))
         return states
 
     @contextmanager
     def _recorded(self):
-        """The decoder's blocks only note what they were called with."""
+        """The decoder's blocks only note what they were called with: ([what enters the first block], what each gets beside it)."""
+        entered: list[torch.Tensor] = []
         calls: list[_Call] = []
-        recorders = nn.ModuleList(_Recorder(calls) for _ in self._parts.blocks)
+        recorders = nn.ModuleList(_Recorder(entered, calls) for _ in self._parts.blocks)
         setattr(self._parts.decoder, self._parts.blocks_name, recorders)
         try:
-            yield calls
+            yield entered, calls
         finally:
             setattr(self._parts.decoder, self._parts.blocks_name, self._parts.blocks)
 
@@ -267,7 +268,6 @@ class LayerMajor:
 
 @dataclass
 class _Call:
-    hidden: torch.Tensor
     args: tuple
     kwargs: dict
 
@@ -283,12 +283,14 @@ class _State:
 class _Recorder(nn.Module):
     """Stands where a block stands while the decoder computes what it gives to its blocks."""
 
-    def __init__(self, calls: list[_Call]):
+    def __init__(self, entered: list[torch.Tensor], calls: list[_Call]):
         super().__init__()
-        self._calls = calls
+        self._entered, self._calls = entered, calls
 
     def forward(self, hidden, *args, **kwargs):
-        self._calls.append(_Call(hidden, args, kwargs))
+        if not self._entered:
+            self._entered.append(hidden)
+        self._calls.append(_Call(args, kwargs))
         return hidden
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from fedspeed.errors import ModelError
 from fedspeed.models.blocks import decoder_blocks
-from fedspeed.models.config import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, AdapterConfig, chosen_blocks
+from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS
+from fedspeed.models.config import AdapterConfig, chosen_blocks
 
 
 def lora_config(config: AdapterConfig, model_type: str):
@@ -32,7 +33,7 @@ def lora_config(config: AdapterConfig, model_type: str):
         loaded.inference_mode, loaded.lora_dropout = False, config.dropout
         return loaded
     if config.targets == "attention":
-        targets = ATTENTION_TARGETS.get(model_type, DEFAULT_ATTENTION_TARGETS)
+        targets = list(ATTENTION_TARGETS.get(model_type, DEFAULT_ATTENTION_TARGETS))
     elif config.targets == "all-linear":
         targets = "all-linear"
     else:

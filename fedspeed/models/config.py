@@ -3,11 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-FAMILIES = ("llama", "qwen2", "gpt2")
-# What adapter.targets stands for. GPT-2 fuses q, k and v into one matrix.
-ATTENTION_TARGETS = {"gpt2": ["c_attn"]}
-DEFAULT_ATTENTION_TARGETS = ["q_proj", "v_proj"]
-
 
 @dataclass(frozen=True)
 class ModelConfig:

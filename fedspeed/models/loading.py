@@ -16,7 +16,8 @@ from torch import nn
 from fedspeed.errors import ModelError
 from fedspeed.models.adapters import add_adapter, base_name, initial_adapter, is_adapter, portable_name
 from fedspeed.models.blocks import units
-from fedspeed.models.config import FAMILIES, AdapterConfig, ModelConfig
+from fedspeed.models.catalogue import FAMILIES
+from fedspeed.models.config import AdapterConfig, ModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from deepspeed import comm as dist
 
+from fedspeed.cluster.devices import free_memory
 from fedspeed.errors import FedSpeedError
 
 
@@ -96,17 +97,3 @@ def _anonymous(nbytes: int, folder: Path | None) -> int:
         raise FedSpeedError(f"{socket.gethostname()}: the base takes {gib:.2f} GiB in {folder or 'RAM'}, which does not have them "
                             f"({error.strerror}); make room, or choose another engine.tier") from error
     return fd
-
-
-def free_memory() -> int:
-    """Bytes of RAM that can be had without swapping, also by the limit of the control group (container, scheduler) this process is in."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except OSError:
-        pass  # no control groups of version 2, or no limit at the root
-    return free

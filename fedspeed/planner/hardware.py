@@ -1,0 +1,217 @@
+"""What the machines can do: measured by `fedspeed probe`, else published facts of the card that the hostfile names.
+
+Rates are per second, of one device or one node. `flops` is what training gets out of a device, not its peak.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fedspeed.cluster.hostfile import Host
+from fedspeed.errors import PlanError
+
+GIB = 2**30
+# Of the dense matrix peak; 32 TFLOP/s on a 3090 and 24 on a 2080 Ti, which LoRA fine-tuning with fp32 accumulation reaches.
+OF_PEAK = 0.45
+# Of what a large matrix product alone reaches, which is what the probe measures: a step also has norms, attention and small products.
+OF_MEASURED = 0.6
+OF_LINK = 0.88  # what a stream of TCP gets of the nominal bandwidth
+OF_GPU_MEMORY = 0.93  # of the nominal size; the driver leaves 0.97, the rest is kept for what the memory model does not know
+RAM_KEPT = 3 * GIB  # for the operating system, of a stated size
+RAM_ASSUMED = 64.0  # GiB, where the hostfile does not say
+NVME_ASSUMED = 500.0  # GiB free in a stated folder
+LINK_ASSUMED = 10.0  # Gbit/s
+RAM_RATE = 20e9  # copying within RAM, dual-channel DDR4; a device reads twice as fast
+DISK_RATE = 3e9  # reading, PCIe 3.0 NVMe
+LOOPBACK_RATE = 2e9
+PCIE = {3: 12e9, 4: 24e9, 5: 48e9}  # 16 lanes, pinned memory
+
+
+@dataclass(frozen=True)
+class Card:
+    """Published facts: dense matrix rates with fp32 accumulation [TFLOP/s], memory [GiB], memory bandwidth [GB/s], PCIe generation."""
+
+    name: str
+    memory_gib: float
+    tflops_16: float
+    tflops_32: float
+    memory_gbs: float
+    pcie: int
+    bf16: bool = True
+
+
+# NVIDIA's architecture white papers and data sheets. GeForce cards reach half their fp16 rate with fp32 accumulation, which is the one given here.
+CARDS = {card.name: card for card in (
+    Card("rtx2080ti", 11, 53.8, 13.4, 616, 3, bf16=False),
+    Card("rtx3080", 10, 59.5, 29.8, 760, 4),
+    Card("rtx3090", 24, 71.0, 35.6, 936, 4),
+    Card("rtx4090", 24, 165.2, 82.6, 1008, 4),
+    Card("a6000", 48, 154.8, 38.7, 768, 4),
+    Card("t4", 16, 65.0, 8.1, 320, 3, bf16=False),
+    Card("v100", 32, 125.0, 15.7, 900, 3, bf16=False),
+    Card("a100", 40, 312.0, 19.5, 1555, 4),
+    Card("h100", 80, 989.0, 67.0, 3350, 5),
+    Card("h200", 141, 989.0, 67.0, 4800, 5),
+)}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a rank computes on.
+
+    Attributes:
+        kind: gpu, or cpu: then its memory is the node's RAM, and the ranks of a node share its cores.
+        memory: bytes a rank may use; 0 for cpu.
+        flops: numeric type -> FLOP/s; a type it cannot compute in is missing.
+        memory_rate: bandwidth of its memory, bytes/s. host_rate: copies from page-locked host memory, bytes/s.
+        source: measured or published.
+    """
+
+    name: str
+    kind: str
+    memory: int
+    flops: Mapping[str, float]
+    memory_rate: float
+    host_rate: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine. Bytes that ranks may use and bytes/s; `local_rate` is between two ranks of the node, `nvme` 0 where there is no folder for it.
+
+    Attributes:
+        assumed: facts nobody stated or measured, in words.
+    """
+
+    name: str
+    device: Device
+    ram: int
+    ram_rate: float
+    nvme: int
+    disk_rate: float
+    link_rate: float
+    local_rate: float
+    assumed: tuple[str, ...] = ()
+
+
+def kind_of(name: str) -> str:
+    """`NVIDIA GeForce RTX 3090`, `RTX-3090` and `rtx3090` are one kind of card."""
+    return re.sub(r"nvidia|geforce|tesla|[^a-z0-9]", "", name.lower())
+
+
+def card_of(name: str) -> Card | None:
+    """The published facts of a card, whatever its maker calls it in full."""
+    found = [key for key in CARDS if key in kind_of(name)]
+    return CARDS[max(found, key=len)] if found else None
+
+
+def published(card: Card, memory_gib: float | None = None) -> Device:
+    """A card that was not measured."""
+    flops = {"fp16": OF_PEAK * card.tflops_16 * 1e12, "fp32": OF_PEAK * card.tflops_32 * 1e12}
+    if card.bf16:
+        flops["bf16"] = flops["fp16"]
+    memory = int((memory_gib or card.memory_gib) * GIB * OF_GPU_MEMORY)
+    return Device(card.name, "gpu", memory, flops, card.memory_gbs * 1e9, PCIE[card.pcie], "published")
+
+
+def measured(facts: Mapping) -> Device:
+    """The device of a probe's file."""
+    device = facts["device"]
+    flops = {name: OF_MEASURED * rate for name, rate in device["flops"].items()}
+    memory = device["free_bytes"] if device["kind"] == "gpu" else 0
+    return Device(device["name"], device["kind"], memory, flops, device["memory_bytes_s"], device["host_bytes_s"], "measured")
+
+
+def node_of(host: Host, probes: Sequence[Mapping] = ()) -> Node:
+    """What is known of a host: its probe if there is one, over it what the hostfile states, then published facts, then assumptions.
+
+    A probe speaks for the host it was made on, for hosts with the same card, and for hosts of which no card is stated.
+
+    Raises:
+        PlanError: neither a probe nor a known card.
+    """
+    probe = _probe_for(host, probes)
+    assumed = []
+    device = _device(host, probe)
+    if probe:
+        ram, nvme = probe["ram"]["free_bytes"], probe["disk"]["free_bytes"] if host.nvme or probe["host"] == host.name else 0
+    else:
+        ram, nvme = 0, 0
+    if host.ram_gib:
+        ram = int(host.ram_gib * GIB) - RAM_KEPT
+    elif not probe:
+        ram = int(RAM_ASSUMED * GIB) - RAM_KEPT
+        assumed.append(f"{RAM_ASSUMED:g} GiB RAM")
+    if host.nvme and not nvme:
+        nvme = int(NVME_ASSUMED * GIB)
+        assumed.append(f"{NVME_ASSUMED:g} GiB free in {host.nvme}")
+    if not host.link_gbps:
+        assumed.append(f"{LINK_ASSUMED:g} Gbit/s to other hosts")
+    link = (host.link_gbps or LINK_ASSUMED) * 1e9 / 8 * OF_LINK
+    ram_rate = probe["ram"]["bytes_s"] if probe else RAM_RATE
+    loopback = probe["link"]["loopback_bytes_s"] if probe else LOOPBACK_RATE
+    # GeForce cards have no direct path to each other: a byte goes up to the host and down again.
+    local = device.host_rate / 2 if device.kind == "gpu" else loopback
+    disk_rate = probe["disk"]["bytes_s"] if probe else DISK_RATE
+    return Node(host.name, device, ram, ram_rate, nvme, disk_rate, link, local, tuple(assumed))
+
+
+def _device(host: Host, probe: Mapping | None) -> Device:
+    if probe:
+        device = measured(probe)
+        if host.gpu_mem_gib and device.kind == "gpu":
+            device = replace(device, memory=min(device.memory, int(host.gpu_mem_gib * GIB * OF_GPU_MEMORY)))
+        return device
+    if not host.gpu:
+        raise PlanError(f"host {host.name}: neither its card nor a measurement is known; state gpu= (one of {len(CARDS)} cards: {', '.join(CARDS)}) in "
+                        f"the hostfile, or run `fedspeed probe --out FILE` there and pass `--probe FILE`")
+    card = card_of(host.gpu)
+    if card is None:
+        raise PlanError(f"host {host.name}: nothing is published here about gpu={host.gpu} (known are {len(CARDS)}: {', '.join(CARDS)}); run `fedspeed "
+                        f"probe --out FILE` on it and pass `--probe FILE`")
+    return published(card, host.gpu_mem_gib)
+
+
+def _probe_for(host: Host, probes: Sequence[Mapping]) -> Mapping | None:
+    by_name = next((probe for probe in probes if probe["host"].split(".")[0] == host.name.split(".")[0]), None)
+    alike = next((probe for probe in probes if host.gpu and kind_of(host.gpu) == kind_of(probe["device"]["name"])), None)
+    anyone = next(iter(probes), None) if not host.gpu else None
+    return by_name or alike or anyone
+
+
+def read_probe(facts: object, where: str) -> Mapping:
+    """Checks the content of a probe's file.
+
+    Raises:
+        PlanError: it is not one.
+    """
+    wanted = {"host": str, "device": ("name", "kind", "flops", "free_bytes", "memory_bytes_s", "host_bytes_s"),
+              "ram": ("free_bytes", "bytes_s"), "disk": ("free_bytes", "bytes_s"), "link": ("loopback_bytes_s",)}
+    if not isinstance(facts, dict):
+        raise PlanError(f"{where}: holds 0 of the {len(wanted)} parts of a probe; write it with `fedspeed probe --out FILE`")
+    for key, inside in wanted.items():
+        value = facts.get(key)
+        missing = [key] if not isinstance(value, str if inside is str else dict) else [] if inside is str else [f"{key}.{k}" for k in inside if k not in value]
+        if missing:
+            raise PlanError(f"{where}: lacks {', '.join(missing)}; write it with `fedspeed probe --out FILE`")
+    return facts
+
+
+def common_type(devices: Sequence[Device], wanted: str | None) -> str:
+    """The type that all devices can compute in and are fastest with, bf16 where two are equal. A 2080 Ti has none, so a mixed run gets fp16.
+
+    Args:
+        wanted: what the user asks for, None to choose.
+
+    Raises:
+        PlanError: a device cannot do what is asked for.
+    """
+    shared = [name for name in ("bf16", "fp16", "fp32") if all(name in device.flops for device in devices)]
+    best = max(shared, key=lambda name: min(device.flops[name] for device in devices))
+    if wanted is None:
+        return best
+    if wanted not in shared:
+        without = sorted({device.name for device in devices if wanted not in device.flops})
+        raise PlanError(f"model.dtype={wanted}: {len(without)} of the cards ({', '.join(without)}) cannot compute in it; set model.dtype={best}")
+    return wanted

@@ -1,0 +1,193 @@
+"""Peak bytes of a setting, by cause: of each GPU, of a node's RAM, of its disk. Pure.
+
+The terms follow what the executors hold (engine/layer_major.py, engine/base/): B sequences of a micro-batch, T tokens, s bytes per number,
+M micro-batches of a pass over all seated clients, N blocks, R of them resident.
+"""
+
+from dataclasses import dataclass
+
+from fedspeed.models.catalogue import ModelShape
+from fedspeed.planner.hardware import GIB
+from fedspeed.planner.plan import STREAMED, Memory, Place, Setting, Task
+
+UNIT_ALIGN = 4096  # engine/base/layout.py
+EVAL_TOKENS = 32_768  # engine/streamed.py: tokens of one evaluation pass
+LOGITS_BYTES = 1 << 26  # engine/layer_major.py: of one chunk of logits
+DRIVER = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
+PROCESS = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}  # RAM of a rank that holds nothing yet: Python, libraries, driver
+FRAGMENTS = 0.08  # of what comes and goes: what PyTorch's allocator holds beside it
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a base's units: one block; embedding and head (0: tied); what is never moved."""
+
+    block: int
+    embedding: int
+    head: int
+    beside: int
+
+    @property
+    def ends(self) -> int:
+        return self.embedding + self.head
+
+
+def sizes(shape: ModelShape, type_bytes: int) -> Sizes:
+    return Sizes(_aligned(shape.block * type_bytes), _aligned(shape.embedding * type_bytes), _aligned(shape.head * type_bytes),
+                 shape.beside * type_bytes)
+
+
+def slots_of(task: Task, setting: Setting) -> int:
+    """Slots that blocks really get: no more than there are blocks to stream."""
+    return max(0, min(setting.slots, task.shape.layers - setting.resident_blocks)) if setting.tier in STREAMED else 0
+
+
+def memory_of(task: Task, setting: Setting, place: Place) -> Memory:
+    """Peak bytes on one kind of rank, and on its node."""
+    streamed = setting.tier != "stock"
+    seats = min(setting.seats, place.carried) if streamed else 1
+    device = _base_on_device(task, setting, place)
+    device |= _trainable(task, seats, place)
+    moving = _streamed_activations(task, setting, seats) if streamed else _stock_activations(task, setting)
+    device |= moving
+    host = _base_on_host(task, setting, place)
+    waiting = shelf_bytes(task, setting) * seats * setting.accumulation * (task.shape.layers - 1) if streamed and setting.block_inputs == "host" else 0
+    unit = sizes(task.shape, task.type_bytes)
+    loading = 2 * max(unit.block, unit.embedding)  # a unit as read, and as packed; gone when training begins
+    host["block inputs" if waiting > loading else "loading"] = max(waiting, loading) * place.ranks_here
+    host["processes"] = PROCESS[place.node.device.kind] * place.ranks_here
+    disk = {"base": base_away(task, setting)} if setting.tier == "nvme" else {}
+    if place.node.device.kind == "cpu":
+        for cause, count in device.items():
+            host[cause] = host.get(cause, 0) + count * place.ranks_here
+        return Memory({}, host, disk)
+    device["allocator"] = int(FRAGMENTS * sum(moving.values()))
+    device["driver"] = DRIVER
+    return Memory(device, host, disk)
+
+
+def base_away(task: Task, setting: Setting) -> int:
+    """Bytes of the base that one complete copy off the device takes: what streams."""
+    unit = sizes(task.shape, task.type_bytes)
+    return (task.shape.layers - setting.resident_blocks) * unit.block + unit.ends
+
+
+def _base_on_device(task: Task, setting: Setting, place: Place) -> dict[str, int]:
+    unit, shape = sizes(task.shape, task.type_bytes), task.shape
+    whole = shape.layers * unit.block + unit.ends + unit.beside
+    if task.method == "full":
+        return {}
+    if setting.tier not in STREAMED:
+        return {"base": whole}
+    group = {"client": place.client_ranks, "cluster": place.cluster_ranks}.get(setting.tier)
+    # The end slot takes the head, and where the embedding is not read in host memory, that too; both have one size.
+    found = {"base": setting.resident_blocks * unit.block + unit.beside, "slots": slots_of(task, setting) * unit.block + (unit.head or unit.embedding)}
+    if group and not task.offload:
+        found["share of the base"] = -(-base_away(task, setting) // group)
+    return found
+
+
+def _base_on_host(task: Task, setting: Setting, place: Place) -> dict[str, int]:
+    unit = sizes(task.shape, task.type_bytes)
+    group = {"client": place.client_ranks, "cluster": place.cluster_ranks}.get(setting.tier)
+    if setting.tier == "ram":
+        return {"base": base_away(task, setting)}
+    if setting.tier == "nvme" and place.node.device.kind == "gpu":
+        return {"read buffers": _pinned(max(unit.block, unit.embedding)) * place.ranks_here}
+    if group and task.offload:
+        return {"share of the base": -(-base_away(task, setting) // group) * place.ranks_here}
+    return {}
+
+
+def _trainable(task: Task, seats: int, place: Place) -> dict[str, int]:
+    """Of every seat: working copy, fp32 masters and moments, and the gradients: fp32 sums, their copy in the model's type, ZeRO's own fp32."""
+    p, s = task.trainable, task.type_bytes
+    moments = {"adamw": 8, "sgd": 4}[task.optimizer]
+    parts = place.client_ranks if task.stage >= 1 else 1
+    copies = -(-p * s // (place.client_ranks if task.method == "full" and task.stage >= 3 else 1))
+    return {"adapter" if task.method == "lora" else "model": seats * copies,
+            "masters and optimizer": seats * -(-p * (4 + moments) // parts),
+            "gradients": seats * (p * 4 + -(-p * 4 // parts)) + p * s}
+
+
+def _streamed_activations(task: Task, setting: Setting, seats: int) -> dict[str, int]:
+    """The larger of training and evaluation, which keeps whole passes of EVAL_TOKENS between two blocks."""
+    shape, s = task.shape, task.type_bytes
+    batch = setting.micro_batch * task.tokens
+    cells = seats * setting.accumulation
+    hidden, mask = batch * shape.hidden * s, setting.micro_batch * task.tokens**2
+    between = cells * (hidden + mask)  # where a micro-batch is now (backward: its gradient)
+    if setting.block_inputs == "device":
+        between += cells * (shape.layers - 1) * hidden
+    block = batch * (saved_per_token(task) + _working_per_token(task))
+    head = _head(task, batch)
+    evaluated = max(batch, EVAL_TOKENS)
+    eval_between = evaluated * (shape.hidden * s + task.tokens)
+    eval_block = batch * _working_per_token(task)
+    if between + block + head >= eval_between + eval_block + head:
+        return {"between blocks": between, "one block": block, "head and loss": head}
+    return {"between blocks (evaluation)": eval_between, "one block": eval_block, "head and loss": head}
+
+
+def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
+    shape, s = task.shape, task.type_bytes
+    batch = setting.micro_batch * task.tokens
+    saved, working = saved_per_token(task) * batch, _working_per_token(task) * batch
+    blocks = shape.layers * shape.hidden * s * batch + saved if setting.checkpointing else shape.layers * saved
+    # transformers' logits of all tokens, their fp32 copy, its log-softmax, and the gradients of both.
+    return {"activations": blocks + working + setting.micro_batch * task.tokens**2, "head and loss": batch * shape.vocab * (2 * s + 12)}
+
+
+def _head(task: Task, batch: int) -> int:
+    """Final norm of all tokens; of answer tokens (at most all) input and its gradient; a chunk of logits, its gradient, two fp32 copies."""
+    shape, s = task.shape, task.type_bytes
+    rows = max(1, min(batch, LOGITS_BYTES // (shape.vocab * s)))
+    return batch * shape.hidden * (8 + 5 * s) + rows * shape.vocab * (2 * s + 8)
+
+
+def shelf_bytes(task: Task, setting: Setting) -> int:
+    """Host memory of one block's input of one micro-batch."""
+    return _pinned(setting.micro_batch * task.tokens * task.shape.hidden * task.type_bytes)
+
+
+def saved_per_token(task: Task) -> int:
+    """Bytes per token that autograd keeps of one block; frozen matrices keep no input.
+
+    A matrix with an adapter keeps its input for A's gradient, once for all matrices that read the same one; with dropout each keeps its own, and the mask.
+    """
+    shape, s = task.shape, task.type_bytes
+    h, i, q = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
+    if shape.family == "gpt2":
+        # The norms' inputs; q, k, v, fused and apart, and the attention's output; masks of two dropouts; GELU written out in four tensors.
+        kept = s * (8 * h + 4 * i) + 2 * h
+    else:
+        # Both norms compute in fp32 and keep that; q, and k and v repeated for its heads, and the output; gate, silu(gate) and up.
+        kept = 8 * h + s * (4 * q + 3 * i)
+    kept += s * task.tokens  # a row of the mask, as numbers
+    if task.method == "full":
+        return kept + s * (3 * h + i)
+    inputs = [linear.rows_in for linear in shape.adapted(task.targets)]
+    if task.dropout:
+        return kept + sum(2 * s * n for n in inputs)  # CUDA keeps a mask in bytes, a CPU in the model's type
+    return kept + s * sum(_distinct_inputs(shape, task.targets))
+
+
+def _distinct_inputs(shape: ModelShape, targets: str) -> list[int]:
+    """Widths of the tensors that adapted matrices read, each once."""
+    source = {"q_proj": "norm1", "k_proj": "norm1", "v_proj": "norm1", "c_attn": "norm1", "gate_proj": "norm2", "up_proj": "norm2", "c_fc": "norm2"}
+    return list({source.get(linear.name, (linear.name, linear.rows_in)): linear.rows_in for linear in shape.adapted(targets)}.values())
+
+
+def _working_per_token(task: Task) -> int:
+    """Bytes per token that live while a block is computed or differentiated, and are not kept: gradients of the widest tensors, fp32 norms."""
+    shape, s = task.shape, task.type_bytes
+    return s * (3 * shape.intermediate + 4 * shape.hidden) + 8 * shape.hidden
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // UNIT_ALIGN) * UNIT_ALIGN
+
+
+def _pinned(nbytes: int) -> int:
+    """PyTorch's page-locked memory comes in powers of two."""
+    return 1 << (nbytes - 1).bit_length()

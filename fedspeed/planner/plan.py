@@ -1,0 +1,205 @@
+"""What the planner is asked, and what it answers. Values only; bytes are bytes, times are seconds."""
+
+from dataclasses import dataclass, field
+
+from fedspeed.cluster.topology import Topology
+from fedspeed.models.catalogue import ModelShape
+from fedspeed.planner.hardware import Node
+
+TIERS = ("stock", "resident", "ram", "client", "nvme", "cluster")
+STREAMED = ("ram", "client", "nvme", "cluster")
+TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What shall be trained.
+
+    Attributes:
+        tokens: length of every sequence; padding counts, so this is the longest.
+        rows: sequences of one optimizer step on each rank, train.micro_batch * train.accumulation. A plan may divide them otherwise, which
+            does not change the step.
+        micro_batch: sequences of one forward and backward, None where the plan chooses.
+        answer_share: part of the tokens that carry loss; the head computes only these.
+        stage: ZeRO stage of what trains.
+        offload: whether the ranks' shares of a divided base wait in host RAM.
+    """
+
+    shape: ModelShape
+    clients: int
+    tokens: int = 512
+    rows: int = 4
+    micro_batch: int | None = None
+    dtype: str = "bf16"
+    method: str = "lora"
+    lora_rank: int = 8
+    targets: str = "attention"
+    dropout: float = 0.0
+    optimizer: str = "adamw"
+    local_steps: int = 10
+    answer_share: float = 0.5
+    stage: int = 0
+    offload: bool = False
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that train."""
+        return self.shape.total if self.method == "full" else self.shape.lora(self.targets, self.lora_rank)
+
+    @property
+    def type_bytes(self) -> int:
+        return TYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to execute a task: the engine's settings, and how a step's rows are divided into micro-batches."""
+
+    tier: str
+    micro_batch: int
+    accumulation: int
+    resident_blocks: int = 0
+    slots: int = 2
+    seats: int = 1
+    block_inputs: str = "host"
+    checkpointing: bool = False  # stock only; the others always compute blocks again
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The same as `key=value` of a run."""
+        keys = [f"engine.tier={self.tier}"]
+        if self.tier == "stock":
+            keys += [f"engine.activation_checkpointing={str(self.checkpointing).lower()}"]
+        else:
+            keys += [f"engine.seats={self.seats}", f"engine.block_inputs={self.block_inputs}"]
+        if self.tier in STREAMED:
+            keys += [f"engine.resident_blocks={self.resident_blocks}", f"engine.slots={self.slots}"]
+        return (*keys, f"train.micro_batch={self.micro_batch}", f"train.accumulation={self.accumulation}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank, as far as its memory and time depend on where it stands. Ranks that are alike have equal places.
+
+    Attributes:
+        ranks_here: ranks that work on its node and share its RAM, disk and link.
+        client_ranks: of each of its clients.
+        cluster_ranks, cluster_nodes: ranks and nodes of its cluster.
+        carried: clients on the rank.
+        participants: gateways of the whole run, which exchange updates; those of this node.
+    """
+
+    node: Node
+    ranks_here: int
+    client_ranks: int
+    cluster_ranks: int
+    cluster_nodes: int
+    carried: int
+    participants: int
+    participants_here: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes by cause: `gpu` of one rank, `ram` and `nvme` of a whole node."""
+
+    gpu: dict[str, int] = field(default_factory=dict)
+    ram: dict[str, int] = field(default_factory=dict)
+    nvme: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def gpu_bytes(self) -> int:
+        return sum(self.gpu.values())
+
+    @property
+    def ram_bytes(self) -> int:
+        return sum(self.ram.values())
+
+    @property
+    def nvme_bytes(self) -> int:
+        return sum(self.nvme.values())
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one optimizer step of every client of a rank.
+
+    Attributes:
+        causes: what the step's time is made of; they add up.
+        loads: how long loading takes in all; what of it is not in `causes["waiting for loads"]` is hidden behind arithmetic.
+        exchange: of one round's exchange of updates; not part of the step.
+    """
+
+    causes: dict[str, float]
+    loads: float
+    exchange: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.causes.values())
+
+    @property
+    def waited(self) -> float:
+        return self.causes.get("waiting for loads", 0.0)
+
+    @property
+    def hidden(self) -> float:
+        return max(0.0, self.loads - self.waited)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a setting costs on the ranks of one cluster: the memory of its fullest rank, the time of its slowest."""
+
+    cluster: str
+    memory: Memory
+    seconds: Seconds
+    tightest: Place
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A way that was weighed and lost. `seconds` is None where it does not fit."""
+
+    label: str
+    reason: str
+    setting: Setting | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """A cluster under the common setting, and the setting it would take by itself."""
+
+    name: str
+    places: tuple[Place, ...]
+    forecast: Forecast
+    own: Setting
+    own_forecast: Forecast
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer. A run has one engine section, so that `setting` is common to all clusters."""
+
+    task: Task
+    topology: Topology
+    setting: Setting
+    clusters: tuple[ClusterPlan, ...]
+    alternatives: tuple[Alternative, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def step_seconds(self) -> float:
+        """Of the slowest cluster."""
+        return max(cluster.forecast.seconds.total for cluster in self.clusters)
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return overrides(self.task, self.setting)
+
+
+def overrides(task: Task, setting: Setting) -> tuple[str, ...]:
+    """What to put behind a run's command, or into its YAML."""
+    stage = ("deepspeed.zero_optimization.stage=0",) if setting.tier == "stock" and task.stage == 3 else ()
+    return (f"model.dtype={task.dtype}", *setting.overrides, *stage)

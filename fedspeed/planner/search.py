@@ -1,0 +1,352 @@
+"""The fastest setting that fits, why the others lost, and what would help where none fits. Pure.
+
+Every setting is weighed on every kind of rank; the slowest rank of the slowest cluster counts, since a round ends with it. What is tried
+does not depend on the memory there is, so that more memory never gives a slower plan.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fedspeed.cluster.topology import Topology
+from fedspeed.errors import PlanError
+from fedspeed.planner.hardware import GIB, RAM_KEPT, Node
+from fedspeed.planner.memory import memory_of
+from fedspeed.planner.plan import STREAMED, Alternative, ClusterPlan, Forecast, Memory, Place, Plan, Setting, Task
+from fedspeed.planner.timing import seconds_of
+
+SLOTS = (2, 1, 3, 4)
+TOKENS_STEP = 8  # lengths are padded to multiples of it
+TINY_S = 1e-6  # times closer than this are equal
+
+Places = Mapping[str, Sequence[Place]]  # by cluster
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something to change so that a task fits. `apply` shows it on the same inputs.
+
+    Attributes:
+        key: a key of a run, or gpu_gib (more for each GPU), ram_gib (whole size of each host), nvme (GiB of each host), or both: two changes.
+    """
+
+    key: str
+    value: float | str | tuple["Change", "Change"]
+    text: str
+
+
+def plan(task: Task, topology: Topology, nodes: Mapping[str, Node], notes: Sequence[str] = ()) -> Plan:
+    """The plan for a task on clients laid out on nodes.
+
+    Args:
+        nodes: by host name, at least those that work.
+
+    Raises:
+        PlanError: nothing fits; `changes` names what would.
+    """
+    places = places_of(topology, nodes)
+    best = fastest(task, [place for group in places.values() for place in group])
+    if best is None:
+        raise refusal(task, places)
+    clusters = []
+    for name, group in places.items():
+        own = best if len(places) == 1 else fastest(task, group)
+        clusters.append(ClusterPlan(name, tuple(group), _forecast(task, best, name, group), own, _forecast(task, own, name, group)))
+    everywhere = [place for group in places.values() for place in group]
+    return Plan(task, topology, best, tuple(clusters), tuple(alternatives(task, everywhere, best)), tuple(notes))
+
+
+def places_of(topology: Topology, nodes: Mapping[str, Node]) -> dict[str, list[Place]]:
+    """The different kinds of ranks of each cluster. Nodes that differ by name only are one kind."""
+    hosts = {place.world_rank: place.host for place in topology.ranks}
+    busy = [place for place in topology.ranks if place.clients]
+    ranks_here = {host: sum(place.host == host for place in busy) for host in set(hosts.values())}
+    gateways_here = {host: sum(hosts[rank] == host for rank in topology.participants) for host in ranks_here}
+    client_ranks = {client.client: len(client.ranks) for client in topology.clients}
+    found: dict[str, list[Place]] = {}
+    for rank in busy:
+        cluster = topology.cluster_of(rank.cluster)
+        node = replace(nodes[rank.host], name="", assumed=())
+        place = Place(node, ranks_here[rank.host], client_ranks[rank.clients[0]], len(cluster.ranks), len({hosts[r] for r in cluster.ranks}),
+                      len(rank.clients), len(topology.participants), gateways_here[rank.host])
+        if place not in found.setdefault(rank.cluster, []):
+            found[rank.cluster].append(place)
+    return found
+
+
+def fastest(task: Task, places: Sequence[Place]) -> Setting | None:
+    """The setting with the shortest step on the slowest of `places`; among equals the one that takes least device memory. None: none fits."""
+    found = [(_time(task, setting, places), setting) for family in families(task, places) if (setting := widest(task, family, places))]
+    if not found:
+        return None
+    least = min(time for time, _ in found)
+    equal = [narrowest(task, setting, places, least) for time, setting in found if time == least]
+    return min(equal, key=lambda setting: max(_peak(task, setting, place) for place in places))
+
+
+def families(task: Task, places: Sequence[Place]) -> Iterator[Setting]:
+    """Every setting to be weighed, with no block resident; how many may be is found for each by `widest`."""
+    carried = max(place.carried for place in places)
+    gpu = any(place.node.device.kind == "gpu" for place in places)
+    for micro in [task.micro_batch] if task.micro_batch else [m for m in range(task.rows, 0, -1) if task.rows % m == 0]:
+        steps = task.rows // micro
+        for checkpointing in (False, True):
+            yield Setting("stock", micro, steps, slots=0, block_inputs="device", checkpointing=checkpointing)
+        if task.method == "full":
+            continue
+        for inputs in ("device", "host") if gpu else ("device",):
+            for seats in sorted({carried, -(-carried // 2), 1}, reverse=True):
+                yield Setting("resident", micro, steps, slots=0, seats=seats, block_inputs=inputs)
+                for tier in STREAMED:
+                    if tier == "client" and all(place.client_ranks == 1 for place in places):
+                        continue  # a client of one rank would hold all of it, and slots besides
+                    for slots in SLOTS:
+                        yield Setting(tier, micro, steps, 0, slots, seats, inputs)
+
+
+def widest(task: Task, setting: Setting, places: Sequence[Place]) -> Setting | None:
+    """The setting with as many resident blocks as fit everywhere, since more of them never cost time; None if it does not fit at all.
+
+    Each block that stays on the device takes device memory there and frees as much where the base lives: if the largest number that device
+    memory allows leaves too little elsewhere, any smaller one does too.
+    """
+    if setting.tier not in STREAMED:
+        return setting if all(fits(task, setting, place) for place in places) else None
+    high = max(0, task.shape.layers - setting.slots)
+    for place in places:
+        none, one = (memory_of(task, replace(setting, resident_blocks=r), place) for r in (0, 1))
+        steps = one.gpu_bytes - none.gpu_bytes, one.ram_bytes - none.ram_bytes, one.nvme_bytes - none.nvme_bytes
+        high = min([high, *(spare // step for spare, step in zip(spare_bytes(none, place), steps) if step > 0)])
+    # Shares of a divided base are rounded up, which the straight line between none and one does not know.
+    found = (replace(setting, resident_blocks=r) for r in (high, high - 1) if r >= 0)
+    return next((chosen for chosen in found if all(fits(task, chosen, place) for place in places)), None)
+
+
+def narrowest(task: Task, setting: Setting, places: Sequence[Place], time: float) -> Setting:
+    """The setting with as few resident blocks as keep its time, which leaves memory free where loads hide anyway."""
+    if setting.tier not in STREAMED:
+        return setting
+    low, high = 0, setting.resident_blocks
+    while low < high:
+        middle = (low + high) // 2
+        fewer = replace(setting, resident_blocks=middle)
+        if _time(task, fewer, places) <= time and all(fits(task, fewer, place) for place in places):
+            high = middle
+        else:
+            low = middle + 1
+    return replace(setting, resident_blocks=high)
+
+
+def spare_bytes(memory: Memory, place: Place) -> tuple[int, int, int]:
+    """GPU, RAM and NVMe bytes left over; negative: so many are lacking."""
+    return place.node.device.memory - memory.gpu_bytes, place.node.ram - memory.ram_bytes, place.node.nvme - memory.nvme_bytes
+
+
+def fits(task: Task, setting: Setting, place: Place) -> bool:
+    return min(spare_bytes(memory_of(task, setting, place), place)) >= 0
+
+
+def alternatives(task: Task, places: Sequence[Place], best: Setting) -> Iterator[Alternative]:
+    """The best of every other tier, and of the winner's own tier with another micro-batch, slots, seats, or place for block inputs."""
+    kinds: dict[str, list[Setting]] = {}
+    for family in families(task, places):
+        same = _label(family) == _label(best)
+        labels = [] if same else [_label(family)]
+        if same:
+            differing = [f"{name}={value}" for name, value, chosen in (
+                ("train.micro_batch", family.micro_batch, best.micro_batch), ("engine.slots", family.slots, best.slots),
+                ("engine.seats", family.seats, best.seats), ("engine.block_inputs", family.block_inputs, best.block_inputs)) if value != chosen]
+            labels = differing if len(differing) == 1 else []
+        for label in labels:
+            kinds.setdefault(label, []).append(family)
+    won = _time(task, best, places)
+    for label, settings in kinds.items():
+        weighed = [(_time(task, setting, places), setting) for family in settings if (setting := widest(task, family, places))]
+        if weighed:
+            time, setting = min(weighed, key=lambda pair: pair[0])
+            setting = narrowest(task, setting, places, time)
+            reason = f"{time:.2f} s a step against {won:.2f} s" if time > won else f"as fast ({time:.2f} s), {_more_memory(task, setting, best, places)}"
+            yield Alternative(label, reason, setting, time)
+        else:
+            yield Alternative(label, f"does not fit: {shortage(task, _least(settings), places)}")
+
+
+def shortage(task: Task, settings: Sequence[Setting], places: Sequence[Place]) -> str:
+    """What the least demanding of some settings lacks where it lacks most, in words with numbers; with as many resident blocks as lack least."""
+    lacks = []
+    for setting in settings:
+        most = task.shape.layers - setting.slots if setting.tier in STREAMED else 0
+        if setting.tier == "nvme" and not all(place.node.nvme for place in places):
+            most = 0  # resident blocks are no cure for a disk that is not there
+        for resident in range(max(0, most) + 1):
+            chosen = replace(setting, resident_blocks=resident)
+            lacks.append(max((_lack(task, chosen, place) for place in places), key=lambda pair: pair[0]))
+    return min(lacks, key=lambda pair: pair[0])[1]
+
+
+def _lack(task: Task, setting: Setting, place: Place) -> tuple[int, str]:
+    """(bytes lacking in all, what lacks)."""
+    memory = memory_of(task, setting, place)
+    needs = (memory.gpu_bytes, memory.ram_bytes, memory.nvme_bytes)
+    words, total = [], 0
+    for name, need, spare in zip(("GPU memory", "RAM", "NVMe"), needs, spare_bytes(memory, place)):
+        if spare < 0:
+            total -= spare
+            had = f"{(need + spare) / GIB:.1f} to be had" if need + spare else "the hostfile names 0 folders (nvme=)"
+            words.append(f"{need / GIB:.1f} GiB of {name} needed, {had}")
+    where = f" with {setting.resident_blocks} blocks resident" if setting.resident_blocks else ""
+    return total, f"{' and '.join(words)} (on {place.node.device.name}{where})"
+
+
+def _more_memory(task: Task, setting: Setting, best: Setting, places: Sequence[Place]) -> str:
+    more = max(_peak(task, setting, place) for place in places) - max(_peak(task, best, place) for place in places)
+    return f"but takes {more / GIB:.2f} GiB more device memory" if more > 0 else f"device memory differs by {more / GIB:.2f} GiB"
+
+
+def _label(setting: Setting) -> str:
+    return setting.tier + (", recomputing" if setting.checkpointing else "")
+
+
+def _peak(task: Task, setting: Setting, place: Place) -> int:
+    memory = memory_of(task, setting, place)
+    return memory.gpu_bytes or memory.ram_bytes
+
+
+def _time(task: Task, setting: Setting, places: Sequence[Place]) -> float:
+    slowest = max(seconds_of(task, setting, place).total for place in places)
+    return round(slowest / TINY_S) * TINY_S
+
+
+def _forecast(task: Task, setting: Setting, name: str, places: Sequence[Place]) -> Forecast:
+    """Of one cluster. Its peaks by cause are those of the rank with least to spare."""
+    tightest = min(places, key=lambda place: min(spare_bytes(memory_of(task, setting, place), place)))
+    seconds = max((seconds_of(task, setting, place) for place in places), key=lambda s: s.total)
+    return Forecast(name, memory_of(task, setting, tightest), seconds, tightest)
+
+
+# ---------------------------------------------------------------------------------------------------- where nothing fits
+
+def refusal(task: Task, places: Places) -> PlanError:
+    """The error that says what lacks, and every single change that would do, the one that costs least first."""
+    everywhere = [place for group in places.values() for place in group]
+    short = shortage(task, _frugal(task, everywhere), everywhere)
+    changes = list(_changes(task, places))
+    lines = "".join(f"\n  - {change.text}" for change in changes)
+    return PlanError(f"{task.shape.name} with {task.rows} rows of {task.tokens} tokens does not fit in any tier: {short}. Each of these would do:{lines}",
+                     changes)
+
+
+def apply(change: Change, task: Task, nodes: Mapping[str, Node]) -> tuple[Task, dict[str, Node]]:
+    """The same task and nodes after a change."""
+    nodes = dict(nodes)
+    for part in change.value if change.key == "both" else [change]:
+        if part.key == "train.micro_batch":
+            task = replace(task, micro_batch=int(part.value))
+        elif part.key == "data.max_tokens":
+            task = replace(task, tokens=int(part.value))
+        elif part.key == "model.dtype":
+            task = replace(task, dtype=str(part.value))
+        else:
+            nodes = {name: _grown(node, part) for name, node in nodes.items()}
+    return task, nodes
+
+
+def _grown(node: Node, change: Change) -> Node:
+    if change.key == "gpu_gib":
+        if node.device.kind == "cpu":
+            return node
+        return replace(node, device=replace(node.device, memory=node.device.memory + int(change.value * GIB)))
+    if change.key == "ram_gib":
+        return replace(node, ram=max(node.ram, int(change.value * GIB) - RAM_KEPT))
+    return replace(node, nvme=max(node.nvme, int(change.value * GIB)))
+
+
+def possible(task: Task, places: Sequence[Place]) -> bool:
+    """Whether any setting fits: the least demanding ones tell."""
+    return any(widest(task, setting, places) for setting in _frugal(task, places))
+
+
+def _frugal(task: Task, places: Sequence[Place]) -> list[Setting]:
+    """Of every family the settings that take least; of what is traded (block inputs in one memory or the other) both."""
+    return _least(list(families(task, places)))
+
+
+def _least(settings: Sequence[Setting]) -> list[Setting]:
+    """Those with the smallest micro-batch, fewest seats and slots of their tier."""
+    def demand(setting: Setting) -> tuple[int, int, int]:
+        return setting.micro_batch, setting.seats, setting.slots
+
+    least = {tier: min(demand(setting) for setting in settings if setting.tier == tier) for tier in {setting.tier for setting in settings}}
+    return [setting for setting in settings if demand(setting) == least[setting.tier]]
+
+
+def _changes(task: Task, places: Places) -> Iterator[Change]:
+    everywhere = [place for group in places.values() for place in group]
+
+    def does(changed: Task, *parts: Change) -> bool:
+        grown = [replace(place, node=_with(place.node, parts)) for place in everywhere]
+        return possible(changed, grown)
+
+    if task.micro_batch and task.micro_batch > 1:
+        fitting = [m for m in range(task.micro_batch - 1, 0, -1) if task.rows % m == 0 and does(replace(task, micro_batch=m))]
+        if fitting:
+            yield Change("train.micro_batch", fitting[0], f"train.micro_batch={fitting[0]} with train.accumulation={task.rows // fitting[0]} (the same step)")
+    if task.dtype == "fp32":
+        for dtype in ("bf16", "fp16"):
+            if all(dtype in place.node.device.flops for place in everywhere) and does(replace(task, dtype=dtype)):
+                yield Change("model.dtype", dtype, f"model.dtype={dtype}, 2 bytes a number instead of 4")
+                break
+    tokens = _largest(lambda n: does(replace(task, tokens=n * TOKENS_STEP)), task.tokens // TOKENS_STEP)
+    if tokens:
+        yield Change("data.max_tokens", tokens * TOKENS_STEP, f"data.max_tokens={tokens * TOKENS_STEP}")
+    gpu, ram, nvme = _of_gpu(does, task), _of_ram(does, task), _of_nvme(does, task)
+    yield from filter(None, (gpu, ram, nvme))
+    if not (gpu or ram):
+        unlimited = Change("ram_gib", 1 << 20, "")
+        most = _of_gpu(lambda changed, *parts: does(changed, unlimited, *parts), task) or Change("gpu_gib", 0.0, "0.0 GiB more GPU memory")
+        size = _of_ram(lambda changed, *parts: does(changed, most, *parts), task)
+        if size:
+            yield Change("both", (most, size), f"{most.text} together with {size.text}")
+
+
+def _with(node: Node, parts: Sequence[Change]) -> Node:
+    for part in parts:
+        node = _grown(node, part)
+    return node
+
+
+def _of_gpu(does, task: Task) -> Change | None:
+    """The least that GPUs must have more, in tenths of a GiB."""
+    tenths = _smallest(lambda n: does(task, Change("gpu_gib", n / 10, "")), 1 << 14)
+    return Change("gpu_gib", tenths / 10, f"{tenths / 10:.1f} GiB more GPU memory on every rank") if tenths else None
+
+
+def _of_ram(does, task: Task) -> Change | None:
+    size = _smallest(lambda n: does(task, Change("ram_gib", n, "")), 1 << 14)
+    return Change("ram_gib", size, f"hosts with {size} GiB RAM (ram_gib={size} in the hostfile)") if size else None
+
+
+def _of_nvme(does, task: Task) -> Change | None:
+    size = _smallest(lambda n: does(task, Change("nvme", n, "")), 1 << 14)
+    return Change("nvme", size, f"{size} GiB of NVMe on every host (nvme=/FOLDER in the hostfile)") if size else None
+
+
+def _smallest(does, most: int) -> int | None:
+    """The smallest number of 1 to `most` for which `does` holds, None if it holds for none. It must hold from some number on."""
+    if not does(most):
+        return None
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if does(middle) else (middle + 1, high)
+    return high
+
+
+def _largest(does, below: int) -> int | None:
+    """The largest number of 1 to `below` for which `does` holds. It must hold up to some number."""
+    if below < 1 or not does(1):
+        return None
+    low, high = 1, below
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if does(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,49 @@
+"""From a run's configuration and the hosts to what the planner is asked. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+from fedspeed.cluster.topology import Topology, warnings
+from fedspeed.config.run import RunConfig
+from fedspeed.models.catalogue import ModelShape
+from fedspeed.planner.hardware import OF_PEAK, Node, common_type
+from fedspeed.planner.plan import Task
+
+
+def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: Sequence, *, dtype_given: bool, rows: int | None = None,
+            micro_batch: int | None = None) -> Task:
+    """The task that a configuration describes.
+
+    Args:
+        ds_config: its merged DeepSpeed section.
+        devices: those that will work; they decide about the numeric type unless the user has.
+        dtype_given: whether model.dtype was chosen by the user.
+        rows: sequences of a step on each rank, where they shall differ from train.micro_batch * train.accumulation.
+        micro_batch: to be kept as it is; else the plan chooses how to divide the rows.
+
+    Raises:
+        PlanError: a device cannot compute in the type. ModelError: the adapter does not fit the model.
+    """
+    zero = ds_config.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    rows = rows or config.train.micro_batch * config.train.accumulation
+    if micro_batch:
+        rows = -(-rows // micro_batch) * micro_batch
+    task = Task(shape, config.data.clients, config.data.max_tokens, rows, micro_batch, common_type(devices, config.model.dtype if dtype_given else None),
+                config.adapter.method, config.adapter.lora_rank, config.adapter.targets, config.adapter.dropout, config.train.optimizer,
+                config.train.local_steps, stage=stage if isinstance(stage, int) else 0,
+                offload=(zero.get("offload_param") or {}).get("device") == "cpu")
+    _ = task.trainable  # names of targets that the model lacks are met here
+    return task
+
+
+def notes_of(topology: Topology, nodes: Mapping[str, Node]) -> list[str]:
+    """What was assumed about hosts that work, and what stays idle."""
+    assumed: dict[tuple[str, ...], list[str]] = {}
+    for name, node in nodes.items():
+        if node.assumed:
+            assumed.setdefault(node.assumed, []).append(name)
+    notes = [f"{', '.join(hosts)}: {' and '.join(facts)} assumed; state them in the hostfile, or measure with `fedspeed probe`"
+             for facts, hosts in assumed.items()]
+    sources = {node.device.name: node.device.source for node in nodes.values()}
+    notes += [f"{name}: speeds {source}" + (f", {OF_PEAK:.0%} of the peak matrix rate" if source == "published" else "") for name, source in sources.items()]
+    return notes + list(warnings(topology))

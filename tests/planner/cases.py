@@ -1,0 +1,38 @@
+"""Hosts, tasks and places that the planner's tests share."""
+
+from fedspeed.cluster.hostfile import parse, read
+from fedspeed.cluster.topology import plan as lay_out
+from fedspeed.models.catalogue import shape_of
+from fedspeed.planner.hardware import common_type, node_of
+from fedspeed.planner.plan import Task
+from fedspeed.planner.search import places_of, plan
+from tests.conftest import ROOT
+
+HUB = "deepseek-ai/DeepSeek-R1-Distill-"
+FIVE = (f"{HUB}Qwen-1.5B", f"{HUB}Qwen-7B", f"{HUB}Llama-8B", f"{HUB}Qwen-14B", "gpt3-13b")
+
+
+def one_host(facts="gpu=rtx3090 ram_gib=64", slots=2):
+    return parse(f"alone slots={slots}\n# fed-host alone {facts}\n", "test").hosts
+
+
+def laid(hosts, clients):
+    """(topology, nodes) of clients on hosts."""
+    topology = lay_out(hosts, clients, "auto")
+    busy = {place.host for place in topology.ranks if place.clients}
+    return topology, {host.name: node_of(host) for host in hosts if host.name in busy}
+
+
+def shipped(name, clients, model, **task):
+    """The plan for a model on a hostfile of the repository."""
+    topology, nodes = laid(read(ROOT / "hostfiles" / name).hosts, clients)
+    dtype = common_type([node.device for node in nodes.values()], None)
+    return plan(Task(shape_of(model), clients, dtype=dtype, **task), topology, nodes)
+
+
+def one_place(facts="gpu=rtx3090 ram_gib=64", slots=2, clients=1):
+    """The only kind of rank on a host."""
+    topology, nodes = laid(one_host(facts, slots), clients)
+    (places,) = places_of(topology, nodes).values()
+    (place,) = places
+    return place

@@ -1,0 +1,69 @@
+"""Facts about machines: names of cards, what a probe outweighs, the type that all can compute in."""
+
+import pytest
+
+from fedspeed.cluster.hostfile import Host
+from fedspeed.errors import PlanError
+from fedspeed.planner.hardware import CARDS, GIB, RAM_KEPT, card_of, common_type, node_of, published, read_probe
+
+PROBE = {"format": 1, "host": "alpha", "device": {"name": "NVIDIA GeForce RTX 3090", "kind": "gpu", "count": 2, "flops": {"bf16": 60e12, "fp16": 61e12},
+                                                  "free_bytes": 20 * GIB, "memory_bytes_s": 8e11, "host_bytes_s": 25e9},
+         "ram": {"free_bytes": 100 * GIB, "bytes_s": 30e9}, "disk": {"free_bytes": 900 * GIB, "bytes_s": 6e9}, "link": {"loopback_bytes_s": 4e9}}
+
+
+@pytest.mark.parametrize(("name", "card"), [
+    ("RTX-3090", "rtx3090"), ("NVIDIA GeForce RTX 3090", "rtx3090"), ("rtx_2080_ti", "rtx2080ti"), ("NVIDIA A100-SXM4-40GB", "a100"),
+    ("NVIDIA RTX A6000", "a6000"), ("Tesla V100-PCIE-32GB", "v100"), ("H200", "h200")])
+def test_a_card_by_any_name(name, card):
+    assert card_of(name) is CARDS[card]
+
+
+def test_cards_nobody_published():
+    assert card_of("Voodoo2") is None
+    with pytest.raises(PlanError, match="host h: nothing is published here about gpu=Voodoo2 .*fedspeed probe"):
+        node_of(Host("h", 1, gpu="Voodoo2"))
+    with pytest.raises(PlanError, match="host h: neither its card nor a measurement.*gpu="):
+        node_of(Host("h", 1))
+
+
+def test_the_hostfile_outweighs_what_is_published():
+    stated = node_of(Host("h", 2, gpu="RTX-3090", gpu_mem_gib=12, ram_gib=40, link_gbps=100))
+    plain = node_of(Host("h", 2, gpu="RTX-3090"))
+    assert stated.device.memory == plain.device.memory // 2 < 12 * GIB
+    assert stated.ram == 40 * GIB - RAM_KEPT
+    assert stated.link_rate == pytest.approx(10 * plain.link_rate)
+    assert stated.assumed == () and plain.assumed == ("64 GiB RAM", "10 Gbit/s to other hosts")
+    assert plain.nvme == 0 and node_of(Host("h", 2, gpu="RTX-3090", nvme="/n")).nvme > 0
+
+
+def test_a_probe_outweighs_what_is_published():
+    for host in (Host("alpha", 2), Host("alpha.example.org", 2, gpu="RTX-2080-Ti"), Host("beta", 2, gpu="RTX-3090"), Host("gamma", 1)):
+        node = node_of(host, [PROBE])
+        assert node.device.source == "measured" and node.device.memory == 20 * GIB and node.ram == 100 * GIB
+        assert node.device.flops["bf16"] == pytest.approx(36e12)
+    other = node_of(Host("delta", 2, gpu="RTX-2080-Ti"), [PROBE])
+    assert other.device.source == "published"
+    assert node_of(Host("beta", 2, gpu="RTX-3090", gpu_mem_gib=10), [PROBE]).device.memory < 10 * GIB
+    assert node_of(Host("alpha", 2), [PROBE]).nvme == 900 * GIB and node_of(Host("beta", 2, gpu="RTX-3090"), [PROBE]).nvme == 0
+
+
+def test_a_file_that_is_no_probe():
+    assert read_probe(PROBE, "p.json") is PROBE
+    for broken, message in (([], "p.json: holds 0 of the 5 parts"), ({**PROBE, "ram": {"free_bytes": 1}}, "p.json: lacks ram.bytes_s"),
+                            ({**PROBE, "host": None}, "p.json: lacks host")):
+        with pytest.raises(PlanError, match=message):
+            read_probe(broken, "p.json")
+
+
+def test_a_mixed_run_takes_fp16():
+    old, new = published(CARDS["rtx2080ti"]), published(CARDS["rtx3090"])
+    assert common_type([new], None) == "bf16" and common_type([new, old], None) == "fp16"
+    assert common_type([new, old], "fp32") == "fp32"
+    with pytest.raises(PlanError, match=r"model.dtype=bf16: 1 of the cards \(rtx2080ti\).*set model.dtype=fp16"):
+        common_type([new, old], "bf16")
+
+
+def test_rates_are_those_of_the_reference():
+    """32 and 24 TFLOP/s of training, docs/planner.md."""
+    assert published(CARDS["rtx3090"]).flops["bf16"] == pytest.approx(32e12, rel=0.01)
+    assert published(CARDS["rtx2080ti"]).flops["fp16"] == pytest.approx(24e12, rel=0.02)

@@ -1,0 +1,189 @@
+"""The memory model against the real parts: units of the base as the engine packs them, tensors that autograd keeps of a block."""
+
+from dataclasses import replace
+
+import pytest
+
+from fedspeed.models.catalogue import KNOWN, from_config, shape_of
+from fedspeed.planner.memory import base_away, memory_of, saved_per_token, shelf_bytes, sizes
+from fedspeed.planner.plan import Setting, Task
+from tests.models.test_catalogue import config_of, meta
+from tests.planner.cases import FIVE, HUB, one_place
+
+BLOCKS = {
+    "llama": {"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+              "intermediate_size": 704, "vocab_size": 97},
+    "qwen2": {"model_type": "qwen2", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+              "intermediate_size": 1024, "vocab_size": 97},
+    # Attention without dropout: with it, a CPU (not a GPU) keeps the scores.
+    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 2, "n_head": 8, "vocab_size": 97, "n_positions": 256, "attn_pdrop": 0.0,
+             "bos_token_id": 1, "eos_token_id": 1},
+}
+SETTINGS = [Setting("stock", 4, 1), Setting("stock", 4, 1, checkpointing=True), Setting("resident", 4, 1, block_inputs="device"),
+            Setting("ram", 2, 2, 5, 2, 1, "host"), Setting("nvme", 4, 1, 0, 3, 1, "device"), Setting("client", 1, 4, 3, 2, 1, "host"),
+            Setting("cluster", 4, 1, 0, 1, 1, "device")]
+TASK = Task(shape_of(f"{HUB}Qwen-7B"), clients=1)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_units_are_packed_as_predicted(name):
+    """On the meta device, so exact for the real models."""
+    import torch
+
+    from fedspeed.engine.base.layout import frozen_units
+    from fedspeed.models.adapters import add_adapter
+    from fedspeed.models.config import AdapterConfig
+
+    model = add_adapter(meta(config_of(KNOWN[name])).to(torch.bfloat16), AdapterConfig())
+    found = {unit.name.rpartition(".")[2]: unit.nbytes for unit in frozen_units(model)}
+    expected = sizes(KNOWN[name], 2)
+    assert found["0"] == found[str(KNOWN[name].layers - 1)] == expected.block
+    assert found.get("embed_tokens", found.get("wte")) == expected.embedding
+    assert found.get("lm_head", 0) == expected.head
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+@pytest.mark.parametrize("targets", ["attention", "all-linear"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_autograd_keeps_of_a_block(name, targets, dropout):
+    real = kept_bytes(BLOCKS[name], targets, dropout, batch=2, tokens=128) / 256
+    predicted = saved_per_token(Task(from_config(BLOCKS[name], name, name), 1, tokens=128, targets=targets, dropout=dropout))
+    assert predicted == pytest.approx(real, rel=0.05)
+
+
+def kept_bytes(config, targets, dropout, batch, tokens):
+    """Bytes of the tensors a block's forward saves of rows of unequal length, its parameters and its input aside."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from fedspeed.engine.layer_major import _Recorder
+    from fedspeed.models.adapters import add_adapter
+    from fedspeed.models.blocks import anatomy
+    from fedspeed.models.config import AdapterConfig
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
+    model = add_adapter(model, AdapterConfig(targets=targets, dropout=dropout)).train()
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    parts, entered, calls = anatomy(model), [], []
+    setattr(parts.decoder, parts.blocks_name, torch.nn.ModuleList(_Recorder(entered, calls) for _ in parts.blocks))
+    mask = torch.ones(batch, tokens, dtype=torch.long)
+    mask[0, tokens - 9:] = 0
+    with torch.no_grad():
+        parts.decoder(inputs_embeds=torch.randn(batch, tokens, 256, dtype=torch.bfloat16), attention_mask=mask)
+    entry = entered[0].detach().requires_grad_()
+    known.add(entry.untyped_storage().data_ptr())
+    kept = []  # alive, so that no address is used twice
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        parts.blocks[0](entry, *calls[0].args, **calls[0].kwargs)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(nbytes for address, nbytes in storages.items() if address not in known)
+
+
+def test_what_waits_between_two_blocks():
+    """Three micro-batches after their first block, in the executor itself."""
+    import numpy as np
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from fedspeed.data.batches import Batch
+    from fedspeed.engine.base.layout import frozen_units
+    from fedspeed.engine.layer_major import Cell, LayerMajor
+    from fedspeed.models.adapters import add_adapter
+    from fedspeed.models.blocks import anatomy
+    from fedspeed.models.config import AdapterConfig
+
+    model = add_adapter(AutoModelForCausalLM.from_config(AutoConfig.for_model(**BLOCKS["llama"]), dtype=torch.bfloat16), AdapterConfig())
+    parts = anatomy(model)
+
+    class Store:
+        units = frozen_units(model)
+
+        def begin(self, sequence):
+            pass
+
+        def rows(self, unit, name):
+            return parts.embedding.weight
+
+    ids, mask = np.ones((2, 128), dtype=np.int64), np.ones((2, 128), dtype=np.int64)
+    mask[0, 100:] = 0
+    layers = LayerMajor(model, parts, Store())
+    cells = [Cell(Batch(ids, ids, mask, 1), 0) for _ in range(3)]
+    states = layers._enter(cells, backward=True)
+    with torch.no_grad():
+        for cell, state in zip(cells, states):
+            state.hidden = layers._block(0, cell, state, state.hidden)
+    waiting = {}
+    for state in states:
+        inputs = [state.hidden, *(v for call in state.calls for v in call.kwargs.values())]
+        waiting |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in inputs if isinstance(t, torch.Tensor)}
+    task = Task(from_config(BLOCKS["llama"], "llama", "llama"), 1, tokens=128)
+    many = memory_of(task, Setting("resident", 2, 3000), one_place()).gpu  # more than evaluation has there
+    assert many["between blocks"] * 3 / 3000 == pytest.approx(sum(waiting.values()), rel=0.05)
+    few = memory_of(task, Setting("resident", 2, 3), one_place()).gpu
+    assert few["between blocks (evaluation)"] * 3 * 256 / 32_768 == pytest.approx(sum(waiting.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.tier}-{s.checkpointing}")
+def test_fewer_tokens_never_take_more(setting):
+    found = [memory_of(replace(TASK, tokens=tokens), setting, one_place()) for tokens in (8, 64, 256, 512, 1024, 4096)]
+    for of in ("gpu_bytes", "ram_bytes", "nvme_bytes"):
+        numbers = [getattr(memory, of) for memory in found]
+        assert numbers == sorted(numbers)
+    assert found[0].gpu_bytes < found[-1].gpu_bytes
+
+
+def test_a_resident_block_moves_from_one_memory_to_the_other():
+    none, one = (memory_of(TASK, Setting("ram", 4, 1, resident), one_place()) for resident in (0, 1))
+    block = sizes(TASK.shape, 2).block
+    assert one.gpu_bytes - none.gpu_bytes == block == none.ram_bytes - one.ram_bytes
+
+
+def test_a_divided_base_costs_each_rank_its_part():
+    setting, place = Setting("cluster", 4, 1), one_place()
+    two = memory_of(TASK, setting, place).gpu["share of the base"]
+    eight = memory_of(TASK, setting, replace(place, cluster_ranks=8)).gpu["share of the base"]
+    assert two == base_away(TASK, setting) / 2 and eight == base_away(TASK, setting) / 8
+    away = memory_of(replace(TASK, offload=True), setting, place)
+    assert "share of the base" not in away.gpu and away.ram["share of the base"] == 2 * two
+
+
+def test_the_base_is_once_in_a_node_however_many_ranks():
+    one, two = (memory_of(TASK, Setting("ram", 4, 1), one_place(slots=slots)) for slots in (1, 2))
+    assert one.ram["base"] == two.ram["base"]
+    assert two.ram["processes"] == 2 * one.ram["processes"]
+
+
+def test_reading_from_disk_takes_a_page_locked_buffer_a_rank():
+    memory = memory_of(TASK, Setting("nvme", 4, 1), one_place())
+    assert memory.ram["read buffers"] == 2 * 2**31  # the embedding's 1.09e9 bytes, up to a power of two
+    assert memory.nvme == {"base": base_away(TASK, Setting("nvme", 4, 1))} and "base" not in memory.ram
+
+
+def test_seats_hold_an_adapter_each():
+    place = one_place(slots=1, clients=4)
+    one, four = (memory_of(TASK, Setting("ram", 4, 1, seats=seats), place).gpu for seats in (1, 4))
+    assert four["masters and optimizer"] == 4 * one["masters and optimizer"]
+    assert four["slots"] == one["slots"]
+
+
+def test_waiting_inputs_lie_where_the_setting_says():
+    deep = replace(TASK, tokens=2048, rows=16)
+    host, device = (memory_of(deep, Setting("ram", 4, 4, block_inputs=where), one_place()) for where in ("host", "device"))
+    assert host.ram["block inputs"] == 2 * 27 * 4 * shelf_bytes(deep, Setting("ram", 4, 4))
+    # On the device none is rounded up.
+    assert device.gpu["between blocks"] - host.gpu["between blocks"] == 27 * 4 * 4 * 2048 * 3584 * 2
+    assert shelf_bytes(deep, Setting("ram", 4, 4)) == 2**26  # 4 x 2048 x 3584 x 2 bytes, up to a power of two
+
+
+def test_on_a_cpu_everything_is_ram():
+    place = one_place()
+    cpu = replace(place, node=replace(place.node, device=replace(place.node.device, kind="cpu", memory=0)))
+    memory = memory_of(TASK, Setting("resident", 4, 1, block_inputs="device"), cpu)
+    assert memory.gpu == {} and memory.ram["base"] == 2 * memory_of(TASK, Setting("resident", 4, 1), place).gpu["base"]
+
+
+def test_a_full_fine_tune_divides_its_optimizer_at_stage_1():
+    full = replace(TASK, method="full")
+    whole, divided = (memory_of(replace(full, stage=stage), Setting("stock", 1, 4), one_place()).gpu for stage in (0, 1))
+    assert whole["model"] == 2 * TASK.shape.total == divided["model"]
+    assert whole["masters and optimizer"] == 12 * TASK.shape.total == 2 * divided["masters and optimizer"]

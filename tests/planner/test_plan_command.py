@@ -1,0 +1,91 @@
+"""`fedspeed plan` and `fedspeed probe` as a user calls them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fedspeed.config.deepspeed import merge
+from fedspeed.config.load import load
+from tests.conftest import ROOT
+from tests.planner.cases import HUB
+
+HEAVY = "{'torch', 'transformers', 'deepspeed', 'numpy', 'peft'}"
+
+
+def run(*words, code="import sys; from fedspeed.cli import main; sys.exit(main(sys.argv[1:]))"):
+    return subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("words", [["plan", "--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B"], ["plan", "--help"], ["--help"]])
+def test_nothing_heavy_is_imported(words):
+    code = ("import sys\nfrom fedspeed.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+            f"print('heavy:', sorted({HEAVY} & set(sys.modules)))")
+    done = run(*words, code=code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("heavy: []\n") and len(done.stdout) > 500
+
+
+def test_the_text_says_what_to_paste_and_why():
+    done = run("plan", "--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B")
+    assert done.returncode == 0, done.stderr
+    for words in ("of 10.2", "rtx2080ti", "engine.tier=ram", "model.dtype=fp16", "blocks 0-47", "does not fit: 34", "exchange, once a round", "node10",
+                  "64 GiB RAM assumed"):
+        assert words in done.stdout
+
+
+def test_json_adds_up():
+    done = run("plan", "--hostfile", "hostfiles/scale16", "--model", f"{HUB}Qwen-7B", "--clients", 16, "--tokens", 256, "--rows", 6, "--micro-batch", 2,
+               "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["task"]["tokens"] == 256 and plan["task"]["rows"] == 6 and plan["task"]["parameters"] == 7_615_616_512
+    assert (plan["setting"]["micro_batch"], plan["setting"]["accumulation"]) == (2, 3)
+    assert len(plan["clients"]) == 16 and [cluster["name"] for cluster in plan["clusters"]] == ["rtx3090", "rtx2080ti"]
+    for cluster in plan["clusters"]:
+        assert sum(cluster["memory"]["gpu"].values()) == cluster["memory"]["gpu_bytes"] <= cluster["usable"]["gpu_bytes"]
+        assert sum(cluster["seconds"]["causes"].values()) == pytest.approx(cluster["seconds"]["total"])
+
+
+@pytest.mark.parametrize("words", [[], ["data.clients=10"], ["adapter.targets=all-linear", "train.micro_batch=2", "train.accumulation=2"]])
+def test_what_it_says_to_paste_is_a_valid_run(words):
+    """On top of the configuration that it took its values from."""
+    done = run("plan", "--hostfile", "hostfiles/hetero10", "--config", "ds_configs/gsm8k.yaml", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["task"]["shape"]["name"] == f"{HUB}Qwen-1.5B" and plan["task"]["dtype"] == "fp16" and plan["task"]["rows"] == 4
+    loaded = load(ROOT / "ds_configs" / "gsm8k.yaml", [*words, *plan["overrides"]])
+    merged = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
+    assert loaded.config.engine.tier == plan["setting"]["tier"]
+    assert merged["zero_optimization"]["stage"] == (0 if plan["setting"]["tier"] == "stock" else 3)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--hostfile", "hostfiles/hetero10", "--model", "gpt5"], "model 'gpt5' is neither a folder"),
+    (["--hostfile", "hostfiles/local", "--model", "gpt3-125m"], "host localhost: neither its card nor a measurement"),
+    (["--hostfile", "hostfiles/none", "--model", "gpt3-125m"], "there is no such hostfile"),
+    (["--hostfile", "hostfiles/hetero10"], "model.base is empty"),
+    (["--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B", "--dtype", "bf16"], "set model.dtype=fp16"),
+    (["--hostfile", "hostfiles/hetero10", "--model", "gpt3-125m", "--rows", "0"], "--rows=0: must be at least 1"),
+    (["--hostfile", "hostfiles/hetero10", "--model", "gpt3-125m", "--probe", "README.md"], "README.md: cannot be read as a probe"),
+    (["--hostfile", "hostfiles/hetero10", "--model", "gpt3-13b", "--tokens", "200000", "--rows", "1"], "Each of these would do:\n  - data.max_tokens=")])
+def test_what_it_refuses(words, message):
+    done = run("plan", *words)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_probe_of_this_machine_is_what_plan_reads(tmp_path):
+    done = run("probe", "--out", tmp_path / "here.json", "--disk", tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "here.json").read_text())
+    assert facts["device"]["kind"] == "cpu" and 1e8 < facts["device"]["flops"]["fp32"] < 1e14
+    assert all(1e6 < facts[part][rate] < 1e12 for part, rate in (("ram", "bytes_s"), ("disk", "bytes_s"), ("link", "loopback_bytes_s")))
+    assert not list(tmp_path.glob(".probe-*"))  # its file on the disk is gone
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                                                      "intermediate_size": 128, "vocab_size": 260}))
+    done = run("plan", "--hostfile", "hostfiles/local", "--model", tmp_path, "--probe", tmp_path / "here.json", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["clusters"][0]["memory"]["gpu"] == {} and plan["clusters"][0]["memory"]["ram_bytes"] <= facts["ram"]["free_bytes"]
+    assert plan["setting"]["block_inputs"] == "device"

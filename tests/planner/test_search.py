@@ -1,0 +1,173 @@
+"""The search: nothing faster fits, more memory never slows, reasons and refusals have numbers that hold."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from fedspeed.cluster.hostfile import parse
+from fedspeed.errors import PlanError
+from fedspeed.models.catalogue import shape_of
+from fedspeed.planner.explain import explain
+from fedspeed.planner.hardware import GIB
+from fedspeed.planner.memory import memory_of
+from fedspeed.planner.plan import STREAMED, Setting, Task
+from fedspeed.planner.search import apply, families, fastest, fits, places_of, plan
+from fedspeed.planner.timing import seconds_of
+from tests.planner.cases import FIVE, HUB, laid, one_host, one_place, shipped
+
+CARD = {"rtx3090": 24 * GIB, "rtx2080ti": 11 * GIB}
+TASK = Task(shape_of(f"{HUB}Qwen-7B"), clients=1)
+
+
+@pytest.mark.parametrize("model", FIVE)
+@pytest.mark.parametrize(("hostfile", "clients"), [("hetero10", 10), ("hetero10", 3), ("scale16", 16)])
+def test_the_models_fit_the_cards(hostfile, clients, model):
+    found = shipped(hostfile, clients, model)
+    for cluster in found.clusters:
+        for forecast, setting in ((cluster.forecast, found.setting), (cluster.own_forecast, cluster.own)):
+            for place in cluster.places:
+                assert memory_of(found.task, setting, place).gpu_bytes < CARD[cluster.name]
+            assert 0 < forecast.seconds.total < 60
+        assert cluster.own_forecast.seconds.total <= cluster.forecast.seconds.total
+    assert found.task.dtype == ("bf16" if clients == 3 else "fp16")
+
+
+@pytest.mark.parametrize(("rows", "tokens", "cards"), [(2, 512, (3, 2.6, 4)), (1, 64, (1.5, 1.4, 1.6))])  # loads that hide, loads that do not
+def test_nothing_faster_fits(rows, tokens, cards):
+    """All settings of a small model, every number of resident blocks included, against what the search finds."""
+    task = Task(shape_of("gpt3-350m"), clients=2, rows=rows, tokens=tokens, dtype="fp16")
+    for card, facts in zip(cards, ("gpu=rtx2080ti ram_gib=16", "gpu=rtx2080ti ram_gib=16 nvme=/n", "gpu=rtx3090 ram_gib=12")):
+        place = one_place(f"{facts} gpu_mem_gib={card}", slots=1, clients=2)
+        weighed = [replace(family, resident_blocks=r) for family in families(task, [place])
+                   for r in (range(task.shape.layers - family.slots + 1) if family.tier in STREAMED else [0])]
+        fitting = [setting for setting in weighed if fits(task, setting, place)]
+        assert 0 < len(fitting) < len(weighed)
+        best = min(seconds_of(task, setting, place).total for setting in fitting)
+        found = fastest(task, [place])
+        assert fits(task, found, place)
+        assert seconds_of(task, found, place).total == pytest.approx(best, abs=2e-6)
+
+
+def test_among_equals_the_one_that_takes_least():
+    """Where loads hide, blocks need not stay on the device."""
+    place = one_place("gpu=rtx3090 ram_gib=64", slots=1)
+    task = replace(TASK, shape=shape_of(f"{HUB}Qwen-14B"), rows=16)
+    found = fastest(task, [place])
+    assert found.tier == "ram"
+    fewer = [replace(found, resident_blocks=r) for r in range(found.resident_blocks)]
+    assert all(seconds_of(task, setting, place).total > seconds_of(task, found, place).total + 5e-7 for setting in fewer)
+
+
+@pytest.mark.parametrize("grow", ["gpu", "ram"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_more_memory_is_never_slower(grow, rows):
+    times = []
+    for gib in (2, 3, 4, 5, 6, 8, 10, 12, 14, 18, 22, 30):
+        facts = f"gpu=rtx2080ti gpu_mem_gib={gib} ram_gib=40" if grow == "gpu" else f"gpu=rtx2080ti ram_gib={3 * gib} nvme=/n"
+        place = one_place(facts)
+        task = replace(TASK, dtype="fp16", rows=rows)
+        setting = fastest(task, [place])
+        times.append(seconds_of(task, setting, place).total if setting else float("inf"))
+    assert all(later <= earlier + 2e-6 for earlier, later in zip(times, times[1:]))
+    assert times[0] == float("inf") and times[-1] < float("inf")
+    assert len({round(time, 3) for time in times}) > 2  # memory does matter here
+
+
+def test_every_reason_has_a_number_and_names_what_it_is_about():
+    found = shipped("hetero10", 10, f"{HUB}Qwen-14B")
+    reasons = {alternative.label: alternative.reason for alternative in found.alternatives}
+    assert all(re.search(r"\d", reason) for reason in reasons.values())
+    assert {"stock", "resident", "client", "nvme", "cluster"} <= set(reasons) and found.setting.tier not in reasons
+    assert "GiB of GPU memory needed" in reasons["stock"] and "nvme=" in reasons["nvme"]
+    for alternative in found.alternatives:
+        assert (alternative.seconds is None) == alternative.reason.startswith("does not fit")
+        if alternative.seconds is not None:
+            assert alternative.seconds >= found.step_seconds - 1e-6
+
+
+def test_clusters_may_wish_otherwise():
+    found = shipped("hetero10", 10, f"{HUB}Llama-8B")
+    wishes = {cluster.name: cluster.own for cluster in found.clusters}
+    assert wishes["rtx3090"] != found.setting  # it could hold more
+    assert "rtx3090 by itself" in explain(found)
+
+
+REFUSED = {
+    "a card too small": ("gpu=rtx2080ti gpu_mem_gib=2 ram_gib=64", 2, {}),
+    "a host too small": ("gpu=rtx2080ti ram_gib=9", 1, {}),
+    "both": ("gpu=rtx2080ti gpu_mem_gib=2 ram_gib=6", 1, {}),
+    "a micro-batch too large": ("gpu=rtx2080ti gpu_mem_gib=6 ram_gib=64", 2, {"micro_batch": 32, "rows": 32}),
+    "sequences too long": ("gpu=rtx2080ti gpu_mem_gib=6 ram_gib=64", 2, {"tokens": 16384, "rows": 1}),
+    "numbers too wide": ("gpu=rtx3090 gpu_mem_gib=5.2 ram_gib=64", 2, {"dtype": "fp32"}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_names_changes_that_do(case):
+    facts, slots, wishes = REFUSED[case]
+    topology, nodes = laid(one_host(facts, slots), 1)
+    task = replace(TASK, **{"dtype": "fp16", **wishes})
+    with pytest.raises(PlanError, match="does not fit in any tier: .*GiB.*Each of these would do") as refused:
+        plan(task, topology, nodes)
+    assert refused.value.exit_code == 2 and refused.value.changes
+    for change in refused.value.changes:
+        assert re.search(r"\d", change.text) and change.text in str(refused.value)
+        changed_task, changed_nodes = apply(change, task, nodes)
+        assert plan(changed_task, topology, changed_nodes).step_seconds > 0
+    keys = {change.key for change in refused.value.changes}
+    expected = {"a card too small": "gpu_gib", "a host too small": "ram_gib", "both": "both", "a micro-batch too large": "train.micro_batch",
+                "sequences too long": "data.max_tokens", "numbers too wide": "model.dtype"}
+    assert expected[case] in keys
+
+
+@pytest.mark.parametrize("case", ["a card too small", "a host too small", "sequences too long"])
+def test_a_change_is_the_smallest_of_its_kind(case):
+    facts, slots, wishes = REFUSED[case]
+    topology, nodes = laid(one_host(facts, slots), 1)
+    task = replace(TASK, **{"dtype": "fp16", **wishes})
+    with pytest.raises(PlanError) as refused:
+        plan(task, topology, nodes)
+    smaller = {"gpu_gib": -0.1, "ram_gib": -1, "data.max_tokens": 8}
+    tried = [replace(change, value=change.value + smaller[change.key]) for change in refused.value.changes if change.key in smaller]
+    assert tried
+    for change in tried:
+        with pytest.raises(PlanError):
+            changed_task, changed_nodes = apply(change, task, nodes)
+            plan(changed_task, topology, changed_nodes)
+
+
+def test_the_weakest_rank_of_a_cluster_decides():
+    text = "a slots=2\nb slots=2\n# fed-host a gpu=rtx3090 ram_gib=64\n# fed-host b gpu=rtx2080ti ram_gib=64\n"
+    topology, nodes = laid(parse(text, "test").hosts, 2)
+    (places,) = places_of(topology, nodes).values()
+    assert len(places) == 2
+    found = plan(replace(TASK, clients=2, dtype="fp16"), topology, nodes)
+    assert all(fits(found.task, found.setting, place) for place in places)
+    assert found.clusters[0].forecast.seconds.total == max(seconds_of(found.task, found.setting, place).total for place in places)
+
+
+def test_ranks_that_are_alike_are_weighed_once():
+    found = shipped("hetero10", 10, "gpt3-125m")
+    assert [len(cluster.places) for cluster in found.clusters] == [1, 1]
+
+
+def test_clients_sit_together_where_loads_do_not_hide():
+    task = replace(TASK, clients=4, tokens=64, rows=1)
+    assert fastest(task, [one_place("gpu=rtx3090 ram_gib=64 gpu_mem_gib=8", slots=1, clients=4)]).seats == 4
+
+
+def test_a_full_fine_tune_is_stock():
+    found = shipped("hetero10", 3, "gpt3-350m", method="full")
+    assert found.setting.tier == "stock" and found.task.trainable == found.task.shape.total
+
+
+def test_stock_leaves_stage_3():
+    found = shipped("hetero10", 3, f"{HUB}Qwen-1.5B", stage=3)
+    assert found.setting.tier == "stock" and "deepspeed.zero_optimization.stage=0" in found.overrides
+
+
+def test_settings_as_overrides():
+    words = Setting("ram", 2, 4, 5, 3, 2, "host").overrides
+    assert words == ("engine.tier=ram", "engine.seats=2", "engine.block_inputs=host", "engine.resident_blocks=5", "engine.slots=3",
+                     "train.micro_batch=2", "train.accumulation=4")
