@@ -44,12 +44,8 @@ def slots_of(task: Task, setting: Setting) -> int:
 
 def memory_of(task: Task, setting: Setting, place: Place) -> Memory:
     """Peak bytes on one kind of rank, and on its node."""
-    streamed = setting.tier != "stock"
-    seats = min(setting.seats, place.carried) if streamed else 1
-    device = _base_on_device(task, setting, place)
-    device |= _trainable(task, seats, place)
-    moving = _streamed_activations(task, setting, seats) if streamed else _stock_activations(task, setting)
-    device |= moving
+    standing, moving = device_memory(task, setting, place)
+    device, seats, streamed = standing | moving, seats_of(setting, place), setting.tier != "stock"
     host = _base_on_host(task, setting, place)
     waiting = shelf_bytes(task, setting) * seats * setting.accumulation * (task.shape.layers - 1) if streamed and setting.block_inputs == "host" else 0
     unit = sizes(task.shape, task.type_bytes)
@@ -64,6 +60,22 @@ def memory_of(task: Task, setting: Setting, place: Place) -> Memory:
     device["allocator"] = int(FRAGMENTS * sum(moving.values()))
     device["driver"] = DRIVER
     return Memory(device, host, disk)
+
+
+def seats_of(setting: Setting, place: Place) -> int:
+    """Clients that train at the same time."""
+    return 1 if setting.tier == "stock" else min(setting.seats, place.carried)
+
+
+def device_memory(task: Task, setting: Setting, place: Place, evaluation: bool = True) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of tensors on one rank's device, by cause: (what stands there all the time, the most that comes and goes).
+
+    Args:
+        evaluation: whether evaluation passes count, or training steps only.
+    """
+    seats = seats_of(setting, place)
+    standing = _base_on_device(task, setting, place) | _trainable(task, seats, place)
+    return standing, _stock_activations(task, setting) if setting.tier == "stock" else _streamed_activations(task, setting, seats, evaluation)
 
 
 def base_away(task: Task, setting: Setting) -> int:
@@ -110,8 +122,8 @@ def _trainable(task: Task, seats: int, place: Place) -> dict[str, int]:
             "gradients": seats * (p * 4 + -(-p * 4 // parts)) + p * s}
 
 
-def _streamed_activations(task: Task, setting: Setting, seats: int) -> dict[str, int]:
-    """The larger of training and evaluation, which keeps whole passes of EVAL_TOKENS between two blocks."""
+def _streamed_activations(task: Task, setting: Setting, seats: int, evaluation: bool) -> dict[str, int]:
+    """The larger of training and (if it counts) evaluation, which keeps whole passes of EVAL_TOKENS between two blocks."""
     shape, s = task.shape, task.type_bytes
     batch = setting.micro_batch * task.tokens
     cells = seats * setting.accumulation
@@ -119,14 +131,18 @@ def _streamed_activations(task: Task, setting: Setting, seats: int) -> dict[str,
     between = cells * (hidden + mask)  # where a micro-batch is now (backward: its gradient)
     if setting.block_inputs == "device":
         between += cells * (shape.layers - 1) * hidden
-    block = batch * (saved_per_token(task) + _working_per_token(task))
-    head = _head(task, batch)
+    # Head and loss are computed while the last block's graph is kept, and its gradients after them.
+    block, working, head = batch * saved_per_token(task), batch * _working_per_token(task), _head(task, batch)
     evaluated = max(batch, EVAL_TOKENS)
     eval_between = evaluated * (shape.hidden * s + task.tokens)
     eval_block = batch * _working_per_token(task)
-    if between + block + head >= eval_between + eval_block + head:
-        return {"between blocks": between, "one block": block, "head and loss": head}
-    return {"between blocks (evaluation)": eval_between, "one block": eval_block, "head and loss": head}
+    if not evaluation or between + block + max(working, head) >= eval_between + max(eval_block, head):
+        return {"between blocks": between, "one block": block, **_larger(working, head)}
+    return {"between blocks (evaluation)": eval_between, **_larger(eval_block, head)}
+
+
+def _larger(working: int, head: int) -> dict[str, int]:
+    return {"computing one block": working} if working >= head else {"head and loss": head}
 
 
 def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
@@ -139,9 +155,9 @@ def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
 
 
 def _head(task: Task, batch: int) -> int:
-    """Final norm of all tokens; of answer tokens (at most all) input and its gradient; a chunk of logits, its gradient, two fp32 copies."""
+    """Final norm of all tokens; of answer tokens input and its gradient; a chunk of logits, its gradient, two fp32 copies."""
     shape, s = task.shape, task.type_bytes
-    rows = max(1, min(batch, LOGITS_BYTES // (shape.vocab * s)))
+    rows = max(1, min(int(task.answer_share * batch), LOGITS_BYTES // (shape.vocab * s)))
     return batch * shape.hidden * (8 + 5 * s) + rows * shape.vocab * (2 * s + 8)
 
 
