@@ -9,6 +9,8 @@ class ClusterConfig:
         "help": "auto (all slots of a host while there is a host for each client, else fewer), or a number"})
     local_ranks: str = field(default="auto", metadata={
         "help": "ranks that `python launch.py` starts on one machine: auto (one per GPU; on CPU as many as make a round shortest), or a number"})
+    probe: str = field(default="", metadata={
+        "help": "what `fedspeed probe` wrote on a machine like these; then the report holds predicted against measured seconds"})
     max_restarts: int = field(default=2, metadata={
         "help": "how often a local run that lost a rank starts again from its journal", "min": 0})
     finish_s: float = field(default=25.0, metadata={

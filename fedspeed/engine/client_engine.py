@@ -9,6 +9,8 @@ finds that number and fills up to it with passes that train nothing.
 """
 
 import gc
+import statistics
+import time
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +64,7 @@ class ClientEngine(ABC):
         self._matched = matched if matched is not None and dist.get_world_size(matched) > 1 else None
         self._device = torch.device(get_accelerator().current_device_name())
         self._counted = 0  # see device_bytes
+        self._step_s: list[float] = []  # seconds, since they were last asked for
 
     @property
     def seats(self) -> int:
@@ -102,7 +105,10 @@ class ClientEngine(ABC):
         rank's part of the sum is multiplied by their number. It leaves out a step whose gradient is not finite, which `steps` tells.
         """
         if self._counted or not get_accelerator().is_synchronized_device():
-            return self._train_step(work, lr)
+            begin = time.perf_counter()
+            sums = self._train_step(work, lr)
+            self._step_s.append(time.perf_counter() - begin)
+            return sums
         standing = storage_bytes(self._standing())
         with LiveBytes() as live:
             sums = self._train_step(work, lr)
@@ -115,8 +121,9 @@ class ClientEngine(ABC):
 
     @property
     def device_bytes(self) -> int:
-        """The most that tensors have taken on this rank's device so far: by its allocator's count, or on a CPU by ours in the first step."""
-        return self._counted or get_accelerator().max_memory_allocated()
+        """The most that tensors have taken on this rank's device so far: by its allocator's count, or on a CPU by ours in the first step (0
+        before it; DeepSpeed's answer for a CPU would be the whole process)."""
+        return self._counted if get_accelerator().is_synchronized_device() else get_accelerator().max_memory_allocated()
 
     def _standing(self) -> list[torch.Tensor]:
         """Tensors of the device that are there between two steps; host memory that only holds what is away from the device does not count."""
@@ -132,6 +139,11 @@ class ClientEngine(ABC):
     @abstractmethod
     def base_bytes(self) -> int:
         """Of the whole frozen base, wherever it lies."""
+
+    def take_step_s(self) -> float:
+        """Median seconds of a step of all seats since the last call, 0 if there was none. One that was counted is not timed."""
+        taken, self._step_s = self._step_s, []
+        return statistics.median(taken) if taken else 0.0
 
     def take_loaded(self) -> int:
         """Bytes of the base that were loaded onto the device since the last call."""

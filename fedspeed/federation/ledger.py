@@ -4,7 +4,7 @@ import numpy as np
 
 CLIENT_WORDS = ("train_loss", "tokens", "val_loss", "val_tokens", "exact", "rows", "steps", "received", "compute_s", "gather_s", "exchange_s",
                 "idle_s", "bytes_sent", "peak_bytes")
-RANK_WORDS = ("compute_s", "gather_s", "exchange_s", "idle_s", "bytes_sent", "peak_bytes", "device_bytes", "loaded_bytes", "stop")
+RANK_WORDS = ("compute_s", "gather_s", "exchange_s", "idle_s", "bytes_sent", "peak_bytes", "device_bytes", "loaded_bytes", "step_s", "stop")
 
 
 class Ledger:

@@ -213,7 +213,7 @@ class Federation:
         self._seconds = {}
         ledger.set_rank(self.seat.slot, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
                         idle_s=stages["idle"] + idle_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), device_bytes=self.engine.device_bytes,
-                        loaded_bytes=self.engine.take_loaded(), stop=float(self._stop()))
+                        loaded_bytes=self.engine.take_loaded(), step_s=self.engine.take_step_s(), stop=float(self._stop()))
         size = self.engine.groups.client_size
         for client in self.seat.clients:  # what its ranks did for it and for those who share them
             ledger.add_client(client, exchange_s=exchange_s / size, idle_s=(stages["idle"] + idle_s) / size, bytes_sent=bytes_sent,
@@ -258,7 +258,7 @@ class Federation:
             val_loss=float(ledger.of_clients("val_loss").sum() / val_tokens) if val_tokens else None, tokens=int(tokens),
             tokens_per_s=float(tokens / seconds), seconds=seconds, **stages, bytes_sent=int(ledger.of_ranks("bytes_sent").sum()),
             peak_bytes=int(ledger.of_ranks("peak_bytes").max()), device_bytes=int(ledger.of_ranks("device_bytes").max()) or None,
-            loaded_bytes=int(ledger.of_ranks("loaded_bytes").sum()),
+            loaded_bytes=int(ledger.of_ranks("loaded_bytes").sum()), step_s=float(ledger.of_ranks("step_s").max()) or None,
             lr=lr_at(self.config.train, max(0, number * self.steps_per_round - 1), total),
             factor_error=factor_error, update_norm=norm, clients=len(asked), received=len(received),
             missing=tuple(c for c in asked if c not in received), per_client=tuple(clients))

@@ -8,6 +8,7 @@ JSON form of protobuf), so that a diverged loss stays different from one that wa
 
 import dataclasses
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin
 
@@ -76,6 +77,7 @@ class RoundRecord(_Record):
     received: int  # updates that counted
     loaded_bytes: int = 0  # of the frozen base, onto the devices of all ranks
     device_bytes: int | None = None  # most that tensors took on a device, largest over the ranks; None: not measured or not shown
+    step_s: float | None = None  # of a local step, on the slowest rank; None: no step was timed, or not shown
     missing: tuple[int, ...] = ()  # clients whose update did not count, where it may be known
     per_client: tuple[ClientRecord, ...] = ()  # empty in the masked modes
 
@@ -122,6 +124,7 @@ class Summary(_Record):
     restarts: int
     loaded_bytes: int = 0
     device_bytes: int | None = None
+    step_s: float | None = None  # median over the rounds
     missing: tuple[MissingUpdates, ...] = ()
     absent: tuple[int, ...] = ()  # rounds that finished, but whose records are lost: no other number here knows of them
 
@@ -188,6 +191,7 @@ def summarise(
         restarts=restarts,
         loaded_bytes=sum(record.loaded_bytes for record in records),
         device_bytes=max((record.device_bytes for record in records if record.device_bytes is not None), default=None),
+        step_s=statistics.median(steps) if (steps := [record.step_s for record in records if record.step_s is not None]) else None,
         missing=gaps + tuple(also_missing),
         absent=tuple(absent),
     )
@@ -207,13 +211,14 @@ def visible(record, routing_mode: str):
     if shows_everything(routing_mode):
         return record
     if isinstance(record, RoundRecord):
-        return dataclasses.replace(record, missing=(), per_client=(), peak_bytes=None, device_bytes=None)
+        return dataclasses.replace(record, missing=(), per_client=(), peak_bytes=None, device_bytes=None, step_s=None)
     told = record.status in ("finished", "early stop")
     return dataclasses.replace(
         record,
         reason=record.reason if told else HIDDEN_REASON,
         peak_bytes=None,
         device_bytes=None,
+        step_s=None,
         missing=tuple(dataclasses.replace(gap, clients=()) for gap in record.missing),
     )
 

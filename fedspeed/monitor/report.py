@@ -34,12 +34,19 @@ class Facts:
         hosts: one row per host, column -> text; in masked modes only their number is shown.
         export: None if nothing was exported.
         resume_command: what continues the run after a loss or a preemption.
+        predicted: what the planner expected; None where it does not know the execution or the machine.
     """
 
     run: dict[str, str] = field(default_factory=dict)
     hosts: tuple[dict[str, str], ...] = ()
     export: Export | None = None
     resume_command: str = "the same command"
+    predicted: "Predicted | None" = None
+
+
+class Predicted(NamedTuple):
+    device_bytes: int  # most that tensors take on the fullest device
+    step_s: float | None  # of a local step on the slowest rank; None: how fast the machine is is not known
 
 
 class ComparisonRow(NamedTuple):
@@ -97,6 +104,8 @@ def report_text(
     if records:
         sections.append("## Rounds\n\n" + _rounds_section(records, summary))
         sections.append("## Where the time went\n\n" + _time_section(records))
+    if facts.predicted and summary.device_bytes:
+        sections.append("## Predicted and measured\n\n" + _prediction(facts.predicted, summary))
     if any(record.per_client for record in records):
         sections.append("## Clients\n\n" + _clients_section(records))
     sections.append("## Missing updates and restarts\n\n" + _failures(summary))
@@ -243,6 +252,21 @@ def _time_section(records: Sequence[RoundRecord]) -> str:
     legend = ("Mean over the ranks, of the wall time of all rounds. `gather` fetches partitioned weights, `exchange` moves updates between "
               "clients, `idle` waits for others, `other` is evaluation, data and bookkeeping that no stage accounts for.")
     return f"{legend}\n\n{_table(('stage', 'time', 'share'), rows, right=(1, 2))}"
+
+
+def _prediction(predicted: Predicted, summary: Summary) -> str:
+    """The planner's numbers beside those of the run."""
+    rows = [("device memory of the fullest rank", bytes_text(predicted.device_bytes), bytes_text(summary.device_bytes),
+             _off(predicted.device_bytes, summary.device_bytes))]
+    if predicted.step_s is not None and summary.step_s:
+        rows.append(("a local step of the slowest rank", f"{predicted.step_s:.3f} s", f"{summary.step_s:.3f} s",
+                     _off(predicted.step_s, summary.step_s)))
+    legend = "For the longest row of the reporting rank's clients; see docs/planner.md. Tensors only: driver and libraries are not in it."
+    return f"{legend}\n\n{_table(('', 'predicted', 'measured', 'off by'), rows, right=(1, 2, 3))}"
+
+
+def _off(predicted: float, measured: float) -> str:
+    return f"{100 * (predicted / measured - 1):+.0f} %"
 
 
 def _clients_section(records: Sequence[RoundRecord]) -> str:

@@ -18,7 +18,7 @@ PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
                 errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
-def finish(job: Job, progress, monitor, engine, tokenizer, comparison) -> int:
+def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted=None) -> int:
     """The reporter's part after the last round, or after the one in which the run was asked to end: export, report, and the exit code, which
     is 0 only if every update of every round counted."""
     from fedspeed.checkpoint.export import export
@@ -43,7 +43,7 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison) -> int:
     code = EXIT_FAILED if lost else EXIT_OK
     reason = f"{lost} update{'s' if lost > 1 else ''} did not count, see below" if lost else ""
     exported = Export(kind, str(folder / kind), config.model.base, progress.best_round if best else progress.round)
-    monitor.finish(_summary(config, monitor, progress.done, reason, code), _facts(job, exported), comparison)
+    monitor.finish(_summary(config, monitor, progress.done, reason, code), _facts(job, exported, predicted), comparison)
     return code
 
 
@@ -128,7 +128,7 @@ def _trained(adapter) -> str:
     return f"the LoRA adapter {adapter.start_from}" if adapter.start_from else f"LoRA r={adapter.lora_rank} on {adapter.targets}"
 
 
-def _facts(job: Job, exported):
+def _facts(job: Job, exported, predicted=None):
     from fedspeed.monitor.report import Facts
 
     config, topology = job.config, job.topology
@@ -147,4 +147,4 @@ def _facts(job: Job, exported):
         clients = sorted({c for p in topology.ranks if p.host == host.name for c in p.clients})
         hosts.append({"host": host.name if host.name != "localhost" else socket.gethostname(), "ranks": str(host.slots),
                       "clients": ", ".join(map(str, clients)) or "idle", "gpu": host.gpu or "-"})
-    return Facts(run, tuple(hosts), exported)
+    return Facts(run, tuple(hosts), exported, predicted=predicted)

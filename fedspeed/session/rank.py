@@ -15,6 +15,7 @@ from fedspeed.config.check import notes
 from fedspeed.config.show import as_dict
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.session import last_words, parts, standing
+from fedspeed.session.forecast import forecast
 from fedspeed.session.order import Job, Order
 from fedspeed.session.together import CheckIn, StopFlag, find_lost
 
@@ -85,7 +86,7 @@ def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
             progress = federation.run(progress)
             comparison = _compare(job, federation, first, progress, inputs, link)
             if job.reporter:
-                code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison)
+                code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison, forecast(job, inputs.data))
             else:
                 code = EXIT_OK if progress.done else EXIT_RESUMABLE
         except Exception as error:

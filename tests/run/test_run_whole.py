@@ -6,6 +6,7 @@ import re
 import struct
 
 import numpy as np
+import pytest
 from launched import LLAMA, SETTINGS, headline, journal_rounds, last_round, records
 from safetensors.numpy import load_file
 
@@ -46,6 +47,15 @@ def test_the_report_says_what_the_log_says(whole):
     assert f"| held-out loss, first | {records(run)[0]['val_loss']:.4f} |" in text
     assert "| missing updates | 0 |" in text and "| restarts | 0 |" in text
     assert str(run / "report.md") in ended.err
+
+
+def test_the_report_holds_the_prediction_beside_the_measurement(whole):
+    row = next(line for line in (whole[1] / "report.md").read_text().splitlines() if "device memory of the fullest rank" in line)
+    predicted, measured = (re.fullmatch(r"([\d.]+) (KiB|MiB)", cell.strip()).groups() for cell in row.split("|")[2:4])
+    assert predicted[1] == measured[1]
+    told = max(record["device_bytes"] for record in records(whole[1]) if record["device_bytes"])
+    assert float(measured[0]) == pytest.approx(told / {"KiB": 2**10, "MiB": 2**20}[measured[1]], rel=0.01)
+    assert float(predicted[0]) == pytest.approx(float(measured[0]), rel=0.5), "a model this small is mostly what the planner rounds away"
 
 
 def test_the_plot_is_an_image(whole):

@@ -1,0 +1,54 @@
+"""What the planner expects of the run that is under way, for its report."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from fedspeed.errors import FedSpeedError
+from fedspeed.planner.hardware import Device, Node, node_of, read_probe
+from fedspeed.planner.memory import device_memory
+from fedspeed.planner.plan import TIERS, Setting
+from fedspeed.planner.search import places_of
+from fedspeed.planner.task import task_of
+from fedspeed.planner.timing import seconds_of
+from fedspeed.session.order import Job
+
+UNKNOWN = Device("unknown", "cpu", 0, dict.fromkeys(("fp32", "bf16", "fp16"), 1.0), 1.0, 1.0, "assumed")
+
+
+def forecast(job: Job, data: dict):
+    """Memory and time of a step (monitor.report.Predicted), None where the planner does not model the execution.
+
+    Args:
+        data: encoded rows of this rank's clients; their longest stands for all.
+    """
+    from fedspeed.engine.base.choose import choose_tier, host_inputs
+    from fedspeed.models.catalogue import shape_of
+    from fedspeed.monitor.report import Predicted
+
+    config, ds_config = job.config, job.order.deepspeed
+    tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
+    zero3 = ds_config.get("zero_optimization", {}).get("stage", 0) == 3
+    if tier not in TIERS or (tier == "stock" and zero3) or config.adapter.method == "blocks":
+        return None
+    try:
+        shape = shape_of(config.model.base)
+        probes = [read_probe(json.loads(Path(config.cluster.probe).read_text()), config.cluster.probe)] if config.cluster.probe else []
+    except (FedSpeedError, OSError, ValueError):
+        return None
+    nodes, timed = {}, True
+    for host in job.launch.hosts:
+        try:
+            nodes[host.name] = node_of(host, probes)
+        except FedSpeedError:  # neither measured nor a known card: its memory is asked for all the same
+            nodes[host.name], timed = Node(host.name, UNKNOWN, 0, 1.0, 0, 1.0, 1.0, 1.0), False
+    examples = [example for client in data.values() for example in client.train]
+    longest = max(len(example.input_ids) for example in examples)
+    task = task_of(config, ds_config, shape, [node.device for node in nodes.values()], dtype_given=True)
+    task = replace(task, tokens=-(-longest // 8) * 8,
+                   answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples))
+    setting = Setting(tier, config.train.micro_batch, config.train.accumulation, config.engine.resident_blocks, config.engine.slots,
+                      config.engine.seats or task.clients, "host" if host_inputs(config.engine) else "device", config.engine.activation_checkpointing)
+    places = [place for group in places_of(job.topology, nodes).values() for place in group]
+    return Predicted(max(sum(map(sum, (part.values() for part in device_memory(task, setting, place, evaluation=False)))) for place in places),
+                     max(seconds_of(task, setting, place).total for place in places) if timed else None)
