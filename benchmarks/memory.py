@@ -76,11 +76,11 @@ def main() -> None:
     for name, default in (("hidden", 2048), ("rows", 4), ("tokens", 256), ("vocab", 32000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
-    parser.add_argument("--only", default="", help="a part of the names of the systems to run")
+    parser.add_argument("--only", default="", help="parts of the names of the systems to run, with semicolons between them")
     args = parser.parse_args()
     for blocks in (int(n) for n in args.blocks.split(",")):
         first = None
-        for name in (n for n in SYSTEMS if args.only in n):
+        for name in (n for n in SYSTEMS if any(part in n for part in args.only.split(";"))):
             with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
                 write_model(Path(folder), args, blocks)
                 peak, rss, seconds, loss, base = run_ranks(work, ranks_of(name), lambda r, p: (name, r, p, folder, args, blocks))[0]
