@@ -57,6 +57,9 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(("adapter.targets",), f"adapter.targets is {config.adapter.targets!r}; "
                        "write attention, all-linear, or names such as q_proj,v_proj")
 
+    if config.engine.base_gib and config.engine.resident_blocks:
+        yield Conflict(("engine.base_gib", "engine.resident_blocks"), f"engine.base_gib={config.engine.base_gib} and engine.resident_blocks="
+                       f"{config.engine.resident_blocks} both say how many blocks stay on the device; set one of them")
     if method == "full" and config.engine.tier not in ("auto", "stock"):
         yield Conflict(("engine.tier", "adapter.method"),
                        f"engine.tier={config.engine.tier} says where a frozen base lives, but adapter.method=full freezes nothing; set "

@@ -16,6 +16,9 @@ class EngineConfig:
                 "is executed layer by layer"})
     resident_blocks: int = field(default=0, metadata={
         "help": "streamed tiers: so many decoder blocks stay on the device", "min": 0})
+    base_gib: float = field(default=0.0, metadata={
+        "help": "streamed tiers: device memory that the base may take; as many blocks stay there as fit beside the slots. 0: resident_blocks says how many",
+        "min": 0.0, "max": 10_000.0})
     slots: int = field(default=2, metadata={
         "help": "streamed tiers: places on the device for blocks that are loaded; with one, nothing is loaded ahead", "min": 1, "max": 64})
     seats: int = field(default=0, metadata={

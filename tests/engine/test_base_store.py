@@ -158,3 +158,49 @@ def test_a_base_that_was_cut_on_disk_is_noticed(tmp_path):
     base = write_llama(tmp_path / "llama", layers=5)
     [told] = run_clusters([1], shortened, base, tmp_path)
     assert told.startswith("the base on disk ends before byte")
+
+
+# How much of the device the base may take.
+
+
+@pytest.mark.parametrize("budget,expected", [(100, 10), (95, 10), (94, 7), (50, 3), (49, 2), (23, 0)])
+def test_blocks_stay_as_far_as_the_budget_goes(budget, expected):
+    """Blocks of 9 bytes, ten of them, two slots, 5 bytes beside: what the base takes is never more than allowed."""
+    from fedspeed.engine.base.choose import blocks_within
+
+    stay = blocks_within(budget, block=9, blocks=10, slots=2, beside=5)
+    assert stay == expected
+    assert (10 * 9 if stay == 10 else (stay + 2) * 9) + 5 <= budget
+
+
+def test_a_budget_that_nothing_fits_names_one_that_does():
+    from fedspeed.engine.base.choose import blocks_within
+    from fedspeed.errors import FedSpeedError
+
+    block = 600 * 2**20
+    with pytest.raises(FedSpeedError, match=r"set engine.base_gib=([\d.]+) or more") as refused:
+        blocks_within(2**30, block, 48, 2, 100 * 2**20)
+    named = float(str(refused.value).partition("set engine.base_gib=")[2].split()[0])
+    assert blocks_within(int(named * 2**30), block, 48, 2, 100 * 2**20) == 0
+
+
+def cut_shard(rank, base, kind, folder):
+    """What a rank is told of weights that are cut off, and what is left of its store."""
+    from fedspeed.errors import ModelError
+
+    try:
+        with engine(base, kind, nvme=folder):
+            return "built"
+    except ModelError as error:
+        return str(error), [p.name for p in folder.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("kind", ["ram", "nvme"])
+def test_a_truncated_shard_is_named_and_leaves_no_partial_state(tmp_path, kind):
+    from pathlib import Path
+
+    base = write_llama(tmp_path / "llama")
+    weights = Path(base) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5000])
+    [(told, left)] = run_clusters([1], cut_shard, base, kind, tmp_path / "disk")
+    assert str(weights) in told and "truncated" in told and left == []

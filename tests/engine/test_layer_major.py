@@ -330,3 +330,28 @@ def test_a_divided_base_lies_in_equal_parts_and_other_tiers_need_no_lockstep(tmp
     for kind in ("ram", "nvme"):
         for (_, _, losses), (_, _, expected) in zip(run_clusters([2], divided, base, kind, tmp_path), cluster):
             assert losses == expected
+
+
+def test_a_budget_keeps_as_many_blocks_as_it_allows(bases, tmp_path):
+    """One block and the slots: 4 blocks, one stays, two of three stream through the slots, so a step loads 2 (4 - 1 - 2)."""
+    [(counts, base_on_device, budget)] = run_clusters([1], within_budget, bases["llama"], tmp_path)
+    assert counts == {2} and base_on_device <= budget
+
+
+def within_budget(rank, base, nvme):
+    from fedspeed.engine.config import EngineConfig
+
+    with engine(base, "ram", adapter=LORA, nvme=nvme) as own:
+        block = next(u.nbytes for u in own.store.units if ".layers." in u.name)
+        end = max(u.nbytes for u in own.store.units if ".layers." not in u.name)
+    budget = 3 * block + end + 100
+    with engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(base_gib=budget / 2**30)) as own:
+        own.load(own.state())
+        own.train_step([random_step(1, 2, 2)], LR)
+        own.store.take_loads()
+        counts = set()
+        for _ in range(2):
+            own.train_step([random_step(1, 2, 2)], LR)
+            counts.add(own.store.take_loads().count)
+        kept = sum(u.nbytes for i, u in enumerate(own.store.units) if ".layers." in u.name and i not in own.store._pool_of)
+        return counts, kept + own.store.slot_bytes, budget

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedspeed.engine.base import tiers
-from fedspeed.engine.base.choose import offloaded
+from fedspeed.engine.base.choose import blocks_within, offloaded
 from fedspeed.engine.base.layout import frozen_units
 from fedspeed.engine.base.store import EMPTY, BaseStore
 from fedspeed.engine.config import QUANTISED, EngineConfig
@@ -28,7 +28,12 @@ class StoreBuilder:
         self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}
         self._blocks = _units_of(self._place_of, net, parts.blocks)
         ends = _units_of(self._place_of, net, [parts.embedding, parts.head])
-        kept = set(sorted(self._blocks)[:engine.resident_blocks])
+        stay = engine.resident_blocks
+        if engine.base_gib and tier not in ("resident", *QUANTISED):
+            block = max(self._units[i].nbytes for i in self._blocks)
+            beside = max(self._units[i].nbytes for i in ends)
+            stay = blocks_within(int(engine.base_gib * 2**30), block, len(self._blocks), engine.slots, beside)
+        kept = set(sorted(self._blocks)[:stay])
         if tier == "resident":
             kept = self._blocks | ends
         elif tier in QUANTISED:

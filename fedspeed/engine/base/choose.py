@@ -3,6 +3,7 @@
 import copy
 
 from fedspeed.engine.config import EngineConfig
+from fedspeed.errors import FedSpeedError
 
 
 def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool) -> str:
@@ -24,6 +25,24 @@ def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool) -> str:
     if engine.base_partition == "rank":
         return "ram" if where == "cpu" else "resident"
     return engine.base_partition
+
+
+def blocks_within(budget: int, block: int, blocks: int, slots: int, beside: int) -> int:
+    """How many blocks may stay on the device if the base shall take no more than `budget` bytes there.
+
+    Args:
+        block: bytes of one; a slot has as many. beside: bytes of what else of the base needs a place there (the end slot).
+
+    Raises:
+        FedSpeedError: the budget is too small even for the slots.
+    """
+    if budget >= blocks * block + beside:
+        return blocks
+    left = budget - slots * block - beside
+    if left < 0:
+        raise FedSpeedError(f"engine.base_gib={budget / 2**30:.3g}: {slots} slots and what stands beside them take {(slots * block + beside) / 2**30:.3g} GiB; "
+                            f"set engine.base_gib={-(-(slots * block + beside) * 1000 // 2**30) / 1000} or more, or fewer engine.slots")
+    return min(left // block, blocks - slots)
 
 
 def offloaded(ds_config: dict) -> bool:
