@@ -90,13 +90,14 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
     from fedspeed.engine.build import build_engine
     from fedspeed.engine.config import EngineConfig
     from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.models.catalogue import shape_of
     from fedspeed.models.config import AdapterConfig, ModelConfig
     from fedspeed.monitor.clock import StageClock
 
     torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // ranks))
     quiet()
     join_world(600)
-    block = 4 * args.hidden**2 + 3 * args.hidden * (args.hidden * 11 // 4)
+    block = shape_of(folder).block
     engines = {}
     for name, (tier, checkpointing, stage) in systems(args).items():
         nvme = Path(folder) / "swap" / name / str(rank)
@@ -124,12 +125,12 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
         loads = streamed.store.take_loads()
         base = sum(u.nbytes for i, u in enumerate(streamed.store.units))
         out |= {"bytes": sum(loads.bytes.values()), "base": base, "waited": loads.waited_s}
-        streamed._layers.idle(False)
+        streamed._layers.evaluate([], [])
         streamed.store.take_loads()
         torch.distributed.barrier()
         begin = time.perf_counter()
         for _ in range(3 * args.repeat):
-            streamed._layers.idle(False)
+            streamed._layers.evaluate([], [])
         out["load"] = (time.perf_counter() - begin) * base / sum(streamed.store.take_loads().bytes.values())
     for engine in engines.values():
         engine.close()

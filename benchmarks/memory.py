@@ -10,7 +10,6 @@ against the allocator's). On an accelerator it is the allocator's own peak.
 
 import argparse
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -39,8 +38,9 @@ def work(name: str, rank: int, port: int, folder: str, args, blocks: int, result
     from fedspeed.engine.build import build_engine
     from fedspeed.engine.config import EngineConfig
     from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.models.catalogue import shape_of
     from fedspeed.models.config import AdapterConfig, ModelConfig
-    from fedspeed.monitor.clock import StageClock
+    from fedspeed.monitor.clock import StageClock, peak_bytes
 
     tier, checkpointing, stage, offload, together = SYSTEMS[name]
     ranks = ranks_of(name)
@@ -48,8 +48,7 @@ def work(name: str, rank: int, port: int, folder: str, args, blocks: int, result
                       MASTER_PORT=str(port))
     quiet()
     join_world(600)
-    block = 4 * args.hidden**2 + 3 * args.hidden * (args.hidden * 11 // 4)
-    config = ds_config(stage, args.dtype, 2 * block)
+    config = ds_config(stage, args.dtype, 2 * shape_of(folder).block)
     if offload:
         config["zero_optimization"]["offload_param"] = {"device": offload}
     options = EngineConfig(tier=tier, activation_checkpointing=checkpointing)
@@ -60,8 +59,7 @@ def work(name: str, rank: int, port: int, folder: str, args, blocks: int, result
     begin = time.perf_counter()
     loss = engine.train_step([step], 1e-3)[0].loss / step.step_answer_tokens
     seconds = time.perf_counter() - begin
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    results.put((rank, (engine.device_bytes, rss, seconds, loss, engine.base_bytes)))
+    results.put((rank, (engine.device_bytes, peak_bytes(), seconds, loss, engine.base_bytes)))
     engine.close()
     leave_world()
 

@@ -118,8 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     planner = commands.add_parser("plan", allow_abbrev=False, help="say how a model fits on the hosts, how fast it trains, and with which settings",
                                   description="Predict memory and time of every way to execute a run on the hosts of a hostfile, and print the "
                                               "fastest that fits. Nothing is started, nothing is read but dimensions.")
-    planner.add_argument("--hostfile", type=Path, required=True, help="the hosts and their facts")
-    planner.add_argument("--config", type=Path, metavar="YAML", help="configuration of a run, to take its values from")
+    planner.add_argument("--hostfile", type=_file, required=True, help="the hosts and their facts")
+    planner.add_argument("--config", type=_file, metavar="YAML", help="configuration of a run, to take its values from")
     planner.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as adapter.lora_rank=16")
     planner.add_argument("--model", help="a known model, a folder with config.json, or a config.json (model.base)")
     planner.add_argument("--clients", type=int, help="number of clients (data.clients; without a configuration: one a host)")
@@ -127,12 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     planner.add_argument("--rows", type=int, help="sequences of an optimizer step on each rank (default: train.micro_batch x train.accumulation)")
     planner.add_argument("--micro-batch", type=int, help="sequences of one forward and backward (default: the plan divides the rows)")
     planner.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="numeric type (default: the fastest that all cards have)")
-    planner.add_argument("--probe", type=Path, action="append", default=[], metavar="FILE", help="what `fedspeed probe` wrote; once for each machine")
+    planner.add_argument("--probe", type=_file, action="append", default=[], metavar="FILE", help="what `fedspeed probe` wrote; once for each machine")
     planner.add_argument("--json", action="store_true", help="the plan as one JSON object on stdout")
     planner.set_defaults(command=_plan)
 
     probe = commands.add_parser("probe", help="measure what this machine can do, for `plan --probe`")
-    probe.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: stdout)")
+    probe.add_argument("--out", type=_file, metavar="FILE", help="where to write it (default: stdout)")
     probe.add_argument("--disk", type=Path, default=Path(), metavar="FOLDER", help="folder on the disk to measure (default: this one)")
     probe.set_defaults(command=_probe)
 
@@ -264,7 +264,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from fedspeed.planner.explain import as_values, explain
 
     found = _planned(arguments)
-    print(json.dumps(as_values(found), indent=1) if arguments.json else explain(found))
+    _say(json.dumps(as_values(found), indent=1) if arguments.json else explain(found))
     return EXIT_OK
 
 
@@ -278,6 +278,7 @@ def _planned(arguments: argparse.Namespace):
     from fedspeed.planner import search
     from fedspeed.planner.hardware import node_of
     from fedspeed.planner.task import notes_of, task_of
+    from fedspeed.preflight import read_probe_file
 
     flags = (("model.base", arguments.model), ("data.clients", arguments.clients), ("data.max_tokens", arguments.tokens), ("model.dtype", arguments.dtype))
     hosts = read(arguments.hostfile).hosts
@@ -286,7 +287,7 @@ def _planned(arguments: argparse.Namespace):
     for name in ("rows", "micro_batch"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise PlanError(f"--{name.replace('_', '-')}={getattr(arguments, name)}: must be at least 1")
-    probes = [_probe_file(path) for path in arguments.probe]
+    probes = [read_probe_file(path) for path in arguments.probe]
     places = topology.plan(hosts, loaded.config.data.clients, loaded.config.cluster.ranks_per_client)
     working = {place.host for place in places.ranks if place.clients}
     nodes = {host.name: node_of(host, probes) for host in hosts if host.name in working}
@@ -296,17 +297,6 @@ def _planned(arguments: argparse.Namespace):
     return search.plan(task, places, nodes, notes_of(places, nodes))
 
 
-def _probe_file(path: Path):
-    import json
-
-    from fedspeed.planner.hardware import read_probe
-
-    try:
-        return read_probe(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{path}: cannot be read as a probe's file ({error}); write it with `fedspeed probe --out FILE`") from error
-
-
 def _probe(arguments: argparse.Namespace) -> int:
     import json
 
@@ -314,11 +304,11 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     if not arguments.disk.is_dir():
         raise PlanError(f"--disk={arguments.disk}: no such folder; name one on the disk to be measured")
-    text = json.dumps(probe(arguments.disk.resolve()), indent=1) + "\n"
+    text = json.dumps(probe(arguments.disk.resolve()), indent=1)
     if arguments.out:
         from fedspeed.files import write_atomically
 
-        write_atomically(arguments.out, text.encode())
+        write_atomically(arguments.out, f"{text}\n".encode())
     else:
-        print(text, end="")
+        _say(text)
     return EXIT_OK

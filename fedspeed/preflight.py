@@ -3,6 +3,7 @@ torch."""
 
 import json
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from fedspeed.config.check import notes
 from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
-from fedspeed.data.clients import client_rows
 from fedspeed.data.config import steps_by_cluster
 from fedspeed.engine.config import QUANTISED
-from fedspeed.errors import ConfigError, FedSpeedError, ModelError
+from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
 from fedspeed.files import check_writable
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES
+from fedspeed.planner.hardware import read_probe
 
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -229,10 +230,26 @@ def _engine(loaded: Loaded) -> list[str]:
     tier = loaded.config.engine.tier
     if tier in QUANTISED and find_spec("bitsandbytes") is None:
         raise FedSpeedError(f"engine.tier={tier} needs bitsandbytes: pip install -r requirements-quantised.txt, or choose another tier")
+    if probe := loaded.config.cluster.probe:
+        read_probe_file(Path(probe))
     return []
 
 
+def read_probe_file(path: Path) -> Mapping:
+    """What `fedspeed probe` wrote.
+
+    Raises:
+        PlanError: it cannot be read, or is something else.
+    """
+    try:
+        return read_probe(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path}: cannot be read as a probe's file ({error}); write it with `fedspeed probe --out FILE`") from error
+
+
 def _data(loaded: Loaded) -> list[str]:
+    from fedspeed.data.clients import client_rows
+
     config = loaded.config
     rows = client_rows(config.data, config.run.seed)
     counts = ", ".join(f"{len(r.train)}+{len(r.val)}" for r in rows[:16]) + (", ..." if len(rows) > 16 else "")
@@ -266,7 +283,7 @@ def _built(loaded: Loaded) -> list[str]:
 
 
 def _encoded(loaded: Loaded) -> list[str]:
-    from fedspeed.data.clients import encode_client, largest_id
+    from fedspeed.data.clients import client_rows, encode_client, largest_id
     from fedspeed.models.tokenizer import check_ids, load_tokenizer
 
     config, base = loaded.config, _local_base(loaded)

@@ -36,7 +36,7 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         if whole:
             write_tensors(part / "model.safetensors", named, metadata=FORMAT)
         else:
-            _write_around(part, named, base)
+            _write_around(part, named, base, model.base_model_prefix)
         config = copy.deepcopy(model.config)
         config.use_cache = True  # off while training; off in the file it would make generation quadratic
         config.save_pretrained(part)
@@ -49,7 +49,7 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_around(part: Path, named: dict[str, np.ndarray], base: str) -> None:
+def _write_around(part: Path, named: dict[str, np.ndarray], base: str, prefix: str) -> None:
     """The base's own weight files with some tensors replaced, one file in memory at a time."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -60,8 +60,8 @@ def _write_around(part: Path, named: dict[str, np.ndarray], base: str) -> None:
     left = set(named)
     for source in sorted(folder.glob("*.safetensors")):
         tensors = load_file(source)
-        for key, old in tensors.items():  # older files leave the decoder's name out
-            name = next((n for n in (key, f"model.{key}", f"transformer.{key}") if n in left), None)
+        for key, old in tensors.items():  # older files leave the decoder's prefix out
+            name = next((n for n in (key, f"{prefix}.{key}") if n in left), None)
             if name is not None:
                 tensors[key] = torch.from_numpy(np.ascontiguousarray(named[name])).to(old.dtype)
                 left.discard(name)

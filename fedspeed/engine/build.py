@@ -89,8 +89,7 @@ def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock
     materialise(net, model, adapter, seed, builder.place)
     _buffers_on_device(net)
     store = builder.seal(clock)
-    net.requires_grad_(False)  # what follows makes copies of the trainable part; the net's own are places to bind them to
-    named = dict(net.named_parameters())
+    named = dict(net.named_parameters())  # the net's own trainable tensors are places that the seats' are bound to
     config = finish(for_trainable(ds_config), model_facts(net), nvme, shared_base=False)
     states = []
     for _ in range(min(clients, engine.seats or clients)):
@@ -99,7 +98,6 @@ def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock
         states.append(ClientState(ds_engine, dict(zip(names, ds_engine.module)), groups))
     for name in names:
         named[name].data = states[0].named[name].data
-        named[name].requires_grad_(True)
     layers = LayerMajor(net, parts, store, host_inputs(engine))
     return StreamedEngine(net, states, groups, store, layers, clock)
 

@@ -5,6 +5,13 @@ from typing import Literal
 
 QUANTISED = ("int8", "nf4")  # values of EngineConfig.tier that need bitsandbytes
 
+# What the planner and the probe must know of the execution too.
+UNIT_ALIGN = 4096  # bytes; what reading past the page cache asks of offsets, lengths and addresses
+READERS = 4  # threads that read one unit from disk: one read at a time leaves an NVMe disk half idle
+READ_BYTES = 8 << 20  # of one read
+LOGITS_BYTES = 1 << 26  # of one chunk of the vocabulary's logits, in the model's type
+EVAL_TOKENS = 32_768  # of one evaluation pass: bounds the activations that wait between two blocks
+
 
 @dataclass(frozen=True)
 class EngineConfig:

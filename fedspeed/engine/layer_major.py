@@ -17,11 +17,10 @@ from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 from torch import nn
 
 from fedspeed.data.batches import Batch
+from fedspeed.data.encode import IGNORED
 from fedspeed.engine.base.store import BaseStore
+from fedspeed.engine.config import LOGITS_BYTES
 from fedspeed.models.blocks import Anatomy
-
-LOGITS_BYTES = 1 << 26  # of one chunk of the vocabulary's logits, in the model's type
-IGNORED = -100
 
 Tensors = dict[str, torch.Tensor]
 
@@ -65,8 +64,10 @@ class LayerMajor:
         numbers = {piece.name: i for i, unit in enumerate(store.units) for piece in unit.pieces}
         names = {id(p): n for n, p in model.named_parameters()}
         self._unit_of = [next((numbers[names[id(p)]] for p in block.parameters() if not p.requires_grad), None) for block in parts.blocks]
-        self._embedding_name = names[id(parts.embedding.weight)]
-        self._embedding_unit, self._head_unit = numbers[self._embedding_name], numbers[names[id(parts.head.weight)]]
+        embedding = names[id(parts.embedding.weight)]
+        self._table = store.rows(numbers[embedding], embedding)  # where single rows can be looked up; None: it must be loaded
+        self._embedding_unit = numbers[embedding] if self._table is None else None
+        self._head_unit = numbers[names[id(parts.head.weight)]]
         self._places = [[(names[id(p)], p) for p in block.parameters() if p.requires_grad] for block in parts.blocks]
         self._lowest = next(i for i, places in enumerate(self._places) if places)
         self._dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
@@ -75,32 +76,11 @@ class LayerMajor:
 
     def sequence(self, backward: bool) -> list[int]:
         """Units in the order one pass uses them, and the first ones of the pass after it, which are loaded ahead."""
-        forward = [self._embedding_unit] * self._embedding_is_loaded + self._unit_of + [self._head_unit]
+        forward = [self._embedding_unit, *self._unit_of, self._head_unit]
         order = forward + (self._unit_of[self._lowest:-1][::-1] if backward else [])
         return [unit for unit in order + forward if unit is not None]
 
-    @property
-    def _embedding_is_loaded(self) -> bool:
-        return self._store.rows(self._embedding_unit, self._embedding_name) is None
-
-    def idle(self, backward: bool) -> None:
-        """A pass that computes nothing: it only takes part in the loads of the others."""
-        self._store.begin(self.sequence(backward))
-        last = self._unit_of[-1]
-        if self._embedding_is_loaded:
-            with self._using(self._embedding_unit):
-                pass
-        for unit in self._unit_of:
-            with self._using(unit):
-                if unit is last:
-                    with self._using(self._head_unit):
-                        pass
-        if backward:
-            for unit in self._unit_of[self._lowest:-1][::-1]:
-                with self._using(unit):
-                    pass
-
-    # Passes.
+    # Passes. One over no cells computes nothing: it takes part in the loads of the ranks that have some.
 
     def train(self, cells: list[Cell], owners: list[Tensors]) -> tuple[list[Score], list[Tensors]]:
         """Forward and backward of a whole optimizer step.
@@ -164,10 +144,9 @@ class LayerMajor:
     def _enter(self, cells: list[Cell], backward: bool) -> list["_State"]:
         """Embed every micro-batch; what the model computes once for all blocks (masks, positions) is recorded, not rebuilt."""
         self._store.begin(self.sequence(backward))
-        rows = self._store.rows(self._embedding_unit, self._embedding_name)
         states = []
-        with self._using(None if rows is not None else self._embedding_unit):
-            table = self._parts.embedding.weight if rows is None else rows
+        with self._using(self._embedding_unit):
+            table = self._parts.embedding.weight if self._table is None else self._table
             for cell in cells:
                 ids = torch.from_numpy(cell.batch.input_ids).to(table.device)
                 embedded = nn.functional.embedding(ids, table).to(self._device)

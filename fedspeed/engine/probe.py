@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from fedspeed.cluster.devices import free_memory
+from fedspeed.engine.config import READ_BYTES, READERS
 
 FORMAT = 1
-READERS, READ_BYTES = 4, 8 << 20  # as engine/base/tiers.py reads
 DISK_BYTES = 256 << 20
 COPY_BYTES = 256 << 20
 LINK_BYTES = 256 << 20

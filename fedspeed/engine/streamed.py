@@ -7,9 +7,8 @@ from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.config import EVAL_TOKENS
 from fedspeed.engine.layer_major import Cell, LayerMajor
-
-EVAL_TOKENS = 32_768  # of one evaluation pass: bounds the activations that wait between two blocks
 
 
 class StreamedEngine(ClientEngine):
@@ -34,7 +33,7 @@ class StreamedEngine(ClientEngine):
         with self._clock.stage("compute"):
             cells = [self._cell(seat, i, batch, step) for seat, step in enumerate(work) for i, batch in enumerate(step.micro)]
             self._steps += 1
-            scores, grads = self._layers.train(cells, [dict(self._states[seat].named) for seat in range(len(work))])
+            scores, grads = self._layers.train(cells, [self._states[seat].named for seat in range(len(work))])
             sums = [Sums()] * len(work)
             for cell, score in zip(cells, scores):
                 sums[cell.owner] += Sums(score.loss, cell.batch.answer_tokens)
@@ -51,7 +50,7 @@ class StreamedEngine(ClientEngine):
         return Cell(batch, seat, scale, seed=state.seed * 1_000_003 + self._steps * 1_009 + number)
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        sums, seat = [Sums()] * len(work), dict(self._states[0].named)
+        sums, seat = [Sums()] * len(work), self._states[0].named
         for portion in _portions(work):
             with self._clock.stage("compute"):
                 scores = self._layers.evaluate([Cell(batch, 0) for _, batch in portion], [seat])
@@ -60,7 +59,10 @@ class StreamedEngine(ClientEngine):
         return sums
 
     def _idle_pass(self, backward: bool) -> None:
-        self._layers.idle(backward)
+        if backward:
+            self._layers.train([], [])
+        else:
+            self._layers.evaluate([], [])
 
     @property
     def base_bytes(self) -> int:

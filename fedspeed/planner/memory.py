@@ -6,13 +6,11 @@ M micro-batches of a pass over all seated clients, N blocks, R of them resident.
 
 from dataclasses import dataclass
 
+from fedspeed.engine.config import EVAL_TOKENS, LOGITS_BYTES, UNIT_ALIGN
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.plan import STREAMED, Memory, Place, Setting, Task
 
-UNIT_ALIGN = 4096  # engine/base/layout.py
-EVAL_TOKENS = 32_768  # engine/streamed.py: tokens of one evaluation pass
-LOGITS_BYTES = 1 << 26  # engine/layer_major.py: of one chunk of logits
 DRIVER = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
 PROCESS = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}  # RAM of a rank that holds nothing yet: Python, libraries, driver
 FRAGMENTS = 0.08  # of what comes and goes: what PyTorch's allocator holds beside it

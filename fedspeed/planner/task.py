@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from fedspeed.cluster.topology import Topology, warnings
+from fedspeed.config.deepspeed import zero_stage
+from fedspeed.config.deepspeed_rules import at
 from fedspeed.config.run import RunConfig
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import OF_PEAK, Node, common_type
@@ -23,15 +25,13 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
     Raises:
         PlanError: a device cannot compute in the type. ModelError: the adapter does not fit the model.
     """
-    zero = ds_config.get("zero_optimization") or {}
-    stage = zero.get("stage", 0)
     rows = rows or config.train.micro_batch * config.train.accumulation
     if micro_batch:
         rows = -(-rows // micro_batch) * micro_batch
     task = Task(shape, config.data.clients, config.data.max_tokens, rows, micro_batch, common_type(devices, config.model.dtype if dtype_given else None),
                 config.adapter.method, config.adapter.lora_rank, config.adapter.targets, config.adapter.dropout, config.train.optimizer,
-                config.train.local_steps, stage=stage if isinstance(stage, int) else 0,
-                offload=(zero.get("offload_param") or {}).get("device") == "cpu")
+                config.train.local_steps, stage=zero_stage(ds_config),
+                offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu")
     _ = task.trainable  # names of targets that the model lacks are met here
     return task
 

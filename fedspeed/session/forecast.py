@@ -1,16 +1,17 @@
 """What the planner expects of the run that is under way, for its report."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
+from fedspeed.config.deepspeed import zero_stage
 from fedspeed.errors import FedSpeedError
-from fedspeed.planner.hardware import Device, Node, node_of, read_probe
+from fedspeed.planner.hardware import Device, Node, node_of
 from fedspeed.planner.memory import device_memory
 from fedspeed.planner.plan import TIERS, Setting
 from fedspeed.planner.search import places_of
 from fedspeed.planner.task import task_of
 from fedspeed.planner.timing import seconds_of
+from fedspeed.preflight import read_probe_file
 from fedspeed.session.order import Job
 
 UNKNOWN = Device("unknown", "cpu", 0, dict.fromkeys(("fp32", "bf16", "fp16"), 1.0), 1.0, 1.0, "assumed")
@@ -28,14 +29,13 @@ def forecast(job: Job, data: dict):
 
     config, ds_config = job.config, job.order.deepspeed
     tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
-    zero3 = ds_config.get("zero_optimization", {}).get("stage", 0) == 3
-    if tier not in TIERS or (tier == "stock" and zero3) or config.adapter.method == "blocks":
+    if tier not in TIERS or (tier == "stock" and zero_stage(ds_config) == 3) or config.adapter.method == "blocks":
         return None
     try:
         shape = shape_of(config.model.base)
-        probes = [read_probe(json.loads(Path(config.cluster.probe).read_text()), config.cluster.probe)] if config.cluster.probe else []
-    except (FedSpeedError, OSError, ValueError):
+    except FedSpeedError:  # a hub name that the catalogue does not know
         return None
+    probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
     nodes, timed = {}, True
     for host in job.launch.hosts:
         try:

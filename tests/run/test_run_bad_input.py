@@ -415,3 +415,9 @@ def test_it_is_all_of_a_refusal_that_is_checked(workshop):
         refuse(workshop, "train.lr=fast", named=("no such word",), limit_s=SOON_S)
     with pytest.raises(AssertionError):
         refuse(workshop, "--dry-run", named=(), limit_s=SOON_S)
+
+
+def test_a_probe_that_cannot_be_read_is_told_before_anything_starts(workshop):
+    ended = workshop.run("cluster.probe=nosuch.json", "run.name=probed")
+    assert ended.code == 2 and "nosuch.json: cannot be read as a probe's file" in ended.text and "fedspeed probe --out" in ended.text
+    assert not (workshop.runs / "probed").exists()

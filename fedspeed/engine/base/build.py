@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fedspeed.config.deepspeed_rules import at
 from fedspeed.engine.base import tiers
 from fedspeed.engine.base.choose import blocks_within, offloaded
 from fedspeed.engine.base.layout import frozen_units
@@ -83,7 +84,7 @@ def _make(tier: str, units: dict, groups: Groups, ds_config: dict, nvme: Path):
     if tier == "ram":
         return tiers.Ram(units, groups.cluster)
     if tier == "nvme":
-        path = (ds_config.get("zero_optimization", {}).get("offload_param") or {}).get("nvme_path", "auto")
+        path = at(ds_config, "zero_optimization.offload_param.nvme_path") or "auto"
         return tiers.Disk(units, nvme if path == "auto" else Path(path), groups.cluster)
     if tier in ("client", "cluster"):
         return tiers.Partitioned(units, partition_set(tier, groups), tier, offloaded(ds_config))

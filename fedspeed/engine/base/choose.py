@@ -2,6 +2,8 @@
 
 import copy
 
+from fedspeed.config.deepspeed import zero_stage
+from fedspeed.config.deepspeed_rules import at
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
 
@@ -16,10 +18,9 @@ def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool) -> str:
         return "stock"
     if engine.tier != "auto":
         return engine.tier
-    zero = ds_config.get("zero_optimization", {})
-    if zero.get("stage", 0) != 3:
+    if zero_stage(ds_config) != 3:
         return "stock"
-    where = (zero.get("offload_param") or {}).get("device")
+    where = at(ds_config, "zero_optimization.offload_param.device")
     if where == "nvme":
         return "nvme"
     if engine.base_partition == "rank":
@@ -47,7 +48,7 @@ def blocks_within(budget: int, block: int, blocks: int, slots: int, beside: int)
 
 def offloaded(ds_config: dict) -> bool:
     """Whether the ranks' parts of a divided base wait in host RAM."""
-    return (ds_config.get("zero_optimization", {}).get("offload_param") or {}).get("device") == "cpu"
+    return at(ds_config, "zero_optimization.offload_param.device") == "cpu"
 
 
 def for_trainable(ds_config: dict) -> dict:

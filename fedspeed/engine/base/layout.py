@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedspeed.engine.config import UNIT_ALIGN
 from fedspeed.models.blocks import units
 
 PIECE_ALIGN = 64  # bytes; a cache line, and what vector loads like
-UNIT_ALIGN = 4096  # bytes; what reading past the page cache asks of offsets, lengths and addresses
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from fedspeed.engine.base.layout import UNIT_ALIGN, Unit
+from fedspeed.engine.base.layout import Unit
 from fedspeed.engine.base.order import next_load
+from fedspeed.engine.config import UNIT_ALIGN
 
 EMPTY = torch.empty(0)
 
@@ -43,10 +44,10 @@ class Pool:
 class BaseStore:
     """See the module's docstring.
 
-    Use: `put` every unit in order, `seal`, then for every pass over the model `begin(sequence)` and `with use(unit)` in that sequence.
+    Use: `seal`, then for every pass over the model `begin(sequence)` and `with use(unit)` in that sequence.
 
     Args:
-        tier_of: the tier of each unit, by its number.
+        tier_of: the tier of each unit, by its number; all units have been put.
         parameters: the model's parameters by name, whose `data` is bound to a slot while a unit is in use and empty otherwise.
         block_units: numbers of the decoder blocks; the other units (embedding, head) have a slot of their own.
     """
@@ -54,7 +55,7 @@ class BaseStore:
     def __init__(self, units: list[Unit], tier_of: list, parameters: dict[str, nn.Parameter], block_units: set[int], slots: int, clock):
         self.units, self._tier_of, self._clock = units, tier_of, clock
         self._parameters = [[(parameters[p.name], p) for p in unit.pieces] for unit in units]
-        streamed = [i for i in range(len(units)) if not hasattr(tier_of[i], "resident")]
+        streamed = [i for i in range(len(units)) if tier_of[i].resident(i) is None]
         blocks, ends = [i for i in streamed if i in block_units], [i for i in streamed if i not in block_units]
         self._pools, self._pool_of = [], {}
         for members, number in ((blocks, slots), (ends, 1)):
@@ -66,8 +67,7 @@ class BaseStore:
         self._loads = Loads()
 
     def _slot_bytes(self, index: int) -> int:
-        slot = getattr(self._tier_of[index], "slot_bytes", None)
-        return slot(index) if slot else self.units[index].nbytes
+        return self._tier_of[index].slot_bytes(self.units[index])
 
     @property
     def slot_bytes(self) -> int:
@@ -79,12 +79,8 @@ class BaseStore:
         """The group whose ranks must visit units in the same order, None if every rank may go on alone."""
         return next((tier.matched for tier in self._tier_of if tier.matched is not None), None)
 
-    def put(self, index: int, data: torch.Tensor) -> None:
-        """Hand over a unit's bytes [unit.nbytes] uint8 on the CPU."""
-        self._tier_of[index].put(index, data)
-
     def seal(self) -> None:
-        """All units have been put; from here on they are only read. Collective over the ranks that share a tier."""
+        """From here on the units are only read. Collective over the ranks that share a tier."""
         for tier in self._tiers:
             tier.seal()
         for index, unit in enumerate(self.units):
@@ -98,9 +94,9 @@ class BaseStore:
         """A parameter that lies where single rows can be read without loading it, else None."""
         tier, unit = self._tier_of[index], self.units[index]
         piece = next(p for p in unit.pieces if p.name == name)
-        if hasattr(tier, "resident"):
-            return unit.view(tier.resident(index), piece)
-        return unit.view(tier.host(index), piece) if hasattr(tier, "host") else None
+        memory = tier.resident(index)
+        memory = tier.host(index) if memory is None else memory
+        return None if memory is None else unit.view(memory, piece)
 
     def begin(self, sequence: list[int]) -> None:
         """Announce the units that will be used, in order, from here on; loads run ahead of it as far as there are slots."""

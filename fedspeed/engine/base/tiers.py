@@ -1,8 +1,4 @@
 """Where units of the frozen base may live, and how one comes onto the device.
-
-All tiers have one shape: `put` takes a unit once, at the start; `fetch` begins to bring it into a slot and returns a handle whose `wait`
-gives the bytes that were moved. `away` lists the host memory that units wait in. `host` is the unit's memory if this rank can read single
-rows of it without loading all.
 """
 
 import os
@@ -15,12 +11,10 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
-from fedspeed.engine.base.layout import UNIT_ALIGN, Unit
+from fedspeed.engine.base.layout import Unit
 from fedspeed.engine.base.shared import NodeFile
+from fedspeed.engine.config import READ_BYTES, READERS, UNIT_ALIGN
 from fedspeed.errors import FedSpeedError
-
-READERS = 4  # threads that read one unit from disk: one read at a time leaves an NVMe disk half idle
-READ_BYTES = 8 << 20
 
 
 class Done:
@@ -44,11 +38,52 @@ class Copied:
         return self._nbytes
 
 
-class Device:
+class Tier:
+    """What all tiers have: `put` takes a unit once, at the start; `fetch` begins to bring it into a slot and returns a handle whose `wait` gives
+    the bytes that were moved.
+
+    Attributes:
+        matched: group of the ranks that must fetch in the same order; None where every rank may go on alone.
+    """
+
+    name = ""
+    matched = None
+
+    def put(self, index: int, data: torch.Tensor) -> None:
+        """Take a unit's bytes [nbytes] uint8, on the CPU."""
+        raise NotImplementedError
+
+    def seal(self) -> None:
+        """All units have been put."""
+
+    def resident(self, index: int) -> torch.Tensor | None:
+        """The unit's memory if it is on the device for good; such a unit is never fetched."""
+        return None
+
+    def host(self, index: int) -> torch.Tensor | None:
+        """The unit's memory if this rank can read single rows of it without loading all."""
+        return None
+
+    def slot_bytes(self, unit: Unit) -> int:
+        """What the unit takes in a slot."""
+        return unit.nbytes
+
+    def fetch(self, index: int, into: torch.Tensor, free):
+        """Begin to load; `free` is the event after which the slot's last content is no longer read."""
+        raise NotImplementedError
+
+    def away(self) -> list[torch.Tensor]:
+        """The host memory that units wait in."""
+        return []
+
+    def close(self) -> None:
+        """Give back what the tier holds."""
+
+
+class Device(Tier):
     """Resident: units stay where they are computed with."""
 
     name = "resident"
-    matched = None
 
     def __init__(self):
         self._units: dict[int, torch.Tensor] = {}
@@ -59,17 +94,11 @@ class Device:
     def resident(self, index: int) -> torch.Tensor:
         return self._units[index]
 
-    def away(self) -> list[torch.Tensor]:
-        return []
-
-    def seal(self) -> None:
-        pass
-
     def close(self) -> None:
         self._units.clear()
 
 
-class Quantised:
+class Quantised(Tier):
     """On the device in 8 or 4 bits; loading computes the model's own type anew. Only matrices: norms and biases keep all their bits.
 
     By bitsandbytes: int8 with one scale for 256 weights, or NF4 (Dettmers et al., 2023) with one for 64.
@@ -77,8 +106,6 @@ class Quantised:
     Raises:
         FedSpeedError: bitsandbytes is not installed.
     """
-
-    matched = None
 
     def __init__(self, units: dict[int, Unit], name: str):
         try:
@@ -103,12 +130,6 @@ class Quantised:
         if state is None:
             return values
         return (self._library.dequantize_blockwise if self.name == "int8" else self._library.dequantize_4bit)(values, state)
-
-    def away(self) -> list[torch.Tensor]:
-        return []
-
-    def seal(self) -> None:
-        pass
 
     def fetch(self, index: int, into: torch.Tensor, free) -> "_Dequantised":
         return _Dequantised(self, index, into)
@@ -135,7 +156,7 @@ class _Dequantised:
         return self.tier.write(self.index, self.into)
 
 
-class _Placed:
+class _Placed(Tier):
     """What the tiers of a node have in common: units one behind the other in one file of the node."""
 
     def __init__(self, units: dict[int, Unit], folder: Path | None, group):
@@ -144,6 +165,7 @@ class _Placed:
             self._at[index] = at
             at += unit.nbytes
         self._file = NodeFile(at, folder, group)
+        self._stream = None if get_accelerator().is_synchronized_device() else get_accelerator().Stream()  # of copies to an accelerator
 
     def put(self, index: int, data: torch.Tensor) -> None:
         self._file.write(self._at[index], data)
@@ -163,12 +185,10 @@ class Ram(_Placed):
     """Node RAM: one copy for all ranks of a node, page-locked where there is an accelerator to copy it to."""
 
     name = "ram"
-    matched = None
 
     def __init__(self, units: dict[int, Unit], group):
         super().__init__(units, None, group)
         self._thread = ThreadPoolExecutor(1, "base-copy")
-        self._stream = None if get_accelerator().is_synchronized_device() else get_accelerator().Stream()
 
     def seal(self) -> None:
         super().seal()
@@ -190,13 +210,10 @@ class Disk(_Placed):
     """NVMe: read past the page cache, which would fill the RAM that this tier is there to spare."""
 
     name = "nvme"
-    matched = None
 
     def __init__(self, units: dict[int, Unit], folder: Path, group):
         super().__init__(units, folder, group)
         self._threads = ThreadPoolExecutor(READERS, "base-read")
-        self._device = not get_accelerator().is_synchronized_device()
-        self._stream = get_accelerator().Stream() if self._device else None
         self._one = ThreadPoolExecutor(1, "base-stage")
 
     def seal(self) -> None:
@@ -206,14 +223,14 @@ class Disk(_Placed):
             self._direct = os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_DIRECT)
         except OSError:  # a file system without it (tmpfs): then reads go through the page cache
             self._direct = os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY)
-        if self._device:
+        if self._stream is not None:
             largest = max(unit.nbytes for unit in self._units.values())
             self._stage = get_accelerator().pin_memory(torch.empty(largest + UNIT_ALIGN, dtype=torch.uint8))
             start = -self._stage.data_ptr() % UNIT_ALIGN
             self._stage = self._stage[start:start + largest]
 
     def fetch(self, index: int, into: torch.Tensor, free):
-        if not self._device:
+        if self._stream is None:
             return Done(self._read(index, into))
         return Done([self._one.submit(self._through, index, into, free)])
 
@@ -245,7 +262,7 @@ class Disk(_Placed):
         self._file.close()
 
 
-class Partitioned:
+class Partitioned(Tier):
     """Each rank of a group holds an equal slice of every unit; loading is a gather that all of them make in the same order."""
 
     def __init__(self, units: dict[int, Unit], group, name: str, offload: bool):
@@ -257,7 +274,7 @@ class Partitioned:
         self.matched = group if self._ranks > 1 else None
 
     def put(self, index: int, data: torch.Tensor) -> None:
-        size = self.slice_bytes(index)
+        size = self.slot_bytes(self._units[index]) // self._ranks
         mine = data[self._rank * size:(self._rank + 1) * size]
         own = torch.zeros(size, dtype=torch.uint8)
         own[:len(mine)] = mine
@@ -266,18 +283,12 @@ class Partitioned:
     def away(self) -> list[torch.Tensor]:
         return list(self._slices.values()) if self._offload else []
 
-    def slice_bytes(self, index: int) -> int:
-        return -(-self._units[index].nbytes // self._ranks)
-
-    def slot_bytes(self, index: int) -> int:
-        return self.slice_bytes(index) * self._ranks
-
-    def seal(self) -> None:
-        pass
+    def slot_bytes(self, unit: Unit) -> int:
+        return -(-unit.nbytes // self._ranks) * self._ranks
 
     def fetch(self, index: int, into: torch.Tensor, free):
         own = self._slices[index].to(into.device, non_blocking=True)
-        work = torch.distributed.all_gather_into_tensor(into[:self.slot_bytes(index)], own, group=self._group, async_op=True)
+        work = torch.distributed.all_gather_into_tensor(into[:self.slot_bytes(self._units[index])], own, group=self._group, async_op=True)
         return _Gathered(work, own, self._units[index].nbytes)
 
     def close(self) -> None:
