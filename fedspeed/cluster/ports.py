@@ -1,4 +1,4 @@
-"""Choosing TCP ports, and not being held up by the name service while connecting."""
+"""Choosing addresses and TCP ports, and not being held up by the name service while connecting."""
 
 import random
 import socket
@@ -29,3 +29,18 @@ def free_port() -> int:
                 continue
             return port
     raise OSError(f"none of {_TRIES} ports tried between {PORTS.start} and {PORTS.stop} is free")
+
+
+def own_address(master: str, same_machine: bool) -> str:
+    """An address of this machine that the others can reach: the one the first rank is known by, or the one that faces it.
+
+    Args:
+        master: address or name of the first rank. same_machine: whether it runs here.
+    """
+    if same_machine:
+        return master
+    # Connecting a datagram socket sends nothing, but makes the kernel choose the outgoing interface.
+    family, kind, protocol, _, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return probe.getsockname()[0]

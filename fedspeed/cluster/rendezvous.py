@@ -16,7 +16,7 @@ from typing import Any
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.layout import is_same_host, seat
-from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port
+from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port, own_address
 from fedspeed.cluster.topology import Topology
 from fedspeed.errors import HostfileError, LostPeerError
 
@@ -176,7 +176,8 @@ def cluster_world(store: Store, topology: Topology, world_rank: int, launch: Lau
     hostname = store.peers[world_rank].hostname
     key = f"fedspeed/cluster/{cluster.name}"
     if world_rank == cluster.ranks[0]:
-        store.put(key, json.dumps([_own_address(store, launch), _claim_port(store, hostname)]))
+        address = own_address(launch.master_addr, store.peers[store.world_rank].hostname == store.peers[0].hostname)
+        store.put(key, json.dumps([address, _claim_port(store, hostname)]))
     elif store.wait([key], timeout_s):
         raise LostPeerError(f"{_named(launch, [cluster.ranks[0]])} did not open the torch world of cluster {cluster.name} within "
                             f"{timeout_s:g} s; look at its output")
@@ -307,17 +308,6 @@ def _check_machines(launch: Launch, peers: tuple[Peer, ...]) -> None:
         if known and not emulated and host.name not in known:
             raise HostfileError(f"rank {peer.world_rank} belongs to host {host.name}, but runs on {peer.hostname}; write the hosts in the "
                                 "order in which the launcher numbers them")
-
-
-def _own_address(store: Store, launch: Launch) -> str:
-    """An address of this machine that the others can reach: the one rank 0 is known by, or the one that faces rank 0."""
-    if store.peers[store.world_rank].hostname == store.peers[0].hostname:
-        return launch.master_addr
-    # Connecting a datagram socket sends nothing, but makes the kernel choose the outgoing interface.
-    family, kind, protocol, _, address = socket.getaddrinfo(launch.master_addr, launch.master_port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)
-        return probe.getsockname()[0]
 
 
 def _claim_port(store: Store, hostname: str) -> int:

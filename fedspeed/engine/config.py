@@ -21,6 +21,9 @@ class EngineConfig:
         "help": "where the frozen base lives: on every rank's device (int8, nf4: quantised there), once in each node's RAM or NVMe, divided over "
                 "a client's or a cluster's ranks; stock: where DeepSpeed puts it, executed by DeepSpeed; auto: stock, but what ZeRO-3 would stream "
                 "is executed layer by layer"})
+    base_reads: Literal["gather", "one_sided"] = field(default="gather", metadata={
+        "help": "tiers divided over a client or a cluster: all ranks gather each block in the same order, or each node keeps its part in RAM and answers "
+                "whoever asks, so that no rank waits for another's pass (a node with several ranks then receives the others' parts once for each)"})
     resident_blocks: int = field(default=0, metadata={
         "help": "streamed tiers: so many decoder blocks stay on the device", "min": 0})
     base_gib: float = field(default=0.0, metadata={

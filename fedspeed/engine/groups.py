@@ -5,6 +5,7 @@ DeepSpeed partitions each parameter over `param.ds_zero_partition_process_group`
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from torch import nn
 
@@ -33,10 +34,8 @@ def make_groups(client_sets: list[tuple[int, ...]]) -> Groups:
     """
     import torch
     from deepspeed import comm as dist
-    from deepspeed.accelerator import get_accelerator
 
-    # A new group would wait half an hour for a lost rank, whatever deadline the world was given.
-    deadline = dist.get_world_group()._get_backend(torch.device(get_accelerator().device_name())).options._timeout
+    deadline = world_deadline()  # a new group would wait half an hour for a lost rank
     me, size = dist.get_rank(), dist.get_world_size()
     client_group, mine = None, None
     for ranks in client_sets:
@@ -46,6 +45,15 @@ def make_groups(client_sets: list[tuple[int, ...]]) -> Groups:
     alone = [torch.distributed.new_group([r], timeout=deadline) for r in range(size)][me]
     assert mine is not None, f"cluster rank {me} belongs to no client of {client_sets}"
     return Groups(dist.get_world_group(), client_group, alone, mine, mine.index(me), size)
+
+
+def world_deadline() -> timedelta:
+    """How long this cluster's torch world waits for a rank."""
+    import torch
+    from deepspeed import comm as dist
+    from deepspeed.accelerator import get_accelerator
+
+    return dist.get_world_group()._get_backend(torch.device(get_accelerator().device_name())).options._timeout
 
 
 class ClientMpu:

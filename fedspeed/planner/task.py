@@ -31,7 +31,7 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
     task = Task(shape, config.data.clients, config.data.max_tokens, rows, micro_batch, common_type(devices, config.model.dtype if dtype_given else None),
                 config.adapter.method, config.adapter.lora_rank, config.adapter.targets, config.adapter.dropout, config.train.optimizer,
                 config.train.local_steps, stage=zero_stage(ds_config),
-                offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu")
+                offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided")
     _ = task.trainable  # names of targets that the model lacks are met here
     return task
 

@@ -1,6 +1,9 @@
 """Layer-major execution against plain autograd over the same model, and what it loads."""
 
+import os
+import signal
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -310,7 +313,7 @@ def test_blocks_that_stay_are_not_loaded(bases, tmp_path):
 
 def divided(rank, base, kind, nvme):
     """(bytes of the base that this rank keeps, bytes of all of it, losses) with two ranks that take unequal numbers of steps."""
-    with engine(base, kind, adapter=LORA, nvme=nvme, clients=[(0,), (1,)]) as own:
+    with engine(base, kind, adapter=LORA, nvme=nvme, clients=[(r,) for r in range(int(os.environ["WORLD_SIZE"]))]) as own:
         own.load(own.state())
         kept = sum(t.numel() for tier in own.store._tiers for t in getattr(tier, "_slices", {}).values())
         steps = 1 + 2 * rank
@@ -330,6 +333,65 @@ def test_a_divided_base_lies_in_equal_parts_and_other_tiers_need_no_lockstep(tmp
     for kind in ("ram", "nvme"):
         for (_, _, losses), (_, _, expected) in zip(run_clusters([2], divided, base, kind, tmp_path), cluster):
             assert losses == expected
+
+
+def one_sided(rank, base, nodes):
+    """(losses, ranks that must pass together, bytes of the base this rank's memory holds) with unequal numbers of steps and no word to the others."""
+    import torch
+
+    import fedspeed.engine.base.shared as shared
+    from fedspeed.engine.config import EngineConfig
+
+    shared.socket = SimpleNamespace(gethostname=lambda: f"node{nodes[rank]}")
+    with engine(base, "cluster", adapter=LORA, clients=[(r,) for r in range(len(nodes))], options=EngineConfig(base_reads="one_sided")) as own:
+        own.load(own.state())
+        with own.lockstep(own.train_passes(1, 1 + 2 * rank, 1), backward=True):  # nothing to agree on
+            losses = [own.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(1 + 2 * rank)]
+        sums = own.evaluate([random_step(rank, 2, 2).micro])[0]
+        torch.distributed.barrier()
+        return losses, own.store.matched, sum(t.numel() for t in own._away()), sums.loss
+
+
+@pytest.mark.parametrize("nodes", [[0, 1], [0, 0], [0, 0, 1]])
+def test_one_sided_reads_need_no_lockstep(tmp_path, nodes):
+    base = write_llama(tmp_path / "wide", hidden=256, intermediate=704, layers=6, vocab=512)
+    found = run_clusters([len(nodes)], one_sided, base, nodes)
+    alone = run_clusters([len(nodes)], divided, base, "ram", tmp_path)
+    for (losses, matched, _, held_out), (_, _, expected) in zip(found, alone, strict=True):
+        assert losses == expected and matched is None and 0 < held_out < float("inf")
+    whole = alone[0][1]
+    for node in set(nodes):
+        assert abs(found[nodes.index(node)][2] / (whole * nodes.count(node) / len(nodes)) - 1) < 0.03, "a node keeps its ranks' share, once"
+
+
+def bereft(rank, base, told):
+    """Writes down what a rank is told when the other, which holds half of the base, is killed."""
+    import torch
+
+    import fedspeed.engine.base.shared as shared
+    from fedspeed.engine.config import EngineConfig
+    from fedspeed.errors import LostPeerError
+
+    shared.socket = SimpleNamespace(gethostname=lambda: f"node{rank}")
+    with engine(base, "cluster", clients=[(0,), (1,)], options=EngineConfig(base_reads="one_sided")) as own:
+        own.load(own.state())
+        own.train_step([random_step(rank, 2, 2)], LR)
+        torch.distributed.barrier()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            for _ in range(3):
+                own.train_step([random_step(rank, 2, 2)], LR)
+        except LostPeerError as error:
+            own.close()
+            told.write_text(str(error))
+        os._exit(0)  # the world has lost a rank: no orderly end
+
+
+def test_a_killed_holder_of_the_base_is_told(bases, tmp_path):
+    with pytest.raises(AssertionError, match="rank 1:\ndied without a word"):
+        run_clusters([2], bereft, bases["llama"], tmp_path / "told")
+    assert "the part of the base at 127.0.0.1:" in (told := (tmp_path / "told").read_text()) and "cannot be read" in told
 
 
 def test_a_budget_keeps_as_many_blocks_as_it_allows(bases, tmp_path):

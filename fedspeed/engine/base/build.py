@@ -11,7 +11,7 @@ from fedspeed.engine.base.choose import blocks_within, offloaded
 from fedspeed.engine.base.layout import frozen_units
 from fedspeed.engine.base.store import EMPTY, BaseStore
 from fedspeed.engine.config import QUANTISED, EngineConfig
-from fedspeed.engine.groups import Groups, partition_set
+from fedspeed.engine.groups import Groups, partition_set, world_deadline
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.blocks import Anatomy
 
@@ -44,7 +44,7 @@ class StoreBuilder:
         device = tiers.Device()
         self._tier_of: list = [device] * len(self._units)
         if streamed:
-            away = _make(tier, {i: self._units[i] for i in streamed}, groups, ds_config, nvme)
+            away = _make(tier, {i: self._units[i] for i in streamed}, engine, groups, ds_config, nvme)
             for i in streamed:
                 self._tier_of[i] = away
         self._current: tuple[int, torch.Tensor] | None = None
@@ -78,7 +78,7 @@ def _units_of(place_of: dict, net: nn.Module, modules) -> set[int]:
     return {place_of[names[id(p)]][0] for module in modules for p in module.parameters() if names[id(p)] in place_of}
 
 
-def _make(tier: str, units: dict, groups: Groups, ds_config: dict, nvme: Path):
+def _make(tier: str, units: dict, engine: EngineConfig, groups: Groups, ds_config: dict, nvme: Path):
     if tier in QUANTISED:
         return tiers.Quantised(units, tier)
     if tier == "ram":
@@ -86,6 +86,8 @@ def _make(tier: str, units: dict, groups: Groups, ds_config: dict, nvme: Path):
     if tier == "nvme":
         path = at(ds_config, "zero_optimization.offload_param.nvme_path") or "auto"
         return tiers.Disk(units, nvme if path == "auto" else Path(path), groups.cluster)
+    if tier in ("client", "cluster") and engine.base_reads == "one_sided":
+        return tiers.Served(units, partition_set(tier, groups), tier, world_deadline().total_seconds())
     if tier in ("client", "cluster"):
         return tiers.Partitioned(units, partition_set(tier, groups), tier, offloaded(ds_config))
     raise FedSpeedError(f"engine.tier={tier}: not a tier that streams")

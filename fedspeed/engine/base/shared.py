@@ -1,5 +1,6 @@
 """Memory and disk space that the ranks of one node share, and that vanishes with the last of them, however they end."""
 
+import json
 import mmap
 import os
 import socket
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import torch
 from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
 
 from fedspeed.cluster.devices import free_memory
 from fedspeed.errors import FedSpeedError
@@ -28,10 +30,8 @@ class NodeFile:
 
     def __init__(self, nbytes: int, folder: Path | None, group):
         self._group, self.nbytes = group, nbytes
-        rank, ranks = dist.get_rank(), dist.get_world_size(group)
-        mine = {"node": (socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text()), "rank": rank}
-        everyone = _share(mine, ranks, group)
-        self.node = sorted(other["rank"] for other in everyone if other["node"] == mine["node"])
+        rank = dist.get_rank()
+        self.node = next(node for node in nodes_of(group) if rank in node)
         self.writes = rank == self.node[0]
         self.fd, problem = -1, ""
         if self.writes:
@@ -39,8 +39,8 @@ class NodeFile:
                 self.fd = _anonymous(nbytes, folder)
             except FedSpeedError as error:
                 problem = str(error)
-        words = _share({"node": mine["node"], "pid": os.getpid(), "fd": self.fd, "writes": self.writes, "problem": problem}, ranks, group)
-        first = next(w for w in words if w["node"] == mine["node"] and w["writes"])
+        words = share({"rank": rank, "pid": os.getpid(), "fd": self.fd, "problem": problem}, group)
+        first = next(w for w in words if w["rank"] == self.node[0])
         problems = [w["problem"] for w in words if w["problem"]]
         if problems:
             if self.fd >= 0:
@@ -69,10 +69,25 @@ class NodeFile:
         os.close(self.fd)
 
 
-def _share(value, ranks: int, group) -> list:
-    out = [None] * ranks
-    torch.distributed.all_gather_object(out, value, group=group)
-    return out
+def nodes_of(group) -> list[list[int]]:
+    """The group's ranks by the machine they run on; in the same order everywhere. Collective over the group."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    nodes: dict[tuple, list[int]] = {}
+    for word in share([dist.get_rank(), socket.gethostname(), boot], group):
+        nodes.setdefault(tuple(word[1:]), []).append(word[0])
+    return sorted(sorted(ranks) for ranks in nodes.values())
+
+
+def share(value, group) -> list:
+    """Everyone's value (of JSON's types), in the order of ranks. Collective over the group."""
+    device, ranks = get_accelerator().current_device_name(), dist.get_world_size(group)
+    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    lengths = torch.zeros(ranks, dtype=torch.int64, device=device)
+    torch.distributed.all_gather_into_tensor(lengths, torch.tensor([len(mine)], device=device), group=group)
+    longest = int(lengths.max())
+    texts = torch.zeros(ranks * longest, dtype=torch.uint8, device=device)
+    torch.distributed.all_gather_into_tensor(texts, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=group)
+    return [json.loads(bytes(text[:n].tolist())) for text, n in zip(texts.view(ranks, longest), lengths.tolist())]
 
 
 def _anonymous(nbytes: int, folder: Path | None) -> int:

@@ -1,7 +1,7 @@
 """The frozen base of one rank: units in tiers, a few slots on the device, and loads that run ahead of the arithmetic."""
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from fedspeed.engine.base.layout import Unit
 from fedspeed.engine.base.order import next_load
 from fedspeed.engine.config import UNIT_ALIGN
+from fedspeed.errors import LostPeerError
 
 EMPTY = torch.empty(0)
 
@@ -147,7 +148,8 @@ class BaseStore:
         """Wait for what is under way, then give everything back."""
         for pool in self._pools:
             for handle in pool.handles.values():
-                handle.wait()
+                with suppress(LostPeerError):  # who has closed before owes nothing any more
+                    handle.wait()
             pool.handles.clear()
         for tier in self._tiers:
             tier.close()

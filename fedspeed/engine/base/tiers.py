@@ -1,9 +1,9 @@
-"""Where units of the frozen base may live, and how one comes onto the device.
-"""
+"""Where units of the frozen base may live, and how one comes onto the device."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,10 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
+from fedspeed.cluster.ports import own_address
 from fedspeed.engine.base.layout import Unit
-from fedspeed.engine.base.shared import NodeFile
+from fedspeed.engine.base.parts import PartReader, PartServer, parts_of
+from fedspeed.engine.base.shared import NodeFile, nodes_of, share
 from fedspeed.engine.config import READ_BYTES, READERS, UNIT_ALIGN
 from fedspeed.errors import FedSpeedError
 
@@ -36,6 +38,10 @@ class Copied:
     def wait(self) -> int:
         get_accelerator().current_stream().wait_event(self._event)
         return self._nbytes
+
+    def synchronize(self) -> None:
+        """Hold up the host too."""
+        self._event.synchronize()
 
 
 class Tier:
@@ -157,18 +163,23 @@ class _Dequantised:
 
 
 class _Placed(Tier):
-    """What the tiers of a node have in common: units one behind the other in one file of the node."""
+    """What the tiers of a node have in common: units, or this node's parts of them, one behind the other in one file of the node.
 
-    def __init__(self, units: dict[int, Unit], folder: Path | None, group):
-        self._units, self._at, at = units, {}, 0
-        for index, unit in units.items():
+    Args:
+        spans: (start, end) of the bytes of each unit that lie on this node.
+    """
+
+    def __init__(self, units: dict[int, Unit], spans: dict[int, tuple[int, int]], folder: Path | None, group):
+        self._units, self._spans, self._at, at = units, spans, {}, 0
+        for index, (start, end) in spans.items():
             self._at[index] = at
-            at += unit.nbytes
+            at += end - start
         self._file = NodeFile(at, folder, group)
         self._stream = None if get_accelerator().is_synchronized_device() else get_accelerator().Stream()  # of copies to an accelerator
 
     def put(self, index: int, data: torch.Tensor) -> None:
-        self._file.write(self._at[index], data)
+        start, end = self._spans[index]
+        self._file.write(self._at[index], data[start:end])
 
     def seal(self) -> None:
         self._file.settle()
@@ -177,8 +188,19 @@ class _Placed(Tier):
     def away(self) -> list[torch.Tensor]:
         return [self._memory]
 
-    def host(self, index: int) -> torch.Tensor:
-        return self._memory[self._at[index]:][:self._units[index].nbytes]
+    def _here(self, index: int) -> torch.Tensor:
+        """The unit's bytes that lie on this node."""
+        start, end = self._spans[index]
+        return self._memory[self._at[index]:][:end - start]
+
+    def host(self, index: int) -> torch.Tensor | None:
+        here = self._here(index)
+        return here if len(here) == self._units[index].nbytes else None
+
+
+def whole(units: dict[int, Unit]) -> dict[int, tuple[int, int]]:
+    """Spans of units that lie on a node from end to end."""
+    return {index: (0, unit.nbytes) for index, unit in units.items()}
 
 
 class Ram(_Placed):
@@ -187,7 +209,7 @@ class Ram(_Placed):
     name = "ram"
 
     def __init__(self, units: dict[int, Unit], group):
-        super().__init__(units, None, group)
+        super().__init__(units, whole(units), None, group)
         self._thread = ThreadPoolExecutor(1, "base-copy")
 
     def seal(self) -> None:
@@ -206,23 +228,15 @@ class Ram(_Placed):
         self._file.close()
 
 
-class Disk(_Placed):
-    """NVMe: read past the page cache, which would fill the RAM that this tier is there to spare."""
+class _Read(_Placed):
+    """Units that threads read into host memory: the slot itself, or a page-locked stage where the slots are an accelerator's."""
 
-    name = "nvme"
-
-    def __init__(self, units: dict[int, Unit], folder: Path, group):
-        super().__init__(units, folder, group)
-        self._threads = ThreadPoolExecutor(READERS, "base-read")
+    def __init__(self, units, spans, folder, group):
+        super().__init__(units, spans, folder, group)
         self._one = ThreadPoolExecutor(1, "base-stage")
 
     def seal(self) -> None:
-        os.fsync(self._file.fd)
         super().seal()
-        try:
-            self._direct = os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_DIRECT)
-        except OSError:  # a file system without it (tmpfs): then reads go through the page cache
-            self._direct = os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY)
         if self._stream is not None:
             largest = max(unit.nbytes for unit in self._units.values())
             self._stage = get_accelerator().pin_memory(torch.empty(largest + UNIT_ALIGN, dtype=torch.uint8))
@@ -233,6 +247,38 @@ class Disk(_Placed):
         if self._stream is None:
             return Done(self._read(index, into))
         return Done([self._one.submit(self._through, index, into, free)])
+
+    def _read(self, index: int, into: torch.Tensor) -> list:
+        """Begin to read the unit into host memory [nbytes] uint8; the futures give how many bytes each has read."""
+        raise NotImplementedError
+
+    def _through(self, index: int, into: torch.Tensor, free) -> int:
+        stage = self._stage[:self._units[index].nbytes]
+        nbytes = sum(future.result() for future in self._read(index, stage))
+        _copy_in_stream(self._stream, into, stage, free).synchronize()  # the stage is used again by the next read
+        return nbytes
+
+    def close(self) -> None:
+        self._one.shutdown()
+        self._file.close()
+
+
+class Disk(_Read):
+    """NVMe: read past the page cache, which would fill the RAM that this tier is there to spare."""
+
+    name = "nvme"
+
+    def __init__(self, units: dict[int, Unit], folder: Path, group):
+        super().__init__(units, whole(units), folder, group)
+        self._threads = ThreadPoolExecutor(READERS, "base-read")
+
+    def seal(self) -> None:
+        os.fsync(self._file.fd)
+        super().seal()
+        try:
+            self._direct = os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_DIRECT)
+        except OSError:  # a file system without it (tmpfs): then reads go through the page cache
+            self._direct = os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY)
 
     def _read(self, index: int, into: torch.Tensor) -> list:
         unit, view = self._units[index], memoryview(into.numpy())
@@ -248,18 +294,57 @@ class Disk(_Placed):
             done += n
         return done
 
-    def _through(self, index: int, into: torch.Tensor, free) -> int:
-        stage = self._stage[:self._units[index].nbytes]
-        nbytes = sum(future.result() for future in self._read(index, stage))
-        handle = _copy_in_stream(self._stream, into, stage, free)
-        handle._event.synchronize()  # the stage is used again by the next read
-        return nbytes
-
     def close(self) -> None:
-        self._one.shutdown()
+        super().close()
         self._threads.shutdown()
         os.close(self._direct)
-        self._file.close()
+
+
+class Served(_Read):
+    """Divided over the nodes of a group, in proportion to their ranks; each part waits in its node's RAM, once, and is read by whoever needs it.
+    No rank waits for another's pass."""
+
+    def __init__(self, units: dict[int, Unit], group, name: str, deadline_s: float):
+        self.name, self._group, self._deadline_s = name, group, deadline_s
+        self._nodes = nodes_of(group)
+        self._me = next(i for i, node in enumerate(self._nodes) if dist.get_rank() in node)
+        self._parts = {index: parts_of(unit.nbytes, [len(node) for node in self._nodes], UNIT_ALIGN) for index, unit in units.items()}
+        super().__init__(units, {index: parts[self._me] for index, parts in self._parts.items()}, None, group)
+        self._threads = [ThreadPoolExecutor(1, "base-part") for _ in self._nodes]
+        self._places = []  # of each node: where units begin in its memory
+        for node in range(len(self._nodes)):
+            sizes = [parts[node][1] - parts[node][0] for parts in self._parts.values()]
+            self._places.append(dict(zip(units, accumulate(sizes, initial=0))))
+
+    def seal(self) -> None:
+        super().seal()
+        self._server, self._readers = None, [None] * len(self._nodes)
+        if len(self._nodes) == 1:
+            return
+        if self._file.writes:
+            self._server = PartServer(self._memory, own_address(os.environ["MASTER_ADDR"], self._me == 0), self._deadline_s)
+        mine = [self._me, *self._server.address, self._server.token.hex()] if self._server else None
+        for node, host, port, token in filter(None, share(mine, self._group)):
+            if node != self._me:
+                self._readers[node] = PartReader((host, port), bytes.fromhex(token), self._deadline_s)
+
+    def _read(self, index: int, into: torch.Tensor) -> list:
+        view, reads = memoryview(into.numpy()), []
+        for node, (start, end) in enumerate(self._parts[index]):
+            if node == self._me:
+                reads.append(self._threads[node].submit(_copy, into[start:end], self._here(index)))
+            elif end > start:
+                reads.append(self._threads[node].submit(self._readers[node].read, self._places[node][index], view[start:end]))
+        return reads
+
+    def close(self) -> None:
+        super().close()
+        for thread in self._threads:
+            thread.shutdown()
+        for reader in filter(None, self._readers):
+            reader.close()
+        if self._server:
+            self._server.close()
 
 
 class Partitioned(Tier):
