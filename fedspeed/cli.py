@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     planner.add_argument("--tokens", type=int, help="length of a sequence (data.max_tokens)")
     planner.add_argument("--rows", type=int, help="sequences of an optimizer step on each rank (default: train.micro_batch x train.accumulation)")
     planner.add_argument("--micro-batch", type=int, help="sequences of one forward and backward (default: the plan divides the rows)")
+    planner.add_argument("--quantised", action="store_true", help="weigh a base in 8 and 4 bits too (engine.tier=int8, nf4), which gives other losses")
     planner.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="numeric type (default: the fastest that all cards have)")
     planner.add_argument("--probe", type=_file, action="append", default=[], metavar="FILE", help="what `fedspeed probe` wrote; once for each machine")
     planner.add_argument("--json", action="store_true", help="the plan as one JSON object on stdout")
@@ -293,7 +294,7 @@ def _planned(arguments: argparse.Namespace):
     nodes = {host.name: node_of(host, probes) for host in hosts if host.name in working}
     task = task_of(loaded.config, merge(loaded.config.deepspeed, loaded.config, loaded.folder), shape_of(loaded.config.model.base),
                    [node.device for node in nodes.values()], dtype_given=loaded.sources["model.dtype"] != DEFAULT, rows=arguments.rows,
-                   micro_batch=arguments.micro_batch)
+                   micro_batch=arguments.micro_batch, quantised=arguments.quantised)
     return search.plan(task, places, nodes, notes_of(places, nodes))
 
 

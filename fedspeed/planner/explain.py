@@ -3,15 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 
+from fedspeed.engine.config import QUANTISED
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import sizes, slots_of
-from fedspeed.planner.plan import STREAMED, Memory, Plan, Setting, Task, overrides
+from fedspeed.planner.plan import SLOTTED, Memory, Plan, Setting, Task, overrides
 
 CAUSES = {"forward": "arithmetic, forward", "again": "arithmetic, blocks again", "gradients": "arithmetic, gradients", "head": "head and loss",
           "block inputs": "block inputs to the host and back", "waiting for loads": "waiting for loads", "optimizer": "optimizer",
           "client's ranks": "gradients over a client's ranks"}
 WHERE = {"stock": "on every rank's device, executed by DeepSpeed", "resident": "on every rank's device", "ram": "one copy in each node's RAM",
-         "nvme": "one copy on each node's NVMe", "client": "divided over the ranks of each client", "cluster": "divided over the ranks of the cluster"}
+         "nvme": "one copy on each node's NVMe", "client": "divided over the ranks of each client", "cluster": "divided over the ranks of the cluster",
+         "int8": "on every rank's device in 8 bits", "nf4": "on every rank's device in 4 bits"}
 
 
 def explain(plan: Plan) -> str:
@@ -79,14 +81,16 @@ def _clients(plan: Plan) -> str:
 def _ranges(task: Task, setting: Setting) -> dict[str, str]:
     """Which units live where: unit -> words."""
     n = task.shape.layers
-    if setting.tier not in STREAMED:
+    if setting.tier not in SLOTTED:
         return {f"embedding, blocks 0-{n - 1}, head": "device"}
     first, slots = setting.resident_blocks, slots_of(task, setting)
     found = {_range(0, first - 1): "device"} if first else {}
-    found[_range(first, n - 1)] = f"{setting.tier}, through {slots} slots on the device"
+    found[_range(first, n - 1)] = f"{'device, in ' if setting.tier in QUANTISED else ''}{setting.tier}, through {slots} slots on the device"
     if setting.tier in ("ram", "nvme"):
         found["embedding"] = f"{setting.tier}, read there row by row"
         found["head"] = f"{setting.tier}, loaded once into a slot of its own" + (" (it is the embedding)" if task.shape.tied else "")
+    elif setting.tier in QUANTISED:
+        found["embedding, head"] = "device"
     else:
         found["embedding, head"] = f"{setting.tier}, " + ("one tensor, loaded once into a slot" if task.shape.tied else "in turn through a slot of their own")
     return found

@@ -6,10 +6,10 @@ M micro-batches of a pass over all seated clients, N blocks, R of them resident.
 
 from dataclasses import dataclass
 
-from fedspeed.engine.config import EVAL_TOKENS, LOGITS_BYTES, UNIT_ALIGN
+from fedspeed.engine.config import EVAL_TOKENS, LOGITS_BYTES, QUANTISED, UNIT_ALIGN
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import GIB
-from fedspeed.planner.plan import STREAMED, Memory, Place, Setting, Task
+from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, Place, Setting, Task
 
 DRIVER = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
 PROCESS = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}  # RAM of a rank that holds nothing yet: Python, libraries, driver
@@ -37,7 +37,7 @@ def sizes(shape: ModelShape, type_bytes: int) -> Sizes:
 
 def slots_of(task: Task, setting: Setting) -> int:
     """Slots that blocks really get: no more than there are blocks to stream."""
-    return max(0, min(setting.slots, task.shape.layers - setting.resident_blocks)) if setting.tier in STREAMED else 0
+    return max(0, min(setting.slots, task.shape.layers - setting.resident_blocks)) if setting.tier in SLOTTED else 0
 
 
 def memory_of(task: Task, setting: Setting, place: Place) -> Memory:
@@ -87,6 +87,9 @@ def _base_on_device(task: Task, setting: Setting, place: Place) -> dict[str, int
     whole = shape.layers * unit.block + unit.ends + unit.beside
     if task.method == "full":
         return {}
+    if setting.tier in QUANTISED:
+        stays, rounded = setting.resident_blocks * unit.block, (shape.layers - setting.resident_blocks) * quantised_block(task, setting.tier)
+        return {"base": stays + rounded + unit.ends + unit.beside, "slots": slots_of(task, setting) * unit.block}
     if setting.tier not in STREAMED:
         return {"base": whole}
     group = {"client": place.client_ranks, "cluster": place.cluster_ranks}.get(setting.tier)
@@ -95,6 +98,13 @@ def _base_on_device(task: Task, setting: Setting, place: Place) -> dict[str, int
     if group and not task.offload:
         found["share of the base"] = -(-base_away(task, setting) // group)
     return found
+
+
+def quantised_block(task: Task, tier: str) -> int:
+    """Bytes of a block whose matrices have 8 or 4 bits a number, and an fp32 scale for 256 or 64 of them."""
+    matrices = sum(linear.rows_in * linear.rows_out for linear in task.shape.linears)
+    rounded = matrices + matrices // 64 if tier == "int8" else matrices // 2 + matrices // 16
+    return rounded + (task.shape.block - matrices) * task.type_bytes
 
 
 def _base_on_host(task: Task, setting: Setting, place: Place) -> dict[str, int]:

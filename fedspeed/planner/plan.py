@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 
 from fedspeed.cluster.topology import Topology
+from fedspeed.engine.config import QUANTISED
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import Node
 
-TIERS = ("stock", "resident", "ram", "client", "nvme", "cluster")
 STREAMED = ("ram", "client", "nvme", "cluster")
+SLOTTED = (*STREAMED, *QUANTISED)  # tiers whose blocks are computed with in slots
+TIERS = ("stock", "resident", *SLOTTED)
 TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -23,6 +25,7 @@ class Task:
         answer_share: part of the tokens that carry loss; the head computes only these.
         stage: ZeRO stage of what trains.
         offload: whether the ranks' shares of a divided base wait in host RAM.
+        quantised: whether a base in 8 or 4 bits will do; it gives other losses.
     """
 
     shape: ModelShape
@@ -40,6 +43,7 @@ class Task:
     answer_share: float = 0.5
     stage: int = 0
     offload: bool = False
+    quantised: bool = False
 
     @property
     def trainable(self) -> int:
@@ -72,7 +76,7 @@ class Setting:
             keys += [f"engine.activation_checkpointing={str(self.checkpointing).lower()}"]
         else:
             keys += [f"engine.seats={self.seats}", f"engine.block_inputs={self.block_inputs}"]
-        if self.tier in STREAMED:
+        if self.tier in SLOTTED:
             keys += [f"engine.resident_blocks={self.resident_blocks}", f"engine.slots={self.slots}"]
         return (*keys, f"train.micro_batch={self.micro_batch}", f"train.accumulation={self.accumulation}")
 

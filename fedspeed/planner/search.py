@@ -11,7 +11,7 @@ from fedspeed.cluster.topology import Topology
 from fedspeed.errors import PlanError
 from fedspeed.planner.hardware import GIB, RAM_KEPT, Node
 from fedspeed.planner.memory import memory_of
-from fedspeed.planner.plan import STREAMED, Alternative, ClusterPlan, Forecast, Memory, Place, Plan, Setting, Task
+from fedspeed.planner.plan import SLOTTED, STREAMED, Alternative, ClusterPlan, Forecast, Memory, Place, Plan, Setting, Task
 from fedspeed.planner.timing import seconds_of
 
 SLOTS = (2, 1, 3, 4)
@@ -26,11 +26,12 @@ class Change:
     """Something to change so that a task fits. `apply` shows it on the same inputs.
 
     Attributes:
-        key: a key of a run, or gpu_gib (more for each GPU), ram_gib (whole size of each host), nvme (GiB of each host), or both: two changes.
+        key: a key of a run, or quantised (allow it), gpu_gib (more for each GPU), ram_gib (whole size of each host), nvme (GiB of each host), or
+            both: two changes.
     """
 
     key: str
-    value: float | str | tuple["Change", "Change"]
+    value: float | str | bool | tuple["Change", "Change"]
     text: str
 
 
@@ -96,7 +97,7 @@ def families(task: Task, places: Sequence[Place]) -> Iterator[Setting]:
         for inputs in ("device", "host") if gpu else ("device",):
             for seats in sorted({carried, -(-carried // 2), 1}, reverse=True):
                 yield Setting("resident", micro, steps, slots=0, seats=seats, block_inputs=inputs)
-                for tier in STREAMED:
+                for tier in SLOTTED if task.quantised else STREAMED:
                     if tier == "client" and all(place.client_ranks == 1 for place in places):
                         continue  # a client of one rank would hold all of it, and slots besides
                     for slots in SLOTS:
@@ -109,7 +110,7 @@ def widest(task: Task, setting: Setting, places: Sequence[Place]) -> Setting | N
     Each block that stays on the device takes device memory there and frees as much where the base lives: if the largest number that device
     memory allows leaves too little elsewhere, any smaller one does too.
     """
-    if setting.tier not in STREAMED:
+    if setting.tier not in SLOTTED:
         return setting if all(fits(task, setting, place) for place in places) else None
     high = max(0, task.shape.layers - setting.slots)
     for place in places:
@@ -123,7 +124,7 @@ def widest(task: Task, setting: Setting, places: Sequence[Place]) -> Setting | N
 
 def narrowest(task: Task, setting: Setting, places: Sequence[Place], time: float) -> Setting:
     """The setting with as few resident blocks as keep its time, which leaves memory free where loads hide anyway."""
-    if setting.tier not in STREAMED:
+    if setting.tier not in SLOTTED:
         return setting
     low, high = 0, setting.resident_blocks
     while low < high:
@@ -174,7 +175,7 @@ def shortage(task: Task, settings: Sequence[Setting], places: Sequence[Place]) -
     """What the least demanding of some settings lacks where it lacks most, in words with numbers; with as many resident blocks as lack least."""
     lacks = []
     for setting in settings:
-        most = task.shape.layers - setting.slots if setting.tier in STREAMED else 0
+        most = task.shape.layers - setting.slots if setting.tier in SLOTTED else 0
         if setting.tier == "nvme" and not all(place.node.nvme for place in places):
             most = 0  # resident blocks are no cure for a disk that is not there
         for resident in range(max(0, most) + 1):
@@ -243,6 +244,8 @@ def apply(change: Change, task: Task, nodes: Mapping[str, Node]) -> tuple[Task, 
             task = replace(task, micro_batch=int(part.value))
         elif part.key == "data.max_tokens":
             task = replace(task, tokens=int(part.value))
+        elif part.key == "quantised":
+            task = replace(task, quantised=True)
         elif part.key == "model.dtype":
             task = replace(task, dtype=str(part.value))
         else:
@@ -295,6 +298,8 @@ def _changes(task: Task, places: Places) -> Iterator[Change]:
             if all(dtype in place.node.device.flops for place in everywhere) and does(replace(task, dtype=dtype)):
                 yield Change("model.dtype", dtype, f"model.dtype={dtype}, 2 bytes a number instead of 4")
                 break
+    if not task.quantised and does(replace(task, quantised=True)):
+        yield Change("quantised", True, "a base in 8 or 4 bits, which gives other losses (fedspeed plan --quantised; engine.tier=int8 or nf4)")
     tokens = _largest(lambda n: does(replace(task, tokens=n * TOKENS_STEP)), task.tokens // TOKENS_STEP)
     if tokens:
         yield Change("data.max_tokens", tokens * TOKENS_STEP, f"data.max_tokens={tokens * TOKENS_STEP}")

@@ -12,7 +12,7 @@ from fedspeed.planner.plan import Task
 
 
 def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: Sequence, *, dtype_given: bool, rows: int | None = None,
-            micro_batch: int | None = None) -> Task:
+            micro_batch: int | None = None, quantised: bool = False) -> Task:
     """The task that a configuration describes.
 
     Args:
@@ -21,6 +21,7 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
         dtype_given: whether model.dtype was chosen by the user.
         rows: sequences of a step on each rank, where they shall differ from train.micro_batch * train.accumulation.
         micro_batch: to be kept as it is; else the plan chooses how to divide the rows.
+        quantised: whether a base in 8 or 4 bits may be proposed.
 
     Raises:
         PlanError: a device cannot compute in the type. ModelError: the adapter does not fit the model.
@@ -31,7 +32,8 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
     task = Task(shape, config.data.clients, config.data.max_tokens, rows, micro_batch, common_type(devices, config.model.dtype if dtype_given else None),
                 config.adapter.method, config.adapter.lora_rank, config.adapter.targets, config.adapter.dropout, config.train.optimizer,
                 config.train.local_steps, stage=zero_stage(ds_config),
-                offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided")
+                offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided",
+                quantised=quantised)
     _ = task.trainable  # names of targets that the model lacks are met here
     return task
 

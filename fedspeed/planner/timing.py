@@ -6,7 +6,8 @@ again. Loads run beside it, one after the other, each as soon as a slot is free;
 
 from dataclasses import dataclass
 
-from fedspeed.planner.memory import shelf_bytes, sizes, slots_of
+from fedspeed.engine.config import QUANTISED
+from fedspeed.planner.memory import quantised_block, shelf_bytes, sizes, slots_of
 from fedspeed.planner.plan import STREAMED, Place, Seconds, Setting, Task
 
 VISIT = {"gpu": (1.0e-3, 1.5e-3), "cpu": (3e-4, 5e-4)}  # Python and launches of one block, forward and backward: the least it takes
@@ -135,7 +136,12 @@ def _pass(task: Task, setting: Setting, place: Place, seats: int) -> tuple[dict[
         load, resident = load_s(unit.block, setting, place), setting.resident_blocks
         # Where the embedding cannot be read row by row it takes turns with the head in their one slot; a tied one stays in it.
         ahead = load_s(unit.head, setting, place) if setting.tier in ("client", "cluster") and unit.head else 0.0
-    _, waited = walk(visits, load, ahead, n, resident, slots)
+    if setting.tier in QUANTISED:  # the device's own arithmetic: nothing hides it
+        resident = setting.resident_blocks
+        load = LOAD_START + (quantised_block(task, setting.tier) + unit.block) / place.node.device.memory_rate
+        waited = 2 * max(0, n - resident - slots) * load
+    else:
+        _, waited = walk(visits, load, ahead, n, resident, slots)
     loads = 2 * max(0, n - resident - slots) * load + 2 * ahead
     causes = {"forward": n * visits.forward, "again": (n - 1) * visits.again, "gradients": n * visits.gradients, "head": visits.head,
               "block inputs": 2 * (n - 1) * visits.shelf, "waiting for loads": waited}

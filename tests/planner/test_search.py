@@ -11,7 +11,7 @@ from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.explain import explain
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import memory_of
-from fedspeed.planner.plan import STREAMED, Setting, Task
+from fedspeed.planner.plan import SLOTTED, Setting, Task
 from fedspeed.planner.search import apply, families, fastest, fits, places_of, plan
 from fedspeed.planner.timing import seconds_of
 from tests.planner.cases import FIVE, HUB, laid, one_host, one_place, shipped
@@ -33,14 +33,15 @@ def test_the_models_fit_the_cards(hostfile, clients, model):
     assert found.task.dtype == ("bf16" if clients == 3 else "fp16")
 
 
-@pytest.mark.parametrize(("rows", "tokens", "cards"), [(2, 512, (3, 2.6, 4)), (1, 64, (1.5, 1.4, 1.6))])  # loads that hide, loads that do not
-def test_nothing_faster_fits(rows, tokens, cards):
+@pytest.mark.parametrize(("rows", "tokens", "cards", "quantised"),  # loads that hide, loads that do not, and a base in fewer bits
+                         [(2, 512, (3, 2.6, 4), False), (1, 64, (1.5, 1.4, 1.6), False), (1, 64, (1.5, 1.4, 1.6), True)])
+def test_nothing_faster_fits(rows, tokens, cards, quantised):
     """All settings of a small model, every number of resident blocks included, against what the search finds."""
-    task = Task(shape_of("gpt3-350m"), clients=2, rows=rows, tokens=tokens, dtype="fp16")
+    task = Task(shape_of("gpt3-350m"), clients=2, rows=rows, tokens=tokens, dtype="fp16", quantised=quantised)
     for card, facts in zip(cards, ("gpu=rtx2080ti ram_gib=16", "gpu=rtx2080ti ram_gib=16 nvme=/n", "gpu=rtx3090 ram_gib=12")):
         place = one_place(f"{facts} gpu_mem_gib={card}", slots=1, clients=2)
         weighed = [replace(family, resident_blocks=r) for family in families(task, [place])
-                   for r in (range(task.shape.layers - family.slots + 1) if family.tier in STREAMED else [0])]
+                   for r in (range(task.shape.layers - family.slots + 1) if family.tier in SLOTTED else [0])]
         fitting = [setting for setting in weighed if fits(task, setting, place)]
         assert 0 < len(fitting) < len(weighed)
         best = min(seconds_of(task, setting, place).total for setting in fitting)
@@ -155,6 +156,17 @@ def test_ranks_that_are_alike_are_weighed_once():
 def test_clients_sit_together_where_loads_do_not_hide():
     task = replace(TASK, clients=4, tokens=64, rows=1)
     assert fastest(task, [one_place("gpu=rtx3090 ram_gib=64 gpu_mem_gib=8", slots=1, clients=4)]).seats == 4
+
+
+def test_fewer_bits_are_proposed_only_where_they_were_asked_for():
+    """A host that can hold the 7B nowhere: its card holds it in 4 bits, not in 8."""
+    topology, nodes = laid(one_host("gpu=rtx2080ti gpu_mem_gib=10 ram_gib=9", 1), 1)
+    task = replace(TASK, dtype="fp16")
+    with pytest.raises(PlanError, match="fedspeed plan --quantised"):
+        plan(task, topology, nodes)
+    found = plan(replace(task, quantised=True), topology, nodes)
+    assert found.setting.tier == "nf4" and "nf4, through" in explain(found)
+    assert any(a.label == "int8" and "does not fit" in a.reason for a in found.alternatives)
 
 
 def test_a_full_fine_tune_is_stock():
