@@ -1,0 +1,76 @@
+"""Clients that share a rank: what four of them load and take together, in turn, and what one does alone. In one run, on the same rows.
+
+    python benchmarks/seats.py [--blocks 12] [--hidden 768] [--micro 2] [--tokens 32] [--tier ram|nvme]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.layer_major import WARM_UP, Rows, ds_config, run_ranks, write_model  # noqa: E402
+
+CLIENTS = 4
+SYSTEMS = {"one client": (1, 1), f"{CLIENTS} clients, together": (CLIENTS, CLIENTS), f"{CLIENTS} clients, in turn": (CLIENTS, 1)}  # (clients, seats)
+
+
+def work(rank: int, port: int, folder: str, args, results) -> None:
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    from fedspeed.data.config import TrainConfig
+    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.config import EngineConfig
+    from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.models.config import AdapterConfig, ModelConfig
+    from fedspeed.monitor.clock import StageClock
+
+    quiet()
+    join_world(600)
+    engines = {name: build_engine(ModelConfig(base=folder, init="random", dtype="fp32"), AdapterConfig(), TrainConfig(),
+                                  EngineConfig(tier=args.tier, seats=seats), ds_config(2, "fp32"), [(0,)], StageClock(), Path(folder) / "swap", 0, clients)
+               for name, (clients, seats) in SYSTEMS.items()}
+    for engine in engines.values():
+        for seat in range(engine.seats):
+            engine.load(engine.state(seat), seat=seat)
+    steps = [Rows(args, client).step(args.micro, 1) for client in range(CLIENTS)]
+    seconds, loaded = {name: [] for name in engines}, {}
+    for i in range(WARM_UP + args.repeat):
+        for name, engine in engines.items():
+            clients = steps[:SYSTEMS[name][0]]
+            engine.take_loaded()
+            begin = time.perf_counter()
+            for first in range(0, len(clients), engine.seats):
+                engine.train_step(clients[first:first + engine.seats], 1e-3)
+            if i >= WARM_UP:
+                seconds[name].append(time.perf_counter() - begin)
+                loaded[name] = engine.take_loaded()
+    results.put((rank, (loaded, {name: statistics.median(values) for name, values in seconds.items()}, engines["one client"].base_bytes)))
+    for engine in engines.values():
+        engine.close()
+    leave_world()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("blocks", 12), ("hidden", 768), ("micro", 2), ("tokens", 32), ("vocab", 4096), ("repeat", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--tier", choices=("ram", "nvme"), default="nvme")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
+        write_model(Path(folder), args, args.blocks)
+        loaded, seconds, base = run_ranks(work, 1, lambda rank, port: (rank, port, folder, args))[0]
+    one = "one client"
+    for name in SYSTEMS:
+        print(f"{name:24} {loaded[name] / base:6.3f} x base loaded ({loaded[name] / loaded[one]:.2f} of one client's)   "
+              f"{seconds[name]:7.3f} s a step of all ({seconds[name] / seconds[one]:.2f} of one client's)")
+    print(json.dumps({"tier": args.tier, "loaded": loaded, "seconds": seconds, "base": base}))
+
+
+if __name__ == "__main__":
+    main()
