@@ -93,6 +93,8 @@ def main() -> None:
     from fedspeed.models.catalogue import shape_of
 
     shape = shape_of(args.model)
+    if shape.family == "gpt2":
+        parser.error(f"--model={args.model}: this benchmark knows Llama and Qwen2")
     args.vocab, tokens, found = shape.vocab, args.micro * args.tokens, {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
         write_model(Path(folder), shape, args.blocks or shape.layers)

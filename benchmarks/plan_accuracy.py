@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of the names of the settings to run")
     parser.add_argument("--causes", action="store_true", help="print the predicted bytes by cause")
     args = parser.parse_args()
+    if not any(args.only in case.tier for case in CASES):
+        parser.error(f"--only={args.only}: tiers are {', '.join(sorted({case.tier for case in CASES}))}")
     from fedspeed.cluster.hostfile import Host
     from fedspeed.engine.probe import probe
     from fedspeed.planner.hardware import node_of

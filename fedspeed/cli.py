@@ -305,7 +305,10 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     if not arguments.disk.is_dir():
         raise PlanError(f"--disk={arguments.disk}: no such folder; name one on the disk to be measured")
-    text = json.dumps(probe(arguments.disk.resolve()), indent=1)
+    try:
+        text = json.dumps(probe(arguments.disk.resolve()), indent=1)
+    except OSError as error:
+        raise PlanError(f"--disk={arguments.disk}: cannot be measured ({error.strerror}); name a folder on a disk with room to write") from error
     if arguments.out:
         from fedspeed.files import write_atomically
 

@@ -16,10 +16,11 @@ from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
+from fedspeed.engine.base.choose import BaseSizes, choose_tier, resident_blocks
 from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
 from fedspeed.files import check_writable
-from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES
+from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES, shape_of
 from fedspeed.planner.hardware import read_probe
 
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
@@ -230,6 +231,11 @@ def _engine(loaded: Loaded) -> list[str]:
     tier = loaded.config.engine.tier
     if tier in QUANTISED and find_spec("bitsandbytes") is None:
         raise FedSpeedError(f"engine.tier={tier} needs bitsandbytes: pip install -r requirements-quantised.txt, or choose another tier")
+    engine = loaded.config.engine
+    if engine.base_gib and (base := _local_base(loaded)):
+        shape, width = shape_of(str(base)), 4 if loaded.config.model.dtype == "fp32" else 2
+        resident_blocks(engine, BaseSizes(shape.block * width, shape.layers, (shape.embedding + shape.head) * width, shape.embedding * width,
+                                          shape.beside * width))
     if probe := loaded.config.cluster.probe:
         read_probe_file(Path(probe))
     return []
@@ -275,10 +281,14 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
 
 def _built(loaded: Loaded) -> list[str]:
     if _local_base(loaded) is not None:
+        from fedspeed.models.blocks import trained_outside
         from fedspeed.models.loading import check_weights, meta_model
 
         config = loaded.config
-        check_weights(meta_model(config.model, config.adapter), config.model, config.adapter)
+        model = meta_model(config.model, config.adapter)
+        check_weights(model, config.model, config.adapter)
+        frozen = any(not p.requires_grad for p in model.parameters())
+        choose_tier(config.engine, merge(config.deepspeed, config, loaded.folder), frozen, trained_outside(model))
     return []
 
 

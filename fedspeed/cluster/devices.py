@@ -2,9 +2,10 @@
 
 import math
 import os
+import resource
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
@@ -54,14 +55,39 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int:
-    """Bytes of RAM that can be had without swapping, also by the limit of the control group (container, scheduler) this process is in."""
+    """Bytes of RAM that can be had without swapping, also by the limits of this process: of its control groups (container, scheduler), and of
+    its address space (ulimit -v)."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except OSError:
-        pass  # no control groups of version 2, or no limit at the root
-    return free
+    for limit, used in _group_limits(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")):
+        free = min(free, limit - used)
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        free = min(free, limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+    return max(0, free)
+
+
+def _group_limits(groups: str, root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, used) bytes of the control groups that this process is in and of those above them, in both versions.
+
+    Args:
+        groups: content of /proc/self/cgroup: lines of `number:controllers:/path`; version 2 has number 0 and no controllers.
+    """
+    for line in groups.splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            base, names = root, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        while folder != base.parent:
+            try:
+                limit, used = ((folder / name).read_text().strip() for name in names)
+                if limit != "max":
+                    yield int(limit), int(used)
+            except OSError:
+                pass  # mounted elsewhere, or the root, which has no limit
+            folder = folder.parent

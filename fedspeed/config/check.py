@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fedspeed.config.deepspeed_rules import clashes
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
+from fedspeed.engine.config import QUANTISED
 from fedspeed.models.config import chosen_blocks
 
 LONGEST_NAME = 200  # of a run, in bytes: its folder is also renamed to NAME.1 by --fresh
@@ -57,6 +58,9 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(("adapter.targets",), f"adapter.targets is {config.adapter.targets!r}; "
                        "write attention, all-linear, or names such as q_proj,v_proj")
 
+    if config.engine.base_gib and config.engine.tier in ("stock", "resident", *QUANTISED):
+        yield Conflict(("engine.base_gib", "engine.tier"), f"engine.base_gib={config.engine.base_gib:g} says how much of a streamed base stays on the "
+                       f"device, but engine.tier={config.engine.tier} streams none; leave one of them out")
     if config.engine.base_gib and config.engine.resident_blocks:
         yield Conflict(("engine.base_gib", "engine.resident_blocks"), f"engine.base_gib={config.engine.base_gib} and engine.resident_blocks="
                        f"{config.engine.resident_blocks} both say how many blocks stay on the device; set one of them")

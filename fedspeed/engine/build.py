@@ -15,7 +15,7 @@ from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import ClientMpu, make_groups
 from fedspeed.errors import FedSpeedError, ModelError
-from fedspeed.models.blocks import anatomy
+from fedspeed.models.blocks import anatomy, trained_outside
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import materialise, meta_model
 
@@ -39,7 +39,7 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     """
     groups = make_groups(client_sets)
     net = meta_model(model, adapter)
-    tier = choose_tier(engine, ds_config, frozen=any(not p.requires_grad for p in net.parameters()))
+    tier = choose_tier(engine, ds_config, any(not p.requires_grad for p in net.parameters()), trained_outside(net))
     if tier == "stock":
         return _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed)
     return _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock, nvme, seed, clients)

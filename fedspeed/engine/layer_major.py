@@ -70,7 +70,9 @@ class LayerMajor:
         self._head_unit = numbers[names[id(parts.head.weight)]]
         self._places = [[(names[id(p)], p) for p in block.parameters() if p.requires_grad] for block in parts.blocks]
         self._lowest = next(i for i, places in enumerate(self._places) if places)
-        self._dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+        # Some families give attention's dropout to a function, with no module that would show it.
+        stated = any(value for key, value in model.config.to_dict().items() if key.endswith(("dropout", "_pdrop")))
+        self._dropout = stated or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
 
     # The order of units, which all ranks that load together keep.
 

@@ -47,6 +47,12 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
+def trained_outside(model: nn.Module) -> str:
+    """The name of a trainable parameter outside the decoder blocks, empty if there is none."""
+    inside = {p for block in decoder_blocks(model) for p in block.parameters()}
+    return next((name for name, p in model.named_parameters() if p.requires_grad and p not in inside), "")
+
+
 def units(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
     """Every parameter once, in pieces small enough to hold whole: (name, module, recurse).
 

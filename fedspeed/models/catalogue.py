@@ -110,7 +110,8 @@ class ModelShape:
         if targets == "attention":
             names = set(ATTENTION_TARGETS.get(self.family, DEFAULT_ATTENTION_TARGETS))
         else:
-            names = {name.strip() for name in targets.split(",")}
+            # PEFT matches the end of a module's name, so `self_attn.q_proj` is `q_proj`.
+            names = {name.strip().removeprefix("self_attn.").removeprefix("mlp.").removeprefix("attn.") for name in targets.split(",")}
         if unknown := sorted(names - {linear.name for linear in self.linears}):
             raise ModelError(f"adapter.targets: a block of {self.name} has no {', '.join(unknown)}; it has "
                              f"{', '.join(dict.fromkeys(linear.name for linear in self.linears))}")
@@ -130,6 +131,7 @@ def _gpt3(size: str, hidden: int, layers: int, heads: int) -> ModelShape:
                       attention_bias=True, output_bias=True, mlp_bias=True)
 
 
+MOST_LAYERS = 1024
 KNOWN = {shape.name: shape for shape in (
     _qwen("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1536, 28, 12, 2, 8960, 151936),
     _qwen("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 3584, 28, 28, 4, 18944, 152064),
@@ -189,30 +191,38 @@ def from_config(config: Mapping, name: str, where: str) -> ModelShape:
     Raises:
         ModelError: an unsupported architecture, or a missing or impossible number.
     """
-    family = config.get("model_type")
+    family, most = config.get("model_type"), {"num_hidden_layers": MOST_LAYERS, "n_layer": MOST_LAYERS}
     if family not in FAMILIES:
         raise ModelError(f"{where}: model_type is {family!r}; FedSpeed knows {', '.join(FAMILIES)}")
 
     def number(key: str, default: int | None = None) -> int:
         value = config.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ModelError(f"{where}: {key} is {value!r}, but must be a whole number of at least 1; give a complete config.json")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most.get(key, 1 << 24):
+            raise ModelError(f"{where}: {key} is {value!r}, but must be a whole number from 1 to {most.get(key, 1 << 24)}; give a complete config.json")
+        return value
+
+    def flag(key: str, default: bool) -> bool:
+        value = config.get(key, default)
+        if not isinstance(value, bool):
+            raise ModelError(f"{where}: {key} is {value!r}, but must be true or false; correct the file")
         return value
 
     if family == "gpt2":
         hidden, heads = number("n_embd"), number("n_head")
         shape = ModelShape(name, family, hidden, number("n_layer"), heads, heads, hidden // heads, number("n_inner", 4 * hidden),
-                           number("vocab_size"), config.get("tie_word_embeddings", True), number("n_positions", 1024),
+                           number("vocab_size"), flag("tie_word_embeddings", True), number("n_positions", 1024),
                            attention_bias=True, output_bias=True, mlp_bias=True)
     else:
         hidden, heads = number("hidden_size"), number("num_attention_heads")
-        bias = family == "llama" and bool(config.get("attention_bias", False))
+        bias = family == "llama" and flag("attention_bias", False)
         kv_heads = 32 if family == "qwen2" and "num_key_value_heads" not in config else heads
         shape = ModelShape(name, family, hidden, number("num_hidden_layers"), heads, number("num_key_value_heads", kv_heads),
                            number("head_dim", hidden // heads), number("intermediate_size"), number("vocab_size"),
-                           bool(config.get("tie_word_embeddings", False)), attention_bias=bias or family == "qwen2", output_bias=bias,
-                           mlp_bias=family == "llama" and bool(config.get("mlp_bias", False)))
+                           flag("tie_word_embeddings", False), attention_bias=bias or family == "qwen2", output_bias=bias,
+                           mlp_bias=family == "llama" and flag("mlp_bias", False))
     if hidden % heads and config.get("head_dim") is None:
         raise ModelError(f"{where}: {heads} heads do not divide a hidden size of {hidden}")
+    if heads % shape.kv_heads:
+        raise ModelError(f"{where}: num_key_value_heads={shape.kv_heads} does not divide num_attention_heads={heads}")
     return shape

@@ -75,7 +75,7 @@ class RoundRecord(_Record):
     update_norm: float | None  # Euclidean norm of the aggregated update
     clients: int  # asked for an update
     received: int  # updates that counted
-    loaded_bytes: int = 0  # of the frozen base, onto the devices of all ranks
+    loaded_bytes: int = 0  # of the frozen base, onto the devices of all ranks, from the run's tier; waiting for it is gather_s
     device_bytes: int | None = None  # most that tensors took on a device, largest over the ranks; None: not measured or not shown
     step_s: float | None = None  # of a local step, on the slowest rank; None: no step was timed, or not shown
     missing: tuple[int, ...] = ()  # clients whose update did not count, where it may be known

@@ -7,6 +7,7 @@ from fedspeed.engine.config import QUANTISED
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import sizes, slots_of
 from fedspeed.planner.plan import SLOTTED, Memory, Plan, Setting, Task, overrides
+from fedspeed.planner.stages import cut
 
 CAUSES = {"forward": "arithmetic, forward", "again": "arithmetic, blocks again", "gradients": "arithmetic, gradients", "head": "head and loss",
           "block inputs": "block inputs to the host and back", "waiting for loads": "waiting for loads", "optimizer": "optimizer",
@@ -18,7 +19,7 @@ WHERE = {"stock": "on every rank's device, executed by DeepSpeed", "resident": "
 
 def explain(plan: Plan) -> str:
     """The whole plan."""
-    parts = [_head(plan), _clusters(plan), _clients(plan), _blocks(plan.task, plan.setting), _memory(plan), _seconds(plan), _alternatives(plan)]
+    parts = [_head(plan), _clusters(plan), _clients(plan), _blocks(plan.task, plan.setting), _stages(plan), _memory(plan), _seconds(plan), _alternatives(plan)]
     parts += [_own(plan), _overrides(plan)]
     if plan.notes:
         parts.append("Assumed or worth knowing\n" + "\n".join(f"  {note}" for note in plan.notes))
@@ -38,7 +39,9 @@ def as_values(plan: Plan) -> dict:
                  **forecast(c.forecast), "own": {"setting": dataclasses.asdict(c.own), "overrides": list(overrides(plan.task, c.own)),
                                                  **forecast(c.own_forecast)}} for c in plan.clusters]
     clients = [dataclasses.asdict(client) for client in plan.topology.clients]
-    return {"task": task, "setting": dataclasses.asdict(plan.setting), "blocks": _ranges(plan.task, plan.setting), "clusters": clusters, "clients": clients,
+    return {"task": task, "setting": dataclasses.asdict(plan.setting), "blocks": _ranges(plan.task, plan.setting),
+            "stages": {c.name: [cut(plan.task, [place] * place.client_ranks) for place in c.places] for c in plan.clusters},
+            "clusters": clusters, "clients": clients,
             "alternatives": [dataclasses.asdict(a) for a in plan.alternatives], "overrides": list(plan.overrides), "notes": list(plan.notes)}
 
 
@@ -104,6 +107,17 @@ def _blocks(task: Task, setting: Setting) -> str:
     unit = sizes(task.shape, task.type_bytes)
     return (f"Tier of each block (a block: {unit.block / GIB:.3f} GiB)\n"
             + _table(["", "where"], [[units, where] for units, where in _ranges(task, setting).items()]))
+
+
+def _stages(plan: Plan) -> str:
+    """Where the ranks of a client would cut the model if they formed a pipeline."""
+    rows = []
+    for c in plan.clusters:
+        for place in c.places:
+            cuts = cut(plan.task, [place] * place.client_ranks)
+            words = " | ".join(_range(a, b - 1) for a, b in zip(cuts, cuts[1:])) if cuts else "does not fit: the blocks are more than the ranks hold"
+            rows.append([c.name, place.client_ranks, words])
+    return "Stage boundaries of a pipeline over a client's ranks (not executed yet)\n" + _table(["cluster", "stages", ""], rows)
 
 
 def _memory(plan: Plan) -> str:

@@ -3,6 +3,7 @@
 Rates are per second, of one device or one node. `flops` is what training gets out of a device, not its peak.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -119,7 +120,7 @@ def published(card: Card, memory_gib: float | None = None) -> Device:
 def measured(facts: Mapping) -> Device:
     """The device of a probe's file."""
     device = facts["device"]
-    flops = {name: OF_MEASURED[name] * rate for name, rate in device["flops"].items()}
+    flops = {name: OF_MEASURED[name] * rate for name, rate in device["flops"].items() if name in OF_MEASURED}
     memory = device["free_bytes"] if device["kind"] == "gpu" else 0
     return Device(device["name"], device["kind"], memory, flops, device["memory_bytes_s"], device["host_bytes_s"], "measured")
 
@@ -196,6 +197,17 @@ def read_probe(facts: object, where: str) -> Mapping:
         missing = [key] if not isinstance(value, str if inside is str else dict) else [] if inside is str else [f"{key}.{k}" for k in inside if k not in value]
         if missing:
             raise PlanError(f"{where}: lacks {', '.join(missing)}; write it with `fedspeed probe --out FILE`")
+    rates = facts["device"]["flops"]
+    if not isinstance(rates, dict) or not rates.keys() & {"fp32", "bf16", "fp16"}:
+        raise PlanError(f"{where}: device.flops has no rate of fp32, bf16 or fp16; write it with `fedspeed probe --out FILE`")
+    numbers = {f"device.flops.{name}": rate for name, rate in rates.items()} | {
+        f"{part}.{name}": facts[part][name] for part, names in wanted.items() if names is not str for name in names if name.endswith(("_bytes", "_s"))}
+    for name, value in numbers.items():
+        may_be_none = name.endswith("free_bytes")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not may_be_none):
+            raise PlanError(f"{where}: {name} is {value!r}, but must be a number above 0; write it with `fedspeed probe --out FILE`")
+    if not isinstance(facts["device"]["name"], str) or facts["device"]["kind"] not in ("gpu", "cpu"):
+        raise PlanError(f"{where}: device.name must be text and device.kind gpu or cpu; write it with `fedspeed probe --out FILE`")
     return facts
 
 

@@ -26,6 +26,7 @@ class Task:
         stage: ZeRO stage of what trains.
         offload: whether the ranks' shares of a divided base wait in host RAM.
         quantised: whether a base in 8 or 4 bits will do; it gives other losses.
+        cleared: words that take back what the run's configuration says of the engine and a plan does not.
     """
 
     shape: ModelShape
@@ -44,6 +45,7 @@ class Task:
     stage: int = 0
     offload: bool = False
     quantised: bool = False
+    cleared: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> int:
@@ -206,4 +208,4 @@ class Plan:
 def overrides(task: Task, setting: Setting) -> tuple[str, ...]:
     """What to put behind a run's command, or into its YAML."""
     stage = ("deepspeed.zero_optimization.stage=0",) if setting.tier == "stock" and task.stage == 3 else ()
-    return (f"model.dtype={task.dtype}", *setting.overrides, *stage)
+    return (f"model.dtype={task.dtype}", *setting.overrides, *stage, *task.cleared)

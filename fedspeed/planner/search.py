@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from fedspeed.cluster.topology import Topology
 from fedspeed.errors import PlanError
-from fedspeed.planner.hardware import GIB, RAM_KEPT, Node
+from fedspeed.planner.hardware import GIB, OF_GPU_MEMORY, RAM_KEPT, Node
 from fedspeed.planner.memory import memory_of
 from fedspeed.planner.plan import SLOTTED, STREAMED, Alternative, ClusterPlan, Forecast, Memory, Place, Plan, Setting, Task
 from fedspeed.planner.timing import seconds_of
@@ -26,7 +26,7 @@ class Change:
     """Something to change so that a task fits. `apply` shows it on the same inputs.
 
     Attributes:
-        key: a key of a run, or quantised (allow it), gpu_gib (more for each GPU), ram_gib (whole size of each host), nvme (GiB of each host), or
+        key: a key of a run, or quantised (allow it), gpu_gib (nominal size of each card), ram_gib (whole size of each host), nvme (GiB of each host), or
             both: two changes.
     """
 
@@ -257,7 +257,7 @@ def _grown(node: Node, change: Change) -> Node:
     if change.key == "gpu_gib":
         if node.device.kind == "cpu":
             return node
-        return replace(node, device=replace(node.device, memory=node.device.memory + int(change.value * GIB)))
+        return replace(node, device=replace(node.device, memory=max(node.device.memory, int(change.value * GIB * OF_GPU_MEMORY))))
     if change.key == "ram_gib":
         return replace(node, ram=max(node.ram, int(change.value * GIB) - RAM_KEPT))
     return replace(node, nvme=max(node.nvme, int(change.value * GIB)))
@@ -307,7 +307,7 @@ def _changes(task: Task, places: Places) -> Iterator[Change]:
     yield from filter(None, (gpu, ram, nvme))
     if not (gpu or ram):
         unlimited = Change("ram_gib", 1 << 20, "")
-        most = _of_gpu(lambda changed, *parts: does(changed, unlimited, *parts), task) or Change("gpu_gib", 0.0, "0.0 GiB more GPU memory")
+        most = _of_gpu(lambda changed, *parts: does(changed, unlimited, *parts), task) or Change("gpu_gib", 0.0, "the same cards")
         size = _of_ram(lambda changed, *parts: does(changed, most, *parts), task)
         if size:
             yield Change("both", (most, size), f"{most.text} together with {size.text}")
@@ -320,9 +320,9 @@ def _with(node: Node, parts: Sequence[Change]) -> Node:
 
 
 def _of_gpu(does, task: Task) -> Change | None:
-    """The least that GPUs must have more, in tenths of a GiB."""
+    """The least that cards must have, in tenths of a GiB."""
     tenths = _smallest(lambda n: does(task, Change("gpu_gib", n / 10, "")), 1 << 14)
-    return Change("gpu_gib", tenths / 10, f"{tenths / 10:.1f} GiB more GPU memory on every rank") if tenths else None
+    return Change("gpu_gib", tenths / 10, f"cards with {tenths / 10:.1f} GiB (gpu_mem_gib={tenths / 10:.1f} in the hostfile)") if tenths else None
 
 
 def _of_ram(does, task: Task) -> Change | None:

@@ -3,6 +3,25 @@
 from collections.abc import Sequence
 from itertools import accumulate
 
+from fedspeed.planner.memory import sizes
+from fedspeed.planner.plan import Place, Task
+
+
+def cut(task: Task, places: Sequence[Place]) -> tuple[int, ...] | None:
+    """Cuts of a task's blocks for ranks that form a pipeline in this order: by their arithmetic and memory; the head is the last one's work.
+
+    Returns:
+        as `boundaries`.
+    """
+    shape, unit = task.shape, sizes(task.shape, task.type_bytes)
+    head = shape.embedding * task.answer_share
+    costs = [float(shape.block)] * shape.layers
+    costs[-1] += head
+    held = [unit.block] * shape.layers
+    held[0], held[-1] = held[0] + unit.embedding, held[-1] + unit.head
+    caps = [place.node.device.memory or place.node.ram // place.ranks_here for place in places]
+    return boundaries(costs, [place.node.device.flops[task.dtype] for place in places], held, caps)
+
 
 def boundaries(costs: Sequence[float], speeds: Sequence[float], sizes: Sequence[int] = (), caps: Sequence[int] = ()) -> tuple[int, ...] | None:
     """Cuts that make the slowest stage as fast as can be: stage i holds blocks [cuts[i], cuts[i + 1]); every stage holds at least one.

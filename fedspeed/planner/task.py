@@ -6,9 +6,12 @@ from fedspeed.cluster.topology import Topology, warnings
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.config.run import RunConfig
+from fedspeed.errors import PlanError
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import OF_PEAK, Node, common_type
 from fedspeed.planner.plan import Task
+
+MOST_ROWS = 4096
 
 
 def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: Sequence, *, dtype_given: bool, rows: int | None = None,
@@ -26,14 +29,21 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
     Raises:
         PlanError: a device cannot compute in the type. ModelError: the adapter does not fit the model.
     """
+    if config.adapter.method == "blocks":
+        raise PlanError("adapter.method=blocks: the planner knows lora and full only; what chosen blocks need lies between the two")
+    if config.data.max_tokens > shape.positions > 0:
+        raise PlanError(f"data.max_tokens={config.data.max_tokens}: {shape.name} has {shape.positions} positions; set data.max_tokens={shape.positions}")
     rows = rows or config.train.micro_batch * config.train.accumulation
-    if micro_batch:
-        rows = -(-rows // micro_batch) * micro_batch
+    if rows > MOST_ROWS:
+        raise PlanError(f"{rows} rows in a step: the planner takes at most {MOST_ROWS}")
+    if micro_batch and rows % micro_batch:
+        fitting = max(m for m in range(1, min(micro_batch, rows) + 1) if rows % m == 0)
+        raise PlanError(f"--micro-batch={micro_batch} does not divide the {rows} rows of a step; choose --micro-batch={fitting}, or other --rows")
     task = Task(shape, config.data.clients, config.data.max_tokens, rows, micro_batch, common_type(devices, config.model.dtype if dtype_given else None),
                 config.adapter.method, config.adapter.lora_rank, config.adapter.targets, config.adapter.dropout, config.train.optimizer,
                 config.train.local_steps, stage=zero_stage(ds_config),
                 offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided",
-                quantised=quantised)
+                quantised=quantised, cleared=("engine.base_gib=0",) if config.engine.base_gib else ())
     _ = task.trainable  # names of targets that the model lacks are met here
     return task
 

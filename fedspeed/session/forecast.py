@@ -6,8 +6,8 @@ from pathlib import Path
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.errors import FedSpeedError
 from fedspeed.planner.hardware import Device, Node, node_of
-from fedspeed.planner.memory import device_memory
-from fedspeed.planner.plan import TIERS, Setting
+from fedspeed.planner.memory import device_memory, sizes
+from fedspeed.planner.plan import SLOTTED, TIERS, Setting
 from fedspeed.planner.search import places_of
 from fedspeed.planner.task import task_of
 from fedspeed.planner.timing import seconds_of
@@ -18,12 +18,20 @@ UNKNOWN = Device("unknown", "cpu", 0, dict.fromkeys(("fp32", "bf16", "fp16"), 1.
 
 
 def forecast(job: Job, data: dict):
-    """Memory and time of a step (monitor.report.Predicted), None where the planner does not model the execution.
+    """Memory and time of a step (monitor.report.Predicted), None where the planner does not model the execution. Never raises: the run it speaks
+    of has been trained, and must be exported.
 
     Args:
         data: encoded rows of this rank's clients; their longest stands for all.
     """
-    from fedspeed.engine.base.choose import choose_tier, host_inputs
+    try:
+        return _forecast(job, data)
+    except FedSpeedError:
+        return None
+
+
+def _forecast(job: Job, data: dict):
+    from fedspeed.engine.base.choose import BaseSizes, choose_tier, host_inputs, resident_blocks
     from fedspeed.models.catalogue import shape_of
     from fedspeed.monitor.report import Predicted
 
@@ -31,10 +39,7 @@ def forecast(job: Job, data: dict):
     tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
     if tier not in TIERS or (tier == "stock" and zero_stage(ds_config) == 3) or config.adapter.method == "blocks":
         return None
-    try:
-        shape = shape_of(config.model.base)
-    except FedSpeedError:  # a hub name that the catalogue does not know
-        return None
+    shape = shape_of(config.model.base)
     probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
     nodes, timed = {}, True
     for host in job.launch.hosts:
@@ -47,8 +52,11 @@ def forecast(job: Job, data: dict):
     task = task_of(config, ds_config, shape, [node.device for node in nodes.values()], dtype_given=True)
     task = replace(task, tokens=-(-longest // 8) * 8,
                    answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples))
-    setting = Setting(tier, config.train.micro_batch, config.train.accumulation, config.engine.resident_blocks, config.engine.slots,
-                      config.engine.seats or task.clients, "host" if host_inputs(config.engine) else "device", config.engine.activation_checkpointing)
     places = [place for group in places_of(job.topology, nodes).values() for place in group]
+    unit, group = sizes(shape, task.type_bytes), {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
+    held = BaseSizes(unit.block, shape.layers, unit.ends, max(unit.embedding, unit.head), unit.beside, 0 if task.offload else group)
+    resident = resident_blocks(config.engine, held) if tier in SLOTTED else 0
+    setting = Setting(tier, config.train.micro_batch, config.train.accumulation, resident, config.engine.slots,
+                      config.engine.seats or task.clients, "host" if host_inputs(config.engine) else "device", config.engine.activation_checkpointing)
     return Predicted(max(sum(map(sum, (part.values() for part in device_memory(task, setting, place, evaluation=False)))) for place in places),
                      max(seconds_of(task, setting, place).total for place in places) if timed else None)

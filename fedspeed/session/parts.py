@@ -1,5 +1,6 @@
 """One short function for every part of a rank that is built from the configuration."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -46,8 +47,20 @@ def engine(job: Job, clock):
                                                        max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_SIZE"]))))
     cluster = topology.cluster_of(job.place.cluster)
     sets = sorted({tuple(cluster.ranks.index(r) for r in topology.clients[c].ranks) for c in cluster.clients})
-    return build_engine(config.model, config.adapter, config.train, config.engine, job.order.deepspeed, sets, clock, swap_folder(job),
-                        config.run.seed, len(job.place.clients))
+    try:
+        return build_engine(config.model, config.adapter, config.train, config.engine, job.order.deepspeed, sets, clock, swap_folder(job),
+                            config.run.seed, len(job.place.clients))
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise FedSpeedError(f"{job.named(job.me)}: no memory left while the model was loaded ({str(error).splitlines()[0]}); free some, raise the limit "
+                            "(ulimit -v, the scheduler's --mem), or choose another engine.tier: `fedspeed plan` says what each needs") from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether there was no RAM to be had: Python, the system and torch's allocator each say so in their own way."""
+    return (isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+            or isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("can't allocate memory", "can't start new thread", "out of memory")))
 
 
 def swap_folder(job: Job) -> Path:

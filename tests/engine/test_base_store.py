@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -160,28 +161,86 @@ def test_a_base_that_was_cut_on_disk_is_noticed(tmp_path):
     assert told.startswith("the base on disk ends before byte")
 
 
+def short_of_memory(rank, base, kind, folder):
+    """What is said where the address space ends while the base is loaded, and what is left."""
+    import resource
+    from pathlib import Path
+
+    from fedspeed.errors import FedSpeedError
+    from fedspeed.session.parts import out_of_memory
+
+    with engine(base, "zero0"):  # all libraries in use once
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (120 << 20), resource.RLIM_INFINITY))
+        try:
+            with engine(base, kind, nvme=folder, join=False):
+                return "built"
+        except FedSpeedError as error:
+            return str(error), [p.name for p in folder.rglob("*") if p.is_file()]
+        except (MemoryError, OSError, RuntimeError) as error:
+            return str(error) if out_of_memory(error) else f"not seen to be memory: {error!r}"
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("kind", ["ram", "resident", "zero0"])
+def test_a_limit_of_memory_reached_while_loading_is_seen_to_be_one(tmp_path, kind):
+    base = write_llama(tmp_path / "llama", hidden=1024, intermediate=2816, layers=4, vocab=4096)
+    [told] = run_clusters([1], short_of_memory, base, kind, tmp_path / "disk")
+    if kind == "ram":
+        assert "of RAM and" in told[0] and told[1] == []
+    else:
+        assert "allocate memory" in told or "Cannot allocate" in told or told == "", told
+
+
+def test_limits_of_control_groups_are_known_in_both_versions(tmp_path):
+    from fedspeed.cluster.devices import _group_limits
+
+    for folder, names, values in (("a/b", ("memory.max", "memory.current"), ("900", "100")), ("a", ("memory.max", "memory.current"), ("max", "5")),
+                                  ("memory/job", ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("800", "300"))):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names, values):
+            (tmp_path / folder / name).write_text(f"{value}\n")
+    assert list(_group_limits("0::/a/b\n", tmp_path)) == [(900, 100)]
+    assert list(_group_limits("5:cpu:/x\n4:memory,hugetlb:/job\n0::/\n", tmp_path)) == [(800, 300)]
+
+
 # How much of the device the base may take.
 
 
 @pytest.mark.parametrize("budget,expected", [(100, 10), (95, 10), (94, 7), (50, 3), (49, 2), (23, 0)])
 def test_blocks_stay_as_far_as_the_budget_goes(budget, expected):
     """Blocks of 9 bytes, ten of them, two slots, 5 bytes beside: what the base takes is never more than allowed."""
-    from fedspeed.engine.base.choose import blocks_within
+    from fedspeed.engine.base.choose import BaseSizes, resident_blocks
+    from fedspeed.engine.config import EngineConfig
 
-    stay = blocks_within(budget, block=9, blocks=10, slots=2, beside=5)
-    assert stay == expected
-    assert (10 * 9 if stay == 10 else (stay + 2) * 9) + 5 <= budget
+    sizes = BaseSizes(block=9, blocks=10, ends=8, end=4, beside=1)
+    assert resident_blocks(EngineConfig(base_gib=(budget + 0.5) / 2**30), sizes) == expected
+    assert sizes.on_device(expected, 2) <= budget
+    divided = replace(sizes, holders=2)
+    stay = next((n for n in range(10, -1, -1) if divided.on_device(n, 2) <= budget), 0)
+    assert stay <= expected and divided.on_device(0, 2) == 2 * 9 + 4 + 1 + 49, "half of what streams lies on the device too"
 
 
 def test_a_budget_that_nothing_fits_names_one_that_does():
-    from fedspeed.engine.base.choose import blocks_within
+    from fedspeed.engine.base.choose import BaseSizes, resident_blocks
+    from fedspeed.engine.config import EngineConfig
     from fedspeed.errors import FedSpeedError
 
-    block = 600 * 2**20
+    sizes = BaseSizes(600 * 2**20, 48, 200 * 2**20, 100 * 2**20, 5000)
     with pytest.raises(FedSpeedError, match=r"set engine.base_gib=([\d.]+) or more") as refused:
-        blocks_within(2**30, block, 48, 2, 100 * 2**20)
+        resident_blocks(EngineConfig(base_gib=1.0), sizes)
     named = float(str(refused.value).partition("set engine.base_gib=")[2].split()[0])
-    assert blocks_within(int(named * 2**30), block, 48, 2, 100 * 2**20) == 0
+    assert resident_blocks(EngineConfig(base_gib=named), sizes) == 0
+
+
+def test_no_more_blocks_stay_than_there_are():
+    from fedspeed.engine.base.choose import BaseSizes, resident_blocks
+    from fedspeed.engine.config import EngineConfig
+
+    assert resident_blocks(EngineConfig(resident_blocks=999), BaseSizes(9, 10, 8, 4, 1)) == 10
+    assert BaseSizes(9, 4, 8, 4, 1).on_device(0, slots=64) == 4 * 9 + 5, "slots beyond the blocks are not made"
+    assert resident_blocks(EngineConfig(base_gib=1.0), BaseSizes(0, 0, 8, 4, 1)) == 0, "all blocks train"
 
 
 def cut_shard(rank, base, kind, folder):

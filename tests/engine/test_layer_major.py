@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedspeed.data.config import TrainConfig
+from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import OPTIONAL, engine, find_optional
 from tests.processes import run_clusters
@@ -73,7 +74,7 @@ def test_every_family_trains_as_under_autograd(bases, tmp_path, family):
     assert max(np.abs(state[n] - end[n]).max() for n in end) < 1e-5
 
 
-def dropped(rank, base):
+def dropped(rank, base, dropout=0.3):
     """Gradients with dropout: as the engine computes them, and by one autograd graph over the same masks."""
     import torch
 
@@ -81,7 +82,7 @@ def dropped(rank, base):
 
     step = random_step(3, 2, 2)
     # With everything resident the blocks can also be differentiated as one graph.
-    with engine(base, "resident", adapter=AdapterConfig(targets="all-linear", dropout=0.3)) as own:
+    with engine(base, "resident", adapter=AdapterConfig(targets="all-linear", dropout=dropout)) as own:
         own.load(stirred(own.state()))
         layers, tensors = own._layers, own._states[0].named
         cells = [Cell(batch, 0, scale=0.1, seed=i + 1) for i, batch in enumerate(step.micro)]
@@ -113,6 +114,41 @@ def test_dropout_draws_the_same_masks_when_a_block_is_computed_again(bases):
     [(difference, repeat, same_losses, other_losses)] = run_clusters([1], dropped, bases["llama"])
     assert difference < 1e-6 and repeat == 0.0
     assert same_losses and not other_losses
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_dropout_inside_attention_has_no_module_and_counts_all_the_same(bases, tmp_path, family):
+    import json
+    import shutil
+
+    base = shutil.copytree(bases[family], tmp_path / family)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.3}))
+    [(difference, repeat, same_losses, other_losses)] = run_clusters([1], dropped, str(base), 0.0)
+    assert difference < 1e-6 and repeat == 0.0
+    assert same_losses and not other_losses
+
+
+# Beside stock DeepSpeed with activation checkpointing, which it stands in for.
+
+
+def beside_stock(rank, base, kind, dtype):
+    options = EngineConfig(activation_checkpointing=kind == "zero3")
+    with engine(base, kind, dtype, clients=[(0,), (1,)], adapter=LORA, train=TrainConfig(optimizer="sgd"), options=options) as own:
+        own.load({n: v.to(v.dtype) for n, v in stirred(own.state()).items()})
+        with own.lockstep(own.train_passes(1, 4, 3), backward=True):
+            losses = [own.train_step([random_step(rank, 2, 3)], 0.5)[0].loss for _ in range(4)]
+        return losses, {n: v.detach().float().numpy() for n, v in own.state().items()}
+
+
+@pytest.mark.parametrize("dtype,loss_off,adapter_off", [("fp32", 1e-6, 1e-5), ("bf16", 1e-3, 0.05)])
+def test_losses_and_adapter_are_those_of_stock_zero_3_with_checkpointing(bases, dtype, loss_off, adapter_off):
+    ours = run_clusters([2], beside_stock, bases["llama"], "cluster", dtype)
+    stock = run_clusters([2], beside_stock, bases["llama"], "zero3", dtype)
+    for (losses, state), (expected, end) in zip(ours, stock, strict=True):
+        assert np.abs(np.array(losses) / expected - 1).max() < loss_off and losses[3] < losses[0]
+        largest = max(np.abs(v).max() for v in end.values())
+        assert max(np.abs(state[n] - end[n]).max() for n in end) < adapter_off * largest
 
 
 # Several clients in one pass.
@@ -152,8 +188,6 @@ def test_clients_in_one_pass_train_as_one_after_another(bases, tmp_path):
 
 
 def loads_of_steps(rank, base, kind, slots, nvme):
-    from fedspeed.engine.config import EngineConfig
-
     with engine(base, kind, adapter=LORA, nvme=nvme, options=EngineConfig(slots=slots), clients=[(0,), (1,)][:1 + (kind == "cluster")]) as own:
         own.load(own.state())
         units = {u.name: u.nbytes for u in own.store.units}
@@ -301,8 +335,6 @@ def test_a_quantised_base_takes_its_share(tmp_path):
 
 
 def resident_loads(rank, base, resident, nvme):
-    from fedspeed.engine.config import EngineConfig
-
     with engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(resident_blocks=resident)) as own:
         own.load(own.state())
         losses = [own.train_step([random_step(1, 2, 2)], LR)[0].loss for _ in range(3)]
@@ -346,8 +378,6 @@ def one_sided(rank, base, nodes):
     import torch
 
     import fedspeed.engine.base.shared as shared
-    from fedspeed.engine.config import EngineConfig
-
     shared.socket = SimpleNamespace(gethostname=lambda: f"node{nodes[rank]}")
     with engine(base, "cluster", adapter=LORA, clients=[(r,) for r in range(len(nodes))], options=EngineConfig(base_reads="one_sided")) as own:
         own.load(own.state())
@@ -375,7 +405,6 @@ def bereft(rank, base, told):
     import torch
 
     import fedspeed.engine.base.shared as shared
-    from fedspeed.engine.config import EngineConfig
     from fedspeed.errors import LostPeerError
 
     shared.socket = SimpleNamespace(gethostname=lambda: f"node{rank}")
@@ -407,12 +436,10 @@ def test_a_budget_keeps_as_many_blocks_as_it_allows(bases, tmp_path):
 
 
 def within_budget(rank, base, nvme):
-    from fedspeed.engine.config import EngineConfig
-
     with engine(base, "ram", adapter=LORA, nvme=nvme) as own:
         block = next(u.nbytes for u in own.store.units if ".layers." in u.name)
-        end = max(u.nbytes for u in own.store.units if ".layers." not in u.name)
-    budget = 3 * block + end + 100
+        *ends, norm = (u.nbytes for u in sorted(own.store.units, key=lambda u: "norm" in u.name) if ".layers." not in u.name)
+    budget = 3 * block + max(ends) + norm + 100
     with engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(base_gib=budget / 2**30)) as own:
         own.load(own.state())
         own.train_step([random_step(1, 2, 2)], LR)
@@ -421,5 +448,5 @@ def within_budget(rank, base, nvme):
         for _ in range(2):
             own.train_step([random_step(1, 2, 2)], LR)
             counts.add(own.store.take_loads().count)
-        kept = sum(u.nbytes for i, u in enumerate(own.store.units) if ".layers." in u.name and i not in own.store._pool_of)
+        kept = sum(u.nbytes for i, u in enumerate(own.store.units) if i not in own.store._pool_of)
         return counts, kept + own.store.slot_bytes, budget

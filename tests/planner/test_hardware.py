@@ -1,5 +1,7 @@
 """Facts about machines: names of cards, what a probe outweighs, the type that all can compute in."""
 
+import json
+
 import pytest
 
 from fedspeed.cluster.hostfile import Host
@@ -53,6 +55,16 @@ def test_a_file_that_is_no_probe():
                             ({**PROBE, "host": None}, "p.json: lacks host")):
         with pytest.raises(PlanError, match=message):
             read_probe(broken, "p.json")
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [
+    ("device", "flops", {}), ("device", "flops", {"fp8": 1.0}), ("device", "flops", {"fp32": "fast"}), ("device", "flops", {"fp32": 0}),
+    ("device", "flops", {"fp32": -1}), ("device", "kind", "tpu"), ("device", "free_bytes", "12"), ("ram", "bytes_s", 0), ("disk", "bytes_s", float("nan"))])
+def test_numbers_of_a_probe_that_cannot_be(part, name, value):
+    facts = json.loads(json.dumps(PROBE))
+    facts[part][name] = value
+    with pytest.raises(PlanError, match=rf"here.json: {part}.*write it with `fedspeed probe"):
+        read_probe(facts, "here.json")
 
 
 def test_a_mixed_run_takes_fp16():

@@ -69,7 +69,11 @@ def test_what_it_says_to_paste_is_a_valid_run(words):
     (["--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B", "--dtype", "bf16"], "set model.dtype=fp16"),
     (["--hostfile", "hostfiles/hetero10", "--model", "gpt3-125m", "--rows", "0"], "--rows=0: must be at least 1"),
     (["--hostfile", "hostfiles/hetero10", "--model", "gpt3-125m", "--probe", "README.md"], "README.md: cannot be read as a probe"),
-    (["--hostfile", "hostfiles/hetero10", "--model", "gpt3-13b", "--tokens", "200000", "--rows", "1"], "Each of these would do:\n  - data.max_tokens=")])
+    (["--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B", "--tokens", "800000", "--rows", "1"], "  - data.max_tokens="),
+    (["--hostfile", "hostfiles/hetero10", "--model", "gpt3-13b", "--tokens", "4096"], "set data.max_tokens=2048"),
+    (["--hostfile", "hostfiles/hetero10", "--model", "gpt3-125m", "--rows", "4", "--micro-batch", "3"], "choose --micro-batch=2"),
+    (["--hostfile", "hostfiles/hetero10", "--model", "gpt3-125m", "--rows", "99999"], "the planner takes at most 4096"),
+    (["--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B", "adapter.method=blocks"], "the planner knows lora and full only")])
 def test_what_it_refuses(words, message):
     done = run("plan", *words)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -116,6 +116,11 @@ def test_a_refusal_names_changes_that_do(case):
         assert re.search(r"\d", change.text) and change.text in str(refused.value)
         changed_task, changed_nodes = apply(change, task, nodes)
         assert plan(changed_task, topology, changed_nodes).step_seconds > 0
+        for word in re.findall(r"(?:gpu_mem_gib|ram_gib)=[0-9.]+", change.text):  # as the user would write it
+            facts = re.sub(rf"{word.partition('=')[0]}=\S+ ?", "", facts) + f" {word}"
+            if change.key != "both" or "ram_gib" in word:
+                assert plan(task, *laid(one_host(facts, slots), 1)).step_seconds > 0
+        facts = REFUSED[case][0]
     keys = {change.key for change in refused.value.changes}
     expected = {"a card too small": "gpu_gib", "a host too small": "ram_gib", "both": "both", "a micro-batch too large": "train.micro_batch",
                 "sequences too long": "data.max_tokens", "numbers too wide": "model.dtype"}

@@ -421,3 +421,22 @@ def test_a_probe_that_cannot_be_read_is_told_before_anything_starts(workshop):
     ended = workshop.run("cluster.probe=nosuch.json", "run.name=probed")
     assert ended.code == 2 and "nosuch.json: cannot be read as a probe's file" in ended.text and "fedspeed probe --out" in ended.text
     assert not (workshop.runs / "probed").exists()
+
+
+def test_what_a_forecast_does_not_know_ends_no_run(workshop):
+    """PEFT takes a part of a name, the planner may not: the run is trained and exported all the same."""
+    workshop.finish("adapter.targets=layers.0.self_attn.q_proj,v_proj", "run.name=parts", "federation.rounds=1")
+    assert (workshop.runs / "parts" / "adapter" / "adapter_model.safetensors").exists()
+    assert "predicted" not in (workshop.runs / "parts" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("words", [("engine.tier=ram",), ("engine.tier=ram", "--dry-run")])
+def test_an_adapter_outside_the_blocks_is_not_for_streamed_tiers(workshop, words):
+    ended = workshop.run("adapter.targets=q_proj,lm_head", "run.name=outside", *words)
+    assert ended.code == 2 and "Traceback" not in ended.text
+    assert "lm_head" in ended.text and "set engine.tier=stock" in ended.text
+
+
+def test_a_budget_that_nothing_fits_is_told_before_anything_starts(workshop):
+    ended = workshop.run("engine.tier=ram", "engine.base_gib=0.00000001", "run.name=tight")
+    assert ended.code == 2 and "set engine.base_gib=" in ended.text and not (workshop.runs / "tight").exists()

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import torch
+from deepspeed import comm as dist
 from torch import nn
 
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.engine.base import tiers
-from fedspeed.engine.base.choose import blocks_within, offloaded
+from fedspeed.engine.base.choose import BaseSizes, offloaded, resident_blocks
 from fedspeed.engine.base.layout import frozen_units
 from fedspeed.engine.base.store import EMPTY, BaseStore
 from fedspeed.engine.config import QUANTISED, EngineConfig
@@ -29,12 +30,7 @@ class StoreBuilder:
         self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}
         self._blocks = _units_of(self._place_of, net, parts.blocks)
         ends = _units_of(self._place_of, net, [parts.embedding, parts.head])
-        stay = engine.resident_blocks
-        if engine.base_gib and tier not in ("resident", *QUANTISED):
-            block = max(self._units[i].nbytes for i in self._blocks)
-            beside = max(self._units[i].nbytes for i in ends)
-            stay = blocks_within(int(engine.base_gib * 2**30), block, len(self._blocks), engine.slots, beside)
-        kept = set(sorted(self._blocks)[:stay])
+        kept = set(sorted(self._blocks)[:resident_blocks(engine, self._sizes(ends, tier, engine, groups, ds_config))])
         if tier == "resident":
             kept = self._blocks | ends
         elif tier in QUANTISED:
@@ -48,6 +44,13 @@ class StoreBuilder:
             for i in streamed:
                 self._tier_of[i] = away
         self._current: tuple[int, torch.Tensor] | None = None
+
+    def _sizes(self, ends: set[int], tier: str, engine: EngineConfig, groups: Groups, ds_config: dict) -> BaseSizes:
+        nbytes = [unit.nbytes for unit in self._units]
+        on_devices = tier in ("client", "cluster") and engine.base_reads == "gather" and not offloaded(ds_config)
+        return BaseSizes(max((nbytes[i] for i in self._blocks), default=0), len(self._blocks), sum(nbytes[i] for i in ends), max(nbytes[i] for i in ends),
+                         sum(n for i, n in enumerate(nbytes) if i not in self._blocks | ends),
+                         dist.get_world_size(partition_set(tier, groups)) if on_devices else 0)
 
     def place(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
         if name not in self._place_of:

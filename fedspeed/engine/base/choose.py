@@ -1,6 +1,7 @@
 """Which tier a configuration means, and what is left of its DeepSpeed section for the part that trains. Pure."""
 
 import copy
+from dataclasses import dataclass
 
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.deepspeed_rules import at
@@ -8,13 +9,22 @@ from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
 
 
-def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool) -> str:
+def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool, outside: str = "") -> str:
     """A tier of `EngineConfig.tier` other than auto.
 
     Args:
         frozen: whether anything of the model is frozen; where all of it trains, there is no base to stream.
+        outside: name of something that trains outside the decoder blocks, which only stock execution can do; empty where nothing does.
+
+    Raises:
+        FedSpeedError: the configuration asks for a tier that cannot train what it shall.
     """
     if not frozen:
+        return "stock"
+    if outside and engine.tier not in ("auto", "stock"):
+        raise FedSpeedError(f"engine.tier={engine.tier} trains inside the decoder blocks only, and {outside} is outside them; choose other "
+                            "adapter.targets, or set engine.tier=stock")
+    if outside:
         return "stock"
     if engine.tier != "auto":
         return engine.tier
@@ -28,22 +38,46 @@ def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool) -> str:
     return engine.base_partition
 
 
-def blocks_within(budget: int, block: int, blocks: int, slots: int, beside: int) -> int:
-    """How many blocks may stay on the device if the base shall take no more than `budget` bytes there.
+@dataclass(frozen=True)
+class BaseSizes:
+    """What of a base may stream, in bytes.
 
-    Args:
-        block: bytes of one; a slot has as many. beside: bytes of what else of the base needs a place there (the end slot).
+    Attributes:
+        block, blocks: of one frozen decoder block, and their number.
+        ends: of embedding and head together; end: of the larger, which has a slot of its own.
+        beside: of what never moves (norms).
+        holders: ranks on whose devices the parts of what streams lie; 0 where they wait in RAM or on disk.
+    """
+
+    block: int
+    blocks: int
+    ends: int
+    end: int
+    beside: int
+    holders: int = 0
+
+    def on_device(self, resident: int, slots: int) -> int:
+        """Bytes on one rank's device with so many blocks resident."""
+        streamed = (self.blocks - resident) * self.block + self.ends
+        share = -(-streamed // self.holders) if self.holders else 0
+        return (resident + min(slots, self.blocks - resident)) * self.block + self.end + self.beside + share
+
+
+def resident_blocks(engine: EngineConfig, sizes: BaseSizes) -> int:
+    """How many blocks of a streamed base stay on the device.
 
     Raises:
-        FedSpeedError: the budget is too small even for the slots.
+        FedSpeedError: engine.base_gib is too small even for none.
     """
-    if budget >= blocks * block + beside:
-        return blocks
-    left = budget - slots * block - beside
-    if left < 0:
-        raise FedSpeedError(f"engine.base_gib={budget / 2**30:.3g}: {slots} slots and what stands beside them take {(slots * block + beside) / 2**30:.3g} GiB; "
-                            f"set engine.base_gib={-(-(slots * block + beside) * 1000 // 2**30) / 1000} or more, or fewer engine.slots")
-    return min(left // block, blocks - slots)
+    if not engine.base_gib:
+        return min(engine.resident_blocks, sizes.blocks)
+    budget = int(engine.base_gib * 2**30)
+    found = next((n for n in range(sizes.blocks, -1, -1) if sizes.on_device(n, engine.slots) <= budget), None)
+    if found is None:
+        least = sizes.on_device(0, engine.slots)
+        raise FedSpeedError(f"engine.base_gib={engine.base_gib:.3g}: {engine.slots} slots and what stands beside them take {least / 2**30:.3g} GiB; "
+                            f"set engine.base_gib={-(-least * 1000 // 2**30) / 1000} or more, or fewer engine.slots")
+    return found
 
 
 def offloaded(ds_config: dict) -> bool:

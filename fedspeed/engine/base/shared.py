@@ -25,7 +25,7 @@ class NodeFile:
         folder: where on disk; None for main memory.
 
     Raises:
-        FedSpeedError: there is not enough room, or the first rank cannot be reached. Raised on all ranks of the node.
+        FedSpeedError: there is not enough room (raised on all ranks of the node), or the first rank's memory cannot be opened.
     """
 
     def __init__(self, nbytes: int, folder: Path | None, group):
@@ -47,7 +47,11 @@ class NodeFile:
                 os.close(self.fd)
             raise FedSpeedError(problems[0])
         if not self.writes:
-            self.fd = os.open(f"/proc/{first['pid']}/fd/{first['fd']}", os.O_RDWR)
+            try:
+                self.fd = os.open(f"/proc/{first['pid']}/fd/{first['fd']}", os.O_RDWR)
+            except OSError as error:
+                raise FedSpeedError(f"{socket.gethostname()}: the memory of rank {self.node[0]} cannot be opened ({error.strerror}); start the ranks of a "
+                                    "machine in one container and as one user, or set engine.tier=cluster") from error
 
     def write(self, at: int, data: torch.Tensor) -> None:
         """Put bytes [n] uint8 (CPU) at offset `at`; nothing on a rank that only reads."""
