@@ -1,7 +1,6 @@
-"""The exchange of a round: every participant gives a vector and a weight, and learns the sums.
+"""The exchange of a round: every participant gives a vector and a weight, and learns the sums. There is no server process.
 
-There is no server process. A vector is cut into one chunk per participant; each participant sums its chunk in participant order, in
-float64, and the summed chunks go to everyone. So all hold the same bits, and each sends 2 (n-1)/n of a vector, whatever n.
+Here is what all exchanges have in common, and the plain one.
 """
 
 import queue
@@ -13,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from fedspeed.errors import FedSpeedError, LostPeerError
-from fedspeed.routing.transport import Transport, TransportError
+from fedspeed.routing.transport import Transport, TransportError, all_gather, all_to_all
 
 DTYPES = (np.float32, np.float64)
 _LOOK_S = 1.0  # between two looks at who has been lost
@@ -76,8 +75,8 @@ class Handle:
         return LostPeerError(f"the update of {names} is missing: {reason}")
 
 
-class PlainExchange:
-    """Sums in the clear, inside one trust domain."""
+class Exchange:
+    """Subclasses give `_run(tag, vector, weight) -> (sum, sum of the weights, seconds until all had arrived, seconds from then on)`."""
 
     def __init__(self, transport: Transport, deadline_s: float, roll: RollCall | None = None):
         self._transport, self._deadline_s, self._roll = transport, deadline_s, roll or NoRollCall()
@@ -115,10 +114,25 @@ class PlainExchange:
             except Exception as error:  # noqa: BLE001 - whoever waits gets it
                 future.set_exception(error)
 
+    def _run(self, tag: int, vector: np.ndarray, weight: float) -> tuple[np.ndarray, float, float, float]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._orders.put(None)
+        self._transport.close()
+
+
+class PlainExchange(Exchange):
+    """Sums in the clear, inside one trust domain.
+
+    A vector is cut into one chunk per participant; each participant sums its chunk in participant order, in float64, and the summed chunks go
+    to everyone. So all hold the same bits, and each sends 2 (n-1)/n of a vector, whatever n.
+    """
+
     def _run(self, tag: int, vector: np.ndarray, weight: float):
         transport, begin = self._transport, time.perf_counter()
         head = np.array([tag, vector.size, DTYPES.index(vector.dtype), weight])
-        heads = transport.all_gather(head, self._deadline_s)
+        heads = all_gather(transport, head, self._deadline_s)
         arrived = time.perf_counter()
         if (heads[:, :3] != head[:3]).any():
             raise FedSpeedError("participants disagree on the exchange: (tag, length, dtype) are "
@@ -126,13 +140,9 @@ class PlainExchange:
         chunk = -(-vector.size // transport.size)
         parts = [vector[i * chunk:(i + 1) * chunk] for i in range(transport.size)]
         parts = [np.pad(p, (0, chunk - p.size)) if p.size < chunk else p for p in parts]
-        mine = transport.all_to_all(parts, self._deadline_s)
+        mine = all_to_all(transport, parts, self._deadline_s)
         total = np.zeros(chunk)
         for part in mine:
             total += part
-        whole = transport.all_gather(total.astype(vector.dtype), self._deadline_s).reshape(-1)[:vector.size]
+        whole = all_gather(transport, total.astype(vector.dtype), self._deadline_s).reshape(-1)[:vector.size]
         return whole, float(heads[:, 3].sum()), arrived - begin, time.perf_counter() - arrived
-
-    def close(self) -> None:
-        self._orders.put(None)
-        self._transport.close()

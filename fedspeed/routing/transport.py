@@ -1,5 +1,6 @@
 """The seam under every exchange: how equal-standing participants move buffers. One contract suite tests all implementations."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,23 +10,59 @@ class TransportError(Exception):
     """A peer did not answer before the deadline, or its connection broke. Buffers given to the call are undefined."""
 
 
+class PeersLost(TransportError):
+    """Participants that no longer answer. The others have been heard, and the transport goes on without these.
+
+    Attributes:
+        peers: their numbers. settling: whether somebody who does answer is settling (`Transport.swap`).
+    """
+
+    def __init__(self, peers: frozenset[int], reasons: Sequence[str] = (), settling: bool = False):
+        super().__init__("; ".join(reasons) or "a participant is settling a loss")
+        self.peers, self.settling = peers, settling
+
+
 class Transport(Protocol):
     """`size` participants, numbered 0 to size-1. Every participant makes the same calls in the same order.
 
-    Calls block at most `deadline_s` seconds and then raise TransportError; after an error the transport can only be closed.
-    They may come from a thread of their own, one at a time.
+    Calls block at most `deadline_s` seconds and then raise TransportError. After an error the transport can only be closed, unless it is
+    `resilient`: then the error is PeersLost, and calls go on among the others. Calls may come from a thread of their own, one at a time.
     """
 
     rank: int
     size: int
+    resilient: bool
     bytes_sent: int  # payload this participant has sent to others since the start
 
-    def all_gather(self, mine: np.ndarray, deadline_s: float) -> np.ndarray:
-        """Stack the participants' vectors of equal length and dtype: [size, n] on everyone."""
-        ...
+    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int, int] = (0, 0, 0)) -> list[np.ndarray]:
+        """Give `parts[i]` to participant i, who expects so many bytes; returns what came from each, `sizes[i]` bytes [uint8].
 
-    def all_to_all(self, parts: list[np.ndarray], deadline_s: float) -> np.ndarray:
-        """Give `parts[i]` to participant i. Parts for one receiver have equal lengths on all senders. Returns what came: [size, n]."""
+        Args:
+            parts: buffers of bytes; what this participant gives to itself comes back.
+            step: (exchange, attempt, state), equal on all who take part; resilient transports tell by it what a late message belongs to.
+                State 0 is settling: whoever waits in another state of the same attempt and hears of it gets PeersLost(settling=True).
+        """
         ...
 
     def close(self) -> None: ...
+
+
+def all_gather(transport: Transport, mine: np.ndarray, deadline_s: float) -> np.ndarray:
+    """Stack the participants' vectors of equal length and dtype: [size, n] on everyone."""
+    data = as_bytes(mine)
+    came = transport.swap([data] * transport.size, [data.size] * transport.size, deadline_s)
+    return np.concatenate(came).view(mine.dtype).reshape(transport.size, -1)
+
+
+def all_to_all(transport: Transport, parts: Sequence[np.ndarray], deadline_s: float) -> np.ndarray:
+    """Give `parts[i]` to participant i. Parts for one receiver have equal lengths on all senders. Returns what came: [size, n]."""
+    size = parts[transport.rank].nbytes
+    came = transport.swap([as_bytes(part) for part in parts], [size] * transport.size, deadline_s)
+    return np.concatenate(came).view(parts[0].dtype).reshape(transport.size, -1)
+
+
+def as_bytes(buffer) -> np.ndarray:
+    """A buffer as [n] uint8, without a copy where it lies in one piece."""
+    if isinstance(buffer, np.ndarray):
+        return np.ascontiguousarray(buffer).reshape(-1).view(np.uint8)
+    return np.frombuffer(buffer, np.uint8) if len(buffer) else np.empty(0, np.uint8)

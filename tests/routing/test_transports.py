@@ -14,7 +14,7 @@ import pytest
 
 from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
 from fedspeed.routing.exchange import PlainExchange
-from fedspeed.routing.transport import TransportError
+from fedspeed.routing.transport import TransportError, all_gather, all_to_all
 from tests.conftest import ROOT
 from tests.processes import free_port, run_ranks
 
@@ -22,9 +22,9 @@ from tests.processes import free_port, run_ranks
 def contract(transport) -> dict:
     """What every participant does; the checks that need only its own view are made here."""
     rank, size = transport.rank, transport.size
-    gathered = transport.all_gather(np.array([rank, 10.0 + rank]), 20)
+    gathered = all_gather(transport, np.array([rank, 10.0 + rank]), 20)
     assert gathered.tolist() == [[r, 10.0 + r] for r in range(size)]
-    came = transport.all_to_all([np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)], 20)
+    came = all_to_all(transport, [np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)], 20)
     assert came.dtype == np.float32 and came.shape == (size, 3 + rank)
     assert came[:, 0].tolist() == [100.0 * sender + rank for sender in range(size)]
 
@@ -133,7 +133,7 @@ def dies_or_tells(told, transport):
         os.kill(os.getpid(), signal.SIGKILL)
     begin = time.monotonic()
     try:
-        transport.all_gather(np.zeros(2), 20)
+        all_gather(transport, np.zeros(2), 20)
     except TransportError as error:
         told.write_text(f"{time.monotonic() - begin} {error}")
         raise

@@ -1,18 +1,15 @@
 """Participants as threads of one process: for a single rank, for tests and for simulation."""
 
 import queue
-import time
 
-import numpy as np
-
-from fedspeed.routing.transport import TransportError
+from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
 
-class LocalTransport:
-    """One participant; make a whole set of them with `LocalTransport.set_of(size)`."""
+class LocalTransport(FrameTransport):
+    """One participant; make a whole set of them with `LocalTransport.set_of(size)`. `close` is the end of it for the others."""
 
     def __init__(self, rank: int, mailboxes: list[list[queue.Queue]]):
-        self.rank, self.size, self.bytes_sent = rank, len(mailboxes), 0
+        super().__init__(rank, len(mailboxes))
         self._mailboxes = mailboxes  # [receiver][sender]
 
     @classmethod
@@ -20,21 +17,19 @@ class LocalTransport:
         mailboxes = [[queue.Queue() for _ in range(size)] for _ in range(size)]
         return [cls(rank, mailboxes) for rank in range(size)]
 
-    def all_gather(self, mine, deadline_s):
-        return self.all_to_all([mine] * self.size, deadline_s)
+    def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
+        self._mailboxes[peer][self.rank].put(Frame(frame.step, frame.data.copy()))
 
-    def all_to_all(self, parts, deadline_s):
-        for receiver, part in enumerate(parts):
-            self._mailboxes[receiver][self.rank].put(part.copy())
-            self.bytes_sent += part.nbytes if receiver != self.rank else 0
-        end = time.monotonic() + deadline_s
-        came = []
-        for sender, box in enumerate(self._mailboxes[self.rank]):
-            try:
-                came.append(box.get(timeout=max(0.0, end - time.monotonic())))
-            except queue.Empty:
-                raise TransportError(f"participant {sender} sent nothing within {deadline_s:.0f} s") from None
-        return np.stack(came)
+    def _receive(self, peer: int, timeout_s: float) -> Frame:
+        try:
+            frame = self._mailboxes[self.rank][peer].get(timeout=timeout_s)
+        except queue.Empty:
+            raise Gone(f"participant {peer} sent nothing in time") from None
+        if frame is None:
+            self._mailboxes[self.rank][peer].put(None)
+            raise Gone(f"participant {peer} is gone")
+        return frame
 
     def close(self):
-        pass
+        for receiver in range(self.size):
+            self._mailboxes[receiver][self.rank].put(None)

@@ -5,8 +5,9 @@ import time
 import numpy as np
 from mpi4py import MPI
 
-from fedspeed.routing.transport import TransportError
+from fedspeed.routing.transport import TransportError, as_bytes
 
+MOST_BYTES = 1 << 30  # of one message; MPI counts in 32 bits
 POLL_S = (0.0002, 0.01)  # MPI's own wait spins a core that training needs; sleeping between tests doubles from the first to the second
 
 
@@ -17,6 +18,8 @@ class MpiTransport:
         participants: world ranks that take part, the same list everywhere.
     """
 
+    resilient = False
+
     def __init__(self, participants: list[int]):
         world = MPI.COMM_WORLD
         takes_part = world.rank in participants
@@ -25,24 +28,26 @@ class MpiTransport:
         self.rank = self._comm.rank if takes_part else -1
         self.size, self.bytes_sent = len(participants), 0
 
-    def all_gather(self, mine, deadline_s):
-        mine = np.ascontiguousarray(mine)
-        out = np.empty((self.size, mine.size), mine.dtype)
-        self._wait(self._comm.Iallgather(mine, out), deadline_s)
-        self.bytes_sent += mine.nbytes * (self.size - 1)
-        return out
+    def swap(self, parts, sizes, deadline_s, step=(0, 0, 0)):
+        data = [as_bytes(part) for part in parts]
+        came = [np.empty(size, np.uint8) for size in sizes]
+        came[self.rank] = data[self.rank]
+        # One message for each pair: an all-to-all would need everything in one piece, and counts of more than 32 bits.
+        requests = []
+        for start in range(0, max(max(map(len, data)), *sizes), MOST_BYTES):
+            piece = slice(start, start + MOST_BYTES)
+            for peer in range(self.size):
+                if peer != self.rank:
+                    requests += [self._comm.Irecv(came[peer][piece], peer)] if len(came[peer][piece]) else []
+                    requests += [self._comm.Isend(data[peer][piece], peer)] if len(data[peer][piece]) else []
+        self._wait(requests, deadline_s)
+        self.bytes_sent += sum(len(part) for peer, part in enumerate(data) if peer != self.rank)
+        return came
 
-    def all_to_all(self, parts, deadline_s):
-        sent = np.concatenate(parts)
-        out = np.empty((self.size, parts[self.rank].size), sent.dtype)
-        self._wait(self._comm.Ialltoallv([sent, [p.size for p in parts]], [out, [out.shape[1]] * self.size]), deadline_s)
-        self.bytes_sent += sum(p.nbytes for i, p in enumerate(parts) if i != self.rank)
-        return out
-
-    def _wait(self, request, deadline_s):
+    def _wait(self, requests, deadline_s):
         end, pause = time.monotonic() + deadline_s, POLL_S[0]
         try:
-            while not request.Test():
+            while not MPI.Request.Testall(requests):
                 if time.monotonic() > end:
                     raise TransportError(f"no answer within {deadline_s:.0f} s")
                 time.sleep(pause)

@@ -1,0 +1,115 @@
+"""The cryptography of a round, each primitive from the `cryptography` package: key agreement, derivation, sealing, key streams, signatures."""
+
+import hmac
+
+import numpy as np
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher as _Cipher
+from cryptography.hazmat.primitives.ciphers import algorithms
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+KEY, TAG, SIGNATURE = 32, 16, 64  # bytes
+_ZEROS = bytes(1 << 18)  # what key streams are made from, a part that stays in the cache
+_NONCE = bytes(12)  # every key seals once
+
+
+class Refused(Exception):
+    """Something does not open, or is not signed by whom it should be."""
+
+
+def digest(*parts: bytes) -> bytes:
+    """SHA-256 of parts, each with its length before it, so that no two lists have the same bytes."""
+    state = Hash(SHA256())
+    for part in parts:
+        state.update(len(part).to_bytes(8, "big"))
+        state.update(part)
+    return state.finalize()
+
+
+def derive(secret: bytes, *context: bytes, length: int = KEY) -> bytes:
+    """A key for one purpose (HKDF-SHA256, RFC 5869)."""
+    return HKDF(SHA256(), length, None, digest(*context)).derive(secret)
+
+
+def public_of(private: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
+    return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def agree(private: X25519PrivateKey, public: bytes) -> bytes:
+    """The secret shared with the holder of `public` (X25519, RFC 7748).
+
+    Raises:
+        Refused: a point of small order, which would make the secret known to everyone.
+    """
+    try:
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError as error:
+        raise Refused("a public key that agrees on nothing") from error
+
+
+def check_signature(public: bytes, signature: bytes, message: bytes) -> None:
+    """Ed25519 (RFC 8032).
+
+    Raises:
+        Refused: it is not the key's signature of the message.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError) as error:
+        raise Refused("a signature that does not hold") from error
+
+
+class AesGcm:
+    """AES-128: the faster where processors have instructions for it."""
+
+    name, key_bytes = "aes-128-gcm", 16
+    aead = AESGCM
+
+    @staticmethod
+    def stream(key: bytes, part: int, out: np.ndarray) -> None:
+        """AES-128 in counter mode. Encrypting zeros with GCM gives just that, and is the fastest way to it; the tag is thrown away."""
+        view, cipher = memoryview(out).cast("B"), AESGCM(key[:16])
+        for i, start in enumerate(range(0, len(view), len(_ZEROS))):
+            piece = view[start:start + len(_ZEROS)]
+            sealed = cipher.encrypt((part << 32 | i).to_bytes(12, "big"), _ZEROS[:len(piece)], None)
+            piece[:] = memoryview(sealed)[:len(piece)]
+
+
+class ChaCha20:
+    """ChaCha20 and Poly1305 (RFC 8439): the faster elsewhere, and as fast on every processor."""
+
+    name, key_bytes = "chacha20-poly1305", 32
+    aead = ChaCha20Poly1305
+
+    @staticmethod
+    def stream(key: bytes, part: int, out: np.ndarray) -> None:
+        view = memoryview(out).cast("B")
+        encryptor = _Cipher(algorithms.ChaCha20(key, (0).to_bytes(4, "little") + part.to_bytes(12, "big")), None).encryptor()
+        for start in range(0, len(view), len(_ZEROS)):
+            piece = view[start:start + len(_ZEROS)]
+            piece[:] = encryptor.update(_ZEROS[:len(piece)])
+
+
+CIPHERS = {cipher.name: cipher for cipher in (AesGcm, ChaCha20)}
+
+
+def seal(cipher, key: bytes, plain, context: bytes) -> bytes:
+    """AEAD with a key that is used for nothing else; `TAG` bytes longer than `plain`."""
+    return cipher.aead(key[:cipher.key_bytes]).encrypt(_NONCE, plain, context)
+
+
+def open_sealed(cipher, key: bytes, sealed, context: bytes) -> bytes:
+    """Raises: Refused: not sealed with this key for this context, or changed since."""
+    try:
+        return cipher.aead(key[:cipher.key_bytes]).decrypt(_NONCE, sealed, context)
+    except InvalidTag as error:
+        raise Refused("a cell that does not open") from error
+
+
+def same(a: bytes, b: bytes) -> bool:
+    return hmac.compare_digest(a, b)

@@ -1,0 +1,189 @@
+"""The anonymous exchange: attempts at a sum over a transport, one after the other until one is agreed upon.
+
+A vector of an update is fixed-point (`ring.encode`), scaled by what is public: the sum of all weights seen so far, and the size of earlier sums. A
+float64 vector (counts, losses) is summed exactly. The weight is a word of the masked sum like any other.
+"""
+
+import math
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.routing.anonymous import ring
+from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, public_of
+from fedspeed.routing.anonymous.protocol import Agreed, Lost, Member, Terms, Void
+from fedspeed.routing.exchange import Exchange
+from fedspeed.routing.transport import PeersLost, Transport
+
+STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "confirm", "testify", "unmask", "sums", "done", "void")
+_NOTE = struct.Struct("<dd")
+_MARGIN = 64.0  # times the largest change of the last aggregate may a next one be
+
+
+@dataclass(frozen=True)
+class Mode:
+    """masked: words are masked. mixed: cells go through relays."""
+
+    masked: bool
+    mixed: bool
+
+
+MODES = {"mix": Mode(False, True), "mask": Mode(True, False), "mix+mask": Mode(True, True)}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What all participants must have in common.
+
+    Attributes:
+        relays: of a path, where mixed; no more than there are others.
+        chunk_bytes: of one cell's content.
+        first_span: the largest change of a parameter in the first exchange, whose size nothing tells before.
+        least: participants that a sum must have; with fewer, it says too much about each of them.
+        attempts: at one sum.
+        step_s: longest wait within an attempt, once all have begun it.
+    """
+
+    mode: str
+    relays: int = 2
+    chunk_bytes: int = 1 << 20
+    cipher: str = "aes-128-gcm"
+    first_span: float = 1.0
+    least: int = 3
+    attempts: int = 5
+    step_s: float = 120.0
+
+
+class AnonymousExchange(Exchange):
+    """Args:
+        identity: this participant's key. roster: everyone's public keys, in the order of the transport's numbers.
+        settings: digest of what must be equal on all sites.
+
+    Raises:
+        FedSpeedError: too few participants.
+    """
+
+    def __init__(self, transport: Transport, deadline_s: float, rules: Rules, identity: Ed25519PrivateKey, roster: Sequence[bytes], settings: bytes,
+                 roll=None):
+        if transport.size < rules.least:
+            raise FedSpeedError(f"routing.mode={rules.mode} with {transport.size} participants: a sum of fewer than {rules.least} says too much about each; "
+                                f"set routing.mode=plain inside one trust domain, or routing.min_participants={transport.size} if you know what it means")
+        self._rules, self._identity, self._roster, self._settings = rules, identity, tuple(roster), settings
+        self._present = list(range(transport.size))
+        self._span, self._whole = 0.0, 0.0  # of the last aggregate; the largest sum of weights so far
+        self.cut = 0  # words of the last sum that were beyond the span
+        super().__init__(transport, deadline_s, roll)
+
+    def _run(self, tag: int, vector: np.ndarray, weight: float):
+        begin = time.perf_counter()
+        self._arrived = None
+        if vector.dtype == np.float64:
+            words = ring.encode_exact(np.append(vector, weight))
+            agreed = self._agree(tag, len(words), lambda notes: words)
+            total = ring.decode_exact(agreed.words)
+            return total[:-1], float(total[-1]), self._arrived - begin, time.perf_counter() - self._arrived
+        total, weights = self._fixed(tag, vector, weight)
+        return total.astype(np.float32), weights, self._arrived - begin, time.perf_counter() - self._arrived
+
+    def _fixed(self, tag: int, vector: np.ndarray, weight: float) -> tuple[np.ndarray, float]:
+        """(sum in float64, sum of weights). Where the weights are more than anybody knew, nothing is said before all know."""
+        exact = 2 * ring.LIMBS
+        while True:
+            agreed = self._agree(tag, len(vector) + exact, lambda notes: self._words(notes, vector, weight))
+            weights, cut = ring.decode_exact(agreed.words[len(vector):])
+            span, whole = self._scale(agreed.notes)
+            if weights <= whole or weights == 0:
+                break
+            self._whole = 2 * weights
+        total = ring.decode(agreed.words[:len(vector)], span) * whole
+        largest = float(np.abs(total).max(initial=0.0)) / weights if weights else 0.0
+        self._whole, self.cut = whole, int(cut)
+        self._span = max(_MARGIN * largest, 4 * span if cut else 0.0) or span
+        return total, float(weights)
+
+    def _words(self, notes: Sequence[bytes], vector: np.ndarray, weight: float) -> np.ndarray:
+        span, whole = self._scale(notes)
+        words, cut = np.zeros(len(vector) + 2 * ring.LIMBS, np.uint32), 0
+        if whole:
+            cut = ring.encode(vector, span * whole, _random(CIPHERS[self._rules.cipher]), words[:len(vector)], min(1.0, weight / whole))
+        words[len(vector):] = ring.encode_exact(np.array([weight, cut]))
+        return words
+
+    def _scale(self, notes: Sequence[bytes]) -> tuple[float, float]:
+        """(span of an update's value, sum of weights) that all compute with: the largest that anybody has seen."""
+        known = [_NOTE.unpack(note) for note in notes]
+        if not all(math.isfinite(x) and x >= 0 for note in known for x in note):
+            raise Void("a participant announced a scale that is none", fatal=True)
+        return max(span for span, _ in known) or self._rules.first_span, max(whole for _, whole in known)
+
+    # Attempts.
+
+    def _agree(self, tag: int, words: int, payload) -> Agreed:
+        reasons: list[str] = []
+        for attempt in range(self._rules.attempts):
+            threshold = len(self._roster) // 2 + 1
+            if len(self._present) < max(threshold, self._rules.least):
+                raise LostPeerError(f"{len(self._present)} of {len(self._roster)} participants are left, fewer than the "
+                                    f"{max(threshold, self._rules.least)} that a sum needs ({'; '.join(reasons)}); the same command goes on from the journal")
+            self._count = getattr(self, "_count", 0) + 1
+            try:
+                return self._attempt(words, payload, threshold)
+            except Void as void:
+                reasons.append(self._told(void))
+                if void.fatal:
+                    break
+                alone = {next(iter(group)) for group in void.blamed if len(group) == 1}
+                gone = [self._present[i] for i in (void.lost | alone)]
+                if self._transport.rank in gone:
+                    raise FedSpeedError(f"the others have convicted this participant of spoiling the exchange: {void}") from void
+                self._present = [p for p in self._present if p not in gone]
+                print(f"fedspeed: exchange {tag}: {reasons[-1]}; once more with fresh masks", file=sys.stderr)
+        raise LostPeerError(f"the exchange failed: {'; '.join(reasons)}; the same command goes on from the journal")
+
+    def _told(self, void: Void) -> str:
+        """The reason, with the participants' own numbers in place of those of the attempt."""
+        gone = f" (lost: {', '.join(str(self._present[i]) for i in sorted(void.lost))})" if void.lost else ""
+        blamed = " or ".join("/".join(str(self._present[i]) for i in sorted(group)) for group in void.blamed)
+        return f"{void}{gone}" + (f" (participants {blamed})" if blamed and self._present != list(range(len(self._roster))) else "")
+
+    def _attempt(self, words: int, payload, threshold: int) -> Agreed:
+        mode, n = MODES[self._rules.mode], len(self._present)
+        terms = Terms(tuple(self._roster[p] for p in self._present), words, self._settings, self._count, 0, mode.masked,
+                      min(self._rules.relays, n - 1) if mode.mixed else 0, max(1, self._rules.chunk_bytes // 4), self._rules.cipher, threshold)
+        member = Member(terms, self._present.index(self._transport.rank), self._identity, payload, _NOTE.pack(self._span, self._whole))
+        steps = member.run()
+        swap = next(steps)
+        while True:
+            parts, sizes = [b""] * self._transport.size, [0] * self._transport.size
+            for i, p in enumerate(self._present):
+                parts[p], sizes[p] = swap.parts[i], swap.sizes[i]
+            patience = self._deadline_s if swap.state == "announce" else self._rules.step_s
+            try:
+                came = self._transport.swap(parts, sizes, patience, (self._count, 0, STATES.index(swap.state)))
+                if self._arrived is None:
+                    self._arrived = time.perf_counter()
+                swap = steps.send([memoryview(came[p]) for p in self._present])
+            except PeersLost as lost:
+                swap = steps.throw(Lost(frozenset(self._present.index(p) for p in lost.peers), lost.settling))
+            except StopIteration as stop:
+                return stop.value
+
+
+def _random(cipher) -> ring.Stream:
+    """Random bits from the system's generator, stretched."""
+    import secrets
+
+    key, part = secrets.token_bytes(KEY), iter(range(2**32))
+    return lambda out: cipher.stream(key, next(part), out)
+
+
+def meet(transport: Transport, deadline_s: float, identity: Ed25519PrivateKey) -> list[bytes]:
+    """Everyone's public keys, told over the transport itself: for participants of one job, who trust the launcher that started them."""
+    own = public_of(identity)
+    return [bytes(came) for came in transport.swap([own] * transport.size, [len(own)] * transport.size, deadline_s, (0, 0, 1))]

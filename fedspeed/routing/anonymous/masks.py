@@ -1,0 +1,70 @@
+"""Masks that hide a member's words and vanish in the sum: one for each pair of members, added by one and subtracted by the other, and one of each
+member alone, which is told only when the set of updates is settled (Bonawitz et al., 2017).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedspeed.routing.anonymous.crypto import agree, derive
+
+_PIECE = 1 << 16  # elements masked at a time, in the cache
+_SCALAR = 2**64
+
+
+class Masks:
+    """One member's masks of one attempt.
+
+    Args:
+        me: this member. private: its mask key of this attempt; keys: everyone's.
+        own: the secret of its own mask.
+    """
+
+    def __init__(self, cipher, context: bytes, me: int, private: X25519PrivateKey, keys: Sequence[bytes], own: bytes):
+        self._cipher, self._me = cipher, me
+        self.pairs: dict[int, bytes] = {}
+        for other, key in enumerate(keys):
+            if other != me:
+                low, high = sorted((me, other))
+                self.pairs[other] = derive(agree(private, key), b"mask", context, low.to_bytes(4, "big"), high.to_bytes(4, "big"))
+        self._own = own
+
+    def apply(self, chunk: int, words: np.ndarray) -> None:
+        """Mask [n] uint32 in place."""
+        for other, seed in self.pairs.items():
+            add_stream(self._cipher, seed, chunk, words, 1 if other > self._me else -1)
+        add_stream(self._cipher, own_seed(self._own), chunk, words, 1)
+
+    def scalar(self, value: int) -> int:
+        """Mask one number modulo 2^64."""
+        for other, seed in self.pairs.items():
+            value += scalar_of(seed) if other > self._me else -scalar_of(seed)
+        return (value + scalar_of(own_seed(self._own))) % _SCALAR
+
+
+def add_stream(cipher, seed: bytes, chunk: int, words: np.ndarray, sign: int) -> None:
+    """Add or subtract a key stream, modulo 2^32."""
+    stream, operate = np.empty(len(words), np.uint32), np.add if sign > 0 else np.subtract
+    cipher.stream(seed, chunk, stream)
+    for start in range(0, len(words), _PIECE):
+        piece = words[start:start + _PIECE]
+        operate(piece, stream[start:start + _PIECE], out=piece)
+
+
+def remove_own(cipher, secrets: Mapping[int, bytes], chunk: int, words: np.ndarray) -> None:
+    """Take all members' own masks out of a sum [n] uint32; those of pairs have cancelled."""
+    for secret in secrets.values():
+        add_stream(cipher, own_seed(secret), chunk, words, -1)
+
+
+def remove_own_scalars(secrets: Mapping[int, bytes], value: int) -> int:
+    return (value - sum(scalar_of(own_seed(secret)) for secret in secrets.values())) % _SCALAR
+
+
+def own_seed(secret: bytes) -> bytes:
+    return derive(secret, b"own mask")
+
+
+def scalar_of(seed: bytes) -> int:
+    return int.from_bytes(derive(seed, b"scalar", length=8), "big")

@@ -1,0 +1,91 @@
+"""What transports have in common that can send to one peer at a time: swaps that go on without those who are lost."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedspeed.routing.transport import PeersLost, as_bytes
+
+SETTLE = 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A message between two participants: (exchange, attempt, state), and [n] uint8."""
+
+    step: tuple[int, int, int]
+    data: np.ndarray
+
+
+class Gone(Exception):
+    """A peer that does not answer any more, and why."""
+
+
+class FrameTransport:
+    """Subclasses give `_send` and `_receive`, both of which raise Gone. Frames between two participants keep their order."""
+
+    resilient = True
+
+    def __init__(self, rank: int, size: int):
+        self.rank, self.size, self.bytes_sent = rank, size, 0
+        self._kept: dict[int, Frame] = {}  # frames that came before they were waited for
+        self._gone: dict[int, str] = {}
+
+    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int, int] = (0, 0, 1)) -> list[np.ndarray]:
+        end = time.monotonic() + deadline_s
+        for peer, part in enumerate(parts):
+            data = as_bytes(part)
+            if peer != self.rank and data.size and peer not in self._gone:
+                try:
+                    self._send(peer, Frame(step, data), max(0.1, end - time.monotonic()))
+                    self.bytes_sent += data.size
+                except Gone as gone:
+                    self._gone[peer] = str(gone)
+        came, lost, settling = [np.empty(0, np.uint8)] * self.size, {}, False
+        came[self.rank] = as_bytes(parts[self.rank])
+        for peer, size in enumerate(sizes):
+            if peer == self.rank or not size:
+                continue
+            try:
+                frame = self._next(peer, step, end)
+                if frame is None:
+                    settling = True
+                elif frame.data.size != size:
+                    raise Gone(f"participant {peer} sent {frame.data.size} bytes where {size} are due")
+                else:
+                    came[peer] = frame.data
+            except Gone as gone:
+                self._gone.setdefault(peer, str(gone))
+                lost[peer] = self._gone[peer]
+        if lost or settling:
+            raise PeersLost(frozenset(lost), list(lost.values()), settling)
+        return came
+
+    def _next(self, peer: int, step: tuple[int, int, int], end: float) -> Frame | None:
+        """The peer's frame of this step; None if it is settling this attempt."""
+        while True:
+            frame = self._kept.pop(peer, None)
+            if frame is None:
+                if peer in self._gone:
+                    raise Gone(self._gone[peer])
+                frame = self._receive(peer, max(0.0, end - time.monotonic()))
+            if frame.step == step:
+                return frame
+            if frame.step[:2] == step[:2] and frame.step[2] == SETTLE:
+                self._kept[peer] = frame
+                return None
+            if frame.step[:2] > step[:2] or (frame.step[:2] == step[:2] and step[2] != SETTLE):
+                self._kept[peer] = frame
+                raise Gone(f"participant {peer} is at step {frame.step}, not at {step}")
+            # Left over from something that was given up.
+
+    def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
+        raise NotImplementedError
+
+    def _receive(self, peer: int, timeout_s: float) -> Frame:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError

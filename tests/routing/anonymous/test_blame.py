@@ -1,0 +1,198 @@
+"""Messages that were changed on their way, and members that cheat: found before anything is unmasked, and laid at the right door."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+
+from fedspeed.routing.anonymous import cells
+from fedspeed.routing.anonymous.lockstep import play
+from fedspeed.routing.anonymous.paths import backup_of
+from fedspeed.routing.anonymous.protocol import Member, Void
+from tests.routing.anonymous.parties import Parties
+
+CASES = int(os.environ.get("FEDSPEED_TAMPER_CASES", "300"))  # of each kind below; four kinds make the thousand
+
+
+class Wire:
+    """Changes one message between two members, once."""
+
+    def __init__(self, kind: str, seed: int, members):
+        self.kind, self.random, self.members, self.edge, self.old = kind, random.Random(seed), members, None, {}
+        self.state = self.random.choice(["hop 0", "hop 1", "hop 2"])
+
+    def __call__(self, state, messages):
+        if state != self.state or self.edge:
+            return
+        level, plan = int(state[-1]), self.members[0].plan
+        size = cells.size(plan, level)
+        full = [pair for pair, text in messages.items() if pair[0] != pair[1] and len(text) >= size * (2 if self.kind in ("swap", "replay") else 1)]
+        if not full:
+            return
+        sender, receiver = self.random.choice(full)
+        text = bytearray(messages[sender, receiver])
+        places = range(0, len(text), size)
+        at = self.random.choice(places)
+        if self.kind == "tamper":
+            text[at + self.random.randrange(size)] ^= 1 << self.random.randrange(8)
+        elif self.kind == "drop":  # its place is filled with noise, as a missing cell would show
+            text[at:at + size] = self.random.randbytes(size)
+        elif self.kind == "replay":
+            other = self.random.choice([p for p in places if p != at])
+            text[at:at + size] = text[other:other + size]
+        elif self.kind == "swap":
+            each = 1 if level == 0 else len(self.members)
+            other = self.random.choice([p for p in places if p // size // each != at // size // each] or [None])
+            if other is None:
+                return
+            text[at:at + size], text[other:other + size] = text[other:other + size], text[at:at + size]
+        messages[sender, receiver] = bytes(text)
+        self.edge = frozenset({sender, receiver})
+
+
+@pytest.mark.parametrize("kind", ["tamper", "drop", "replay", "swap"])
+def test_what_is_changed_on_the_way_is_found_and_its_edge_named(kind):
+    done = 0
+    for seed in range(CASES):
+        parties = Parties(3 + seed % 3, 80 + seed % 50, seed, chunk_words=8)
+        members = parties.attempt()
+        wire = Wire(kind, seed, members)
+        told: list[str] = []
+        ends = play(members, lambda state, messages: (wire(state, messages), told.append(state))).ends
+        if not wire.edge:
+            continue
+        done += 1
+        assert all(isinstance(end, Void) and not end.fatal for end in ends), f"seed {seed}: not noticed"
+        assert "unmask" not in told
+        assert all(end.blamed == (wire.edge,) for end in ends), f"seed {seed}: {wire.edge} was it, {ends[0].blamed} named"
+    assert done > 0.6 * CASES
+
+
+@pytest.mark.parametrize("state", ["announce", "hop 0", "collect", "confirm"])
+def test_a_truncated_message_is_as_good_as_none(state):
+    parties = Parties(4)
+
+    def cut(now, messages):
+        if now == state:
+            messages[2, 0] = messages[2, 0][:-1]
+
+    ends = play(parties.attempt(), cut).ends
+    del ends[2]
+    if state == "confirm":  # the others have its signature
+        assert all(np.array_equal(end.words, parties.sum()) for end in ends)
+    else:
+        assert all(isinstance(end, Void) and end.lost == frozenset({2}) for end in ends)
+
+
+# Members that cheat and stand by it.
+
+
+class FlippingRelay(Member):
+    def _mixed(self, level, chunk):
+        out = super()._mixed(level, chunk)
+        return [bytes([out[0][0] ^ 1]) + out[0][1:], *out[1:]] if chunk == min(self._inputs[level]) and level == 0 else out
+
+
+class DoublingRelay(Member):
+    """Sends one member's cell in place of another's: who is missing must be found out."""
+
+    def _mixed(self, level, chunk):
+        out = super()._mixed(level, chunk)
+        return [out[0], out[0], *out[2:]] if chunk == min(self._inputs[level]) and level == 0 else out
+
+
+class BadSource(Member):
+    """Seals rubbish for the second station."""
+
+    def _own_cell(self, chunk):
+        if chunk != 1:
+            return super()._own_cell(chunk)
+        station = self.plan.stations[chunk][0]
+        key, private = self._known.onion[station], self._sent[chunk].ephemeral[0]
+        inside = b"\7" * (cells.size(self.plan, 0) - cells.LAYER)
+        from fedspeed.routing.anonymous.crypto import agree, public_of, seal
+
+        public = public_of(private)
+        return public + seal(self._cipher, cells._key(agree(private, key), self.context, 0, chunk, public), inside, self.context)
+
+
+class LyingOwner(Member):
+    """Lists a cell that nobody has sent."""
+
+    def _list_of(self, chunk):
+        text = super()._list_of(chunk)
+        return b"\0" * cells.SERIAL + text[cells.SERIAL:]
+
+
+class ForgingOwner(Member):
+    """Adds to a sum. The serials are right."""
+
+    def _list_of(self, chunk):
+        super()._list_of(chunk)
+        self._sums[chunk] = self._sums[chunk] + np.uint32(1)
+        from fedspeed.routing.anonymous.crypto import digest
+
+        return super()._list_of(chunk)[:-32] + digest(self._sums_forged(chunk).tobytes())
+
+    def _sums_forged(self, chunk):
+        self._sums[chunk] = self._sums[chunk] + np.uint32(1)
+        return self._sums[chunk]
+
+
+class Slanderer(Member):
+    """Complains about what was right."""
+
+    def _confirm(self):
+        self._complaints.add(next(c for c in range(self.plan.chunks) if backup_of(self.plan.owner(c), self.n) != self.me))
+        return super()._confirm()
+
+
+@pytest.mark.parametrize("kind", [FlippingRelay, DoublingRelay, BadSource, LyingOwner, Slanderer])
+@pytest.mark.parametrize("guilty", range(4))
+def test_one_that_cheats_is_named_alone(kind, guilty):
+    parties = Parties(4, kinds={guilty: kind})
+    ends = play(parties.attempt()).ends
+    assert all(isinstance(end, Void) and end.blamed == (frozenset({guilty}),) for end in ends), [getattr(e, "blamed", e) for e in ends]
+
+
+def test_a_sum_that_was_forged_does_not_pass_the_check():
+    """The owner adds to its sums before it lists them, so that all digests agree."""
+    parties = Parties(4, kinds={2: ForgingOwner})
+    ends = play(parties.attempt()).ends
+    assert all(isinstance(end, Void) and "not those of what was sent" in str(end) for end in ends)
+
+
+class TwoFaced(Member):
+    def _collect(self):
+        steps = super()._collect()
+        swap = next(steps)
+        from fedspeed.routing.anonymous.crypto import SIGNATURE, digest
+
+        entry = self.n * cells.SERIAL + 32
+        width = len(self.plan.owned(self.me)) * entry
+        other = (self.me + 2) % self.n
+        text = swap.parts[other][:width - 1] + b"?"
+        swap.parts[other] = text + self._identity.sign(digest(b"collect", self.context, text)) + swap.parts[other][width + SIGNATURE:]
+        came = yield swap
+        try:
+            steps.send(came)
+        except StopIteration:
+            return
+
+
+def test_different_lists_for_different_members_are_noticed():
+    parties = Parties(4, kinds={1: TwoFaced})
+    ends = play(parties.attempt()).ends
+    assert all(isinstance(end, Void) for end in ends) and all(1 in group for end in ends for group in end.blamed)
+    assert any("different lists" in str(end) for end in ends)
+
+
+def test_another_roster_or_other_settings_are_refused_at_the_first_message():
+    parties = Parties(3)
+    one, other = parties.attempt(), parties.attempt(settings=b"another base model")
+    ends = play([one[0], one[1], other[2]]).ends
+    assert "member 2 announced itself with other settings" in str(ends[0]) and ends[0].blamed == (frozenset({2}),)
+    old = parties.attempt(number=7)
+    ends = play([one[0], one[1], old[2]]).ends
+    assert all(isinstance(end, Void) for end in ends), "an announcement of another attempt"

@@ -1,0 +1,254 @@
+"""The primitives against their standards' own vectors, and what is built of them: streams, shares, ring words, routes, masks."""
+
+import hashlib
+import hmac
+from collections import Counter
+from math import comb
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedspeed.routing.anonymous import cells, paths, ring, shamir
+from fedspeed.routing.anonymous.crypto import CIPHERS, AesGcm, ChaCha20, Refused, agree, check_signature, derive, digest, open_sealed, public_of, seal
+from fedspeed.routing.anonymous.lockstep import play
+from fedspeed.routing.anonymous.masks import Masks
+from fedspeed.routing.anonymous.protocol import secret_order
+from tests.routing.anonymous.parties import Parties
+
+hexed = bytes.fromhex
+
+
+def stream(cipher, key, part, nbytes) -> bytes:
+    out = np.empty(nbytes // 4, np.uint32)
+    cipher.stream(key, part, out)
+    return out.tobytes()
+
+
+def test_rfc_8439_key_stream():
+    assert stream(ChaCha20, bytes(32), 0, 64) == hexed("76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
+                                                       "da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586")
+    assert stream(ChaCha20, bytes(32), 2, 64) == hexed("c2c64d378cd536374ae204b9ef933fcd1a8b2288b3dfa49672ab765b54ee27c7"
+                                                       "8a970e0e955c14f3a88e741b97c286f75f8fc299e8148362fa198a39531bed6d")
+
+
+def test_rfc_8439_sealing():
+    sealed = ChaCha20.aead(bytes(range(0x80, 0xA0))).encrypt(
+        hexed("070000004041424344454647"),
+        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it.",
+        hexed("50515253c0c1c2c3c4c5c6c7"))
+    assert sealed[-16:] == hexed("1ae10b594f09e26a7e902ecbd0600691") and sealed[:16] == hexed("d31a8d34648e60db7b86afbc53ef7ec2")
+
+
+def test_rfc_5869_derivation():
+    okm = HKDF(SHA256(), 42, None, b"").derive(b"\x0b" * 22)
+    assert okm == hexed("8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8")
+    info = digest(b"one", b"two")
+    extracted = hmac.digest(bytes(32), b"secret", hashlib.sha256)
+    assert derive(b"secret", b"one", b"two") == hmac.digest(extracted, info + b"\x01", hashlib.sha256)
+    assert digest(b"ab", b"c") != digest(b"a", b"bc")
+
+
+def test_rfc_7748_agreement():
+    bob = X25519PrivateKey.from_private_bytes(hexed("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
+    alice = hexed("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
+    assert public_of(bob) == hexed("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
+    assert agree(bob, alice) == hexed("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
+    with pytest.raises(Refused):
+        agree(bob, bytes(32))
+
+
+def test_rfc_8032_signatures():
+    private = Ed25519PrivateKey.from_private_bytes(hexed("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"))
+    public = hexed("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
+    signature = hexed("e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b")
+    assert public_of(private) == public and private.sign(b"") == signature
+    check_signature(public, signature, b"")
+    for wrong in ((public, signature, b"x"), (public, bytes(64), b""), (bytes(32), signature, b"")):
+        with pytest.raises(Refused):
+            check_signature(*wrong)
+
+
+@pytest.mark.parametrize("nbytes", [4, 64, (1 << 18) - 4, (1 << 18) + 20, 1 << 20])
+def test_aes_stream_is_counter_mode(nbytes):
+    """Each piece of 256 KiB is a counter of its own: nonce, then counts from 2 on."""
+    key, expected = b"k" * 32, b""
+    for i in range(-(-nbytes // (1 << 18))):
+        counter = (7 << 32 | i).to_bytes(12, "big") + (2).to_bytes(4, "big")
+        expected += Cipher(algorithms.AES(key[:16]), modes.CTR(counter)).encryptor().update(bytes(1 << 18))
+    assert stream(AesGcm, key, 7, nbytes) == expected[:nbytes]
+
+
+@pytest.mark.parametrize("cipher", CIPHERS.values(), ids=lambda c: c.name)
+def test_streams_of_chunks_have_nothing_in_common(cipher):
+    pieces = [stream(cipher, b"k" * 32, part, 1 << 12) for part in range(20)]
+    blocks = [piece[at:at + 16] for piece in pieces for at in range(0, len(piece), 16)]
+    assert len(set(blocks)) == len(blocks)
+    # One stream begun later is not another one's end.
+    assert stream(cipher, b"k" * 32, 3, 1 << 12)[:1 << 11] == stream(cipher, b"k" * 32, 3, 1 << 11)
+
+
+@pytest.mark.parametrize("cipher", CIPHERS.values(), ids=lambda c: c.name)
+def test_what_is_sealed_opens_with_its_key_and_context_only(cipher):
+    sealed = seal(cipher, b"k" * 32, b"text", b"here")
+    assert open_sealed(cipher, b"k" * 32, sealed, b"here") == b"text"
+    for key, data, context in ((b"j" * 32, sealed, b"here"), (b"k" * 32, sealed, b"there"), (b"k" * 32, sealed[:-1] + b"?", b"here")):
+        with pytest.raises(Refused):
+            open_sealed(cipher, key, data, context)
+
+
+def test_shares():
+    secret = shamir.draw()
+    shares = shamir.split(secret, 7, 4)
+    for holders in ((0, 1, 2, 3), (6, 2, 5, 1), range(7)):
+        assert shamir.rebuild({i: shares[i] for i in holders}) == secret
+    assert shamir.rebuild({i: shares[i] for i in (0, 1, 2)}) != secret
+    assert shamir.from_bytes(shamir.to_bytes(secret)) == secret and len(set(shamir.split(0, 5, 3))) == 5
+
+
+# Ring.
+
+
+def noise(seed):
+    random = np.random.default_rng(seed)
+    return lambda out: out.__setitem__(slice(None), random.integers(0, 2**32, len(out), dtype=np.uint32))
+
+
+@pytest.mark.parametrize("n", [3, 5, 9, 16, 64])
+def test_the_sum_is_float64_fedavg_within_the_quantisation(n):
+    random, words = np.random.default_rng(n), 70_001
+    weights = random.integers(1, 1000, n).astype(float)
+    updates = [random.normal(size=words).astype(np.float32) * 0.01 for _ in range(n)]
+    total, span, whole = np.zeros(words, np.uint32), 0.05 * 64, weights.sum()
+    for i in range(n):
+        out = np.empty(words, np.uint32)
+        assert ring.encode((updates[i] * np.float32(weights[i] / whole)), span, noise(i), out) == 0
+        total += out
+    exact = sum(w * u.astype(np.float64) for w, u in zip(weights, updates)) / whole
+    step = span / 2**ring.BITS
+    assert np.abs(ring.decode(total, span) - exact).max() <= n * (step + 2**-23 * 0.05)
+
+
+def test_rounding_has_no_bias():
+    values, out = np.full(200_000, 0.3, np.float32), np.empty(200_000, np.uint32)
+    ring.encode(values, 2.0**ring.BITS, noise(1), out)
+    assert abs(out.mean() - 0.3) < 4 * np.sqrt(0.21 / 200_000) and set(out.tolist()) == {0, 1}
+    ring.encode(-values, 2.0**ring.BITS, noise(1), out)
+    assert abs(out.view(np.int32).mean() + 0.3) < 4 * np.sqrt(0.21 / 200_000)
+
+
+def test_what_is_beyond_the_span_is_cut_and_counted():
+    out = np.empty(4, np.uint32)
+    assert ring.encode(np.array([0.5, 2.0, -3.0, 1.0], np.float32), 1.0, noise(0), out) == 3
+    np.testing.assert_allclose(ring.decode(out, 1.0), [0.5, 1.0, -1.0, 1.0], atol=1e-6)
+
+
+def test_exact_words():
+    random = np.random.default_rng(0)
+    columns = [random.normal(size=50) * 10.0 ** random.integers(-9, 9, 50) for _ in range(64)]
+    columns[0][:4] = [0.0, 2**40, -2**40 - 0.5, 1e9 / 3]
+    total = np.sum([ring.encode_exact(c) for c in columns], axis=0, dtype=np.uint32)
+    exact = np.sum([np.round(c * 2**48) / 2**48 for c in columns], axis=0)
+    np.testing.assert_allclose(ring.decode_exact(total), exact, rtol=1e-14, atol=64 * 2.0**-48)
+    for bad in (np.nan, np.inf, 1e300):
+        with pytest.raises(ValueError, match="must be finite"):
+            ring.encode_exact(np.array([bad]))
+
+
+def test_the_check_word_adds_up_and_sees_every_change():
+    random = np.random.default_rng(0)
+    vectors = [random.integers(-2**20, 2**20, 100_000).astype(np.int32).view(np.uint32) for _ in range(5)]
+    total = np.sum(vectors, axis=0, dtype=np.uint32)
+    assert sum(ring.check_word(v, noise(9)) for v in vectors) % 2**64 == ring.check_word(total, noise(9))
+    for bit in range(32):
+        other = total.copy()
+        other[random.integers(len(total))] ^= np.uint32(1 << bit)
+        assert ring.check_word(other, noise(9)) != ring.check_word(total, noise(9))
+
+
+# Routes.
+
+
+@pytest.mark.parametrize("members,hops", [(3, 2), (5, 0), (9, 2), (16, 3), (1, 0)])
+def test_routes_are_balanced_and_their_stations_differ(members, hops):
+    plan = paths.draw(b"beacon", members, 5_000, hops, 64)
+    assert plan.chunks % members == 0 and plan.chunks * plan.chunk_words >= 5_000
+    for route in plan.stations:
+        assert len(set(route)) == hops + 1
+    for level in range(hops + 1):
+        assert set(Counter(route[level] for route in plan.stations).values()) == {plan.chunks // members}
+        for member in range(members):
+            given = [plan.between(level, sender, member) for sender in range(members)]
+            assert set().union(*given) == set(plan.at(level, member))
+
+
+def test_routes_change_with_the_beacon_and_with_nothing_else():
+    one, same, other = (paths.draw(b, 9, 10_000, 2, 64).stations for b in (b"a", b"a", b"b"))
+    assert one == same and sum(x == y for x, y in zip(one, other)) < len(one) // 3
+
+
+@pytest.mark.parametrize("members,corrupt,hops", [(8, 2, 2), (9, 3, 2), (9, 3, 3), (16, 5, 3)])
+def test_paths_are_compromised_as_often_as_the_formula_says(members, corrupt, hops):
+    draws, whole = 0, 0
+    for beacon in range(1_500):
+        for route in paths.draw(beacon.to_bytes(4, "big"), members, 2 * members, hops, 1).stations:
+            draws += 1
+            whole += all(station < corrupt for station in route[:-1])
+    p = comb(corrupt, hops) / comb(members, hops)
+    assert abs(whole / draws - p) < 5 * np.sqrt(p * (1 - p) / draws * members)  # routes of one group are not independent
+
+
+def test_orders_are_uniform():
+    counts = Counter(tuple(secret_order(3)) for _ in range(6_000))
+    assert len(counts) == 6 and sum((c - 1000) ** 2 / 1000 for c in counts.values()) < 25  # chi-square, 5 degrees, p = 1e-4
+
+
+# Masks and cells.
+
+
+def test_masks_vanish_in_the_sum_and_nowhere_else():
+    private = [X25519PrivateKey.generate() for _ in range(4)]
+    keys, owns = [public_of(p) for p in private], [bytes([i]) * 32 for i in range(4)]
+    masks = [Masks(AesGcm, b"context", i, private[i], keys, owns[i]) for i in range(4)]
+    for i in range(4):
+        for j in range(i):
+            assert masks[i].pairs[j] == masks[j].pairs[i]
+    vectors = np.zeros((4, 1000), np.uint32)
+    for i in range(4):
+        masks[i].apply(5, vectors[i])
+    from fedspeed.routing.anonymous.masks import remove_own
+
+    total = vectors.sum(axis=0, dtype=np.uint32)
+    assert len(set(total.tolist())) > 990, "own masks are still there"
+    remove_own(AesGcm, dict(enumerate(owns)), 5, total)
+    assert not total.any()
+    three = vectors[:3].sum(axis=0, dtype=np.uint32)
+    remove_own(AesGcm, dict(enumerate(owns[:3])), 5, three)
+    assert len(set(three.tolist())) > 990, "a member's absence leaves its masks"
+
+
+def test_masks_take_secrets_that_nobody_has_published():
+    """All that travels in the clear, hashed in every way the protocol hashes things, gives no pair's seed."""
+    parties, seen = Parties(3), []
+    members = parties.attempt()
+    play(members, lambda state, messages: seen.extend(messages.values()))
+    seeds = {seed for member in members for seed in member._masks.pairs.values()}
+    public = {text[at:at + 32] for text in seen for at in range(0, len(text) - 31, 4)} | {members[0].context, members[0].terms.context}
+    candidates = {derive(p, b"mask", members[0].context, i.to_bytes(4, "big"), j.to_bytes(4, "big")) for p in public for i in range(3) for j in range(i, 3)}
+    assert len(seeds) == 3 and not seeds & (candidates | public)
+
+
+def test_masked_cells_look_random():
+    """Words of one member's cells at the owner, all of whose words are zero."""
+    parties = Parties(3, 30_000, chunk_words=4096)
+    parties.vectors = [v * 0 for v in parties.vectors]
+    members = parties.attempt()
+    play(members)
+    core = members[0]._opened(members[0].plan.hops, members[0].plan.owned(0)[0])[0]
+    counts = np.bincount(np.frombuffer(core, np.uint8, offset=cells.SERIAL), minlength=256)
+    expected = counts.sum() / 256
+    assert ((counts - expected) ** 2 / expected).sum() < 255 + 5 * np.sqrt(2 * 255)

@@ -1,0 +1,129 @@
+"""The anonymous exchange over transports, as the rounds use it."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.routing.anonymous.exchange import AnonymousExchange, Rules, meet
+from fedspeed.routing.transports.local import LocalTransport
+from tests.processes import free_port, run_ranks
+from tests.routing.test_transports import gloo_rank, in_threads
+
+RULES = Rules("mix+mask", chunk_bytes=4096, step_s=5.0)
+
+
+def exchange_of(transport, rules=RULES, **changes):
+    identity = Ed25519PrivateKey.generate()
+    return AnonymousExchange(transport, 20, rules, identity, meet(transport, 20, identity), changes.get("settings", b"run"))
+
+
+def rounds(transport, rules=RULES):
+    """Two updates and a ledger, with unequal weights; what each participant ends with, and the largest error beside float64."""
+    exchange, n, errors = exchange_of(transport, rules), transport.size, []
+    for number in range(3):
+        updates = [np.random.default_rng([number, r]).normal(size=3001).astype(np.float32) * 1e-3 for r in range(n)]
+        weights = [float(10 * r + number) for r in range(n)]
+        total, weight = exchange.start(updates[transport.rank] * np.float32(weights[transport.rank]), weights[transport.rank]).wait(30)
+        exact = sum(w * u.astype(np.float64) for w, u in zip(weights, updates))
+        assert weight == sum(weights) and total.dtype == np.float32 and exchange.cut == 0
+        errors.append(float(np.abs(total - exact).max() / weight))
+        ledger, _ = exchange.start(np.array([1.5, transport.rank, -2.0**-40]), 0.0).wait(30)
+        np.testing.assert_array_equal(ledger, [1.5 * n, n * (n - 1) / 2, -n * 2.0**-40])
+    return total.tobytes().hex()[:64], errors
+
+
+@pytest.mark.parametrize("mode", ["mix", "mask", "mix+mask"])
+@pytest.mark.parametrize("size", [3, 5])
+def test_updates_are_summed_within_the_quantisation(size, mode):
+    results = in_threads(LocalTransport.set_of(size), lambda t: rounds(t, Rules(mode, chunk_bytes=4096, step_s=5.0)))
+    assert len({digest for digest, _ in results}) == 1
+    first, second, third = results[0][1]
+    assert first < 1e-8 and second < 1e-9 and third < 1e-9, "from the second round on the span follows the updates"
+
+
+def test_over_gloo():
+    results = run_ranks(3, gloo_rank, 3, free_port(), rounds, timeout=60)
+    assert len({digest for digest, _ in results}) == 1
+
+
+def test_fewer_participants_than_a_sum_needs_are_refused():
+    with pytest.raises(FedSpeedError, match="2 participants: a sum of fewer than 3.*routing.mode=plain"):
+        AnonymousExchange(LocalTransport.set_of(2)[0], 5, RULES, Ed25519PrivateKey.generate(), [b"", b""], b"")
+
+
+def test_one_that_leaves_is_done_without(capfd):
+    """The others end the exchange it is missing in, and all that come after, among themselves."""
+    def act(transport):
+        exchange = exchange_of(transport)
+        totals = []
+        for number in range(3):
+            if transport.rank == 2 and number == 1:
+                exchange.close()
+                return None
+            totals.append(exchange.start(np.full(500, (transport.rank + 1) / 10, np.float32), 1.0).wait(30))
+        return [(total[0], weight) for total, weight in totals]
+
+    results = [r for r in in_threads(LocalTransport.set_of(5), act) if r]
+    for totals in results:
+        (a, wa), (b, wb), (c, wc) = totals
+        assert (wa, wb, wc) == (5, 4, 4)
+        assert [a, b, c] == pytest.approx([1.5, 1.2, 1.2], rel=1e-5)
+    assert "members were lost before the sum was settled (lost: 2)" in capfd.readouterr().err
+
+
+def test_below_the_threshold_it_stops_with_a_message():
+    def act(transport):
+        exchange = exchange_of(transport)
+        if transport.rank > 1:
+            exchange.close()
+            return "left"
+        with pytest.raises(LostPeerError, match="only 2 of 4 members are left, 3 are needed"):
+            exchange.start(np.zeros(10, np.float32), 1.0).wait(30)
+
+    in_threads(LocalTransport.set_of(4), act)
+
+
+def test_one_that_is_silent_is_lost_at_the_deadline():
+    def act(transport):
+        identity = Ed25519PrivateKey.generate()
+        roster = meet(transport, 20, identity)
+        exchange = AnonymousExchange(transport, 1.0, RULES, identity, roster, b"run")
+        if transport.rank == 3:
+            time.sleep(3)
+            return None
+        total, weight = exchange.start(np.full(10, 1.0, np.float32), 1.0).wait(30)
+        return weight
+
+    assert in_threads(LocalTransport.set_of(4), act) == [3.0, 3.0, 3.0, None]
+
+
+def test_other_settings_are_refused():
+    def act(transport):
+        exchange = exchange_of(transport, settings=b"other" if transport.rank == 1 else b"run")
+        with pytest.raises(FedSpeedError, match="announced itself with other settings|convicted this participant"):
+            exchange.start(np.zeros(10, np.float32), 1.0).wait(30)
+
+    in_threads(LocalTransport.set_of(3), act)
+
+
+def test_what_is_cut_is_counted_and_not_cut_the_next_time():
+    def act(transport):
+        exchange, cuts = exchange_of(transport, Rules("mask", chunk_bytes=4096, first_span=0.1)), []
+        for _ in range(3):
+            total, _ = exchange.start(np.full(10, 2.0, np.float32), 1.0).wait(30)
+            cuts.append((exchange.cut, round(float(total[0]), 4)))
+        return cuts
+
+    for cuts in in_threads(LocalTransport.set_of(3), act):
+        assert cuts == [(30, 0.3), (0, 6.0), (0, 6.0)]
+
+
+def test_threads_end_with_the_exchange():
+    before = threading.active_count()
+    in_threads(LocalTransport.set_of(3), lambda t: exchange_of(t).close())
+    time.sleep(0.5)
+    assert threading.active_count() <= before + 1
