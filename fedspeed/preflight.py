@@ -276,7 +276,31 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
                               "set routing.transport=gloo")
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
+    routing, count = config.routing, len(topology.participants)
+    if routing.transport == "tls":
+        if count != 1:
+            raise ConfigError(f"routing.transport=tls: a site is one participant, but its {len(topology.ranks)} ranks carry clients of {count}; set "
+                              "data.clients=1, or cluster.local_ranks=1")
+        count = _site(config)
+    if routing.mode != "plain" and count < routing.min_participants:
+        raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: a sum of fewer than "
+                          f"{routing.min_participants} says too much about each; set routing.mode=plain inside one trust domain, or more ranks "
+                          "(cluster.local_ranks, or the hostfile)")
     return [f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters] + _idle(topology)
+
+
+def _site(config: RunConfig) -> int:
+    """That this site's identity and roster fit; how many sites there are."""
+    from fedspeed.routing import identity
+    from fedspeed.routing.anonymous.crypto import public_of
+
+    routing = config.routing
+    for key in ("identity", "roster", "roster_signer"):
+        if not getattr(routing, key):
+            raise ConfigError(f"routing.{key} is empty; routing.transport=tls needs it (docs/organisations.md)")
+    roster = identity.read_roster(Path(routing.roster), routing.roster_signer)
+    identity.member_of(roster, public_of(identity.read_key(Path(routing.identity))), routing.identity)
+    return len(roster.members)
 
 
 def _built(loaded: Loaded) -> list[str]:

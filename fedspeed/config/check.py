@@ -77,7 +77,18 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
             yield Conflict(("adapter.method", "model.init"), "adapter.method=blocks keeps the other blocks of a pretrained model, but "
                            "model.init=random has none; give a pretrained base, or choose adapter.method=full")
 
-    federation = config.federation
+    federation, mode = config.federation, config.routing.mode
+    if config.routing.transport == "tls" and federation.clients_per_round:
+        yield Conflict(("federation.clients_per_round", "routing.transport"), "federation.clients_per_round draws among the clients of one job, but "
+                       "routing.transport=tls has a job on each site; leave it out")
+    if config.routing.sums_only:
+        for key, asked, why in (("aggregation", rule == "svd", "needs every client's factors"),
+                                ("compare_alone", federation.compare_alone, "shows what each client's rows are worth"),
+                                ("local_optimizer", federation.local_optimizer == "keep", "keeps each client's moments in the run's folder")):
+            if asked:
+                yield Conflict((f"federation.{key}", "routing.mode"), f"federation.{key}={getattr(federation, key)} {why}, which "
+                               f"routing.mode={mode} with routing.transport={config.routing.transport} is there to hide; set "
+                               "routing.mode=plain inside one trust domain, or leave it out")
     if rule == "svd":
         for key, value, plain in (("server_optimizer", federation.server_optimizer, "none"), ("server_lr", federation.server_lr, 1.0),
                                   ("local_optimizer", federation.local_optimizer, "reset")):

@@ -28,6 +28,17 @@ class ClientLink:
     def __init__(self, engine, exchange, deadline_s: float):
         self._engine, self._exchange, self._deadline_s = engine, exchange, deadline_s
 
+    def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
+        """What the participant with the highest priority says to every rank of every client, None if nobody has any. In the clear.
+
+        Raises:
+            LostPeerError: a participant is missing.
+        """
+        told = self._exchange.share(vector, priority) if self._exchange is not None else None
+        if not self._engine.share_from_gateway(np.array([float(told is not None)]))[0]:
+            return None
+        return self._engine.share_from_gateway(vector if told is None else told)
+
     def sum(self, vector: np.ndarray, weight: float) -> Sum:
         """Sum over all participants, known afterwards to every rank of every client. Only the gateway's vector counts.
 

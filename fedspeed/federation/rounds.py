@@ -91,8 +91,7 @@ class Federation:
 
         The loss is only shown: the best round is one of those that trained.
         """
-        ledger = Ledger(self.config.data.clients, self.seat.ranks)
-        begin = time.perf_counter()
+        ledger, begin = self._ledger(), time.perf_counter()
         self._clock.snapshot_and_reset()
         self._evaluate(progress.tensors, ledger)
         ledger = self._share(ledger)
@@ -106,7 +105,7 @@ class Federation:
     def _round(self, progress: Progress) -> bool:
         """One whole round; True if some rank was asked to stop."""
         config, number, begin = self.config, progress.round + 1, time.perf_counter()
-        ledger = Ledger(config.data.clients, self.seat.ranks)
+        ledger = self._ledger()
         rule = rules.make_rule(config.federation.aggregation, self._layout, config.data.clients, config.run.seed, number)
         still = rules.held(config.federation.aggregation, number, self._layout.names)
         asked = sample(config.run.seed, number, config.data.clients, config.federation.clients_per_round)
@@ -172,7 +171,7 @@ class Federation:
         size = self.engine.groups.client_size
         shared = size * len(together)
         for client, own, counts in zip(together, sums, counted):
-            ledger.add_client(client, train_loss=own.loss, tokens=own.tokens, steps=own.steps / size, received=float(counts) / size,
+            ledger.add_client(client, asked=1.0 / size, train_loss=own.loss, tokens=own.tokens, steps=own.steps / size, received=float(counts) / size,
                               compute_s=seconds["compute"] / shared, gather_s=seconds["gather"] / shared)
 
     # The two halves of a turn, also used to train a client alone.
@@ -211,7 +210,7 @@ class Federation:
         seconds = self._clock.snapshot_and_reset()
         stages = {k: self._seconds.get(k, 0.0) + seconds[k] for k in ("compute", "gather", "idle")}
         self._seconds = {}
-        ledger.set_rank(self.seat.slot, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
+        ledger.set_rank(self.seat.slot, ranks=1.0, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
                         idle_s=stages["idle"] + idle_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), device_bytes=self.engine.device_bytes,
                         loaded_bytes=self.engine.take_loaded(), step_s=self.engine.take_step_s(), stop=float(self._stop()))
         size = self.engine.groups.client_size
@@ -219,7 +218,10 @@ class Federation:
             ledger.add_client(client, exchange_s=exchange_s / size, idle_s=(stages["idle"] + idle_s) / size, bytes_sent=bytes_sent,
                               peak_bytes=self._peak_bytes())
         own = self.engine.sum_over_client(ledger.vector)
-        return Ledger(self.config.data.clients, self.seat.ranks, self._link.sum(own, 0.0).vector)
+        return self._ledger(self._link.sum(own, 0.0).vector)
+
+    def _ledger(self, vector: np.ndarray | None = None) -> Ledger:
+        return Ledger(self.config.data.clients, self.seat.ranks, vector, sums_only=self.config.routing.sums_only)
 
     def _note_loss(self, progress: Progress, ledger: Ledger) -> None:
         """Keep the best round by held-out loss, and count evaluations without a better one."""
@@ -248,20 +250,23 @@ class Federation:
 
     def _record(self, number: int, asked: tuple[int, ...], ledger: Ledger, seconds: float, factor_error: float | None,
                 norm: float | None) -> RoundRecord:
-        clients = [self._client_record(c, ledger) for c in range(self.config.data.clients)]
-        tokens, val_tokens = ledger.of_clients("tokens").sum(), ledger.of_clients("val_tokens").sum()
-        received = [c for c in asked if ledger.of_clients("received")[c] > 0.5]
-        stages = {f"{s}_s": float(ledger.of_ranks(f"{s}_s").mean()) for s in ("compute", "gather", "exchange", "idle")}
+        tokens, val_tokens, count = ledger.total("tokens"), ledger.total("val_tokens"), round(ledger.total("received"))
+        clients, missing = [], ()
+        if not ledger.sums_only:
+            clients = [self._client_record(c, ledger) for c in range(self.config.data.clients)]
+            missing = tuple(c for c in asked if ledger.of_clients("received")[c] <= 0.5)
+        stages = {f"{s}_s": ledger.rank_mean(f"{s}_s") for s in ("compute", "gather", "exchange", "idle")}
+        peak, device, step = (ledger.rank_max(word) for word in ("peak_bytes", "device_bytes", "step_s"))
         total = self.config.federation.rounds * self.steps_per_round
         return RoundRecord(
-            round=number, train_loss=float(ledger.of_clients("train_loss").sum() / tokens) if tokens else None,
-            val_loss=float(ledger.of_clients("val_loss").sum() / val_tokens) if val_tokens else None, tokens=int(tokens),
+            round=number, train_loss=ledger.total("train_loss") / tokens if tokens else None,
+            val_loss=ledger.total("val_loss") / val_tokens if val_tokens else None, tokens=int(tokens),
             tokens_per_s=float(tokens / seconds), seconds=seconds, **stages, bytes_sent=int(ledger.of_ranks("bytes_sent").sum()),
-            peak_bytes=int(ledger.of_ranks("peak_bytes").max()), device_bytes=int(ledger.of_ranks("device_bytes").max()) or None,
-            loaded_bytes=int(ledger.of_ranks("loaded_bytes").sum()), step_s=float(ledger.of_ranks("step_s").max()) or None,
+            peak_bytes=None if peak is None else int(peak), device_bytes=int(device) if device else None,
+            loaded_bytes=int(ledger.of_ranks("loaded_bytes").sum()), step_s=step or None,
             lr=lr_at(self.config.train, max(0, number * self.steps_per_round - 1), total),
-            factor_error=factor_error, update_norm=norm, clients=len(asked), received=len(received),
-            missing=tuple(c for c in asked if c not in received), per_client=tuple(clients))
+            factor_error=factor_error, update_norm=norm, clients=round(ledger.total("asked")), received=count,
+            missing=missing, per_client=tuple(clients))
 
     def _client_record(self, client: int, ledger: Ledger) -> ClientRecord:
         word = {w: float(ledger.of_clients(w)[client]) for w in CLIENT_WORDS}

@@ -6,8 +6,30 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class RoutingConfig:
-    mode: Literal["plain"] = field(default="plain", metadata={"help": "plain: an ordinary sum, inside one trust domain"})
-    transport: Literal["auto", "mpi", "gloo", "local"] = field(default="auto", metadata={
-        "help": "auto: mpi under mpirun, gloo elsewhere, local with a single participant"})
+    mode: Literal["plain", "mix", "mask", "mix+mask"] = field(default="plain", metadata={
+        "help": "plain: an ordinary sum, inside one trust domain. mask: masked, so that nobody learns more than the sum. mix: through relays, unmasked: "
+                "owners of chunks see them, without a name. mix+mask: both (see fedspeed/routing/THREATS.md)"})
+    transport: Literal["auto", "mpi", "gloo", "local", "tls"] = field(default="auto", metadata={
+        "help": "auto: mpi under mpirun, gloo elsewhere, local with a single participant. tls: one participant per organisation, each started on its own"})
+    identity: str = field(default="", metadata={"help": "tls: this site's private key, made by `fedspeed keys new`"})
+    roster: str = field(default="", metadata={"help": "tls: the signed list of members, made by `fedspeed keys roster`"})
+    roster_signer: str = field(default="", metadata={"help": "tls: pinned key of who signs rosters: what `fedspeed keys show` prints, or the file of its card"})
+    listen: str = field(default="", metadata={"help": "tls: HOST:PORT to listen on, where it is not the address in the roster"})
     deadline_s: float = field(default=1800.0, metadata={
         "help": "longest wait for the other clients' updates of a round", "above": 0.0, "max": 10_000_000})
+    step_deadline_s: float = field(default=120.0, metadata={
+        "help": "mix, mask: longest wait for another participant once all have begun an exchange", "above": 0.0, "max": 10_000_000})
+    relays: int = field(default=2, metadata={"help": "mix: relays of a path, as far as there are participants", "min": 1, "max": 7})
+    cell_kib: int = field(default=1024, metadata={"help": "mix, mask: content of a cell, the fixed size that all messages have", "min": 1, "max": 65536})
+    cipher: Literal["aes-128-gcm", "chacha20-poly1305"] = field(default="aes-128-gcm", metadata={
+        "help": "mix, mask: of seals and key streams; AES is the faster where processors have instructions for it"})
+    first_span: float = field(default=1.0, metadata={
+        "help": "mix, mask: largest change of a parameter in the first round; later ones go by the aggregate before", "above": 0.0, "max": 1e6})
+    min_participants: int = field(default=3, metadata={
+        "help": "mix, mask: participants that a sum must have; the fewer they are, the more it says about each", "min": 2, "max": 1024})
+    attempts: int = field(default=5, metadata={"help": "mix, mask: tries at one exchange, each with fresh masks", "min": 1, "max": 100})
+
+    @property
+    def sums_only(self) -> bool:
+        """Whether outputs may tell nothing of single clients: in the masked modes, and where clients belong to organisations of their own."""
+        return self.mode != "plain" or self.transport == "tls"

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from fedspeed.errors import FedSpeedError, LostPeerError
-from fedspeed.routing.transport import Transport, TransportError, all_gather, all_to_all
+from fedspeed.routing.transport import Transport, TransportError, all_gather, all_to_all, as_bytes
 
 DTYPES = (np.float32, np.float64)
 _LOOK_S = 1.0  # between two looks at who has been lost
@@ -105,6 +105,29 @@ class Exchange:
         future: futures.Future = futures.Future()
         self._orders.put((future, tag, vector, float(weight)))
         return Handle(future, tag, self._roll)
+
+    def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
+        """What the participant with the highest priority says to all, in the clear: for what is no secret, such as the state that a run goes on
+        from. Not while an exchange is under way.
+
+        Args:
+            vector: the content on those that have it; its length and dtype on all.
+            priority: 0 on those that have none. Of equal ones the first speaks; if nobody has any, the answer is None.
+
+        Raises:
+            LostPeerError: a participant is missing.
+        """
+        transport = self._transport
+        try:
+            flags = all_gather(transport, np.array([float(priority)]), self._deadline_s)[:, 0]
+            if not flags.any():
+                return None
+            giver, data = int(flags.argmax()), as_bytes(vector)
+            sizes = [data.size if i == giver else 0 for i in range(transport.size)]
+            parts = [data] * transport.size if transport.rank == giver else [b""] * transport.size
+            return transport.swap(parts, sizes, self._deadline_s)[giver].view(vector.dtype)
+        except TransportError as error:
+            raise LostPeerError(f"a participant is missing: {error}") from error
 
     def _work(self) -> None:
         while (order := self._orders.get()) is not None:

@@ -9,6 +9,7 @@ from fedspeed.cluster.pulse import Pulse
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.show import render
 from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.session import site
 from fedspeed.session.order import Job
 from fedspeed.session.standing import Claim
 from fedspeed.session.together import RollCall
@@ -80,6 +81,8 @@ def transport(job: Job, store: Store, mpi):
     from fedspeed.routing.transports.local import LocalTransport
 
     participants, timeout_s = job.topology.participants, job.config.cluster.start_timeout_s
+    if job.config.routing.transport == "tls":
+        return site.transport(job) if job.speaks else None
     if mpi is not None or not job.speaks:
         return mpi
     if len(participants) == 1:
@@ -100,8 +103,27 @@ def link(job: Job, store: Store, transport, engine, pulse: Pulse):
     deadline = job.config.routing.deadline_s
     if not job.speaks:
         return ClientLink(engine, None, deadline), (transport.close if transport else lambda: None)
-    exchange = PlainExchange(transport, deadline, RollCall(job, store, pulse))
+    roll = None if job.config.routing.transport == "tls" else RollCall(job, store, pulse)
+    exchange = PlainExchange(transport, deadline, roll) if job.config.routing.mode == "plain" else _anonymous(job, transport, roll)
     return ClientLink(engine, exchange, deadline), exchange.close
+
+
+def _anonymous(job: Job, transport, roll):
+    """The exchange of the masked modes. The participants of one job trust the launcher that started them: there each makes its key anew."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from fedspeed.routing.anonymous.crypto import digest
+    from fedspeed.routing.anonymous.exchange import AnonymousExchange, Rules, meet
+
+    routing = job.config.routing
+    rules = Rules(routing.mode, routing.relays, routing.cell_kib << 10, routing.cipher, routing.first_span, routing.min_participants, routing.attempts,
+                  routing.step_deadline_s)
+    if routing.transport == "tls":
+        own = site.Site(job.config)
+        return AnonymousExchange(transport, routing.deadline_s, rules, own.key, own.roster.keys, own.digest, roll)
+    key = Ed25519PrivateKey.generate()
+    roster = meet(transport, job.config.cluster.start_timeout_s, key)
+    return AnonymousExchange(transport, routing.deadline_s, rules, key, roster, digest(job.order.marks.encode()), roll)
 
 
 def seat(job: Job, data: dict):

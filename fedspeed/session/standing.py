@@ -81,33 +81,49 @@ def ending(number: int, stale: int, config: FederationConfig) -> str:
 
 
 def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | None, seat, fresh):
-    """The `rounds.Progress` to go on from: the `fresh` one, or the reporter's journal entry, told to everyone through the exchange."""
+    """The `rounds.Progress` to go on from: the `fresh` one, or the newest journal entry that anybody has, told to everyone."""
     from fedspeed.federation import rounds
     from fedspeed.federation.layout import Layout
 
     packed = rounds.pack(fresh.tensors, fresh.server)
-    layout, head, vector = Layout.of(packed), np.zeros(5), np.zeros(Layout.of(packed).size, dtype=np.float32)
+    layout, head, vector = Layout.of(packed), np.zeros(4), np.zeros(Layout.of(packed).size, dtype=np.float32)
     if entry is not None:
         saved = journal.tensors(entry)
         if Layout.of(saved) != layout:
             raise JournalError(f"{journal.folder}: its tensors do not fit this model; start anew with --fresh")
         vector = layout.flatten(saved)
-        head = np.array([1.0, entry.round, entry.best_round, entry.best_loss if entry.best_round else 0.0, entry.stale])
-    head = link.sum(head, 0.0).vector
-    if not head[0]:
+        head = np.array([entry.round, entry.best_round, entry.best_loss if entry.best_round else 0.0, entry.stale])
+    priority = entry.round + 1.0 if entry else 0.0  # sites of their own may differ by the round in which one was lost
+    head = link.share(head, priority)
+    if head is None:
         return fresh
-    vector = link.sum(vector, 0.0).vector
+    vector = link.share(vector, priority)
     tensors, moments = rounds.unpack(layout.unflatten(vector))
-    number, best, stale = int(head[1]), int(head[2]), int(head[4])
-    progress = rounds.Progress(number, tensors, moments, {}, best, float(head[3]) if best else float("inf"), stale,
+    number, best, stale = int(head[0]), int(head[1]), int(head[3])
+    progress = rounds.Progress(number, tensors, moments, {}, best, float(head[2]) if best else float("inf"), stale,
                                ending(number, stale, config.federation))
     if config.federation.local_optimizer == "keep" and number:
         for client in seat.clients:
             progress.optimizers |= _kept_optimizer(journal, engine, number, client, seat.gateway)
         link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now, and nothing of the run is changed yet
+    if best not in (0, number) and config.routing.transport == "tls":
+        _share_best(link, journal, best, Layout.of(tensors))
     if entry is not None and best == number and best:
         journal.save_best(best, tensors)  # whether the file is there or not, see `check_best`
     return progress
+
+
+def _share_best(link, journal: Journal, best: int, layout) -> None:
+    """Give the best round's tensors to sites that do not have them."""
+    try:
+        own = journal.load_best(best)
+    except JournalError:
+        own = None
+    told = link.share(layout.flatten(own) if own else np.zeros(layout.size, dtype=np.float32), float(own is not None))
+    if told is None:
+        raise JournalError(f"{journal.folder}: no site has the tensors of round {best}, the best one so far; start anew with --fresh on all")
+    if own is None:
+        journal.save_best(best, layout.unflatten(told))
 
 
 def _kept_optimizer(journal: Journal, engine, number: int, client: int, gateway: bool) -> dict:

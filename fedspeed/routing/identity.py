@@ -1,0 +1,194 @@
+"""Who takes part: identities, and the signed roster that says whose they are.
+
+An identity is an Ed25519 key with a certificate that it has signed itself; the certificate is public, and its key is the name of the organisation as far
+as machines are concerned. A roster lists the members of a federation, signed by whoever runs it; every site pins the signer's key.
+"""
+
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+from fedspeed.errors import FedSpeedError
+from fedspeed.files import write_atomically
+from fedspeed.routing.anonymous.crypto import Refused, check_signature, digest
+
+FORMAT = 1
+_YEARS = 10
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a member shows to the others.
+
+    Attributes:
+        address: host:port on which it listens. certificate: PEM.
+    """
+
+    name: str
+    address: str
+    certificate: str
+
+    @cached_property
+    def der(self) -> bytes:
+        return x509.load_pem_x509_certificate(self.certificate.encode()).public_bytes(Encoding.DER)
+
+    @cached_property
+    def key(self) -> bytes:
+        """The identity: 32 bytes."""
+        return x509.load_pem_x509_certificate(self.certificate.encode()).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        host, _, port = self.address.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Members in their order, which numbers them. `digest` is of all that the signer has signed."""
+
+    members: tuple[Card, ...]
+    epoch: int
+    digest: bytes
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        return tuple(card.key for card in self.members)
+
+
+def make(name: str, address: str, folder: Path) -> tuple[Path, Path]:
+    """A new identity: NAME.key (private key and certificate, readable for its owner only) and NAME.json (the card).
+
+    Raises:
+        FedSpeedError: there is one already, or the address is none.
+    """
+    _check_address(address, "--address")
+    if not name or "/" in name or name.startswith("."):
+        raise FedSpeedError(f"name {name!r}: give a plain word; it becomes the name of two files")
+    secret, public = folder / f"{name}.key", folder / f"{name}.json"
+    for path in (secret, public):
+        if path.exists():
+            raise FedSpeedError(f"{path}: is there already; an identity is made once. Choose another name, or remove it if it is not in use")
+    private = Ed25519PrivateKey.generate()
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(private.public_key())
+                   .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
+                   .not_valid_after(now + datetime.timedelta(days=365 * _YEARS)).sign(private, None)).public_bytes(Encoding.PEM)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + certificate)
+    write_atomically(public, (json.dumps({"name": name, "address": address, "certificate": certificate.decode()}, indent=1) + "\n").encode())
+    return secret, public
+
+
+def read_key(path: Path) -> Ed25519PrivateKey:
+    """Raises: FedSpeedError: no such file, others may read it, or it holds no Ed25519 key."""
+    try:
+        if path.stat().st_mode & 0o077:
+            raise FedSpeedError(f"{path}: others may read this private key; chmod 600 {path}")
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise FedSpeedError(f"{path}: cannot be read as a private key ({error}); make one with `fedspeed keys new`") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise FedSpeedError(f"{path}: not an Ed25519 key; make one with `fedspeed keys new`")
+    return key
+
+
+def read_card(path: Path) -> Card:
+    return _card(_json(path), str(path))
+
+
+def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int) -> str:
+    """The roster's file.
+
+    Raises:
+        FedSpeedError: two members have the same name, key or address.
+    """
+    for what, values in (("name", [c.name for c in cards]), ("key", [c.key for c in cards]), ("address", [c.address for c in cards])):
+        if len(set(values)) < len(values):
+            twice = next(v for v in values if values.count(v) > 1)
+            raise FedSpeedError(f"two members have the same {what}" + (f", {twice}" if isinstance(twice, str) else "") + "; every member needs its own")
+    body = {"format": FORMAT, "epoch": epoch, "members": [{"name": c.name, "address": c.address, "certificate": c.certificate} for c in cards]}
+    return json.dumps({**body, "signer": fingerprint(signer.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)),
+                       "signature": signer.sign(_signed(body)).hex()}, indent=1) + "\n"
+
+
+def read_roster(path: Path, signer: str) -> Roster:
+    """Args: signer: the pinned key of who signs rosters, as `fedspeed keys show` prints it, or the file of its card.
+
+    Raises:
+        FedSpeedError: damaged, not signed by the pinned key, or not a roster.
+    """
+    text = _json(path)
+    if signer.endswith(".json"):
+        signer = fingerprint(read_card(Path(signer)).key)
+    try:
+        body = {key: text[key] for key in ("format", "epoch", "members")}
+        found, signature = text["signer"], bytes.fromhex(text["signature"])
+        if body["format"] != FORMAT or not isinstance(body["epoch"], int) or not isinstance(body["members"], list):
+            raise ValueError("its parts have other kinds than they should")
+        members = tuple(_card(member, str(path)) for member in body["members"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise FedSpeedError(f"{path}: not a roster ({error}); make one with `fedspeed keys roster`") from error
+    if found != signer:
+        raise FedSpeedError(f"{path}: signed by {found}, but routing.roster_signer={signer or '(empty)'}; pin the key of who runs the federation, told to "
+                            "you by other means than this file")
+    try:
+        check_signature(bytes.fromhex(signer), signature, _signed(body))
+    except (Refused, ValueError) as error:
+        raise FedSpeedError(f"{path}: its signature does not hold; it was changed after it was signed, ask for it again") from error
+    return Roster(members, body["epoch"], digest(_signed(body)))
+
+
+def member_of(roster: Roster, public: bytes, key_file: str) -> int:
+    """A key's number in a roster. Raises: FedSpeedError: it is not in it."""
+    if public not in roster.keys:
+        raise FedSpeedError(f"{key_file}: its key {fingerprint(public)} is in no card of the roster (epoch {roster.epoch}); ask for a roster with this "
+                            "site in it")
+    return roster.keys.index(public)
+
+
+def fingerprint(public: bytes) -> str:
+    """A public key as people compare it: all of it, in hex."""
+    return public.hex()
+
+
+def _signed(body: dict) -> bytes:
+    return b"fedspeed roster" + json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FedSpeedError(f"{path}: cannot be read ({error}); give the file that `fedspeed keys` has written") from error
+    if not isinstance(values, dict):
+        raise FedSpeedError(f"{path}: holds no JSON object; give the file that `fedspeed keys` has written")
+    return values
+
+
+def _card(values: object, where: str) -> Card:
+    try:
+        card = Card(str(values["name"]), str(values["address"]), str(values["certificate"]))
+        _check_address(card.address, where)
+        if len(card.key) != 32:
+            raise ValueError("no Ed25519 key")
+        return card
+    except (KeyError, TypeError, ValueError) as error:
+        raise FedSpeedError(f"{where}: not a member's card ({error}); make one with `fedspeed keys new`") from error
+
+
+def _check_address(address: str, where: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise FedSpeedError(f"{where}: {address!r} is not HOST:PORT, where this site listens for the others")

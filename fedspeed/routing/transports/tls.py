@@ -1,0 +1,222 @@
+"""Participants as organisations: TLS 1.3 between every two of them, each proving the key that the roster names.
+
+Everyone listens on one port. Of two members the one with the higher number dials the other, twice: one connection for each direction, so that no
+connection is ever read and written at the same time. Whoever reaches the port without a roster's key gets no further than the handshake.
+"""
+
+import queue
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+
+import numpy as np
+
+from fedspeed.routing.identity import Roster
+from fedspeed.routing.transport import TransportError
+from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
+
+_HEADER = struct.Struct(">4sIIIQ")  # mark, exchange, attempt, state, length
+_MARK = b"FdSp"
+_WRITES, _READS, _WELCOME = b"w", b"r", b"y"
+HANDSHAKE_S = 10.0
+STRANGERS = 16  # that may be shaking hands at the same time
+MOST_BYTES = 1 << 36  # of one frame
+WAITING = 4  # frames of one peer that may lie here before they are asked for
+_RETRY_S = 0.3
+
+
+class TlsTransport(FrameTransport):
+    """Args:
+        key_file: this member's private key and certificate. public: its identity.
+        listen: host and port to listen on; None: the address in the roster.
+        start_timeout_s: until everyone is connected.
+
+    Raises:
+        TransportError: somebody did not come, or the port cannot be had.
+    """
+
+    def __init__(self, key_file: str, public: bytes, roster: Roster, start_timeout_s: float, listen: tuple[str, int] | None = None):
+        super().__init__(roster.keys.index(public), len(roster.members))
+        self._roster, self._closed = roster, threading.Event()
+        self._server, self._client = (_context(side, key_file, roster) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
+        self._writers: dict[int, ssl.SSLSocket] = {}
+        self._readers: dict[int, ssl.SSLSocket] = {}
+        self._came: dict[int, queue.Queue] = {i: queue.Queue(WAITING) for i in range(self.size) if i != self.rank}
+        self._changed, self._refused = threading.Condition(), set()
+        self._strangers = threading.BoundedSemaphore(STRANGERS)
+        place = listen or roster.members[self.rank].place
+        try:
+            self._listener = socket.create_server(place, backlog=64)
+        except OSError as error:
+            raise TransportError(f"cannot listen on {place[0]}:{place[1]} ({error.strerror}); set routing.listen to an address of this machine") from error
+        threading.Thread(target=self._accept, name="tls-accept", daemon=True).start()
+        for peer in range(self.rank):
+            for direction in (_WRITES, _READS):
+                threading.Thread(target=self._dial, args=(peer, direction, time.monotonic() + start_timeout_s), name="tls-dial", daemon=True).start()
+        self._await_all(start_timeout_s)
+
+    def _await_all(self, timeout_s: float) -> None:
+        with self._changed:
+            complete = self._changed.wait_for(lambda: len(self._writers) == len(self._readers) == self.size - 1, timeout_s)
+        if not complete:
+            late = [card.name for i, card in enumerate(self._roster.members) if i != self.rank and not (i in self._writers and i in self._readers)]
+            self.close()
+            raise TransportError(f"{', '.join(late)} did not connect within {timeout_s:.0f} s")
+
+    # Connections.
+
+    def _accept(self) -> None:
+        while not self._closed.is_set():
+            try:
+                connection, address = self._listener.accept()
+            except OSError:
+                return
+            if not self._strangers.acquire(blocking=False):
+                self._refuse(address, "too many are shaking hands", connection)
+                continue
+            threading.Thread(target=self._greet, args=(connection, address), name="tls-greet", daemon=True).start()
+
+    def _greet(self, connection: socket.socket, address) -> None:
+        """Find out who has dialled; a member of the roster that is not connected yet stays, everybody else goes."""
+        try:
+            connection.settimeout(HANDSHAKE_S)
+            secured = self._server.wrap_socket(connection, server_side=True)
+            peer = self._member(secured)
+            hello = _exactly(secured, 1 + len(self._roster.digest))
+            if hello[1:] != self._roster.digest:
+                raise ValueError(f"{self._roster.members[peer].name} has another roster (epochs must be the same on all sites)")
+            if peer <= self.rank or hello[:1] not in (_WRITES, _READS):
+                raise ValueError(f"{self._roster.members[peer].name} is not to dial here")
+            secured.sendall(_WELCOME)
+            self._keep(peer, secured, reads=hello[:1] == _WRITES)
+        except (OSError, ValueError) as error:
+            self._refuse(address, _reason(error), connection)
+        finally:
+            self._strangers.release()
+
+    def _dial(self, peer: int, direction: bytes, end: float) -> None:
+        card, last = self._roster.members[peer], ""
+        while not self._closed.is_set() and time.monotonic() < end:
+            try:
+                connection = socket.create_connection(card.place, timeout=min(HANDSHAKE_S, max(0.1, end - time.monotonic())))
+                secured = self._client.wrap_socket(connection)
+                if self._member(secured) != peer:
+                    raise ValueError(f"{card.address} is not {card.name}, but {self._roster.members[self._member(secured)].name}")
+                secured.sendall(direction + self._roster.digest)
+                if _exactly(secured, 1) != _WELCOME:
+                    raise ValueError(f"{card.name} does not welcome this site")
+                self._keep(peer, secured, reads=direction == _READS)
+                return
+            except (OSError, ValueError) as error:
+                if not isinstance(error, ConnectionRefusedError | socket.timeout) and _reason(error) != last:
+                    last = _reason(error)
+                    print(f"fedspeed: connecting to {card.name} at {card.address}: {last}", file=sys.stderr, flush=True)
+                self._closed.wait(_RETRY_S)
+
+    def _member(self, secured: ssl.SSLSocket) -> int:
+        der = secured.getpeercert(binary_form=True)
+        for i, card in enumerate(self._roster.members):
+            if card.der == der and i != self.rank:
+                return i
+        raise ValueError("its certificate is in no roster")
+
+    def _keep(self, peer: int, secured: ssl.SSLSocket, reads: bool) -> None:
+        mine = self._readers if reads else self._writers
+        with self._changed:
+            if peer in mine:
+                raise ValueError(f"{self._roster.members[peer].name} is connected already")
+            mine[peer] = secured
+            self._changed.notify_all()
+        secured.settimeout(None)
+        secured.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if reads:
+            threading.Thread(target=self._read, args=(peer, secured), name="tls-read", daemon=True).start()
+
+    def _refuse(self, address, reason: str, connection: socket.socket) -> None:
+        """One line for each address and reason, however often it comes."""
+        connection.close()
+        if (address[0], reason) not in self._refused and len(self._refused) < 1000 and not self._closed.is_set():
+            self._refused.add((address[0], reason))
+            print(f"fedspeed: refused a connection from {address[0]}:{address[1]}: {reason}", file=sys.stderr, flush=True)
+
+    # Frames.
+
+    def _read(self, peer: int, secured: ssl.SSLSocket) -> None:
+        """Frames of one peer, until it is gone. A full queue holds the peer up, not this process."""
+        try:
+            while True:
+                mark, exchange, attempt, state, length = _HEADER.unpack(_exactly(secured, _HEADER.size))
+                if mark != _MARK or length > MOST_BYTES:
+                    raise ValueError("it sent something that is no frame")
+                data = np.empty(length, np.uint8)
+                _fill(secured, memoryview(data))
+                self._came[peer].put(Frame((exchange, attempt, state), data))
+        except (OSError, ValueError, MemoryError) as error:
+            self._came[peer].put(_reason(error))
+
+    def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
+        try:
+            self._writers[peer].settimeout(deadline_s)
+            self._writers[peer].sendall(_HEADER.pack(_MARK, *frame.step, frame.data.size))
+            self._writers[peer].sendall(memoryview(frame.data))
+        except OSError as error:
+            raise Gone(f"{self._roster.members[peer].name}: {_reason(error)}") from error
+
+    def _receive(self, peer: int, timeout_s: float) -> Frame:
+        name = self._roster.members[peer].name
+        try:
+            found = self._came[peer].get(timeout=timeout_s)
+        except queue.Empty:
+            raise Gone(f"{name} sent nothing for {timeout_s:.0f} s") from None
+        if isinstance(found, str):
+            raise Gone(f"{name}: {found}")
+        return found
+
+    def close(self) -> None:
+        self._closed.set()
+        # A thread in accept() holds the port open behind a mere close.
+        for end in (self._listener, *self._writers.values(), *self._readers.values()):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            end.close()
+
+
+def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
+    context = ssl.SSLContext(side)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # a member is its key, wherever it is
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(key_file)
+    context.load_verify_locations(cadata="".join(card.certificate for card in roster.members))
+    if side == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0  # every connection proves its key
+    return context
+
+
+def _exactly(connection, count: int) -> bytes:
+    data = bytearray(count)
+    _fill(connection, memoryview(data))
+    return bytes(data)
+
+
+def _fill(connection, into: memoryview) -> None:
+    done = 0
+    while done < len(into):
+        n = connection.recv_into(into[done:])
+        if n == 0:
+            raise ConnectionResetError("the other side has closed the connection")
+        done += n
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return "the other side has closed the connection"
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS 1.3 with a key of the roster ({(error.reason or 'closed').lower().replace('_', ' ')})"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

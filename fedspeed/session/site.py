@@ -1,0 +1,126 @@
+"""One participant per organisation: who this site is, and whether all sites are about to do the same."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from fedspeed.config.run import RunConfig
+from fedspeed.config.show import as_dict, decisive
+from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.routing import identity
+from fedspeed.routing.anonymous.crypto import digest, public_of
+from fedspeed.session.order import Job
+
+# What each site decides for itself: where its data and files are, what its hardware does best.
+OWN = ("cluster", "data", "deepspeed", "engine", "monitor", "checkpoint", "run", "model.base", "model.tokenizer", "train.micro_batch", "train.accumulation",
+       "routing.identity", "routing.roster", "routing.listen", "routing.transport", "routing.deadline_s", "routing.step_deadline_s")
+SHOWN = 8  # differences that an error lists
+_READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Site:
+    """Raises: FedSpeedError: on reading, a file is wrong; `roster` and `key` fit each other."""
+
+    config: RunConfig
+
+    @cached_property
+    def key(self):
+        return identity.read_key(Path(self.config.routing.identity))
+
+    @cached_property
+    def roster(self) -> identity.Roster:
+        routing = self.config.routing
+        roster = identity.read_roster(Path(routing.roster), routing.roster_signer)
+        identity.member_of(roster, public_of(self.key), routing.identity)
+        return roster
+
+    @property
+    def listen(self) -> tuple[str, int] | None:
+        text = self.config.routing.listen
+        if not text:
+            return None
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdigit():
+            raise FedSpeedError(f"routing.listen={text}: not HOST:PORT")
+        return host, int(port)
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """What must be equal on all sites, in words; the base and its tokenizer by their content."""
+        values = decisive(as_dict(self.config))
+        flat = {f"{section}.{key}": json.dumps(value, sort_keys=True) for section, block in values.items() for key, value in block.items()}
+        own = {key: value for key, value in flat.items() if key not in OWN and key.partition(".")[0] not in OWN}
+        return own | {"data.max_tokens": json.dumps(self.config.data.max_tokens), "the base model's files": content(self.config)}
+
+    @property
+    def digest(self) -> bytes:
+        return digest(self.roster.digest, json.dumps(self.settings, sort_keys=True).encode())
+
+
+def transport(job: Job):
+    """Connections to all other sites, which mean the same run.
+
+    Raises:
+        LostPeerError: somebody did not come. FedSpeedError: this site's files are wrong, or somebody means another run.
+    """
+    from fedspeed.routing.transport import TransportError
+    from fedspeed.routing.transports.tls import TlsTransport
+
+    site = Site(job.config)
+    try:
+        found = TlsTransport(job.config.routing.identity, public_of(site.key), site.roster, job.config.cluster.start_timeout_s, site.listen)
+    except TransportError as error:
+        raise LostPeerError(f"the sites could not connect with each other: {error}") from error
+    _agree(site, found, job.config.cluster.start_timeout_s)
+    return found
+
+
+def _agree(site: Site, transport, deadline_s: float) -> None:
+    """Compare settings with all other sites, before anything is trained.
+
+    Raises:
+        FedSpeedError: somebody means another run; says what differs, and who.
+    """
+    mine = json.dumps(site.settings, sort_keys=True).encode()
+    lengths = transport.swap([np.array([len(mine)], np.uint64)] * transport.size, [8] * transport.size, deadline_s)
+    sizes = [int(length.view(np.uint64)[0]) for length in lengths]
+    if max(sizes) > 1 << 20:
+        raise FedSpeedError("a site sent settings of more than a megabyte; all must run the same version of FedSpeed")
+    texts = transport.swap([mine] * transport.size, sizes, deadline_s)
+    differing = []
+    for card, text in zip(site.roster.members, texts):
+        theirs = json.loads(bytes(text))
+        differing += [f"{key}: {site.settings.get(key, '-')} here, {theirs.get(key, '-')} at {card.name}"
+                      for key in sorted(site.settings.keys() | theirs.keys()) if site.settings.get(key) != theirs.get(key)]
+    if differing:
+        more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
+        raise FedSpeedError("the sites are about to run different things; make these equal:\n  " + "\n  ".join(differing[:SHOWN]) + more)
+
+
+def content(config: RunConfig) -> str:
+    """SHA-256 over the files of the base and the tokenizer that decide about training; the name itself for what is no folder here."""
+    parts = []
+    for place in dict.fromkeys((config.model.base, config.model.tokenizer)):
+        folder = Path(place)
+        if not folder.is_dir():
+            parts.append(place.encode())
+            continue
+        names = ["config.json"] + (["model.safetensors.index.json"] if config.model.init != "random" else [])
+        weights = sorted(folder.glob("*.safetensors")) if config.model.init != "random" else []
+        for path in [*(folder / name for name in names), *weights, *sorted(folder.glob("tokenizer*.json"))]:
+            if path.is_file():
+                parts += [path.name.encode(), _sha256(path)]
+    return digest(*parts).hex()
+
+
+def _sha256(path: Path) -> bytes:
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            state.update(piece)
+    return state.digest()

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Three organisations on one machine, for a look: each with its own identity, rows and process; they meet over TLS on loopback and nothing else.
+# On three machines the same three files do it: see docs/organisations.md. Arguments go to all three launch.py.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ ! -x .venv/bin/python ]; then
+    python3 -m venv .venv || { echo "organisations: python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+fi
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+python=.venv/bin/python
+here=runs/organisations
+mkdir -p "$here"
+
+# What everybody has: the base model. What each organisation makes for itself: an identity, and rows of its own kind.
+$python -m fedspeed pretrain-base runs/quickstart-base
+port=24301
+for name in north east south; do
+    [ -e "$here/keys/$name.key" ] || $python -m fedspeed keys new "$name" --address "127.0.0.1:$port" --out "$here/keys"
+    port=$((port + 1))
+done
+$python - "$here" <<'END'
+import json, sys
+from fedspeed.data.builtin import builtin_rows
+
+rows = builtin_rows(7, 900)
+kinds = sorted({row.category for row in rows})
+for i, name in enumerate(("north", "east", "south")):
+    own = [row for row in rows if kinds.index(row.category) % 3 == i]
+    with open(f"{sys.argv[1]}/{name}.jsonl", "w") as file:
+        file.writelines(json.dumps({"instruction": row.instruction, "input": row.input, "output": row.output}) + "\n" for row in own)
+END
+# Who runs the federation signs the list of members; every site has pinned that key.
+[ -e "$here/keys/operator.key" ] || $python -m fedspeed keys new operator --address 127.0.0.1:24300 --out "$here/keys"
+$python -m fedspeed keys roster "$here"/keys/{north,east,south}.json --signer "$here/keys/operator.key" --out "$here/roster.json"
+
+started=()
+trap 'for process in "${started[@]}"; do kill "$process" 2>/dev/null || true; done' EXIT
+for i in 1 2 3; do
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} $python launch.py --config "ds_configs/organisations/client$i.yaml" "$@" 2>&1 | sed "s/^/client$i  /" &
+    started+=("$!")
+done
+code=0
+for process in "${started[@]}"; do wait "$process" || code=$?; done
+trap - EXIT
+exit "$code"

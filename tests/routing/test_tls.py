@@ -1,0 +1,201 @@
+"""The transport between organisations: the same contract as the others, and strangers who reach the port."""
+
+import json
+import socket
+import ssl
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from fedspeed.errors import FedSpeedError
+from fedspeed.routing import identity
+from fedspeed.routing.transport import PeersLost, TransportError
+from fedspeed.routing.transports.tls import TlsTransport
+from tests.processes import free_port
+from tests.routing.test_transports import contract, in_threads
+
+
+class Sites:
+    """Members of a roster on loopback."""
+
+    def __init__(self, folder, size: int, epoch: int = 1):
+        self.folder, self.size = folder, size
+        cards = [identity.read_card(identity.make(f"site{i}", f"127.0.0.1:{free_port()}", folder)[1]) for i in range(size)]
+        identity.make("operator", "127.0.0.1:1", folder)
+        self.signer = identity.read_key(folder / "operator.key")
+        self.pinned = identity.read_card(folder / "operator.json").key.hex()
+        self.roster_file = folder / "roster.json"
+        self.roster_file.write_text(identity.sign_roster(cards, self.signer, epoch))
+        self.roster = identity.read_roster(self.roster_file, self.pinned)
+
+    def transport(self, i: int, timeout_s: float = 20, roster=None, key: str | None = None) -> TlsTransport:
+        return TlsTransport(str(self.folder / (key or f"site{i}.key")), self.roster.keys[i], roster or self.roster, timeout_s)
+
+    def all(self) -> list[TlsTransport]:
+        made = [None] * self.size
+
+        def one(i):
+            made[i] = self.transport(i)
+
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(self.size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        return made
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_contract_tls(tmp_path, size):
+    transports = Sites(tmp_path, size).all()
+    results = in_threads(transports, contract)
+    assert len({r["digest"] for r in results}) == 1
+    for transport in transports:
+        transport.close()
+
+
+def test_large_frames_in_both_directions_at_once(tmp_path):
+    transports = Sites(tmp_path, 3).all()
+
+    def act(t):
+        parts = [np.full(20_000_000, 16 * t.rank + i, np.uint8) for i in range(3)]
+        came = t.swap(parts, [20_000_000] * 3, 30)
+        return [int(c[0]) for c in came], [bool((c == c[0]).all()) for c in came]
+
+    for i, (firsts, equal) in enumerate(in_threads(transports, act)):
+        assert firsts == [16 * sender + i for sender in range(3)] and all(equal)
+    for transport in transports:
+        transport.close()
+
+
+def knock(place, sent: bytes, shut: bool = True) -> bytes:
+    with socket.create_connection(place, timeout=15) as stranger:
+        stranger.sendall(sent)
+        if shut:
+            stranger.shutdown(socket.SHUT_WR)
+        answer = b""
+        try:
+            while piece := stranger.recv(1000):
+                answer += piece
+        except OSError:
+            pass
+        return answer
+
+
+def stranger_context(folder, key: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if key:
+        context.load_cert_chain(str(folder / key))
+    return context
+
+
+def test_strangers_get_no_further_than_the_handshake_and_the_run_goes_on(tmp_path, capfd):
+    """Without TLS, without a certificate, with one of nobody's, with a member's but the wrong roster, one that says nothing, a flood."""
+    sites = Sites(tmp_path, 3)
+    transports, place = sites.all(), sites.roster.members[0].place
+    assert knock(place, b"GET / HTTP/1.0\r\n\r\n")[:4] != b"HTTP"
+    identity.make("stranger", "127.0.0.1:9", tmp_path)
+    for key in ("", "stranger.key"):
+        with socket.create_connection(place, timeout=15) as raw, pytest.raises(OSError):
+            with stranger_context(tmp_path, key).wrap_socket(raw) as secured:
+                secured.sendall(b"w" + sites.roster.digest)
+                assert secured.recv(1) == b""
+                raise OSError("closed without a word")
+    silent = [socket.create_connection(place, timeout=15) for _ in range(40)]
+    with socket.create_connection(place, timeout=15) as raw:  # a member, connected already
+        with pytest.raises(OSError), stranger_context(tmp_path, "site2.key").wrap_socket(raw) as secured:
+            secured.sendall(b"w" + sites.roster.digest)
+            if secured.recv(1) in (b"", b"y"):
+                assert secured.recv(1) == b""
+                raise OSError("closed")
+    assert len({r["digest"] for r in in_threads(transports, contract)}) == 1
+    for one in silent:
+        one.close()
+    for transport in transports:
+        transport.close()
+    lines = [line for line in capfd.readouterr().err.splitlines() if "refused a connection from 127.0.0.1" in line]
+    assert 2 <= len(lines) <= 10, lines
+
+
+def test_another_roster_is_refused(tmp_path, capfd):
+    sites = Sites(tmp_path, 2)
+    cards = list(sites.roster.members)
+    other = tmp_path / "other.json"
+    other.write_text(identity.sign_roster(cards, sites.signer, 2))
+    newer = identity.read_roster(other, sites.pinned)
+
+    def one(i):
+        with pytest.raises(TransportError, match="did not connect within 2 s"):
+            sites.transport(i, 2, newer if i else sites.roster)
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert "has another roster" in capfd.readouterr().err
+
+
+def test_one_that_is_gone_is_told_at_once_and_the_others_go_on(tmp_path):
+    transports = Sites(tmp_path, 3).all()
+
+    def act(t):
+        if t.rank == 1:
+            t.close()
+            return None
+        begin = time.monotonic()
+        with pytest.raises(PeersLost, match="site1: the other side has closed") as lost:
+            t.swap([b"x" * 10] * 3, [10] * 3, 20)
+        assert lost.value.peers == {1} and time.monotonic() - begin < 5
+        came = t.swap([b"x" * 10, b"", b"x" * 10], [10, 0, 10], 20, (0, 1, 1))
+        return [len(c) for c in came]
+
+    assert in_threads(transports, act) == [[10, 0, 10], None, [10, 0, 10]]
+    for transport in transports:
+        transport.close()
+
+
+# Identities and rosters.
+
+
+def test_a_roster_is_what_the_pinned_key_has_signed(tmp_path):
+    sites = Sites(tmp_path, 3)
+    values = json.loads(sites.roster_file.read_text())
+    changed = tmp_path / "changed.json"
+    values["members"][1]["address"] = "127.0.0.1:999"
+    changed.write_text(json.dumps(values))
+    with pytest.raises(FedSpeedError, match="signature does not hold"):
+        identity.read_roster(changed, sites.pinned)
+    with pytest.raises(FedSpeedError, match="pin the key of who runs the federation"):
+        identity.read_roster(sites.roster_file, "")
+    identity.make("mallory", "127.0.0.1:1", tmp_path)
+    forged = tmp_path / "forged.json"
+    forged.write_text(identity.sign_roster(sites.roster.members, identity.read_key(tmp_path / "mallory.key"), 1))
+    with pytest.raises(FedSpeedError, match="signed by .*, but routing.roster_signer="):
+        identity.read_roster(forged, sites.pinned)
+    for text in ("", "[]", "{}", json.dumps({**values, "members": [{}]}), json.dumps({**values, "signature": "zz"})):
+        changed.write_text(text)
+        with pytest.raises(FedSpeedError, match="changed.json"):
+            identity.read_roster(changed, sites.pinned)
+
+
+def test_two_members_must_differ(tmp_path):
+    sites = Sites(tmp_path, 2)
+    with pytest.raises(FedSpeedError, match="same name, site0"):
+        identity.sign_roster([sites.roster.members[0], sites.roster.members[0]], sites.signer, 1)
+
+
+def test_private_keys_are_for_their_owner_and_made_once(tmp_path):
+    secret, _ = identity.make("a", "host:1", tmp_path)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FedSpeedError, match="is there already"):
+        identity.make("a", "host:1", tmp_path)
+    secret.chmod(0o644)
+    with pytest.raises(FedSpeedError, match="others may read this private key; chmod 600"):
+        identity.read_key(secret)
+    for name, address in (("../b", "host:1"), ("b", "host"), ("b", "host:0"), ("b", ":1"), ("", "host:1")):
+        with pytest.raises(FedSpeedError):
+            identity.make(name, address, tmp_path)

@@ -1,0 +1,69 @@
+"""Runs in the masked modes: the same result as in the clear, and nothing in any output that belongs to one client."""
+
+import os
+import re
+import signal
+
+import pytest
+
+from tests.run.launched import records, rounds_seen
+from tests.run.test_run_resume import SLOW
+
+WORDS = ("routing.mode=mix+mask", "federation.local_optimizer=reset", "cluster.local_ranks=3", "monitor.progress=true")
+
+
+@pytest.fixture(scope="module")
+def masked(shared_workshop):
+    ended = shared_workshop.finish(*WORDS, "run.name=masked")
+    return ended, shared_workshop.runs / "masked"
+
+
+def test_the_result_is_that_of_a_plain_sum(masked, workshop):
+    workshop.finish(*WORDS, "run.name=clear", "routing.mode=plain")
+    rounds = [records(workshop.runs / name) for name in ("masked", "clear")]
+    assert len(rounds[0]) == len(rounds[1]) == 5
+    for hidden, clear in zip(*rounds):
+        for key in ("round", "tokens", "clients", "received", "missing"):
+            assert hidden[key] == clear[key]
+        for key in ("train_loss", "val_loss", "update_norm"):
+            assert hidden[key] == pytest.approx(clear[key], rel=1e-4) if clear[key] else hidden[key] == clear[key]
+        assert clear["per_client"] and not hidden["per_client"] and hidden["peak_bytes"] is None
+
+
+def test_no_output_says_anything_of_one_client(masked):
+    """Every file of the run, and all that was printed. `clear` does name clients, so the search finds what there is to find."""
+    ended, folder = masked
+    speaks = re.compile(rb"client[ _-]?\d|clients \d+ and|participant \d", re.I)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".md", ".jsonl", ".json", ".safetensors"} and len(files) > 8
+    for path in files:
+        assert not re.search(r"client|rank|site", path.name), path
+        assert not speaks.search(path.read_bytes()), f"{path}: {speaks.search(path.read_bytes())}"
+    assert not speaks.search(ended.text.encode()), ended.text
+    clear = folder.parent / "clear"
+    if clear.exists():
+        assert any(speaks.search(path.read_bytes()) for path in clear.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("words,named", [
+    (("federation.compare_alone=true",), "federation.compare_alone=True shows what each client's rows are worth"),
+    (("federation.local_optimizer=keep",), "keeps each client's moments in the run's folder"),
+    (("federation.aggregation=svd", "federation.server_optimizer=none", "federation.server_lr=1"), "needs every client's factors"),
+    (("cluster.local_ranks=2",), "routing.mode=mix+mask with 2 participants")])
+def test_what_would_undo_it_is_refused(workshop, words, named):
+    ended = workshop.run(*WORDS, "run.name=refused", *words)
+    assert ended.code == 2 and named in ended.text and "Traceback" not in ended.text
+    assert not (workshop.runs / "refused").exists()
+
+
+def test_a_killed_rank_costs_a_restart_and_no_update(workshop, masked):
+    """gloo cannot go on without a participant: the supervisor starts all again from the journal, with fresh keys and masks."""
+    run = workshop.runs / "masked-killed"
+    started = workshop.start(*WORDS, "run.name=masked-killed", env=SLOW)
+    started.until(lambda: rounds_seen(run) == 1)
+    os.kill(started.local_ranks()[1], signal.SIGKILL)
+    ended = started.wait()
+    assert ended.code == 0, ended.text
+    found, expected = records(run), records(workshop.runs / "masked")
+    assert [r["received"] for r in found] == [r["received"] for r in expected]
+    assert found[-1]["val_loss"] == pytest.approx(expected[-1]["val_loss"], rel=1e-4)
