@@ -1,0 +1,201 @@
+"""One participant per organisation: separate processes with separate folders that share a roster and nothing else."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.processes import free_port
+from tests.run.launched import journal_rounds, records, rounds_seen
+from tests.run.test_run_resume import SLOW
+
+
+class Federation:
+    """Sites with their own YAML; `start` runs them."""
+
+    def __init__(self, workshop, name: str, size: int):
+        self.workshop, self.size, self.folder = workshop, size, workshop.folder / name
+        self.places = [free_port() for _ in range(size)]
+        cards = []
+        for i, port in enumerate(self.places):
+            self.keys("new", f"site{i}", "--address", f"127.0.0.1:{port}", "--out", str(self.folder / f"keys{i}"))
+            cards.append(str(self.folder / f"keys{i}" / f"site{i}.json"))
+        self.keys("new", "operator", "--address", "127.0.0.1:1", "--out", str(self.folder / "keys"))
+        self.cards = cards
+        self.sign(1)
+        for i in range(size):
+            (self.folder / f"rows{i}.jsonl").write_text("".join(
+                json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in (f"{i}{n:03d}" for n in range(40 + 10 * i))))
+
+    def keys(self, *words: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "fedspeed", "keys", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def sign(self, epoch: int, cards=None) -> None:
+        self.keys("roster", *(cards or self.cards), "--signer", str(self.folder / "keys" / "operator.key"), "--epoch", str(epoch),
+                  "--out", str(self.folder / "roster.json"))
+
+    def config(self, i: int, **routing):
+        path = self.folder / f"site{i}.yaml"
+        path.write_text(yaml.safe_dump({
+            "model": {"base": str(self.workshop.folder / "model"), "init": "random", "dtype": "fp32", "tokenizer": "bytes"},
+            "adapter": {"lora_rank": 4},
+            "data": {"task": "file", "path": str(self.folder / f"rows{i}.jsonl"), "clients": 1, "split": "iid", "max_tokens": 64, "template": "plain",
+                     "val_fraction": 0.1},
+            "train": {"local_steps": 2, "micro_batch": 4, "lr": 3e-3},
+            "federation": {"rounds": 4},
+            "routing": {"mode": "mix+mask", "transport": "tls", "identity": str(self.folder / f"keys{i}" / f"site{i}.key"),
+                        "roster": str(self.folder / "roster.json"), "roster_signer": str(self.folder / "keys" / "operator.json"), **routing},
+            "cluster": {"local_ranks": 1, "start_timeout_s": 40, "max_restarts": 0},
+            "run": {"name": f"site{i}", "out": str(self.folder / f"runs{i}")}, "monitor": {"progress": False, "plot": False}}))
+        return path
+
+    def run(self, i: int):
+        return self.folder / f"runs{i}" / f"site{i}"
+
+    def start(self, *words: str, sites=None, env=None, **routing) -> list:
+        return [self.workshop.start(*words, config=self.config(i, **routing), env=env) for i in (range(self.size) if sites is None else sites)]
+
+
+@pytest.fixture(scope="module")
+def three(shared_workshop):
+    federation = Federation(shared_workshop, "three", 3)
+    return federation, [started.wait() for started in federation.start()]
+
+
+def test_three_sites_train_one_adapter(three):
+    federation, ended = three
+    assert [e.code for e in ended] == [0, 0, 0], "\n".join(e.text for e in ended)
+    adapters = {(federation.run(i) / "adapter" / "adapter_model.safetensors").read_bytes() for i in range(3)}
+    assert len(adapters) == 1
+    found = [records(federation.run(i)) for i in range(3)]
+    for rounds in found:
+        assert [(r["clients"], r["received"]) for r in rounds] == [(0, 0)] + 4 * [(3, 3)]
+        assert rounds[-1]["val_loss"] == found[0][-1]["val_loss"] < rounds[0]["val_loss"]
+
+
+def test_nothing_of_another_site_is_in_a_sites_files(three):
+    """Rows of a site are in no other's output; a site's numbers are in nobody's but its own (tests/run/test_run_masked.py reads the rest)."""
+    federation, ended = three
+    for i in range(3):
+        texts = [path.read_bytes() for path in federation.run(i).rglob("*") if path.is_file()] + [ended[i].text.encode()]
+        for other in range(3):
+            if other != i:
+                assert not any(re.search(rf"say {other}\d\d\d|site{other}".encode(), text) for text in texts)
+
+
+def test_sites_that_mean_different_runs_are_told_before_training(three):
+    federation = three[0]
+    started = [federation.workshop.start(*words, "run.name=differing", config=federation.config(i))
+               for i, words in enumerate([(), ("train.lr=0.1",), ("adapter.lora_rank=4", "adapter.alpha=99")])]
+    ended = [s.wait() for s in started]
+    for i, e in enumerate(ended):
+        assert e.code == 2 and "Traceback" not in e.text, e.text
+        assert "the sites are about to run different things" in e.text
+    assert "train.lr: 0.003 here, 0.1 at site1" in ended[0].text and "adapter.alpha: " in ended[0].text and "at site2" in ended[0].text
+    assert not any((federation.folder / f"runs{i}" / "differing" / "journal").exists() for i in range(3))
+
+
+def test_a_site_with_another_base_model_is_refused(three, tmp_path):
+    import shutil
+
+    federation = three[0]
+    other = shutil.copytree(federation.workshop.folder / "model", tmp_path / "model")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    words = [("run.name=otherbase",), ("run.name=otherbase",), ("run.name=otherbase", f"model.base={other}")]
+    ended = [federation.workshop.start(*w, config=federation.config(i)) for i, w in enumerate(words)]
+    for e in (s.wait() for s in ended):
+        assert e.code == 2 and "the base model's files: " in e.text
+
+
+@pytest.mark.parametrize("key,value,named", [
+    ("identity", "", "routing.identity is empty"), ("roster", "/nosuch/roster.json", "/nosuch/roster.json: cannot be read"),
+    ("roster_signer", "00" * 32, "pin the key of who runs the federation"), ("identity", "OPERATOR", "is in no card of the roster")])
+def test_what_is_wrong_with_a_sites_files_is_told_at_once(three, key, value, named):
+    federation = three[0]
+    value = str(federation.folder / "keys" / "operator.key") if value == "OPERATOR" else value
+    ended = federation.workshop.run("--dry-run", config=federation.config(0, **{key: value}))
+    assert ended.code == 2 and named in ended.text and "Traceback" not in ended.text
+
+
+def test_a_stranger_at_the_port_changes_nothing(three, shared_workshop):
+    federation = Federation(shared_workshop, "knocked", 3)
+    started = federation.start(env=SLOW)
+    started[0].until(lambda: rounds_seen(federation.run(0)) >= 1)
+    for sent in (b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000)):
+        for port in federation.places:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger:
+                stranger.sendall(sent)
+    ended = [s.wait() for s in started]
+    assert [e.code for e in ended] == [0, 0, 0], "\n".join(e.text for e in ended)
+    assert all(1 <= e.err.count("refused a connection from 127.0.0.1") <= 3 for e in ended)
+    for rounds, expected in zip((records(federation.run(i)) for i in range(3)), (records(three[0].run(i)) for i in range(3))):
+        assert rounds[-1]["val_loss"] == pytest.approx(expected[-1]["val_loss"], rel=1e-3)
+
+
+def test_survivors_go_on_without_a_killed_site(shared_workshop):
+    """Four sites, of which a sum needs three; the fourth comes back with a newer roster only, at the next start."""
+    federation = Federation(shared_workshop, "four", 4)
+    started = federation.start("federation.rounds=6", env=SLOW)
+    started[0].until(lambda: rounds_seen(federation.run(0)) >= 1)
+    os.kill(started[3].local_ranks()[0], signal.SIGKILL)
+    ended = [s.wait() for s in started]
+    assert [e.code for e in ended[:3]] == [0, 0, 0], "\n".join(e.text for e in ended)
+    assert ended[3].code != 0
+    rounds = records(federation.run(0))
+    counts = [r["received"] for r in rounds]
+    assert counts[1] == 4 and counts[-1] == 3 and len({e.code for e in ended[:3]}) == 1
+    assert len({(federation.run(i) / "adapter" / "adapter_model.safetensors").read_bytes() for i in range(3)}) == 1
+
+
+def test_below_the_least_number_it_stops_and_the_same_commands_resume(three, shared_workshop):
+    federation = Federation(shared_workshop, "stopped", 3)
+    started = federation.start(env=SLOW)
+    started[0].until(lambda: rounds_seen(federation.run(0)) >= 1)
+    os.kill(started[1].local_ranks()[0], signal.SIGKILL)
+    ended = [s.wait() for s in started]
+    for i in (0, 2):
+        assert ended[i].code == 75, ended[i].text
+        assert "2 of 3 participants are left, fewer than the 3 that a sum needs" in ended[i].text
+    assert max(journal_rounds(federation.run(0))) < 4
+    again = [s.wait() for s in federation.start()]
+    assert [e.code for e in again] == [0, 0, 0], "\n".join(e.text for e in again)
+    rounds = records(federation.run(0))
+    assert [r["round"] for r in rounds] == [0, 1, 2, 3, 4]
+    assert rounds[-1]["val_loss"] == pytest.approx(records(three[0].run(0))[-1]["val_loss"], rel=1e-3)
+
+
+def test_members_leave_and_join_with_a_newer_roster(three):
+    """The journal of those who stay carries the run on; who is new gets the state from them."""
+    federation = three[0]
+    words = ("run.name=changing", "federation.rounds=2")
+    assert all(s.wait().code == 0 for s in federation.start(*words))
+    port = free_port()
+    federation.keys("new", "site3", "--address", f"127.0.0.1:{port}", "--out", str(federation.folder / "keys3"))
+    (federation.folder / "rows3.jsonl").write_text((federation.folder / "rows0.jsonl").read_text())
+    federation.sign(2, [federation.cards[0], federation.cards[2], str(federation.folder / "keys3" / "site3.json")])
+    try:
+        ended = [s.wait() for s in federation.start("run.name=changing", "federation.rounds=4", sites=(0, 2, 3))]
+        assert [e.code for e in ended] == [0, 0, 0], "\n".join(e.text for e in ended)
+        assert [r["round"] for r in records(federation.folder / "runs0" / "changing")] == [0, 1, 2, 3, 4]
+        assert [r["round"] for r in records(federation.folder / "runs3" / "changing")] == [3, 4]
+        adapters = {(federation.folder / f"runs{i}" / "changing" / "adapter" / "adapter_model.safetensors").read_bytes() for i in (0, 2, 3)}
+        assert len(adapters) == 1
+    finally:
+        federation.sign(1)
+
+
+@pytest.mark.slow
+def test_the_example_runs_as_written():
+    done = subprocess.run(["bash", "launchers/organisations.sh", "--fresh"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("finished: 8 of 8 rounds") == 3
