@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedspeed import __version__
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError, MissingPackage, ModelError, PlanError, Preempted
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, ConfigError, FedSpeedError, LostPeerError, MissingPackage, ModelError, PlanError, Preempted
 
 PROJECT = Path(__file__).resolve().parent.parent
 QUICKSTART = PROJECT / "ds_configs" / "quickstart.yaml"
@@ -81,6 +81,19 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _numbers(text: str) -> frozenset[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and len(word) < 6 for word in words):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a list of whole numbers with commas")
+    return frozenset(map(int, words))
+
+
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     """argparse takes positional words from one place only; `a=1 --json b=2` has overrides in two."""
     parser = _parser()
@@ -136,6 +149,20 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--out", type=_file, metavar="FILE", help="where to write it (default: stdout)")
     probe.add_argument("--disk", type=Path, default=Path(), metavar="FOLDER", help="folder on the disk to measure (default: this one)")
     probe.set_defaults(command=_probe)
+
+    auditor = commands.add_parser("audit", allow_abbrev=False, help="measure what a coalition learns of single clients in the anonymous modes", description=
+                                  "Trains the clients of a configuration in one process, plays the exchange over their updates, and lets attackers with the "
+                                  "views of a coalition pair the updates of one round with those of the next.")
+    auditor.add_argument("--config", type=_file, default=QUICKSTART, metavar="YAML", help="configuration of a run (default: the quickstart)")
+    auditor.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's")
+    auditor.add_argument("--rounds", type=_positive, default=40, help="rounds to train and to exchange (default: 40)")
+    auditor.add_argument("--words", type=_positive, default=4096, help="of every update, how many values are exchanged (default: 4096)")
+    auditor.add_argument("--modes", default="mix,mix+mask", help="which routing modes (default: mix,mix+mask)")
+    for role, helps in (("owners", "who tell the cells of their chunks (default: all)"), ("relays", "who tell how they permute (default: none)"),
+                        ("clients", "who tell their own cells (default: none)")):
+        auditor.add_argument(f"--{role}", type=_numbers, metavar="0,1,...", help=f"members of the coalition {helps}")
+    auditor.add_argument("--json", action="store_true", help="the findings as one JSON object on stdout")
+    auditor.set_defaults(command=_audit)
 
     keys = commands.add_parser("keys", help="make identities and the roster of a federation of organisations", description=
                                "An identity is made once by each organisation, the roster once by who runs the federation (docs/organisations.md).")
@@ -267,6 +294,31 @@ def _doctor(arguments: argparse.Namespace) -> int:
     found = checks()
     _say(render(found))
     return EXIT_OK if all(c.ok for c in found) else EXIT_USAGE
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+
+    from fedspeed.config.load import load
+
+    _need_packages()
+    loaded = load(arguments.config, arguments.overrides)
+    from fedspeed.routing.anonymous.exchange import MODES
+    from fedspeed.routing.audit.adversary import Coalition
+    from fedspeed.session.audit import audit, render
+
+    modes = arguments.modes.split(",")
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise ConfigError(f"--modes: {', '.join(unknown)} is none of {', '.join(MODES)}; in plain, updates travel with their senders' names")
+    if arguments.owners is arguments.relays is arguments.clients is None:
+        coalition = None
+    else:
+        everyone = frozenset(range(loaded.config.data.clients))
+        coalition = Coalition(everyone if arguments.owners is None else arguments.owners, arguments.relays or frozenset(), arguments.clients or frozenset())
+    found = audit(loaded, arguments.rounds, arguments.words, modes, coalition)
+    _say(json.dumps(dataclasses.asdict(found), indent=1) if arguments.json else render(found, coalition))
+    return EXIT_OK
 
 
 def _keys_new(arguments: argparse.Namespace) -> int:

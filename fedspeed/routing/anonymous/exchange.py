@@ -1,7 +1,7 @@
 """The anonymous exchange: attempts at a sum over a transport, one after the other until one is agreed upon.
 
-A vector of an update is fixed-point (`ring.encode`), scaled by what is public: the sum of all weights seen so far, and the size of earlier sums. A
-float64 vector (counts, losses) is summed exactly. The weight is a word of the masked sum like any other.
+A vector of an update is fixed-point (`ring.encode`), scaled by what is public: the sum of all weights seen so far, and the size of the last sum, block
+by block. A float64 vector (counts, losses) is summed exactly. The weight is a word of the masked sum like any other.
 """
 
 import math
@@ -16,14 +16,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, public_of
+from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, digest, public_of
 from fedspeed.routing.anonymous.protocol import Agreed, Lost, Member, Terms, Void
 from fedspeed.routing.exchange import Exchange
 from fedspeed.routing.transport import PeersLost, Transport
 
 STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "confirm", "testify", "unmask", "sums", "done", "void")
-_NOTE = struct.Struct("<dd")
-_MARGIN = 64.0  # times the largest change of the last aggregate may a next one be
+_NOTE = struct.Struct("<d8s")
+_MARGIN = 64.0  # times the largest change of a block in the last aggregate may a next one be
+_SMALLEST = 1e-3  # a block that hardly moved may move this part of what the others did
+_BLOCKS, _BLOCK_WORDS = 1024, 256  # most blocks, and least words of one, that have a span of their own
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class AnonymousExchange(Exchange):
                                 f"set routing.mode=plain inside one trust domain, or routing.min_participants={transport.size} if you know what it means")
         self._rules, self._identity, self._roster, self._settings = rules, identity, tuple(roster), settings
         self._present = list(range(transport.size))
-        self._span, self._whole = 0.0, 0.0  # of the last aggregate; the largest sum of weights so far
+        self._spans: np.ndarray | None = None  # by block, after the last aggregate
+        self._whole = 0.0  # the largest sum of weights so far
         self.cut = 0  # words of the last sum that were beyond the span
         super().__init__(transport, deadline_s, roll)
 
@@ -93,34 +96,47 @@ class AnonymousExchange(Exchange):
 
     def _fixed(self, tag: int, vector: np.ndarray, weight: float) -> tuple[np.ndarray, float]:
         """(sum in float64, sum of weights). Where the weights are more than anybody knew, nothing is said before all know."""
-        exact = 2 * ring.LIMBS
+        n = len(vector)
         while True:
-            agreed = self._agree(tag, len(vector) + exact, lambda notes: self._words(notes, vector, weight))
-            weights, cut = ring.decode_exact(agreed.words[len(vector):])
-            span, whole = self._scale(agreed.notes)
+            agreed = self._agree(tag, n + 2 * ring.LIMBS, lambda notes: self._words(notes, vector, weight))
+            weights, cut = ring.decode_exact(agreed.words[n:])
+            spans, whole = self._scale(agreed.notes, n)
             if weights <= whole or weights == 0:
                 break
             self._whole = 2 * weights
-        total = ring.decode(agreed.words[:len(vector)], span) * whole
-        largest = float(np.abs(total).max(initial=0.0)) / weights if weights else 0.0
+        total = np.empty(n)
+        for at, span in zip(_blocks(n), spans):
+            total[at] = ring.decode(agreed.words[at], span) * whole
         self._whole, self.cut = whole, int(cut)
-        self._span = max(_MARGIN * largest, 4 * span if cut else 0.0) or span
+        if weights:
+            largest = np.array([np.abs(total[at]).max() for at in _blocks(n)]) / weights
+            self._spans = np.maximum(_MARGIN * np.maximum(largest, _SMALLEST * largest.max()), 4 * spans if cut else 0.0)
+            if not largest.any():
+                self._spans = spans
         return total, float(weights)
 
     def _words(self, notes: Sequence[bytes], vector: np.ndarray, weight: float) -> np.ndarray:
-        span, whole = self._scale(notes)
-        words, cut = np.zeros(len(vector) + 2 * ring.LIMBS, np.uint32), 0
+        n = len(vector)
+        spans, whole = self._scale(notes, n)
+        words, cut = np.zeros(n + 2 * ring.LIMBS, np.uint32), 0
         if whole:
-            cut = ring.encode(vector, span * whole, _random(CIPHERS[self._rules.cipher]), words[:len(vector)], min(1.0, weight / whole))
-        words[len(vector):] = ring.encode_exact(np.array([weight, cut]))
+            random = _random(CIPHERS[self._rules.cipher])
+            for at, span in zip(_blocks(n), spans):
+                cut += ring.encode(vector[at], span * whole, random, words[at], min(1.0, weight / whole))
+        words[n:] = ring.encode_exact(np.array([weight, cut]))
         return words
 
-    def _scale(self, notes: Sequence[bytes]) -> tuple[float, float]:
-        """(span of an update's value, sum of weights) that all compute with: the largest that anybody has seen."""
+    def _note(self) -> bytes:
+        return _NOTE.pack(self._whole, b"" if self._spans is None else digest(self._spans.tobytes())[:8])
+
+    def _scale(self, notes: Sequence[bytes], n: int) -> tuple[np.ndarray, float]:
+        """(span of an update's value in each block, sum of weights) that all compute with. Spans are those of the last aggregate if all saw it."""
         known = [_NOTE.unpack(note) for note in notes]
-        if not all(math.isfinite(x) and x >= 0 for note in known for x in note):
+        if not all(math.isfinite(whole) and whole >= 0 for whole, _ in known):
             raise Void("a participant announced a scale that is none", fatal=True)
-        return max(span for span, _ in known) or self._rules.first_span, max(whole for _, whole in known)
+        blocks = len(_blocks(n))
+        alike = len({mark for _, mark in known}) == 1 and self._spans is not None and len(self._spans) == blocks
+        return self._spans if alike else np.full(blocks, self._rules.first_span), max(whole for whole, _ in known)
 
     # Attempts.
 
@@ -156,7 +172,7 @@ class AnonymousExchange(Exchange):
         mode, n = MODES[self._rules.mode], len(self._present)
         terms = Terms(tuple(self._roster[p] for p in self._present), words, self._settings, self._count, 0, mode.masked,
                       min(self._rules.relays, n - 1) if mode.mixed else 0, max(1, self._rules.chunk_bytes // 4), self._rules.cipher, threshold)
-        member = Member(terms, self._present.index(self._transport.rank), self._identity, payload, _NOTE.pack(self._span, self._whole))
+        member = Member(terms, self._present.index(self._transport.rank), self._identity, payload, self._note())
         steps = member.run()
         swap = next(steps)
         while True:
@@ -173,6 +189,12 @@ class AnonymousExchange(Exchange):
                 swap = steps.throw(Lost(frozenset(self._present.index(p) for p in lost.peers), lost.settling))
             except StopIteration as stop:
                 return stop.value
+
+
+def _blocks(n: int) -> list[slice]:
+    """Ranges of a vector of n words that have spans of their own."""
+    width = max(_BLOCK_WORDS, -(-n // _BLOCKS))
+    return [slice(at, min(at + width, n)) for at in range(0, n, width)]
 
 
 def _random(cipher) -> ring.Stream:

@@ -127,3 +127,17 @@ def test_threads_end_with_the_exchange():
     in_threads(LocalTransport.set_of(3), lambda t: exchange_of(t).close())
     time.sleep(0.5)
     assert threading.active_count() <= before + 1
+
+
+def test_small_changes_keep_their_digits_beside_large_ones():
+    """Spans follow the last aggregate block by block."""
+    def act(transport):
+        exchange, errors = exchange_of(transport, Rules("mask", chunk_bytes=1 << 16)), []
+        for number in range(2):
+            vectors = [np.random.default_rng([number, r]).normal(size=2048) * np.repeat([10.0, 1e-4], 1024) for r in range(3)]
+            total, _ = exchange.start(vectors[transport.rank].astype(np.float32), 1.0).wait(30)
+            errors.append(np.abs(total - sum(vectors))[1024:].max() / 1e-4)
+        return errors
+
+    for first, second in in_threads(LocalTransport.set_of(3), act):
+        assert second < 1e-2 and second < first

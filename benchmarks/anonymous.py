@@ -1,0 +1,126 @@
+"""What anonymity costs: an exchange in every mode beside the plain one, on the same vectors, in one run.
+
+    python benchmarks/anonymous.py [--clients 3] [--mb 200] [--modes plain,mask,mix,mix+mask] [--transport local|tls]
+
+Every client is a thread (local) or a process (tls, on loopback) of this machine. Bytes are what a client sends to others, beside the formula (L + 1) S + S for
+L relays and vectors of S bytes (S + S without relays). CPU-seconds are those of all threads, divided by the clients; seconds are of this
+machine's cores, which here do the work of all clients.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+
+
+def exchange_of(transport, mode: str, cell_kib: int):
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from fedspeed.routing.anonymous.exchange import AnonymousExchange, Rules, meet
+    from fedspeed.routing.exchange import PlainExchange
+
+    if mode == "plain":
+        return PlainExchange(transport, 600)
+    key = Ed25519PrivateKey.generate()
+    return AnonymousExchange(transport, 600, Rules(mode, chunk_bytes=cell_kib << 10, step_s=600), key, meet(transport, 60, key), b"benchmark")
+
+
+def act(transport, mode: str, words: int, cell_kib: int, repeat: int, out: dict, gate: threading.Barrier | None = None) -> None:
+    vector = np.random.default_rng(transport.rank).standard_normal(words, dtype=np.float32) * np.float32(1e-3)
+    exchange = exchange_of(transport, mode, cell_kib)
+    exchange.start(vector[:1000].copy(), 1.0).wait(600)  # weights are known from here on, and the first span
+    if mode != "plain":
+        exchange._spans = None
+    for _ in range(repeat):
+        if gate:
+            gate.wait()
+        sent, cpu, begin = exchange.bytes_sent, time.process_time(), time.perf_counter()
+        total, _ = exchange.start(vector, 1.0).wait(600)
+        if gate:
+            gate.wait()
+        out.setdefault(transport.rank, []).append((time.perf_counter() - begin, time.process_time() - cpu, exchange.bytes_sent - sent))
+    out["sum", transport.rank] = float(total[0])
+    exchange.close()
+
+
+def local(args, mode: str, words: int) -> dict:
+    from fedspeed.routing.transports.local import LocalTransport
+
+    out, gate = {}, threading.Barrier(args.clients)
+    threads = [threading.Thread(target=act, args=(t, mode, words, args.cell_kib, args.repeat, out, gate)) for t in LocalTransport.set_of(args.clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rank in range(args.clients):  # one process: its CPU-seconds are everybody's
+        out[rank] = [(s, c / args.clients, b) for s, c, b in out[rank]]
+    return out
+
+
+def site(args, mode: str, words: int, folder: str, rank: int, pipe) -> None:
+    from fedspeed.routing import identity
+    from fedspeed.routing.transports.tls import TlsTransport
+
+    roster = identity.read_roster(Path(folder) / "roster.json", str(Path(folder) / "operator.json"))
+    out: dict = {}
+    act(TlsTransport(f"{folder}/site{rank}.key", roster.keys[rank], roster, 60), mode, words, args.cell_kib, args.repeat, out)
+    pipe.send(out)
+
+
+def tls(args, mode: str, words: int) -> dict:
+    import multiprocessing
+
+    from fedspeed.cluster.ports import free_port
+    from fedspeed.routing import identity
+
+    context, out = multiprocessing.get_context("spawn"), {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        cards = [identity.read_card(identity.make(f"site{i}", f"127.0.0.1:{free_port()}", place)[1]) for i in range(args.clients)]
+        identity.make("operator", "127.0.0.1:1", place)
+        (place / "roster.json").write_text(identity.sign_roster(cards, identity.read_key(place / "operator.key"), 1))
+        pipes = [context.Pipe() for _ in range(args.clients)]
+        processes = [context.Process(target=site, args=(args, mode, words, folder, i, pipes[i][1])) for i in range(args.clients)]
+        for process in processes:
+            process.start()
+        for ours, _ in pipes:
+            out |= ours.recv()
+        for process in processes:
+            process.join()
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("clients", 3), ("mb", 200), ("cell-kib", 1024), ("repeat", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--modes", default="plain,mask,mix,mix+mask")
+    parser.add_argument("--transport", choices=("local", "tls"), default="local")
+    args = parser.parse_args()
+    words, found = args.mb * 10**6 // 4, {}
+    for mode in args.modes.split(","):
+        out = (local if args.transport == "local" else tls)(args, mode, words)
+        sums = {out["sum", r] for r in range(args.clients)}
+        assert len(sums) == 1, f"clients hold different sums: {sums}"
+        seconds, cpu, sent = (float(np.mean([min(run[i] for run in out[r]) for r in range(args.clients)])) for i in range(3))
+        hops = 0 if "mix" not in mode else min(2, args.clients - 1)
+        formula = (hops + 2) * args.mb * 1e6
+        found[mode] = {"seconds": seconds, "cpu": cpu, "sent": sent, "formula": formula}
+        beside = f"   {cpu / found['plain']['cpu']:5.2f} x plain" if "plain" in found else ""
+        print(f"{mode:9} {seconds:8.2f} s   {cpu:7.3f} CPU-s a client{beside}   {args.mb / 1000 / cpu:6.3f} GB/CPU-s   sent {sent / 1e6:8.1f} MB a client, "
+              f"{sent / formula:.3f} of the formula", flush=True)
+    print(json.dumps({"clients": args.clients, "mb": args.mb, "transport": args.transport, "modes": found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""An adversary with exactly the views of a coalition, and how well it links members across rounds, measured.
+
+A view is what members of the coalition hold after an exchange that was played as always (`anonymous.lockstep`): as owners the contents of their
+chunks' cells, as relays their permutations, as clients their own cells. It knows nothing else.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import numpy as np
+
+from fedspeed.routing.anonymous import cells
+from fedspeed.routing.anonymous.lockstep import play
+from fedspeed.routing.anonymous.protocol import Agreed, Member
+from fedspeed.routing.audit.linkers import LINKERS, Linker
+
+
+@dataclass(frozen=True)
+class Coalition:
+    """Members by number, by what they give away; one may be in all three."""
+
+    owners: frozenset[int]
+    relays: frozenset[int] = frozenset()
+    clients: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class View:
+    """Of one exchange.
+
+    Attributes:
+        cells: by chunk, [honest cells, words] as they lie at their owner.
+        traced: by chunk, the member each of them came from where the coalition could follow it, else -1.
+        truth: by chunk, the member each of them came from. Only the referee looks at it.
+    """
+
+    cells: dict[int, np.ndarray]
+    traced: dict[int, np.ndarray]
+    truth: dict[int, np.ndarray]
+
+
+def observe(members: Sequence[Member], coalition: Coalition) -> View:
+    """Play an exchange and give what the coalition has seen of it."""
+    ends = play(members).ends
+    assert all(isinstance(end, Agreed) for end in ends), ends
+    plan, serials = members[0].plan, {}
+    for i, member in enumerate(members):
+        serials.update({sent.serial: i for sent in member._sent})
+    contents, traced, truth = {}, {}, {}
+    for owner in coalition.owners:
+        for chunk in plan.owned(owner):
+            cores = members[owner]._opened(plan.hops, chunk)
+            whose = np.array([serials[core[:cells.SERIAL]] for core in cores])
+            known = _followed(members, coalition, chunk)
+            honest = np.array([i not in coalition.clients for i in whose])
+            words = np.stack([np.frombuffer(core, np.uint32, offset=cells.SERIAL).view(np.int32) for core in cores]).astype(np.float64)
+            contents[chunk], truth[chunk], traced[chunk] = words[honest], whose[honest], known[honest]
+    return View(contents, traced, truth)
+
+
+def _followed(members: Sequence[Member], coalition: Coalition, chunk: int) -> np.ndarray:
+    """Sources of a chunk's cells at its owner: known if every relay tells its order, else -1."""
+    plan, sources = members[0].plan, np.arange(len(members))
+    for level, relay in enumerate(plan.stations[chunk][:-1]):
+        if relay not in coalition.relays:
+            return np.full(len(members), -1)
+        sources = sources[members[relay]._orders[level, chunk]]
+    return sources
+
+
+@dataclass
+class Linkage:
+    """Outcomes of the linkage game: of each pair of rounds, how many of how many cells were paired rightly."""
+
+    right: int = 0
+    pairs: int = 0
+    candidates: list[int] = field(default_factory=list)
+
+    def add(self, right: int, candidates: int) -> None:
+        self.right += right
+        self.pairs += candidates
+        self.candidates.append(candidates)
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.pairs
+
+    @property
+    def advantage(self) -> float:
+        """(accuracy - chance) / (1 - chance); a random bijection has one fixed point on average."""
+        chance = len(self.candidates) / self.pairs
+        return (self.accuracy - chance) / (1 - chance)
+
+    def upper(self, tried: int, confidence: float = 0.95) -> float:
+        """Upper bound of the advantage, corrected for the number of attackers tried (Bonferroni). The fixed points of random bijections have
+        variance one each game."""
+        chance, games = len(self.candidates) / self.pairs, len(self.candidates)
+        error = math.sqrt(games) / self.pairs / (1 - chance)
+        return min(1.0, self.advantage + NormalDist().inv_cdf(1 - (1 - confidence) / tried) * error)
+
+
+def link(views: Sequence[View], seed: int = 0, linkers: Mapping[str, Linker] = LINKERS) -> dict[str, Linkage]:
+    """All attackers on all neighbouring rounds, on one chunk of each pair that the coalition has seen in both."""
+    random, found = np.random.default_rng(seed), {name: Linkage() for name in linkers}
+    for before, after in zip(views, views[1:]):
+        shared = sorted(before.cells.keys() & after.cells.keys())
+        if not shared:
+            continue
+        chunk = shared[random.integers(len(shared))]
+        order = random.permutation(len(after.truth[chunk]))
+        a, b = before.cells[chunk], after.cells[chunk][order]
+        whose_a, whose_b = before.truth[chunk], after.truth[chunk][order]
+        for name, linker in linkers.items():
+            paired = linker(a, b, random)
+            found[name].add(int((whose_b[paired] == whose_a).sum()), len(a))
+    return found
+
+
+def traced_share(views: Sequence[View]) -> float:
+    """Part of the cells that the coalition could follow all the way from their source."""
+    traced = [view.traced[chunk] >= 0 for view in views for chunk in view.traced]
+    return float(np.concatenate(traced).mean()) if traced else 0.0
+
+
+def compromised(members: int, corrupt: int, hops: int) -> float:
+    """Probability that all relays of a path are among the corrupt: C(f, L) / C(n, L)."""
+    return math.comb(corrupt, hops) / math.comb(members, hops) if hops else 1.0
+
+
+def rounds_of(updates: Sequence[np.ndarray], make: Callable[[int, np.ndarray], Sequence[Member]], coalition: Coalition) -> list[View]:
+    """Views of one exchange for each round's updates [members, words] float32."""
+    return [observe(make(number, update), coalition) for number, update in enumerate(updates)]

@@ -1,0 +1,179 @@
+"""`fedspeed audit`: real updates of a configuration's clients, the anonymous exchange played over them, and what a coalition makes of its views.
+
+A simulation in one process: it trains every client in turn, which in a real federation nobody could. Only the referee sees single updates; the
+adversary gets the views of the coalition.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedspeed.cluster.ports import free_port
+from fedspeed.config.load import Loaded
+from fedspeed.config.run import RunConfig
+from fedspeed.errors import ConfigError
+from fedspeed.federation import rules
+from fedspeed.routing.anonymous import ring
+from fedspeed.routing.anonymous.crypto import AesGcm, public_of
+from fedspeed.routing.anonymous.exchange import MODES
+from fedspeed.routing.anonymous.protocol import Member, Terms, traffic
+from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, observe, traced_share
+from fedspeed.routing.audit.linkers import LINKERS
+
+MARGIN = 64.0  # as the exchange's own span
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a coalition has achieved in one mode; `rows` are (linker, accuracy, advantage, upper bound of it)."""
+
+    mode: str
+    rows: tuple[tuple[str, float, float, float], ...]
+    games: int
+    traced: float
+    formula: float
+    even: bool  # whether bytes between members were the same whatever the data
+
+
+@dataclass
+class Audit:
+    clients: int
+    rounds: int
+    words: int
+    task: str
+    findings: list[Finding] = field(default_factory=list)
+
+
+def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coalition: Coalition | None, seed: int = 0) -> Audit:
+    """Args:
+        rounds: how many are trained and exchanged. words: of every update, how many (drawn once) are exchanged; content enough for a linker.
+        coalition: None: all owners, and no relay.
+
+    Raises:
+        ConfigError: too few clients. FedSpeedError: what a run of the configuration would end with.
+    """
+    config = loaded.config
+    if config.data.clients < 3:
+        raise ConfigError(f"data.clients={config.data.clients}: there is nobody to be confused with; an audit needs at least 3 clients")
+    coalition = coalition or Coalition(frozenset(range(config.data.clients)))
+    unknown = sorted(m for m in coalition.owners | coalition.relays | coalition.clients if not 0 <= m < config.data.clients)
+    if unknown:
+        raise ConfigError(f"no client {', '.join(map(str, unknown))}: there are {config.data.clients}, numbered from 0")
+    updates = train(loaded, rounds, words, seed)
+    found = Audit(config.data.clients, rounds, updates[0].shape[1], f"{config.data.task}, split {config.data.split}")
+    for mode in modes:
+        found.findings.append(play_all(mode, updates, coalition, config, seed))
+    return found
+
+
+def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray]:
+    """[clients, words] float32 of each round: what the clients' updates say in some coordinates."""
+    from fedspeed.data.clients import client_rows, encode_client
+    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.world import join_world, leave_world, quiet
+    from fedspeed.federation import rounds as federated
+    from fedspeed.federation import server
+    from fedspeed.models.tokenizer import load_tokenizer
+    from fedspeed.monitor.clock import StageClock
+    from fedspeed.monitor.monitor import NoMonitor
+    from fedspeed.session.order import Order
+
+    config = loaded.config
+    tokenizer = load_tokenizer(config.model)
+    data = {c: encode_client(rows, tokenizer, config.data) for c, rows in enumerate(client_rows(config.data, config.run.seed))}
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    quiet()
+    join_world(600)
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.closing(
+                build_engine(config.model, config.adapter, config.train, config.engine, Order(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
+                             config.run.seed)) as engine:
+            seat = federated.Seat(data, 0, 1, True, False, "")
+            run = federated.Federation(config, "", {}, seat, engine, None, None, NoMonitor(), engine._clock, lambda: 0, lambda: False)
+            progress = federated.start(config, engine)
+            layout = federated.Layout.of(progress.tensors)
+            chosen = np.sort(np.random.default_rng(seed).permutation(layout.size)[:words])
+            weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in data.items()}
+            out = []
+            for number in range(1, rounds + 1):
+                still = rules.held(config.federation.aggregation, number, layout.names)
+                ends, start = [], layout.flatten(progress.tensors)
+                for client in data:
+                    run.begin_turn(client, number, progress.tensors, None, still)
+                    run.local_steps([client], (number - 1) * run.steps_per_round, run.steps_per_round)
+                    ends.append(layout.flatten(federated.as_arrays(engine.state())) - start)
+                out.append(np.stack([end[chosen] for end in ends]))
+                mean = sum(weights[c] * end for c, end in zip(data, ends)) / sum(weights.values())
+                state = layout.unflatten((start + mean).astype(np.float32))
+                progress.server, progress.tensors = server.update(config.federation, progress.server, progress.tensors, state, still)
+            return out
+    finally:
+        leave_world()
+
+
+def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, config: RunConfig, seed: int) -> Finding:
+    """Exchange the updates of all rounds in a mode, and let the coalition's linkers at it."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    n, words = updates[0].shape
+    identities = [Ed25519PrivateKey.generate() for _ in range(n)]
+    chosen, routing = MODES[mode], config.routing
+    hops = min(routing.relays, n - 1) if chosen.mixed else 0
+    keys = tuple(public_of(key) for key in identities)
+
+    def members(number: int, update: np.ndarray) -> list[Member]:
+        terms = Terms(keys, words, b"audit", number, 0, chosen.masked, hops, -(-words // n), routing.cipher, n // 2 + 1)
+        span = MARGIN * max(1e-12, float(np.abs(updates[max(0, number - 1)].mean(0)).max()))
+        payloads = [_words(row / n, span) for row in update]
+        return [Member(terms, i, identities[i], lambda notes, i=i: payloads[i]) for i in range(n)]
+
+    views: list[View] = []
+    for number, update in enumerate(updates):
+        views.append(observe(members(number, update), coalition))
+    outcomes = link(views, seed)
+    rows = tuple((name, o.accuracy, o.advantage, o.upper(len(LINKERS))) for name, o in outcomes.items())
+    games = len(next(iter(outcomes.values())).candidates)
+    relays = len(coalition.relays)
+    return Finding(mode, rows, games, traced_share(views), compromised(n, relays, hops) if hops else 1.0, _even(members, updates))
+
+
+def _words(values: np.ndarray, span: float) -> np.ndarray:
+    out, part, key = np.empty(len(values), np.uint32), iter(range(2**32)), os.urandom(32)
+    ring.encode(values.astype(np.float32), span, lambda bits: AesGcm.stream(key, next(part), bits), out)
+    return out
+
+
+def _even(members, updates: Sequence[np.ndarray]) -> bool:
+    """Whether the bytes between members are those that public facts give, for real updates and for none."""
+    from fedspeed.routing.anonymous.lockstep import play
+
+    even = True
+    for update in (updates[0], np.zeros_like(updates[0])):
+        present, seen = members(0, update), {}
+
+        def count(state, messages, seen=seen):
+            seen[state] = {pair: len(text) for pair, text in messages.items()}
+
+        play(present, count)
+        expected = traffic(present[0].terms, present[0].plan)
+        even &= all(sizes[pair] == expected[state][pair] for state, sizes in seen.items() for pair in sizes)
+    return bool(even)
+
+
+def render(found: Audit, coalition: Coalition | None) -> str:
+    """The audit in words."""
+    who = "all owners of chunks" if coalition is None else ", ".join(
+        f"{role} {sorted(getattr(coalition, role))}" for role in ("owners", "relays", "clients") if getattr(coalition, role))
+    lines = [f"{found.clients} clients on {found.task}; {found.rounds} rounds, {found.words} words of each update; the coalition: {who}"]
+    for finding in found.findings:
+        lines.append(f"\n{finding.mode}: {finding.games} pairs of rounds, in which chance pairs 1 of {found.clients} cells rightly")
+        lines += [f"  {name:<18} accuracy {accuracy:6.3f}   advantage {advantage:+7.3f}   upper 95 % bound {upper:6.3f} (for {len(finding.rows)} linkers)"
+                  for name, accuracy, advantage, upper in finding.rows]
+        lines.append(f"  cells followed from their source by the coalition's relays: {finding.traced:.3f} (formula {finding.formula:.3f})")
+        lines.append(f"  bytes between members are those that the public plan gives, for updates and for none: {'yes' if finding.even else 'NO'}")
+    return "\n".join(lines)
