@@ -39,6 +39,7 @@ class Transport(Protocol):
 
         Args:
             parts: buffers of bytes; what this participant gives to itself comes back.
+            parts: bytes, or lists of pieces of one size, which resilient transports give as they came: as lists of arrays.
             step: (exchange, attempt, state), equal on all who take part; resilient transports tell by it what a late message belongs to.
                 State 0 is settling: whoever waits in another state of the same attempt and hears of it gets PeersLost(settling=True).
         """
@@ -63,6 +64,8 @@ def all_to_all(transport: Transport, parts: Sequence[np.ndarray], deadline_s: fl
 
 def as_bytes(buffer) -> np.ndarray:
     """A buffer as [n] uint8, without a copy where it lies in one piece."""
+    if isinstance(buffer, list):
+        return np.concatenate([as_bytes(piece) for piece in buffer]) if buffer else np.empty(0, np.uint8)
     if isinstance(buffer, np.ndarray):
         return np.ascontiguousarray(buffer).reshape(-1).view(np.uint8)
     return np.frombuffer(buffer, np.uint8) if len(buffer) else np.empty(0, np.uint8)

@@ -19,7 +19,7 @@ from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
 from fedspeed.federation import rules
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.anonymous.crypto import AesGcm, public_of
+from fedspeed.routing.anonymous.crypto import AesGcm, public_of, stream
 from fedspeed.routing.anonymous.exchange import MODES
 from fedspeed.routing.anonymous.protocol import Member, Terms, traffic
 from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, observe, traced_share
@@ -144,7 +144,7 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
 
 def _words(values: np.ndarray, span: float) -> np.ndarray:
     out, part, key = np.empty(len(values), np.uint32), iter(range(2**32)), os.urandom(32)
-    ring.encode(values.astype(np.float32), span, lambda bits: AesGcm.stream(key, next(part), bits), out)
+    ring.encode(values.astype(np.float32), span, lambda bits: stream(AesGcm, key, next(part), bits), out)
     return out
 
 

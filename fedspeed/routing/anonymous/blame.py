@@ -49,7 +49,7 @@ class Testimony:
         return cls(member._own_cell(chunk), keys, got, gave)
 
     def pack(self) -> bytes:
-        return b"".join((self.cell, *self.ephemeral, *self.got, *self.gave))
+        return b"".join((bytes(self.cell), *self.ephemeral, *self.got, *self.gave))
 
     @classmethod
     def unpack(cls, text: bytes, plan, n: int) -> "Testimony":
@@ -59,9 +59,9 @@ class Testimony:
         return cls(text[:size], tuple(pieces[:layers]), tuple(pieces[layers:layers + n]), tuple(pieces[layers + n:]))
 
 
-def list_of(cores: Sequence[bytes]) -> bytes:
+def list_of(cores: Sequence[bytes], total: np.ndarray) -> bytes:
     """What an owner says of a chunk: the sorted serials of its cells, and the digest of their sum."""
-    return b"".join(sorted(bytes(core[:cells.SERIAL]) for core in cores)) + digest(sum_of(cores).tobytes())
+    return b"".join(sorted(bytes(core[:cells.SERIAL]) for core in cores)) + digest(memoryview(total).cast("B"))
 
 
 def sum_of(cores: Sequence[bytes]) -> np.ndarray:
@@ -104,7 +104,7 @@ def judge(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], stori
         if sorted(story.gave) != sorted(expected[level + 1]):
             return [frozenset({station})]
     # All cells have reached the owner.
-    if listed != list_of(cores):
+    if listed != list_of(cores, sum_of(cores)):
         return [frozenset({route[-1]})]
     keeper = backup_of(route[-1], n)  # what it was given to keep, nobody else has seen
     return [frozenset({route[-1], keeper}) if accuser == keeper else frozenset({accuser}) for accuser in sorted(accusers)]

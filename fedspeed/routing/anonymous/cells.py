@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedspeed.routing.anonymous.crypto import KEY, TAG, Refused, agree, derive, open_sealed, public_of, seal
+from fedspeed.routing.anonymous.crypto import KEY, TAG, Refused, agree, derive, open_sealed, public_of, seal_into
 
 SERIAL = 16  # random bytes by which its source, and nobody else, knows a cell again
 LAYER = KEY + TAG  # what each layer adds: a fresh public key, and the seal
@@ -20,7 +20,7 @@ def size(plan, level: int) -> int:
 
 
 def build(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], serial: bytes, words: np.ndarray,
-          ephemeral: Sequence[X25519PrivateKey]) -> bytes:
+          ephemeral: Sequence[X25519PrivateKey]) -> bytearray:
     """The cell as its source sends it.
 
     Args:
@@ -29,11 +29,14 @@ def build(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], seria
         words: [chunk_words] uint32.
         ephemeral: a fresh key for each layer, from the first relay to the owner.
     """
-    cell = serial + words.tobytes()
+    cell = bytearray(SERIAL + words.nbytes)
+    cell[:SERIAL], cell[SERIAL:] = serial, memoryview(words).cast("B")
     for level in range(plan.hops, -1, -1):
-        private = ephemeral[level]
+        private, inside = ephemeral[level], cell
         public, station = public_of(private), plan.stations[chunk][level]
-        cell = public + seal(cipher, _key(agree(private, keys[station]), context, level, chunk, public), cell, context)
+        cell = bytearray(len(inside) + LAYER)
+        cell[:KEY] = public
+        seal_into(cipher, _key(agree(private, keys[station]), context, level, chunk, public), inside, context, memoryview(cell)[KEY:])
     return cell
 
 
@@ -44,7 +47,7 @@ def peel(cipher, context: bytes, level: int, chunk: int, private: X25519PrivateK
         Refused: it was not sealed for this station, chunk, level and round, or was changed since.
     """
     public = bytes(cell[:KEY])
-    return open_sealed(cipher, _key(agree(private, public), context, level, chunk, public), cell[KEY:], context)
+    return open_sealed(cipher, _key(agree(private, public), context, level, chunk, public), memoryview(cell)[KEY:], context)
 
 
 def trace(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], cell: bytes, ephemeral: Sequence[X25519PrivateKey]) -> list[bytes]:

@@ -1,6 +1,7 @@
 """The cryptography of a round, each primitive from the `cryptography` package: key agreement, derivation, sealing, key streams, signatures."""
 
 import hmac
+from collections.abc import Iterator
 
 import numpy as np
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -14,7 +15,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 KEY, TAG, SIGNATURE = 32, 16, 64  # bytes
-_ZEROS = bytes(1 << 18)  # what key streams are made from, a part that stays in the cache
+BLOCK = 1 << 16  # words of a key stream that are made at a time, and stay in the cache
+_ZEROS = bytes(4 * BLOCK)
 _NONCE = bytes(12)  # every key seals once
 
 
@@ -71,13 +73,13 @@ class AesGcm:
     aead = AESGCM
 
     @staticmethod
-    def stream(key: bytes, part: int, out: np.ndarray) -> None:
+    def blocks(key: bytes, part: int, words: int) -> Iterator[np.ndarray]:
         """AES-128 in counter mode. Encrypting zeros with GCM gives just that, and is the fastest way to it; the tag is thrown away."""
-        view, cipher = memoryview(out).cast("B"), AESGCM(key[:16])
-        for i, start in enumerate(range(0, len(view), len(_ZEROS))):
-            piece = view[start:start + len(_ZEROS)]
-            sealed = cipher.encrypt((part << 32 | i).to_bytes(12, "big"), _ZEROS[:len(piece)], None)
-            piece[:] = memoryview(sealed)[:len(piece)]
+        cipher = AESGCM(key[:16])
+        for i, start in enumerate(range(0, words, BLOCK)):
+            count = min(BLOCK, words - start)
+            zeros = _ZEROS if count == BLOCK else _ZEROS[:4 * count]
+            yield np.frombuffer(cipher.encrypt((part << 32 | i).to_bytes(12, "big"), zeros, None), np.uint32, count)
 
 
 class ChaCha20:
@@ -87,12 +89,17 @@ class ChaCha20:
     aead = ChaCha20Poly1305
 
     @staticmethod
-    def stream(key: bytes, part: int, out: np.ndarray) -> None:
-        view = memoryview(out).cast("B")
+    def blocks(key: bytes, part: int, words: int) -> Iterator[np.ndarray]:
         encryptor = _Cipher(algorithms.ChaCha20(key, (0).to_bytes(4, "little") + part.to_bytes(12, "big")), None).encryptor()
-        for start in range(0, len(view), len(_ZEROS)):
-            piece = view[start:start + len(_ZEROS)]
-            piece[:] = encryptor.update(_ZEROS[:len(piece)])
+        for start in range(0, words, BLOCK):
+            count = min(BLOCK, words - start)
+            yield np.frombuffer(encryptor.update(_ZEROS[:4 * count]), np.uint32, count)
+
+
+def stream(cipher, key: bytes, part: int, out: np.ndarray) -> None:
+    """Fill `out` [n] uint32 with a key stream; every part of a key is a stream of its own."""
+    for i, block in enumerate(cipher.blocks(key, part, len(out))):
+        out[i * BLOCK:i * BLOCK + len(block)] = block
 
 
 CIPHERS = {cipher.name: cipher for cipher in (AesGcm, ChaCha20)}
@@ -101,6 +108,11 @@ CIPHERS = {cipher.name: cipher for cipher in (AesGcm, ChaCha20)}
 def seal(cipher, key: bytes, plain, context: bytes) -> bytes:
     """AEAD with a key that is used for nothing else; `TAG` bytes longer than `plain`."""
     return cipher.aead(key[:cipher.key_bytes]).encrypt(_NONCE, plain, context)
+
+
+def seal_into(cipher, key: bytes, plain, context: bytes, out) -> None:
+    """`seal`, into a buffer of the right size."""
+    cipher.aead(key[:cipher.key_bytes]).encrypt_into(_NONCE, plain, context, out)
 
 
 def open_sealed(cipher, key: bytes, sealed, context: bytes) -> bytes:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, digest, public_of
+from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, digest, public_of, stream
 from fedspeed.routing.anonymous.protocol import Agreed, Lost, Member, Terms, Void
 from fedspeed.routing.exchange import Exchange
 from fedspeed.routing.transport import PeersLost, Transport
@@ -25,7 +25,7 @@ STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)
 _NOTE = struct.Struct("<d8s")
 _MARGIN = 64.0  # times the largest change of a block in the last aggregate may a next one be
 _SMALLEST = 1e-3  # a block that hardly moved may move this part of what the others did
-_BLOCKS, _BLOCK_WORDS = 1024, 256  # most blocks, and least words of one, that have a span of their own
+_BLOCKS, _BLOCK_WORDS = 256, 256  # most blocks, and least words of one, that have a span of their own
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class AnonymousExchange(Exchange):
                 came = self._transport.swap(parts, sizes, patience, (self._count, 0, STATES.index(swap.state)))
                 if self._arrived is None:
                     self._arrived = time.perf_counter()
-                swap = steps.send([memoryview(came[p]) for p in self._present])
+                swap = steps.send([came[p] for p in self._present])
             except PeersLost as lost:
                 swap = steps.throw(Lost(frozenset(self._present.index(p) for p in lost.peers), lost.settling))
             except StopIteration as stop:
@@ -202,7 +202,7 @@ def _random(cipher) -> ring.Stream:
     import secrets
 
     key, part = secrets.token_bytes(KEY), iter(range(2**32))
-    return lambda out: cipher.stream(key, next(part), out)
+    return lambda out: stream(cipher, key, next(part), out)
 
 
 def meet(transport: Transport, deadline_s: float, identity: Ed25519PrivateKey) -> list[bytes]:

@@ -52,7 +52,7 @@ def play(members: Sequence[Member], on_messages: Callable[[str, Messages], None]
         assert settling or {swap.state for swap in waiting.values()} == {state}, {i: swap.state for i, swap in waiting.items()}
         states.append(state)
         dying = {i: doomed[i, swap.state] for i, swap in waiting.items() if (i, swap.state) in doomed}
-        messages = {(i, j): bytes(swap.parts[j]) for i, swap in waiting.items() for j in range(len(players)) if swap.state == state}
+        messages = {(i, j): _whole(swap.parts[j]) for i, swap in waiting.items() for j in range(len(players)) if swap.state == state}
         if on_messages:
             on_messages(state, messages)
         dead |= dying.keys()
@@ -73,6 +73,10 @@ def play(members: Sequence[Member], on_messages: Callable[[str, Messages], None]
                 came = [messages.get((j, i), b"") for j in range(len(players))]
                 _go_on(players[i], lambda steps, came=came: steps.send(came))
     return Played([None if i in dead else player.end for i, player in enumerate(players)], states)
+
+
+def _whole(part) -> bytes:
+    return b"".join(part) if isinstance(part, list) else bytes(part)
 
 
 def _go_on(player: _Player, step) -> None:

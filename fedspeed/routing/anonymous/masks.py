@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedspeed.routing.anonymous.crypto import agree, derive
+from fedspeed.routing.anonymous.crypto import BLOCK, agree, derive
 
-_PIECE = 1 << 16  # elements masked at a time, in the cache
 _SCALAR = 2**64
 
 
@@ -45,11 +44,10 @@ class Masks:
 
 def add_stream(cipher, seed: bytes, chunk: int, words: np.ndarray, sign: int) -> None:
     """Add or subtract a key stream, modulo 2^32."""
-    stream, operate = np.empty(len(words), np.uint32), np.add if sign > 0 else np.subtract
-    cipher.stream(seed, chunk, stream)
-    for start in range(0, len(words), _PIECE):
-        piece = words[start:start + _PIECE]
-        operate(piece, stream[start:start + _PIECE], out=piece)
+    operate = np.add if sign > 0 else np.subtract
+    for i, block in enumerate(cipher.blocks(seed, chunk, len(words))):
+        piece = words[i * BLOCK:i * BLOCK + len(block)]
+        operate(piece, block, out=piece)
 
 
 def remove_own(cipher, secrets: Mapping[int, bytes], chunk: int, words: np.ndarray) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedspeed.routing.anonymous import cells, paths, ring, shamir
+from fedspeed.routing.anonymous import cells, crypto, paths, ring, shamir
 from fedspeed.routing.anonymous.blame import Testimony, judge, list_of, sum_of
 from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, SIGNATURE, TAG, Refused, agree, check_signature, derive, digest, open_sealed, public_of, seal
 from fedspeed.routing.anonymous.masks import Masks, remove_own, remove_own_scalars
@@ -66,7 +66,8 @@ class Terms:
 
 @dataclass
 class Swap:
-    """Give `parts[i]` to member i; `sizes[i]` bytes will come from it. One that is lost gets and gives nothing."""
+    """Give `parts[i]` to member i: bytes, or a list of pieces of one size, which may come as such a list too. `sizes[i]` bytes will come from it. One
+    that is lost gets and gives nothing."""
 
     state: str
     parts: list
@@ -228,7 +229,7 @@ class Member:
                       for _ in range(plan.chunks)]
         outgoing = {chunk: [self._own_cell(chunk)] for chunk in range(plan.chunks)}
         for level in range(plan.hops + 1):
-            parts = [b"".join(cell for chunk in self._given(level, self.me, to) for cell in outgoing[chunk]) for to in range(self.n)]
+            parts = [[cell for chunk in self._given(level, self.me, to) for cell in outgoing[chunk]] for to in range(self.n)]
             size = cells.size(plan, level)
             each = 1 if level == 0 else self.n
             sizes = [len(self._given(level, sender, self.me)) * each * size for sender in range(self.n)]
@@ -255,8 +256,7 @@ class Member:
         """The cells of each chunk: by sender at level 0, afterwards as the relay before gave them."""
         size, found = cells.size(self.plan, level), {}
         for sender, data in enumerate(came):
-            view = memoryview(data)
-            pieces = [view[at:at + size] for at in range(0, len(view), size)]
+            pieces = data if isinstance(data, list) else [memoryview(data)[at:at + size] for at in range(0, len(data), size)]
             chunks = self._given(level, sender, self.me)
             each = 1 if level == 0 else self.n
             for i, chunk in enumerate(chunks):
@@ -318,7 +318,7 @@ class Member:
         if len({core[:cells.SERIAL] for core in cores}) < self.n:
             self._complaints.add(chunk)
         self._sums[chunk] = sum_of(cores)
-        return list_of(cores)
+        return list_of(cores, self._sums[chunk])
 
     def _check_lists(self, owner: int, text: bytes, entry: int) -> None:
         for i, chunk in enumerate(self.plan.owned(owner)):
@@ -378,7 +378,7 @@ class Member:
     def _factors(self) -> ring.Stream:
         """Random factors of the check, that nobody could know before the lists were told."""
         seed, part = derive(self._digest, b"factors"), iter(range(2**32))
-        return lambda out: self._cipher.stream(seed, next(part), out)
+        return lambda out: crypto.stream(self._cipher, seed, next(part), out)
 
     def _testify(self, chunk: int, accusers: frozenset[int]) -> Steps:
         """All tell what they know of one chunk of this attempt, which is void. Masked, it says nothing about anybody's words."""

@@ -13,10 +13,14 @@ SETTLE = 0
 
 @dataclass(frozen=True)
 class Frame:
-    """A message between two participants: (exchange, attempt, state), and [n] uint8."""
+    """A message between two participants: (exchange, attempt, state), and pieces of one size, [size] uint8 each."""
 
     step: tuple[int, int, int]
-    data: np.ndarray
+    pieces: list[np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.size for piece in self.pieces)
 
 
 class Gone(Exception):
@@ -36,15 +40,15 @@ class FrameTransport:
     def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int, int] = (0, 0, 1)) -> list[np.ndarray]:
         end = time.monotonic() + deadline_s
         for peer, part in enumerate(parts):
-            data = as_bytes(part)
-            if peer != self.rank and data.size and peer not in self._gone:
+            frame = Frame(step, [as_bytes(piece) for piece in (part if isinstance(part, list) else [part])])
+            if peer != self.rank and frame.nbytes and peer not in self._gone:
                 try:
-                    self._send(peer, Frame(step, data), max(0.1, end - time.monotonic()))
-                    self.bytes_sent += data.size
+                    self._send(peer, frame, max(0.1, end - time.monotonic()))
+                    self.bytes_sent += frame.nbytes
                 except Gone as gone:
                     self._gone[peer] = str(gone)
         came, lost, settling = [np.empty(0, np.uint8)] * self.size, {}, False
-        came[self.rank] = as_bytes(parts[self.rank])
+        came[self.rank] = parts[self.rank] if isinstance(parts[self.rank], list) else as_bytes(parts[self.rank])
         for peer, size in enumerate(sizes):
             if peer == self.rank or not size:
                 continue
@@ -52,10 +56,10 @@ class FrameTransport:
                 frame = self._next(peer, step, end)
                 if frame is None:
                     settling = True
-                elif frame.data.size != size:
-                    raise Gone(f"participant {peer} sent {frame.data.size} bytes where {size} are due")
+                elif frame.nbytes != size:
+                    raise Gone(f"participant {peer} sent {frame.nbytes} bytes where {size} are due")
                 else:
-                    came[peer] = frame.data
+                    came[peer] = frame.pieces if len(frame.pieces) > 1 else frame.pieces[0]
             except Gone as gone:
                 self._gone.setdefault(peer, str(gone))
                 lost[peer] = self._gone[peer]

@@ -18,7 +18,7 @@ class LocalTransport(FrameTransport):
         return [cls(rank, mailboxes) for rank in range(size)]
 
     def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
-        self._mailboxes[peer][self.rank].put(Frame(frame.step, frame.data.copy()))
+        self._mailboxes[peer][self.rank].put(Frame(frame.step, [piece if len(frame.pieces) > 1 else piece.copy() for piece in frame.pieces]))
 
     def _receive(self, peer: int, timeout_s: float) -> Frame:
         try:

@@ -18,12 +18,12 @@ from fedspeed.routing.identity import Roster
 from fedspeed.routing.transport import TransportError
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
-_HEADER = struct.Struct(">4sIIIQ")  # mark, exchange, attempt, state, length
+_HEADER = struct.Struct(">4sIIIIQ")  # mark, exchange, attempt, state, number of pieces, bytes of each
 _MARK = b"FdSp"
 _WRITES, _READS, _WELCOME = b"w", b"r", b"y"
 HANDSHAKE_S = 10.0
 STRANGERS = 16  # that may be shaking hands at the same time
-MOST_BYTES = 1 << 36  # of one frame
+MOST_BYTES, MOST_PIECES = 1 << 36, 1 << 24  # of one frame
 WAITING = 4  # frames of one peer that may lie here before they are asked for
 _RETRY_S = 0.3
 
@@ -149,20 +149,23 @@ class TlsTransport(FrameTransport):
         """Frames of one peer, until it is gone. A full queue holds the peer up, not this process."""
         try:
             while True:
-                mark, exchange, attempt, state, length = _HEADER.unpack(_exactly(secured, _HEADER.size))
-                if mark != _MARK or length > MOST_BYTES:
+                mark, exchange, attempt, state, count, length = _HEADER.unpack(_exactly(secured, _HEADER.size))
+                if mark != _MARK or not 0 < count <= MOST_PIECES or count * length > MOST_BYTES:
                     raise ValueError("it sent something that is no frame")
-                data = np.empty(length, np.uint8)
-                _fill(secured, memoryview(data))
-                self._came[peer].put(Frame((exchange, attempt, state), data))
+                pieces = []
+                for _ in range(count):
+                    pieces.append(np.empty(length, np.uint8))
+                    _fill(secured, memoryview(pieces[-1]))
+                self._came[peer].put(Frame((exchange, attempt, state), pieces))
         except (OSError, ValueError, MemoryError) as error:
             self._came[peer].put(_reason(error))
 
     def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
         try:
             self._writers[peer].settimeout(deadline_s)
-            self._writers[peer].sendall(_HEADER.pack(_MARK, *frame.step, frame.data.size))
-            self._writers[peer].sendall(memoryview(frame.data))
+            self._writers[peer].sendall(_HEADER.pack(_MARK, *frame.step, len(frame.pieces), frame.pieces[0].size))
+            for piece in frame.pieces:
+                self._writers[peer].sendall(memoryview(piece))
         except OSError as error:
             raise Gone(f"{self._roster.members[peer].name}: {_reason(error)}") from error
 

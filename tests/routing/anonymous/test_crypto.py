@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedspeed.routing.anonymous import cells, paths, ring, shamir
+from fedspeed.routing.anonymous import cells, crypto, paths, ring, shamir
 from fedspeed.routing.anonymous.crypto import CIPHERS, AesGcm, ChaCha20, Refused, agree, check_signature, derive, digest, open_sealed, public_of, seal
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.masks import Masks
@@ -25,7 +25,7 @@ hexed = bytes.fromhex
 
 def stream(cipher, key, part, nbytes) -> bytes:
     out = np.empty(nbytes // 4, np.uint32)
-    cipher.stream(key, part, out)
+    crypto.stream(cipher, key, part, out)
     return out.tobytes()
 
 

@@ -139,5 +139,5 @@ def test_small_changes_keep_their_digits_beside_large_ones():
             errors.append(np.abs(total - sum(vectors))[1024:].max() / 1e-4)
         return errors
 
-    for first, second in in_threads(LocalTransport.set_of(3), act):
-        assert second < 1e-2 and second < first
+    for _, second in in_threads(LocalTransport.set_of(3), act):
+        assert second < 1e-3, "with one span for all it would be 2e-2"
