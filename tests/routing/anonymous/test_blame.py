@@ -181,6 +181,48 @@ class TwoFaced(Member):
             return
 
 
+class LateChooser(Member):
+    """Reveals another part of the beacon than it had committed to: whoever could, would choose the paths."""
+
+    def _reveal(self):
+        self._nonce = bytes(32)
+        return super()._reveal()
+
+
+class Pretender(Member):
+    """Tells another secret of its own mask than the one it used."""
+
+    def _tell_secrets(self):
+        self._own = b"\1" * 32
+        return super()._tell_secrets()
+
+
+@pytest.mark.parametrize("kind,told", [(LateChooser, "another part of the beacon"), (Pretender, "another secret than it had promised")])
+def test_what_was_promised_must_be_told(kind, told):
+    for end in play(Parties(4, kinds={1: kind}).attempt()).ends:
+        assert isinstance(end, Void) and told in str(end) and end.blamed == (frozenset({1}),)
+
+
+class ForgetfulOwner(Member):
+    """Gives its backup other sums than it has listed."""
+
+    def _collect(self):
+        steps = super()._collect()
+        swap = next(steps)
+        heir = backup_of(self.me, self.n)
+        swap.parts[heir] = swap.parts[heir][:-1] + bytes([swap.parts[heir][-1] ^ 1])
+        came = yield swap
+        try:
+            steps.send(came)
+        except StopIteration:
+            return
+
+
+def test_a_backup_that_could_not_stand_in_is_noticed_before_it_must():
+    for end in play(Parties(4, kinds={2: ForgetfulOwner}).attempt()).ends:
+        assert isinstance(end, Void) and end.blamed == (frozenset({2, 3}),)
+
+
 def test_different_lists_for_different_members_are_noticed():
     parties = Parties(4, kinds={1: TwoFaced})
     ends = play(parties.attempt()).ends
