@@ -81,6 +81,12 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
     if config.routing.transport == "tls" and federation.clients_per_round:
         yield Conflict(("federation.clients_per_round", "routing.transport"), "federation.clients_per_round draws among the clients of one job, but "
                        "routing.transport=tls has a job on each site; leave it out")
+    if federation.staleness:
+        for key, asked, why in (("aggregation", rule == "svd", "gives factors anew, to which a late update cannot be added"),
+                                ("local_optimizer", federation.local_optimizer == "keep", "would be a round ahead of the state it is kept with")):
+            if asked:
+                yield Conflict(("federation.staleness", f"federation.{key}"), f"federation.{key}={getattr(federation, key)} {why} with federation.staleness=1; "
+                               "set federation.staleness=0, or choose another")
     if config.routing.sums_only:
         for key, asked, why in (("aggregation", rule == "svd", "needs every client's factors"),
                                 ("compare_alone", federation.compare_alone, "shows what each client's rows are worth"),

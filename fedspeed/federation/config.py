@@ -19,6 +19,8 @@ class FederationConfig:
     server_tau: float = field(default=1e-3, metadata={"help": "adaptivity of adam and yogi, added to the root", "above": 0.0})
     local_optimizer: Literal["reset", "keep"] = field(default="reset", metadata={
         "help": "state of the clients' optimizers between rounds"})
+    staleness: int = field(default=0, metadata={
+        "help": "1: the exchange of a round runs beside the local steps of the next, which start from the state of one round before", "min": 0, "max": 1})
     evaluate_every: int = field(default=1, metadata={"help": "rounds between evaluations on the held-out rows", "min": 1})
     compare_alone: bool = field(default=False, metadata={
         "help": "at the end, train each client alone and compare on all held-out rows; for simulations, since every rank reads all rows"})

@@ -18,6 +18,15 @@ class Sum:
     bytes_sent: int
 
 
+@dataclass(frozen=True)
+class Started:
+    """A sum under way; the handle is None on ranks that do not speak for their client."""
+
+    vector: np.ndarray
+    handle: object
+    sent_before: int
+
+
 class ClientLink:
     """Args:
         engine: for words between the client's own ranks.
@@ -45,16 +54,25 @@ class ClientLink:
         Raises:
             LostPeerError: a participant is missing.
         """
-        sent, failure, head, total = 0, None, np.zeros(4), np.zeros_like(vector)
+        return self.finish(self.start(vector, weight))
+
+    def start(self, vector: np.ndarray, weight: float) -> "Started":
+        """Begin a sum that goes on beside what the caller does next. The vector must not change until `finish` returns."""
+        if self._exchange is None:
+            return Started(vector, None, 0)
+        return Started(vector, self._exchange.start(vector, weight), self._exchange.bytes_sent)
+
+    def finish(self, started: "Started") -> Sum:
+        """The sum that was started. Raises as `sum` does."""
+        sent, failure, head, total = 0, None, np.zeros(4), np.zeros_like(started.vector)
         if self._exchange is not None:
-            before = self._exchange.bytes_sent
-            handle = self._exchange.start(vector, weight)
+            handle = started.handle
             try:
                 total, weight_sum = handle.wait(self._deadline_s)
                 head = np.array([1.0, weight_sum, handle.idle_s, handle.exchange_s])
             except Exception as error:  # noqa: BLE001 - told to the client's other ranks, then raised
                 failure = error
-            sent = self._exchange.bytes_sent - before
+            sent = self._exchange.bytes_sent - started.sent_before
         try:
             # The head first: where the exchange has failed, the client's other ranks hear so from their gateway.
             head = self._engine.share_from_gateway(head)

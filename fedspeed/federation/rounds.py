@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.federation import rules, server
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import CLIENT_WORDS, Ledger
-from fedspeed.federation.link import ClientLink
+from fedspeed.federation.link import ClientLink, Started
 from fedspeed.federation.schedule import lr_at, sample
 from fedspeed.monitor.records import ClientRecord, RoundRecord
 
@@ -57,6 +58,23 @@ class Progress:
     best_loss: float = math.inf
     stale: int = 0
     done: str = ""
+    previous: Tensors | None = None  # under staleness: the state that the round under way is trained from
+
+
+@dataclass
+class Trained:
+    """A round whose local steps are taken and whose updates are not summed yet."""
+
+    number: int
+    start: Tensors
+    rule: Any
+    still: frozenset[str]
+    ledger: Ledger
+    asked: tuple[int, ...]
+    vector: np.ndarray
+    weight: float
+    begin: float
+    started: Started | None = None
 
 
 class Federation:
@@ -75,15 +93,32 @@ class Federation:
         # A client counts by the answer tokens of its training rows.
         self._weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in seat.clients.items()}
         self._seconds: dict[str, float] = {}  # of this round's turns so far
+        self._settled = 0.0  # when the last round was
 
     def run(self, progress: Progress) -> Progress:
         """Run all rounds that are left; returns what the last one left. `done` says why the run is over, empty if it was asked to stop."""
         if progress.round == 0 and not progress.done:
             self._baseline(progress)
         self._layout = Layout.of(progress.tensors)
+        stale, pending, rounds = self.config.federation.staleness, None, self.config.federation.rounds
+        number = progress.round
         while not progress.done:
-            if self._round(progress):
+            if number < rounds:
+                number += 1
+                # The first one after a resume is trained from what it was trained from before.
+                resumed = pending is None and stale and progress.previous is not None
+                trained = self._train_round(progress, number, progress.previous if resumed else progress.tensors)
+            else:
+                trained = None
+            if pending is not None and self._settle_round(progress, pending):
                 break
+            if trained is not None and not progress.done:
+                trained.started = self._link.start(trained.vector, trained.weight)
+            pending = trained
+            if not stale and pending is not None:
+                if self._settle_round(progress, pending):
+                    break
+                pending = None
         return progress
 
     def _baseline(self, progress: Progress) -> None:
@@ -102,44 +137,58 @@ class Federation:
             self._monitor.round(self._record(0, (), ledger, time.perf_counter() - begin, None, None))
         self._keep(progress)
 
-    def _round(self, progress: Progress) -> bool:
-        """One whole round; True if some rank was asked to stop."""
-        config, number, begin = self.config, progress.round + 1, time.perf_counter()
+    def _train_round(self, progress: Progress, number: int, start: Tensors) -> Trained:
+        """A round's local steps, from the state `start`."""
+        config, begin = self.config, time.perf_counter()
         ledger = self._ledger()
         rule = rules.make_rule(config.federation.aggregation, self._layout, config.data.clients, config.run.seed, number)
         still = rules.held(config.federation.aggregation, number, self._layout.names)
         asked = sample(config.run.seed, number, config.data.clients, config.federation.clients_per_round)
         self._clock.snapshot_and_reset()
 
-        vector, weight = self._train(progress, number, asked, rule, still, ledger)
-        total = self._link.sum(vector, weight)
+        vector, weight = self._train(progress, start, number, asked, rule, still, ledger)
+        return Trained(number, start, rule, still, ledger, asked, vector, weight, begin)
+
+    def _settle_round(self, progress: Progress, trained: Trained) -> bool:
+        """The rest of a round: its sum, what it does to the state, its evaluation and records. True if some rank was asked to stop."""
+        config, number, ledger, still = self.config, trained.number, trained.ledger, trained.still
+        waited = time.perf_counter()
+        total = self._link.finish(trained.started)
+        waited = time.perf_counter() - waited
         if total.weight <= 0:
             raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")
-        aggregate = rule.result(progress.tensors, total.vector, total.weight)
+        aggregate = trained.rule.result(trained.start, total.vector, total.weight)
         if not all(np.isfinite(t).all() for t in aggregate.state.values()):
             raise FedSpeedError(f"round {number}: the sum of the updates is beyond fp32; lower train.lr, or set train.clip")
-        before = progress.tensors
-        progress.server, progress.tensors = server.update(config.federation, progress.server, before, aggregate.state, still)
+        before, target = progress.tensors, aggregate.state
+        if config.federation.staleness:
+            if trained.start is not before:  # the state has moved since; the update is added to what it is now
+                target = {n: (before[n] + (target[n].astype(np.float64) - trained.start[n])).astype(np.float32) for n in before}
+            progress.previous = before
+        progress.server, progress.tensors = server.update(config.federation, progress.server, before, target, still)
         progress.round = number
 
         last = number == config.federation.rounds
         if last or number % config.federation.evaluate_every == 0:
             self._evaluate(progress.tensors, ledger)
-        ledger = self._share(ledger, total.idle_s, total.exchange_s, total.bytes_sent)
+        idle_s, exchange_s = (0.0, waited) if config.federation.staleness else (total.idle_s, total.exchange_s)  # what is hidden is not lost
+        ledger = self._share(ledger, idle_s, exchange_s, total.bytes_sent)
         self._note_loss(progress, ledger)
         if last:
             progress.done = "finished"
         elif config.federation.patience and progress.stale >= config.federation.patience:
             progress.done = "early stop"
         stop = bool(ledger.of_ranks("stop").any())
+        now = time.perf_counter()
+        seconds, self._settled = now - max(trained.begin, self._settled), now  # under staleness rounds overlap; their seconds do not
         if self.seat.reporter:  # before the commit: a record without a commit is dropped on resuming, the reverse would leave a gap
             norm = math.sqrt(sum(float(np.sum((progress.tensors[n].astype(np.float64) - before[n]) ** 2)) for n in before))
-            self._monitor.round(self._record(number, asked, ledger, time.perf_counter() - begin, aggregate.factor_error, norm))
+            self._monitor.round(self._record(number, trained.asked, ledger, seconds, aggregate.factor_error, norm))
         if progress.done or stop or number % config.checkpoint.every == 0:
             self._keep(progress)
         return stop
 
-    def _train(self, progress: Progress, number: int, asked: tuple[int, ...], rule, still: frozenset[str],
+    def _train(self, progress: Progress, start: Tensors, number: int, asked: tuple[int, ...], rule, still: frozenset[str],
                ledger: Ledger) -> tuple[np.ndarray, float]:
         """The turns of this rank's clients, as many at a time as the engine has seats; returns their summed contribution and weight."""
         mine = [c for c in self.seat.clients if c in asked]
@@ -149,7 +198,7 @@ class Federation:
             for first in range(0, len(mine), self.engine.seats):
                 together = mine[first:first + self.engine.seats]
                 for seat, client in enumerate(together):
-                    self.begin_turn(client, number, progress.tensors, progress.optimizers.get(client), still, seat)
+                    self.begin_turn(client, number, start, progress.optimizers.get(client), still, seat)
                 sums = self.local_steps(together, (number - 1) * self.steps_per_round, self.steps_per_round, number)
                 counted = []
                 for seat, client in enumerate(together):
@@ -157,7 +206,7 @@ class Federation:
                     # A step without a finite gradient is not taken (fp16, ZeRO-1 to 3) or spoils the weights (ZeRO-0 in fp32).
                     counted.append(sums[seat].steps > 0 and all(np.isfinite(t).all() for t in end.values()))
                     if counted[-1]:
-                        vector += rule.contribution(client, self._weights[client], progress.tensors, end)
+                        vector += rule.contribution(client, self._weights[client], start, end)
                         weight += self._weights[client]
                         if self.config.federation.local_optimizer == "keep":
                             progress.optimizers[client] = as_arrays(self.engine.optimizer_state(seat))
@@ -246,7 +295,7 @@ class Federation:
         if self.seat.reporter:
             entry = Entry(progress.round, self._fingerprint, self.config.run.seed, self._config_dict, progress.best_round,
                           progress.best_loss, progress.stale, progress.done)
-            self._journal.commit(entry, pack(progress.tensors, progress.server))
+            self._journal.commit(entry, pack(progress.tensors, progress.server, progress.previous))
 
     def _record(self, number: int, asked: tuple[int, ...], ledger: Ledger, seconds: float, factor_error: float | None,
                 norm: float | None) -> RoundRecord:
@@ -283,22 +332,26 @@ def start(config: RunConfig, engine: ClientEngine) -> Progress:
     return Progress(0, tensors, server.init(config.federation, tensors))
 
 
-def pack(tensors: Tensors, moments: server.State) -> Tensors:
-    """Global tensors and server moments under one set of names, for the journal."""
-    return {f"global/{n}": t for n, t in tensors.items()} | {f"server/{m}/{n}": t for m, ts in moments.items() for n, t in ts.items()}
+def pack(tensors: Tensors, moments: server.State, previous: Tensors | None = None) -> Tensors:
+    """Global tensors, server moments, and under staleness the state before, under one set of names, for the journal."""
+    return ({f"global/{n}": t for n, t in tensors.items()} | {f"server/{m}/{n}": t for m, ts in moments.items() for n, t in ts.items()}
+            | {f"previous/{n}": t for n, t in (previous or {}).items()})
 
 
-def unpack(packed: Tensors) -> tuple[Tensors, server.State]:
+def unpack(packed: Tensors) -> tuple[Tensors, server.State, Tensors | None]:
     tensors: Tensors = {}
+    previous: Tensors = {}
     moments: server.State = {}
     for name, tensor in packed.items():
         kind, rest = name.split("/", 1)
         if kind == "global":
             tensors[rest] = tensor
+        elif kind == "previous":
+            previous[rest] = tensor
         else:
             moment, rest = rest.split("/", 1)
             moments.setdefault(moment, {})[rest] = tensor
-    return tensors, moments
+    return tensors, moments, previous or None
 
 
 def as_arrays(tensors: dict[str, torch.Tensor]) -> Tensors:

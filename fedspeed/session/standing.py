@@ -85,7 +85,7 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
     from fedspeed.federation import rounds
     from fedspeed.federation.layout import Layout
 
-    packed = rounds.pack(fresh.tensors, fresh.server)
+    packed = rounds.pack(fresh.tensors, fresh.server, fresh.tensors if config.federation.staleness else None)
     layout, head, vector = Layout.of(packed), np.zeros(4), np.zeros(Layout.of(packed).size, dtype=np.float32)
     if entry is not None:
         saved = journal.tensors(entry)
@@ -98,10 +98,10 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
     if head is None:
         return fresh
     vector = link.share(vector, priority)
-    tensors, moments = rounds.unpack(layout.unflatten(vector))
+    tensors, moments, previous = rounds.unpack(layout.unflatten(vector))
     number, best, stale = int(head[0]), int(head[1]), int(head[3])
     progress = rounds.Progress(number, tensors, moments, {}, best, float(head[2]) if best else float("inf"), stale,
-                               ending(number, stale, config.federation))
+                               ending(number, stale, config.federation), previous if number else None)
     if config.federation.local_optimizer == "keep" and number:
         for client in seat.clients:
             progress.optimizers |= _kept_optimizer(journal, engine, number, client, seat.gateway)

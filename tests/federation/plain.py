@@ -78,18 +78,26 @@ def one_step_on_the_mean(config, start: dict[str, np.ndarray]) -> dict[str, np.n
 
 
 def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All rounds of plain federated averaging over the three clients."""
+    """All rounds of plain federated averaging over the three clients. Under staleness a round starts from the state before the last update."""
     plain, state, steps = Plain(config), start, config.train.local_steps
-    whole = sum(share_of(c) for c in range(3))
+    whole, waiting = sum(share_of(c) for c in range(3)), []
     for number in range(config.federation.rounds):
-        mean = {n: np.zeros(t.shape) for n, t in state.items()}
+        change = {n: np.zeros(t.shape) for n, t in state.items()}
         for client in range(3):
             plain.load(state)
             plain.local_steps(client, number * steps, steps)
             for name, tensor in plain.state().items():
-                mean[name] += share_of(client) / whole * tensor.astype(np.float64)
-        state = {n: t.astype(np.float32) for n, t in mean.items()}
+                change[name] += share_of(client) / whole * (tensor.astype(np.float64) - state[name])
+        waiting.append(change)
+        if len(waiting) > config.federation.staleness:
+            state = _moved(state, waiting.pop(0))
+    for change in waiting:
+        state = _moved(state, change)
     return state
+
+
+def _moved(state: dict[str, np.ndarray], change: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {n: (t + change[n]).astype(np.float32) for n, t in state.items()}
 
 
 def alone(config, start: dict[str, np.ndarray]) -> list[float]:

@@ -13,7 +13,26 @@ CASES = {  # each with state of its own: server moments, held factors, kept opti
                              "federation": {"local_optimizer": "keep", "clients_per_round": 2}}),
     "dropout": ("zero2", {"train": {"schedule": "cosine", "warmup_steps": 3}, "adapter": {"dropout": 0.2},
                           "federation": {"aggregation": "svd"}}),
+    "stale": ("zero0", {"train": {}, "federation": {"staleness": 1, "server_optimizer": "momentum", "server_lr": 0.5}}),
 }
+
+
+def late_by_one(world, base, folder):
+    from tests.federation import plain
+    from tests.federation.runs import largest
+
+    config = settings(base, federation={"rounds": 4, "staleness": 1})
+    with federation(world, "late", config, ALONE, folder, "zero0") as fed:
+        first = begin(fed)
+        start = dict(first.tensors)
+        end = fed.run(first).tensors
+    expected = plain.fedavg(config, start)
+    return largest(end, expected), largest(end, plain.fedavg(settings(base, federation={"rounds": 4}), start))
+
+
+def test_staleness_is_federated_averaging_a_round_late(tmp_path):
+    (off, from_prompt), = run_worlds((1,), late_by_one, tiny_llama(tmp_path / "llama"), str(tmp_path))
+    assert off < 1e-5 and from_prompt > 100 * off, "late is not the same as in time"
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +65,11 @@ def from_journal(fed):
 
     journal = fed._journal
     entry = journal.latest()
-    tensors, moments = rounds.unpack(journal.tensors(entry))
+    tensors, moments, previous = rounds.unpack(journal.tensors(entry))
     optimizers = {}
     if fed.config.federation.local_optimizer == "keep":
         optimizers = {c: kept for c in fed.seat.clients if (kept := journal.load_client(entry.round, c))}
-    return rounds.Progress(entry.round, tensors, moments, optimizers, entry.best_round, entry.best_loss, entry.stale, entry.done)
+    return rounds.Progress(entry.round, tensors, moments, optimizers, entry.best_round, entry.best_loss, entry.stale, entry.done, previous)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,73 @@
+"""How much of an exchange hides behind the next round's training under federation.staleness=1. Compute is timed: a sleep in place of arithmetic,
+since on a machine with fewer cores than clients arithmetic and cryptography would share them.
+
+    python benchmarks/overlap_timed_compute.py [--clients 3] [--mb 40] [--mode mix+mask] [--compute-s 3] [--rounds 4]
+
+Rounds go as federation/rounds.py orders them: start the exchange of a round, compute the next one, wait. Hidden is 1 - (seconds waited) / (seconds the
+exchange takes by itself, measured before in the same run). CPU-seconds of all clients' exchanges stand beside it.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+
+from benchmarks.anonymous import exchange_of  # noqa: E402
+
+
+def client(transport, args, gate: threading.Barrier, out: dict) -> None:
+    vector = np.random.default_rng(transport.rank).standard_normal(args.mb * 10**6 // 4, dtype=np.float32) * np.float32(1e-3)
+    exchange = exchange_of(transport, args.mode, 1024)
+    exchange.start(vector[:1000].copy(), 1.0).wait(600)
+    for _ in range(2):  # the first one also finds its memory
+        gate.wait()
+        begin = time.perf_counter()
+        exchange.start(vector, 1.0).wait(600)
+        alone = time.perf_counter() - begin
+    gate.wait()
+    cpu, waited, begin, pending = time.process_time(), 0.0, time.perf_counter(), None
+    for _ in range(args.rounds):
+        time.sleep(args.compute_s)
+        if pending is not None:
+            before = time.perf_counter()
+            pending.wait(600)
+            waited += time.perf_counter() - before
+        pending = exchange.start(vector, 1.0)
+    pending.wait(600)
+    gate.wait()
+    out[transport.rank] = (alone, waited / (args.rounds - 1), (time.perf_counter() - begin), time.process_time() - cpu)
+    exchange.close()
+
+
+def main() -> None:
+    from fedspeed.routing.transports.local import LocalTransport
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("clients", 3), ("mb", 40), ("rounds", 4)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--compute-s", type=float, default=3.0)
+    parser.add_argument("--mode", default="mix+mask", choices=("plain", "mask", "mix", "mix+mask"))
+    args = parser.parse_args()
+    out, gate = {}, threading.Barrier(args.clients)
+    threads = [threading.Thread(target=client, args=(t, args, gate, out)) for t in LocalTransport.set_of(args.clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone, waited, whole, cpu = (float(np.mean([o[i] for o in out.values()])) for i in range(4))
+    print(f"{args.mode}, {args.clients} x {args.mb} MB: an exchange takes {alone:.2f} s by itself; beside {args.compute_s:.1f} s of timed compute a round waits "
+          f"{waited:.3f} s for it: {1 - waited / alone:.1%} hidden; {cpu / args.rounds / args.clients:.2f} CPU-s a client and exchange")
+    print(json.dumps({"mode": args.mode, "clients": args.clients, "mb": args.mb, "alone": alone, "waited": waited, "hidden": 1 - waited / alone, "whole": whole}))
+
+
+if __name__ == "__main__":
+    main()
