@@ -64,9 +64,10 @@ def main() -> None:
     for thread in threads:
         thread.join()
     alone, waited, whole, cpu = (float(np.mean([o[i] for o in out.values()])) for i in range(4))
-    print(f"{args.mode}, {args.clients} x {args.mb} MB: an exchange takes {alone:.2f} s by itself; beside {args.compute_s:.1f} s of timed compute a round waits "
-          f"{waited:.3f} s for it: {1 - waited / alone:.1%} hidden; {cpu / args.rounds / args.clients:.2f} CPU-s a client and exchange")
-    print(json.dumps({"mode": args.mode, "clients": args.clients, "mb": args.mb, "alone": alone, "waited": waited, "hidden": 1 - waited / alone, "whole": whole}))
+    hidden = 1 - waited / alone
+    print(f"{args.mode}, {args.clients} x {args.mb} MB: an exchange takes {alone:.2f} s by itself; beside {args.compute_s:.1f} s of timed compute a round "
+          f"waits {waited:.3f} s for it: {hidden:.1%} hidden; {cpu / args.rounds / args.clients:.2f} CPU-s a client and exchange")
+    print(json.dumps({"mode": args.mode, "clients": args.clients, "mb": args.mb, "alone": alone, "waited": waited, "hidden": hidden, "whole": whole}))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The anonymous exchange over transports, as the rounds use it."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,7 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.anonymous.exchange import AnonymousExchange, Rules, meet
 from fedspeed.routing.transports.local import LocalTransport
+from tests.conftest import ROOT
 from tests.processes import free_port, run_ranks
+from tests.routing.test_tls import Sites
 from tests.routing.test_transports import gloo_rank, in_threads
 
 RULES = Rules("mix+mask", chunk_bytes=4096, step_s=5.0)
@@ -48,6 +52,27 @@ def test_updates_are_summed_within_the_quantisation(size, mode):
 def test_over_gloo():
     results = run_ranks(3, gloo_rank, 3, free_port(), rounds, timeout=60)
     assert len({digest for digest, _ in results}) == 1
+
+
+def test_over_mpi():
+    program = ("import json; from tests.routing.anonymous.test_exchange import rounds; from fedspeed.routing.transports.mpi import MpiTransport;"
+               "t = MpiTransport([0, 1, 2]); r = rounds(t); t.close(); print('RESULT', json.dumps(r[0]))")
+    done = subprocess.run(["mpirun", "--oversubscribe", "-n", "3", sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert len(results) == 3 and len(set(results)) == 1
+
+
+def test_over_tls(tmp_path):
+    transports = Sites(tmp_path, 3).all()
+    assert len({digest for digest, _ in in_threads(transports, rounds)}) == 1
+    for transport in transports:
+        transport.close()
+
+
+@pytest.mark.parametrize("size", [9, 16])
+def test_many_participants(size):
+    assert len({digest for digest, _ in in_threads(LocalTransport.set_of(size), rounds)}) == 1
 
 
 def test_fewer_participants_than_a_sum_needs_are_refused():
