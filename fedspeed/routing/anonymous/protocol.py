@@ -109,6 +109,14 @@ class Void(Exception):
         self.lost, self.blamed, self.fatal = lost, tuple(blamed), fatal
 
 
+class _Suspicion(Exception):
+    """What a member did wrong in a message to this one; nobody else has seen it."""
+
+    def __init__(self, reason: str, member: int):
+        super().__init__(reason)
+        self.member = member
+
+
 Steps = Generator[Swap, list, "Agreed"]
 
 
@@ -152,6 +160,8 @@ class Member:
         self._signatures: list[bytes] | None = None  # the certificate
         self._listed: dict[int, bytes] = {}  # what owners have signed of their chunks
         self._sums: dict[int, np.ndarray] = {}  # masked sums of the chunks this member owns or keeps for another
+        self._suspected: int | None = None  # of having done wrong in a message to this member
+        self._reason = ""
         self.state = "begin"
 
     def run(self) -> Steps:
@@ -164,6 +174,8 @@ class Member:
                 self._lost |= lost.members
         except Lost as lost:
             self._lost |= lost.members
+        except _Suspicion as suspicion:  # the others know nothing of it, and would take this member for lost if it just left
+            self._suspected, self._reason = suspicion.member, str(suspicion)
         while True:
             try:
                 yield from self._settle()
@@ -193,8 +205,7 @@ class Member:
             try:
                 check_signature(self.terms.members[i], signature, digest(b"announce", self.context, body))
             except Refused:
-                raise Void(f"member {i} announced itself with other settings, another roster, or a key that is not its own",
-                           blamed=[frozenset({i})]) from None
+                raise _Suspicion(f"member {i} announced itself with other settings, another roster, or a key that is not its own", i) from None
         columns = [[bytes(text[at:at + KEY]) for text in came] for at in range(0, 4 * KEY, KEY)]
         self._known = _Known(columns[0], columns[1], columns[3], [bytes(text[4 * KEY:4 * KEY + NOTE]) for text in came])
         self._committed = columns[2]
@@ -205,11 +216,11 @@ class Member:
         came = yield Swap("reveal", parts, [len(part) for part in parts])
         for i, text in enumerate(came):
             if digest(b"nonce", bytes(text[:KEY])) != self._committed[i]:
-                raise Void(f"member {i} revealed another part of the beacon than it had committed to", blamed=[frozenset({i})])
+                raise _Suspicion(f"member {i} revealed another part of the beacon than it had committed to", i)
             try:
                 share = open_sealed(self._cipher, self._share_key(i, self.me), bytes(text[KEY:]), self.context)
             except Refused:
-                raise Void(f"the share that member {i} sent to member {self.me} does not open", blamed=[frozenset({i, self.me})]) from None
+                raise _Suspicion(f"the share that member {i} sent to member {self.me} does not open", i) from None
             self._known.shares[i] = shamir.from_bytes(share)
         self._known.beacon = digest(b"beacon", self.context, *(bytes(text[:KEY]) for text in came))
         self.context = digest(self.context, self._known.beacon)  # all that follows belongs to this beacon
@@ -366,7 +377,7 @@ class Member:
                 check_signature(self.terms.members[i], signature, self._confirmed(scalar))
             except Refused:
                 if whose:
-                    raise Void(f"member {i} did not sign what it confirmed", blamed=[frozenset({i})]) from None
+                    raise _Suspicion(f"member {i} did not sign what it confirmed", i) from None
                 return False
         self._signatures, self._scalars = signatures, scalars
         return True
@@ -430,8 +441,11 @@ class Member:
             shares = {i: shamir.from_bytes(bytes(text[at:at + KEY])) for i, text in enumerate(came) if i not in self._lost}
             told[lost] = shamir.to_bytes(shamir.rebuild(dict(list(shares.items())[:self.terms.threshold])))
         for i, secret in told.items():
-            if digest(b"own", secret) != self._known.promised[i]:
-                raise Void(f"member {i} told another secret than it had promised", blamed=[frozenset({i})], fatal=True)
+            if i in self._lost:
+                if digest(b"own", secret) != self._known.promised[i]:
+                    raise Void(f"the shares of member {i}'s secret do not fit together: somebody told another one than it was given", fatal=True)
+            elif digest(b"own", secret) != self._known.promised[i]:
+                raise Lost(frozenset({i}))  # the others hold shares of the one it had promised
         return told
 
     # Where members were lost.
@@ -443,23 +457,29 @@ class Member:
                 raise Void(f"only {self.n - len(self._lost)} of {self.n} members are left, {self.terms.threshold} are needed", self._lost, fatal=True)
             before, agreed = self._lost, True
             lost = sum(1 << i for i in before).to_bytes(_HASH, "big")
+            suspects = (1 << self._suspected if self._suspected is not None else 0).to_bytes(_HASH, "big")
             empty = bytes((SIGNATURE + 8) * self.n)
             certificate = b"".join(s + v.to_bytes(8, "big") for s, v in zip(self._signatures, self._scalars)) if self._signatures else empty
-            came = yield self._same("settle", lost + certificate)
+            came = yield self._same("settle", lost + suspects + certificate)
+            accused: dict[int, set[int]] = {}
             for i, text in enumerate(came):
                 if i in before:
                     continue
                 agreed = agreed and bytes(text[:_HASH]) == lost
                 bits = int.from_bytes(bytes(text[:_HASH]), "big")
                 self._lost |= {j for j in range(self.n) if bits >> j & 1}
-                records = [bytes(text[at:at + SIGNATURE + 8]) for at in range(_HASH, len(text), SIGNATURE + 8)]
+                bits = int.from_bytes(bytes(text[_HASH:2 * _HASH]), "big")
+                for j in (j for j in range(self.n) if bits >> j & 1):
+                    accused.setdefault(j, set()).add(i)
+                records = [bytes(text[at:at + SIGNATURE + 8]) for at in range(2 * _HASH, len(text), SIGNATURE + 8)]
                 if not self._signatures and any(records[0]) and hasattr(self, "_digest"):
                     self._adopt([r[:SIGNATURE] for r in records], [int.from_bytes(r[SIGNATURE:], "big") for r in records])
             if agreed:
                 break
         if self._signatures is None:
             yield from self._leave("void")
-            raise Void("members were lost before the sum was settled", self._lost)
+            raise Void(self._reason or ("members were lost before the sum was settled" if self._lost else "a member has given up the attempt"), self._lost,
+                       suspicions(accused, self.n - len(self._lost)))
         orphans = [owner for owner in self._lost if paths.backup_of(owner, self.n) in self._lost]
         if orphans:
             raise Void(f"members {orphans[0]} and {paths.backup_of(orphans[0], self.n)}, who both kept the same sums, are lost", self._lost, fatal=True)
@@ -476,6 +496,17 @@ class Member:
         """The same message to all; those who are lost are left out."""
         sizes = sizes or [len(message)] * self.n
         return Swap(state, [b"" if i in self._lost else message for i in range(self.n)], [0 if i in self._lost else sizes[i] for i in range(self.n)])
+
+
+def suspicions(accused: dict[int, set[int]], present: int) -> list[frozenset[int]]:
+    """Who has one at fault in it: a member that all others accuse, alone; else accuser and accused.
+
+    Args:
+        accused: by member, who accuses it. present: members that are left.
+    """
+    alone = {j for j, accusers in accused.items() if len(accusers - {j}) == present - 1}
+    pairs = {frozenset({i, j}) for j, accusers in accused.items() for i in accusers if not {i, j} & alone}
+    return [*(frozenset({j}) for j in sorted(alone)), *sorted(pairs, key=sorted)]
 
 
 def secret_order(n: int) -> list[int]:

@@ -197,10 +197,28 @@ class Pretender(Member):
         return super()._tell_secrets()
 
 
-@pytest.mark.parametrize("kind,told", [(LateChooser, "another part of the beacon"), (Pretender, "another secret than it had promised")])
-def test_what_was_promised_must_be_told(kind, told):
-    for end in play(Parties(4, kinds={1: kind}).attempt()).ends:
-        assert isinstance(end, Void) and told in str(end) and end.blamed == (frozenset({1}),)
+def test_a_part_of_the_beacon_must_be_the_promised_one():
+    for i, end in enumerate(play(Parties(4, kinds={1: LateChooser}).attempt()).ends):
+        assert isinstance(end, Void) and end.blamed == (frozenset({1}),)
+        assert i == 1 or "another part of the beacon" in str(end)
+
+
+def test_one_that_tells_a_wrong_secret_is_done_without():
+    """Its update is settled; what it keeps to itself the others rebuild from its shares."""
+    parties = Parties(4, kinds={1: Pretender})
+    ends = play(parties.attempt()).ends
+    assert all(np.array_equal(ends[i].words, parties.sum()) for i in (0, 2, 3))
+
+
+@pytest.mark.parametrize("state", ["announce", "reveal"])
+def test_what_only_one_member_has_seen_ends_the_attempt_for_all(state):
+    """Else the one that left would be taken for lost."""
+    def spoil(now, messages):
+        if now == state:
+            messages[1, 2] = messages[1, 2][:-1] + bytes([messages[1, 2][-1] ^ 1])
+
+    for end in play(Parties(5).attempt(), spoil).ends:
+        assert isinstance(end, Void) and end.blamed == (frozenset({1, 2}),) and not end.lost and not end.fatal
 
 
 class ForgetfulOwner(Member):
