@@ -26,21 +26,20 @@ import numpy as np  # noqa: E402
 def exchange_of(transport, mode: str, cell_kib: int):
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from fedspeed.routing.anonymous.exchange import AnonymousExchange, Rules, meet
+    from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
+    from fedspeed.routing.config import RoutingConfig
     from fedspeed.routing.exchange import PlainExchange
 
     if mode == "plain":
         return PlainExchange(transport, 600)
     key = Ed25519PrivateKey.generate()
-    return AnonymousExchange(transport, 600, Rules(mode, chunk_bytes=cell_kib << 10, step_s=600), key, meet(transport, 60, key), b"benchmark")
+    return AnonymousExchange(transport, RoutingConfig(mode, cell_kib=cell_kib, step_deadline_s=600), key, meet(transport, 60, key), b"benchmark")
 
 
 def act(transport, mode: str, words: int, cell_kib: int, repeat: int, out: dict, gate: threading.Barrier | None = None) -> None:
     vector = np.random.default_rng(transport.rank).standard_normal(words, dtype=np.float32) * np.float32(1e-3)
     exchange = exchange_of(transport, mode, cell_kib)
-    exchange.start(vector[:1000].copy(), 1.0).wait(600)  # weights are known from here on, and the first span
-    if mode != "plain":
-        exchange._spans = None
+    exchange.start(vector[:1000].copy(), 1.0).wait(600)  # weights are known from here on
     for _ in range(repeat):
         if gate:
             gate.wait()

@@ -20,8 +20,10 @@ from fedspeed.engine.base.choose import BaseSizes, choose_tier, resident_blocks
 from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
 from fedspeed.files import check_writable
-from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES, shape_of
+from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES, ModelShape, shape_of
 from fedspeed.planner.hardware import read_probe
+from fedspeed.planner.memory import sizes
+from fedspeed.planner.plan import TYPE_BYTES
 
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -233,12 +235,16 @@ def _engine(loaded: Loaded) -> list[str]:
         raise FedSpeedError(f"engine.tier={tier} needs bitsandbytes: pip install -r requirements-quantised.txt, or choose another tier")
     engine = loaded.config.engine
     if engine.base_gib and (base := _local_base(loaded)):
-        shape, width = shape_of(str(base)), 4 if loaded.config.model.dtype == "fp32" else 2
-        resident_blocks(engine, BaseSizes(shape.block * width, shape.layers, (shape.embedding + shape.head) * width, shape.embedding * width,
-                                          shape.beside * width))
+        resident_blocks(engine, base_sizes(shape_of(str(base)), TYPE_BYTES[loaded.config.model.dtype]))
     if probe := loaded.config.cluster.probe:
         read_probe_file(Path(probe))
     return []
+
+
+def base_sizes(shape: ModelShape, type_bytes: int, holders: int = 0) -> BaseSizes:
+    """What `engine.base_gib` is held against, known before there is a model. holders: as in BaseSizes."""
+    unit = sizes(shape, type_bytes)
+    return BaseSizes(unit.block, shape.layers, unit.ends, max(unit.embedding, unit.head), unit.beside, holders)
 
 
 def read_probe_file(path: Path) -> Mapping:
@@ -281,26 +287,14 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
         if count != 1:
             raise ConfigError(f"routing.transport=tls: a site is one participant, but its {len(topology.ranks)} ranks carry clients of {count}; set "
                               "data.clients=1, or cluster.local_ranks=1")
-        count = _site(config)
+        from fedspeed.routing.identity import membership
+
+        count = len(membership(routing)[1].members)
     if routing.mode != "plain" and count < routing.min_participants:
         raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: a sum of fewer than "
                           f"{routing.min_participants} says too much about each; set routing.mode=plain inside one trust domain, or more ranks "
                           "(cluster.local_ranks, or the hostfile)")
     return [f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters] + _idle(topology)
-
-
-def _site(config: RunConfig) -> int:
-    """That this site's identity and roster fit; how many sites there are."""
-    from fedspeed.routing import identity
-    from fedspeed.routing.anonymous.crypto import public_of
-
-    routing = config.routing
-    for key in ("identity", "roster", "roster_signer"):
-        if not getattr(routing, key):
-            raise ConfigError(f"routing.{key} is empty; routing.transport=tls needs it (docs/organisations.md)")
-    roster = identity.read_roster(Path(routing.roster), routing.roster_signer)
-    identity.member_of(roster, public_of(identity.read_key(Path(routing.identity))), routing.identity)
-    return len(roster.members)
 
 
 def _built(loaded: Loaded) -> list[str]:

@@ -27,7 +27,7 @@ def problems(config: RunConfig) -> list[str]:
 
 def conflicts(config: RunConfig) -> list[Conflict]:
     """The same, with the keys that take part."""
-    found = [*_names(config), *_adapter(config), *_training(config), *_clients(config)]
+    found = [*_names(config), *_adapter(config), *_engine(config), *_rounds(config), *_training(config), *_clients(config)]
     section = {key: value for key, value in config.deepspeed.items() if key != "base"}
     return found + [Conflict((f"deepspeed.{clash.key}", *clash.run_keys), f"deepspeed.{clash.text}") for clash in clashes(section, config)]
 
@@ -58,12 +58,6 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(("adapter.targets",), f"adapter.targets is {config.adapter.targets!r}; "
                        "write attention, all-linear, or names such as q_proj,v_proj")
 
-    if config.engine.base_gib and config.engine.tier in ("stock", "resident", *QUANTISED):
-        yield Conflict(("engine.base_gib", "engine.tier"), f"engine.base_gib={config.engine.base_gib:g} says how much of a streamed base stays on the "
-                       f"device, but engine.tier={config.engine.tier} streams none; leave one of them out")
-    if config.engine.base_gib and config.engine.resident_blocks:
-        yield Conflict(("engine.base_gib", "engine.resident_blocks"), f"engine.base_gib={config.engine.base_gib} and engine.resident_blocks="
-                       f"{config.engine.resident_blocks} both say how many blocks stay on the device; set one of them")
     if method == "full" and config.engine.tier not in ("auto", "stock"):
         yield Conflict(("engine.tier", "adapter.method"),
                        f"engine.tier={config.engine.tier} says where a frozen base lives, but adapter.method=full freezes nothing; set "
@@ -77,6 +71,18 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
             yield Conflict(("adapter.method", "model.init"), "adapter.method=blocks keeps the other blocks of a pretrained model, but "
                            "model.init=random has none; give a pretrained base, or choose adapter.method=full")
 
+
+def _engine(config: RunConfig) -> Iterator[Conflict]:
+    if config.engine.base_gib and config.engine.tier in ("stock", "resident", *QUANTISED):
+        yield Conflict(("engine.base_gib", "engine.tier"), f"engine.base_gib={config.engine.base_gib:g} says how much of a streamed base stays on the "
+                       f"device, but engine.tier={config.engine.tier} streams none; leave one of them out")
+    if config.engine.base_gib and config.engine.resident_blocks:
+        yield Conflict(("engine.base_gib", "engine.resident_blocks"), f"engine.base_gib={config.engine.base_gib} and engine.resident_blocks="
+                       f"{config.engine.resident_blocks} both say how many blocks stay on the device; set one of them")
+
+
+def _rounds(config: RunConfig) -> Iterator[Conflict]:
+    rule = config.federation.aggregation
     federation, mode = config.federation, config.routing.mode
     if config.routing.transport == "tls" and federation.clients_per_round:
         yield Conflict(("federation.clients_per_round", "routing.transport"), "federation.clients_per_round draws among the clients of one job, but "

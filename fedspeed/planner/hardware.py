@@ -203,8 +203,8 @@ def read_probe(facts: object, where: str) -> Mapping:
     numbers = {f"device.flops.{name}": rate for name, rate in rates.items()} | {
         f"{part}.{name}": facts[part][name] for part, names in wanted.items() if names is not str for name in names if name.endswith(("_bytes", "_s"))}
     for name, value in numbers.items():
-        may_be_none = name.endswith("free_bytes")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not may_be_none):
+        may_be_zero = name.endswith("free_bytes")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
             raise PlanError(f"{where}: {name} is {value!r}, but must be a number above 0; write it with `fedspeed probe --out FILE`")
     if not isinstance(facts["device"]["name"], str) or facts["device"]["kind"] not in ("gpu", "cpu"):
         raise PlanError(f"{where}: device.name must be text and device.kind gpu or cpu; write it with `fedspeed probe --out FILE`")

@@ -6,6 +6,7 @@ Here is what all exchanges have in common, and the plain one.
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from concurrent import futures
 from typing import Protocol
 
@@ -75,7 +76,7 @@ class Handle:
         return LostPeerError(f"the update of {names} is missing: {reason}")
 
 
-class Exchange:
+class Exchange(ABC):
     """Subclasses give `_run(tag, vector, weight) -> (sum, sum of the weights, seconds until all had arrived, seconds from then on)`."""
 
     def __init__(self, transport: Transport, deadline_s: float, roll: RollCall | None = None):
@@ -137,8 +138,9 @@ class Exchange:
             except Exception as error:  # noqa: BLE001 - whoever waits gets it
                 future.set_exception(error)
 
+    @abstractmethod
     def _run(self, tag: int, vector: np.ndarray, weight: float) -> tuple[np.ndarray, float, float, float]:
-        raise NotImplementedError
+        """Make one exchange, in the thread of the exchanges."""
 
     def close(self) -> None:
         self._orders.put(None)

@@ -19,7 +19,8 @@ from cryptography.x509.oid import NameOID
 
 from fedspeed.errors import FedSpeedError
 from fedspeed.files import write_atomically
-from fedspeed.routing.anonymous.crypto import Refused, check_signature, digest
+from fedspeed.routing.anonymous.crypto import Refused, check_signature, digest, public_of
+from fedspeed.routing.config import RoutingConfig
 
 FORMAT = 1
 _YEARS = 10
@@ -48,8 +49,7 @@ class Card:
 
     @property
     def place(self) -> tuple[str, int]:
-        host, _, port = self.address.rpartition(":")
-        return host.strip("[]"), int(port)
+        return address_of(self.address, self.name)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def make(name: str, address: str, folder: Path) -> tuple[Path, Path]:
     Raises:
         FedSpeedError: there is one already, or the address is none.
     """
-    _check_address(address, "--address")
+    address_of(address, "--address")
     if not name or "/" in name or name.startswith("."):
         raise FedSpeedError(f"name {name!r}: give a plain word; it becomes the name of two files")
     secret, public = folder / f"{name}.key", folder / f"{name}.json"
@@ -119,7 +119,7 @@ def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int) ->
             twice = next(v for v in values if values.count(v) > 1)
             raise FedSpeedError(f"two members have the same {what}" + (f", {twice}" if isinstance(twice, str) else "") + "; every member needs its own")
     body = {"format": FORMAT, "epoch": epoch, "members": [{"name": c.name, "address": c.address, "certificate": c.certificate} for c in cards]}
-    return json.dumps({**body, "signer": fingerprint(signer.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)),
+    return json.dumps({**body, "signer": fingerprint(public_of(signer)),
                        "signature": signer.sign(_signed(body)).hex()}, indent=1) + "\n"
 
 
@@ -130,8 +130,7 @@ def read_roster(path: Path, signer: str) -> Roster:
         FedSpeedError: damaged, not signed by the pinned key, or not a roster.
     """
     text = _json(path)
-    if signer.endswith(".json"):
-        signer = fingerprint(read_card(Path(signer)).key)
+    signer = pinned(signer)
     try:
         body = {key: text[key] for key in ("format", "epoch", "members")}
         found, signature = text["signer"], bytes.fromhex(text["signature"])
@@ -150,12 +149,25 @@ def read_roster(path: Path, signer: str) -> Roster:
     return Roster(members, body["epoch"], digest(_signed(body)))
 
 
-def member_of(roster: Roster, public: bytes, key_file: str) -> int:
-    """A key's number in a roster. Raises: FedSpeedError: it is not in it."""
-    if public not in roster.keys:
-        raise FedSpeedError(f"{key_file}: its key {fingerprint(public)} is in no card of the roster (epoch {roster.epoch}); ask for a roster with this "
-                            "site in it")
-    return roster.keys.index(public)
+def membership(config: RoutingConfig) -> tuple[Ed25519PrivateKey, Roster]:
+    """A site's key, and the roster that it is in.
+
+    Raises:
+        FedSpeedError: one of the files is not named or wrong, or they do not fit each other.
+    """
+    for key in ("identity", "roster", "roster_signer"):
+        if not getattr(config, key):
+            raise FedSpeedError(f"routing.{key} is empty; routing.transport=tls needs it (docs/organisations.md)")
+    roster, private = read_roster(Path(config.roster), config.roster_signer), read_key(Path(config.identity))
+    if (public := public_of(private)) not in roster.keys:
+        raise FedSpeedError(f"{config.identity}: its key {fingerprint(public)} is in no card of the roster (epoch {roster.epoch}); ask for a roster with "
+                            "this site in it")
+    return private, roster
+
+
+def pinned(signer: str) -> str:
+    """The key of who signs rosters, in hex; given so, or as the file of its card."""
+    return fingerprint(read_card(Path(signer)).key) if signer.endswith(".json") else signer
 
 
 def fingerprint(public: bytes) -> str:
@@ -180,7 +192,7 @@ def _json(path: Path) -> dict:
 def _card(values: object, where: str) -> Card:
     try:
         card = Card(str(values["name"]), str(values["address"]), str(values["certificate"]))
-        _check_address(card.address, where)
+        address_of(card.address, where)
         if len(card.key) != 32:
             raise ValueError("no Ed25519 key")
         return card
@@ -188,7 +200,9 @@ def _card(values: object, where: str) -> Card:
         raise FedSpeedError(f"{where}: not a member's card ({error}); make one with `fedspeed keys new`") from error
 
 
-def _check_address(address: str, where: str) -> None:
-    host, _, port = address.rpartition(":")
+def address_of(text: str, where: str) -> tuple[str, int]:
+    """Host and port. Raises: FedSpeedError: it is not HOST:PORT; `where` it stands."""
+    host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise FedSpeedError(f"{where}: {address!r} is not HOST:PORT, where this site listens for the others")
+        raise FedSpeedError(f"{where}: {text!r} is not HOST:PORT, where this site listens for the others")
+    return host.strip("[]"), int(port)

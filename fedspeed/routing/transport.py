@@ -25,22 +25,21 @@ class PeersLost(TransportError):
 class Transport(Protocol):
     """`size` participants, numbered 0 to size-1. Every participant makes the same calls in the same order.
 
-    Calls block at most `deadline_s` seconds and then raise TransportError. After an error the transport can only be closed, unless it is
-    `resilient`: then the error is PeersLost, and calls go on among the others. Calls may come from a thread of their own, one at a time.
+    Calls block at most `deadline_s` seconds and then raise TransportError. After an error the transport can only be closed, unless
+    it is PeersLost: then calls go on among the others. Calls may come from a thread of their own, one at a time.
     """
 
     rank: int
     size: int
-    resilient: bool
     bytes_sent: int  # payload this participant has sent to others since the start
 
-    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int, int] = (0, 0, 0)) -> list[np.ndarray]:
+    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int] = (0, 1)) -> list[np.ndarray]:
         """Give `parts[i]` to participant i, who expects so many bytes; returns what came from each, `sizes[i]` bytes [uint8].
 
         Args:
             parts: buffers of bytes; what this participant gives to itself comes back.
-            parts: bytes, or lists of pieces of one size, which resilient transports give as they came: as lists of arrays.
-            step: (exchange, attempt, state), equal on all who take part; resilient transports tell by it what a late message belongs to.
+            parts: bytes, or lists of pieces of one size, which some transports give as they came: as lists of arrays.
+            step: (attempt, state), equal on all who take part; transports that can do without a peer tell by it what a late message belongs to.
                 State 0 is settling: whoever waits in another state of the same attempt and hears of it gets PeersLost(settling=True).
         """
         ...

@@ -127,7 +127,7 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
     keys = tuple(public_of(key) for key in identities)
 
     def members(number: int, update: np.ndarray) -> list[Member]:
-        terms = Terms(keys, words, b"audit", number, 0, chosen.masked, hops, -(-words // n), routing.cipher, n // 2 + 1)
+        terms = Terms(keys, words, b"audit", number, chosen.masked, hops, -(-words // n), routing.cipher, n // 2 + 1)
         span = MARGIN * max(1e-12, float(np.abs(updates[max(0, number - 1)].mean(0)).max()))
         payloads = [_words(row / n, span) for row in update]
         return [Member(terms, i, identities[i], lambda notes, i=i: payloads[i]) for i in range(n)]
@@ -138,8 +138,7 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
     outcomes = link(views, seed)
     rows = tuple((name, o.accuracy, o.advantage, o.upper(len(LINKERS))) for name, o in outcomes.items())
     games = len(next(iter(outcomes.values())).candidates)
-    relays = len(coalition.relays)
-    return Finding(mode, rows, games, traced_share(views), compromised(n, relays, hops) if hops else 1.0, _even(members, updates))
+    return Finding(mode, rows, games, traced_share(views), compromised(n, len(coalition.relays), hops), _even(members, updates))
 
 
 def _words(values: np.ndarray, span: float) -> np.ndarray:

@@ -6,12 +6,12 @@ from pathlib import Path
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.errors import FedSpeedError
 from fedspeed.planner.hardware import Device, Node, node_of
-from fedspeed.planner.memory import device_memory, sizes
+from fedspeed.planner.memory import device_memory
 from fedspeed.planner.plan import SLOTTED, TIERS, Setting
 from fedspeed.planner.search import places_of
 from fedspeed.planner.task import task_of
 from fedspeed.planner.timing import seconds_of
-from fedspeed.preflight import read_probe_file
+from fedspeed.preflight import base_sizes, read_probe_file
 from fedspeed.session.order import Job
 
 UNKNOWN = Device("unknown", "cpu", 0, dict.fromkeys(("fp32", "bf16", "fp16"), 1.0), 1.0, 1.0, "assumed")
@@ -31,7 +31,7 @@ def forecast(job: Job, data: dict):
 
 
 def _forecast(job: Job, data: dict):
-    from fedspeed.engine.base.choose import BaseSizes, choose_tier, host_inputs, resident_blocks
+    from fedspeed.engine.base.choose import choose_tier, host_inputs, resident_blocks
     from fedspeed.models.catalogue import shape_of
     from fedspeed.monitor.report import Predicted
 
@@ -53,8 +53,8 @@ def _forecast(job: Job, data: dict):
     task = replace(task, tokens=-(-longest // 8) * 8,
                    answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples))
     places = [place for group in places_of(job.topology, nodes).values() for place in group]
-    unit, group = sizes(shape, task.type_bytes), {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
-    held = BaseSizes(unit.block, shape.layers, unit.ends, max(unit.embedding, unit.head), unit.beside, 0 if task.offload else group)
+    group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
+    held = base_sizes(shape, task.type_bytes, 0 if task.offload else group)
     resident = resident_blocks(config.engine, held) if tier in SLOTTED else 0
     setting = Setting(tier, config.train.micro_batch, config.train.accumulation, resident, config.engine.slots,
                       config.engine.seats or task.clients, "host" if host_inputs(config.engine) else "device", config.engine.activation_checkpointing)

@@ -71,6 +71,13 @@ class Job:
     def place(self) -> RankPlace:
         return self.topology.place(self.me)
 
+    @cached_property
+    def site(self):
+        """This organisation among others (session.site.Site), under routing.transport=tls; reads its files and its base once."""
+        from fedspeed.session.site import Site
+
+        return Site(self.config)
+
     @property
     def reporter(self) -> bool:
         """Whether this rank commits the journal and reports: exactly one does."""

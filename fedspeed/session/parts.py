@@ -82,7 +82,7 @@ def transport(job: Job, store: Store, mpi):
 
     participants, timeout_s = job.topology.participants, job.config.cluster.start_timeout_s
     if job.config.routing.transport == "tls":
-        return site.transport(job) if job.speaks else None
+        return site.transport(job.site) if job.speaks else None
     if mpi is not None or not job.speaks:
         return mpi
     if len(participants) == 1:
@@ -113,17 +113,14 @@ def _anonymous(job: Job, transport, roll):
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from fedspeed.routing.anonymous.crypto import digest
-    from fedspeed.routing.anonymous.exchange import AnonymousExchange, Rules, meet
+    from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
 
     routing = job.config.routing
-    rules = Rules(routing.mode, routing.relays, routing.cell_kib << 10, routing.cipher, routing.first_span, routing.min_participants, routing.attempts,
-                  routing.step_deadline_s)
     if routing.transport == "tls":
-        own = site.Site(job.config)
-        return AnonymousExchange(transport, routing.deadline_s, rules, own.key, own.roster.keys, own.digest, roll)
+        return AnonymousExchange(transport, routing, job.site.key, job.site.roster.keys, job.site.digest, roll)
     key = Ed25519PrivateKey.generate()
     roster = meet(transport, job.config.cluster.start_timeout_s, key)
-    return AnonymousExchange(transport, routing.deadline_s, rules, key, roster, digest(job.order.marks.encode()), roll)
+    return AnonymousExchange(transport, routing, key, roster, digest(job.order.marks.encode()), roll)
 
 
 def seat(job: Job, data: dict):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from fedspeed.config.show import as_dict, decisive
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing import identity
 from fedspeed.routing.anonymous.crypto import digest, public_of
-from fedspeed.session.order import Job
 
 # What each site decides for itself: where its data and files are, what its hardware does best.
 OWN = ("cluster", "data", "deepspeed", "engine", "monitor", "checkpoint", "run", "model.base", "model.tokenizer", "train.micro_batch", "train.accumulation",
@@ -22,32 +20,13 @@ SHOWN = 8  # differences that an error lists
 _READ_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
 class Site:
-    """Raises: FedSpeedError: on reading, a file is wrong; `roster` and `key` fit each other."""
+    """Raises: FedSpeedError: a file is wrong, or the files do not fit each other."""
 
-    config: RunConfig
-
-    @cached_property
-    def key(self):
-        return identity.read_key(Path(self.config.routing.identity))
-
-    @cached_property
-    def roster(self) -> identity.Roster:
-        routing = self.config.routing
-        roster = identity.read_roster(Path(routing.roster), routing.roster_signer)
-        identity.member_of(roster, public_of(self.key), routing.identity)
-        return roster
-
-    @property
-    def listen(self) -> tuple[str, int] | None:
-        text = self.config.routing.listen
-        if not text:
-            return None
-        host, _, port = text.rpartition(":")
-        if not host or not port.isdigit():
-            raise FedSpeedError(f"routing.listen={text}: not HOST:PORT")
-        return host, int(port)
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.key, self.roster = identity.membership(config.routing)
+        self.listen = identity.address_of(config.routing.listen, "routing.listen") if config.routing.listen else None
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -55,28 +34,29 @@ class Site:
         values = decisive(as_dict(self.config))
         flat = {f"{section}.{key}": json.dumps(value, sort_keys=True) for section, block in values.items() for key, value in block.items()}
         own = {key: value for key, value in flat.items() if key not in OWN and key.partition(".")[0] not in OWN}
-        return own | {"data.max_tokens": json.dumps(self.config.data.max_tokens), "the base model's files": content(self.config)}
+        return own | {"routing.roster_signer": identity.pinned(self.config.routing.roster_signer),
+                      "data.max_tokens": json.dumps(self.config.data.max_tokens), "the base model's files": content(self.config)}
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         return digest(self.roster.digest, json.dumps(self.settings, sort_keys=True).encode())
 
 
-def transport(job: Job):
+def transport(site: Site):
     """Connections to all other sites, which mean the same run.
 
     Raises:
-        LostPeerError: somebody did not come. FedSpeedError: this site's files are wrong, or somebody means another run.
+        LostPeerError: somebody did not come. FedSpeedError: somebody means another run.
     """
     from fedspeed.routing.transport import TransportError
     from fedspeed.routing.transports.tls import TlsTransport
 
-    site = Site(job.config)
+    deadline_s = site.config.cluster.start_timeout_s
     try:
-        found = TlsTransport(job.config.routing.identity, public_of(site.key), site.roster, job.config.cluster.start_timeout_s, site.listen)
+        found = TlsTransport(site.config.routing.identity, public_of(site.key), site.roster, deadline_s, site.listen)
     except TransportError as error:
         raise LostPeerError(f"the sites could not connect with each other: {error}") from error
-    _agree(site, found, job.config.cluster.start_timeout_s)
+    _agree(site, found, deadline_s)
     return found
 
 

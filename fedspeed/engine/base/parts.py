@@ -13,6 +13,7 @@ import threading
 
 import torch
 
+from fedspeed.cluster.sockets import exactly, fill
 from fedspeed.errors import LostPeerError
 
 _REQUEST = struct.Struct(">QQ")  # offset and length, in bytes
@@ -36,11 +37,11 @@ class PartServer:
             def handle(self):
                 try:
                     self.request.settimeout(_HELLO_S)
-                    if not hmac.compare_digest(_exactly(self.request, _TOKEN_BYTES), token):
+                    if not hmac.compare_digest(exactly(self.request, _TOKEN_BYTES), token):
                         return
                     while True:
                         self.request.settimeout(None)  # it asks whenever it needs something
-                        at, count = _REQUEST.unpack(_exactly(self.request, _REQUEST.size))
+                        at, count = _REQUEST.unpack(exactly(self.request, _REQUEST.size))
                         if at + count > len(view):
                             return
                         self.request.settimeout(deadline_s)
@@ -86,7 +87,7 @@ class PartReader:
         """
         try:
             self._socket.sendall(_REQUEST.pack(at, len(into)))
-            _fill(self._socket, into)
+            fill(self._socket, into)
         except OSError as error:
             raise self._lost(error) from error
         return len(into)
@@ -105,18 +106,3 @@ def parts_of(nbytes: int, weights: list[int], align: int) -> list[tuple[int, int
         so_far += weight
         ends.append(nbytes if so_far == total else min(nbytes, nbytes * so_far // total // align * align))
     return list(zip(ends, ends[1:]))
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    data = bytearray(count)
-    _fill(connection, memoryview(data))
-    return bytes(data)
-
-
-def _fill(connection: socket.socket, into: memoryview) -> None:
-    done = 0
-    while done < len(into):
-        n = connection.recv_into(into[done:])
-        if n == 0:
-            raise ConnectionResetError("the other side has closed the connection")
-        done += n

@@ -1,6 +1,7 @@
 """Where units of the frozen base may live, and how one comes onto the device."""
 
 import os
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -44,7 +45,7 @@ class Copied:
         self._event.synchronize()
 
 
-class Tier:
+class Tier(ABC):
     """What all tiers have: `put` takes a unit once, at the start; `fetch` begins to bring it into a slot and returns a handle whose `wait` gives
     the bytes that were moved.
 
@@ -55,9 +56,9 @@ class Tier:
     name = ""
     matched = None
 
+    @abstractmethod
     def put(self, index: int, data: torch.Tensor) -> None:
         """Take a unit's bytes [nbytes] uint8, on the CPU."""
-        raise NotImplementedError
 
     def seal(self) -> None:
         """All units have been put."""
@@ -74,9 +75,9 @@ class Tier:
         """What the unit takes in a slot."""
         return unit.nbytes
 
+    @abstractmethod
     def fetch(self, index: int, into: torch.Tensor, free):
         """Begin to load; `free` is the event after which the slot's last content is no longer read."""
-        raise NotImplementedError
 
     def away(self) -> list[torch.Tensor]:
         """The host memory that units wait in."""
@@ -99,6 +100,9 @@ class Device(Tier):
 
     def resident(self, index: int) -> torch.Tensor:
         return self._units[index]
+
+    def fetch(self, index: int, into: torch.Tensor, free):
+        raise AssertionError(f"unit {index} is resident")
 
     def close(self) -> None:
         self._units.clear()
@@ -248,9 +252,9 @@ class _Read(_Placed):
             return Done(self._read(index, into))
         return Done([self._one.submit(self._through, index, into, free)])
 
+    @abstractmethod
     def _read(self, index: int, into: torch.Tensor) -> list:
         """Begin to read the unit into host memory [nbytes] uint8; the futures give how many bytes each has read."""
-        raise NotImplementedError
 
     def _through(self, index: int, into: torch.Tensor, free) -> int:
         stage = self._stage[:self._units[index].nbytes]

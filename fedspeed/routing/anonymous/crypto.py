@@ -1,6 +1,5 @@
 """The cryptography of a round, each primitive from the `cryptography` package: key agreement, derivation, sealing, key streams, signatures."""
 
-import hmac
 from collections.abc import Iterator
 
 import numpy as np
@@ -121,7 +120,3 @@ def open_sealed(cipher, key: bytes, sealed, context: bytes) -> bytes:
         return cipher.aead(key[:cipher.key_bytes]).decrypt(_NONCE, sealed, context)
     except InvalidTag as error:
         raise Refused("a cell that does not open") from error
-
-
-def same(a: bytes, b: bytes) -> bool:
-    return hmac.compare_digest(a, b)

@@ -18,6 +18,7 @@ from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, digest, public_of, stream
 from fedspeed.routing.anonymous.protocol import Agreed, Lost, Member, Terms, Void
+from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.exchange import Exchange
 from fedspeed.routing.transport import PeersLost, Transport
 
@@ -39,31 +40,9 @@ class Mode:
 MODES = {"mix": Mode(False, True), "mask": Mode(True, False), "mix+mask": Mode(True, True)}
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What all participants must have in common.
-
-    Attributes:
-        relays: of a path, where mixed; no more than there are others.
-        chunk_bytes: of one cell's content.
-        first_span: the largest change of a parameter in the first exchange, whose size nothing tells before.
-        least: participants that a sum must have; with fewer, it says too much about each of them.
-        attempts: at one sum.
-        step_s: longest wait within an attempt, once all have begun it.
-    """
-
-    mode: str
-    relays: int = 2
-    chunk_bytes: int = 1 << 20
-    cipher: str = "aes-128-gcm"
-    first_span: float = 1.0
-    least: int = 3
-    attempts: int = 5
-    step_s: float = 120.0
-
-
 class AnonymousExchange(Exchange):
     """Args:
+        rules: what all participants must have in common.
         identity: this participant's key. roster: everyone's public keys, in the order of the transport's numbers.
         settings: digest of what must be equal on all sites.
 
@@ -71,17 +50,19 @@ class AnonymousExchange(Exchange):
         FedSpeedError: too few participants.
     """
 
-    def __init__(self, transport: Transport, deadline_s: float, rules: Rules, identity: Ed25519PrivateKey, roster: Sequence[bytes], settings: bytes,
+    def __init__(self, transport: Transport, rules: RoutingConfig, identity: Ed25519PrivateKey, roster: Sequence[bytes], settings: bytes,
                  roll=None):
-        if transport.size < rules.least:
-            raise FedSpeedError(f"routing.mode={rules.mode} with {transport.size} participants: a sum of fewer than {rules.least} says too much about each; "
-                                f"set routing.mode=plain inside one trust domain, or routing.min_participants={transport.size} if you know what it means")
+        if transport.size < rules.min_participants:
+            raise FedSpeedError(f"routing.mode={rules.mode} with {transport.size} participants: a sum of fewer than {rules.min_participants} says too much "
+                                "about each; set routing.mode=plain inside one trust domain, or "
+                                f"routing.min_participants={transport.size} if you know what it means")
         self._rules, self._identity, self._roster, self._settings = rules, identity, tuple(roster), settings
         self._present = list(range(transport.size))
         self._spans: np.ndarray | None = None  # by block, after the last aggregate
         self._whole = 0.0  # the largest sum of weights so far
+        self._count = 0  # attempts so far
         self.cut = 0  # words of the last sum that were beyond the span
-        super().__init__(transport, deadline_s, roll)
+        super().__init__(transport, rules.deadline_s, roll)
 
     def _run(self, tag: int, vector: np.ndarray, weight: float):
         begin = time.perf_counter()
@@ -144,10 +125,11 @@ class AnonymousExchange(Exchange):
         reasons: list[str] = []
         for attempt in range(self._rules.attempts):
             threshold = len(self._roster) // 2 + 1
-            if len(self._present) < max(threshold, self._rules.least):
-                raise LostPeerError(f"{len(self._present)} of {len(self._roster)} participants are left, fewer than the "
-                                    f"{max(threshold, self._rules.least)} that a sum needs ({'; '.join(reasons)}); the same command goes on from the journal")
-            self._count = getattr(self, "_count", 0) + 1
+            needed = max(threshold, self._rules.min_participants)
+            if len(self._present) < needed:
+                raise LostPeerError(f"{len(self._present)} of {len(self._roster)} participants are left, fewer than the {needed} that a sum needs "
+                                    f"({'; '.join(reasons)}); the same command goes on from the journal")
+            self._count += 1
             try:
                 return self._attempt(words, payload, threshold)
             except Void as void:
@@ -170,8 +152,8 @@ class AnonymousExchange(Exchange):
 
     def _attempt(self, words: int, payload, threshold: int) -> Agreed:
         mode, n = MODES[self._rules.mode], len(self._present)
-        terms = Terms(tuple(self._roster[p] for p in self._present), words, self._settings, self._count, 0, mode.masked,
-                      min(self._rules.relays, n - 1) if mode.mixed else 0, max(1, self._rules.chunk_bytes // 4), self._rules.cipher, threshold)
+        terms = Terms(tuple(self._roster[p] for p in self._present), words, self._settings, self._count, mode.masked,
+                      min(self._rules.relays, n - 1) if mode.mixed else 0, self._rules.cell_kib * 256, self._rules.cipher, threshold)
         member = Member(terms, self._present.index(self._transport.rank), self._identity, payload, self._note())
         steps = member.run()
         swap = next(steps)
@@ -179,9 +161,9 @@ class AnonymousExchange(Exchange):
             parts, sizes = [b""] * self._transport.size, [0] * self._transport.size
             for i, p in enumerate(self._present):
                 parts[p], sizes[p] = swap.parts[i], swap.sizes[i]
-            patience = self._deadline_s if swap.state == "announce" else self._rules.step_s
+            patience = self._deadline_s if swap.state == "announce" else self._rules.step_deadline_s
             try:
-                came = self._transport.swap(parts, sizes, patience, (self._count, 0, STATES.index(swap.state)))
+                came = self._transport.swap(parts, sizes, patience, (self._count, STATES.index(swap.state)))
                 if self._arrived is None:
                     self._arrived = time.perf_counter()
                 swap = steps.send([came[p] for p in self._present])
@@ -208,4 +190,4 @@ def _random(cipher) -> ring.Stream:
 def meet(transport: Transport, deadline_s: float, identity: Ed25519PrivateKey) -> list[bytes]:
     """Everyone's public keys, told over the transport itself: for participants of one job, who trust the launcher that started them."""
     own = public_of(identity)
-    return [bytes(came) for came in transport.swap([own] * transport.size, [len(own)] * transport.size, deadline_s, (0, 0, 1))]
+    return [bytes(came) for came in transport.swap([own] * transport.size, [len(own)] * transport.size, deadline_s)]

@@ -41,7 +41,7 @@ class Terms:
         members: identity keys (Ed25519, 32 bytes) in the order of the roster.
         words: ring elements of everyone's vector.
         settings: digest of everything that must be equal on all sites: roster, base, tokenizer, run.
-        number, attempt: of the exchange in the run, and of the try at it.
+        attempt: its number in the run, the retries of an exchange counted too.
         masked: whether words are masked; else owners see a member's chunk, without its name.
         hops: relays of a path; 0: cells go to the owner directly, who sees from whom.
         threshold: how many must survive; so many together can tell a lost member's mask.
@@ -50,7 +50,6 @@ class Terms:
     members: tuple[bytes, ...]
     words: int
     settings: bytes
-    number: int = 0
     attempt: int = 0
     masked: bool = True
     hops: int = 2
@@ -60,7 +59,7 @@ class Terms:
 
     @property
     def context(self) -> bytes:
-        parts = (self.words, self.number, self.attempt, self.masked, self.hops, self.chunk_words, self.cipher, self.threshold)
+        parts = (self.words, self.attempt, self.masked, self.hops, self.chunk_words, self.cipher, self.threshold)
         return digest(b"fedspeed sum", self.settings, repr(parts).encode(), *self.members)
 
 
@@ -158,6 +157,7 @@ class Member:
         self._inputs: list[dict[int, list]] = []  # by level: chunk -> its cells, as they came
         self._orders: dict[tuple[int, int], list[int]] = {}  # (level, chunk) -> the secret order of its cells
         self._signatures: list[bytes] | None = None  # the certificate
+        self._digest = b""  # of all lists of serials, once they are told
         self._listed: dict[int, bytes] = {}  # what owners have signed of their chunks
         self._sums: dict[int, np.ndarray] = {}  # masked sums of the chunks this member owns or keeps for another
         self._suspected: int | None = None  # of having done wrong in a message to this member
@@ -347,10 +347,9 @@ class Member:
 
     def _confirm(self) -> Steps:
         good = not self._complaints
-        checked = ring.check_word(self._words, self._factors()) if self.terms.masked else 0
-        scalar = self._masks.scalar(checked) if self._masks else 0
+        scalar = self._masks.scalar(ring.check_word(self._words, self._factors())) if self._masks else 0
         complaint = min(self._complaints, default=NO_CHUNK)
-        told = (self._digest + b"".join(self._lists) + complaint.to_bytes(4, "big") + scalar.to_bytes(8, "big"))
+        told = self._digest + b"".join(self._lists) + complaint.to_bytes(4, "big") + scalar.to_bytes(8, "big")
         signature = self._identity.sign(self._confirmed(scalar)) if good else bytes(SIGNATURE)
         came = yield self._same("confirm", told + signature)
         texts = [bytes(text) for text in came]
@@ -440,12 +439,10 @@ class Member:
             at = KEY * (1 + lost)
             shares = {i: shamir.from_bytes(bytes(text[at:at + KEY])) for i, text in enumerate(came) if i not in self._lost}
             told[lost] = shamir.to_bytes(shamir.rebuild(dict(list(shares.items())[:self.terms.threshold])))
-        for i, secret in told.items():
+        for i in (i for i, secret in told.items() if digest(b"own", secret) != self._known.promised[i]):
             if i in self._lost:
-                if digest(b"own", secret) != self._known.promised[i]:
-                    raise Void(f"the shares of member {i}'s secret do not fit together: somebody told another one than it was given", fatal=True)
-            elif digest(b"own", secret) != self._known.promised[i]:
-                raise Lost(frozenset({i}))  # the others hold shares of the one it had promised
+                raise Void(f"the shares of member {i}'s secret do not fit together: somebody told another one than it was given", fatal=True)
+            raise Lost(frozenset({i}))  # the others hold shares of the one it had promised
         return told
 
     # Where members were lost.
@@ -472,7 +469,7 @@ class Member:
                 for j in (j for j in range(self.n) if bits >> j & 1):
                     accused.setdefault(j, set()).add(i)
                 records = [bytes(text[at:at + SIGNATURE + 8]) for at in range(2 * _HASH, len(text), SIGNATURE + 8)]
-                if not self._signatures and any(records[0]) and hasattr(self, "_digest"):
+                if not self._signatures and any(records[0]) and self._digest:
                     self._adopt([r[:SIGNATURE] for r in records], [int.from_bytes(r[SIGNATURE:], "big") for r in records])
             if agreed:
                 break

@@ -1,6 +1,7 @@
 """What transports have in common that can send to one peer at a time: swaps that go on without those who are lost."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,9 @@ SETTLE = 0
 
 @dataclass(frozen=True)
 class Frame:
-    """A message between two participants: (exchange, attempt, state), and pieces of one size, [size] uint8 each."""
+    """A message between two participants: (attempt, state), and pieces of one size, [size] uint8 each."""
 
-    step: tuple[int, int, int]
+    step: tuple[int, int]
     pieces: list[np.ndarray]
 
     @property
@@ -27,17 +28,15 @@ class Gone(Exception):
     """A peer that does not answer any more, and why."""
 
 
-class FrameTransport:
+class FrameTransport(ABC):
     """Subclasses give `_send` and `_receive`, both of which raise Gone. Frames between two participants keep their order."""
-
-    resilient = True
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size, self.bytes_sent = rank, size, 0
         self._kept: dict[int, Frame] = {}  # frames that came before they were waited for
         self._gone: dict[int, str] = {}
 
-    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int, int] = (0, 0, 1)) -> list[np.ndarray]:
+    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int] = (0, 1)) -> list[np.ndarray]:
         end = time.monotonic() + deadline_s
         for peer, part in enumerate(parts):
             frame = Frame(step, [as_bytes(piece) for piece in (part if isinstance(part, list) else [part])])
@@ -67,7 +66,7 @@ class FrameTransport:
             raise PeersLost(frozenset(lost), list(lost.values()), settling)
         return came
 
-    def _next(self, peer: int, step: tuple[int, int, int], end: float) -> Frame | None:
+    def _next(self, peer: int, step: tuple[int, int], end: float) -> Frame | None:
         """The peer's frame of this step; None if it is settling this attempt."""
         while True:
             frame = self._kept.pop(peer, None)
@@ -77,19 +76,22 @@ class FrameTransport:
                 frame = self._receive(peer, max(0.0, end - time.monotonic()))
             if frame.step == step:
                 return frame
-            if frame.step[:2] == step[:2] and frame.step[2] == SETTLE:
+            (attempt, state), (theirs, their_state) = step, frame.step
+            if theirs == attempt and their_state == SETTLE:
                 self._kept[peer] = frame
                 return None
-            if frame.step[:2] > step[:2] or (frame.step[:2] == step[:2] and step[2] != SETTLE):
+            if theirs > attempt or (theirs == attempt and state != SETTLE):
                 self._kept[peer] = frame
                 raise Gone(f"participant {peer} is at step {frame.step}, not at {step}")
             # Left over from something that was given up.
 
+    @abstractmethod
     def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
-        raise NotImplementedError
+        """Raises: Gone."""
 
+    @abstractmethod
     def _receive(self, peer: int, timeout_s: float) -> Frame:
-        raise NotImplementedError
+        """The next frame of a peer. Raises: Gone."""
 
-    def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def close(self) -> None: ...

@@ -19,8 +19,6 @@ class GlooTransport:
         rank, size: this participant among the participants (not world ranks).
     """
 
-    resilient = False
-
     def __init__(self, store, rank: int, size: int, start_timeout_s: float):
         self.rank, self.size, self.bytes_sent = rank, size, 0
         try:
@@ -30,12 +28,12 @@ class GlooTransport:
             raise TransportError(f"the participants could not connect within {start_timeout_s:.0f} s ({connection_text(error)}); "
                                  "if a host has several network interfaces, set GLOO_SOCKET_IFNAME to the right one") from error
 
-    def swap(self, parts, sizes, deadline_s, step=(0, 0, 0)):
-        sent = torch.from_numpy(np.concatenate([as_bytes(part) for part in parts]))
+    def swap(self, parts, sizes, deadline_s, step=(0, 1)):
+        data = [as_bytes(part) for part in parts]
+        sent, lengths = torch.from_numpy(np.concatenate(data)), [part.size for part in data]
         out = torch.empty(sum(sizes), dtype=torch.uint8)
         options = AllToAllOptions()
         options.timeout = timedelta(seconds=deadline_s)
-        lengths = [len(as_bytes(part)) for part in parts]
         self._wait(lambda: self._group.alltoall_base(out, sent, list(sizes), lengths, options), deadline_s)
         self.bytes_sent += sent.numel() - lengths[self.rank]
         return np.split(out.numpy(), np.cumsum(sizes)[:-1])

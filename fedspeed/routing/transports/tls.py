@@ -14,11 +14,12 @@ import time
 
 import numpy as np
 
+from fedspeed.cluster.sockets import exactly, fill
 from fedspeed.routing.identity import Roster
 from fedspeed.routing.transport import TransportError
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
-_HEADER = struct.Struct(">4sIIIIQ")  # mark, exchange, attempt, state, number of pieces, bytes of each
+_HEADER = struct.Struct(">4sIIIQ")  # mark, attempt, state, number of pieces, bytes of each
 _MARK = b"FdSp"
 _WRITES, _READS, _WELCOME = b"w", b"r", b"y"
 HANDSHAKE_S = 10.0
@@ -85,7 +86,7 @@ class TlsTransport(FrameTransport):
             connection.settimeout(HANDSHAKE_S)
             secured = self._server.wrap_socket(connection, server_side=True)
             peer = self._member(secured)
-            hello = _exactly(secured, 1 + len(self._roster.digest))
+            hello = exactly(secured, 1 + len(self._roster.digest))
             if hello[1:] != self._roster.digest:
                 raise ValueError(f"{self._roster.members[peer].name} has another roster (epochs must be the same on all sites)")
             if peer <= self.rank or hello[:1] not in (_WRITES, _READS):
@@ -106,7 +107,7 @@ class TlsTransport(FrameTransport):
                 if self._member(secured) != peer:
                     raise ValueError(f"{card.address} is not {card.name}, but {self._roster.members[self._member(secured)].name}")
                 secured.sendall(direction + self._roster.digest)
-                if _exactly(secured, 1) != _WELCOME:
+                if exactly(secured, 1) != _WELCOME:
                     raise ValueError(f"{card.name} does not welcome this site")
                 self._keep(peer, secured, reads=direction == _READS)
                 return
@@ -149,14 +150,14 @@ class TlsTransport(FrameTransport):
         """Frames of one peer, until it is gone. A full queue holds the peer up, not this process."""
         try:
             while True:
-                mark, exchange, attempt, state, count, length = _HEADER.unpack(_exactly(secured, _HEADER.size))
+                mark, attempt, state, count, length = _HEADER.unpack(exactly(secured, _HEADER.size))
                 if mark != _MARK or not 0 < count <= MOST_PIECES or count * length > MOST_BYTES:
                     raise ValueError("it sent something that is no frame")
                 pieces = []
                 for _ in range(count):
                     pieces.append(np.empty(length, np.uint8))
-                    _fill(secured, memoryview(pieces[-1]))
-                self._came[peer].put(Frame((exchange, attempt, state), pieces))
+                    fill(secured, memoryview(pieces[-1]))
+                self._came[peer].put(Frame((attempt, state), pieces))
         except (OSError, ValueError, MemoryError) as error:
             self._came[peer].put(_reason(error))
 
@@ -201,20 +202,6 @@ def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
         context.num_tickets = 0  # every connection proves its key
     return context
 
-
-def _exactly(connection, count: int) -> bytes:
-    data = bytearray(count)
-    _fill(connection, memoryview(data))
-    return bytes(data)
-
-
-def _fill(connection, into: memoryview) -> None:
-    done = 0
-    while done < len(into):
-        n = connection.recv_into(into[done:])
-        if n == 0:
-            raise ConnectionResetError("the other side has closed the connection")
-        done += n
 
 
 def _reason(error: Exception) -> str:

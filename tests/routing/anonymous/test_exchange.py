@@ -4,25 +4,27 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeed.errors import FedSpeedError, LostPeerError
-from fedspeed.routing.anonymous.exchange import AnonymousExchange, Rules, meet
+from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
+from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.transports.local import LocalTransport
 from tests.conftest import ROOT
 from tests.processes import free_port, run_ranks
 from tests.routing.test_tls import Sites
 from tests.routing.test_transports import gloo_rank, in_threads
 
-RULES = Rules("mix+mask", chunk_bytes=4096, step_s=5.0)
+RULES = RoutingConfig("mix+mask", cell_kib=4, step_deadline_s=5.0, deadline_s=20.0)
 
 
 def exchange_of(transport, rules=RULES, **changes):
     identity = Ed25519PrivateKey.generate()
-    return AnonymousExchange(transport, 20, rules, identity, meet(transport, 20, identity), changes.get("settings", b"run"))
+    return AnonymousExchange(transport, rules, identity, meet(transport, 20, identity), changes.get("settings", b"run"))
 
 
 def rounds(transport, rules=RULES):
@@ -43,7 +45,7 @@ def rounds(transport, rules=RULES):
 @pytest.mark.parametrize("mode", ["mix", "mask", "mix+mask"])
 @pytest.mark.parametrize("size", [3, 5])
 def test_updates_are_summed_within_the_quantisation(size, mode):
-    results = in_threads(LocalTransport.set_of(size), lambda t: rounds(t, Rules(mode, chunk_bytes=4096, step_s=5.0)))
+    results = in_threads(LocalTransport.set_of(size), lambda t: rounds(t, replace(RULES, mode=mode)))
     assert len({digest for digest, _ in results}) == 1
     first, second, third = results[0][1]
     assert first < 1e-8 and second < 1e-9 and third < 1e-9, "from the second round on the span follows the updates"
@@ -77,7 +79,7 @@ def test_many_participants(size):
 
 def test_fewer_participants_than_a_sum_needs_are_refused():
     with pytest.raises(FedSpeedError, match="2 participants: a sum of fewer than 3.*routing.mode=plain"):
-        AnonymousExchange(LocalTransport.set_of(2)[0], 5, RULES, Ed25519PrivateKey.generate(), [b"", b""], b"")
+        AnonymousExchange(LocalTransport.set_of(2)[0], RULES, Ed25519PrivateKey.generate(), [b"", b""], b"")
 
 
 def test_one_that_leaves_is_done_without(capfd):
@@ -116,7 +118,7 @@ def test_one_that_is_silent_is_lost_at_the_deadline():
     def act(transport):
         identity = Ed25519PrivateKey.generate()
         roster = meet(transport, 20, identity)
-        exchange = AnonymousExchange(transport, 1.0, RULES, identity, roster, b"run")
+        exchange = AnonymousExchange(transport, replace(RULES, deadline_s=1.0), identity, roster, b"run")
         if transport.rank == 3:
             time.sleep(3)
             return None
@@ -137,7 +139,7 @@ def test_other_settings_are_refused():
 
 def test_what_is_cut_is_counted_and_not_cut_the_next_time():
     def act(transport):
-        exchange, cuts = exchange_of(transport, Rules("mask", chunk_bytes=4096, first_span=0.1)), []
+        exchange, cuts = exchange_of(transport, replace(RULES, mode="mask", first_span=0.1)), []
         for _ in range(3):
             total, _ = exchange.start(np.full(10, 2.0, np.float32), 1.0).wait(30)
             cuts.append((exchange.cut, round(float(total[0]), 4)))
@@ -157,7 +159,7 @@ def test_threads_end_with_the_exchange():
 def test_small_changes_keep_their_digits_beside_large_ones():
     """Spans follow the last aggregate block by block."""
     def act(transport):
-        exchange, errors = exchange_of(transport, Rules("mask", chunk_bytes=1 << 16)), []
+        exchange, errors = exchange_of(transport, replace(RULES, mode="mask", cell_kib=64)), []
         for number in range(2):
             vectors = [np.random.default_rng([number, r]).normal(size=2048) * np.repeat([10.0, 1e-4], 1024) for r in range(3)]
             total, _ = exchange.start(vectors[transport.rank].astype(np.float32), 1.0).wait(30)

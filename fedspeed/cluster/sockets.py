@@ -1,0 +1,22 @@
+"""Reading from stream sockets."""
+
+
+def fill(connection, into: memoryview) -> None:
+    """Read until `into` is full.
+
+    Raises:
+        OSError: the other side is gone, or silent for longer than the socket's timeout.
+    """
+    done = 0
+    while done < len(into):
+        n = connection.recv_into(into[done:])
+        if n == 0:
+            raise ConnectionResetError("the other side has closed the connection")
+        done += n
+
+
+def exactly(connection, count: int) -> bytes:
+    """The next `count` bytes. Raises as `fill` does."""
+    data = bytearray(count)
+    fill(connection, memoryview(data))
+    return bytes(data)
