@@ -1,15 +1,19 @@
 """What anonymity costs: an exchange in every mode beside the plain one, on the same vectors, in one run.
 
-    python benchmarks/anonymous.py [--clients 3] [--mb 200] [--modes plain,mask,mix,mix+mask] [--transport local|tls]
+    python benchmarks/anonymous.py [--clients 3] [--mb 200] [--modes plain,mask,mix,mix+mask] [--transport local|tls] [--profile]
 
-Every client is a thread (local) or a process (tls, on loopback) of this machine. Bytes are what a client sends to others, beside the formula (L + 1) S + S for
-L relays and vectors of S bytes (S + S without relays). CPU-seconds are those of all threads, divided by the clients; seconds are of this
-machine's cores, which here do the work of all clients.
+Every client is a thread (local: one works at a time, as if it had a core for itself) or a process (tls, on loopback) of this machine. Bytes are
+what a client sends to others, beside the formula (L + 1) S + S for L relays and vectors of S bytes (S + S without relays). CPU-seconds are those of
+all threads, divided by the clients; seconds are of this machine, which here does the work of all clients. --profile prints where the first client's
+CPU-seconds go.
 """
 
 import argparse
+import contextlib
+import cProfile
 import json
 import os
+import pstats
 import sys
 import tempfile
 import threading
@@ -23,24 +27,35 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 
 
-def exchange_of(transport, mode: str, cell_kib: int):
+def exchange_of(transport, mode: str, args):
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
     from fedspeed.routing.config import RoutingConfig
     from fedspeed.routing.exchange import PlainExchange
 
+    turn = getattr(transport, "turn", contextlib.nullcontext())
+
+    def working(kind):
+        class Working(kind):
+            def _run(self, *exchange):
+                with turn, cProfile.Profile(time.thread_time) if args.profile and transport.rank == 0 else contextlib.nullcontext() as self.profile:
+                    return super()._run(*exchange)
+        return Working
+
     if mode == "plain":
-        return PlainExchange(transport, 600)
+        return working(PlainExchange)(transport, 600)
     key = Ed25519PrivateKey.generate()
-    return AnonymousExchange(transport, RoutingConfig(mode, cell_kib=cell_kib, step_deadline_s=600), key, meet(transport, 60, key), b"benchmark")
+    with turn:
+        roster = meet(transport, 60, key)
+    return working(AnonymousExchange)(transport, RoutingConfig(mode, cell_kib=args.cell_kib, step_deadline_s=600), key, roster, b"benchmark")
 
 
-def act(transport, mode: str, words: int, cell_kib: int, repeat: int, out: dict, gate: threading.Barrier | None = None) -> None:
+def act(transport, mode: str, words: int, args, out: dict, gate: threading.Barrier | None = None) -> None:
     vector = np.random.default_rng(transport.rank).standard_normal(words, dtype=np.float32) * np.float32(1e-3)
-    exchange = exchange_of(transport, mode, cell_kib)
+    exchange = exchange_of(transport, mode, args)
     exchange.start(vector[:1000].copy(), 1.0).wait(600)  # weights are known from here on
-    for _ in range(repeat):
+    for _ in range(args.repeat):
         if gate:
             gate.wait()
         sent, cpu, begin = exchange.bytes_sent, time.process_time(), time.perf_counter()
@@ -49,14 +64,28 @@ def act(transport, mode: str, words: int, cell_kib: int, repeat: int, out: dict,
             gate.wait()
         out.setdefault(transport.rank, []).append((time.perf_counter() - begin, time.process_time() - cpu, exchange.bytes_sent - sent))
     out["sum", transport.rank] = float(total[0])
+    if exchange.profile:
+        pstats.Stats(exchange.profile).sort_stats("tottime").print_stats(16)
     exchange.close()
 
 
 def local(args, mode: str, words: int) -> dict:
     from fedspeed.routing.transports.local import LocalTransport
 
+    class InTurn(LocalTransport):
+        """Lets the others work while it waits. Clients that shared cores and caches would pay for each other's misses."""
+
+        turn = threading.Lock()
+
+        def _receive(self, *wait):
+            self.turn.release()
+            try:
+                return super()._receive(*wait)
+            finally:
+                self.turn.acquire()
+
     out, gate = {}, threading.Barrier(args.clients)
-    threads = [threading.Thread(target=act, args=(t, mode, words, args.cell_kib, args.repeat, out, gate)) for t in LocalTransport.set_of(args.clients)]
+    threads = [threading.Thread(target=act, args=(t, mode, words, args, out, gate)) for t in InTurn.set_of(args.clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -72,7 +101,7 @@ def site(args, mode: str, words: int, folder: str, rank: int, pipe) -> None:
 
     roster = identity.read_roster(Path(folder) / "roster.json", str(Path(folder) / "operator.json"))
     out: dict = {}
-    act(TlsTransport(f"{folder}/site{rank}.key", roster.keys[rank], roster, 60), mode, words, args.cell_kib, args.repeat, out)
+    act(TlsTransport(f"{folder}/site{rank}.key", roster.keys[rank], roster, 60), mode, words, args, out)
     pipe.send(out)
 
 
@@ -101,10 +130,11 @@ def tls(args, mode: str, words: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("clients", 3), ("mb", 200), ("cell-kib", 1024), ("repeat", 2)):
+    for name, default in (("clients", 3), ("mb", 200), ("cell-kib", 4096), ("repeat", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--modes", default="plain,mask,mix,mix+mask")
     parser.add_argument("--transport", choices=("local", "tls"), default="local")
+    parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     words, found = args.mb * 10**6 // 4, {}
     for mode in args.modes.split(","):

@@ -20,7 +20,7 @@ class RoutingConfig:
     step_deadline_s: float = field(default=120.0, metadata={
         "help": "mix, mask: longest wait for another participant once all have begun an exchange", "above": 0.0, "max": 10_000_000})
     relays: int = field(default=2, metadata={"help": "mix: relays of a path, as far as there are participants", "min": 1, "max": 7})
-    cell_kib: int = field(default=1024, metadata={"help": "mix, mask: content of a cell, the fixed size that all messages have", "min": 1, "max": 65536})
+    cell_kib: int = field(default=4096, metadata={"help": "mix, mask: content of a cell, the fixed size that all messages have", "min": 1, "max": 65536})
     cipher: Literal["aes-128-gcm", "chacha20-poly1305"] = field(default="aes-128-gcm", metadata={
         "help": "mix, mask: of seals and key streams; AES is the faster where processors have instructions for it"})
     first_span: float = field(default=1.0, metadata={

@@ -28,7 +28,7 @@ class Testimony:
         got, gave: digests of the cells it got and passed on as a station, in their order; nothing for members that are none.
     """
 
-    cell: bytes
+    cell: np.ndarray
     ephemeral: tuple[bytes, ...]
     got: tuple[bytes, ...]
     gave: tuple[bytes, ...]
@@ -42,34 +42,39 @@ class Testimony:
         got = gave = empty
         if member.me in plan.stations[chunk]:
             level = plan.stations[chunk].index(member.me)
-            got = tuple(digest(bytes(cell)) for cell in member._inputs[level][chunk])
-            # An owner passes on the cores it has listed, in no order.
-            passed = member._mixed(level, chunk) if level < plan.hops else sorted(member._opened(level, chunk))
-            gave = tuple(digest(bytes(cell)) for cell in passed)
-        return cls(member._own_cell(chunk), keys, got, gave)
+            got = tuple(digest(cell) for cell in member._inputs[level][chunk])
+            passed = cells.room(plan, level + 1, member.n)
+            if level < plan.hops:
+                passed = member._mixed(level, chunk, passed)
+            else:
+                member._open(level, chunk, passed)
+            gave = tuple(digest(cell) for cell in passed)  # an owner passes on the cores it has listed
+        cell = cells.room(plan, 0, 1)[0]
+        member._build_own(chunk, cell)
+        return cls(cell, keys, got, gave)
 
     def pack(self) -> bytes:
-        return b"".join((bytes(self.cell), *self.ephemeral, *self.got, *self.gave))
+        return b"".join((self.cell, *self.ephemeral, *self.got, *self.gave))
 
     @classmethod
     def unpack(cls, text: bytes, plan, n: int) -> "Testimony":
         size, layers = cells.size(plan, 0), plan.hops + 1
         rest = text[size:]
         pieces = [rest[at:at + KEY] for at in range(0, len(rest), KEY)]
-        return cls(text[:size], tuple(pieces[:layers]), tuple(pieces[layers:layers + n]), tuple(pieces[layers + n:]))
+        return cls(np.frombuffer(text, np.uint8, size), tuple(pieces[:layers]), tuple(pieces[layers:layers + n]), tuple(pieces[layers + n:]))
 
 
-def list_of(cores: Sequence[bytes], total: np.ndarray) -> bytes:
+def list_of(cores: Sequence[np.ndarray], total: np.ndarray) -> bytes:
     """What an owner says of a chunk: the sorted serials of its cells, and the digest of their sum."""
-    return b"".join(sorted(bytes(core[:cells.SERIAL]) for core in cores)) + digest(memoryview(total).cast("B"))
+    return b"".join(sorted(core[:cells.SERIAL].tobytes() for core in cores)) + digest(total.view(np.uint8))
 
 
-def sum_of(cores: Sequence[bytes]) -> np.ndarray:
-    """[chunk_words] uint32 of the cells that an owner has opened."""
-    total = np.zeros((len(cores[0]) - cells.SERIAL) // 4, np.uint32)
+def add_up(cores: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
+    """The sum of the cells that an owner has opened, into `out` [chunk_words] uint32."""
+    out[:] = 0
     for core in cores:
-        total += np.frombuffer(core, np.uint32, offset=cells.SERIAL)
-    return total
+        out += cells.words_of(core)
+    return out
 
 
 def judge(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], stories: Sequence[Testimony], listed: bytes,
@@ -104,7 +109,7 @@ def judge(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], stori
         if sorted(story.gave) != sorted(expected[level + 1]):
             return [frozenset({station})]
     # All cells have reached the owner.
-    if listed != list_of(cores, sum_of(cores)):
+    if listed != list_of(cores, add_up(cores, np.empty(plan.chunk_words, np.uint32))):
         return [frozenset({route[-1]})]
     keeper = backup_of(route[-1], n)  # what it was given to keep, nobody else has seen
     return [frozenset({route[-1], keeper}) if accuser == keeper else frozenset({accuser}) for accuser in sorted(accusers)]

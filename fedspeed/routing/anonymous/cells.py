@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedspeed.routing.anonymous.crypto import KEY, TAG, Refused, agree, derive, open_sealed, public_of, seal_into
+from fedspeed.routing.anonymous.crypto import KEY, TAG, Refused, agree, derive, open_into, public_of, seal_into
+from fedspeed.routing.rooms import ROOMS
 
 SERIAL = 16  # random bytes by which its source, and nobody else, knows a cell again
 LAYER = KEY + TAG  # what each layer adds: a fresh public key, and the seal
@@ -19,38 +20,46 @@ def size(plan, level: int) -> int:
     return SERIAL + 4 * plan.chunk_words + LAYER * (plan.hops + 1 - level)
 
 
-def build(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], serial: bytes, words: np.ndarray,
-          ephemeral: Sequence[X25519PrivateKey]) -> bytearray:
-    """The cell as its source sends it.
+def room(plan, level: int, count: int) -> np.ndarray:
+    """[count, size] uint8, for cells of a level."""
+    return ROOMS.take(count, size(plan, level))
+
+
+def words_of(core: np.ndarray) -> np.ndarray:
+    """[chunk_words] uint32, the content of what is inside the last layer."""
+    return core[SERIAL:].view(np.uint32)
+
+
+def build(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], core: np.ndarray, ephemeral: Sequence[X25519PrivateKey],
+          out: np.ndarray) -> None:
+    """The cell as its source sends it, into `out` [size of level 0] uint8.
 
     Args:
         context: what the cell belongs to; it opens nowhere else.
         keys: onion keys of all members.
-        words: [chunk_words] uint32.
+        core: [size of level hops + 1] uint8: the serial, then the words.
         ephemeral: a fresh key for each layer, from the first relay to the owner.
     """
-    cell = bytearray(SERIAL + words.nbytes)
-    cell[:SERIAL], cell[SERIAL:] = serial, memoryview(words).cast("B")
+    inside = core
     for level in range(plan.hops, -1, -1):
-        private, inside = ephemeral[level], cell
-        public, station = public_of(private), plan.stations[chunk][level]
-        cell = bytearray(len(inside) + LAYER)
-        cell[:KEY] = public
-        seal_into(cipher, _key(agree(private, keys[station]), context, level, chunk, public), inside, context, memoryview(cell)[KEY:])
-    return cell
+        private, station = ephemeral[level], plan.stations[chunk][level]
+        public, cell = public_of(private), room(plan, level, 1)[0] if level else out
+        cell[:KEY] = np.frombuffer(public, np.uint8)
+        seal_into(cipher, _key(agree(private, keys[station]), context, level, chunk, public), inside, context, cell[KEY:])
+        inside = cell
 
 
-def peel(cipher, context: bytes, level: int, chunk: int, private: X25519PrivateKey, cell) -> bytes:
-    """What is inside the layer for this station.
+def peel(cipher, context: bytes, level: int, chunk: int, private: X25519PrivateKey, cell: np.ndarray, out: np.ndarray) -> None:
+    """What is inside the layer for this station, into `out` [size of the next level] uint8.
 
     Raises:
-        Refused: it was not sealed for this station, chunk, level and round, or was changed since.
+        Refused: it was not sealed for this station, chunk, level and round, or was changed since; `out` is undefined then.
     """
-    public = bytes(cell[:KEY])
-    return open_sealed(cipher, _key(agree(private, public), context, level, chunk, public), memoryview(cell)[KEY:], context)
+    public = cell[:KEY].tobytes()
+    open_into(cipher, _key(agree(private, public), context, level, chunk, public), cell[KEY:], context, out)
 
 
-def trace(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], cell: bytes, ephemeral: Sequence[X25519PrivateKey]) -> list[bytes]:
+def trace(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], cell: np.ndarray, ephemeral: Sequence[X25519PrivateKey]) -> list[np.ndarray]:
     """The cell as it is at every level, and its core at the end, told from the source's own keys.
 
     Raises:
@@ -59,10 +68,11 @@ def trace(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], cell:
     found = [cell]
     for level in range(plan.hops + 1):
         private, station = ephemeral[level], plan.stations[chunk][level]
-        if found[-1][:KEY] != public_of(private):
+        public, inside = public_of(private), room(plan, level + 1, 1)[0]
+        if found[-1][:KEY].tobytes() != public:
             raise Refused("a layer with another key than its source says")
-        key = _key(agree(private, keys[station]), context, level, chunk, public_of(private))
-        found.append(open_sealed(cipher, key, found[-1][KEY:], context))
+        open_into(cipher, _key(agree(private, keys[station]), context, level, chunk, public), found[-1][KEY:], context, inside)
+        found.append(inside)
     return found
 
 

@@ -20,6 +20,7 @@ from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, digest, public_of, s
 from fedspeed.routing.anonymous.protocol import Agreed, Lost, Member, Terms, Void
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.exchange import Exchange
+from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import PeersLost, Transport
 
 STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "confirm", "testify", "unmask", "sums", "done", "void")
@@ -64,6 +65,10 @@ class AnonymousExchange(Exchange):
         self.cut = 0  # words of the last sum that were beyond the span
         super().__init__(transport, rules.deadline_s, roll)
 
+    def close(self) -> None:
+        super().close()
+        ROOMS.clear()
+
     def _run(self, tag: int, vector: np.ndarray, weight: float):
         begin = time.perf_counter()
         self._arrived = None
@@ -73,10 +78,10 @@ class AnonymousExchange(Exchange):
             total = ring.decode_exact(agreed.words)
             return total[:-1], float(total[-1]), self._arrived - begin, time.perf_counter() - self._arrived
         total, weights = self._fixed(tag, vector, weight)
-        return total.astype(np.float32), weights, self._arrived - begin, time.perf_counter() - self._arrived
+        return total, weights, self._arrived - begin, time.perf_counter() - self._arrived
 
     def _fixed(self, tag: int, vector: np.ndarray, weight: float) -> tuple[np.ndarray, float]:
-        """(sum in float64, sum of weights). Where the weights are more than anybody knew, nothing is said before all know."""
+        """(sum, sum of weights). Where the weights are more than anybody knew, nothing is said before all know."""
         n = len(vector)
         while True:
             agreed = self._agree(tag, n + 2 * ring.LIMBS, lambda notes: self._words(notes, vector, weight))
@@ -85,12 +90,11 @@ class AnonymousExchange(Exchange):
             if weights <= whole or weights == 0:
                 break
             self._whole = 2 * weights
-        total = np.empty(n)
-        for at, span in zip(_blocks(n), spans):
-            total[at] = ring.decode(agreed.words[at], span) * whole
+        total = ROOMS.take(n, dtype=np.float32)
+        largest = np.array([ring.decode(agreed.words[at], span * whole, total[at]) for at, span in zip(_blocks(n), spans)])
         self._whole, self.cut = whole, int(cut)
         if weights:
-            largest = np.array([np.abs(total[at]).max() for at in _blocks(n)]) / weights
+            largest /= weights
             self._spans = np.maximum(_MARGIN * np.maximum(largest, _SMALLEST * largest.max()), 4 * spans if cut else 0.0)
             if not largest.any():
                 self._spans = spans
@@ -99,8 +103,10 @@ class AnonymousExchange(Exchange):
     def _words(self, notes: Sequence[bytes], vector: np.ndarray, weight: float) -> np.ndarray:
         n = len(vector)
         spans, whole = self._scale(notes, n)
-        words, cut = np.zeros(n + 2 * ring.LIMBS, np.uint32), 0
-        if whole:
+        words, cut = ROOMS.take(n + 2 * ring.LIMBS, dtype=np.uint32), 0
+        if not whole:
+            words[:] = 0
+        else:
             random = _random(CIPHERS[self._rules.cipher])
             for at, span in zip(_blocks(n), spans):
                 cut += ring.encode(vector[at], span * whole, random, words[at], min(1.0, weight / whole))

@@ -24,9 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedspeed.routing.anonymous import cells, crypto, paths, ring, shamir
-from fedspeed.routing.anonymous.blame import Testimony, judge, list_of, sum_of
+from fedspeed.routing.anonymous.blame import Testimony, add_up, judge, list_of
 from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, SIGNATURE, TAG, Refused, agree, check_signature, derive, digest, open_sealed, public_of, seal
 from fedspeed.routing.anonymous.masks import Masks, remove_own, remove_own_scalars
+from fedspeed.routing.rooms import ROOMS
 
 NOTE = 16  # bytes that each member says in public at the start
 NO_CHUNK = 2**32 - 1
@@ -188,8 +189,7 @@ class Member:
         yield from self._reveal()
         words = self._payload(tuple(self._known.notes))
         assert words.dtype == np.uint32 and len(words) == self.terms.words
-        self._words = np.zeros(self.plan.chunks * self.plan.chunk_words, np.uint32)
-        self._words[:len(words)] = words
+        self._words = words
         yield from self._hops()
         yield from self._collect()
         yield from self._confirm()
@@ -238,7 +238,10 @@ class Member:
         plan = self.plan
         self._sent = [_Sent(secrets.token_bytes(cells.SERIAL), [X25519PrivateKey.generate() for _ in range(plan.hops + 1)])
                       for _ in range(plan.chunks)]
-        outgoing = {chunk: [self._own_cell(chunk)] for chunk in range(plan.chunks)}
+        room = cells.room(plan, 0, plan.chunks)
+        for chunk, cell in enumerate(room):
+            self._build_own(chunk, cell)
+        outgoing = {chunk: [cell] for chunk, cell in enumerate(room)}
         for level in range(plan.hops + 1):
             parts = [[cell for chunk in self._given(level, self.me, to) for cell in outgoing[chunk]] for to in range(self.n)]
             size = cells.size(plan, level)
@@ -247,59 +250,60 @@ class Member:
             came = yield Swap(f"hop {level}", parts, sizes)
             self._inputs.append(self._sorted(level, came))
             if level < plan.hops:
-                outgoing = {chunk: self._mixed(level, chunk) for chunk in self._inputs[level]}
+                room, here = cells.room(plan, level + 1, self.n * len(self._inputs[level])), self._inputs[level]
+                outgoing = {chunk: self._mixed(level, chunk, room[i * self.n:(i + 1) * self.n]) for i, chunk in enumerate(here)}
 
-    def _own_cell(self, chunk: int) -> bytes:
-        return cells.build(self._cipher, self.context, self.plan, chunk, self._known.onion, self._sent[chunk].serial, self._masked(chunk),
-                           self._sent[chunk].ephemeral)
-
-    def _masked(self, chunk: int) -> np.ndarray:
-        words = self._words[chunk * self.plan.chunk_words:(chunk + 1) * self.plan.chunk_words]
+    def _build_own(self, chunk: int, cell: np.ndarray) -> None:
+        """This member's cell of a chunk, as it sends it."""
+        core, start = cells.room(self.plan, self.plan.hops + 1, 1)[0], chunk * self.plan.chunk_words
+        core[:cells.SERIAL] = np.frombuffer(self._sent[chunk].serial, np.uint8)
+        own, words = self._words[start:start + self.plan.chunk_words], cells.words_of(core)
+        words[:len(own)], words[len(own):] = own, 0
         if self._masks:
-            words = words.copy()
             self._masks.apply(chunk, words)
-        return words
+        cells.build(self._cipher, self.context, self.plan, chunk, self._known.onion, core, self._sent[chunk].ephemeral, cell)
 
     def _given(self, level: int, sender: int, receiver: int) -> tuple[int, ...]:
         return self.plan.between(level, sender, receiver)
 
-    def _sorted(self, level: int, came: list) -> dict[int, list]:
+    def _sorted(self, level: int, came: list) -> dict[int, list[np.ndarray]]:
         """The cells of each chunk: by sender at level 0, afterwards as the relay before gave them."""
         size, found = cells.size(self.plan, level), {}
         for sender, data in enumerate(came):
-            pieces = data if isinstance(data, list) else [memoryview(data)[at:at + size] for at in range(0, len(data), size)]
+            pieces = data if isinstance(data, list) else np.frombuffer(data, np.uint8).reshape(-1, size) if len(data) else []
             chunks = self._given(level, sender, self.me)
             each = 1 if level == 0 else self.n
             for i, chunk in enumerate(chunks):
                 found.setdefault(chunk, []).extend(pieces[i * each:(i + 1) * each])
         return found
 
-    def _opened(self, level: int, chunk: int) -> list[bytes]:
-        """What is in the cells of a chunk. One that does not open is replaced by noise, so that the next station gets its number; the complaint stops
-        the attempt before anything is unmasked. (One that came twice pushes out another, whose source will miss it.)"""
-        opened = []
-        for cell in self._inputs[level][chunk]:
+    def _open(self, level: int, chunk: int, out: np.ndarray) -> None:
+        """What is in the cells of a chunk, into `out` [n, size of the next level]. One that does not open is replaced by noise, so that the next station
+        gets its number; the complaint stops the attempt before anything is unmasked. (One that came twice pushes out another, whose source will miss it.)"""
+        for cell, inside in zip(self._inputs[level][chunk], out):
             try:
-                opened.append(cells.peel(self._cipher, self.context, level, chunk, self._onion, cell))
+                cells.peel(self._cipher, self.context, level, chunk, self._onion, cell, inside)
             except Refused:
                 self._complaints.add(chunk)
-                opened.append(secrets.token_bytes(cells.size(self.plan, level) - cells.LAYER))
-        return opened
+                inside[:] = np.frombuffer(secrets.token_bytes(len(inside)), np.uint8)
 
-    def _mixed(self, level: int, chunk: int) -> list[bytes]:
-        """A chunk's cells as this relay passes them on."""
-        order = self._orders.setdefault((level, chunk), secret_order(self.n))
-        opened = self._opened(level, chunk)
-        return [opened[i] for i in order]
+    def _mixed(self, level: int, chunk: int, room: np.ndarray) -> list[np.ndarray]:
+        """A chunk's cells as this relay passes them on, opened into `room` [n, size of the next level]."""
+        self._open(level, chunk, room)
+        return [room[i] for i in self._orders.setdefault((level, chunk), secret_order(self.n))]
 
     # What the owners have.
 
     def _collect(self) -> Steps:
-        listed = b"".join(self._list_of(chunk) for chunk in self.plan.owned(self.me))
+        owned, heir = self.plan.owned(self.me), paths.backup_of(self.me, self.n)
+        kept = ROOMS.take(len(owned), self.plan.chunk_words, dtype=np.uint32)
+        self._sums.update(zip(owned, kept))
+        room = cells.room(self.plan, self.plan.hops + 1, self.n)
+        listed = b"".join(self._list_of(chunk, room) for chunk in owned)
         body = listed + self._identity.sign(digest(b"collect", self.context, listed))
-        kept = b"".join(self._sums[chunk].tobytes() for chunk in self.plan.owned(self.me))
-        heir = paths.backup_of(self.me, self.n)
-        parts = [body + kept if i == heir else body for i in range(self.n)]
+        with_sums = ROOMS.take(len(body) + kept.nbytes)
+        with_sums[:len(body)], with_sums[len(body):] = np.frombuffer(body, np.uint8), kept.reshape(-1).view(np.uint8)
+        parts = [with_sums if i == heir else body for i in range(self.n)]
         entry = self.n * cells.SERIAL + _HASH
         lists = [len(self.plan.owned(owner)) * entry for owner in range(self.n)]
         sums = [4 * self.plan.chunk_words * len(self.plan.owned(owner)) if paths.backup_of(owner, self.n) == self.me else 0 for owner in range(self.n)]
@@ -319,13 +323,12 @@ class Member:
         self._lists = [digest(text) for text in texts]
         self._digest = digest(b"lists", self.context, *self._lists)
 
-    def _list_of(self, chunk: int) -> bytes:
-        """What this owner says of a chunk; keeps the sum of its cells."""
-        cores = self._opened(self.plan.hops, chunk)
-        if len({core[:cells.SERIAL] for core in cores}) < self.n:
+    def _list_of(self, chunk: int, cores: np.ndarray) -> bytes:
+        """What this owner says of a chunk; makes the sum of its cells, whose cores [n, size] it leaves in `cores`."""
+        self._open(self.plan.hops, chunk, cores)
+        if len({core[:cells.SERIAL].tobytes() for core in cores}) < self.n:
             self._complaints.add(chunk)
-        self._sums[chunk] = sum_of(cores)
-        return list_of(cores, self._sums[chunk])
+        return list_of(cores, add_up(cores, self._sums[chunk]))
 
     def _check_lists(self, owner: int, text: bytes, entry: int) -> None:
         for i, chunk in enumerate(self.plan.owned(owner)):
@@ -336,12 +339,11 @@ class Member:
 
     def _keep(self, owner: int, text: bytes, entry: int, sums) -> None:
         """Take an owner's sums into keeping."""
-        width = 4 * self.plan.chunk_words
+        width = self.plan.chunk_words
         for i, chunk in enumerate(self.plan.owned(owner)):
-            data = bytes(sums[i * width:(i + 1) * width])
-            if digest(data) != text[(i + 1) * entry - _HASH:(i + 1) * entry]:
+            self._sums[chunk] = np.frombuffer(sums, np.uint32, width, 4 * width * i)
+            if digest(self._sums[chunk].view(np.uint8)) != text[(i + 1) * entry - _HASH:(i + 1) * entry]:
                 self._complaints.add(chunk)
-            self._sums[chunk] = np.frombuffer(data, np.uint32).copy()
 
     # The commitment.
 
@@ -403,22 +405,20 @@ class Member:
     def _finish(self) -> Steps:
         """The sum. Whoever is lost by now stays in it."""
         told = yield from self._tell_secrets()
-        mine = b"".join(self._unmasked(chunk, told).tobytes() for chunk in self._duties())
-        width = 4 * self.plan.chunk_words
-        came = yield self._same("sums", mine, [width * len(self._duties(i)) for i in range(self.n)])
-        total = np.empty(self.plan.chunks * self.plan.chunk_words, np.uint32)
+        duties, width = self._duties(), 4 * self.plan.chunk_words
+        mine = ROOMS.take(len(duties), self.plan.chunk_words, dtype=np.uint32)
+        for chunk, words in zip(duties, mine):
+            words[:] = self._sums[chunk]
+            remove_own(self._cipher, told, chunk, words)
+        came = yield self._same("sums", mine.reshape(-1).view(np.uint8), [width * len(self._duties(i)) for i in range(self.n)])
+        total = ROOMS.take(self.plan.chunks * self.plan.chunk_words, dtype=np.uint32)
         for i, data in enumerate(came):
             for at, chunk in enumerate(self._duties(i)):
                 total[chunk * self.plan.chunk_words:(chunk + 1) * self.plan.chunk_words] = np.frombuffer(data, np.uint32, self.plan.chunk_words, at * width)
-        if self._masks and remove_own_scalars(told, sum(self._scalars)) != ring.check_word(total, self._factors()):
+        if self._masks and remove_own_scalars(told, sum(self._scalars)) != ring.check_word(total[:self.terms.words], self._factors()):
             raise Void("the sums that the owners gave are not those of what was sent", fatal=True)
         yield from self._leave("done")
         return Agreed(total[:self.terms.words], self.terms.members, tuple(self._known.notes))
-
-    def _unmasked(self, chunk: int, told: dict[int, bytes]) -> np.ndarray:
-        words = self._sums[chunk].copy()
-        remove_own(self._cipher, told, chunk, words)
-        return words
 
     def _duties(self, member: int | None = None) -> list[int]:
         """Chunks whose sums a member gives to the others: its own, and those of a lost member that it keeps."""
@@ -489,7 +489,7 @@ class Member:
             if lost.settling:
                 raise
 
-    def _same(self, state: str, message: bytes, sizes: list[int] | None = None) -> Swap:
+    def _same(self, state: str, message, sizes: list[int] | None = None) -> Swap:
         """The same message to all; those who are lost are left out."""
         sizes = sizes or [len(message)] * self.n
         return Swap(state, [b"" if i in self._lost else message for i in range(self.n)], [0 if i in self._lost else sizes[i] for i in range(self.n)])

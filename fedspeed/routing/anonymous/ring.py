@@ -12,8 +12,9 @@ BITS = 30  # of an update's largest value: sums of what all participants give st
 LIMBS, LIMB_BITS, FRACTION_BITS = 8, 16, 48  # an exact word: 80 bits before the point, 48 behind it
 EXACT_LIMIT = 2.0 ** (LIMBS * LIMB_BITS - FRACTION_BITS - 1) / 2**16  # of one participant's word
 _PIECE = 1 << 16  # elements computed at a time, in the cache
+_COLUMNS = 1 << 15  # of the words that `check_word` sees as a matrix
 
-Stream = Callable[[np.ndarray], None]  # fills uint32 with random bits
+Stream = Callable[[np.ndarray], None]  # fills [n] uint32 with random bits
 
 
 def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray, share: float = 1.0) -> int:
@@ -24,25 +25,31 @@ def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray, sha
     """
     scale, cut = np.float32(2.0**BITS / span), 0
     limit = np.float32((2.0**BITS - 128) * share)  # float32 has no integer closer below 2^30 + a half
-    scaled, noise, bits = np.empty(_PIECE, np.float32), np.empty(_PIECE, np.float32), np.empty(_PIECE, np.uint32)
+    most = min(_PIECE, len(values))
+    scaled, noise, bits = np.empty(most, np.float32), np.empty(most, np.float32), np.empty(-(-most // 2), np.uint32)
     for start in range(0, len(values), _PIECE):
         n = min(_PIECE, len(values) - start)
-        x, u, b = scaled[:n], noise[:n], bits[:n]
+        x, u, b = scaled[:n], noise[:n], bits[:-(-n // 2)]
         np.multiply(values[start:start + n], scale, out=x)
-        cut += int(np.count_nonzero(np.abs(x) > limit))
-        np.clip(x, -limit, limit, out=x)
+        if x.max() > limit or x.min() < -limit:
+            cut += int(np.count_nonzero(np.abs(x) > limit))
+            np.clip(x, -limit, limit, out=x)
         random(b)
-        np.right_shift(b, np.uint32(8), out=b)
-        np.multiply(b, np.float32(2.0**-24), out=u)
+        np.multiply(b.view(np.uint16)[:n], np.float32(2.0**-16), out=u)
         np.add(x, u, out=x)
         np.floor(x, out=x)
         np.copyto(out[start:start + n].view(np.int32), x, casting="unsafe")
     return cut
 
 
-def decode(words: np.ndarray, span: float) -> np.ndarray:
-    """[n] float64 of the sums of fixed-point words [n] uint32."""
-    return words.view(np.int32) * (span / 2.0**BITS)
+def decode(words: np.ndarray, span: float, out: np.ndarray) -> float:
+    """The sums of fixed-point words [n] uint32 into `out` [n], rounded once; returns the largest magnitude."""
+    largest, unit = 0, span / 2.0**BITS
+    for start in range(0, len(words), _PIECE):
+        piece = words[start:start + _PIECE].view(np.int32)
+        largest = max(largest, int(piece.max()), -int(piece.min()))
+        np.multiply(piece, unit, out=out[start:start + _PIECE], dtype=np.float64, casting="same_kind")
+    return largest * unit
 
 
 def encode_exact(values: np.ndarray) -> np.ndarray:
@@ -74,15 +81,20 @@ def decode_exact(words: np.ndarray) -> np.ndarray:
 
 
 def check_word(words: np.ndarray, factors: Stream) -> int:
-    """Sum of random factor * word over [n] uint32, modulo 2^64, words taken as signed.
+    """A random linear function of [n] uint32, words taken as signed, modulo 2^64: row i of _COLUMNS words times a 32-bit factor of its own; of the rows'
+    sum, column j times a 64-bit factor of its own.
 
-    Of two vectors that differ, no more than one in 2^32 choices of 32-bit factors gives the same sum: for a difference d with |d| < 2^32, factor * d
-    takes each value modulo 2^64 for at most one factor.
+    Of two vectors that differ, fewer than one in 2^27 choices of factors give the same. For a difference d = 2^k * odd, k < 32, in some row, the
+    column's difference f * d + rest is divisible by 2^(31 + i) for no more than one in 2^i factors f; one that is divisible by no more than that vanishes
+    for one in 2^(33 - i) of the factors of columns. That is 2^-33 for each i from 0 to 32, and 2^-32 for a column that does not differ at all.
     """
-    total, rho, product = 0, np.empty(_PIECE, np.uint32), np.empty(_PIECE, np.int64)
-    for start in range(0, len(words), _PIECE):
-        n = min(_PIECE, len(words) - start)
-        factors(rho[:n])
-        np.multiply(words[start:start + n].view(np.int32), rho[:n], out=product[:n], dtype=np.int64)
-        total += int(product[:n].view(np.uint64).sum(dtype=np.uint64))
-    return total % 2**64
+    rows = np.empty(-(-len(words) // _COLUMNS), np.uint32)
+    columns = np.empty(2 * _COLUMNS, np.uint32)
+    factors(rows)
+    factors(columns)
+    total, product = np.zeros(_COLUMNS, np.int64), np.empty(_COLUMNS, np.int64)
+    for i, factor in enumerate(rows.astype(np.int64)):
+        piece = words[i * _COLUMNS:(i + 1) * _COLUMNS].view(np.int32)
+        np.multiply(piece, factor, out=product[:len(piece)])
+        total[:len(piece)] += product[:len(piece)]
+    return int((total.view(np.uint64) * columns.view(np.uint64)).sum(dtype=np.uint64))

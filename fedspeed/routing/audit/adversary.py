@@ -51,11 +51,12 @@ def observe(members: Sequence[Member], coalition: Coalition) -> View:
     contents, traced, truth = {}, {}, {}
     for owner in coalition.owners:
         for chunk in plan.owned(owner):
-            cores = members[owner]._opened(plan.hops, chunk)
-            whose = np.array([serials[core[:cells.SERIAL]] for core in cores])
+            cores = cells.room(plan, plan.hops + 1, len(members))
+            members[owner]._open(plan.hops, chunk, cores)
+            whose = np.array([serials[core[:cells.SERIAL].tobytes()] for core in cores])
             known = _followed(members, coalition, chunk)
             honest = np.array([i not in coalition.clients for i in whose])
-            words = np.stack([np.frombuffer(core, np.uint32, offset=cells.SERIAL).view(np.int32) for core in cores]).astype(np.float64)
+            words = np.stack([cells.words_of(core).view(np.int32) for core in cores]).astype(np.float64)
             contents[chunk], truth[chunk], traced[chunk] = words[honest], whose[honest], known[honest]
     return View(contents, traced, truth)
 

@@ -12,10 +12,9 @@ import sys
 import threading
 import time
 
-import numpy as np
-
 from fedspeed.cluster.sockets import exactly, fill
 from fedspeed.routing.identity import Roster
+from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import TransportError
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
@@ -153,11 +152,9 @@ class TlsTransport(FrameTransport):
                 mark, attempt, state, count, length = _HEADER.unpack(exactly(secured, _HEADER.size))
                 if mark != _MARK or not 0 < count <= MOST_PIECES or count * length > MOST_BYTES:
                     raise ValueError("it sent something that is no frame")
-                pieces = []
-                for _ in range(count):
-                    pieces.append(np.empty(length, np.uint8))
-                    fill(secured, memoryview(pieces[-1]))
-                self._came[peer].put(Frame((attempt, state), pieces))
+                pieces = ROOMS.take(count, length)
+                fill(secured, memoryview(pieces.reshape(-1)))
+                self._came[peer].put(Frame((attempt, state), list(pieces)))
         except (OSError, ValueError, MemoryError) as error:
             self._came[peer].put(_reason(error))
 

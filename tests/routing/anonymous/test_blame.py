@@ -89,55 +89,55 @@ def test_a_truncated_message_is_as_good_as_none(state):
 
 
 class FlippingRelay(Member):
-    def _mixed(self, level, chunk):
-        out = super()._mixed(level, chunk)
-        return [bytes([out[0][0] ^ 1]) + out[0][1:], *out[1:]] if chunk == min(self._inputs[level]) and level == 0 else out
+    def _mixed(self, level, chunk, room):
+        out = super()._mixed(level, chunk, room)
+        if chunk == min(self._inputs[level]) and level == 0:
+            out[0][0] ^= 1
+        return out
 
 
 class DoublingRelay(Member):
     """Sends one member's cell in place of another's: who is missing must be found out."""
 
-    def _mixed(self, level, chunk):
-        out = super()._mixed(level, chunk)
+    def _mixed(self, level, chunk, room):
+        out = super()._mixed(level, chunk, room)
         return [out[0], out[0], *out[2:]] if chunk == min(self._inputs[level]) and level == 0 else out
 
 
 class BadSource(Member):
     """Seals rubbish for the second station."""
 
-    def _own_cell(self, chunk):
+    def _build_own(self, chunk, cell):
+        super()._build_own(chunk, cell)
         if chunk != 1:
-            return super()._own_cell(chunk)
+            return
         station = self.plan.stations[chunk][0]
         key, private = self._known.onion[station], self._sent[chunk].ephemeral[0]
         inside = b"\7" * (cells.size(self.plan, 0) - cells.LAYER)
         from fedspeed.routing.anonymous.crypto import agree, public_of, seal
 
         public = public_of(private)
-        return public + seal(self._cipher, cells._key(agree(private, key), self.context, 0, chunk, public), inside, self.context)
+        sealed = seal(self._cipher, cells._key(agree(private, key), self.context, 0, chunk, public), inside, self.context)
+        cell[:] = np.frombuffer(public + sealed, np.uint8)
 
 
 class LyingOwner(Member):
     """Lists a cell that nobody has sent."""
 
-    def _list_of(self, chunk):
-        text = super()._list_of(chunk)
+    def _list_of(self, chunk, cores):
+        text = super()._list_of(chunk, cores)
         return b"\0" * cells.SERIAL + text[cells.SERIAL:]
 
 
 class ForgingOwner(Member):
     """Adds to a sum. The serials are right."""
 
-    def _list_of(self, chunk):
-        super()._list_of(chunk)
-        self._sums[chunk] = self._sums[chunk] + np.uint32(1)
+    def _list_of(self, chunk, cores):
         from fedspeed.routing.anonymous.crypto import digest
 
-        return super()._list_of(chunk)[:-32] + digest(self._sums_forged(chunk).tobytes())
-
-    def _sums_forged(self, chunk):
-        self._sums[chunk] = self._sums[chunk] + np.uint32(1)
-        return self._sums[chunk]
+        text = super()._list_of(chunk, cores)
+        self._sums[chunk] += np.uint32(1)  # in the memory that the backup is given too
+        return text[:-32] + digest(self._sums[chunk].tobytes())
 
 
 class Slanderer(Member):
@@ -228,7 +228,7 @@ class ForgetfulOwner(Member):
         steps = super()._collect()
         swap = next(steps)
         heir = backup_of(self.me, self.n)
-        swap.parts[heir] = swap.parts[heir][:-1] + bytes([swap.parts[heir][-1] ^ 1])
+        swap.parts[heir][-1] ^= 1
         came = yield swap
         try:
             steps.send(came)
