@@ -63,6 +63,7 @@ adapter: {{start_from: {folder}/adapter}}
 data: {{task: file, path: {folder}/rows.jsonl, clients: {CLIENTS}, split: iid, template: plain, max_tokens: {TOKENS}, val_fraction: 0.1, max_val_rows: 16}}
 train: {{local_steps: {STEPS}, micro_batch: {BATCH}, lr: {LR}}}
 federation: {{rounds: {ROUNDS}}}
+routing: {{mode: plain}}
 """)
 
 

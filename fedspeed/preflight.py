@@ -4,6 +4,7 @@ torch."""
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.local import check_rank_count, local_rank_count
 from fedspeed.cluster.topology import Topology, plan, warnings
-from fedspeed.config.check import notes
+from fedspeed.config.check import notes, problems
 from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
@@ -24,6 +25,7 @@ from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGE
 from fedspeed.planner.hardware import read_probe
 from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import TYPE_BYTES
+from fedspeed.routing.config import RoutingConfig
 
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -290,11 +292,23 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
         from fedspeed.routing.identity import membership
 
         count = len(membership(routing)[1].members)
+    routing = routing.settled(count)
+    if broken := problems(replace(config, routing=routing)):
+        raise ConfigError("; ".join(broken))
     if routing.mode != "plain" and count < routing.min_participants:
         raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: a sum of fewer than "
                           f"{routing.min_participants} says too much about each; set routing.mode=plain inside one trust domain, or more ranks "
                           "(cluster.local_ranks, or the hostfile)")
-    return [f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters] + _idle(topology)
+    return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
+            f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology)]
+
+
+def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:
+    """What `routing.mode=auto` has come to, where it is not what its name is known for."""
+    if asked.mode == asked.settled(participants).mode or asked.settled(participants).mode != "plain" or participants < 2:
+        return []
+    return [f"routing.mode=plain for {participants} participants: a masked sum of fewer than {asked.min_participants} would say too much about each, so that "
+            "updates travel in the clear inside this job"]
 
 
 def _built(loaded: Loaded) -> list[str]:

@@ -1,13 +1,14 @@
 """How updates travel between clients."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
 @dataclass(frozen=True)
 class RoutingConfig:
-    mode: Literal["plain", "mix", "mask", "mix+mask"] = field(default="plain", metadata={
-        "help": "plain: an ordinary sum, inside one trust domain. mask: masked, so that nobody learns more than the sum. mix: through relays, unmasked: "
+    mode: Literal["auto", "plain", "mix", "mask", "mix+mask"] = field(default="auto", metadata={
+        "help": "auto: mix+mask, but plain in a job of fewer than routing.min_participants, where one operator has started all. "
+                "plain: an ordinary sum, inside one trust domain. mask: masked, so that nobody learns more than the sum. mix: through relays, unmasked: "
                 "owners of chunks see them, without a name. mix+mask: both (see fedspeed/routing/THREATS.md)"})
     transport: Literal["auto", "mpi", "gloo", "local", "tls"] = field(default="auto", metadata={
         "help": "auto: mpi under mpirun, gloo elsewhere, local with a single participant. tls: one participant per organisation, each started on its own"})
@@ -29,7 +30,14 @@ class RoutingConfig:
         "help": "mix, mask: participants that a sum must have; the fewer they are, the more it says about each", "min": 2, "max": 1024})
     attempts: int = field(default=5, metadata={"help": "mix, mask: tries at one exchange, each with fresh masks", "min": 1, "max": 100})
 
+    def settled(self, participants: int) -> "RoutingConfig":
+        """With what `auto` means for so many participants of a job. Organisations among themselves never fall back to plain."""
+        if self.mode != "auto":
+            return self
+        return replace(self, mode="mix+mask" if self.transport == "tls" or participants >= self.min_participants else "plain")
+
     @property
     def sums_only(self) -> bool:
-        """Whether outputs may tell nothing of single clients: in the masked modes, and where clients belong to organisations of their own."""
-        return self.mode != "plain" or self.transport == "tls"
+        """Whether outputs may tell nothing of single clients: in the masked modes, and where clients belong to organisations of their own. (`auto` is
+        undecided.)"""
+        return self.mode not in ("plain", "auto") or self.transport == "tls"

@@ -9,7 +9,9 @@ from pathlib import Path
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import visible_gpus
 from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.local import local_rank_count, run_local
+from fedspeed.cluster.topology import plan
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from fedspeed.monitor.records import MissingUpdates, absent_rounds, finished_rounds, summarise
@@ -48,7 +50,9 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
     if code == EXIT_OK:
         return EXIT_FAILED if _missing(folder) else EXIT_OK
     if code != EXIT_USAGE:
-        _report_killed(order, ranks, watch, code)
+        hosts = launch.hosts if launch.hostfile else (Host("localhost", ranks),)
+        participants = len(plan(hosts, config.data.clients, config.cluster.ranks_per_client).participants)
+        _report_killed(order, ranks, config.routing.settled(participants).mode, watch, code)
     return code
 
 
@@ -102,7 +106,7 @@ class _Watch:
         return any(text.startswith("asked to end") for text in self.said)
 
 
-def _report_killed(order: Order, ranks: int, watch: _Watch, code: int) -> None:
+def _report_killed(order: Order, ranks: int, routing_mode: str, watch: _Watch, code: int) -> None:
     """The report of a run whose reporting rank died without a word: what the supervisor knows. A rank's own report knows more."""
     config, folder = order.config, order.folder
     written = folder / "report.md"
@@ -119,7 +123,7 @@ def _report_killed(order: Order, ranks: int, watch: _Watch, code: int) -> None:
                         reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps, absent=absent)
     try:
         path = write_report(folder, records, summary, render(order.loaded, order.deepspeed), Facts(run={"ranks": str(ranks)}),
-                            routing_mode=config.routing.mode, plot=config.monitor.plot)
+                            routing_mode=routing_mode, plot=config.monitor.plot)
     except OSError as error:  # what stopped the run may stop its report too
         print(f"fedspeed: the report could not be written: {error}", file=sys.stderr)
         return

@@ -58,9 +58,10 @@ class Job:
     launch: Launch
     topology: Topology
 
-    @property
+    @cached_property
     def config(self) -> RunConfig:
-        return self.order.config
+        config = self.order.config
+        return replace(config, routing=config.routing.settled(len(self.topology.participants)))
 
     @property
     def me(self) -> int:

@@ -32,6 +32,7 @@ SETTINGS = {
     "train": {"local_steps": 3, "micro_batch": 4, "lr": 3e-3},
     "federation": {"rounds": 4, "server_optimizer": "adam", "server_lr": 0.02, "local_optimizer": "keep"},
     "cluster": {"local_ranks": 2},
+    "routing": {"mode": "plain"},  # most tests look at single clients
 }
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

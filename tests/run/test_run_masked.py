@@ -67,3 +67,18 @@ def test_a_killed_rank_costs_a_restart_and_no_update(workshop, masked):
     found, expected = records(run), records(workshop.runs / "masked")
     assert [r["received"] for r in found] == [r["received"] for r in expected]
     assert found[-1]["val_loss"] == pytest.approx(expected[-1]["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("ranks,line", [(3, "  mix+mask, 3 participants"), (2, "  plain, 2 participants"), (1, "  plain, 1 participant\n")])
+def test_updates_are_masked_unless_somebody_says_otherwise(workshop, ranks, line):
+    ended = workshop.run("--dry-run", "routing.mode=auto", "federation.local_optimizer=reset", f"cluster.local_ranks={ranks}")
+    assert ended.code == 0 and f"routing{line}" in ended.out
+
+
+def test_too_few_to_mask_is_said_aloud(workshop):
+    words = ("routing.mode=auto", "federation.local_optimizer=reset", "federation.rounds=1")
+    two = workshop.finish(*words, "cluster.local_ranks=2", "run.name=two")
+    assert "routing.mode=plain for 2 participants" in two.err and "in the clear" in two.err
+    three = workshop.finish(*words, "cluster.local_ranks=3", "run.name=three")
+    assert "in the clear" not in three.err
+    assert records(workshop.runs / "two")[-1]["per_client"] and not records(workshop.runs / "three")[-1]["per_client"]
