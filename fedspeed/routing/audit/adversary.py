@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import rankdata
 
 from fedspeed.routing.anonymous import cells
 from fedspeed.routing.anonymous.lockstep import play
@@ -34,11 +35,13 @@ class View:
         cells: by chunk, [honest cells, words] as they lie at their owner.
         traced: by chunk, the member each of them came from where the coalition could follow it, else -1.
         truth: by chunk, the member each of them came from. Only the referee looks at it.
+        places: by chunk, when each of them came: first, second, ... of all that the owner got of this chunk.
     """
 
     cells: dict[int, np.ndarray]
     traced: dict[int, np.ndarray]
     truth: dict[int, np.ndarray]
+    places: dict[int, np.ndarray]
 
 
 def observe(members: Sequence[Member], coalition: Coalition) -> View:
@@ -48,7 +51,7 @@ def observe(members: Sequence[Member], coalition: Coalition) -> View:
     plan, serials = members[0].plan, {}
     for i, member in enumerate(members):
         serials.update({sent.serial: i for sent in member._sent})
-    contents, traced, truth = {}, {}, {}
+    contents, traced, truth, places = {}, {}, {}, {}
     for owner in coalition.owners:
         for chunk in plan.owned(owner):
             cores = cells.room(plan, plan.hops + 1, len(members))
@@ -57,8 +60,8 @@ def observe(members: Sequence[Member], coalition: Coalition) -> View:
             known = _followed(members, coalition, chunk)
             honest = np.array([i not in coalition.clients for i in whose])
             words = np.stack([cells.words_of(core).view(np.int32) for core in cores]).astype(np.float64)
-            contents[chunk], truth[chunk], traced[chunk] = words[honest], whose[honest], known[honest]
-    return View(contents, traced, truth)
+            contents[chunk], truth[chunk], traced[chunk], places[chunk] = words[honest], whose[honest], known[honest], np.flatnonzero(honest)
+    return View(contents, traced, truth, places)
 
 
 def _followed(members: Sequence[Member], coalition: Coalition, chunk: int) -> np.ndarray:
@@ -123,6 +126,24 @@ def traced_share(views: Sequence[View]) -> float:
     """Part of the cells that the coalition could follow all the way from their source."""
     traced = [view.traced[chunk] >= 0 for view in views for chunk in view.traced]
     return float(np.concatenate(traced).mean()) if traced else 0.0
+
+
+def timing_auc(views: Sequence[View]) -> float:
+    """How well the order in which cells come out tells the order in which they went in: the chance that a cell's own source has begun to send at a place
+    nearer to the cell's than another source has (area under the ROC curve; 0.5 is chance). Here members begin in the order of their numbers. Since a
+    station waits for all cells of a chunk, an order is all that its clock can pass on.
+    """
+    own, others = [], []
+    for view in views:
+        for chunk, places in view.places.items():
+            apart = np.abs(places[:, None] - view.truth[chunk][None])
+            mine = np.eye(len(places), dtype=bool)
+            own.append(apart[mine])
+            others.append(apart[~mine])
+    near, far = np.concatenate(own), np.concatenate(others)
+    ranks = rankdata(np.concatenate([near, far]))
+    below = ranks[:len(near)].sum() - len(near) * (len(near) + 1) / 2
+    return float(1 - below / (len(near) * len(far)))
 
 
 def compromised(members: int, corrupt: int, hops: int) -> float:

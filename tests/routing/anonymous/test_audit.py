@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.audit.adversary import Coalition, Linkage, compromised, link, observe, traced_share
+from fedspeed.routing.audit.adversary import Coalition, Linkage, compromised, link, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
 from tests.routing.anonymous.parties import Parties
 from tests.routing.anonymous.test_crypto import noise
@@ -61,6 +61,14 @@ def test_cells_are_followed_as_often_as_the_formula_says(corrupt):
     coalition = Coalition(frozenset(range(8)), relays=frozenset(range(corrupt)))
     share = traced_share(views(8, 25, coalition=coalition))
     assert abs(share - compromised(8, corrupt, 2)) < 0.12
+
+
+def test_the_order_of_arrival_tells_nothing_unless_a_relay_keeps_it(monkeypatch):
+    assert timing_auc(views(8, 4, hops=0)) == 1.0
+    auc, pairs = timing_auc(views(8, 40)), 40 * 8 * 8
+    assert abs(auc - 0.5) < 4.5 / np.sqrt(12 * pairs) * 3  # a permutation's places depend on each other: with room
+    monkeypatch.setattr("fedspeed.routing.anonymous.protocol.secret_order", lambda n: list(range(n)))
+    assert timing_auc(views(8, 4)) == 1.0
 
 
 def test_what_is_followed_is_right_and_own_cells_are_no_riddle():
