@@ -76,6 +76,11 @@ def from_process(hostfile_arg: Path | None) -> Launch:
     return discover(os.environ, ancestor_cmdlines(), hostfile_arg, Path.cwd(), socket.gethostname())
 
 
+def mpi_outlives_ranks() -> bool:
+    """Whether mpirun was told to leave a job's ranks alone when one of them dies (`--with-ft mpi`), which it tells them so."""
+    return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")
+
+
 def ancestor_cmdlines() -> list[list[str]]:
     """Command lines of parent, grandparent and so on, as far as /proc shows them; empty where there is no /proc."""
     cmdlines = []

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
-from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.discover import Launch, mpi_outlives_ranks
 from fedspeed.cluster.topology import RankPlace, Topology
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import Loaded
@@ -90,14 +90,30 @@ class Job:
         return self.me in self.topology.participants
 
     @cached_property
+    def outlives_losses(self) -> bool:
+        """Whether the exchange goes on among the others when a rank dies: sites of their own do, and MPI where it was asked to (`mpirun --with-ft mpi`). A
+        plain sum has nothing to go on with."""
+        routing = self.config.routing
+        if routing.transport == "tls" or self.launch.kind != "openmpi" or routing.transport not in ("auto", "mpi") or routing.mode == "plain":
+            return routing.transport == "tls"
+        return mpi_outlives_ranks()
+
+    @cached_property
     def workers(self) -> tuple[int, ...]:
         """World ranks that carry clients."""
         return tuple(p.world_rank for p in self.topology.ranks if p.clients)
 
     @cached_property
     def crew(self) -> tuple[int, ...]:
-        """World ranks that the run cannot do without: the workers, and rank 0, which holds the store even if it has no client."""
+        """World ranks that the run cannot begin without: the workers, and rank 0, which holds the store even if it has no client."""
         return tuple(sorted({0, *self.workers}))
+
+    @cached_property
+    def vital(self) -> tuple[int, ...]:
+        """World ranks that it cannot go on without."""
+        if self.launch.kind == "openmpi" and self.outlives_losses:
+            return tuple(sorted({0, self.topology.participants[0]}))
+        return self.crew
 
     def named(self, rank: int) -> str:
         place = self.topology.place(rank)

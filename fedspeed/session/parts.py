@@ -103,7 +103,7 @@ def link(job: Job, store: Store, transport, engine, pulse: Pulse):
     deadline = job.config.routing.deadline_s
     if not job.speaks:
         return ClientLink(engine, None, deadline), (transport.close if transport else lambda: None)
-    roll = None if job.config.routing.transport == "tls" else RollCall(job, store, pulse)
+    roll = None if job.outlives_losses else RollCall(job, store, pulse)
     exchange = PlainExchange(transport, deadline, roll) if job.config.routing.mode == "plain" else _anonymous(job, transport, roll)
     return ClientLink(engine, exchange, deadline), exchange.close
 

@@ -20,6 +20,7 @@ from fedspeed.session.order import Job, Order
 from fedspeed.session.together import CheckIn, StopFlag, find_lost
 
 GOODBYE_S = 60.0
+BRIEF_GOODBYE_S = 10.0  # where ranks may be gone for good
 GRACE_S = 30.0  # from a loss until a rank that is still waiting for the lost ends itself
 REPORT_S = 5.0  # for the reporting rank, before those end that take it along
 REPORTED = "reported"  # the key that says so
@@ -46,7 +47,7 @@ def run_rank(order: Order) -> int:
         if told is error:
             raise
         raise told from error
-    rendezvous.leave(store, GOODBYE_S)
+    rendezvous.leave(store, GOODBYE_S if job.vital == job.crew else BRIEF_GOODBYE_S)
     return code
 
 
@@ -148,7 +149,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
 
 def _pulse(job: Job, store: rendezvous.Store, stuck: last_words.Stuck) -> Pulse:
     silence_s = job.config.cluster.silence_s
-    return Pulse(store, job.crew, job.me, silence_s / 12, silence_s, stuck, GRACE_S if job.reporter else GRACE_S + REPORT_S)
+    return Pulse(store, job.vital, job.me, silence_s / 12, silence_s, stuck, GRACE_S if job.reporter else GRACE_S + REPORT_S)
 
 
 def _join_cluster(job: Job, store: rendezvous.Store) -> None:

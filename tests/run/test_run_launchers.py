@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 BIN = Path(sys.executable).parent
 MPIRUN = (str(BIN / "mpirun"), "-n", "2", "--oversubscribe", sys.executable)
+MPIRUN_FT = (str(BIN / "mpirun"), "--with-ft", "mpi", "-n", "4", "--oversubscribe", sys.executable)
 DEEPSPEED = (str(BIN / "deepspeed"), "--num_accelerators", "2")
 TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node", "2")
 TORCHRUN_3 = (str(BIN / "torchrun"), "--nproc-per-node", "3")
@@ -27,6 +28,21 @@ def test_mpirun_over_mpi(workshop, whole, copy_of_whole):
     assert len(ended.out.splitlines()) == SETTINGS["federation"]["rounds"] + 2 and "Traceback" not in ended.text
     assert "launched by openmpi" in (run / "report.md").read_text()
     assert tree(workshop.runs / "mpi.1") == before and not (workshop.runs / "mpi.2").exists()
+
+
+def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
+    """ULFM: four participants, of which one dies after the first round. Nobody starts again; later sums are the others'."""
+    run = workshop.runs / "ulfm"
+    started = workshop.start("run.name=ulfm", "data.clients=4", "routing.mode=mix+mask", "federation.local_optimizer=reset", "federation.rounds=6",
+                             "routing.step_deadline_s=20", *QUIET, launcher=MPIRUN_FT, env=SLOW)
+    started.until(lambda: rounds_seen(run) >= 1)
+    os.kill(started.rank_pid("OMPI_COMM_WORLD_RANK", 3), signal.SIGKILL)
+    ended = started.wait(90)
+    counts = [record["received"] for record in records(run)]
+    assert len(counts) == 7 and counts[1] == 4 and counts[-1] == 3, ended.text
+    assert ended.code == 0 and "(lost: 3); once more with fresh masks" in ended.err
+    assert (run / "adapter" / "adapter_model.safetensors").exists() and headline(run).endswith("finished")
+    assert started.family() == {}
 
 
 def test_deepspeed_over_gloo(workshop, whole):

@@ -1,17 +1,25 @@
-"""Participants as ranks of an MPI job. The only module that imports mpi4py; buffer calls only, so nothing is ever unpickled."""
+"""Participants as ranks of an MPI job. The only module that imports mpi4py; buffer calls only, so nothing is ever unpickled.
+
+Under `mpirun --with-ft mpi` (Open MPI 5, ULFM) a rank that dies costs the others its messages and nothing else: messages between two ranks need no third.
+Without, mpirun ends the whole job.
+"""
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from mpi4py import MPI
 
-from fedspeed.routing.transport import TransportError, as_bytes
+from fedspeed.cluster.discover import mpi_outlives_ranks
+from fedspeed.routing.rooms import ROOMS
+from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
 MOST_BYTES = 1 << 30  # of one message; MPI counts in 32 bits
 POLL_S = (0.0002, 0.01)  # MPI's own wait spins a core that training needs; sleeping between tests doubles from the first to the second
+_HEADER = 4  # int64: attempt, state, number of pieces, bytes of each
 
 
-class MpiTransport:
+class MpiTransport(FrameTransport):
     """All ranks of MPI.COMM_WORLD must construct it together; those that do not take part only answer `close`.
 
     Args:
@@ -23,44 +31,76 @@ class MpiTransport:
         takes_part = world.rank in participants
         self._world = world
         self._comm = world.Split(0 if takes_part else MPI.UNDEFINED, participants.index(world.rank) if takes_part else 0)
-        self.rank = self._comm.rank if takes_part else -1
-        self.size, self.bytes_sent = len(participants), 0
+        self._sending: dict[int, list[tuple[MPI.Request, np.ndarray]]] = {}
+        super().__init__(self._comm.rank if takes_part else -1, len(participants))
 
     def swap(self, parts, sizes, deadline_s, step=(0, 1)):
-        data = [as_bytes(part) for part in parts]
-        came = [np.empty(size, np.uint8) for size in sizes]
-        came[self.rank] = data[self.rank]
-        # One message for each pair: an all-to-all would need everything in one piece, and counts of more than 32 bits.
-        requests = []
-        for start in range(0, max(max(map(len, data)), *sizes), MOST_BYTES):
-            piece = slice(start, start + MOST_BYTES)
-            for peer in range(self.size):
-                if peer != self.rank:
-                    requests += [self._comm.Irecv(came[peer][piece], peer)] if len(came[peer][piece]) else []
-                    requests += [self._comm.Isend(data[peer][piece], peer)] if len(data[peer][piece]) else []
-        self._wait(requests, deadline_s)
-        self.bytes_sent += sum(len(part) for peer, part in enumerate(data) if peer != self.rank)
-        return came
+        end = time.monotonic() + deadline_s
+        try:
+            return super().swap(parts, sizes, deadline_s, step)
+        finally:  # a large message leaves only while its sender calls MPI, which may not be soon again
+            for peer, sending in self._sending.items():
+                try:
+                    self._wait(peer, [request for request, _ in sending], end)
+                except Gone as gone:
+                    self._gone.setdefault(peer, str(gone))
+            self._sending.clear()
 
-    def _wait(self, requests, deadline_s):
-        end, pause = time.monotonic() + deadline_s, POLL_S[0]
+    def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
+        header = np.array([*frame.step, len(frame.pieces), frame.pieces[0].size], np.int64)
+        try:
+            for buffer in (header, *_messages(frame.pieces)):
+                self._sending.setdefault(peer, []).append((self._comm.Isend(buffer, peer), buffer))
+        except MPI.Exception as error:
+            raise Gone(f"participant {peer}: {_reason(error)}") from error
+
+    def _receive(self, peer: int, timeout_s: float) -> Frame:
+        end, header = time.monotonic() + timeout_s, np.empty(_HEADER, np.int64)
+        try:
+            self._wait(peer, [self._comm.Irecv(header, peer)], end)
+            attempt, state, count, length = header.tolist()
+            pieces = list(ROOMS.take(count, length))
+            self._wait(peer, [self._comm.Irecv(buffer, peer) for buffer in _messages(pieces)], end)
+        except MPI.Exception as error:
+            raise Gone(f"participant {peer}: {_reason(error)}") from error
+        return Frame((attempt, state), pieces)
+
+    def _wait(self, peer: int, requests: list, end: float) -> None:
+        pause = POLL_S[0]
         try:
             while not MPI.Request.Testall(requests):
                 if time.monotonic() > end:
-                    raise TransportError(f"no answer within {deadline_s:.0f} s")
+                    for request in requests:
+                        request.Cancel()
+                    raise Gone(f"participant {peer} did not answer in time")
                 time.sleep(pause)
                 pause = min(2 * pause, POLL_S[1])
         except MPI.Exception as error:
-            raise TransportError(f"MPI: {error}") from error
+            raise Gone(f"participant {peer}: {_reason(error)}") from error
 
     def close(self):
         """Wait for the others: leaving MPI alone would spin a core in its finalisation until they come.
 
-        Ranks without work may wait here for the whole run; what ends their wait early is mpirun, which ends every rank when one dies.
+        Ranks without work may wait here for the whole run; what ends their wait early is mpirun, which ends every rank when one dies, or MPI itself where
+        it survives that. Without the lost ones there is nothing to wait for together.
         """
-        request = self._world.Ibarrier()
-        while not request.Test():
-            time.sleep(0.05)
+        if self._gone and mpi_outlives_ranks():
+            return
+        try:
+            request = self._world.Ibarrier()
+            while not request.Test():
+                time.sleep(0.05)
+        except MPI.Exception:
+            if not mpi_outlives_ranks():
+                raise
+
+
+def _messages(pieces: list[np.ndarray]) -> Iterator[np.ndarray]:
+    return (piece[at:at + MOST_BYTES] for piece in pieces for at in range(0, piece.size, MOST_BYTES))
+
+
+def _reason(error: MPI.Exception) -> str:
+    return "its process is gone" if error.Get_error_class() == MPI.ERR_PROC_FAILED else f"MPI: {error}"
 
 
 def world_size() -> int:
