@@ -97,7 +97,9 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
     head = link.share(head, priority)
     if head is None:
         return fresh
-    vector = link.share(vector, priority)
+    own, vector = vector, link.share(vector, priority)
+    if config.routing.transport == "tls":
+        _check_alike(link, journal, int(head[0]), entry is not None and entry.round == head[0] and not np.array_equal(own, vector))
     tensors, moments, previous = rounds.unpack(layout.unflatten(vector))
     number, best, stale = int(head[0]), int(head[1]), int(head[3])
     progress = rounds.Progress(number, tensors, moments, {}, best, float(head[2]) if best else float("inf"), stale,
@@ -111,6 +113,17 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
     if entry is not None and best == number and best:
         journal.save_best(best, tensors)  # whether the file is there or not, see `check_best`
     return progress
+
+
+def _check_alike(link, journal: Journal, number: int, differs: bool) -> None:
+    """Sites that have the round that is offered must have that very state of it: one site alone cannot put another one in its place.
+
+    Raises:
+        JournalError: on all sites, if one objects.
+    """
+    if link.share(np.ones(1), float(differs)) is not None:
+        raise JournalError(f"{journal.folder}: the sites hold different states of round {number}; {'this one differs' if differs else 'another differs'} from "
+                           "what was offered. Compare the journals; a site whose folder is moved aside takes the others' state")
 
 
 def _share_best(link, journal: Journal, best: int, layout) -> None:
