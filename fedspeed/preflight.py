@@ -284,6 +284,17 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
                               "set routing.transport=gloo")
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
+    routing, count = check_routing(config, topology)
+    return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
+            f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology)]
+
+
+def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig, int]:
+    """(the routing with its mode settled, participants of a sum).
+
+    Raises:
+        ConfigError: too few participants, or what the settled mode forbids. FedSpeedError: a site's files are wrong.
+    """
     routing, count = config.routing, len(topology.participants)
     if routing.transport == "tls":
         if count != 1:
@@ -299,8 +310,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
         raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: a sum of fewer than "
                           f"{routing.min_participants} says too much about each; set routing.mode=plain inside one trust domain, or more ranks "
                           "(cluster.local_ranks, or the hostfile)")
-    return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
-            f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology)]
+    return routing, count
 
 
 def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:

@@ -95,6 +95,7 @@ def _rounds(config: RunConfig) -> Iterator[Conflict]:
                                "set federation.staleness=0, or choose another")
     if config.routing.sums_only:
         for key, asked, why in (("aggregation", rule == "svd", "needs every client's factors"),
+                                ("clients_per_round", federation.clients_per_round > 0, "makes sums of few clients, and of changing ones"),
                                 ("compare_alone", federation.compare_alone, "shows what each client's rows are worth"),
                                 ("local_optimizer", federation.local_optimizer == "keep", "keeps each client's moments in the run's folder")):
             if asked:

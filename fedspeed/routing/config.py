@@ -27,7 +27,7 @@ class RoutingConfig:
     first_span: float = field(default=1.0, metadata={
         "help": "mix, mask: largest change of a parameter in the first round; later ones go by the aggregate before", "above": 0.0, "max": 1e6})
     min_participants: int = field(default=3, metadata={
-        "help": "mix, mask: participants that a sum must have; the fewer they are, the more it says about each", "min": 2, "max": 1024})
+        "help": "mix, mask: participants that a sum must have; the fewer they are, the more it says about each", "min": 2, "max": 256})
     attempts: int = field(default=5, metadata={"help": "mix, mask: tries at one exchange, each with fresh masks", "min": 1, "max": 100})
 
     def settled(self, participants: int) -> "RoutingConfig":

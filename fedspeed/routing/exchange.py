@@ -91,6 +91,11 @@ class Exchange(ABC):
     def bytes_sent(self) -> int:
         return self._transport.bytes_sent
 
+    @property
+    def patience_s(self) -> float:
+        """How long `Handle.wait` should wait at most: longer than the exchange itself, which knows better what it lacks."""
+        return self._deadline_s
+
     def start(self, vector: np.ndarray, weight: float) -> Handle:
         """Begin an exchange. The vector is already multiplied by the weight; it must not change until `wait` returns.
 
@@ -123,7 +128,7 @@ class Exchange(ABC):
             flags = all_gather(transport, np.array([float(priority)]), self._deadline_s)[:, 0]
             if not flags.any():
                 return None
-            giver, data = int(flags.argmax()), as_bytes(vector)
+            giver, data = int(flags.argmax()), as_bytes(vector).copy()  # it may still be on its way to somebody when the caller goes on
             sizes = [data.size if i == giver else 0 for i in range(transport.size)]
             parts = [data] * transport.size if transport.rank == giver else [b""] * transport.size
             return transport.swap(parts, sizes, self._deadline_s)[giver].view(vector.dtype)

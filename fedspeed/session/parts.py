@@ -105,7 +105,7 @@ def link(job: Job, store: Store, transport, engine, pulse: Pulse):
         return ClientLink(engine, None, deadline), (transport.close if transport else lambda: None)
     roll = None if job.outlives_losses else RollCall(job, store, pulse)
     exchange = PlainExchange(transport, deadline, roll) if job.config.routing.mode == "plain" else _anonymous(job, transport, roll)
-    return ClientLink(engine, exchange, deadline), exchange.close
+    return ClientLink(engine, exchange, exchange.patience_s), exchange.close
 
 
 def _anonymous(job: Job, transport, roll):

@@ -80,7 +80,7 @@ def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
     first = fresh.tensors  # what a client alone would start from too
     progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
     monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim)
-    federation = rounds.Federation(config, job.order.marks, as_dict(config), seat, engine, link, journal, monitor, clock, peak_bytes, stop)
+    federation = rounds.Federation(config, job.order.marks, as_dict(job.order.config), seat, engine, link, journal, monitor, clock, peak_bytes, stop)
     stop.in_rounds = True
     try:
         try:
@@ -130,6 +130,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
 
         preflight.check_files(order.loaded)
         preflight.check_clusters(config, job.topology)
+        preflight.check_routing(order.config, job.topology)
         check_dtype(config.model.dtype)
         tokenizer = load_tokenizer(config.model)
         everyone = client_rows(config.data, config.run.seed)

@@ -56,7 +56,10 @@ def transport(site: Site):
         found = TlsTransport(site.config.routing.identity, public_of(site.key), site.roster, deadline_s, site.listen)
     except TransportError as error:
         raise LostPeerError(f"the sites could not connect with each other: {error}") from error
-    _agree(site, found, deadline_s)
+    try:
+        _agree(site, found, deadline_s)
+    except TransportError as error:
+        raise LostPeerError(f"a site was lost while all compared their settings: {error}; the same command tries again") from error
     return found
 
 
@@ -74,7 +77,10 @@ def _agree(site: Site, transport, deadline_s: float) -> None:
     texts = transport.swap([mine] * transport.size, sizes, deadline_s)
     differing = []
     for card, text in zip(site.roster.members, texts):
-        theirs = json.loads(bytes(text))
+        try:
+            theirs = dict(json.loads(bytes(text)))
+        except ValueError as error:
+            raise FedSpeedError(f"{card.name} sent settings that are none ({error}); all must run the same version of FedSpeed") from error
         differing += [f"{key}: {site.settings.get(key, '-')} here, {theirs.get(key, '-')} at {card.name}"
                       for key in sorted(site.settings.keys() | theirs.keys()) if site.settings.get(key) != theirs.get(key)]
     if differing:

@@ -71,6 +71,28 @@ def test_large_frames_in_both_directions_at_once(tmp_path):
         transport.close()
 
 
+def test_one_that_is_frozen_holds_nobody_else_up(tmp_path, monkeypatch):
+    """It takes nothing any more, while large frames are on their way to it; its connection stands."""
+    frozen, read = threading.Event(), TlsTransport._read
+    monkeypatch.setattr(TlsTransport, "_read", lambda self, *peer: frozen.wait(60) if self.rank == 1 else read(self, *peer))
+    transports = Sites(tmp_path, 4).all()
+
+    def act(t):
+        if t.rank == 1:
+            return None
+        begin, part = time.monotonic(), np.full(12_000_000, t.rank, np.uint8)
+        with pytest.raises(PeersLost) as lost:
+            t.swap([part] * 4, [part.size] * 4, 4)
+        apart = t.swap([part[:100]] * 4, [100 if i != 1 else 0 for i in range(4)], 10)
+        return lost.value.peers, [int(c[0]) for i, c in enumerate(apart) if i != 1], time.monotonic() - begin
+
+    found = [one for one in in_threads(transports, act) if one]
+    assert [f[:2] for f in found] == 3 * [(frozenset({1}), [0, 2, 3])] and all(f[2] < 12 for f in found)
+    frozen.set()
+    for transport in transports:
+        transport.close()
+
+
 def knock(place, sent: bytes, shut: bool = True) -> bytes:
     """What the place answers to a stranger before it hangs up, which it may do at any moment."""
     answer = b""

@@ -45,6 +45,12 @@ def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
     assert started.family() == {}
 
 
+def test_what_masked_sums_forbid_is_refused_under_every_launcher(workshop):
+    """routing.mode=auto is masked for three, which only the ranks know."""
+    ended = workshop.run("run.name=forbidden", "routing.mode=auto", "federation.local_optimizer=keep", *QUIET, launcher=TORCHRUN_3)
+    assert ended.code != 0 and "keeps each client's moments" in ended.text and not (workshop.runs / "forbidden" / "journal").exists()
+
+
 def test_deepspeed_over_gloo(workshop, whole):
     workshop.finish("run.name=deepspeed", *QUIET, launcher=DEEPSPEED)
     assert_same_run(workshop.runs / "deepspeed", whole[1])

@@ -47,6 +47,7 @@ def test_no_output_says_anything_of_one_client(masked):
 
 @pytest.mark.parametrize("words,named", [
     (("federation.compare_alone=true",), "federation.compare_alone=True shows what each client's rows are worth"),
+    (("federation.clients_per_round=2",), "makes sums of few clients"),
     (("federation.local_optimizer=keep",), "keeps each client's moments in the run's folder"),
     (("federation.aggregation=svd", "federation.server_optimizer=none", "federation.server_lr=1"), "needs every client's factors"),
     (("cluster.local_ranks=2",), "routing.mode=mix+mask with 2 participants")])

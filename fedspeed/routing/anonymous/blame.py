@@ -98,6 +98,10 @@ def judge(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], stori
             broken.append(frozenset({source}))
     if broken:
         return broken
+    serials = [core[:cells.SERIAL].tobytes() for core in cores]
+    same = frozenset(i for i, serial in enumerate(serials) if serials.count(serial) > 1)
+    if same:  # nobody draws another's by chance: one of them has copied it, or all have agreed on it
+        return [same]
     first = stories[route[0]].got
     edges = [frozenset({source, route[0]}) for source in range(n) if first[source] != expected[0][source]]
     if edges:

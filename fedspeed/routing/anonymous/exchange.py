@@ -1,11 +1,10 @@
 """The anonymous exchange: attempts at a sum over a transport, one after the other until one is agreed upon.
 
-A vector of an update is fixed-point (`ring.encode`), scaled by what is public: the sum of all weights seen so far, and the size of the last sum, block
-by block. A float64 vector (counts, losses) is summed exactly. The weight is a word of the masked sum like any other.
+A vector of an update is fixed-point (`ring.encode`), scaled by what is public: the sum of all weights, which an exact masked sum has told before, and the
+size of the last sum, block by block. A float64 vector (counts, losses) is summed exactly.
 """
 
 import math
-import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -17,14 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, digest, public_of, stream
-from fedspeed.routing.anonymous.protocol import Agreed, Lost, Member, Terms, Void
+from fedspeed.routing.anonymous.protocol import NOTE, Agreed, Lost, Member, Terms, Void
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.exchange import Exchange
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import PeersLost, Transport
 
 STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "confirm", "testify", "unmask", "sums", "done", "void")
-_NOTE = struct.Struct("<d8s")
 _MARGIN = 64.0  # times the largest change of a block in the last aggregate may a next one be
 _SMALLEST = 1e-3  # a block that hardly moved may move this part of what the others did
 _BLOCKS, _BLOCK_WORDS = 256, 256  # most blocks, and least words of one, that have a span of their own
@@ -60,7 +58,6 @@ class AnonymousExchange(Exchange):
         self._rules, self._identity, self._roster, self._settings = rules, identity, tuple(roster), settings
         self._present = list(range(transport.size))
         self._spans: np.ndarray | None = None  # by block, after the last aggregate
-        self._whole = 0.0  # the largest sum of weights so far
         self._count = 0  # attempts so far
         self.cut = 0  # words of the last sum that were beyond the span
         super().__init__(transport, rules.deadline_s, roll)
@@ -69,30 +66,43 @@ class AnonymousExchange(Exchange):
         super().close()
         ROOMS.clear()
 
+    @property
+    def patience_s(self) -> float:
+        """No exchange takes longer: all must have begun one, and each state of each attempt has a deadline of its own."""
+        return self._deadline_s + 2 * self._rules.attempts * len(STATES) * self._rules.step_deadline_s
+
     def _run(self, tag: int, vector: np.ndarray, weight: float):
         begin = time.perf_counter()
         self._arrived = None
         if vector.dtype == np.float64:
-            words = ring.encode_exact(np.append(vector, weight))
-            agreed = self._agree(tag, len(words), lambda notes: words)
-            total = ring.decode_exact(agreed.words)
-            return total[:-1], float(total[-1]), self._arrived - begin, time.perf_counter() - self._arrived
-        total, weights = self._fixed(tag, vector, weight)
+            total = self._exact(tag, np.append(vector, weight))
+            total, weights = total[:-1], float(total[-1])
+        else:
+            total, weights = self._fixed(tag, vector, weight)
         return total, weights, self._arrived - begin, time.perf_counter() - self._arrived
 
+    def _exact(self, tag: int, values: np.ndarray) -> np.ndarray:
+        """Sums of [n] float64, to 2^-48. A word that somebody cannot give (not finite, too large) is not a number in the sum."""
+        n, wrong = len(values), ~(np.abs(values) < ring.EXACT_LIMIT)
+        words = ring.encode_exact(np.concatenate([np.where(wrong, 0.0, values), wrong]))
+        total = ring.decode_exact(self._agree(tag, len(words), lambda notes: words).words)
+        return np.where(total[n:] > 0.5, np.nan, total[:n])
+
     def _fixed(self, tag: int, vector: np.ndarray, weight: float) -> tuple[np.ndarray, float]:
-        """(sum, sum of weights). Where the weights are more than anybody knew, nothing is said before all know."""
-        n = len(vector)
-        while True:
-            agreed = self._agree(tag, n + 2 * ring.LIMBS, lambda notes: self._words(notes, vector, weight))
-            weights, cut = ring.decode_exact(agreed.words[n:])
-            spans, whole = self._scale(agreed.notes, n)
-            if weights <= whole or weights == 0:
-                break
-            self._whole = 2 * weights
-        total = ROOMS.take(n, dtype=np.float32)
+        """(sum, sum of weights). The weights are summed before, and updates once only: two sums of them over different members would tell the difference."""
+        n, whole = len(vector), float(self._exact(tag, np.array([weight]))[0])
+        if not 0 <= whole < math.inf:
+            raise FedSpeedError(f"exchange {tag}: the weights of all participants sum to {whole}: somebody gives one that is none")
+        agreed = self._agree(tag, n + 2 * ring.LIMBS, lambda notes: self._words(notes, vector, weight, whole))
+        weights, cut = ring.decode_exact(agreed.words[n:])
+        if not 0 <= weights <= whole:
+            raise FedSpeedError(f"exchange {tag}: weights sum to {weights} beside the updates and to {whole} before: somebody gives two")
+        spans, total = self._scale(agreed.notes, n), ROOMS.take(n, dtype=np.float32)
         largest = np.array([ring.decode(agreed.words[at], span * whole, total[at]) for at, span in zip(_blocks(n), spans)])
-        self._whole, self.cut = whole, int(cut)
+        self.cut = int(cut)
+        if self.cut and self._transport.rank == self._present[0]:
+            print(f"fedspeed: exchange {tag}: {self.cut} of all participants' {n * len(agreed.members)} words changed too much, and count for "
+                  f"{_MARGIN:g} times the largest change of the last round at most (routing.first_span in the first)", file=sys.stderr)
         if weights:
             largest /= weights
             self._spans = np.maximum(_MARGIN * np.maximum(largest, _SMALLEST * largest.max()), 4 * spans if cut else 0.0)
@@ -100,35 +110,32 @@ class AnonymousExchange(Exchange):
                 self._spans = spans
         return total, float(weights)
 
-    def _words(self, notes: Sequence[bytes], vector: np.ndarray, weight: float) -> np.ndarray:
+    def _words(self, notes: Sequence[bytes], vector: np.ndarray, weight: float, whole: float) -> np.ndarray:
         n = len(vector)
-        spans, whole = self._scale(notes, n)
         words, cut = ROOMS.take(n + 2 * ring.LIMBS, dtype=np.uint32), 0
         if not whole:
             words[:] = 0
         else:
             random = _random(CIPHERS[self._rules.cipher])
-            for at, span in zip(_blocks(n), spans):
+            for at, span in zip(_blocks(n), self._scale(notes, n)):
                 cut += ring.encode(vector[at], span * whole, random, words[at], min(1.0, weight / whole))
         words[n:] = ring.encode_exact(np.array([weight, cut]))
         return words
 
     def _note(self) -> bytes:
-        return _NOTE.pack(self._whole, b"" if self._spans is None else digest(self._spans.tobytes())[:8])
+        return bytes(NOTE) if self._spans is None else digest(self._spans.tobytes())[:NOTE]
 
-    def _scale(self, notes: Sequence[bytes], n: int) -> tuple[np.ndarray, float]:
-        """(span of an update's value in each block, sum of weights) that all compute with. Spans are those of the last aggregate if all saw it."""
-        known = [_NOTE.unpack(note) for note in notes]
-        if not all(math.isfinite(whole) and whole >= 0 for whole, _ in known):
-            raise Void("a participant announced a scale that is none", fatal=True)
+    def _scale(self, notes: Sequence[bytes], n: int) -> np.ndarray:
+        """Span of an update's value in each block, by which all compute: that of the last aggregate if all saw it."""
         blocks = len(_blocks(n))
-        alike = len({mark for _, mark in known}) == 1 and self._spans is not None and len(self._spans) == blocks
-        return self._spans if alike else np.full(blocks, self._rules.first_span), max(whole for whole, _ in known)
+        alike = len(set(notes)) == 1 and self._spans is not None and len(self._spans) == blocks
+        return self._spans if alike else np.full(blocks, self._rules.first_span)
 
     # Attempts.
 
     def _agree(self, tag: int, words: int, payload) -> Agreed:
         reasons: list[str] = []
+        self._begun = self._arrived is not None  # all have: nobody is at another exchange, or training
         for attempt in range(self._rules.attempts):
             threshold = len(self._roster) // 2 + 1
             needed = max(threshold, self._rules.min_participants)
@@ -167,11 +174,12 @@ class AnonymousExchange(Exchange):
             parts, sizes = [b""] * self._transport.size, [0] * self._transport.size
             for i, p in enumerate(self._present):
                 parts[p], sizes[p] = swap.parts[i], swap.sizes[i]
-            patience = self._deadline_s if swap.state == "announce" else self._rules.step_deadline_s
+            patience = self._deadline_s if swap.state == "announce" and not self._begun else self._rules.step_deadline_s
             try:
                 came = self._transport.swap(parts, sizes, patience, (self._count, STATES.index(swap.state)))
                 if self._arrived is None:
                     self._arrived = time.perf_counter()
+                self._begun = True
                 swap = steps.send([came[p] for p in self._present])
             except PeersLost as lost:
                 swap = steps.throw(Lost(frozenset(self._present.index(p) for p in lost.peers), lost.settling))

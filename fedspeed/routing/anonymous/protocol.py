@@ -15,8 +15,9 @@ The certificate is what makes "committed" the same for everybody: where a member
 go on with the set that it commits, or all begin another attempt with fresh masks.
 """
 
+import itertools
 import secrets
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +33,8 @@ from fedspeed.routing.rooms import ROOMS
 NOTE = 16  # bytes that each member says in public at the start
 NO_CHUNK = 2**32 - 1
 _HASH = 32
+_REBUILDS = 256  # sets of shares to try
+_DISAGREEMENTS = 2  # rounds of settling in which members may differ about who is lost: word of a death takes one
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,11 @@ class Member:
                 check_signature(self.terms.members[i], signature, digest(b"announce", self.context, body))
             except Refused:
                 raise _Suspicion(f"member {i} announced itself with other settings, another roster, or a key that is not its own", i) from None
+            for at in (0, KEY):
+                try:
+                    agree(self._onion, body[at:at + KEY])
+                except Refused:
+                    raise _Suspicion(f"member {i} announced a key that agrees on nothing", i) from None
         columns = [[bytes(text[at:at + KEY]) for text in came] for at in range(0, 4 * KEY, KEY)]
         self._known = _Known(columns[0], columns[1], columns[3], [bytes(text[4 * KEY:4 * KEY + NOTE]) for text in came])
         self._committed = columns[2]
@@ -270,7 +278,9 @@ class Member:
         """The cells of each chunk: by sender at level 0, afterwards as the relay before gave them."""
         size, found = cells.size(self.plan, level), {}
         for sender, data in enumerate(came):
-            pieces = data if isinstance(data, list) else np.frombuffer(data, np.uint8).reshape(-1, size) if len(data) else []
+            whole = isinstance(data, list) and all(len(piece) == size for piece in data)
+            flat = data if whole else b"".join(data) if isinstance(data, list) else data
+            pieces = data if whole else np.frombuffer(flat, np.uint8).reshape(-1, size) if len(flat) else []
             chunks = self._given(level, sender, self.me)
             each = 1 if level == 0 else self.n
             for i, chunk in enumerate(chunks):
@@ -314,7 +324,7 @@ class Member:
             try:
                 check_signature(self.terms.members[owner], signature, digest(b"collect", self.context, text))
             except Refused:
-                self._complaints.update(self.plan.owned(owner)[:1])
+                raise _Suspicion(f"owner {owner} did not sign the list that it sent to member {self.me}", owner) from None
             texts.append(text)
             self._listed.update((chunk, text[i * entry:(i + 1) * entry]) for i, chunk in enumerate(self.plan.owned(owner)))
             self._check_lists(owner, text, entry)
@@ -438,18 +448,30 @@ class Member:
         for lost in self._lost:
             at = KEY * (1 + lost)
             shares = {i: shamir.from_bytes(bytes(text[at:at + KEY])) for i, text in enumerate(came) if i not in self._lost}
-            told[lost] = shamir.to_bytes(shamir.rebuild(dict(list(shares.items())[:self.terms.threshold])))
+            told[lost] = self._rebuilt(shares, self._known.promised[lost])
         for i in (i for i, secret in told.items() if digest(b"own", secret) != self._known.promised[i]):
             if i in self._lost:
                 raise Void(f"the shares of member {i}'s secret do not fit together: somebody told another one than it was given", fatal=True)
             raise Lost(frozenset({i}))  # the others hold shares of the one it had promised
         return told
 
+    def _rebuilt(self, shares: dict[int, int], promised: bytes) -> bytes:
+        """The secret that is as promised, from whichever shares give it: one false share spoils only the sets it is in."""
+        secret = b""
+        for some in itertools.islice(itertools.combinations(shares.items(), self.terms.threshold), _REBUILDS):
+            secret = shamir.to_bytes(shamir.rebuild(dict(some)))
+            if digest(b"own", secret) == promised:
+                break
+        return secret
+
     # Where members were lost.
 
     def _settle(self) -> Steps:
-        """The survivors agree on who is lost, and on whether the set was committed. Raises: Void where it was not."""
-        while True:
+        """The survivors agree on who is lost, and on whether the set was committed. Raises: Void where it was not.
+
+        Nobody is lost because somebody says so: each waits for it, and hears nothing. Where members still differ after that, `outvoted` decides.
+        """
+        for attempt in itertools.count():
             if self.n - len(self._lost) < self.terms.threshold:
                 raise Void(f"only {self.n - len(self._lost)} of {self.n} members are left, {self.terms.threshold} are needed", self._lost, fatal=True)
             before, agreed = self._lost, True
@@ -459,12 +481,13 @@ class Member:
             certificate = b"".join(s + v.to_bytes(8, "big") for s, v in zip(self._signatures, self._scalars)) if self._signatures else empty
             came = yield self._same("settle", lost + suspects + certificate)
             accused: dict[int, set[int]] = {}
+            claims: dict[int, frozenset[int]] = {}
             for i, text in enumerate(came):
                 if i in before:
                     continue
                 agreed = agreed and bytes(text[:_HASH]) == lost
                 bits = int.from_bytes(bytes(text[:_HASH]), "big")
-                self._lost |= {j for j in range(self.n) if bits >> j & 1}
+                claims[i] = frozenset(j for j in range(self.n) if bits >> j & 1)
                 bits = int.from_bytes(bytes(text[_HASH:2 * _HASH]), "big")
                 for j in (j for j in range(self.n) if bits >> j & 1):
                     accused.setdefault(j, set()).add(i)
@@ -473,6 +496,10 @@ class Member:
                     self._adopt([r[:SIGNATURE] for r in records], [int.from_bytes(r[SIGNATURE:], "big") for r in records])
             if agreed:
                 break
+            if attempt >= _DISAGREEMENTS - 1:
+                self._lost |= outvoted(claims)
+                if self.me in self._lost:
+                    raise Void("the others take this member for lost", self._lost - {self.me}, fatal=True)
         if self._signatures is None:
             yield from self._leave("void")
             raise Void(self._reason or ("members were lost before the sum was settled" if self._lost else "a member has given up the attempt"), self._lost,
@@ -495,13 +522,28 @@ class Member:
         return Swap(state, [b"" if i in self._lost else message for i in range(self.n)], [0 if i in self._lost else sizes[i] for i in range(self.n)])
 
 
+def outvoted(claims: Mapping[int, frozenset[int]]) -> frozenset[int]:
+    """Who is lost where members differ: one whom more than half of the others cannot hear; else both it and those who say so, for nobody can tell which of
+    them is at fault. So colluders have no more of the others left out than of themselves, unless they are more than half.
+
+    Args:
+        claims: by member that speaks, whom it takes for lost.
+    """
+    lost: set[int] = set()
+    for j in sorted(set().union(*claims.values())):
+        believers = {i for i, claim in claims.items() if j in claim and i != j}
+        others = claims.keys() - {j}
+        lost |= {j} if 2 * len(believers) > len(others) else {j, *believers}
+    return frozenset(lost)
+
+
 def suspicions(accused: dict[int, set[int]], present: int) -> list[frozenset[int]]:
-    """Who has one at fault in it: a member that all others accuse, alone; else accuser and accused.
+    """Who has one at fault in it: a member that all others accuse, and not just one other, alone; else accuser and accused.
 
     Args:
         accused: by member, who accuses it. present: members that are left.
     """
-    alone = {j for j, accusers in accused.items() if len(accusers - {j}) == present - 1}
+    alone = {j for j, accusers in accused.items() if len(accusers - {j}) == present - 1 > 1}
     pairs = {frozenset({i, j}) for j, accusers in accused.items() for i in accusers if not {i, j} & alone}
     return [*(frozenset({j}) for j in sorted(alone)), *sorted(pairs, key=sorted)]
 

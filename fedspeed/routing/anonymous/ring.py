@@ -18,7 +18,8 @@ Stream = Callable[[np.ndarray], None]  # fills [n] uint32 with random bits
 
 
 def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray, share: float = 1.0) -> int:
-    """Fixed-point words of `values` [n] float32 into `out` [n] uint32; returns how many were beyond ±span * share and were cut.
+    """Fixed-point words of `values` [n] float32 into `out` [n] uint32; returns how many were beyond ±span * share and were cut, or are no numbers
+    and count as zero.
 
     Args:
         span: what the largest word stands for. share: this participant's of it; shares add up to at most one, so that sums stay within 32 bits.
@@ -31,9 +32,9 @@ def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray, sha
         n = min(_PIECE, len(values) - start)
         x, u, b = scaled[:n], noise[:n], bits[:-(-n // 2)]
         np.multiply(values[start:start + n], scale, out=x)
-        if x.max() > limit or x.min() < -limit:
-            cut += int(np.count_nonzero(np.abs(x) > limit))
-            np.clip(x, -limit, limit, out=x)
+        if not (x.max() <= limit and x.min() >= -limit):
+            cut += int(np.count_nonzero(~(np.abs(x) <= limit)))
+            np.nan_to_num(np.clip(x, -limit, limit, out=x), copy=False)
         random(b)
         np.multiply(b.view(np.uint16)[:n], np.float32(2.0**-16), out=u)
         np.add(x, u, out=x)

@@ -58,7 +58,8 @@ class FrameTransport(ABC):
                 elif frame.nbytes != size:
                     raise Gone(f"participant {peer} sent {frame.nbytes} bytes where {size} are due")
                 else:
-                    came[peer] = frame.pieces if len(frame.pieces) > 1 else frame.pieces[0]
+                    pieced = len(frame.pieces) > 1 and isinstance(parts[self.rank], list)
+                    came[peer] = frame.pieces if pieced else as_bytes(frame.pieces)
             except Gone as gone:
                 self._gone.setdefault(peer, str(gone))
                 lost[peer] = self._gone[peer]

@@ -7,12 +7,16 @@ Without, mpirun ends the whole job.
 import time
 from collections.abc import Iterator
 
+import mpi4py
 import numpy as np
-from mpi4py import MPI
 
 from fedspeed.cluster.discover import mpi_outlives_ranks
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
+
+mpi4py.rc.finalize = not mpi_outlives_ranks()  # MPI's own end has been seen to wait for the dead, for ever
+
+from mpi4py import MPI  # noqa: E402
 
 MOST_BYTES = 1 << 30  # of one message; MPI counts in 32 bits
 POLL_S = (0.0002, 0.01)  # MPI's own wait spins a core that training needs; sleeping between tests doubles from the first to the second

@@ -4,6 +4,7 @@ Everyone listens on one port. Of two members the one with the higher number dial
 connection is ever read and written at the same time. Whoever reaches the port without a roster's key gets no further than the handshake.
 """
 
+import contextlib
 import queue
 import socket
 import ssl
@@ -26,6 +27,7 @@ STRANGERS = 16  # that may be shaking hands at the same time
 MOST_BYTES, MOST_PIECES = 1 << 36, 1 << 24  # of one frame
 WAITING = 4  # frames of one peer that may lie here before they are asked for
 _RETRY_S = 0.3
+CLOSE_S = 5.0  # for what is on its way to leave, and for threads to end
 
 
 class TlsTransport(FrameTransport):
@@ -45,6 +47,9 @@ class TlsTransport(FrameTransport):
         self._writers: dict[int, ssl.SSLSocket] = {}
         self._readers: dict[int, ssl.SSLSocket] = {}
         self._came: dict[int, queue.Queue] = {i: queue.Queue(WAITING) for i in range(self.size) if i != self.rank}
+        self._outgoing: dict[int, queue.SimpleQueue] = {i: queue.SimpleQueue() for i in self._came}
+        self._broken: dict[int, str] = {}  # why nothing more can be sent to a peer
+        self._workers: dict[object, threading.Thread] = {}  # by the socket that it, and nobody else, uses
         self._changed, self._refused = threading.Condition(), set()
         self._strangers = threading.BoundedSemaphore(STRANGERS)
         place = listen or roster.members[self.rank].place
@@ -52,7 +57,7 @@ class TlsTransport(FrameTransport):
             self._listener = socket.create_server(place, backlog=64)
         except OSError as error:
             raise TransportError(f"cannot listen on {place[0]}:{place[1]} ({error.strerror}); set routing.listen to an address of this machine") from error
-        threading.Thread(target=self._accept, name="tls-accept", daemon=True).start()
+        self._start(self._listener, self._accept)
         for peer in range(self.rank):
             for direction in (_WRITES, _READS):
                 threading.Thread(target=self._dial, args=(peer, direction, time.monotonic() + start_timeout_s), name="tls-dial", daemon=True).start()
@@ -65,6 +70,10 @@ class TlsTransport(FrameTransport):
             late = [card.name for i, card in enumerate(self._roster.members) if i != self.rank and not (i in self._writers and i in self._readers)]
             self.close()
             raise TransportError(f"{', '.join(late)} did not connect within {timeout_s:.0f} s")
+
+    def _start(self, end, work, *args) -> None:
+        self._workers[end] = threading.Thread(target=work, args=args, name=f"tls{work.__name__}", daemon=True)
+        self._workers[end].start()
 
     # Connections.
 
@@ -90,8 +99,7 @@ class TlsTransport(FrameTransport):
                 raise ValueError(f"{self._roster.members[peer].name} has another roster (epochs must be the same on all sites)")
             if peer <= self.rank or hello[:1] not in (_WRITES, _READS):
                 raise ValueError(f"{self._roster.members[peer].name} is not to dial here")
-            secured.sendall(_WELCOME)
-            self._keep(peer, secured, reads=hello[:1] == _WRITES)
+            self._keep(peer, secured, reads=hello[:1] == _WRITES, word=_WELCOME)
         except (OSError, ValueError) as error:
             self._refuse(address, _reason(error), connection)
         finally:
@@ -123,18 +131,19 @@ class TlsTransport(FrameTransport):
                 return i
         raise ValueError("its certificate is in no roster")
 
-    def _keep(self, peer: int, secured: ssl.SSLSocket, reads: bool) -> None:
+    def _keep(self, peer: int, secured: ssl.SSLSocket, reads: bool, word: bytes = b"") -> None:
+        """Take a connection, and tell the other side so with a word."""
         mine = self._readers if reads else self._writers
-        with self._changed:
-            if peer in mine:
-                raise ValueError(f"{self._roster.members[peer].name} is connected already")
-            mine[peer] = secured
-            self._changed.notify_all()
-        secured.settimeout(None)
         secured.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if reads:
-            threading.Thread(target=self._read, args=(peer, secured), name="tls-read", daemon=True).start()
+        with self._changed:
+            if peer in mine or self._closed.is_set():
+                raise ValueError(f"{self._roster.members[peer].name} is connected already")
+            secured.sendall(word)
+            secured.settimeout(None)
+            mine[peer] = secured
+            self._start(secured, self._read if reads else self._write, peer, secured)
+            self._changed.notify_all()
 
     def _refuse(self, address, reason: str, connection: socket.socket) -> None:
         """One line for each address and reason, however often it comes."""
@@ -150,7 +159,7 @@ class TlsTransport(FrameTransport):
         try:
             while True:
                 mark, attempt, state, count, length = _HEADER.unpack(exactly(secured, _HEADER.size))
-                if mark != _MARK or not 0 < count <= MOST_PIECES or count * length > MOST_BYTES:
+                if mark != _MARK or not 0 < count <= MOST_PIECES or not 0 < count * length <= MOST_BYTES:
                     raise ValueError("it sent something that is no frame")
                 pieces = ROOMS.take(count, length)
                 fill(secured, memoryview(pieces.reshape(-1)))
@@ -158,14 +167,22 @@ class TlsTransport(FrameTransport):
         except (OSError, ValueError, MemoryError) as error:
             self._came[peer].put(_reason(error))
 
+    def _write(self, peer: int, secured: ssl.SSLSocket) -> None:
+        """Frames to one peer: one that takes none holds up this thread, and no other peer."""
+        while (order := self._outgoing[peer].get()) is not None:
+            frame, end = order
+            try:
+                for piece in (_HEADER.pack(_MARK, *frame.step, len(frame.pieces), frame.pieces[0].size), *frame.pieces):
+                    secured.settimeout(max(0.1, end - time.monotonic()))
+                    secured.sendall(memoryview(piece))
+            except OSError as error:
+                self._broken[peer] = _reason(error)
+                return
+
     def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
-        try:
-            self._writers[peer].settimeout(deadline_s)
-            self._writers[peer].sendall(_HEADER.pack(_MARK, *frame.step, len(frame.pieces), frame.pieces[0].size))
-            for piece in frame.pieces:
-                self._writers[peer].sendall(memoryview(piece))
-        except OSError as error:
-            raise Gone(f"{self._roster.members[peer].name}: {_reason(error)}") from error
+        if peer in self._broken:
+            raise Gone(f"{self._roster.members[peer].name}: {self._broken[peer]}")
+        self._outgoing[peer].put((frame, time.monotonic() + deadline_s))
 
     def _receive(self, peer: int, timeout_s: float) -> Frame:
         name = self._roster.members[peer].name
@@ -178,14 +195,28 @@ class TlsTransport(FrameTransport):
         return found
 
     def close(self) -> None:
+        """What is on its way goes out first. A socket is closed when its thread has ended and not before: the number of its file may belong to another
+        file at once, which the thread would read and write."""
         self._closed.set()
-        # A thread in accept() holds the port open behind a mere close.
-        for end in (self._listener, *self._writers.values(), *self._readers.values()):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            end.close()
+        for outgoing in self._outgoing.values():
+            outgoing.put(None)
+        with self._changed:
+            workers = dict(self._workers)
+        end = time.monotonic() + CLOSE_S
+        for secured in self._writers.values():
+            workers[secured].join(max(0.0, end - time.monotonic()))
+        for socket_ in workers:  # a thread in accept() would hold the port open behind a mere close
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(socket_, socket.SHUT_RDWR)  # an SSLSocket's own takes the encryption away first
+        for came in self._came.values():  # a reader may wait for room
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    came.get_nowait()
+        end = time.monotonic() + CLOSE_S
+        for socket_, worker in workers.items():
+            worker.join(max(0.0, end - time.monotonic()))
+            if not worker.is_alive():
+                socket_.close()
 
 
 def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:

@@ -1,5 +1,6 @@
 """Messages that were changed on their way, and members that cheat: found before anything is unmasked, and laid at the right door."""
 
+import contextlib
 import os
 import random
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 
 from fedspeed.routing.anonymous import cells
+from fedspeed.routing.anonymous.crypto import digest
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.paths import backup_of
-from fedspeed.routing.anonymous.protocol import Member, Void
+from fedspeed.routing.anonymous.protocol import Member, Void, outvoted
 from tests.routing.anonymous.parties import Parties
 
 CASES = int(os.environ.get("FEDSPEED_TAMPER_CASES", "300"))  # of each kind below; four kinds make the thousand
@@ -71,18 +73,69 @@ def test_what_is_changed_on_the_way_is_found_and_its_edge_named(kind):
 
 @pytest.mark.parametrize("state", ["announce", "hop 0", "collect", "confirm"])
 def test_a_truncated_message_is_as_good_as_none(state):
-    parties = Parties(4)
+    """Nobody can tell whether member 2 sent too little or member 0 says so: both are left out, and neither is blamed."""
+    parties = Parties(6)
 
     def cut(now, messages):
         if now == state:
             messages[2, 0] = messages[2, 0][:-1]
 
     ends = play(parties.attempt(), cut).ends
-    del ends[2]
-    if state == "confirm":  # the others have its signature
-        assert all(np.array_equal(end.words, parties.sum()) for end in ends)
-    else:
-        assert all(isinstance(end, Void) and end.lost == frozenset({2}) for end in ends)
+    assert isinstance(ends[0], Void) and isinstance(ends[2], Void)
+    for i in (1, 3, 4, 5):
+        if state == "confirm":  # they have its signature
+            assert np.array_equal(ends[i].words, parties.sum())
+        else:
+            assert isinstance(ends[i], Void) and ends[i].lost == frozenset({0, 2}) and not ends[i].blamed
+
+
+def test_colluders_cannot_have_the_others_left_out():
+    """Members 0 and 1 say that 3 and 4 are lost, who answer everybody: the claim costs whoever makes it as much."""
+    assert outvoted({0: frozenset({3, 4}), 1: frozenset({3, 4}), 2: frozenset(), 3: frozenset(), 4: frozenset()}) == {0, 1, 3, 4}
+    assert outvoted({0: frozenset({3}), 1: frozenset({3}), 2: frozenset({3}), 3: frozenset(), 4: frozenset()}) == {3}
+    assert outvoted({0: frozenset({3}), 1: frozenset(), 2: frozenset(), 3: frozenset({0}), 4: frozenset()}) == {0, 3}
+
+
+def test_an_owner_cannot_have_a_member_blamed_by_a_list_that_it_did_not_sign():
+    parties = Parties(5)
+
+    def change(now, messages):
+        if now == "collect":
+            messages[0, 3] = messages[0, 3][:-1] + bytes([messages[0, 3][-1] ^ 1])  # of the signature
+
+    ends = play(parties.attempt(), change).ends
+    assert all(isinstance(end, Void) and end.blamed == (frozenset({0, 3}),) for end in ends)
+
+
+class TwinSource(Member):
+    """Uses serials that another one knows too."""
+
+    def _build_own(self, chunk, cell):
+        self._sent[chunk].serial = digest(self.context, bytes([chunk]))[:cells.SERIAL]
+        super()._build_own(chunk, cell)
+
+
+def test_sources_that_share_a_serial_are_blamed_and_not_the_owner():
+    parties = Parties(5, kinds={0: TwinSource, 1: TwinSource})
+    ends = play(parties.attempt()).ends
+    assert all(isinstance(end, Void) and end.blamed == (frozenset({0, 1}),) for end in ends)
+
+
+@pytest.mark.parametrize("at", [0, 32])
+def test_a_key_that_agrees_on_nothing_is_its_members_fault(at):
+    class Small(Member):
+        def _announce(self):
+            steps = super()._announce()
+            swap = next(steps)
+            body = bytearray(swap.parts[0][:-64])
+            body[at:at + 32] = bytes(32)
+            message = bytes(body) + self._identity.sign(digest(b"announce", self.context, bytes(body)))
+            swap.parts = [message] * self.n
+            with contextlib.suppress(StopIteration):
+                steps.send((yield swap))
+
+    ends = play(Parties(4, kinds={2: Small}).attempt()).ends
+    assert all(isinstance(end, Void) and end.blamed == (frozenset({2}),) for i, end in enumerate(ends) if i != 2)
 
 
 # Members that cheat and stand by it.
@@ -133,8 +186,6 @@ class ForgingOwner(Member):
     """Adds to a sum. The serials are right."""
 
     def _list_of(self, chunk, cores):
-        from fedspeed.routing.anonymous.crypto import digest
-
         text = super()._list_of(chunk, cores)
         self._sums[chunk] += np.uint32(1)  # in the memory that the backup is given too
         return text[:-32] + digest(self._sums[chunk].tobytes())

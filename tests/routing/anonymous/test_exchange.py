@@ -122,10 +122,51 @@ def test_one_that_is_silent_is_lost_at_the_deadline():
         if transport.rank == 3:
             time.sleep(3)
             return None
-        total, weight = exchange.start(np.full(10, 1.0, np.float32), 1.0).wait(30)
+        total, weight = exchange.start(np.full(10, 1.0, np.float32), 1.0).wait(exchange.patience_s)
         return weight
 
     assert in_threads(LocalTransport.set_of(4), act) == [3.0, 3.0, 3.0, None]
+
+
+def test_updates_are_summed_once_however_the_weights_grow():
+    """A second sum of the same updates, over one member less, would tell that member's."""
+    def act(transport):
+        exchange, sums = exchange_of(transport), []
+        summed = exchange._agree
+        exchange._agree = lambda tag, words, payload: sums.append(words) or summed(tag, words, payload)
+        totals = [exchange.start(np.full(600, weight, np.float32), weight).wait(30) for weight in (1.0, 1000.0, 3.0)]
+        return [(float(total[0]), weight) for total, weight in totals], [words > 600 for words in sums]
+
+    for totals, sums in in_threads(LocalTransport.set_of(3), act):
+        assert [weight for _, weight in totals] == [3, 3000, 9] and sums == [False, True] * 3
+        assert totals[-1][0] == pytest.approx(9, rel=1e-3)
+
+
+def test_what_is_no_number_spoils_its_own_word_only():
+    def act(transport):
+        exchange = exchange_of(transport)
+        values = np.array([1.0, np.nan if transport.rank == 1 else 1.0, np.inf if transport.rank == 2 else 2.0, 1e300 if transport.rank == 0 else 1.0, 5.0])
+        exact, weight = exchange.start(values, 1.0).wait(30)
+        vector = np.full(300, 0.1, np.float32)
+        vector[7] = np.nan if transport.rank == 1 else 0.1
+        vector[8] = 5.0
+        exchange.start(np.full(300, 0.1, np.float32), 1.0).wait(30)
+        total, _ = exchange.start(vector, 1.0).wait(30)
+        return exact, weight, total, exchange.cut
+
+    for exact, weight, total, cut in in_threads(LocalTransport.set_of(3), act):
+        np.testing.assert_array_equal(exact, [3.0, np.nan, np.nan, np.nan, 15.0])
+        assert weight == 3.0 and cut == 1
+        np.testing.assert_allclose(total[[6, 7, 8]], [0.3, 0.2, 15.0], rtol=1e-5)
+
+
+def test_weights_that_are_none_are_refused_by_all():
+    def act(transport):
+        exchange = exchange_of(transport)
+        with pytest.raises(FedSpeedError, match="somebody gives one that is none"):
+            exchange.start(np.zeros(10, np.float32), -5.0 if transport.rank == 1 else 1.0).wait(30)
+
+    in_threads(LocalTransport.set_of(3), act)
 
 
 def test_other_settings_are_refused():
