@@ -26,7 +26,7 @@ from benchmarks.anonymous import exchange_of  # noqa: E402
 
 def client(transport, args, gate: threading.Barrier, out: dict) -> None:
     vector = np.random.default_rng(transport.rank).standard_normal(args.mb * 10**6 // 4, dtype=np.float32) * np.float32(1e-3)
-    exchange = exchange_of(transport, args.mode, 1024)
+    exchange = exchange_of(transport, args.mode, args)
     exchange.start(vector[:1000].copy(), 1.0).wait(600)
     for _ in range(2):  # the first one also finds its memory
         gate.wait()
@@ -56,6 +56,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--compute-s", type=float, default=3.0)
     parser.add_argument("--mode", default="mix+mask", choices=("plain", "mask", "mix", "mix+mask"))
+    parser.set_defaults(cell_kib=4096, profile=False)  # for exchange_of
     args = parser.parse_args()
     out, gate = {}, threading.Barrier(args.clients)
     threads = [threading.Thread(target=client, args=(t, args, gate, out)) for t in LocalTransport.set_of(args.clients)]

@@ -29,6 +29,7 @@ model: {{base: {tmp_path}, init: random, dtype: fp32, tokenizer: bytes}}
 data: {{task: builtin, clients: 3, max_tokens: 64, max_rows: 600}}
 train: {{local_steps: 2, micro_batch: 4}}
 federation: {{rounds: 2}}
+routing: {{mode: plain}}
 monitor: {{plot: false}}
 deepspeed: {{base: zero3.json}}
 """)
