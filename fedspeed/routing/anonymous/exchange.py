@@ -22,7 +22,8 @@ from fedspeed.routing.exchange import Exchange
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import PeersLost, Transport
 
-STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "confirm", "testify", "unmask", "sums", "done", "void")
+STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "vote", "confirm", "testify", "unmask", "sums", "done",
+          "void")
 _MARGIN = 64.0  # times the largest change of a block in the last aggregate may a next one be
 _SMALLEST = 1e-3  # a block that hardly moved may move this part of what the others did
 _BLOCKS, _BLOCK_WORDS = 256, 256  # most blocks, and least words of one, that have a span of their own

@@ -48,8 +48,11 @@ def play(members: Sequence[Member], on_messages: Callable[[str, Messages], None]
     while any(player.swap for i, player in enumerate(players) if i not in dead):
         waiting = {i: player.swap for i, player in enumerate(players) if player.swap and i not in dead}
         settling = any(swap.state == "settle" for swap in waiting.values()) and any(swap.state != "settle" for swap in waiting.values())
+        if not settling and len({swap.state for swap in waiting.values()}) > 1:
+            for i in waiting:
+                _go_on(players[i], lambda steps: steps.throw(Lost(frozenset(), settling=True)))
+            continue
         state = "settle" if settling else next(iter(waiting.values())).state
-        assert settling or {swap.state for swap in waiting.values()} == {state}, {i: swap.state for i, swap in waiting.items()}
         states.append(state)
         dying = {i: doomed[i, swap.state] for i, swap in waiting.items() if (i, swap.state) in doomed}
         messages = {(i, j): _whole(swap.parts[j]) for i, swap in waiting.items() for j in range(len(players)) if swap.state == state}

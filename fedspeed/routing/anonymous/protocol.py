@@ -5,8 +5,8 @@ randomness: it knows neither sockets nor clocks, so that any number of members c
     reveal     that part; shares of the secret of the own mask, one sealed to each member
     hop 0..L   the cells, from their sources through L relays to the owners. A relay waits for all cells before it sends any
     collect    owners list the serials they have, and the digests of their sums; a backup gets the sums
-    confirm    each member signs the lists if its own cells are in them, once each. All signatures together commit the set; nothing before
-               this is of any use to anyone
+    vote       each member says whether its own cells are in the lists, once each, and that all were told the same lists
+    confirm    each member signs the lists. All signatures together commit the set; nothing before this is of any use to anyone
     unmask     the secrets of the own masks
     sums       owners give the sums to all
     done       nobody leaves before all have them
@@ -113,11 +113,11 @@ class Void(Exception):
 
 
 class _Suspicion(Exception):
-    """What a member did wrong in a message to this one; nobody else has seen it."""
+    """What members did wrong in messages to this one; nobody else has seen it."""
 
-    def __init__(self, reason: str, member: int):
+    def __init__(self, reason: str, *members: int):
         super().__init__(reason)
-        self.member = member
+        self.members = frozenset(members)
 
 
 Steps = Generator[Swap, list, "Agreed"]
@@ -164,7 +164,8 @@ class Member:
         self._digest = b""  # of all lists of serials, once they are told
         self._listed: dict[int, bytes] = {}  # what owners have signed of their chunks
         self._sums: dict[int, np.ndarray] = {}  # masked sums of the chunks this member owns or keeps for another
-        self._suspected: int | None = None  # of having done wrong in a message to this member
+        self._suspected: frozenset[int] = frozenset()  # of having done wrong in a message to this member
+        self._either: list[frozenset[int]] = []  # sets with one at fault in each, as far as only this member can tell
         self._reason = ""
         self.state = "begin"
 
@@ -179,13 +180,14 @@ class Member:
         except Lost as lost:
             self._lost |= lost.members
         except _Suspicion as suspicion:  # the others know nothing of it, and would take this member for lost if it just left
-            self._suspected, self._reason = suspicion.member, str(suspicion)
-        while True:
+            self._suspected, self._reason = suspicion.members - {self.me}, str(suspicion)
+        for _ in range(2 * self.n):
             try:
                 yield from self._settle()
                 return (yield from self._finish())
             except Lost as lost:
                 self._lost |= lost.members
+        raise Void("the members cannot settle who is lost", self._lost, fatal=True)
 
     def _until_committed(self) -> Steps:
         yield from self._announce()
@@ -195,6 +197,7 @@ class Member:
         self._words = words
         yield from self._hops()
         yield from self._collect()
+        yield from self._vote()
         yield from self._confirm()
 
     # Keys and the beacon.
@@ -357,26 +360,27 @@ class Member:
 
     # The commitment.
 
-    def _confirm(self) -> Steps:
-        good = not self._complaints
-        scalar = self._masks.scalar(ring.check_word(self._words, self._factors())) if self._masks else 0
+    def _vote(self) -> Steps:
+        """Whether anybody has a complaint, before anybody signs: so one that complains to some only keeps all from committing."""
         complaint = min(self._complaints, default=NO_CHUNK)
-        told = self._digest + b"".join(self._lists) + complaint.to_bytes(4, "big") + scalar.to_bytes(8, "big")
-        signature = self._identity.sign(self._confirmed(scalar)) if good else bytes(SIGNATURE)
-        came = yield self._same("confirm", told + signature)
+        came = yield self._same("vote", self._digest + b"".join(self._lists) + complaint.to_bytes(4, "big"))
         texts = [bytes(text) for text in came]
-        at = _HASH * (1 + self.n)
-        complaints = {i: int.from_bytes(text[at:at + 4], "big") for i, text in enumerate(texts)}
-        self._scalars = [int.from_bytes(text[at + 4:at + 12], "big") for text in texts]
-        for i, text in enumerate(texts):
-            if text[:_HASH] != self._digest:
-                owner = next((o for o in range(self.n) if text[_HASH * (1 + o):_HASH * (2 + o)] != self._lists[o]), i)
-                raise Void(f"owner {owner} told members {i} and {self.me} different lists", blamed=[frozenset({owner, i})])
+        differing = {i for i, text in enumerate(texts) if text[:_HASH] != self._digest}
+        if differing:
+            i = min(differing)
+            owner = next((o for o in range(self.n) if texts[i][_HASH * (1 + o):_HASH * (2 + o)] != self._lists[o]), self.me)
+            self._either = [frozenset({owner, i})]  # which of them, all cannot tell alike
+            raise _Suspicion(f"owner {owner} told members {i} and {self.me} different lists, or one of them says so")
+        complaints = {i: int.from_bytes(text[-4:], "big") for i, text in enumerate(texts)}
         chunk = min((c for c in complaints.values() if c < self.plan.chunks), default=NO_CHUNK)
         if chunk != NO_CHUNK:
             yield from self._testify(chunk, frozenset(i for i, c in complaints.items() if c == chunk))
-        signatures = [text[-SIGNATURE:] for text in texts]
-        self._adopt(signatures, self._scalars, whose=True)
+
+    def _confirm(self) -> Steps:
+        scalar = self._masks.scalar(ring.check_word(self._words, self._factors())) if self._masks else 0
+        came = yield self._same("confirm", scalar.to_bytes(8, "big") + self._identity.sign(self._confirmed(scalar)))
+        texts = [bytes(text) for text in came]
+        self._adopt([text[8:] for text in texts], [int.from_bytes(text[:8], "big") for text in texts], whose=True)
 
     def _confirmed(self, scalar: int) -> bytes:
         return digest(b"confirm", self.context, self._digest, scalar.to_bytes(8, "big"))
@@ -476,7 +480,7 @@ class Member:
                 raise Void(f"only {self.n - len(self._lost)} of {self.n} members are left, {self.terms.threshold} are needed", self._lost, fatal=True)
             before, agreed = self._lost, True
             lost = sum(1 << i for i in before).to_bytes(_HASH, "big")
-            suspects = (1 << self._suspected if self._suspected is not None else 0).to_bytes(_HASH, "big")
+            suspects = sum(1 << i for i in self._suspected).to_bytes(_HASH, "big")
             empty = bytes((SIGNATURE + 8) * self.n)
             certificate = b"".join(s + v.to_bytes(8, "big") for s, v in zip(self._signatures, self._scalars)) if self._signatures else empty
             came = yield self._same("settle", lost + suspects + certificate)
@@ -503,7 +507,7 @@ class Member:
         if self._signatures is None:
             yield from self._leave("void")
             raise Void(self._reason or ("members were lost before the sum was settled" if self._lost else "a member has given up the attempt"), self._lost,
-                       suspicions(accused, self.n - len(self._lost)))
+                       [*suspicions(accused, self.n - len(self._lost)), *self._either])
         orphans = [owner for owner in self._lost if paths.backup_of(owner, self.n) in self._lost]
         if orphans:
             raise Void(f"members {orphans[0]} and {paths.backup_of(orphans[0], self.n)}, who both kept the same sums, are lost", self._lost, fatal=True)
@@ -568,7 +572,8 @@ def traffic(terms: Terms, plan: paths.Plan) -> dict[str, np.ndarray]:
     found["collect"] = ones * (owned * entry + SIGNATURE)[:, None]
     for i in range(n):
         found["collect"][i, paths.backup_of(i, n)] += 4 * plan.chunk_words * owned[i]
-    found["confirm"] = ones * (_HASH * (1 + n) + 4 + 8 + SIGNATURE)
+    found["vote"] = ones * (_HASH * (1 + n) + 4)
+    found["confirm"] = ones * (8 + SIGNATURE)
     if terms.masked:
         found["unmask"] = ones * KEY * (1 + n)
     found["sums"] = ones * (4 * plan.chunk_words * owned)[:, None]

@@ -68,7 +68,7 @@ class FrameTransport(ABC):
         return came
 
     def _next(self, peer: int, step: tuple[int, int], end: float) -> Frame | None:
-        """The peer's frame of this step; None if it is settling this attempt."""
+        """The peer's frame of this step; None if it is at another step of this attempt."""
         while True:
             frame = self._kept.pop(peer, None)
             if frame is None:
@@ -77,11 +77,11 @@ class FrameTransport(ABC):
                 frame = self._receive(peer, max(0.0, end - time.monotonic()))
             if frame.step == step:
                 return frame
-            (attempt, state), (theirs, their_state) = step, frame.step
-            if theirs == attempt and their_state == SETTLE:
+            (attempt, state), theirs = step, frame.step[0]
+            if theirs == attempt and state != SETTLE:  # settling, or somewhere else, which is to be settled
                 self._kept[peer] = frame
                 return None
-            if theirs > attempt or (theirs == attempt and state != SETTLE):
+            if theirs > attempt:
                 self._kept[peer] = frame
                 raise Gone(f"participant {peer} is at step {frame.step}, not at {step}")
             # Left over from something that was given up.

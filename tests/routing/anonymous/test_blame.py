@@ -71,6 +71,27 @@ def test_what_is_changed_on_the_way_is_found_and_its_edge_named(kind):
     assert done > 0.6 * CASES
 
 
+@pytest.mark.parametrize("told", [{0, 2}, {0, 1}, {3}])
+def test_one_that_complains_to_some_only_keeps_all_from_committing(told):
+    def complain(now, messages):
+        if now == "vote":
+            for i in told:
+                messages[4, i] = messages[4, i][:-4] + (0).to_bytes(4, "big")
+
+    ends = play(Parties(5).attempt(), complain).ends
+    assert all(isinstance(end, Void) and not end.fatal and not end.lost for end in ends), ends
+
+
+def test_one_that_tells_some_of_other_lists_keeps_all_from_committing():
+    def change(now, messages):
+        if now == "vote":
+            messages[4, 2] = bytes(32) + messages[4, 2][32:]
+
+    ends = play(Parties(5).attempt(), change).ends
+    assert all(isinstance(end, Void) and not end.lost for end in ends), ends
+    assert [end.blamed for end in ends] == [(), (), (frozenset({2, 4}),), (), ()]
+
+
 @pytest.mark.parametrize("state", ["announce", "hop 0", "collect", "confirm"])
 def test_a_truncated_message_is_as_good_as_none(state):
     """Nobody can tell whether member 2 sent too little or member 0 says so: both are left out, and neither is blamed."""
@@ -194,9 +215,9 @@ class ForgingOwner(Member):
 class Slanderer(Member):
     """Complains about what was right."""
 
-    def _confirm(self):
+    def _vote(self):
         self._complaints.add(next(c for c in range(self.plan.chunks) if backup_of(self.plan.owner(c), self.n) != self.me))
-        return super()._confirm()
+        return super()._vote()
 
 
 @pytest.mark.parametrize("kind", [FlippingRelay, DoublingRelay, BadSource, LyingOwner, Slanderer])

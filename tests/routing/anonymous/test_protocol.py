@@ -8,7 +8,7 @@ from fedspeed.routing.anonymous.protocol import Agreed, Void, traffic
 from tests.routing.anonymous.parties import Parties
 
 MODES = {"mask": {"hops": 0}, "mix": {"masked": False}, "mix+mask": {}}
-STATES = ("announce", "reveal", "hop 0", "hop 1", "hop 2", "collect", "confirm", "unmask", "sums", "done")
+STATES = ("announce", "reveal", "hop 0", "hop 1", "hop 2", "collect", "vote", "confirm", "unmask", "sums", "done")
 
 
 @pytest.mark.parametrize("mode", MODES)
