@@ -58,6 +58,9 @@ def transport(site: Site):
         raise LostPeerError(f"the sites could not connect with each other: {error}") from error
     try:
         _agree(site, found, deadline_s)
+    except FedSpeedError:
+        found.close()  # what this site has to say of it goes out first, so that the others end for the same reason
+        raise
     except TransportError as error:
         raise LostPeerError(f"a site was lost while all compared their settings: {error}; the same command tries again") from error
     return found
