@@ -3,21 +3,15 @@
 The processes are forked from one server that has imported the heavy libraries once: a test with four ranks costs one import.
 """
 
-import contextlib
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 
+from fedspeed.cluster.ports import free_port
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["deepspeed", "peft", "transformers.models.llama.modeling_llama"])
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _rank(pipe, function, rank, world, args):

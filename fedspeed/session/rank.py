@@ -68,10 +68,19 @@ def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
     pulse = _pulse(job, store, stuck)
     _join_cluster(job, store)
     transport = parts.transport(job, store, mpi)
+    try:
+        return _federate(job, store, transport, inputs, claim, pulse, stuck, stop)
+    except BaseException:
+        if transport is not None and config.routing.transport == "tls":
+            transport.close()  # sending is a thread's there: what this site had to say goes out first, so that the others end for the same reason
+        raise
 
+
+def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, claim: standing.Claim, pulse: Pulse, stuck, stop: StopFlag) -> int:
     from fedspeed.federation import rounds
     from fedspeed.monitor.clock import StageClock, peak_bytes
 
+    config = job.config
     clock, journal = StageClock(), standing.journal_of(job.order)
     engine = parts.engine(job, clock)
     link, close = parts.link(job, store, transport, engine, pulse)

@@ -62,6 +62,7 @@ def transport(site: Site):
         found.close()  # what this site has to say of it goes out first, so that the others end for the same reason
         raise
     except TransportError as error:
+        found.close()
         raise LostPeerError(f"a site was lost while all compared their settings: {error}; the same command tries again") from error
     return found
 

@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
+from fedspeed.cluster.ports import free_port
 from fedspeed.errors import FedSpeedError
 from fedspeed.routing import identity
 from fedspeed.routing.transport import PeersLost, TransportError
 from fedspeed.routing.transports.tls import TlsTransport
-from tests.processes import free_port
 from tests.routing.test_transports import contract, in_threads
 
 

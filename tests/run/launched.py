@@ -39,7 +39,8 @@ LLAMA = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 260, "max_position_embeddings": 256, "bos_token_id": 257,
     "eos_token_id": 258, "pad_token_id": 256, "tie_word_embeddings": False}
 
-# Put into every interpreter that finds it on PYTHONPATH: a disk that stalls at one rename, or takes its time over each journal entry.
+# Put into every interpreter that finds it on PYTHONPATH: a disk that stalls at one rename, or takes its time over each journal entry; a network
+# that takes its time over whatever is sent over TLS.
 FAULTS = '''
 import os, time
 
@@ -55,6 +56,16 @@ def _wrap(rename):
 
 if "TEST_STALL_AT" in os.environ or "TEST_SLOW_S" in os.environ:
     os.replace, os.rename = _wrap(os.replace), _wrap(os.rename)
+
+if "TEST_SLOW_SENDS_S" in os.environ:
+    import ssl
+    _sendall = ssl.SSLSocket.sendall
+
+    def _slowly(self, data, *flags):
+        time.sleep(float(os.environ["TEST_SLOW_SENDS_S"]))
+        return _sendall(self, data, *flags)
+
+    ssl.SSLSocket.sendall = _slowly
 '''
 
 

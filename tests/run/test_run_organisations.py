@@ -13,10 +13,12 @@ import pytest
 import yaml
 
 from fedspeed.checkpoint.journal import Journal
+from fedspeed.cluster.ports import free_port
 from tests.conftest import ROOT
-from tests.processes import free_port
 from tests.run.launched import journal_rounds, records, rounds_seen
 from tests.run.test_run_resume import SLOW
+
+SLOW_SENDS = {"TEST_SLOW_SENDS_S": "0.2"}  # a site that ends without waiting for what it has sent is found out
 
 
 class Federation:
@@ -63,6 +65,13 @@ class Federation:
     def run(self, i: int):
         return self.folder / f"runs{i}" / f"site{i}"
 
+    def until_a_round(self, started: list) -> None:
+        """Until the first site has a round; says what all of them said if it does not come to that."""
+        try:
+            started[0].until(lambda: rounds_seen(self.run(0)) >= 1)
+        except AssertionError as error:
+            raise AssertionError("\n".join(f"site{i}: {s.said()}" for i, s in enumerate(started))) from error
+
     def start(self, *words: str, sites=None, env=None, **routing) -> list:
         return [self.workshop.start(*words, config=self.config(i, **routing), env=env) for i in (range(self.size) if sites is None else sites)]
 
@@ -96,7 +105,7 @@ def test_nothing_of_another_site_is_in_a_sites_files(three):
 
 def test_sites_that_mean_different_runs_are_told_before_training(three):
     federation = three[0]
-    started = [federation.workshop.start(*words, "run.name=differing", config=federation.config(i))
+    started = [federation.workshop.start(*words, "run.name=differing", config=federation.config(i), env=SLOW_SENDS)
                for i, words in enumerate([(), ("train.lr=0.1",), ("adapter.lora_rank=4", "adapter.alpha=99")])]
     ended = [s.wait() for s in started]
     for i, e in enumerate(ended):
@@ -132,7 +141,7 @@ def test_what_is_wrong_with_a_sites_files_is_told_at_once(three, key, value, nam
 def test_a_stranger_at_the_port_changes_nothing(three, shared_workshop):
     federation = Federation(shared_workshop, "knocked", 3)
     started = federation.start(env=SLOW)
-    started[0].until(lambda: rounds_seen(federation.run(0)) >= 1)
+    federation.until_a_round(started)
     for sent in (b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000)):
         for port in federation.places:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger, contextlib.suppress(ConnectionError):
@@ -148,7 +157,7 @@ def test_survivors_go_on_without_a_killed_site(shared_workshop):
     """Four sites, of which a sum needs three; the fourth comes back with a newer roster only, at the next start."""
     federation = Federation(shared_workshop, "four", 4)
     started = federation.start("federation.rounds=6", env=SLOW)
-    started[0].until(lambda: rounds_seen(federation.run(0)) >= 1)
+    federation.until_a_round(started)
     os.kill(started[3].local_ranks()[0], signal.SIGKILL)
     ended = [s.wait() for s in started]
     assert [e.code for e in ended[:3]] == [0, 0, 0], "\n".join(e.text for e in ended)
@@ -167,7 +176,7 @@ def test_a_state_that_one_site_has_made_up_is_refused_by_all(shared_workshop):
     tensors = journal.tensors(entry)
     name = next(iter(tensors))
     journal.commit(entry, tensors | {name: tensors[name] + 1})
-    ended = [s.wait() for s in federation.start("federation.rounds=2")]
+    ended = [s.wait() for s in federation.start("federation.rounds=2", env=SLOW_SENDS)]
     for i, e in enumerate(ended):
         assert e.code not in (0, None) and "hold different states of round 1" in e.text and "Traceback" not in e.text, e.text
         assert max(journal_rounds(federation.run(i))) == 1
@@ -177,7 +186,7 @@ def test_a_state_that_one_site_has_made_up_is_refused_by_all(shared_workshop):
 def test_below_the_least_number_it_stops_and_the_same_commands_resume(three, shared_workshop):
     federation = Federation(shared_workshop, "stopped", 3)
     started = federation.start(env=SLOW)
-    started[0].until(lambda: rounds_seen(federation.run(0)) >= 1)
+    federation.until_a_round(started)
     os.kill(started[1].local_ranks()[0], signal.SIGKILL)
     ended = [s.wait() for s in started]
     for i in (0, 2):
