@@ -304,13 +304,12 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     _need_packages()
     loaded = load(arguments.config, arguments.overrides)
-    from fedspeed.routing.anonymous.exchange import MODES
     from fedspeed.routing.audit.adversary import Coalition
-    from fedspeed.session.audit import audit, render
+    from fedspeed.session.audit import PLAYED, audit, render
 
     modes = arguments.modes.split(",")
-    if unknown := [mode for mode in modes if mode not in MODES]:
-        raise ConfigError(f"--modes: {', '.join(unknown)} is none of {', '.join(MODES)}; in plain, updates travel with their senders' names")
+    if unknown := [mode for mode in modes if mode not in PLAYED]:
+        raise ConfigError(f"--modes: {', '.join(unknown)} is none of {', '.join(PLAYED)}")
     if arguments.owners is arguments.relays is arguments.clients is None:
         coalition = None
     else:

@@ -9,8 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fedspeed.cluster.discover import from_process
-from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.local import check_rank_count, local_rank_count
+from fedspeed.cluster.local import check_rank_count, local_hosts
 from fedspeed.cluster.topology import Topology, plan, warnings
 from fedspeed.config.check import notes, problems
 from fedspeed.config.deepspeed import merge, zero_stage
@@ -272,9 +271,7 @@ def _data(loaded: Loaded) -> list[str]:
 
 def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     config, launch = loaded.config, from_process(hostfile)
-    hosts = launch.hosts
-    if launch.kind == "none" and launch.hostfile is None:
-        hosts = (Host("localhost", local_rank_count(config.cluster.local_ranks, config.data.clients)),)
+    hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients) if launch.kind == "none" else launch.hosts
     ranks = sum(host.slots for host in hosts)
     if launch.kind == "none":
         if launch.hostfile:
@@ -315,7 +312,7 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
 
 def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:
     """What `routing.mode=auto` has come to, where it is not what its name is known for."""
-    if asked.mode == asked.settled(participants).mode or asked.settled(participants).mode != "plain" or participants < 2:
+    if asked.mode != "auto" or asked.settled(participants).mode != "plain" or participants < 2:
         return []
     return [f"routing.mode=plain for {participants} participants: a masked sum of fewer than {asked.min_participants} would say too much about each, so that "
             "updates travel in the clear inside this job"]

@@ -16,6 +16,8 @@ from typing import Self
 
 from fedspeed.cluster.crew import Crew, End, ForkedCrew, PreloadFailed, SpawnedCrew
 from fedspeed.cluster.devices import usable_cores, visible_gpus
+from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.once import ONCE_VARIABLE
 from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, ConfigError
@@ -47,6 +49,11 @@ def local_rank_count(setting: str, clients: int) -> int:
         raise ConfigError(f"cluster.local_ranks={setting!r}: write `auto` or a number of ranks of at least 1")
     check_rank_count(int(setting), f"cluster.local_ranks={setting.strip()}")
     return int(setting)
+
+
+def local_hosts(launch: Launch, setting: str, clients: int) -> tuple[Host, ...]:
+    """The hosts of a run that plain python starts: the hostfile's one, or this machine with as many ranks as `local_rank_count` says. Raises as that does."""
+    return launch.hosts if launch.hostfile else (Host("localhost", local_rank_count(setting, clients)),)
 
 
 def check_rank_count(ranks: int, source: str) -> None:

@@ -37,8 +37,8 @@ class Transport(Protocol):
         """Give `parts[i]` to participant i, who expects so many bytes; returns what came from each, `sizes[i]` bytes [uint8].
 
         Args:
-            parts: buffers of bytes; what this participant gives to itself comes back.
-            parts: bytes, or lists of pieces of one size, which some transports give as they came: as lists of arrays.
+            parts: buffers of bytes, or lists of pieces of one size, which some transports give as they came: as lists of arrays. What this participant
+                gives to itself comes back.
             step: (attempt, state), equal on all who take part; transports that can do without a peer tell by it what a late message belongs to.
                 State 0 is settling: whoever waits in another state of the same attempt and hears of it gets PeersLost(settling=True).
         """

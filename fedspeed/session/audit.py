@@ -20,12 +20,13 @@ from fedspeed.errors import ConfigError
 from fedspeed.federation import rules
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import AesGcm, public_of, stream
-from fedspeed.routing.anonymous.exchange import MODES
+from fedspeed.routing.anonymous.exchange import MARGIN, MODES, Mode
 from fedspeed.routing.anonymous.protocol import Member, Terms, traffic
-from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, observe, timing_auc, traced_share
+from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, named_share, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
 
-MARGIN = 64.0  # as the exchange's own span
+# What owners of chunks see of a plain sum is what cells without masks or relays would show them.
+PLAYED = MODES | {"plain": Mode(False, False)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Finding:
     games: int
     traced: float
     formula: float
+    named: tuple[float, float]  # part of the cells whose member the coalition's masks tell, and what chance gives
     timing: float  # area under the curve of an attacker on the order of arrival
     even: bool  # whether bytes between members were the same whatever the data
 
@@ -123,7 +125,7 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
 
     n, words = updates[0].shape
     identities = [Ed25519PrivateKey.generate() for _ in range(n)]
-    chosen, routing = MODES[mode], config.routing
+    chosen, routing = PLAYED[mode], config.routing
     hops = min(routing.relays, n - 1) if chosen.mixed else 0
     keys = tuple(public_of(key) for key in identities)
 
@@ -139,7 +141,8 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
     outcomes = link(views, seed)
     rows = tuple((name, o.accuracy, o.advantage, o.upper(len(LINKERS))) for name, o in outcomes.items())
     games = len(next(iter(outcomes.values())).candidates)
-    return Finding(mode, rows, games, traced_share(views), compromised(n, len(coalition.relays), hops), timing_auc(views), _even(members, updates))
+    return Finding(mode, rows, games, traced_share(views), compromised(n, len(coalition.relays), hops), named_share(views),
+                   timing_auc(views), _even(members, updates))
 
 
 def _words(values: np.ndarray, span: float) -> np.ndarray:
@@ -175,6 +178,8 @@ def render(found: Audit, coalition: Coalition | None) -> str:
         lines += [f"  {name:<18} accuracy {accuracy:6.3f}   advantage {advantage:+7.3f}   upper 95 % bound {upper:6.3f} (for {len(finding.rows)} linkers)"
                   for name, accuracy, advantage, upper in finding.rows]
         lines.append(f"  cells followed from their source by the coalition's relays: {finding.traced:.3f} (formula {finding.formula:.3f})")
+        if finding.named[1]:
+            lines.append(f"  cells given to their members by the masks that the coalition knows: {finding.named[0]:.3f} (chance {finding.named[1]:.3f})")
         lines.append(f"  order of arrival: area under the curve {finding.timing:.3f} (0.5 is chance; 1: the first to send is the first to come)")
         lines.append(f"  bytes between members are those that the public plan gives, for updates and for none: {'yes' if finding.even else 'NO'}")
     return "\n".join(lines)

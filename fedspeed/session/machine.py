@@ -9,8 +9,7 @@ from pathlib import Path
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import visible_gpus
 from fedspeed.cluster.discover import Launch
-from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.local import local_rank_count, run_local
+from fedspeed.cluster.local import local_hosts, run_local
 from fedspeed.cluster.topology import plan
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
@@ -41,7 +40,8 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
         return _say_complete(folder, end, entry.round, config.federation.rounds)
     if entry is not None:
         check_best(journal, entry)
-    ranks = sum(h.slots for h in launch.hosts) if launch.hostfile else local_rank_count(config.cluster.local_ranks, config.data.clients)
+    hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients)
+    ranks = sum(host.slots for host in hosts)
     watch = _Watch()
     if "DS_ACCELERATOR" not in os.environ and not visible_gpus(os.environ):
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -50,7 +50,6 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
     if code == EXIT_OK:
         return EXIT_FAILED if _missing(folder) else EXIT_OK
     if code != EXIT_USAGE:
-        hosts = launch.hosts if launch.hostfile else (Host("localhost", ranks),)
         participants = len(plan(hosts, config.data.clients, config.cluster.ranks_per_client).participants)
         _report_killed(order, ranks, config.routing.settled(participants).mode, watch, code)
     return code

@@ -94,9 +94,10 @@ class Job:
         """Whether the exchange goes on among the others when a rank dies: sites of their own do, and MPI where it was asked to (`mpirun --with-ft mpi`). A
         plain sum has nothing to go on with."""
         routing = self.config.routing
-        if routing.transport == "tls" or self.launch.kind != "openmpi" or routing.transport not in ("auto", "mpi") or routing.mode == "plain":
-            return routing.transport == "tls"
-        return mpi_outlives_ranks()
+        if routing.transport == "tls":
+            return True
+        by_mpi = self.launch.kind == "openmpi" and routing.transport in ("auto", "mpi")
+        return by_mpi and routing.mode != "plain" and mpi_outlives_ranks()
 
     @cached_property
     def workers(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from fedspeed.cluster.ports import free_port
 from fedspeed.errors import FedSpeedError
 from fedspeed.routing import identity
 from fedspeed.routing.transport import PeersLost, TransportError
-from fedspeed.routing.transports.tls import TlsTransport
+from fedspeed.routing.transports.tls import STRANGERS, TlsTransport
 from tests.routing.test_transports import contract, in_threads
 
 
@@ -34,15 +34,18 @@ class Sites:
     def transport(self, i: int, timeout_s: float = 20, roster=None, key: str | None = None) -> TlsTransport:
         return TlsTransport(str(self.folder / (key or f"site{i}.key")), self.roster.keys[i], roster or self.roster, timeout_s)
 
-    def all(self) -> list[TlsTransport]:
+    def all(self, crowded=lambda: None, timeout_s: float = 20) -> list[TlsTransport]:
+        """crowded: called when the first one listens, and before any of the others is there."""
         made = [None] * self.size
 
         def one(i):
-            made[i] = self.transport(i)
+            made[i] = self.transport(i, timeout_s)
 
         threads = [threading.Thread(target=one, args=(i,)) for i in range(self.size)]
         for thread in threads:
             thread.start()
+            if thread is threads[0]:
+                crowded()
         for thread in threads:
             thread.join(30)
         return made
@@ -139,6 +142,35 @@ def test_strangers_get_no_further_than_the_handshake_and_the_run_goes_on(tmp_pat
         transport.close()
     lines = [line for line in capfd.readouterr().err.splitlines() if "refused a connection from 127.0.0.1" in line]
     assert 2 <= len(lines) <= 10, lines
+
+
+def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
+    """More of them than there are places for handshakes, from before the members come until after they have met."""
+    sites, done, opened = Sites(tmp_path, 3), threading.Event(), []
+
+    def crowd():
+        while not done.wait(0.005):
+            with contextlib.suppress(OSError):
+                opened.append(socket.create_connection(sites.roster.members[0].place, timeout=5))
+
+    def crowded(least=2 * STRANGERS):
+        while len(opened) < least:
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=crowd)
+    thread.start()
+    try:
+        transports = sites.all(crowded, 8)  # less than a handshake may take
+        assert all(transports)
+        crowded(len(opened) + STRANGERS)
+        assert len({r["digest"] for r in in_threads(transports, contract)}) == 1
+    finally:
+        done.set()
+        thread.join()
+        for one in opened:
+            one.close()
+    for transport in transports:
+        transport.close()
 
 
 def test_another_roster_is_refused(tmp_path, capfd):

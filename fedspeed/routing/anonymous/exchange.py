@@ -24,7 +24,7 @@ from fedspeed.routing.transport import PeersLost, Transport
 
 STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "vote", "confirm", "testify", "unmask", "sums", "done",
           "void")
-_MARGIN = 64.0  # times the largest change of a block in the last aggregate may a next one be
+MARGIN = 64.0  # times the largest change of a block in the last aggregate may a next one be
 _SMALLEST = 1e-3  # a block that hardly moved may move this part of what the others did
 _BLOCKS, _BLOCK_WORDS = 256, 256  # most blocks, and least words of one, that have a span of their own
 
@@ -103,10 +103,10 @@ class AnonymousExchange(Exchange):
         self.cut = int(cut)
         if self.cut and self._transport.rank == self._present[0]:
             print(f"fedspeed: exchange {tag}: {self.cut} of all participants' {n * len(agreed.members)} words changed too much, and count for "
-                  f"{_MARGIN:g} times the largest change of the last round at most (routing.first_span in the first)", file=sys.stderr)
+                  f"{MARGIN:g} times the largest change of the last round at most (routing.first_span in the first)", file=sys.stderr)
         if weights:
             largest /= weights
-            self._spans = np.maximum(_MARGIN * np.maximum(largest, _SMALLEST * largest.max()), 4 * spans if cut else 0.0)
+            self._spans = np.maximum(MARGIN * np.maximum(largest, _SMALLEST * largest.max()), 4 * spans if cut else 0.0)
             if not largest.any():
                 self._spans = spans
         return total, float(weights)

@@ -2,7 +2,8 @@
 member alone, which is told only when the set of updates is settled (Bonawitz et al., 2017).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -28,6 +29,12 @@ class Masks:
                 low, high = sorted((me, other))
                 self.pairs[other] = derive(agree(private, key), b"mask", context, low.to_bytes(4, "big"), high.to_bytes(4, "big"))
         self._own = own
+
+    def only_with(self, others: Collection[int]) -> "Masks":
+        """As much of these masks as `others` know together when the secret of the own one is told."""
+        known = copy(self)
+        known.pairs = {other: seed for other, seed in self.pairs.items() if other in others}
+        return known
 
     def apply(self, chunk: int, words: np.ndarray) -> None:
         """Mask [n] uint32 in place."""

@@ -479,8 +479,7 @@ class Member:
             if self.n - len(self._lost) < self.terms.threshold:
                 raise Void(f"only {self.n - len(self._lost)} of {self.n} members are left, {self.terms.threshold} are needed", self._lost, fatal=True)
             before, agreed = self._lost, True
-            lost = sum(1 << i for i in before).to_bytes(_HASH, "big")
-            suspects = sum(1 << i for i in self._suspected).to_bytes(_HASH, "big")
+            lost, suspects = pack_members(before), pack_members(self._suspected)
             empty = bytes((SIGNATURE + 8) * self.n)
             certificate = b"".join(s + v.to_bytes(8, "big") for s, v in zip(self._signatures, self._scalars)) if self._signatures else empty
             came = yield self._same("settle", lost + suspects + certificate)
@@ -490,10 +489,8 @@ class Member:
                 if i in before:
                     continue
                 agreed = agreed and bytes(text[:_HASH]) == lost
-                bits = int.from_bytes(bytes(text[:_HASH]), "big")
-                claims[i] = frozenset(j for j in range(self.n) if bits >> j & 1)
-                bits = int.from_bytes(bytes(text[_HASH:2 * _HASH]), "big")
-                for j in (j for j in range(self.n) if bits >> j & 1):
+                claims[i] = unpack_members(bytes(text[:_HASH]), self.n)
+                for j in unpack_members(bytes(text[_HASH:2 * _HASH]), self.n):
                     accused.setdefault(j, set()).add(i)
                 records = [bytes(text[at:at + SIGNATURE + 8]) for at in range(2 * _HASH, len(text), SIGNATURE + 8)]
                 if not self._signatures and any(records[0]) and self._digest:
@@ -524,6 +521,16 @@ class Member:
         """The same message to all; those who are lost are left out."""
         sizes = sizes or [len(message)] * self.n
         return Swap(state, [b"" if i in self._lost else message for i in range(self.n)], [0 if i in self._lost else sizes[i] for i in range(self.n)])
+
+
+def pack_members(numbers: frozenset[int]) -> bytes:
+    """Numbers below 256 as a bit each."""
+    return sum(1 << i for i in numbers).to_bytes(_HASH, "big")
+
+
+def unpack_members(text: bytes, n: int) -> frozenset[int]:
+    bits = int.from_bytes(text, "big")
+    return frozenset(i for i in range(n) if bits >> i & 1)
 
 
 def outvoted(claims: Mapping[int, frozenset[int]]) -> frozenset[int]:

@@ -1,11 +1,12 @@
 """An adversary with exactly the views of a coalition, and how well it links members across rounds, measured.
 
 A view is what members of the coalition hold after an exchange that was played as always (`anonymous.lockstep`): as owners the contents of their
-chunks' cells, as relays their permutations, as clients their own cells. It knows nothing else.
+chunks' cells, as relays their permutations, as clients their own cells and the masks they share with others; and what everybody is told: the secrets of
+own masks. It knows nothing else.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -15,7 +16,7 @@ from scipy.stats import rankdata
 from fedspeed.routing.anonymous import cells
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.protocol import Agreed, Member
-from fedspeed.routing.audit.linkers import LINKERS, Linker
+from fedspeed.routing.audit.linkers import LINKERS, Linker, match
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class View:
         traced: by chunk, the member each of them came from where the coalition could follow it, else -1.
         truth: by chunk, the member each of them came from. Only the referee looks at it.
         places: by chunk, when each of them came: first, second, ... of all that the owner got of this chunk.
+        named: by chunk, the member each of them seems to be of once the masks that the coalition knows are taken off it; empty without masks.
     """
 
     cells: dict[int, np.ndarray]
     traced: dict[int, np.ndarray]
     truth: dict[int, np.ndarray]
     places: dict[int, np.ndarray]
+    named: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 def observe(members: Sequence[Member], coalition: Coalition) -> View:
@@ -51,7 +54,7 @@ def observe(members: Sequence[Member], coalition: Coalition) -> View:
     plan, serials = members[0].plan, {}
     for i, member in enumerate(members):
         serials.update({sent.serial: i for sent in member._sent})
-    contents, traced, truth, places = {}, {}, {}, {}
+    contents, traced, truth, places, named = {}, {}, {}, {}, {}
     for owner in coalition.owners:
         for chunk in plan.owned(owner):
             cores = cells.room(plan, plan.hops + 1, len(members))
@@ -59,9 +62,28 @@ def observe(members: Sequence[Member], coalition: Coalition) -> View:
             whose = np.array([serials[core[:cells.SERIAL].tobytes()] for core in cores])
             known = _followed(members, coalition, chunk)
             honest = np.array([i not in coalition.clients for i in whose])
-            words = np.stack([cells.words_of(core).view(np.int32) for core in cores]).astype(np.float64)
-            contents[chunk], truth[chunk], traced[chunk], places[chunk] = words[honest], whose[honest], known[honest], np.flatnonzero(honest)
-    return View(contents, traced, truth, places)
+            words = np.stack([cells.words_of(core) for core in cores])[honest]
+            contents[chunk], truth[chunk], traced[chunk], places[chunk] = _signed(words), whose[honest], known[honest], np.flatnonzero(honest)
+            if members[0].terms.masked:
+                named[chunk] = _named(members, coalition, chunk, words)
+    return View(contents, traced, truth, places, named)
+
+
+def _signed(words: np.ndarray) -> np.ndarray:
+    return words.view(np.int32).astype(np.float64)
+
+
+def _named(members: Sequence[Member], coalition: Coalition, chunk: int, words: np.ndarray) -> np.ndarray:
+    """For each of the honest members' cells [cells, words] the member whose known masks, taken off, leave the least: an update's words are small, masked ones
+    are anything."""
+    honest = [i for i in range(len(members)) if i not in coalition.clients]
+    left = np.empty((len(words), len(honest)))
+    for at, i in enumerate(honest):
+        known = members[i]._masks.only_with(coalition.clients)
+        mask = np.zeros(words.shape[1], np.uint32)
+        known.apply(chunk, mask)
+        left[:, at] = np.abs(_signed(words - mask)).mean(1)
+    return np.array(honest)[match(-left)]
 
 
 def _followed(members: Sequence[Member], coalition: Coalition, chunk: int) -> np.ndarray:
@@ -128,6 +150,14 @@ def traced_share(views: Sequence[View]) -> float:
     return float(np.concatenate(traced).mean()) if traced else 0.0
 
 
+def named_share(views: Sequence[View]) -> tuple[float, float]:
+    """(part of the cells whose member is told by the masks that the coalition knows, what chance would give); zeros without masks."""
+    right = [view.named[chunk] == view.truth[chunk] for view in views for chunk in view.named]
+    if not right:
+        return 0.0, 0.0
+    return float(np.concatenate(right).mean()), len(right) / sum(map(len, right))
+
+
 def timing_auc(views: Sequence[View]) -> float:
     """How well the order in which cells come out tells the order in which they went in: the chance that a cell's own source has begun to send at a place
     nearer to the cell's than another source has (area under the ROC curve; 0.5 is chance). Here members begin in the order of their numbers. Since a
@@ -149,8 +179,3 @@ def timing_auc(views: Sequence[View]) -> float:
 def compromised(members: int, corrupt: int, hops: int) -> float:
     """Probability that all relays of a path are among the corrupt: C(f, L) / C(n, L)."""
     return math.comb(corrupt, hops) / math.comb(members, hops) if hops else 1.0
-
-
-def rounds_of(updates: Sequence[np.ndarray], make: Callable[[int, np.ndarray], Sequence[Member]], coalition: Coalition) -> list[View]:
-    """Views of one exchange for each round's updates [members, words] float32."""
-    return [observe(make(number, update), coalition) for number, update in enumerate(updates)]

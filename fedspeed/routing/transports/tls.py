@@ -23,7 +23,7 @@ _HEADER = struct.Struct(">4sIIIQ")  # mark, attempt, state, number of pieces, by
 _MARK = b"FdSp"
 _WRITES, _READS, _WELCOME = b"w", b"r", b"y"
 HANDSHAKE_S = 10.0
-STRANGERS = 16  # that may be shaking hands at the same time
+STRANGERS = 64  # that may be shaking hands at the same time; who comes then takes the place of the one that has been at it for longest
 MOST_BYTES, MOST_PIECES = 1 << 36, 1 << 24  # of one frame
 WAITING = 4  # frames of one peer that may lie here before they are asked for
 _RETRY_S = 0.3
@@ -51,7 +51,7 @@ class TlsTransport(FrameTransport):
         self._broken: dict[int, str] = {}  # why nothing more can be sent to a peer
         self._workers: dict[object, threading.Thread] = {}  # by the socket that it, and nobody else, uses
         self._changed, self._refused = threading.Condition(), set()
-        self._strangers = threading.BoundedSemaphore(STRANGERS)
+        self._strangers: dict[ssl.SSLSocket, None] = {}  # that are shaking hands, the first to come first
         place = listen or roster.members[self.rank].place
         try:
             self._listener = socket.create_server(place, backlog=64)
@@ -83,16 +83,25 @@ class TlsTransport(FrameTransport):
                 connection, address = self._listener.accept()
             except OSError:
                 return
-            if not self._strangers.acquire(blocking=False):
-                self._refuse(address, "too many are shaking hands", connection)
+            try:
+                connection.settimeout(HANDSHAKE_S)
+                secured = self._server.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            except (OSError, ValueError) as error:
+                self._refuse(address, _reason(error), connection)
                 continue
-            threading.Thread(target=self._greet, args=(connection, address), name="tls-greet", daemon=True).start()
+            with self._changed:
+                if len(self._strangers) == STRANGERS:  # a member needs milliseconds: those who hold places for long are none
+                    first = next(iter(self._strangers))
+                    del self._strangers[first]
+                    with contextlib.suppress(OSError):
+                        socket.socket.shutdown(first, socket.SHUT_RDWR)
+                self._strangers[secured] = None
+            threading.Thread(target=self._greet, args=(secured, address), name="tls-greet", daemon=True).start()
 
-    def _greet(self, connection: socket.socket, address) -> None:
+    def _greet(self, secured: ssl.SSLSocket, address) -> None:
         """Find out who has dialled; a member of the roster that is not connected yet stays, everybody else goes."""
         try:
-            connection.settimeout(HANDSHAKE_S)
-            secured = self._server.wrap_socket(connection, server_side=True)
+            secured.do_handshake()
             peer = self._member(secured)
             hello = exactly(secured, 1 + len(self._roster.digest))
             if hello[1:] != self._roster.digest:
@@ -101,9 +110,12 @@ class TlsTransport(FrameTransport):
                 raise ValueError(f"{self._roster.members[peer].name} is not to dial here")
             self._keep(peer, secured, reads=hello[:1] == _WRITES, word=_WELCOME)
         except (OSError, ValueError) as error:
-            self._refuse(address, _reason(error), connection)
+            with self._changed:
+                pushed_out = secured not in self._strangers
+            self._refuse(address, "too many are shaking hands" if pushed_out else _reason(error), secured)
         finally:
-            self._strangers.release()
+            with self._changed:
+                self._strangers.pop(secured, None)
 
     def _dial(self, peer: int, direction: bytes, end: float) -> None:
         card, last = self._roster.members[peer], ""
@@ -229,7 +241,6 @@ def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
     if side == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # every connection proves its key
     return context
-
 
 
 def _reason(error: Exception) -> str:

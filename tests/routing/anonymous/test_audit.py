@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.audit.adversary import Coalition, Linkage, compromised, link, observe, timing_auc, traced_share
+from fedspeed.routing.anonymous.masks import Masks
+from fedspeed.routing.anonymous.protocol import Agreed
+from fedspeed.routing.audit.adversary import Coalition, Linkage, compromised, link, named_share, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
 from tests.routing.anonymous.parties import Parties
 from tests.routing.anonymous.test_crypto import noise
@@ -37,6 +39,27 @@ def test_with_masks_all_attackers_guess(n, rounds):
     for name, outcome in link(views(n, rounds)).items():
         error = (outcome.upper(1, 0.8413) - outcome.advantage)
         assert abs(outcome.advantage) < 4.5 * error, name
+
+
+@pytest.mark.parametrize("corrupt", [0, 1, 3])
+def test_what_colluders_know_of_masks_names_nobody_else(corrupt, monkeypatch):
+    coalition = Coalition(frozenset(range(5)), clients=frozenset(range(corrupt)))
+    found = views(5, 25, coalition=coalition)
+    share, chance = named_share(found)
+    pairs = sum(len(c) for view in found for c in view.named.values())
+    assert chance == 1 / (5 - corrupt) and abs(share - chance) < 4.5 / np.sqrt(pairs)
+    honestly, between = Masks.apply, frozenset(range(corrupt))  # honest members that have no masks with each other
+    monkeypatch.setattr(Masks, "apply", lambda self, *where: honestly(self.only_with(between), *where))
+    members = Parties(5, 96, chunk_words=20).attempt()
+    for member in members:
+        monkeypatch.setattr(member, "_finish", lambda member=member: agreed_on_nothing(member))
+    assert named_share([observe(members, coalition)])[0] == 1.0
+
+
+def agreed_on_nothing(member):
+    """The masks would not cancel; what an owner sees has been seen by now."""
+    return Agreed(np.zeros(member.terms.words, np.uint32), member.terms.members, ())
+    yield
 
 
 def test_a_linker_is_right_about_what_is_plain_to_see():
