@@ -28,8 +28,9 @@ def _with_env(rank, env, function, *args):
     return function(rank, *args)
 
 
-def run_ranks(world: int, function, *args, timeout: float = 120) -> list:
-    """`[function(rank, *args) for rank in range(world)]`, each in a process of its own; raises if any fails or is late."""
+def run_ranks(world: int, function, *args, timeout: float = 120, mortal: frozenset[int] = frozenset()) -> list:
+    """`[function(rank, *args) for rank in range(world)]`, each in a process of its own; raises if any fails or is late. None for a mortal one
+    that has died without a word."""
     pipes, processes = [], []
     try:
         for rank in range(world):
@@ -50,7 +51,7 @@ def run_ranks(world: int, function, *args, timeout: float = 120) -> list:
                 try:
                     good, value = pipe.recv()
                 except EOFError:
-                    good, value = False, "died without a word"
+                    good, value = (True, None) if rank in mortal else (False, "died without a word")
                 results[rank] = value
                 if not good:
                     failures.append(f"rank {rank}:\n{value}")

@@ -175,15 +175,16 @@ class AnonymousExchange(Exchange):
             parts, sizes = [b""] * self._transport.size, [0] * self._transport.size
             for i, p in enumerate(self._present):
                 parts[p], sizes[p] = swap.parts[i], swap.sizes[i]
-            patience = self._deadline_s if swap.state == "announce" and not self._begun else self._rules.step_deadline_s
+            lost, patience = None, self._deadline_s if swap.state == "announce" and not self._begun else self._rules.step_deadline_s
             try:
                 came = self._transport.swap(parts, sizes, patience, (self._count, STATES.index(swap.state)))
                 if self._arrived is None:
                     self._arrived = time.perf_counter()
                 self._begun = True
-                swap = steps.send([came[p] for p in self._present])
-            except PeersLost as lost:
-                swap = steps.throw(Lost(frozenset(self._present.index(p) for p in lost.peers), lost.settling))
+            except PeersLost as error:
+                lost = Lost(frozenset(self._present.index(p) for p in error.peers), error.settling)
+            try:
+                swap = steps.throw(lost) if lost else steps.send([came[p] for p in self._present])
             except StopIteration as stop:
                 return stop.value
 
