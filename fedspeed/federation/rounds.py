@@ -82,16 +82,19 @@ class Federation:
 
     Args:
         stop: asked at the end of every round; True once the scheduler wants this process to end.
+        renew: asked likewise; True once this process has a newer list of participants. When all have, the run stops, to be started again with it.
     """
 
     def __init__(self, config: RunConfig, fingerprint: str, config_dict: dict, seat: Seat, engine: ClientEngine, link: ClientLink,
-                 journal: Journal, monitor, clock, peak_bytes: Callable[[], int], stop: Callable[[], bool]):
+                 journal: Journal, monitor, clock, peak_bytes: Callable[[], int], stop: Callable[[], bool],
+                 renew: Callable[[], bool] = lambda: False):
         self.config, self._fingerprint, self._config_dict = config, fingerprint, config_dict
         self.seat, self.engine, self._link = seat, engine, link
         self._journal, self._monitor, self._clock, self._peak_bytes, self._stop = journal, monitor, clock, peak_bytes, stop
         self.steps_per_round = local_steps_of(config.train, seat.cluster)
         # A client counts by the answer tokens of its training rows.
         self._weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in seat.clients.items()}
+        self._renew, self.renewed = renew, False
         self._seconds: dict[str, float] = {}  # of this round's turns so far
         self._settled = 0.0  # when the last round was
 
@@ -150,7 +153,7 @@ class Federation:
         return Trained(number, start, rule, still, ledger, asked, vector, weight, begin)
 
     def _settle_round(self, progress: Progress, trained: Trained) -> bool:
-        """The rest of a round: its sum, what it does to the state, its evaluation and records. True if some rank was asked to stop."""
+        """The rest of a round: its sum, what it does to the state, its evaluation and records. True if the run is to stop here."""
         config, number, ledger, still = self.config, trained.number, trained.ledger, trained.still
         waited = time.perf_counter()
         total = self._link.finish(trained.started)
@@ -178,7 +181,8 @@ class Federation:
             progress.done = "finished"
         elif config.federation.patience and progress.stale >= config.federation.patience:
             progress.done = "early stop"
-        stop = bool(ledger.of_ranks("stop").any())
+        self.renewed = ledger.of_ranks("renew").sum() > ledger.of_ranks("ranks").sum() - 0.5
+        stop = self.renewed or bool(ledger.of_ranks("stop").any())
         now = time.perf_counter()
         seconds, self._settled = now - max(trained.begin, self._settled), now  # under staleness rounds overlap; their seconds do not
         if self.seat.reporter:  # before the commit: a record without a commit is dropped on resuming, the reverse would leave a gap
@@ -261,7 +265,8 @@ class Federation:
         self._seconds = {}
         ledger.set_rank(self.seat.slot, ranks=1.0, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
                         idle_s=stages["idle"] + idle_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), device_bytes=self.engine.device_bytes,
-                        loaded_bytes=self.engine.take_loaded(), step_s=self.engine.take_step_s(), stop=float(self._stop()))
+                        loaded_bytes=self.engine.take_loaded(), step_s=self.engine.take_step_s(), stop=float(self._stop()),
+                        renew=float(self._renew()))
         size = self.engine.groups.client_size
         for client in self.seat.clients:  # what its ranks did for it and for those who share them
             ledger.add_client(client, exchange_s=exchange_s / size, idle_s=(stages["idle"] + idle_s) / size, bytes_sent=bytes_sent,

@@ -18,7 +18,7 @@ PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
                 errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
-def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted=None) -> int:
+def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted=None, renewed: bool = False) -> int:
     """The reporter's part after the last round, or after the one in which the run was asked to end: export, report, and the exit code, which
     is 0 only if every update of every round counted."""
     from fedspeed.checkpoint.export import export
@@ -26,9 +26,10 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
 
     config, folder = job.config, job.order.folder
     if not progress.done:
-        reason = f"asked to end; round {progress.round} is in the journal"
+        why = "all sites have a newer roster" if renewed else "asked to end"
+        reason = f"{why}; round {progress.round} is in the journal"
         monitor.finish(_summary(config, monitor, "preempted", reason, EXIT_RESUMABLE), _facts(job, None))
-        print(f"fedspeed: stopped after round {progress.round} of {config.federation.rounds} as asked; the same command goes on from there",
+        print(f"fedspeed: stopped after round {progress.round} of {config.federation.rounds} ({why}); the same command goes on from there",
               file=sys.stderr)
         return EXIT_RESUMABLE
     best = bool(progress.best_round) and progress.best_round != progress.round

@@ -137,6 +137,8 @@ def monitor(job: Job, resume_round: int, claim: Claim):
     order, config, folder = job.order, job.config, job.order.folder
     folder.mkdir(parents=True, exist_ok=True)
     claim.take(folder)
+    if config.routing.transport == "tls":
+        job.site.keep_epoch(folder)
     (folder / "report.md").unlink(missing_ok=True)  # it speaks of how an earlier start ended, and this one may end without a word
     return Monitor(folder, config.monitor, config.routing.mode, config.federation.rounds, json_out=order.json_out,
                    resume_round=resume_round, config_text=render(order.loaded, order.deepspeed))

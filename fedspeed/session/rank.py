@@ -89,14 +89,16 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     first = fresh.tensors  # what a client alone would start from too
     progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
     monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim)
-    federation = rounds.Federation(config, job.order.marks, as_dict(job.order.config), seat, engine, link, journal, monitor, clock, peak_bytes, stop)
+    federation = rounds.Federation(config, job.order.marks, as_dict(job.order.config), seat, engine, link, journal, monitor, clock, peak_bytes, stop,
+                                   job.site.renewed if config.routing.transport == "tls" else lambda: False)
     stop.in_rounds = True
     try:
         try:
             progress = federation.run(progress)
             comparison = _compare(job, federation, first, progress, inputs, link)
             if job.reporter:
-                code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison, forecast(job, inputs.data))
+                code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison, forecast(job, inputs.data),
+                                         federation.renewed)
             else:
                 code = EXIT_OK if progress.done else EXIT_RESUMABLE
         except Exception as error:
@@ -147,6 +149,8 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
         check_ids(max(map(largest_id, data.values())), config.model)
         if job.reporter and order.folder.is_dir():
             claim.take(order.folder)
+        if job.reporter and config.routing.transport == "tls":
+            job.site.check_epoch(order.folder)
         entry = standing.journal_entry(standing.journal_of(order), order) if job.reporter and not order.fresh else None
         if entry is not None:
             standing.check_best(standing.journal_of(order), entry)

@@ -10,12 +10,14 @@ import numpy as np
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, decisive
 from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.files import write_atomically
 from fedspeed.routing import identity
 from fedspeed.routing.anonymous.crypto import digest, public_of
 
 # What each site decides for itself: where its data and files are, what its hardware does best.
 OWN = ("cluster", "data", "deepspeed", "engine", "monitor", "checkpoint", "run", "model.base", "model.tokenizer", "train.micro_batch", "train.accumulation",
        "routing.identity", "routing.roster", "routing.listen", "routing.transport", "routing.deadline_s", "routing.step_deadline_s")
+EPOCH_FILE = "roster-epoch"  # in a run's folder
 SHOWN = 8  # differences that an error lists
 _READ_BYTES = 1 << 22
 
@@ -40,6 +42,29 @@ class Site:
     @cached_property
     def digest(self) -> bytes:
         return digest(self.roster.digest, json.dumps(self.settings, sort_keys=True).encode())
+
+
+    def renewed(self) -> bool:
+        """Whether the roster's file holds a newer one by now. One that is no roster of the pinned signer's is none yet."""
+        routing = self.config.routing
+        try:
+            return identity.read_roster(Path(routing.roster), routing.roster_signer).epoch > self.roster.epoch
+        except FedSpeedError:
+            return False
+
+    def check_epoch(self, folder: Path) -> None:
+        """Raises: FedSpeedError: the run in the folder has gone on with a newer roster already: members that have left it would be back with this one."""
+        file = folder / EPOCH_FILE
+        try:
+            known = int(file.read_text()) if file.exists() else 0
+        except (OSError, ValueError) as error:
+            raise FedSpeedError(f"{file}: cannot be read as the newest roster's epoch ({error}); write the number of the roster you trust into it") from error
+        if self.roster.epoch < known:
+            raise FedSpeedError(f"{self.config.routing.roster}: its epoch {self.roster.epoch} is older than {known}, with which {folder} has run already; ask "
+                                "for the newest roster")
+
+    def keep_epoch(self, folder: Path) -> None:
+        write_atomically(folder / EPOCH_FILE, f"{self.roster.epoch}\n".encode())
 
 
 def transport(site: Site):

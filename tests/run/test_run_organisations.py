@@ -220,6 +220,25 @@ def test_members_leave_and_join_with_a_newer_roster(three):
         federation.sign(1)
 
 
+def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
+    """One leaves, one joins, one has a new key, while the program runs; and nobody is brought back by an older roster."""
+    federation = Federation(shared_workshop, "rolling", 4)
+    federation.sign(1, federation.cards[:3])
+    words = ("federation.rounds=12", "cluster.max_restarts=1")
+    started = federation.start(*words, env=SLOW, sites=(0, 1, 2))
+    federation.until_a_round(started)
+    older = (federation.folder / "roster.json").read_text()
+    federation.sign(2, [federation.cards[i] for i in (0, 1, 3)])
+    started += federation.start(*words, env=SLOW, sites=(3,))
+    ended = [s.wait() for s in started]
+    assert [e.code for e in ended] == [0, 0, 2, 0], "\n".join(e.text for e in ended)
+    assert all("all sites have a newer roster" in e.err for e in ended[:3]) and "is in no card of the roster (epoch 2)" in ended[2].err
+    assert [r["round"] for r in records(federation.run(0))] == list(range(13)) and records(federation.run(3))[-1]["round"] == 12
+    (federation.folder / "roster.json").write_text(older)
+    again = [s.wait() for s in federation.start("federation.rounds=14", sites=(0,))]
+    assert again[0].code == 2 and "its epoch 1 is older than 2" in again[0].text
+
+
 @pytest.mark.slow
 def test_the_example_runs_as_written():
     done = subprocess.run(["bash", "launchers/organisations.sh", "--fresh"], cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -62,7 +62,7 @@ def test_sigterm_ends_after_the_round_in_progress(workshop, whole):
     number = journal_rounds(run)[-1]
     assert 1 <= number < ROUNDS and rounds_seen(run) == number
     assert headline(run) == "# Run `asked`: preempted"
-    assert f"stopped after round {number} of {ROUNDS} as asked; the same command goes on from there" in ended.err
+    assert f"stopped after round {number} of {ROUNDS} (asked to end); the same command goes on from there" in ended.err
     assert "Traceback" not in ended.err
 
     workshop.finish("run.name=asked", "monitor.plot=false")
