@@ -1,0 +1,124 @@
+"""In which order ranks compute: schedules of pipelines, as instruction streams. Pure."""
+
+from collections.abc import Callable
+from itertools import chain
+
+from fedspeed.planner.pipeline.instructions import (
+    Backward,
+    Embed,
+    Forward,
+    Head,
+    Instruction,
+    Load,
+    Micro,
+    Pipeline,
+    Release,
+    Stream,
+    gives,
+    with_transfers,
+)
+
+# More micro-batches under way than 1F1B has. Four clients with 3 micro-batches each on four stages take 48 with 2, 46 with 3, and 45, the least there is, with 5.
+SPARE = 5
+Cost = Callable[[Instruction, int], float]
+
+
+def one_f_one_b(stages: int, micro_batches: int, client: int = 0) -> tuple[Stream, ...]:
+    """One client's pipeline, the first stage embedding and the last holding the labels: forwards until the pipeline is full, then one backward for each
+    forward (PipeDream-flush; Narayanan et al., 2021). Stage s keeps at most stages - s micro-batches; idle is (stages - 1) / (micro_batches + stages - 1).
+    """
+    pipeline = Pipeline(stages, tuple(range(stages)), (Micro(client, 0, stages - 1),) * micro_batches)
+    return with_transfers(pipeline, [_alternating(pipeline, stage) for stage in range(stages)])
+
+
+def _alternating(pipeline: Pipeline, stage: int) -> list[Instruction]:
+    micros, warm = len(pipeline.micros), min(pipeline.ranks - 1 - stage, len(pipeline.micros))
+
+    def forward(m: int) -> list[Instruction]:
+        before = [Embed(m)] if pipeline.micros[m].embed == stage else []
+        return before + [Forward(m, stage)] + ([Head(m)] if pipeline.micros[m].head == stage else [])
+
+    steady = [forward(m + warm) + [Backward(m, stage)] for m in range(micros - warm)]
+    return list(chain(*(forward(m) for m in range(warm)), *steady, (Backward(m, stage) for m in range(micros - warm, micros))))
+
+
+def streamed(ranks: int, chunks: int, micro_batches: int, client: int = 0) -> tuple[Stream, ...]:
+    """One client's pipeline over more blocks than its ranks hold: chunk k is loaded by rank k mod ranks, takes all micro-batches through, and is released;
+    backwards again. So each rank loads its part of the base twice a step (the last chunk of all once), while the chunks of the other ranks are computed.
+
+    Args:
+        chunks: at least as many as ranks.
+    """
+    pipeline = Pipeline(ranks, tuple(k % ranks for k in range(chunks)), (Micro(client, 0, (chunks - 1) % ranks),) * micro_batches)
+    return with_transfers(pipeline, [_chunk_by_chunk(pipeline, rank) for rank in range(ranks)])
+
+
+def _chunk_by_chunk(pipeline: Pipeline, rank: int) -> list[Instruction]:
+    everyone, last = range(len(pipeline.micros)), len(pipeline.chunks) - 1
+    mine = [k for k, owner in enumerate(pipeline.chunks) if owner == rank]
+    order: list[Instruction] = [Embed(m) for m in everyone if pipeline.micros[m].embed == rank]
+    for k in mine:
+        order += [Load(k)]
+        order += [work for m in everyone for work in ([Forward(m, k), Head(m)] if k == last else [Forward(m, k)])]
+        order += [Release(k)] if k != mine[-1] else []
+    for k in reversed(mine):
+        order += [Load(k)] if k != mine[-1] else []
+        order += [*(Backward(m, k) for m in everyone), Release(k)]
+    return order
+
+
+def shared(owners: tuple[int, ...], micro_batches: tuple[int, ...], ranks: int, cost: Cost | None = None,
+           spare: int = SPARE) -> tuple[Stream, ...]:
+    """All clients of a cluster in one pipeline, rank r holding chunk r. Each client's own rank embeds its micro-batches and holds their labels, so that neither
+    leaves it; the clients' micro-batches take turns, and fill each other's bubbles.
+
+    The order is that of list scheduling: whoever is free takes of what is ready a backward before a head, a head before a forward, a forward before an
+    embedding, and the micro-batch that entered first.
+
+    Args:
+        owners, micro_batches: by client, the rank its data is on, and how many micro-batches it has in this step.
+        cost: time of a computation on a rank; default: a forward 1, a backward 2, a head 1/4, an embedding nothing.
+        spare: stage s has at most ranks - s + spare micro-batches under way. Those whose owner is busy with another stage's work wait there.
+    """
+    pipeline = Pipeline(ranks, tuple(range(ranks)), taking_turns(owners, micro_batches))
+    return with_transfers(pipeline, _listed(pipeline, cost or _plain_cost, spare))
+
+
+def taking_turns(owners: tuple[int, ...], micro_batches: tuple[int, ...]) -> tuple[Micro, ...]:
+    """The clients' micro-batches, the first ones of all before the second ones."""
+    return tuple(Micro(c, owners[c], owners[c]) for i in range(max(micro_batches, default=0)) for c in range(len(owners)) if i < micro_batches[c])
+
+
+_URGENCY = {Backward: 0, Head: 1, Forward: 2, Embed: 3}
+
+
+def _plain_cost(work: Instruction, rank: int) -> float:
+    return {Embed: 0.0, Forward: 1.0, Head: 0.25, Backward: 2.0}[type(work)]
+
+
+def _listed(pipeline: Pipeline, cost: Cost, spare: int) -> list[list[Instruction]]:
+    depth, orders, free = len(pipeline.chunks), [[] for _ in range(pipeline.ranks)], [0.0] * pipeline.ranks
+    under_way = [0] * depth  # micro-batches between a chunk's forward and its backward
+    ready: list[dict[Instruction, float]] = [{} for _ in range(pipeline.ranks)]  # what could begin, and since when
+    for m, micro in enumerate(pipeline.micros):
+        ready[micro.embed][Embed(m)] = 0.0
+    while any(ready):
+        choices = [((max(free[rank], since), _URGENCY[type(work)], work.micro, rank), work) for rank, works in enumerate(ready) for work, since in works.items()
+                   if not (isinstance(work, Forward) and under_way[work.chunk] >= depth - work.chunk + spare)]
+        (start, _, _, rank), work = min(choices, key=lambda choice: choice[0])
+        del ready[rank][work]
+        orders[rank].append(work)
+        free[rank] = start + cost(work, rank)
+        if isinstance(work, Forward):
+            under_way[work.chunk] += 1
+        elif isinstance(work, Backward):
+            under_way[work.chunk] -= 1
+        for kind, hop in gives(pipeline, work):
+            ready[pipeline.receiver(work.micro, kind, hop)][_taker(pipeline, work.micro, kind, hop)] = free[rank]
+    return orders
+
+
+def _taker(pipeline: Pipeline, micro: int, kind: str, hop: int) -> Instruction:
+    if kind == "gradient":
+        return Backward(micro, hop)
+    return Head(micro) if hop == len(pipeline.chunks) else Forward(micro, hop)
