@@ -5,10 +5,11 @@ from deepspeed.accelerator import get_accelerator
 
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.base.store import BaseStore
+from fedspeed.engine.cell_model import Cell
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.config import EVAL_TOKENS
-from fedspeed.engine.layer_major import Cell, LayerMajor
+from fedspeed.engine.layer_major import LayerMajor
 
 
 class StreamedEngine(ClientEngine):

@@ -78,7 +78,7 @@ def dropped(rank, base, dropout=0.3):
     """Gradients with dropout: as the engine computes them, and by one autograd graph over the same masks."""
     import torch
 
-    from fedspeed.engine.layer_major import Cell
+    from fedspeed.engine.cell_model import Cell
 
     step = random_step(3, 2, 2)
     # With everything resident the blocks can also be differentiated as one graph.
@@ -100,8 +100,8 @@ def dropped(rank, base, dropout=0.3):
             with torch.enable_grad():
                 for b in range(len(layers._parts.blocks)):
                     list(layers._by_owner(b, [cell], [state], [tensors]))
-                    hidden = layers._block(b, cell, state, hidden)
-                _, upward = layers._head(hidden.detach(), cell)
+                    hidden = layers._cells.block(b, cell, state, hidden)
+                _, upward = layers._cells.head(hidden.detach(), cell)
                 places = {n: p for block in layers._places for n, p in block}
                 for n, g in zip(places, torch.autograd.grad(hidden, list(places.values()), upward)):
                     whole[n] = whole.get(n, 0) + g

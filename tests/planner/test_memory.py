@@ -56,7 +56,7 @@ def kept_bytes(config, targets, dropout, batch, tokens):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fedspeed.engine.layer_major import _Recorder
+    from fedspeed.engine.cell_model import _Recorder
     from fedspeed.models.adapters import add_adapter
     from fedspeed.models.blocks import anatomy
     from fedspeed.models.config import AdapterConfig
@@ -87,7 +87,8 @@ def test_what_waits_between_two_blocks():
 
     from fedspeed.data.batches import Batch
     from fedspeed.engine.base.layout import frozen_units
-    from fedspeed.engine.layer_major import Cell, LayerMajor
+    from fedspeed.engine.cell_model import Cell
+    from fedspeed.engine.layer_major import LayerMajor
     from fedspeed.models.adapters import add_adapter
     from fedspeed.models.blocks import anatomy
     from fedspeed.models.config import AdapterConfig
@@ -111,7 +112,7 @@ def test_what_waits_between_two_blocks():
     states = layers._enter(cells, backward=True)
     with torch.no_grad():
         for cell, state in zip(cells, states):
-            state.hidden = layers._block(0, cell, state, state.hidden)
+            state.hidden = layers._cells.block(0, cell, state, state.hidden)
     waiting = {}
     for state in states:
         inputs = [state.hidden, *(v for call in state.calls for v in call.kwargs.values())]

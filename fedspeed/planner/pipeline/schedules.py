@@ -18,7 +18,7 @@ from fedspeed.planner.pipeline.instructions import (
     with_transfers,
 )
 
-# More micro-batches under way than 1F1B has. Four clients with 3 micro-batches each on four stages take 48 with 2, 46 with 3, and 45, the least there is, with 5.
+# More micro-batches under way than 1F1B has. Four clients with 3 micro-batches each on four stages take 48 with 2, 46 with 3, and 45, the least, with 5.
 SPARE = 5
 Cost = Callable[[Instruction, int], float]
 

@@ -1,0 +1,172 @@
+"""What a model computes of single micro-batches: their embedding, one block at a time, head and loss. In which order, others decide."""
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
+from torch import nn
+
+from fedspeed.data.batches import Batch
+from fedspeed.data.encode import IGNORED
+from fedspeed.engine.config import LOGITS_BYTES
+from fedspeed.models.blocks import Anatomy
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Cell:
+    """One micro-batch of one owner.
+
+    Attributes:
+        owner: whose trainable tensors it is computed with.
+        scale: factor of its summed loss in what is differentiated.
+        seed: of its dropout.
+    """
+
+    batch: Batch
+    owner: int
+    scale: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class Score:
+    """Sums over one micro-batch: cross-entropy of its answer tokens, rows whose answer greedy decoding would give, rows with an answer."""
+
+    loss: float | torch.Tensor  # a tensor until the pass ends: asking the device for a number would wait for all it has to do
+    exact: int
+    rows: int
+
+
+class CellModel:
+    """Args:
+        model: as built, its trainable parameters inside the blocks.
+    """
+
+    def __init__(self, model: nn.Module, parts: Anatomy):
+        self._parts = parts
+        self.device = torch.device(get_accelerator().current_device_name())
+        # Some families give attention's dropout to a function, with no module that would show it.
+        stated = any(value for key, value in model.config.to_dict().items() if key.endswith(("dropout", "_pdrop")))
+        self._dropout = stated or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+
+    @torch.no_grad()
+    def enter(self, cell: Cell, table: torch.Tensor | None) -> "CellState":
+        """Embed a micro-batch; what the model computes once for all blocks (masks, positions) is recorded, not rebuilt.
+
+        Args:
+            table: the embedding's weights, wherever they lie; None: the state is for blocks whose input comes from elsewhere, and has none of its own.
+        """
+        if table is None:
+            embedded = torch.zeros((*cell.batch.attention_mask.shape, self._parts.embedding.embedding_dim), dtype=self._parts.norm.weight.dtype,
+                                   device=self.device)
+        else:
+            ids = torch.from_numpy(cell.batch.input_ids).to(table.device)
+            embedded = nn.functional.embedding(ids, table).to(self.device)
+        with self._recorded() as (entered, calls), self._seeded(cell, -1):
+            self._parts.decoder(inputs_embeds=embedded, attention_mask=torch.from_numpy(cell.batch.attention_mask).to(self.device))
+        return CellState(None if table is None else entered[0], calls)
+
+    def block(self, b: int, cell: Cell, state: "CellState", hidden: torch.Tensor, own: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """One block's output. `own`: tensors in place of parameters of the block, by their names in it; None: as they are."""
+        call = state.calls[b]
+        with self._seeded(cell, b):
+            if own is None:
+                out = self._parts.blocks[b](hidden, *call.args, **call.kwargs)
+            else:
+                out = torch.func.functional_call(self._parts.blocks[b], own, (hidden, *call.args), call.kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    @contextmanager
+    def _recorded(self):
+        """The decoder's blocks only note what they were called with: ([what enters the first block], what each gets beside it)."""
+        entered: list[torch.Tensor] = []
+        calls: list[_Call] = []
+        recorders = nn.ModuleList(_Recorder(entered, calls) for _ in self._parts.blocks)
+        setattr(self._parts.decoder, self._parts.blocks_name, recorders)
+        try:
+            yield entered, calls
+        finally:
+            setattr(self._parts.decoder, self._parts.blocks_name, self._parts.blocks)
+
+    @contextmanager
+    def _seeded(self, cell: Cell, b: int):
+        """The same dropout masks whenever this block computes this cell, in whatever order cells are computed."""
+        if not self._dropout:
+            yield
+            return
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed((cell.seed * 1_000_003 + b + 1) % 2**63)
+            yield
+
+    def head(self, hidden: torch.Tensor, cell: Cell, differentiate: bool = True) -> tuple[Score, torch.Tensor | None]:
+        """Norm, head and loss of the answer tokens only, some rows at a time; also the gradient of scale * loss by `hidden`."""
+        labels = torch.from_numpy(cell.batch.labels)[:, 1:]
+        at = (labels != IGNORED).nonzero()
+        targets = labels[at[:, 0], at[:, 1]].to(self.device)
+        where = at.to(self.device)
+        rows = max(1, LOGITS_BYTES // (self._parts.head.weight.shape[0] * hidden.element_size()))
+        loss, right = torch.zeros((), dtype=torch.float64, device=self.device), []
+        with torch.set_grad_enabled(differentiate):
+            x = hidden.requires_grad_(differentiate)
+            normed = self._parts.norm(x)[where[:, 0], where[:, 1]]
+            leaf = normed.detach()
+            downward = torch.empty_like(leaf) if differentiate else None
+            for start in range(0, len(targets), rows):
+                part = slice(start, start + rows)
+                piece = leaf[part].requires_grad_(differentiate)
+                logits = self._parts.head(piece)
+                lost = chunked_cross_entropy(logits, targets[part], reduction="sum")
+                loss += lost.detach()
+                if differentiate:
+                    downward[part], = torch.autograd.grad(lost * cell.scale, piece)
+                else:
+                    right.append((logits.argmax(-1) == targets[part]).cpu())
+            flow = torch.autograd.grad(normed, x, downward)[0] if differentiate else None
+        return Score(loss, *_whole_rows(at[:, 0], torch.cat(right), len(labels)) if right else (0, 0)), flow
+
+
+@dataclass
+class _Call:
+    args: tuple
+    kwargs: dict
+
+
+@dataclass
+class CellState:
+    """Of one cell: the activation [B, T, hidden] that the next block takes, and what each block is called with beside it."""
+
+    hidden: torch.Tensor | None
+    calls: list[_Call]
+
+
+class _Recorder(nn.Module):
+    """Stands where a block stands while the decoder computes what it gives to its blocks."""
+
+    def __init__(self, entered: list[torch.Tensor], calls: list[_Call]):
+        super().__init__()
+        self._entered, self._calls = entered, calls
+
+    def forward(self, hidden, *args, **kwargs):
+        if not self._entered:
+            self._entered.append(hidden)
+        self._calls.append(_Call(args, kwargs))
+        return hidden
+
+
+def told(scores: list[Score]) -> list[Score]:
+    for score in scores:
+        score.loss = float(score.loss)
+    return scores
+
+
+def _whole_rows(row: torch.Tensor, right: torch.Tensor, rows: int) -> tuple[int, int]:
+    """(rows of which all answer tokens are right, rows that have any)."""
+    wrong, tokens = torch.zeros(rows), torch.zeros(rows)
+    wrong.index_add_(0, row, (~right).float())
+    tokens.index_add_(0, row, torch.ones(len(row)))
+    return int(((tokens > 0) & (wrong == 0)).sum()), int((tokens > 0).sum())
