@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.base.choose import choose_tier, for_trainable, host_inputs
+from fedspeed.engine.base.choose import choose_tier, for_stage, for_trainable, host_inputs, layout_of, pipeline_section, pipeline_tier
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.ds_config import finish, model_facts
-from fedspeed.engine.groups import ClientMpu, make_groups
+from fedspeed.engine.groups import ClientMpu, StageMpu, alone, make_groups
 from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.blocks import anatomy, trained_outside
 from fedspeed.models.config import AdapterConfig, ModelConfig
@@ -39,6 +39,8 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     """
     groups = make_groups(client_sets)
     net = meta_model(model, adapter)
+    if engine.pipeline != "none":
+        return _pipelined(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed, clients)
     tier = choose_tier(engine, ds_config, any(not p.requires_grad for p in net.parameters()), trained_outside(net))
     if tier == "stock":
         return _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed)
@@ -100,6 +102,41 @@ def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock
         named[name].data = states[0].named[name].data
     layers = LayerMajor(net, parts, store, host_inputs(engine))
     return StreamedEngine(net, states, groups, store, layers, clock)
+
+
+def _pipelined(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed, clients) -> ClientEngine:
+    """A part of the model on each rank of the torch world; nothing is read of the others' parts."""
+    from deepspeed import comm as dist
+
+    from fedspeed.engine.base.build import StoreBuilder
+    from fedspeed.engine.pipeline.engine import FederatedPipelineEngine, FederatedPipelineModule
+    from fedspeed.engine.pipeline.pipelined import ClientPipeline
+    from fedspeed.engine.pipeline.stage import Stage
+
+    me, ranks, parts = dist.get_rank(), dist.get_world_size(), anatomy(net)
+    tier = pipeline_tier(engine, ds_config, trained_outside(net))
+    layout, loads = layout_of(engine, tier, len(parts.blocks), ranks), tier != "resident"
+    held = [parts.blocks[b] for b in layout.blocks_of(me)]
+    ends = {parts.embedding: me == 0, parts.head: me == layout.holders[-1]}
+    inside = {p for module in (*parts.blocks, *ends) for p in module.parameters()}
+    only = {p for p in net.parameters() if p not in inside} | {p for module in [*held, *(m for m, here in ends.items() if here)] for p in module.parameters()}
+    builder = StoreBuilder(net, parts, tier, engine, alone(groups), ds_config, nvme, only)
+    names = [n for n, p in sorted(net.named_parameters()) if p.requires_grad and p in only]
+    materialise(net, model, adapter, seed, builder.place, only)
+    _buffers_on_device(net)
+    store = builder.seal(clock)
+    pipe = FederatedPipelineEngine(FederatedPipelineModule(parts.blocks, layout.chunks, layout.holders, ranks), pipeline_section(ds_config))
+    named = dict(net.named_parameters())
+    config = finish(for_stage(ds_config), model_facts(net), nvme, shared_base=False)
+    states = []
+    for _ in range(min(clients, engine.seats or clients)):
+        own = nn.ParameterList(nn.Parameter(named[n].data.clone()) for n in names)
+        for parameter in own:
+            parameter.model_parallel = True  # counts in the norm of the whole pipeline
+        ds_engine = _initialise(own, dict(zip(names, own)), train, config, StageMpu(alone(groups), groups.cluster, me, ranks))
+        states.append(ClientState(ds_engine, dict(zip(names, ds_engine.module)), alone(groups)))
+    stage = Stage(net, parts, store, layout.chunks, loads or engine.activation_checkpointing)
+    return ClientPipeline(net, states, groups, store, pipe, stage, layout, loads, clock)
 
 
 def _initialise(module: nn.Module, named: dict[str, nn.Parameter], train: TrainConfig, config: dict, mpu):

@@ -76,6 +76,11 @@ class ClientEngine(ABC):
         """Trainable parameters in the order every rank of every client agrees on."""
         return list(self._states[0].named)
 
+    @property
+    def data_share(self) -> tuple[int, int]:
+        """(into how many shares the rows of a client's micro-batches are divided, this rank's share)."""
+        return self.groups.client_size, self.groups.client_rank
+
     # A client's turn.
 
     def load(self, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None = None, hold: frozenset[str] = frozenset(),

@@ -24,6 +24,11 @@ class EngineConfig:
     base_reads: Literal["gather", "one_sided"] = field(default="gather", metadata={
         "help": "tiers divided over a client or a cluster: all ranks gather each block in the same order, or each node keeps its part in RAM and answers "
                 "whoever asks, so that no rank waits for another's pass (a node with several ranks then receives the others' parts once for each)"})
+    pipeline: Literal["none", "client", "cluster"] = field(default="none", metadata={
+        "help": "client: a client's ranks each hold some blocks of the model, and its micro-batches pass through them; cluster: so do all ranks of a cluster, "
+                "for all its clients, whose activations and adapters its ranks then see (cluster.one_trust_domain)"})
+    cuts: str = field(default="auto", metadata={
+        "help": "pipeline: the first block of each stage but the first, as 9,20; auto: by the speed and memory of the ranks' devices"})
     resident_blocks: int = field(default=0, metadata={
         "help": "streamed tiers: so many decoder blocks stay on the device", "min": 0})
     base_gib: float = field(default=0.0, metadata={

@@ -88,6 +88,28 @@ class ClientMpu:
         return 1
 
 
+class StageMpu(ClientMpu):
+    """A stage's optimizers are its own, but norms and overflows are those of the whole pipeline, which DeepSpeed calls the model-parallel group."""
+
+    def __init__(self, groups: Groups, pipeline, stage: int, stages: int):
+        super().__init__(groups)
+        self._pipeline, self._stage, self._stages = pipeline, stage, stages
+
+    def get_model_parallel_group(self):
+        return self._pipeline
+
+    def get_model_parallel_rank(self):
+        return self._stage
+
+    def get_model_parallel_world_size(self):
+        return self._stages
+
+
+def alone(groups: Groups) -> Groups:
+    """This rank as a client of its own."""
+    return Groups(groups.alone, groups.alone, groups.alone, (groups.client_ranks[groups.client_rank],), 0, 1)
+
+
 def partition_group(parameter: nn.Parameter, persistence_threshold: int, base_partition: str, groups: Groups):
     """The group a parameter is partitioned over.
 

@@ -24,7 +24,7 @@ class StreamedEngine(ClientEngine):
         return -(-clients // self.seats) * steps
 
     def eval_passes(self, work: list[list[Batch]]) -> int:
-        return len(_portions(work))
+        return len(portions(work))
 
     def load(self, state, optimizer=None, hold=frozenset(), seed=0, seat=0):
         super().load(state, optimizer, hold, seed, seat)
@@ -52,7 +52,7 @@ class StreamedEngine(ClientEngine):
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums, seat = [Sums()] * len(work), self._states[0].named
-        for portion in _portions(work):
+        for portion in portions(work):
             with self._clock.stage("compute"):
                 scores = self._layers.evaluate([Cell(batch, 0) for _, batch in portion], [seat])
             for (i, batch), score in zip(portion, scores):
@@ -99,7 +99,7 @@ class _HandOver(torch.autograd.Function):
         return None, None, *((grad * factor).to(dtype) for grad, dtype in zip(ctx.grads, ctx.dtypes))
 
 
-def _portions(work: list[list[Batch]]) -> list[list[tuple[int, Batch]]]:
+def portions(work: list[list[Batch]]) -> list[list[tuple[int, Batch]]]:
     """(list number, batch) of all batches in order, cut into passes of bounded size."""
     portions, tokens = [], EVAL_TOKENS
     for i, batches in enumerate(work):

@@ -231,16 +231,16 @@ class Federation:
 
     def begin_turn(self, client: int, number: int, tensors: Tensors, optimizer: Tensors | None, still: frozenset[str],
                    seat: int = 0) -> None:
-        seed = np.random.SeedSequence([self.config.run.seed, 0x7E4, client, number, self.engine.groups.client_rank])
+        seed = np.random.SeedSequence([self.config.run.seed, 0x7E4, client, number, self.engine.data_share[1]])
         self.engine.load(as_torch(tensors), as_torch(optimizer) if optimizer else None, still, int(seed.generate_state(1)[0]), seat)
 
     def local_steps(self, together: list[int], first: int, steps: int, number: int | None = None) -> list[Sums]:
         """`steps` optimizer steps of the clients in the first seats, each on its own rows, counted over the whole run from `first`."""
-        train, groups, sums = self.config.train, self.engine.groups, [Sums()] * len(together)
+        train, sums = self.config.train, [Sums()] * len(together)
         total = self.config.federation.rounds * self.steps_per_round
         for i in range(steps):
             work = [client_step(self.seat.clients[client], self.config.run.seed, client, first + i, train.micro_batch, train.accumulation,
-                                groups.client_size, groups.client_rank) for client in together]
+                                *self.engine.data_share) for client in together]
             done = self.engine.train_step(work, lr_at(train, first + i, total))
             sums = [a + b for a, b in zip(sums, done)]
             if number is not None:
@@ -249,8 +249,8 @@ class Federation:
 
     def _evaluate(self, tensors: Tensors, ledger: Ledger) -> None:
         """Held-out sums of this rank's clients under `tensors`; the ranks of a client share its rows."""
-        groups, size = self.engine.groups, self.config.train.micro_batch
-        work = [eval_batches(d.val[groups.client_rank::groups.client_size], size, d.pad_id) for d in self.seat.clients.values()]
+        (shares, share), size = self.engine.data_share, self.config.train.micro_batch
+        work = [eval_batches(d.val[share::shares], size, d.pad_id) for d in self.seat.clients.values()]
         self.engine.load(as_torch(tensors))
         with self.engine.lockstep(self.engine.eval_passes(work), backward=False):
             for client, sums in zip(self.seat.clients, self.engine.evaluate(work)):

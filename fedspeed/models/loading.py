@@ -6,7 +6,7 @@ The model is built on the meta device, the adapter is added, and then each unit 
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import torch
@@ -112,8 +112,10 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
 Place = Callable[[str, nn.Parameter], nn.Parameter]
 
 
-def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, seed: int, place: Place) -> None:
-    """Give every parameter of a meta model its value; `place(name, parameter)` returns what the model shall hold instead of it.
+def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, seed: int, place: Place,
+                only: Container[nn.Parameter] | None = None) -> None:
+    """Give every parameter of a meta model its value; `place(name, parameter)` returns what the model shall hold instead of it. Where a rank needs a part of
+    the model, `only` holds the parameters of it; nothing is read for the others, which stay on the meta device.
 
     Tied parameters stay tied. Non-persistent buffers (rotary frequencies) are computed anew: strict loading would leave them undefined.
     """
@@ -122,7 +124,9 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
     placed: dict[nn.Parameter, nn.Parameter] = {}  # meta parameter -> what stands for it now
     for unit_name, unit, recurse in units(model):
         entries = list(_parameters(unit_name, unit, recurse))
-        fresh = [e for e in entries if e[3] not in placed]
+        fresh = [e for e in entries if e[3] not in placed and (only is None or e[3] in only)]
+        if not fresh and only is not None and not any(e[3] in placed for e in entries):
+            continue
         if files is None:
             _draw(inner, unit, recurse, fresh, seed ^ zlib.crc32(base_name(unit_name).encode()))
         for name, parent, leaf, meta in fresh:
@@ -132,9 +136,9 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
                 value = files.read(base_name(name), meta.shape, prefix) if files else getattr(parent, leaf).data
             placed[meta] = place(name, nn.Parameter(value.to(meta.dtype), requires_grad=meta.requires_grad))
         for _, parent, leaf, meta in entries:  # a tied parameter gets what its first name got
-            setattr(parent, leaf, placed[meta])
+            setattr(parent, leaf, placed.get(meta, meta))
     _compute_buffers(model, inner)
-    left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta and (only is None or t in only)]
     assert not left, f"tensors without a value: {left}"
 
 

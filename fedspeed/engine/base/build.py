@@ -1,5 +1,6 @@
 """Filling the store while the model's weights are read, one unit at a time."""
 
+from collections.abc import Container
 from pathlib import Path
 
 import torch
@@ -20,13 +21,17 @@ from fedspeed.models.blocks import Anatomy
 class StoreBuilder:
     """`place` takes each parameter in the order of `models.loading.materialise`; `seal` gives the store.
 
+    Args:
+        only: the parameters that this rank holds; None: all.
+
     Raises:
         FedSpeedError: the tier has no room.
     """
 
-    def __init__(self, net: nn.Module, parts: Anatomy, tier: str, engine: EngineConfig, groups: Groups, ds_config: dict, nvme: Path):
+    def __init__(self, net: nn.Module, parts: Anatomy, tier: str, engine: EngineConfig, groups: Groups, ds_config: dict, nvme: Path,
+                 only: Container[nn.Parameter] | None = None):
         self._net, self._slots, self._groups = net, engine.slots, groups
-        self._units = frozen_units(net)
+        self._units = frozen_units(net, only)
         self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}
         self._blocks = _units_of(self._place_of, net, parts.blocks)
         ends = _units_of(self._place_of, net, [parts.embedding, parts.head])
@@ -48,7 +53,8 @@ class StoreBuilder:
     def _sizes(self, ends: set[int], tier: str, engine: EngineConfig, groups: Groups, ds_config: dict) -> BaseSizes:
         nbytes = [unit.nbytes for unit in self._units]
         on_devices = tier in ("client", "cluster") and engine.base_reads == "gather" and not offloaded(ds_config)
-        return BaseSizes(max((nbytes[i] for i in self._blocks), default=0), len(self._blocks), sum(nbytes[i] for i in ends), max(nbytes[i] for i in ends),
+        return BaseSizes(max((nbytes[i] for i in self._blocks), default=0), len(self._blocks), sum(nbytes[i] for i in ends),
+                         max((nbytes[i] for i in ends), default=0),
                          sum(n for i, n in enumerate(nbytes) if i not in self._blocks | ends),
                          dist.get_world_size(partition_set(tier, groups)) if on_devices else 0)
 

@@ -7,6 +7,7 @@ from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
+from fedspeed.planner.pipeline.layout import Layout, interleaved, stages
 
 
 def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool, outside: str = "") -> str:
@@ -99,6 +100,58 @@ def for_trainable(ds_config: dict) -> dict:
     elif optimizer and optimizer.get("device") == "nvme":
         zero["offload_optimizer"] = {"device": "cpu"}  # DeepSpeed offloads optimizers to NVMe at stage 3 only
     return config
+
+
+def pipeline_tier(engine: EngineConfig, ds_config: dict, outside: str) -> str:
+    """Where a stage's part of the base lives: `resident`, or in this rank's `ram` or on its `nvme`, from where chunks of blocks are loaded.
+
+    Raises:
+        FedSpeedError: the configuration asks for what a pipeline cannot do.
+    """
+    if outside:
+        raise FedSpeedError(f"engine.pipeline={engine.pipeline} trains inside the decoder blocks only, and {outside} is outside them; choose other "
+                            "adapter.targets")
+    if engine.tier in ("resident", "ram", "nvme"):
+        return engine.tier
+    if engine.tier != "auto":
+        raise FedSpeedError(f"engine.tier={engine.tier}: a pipeline's stages are resident, or in ram or nvme of their own rank; choose one of these")
+    where = at(ds_config, "zero_optimization.offload_param.device")
+    return {"cpu": "ram", "nvme": "nvme"}.get(where, "resident")
+
+
+def layout_of(engine: EngineConfig, tier: str, blocks: int, ranks: int) -> Layout:
+    """Which rank of a pipeline holds which blocks. Chunks that are loaded take half the slots, so that the next one is loaded meanwhile.
+
+    Raises:
+        FedSpeedError: engine.cuts do not fit.
+    """
+    if blocks < ranks:
+        raise FedSpeedError(f"engine.pipeline={engine.pipeline}: {ranks} ranks for {blocks} blocks; a stage has at least one")
+    if tier != "resident":
+        return interleaved(blocks, ranks, max(1, engine.slots // 2))
+    if engine.cuts == "auto":
+        return stages([blocks * i // ranks for i in range(ranks + 1)])
+    try:
+        cuts = [0, *(int(word) for word in engine.cuts.split(",")), blocks]
+    except ValueError:
+        cuts = []
+    if len(cuts) != ranks + 1 or any(a >= b for a, b in zip(cuts, cuts[1:])):
+        raise FedSpeedError(f"engine.cuts={engine.cuts}: write auto, or {ranks - 1} ascending numbers between 0 and {blocks}, the first block of each of "
+                            f"{ranks} stages but the first")
+    return stages(cuts)
+
+
+def for_stage(ds_config: dict) -> dict:
+    """The section for what a stage trains: it is nobody else's, so that there is nothing for ZeRO to divide."""
+    config = for_trainable(ds_config)
+    config["zero_optimization"] = {"stage": 0}
+    return config
+
+
+def pipeline_section(ds_config: dict) -> dict:
+    """The section for the engine that executes a pipeline, and trains nothing itself."""
+    config = {key: value for key, value in copy.deepcopy(ds_config).items() if key not in ("zero_optimization", "optimizer", "scheduler", "gradient_clipping")}
+    return config | {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
 
 
 def host_inputs(engine: EngineConfig) -> bool:

@@ -1,6 +1,6 @@
 """How the frozen base lies in memory: one run of bytes a unit. A unit is a decoder block, or a module outside the blocks."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -46,11 +46,12 @@ def pack(name: str, shapes: Iterable[tuple[str, torch.Size]], dtype: torch.dtype
     return Unit(name, tuple(pieces), _up(at, UNIT_ALIGN), dtype)
 
 
-def frozen_units(model: nn.Module) -> list[Unit]:
-    """The frozen parameters of a model (it may be on the meta device), each once, in the order of `models.blocks.units`."""
+def frozen_units(model: nn.Module, only: Container[nn.Parameter] | None = None) -> list[Unit]:
+    """The frozen parameters of a model (it may be on the meta device), each once, in the order of `models.blocks.units`; all, or those in `only`."""
     seen, out = set(), []
     for name, module, recurse in units(model):
-        fresh = [(f"{name}.{n}", p) for n, p in module.named_parameters(recurse=recurse) if not p.requires_grad and p not in seen]
+        fresh = [(f"{name}.{n}", p) for n, p in module.named_parameters(recurse=recurse) if not p.requires_grad and p not in seen
+                 and (only is None or p in only)]
         seen.update(p for _, p in fresh)
         if fresh:
             out.append(pack(name, [(n, p.shape) for n, p in fresh], fresh[0][1].dtype))

@@ -118,8 +118,8 @@ Stream = tuple[Instruction, ...]
 
 
 def with_transfers(pipeline: Pipeline, computed: Sequence[Sequence[Instruction]]) -> tuple[Stream, ...]:
-    """Put a Receive before whatever needs another rank's result, a Send behind whatever another rank needs, and each client's Step behind its last
-    Backward on the rank.
+    """Put a Receive before whatever needs another rank's result, a Send behind whatever another rank needs, and the clients' Steps at the end: in the same
+    order on all ranks, since a norm or an overflow is found out together.
 
     Args:
         computed: by rank, everything but transfers and steps.
@@ -128,7 +128,6 @@ def with_transfers(pipeline: Pipeline, computed: Sequence[Sequence[Instruction]]
 
 
 def _woven(pipeline: Pipeline, rank: int, order: Sequence[Instruction]):
-    last = {pipeline.micros[work.micro].client: work for work in order if isinstance(work, Backward)}
     for work in order:
         for kind, hop in needs(pipeline, work):
             source = pipeline.sender(work.micro, kind, hop)
@@ -139,10 +138,8 @@ def _woven(pipeline: Pipeline, rank: int, order: Sequence[Instruction]):
             to = pipeline.receiver(work.micro, kind, hop)
             if to != rank:
                 yield Send(work.micro, kind, hop, to)
-        if isinstance(work, Backward):
-            client = pipeline.micros[work.micro].client
-            if last[client] == work:
-                yield Step(client)
+    if any(isinstance(work, Backward) for work in order):
+        yield from (Step(client) for client in sorted({micro.client for micro in pipeline.micros}))
 
 
 def needs(pipeline: Pipeline, work: Instruction) -> list[tuple[Kind, int]]:

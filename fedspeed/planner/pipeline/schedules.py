@@ -1,6 +1,6 @@
 """In which order ranks compute: schedules of pipelines, as instruction streams. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 from fedspeed.planner.pipeline.instructions import (
@@ -23,11 +23,14 @@ SPARE = 5
 Cost = Callable[[Instruction, int], float]
 
 
-def one_f_one_b(stages: int, micro_batches: int, client: int = 0) -> tuple[Stream, ...]:
-    """One client's pipeline, the first stage embedding and the last holding the labels: forwards until the pipeline is full, then one backward for each
-    forward (PipeDream-flush; Narayanan et al., 2021). Stage s keeps at most stages - s micro-batches; idle is (stages - 1) / (micro_batches + stages - 1).
+def one_f_one_b(stages: int, clients: Sequence[int]) -> tuple[Stream, ...]:
+    """A pipeline whose first stage embeds and whose last holds the labels: forwards until it is full, then one backward for each forward (PipeDream-flush;
+    Narayanan et al., 2021). Stage s keeps at most stages - s micro-batches; idle is (stages - 1) / (micro-batches + stages - 1).
+
+    Args:
+        clients: of each micro-batch, whose it is.
     """
-    pipeline = Pipeline(stages, tuple(range(stages)), (Micro(client, 0, stages - 1),) * micro_batches)
+    pipeline = Pipeline(stages, tuple(range(stages)), tuple(Micro(client, 0, stages - 1) for client in clients))
     return with_transfers(pipeline, [_alternating(pipeline, stage) for stage in range(stages)])
 
 
@@ -42,14 +45,15 @@ def _alternating(pipeline: Pipeline, stage: int) -> list[Instruction]:
     return list(chain(*(forward(m) for m in range(warm)), *steady, (Backward(m, stage) for m in range(micros - warm, micros))))
 
 
-def streamed(ranks: int, chunks: int, micro_batches: int, client: int = 0) -> tuple[Stream, ...]:
-    """One client's pipeline over more blocks than its ranks hold: chunk k is loaded by rank k mod ranks, takes all micro-batches through, and is released;
+def streamed(ranks: int, chunks: int, clients: Sequence[int]) -> tuple[Stream, ...]:
+    """A pipeline over more blocks than its ranks hold: chunk k is loaded by rank k mod ranks, takes all micro-batches through, and is released;
     backwards again. So each rank loads its part of the base twice a step (the last chunk of all once), while the chunks of the other ranks are computed.
 
     Args:
-        chunks: at least as many as ranks.
+        chunks: at least as many as ranks. clients: of each micro-batch, whose it is.
     """
-    pipeline = Pipeline(ranks, tuple(k % ranks for k in range(chunks)), (Micro(client, 0, (chunks - 1) % ranks),) * micro_batches)
+    last = (chunks - 1) % ranks
+    pipeline = Pipeline(ranks, tuple(k % ranks for k in range(chunks)), tuple(Micro(client, 0, last) for client in clients))
     return with_transfers(pipeline, [_chunk_by_chunk(pipeline, rank) for rank in range(ranks)])
 
 
@@ -67,6 +71,17 @@ def _chunk_by_chunk(pipeline: Pipeline, rank: int) -> list[Instruction]:
     return order
 
 
+def forward_only(pipeline: Pipeline, loads: bool = False) -> tuple[Stream, ...]:
+    """All micro-batches through each chunk, and no way back. loads: whether chunks are loaded and released."""
+    everyone, computed = range(len(pipeline.micros)), []
+    for rank in range(pipeline.ranks):
+        order: list[Instruction] = [Embed(m) for m in everyone if pipeline.micros[m].embed == rank]
+        for k in (k for k, holder in enumerate(pipeline.chunks) if holder == rank):
+            order += [*([Load(k)] if loads else []), *(Forward(m, k) for m in everyone), *([Release(k)] if loads else [])]
+        computed.append(order + [Head(m) for m in everyone if pipeline.micros[m].head == rank])
+    return with_transfers(pipeline, computed)
+
+
 def shared(owners: tuple[int, ...], micro_batches: tuple[int, ...], ranks: int, cost: Cost | None = None,
            spare: int = SPARE) -> tuple[Stream, ...]:
     """All clients of a cluster in one pipeline, rank r holding chunk r. Each client's own rank embeds its micro-batches and holds their labels, so that neither
@@ -80,13 +95,13 @@ def shared(owners: tuple[int, ...], micro_batches: tuple[int, ...], ranks: int, 
         cost: time of a computation on a rank; default: a forward 1, a backward 2, a head 1/4, an embedding nothing.
         spare: stage s has at most ranks - s + spare micro-batches under way. Those whose owner is busy with another stage's work wait there.
     """
-    pipeline = Pipeline(ranks, tuple(range(ranks)), taking_turns(owners, micro_batches))
+    pipeline = Pipeline(ranks, tuple(range(ranks)), tuple(Micro(c, owners[c], owners[c]) for c, _ in taking_turns(micro_batches)))
     return with_transfers(pipeline, _listed(pipeline, cost or _plain_cost, spare))
 
 
-def taking_turns(owners: tuple[int, ...], micro_batches: tuple[int, ...]) -> tuple[Micro, ...]:
-    """The clients' micro-batches, the first ones of all before the second ones."""
-    return tuple(Micro(c, owners[c], owners[c]) for i in range(max(micro_batches, default=0)) for c in range(len(owners)) if i < micro_batches[c])
+def taking_turns(micro_batches: Sequence[int]) -> list[tuple[int, int]]:
+    """(client, number) of the clients' micro-batches, the first ones of all before the second ones."""
+    return [(c, i) for i in range(max(micro_batches, default=0)) for c, count in enumerate(micro_batches) if i < count]
 
 
 _URGENCY = {Backward: 0, Head: 1, Forward: 2, Embed: 3}

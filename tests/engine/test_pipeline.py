@@ -1,0 +1,113 @@
+"""The model across ranks against the same model in one process."""
+
+import numpy as np
+import pytest
+
+from fedspeed.data.config import TrainConfig
+from fedspeed.engine.config import EngineConfig
+from fedspeed.models.config import AdapterConfig
+from tests.engine.engines import engine
+from tests.engine.test_layer_major import stirred, write_family
+from tests.processes import run_clusters
+from tests.tiny import random_step
+
+LORA = AdapterConfig(targets="all-linear")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return {family: write_family(family, folder / family) for family in ("llama", "qwen2", "gpt2")}
+
+
+def trained(rank, base, kind, options, ranks, dtype="fp32", seats=1, clip=0.0, nvme="unused"):
+    steps = [random_step(3 + seat, 2, 3) for seat in range(seats)]
+    steps[0].micro[1].attention_mask[0, -5:] = 0  # padding: the blocks' masks differ between micro-batches
+    steps[0].micro[1].labels[0, -5:] = -100
+    with engine(base, kind, dtype, clients=(tuple(range(ranks)),), adapter=LORA, train=TrainConfig(optimizer="adamw"), options=options, seats=seats,
+                gradient_clipping=clip, nvme=nvme) as own:
+        start = stirred(own.state())
+        own.load(start)
+        before = own.evaluate([steps[0].micro, steps[0].micro[:1]])
+        for seat in range(seats):
+            own.load(start, seat=seat, seed=seat)
+        losses = [[s.loss for s in own.train_step(steps, 0.01)] for _ in range(3)]
+        ends = [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(seats)]
+        return before, losses, ends, own.take_loaded()
+
+
+def same(found, expected, tolerance=1e-5):
+    before, losses, ends, _ = found
+    expected_before, expected_losses, expected_ends, _ = expected
+    for sums, reference in zip(before, expected_before, strict=True):
+        assert (sums.tokens, sums.exact, sums.rows) == (reference.tokens, reference.exact, reference.rows)
+        assert sums.loss == pytest.approx(reference.loss, rel=tolerance)
+    assert np.abs(np.array(losses) / np.array(expected_losses) - 1).max() < tolerance
+    for end, reference in zip(ends, expected_ends, strict=True):
+        assert end.keys() == reference.keys()
+        assert max(np.abs(end[n] - reference[n]).max() for n in end) < 20 * tolerance
+
+
+@pytest.mark.parametrize("family,ranks,cuts", [("llama", 2, "auto"), ("llama", 3, "1,2"), ("llama", 4, "auto"), ("qwen2", 2, "3"), ("gpt2", 3, "2,3")])
+def test_stages_train_as_one_process(bases, family, ranks, cuts):
+    found = run_clusters([ranks], trained, bases[family], "resident", EngineConfig(pipeline="client", cuts=cuts), ranks)
+    [expected] = run_clusters([1], trained, bases[family], "resident", EngineConfig(), 1)
+    same(found[0], expected)
+    for other in found[1:]:
+        assert all(np.array_equal(other[2][0][n], found[0][2][0][n]) for n in found[0][2][0])  # every rank knows the whole state
+
+
+@pytest.mark.parametrize("kind,options", [("ram", {"slots": 2}), ("nvme", {"slots": 4}), ("resident", {"activation_checkpointing": True})])
+def test_chunks_that_are_loaded_or_computed_again_change_nothing(bases, tmp_path, kind, options):
+    options = EngineConfig(pipeline="client", **options)
+    found = run_clusters([2], trained, bases["llama"], kind, options, 2, "fp32", 1, 0.0, tmp_path)
+    [expected] = run_clusters([1], trained, bases["llama"], "resident", EngineConfig(), 1)
+    same(found[0], expected)
+    if kind != "resident":
+        assert all(f[3] > 0 for f in found)
+
+
+@pytest.mark.parametrize("dtype,clip,seats", [("fp32", 0.05, 1), ("fp32", 0.0, 2), ("bf16", 0.05, 1), ("fp16", 0.05, 2)])
+def test_norms_scales_and_seats_are_those_of_the_whole_pipeline(bases, dtype, clip, seats):
+    """Clipping by the norm over all stages; fp16's scale the same everywhere; clients that share the ranks take turns."""
+    found = run_clusters([3], trained, bases["llama"], "resident", EngineConfig(pipeline="client", cuts="1,2"), 3, dtype, seats, clip)
+    [expected] = run_clusters([1], trained, bases["llama"], "resident", EngineConfig(), 1, dtype, seats, clip)
+    same(found[0], expected, 1e-5 if dtype == "fp32" else 2e-2)
+
+
+def test_a_stage_reads_its_own_weights_only(bases, tmp_path):
+    held = run_clusters([3], held_bytes, bases["llama"], tmp_path)
+    [whole] = run_clusters([1], held_bytes, bases["llama"], tmp_path)
+    assert all(set(part) < set(whole) for part in held)
+    for b in range(4):
+        holders = [rank for rank, part in enumerate(held) if any(f"layers.{b}." in name for name in part)]
+        assert holders == [{0: 0, 1: 1, 2: 2, 3: 2}[b]]
+    assert [any("embed_tokens" in name for name in part) for part in held] == [True, False, False]
+    assert [any("lm_head" in name for name in part) for part in held] == [False, False, True]
+
+
+def held_bytes(rank, base, nvme):
+    """Names of the parameters that are anywhere but on the meta device; which were read from the files."""
+    import os
+
+    from fedspeed.models import loading
+
+    read, honest = [], loading.WeightFiles.read
+    loading.WeightFiles.read = lambda self, name, *rest: (read.append(name), honest(self, name, *rest))[1]
+    try:
+        options = EngineConfig(pipeline="client" if int(os.environ["WORLD_SIZE"]) > 1 else "none", cuts="1,2")
+        with engine(base, "resident", clients=(tuple(range(int(os.environ["WORLD_SIZE"]))),), adapter=LORA, options=options) as own:
+            real = {n for n, p in own.model.named_parameters() if not p.is_meta and not p.requires_grad}
+            assert {n.replace(".base_layer", "").removeprefix("base_model.model.") for n in real} == set(read)
+            return sorted(real)
+    finally:
+        loading.WeightFiles.read = honest
+
+
+@pytest.mark.parametrize("cuts,text", [("1", "2 ascending numbers between 0 and 4"), ("2,2", "ascending"), ("a,b", "write auto"), ("0,2", "ascending")])
+def test_cuts_that_do_not_fit_are_told(cuts, text):
+    from fedspeed.engine.base.choose import layout_of
+    from fedspeed.errors import FedSpeedError
+
+    with pytest.raises(FedSpeedError, match=text):
+        layout_of(EngineConfig(pipeline="client", cuts=cuts), "resident", 4, 3)
