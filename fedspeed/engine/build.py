@@ -40,7 +40,7 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     groups = make_groups(client_sets)
     net = meta_model(model, adapter)
     if engine.pipeline != "none":
-        return _pipelined(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed, clients)
+        return _pipelined(net, model, adapter, train, engine, ds_config, client_sets, groups, clock, nvme, seed, clients)
     tier = choose_tier(engine, ds_config, any(not p.requires_grad for p in net.parameters()), trained_outside(net))
     if tier == "stock":
         return _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed)
@@ -104,24 +104,27 @@ def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock
     return StreamedEngine(net, states, groups, store, layers, clock)
 
 
-def _pipelined(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed, clients) -> ClientEngine:
+def _pipelined(net, model, adapter, train, engine, ds_config, client_sets, groups, clock, nvme, seed, clients) -> ClientEngine:
     """A part of the model on each rank of the torch world; nothing is read of the others' parts."""
     from deepspeed import comm as dist
 
     from fedspeed.engine.base.build import StoreBuilder
     from fedspeed.engine.pipeline.engine import FederatedPipelineEngine, FederatedPipelineModule
-    from fedspeed.engine.pipeline.pipelined import ClientPipeline
+    from fedspeed.engine.pipeline.pipelined import ClientPipeline, ClusterPipeline
     from fedspeed.engine.pipeline.stage import Stage
 
-    me, ranks, parts = dist.get_rank(), dist.get_world_size(), anatomy(net)
+    me, ranks, parts, cluster_wide = dist.get_rank(), dist.get_world_size(), anatomy(net), engine.pipeline == "cluster"
+    owners, mine = _seats(client_sets, me, min(clients, engine.seats or clients))
     tier = pipeline_tier(engine, ds_config, trained_outside(net))
     layout, loads = layout_of(engine, tier, len(parts.blocks), ranks), tier != "resident"
     held = [parts.blocks[b] for b in layout.blocks_of(me)]
-    ends = {parts.embedding: me == 0, parts.head: me == layout.holders[-1]}
+    ends = {parts.embedding: me in owners if cluster_wide else me == 0, parts.head: me in owners if cluster_wide else me == layout.holders[-1]}
     inside = {p for module in (*parts.blocks, *ends) for p in module.parameters()}
     only = {p for p in net.parameters() if p not in inside} | {p for module in [*held, *(m for m, here in ends.items() if here)] for p in module.parameters()}
     builder = StoreBuilder(net, parts, tier, engine, alone(groups), ds_config, nvme, only)
-    names = [n for n, p in sorted(net.named_parameters()) if p.requires_grad and p in only]
+    place_of = {p: b for b, block in enumerate(parts.blocks) for p in block.parameters()}
+    stages = [[n for n, p in sorted(net.named_parameters()) if p.requires_grad and place_of[p] in layout.blocks_of(rank)] for rank in range(ranks)]
+    names = stages[me]
     materialise(net, model, adapter, seed, builder.place, only)
     _buffers_on_device(net)
     store = builder.seal(clock)
@@ -129,14 +132,36 @@ def _pipelined(net, model, adapter, train, engine, ds_config, groups, clock, nvm
     named = dict(net.named_parameters())
     config = finish(for_stage(ds_config), model_facts(net), nvme, shared_base=False)
     states = []
-    for _ in range(min(clients, engine.seats or clients)):
+    for _ in owners if cluster_wide else mine:
         own = nn.ParameterList(nn.Parameter(named[n].data.clone()) for n in names)
         for parameter in own:
             parameter.model_parallel = True  # counts in the norm of the whole pipeline
         ds_engine = _initialise(own, dict(zip(names, own)), train, config, StageMpu(alone(groups), groups.cluster, me, ranks))
         states.append(ClientState(ds_engine, dict(zip(names, ds_engine.module)), alone(groups)))
     stage = Stage(net, parts, store, layout.chunks, loads or engine.activation_checkpointing)
+    if cluster_wide:
+        return ClusterPipeline(net, states, groups, store, pipe, stage, layout, clock, owners, mine, stages)
     return ClientPipeline(net, states, groups, store, pipe, stage, layout, loads, clock)
+
+
+def _seats(client_sets: list[tuple[int, ...]], me: int, own: int) -> tuple[list[int], list[int]]:
+    """(of all seats of the cluster, the first rank of those that carry its client; the seats of this rank's clients). Collective over the cluster.
+
+    Args:
+        own: how many this rank has.
+    """
+    from deepspeed import comm as dist
+    from deepspeed.accelerator import get_accelerator
+
+    device = get_accelerator().current_device_name()
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(counts, torch.tensor([own], device=device))
+    owners, mine = [], []
+    for ranks in client_sets:
+        if me in ranks:
+            mine = list(range(len(owners), len(owners) + own))
+        owners += [ranks[0]] * int(counts[ranks[0]])
+    return owners, mine
 
 
 def _initialise(module: nn.Module, named: dict[str, nn.Parameter], train: TrainConfig, config: dict, mpu):

@@ -111,3 +111,69 @@ def test_cuts_that_do_not_fit_are_told(cuts, text):
 
     with pytest.raises(FedSpeedError, match=text):
         layout_of(EngineConfig(pipeline="client", cuts=cuts), "resident", 4, 3)
+
+
+def a_clients_step(client: int, number: int):
+    step = random_step(10 * client + number, 2, 1 + client)
+    step.micro[0].attention_mask[1, -3 - client:] = 0
+    step.micro[0].labels[1, -3 - client:] = -100
+    return step
+
+
+def turn(own, clients, start, steps):
+    """A turn of the clients in this rank's seats, as the rounds take it: (losses by step, end states, held-out sums under the start)."""
+    own.load(start)
+    with own.lockstep(own.eval_passes([a_clients_step(c, 9).micro for c in clients]), backward=False):
+        before = own.evaluate([a_clients_step(c, 9).micro for c in clients])
+    losses, ends = [], []
+    with own.lockstep(own.train_passes(len(clients), steps, 1), backward=True):
+        for first in range(0, len(clients), own.seats):
+            together = clients[first:first + own.seats]
+            for seat, client in enumerate(together):
+                own.load(start, seed=client, seat=seat)
+            losses.append([[s.loss for s in own.train_step([a_clients_step(c, n) for c in together], 0.01)] for n in range(steps)])
+            ends += [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(len(together))]
+    return before, losses, ends
+
+
+def alone(rank, base, client, dtype="fp32", clip=0.0):
+    with engine(base, "resident", dtype, adapter=LORA, gradient_clipping=clip) as own:
+        return turn(own, [client], stirred(own.state()), 3)
+
+
+@pytest.mark.parametrize("sets,carried,seats,options", [
+    ([(0,), (1,)], [[0], [1]], 0, {}),
+    ([(0,), (1,), (2,)], [[0], [1], [2]], 0, {"cuts": "1,2"}),
+    ([(0,), (1,), (2,)], [[0], [], [2]], 0, {"clip": 0.05}),  # one is not asked in this round, and serves the others
+    ([(0, 1), (2,)], [[0], [1]], 0, {"dtype": "bf16"}),
+    ([(0,), (1,)], [[0, 1, 2], [3]], 2, {"dtype": "fp16"})])
+def test_a_cluster_in_one_pipeline_trains_each_client_as_alone(bases, sets, carried, seats, options):
+    filled = [clients or [9] for clients in carried]  # a rank has a seat, whether its client is asked or not
+    found = run_clusters([sum(map(len, sets))], cluster_turn, bases["llama"], sets, filled, carried, seats, options)
+    tolerance = 1e-5 if options.get("dtype", "fp32") == "fp32" else 2e-2
+    for ranks, clients in zip(sets, carried):
+        expected = [run_clusters([1], alone, bases["llama"], c, options.get("dtype", "fp32"), options.get("clip", 0.0))[0] for c in clients]
+        for rank in ranks:
+            before, losses, ends = found[rank]
+            assert len(ends) == len(clients)
+            for at, (one_before, one_losses, one_ends) in enumerate(expected):
+                assert max(np.abs(ends[at][n] - one_ends[0][n]).max() for n in one_ends[0]) < 20 * tolerance
+                if rank == ranks[0]:
+                    group, seat = divmod(at, seats or len(clients))
+                    got = [step[seat] for step in losses[group]]
+                    assert np.abs(np.array(got) / np.array([step[0] for step in one_losses[0]]) - 1).max() < tolerance
+                    assert before[at].loss == pytest.approx(one_before[0].loss, rel=tolerance) and before[at].tokens == one_before[0].tokens
+                else:
+                    assert before[at].tokens == 0 and losses[0][0][0] == 0.0
+
+
+def cluster_turn(rank, base, sets, filled, carried, seats, options):
+    ranks = next(ranks for ranks in sets if rank in ranks)
+    me = sets.index(ranks)
+    engine_options = EngineConfig(pipeline="cluster", seats=seats, cuts=options.get("cuts", "auto"))
+    with engine(base, "resident", options.get("dtype", "fp32"), clients=sets, adapter=LORA, options=engine_options, seats=len(filled[me]),
+                gradient_clipping=options.get("clip", 0.0)) as own:
+        start = stirred(own.state())
+        turns = [turn(own, carried[me], start, 3) for _ in range(2)]
+        assert all(np.array_equal(a[n], b[n]) for a, b in zip(turns[0][2], turns[1][2]) for n in a)  # nothing is left of the turn before
+        return turns[0]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from fedspeed.planner.pipeline.execute import Deadlock, execute
-from fedspeed.planner.pipeline.instructions import Backward, Embed, Forward, Head, Load, Receive, Release, Send, Step
-from fedspeed.planner.pipeline.schedules import SPARE, one_f_one_b, shared, streamed
+from fedspeed.planner.pipeline.instructions import Backward, Embed, Forward, Head, Load, Micro, Pipeline, Receive, Release, Send, Step
+from fedspeed.planner.pipeline.schedules import SPARE, forward_only, one_f_one_b, shared, streamed, taking_turns
 
 
 @dataclass
@@ -29,9 +29,14 @@ class Even:
         return self.loading
 
 
+def together_in(owners, micro_batches, ranks):
+    return shared([Micro(c, owners[c], owners[c]) for c, _ in taking_turns(micro_batches)], ranks)
+
+
 SHAPES = [(2, 1), (2, 4), (3, 2), (3, 7), (4, 3), (4, 8)]
 ALL = ([one_f_one_b(p, [0] * m) for p, m in SHAPES] + [streamed(p, 3 * p, [0, 1] * m) for p, m in SHAPES] + [streamed(3, 5, [0] * 4), streamed(1, 4, [0] * 3)]
-       + [shared(tuple(range(p)), (m,) * p, p) for p, m in SHAPES] + [shared((0, 3, 1), (3, 1, 2), 4), shared((1,), (5,), 2), shared((0, 0, 1), (2, 2, 1), 2)])
+       + [together_in(tuple(range(p)), (m,) * p, p) for p, m in SHAPES] + [together_in((0, 3, 1), (3, 1, 2), 4)]
+       + [together_in((1,), (5,), 2), together_in((0, 0, 1), (2, 2, 1), 2)])
 
 
 @pytest.mark.parametrize("streams", ALL)
@@ -80,6 +85,15 @@ def test_1f1b_is_deepspeeds_order_and_costs_what_the_formula_says(stages, micro_
     assert execute(streams, Even()).bubble == pytest.approx((stages - 1) / (micro_batches + stages - 1))
 
 
+@pytest.mark.parametrize("owners,ranks,loads", [((0, 1, 2), 3, False), ((1, 1), 3, True), ((0,), 1, False)])
+def test_the_way_there_alone(owners, ranks, loads):
+    pipeline = Pipeline(ranks, tuple(k % ranks for k in range(2 * ranks)), tuple(Micro(c, o, o) for c, o in enumerate(owners)))
+    streams = forward_only(pipeline, loads)
+    line = execute(streams, Even(wire=0.1))
+    assert line.seconds > 0 and {w.micro for stream in streams for w in stream if isinstance(w, Head)} == set(range(len(owners)))
+    assert not any(isinstance(w, Backward | Step) or getattr(w, "kind", "") == "gradient" for stream in streams for w in stream)
+
+
 def test_a_message_that_nobody_sends_is_a_deadlock_that_is_named():
     streams = list(one_f_one_b(2, [0, 0]))
     streams[0] = tuple(w for w in streams[0] if not isinstance(w, Send))
@@ -89,13 +103,13 @@ def test_a_message_that_nobody_sends_is_a_deadlock_that_is_named():
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
 def test_four_clients_fill_each_others_bubbles(micro_batches):
-    together = execute(shared((0, 1, 2, 3), (micro_batches,) * 4, 4), Even())
+    together = execute(together_in((0, 1, 2, 3), (micro_batches,) * 4, 4), Even())
     alone = execute(one_f_one_b(4, [0] * micro_batches), Even())
     assert 4 * alone.seconds / together.seconds >= 1.5
 
 
 def test_a_stage_never_holds_more_than_it_was_to(ranks=4):
-    for stage, stream in enumerate(shared((0, 1, 2, 3), (6,) * 4, ranks)):
+    for stage, stream in enumerate(together_in((0, 1, 2, 3), (6,) * 4, ranks)):
         held = most = 0
         for work in stream:
             held += isinstance(work, Forward) - isinstance(work, Backward)
@@ -104,7 +118,7 @@ def test_a_stage_never_holds_more_than_it_was_to(ranks=4):
 
 
 def test_labels_and_token_ids_stay_with_their_owner():
-    for rank, stream in enumerate(shared((2, 0, 3), (2, 2, 2), 4)):
+    for rank, stream in enumerate(together_in((2, 0, 3), (2, 2, 2), 4)):
         owned = {2: 0, 0: 1, 3: 2}.get(rank)
         assert {w.micro % 3 for w in stream if isinstance(w, Embed | Head)} == ({owned} if owned is not None else set())
 

@@ -2,8 +2,10 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
@@ -20,7 +22,7 @@ from fedspeed.engine.pipeline.transfers import Routes, Transfers
 from fedspeed.engine.streamed import hand_over, portions
 from fedspeed.planner.pipeline.instructions import Micro, Pipeline, Stream
 from fedspeed.planner.pipeline.layout import Layout
-from fedspeed.planner.pipeline.schedules import forward_only, one_f_one_b, streamed, taking_turns
+from fedspeed.planner.pipeline.schedules import forward_only, one_f_one_b, shared, streamed, taking_turns
 
 SCHEDULES = 64  # kept, by what they were made for
 
@@ -174,3 +176,229 @@ class ClientPipeline(PipelinedEngine):
     def _idle_pass(self, backward: bool) -> None:
         raise AssertionError("a client's pipeline keeps step with nobody")
 
+
+
+IDLE, TRAIN, EVALUATE, GATHER = range(4)  # what a pass of a cluster is
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A micro-batch as its owner tells the others: whose it is, its shape and padding, the seed of its dropout; no token and no label."""
+
+    place: int  # among all seats of the cluster
+    number: int
+    seed: int
+    width: int
+    lengths: tuple[int, ...]
+
+    def words(self) -> list[int]:
+        return [self.place, self.number, self.seed, self.width, len(self.lengths), *self.lengths]
+
+    def batch(self) -> Batch:
+        shape = (len(self.lengths), self.width)
+        mask = (np.arange(self.width) < np.array(self.lengths)[:, None]).astype(np.int64)
+        return Batch(np.zeros(shape, np.int64), np.zeros(shape, np.int64), mask, 0)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a rank says before a pass. `places`: seats whose state its owner has loaded (or wants to know, in GATHER), with the seed of the turn. `lr`: of those
+    that train."""
+
+    kind: int = IDLE
+    places: tuple[tuple[int, int], ...] = ()
+    micros: tuple[_Told, ...] = ()
+    lr: float = 0.0
+
+    def words(self) -> list[int]:
+        return [self.kind, int(np.float64(self.lr).view(np.int64)), len(self.places), *(word for place in self.places for word in place),
+                *(word for micro in self.micros for word in micro.words())]
+
+    @classmethod
+    def read(cls, words: Sequence[int]) -> "_Header":
+        kind, lr, count, *_ = words
+        at = 3 + 2 * count
+        places, micros = tuple(zip(words[3:at:2], words[4:at:2])), []
+        while at < len(words):
+            place, number, seed, width, rows = words[at:at + 5]
+            micros.append(_Told(place, number, seed, width, tuple(words[at + 5:at + 5 + rows])))
+            at += 5 + rows
+        return cls(kind, places, tuple(micros), float(np.int64(lr).view(np.float64)))
+
+
+class ClusterPipeline(PipelinedEngine):
+    """All clients of a cluster in one pipeline over all of its ranks. The first rank of each client embeds its micro-batches and holds its labels; every rank
+    has a part of every client's adapter.
+
+    Ranks act in passes that all of them make together. Each begins with a few words from everyone: who brings which micro-batches, and whose state is new.
+
+    Args:
+        owners: of all seats of the cluster, the rank whose data it is. mine: this rank's, by its own count.
+        held: by rank, the names of the trainable tensors of its stage.
+    """
+
+    def __init__(self, net, states, groups, store, pipe, stage, layout, clock, owners: Sequence[int], mine: Sequence[int], held: Sequence[Sequence[str]]):
+        super().__init__(net, states, groups, groups.cluster, store, pipe, stage, layout, False, clock)
+        self._owners, self._mine, self._held = list(owners), list(mine), [list(names) for names in held]
+        self._speaks = groups.client_rank == 0
+        self._fresh: dict[int, tuple[dict, frozenset[str], int]] = {}  # own place -> what was loaded and not told yet
+        self._seeds = [0] * len(self._mine)
+        self._known: dict[int, dict[str, torch.Tensor]] = {}  # own place -> its whole state, while it stands
+        self._steps = 0
+
+    @property
+    def seats(self) -> int:
+        return len(self._mine)
+
+    def train_passes(self, clients: int, steps: int, accumulation: int) -> int:
+        return -(-clients // self.seats) * (steps + 1)  # and one in which the states are told
+
+    def load(self, state, optimizer=None, hold=frozenset(), seed=0, seat=0):
+        assert optimizer is None, "a cluster's pipeline keeps no optimizer (config/check.py)"
+        place = self._mine[seat]
+        self._fresh[place], self._seeds[seat], self._steps = (state, hold, seed), seed, 0
+        self._known.pop(place, None)
+
+    def state(self, seat: int = 0) -> dict[str, torch.Tensor]:
+        place = self._mine[seat]
+        if place in self._fresh:
+            return {name: tensor.clone() for name, tensor in self._fresh[place][0].items()}
+        if place not in self._known:
+            self._pass(_Header(GATHER, tuple((p, 0) for p in self._mine if p not in self._fresh) if self._speaks else ()))
+        return {name: tensor.clone() for name, tensor in self._known[place].items()}
+
+    def optimizer_state(self, seat: int = 0):
+        raise AssertionError("a cluster's pipeline keeps no optimizer (config/check.py)")
+
+    def _schedule(self, micros):
+        return shared(micros, self.layout.ranks)
+
+    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+        with self._clock.stage("compute"):
+            own = {(self._mine[seat], i): (batch, step) for seat, step in enumerate(work) for i, batch in enumerate(step.micro)} if self._speaks else {}
+            told = tuple(_told(place, i, self._seeds[self._mine.index(place)] * 1_000_003 + self._steps * 1_009 + i, batch)
+                         for (place, i), (batch, _) in own.items())
+            self._steps += 1
+            cells = {(place, i): Cell(batch, place, self._states[place].scaler.scale / max(1, step.step_answer_tokens))
+                     for (place, i), (batch, step) in own.items()}
+            scores, taken = self._pass(_Header(TRAIN, self._news(), told, lr), cells)
+            sums = [Sums(steps=int(taken.get(self._mine[seat], False))) for seat in range(len(work))]
+            for (place, i), score in scores.items():
+                sums[self._mine.index(place)] += Sums(score.loss, own[place, i][0].answer_tokens)
+            self._known.clear()
+            get_accelerator().synchronize()
+        return sums
+
+    def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
+        sums, place = [Sums()] * len(work), self._mine[0]
+        with self._clock.stage("compute"):
+            for portion in portions(work):
+                own = {(place, i): batch for i, (_, batch) in enumerate(portion)} if self._speaks else {}
+                told = tuple(_told(place, i, 0, batch) for (_, i), batch in own.items())
+                scores, _ = self._pass(_Header(EVALUATE, self._news(), told), {at: Cell(batch, place) for at, batch in own.items()})
+                for (_, i), score in scores.items():
+                    at, batch = portion[i]
+                    sums[at] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
+        return sums
+
+    def _idle_pass(self, backward: bool) -> None:
+        self._pass(_Header(IDLE, self._news()))
+
+    def _news(self) -> tuple[tuple[int, int], ...]:
+        return tuple((place, seed) for place, (_, _, seed) in self._fresh.items()) if self._speaks else ()
+
+    def _pass(self, mine: _Header, cells: dict | None = None):
+        """One pass, together with all ranks. Returns ((place, number) -> score of own micro-batches, place -> whether a step was taken)."""
+        headers = self._everyones(mine)
+        kind = max(header.kind for header in headers)
+        assert all(header.kind in (IDLE, kind) for header in headers), f"ranks are at different passes: {[header.kind for header in headers]}"
+        if kind == GATHER:
+            self._gather([place for header in headers if header.kind == GATHER for place, _ in header.places])
+            return {}, {}
+        self._scatter([place for header in headers for place in header.places])
+        told = sorted((micro for header in headers for micro in header.micros), key=lambda micro: (micro.number, micro.place))
+        if not told:
+            return {}, {}
+        known, all_cells = cells or {}, []
+        for micro in told:
+            cell = known.get((micro.place, micro.number)) or Cell(micro.batch(), micro.place)
+            all_cells.append(replace(cell, seed=micro.seed))
+        micros = [Micro(micro.place, self._owners[micro.place], self._owners[micro.place]) for micro in told]
+        scores, taken = self._play(micros, all_cells, max(header.lr for header in headers) if kind == TRAIN else None)
+        return {(told[m].place, told[m].number): score for m, score in scores.items()}, taken
+
+    def _everyones(self, mine: _Header) -> list[_Header]:
+        words = torch.tensor(mine.words(), dtype=torch.int64)
+        ranks = self.groups.cluster_size
+        sizes = torch.zeros(ranks, dtype=torch.int64, device=self._device)
+        dist.all_gather_into_tensor(sizes, torch.tensor([len(words)], device=self._device), group=self.groups.cluster)
+        padded = torch.zeros(int(sizes.max()), dtype=torch.int64, device=self._device)
+        padded[:len(words)] = words.to(self._device)
+        whole = torch.zeros(ranks * len(padded), dtype=torch.int64, device=self._device)
+        dist.all_gather_into_tensor(whole, padded, group=self.groups.cluster)
+        return [_Header.read(row[:size].tolist()) for row, size in zip(whole.cpu().view(ranks, -1), sizes.tolist())]
+
+    # States. Each stage gets and gives its own part only.
+
+    def _scatter(self, places: list[tuple[int, int]]) -> None:
+        """Load what owners have loaded, on every stage: values of its tensors, and which of them are held still."""
+        sends, receives = [], []
+        for place, seed in places:
+            owner = self._owners[place]
+            if owner == self._me:
+                state, hold, _ = self._fresh[place]
+                self._states[place].load(state, None, hold, seed)
+                for rank, names in enumerate(self._held):
+                    if rank != self._me and names:
+                        flat = torch.cat([*(state[n].reshape(-1).float() for n in names), torch.tensor([float(n in hold) for n in names])]).to(self._device)
+                        sends.append((flat, torch.distributed.isend(flat, rank, group=self._routes.groups["activation"])))
+            else:
+                names = self._held[self._me]
+                flat = torch.empty(sum(self._shapes[n].numel() for n in names) + len(names), device=self._device)
+                receives.append((place, seed, flat, torch.distributed.irecv(flat, owner, group=self._routes.groups["activation"])))
+        for place, seed, flat, work in receives:
+            work.wait(self._routes.deadline)
+            names = self._held[self._me]
+            values, flags = self._parted(flat.cpu(), names)
+            self._states[place].load(values, None, frozenset(n for n, flag in zip(names, flags.tolist()) if flag), seed)
+        for _, work in sends:
+            work.wait(self._routes.deadline)
+        self._fresh.clear()
+
+    def _gather(self, places: list[int]) -> None:
+        """Tell owners the whole states of their clients; they tell their other ranks."""
+        sends, receives = [], []
+        for place in places:
+            owner, names = self._owners[place], self._held[self._me]
+            own = self._states[place].state()
+            if owner == self._me:
+                self._known[place] = dict(own)
+                for rank, theirs in enumerate(self._held):
+                    if rank != self._me and theirs:
+                        flat = torch.empty(sum(self._shapes[n].numel() for n in theirs), device=self._device)
+                        receives.append((place, theirs, flat, torch.distributed.irecv(flat, rank, group=self._routes.groups["gradient"])))
+            elif names:
+                flat = torch.cat([own[n].reshape(-1) for n in names]).to(self._device)
+                sends.append((flat, torch.distributed.isend(flat, owner, group=self._routes.groups["gradient"])))
+        for place, names, flat, work in receives:
+            work.wait(self._routes.deadline)
+            self._known[place] |= self._parted(flat.cpu(), names)[0]
+        for _, work in sends:
+            work.wait(self._routes.deadline)
+        if self.groups.client_size > 1:
+            for place in (place for place in places if place in self._mine):
+                whole = self._known.get(place)
+                flat = (torch.cat([whole[n].reshape(-1) for n in self._shapes]) if self._speaks else
+                        torch.empty(sum(shape.numel() for shape in self._shapes.values()))).to(self._device)
+                dist.broadcast(flat, self.groups.client_ranks[0], group=self.groups.client)
+                self._known[place] = self._parted(flat.cpu(), list(self._shapes))[0]
+
+    def _parted(self, flat: torch.Tensor, names: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """({name: tensor} of what lies first in `flat`, the rest)."""
+        sizes = [self._shapes[n].numel() for n in names]
+        *parts, rest = flat.split([*sizes, len(flat) - sum(sizes)])
+        return {n: part.view(self._shapes[n]).clone() for n, part in zip(names, parts)}, rest
+
+
+def _told(place: int, number: int, seed: int, batch: Batch) -> _Told:
+    return _Told(place, number, seed % 2**62, batch.input_ids.shape[1], tuple(int(n) for n in batch.attention_mask.sum(1)))

@@ -41,6 +41,7 @@ class Transfers:
         self._routes, self._shape_of, self._dtype, self._device = routes, shape_of, dtype, device
         self._due: dict[tuple[int, Kind], deque] = {}  # (source, kind) -> (micro, hop) not posted yet
         self._posted: dict[tuple[int, Kind], deque] = {}
+        self._early: dict[tuple, torch.Tensor] = {}  # (micro, kind, hop) -> what has come and was not asked for yet
         self._sends: deque = deque()
         for source, stream in enumerate(streams):
             for work in stream:
@@ -58,12 +59,13 @@ class Transfers:
             posted.append((micro, hop, room, self._guarded(source, "receive", dist.irecv, room, source, self._routes.groups[kind])))
 
     def receive(self, micro: int, kind: Kind, hop: int, source: int) -> torch.Tensor:
-        posted = self._posted[source, kind]
-        assert posted[0][:2] == (micro, hop), f"{kind} {hop} of micro-batch {micro} is taken before {posted[0][:2]}"
-        _, _, room, work = posted.popleft()
-        self._guarded(source, f"{kind} {hop} of micro-batch {micro}", self._finished, work)
-        self._post((source, kind))
-        return room
+        channel, wanted = (source, kind), (micro, kind, hop)
+        while wanted not in self._early:  # what the other rank sent before has come before
+            *which, room, work = self._posted[channel].popleft()
+            self._guarded(source, f"{kind} {which[1]} of micro-batch {which[0]}", self._finished, work)
+            self._early[which[0], kind, which[1]] = room
+            self._post(channel)
+        return self._early.pop(wanted)
 
     def send(self, tensor: torch.Tensor, micro: int, kind: Kind, hop: int, to: int) -> None:
         tensor = tensor.contiguous()

@@ -117,17 +117,17 @@ class Step(Instruction):
 Stream = tuple[Instruction, ...]
 
 
-def with_transfers(pipeline: Pipeline, computed: Sequence[Sequence[Instruction]]) -> tuple[Stream, ...]:
+def with_transfers(pipeline: Pipeline, computed: Sequence[Sequence[Instruction]], train: bool = True) -> tuple[Stream, ...]:
     """Put a Receive before whatever needs another rank's result, a Send behind whatever another rank needs, and the clients' Steps at the end: in the same
     order on all ranks, since a norm or an overflow is found out together.
 
     Args:
-        computed: by rank, everything but transfers and steps.
+        computed: by rank, everything but transfers and steps. train: whether there is a way back.
     """
-    return tuple(tuple(_woven(pipeline, rank, order)) for rank, order in enumerate(computed))
+    return tuple(tuple(_woven(pipeline, rank, order, train)) for rank, order in enumerate(computed))
 
 
-def _woven(pipeline: Pipeline, rank: int, order: Sequence[Instruction]):
+def _woven(pipeline: Pipeline, rank: int, order: Sequence[Instruction], train: bool):
     for work in order:
         for kind, hop in needs(pipeline, work):
             source = pipeline.sender(work.micro, kind, hop)
@@ -136,9 +136,9 @@ def _woven(pipeline: Pipeline, rank: int, order: Sequence[Instruction]):
         yield work
         for kind, hop in gives(pipeline, work):
             to = pipeline.receiver(work.micro, kind, hop)
-            if to != rank:
+            if to != rank and (train or kind == "activation"):
                 yield Send(work.micro, kind, hop, to)
-    if any(isinstance(work, Backward) for work in order):
+    if train:
         yield from (Step(client) for client in sorted({micro.client for micro in pipeline.micros}))
 
 

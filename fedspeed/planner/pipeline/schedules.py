@@ -79,11 +79,10 @@ def forward_only(pipeline: Pipeline, loads: bool = False) -> tuple[Stream, ...]:
         for k in (k for k, holder in enumerate(pipeline.chunks) if holder == rank):
             order += [*([Load(k)] if loads else []), *(Forward(m, k) for m in everyone), *([Release(k)] if loads else [])]
         computed.append(order + [Head(m) for m in everyone if pipeline.micros[m].head == rank])
-    return with_transfers(pipeline, computed)
+    return with_transfers(pipeline, computed, train=False)
 
 
-def shared(owners: tuple[int, ...], micro_batches: tuple[int, ...], ranks: int, cost: Cost | None = None,
-           spare: int = SPARE) -> tuple[Stream, ...]:
+def shared(micros: Sequence[Micro], ranks: int, cost: Cost | None = None, spare: int = SPARE) -> tuple[Stream, ...]:
     """All clients of a cluster in one pipeline, rank r holding chunk r. Each client's own rank embeds its micro-batches and holds their labels, so that neither
     leaves it; the clients' micro-batches take turns, and fill each other's bubbles.
 
@@ -91,11 +90,11 @@ def shared(owners: tuple[int, ...], micro_batches: tuple[int, ...], ranks: int, 
     embedding, and the micro-batch that entered first.
 
     Args:
-        owners, micro_batches: by client, the rank its data is on, and how many micro-batches it has in this step.
+        micros: of all clients, in the order in which they enter; those of different clients taking turns.
         cost: time of a computation on a rank; default: a forward 1, a backward 2, a head 1/4, an embedding nothing.
         spare: stage s has at most ranks - s + spare micro-batches under way. Those whose owner is busy with another stage's work wait there.
     """
-    pipeline = Pipeline(ranks, tuple(range(ranks)), tuple(Micro(c, owners[c], owners[c]) for c, _ in taking_turns(micro_batches)))
+    pipeline = Pipeline(ranks, tuple(range(ranks)), tuple(micros))
     return with_transfers(pipeline, _listed(pipeline, cost or _plain_cost, spare))
 
 
