@@ -14,6 +14,14 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["deepspeed", "peft", "transformers.models.llama.modeling_llama"])
 
 
+def free_ports(count: int) -> list[int]:
+    """Different ones."""
+    found: dict[int, None] = {}
+    while len(found) < count:
+        found[free_port()] = None
+    return list(found)
+
+
 def _rank(pipe, function, rank, world, args):
     try:
         pipe.send((True, function(rank, *args)))

@@ -136,7 +136,6 @@ def read_roster(path: Path, signer: str) -> Roster:
         found, signature = text["signer"], bytes.fromhex(text["signature"])
         if body["format"] != FORMAT or not isinstance(body["epoch"], int) or not isinstance(body["members"], list):
             raise ValueError("its parts have other kinds than they should")
-        members = tuple(_card(member, str(path)) for member in body["members"])
     except (KeyError, ValueError, TypeError) as error:
         raise FedSpeedError(f"{path}: not a roster ({error}); make one with `fedspeed keys roster`") from error
     if found != signer:
@@ -146,6 +145,7 @@ def read_roster(path: Path, signer: str) -> Roster:
         check_signature(bytes.fromhex(signer), signature, _signed(body))
     except (Refused, ValueError) as error:
         raise FedSpeedError(f"{path}: its signature does not hold; it was changed after it was signed, ask for it again") from error
+    members = tuple(_card(member, str(path)) for member in body["members"])  # parsed only once the signer answers for them
     return Roster(members, body["epoch"], digest(_signed(body)))
 
 

@@ -90,7 +90,7 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
     monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim)
     federation = rounds.Federation(config, job.order.marks, as_dict(job.order.config), seat, engine, link, journal, monitor, clock, peak_bytes, stop,
-                                   job.site.renewed if config.routing.transport == "tls" else lambda: False)
+                                   _renewal(job))
     stop.in_rounds = True
     try:
         try:
@@ -149,7 +149,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
         check_ids(max(map(largest_id, data.values())), config.model)
         if job.reporter and order.folder.is_dir():
             claim.take(order.folder)
-        if job.reporter and config.routing.transport == "tls":
+        if job.reporter and config.routing.transport == "tls" and not order.fresh:
             job.site.check_epoch(order.folder)
         entry = standing.journal_entry(standing.journal_of(order), order) if job.reporter and not order.fresh else None
         if entry is not None:
@@ -159,6 +159,14 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
             if job.reporter:
                 order.make_room()
     return _Inputs(tokenizer, everyone, data, entry)
+
+
+def _renewal(job: Job):
+    """Whether this rank has nothing against starting again with a newer roster: the one that speaks for the site has seen it. The others would read the file
+    at another time, and take for the present roster what is the newer one."""
+    if job.config.routing.transport != "tls":
+        return lambda: False
+    return job.site.renewed if job.speaks else lambda: True
 
 
 def _pulse(job: Job, store: rendezvous.Store, stuck: last_words.Stuck) -> Pulse:

@@ -5,6 +5,7 @@ import warnings
 from fedspeed import preflight
 from fedspeed.session.machine import complete
 from fedspeed.session.order import Order
+from fedspeed.session.site import Site
 from fedspeed.session.standing import Claim, check_best, journal_entry, journal_of
 
 
@@ -19,6 +20,8 @@ def rehearse(order: Order) -> str:
         claim = Claim()
         claim.take(order.folder)
         claim.drop()
+        if not order.fresh and order.config.routing.transport == "tls":
+            Site(order.config).check_epoch(order.folder)
         if not order.fresh and (entry := journal_entry(journal_of(order), order)):
             if end := complete(order, entry):
                 text += f"\njournal  {order.folder} is complete ({end}, {entry.round} rounds)"

@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from fedspeed.cluster.ports import free_port
 from fedspeed.errors import FedSpeedError
 from fedspeed.routing import identity
 from fedspeed.routing.transport import PeersLost, TransportError
 from fedspeed.routing.transports.tls import STRANGERS, TlsTransport
+from tests.processes import free_ports
 from tests.routing.test_transports import contract, in_threads
 
 
@@ -23,7 +23,7 @@ class Sites:
 
     def __init__(self, folder, size: int, epoch: int = 1):
         self.folder, self.size = folder, size
-        cards = [identity.read_card(identity.make(f"site{i}", f"127.0.0.1:{free_port()}", folder)[1]) for i in range(size)]
+        cards = [identity.read_card(identity.make(f"site{i}", f"127.0.0.1:{port}", folder)[1]) for i, port in enumerate(free_ports(size))]
         identity.make("operator", "127.0.0.1:1", folder)
         self.signer = identity.read_key(folder / "operator.key")
         self.pinned = identity.read_card(folder / "operator.json").key.hex()

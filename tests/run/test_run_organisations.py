@@ -15,6 +15,7 @@ import yaml
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.cluster.ports import free_port
 from tests.conftest import ROOT
+from tests.processes import free_ports
 from tests.run.launched import journal_rounds, records, rounds_seen
 from tests.run.test_run_resume import SLOW
 
@@ -26,7 +27,7 @@ class Federation:
 
     def __init__(self, workshop, name: str, size: int):
         self.workshop, self.size, self.folder = workshop, size, workshop.folder / name
-        self.places = [free_port() for _ in range(size)]
+        self.places = free_ports(size)
         cards = []
         for i, port in enumerate(self.places):
             self.keys("new", f"site{i}", "--address", f"127.0.0.1:{port}", "--out", str(self.folder / f"keys{i}"))
@@ -47,6 +48,11 @@ class Federation:
         self.keys("roster", *(cards or self.cards), "--signer", str(self.folder / "keys" / "operator.key"), "--epoch", str(epoch),
                   "--out", str(self.folder / "roster.json"))
 
+    def roster_of(self, i: int):
+        """The site's own copy where it has one."""
+        own = self.folder / f"roster{i}.json"
+        return own if own.exists() else self.folder / "roster.json"
+
     def config(self, i: int, **routing):
         path = self.folder / f"site{i}.yaml"
         path.write_text(yaml.safe_dump({
@@ -57,7 +63,7 @@ class Federation:
             "train": {"local_steps": 2, "micro_batch": 4, "lr": 3e-3},
             "federation": {"rounds": 4},
             "routing": {"mode": "mix+mask", "transport": "tls", "identity": str(self.folder / f"keys{i}" / f"site{i}.key"),
-                        "roster": str(self.folder / "roster.json"), "roster_signer": str(self.folder / "keys" / "operator.json"), **routing},
+                        "roster": str(self.roster_of(i)), "roster_signer": str(self.folder / "keys" / "operator.json"), **routing},
             "cluster": {"local_ranks": 1, "start_timeout_s": 40, "max_restarts": 0},
             "run": {"name": f"site{i}", "out": str(self.folder / f"runs{i}")}, "monitor": {"progress": False, "plot": False}}))
         return path
@@ -221,22 +227,35 @@ def test_members_leave_and_join_with_a_newer_roster(three):
 
 
 def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
-    """One leaves, one joins, one has a new key, while the program runs; and nobody is brought back by an older roster."""
+    """One leaves, one joins, one has a new key, while the program runs, on two ranks at one site; and nobody is brought back by an older roster."""
     federation = Federation(shared_workshop, "rolling", 4)
+    folder = federation.folder
     federation.sign(1, federation.cards[:3])
-    words = ("federation.rounds=12", "cluster.max_restarts=1")
-    started = federation.start(*words, env=SLOW, sites=(0, 1, 2))
+    older = (folder / "roster.json").read_bytes()
+    for i in range(3):
+        (folder / f"roster{i}.json").write_bytes(older)
+    words = ("federation.rounds=20", "cluster.max_restarts=1")
+    started = [federation.start(*words, *(["cluster.local_ranks=2"] if i == 0 else []), env=SLOW, sites=(i,))[0] for i in range(3)]
     federation.until_a_round(started)
-    older = (federation.folder / "roster.json").read_text()
-    federation.sign(2, [federation.cards[i] for i in (0, 1, 3)])
+    federation.keys("new", "site1", "--address", f"127.0.0.1:{federation.places[1]}", "--out", str(folder / "rotated"))
+    federation.sign(2, [federation.cards[0], str(folder / "rotated" / "site1.json"), federation.cards[3]])
+    (folder / "rotated" / "site1.key").replace(folder / "keys1" / "site1.key")
+    newer = (folder / "roster.json").read_bytes()
     started += federation.start(*words, env=SLOW, sites=(3,))
+    for i, half in ((2, newer), (0, newer[:len(newer) // 2]), (0, newer)):
+        (folder / f"roster{i}.json").write_bytes(half)
+        seen = rounds_seen(federation.run(0))
+        started[0].until(lambda seen=seen: rounds_seen(federation.run(0)) >= seen + 2)  # not before all have it
+    assert not any("newer roster" in s.said() for s in started)
+    (folder / "roster1.json").write_bytes(newer)
     ended = [s.wait() for s in started]
     assert [e.code for e in ended] == [0, 0, 2, 0], "\n".join(e.text for e in ended)
     assert all("all sites have a newer roster" in e.err for e in ended[:3]) and "is in no card of the roster (epoch 2)" in ended[2].err
-    assert [r["round"] for r in records(federation.run(0))] == list(range(13)) and records(federation.run(3))[-1]["round"] == 12
-    (federation.folder / "roster.json").write_text(older)
-    again = [s.wait() for s in federation.start("federation.rounds=14", sites=(0,))]
-    assert again[0].code == 2 and "its epoch 1 is older than 2" in again[0].text
+    assert [r["round"] for r in records(federation.run(0))] == list(range(21)) and records(federation.run(3))[-1]["round"] == 20
+    (folder / "roster0.json").write_bytes(older)
+    for words in ((), ("--dry-run",)):
+        again = federation.start("federation.rounds=22", "cluster.local_ranks=2", *words, sites=(0,))[0].wait()
+        assert again.code == 2 and "its epoch 1 is older than 2" in again.text
 
 
 @pytest.mark.slow

@@ -81,8 +81,9 @@ class TlsTransport(FrameTransport):
         while not self._closed.is_set():
             try:
                 connection, address = self._listener.accept()
-            except OSError:
-                return
+            except OSError:  # closed, or for a moment no file to be had
+                self._closed.wait(_RETRY_S)
+                continue
             try:
                 connection.settimeout(HANDSHAKE_S)
                 secured = self._server.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
@@ -96,7 +97,12 @@ class TlsTransport(FrameTransport):
                     with contextlib.suppress(OSError):
                         socket.socket.shutdown(first, socket.SHUT_RDWR)
                 self._strangers[secured] = None
-            threading.Thread(target=self._greet, args=(secured, address), name="tls-greet", daemon=True).start()
+            try:
+                threading.Thread(target=self._greet, args=(secured, address), name="tls-greet", daemon=True).start()
+            except RuntimeError as error:  # no thread to be had
+                with self._changed:
+                    self._strangers.pop(secured, None)
+                self._refuse(address, str(error), secured)
 
     def _greet(self, secured: ssl.SSLSocket, address) -> None:
         """Find out who has dialled; a member of the roster that is not connected yet stays, everybody else goes."""
@@ -149,6 +155,7 @@ class TlsTransport(FrameTransport):
         secured.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._changed:
+            self._strangers.pop(secured, None)  # from here on it can be pushed out no more
             if peer in mine or self._closed.is_set():
                 raise ValueError(f"{self._roster.members[peer].name} is connected already")
             secured.sendall(word)
