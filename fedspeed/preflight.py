@@ -16,7 +16,7 @@ from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
-from fedspeed.engine.base.choose import BaseSizes, choose_tier, resident_blocks
+from fedspeed.engine.base.choose import BaseSizes, choose_tier, pipeline_tier, resident_blocks
 from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
 from fedspeed.files import check_writable
@@ -71,6 +71,16 @@ def check_clusters(config: RunConfig, topology: Topology) -> None:
         if name not in names:
             raise ConfigError(f"train.local_steps_by_cluster: no cluster {name} takes part; there {'are' if len(names) > 1 else 'is'} "
                               f"{', '.join(names)}")
+
+
+def check_pipeline(config: RunConfig, topology: Topology) -> None:
+    """A pipeline needs several ranks."""
+    scope = config.engine.pipeline
+    if scope == "client" and (short := [c.client for c in topology.clients if len(c.ranks) < 2]):
+        raise ConfigError(f"engine.pipeline=client: client {short[0]} has one rank, and a pipeline needs two; set cluster.ranks_per_client=2 or more, with as "
+                          "many ranks for each client (cluster.local_ranks, or the hostfile)")
+    if scope == "cluster" and (short := [c.name for c in topology.clusters if len(c.ranks) < 2]):
+        raise ConfigError(f"engine.pipeline=cluster: cluster {short[0]} has one rank, and a pipeline needs two; give it more, or set engine.pipeline=none")
 
 
 def _all(parts, loaded: Loaded) -> list[str]:
@@ -281,6 +291,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
                               "set routing.transport=gloo")
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
+    check_pipeline(config, topology)
     routing, count = check_routing(config, topology)
     return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
             f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology)]
@@ -327,7 +338,11 @@ def _built(loaded: Loaded) -> list[str]:
         model = meta_model(config.model, config.adapter)
         check_weights(model, config.model, config.adapter)
         frozen = any(not p.requires_grad for p in model.parameters())
-        choose_tier(config.engine, merge(config.deepspeed, config, loaded.folder), frozen, trained_outside(model))
+        ds_config, outside = merge(config.deepspeed, config, loaded.folder), trained_outside(model)
+        if config.engine.pipeline == "none":
+            choose_tier(config.engine, ds_config, frozen, outside)
+        else:
+            pipeline_tier(config.engine, ds_config, outside)
     return []
 
 

@@ -84,6 +84,6 @@ def world_env(clusters: list[int]) -> list[dict[str, str]]:
     return env
 
 
-def run_clusters(clusters: list[int], function, *args, timeout: float = 180) -> list:
+def run_clusters(clusters: list[int], function, *args, timeout: float = 180, mortal: frozenset[int] = frozenset()) -> list:
     """Like `run_ranks`, with each rank in the torch world of its cluster (`function` must join it)."""
-    return run_ranks(sum(clusters), _with_env, world_env(clusters), function, *args, timeout=timeout)
+    return run_ranks(sum(clusters), _with_env, world_env(clusters), function, *args, timeout=timeout, mortal=mortal)

@@ -11,6 +11,9 @@ class ClusterConfig:
         "help": "ranks that `python launch.py` starts on one machine: auto (one per GPU; on CPU as many as make a round shortest), or a number"})
     probe: str = field(default="", metadata={
         "help": "what `fedspeed probe` wrote on a machine like these; then the report holds predicted against measured seconds"})
+    one_trust_domain: bool = field(default=False, metadata={
+        "help": "the clients of each cluster trust each other with their activations and adapters: what engine.pipeline=cluster shows them, whatever "
+                "routing.mode hides from the other clusters"})
     max_restarts: int = field(default=2, metadata={
         "help": "how often a local run that lost a rank starts again from its journal", "min": 0})
     finish_s: float = field(default=25.0, metadata={

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.layout import is_same_host, seat
 from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port, own_address
-from fedspeed.cluster.topology import Topology
 from fedspeed.errors import HostfileError, LostPeerError
 
 _LONGEST_PAUSE_S = 0.25
@@ -160,32 +159,33 @@ def meet(launch: Launch, timeout_s: float) -> Store:
     return store
 
 
-def cluster_world(store: Store, topology: Topology, world_rank: int, launch: Launch, timeout_s: float) -> dict[str, str]:
-    """The environment of this rank's torch world, which is its own cluster's; to be set before anything initialises torch.distributed.
+def torch_world(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: float) -> dict[str, str]:
+    """The environment of this rank's torch world; to be set before anything initialises torch.distributed.
 
-    RANK and WORLD_SIZE count in the cluster. LOCAL_RANK and LOCAL_SIZE stay the machine's, as the launcher numbered it: they choose the
-    accelerator and divide the cores, and DeepSpeed insists that LOCAL_RANK equals Open MPI's. CROSS_RANK and CROSS_SIZE count the cluster's
-    machines. MASTER_ADDR and MASTER_PORT are published by the cluster's first rank, on a free port.
+    RANK and WORLD_SIZE count in that world. LOCAL_RANK and LOCAL_SIZE stay the machine's, as the launcher numbered it: they choose the
+    accelerator and divide the cores, and DeepSpeed insists that LOCAL_RANK equals Open MPI's. CROSS_RANK and CROSS_SIZE count its
+    machines. MASTER_ADDR and MASTER_PORT are published by its first rank, on a free port.
+
+    Args:
+        ranks: the world ranks of it, in order; this one among them.
 
     Raises:
-        LostPeerError: the first rank of the cluster published nothing before the deadline.
+        LostPeerError: the first of them published nothing before the deadline.
     """
-    place = topology.place(world_rank)
-    assert place.cluster is not None, f"idle world rank {world_rank} has no torch world"
-    cluster = topology.cluster_of(place.cluster)
+    world_rank = store.world_rank
     hostname = store.peers[world_rank].hostname
-    key = f"fedspeed/cluster/{cluster.name}"
-    if world_rank == cluster.ranks[0]:
+    key = f"fedspeed/world/{ranks[0]}"
+    if world_rank == ranks[0]:
         address = own_address(launch.master_addr, store.peers[store.world_rank].hostname == store.peers[0].hostname)
         store.put(key, json.dumps([address, _claim_port(store, hostname)]))
     elif store.wait([key], timeout_s):
-        raise LostPeerError(f"{_named(launch, [cluster.ranks[0]])} did not open the torch world of cluster {cluster.name} within "
-                            f"{timeout_s:g} s; look at its output")
+        raise LostPeerError(f"{_named(launch, [ranks[0]])} did not open the torch world of ranks {', '.join(map(str, ranks))} within {timeout_s:g} s; look at "
+                            "its output")
     master_addr, master_port = json.loads(store.get(key)[0])
-    machines = list(dict.fromkeys(store.peers[rank].hostname for rank in cluster.ranks))
+    machines = list(dict.fromkeys(store.peers[rank].hostname for rank in ranks))
     return {
-        "RANK": str(place.cluster_rank),
-        "WORLD_SIZE": str(len(cluster.ranks)),
+        "RANK": str(ranks.index(world_rank)),
+        "WORLD_SIZE": str(len(ranks)),
         "LOCAL_RANK": str(launch.local_rank),
         "LOCAL_SIZE": str(sum(peer.hostname == hostname for peer in store.peers)),
         "CROSS_RANK": str(machines.index(hostname)),

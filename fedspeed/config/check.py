@@ -27,7 +27,7 @@ def problems(config: RunConfig) -> list[str]:
 
 def conflicts(config: RunConfig) -> list[Conflict]:
     """The same, with the keys that take part."""
-    found = [*_names(config), *_adapter(config), *_engine(config), *_rounds(config), *_training(config), *_clients(config)]
+    found = [*_names(config), *_adapter(config), *_engine(config), *_pipeline(config), *_rounds(config), *_training(config), *_clients(config)]
     section = {key: value for key, value in config.deepspeed.items() if key != "base"}
     return found + [Conflict((f"deepspeed.{clash.key}", *clash.run_keys), f"deepspeed.{clash.text}") for clash in clashes(section, config)]
 
@@ -79,6 +79,34 @@ def _engine(config: RunConfig) -> Iterator[Conflict]:
     if config.engine.base_gib and config.engine.resident_blocks:
         yield Conflict(("engine.base_gib", "engine.resident_blocks"), f"engine.base_gib={config.engine.base_gib} and engine.resident_blocks="
                        f"{config.engine.resident_blocks} both say how many blocks stay on the device; set one of them")
+
+
+def _pipeline(config: RunConfig) -> Iterator[Conflict]:
+    scope = config.engine.pipeline
+    if scope == "none":
+        if config.engine.cuts != "auto":
+            yield Conflict(("engine.cuts", "engine.pipeline"), f"engine.cuts={config.engine.cuts} are those of a pipeline's stages, but engine.pipeline=none; "
+                           "set engine.pipeline=client, or leave engine.cuts out")
+        return
+    if config.adapter.method != "lora":
+        yield Conflict(("engine.pipeline", "adapter.method"), f"engine.pipeline={scope} trains LoRA in every stage, but adapter.method="
+                       f"{config.adapter.method}; choose adapter.method=lora, or engine.pipeline=none")
+    if config.engine.base_reads != "gather":
+        yield Conflict(("engine.pipeline", "engine.base_reads"), f"engine.base_reads={config.engine.base_reads} reads other ranks' parts of the base, but with "
+                       f"engine.pipeline={scope} every rank has its own; leave it out")
+    if scope == "client":
+        return
+    if config.routing.mode != "plain" and not config.cluster.one_trust_domain:
+        yield Conflict(("engine.pipeline", "routing.mode"), "engine.pipeline=cluster shows every client's activations and adapter to the cluster's ranks, "
+                       f"which routing.mode={config.routing.mode} is there to hide; set cluster.one_trust_domain=true if the clients of a cluster trust each "
+                       "other, or engine.pipeline=client")
+    if config.federation.local_optimizer == "keep":
+        yield Conflict(("engine.pipeline", "federation.local_optimizer"), "federation.local_optimizer=keep would carry every client's moments over all ranks "
+                       "of the cluster in each round, which engine.pipeline=cluster does not do; set federation.local_optimizer=reset, or "
+                       "engine.pipeline=client")
+    if config.engine.tier not in ("auto", "resident"):
+        yield Conflict(("engine.pipeline", "engine.tier"), f"engine.tier={config.engine.tier} loads blocks, but with engine.pipeline=cluster every rank keeps "
+                       "its own; set engine.tier=resident, or engine.pipeline=client")
 
 
 def _rounds(config: RunConfig) -> Iterator[Conflict]:

@@ -58,20 +58,22 @@ def plan(task: Task, topology: Topology, nodes: Mapping[str, Node], notes: Seque
 
 def places_of(topology: Topology, nodes: Mapping[str, Node]) -> dict[str, list[Place]]:
     """The different kinds of ranks of each cluster. Nodes that differ by name only are one kind."""
-    hosts = {place.world_rank: place.host for place in topology.ranks}
-    busy = [place for place in topology.ranks if place.clients]
-    ranks_here = {host: sum(place.host == host for place in busy) for host in set(hosts.values())}
-    gateways_here = {host: sum(hosts[rank] == host for rank in topology.participants) for host in ranks_here}
-    client_ranks = {client.client: len(client.ranks) for client in topology.clients}
     found: dict[str, list[Place]] = {}
-    for rank in busy:
-        cluster = topology.cluster_of(rank.cluster)
-        node = replace(nodes[rank.host], name="", assumed=())
-        place = Place(node, ranks_here[rank.host], client_ranks[rank.clients[0]], len(cluster.ranks), len({hosts[r] for r in cluster.ranks}),
-                      len(rank.clients), len(topology.participants), gateways_here[rank.host])
-        if place not in found.setdefault(rank.cluster, []):
+    for rank in topology.ranks:
+        if rank.clients and (place := place_of(topology, nodes, rank.world_rank)) not in found.setdefault(rank.cluster, []):
             found[rank.cluster].append(place)
     return found
+
+
+def place_of(topology: Topology, nodes: Mapping[str, Node], world_rank: int) -> Place:
+    """Where a rank that works stands."""
+    hosts = {place.world_rank: place.host for place in topology.ranks}
+    rank = topology.place(world_rank)
+    cluster = topology.cluster_of(rank.cluster)
+    ranks_here = sum(place.host == rank.host for place in topology.ranks if place.clients)
+    gateways_here = sum(hosts[gateway] == rank.host for gateway in topology.participants)
+    return Place(replace(nodes[rank.host], name="", assumed=()), ranks_here, len(topology.clients[rank.clients[0]].ranks), len(cluster.ranks),
+                 len({hosts[r] for r in cluster.ranks}), len(rank.clients), len(topology.participants), gateways_here)
 
 
 def fastest(task: Task, places: Sequence[Place]) -> Setting | None:

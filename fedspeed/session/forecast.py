@@ -36,6 +36,8 @@ def _forecast(job: Job, data: dict):
     from fedspeed.monitor.report import Predicted
 
     config, ds_config = job.config, job.order.deepspeed
+    if config.engine.pipeline != "none":
+        return None
     tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
     if tier not in TIERS or (tier == "stock" and zero_stage(ds_config) == 3) or config.adapter.method == "blocks":
         return None

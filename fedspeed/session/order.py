@@ -80,6 +80,13 @@ class Job:
         return Site(self.config)
 
     @property
+    def world(self) -> tuple[int, ...]:
+        """World ranks of this rank's torch world: its cluster; its client where the client's ranks are a pipeline, which takes all of a torch world."""
+        if self.config.engine.pipeline == "client":
+            return self.topology.clients[self.place.clients[0]].ranks
+        return self.topology.cluster_of(self.place.cluster).ranks
+
+    @property
     def reporter(self) -> bool:
         """Whether this rank commits the journal and reports: exactly one does."""
         return self.me == self.topology.participants[0]

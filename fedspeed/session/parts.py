@@ -2,13 +2,21 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.cluster.layout import seat as seat_of
 from fedspeed.cluster.pulse import Pulse
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.show import render
-from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.engine.base.choose import pipeline_tier
+from fedspeed.errors import FedSpeedError, LostPeerError, PlanError
+from fedspeed.models.catalogue import shape_of
+from fedspeed.planner.hardware import node_of
+from fedspeed.planner.search import place_of
+from fedspeed.planner.stages import cut
+from fedspeed.planner.task import task_of
+from fedspeed.preflight import read_probe_file
 from fedspeed.session import site
 from fedspeed.session.order import Job
 from fedspeed.session.standing import Claim
@@ -46,16 +54,35 @@ def engine(job: Job, clock):
     config, topology = job.config, job.topology
     torch.set_num_threads(config.engine.threads or int(os.environ.get("OMP_NUM_THREADS") or
                                                        max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_SIZE"]))))
-    cluster = topology.cluster_of(job.place.cluster)
-    sets = sorted({tuple(cluster.ranks.index(r) for r in topology.clients[c].ranks) for c in cluster.clients})
+    sets = sorted({tuple(job.world.index(r) for r in client.ranks) for client in topology.clients if client.ranks[0] in job.world})
+    options = replace(config.engine, cuts=stage_cuts(job)) if config.engine.pipeline != "none" else config.engine
     try:
-        return build_engine(config.model, config.adapter, config.train, config.engine, job.order.deepspeed, sets, clock, swap_folder(job),
+        return build_engine(config.model, config.adapter, config.train, options, job.order.deepspeed, sets, clock, swap_folder(job),
                             config.run.seed, len(job.place.clients))
     except (MemoryError, OSError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         raise FedSpeedError(f"{job.named(job.me)}: no memory left while the model was loaded ({str(error).splitlines()[0]}); free some, raise the limit "
                             "(ulimit -v, the scheduler's --mem), or choose another engine.tier: `fedspeed plan` says what each needs") from error
+
+
+def stage_cuts(job: Job) -> str:
+    """Where this rank's pipeline is cut, as engine.cuts says it: by the speed and memory of the devices that the hostfile or a probe tells of; evenly where
+    they tell of none."""
+    config, ds_config = job.config, job.order.deepspeed
+    if config.engine.cuts != "auto" or pipeline_tier(config.engine, ds_config, "") != "resident":
+        return config.engine.cuts
+    probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
+    try:
+        nodes = {host.name: node_of(host, probes) for host in job.launch.hosts}
+    except PlanError:  # neither measured nor a known card
+        return "auto"
+    task = task_of(config, ds_config, shape_of(config.model.base), [node.device for node in nodes.values()], dtype_given=True)
+    cuts = cut(task, [place_of(job.topology, nodes, rank) for rank in job.world])
+    if cuts is None:
+        raise PlanError(f"engine.pipeline={config.engine.pipeline}: {len(job.world)} ranks do not hold the model's {task.shape.layers} blocks together; take "
+                        "more ranks, or engine.tier=ram")
+    return ",".join(map(str, cuts[1:-1])) or "auto"
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -142,6 +142,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
         preflight.check_files(order.loaded)
         preflight.check_clusters(config, job.topology)
         preflight.check_routing(order.config, job.topology)
+        preflight.check_pipeline(config, job.topology)
         check_dtype(config.model.dtype)
         tokenizer = load_tokenizer(config.model)
         everyone = client_rows(config.data, config.run.seed)
@@ -175,7 +176,7 @@ def _pulse(job: Job, store: rendezvous.Store, stuck: last_words.Stuck) -> Pulse:
 
 
 def _join_cluster(job: Job, store: rendezvous.Store) -> None:
-    os.environ.update(rendezvous.cluster_world(store, job.topology, job.me, job.launch, job.config.cluster.start_timeout_s))
+    os.environ.update(rendezvous.torch_world(store, job.world, job.launch, job.config.cluster.start_timeout_s))
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's agent holds a store for its own world, which is not this cluster's
     from fedspeed.engine.world import join_world, quiet
 

@@ -15,7 +15,7 @@ import pytest
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.ports import STORE_PORT_OFFSET, free_port
-from fedspeed.cluster.rendezvous import Peer, Store, cluster_world, leave, meet, publish, seen
+from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, seen, torch_world
 from fedspeed.cluster.topology import plan
 from fedspeed.errors import HostfileError, LostPeerError
 
@@ -26,12 +26,12 @@ RANK_SCRIPT = '''
 import json, os, sys
 from pathlib import Path
 from fedspeed.cluster.discover import from_process
-from fedspeed.cluster.rendezvous import cluster_world, leave, meet, publish, seen
+from fedspeed.cluster.rendezvous import leave, meet, publish, seen, torch_world
 from fedspeed.cluster.topology import plan
 launch = from_process(Path(sys.argv[1]))
 store = meet(launch, 30)
 topology = plan(launch.hosts, 3, "auto")
-world = cluster_world(store, topology, launch.world_rank, launch, 30)
+world = torch_world(store, topology.cluster_of(topology.place(launch.world_rank).cluster).ranks, launch, 30)
 os.environ.update(world)
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
@@ -181,7 +181,7 @@ def test_a_cluster_over_two_machines_counts_them(monkeypatch, port):
     def work(rank):
         launch = replace(launch_of(rank, port, hosts), local_rank=rank % 2)
         store = meet(launch, 20)
-        world = cluster_world(store, topology, rank, launch, 20)
+        world = torch_world(store, topology.cluster_of(topology.place(rank).cluster).ranks, launch, 20)
         assert leave(store, 20) == set()
         return world
 
@@ -196,11 +196,11 @@ def test_a_cluster_whose_first_rank_is_gone_is_told(port):
 
     def work(rank):
         store = meet(launch_of(rank, port), 20)
-        return cluster_world(store, topology, rank, launch_of(rank, port), 1) if rank == 1 else store
+        return torch_world(store, topology.cluster_of(topology.place(rank).cluster).ranks, launch_of(rank, port), 1) if rank == 1 else store
 
     result = in_threads(work)[1]
     assert isinstance(result, LostPeerError)
-    assert "rank 0 (host alpha, slot 0) did not open the torch world of cluster fast" in str(result)
+    assert "rank 0 (host alpha, slot 0) did not open the torch world of ranks 0, 1" in str(result)
 
 
 def test_the_store_tells_who_was_seen_and_rank_0_leaves_last(port):

@@ -177,3 +177,37 @@ def cluster_turn(rank, base, sets, filled, carried, seats, options):
         turns = [turn(own, carried[me], start, 3) for _ in range(2)]
         assert all(np.array_equal(a[n], b[n]) for a, b in zip(turns[0][2], turns[1][2]) for n in a)  # nothing is left of the turn before
         return turns[0]
+
+
+def dies(rank, base, victim, kind):
+    """What a survivor says when the victim dies in the middle of a step."""
+    import os
+    import signal
+
+    from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
+    from fedspeed.errors import LostPeerError
+
+    done = []
+
+    def mortally(self, micro, chunk):
+        done.append(micro)
+        if rank == victim and len(done) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        method(self, micro=micro, chunk=chunk)
+
+    table = FederatedPipelineEngine._INSTRUCTION_MAP
+    instruction, method = next((i, m) for i, m in table.items() if i.__name__ == kind)
+    table[instruction] = mortally
+    options = EngineConfig(pipeline="client", cuts="1,2")
+    with engine(base, "resident", clients=((0, 1, 2),), adapter=LORA, options=options) as own, pytest.raises(LostPeerError) as error:
+        own.load(stirred(own.state()))
+        own.train_step([random_step(3, 2, 6)], 0.01)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("victim,kind", [(0, "Forward"), (1, "Backward"), (2, "Forward"), (2, "Backward")])
+def test_survivors_say_who_was_lost_and_in_which_instruction(bases, victim, kind):
+    told = run_clusters([3], dies, bases["llama"], victim, kind, mortal=frozenset({victim}))
+    texts = [text for rank, text in enumerate(told) if rank != victim]
+    assert all("of this pipeline was lost while" in text and "(in " in text and "resumes from the journal" in text for text in texts)
+    assert any(f"rank {victim} of this pipeline was lost" in text for text in texts)

@@ -1,0 +1,72 @@
+"""Whole runs whose model lies across ranks: the same training as where every rank has all of it, and what happens when a stage is lost."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from launched import journal_rounds, records, rounds_seen
+from safetensors.numpy import load_file
+
+from tests.run.test_run_resume import SLOW
+
+COMMON = ("data.clients=2", "engine.tier=resident", "federation.rounds=3", "monitor.plot=false")
+SHARED = ("engine.pipeline=cluster", "federation.local_optimizer=reset")
+
+
+def adapter(run):
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def plain(shared_workshop):
+    """One rank a client, each with the whole model, with the optimizers kept and not."""
+    found = {}
+    for kept in ("keep", "reset"):
+        ended = shared_workshop.run(*COMMON, f"run.name=whole-{kept}", f"federation.local_optimizer={kept}")
+        assert ended.code == 0, ended.text
+        found[kept] = shared_workshop.runs / f"whole-{kept}"
+    return found
+
+
+@pytest.mark.parametrize("name,words,kept", [
+    ("client", ("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"), "keep"),
+    ("loaded", ("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2", "engine.tier=ram", "routing.mode=auto"), "keep"),
+    ("cluster", SHARED, "reset"),
+    ("masked", (*SHARED, "cluster.one_trust_domain=true", "routing.mode=mix+mask", "routing.min_participants=2"), "reset")])
+def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name, words, kept):
+    ended = shared_workshop.run(*COMMON, *words, f"run.name={name}")
+    assert ended.code == 0, ended.text
+    run = shared_workshop.runs / name
+    expected, found = adapter(plain[kept]), adapter(run)
+    assert found.keys() == expected.keys()
+    assert max(np.abs(found[n] - expected[n]).max() for n in found) < (1e-4 if name != "masked" else 2e-2)
+    for ours, theirs in zip(records(run), records(plain[kept]), strict=True):
+        assert (ours["round"], ours["tokens"], ours["clients"], ours["received"]) == (theirs["round"], theirs["tokens"], theirs["clients"], theirs["received"])
+        for key in ("train_loss", "val_loss"):
+            assert ours[key] == (theirs[key] and pytest.approx(theirs[key], rel=1e-4 if name != "masked" else 1e-2))
+
+
+@pytest.mark.parametrize("words", [("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"), SHARED])
+def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
+    """kill -9 of a stage: the run goes on from the journal by itself. (In which instruction: tests/engine/test_engine_pipeline.py.)"""
+    name = f"lost-{words[0][-6:]}"
+    started = shared_workshop.start(*COMMON, *words, f"run.name={name}", "federation.rounds=6", env=SLOW)
+    run = shared_workshop.runs / name
+    started.until(lambda: rounds_seen(run) >= 2)
+    os.kill(started.local_ranks()[1], signal.SIGKILL)
+    ended = started.wait()
+    assert ended.code == 0, ended.text
+    assert "starting all ranks again from the journal" in ended.err and max(journal_rounds(run)) == 6
+    assert [r["round"] for r in records(run)] == list(range(7))
+
+
+@pytest.mark.parametrize("words,text", [
+    (("engine.pipeline=client", "cluster.local_ranks=2"), "client 0 has one rank, and a pipeline needs two"),
+    ((*SHARED, "cluster.local_ranks=1"), "has one rank, and a pipeline needs two"),
+    ((*SHARED, "routing.mode=mix+mask"), "cluster.one_trust_domain=true"), (("engine.cuts=1",), "engine.pipeline=none"),
+    ((*SHARED, "adapter.method=full", "adapter.dropout=0"), "adapter.method=full"),
+    ((*SHARED, "engine.tier=ram"), "set engine.tier=resident"), (("engine.pipeline=cluster",), "federation.local_optimizer=reset")])
+def test_what_a_pipeline_cannot_do_is_told_before_it_starts(shared_workshop, words, text):
+    ended = shared_workshop.run("data.clients=2", *words, "--dry-run")
+    assert ended.code == 2 and text in ended.err and "Traceback" not in ended.text
