@@ -29,8 +29,8 @@ from fedspeed.routing.config import RoutingConfig
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What stands in a run's folder, should something else have its name.
-RUN_FILES = ("report.md", "report.png", "comparison.png", "rounds.jsonl", "roster-epoch")
-RUN_FOLDERS = ("journal", "tensorboard", "adapter", "adapter-last", "model", "model-last")
+RUN_FILES = ("report.md", "report.png", "comparison.png", "timeline.png", "rounds.jsonl", "roster-epoch")
+RUN_FOLDERS = ("journal", "tensorboard", "trace", "adapter", "adapter-last", "model", "model-last")
 # The names in a saved adapter for which adapter.targets=all-linear stands.
 LINEAR = {"gpt2": {"c_attn", "c_proj", "c_fc"}}
 DEFAULT_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -154,6 +154,10 @@ class ClientEngine(ABC):
         """Bytes of the base that were loaded onto the device since the last call."""
         return 0
 
+    def take_bubble(self) -> tuple[float, float]:
+        """(seconds of training passes in which a stage of a pipeline did not compute, seconds of them in all), since the last call."""
+        return 0.0, 0.0
+
     @abstractmethod
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         """For each list of batches: loss, and answers that greedy decoding would give exactly, under the state of seat 0. Call within

@@ -75,6 +75,7 @@ class Trained:
     weight: float
     begin: float
     started: Started | None = None
+    sent: float = 0.0  # when its update was
 
 
 class Federation:
@@ -95,6 +96,7 @@ class Federation:
         # A client counts by the answer tokens of its training rows.
         self._weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in seat.clients.items()}
         self._renew, self.renewed = renew, False
+        self._overlapped: dict[str, float] = {}  # seconds of this round's exchange, and of waiting for it
         self._seconds: dict[str, float] = {}  # of this round's turns so far
         self._settled = 0.0  # when the last round was
 
@@ -116,6 +118,7 @@ class Federation:
             if pending is not None and self._settle_round(progress, pending):
                 break
             if trained is not None and not progress.done:
+                trained.sent = time.perf_counter()
                 trained.started = self._link.start(trained.vector, trained.weight)
             pending = trained
             if not stale and pending is not None:
@@ -143,6 +146,7 @@ class Federation:
     def _train_round(self, progress: Progress, number: int, start: Tensors) -> Trained:
         """A round's local steps, from the state `start`."""
         config, begin = self.config, time.perf_counter()
+        self._clock.trace.round(number)
         ledger = self._ledger()
         rule = rules.make_rule(config.federation.aggregation, self._layout, config.data.clients, config.run.seed, number)
         still = rules.held(config.federation.aggregation, number, self._layout.names)
@@ -158,8 +162,10 @@ class Federation:
         waited = time.perf_counter()
         total = self._link.finish(trained.started)
         waited = time.perf_counter() - waited
+        self._clock.trace.span("exchange", f"exchange of round {number}", trained.sent, trained.sent + total.idle_s + total.exchange_s)
         if total.weight <= 0:
             raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")
+        self._overlapped = {"exchanged_s": total.idle_s + total.exchange_s, "waited_s": waited}
         aggregate = trained.rule.result(trained.start, total.vector, total.weight)
         if not all(np.isfinite(t).all() for t in aggregate.state.values()):
             raise FedSpeedError(f"round {number}: the sum of the updates is beyond fp32; lower train.lr, or set train.clip")
@@ -266,7 +272,7 @@ class Federation:
         ledger.set_rank(self.seat.slot, ranks=1.0, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
                         idle_s=stages["idle"] + idle_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), device_bytes=self.engine.device_bytes,
                         loaded_bytes=self.engine.take_loaded(), step_s=self.engine.take_step_s(), stop=float(self._stop()),
-                        renew=float(self._renew()))
+                        renew=float(self._renew()), **dict(zip(("bubble_s", "passes_s"), self.engine.take_bubble())), **self._overlapped)
         size = self.engine.groups.client_size
         for client in self.seat.clients:  # what its ranks did for it and for those who share them
             ledger.add_client(client, exchange_s=exchange_s / size, idle_s=(stages["idle"] + idle_s) / size, bytes_sent=bytes_sent,
@@ -320,6 +326,7 @@ class Federation:
             loaded_bytes=int(ledger.of_ranks("loaded_bytes").sum()), step_s=step or None,
             lr=lr_at(self.config.train, max(0, number * self.steps_per_round - 1), total),
             factor_error=factor_error, update_norm=norm, clients=round(ledger.total("asked")), received=count,
+            bubble=_part(ledger, "bubble_s", "passes_s"), overlap=1 - waited if (waited := _part(ledger, "waited_s", "exchanged_s")) is not None else None,
             missing=missing, per_client=tuple(clients))
 
     def _client_record(self, client: int, ledger: Ledger) -> ClientRecord:
@@ -329,6 +336,12 @@ class Federation:
             val_loss=word["val_loss"] / word["val_tokens"] if word["val_tokens"] else None, tokens=int(word["tokens"]),
             local_steps=round(word["steps"]), compute_s=word["compute_s"], gather_s=word["gather_s"],
             exchange_s=word["exchange_s"], idle_s=word["idle_s"], bytes_sent=int(word["bytes_sent"]), peak_bytes=int(word["peak_bytes"]))
+
+
+def _part(ledger: Ledger, of: str, whole: str) -> float | None:
+    """Over all ranks; None where there is no whole."""
+    total = float(ledger.of_ranks(whole).sum())
+    return min(1.0, max(0.0, float(ledger.of_ranks(of).sum()) / total)) if total > 0 else None
 
 
 def start(config: RunConfig, engine: ClientEngine) -> Progress:

@@ -5,6 +5,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedspeed.monitor.trace import NoTrace
+
 STAGES = ("compute", "gather", "exchange", "idle")
 
 
@@ -17,12 +19,16 @@ class StageClock:
     The clock reads host time. On an accelerator, kernels run on after their launch, so a stage that launches some must synchronise before
     it ends, or the next stage is charged for them.
 
+    Args:
+        trace: what keeps the spans of stages (monitor.trace).
+
     Threads may share it while they take turns (autograd runs backward hooks in a thread of its own while the caller waits). Two threads
     at once would make more seconds than the wall has; the assertion on leaving a stage is there to catch them.
     """
 
-    def __init__(self, now=time.perf_counter):
+    def __init__(self, now=time.perf_counter, trace=None):
         self._now = now
+        self.trace = trace or NoTrace()
         self._open = []
         self._seconds = dict.fromkeys((*STAGES, "other"), 0.0)
         self._since = now()
@@ -33,10 +39,12 @@ class StageClock:
         assert name in STAGES, f"stage {name!r} is none of {STAGES}"
         self._charge()
         self._open.append(name)
+        begin = self._since
         try:
             yield
         finally:
             self._charge()
+            self.trace.span("stage", name, begin, self._since)
             left = self._open.pop()
             assert left == name, f"stage {name!r} ended while {left!r} was the innermost one"
 

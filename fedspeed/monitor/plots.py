@@ -13,6 +13,8 @@ from fedspeed.monitor.units import seconds_text
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 BLUE, SKY, GREEN, ORANGE, RED, GREY, INK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#BBBBBB", "#333333"
 STAGE_COLOURS = {"compute": BLUE, "gather": SKY, "exchange": ORANGE, "idle": GREY, "other": "#E8E8E8"}
+TRACE_COLOURS = {"compute": BLUE, "load": SKY, "gather": SKY, "step": GREEN, "wait": GREY, "idle": GREY, "send": ORANGE, "exchange": RED}
+MOST_BARS = 400  # of a rank in a timeline
 DPI = 130
 FEW_ROUNDS, MANY_ROUNDS = 5, 40
 
@@ -55,6 +57,41 @@ def comparison_figure(comparison):
         panels[1].set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
         panels[1].tick_params(axis="y", labelleft=False)
     return figure
+
+
+def timeline_figure(spans):
+    """What ranks did when: a bar for each span, a row for each rank; exchanges and sends on thin bars below.
+
+    Args:
+        spans: by rank, as `trace.read_spans` gives them.
+    """
+    figure = _figure(11.0, 1.4 + 0.5 * len(spans))
+    axes = figure.subplots()
+    until = _legible(spans)
+    for row, (rank, own) in enumerate(spans.items()):
+        inside = [span for span in own if span[2] < until]
+        detailed = any(kind in ("compute", "wait") for kind, *_ in inside)
+        for kind, colour in TRACE_COLOURS.items():
+            bars = [(begin, min(end, until) - begin) for k, name, begin, end in inside if (name if k == "stage" and not detailed else k) == kind]
+            thin = kind in ("send", "exchange")
+            axes.broken_barh(bars, (row + (0.34 if thin else -0.3), 0.1 if thin else 0.6), color=colour, linewidth=0)
+    axes.set_yticks(range(len(spans)), [f"rank {rank}" for rank in spans])
+    axes.invert_yaxis()
+    axes.set_xlim(0, until)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}s")
+    names: dict[str, list[str]] = {}
+    for kind, colour in TRACE_COLOURS.items():
+        names.setdefault(colour, []).append(kind)
+    handles = [axes.barh([0], [0], color=colour) for colour in names]
+    axes.legend(handles, [", ".join(kinds) for kinds in names.values()], frameon=False, fontsize=9, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
+    return figure
+
+
+def _legible(spans) -> float:
+    """Seconds in which no rank has more than MOST_BARS spans."""
+    ends = [sorted(begin for _, _, begin, _ in own)[:MOST_BARS + 1] for own in spans.values()]
+    last = max((end for own in spans.values() for *_, end in own), default=1.0)
+    return min([last, *(begins[-1] for begins in ends if len(begins) > MOST_BARS)]) or 1.0
 
 
 def png(figure) -> bytes:

@@ -78,6 +78,8 @@ class RoundRecord(_Record):
     loaded_bytes: int = 0  # of the frozen base, onto the devices of all ranks, from the run's tier; waiting for it is gather_s
     device_bytes: int | None = None  # most that tensors took on a device, largest over the ranks; None: not measured or not shown
     step_s: float | None = None  # of a local step, on the slowest rank; None: no step was timed, or not shown
+    bubble: float | None = None  # part of a pipeline's training passes in which its ranks did not compute; None: there is no pipeline
+    overlap: float | None = None  # part of the exchange that hid behind training; None: there was none
     missing: tuple[int, ...] = ()  # clients whose update did not count, where it may be known
     per_client: tuple[ClientRecord, ...] = ()  # empty in the masked modes
 

@@ -10,6 +10,7 @@ from fedspeed.files import write_atomically
 from fedspeed.monitor import plots
 from fedspeed.monitor.clock import STAGES
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_text, shows_everything, visible
+from fedspeed.monitor.trace import read_spans
 from fedspeed.monitor.units import bytes_text, count_text, loss_text, seconds_text
 
 ROUNDS_SHOWN = 21  # 20 and the losses before the first
@@ -76,7 +77,10 @@ def write_report(
     summary = visible(summary, routing_mode)
     if not shows_everything(routing_mode):
         comparison = None
-    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode, comparison=comparison, plot=plot)
+    spans = read_spans(folder) if plot and shows_everything(routing_mode) else {}
+    if spans:
+        write_atomically(folder / "timeline.png", plots.png(plots.timeline_figure(spans)))
+    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode, comparison=comparison, plot=plot, timeline=bool(spans))
     write_atomically(folder / "report.md", text.encode())
     if plot and _trained(records):
         write_atomically(folder / "report.png", plots.png(plots.run_figure(records, summary, folder.name)))
@@ -87,7 +91,7 @@ def write_report(
 
 def report_text(
     name: str, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
-    routing_mode: str, comparison: Comparison | None, plot: bool,
+    routing_mode: str, comparison: Comparison | None, plot: bool, timeline: bool = False,
 ) -> str:
     """The Markdown of the report. `records` and `summary` are what `visible` leaves of them."""
     sections = [
@@ -104,6 +108,9 @@ def report_text(
     if records:
         sections.append("## Rounds\n\n" + _rounds_section(records, summary))
         sections.append("## Where the time went\n\n" + _time_section(records))
+    if timeline:
+        sections.append("## What ranks did when\n\n![a row for each rank](timeline.png)\n\nOf the first rounds; all of it is in the files of `trace/`, for "
+                        "https://ui.perfetto.dev.")
     if facts.predicted and summary.device_bytes:
         sections.append("## Predicted and measured\n\n" + _prediction(facts.predicted, summary))
     if any(record.per_client for record in records):

@@ -27,6 +27,8 @@ def scalars(record: RoundRecord) -> dict[str, float]:
         "network/bytes_sent": record.bytes_sent,
         **{f"seconds/{stage}": getattr(record, f"{stage}_s") for stage in STAGES},
         "seconds/round": record.seconds,
+        "overlap/bubble": record.bubble,
+        "overlap/exchange_hidden": record.overlap,
         "federation/factor_error": record.factor_error,
         "federation/update_norm": record.update_norm,
         "federation/learning_rate": record.lr,

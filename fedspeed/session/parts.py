@@ -156,6 +156,13 @@ def seat(job: Job, data: dict):
     return Seat(data, job.workers.index(job.me), len(job.workers), job.speaks, job.reporter, job.place.cluster)
 
 
+def trace(job: Job):
+    from fedspeed.monitor.trace import NoTrace, Trace
+
+    rounds = job.config.monitor.trace_rounds
+    return Trace(job.order.folder, job.me, rounds) if rounds else NoTrace()
+
+
 def monitor(job: Job, resume_round: int, claim: Claim):
     from fedspeed.monitor.monitor import Monitor, NoMonitor
 

@@ -81,7 +81,7 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     from fedspeed.monitor.clock import StageClock, peak_bytes
 
     config = job.config
-    clock, journal = StageClock(), standing.journal_of(job.order)
+    clock, journal = StageClock(trace=parts.trace(job)), standing.journal_of(job.order)
     engine = parts.engine(job, clock)
     link, close = parts.link(job, store, transport, engine, pulse)
     seat = parts.seat(job, inputs.data)
@@ -95,6 +95,7 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     try:
         try:
             progress = federation.run(progress)
+            clock.trace.close()
             comparison = _compare(job, federation, first, progress, inputs, link)
             if job.reporter:
                 code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison, forecast(job, inputs.data),
@@ -111,6 +112,7 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
         shutil.rmtree(parts.swap_folder(job), ignore_errors=True)  # as large as the model, and of no use to a later start
         return code
     finally:
+        clock.trace.close()
         monitor.close()
 
 

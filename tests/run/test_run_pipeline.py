@@ -8,6 +8,7 @@ import pytest
 from launched import journal_rounds, records, rounds_seen
 from safetensors.numpy import load_file
 
+from fedspeed.monitor.trace import read_spans
 from tests.run.test_run_resume import SLOW
 
 COMMON = ("data.clients=2", "engine.tier=resident", "federation.rounds=3", "monitor.plot=false")
@@ -35,12 +36,21 @@ def plain(shared_workshop):
     ("cluster", SHARED, "reset"),
     ("masked", (*SHARED, "cluster.one_trust_domain=true", "routing.mode=mix+mask", "routing.min_participants=2"), "reset")])
 def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name, words, kept):
-    ended = shared_workshop.run(*COMMON, *words, f"run.name={name}")
+    ended = shared_workshop.run(*COMMON, *words, f"run.name={name}", "monitor.trace_rounds=2", "monitor.plot=true")
     assert ended.code == 0, ended.text
     run = shared_workshop.runs / name
     expected, found = adapter(plain[kept]), adapter(run)
     assert found.keys() == expected.keys()
     assert max(np.abs(found[n] - expected[n]).max() for n in found) < (1e-4 if name != "masked" else 2e-2)
+    traced = read_spans(run)
+    assert len(traced) == len(list((run / "trace").iterdir())) == (2 if "cluster" in words[0] else 4)
+    for spans in traced.values():
+        kinds = {kind for kind, *_ in spans}
+        assert {"compute", "wait", "send", "step", "stage"} <= kinds and ("load" in kinds) == (name == "loaded")
+        assert any(what.startswith("backward") for _, what, *_ in spans) and all(0 <= begin <= end for *_, begin, end in spans)
+    assert any(kind == "exchange" for spans in traced.values() for kind, *_ in spans)
+    assert (run / "timeline.png").exists() == (name != "masked") == ("timeline.png" in (run / "report.md").read_text())
+    assert all(0 < r["bubble"] < 1 and r["overlap"] == pytest.approx(0, abs=0.9) for r in records(run)[1:])
     for ours, theirs in zip(records(run), records(plain[kept]), strict=True):
         assert (ours["round"], ours["tokens"], ours["clients"], ours["received"]) == (theirs["round"], theirs["tokens"], theirs["clients"], theirs["received"])
         for key in ("train_loss", "val_loss"):

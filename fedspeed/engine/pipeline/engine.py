@@ -41,6 +41,19 @@ class FederatedPipelineModule(PipelineModule):
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
+def timed(kind: str):
+    """Tells the engine's `note` how long an instruction took."""
+    def around(method):
+        def noted(self, **kwargs):
+            begin = time.perf_counter()
+            method(self, **kwargs)
+            self._note(kind, f"{method.__name__.removeprefix('_exec_')} {' '.join(map(str, kwargs.values()))}", begin, time.perf_counter())
+
+        return noted
+
+    return around
+
+
 class FederatedPipelineEngine(PipelineEngine):
     """Executes instruction streams. Collective over the torch world when built.
 
@@ -56,16 +69,17 @@ class FederatedPipelineEngine(PipelineEngine):
         return super()._configure_bf16_optimizer(optimizer) if optimizer is not None else None
 
     def play(self, stream: Stream, chunks: int, stage: Stage, transfers: Transfers, step: Callable[[int], None],
-             note: Callable[[object, float, float], None] | None = None) -> None:
+             note: Callable[[str, str, float, float], None]) -> None:
         """Execute this rank's stream.
 
         Args:
-            chunks: of the whole model. step: takes the optimizer step of a client. note: called with each instruction, when it began and ended.
+            chunks: of the whole model. step: takes the optimizer step of a client. note: told of each instruction: its kind (monitor.trace.KINDS),
+                itself, when it began and ended.
 
         Raises:
             LostPeerError: another rank is gone; says in which instruction of this one.
         """
-        self._chunks, self._stage, self._transfers, self._step, self._note = chunks, stage, transfers, step, note or _unnoted
+        self._chunks, self._stage, self._transfers, self._step, self._note = chunks, stage, transfers, step, note
         self._held: dict[tuple[int, Kind, int], object] = {}
         schedule = _Played(stream)
         try:
@@ -74,47 +88,39 @@ class FederatedPipelineEngine(PipelineEngine):
         except LostPeerError as error:
             raise LostPeerError(f"{error} (in {schedule.current}); the same command resumes from the journal") from error
 
-    def _timed(method):
-        def timed(self, **kwargs):
-            begin = time.perf_counter()
-            method(self, **kwargs)
-            self._note(method.__name__, kwargs, begin, time.perf_counter())
-
-        return timed
-
-    @_timed
+    @timed("compute")
     def _exec_embed(self, micro: int) -> None:
         self._held[micro, "activation", 0] = self._stage.embed(micro)
 
-    @_timed
+    @timed("compute")
     def _exec_forward(self, micro: int, chunk: int) -> None:
         self._held[micro, "activation", chunk + 1] = self._stage.forward(micro, chunk, self._held.pop((micro, "activation", chunk)))
 
-    @_timed
+    @timed("compute")
     def _exec_head(self, micro: int) -> None:
         self._held[micro, "gradient", self._chunks - 1] = self._stage.head(micro, self._held.pop((micro, "activation", self._chunks)))
 
-    @_timed
+    @timed("compute")
     def _exec_backward(self, micro: int, chunk: int) -> None:
         self._held[micro, "gradient", chunk - 1] = self._stage.backward(micro, chunk, self._held.pop((micro, "gradient", chunk)))
 
-    @_timed
+    @timed("send")
     def _exec_send(self, micro: int, kind: Kind, hop: int, to: int) -> None:
         self._transfers.send(self._held.pop((micro, kind, hop)), micro, kind, hop, to)
 
-    @_timed
+    @timed("wait")
     def _exec_receive(self, micro: int, kind: Kind, hop: int, source: int) -> None:
         self._held[micro, kind, hop] = self._transfers.receive(micro, kind, hop, source)
 
-    @_timed
+    @timed("load")
     def _exec_load(self, chunk: int) -> None:
         self._stage.load(chunk)
 
-    @_timed
+    @timed("load")
     def _exec_release(self, chunk: int) -> None:
         self._stage.release(chunk)
 
-    @_timed
+    @timed("step")
     def _exec_step(self, client: int) -> None:
         self._step(client)
 
@@ -136,7 +142,3 @@ class _Played:
     @staticmethod
     def num_pipe_buffers() -> int:
         return 0
-
-
-def _unnoted(*what) -> None:
-    pass

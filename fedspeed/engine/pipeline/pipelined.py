@@ -1,5 +1,6 @@
 """Engines whose model lies across ranks: a client's pipeline over its own ranks, and a cluster's over the ranks of all its clients."""
 
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ class PipelinedEngine(ClientEngine):
         self.store, self.pipe, self.layout = store, pipe, layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
         self._routes = Routes(world_deadline())
+        self._busy_s = self._pass_s = 0.0  # of training passes
         shapes = {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}
         self._shapes = {name: p.shape for name, p in shapes.items()}
         self._dtype = next(iter(shapes.values())).dtype
@@ -83,8 +85,22 @@ class PipelinedEngine(ClientEngine):
             state.backward(hand_over(state, self._stage.grads[seat]))
             taken[seat] = state.step(lr)
 
-        self.pipe.play(stream, len(self.layout.chunks), self._stage, transfers, step)
+        begin, before = time.perf_counter(), self._busy_s
+        self.pipe.play(stream, len(self.layout.chunks), self._stage, transfers, step, self._noted)
+        if lr is None:
+            self._busy_s = before
+        else:
+            self._pass_s += time.perf_counter() - begin
         return self._stage.scores(), taken
+
+    def _noted(self, kind: str, name: str, begin: float, end: float) -> None:
+        self._busy_s += end - begin if kind in ("compute", "step") else 0.0
+        self._clock.trace.span(kind, name, begin, end)
+
+    def take_bubble(self) -> tuple[float, float]:
+        taken = self._pass_s - self._busy_s, self._pass_s
+        self._busy_s = self._pass_s = 0.0
+        return taken
 
     def train_passes(self, clients: int, steps: int, accumulation: int) -> int:
         return -(-clients // self.seats) * steps
