@@ -85,13 +85,21 @@ class PipelinedEngine(ClientEngine):
             state.backward(hand_over(state, self._stage.grads[seat]))
             taken[seat] = state.step(lr)
 
-        begin, before = time.perf_counter(), self._busy_s
+        before = self._busy_s
         self.pipe.play(stream, len(self.layout.chunks), self._stage, transfers, step, self._noted)
         if lr is None:
             self._busy_s = before
-        else:
-            self._pass_s += time.perf_counter() - begin
         return self._stage.scores(), taken
+
+    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+        begin = time.perf_counter()
+        sums = self._step_together(work, lr)
+        self._pass_s += time.perf_counter() - begin
+        return sums
+
+    @abstractmethod
+    def _step_together(self, work: list[StepBatches], lr: float) -> list[Sums]:
+        """See `train_step`. Begins or ends with words from all ranks, so that waiting for the slowest is a part of it."""
 
     def _noted(self, kind: str, name: str, begin: float, end: float) -> None:
         self._busy_s += end - begin if kind in ("compute", "step") else 0.0
@@ -157,7 +165,7 @@ class ClientPipeline(PipelinedEngine):
     def _micro(self, seat: int) -> Micro:
         return Micro(seat, 0, self.layout.holders[-1])
 
-    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+    def _step_together(self, work: list[StepBatches], lr: float) -> list[Sums]:
         with self._clock.stage("compute"):
             turns = taking_turns([len(step.micro) for step in work])
             cells = [self._cell(seat, i, work[seat]) for seat, i in turns]
@@ -289,7 +297,7 @@ class ClusterPipeline(PipelinedEngine):
     def _schedule(self, micros):
         return shared(micros, self.layout.ranks)
 
-    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+    def _step_together(self, work: list[StepBatches], lr: float) -> list[Sums]:
         with self._clock.stage("compute"):
             own = {(self._mine[seat], i): (batch, step) for seat, step in enumerate(work) for i, batch in enumerate(step.micro)} if self._speaks else {}
             told = tuple(_told(place, i, self._seeds[self._mine.index(place)] * 1_000_003 + self._steps * 1_009 + i, batch)
@@ -318,7 +326,9 @@ class ClusterPipeline(PipelinedEngine):
         return sums
 
     def _idle_pass(self, backward: bool) -> None:
+        begin = time.perf_counter()
         self._pass(_Header(IDLE, self._news()))
+        self._pass_s += time.perf_counter() - begin if backward else 0.0
 
     def _news(self) -> tuple[tuple[int, int], ...]:
         return tuple((place, seed) for place, (_, _, seed) in self._fresh.items()) if self._speaks else ()
