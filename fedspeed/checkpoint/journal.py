@@ -75,7 +75,7 @@ class Journal:
                 path.unlink(missing_ok=True)
 
     def save_client(self, number: int, client: int, tensors: Mapping[str, np.ndarray]) -> None:
-        """Add a client's kept optimizer (empty: it has none) to the round that is about to be committed."""
+        """Add what a client alone goes on with (its optimizer, its own start under staleness; empty: nothing) to the round that is about to be committed."""
         write_tensors(self._round(number) / f"client-{client}.safetensors", tensors)
         # On a host that does not commit nobody else forgets the old rounds. This one is not committed yet, so it counts for none.
         earlier = [n for n in self._numbers() if n < number]
@@ -86,7 +86,7 @@ class Journal:
     def load_client(self, number: int, client: int) -> dict[str, np.ndarray]:
         path = self._round(number) / f"client-{client}.safetensors"
         if not path.is_file():
-            raise JournalError(f"{path}: missing; the optimizer of client {client} was kept on another host. Resume on the same hosts, "
+            raise JournalError(f"{path}: missing; what client {client} goes on with was kept on another host. Resume on the same hosts, "
                                "or start anew with --fresh")
         return read_tensors(path, f"delete the folder {path.parent} on the first host to resume from the round before, "
                             "or start anew with --fresh")

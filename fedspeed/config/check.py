@@ -121,6 +121,16 @@ def _rounds(config: RunConfig) -> Iterator[Conflict]:
             if asked:
                 yield Conflict(("federation.staleness", f"federation.{key}"), f"federation.{key}={getattr(federation, key)} {why} with federation.staleness=1; "
                                "set federation.staleness=0, or choose another")
+    if (federation.round_budget == "seconds") != (federation.round_seconds > 0):
+        yield Conflict(("federation.round_budget", "federation.round_seconds"), f"federation.round_budget={federation.round_budget} with "
+                       f"federation.round_seconds={federation.round_seconds:g}; a budget of seconds needs both, federation.round_budget=seconds and "
+                       "federation.round_seconds above 0")
+    if federation.round_budget == "seconds" and rule == "svd":
+        yield Conflict(("federation.round_budget", "federation.aggregation"), "federation.aggregation=svd takes clients' factors as they are, but with "
+                       "federation.round_budget=seconds they have trained for different numbers of steps; choose another aggregation, or a budget of steps")
+    if federation.round_budget == "seconds" and config.train.local_steps_by_cluster:
+        yield Conflict(("federation.round_budget", "train.local_steps_by_cluster"), "train.local_steps_by_cluster gives clusters a number of steps, and "
+                       "federation.round_budget=seconds as many as fit; leave one of them out")
     if config.routing.sums_only:
         for key, asked, why in (("aggregation", rule == "svd", "needs every client's factors"),
                                 ("clients_per_round", federation.clients_per_round > 0, "makes sums of few clients, and of changing ones"),

@@ -194,6 +194,16 @@ class ClientEngine(ABC):
             dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._matched)
         return int(word.item())
 
+    def agree_least(self, value: int) -> int:
+        """The least value of the ranks that take steps together: a client's, or all that must keep step."""
+        group = self._matched or (self.groups.client if self.groups.client_size > 1 else None)
+        if group is None:
+            return value
+        word = torch.tensor([value], device=self._device)
+        with self._clock.stage("idle"):
+            dist.all_reduce(word, op=dist.ReduceOp.MIN, group=group)
+        return int(word.item())
+
     @abstractmethod
     def _idle_pass(self, backward: bool) -> None:
         """A pass that only answers the cluster's collectives."""

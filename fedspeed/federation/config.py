@@ -20,7 +20,12 @@ class FederationConfig:
     local_optimizer: Literal["reset", "keep"] = field(default="reset", metadata={
         "help": "state of the clients' optimizers between rounds"})
     staleness: int = field(default=0, metadata={
-        "help": "1: the exchange of a round runs beside the local steps of the next, which start from the state of one round before", "min": 0, "max": 1})
+        "help": "1: the exchange of a round runs beside the local steps of the next, which start from the state of one round before and the "
+                "client's own update since", "min": 0, "max": 1})
+    round_budget: Literal["steps", "seconds"] = field(default="steps", metadata={
+        "help": "how long clients train in a round: steps: train.local_steps (or train.local_steps_by_cluster); seconds: as many steps as fit into "
+                "federation.round_seconds, at most train.local_steps, on every cluster by its own speed"})
+    round_seconds: float = field(default=0.0, metadata={"help": "round_budget=seconds: seconds of local steps in a round", "min": 0.0, "max": 10_000_000})
     evaluate_every: int = field(default=1, metadata={"help": "rounds between evaluations on the held-out rows", "min": 1})
     compare_alone: bool = field(default=False, metadata={
         "help": "at the end, train each client alone and compare on all held-out rows; for simulations, since every rank reads all rows"})

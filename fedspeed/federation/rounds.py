@@ -24,6 +24,7 @@ from fedspeed.federation.schedule import lr_at, sample
 from fedspeed.monitor.records import ClientRecord, RoundRecord
 
 Tensors = dict[str, np.ndarray]
+FIRST_STEPS = 2  # of a run with a budget of seconds, before it knows how long a step takes
 ENDINGS = ("", "finished", "early stop")  # of `Progress.done`
 
 
@@ -59,6 +60,7 @@ class Progress:
     stale: int = 0
     done: str = ""
     previous: Tensors | None = None  # under staleness: the state that the round under way is trained from
+    starts: dict[int, Tensors] = field(default_factory=dict)  # and of this rank's clients, what each goes on from itself
 
 
 @dataclass
@@ -73,6 +75,8 @@ class Trained:
     asked: tuple[int, ...]
     vector: np.ndarray
     weight: float
+    steps: int
+    starts: dict[int, Tensors]
     begin: float
     started: Started | None = None
     sent: float = 0.0  # when its update was
@@ -96,6 +100,11 @@ class Federation:
         # A client counts by the answer tokens of its training rows.
         self._weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in seat.clients.items()}
         self._renew, self.renewed = renew, False
+        # Clients that take different numbers of steps are weighed as if all had taken as many (see `_evened`).
+        self._uneven = config.federation.aggregation != "svd" and bool(config.train.local_steps_by_cluster or config.federation.round_budget == "seconds")
+        self._moved: dict[int, Tensors] = {}  # under staleness: what each client's last local steps have changed
+        self._held: frozenset[str] = frozenset()  # in them
+        self._step_s: float | None = None  # seconds of a local step of all this rank's clients, in the last round
         self._overlapped: dict[str, float] = {}  # seconds of this round's exchange, and of waiting for it
         self._seconds: dict[str, float] = {}  # of this round's turns so far
         self._settled = 0.0  # when the last round was
@@ -112,10 +121,11 @@ class Federation:
                 number += 1
                 # The first one after a resume is trained from what it was trained from before.
                 resumed = pending is None and stale and progress.previous is not None
-                trained = self._train_round(progress, number, progress.previous if resumed else progress.tensors)
+                starts = progress.starts if resumed else self._foreseen(progress) if pending is not None else {}
+                trained = self._train_round(progress, number, progress.previous if resumed else progress.tensors, starts)
             else:
                 trained = None
-            if pending is not None and self._settle_round(progress, pending):
+            if pending is not None and self._settle_round(progress, pending, trained):
                 break
             if trained is not None and not progress.done:
                 trained.sent = time.perf_counter()
@@ -143,8 +153,21 @@ class Federation:
             self._monitor.round(self._record(0, (), ledger, time.perf_counter() - begin, None, None))
         self._keep(progress)
 
-    def _train_round(self, progress: Progress, number: int, start: Tensors) -> Trained:
-        """A round's local steps, from the state `start`."""
+    def _foreseen(self, progress: Progress) -> dict[int, Tensors]:
+        """Under staleness, what each client goes on from while its update is still under way: the state as it would be if all had moved as it has.
+
+        Without that, a client would take its next steps as if it had not taken the last ones, and such a delay of one round makes a step size unstable at half
+        of what it bears in time. Others' updates are a round late, its own is not; where the aggregate comes, it takes the place of what was foreseen, since
+        only changes are summed. After the delay correction of DaSGD (Zhou et al., 2020) and Overlap Local-SGD (Wang et al., 2020), for server optimizers too.
+        """
+        def ahead(change: Tensors) -> Tensors:
+            target = {n: (x + change[n]).astype(np.float32) for n, x in progress.tensors.items()}
+            return server.update(self.config.federation, progress.server, progress.tensors, target, self._held)[1]
+
+        return {client: ahead(change) for client, change in self._moved.items()}
+
+    def _train_round(self, progress: Progress, number: int, start: Tensors, starts: dict[int, Tensors]) -> Trained:
+        """A round's local steps, from the state `start`; clients that are in `starts` begin there."""
         config, begin = self.config, time.perf_counter()
         self._clock.trace.round(number)
         ledger = self._ledger()
@@ -153,11 +176,35 @@ class Federation:
         asked = sample(config.run.seed, number, config.data.clients, config.federation.clients_per_round)
         self._clock.snapshot_and_reset()
 
-        vector, weight = self._train(progress, start, number, asked, rule, still, ledger)
-        return Trained(number, start, rule, still, ledger, asked, vector, weight, begin)
+        steps = self._steps()
+        vector, weight = self._train(progress, start, starts, number, steps, asked, rule, still, ledger)
+        return Trained(number, start, rule, still, ledger, asked, vector, weight, steps, starts, begin)
 
-    def _settle_round(self, progress: Progress, trained: Trained) -> bool:
-        """The rest of a round: its sum, what it does to the state, its evaluation and records. True if the run is to stop here."""
+    def _steps(self) -> int:
+        """How many local steps this rank's clients take in the next round."""
+        federation = self.config.federation
+        if federation.round_budget == "steps":
+            return self.steps_per_round
+        fitting = FIRST_STEPS if self._step_s is None else int(federation.round_seconds / self._step_s)
+        return self.engine.agree_least(max(1, min(self.steps_per_round, fitting)))
+
+    def _evened(self, trained: Trained) -> float:
+        """What the mean change is multiplied by: the mean number of local steps, of the number that all changes have been brought to.
+
+        A client that takes more steps moves further, and would count for more than its rows do. So changes are summed for each step, and multiplied by the
+        mean number of steps (FedNova; Wang et al., NeurIPS 2020).
+        """
+        if not self._uneven:
+            return 1.0
+        weight, steps = self._link.sum(np.array([trained.weight, trained.weight * trained.steps]), 0.0).vector
+        return float(steps / weight / self.config.train.local_steps)
+
+    def _settle_round(self, progress: Progress, trained: Trained, ahead: Trained | None = None) -> bool:
+        """The rest of a round: its sum, what it does to the state, its evaluation and records. True if the run is to stop here.
+
+        Args:
+            ahead: the round after it, whose local steps have been taken already.
+        """
         config, number, ledger, still = self.config, trained.number, trained.ledger, trained.still
         waited = time.perf_counter()
         total = self._link.finish(trained.started)
@@ -166,14 +213,14 @@ class Federation:
         if total.weight <= 0:
             raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")
         self._overlapped = {"exchanged_s": total.idle_s + total.exchange_s, "waited_s": waited}
-        aggregate = trained.rule.result(trained.start, total.vector, total.weight)
+        aggregate = trained.rule.result(trained.start, total.vector, total.weight, self._evened(trained))
         if not all(np.isfinite(t).all() for t in aggregate.state.values()):
             raise FedSpeedError(f"round {number}: the sum of the updates is beyond fp32; lower train.lr, or set train.clip")
         before, target = progress.tensors, aggregate.state
         if config.federation.staleness:
             if trained.start is not before:  # the state has moved since; the update is added to what it is now
                 target = {n: (before[n] + (target[n].astype(np.float64) - trained.start[n])).astype(np.float32) for n in before}
-            progress.previous = before
+            progress.previous, progress.starts = before, ahead.starts if ahead else {}
         progress.server, progress.tensors = server.update(config.federation, progress.server, before, target, still)
         progress.round = number
 
@@ -198,29 +245,36 @@ class Federation:
             self._keep(progress)
         return stop
 
-    def _train(self, progress: Progress, start: Tensors, number: int, asked: tuple[int, ...], rule, still: frozenset[str],
-               ledger: Ledger) -> tuple[np.ndarray, float]:
+    def _train(self, progress: Progress, start: Tensors, starts: dict[int, Tensors], number: int, steps: int, asked: tuple[int, ...], rule,
+               still: frozenset[str], ledger: Ledger) -> tuple[np.ndarray, float]:
         """The turns of this rank's clients, as many at a time as the engine has seats; returns their summed contribution and weight."""
-        mine = [c for c in self.seat.clients if c in asked]
+        mine, begin = [c for c in self.seat.clients if c in asked], time.perf_counter()
         vector, weight = np.zeros(rule.words, dtype=np.float32), 0.0
-        passes = self.engine.train_passes(len(mine), self.steps_per_round, self.config.train.accumulation)
+        self._moved, self._held = {}, still
+        passes = self.engine.train_passes(len(mine), steps, self.config.train.accumulation)
         with self.engine.lockstep(passes, backward=True):
             for first in range(0, len(mine), self.engine.seats):
                 together = mine[first:first + self.engine.seats]
                 for seat, client in enumerate(together):
-                    self.begin_turn(client, number, start, progress.optimizers.get(client), still, seat)
-                sums = self.local_steps(together, (number - 1) * self.steps_per_round, self.steps_per_round, number)
+                    self.begin_turn(client, number, starts.get(client, start), progress.optimizers.get(client), still, seat)
+                sums = self.local_steps(together, (number - 1) * self.steps_per_round, steps, number)
                 counted = []
                 for seat, client in enumerate(together):
                     end = as_arrays(self.engine.state(seat))
                     # A step without a finite gradient is not taken (fp16, ZeRO-1 to 3) or spoils the weights (ZeRO-0 in fp32).
                     counted.append(sums[seat].steps > 0 and all(np.isfinite(t).all() for t in end.values()))
                     if counted[-1]:
+                        if self.config.federation.staleness or self._uneven:
+                            own, even = starts.get(client, start), self.config.train.local_steps / steps if self._uneven else 1.0
+                            self._moved[client] = {n: end[n] - own[n] for n in end}
+                            end = {n: (x + even * self._moved[client][n]).astype(np.float32) for n, x in start.items()}
                         vector += rule.contribution(client, self._weights[client], start, end)
                         weight += self._weights[client]
                         if self.config.federation.local_optimizer == "keep":
                             progress.optimizers[client] = as_arrays(self.engine.optimizer_state(seat))
                 self._note_turns(ledger, together, sums, counted)
+        if mine:
+            self._step_s = (time.perf_counter() - begin) / steps
         return vector, weight
 
     def _note_turns(self, ledger: Ledger, together: list[int], sums: list[Sums], counted: list[bool]) -> None:
@@ -297,11 +351,13 @@ class Federation:
             progress.stale += 1
 
     def _keep(self, progress: Progress) -> None:
-        """Commit the round. Kept optimizers are on disk everywhere before the reporter makes the round count."""
-        if self.config.federation.local_optimizer == "keep":
+        """Commit the round. What clients alone go on with is on disk everywhere before the reporter makes the round count."""
+        keeps_optimizers = self.config.federation.local_optimizer == "keep"
+        if keeps_optimizers or keeps_starts(self.config):
+            own = progress.optimizers if keeps_optimizers else progress.starts
             if self.seat.gateway:
                 for client in self.seat.clients:  # a client that was never asked has none, which is not the same as a lost file
-                    self._journal.save_client(progress.round, client, progress.optimizers.get(client, {}))
+                    self._journal.save_client(progress.round, client, own.get(client, {}))
             self._link.sum(np.zeros(1), 0.0)
         if self.seat.reporter:
             entry = Entry(progress.round, self._fingerprint, self.config.run.seed, self._config_dict, progress.best_round,
@@ -342,6 +398,12 @@ def _part(ledger: Ledger, of: str, whole: str) -> float | None:
     """Over all ranks; None where there is no whole."""
     total = float(ledger.of_ranks(whole).sum())
     return min(1.0, max(0.0, float(ledger.of_ranks(of).sum()) / total)) if total > 0 else None
+
+
+def keeps_starts(config: RunConfig) -> bool:
+    """Whether what clients go on from under staleness is kept with the journal, so that a resumed run is the same one. It tells a client's own update, and so
+    stays in memory where that is a secret: then the first round after a resume is trained from what was common."""
+    return bool(config.federation.staleness) and not config.routing.sums_only
 
 
 def start(config: RunConfig, engine: ClientEngine) -> Progress:

@@ -59,12 +59,16 @@ class SumRule:
         change = weight * (self._trained.flatten(end).astype(np.float64) - self._trained.flatten(start))
         return np.concatenate([change, weight * self._sketch.of(end)]).astype(np.float32)
 
-    def result(self, start: Tensors, total: np.ndarray, weight: float) -> Result:
-        """The aggregate, from the sum of all contributions and of all weights."""
+    def result(self, start: Tensors, total: np.ndarray, weight: float, factor: float = 1.0) -> Result:
+        """The aggregate, from the sum of all contributions and of all weights. factor: what the mean change is multiplied by."""
         mean = total.astype(np.float64) / weight
         change = self._trained.unflatten(mean[:self._trained.size])
-        state = {n: (v + change[n]).astype(np.float32) if n in change else v for n, v in start.items()}
-        return Result(state, self._sketch.error(mean[self._trained.size:], state))
+        state, plain = (_moved(start, change, by) for by in (factor, 1.0))
+        return Result(state, self._sketch.error(mean[self._trained.size:], plain))
+
+
+def _moved(start: Tensors, change: Tensors, factor: float) -> dict[str, np.ndarray]:
+    return {n: (v + factor * change[n]).astype(np.float32) if n in change else v for n, v in start.items()}
 
 
 class SvdRule:
@@ -79,7 +83,7 @@ class SvdRule:
         slots[client, 0], slots[client, 1:] = weight, self._layout.flatten(end)
         return slots.reshape(-1)
 
-    def result(self, start: Tensors, total: np.ndarray, weight: float) -> Result:
+    def result(self, start: Tensors, total: np.ndarray, weight: float, factor: float = 1.0) -> Result:
         slots = total.reshape(self._clients, -1)
         present = [(float(s[0]), self._layout.unflatten(s[1:])) for s in slots if s[0] > 0]
         shares = [w / sum(w for w, _ in present) for w, _ in present]

@@ -104,9 +104,11 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
     number, best, stale = int(head[0]), int(head[1]), int(head[3])
     progress = rounds.Progress(number, tensors, moments, {}, best, float(head[2]) if best else float("inf"), stale,
                                ending(number, stale, config.federation), previous if number else None)
-    if config.federation.local_optimizer == "keep" and number:
+    if (config.federation.local_optimizer == "keep" or rounds.keeps_starts(config)) and number:
+        kept = progress.optimizers if config.federation.local_optimizer == "keep" else progress.starts
         for client in seat.clients:
-            progress.optimizers |= _kept_optimizer(journal, engine, number, client, seat.gateway)
+            template = rounds.as_arrays(engine.optimizer_state()) if kept is progress.optimizers else tensors
+            kept |= _kept(journal, engine, Layout.of(template), number, client, seat.gateway)
         link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now, and nothing of the run is changed yet
     if best not in (0, number) and config.routing.transport == "tls":
         _share_best(link, journal, best, Layout.of(tensors))
@@ -139,12 +141,8 @@ def _share_best(link, journal: Journal, best: int, layout) -> None:
         journal.save_best(best, layout.unflatten(told))
 
 
-def _kept_optimizer(journal: Journal, engine, number: int, client: int, gateway: bool) -> dict:
-    """A client's optimizer from its gateway's disk, on all its ranks; empty for a client that was never asked."""
-    from fedspeed.federation.layout import Layout
-    from fedspeed.federation.rounds import as_arrays
-
-    layout = Layout.of(as_arrays(engine.optimizer_state()))
+def _kept(journal: Journal, engine, layout, number: int, client: int, gateway: bool) -> dict:
+    """What a client alone goes on with, from its gateway's disk, on all its ranks; empty for one that has nothing."""
     saved = journal.load_client(number, client) if gateway else None
     known = np.array([float(bool(saved))])
     if not engine.share_from_gateway(known)[0]:

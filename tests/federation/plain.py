@@ -78,16 +78,21 @@ def one_step_on_the_mean(config, start: dict[str, np.ndarray]) -> dict[str, np.n
 
 
 def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All rounds of plain federated averaging over the three clients. Under staleness a round starts from the state before the last update."""
+    """All rounds of plain federated averaging over the three clients. Under staleness the last update is still under way when a round
+    starts: a client starts from the state before it, and from what itself has changed since."""
     plain, state, steps = Plain(config), start, config.train.local_steps
-    whole, waiting = sum(share_of(c) for c in range(3)), []
+    whole, waiting, own = sum(share_of(c) for c in range(3)), [], {}
     for number in range(config.federation.rounds):
         change = {n: np.zeros(t.shape) for n, t in state.items()}
         for client in range(3):
-            plain.load(state)
+            begin = _moved(state, own[client]) if client in own else state
+            plain.load(begin)
             plain.local_steps(client, number * steps, steps)
-            for name, tensor in plain.state().items():
-                change[name] += share_of(client) / whole * (tensor.astype(np.float64) - state[name])
+            moved = {n: t.astype(np.float64) - begin[n] for n, t in plain.state().items()}
+            if config.federation.staleness:
+                own[client] = moved
+            for name in change:
+                change[name] += share_of(client) / whole * moved[name]
         waiting.append(change)
         if len(waiting) > config.federation.staleness:
             state = _moved(state, waiting.pop(0))

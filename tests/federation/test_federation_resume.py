@@ -35,6 +35,24 @@ def test_staleness_is_federated_averaging_a_round_late(tmp_path):
     assert off < 1e-5 and from_prompt > 100 * off, "late is not the same as in time"
 
 
+def one_client(world, base, folder):
+    """(in time, late) ends of a federation of one, with a step size that is close to what it bears."""
+    ends = []
+    for stale in (0, 1):
+        config = settings(base, clients=1, train={"momentum": 0.0, "lr": 0.3}, federation={"rounds": 6, "staleness": stale})
+        with federation(world, f"one{stale}", config, {0: (0,)}, folder, "zero0") as fed:
+            ends.append(fed.run(begin(fed)).tensors)
+    return ends
+
+
+def test_nothing_is_late_for_one_who_is_alone(tmp_path):
+    """Its own update is foreseen exactly: the correction undoes the delay."""
+    from tests.federation.runs import largest
+
+    (in_time, late), = run_worlds((1,), one_client, tiny_llama(tmp_path / "llama"), str(tmp_path))
+    assert largest(late, in_time) < 1e-5
+
+
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
     base = tiny_llama(tmp_path_factory.mktemp("base") / "llama")
@@ -69,7 +87,10 @@ def from_journal(fed):
     optimizers = {}
     if fed.config.federation.local_optimizer == "keep":
         optimizers = {c: kept for c in fed.seat.clients if (kept := journal.load_client(entry.round, c))}
-    return rounds.Progress(entry.round, tensors, moments, optimizers, entry.best_round, entry.best_loss, entry.stale, entry.done, previous)
+    starts = {}
+    if rounds.keeps_starts(fed.config):
+        starts = {c: kept for c in fed.seat.clients if (kept := journal.load_client(entry.round, c))}
+    return rounds.Progress(entry.round, tensors, moments, optimizers, entry.best_round, entry.best_loss, entry.stale, entry.done, previous, starts)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -423,3 +423,50 @@ def test_a_client_that_diverged_is_whole_again_in_the_next_round(diverged):
     """Nothing of it may stay behind: optimizer state, gradients of the passes it idled through, a step left out."""
     for seen, expected in diverged:
         assert same_bits(seen.states[2], expected)
+
+
+# Rounds in which clients take different numbers of steps.
+
+
+def unlike_steps(world, base, folder, budget):
+    config = settings(base, clients=2, train={"local_steps": 8, "momentum": 0.0, "lr": 0.01, **({} if budget else {"local_steps_by_cluster": "cluster1:2"})},
+                      federation={"rounds": 4 if budget else 1, **({"round_budget": "seconds", "round_seconds": 0.5} if budget else {})})
+    notes = Notes()
+    with federation(world, f"uneven{budget}", config, {0: (0,), 1: (1,)}, folder, notes=notes) as fed:
+        if budget:
+            honest, delay = fed.engine.train_step, 0.1 if world.cluster else 0.2
+            fed.engine.train_step = lambda *step: (time.sleep(delay), honest(*step))[1]
+        first = runs.begin(fed)
+        start = dict(first.tensors)
+        end = fed.run(first).tensors
+    return start, end, notes.records
+
+
+def test_clients_count_by_their_rows_however_many_steps_they_take(tmp_path):
+    """Against FedNova by hand: the mean change of a step, times the mean number of steps."""
+    base = runs.tiny_llama(tmp_path / "llama")
+    (start, end, _), _ = run_worlds((1, 1), unlike_steps, base, str(tmp_path), 0)
+    expected = run_worlds((1,), by_hand, base, start)[0]
+    assert largest(end, expected) < 1e-5 < largest(end, start) / 100
+
+
+def by_hand(world, base, start):
+    from tests.federation.plain import Plain
+
+    config = settings(base, clients=2, train={"local_steps": 8, "momentum": 0.0, "lr": 0.01})
+    plain, shares, steps = Plain(config), [share_of(c) / (share_of(0) + share_of(1)) for c in (0, 1)], (8, 2)
+    mean = {n: np.zeros(t.shape) for n, t in start.items()}
+    for client in (0, 1):
+        plain.load(start)
+        plain.local_steps(client, 0, steps[client])
+        for name, tensor in plain.state().items():
+            mean[name] += shares[client] / steps[client] * (tensor.astype(np.float64) - start[name])
+    return {n: (start[n] + sum(p * k for p, k in zip(shares, steps)) * mean[n]).astype(np.float32) for n in start}
+
+
+def test_a_budget_of_seconds_lets_the_fast_take_more_steps(tmp_path):
+    (_, end, records), (_, other, _) = run_worlds((1, 1), unlike_steps, runs.tiny_llama(tmp_path / "llama"), str(tmp_path), 1)
+    taken = [[client.local_steps for client in record.per_client] for record in records[1:]]
+    assert taken[0] == [2, 2]  # nobody knows yet how long a step takes
+    assert all(1 <= slow <= 3 and slow < fast <= 8 for slow, fast in taken[1:]), taken
+    assert same_bits(end, other)
