@@ -36,9 +36,9 @@ def plain(shared_workshop):
     ("cluster", SHARED, "reset"),
     ("masked", (*SHARED, "cluster.one_trust_domain=true", "routing.mode=mix+mask", "routing.min_participants=2"), "reset")])
 def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name, words, kept):
-    ended = shared_workshop.run(*COMMON, *words, f"run.name={name}", "monitor.trace_rounds=2", "monitor.plot=true")
+    ended = shared_workshop.run(*COMMON, *words, f"run.name=pipelined-{name}", "monitor.trace_rounds=2", "monitor.plot=true")
     assert ended.code == 0, ended.text
-    run = shared_workshop.runs / name
+    run = shared_workshop.runs / f"pipelined-{name}"
     expected, found = adapter(plain[kept]), adapter(run)
     assert found.keys() == expected.keys()
     assert max(np.abs(found[n] - expected[n]).max() for n in found) < (1e-4 if name != "masked" else 2e-2)
