@@ -1,4 +1,4 @@
-"""The command line. Heavy libraries are imported where a model is looked at only: `--help`, `--print-config`, `plan` and `doctor` know no torch."""
+"""The command line. Heavy libraries are imported where a model is looked at only: `--help`, `--print-config`, `plan`, `simulate` and `doctor` know no torch."""
 
 import argparse
 import importlib.util
@@ -131,19 +131,25 @@ def _parser() -> argparse.ArgumentParser:
     planner = commands.add_parser("plan", allow_abbrev=False, help="say how a model fits on the hosts, how fast it trains, and with which settings",
                                   description="Predict memory and time of every way to execute a run on the hosts of a hostfile, and print the "
                                               "fastest that fits. Nothing is started, nothing is read but dimensions.")
-    planner.add_argument("--hostfile", type=_file, required=True, help="the hosts and their facts")
-    planner.add_argument("--config", type=_file, metavar="YAML", help="configuration of a run, to take its values from")
-    planner.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as adapter.lora_rank=16")
+    _say_what_is_planned(planner)
     planner.add_argument("--model", help="a known model, a folder with config.json, or a config.json (model.base)")
     planner.add_argument("--clients", type=int, help="number of clients (data.clients; without a configuration: one a host)")
-    planner.add_argument("--tokens", type=int, help="length of a sequence (data.max_tokens)")
-    planner.add_argument("--rows", type=int, help="sequences of an optimizer step on each rank (default: train.micro_batch x train.accumulation)")
     planner.add_argument("--micro-batch", type=int, help="sequences of one forward and backward (default: the plan divides the rows)")
     planner.add_argument("--quantised", action="store_true", help="weigh a base in 8 and 4 bits too (engine.tier=int8, nf4), which gives other losses")
-    planner.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="numeric type (default: the fastest that all cards have)")
-    planner.add_argument("--probe", type=_file, action="append", default=[], metavar="FILE", help="what `fedspeed probe` wrote; once for each machine")
     planner.add_argument("--json", action="store_true", help="the plan as one JSON object on stdout")
     planner.set_defaults(command=_plan)
+
+    simulator = commands.add_parser("simulate", allow_abbrev=False, help="say what training takes on hosts that are not here", description=
+                                    "Memory, step time, whole training and throughput of the planner's choice and of pipelines, whose instruction streams "
+                                    "are executed against the planner's model of time: models x tasks on the hosts of a hostfile, and for many clients.")
+    _say_what_is_planned(simulator)
+    simulator.add_argument("--model", action="append", metavar="MODEL", help="a known model, a folder with config.json, or a config.json; several: once for "
+                                                                             "each (default: the mission's five)")
+    simulator.add_argument("--epochs", type=_positive, default=1, help="how often training sees a task's rows (default: 1)")
+    simulator.add_argument("--scale", type=_positive, action="append", metavar="CLIENTS", help="many clients, each on a server of its own; several: once for "
+                                                                                               "each (default: 100, 1000, 10000)")
+    simulator.add_argument("--json", action="store_true", help="all of it as one JSON object on stdout")
+    simulator.set_defaults(command=_simulate)
 
     probe = commands.add_parser("probe", help="measure what this machine can do, for `plan --probe`")
     probe.add_argument("--out", type=_file, metavar="FILE", help="where to write it (default: stdout)")
@@ -187,6 +193,17 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument("--seed", type=_seed, default=0)
     base.set_defaults(command=_pretrain)
     return parser
+
+
+def _say_what_is_planned(parser: argparse.ArgumentParser) -> None:
+    """Words that `plan` and `simulate` have in common."""
+    parser.add_argument("--hostfile", type=_file, required=True, help="the hosts and their facts")
+    parser.add_argument("--config", type=_file, metavar="YAML", help="configuration of a run, to take its values from")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as adapter.lora_rank=16")
+    parser.add_argument("--tokens", type=int, help="length of a sequence (data.max_tokens)")
+    parser.add_argument("--rows", type=int, help="sequences of an optimizer step on each rank (default: train.micro_batch x train.accumulation)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="numeric type (default: the fastest that all cards have)")
+    parser.add_argument("--probe", type=_file, action="append", default=[], metavar="FILE", help="what `fedspeed probe` wrote; once for each machine")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -363,40 +380,56 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     import json
 
+    from fedspeed.planner import search
     from fedspeed.planner.explain import as_values, explain
+    from fedspeed.planner.task import notes_of
 
-    found = _planned(arguments)
+    task, places, nodes = _asked(arguments, arguments.model, arguments.clients, arguments.micro_batch, arguments.quantised)
+    found = search.plan(task, places, nodes, notes_of(places, nodes))
     _say(json.dumps(as_values(found), indent=1) if arguments.json else explain(found))
     return EXIT_OK
 
 
-def _planned(arguments: argparse.Namespace):
-    """The plan that the arguments ask for."""
+def _simulate(arguments: argparse.Namespace) -> int:
+    import json
+
+    from fedspeed.planner.explain_simulation import as_values, told
+    from fedspeed.planner.simulate import MODELS, SCALES, TASKS, simulated
+
+    found = []
+    for model in arguments.model or MODELS:
+        jobs = [(job, *_asked(arguments, model, job.clients)) for job in TASKS]
+        found.append(simulated(jobs, _asked(arguments, model, None), arguments.epochs, arguments.scale or SCALES))
+    _say(json.dumps(as_values(found), indent=1) if arguments.json else told(found, arguments.epochs))
+    return EXIT_OK
+
+
+def _asked(arguments: argparse.Namespace, model: str | None, clients: int | None, micro_batch: int | None = None, quantised: bool = False):
+    """(task, topology, nodes) that the arguments of `plan` and `simulate` describe. None: as the configuration says; without one, one client a host."""
     from fedspeed.cluster import topology
     from fedspeed.cluster.hostfile import read
     from fedspeed.config.deepspeed import merge
     from fedspeed.config.load import DEFAULT, load
     from fedspeed.models.catalogue import shape_of
-    from fedspeed.planner import search
     from fedspeed.planner.hardware import node_of
-    from fedspeed.planner.task import notes_of, task_of
+    from fedspeed.planner.task import task_of
     from fedspeed.preflight import read_probe_file
 
-    flags = (("model.base", arguments.model), ("data.clients", arguments.clients), ("data.max_tokens", arguments.tokens), ("model.dtype", arguments.dtype))
+    flags = (("model.base", model), ("data.clients", clients), ("data.max_tokens", arguments.tokens), ("model.dtype", arguments.dtype))
     hosts = read(arguments.hostfile).hosts
     loaded = load(arguments.config, [*([] if arguments.config else [f"data.clients={len(hosts)}"]), *arguments.overrides,
                                      *(f"{key}={value}" for key, value in flags if value is not None)])
-    for name in ("rows", "micro_batch"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise PlanError(f"--{name.replace('_', '-')}={getattr(arguments, name)}: must be at least 1")
+    for name, value in (("rows", arguments.rows), ("micro-batch", micro_batch)):
+        if value is not None and value < 1:
+            raise PlanError(f"--{name}={value}: must be at least 1")
     probes = [read_probe_file(path) for path in arguments.probe]
     places = topology.plan(hosts, loaded.config.data.clients, loaded.config.cluster.ranks_per_client)
     working = {place.host for place in places.ranks if place.clients}
     nodes = {host.name: node_of(host, probes) for host in hosts if host.name in working}
     task = task_of(loaded.config, merge(loaded.config.deepspeed, loaded.config, loaded.folder), shape_of(loaded.config.model.base),
                    [node.device for node in nodes.values()], dtype_given=loaded.sources["model.dtype"] != DEFAULT, rows=arguments.rows,
-                   micro_batch=arguments.micro_batch, quantised=arguments.quantised)
-    return search.plan(task, places, nodes, notes_of(places, nodes))
+                   micro_batch=micro_batch, quantised=quantised)
+    return task, places, nodes
 
 
 def _probe(arguments: argparse.Namespace) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fedspeed.engine.config import QUANTISED
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import sizes, slots_of
-from fedspeed.planner.plan import SLOTTED, Memory, Plan, Setting, Task, overrides
-from fedspeed.planner.stages import cut
+from fedspeed.planner.pipeline.division import client_traffic, divide
+from fedspeed.planner.plan import SLOTTED, Memory, Place, Plan, Setting, Task, overrides
 
 CAUSES = {"forward": "arithmetic, forward", "again": "arithmetic, blocks again", "gradients": "arithmetic, gradients", "head": "head and loss",
           "block inputs": "block inputs to the host and back", "waiting for loads": "waiting for loads", "optimizer": "optimizer",
@@ -40,7 +40,7 @@ def as_values(plan: Plan) -> dict:
                                                  **forecast(c.own_forecast)}} for c in plan.clusters]
     clients = [dataclasses.asdict(client) for client in plan.topology.clients]
     return {"task": task, "setting": dataclasses.asdict(plan.setting), "blocks": _ranges(plan.task, plan.setting),
-            "stages": {c.name: [cut(plan.task, [place] * place.client_ranks) for place in c.places] for c in plan.clusters},
+            "stages": {c.name: [_cuts(plan, place) for place in c.places] for c in plan.clusters},
             "clusters": clusters, "clients": clients,
             "alternatives": [dataclasses.asdict(a) for a in plan.alternatives], "overrides": list(plan.overrides), "notes": list(plan.notes)}
 
@@ -62,7 +62,7 @@ def _clusters(plan: Plan) -> str:
         tokens = max(place.carried for place in c.places) * plan.task.rows * plan.task.tokens / c.forecast.seconds.total
         rows.append([c.name, node.device.name, hosts, len(cluster.ranks), len(cluster.clients), _of(memory.gpu_bytes, node.device.memory),
                      _of(memory.ram_bytes, node.ram), _of(memory.nvme_bytes, node.nvme), f"{c.forecast.seconds.total:.2f} s", f"{tokens:.0f}"])
-    return "Clusters (peak of usable GiB)\n" + _table(["cluster", "device", "hosts", "ranks", "clients", "GPU a rank", "RAM a node", "NVMe a node", "step",
+    return "Clusters (peak of usable GiB)\n" + table(["cluster", "device", "hosts", "ranks", "clients", "GPU a rank", "RAM a node", "NVMe a node", "step",
                                                        "tokens/s a rank"], rows)
 
 
@@ -78,7 +78,7 @@ def _clients(plan: Plan) -> str:
         shared = len(plan.topology.place(client.gateway).clients)
         rows.append([client.client, client.cluster, host, ",".join(map(str, client.ranks)), f"shared by {shared}" if shared > 1 else "alone"])
     idle = f"\n  idle ranks: {', '.join(map(str, plan.topology.idle))}" if plan.topology.idle else ""
-    return "Clients on ranks\n" + _table(["client", "cluster", "host", "world ranks", ""], rows) + idle
+    return "Clients on ranks\n" + table(["client", "cluster", "host", "world ranks", ""], rows) + idle
 
 
 def _ranges(task: Task, setting: Setting) -> dict[str, str]:
@@ -106,7 +106,7 @@ def _range(first: int, last: int) -> str:
 def _blocks(task: Task, setting: Setting) -> str:
     unit = sizes(task.shape, task.type_bytes)
     return (f"Tier of each block (a block: {unit.block / GIB:.3f} GiB)\n"
-            + _table(["", "where"], [[units, where] for units, where in _ranges(task, setting).items()]))
+            + table(["", "where"], [[units, where] for units, where in _ranges(task, setting).items()]))
 
 
 def _stages(plan: Plan) -> str:
@@ -114,10 +114,15 @@ def _stages(plan: Plan) -> str:
     rows = []
     for c in plan.clusters:
         for place in c.places:
-            cuts = cut(plan.task, [place] * place.client_ranks)
-            words = " | ".join(_range(a, b - 1) for a, b in zip(cuts, cuts[1:])) if cuts else "does not fit: the blocks are more than the ranks hold"
+            cuts = _cuts(plan, place)
+            words = " | ".join(_range(a, b - 1) for a, b in zip(cuts, cuts[1:])) if cuts else "does not fit: the ranks do not hold the blocks together"
             rows.append([c.name, place.client_ranks, words])
-    return "Stage boundaries of a pipeline over a client's ranks (not executed yet)\n" + _table(["cluster", "stages", ""], rows)
+    return "Stage boundaries with engine.pipeline=client\n" + table(["cluster", "stages", ""], rows)
+
+
+def _cuts(plan: Plan, place: Place) -> tuple[int, ...] | None:
+    recompute = plan.setting.tier != "stock" or plan.setting.checkpointing
+    return divide(plan.task, [place] * place.client_ranks, client_traffic(place.client_ranks, plan.setting.micro_batch, plan.setting.accumulation, recompute))
 
 
 def _memory(plan: Plan) -> str:
@@ -128,7 +133,7 @@ def _memory(plan: Plan) -> str:
         if causes:
             rows = [[cause, *(f"{pick(m).get(cause, 0) / GIB:.2f}" for m in memories)] for cause in causes]
             rows.append(["peak", *(f"{sum(pick(m).values()) / GIB:.2f}" for m in memories)])
-            parts.append(f"{title} [GiB]\n" + _table(["", *(c.name for c in plan.clusters)], rows))
+            parts.append(f"{title} [GiB]\n" + table(["", *(c.name for c in plan.clusters)], rows))
     return "\n\n".join(parts)
 
 
@@ -138,11 +143,11 @@ def _seconds(plan: Plan) -> str:
     rows.append(["a step of all clients of a rank", *(f"{s.total:.3f}" for s in seconds)])
     rows.append(["loads, hidden behind arithmetic", *(f"{s.hidden:.3f} of {s.loads:.3f}" for s in seconds)])
     rows.append(["exchange, once a round", *(f"{s.exchange:.3f}" for s in seconds)])
-    return "Seconds of one optimizer step, slowest rank\n" + _table(["", *(c.name for c in plan.clusters)], rows)
+    return "Seconds of one optimizer step, slowest rank\n" + table(["", *(c.name for c in plan.clusters)], rows)
 
 
 def _alternatives(plan: Plan) -> str:
-    return "Weighed and left\n" + _table(["", "why"], [[a.label, a.reason] for a in plan.alternatives]) if plan.alternatives else ""
+    return "Weighed and left\n" + table(["", "why"], [[a.label, a.reason] for a in plan.alternatives]) if plan.alternatives else ""
 
 
 def _own(plan: Plan) -> str:
@@ -157,7 +162,7 @@ def _overrides(plan: Plan) -> str:
     return "Put behind the run's command\n  " + " ".join(plan.overrides)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
     """Columns of equal width; numbers to the right."""
     texts = [[str(cell) for cell in row] for row in [head, *rows]]
     widths = [max(len(row[i]) for row in texts) for i in range(len(head))]

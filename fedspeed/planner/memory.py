@@ -72,7 +72,7 @@ def device_memory(task: Task, setting: Setting, place: Place, evaluation: bool =
         evaluation: whether evaluation passes count, or training steps only.
     """
     seats = seats_of(setting, place)
-    standing = _base_on_device(task, setting, place) | _trainable(task, seats, place)
+    standing = _base_on_device(task, setting, place) | trainable_bytes(task, seats, place)
     return standing, _stock_activations(task, setting) if setting.tier == "stock" else _streamed_activations(task, setting, seats, evaluation)
 
 
@@ -119,7 +119,7 @@ def _base_on_host(task: Task, setting: Setting, place: Place) -> dict[str, int]:
     return {}
 
 
-def _trainable(task: Task, seats: int, place: Place) -> dict[str, int]:
+def trainable_bytes(task: Task, seats: int, place: Place) -> dict[str, int]:
     """Of every seat: working copy, fp32 masters and moments, and the gradients: fp32 sums, their copy in the model's type, ZeRO's own fp32."""
     p, s = task.trainable, task.type_bytes
     moments = {"adamw": 8, "sgd": 4}[task.optimizer]
@@ -140,10 +140,10 @@ def _streamed_activations(task: Task, setting: Setting, seats: int, evaluation: 
     if setting.block_inputs == "device":
         between += cells * (shape.layers - 1) * hidden
     # Head and loss are computed while the last block's graph is kept, and its gradients after them.
-    block, working, head = batch * saved_per_token(task), batch * _working_per_token(task), _head(task, batch)
+    block, working, head = batch * saved_per_token(task), batch * working_per_token(task), head_bytes(task, batch)
     evaluated = max(batch, EVAL_TOKENS)
     eval_between = evaluated * (shape.hidden * s + task.tokens)
-    eval_block = batch * _working_per_token(task)
+    eval_block = batch * working_per_token(task)
     if not evaluation or between + block + max(working, head) >= eval_between + max(eval_block, head):
         return {"between blocks": between, "one block": block, **_larger(working, head)}
     return {"between blocks (evaluation)": eval_between, **_larger(eval_block, head)}
@@ -156,13 +156,13 @@ def _larger(working: int, head: int) -> dict[str, int]:
 def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
     shape, s = task.shape, task.type_bytes
     batch = setting.micro_batch * task.tokens
-    saved, working = saved_per_token(task) * batch, _working_per_token(task) * batch
+    saved, working = saved_per_token(task) * batch, working_per_token(task) * batch
     blocks = shape.layers * shape.hidden * s * batch + saved if setting.checkpointing else shape.layers * saved
     # transformers' logits of all tokens, their fp32 copy, its log-softmax, and the gradients of both.
     return {"activations": blocks + working + setting.micro_batch * task.tokens**2, "head and loss": batch * shape.vocab * (2 * s + 12)}
 
 
-def _head(task: Task, batch: int) -> int:
+def head_bytes(task: Task, batch: int) -> int:
     """Final norm of all tokens; of answer tokens input and its gradient; a chunk of logits, its gradient, two fp32 copies."""
     shape, s = task.shape, task.type_bytes
     rows = max(1, min(int(task.answer_share * batch), LOGITS_BYTES // (shape.vocab * s)))
@@ -202,7 +202,7 @@ def _distinct_inputs(shape: ModelShape, targets: str) -> list[int]:
     return list({source.get(linear.name, (linear.name, linear.rows_in)): linear.rows_in for linear in shape.adapted(targets)}.values())
 
 
-def _working_per_token(task: Task) -> int:
+def working_per_token(task: Task) -> int:
     """Bytes per token that live while a block is computed or differentiated, and are not kept: gradients of the widest tensors, fp32 norms."""
     shape, s = task.shape, task.type_bytes
     return s * (3 * shape.intermediate + 4 * shape.hidden) + 8 * shape.hidden

@@ -13,8 +13,8 @@ from fedspeed.engine.base.choose import pipeline_tier
 from fedspeed.errors import FedSpeedError, LostPeerError, PlanError
 from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.hardware import node_of
+from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
 from fedspeed.planner.search import place_of
-from fedspeed.planner.stages import cut
 from fedspeed.planner.task import task_of
 from fedspeed.preflight import read_probe_file
 from fedspeed.session import site
@@ -78,11 +78,22 @@ def stage_cuts(job: Job) -> str:
     except PlanError:  # neither measured nor a known card
         return "auto"
     task = task_of(config, ds_config, shape_of(config.model.base), [node.device for node in nodes.values()], dtype_given=True)
-    cuts = cut(task, [place_of(job.topology, nodes, rank) for rank in job.world])
+    cuts = divide(task, [place_of(job.topology, nodes, rank) for rank in job.world], _traffic(job))
     if cuts is None:
         raise PlanError(f"engine.pipeline={config.engine.pipeline}: {len(job.world)} ranks do not hold the model's {task.shape.layers} blocks together; take "
                         "more ranks, or engine.tier=ram")
     return ",".join(map(str, cuts[1:-1])) or "auto"
+
+
+def _traffic(job: Job) -> Traffic:
+    """What this rank's pipeline is to carry."""
+    config, ranks = job.config, len(job.world)
+    gateways = [client.gateway for client in job.topology.clients if client.ranks[0] in job.world]
+    owners = [job.world.index(gateway) for i, gateway in enumerate(gateways) if gateways[:i].count(gateway) < (config.engine.seats or len(gateways))]
+    rows, micros, recompute = config.train.micro_batch, config.train.accumulation * len(owners), config.engine.activation_checkpointing
+    if config.engine.pipeline == "cluster":
+        return cluster_traffic(ranks, owners, rows, micros, recompute)
+    return client_traffic(ranks, rows, micros, recompute, len(owners))
 
 
 def out_of_memory(error: Exception) -> bool:

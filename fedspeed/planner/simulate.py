@@ -1,0 +1,176 @@
+"""What training would take on machines that are not here: the planner's choice and both pipelines, on the mission's models and tasks; and how rounds grow with
+the number of clients. Pure.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fedspeed.cluster.topology import Topology
+from fedspeed.errors import PlanError
+from fedspeed.planner.hardware import Node
+from fedspeed.planner.pipeline.forecast import PipelineForecast, client_pipeline, cluster_pipeline
+from fedspeed.planner.plan import Place, Task
+from fedspeed.planner.search import place_of, plan
+from fedspeed.planner.timing import exchange_s
+
+MODELS = (*(f"deepseek-ai/DeepSeek-R1-Distill-{name}" for name in ("Qwen-1.5B", "Qwen-7B", "Llama-8B", "Qwen-14B")), "gpt3-6.7b")
+SCALES = (100, 1_000, 10_000)
+MICRO_BATCHES = (1, 2, 4, 8)
+RELAYS = 2  # of an update's cells, on their way
+# CPU-seconds of a masked exchange for each byte of the update: by itself, and for the key stream with each other participant. Least squares through the 3, 9
+# and 16 clients of benchmarks/results/anonymous.md.
+MASK_S, STREAM_S = 1.3e-9, 0.22e-9
+STATES, MESSAGE_S = 11, 5e-5  # of an anonymous exchange; of each small message between two participants
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of the mission's tasks: training rows of all clients together."""
+
+    name: str
+    clients: int
+    rows: int
+
+
+TASKS = (Job("code generation", 9, 7_954), Job("question answering", 8, 15_015), Job("mathematical reasoning", 3, 7_473))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train; with `step` None it is none, and `note` says why.
+
+    Attributes:
+        device_bytes: of the fullest device. ram_bytes: of the fullest node.
+        step: seconds of one local step of every client, of the slowest cluster. rows: of all clients in it.
+        exchange: seconds of a round's exchange.
+    """
+
+    name: str
+    note: str
+    device_bytes: int = 0
+    ram_bytes: int = 0
+    step: float | None = None
+    rows: int = 0
+    exchange: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a whole training. Seconds; `rate`: tokens a second of all clients together, exchange and all."""
+
+    rounds: int
+    round: float
+    whole: float
+    rate: float
+
+
+def outcome(way: Way, task: Task, rows: int, overlap: bool = False) -> Outcome:
+    """A training that sees `rows` rows in all. overlap: the exchange hides behind the next round's local steps (federation.staleness=1)."""
+    train = task.local_steps * way.step
+    one = max(train, way.exchange) if overlap else train + way.exchange
+    rounds = math.ceil(rows / (way.rows * task.local_steps))
+    return Outcome(rounds, one, rounds * one + (min(train, way.exchange) if overlap else 0.0), way.rows * task.tokens * task.local_steps / one)
+
+
+def ways(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> list[Way]:
+    """The planner's choice, each client's pipeline over its ranks, and each cluster's over all of them; all with the same rows in a step of a client."""
+    return [_planned(task, topology, nodes), *(_pipelined(scope, task, topology, nodes) for scope in ("client", "cluster"))]
+
+
+def _planned(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Way:
+    try:
+        found = plan(task, topology, nodes)
+    except PlanError as error:
+        return Way("planned", str(error).partition(". Each of these")[0])
+    memories, seconds = [c.forecast.memory for c in found.clusters], [c.forecast.seconds for c in found.clusters]
+    return Way("planned", f"engine.tier={found.setting.tier}, {found.setting.accumulation} x {found.setting.micro_batch} rows a rank",
+               max(m.gpu_bytes for m in memories), max(m.ram_bytes for m in memories), max(s.total for s in seconds),
+               task.rows * sum(len(client.ranks) for client in topology.clients), max(s.exchange for s in seconds))
+
+
+def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Way:
+    name = f"engine.pipeline={scope}"
+    pipelines: dict[tuple[int, ...], list[int]] = {}  # ranks -> the place among them of each client's gateway
+    for client in topology.clients:
+        ranks = client.ranks if scope == "client" else topology.cluster_of(client.cluster).ranks
+        pipelines.setdefault(tuple(ranks), []).append(ranks.index(client.gateway))
+    if any(len(ranks) < 2 for ranks in pipelines):
+        return Way(name, "some would have one rank only")
+    if task.method == "full":
+        return Way(name, "trains adapters inside the blocks only")
+    rows = task.rows * len(topology.clients[0].ranks)
+    kinds: list[tuple[list[Place], list[int]]] = []  # different ones only
+    for ranks, owners in pipelines.items():
+        places = [place_of(topology, nodes, rank) for rank in ranks]
+        kinds += [(places, owners)] if (places, owners) not in kinds else []
+    found = [_best(scope, task, places, owners, rows) for places, owners in kinds]
+    if None in found:
+        return Way(name, "does not fit: the ranks do not hold the model together")
+    slowest = max(found, key=lambda one: one.seconds)
+    exchange = max(exchange_s(task, places[0]) for places, _ in kinds)
+    return Way(name, _told(slowest), max(max(one.memory) for one in found), max(one.ram for one in found), slowest.seconds,
+               rows * len(topology.clients), exchange)
+
+
+def _best(scope: str, task: Task, places: Sequence[Place], owners: Sequence[int], rows: int) -> PipelineForecast | None:
+    """The fastest division of a client's rows into micro-batches."""
+    found = []
+    for micro_batch in (size for size in MICRO_BATCHES if rows % size == 0):
+        micros = rows // micro_batch
+        found.append(cluster_pipeline(task, places, owners, micro_batch, micros) if scope == "cluster" else
+                     client_pipeline(task, places, len(owners), micro_batch, micros))
+    return min(filter(None, found), key=lambda one: one.seconds, default=None)
+
+
+def _told(found: PipelineForecast) -> str:
+    sizes = "blocks loaded by turns" if found.loads else f"stages of {'+'.join(map(str, found.chunks))} blocks"
+    return f"{sizes}, idle {found.bubble:.0%}" + (", computed again" if found.recompute and not found.loads else "")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Rounds of many clients, each on a server of its own. Seconds of a round's exchange, in the clear and masked; CPU-seconds of the latter for each client;
+    seconds of a masked round, one after the other and with the exchange behind the next round's training."""
+
+    clients: int
+    plain: float
+    masked: float
+    masked_cpu: float
+    round: float
+    hidden: float
+    rate: float
+
+
+def scale(task: Task, way: Way, link_rate: float, clients: int) -> Scale:
+    """Args: way: of one client, on one server. link_rate: bytes/s of each server's link."""
+    nbytes, train = 4 * task.trainable, task.local_steps * way.step
+    plain = 2 * (clients - 1) / clients * nbytes / link_rate + 2 * clients * MESSAGE_S
+    cpu = nbytes * (MASK_S + STREAM_S * clients)
+    masked = (RELAYS + 2) * nbytes / link_rate + STATES * clients * MESSAGE_S + cpu
+    hidden = max(train, masked)
+    return Scale(clients, plain, masked, cpu, train + masked, hidden, clients * way.rows * task.tokens * task.local_steps / hidden)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One model: (task, what is trained, ways with their outcomes); the fastest way of a client that has a server to itself, at scale."""
+
+    tasks: list[tuple[Job, Task, list[tuple[Way, Outcome | None]]]]
+    alone: Way
+    scales: list[Scale]
+
+
+def simulated(jobs: Sequence[tuple[Job, Task, Topology, Mapping[str, Node]]], alone: tuple[Task, Topology, Mapping[str, Node]], epochs: int,
+              counts: Sequence[int]) -> Simulated:
+    """Args: alone: one client on each host; the slowest host counts at scale."""
+    tasks = []
+    for job, task, topology, nodes in jobs:
+        found = ways(task, topology, nodes)
+        tasks.append((job, task, [(way, outcome(way, task, epochs * job.rows) if way.step is not None else None) for way in found]))
+    task, topology, nodes = alone
+    able = [way for way in ways(task, topology, nodes) if way.step is not None and not way.name.endswith("cluster")]
+    best = min(able, key=lambda way: way.step, default=Way("none", "no way fits on one host"))
+    link_rate = min(node.link_rate for node in nodes.values())
+    one = replace(best, rows=best.rows // len(topology.clients))
+    return Simulated(tasks, one, [scale(task, one, link_rate, count) for count in counts] if able else [])

@@ -1,0 +1,105 @@
+"""Simulated training: steps of pipelines against what can be worked out by hand, and `fedspeed simulate` as a user calls it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fedspeed.models.catalogue import shape_of
+from fedspeed.planner.pipeline.division import client_traffic
+from fedspeed.planner.pipeline.forecast import LATENCY_S, client_pipeline, cluster_pipeline, times_of
+from fedspeed.planner.pipeline.layout import stages
+from fedspeed.planner.plan import Task
+from fedspeed.planner.simulate import SCALES, TASKS, Way, outcome, scale, ways
+from tests.planner.cases import HUB, laid, one_host, one_place
+from tests.planner.test_plan_command import run
+
+SMALL, LARGE = f"{HUB}Qwen-1.5B", f"{HUB}Qwen-14B"
+
+
+def task(model=SMALL, **changed):
+    return Task(shape_of(model), 1, dtype="fp16", **changed)
+
+
+def test_a_clients_step_is_what_its_schedule_takes():
+    """Two equal stages, M micro-batches: (M + 1) turns of the slower stage but for what the ends lack, and transfers that nobody waits for but once."""
+    place = one_place()
+    found = client_pipeline(task(), [place] * 2, 1, 1, 8)
+    assert not found.loads and not found.recompute and sum(found.chunks) == 28
+    a, b = found.chunks
+    times = times_of(task(), client_traffic(2, 1, 8, False), [place] * 2, stages((0, a, 28)))
+    first, second = times.forward[0] + times.backward[0], times.forward[1] + times.backward[1] + times.heads[1]
+    across = 2 * (LATENCY_S + times.nbytes / times.local_rate)
+    least, most = 8 * max(first, second) + min(first, second), 9 * max(first, second) + 8 * across + max(times.steps)
+    assert least <= found.seconds <= most
+    assert found.bubble == pytest.approx(1 - 8 * (first + second) / (2 * found.seconds), abs=0.02)
+
+
+def test_longer_steps_are_multiples():
+    place = one_place()
+    short, long = (client_pipeline(task(), [place] * 2, 1, 1, micros).seconds for micros in (64, 256))
+    assert long == pytest.approx(4 * short)
+
+
+def test_loads_do_not_grow_with_the_step():
+    """14B on two cards of 11 GB is loaded block by block; four times the rows take less than four times as long, as loads are as many."""
+    place = one_place("gpu=rtx2080ti ram_gib=64")
+    short, long = (client_pipeline(task(LARGE), [place] * 2, 1, 1, micros) for micros in (1, 4))
+    assert short.loads and long.loads and short.seconds < long.seconds < 2 * short.seconds
+    assert client_pipeline(task(LARGE), [one_place("gpu=rtx2080ti ram_gib=24")] * 2, 1, 1, 1) is None  # nor does RAM hold it
+
+
+def test_slow_links_cost_a_cluster_time():
+    fast, slow = (cluster_pipeline(task(), [one_place(f"gpu=rtx3090 ram_gib=64 link_gbps={rate}", slots=1)] * 4, [0, 1, 2, 3], 1, 2) for rate in (10, 0.1))
+    assert slow.seconds > 1.5 * fast.seconds and slow.memory == fast.memory
+
+
+def test_ways_do_the_same_work():
+    topology, nodes = laid(one_host("gpu=rtx3090 ram_gib=64", slots=4), 2)
+    planned, client, cluster = ways(replace(task(), clients=2, rows=4), topology, nodes)
+    assert planned.rows == client.rows == cluster.rows == 4 * 4
+    assert all(way.step > 0 and 0 < way.device_bytes < 24e9 for way in (planned, client, cluster))
+    alone, nodes = laid(one_host("gpu=rtx3090 ram_gib=64", slots=1), 1)
+    assert [way.step is None for way in ways(task(), alone, nodes)] == [False, True, True]
+
+
+def test_a_whole_training():
+    way = Way("w", "", step=2.0, rows=8, exchange=5.0)
+    one = outcome(way, task(local_steps=10, tokens=100), 1_000)
+    assert (one.rounds, one.round, one.whole, one.rate) == (13, 25.0, 325.0, 8 * 100 * 10 / 25.0)
+    hidden = outcome(way, task(local_steps=10), 1_000, overlap=True)
+    assert (hidden.round, hidden.whole) == (20.0, 13 * 20.0 + 5.0)  # the last exchange hides behind nothing
+
+
+def test_masks_grow_with_clients_and_the_clear_does_not():
+    found = [scale(task(local_steps=10), Way("w", "", step=1.0, rows=4), 1e9, clients) for clients in SCALES]
+    assert found[2].masked_cpu > 9 * found[1].masked_cpu > 80 * found[0].masked_cpu
+    nbytes = 4 * task().trainable / 1e9
+    assert all(one.plain - 2 * one.clients * 5e-5 == pytest.approx(2 * nbytes, rel=0.02) for one in found)
+    assert all(one.hidden == max(10.0, one.masked) and one.round == 10.0 + one.masked for one in found)
+
+
+def test_the_command():
+    done = run("simulate", "--hostfile", "hostfiles/hetero10", "--model", SMALL, "--model", LARGE, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [one["model"] for one in found] == [SMALL, LARGE]
+    for one in found:
+        assert [t["task"] for t in one["tasks"]] == [job.name for job in TASKS] and [s["clients"] for s in one["scales"]] == list(SCALES)
+        for t in one["tasks"]:
+            assert [way["name"] for way in t["ways"]] == ["planned", "engine.pipeline=client", "engine.pipeline=cluster"]
+            for way in t["ways"]:
+                assert way["step"] is None or way["whole"] == pytest.approx(way["rounds"] * way["round"]) and way["device_bytes"] < 23e9
+
+
+def test_the_text_and_one_model():
+    done = run("simulate", "--hostfile", "hostfiles/hetero10", "--model", LARGE, "--scale", "50", "--epochs", "3")
+    assert done.returncode == 0, done.stderr
+    for words in ("14.77 B", "3 epochs", "mathematical reasoning (3, bf16)", "blocks loaded by turns", "does not fit", "staleness 1", "\n  50 "):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize("words,told", [(["--scale", "0"], "at least 1"), (["--model", "gpt5"], "neither a folder"), (["--rows", "0"], "--rows=0")])
+def test_bad_input(words, told):
+    done = run("simulate", "--hostfile", "hostfiles/hetero10", *words)
+    assert done.returncode == 2 and told in done.stderr
