@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fedspeed.cluster.discover import from_process
+from fedspeed.cluster.hostfile import Hostfile
 from fedspeed.cluster.local import check_rank_count, local_hosts
 from fedspeed.cluster.topology import Topology, plan, warnings
 from fedspeed.config.check import notes, problems
@@ -45,7 +46,8 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
     config = loaded.config
     lines = _all((_place, _model, _adapter, _engine, _data, lambda loaded: _layout(loaded, hostfile)), loaded)
     stage = zero_stage(merge(config.deepspeed, config, loaded.folder))
-    lines.append(f"engine   DeepSpeed ZeRO-{stage}, {config.federation.rounds} rounds of {config.train.local_steps} local steps")
+    how = f"a pipeline over each {config.engine.pipeline}'s ranks" if config.engine.pipeline != "none" else f"DeepSpeed ZeRO-{stage}"
+    lines.append(f"engine   {how}, {config.federation.rounds} rounds of {config.train.local_steps} local steps")
     return "\n".join([*lines, *(f"note     {text}" for text in notes(config))])
 
 
@@ -73,14 +75,23 @@ def check_clusters(config: RunConfig, topology: Topology) -> None:
                               f"{', '.join(names)}")
 
 
-def check_pipeline(config: RunConfig, topology: Topology) -> None:
-    """A pipeline needs several ranks."""
+def check_pipeline(config: RunConfig, routing: RoutingConfig, topology: Topology, hostfile: Hostfile | None) -> None:
+    """A pipeline needs several ranks, and one over a cluster clients who trust each other, or none who hide anything.
+
+    Args:
+        routing: with its mode settled.
+    """
     scope = config.engine.pipeline
     if scope == "client" and (short := [c.client for c in topology.clients if len(c.ranks) < 2]):
         raise ConfigError(f"engine.pipeline=client: client {short[0]} has one rank, and a pipeline needs two; set cluster.ranks_per_client=2 or more, with as "
                           "many ranks for each client (cluster.local_ranks, or the hostfile)")
     if scope == "cluster" and (short := [c.name for c in topology.clusters if len(c.ranks) < 2]):
         raise ConfigError(f"engine.pipeline=cluster: cluster {short[0]} has one rank, and a pipeline needs two; give it more, or set engine.pipeline=none")
+    if scope == "cluster" and routing.mode != "plain" and not config.cluster.one_trust_domain:
+        if apart := [c.name for c in topology.clusters if hostfile is None or hostfile.cluster(c.name).trust != "shared"]:
+            raise ConfigError("engine.pipeline=cluster shows every client's activations and adapter to the cluster's ranks, which "
+                              f"routing.mode={routing.mode} is there to hide; if the clients of cluster {apart[0]} trust each other, set "
+                              f"cluster.one_trust_domain=true (or `# fed-cluster {apart[0]} trust=shared` in the hostfile), else engine.pipeline=client")
 
 
 def _all(parts, loaded: Loaded) -> list[str]:
@@ -291,8 +302,8 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
                               "set routing.transport=gloo")
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
-    check_pipeline(config, topology)
     routing, count = check_routing(config, topology)
+    check_pipeline(config, routing, topology, launch.hostfile)
     return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
             f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology)]
 

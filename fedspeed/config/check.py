@@ -96,10 +96,6 @@ def _pipeline(config: RunConfig) -> Iterator[Conflict]:
                        f"engine.pipeline={scope} every rank has its own; leave it out")
     if scope == "client":
         return
-    if config.routing.mode != "plain" and not config.cluster.one_trust_domain:
-        yield Conflict(("engine.pipeline", "routing.mode"), "engine.pipeline=cluster shows every client's activations and adapter to the cluster's ranks, "
-                       f"which routing.mode={config.routing.mode} is there to hide; set cluster.one_trust_domain=true if the clients of a cluster trust each "
-                       "other, or engine.pipeline=client")
     if config.federation.local_optimizer == "keep":
         yield Conflict(("engine.pipeline", "federation.local_optimizer"), "federation.local_optimizer=keep would carry every client's moments over all ranks "
                        "of the cluster in each round, which engine.pipeline=cluster does not do; set federation.local_optimizer=reset, or "

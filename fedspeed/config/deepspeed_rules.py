@@ -24,6 +24,9 @@ class Finding:
     run_keys: tuple[str, ...] = ()
 
 
+_INTERVAL = "pipeline.activation_checkpoint_interval"
+
+
 def run_values(config: RunConfig) -> dict[str, tuple[Any, str]]:
     """DeepSpeed key -> (value that the run gives it, the run's own key)."""
     return {
@@ -32,13 +35,13 @@ def run_values(config: RunConfig) -> dict[str, tuple[Any, str]]:
         "gradient_clipping": (config.train.clip, "train.clip"),
         "fp16.enabled": (config.model.dtype == "fp16", "model.dtype"),
         "bf16.enabled": (config.model.dtype == "bf16", "model.dtype"),
-    }
+    } | ({} if config.engine.pipeline == "none" else {_INTERVAL: (int(config.engine.activation_checkpointing), "engine.activation_checkpointing")})
 
 
 def clashes(section: dict[str, Any], config: RunConfig) -> list[Finding]:
     """Keys that DeepSpeed or FedSpeed does not know, and values that contradict the run's own."""
     misshapen = [finding for key, value in section.items() for finding in _shape(key, value, SCHEMA)]
-    judged = [*_refused(section), *_contradictions(section, config), *_optimizer(section, config)]
+    judged = [*_refused(section), *_pipeline(section, config), *_contradictions(section, config), *_optimizer(section, config)]
     return misshapen + [finding for finding in judged if finding.key not in {other.key for other in misshapen}]
 
 
@@ -88,7 +91,7 @@ def _fits(value: Any, type_: Any) -> bool:
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list", dict: "a block",
-          (str, list): "auto or a list", (dict, bool): "a block"}
+          (str, list): "auto or a list", (str, int): "auto or a whole number", (dict, bool): "a block"}
 
 
 def _refused(section: dict[str, Any]) -> Iterator[Finding]:
@@ -108,12 +111,26 @@ def _is(value: Any) -> str:
     return "" if isinstance(value, (dict, list)) else f"={json.dumps(value)}"
 
 
+def _pipeline(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
+    """A pipeline section is accepted as long as it says what engine.* says. How tensors would be divided over tensor-parallel ranks does not matter."""
+    block, scope = section.get("pipeline"), config.engine.pipeline
+    if not isinstance(block, dict) or not block:
+        return
+    if scope == "none":
+        yield Finding("pipeline", "pipeline is there, but engine.pipeline is none; set engine.pipeline=client (or cluster), or remove the block",
+                      ("engine.pipeline",))
+    if block.get("stages") not in (None, AUTO):
+        yield Finding("pipeline.stages", f"pipeline.stages{_is(block['stages'])}, but engine.pipeline={scope} makes a stage of every rank; write auto")
+    if block.get("partition") not in (None, AUTO, "best"):
+        yield Finding("pipeline.partition", f"pipeline.partition{_is(block['partition'])}, but engine.cuts says where stages end; write best")
+
+
 def _contradictions(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
     for key, (wanted, run_key) in run_values(config).items():
         value = at(section, key)
         if value not in (None, AUTO) and value != wanted:
             run_value = config.model.dtype if run_key == "model.dtype" else wanted
-            cure = _dtype_cure(key, value) if run_key == "model.dtype" else f"{run_key}={value}"
+            cure = _dtype_cure(key, value) if run_key == "model.dtype" else f"{run_key}={bool(value) if key == _INTERVAL else value}"
             yield Finding(key, f"{key} is {json.dumps(value)}, but {run_key} is {run_value}; write auto for it, or set {cure}", (run_key,))
 
 
@@ -154,7 +171,7 @@ _SAME_OPTIMIZER = (("torch_adam", True), ("torch_adam", False), ("adam_w_mode", 
 
 
 def _undecided(merged: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
-    decided = ENGINE_AUTOS | HARMLESS_AUTOS | FORCED.keys() | run_values(config).keys()
+    decided = ENGINE_AUTOS | HARMLESS_AUTOS | {"pipeline.stages", "pipeline.partition", _INTERVAL} | FORCED.keys() | run_values(config).keys()
     for key, value in leaves(merged):
         if value == AUTO and key not in decided and not key.startswith("optimizer."):
             yield Finding(key, f"{key} is auto, but nobody decides it; write a value, or remove it for DeepSpeed's default")

@@ -77,7 +77,11 @@ SCHEMA = {
     "activation_checkpointing": dict,
     "checkpoint": dict, "datastates_ckpt": (dict, bool),
     "data_efficiency": dict, "dataloader_drop_last": bool,
-    "pipeline": dict, "tensor_parallel": dict, "expert_parallel": dict,
+    "pipeline": {
+        "stages": (str, int), "partition": str, "seed_layers": bool, "activation_checkpoint_interval": int, "pipe_partitioned": bool,
+        "grad_partitioned": bool,
+    },
+    "tensor_parallel": dict, "expert_parallel": dict,
     "sequence_parallel_size": int, "seq_parallel_communication_data_type": str, "use_data_before_expert_parallelism": bool,
     "hybrid_engine": dict, "autotuning": dict, "weight_quantization": dict,
 }
@@ -146,7 +150,7 @@ REFUSED = {
     "datastates_ckpt": "remove it; the checkpoint section sets what the round journal keeps",
     "data_efficiency.enabled": _DATA,
     "dataloader_drop_last": _DATA,
-    "pipeline": _PARALLEL,
+    "pipeline.seed_layers": "remove it; a stage draws its dropout from the run's seed, the client and the step",
     "tensor_parallel": _PARALLEL,
     "expert_parallel": _PARALLEL,
     "sequence_parallel_size": _PARALLEL,

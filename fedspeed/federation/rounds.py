@@ -125,11 +125,10 @@ class Federation:
                 trained = self._train_round(progress, number, progress.previous if resumed else progress.tensors, starts)
             else:
                 trained = None
-            if pending is not None and self._settle_round(progress, pending, trained):
+            if pending is None:
+                self._send(trained)
+            elif self._settle_round(progress, pending, trained):
                 break
-            if trained is not None and not progress.done:
-                trained.sent = time.perf_counter()
-                trained.started = self._link.start(trained.vector, trained.weight)
             pending = trained
             if not stale and pending is not None:
                 if self._settle_round(progress, pending):
@@ -151,7 +150,8 @@ class Federation:
                                 "or choose another model.dtype")
         if self.seat.reporter:
             self._monitor.round(self._record(0, (), ledger, time.perf_counter() - begin, None, None))
-        self._keep(progress)
+        self._keep_clients(progress)
+        self._commit(progress)
 
     def _foreseen(self, progress: Progress) -> dict[int, Tensors]:
         """Under staleness, what each client goes on from while its update is still under way: the state as it would be if all had moved as it has.
@@ -180,6 +180,10 @@ class Federation:
         vector, weight = self._train(progress, start, starts, number, steps, asked, rule, still, ledger)
         return Trained(number, start, rule, still, ledger, asked, vector, weight, steps, starts, begin)
 
+    def _send(self, trained: Trained) -> None:
+        trained.sent = time.perf_counter()
+        trained.started = self._link.start(trained.vector, trained.weight)
+
     def _steps(self) -> int:
         """How many local steps this rank's clients take in the next round."""
         federation = self.config.federation
@@ -203,7 +207,7 @@ class Federation:
         """The rest of a round: its sum, what it does to the state, its evaluation and records. True if the run is to stop here.
 
         Args:
-            ahead: the round after it, whose local steps have been taken already.
+            ahead: the round after it, whose local steps have been taken already. Its update is sent before this round is written down.
         """
         config, number, ledger, still = self.config, trained.number, trained.ledger, trained.still
         waited = time.perf_counter()
@@ -236,13 +240,18 @@ class Federation:
             progress.done = "early stop"
         self.renewed = ledger.of_ranks("renew").sum() > ledger.of_ranks("ranks").sum() - 0.5
         stop = self.renewed or bool(ledger.of_ranks("stop").any())
+        keep = bool(progress.done) or stop or number % config.checkpoint.every == 0
+        if keep:
+            self._keep_clients(progress)
+        if ahead is not None and not (progress.done or stop):
+            self._send(ahead)
         now = time.perf_counter()
         seconds, self._settled = now - max(trained.begin, self._settled), now  # under staleness rounds overlap; their seconds do not
         if self.seat.reporter:  # before the commit: a record without a commit is dropped on resuming, the reverse would leave a gap
             norm = math.sqrt(sum(float(np.sum((progress.tensors[n].astype(np.float64) - before[n]) ** 2)) for n in before))
             self._monitor.round(self._record(number, trained.asked, ledger, seconds, aggregate.factor_error, norm))
-        if progress.done or stop or number % config.checkpoint.every == 0:
-            self._keep(progress)
+        if keep:
+            self._commit(progress)
         return stop
 
     def _train(self, progress: Progress, start: Tensors, starts: dict[int, Tensors], number: int, steps: int, asked: tuple[int, ...], rule,
@@ -350,8 +359,8 @@ class Federation:
         else:
             progress.stale += 1
 
-    def _keep(self, progress: Progress) -> None:
-        """Commit the round. What clients alone go on with is on disk everywhere before the reporter makes the round count."""
+    def _keep_clients(self, progress: Progress) -> None:
+        """What clients alone go on with is on disk everywhere before the reporter makes the round count."""
         keeps_optimizers = self.config.federation.local_optimizer == "keep"
         if keeps_optimizers or keeps_starts(self.config):
             own = progress.optimizers if keeps_optimizers else progress.starts
@@ -359,6 +368,8 @@ class Federation:
                 for client in self.seat.clients:  # a client that was never asked has none, which is not the same as a lost file
                     self._journal.save_client(progress.round, client, own.get(client, {}))
             self._link.sum(np.zeros(1), 0.0)
+
+    def _commit(self, progress: Progress) -> None:
         if self.seat.reporter:
             entry = Entry(progress.round, self._fingerprint, self.config.run.seed, self._config_dict, progress.best_round,
                           progress.best_loss, progress.stale, progress.done)

@@ -125,7 +125,12 @@ def test_a_base_that_is_no_name():
     ({"csv_monitor": {"enabled": True}}, [], "csv_monitor.enabled=true"),
     ({"comet": {"enabled": True}}, [], "comet.enabled=true"),
     ({"activation_checkpointing": {}}, [], "set engine.activation_checkpointing=true"),
-    ({"pipeline": {"stages": 2}}, [], "pipeline has no place"),
+    ({"pipeline": {"stages": "auto"}}, [], "pipeline is there, but engine.pipeline is none; set engine.pipeline=client"),
+    ({"pipeline": {"stages": 2}}, ["engine.pipeline=client"], "pipeline.stages=2, but engine.pipeline=client makes a stage of every rank; write auto"),
+    ({"pipeline": {"partition": "uniform"}}, ["engine.pipeline=client"], 'pipeline.partition="uniform", but engine.cuts says'),
+    ({"pipeline": {"activation_checkpoint_interval": 1}}, ["engine.pipeline=client"],
+     "engine.activation_checkpointing is 0; write auto for it, or set engine.activation_checkpointing=True"),
+    ({"pipeline": {"seed_layers": True}}, ["engine.pipeline=client"], "pipeline.seed_layers=true has no place"),
     ({"tensor_parallel": {"autotp_size": 2}}, [], "tensor_parallel has no place"),
     ({"sequence_parallel_size": 2}, [], "sequence_parallel_size=2 has no place"),
     ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, [], "engine.base_partition=client keeps"),
@@ -223,7 +228,8 @@ def test_our_tables_are_those_of_the_installed_deepspeed():
 def test_shipped_jsons_are_valid_deepspeed_once_the_engine_has_decided(path, dtype, tmp_path):
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    merged = merge({"base": path.name}, config(f"model.dtype={dtype}", "train.clip=1"), path.parent)
+    pipeline = ["engine.pipeline=client"] if path.stem == "pipeline" else []
+    merged = merge({"base": path.name}, config(f"model.dtype={dtype}", "train.clip=1", *pipeline), path.parent)
     undecided = set()
 
     def decide(block: dict, prefix: str = "") -> None:
@@ -237,7 +243,7 @@ def test_shipped_jsons_are_valid_deepspeed_once_the_engine_has_decided(path, dty
     decide(merged)
     assert undecided <= ENGINE_AUTOS
     parsed = DeepSpeedConfig(merged)
-    assert parsed.zero_config.stage == zero_stage(merged) == int(path.stem[4])
+    assert parsed.zero_config.stage == zero_stage(merged) == (0 if pipeline else int(path.stem[4]))
     assert (parsed.float16_config.enabled, parsed.bfloat16_config.enabled) == (dtype == "fp16", dtype == "bf16")
     assert (parsed.gradient_clipping, parsed.steps_per_print, parsed.optimizer_name) == (1.0, None, None)
     offload = {name: getattr(parsed.zero_config, name) for name in ("offload_param", "offload_optimizer")}

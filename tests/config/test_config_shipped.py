@@ -14,11 +14,12 @@ from fedspeed.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = sorted((ROOT / "ds_configs").glob("*.yaml"))
 JSONS = sorted((ROOT / "ds_configs").glob("*.json"))
+STAGES = {path: int(path.stem[4]) if path.stem.startswith("zero") else 0 for path in JSONS}  # ZeRO's
 
 
 def test_what_is_shipped():
-    assert {"quickstart", "gsm8k"} <= {path.stem for path in YAMLS}
-    assert {"zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme"} == {path.stem for path in JSONS}
+    assert {"quickstart", "gsm8k", "pipeline"} <= {path.stem for path in YAMLS}
+    assert {"zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme", "pipeline"} == {path.stem for path in JSONS}
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -32,8 +33,10 @@ def test_each_yaml_names_a_shipped_json(path):
 @pytest.mark.parametrize("base", JSONS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_each_yaml_works_with_each_json(path, base):
-    loaded = load(path, [f"deepspeed.base={base.name}"])
-    assert zero_stage(merge(loaded.config.deepspeed, loaded.config, loaded.folder)) == int(base.stem[4])
+    pipeline = "client" if base.stem == "pipeline" else "none"
+    full = ["adapter.method=lora"] if pipeline != "none" else []
+    loaded = load(path, [f"deepspeed.base={base.name}", f"engine.pipeline={pipeline}", *full])
+    assert zero_stage(merge(loaded.config.deepspeed, loaded.config, loaded.folder)) == STAGES[base]
 
 
 @pytest.mark.parametrize("executed", ["engine.tier=stock", "adapter.method=full"])
@@ -45,9 +48,9 @@ def test_recomputing_with_parameters_on_nvme_is_refused_where_deepspeed_would_do
 
 @pytest.mark.parametrize("base", JSONS, ids=lambda path: path.stem)
 def test_the_engine_answers_every_auto_of_a_shipped_file(base):
-    loaded = load(ROOT / "ds_configs" / "quickstart.yaml", [f"deepspeed.base={base.name}"])
+    loaded = load(ROOT / "ds_configs" / "quickstart.yaml", [f"deepspeed.base={base.name}", *(["engine.pipeline=client"] if base.stem == "pipeline" else [])])
     facts = ModelFacts(hidden=64, block=1000, trainable=500, largest=4000)
-    finish(merge(loaded.config.deepspeed, loaded.config, loaded.folder), facts, Path("swap"), shared_base=base.stem[4] == "3")
+    finish(merge(loaded.config.deepspeed, loaded.config, loaded.folder), facts, Path("swap"), shared_base=STAGES[base] == 3)
 
 
 def test_the_mission_run_is_what_was_promised():

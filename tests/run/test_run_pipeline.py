@@ -2,14 +2,21 @@
 
 import os
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from launched import journal_rounds, records, rounds_seen
 from safetensors.numpy import load_file
 
+from fedspeed.cluster.hostfile import parse
+from fedspeed.cluster.topology import plan
+from fedspeed.errors import ConfigError
 from fedspeed.monitor.trace import read_spans
+from fedspeed.preflight import check_pipeline
+from fedspeed.routing.config import RoutingConfig
 from tests.run.test_run_resume import SLOW
+from tests.tiny import run_config
 
 COMMON = ("data.clients=2", "engine.tier=resident", "federation.rounds=3", "monitor.plot=false")
 SHARED = ("engine.pipeline=cluster", "federation.local_optimizer=reset")
@@ -80,3 +87,13 @@ def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
 def test_what_a_pipeline_cannot_do_is_told_before_it_starts(shared_workshop, words, text):
     ended = shared_workshop.run("data.clients=2", *words, "--dry-run")
     assert ended.code == 2 and text in ended.err and "Traceback" not in ended.text
+
+
+@pytest.mark.parametrize("trust,declared,mode,refused", [
+    ("shared", False, "mix+mask", False), ("separate", False, "mix+mask", True), ("separate", True, "mix+mask", False), ("separate", False, "plain", False)])
+def test_clients_of_a_cluster_declare_their_trust_in_the_hostfile_or_the_configuration(trust, declared, mode, refused):
+    hosts = parse(f"a slots=1\nb slots=1\n# fed-cluster near trust={trust}\n# fed-host a cluster=near\n# fed-host b cluster=near\n", "hosts")
+    config = run_config(engine={"pipeline": "cluster"}, cluster={"one_trust_domain": declared})
+    told = pytest.raises(ConfigError, match="cluster near trust each other.*`# fed-cluster near trust=shared`") if refused else nullcontext()
+    with told:
+        check_pipeline(config, RoutingConfig(mode=mode), plan(hosts.hosts, 2, "auto"), hosts)

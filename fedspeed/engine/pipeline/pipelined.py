@@ -14,13 +14,13 @@ from deepspeed.accelerator import get_accelerator
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell, Score
-from fedspeed.engine.client_engine import ClientEngine, Sums
+from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.groups import Groups, world_deadline
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
 from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Routes, Transfers
-from fedspeed.engine.streamed import hand_over, portions
+from fedspeed.engine.store_engine import StoreEngine, hand_over, portions
 from fedspeed.planner.pipeline.instructions import Micro, Pipeline, Stream
 from fedspeed.planner.pipeline.layout import Layout
 from fedspeed.planner.pipeline.schedules import forward_only, one_f_one_b, shared, streamed, taking_turns
@@ -28,7 +28,7 @@ from fedspeed.planner.pipeline.schedules import forward_only, one_f_one_b, share
 SCHEDULES = 64  # kept, by what they were made for
 
 
-class PipelinedEngine(ClientEngine):
+class PipelinedEngine(StoreEngine):
     """What both have in common. Every rank of the torch world is a stage; it holds the trainable tensors of its blocks, for every client that trains there.
 
     Args:
@@ -38,8 +38,8 @@ class PipelinedEngine(ClientEngine):
 
     def __init__(self, net, states: list[ClientState], groups: Groups, matched, store: BaseStore, pipe: FederatedPipelineEngine, stage: Stage, layout: Layout,
                  loads: bool, clock):
-        super().__init__(net, states, groups, matched, clock)
-        self.store, self.pipe, self.layout = store, pipe, layout
+        super().__init__(net, states, groups, matched, store, clock)
+        self.pipe, self.layout = pipe, layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
         self._routes = Routes(world_deadline())
         self._busy_s = self._pass_s = 0.0  # of training passes
@@ -110,24 +110,9 @@ class PipelinedEngine(ClientEngine):
         self._busy_s = self._pass_s = 0.0
         return taken
 
-    def train_passes(self, clients: int, steps: int, accumulation: int) -> int:
-        return -(-clients // self.seats) * steps
-
-    def eval_passes(self, work: list[list[Batch]]) -> int:
-        return len(portions(work))
-
     @property
     def base_bytes(self) -> int:
         return sum(p.numel() * p.element_size() for p in self.model.parameters() if not p.requires_grad)
-
-    def _away(self):
-        return self.store.away()
-
-    def take_loaded(self) -> int:
-        return sum(self.store.take_loads().bytes.values())
-
-    def close(self) -> None:
-        self.store.close()
 
 
 class ClientPipeline(PipelinedEngine):
@@ -199,7 +184,6 @@ class ClientPipeline(PipelinedEngine):
 
     def _idle_pass(self, backward: bool) -> None:
         raise AssertionError("a client's pipeline keeps step with nobody")
-
 
 
 IDLE, TRAIN, EVALUATE, GATHER = range(4)  # what a pass of a cluster is
