@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,9 +109,16 @@ class Federation:
         self._overlapped: dict[str, float] = {}  # seconds of this round's exchange, and of waiting for it
         self._seconds: dict[str, float] = {}  # of this round's turns so far
         self._settled = 0.0  # when the last round was
+        self._writing: Future | None = None  # under staleness: the commit of the last round
 
     def run(self, progress: Progress) -> Progress:
         """Run all rounds that are left; returns what the last one left. `done` says why the run is over, empty if it was asked to stop."""
+        with ThreadPoolExecutor(1, "journal") as self._writer:
+            done = self._run(progress)
+            self._await_commit()
+            return done
+
+    def _run(self, progress: Progress) -> Progress:
         if progress.round == 0 and not progress.done:
             self._baseline(progress)
         self._layout = Layout.of(progress.tensors)
@@ -213,6 +221,7 @@ class Federation:
         waited = time.perf_counter()
         total = self._link.finish(trained.started)
         waited = time.perf_counter() - waited
+        self._await_commit()  # of the round before: it clears away what no round needs
         self._clock.trace.span("exchange", f"exchange of round {number}", trained.sent, trained.sent + total.idle_s + total.exchange_s)
         if total.weight <= 0:
             raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")
@@ -373,7 +382,16 @@ class Federation:
         if self.seat.reporter:
             entry = Entry(progress.round, self._fingerprint, self.config.run.seed, self._config_dict, progress.best_round,
                           progress.best_loss, progress.stale, progress.done)
-            self._journal.commit(entry, pack(progress.tensors, progress.server, progress.previous))
+            packed = pack(progress.tensors, progress.server, progress.previous)
+            if self.config.federation.staleness:  # writing is waiting, and the next round's training can go on meanwhile; nothing changes these arrays
+                self._writing = self._writer.submit(self._journal.commit, entry, packed)
+            else:
+                self._journal.commit(entry, packed)
+
+    def _await_commit(self) -> None:
+        if self._writing is not None:
+            written, self._writing = self._writing, None
+            written.result()
 
     def _record(self, number: int, asked: tuple[int, ...], ledger: Ledger, seconds: float, factor_error: float | None,
                 norm: float | None) -> RoundRecord:
