@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class ClusterConfig:
     ranks_per_client: str = field(default="auto", metadata={
-        "help": "auto (all slots of a host while there is a host for each client, else fewer), or a number"})
+        "help": "auto (all slots of a host while there is a host for each client, else fewer), or a number; beyond a host's slots, whole hosts"})
     local_ranks: str = field(default="auto", metadata={
         "help": "ranks that `python launch.py` starts on one machine: auto (one per GPU; on CPU as many as make a round shortest), or a number"})
     probe: str = field(default="", metadata={

@@ -29,7 +29,7 @@ class RankPlace:
 
 @dataclass(frozen=True)
 class ClientPlace:
-    """A client and its ranks: consecutive world ranks of one host. `gateway` is the first of them."""
+    """A client and its ranks: consecutive world ranks of one host, or of whole hosts of one cluster. `gateway` is the first of them."""
 
     client: int
     cluster: str
@@ -79,11 +79,12 @@ class Topology:
 def plan(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> Topology:
     """Lays `clients` on the slots of `hosts`.
 
-    Slots are cut into groups of consecutive ranks of one host, and the groups are dealt out in file order:
+    Slots are cut into groups of consecutive ranks, and the groups are dealt out in file order:
 
     - `auto`, at most as many clients as hosts: a group is a whole host, of whatever size;
     - `auto`, more clients than hosts: all groups have the largest size that still leaves one for each client;
-    - a number R: all groups have R ranks; hosts with fewer slots stay idle;
+    - a number R: all groups have R ranks, each of one host; hosts with fewer slots stay idle;
+    - a number R beyond the largest host: a group is whole hosts, one behind the other in one cluster, with R slots together;
     - more clients than groups: the groups carry contiguous blocks of clients whose sizes differ by at most one.
 
     Args:
@@ -137,8 +138,10 @@ def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> list[
     size = int(ranks_per_client)
     largest = max(hosts, key=lambda host: host.slots)
     if size > largest.slots:
-        raise ConfigError(f"cluster.ranks_per_client={size}: a client lies on one host, and the largest ({largest.name}) has "
-                          f"slots={largest.slots}; ask for at most {largest.slots}, or raise slots in the hostfile")
+        if groups := _joined(hosts, size):
+            return groups
+        raise ConfigError(f"cluster.ranks_per_client={size}: the largest host ({largest.name}) has slots={largest.slots}, and no neighbours of one cluster "
+                          f"have {size} together; ask for at most {largest.slots} or what whole hosts have, or raise slots in the hostfile")
     groups = _cut(hosts, size)
     for host in dict.fromkeys(host for host, _ in groups[:clients]):
         if rest := host.slots % size:
@@ -155,6 +158,20 @@ def _cut(hosts: Sequence[Host], size: int | None) -> list[tuple[Host, range]]:
         step = size or host.slots
         pieces += [(host, range(first, first + step)) for first in range(start, start + host.slots - step + 1, step)]
         start += host.slots
+    return pieces
+
+
+def _joined(hosts: Sequence[Host], size: int) -> list[tuple[Host, range]]:
+    """Neighbouring hosts of one cluster that have `size` slots together, named by the first of them; what is left over belongs to no piece."""
+    pieces, run, end = [], [], 0  # run: hosts, and where their ranks begin
+    for host in hosts:
+        run = [*(run if run and run[0][0].cluster == host.cluster else []), (host, end)]
+        end += host.slots
+        while end - run[0][1] > size:
+            run.pop(0)
+        if end - run[0][1] == size:
+            pieces.append((run[0][0], range(run[0][1], end)))
+            run = []
     return pieces
 
 

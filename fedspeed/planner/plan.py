@@ -89,7 +89,7 @@ class Place:
 
     Attributes:
         ranks_here: ranks that work on its node and share its RAM, disk and link.
-        client_ranks: of each of its clients.
+        client_ranks, client_nodes: of each of its clients.
         cluster_ranks, cluster_nodes: ranks and nodes of its cluster.
         carried: clients on the rank.
         participants: gateways of the whole run, which exchange updates; those of this node.
@@ -103,6 +103,7 @@ class Place:
     carried: int
     participants: int
     participants_here: int
+    client_nodes: int = 1
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,9 @@ def place_of(topology: Topology, nodes: Mapping[str, Node], world_rank: int) -> 
     cluster = topology.cluster_of(rank.cluster)
     ranks_here = sum(place.host == rank.host for place in topology.ranks if place.clients)
     gateways_here = sum(hosts[gateway] == rank.host for gateway in topology.participants)
-    return Place(replace(nodes[rank.host], name="", assumed=()), ranks_here, len(topology.clients[rank.clients[0]].ranks), len(cluster.ranks),
-                 len({hosts[r] for r in cluster.ranks}), len(rank.clients), len(topology.participants), gateways_here)
+    own = topology.clients[rank.clients[0]].ranks
+    return Place(replace(nodes[rank.host], name="", assumed=()), ranks_here, len(own), len(cluster.ranks), len({hosts[r] for r in cluster.ranks}),
+                 len(rank.clients), len(topology.participants), gateways_here, len({hosts[r] for r in own}))
 
 
 def fastest(task: Task, places: Sequence[Place]) -> Setting | None:

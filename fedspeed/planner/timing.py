@@ -58,7 +58,7 @@ def load_s(nbytes: int, setting: Setting, place: Place) -> float:
     if setting.tier == "nvme":  # read into a page-locked buffer, then copied, before the next read begins
         return LOAD_START + nbytes * here / node.disk_rate + (nbytes / into if node.device.kind == "gpu" else 0.0)
     if setting.tier == "client":
-        return LOAD_START + gather_s(nbytes, place.client_ranks, 1, place)
+        return LOAD_START + gather_s(nbytes, place.client_ranks, place.client_nodes, place)
     return LOAD_START + gather_s(nbytes, place.cluster_ranks, place.cluster_nodes, place)
 
 
@@ -157,6 +157,6 @@ def _stock(task: Task, setting: Setting, place: Place) -> dict[str, float]:
 def _update(task: Task, place: Place, seats: int) -> dict[str, float]:
     """Summing gradients over a client's ranks, and the optimizer, which reads and writes copies, masters, moments and gradients."""
     p, n = task.trainable, place.client_ranks
-    reduce = 2 * (n - 1) / n * p * task.type_bytes / place.node.local_rate + COLLECTIVE_START * n if n > 1 else 0.0
+    reduce = 2 * gather_s(p * task.type_bytes, n, place.client_nodes, place) if n > 1 else 0.0
     return {"optimizer": seats * (OPTIMIZER_START + 40 * p / place.node.device.memory_rate), "client's ranks": seats * reduce}
 

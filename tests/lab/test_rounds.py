@@ -81,6 +81,26 @@ def test_three_hosts_in_two_clusters_with_every_launcher(config, tmp_path):
         assert "FAILED" in report and "client 2" in report
 
 
+@on_virtual_hosts
+def test_pipelines_over_hosts(config, tmp_path):
+    """Clients whose model lies over two servers each; then one pipeline over all of a cluster's, whose hostfile says that its clients trust each other."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("".join(f"{name} slots=1\n# fed-host {name} cluster=near\n" for name in ("a", "b", "c", "d")) + "# fed-cluster near trust=shared\n")
+    base = ["deepspeed", "--hostfile", str(hosts), "launch.py", "--hostfile", str(hosts), "--config", str(config), "deepspeed.base=pipeline.json",
+            "federation.local_optimizer=reset"]
+    with VirtualCluster(hosts) as lab:
+        for clients, words in ((2, ("engine.pipeline=client", "cluster.ranks_per_client=2", "data.clients=2", "monitor.trace_rounds=1")),
+                               (4, ("engine.pipeline=cluster", "data.clients=4", "routing.mode=mix+mask"))):
+            run = tmp_path / "runs" / "run"
+            model = json.loads((tmp_path / "config.json").read_text())
+            (tmp_path / "config.json").write_text(json.dumps(model | {"num_hidden_layers": 4}))
+            done = lab.run([*base, *words], timeout=240, cwd=ROOT)
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+            check(config, 2, clients, 4)
+            assert clients == 4 or len(list((run / "trace").iterdir())) == 4
+            shutil.rmtree(tmp_path / "runs")
+
+
 @pytest.mark.slow
 @on_virtual_hosts
 def test_hetero10(config):
