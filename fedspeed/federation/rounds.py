@@ -103,7 +103,8 @@ class Federation:
         self._renew, self.renewed = renew, False
         # Clients that take different numbers of steps are weighed as if all had taken as many (see `_evened`).
         self._uneven = config.federation.aggregation != "svd" and bool(config.train.local_steps_by_cluster or config.federation.round_budget == "seconds")
-        self._moved: dict[int, Tensors] = {}  # under staleness: what each client's last local steps have changed
+        self._whole = 0.0  # under staleness: the weights of all clients together
+        self._moved: dict[int, Tensors] = {}  # and what each client's last local steps have changed
         self._held: frozenset[str] = frozenset()  # in them
         self._step_s: float | None = None  # seconds of a local step of all this rank's clients, in the last round
         self._overlapped: dict[str, float] = {}  # seconds of this round's exchange, and of waiting for it
@@ -123,6 +124,8 @@ class Federation:
             self._baseline(progress)
         self._layout = Layout.of(progress.tensors)
         stale, pending, rounds = self.config.federation.staleness, None, self.config.federation.rounds
+        if stale:
+            self._whole = self._link.sum(np.zeros(1), sum(self._weights.values())).weight
         number = progress.round
         while not progress.done:
             if number < rounds:
@@ -162,17 +165,21 @@ class Federation:
         self._commit(progress)
 
     def _foreseen(self, progress: Progress) -> dict[int, Tensors]:
-        """Under staleness, what each client goes on from while its update is still under way: the state as it would be if all had moved as it has.
+        """Under staleness, what each client goes on from while its update is still under way: the state with its own part of the sum.
 
-        Without that, a client would take its next steps as if it had not taken the last ones, and such a delay of one round makes a step size unstable at half
-        of what it bears in time. Others' updates are a round late, its own is not; where the aggregate comes, it takes the place of what was foreseen, since
-        only changes are summed. After the delay correction of DaSGD (Zhou et al., 2020) and Overlap Local-SGD (Wang et al., 2020), for server optimizers too.
+        What the others bring is a round late; a client's own part it knows. Without it a client would take its next steps as if it had not taken the last ones,
+        and such a delay alone makes a step size unstable at half of what it bears in time. A client that went on from its whole change, as DaSGD (Zhou et al.,
+        2020) and Overlap Local-SGD (Wang et al., 2020) do where data are alike, would drift to its own optimum where they are not. When the aggregate comes, it
+        takes the place of what was foreseen: only changes are summed. For server optimizers too.
         """
-        def ahead(change: Tensors) -> Tensors:
-            target = {n: (x + change[n]).astype(np.float32) for n, x in progress.tensors.items()}
+        asked = (self.config.federation.clients_per_round or self.config.data.clients) / self.config.data.clients
+
+        def ahead(client: int, change: Tensors) -> Tensors:
+            share = min(1.0, self._weights[client] / (self._whole * asked)) if self._whole else 1.0
+            target = {n: (x + share * change[n]).astype(np.float32) for n, x in progress.tensors.items()}
             return server.update(self.config.federation, progress.server, progress.tensors, target, self._held)[1]
 
-        return {client: ahead(change) for client, change in self._moved.items()}
+        return {client: ahead(client, change) for client, change in self._moved.items()}
 
     def _train_round(self, progress: Progress, number: int, start: Tensors, starts: dict[int, Tensors]) -> Trained:
         """A round's local steps, from the state `start`; clients that are in `starts` begin there."""

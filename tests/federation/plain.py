@@ -79,7 +79,7 @@ def one_step_on_the_mean(config, start: dict[str, np.ndarray]) -> dict[str, np.n
 
 def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All rounds of plain federated averaging over the three clients. Under staleness the last update is still under way when a round
-    starts: a client starts from the state before it, and from what itself has changed since."""
+    starts: a client starts from the state before it, and from its own part of that update."""
     plain, state, steps = Plain(config), start, config.train.local_steps
     whole, waiting, own = sum(share_of(c) for c in range(3)), [], {}
     for number in range(config.federation.rounds):
@@ -90,7 +90,7 @@ def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             plain.local_steps(client, number * steps, steps)
             moved = {n: t.astype(np.float64) - begin[n] for n, t in plain.state().items()}
             if config.federation.staleness:
-                own[client] = moved
+                own[client] = {name: share_of(client) / whole * change for name, change in moved.items()}
             for name in change:
                 change[name] += share_of(client) / whole * moved[name]
         waiting.append(change)
