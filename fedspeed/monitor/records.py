@@ -126,7 +126,9 @@ class Summary(_Record):
     restarts: int
     loaded_bytes: int = 0
     device_bytes: int | None = None
-    step_s: float | None = None  # median over the rounds
+    step_s: float | None = None  # median over the rounds, and so are the next two, see RoundRecord
+    bubble: float | None = None
+    overlap: float | None = None
     missing: tuple[MissingUpdates, ...] = ()
     absent: tuple[int, ...] = ()  # rounds that finished, but whose records are lost: no other number here knows of them
 
@@ -193,7 +195,7 @@ def summarise(
         restarts=restarts,
         loaded_bytes=sum(record.loaded_bytes for record in records),
         device_bytes=max((record.device_bytes for record in records if record.device_bytes is not None), default=None),
-        step_s=statistics.median(steps) if (steps := [record.step_s for record in records if record.step_s is not None]) else None,
+        **{name: _median([getattr(record, name) for record in records]) for name in ("step_s", "bubble", "overlap")},
         missing=gaps + tuple(also_missing),
         absent=tuple(absent),
     )
@@ -255,3 +257,8 @@ def _decode(value, kind, place: str):
         expected = kind.__name__ if isinstance(kind, type) else kind
         raise ValueError(f"{place} must be {expected}, found {value!r}")  # noqa: TRY004 (bad input, not a wrong call)
     return value
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

@@ -188,6 +188,10 @@ def _result_rows(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("most that tensors took on a device", bytes_text(summary.device_bytes)))
     if summary.loaded_bytes:
         rows.append(("base loaded onto devices", bytes_text(summary.loaded_bytes)))
+    if summary.bubble is not None:
+        rows.append(("idle part of the pipelines' passes, median round", f"{summary.bubble:.0%}"))
+    if (summary.overlap or 0) >= 0.01:  # of a run whose rounds do not overlap, nothing but how the clocks are read
+        rows.append(("exchange hidden behind training, median round", f"{summary.overlap:.0%}"))
     return [*rows, ("missing updates", str(summary.missing_count)), ("restarts", str(summary.restarts))]
 
 

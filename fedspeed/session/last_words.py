@@ -138,9 +138,10 @@ def _facts(job: Job, exported, predicted=None):
         "trained": _trained(config.adapter),
         "data": f"{config.data.task}, {config.data.clients} clients, split {config.data.split}",
         "rounds": f"{config.federation.rounds} x {config.train.local_steps} local steps of {config.train.micro_batch * config.train.accumulation} "
-                  "sequences per rank",
+                  f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
         "aggregation": f"{config.federation.aggregation}, server optimizer {config.federation.server_optimizer}",
-        "engine": f"DeepSpeed ZeRO-{zero_stage(job.order.deepspeed)}, launched by {job.launch.kind}",
+        "engine": (f"DeepSpeed ZeRO-{zero_stage(job.order.deepspeed)}" if config.engine.pipeline == "none" else
+                   f"a pipeline over each {config.engine.pipeline}'s ranks") + f", launched by {job.launch.kind}",
         "layout": f"{len(job.workers)} ranks in {len(topology.clusters)} cluster{'s' if len(topology.clusters) > 1 else ''}",
     }
     hosts = []

@@ -56,9 +56,9 @@ def test_counts_that_contradict_each_other_are_a_bug(make_round):
 def test_summary_adds_up(make_round):
     records = [
         make_round(0, train_loss=None, val_loss=3.0, tokens=0, seconds=1.0, bytes_sent=0, clients=0, received=0),
-        make_round(1, val_loss=1.5),
-        make_round(2, val_loss=None, peak_bytes=2**32, received=2, missing=(2,)),
-        make_round(3, val_loss=1.75),
+        make_round(1, val_loss=1.5, bubble=0.2, overlap=0.9),
+        make_round(2, val_loss=None, bubble=0.4, overlap=0.8, peak_bytes=2**32, received=2, missing=(2,)),
+        make_round(3, val_loss=1.75, bubble=0.3),
         make_round(4, val_loss=math.nan),
     ]
     summary = summarise(records, status="failed", total_rounds=9, also_missing=(MissingUpdates(5, 1, (0,)),))
@@ -68,6 +68,7 @@ def test_summary_adds_up(make_round):
     assert summary.peak_bytes == 2**32
     assert summary.missing == (MissingUpdates(2, 1, (2,)), MissingUpdates(5, 1, (0,)))
     assert summary.missing_count == 2
+    assert (summary.bubble, summary.overlap, summary.step_s) == (0.3, pytest.approx(0.85), None)
 
 
 def test_a_loss_that_is_not_finite_is_never_the_best(make_round):

@@ -139,6 +139,13 @@ def test_masked_modes_hide_hosts_clients_and_comparison(tmp_path, make_round, ma
     assert not (tmp_path / "comparison.png").exists()
 
 
+def test_idle_pipelines_and_hidden_exchanges_are_told_where_there_are_any(tmp_path, make_round):
+    told = report(tmp_path / "a", [make_round(1, bubble=0.25, overlap=0.5)])
+    assert "idle part of the pipelines' passes, median round | 25% |" in told and "exchange hidden behind training, median round | 50% |" in told
+    silent = report(tmp_path / "b", [make_round(1, overlap=0.001)])
+    assert "idle part" not in silent and "hidden behind" not in silent
+
+
 def test_long_runs_are_condensed(tmp_path, make_round):
     records = [make_round(number, val_loss=1.0 if number == 50 else 2.0, received=2 if number == 52 else 3) for number in range(1, 101)]
     shown = [record.round for record in rounds_to_show(records, best_round=50)]
