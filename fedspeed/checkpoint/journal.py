@@ -34,6 +34,7 @@ class Entry:
         fingerprint: hash over what decides the run's arithmetic; a resumed run must have the same.
         best_round, best_loss, stale: held-out record, and evaluations since it (for early stopping). best_round 0: none yet.
         done: why the run ended with this round, empty while it goes on.
+        likeness: under staleness, how far clients' changes were alike in this round.
     """
 
     round: int
@@ -45,6 +46,7 @@ class Entry:
     stale: int = 0
     done: str = ""
     sha256: str = ""
+    likeness: float | None = None
 
 
 class Journal:

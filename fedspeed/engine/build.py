@@ -18,6 +18,7 @@ from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.blocks import anatomy, trained_outside
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import materialise, meta_model
+from fedspeed.planner.pipeline.layout import Layout
 
 DEAD_BUILD_S = 300.0  # no file of a build has changed for so long
 
@@ -116,7 +117,7 @@ def _pipelined(net, model, adapter, train, engine, ds_config, client_sets, group
     me, ranks, parts, cluster_wide = dist.get_rank(), dist.get_world_size(), anatomy(net), engine.pipeline == "cluster"
     owners, mine = _seats(client_sets, me, min(clients, engine.seats or clients))
     tier = pipeline_tier(engine, ds_config, trained_outside(net))
-    layout, loads = layout_of(engine, tier, len(parts.blocks), ranks), tier != "resident"
+    layout, loads = _agreed(layout_of(engine, tier, len(parts.blocks), ranks)), tier != "resident"
     held = [parts.blocks[b] for b in layout.blocks_of(me)]
     ends = {parts.embedding: me in owners if cluster_wide else me == 0, parts.head: me in owners if cluster_wide else me == layout.holders[-1]}
     inside = {p for module in (*parts.blocks, *ends) for p in module.parameters()}
@@ -124,6 +125,9 @@ def _pipelined(net, model, adapter, train, engine, ds_config, client_sets, group
     builder = StoreBuilder(net, parts, tier, engine, alone(groups), ds_config, nvme, only)
     place_of = {p: b for b, block in enumerate(parts.blocks) for p in block.parameters()}
     stages = [[n for n, p in sorted(net.named_parameters()) if p.requires_grad and place_of[p] in layout.blocks_of(rank)] for rank in range(ranks)]
+    if idle := [rank for rank, names in enumerate(stages) if not names]:
+        raise FedSpeedError(f"engine.pipeline={engine.pipeline}: nothing trains in the blocks of stage {idle[0]}; choose adapter.targets in every block, or "
+                            "other engine.cuts")
     names = stages[me]
     materialise(net, model, adapter, seed, builder.place, only)
     _buffers_on_device(net)
@@ -134,14 +138,24 @@ def _pipelined(net, model, adapter, train, engine, ds_config, client_sets, group
     states = []
     for _ in owners if cluster_wide else mine:
         own = nn.ParameterList(nn.Parameter(named[n].data.clone()) for n in names)
-        for parameter in own:
-            parameter.model_parallel = True  # counts in the norm of the whole pipeline
-        ds_engine = _initialise(own, dict(zip(names, own)), train, config, StageMpu(alone(groups), groups.cluster, me, ranks))
+        ds_engine = _initialise(own, dict(zip(names, own)), train, config, StageMpu(alone(groups), groups.cluster, ranks))
         states.append(ClientState(ds_engine, dict(zip(names, ds_engine.module)), alone(groups)))
     stage = Stage(net, parts, store, layout.chunks, loads or engine.activation_checkpointing)
     if cluster_wide:
         return ClusterPipeline(net, states, groups, store, pipe, stage, layout, clock, owners, mine, stages)
     return ClientPipeline(net, states, groups, store, pipe, stage, layout, loads, clock)
+
+
+def _agreed(layout: Layout) -> Layout:
+    """The first rank's: each may know other measurements of the machines (cluster.probe). Collective over the torch world."""
+    from deepspeed import comm as dist
+    from deepspeed.accelerator import get_accelerator
+
+    words = torch.tensor([(chunk.start, chunk.stop, holder) for chunk, holder in zip(layout.chunks, layout.holders)],
+                         device=get_accelerator().current_device_name())
+    dist.broadcast(words, 0)
+    chunks = words.tolist()
+    return Layout(tuple(range(start, stop) for start, stop, _ in chunks), tuple(holder for *_, holder in chunks))
 
 
 def _seats(client_sets: list[tuple[int, ...]], me: int, own: int) -> tuple[list[int], list[int]]:

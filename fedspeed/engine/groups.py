@@ -89,17 +89,18 @@ class ClientMpu:
 
 
 class StageMpu(ClientMpu):
-    """A stage's optimizers are its own, but norms and overflows are those of the whole pipeline, which DeepSpeed calls the model-parallel group."""
+    """A stage's optimizers are its own, but norms and overflows are those of the whole pipeline, which DeepSpeed calls the model-parallel group.
 
-    def __init__(self, groups: Groups, pipeline, stage: int, stages: int):
+    Every stage says that it is the first of them: DeepSpeed counts on the others what carries a mark only (`model_parallel`), and its 16-bit optimizers
+    look for the mark on gradients, which have none.
+    """
+
+    def __init__(self, groups: Groups, pipeline, stages: int):
         super().__init__(groups)
-        self._pipeline, self._stage, self._stages = pipeline, stage, stages
+        self._pipeline, self._stages = pipeline, stages
 
     def get_model_parallel_group(self):
         return self._pipeline
-
-    def get_model_parallel_rank(self):
-        return self._stage
 
     def get_model_parallel_world_size(self):
         return self._stages

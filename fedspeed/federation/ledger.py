@@ -6,7 +6,7 @@ In the masked modes there is one slot for all clients and one for all ranks: nob
 import numpy as np
 
 CLIENT_WORDS = ("asked", "train_loss", "tokens", "val_loss", "val_tokens", "exact", "rows", "steps", "received", "compute_s", "gather_s", "exchange_s",
-                "idle_s", "bytes_sent", "peak_bytes")
+                "idle_s", "bytes_sent", "peak_bytes", "moved")
 RANK_WORDS = ("ranks", "compute_s", "gather_s", "exchange_s", "idle_s", "bytes_sent", "peak_bytes", "device_bytes", "loaded_bytes", "step_s", "stop", "renew",
               "bubble_s", "passes_s", "exchanged_s", "waited_s")
 

@@ -26,6 +26,7 @@ from fedspeed.monitor.records import ClientRecord, RoundRecord
 
 Tensors = dict[str, np.ndarray]
 FIRST_STEPS = 2  # of a run with a budget of seconds, before it knows how long a step takes
+MOST_MOVED = 1e12  # that a client's change counts for, squared: sums of the masked modes have a range
 ENDINGS = ("", "finished", "early stop")  # of `Progress.done`
 
 
@@ -62,6 +63,7 @@ class Progress:
     done: str = ""
     previous: Tensors | None = None  # under staleness: the state that the round under way is trained from
     starts: dict[int, Tensors] = field(default_factory=dict)  # and of this rank's clients, what each goes on from itself
+    likeness: float | None = None  # and how far clients' changes were alike in the last round (see `Federation._foreseen`)
 
 
 @dataclass
@@ -76,9 +78,12 @@ class Trained:
     asked: tuple[int, ...]
     vector: np.ndarray
     weight: float
-    steps: int
+    weighed_steps: float  # of this rank's clients, weight times steps taken
+    moved: dict[int, Tensors]  # under staleness: what each of its clients has changed
     starts: dict[int, Tensors]
-    begin: float
+    seconds: float  # of its training; and of that, by stage
+    stages: dict[str, float]
+    figures: dict[str, float]  # of the engine in it
     started: Started | None = None
     sent: float = 0.0  # when its update was
 
@@ -103,13 +108,10 @@ class Federation:
         self._renew, self.renewed = renew, False
         # Clients that take different numbers of steps are weighed as if all had taken as many (see `_evened`).
         self._uneven = config.federation.aggregation != "svd" and bool(config.train.local_steps_by_cluster or config.federation.round_budget == "seconds")
-        self._whole = 0.0  # under staleness: the weights of all clients together
-        self._moved: dict[int, Tensors] = {}  # and what each client's last local steps have changed
-        self._held: frozenset[str] = frozenset()  # in them
-        self._step_s: float | None = None  # seconds of a local step of all this rank's clients, in the last round
+        self._pass_s: float | None = None  # seconds of a local step of as many clients as train at a time, in the last round
+        self._late_s = 0.0  # waited for others in the last round's sum of counters
         self._overlapped: dict[str, float] = {}  # seconds of this round's exchange, and of waiting for it
-        self._seconds: dict[str, float] = {}  # of this round's turns so far
-        self._settled = 0.0  # when the last round was
+        self._seconds: dict[str, float] = {}  # of the turns so far, by stage
         self._writing: Future | None = None  # under staleness: the commit of the last round
 
     def run(self, progress: Progress) -> Progress:
@@ -124,15 +126,13 @@ class Federation:
             self._baseline(progress)
         self._layout = Layout.of(progress.tensors)
         stale, pending, rounds = self.config.federation.staleness, None, self.config.federation.rounds
-        if stale:
-            self._whole = self._link.sum(np.zeros(1), sum(self._weights.values())).weight
         number = progress.round
         while not progress.done:
             if number < rounds:
                 number += 1
                 # The first one after a resume is trained from what it was trained from before.
                 resumed = pending is None and stale and progress.previous is not None
-                starts = progress.starts if resumed else self._foreseen(progress) if pending is not None else {}
+                starts = progress.starts if resumed else self._foreseen(progress, pending) if pending is not None else {}
                 trained = self._train_round(progress, number, progress.previous if resumed else progress.tensors, starts)
             else:
                 trained = None
@@ -164,22 +164,22 @@ class Federation:
         self._keep_clients(progress)
         self._commit(progress)
 
-    def _foreseen(self, progress: Progress) -> dict[int, Tensors]:
-        """Under staleness, what each client goes on from while its update is still under way: the state with its own part of the sum.
+    def _foreseen(self, progress: Progress, pending: Trained) -> dict[int, Tensors]:
+        """Under staleness, what each client goes on from while its update is still under way: the state as it will be, as far as it can tell.
 
-        What the others bring is a round late; a client's own part it knows. Without it a client would take its next steps as if it had not taken the last ones,
-        and such a delay alone makes a step size unstable at half of what it bears in time. A client that went on from its whole change, as DaSGD (Zhou et al.,
-        2020) and Overlap Local-SGD (Wang et al., 2020) do where data are alike, would drift to its own optimum where they are not. When the aggregate comes, it
-        takes the place of what was foreseen: only changes are summed. For server optimizers too.
+        A client that went on from the common state would take its next steps as if it had not taken the last ones, and such a delay makes a step size unstable
+        at half of what it bears in time. So it expects the mean change to be a part of its own: all of it where data are alike (which undoes the delay, as in
+        DaSGD, Zhou et al., 2020, and Overlap Local-SGD, Wang et al., 2020), its own share where all go different ways (where more would let clients drift
+        apart). The part is that of least squares in the last round, |mean change|^2 / mean |change|^2, which everybody knows from sums. When the aggregate
+        comes it takes the place of what was foreseen: only changes are summed. For server optimizers too.
         """
-        asked = (self.config.federation.clients_per_round or self.config.data.clients) / self.config.data.clients
+        part = 1.0 / len(pending.asked) if progress.likeness is None else progress.likeness
 
-        def ahead(client: int, change: Tensors) -> Tensors:
-            share = min(1.0, self._weights[client] / (self._whole * asked)) if self._whole else 1.0
-            target = {n: (x + share * change[n]).astype(np.float32) for n, x in progress.tensors.items()}
-            return server.update(self.config.federation, progress.server, progress.tensors, target, self._held)[1]
+        def ahead(change: Tensors) -> Tensors:
+            target = {n: (x + part * change[n]).astype(np.float32) for n, x in progress.tensors.items()}
+            return server.update(self.config.federation, progress.server, progress.tensors, target, pending.still)[1]
 
-        return {client: ahead(client, change) for client, change in self._moved.items()}
+        return {client: ahead(change) for client, change in pending.moved.items()}
 
     def _train_round(self, progress: Progress, number: int, start: Tensors, starts: dict[int, Tensors]) -> Trained:
         """A round's local steps, from the state `start`; clients that are in `starts` begin there."""
@@ -190,21 +190,28 @@ class Federation:
         still = rules.held(config.federation.aggregation, number, self._layout.names)
         asked = sample(config.run.seed, number, config.data.clients, config.federation.clients_per_round)
         self._clock.snapshot_and_reset()
-
-        steps = self._steps()
-        vector, weight = self._train(progress, start, starts, number, steps, asked, rule, still, ledger)
-        return Trained(number, start, rule, still, ledger, asked, vector, weight, steps, starts, begin)
+        self._seconds = {}
+        trained = Trained(number, start, rule, still, ledger, asked, np.zeros(rule.words, dtype=np.float32), 0.0, 0.0, {}, starts, 0.0, {}, {})
+        self._train(progress, trained, self._steps(asked))
+        trained.seconds, trained.stages = time.perf_counter() - begin, self._seconds
+        trained.figures = dict(zip(("bubble_s", "passes_s"), self.engine.take_bubble())) | {"step_s": self.engine.take_step_s()}
+        return trained
 
     def _send(self, trained: Trained) -> None:
         trained.sent = time.perf_counter()
         trained.started = self._link.start(trained.vector, trained.weight)
 
-    def _steps(self) -> int:
-        """How many local steps this rank's clients take in the next round."""
-        federation = self.config.federation
+    def _steps(self, asked: tuple[int, ...]) -> int:
+        """How many local steps this rank's clients take in a round."""
+        federation, mine = self.config.federation, sum(client in asked for client in self.seat.clients)
         if federation.round_budget == "steps":
             return self.steps_per_round
-        fitting = FIRST_STEPS if self._step_s is None else int(federation.round_seconds / self._step_s)
+        if not mine:
+            fitting = self.steps_per_round  # others decide
+        elif self._pass_s is None:
+            fitting = FIRST_STEPS
+        else:
+            fitting = int(federation.round_seconds / (self._pass_s * -(-mine // self.engine.seats)))
         return self.engine.agree_least(max(1, min(self.steps_per_round, fitting)))
 
     def _evened(self, trained: Trained) -> float:
@@ -215,7 +222,7 @@ class Federation:
         """
         if not self._uneven:
             return 1.0
-        weight, steps = self._link.sum(np.array([trained.weight, trained.weight * trained.steps]), 0.0).vector
+        weight, steps = self._link.sum(np.array([trained.weight, trained.weighed_steps]), 0.0).vector
         return float(steps / weight / self.config.train.local_steps)
 
     def _settle_round(self, progress: Progress, trained: Trained, ahead: Trained | None = None) -> bool:
@@ -225,7 +232,7 @@ class Federation:
             ahead: the round after it, whose local steps have been taken already. Its update is sent before this round is written down.
         """
         config, number, ledger, still = self.config, trained.number, trained.ledger, trained.still
-        waited = time.perf_counter()
+        begin = waited = time.perf_counter()
         total = self._link.finish(trained.started)
         waited = time.perf_counter() - waited
         self._await_commit()  # of the round before: it clears away what no round needs
@@ -233,23 +240,28 @@ class Federation:
         if total.weight <= 0:
             raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")
         self._overlapped = {"exchanged_s": total.idle_s + total.exchange_s, "waited_s": waited}
-        aggregate = trained.rule.result(trained.start, total.vector, total.weight, self._evened(trained))
+        evened = self._evened(trained)
+        aggregate = trained.rule.result(trained.start, total.vector, total.weight, evened)
         if not all(np.isfinite(t).all() for t in aggregate.state.values()):
             raise FedSpeedError(f"round {number}: the sum of the updates is beyond fp32; lower train.lr, or set train.clip")
         before, target = progress.tensors, aggregate.state
         if config.federation.staleness:
             if trained.start is not before:  # the state has moved since; the update is added to what it is now
                 target = {n: (before[n] + (target[n].astype(np.float64) - trained.start[n])).astype(np.float32) for n in before}
-            progress.previous, progress.starts = before, ahead.starts if ahead else {}
+            # Without a round ahead: what one would have begun with, for a run that is made longer.
+            progress.previous, progress.starts = before, ahead.starts if ahead else self._foreseen(progress, trained)
         progress.server, progress.tensors = server.update(config.federation, progress.server, before, target, still)
         progress.round = number
 
         last = number == config.federation.rounds
         if last or number % config.federation.evaluate_every == 0:
             self._evaluate(progress.tensors, ledger)
-        idle_s, exchange_s = (0.0, waited) if config.federation.staleness else (total.idle_s, total.exchange_s)  # what is hidden is not lost
-        ledger = self._share(ledger, idle_s, exchange_s, total.bytes_sent)
+        # What is hidden is not lost. Whom a round had to wait for shows in the sum of counters then, and counts in the next one.
+        idle_s, exchange_s = (self._late_s, waited) if config.federation.staleness else (total.idle_s, total.exchange_s)
+        ledger = self._share(ledger, trained, idle_s, exchange_s, total.bytes_sent)
         self._note_loss(progress, ledger)
+        if config.federation.staleness:
+            progress.likeness = _likeness(aggregate.state, trained.start, evened, ledger.total("moved") / total.weight)
         if last:
             progress.done = "finished"
         elif config.federation.patience and progress.stale >= config.federation.patience:
@@ -261,8 +273,7 @@ class Federation:
             self._keep_clients(progress)
         if ahead is not None and not (progress.done or stop):
             self._send(ahead)
-        now = time.perf_counter()
-        seconds, self._settled = now - max(trained.begin, self._settled), now  # under staleness rounds overlap; their seconds do not
+        seconds = trained.seconds + time.perf_counter() - begin
         if self.seat.reporter:  # before the commit: a record without a commit is dropped on resuming, the reverse would leave a gap
             norm = math.sqrt(sum(float(np.sum((progress.tensors[n].astype(np.float64) - before[n]) ** 2)) for n in before))
             self._monitor.round(self._record(number, trained.asked, ledger, seconds, aggregate.factor_error, norm))
@@ -270,37 +281,36 @@ class Federation:
             self._commit(progress)
         return stop
 
-    def _train(self, progress: Progress, start: Tensors, starts: dict[int, Tensors], number: int, steps: int, asked: tuple[int, ...], rule,
-               still: frozenset[str], ledger: Ledger) -> tuple[np.ndarray, float]:
-        """The turns of this rank's clients, as many at a time as the engine has seats; returns their summed contribution and weight."""
-        mine, begin = [c for c in self.seat.clients if c in asked], time.perf_counter()
-        vector, weight = np.zeros(rule.words, dtype=np.float32), 0.0
-        self._moved, self._held = {}, still
+    def _train(self, progress: Progress, trained: Trained, steps: int) -> None:
+        """The turns of this rank's clients, as many at a time as the engine has seats; adds what they contribute to `trained`."""
+        mine, begin, start, starts = [c for c in self.seat.clients if c in trained.asked], time.perf_counter(), trained.start, trained.starts
         passes = self.engine.train_passes(len(mine), steps, self.config.train.accumulation)
         with self.engine.lockstep(passes, backward=True):
             for first in range(0, len(mine), self.engine.seats):
                 together = mine[first:first + self.engine.seats]
                 for seat, client in enumerate(together):
-                    self.begin_turn(client, number, starts.get(client, start), progress.optimizers.get(client), still, seat)
-                sums = self.local_steps(together, (number - 1) * self.steps_per_round, steps, number)
+                    self.begin_turn(client, trained.number, starts.get(client, start), progress.optimizers.get(client), trained.still, seat)
+                sums = self.local_steps(together, (trained.number - 1) * self.steps_per_round, steps, trained.number)
                 counted = []
                 for seat, client in enumerate(together):
-                    end = as_arrays(self.engine.state(seat))
+                    end, taken, weight = as_arrays(self.engine.state(seat)), sums[seat].steps, self._weights[client]
                     # A step without a finite gradient is not taken (fp16, ZeRO-1 to 3) or spoils the weights (ZeRO-0 in fp32).
-                    counted.append(sums[seat].steps > 0 and all(np.isfinite(t).all() for t in end.values()))
+                    counted.append(taken > 0 and all(np.isfinite(t).all() for t in end.values()))
                     if counted[-1]:
                         if self.config.federation.staleness or self._uneven:
-                            own, even = starts.get(client, start), self.config.train.local_steps / steps if self._uneven else 1.0
-                            self._moved[client] = {n: end[n] - own[n] for n in end}
-                            end = {n: (x + even * self._moved[client][n]).astype(np.float32) for n, x in start.items()}
-                        vector += rule.contribution(client, self._weights[client], start, end)
-                        weight += self._weights[client]
+                            own, even = starts.get(client, start), self.config.train.local_steps / taken if self._uneven else 1.0
+                            moved = trained.moved[client] = {n: even * (end[n] - own[n]) for n in end}
+                            end = {n: (x + moved[n]).astype(np.float32) for n, x in start.items()}
+                            square = sum(float(np.sum(t.astype(np.float64) ** 2)) for t in moved.values())
+                            trained.ledger.add_client(client, moved=weight * min(square, MOST_MOVED) / self.engine.groups.client_size)
+                        trained.vector += trained.rule.contribution(client, weight, start, end)
+                        trained.weight += weight
+                        trained.weighed_steps += weight * taken
                         if self.config.federation.local_optimizer == "keep":
                             progress.optimizers[client] = as_arrays(self.engine.optimizer_state(seat))
-                self._note_turns(ledger, together, sums, counted)
+                self._note_turns(trained.ledger, together, sums, counted)
         if mine:
-            self._step_s = (time.perf_counter() - begin) / steps
-        return vector, weight
+            self._pass_s = (time.perf_counter() - begin) / steps / -(-len(mine) // self.engine.seats)
 
     def _note_turns(self, ledger: Ledger, together: list[int], sums: list[Sums], counted: list[bool]) -> None:
         """What turns that were taken together came to. Their time is shared equally: they did one thing."""
@@ -343,21 +353,28 @@ class Federation:
 
     # What everyone learns, and what is kept.
 
-    def _share(self, ledger: Ledger, idle_s: float = 0.0, exchange_s: float = 0.0, bytes_sent: int = 0) -> Ledger:
-        """The ledger with everyone's words in it. Ends the round's measurement: its own exchange is counted nowhere."""
+    def _share(self, ledger: Ledger, trained: Trained | None = None, idle_s: float = 0.0, exchange_s: float = 0.0, bytes_sent: int = 0) -> Ledger:
+        """The ledger with everyone's words in it. Ends the round's measurement: its own exchange is counted nowhere, but for waiting in it (`_late_s`).
+
+        Args:
+            trained: the round that is settled; None: there was no training.
+        """
         seconds = self._clock.snapshot_and_reset()
-        stages = {k: self._seconds.get(k, 0.0) + seconds[k] for k in ("compute", "gather", "idle")}
-        self._seconds = {}
+        stages = {k: (trained.stages.get(k, 0.0) if trained else 0.0) + seconds[k] for k in ("compute", "gather", "idle")}
         ledger.set_rank(self.seat.slot, ranks=1.0, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
                         idle_s=stages["idle"] + idle_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), device_bytes=self.engine.device_bytes,
-                        loaded_bytes=self.engine.take_loaded(), step_s=self.engine.take_step_s(), stop=float(self._stop()),
-                        renew=float(self._renew()), **dict(zip(("bubble_s", "passes_s"), self.engine.take_bubble())), **self._overlapped)
+                        loaded_bytes=self.engine.take_loaded(), stop=float(self._stop()), renew=float(self._renew()),
+                        **(trained.figures if trained else {}), **self._overlapped)
         size = self.engine.groups.client_size
         for client in self.seat.clients:  # what its ranks did for it and for those who share them
             ledger.add_client(client, exchange_s=exchange_s / size, idle_s=(stages["idle"] + idle_s) / size, bytes_sent=bytes_sent,
                               peak_bytes=self._peak_bytes())
-        own = self.engine.sum_over_client(ledger.vector)
-        return self._ledger(self._link.sum(own, 0.0).vector)
+        own, begin = self.engine.sum_over_client(ledger.vector), time.perf_counter()
+        told = self._link.sum(own, 0.0)
+        self._late_s = told.idle_s
+        if trained:
+            self._clock.trace.span("wait", f"others of round {trained.number}", begin, begin + told.idle_s)
+        return self._ledger(told.vector)
 
     def _ledger(self, vector: np.ndarray | None = None) -> Ledger:
         return Ledger(self.config.data.clients, self.seat.ranks, vector, sums_only=self.config.routing.sums_only)
@@ -388,7 +405,7 @@ class Federation:
     def _commit(self, progress: Progress) -> None:
         if self.seat.reporter:
             entry = Entry(progress.round, self._fingerprint, self.config.run.seed, self._config_dict, progress.best_round,
-                          progress.best_loss, progress.stale, progress.done)
+                          progress.best_loss, progress.stale, progress.done, likeness=progress.likeness)
             packed = pack(progress.tensors, progress.server, progress.previous)
             if self.config.federation.staleness:  # writing is waiting, and the next round's training can go on meanwhile; nothing changes these arrays
                 self._writing = self._writer.submit(self._journal.commit, entry, packed)
@@ -428,6 +445,12 @@ class Federation:
             val_loss=word["val_loss"] / word["val_tokens"] if word["val_tokens"] else None, tokens=int(word["tokens"]),
             local_steps=round(word["steps"]), compute_s=word["compute_s"], gather_s=word["gather_s"],
             exchange_s=word["exchange_s"], idle_s=word["idle_s"], bytes_sent=int(word["bytes_sent"]), peak_bytes=int(word["peak_bytes"]))
+
+
+def _likeness(end: Tensors, start: Tensors, evened: float, mean_square: float) -> float:
+    """|mean change|^2 / mean |change|^2, of changes before they were `evened`: 1 where all clients made the same one."""
+    square = sum(float(np.sum((end[n].astype(np.float64) - start[n]) ** 2)) for n in end)
+    return min(1.0, square / (evened * mean_square)) if mean_square > 0 else 1.0
 
 
 def _part(ledger: Ledger, of: str, whole: str) -> float | None:

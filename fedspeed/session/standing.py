@@ -86,13 +86,14 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
     from fedspeed.federation.layout import Layout
 
     packed = rounds.pack(fresh.tensors, fresh.server, fresh.tensors if config.federation.staleness else None)
-    layout, head, vector = Layout.of(packed), np.zeros(4), np.zeros(Layout.of(packed).size, dtype=np.float32)
+    layout, head, vector = Layout.of(packed), np.zeros(5), np.zeros(Layout.of(packed).size, dtype=np.float32)
     if entry is not None:
         saved = journal.tensors(entry)
         if Layout.of(saved) != layout:
             raise JournalError(f"{journal.folder}: its tensors do not fit this model; start anew with --fresh")
         vector = layout.flatten(saved)
-        head = np.array([entry.round, entry.best_round, entry.best_loss if entry.best_round else 0.0, entry.stale])
+        head = np.array([entry.round, entry.best_round, entry.best_loss if entry.best_round else 0.0, entry.stale,
+                         -1.0 if entry.likeness is None else entry.likeness])
     priority = entry.round + 1.0 if entry else 0.0  # sites of their own may differ by the round in which one was lost
     head = link.share(head, priority)
     if head is None:
@@ -103,7 +104,8 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
     tensors, moments, previous = rounds.unpack(layout.unflatten(vector))
     number, best, stale = int(head[0]), int(head[1]), int(head[3])
     progress = rounds.Progress(number, tensors, moments, {}, best, float(head[2]) if best else float("inf"), stale,
-                               ending(number, stale, config.federation), previous if number else None)
+                               ending(number, stale, config.federation), previous if number else None,
+                               likeness=float(head[4]) if head[4] >= 0 else None)
     if (config.federation.local_optimizer == "keep" or rounds.keeps_starts(config)) and number:
         kept = progress.optimizers if config.federation.local_optimizer == "keep" else progress.starts
         for client in seat.clients:

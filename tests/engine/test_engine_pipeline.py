@@ -75,6 +75,95 @@ def test_norms_scales_and_seats_are_those_of_the_whole_pipeline(bases, dtype, cl
     same(found[0], expected, 1e-5 if dtype == "fp32" else 2e-2)
 
 
+def clipped(rank, base, dtype, options, ranks):
+    """How far one step of plain SGD with rate 1 goes, which is the norm that gradients were clipped to."""
+    with engine(base, "resident", dtype, clients=(tuple(range(ranks)),), adapter=LORA, train=TrainConfig(optimizer="sgd"), options=options,
+                gradient_clipping=0.05) as own:
+        start = stirred(own.state())
+        own.load(start)
+        before = own.state()  # as the type rounds it
+        own.train_step([random_step(3, 2, 3)], 1.0)
+        kept = own.optimizer_state()
+        assert all(key.endswith("momentum_buffer") for key in kept)  # plain SGD remembers nothing, on no stage
+        return float(sum(((own.state()[n] - before[n]).double() ** 2).sum() for n in before) ** 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_norm_that_is_clipped_is_that_of_all_stages(bases, dtype):
+    for went in run_clusters([3], clipped, bases["llama"], dtype, EngineConfig(pipeline="client", cuts="1,2"), 3):
+        assert went == pytest.approx(0.05, rel=1e-3 if dtype == "fp32" else 3e-2)
+
+
+def crowded(rank, base, kind, scope, micros):
+    """Losses of one step and of an evaluation with more micro-batches than may be received ahead."""
+    steps = [random_step(5 + seat, 1, micros, length=8) for seat in range(2)]
+    ranks = 2 if scope != "none" else 1
+    clients = ((0,), (1,)) if scope == "cluster" else (tuple(range(ranks)),)
+    with engine(base, kind, clients=clients, adapter=LORA, options=EngineConfig(pipeline=scope), seats=1, micro=1) as own:
+        start = stirred(own.state())
+        own.load(start)
+        work = steps[rank] if scope == "cluster" else steps[0]
+        with own.lockstep(1, backward=False):
+            before = own.evaluate([work.micro])[0]
+        with own.lockstep(own.train_passes(1, 1, micros), backward=True):
+            own.load(start)
+            loss = own.train_step([work], 0.01)[0].loss
+            own.state()
+        return before.loss, loss
+
+
+@pytest.mark.parametrize("kind,scope", [("resident", "client"), ("ram", "client"), ("resident", "cluster")])
+def test_a_crowd_of_micro_batches_goes_through(bases, kind, scope):
+    """Nobody may wait for room on a side that itself waits."""
+    found = run_clusters([2], crowded, bases["llama"], kind, scope, 150)
+    [expected] = run_clusters([1], crowded, bases["llama"], "resident", "none", 150)
+    assert found[0] == pytest.approx(expected, rel=1e-5)
+
+
+def differing_cuts(rank, base):
+    options = EngineConfig(pipeline="client", cuts=("1", "3")[rank])
+    return trained(rank, base, "resident", options, 2)
+
+
+def test_the_first_ranks_cuts_hold_for_all(bases):
+    """Each rank may have worked them out from another measurement."""
+    [expected] = run_clusters([1], trained, bases["llama"], "resident", EngineConfig(), 1)
+    same(run_clusters([2], differing_cuts, bases["llama"])[0], expected)
+
+
+def refused(rank, base):
+    from fedspeed.errors import FedSpeedError
+
+    with pytest.raises(FedSpeedError, match="nothing trains in the blocks of stage 1"), \
+            engine(base, "resident", clients=((0, 1),), adapter=AdapterConfig(targets="layers.0.self_attn.q_proj"), options=EngineConfig(pipeline="client")):
+        pass
+
+
+def test_a_stage_that_trains_nothing_is_refused(bases):
+    run_clusters([2], refused, bases["llama"])
+
+
+def scaled_turns(rank, base, clients):
+    """Which steps of two turns were taken, from a loss scale that is too large at first."""
+    scope = "cluster" if len(clients) > 1 else "none"
+    with engine(base, "resident", "fp16", clients=tuple((r,) for r in range(len(clients))), adapter=LORA, options=EngineConfig(pipeline=scope),
+                fp16={"enabled": True, "initial_scale_power": 18, "hysteresis": 1}) as own:
+        start, found = stirred(own.state()), []
+        for _ in range(2):
+            with own.lockstep(own.train_passes(1, 6, 1), backward=True):
+                own.load(start, seed=1)
+                found.append([own.train_step([a_clients_step(clients[rank], n)], 0.01)[0].steps for n in range(6)])
+                own.state()
+        return found
+
+
+def test_each_turn_of_a_cluster_begins_with_a_fresh_loss_scale(bases):
+    found = run_clusters([2], scaled_turns, bases["llama"], [0, 1])
+    for client in (0, 1):
+        [expected] = run_clusters([1], scaled_turns, bases["llama"], [client])
+        assert found[client] == expected and expected[0] == expected[1] and 0 in expected[0] and 1 in expected[0]
+
+
 def test_a_stage_reads_its_own_weights_only(bases, tmp_path):
     held = run_clusters([3], held_bytes, bases["llama"], tmp_path)
     [whole] = run_clusters([1], held_bytes, bases["llama"], tmp_path)
@@ -189,25 +278,25 @@ def dies(rank, base, victim, kind):
 
     done = []
 
-    def mortally(self, micro, chunk):
-        done.append(micro)
-        if rank == victim and len(done) == 2:
+    def mortally(self, **of):
+        done.append(of)
+        if rank == victim and len(done) == (1 if kind == "Step" else 2):
             os.kill(os.getpid(), signal.SIGKILL)
-        method(self, micro=micro, chunk=chunk)
+        method(self, **of)
 
     table = FederatedPipelineEngine._INSTRUCTION_MAP
     instruction, method = next((i, m) for i, m in table.items() if i.__name__ == kind)
     table[instruction] = mortally
     options = EngineConfig(pipeline="client", cuts="1,2")
-    with engine(base, "resident", clients=((0, 1, 2),), adapter=LORA, options=options) as own, pytest.raises(LostPeerError) as error:
+    with engine(base, "resident", clients=((0, 1, 2),), adapter=LORA, options=options, gradient_clipping=0.05) as own, pytest.raises(LostPeerError) as error:
         own.load(stirred(own.state()))
         own.train_step([random_step(3, 2, 6)], 0.01)
     return str(error.value)
 
 
-@pytest.mark.parametrize("victim,kind", [(0, "Forward"), (1, "Backward"), (2, "Forward"), (2, "Backward")])
+@pytest.mark.parametrize("victim,kind", [(0, "Forward"), (1, "Backward"), (2, "Forward"), (2, "Backward"), (1, "Step")])
 def test_survivors_say_who_was_lost_and_in_which_instruction(bases, victim, kind):
     told = run_clusters([3], dies, bases["llama"], victim, kind, mortal=frozenset({victim}))
     texts = [text for rank, text in enumerate(told) if rank != victim]
-    assert all("of this pipeline was lost while" in text and "(in " in text and "resumes from the journal" in text for text in texts)
-    assert any(f"rank {victim} of this pipeline was lost" in text for text in texts)
+    assert all("of this pipeline was lost" in text and "(in " in text and "resumes from the journal" in text for text in texts)
+    assert any(f"rank {victim} of this pipeline was lost" in text for text in texts) or kind == "Step" and all("in Step(client=0)" in text for text in texts)

@@ -79,24 +79,26 @@ def one_step_on_the_mean(config, start: dict[str, np.ndarray]) -> dict[str, np.n
 
 def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All rounds of plain federated averaging over the three clients. Under staleness the last update is still under way when a round
-    starts: a client starts from the state before it, and from its own part of that update."""
+    starts: a client starts from the state before it, and from as much of its own part of it as changes were alike in the round before."""
     plain, state, steps = Plain(config), start, config.train.local_steps
-    whole, waiting, own = sum(share_of(c) for c in range(3)), [], {}
+    whole, waiting, own, part = sum(share_of(c) for c in range(3)), [], {}, 1 / 3
     for number in range(config.federation.rounds):
-        change = {n: np.zeros(t.shape) for n, t in state.items()}
+        change, square = {n: np.zeros(t.shape) for n, t in state.items()}, 0.0
         for client in range(3):
-            begin = _moved(state, own[client]) if client in own else state
+            begin = _moved(state, {n: part * t for n, t in own[client].items()}) if client in own else state
             plain.load(begin)
             plain.local_steps(client, number * steps, steps)
             moved = {n: t.astype(np.float64) - begin[n] for n, t in plain.state().items()}
             if config.federation.staleness:
-                own[client] = {name: share_of(client) / whole * change for name, change in moved.items()}
+                own[client] = moved
             for name in change:
                 change[name] += share_of(client) / whole * moved[name]
-        waiting.append(change)
+                square += share_of(client) / whole * (moved[name] ** 2).sum()
+        waiting.append((change, square))
         if len(waiting) > config.federation.staleness:
-            state = _moved(state, waiting.pop(0))
-    for change in waiting:
+            first, mean_square = waiting.pop(0)
+            state, part = _moved(state, first), sum((t**2).sum() for t in first.values()) / mean_square
+    for change, _ in waiting:
         state = _moved(state, change)
     return state
 

@@ -90,7 +90,8 @@ def from_journal(fed):
     starts = {}
     if rounds.keeps_starts(fed.config):
         starts = {c: kept for c in fed.seat.clients if (kept := journal.load_client(entry.round, c))}
-    return rounds.Progress(entry.round, tensors, moments, optimizers, entry.best_round, entry.best_loss, entry.stale, entry.done, previous, starts)
+    return rounds.Progress(entry.round, tensors, moments, optimizers, entry.best_round, entry.best_loss, entry.stale, entry.done, previous, starts,
+                           entry.likeness)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -16,7 +16,7 @@ from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import nn
 
 from fedspeed.engine.pipeline.stage import Stage
-from fedspeed.engine.pipeline.transfers import Transfers
+from fedspeed.engine.pipeline.transfers import Transfers, losses_named
 from fedspeed.errors import LostPeerError
 from fedspeed.planner.pipeline.instructions import Backward, Embed, Forward, Head, Kind, Load, Receive, Release, Send, Step, Stream
 
@@ -83,10 +83,14 @@ class FederatedPipelineEngine(PipelineEngine):
         self._held: dict[tuple[int, Kind, int], object] = {}
         schedule = _Played(stream)
         try:
+            transfers.begin()
             self._exec_schedule(schedule)
             transfers.finish()
         except LostPeerError as error:
             raise LostPeerError(f"{error} (in {schedule.current}); the same command resumes from the journal") from error
+        except RuntimeError as error:  # in DeepSpeed's own collectives, which a Step has
+            with losses_named(f"in {schedule.current}"):
+                raise error
 
     @timed("compute")
     def _exec_embed(self, micro: int) -> None:
@@ -132,7 +136,7 @@ class _Played:
     """A stream, as DeepSpeed iterates over schedules; remembers where it is."""
 
     def __init__(self, stream: Stream):
-        self._stream, self.current = stream, None
+        self._stream, self.current = stream, "the beginning of a pass"
 
     def __iter__(self):
         for instruction in self._stream:

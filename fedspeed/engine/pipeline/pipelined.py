@@ -19,7 +19,7 @@ from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.groups import Groups, world_deadline
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
 from fedspeed.engine.pipeline.stage import Stage
-from fedspeed.engine.pipeline.transfers import Routes, Transfers
+from fedspeed.engine.pipeline.transfers import Routes, Transfers, losses_named
 from fedspeed.engine.store_engine import StoreEngine, hand_over, portions
 from fedspeed.planner.pipeline.instructions import Micro, Pipeline, Stream
 from fedspeed.planner.pipeline.layout import Layout
@@ -41,7 +41,7 @@ class PipelinedEngine(StoreEngine):
         super().__init__(net, states, groups, matched, store, clock)
         self.pipe, self.layout = pipe, layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
-        self._routes = Routes(world_deadline())
+        self._routes = Routes(world_deadline(), self._device)
         self._busy_s = self._pass_s = 0.0  # of training passes
         shapes = {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}
         self._shapes = {name: p.shape for name, p in shapes.items()}
@@ -136,8 +136,11 @@ class ClientPipeline(PipelinedEngine):
         whole = self._whole(own, {f"{name}/{kind}": shape for name, shape in self._shapes.items() for kind in kinds})
         return whole | {key: value for key, value in own.items() if "/" not in key}
 
+    @losses_named("while a client's state was put together")
     def _whole(self, own: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
         """Every stage's tensors on all of them, on the CPU."""
+        if not shapes:  # of an optimizer that remembers nothing
+            return {}
         flat = torch.cat([own[name].reshape(-1) if name in own else torch.zeros(shape.numel()) for name, shape in shapes.items()]).to(self._device)
         dist.all_reduce(flat, group=self.groups.client)
         parts = flat.cpu().split([shape.numel() for shape in shapes.values()])
@@ -176,6 +179,7 @@ class ClientPipeline(PipelinedEngine):
                     sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
             return self._first(sums)
 
+    @losses_named("while losses were summed")
     def _first(self, sums: list[Sums]) -> list[Sums]:
         """The last stage's sums on the first one, which speaks for the clients; nothing elsewhere."""
         words = torch.tensor([[s.loss, s.tokens, s.exact, s.rows] for s in sums], dtype=torch.float64, device=self._device)
@@ -265,6 +269,7 @@ class ClusterPipeline(PipelinedEngine):
         assert optimizer is None, "a cluster's pipeline keeps no optimizer (config/check.py)"
         place = self._mine[seat]
         self._fresh[place], self._seeds[seat], self._steps = (state, hold, seed), seed, 0
+        self._states[place].scaler.reset()  # losses are scaled before the states are told, with the scale that they will begin with
         self._known.pop(place, None)
 
     def state(self, seat: int = 0) -> dict[str, torch.Tensor]:
@@ -337,6 +342,7 @@ class ClusterPipeline(PipelinedEngine):
         scores, taken = self._play(micros, all_cells, max(header.lr for header in headers) if kind == TRAIN else None)
         return {(told[m].place, told[m].number): score for m, score in scores.items()}, taken
 
+    @losses_named("while ranks agreed on a pass")
     def _everyones(self, mine: _Header) -> list[_Header]:
         words = torch.tensor(mine.words(), dtype=torch.int64)
         ranks = self.groups.cluster_size
@@ -350,6 +356,7 @@ class ClusterPipeline(PipelinedEngine):
 
     # States. Each stage gets and gives its own part only.
 
+    @losses_named("while stages were told states")
     def _scatter(self, places: list[tuple[int, int]]) -> None:
         """Load what owners have loaded, on every stage: values of its tensors, and which of them are held still."""
         sends, receives = [], []
@@ -361,11 +368,11 @@ class ClusterPipeline(PipelinedEngine):
                 for rank, names in enumerate(self._held):
                     if rank != self._me and names:
                         flat = torch.cat([*(state[n].reshape(-1).float() for n in names), torch.tensor([float(n in hold) for n in names])]).to(self._device)
-                        sends.append((flat, torch.distributed.isend(flat, rank, group=self._routes.groups["activation"])))
+                        sends.append((flat, torch.distributed.isend(flat, rank, group=self._routes.group("activation", self._me, rank))))
             else:
                 names = self._held[self._me]
                 flat = torch.empty(sum(self._shapes[n].numel() for n in names) + len(names), device=self._device)
-                receives.append((place, seed, flat, torch.distributed.irecv(flat, owner, group=self._routes.groups["activation"])))
+                receives.append((place, seed, flat, torch.distributed.irecv(flat, owner, group=self._routes.group("activation", owner, self._me))))
         for place, seed, flat, work in receives:
             work.wait(self._routes.deadline)
             names = self._held[self._me]
@@ -375,6 +382,7 @@ class ClusterPipeline(PipelinedEngine):
             work.wait(self._routes.deadline)
         self._fresh.clear()
 
+    @losses_named("while stages told their states")
     def _gather(self, places: list[int]) -> None:
         """Tell owners the whole states of their clients; they tell their other ranks."""
         sends, receives = [], []
@@ -386,10 +394,10 @@ class ClusterPipeline(PipelinedEngine):
                 for rank, theirs in enumerate(self._held):
                     if rank != self._me and theirs:
                         flat = torch.empty(sum(self._shapes[n].numel() for n in theirs), device=self._device)
-                        receives.append((place, theirs, flat, torch.distributed.irecv(flat, rank, group=self._routes.groups["gradient"])))
+                        receives.append((place, theirs, flat, torch.distributed.irecv(flat, rank, group=self._routes.group("gradient", rank, self._me))))
             elif names:
                 flat = torch.cat([own[n].reshape(-1) for n in names]).to(self._device)
-                sends.append((flat, torch.distributed.isend(flat, owner, group=self._routes.groups["gradient"])))
+                sends.append((flat, torch.distributed.isend(flat, owner, group=self._routes.group("gradient", self._me, owner))))
         for place, names, flat, work in receives:
             work.wait(self._routes.deadline)
             self._known[place] |= self._parted(flat.cpu(), names)[0]

@@ -92,7 +92,8 @@ def shared(micros: Sequence[Micro], ranks: int, cost: Cost | None = None, spare:
     Args:
         micros: of all clients, in the order in which they enter; those of different clients taking turns.
         cost: time of a computation on a rank; default: a forward 1, a backward 2, a head 1/4, an embedding nothing.
-        spare: stage s has at most ranks - s + spare micro-batches under way. Those whose owner is busy with another stage's work wait there.
+        spare: stage s has at most ranks - s + spare micro-batches under way. Those whose owner is busy with another stage's work wait there. As many as in
+            the first stage are embedded ahead of it by each owner.
     """
     pipeline = Pipeline(ranks, tuple(range(ranks)), tuple(micros))
     return with_transfers(pipeline, _listed(pipeline, cost or _plain_cost, spare))
@@ -113,18 +114,23 @@ def _plain_cost(work: Instruction, rank: int) -> float:
 def _listed(pipeline: Pipeline, cost: Cost, spare: int) -> list[list[Instruction]]:
     depth, orders, free = len(pipeline.chunks), [[] for _ in range(pipeline.ranks)], [0.0] * pipeline.ranks
     under_way = [0] * depth  # micro-batches between a chunk's forward and its backward
+    embedded = [0] * pipeline.ranks  # by each rank, ahead of the first chunk
     ready: list[dict[Instruction, float]] = [{} for _ in range(pipeline.ranks)]  # what could begin, and since when
     for m, micro in enumerate(pipeline.micros):
         ready[micro.embed][Embed(m)] = 0.0
     while any(ready):
         choices = [((max(free[rank], since), _URGENCY[type(work)], work.micro, rank), work) for rank, works in enumerate(ready) for work, since in works.items()
-                   if not (isinstance(work, Forward) and under_way[work.chunk] >= depth - work.chunk + spare)]
+                   if not (isinstance(work, Forward) and under_way[work.chunk] >= depth - work.chunk + spare)
+                   and not (isinstance(work, Embed) and embedded[rank] >= depth + spare)]
         (start, _, _, rank), work = min(choices, key=lambda choice: choice[0])
         del ready[rank][work]
         orders[rank].append(work)
         free[rank] = start + cost(work, rank)
-        if isinstance(work, Forward):
+        if isinstance(work, Embed):
+            embedded[rank] += 1
+        elif isinstance(work, Forward):
             under_way[work.chunk] += 1
+            embedded[pipeline.micros[work.micro].embed] -= work.chunk == 0
         elif isinstance(work, Backward):
             under_way[work.chunk] -= 1
         for kind, hop in gives(pipeline, work):
