@@ -28,7 +28,7 @@ WARM = 2  # rounds that are not counted
 
 
 def rank_main(compute_s: float, words: list[str]) -> int:
-    """launch.py, but that a local step is a sleep which leaves the update that the first one made."""
+    """launch.py, but that a local step after the first is a sleep. What it sends is as large as ever, and zero."""
     from fedspeed.cli import main
     from fedspeed.engine import stock
     from fedspeed.engine.client_engine import Sums

@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     simulator.add_argument("--epochs", type=_positive, default=1, help="how often training sees a task's rows (default: 1)")
     simulator.add_argument("--scale", type=_positive, action="append", metavar="CLIENTS", help="many clients, each on a server of its own; several: once for "
                                                                                                "each (default: 100, 1000, 10000)")
-    simulator.add_argument("--json", action="store_true", help="all of it as one JSON object on stdout")
+    simulator.add_argument("--json", action="store_true", help="all of it as a JSON list on stdout, a model an item")
     simulator.set_defaults(command=_simulate)
 
     probe = commands.add_parser("probe", help="measure what this machine can do, for `plan --probe`")
@@ -393,19 +393,31 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _simulate(arguments: argparse.Namespace) -> int:
     import json
 
+    from fedspeed.cluster.hostfile import read
     from fedspeed.planner.explain_simulation import as_values, told
     from fedspeed.planner.simulate import MODELS, SCALES, TASKS, simulated
+
+    def alone(model: str) -> list:
+        """A client by itself on each kind of host."""
+        kinds = {(host.slots, host.facts): host for host in read(arguments.hostfile).hosts}
+        return [_asked(arguments, model, 1, hosts=[host], words=["cluster.ranks_per_client=auto"]) for host in kinds.values()]
 
     found = []
     for model in arguments.model or MODELS:
         jobs = [(job, *_asked(arguments, model, job.clients)) for job in TASKS]
-        found.append(simulated(jobs, _asked(arguments, model, None), arguments.epochs, arguments.scale or SCALES))
+        found.append(simulated(jobs, alone(model), arguments.epochs, arguments.scale or SCALES))
     _say(json.dumps(as_values(found), indent=1) if arguments.json else told(found, arguments.epochs))
     return EXIT_OK
 
 
-def _asked(arguments: argparse.Namespace, model: str | None, clients: int | None, micro_batch: int | None = None, quantised: bool = False):
-    """(task, topology, nodes) that the arguments of `plan` and `simulate` describe. None: as the configuration says; without one, one client a host."""
+def _asked(arguments: argparse.Namespace, model: str | None, clients: int | None, micro_batch: int | None = None, quantised: bool = False, hosts=None,
+           words: Sequence[str] = ()):
+    """(task, topology, nodes) that the arguments of `plan` and `simulate` describe.
+
+    Args:
+        model, clients: None: as the configuration says; without one, one client a host.
+        hosts: None: those of the hostfile. words: overrides, behind the user's.
+    """
     from fedspeed.cluster import topology
     from fedspeed.cluster.hostfile import read
     from fedspeed.config.deepspeed import merge
@@ -416,9 +428,9 @@ def _asked(arguments: argparse.Namespace, model: str | None, clients: int | None
     from fedspeed.preflight import read_probe_file
 
     flags = (("model.base", model), ("data.clients", clients), ("data.max_tokens", arguments.tokens), ("model.dtype", arguments.dtype))
-    hosts = read(arguments.hostfile).hosts
+    hosts = hosts or read(arguments.hostfile).hosts
     loaded = load(arguments.config, [*([] if arguments.config else [f"data.clients={len(hosts)}"]), *arguments.overrides,
-                                     *(f"{key}={value}" for key, value in flags if value is not None)])
+                                     *(f"{key}={value}" for key, value in flags if value is not None), *words])
     for name, value in (("rows", arguments.rows), ("micro-batch", micro_batch)):
         if value is not None and value < 1:
             raise PlanError(f"--{name}={value}: must be at least 1")

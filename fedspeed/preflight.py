@@ -17,7 +17,7 @@ from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
-from fedspeed.engine.base.choose import BaseSizes, choose_tier, pipeline_tier, resident_blocks
+from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipeline_tier, resident_blocks
 from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
 from fedspeed.files import check_writable
@@ -75,8 +75,8 @@ def check_clusters(config: RunConfig, topology: Topology) -> None:
                               f"{', '.join(names)}")
 
 
-def check_pipeline(config: RunConfig, routing: RoutingConfig, topology: Topology, hostfile: Hostfile | None) -> None:
-    """A pipeline needs several ranks, and one over a cluster clients who trust each other, or none who hide anything.
+def check_pipeline(config: RunConfig, ds_config: Mapping, routing: RoutingConfig, topology: Topology, hostfile: Hostfile | None) -> None:
+    """A pipeline needs several ranks, no more than blocks, and cuts that fit; one over a cluster clients who trust each other, or none who hide anything.
 
     Args:
         routing: with its mode settled.
@@ -87,6 +87,9 @@ def check_pipeline(config: RunConfig, routing: RoutingConfig, topology: Topology
                           "many ranks for each client (cluster.local_ranks, or the hostfile)")
     if scope == "cluster" and (short := [c.name for c in topology.clusters if len(c.ranks) < 2]):
         raise ConfigError(f"engine.pipeline=cluster: cluster {short[0]} has one rank, and a pipeline needs two; give it more, or set engine.pipeline=none")
+    if scope != "none" and (tier := pipeline_tier(config.engine, ds_config, "")):
+        for ranks in {len(place.ranks) for place in (topology.clients if scope == "client" else topology.clusters)}:
+            layout_of(config.engine, tier, shape_of(config.model.base).layers, ranks)
     if scope == "cluster" and routing.mode != "plain" and not config.cluster.one_trust_domain:
         if apart := [c.name for c in topology.clusters if hostfile is None or hostfile.cluster(c.name).trust != "shared"]:
             raise ConfigError("engine.pipeline=cluster shows every client's activations and adapter to the cluster's ranks, which "
@@ -303,7 +306,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
     routing, count = check_routing(config, topology)
-    check_pipeline(config, routing, topology, launch.hostfile)
+    check_pipeline(config, merge(config.deepspeed, config, loaded.folder), routing, topology, launch.hostfile)
     return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
             f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology)]
 

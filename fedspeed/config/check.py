@@ -94,6 +94,9 @@ def _pipeline(config: RunConfig) -> Iterator[Conflict]:
     if config.engine.base_reads != "gather":
         yield Conflict(("engine.pipeline", "engine.base_reads"), f"engine.base_reads={config.engine.base_reads} reads other ranks' parts of the base, but with "
                        f"engine.pipeline={scope} every rank has its own; leave it out")
+    if config.engine.tier in ("ram", "nvme") and config.engine.cuts != "auto":
+        yield Conflict(("engine.cuts", "engine.tier"), f"engine.cuts={config.engine.cuts} are those of stages that stay, but engine.tier={config.engine.tier} "
+                       "deals chunks of blocks to the ranks in turn; leave engine.cuts out")
     if scope == "client":
         return
     if config.federation.local_optimizer == "keep":
@@ -113,7 +116,7 @@ def _rounds(config: RunConfig) -> Iterator[Conflict]:
                        "routing.transport=tls has a job on each site; leave it out")
     if federation.staleness:
         for key, asked, why in (("aggregation", rule == "svd", "gives factors anew, to which a late update cannot be added"),
-                                ("local_optimizer", federation.local_optimizer == "keep", "would be a round ahead of the state it is kept with")):
+                                ("local_optimizer", federation.local_optimizer == "keep", "would be a round ahead of the state it belongs to")):
             if asked:
                 yield Conflict(("federation.staleness", f"federation.{key}"), f"federation.{key}={getattr(federation, key)} {why} with federation.staleness=1; "
                                "set federation.staleness=0, or choose another")

@@ -37,7 +37,7 @@ def _numbers(way: Way, ended: Outcome | None) -> list[str]:
 
 
 def _scales(one: Simulated) -> str:
-    head = ["clients", "in the clear s", f"masked s, {RELAYS} relays", "its CPU s a client", "round s", "round s, staleness 1", "tokens/s"]
+    head = ["clients", "in the clear s", f"masked s, {RELAYS} relays", "its CPU s a client", "round s", "round s, staleness 1", "tokens/s then"]
     rows = [[f"{s.clients:,}", f"{s.plain:.2f}", f"{s.masked:.2f}", f"{s.masked_cpu:.2f}", f"{s.round:.1f}", f"{s.hidden:.1f}", f"{s.rate:,.0f}"]
             for s in one.scales]
     return f"Many clients, each on a server like the slowest here, with {one.alone.name} ({one.alone.note})\n{table(head, rows)}"

@@ -26,6 +26,7 @@ class Task:
         stage: ZeRO stage of what trains.
         offload: whether the ranks' shares of a divided base wait in host RAM.
         quantised: whether a base in 8 or 4 bits will do; it gives other losses.
+        staleness: rounds by which an update may be late.
         cleared: words that take back what the run's configuration says of the engine and a plan does not.
     """
 
@@ -46,6 +47,7 @@ class Task:
     offload: bool = False
     quantised: bool = False
     cleared: tuple[str, ...] = ()
+    staleness: int = 0
 
     @property
     def trainable(self) -> int:

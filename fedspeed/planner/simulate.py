@@ -4,7 +4,7 @@ the number of clients. Pure.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fedspeed.cluster.topology import Topology
 from fedspeed.errors import PlanError
@@ -65,12 +65,12 @@ class Outcome:
     rate: float
 
 
-def outcome(way: Way, task: Task, rows: int, overlap: bool = False) -> Outcome:
-    """A training that sees `rows` rows in all. overlap: the exchange hides behind the next round's local steps (federation.staleness=1)."""
+def outcome(way: Way, task: Task, rows: int) -> Outcome:
+    """A training that sees `rows` rows in all. With federation.staleness=1 the exchange hides behind the next round's local steps."""
     train = task.local_steps * way.step
-    one = max(train, way.exchange) if overlap else train + way.exchange
+    one = max(train, way.exchange) if task.staleness else train + way.exchange
     rounds = math.ceil(rows / (way.rows * task.local_steps))
-    return Outcome(rounds, one, rounds * one + (min(train, way.exchange) if overlap else 0.0), way.rows * task.tokens * task.local_steps / one)
+    return Outcome(rounds, one, rounds * one + (min(train, way.exchange) if task.staleness else 0.0), way.rows * task.tokens * task.local_steps / one)
 
 
 def ways(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> list[Way]:
@@ -86,7 +86,12 @@ def _planned(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Way:
     memories, seconds = [c.forecast.memory for c in found.clusters], [c.forecast.seconds for c in found.clusters]
     return Way("planned", f"engine.tier={found.setting.tier}, {found.setting.accumulation} x {found.setting.micro_batch} rows a rank",
                max(m.gpu_bytes for m in memories), max(m.ram_bytes for m in memories), max(s.total for s in seconds),
-               task.rows * sum(len(client.ranks) for client in topology.clients), max(s.exchange for s in seconds))
+               _rows(task, topology), max(s.exchange for s in seconds))
+
+
+def _rows(task: Task, topology: Topology) -> int:
+    """Of all clients in a local step."""
+    return task.rows * sum(len(client.ranks) for client in topology.clients)
 
 
 def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Way:
@@ -99,18 +104,19 @@ def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, N
         return Way(name, "some would have one rank only")
     if task.method == "full":
         return Way(name, "trains adapters inside the blocks only")
-    rows = task.rows * len(topology.clients[0].ranks)
+    if (most := max(map(len, pipelines))) > task.shape.layers:
+        return Way(name, f"{most} ranks for {task.shape.layers} blocks")
     kinds: list[tuple[list[Place], list[int]]] = []  # different ones only
     for ranks, owners in pipelines.items():
         places = [place_of(topology, nodes, rank) for rank in ranks]
         kinds += [(places, owners)] if (places, owners) not in kinds else []
-    found = [_best(scope, task, places, owners, rows) for places, owners in kinds]
+    # A client's step has the rows that all of its ranks would take by themselves; in a cluster of unlike clients, those of the largest.
+    found = [_best(scope, task, places, owners, task.rows * max(place.client_ranks for place in places)) for places, owners in kinds]
     if None in found:
-        return Way(name, "does not fit: the ranks do not hold the model together")
+        return Way(name, "does not fit: weights and activations of some stage are too large")
     slowest = max(found, key=lambda one: one.seconds)
     exchange = max(exchange_s(task, places[0]) for places, _ in kinds)
-    return Way(name, _told(slowest), max(max(one.memory) for one in found), max(one.ram for one in found), slowest.seconds,
-               rows * len(topology.clients), exchange)
+    return Way(name, _told(slowest), max(one.device for one in found), max(one.ram for one in found), slowest.seconds, _rows(task, topology), exchange)
 
 
 def _best(scope: str, task: Task, places: Sequence[Place], owners: Sequence[int], rows: int) -> PipelineForecast | None:
@@ -161,16 +167,17 @@ class Simulated:
     scales: list[Scale]
 
 
-def simulated(jobs: Sequence[tuple[Job, Task, Topology, Mapping[str, Node]]], alone: tuple[Task, Topology, Mapping[str, Node]], epochs: int,
+def simulated(jobs: Sequence[tuple[Job, Task, Topology, Mapping[str, Node]]], alone: Sequence[tuple[Task, Topology, Mapping[str, Node]]], epochs: int,
               counts: Sequence[int]) -> Simulated:
-    """Args: alone: one client on each host; the slowest host counts at scale."""
+    """Args: alone: one client on each kind of host by itself; the slowest counts at scale."""
     tasks = []
     for job, task, topology, nodes in jobs:
         found = ways(task, topology, nodes)
         tasks.append((job, task, [(way, outcome(way, task, epochs * job.rows) if way.step is not None else None) for way in found]))
-    task, topology, nodes = alone
-    able = [way for way in ways(task, topology, nodes) if way.step is not None and not way.name.endswith("cluster")]
-    best = min(able, key=lambda way: way.step, default=Way("none", "no way fits on one host"))
-    link_rate = min(node.link_rate for node in nodes.values())
-    one = replace(best, rows=best.rows // len(topology.clients))
-    return Simulated(tasks, one, [scale(task, one, link_rate, count) for count in counts] if able else [])
+    best = [(task, min(able, key=lambda way: way.step), nodes) for task, topology, nodes in alone
+            if (able := [way for way in ways(task, topology, nodes)[:2] if way.step is not None])]
+    if len(best) < len(alone):
+        return Simulated(tasks, Way("none", "some host holds no way by itself"), [])
+    task, slowest, _ = max(best, key=lambda one: one[1].step / one[1].rows)
+    link_rate = min(node.link_rate for _, _, nodes in best for node in nodes.values())
+    return Simulated(tasks, slowest, [scale(task, slowest, link_rate, count) for count in counts])

@@ -43,7 +43,8 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
                 config.adapter.method, config.adapter.lora_rank, config.adapter.targets, config.adapter.dropout, config.train.optimizer,
                 config.train.local_steps, stage=zero_stage(ds_config),
                 offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided",
-                quantised=quantised, cleared=("engine.base_gib=0",) if config.engine.base_gib else ())
+                quantised=quantised, cleared=("engine.base_gib=0",) if config.engine.base_gib else (),
+                staleness=config.federation.staleness)
     _ = task.trainable  # names of targets that the model lacks are met here
     return task
 

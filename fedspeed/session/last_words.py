@@ -129,6 +129,13 @@ def _trained(adapter) -> str:
     return f"the LoRA adapter {adapter.start_from}" if adapter.start_from else f"LoRA r={adapter.lora_rank} on {adapter.targets}"
 
 
+def _budget(config) -> str:
+    steps = f"{config.train.local_steps} local steps"
+    if config.federation.round_budget == "seconds":
+        steps = f"{config.federation.round_seconds:g} s of local steps, at most {config.train.local_steps},"
+    return f"{steps}{', exchanged behind the next ones,' if config.federation.staleness else ''}"
+
+
 def _facts(job: Job, exported, predicted=None):
     from fedspeed.monitor.report import Facts
 
@@ -137,7 +144,7 @@ def _facts(job: Job, exported, predicted=None):
         "model": f"{config.model.base} ({config.model.dtype}, {config.model.init} weights)",
         "trained": _trained(config.adapter),
         "data": f"{config.data.task}, {config.data.clients} clients, split {config.data.split}",
-        "rounds": f"{config.federation.rounds} x {config.train.local_steps} local steps of {config.train.micro_batch * config.train.accumulation} "
+        "rounds": f"{config.federation.rounds} x {_budget(config)} of {config.train.micro_batch * config.train.accumulation} "
                   f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
         "aggregation": f"{config.federation.aggregation}, server optimizer {config.federation.server_optimizer}",
         "engine": (f"DeepSpeed ZeRO-{zero_stage(job.order.deepspeed)}" if config.engine.pipeline == "none" else

@@ -170,8 +170,8 @@ def seat(job: Job, data: dict):
 def trace(job: Job):
     from fedspeed.monitor.trace import NoTrace, Trace
 
-    rounds = job.config.monitor.trace_rounds
-    return Trace(job.order.folder, job.me, rounds) if rounds else NoTrace()
+    rounds, late = job.config.monitor.trace_rounds, job.config.federation.staleness  # a round's exchange ends in the next one then
+    return Trace(job.order.folder, job.me, rounds + late) if rounds else NoTrace()
 
 
 def monitor(job: Job, resume_round: int, claim: Claim):

@@ -144,7 +144,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
         preflight.check_files(order.loaded)
         preflight.check_clusters(config, job.topology)
         routing, _ = preflight.check_routing(order.config, job.topology)
-        preflight.check_pipeline(config, routing, job.topology, job.launch.hostfile)
+        preflight.check_pipeline(config, order.deepspeed, routing, job.topology, job.launch.hostfile)
         check_dtype(config.model.dtype)
         tokenizer = load_tokenizer(config.model)
         everyone = client_rows(config.data, config.run.seed)

@@ -82,6 +82,8 @@ def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
     (("engine.pipeline=client", "cluster.local_ranks=2"), "client 0 has one rank, and a pipeline needs two"),
     ((*SHARED, "cluster.local_ranks=1"), "has one rank, and a pipeline needs two"),
     ((*SHARED, "routing.mode=mix+mask", "routing.min_participants=2"), "cluster.one_trust_domain=true"), (("engine.cuts=1",), "engine.pipeline=none"),
+    ((*SHARED, "engine.cuts=7"), "engine.cuts=7: write auto, or 1 ascending numbers"), ((*SHARED, "cluster.local_ranks=9"), "9 ranks for"),
+    (("engine.pipeline=client", "engine.cuts=1", "engine.tier=ram"), "leave engine.cuts out"),
     ((*SHARED, "adapter.method=full", "adapter.dropout=0"), "adapter.method=full"),
     ((*SHARED, "engine.tier=ram"), "set engine.tier=resident"), (("engine.pipeline=cluster",), "federation.local_optimizer=reset")])
 def test_what_a_pipeline_cannot_do_is_told_before_it_starts(shared_workshop, words, text):
@@ -93,7 +95,7 @@ def test_what_a_pipeline_cannot_do_is_told_before_it_starts(shared_workshop, wor
     ("shared", False, "mix+mask", False), ("separate", False, "mix+mask", True), ("separate", True, "mix+mask", False), ("separate", False, "plain", False)])
 def test_clients_of_a_cluster_declare_their_trust_in_the_hostfile_or_the_configuration(trust, declared, mode, refused):
     hosts = parse(f"a slots=1\nb slots=1\n# fed-cluster near trust={trust}\n# fed-host a cluster=near\n# fed-host b cluster=near\n", "hosts")
-    config = run_config(engine={"pipeline": "cluster"}, cluster={"one_trust_domain": declared})
+    config = run_config(model={"base": "gpt3-125m"}, engine={"pipeline": "cluster"}, cluster={"one_trust_domain": declared})
     told = pytest.raises(ConfigError, match="cluster near trust each other.*`# fed-cluster near trust=shared`") if refused else nullcontext()
     with told:
-        check_pipeline(config, RoutingConfig(mode=mode), plan(hosts.hosts, 2, "auto"), hosts)
+        check_pipeline(config, {}, RoutingConfig(mode=mode), plan(hosts.hosts, 2, "auto"), hosts)

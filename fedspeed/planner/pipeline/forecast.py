@@ -24,13 +24,13 @@ class PipelineForecast:
 
     Attributes:
         chunks: blocks of each, in the model's order, dealt to the ranks in turn.
-        memory: peak bytes where each rank computes. ram: of the fullest node, beside it.
+        device, ram: peak bytes of the fullest device, 0 where ranks compute in RAM, and of the fullest node.
         seconds: of the step. bubble: part of the ranks' time in which they do not compute.
         recompute: whether blocks are computed again. loads: whether chunks come from host memory.
     """
 
     chunks: tuple[int, ...]
-    memory: tuple[int, ...]
+    device: int
     ram: int
     seconds: float
     bubble: float
@@ -75,15 +75,16 @@ def _executed(task: Task, places: Sequence[Place], traffic: Traffic, layout: Lay
               loads: Sequence[float]) -> PipelineForecast | None:
     blocks = [len(layout.blocks_of(rank)) for rank in range(len(places))]
     memory = tuple(stage_bytes(task, place, traffic, rank, count) for rank, (place, count) in enumerate(zip(places, blocks)))
-    waiting = [count * sizes(task.shape, task.type_bytes).block if loads else 0 for count in blocks]
     ram = {host: 0 for host in _hosts(places)}
-    for host, place, nbytes in zip(_hosts(places), places, waiting):
-        ram[host] += nbytes + PROCESS[place.node.device.kind]
+    for host, place, count, nbytes in zip(_hosts(places), places, blocks, memory):
+        beside = PROCESS["gpu"] if place.node.device.kind == "gpu" else nbytes
+        ram[host] += beside + (count * sizes(task.shape, task.type_bytes).block if loads else 0)
     if any(nbytes > room(place) for nbytes, place in zip(memory, places)) or any(ram[host] > place.node.ram for host, place in zip(_hosts(places), places)):
         return None
     # Loads are as many whatever the number of micro-batches: of a shortened step they are shortened too.
     line = execute(streams, times_of(task, traffic, places, layout, [load / times for load in loads]))
-    return PipelineForecast(tuple(map(len, layout.chunks)), memory, max(ram.values()), line.seconds * times, line.bubble, traffic.recompute, bool(loads))
+    device = max(nbytes if place.node.device.kind == "gpu" else 0 for nbytes, place in zip(memory, places))
+    return PipelineForecast(tuple(map(len, layout.chunks)), device, max(ram.values()), line.seconds * times, line.bubble, traffic.recompute, bool(loads))
 
 
 def times_of(task: Task, traffic: Traffic, places: Sequence[Place], layout: Layout, loads: Sequence[float] = ()) -> PipelineTimes:
