@@ -144,16 +144,16 @@ def test_a_stage_that_trains_nothing_is_refused(bases):
 
 
 def scaled_turns(rank, base, clients):
-    """Which steps of two turns were taken, from a loss scale that is too large at first."""
+    """Of two turns: which steps were taken, from a loss scale that is too large at first, and how far they went."""
     scope = "cluster" if len(clients) > 1 else "none"
     with engine(base, "resident", "fp16", clients=tuple((r,) for r in range(len(clients))), adapter=LORA, options=EngineConfig(pipeline=scope),
-                fp16={"enabled": True, "initial_scale_power": 18, "hysteresis": 1}) as own:
+                fp16={"enabled": True, "initial_scale_power": 18}) as own:
         start, found = stirred(own.state()), []
         for _ in range(2):
             with own.lockstep(own.train_passes(1, 6, 1), backward=True):
                 own.load(start, seed=1)
-                found.append([own.train_step([a_clients_step(clients[rank], n)], 0.01)[0].steps for n in range(6)])
-                own.state()
+                taken = [own.train_step([a_clients_step(clients[rank], n)], 0.01)[0].steps for n in range(6)]
+                found.append((taken, float(sum((t.double() - start[n]).abs().sum() for n, t in own.state().items()))))
         return found
 
 
@@ -161,7 +161,9 @@ def test_each_turn_of_a_cluster_begins_with_a_fresh_loss_scale(bases):
     found = run_clusters([2], scaled_turns, bases["llama"], [0, 1])
     for client in (0, 1):
         [expected] = run_clusters([1], scaled_turns, bases["llama"], [client])
-        assert found[client] == expected and expected[0] == expected[1] and 0 in expected[0] and 1 in expected[0]
+        (taken, went), again = expected
+        assert again == (taken, went) and 0 in taken and 1 in taken
+        assert found[client][0] == found[client][1] and found[client][0][0] == taken and found[client][0][1] == pytest.approx(went, rel=2e-2)
 
 
 def test_a_stage_reads_its_own_weights_only(bases, tmp_path):
