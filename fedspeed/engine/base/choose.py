@@ -126,7 +126,7 @@ def layout_of(engine: EngineConfig, tier: str, blocks: int, ranks: int) -> Layou
         FedSpeedError: engine.cuts do not fit.
     """
     if blocks < ranks:
-        raise FedSpeedError(f"engine.pipeline={engine.pipeline}: {ranks} ranks for {blocks} blocks; a stage has at least one")
+        raise FedSpeedError(f"engine.pipeline={engine.pipeline}: {ranks} ranks for {blocks} blocks; a stage has at least one, so take fewer ranks")
     if tier != "resident":
         return interleaved(blocks, ranks, max(1, engine.slots // 2))
     if engine.cuts == "auto":
