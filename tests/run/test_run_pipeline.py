@@ -82,7 +82,7 @@ def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
     (("engine.pipeline=client", "cluster.local_ranks=2"), "client 0 has one rank, and a pipeline needs two"),
     ((*SHARED, "cluster.local_ranks=1"), "has one rank, and a pipeline needs two"),
     ((*SHARED, "routing.mode=mix+mask", "routing.min_participants=2"), "cluster.one_trust_domain=true"), (("engine.cuts=1",), "engine.pipeline=none"),
-    ((*SHARED, "engine.cuts=7"), "engine.cuts=7: write auto, or 1 ascending numbers"), ((*SHARED, "cluster.local_ranks=9"), "ranks for 2 blocks; a stage has at least one, so take fewer ranks"),
+    ((*SHARED, "engine.cuts=7"), "engine.cuts=7: write auto, or 1 ascending numbers"), ((*SHARED, "cluster.local_ranks=9"), "so take fewer ranks"),
     (("engine.pipeline=client", "engine.cuts=1", "engine.tier=ram"), "leave engine.cuts out"),
     ((*SHARED, "adapter.method=full", "adapter.dropout=0"), "adapter.method=full"),
     ((*SHARED, "engine.tier=ram"), "set engine.tier=resident"), (("engine.pipeline=cluster",), "federation.local_optimizer=reset")])
