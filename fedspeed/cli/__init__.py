@@ -1,0 +1,3 @@
+"""The door: one module a command."""
+
+from fedspeed.cli.command_line import main as main

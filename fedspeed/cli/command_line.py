@@ -1,0 +1,52 @@
+"""The command line. Heavy libraries are imported where a model is looked at only: `--help`, `--print-config`, `plan`, `simulate` and `doctor` know no torch."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from fedspeed import __version__
+from fedspeed.cli import audit, doctor, keys, plan, pretrain_base, probe, run, simulate
+from fedspeed.cli.packages import missing_package
+from fedspeed.errors import EXIT_USAGE, FedSpeedError
+
+COMMANDS = (run, doctor, plan, simulate, probe, audit, keys, pretrain_base)  # in the order of --help
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _arguments(argv)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings tell of every poll of a store
+    try:
+        return arguments.command(arguments)
+    except FedSpeedError as error:
+        from fedspeed.cluster.once import report
+
+        report(error)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        from fedspeed.cluster.once import report
+
+        report(missing_package(error))
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """argparse takes positional words from one place only; `a=1 --json b=2` has overrides in two."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fedspeed", description="Federated fine-tuning of language models on DeepSpeed.")
+    parser.add_argument("--version", action="version", version=f"fedspeed {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return parser

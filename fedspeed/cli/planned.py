@@ -1,0 +1,52 @@
+"""What `plan` and `simulate` have in common: what is to be planned."""
+
+import argparse
+from collections.abc import Sequence
+
+from fedspeed.cli.arguments import file_name
+from fedspeed.errors import PlanError
+
+
+def add_planned_arguments(parser: argparse.ArgumentParser) -> None:
+    """Words that `plan` and `simulate` have in common."""
+    parser.add_argument("--hostfile", type=file_name, required=True, help="the hosts and their facts")
+    parser.add_argument("--config", type=file_name, metavar="YAML", help="configuration of a run, to take its values from")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as adapter.lora_rank=16")
+    parser.add_argument("--tokens", type=int, help="length of a sequence (data.max_tokens)")
+    parser.add_argument("--rows", type=int, help="sequences of an optimizer step on each rank (default: train.micro_batch x train.accumulation)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="numeric type (default: the fastest that all cards have)")
+    parser.add_argument("--probe", type=file_name, action="append", default=[], metavar="FILE", help="what `fedspeed probe` wrote; once for each machine")
+
+
+def planned_task(arguments: argparse.Namespace, model: str | None, clients: int | None, micro_batch: int | None = None, quantised: bool = False, hosts=None,
+           words: Sequence[str] = ()):
+    """(task, topology, nodes) that the arguments of `plan` and `simulate` describe.
+
+    Args:
+        model, clients: None: as the configuration says; without one, one client a host.
+        hosts: None: those of the hostfile. words: overrides, behind the user's.
+    """
+    from fedspeed.cluster import topology
+    from fedspeed.cluster.hostfile import read
+    from fedspeed.config.deepspeed import merge
+    from fedspeed.config.load import DEFAULT, load
+    from fedspeed.models.catalogue import shape_of
+    from fedspeed.planner.hardware import node_of
+    from fedspeed.planner.task import task_of
+    from fedspeed.preflight import read_probe_file
+
+    flags = (("model.base", model), ("data.clients", clients), ("data.max_tokens", arguments.tokens), ("model.dtype", arguments.dtype))
+    hosts = hosts or read(arguments.hostfile).hosts
+    loaded = load(arguments.config, [*([] if arguments.config else [f"data.clients={len(hosts)}"]), *arguments.overrides,
+                                     *(f"{key}={value}" for key, value in flags if value is not None), *words])
+    for name, value in (("rows", arguments.rows), ("micro-batch", micro_batch)):
+        if value is not None and value < 1:
+            raise PlanError(f"--{name}={value}: must be at least 1")
+    probes = [read_probe_file(path) for path in arguments.probe]
+    places = topology.plan(hosts, loaded.config.data.clients, loaded.config.cluster.ranks_per_client)
+    working = {place.host for place in places.ranks if place.clients}
+    nodes = {host.name: node_of(host, probes) for host in hosts if host.name in working}
+    task = task_of(loaded.config, merge(loaded.config.deepspeed, loaded.config, loaded.folder), shape_of(loaded.config.model.base),
+                   [node.device for node in nodes.values()], dtype_given=loaded.sources["model.dtype"] != DEFAULT, rows=arguments.rows,
+                   micro_batch=micro_batch, quantised=quantised)
+    return task, places, nodes

@@ -1,0 +1,139 @@
+"""`fedspeed run`, which is what launch.py does."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedspeed.cli.arguments import PROJECT, QUICKSTART, Commands, file_name
+from fedspeed.cli.output import say
+from fedspeed.cli.packages import missing_package, need_packages
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError, ModelError, Preempted
+
+BASE_S = 600.0  # for the quickstart's base to be pretrained
+EXIT_CODES = """exit codes:
+  0   finished, and every update of every round counted
+  1   an unexpected error, or updates that did not count (the report names them)
+  2   bad input: configuration, hostfile, data, model or journal
+  75  a rank was lost or the run was asked to end; the same command resumes
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its arguments to the parser."""
+    # No abbreviations: what the supervisor takes out of the arguments for its ranks must be found there as it is called here.
+    parser = commands.add_parser("run", allow_abbrev=False, help="run a federated fine-tuning (what launch.py does)", epilog=EXIT_CODES,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter,
+                                 description="Run a federated fine-tuning, or resume it where its journal ends. Started by deepspeed, mpirun, "
+                                             "srun or torchrun it is one rank; started by plain python it starts the local ranks itself.")
+    parser.add_argument("--config", type=file_name, default=QUICKSTART, metavar="YAML", help="configuration of the run (default: the quickstart)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as train.lr=1e-4")
+    parser.add_argument("--hostfile", type=file_name, help="the hostfile the launcher was given, where it cannot be found out")
+    parser.add_argument("--print-config", action="store_true", help="show every value and where it came from, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check configuration, hosts, data and model files, and stop")
+    parser.add_argument("--fresh", action="store_true", help="start anew; an earlier run of the same name is moved aside")
+    parser.add_argument("--json", action="store_true", help="one JSON object per round on stdout, progress on stderr")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fedspeed.cluster.discover import from_process
+    from fedspeed.config.load import load
+
+    loaded = load(arguments.config, arguments.overrides)
+    if arguments.print_config or arguments.dry_run:
+        return _show(loaded, arguments)
+    need_packages()
+    from fedspeed.preflight import QUICKSTART_BASE
+
+    launch = from_process(arguments.hostfile)
+    if loaded.config.model.base == QUICKSTART_BASE:
+        _make_base(Path(QUICKSTART_BASE), launch)
+    if launch.kind == "none":
+        return _run_local(loaded, arguments, launch)
+    return _rank(arguments)
+
+
+def _make_base(folder: Path, launch) -> None:
+    """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of its own (it needs torch)."""
+    end = time.monotonic() + BASE_S
+    if not (folder / "config.json").exists() and launch.local_rank == 0:
+        done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], cwd=Path.cwd(), timeout=BASE_S, check=False,
+                              env={**os.environ, "PYTHONPATH": str(PROJECT)})
+        if done.returncode:
+            raise ModelError(f"model.base={folder} could not be made, its own message stands above; mend that, or give another model.base")
+    while not (folder / "config.json").exists():
+        if time.monotonic() > end:
+            raise LostPeerError(f"{folder} did not appear within {BASE_S:.0f} s; make it with `python -m fedspeed pretrain-base {folder}`")
+        time.sleep(0.5)
+
+
+def _show(loaded, arguments: argparse.Namespace) -> int:
+    from fedspeed.config.deepspeed import merge
+    from fedspeed.config.show import render
+
+    merged = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
+    if arguments.print_config:
+        say(render(loaded, merged))
+    if arguments.dry_run:
+        need_packages()
+        from fedspeed.session.order import Order
+        from fedspeed.session.rehearsal import rehearse
+
+        say(rehearse(Order(loaded, arguments.hostfile, fresh=arguments.fresh)) + "\nnothing was started")
+    return EXIT_OK
+
+
+def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -> int:
+    """Be one rank. `env`: the environment to be it in, where the process was forked rather than started."""
+    import traceback
+
+    if env is not None:
+        os.environ.update(env)
+    from fedspeed.monitor.stdout import claim_stdout
+
+    json_out = claim_stdout() if arguments.json else None  # before anything keeps a reference to stdout
+    try:
+        from fedspeed.config.load import load
+        from fedspeed.session.order import Order
+        from fedspeed.session.rank import run_rank
+
+        code = run_rank(Order(load(arguments.config, arguments.overrides), arguments.hostfile, json_out, arguments.fresh))
+        if code == EXIT_FAILED and os.environ.get("FEDSPEED_LAUNCH") == "local":
+            code = EXIT_OK  # a finished run that lacks updates; its supervisor finds that in the log, and takes other ends for crashes
+    except FedSpeedError as error:
+        from fedspeed.cluster.once import first_to_speak, report
+
+        # Asked to end are all ranks alike, be it because another one has refused its input and said so.
+        if not isinstance(error, Preempted) or first_to_speak(os.environ):
+            report(error)
+        code = error.exit_code
+    except ModuleNotFoundError as error:
+        from fedspeed.cluster.once import report
+
+        report(missing_package(error))
+        code = EXIT_USAGE
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_FAILED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
+    """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one is lost."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy is imported here, and the ranks are forked from what this process forks
+    from fedspeed.preflight import check
+    from fedspeed.session.machine import supervise
+    from fedspeed.session.order import Order
+
+    check(loaded, arguments.hostfile)  # what can be refused without waiting for the ranks' imports
+    order = Order(loaded, arguments.hostfile, fresh=arguments.fresh)
+    arguments.fresh = False
+    argv = [a for a in sys.argv[1:] if a != "--fresh"]
+    return supervise(order, launch, argv, lambda env: _rank(arguments, env))
