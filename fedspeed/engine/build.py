@@ -17,6 +17,7 @@ from fedspeed.engine.groups import ClientMpu, StageMpu, alone, make_groups
 from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.blocks import anatomy, trained_outside
 from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.factors import is_factor_a
 from fedspeed.models.loading import materialise, meta_model
 from fedspeed.planner.pipeline.layout import Layout
 
@@ -236,7 +237,7 @@ def check_dtype(dtype: str) -> None:
 
 def make_optimizer(named: dict[str, nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
     """The local optimizer; LoRA's A and B are groups of their own, so that one of them can be held still."""
-    parts = [[(n, p) for n, p in named.items() if ".lora_A." in n], [(n, p) for n, p in named.items() if ".lora_A." not in n]]
+    parts = [[(n, p) for n, p in named.items() if is_factor_a(n)], [(n, p) for n, p in named.items() if not is_factor_a(n)]]
     groups = [{"params": [p for _, p in part], "names": frozenset(n for n, _ in part)} for part in parts if part]
     # The rate is set before each step. Until then it is 0: DeepSpeed takes a step without gradients to make the states, which would decay.
     if train.optimizer == "sgd":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedspeed.federation.layout import Layout
+from fedspeed.models.factors import is_factor_a, is_factor_b, pairs
 
 Tensors = Mapping[str, np.ndarray]
 PROBES = 4  # probes a side: 16 words a matrix, whatever its size
@@ -27,19 +28,12 @@ class Result:
     factor_error: float | None
 
 
-def pairs(names) -> list[tuple[str, str]]:
-    """(A, B) names of every LoRA-adapted matrix."""
-    return [(a, a.replace(".lora_A.", ".lora_B.")) for a in sorted(names) if ".lora_A." in a]
-
-
 def held(rule: str, round: int, names) -> frozenset[str]:
     """The names that keep their value in this round (rounds count from 1; `alternate` begins with B: while B = 0, A has no gradient)."""
-    a_names = frozenset(a for a, _ in pairs(names))
-    b_names = frozenset(b for _, b in pairs(names))
-    if rule == "freeze_a":
-        return a_names
+    if rule == "freeze_a" or (rule == "alternate" and round % 2 == 1):
+        return frozenset(filter(is_factor_a, names))
     if rule == "alternate":
-        return a_names if round % 2 == 1 else b_names
+        return frozenset(filter(is_factor_b, names))
     return frozenset()
 
 
@@ -72,7 +66,10 @@ def _moved(start: Tensors, change: Tensors, factor: float) -> dict[str, np.ndarr
 
 
 class SvdRule:
-    """`svd`: every client's factors travel in a slot of their own, so the sum hides nobody: for the plain exchange only."""
+    """`svd`: every client's factors travel in a slot of their own, so the sum hides nobody: for the plain exchange only.
+
+    What is no factor (the bias of a B) is averaged.
+    """
 
     def __init__(self, layout: Layout, clients: int):
         self._layout, self._clients = layout, clients
@@ -93,6 +90,9 @@ class SvdRule:
             if norm == 0:  # nobody has moved off B = 0; with A = 0 too, neither would ever have a gradient again
                 state[a] = start[a]
             lost, whole = lost + cut**2, whole + norm**2
+        for name in set(self._layout.names) - state.keys():
+            mean = sum(share * tensors[name].astype(np.float64) for share, (_, tensors) in zip(shares, present))
+            state[name] = mean.astype(np.float32)
         return Result(state, (lost / whole) ** 0.5 if whole else 0.0)
 
 

@@ -1,6 +1,5 @@
 """The trainable part of a model: PEFT LoRA, or everything."""
 
-import json
 import math
 import zlib
 from pathlib import Path
@@ -12,6 +11,7 @@ from fedspeed.errors import ModelError
 from fedspeed.models.blocks import decoder_blocks
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS
 from fedspeed.models.config import AdapterConfig, chosen_blocks
+from fedspeed.models.factors import is_factor_a, is_factor_b
 
 
 def lora_config(config: AdapterConfig, model_type: str):
@@ -83,36 +83,18 @@ def portable_name(name: str) -> str:
 
 
 def initial_adapter(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
-    """LoRA's start (Hu et al., 2021): A uniform as torch's Linear draws it, B zero, so that B A = 0.
+    """LoRA's start (Hu et al., 2021): A drawn, B zero, so that B A = 0.
 
+    A is uniform as torch's Linear draws it; beside an embedding it is normal, as torch's Embedding is. (PEFT draws B there and leaves A zero;
+    but the rules that freeze a factor begin by freezing A, and B has no gradient while A is zero.)
     Drawn from the name and the seed alone, in fp32: every rank of every client makes the same one without a word to another.
     """
-    if ".lora_A." in name:
-        bound = 1 / math.sqrt(shape[1])
+    if is_factor_a(name):
         generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+        if ".lora_embedding_A" in name:
+            return torch.empty(shape).normal_(generator=generator)
+        bound = 1 / math.sqrt(shape[1])
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-    if ".lora_B." in name:
+    if is_factor_b(name):
         return torch.zeros(shape)
     raise ModelError(f"{name}: FedSpeed trains LoRA's A and B; this adapter has another kind of weight")
-
-
-def lora_pairs(names) -> list[tuple[str, str]]:
-    """The (A, B) names of every adapted matrix, in sorted order."""
-    return [(a, a.replace(".lora_A.", ".lora_B.")) for a in sorted(names) if ".lora_A." in a]
-
-
-def lora_scale(model: nn.Module) -> float:
-    """alpha / r of the adapter (or alpha / sqrt(r) for rsLoRA) of a wrapped model."""
-    peft = model.peft_config["default"]
-    return peft.lora_alpha / (math.sqrt(peft.r) if peft.use_rslora else peft.r)
-
-
-def read_adapter_names(folder: Path) -> set[str]:
-    """Names in an adapter folder's safetensors header, without reading a weight."""
-    path = folder / "adapter_model.safetensors"
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            return {k for k in json.loads(file.read(size)) if k != "__metadata__"}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}); give a PEFT folder with safetensors weights") from error

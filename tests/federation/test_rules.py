@@ -5,6 +5,7 @@ import pytest
 
 from fedspeed.federation import rules
 from fedspeed.federation.layout import Layout
+from fedspeed.models.factors import is_factor_a
 
 SHAPES = {
     "x.q.lora_A.default.weight": (3, 9), "x.q.lora_B.default.weight": (8, 3),
@@ -61,6 +62,39 @@ def test_pairs_are_matched_by_matrix():
     assert rules.pairs(SHAPES) == [("x.q.lora_A.default.weight", "x.q.lora_B.default.weight"),
                                    ("x.v.lora_A.default.weight", "x.v.lora_B.default.weight")]
     assert rules.pairs(["wte.weight"]) == []
+
+    assert [is_factor_a(n) for n in SHAPES] == [n in A_NAMES for n in SHAPES]
+
+
+# LoRA beside an embedding, and with a bias.
+
+WHOLE = {"x.embed.lora_embedding_A.default": (3, 11), "x.embed.lora_embedding_B.default": (8, 3), "x.q.lora_A.default.weight": (3, 9),
+         "x.q.lora_B.default.weight": (8, 3), "x.q.lora_B.default.bias": (8,)}
+EVERY_A = {"x.embed.lora_embedding_A.default", "x.q.lora_A.default.weight"}
+
+
+def test_embeddings_and_biases_have_a_side():
+    assert rules.pairs(WHOLE) == [("x.embed.lora_embedding_A.default", "x.embed.lora_embedding_B.default"),
+                                  ("x.q.lora_A.default.weight", "x.q.lora_B.default.weight")]
+    assert rules.pairs(["e.lora_embedding_A"]) == [("e.lora_embedding_A", "e.lora_embedding_B")], "as PEFT writes them into a file"
+    assert rules.held("freeze_a", 1, WHOLE) == rules.held("alternate", 1, WHOLE) == EVERY_A
+    assert rules.held("alternate", 2, WHOLE) == WHOLE.keys() - EVERY_A
+
+
+@pytest.mark.parametrize(("name", "round"), [("avg_factors", 1), ("freeze_a", 1), ("alternate", 1), ("alternate", 2), ("svd", 1)])
+def test_every_rule_aggregates_every_tensor(name, round):
+    start, held = drawn(99, WHOLE), rules.held(name, round, WHOLE)
+    ends = {c: {n: t if n in held else t + drawn(c, WHOLE, 0.1)[n] for n, t in start.items()} for c in WEIGHTS}
+    state = aggregate(make(name, WHOLE, round=round), start, ends).state
+    mean = {n: sum(WEIGHTS[c] / sum(WEIGHTS.values()) * end[n].astype(np.float64) for c, end in ends.items()) for n in WHOLE}
+    assert {n: t.shape for n, t in state.items()} == WHOLE and all(t.dtype == np.float32 for t in state.values())
+    averaged = WHOLE.keys() if name != "svd" else {"x.q.lora_B.default.bias"}
+    for n in averaged:
+        np.testing.assert_allclose(state[n], mean[n], rtol=0, atol=1e-6)
+    if name == "svd":
+        for a, b in rules.pairs(WHOLE):
+            u, values, vt = np.linalg.svd(mean_product(ends, a, b))
+            np.testing.assert_allclose(state[b] @ state[a], (u[:, :3] * values[:3]) @ vt[:3], rtol=0, atol=1e-5)
 
 
 # The three rules that are one sum.
