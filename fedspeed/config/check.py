@@ -140,7 +140,8 @@ def _rounds(config: RunConfig) -> Iterator[Conflict]:
                                f"routing.mode={mode} with routing.transport={config.routing.transport} is there to hide; set "
                                "routing.mode=plain inside one trust domain, or leave it out")
     if rule == "svd":
-        for key, value, plain in (("server_optimizer", federation.server_optimizer, "none"), ("server_lr", federation.server_lr, 1.0),
+        for key, value, plain in (("server_optimizer", federation.server_optimizer, "none"),
+                                  ("server_lr", 1.0 if federation.server_lr == "auto" else federation.server_lr, 1.0),
                                   ("local_optimizer", federation.local_optimizer, "reset")):
             if value != plain:
                 yield Conflict(("federation.aggregation", f"federation.{key}"),

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import re
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,12 +48,26 @@ def convert(node: yaml.Node, field: Field) -> Any:
     """The value of `node` as the field's type. Raises Unfit."""
     if typing.get_origin(field.type) is Literal:
         return _choice(node, typing.get_args(field.type))
+    if typing.get_origin(field.type) in (typing.Union, types.UnionType):
+        return _word_or_number(node, field)
     words, read = _TYPES[field.type]
     value = read(node)
     if value is None or not all(_BOUNDS[name][1](value, bound) for name, bound in field.bounds.items()):
         bounds = " and ".join(f"{_BOUNDS[name][0]} {bound if isinstance(bound, int) else f'{bound:g}'}" for name, bound in field.bounds.items())
         raise Unfit(f"{words}, {bounds}" if bounds else words)
     return value
+
+
+def _word_or_number(node: yaml.Node, field: Field) -> Any:
+    """The value of a field that is a number or one of a few words, as `float | Literal["auto"]`; bounds are the number's."""
+    number, words = typing.get_args(field.type)
+    choices = typing.get_args(words)
+    if (text := _text(node)) in choices:
+        return text
+    try:
+        return convert(node, Field(number, field.bounds))
+    except Unfit as unfit:
+        raise Unfit(f"{', '.join(choices)} or {unfit}") from None
 
 
 def _choice(node: yaml.Node, choices: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ from fedspeed.config.deepspeed_rules import leaves, run_values
 from fedspeed.config.deepspeed_schema import AUTO, FORCED
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
+from fedspeed.federation.config import settled_server_lr
 
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # not text to a reader of YAML 1.1 or 1.2
 _WIDEST = 60  # a longer line does not push the comments of all others to the right
@@ -42,6 +43,9 @@ def fingerprint(config: RunConfig) -> str:
 def decisive(values: dict[str, Any]) -> dict[str, Any]:
     """The part of `as_dict`, or of what an earlier version kept of it, that changes the arithmetic of a run."""
     values = {section: dict(block) for section, block in values.items()}
+    federation = values.get("federation", {})
+    if federation.get("server_lr") == "auto":  # a run that was started with the number it comes to goes on under either
+        federation["server_lr"] = settled_server_lr("auto", federation["server_optimizer"])
     for key in _OUTSIDE_FINGERPRINT:
         section, _, name = key.partition(".")
         if name:
@@ -60,7 +64,10 @@ def render(loaded: Loaded, deepspeed: dict[str, Any]) -> str:
         deepspeed: what `deepspeed.merge` made of the section.
     """
     values = as_dict(loaded.config)
-    lines = _aligned(_lines(values, loaded.sources))
+    sources = dict(loaded.sources)
+    if loaded.config.federation.server_lr == "auto":
+        sources["federation.server_lr"] += f", comes to {loaded.config.federation.server_step:g}"
+    lines = _aligned(_lines(values, sources))
     origin = _Origin(loaded)
     resolved = _aligned(_lines(deepspeed, {key: origin(key, value) for key, value in leaves(deepspeed)}))
     title = "# What DeepSpeed receives; the engine replaces every auto once it knows the model."

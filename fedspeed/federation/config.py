@@ -3,6 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+SERVER_LR = {"none": 1.0, "momentum": 1.0, "adam": 0.01, "yogi": 0.01}  # what `auto` comes to, by server optimizer
+
+
+def settled_server_lr(server_lr: float | str, server_optimizer: str) -> float:
+    """Return the server optimizer's step size, with the number that `auto` comes to.
+
+    The steps of adam and yogi have about that length in each parameter, however long the clients' changes are.
+    With 1.0, which is right for plain averaging, they leave every model behind.
+    """
+    return SERVER_LR[server_optimizer] if server_lr == "auto" else float(server_lr)
+
 
 @dataclass(frozen=True)
 class FederationConfig:
@@ -13,7 +24,8 @@ class FederationConfig:
                 "svd: best approximation of the mean of B A"})
     server_optimizer: Literal["none", "momentum", "adam", "yogi"] = field(default="none", metadata={
         "help": "what is done with the mean update"})
-    server_lr: float = field(default=1.0, metadata={"help": "step size of the server optimizer", "above": 0.0})
+    server_lr: float | Literal["auto"] = field(default="auto", metadata={
+        "help": "step size of the server optimizer; auto: 1.0 for none and momentum, 0.01 for adam and yogi", "above": 0.0})
     server_momentum: float = field(default=0.9, metadata={"help": "momentum, and beta1 of adam and yogi", "min": 0.0, "below": 1.0})
     server_beta2: float = field(default=0.99, metadata={"help": "beta2 of adam and yogi", "min": 0.0, "below": 1.0})
     server_tau: float = field(default=1e-3, metadata={"help": "adaptivity of adam and yogi, added to the root", "above": 0.0})
@@ -30,3 +42,8 @@ class FederationConfig:
     compare_alone: bool = field(default=False, metadata={
         "help": "at the end, train each client alone and compare on all held-out rows; for simulations, since every rank reads all rows"})
     patience: int = field(default=0, metadata={"help": "stop after so many evaluations without a better held-out loss, 0: never", "min": 0})
+
+    @property
+    def server_step(self) -> float:
+        """The step size of the server optimizer, see `settled_server_lr`."""
+        return settled_server_lr(self.server_lr, self.server_optimizer)

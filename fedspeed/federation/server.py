@@ -29,7 +29,7 @@ def update(config: FederationConfig, state: State, old: Mapping[str, np.ndarray]
     Returns:
         The new optimizer state and the new global tensors.
     """
-    if config.server_optimizer == "none" and config.server_lr == 1.0:
+    if config.server_optimizer == "none" and config.server_step == 1.0:
         return state, dict(aggregate)  # exactly the aggregate: old + (aggregate - old) would round
     new_state, new = {k: dict(v) for k, v in state.items()}, dict(old)
     for name, x in old.items():
@@ -48,5 +48,5 @@ def update(config: FederationConfig, state: State, old: Mapping[str, np.ndarray]
             v = beta2 * v + (1 - beta2) * square if config.server_optimizer == "adam" else v - (1 - beta2) * square * np.sign(v - square)
             step = m / (np.sqrt(v) + config.server_tau)
             new_state["m"][name], new_state["v"][name] = m.astype(np.float32), v.astype(np.float32)
-        new[name] = (x + config.server_lr * step).astype(np.float32)
+        new[name] = (x + config.server_step * step).astype(np.float32)
     return new_state, new

@@ -42,7 +42,7 @@ def test_every_value_has_its_source():
     lines = [line for line in text.partition("\n\n")[0].splitlines() if "  # " in line]
     assert len(lines) == len(FIELDS) + 1
     assert sum(line.endswith("# command line") for line in lines) == 2
-    assert sum(line.endswith("# default") for line in lines) == len(FIELDS) - 1
+    assert sum("# default" in line for line in lines) == len(FIELDS) - 1
     assert len({line.index("  # ") for line in lines}) == 1  # aligned
 
 
@@ -101,6 +101,18 @@ def test_fingerprint_passes_over_what_does_not_change_the_arithmetic(override):
 ])
 def test_fingerprint_sees_the_rest(override):
     assert fingerprint(load(None, ["model.base=m", override]).config) != fingerprint(load(None, ["model.base=m"]).config)
+
+
+@pytest.mark.parametrize(("optimizer", "number"), [("none", "1.0"), ("momentum", "1.0"), ("adam", "0.01"), ("yogi", "0.01")])
+def test_auto_step_of_the_server_is_shown_and_counts_as_what_it_comes_to(optimizer, number):
+    words = ("model.base=m", f"federation.server_optimizer={optimizer}")
+    loaded, text = shown(None, *words)
+    line = next(line for line in text.splitlines() if "server_lr" in line)
+    assert line.split("#")[0].split() == ["server_lr:", "auto"] and f"comes to {float(number):g}" in line
+    assert loaded.config.federation.server_step == float(number)
+    given, other = (load(None, [*words, f"federation.server_lr={value}"]).config for value in (number, "0.5"))
+    assert fingerprint(given) == fingerprint(loaded.config) != fingerprint(other)
+    assert "comes to" not in shown(None, *words, "federation.server_lr=0.5")[1]
 
 
 def test_fingerprint_is_a_sha256_that_ignores_the_order_of_keys():

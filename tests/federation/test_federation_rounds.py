@@ -31,6 +31,12 @@ def sampled(base):
     return settings(base, federation={"rounds": 3, "clients_per_round": 1, "evaluate_every": 3})
 
 
+def settled(base, kind, seed):
+    """Everything about the server optimizer but its kind by default."""
+    return settings(base, train={"local_steps": 1}, adapter={"method": "full"}, run={"seed": seed},
+                    federation={"rounds": 4, "server_optimizer": kind})
+
+
 def holding(base, case):
     options = dict(HOLDING[case])
     return settings(base, train=options.pop("train"), federation={"rounds": 2, "aggregation": case.split(",")[0], **options})
@@ -71,6 +77,8 @@ def ranks_apart(world, base, folder):
         out |= {(kind, optimizer, how): kept(world, base, folder, kind, optimizer, how) for kind in ("zero0", "zero2", "zero3")
                 for optimizer in KEPT for how in ("keep", "reset", "at once")}
     else:
+        out |= {(kind, seed): course(world, f"{kind}-{seed}", settled(base, kind, seed), {2: (0, 1, 2)}, folder)
+                for kind in ("adam", "yogi") for seed in range(3)}
         out["still"] = course(world, "still", settings(base, clients=1, train={"lr": 0.0}, federation={"rounds": 9, "patience": 2}),
                               {2: (0,)}, folder)
     return out
@@ -247,6 +255,13 @@ def test_clusters_do_not_wait_for_each_other_inside_a_round(apart):
 
 
 # The end of a run.
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["adam", "yogi"])
+def test_adaptive_server_optimizers_do_not_diverge_by_default(apart, kind, seed):
+    losses = [r.val_loss for r in apart[2][kind, seed].records]
+    assert max(losses) < losses[0] + 0.1, "with a step size of 1.0 they end above 5"
 
 
 def test_a_run_that_does_not_get_better_stops(apart):
