@@ -2,10 +2,12 @@
 
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 _DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
@@ -13,21 +15,40 @@ _QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 
 def visible_gpus(env: Mapping[str, str]) -> int:
-    """Number of CUDA devices a process with this environment would see.
-
-    CUDA_VISIBLE_DEVICES counts only up to its first invalid entry, as in CUDA itself.
-    """
+    """Number of CUDA devices a process with this environment would see."""
     installed = installed_gpus()
     chosen = env.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None or not installed:
-        return installed
-    count = 0
-    for entry in chosen.split(","):
-        entry = entry.strip()
-        if not entry or entry.startswith("-") or (entry.isdecimal() and int(entry) >= installed):
+    return installed if chosen is None else min(installed, chosen_gpus(chosen, installed))
+
+
+def chosen_gpus(text: str, installed: int) -> int:
+    """How many devices a value of CUDA_VISIBLE_DEVICES lets a process see, as CUDA and torch read it.
+
+    Counting ends before the first entry that is no device: an index that is not there, a word (`NoDevFiles`, `none`, `void`), a negative
+    number. A device named twice means none at all. Of an index only the digits at its beginning count. Ids of devices (`GPU-...`,
+    `MIG-...`) are taken at their word.
+
+    Args:
+        installed: number of devices of this machine.
+    """
+    prefix = text[:4]
+    named = prefix in ("GPU-", "MIG-")
+    found: list[str | int] = []
+    for entry in text.split(","):
+        device = entry if named else _leading_number(entry.strip())
+        if device in found:
+            return 0
+        if not entry.startswith(prefix) if named else device < 0:
             break
-        count += 1
-    return count
+        found.append(device)
+    valid = takewhile(lambda device: named or device < installed, found)
+    return len(list(valid))
+
+
+def _leading_number(text: str) -> int:
+    """The whole number that a text begins with; -1 where it begins with none."""
+    match = re.match(r"[+-]?\d+", text, re.ASCII)
+    return int(match[0]) if match else -1
 
 
 def installed_gpus() -> int:

@@ -7,12 +7,14 @@ contradict what this rank knows of itself; `rendezvous.meet` then compares the a
 
 import base64
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from fedspeed.cluster import nodelist
 from fedspeed.cluster.hostfile import Host, Hostfile, read
+from fedspeed.cluster.hostnames import hosts_called, is_same_host, own_host
 from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import HostfileError
 
@@ -69,13 +71,6 @@ def named_hostfile(argument: Path | None, env: Mapping[str, str], cwd: Path) -> 
     """The file named by --hostfile, else by the variable, resolved against the working folder."""
     name = argument or env.get(HOSTFILE_VARIABLE)
     return cwd / name if name else None
-
-
-def is_same_host(name: str, other: str) -> bool:
-    """Whether two names mean one machine: a domain is ignored, because hostfiles and `hostname` differ in it. Addresses compare whole."""
-    def short(text: str) -> str:
-        return text if text.replace(".", "").isdecimal() else text.split(".")[0]
-    return name == other or short(name) == short(other)
 
 
 def seat(hosts: Sequence[Host], world_rank: int) -> tuple[Host, int]:
@@ -202,8 +197,9 @@ def _slurm_job_layouts(names: list[str], clues: Clues) -> list[tuple[Host, ...] 
     layouts = []
     if "SLURM_STEP_ID" not in env and "SLURM_TASKS_PER_NODE" in env:
         layouts.append(_paired(names, nodelist.expand_counts(env["SLURM_TASKS_PER_NODE"])))
-    index = next((index for index, name in enumerate(names) if is_same_host(name, clues.hostname)), None)
-    if index is not None and identity.local_size is not None:
+    here = own_host([Host(name, 1) for name in names], clues.hostname)
+    if here and identity.local_size is not None:
+        index = names.index(here.name)
         before = identity.world_rank - identity.local_rank
         slots = before // index if index else identity.local_size
         if slots >= 1:
@@ -234,7 +230,7 @@ def _contradiction(hosts: Sequence[Host], clues: Clues) -> str | None:
     if identity.all_local:
         return None
     host, slot = seat(hosts, identity.world_rank)
-    actual = next((other for other in hosts if is_same_host(other.name, clues.hostname)), None)
+    actual = own_host(hosts, clues.hostname)
     if actual and actual != host:
         return f"rank {identity.world_rank} runs on {actual.name}, but would belong to {host.name}"
     if identity.local_rank != slot or (identity.local_size is not None and identity.local_size != host.slots):
@@ -307,14 +303,41 @@ def _shelf(cwd: Path) -> tuple[list[Hostfile], list[str]]:
 
 
 def _with_facts(hosts: tuple[Host, ...], clues: Clues) -> Layout:
-    """The same hosts and slots with the facts of a file at hand that names them all."""
-    described = []
+    """The same hosts and slots with the facts of a file at hand that names them all.
+
+    Raises:
+        HostfileError: files state different facts, or only names that are short for several hosts of a file lead to it.
+    """
+    described, unclear = [], []
     for file in _shelf(clues.cwd)[0]:
-        known = [next((other for other in file.hosts if is_same_host(other.name, host.name)), None) for host in hosts]
+        try:
+            known = [_described(file, host.name) for host in hosts]
+        except HostfileError as error:
+            unclear.append(error)
+            continue
         if all(known):
             pairs = zip(known, hosts, strict=True)
             described.append((file, tuple(replace(other, name=host.name, slots=host.slots) for other, host in pairs)))
+    if unclear and not described:
+        raise unclear[0]
     return _unambiguous(described) or (None, hosts)
+
+
+def _described(file: Hostfile, name: str) -> Host | None:
+    """The host of the file that has this name in full, else the one that it is short for.
+
+    Raises:
+        HostfileError: it is short for several, about which the file states different facts.
+    """
+    found = hosts_called(file.hosts, name)
+    if len(found) > 1:
+        # Asked only here: a name service may take seconds to answer.
+        found = hosts_called(found, socket.getfqdn(name))
+    if len({(host.facts, file.cluster(host.cluster).trust) for host in found}) > 1:
+        raise HostfileError(f"{file.path}: host {name} of this job may be {' or '.join(host.name for host in found)}, about which the file "
+                            f"states different facts; add `--hostfile FILE` behind launch.py or set {HOSTFILE_VARIABLE}, with the hosts of "
+                            "this job alone")
+    return found[0] if found else None
 
 
 def _unambiguous(layouts: list[tuple[Hostfile, tuple[Host, ...]]]) -> Layout | None:

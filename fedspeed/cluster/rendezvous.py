@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from fedspeed.cluster.discover import Launch
-from fedspeed.cluster.layout import is_same_host, seat
+from fedspeed.cluster.hostnames import own_host
+from fedspeed.cluster.layout import seat
 from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port, own_address
 from fedspeed.errors import HostfileError, LostPeerError
 
@@ -32,11 +34,20 @@ _MUST_S = 30.0
 
 @dataclass(frozen=True)
 class Peer:
-    """A rank that has arrived: the machine and process behind a world rank."""
+    """A rank that has arrived: the machine and process behind a world rank.
+
+    `boot` is the id of its kernel's start. It tells machines apart that call themselves alike, as gpu1 of two organisations may.
+    """
 
     world_rank: int
     hostname: str
     pid: int
+    boot: str = ""
+
+    @property
+    def machine(self) -> tuple[str, str]:
+        """Equal for ranks of one machine, or of one of the hosts that a machine emulates."""
+        return self.hostname, self.boot
 
 
 class Store:
@@ -141,7 +152,7 @@ def meet(launch: Launch, timeout_s: float) -> Store:
     os.environ.setdefault(RESOLVER_VARIABLE, RESOLVER_OPTIONS)
     deadline = time.monotonic() + timeout_s
     store = _open(launch, deadline, timeout_s)
-    mine = {"hostname": socket.gethostname(), "pid": os.getpid(), "layout": _layout_text(launch)}
+    mine = {"hostname": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "layout": _layout_text(launch)}
     store.put(_here(launch.world_rank), json.dumps(mine))
     missing = store.wait([_here(rank) for rank in range(launch.world_size)], deadline - time.monotonic())
     if missing:
@@ -153,7 +164,7 @@ def meet(launch: Launch, timeout_s: float) -> Store:
     if launch.world_rank == 0:
         # If what was said is wrong, all ranks end at once; rank 0, and the store with it, after the others have seen why.
         store.wait([_read(rank) for rank in range(launch.world_size)], _READ_S)
-    store.peers = tuple(Peer(rank, str(words["hostname"]), int(words["pid"])) for rank, words in enumerate(said))
+    store.peers = tuple(Peer(rank, str(words["hostname"]), int(words["pid"]), str(words["boot"])) for rank, words in enumerate(said))
     _check_layouts(launch, said)
     _check_machines(launch, store.peers)
     return store
@@ -173,22 +184,22 @@ def torch_world(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: f
         LostPeerError: the first of them published nothing before the deadline.
     """
     world_rank = store.world_rank
-    hostname = store.peers[world_rank].hostname
+    machine = store.peers[world_rank].machine
     key = f"fedspeed/world/{ranks[0]}"
     if world_rank == ranks[0]:
-        address = own_address(launch.master_addr, store.peers[store.world_rank].hostname == store.peers[0].hostname)
-        store.put(key, json.dumps([address, _claim_port(store, hostname)]))
+        address = own_address(launch.master_addr, machine == store.peers[0].machine)
+        store.put(key, json.dumps([address, _claim_port(store, machine)]))
     elif store.wait([key], timeout_s):
         raise LostPeerError(f"{_named(launch, [ranks[0]])} did not open the torch world of ranks {', '.join(map(str, ranks))} within {timeout_s:g} s; look at "
                             "its output")
     master_addr, master_port = json.loads(store.get(key)[0])
-    machines = list(dict.fromkeys(store.peers[rank].hostname for rank in ranks))
+    machines = list(dict.fromkeys(store.peers[rank].machine for rank in ranks))
     return {
         "RANK": str(ranks.index(world_rank)),
         "WORLD_SIZE": str(len(ranks)),
         "LOCAL_RANK": str(launch.local_rank),
-        "LOCAL_SIZE": str(sum(peer.hostname == hostname for peer in store.peers)),
-        "CROSS_RANK": str(machines.index(hostname)),
+        "LOCAL_SIZE": str(sum(peer.machine == machine for peer in store.peers)),
+        "CROSS_RANK": str(machines.index(machine)),
         "CROSS_SIZE": str(len(machines)),
         "MASTER_ADDR": str(master_addr),
         "MASTER_PORT": str(master_port),
@@ -296,25 +307,34 @@ def _check_machines(launch: Launch, peers: tuple[Peer, ...]) -> None:
     One machine may stand for several hosts (an emulated cluster); then names say nothing.
     """
     machines: dict[str, Peer] = {}
-    emulated = len({peer.hostname for peer in peers}) == 1
+    emulated = len({peer.machine for peer in peers}) == 1
     for peer in peers:
         host, _ = seat(launch.hosts, peer.world_rank)
         first = machines.setdefault(host.name, peer)
-        if first.hostname != peer.hostname:
-            raise HostfileError(f"ranks {first.world_rank} and {peer.world_rank} belong to host {host.name}, but run on "
-                                f"{first.hostname} and {peer.hostname}; let ranks be numbered host by host (mpirun --map-by slot, "
-                                "srun --distribution=block), or correct the hostfile")
-        known = [other.name for other in launch.hosts if is_same_host(other.name, peer.hostname)]
-        if known and not emulated and host.name not in known:
+        if first.machine != peer.machine:
+            alike = first.hostname == peer.hostname
+            where = f"two machines that are both called {peer.hostname}" if alike else f"{first.hostname} and {peer.hostname}"
+            raise HostfileError(f"ranks {first.world_rank} and {peer.world_rank} belong to host {host.name}, but run on {where}; let ranks "
+                                "be numbered host by host (mpirun --map-by slot, srun --distribution=block), or correct the hostfile")
+        known = own_host(launch.hosts, peer.hostname)
+        if known and not emulated and host != known:
             raise HostfileError(f"rank {peer.world_rank} belongs to host {host.name}, but runs on {peer.hostname}; write the hosts in the "
                                 "order in which the launcher numbers them")
 
 
-def _claim_port(store: Store, hostname: str) -> int:
+def _boot_id() -> str:
+    """Of this machine's kernel, empty where the kernel does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _claim_port(store: Store, machine: tuple[str, str]) -> int:
     """A free port of this machine that no other cluster of this job has taken in the same moment."""
     while True:
         port = free_port()
-        if store.add(f"fedspeed/port/{hostname}/{port}", 1) == 1:
+        if store.add(f"fedspeed/port/{'/'.join(machine)}/{port}", 1) == 1:
             return port
 
 

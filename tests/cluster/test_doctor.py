@@ -1,5 +1,6 @@
 """What the doctor and the device count see, on machines made up for the test."""
 
+import itertools
 import subprocess
 from importlib import metadata
 
@@ -71,10 +72,22 @@ def test_16_bit_arithmetic_of_the_cpu_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize(("chosen", "installed", "visible"), [
-    (None, 4, 4), ("", 4, 0), ("-1", 4, 0), ("0", 4, 1), ("0,2", 4, 2), ("1,9,2", 4, 1), ("GPU-abc,GPU-def", 4, 2), ("0,1", 0, 0)])
+    (None, 4, 4), ("", 4, 0), ("-1", 4, 0), ("0", 4, 1), ("0,2", 4, 2), ("1,9,2", 4, 1), ("GPU-abc,GPU-def", 4, 2), ("0,1", 0, 0),
+    ("NoDevFiles", 4, 0), ("none", 4, 0), ("void", 4, 0), ("0,0", 4, 0), ("GPU-abc,GPU-abc", 4, 0), ("GPU-abc,1", 4, 1)])
 def test_cuda_visible_devices(monkeypatch, chosen, installed, visible):
     monkeypatch.setattr(devices, "installed_gpus", lambda: installed)
     assert devices.visible_gpus({} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}) == visible
+
+
+def test_cuda_visible_devices_is_read_as_torch_reads_it(monkeypatch):
+    from torch.cuda import _parse_visible_devices
+
+    entries = ("0", "1", "9", "", " 1 ", "-1", "+1", "00", "1gpu", "none", "GPU-a", "GPU-b", "MIG-a")
+    for text in (",".join(chosen) for length in (1, 2, 3) for chosen in itertools.product(entries, repeat=length)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
+        theirs = _parse_visible_devices()
+        there = itertools.takewhile(lambda device: isinstance(device, str) or device < 2, theirs)
+        assert devices.chosen_gpus(text, 2) == len(list(there)), text
 
 
 def test_gpus_are_counted_from_the_driver_else_from_its_tool(monkeypatch, tmp_path):

@@ -191,6 +191,36 @@ def test_a_cluster_over_two_machines_counts_them(monkeypatch, port):
     assert {world["MASTER_ADDR"] for world in worlds} == {"127.0.0.1"}
 
 
+def test_machines_that_call_themselves_alike_are_told_apart(monkeypatch, port):
+    """`hostname` is often without its domain: gpu1 at one organisation, and gpu1 at another."""
+    machines(monkeypatch, ["gpu1", "gpu1", "gpu1"])
+    monkeypatch.setattr("fedspeed.cluster.rendezvous._boot_id", lambda: "b" if threading.current_thread().name == "2" else "a")
+    hosts = (Host("gpu1.site-a.org", 2), Host("gpu1.site-b.org", 1))
+    ranks = plan(hosts, 3, "auto").clusters[0].ranks
+
+    def work(rank):
+        launch = replace(launch_of(rank, port, hosts), local_rank=rank % 2)
+        store = meet(launch, 20)
+        world = torch_world(store, ranks, launch, 20)
+        assert leave(store, 20) == set()
+        return world
+
+    worlds = named_threads(work)
+    assert [(world["CROSS_RANK"], world["CROSS_SIZE"], world["LOCAL_SIZE"]) for world in worlds] == [
+        ("0", "2", "2"), ("0", "2", "2"), ("1", "2", "1")]
+    swapped, second = (Host("gpu1.site-a.org", 1), Host("gpu1.site-b.org", 2)), free_port() - STORE_PORT_OFFSET
+    for result in named_threads(lambda rank: meet(launch_of(rank, second, swapped), 20)):
+        assert isinstance(result, HostfileError)
+        assert "ranks 1 and 2 belong to host gpu1.site-b.org, but run on two machines that are both called gpu1" in str(result)
+
+
+def test_machines_that_differ_in_the_domain_only(monkeypatch, port):
+    hosts = (Host("gpu1.site-a.org", 2), Host("gpu1.site-b.org", 1))
+    machines(monkeypatch, ["gpu1.site-a.org", "gpu1.site-a.org", "gpu1.site-b.org"])
+    for result in named_threads(lambda rank: meet(launch_of(rank, port, hosts), 20)):
+        assert isinstance(result, Store), result
+
+
 def test_a_cluster_whose_first_rank_is_gone_is_told(port):
     topology = plan(HOSTS, 2, "auto")
 
