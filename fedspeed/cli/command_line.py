@@ -5,11 +5,11 @@ import os
 from collections.abc import Sequence
 
 from fedspeed import __version__
-from fedspeed.cli import audit, doctor, keys, plan, pretrain_base, probe, run, simulate
+from fedspeed.cli import audit, config_reference, doctor, keys, plan, pretrain_base, probe, run, simulate
 from fedspeed.cli.packages import missing_package
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
 
-COMMANDS = (run, doctor, plan, simulate, probe, audit, keys, pretrain_base)  # in the order of --help
+COMMANDS = (run, doctor, plan, simulate, probe, audit, keys, pretrain_base, config_reference)  # in the order of --help
 
 
 def main(argv: Sequence[str]) -> int:

@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--config", type=file_name, default=QUICKSTART, metavar="YAML", help="configuration of the run (default: the quickstart)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as train.lr=1e-4")
     parser.add_argument("--hostfile", type=file_name, help="the hostfile the launcher was given, where it cannot be found out")
-    parser.add_argument("--print-config", action="store_true", help="show every value and where it came from, and stop")
+    parser.add_argument("--print-config", action="store_true", help="show every value, what it means and where it came from, and stop")
     parser.add_argument("--dry-run", action="store_true", help="check configuration, hosts, data and model files, and stop")
     parser.add_argument("--fresh", action="store_true", help="start anew; an earlier run of the same name is moved aside")
     parser.add_argument("--json", action="store_true", help="one JSON object per round on stdout, progress on stderr")
@@ -78,7 +78,7 @@ def _show(loaded, arguments: argparse.Namespace) -> int:
 
     merged = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
     if arguments.print_config:
-        say(render(loaded, merged))
+        say(render(loaded, merged, explained=True).lstrip())
     if arguments.dry_run:
         need_packages()
         from fedspeed.session.order import Order

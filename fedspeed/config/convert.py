@@ -19,10 +19,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Field:
-    """`bounds` maps `min`, `max`, `above` and `below`, as far as the field's metadata has them, to a number."""
+    """`bounds` maps `min`, `max`, `above` and `below`, as far as the field's metadata has them, to a number; `help` says what it means."""
 
     type: Any
     bounds: dict[str, float]
+    help: str = ""
 
 
 class Unfit(Exception):
@@ -40,7 +41,8 @@ def fields_of(cls: type, prefix: str = "") -> tuple[dict[str, Field], list[str]]
             fields |= inner
             sections += [key, *deeper]
         elif type_ is not dict:
-            fields[key] = Field(type_, {name: field.metadata[name] for name in _BOUNDS if name in field.metadata})
+            fields[key] = Field(type_, {name: field.metadata[name] for name in _BOUNDS if name in field.metadata},
+                                field.metadata.get("help", ""))
     return fields, sections
 
 
@@ -50,11 +52,9 @@ def convert(node: yaml.Node, field: Field) -> Any:
         return _choice(node, typing.get_args(field.type))
     if typing.get_origin(field.type) in (typing.Union, types.UnionType):
         return _word_or_number(node, field)
-    words, read = _TYPES[field.type]
-    value = read(node)
+    value = _TYPES[field.type][1](node)
     if value is None or not all(_BOUNDS[name][1](value, bound) for name, bound in field.bounds.items()):
-        bounds = " and ".join(f"{_BOUNDS[name][0]} {bound if isinstance(bound, int) else f'{bound:g}'}" for name, bound in field.bounds.items())
-        raise Unfit(f"{words}, {bounds}" if bounds else words)
+        raise Unfit(takes(field))
     return value
 
 
@@ -68,6 +68,21 @@ def _word_or_number(node: yaml.Node, field: Field) -> Any:
         return convert(node, Field(number, field.bounds))
     except Unfit as unfit:
         raise Unfit(f"{', '.join(choices)} or {unfit}") from None
+
+
+def takes(field: Field) -> str:
+    """The values that a field takes, in words: `one of fp32, bf16, fp16`, `a whole number, at least 1`."""
+    if typing.get_origin(field.type) is Literal:
+        choices = typing.get_args(field.type)
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+    if alternatives := typing.get_args(field.type):  # such as float | Literal["auto"]
+        return " or ".join(takes(Field(alternative, field.bounds)) for alternative in reversed(alternatives))
+    return ", ".join(filter(None, (_TYPES[field.type][0], _bounds_text(field))))
+
+
+def _bounds_text(field: Field) -> str:
+    return " and ".join(f"{_BOUNDS[name][0]} {bound if isinstance(bound, int) else f'{bound:g}'}"
+                        for name, bound in field.bounds.items())
 
 
 def _choice(node: yaml.Node, choices: tuple[str, ...]) -> str:

@@ -21,16 +21,26 @@ class RunSection:
 
 @dataclass(frozen=True)
 class RunConfig:
-    run: RunSection = field(default_factory=RunSection)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    federation: FederationConfig = field(default_factory=FederationConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    routing: RoutingConfig = field(default_factory=RoutingConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunSection = field(default_factory=RunSection, metadata={
+        "help": "The run itself: its name, its place, its seed."})
+    model: ModelConfig = field(default_factory=ModelConfig, metadata={
+        "help": "The base model that is fine-tuned."})
+    adapter: AdapterConfig = field(default_factory=AdapterConfig, metadata={"help": "What is trained of it."})
+    data: DataConfig = field(default_factory=DataConfig, metadata={
+        "help": "Whose text: the task, how its rows become clients, and how a row becomes tokens."})
+    train: TrainConfig = field(default_factory=TrainConfig, metadata={
+        "help": "A client's local work in a round."})
+    federation: FederationConfig = field(default_factory=FederationConfig, metadata={
+        "help": "The rounds: who takes part, how updates are combined, when to stop."})
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata={
+        "help": "How clients lie on the ranks that the launcher provides."})
+    engine: EngineConfig = field(default_factory=EngineConfig, metadata={
+        "help": "How a rank executes its clients: where the frozen base lives, and what is recomputed."})
+    routing: RoutingConfig = field(default_factory=RoutingConfig, metadata={
+        "help": "How updates travel between clients, and who may see them."})
+    monitor: MonitorConfig = field(default_factory=MonitorConfig, metadata={
+        "help": "What is shown and written while a run goes on."})
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={
+        "help": "What is kept of a run, so that the same command resumes it."})
     deepspeed: dict = field(default_factory=dict, metadata={
-        "help": "plain DeepSpeed configuration: base: FILE.json, and keys that override it; auto: FedSpeed decides"})
+        "help": "Plain DeepSpeed configuration: base names a JSON file, other keys override it; auto: FedSpeed decides."})

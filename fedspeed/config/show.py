@@ -11,7 +11,8 @@ import yaml
 
 from fedspeed.config.deepspeed_rules import leaves, run_values
 from fedspeed.config.deepspeed_schema import AUTO, FORCED
-from fedspeed.config.load import DEFAULT, Loaded
+from fedspeed.config.load import DEFAULT, FREE, Loaded
+from fedspeed.config.reference import comment, meaning, section_meaning
 from fedspeed.config.run import RunConfig
 from fedspeed.federation.config import settled_server_lr
 
@@ -55,13 +56,14 @@ def decisive(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def render(loaded: Loaded, deepspeed: dict[str, Any]) -> str:
+def render(loaded: Loaded, deepspeed: dict[str, Any], explained: bool = False) -> str:
     """YAML of every value with its source, which loads back to the same configuration.
 
     The resolved DeepSpeed configuration follows as comments, because as YAML it would replace the section it comes from.
 
     Args:
         deepspeed: what `deepspeed.merge` made of the section.
+        explained: whether comments above each value say what it means and what else it may be.
     """
     values = as_dict(loaded.config)
     sources = dict(loaded.sources)
@@ -71,7 +73,21 @@ def render(loaded: Loaded, deepspeed: dict[str, Any]) -> str:
     origin = _Origin(loaded)
     resolved = _aligned(_lines(deepspeed, {key: origin(key, value) for key, value in leaves(deepspeed)}))
     title = "# What DeepSpeed receives; the engine replaces every auto once it knows the model."
+    lines = list(_explained(lines)) if explained else lines
     return "\n".join([*lines, "", title, *(f"# {line}" for line in resolved)]) + "\n"
+
+
+def _explained(lines: Sequence[str]) -> Iterator[str]:
+    """The lines of all sections with comments above each key. A key of the deepspeed section is not ours to explain."""
+    section = ""
+    for line in lines:
+        name, indent = line.partition(":")[0].strip(), line[:len(line) - len(line.lstrip())]
+        if not indent:
+            section = name
+            yield from ("", *comment(section_meaning(name), ""))
+        elif section != FREE:
+            yield from comment(meaning(f"{section}.{name}"), indent)
+        yield line
 
 
 class _Origin:

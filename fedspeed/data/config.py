@@ -14,7 +14,7 @@ class DataConfig:
     clients: int = field(default=3, metadata={"help": "number of federated clients", "min": 1, "max": 10_000})
     split: Literal["iid", "meta", "lda"] = field(default="iid", metadata={
         "help": "iid: even shuffle; meta: one category per client; lda: Dirichlet(alpha) per category"})
-    alpha: float = field(default=0.5, metadata={"help": "concentration of the lda splitter", "above": 0.0})
+    alpha: float = field(default=0.5, metadata={"help": "concentration of the lda splitter: the smaller, the less alike the clients", "above": 0.0})
     instruction_field: str = field(default="instruction", metadata={"help": "for task file: field with the instruction"})
     input_field: str = field(default="input", metadata={"help": "for task file: optional field with the input"})
     output_field: str = field(default="output", metadata={"help": "for task file: field with the answer"})
@@ -36,7 +36,7 @@ class TrainConfig:
         "help": "other numbers for some clusters, as name:steps,name:steps; slower clusters may do fewer"})
     micro_batch: int = field(default=4, metadata={"help": "sequences per rank in one forward and backward", "min": 1, "max": 65_536})
     accumulation: int = field(default=1, metadata={"help": "micro-batches per optimizer step", "min": 1, "max": 65_536})
-    optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata={"help": "local optimizer"})
+    optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata={"help": "optimizer of the local steps"})
     lr: float = field(default=1e-3, metadata={"help": "peak learning rate of the local optimizer", "min": 0.0})
     momentum: float = field(default=0.0, metadata={"help": "momentum of sgd", "min": 0.0, "below": 1.0})
     beta1: float = field(default=0.9, metadata={"help": "AdamW: decay of the mean of gradients", "min": 0.0, "below": 1.0})

@@ -20,7 +20,7 @@ class AdapterConfig:
         "help": "what is trained and exchanged: LoRA, some decoder blocks as a whole, or everything"})
     blocks: str = field(default="last:2", metadata={
         "help": "for method blocks: last:N, or numbers and ranges from 0, such as 10,12-15"})
-    lora_rank: int = field(default=8, metadata={"help": "r of LoRA", "min": 1, "max": 65_536})
+    lora_rank: int = field(default=8, metadata={"help": "r of LoRA: the inner dimension of the product B A", "min": 1, "max": 65_536})
     alpha: float = field(default=16.0, metadata={"help": "LoRA scale numerator; the update is alpha / lora_rank * B A", "above": 0.0})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the adapter's input", "min": 0.0, "max": 0.99})
     targets: str = field(default="attention", metadata={
