@@ -1,7 +1,10 @@
-"""Writing a file so that a reader, or a crash, finds either the old one or the new one; and whether a place can be written to at all."""
+"""Writing a file so that a reader, or a crash, finds either the old one or the new one; whether a place can be written to at all; and JSON that a user
+wrote."""
 
+import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -32,3 +35,23 @@ def check_writable(folder: Path) -> None:
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     with tempfile.TemporaryFile(dir=existing):
         pass
+
+
+def json_value(text: str | bytes, object_pairs_hook: Callable | None = None) -> object:
+    """What a JSON text holds; whatever is wrong with the text is a ValueError.
+
+    Raises:
+        ValueError: the text is not JSON (then a json.JSONDecodeError, which knows line and column), it is nested too deeply, or a whole
+            number in it has more digits than Python converts (4300).
+    """
+    try:
+        return json.loads(text, parse_int=_whole_number, object_pairs_hook=object_pairs_hook)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _whole_number(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:
+        raise ValueError(f"a whole number of {len(digits)} digits, {digits[:12]}..., is too long to be read") from None

@@ -1,7 +1,6 @@
 """What can be checked without starting a rank or reading a weight: for `--dry-run`, and before any run starts. `look_inside` alone imports
 torch."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +19,7 @@ from fedspeed.data.config import steps_by_cluster
 from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipeline_tier, resident_blocks
 from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
-from fedspeed.files import check_writable
+from fedspeed.files import check_writable, json_value
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES, ModelShape, shape_of
 from fedspeed.planner.hardware import read_probe
 from fedspeed.planner.memory import sizes
@@ -207,7 +206,7 @@ def _check_targets(loaded: Loaded, saved: object) -> None:
 def _object(path: Path, what: str) -> dict:
     """The JSON object in a file; `what` it should be, with its article."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; {path.parent} is not a folder with {what}") from None
     except (OSError, ValueError) as error:
@@ -242,7 +241,7 @@ def _shapes(path: Path) -> dict[str, list[int]]:
             length = int.from_bytes(file.read(8), "little")
             if length > size - 8:
                 raise ValueError("its header is cut off")
-            header = json.loads(file.read(length))
+            header = json_value(file.read(length))
         header.pop("__metadata__", None)
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if end != size:
@@ -279,7 +278,7 @@ def read_probe_file(path: Path) -> Mapping:
         PlanError: it cannot be read, or is something else.
     """
     try:
-        return read_probe(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return read_probe(json_value(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
         raise PlanError(f"{path}: cannot be read as a probe's file ({error}); write it with `fedspeed probe --out FILE`") from error
 

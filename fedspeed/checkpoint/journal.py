@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from fedspeed.errors import JournalError
-from fedspeed.files import write_atomically
+from fedspeed.files import json_value, write_atomically
 
 ROUND = re.compile(r"round-(\d{6,})$")
 BEST_REMEDY = "copy this file back from elsewhere, or start anew with --fresh"
@@ -69,7 +69,7 @@ class Journal:
             if number < kept[0]:  # with or without an entry: a killed process may have left half a round
                 self._forget(number)
         try:
-            needed = {self._best(json.loads((self._round(number) / "entry.json").read_bytes())["best_round"]) for number in kept}
+            needed = {self._best(json_value((self._round(number) / "entry.json").read_bytes())["best_round"]) for number in kept}
         except (ValueError, KeyError, TypeError):
             return  # an older entry is damaged: which file it needs is not known, and not this round's business
         for path in [*self.folder.glob("best-*.safetensors"), *self.folder.glob(".best-*.tmp")]:  # what a killed process left, too
@@ -145,7 +145,7 @@ class Journal:
             return None
         path, remedy = self._round(rounds[-1]) / "entry.json", self._remedy(rounds[-1])
         try:
-            values = json.loads(path.read_bytes())
+            values = json_value(path.read_bytes())
             values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
             entry = Entry(**values)
         except (ValueError, TypeError, KeyError) as error:

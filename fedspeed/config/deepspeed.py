@@ -12,6 +12,7 @@ from fedspeed.config.deepspeed_rules import Finding, at, clashes, incoherences, 
 from fedspeed.config.deepspeed_schema import ENGINE_AUTOS, FORCED
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
+from fedspeed.files import json_value
 
 __all__ = ["ENGINE_AUTOS", "merge", "zero_stage"]
 
@@ -96,7 +97,7 @@ def _read_base(base: Any, root: Path) -> tuple[dict[str, Any], str]:
         raise ConfigError(f"deepspeed.base is {base}, but there is no such file (looked for {looked}); "
                           "ds_configs/ holds zero0.json to zero3.json")
     try:
-        content = json.loads(found.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+        content = json_value(found.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{found}:{error.lineno}: is not JSON ({error.msg}); mend this line or the one above it") from error
     except (OSError, ValueError) as error:

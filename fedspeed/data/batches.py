@@ -25,12 +25,14 @@ class Batch:
         labels: -100 on prompt and padding.
         attention_mask: 1 on tokens, 0 on padding.
         answer_tokens: labels that carry loss after the causal shift, so those in labels[:, 1:].
+        cut: which sequences lack the end of their answer, by position in the batch; they are never answered exactly.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     attention_mask: np.ndarray
     answer_tokens: int
+    cut: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,8 @@ def collate(examples: list[Example], pad_id: int) -> Batch:
         input_ids[i, :lengths[i]] = example.input_ids
         labels[i, :lengths[i]] = example.labels
     attention_mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
-    return Batch(input_ids, labels, attention_mask, answer_tokens=sum(example.answer_tokens for example in examples))
+    return Batch(input_ids, labels, attention_mask, answer_tokens=sum(example.answer_tokens for example in examples),
+                 cut=tuple(i for i, example in enumerate(examples) if example.cut))
 
 
 def client_step(data: ClientData, seed: int, client: int, step: int, micro_batch: int, accumulation: int, ranks: int,

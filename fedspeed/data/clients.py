@@ -27,7 +27,7 @@ class ClientData:
 
     Attributes:
         dropped: rows (of both parts) left out because data.max_tokens cuts their answer away completely.
-        pad_id: token id that fills a batch; masked everywhere.
+        pad_id: token id that fills a batch; masked everywhere, so it is of no consequence which one it is.
     """
 
     train: list[Example]
@@ -62,7 +62,9 @@ def encode_client(rows: ClientRows, tokenizer, config: DataConfig) -> ClientData
     if not kept_train:
         raise DataError(f"client {rows.client}: data.max_tokens={config.max_tokens} cuts away the whole answer of each of its "
                         f"{len(train)} training rows (template {template}); raise data.max_tokens")
-    return ClientData(kept_train, kept_val, dropped=len(train) + len(val) - len(kept_train) - len(kept_val), pad_id=tokenizer.pad_token_id)
+    # Many tokenizers have a pad token that was added behind the model's vocabulary: padding asks for no id that the rows do not need.
+    pad_id = min(tokenizer.pad_token_id, max(int(example.input_ids.max()) for example in (*kept_train, *kept_val)))
+    return ClientData(kept_train, kept_val, dropped=len(train) + len(val) - len(kept_train) - len(kept_val), pad_id=pad_id)
 
 
 def largest_id(data: ClientData) -> int:

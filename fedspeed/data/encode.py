@@ -17,10 +17,12 @@ class Example:
     Attributes:
         input_ids: [T] int32, prompt then answer then end-of-sequence, cut to the token limit.
         labels_start: position of the first answer token; everything before it carries no loss.
+        cut: whether the token limit took the end of the answer away. Nobody can answer such a row exactly.
     """
 
     input_ids: np.ndarray
     labels_start: int
+    cut: bool = False
 
     @property
     def answer_tokens(self) -> int:
@@ -46,7 +48,7 @@ def encode(row: Row, tokenizer, template: str, max_tokens: int) -> Example | Non
     """
     prompt_ids = leading_special_ids(tokenizer) + _ids(tokenizer, prompt(row, template))
     ids = prompt_ids + _ids(tokenizer, row.output) + [tokenizer.eos_token_id]
-    example = Example(np.asarray(ids[:max_tokens], dtype=np.int32), labels_start=len(prompt_ids))
+    example = Example(np.asarray(ids[:max_tokens], dtype=np.int32), len(prompt_ids), cut=len(ids) > max_tokens)
     return example if example.answer_tokens > 0 else None
 
 
@@ -57,5 +59,7 @@ def leading_special_ids(tokenizer) -> list[int]:
 
 
 def _ids(tokenizer, text: str) -> list[int]:
+    """Token ids of a text as text: where it holds the name of a special token, such as `</s>`, the name is spelled out. Read as the
+    token itself, it would end an answer in the middle."""
     # Not verbose: the tokenizer would warn of texts beyond the model's positions, and `encode` cuts them right after.
-    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids

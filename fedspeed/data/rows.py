@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedspeed.errors import DataError
+from fedspeed.files import json_value
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
@@ -80,13 +81,17 @@ def hub_rows(name: str, fields: Fields) -> list[tuple[str, Row]]:
 
 
 def to_row(record: object, fields: Fields, where: str) -> Row:
-    """Picks the fields of one record. Instruction and output must be there and be text; the others may be absent or null."""
+    """Picks the fields of one record. Instruction and output must be there and be text; the others may be absent or null. Something must
+    stand in one of them."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: a record must be a JSON object with the fields of a row, this is {_short(record)}")
-    return Row(instruction=_text(record, fields.instruction, "instruction", where),
-               input=_optional_text(record, fields.input, "input", where),
-               output=_text(record, fields.output, "output", where),
-               category=_category(record, fields.category, where))
+    row = Row(instruction=_text(record, fields.instruction, "instruction", where),
+              input=_optional_text(record, fields.input, "input", where),
+              output=_text(record, fields.output, "output", where),
+              category=_category(record, fields.category, where))
+    if not (row.instruction + row.input + row.output).strip():
+        raise DataError(f"{where}: the row is empty, without any text in instruction, input and output; fill it in or remove it")
+    return row
 
 
 def _text(record: dict, name: str, part: str, where: str) -> str:
@@ -113,7 +118,7 @@ def _category(record: dict, name: str, where: str) -> str:
     if isinstance(value, (list, dict)):
         raise DataError(f"{where}: field {name!r} must be a plain category, this is {_short(value)}; "
                         "name another field in data.category_field")
-    return "" if value is None else str(value)
+    return "" if value is None or not str(value).strip() else str(value)
 
 
 def _short(value: object) -> str:
@@ -151,8 +156,8 @@ def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[
     for number, line in lines:
         if line.strip():
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+                yield f"{path}:{number}", json_value(line)
+            except ValueError as error:
                 raise DataError(f"{path}:{number}: not JSON ({error}): {_short(line.strip())}; a .jsonl file holds one JSON object a line "
                                 "(name it .json if it is one JSON list)") from None
 
@@ -162,12 +167,12 @@ def _json_list(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[s
     if not text.strip():
         return
     try:
-        items = json.loads(text)
+        items = json_value(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); a .json file holds one JSON list of objects "
                         "(name it .jsonl if it holds one object a line)") from None
-    except RecursionError:
-        raise DataError(f"{path}: nested too deeply to be a list of rows; choose another file in data.path") from None
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as a list of rows ({error}); correct the file, or choose another one in data.path") from None
     if not isinstance(items, list):
         raise DataError(f"{path}: a .json file must hold one JSON list of objects, this is {_short(items)}; put the rows in a list")
     for index, item in enumerate(items):

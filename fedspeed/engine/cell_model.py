@@ -127,7 +127,7 @@ class CellModel:
                 else:
                     right.append((logits.argmax(-1) == targets[part]).cpu())
             flow = torch.autograd.grad(normed, x, downward)[0] if differentiate else None
-        return Score(loss, *_whole_rows(at[:, 0], torch.cat(right), len(labels)) if right else (0, 0)), flow
+        return Score(loss, *_whole_rows(at[:, 0], torch.cat(right), len(labels), cell.batch.cut) if right else (0, 0)), flow
 
 
 @dataclass
@@ -164,9 +164,10 @@ def told(scores: list[Score]) -> list[Score]:
     return scores
 
 
-def _whole_rows(row: torch.Tensor, right: torch.Tensor, rows: int) -> tuple[int, int]:
-    """(rows of which all answer tokens are right, rows that have any)."""
+def _whole_rows(row: torch.Tensor, right: torch.Tensor, rows: int, cut: tuple[int, ...]) -> tuple[int, int]:
+    """(rows of which all answer tokens are right, rows that have any). One whose answer was `cut` is never right: its end is unknown."""
     wrong, tokens = torch.zeros(rows), torch.zeros(rows)
+    wrong[list(cut)] = 1.0
     wrong.index_add_(0, row, (~right).float())
     tokens.index_add_(0, row, torch.ones(len(row)))
     return int(((tokens > 0) & (wrong == 0)).sum()), int((tokens > 0).sum())

@@ -53,7 +53,9 @@ class StockEngine(ClientEngine):
             labels = self._tensor(batch.labels)[:, 1:]
             right = (logits[:, :-1].argmax(-1) == labels) | (labels == -100)
             rows = (labels != -100).any(dim=1)
-            sums = Sums(loss_sum.item(), batch.answer_tokens, int((right.all(dim=1) & rows).sum()), int(rows.sum()))
+            exact = right.all(dim=1) & rows
+            exact[list(batch.cut)] = False
+            sums = Sums(loss_sum.item(), batch.answer_tokens, int(exact.sum()), int(rows.sum()))
             self._end_forward_only()
         return sums
 

@@ -5,12 +5,12 @@ against the models that transformers builds from the same configuration.
 """
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedspeed.errors import ModelError
+from fedspeed.files import json_value
 
 FAMILIES = ("llama", "qwen2", "gpt2")
 ATTENTION_TARGETS = {"gpt2": ("c_attn",)}  # GPT-2 fuses q, k and v into one matrix
@@ -174,7 +174,7 @@ def shape_of(base: str) -> ModelShape:
 
 def _read(path: Path) -> dict:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as a model configuration ({error}); copy the file again") from error
     if not isinstance(config, dict):

@@ -4,7 +4,6 @@ The model is built on the meta device, the adapter is added, and then each unit 
 `place` (which keeps, moves or partitions it) and forgotten before the next one is read.
 """
 
-import json
 import zlib
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fedspeed.errors import ModelError
+from fedspeed.files import json_value
 from fedspeed.models.adapters import add_adapter, base_name, initial_adapter, is_adapter, portable_name
 from fedspeed.models.blocks import units
 from fedspeed.models.catalogue import FAMILIES
@@ -30,8 +30,8 @@ class WeightFiles:
         index = folder / f"{single}.index.json"
         if index.is_file():
             try:
-                self._file_of = dict(json.loads(index.read_text())["weight_map"])
-            except (ValueError, KeyError) as error:
+                self._file_of = dict(json_value(index.read_text(encoding="utf-8"))["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
                 raise ModelError(f"{index}: not an index of safetensors shards ({error}); download the model again") from error
         elif (folder / single).is_file():
             self._file_of = {name: single for name in self._open(single).keys()}
@@ -101,6 +101,8 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
         raise ModelError(f"{folder / 'config.json'}: not a model configuration transformers knows ({error})") from error
     if hf.model_type not in FAMILIES:
         raise ModelError(f"{folder / 'config.json'}: model_type {hf.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if (hf.pad_token_id or 0) >= hf.vocab_size:
+        hf.pad_token_id = None  # a pad token behind the vocabulary has no embedding, and needs none: padding is masked
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
     model.config.use_cache = False  # training never reads it, and it keeps keys and values alive

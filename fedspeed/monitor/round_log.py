@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from fedspeed.errors import JournalError
-from fedspeed.files import write_atomically
+from fedspeed.files import json_value, write_atomically
 from fedspeed.monitor.records import RoundRecord
 
 
@@ -42,7 +42,7 @@ def read_rounds(path: Path) -> tuple[RoundRecord, ...]:
 
 def _parse(path: Path, number: int, line: bytes) -> RoundRecord:
     try:
-        return RoundRecord.from_json(json.loads(line))
+        return RoundRecord.from_json(json_value(line))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise JournalError(
             f"{path}, line {number}: not the record of a round ({error}). The file only feeds the report: "

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fedspeed.errors import FedSpeedError
-from fedspeed.files import write_atomically
+from fedspeed.files import json_value, write_atomically
 from fedspeed.routing.anonymous.crypto import Refused, check_signature, digest, public_of
 from fedspeed.routing.config import RoutingConfig
 
@@ -181,7 +181,7 @@ def _signed(body: dict) -> bytes:
 
 def _json(path: Path) -> dict:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FedSpeedError(f"{path}: cannot be read ({error}); give the file that `fedspeed keys` has written") from error
     if not isinstance(values, dict):

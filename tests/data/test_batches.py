@@ -1,5 +1,7 @@
 """Positions are arithmetic: epochs without gap or repeat, any cut over ranks sees the same rows, resuming is asking again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,7 +42,8 @@ def test_steps_do_not_depend_on_how_many_rows_a_step_takes():
 
 
 def test_collate():
-    batch = collate([example(3, 1), example(9, 8, first=20)], pad_id=99)
+    batch = collate([example(3, 1), replace(example(9, 8, first=20), cut=True)], pad_id=99)
+    assert batch.cut == (1,)
     assert batch.input_ids.dtype == batch.labels.dtype == batch.attention_mask.dtype == np.int64
     assert batch.input_ids.tolist() == [[0, 1, 2] + [99] * 13, [*range(20, 29)] + [99] * 7]
     assert batch.labels.tolist() == [[-100, 1, 2] + [-100] * 13, [-100] * 8 + [28] + [-100] * 7]

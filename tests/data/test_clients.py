@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from fedspeed.data.clients import client_rows, encode_client
+from fedspeed.data.clients import client_rows, encode_client, largest_id
 from fedspeed.data.config import DataConfig
 from fedspeed.data.tasks import FOLDER_VARIABLE, load_rows
 from fedspeed.data.templates import prompt
 from fedspeed.errors import DataError
-from fedspeed.models.tokenizer import byte_tokenizer
+from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.loading import meta_model
+from fedspeed.models.tokenizer import byte_tokenizer, check_ids
+from tests.tiny import write_llama
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -83,6 +86,21 @@ def test_encoding_counts_what_it_drops(tmp_path):
     assert len(data.train) + len(data.val) == 6
     assert len(data.val) == sum(len(row.instruction) == 3 for row in rows.val)
     assert data.pad_id == 256
+
+
+def test_a_pad_token_behind_the_vocabulary_is_not_needed(tmp_path):
+    """Added to the tokenizer alone, as many fine-tuning recipes do: padding is masked, so another id serves."""
+    base = write_llama(tmp_path, vocab=260)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 260
+    config = DataConfig(clients=1, max_rows=6)
+    data = encode_client(client_rows(config, 0)[0], tokenizer, config)
+    assert data.pad_id == largest_id(data) == 258
+    check_ids(largest_id(data), ModelConfig(base=base))
+    stated = json.loads((tmp_path / "config.json").read_text()) | {"pad_token_id": 260}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    assert meta_model(ModelConfig(base=base), AdapterConfig()).config.pad_token_id is None
 
 
 def test_builtin_is_read_with_the_plain_template():

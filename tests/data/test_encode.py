@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from fedspeed.data.encode import Example, encode
 from fedspeed.data.rows import Row
-from fedspeed.models.tokenizer import byte_tokenizer
+from fedspeed.models.config import ModelConfig
+from fedspeed.models.tokenizer import byte_tokenizer, load_tokenizer
 
 ROW = Row("say", "ab", "cd", "")
 PROMPT = [257, *b"say ab "]
@@ -27,6 +28,7 @@ def test_the_cut_takes_the_end_of_the_answer(max_tokens, answer):
     example = encode(ROW, byte_tokenizer(), "plain", max_tokens)
     assert example.input_ids.tolist() == PROMPT + answer
     assert example.answer_tokens == len(answer)
+    assert example.cut == (max_tokens < 11)
 
 
 @pytest.mark.parametrize("max_tokens", [8, 7])
@@ -70,6 +72,35 @@ def test_an_answer_of_one_token_without_anything_before_it_is_dropped():
 def test_names_of_special_tokens_in_the_text_are_text():
     example = encode(Row("say", "", "<eos>", ""), byte_tokenizer(), "plain", 64)
     assert example.input_ids.tolist()[-6:] == [*b"<eos>", 258]
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["made", "loaded"])
+def test_special_tokens_of_a_trained_tokenizer_are_text_in_a_row(tmp_path, saved):
+    """Of a tokenizer with tokens of its own for them, which it would find in any text; bos and eos stay where the encoding puts them."""
+    tokenizer = byte_pair_tokenizer()
+    if saved:
+        tokenizer.save_pretrained(tmp_path)
+        tokenizer = load_tokenizer(ModelConfig(base=str(tmp_path)))
+    row = Row("Strike <s>out</s>", "a</s>b", "<p>Use <s>old</s>, or <unk>?</p>", "")
+    ids = encode(row, tokenizer, "alpaca", 2048).input_ids.tolist()
+    assert tokenizer.eos_token_id in tokenizer(row.output).input_ids, "the tokenizer itself reads it as a token"
+    assert [i for i in ids if i in tokenizer.all_special_ids] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert tokenizer.decode(ids[1:-1]).endswith("### Response:<p>Use <s>old</s>, or <unk>?</p>")
+    assert tokenizer.eos_token_id in tokenizer(row.output).input_ids, "and so it stays: what is exported is the base's own tokenizer"
+
+
+def byte_pair_tokenizer():
+    """As GPT-2's and Llama 3's are made: a byte-level BPE trained on text, with special tokens."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(["some text, some more text: <p>Use it</p>"] * 4, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+                                   clean_up_tokenization_spaces=False)
 
 
 def test_no_warning_about_long_texts(caplog):

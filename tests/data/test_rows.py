@@ -51,6 +51,10 @@ GOOD = '{"instruction": "a", "output": "b"}\n'
     ("a.json", "[]", ("a.json:", "no rows")),
     ("a.json", '[\n{"instruction": 1,,}]', ("a.json:2:", "not JSON", "column 19", ".jsonl")),
     ("a.json", "[" * 100_000, ("a.json:", "nested too deeply")),
+    ("a.jsonl", GOOD + "[" * 100_000, ("a.jsonl:2:", "nested too deeply")),
+    ("a.json", '[{"instruction": "a", "output": "b", "id": ' + "7" * 5000 + "}]", ("a.json:", "whole number of 5000 digits, 777777777777")),
+    ("a.jsonl", GOOD + '{"id": -' + "7" * 5000 + "}\n", ("a.jsonl:2:", "whole number of 5001 digits, -77777777777")),
+    ("a.jsonl", GOOD + '{"instruction": " ", "input": "", "output": "\\n"}', ("a.jsonl:2:", "the row is empty", "remove it")),
     ("a.json", '{"instruction": "a", "output": "b"}', ("a.json:", "one JSON list", "dict")),
     ("a.json", '[{"instruction": "a", "output": "b"}, {}]', ("a.json, item 1:", "'instruction'", "nothing")),
     ("a.csv", "a,b", ("a.csv:", "unknown kind of file", ".jsonl.gz"))])

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fedspeed.data.batches import Batch
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
@@ -72,6 +74,25 @@ def test_every_family_trains_as_under_autograd(bases, tmp_path, family):
     assert np.abs(np.array(losses) / expected - 1).max() < 1e-5
     assert losses[2] < losses[0]
     assert max(np.abs(state[n] - end[n]).max() for n in end) < 1e-5
+
+
+def exact_answers(rank, base, kind, nvme):
+    """One prompt with every token as its answer: greedy decoding gives one of the rows exactly. Then the same, with all answers cut."""
+    vocabulary = 260
+    ids = np.tile(np.arange(3, 11), (vocabulary, 1))
+    ids[:, -1] = np.arange(vocabulary)
+    labels = np.where(np.arange(8) < 7, -100, ids)
+    whole = Batch(ids, labels, np.ones_like(ids), vocabulary)
+    with engine(base, kind, adapter=LORA, train=TrainConfig(optimizer="sgd"), nvme=nvme) as own:
+        sums = own.evaluate([[whole], [replace(whole, cut=tuple(range(vocabulary)))]])
+        return [(s.exact, s.rows) for s in sums], sums[0].loss == sums[1].loss
+
+
+@pytest.mark.parametrize("kind", ["ram", "zero0"])
+def test_a_cut_answer_is_never_exact(bases, tmp_path, kind):
+    [(counts, same_loss)] = run_clusters([1], exact_answers, bases["llama"], kind, tmp_path)
+    assert counts == [(1, 260), (0, 260)]
+    assert same_loss
 
 
 def dropped(rank, base, dropout=0.3):
