@@ -37,17 +37,28 @@ def chosen_blocks(text: str, depth: int | None = None) -> set[int]:
     kind, _, number = text.partition(":")
     try:
         if kind.strip() == "last":
-            count = int(number)
+            count = _whole(number)
             if count < 1 or (depth is not None and count > depth):
                 raise ValueError(f"last:{count} of {depth or 'some'} blocks")
             return set() if depth is None else set(range(depth - count, depth))
         chosen: set[int] = set()
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            span = range(int(first), int(last if dash else first) + 1)
+            span = range(_whole(first), _whole(last if dash else first) + 1)
             if not span or span.start < 0 or (depth is not None and span.stop > depth):
                 raise ValueError(f"{part.strip()} is empty or beyond the last block, {depth - 1 if depth else 'N'}")
             chosen.update(span)
     except ValueError as error:
         raise ValueError(f"adapter.blocks={text!r}: {error}; write last:N, or numbers and ranges from 0, such as 10,12-15") from None
     return chosen
+
+
+def _whole(text: str) -> int:
+    """Reads one number of `adapter.blocks`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (text.strip().isascii() and text.strip().isdecimal() and len(text) < 10):
+        raise ValueError(f"{text.strip()!r} is no block's number")
+    return int(text)
