@@ -1,6 +1,7 @@
 """What can be checked without starting a rank or reading a weight: for `--dry-run`, and before any run starts. `look_inside` alone imports
 torch."""
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +21,11 @@ from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipel
 from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
 from fedspeed.files import check_writable, json_value
+from fedspeed.models import saved_adapter
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES, ModelShape, shape_of
+from fedspeed.models.factors import is_factor_a
+from fedspeed.models.json_object import read_object
+from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, ends_of, read_config
 from fedspeed.planner.hardware import read_probe
 from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import TYPE_BYTES
@@ -153,7 +158,7 @@ def _model(loaded: Loaded) -> list[str]:
 
 
 def _model_type(folder: Path) -> object:
-    return _object(folder / "config.json", "a model configuration").get("model_type")
+    return read_object(folder / "config.json", "a model configuration").get("model_type")
 
 
 def _local_base(loaded: Loaded) -> Path | None:
@@ -167,16 +172,18 @@ def _adapter(loaded: Loaded) -> list[str]:
     """The adapter a run starts from: its files are whole, one LoRA rank stands in all of them, and the configuration wants no other."""
     adapter = loaded.config.adapter
     if not adapter.start_from:
+        _check_new_targets(loaded)
         return []
     folder = Path(adapter.start_from)
     if not folder.is_dir():
         raise ModelError(f"adapter.start_from: {folder} does not exist; give a PEFT folder (adapter_config.json and "
                          "adapter_model.safetensors)")
-    saved = _object(folder / "adapter_config.json", "an adapter configuration")
-    lora_rank = saved.get("r")
-    for file in _weight_files(folder, "adapter_model.safetensors"):
+    saved = read_config(folder)
+    lora_rank, names = saved["r"], []
+    for file in _weight_files(folder, WEIGHTS_FILE):
         for name, shape in _shapes(file).items():
-            if ".lora_A." in name and shape[0] != lora_rank:
+            names.append(name)
+            if is_factor_a(name) and shape[0] != lora_rank:
                 raise ModelError(f"{file}: {name} has shape {tuple(shape)}, but adapter_config.json says r={lora_rank}; the two files "
                                  "belong to different adapters, export it again")
     for key, ours, name in (("lora_rank", adapter.lora_rank, "r"), ("alpha", adapter.alpha, "lora_alpha")):
@@ -184,8 +191,32 @@ def _adapter(loaded: Loaded) -> list[str]:
         if source != DEFAULT and ours != saved.get(name):
             raise ModelError(f"{source}: adapter.{key}={ours}, but adapter.start_from={folder} has {name}={saved.get(name)}; leave "
                              f"adapter.{key} out, or start from another adapter")
+    if base := _local_base(loaded):
+        shape = shape_of(str(base))
+        check_family(folder, saved, loaded.config.model.base, shape.family)
+        check_modules(folder, saved, names, loaded.config.model.base, shape)
     _check_targets(loaded, saved.get("target_modules"))
-    return [f"adapter  {folder} (r={lora_rank})"]
+    return [f"adapter  {folder} (r={lora_rank})", *(f"note     {text}" for text in adapter_notes(loaded.config))]
+
+
+def adapter_notes(config: RunConfig) -> list[str]:
+    """What the adapter that a run starts from says of its base, where it sounds like another than the run's."""
+    folder = Path(config.adapter.start_from)
+    return saved_adapter.notes(folder, read_config(folder), config.model.base) if config.adapter.start_from else []
+
+
+def _check_new_targets(loaded: Loaded) -> None:
+    """That a fresh adapter's targets are names that the base has, but for the path before them."""
+    config, base = loaded.config, _local_base(loaded)
+    if base is None or config.adapter.method != "lora" or config.adapter.targets in ("attention", "all-linear"):
+        return
+    shape = shape_of(str(base))
+    known = list(dict.fromkeys([*(linear.name for linear in shape.linears), *ends_of(shape.family)]))
+    asked = [name.strip() for name in config.adapter.targets.split(",")]
+    if unknown := [name for name in asked if name.rpartition(".")[2] not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise ModelError(f"{loaded.sources['adapter.targets']}: adapter.targets={config.adapter.targets}: {base} ({shape.family}) has no "
+                         f"{', '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}; it has {', '.join(known)}. Or write attention or all-linear")
 
 
 def _check_targets(loaded: Loaded, saved: object) -> None:
@@ -203,24 +234,11 @@ def _check_targets(loaded: Loaded, saved: object) -> None:
                          f"{','.join(sorted(there))}; leave adapter.targets out, or start from another adapter")
 
 
-def _object(path: Path, what: str) -> dict:
-    """The JSON object in a file; `what` it should be, with its article."""
-    try:
-        content = json_value(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; {path.parent} is not a folder with {what}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as {what} ({error}); copy the folder again") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not {what} but {type(content).__name__}; copy the folder again")
-    return content
-
-
 def _weight_files(folder: Path, single: str) -> list[Path]:
     """The safetensors that belong to a folder: one, or the shards of its index."""
     index = folder / f"{single}.index.json"
     if index.is_file():
-        shards = _object(index, "an index of weight shards").get("weight_map")
+        shards = read_object(index, "an index of weight shards").get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise ModelError(f"{index}: no weight_map in it; copy the folder again")
         return [folder / name for name in sorted(set(shards.values()))]

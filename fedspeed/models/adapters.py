@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from fedspeed.models.blocks import decoder_blocks
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS
 from fedspeed.models.config import AdapterConfig, chosen_blocks
 from fedspeed.models.factors import is_factor_a, is_factor_b
+from fedspeed.models.saved_adapter import read_config
 
 
 def lora_config(config: AdapterConfig, model_type: str):
@@ -19,18 +21,12 @@ def lora_config(config: AdapterConfig, model_type: str):
     from peft import LoraConfig, PeftConfig
 
     if config.start_from:
-        path = Path(config.start_from) / "adapter_config.json"
-        if not path.is_file():
-            raise ModelError(f"adapter.start_from: {path} does not exist; give a PEFT folder (adapter_config.json, adapter_model.safetensors)")
+        read_config(Path(config.start_from))
         loaded = PeftConfig.from_pretrained(config.start_from)
-        if not isinstance(loaded, LoraConfig):
-            raise ModelError(f"{path}: peft_type {loaded.peft_type} cannot be trained here; FedSpeed starts from LoRA adapters")
-        for key, plain in (("bias", "none"), ("modules_to_save", None)):
-            if (value := getattr(loaded, key) or plain) != plain:
-                raise ModelError(f"{path}: {key}={value!r}; FedSpeed trains LoRA's A and B only, start from an adapter without {key}")
-        if loaded.rank_pattern or loaded.alpha_pattern:
-            raise ModelError(f"{path}: rank_pattern and alpha_pattern are not supported; start from an adapter of one rank")
+        assert isinstance(loaded, LoraConfig), "read_config has seen to it"
         loaded.inference_mode, loaded.lora_dropout = False, config.dropout
+        loaded.init_lora_weights, loaded.task_type = True, "CAUSAL_LM"  # A and B are read, so nothing is drawn; and nothing of the base is touched
+        loaded.base_model_name_or_path = None  # PEFT would warn that the base is called otherwise; `saved_adapter.notes` has told
         return loaded
     if config.targets == "attention":
         targets = list(ATTENTION_TARGETS.get(model_type, DEFAULT_ATTENTION_TARGETS))
@@ -57,15 +53,34 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> nn.Module:
         return model
     from peft import get_peft_model
 
+    wanted = lora_config(config, model.config.model_type)
+    if not config.start_from and not isinstance(wanted.target_modules, str):
+        _check_targets(model, config.targets, wanted.target_modules)
     try:
-        wrapped = get_peft_model(model, lora_config(config, model.config.model_type), autocast_adapter_dtype=False)
+        wrapped = get_peft_model(model, wanted, autocast_adapter_dtype=False)
     except ValueError as error:
-        raise ModelError(f"adapter.targets={config.targets!r} does not fit {model.config.model_type}: {error}") from error
+        asked = f"adapter.start_from={config.start_from}: its target_modules" if config.start_from else f"adapter.targets={config.targets!r}"
+        raise ModelError(f"{asked} does not fit {model.config.model_type}: {error}; it has {', '.join(_adaptable(model))}") from error
     # In the model's own type: PEFT makes adapters fp32, and DeepSpeed, which keeps masters and a loss scale for 16 bit, then does neither.
     for name, parameter in wrapped.named_parameters():
         if is_adapter(name):
             parameter.data = parameter.data.to(model.dtype)
     return wrapped
+
+
+def _check_targets(model: nn.Module, asked: str, targets: Iterable[str]) -> None:
+    """That every name stands for some module, as PEFT finds them: by a whole name or its end. PEFT itself is content if one of them does."""
+    names = [name for name, _ in model.named_modules()]
+    if absent := [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]:
+        raise ModelError(f"adapter.targets={asked!r} does not fit {model.config.model_type}: it has no {', '.join(sorted(absent))}, but "
+                         f"{', '.join(_adaptable(model))}")
+
+
+def _adaptable(model: nn.Module) -> list[str]:
+    """The last parts of the names of all modules that LoRA can stand beside, in the order of the model."""
+    from transformers.pytorch_utils import Conv1D
+
+    return list(dict.fromkeys(name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D | nn.Embedding)))
 
 
 def is_adapter(name: str) -> bool:

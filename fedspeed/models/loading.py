@@ -14,10 +14,12 @@ from torch import nn
 
 from fedspeed.errors import ModelError
 from fedspeed.files import json_value
+from fedspeed.models.adapter_keys import check_keys, places_of
 from fedspeed.models.adapters import add_adapter, base_name, initial_adapter, is_adapter, portable_name
 from fedspeed.models.blocks import units
 from fedspeed.models.catalogue import FAMILIES
 from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.saved_adapter import WEIGHTS_FILE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,6 +50,10 @@ class WeightFiles:
 
     def names(self) -> set[str]:
         return set(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that is there."""
+        return tuple(self._open(self._file_of[name]).get_slice(name).get_shape())
 
     def read(self, name: str, shape: torch.Size, prefix: str = "") -> torch.Tensor:
         """The tensor `name` of the given shape; older files leave out the base model's `prefix`."""
@@ -146,19 +152,24 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
 
 def check_weights(model: nn.Module, config: ModelConfig, adapter: AdapterConfig) -> None:
     """Raises the ModelError that `materialise` would raise about the files, without reading a weight."""
-    inner, files, started = _sources(model, config, adapter)
+    inner, files, _ = _sources(model, config, adapter)
     for name, meta in model.named_parameters():
-        if is_adapter(name) and started:
-            started.check(portable_name(name), meta.shape)
-        elif not is_adapter(name) and files:
+        if not is_adapter(name) and files:
             files.check(base_name(name), meta.shape, f"{inner.base_model_prefix}.")
 
 
 def _sources(model: nn.Module, config: ModelConfig, adapter: AdapterConfig) -> tuple[nn.Module, WeightFiles | None, WeightFiles | None]:
-    """(the model below the adapter, where its weights come from, where the adapter's come from); None: drawn."""
+    """(the model below the adapter, where its weights come from, where the adapter's come from); None: drawn. What is in the adapter's file is what
+    the model has a place for."""
     inner = model.base_model.model if adapter.method == "lora" else model
     files = WeightFiles(model_folder(config.base)) if config.init == "pretrained" else None
-    return inner, files, WeightFiles(Path(adapter.start_from), "adapter_model.safetensors") if adapter.start_from else None
+    if not adapter.start_from:
+        return inner, files, None
+    folder = Path(adapter.start_from)
+    started = WeightFiles(folder, WEIGHTS_FILE)
+    wanted = {portable_name(name): parameter.shape for name, parameter in model.named_parameters() if is_adapter(name)}
+    check_keys(folder, started, wanted, places_of(model, f"{inner.base_model_prefix}."), files)
+    return inner, files, started
 
 
 def _parameters(unit_name: str, unit: nn.Module, recurse: bool):

@@ -33,7 +33,8 @@ def run_rank(order: Order) -> int:
     job = Job(order, launch, plan(launch.hosts, order.config.data.clients, order.config.cluster.ranks_per_client))
     store = rendezvous.meet(launch, order.config.cluster.start_timeout_s)
     if job.me == 0:
-        for text in [*warnings(job.topology), *notes(order.config), *preflight.routing_notes(order.config.routing, len(job.topology.participants))]:
+        for text in [*warnings(job.topology), *notes(order.config), *preflight.routing_notes(order.config.routing, len(job.topology.participants)),
+                     *preflight.adapter_notes(order.config)]:
             print(f"fedspeed: {text}", file=sys.stderr)
     mpi = parts.mpi(job)
     try:

@@ -91,6 +91,20 @@ def cut(name: str, left: int) -> Callable[[Path], object]:
     return make
 
 
+def saved_adapter(name: str, module: str = "model.layers.0.self_attn.q_proj", **config) -> Callable[[Path], object]:
+    """Makes a PEFT folder with factors beside one matrix of 64 x 64."""
+    def make(here: Path) -> None:
+        folder = here / name
+        folder.mkdir()
+        known = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": [module.rpartition(".")[2]]}
+        (folder / "adapter_config.json").write_text(json.dumps(known | config))
+        shapes = {"A": (4, 64), "B": (64, 4)}
+        save_file({f"base_model.model.{module}.lora_{factor}.weight": np.ones(shape, np.float32) for factor, shape in shapes.items()},
+                  folder / "adapter_model.safetensors")
+
+    return make
+
+
 FILE = "run data.task=file data.split=iid "
 COMMAND_LINE = {
     "unknown key": Mistake("run train.learning_rate=1", ("command line", "train.learning_rate", "did you mean train.lr?")),
@@ -222,7 +236,15 @@ MODELS = {
                                     model("base", {**LLAMA, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}), dry=True),
     "no tokenizer": Mistake("run model.tokenizer=auto", ("holds no tokenizer", "model.tokenizer=bytes"), dry=True),
     "tokenizer missing": Mistake("run model.tokenizer=nonexist", ("model.tokenizer=nonexist", "no such folder"), dry=True),
-    "targets that match nothing": Mistake("run adapter.targets=nothing", ("adapter.targets='nothing'", "does not fit llama"), dry=True),
+    "targets that match nothing": Mistake("run adapter.targets=nothing", ("command line", "adapter.targets=nothing", "it has q_proj, k_proj")),
+    "target with a slip": Mistake("run adapter.targets=q_proj,vproj", ("has no vproj", "did you mean v_proj?", "it has q_proj, k_proj")),
+    "adapter that moved its base": Mistake("run adapter.start_from=pissa", ("init_lora_weights=pissa", "path_initial_model_for_weight_conversion"),
+                                           saved_adapter("pissa", init_lora_weights="pissa")),
+    "adapter with magnitudes": Mistake("run adapter.start_from=dora", ("use_dora=true is DoRA", "merge_and_unload"), saved_adapter("dora", use_dora=True)),
+    "adapter of another family": Mistake("run adapter.start_from=gpt2", ("is on c_attn", "llama", "belongs to another base"),
+                                         saved_adapter("gpt2", "transformer.h.0.attn.c_attn")),
+    "adapter without its tensors": Mistake("run adapter.start_from=half", ("lacks", "layers.1.self_attn.q_proj", "another base"), saved_adapter("half"),
+                                           dry=True),
     "targets empty": Mistake("run adapter.targets=q_proj,,", ("adapter.targets", "attention")),
     "adapter missing": Mistake("run adapter.start_from=gone", ("adapter.start_from", "gone", "PEFT folder")),
     "adapter that is a model": Mistake("run adapter.start_from=model", ("adapter_config.json", "no such file")),

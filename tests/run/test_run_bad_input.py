@@ -215,7 +215,7 @@ def test_run_that_another_process_is_at_work_on(workshop, copy_of_whole):
 
 
 @pytest.mark.parametrize(("words", "named"), [
-    (("adapter.targets=nothing",), ("adapter.targets='nothing'", "does not fit llama")),
+    (("adapter.targets=nothing",), ("adapter.targets=nothing", "it has q_proj, k_proj")),
     (("train.lr=1", "run.name=whole"), ("train.lr: 0.003 -> 1.0",)),
 ])
 def test_dry_run_finds_what_the_run_would_refuse(workshop, whole, words, named):
