@@ -323,6 +323,10 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
     routing, count = check_routing(config, topology)
+    if routing.transport == "tls":
+        from fedspeed.routing.listening import check_port
+
+        check_port(routing)
     check_pipeline(config, merge(config.deepspeed, config, loaded.folder), routing, topology, launch.hostfile)
     return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
             f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology)]

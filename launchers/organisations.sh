@@ -13,13 +13,13 @@ here=runs/organisations
 mkdir -p "$here"
 
 # What everybody has: the base model. What each organisation makes for itself: an identity, and rows of its own kind.
-$python -m fedspeed pretrain-base runs/quickstart-base
+"$python" -m fedspeed pretrain-base runs/quickstart-base
 port=24301
 for name in north east south; do
-    [ -e "$here/keys/$name.key" ] || $python -m fedspeed keys new "$name" --address "127.0.0.1:$port" --out "$here/keys"
+    [ -e "$here/keys/$name.key" ] || "$python" -m fedspeed keys new "$name" --address "127.0.0.1:$port" --out "$here/keys"
     port=$((port + 1))
 done
-$python - "$here" <<'END'
+"$python" - "$here" <<'END'
 import json, sys
 from fedspeed.data.builtin import builtin_rows
 
@@ -31,16 +31,28 @@ for i, name in enumerate(("north", "east", "south")):
         file.writelines(json.dumps({"instruction": row.instruction, "input": row.input, "output": row.output}) + "\n" for row in own)
 END
 # Who runs the federation signs the list of members; every site has pinned that key.
-[ -e "$here/keys/operator.key" ] || $python -m fedspeed keys new operator --address 127.0.0.1:24300 --out "$here/keys"
-$python -m fedspeed keys roster "$here"/keys/{north,east,south}.json --signer "$here/keys/operator.key" --out "$here/roster.json"
+[ -e "$here/keys/operator.key" ] || "$python" -m fedspeed keys new operator --address 127.0.0.1:24300 --out "$here/keys"
+"$python" -m fedspeed keys roster "$here"/keys/{north,east,south}.json --signer "$here/keys/operator.key" --out "$here/roster.json"
 
-started=()
-trap 'for process in "${started[@]}"; do kill "$process" 2>/dev/null || true; done' EXIT
+# Each site in a session of its own: a Ctrl-C reaches this script alone, which asks every site to finish its round (once more: to end at once),
+# and waits for them. What they say gets their name in front, and outlives the signal.
+sites=()
+filters=()
+trap 'kill -TERM "${sites[@]}" 2>/dev/null || true' EXIT HUP INT TERM
 for i in 1 2 3; do
-    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} $python launch.py --config "ds_configs/organisations/client$i.yaml" "$@" 2>&1 | sed "s/^/client$i  /" &
-    started+=("$!")
+    exec {said}> >(trap '' HUP INT TERM; exec sed -u "s/^/client$i  /")
+    filters+=("$!")
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} setsid "$python" launch.py --config "ds_configs/organisations/client$i.yaml" "$@" >&"$said" 2>&1 &
+    sites+=("$!")
+    exec {said}>&-
 done
 code=0
-for process in "${started[@]}"; do wait "$process" || code=$?; done
+for site in "${sites[@]}"; do
+    while kill -0 "$site" 2>/dev/null; do wait "$site" || true; done  # a signal ends a wait, not the site
+    wait "$site" || code=$?
+done
 trap - EXIT
+for filter in "${filters[@]}"; do
+    while kill -0 "$filter" 2>/dev/null; do sleep 0.05; done
+done
 exit "$code"

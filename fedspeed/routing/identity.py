@@ -64,6 +64,10 @@ class Roster:
     def keys(self) -> tuple[bytes, ...]:
         return tuple(card.key for card in self.members)
 
+    def card_of(self, key: bytes) -> Card:
+        """The card of the member with this key."""
+        return self.members[self.keys.index(key)]
+
 
 def make(name: str, address: str, folder: Path) -> tuple[Path, Path]:
     """A new identity: NAME.key (private key and certificate, readable for its owner only) and NAME.json (the card).

@@ -13,6 +13,7 @@ from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.files import write_atomically
 from fedspeed.routing import identity
 from fedspeed.routing.anonymous.crypto import digest, public_of
+from fedspeed.routing.listening import listen_address
 
 # What each site decides for itself: where its data and files are, what its hardware does best.
 OWN = ("cluster", "data", "deepspeed", "engine", "monitor", "checkpoint", "run", "model.base", "model.tokenizer", "train.micro_batch", "train.accumulation",
@@ -28,7 +29,7 @@ class Site:
     def __init__(self, config: RunConfig):
         self.config = config
         self.key, self.roster = identity.membership(config.routing)
-        self.listen = identity.address_of(config.routing.listen, "routing.listen") if config.routing.listen else None
+        self.listen = listen_address(config.routing, self.roster.card_of(public_of(self.key)))
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -71,7 +72,7 @@ def transport(site: Site):
     """Connections to all other sites, which mean the same run.
 
     Raises:
-        LostPeerError: somebody did not come. FedSpeedError: somebody means another run.
+        LostPeerError: somebody did not come. FedSpeedError: the port cannot be had, or somebody means another run.
     """
     from fedspeed.routing.transport import TransportError
     from fedspeed.routing.transports.tls import TlsTransport

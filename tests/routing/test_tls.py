@@ -10,9 +10,12 @@ import time
 import numpy as np
 import pytest
 
-from fedspeed.errors import FedSpeedError
+from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.routing import identity
+from fedspeed.routing.config import RoutingConfig
+from fedspeed.routing.listening import check_port, listen_address
 from fedspeed.routing.transport import PeersLost, TransportError
+from fedspeed.routing.transports import tls
 from fedspeed.routing.transports.tls import STRANGERS, TlsTransport
 from tests.processes import free_ports
 from tests.routing.test_transports import contract, in_threads
@@ -31,8 +34,12 @@ class Sites:
         self.roster_file.write_text(identity.sign_roster(cards, self.signer, epoch))
         self.roster = identity.read_roster(self.roster_file, self.pinned)
 
+    def routing(self, i: int, **more) -> RoutingConfig:
+        return RoutingConfig(transport="tls", identity=str(self.folder / f"site{i}.key"), roster=str(self.roster_file), roster_signer=self.pinned, **more)
+
     def transport(self, i: int, timeout_s: float = 20, roster=None, key: str | None = None) -> TlsTransport:
-        return TlsTransport(str(self.folder / (key or f"site{i}.key")), self.roster.keys[i], roster or self.roster, timeout_s)
+        listen = listen_address(self.routing(i), self.roster.members[i])
+        return TlsTransport(str(self.folder / (key or f"site{i}.key")), self.roster.keys[i], roster or self.roster, timeout_s, listen)
 
     def all(self, crowded=lambda: None, timeout_s: float = 20) -> list[TlsTransport]:
         """crowded: called when the first one listens, and before any of the others is there."""
@@ -171,6 +178,38 @@ def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
             one.close()
     for transport in transports:
         transport.close()
+
+
+def test_who_is_awaited_is_said_at_once_and_again(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tls, "SAY_S", 0.1)
+    sites = Sites(tmp_path, 3)
+    with pytest.raises(TransportError, match="site0, site2 did not connect within 1 s: site0 .127.0.0.1:.*Connection refused"):
+        sites.transport(1, 1)
+    said = capfd.readouterr().err.splitlines()
+    addresses = [card.address for card in sites.roster.members]
+    assert said[0] == f"fedspeed: site1 listens on {addresses[1]}, which site1's card in {sites.roster_file} says"
+    first = said[1].replace("Connection refused", "no answer yet")  # as the case may be
+    assert first == f"fedspeed: waiting for site0 ({addresses[0]}: no answer yet); site2 (which dials {addresses[1]}); 1 s left"
+    assert f"site0 ({addresses[0]}: Connection refused)" in said[-1] and len(said) > 5
+    for transport in sites.all():
+        transport.close()
+    assert capfd.readouterr().err.count("fedspeed: all 3 sites are connected") == 3
+
+
+def test_a_port_that_cannot_be_had_is_bad_input(tmp_path):
+    sites = Sites(tmp_path, 2)
+    _, port = sites.roster.members[0].place
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1:{port}, which site0's card in .*roster.json says: Address already in use; "
+                                              rf"end the program .*sport = :{port}.*routing.listen=HOST:PORT") as caught:
+            sites.transport(0)
+        assert caught.value.exit_code == 2
+        with pytest.raises(ConfigError, match=f"which routing.listen=127.0.0.1:{port} says: Address already in use"):
+            check_port(sites.routing(0, listen=f"127.0.0.1:{port}"))
+    check_port(sites.routing(0))
+    check_port(sites.routing(0))  # nothing is left open
+    with pytest.raises(ConfigError, match=r"cannot listen on 192.0.2.1:4, .*an address of this machine.*0.0.0.0:4"):
+        check_port(sites.routing(0, listen="192.0.2.1:4"))
 
 
 def test_another_roster_is_refused(tmp_path, capfd):

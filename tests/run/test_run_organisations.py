@@ -12,8 +12,11 @@ import sys
 import pytest
 import yaml
 
+from fedspeed import preflight
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.cluster.ports import free_port
+from fedspeed.config.load import load
+from fedspeed.errors import FedSpeedError
 from tests.conftest import ROOT
 from tests.processes import free_ports
 from tests.run.launched import journal_rounds, records, rounds_seen
@@ -100,10 +103,12 @@ def test_three_sites_train_one_adapter(three):
 
 
 def test_nothing_of_another_site_is_in_a_sites_files(three):
-    """Rows of a site are in no other's output; a site's numbers are in nobody's but its own (tests/run/test_run_masked.py reads the rest)."""
+    """Rows of a site are in no other's output; a site's numbers are in nobody's but its own (tests/run/test_run_masked.py reads the rest). Names are in the
+    roster, and are told of who is awaited."""
     federation, ended = three
     for i in range(3):
-        texts = [path.read_bytes() for path in federation.run(i).rglob("*") if path.is_file()] + [ended[i].text.encode()]
+        said = [line for line in ended[i].text.splitlines() if not line.startswith("fedspeed: waiting for site")]
+        texts = [path.read_bytes() for path in federation.run(i).rglob("*") if path.is_file()] + ["\n".join(said).encode()]
         for other in range(3):
             if other != i:
                 assert not any(re.search(rf"say {other}\d\d\d|site{other}".encode(), text) for text in texts)
@@ -142,6 +147,14 @@ def test_what_is_wrong_with_a_sites_files_is_told_at_once(three, key, value, nam
     value = str(federation.folder / "keys" / "operator.key") if value == "OPERATOR" else value
     ended = federation.workshop.run("--dry-run", config=federation.config(0, **{key: value}))
     assert ended.code == 2 and named in ended.text and "Traceback" not in ended.text
+
+
+def test_a_port_in_use_is_told_before_anything_starts(three):
+    federation = three[0]
+    config = federation.config(0)
+    preflight.check(load(config, []), None)
+    with socket.create_server(("127.0.0.1", federation.places[0])), pytest.raises(FedSpeedError, match="site0's card in .*: Address already in use"):
+        preflight.check(load(config, []), None)
 
 
 def test_a_stranger_at_the_port_changes_nothing(three, shared_workshop):

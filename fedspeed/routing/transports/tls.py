@@ -15,6 +15,7 @@ import time
 
 from fedspeed.cluster.sockets import exactly, fill
 from fedspeed.routing.identity import Roster
+from fedspeed.routing.listening import ListenAddress, open_port
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import TransportError
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
@@ -27,20 +28,22 @@ STRANGERS = 64  # that may be shaking hands at the same time; who comes then tak
 MOST_BYTES, MOST_PIECES = 1 << 36, 1 << 24  # of one frame
 WAITING = 4  # frames of one peer that may lie here before they are asked for
 _RETRY_S = 0.3
+SAY_S = 15.0  # how often a site that waits says for whom
 CLOSE_S = 5.0  # for what is on its way to leave, and for threads to end
 
 
 class TlsTransport(FrameTransport):
     """Args:
         key_file: this member's private key and certificate. public: its identity.
-        listen: host and port to listen on; None: the address in the roster.
+        listen: where this site listens.
         start_timeout_s: until everyone is connected.
 
     Raises:
-        TransportError: somebody did not come, or the port cannot be had.
+        ConfigError: the port cannot be had.
+        TransportError: somebody did not come.
     """
 
-    def __init__(self, key_file: str, public: bytes, roster: Roster, start_timeout_s: float, listen: tuple[str, int] | None = None):
+    def __init__(self, key_file: str, public: bytes, roster: Roster, start_timeout_s: float, listen: ListenAddress):
         super().__init__(roster.keys.index(public), len(roster.members))
         self._roster, self._closed = roster, threading.Event()
         self._server, self._client = (_context(side, key_file, roster) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
@@ -52,11 +55,9 @@ class TlsTransport(FrameTransport):
         self._workers: dict[object, threading.Thread] = {}  # by the socket that it, and nobody else, uses
         self._changed, self._refused = threading.Condition(), set()
         self._strangers: dict[ssl.SSLSocket, None] = {}  # that are shaking hands, the first to come first
-        place = listen or roster.members[self.rank].place
-        try:
-            self._listener = socket.create_server(place, backlog=64)
-        except OSError as error:
-            raise TransportError(f"cannot listen on {place[0]}:{place[1]} ({error.strerror}); set routing.listen to an address of this machine") from error
+        self._failures: dict[int, str] = {}  # why a peer that this site dials could not be reached last
+        self._listener = open_port(listen)
+        _say(f"{roster.members[self.rank].name} listens on {listen}, which {listen.source} says")
         self._start(self._listener, self._accept)
         for peer in range(self.rank):
             for direction in (_WRITES, _READS):
@@ -64,12 +65,27 @@ class TlsTransport(FrameTransport):
         self._await_all(start_timeout_s)
 
     def _await_all(self, timeout_s: float) -> None:
-        with self._changed:
-            complete = self._changed.wait_for(lambda: len(self._writers) == len(self._readers) == self.size - 1, timeout_s)
-        if not complete:
-            late = [card.name for i, card in enumerate(self._roster.members) if i != self.rank and not (i in self._writers and i in self._readers)]
-            self.close()
-            raise TransportError(f"{', '.join(late)} did not connect within {timeout_s:.0f} s")
+        """Until all are connected; says at once, and every SAY_S seconds, who is not."""
+        end, members = time.monotonic() + timeout_s, self._roster.members
+        while missing := self._missing():
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                self.close()
+                raise TransportError(f"{', '.join(members[i].name for i in missing)} did not connect within {timeout_s:.0f} s: "
+                                     f"{self._awaited(missing)}")
+            _say(f"waiting for {self._awaited(missing)}; {left_s:.0f} s left")
+            with self._changed:
+                self._changed.wait_for(lambda: not self._missing(), min(SAY_S, left_s))
+        _say(f"all {self.size} sites are connected")
+
+    def _missing(self) -> list[int]:
+        return [i for i in self._came if not (i in self._writers and i in self._readers)]
+
+    def _awaited(self, peers: list[int]) -> str:
+        """What is known of members that are not connected: those before this one in the roster it dials, the others dial it."""
+        cards = self._roster.members
+        return "; ".join(f"{cards[i].name} ({cards[i].address}: {self._failures.get(i, 'no answer yet')})" if i < self.rank else
+                         f"{cards[i].name} (which dials {cards[self.rank].address})" for i in peers)
 
     def _start(self, end, work, *args) -> None:
         self._workers[end] = threading.Thread(target=work, args=args, name=f"tls{work.__name__}", daemon=True)
@@ -137,9 +153,10 @@ class TlsTransport(FrameTransport):
                 self._keep(peer, secured, reads=direction == _READS)
                 return
             except (OSError, ValueError) as error:
+                self._failures[peer] = _reason(error)
                 if not isinstance(error, ConnectionRefusedError | socket.timeout) and _reason(error) != last:
                     last = _reason(error)
-                    print(f"fedspeed: connecting to {card.name} at {card.address}: {last}", file=sys.stderr, flush=True)
+                    _say(f"connecting to {card.name} at {card.address}: {last}")
                 self._closed.wait(_RETRY_S)
 
     def _member(self, secured: ssl.SSLSocket) -> int:
@@ -169,7 +186,7 @@ class TlsTransport(FrameTransport):
         connection.close()
         if (address[0], reason) not in self._refused and len(self._refused) < 1000 and not self._closed.is_set():
             self._refused.add((address[0], reason))
-            print(f"fedspeed: refused a connection from {address[0]}:{address[1]}: {reason}", file=sys.stderr, flush=True)
+            _say(f"refused a connection from {address[0]}:{address[1]}: {reason}")
 
     # Frames.
 
@@ -248,6 +265,10 @@ def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
     if side == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # every connection proves its key
     return context
+
+
+def _say(text: str) -> None:
+    print(f"fedspeed: {text}", file=sys.stderr, flush=True)
 
 
 def _reason(error: Exception) -> str:
