@@ -22,10 +22,12 @@ from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
 from fedspeed.files import check_writable, json_value
 from fedspeed.models import saved_adapter
+from fedspeed.models.base_files import base_shape, check_base
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES, ModelShape, shape_of
 from fedspeed.models.factors import is_factor_a
 from fedspeed.models.json_object import read_object
 from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, ends_of, read_config
+from fedspeed.models.stored import stored_tensors
 from fedspeed.planner.hardware import read_probe
 from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import TYPE_BYTES
@@ -150,20 +152,27 @@ def _model(loaded: Loaded) -> list[str]:
     if kind not in FAMILIES:
         raise ModelError(f"{folder / 'config.json'}: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     if model.init == "random":
+        shape_of(str(folder))
         return [f"model    {folder} ({kind}, weights drawn from run.seed)"]
-    files = _weight_files(folder, "model.safetensors")
-    for file in files:
-        _shapes(file)
-    return [f"model    {folder} ({kind}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {len(files)} file(s))"]
+    _, stored, texts = check_base(folder)
+    files = {tensor.file for tensor in stored.values()}
+    return [f"model    {folder} ({kind}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {len(files)} file(s))",
+            *(f"note     {text}" for text in texts)]
+
+
+def weight_notes(config: RunConfig) -> list[str]:
+    """What is to be said about the files of a base that is there."""
+    base = local_base(config)
+    return check_base(base)[2] if base is not None and config.model.init == "pretrained" else []
 
 
 def _model_type(folder: Path) -> object:
     return read_object(folder / "config.json", "a model configuration").get("model_type")
 
 
-def _local_base(loaded: Loaded) -> Path | None:
+def local_base(config: RunConfig) -> Path | None:
     """The base's folder, None for a hub name and for the quickstart's base before it is made."""
-    path = Path(loaded.config.model.base)
+    path = Path(config.model.base)
     folder = path.parent if path.is_file() else path
     return folder if folder.is_dir() else None
 
@@ -179,19 +188,17 @@ def _adapter(loaded: Loaded) -> list[str]:
         raise ModelError(f"adapter.start_from: {folder} does not exist; give a PEFT folder (adapter_config.json and "
                          "adapter_model.safetensors)")
     saved = read_config(folder)
-    lora_rank, names = saved["r"], []
-    for file in _weight_files(folder, WEIGHTS_FILE):
-        for name, shape in _shapes(file).items():
-            names.append(name)
-            if is_factor_a(name) and shape[0] != lora_rank:
-                raise ModelError(f"{file}: {name} has shape {tuple(shape)}, but adapter_config.json says r={lora_rank}; the two files "
-                                 "belong to different adapters, export it again")
+    lora_rank, names = saved["r"], stored_tensors(folder, WEIGHTS_FILE)
+    for name, stored in names.items():
+        if is_factor_a(name) and stored.shape[0] != lora_rank:
+            raise ModelError(f"{stored.file}: {name} has shape {stored.shape}, but adapter_config.json says r={lora_rank}; the two files "
+                             "belong to different adapters, export it again")
     for key, ours, name in (("lora_rank", adapter.lora_rank, "r"), ("alpha", adapter.alpha, "lora_alpha")):
         source = loaded.sources[f"adapter.{key}"]
         if source != DEFAULT and ours != saved.get(name):
             raise ModelError(f"{source}: adapter.{key}={ours}, but adapter.start_from={folder} has {name}={saved.get(name)}; leave "
                              f"adapter.{key} out, or start from another adapter")
-    if base := _local_base(loaded):
+    if base := local_base(loaded.config):
         shape = shape_of(str(base))
         check_family(folder, saved, loaded.config.model.base, shape.family)
         check_modules(folder, saved, names, loaded.config.model.base, shape)
@@ -207,7 +214,7 @@ def adapter_notes(config: RunConfig) -> list[str]:
 
 def _check_new_targets(loaded: Loaded) -> None:
     """That a fresh adapter's targets are names that the base has, but for the path before them."""
-    config, base = loaded.config, _local_base(loaded)
+    config, base = loaded.config, local_base(loaded.config)
     if base is None or config.adapter.method != "lora" or config.adapter.targets in ("attention", "all-linear"):
         return
     shape = shape_of(str(base))
@@ -222,7 +229,7 @@ def _check_new_targets(loaded: Loaded) -> None:
 def _check_targets(loaded: Loaded, saved: object) -> None:
     """That the configuration, if it names targets, names those of the adapter it starts from. PEFT may save them with their place in the
     model, so the last words count."""
-    adapter, source, base = loaded.config.adapter, loaded.sources["adapter.targets"], _local_base(loaded)
+    adapter, source, base = loaded.config.adapter, loaded.sources["adapter.targets"], local_base(loaded.config)
     if source == DEFAULT or not isinstance(saved, list) or base is None:
         return
     kind = _model_type(base)
@@ -234,50 +241,13 @@ def _check_targets(loaded: Loaded, saved: object) -> None:
                          f"{','.join(sorted(there))}; leave adapter.targets out, or start from another adapter")
 
 
-def _weight_files(folder: Path, single: str) -> list[Path]:
-    """The safetensors that belong to a folder: one, or the shards of its index."""
-    index = folder / f"{single}.index.json"
-    if index.is_file():
-        shards = read_object(index, "an index of weight shards").get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ModelError(f"{index}: no weight_map in it; copy the folder again")
-        return [folder / name for name in sorted(set(shards.values()))]
-    if not (folder / single).is_file():
-        raise ModelError(f"{folder}: no {single} and no {index.name}; give a folder with safetensors weights"
-                         + (", or set model.init=random" if single == "model.safetensors" else ""))
-    return [folder / single]
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    """Name -> shape of the tensors in a safetensors file, from its header; checks that the file is as long as the header says.
-
-    Format: eight bytes with the header's length, a JSON header, the tensors (https://huggingface.co/docs/safetensors).
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size - 8:
-                raise ValueError("its header is cut off")
-            header = json_value(file.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        if end != size:
-            raise ValueError(f"{size} bytes instead of {end}")
-        return {name: tensor["shape"] for name, tensor in header.items()}
-    except FileNotFoundError:
-        raise ModelError(f"{path}: named in the index, but missing; copy the folder again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: truncated or no safetensors file ({error}); copy it again") from error
-
-
 def _engine(loaded: Loaded) -> list[str]:
     tier = loaded.config.engine.tier
     if tier in QUANTISED and find_spec("bitsandbytes") is None:
         raise FedSpeedError(f"engine.tier={tier} needs bitsandbytes: pip install -r requirements-quantised.txt, or choose another tier")
     engine = loaded.config.engine
-    if engine.base_gib and (base := _local_base(loaded)):
-        resident_blocks(engine, base_sizes(shape_of(str(base)), TYPE_BYTES[loaded.config.model.dtype]))
+    if engine.base_gib and (base := local_base(loaded.config)):
+        resident_blocks(engine, base_sizes(base_shape(base, loaded.config.model.init == "pretrained"), TYPE_BYTES[loaded.config.model.dtype]))
     if probe := loaded.config.cluster.probe:
         read_probe_file(Path(probe))
     return []
@@ -365,7 +335,7 @@ def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:
 
 
 def _built(loaded: Loaded) -> list[str]:
-    if _local_base(loaded) is not None:
+    if local_base(loaded.config) is not None:
         from fedspeed.models.blocks import trained_outside
         from fedspeed.models.loading import check_weights, meta_model
 
@@ -385,7 +355,7 @@ def _encoded(loaded: Loaded) -> list[str]:
     from fedspeed.data.clients import client_rows, encode_client, largest_id
     from fedspeed.models.tokenizer import check_ids, load_tokenizer
 
-    config, base = loaded.config, _local_base(loaded)
+    config, base = loaded.config, local_base(loaded.config)
     if base is None and config.model.tokenizer == "auto":
         return []
     tokenizer = load_tokenizer(config.model)

@@ -132,6 +132,7 @@ def _gpt3(size: str, hidden: int, layers: int, heads: int) -> ModelShape:
 
 
 MOST_LAYERS = 1024
+QUANTISED_BY = ("quantization_config", "compression_config")
 KNOWN = {shape.name: shape for shape in (
     _qwen("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1536, 28, 12, 2, 8960, 151936),
     _qwen("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 3584, 28, 28, 4, 18944, 152064),
@@ -194,6 +195,11 @@ def from_config(config: Mapping, name: str, where: str) -> ModelShape:
     family, most = config.get("model_type"), {"num_hidden_layers": MOST_LAYERS, "n_layer": MOST_LAYERS}
     if family not in FAMILIES:
         raise ModelError(f"{where}: model_type is {family!r}; FedSpeed knows {', '.join(FAMILIES)}")
+    for key in QUANTISED_BY:
+        if config.get(key) is not None:
+            raise ModelError(f"{where}: {key} says that the weights are quantised, which FedSpeed does not read; take the unquantised original, or "
+                             "dequantise the model in transformers (model.dequantize(), or dequantize=True in its quantization config) and write it "
+                             "with save_pretrained")
 
     def number(key: str, default: int | None = None) -> int:
         value = config.get(key)

@@ -5,7 +5,7 @@ The model is built on the meta device, the adapter is added, and then each unit 
 """
 
 import zlib
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 import torch
@@ -13,67 +13,57 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fedspeed.errors import ModelError
-from fedspeed.files import json_value
 from fedspeed.models.adapter_keys import check_keys, places_of
 from fedspeed.models.adapters import add_adapter, base_name, initial_adapter, is_adapter, portable_name
+from fedspeed.models.base_files import base_shape, fit
 from fedspeed.models.blocks import units
 from fedspeed.models.catalogue import FAMILIES
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.saved_adapter import WEIGHTS_FILE
+from fedspeed.models.stored import BASE_FILE, check_types, stored_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class WeightFiles:
-    """The safetensors of one folder, opened when first asked for and read tensor by tensor."""
+    """The safetensors of one folder, read tensor by tensor.
 
-    def __init__(self, folder: Path, single: str = "model.safetensors"):
-        self._folder = folder
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            try:
-                self._file_of = dict(json_value(index.read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ModelError(f"{index}: not an index of safetensors shards ({error}); download the model again") from error
-        elif (folder / single).is_file():
-            self._file_of = {name: single for name in self._open(single).keys()}
-        else:
-            raise ModelError(f"{folder}: no {single} and no {index.name}; give a folder with safetensors weights "
-                             "(convert others with save_pretrained), or set model.init=random")
+    Args:
+        keys: what some parameters are called in the files; others are called there as in the model.
 
-    def _open(self, file: str):
-        path = self._folder / file
-        try:
-            return safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path}: cannot be read ({error}); the file is missing or truncated, copy it again") from error
+    Raises:
+        ModelError: the files are missing or damaged.
+    """
+
+    def __init__(self, folder: Path, single: str = BASE_FILE, keys: Mapping[str, str] | None = None):
+        self._folder, self._stored, self._keys = folder, stored_tensors(folder, single), keys or {}
 
     def names(self) -> set[str]:
-        return set(self._file_of)
+        return set(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor that is there."""
-        return tuple(self._open(self._file_of[name]).get_slice(name).get_shape())
+        return self._stored[name].shape
 
-    def read(self, name: str, shape: torch.Size, prefix: str = "") -> torch.Tensor:
-        """The tensor `name` of the given shape; older files leave out the base model's `prefix`."""
-        return self._take(name, shape, prefix, lambda file, key: file.get_tensor(key), lambda tensor: tensor.shape)
-
-    def check(self, name: str, shape: torch.Size, prefix: str = "") -> None:
-        """Raises what `read` would raise, without reading the tensor."""
-        self._take(name, shape, prefix, lambda file, key: file.get_slice(key).get_shape(), lambda shape: shape)
-
-    def _take(self, name: str, shape: torch.Size, prefix: str, take: Callable, shape_of: Callable):
-        key = name if name in self._file_of else name.removeprefix(prefix)
-        if key not in self._file_of:
-            raise ModelError(f"{self._folder}: no weight named {name}; the files belong to another architecture than config.json")
+    def read(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """The tensor `name` of the given shape."""
+        self.check(name, shape)
+        key = self._keys.get(name, name)
         try:
-            taken = take(self._open(self._file_of[key]), key)
-        except SafetensorError as error:
-            raise ModelError(f"{self._folder / self._file_of[key]}: {key} cannot be read ({error}); copy the file again") from error
-        if tuple(shape_of(taken)) != tuple(shape):
-            raise ModelError(f"{self._folder / self._file_of[key]}: {key} has shape {tuple(shape_of(taken))}, config.json asks for {tuple(shape)}")
-        return taken
+            with safe_open(self._stored[key].file, framework="pt") as file:
+                return file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{self._stored[key].file}: {key} cannot be read ({error}); copy the file again") from error
+
+    def check(self, name: str, shape: torch.Size) -> None:
+        """Raises what `read` would raise, without reading the tensor."""
+        key = self._keys.get(name, name)
+        if key not in self._stored:
+            raise ModelError(f"{self._folder}: no weight named {name}; the files belong to another architecture than config.json")
+        stored = self._stored[key]
+        check_types([(key, stored)])
+        if stored.shape != tuple(shape):
+            raise ModelError(f"{stored.file}: {key} has shape {stored.shape}, config.json asks for {tuple(shape)}")
 
 
 def model_folder(base: str) -> Path:
@@ -109,6 +99,7 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
         raise ModelError(f"{folder / 'config.json'}: model_type {hf.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
     if (hf.pad_token_id or 0) >= hf.vocab_size:
         hf.pad_token_id = None  # a pad token behind the vocabulary has no embedding, and needs none: padding is masked
+    hf.tie_word_embeddings = base_shape(folder, config.init == "pretrained").tied
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
     model.config.use_cache = False  # training never reads it, and it keeps keys and values alive
@@ -128,7 +119,6 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
     Tied parameters stay tied. Non-persistent buffers (rotary frequencies) are computed anew: strict loading would leave them undefined.
     """
     inner, files, started = _sources(model, config, adapter)
-    prefix = f"{inner.base_model_prefix}."
     placed: dict[nn.Parameter, nn.Parameter] = {}  # meta parameter -> what stands for it now
     for unit_name, unit, recurse in units(model):
         entries = list(_parameters(unit_name, unit, recurse))
@@ -141,8 +131,8 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
             if is_adapter(name):
                 value = started.read(portable_name(name), meta.shape) if started else initial_adapter(name, meta.shape, seed)
             else:
-                value = files.read(base_name(name), meta.shape, prefix) if files else getattr(parent, leaf).data
-            placed[meta] = place(name, nn.Parameter(value.to(meta.dtype), requires_grad=meta.requires_grad))
+                value = files.read(base_name(name), meta.shape) if files else getattr(parent, leaf).data
+            placed[meta] = place(name, nn.Parameter(_cast(name, value, meta.dtype), requires_grad=meta.requires_grad))
         for _, parent, leaf, meta in entries:  # a tied parameter gets what its first name got
             setattr(parent, leaf, placed.get(meta, meta))
     _compute_buffers(model, inner)
@@ -152,17 +142,21 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
 
 def check_weights(model: nn.Module, config: ModelConfig, adapter: AdapterConfig) -> None:
     """Raises the ModelError that `materialise` would raise about the files, without reading a weight."""
-    inner, files, _ = _sources(model, config, adapter)
+    _, files, _ = _sources(model, config, adapter)
     for name, meta in model.named_parameters():
         if not is_adapter(name) and files:
-            files.check(base_name(name), meta.shape, f"{inner.base_model_prefix}.")
+            files.check(base_name(name), meta.shape)
 
 
 def _sources(model: nn.Module, config: ModelConfig, adapter: AdapterConfig) -> tuple[nn.Module, WeightFiles | None, WeightFiles | None]:
     """(the model below the adapter, where its weights come from, where the adapter's come from); None: drawn. What is in the adapter's file is what
     the model has a place for."""
     inner = model.base_model.model if adapter.method == "lora" else model
-    files = WeightFiles(model_folder(config.base)) if config.init == "pretrained" else None
+    files = None
+    if config.init == "pretrained":
+        base = model_folder(config.base)
+        shapes = {base_name(name): tuple(p.shape) for name, p in model.named_parameters() if not is_adapter(name)}
+        files = WeightFiles(base, keys=fit(stored_tensors(base), shapes, inner.config.model_type, base).keys)
     if not adapter.start_from:
         return inner, files, None
     folder = Path(adapter.start_from)
@@ -170,6 +164,18 @@ def _sources(model: nn.Module, config: ModelConfig, adapter: AdapterConfig) -> t
     wanted = {portable_name(name): parameter.shape for name, parameter in model.named_parameters() if is_adapter(name)}
     check_keys(folder, started, wanted, places_of(model, f"{inner.base_model_prefix}."), files)
     return inner, files, started
+
+
+def _cast(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The value in the run's type.
+
+    Raises:
+        ModelError: it is beyond what the type can hold, as much of what was trained in bf16 is in fp16.
+    """
+    cast = value.to(dtype)
+    if dtype == torch.float16 and value.dtype != dtype and not torch.equal(cast.isfinite(), value.isfinite()):
+        raise ModelError(f"{name}: has values up to {value.abs().max().item():.3g}, and fp16 ends at 65504; set model.dtype=bf16 or fp32")
+    return cast
 
 
 def _parameters(unit_name: str, unit: nn.Module, recurse: bool):

@@ -11,6 +11,7 @@ from fedspeed.cluster.once import report
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError, LostPeerError, connection_text
+from fedspeed.preflight import weight_notes
 from fedspeed.session.order import Job
 from fedspeed.session.standing import journal_of
 
@@ -136,6 +137,13 @@ def _budget(config) -> str:
     return f"{steps}{', exchanged behind the next ones,' if config.federation.staleness else ''}"
 
 
+def _weight_texts(config: RunConfig) -> list[str]:
+    try:
+        return weight_notes(config)
+    except FedSpeedError:  # files that are gone by now; how the run ended is what is to be told
+        return []
+
+
 def _facts(job: Job, exported, predicted=None):
     from fedspeed.monitor.report import Facts
 
@@ -151,6 +159,8 @@ def _facts(job: Job, exported, predicted=None):
                    f"a pipeline over each {config.engine.pipeline}'s ranks") + f", launched by {job.launch.kind}",
         "layout": f"{len(job.workers)} ranks in {len(topology.clusters)} cluster{'s' if len(topology.clusters) > 1 else ''}",
     }
+    if texts := _weight_texts(config):
+        run["the base's files"] = "; ".join(texts)
     hosts = []
     for host in job.launch.hosts:
         clients = sorted({c for p in topology.ranks if p.host == host.name for c in p.clients})

@@ -65,6 +65,9 @@ class _Inputs:
 def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
     config, claim = job.config, standing.Claim()
     inputs = _read_inputs(job, store, claim)
+    if job.reporter:
+        for text in preflight.weight_notes(config):
+            print(f"fedspeed: {text}", file=sys.stderr)
     stuck = last_words.Stuck(job)
     pulse = _pulse(job, store, stuck)
     _join_cluster(job, store)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from launched import LLAMA, SETTINGS, tree
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from fedspeed.cli import main
 from tests.tiny import write_llama
@@ -77,6 +77,15 @@ def changed_llama(name: str, **changes) -> Callable[[Path], object]:
         folder = Path(write_llama(here / name))
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return make
+
+
+def in_eight_bits(name: str) -> Callable[[Path], object]:
+    """Makes a whole model folder one of whose weights is stored as whole numbers."""
+    def make(here: Path) -> None:
+        weights = Path(write_llama(here / name)) / "model.safetensors"
+        save_file(load_file(weights) | {"model.norm.weight": np.ones(64, np.int8)}, weights)
 
     return make
 
@@ -229,9 +238,17 @@ MODELS = {
     "shard missing": Mistake("run model.init=pretrained model.base=base", ("model-00002.safetensors", "missing"),
                              model("base", LLAMA, model__safetensors__index__json='{"weight_map": {"model.norm.weight": "model-00002.safetensors"}}')),
     "weights of another architecture": Mistake("run model.init=pretrained model.base=base", ("model.embed_tokens.weight", "another architecture"),
-                                               model("base", LLAMA, {"transformer.wte.weight": np.ones((260, 64), np.float32)}), dry=True),
+                                               model("base", LLAMA, {"transformer.wte.weight": np.ones((260, 64), np.float32)})),
     "weights of another size": Mistake("run model.init=pretrained model.base=base", ("model.safetensors", "config.json asks for"),
-                                       changed_llama("base", hidden_size=32), dry=True),
+                                       changed_llama("base", hidden_size=32)),
+    "weights of another depth": Mistake("run model.init=pretrained model.base=base", ("no weight named model.layers.2.",),
+                                        changed_llama("base", num_hidden_layers=3)),
+    "weights in pickles": Mistake("run model.init=pretrained model.base=base", ("pytorch_model.bin", "save_pretrained"),
+                                  model("base", LLAMA, pytorch_model__bin="")),
+    "weights in eight bits": Mistake("run model.init=pretrained model.base=base", ("model.norm.weight in I8", "equantise", "save_pretrained"),
+                                     in_eight_bits("base")),
+    "config.json of a quantised model": Mistake("run model.base=base", ("quantization_config", "dequantise"),
+                                                model("base", {**LLAMA, "quantization_config": {"quant_method": "fp8"}})),
     "vocabulary too small": Mistake("run model.base=base", ("vocab_size=10", "ids up to 258"),
                                     model("base", {**LLAMA, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}), dry=True),
     "no tokenizer": Mistake("run model.tokenizer=auto", ("holds no tokenizer", "model.tokenizer=bytes"), dry=True),

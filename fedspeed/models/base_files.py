@@ -1,0 +1,109 @@
+"""How the tensors in a base's files fit the model that its config.json describes: which are used, whether the head is the embedding, and
+what is to be said about the rest. From headers; only where config.json ties the head, and the files hold one, are bytes compared."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedspeed.errors import ModelError
+from fedspeed.models.catalogue import ModelShape, shape_of
+from fedspeed.models.names import HEAD, Shape, decoder_prefix, embedding_name, parameters
+from fedspeed.models.stored import FLOATS, Stored, check_types, key_of, same_bytes, stored_tensors
+
+# Tables that older files hold although every library computes them: masks and rotary frequencies.
+COMPUTED = re.compile(r"(^|\.)(attn\.(bias|masked_bias)|(rotary_emb\.)?inv_freq|position_ids)$")
+NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Args:
+        keys: parameter's name -> its name in the files.
+        unused: names in the files for which the model has no place.
+    """
+
+    keys: dict[str, str]
+    unused: tuple[str, ...]
+
+
+def head_is_embedding(stored: Mapping[str, Stored], family: str, config_ties: bool) -> bool:
+    """Whether one tensor is embedding and head, as transformers decides it: not where the files hold two that differ, whatever config.json
+    says, and always where it says so and they hold one of them only."""
+    if not config_ties:
+        return False
+    prefix = decoder_prefix(family)
+    ends = [key_of(name, stored, prefix) for name in (embedding_name(family), HEAD)]
+    return None in ends or same_bytes(*(stored[key] for key in ends))
+
+
+def fit(stored: Mapping[str, Stored], shapes: Mapping[str, Shape], family: str, where: Path) -> Fit:
+    """Find every parameter among the tensors of a base.
+
+    Args:
+        shapes: of the model's parameters by name, without the head where it is the embedding.
+        where: the folder, for messages.
+
+    Raises:
+        ModelError: a parameter is not there, has another shape, or is stored in a type that is no plain number.
+    """
+    prefix, embedding = decoder_prefix(family), embedding_name(family)
+    keys = {name: key for name in {**shapes, HEAD: ()} if (key := key_of(name, stored, prefix))}
+    if HEAD not in shapes and embedding not in keys and HEAD in keys:
+        keys[embedding] = keys[HEAD]
+    for name in shapes:
+        if name not in keys:
+            tie = "; if the head is the embedding, set tie_word_embeddings to true in config.json" if name == HEAD else ""
+            raise ModelError(f"{where}: no weight named {name}; the files belong to another architecture than config.json{tie}")
+    check_types((keys[name], stored[keys[name]]) for name in shapes)
+    for name, shape in shapes.items():
+        tensor = stored[keys[name]]
+        if tensor.shape != tuple(shape):
+            raise ModelError(f"{tensor.file}: {keys[name]} has shape {tensor.shape}, config.json asks for {tuple(shape)}")
+    used = set(keys.values())
+    unused = tuple(sorted(key for key in stored if key not in used and not COMPUTED.search(key)))
+    return Fit({name: keys[name] for name in shapes}, unused)
+
+
+def base_shape(folder: Path, pretrained: bool = True) -> ModelShape:
+    """The dimensions of a local base; its head is tied as its files say, not only as its config.json does.
+
+    Args:
+        pretrained: False: the weights are drawn, and what the folder holds of them is of no consequence.
+
+    Raises:
+        ModelError: config.json or the files cannot be read.
+    """
+    shape = shape_of(str(folder))
+    if not (pretrained and shape.tied):
+        return shape
+    return replace(shape, tied=head_is_embedding(stored_tensors(folder), shape.family, shape.tied))
+
+
+def check_base(folder: Path) -> tuple[ModelShape, dict[str, Stored], list[str]]:
+    """(dimensions, tensors in the files, what is to be said about them) of a local pretrained base.
+
+    Raises:
+        ModelError: the files do not hold the model that config.json describes.
+    """
+    stored, config = stored_tensors(folder), shape_of(str(folder))
+    shape = replace(config, tied=head_is_embedding(stored, config.family, config.tied))
+    fitted = fit(stored, parameters(shape), shape.family, folder)
+    return shape, stored, _notes(folder, config, shape, stored, fitted)
+
+
+def _notes(folder: Path, config: ModelShape, shape: ModelShape, stored: Mapping[str, Stored], fitted: Fit) -> list[str]:
+    notes = []
+    if config.tied and not shape.tied:
+        notes.append(f"{folder}: config.json ties the head to the embedding, but the files hold a {HEAD} that differs; both are kept apart, as in "
+                     "transformers (tie_word_embeddings: false in config.json would say so)")
+    if fitted.unused:
+        count = len(fitted.unused)
+        shown = ", ".join(fitted.unused[:NAMES_SHOWN]) + (", ..." if count > NAMES_SHOWN else "")
+        what = "1 tensor has no place in the model of config.json and is" if count == 1 else (
+            f"{count} tensors have no place in the model of config.json and are")
+        notes.append(f"{folder}: {what} not used: {shown}")
+    wide = [key for key in fitted.keys.values() if FLOATS[stored[key].dtype] == "fp64"]
+    if wide:
+        notes.append(f"{folder}: weights stored in fp64 ({wide[0]}{', ...' if len(wide) > 1 else ''}) are rounded to model.dtype")
+    return notes

@@ -1,0 +1,138 @@
+"""Tensors in safetensors files, from the files' headers: no torch is needed, and no weight is read.
+
+Format: eight bytes with the header's length, a JSON header, the tensors' bytes (https://huggingface.co/docs/safetensors).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedspeed.errors import ModelError
+from fedspeed.files import json_value
+
+BASE_FILE = "model.safetensors"
+FLOATS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # stored types that hold weights as they are
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".ckpt")
+COMPARED_BYTES = 1 << 24  # at a time
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file; `dtype` as safetensors writes it (F32, BF16, ...), `begin` and `end` are byte positions in the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def weight_files(folder: Path, single: str) -> list[Path]:
+    """The safetensors that belong to a folder: the one called `single`, or the shards of its index, where transformers looks for them.
+
+    Raises:
+        ModelError: there are none, or the index cannot be read.
+    """
+    if (folder / single).is_file():
+        return [folder / single]
+    index = folder / f"{single}.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(_weight_map(index).values()))]
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in OTHER_WEIGHTS)
+    if others:
+        raise ModelError(f"{folder}: no {single} and no {index.name}, but {others[0]}, which FedSpeed does not read; convert it: "
+                         "load it in transformers (an adapter in PEFT) and write it with save_pretrained(FOLDER), which makes safetensors")
+    remedy = "give a folder with safetensors weights"
+    if single == BASE_FILE:
+        remedy += ", or set model.init=random to train from drawn weights"
+    raise ModelError(f"{folder}: no {single} and no {index.name}; {remedy}")
+
+
+def stored_tensors(folder: Path, single: str = BASE_FILE) -> dict[str, Stored]:
+    """Every tensor of a folder's safetensors by its name.
+
+    Raises:
+        ModelError: a file is missing or cut, or lacks what the index says it holds.
+    """
+    found: dict[str, Stored] = {}
+    for file in weight_files(folder, single):
+        found.update(read_header(file))
+    index = folder / f"{single}.index.json"
+    if not (folder / single).is_file():
+        for name, file in _weight_map(index).items():
+            if name not in found:
+                raise ModelError(f"{folder / file}: has no {name}, which {index.name} says it holds; copy the folder again")
+    return found
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of one file; checks that it is as long as its header says.
+
+    Raises:
+        ModelError: it is missing, cut, or another kind of file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size - 8:
+                raise ValueError("its header is cut off")
+            header = json_value(file.read(length))
+        header.pop("__metadata__", None)
+        start = 8 + length
+        end = start + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if end != size:
+            raise ValueError(f"{size} bytes instead of {end}")
+        return {name: Stored(path, str(tensor["dtype"]), tuple(tensor["shape"]), *(start + at for at in tensor["data_offsets"]))
+                for name, tensor in header.items()}
+    except FileNotFoundError:
+        raise ModelError(f"{path}: named in the index, but missing; copy the folder again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: truncated or no safetensors file ({error}); copy it again") from error
+
+
+def check_types(tensors: Iterable[tuple[str, Stored]]) -> None:
+    """Refuse tensors whose numbers are not the weights themselves: quantised ones need their scales, which nobody would apply.
+
+    Raises:
+        ModelError: some are stored in another type than fp64, fp32, fp16 or bf16.
+    """
+    wrong = [(name, tensor) for name, tensor in tensors if tensor.dtype not in FLOATS]
+    if wrong:
+        name, tensor = wrong[0]
+        count = "1 tensor" if len(wrong) == 1 else f"{len(wrong)} tensors"
+        raise ModelError(f"{tensor.file}: {count} of a type that holds no plain weights, the first is {name} in {tensor.dtype}; FedSpeed reads fp64, "
+                         "fp32, fp16 and bf16. Take the unquantised original, or dequantise the model in transformers (model.dequantize(), or "
+                         "dequantize=True in its quantization config) and write it with save_pretrained")
+
+
+def key_of(name: str, keys: Iterable[str], prefix: str) -> str | None:
+    """The key under which a model's parameter `name` is stored. Files may leave out the decoder's `prefix` ("model."), or put it before
+    what is outside the decoder."""
+    return next((key for key in (name, name.removeprefix(prefix), prefix + name) if key in keys), None)
+
+
+def same_bytes(one: Stored, other: Stored) -> bool:
+    """Whether two tensors hold the same numbers in the same type and shape."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    left = one.end - one.begin
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.begin)
+        second.seek(other.begin)
+        while left > 0:
+            count = min(left, COMPARED_BYTES)
+            if first.read(count) != second.read(count):
+                return False
+            left -= count
+    return True
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        shards = json_value(index.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise ValueError("its weight_map is empty or damaged")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{index}: not an index of safetensors shards ({error}); download the model again") from error
+    return shards
