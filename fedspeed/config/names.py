@@ -14,9 +14,14 @@ _CALLED_ELSEWHERE = {
     "dataset": "data.task", "output_dir": "run.out",
 }
 
+# Keys of earlier versions, and what to do about them.
+GONE = {"routing.first_span": "leave it out: the participants of a masked sum agree on its range in every round"}
+
 
 def remedy_for_unknown(key: str, known: Iterable[str]) -> str:
     """The remedy for an unknown dotted `key`: the likeliest of the known ones, or a list of what exists beside it."""
+    if key in GONE:
+        return GONE[key]
     known = list(known)
     parent, _, name = key.rpartition(".")
     siblings = {_name(k): k for k in known if k.rpartition(".")[0] == parent}

@@ -20,7 +20,12 @@ class Layout:
 
     @property
     def size(self) -> int:
-        return sum(int(np.prod(s)) for s in self.shapes)
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Values of each tensor."""
+        return tuple(int(np.prod(s)) for s in self.shapes)
 
     def without(self, names: Iterable[str]) -> "Layout":
         gone = set(names)

@@ -1,5 +1,6 @@
 """A rank's way into the exchange: the gateway speaks for its client, the client's other ranks hear the result from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +10,14 @@ from fedspeed.errors import LostPeerError, connection_text
 
 @dataclass(frozen=True)
 class Sum:
-    """What an exchange gave, and what it cost: seconds of waiting for the last participant and of travelling, bytes this rank sent."""
+    """What an exchange gave, and what it cost: seconds of waiting for the last participant and of travelling, bytes this rank sent. clipped: values of all
+    participants that were beyond what the exchange carries."""
 
     vector: np.ndarray
     weight: float
     idle_s: float
     exchange_s: float
+    clipped: int
     bytes_sent: int
 
 
@@ -56,20 +59,24 @@ class ClientLink:
         """
         return self.finish(self.start(vector, weight))
 
-    def start(self, vector: np.ndarray, weight: float) -> "Started":
-        """Begin a sum that goes on beside what the caller does next. The vector must not change until `finish` returns."""
+    def start(self, vector: np.ndarray, weight: float, parts: Sequence[int] | None = None) -> "Started":
+        """Begin a sum that goes on beside what the caller does next. The vector must not change until `finish` returns.
+
+        Args:
+            parts: lengths of what belongs together in the vector, see `Exchange.start`.
+        """
         if self._exchange is None:
             return Started(vector, None, 0)
-        return Started(vector, self._exchange.start(vector, weight), self._exchange.bytes_sent)
+        return Started(vector, self._exchange.start(vector, weight, parts), self._exchange.bytes_sent)
 
     def finish(self, started: "Started") -> Sum:
         """The sum that was started. Raises as `sum` does."""
-        sent, failure, head, total = 0, None, np.zeros(4), np.zeros_like(started.vector)
+        sent, failure, head, total = 0, None, np.zeros(5), np.zeros_like(started.vector)
         if self._exchange is not None:
             handle = started.handle
             try:
                 total, weight_sum = handle.wait(self._deadline_s)
-                head = np.array([1.0, weight_sum, handle.idle_s, handle.exchange_s])
+                head = np.array([1.0, weight_sum, handle.idle_s, handle.exchange_s, handle.clipped])
             except Exception as error:  # noqa: BLE001 - told to the client's other ranks, then raised
                 failure = error
             sent = self._exchange.bytes_sent - started.sent_before
@@ -83,4 +90,5 @@ class ClientLink:
             total = self._engine.share_from_gateway(total)
         except RuntimeError as error:  # torch's only kind for a lost connection
             raise LostPeerError(f"the gateway of this rank's client was lost: {connection_text(error)}") from error
-        return Sum(total, *(float(x) for x in head[1:]), sent)
+        weight, idle_s, exchange_s, clipped = (float(x) for x in head[1:])
+        return Sum(total, weight, idle_s, exchange_s, round(clipped), sent)

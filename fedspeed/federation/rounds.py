@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -199,7 +199,7 @@ class Federation:
 
     def _send(self, trained: Trained) -> None:
         trained.sent = time.perf_counter()
-        trained.started = self._link.start(trained.vector, trained.weight)
+        trained.started = self._link.start(trained.vector, trained.weight, trained.rule.parts)
 
     def _steps(self, asked: tuple[int, ...]) -> int:
         """How many local steps this rank's clients take in a round."""
@@ -276,7 +276,8 @@ class Federation:
         seconds = trained.seconds + time.perf_counter() - begin
         if self.seat.reporter:  # before the commit: a record without a commit is dropped on resuming, the reverse would leave a gap
             norm = math.sqrt(sum(float(np.sum((progress.tensors[n].astype(np.float64) - before[n]) ** 2)) for n in before))
-            self._monitor.round(self._record(number, trained.asked, ledger, seconds, aggregate.factor_error, norm))
+            record = self._record(number, trained.asked, ledger, seconds, aggregate.factor_error, norm)
+            self._monitor.round(replace(record, clipped=total.clipped))
         if keep:
             self._commit(progress)
         return stop

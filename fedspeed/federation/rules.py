@@ -40,13 +40,15 @@ def held(rule: str, round: int, names) -> frozenset[str]:
 class SumRule:
     """`avg_factors`, `freeze_a` and `alternate`: the weighted mean of the changes, read from one sum of all clients.
 
-    The vector is the weighted change of the tensors that train, followed by the weighted sketch of the products.
+    The vector is the weighted change of the tensors that train, followed by the weighted sketch of the products; `parts` are the lengths of these, in that
+    order.
     """
 
     def __init__(self, layout: Layout, still: frozenset[str], seed: int, round: int):
         self._trained = layout.without(still)
         self._sketch = Sketch(layout, seed, round)
         self.words = self._trained.size + self._sketch.words
+        self.parts = (*self._trained.sizes, self._sketch.words)
 
     def contribution(self, client: int, weight: float, start: Tensors, end: Tensors) -> np.ndarray:
         """[words] float32: what client adds to the sum for having moved from `start` to `end`."""
@@ -74,6 +76,7 @@ class SvdRule:
     def __init__(self, layout: Layout, clients: int):
         self._layout, self._clients = layout, clients
         self.words = clients * (layout.size + 1)
+        self.parts = (self.words,)
 
     def contribution(self, client: int, weight: float, start: Tensors, end: Tensors) -> np.ndarray:
         slots = np.zeros((self._clients, self._layout.size + 1), dtype=np.float32)

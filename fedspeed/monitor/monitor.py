@@ -6,7 +6,7 @@ from typing import TextIO
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.progress import NotesOnly, Progress
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text, shows_everything, visible
-from fedspeed.monitor.report import Comparison, Facts, comparison_text, missing_text, write_report
+from fedspeed.monitor.report import CLIPPED, Comparison, Facts, comparison_text, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
 from fedspeed.monitor.units import loss_text, seconds_text
@@ -70,6 +70,8 @@ class Monitor:
         self._json.write("round", record.to_json())
         if record.missing_count:
             self._progress.note(f"missing in {missing_text(MissingUpdates(record.round, record.missing_count, record.missing))}")
+        if record.clipped:
+            self._progress.note(f"fedspeed: round {record.round}: {record.clipped} values of the updates counted for less than they should: {CLIPPED}")
         self._progress.round(record)
 
     def finish(self, summary: Summary, facts: Facts, comparison: Comparison | None = None) -> Path:

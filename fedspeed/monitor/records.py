@@ -80,6 +80,7 @@ class RoundRecord(_Record):
     step_s: float | None = None  # of a local step, on the slowest rank; None: no step was timed, or not shown
     bubble: float | None = None  # part of a pipeline's training passes in which its ranks did not compute; None: there is no pipeline
     overlap: float | None = None  # part of the exchange that hid behind training; None: there was none
+    clipped: int = 0  # values of all updates that were beyond what a masked sum carries, and counted for less: a member told a wrong size
     missing: tuple[int, ...] = ()  # clients whose update did not count, where it may be known
     per_client: tuple[ClientRecord, ...] = ()  # empty in the masked modes
 
@@ -129,6 +130,7 @@ class Summary(_Record):
     step_s: float | None = None  # median over the rounds, and so are the next two, see RoundRecord
     bubble: float | None = None
     overlap: float | None = None
+    clipped: int = 0
     missing: tuple[MissingUpdates, ...] = ()
     absent: tuple[int, ...] = ()  # rounds that finished, but whose records are lost: no other number here knows of them
 
@@ -196,6 +198,7 @@ def summarise(
         loaded_bytes=sum(record.loaded_bytes for record in records),
         device_bytes=max((record.device_bytes for record in records if record.device_bytes is not None), default=None),
         **{name: _median([getattr(record, name) for record in records]) for name in ("step_s", "bubble", "overlap")},
+        clipped=sum(record.clipped for record in records),
         missing=gaps + tuple(also_missing),
         absent=tuple(absent),
     )

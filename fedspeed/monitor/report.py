@@ -13,6 +13,7 @@ from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absen
 from fedspeed.monitor.trace import read_spans
 from fedspeed.monitor.units import bytes_text, count_text, loss_text, seconds_text
 
+CLIPPED = "a participant told a wrong size of its update, and what was beyond the sizes that all told was cut off"
 ROUNDS_SHOWN = 21  # 20 and the losses before the first
 
 
@@ -121,11 +122,11 @@ def report_text(
 
 
 def rounds_to_show(records: Sequence[RoundRecord], best_round: int | None, limit: int = ROUNDS_SHOWN) -> list[RoundRecord]:
-    """All of up to `limit` rounds; else an even selection, first and last included, the best one, and every one that lacks an update."""
+    """All of up to `limit` rounds; else an even selection, first and last included, the best one, and every one that lacks an update or a part of one."""
     if len(records) <= limit:
         return list(records)
     even = {round(index * (len(records) - 1) / (limit - 1)) for index in range(limit)}
-    return [record for index, record in enumerate(records) if index in even or record.round == best_round or record.missing_count]
+    return [record for index, record in enumerate(records) if index in even or record.round == best_round or record.missing_count or record.clipped]
 
 
 def missing_text(gap: MissingUpdates) -> str:
@@ -158,6 +159,8 @@ def _status(summary: Summary, facts: Facts) -> str:
         verb = "is" if summary.missing_count == 1 else "are"
         lines.append(f"**{_count(summary.missing_count, 'update')} {verb} missing** from the result: "
                      "see [below](#missing-updates-and-restarts).")
+    if summary.clipped:
+        lines.append(f"**{_count(summary.clipped, 'value')} of the updates counted for less than they should**: {CLIPPED}.")
     if summary.absent:
         text = absent_text(summary.absent)
         lines.append(f"{text[0].upper()}{text[1:]} from `rounds.jsonl`: the numbers below are without "

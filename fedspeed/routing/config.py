@@ -24,8 +24,6 @@ class RoutingConfig:
     cell_kib: int = field(default=4096, metadata={"help": "mix, mask: content of a cell, the fixed size that all messages have", "min": 1, "max": 65536})
     cipher: Literal["aes-128-gcm", "chacha20-poly1305"] = field(default="aes-128-gcm", metadata={
         "help": "mix, mask: of seals and key streams; AES is the faster where processors have instructions for it"})
-    first_span: float = field(default=1.0, metadata={
-        "help": "mix, mask: largest change of a parameter in the first round; later ones go by the aggregate before", "above": 0.0, "max": 1e6})
     min_participants: int = field(default=3, metadata={
         "help": "mix, mask: participants that a sum must have; the fewer they are, the more it says about each", "min": 2, "max": 256})
     attempts: int = field(default=5, metadata={"help": "mix, mask: tries at one exchange, each with fresh masks", "min": 1, "max": 100})

@@ -7,7 +7,9 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent import futures
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +45,23 @@ class NoRollCall:
         return []
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What an exchange gives a participant.
+
+    Attributes:
+        total: sum of the vectors [n]. weight: sum of the weights.
+        idle_s: seconds until the last participant had arrived. exchange_s: seconds from then on.
+        clipped: values of all participants that were beyond what the exchange carries, and count for less than they should.
+    """
+
+    total: np.ndarray
+    weight: float
+    idle_s: float
+    exchange_s: float
+    clipped: int = 0
+
+
 class Handle:
     """An exchange under way."""
 
@@ -50,6 +69,7 @@ class Handle:
         self._future, self._tag, self._roll = future, tag, roll
         self.idle_s = 0.0      # seconds until the last participant had arrived
         self.exchange_s = 0.0  # seconds the vectors travelled
+        self.clipped = 0       # see Outcome
 
     def wait(self, deadline_s: float) -> tuple[np.ndarray, float]:
         """(sum of the vectors, sum of the weights).
@@ -65,10 +85,11 @@ class Handle:
             if time.monotonic() >= end:
                 raise self._failure(f"no answer within {deadline_s:.0f} s")
         try:
-            total, weight, self.idle_s, self.exchange_s = self._future.result()
+            outcome = self._future.result()
         except TransportError as error:
             raise self._failure(str(error)) from error
-        return total, weight
+        self.idle_s, self.exchange_s, self.clipped = outcome.idle_s, outcome.exchange_s, outcome.clipped
+        return outcome.total, outcome.weight
 
     def _failure(self, reason: str) -> LostPeerError:
         missing = self._roll.missing(self._tag)
@@ -77,7 +98,7 @@ class Handle:
 
 
 class Exchange(ABC):
-    """Subclasses give `_run(tag, vector, weight) -> (sum, sum of the weights, seconds until all had arrived, seconds from then on)`."""
+    """Subclasses give `_run`."""
 
     def __init__(self, transport: Transport, deadline_s: float, roll: RollCall | None = None):
         self._transport, self._deadline_s, self._roll = transport, deadline_s, roll or NoRollCall()
@@ -96,20 +117,25 @@ class Exchange(ABC):
         """How long `Handle.wait` should wait at most: longer than the exchange itself, which knows better what it lacks."""
         return self._deadline_s
 
-    def start(self, vector: np.ndarray, weight: float) -> Handle:
+    def start(self, vector: np.ndarray, weight: float, parts: Sequence[int] | None = None) -> Handle:
         """Begin an exchange. The vector is already multiplied by the weight; it must not change until `wait` returns.
 
         Args:
             vector: [n] float32 or float64; n and dtype equal on all participants.
             weight: this participant's share of the denominator; 0 with a zero vector for one that has nothing to give.
+            parts: lengths of what belongs together in the vector, such as tensors, equal on all participants; they sum to n. What is of
+                one size should be one part: exchanges that carry numbers of limited range give each part a range of its own.
         """
+        parts = (vector.size,) if parts is None else tuple(parts)
         if vector.dtype not in DTYPES or vector.ndim != 1:
             raise ValueError(f"an exchange takes a float32 or float64 vector, not {vector.dtype} {vector.shape}")
+        if sum(parts) != vector.size:
+            raise ValueError(f"parts of {sum(parts)} values together, in a vector of {vector.size}")
         tag = self._tag
         self._tag += 1
         self._roll.arrive(tag)
         future: futures.Future = futures.Future()
-        self._orders.put((future, tag, vector, float(weight)))
+        self._orders.put((future, tag, vector, float(weight), parts))
         return Handle(future, tag, self._roll)
 
     def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
@@ -144,7 +170,7 @@ class Exchange(ABC):
                 future.set_exception(error)
 
     @abstractmethod
-    def _run(self, tag: int, vector: np.ndarray, weight: float) -> tuple[np.ndarray, float, float, float]:
+    def _run(self, tag: int, vector: np.ndarray, weight: float, parts: tuple[int, ...]) -> Outcome:
         """Make one exchange, in the thread of the exchanges."""
 
     def close(self) -> None:
@@ -159,7 +185,7 @@ class PlainExchange(Exchange):
     to everyone. So all hold the same bits, and each sends 2 (n-1)/n of a vector, whatever n.
     """
 
-    def _run(self, tag: int, vector: np.ndarray, weight: float):
+    def _run(self, tag: int, vector: np.ndarray, weight: float, parts: tuple[int, ...]) -> Outcome:
         transport, begin = self._transport, time.perf_counter()
         head = np.array([tag, vector.size, DTYPES.index(vector.dtype), weight])
         heads = all_gather(transport, head, self._deadline_s)
@@ -175,4 +201,4 @@ class PlainExchange(Exchange):
         for part in mine:
             total += part
         whole = all_gather(transport, total.astype(vector.dtype), self._deadline_s).reshape(-1)[:vector.size]
-        return whole, float(heads[:, 3].sum()), arrived - begin, time.perf_counter() - arrived
+        return Outcome(whole, float(heads[:, 3].sum()), arrived - begin, time.perf_counter() - arrived)

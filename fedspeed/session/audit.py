@@ -20,8 +20,9 @@ from fedspeed.errors import ConfigError
 from fedspeed.federation import rules
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import AesGcm, public_of, stream
-from fedspeed.routing.anonymous.exchange import MARGIN, MODES, Mode
+from fedspeed.routing.anonymous.exchange import MODES, Mode
 from fedspeed.routing.anonymous.protocol import Member, Terms, traffic
+from fedspeed.routing.anonymous.spans import size_of
 from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, named_share, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
 
@@ -131,9 +132,10 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
 
     def members(number: int, update: np.ndarray) -> list[Member]:
         terms = Terms(keys, words, b"audit", number, chosen.masked, hops, -(-words // n), routing.cipher, n // 2 + 1)
-        span = MARGIN * max(1e-12, float(np.abs(updates[max(0, number - 1)].mean(0)).max()))
-        payloads = [_words(row / n, span) for row in update]
-        return [Member(terms, i, identities[i], lambda notes, i=i: payloads[i]) for i in range(n)]
+        shares = (update / n).astype(np.float32)
+        span = sum(size_of(row) for row in shares)
+        payloads = [_words(row, span) for row in shares]
+        return [Member(terms, i, identities[i], lambda i=i: payloads[i]) for i in range(n)]
 
     views: list[View] = []
     for number, update in enumerate(updates):
@@ -147,7 +149,7 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
 
 def _words(values: np.ndarray, span: float) -> np.ndarray:
     out, part, key = np.empty(len(values), np.uint32), iter(range(2**32)), os.urandom(32)
-    ring.encode(values.astype(np.float32), span, lambda bits: stream(AesGcm, key, next(part), bits), out)
+    ring.encode(values, span, lambda bits: stream(AesGcm, key, next(part), bits), out)
     return out
 
 

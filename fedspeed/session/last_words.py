@@ -41,12 +41,18 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
         export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base)
     else:
         shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)  # of an earlier end of this run, whose last round was not its best
-    lost = sum(r.missing_count for r in monitor.records)
-    code = EXIT_FAILED if lost else EXIT_OK
-    reason = f"{lost} update{'s' if lost > 1 else ''} did not count, see below" if lost else ""
+    reason = uncounted(monitor.records)
+    code = EXIT_FAILED if reason else EXIT_OK
     exported = Export(kind, str(folder / kind), config.model.base, progress.best_round if best else progress.round)
     monitor.finish(_summary(config, monitor, progress.done, reason, code), _facts(job, exported, predicted), comparison)
     return code
+
+
+def uncounted(records) -> str:
+    """Say what did not count, or not fully, in the rounds of a run; empty if all did. Such a run ends with exit code 1."""
+    lost, clipped = sum(r.missing_count for r in records), sum(r.clipped for r in records)
+    found = [f"{lost} update{'s' if lost > 1 else ''} did not count, see below"] if lost else []
+    return "; ".join(found + (["some updates did not count fully"] if clipped else []))
 
 
 def export_kind(config: RunConfig) -> str:

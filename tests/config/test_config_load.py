@@ -134,6 +134,7 @@ def test_an_override_replaces_a_scalar_by_a_block_and_back():
     ("run.out=!!python/name:os.system x", "the tag 'tag:yaml.org,2002:python/name:os.system' does not fit here; remove it"),
     ("data.split=idd", "data.split is 'idd', but must be one of iid, meta, lda; did you mean iid?"),
     ("data.split=1", "data.split is 1, but must be one of iid, meta, lda"),
+    ("routing.first_span=1", "there is no key routing.first_span; leave it out: the participants of a masked sum agree"),
     ("train.lrr=1", "there is no key train.lrr; did you mean train.lr?"),
     ("trian.lr=1", "there is no key trian; did you mean train?"),
     ("lr=1", "there is no key lr; did you mean train.lr?"),

@@ -46,9 +46,9 @@ def share_of(client: int) -> float:
     return float(sum(len(e.input_ids) - e.labels_start for e in client_data(client).train))
 
 
-def settings(base: str, *, clients: int = 3, train: dict | None = None, adapter: dict | None = None, **sections):
-    """A configuration of short rounds in fp32."""
-    return run_config(model={"base": base, "dtype": "fp32"}, data={"clients": clients},
+def settings(base: str, *, clients: int = 3, dtype: str = "fp32", train: dict | None = None, adapter: dict | None = None, **sections):
+    """A configuration of short rounds."""
+    return run_config(model={"base": base, "dtype": dtype}, data={"clients": clients},
                       train={"local_steps": 2, "micro_batch": 2, "optimizer": "sgd", "momentum": 0.9, "lr": 0.1, **(train or {})},
                       adapter={"targets": "all-linear", "lora_rank": 4, "alpha": 8.0, **(adapter or {})}, **sections)
 
@@ -146,7 +146,6 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     from fedspeed.federation.link import ClientLink
     from fedspeed.federation.rounds import Federation, Seat
     from fedspeed.monitor.clock import StageClock
-    from fedspeed.routing.exchange import PlainExchange
     from fedspeed.routing.transports.gloo import GlooTransport
     from fedspeed.routing.transports.local import LocalTransport
     from tests.engine.engines import ds_config, options_of
@@ -159,19 +158,32 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     # Clipping is DeepSpeed's own default.
     engine = notes.engine = build_engine(
         config.model, config.adapter, config.train, options_of(kind, EngineConfig(base_partition=base_partition)),
-        ds_config(kind, "fp32", gradient_clipping=config.train.clip), sets, clock, Path(folder) / f"nvme-{world.rank}", config.run.seed,
+        ds_config(kind, config.model.dtype, gradient_clipping=config.train.clip), sets, clock, Path(folder) / f"nvme-{world.rank}", config.run.seed,
         len(mine))
     exchange = None
     if world.rank in speakers:
         transport = LocalTransport.set_of(1)[0] if len(speakers) == 1 else GlooTransport(
             PrefixStore(name, world.store), speakers.index(world.rank), len(speakers), DEADLINE_S)
-        exchange = watch(PlainExchange(transport, DEADLINE_S))
+        exchange = watch(exchange_over(transport, config.routing))
     seat = Seat({c: client_data(c, val_rows) for c in mine}, ranks.index(world.rank), len(ranks), exchange is not None,
                 world.rank == ranks[0], f"cluster{world.cluster}")
     yield Federation(config, "marks", {}, seat, engine, ClientLink(engine, exchange, DEADLINE_S), Journal(Path(folder) / name, 2),
                      notes, clock, lambda: 1, stop)
     if exchange is not None:
         exchange.close()
+
+
+def exchange_over(transport, routing):
+    """A plain one, unless the configuration says otherwise."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
+    from fedspeed.routing.exchange import PlainExchange
+
+    if routing.mode in ("auto", "plain"):
+        return PlainExchange(transport, DEADLINE_S)
+    key = Ed25519PrivateKey.generate()
+    return AnonymousExchange(transport, routing, key, meet(transport, DEADLINE_S, key), b"run")
 
 
 def begin(federation):

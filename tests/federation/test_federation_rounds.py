@@ -31,6 +31,16 @@ def sampled(base):
     return settings(base, federation={"rounds": 3, "clients_per_round": 1, "evaluate_every": 3})
 
 
+MASKED = {"avg_factors": "fp32", "alternate": "fp16", "freeze_a": "bf16"}  # and the precision each is tried in
+LARGE_STEPS = {"local_steps": 1, "lr": 40.0, "momentum": 0.0}
+
+
+def large_steps(base, rule, mode):
+    """A first round that moves weights by far more than a second one could expect; then, under `alternate`, other weights."""
+    return settings(base, dtype=MASKED[rule], train=LARGE_STEPS, routing={"mode": mode, "cell_kib": 64},
+                    federation={"rounds": 2, "aggregation": rule})
+
+
 def settled(base, kind, seed):
     """Everything about the server optimizer but its kind by default."""
     return settings(base, train={"local_steps": 1}, adapter={"method": "full"}, run={"seed": seed},
@@ -60,6 +70,8 @@ def ranks_apart(world, base, folder):
     out["two rounds"] = course(world, "two", two_rounds(base), APART, folder)
     out |= {case: course(world, case, holding(base, case), APART, folder) for case in HOLDING}
     out["svd"] = course(world, "svd", settings(base, train={"optimizer": "adamw", "lr": 0.05}, federation={"rounds": 1, "aggregation": "svd"}), APART, folder)
+    for rule in MASKED:
+        out |= {(rule, mode): course(world, f"{rule}-{mode}", large_steps(base, rule, mode), APART, folder) for mode in ("plain", "mask")}
     if world.rank < 2:
         out["unequal"] = unequal_clusters(world, base, folder)
     # From here on every rank has work of its own.
@@ -164,6 +176,21 @@ def test_held_factors_keep_every_bit(apart, case):
     assert all(r.factor_error < 1e-5 for r in apart[0][case].records[1:]), "one factor is shared, so averaging is exact"
 
 
+# A masked sum is the plain one.
+
+
+@pytest.mark.parametrize("rule", MASKED)
+def test_masked_rounds_are_plain_rounds_from_the_first_one_on(apart, rule):
+    """Within what fixed-point numbers round away. Nothing is clipped, and the error of averaging is as it is."""
+    plain, masked = apart[0][rule, "plain"], apart[0][rule, "mask"]
+    for number in (1, 2):
+        change = largest(plain.states[number], plain.states[number - 1])
+        assert change > (1, 0.1)[number - 1] and largest(masked.states[number], plain.states[number]) < 1e-4 * change
+        clear, hidden = plain.records[number], masked.records[number]
+        assert hidden.clipped == 0 and hidden.val_loss == pytest.approx(clear.val_loss, rel=1e-3)
+        assert hidden.factor_error == pytest.approx(clear.factor_error, rel=1e-2, abs=1e-6)
+
+
 # The state of local optimizers between rounds.
 
 KEPT = {"sgd": {"lr": 0.1, "schedule": "linear"}, "adamw": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01, "schedule": "cosine"}}
@@ -212,10 +239,10 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self._exchange, name)
 
-    def start(self, vector, weight):
+    def start(self, vector, weight, parts=None):
         if weight:
             self._note()
-        return self._exchange.start(vector, weight)
+        return self._exchange.start(vector, weight, parts)
 
 
 class SlowNotes(Notes):

@@ -143,3 +143,9 @@ def test_no_later_loss_passes_for_the_first_nor_an_earlier_one_for_the_last(make
     assert ends([records[0], records[2]], (1,)) == (2, 3.0, 1.0, (1,))
     assert ends(records[:2], (2,)) == (2, 3.0, None, (2,))
     assert ends([], (0, 1, 2)) == (2, None, None, (0, 1, 2))
+
+
+def test_values_that_were_clipped_are_told_in_every_mode(make_round):
+    records = [visible(make_round(n, clipped=n), "mask") for n in range(3)]
+    summary = visible(summarise(records, status="finished", total_rounds=2), "mask")
+    assert summary.clipped == 3 and summary.to_json()["clipped"] == 3

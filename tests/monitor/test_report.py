@@ -60,6 +60,13 @@ def test_a_finished_run_that_lacks_updates_says_so_at_the_top(tmp_path, make_rou
     assert "| missing updates | 2 |" in text
 
 
+def test_a_run_whose_updates_did_not_count_fully_says_so_at_the_top(tmp_path, make_round):
+    records = [make_round(1), make_round(2, clipped=30)]
+    text = report(tmp_path, records, mode="mask", exit_code=1)
+    top = text.partition("## Result")[0]
+    assert "30 values of the updates counted for less than they should" in top and "Exit code 1." in top
+
+
 def test_failed(tmp_path, make_round):
     text = report(
         tmp_path, [make_round(1)], "failed", reason="client 2 did not answer within 30 s", exit_code=75,

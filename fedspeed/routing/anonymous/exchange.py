@@ -1,7 +1,7 @@
 """The anonymous exchange: attempts at a sum over a transport, one after the other until one is agreed upon.
 
-A vector of an update is fixed-point (`ring.encode`), scaled by what is public: the sum of all weights, which an exact masked sum has told before, and the
-size of the last sum, block by block. A float64 vector (counts, losses) is summed exactly.
+A vector of an update is fixed-point (`ring.encode`), with a span for each block that an exact masked sum has told before (`spans`). A float64 vector
+(counts, losses) is summed exactly.
 """
 
 import math
@@ -15,18 +15,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, digest, public_of, stream
-from fedspeed.routing.anonymous.protocol import NOTE, Agreed, Lost, Member, Terms, Void
+from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, public_of, stream
+from fedspeed.routing.anonymous.protocol import Agreed, Lost, Member, Terms, Void
+from fedspeed.routing.anonymous.spans import LARGEST, blocks_of, sizes_of
 from fedspeed.routing.config import RoutingConfig
-from fedspeed.routing.exchange import Exchange
+from fedspeed.routing.exchange import Exchange, Outcome
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import PeersLost, Transport
 
 STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "vote", "confirm", "testify", "unmask", "sums", "done",
           "void")
-MARGIN = 64.0  # times the largest change of a block in the last aggregate may a next one be
-_SMALLEST = 1e-3  # a block that hardly moved may move this part of what the others did
-_BLOCKS, _BLOCK_WORDS = 256, 256  # most blocks, and least words of one, that have a span of their own
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,7 @@ class AnonymousExchange(Exchange):
                                 f"routing.min_participants={transport.size} if you know what it means")
         self._rules, self._identity, self._roster, self._settings = rules, identity, tuple(roster), settings
         self._present = list(range(transport.size))
-        self._spans: np.ndarray | None = None  # by block, after the last aggregate
         self._count = 0  # attempts so far
-        self.cut = 0  # words of the last sum that were beyond the span
         super().__init__(transport, rules.deadline_s, roll)
 
     def close(self) -> None:
@@ -72,65 +68,44 @@ class AnonymousExchange(Exchange):
         """No exchange takes longer: all must have begun one, and each state of each attempt has a deadline of its own."""
         return self._deadline_s + 2 * self._rules.attempts * len(STATES) * self._rules.step_deadline_s
 
-    def _run(self, tag: int, vector: np.ndarray, weight: float):
-        begin = time.perf_counter()
+    def _run(self, tag: int, vector: np.ndarray, weight: float, parts: tuple[int, ...]) -> Outcome:
+        begin, clipped = time.perf_counter(), 0
         self._arrived = None
         if vector.dtype == np.float64:
             total = self._exact(tag, np.append(vector, weight))
             total, weights = total[:-1], float(total[-1])
         else:
-            total, weights = self._fixed(tag, vector, weight)
-        return total, weights, self._arrived - begin, time.perf_counter() - self._arrived
+            total, weights, clipped = self._fixed(tag, vector, weight, blocks_of(parts))
+        return Outcome(total, weights, self._arrived - begin, time.perf_counter() - self._arrived, clipped)
 
     def _exact(self, tag: int, values: np.ndarray) -> np.ndarray:
         """Sums of [n] float64, to 2^-48. A word that somebody cannot give (not finite, too large) is not a number in the sum."""
         n, wrong = len(values), ~(np.abs(values) < ring.EXACT_LIMIT)
         words = ring.encode_exact(np.concatenate([np.where(wrong, 0.0, values), wrong]))
-        total = ring.decode_exact(self._agree(tag, len(words), lambda notes: words).words)
+        total = ring.decode_exact(self._agree(tag, len(words), lambda: words).words)
         return np.where(total[n:] > 0.5, np.nan, total[:n])
 
-    def _fixed(self, tag: int, vector: np.ndarray, weight: float) -> tuple[np.ndarray, float]:
-        """(sum, sum of weights). The weights are summed before, and updates once only: two sums of them over different members would tell the difference."""
-        n, whole = len(vector), float(self._exact(tag, np.array([weight]))[0])
-        if not 0 <= whole < math.inf:
-            raise FedSpeedError(f"exchange {tag}: the weights of all participants sum to {whole}: somebody gives one that is none")
-        agreed = self._agree(tag, n + 2 * ring.LIMBS, lambda notes: self._words(notes, vector, weight, whole))
-        weights, cut = ring.decode_exact(agreed.words[n:])
-        if not 0 <= weights <= whole:
-            raise FedSpeedError(f"exchange {tag}: weights sum to {weights} beside the updates and to {whole} before: somebody gives two")
-        spans, total = self._scale(agreed.notes, n), ROOMS.take(n, dtype=np.float32)
-        largest = np.array([ring.decode(agreed.words[at], span * whole, total[at]) for at, span in zip(_blocks(n), spans)])
-        self.cut = int(cut)
-        if self.cut and self._transport.rank == self._present[0]:
-            print(f"fedspeed: exchange {tag}: {self.cut} of all participants' {n * len(agreed.members)} words changed too much, and count for "
-                  f"{MARGIN:g} times the largest change of the last round at most (routing.first_span in the first)", file=sys.stderr)
-        if weights:
-            largest /= weights
-            self._spans = np.maximum(MARGIN * np.maximum(largest, _SMALLEST * largest.max()), 4 * spans if cut else 0.0)
-            if not largest.any():
-                self._spans = spans
-        return total, float(weights)
+    def _fixed(self, tag: int, vector: np.ndarray, weight: float, blocks: list[slice]) -> tuple[np.ndarray, float, int]:
+        """(sum, sum of weights, values that were clipped). The sizes of all updates are summed before, and updates once only."""
+        n, spans = len(vector), self._exact(tag, sizes_of(vector, blocks))
+        if not (np.isfinite(spans).all() and (spans >= 0).all()):
+            raise FedSpeedError(f"exchange {tag}: the sizes of all participants' updates sum to {_first_wrong(spans)}: an update is beyond {LARGEST:.3g}, or "
+                                "somebody gives a size that is none; lower train.lr, or set train.clip")
+        agreed = self._agree(tag, n + 2 * ring.LIMBS, lambda: self._words(vector, weight, blocks, spans))
+        weights, clipped = ring.decode_exact(agreed.words[n:])
+        if not 0 <= weights < math.inf:
+            raise FedSpeedError(f"exchange {tag}: the weights of all participants sum to {weights}: somebody gives one that is none")
+        total = ROOMS.take(n, dtype=np.float32)
+        for block, span in zip(blocks, spans):
+            ring.decode(agreed.words[block], span, total[block])
+        return total, float(weights), max(0, round(clipped))
 
-    def _words(self, notes: Sequence[bytes], vector: np.ndarray, weight: float, whole: float) -> np.ndarray:
+    def _words(self, vector: np.ndarray, weight: float, blocks: list[slice], spans: np.ndarray) -> np.ndarray:
         n = len(vector)
-        words, cut = ROOMS.take(n + 2 * ring.LIMBS, dtype=np.uint32), 0
-        if not whole:
-            words[:] = 0
-        else:
-            random = _random(CIPHERS[self._rules.cipher])
-            for at, span in zip(_blocks(n), self._scale(notes, n)):
-                cut += ring.encode(vector[at], span * whole, random, words[at], min(1.0, weight / whole))
-        words[n:] = ring.encode_exact(np.array([weight, cut]))
+        words, random = ROOMS.take(n + 2 * ring.LIMBS, dtype=np.uint32), _random(CIPHERS[self._rules.cipher])
+        clipped = sum(ring.encode(vector[block], span, random, words[block]) for block, span in zip(blocks, spans))
+        words[n:] = ring.encode_exact(np.array([weight, clipped]))
         return words
-
-    def _note(self) -> bytes:
-        return bytes(NOTE) if self._spans is None else digest(self._spans.tobytes())[:NOTE]
-
-    def _scale(self, notes: Sequence[bytes], n: int) -> np.ndarray:
-        """Span of an update's value in each block, by which all compute: that of the last aggregate if all saw it."""
-        blocks = len(_blocks(n))
-        alike = len(set(notes)) == 1 and self._spans is not None and len(self._spans) == blocks
-        return self._spans if alike else np.full(blocks, self._rules.first_span)
 
     # Attempts.
 
@@ -168,7 +143,7 @@ class AnonymousExchange(Exchange):
         mode, n = MODES[self._rules.mode], len(self._present)
         terms = Terms(tuple(self._roster[p] for p in self._present), words, self._settings, self._count, mode.masked,
                       min(self._rules.relays, n - 1) if mode.mixed else 0, self._rules.cell_kib * 256, self._rules.cipher, threshold)
-        member = Member(terms, self._present.index(self._transport.rank), self._identity, payload, self._note())
+        member = Member(terms, self._present.index(self._transport.rank), self._identity, payload)
         steps = member.run()
         swap = next(steps)
         while True:
@@ -189,10 +164,8 @@ class AnonymousExchange(Exchange):
                 return stop.value
 
 
-def _blocks(n: int) -> list[slice]:
-    """Ranges of a vector of n words that have spans of their own."""
-    width = max(_BLOCK_WORDS, -(-n // _BLOCKS))
-    return [slice(at, min(at + width, n)) for at in range(0, n, width)]
+def _first_wrong(spans: np.ndarray) -> float:
+    return float(spans[~(np.isfinite(spans) & (spans >= 0))][0])
 
 
 def _random(cipher) -> ring.Stream:

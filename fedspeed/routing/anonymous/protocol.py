@@ -30,7 +30,6 @@ from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, SIGNATURE, TAG, Refu
 from fedspeed.routing.anonymous.masks import Masks, remove_own, remove_own_scalars
 from fedspeed.routing.rooms import ROOMS
 
-NOTE = 16  # bytes that each member says in public at the start
 NO_CHUNK = 2**32 - 1
 _HASH = 32
 _REBUILDS = 256  # sets of shares to try
@@ -83,7 +82,6 @@ class Agreed:
 
     words: np.ndarray
     members: tuple[bytes, ...]
-    notes: tuple[bytes, ...]
 
 
 class Lost(Exception):
@@ -138,7 +136,6 @@ class _Known:
     onion: list[bytes]
     mask: list[bytes]
     promised: list[bytes]  # digests of the secrets of own masks
-    notes: list[bytes]
     beacon: bytes = b""
     shares: dict[int, int] = field(default_factory=dict)  # what the others entrusted to this member
 
@@ -146,13 +143,11 @@ class _Known:
 class Member:
     """Args:
         me: this member's number.
-        payload: called with everyone's notes; gives this member's words [words] uint32.
-        note: NOTE bytes that everybody may read.
+        payload: gives this member's words [words] uint32.
     """
 
-    def __init__(self, terms: Terms, me: int, identity: Ed25519PrivateKey, payload: Callable[[tuple[bytes, ...]], np.ndarray],
-                 note: bytes = bytes(NOTE)):
-        self.terms, self.me, self._identity, self._payload, self._note = terms, me, identity, payload, note
+    def __init__(self, terms: Terms, me: int, identity: Ed25519PrivateKey, payload: Callable[[], np.ndarray]):
+        self.terms, self.me, self._identity, self._payload = terms, me, identity, payload
         self.n, self.context, self._cipher = len(terms.members), terms.context, CIPHERS[terms.cipher]
         self._onion, self._mask = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         self._own, self._nonce = shamir.to_bytes(shamir.draw()), secrets.token_bytes(KEY)
@@ -192,7 +187,7 @@ class Member:
     def _until_committed(self) -> Steps:
         yield from self._announce()
         yield from self._reveal()
-        words = self._payload(tuple(self._known.notes))
+        words = self._payload()
         assert words.dtype == np.uint32 and len(words) == self.terms.words
         self._words = words
         yield from self._hops()
@@ -203,7 +198,7 @@ class Member:
     # Keys and the beacon.
 
     def _announce(self) -> Steps:
-        body = (public_of(self._onion) + public_of(self._mask) + digest(b"nonce", self._nonce) + digest(b"own", self._own) + self._note)
+        body = public_of(self._onion) + public_of(self._mask) + digest(b"nonce", self._nonce) + digest(b"own", self._own)
         message = body + self._identity.sign(digest(b"announce", self.context, body))
         came = yield self._same("announce", message)
         for i, text in enumerate(came):
@@ -218,7 +213,7 @@ class Member:
                 except Refused:
                     raise _Suspicion(f"member {i} announced a key that agrees on nothing", i) from None
         columns = [[bytes(text[at:at + KEY]) for text in came] for at in range(0, 4 * KEY, KEY)]
-        self._known = _Known(columns[0], columns[1], columns[3], [bytes(text[4 * KEY:4 * KEY + NOTE]) for text in came])
+        self._known = _Known(columns[0], columns[1], columns[3])
         self._committed = columns[2]
 
     def _reveal(self) -> Steps:
@@ -432,7 +427,7 @@ class Member:
         if self._masks and remove_own_scalars(told, sum(self._scalars)) != ring.check_word(total[:self.terms.words], self._factors()):
             raise Void("the sums that the owners gave are not those of what was sent", fatal=True)
         yield from self._leave("done")
-        return Agreed(total[:self.terms.words], self.terms.members, tuple(self._known.notes))
+        return Agreed(total[:self.terms.words], self.terms.members)
 
     def _duties(self, member: int | None = None) -> list[int]:
         """Chunks whose sums a member gives to the others: its own, and those of a lost member that it keeps."""
@@ -570,7 +565,7 @@ def traffic(terms: Terms, plan: paths.Plan) -> dict[str, np.ndarray]:
     """[members, members] bytes from row to column in every state of an attempt without losses: a function of public facts only."""
     n, entry = len(terms.members), len(terms.members) * cells.SERIAL + _HASH
     ones, found = np.ones((n, n), np.int64), {}
-    found["announce"] = ones * (4 * KEY + NOTE + SIGNATURE)
+    found["announce"] = ones * (4 * KEY + SIGNATURE)
     found["reveal"] = ones * (KEY + KEY + TAG)
     for level in range(plan.hops + 1):
         each = 1 if level == 0 else n

@@ -17,24 +17,31 @@ _COLUMNS = 1 << 15  # of the words that `check_word` sees as a matrix
 Stream = Callable[[np.ndarray], None]  # fills [n] uint32 with random bits
 
 
-def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray, share: float = 1.0) -> int:
-    """Fixed-point words of `values` [n] float32 into `out` [n] uint32; returns how many were beyond ±span * share and were cut, or are no numbers
-    and count as zero.
+def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray) -> int:
+    """Write the fixed-point words of `values` [n] float32 into `out` [n] uint32.
 
     Args:
-        span: what the largest word stands for. share: this participant's of it; shares add up to at most one, so that sums stay within 32 bits.
+        span: what the largest word stands for; 0: all words are zero.
+
+    Returns:
+        How many values were beyond ±span and were cut, or are no numbers and count as zero.
     """
-    scale, cut = np.float32(2.0**BITS / span), 0
-    limit = np.float32((2.0**BITS - 128) * share)  # float32 has no integer closer below 2^30 + a half
+    if not span:
+        out[:] = 0
+        return int(np.count_nonzero(values))
+    scale, cut = _scale(span), 0
+    limit = np.float32(2.0**BITS - 128)  # float32 has no integer closer below 2^30 + a half
     most = min(_PIECE, len(values))
     scaled, noise, bits = np.empty(most, np.float32), np.empty(most, np.float32), np.empty(-(-most // 2), np.uint32)
     for start in range(0, len(values), _PIECE):
         n = min(_PIECE, len(values) - start)
         x, u, b = scaled[:n], noise[:n], bits[:-(-n // 2)]
-        np.multiply(values[start:start + n], scale, out=x)
+        with np.errstate(over="ignore"):
+            np.multiply(values[start:start + n], scale, out=x)
         if not (x.max() <= limit and x.min() >= -limit):
             cut += int(np.count_nonzero(~(np.abs(x) <= limit)))
-            np.nan_to_num(np.clip(x, -limit, limit, out=x), copy=False)
+            np.clip(x, -limit, limit, out=x)
+            x[~np.isfinite(values[start:start + n])] = 0
         random(b)
         np.multiply(b.view(np.uint16)[:n], np.float32(2.0**-16), out=u)
         np.add(x, u, out=x)
@@ -43,14 +50,17 @@ def encode(values: np.ndarray, span: float, random: Stream, out: np.ndarray, sha
     return cut
 
 
-def decode(words: np.ndarray, span: float, out: np.ndarray) -> float:
-    """The sums of fixed-point words [n] uint32 into `out` [n], rounded once; returns the largest magnitude."""
-    largest, unit = 0, span / 2.0**BITS
+def decode(words: np.ndarray, span: float, out: np.ndarray) -> None:
+    """Write the sums of fixed-point words [n] uint32 into `out` [n], rounded once. span: as they were encoded with."""
+    unit = 1.0 / float(_scale(span)) if span else 0.0
     for start in range(0, len(words), _PIECE):
         piece = words[start:start + _PIECE].view(np.int32)
-        largest = max(largest, int(piece.max()), -int(piece.min()))
         np.multiply(piece, unit, out=out[start:start + _PIECE], dtype=np.float64, casting="same_kind")
-    return largest * unit
+
+
+def _scale(span: float) -> np.float32:
+    """Words a unit of values; of one precision for both directions, else a sum would be wrong by its rounding."""
+    return np.float32(2.0**BITS / span)
 
 
 def encode_exact(values: np.ndarray) -> np.ndarray:

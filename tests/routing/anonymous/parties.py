@@ -22,7 +22,7 @@ class Parties:
         keys = tuple(public_of(self.identities[i]) for i in present)
         hops = min(self._terms["hops"], len(present) - 1)
         terms = Terms(members=keys, attempt=number, **{**self._terms, "hops": hops, **changes})
-        return [self._kinds.get(i, Member)(terms, place, self.identities[i], lambda notes, i=i: self.vectors[i]) for place, i in enumerate(present)]
+        return [self._kinds.get(i, Member)(terms, place, self.identities[i], lambda i=i: self.vectors[i]) for place, i in enumerate(present)]
 
     def sum(self, without: frozenset[int] = frozenset()) -> np.ndarray:
         return np.sum([v for i, v in enumerate(self.vectors) if i not in without], axis=0, dtype=np.uint64).astype(np.uint32)

@@ -131,7 +131,7 @@ def test_the_sum_is_float64_fedavg_within_the_quantisation(n):
     exact = sum(w * u.astype(np.float64) for w, u in zip(weights, updates)) / whole
     step = span / 2**ring.BITS
     came = np.empty(words)
-    assert ring.decode(total, span, came) == np.abs(came).max()
+    ring.decode(total, span, came)
     assert np.abs(came - exact).max() <= n * (step + 2**-23 * 0.05)
 
 
@@ -147,7 +147,7 @@ def test_what_is_beyond_the_span_is_cut_and_counted():
     out = np.empty(4, np.uint32)
     assert ring.encode(np.array([0.5, 2.0, -3.0, 1.0], np.float32), 1.0, noise(0), out) == 3
     came = np.empty(4, np.float32)
-    assert ring.decode(out, 1.0, came) == pytest.approx(1.0, abs=1e-6)
+    ring.decode(out, 1.0, came)
     np.testing.assert_allclose(came, [0.5, 1.0, -1.0, 1.0], atol=1e-6)
 
 
