@@ -117,8 +117,11 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
 
         report(missing_package(error))
         code = EXIT_USAGE
-    except Exception:
+    except Exception as error:
+        from fedspeed.cluster.faults import note_fault
+
         traceback.print_exc()
+        note_fault(error)
         code = EXIT_FAILED
     sys.stdout.flush()
     sys.stderr.flush()

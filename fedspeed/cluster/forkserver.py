@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from fedspeed.cluster.faults import note_fault
 from fedspeed.cluster.once import report
 from fedspeed.cluster.processes import die_with
 from fedspeed.errors import EXIT_FAILED, EXIT_RESUMABLE, FedSpeedError
@@ -132,8 +133,9 @@ def _be_rank(target: Target, env: dict[str, str]) -> NoReturn:
         code = end.code if isinstance(end.code, int) else EXIT_FAILED if end.code else 0
     except KeyboardInterrupt:
         code = EXIT_RESUMABLE
-    except BaseException:  # noqa: BLE001 - the server's stack lies below; nothing may unwind into it
+    except BaseException as error:  # noqa: BLE001 - the server's stack lies below; nothing may unwind into it
         traceback.print_exc()
+        note_fault(error, env)
     finally:
         try:
             sys.stdout.flush()

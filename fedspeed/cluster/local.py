@@ -17,6 +17,7 @@ from typing import Self
 from fedspeed.cluster.crew import Crew, End, ForkedCrew, PreloadFailed, SpawnedCrew
 from fedspeed.cluster.devices import usable_cores, visible_gpus
 from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.faults import FAULT_VARIABLE, noted_faults
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.once import ONCE_VARIABLE
 from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port
@@ -26,6 +27,7 @@ _POLL_S = 0.05
 # n threads make a step n to this power faster. Measured from one to two on 4 M parameters: 0.87; it falls with more.
 _THREADS_SCALE = 0.75
 RANKS_PER_CORE = 64
+_LONGEST_LINE = 300
 # Time for ranks to end when one of them is lost and the round cannot be finished.
 END_S = 5.0
 
@@ -77,7 +79,8 @@ def run_local(argv: Sequence[str], ranks: int, env: Mapping[str, str], max_resta
     """Runs `ranks` local ranks to their end and returns the exit code of the whole.
 
     A rank that dies ends the others, and all start again from the journal while restarts are left. A restart counts only if no round was
-    finished since the start before it. SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on as SIGTERM, once; a second one ends everything at once.
+    finished since the start before it. An exception that comes again without a new round would come a third time, and ends all.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on as SIGTERM, once; a second one ends everything at once.
 
     Args:
         argv: arguments of the script; fresh processes run the same script as this one, by the same interpreter.
@@ -150,30 +153,46 @@ class _Supervisor:
     finish_s: float
     end_s: float
     starts: int = 0
+    killed: bool = False  # whether a rank of the last attempt died by a signal that this supervisor has not sent
 
     def run(self, max_restarts: int, progressed: Callable[[], int]) -> int:
-        spent, journaled = 0, progressed()
+        spent, journaled, faults = 0, progressed(), frozenset()
         while True:
             code = self._attempt()
             if code in (EXIT_OK, EXIT_USAGE) or self.signals.received:
                 return code
             before, journaled = journaled, progressed()
+            faults, earlier = self._faults(), faults
+            if journaled == before and (again := faults & earlier):
+                self.log(f"not starting again: {_first_line(min(again))} ended this attempt as it ended the one before it, and would end every other; "
+                         "its traceback stands above. Mend its cause, and the same command goes on from the journal")
+                return EXIT_FAILED
             if max_restarts and journaled > before:
                 self.log(f"starting all ranks again from the journal (round {journaled} was finished since the last start)")
             elif spent < max_restarts:
                 spent += 1
                 self.log(f"starting all ranks again from the journal (restart {spent} of {max_restarts} without a new round)")
             else:
-                self.log(f"no restart is left ({max_restarts} without a new round); the same command resumes from the journal")
+                mended = ", once the cause of the traceback above is mended" if faults else ""
+                self.log(f"no restart is left ({max_restarts} without a new round); the same command resumes from the journal{mended}")
                 return code
+
+    def _faults(self) -> frozenset[str]:
+        """The exceptions that ended the last attempt; none where a rank was killed, which others' exceptions may only follow from."""
+        return frozenset() if self.killed else noted_faults(self._fault_path(self.starts - 1))
+
+    def _fault_path(self, start: int) -> Path:
+        return self.folder / f"fault-{start}"
 
     def _attempt(self) -> int:
         """One life of all ranks, from start to the end of the last one; returns the exit code of the whole if it stopped here."""
         self.crew.start(self._rank_envs())
+        self.killed = False
         running, ends, culprits, asked, deadline = self.ranks, [], [], Asked.NOTHING, float("inf")
         while running:
             new = self.crew.poll()
             ends += new
+            self.killed |= asked < Asked.KILL and any(end.code < 0 and end.code != -signal.SIGTERM for end in new)
             running -= len(new)
             if asked < Asked.END and (culprits := [end for end in new if not _expected(end.code, asked)]):
                 asked, deadline = self._end_others(culprits, running)
@@ -206,7 +225,8 @@ class _Supervisor:
 
     def _rank_envs(self) -> list[dict[str, str]]:
         port = free_port() - STORE_PORT_OFFSET
-        shared = {"MASTER_PORT": str(port), "FEDSPEED_RESTARTS": str(self.starts), ONCE_VARIABLE: str(self.folder / f"said-{self.starts}")}
+        shared = {"MASTER_PORT": str(port), "FEDSPEED_RESTARTS": str(self.starts), ONCE_VARIABLE: str(self.folder / f"said-{self.starts}"),
+                  FAULT_VARIABLE: str(self._fault_path(self.starts))}
         return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.ranks)]
 
 
@@ -225,6 +245,10 @@ def _verdict(ends: Sequence[End]) -> int:
     if codes - {EXIT_OK, EXIT_RESUMABLE}:
         return EXIT_FAILED
     return EXIT_RESUMABLE if EXIT_RESUMABLE in codes else EXIT_OK
+
+
+def _first_line(text: str) -> str:
+    return (text.splitlines() or [""])[0][:_LONGEST_LINE]
 
 
 def _own_command() -> list[str]:

@@ -24,6 +24,7 @@ SCRIPT = '''
 import json, os, signal, sys, threading, time
 from pathlib import Path
 from fedspeed.cluster import local
+from fedspeed.cluster.faults import note_fault
 from fedspeed.cluster.once import report
 from fedspeed.errors import ConfigError, FedSpeedError
 
@@ -74,7 +75,17 @@ def target(env):
             raise ConfigError("only rank 1 sees it")
         time.sleep(30)
     if mode == "bug" and rank == 2:
-        raise ValueError("a bug")
+        raise ValueError(f"a bug of {object()}")
+    if mode == "other bug" and rank == 2:
+        raise ValueError(f"bug {life}")
+    if mode == "bug in every round":
+        (folder / "journal").write_text(str(life + 1))
+        raise ValueError("a bug") if life < 3 else SystemExit(0)
+    if mode == "killed and bug":
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.5)
+        raise ValueError("peer is gone")
     if mode == "exit 7" and rank == 2:
         sys.exit(7)
     if mode in ("stubborn", "very stubborn", "wait"):
@@ -93,6 +104,9 @@ def main():
         except FedSpeedError as error:
             report(error)
             return error.exit_code
+        except Exception as error:
+            note_fault(error)
+            raise
     journal = folder / "journal"
     journal.write_text("0")
     if way == "gpu":
@@ -232,13 +246,30 @@ def test_a_usage_error_of_one_rank_ends_all(supervise):
 
 
 @pytest.mark.parametrize(("way", "mode", "told", "trace"), [
-    ("fork", "bug", "exit code 1", "ValueError: a bug"), ("fork", "exit 7", "exit code 7", ""),
-    ("spawn", "bug", "exit code 1", "ValueError: a bug")])
+    ("fork", "other bug", "exit code 1", "ValueError: bug 2"), ("fork", "exit 7", "exit code 7", "")])
 def test_another_failure_is_tried_again_and_ends_with_1(supervise, way, mode, told, trace):
     run = supervise(way, mode)
     code, output, errors = run.end()
     assert (code, run.lives()) == (1, 3)
     assert f"ended with {told}" in output and trace in errors
+    assert ("once the cause of the traceback above is mended" in output) == bool(trace)
+
+
+@BOTH
+def test_an_exception_that_comes_again_is_not_tried_a_third_time(supervise, way):
+    run = supervise(way, "bug")
+    code, output, errors = run.end()
+    assert (code, run.lives()) == (1, 2)
+    assert "not starting again: ValueError: a bug of <object object at 0x...> ended this attempt as it ended the one before it" in output
+    assert errors.count("ValueError: a bug of") == 2 and "no restart is left" not in output
+
+
+@pytest.mark.parametrize(("mode", "code", "lives"), [("bug in every round", 0, 4), ("killed and bug", 75, 3)])
+def test_an_exception_of_another_round_or_behind_a_killed_rank_is_another_one(supervise, mode, code, lives):
+    run = supervise("fork", mode)
+    ended, output, _ = run.end()
+    assert (ended, run.lives()) == (code, lives)
+    assert "not starting again" not in output
 
 
 @pytest.mark.parametrize(("way", "number"), [("fork", signal.SIGTERM), ("fork", signal.SIGINT), ("fork", signal.SIGUSR1), ("spawn", signal.SIGTERM)])
