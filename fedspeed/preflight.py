@@ -2,7 +2,6 @@
 torch."""
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -26,6 +25,8 @@ from fedspeed.models.base_files import base_shape, check_base
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES, ModelShape, shape_of
 from fedspeed.models.factors import is_factor_a
 from fedspeed.models.json_object import read_object
+from fedspeed.models.local_config import HUB_NAME
+from fedspeed.models.positions import check_length
 from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, ends_of, read_config
 from fedspeed.models.stored import stored_tensors
 from fedspeed.planner.hardware import read_probe
@@ -34,7 +35,6 @@ from fedspeed.planner.plan import TYPE_BYTES
 from fedspeed.routing.config import RoutingConfig
 
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What stands in a run's folder, should something else have its name.
 RUN_FILES = ("report.md", "report.png", "comparison.png", "timeline.png", "rounds.jsonl", "roster-epoch")
 RUN_FOLDERS = ("journal", "tensorboard", "trace", "adapter", "adapter-last", "model", "model-last")
@@ -137,6 +137,11 @@ def _place(loaded: Loaded) -> list[str]:
 
 
 def _model(loaded: Loaded) -> list[str]:
+    lines, config = _base(loaded), loaded.config
+    return lines + [f"note     {text}" for text in check_length(config.model.base, config.data.max_tokens)]
+
+
+def _base(loaded: Loaded) -> list[str]:
     model = loaded.config.model
     folder = Path(model.base)
     folder = folder.parent if folder.is_file() else folder
@@ -210,6 +215,11 @@ def adapter_notes(config: RunConfig) -> list[str]:
     """What the adapter that a run starts from says of its base, where it sounds like another than the run's."""
     folder = Path(config.adapter.start_from)
     return saved_adapter.notes(folder, read_config(folder), config.model.base) if config.adapter.start_from else []
+
+
+def start_notes(config: RunConfig) -> list[str]:
+    """What a run's reader should know of the base and the adapter that it starts from."""
+    return [*check_length(config.model.base, config.data.max_tokens), *adapter_notes(config)]
 
 
 def _check_new_targets(loaded: Loaded) -> None:

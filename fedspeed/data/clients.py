@@ -1,6 +1,7 @@
 """The data of each client: its rows, its held-out rows, and both as tokens."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -34,6 +35,11 @@ class ClientData:
     val: list[Example]
     dropped: int
     pad_id: int
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest row, which no batch is padded beyond."""
+        return max(len(example.input_ids) for example in (*self.train, *self.val))
 
 
 def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:

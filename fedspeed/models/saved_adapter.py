@@ -11,6 +11,7 @@ from fedspeed.errors import ModelError
 from fedspeed.files import json_value
 from fedspeed.models.catalogue import KNOWN, ModelShape
 from fedspeed.models.json_object import read_object
+from fedspeed.models.local_config import config_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -123,31 +124,14 @@ def check_family(folder: Path, saved: Mapping, base: str, family: str) -> None:
 
 def _family_of(named: str) -> str | None:
     """The model_type of a base that an adapter names; None if it is not at hand."""
-    if not named:
-        return None
-    path = Path(named) / "config.json"
-    if not path.is_file():
-        if named in KNOWN:
-            return KNOWN[named].family
-        path = _cached(named)
+    if named in KNOWN:
+        return KNOWN[named].family
+    path = config_file(named) if named else None
     try:
         values = json_value(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         return None
     return values.get("model_type") if isinstance(values, dict) else None
-
-
-def _cached(named: str) -> Path | None:
-    """The config.json of a hub name that was downloaded before."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(named, "config.json")
-    except ValueError:  # no name that a hub could have
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 def notes(folder: Path, saved: Mapping, base: str) -> list[str]:

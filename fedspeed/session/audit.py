@@ -18,6 +18,7 @@ from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
 from fedspeed.federation import rules
+from fedspeed.models.positions import check_length
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import AesGcm, public_of, stream
 from fedspeed.routing.anonymous.exchange import MODES, Mode
@@ -68,6 +69,7 @@ def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coaliti
     unknown = sorted(m for m in coalition.owners | coalition.relays | coalition.clients if not 0 <= m < config.data.clients)
     if unknown:
         raise ConfigError(f"no client {', '.join(map(str, unknown))}: there are {config.data.clients}, numbered from 0")
+    check_length(config.model.base, config.data.max_tokens)
     updates = train(loaded, rounds, words, seed)
     found = Audit(config.data.clients, rounds, updates[0].shape[1], f"{config.data.task}, split {config.data.split}")
     for mode in modes:

@@ -33,8 +33,7 @@ def run_rank(order: Order) -> int:
     job = Job(order, launch, plan(launch.hosts, order.config.data.clients, order.config.cluster.ranks_per_client))
     store = rendezvous.meet(launch, order.config.cluster.start_timeout_s)
     if job.me == 0:
-        for text in [*warnings(job.topology), *notes(order.config), *preflight.routing_notes(order.config.routing, len(job.topology.participants)),
-                     *preflight.adapter_notes(order.config)]:
+        for text in [*warnings(job.topology), *notes(order.config), *preflight.routing_notes(order.config.routing, len(job.topology.participants))]:
             print(f"fedspeed: {text}", file=sys.stderr)
     mpi = parts.mpi(job)
     try:
@@ -155,6 +154,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
         everyone = client_rows(config.data, config.run.seed)
         data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
         check_ids(max(map(largest_id, data.values())), config.model)
+        told = preflight.start_notes(config)
         if job.reporter and order.folder.is_dir():
             claim.take(order.folder)
         if job.reporter and config.routing.transport == "tls" and not order.fresh:
@@ -162,6 +162,9 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
         entry = standing.journal_entry(standing.journal_of(order), order) if job.reporter and not order.fresh else None
         if entry is not None:
             standing.check_best(standing.journal_of(order), entry)
+    if job.reporter:
+        for text in told:
+            print(f"fedspeed: {text}", file=sys.stderr)
     if order.fresh:
         with CheckIn(job, store, "fresh"):
             if job.reporter:

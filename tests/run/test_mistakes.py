@@ -251,6 +251,8 @@ MODELS = {
                                                 model("base", {**LLAMA, "quantization_config": {"quant_method": "fp8"}})),
     "vocabulary too small": Mistake("run model.base=base", ("vocab_size=10", "ids up to 258"),
                                     model("base", {**LLAMA, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}), dry=True),
+    "rows beyond the table of positions": Mistake("run model.base=base data.max_tokens=65", ("data.max_tokens=65", "64 positions", "set data.max_tokens=64"),
+                                                  model("base", GPT2)),
     "no tokenizer": Mistake("run model.tokenizer=auto", ("holds no tokenizer", "model.tokenizer=bytes"), dry=True),
     "tokenizer missing": Mistake("run model.tokenizer=nonexist", ("model.tokenizer=nonexist", "no such folder"), dry=True),
     "targets that match nothing": Mistake("run adapter.targets=nothing", ("command line", "adapter.targets=nothing", "it has q_proj, k_proj")),
