@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
     Args:
         folder: replaced as a whole; a reader finds a whole folder or, for the moment between two renames, none.
         model: the wrapped model, read for its configuration only (its weights may be partitioned away).
-        base: what an adapter names as its base model.
+        base: model.base, which an adapter names as its base model, so that it is found from anywhere.
     """
     from fedspeed.models.adapters import portable_name
 
@@ -29,7 +30,7 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
     named = {portable_name(n): t for n, t in tensors.items()}
     if hasattr(model, "peft_config"):
         write_tensors(part / "adapter_model.safetensors", named)
-        config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+        config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": lasting_name(base), "inference_mode": True}
         (part / "adapter_config.json").write_text(json.dumps(config, indent=2, default=_plain, sort_keys=True))
     else:
         whole = {n for n, _ in model.named_parameters()} <= named.keys()
@@ -47,6 +48,13 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def lasting_name(base: str) -> str:
+    """`base` as it is found from any folder: the absolute path of a folder that is here, or the hub name."""
+    path = Path(base)
+    folder = path.parent if path.is_file() else path
+    return os.path.abspath(folder) if folder.is_dir() else base
 
 
 def _write_around(part: Path, named: dict[str, np.ndarray], base: str, prefix: str) -> None:

@@ -10,7 +10,7 @@ class ClusterConfig:
     local_ranks: str = field(default="auto", metadata={
         "help": "ranks that `python launch.py` starts on one machine: auto (one per GPU; on CPU as many as make a round shortest), or a number"})
     probe: str = field(default="", metadata={
-        "help": "what `fedspeed probe` wrote on a machine like these; then the report holds predicted against measured seconds"})
+        "help": "what `fedspeed probe` wrote on a machine like these; then the report holds predicted against measured seconds", "path": ()})
     one_trust_domain: bool = field(default=False, metadata={
         "help": "the clients of each cluster trust each other with their activations and adapters: what engine.pipeline=cluster shows them, whatever "
                 "routing.mode hides from the other clusters"})

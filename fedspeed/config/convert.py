@@ -19,11 +19,18 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Field:
-    """`bounds` maps `min`, `max`, `above` and `below`, as far as the field's metadata has them, to a number; `help` says what it means."""
+    """A field of the configuration, as its metadata describes it.
+
+    Args:
+        bounds: `min`, `max`, `above` and `below`, as far as the metadata has them.
+        help: what the field means.
+        path: the words that name no file, where all others name a file or folder that a run reads; None for other fields.
+    """
 
     type: Any
     bounds: dict[str, float]
     help: str = ""
+    path: tuple[str, ...] | None = None
 
 
 class Unfit(Exception):
@@ -42,7 +49,7 @@ def fields_of(cls: type, prefix: str = "") -> tuple[dict[str, Field], list[str]]
             sections += [key, *deeper]
         elif type_ is not dict:
             fields[key] = Field(type_, {name: field.metadata[name] for name in _BOUNDS if name in field.metadata},
-                                field.metadata.get("help", ""))
+                                field.metadata.get("help", ""), field.metadata.get("path"))
     return fields, sections
 
 

@@ -5,6 +5,7 @@ All problems are collected and raised as one `ConfigError`, so that a file is me
 
 import dataclasses
 import difflib
+import operator
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fedspeed.config import tree
+from fedspeed.config import paths, tree
 from fedspeed.config.check import conflicts
 from fedspeed.config.convert import Unfit, convert, fields_of
 from fedspeed.config.names import remedy_for_unknown
@@ -38,16 +39,29 @@ class Loaded:
         sources: dotted key -> `default`, `FILE:LINE` or `command line`. The deepspeed section has an entry for each of its
             leaves, and the one entry `deepspeed` if it is empty.
         path: the YAML, None if there was none.
+        written: dotted key -> text, of inputs whose path was written in another way than `config` has it (see `paths.found`).
     """
 
     config: RunConfig
     sources: dict[str, str]
     path: Path | None
+    written: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def as_written(self) -> RunConfig:
+        """The configuration as it was written, which is the same from wherever the command is given."""
+        return with_values(self.config, self.written)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Dotted key -> absolute path of every input that is a file or folder here."""
+        return {key: place for key, text in _inputs(self.config) if (place := paths.place(text))}
 
     @property
     def folder(self) -> Path:
-        """Where a relative `deepspeed.base` starts."""
-        return self.path.parent if self.path else Path.cwd()
+        """Where a relative `deepspeed.base` starts: beside the YAML, or at the command that gave it."""
+        by_command = self.path is None or self.sources.get(f"{FREE}.base") == COMMAND_LINE
+        return Path.cwd() if by_command else self.path.parent
 
     @property
     def run_folder(self) -> Path:
@@ -76,7 +90,35 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     if problems:
         raise ConfigError(problems)
     sources = dict.fromkeys(FIELDS, DEFAULT) | given
-    return Loaded(config, sources if config.deepspeed else sources | {FREE: DEFAULT}, path)
+    moved = _moved(config, sources, path)
+    return Loaded(with_values(config, moved), sources if config.deepspeed else sources | {FREE: DEFAULT}, path,
+                  {key: text for key, text in _inputs(config) if key in moved})
+
+
+def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of the keys that name files and folders to be read, but for those that hold a word instead."""
+    for key, field in FIELDS.items():
+        text = operator.attrgetter(key)(config)
+        if field.path is not None and text not in field.path:
+            yield key, text
+
+
+def _moved(config: RunConfig, sources: dict[str, str], path: Path | None) -> dict[str, str]:
+    """Dotted key -> where an input is, of those that are elsewhere than their text says to this process."""
+    found = {}
+    for key, text in _inputs(config):
+        place = paths.found(text, None if sources[key] == COMMAND_LINE or path is None else path.parent)
+        if place != text:
+            found[key] = place
+    return found
+
+
+def with_values(config: RunConfig, values: dict[str, str]) -> RunConfig:
+    """The configuration with some values replaced, given by dotted keys of two words."""
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
+    return config
 
 
 def _cross_section_problems(config: RunConfig, given: dict[str, str], refused: set[str], path: Path | None) -> list[str]:

@@ -23,6 +23,13 @@ Made by `python -m fedspeed config-reference --out docs/config.md` from the `hel
 A run is configured by one YAML file (`--config FILE`) and by `key=value` words on the command line, which count more:
 `python launch.py --config FILE train.lr=1e-4`. Every key has a default, so a file holds only what differs.
 `python launch.py --config FILE --print-config` shows every value of a run with its meaning and where it came from.
+
+## Paths
+
+A relative path of something that is read (a key marked "path" below) is looked for beside the YAML that names it, and if it is not
+there, in the folder of the command. On the command line it is relative to the folder of the command. `~` is the home folder. A name
+such as `org/model` that is no folder in either place is a hub name. Where something is written (`run.out`), a relative path starts
+in the folder of the command. A run resumes from wherever the command is given, as long as `run.out` names the same folder.
 """
 
 
@@ -68,7 +75,7 @@ def _table(section: str, block: dict[str, Any]) -> str:
 def _values(key: str, field: Field) -> str:
     """Which values a key takes, with their unit."""
     if field.type is str:
-        return "text"
+        return "text" if field.path is None else "path"
     unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
     return takes(field) + (f", in {unit}" if unit else "")
 

@@ -21,7 +21,7 @@ _WIDEST = 60  # a longer line does not push the comments of all others to the ri
 
 # What does not change the arithmetic of a round. federation.rounds and patience are here so that a run may be extended.
 _OUTSIDE_FINGERPRINT = (
-    "run.name", "run.out", "monitor", "checkpoint", "routing.deadline_s", "routing.identity", "routing.roster", "routing.listen",
+    "places", "run.name", "run.out", "monitor", "checkpoint", "routing.deadline_s", "routing.identity", "routing.roster", "routing.listen",
     "cluster.start_timeout_s", "cluster.silence_s", "cluster.finish_s",
     "cluster.max_restarts", "federation.rounds", "federation.patience",
 )

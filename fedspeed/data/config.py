@@ -10,7 +10,8 @@ MAX_STEPS = 1_000_000  # of a client in a round; more is a slip of the keyboard
 class DataConfig:
     task: Literal["builtin", "gsm8k", "dolly", "codealpaca", "file"] = field(default="builtin", metadata={
         "help": "builtin (generated, needs no file), gsm8k, dolly, codealpaca, or file (any json, jsonl, jsonl.gz or hub data set)"})
-    path: str = field(default="", metadata={"help": "file, folder or hub set (owner/name[:configuration]); empty: $FEDSPEED_DATA, ./data, ../shared/data"})
+    path: str = field(default="", metadata={
+        "help": "file, folder or hub set (owner/name[:configuration]); empty: $FEDSPEED_DATA, ./data, ../shared/data", "path": ()})
     clients: int = field(default=3, metadata={"help": "number of federated clients", "min": 1, "max": 10_000})
     split: Literal["iid", "meta", "lda"] = field(default="iid", metadata={
         "help": "iid: even shuffle; meta: one category per client; lda: Dirichlet(alpha) per category"})

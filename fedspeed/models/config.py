@@ -6,12 +6,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ModelConfig:
-    base: str = field(default="", metadata={"help": "folder of a Hugging Face causal LM (config.json + *.safetensors), or a hub name"})
+    base: str = field(default="", metadata={
+        "help": "folder of a Hugging Face causal LM (config.json + *.safetensors), or a hub name", "path": ()})
     init: Literal["pretrained", "random"] = field(default="pretrained", metadata={
         "help": "random: only config.json is read and the weights are drawn from run.seed"})
     dtype: Literal["fp32", "bf16", "fp16"] = field(default="bf16", metadata={
         "help": "numeric type of weights and arithmetic; fp32 masters are kept in every case"})
-    tokenizer: str = field(default="auto", metadata={"help": "auto (the base's own), bytes (built in, 260 tokens), or a folder"})
+    tokenizer: str = field(default="auto", metadata={
+        "help": "auto (the base's own), bytes (built in, 260 tokens), or a folder", "path": ("auto", "bytes")})
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class AdapterConfig:
     dropout: float = field(default=0.0, metadata={"help": "dropout on the adapter's input", "min": 0.0, "max": 0.99})
     targets: str = field(default="attention", metadata={
         "help": "attention (q and v), all-linear, or a comma-separated list of module names"})
-    start_from: str = field(default="", metadata={"help": "PEFT folder to start from; empty: a fresh adapter"})
+    start_from: str = field(default="", metadata={"help": "PEFT folder to start from; empty: a fresh adapter", "path": ()})
 
 
 def chosen_blocks(text: str, depth: int | None = None) -> set[int]:

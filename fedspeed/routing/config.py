@@ -12,9 +12,10 @@ class RoutingConfig:
                 "owners of chunks see them, without a name. mix+mask: both (see fedspeed/routing/THREATS.md)"})
     transport: Literal["auto", "mpi", "gloo", "local", "tls"] = field(default="auto", metadata={
         "help": "auto: mpi under mpirun, gloo elsewhere, local with a single participant. tls: one participant per organisation, each started on its own"})
-    identity: str = field(default="", metadata={"help": "tls: this site's private key, made by `fedspeed keys new`"})
-    roster: str = field(default="", metadata={"help": "tls: the signed list of members, made by `fedspeed keys roster`"})
-    roster_signer: str = field(default="", metadata={"help": "tls: pinned key of who signs rosters: what `fedspeed keys show` prints, or the file of its card"})
+    identity: str = field(default="", metadata={"help": "tls: this site's private key, made by `fedspeed keys new`", "path": ()})
+    roster: str = field(default="", metadata={"help": "tls: the signed list of members, made by `fedspeed keys roster`", "path": ()})
+    roster_signer: str = field(default="", metadata={
+        "help": "tls: pinned key of who signs rosters: what `fedspeed keys show` prints, or the file of its card", "path": ()})
     listen: str = field(default="", metadata={"help": "tls: HOST:PORT to listen on, where it is not the address in the roster"})
     deadline_s: float = field(default=1800.0, metadata={
         "help": "longest wait for the other clients' updates of a round", "above": 0.0, "max": 10_000_000})

@@ -1,6 +1,7 @@
 """What a run was asked to be, and where in it this rank stands: values that every part of a session reads and none changes."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import TextIO
 from fedspeed.cluster.discover import Launch, mpi_outlives_ranks
 from fedspeed.cluster.topology import RankPlace, Topology
 from fedspeed.config.deepspeed import merge
-from fedspeed.config.load import Loaded
+from fedspeed.config.load import Loaded, with_values
 from fedspeed.config.run import RunConfig
-from fedspeed.config.show import fingerprint
+from fedspeed.config.show import as_dict, fingerprint
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,23 @@ class Order:
 
     @property
     def marks(self) -> str:
-        """What a resumed run must have in common with the one in the journal."""
-        return fingerprint(replace(self.config, deepspeed=self.deepspeed))
+        """What a resumed run must have in common with the one in the journal; the same from wherever the command is given."""
+        return fingerprint(replace(self.loaded.as_written, deepspeed=self.deepspeed))
+
+    def marks_as(self, earlier: Mapping) -> str:
+        """The marks, had the inputs that lie where an earlier start found them been written as they were then.
+
+        Args:
+            earlier: the `record` of that start.
+        """
+        theirs, config = earlier.get("places", {}), self.loaded.as_written
+        same = {key: _value(earlier, key) for key, place in self.loaded.places.items() if theirs.get(key) == place}
+        return fingerprint(replace(with_values(config, same), deepspeed=self.deepspeed))
+
+    @property
+    def record(self) -> dict:
+        """What the journal keeps of the configuration: the values as they were written, and where the inputs were."""
+        return as_dict(self.loaded.as_written) | {"places": self.loaded.places}
 
     @property
     def folder(self) -> Path:
@@ -48,6 +64,11 @@ class Order:
         if folder.exists():
             folder.rename(target)
             print(f"fedspeed: the earlier run is now {target}", file=sys.stderr)
+
+
+def _value(values: Mapping, key: str) -> str:
+    section, _, name = key.partition(".")
+    return values[section][name]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.pulse import Pulse
 from fedspeed.cluster.topology import plan, warnings
 from fedspeed.config.check import notes
-from fedspeed.config.show import as_dict
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.session import last_words, parts, standing
 from fedspeed.session.forecast import forecast
@@ -92,7 +91,7 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     first = fresh.tensors  # what a client alone would start from too
     progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
     monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim)
-    federation = rounds.Federation(config, job.order.marks, as_dict(job.order.config), seat, engine, link, journal, monitor, clock, peak_bytes, stop,
+    federation = rounds.Federation(config, job.order.marks, job.order.record, seat, engine, link, journal, monitor, clock, peak_bytes, stop,
                                    _renewal(job))
     stop.in_rounds = True
     try:

@@ -16,8 +16,8 @@ from fedspeed.routing.anonymous.crypto import digest, public_of
 from fedspeed.routing.listening import listen_address
 
 # What each site decides for itself: where its data and files are, what its hardware does best.
-OWN = ("cluster", "data", "deepspeed", "engine", "monitor", "checkpoint", "run", "model.base", "model.tokenizer", "train.micro_batch", "train.accumulation",
-       "routing.identity", "routing.roster", "routing.listen", "routing.transport", "routing.deadline_s", "routing.step_deadline_s")
+OWN = ("cluster", "data", "deepspeed", "engine", "monitor", "checkpoint", "run", "model.base", "model.tokenizer", "adapter.start_from", "train.micro_batch",
+       "train.accumulation", "routing.identity", "routing.roster", "routing.listen", "routing.transport", "routing.deadline_s", "routing.step_deadline_s")
 EPOCH_FILE = "roster-epoch"  # in a run's folder
 SHOWN = 8  # differences that an error lists
 _READ_BYTES = 1 << 22
@@ -119,15 +119,18 @@ def _agree(site: Site, transport, deadline_s: float) -> None:
 
 
 def content(config: RunConfig) -> str:
-    """SHA-256 over the files of the base and the tokenizer that decide about training; the name itself for what is no folder here."""
+    """SHA-256 over the files of base, tokenizer and adapter that decide about training; the name itself for what is no folder here."""
     parts = []
-    for place in dict.fromkeys((config.model.base, config.model.tokenizer)):
-        folder = Path(place)
+    for place in dict.fromkeys(filter(None, (config.model.base, config.model.tokenizer, config.adapter.start_from))):
+        folder = Path(place).parent if Path(place).is_file() else Path(place)
         if not folder.is_dir():
             parts.append(place.encode())
             continue
-        names = ["config.json"] + (["model.safetensors.index.json"] if config.model.init != "random" else [])
-        weights = sorted(folder.glob("*.safetensors")) if config.model.init != "random" else []
+        names = ["config.json", "adapter_config.json"]
+        weights = []
+        if config.model.init != "random" or place == config.adapter.start_from:
+            names.append("model.safetensors.index.json")
+            weights = sorted(folder.glob("*.safetensors"))
         for path in [*(folder / name for name in names), *weights, *sorted(folder.glob("tokenizer*.json"))]:
             if path.is_file():
                 parts += [path.name.encode(), _sha256(path)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedspeed.checkpoint.journal import Entry, Journal, changes
 from fedspeed.config.run import RunConfig
-from fedspeed.config.show import as_dict, decisive
+from fedspeed.config.show import decisive
 from fedspeed.errors import JournalError
 from fedspeed.federation.config import FederationConfig
 from fedspeed.session.order import Order
@@ -55,9 +55,9 @@ def journal_entry(journal: Journal, order: Order) -> Entry | None:
         JournalError: it is damaged, or belongs to a run with another configuration.
     """
     entry = journal.latest()
-    if entry is None or entry.fingerprint == order.marks:
+    if entry is None or entry.fingerprint in (order.marks, order.marks_as(entry.config)):
         return entry
-    differing = changes(decisive(entry.config), decisive(as_dict(order.config))) or ["the content of the DeepSpeed base file"]
+    differing = changes(decisive(entry.config), decisive(order.record)) or ["the content of the DeepSpeed base file"]
     raise JournalError(f"{journal.folder}: belongs to a run with another configuration ({'; '.join(differing[:8])}); give the new one its "
                        "own name with run.name=..., or start anew with --fresh")
 
