@@ -5,21 +5,44 @@ The processes are forked from one server that has imported the heavy libraries o
 
 import multiprocessing
 import os
+import socket
 import time
 import traceback
 
-from fedspeed.cluster.ports import free_port
+from fedspeed.cluster import ports
 
+_held: list[socket.socket] = []
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["deepspeed", "peft", "transformers.models.llama.modeling_llama"])
 
 
+def free_port(count: int = 1) -> int:
+    """The first of `count` ports in a row that belong to this process until it ends: no other test's, whichever worker runs it.
+
+    A socket that does not listen holds each of them. Beside it a server may listen, as servers do that set SO_REUSEADDR; who asks whether
+    the port is free is told that it is not.
+    """
+    while True:
+        first = ports.free_port()
+        try:
+            _held.extend([_hold(first + i) for i in range(count)])
+        except OSError:
+            continue
+        return first
+
+
 def free_ports(count: int) -> list[int]:
     """Different ones."""
-    found: dict[int, None] = {}
-    while len(found) < count:
-        found[free_port()] = None
-    return list(found)
+    return [free_port() for _ in range(count)]
+
+
+def _hold(port: int) -> socket.socket:
+    with socket.socket() as probe:
+        probe.bind(("", port))
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("", port))
+    return holder
 
 
 def _rank(pipe, function, rank, world, args):

@@ -20,6 +20,8 @@ from fedspeed.errors import HostfileError
 
 Kind = Literal["deepspeed", "openmpi", "slurm", "mpi", "torchrun", "local", "none"]
 
+# Names a file to the ranks of the local supervisor; see `Launch.meeting`.
+MEETING_VARIABLE = "FEDSPEED_MEETING"
 _DEFAULT_PORT = 29500
 _MAX_ANCESTORS = 64
 
@@ -34,7 +36,8 @@ class Launch:
 
     `hosts` carry exactly `world_size` slots, ranks numbered host by host, except for kind `none`: there they are the named hostfile's, or
     this machine with one slot. `hostfile` is the file the facts come from. `local_rank` counts the processes on this machine and is the
-    index of the accelerator.
+    index of the accelerator. `meeting`: the file in which rank 0 of a local run says at which port it listens; None: everybody knows by
+    `master_port`.
     """
 
     kind: Kind
@@ -45,6 +48,7 @@ class Launch:
     hosts: tuple[Host, ...]
     master_addr: str
     master_port: int
+    meeting: Path | None = None
 
 
 def discover(env: Mapping[str, str], cmdlines: Sequence[Sequence[str]], hostfile_arg: Path | None, cwd: Path, hostname: str) -> Launch:
@@ -67,8 +71,9 @@ def discover(env: Mapping[str, str], cmdlines: Sequence[Sequence[str]], hostfile
     hostfile, hosts = layout.find(layout.Clues(identity, env, cmdlines, named, cwd, hostname), world_info)
     one_machine = identity.all_local or len(hosts) == 1
     master_addr = env.get("MASTER_ADDR") or ("127.0.0.1" if one_machine else hosts[0].name)
+    meeting = Path(env[MEETING_VARIABLE]) if identity.kind == "local" and MEETING_VARIABLE in env else None
     return Launch(identity.kind, identity.world_rank, identity.world_size, identity.local_rank, hostfile, hosts, master_addr,
-                  _master_port(env, identity))
+                  0 if meeting else _master_port(env, identity), meeting)
 
 
 def from_process(hostfile_arg: Path | None) -> Launch:

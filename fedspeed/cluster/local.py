@@ -16,11 +16,11 @@ from typing import Self
 
 from fedspeed.cluster.crew import Crew, End, ForkedCrew, PreloadFailed, SpawnedCrew
 from fedspeed.cluster.devices import usable_cores, visible_gpus
-from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.discover import MEETING_VARIABLE, Launch
 from fedspeed.cluster.faults import FAULT_VARIABLE, noted_faults
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.once import ONCE_VARIABLE
-from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port
+from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, ConfigError
 
 _POLL_S = 0.05
@@ -224,9 +224,8 @@ class _Supervisor:
         return Asked.FINISH, time.monotonic() + self.finish_s
 
     def _rank_envs(self) -> list[dict[str, str]]:
-        port = free_port() - STORE_PORT_OFFSET
-        shared = {"MASTER_PORT": str(port), "FEDSPEED_RESTARTS": str(self.starts), ONCE_VARIABLE: str(self.folder / f"said-{self.starts}"),
-                  FAULT_VARIABLE: str(self._fault_path(self.starts))}
+        shared = {MEETING_VARIABLE: str(self.folder / f"meeting-{self.starts}"), "FEDSPEED_RESTARTS": str(self.starts),
+                  ONCE_VARIABLE: str(self.folder / f"said-{self.starts}"), FAULT_VARIABLE: str(self._fault_path(self.starts))}
         return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.ranks)]
 
 

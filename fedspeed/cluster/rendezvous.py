@@ -18,12 +18,11 @@ from typing import Any
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostnames import own_host
 from fedspeed.cluster.layout import seat
-from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, STORE_PORT_OFFSET, free_port, own_address
+from fedspeed.cluster.meeting import named, open_or_find, open_server
+from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, own_address
 from fedspeed.errors import HostfileError, LostPeerError
 
 _LONGEST_PAUSE_S = 0.25
-# A host name that cannot be resolved for so long will not appear by itself.
-_RESOLVE_S = 10.0
 # Time for the others to read what rank 0 has read already.
 _READ_S = 10.0
 # One question to the store, which may itself be what has failed.
@@ -53,13 +52,15 @@ class Peer:
 class Store:
     """The job's key-value store as one rank sees it, with everybody's announcement.
 
-    Rank 0's object holds the server: the store ends with that process. `peers[world_rank]` is complete.
+    Rank 0's object holds the server: the store ends with that process. `peers[world_rank]` is complete. `opened_world` is the store of a
+    torch world, on its first rank.
     """
 
     def __init__(self, tcp: Any, address: tuple[str, int], world_rank: int):
         self.address = address
         self.world_rank = world_rank
         self.peers: tuple[Peer, ...] = ()
+        self.opened_world: Any = None
         self._tcp = tcp
         self._gone = False
         self._lock = threading.Lock()
@@ -151,14 +152,15 @@ def meet(launch: Launch, timeout_s: float) -> Store:
     """
     os.environ.setdefault(RESOLVER_VARIABLE, RESOLVER_OPTIONS)
     deadline = time.monotonic() + timeout_s
-    store = _open(launch, deadline, timeout_s)
+    tcp, address = open_or_find(launch, timeout_s)
+    store = Store(tcp, address, launch.world_rank)
     mine = {"hostname": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "layout": _layout_text(launch)}
     store.put(_here(launch.world_rank), json.dumps(mine))
     missing = store.wait([_here(rank) for rank in range(launch.world_size)], deadline - time.monotonic())
     if missing:
         ranks = [rank for rank in range(launch.world_size) if _here(rank) in missing]
         raise LostPeerError(f"{len(ranks)} of {launch.world_size} ranks did not arrive at {launch.master_addr}:{store.address[1]} within "
-                            f"{timeout_s:g} s: {_named(launch, ranks)}; look at their output, or raise cluster.start_timeout_s")
+                            f"{timeout_s:g} s: {named(launch, ranks)}; look at their output, or raise cluster.start_timeout_s")
     said = [json.loads(text) for text in store.get(*map(_here, range(launch.world_size)))]
     store.put(_read(launch.world_rank), "read")
     if launch.world_rank == 0:
@@ -175,7 +177,8 @@ def torch_world(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: f
 
     RANK and WORLD_SIZE count in that world. LOCAL_RANK and LOCAL_SIZE stay the machine's, as the launcher numbered it: they choose the
     accelerator and divide the cores, and DeepSpeed insists that LOCAL_RANK equals Open MPI's. CROSS_RANK and CROSS_SIZE count its
-    machines. MASTER_ADDR and MASTER_PORT are published by its first rank, on a free port.
+    machines. MASTER_ADDR and MASTER_PORT are those of a store that its first rank has opened already and keeps open: torch, asked to open
+    one there, shares it. The world lives as long as `store`.
 
     Args:
         ranks: the world ranks of it, in order; this one among them.
@@ -188,9 +191,10 @@ def torch_world(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: f
     key = f"fedspeed/world/{ranks[0]}"
     if world_rank == ranks[0]:
         address = own_address(launch.master_addr, machine == store.peers[0].machine)
-        store.put(key, json.dumps([address, _claim_port(store, machine)]))
+        store.opened_world = open_server(0, timeout_s)
+        store.put(key, json.dumps([address, store.opened_world.port]))
     elif store.wait([key], timeout_s):
-        raise LostPeerError(f"{_named(launch, [ranks[0]])} did not open the torch world of ranks {', '.join(map(str, ranks))} within {timeout_s:g} s; look at "
+        raise LostPeerError(f"{named(launch, [ranks[0]])} did not open the torch world of ranks {', '.join(map(str, ranks))} within {timeout_s:g} s; look at "
                             "its output")
     master_addr, master_port = json.loads(store.get(key)[0])
     machines = list(dict.fromkeys(store.peers[rank].machine for rank in ranks))
@@ -247,48 +251,6 @@ def _bye(world_rank: int) -> str:
     return f"fedspeed/bye/{world_rank}"
 
 
-def _open(launch: Launch, deadline: float, timeout_s: float) -> Store:
-    from torch.distributed import TCPStore
-    port = launch.master_port + STORE_PORT_OFFSET
-    if launch.world_rank == 0:
-        # The server listens on all interfaces; its own process takes the shortest way, whatever the others call this machine.
-        address = ("127.0.0.1", port)
-        try:
-            tcp = TCPStore(*address, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
-        except RuntimeError as error:
-            raise LostPeerError(f"rank 0 cannot open the meeting port {port} on {socket.gethostname()}: {_first_line(error)}; end the "
-                                f"program that holds it, or choose another with MASTER_PORT={free_port()} (deepspeed --master_port)"
-                                ) from None
-        return Store(tcp, address, 0)
-    address = (launch.master_addr, port)
-    _await_listener(launch, address, deadline, timeout_s)
-    try:
-        left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
-        return Store(TCPStore(*address, is_master=False, wait_for_workers=False, timeout=left), address, launch.world_rank)
-    except RuntimeError as error:
-        raise LostPeerError(f"rank {launch.world_rank} reached {address[0]}:{port}, but no FedSpeed job answered there: "
-                            f"{_first_line(error)}; choose another port with MASTER_PORT=...") from None
-
-
-def _await_listener(launch: Launch, address: tuple[str, int], deadline: float, timeout_s: float) -> None:
-    """Waits until rank 0 listens. A plain socket, because TCPStore prints stack traces over each refused connection."""
-    started = time.monotonic()
-    while True:
-        try:
-            socket.create_connection(address, timeout=max(0.1, min(5.0, deadline - time.monotonic()))).close()
-            return
-        except socket.gaierror as error:
-            if time.monotonic() - started > min(_RESOLVE_S, timeout_s):
-                raise HostfileError(f"rank {launch.world_rank} on {socket.gethostname()} cannot resolve the host of rank 0, "
-                                    f"`{address[0]}` ({error.strerror}); correct the name, or set MASTER_ADDR to an address") from None
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise LostPeerError(f"{_named(launch, [0])} did not open {address[0]}:{address[1]} within {timeout_s:g} s "
-                                    f"({error.strerror or error}); look at its output, check that the port is not filtered, or raise "
-                                    "cluster.start_timeout_s") from None
-        time.sleep(0.05)
-
-
 def _layout_text(launch: Launch) -> str:
     """What must be equal on all ranks: hosts and slots in order, with every fact."""
     return json.dumps([(host.name, host.slots, *host.facts) for host in launch.hosts])
@@ -328,19 +290,3 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-
-
-def _claim_port(store: Store, machine: tuple[str, str]) -> int:
-    """A free port of this machine that no other cluster of this job has taken in the same moment."""
-    while True:
-        port = free_port()
-        if store.add(f"fedspeed/port/{'/'.join(machine)}/{port}", 1) == 1:
-            return port
-
-
-def _named(launch: Launch, ranks: list[int]) -> str:
-    return ", ".join(f"rank {rank} (host {host.name}, slot {slot})" for rank in ranks for host, slot in [seat(launch.hosts, rank)])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

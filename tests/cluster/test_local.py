@@ -190,7 +190,7 @@ def test_ranks_get_their_environment_and_all_end_well(supervise, way):
     wanted = {"WORLD_SIZE": "3", "LOCAL_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "FEDSPEED_LAUNCH": "local", "FEDSPEED_RESTARTS": "0",
               "OMP_NUM_THREADS": str(max(1, devices.usable_cores() // 3))}
     assert {key: env[key] for key in wanted} == wanted
-    assert len({note["env"]["MASTER_PORT"] for note in notes}) == 1
+    assert len({note["env"]["FEDSPEED_MEETING"] for note in notes}) == 1 and "MASTER_PORT" not in env
     assert len({note["pid"] for note in notes}) == 3
     assert (len({note["parent"] for note in notes} - {run.process.pid}) == 1) == (way == "fork")
 
@@ -213,8 +213,8 @@ def test_a_killed_rank_is_named_and_all_start_again(supervise, way):
     assert "restart 1 of 2" in output
     if way == "fork":
         assert (run.folder / "preloads").read_text() == "x", "a restart imports nothing again"
-    ports = {note["env"]["MASTER_PORT"] for life in (0, 1) for note in run.notes(life)}
-    assert len(ports) == 2, "the next life meets elsewhere"
+    places = {note["env"]["FEDSPEED_MEETING"] for life in (0, 1) for note in run.notes(life)}
+    assert len(places) == 2, "the next life meets elsewhere"
 
 
 def test_restarts_without_a_new_round_are_limited(supervise):

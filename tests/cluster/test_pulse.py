@@ -7,10 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from fedspeed.cluster.ports import free_port
 from fedspeed.cluster.pulse import Look, Pulse, Silence, judge
 from fedspeed.cluster.rendezvous import Store
-from tests.processes import run_ranks
+from tests.processes import free_port, run_ranks
 
 RANKS = (0, 1, 2)
 INTERVAL_S, SILENCE_S, GRACE_S = 0.05, 0.7, 0.3

@@ -14,10 +14,11 @@ import pytest
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.ports import STORE_PORT_OFFSET, free_port
+from fedspeed.cluster.ports import STORE_PORT_OFFSET
 from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, seen, torch_world
 from fedspeed.cluster.topology import plan
 from fedspeed.errors import HostfileError, LostPeerError
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 HOSTS = (Host("alpha", 2, "fast"), Host("beta", 1, "slow"))
@@ -33,7 +34,15 @@ store = meet(launch, 30)
 topology = plan(launch.hosts, 3, "auto")
 world = torch_world(store, topology.cluster_of(topology.place(launch.world_rank).cluster).ranks, launch, 30)
 os.environ.update(world)
-import torch, torch.distributed as dist
+import socket, torch, torch.distributed as dist
+thief = socket.socket()
+thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+try:
+    thief.bind(("", int(world["MASTER_PORT"])))
+    thief.listen()
+    stolen = True
+except OSError:
+    stolen = False
 dist.init_process_group("gloo")
 total = torch.ones(1) * (launch.world_rank + 1)
 dist.all_reduce(total)
@@ -41,7 +50,7 @@ publish(store, f"round/7/{launch.world_rank}", "there")
 store.wait([f"round/7/{rank}" for rank in range(3)], 30)
 pids = [peer.pid for peer in store.peers]
 print(json.dumps({"rank": launch.world_rank, "pid": os.getpid(), "pids": pids, "world": world, "sum": total.item(),
-                  "seen": sorted(seen(store, "round/7", range(4)))}), flush=True)
+                  "stolen": stolen, "seen": sorted(seen(store, "round/7", range(4)))}), flush=True)
 dist.destroy_process_group()
 assert leave(store, 30) == set()
 '''
@@ -73,7 +82,7 @@ def in_threads(work, ranks=3):
 
 @pytest.fixture
 def port():
-    return free_port() - STORE_PORT_OFFSET
+    return free_port(1 + STORE_PORT_OFFSET)
 
 
 def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp_path, port):
@@ -101,6 +110,34 @@ def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp
     assert {(world["CROSS_RANK"], world["CROSS_SIZE"]) for world in worlds} == {("0", "1")}
     assert worlds[0]["MASTER_PORT"] == worlds[1]["MASTER_PORT"] != worlds[2]["MASTER_PORT"]
     assert str(port) not in {world["MASTER_PORT"] for world in worlds}
+    assert not any(words["stolen"] for words in said), "the port was open before it was told"
+
+
+def test_local_ranks_are_told_a_port_that_nobody_can_take_any_more(tmp_path):
+    """Rank 0 comes last, as on a busy machine; who watches for the number of the port comes too late to take it."""
+    file, thefts = tmp_path / "meeting", []
+
+    def steal():
+        while not file.exists():
+            time.sleep(0.001)
+        with socket.socket() as thief:
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            thefts.append(thief.connect_ex(("127.0.0.1", int(file.read_text()))))
+
+    def work(rank):
+        if rank == 3:
+            return steal()
+        time.sleep(0.5 if rank == 0 else 0)
+        store = meet(replace(launch_of(rank, 0, kind="local"), meeting=file), 20)
+        return leave(store, 20)
+
+    assert in_threads(work, ranks=4) == [set(), set(), set(), None]
+    assert thefts == [0], "somebody listens there already"
+
+
+def test_a_rank_0_that_says_no_port_is_named(tmp_path):
+    with pytest.raises(LostPeerError, match=r"rank 0 \(host alpha, slot 0\) did not open a meeting port within 1 s"):
+        meet(replace(launch_of(1, 0, kind="local"), meeting=tmp_path / "meeting"), 1)
 
 
 def test_the_missing_are_named_at_the_deadline(port, capfd):
@@ -123,15 +160,13 @@ def test_a_missing_rank_0_is_named_without_a_stack_trace(port, capfd):
 
 
 def test_a_host_of_rank_0_that_nobody_knows_is_refused(monkeypatch, port):
-    monkeypatch.setattr("fedspeed.cluster.rendezvous._RESOLVE_S", 0.2)
+    monkeypatch.setattr("fedspeed.cluster.meeting._RESOLVE_S", 0.2)
     with pytest.raises(HostfileError, match=r"cannot resolve .*`no-such-host.invalid`.*MASTER_ADDR"):
         meet(replace(launch_of(1, port), master_addr="no-such-host.invalid"), 20)
 
 
 def test_a_taken_port_is_told_with_a_way_out(port):
-    with socket.socket() as holder:
-        holder.bind(("", port + STORE_PORT_OFFSET))
-        holder.listen()
+    with socket.create_server(("", port + STORE_PORT_OFFSET)):
         with pytest.raises(LostPeerError, match=rf"meeting port {port + STORE_PORT_OFFSET} .*in use.*MASTER_PORT=\d+"):
             meet(launch_of(0, port), 2)
 

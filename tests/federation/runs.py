@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedspeed.cluster.ports import free_port
 from fedspeed.data.clients import ClientData
 from fedspeed.data.encode import Example
-from tests.processes import run_clusters, run_ranks
+from tests.processes import free_port, run_clusters, run_ranks
 from tests.tiny import run_config
 
 DEADLINE_S = 60

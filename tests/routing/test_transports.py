@@ -12,12 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from fedspeed.cluster.ports import free_port
 from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transport import TransportError, all_gather, all_to_all
 from tests.conftest import ROOT
-from tests.processes import run_ranks
+from tests.processes import free_port, run_ranks
 
 
 def contract(transport) -> dict:

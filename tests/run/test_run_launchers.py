@@ -9,12 +9,15 @@ import pytest
 from launched import SETTINGS, assert_same_run, headline, last_round, records, rounds_seen, tree
 from safetensors.numpy import load_file
 
+from tests.processes import free_port
+
 BIN = Path(sys.executable).parent
 MPIRUN = (str(BIN / "mpirun"), "-n", "2", "--oversubscribe", sys.executable)
 MPIRUN_FT = (str(BIN / "mpirun"), "--with-ft", "mpi", "-n", "4", "--oversubscribe", sys.executable)
-DEEPSPEED = (str(BIN / "deepspeed"), "--num_accelerators", "2")
-TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node", "2")
-TORCHRUN_3 = (str(BIN / "torchrun"), "--nproc-per-node", "3")
+PORT = str(free_port(2))  # and the one above, where the ranks meet
+DEEPSPEED = (str(BIN / "deepspeed"), "--num_accelerators", "2", "--master_port", PORT)
+TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", PORT)
+TORCHRUN_3 = (str(BIN / "torchrun"), "--nproc-per-node", "3", "--master-port", PORT)
 SLOW = {"TEST_SLOW_S": "0.4"}
 QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
 

@@ -14,11 +14,10 @@ import yaml
 
 from fedspeed import preflight
 from fedspeed.checkpoint.journal import Journal
-from fedspeed.cluster.ports import free_port
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
 from tests.conftest import ROOT
-from tests.processes import free_ports
+from tests.processes import free_port, free_ports
 from tests.run.launched import journal_rounds, records, rounds_seen
 from tests.run.test_run_resume import SLOW
 

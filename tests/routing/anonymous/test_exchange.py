@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedspeed.cluster.ports import free_port
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.transports.local import LocalTransport
 from tests.conftest import ROOT
-from tests.processes import run_ranks
+from tests.processes import free_port, run_ranks
 from tests.routing.test_tls import Sites
 from tests.routing.test_transports import gloo_rank, in_threads
 
