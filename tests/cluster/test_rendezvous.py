@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch.distributed  # noqa: F401 - importing it in the first rank would count as that rank's delay
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
@@ -30,9 +31,9 @@ from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.rendezvous import leave, meet, publish, seen, torch_world
 from fedspeed.cluster.topology import plan
 launch = from_process(Path(sys.argv[1]))
-store = meet(launch, 30)
+store = meet(launch, 120)
 topology = plan(launch.hosts, 3, "auto")
-world = torch_world(store, topology.cluster_of(topology.place(launch.world_rank).cluster).ranks, launch, 30)
+world = torch_world(store, topology.cluster_of(topology.place(launch.world_rank).cluster).ranks, launch, 120)
 os.environ.update(world)
 import socket, torch, torch.distributed as dist
 thief = socket.socket()
@@ -47,13 +48,16 @@ dist.init_process_group("gloo")
 total = torch.ones(1) * (launch.world_rank + 1)
 dist.all_reduce(total)
 publish(store, f"round/7/{launch.world_rank}", "there")
-store.wait([f"round/7/{rank}" for rank in range(3)], 30)
+store.wait([f"round/7/{rank}" for rank in range(3)], 120)
 pids = [peer.pid for peer in store.peers]
 print(json.dumps({"rank": launch.world_rank, "pid": os.getpid(), "pids": pids, "world": world, "sum": total.item(),
                   "stolen": stolen, "seen": sorted(seen(store, "round/7", range(4)))}), flush=True)
 dist.destroy_process_group()
-assert leave(store, 30) == set()
+assert leave(store, 120) == set()
 '''
+
+
+LIMIT_S = 120  # of what must not fail, on a machine that is busy with others
 
 
 def launch_of(rank, port, hosts=HOSTS, kind="openmpi"):
@@ -75,7 +79,7 @@ def in_threads(work, ranks=3):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(LIMIT_S)
         assert not thread.is_alive(), "a rank hangs"
     return results
 
@@ -95,7 +99,7 @@ def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp
                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         processes.append(subprocess.Popen([sys.executable, "-c", RANK_SCRIPT, str(hostfile)], env=env, stdout=subprocess.PIPE, text=True))
     try:
-        outputs = [process.communicate(timeout=45)[0] for process in processes]
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -128,8 +132,8 @@ def test_local_ranks_are_told_a_port_that_nobody_can_take_any_more(tmp_path):
         if rank == 3:
             return steal()
         time.sleep(0.5 if rank == 0 else 0)
-        store = meet(replace(launch_of(rank, 0, kind="local"), meeting=file), 20)
-        return leave(store, 20)
+        store = meet(replace(launch_of(rank, 0, kind="local"), meeting=file), LIMIT_S)
+        return leave(store, LIMIT_S)
 
     assert in_threads(work, ranks=4) == [set(), set(), set(), None]
     assert thefts == [0], "somebody listens there already"
@@ -162,7 +166,7 @@ def test_a_missing_rank_0_is_named_without_a_stack_trace(port, capfd):
 def test_a_host_of_rank_0_that_nobody_knows_is_refused(monkeypatch, port):
     monkeypatch.setattr("fedspeed.cluster.meeting._RESOLVE_S", 0.2)
     with pytest.raises(HostfileError, match=r"cannot resolve .*`no-such-host.invalid`.*MASTER_ADDR"):
-        meet(replace(launch_of(1, port), master_addr="no-such-host.invalid"), 20)
+        meet(replace(launch_of(1, port), master_addr="no-such-host.invalid"), LIMIT_S)
 
 
 def test_a_taken_port_is_told_with_a_way_out(port):
@@ -173,7 +177,7 @@ def test_a_taken_port_is_told_with_a_way_out(port):
 
 def test_ranks_that_found_different_hosts_are_refused(port):
     other = (replace(HOSTS[0], gpu="A"), HOSTS[1])
-    results = in_threads(lambda rank: meet(launch_of(rank, port, other if rank == 2 else HOSTS), 20))
+    results = in_threads(lambda rank: meet(launch_of(rank, port, other if rank == 2 else HOSTS), LIMIT_S))
     assert all(isinstance(result, HostfileError) and "rank 2" in str(result) and "--hostfile FILE" in str(result) for result in results)
 
 
@@ -195,7 +199,7 @@ def named_threads(work, ranks=3):
 ])
 def test_ranks_that_run_elsewhere_than_planned_are_refused(monkeypatch, port, names, says):
     machines(monkeypatch, names)
-    for result in named_threads(lambda rank: meet(launch_of(rank, port), 20)):
+    for result in named_threads(lambda rank: meet(launch_of(rank, port), LIMIT_S)):
         assert isinstance(result, HostfileError)
         assert says in str(result)
 
@@ -203,7 +207,7 @@ def test_ranks_that_run_elsewhere_than_planned_are_refused(monkeypatch, port, na
 @pytest.mark.parametrize("names", [["alpha", "alpha", "beta.lab"], ["vm", "vm", "vm"], ["alpha", "alpha", "alpha"], ["x", "x", "y"]])
 def test_machines_that_fit_the_plan_are_accepted(monkeypatch, port, names):
     machines(monkeypatch, names)
-    for result in named_threads(lambda rank: meet(launch_of(rank, port), 20)):
+    for result in named_threads(lambda rank: meet(launch_of(rank, port), LIMIT_S)):
         assert isinstance(result, Store), result
         assert [peer.hostname for peer in result.peers] == names
 
@@ -215,9 +219,9 @@ def test_a_cluster_over_two_machines_counts_them(monkeypatch, port):
 
     def work(rank):
         launch = replace(launch_of(rank, port, hosts), local_rank=rank % 2)
-        store = meet(launch, 20)
-        world = torch_world(store, topology.cluster_of(topology.place(rank).cluster).ranks, launch, 20)
-        assert leave(store, 20) == set()
+        store = meet(launch, LIMIT_S)
+        world = torch_world(store, topology.cluster_of(topology.place(rank).cluster).ranks, launch, LIMIT_S)
+        assert leave(store, LIMIT_S) == set()
         return world
 
     worlds = named_threads(work)
@@ -235,16 +239,16 @@ def test_machines_that_call_themselves_alike_are_told_apart(monkeypatch, port):
 
     def work(rank):
         launch = replace(launch_of(rank, port, hosts), local_rank=rank % 2)
-        store = meet(launch, 20)
-        world = torch_world(store, ranks, launch, 20)
-        assert leave(store, 20) == set()
+        store = meet(launch, LIMIT_S)
+        world = torch_world(store, ranks, launch, LIMIT_S)
+        assert leave(store, LIMIT_S) == set()
         return world
 
     worlds = named_threads(work)
     assert [(world["CROSS_RANK"], world["CROSS_SIZE"], world["LOCAL_SIZE"]) for world in worlds] == [
         ("0", "2", "2"), ("0", "2", "2"), ("1", "2", "1")]
     swapped, second = (Host("gpu1.site-a.org", 1), Host("gpu1.site-b.org", 2)), free_port() - STORE_PORT_OFFSET
-    for result in named_threads(lambda rank: meet(launch_of(rank, second, swapped), 20)):
+    for result in named_threads(lambda rank: meet(launch_of(rank, second, swapped), LIMIT_S)):
         assert isinstance(result, HostfileError)
         assert "ranks 1 and 2 belong to host gpu1.site-b.org, but run on two machines that are both called gpu1" in str(result)
 
@@ -252,7 +256,7 @@ def test_machines_that_call_themselves_alike_are_told_apart(monkeypatch, port):
 def test_machines_that_differ_in_the_domain_only(monkeypatch, port):
     hosts = (Host("gpu1.site-a.org", 2), Host("gpu1.site-b.org", 1))
     machines(monkeypatch, ["gpu1.site-a.org", "gpu1.site-a.org", "gpu1.site-b.org"])
-    for result in named_threads(lambda rank: meet(launch_of(rank, port, hosts), 20)):
+    for result in named_threads(lambda rank: meet(launch_of(rank, port, hosts), LIMIT_S)):
         assert isinstance(result, Store), result
 
 
@@ -260,7 +264,7 @@ def test_a_cluster_whose_first_rank_is_gone_is_told(port):
     topology = plan(HOSTS, 2, "auto")
 
     def work(rank):
-        store = meet(launch_of(rank, port), 20)
+        store = meet(launch_of(rank, port), LIMIT_S)
         return torch_world(store, topology.cluster_of(topology.place(rank).cluster).ranks, launch_of(rank, port), 1) if rank == 1 else store
 
     result = in_threads(work)[1]
@@ -270,7 +274,7 @@ def test_a_cluster_whose_first_rank_is_gone_is_told(port):
 
 def test_the_store_tells_who_was_seen_and_rank_0_leaves_last(port):
     def work(rank):
-        store = meet(launch_of(rank, port), 20)
+        store = meet(launch_of(rank, port), LIMIT_S)
         if rank != 1:
             publish(store, f"round/3/{rank}", "here")
         if rank == 2:
