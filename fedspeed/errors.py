@@ -16,6 +16,7 @@ class FedSpeedError(Exception):
     """Base of all errors that are reported as one message without a traceback."""
 
     exit_code = EXIT_USAGE
+    in_json = False  # whether it was told on stdout already, as `--json` tells it
 
 
 class ConfigError(FedSpeedError):

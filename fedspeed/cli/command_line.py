@@ -2,34 +2,45 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from fedspeed import __version__
 from fedspeed.cli import audit, config_reference, doctor, keys, plan, pretrain_base, probe, run, simulate
+from fedspeed.cli.output import refuse
 from fedspeed.cli.packages import missing_package
-from fedspeed.errors import EXIT_USAGE, FedSpeedError
+from fedspeed.errors import ConfigError, FedSpeedError
+from fedspeed.monitor.stdout import tell_refusal
 
 COMMANDS = (run, doctor, plan, simulate, probe, audit, keys, pretrain_base, config_reference)  # in the order of --help
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
+    _Parser.as_json = "--json" in argv
     arguments = _arguments(argv)
+    json_out = sys.stdout if getattr(arguments, "json", False) else None
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings tell of every poll of a store
     try:
         return arguments.command(arguments)
     except FedSpeedError as error:
-        from fedspeed.cluster.once import report
-
-        report(error)
-        return error.exit_code
+        return refuse(error, json_out)
     except ModuleNotFoundError as error:
-        from fedspeed.cluster.once import report
-
-        report(missing_package(error))
-        return EXIT_USAGE
+        return refuse(missing_package(error), json_out)
     except KeyboardInterrupt:
         return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Arguments that are none are told as all bad input is: with `--json` as an object too."""
+
+    as_json = False
+
+    def error(self, message: str) -> NoReturn:
+        if self.as_json:
+            tell_refusal(sys.stdout, ConfigError(message))
+        super().error(message)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -44,7 +55,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fedspeed", description="Federated fine-tuning of language models on DeepSpeed.")
+    parser = _Parser(prog="fedspeed", description="Federated fine-tuning of language models on DeepSpeed.")
     parser.add_argument("--version", action="version", version=f"fedspeed {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:

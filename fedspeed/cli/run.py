@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedspeed.cli.arguments import PROJECT, QUICKSTART, Commands, file_name
-from fedspeed.cli.output import say
+from fedspeed.cli.output import refuse, say
 from fedspeed.cli.packages import missing_package, need_packages
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, FedSpeedError, LostPeerError, ModelError, Preempted
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, FedSpeedError, LostPeerError, ModelError, Preempted
 
 BASE_S = 600.0  # for the quickstart's base to be pretrained
 EXIT_CODES = """exit codes:
@@ -106,17 +106,13 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
         if code == EXIT_FAILED and os.environ.get("FEDSPEED_LAUNCH") == "local":
             code = EXIT_OK  # a finished run that lacks updates; its supervisor finds that in the log, and takes other ends for crashes
     except FedSpeedError as error:
-        from fedspeed.cluster.once import first_to_speak, report
+        from fedspeed.cluster.once import first_to_speak
 
         # Asked to end are all ranks alike, be it because another one has refused its input and said so.
-        if not isinstance(error, Preempted) or first_to_speak(os.environ):
-            report(error)
-        code = error.exit_code
+        silent = isinstance(error, Preempted) and not first_to_speak(os.environ)
+        code = error.exit_code if silent else refuse(error, json_out)
     except ModuleNotFoundError as error:
-        from fedspeed.cluster.once import report
-
-        report(missing_package(error))
-        code = EXIT_USAGE
+        code = refuse(missing_package(error), json_out)
     except Exception as error:
         from fedspeed.cluster.faults import note_fault
 

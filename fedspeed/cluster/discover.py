@@ -81,6 +81,14 @@ def from_process(hostfile_arg: Path | None) -> Launch:
     return discover(os.environ, ancestor_cmdlines(), hostfile_arg, Path.cwd(), socket.gethostname())
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one of its job that speaks for all: world rank 0, or no rank, or one that cannot be told."""
+    try:
+        return identify(os.environ, layout.world_info_of(ancestor_cmdlines()) is not None).world_rank == 0
+    except HostfileError:
+        return True
+
+
 def mpi_outlives_ranks() -> bool:
     """Whether mpirun was told to leave a job's ranks alone when one of them dies (`--with-ft mpi`), which it tells them so."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")

@@ -82,6 +82,11 @@ class Store:
         """Like `put`, but silent, and given up after a few seconds."""
         self._ask(lambda: self._tcp.set(key, text) or True, _ASK_S)
 
+    def is_first(self, key: str) -> bool:
+        """Whether this rank is the first to ask about `key`. Of a store that does not answer, rank 0, which holds it, is."""
+        count = self._ask(lambda: self._tcp.add(key, 1), _ASK_S)
+        return self.world_rank == 0 if count is None else count == 1
+
     def wait(self, keys: list[str], timeout_s: float) -> set[str]:
         """Waits until all keys are there. Returns those that are not at the deadline, and all of them if the store is gone.
 

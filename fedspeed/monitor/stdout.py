@@ -6,6 +6,8 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+from fedspeed.errors import FedSpeedError
+
 
 def claim_stdout() -> TextIO:
     """Take the process's stdout: from now on only the returned stream writes there, and all that anything else prints goes to stderr.
@@ -35,6 +37,12 @@ class JsonLines:
             lost, self._stream = self._stream, None
             with suppress(BrokenPipeError):  # closing flushes once more; left to the interpreter's exit it would turn into an exit code
                 lost.close()
+
+
+def tell_refusal(stream: TextIO, error: FedSpeedError) -> None:
+    """A run that is refused, as an object on the stream of `--json`: what stands on stderr, and the exit code."""
+    JsonLines(stream).write("error", {"error": str(error), "exit_code": error.exit_code})
+    error.in_json = True
 
 
 class NoJson:

@@ -5,16 +5,21 @@ import os
 import shutil
 import socket
 import sys
+import time
 from pathlib import Path
+from typing import TextIO
 
 from fedspeed.cluster.once import report
+from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError, LostPeerError, connection_text
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, FedSpeedError, LostPeerError, connection_text
+from fedspeed.monitor import stdout
 from fedspeed.preflight import weight_notes
 from fedspeed.session.order import Job
 from fedspeed.session.standing import journal_of
 
+SPEAK_S = 0.5  # for the rank that speaks JSON for all
 PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE,
                 errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
@@ -106,6 +111,16 @@ def told(error: BaseException, folder: Path) -> BaseException:
     if not lost_connection(error):
         return error
     return LostPeerError(f"a rank of this cluster was lost: {connection_text(error)}; the same command resumes from the journal")
+
+
+def tell_refusal(error: BaseException, json_out: TextIO | None, store: Store) -> None:
+    """Bad input in the words of `--json`, once for all ranks, whichever is the first to know."""
+    if json_out is not None and isinstance(error, FedSpeedError) and error.exit_code == EXIT_USAGE:
+        if store.is_first("refused"):
+            stdout.tell_refusal(json_out, error)
+        else:
+            time.sleep(SPEAK_S)  # this rank's end may be that of all
+        error.in_json = True
 
 
 def abort_mpi(error: BaseException) -> None:

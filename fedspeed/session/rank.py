@@ -39,6 +39,7 @@ def run_rank(order: Order) -> int:
         code = _work(job, store, mpi, stop) if job.place.clients else _stand_by(job, store, mpi)
     except BaseException as error:
         told = last_words.told(error, order.folder)
+        last_words.tell_refusal(told, order.json_out, store)
         if mpi is not None and launch.world_size > 1:
             if isinstance(told, LostPeerError) and not job.reporter:
                 store.wait([REPORTED], GRACE_S + REPORT_S)  # the reporter may still be stuck; our end is the end of all ranks

@@ -288,6 +288,12 @@ def test_the_store_tells_who_was_seen_and_rank_0_leaves_last(port):
     assert third == set()
 
 
+def test_one_rank_is_the_first(port):
+    stores = in_threads(lambda rank: meet(launch_of(rank, port), 20))
+    assert sorted(store.is_first("a") for store in stores) == [False, False, True]
+    assert stores[2].is_first("b") and not stores[0].is_first("b")
+
+
 class DeadStore:
     """A TCPStore whose server has crashed, or (silent) whose machine has vanished."""
 
@@ -303,6 +309,9 @@ class DeadStore:
     def set(self, key, text):
         self.check([key])
 
+    def add(self, key, amount):
+        self.check([key])
+
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_dead_store_makes_no_second_failure(monkeypatch, silent):
@@ -313,6 +322,7 @@ def test_a_dead_store_makes_no_second_failure(monkeypatch, silent):
     started = time.monotonic()
     publish(store, "round/1/1", "here")
     assert seen(store, "round/1", range(20)) == set()
+    assert not store.is_first("a")
     assert leave(store, 5) == set()
     assert store.wait(["a", "b"], 0.5) == {"a", "b"}
     assert time.monotonic() - started < 2

@@ -83,6 +83,14 @@ class Ended:
         return self.out + self.err
 
 
+def refusal(ended: Ended) -> str:
+    """The error that `--json` has told on stdout, as the only thing there."""
+    (line,) = ended.out.splitlines()
+    told = json.loads(line)
+    assert told == {"event": "error", "error": told["error"], "exit_code": 2}
+    return told["error"]
+
+
 @dataclass
 class Started:
     """A process that runs, and the whole family that carries its mark."""

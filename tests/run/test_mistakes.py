@@ -312,6 +312,16 @@ def test_a_mistake_is_told_at_once(here, monkeypatch, capfd, name):
     assert tree(here) == before
 
 
+@pytest.mark.parametrize("words", ["run train.lr=fast", "run --fast", "run model.base=nosuch", "run model.base=nosuch --dry-run", "plan --model gpt3-125m",
+                                   "plan --hostfile nosuch --model gpt3-125m", "simulate --hostfile nosuch", "audit train.lr=fast", "audit --modes=none"])
+def test_a_mistake_is_told_as_json_too(here, monkeypatch, capfd, words):
+    code, out, err = told(f"{words} --json", monkeypatch, capfd)
+    (line,) = out.splitlines()
+    found = json.loads(line)
+    assert (code, found["event"], found["exit_code"]) == (2, "error", 2)
+    assert f"error: {found['error']}\n" in err
+
+
 def test_the_table_is_long_enough_and_the_check_can_fail(here, monkeypatch, capfd):
     assert len(MISTAKES) >= 80
     with pytest.raises(AssertionError, match="nothing has refused it"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import LLAMA, ROOT, SETTINGS, Ended, headline, last_round, tree
+from launched import LLAMA, ROOT, SETTINGS, Ended, headline, last_round, refusal, tree
 from safetensors.numpy import load_file, save_file
 
 SOON_S = 30.0  # found before any rank starts; takes half a second on an idle machine
@@ -25,8 +25,11 @@ def refuse(workshop, *words: str, named: tuple[str, ...], limit_s: float = 120.0
     ended = workshop.run(f"run.name={run}", *words, limit_s=limit_s, **options)
     assert ended.code == 2, ended.text
     assert "Traceback" not in ended.text, ended.text
-    assert ended.out == ""
     assert ended.err.count("fedspeed: error:") == 1, ended.err
+    if "--json" in words:
+        assert f"fedspeed: error: {refusal(ended)}\n" in ended.err
+    else:
+        assert ended.out == ""
     for word in named:
         assert word in ended.err, ended.err
     assert (tree(workshop.runs) if workshop.runs.exists() else {}) == before
@@ -63,6 +66,7 @@ def test_command_line(workshop, words, named):
 def test_unknown_option(workshop):
     ended = workshop.run("--hostfiles", "x", limit_s=SOON_S)
     assert ended.code == 2 and "--hostfiles" in ended.err and "Traceback" not in ended.err
+    assert "--hostfiles" in refusal(workshop.run("--json", "--hostfiles", "x", limit_s=SOON_S))
 
 
 # Data.
@@ -74,7 +78,7 @@ def test_one_client_whose_answers_are_all_cut_away_ends_every_rank(workshop):
     rows = [{"instruction": "1 + 1 =", "output": "2", "category": "short"}] * 20
     rows += [{"instruction": "one " * 50 + "=", "output": "50", "category": "long"}] * 20
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ended = refuse(workshop, "data.task=file", "data.template=plain", "data.clients=2", f"data.path={path}",
+    ended = refuse(workshop, "--json", "data.task=file", "data.template=plain", "data.clients=2", f"data.path={path}",
                    named=("data.max_tokens=64", "whole answer", "training rows", "raise data.max_tokens"))
     assert "restart" not in ended.err
 

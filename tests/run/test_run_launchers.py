@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launched import SETTINGS, assert_same_run, headline, last_round, records, rounds_seen, tree
+from launched import SETTINGS, assert_same_run, headline, last_round, records, refusal, rounds_seen, tree
 from safetensors.numpy import load_file
 
 from tests.processes import free_port
@@ -50,8 +50,9 @@ def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
 
 def test_what_masked_sums_forbid_is_refused_under_every_launcher(workshop):
     """routing.mode=auto is masked for three, which only the ranks know."""
-    ended = workshop.run("run.name=forbidden", "routing.mode=auto", "federation.local_optimizer=keep", *QUIET, launcher=TORCHRUN_3)
-    assert ended.code != 0 and "keeps each client's moments" in ended.text and not (workshop.runs / "forbidden" / "journal").exists()
+    ended = workshop.run("--json", "run.name=forbidden", "routing.mode=auto", "federation.local_optimizer=keep", *QUIET, launcher=TORCHRUN_3)
+    assert "keeps each client's moments" in refusal(ended)
+    assert ended.code != 0 and "keeps each client's moments" in ended.err and not (workshop.runs / "forbidden" / "journal").exists()
 
 
 def test_deepspeed_over_gloo(workshop, whole):
@@ -144,8 +145,9 @@ def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
     rows = ['{"instruction": "1 + 1 =", "output": "2", "category": "short"}\n'] * 20
     rows += [f'{{"instruction": "{"one " * 50}", "output": "50", "category": "long"}}\n'] * 20
     path.write_text("".join(rows))
-    started = workshop.start("run.name=one-bad", "data.task=file", f"data.path={path}", "data.clients=2", *QUIET, launcher=launcher)
+    started = workshop.start("--json", "run.name=one-bad", "data.task=file", f"data.path={path}", "data.clients=2", *QUIET, launcher=launcher)
     ended = started.wait(90)
+    assert launcher is DEEPSPEED or "cuts away the whole answer" in refusal(ended)  # DeepSpeed's launcher speaks on stdout itself
     assert ended.code == 2, ended.text
     assert "Traceback" not in ended.text and "cuts away the whole answer" in ended.err and sign in ended.err
     assert not (workshop.runs / "one-bad").exists()
