@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from fedspeed.checkpoint.journal import write_tensors
+from fedspeed.models.json_object import read_object
+from fedspeed.models.stored import BASE_FILE, key_of, stored_tensors
 
+GENERATION_FILE = "generation_config.json"
 FORMAT = {"format": "pt"}  # transformers refuses files without it
 
 
@@ -37,10 +40,11 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         if whole:
             write_tensors(part / "model.safetensors", named, metadata=FORMAT)
         else:
-            _write_around(part, named, base, model.base_model_prefix)
+            _write_around(part, named, base, f"{model.base_model_prefix}.")
         config = copy.deepcopy(model.config)
         config.use_cache = True  # off while training; off in the file it would make generation quadratic
         config.save_pretrained(part)
+        (part / GENERATION_FILE).write_text(json.dumps(_generation(model, tokenizer, base), indent=2, sort_keys=True))
     tokenizer.save_pretrained(part)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -57,26 +61,48 @@ def lasting_name(base: str) -> str:
     return os.path.abspath(folder) if folder.is_dir() else base
 
 
-def _write_around(part: Path, named: dict[str, np.ndarray], base: str, prefix: str) -> None:
-    """The base's own weight files with some tensors replaced, one file in memory at a time."""
+def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix: str) -> None:
+    """The base's own weight files with some tensors replaced, one file in memory at a time.
+
+    What was trained is written in fp32, as it is: in the base's own type most of a small change would be rounded away. Beside it the frozen
+    tensors stay as they are stored; transformers loads all of them in the type that config.json names, which is the run's.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
     from fedspeed.models.loading import model_folder
 
     folder = model_folder(base)
-    left = set(named)
-    for source in sorted(folder.glob("*.safetensors")):
-        tensors = load_file(source)
-        for key, old in tensors.items():  # older files leave the decoder's prefix out
-            name = next((n for n in (key, f"{prefix}.{key}") if n in left), None)
-            if name is not None:
-                tensors[key] = torch.from_numpy(np.ascontiguousarray(named[name])).to(old.dtype)
-                left.discard(name)
-        save_file(tensors, part / source.name, metadata=FORMAT)
-    assert not left, f"trained, but not in {folder}: {sorted(left)}"
-    for index in folder.glob("*.safetensors.index.json"):
-        shutil.copy(index, part)
+    stored = stored_tensors(folder)
+    trained = {key_of(name, stored, prefix): name for name in named}
+    assert None not in trained, f"trained, but not in {folder}: {sorted(set(named) - set(trained.values()))}"
+    total = 0
+    for file in sorted({tensor.file for tensor in stored.values()}):
+        tensors = load_file(file)
+        for key in tensors.keys() & trained.keys():
+            tensors[key] = torch.from_numpy(np.ascontiguousarray(named[trained[key]]))
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        save_file(tensors, part / file.name, metadata=FORMAT)
+    index = folder / f"{BASE_FILE}.index.json"
+    if not (folder / BASE_FILE).is_file():
+        values = json.loads(index.read_text(encoding="utf-8"))
+        (part / index.name).write_text(json.dumps(values | {"metadata": {**values.get("metadata", {}), "total_size": total}}, indent=2))
+
+
+def _generation(model, tokenizer, base: str) -> dict:
+    """What generation_config.json says: as the base's does, or as transformers makes it from config.json; but an answer ends, and rows are filled
+    up, with the tokens that the run's tokenizer has for it."""
+    from fedspeed.models.loading import model_folder
+
+    path = model_folder(base) / GENERATION_FILE
+    values = read_object(path, "a generation configuration") if path.is_file() else model.generation_config.to_diff_dict()
+    ends = values.get("eos_token_id")
+    if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+        values["eos_token_id"] = tokenizer.eos_token_id
+    for key in ("bos_token_id", "pad_token_id"):
+        if (token := getattr(tokenizer, key)) is not None:
+            values[key] = token
+    return values
 
 
 def _plain(value):

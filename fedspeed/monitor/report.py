@@ -19,12 +19,14 @@ ROUNDS_SHOWN = 21  # 20 and the losses before the first
 
 @dataclass(frozen=True)
 class Export:
-    """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in; `base` is a folder or hub name."""
+    """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in; `base` is a folder or hub name;
+    `dtype` is the run's numeric type as torch calls it, in which the result computes what the run has computed."""
 
     kind: Literal["adapter", "model"]
     folder: str
     base: str
     round: int
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -220,12 +222,14 @@ def _usage(export: Export | None) -> str:
         return "Nothing was exported."
     if export.kind == "model":
         return (f"The model of round {export.round} is an ordinary Hugging Face folder:\n\n```python\n"
-                f"from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained({export.folder!r})\n```\n\n"
+                f"import torch\nfrom transformers import AutoModelForCausalLM\n\n"
+                f"model = AutoModelForCausalLM.from_pretrained({export.folder!r}, dtype=torch.{export.dtype})\n```\n\n"
                 f"To train on from it: `model.base={export.folder}`.")
+    as_trained = "" if export.dtype == "float32" else ", autocast_adapter_dtype=False"  # PEFT would compute the adapter in fp32
     return (f"The adapter of round {export.round} is an ordinary PEFT folder:\n\n```python\n"
-            f"from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({export.base!r})\n"
-            f"model = PeftModel.from_pretrained(base, {export.folder!r})\n```\n\n"
+            f"import torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({export.base!r}, dtype=torch.{export.dtype})\n"
+            f"model = PeftModel.from_pretrained(base, {export.folder!r}{as_trained})\n```\n\n"
             f"To train on from it: `adapter.start_from={export.folder}`.")
 
 

@@ -27,7 +27,7 @@ PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted=None, renewed: bool = False) -> int:
     """The reporter's part after the last round, or after the one in which the run was asked to end: export, report, and the exit code, which
     is 0 only if every update of every round counted."""
-    from fedspeed.checkpoint.export import export
+    from fedspeed.checkpoint.export import export, lasting_name
     from fedspeed.monitor.report import Export
 
     config, folder = job.config, job.order.folder
@@ -48,7 +48,8 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
         shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)  # of an earlier end of this run, whose last round was not its best
     reason = uncounted(monitor.records)
     code = EXIT_FAILED if reason else EXIT_OK
-    exported = Export(kind, str(folder / kind), config.model.base, progress.best_round if best else progress.round)
+    exported = Export(kind, str(folder / kind), lasting_name(config.model.base), progress.best_round if best else progress.round,
+                      str(engine.model.config.dtype).removeprefix("torch."))
     monitor.finish(_summary(config, monitor, progress.done, reason, code), _facts(job, exported, predicted), comparison)
     return code
 

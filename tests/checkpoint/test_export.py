@@ -20,21 +20,49 @@ CASES = {  # name: (family, method, ZeRO, dtype)
     "bf16 model": ("llama", "full", "zero0", "bf16"),
     "llama blocks": ("llama", "blocks", "zero0", "fp32"),
     "gpt2 blocks": ("gpt2", "blocks", "zero3", "fp32"),
+    "bf16 blocks": ("llama", "blocks", "zero0", "bf16"),
+    "bf16 adapter": ("llama", "lora", "zero0", "bf16"),
+    "narrow blocks": ("llama", "blocks", "zero0", "fp32"),
+    "sharded blocks": ("llama", "blocks", "zero0", "fp32"),
+    "narrow adapter": ("gpt2", "lora", "zero0", "fp32"),
+    "untied adapter": ("llama", "lora", "zero0", "fp32"),
+    "untied blocks": ("gpt2", "blocks", "zero0", "fp32"),
+    "untied model": ("qwen2", "full", "zero3", "fp32"),
+    "head adapter": ("gpt2", "lora", "zero0", "fp32"),
+    "head model": ("qwen2", "full", "zero0", "fp32"),
 }
+TORCH_TYPE = {"fp32": "float32", "bf16": "bfloat16"}
 IDS = np.random.default_rng(0).integers(0, 256, (2, 12))
 
 
-def write_base(family, folder):
+def write_base(family, folder, kind=""):
+    """A random base.
+
+    Args:
+        kind: narrow: its weights are stored in bf16. sharded: in several files. untied: with a head that differs from the embedding, which
+            config.json ties. head: without the embedding.
+    """
     import torch
+    from safetensors.torch import load_file, save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"llama": {"num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64},
              "qwen2": {"num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64, "tie_word_embeddings": True},
              "gpt2": {"n_positions": 64, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}}[family]
+    if kind in ("untied", "head"):
+        sizes["tie_word_embeddings"] = True
     torch.manual_seed(1)
     config = AutoConfig.for_model(family, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=260, bos_token_id=257,
                                   eos_token_id=258, pad_token_id=256, **sizes)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    model.to(torch.bfloat16 if kind == "narrow" else torch.float32).save_pretrained(
+        folder, max_shard_size="20KB" if kind == "sharded" else "1GB")
+    if kind in ("untied", "head"):
+        tensors = load_file(folder / "model.safetensors")
+        tensors["lm_head.weight"] = torch.randn(260, 32) / 10
+        if kind == "head":
+            del tensors["transformer.wte.weight" if family == "gpt2" else "model.embed_tokens.weight"]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
 
 
@@ -78,12 +106,13 @@ def trained(engine):
 def one(name, family, method, kind, dtype, folder):
     import torch
     from peft import PeftModel
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fedspeed.checkpoint.export import export
     from fedspeed.models.tokenizer import byte_tokenizer
 
-    base, target = write_base(family, folder / f"base of {name}"), folder / name
+    base, target = write_base(family, folder / f"base of {name}", name.partition(" ")[0]), folder / name
     engine = build(ModelConfig(base=base, dtype=dtype), AdapterConfig(method=method, blocks="last:1", targets="all-linear", lora_rank=4), kind, folder)
     state = trained(engine)
     engine.load({n: torch.from_numpy(t) for n, t in state.items()})
@@ -91,10 +120,13 @@ def one(name, family, method, kind, dtype, folder):
     (target / "left over.bin").write_bytes(b"from an earlier export")
     export(target, engine.model, byte_tokenizer(), state, base)
     if method == "lora":
-        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), target)
+        plain = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, TORCH_TYPE[dtype]))
+        loaded = PeftModel.from_pretrained(plain, target, autocast_adapter_dtype=False)
     else:
         loaded = AutoModelForCausalLM.from_pretrained(target)
-    return {"ours": logits(engine.ds_engine), "theirs": logits(loaded),
+    written = {n: tensor for file in target.glob("model*.safetensors") for n, tensor in load_file(file).items()}
+    kept = all(torch.equal(tensor, torch.from_numpy(state[n])) for n, tensor in written.items() if n in state)
+    return {"kept": kept, "ours": logits(engine.ds_engine), "theirs": logits(loaded),
             "base": logits(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)), "files": sorted(p.name for p in target.iterdir()),
             "words": AutoTokenizer.from_pretrained(target)("a é")["input_ids"], "dtype": str(loaded.dtype),
             "beside": sorted(p.name for p in folder.iterdir() if name in p.name)}
@@ -118,16 +150,32 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_the_export_computes_what_the_run_computed(results, case):
     seen = results[1][case]
-    tolerance = 0 if case == "bf16 model" else 2e-6
-    assert np.abs(seen["ours"] - seen["theirs"]).max() <= tolerance
+    dtype = CASES[case][3]
+    assert np.abs(seen["ours"] - seen["theirs"]).max() <= (0 if dtype == "bf16" else 2e-6)
     assert np.abs(seen["ours"] - seen["base"]).max() > 0.1
-    assert seen["dtype"] == ("torch.bfloat16" if case == "bf16 model" else "torch.float32")
+    assert seen["dtype"] == f"torch.{TORCH_TYPE[dtype]}", "as config.json says, without a word from who loads it"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "blocks" in case])
+def test_trained_blocks_are_written_as_they_are(results, case):
+    """Not in the type of the base's file, where a small change would be rounded away."""
+    assert results[1][case]["kept"]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "adapter" not in case])
+def test_answers_of_an_exported_model_end_with_the_token_of_its_tokenizer(results, case):
+    values = json.loads((results[0] / case / "generation_config.json").read_text())
+    assert (values["bos_token_id"], values["eos_token_id"], values["pad_token_id"]) == (257, 258, 256)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_folder_is_an_ordinary_one(results, case):
     folder, seen = results[0], results[1][case]
     weights = {"adapter_config.json", "adapter_model.safetensors"} if "adapter" in case else {"config.json", "model.safetensors"}
+    if case.startswith("sharded"):
+        index = json.loads((folder / case / "model.safetensors.index.json").read_text())
+        weights = {"config.json", "model.safetensors.index.json", *index["weight_map"].values()}
+        assert len(weights) > 3
     assert weights <= set(seen["files"]) <= weights | {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
     assert seen["beside"] == sorted([case, f"base of {case}"]), "no half-written folder beside it"
     assert seen["words"] == [257, 97, 32, 195, 169], "bos, then the bytes"

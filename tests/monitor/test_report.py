@@ -43,6 +43,7 @@ def test_finished(tmp_path, make_round, make_client):
     assert "| other | 1.5s | 5.0 % |" in lines
     assert "| 1 | 3 | 0 | 3.0000 | 3.5000 | 30 | 303 | 12s | 3.0s | 1.5s | 0.8s |" in lines
     assert "Every update of every finished round arrived. 0 restarts." in lines
+    assert "base = AutoModelForCausalLM.from_pretrained('models/tiny', dtype=torch.float32)" in lines
     assert "model = PeftModel.from_pretrained(base, 'runs/one/adapter')" in lines
     assert "  seed: 3" in lines
     assert "![losses, time per round and speed over the rounds](report.png)" in lines
@@ -115,9 +116,15 @@ def test_losses_that_cannot_be_drawn_do_not_stop_the_report(tmp_path, make_round
 
 
 def test_a_model_is_used_as_a_model(tmp_path, make_round):
-    text = report(tmp_path, [make_round(1)], facts=Facts(export=Export("model", "runs/x/model", "", 1)))
-    assert "AutoModelForCausalLM.from_pretrained('runs/x/model')" in text
+    text = report(tmp_path, [make_round(1)], facts=Facts(export=Export("model", "runs/x/model", "", 1, "bfloat16")))
+    assert "AutoModelForCausalLM.from_pretrained('runs/x/model', dtype=torch.bfloat16)" in text
     assert "PeftModel" not in text
+
+
+def test_an_adapter_of_sixteen_bits_is_computed_in_them(tmp_path, make_round):
+    text = report(tmp_path, [make_round(1)], facts=Facts(export=Export("adapter", "runs/x/adapter", "b", 1, "bfloat16")))
+    assert "from_pretrained('b', dtype=torch.bfloat16)" in text
+    assert "PeftModel.from_pretrained(base, 'runs/x/adapter', autocast_adapter_dtype=False)" in text
 
 
 def test_comparison(tmp_path, make_round):
