@@ -2,10 +2,11 @@
 torch."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.hostfile import Hostfile
@@ -34,6 +35,9 @@ from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import TYPE_BYTES
 from fedspeed.routing.config import RoutingConfig
 
+if TYPE_CHECKING:
+    from fedspeed.data.clients import ClientRows
+
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 # What stands in a run's folder, should something else have its name.
 RUN_FILES = ("report.md", "report.png", "comparison.png", "timeline.png", "rounds.jsonl", "roster-epoch")
@@ -57,14 +61,17 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
     return "\n".join([*lines, *(f"note     {text}" for text in notes(config))])
 
 
-def look_inside(loaded: Loaded) -> None:
+def look_inside(loaded: Loaded) -> str:
     """What a rank would find out only with the heavy libraries at hand: the model without memory and its weights' shapes, the tokenizer, and
     every client's rows as tokens. `check` has passed.
+
+    Returns:
+        what is to be said about the rows, in a few lines; may be empty.
 
     Raises:
         FedSpeedError: the first fault of each part, all in one message.
     """
-    _all((_built, _encoded), loaded)
+    return "\n".join(_all((_built, _rows), loaded))
 
 
 def check_files(loaded: Loaded) -> None:
@@ -361,18 +368,33 @@ def _built(loaded: Loaded) -> list[str]:
     return []
 
 
-def _encoded(loaded: Loaded) -> list[str]:
-    from fedspeed.data.clients import client_rows, encode_client, largest_id
+def _rows(loaded: Loaded) -> list[str]:
+    from fedspeed.data.clients import client_rows
+    from fedspeed.data.findings import findings
+
+    config = loaded.config
+    clients = client_rows(config.data, config.run.seed)
+    return [*_encoded(loaded, clients), *(f"note     {text}" for text in findings(config.data, clients))]
+
+
+def _encoded(loaded: Loaded, clients: Sequence["ClientRows"]) -> list[str]:
+    """What is left of every client's rows as tokens; nothing where the tokenizer is not to be had here."""
+    from fedspeed.data.clients import encode_client, largest_id, row_counts
+    from fedspeed.data.row_counts import RowTable
     from fedspeed.models.tokenizer import check_ids, load_tokenizer
 
     config, base = loaded.config, local_base(loaded.config)
     if base is None and config.model.tokenizer == "auto":
         return []
-    tokenizer = load_tokenizer(config.model)
-    largest = max(largest_id(encode_client(rows, tokenizer, config.data)) for rows in client_rows(config.data, config.run.seed))
+    tokenizer, largest, counts = load_tokenizer(config.model), 0, []
+    for rows in clients:
+        data = encode_client(rows, tokenizer, config.data)
+        largest = max(largest, largest_id(data))
+        counts.append(row_counts(data))
     if base is not None:
         check_ids(largest, config.model)
-    return []
+    table = RowTable.of(counts, config.data.max_tokens)
+    return [f"rows     {table.line()}", *(f"         {line}" for line in table.client_lines()), *(f"note     {text}" for text in table.warnings())]
 
 
 def _idle(topology: Topology) -> list[str]:

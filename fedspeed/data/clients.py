@@ -8,8 +8,10 @@ import numpy as np
 from fedspeed.data import splitters, streams
 from fedspeed.data.config import DataConfig
 from fedspeed.data.encode import Example, encode
+from fedspeed.data.row_counts import RowCounts
 from fedspeed.data.rows import Row
 from fedspeed.data.tasks import load_rows, template_of
+from fedspeed.data.templates import text_of
 from fedspeed.errors import DataError
 
 
@@ -78,6 +80,11 @@ def largest_id(data: ClientData) -> int:
     return max(data.pad_id, *(int(example.input_ids.max()) for example in (*data.train, *data.val)))
 
 
+def row_counts(data: ClientData) -> RowCounts:
+    examples = (*data.train, *data.val)
+    return RowCounts(len(examples) + data.dropped, cut=sum(example.cut for example in examples), lost=data.dropped)
+
+
 def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> list[np.ndarray]:
     if config.split == "iid":
         return splitters.iid(len(rows), config.clients, rng)
@@ -92,10 +99,9 @@ def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> lis
 
 
 def _held_out(client: int, rows: list[Row], config: DataConfig, seed: int) -> ClientRows:
-    order = np.random.default_rng([seed, streams.HOLDOUT, client]).permutation(len(rows))
-    n_val = _n_val(len(rows), config)
-    train, val = order[n_val:], order[:n_val]
-    return ClientRows(train=tuple(rows[i] for i in sorted(train)), val=tuple(rows[i] for i in sorted(val)), client=client)
+    order, template = np.random.default_rng([seed, streams.HOLDOUT, client]).permutation(len(rows)), template_of(config)
+    val = set(splitters.hold_out(order, [text_of(row, template) for row in rows], _n_val(len(rows), config)))
+    return ClientRows(train=tuple(row for i, row in enumerate(rows) if i not in val), val=tuple(rows[i] for i in sorted(val)), client=client)
 
 
 def _n_val(n_rows: int, config: DataConfig) -> int:

@@ -20,7 +20,8 @@ class DataConfig:
     input_field: str = field(default="input", metadata={"help": "for task file: optional field with the input"})
     output_field: str = field(default="output", metadata={"help": "for task file: field with the answer"})
     category_field: str = field(default="category", metadata={"help": "for task file: field that meta and lda split by"})
-    val_fraction: float = field(default=0.02, metadata={"help": "share of each client's rows held out for evaluation", "min": 0.0, "max": 0.9})
+    val_fraction: float = field(default=0.02, metadata={
+        "help": "share of each client's rows held out for evaluation; of rows that are equal all are held out, or none", "min": 0.0, "max": 0.9})
     max_val_rows: int = field(default=64, metadata={"help": "at most so many rows a client are held out", "min": 1})
     max_rows: int = field(default=0, metadata={"help": "use only so many rows of the task, 0: all (builtin: 3000)", "min": 0})
     max_tokens: int = field(default=512, metadata={"help": "a row is cut to so many tokens", "min": 8, "max": 1_048_576})

@@ -4,7 +4,7 @@ Every row lands at exactly one client; a client without rows is an error, never 
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -49,6 +49,27 @@ def lda(categories: Sequence[str], clients: int, alpha: float, rng: np.random.Ge
             return _complete(split, len(categories))
     raise DataError(f"data.split=lda with data.alpha={alpha:g} left one of {clients} clients without rows in each of {_LDA_TRIES} draws "
                     f"({len(categories)} rows, {len(groups)} categories); raise data.alpha or lower data.clients")
+
+
+def hold_out(order: np.ndarray, texts: Sequence[Hashable], count: int) -> list[int]:
+    """Which rows of a client are held out: the first `count` of `order`, but equal rows all go to one side.
+
+    Equal rows stand where the first of them stands, and are passed over where they would be more than `count` together. If no rows are
+    few enough, the fewest equal ones are held out, unless they are all there are.
+
+    Args:
+        order: [rows] the row numbers, shuffled. texts: [rows] what must be equal for two rows to be equal.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for row in order.tolist():
+        groups.setdefault(texts[row], []).append(row)
+    held_out: list[int] = []
+    for group in groups.values():
+        if len(held_out) + len(group) <= count:
+            held_out += group
+    if count and not held_out and len(groups) > 1:
+        return min(groups.values(), key=len)
+    return held_out
 
 
 def _groups(categories: Sequence[str]) -> list[np.ndarray]:

@@ -94,6 +94,9 @@ def load_rows(config: DataConfig, seed: int) -> list[Row]:
         return builtin_rows(seed, config.max_rows or DEFAULT_ROWS)
     task = TASKS[config.task] if config.task in TASKS else _file_task(config)
     rows = [row for row in (_edited(task, where, row) for where, row in _read(config, task)) if row is not None]
+    if rows and not any(row.output.strip() for row in rows):
+        raise DataError(f"task {config.task}: none of the {len(rows)} rows has an answer, field {task.fields.output!r} is blank in all of them; name the right "
+                        "field with task=file and data.output_field, or choose another file in data.path")
     if not 0 < config.max_rows < len(rows):
         return rows
     kept = np.random.default_rng([seed, streams.SUBSET]).permutation(len(rows))[:config.max_rows]

@@ -32,3 +32,8 @@ def prompt(row: Row, template: str) -> str:
         template: "alpaca", or "plain" (instruction, input if there is one, each followed by one space).
     """
     return _TEMPLATES[template](row)
+
+
+def text_of(row: Row, template: str) -> tuple[str, str]:
+    """(prompt, answer): all that a model is shown of a row, so that rows with the same text are the same to it."""
+    return prompt(row, template), row.output

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TextIO
 
+from fedspeed.data.row_counts import DataReport
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.progress import NotesOnly, Progress
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text, shows_everything, visible
@@ -21,17 +22,20 @@ class Monitor:
         json_out: what `claim_stdout` returned, or None without `--json`.
         resume_round: last round that is finished and stays; 0 for a fresh start.
         config_text: the resolved configuration.
+        data: what is to be said about the rows; without a client's own counts in the masked modes.
         progress_stream: where progress goes; None is stderr.
     """
 
     def __init__(
         self, folder: Path, config: MonitorConfig, routing_mode: str, total_rounds: int, *,
-        json_out: TextIO | None = None, resume_round: int = 0, config_text: str = "", progress_stream: TextIO | None = None,
+        json_out: TextIO | None = None, resume_round: int = 0, config_text: str = "", data: DataReport | None = None,
+        progress_stream: TextIO | None = None,
     ):
         self._folder = Path(folder)
         self._config = config
         self._routing_mode = routing_mode
         self._config_text = config_text
+        self._data = data
         self._log = RoundLog(self._folder / "rounds.jsonl", resume_round)
         self._records = list(self._log.read())
         self._absent = absent_rounds(self._records, resume_round) if resume_round else ()
@@ -45,6 +49,11 @@ class Monitor:
         if self._absent:
             self._progress.note(f"fedspeed: {self._folder / 'rounds.jsonl'}: {absent_text(self._absent)}; the report is without "
                                 f"{'them' if len(self._absent) > 1 else 'it'}, the run is not")
+
+        if data is not None:
+            self._progress.note(f"fedspeed: {data.table.line()}")
+            for note in data.notes:
+                self._progress.note(f"fedspeed: {note}")
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:
@@ -80,7 +89,7 @@ class Monitor:
         self.close()
         path = write_report(
             self._folder, self._records, summary, self._config_text, facts,
-            routing_mode=self._routing_mode, comparison=comparison, plot=self._config.plot)
+            routing_mode=self._routing_mode, comparison=comparison, plot=self._config.plot, data=self._data)
         self._json.write("summary", summary.to_json())
         if comparison and shows_everything(self._routing_mode):
             self._progress.note(f"on the held-out rows of all clients:\n{comparison_text(comparison)}")

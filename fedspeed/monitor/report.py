@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fedspeed.data.row_counts import DataReport
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.files import write_atomically
 from fedspeed.monitor import plots
@@ -69,7 +70,7 @@ class Comparison:
 
 def write_report(
     folder: Path, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
-    routing_mode: str, comparison: Comparison | None = None, plot: bool = True,
+    routing_mode: str, comparison: Comparison | None = None, plot: bool = True, data: DataReport | None = None,
 ) -> Path:
     """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole.
 
@@ -83,7 +84,8 @@ def write_report(
     spans = read_spans(folder) if plot and shows_everything(routing_mode) else {}
     if spans:
         write_atomically(folder / "timeline.png", plots.png(plots.timeline_figure(spans)))
-    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode, comparison=comparison, plot=plot, timeline=bool(spans))
+    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode, comparison=comparison, plot=plot, timeline=bool(spans),
+                       data=data)
     write_atomically(folder / "report.md", text.encode())
     if plot and _trained(records):
         write_atomically(folder / "report.png", plots.png(plots.run_figure(records, summary, folder.name)))
@@ -94,7 +96,7 @@ def write_report(
 
 def report_text(
     name: str, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
-    routing_mode: str, comparison: Comparison | None, plot: bool, timeline: bool = False,
+    routing_mode: str, comparison: Comparison | None, plot: bool, timeline: bool = False, data: DataReport | None = None,
 ) -> str:
     """The Markdown of the report. `records` and `summary` are what `visible` leaves of them."""
     sections = [
@@ -108,6 +110,8 @@ def report_text(
     if plot and _trained(records):
         sections.append("## Curves\n\n![losses, time per round and speed over the rounds](report.png)")
     sections.append("## What ran\n\n" + _what_ran(facts, routing_mode))
+    if data:
+        sections.append("## Rows\n\n" + _rows_section(data))
     if records:
         sections.append("## Rounds\n\n" + _rounds_section(records, summary))
         sections.append("## Where the time went\n\n" + _time_section(records))
@@ -241,6 +245,15 @@ def _what_ran(facts: Facts, routing_mode: str) -> str:
         return f"{text}\n\n{len(facts.hosts)} hosts; in this routing mode a report does not describe them one by one."
     columns = list(dict.fromkeys(column for host in facts.hosts for column in host))
     return f"{text}\n\n" + _table(columns, [[host.get(column, "-") for column in columns] for host in facts.hosts])
+
+
+def _rows_section(data: DataReport) -> str:
+    """What of the clients' text was trained on and evaluated with."""
+    parts = [*(f"> {note}." for note in data.notes), f"{data.table.line()}."]
+    if data.table.clients and data.table.total.harmed:
+        rows = [(client, of.rows, of.kept, of.cut, of.lost) for client, of in enumerate(data.table.clients)]
+        parts.append(_table(("client", "rows", "kept", "of them cut", "lost"), rows, right=range(5)))
+    return "\n\n".join(parts)
 
 
 def _rounds_section(records: Sequence[RoundRecord], summary: Summary) -> str:

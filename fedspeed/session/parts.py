@@ -5,6 +5,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from fedspeed.cluster.layout import seat as seat_of
 from fedspeed.cluster.pulse import Pulse
 from fedspeed.cluster.rendezvous import Store
@@ -167,6 +169,29 @@ def seat(job: Job, data: dict):
     return Seat(data, job.workers.index(job.me), len(job.workers), job.speaks, job.reporter, job.place.cluster)
 
 
+def data_report(job: Job, link, data: dict, everyone: list):
+    """What is to be said about the rows (data.row_counts.DataReport). Collective: every rank counts the rows of its own clients only, and
+    what all have counted is summed; where clients may learn no more than sums, over all clients.
+
+    Args:
+        data, everyone: encoded rows of this rank's clients, rows of all clients of this job.
+    """
+    from fedspeed.data.clients import row_counts
+    from fedspeed.data.findings import findings
+    from fedspeed.data.row_counts import DataReport, RowTable, counts_text, words
+
+    config, sums_only = job.config, job.config.routing.sums_only
+    own = np.zeros((1 if sums_only else config.data.clients, 3))
+    for client, rows in data.items():
+        own[0 if sums_only else client] += words(row_counts(rows))
+    table = RowTable.from_words(link.sum(own.reshape(-1), 0.0).vector.tolist(), config.data.max_tokens, sums_only)
+    found = findings(config.data, everyone)
+    mine = RowTable.of([row_counts(rows) for rows in data.values()], config.data.max_tokens).total
+    if config.routing.transport == "tls" and mine.harmed:
+        found.insert(0, f"of these rows, this site's own are {counts_text(mine)}")
+    return DataReport(table, tuple(found))
+
+
 def trace(job: Job):
     from fedspeed.monitor.trace import NoTrace, Trace
 
@@ -174,7 +199,7 @@ def trace(job: Job):
     return Trace(job.order.folder, job.me, rounds + late) if rounds else NoTrace()
 
 
-def monitor(job: Job, resume_round: int, claim: Claim):
+def monitor(job: Job, resume_round: int, claim: Claim, data=None):
     from fedspeed.monitor.monitor import Monitor, NoMonitor
 
     if not job.reporter:
@@ -186,4 +211,4 @@ def monitor(job: Job, resume_round: int, claim: Claim):
         job.site.keep_epoch(folder)
     (folder / "report.md").unlink(missing_ok=True)  # it speaks of how an earlier start ended, and this one may end without a word
     return Monitor(folder, config.monitor, config.routing.mode, config.federation.rounds, json_out=order.json_out,
-                   resume_round=resume_round, config_text=render(order.loaded, order.deepspeed))
+                   resume_round=resume_round, data=data, config_text=render(order.loaded, order.deepspeed))

@@ -91,7 +91,8 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     fresh = rounds.start(config, engine)
     first = fresh.tensors  # what a client alone would start from too
     progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
-    monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim)
+    data = parts.data_report(job, link, inputs.data, inputs.everyone)
+    monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
     federation = rounds.Federation(config, job.order.marks, job.order.record, seat, engine, link, journal, monitor, clock, peak_bytes, stop,
                                    _renewal(job))
     stop.in_rounds = True

@@ -32,5 +32,5 @@ def rehearse(order: Order) -> str:
 
     transformers.logging.set_verbosity_error()
     with warnings.catch_warnings(action="ignore"):  # of the libraries, about themselves
-        preflight.look_inside(order.loaded)
-    return text
+        inside = preflight.look_inside(order.loaded)
+    return "\n".join(filter(None, (text, inside)))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedspeed.data.splitters import iid, lda, meta
+from fedspeed.data.splitters import hold_out, iid, lda, meta
 from fedspeed.errors import DataError
 
 seeds = st.integers(0, 2**32 - 1)
@@ -106,3 +106,32 @@ def test_lda_does_not_try_what_cannot_be():
 def test_a_client_without_rows_is_named():
     with pytest.raises(DataError, match="2 rows are too few for 4 clients: no row for client 2, 3; lower data.clients"):
         iid(2, 4, np.random.default_rng(0))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(0, 20), seeds)
+@settings(deadline=None)
+def test_equal_rows_are_held_out_together(texts, count, seed):
+    count = min(count, len(texts) - 1)
+    order = np.random.default_rng(seed).permutation(len(texts))
+    val = hold_out(order, texts, count)
+    train = [row for row in range(len(texts)) if row not in val]
+    assert train and len(set(val)) == len(val)
+    assert not {texts[row] for row in val} & {texts[row] for row in train}
+    copies = min(texts.count(text) for text in texts)
+    assert len(val) <= max(count, copies)
+    assert bool(val) == (count > 0 and len(set(texts)) > 1)
+    assert val == hold_out(order, texts, count)
+
+
+@given(st.integers(1, 80), st.integers(0, 30), seeds)
+@settings(deadline=None)
+def test_rows_without_copies_are_held_out_in_order(rows, count, seed):
+    order = np.random.default_rng(seed).permutation(rows)
+    assert hold_out(order, range(rows), min(count, rows)) == order[:count].tolist()
+
+
+def test_many_copies_do_not_crowd_single_rows_out():
+    """The first row of the order has more copies than may be held out: the next ones fill the place."""
+    assert hold_out(np.arange(10), ["a"] * 6 + ["b", "c", "d", "d"], 4) == [6, 7, 8, 9]
+    assert hold_out(np.arange(10), ["a"] * 6 + ["b", "c", "d", "d"], 3) == [6, 7]
+    assert hold_out(np.arange(6), ["a"] * 4 + ["b", "b"], 1) == [4, 5], "no row is single: the fewest copies"

@@ -40,6 +40,9 @@ class Federation:
         for i in range(size):
             (self.folder / f"rows{i}.jsonl").write_text("".join(
                 json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in (f"{i}{n:03d}" for n in range(40 + 10 * i))))
+            if i == 2:  # a row that has no answer within 64 tokens
+                with (self.folder / "rows2.jsonl").open("a") as file:
+                    file.write(json.dumps({"instruction": "2 " * 40, "output": "2"}) + "\n")
 
     def keys(self, *words: str) -> str:
         done = subprocess.run([sys.executable, "-m", "fedspeed", "keys", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -111,6 +114,14 @@ def test_nothing_of_another_site_is_in_a_sites_files(three):
         for other in range(3):
             if other != i:
                 assert not any(re.search(rf"say {other}\d\d\d|site{other}".encode(), text) for text in texts)
+
+
+def test_lost_rows_are_told_as_a_sum_and_to_the_site_they_belong_to(three):
+    federation, ended = three
+    for i in range(3):
+        for text in (ended[i].err, (federation.run(i) / "report.md").read_text()):
+            assert "151 rows: 150 kept, 0 of them cut" in text and "; 1 lost" in text
+            assert ("this site's own are 61 rows: 60 kept, 0 of them cut; 1 lost" in text) == (i == 2)
 
 
 def test_sites_that_mean_different_runs_are_told_before_training(three):
