@@ -27,6 +27,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         waiting.unlink(missing_ok=True)
 
 
+def follow_umask(folder: Path) -> None:
+    """Give the files in a folder the mode that any new file gets there: libraries that write by way of temporary files leave them readable for their
+    owner alone."""
+    sample = folder / f".mode.{os.getpid()}"
+    sample.touch(exist_ok=False)
+    mode = sample.stat().st_mode & 0o777
+    sample.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def check_writable(folder: Path) -> None:
     """Raises OSError where `folder`, or the first folder above it that is there, takes no new file; leaves nothing behind.
 

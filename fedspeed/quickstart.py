@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fedspeed.errors import ModelError
-from fedspeed.files import check_writable
+from fedspeed.files import check_writable, follow_umask
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of a whole base
 STEPS, ROWS = 600, 64  # 500 steps leave some seeds undertrained
@@ -61,6 +61,7 @@ def pretrain(folder: Path, seed: int) -> None:
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
+    follow_umask(part)
     try:
         part.rename(folder)
     except OSError:

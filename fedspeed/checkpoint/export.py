@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedspeed.checkpoint.journal import write_tensors
+from fedspeed.files import follow_umask
 from fedspeed.models.json_object import read_object
 from fedspeed.models.stored import BASE_FILE, key_of, stored_tensors
 
@@ -46,6 +47,7 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         config.save_pretrained(part)
         (part / GENERATION_FILE).write_text(json.dumps(_generation(model, tokenizer, base), indent=2, sort_keys=True))
     tokenizer.save_pretrained(part)
+    follow_umask(part)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

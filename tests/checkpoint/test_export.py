@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from fedspeed import quickstart
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig, ModelConfig
@@ -185,6 +186,21 @@ def test_the_folder_is_an_ordinary_one(results, case):
         assert config["fan_in_fan_out"] is (CASES[case][0] == "gpt2")
     else:
         assert json.loads((folder / case / "config.json").read_text())["use_cache"] is True, "off only while training"
+
+
+def test_all_files_are_as_readable_as_new_files_are(results, tmp_path):
+    (tmp_path / "new").touch()
+    for case in CASES:
+        found = {path.name: oct(path.stat().st_mode) for path in [tmp_path / "new", *(results[0] / case).iterdir()]}
+        assert len(set(found.values())) == 1, (case, found)
+
+
+def test_a_pretrained_base_is_as_readable_as_new_files_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "STEPS", 1)
+    quickstart.pretrain(tmp_path / "base", 0)
+    (tmp_path / "new").touch()
+    assert {oct(path.stat().st_mode) for path in [tmp_path / "new", *(tmp_path / "base").iterdir()]} == {oct((tmp_path / "new").stat().st_mode)}
+
 
 
 def test_an_exported_adapter_starts_another_run(results):
