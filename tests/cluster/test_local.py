@@ -56,7 +56,8 @@ def target(env):
     note.with_suffix(".new").write_text(json.dumps({"pid": os.getpid(), "parent": os.getppid(), "env": env}))
     note.with_suffix(".new").rename(note)
     if mode == "progress" and rank == 0:
-        (folder / "journal").write_text(str(min(life + 1, 3)))
+        note.with_suffix(".journal").write_text(str(min(life + 1, 3)))
+        note.with_suffix(".journal").rename(folder / "journal")
     deadly = {"kill once": life == 0, "kill always": True, "progress": life < 4}.get(mode, False)
     if deadly:
         while len(list(folder.glob(f"life-{life}-rank-?"))) < 3:
@@ -79,7 +80,8 @@ def target(env):
     if mode == "other bug" and rank == 2:
         raise ValueError(f"bug {life}")
     if mode == "bug in every round":
-        (folder / "journal").write_text(str(life + 1))
+        note.with_suffix(".journal").write_text(str(life + 1))
+        note.with_suffix(".journal").rename(folder / "journal")  # the supervisor may be reading it
         raise ValueError("a bug") if life < 3 else SystemExit(0)
     if mode == "killed and bug":
         if rank == 1:
