@@ -14,3 +14,33 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+
+# The files that take longest, longest first. Two workers take a file each, so what ends the suite must be short.
+LONGEST = (
+    "federation/test_federation_rounds.py",
+    "lab/test_rounds.py",
+    "run/test_run_organisations.py",
+    "engine/test_engine.py",
+    "engine/test_engine_pipeline.py",
+    "engine/test_layer_major.py",
+    "run/test_run_launchers.py",
+    "run/test_run_resume.py",
+    "lab/test_slurm.py",
+    "run/test_run_bad_input.py",
+    "run/test_run_pipeline.py",
+    "lab/test_virtual_cluster.py",
+)
+
+
+def pytest_configure():
+    """Lets examples take their time: how long they need says how busy the machine is."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
+
+
+def pytest_collection_modifyitems(items):
+    """Brings the files of LONGEST forward; everything else keeps its order."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
