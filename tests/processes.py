@@ -8,8 +8,11 @@ import os
 import socket
 import time
 import traceback
+from dataclasses import dataclass
+from datetime import timedelta
 
 from fedspeed.cluster import ports
+from tests.limits import LIMIT_S
 
 _held: list[socket.socket] = []
 _context = multiprocessing.get_context("forkserver")
@@ -59,7 +62,7 @@ def _with_env(rank, env, function, *args):
     return function(rank, *args)
 
 
-def run_ranks(world: int, function, *args, timeout: float = 120, mortal: frozenset[int] = frozenset()) -> list:
+def run_ranks(world: int, function, *args, timeout: float = LIMIT_S, mortal: frozenset[int] = frozenset()) -> list:
     """`[function(rank, *args) for rank in range(world)]`, each in a process of its own; raises if any fails or is late. None for a mortal one
     that has died without a word."""
     pipes, processes = [], []
@@ -97,6 +100,36 @@ def run_ranks(world: int, function, *args, timeout: float = 120, mortal: frozens
                 process.join()
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A scenario that did not come to its end, and why."""
+
+    trace: str
+
+
+class Scenarios(dict):
+    """What scenarios gave, by name. One that failed raises where it is looked at: it fails the tests that need it, and no others."""
+
+    def play(self, name, scenario, *args, **options) -> None:
+        """Keep what `scenario(*args, **options)` returns or how it failed."""
+        try:
+            self[name] = scenario(*args, **options)
+        except Exception:
+            self[name] = Failed(traceback.format_exc())
+
+    def play_together(self, world, name, scenario, *args, **options) -> None:
+        """The same on all ranks of the worlds (federation/runs.World), which go on together: who failed early does not begin the next scenario alone."""
+        self.play(name, scenario, world, *args, **options)
+        world.store.set(f"played/{name}/{world.rank}", "1")
+        world.store.wait([f"played/{name}/{rank}" for rank in range(sum(world.clusters))], timedelta(seconds=LIMIT_S))
+
+    def __getitem__(self, name):
+        found = super().__getitem__(name)
+        if isinstance(found, Failed):
+            raise AssertionError(f"scenario {name!r} failed:\n{found.trace}")
+        return found
+
+
 def world_env(clusters: list[int]) -> list[dict[str, str]]:
     """Environments of torch worlds side by side, one per cluster of the given sizes, on loopback."""
     env = []
@@ -107,6 +140,6 @@ def world_env(clusters: list[int]) -> list[dict[str, str]]:
     return env
 
 
-def run_clusters(clusters: list[int], function, *args, timeout: float = 180, mortal: frozenset[int] = frozenset()) -> list:
+def run_clusters(clusters: list[int], function, *args, timeout: float = LIMIT_S, mortal: frozenset[int] = frozenset()) -> list:
     """Like `run_ranks`, with each rank in the torch world of its cluster (`function` must join it)."""
     return run_ranks(sum(clusters), _with_env, world_env(clusters), function, *args, timeout=timeout, mortal=mortal)

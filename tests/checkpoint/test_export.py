@@ -9,7 +9,8 @@ from fedspeed import quickstart
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig, ModelConfig
-from tests.processes import run_clusters
+from tests.limits import LIMIT_S
+from tests.processes import Scenarios, run_clusters
 
 CASES = {  # name: (family, method, ZeRO, dtype)
     "llama adapter": ("llama", "lora", "zero0", "fp32"),
@@ -83,9 +84,11 @@ def exported(rank, folder):
 
     torch.set_num_threads(1)
     quiet()
-    join_world(60)
-    out = {name: one(name, *CASES[name], folder) for name in CASES}
-    out["continued"] = continued(folder)
+    join_world(LIMIT_S)
+    out = Scenarios()
+    for name in CASES:
+        out.play(name, one, name, *CASES[name], folder)
+    out.play("continued", continued, folder)
     leave_world()
     return out
 

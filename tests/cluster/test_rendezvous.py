@@ -19,6 +19,7 @@ from fedspeed.cluster.ports import STORE_PORT_OFFSET
 from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, seen, torch_world
 from fedspeed.cluster.topology import plan
 from fedspeed.errors import HostfileError, LostPeerError
+from tests.limits import LIMIT_S
 from tests.processes import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -55,9 +56,6 @@ print(json.dumps({"rank": launch.world_rank, "pid": os.getpid(), "pids": pids, "
 dist.destroy_process_group()
 assert leave(store, 120) == set()
 '''
-
-
-LIMIT_S = 120  # of what must not fail, on a machine that is busy with others
 
 
 def launch_of(rank, port, hosts=HOSTS, kind="openmpi"):

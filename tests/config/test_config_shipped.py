@@ -10,6 +10,7 @@ from fedspeed.config.deepspeed import merge, zero_stage
 from fedspeed.config.load import load
 from fedspeed.engine.ds_config import ModelFacts, finish
 from fedspeed.errors import ConfigError
+from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = sorted((ROOT / "ds_configs").glob("*.yaml"))
@@ -68,5 +69,5 @@ def test_reading_a_configuration_imports_no_torch(line):
             "from fedspeed.config.load import load; from fedspeed.config.deepspeed import merge\n"
             f"path = Path('ds_configs/gsm8k.yaml'); {line}\n"
             "heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'mpi4py', 'numpy'} & set(sys.modules); assert not heavy, heavy")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr

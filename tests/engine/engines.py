@@ -9,6 +9,7 @@ from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import QUANTISED, EngineConfig
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from tests.conftest import ROOT
+from tests.limits import LIMIT_S
 from tests.tiny import NoClock
 
 ZERO = {
@@ -67,7 +68,7 @@ def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),),
     if dtype == "fp16":  # DeepSpeed asks for AVX512-FP16 to compute fast; torch computes it on any CPU
         get_accelerator().is_fp16_supported = lambda: True
     if join:
-        join_world(60)
+        join_world(LIMIT_S)
     try:
         import os
         from pathlib import Path

@@ -12,6 +12,7 @@ import pytest
 from fedspeed.engine.base.order import next_load
 from tests.conftest import ROOT
 from tests.engine.engines import engine
+from tests.limits import LIMIT_S
 from tests.processes import run_clusters
 from tests.tiny import random_step, write_llama
 
@@ -61,7 +62,7 @@ def shared_file(rank, folder):
     from fedspeed.engine.world import join_world, leave_world, quiet
 
     quiet()
-    join_world(60)
+    join_world(LIMIT_S)
     try:
         file = NodeFile(10_000, folder, torch.distributed.group.WORLD)
         file.write(5_000, torch.full((100,), 7, dtype=torch.uint8))

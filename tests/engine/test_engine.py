@@ -11,6 +11,7 @@ from fedspeed.engine.config import QUANTISED, EngineConfig
 from fedspeed.models.config import AdapterConfig
 from fedspeed.models.factors import is_factor_a
 from tests.engine.engines import TIERS, ZERO, engine
+from tests.limits import LIMIT_S
 from tests.processes import run_clusters
 from tests.tiny import random_step, write_llama
 
@@ -126,7 +127,7 @@ def aggregate_then_lr_zero(rank, base, nvme, kinds, dtypes, clients, adapter):
     """Largest differences from the aggregate, of the masters and of the working copies, per (kind, dtype)."""
     from fedspeed.engine.world import join_world, leave_world
 
-    join_world(60)
+    join_world(LIMIT_S)
     out = {}
     for kind in kinds:
         for dtype in dtypes:

@@ -7,6 +7,7 @@ from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
 from tests.engine.test_engine import LR, drawn, largest_difference, plain_losses
+from tests.limits import LIMIT_S
 from tests.processes import run_clusters
 from tests.tiny import random_step, write_llama
 
@@ -25,7 +26,7 @@ def built(rank, base, nvme, kinds):
     from fedspeed.engine.world import join_world, leave_world
     from fedspeed.models.adapters import initial_adapter
 
-    join_world(60)
+    join_world(LIMIT_S)
     out = {}
     for kind, dtype in kinds:
         with engine(base, kind, dtype, nvme=nvme, train=TrainConfig(lr=0.1, weight_decay=0.5), join=False) as own:
@@ -48,7 +49,7 @@ def test_building_an_engine_moves_nothing(base, tmp_path):
 def kept_by_a_fresh_engine(rank, base, nvme, kinds):
     from fedspeed.engine.world import join_world, leave_world
 
-    join_world(60)
+    join_world(LIMIT_S)
     out = {}
     for kind in kinds:
         with engine(base, kind, nvme=nvme, clients=[(0, 1)], join=False) as own:
@@ -76,7 +77,7 @@ def test_a_fresh_engine_takes_up_a_kept_optimizer(base, tmp_path):
 def without_finite_gradient(rank, base, nvme, kinds):
     from fedspeed.engine.world import join_world, leave_world
 
-    join_world(60)
+    join_world(LIMIT_S)
     out = {}
     for kind, dtype in kinds:
         with engine(base, kind, dtype, nvme=nvme, join=False) as own:
@@ -99,7 +100,7 @@ def test_a_step_that_is_not_taken_is_not_counted(base, tmp_path):
 def fp16_steps(rank, base, nvme, kinds):
     from fedspeed.engine.world import join_world, leave_world
 
-    join_world(60)
+    join_world(LIMIT_S)
     out, sgd = {}, TrainConfig(optimizer="sgd")
     for kind, dtype in kinds:
         with engine(base, kind, dtype, nvme=nvme, train=sgd, join=False) as own:

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.federation.runs import Notes, begin, federation, run_worlds, same_bits, settings, tiny_llama
+from tests.processes import Scenarios
 
 ALONE = {0: (0, 1, 2)}
 CASES = {  # each with state of its own: server moments, held factors, kept optimizers, clients that were never asked
@@ -60,7 +61,10 @@ def resumed(tmp_path_factory):
 
 
 def all_cases(world, base, folder):
-    return {name: once_and_again(world, base, folder, name) for name in CASES}
+    out = Scenarios()
+    for name in CASES:
+        out.play(name, once_and_again, world, base, folder, name)
+    return out
 
 
 def once_and_again(world, base, folder, name):

@@ -1,12 +1,14 @@
 """Whole rounds against plain PyTorch, and against each other however the clients lie on the ranks. Real engines, processes, exchanges."""
 
 import time
+from itertools import product
 
 import numpy as np
 import pytest
 
 from tests.federation import runs
 from tests.federation.runs import Notes, course, federation, largest, run_worlds, same_bits, settings, share_of
+from tests.processes import Scenarios
 
 APART = {0: (0,), 1: (1,), 2: (2,)}
 METHODS = ("lora", "full")
@@ -66,33 +68,37 @@ def apart(base, tmp_path_factory):
 
 
 def ranks_apart(world, base, folder):
-    out = {method: course(world, method, one_step(base, method), APART, folder) for method in METHODS}
-    out["two rounds"] = course(world, "two", two_rounds(base), APART, folder)
-    out |= {case: course(world, case, holding(base, case), APART, folder) for case in HOLDING}
-    out["svd"] = course(world, "svd", settings(base, train={"optimizer": "adamw", "lr": 0.05}, federation={"rounds": 1, "aggregation": "svd"}), APART, folder)
+    out, svd = Scenarios(), settings(base, train={"optimizer": "adamw", "lr": 0.05}, federation={"rounds": 1, "aggregation": "svd"})
+    for method in METHODS:
+        out.play_together(world, method, course, method, one_step(base, method), APART, folder)
+    out.play_together(world, "two rounds", course, "two", two_rounds(base), APART, folder)
+    for case in HOLDING:
+        out.play_together(world, case, course, case, holding(base, case), APART, folder)
+    out.play_together(world, "svd", course, "svd", svd, APART, folder)
     for rule in MASKED:
-        out |= {(rule, mode): course(world, f"{rule}-{mode}", large_steps(base, rule, mode), APART, folder) for mode in ("plain", "mask")}
+        for mode in ("plain", "mask"):
+            out.play_together(world, (rule, mode), course, f"{rule}-{mode}", large_steps(base, rule, mode), APART, folder)
     if world.rank < 2:
-        out["unequal"] = unequal_clusters(world, base, folder)
+        out.play("unequal", unequal_clusters, world, base, folder)
     # From here on every rank has work of its own.
     if world.rank == 0:
         from tests.federation import plain
 
         for method in METHODS:
-            out[f"plain {method}"] = plain.one_step_on_the_mean(one_step(base, method), out[method].states[0])
-        start = out["two rounds"].states[0]
-        out["plain two rounds"], out["plain alone"] = plain.fedavg(two_rounds(base), start), plain.alone(two_rounds(base), start)
-        out["on one rank"] = course(world, "one", two_rounds(base), {0: (0, 1, 2)}, folder)
-        out["in one pass"] = course(world, "in-one-pass", two_rounds(base), {0: (0, 1, 2)}, folder, "ram")
-        out["sampled"] = course(world, "sampled", sampled(base), {0: (0, 1, 2)}, folder)
+            out.play(f"plain {method}", lambda method=method: plain.one_step_on_the_mean(one_step(base, method), out[method].states[0]))
+        out.play("plain two rounds", lambda: plain.fedavg(two_rounds(base), out["two rounds"].states[0]))
+        out.play("plain alone", lambda: plain.alone(two_rounds(base), out["two rounds"].states[0]))
+        out.play("on one rank", course, world, "one", two_rounds(base), {0: (0, 1, 2)}, folder)
+        out.play("in one pass", course, world, "in-one-pass", two_rounds(base), {0: (0, 1, 2)}, folder, "ram")
+        out.play("sampled", course, world, "sampled", sampled(base), {0: (0, 1, 2)}, folder)
     elif world.rank == 1:
-        out |= {(kind, optimizer, how): kept(world, base, folder, kind, optimizer, how) for kind in ("zero0", "zero2", "zero3")
-                for optimizer in KEPT for how in ("keep", "reset", "at once")}
+        for case in product(("zero0", "zero2", "zero3"), KEPT, ("keep", "reset", "at once")):
+            out.play(case, kept, world, base, folder, *case)
     else:
-        out |= {(kind, seed): course(world, f"{kind}-{seed}", settled(base, kind, seed), {2: (0, 1, 2)}, folder)
-                for kind in ("adam", "yogi") for seed in range(3)}
-        out["still"] = course(world, "still", settings(base, clients=1, train={"lr": 0.0}, federation={"rounds": 9, "patience": 2}),
-                              {2: (0,)}, folder)
+        for kind, seed in product(("adam", "yogi"), range(3)):
+            out.play((kind, seed), course, world, f"{kind}-{seed}", settled(base, kind, seed), {2: (0, 1, 2)}, folder)
+        still = settings(base, clients=1, train={"lr": 0.0}, federation={"rounds": 9, "patience": 2})
+        out.play("still", course, world, "still", still, {2: (0,)}, folder)
     return out
 
 
@@ -307,11 +313,13 @@ def together(base, tmp_path_factory):
 
 
 def ranks_together(world, base, folder):
-    out = {(kind, method): course(world, f"{kind}-{method}", one_step(base, method), APART, folder, kind)
-           for kind in ("zero0", "zero3") for method in METHODS}
-    out["two rounds"] = course(world, "two", two_rounds(base), APART, folder, "zero3")
-    return out | {(kind, case): course(world, f"{kind}-{case}", holding(base, case), APART, folder, kind)
-                  for kind in ("zero2", "zero3") for case in HOLDING}
+    out = Scenarios()
+    for kind, method in product(("zero0", "zero3"), METHODS):
+        out.play_together(world, (kind, method), course, f"{kind}-{method}", one_step(base, method), APART, folder, kind)
+    out.play_together(world, "two rounds", course, "two", two_rounds(base), APART, folder, "zero3")
+    for kind, case in product(("zero2", "zero3"), HOLDING):
+        out.play_together(world, (kind, case), course, f"{kind}-{case}", holding(base, case), APART, folder, kind)
+    return out
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -343,12 +351,15 @@ BOTH = {0: (0, 1, 2), 1: (0, 1, 2)}  # every client has two ranks
 
 
 def ranks_in_a_pair(world, base, folder):
-    out = {("shared", kind): course(world, f"shared-{kind}", two_rounds(base), SHARED, folder, kind) for kind in ("zero0", "zero3", "cluster")}
-    out |= {("both", kind): course(world, f"both-{kind}", two_rounds(base, micro_batch=1), BOTH, folder, kind)
-            for kind in ("zero0", "zero2", "zero3", "client", "cluster")}
-    out |= {("sampled", kind): course(world, f"sampled-{kind}", sampled(base), SHARED, folder, kind) for kind in ("zero3", "cluster")}
-    out |= {("compared", kind): compared(world, base, folder, kind) for kind in ("zero3", "cluster")}
-    out["both", "held"] = course(world, "both-held", holding(base, "alternate, kept"), BOTH, folder, "zero3")
+    out = Scenarios()
+    for kind in ("zero0", "zero3", "cluster"):
+        out.play_together(world, ("shared", kind), course, f"shared-{kind}", two_rounds(base), SHARED, folder, kind)
+    for kind in ("zero0", "zero2", "zero3", "client", "cluster"):
+        out.play_together(world, ("both", kind), course, f"both-{kind}", two_rounds(base, micro_batch=1), BOTH, folder, kind)
+    for kind in ("zero3", "cluster"):
+        out.play_together(world, ("sampled", kind), course, f"sampled-{kind}", sampled(base), SHARED, folder, kind)
+        out.play_together(world, ("compared", kind), compared, base, folder, kind)
+    out.play_together(world, ("both", "held"), course, "both-held", holding(base, "alternate, kept"), BOTH, folder, "zero3")
     return out
 
 
@@ -356,8 +367,12 @@ def ranks_in_a_pair(world, base, folder):
                                    "both zero3", "both client", "both cluster", "together"])
 def test_where_the_clients_lie_changes_nothing(apart, together, pair, where):
     reference = apart[0]["two rounds"]
-    ranks = {"on one rank": [apart[0].get("on one rank")], "in one pass": [apart[0].get("in one pass")], "together": [r["two rounds"] for r in together]}.get(
-        where) or [r[tuple(where.split())] for r in pair]
+    if where in ("on one rank", "in one pass"):
+        ranks = [apart[0][where]]
+    elif where == "together":
+        ranks = [rank["two rounds"] for rank in together]
+    else:
+        ranks = [rank[tuple(where.split())] for rank in pair]
     assert same_bits(ranks[0].states[0], reference.states[0])
     assert largest(ranks[0].states[2], reference.states[2]) < 1e-6
     assert all(same_bits(rank.states[2], ranks[0].states[2]) for rank in ranks)

@@ -25,7 +25,7 @@ from tests.lab.ssh import SSHD, write_ssh
 from tests.lab.supervisor import Supervisor
 
 _TOOLS = ("unshare", "nsenter", "setsid", "mount", "hostname", "ip", "tc", "ssh", "ssh-keygen", SSHD)
-_LOGIN_TIMEOUT_S = 30.0
+_LOGIN_TIMEOUT_S = 120.0
 _GRACE_S = 5.0
 
 

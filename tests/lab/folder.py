@@ -20,7 +20,7 @@ from tests.lab.processes import start_time, wait_gone
 PREFIX = "fedspeed-lab-"
 _STATE = "lab.json"
 _UNFINISHED_AGE_S = 60.0
-_END_TIMEOUT_S = 30.0
+_END_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)

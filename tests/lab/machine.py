@@ -13,7 +13,7 @@ from tests.lab.network import plug, unplug
 from tests.lab.processes import START_TIMEOUT_S, EnteredProcess, descend
 from tests.lab.ssh import SSHD
 
-_END_TIMEOUT_S = 30.0
+_END_TIMEOUT_S = 120.0
 
 # Runs as the first process of the host; `ready` says that all mounts are in place. /sys is mounted anew because it shows the
 # network devices of the namespace that mounted it. The lab's ssh is mounted over the machine's, so that no program on the host,

@@ -6,7 +6,7 @@ from tests.lab.errors import LabError
 from tests.lab.hosts import NETWORK, LabHost
 
 SWITCH = "switch"
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 120.0
 
 # A link's bucket holds the traffic of 2 ms, but never less than two segmentation-offload packets of 64 KiB, which tbf would
 # otherwise cut up. Up to 50 ms of traffic wait in its queue before packets are dropped.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.lab.errors import LabError
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 
 
 def start_time(pid: int) -> int | None:

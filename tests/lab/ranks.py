@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 500.0
 SAVE_S = 2.0  # longer than mpirun's patience of one second, shorter than the KillWait of the lab's Slurm
 
 

@@ -23,8 +23,8 @@ from tests.lab.errors import LabError
 from tests.lab.hosts import place
 
 _TOOLS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scancel", "scontrol", "sinfo")
-_COMMAND_TIMEOUT_S = 30.0
-_READY_TIMEOUT_S = 60.0
+_COMMAND_TIMEOUT_S = 120.0
+_READY_TIMEOUT_S = 240.0
 _POLL_S = 0.1
 _MUNGE_SOCKET = "/run/munge.socket"  # munged wants it where everybody could reach it; /run is each host's own
 _NULL_DEVICE = (1, 3)  # what /dev/null is; Slurm wants a device behind every GPU, and never opens it

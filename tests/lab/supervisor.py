@@ -8,7 +8,7 @@ from tests.lab.errors import LabError
 from tests.lab.folder import LabState, identity, write_state
 from tests.lab.processes import descend
 
-_CLOSE_TIMEOUT_S = 30.0
+_CLOSE_TIMEOUT_S = 120.0
 
 # `cat` is process 1 of a new PID namespace. It ends when its input does, and the owner, who holds the other end of that pipe, need
 # not be able to close it: the kernel does, also after `kill -9`. The end of process 1 kills every process of its namespace and of

@@ -12,6 +12,7 @@ import pytest
 from tests.lab.cluster import VirtualCluster, why_not
 from tests.lab.hosts import place
 from tests.lab.processes import children, session_members
+from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launchers" / "pbs.sh"
@@ -42,7 +43,7 @@ def spoken(out: str, key: str) -> list[dict]:
 
 def test_a_rank_starts_for_every_line_of_the_node_file(lab, job):
     project, variables = job
-    done = lab.run(["bash", SCRIPT], timeout=60, env={**variables, "CONFIG": "a b.yaml", "ARGS": "x=1 y=2"}, cwd="/")
+    done = lab.run(["bash", SCRIPT], timeout=LIMIT_S, env={**variables, "CONFIG": "a b.yaml", "ARGS": "x=1 y=2"}, cwd="/")
     assert done.returncode == 0, done.stdout + done.stderr
     ranks = {line["rank"]: line for line in spoken(done.stdout, "rank")}
     assert {rank: line["host"] for rank, line in ranks.items()} == {0: "alpha", 1: "alpha", 2: "beta"}
@@ -66,7 +67,7 @@ def test_qdel_lets_every_rank_finish_its_round(lab, job):
         [shell] = children(process.pid)
         for pid in session_members(shell):
             os.kill(pid, signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 75, started + out
     assert sorted(line["saved"] for line in spoken(out, "saved")) == [0, 1, 2]
     assert all(line["asked"] for line in spoken(out, "saved"))

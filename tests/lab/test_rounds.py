@@ -9,6 +9,7 @@ import pytest
 
 from tests.lab import slurm
 from tests.lab.cluster import VirtualCluster, why_not
+from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 on_virtual_hosts = pytest.mark.skipif(why_not() is not None, reason=f"virtual cluster: {why_not()}")
@@ -61,7 +62,7 @@ def test_three_hosts_in_two_clusters_with_every_launcher(config, tmp_path):
     with VirtualCluster(hosts) as lab:
         for launcher in ("pdsh", "openmpi"):
             done = lab.run(["deepspeed", "--hostfile", str(hosts), "--launcher", launcher, "launch.py", "--hostfile", str(hosts), "--config",
-                            str(config), "train.local_steps_by_cluster=slow:1"], timeout=240, cwd=ROOT)
+                            str(config), "train.local_steps_by_cluster=slow:1"], timeout=LIMIT_S, cwd=ROOT)
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
             assert "2 clusters" in check(config, 2, 3, 6)
             shutil.rmtree(tmp_path / "runs")
@@ -75,7 +76,7 @@ def test_three_hosts_in_two_clusters_with_every_launcher(config, tmp_path):
                 assert line, seen[-4000:]
                 seen += line
             lab.kill_host("gamma")
-            process.communicate(timeout=150)
+            process.communicate(timeout=LIMIT_S)
         assert process.returncode != 0, "a lost host must never end as a success"
         report = (tmp_path / "runs" / "run" / "report.md").read_text()
         assert "FAILED" in report and "client 2" in report
@@ -94,7 +95,7 @@ def test_pipelines_over_hosts(config, tmp_path):
             run = tmp_path / "runs" / "run"
             model = json.loads((tmp_path / "config.json").read_text())
             (tmp_path / "config.json").write_text(json.dumps(model | {"num_hidden_layers": 4}))
-            done = lab.run([*base, *words], timeout=240, cwd=ROOT)
+            done = lab.run([*base, *words], timeout=LIMIT_S, cwd=ROOT)
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
             check(config, 2, clients, 4)
             assert clients == 4 or len(list((run / "trace").iterdir())) == 4
@@ -118,6 +119,6 @@ def test_slurm_runs_the_job_script(config, tmp_path):
         job = cluster.sbatch(ROOT / "launchers" / "slurm.sbatch", options=["--nodes=1", "--ntasks-per-node=3", "--gpus-per-node=3",
                                                                              f"--output={tmp_path}/slurm.out"],
                              env={"CONFIG": str(config), "DS_ACCELERATOR": "cpu"}, cwd=ROOT)
-        status = job.wait(timeout=240)
+        status = job.wait(timeout=LIMIT_S)
     assert status.state == "COMPLETED", (tmp_path / "slurm.out").read_text()[-4000:]
     check(config, 2, 3, 3)

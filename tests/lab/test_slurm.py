@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.slurm import SlurmOnOneMachine, why_not
+from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launchers" / "slurm.sbatch"
@@ -40,7 +41,7 @@ def lines(project: Path, key: str) -> list[dict]:
     return [line for line in spoken if key in line]
 
 
-def wait_for_ranks(project: Path, count: int, timeout_s: float = 60.0) -> None:
+def wait_for_ranks(project: Path, count: int, timeout_s: float = LIMIT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while len(lines(project, "rank")) < count:
         assert time.monotonic() < deadline, (project / "out").read_text()
@@ -61,7 +62,7 @@ def test_srun_starts_tasks_on_both_nodes(slurm):
 def test_a_batch_script_may_call_mpirun(slurm, project):
     script = project / "mpi.sh"
     script.write_text("#!/bin/sh\nexec mpirun --bind-to none python3 launch.py \"$@\"\n")
-    status = slurm.sbatch(script, ["hello"], ["--nodes=2", "--ntasks-per-node=2", "--output=out"], cwd=project).wait(60)
+    status = slurm.sbatch(script, ["hello"], ["--nodes=2", "--ntasks-per-node=2", "--output=out"], cwd=project).wait(LIMIT_S)
     assert (status.state, status.exit_code) == ("COMPLETED", 0), (project / "out").read_text()
     ranks = {line["rank"]: line["host"] for line in lines(project, "rank")}
     assert ranks == {0: "node1", 1: "node1", 2: "node2", 3: "node2"}
@@ -74,7 +75,7 @@ def test_scancel_sends_sigterm_to_the_step_first(slurm, project):
     job = slurm.sbatch(script, [], ["--nodes=1", "--ntasks=1", "--output=out"], cwd=project)
     wait_for_ranks(project, 1)
     job.cancel()
-    assert job.wait(30).state == "CANCELLED"
+    assert job.wait(LIMIT_S).state == "CANCELLED"
     assert "asked" in (project / "out").read_text().splitlines()
 
 
@@ -84,7 +85,7 @@ def test_scancel_sends_sigterm_to_the_step_first(slurm, project):
 def test_a_rank_starts_for_every_gpu_with_the_arguments(slurm, project):
     (project / ".venv" / "bin").mkdir(parents=True)
     (project / ".venv" / "bin" / "activate").write_text("export VENV_MARK=activated\n")
-    status = submit(slurm, project, ["run.name=two words", "x=1"], {"CONFIG": "ds configs/a.yaml", "SLURM_MPI_TYPE": "none"}).wait(60)
+    status = submit(slurm, project, ["run.name=two words", "x=1"], {"CONFIG": "ds configs/a.yaml", "SLURM_MPI_TYPE": "none"}).wait(LIMIT_S)
     assert (status.state, status.exit_code) == ("COMPLETED", 0), (project / "out").read_text()
     ranks = {line["rank"]: line for line in lines(project, "rank")}
     assert {rank: line["host"] for rank, line in ranks.items()} == {0: "node1", 1: "node1", 2: "node2", 3: "node2"}
@@ -103,7 +104,7 @@ def test_mpi_is_used_where_slurm_really_offers_pmix(slurm, project, hidden):
     try:
         offered = slurm.run(["srun", "--nodes=2", "--mpi=pmix", "true"]).returncode == 0
         assert not (hidden and offered)
-        status = submit(slurm, project).wait(60)
+        status = submit(slurm, project).wait(LIMIT_S)
     finally:
         for host in slurm.lab.hosts:
             for folder in libraries:
@@ -118,7 +119,7 @@ def test_every_rank_finishes_its_round_before_the_time_is_up(slurm, project):
     job = submit(slurm, project, ["wait", "stagger"], {"SLURM_MPI_TYPE": "none"})
     wait_for_ranks(project, 4)
     job.cancel("--signal=TERM", "--batch")
-    status = job.wait(60)
+    status = job.wait(LIMIT_S)
     assert (status.state, status.exit_code, status.restarts) == ("FAILED", 75, 0), (project / "out").read_text()
     assert sorted(line["saved"] for line in lines(project, "saved")) == [0, 1, 2, 3]
     assert all(line["asked"] for line in lines(project, "saved"))
@@ -128,7 +129,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(slurm, project):
     job = submit(slurm, project, ["wait"], {"SLURM_MPI_TYPE": "none", "MAX_REQUEUES": "5"})
     wait_for_ranks(project, 4)
     job.cancel()
-    status = job.wait(60)
+    status = job.wait(LIMIT_S)
     assert (status.state, status.restarts) == ("CANCELLED", 0), (project / "out").read_text()
     assert sorted(line["saved"] for line in lines(project, "saved")) == [0, 1, 2, 3]
 
@@ -137,7 +138,7 @@ def test_an_unfinished_job_requeues_itself_when_told_so(slurm, project):
     job = submit(slurm, project, ["wait"], {"SLURM_MPI_TYPE": "none", "MAX_REQUEUES": "1"})
     wait_for_ranks(project, 4)
     job.cancel("--signal=TERM", "--batch")
-    job.wait_for(lambda status: status.restarts == 1, 60)
+    job.wait_for(lambda status: status.restarts == 1, LIMIT_S)
     # Slurm holds a requeued job back for two minutes, from the moment when its first start has been cleared up. Let go within the same
     # second, the node would refuse it as a job that was killed already.
     def started_again(status):
@@ -145,15 +146,15 @@ def test_an_unfinished_job_requeues_itself_when_told_so(slurm, project):
         slurm.run(["scontrol", "update", f"JobId={job.id}", "StartTime=now"])
         return status.state == "RUNNING"
 
-    job.wait_for(started_again, 60)
+    job.wait_for(started_again, LIMIT_S)
     wait_for_ranks(project, 8)
     job.cancel("--signal=TERM", "--batch")
-    status = job.wait(60)
+    status = job.wait(LIMIT_S)
     assert (status.state, status.exit_code, status.restarts) == ("FAILED", 75, 1), (project / "out").read_text()
     assert len(lines(project, "saved")) == 8, "the log of the first start is kept"
 
 
 def test_submitting_from_elsewhere_is_explained(slurm, tmp_path):
-    status = submit(slurm, tmp_path).wait(60)
+    status = submit(slurm, tmp_path).wait(LIMIT_S)
     assert (status.state, status.exit_code) == ("FAILED", 2)
     assert f"no launch.py in {tmp_path}" in (tmp_path / "out").read_text()

@@ -16,6 +16,7 @@ from tests.lab.cluster import VirtualCluster, why_not
 from tests.lab.errors import LabError
 from tests.lab.folder import find_labs
 from tests.lab.processes import children
+from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 GREET = ROOT / "tests" / "lab" / "greet.py"
@@ -166,7 +167,7 @@ def test_unknown_hosts_are_named(lab):
 
 @pytest.mark.parametrize("launcher", ["pdsh", "openmpi"])
 def test_deepspeed_starts_a_rank_in_every_slot(lab, hostfile, launcher):
-    done = lab.run(["deepspeed", "--hostfile", str(hostfile), "--launcher", launcher, str(GREET)], timeout=120)
+    done = lab.run(["deepspeed", "--hostfile", str(hostfile), "--launcher", launcher, str(GREET)], timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     ranks = re.findall(r"greet rank=(\d) size=4 host=(\w+) sum=10 mark=seen-everywhere", done.stdout)
     assert sorted(ranks) == [("0", "alpha"), ("1", "alpha"), ("2", "beta"), ("3", "gamma")], done.stdout
@@ -203,7 +204,7 @@ sock.recv(1)
 print(time.monotonic() - start)
 """
     with server:
-        seconds = float(said(lab.run([sys.executable, "-c", client], timeout=60)))
+        seconds = float(said(lab.run([sys.executable, "-c", client], timeout=LIMIT_S)))
     # Queues and the first burst take something off; a link that is not shaped needs less than a tenth of this.
     assert seconds > 0.8 * megabytes * 8 / 200
 

@@ -12,6 +12,7 @@ from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.monitor.records import MissingUpdates, summarise
 from fedspeed.monitor.report import Comparison, ComparisonRow, Facts
 from fedspeed.monitor.round_log import RoundLog
+from tests.limits import LIMIT_S
 
 TOKENS = 7654321  # of one client, distinct from every sum below
 LOSS = 6.283185307
@@ -162,7 +163,7 @@ lines.write("summary", {"rounds": 1})
 
 
 def test_nothing_but_json_reaches_stdout():
-    done = subprocess.run([sys.executable, "-c", CLAIM], capture_output=True, check=True, timeout=60, text=True)
+    done = subprocess.run([sys.executable, "-c", CLAIM], capture_output=True, check=True, timeout=LIMIT_S, text=True)
     assert [json.loads(line) for line in done.stdout.splitlines()] == [{"event": "round", "round": 1}, {"event": "summary", "rounds": 1}]
     assert {"a stray print", "a stray write", "a stray child"} <= set(done.stderr.splitlines())
 
@@ -170,7 +171,7 @@ def test_nothing_but_json_reaches_stdout():
 def test_a_reader_that_goes_away_does_not_stop_the_run():
     read_end, write_end = os.pipe()
     os.close(read_end)
-    done = subprocess.run([sys.executable, "-c", CLAIM], stdout=write_end, stderr=subprocess.PIPE, timeout=60, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", CLAIM], stdout=write_end, stderr=subprocess.PIPE, timeout=LIMIT_S, text=True, check=False)
     os.close(write_end)
     assert (done.returncode, "Traceback" in done.stderr, "Exception" in done.stderr) == (0, False, False)
 

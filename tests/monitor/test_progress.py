@@ -13,6 +13,7 @@ import termios
 import pytest
 
 from fedspeed.monitor.progress import BAR_CELLS, NotesOnly, Progress, bar_text, fit, remaining_seconds
+from tests.limits import LIMIT_S
 
 
 class ManualTime:
@@ -239,7 +240,7 @@ def test_an_ascii_terminal_gets_an_ascii_bar():
     master, slave = pty.openpty()
     try:
         environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "TERM": "xterm"}
-        subprocess.run([sys.executable, "-c", code], stderr=slave, check=True, timeout=60, env=environment)
+        subprocess.run([sys.executable, "-c", code], stderr=slave, check=True, timeout=LIMIT_S, env=environment)
         assert b"########--------" in os.read(master, 4096)
     finally:
         os.close(slave)

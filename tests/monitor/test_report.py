@@ -7,6 +7,7 @@ import pytest
 
 from fedspeed.monitor.records import MissingUpdates, summarise
 from fedspeed.monitor.report import Comparison, ComparisonRow, Export, Facts, missing_text, rounds_to_show, write_report
+from tests.limits import LIMIT_S
 
 FACTS = Facts(
     run={"model": "tiny Llama", "odd | name": "two\nlines"},
@@ -189,4 +190,4 @@ def test_a_configuration_cannot_end_its_own_block(tmp_path, make_round):
 def test_reading_the_module_loads_no_matplotlib_and_no_torch():
     code = ("import sys; import fedspeed.monitor.monitor, fedspeed.monitor.report; "
             "assert not {'matplotlib', 'torch', 'tensorboard', 'numpy'} & set(sys.modules)")
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LIMIT_S)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedspeed.monitor.clock import STAGES, StageClock, peak_bytes
+from tests.limits import LIMIT_S
 
 
 class ManualTime:
@@ -114,14 +115,14 @@ def test_the_parts_always_add_up_to_the_wall(moves):
 
 def test_peak_memory_sees_a_block_that_is_gone_again():
     code = "block = b'x' * (96 << 20); del block; from fedspeed.monitor.clock import peak_bytes; print(peak_bytes())"
-    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60).stdout)
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=LIMIT_S).stdout)
     assert 96 << 20 < child < 200 << 20
 
 
 def test_peak_memory_of_a_child_is_its_own():
     block = b"x" * (256 << 20)
     code = "from fedspeed.monitor.clock import peak_bytes; print(peak_bytes())"
-    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60).stdout)
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=LIMIT_S).stdout)
     assert 1 << 20 < child < 200 << 20
     del block
 

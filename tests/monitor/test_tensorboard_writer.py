@@ -7,6 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedspeed.monitor.tensorboard import TensorBoardWriter, scalars
+from tests.limits import LIMIT_S
 
 
 def write(folder, records, resume_after_round=0, mode="plain", config="run:\n  seed: 0\n"):
@@ -105,4 +106,4 @@ def test_writing_events_needs_no_torch(tmp_path):
     code = ("import sys; from fedspeed.monitor.tensorboard import TensorBoardWriter; "
             f"TensorBoardWriter({str(tmp_path)!r}, 0, 'plain', 'a: 1').close(); "
             "assert not {'torch', 'tensorflow'} & set(sys.modules)")
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LIMIT_S)

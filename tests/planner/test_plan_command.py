@@ -9,13 +9,14 @@ import pytest
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import load
 from tests.conftest import ROOT
+from tests.limits import LIMIT_S
 from tests.planner.cases import HUB
 
 HEAVY = "{'torch', 'transformers', 'deepspeed', 'numpy', 'peft'}"
 
 
 def run(*words, code="import sys; from fedspeed.cli import main; sys.exit(main(sys.argv[1:]))"):
-    return subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize("words", [["plan", "--hostfile", "hostfiles/hetero10", "--model", f"{HUB}Qwen-14B"], ["plan", "--help"], ["--help"]])

@@ -16,6 +16,7 @@ from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transport import TransportError, all_gather, all_to_all
 from tests.conftest import ROOT
+from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
 
 
@@ -89,7 +90,7 @@ def test_contract_local(size):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_contract_gloo(size):
-    results = run_ranks(size, gloo_rank, size, free_port(), contract, timeout=60)
+    results = run_ranks(size, gloo_rank, size, free_port(), contract, timeout=LIMIT_S)
     assert len({r["digest"] for r in results}) == 1
 
 
@@ -101,7 +102,7 @@ def test_contract_mpi(size, idle):
                f"t = MpiTransport(list(range({idle}, {idle + size})));"
                "r = contract(t) if t.rank >= 0 else None; t.close(); print('RESULT', json.dumps(r))")
     done = subprocess.run(["mpirun", "--oversubscribe", "-n", str(size + 2 * idle), sys.executable, "-c", program], cwd=ROOT,
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert len(results) == size + 2 * idle

@@ -18,10 +18,11 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file
 
+from tests.limits import LIMIT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch.py"
 MARK = "FEDSPEED_TEST_MARK"
-LIMIT_S = 150.0  # of one run, on a machine that is busy with others
 
 # A run of 5 s with everything in it that a resumed run could get wrong: dropout, kept local optimizers, a server optimizer with moments,
 # unequal clients, and more clients than ranks.

@@ -16,7 +16,9 @@ import pytest
 from launched import LLAMA, ROOT, SETTINGS, Ended, headline, last_round, refusal, tree
 from safetensors.numpy import load_file, save_file
 
-SOON_S = 30.0  # found before any rank starts; takes half a second on an idle machine
+from tests.limits import LIMIT_S
+
+SOON_S = 120.0  # found before any rank starts; takes half a second on an idle machine
 
 
 def refuse(workshop, *words: str, named: tuple[str, ...], limit_s: float = 120.0, run: str = "refused", **options) -> Ended:
@@ -249,7 +251,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_python_without_the_packages(workshop, words):
     """As a system's own python would be, where the virtual environment was not activated."""
     argv = [str(ROOT / words[0]), *words[1:], *(["--config", str(workshop.config)] if words[0] == "launch.py" else [])]
-    done = subprocess.run([sys.executable, "-c", WITHOUT_PEFT, json.dumps(argv)], cwd=workshop.folder, capture_output=True, text=True, timeout=60,
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PEFT, json.dumps(argv)], cwd=workshop.folder, capture_output=True, text=True, timeout=LIMIT_S,
                           check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"fedspeed: error: peft is not installed for {sys.executable}; activate the virtual environment")

@@ -8,6 +8,8 @@ import sys
 import pytest
 from launched import ROOT, tree
 
+from tests.limits import LIMIT_S
+
 HEAVY = ("torch", "deepspeed", "transformers", "peft", "mpi4py", "matplotlib", "tensorboard", "safetensors")
 PROBE = f"""
 import json, sys
@@ -22,7 +24,7 @@ print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]))
 
 def ask(*words: str, cwd) -> tuple[int, list[str], str]:
     """(exit code, heavy libraries that were imported, what was printed) of a command."""
-    done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(words)], cwd=cwd, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(words)], cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     *said, last = done.stdout.splitlines()
     return *json.loads(last), "\n".join(said)
 
@@ -47,7 +49,7 @@ def test_answers_without_heavy_libraries(workshop, words, said):
 
 def test_the_probe_sees_a_heavy_library(workshop):
     done = subprocess.run([sys.executable, "-c", PROBE.replace("import json", "import safetensors, json", 1), '["--version"]'],
-                          cwd=workshop.folder, capture_output=True, text=True, timeout=60, check=True)
+                          cwd=workshop.folder, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert '["safetensors"]' in done.stdout
 
 
@@ -56,7 +58,7 @@ def test_output_that_cannot_be_written(workshop, words):
     options = ("--config", str(workshop.config)) if words[0] == "run" else ()
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-m", "fedspeed", *words, *options], cwd=workshop.folder, stdout=full, stderr=subprocess.PIPE,
-                              text=True, timeout=60, check=False)
+                              text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 2
     assert done.stderr == "fedspeed: error: standard output cannot be written (No space left on device); send it elsewhere\n"
 
@@ -65,7 +67,7 @@ def test_a_reader_that_goes_away_is_no_fault(workshop):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-m", "fedspeed", "run", "--print-config", "--config", str(workshop.config)], cwd=workshop.folder,
-                          stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+                          stdout=write, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -87,7 +89,7 @@ def test_pretrain_base_refuses_a_place_before_it_trains(tmp_path, make, told):
     before = tree(tmp_path)
     code, heavy, _ = ask("pretrain-base", str(folder), cwd=tmp_path)
     assert (code, heavy) == (2, [])
-    done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 2 and done.stderr.startswith(f"fedspeed: error: {folder}: {told}") and done.stdout == ""
     assert tree(tmp_path) == before
 
@@ -97,7 +99,7 @@ def test_pretrain_base_refuses_a_place_before_it_trains(tmp_path, make, told):
     (("",), "is empty; name a file"),
 ])
 def test_pretrain_base_refuses_its_arguments(tmp_path, words, told):
-    done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", *words], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S,
                           check=False)
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr and tree(tmp_path) == {}
 
@@ -148,5 +150,5 @@ def test_overrides_and_options_stand_in_any_order(workshop):
 @pytest.mark.parametrize("door", [("-m", "fedspeed", "run"), (str(ROOT / "launch.py"),)])
 def test_both_doors_lead_to_the_same_run_command(workshop, door):
     done = subprocess.run([sys.executable, *door, "--config", str(workshop.config), "--dry-run"], cwd=workshop.folder,
-                          capture_output=True, text=True, timeout=60, check=True)
+                          capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert "nothing was started" in done.stdout

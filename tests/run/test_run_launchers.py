@@ -40,7 +40,7 @@ def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
                              "routing.step_deadline_s=20", *QUIET, launcher=MPIRUN_FT, env=SLOW)
     started.until(lambda: rounds_seen(run) >= 1)
     os.kill(started.rank_pid("OMPI_COMM_WORLD_RANK", 3), signal.SIGKILL)
-    ended = started.wait(90)
+    ended = started.wait()
     counts = [record["received"] for record in records(run)]
     assert len(counts) == 7 and counts[1] == 4 and counts[-1] == 3, ended.text
     assert ended.code == 0 and "(lost: 3); once more with fresh masks" in ended.err
@@ -70,7 +70,7 @@ def rank_0_without_clients(workshop) -> Path:
 def test_an_idle_rank_0_holds_the_store_until_all_have_left(workshop):
     """A host too small for a client comes first: rank 1 reports, and rank 0 neither leaves early nor is waited for."""
     words = ("--hostfile", str(rank_0_without_clients(workshop)), "cluster.ranks_per_client=2", "federation.rounds=2", *QUIET)
-    ended = workshop.finish("run.name=idle", *words, limit_s=60)
+    ended = workshop.finish("run.name=idle", *words)
     assert "1 rank idle" in ended.err
     assert [record["received"] for record in records(workshop.runs / "idle")] == [0, 3, 3]
 
@@ -82,7 +82,7 @@ def test_an_idle_rank_0_ends_when_a_worker_is_lost(workshop):
                              "cluster.silence_s=5", *QUIET, launcher=TORCHRUN_3, env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     os.kill(started.rank_pid("RANK", 2), signal.SIGKILL)
-    assert started.wait(90).code != 0
+    assert started.wait().code != 0
     assert started.family() == {}
 
 
@@ -121,7 +121,7 @@ def killed_rank(workshop, name: str, launcher, variable: str):
     started = workshop.start(f"run.name={name}", *QUIET, launcher=launcher, env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     os.kill(started.rank_pid(variable, 1), signal.SIGKILL)
-    return started, started.wait(90)
+    return started, started.wait()
 
 
 @pytest.mark.parametrize(("name", "launcher", "variable"), [
@@ -146,7 +146,7 @@ def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
     rows += [f'{{"instruction": "{"one " * 50}", "output": "50", "category": "long"}}\n'] * 20
     path.write_text("".join(rows))
     started = workshop.start("--json", "run.name=one-bad", "data.task=file", f"data.path={path}", "data.clients=2", *QUIET, launcher=launcher)
-    ended = started.wait(90)
+    ended = started.wait()
     assert launcher is DEEPSPEED or "cuts away the whole answer" in refusal(ended)  # DeepSpeed's launcher speaks on stdout itself
     assert ended.code == 2, ended.text
     assert "Traceback" not in ended.text and "cuts away the whole answer" in ended.err and sign in ended.err

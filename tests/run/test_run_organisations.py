@@ -17,6 +17,7 @@ from fedspeed.checkpoint.journal import Journal
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
 from tests.conftest import ROOT
+from tests.limits import LIMIT_S
 from tests.processes import free_port, free_ports
 from tests.run.launched import journal_rounds, records, rounds_seen
 from tests.run.test_run_resume import SLOW
@@ -45,7 +46,7 @@ class Federation:
                     file.write(json.dumps({"instruction": "2 " * 40, "output": "2"}) + "\n")
 
     def keys(self, *words: str) -> str:
-        done = subprocess.run([sys.executable, "-m", "fedspeed", "keys", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-m", "fedspeed", "keys", *words], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

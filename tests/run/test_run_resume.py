@@ -206,7 +206,7 @@ def test_fewer_rounds_than_the_journal_has_end_the_run(workshop, copy_of_whole):
     for left in (run / "adapter", last_round(run)):
         shutil.rmtree(left)
     (run / "report.md").unlink()
-    ended = workshop.finish("run.name=shorter", "federation.rounds=2", "monitor.plot=false", limit_s=90)
+    ended = workshop.finish("run.name=shorter", "federation.rounds=2", "monitor.plot=false")
     assert journal_rounds(run)[-1] == ROUNDS - 1, ended.text
     assert (run / "adapter" / "adapter_model.safetensors").exists()
 
@@ -219,7 +219,7 @@ def test_fewer_rounds_than_the_journal_has_end_the_run(workshop, copy_of_whole):
 ])
 def test_another_configuration_is_refused_by_name(workshop, whole, override, told):
     before = tree(whole[1])
-    ended = workshop.run("run.name=whole", override, limit_s=30)
+    ended = workshop.run("run.name=whole", override)
     assert ended.code == 2 and "Traceback" not in ended.err
     assert told in ended.err and "run.name" in ended.err and "--fresh" in ended.err
     assert tree(whole[1]) == before
@@ -228,7 +228,7 @@ def test_another_configuration_is_refused_by_name(workshop, whole, override, tol
 def test_fresh_moves_the_earlier_run_aside_only_when_the_new_one_can_start(workshop, copy_of_whole):
     run = copy_of_whole("again")
     before = tree(run)
-    ended = workshop.run("--fresh", "run.name=again", "model.base=/nowhere", limit_s=30)
+    ended = workshop.run("--fresh", "run.name=again", "model.base=/nowhere")
     assert ended.code == 2 and tree(run) == before
     workshop.finish("run.name=again", "--fresh", "monitor.plot=false", "federation.rounds=1")
     assert tree(run.with_name("again.1")) == before
@@ -250,7 +250,7 @@ def test_a_missing_update_is_told_by_report_and_exit_code(workshop):
     assert "starting all ranks again" not in ended.err
     assert "- round 1: 1 update (client 2)" in (run / "report.md").read_text()
     assert records(run)[-1]["missing"] == [2]
-    again = workshop.run(*words, limit_s=30)
+    again = workshop.run(*words)
     assert again.code == 1 and "missing updates: 1" in again.err
 
 

@@ -15,6 +15,7 @@ from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.transports.local import LocalTransport
 from tests.conftest import ROOT
+from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
 from tests.routing.test_tls import Sites
 from tests.routing.test_transports import gloo_rank, in_threads
@@ -52,14 +53,14 @@ def test_updates_are_summed_within_the_quantisation(size, mode):
 
 
 def test_over_gloo():
-    results = run_ranks(3, gloo_rank, 3, free_port(), rounds, timeout=60)
+    results = run_ranks(3, gloo_rank, 3, free_port(), rounds, timeout=LIMIT_S)
     assert len({digest for digest, _ in results}) == 1
 
 
 def test_over_mpi():
     program = ("import json; from tests.routing.anonymous.test_exchange import rounds; from fedspeed.routing.transports.mpi import MpiTransport;"
                "t = MpiTransport([0, 1, 2]); r = rounds(t); t.close(); print('RESULT', json.dumps(r[0]))")
-    done = subprocess.run(["mpirun", "--oversubscribe", "-n", "3", sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["mpirun", "--oversubscribe", "-n", "3", sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert len(results) == 3 and len(set(results)) == 1

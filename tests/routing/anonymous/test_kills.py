@@ -11,12 +11,12 @@ from fedspeed.routing.anonymous.exchange import STATES, AnonymousExchange
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.identity import read_key, read_roster
 from fedspeed.routing.transports.tls import TlsTransport
+from tests.limits import LIMIT_S
 from tests.processes import run_ranks
 from tests.routing.test_tls import Sites
 
 MEMBERS, WORDS = 5, 1500
 RULES = RoutingConfig(mode="mix+mask", transport="tls", cell_kib=1, deadline_s=20, step_deadline_s=10)
-LIMIT_S = 60  # nobody waits for a deadline: who dies is noticed
 STATES_PLAYED = ("announce", "reveal", "hop 0", "hop 1", "hop 2", "collect", "vote", "confirm", "unmask", "sums", "done")
 MOMENTS = ("before", "midway", "after")
 
