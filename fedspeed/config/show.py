@@ -20,7 +20,9 @@ _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # n
 _WIDEST = 60  # a longer line does not push the comments of all others to the right
 
 # What does not change the arithmetic of a round. federation.rounds and patience are here so that a run may be extended.
+# `inputs` stands in a journal's record only: the content of what was read, which is compared for itself.
 _OUTSIDE_FINGERPRINT = (
+    "inputs",
     "places", "run.name", "run.out", "monitor", "checkpoint", "routing.deadline_s", "routing.identity", "routing.roster", "routing.listen",
     "cluster.start_timeout_s", "cluster.silence_s", "cluster.finish_s",
     "cluster.max_restarts", "federation.rounds", "federation.patience",

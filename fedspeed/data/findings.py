@@ -1,45 +1,48 @@
-"""What a person should know about the rows before training on them. Counts over all clients, which tie nothing to a single one."""
+"""What a person should know about the rows before training on them: counts over all clients, which tie nothing to one."""
 
 from collections.abc import Sequence
 
 from fedspeed.data.clients import ClientRows
 from fedspeed.data.config import DataConfig
+from fedspeed.data.rows import Row
 from fedspeed.data.tasks import template_of
 from fedspeed.data.templates import text_of
 
 
 def findings(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
-    """One sentence for each thing about the rows of all clients that is allowed, but hardly meant."""
-    return [*_blank_answers(clients), *_no_category(config, clients), *_nothing_held_out(config, clients), *_in_several_places(config, clients)]
-
-
-def _blank_answers(clients: Sequence[ClientRows]) -> list[str]:
+    """Names, in a sentence each, what about the rows of all clients is allowed, but hardly meant."""
     rows = [row for client in clients for row in (*client.train, *client.val)]
+    found = [_blank_answers(rows), _no_category(config, rows), _nothing_held_out(config, clients)]
+    return [text for text in found if text] + _in_several_places(config, clients)
+
+
+def _blank_answers(rows: Sequence[Row]) -> str:
     blank = sum(not row.output.strip() for row in rows)
-    return [f"{blank} of {len(rows)} rows have a blank answer: the model learns to say nothing there; fill it in, or remove these rows"] if blank else []
+    if not blank:
+        return ""
+    return (f"{blank} of {len(rows)} rows have a blank answer: the model learns to say nothing there; fill it in, or "
+            "remove these rows")
 
 
-def _no_category(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
-    if config.split == "iid":
-        return []
-    rows = [row for client in clients for row in (*client.train, *client.val)]
+def _no_category(config: DataConfig, rows: Sequence[Row]) -> str:
     without = sum(not row.category for row in rows)
-    if not without:
-        return []
-    return [f"{without} of {len(rows)} rows have no category: data.split={config.split} takes them for one category of their own; fill the field in, "
-            "or remove these rows"]
+    if config.split == "iid" or not without:
+        return ""
+    return (f"{without} of {len(rows)} rows have no category: data.split={config.split} takes them for one category of "
+            "their own; fill the field in, or remove these rows")
 
 
-def _nothing_held_out(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
+def _nothing_held_out(config: DataConfig, clients: Sequence[ClientRows]) -> str:
     without = sum(not client.val for client in clients)
     if not config.val_fraction or not without:
-        return []
-    return [f"{without} of {len(clients)} clients hold{'s' if without == 1 else ''} out no row, because it has one only or all of its rows are equal: the "
-            "held-out loss is that of the others"]
+        return ""
+    return (f"clients that hold out no row, because they have one only or all of theirs are equal: {without} of "
+            f"{len(clients)}; the held-out loss is that of the others")
 
 
 def _in_several_places(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
-    """Equal rows of one client are all on one side of its hold-out; those of different clients need not be, since nobody may compare them."""
+    """Equal rows of one client are on one side of its hold-out. Those of different clients need not be, since nobody
+    may compare them."""
     template = template_of(config)
     trained_by: dict[tuple[str, str], set[int]] = {}
     for client in clients:
@@ -48,8 +51,10 @@ def _in_several_places(config: DataConfig, clients: Sequence[ClientRows]) -> lis
     held_out = [text_of(row, template) for client in clients for row in client.val]
     seen = sum(text in trained_by for text in held_out)
     several = sum(len(who) > 1 for who in trained_by.values())
-    found = [f"{several} different rows are training rows of more than one client"] if several else []
+    found = []
+    if several:
+        found.append(f"{several} different rows are training rows of more than one client")
     if seen:
-        found.append(f"{seen} of {len(held_out)} held-out rows are also training rows of another client: the held-out loss is too good for them; "
-                     "remove the copies from the data")
+        found.append(f"{seen} of {len(held_out)} held-out rows are also training rows of another client: the held-out "
+                     "loss is too good for them; remove the copies from the data")
     return found

@@ -9,7 +9,7 @@ CLIENTS_NAMED = 16
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Training and held-out rows, of one client or of several together.
+    """Counts of training and held-out rows together, of one client or of several.
 
     Attributes:
         rows: as they were read.
@@ -61,26 +61,29 @@ class RowTable:
 
     def line(self) -> str:
         """`7473 rows: 7452 kept, 2057 of them cut (...); 21 lost (...)`."""
-        return counts_text(self.total, f"the end of the answer lies beyond data.max_tokens={self.max_tokens}", "nothing of the answer lies within it")
+        cut = f"the end of the answer lies beyond data.max_tokens={self.max_tokens}"
+        return counts_text(self.total, cut, lost="nothing of the answer lies within it")
 
     def client_lines(self) -> list[str]:
         """One line for each of the first clients; none where nothing is cut or lost, or only sums are known."""
         if not self.total.harmed:
             return []
-        lines = [f"client {client}: {counts_text(counts)}" for client, counts in enumerate(self.clients[:CLIENTS_NAMED])]
-        return lines + ([f"and {len(self.clients) - CLIENTS_NAMED} more clients"] if len(self.clients) > CLIENTS_NAMED else [])
+        named = self.clients[:CLIENTS_NAMED]
+        lines = [f"client {client}: {counts_text(counts)}" for client, counts in enumerate(named)]
+        if len(self.clients) > len(named):
+            lines.append(f"and {len(self.clients) - len(named)} more clients")
+        return lines
 
     def warnings(self) -> list[str]:
         """A sentence where more rows lose something than is likely to be meant, over all clients or at one of them."""
-        worst = max(range(len(self.clients)), key=lambda client: self.clients[client].harmed, default=None)
-        most = self.total.harmed if worst is None else self.clients[worst].harmed
-        if max(self.total.harmed, most) <= WARN_ABOVE:
+        shares = [counts.harmed for counts in self.clients]
+        if max([self.total.harmed, *shares]) <= WARN_ABOVE:
             return []
-        total = self.total
-        where = f" (most at client {worst}: {most:.1%})" if worst is not None and len(self.clients) > 1 else ""
-        return [f"data.max_tokens={self.max_tokens} takes the end of the answer from {_share(total.cut, total.rows)} rows, so that the model does not "
-                f"learn to stop there, and the whole answer from {_share(total.lost, total.rows)}, which are left out{where}; raise data.max_tokens, "
-                "or shorten the rows"]
+        cut, lost = (_share(part, self.total.rows) for part in (self.total.cut, self.total.lost))
+        where = f" (most at client {shares.index(max(shares))}: {max(shares):.1%})" if len(shares) > 1 else ""
+        return [f"data.max_tokens={self.max_tokens} takes the end of the answer from {cut} rows, so that the model does not "
+                f"learn to stop there, and the whole answer from {lost}, which are left out{where}; raise "
+                "data.max_tokens, or shorten the rows"]
 
 
 @dataclass(frozen=True)

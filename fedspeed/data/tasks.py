@@ -121,11 +121,17 @@ def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
     path = Path(config.path).expanduser()
     if path.is_dir():
         return read_rows(_in_folder(path, config.task, task), task.fields)
-    if not path.exists() and _HUB_NAME.fullmatch(config.path) and not config.path.lower().endswith(SUFFIXES):
+    if reads_hub(config):
         return hub_rows(config.path, task.fields)
     if not path.exists():
         raise DataError(f"data.path={config.path}: no such file or folder (looked for {path.resolve()}); correct the path" + _how_to_get(task))
     return read_rows(path, task.fields)
+
+
+def reads_hub(config: DataConfig) -> bool:
+    """Whether data.path names a hub data set: there is no such file or folder here, and it has the form of a name."""
+    name = config.path
+    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).expanduser().exists() and not name.lower().endswith(SUFFIXES)
 
 
 def _in_folder(folder: Path, name: str, task: Task) -> Path:

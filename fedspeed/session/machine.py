@@ -15,6 +15,7 @@ from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from fedspeed.monitor.records import MissingUpdates, absent_rounds, finished_rounds, summarise
 from fedspeed.monitor.round_log import read_rounds
+from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.last_words import export_kind
 from fedspeed.session.order import Order
 from fedspeed.session.parts import preload
@@ -36,6 +37,8 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
         order.make_room()
         claim.drop()
     entry = journal_entry(journal, order)
+    if entry is not None:
+        check_inputs(journal, entry, config, rows_without_libraries(config))
     if entry is not None and (end := complete(order, entry)):
         return _say_complete(folder, end, entry.round, config.federation.rounds)
     if entry is not None:

@@ -15,6 +15,7 @@ from fedspeed.config.check import notes
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.session import last_words, parts, standing
 from fedspeed.session.forecast import forecast
+from fedspeed.session.inputs import check_inputs, digests
 from fedspeed.session.order import Job, Order
 from fedspeed.session.together import CheckIn, StopFlag, find_lost
 
@@ -93,7 +94,8 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
     data = parts.data_report(job, link, inputs.data, inputs.everyone)
     monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
-    federation = rounds.Federation(config, job.order.marks, job.order.record, seat, engine, link, journal, monitor, clock, peak_bytes, stop,
+    record = job.order.record | ({"inputs": digests(config, inputs.everyone)} if job.reporter else {})
+    federation = rounds.Federation(config, job.order.marks, record, seat, engine, link, journal, monitor, clock, peak_bytes, stop,
                                    _renewal(job))
     stop.in_rounds = True
     try:
@@ -162,6 +164,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _I
             job.site.check_epoch(order.folder)
         entry = standing.journal_entry(standing.journal_of(order), order) if job.reporter and not order.fresh else None
         if entry is not None:
+            told += check_inputs(standing.journal_of(order), entry, config, everyone)
             standing.check_best(standing.journal_of(order), entry)
     if job.reporter:
         for text in told:

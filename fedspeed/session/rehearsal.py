@@ -3,6 +3,7 @@
 import warnings
 
 from fedspeed import preflight
+from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.machine import complete
 from fedspeed.session.order import Order
 from fedspeed.session.site import Site
@@ -23,6 +24,8 @@ def rehearse(order: Order) -> str:
         if not order.fresh and order.config.routing.transport == "tls":
             Site(order.config).check_epoch(order.folder)
         if not order.fresh and (entry := journal_entry(journal_of(order), order)):
+            notes = check_inputs(journal_of(order), entry, order.config, rows_without_libraries(order.config))
+            text += "".join(f"\nnote     {note}" for note in notes)
             if end := complete(order, entry):
                 text += f"\njournal  {order.folder} is complete ({end}, {entry.round} rounds)"
             else:

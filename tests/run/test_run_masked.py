@@ -19,9 +19,15 @@ def masked(shared_workshop):
     return ended, shared_workshop.runs / "masked"
 
 
-def test_the_result_is_that_of_a_plain_sum(masked, workshop):
-    workshop.finish(*WORDS, "run.name=clear", "routing.mode=plain")
-    rounds = [records(workshop.runs / name) for name in ("masked", "clear")]
+@pytest.fixture(scope="module")
+def clear(shared_workshop):
+    """The folder of the same run in the clear."""
+    shared_workshop.finish(*WORDS, "run.name=clear", "routing.mode=plain")
+    return shared_workshop.runs / "clear"
+
+
+def test_the_result_is_that_of_a_plain_sum(masked, clear):
+    rounds = [records(folder) for folder in (masked[1], clear)]
     assert len(rounds[0]) == len(rounds[1]) == 5
     for hidden, clear in zip(*rounds):
         for key in ("round", "tokens", "clients", "received", "missing"):
@@ -31,19 +37,19 @@ def test_the_result_is_that_of_a_plain_sum(masked, workshop):
         assert clear["per_client"] and not hidden["per_client"] and hidden["peak_bytes"] is None
 
 
-def test_rows_that_are_cut_are_told_as_sums(masked, workshop):
+def test_rows_that_are_cut_are_told_as_sums(masked, clear):
     """At the start and in the report; where clients may be told apart, of each."""
     line = re.search(r"fedspeed: (120 rows: 120 kept, \d+ of them cut .*; 0 lost .*)\n", masked[0].err)[1]
     assert "fedspeed: data.max_tokens=18 takes the end of the answer from" in masked[0].err
     report = (masked[1] / "report.md").read_text()
     assert f"{line}." in report and "> data.max_tokens=18 takes the end" in report and "of them cut |" not in report
-    clear = (workshop.runs / "clear" / "report.md").read_text()
+    clear = (clear / "report.md").read_text()
     rows = re.findall(r"^\| (\d) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", clear[clear.index("| client | rows |"):], re.M)
     assert f"{line}." in clear and [row[0] for row in rows] == ["0", "1", "2"]
     assert f"120 kept, {sum(int(row[3]) for row in rows)} of them cut" in line
 
 
-def test_no_output_says_anything_of_one_client(masked):
+def test_no_output_says_anything_of_one_client(masked, clear):
     """Every file of the run, and all that was printed. `clear` does name clients, so the search finds what there is to find."""
     ended, folder = masked
     speaks = re.compile(rb"client[ _-]?\d|clients \d+ and|participant \d", re.I)
@@ -53,9 +59,7 @@ def test_no_output_says_anything_of_one_client(masked):
         assert not re.search(r"client|rank|site", path.name), path
         assert not speaks.search(path.read_bytes()), f"{path}: {speaks.search(path.read_bytes())}"
     assert not speaks.search(ended.text.encode()), ended.text
-    clear = folder.parent / "clear"
-    if clear.exists():
-        assert any(speaks.search(path.read_bytes()) for path in clear.rglob("*") if path.is_file())
+    assert any(speaks.search(path.read_bytes()) for path in clear.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("words,named", [

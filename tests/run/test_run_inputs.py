@@ -1,0 +1,180 @@
+"""A resumed run goes on with what it has read, or is refused with what has changed of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launched import LLAMA, SETTINGS, last_round
+from safetensors.numpy import save_file
+
+from fedspeed.checkpoint.journal import Entry, Journal
+from fedspeed.config.load import load
+from fedspeed.data.clients import client_rows
+from fedspeed.errors import JournalError
+from fedspeed.session import inputs
+from fedspeed.session.inputs import check_inputs, rows_without_libraries
+from fedspeed.session.order import Order
+from fedspeed.session.rehearsal import rehearse
+from fedspeed.session.standing import journal_entry
+
+ROUNDS = SETTINGS["federation"]["rounds"]
+ROWS = [{"instruction": f"say {n}", "output": f"{n}"} for n in range(40)]
+
+
+def write_json(path: Path, content) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def edit(path: Path, **changes) -> None:
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A run's files, none of which is more than its name and its content to the code under test."""
+    write_json(tmp_path / "base" / "config.json", LLAMA)
+    save_file({"w": np.arange(6.0)}, tmp_path / "base" / "model.safetensors")
+    write_json(tmp_path / "base" / "tokenizer.json", {"model": 1})
+    write_json(tmp_path / "start" / "adapter_config.json", {"r": 8})
+    save_file({"a": np.ones(3)}, tmp_path / "start" / "adapter_model.safetensors")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "run.yaml").write_text("model: {base: base}\nadapter: {start_from: start}\n"
+                                       "data: {task: file, path: rows.jsonl, clients: 2}\n")
+    return tmp_path
+
+
+class Run:
+    """The journal of a run that has begun, and what a later start finds."""
+
+    def __init__(self, project: Path, **kept):
+        self.order = Order(load(project / "run.yaml", [f"run.out={project / 'runs'}"]))
+        self.journal = Journal(self.order.folder, 2)
+        record = self.order.record | {"inputs": inputs.digests(self.order.config, self.rows)} | kept
+        self.journal.commit(Entry(3, self.order.marks, 0, record), {"global/w": np.zeros(2, np.float32)})
+
+    @property
+    def rows(self):
+        return client_rows(self.order.config.data, 0)
+
+    def go_on(self) -> list[str]:
+        return check_inputs(self.journal, journal_entry(self.journal, self.order), self.order.config, self.rows)
+
+
+def other_weights(project):
+    save_file({"w": np.arange(6.0) + 1e-9}, project / "base" / "model.safetensors")
+
+
+def more_weights(project):
+    save_file({"w": np.arange(6.0)}, project / "base" / "model-2.safetensors")
+
+
+def other_adapter(project):
+    save_file({"a": np.zeros(3)}, project / "start" / "adapter_model.safetensors")
+
+
+def other_row(project):
+    write_rows(project, ROWS[:-1] + [{"instruction": "say 39", "output": "40"}])
+
+
+def other_order(project):
+    write_rows(project, ROWS[1:] + ROWS[:1])
+
+
+def write_rows(project, rows):
+    (project / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    (lambda project: edit(project / "base" / "config.json", rope_theta=1e6), "the config.json of model.base"),
+    (lambda project: edit(project / "base" / "config.json", model_type="qwen2"), "the config.json of model.base"),
+    (other_weights, "the weights of model.base="), (more_weights, "the weights of model.base="),
+    (lambda project: edit(project / "base" / "tokenizer.json", model=2), "the tokenizer in "),
+    (lambda project: write_json(project / "base" / "added_tokens.json", {}), "the tokenizer in "),
+    (lambda project: edit(project / "start" / "adapter_config.json", r=4), "the adapter in adapter.start_from="),
+    (other_adapter, "the adapter in adapter.start_from="),
+    (other_row, "the rows of data.path="), (other_order, "the rows of data.path="),
+], ids=["config", "family", "weights", "shards", "tokenizer", "tokens", "adapter config", "adapter", "row", "split"])
+def test_what_has_changed_is_named(project, change, named):
+    run = Run(project)
+    assert run.go_on() == []
+    change(project)
+    with pytest.raises(JournalError, match="changed since its round 3: ") as error:
+        run.go_on()
+    text = str(error.value)
+    assert all(part in text for part in (str(run.journal.folder), named, "run.name=", "--fresh"))
+    inputs_named = [name for name in ("config.json", "weights", "tokenizer", "adapter", "rows") if f"the {name} " in text]
+    assert inputs_named == [named.split()[1]], "only what has changed"
+
+
+def test_what_changes_nothing_is_no_change(project):
+    """Files that were copied and written again, keys that say who wrote them, and files that a run does not read."""
+    run = Run(project)
+    edit(project / "base" / "config.json", transformers_version="9.9", _name_or_path="elsewhere")
+    for path in (project / "base" / "model.safetensors", project / "rows.jsonl"):
+        path.write_bytes(path.read_bytes())
+    write_json(project / "base" / "generation_config.json", {})
+    assert run.go_on() == []
+
+
+def test_a_large_file_counts_with_size_header_and_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "WHOLE_BYTES", 1 << 10)
+    monkeypatch.setattr(inputs, "SAMPLE_BYTES", 16)
+    path, content = tmp_path / "model.safetensors", bytearray(10_000)
+    path.write_bytes(content)
+    digest = inputs._of_files([path])
+    for at in (3, 9_999, (10_000 - 16) * 10 // 63):
+        content[at] ^= 1
+        path.write_bytes(content)
+        assert inputs._of_files([path]) != digest
+        content[at] ^= 1
+    path.write_bytes(content + b"0")
+    assert inputs._of_files([path]) != digest
+    path.write_bytes(content)
+    assert inputs._of_files([path]) == digest
+
+
+def test_what_is_not_to_be_had_is_not_compared(project):
+    """A hub name that is not downloaded, rows that cannot be read: whoever needs them says so."""
+    run = Run(project)
+    (project / "rows.jsonl").write_text("{\n")
+    assert rows_without_libraries(run.order.config) is None
+    assert check_inputs(run.journal, journal_entry(run.journal, run.order), run.order.config, None) == []
+    (project / "run.yaml").write_text("model: {base: no-owner/no-name}\n")
+    assert inputs.digests(load(project / "run.yaml").config, None) == {}
+
+
+def test_a_journal_of_an_earlier_version_passes_and_is_told(project):
+    note, = Run(project, inputs={}).go_on()
+    assert "is of an earlier version" in note and "since round 3 is not known" in note
+
+
+def test_a_run_with_a_changed_base_is_refused_before_it_starts(workshop, copy_of_whole):
+    """By the supervisor, by the dry run, and where it is complete already."""
+    run = copy_of_whole("rebased")
+    kept = json.loads((last_round(run) / "entry.json").read_text())["config"]["inputs"]
+    assert kept.keys() == {"base config", "rows"}, "weights are drawn, and the tokenizer is built in"
+    path = workshop.folder / "model" / "config.json"
+    before = path.read_text()
+    edit(path, rope_theta=5e5)
+    try:
+        for words in ((), ("federation.rounds=9",)):
+            ended = workshop.run("run.name=rebased", *words)
+            assert ended.code == 2 and "Traceback" not in ended.text
+            assert f"since its round {ROUNDS}: the config.json of model.base={workshop.folder / 'model'}. Put" in ended.err
+        with pytest.raises(JournalError, match="the config.json of model.base"):
+            rehearse(Order(load(workshop.config, ["run.name=rebased"])))
+    finally:
+        path.write_text(before)
+
+
+def test_an_earlier_versions_journal_goes_on_and_keeps_the_inputs_from_then_on(workshop, copy_of_whole):
+    run = copy_of_whole("earlier")
+    path = last_round(run) / "entry.json"
+    entry = json.loads(path.read_text())
+    expected = entry["config"].pop("inputs")
+    path.write_text(json.dumps(entry))
+    ended = workshop.finish("run.name=earlier", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
+    assert "is of an earlier version" in ended.err
+    assert json.loads((last_round(run) / "entry.json").read_text())["config"]["inputs"] == expected
