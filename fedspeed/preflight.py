@@ -19,6 +19,7 @@ from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
 from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipeline_tier, resident_blocks
 from fedspeed.engine.config import QUANTISED
+from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
 from fedspeed.files import check_writable, json_value
 from fedspeed.models import saved_adapter
@@ -265,6 +266,9 @@ def _engine(loaded: Loaded) -> list[str]:
     engine = loaded.config.engine
     if engine.base_gib and (base := local_base(loaded.config)):
         resident_blocks(engine, base_sizes(base_shape(base, loaded.config.model.init == "pretrained"), TYPE_BYTES[loaded.config.model.dtype]))
+    if engine.pipeline == "none":  # what trains outside the blocks, and so in stock execution, is known to look_inside only
+        ds_config = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
+        check_operators(choose_tier(engine, ds_config, loaded.config.adapter.method != "full"), ds_config)
     if probe := loaded.config.cluster.probe:
         read_probe_file(Path(probe))
     return []
@@ -362,7 +366,7 @@ def _built(loaded: Loaded) -> list[str]:
         frozen = any(not p.requires_grad for p in model.parameters())
         ds_config, outside = merge(config.deepspeed, config, loaded.folder), trained_outside(model)
         if config.engine.pipeline == "none":
-            choose_tier(config.engine, ds_config, frozen, outside)
+            check_operators(choose_tier(config.engine, ds_config, frozen, outside), ds_config)
         else:
             pipeline_tier(config.engine, ds_config, outside)
     return []

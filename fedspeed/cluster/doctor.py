@@ -1,17 +1,16 @@
 """`fedspeed doctor`: what this machine has, what it lacks, and how to get it. Looks only; imports no torch and changes nothing."""
 
-import ctypes.util
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from fedspeed.cluster.compilers import lacks_for_async_io
 from fedspeed.cluster.devices import installed_gpus, usable_cores
 
 _GIB = 2**30
@@ -35,9 +34,9 @@ def checks() -> list[Check]:
         _python(), *_packages(), _tool("mpirun", "Open MPI", "mpirun starts", "pip install -r requirements.txt", "--version"),
         _tool("pdsh", "pdsh", "deepspeed's default launcher for several hosts needs it", "apt install pdsh"),
         _tool("ssh", "ssh", "starting ranks on other hosts needs it", "apt install openssh-client"),
-        _tool("g++", "C++ compiler", "DeepSpeed builds its CPU Adam and NVMe operators with it", "apt install g++", "-dumpfullversion"),
-        _tool("ninja", "ninja", "DeepSpeed builds its operators with it", "pip install ninja", "--version"),
-        _libaio(), _cores(), _memory(), _shared_memory(), _locked_memory(), _disk(), _gpus(),
+        _tool("g++", "C++ compiler", "DeepSpeed builds async_io with it, for NVMe offload of its own", "apt install g++", "-dumpfullversion"),
+        _tool("ninja", "ninja", "DeepSpeed builds async_io with it", "pip install ninja", "--version"),
+        _async_io(), _cores(), _memory(), _shared_memory(), _locked_memory(), _disk(), _gpus(),
     ]
 
 
@@ -103,14 +102,12 @@ def _version(path: str, option: str) -> str:
     return match[0] if match else ""
 
 
-def _libaio() -> Check:
-    library = ctypes.util.find_library("aio")
-    header = any((Path(folder) / "libaio.h").is_file() for folder in ("/usr/include", "/usr/local/include", f"{sys.prefix}/include"))
-    python = (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file()
-    if library and header and python:
-        return Check("libaio", True, f"{library}, libaio.h and Python.h")
-    lacks = " and ".join(part for part, there in (("the library", library), ("libaio.h", header), ("Python.h", python)) if not there)
-    return Check("libaio", False, f"{lacks} not found", "apt install libaio-dev python3-dev; only NVMe offload needs them")
+def _async_io() -> Check:
+    lacks = lacks_for_async_io()
+    if not lacks:
+        return Check("async_io", True, "DeepSpeed has it, or can build it when it is first used")
+    return Check("async_io", False, f"cannot be built without {' and '.join(lack.what for lack in lacks)}",
+                 f"{'; '.join(lack.remedy for lack in lacks)}. DeepSpeed's own NVMe offload needs it (engine.tier=stock), engine.tier=nvme does not")
 
 
 def _cores() -> Check:

@@ -1,7 +1,6 @@
 """Building a rank's engine: meta model -> adapter -> tags -> weights block by block -> DeepSpeed."""
 
 import socket
-import time
 from pathlib import Path
 
 import torch
@@ -14,14 +13,13 @@ from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import ClientMpu, StageMpu, alone, make_groups
+from fedspeed.engine.operators import build_operators
 from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.blocks import anatomy, trained_outside
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.factors import is_factor_a
 from fedspeed.models.loading import materialise, meta_model
 from fedspeed.planner.pipeline.layout import Layout
-
-DEAD_BUILD_S = 300.0  # no file of a build has changed for so long
 
 
 def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig, engine: EngineConfig, ds_config: dict,
@@ -70,8 +68,7 @@ def _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, s
             net.enable_input_require_grads()
     mixed = {str(p.dtype) for p in net.parameters()}
     assert len(mixed) == 1, f"parameters of several types ({', '.join(sorted(mixed))}): DeepSpeed would keep no masters for some"
-    if "nvme" in (config["zero_optimization"].get(block, {}).get("device") for block in ("offload_param", "offload_optimizer")):
-        await_build("async_io")
+    build_operators("stock", config)
     ds_engine = _initialise(net, {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}, train, config, mpu)
     if stage == 3:
         # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an error.
@@ -201,23 +198,6 @@ def _buffers_on_device(net: nn.Module) -> None:
     for module in net.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(get_accelerator().current_device_name()))
-
-
-def await_build(op: str) -> None:
-    """Wait while another process builds an operator. torch does so too, but without end where a killed build has left its lock file.
-
-    Raises:
-        FedSpeedError: there is such a file, with nobody at work behind it.
-    """
-    from torch.utils.cpp_extension import _get_build_directory
-
-    folder = Path(_get_build_directory(op, verbose=False))
-    lock = folder / "lock"
-    while lock.exists():
-        newest = max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
-        if time.time() - newest > DEAD_BUILD_S:
-            raise FedSpeedError(f"{lock}: left by a build of DeepSpeed's {op} that was killed; delete the file")
-        time.sleep(1)
 
 
 def check_dtype(dtype: str) -> None:

@@ -7,6 +7,7 @@ from importlib import metadata
 import pytest
 
 from fedspeed.cluster import devices, doctor
+from fedspeed.cluster.compilers import Lack
 from fedspeed.cluster.doctor import Check, checks, pinned, render
 
 
@@ -47,15 +48,13 @@ def test_the_python_requirement(monkeypatch):
     assert "install Python 99.0" in doctor._python().remedy
 
 
-@pytest.mark.parametrize(("library", "found"), [(None, False), ("libaio.so.1", True)])
-def test_libaio_needs_library_and_header(monkeypatch, library, found, tmp_path):
-    monkeypatch.setattr(doctor.ctypes.util, "find_library", lambda name: library)
-    monkeypatch.setattr(doctor.sys, "prefix", str(tmp_path))
-    (tmp_path / "include").mkdir()
-    (tmp_path / "include" / "libaio.h").touch()
-    check = doctor._libaio()
-    assert check.ok == found
-    assert found or "libaio-dev" in check.remedy and "the library not found" in check.detail
+def test_what_async_io_lacks_is_told(monkeypatch):
+    monkeypatch.setattr(doctor, "lacks_for_async_io", lambda: [Lack("ninja", "pip install ninja"), Lack("Python.h", "apt install python3-dev")])
+    check = doctor._async_io()
+    assert not check.ok and check.detail == "cannot be built without ninja and Python.h"
+    assert check.remedy.startswith("pip install ninja; apt install python3-dev. DeepSpeed's own NVMe offload needs it")
+    monkeypatch.setattr(doctor, "lacks_for_async_io", list)
+    assert doctor._async_io().ok
 
 
 def test_little_locked_memory_is_a_note_and_no_fault(monkeypatch):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fedspeed.engine import build
+from fedspeed.engine import operators
 from fedspeed.errors import FedSpeedError
 
 
@@ -19,19 +19,19 @@ def lock(tmp_path, monkeypatch):
 
 
 def test_nobody_builds(lock):
-    build.await_build("some_op")
+    operators.await_build("some_op")
 
 
 def test_a_living_build_is_waited_for(lock):
     open(lock, "w").close()
     threading.Timer(0.5, os.unlink, [lock]).start()
     begin = time.monotonic()
-    build.await_build("some_op")
+    operators.await_build("some_op")
     assert time.monotonic() - begin >= 0.5
 
 
 def test_a_dead_build_is_told(lock):
     open(lock, "w").close()
-    os.utime(lock, (0, time.time() - build.DEAD_BUILD_S - 1))
+    os.utime(lock, (0, time.time() - operators.DEAD_BUILD_S - 1))
     with pytest.raises(FedSpeedError, match="some_op/lock: left by a build .* delete the file"):
-        build.await_build("some_op")
+        operators.await_build("some_op")

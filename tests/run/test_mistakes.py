@@ -322,6 +322,14 @@ def test_a_mistake_is_told_as_json_too(here, monkeypatch, capfd, words):
     assert f"error: {found['error']}\n" in err
 
 
+@pytest.mark.parametrize("words", ["engine.tier=stock", "adapter.method=full", "adapter.targets=lm_head --dry-run"])
+def test_what_deepspeeds_nvme_offload_lacks_is_told_at_once(here, monkeypatch, capfd, words):
+    """Whatever leads to stock execution; what trains outside the blocks is known to the dry run only, and to the ranks before they build."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    code, _, err = told(f"run deepspeed.base=zero3_nvme.json {words}", monkeypatch, capfd)
+    assert code == 2 and "needs DeepSpeed's async_io" in err and "a C compiler (`no-such-compiler`): apt install gcc" in err
+
+
 def test_the_table_is_long_enough_and_the_check_can_fail(here, monkeypatch, capfd):
     assert len(MISTAKES) >= 80
     with pytest.raises(AssertionError, match="nothing has refused it"):

@@ -1,0 +1,100 @@
+"""DeepSpeed's compiled operators: which a run needs, whether they can be had here, and their build, which takes minutes and is told.
+
+One is all there is: `async_io`, by which stock execution reaches NVMe. Optimizers are torch's own, and streamed tiers read their files themselves.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedspeed.cluster.compilers import lacks_for_async_io, ninja
+from fedspeed.config.deepspeed_rules import at
+from fedspeed.errors import FedSpeedError
+
+DEAD_BUILD_S = 300.0  # no file of a build has changed for so long
+PARTS = ("pin_memory", "async_io")  # what is built for async_io, in this order
+OFFLOADS = ("zero_optimization.offload_param", "zero_optimization.offload_optimizer")
+
+
+def needs_async_io(tier: str, ds_config: Mapping) -> list[str]:
+    """The keys of the DeepSpeed section for which a tier needs it; none where it needs none."""
+    return [f"deepspeed.{key}.device=nvme" for key in OFFLOADS if tier == "stock" and at(ds_config, f"{key}.device") == "nvme"]
+
+
+def check_operators(tier: str, ds_config: Mapping) -> None:
+    """Whether what a tier needs of DeepSpeed can be had on this machine.
+
+    Raises:
+        FedSpeedError: it cannot; says what is missing and how to get it.
+    """
+    keys = needs_async_io(tier, ds_config)
+    if keys and (lacks := lacks_for_async_io()):
+        raise FedSpeedError(f"{', '.join(keys)} in stock execution needs DeepSpeed's async_io, which is built when it is first used, and this machine "
+                            "lacks for it\n    " + "\n    ".join(map(str, lacks)) + "\n  or leave engine.tier=auto, which needs none of it where "
+                            "something of the model is frozen, or take deepspeed.base=zero3_offload.json")
+
+
+def build_operators(tier: str, ds_config: Mapping) -> None:
+    """Build what a tier needs and what is not built yet, and say so: by one process of a machine, for which the others wait.
+
+    Raises:
+        FedSpeedError: something is missing, the build fails, or an earlier one was killed and left its lock.
+    """
+    check_operators(tier, ds_config)
+    if not needs_async_io(tier, ds_config):
+        return
+    for part in PARTS:
+        await_build(part)
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    _ninja_on_path()
+    missing = [part for part in PARTS if not (build_folder(part) / f"{part}.so").exists()]
+    if missing and os.environ.get("LOCAL_RANK", "0") == "0":
+        _say(f"building DeepSpeed's {' and '.join(missing)} in {build_folder(missing[0]).parent}: once on this machine, about two minutes on an idle core")
+    begin = time.monotonic()
+    try:
+        AsyncIOBuilder().load(verbose=False)
+    except (RuntimeError, OSError, ImportError) as error:
+        raise FedSpeedError(f"DeepSpeed's async_io could not be built in {build_folder('async_io')}: {_last_lines(error)}; mend that, or set another "
+                            "engine.tier") from error
+    if missing and os.environ.get("LOCAL_RANK", "0") == "0":
+        _say(f"built in {time.monotonic() - begin:.0f} s")
+
+
+def build_folder(operator: str) -> Path:
+    """Where torch builds an operator."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return Path(_get_build_directory(operator, verbose=False))
+
+
+def await_build(operator: str) -> None:
+    """Wait while another process builds an operator. torch does so too, but without end where a killed build has left its lock file.
+
+    Raises:
+        FedSpeedError: there is such a file, with nobody at work behind it.
+    """
+    folder = build_folder(operator)
+    lock = folder / "lock"
+    while lock.exists():
+        newest = max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+        if time.time() - newest > DEAD_BUILD_S:
+            raise FedSpeedError(f"{lock}: left by a build of DeepSpeed's {operator} that was killed; delete the file")
+        time.sleep(1)
+
+
+def _ninja_on_path() -> None:
+    """torch looks for ninja on PATH only, where the virtual environment's is not before it is activated."""
+    if folder := os.path.dirname(ninja(os.environ) or ""):
+        folders = os.environ.get("PATH", "").split(os.pathsep)
+        os.environ["PATH"] = os.pathsep.join(folders if folder in folders else [*folders, folder])
+
+
+def _last_lines(error: Exception) -> str:
+    return " / ".join(line.strip() for line in str(error).splitlines()[-3:] if line.strip()) or type(error).__name__
+
+
+def _say(text: str) -> None:
+    print(f"fedspeed: {text}", file=sys.stderr, flush=True)
