@@ -42,7 +42,8 @@ def pretrain(folder: Path, seed: int) -> None:
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
         max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.06, pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
-    examples = [encode(row, tokenizer, "plain", 64) for row in pretraining_rows(seed, STEPS * ROWS)]
+    rows = tqdm(pretraining_rows(seed, STEPS * ROWS), desc="making its rows", mininterval=1.0, delay=5.0, leave=False)
+    examples = [encode(row, tokenizer, "plain", 64) for row in rows]
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
     with tqdm(range(STEPS), desc="pretraining a tiny base", mininterval=1.0) as steps:
         for step in steps:

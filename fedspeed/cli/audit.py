@@ -26,6 +26,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import contextlib
     import dataclasses
     import json
 
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     need_packages()
     loaded = load(arguments.config, arguments.overrides)
+    from fedspeed.monitor.working import Working
     from fedspeed.routing.audit.adversary import Coalition
     from fedspeed.session.audit import PLAYED, audit, render
 
@@ -44,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         everyone = frozenset(range(loaded.config.data.clients))
         coalition = Coalition(everyone if arguments.owners is None else arguments.owners, arguments.relays or frozenset(), arguments.clients or frozenset())
-    found = audit(loaded, arguments.rounds, arguments.words, modes, coalition)
+    with Working() if loaded.config.monitor.progress else contextlib.nullcontext():
+        found = audit(loaded, arguments.rounds, arguments.words, modes, coalition)
     say(json.dumps(dataclasses.asdict(found), indent=1) if arguments.json else render(found, coalition))
     return EXIT_OK

@@ -1,6 +1,7 @@
 """`fedspeed run`, which is what launch.py does."""
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -81,10 +82,13 @@ def _show(loaded, arguments: argparse.Namespace) -> int:
         say(render(loaded, merged, explained=True).lstrip())
     if arguments.dry_run:
         need_packages()
+        from fedspeed.monitor.working import Working
         from fedspeed.session.order import Order
         from fedspeed.session.rehearsal import rehearse
 
-        say(rehearse(Order(loaded, arguments.hostfile, fresh=arguments.fresh)) + "\nnothing was started")
+        with Working() if loaded.config.monitor.progress else contextlib.nullcontext():
+            text = rehearse(Order(loaded, arguments.hostfile, fresh=arguments.fresh))
+        say(f"{text}\nnothing was started")
     return EXIT_OK
 
 

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
+from fedspeed import activity
 from fedspeed.data import splitters, streams
 from fedspeed.data.config import DataConfig
 from fedspeed.data.encode import Example, encode
@@ -53,7 +54,8 @@ def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
     Raises:
         DataError: see `load_rows` and `splitters`; or the split needs categories and the rows have none.
     """
-    rows = load_rows(config, seed)
+    with activity.during("the reading of rows"):
+        rows = load_rows(config, seed)
     split = _split(config, rows, np.random.default_rng([seed, streams.SPLIT]))
     return [_held_out(client, [rows[i] for i in indices], config, seed) for client, indices in enumerate(split)]
 
@@ -65,7 +67,9 @@ def encode_client(rows: ClientRows, tokenizer, config: DataConfig) -> ClientData
         DataError: no training row keeps an answer within data.max_tokens.
     """
     template = template_of(config)
-    train, val = ([encode(row, tokenizer, template, config.max_tokens) for row in part] for part in (rows.train, rows.val))
+    together = activity.counted((*rows.train, *rows.val), "the encoding of rows", "row")
+    examples = [encode(row, tokenizer, template, config.max_tokens) for row in together]
+    train, val = examples[:len(rows.train)], examples[len(rows.train):]
     kept_train, kept_val = ([example for example in part if example is not None] for part in (train, val))
     if not kept_train:
         raise DataError(f"client {rows.client}: data.max_tokens={config.max_tokens} cuts away the whole answer of each of its "

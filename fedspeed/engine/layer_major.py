@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from fedspeed import activity
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell, CellModel, CellState, Score, Tensors, told
 from fedspeed.models.blocks import Anatomy
@@ -104,6 +105,7 @@ class LayerMajor:
                 if b == depth - 1:
                     with self._using(self._head_unit):
                         scores = [self._cells.head(state.hidden, cell, differentiate=False)[0] for cell, state in zip(cells, states)]
+            activity.advance(len(cells) / depth)
         return told(scores)
 
     # Inside a pass.

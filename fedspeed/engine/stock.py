@@ -5,6 +5,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
+from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.engine.client_state import ClientState
@@ -57,6 +58,7 @@ class StockEngine(ClientEngine):
             exact[list(batch.cut)] = False
             sums = Sums(loss_sum.item(), batch.answer_tokens, int(exact.sum()), int(rows.sum()))
             self._end_forward_only()
+        activity.advance()
         return sums
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedspeed import activity
 from fedspeed.data.batches import eval_batches
 from fedspeed.data.clients import ClientData
 from fedspeed.engine.client_engine import Sums
@@ -38,7 +39,9 @@ def compare(federation: Federation, begin: Tensors, federated: Tensors, everyone
     rows = [eval_batches(d.val, config.train.micro_batch, d.pad_id) for d in everyone]
 
     clients, alone = list(seat.clients), {}
-    with engine.lockstep(engine.train_passes(len(clients), steps, config.train.accumulation), backward=True):
+    turns = -(-len(clients) // engine.seats)
+    with (activity.during("the training of each client alone", turns * steps, "local step"),
+          engine.lockstep(engine.train_passes(len(clients), steps, config.train.accumulation), backward=True)):
         for first in range(0, len(clients), engine.seats):
             together = clients[first:first + engine.seats]
             for number, client in enumerate(together):
@@ -48,7 +51,8 @@ def compare(federation: Federation, begin: Tensors, federated: Tensors, everyone
     mine = [(client + 1, state) for client, state in alone.items()]
     if 0 in seat.clients:  # all ranks of one client: passes are matched between them
         mine += [(0, begin), (config.data.clients + 1, federated)]
-    with engine.lockstep(engine.eval_passes(rows) * len(mine), backward=False):
+    with (activity.during("the evaluation of each client alone", sum(map(len, rows)) * len(mine), "batch"),
+          engine.lockstep(engine.eval_passes(rows) * len(mine), backward=False)):
         for row, state in mine:
             engine.load(as_torch(state))
             sums = sum(engine.evaluate(rows), Sums())

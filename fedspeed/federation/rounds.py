@@ -1,5 +1,6 @@
 """The federated round: ask clients, let each take its local steps from the global state, sum, apply, evaluate, keep."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedspeed import activity
 from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.run import RunConfig
 from fedspeed.data.batches import client_step, eval_batches
@@ -112,6 +114,8 @@ class Federation:
         self._late_s = 0.0  # waited for others in the last round's sum of counters
         self._overlapped: dict[str, float] = {}  # seconds of this round's exchange, and of waiting for it
         self._seconds: dict[str, float] = {}  # of the turns so far, by stage
+        self._measured = False  # whether the loss before round 1 is known
+        self._writer: ThreadPoolExecutor | None = None  # while rounds run
         self._writing: Future | None = None  # under staleness: the commit of the last round
 
     def run(self, progress: Progress) -> Progress:
@@ -122,8 +126,7 @@ class Federation:
             return done
 
     def _run(self, progress: Progress) -> Progress:
-        if progress.round == 0 and not progress.done:
-            self._baseline(progress)
+        self.baseline(progress)
         self._layout = Layout.of(progress.tensors)
         stale, pending, rounds = self.config.federation.staleness, None, self.config.federation.rounds
         number = progress.round
@@ -147,14 +150,17 @@ class Federation:
                 pending = None
         return progress
 
-    def _baseline(self, progress: Progress) -> None:
-        """Round 0: the held-out loss before any training, and the journal entry that makes a crash in round 1 resumable.
+    def baseline(self, progress: Progress) -> None:
+        """Round 0, if it is to come yet: the held-out loss before any training, and the journal entry that makes a crash in round 1 resumable.
 
         The loss is only shown: the best round is one of those that trained.
         """
+        if progress.round or progress.done or self._measured:
+            return
+        self._measured = True
         ledger, begin = self._ledger(), time.perf_counter()
         self._clock.snapshot_and_reset()
-        self._evaluate(progress.tensors, ledger)
+        self._evaluate(progress.tensors, ledger, "the evaluation before round 1")
         ledger = self._share(ledger)
         if not math.isfinite(ledger.of_clients("val_loss").sum()):
             raise FedSpeedError("the held-out loss is not finite before any training; check the weights in model.base and adapter.start_from, "
@@ -233,7 +239,8 @@ class Federation:
         """
         config, number, ledger, still = self.config, trained.number, trained.ledger, trained.still
         begin = waited = time.perf_counter()
-        total = self._link.finish(trained.started)
+        with activity.during(f"the exchange of round {number}"):
+            total = self._link.finish(trained.started)
         waited = time.perf_counter() - waited
         self._await_commit()  # of the round before: it clears away what no round needs
         self._clock.trace.span("exchange", f"exchange of round {number}", trained.sent, trained.sent + total.idle_s + total.exchange_s)
@@ -255,7 +262,7 @@ class Federation:
 
         last = number == config.federation.rounds
         if last or number % config.federation.evaluate_every == 0:
-            self._evaluate(progress.tensors, ledger)
+            self._evaluate(progress.tensors, ledger, f"the evaluation after round {number}")
         # What is hidden is not lost. Whom a round had to wait for shows in the sum of counters then, and counts in the next one.
         idle_s, exchange_s = (self._late_s, waited) if config.federation.staleness else (total.idle_s, total.exchange_s)
         ledger = self._share(ledger, trained, idle_s, exchange_s, total.bytes_sent)
@@ -332,6 +339,11 @@ class Federation:
 
     def local_steps(self, together: list[int], first: int, steps: int, number: int | None = None) -> list[Sums]:
         """`steps` optimizer steps of the clients in the first seats, each on its own rows, counted over the whole run from `first`."""
+        told = activity.during(f"round {number}", steps, "local step", quiet=True) if number else contextlib.nullcontext()
+        with told:
+            return self._steps_of(together, first, steps, number)
+
+    def _steps_of(self, together: list[int], first: int, steps: int, number: int | None) -> list[Sums]:
         train, sums = self.config.train, [Sums()] * len(together)
         total = self.config.federation.rounds * self.steps_per_round
         for i in range(steps):
@@ -339,17 +351,20 @@ class Federation:
                                 *self.engine.data_share) for client in together]
             done = self.engine.train_step(work, lr_at(train, first + i, total))
             sums = [a + b for a, b in zip(sums, done)]
+            activity.advance()
             if number is not None:
                 self._monitor.step(number, i + 1, steps, sum(done, Sums()).mean_loss)
         return sums
 
-    def _evaluate(self, tensors: Tensors, ledger: Ledger) -> None:
-        """Held-out sums of this rank's clients under `tensors`; the ranks of a client share its rows."""
+    def _evaluate(self, tensors: Tensors, ledger: Ledger, name: str) -> None:
+        """Held-out sums of this rank's clients under `tensors`; the ranks of a client share its rows. `name`: of this evaluation."""
         (shares, share), size = self.engine.data_share, self.config.train.micro_batch
         work = [eval_batches(d.val[share::shares], size, d.pad_id) for d in self.seat.clients.values()]
-        self.engine.load(as_torch(tensors))
-        with self.engine.lockstep(self.engine.eval_passes(work), backward=False):
-            for client, sums in zip(self.seat.clients, self.engine.evaluate(work)):
+        with activity.during(name, sum(map(len, work)), "batch"):
+            self.engine.load(as_torch(tensors))
+            with self.engine.lockstep(self.engine.eval_passes(work), backward=False):
+                evaluated = self.engine.evaluate(work)
+            for client, sums in zip(self.seat.clients, evaluated):
                 ledger.add_client(client, val_loss=sums.loss, val_tokens=sums.tokens, exact=sums.exact, rows=sums.rows)
 
     # What everyone learns, and what is kept.
@@ -408,7 +423,8 @@ class Federation:
             entry = Entry(progress.round, self._fingerprint, self.config.run.seed, self._config_dict, progress.best_round,
                           progress.best_loss, progress.stale, progress.done, likeness=progress.likeness)
             packed = pack(progress.tensors, progress.server, progress.previous)
-            if self.config.federation.staleness:  # writing is waiting, and the next round's training can go on meanwhile; nothing changes these arrays
+            if self.config.federation.staleness and self._writer:
+                # Writing is waiting, and the next round's training can go on meanwhile; nothing changes these arrays.
                 self._writing = self._writer.submit(self._journal.commit, entry, packed)
             else:
                 self._journal.commit(entry, packed)

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from fedspeed import activity
 from fedspeed.errors import ModelError
 from fedspeed.models.adapter_keys import check_keys, places_of
 from fedspeed.models.adapters import add_adapter, base_name, initial_adapter, is_adapter, portable_name
@@ -120,7 +121,7 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
     """
     inner, files, started = _sources(model, config, adapter)
     placed: dict[nn.Parameter, nn.Parameter] = {}  # meta parameter -> what stands for it now
-    for unit_name, unit, recurse in units(model):
+    for unit_name, unit, recurse in activity.counted(list(units(model)), "the loading of the base" if files else "the drawing of weights", "part"):
         entries = list(_parameters(unit_name, unit, recurse))
         fresh = [e for e in entries if e[3] not in placed and (only is None or e[3] in only)]
         if not fresh and only is not None and not any(e[3] in placed for e in entries):

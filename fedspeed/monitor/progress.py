@@ -67,7 +67,7 @@ class Progress:
 
     def __init__(self, total_rounds: int, stream=None, resume_round: int = 0, now=time.monotonic):
         self._total_rounds = total_rounds
-        self._stream = _Stream(stream)
+        self._stream = Stream(stream)
         self._now = now
         self._terminal = self._stream.is_terminal
         self._recent_s = deque(maxlen=RECENT_ROUNDS)
@@ -156,7 +156,7 @@ class NotesOnly:
     """For `monitor.progress=false`: no live line, but what a user must not miss is still said."""
 
     def __init__(self, stream=None):
-        self._stream = _Stream(stream)
+        self._stream = Stream(stream)
 
     def step(self, round_number, local_step, local_steps, loss=None):
         pass
@@ -171,7 +171,7 @@ class NotesOnly:
         pass
 
 
-class _Stream:
+class Stream:
     """A text stream that may be missing, closed, narrow or poor in characters; writing to it never raises."""
 
     def __init__(self, stream):

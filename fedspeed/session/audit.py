@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedspeed import activity
 from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
@@ -95,7 +96,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     quiet()
     join_world(600)
     try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.closing(
+        with contextlib.ExitStack() as at_work, tempfile.TemporaryDirectory() as folder, contextlib.closing(
                 build_engine(config.model, config.adapter, config.train, config.engine, Order(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
                              config.run.seed)) as engine:
             seat = federated.Seat(data, 0, 1, True, False, "")
@@ -105,6 +106,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
             chosen = np.sort(np.random.default_rng(seed).permutation(layout.size)[:words])
             weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in data.items()}
             out = []
+            at_work.enter_context(activity.during("the training of the clients", rounds * len(data) * run.steps_per_round, "local step"))
             for number in range(1, rounds + 1):
                 still = rules.held(config.federation.aggregation, number, layout.names)
                 ends, start = [], layout.flatten(progress.tensors)
@@ -139,9 +141,10 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
         return [Member(terms, i, identities[i], lambda i=i: payloads[i]) for i in range(n)]
 
     views: list[View] = []
-    for number, update in enumerate(updates):
+    for number, update in enumerate(activity.counted(updates, f"the exchange by {mode}", "round")):
         views.append(observe(members(number, update), coalition))
-    outcomes = link(views, seed)
+    with activity.during(f"the linking of what the coalition has seen of {mode}"):
+        outcomes = link(views, seed)
     rows = tuple((name, o.accuracy, o.advantage, o.upper(len(LINKERS))) for name, o in outcomes.items())
     games = len(next(iter(outcomes.values())).candidates)
     return Finding(mode, rows, games, traced_share(views), compromised(n, len(coalition.relays), hops), named_share(views),

@@ -1,5 +1,6 @@
 """How a session ends: the export and the report of a run that went well, the report of one that did not, and errors told as what they are."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,11 +10,12 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from fedspeed import activity
 from fedspeed.cluster.once import report
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, FedSpeedError, LostPeerError, connection_text
+from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, FedSpeedError, LostPeerError, Preempted, connection_text
 from fedspeed.monitor import stdout
 from fedspeed.preflight import weight_notes
 from fedspeed.session.order import Job
@@ -22,6 +24,7 @@ from fedspeed.session.standing import journal_of
 SPEAK_S = 0.5  # for the rank that speaks JSON for all
 PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE,
                 errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+ASKED_FILE = ".asked-to-end"  # in a run's folder: what the reporter was at then
 
 
 def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted=None, renewed: bool = False) -> int:
@@ -41,10 +44,11 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
     best = bool(progress.best_round) and progress.best_round != progress.round
     tensors = journal_of(job.order).load_best(progress.best_round) if best else progress.tensors
     kind = export_kind(config)
-    export(folder / kind, engine.model, tokenizer, tensors, config.model.base)
-    if best:
-        export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base)
-    else:
+    with activity.during(f"the export of the {kind}"):
+        export(folder / kind, engine.model, tokenizer, tensors, config.model.base)
+        if best:
+            export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base)
+    if not best:
         shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)  # of an earlier end of this run, whose last round was not its best
     reason = uncounted(monitor.records)
     code = EXIT_FAILED if reason else EXIT_OK
@@ -72,10 +76,22 @@ def report_failure(job: Job, monitor, error: Exception, lost: list[int]) -> None
 
     clients = tuple(sorted({c for rank in lost for c in job.topology.place(rank).clients}))
     number = finished_rounds(monitor.records, monitor.absent) + 1
+    status = "preempted" if isinstance(error, Preempted) else "failed"
     gaps = (MissingUpdates(number, len(clients), clients),) if clients and 0 <= number <= job.config.federation.rounds else ()
     untold = [name for rank in lost if (name := job.named(rank)) not in str(error)]
     reason = str(error) + (f" (lost: {'; '.join(untold)})" if untold else "")
-    monitor.finish(_summary(job.config, monitor, "failed", reason, getattr(error, "exit_code", EXIT_FAILED), gaps), _facts(job, None))
+    monitor.finish(_summary(job.config, monitor, status, reason, getattr(error, "exit_code", EXIT_FAILED), gaps), _facts(job, None))
+
+
+def tell_where(folder: Path, where: str) -> None:
+    """The reporter's word that a run was asked to end in a round, at once: should the round be too long, nobody could say it later.
+
+    For a signal's handler: it writes past Python's own streams, whose write may be what the signal has interrupted.
+    """
+    text = f"asked to end during {where}" if where else "asked to end"
+    with contextlib.suppress(OSError):
+        os.write(2, f"fedspeed: {text}; this round is finished first, if there is time\n".encode())
+        (folder / ASKED_FILE).write_text(text)
 
 
 class Stuck:

@@ -16,7 +16,7 @@ from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from fedspeed.monitor.records import MissingUpdates, absent_rounds, finished_rounds, summarise
 from fedspeed.monitor.round_log import read_rounds
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
-from fedspeed.session.last_words import export_kind
+from fedspeed.session.last_words import ASKED_FILE, export_kind
 from fedspeed.session.order import Order
 from fedspeed.session.parts import preload
 from fedspeed.session.standing import Claim, check_best, ending, journal_entry, journal_of
@@ -116,13 +116,15 @@ def _report_killed(order: Order, ranks: int, routing_mode: str, watch: _Watch, c
         return
     from fedspeed.monitor.report import Facts, write_report
 
+    asked = folder / ASKED_FILE
+    where = [asked.read_text()] if asked.is_file() and asked.stat().st_mtime >= watch.started else []
     records = _records(folder)
     absent = absent_rounds(records, journal_of(order).newest())
     number = finished_rounds(records, absent) + 1
     everyone = tuple(range(config.data.clients))
     gaps = () if watch.asked_to_end or not 0 < number <= config.federation.rounds else (MissingUpdates(number, len(everyone), everyone),)
     summary = summarise(records, status="preempted" if watch.asked_to_end else "failed", total_rounds=config.federation.rounds,
-                        reason="; ".join(watch.said), exit_code=code, restarts=watch.restarts, also_missing=gaps, absent=absent)
+                        reason="; ".join([*watch.said, *where]), exit_code=code, restarts=watch.restarts, also_missing=gaps, absent=absent)
     try:
         path = write_report(folder, records, summary, render(order.loaded, order.deepspeed), Facts(run={"ranks": str(ranks)}),
                             routing_mode=routing_mode, plot=config.monitor.plot)

@@ -1,5 +1,6 @@
 """One short function for every part of a rank that is built from the configuration."""
 
+import contextlib
 import errno
 import os
 from dataclasses import replace
@@ -20,6 +21,7 @@ from fedspeed.planner.search import place_of
 from fedspeed.planner.task import task_of
 from fedspeed.preflight import read_probe_file
 from fedspeed.session import site
+from fedspeed.session.last_words import ASKED_FILE
 from fedspeed.session.order import Job
 from fedspeed.session.standing import Claim
 from fedspeed.session.together import RollCall
@@ -199,6 +201,13 @@ def trace(job: Job):
     return Trace(job.order.folder, job.me, rounds + late) if rounds else NoTrace()
 
 
+def working(job: Job):
+    """What shows work that takes long, on the rank that reports."""
+    from fedspeed.monitor.working import Working
+
+    return Working() if job.reporter and job.config.monitor.progress else contextlib.nullcontext()
+
+
 def monitor(job: Job, resume_round: int, claim: Claim, data=None):
     from fedspeed.monitor.monitor import Monitor, NoMonitor
 
@@ -209,6 +218,7 @@ def monitor(job: Job, resume_round: int, claim: Claim, data=None):
     claim.take(folder)
     if config.routing.transport == "tls":
         job.site.keep_epoch(folder)
+    (folder / ASKED_FILE).unlink(missing_ok=True)
     (folder / "report.md").unlink(missing_ok=True)  # it speaks of how an earlier start ended, and this one may end without a word
     return Monitor(folder, config.monitor, config.routing.mode, config.federation.rounds, json_out=order.json_out,
                    resume_round=resume_round, data=data, config_text=render(order.loaded, order.deepspeed))

@@ -5,7 +5,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from fedspeed import preflight
+from fedspeed import activity, preflight
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.discover import from_process
@@ -31,13 +31,15 @@ def run_rank(order: Order) -> int:
     stop = StopFlag()
     launch = from_process(order.hostfile)
     job = Job(order, launch, plan(launch.hosts, order.config.data.clients, order.config.cluster.ranks_per_client))
-    store = rendezvous.meet(launch, order.config.cluster.start_timeout_s)
+    with activity.during("the wait for all ranks"):
+        store = rendezvous.meet(launch, order.config.cluster.start_timeout_s)
     if job.me == 0:
         for text in [*warnings(job.topology), *notes(order.config), *preflight.routing_notes(order.config.routing, len(job.topology.participants))]:
             print(f"fedspeed: {text}", file=sys.stderr)
     mpi = parts.mpi(job)
     try:
-        code = _work(job, store, mpi, stop) if job.place.clients else _stand_by(job, store, mpi)
+        with parts.working(job):
+            code = _work(job, store, mpi, stop) if job.place.clients else _stand_by(job, store, mpi)
     except BaseException as error:
         told = last_words.told(error, order.folder)
         last_words.tell_refusal(told, order.json_out, store)
@@ -86,7 +88,8 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
 
     config = job.config
     clock, journal = StageClock(trace=parts.trace(job)), standing.journal_of(job.order)
-    engine = parts.engine(job, clock)
+    with activity.during("the building of the engine"):
+        engine = parts.engine(job, clock)
     link, close = parts.link(job, store, transport, engine, pulse)
     seat = parts.seat(job, inputs.data)
     fresh = rounds.start(config, engine)
@@ -94,12 +97,15 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
     data = parts.data_report(job, link, inputs.data, inputs.everyone)
     monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
+    if job.reporter:
+        stop.tell = lambda where: last_words.tell_where(job.order.folder, where)
     record = job.order.record | ({"inputs": digests(config, inputs.everyone)} if job.reporter else {})
     federation = rounds.Federation(config, job.order.marks, record, seat, engine, link, journal, monitor, clock, peak_bytes, stop,
                                    _renewal(job))
-    stop.in_rounds = True
     try:
         try:
+            federation.baseline(progress)  # asked to end meanwhile, a run ends at once: there is nothing to lose
+            stop.in_rounds = True
             progress = federation.run(progress)
             clock.trace.close()
             comparison = _compare(job, federation, first, progress, inputs, link)

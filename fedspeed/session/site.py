@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedspeed import activity
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, decisive
 from fedspeed.errors import FedSpeedError, LostPeerError
@@ -139,7 +140,7 @@ def content(config: RunConfig) -> str:
 
 def _sha256(path: Path) -> bytes:
     state = hashlib.sha256()
-    with path.open("rb") as file:
+    with activity.during(f"the reading of {path.name}, to compare it with the other sites'"), path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
             state.update(piece)
     return state.digest()

@@ -2,8 +2,10 @@
 
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
+from fedspeed import activity
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.pulse import Pulse
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, FedSpeedError, LostPeerError, Preempted
@@ -15,17 +17,27 @@ HEAR_S = 0.5  # for the others to read why rank 0 goes, and the store with it
 
 
 class StopFlag:
-    """SIGTERM and SIGUSR1 (some schedulers' warning) ask to end: after the round in progress, or at once while there is none."""
+    """SIGTERM and SIGUSR1 (some schedulers' warning) ask to end: after the round in progress, or at once while there is none.
+
+    Attributes:
+        in_rounds: whether a round is in progress.
+        tell: takes what the process was at when it was asked, if a round is in progress.
+    """
 
     def __init__(self):
         self._asked, self.in_rounds = False, False
+        self.tell: Callable[[str], None] = lambda where: None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, *_) -> None:
-        self._asked = True
+        first, self._asked = not self._asked, True
+        where = activity.where()
         if not self.in_rounds:
-            raise Preempted("asked to end before a round had begun; the same command goes on")
+            at = f"during {where}" if where else "before a round had begun"
+            raise Preempted(f"asked to end {at}; the same command goes on")
+        if first:
+            self.tell(where)
 
     def __call__(self) -> bool:
         return self._asked

@@ -351,7 +351,7 @@ BOTH = {0: (0, 1, 2), 1: (0, 1, 2)}  # every client has two ranks
 
 
 def ranks_in_a_pair(world, base, folder):
-    out = Scenarios()
+    out, counted = Scenarios(), ended_work()
     for kind in ("zero0", "zero3", "cluster"):
         out.play_together(world, ("shared", kind), course, f"shared-{kind}", two_rounds(base), SHARED, folder, kind)
     for kind in ("zero0", "zero2", "zero3", "client", "cluster"):
@@ -360,7 +360,38 @@ def ranks_in_a_pair(world, base, folder):
         out.play_together(world, ("sampled", kind), course, f"sampled-{kind}", sampled(base), SHARED, folder, kind)
         out.play_together(world, ("compared", kind), compared, base, folder, kind)
     out.play_together(world, ("both", "held"), course, "both-held", holding(base, "alternate, kept"), BOTH, folder, "zero3")
+    out.play("counted", list, counted)
     return out
+
+
+def ended_work():
+    """A list that every piece of work joins as it ends: (name, unit, total, done)."""
+    from contextlib import contextmanager
+
+    from fedspeed import activity
+
+    during, ended = activity.during, []
+
+    @contextmanager
+    def watched(*args, **options):
+        with during(*args, **options):
+            work = activity.current()
+            yield
+            ended.append((work.name, work.unit, work.total, work.done))
+
+    activity.during = watched
+    return ended
+
+
+@pytest.mark.parametrize(("name", "unit"), [
+    ("the evaluation before round 1", "batch"), ("the evaluation after round 2", "batch"), ("round 2", "local step"),
+    ("the evaluation of each client alone", "batch"), ("the training of each client alone", "local step"), ("the loading of the base", "part"),
+])
+def test_all_work_that_takes_long_is_counted_to_its_end(pair, name, unit):
+    """Under each way of execution, so that what is shown of it moves, and reaches its end."""
+    for rank in pair:
+        found = [work for work in rank["counted"] if work[0] == name]
+        assert found and all(work[1] == unit and 0 < work[2] == pytest.approx(work[3]) for work in found), found
 
 
 @pytest.mark.parametrize("where", ["on one rank", "in one pass", "shared zero0", "shared zero3", "shared cluster", "both zero0", "both zero2",

@@ -80,6 +80,20 @@ def test_sigterm_before_the_first_round(workshop):
     assert started.family() == {}
 
 
+def test_sigterm_during_the_evaluation_before_the_first_round_says_where_it_was(workshop):
+    run = workshop.runs / "evaluating"
+    started = workshop.start("run.name=evaluating", "data.max_rows=9000", "data.val_fraction=0.9", "data.max_val_rows=2700",
+                             "train.micro_batch=1", "monitor.progress=true")
+    started.until(lambda: re.search(r"evaluation before round 1  batch \d+ of 5400  ETA ", started.said()))
+    started.process.terminate()
+    ended = started.wait()
+    assert ended.code == 75, ended.text
+    where = r"sked to end during the evaluation before round 1, batch \d+ of (2700|5400); the same command goes on"
+    assert re.search(where, ended.err) and re.search(where, (run / "report.md").read_text())  # of the first rank to speak, of the reporter
+    assert headline(run) == "# Run `evaluating`: preempted"
+    assert "Traceback" not in ended.err and started.family() == {}
+
+
 def test_a_lost_rank_is_started_again(workshop, whole):
     run = workshop.runs / "lost"
     started = workshop.start("run.name=lost", "monitor.plot=false", env=SLOW)

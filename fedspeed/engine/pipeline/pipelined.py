@@ -11,6 +11,7 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
+from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell, Score
@@ -177,6 +178,7 @@ class ClientPipeline(PipelinedEngine):
                 for m, score in scores.items():
                     i, batch = portion[m]
                     sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
+                activity.advance(len(portion))
             return self._first(sums)
 
     @losses_named("while losses were summed")
@@ -312,6 +314,7 @@ class ClusterPipeline(PipelinedEngine):
                 for (_, i), score in scores.items():
                     at, batch = portion[i]
                     sums[at] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
+                activity.advance(len(portion))
         return sums
 
     def _idle_pass(self, backward: bool) -> None:

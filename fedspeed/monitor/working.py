@@ -1,0 +1,77 @@
+"""The line on stderr about work that takes longer than a few seconds and is no local step: loading, evaluating, exporting.
+
+A thread of its own looks at what the process is at (`fedspeed.activity`), so that work which cannot be interrupted is shown too.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Self
+
+from fedspeed import activity
+from fedspeed.activity import Activity
+from fedspeed.monitor.progress import LOG_INTERVAL_S, Stream, bar_text, fit
+from fedspeed.monitor.units import seconds_text
+
+PATIENCE_S = 5.0  # work that is done sooner is not shown
+LOOK_S = 0.5
+
+
+class Working:
+    """Shows what takes long, while it is entered.
+
+    Args:
+        stream: a text stream; None is sys.stderr.
+        now: monotonic seconds.
+    """
+
+    def __init__(self, stream=None, now: Callable[[], float] = time.monotonic):
+        self._stream, self._now = Stream(stream), now
+        self._terminal = self._stream.is_terminal
+        self._shown: Activity | None = None
+        self._drawn = -math.inf
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.look()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_S):
+            self.look()
+
+    def look(self) -> None:
+        """Show the work at hand, if it is time to."""
+        work, now = activity.current(), self._now()
+        if self._ended.is_set() or work is not self._shown:
+            self._erase()
+        if self._ended.is_set() or work is None or work.quiet or now - work.began < PATIENCE_S:
+            return
+        if self._terminal:
+            self._stream.write("\r" + fit(self._parts(work, now), self._stream.columns() - 1) + "\x1b[K")
+        elif work is not self._shown or now - self._drawn >= LOG_INTERVAL_S:
+            self._stream.write("  ".join(text for _, text in self._parts(work, now)) + "\n")
+            self._drawn = now
+        self._shown = work
+
+    def _erase(self) -> None:
+        if self._shown is not None and self._terminal:
+            self._stream.write("\r\x1b[K")
+        self._shown = None
+
+    def _parts(self, work: Activity, now: float) -> list[tuple[int, str]]:
+        parts = [(100, work.name.removeprefix("the "))]
+        if self._terminal and work.total:
+            parts.append((20, bar_text(min(1.0, work.done / work.total), *self._stream.bar_characters)))
+        if work.total:
+            parts.append((60, work.position))
+        left = work.remaining_s(now)
+        parts.append((80, f"{seconds_text(now - work.began)} so far" if left is None else f"ETA {seconds_text(left)}"))
+        return parts

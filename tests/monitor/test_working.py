@@ -1,0 +1,114 @@
+"""The line about work that takes long, and what a run that is asked to end was at."""
+
+import io
+import signal
+
+import pytest
+
+from fedspeed import activity
+from fedspeed.errors import Preempted
+from fedspeed.monitor.working import PATIENCE_S, Working
+from fedspeed.session.together import StopFlag
+from tests.monitor.test_progress import ManualTime, Terminal
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = ManualTime()
+    monkeypatch.setattr(activity.time, "monotonic", clock)
+    return clock
+
+
+def test_a_log_says_what_takes_long_once_and_then_once_a_minute(clock):
+    stream = io.StringIO()
+    working = Working(stream, clock)
+    with activity.during("the evaluation before round 1", 40, "batch"):
+        for second in range(130):
+            clock.now = float(second)
+            working.look()
+            if second % 5 == 4:
+                activity.advance()
+    assert stream.getvalue().splitlines() == [
+        "evaluation before round 1  batch 2 of 40  ETA 3m 15s",
+        "evaluation before round 1  batch 14 of 40  ETA 2m 15s",
+        "evaluation before round 1  batch 26 of 40  ETA 1m 15s"]
+
+
+def test_what_is_short_is_not_shown(clock):
+    stream = io.StringIO()
+    working = Working(stream, clock)
+    for _ in range(10):
+        with activity.during("the loading of the base", 3, "part"):
+            clock.now += PATIENCE_S - 0.1
+            working.look()
+    with activity.during("round 1", 10, "local step", quiet=True):
+        clock.now += 1000
+        working.look()
+    assert stream.getvalue() == ""
+
+
+def test_work_of_unknown_length_says_how_long_it_has_taken(clock):
+    stream = io.StringIO()
+    with activity.during("the export of the model"):
+        clock.now = 7.0
+        Working(stream, clock).look()
+    assert stream.getvalue() == "export of the model  7.0s so far\n"
+
+
+def test_a_terminal_has_one_line_that_goes_away(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal(80)
+    working = Working(terminal.stream, clock)
+    with activity.during("the loading of the base", 4, "part"):
+        activity.advance(2)
+        for clock.now in (6.0, 8.0):
+            working.look()
+        assert terminal.shown() == ["loading of the base  ████████░░░░░░░░  part 3 of 4  ETA 8.0s"]
+    working.look()
+    assert terminal.shown() == [""]
+    terminal.close()
+
+
+def test_it_looks_by_itself_and_ends(monkeypatch):
+    monkeypatch.setattr("fedspeed.monitor.working.LOOK_S", 0.01)
+    monkeypatch.setattr("fedspeed.monitor.working.PATIENCE_S", 0.0)
+    stream = io.StringIO()
+    with Working(stream) as working, activity.during("the report"):
+        while not stream.getvalue():
+            working._ended.wait(0.01)
+    assert stream.getvalue().startswith("report  ") and not working._thread.is_alive()
+
+
+def test_counted_work_ends_with_its_items_and_with_an_error():
+    seen = [(item, activity.where()) for item in activity.counted("ab", "the loading", "part")]
+    assert seen == [("a", "the loading, part 1 of 2"), ("b", "the loading, part 2 of 2")] and activity.where() == ""
+    with pytest.raises(ValueError), activity.during("the outer", 3, "step"), activity.during("the inner"):
+        assert activity.where() == "the inner"
+        raise ValueError
+    assert activity.current() is None
+
+
+@pytest.fixture
+def stop():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield StopFlag()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_that_is_asked_to_end_before_its_rounds_says_where_it_was(stop):
+    with activity.during("the evaluation before round 1", 40, "batch"):
+        activity.advance(11)
+        with pytest.raises(Preempted, match="asked to end during the evaluation before round 1, batch 12 of 40; the same command goes on"):
+            signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="asked to end before a round had begun"):
+        signal.raise_signal(signal.SIGUSR1)
+
+
+def test_a_run_that_is_asked_to_end_in_a_round_tells_it_once(stop):
+    told = []
+    stop.in_rounds, stop.tell = True, told.append
+    with activity.during("round 3", 10, "local step", quiet=True):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+    assert told == ["round 3, local step 1 of 10"] and stop()
