@@ -59,7 +59,17 @@ def leading_special_ids(tokenizer) -> list[int]:
 
 
 def _ids(tokenizer, text: str) -> list[int]:
-    """Token ids of a text as text: where it holds the name of a special token, such as `</s>`, the name is spelled out. Read as the
-    token itself, it would end an answer in the middle."""
+    """Token ids of a text as text: where it holds the name of a special token, such as `</s>`, the name is spelled
+    out. Read as the token itself, it would end an answer in the middle."""
     # Not verbose: the tokenizer would warn of texts beyond the model's positions, and `encode` cuts them right after.
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+    # The pieces of a Unigram vocabulary may hold such names themselves.
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if special.isdisjoint(ids):
+        return ids
+    return [piece for token in ids for piece in (_spelled(tokenizer, token) if token in special else [token])]
+
+
+def _spelled(tokenizer, token: int) -> list[int]:
+    """A token's name, character by character."""
+    return tokenizer.convert_tokens_to_ids(list(tokenizer.convert_ids_to_tokens(token)))

@@ -13,7 +13,8 @@ class RowCounts:
 
     Attributes:
         rows: as they were read.
-        cut: rows that have lost the end of their answer to data.max_tokens. They are used, and never answered exactly.
+        cut: rows that have lost the end of their answer to data.max_tokens. They are used, and never answered
+            exactly.
         lost: rows of which no answer token is left. They are not used.
     """
 
@@ -65,7 +66,7 @@ class RowTable:
         return counts_text(self.total, cut, lost="nothing of the answer lies within it")
 
     def client_lines(self) -> list[str]:
-        """One line for each of the first clients; none where nothing is cut or lost, or only sums are known."""
+        """A line for each of the first clients; none where nothing is cut or lost, or only sums are known."""
         if not self.total.harmed:
             return []
         named = self.clients[:CLIENTS_NAMED]
@@ -75,15 +76,15 @@ class RowTable:
         return lines
 
     def warnings(self) -> list[str]:
-        """A sentence where more rows lose something than is likely to be meant, over all clients or at one of them."""
+        """Says where more rows lose something than is likely to be meant, over all clients or at one."""
         shares = [counts.harmed for counts in self.clients]
         if max([self.total.harmed, *shares]) <= WARN_ABOVE:
             return []
         cut, lost = (_share(part, self.total.rows) for part in (self.total.cut, self.total.lost))
         where = f" (most at client {shares.index(max(shares))}: {max(shares):.1%})" if len(shares) > 1 else ""
-        return [f"data.max_tokens={self.max_tokens} takes the end of the answer from {cut} rows, so that the model does not "
-                f"learn to stop there, and the whole answer from {lost}, which are left out{where}; raise "
-                "data.max_tokens, or shorten the rows"]
+        return [f"data.max_tokens={self.max_tokens} takes the end of the answer from {cut} rows, so that the "
+                f"model does not learn to stop there, and the whole answer from {lost}, which are left out{where}; "
+                "raise data.max_tokens, or shorten the rows"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""What a run has read, by its content. A resumed run must go on with the same base, tokenizer, adapter and rows, not
-only with the same names of them."""
+"""What a run has read, by its content. A resumed run must go on with the same base, tokenizer, adapter and
+rows, not only with the same names of them."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from fedspeed.errors import DataError, JournalError
 from fedspeed.files import json_value
 
 WHOLE_BYTES = 16 << 20  # files up to this size count with all of their content
-SAMPLES = 64  # larger ones with their size, their beginning (the header of a safetensors file) and so many samples
+SAMPLES = 64  # larger ones with their size and so many samples, the first of the header of a safetensors file
 SAMPLE_BYTES = 64 << 10
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json", "vocab.json", "merges.txt")
@@ -32,7 +32,7 @@ def check_inputs(journal: Journal, entry: Entry, config: RunConfig,
                  rows: Sequence[ClientRows] | None) -> list[str]:
     """Holds what a run has read so far against what lies there now.
 
-    A journal of a version that did not keep the digests of inputs passes; from the next round on they are kept.
+    A journal of a version that kept no digests of inputs passes; from the next round on they are kept.
 
     Args:
         rows: of all clients; None where they are not to be had without a rank's libraries.
@@ -41,17 +41,17 @@ def check_inputs(journal: Journal, entry: Entry, config: RunConfig,
         what is to be said of a journal that passes unseen.
 
     Raises:
-        JournalError: the base, its tokenizer, the adapter to start from or the rows have another content; says which.
+        JournalError: base, tokenizer, adapter to start from or rows have another content; says which.
     """
     before = entry.config.get("inputs")
     if not before:
-        return [f"{journal.folder} is of an earlier version, which did not keep what the base, the tokenizer and the "
-                f"rows were: whether they have changed since round {entry.round} is not known. From the next round on "
-                "it is kept"]
+        return [f"{journal.folder} is of an earlier version, which did not keep what the base, the tokenizer "
+                f"and the rows were: whether they have changed since round {entry.round} is not known. From the "
+                "next round on it is kept"]
     if found := changed(config, before, digests(config, rows)):
-        raise JournalError(f"{journal.folder}: belongs to a run that has read other files; changed since its round "
-                           f"{entry.round}: {'; '.join(found)}. Put back what it has read, give the new run its own "
-                           "name with run.name=..., or start anew with --fresh")
+        raise JournalError(f"{journal.folder}: belongs to a run that has read other files; changed since its "
+                           f"round {entry.round}: {'; '.join(found)}. Put back what it has read, give the new "
+                           "run its own name with run.name=..., or start anew with --fresh")
     return []
 
 
@@ -66,11 +66,11 @@ def rows_without_libraries(config: RunConfig) -> list[ClientRows] | None:
 
 
 def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, str]:
-    """Input -> digest of its content. What cannot be looked at here and now is left out: whoever needs it says what
-    is wrong with it.
+    """Gives input -> digest of its content. What cannot be looked at here and now is left out: whoever needs
+    it says what is wrong with it.
 
     Args:
-        rows: of all clients of this job, as this machine reads them. One digest covers all, and tells of no client.
+        rows: of all clients of this job, as this machine reads them. One digest covers all and tells of none.
     """
     found: dict[str, str] = {}
     base, tokenizer = _folder(config.model.base), _folder(_tokenizer_place(config))
@@ -81,7 +81,8 @@ def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
     if tokenizer is not None:
         found[TOKENIZER] = _of_files([tokenizer / name for name in TOKENIZER_FILES])
     if (adapter := _folder(config.adapter.start_from)) is not None:
-        found[ADAPTER] = _of_files([adapter / "adapter_config.json", *sorted(adapter.glob("adapter_model*.safetensors"))])
+        weights = sorted(adapter.glob("adapter_model*.safetensors"))
+        found[ADAPTER] = _of_files([adapter / "adapter_config.json", *weights])
     if rows is not None:
         found[ROWS] = _of_rows(rows)
     return {name: digest for name, digest in found.items() if digest}
@@ -136,7 +137,7 @@ def _of_config(path: Path) -> str:
 
 
 def _of_files(paths: Sequence[Path]) -> str:
-    """The digest of names and contents of those files that are there; empty if none is, or one cannot be read."""
+    """Digests names and contents of those files that are there; empty if none is, or one cannot be read."""
     there = [path for path in paths if path.is_file()]
     state = hashlib.sha256()
     try:

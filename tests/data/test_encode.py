@@ -90,6 +90,18 @@ def test_special_tokens_of_a_trained_tokenizer_are_text_in_a_row(tmp_path, saved
     assert tokenizer.eos_token_id in tokenizer(row.output).input_ids, "and so it stays: what is exported is the base's own tokenizer"
 
 
+def test_a_vocabulary_that_holds_the_names_itself_spells_them_out_too():
+    """Of a Unigram model, whose pieces are chosen by their score: it finds `</s>` in plain text."""
+    letters = "abcdefghijklmnopqrstuvwxyz<>/\u2581"
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((c, -5.0) for c in letters)], unk_id=0))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+                                   clean_up_tokenization_spaces=False)
+    ids = encode(Row("say", "", "use <s>old</s> 7 it", ""), fast, "plain", 64).input_ids.tolist()
+    assert ids.count(fast.eos_token_id) == 1 and ids[-1] == fast.eos_token_id and fast.bos_token_id not in ids
+    assert fast.decode(ids[:-1]).endswith("use <s>old</s> <unk> it")
+
+
 def byte_pair_tokenizer():
     """As GPT-2's and Llama 3's are made: a byte-level BPE trained on text, with special tokens."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
