@@ -10,6 +10,7 @@ Data positions and random numbers are functions of (seed, client, round), so the
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ class Entry:
     Attributes:
         config: the resolved configuration the run was started with.
         fingerprint: hash over what decides the run's arithmetic; a resumed run must have the same.
-        best_round, best_loss, stale: held-out record, and evaluations since it (for early stopping). best_round 0: none yet.
+        best_round, best_loss, stale: held-out record, and evaluations since it (for early stopping).
+            best_round 0 is the start; an infinite best_loss says that there is none yet.
         done: why the run ended with this round, empty while it goes on.
         likeness: under staleness, how far clients' changes were alike in this round.
     """
@@ -48,6 +50,11 @@ class Entry:
     sha256: str = ""
     likeness: float | None = None
 
+    @property
+    def has_best(self) -> bool:
+        """Whether any round, or the start, has been evaluated."""
+        return math.isfinite(self.best_loss)
+
 
 class Journal:
     """One run's journal. Only one rank commits; gateways add their clients' files to the round before it is committed."""
@@ -62,7 +69,7 @@ class Journal:
         """Make `entry.round` the round to resume from, and forget all but the last few."""
         folder = self._round(entry.round)
         digest = write_tensors(folder / "state.safetensors", tensors)
-        text = json.dumps({**asdict(entry), "sha256": digest, "best_loss": entry.best_loss if entry.best_round else None}, indent=1)
+        text = json.dumps({**asdict(entry), "sha256": digest, "best_loss": entry.best_loss if entry.has_best else None}, indent=1)
         write_atomically(folder / "entry.json", text.encode())
         kept = self._committed()[-self._keep:]
         for number in self._numbers():

@@ -59,13 +59,18 @@ class Progress:
     tensors: Tensors
     server: server.State
     optimizers: dict[int, Tensors] = field(default_factory=dict)
-    best_round: int = 0
+    best_round: int = 0  # 0 is the start, if best_loss is finite: else there is none
     best_loss: float = math.inf
     stale: int = 0
     done: str = ""
     previous: Tensors | None = None  # under staleness: the state that the round under way is trained from
     starts: dict[int, Tensors] = field(default_factory=dict)  # and of this rank's clients, what each goes on from itself
     likeness: float | None = None  # and how far clients' changes were alike in the last round (see `Federation._foreseen`)
+
+    @property
+    def has_best(self) -> bool:
+        """Whether any round, or the start, has been evaluated."""
+        return math.isfinite(self.best_loss)
 
 
 @dataclass
@@ -151,10 +156,8 @@ class Federation:
         return progress
 
     def baseline(self, progress: Progress) -> None:
-        """Round 0, if it is to come yet: the held-out loss before any training, and the journal entry that makes a crash in round 1 resumable.
-
-        The loss is only shown: the best round is one of those that trained.
-        """
+        """Round 0, if it is to come yet: the held-out loss before any training, which the rounds have to beat, and the journal entry that makes a crash in
+        round 1 resumable."""
         if progress.round or progress.done or self._measured:
             return
         self._measured = True
@@ -167,6 +170,7 @@ class Federation:
                                 "or choose another model.dtype")
         if self.seat.reporter:
             self._monitor.round(self._record(0, (), ledger, time.perf_counter() - begin, None, None))
+        self._note_loss(progress, ledger)
         self._keep_clients(progress)
         self._commit(progress)
 
@@ -396,7 +400,7 @@ class Federation:
         return Ledger(self.config.data.clients, self.seat.ranks, vector, sums_only=self.config.routing.sums_only)
 
     def _note_loss(self, progress: Progress, ledger: Ledger) -> None:
-        """Keep the best round by held-out loss, and count evaluations without a better one."""
+        """Keep the best state by held-out loss, the start being one, and count evaluations without a better one."""
         tokens = ledger.of_clients("val_tokens").sum()
         if not tokens:
             return

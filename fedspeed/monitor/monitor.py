@@ -126,7 +126,9 @@ def _last_words(summary: Summary, path: Path) -> str:
     parts = [f"{summary.status}: {summary.rounds} of {summary.total_rounds} rounds in {seconds_text(summary.seconds)}"]
     if summary.first_val_loss is not None and summary.last_val_loss is not None:
         parts.append(f"held-out loss {loss_text(summary.first_val_loss)} -> {loss_text(summary.last_val_loss)}")
-    if summary.best_round is not None:
+    if summary.best_round == 0 and summary.rounds:
+        parts.append("no round beat the start")
+    elif summary.best_round is not None:
         parts.append(f"best {loss_text(summary.best_val_loss)} in round {summary.best_round}")
     if summary.missing_count:
         parts.append(f"{summary.missing_count} update{'s' if summary.missing_count > 1 else ''} missing")

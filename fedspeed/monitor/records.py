@@ -119,7 +119,7 @@ class Summary(_Record):
     first_val_loss: float | None
     last_val_loss: float | None
     best_val_loss: float | None
-    best_round: int | None
+    best_round: int | None  # 0: no round beat the start
     seconds: float  # wall time of the rounds; start-up is not in it
     tokens: int
     bytes_sent: int
@@ -175,9 +175,8 @@ def summarise(
         absent: rounds that finished, but whose records are lost.
     """
     evaluated = [record for record in records if record.val_loss is not None]
-    # A loss that is not finite can be first or last, but never best; nor can that of round 0, in which nothing was trained.
-    best = min((record for record in evaluated if record.round and math.isfinite(record.val_loss)), key=lambda record: record.val_loss,
-               default=None)
+    # A loss that is not finite can be first or last, but never best. That of round 0, in which nothing was trained, can: no round beat the start then.
+    best = min((record for record in evaluated if math.isfinite(record.val_loss)), key=lambda record: record.val_loss, default=None)
     gaps = tuple(MissingUpdates(record.round, record.missing_count, record.missing) for record in records if record.missing_count)
     return Summary(
         status=status,

@@ -26,7 +26,7 @@ class Export:
     kind: Literal["adapter", "model"]
     folder: str
     base: str
-    round: int
+    round: int  # 0: the start
     dtype: str = "float32"
 
 
@@ -179,7 +179,8 @@ def _status(summary: Summary, facts: Facts) -> str:
 
 
 def _result_rows(summary: Summary) -> list[tuple[str, str]]:
-    best = "-" if summary.best_round is None else f"{loss_text(summary.best_val_loss)} (round {summary.best_round})"
+    where = f"round {summary.best_round}" if summary.best_round else "the start"
+    best = "-" if summary.best_round is None else f"{loss_text(summary.best_val_loss)} ({where})"
     speed = count_text(summary.tokens / summary.seconds) if summary.seconds else "-"
     rows = [
         ("held-out loss, first", loss_text(summary.first_val_loss)),
@@ -224,13 +225,14 @@ def _comparison_section(comparison: Comparison, plot: bool) -> str:
 def _usage(export: Export | None) -> str:
     if export is None:
         return "Nothing was exported."
+    whence = f"round {export.round}" if export.round else "the start, which no round beat,"
     if export.kind == "model":
-        return (f"The model of round {export.round} is an ordinary Hugging Face folder:\n\n```python\n"
+        return (f"The model of {whence} is an ordinary Hugging Face folder:\n\n```python\n"
                 f"import torch\nfrom transformers import AutoModelForCausalLM\n\n"
                 f"model = AutoModelForCausalLM.from_pretrained({export.folder!r}, dtype=torch.{export.dtype})\n```\n\n"
                 f"To train on from it: `model.base={export.folder}`.")
     as_trained = "" if export.dtype == "float32" else ", autocast_adapter_dtype=False"  # PEFT would compute the adapter in fp32
-    return (f"The adapter of round {export.round} is an ordinary PEFT folder:\n\n```python\n"
+    return (f"The adapter of {whence} is an ordinary PEFT folder:\n\n```python\n"
             f"import torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
             f"base = AutoModelForCausalLM.from_pretrained({export.base!r}, dtype=torch.{export.dtype})\n"
             f"model = PeftModel.from_pretrained(base, {export.folder!r}{as_trained})\n```\n\n"

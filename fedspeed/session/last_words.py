@@ -17,6 +17,7 @@ from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, FedSpeedError, LostPeerError, Preempted, connection_text
 from fedspeed.monitor import stdout
+from fedspeed.monitor.units import loss_text
 from fedspeed.preflight import weight_notes
 from fedspeed.session.order import Job
 from fedspeed.session.standing import journal_of
@@ -41,7 +42,7 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
         print(f"fedspeed: stopped after round {progress.round} of {config.federation.rounds} ({why}); the same command goes on from there",
               file=sys.stderr)
         return EXIT_RESUMABLE
-    best = bool(progress.best_round) and progress.best_round != progress.round
+    best = progress.has_best and progress.best_round != progress.round
     tensors = journal_of(job.order).load_best(progress.best_round) if best else progress.tensors
     kind = export_kind(config)
     with activity.during(f"the export of the {kind}"):
@@ -50,12 +51,21 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
             export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base)
     if not best:
         shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)  # of an earlier end of this run, whose last round was not its best
-    reason = uncounted(monitor.records)
-    code = EXIT_FAILED if reason else EXIT_OK
+    lost = uncounted(monitor.records)
+    code = EXIT_FAILED if lost else EXIT_OK
+    reason = "; ".join(filter(None, [unbeaten(progress, kind), lost]))
     exported = Export(kind, str(folder / kind), lasting_name(config.model.base), progress.best_round if best else progress.round,
                       str(engine.model.config.dtype).removeprefix("torch."))
     monitor.finish(_summary(config, monitor, progress.done, reason, code), _facts(job, exported, predicted), comparison)
     return code
+
+
+def unbeaten(progress, kind: str) -> str:
+    """Say that no round of a run was better than its start; empty if one was, or if there was nothing to compare on."""
+    if not progress.has_best or progress.best_round:
+        return ""
+    return (f"no round beat the start, whose held-out loss is {loss_text(progress.best_loss)}: {kind} holds the start, "
+            f"{kind}-last the last round")
 
 
 def uncounted(records) -> str:

@@ -13,6 +13,8 @@ from fedspeed.errors import JournalError
 from fedspeed.federation.config import FederationConfig
 from fedspeed.session.order import Order
 
+NONE = -1  # in place of the best round's number where nothing has been evaluated
+
 
 class Claim:
     """The sole right to write a run: a lock on its folder, which the kernel drops with the process, however that ends."""
@@ -68,7 +70,7 @@ def check_best(journal: Journal, entry: Entry) -> None:
     Raises:
         JournalError: it is not. Where the newest round is the best one, its own state stands in for the file.
     """
-    if entry.best_round not in (0, entry.round):
+    if entry.has_best and entry.best_round != entry.round:
         journal.check_best(entry)
 
 
@@ -92,7 +94,7 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
         if Layout.of(saved) != layout:
             raise JournalError(f"{journal.folder}: its tensors do not fit this model; start anew with --fresh")
         vector = layout.flatten(saved)
-        head = np.array([entry.round, entry.best_round, entry.best_loss if entry.best_round else 0.0, entry.stale,
+        head = np.array([entry.round, entry.best_round if entry.has_best else NONE, entry.best_loss if entry.has_best else 0.0, entry.stale,
                          -1.0 if entry.likeness is None else entry.likeness])
     priority = entry.round + 1.0 if entry else 0.0  # sites of their own may differ by the round in which one was lost
     head = link.share(head, priority)
@@ -103,7 +105,7 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
         _check_alike(link, journal, int(head[0]), entry is not None and entry.round == head[0] and not np.array_equal(own, vector))
     tensors, moments, previous = rounds.unpack(layout.unflatten(vector))
     number, best, stale = int(head[0]), int(head[1]), int(head[3])
-    progress = rounds.Progress(number, tensors, moments, {}, best, float(head[2]) if best else float("inf"), stale,
+    progress = rounds.Progress(number, tensors, moments, {}, max(0, best), float("inf") if best == NONE else float(head[2]), stale,
                                ending(number, stale, config.federation), previous if number else None,
                                likeness=float(head[4]) if head[4] >= 0 else None)
     if (config.federation.local_optimizer == "keep" or rounds.keeps_starts(config)) and number:
@@ -112,9 +114,9 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
             template = rounds.as_arrays(engine.optimizer_state()) if kept is progress.optimizers else tensors
             kept |= _kept(journal, engine, Layout.of(template), number, client, seat.gateway)
         link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now, and nothing of the run is changed yet
-    if best not in (0, number) and config.routing.transport == "tls":
+    if best not in (NONE, number) and config.routing.transport == "tls":
         _share_best(link, journal, best, Layout.of(tensors))
-    if entry is not None and best == number and best:
+    if entry is not None and best == number:
         journal.save_best(best, tensors)  # whether the file is there or not, see `check_best`
     return progress
 

@@ -77,6 +77,18 @@ def test_the_best_round_is_kept_beside_the_newest(tmp_path):
     assert same(Journal(tmp_path, 1).load_best(1), tensors(1))
 
 
+def test_the_start_can_be_the_best(tmp_path):
+    """Which is not the same as that nothing has been evaluated."""
+    journal = Journal(tmp_path, keep=1)
+    journal.save_best(0, tensors(0))
+    for number in range(4):
+        journal.commit(entry(number, best_round=0, best_loss=0.5), tensors(number))
+    newest = Journal(tmp_path, 1).latest()
+    assert newest.has_best and newest.best_loss == 0.5 and same(journal.load_best(0), tensors(0))
+    journal.commit(entry(4), tensors(4))
+    assert not journal.latest().has_best
+
+
 def test_going_back_a_round_goes_back_to_its_best(tmp_path):
     """What the remedy of a damaged round leads to, and a crash between the best of a round and its commit."""
     journal = Journal(tmp_path, keep=2)
@@ -253,7 +265,7 @@ def whole(run):
     if newest is None:
         return -1
     assert same(journal.tensors(newest), tensors(newest.round))
-    if newest.best_round:
+    if newest.has_best:
         assert same(journal.load_best(newest.best_round), tensors(newest.best_round))
     return newest.round
 
@@ -313,7 +325,7 @@ def commit_for_ever(run, pipe):
         if number % 3 == 0:
             journal.save_best(number, tensors(number, 20_000))
         journal.save_client(number, 0, tensors(number, 20_000))
-        journal.commit(entry(number, best_round=number - number % 3, best_loss=1.0), tensors(number, 20_000))
+        journal.commit(entry(number, best_round=number - number % 3, best_loss=1.0 if number > 2 else float("inf")), tensors(number, 20_000))
         pipe.send(number)
 
 
@@ -341,7 +353,7 @@ def test_kill_at_random_moments(tmp_path):
         assert newest.round in (acknowledged, acknowledged + 1), "committed before it was acknowledged, or not begun"
         assert same(journal.tensors(newest), tensors(newest.round, 20_000))
         assert same(journal.load_client(newest.round, 0), tensors(newest.round, 20_000))
-        if newest.best_round:
+        if newest.has_best:
             assert same(journal.load_best(newest.best_round), tensors(newest.best_round, 20_000))
         assert len(round_folders(journal)) <= 4, "two that are kept, one half written, one half forgotten"
         at_work += len(round_folders(journal)) > 2 or any(p.suffix == ".tmp" for p in journal.folder.rglob("*"))

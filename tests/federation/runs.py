@@ -215,5 +215,5 @@ def course(world: World, name: str, config, carries, folder, kind: str = "zero0"
         while not progress.done:
             progress = fed.run(progress)
             states.append(progress.tensors)
-        best = fed._journal.load_best(progress.best_round) if fed.seat.reporter and progress.best_round else None
+        best = fed._journal.load_best(progress.best_round) if fed.seat.reporter and progress.has_best else None
     return Course(states, notes.records, notes.turns, progress.done, progress.best_round, best)

@@ -149,8 +149,8 @@ def test_records_of_the_rounds(apart):
 def test_the_best_round_is_kept(apart):
     for case in ("lora", "two rounds", "freeze_a", "still"):
         seen = apart[2 if case == "still" else 0][case]
-        losses = {r.round: r.val_loss for r in seen.records if r.round}
-        assert seen.best_round == min(losses, key=losses.get), "of the rounds that trained: the start is no result"
+        losses = {r.round: r.val_loss for r in seen.records}
+        assert seen.best_round == min(losses, key=losses.get), "the start is one of them"
         assert same_bits(seen.best, seen.states[seen.best_round])
 
 
@@ -300,8 +300,8 @@ def test_adaptive_server_optimizers_do_not_diverge_by_default(apart, kind, seed)
 def test_a_run_that_does_not_get_better_stops(apart):
     still = apart[2]["still"]
     assert still.done == "early stop"
-    assert [r.round for r in still.records] == [0, 1, 2, 3], "round 1 sets the record, two more evaluations do not beat it"
-    assert len({r.val_loss for r in still.records}) == 1 and still.best_round == 1
+    assert [r.round for r in still.records] == [0, 1, 2], "two evaluations do not beat the start"
+    assert len({r.val_loss for r in still.records}) == 1 and still.best_round == 0 and same_bits(still.best, still.states[0])
 
 
 # Three ranks in one torch world that share the base at ZeRO-3.

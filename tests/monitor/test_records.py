@@ -75,7 +75,9 @@ def test_a_loss_that_is_not_finite_is_never_the_best(make_round):
     summary = summarise([make_round(1, val_loss=math.nan), make_round(2, val_loss=2.0)], status="finished", total_rounds=2)
     assert (summary.best_val_loss, summary.best_round) == (2.0, 2)
     assert math.isnan(summary.first_val_loss)
-    assert summarise([make_round(0, val_loss=1.0), make_round(1, val_loss=2.0)], status="finished", total_rounds=1).best_round == 1
+    for first, best in ((1.0, 0), (2.0, 0), (2.5, 1)):
+        records = [make_round(0, val_loss=first), make_round(1, val_loss=2.0)]
+        assert summarise(records, status="finished", total_rounds=1).best_round == best, "the start counts, and wins where equal"
     assert summarise([make_round(1, val_loss=-math.inf)], status="finished", total_rounds=1).best_round is None
 
 

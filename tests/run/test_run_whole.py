@@ -96,15 +96,31 @@ def test_the_adapter_is_the_journals_and_peft_loads_it(whole):
 
 def test_the_best_round_is_exported_and_the_last_one_beside_it(workshop, rises):
     words, run = ("federation.server_lr=3", "monitor.plot=false"), rises
-    losses = {record["round"]: record["val_loss"] for record in records(run)[1:]}
+    losses = {record["round"]: record["val_loss"] for record in records(run)}
     best = min(losses, key=losses.get)
-    assert best < ROUNDS, "else there is nothing to tell apart"
+    assert 0 < best < ROUNDS, "else there is nothing to tell apart"
     workshop.finish("run.name=rises-no-more", f"federation.rounds={best}", *words)
     saved, last, shorter = (load_file(path / "adapter_model.safetensors")
                             for path in (run / "adapter", run / "adapter-last", workshop.runs / "rises-no-more" / "adapter"))
     assert all(np.array_equal(saved[name], shorter[name]) for name in saved.keys() | shorter.keys())
     assert not all(np.array_equal(saved[name], last[name]) for name in saved)
     assert f"The adapter of round {best} " in (run / "report.md").read_text()
+
+
+def test_a_run_that_no_round_makes_better_says_so_and_exports_its_start(workshop):
+    """Also where it goes on later: the start stays what rounds have to beat."""
+    words, run = ("adapter.method=full", "federation.server_lr=1", "run.name=worse", "monitor.plot=false", "--json"), workshop.runs / "worse"
+    for rounds in (1, 2):
+        ended = workshop.finish(*words, f"federation.rounds={rounds}")
+        losses, summary = [record["val_loss"] for record in records(run)], json.loads(ended.out.splitlines()[-1])
+        assert len(losses) == rounds + 1 and min(losses[1:]) > losses[0] + 0.1
+        assert (summary["best_round"], summary["best_val_loss"]) == (0, losses[0])
+        said = f"no round beat the start, whose held-out loss is {losses[0]:.4f}"
+        assert said in summary["reason"]
+        top = (run / "report.md").read_text().partition("## Result")[0]
+        assert said[1:] in top and ended.err.count("no round beat the start") == 1
+        heads = [load_file(run / name / "model.safetensors")["lm_head.weight"] for name in ("model", "model-last")]
+        assert np.abs(heads[0]).max() < 0.2 < np.abs(heads[1]).mean(), "as it was drawn, and after a step of 1 in every weight"
 
 
 def test_the_exported_folder_has_its_tokenizer(whole):

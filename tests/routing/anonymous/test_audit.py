@@ -58,7 +58,7 @@ def test_what_colluders_know_of_masks_names_nobody_else(corrupt, monkeypatch):
 
 def agreed_on_nothing(member):
     """The masks would not cancel; what an owner sees has been seen by now."""
-    return Agreed(np.zeros(member.terms.words, np.uint32), member.terms.members, ())
+    return Agreed(np.zeros(member.terms.words, np.uint32), member.terms.members)
     yield
 
 
