@@ -26,8 +26,10 @@ from fedspeed.models import saved_adapter
 from fedspeed.models.base_files import base_shape, check_base
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, FAMILIES, ModelShape, shape_of
 from fedspeed.models.factors import is_factor_a
+from fedspeed.models.hub import check_hub
 from fedspeed.models.json_object import read_object
-from fedspeed.models.local_config import HUB_NAME
+from fedspeed.models.local_config import is_hub_name, local_folder
+from fedspeed.models.planned import planned_shape
 from fedspeed.models.positions import check_length
 from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, ends_of, read_config
 from fedspeed.models.stored import stored_tensors
@@ -103,7 +105,7 @@ def check_pipeline(config: RunConfig, ds_config: Mapping, routing: RoutingConfig
         raise ConfigError(f"engine.pipeline=cluster: cluster {short[0]} has one rank, and a pipeline needs two; give it more, or set engine.pipeline=none")
     if scope != "none" and (tier := pipeline_tier(config.engine, ds_config, "")):
         for ranks in {len(place.ranks) for place in (topology.clients if scope == "client" else topology.clusters)}:
-            layout_of(config.engine, tier, shape_of(config.model.base).layers, ranks)
+            layout_of(config.engine, tier, planned_shape(config.model.base).layers, ranks)
     if scope == "cluster" and routing.mode != "plain" and not config.cluster.one_trust_domain:
         if apart := [c.name for c in topology.clusters if hostfile is None or hostfile.cluster(c.name).trust != "shared"]:
             raise ConfigError("engine.pipeline=cluster shows every client's activations and adapter to the cluster's ranks, which "
@@ -151,14 +153,16 @@ def _model(loaded: Loaded) -> list[str]:
 
 def _base(loaded: Loaded) -> list[str]:
     model = loaded.config.model
-    folder = Path(model.base)
-    folder = folder.parent if folder.is_file() else folder
-    if model.base == QUICKSTART_BASE and not folder.exists():
-        return [f"model    {folder}, pretrained on the spot when the run starts"]
-    if not folder.is_dir():
-        if HUB_NAME.fullmatch(model.base) and not model.base.startswith((".", "runs/")):
-            return [f"model    {model.base}, a hub name: not checked here"]
+    if model.base == QUICKSTART_BASE and not Path(model.base).exists():
+        return [f"model    {model.base}, pretrained on the spot when the run starts"]
+    folder = local_base(loaded.config)
+    if folder is None:
+        if is_hub_name(model.base):
+            check_hub(model.base, model.init == "pretrained")
+            return [f"model    {model.base}, to be downloaded from the hub when the run starts"]
         raise ModelError(f"model.base: {model.base} does not exist; give a folder with config.json, or a hub name such as org/model")
+    if Path(model.base).is_file() and Path(model.base).name != "config.json":
+        raise ModelError(f"model.base: {model.base} is a file; give the folder it is in, or the config.json there")
     kind = _model_type(folder)
     if not isinstance(kind, str):
         raise ModelError(f"{folder / 'config.json'}: no model_type in it; give the config.json of a Hugging Face causal LM")
@@ -184,10 +188,8 @@ def _model_type(folder: Path) -> object:
 
 
 def local_base(config: RunConfig) -> Path | None:
-    """The base's folder, None for a hub name and for the quickstart's base before it is made."""
-    path = Path(config.model.base)
-    folder = path.parent if path.is_file() else path
-    return folder if folder.is_dir() else None
+    """The base's folder, None for a hub name that is not in the cache and for the quickstart's base before it is made."""
+    return local_folder(config.model.base, config.model.init == "pretrained")
 
 
 def _adapter(loaded: Loaded) -> list[str]:

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "fedspeed"
 # A room may import those of earlier lines, and its own. config.py leaves are not rooms: they import nothing of ours.
-ORDER = [["errors", "files", "activity"], ["config"], ["cluster", "models", "data"], ["planner"],
+ORDER = [["errors", "files", "activity", "units"], ["config"], ["cluster", "models", "data"], ["planner"],
          ["engine", "routing", "monitor", "checkpoint"], ["federation"],
          ["preflight", "quickstart"], ["session"], ["cli"], ["__main__"]]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

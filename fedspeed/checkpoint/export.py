@@ -11,7 +11,9 @@ import numpy as np
 
 from fedspeed.checkpoint.journal import write_tensors
 from fedspeed.files import follow_umask
+from fedspeed.models.hub import model_folder
 from fedspeed.models.json_object import read_object
+from fedspeed.models.local_config import local_folder
 from fedspeed.models.stored import BASE_FILE, key_of, stored_tensors
 
 GENERATION_FILE = "generation_config.json"
@@ -72,8 +74,6 @@ def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix
     import torch
     from safetensors.torch import load_file, save_file
 
-    from fedspeed.models.loading import model_folder
-
     folder = model_folder(base)
     stored = stored_tensors(folder)
     trained = {key_of(name, stored, prefix): name for name in named}
@@ -94,10 +94,9 @@ def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix
 def _generation(model, tokenizer, base: str) -> dict:
     """What generation_config.json says: as the base's does, or as transformers makes it from config.json; but an answer ends, and rows are filled
     up, with the tokens that the run's tokenizer has for it."""
-    from fedspeed.models.loading import model_folder
-
-    path = model_folder(base) / GENERATION_FILE
-    values = read_object(path, "a generation configuration") if path.is_file() else model.generation_config.to_diff_dict()
+    folder = local_folder(base, weights=False)
+    path = folder / GENERATION_FILE if folder else None
+    values = read_object(path, "a generation configuration") if path and path.is_file() else model.generation_config.to_diff_dict()
     ends = values.get("eos_token_id")
     if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
         values["eos_token_id"] = tokenizer.eos_token_id

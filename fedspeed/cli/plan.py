@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
                                   description="Predict memory and time of every way to execute a run on the hosts of a hostfile, and print the "
                                               "fastest that fits. Nothing is started, nothing is read but dimensions.")
     add_planned_arguments(parser)
-    parser.add_argument("--model", help="a known model, a folder with config.json, or a config.json (model.base)")
+    parser.add_argument("--model", help="a known model, a folder with config.json, a config.json, or a hub name (model.base)")
     parser.add_argument("--clients", type=int, help="number of clients (data.clients; without a configuration: one a host)")
     parser.add_argument("--micro-batch", type=int, help="sequences of one forward and backward (default: the plan divides the rows)")
     parser.add_argument("--quantised", action="store_true", help="weigh a base in 8 and 4 bits too (engine.tier=int8, nf4), which gives other losses")

@@ -30,7 +30,7 @@ def planned_task(arguments: argparse.Namespace, model: str | None, clients: int 
     from fedspeed.cluster.hostfile import read
     from fedspeed.config.deepspeed import merge
     from fedspeed.config.load import DEFAULT, load
-    from fedspeed.models.catalogue import shape_of
+    from fedspeed.models.planned import planned_shape
     from fedspeed.planner.hardware import node_of
     from fedspeed.planner.task import task_of
     from fedspeed.preflight import read_probe_file
@@ -46,7 +46,7 @@ def planned_task(arguments: argparse.Namespace, model: str | None, clients: int 
     places = topology.plan(hosts, loaded.config.data.clients, loaded.config.cluster.ranks_per_client)
     working = {place.host for place in places.ranks if place.clients}
     nodes = {host.name: node_of(host, probes) for host in hosts if host.name in working}
-    task = task_of(loaded.config, merge(loaded.config.deepspeed, loaded.config, loaded.folder), shape_of(loaded.config.model.base),
+    task = task_of(loaded.config, merge(loaded.config.deepspeed, loaded.config, loaded.folder), planned_shape(loaded.config.model.base),
                    [node.device for node in nodes.values()], dtype_given=loaded.sources["model.dtype"] != DEFAULT, rows=arguments.rows,
                    micro_batch=micro_batch, quantised=quantised)
     return task, places, nodes

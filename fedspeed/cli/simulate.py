@@ -14,8 +14,8 @@ def add(commands: Commands) -> None:
                                     "Memory, step time, whole training and throughput of the planner's choice and of pipelines, whose instruction streams "
                                     "are executed against the planner's model of time: models x tasks on the hosts of a hostfile, and for many clients.")
     add_planned_arguments(parser)
-    parser.add_argument("--model", action="append", metavar="MODEL", help="a known model, a folder with config.json, or a config.json; several: once for "
-                                                                             "each (default: the mission's five)")
+    parser.add_argument("--model", action="append", metavar="MODEL",
+                        help="a known model, a folder with config.json, a config.json, or a hub name; several: once for each (default: the mission's five)")
     parser.add_argument("--epochs", type=positive, default=1, help="how often training sees a task's rows (default: 1)")
     parser.add_argument("--scale", type=positive, action="append", metavar="CLIENTS", help="many clients, each on a server of its own; several: once for "
                                                                                                "each (default: 100, 1000, 10000)")

@@ -20,6 +20,7 @@ from fedspeed.models.base_files import base_shape, fit
 from fedspeed.models.blocks import units
 from fedspeed.models.catalogue import FAMILIES
 from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.hub import model_folder
 from fedspeed.models.saved_adapter import WEIGHTS_FILE
 from fedspeed.models.stored import BASE_FILE, check_types, stored_tensors
 
@@ -67,29 +68,11 @@ class WeightFiles:
             raise ModelError(f"{stored.file}: {key} has shape {stored.shape}, config.json asks for {tuple(shape)}")
 
 
-def model_folder(base: str) -> Path:
-    """A local folder for `base`: itself, the folder of a config.json, or a hub name's cached or downloaded snapshot."""
-    path = Path(base)
-    if path.is_file() and path.name.endswith(".json"):
-        return path.parent
-    if path.is_dir():
-        return path
-    if base.startswith((".", "/", "runs/")) or base.count("/") != 1:
-        raise ModelError(f"model.base: {base} does not exist; give a folder with config.json, or a hub name such as org/model")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
-    except Exception as error:  # the hub client raises a dozen kinds; all mean the same to the user
-        raise ModelError(f"model.base: {base} is neither a folder nor to be had from the hub ({type(error).__name__}); "
-                         "download it where there is network and give the folder") from error
-
-
 def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
     """The model with its adapter, without memory: every tensor on the meta device, in the dtype of the run."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = model_folder(config.base)
+    folder = model_folder(config.base, config.init == "pretrained")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; model.base must be a Hugging Face model folder")
     try:

@@ -1,24 +1,70 @@
-"""Where the config.json of a base is that can be read without a network."""
+"""Where a base is that can be read without a network: a folder, one that FedSpeed ships, or one in the hub's cache."""
 
 import re
 from pathlib import Path
 
+from fedspeed.errors import ModelError
+from fedspeed.models.stored import stored_tensors
+
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs" / "models"  # folders with a config.json, for model.init=random
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def is_hub_name(base: str) -> bool:
+    """Whether a text that names no file here may be the name of a model on the hub."""
+    return bool(HUB_NAME.fullmatch(base)) and not base.startswith((".", "runs/"))
+
+
+def shipped_names() -> list[str]:
+    """The names of models whose dimensions FedSpeed ships."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
+def local_folder(base: str, weights: bool = True) -> Path | None:
+    """The folder of `model.base`: itself, that of a config.json, one that FedSpeed ships, or a hub name's in the hub's cache; None if none is at
+    hand.
+
+    Args:
+        weights: of the hub's cache, take only a folder that holds all weights and a tokenizer.
+    """
+    path = Path(base)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    if base.lower() in shipped_names():
+        return SHIPPED / base.lower()
+    config = cached_file(base, "config.json")
+    if config is None or (weights and not _whole(config.parent)):
+        return None
+    return config.parent
 
 
 def config_file(base: str) -> Path | None:
     """The config.json of `model.base`: a folder's, the file itself, or that of a hub name that was downloaded before; None if none is at hand."""
-    path = Path(base)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        return path / "config.json" if (path / "config.json").is_file() else None
-    if not HUB_NAME.fullmatch(base):
+    if Path(base).is_file():
+        return Path(base)
+    folder = local_folder(base, weights=False)
+    return folder / "config.json" if folder and (folder / "config.json").is_file() else None
+
+
+def cached_file(base: str, file: str) -> Path | None:
+    """A file of a hub name that was downloaded before."""
+    if not is_hub_name(base):
         return None
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(base, "config.json")
+        found = try_to_load_from_cache(base, file)
     except ValueError:  # no name that a hub could have
         return None
     return Path(found) if isinstance(found, str) else None
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        stored_tensors(folder)
+    except ModelError:
+        return False
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)

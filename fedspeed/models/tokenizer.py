@@ -4,10 +4,11 @@ from pathlib import Path
 
 from fedspeed.errors import ModelError
 from fedspeed.models.config import ModelConfig
+from fedspeed.models.hub import model_folder
+from fedspeed.models.local_config import TOKENIZER_FILES
 
 # Special tokens follow the 256 bytes, whose ids are their values.
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 def byte_tokenizer():
@@ -44,6 +45,8 @@ def load_tokenizer(config: ModelConfig):
     key, place = ("model.base", config.base) if config.tokenizer == "auto" else ("model.tokenizer", config.tokenizer)
     if not place:
         raise ModelError("model.tokenizer=auto takes the tokenizer of model.base, which is empty; set model.base, or model.tokenizer=bytes")
+    if key == "model.base":
+        place = str(model_folder(place, config.init == "pretrained"))
     return _with_pad(_read(key, place), f"{key}={place}")
 
 
@@ -52,7 +55,7 @@ def check_ids(largest: int, config: ModelConfig) -> None:
     from transformers import AutoConfig
 
     try:
-        size = AutoConfig.from_pretrained(config.base).vocab_size
+        size = AutoConfig.from_pretrained(model_folder(config.base, config.init == "pretrained")).vocab_size
     except (OSError, ValueError, KeyError, AttributeError):
         return  # a folder that cannot be read is refused where the model is built, with a better reason
     if largest >= size:
@@ -65,8 +68,8 @@ def _read(key: str, place: str):
 
     remedy = "give a folder with tokenizer.json in model.tokenizer, or use model.tokenizer=bytes"
     folder = Path(place)
-    if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
-        raise ModelError(f"{key}={place}: the folder holds no tokenizer (none of {', '.join(_FILES)}); {remedy}")
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(f"{key}={place}: the folder holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); {remedy}")
     if key == "model.tokenizer" and not folder.is_dir():
         raise ModelError(f"{key}={place}: no such folder; {remedy}")
     try:

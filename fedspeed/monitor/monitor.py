@@ -10,7 +10,7 @@ from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absen
 from fedspeed.monitor.report import CLIPPED, Comparison, Facts, comparison_text, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
-from fedspeed.monitor.units import loss_text, seconds_text
+from fedspeed.units import loss_text, seconds_text
 
 
 class Monitor:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from fedspeed.monitor.records import RoundRecord, Summary
-from fedspeed.monitor.units import seconds_text
+from fedspeed.units import seconds_text
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 BLUE, SKY, GREEN, ORANGE, RED, GREY, INK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#BBBBBB", "#333333"

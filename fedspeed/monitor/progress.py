@@ -12,7 +12,7 @@ import time
 from collections import deque
 
 from fedspeed.monitor.records import RoundRecord
-from fedspeed.monitor.units import count_text, loss_text, seconds_text
+from fedspeed.units import count_text, loss_text, seconds_text
 
 TERMINAL_INTERVAL_S = 0.1
 LOG_INTERVAL_S = 60.0

@@ -12,7 +12,7 @@ from fedspeed.monitor import plots
 from fedspeed.monitor.clock import STAGES
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_text, shows_everything, visible
 from fedspeed.monitor.trace import read_spans
-from fedspeed.monitor.units import bytes_text, count_text, loss_text, seconds_text
+from fedspeed.units import bytes_text, count_text, loss_text, seconds_text
 
 CLIPPED = "a participant told a wrong size of its update, and what was beyond the sizes that all told was cut off"
 ROUNDS_SHOWN = 21  # 20 and the losses before the first

@@ -8,6 +8,7 @@ from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import sizes, slots_of
 from fedspeed.planner.pipeline.division import client_traffic, divide
 from fedspeed.planner.plan import SLOTTED, Memory, Place, Plan, Setting, Task, overrides
+from fedspeed.units import bytes_text, parameters_text
 
 CAUSES = {"forward": "arithmetic, forward", "again": "arithmetic, blocks again", "gradients": "arithmetic, gradients", "head": "head and loss",
           "block inputs": "block inputs to the host and back", "waiting for loads": "waiting for loads", "optimizer": "optimizer",
@@ -47,8 +48,8 @@ def as_values(plan: Plan) -> dict:
 
 def _head(plan: Plan) -> str:
     task, setting = plan.task, plan.setting
-    trained = f"LoRA r={task.lora_rank} on {task.targets}, {task.trainable / 1e6:.2f} M parameters" if task.method == "lora" else "all parameters train"
-    return (f"{task.shape.name}: {task.shape.total / 1e9:.2f} B parameters, {task.shape.total * task.type_bytes / GIB:.1f} GiB in {task.dtype}; {trained}\n"
+    trained = f"LoRA r={task.lora_rank} on {task.targets}, {parameters_text(task.trainable)} parameters" if task.method == "lora" else "all parameters train"
+    return (f"{task.shape.name}: {parameters_text(task.shape.total)} parameters, {bytes_text(task.shape.total * task.type_bytes)} in {task.dtype}; {trained}\n"
             f"A step of a client: {task.rows} rows of {task.tokens} tokens on each of its ranks, as {setting.accumulation} micro-batch"
             f"{'es' if setting.accumulation > 1 else ''} of {setting.micro_batch}\n"
             f"Tier {setting.tier}: the base lies {WHERE[setting.tier] if task.method == 'lora' else WHERE['stock']}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fedspeed.planner.explain import table
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.simulate import RELAYS, Outcome, Simulated, Way
+from fedspeed.units import parameters_text
 
 
 def as_values(found: Sequence[Simulated]) -> list[dict]:
@@ -25,7 +26,7 @@ def _tasks(one: Simulated, epochs: int) -> str:
     rows = [[f"{job.name} ({job.clients}, {own.dtype})", way.name, *_numbers(way, ended), way.note] for job, own, all_ways in one.tasks
             for way, ended in all_ways]
     head = ["task (clients, type)", "way", "device GiB", "RAM GiB", "step s", "exchange s", "round s", "rounds", "whole h", "tokens/s", ""]
-    return (f"{task.shape.name}: {task.shape.total / 1e9:.2f} B parameters, {task.trainable / 1e6:.2f} M train, rows of {task.tokens} tokens, "
+    return (f"{task.shape.name}: {parameters_text(task.shape.total)} parameters, {parameters_text(task.trainable)} train, rows of {task.tokens} tokens, "
             f"{task.local_steps} local steps a round, {epochs} epoch{'s' if epochs > 1 else ''}\n{table(head, rows)}")
 
 

@@ -32,7 +32,7 @@ def forecast(job: Job, data: dict):
 
 def _forecast(job: Job, data: dict):
     from fedspeed.engine.base.choose import choose_tier, host_inputs, resident_blocks
-    from fedspeed.models.catalogue import shape_of
+    from fedspeed.models.planned import planned_shape
     from fedspeed.monitor.report import Predicted
 
     config, ds_config = job.config, job.order.deepspeed
@@ -41,7 +41,7 @@ def _forecast(job: Job, data: dict):
     tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
     if tier not in TIERS or (tier == "stock" and zero_stage(ds_config) == 3) or config.adapter.method == "blocks":
         return None
-    shape = shape_of(config.model.base)
+    shape = planned_shape(config.model.base)
     probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
     nodes, timed = {}, True
     for host in job.launch.hosts:

@@ -14,7 +14,7 @@ from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.show import render
 from fedspeed.engine.base.choose import pipeline_tier
 from fedspeed.errors import FedSpeedError, LostPeerError, PlanError
-from fedspeed.models.catalogue import shape_of
+from fedspeed.models.planned import planned_shape
 from fedspeed.planner.hardware import node_of
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
 from fedspeed.planner.search import place_of
@@ -81,7 +81,7 @@ def stage_cuts(job: Job) -> str:
         nodes = {host.name: node_of(host, probes) for host in job.launch.hosts}
     except PlanError:  # neither measured nor a known card
         return "auto"
-    task = task_of(config, ds_config, shape_of(config.model.base), [node.device for node in nodes.values()], dtype_given=True)
+    task = task_of(config, ds_config, planned_shape(config.model.base), [node.device for node in nodes.values()], dtype_given=True)
     cuts = divide(task, [place_of(job.topology, nodes, rank) for rank in job.world], _traffic(job))
     if cuts is None:
         raise PlanError(f"engine.pipeline={config.engine.pipeline}: {len(job.world)} ranks do not hold the model's {task.shape.layers} blocks together; take "

@@ -69,7 +69,7 @@ def test_missing_tokenizers(tmp_path):
             (ModelConfig(), "model.base, which is empty; set model.base, or model.tokenizer=bytes"),
             (ModelConfig(base=str(tmp_path)), f"model.base={tmp_path}: the folder holds no tokenizer.*model.tokenizer=bytes"),
             (ModelConfig(base=str(tmp_path / "broken")), "model.base=.*broken: the tokenizer cannot be read.*model.tokenizer=bytes"),
-            (ModelConfig(base="no-owner/no-name"), "model.base=no-owner/no-name: the tokenizer cannot be read.*model.tokenizer=bytes"),
+            (ModelConfig(base="no-owner/no-name"), "model.base: no-owner/no-name is no folder here.*hf download"),
             (ModelConfig(tokenizer="absent"), "model.tokenizer=absent: no such folder.*model.tokenizer=bytes")]:
         with pytest.raises(ModelError, match=f"(?s){words}"):
             load_tokenizer(config)

@@ -89,8 +89,11 @@ def test_a_probe_of_this_machine_is_what_plan_reads(tmp_path):
     assert not list(tmp_path.glob(".probe-*"))  # its file on the disk is gone
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
                                                       "intermediate_size": 128, "vocab_size": 260}))
-    done = run("plan", "--hostfile", "hostfiles/local", "--model", tmp_path, "--probe", tmp_path / "here.json", "--json")
+    words = ("plan", "--hostfile", "hostfiles/local", "--model", tmp_path, "--probe", tmp_path / "here.json")
+    done = run(*words)
     assert done.returncode == 0, done.stderr
+    assert "115.52 k parameters, " in done.stdout
+    done = run(*words, "--json")
     plan = json.loads(done.stdout)
     assert plan["clusters"][0]["memory"]["gpu"] == {} and plan["clusters"][0]["memory"]["ram_bytes"] <= facts["ram"]["free_bytes"]
     assert plan["setting"]["block_inputs"] == "device"

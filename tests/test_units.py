@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fedspeed.monitor.units import bytes_text, count_text, loss_text, seconds_text
+from fedspeed.units import bytes_text, count_text, loss_text, parameters_text, seconds_text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [
@@ -27,3 +27,8 @@ def test_bytes(count, text):
 
 def test_loss():
     assert (loss_text(None), loss_text(1.23456), loss_text(math.nan)) == ("-", "1.2346", "nan")
+
+
+@pytest.mark.parametrize(("count", "text"), [(950, "950"), (117_248, "117.25 k"), (3_400_000, "3.40 M"), (14_770_033_664, "14.77 B")])
+def test_parameters(count, text):
+    assert parameters_text(count) == text

@@ -24,6 +24,14 @@ def count_text(count: float) -> str:
     return _scaled(count, 1000.0, ("", "k", "M", "G", "T", "P"), "")
 
 
+def parameters_text(count: int) -> str:
+    """Two digits after the point, as sizes of models are told: 14.77 B, 3.40 M, 117.25 k."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)
+
+
 def bytes_text(count: float) -> str:
     """Three significant digits in powers of 1024: 950 B, 12.3 KiB, 4.56 GiB."""
     return _scaled(count, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), " ")

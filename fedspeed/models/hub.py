@@ -1,0 +1,87 @@
+"""Models of the Hugging Face hub: whether one is there, found out quickly, and its files in the hub's cache."""
+
+from pathlib import Path
+
+from fedspeed.errors import ModelError
+from fedspeed.models.catalogue import FAMILIES
+from fedspeed.models.local_config import cached_file, is_hub_name, local_folder
+from fedspeed.models.stored import OTHER_WEIGHTS
+
+ANSWER_S = 5.0  # for the hub to answer; its client's own downloads try for half a minute
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
+
+
+def check_hub(name: str, weights: bool = True) -> None:
+    """Ask the hub for a model, without downloading a file of it.
+
+    Args:
+        weights: whether its weights are wanted.
+
+    Raises:
+        ModelError: the hub cannot be reached or has no such model, or it is not one that FedSpeed can read.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if constants.is_offline_mode():
+        raise _missing(name, "HF_HUB_OFFLINE is set")
+    try:
+        info = HfApi().model_info(name, timeout=ANSWER_S)
+    except RepositoryNotFoundError as error:
+        raise _missing(name, "the hub has no such model, or shows it to its members only (log in with `hf auth login`)") from error
+    except Exception as error:  # the hub's client and its network libraries raise a dozen kinds
+        raise _missing(name, f"the hub cannot be reached ({type(error).__name__})") from error
+    kind = (info.config or {}).get("model_type")
+    if kind is not None and kind not in FAMILIES:
+        raise ModelError(f"model.base={name}: its model_type is {kind!r}; FedSpeed knows {', '.join(FAMILIES)}")
+    files = [sibling.rfilename for sibling in info.siblings or []]
+    if weights and not any(file.endswith(".safetensors") for file in files):
+        others = [file for file in files if file.endswith(OTHER_WEIGHTS)]
+        raise ModelError(f"model.base={name}: the hub has no safetensors of it{f', but {others[0]}' if others else ''}; convert it: load it in "
+                         "transformers and write it with save_pretrained(FOLDER), and give that folder")
+
+
+def hub_config(name: str) -> Path:
+    """The config.json of a model on the hub, from the cache or downloaded.
+
+    Raises:
+        ModelError: it is neither here nor to be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if path := cached_file(name, "config.json"):
+        return path
+    check_hub(name, weights=False)
+    try:
+        return Path(hf_hub_download(name, "config.json", etag_timeout=ANSWER_S))
+    except Exception as error:  # see check_hub
+        raise _missing(name, f"its config.json cannot be downloaded ({type(error).__name__})") from error
+
+
+def model_folder(base: str, weights: bool = True) -> Path:
+    """A local folder for `base`: itself, the folder of a config.json, one that FedSpeed ships, or a hub name's cached or downloaded snapshot.
+
+    Args:
+        weights: whether its weights are wanted.
+
+    Raises:
+        ModelError: there is none, or the hub cannot be reached.
+    """
+    if folder := local_folder(base, weights):
+        return folder
+    if not is_hub_name(base):
+        raise ModelError(f"model.base: {base} does not exist; give a folder with config.json, or a hub name such as org/model")
+    from huggingface_hub import snapshot_download
+
+    check_hub(base, weights)
+    try:
+        return Path(snapshot_download(base, allow_patterns=FILES, etag_timeout=ANSWER_S))
+    except Exception as error:  # see check_hub
+        raise _missing(base, f"it cannot be downloaded ({type(error).__name__})") from error
+
+
+def _missing(name: str, reason: str) -> ModelError:
+    from huggingface_hub import constants
+
+    return ModelError(f"model.base: {name} is no folder here, is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and {reason}; download it where "
+                      f"there is network (hf download {name} --local-dir FOLDER) and give that folder")

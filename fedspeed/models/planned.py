@@ -1,0 +1,39 @@
+"""The dimensions of a model that is to be planned: it need not be here."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fedspeed.errors import ModelError
+from fedspeed.models.base_files import base_shape
+from fedspeed.models.catalogue import KNOWN, ModelShape, shape_of
+from fedspeed.models.hub import hub_config
+from fedspeed.models.local_config import config_file, is_hub_name, shipped_names
+
+
+def planned_shape(base: str) -> ModelShape:
+    """The dimensions of a folder, a config.json, a known model, or any model on the hub, of which config.json alone is downloaded.
+
+    Raises:
+        ModelError: there is none, with what is known; or it is no model that FedSpeed can train.
+    """
+    if base.lower() in {name.lower() for name in KNOWN}:
+        return shape_of(base)
+    path = config_file(base)
+    if path is None and is_hub_name(base):
+        try:
+            path = hub_config(base)
+        except ModelError as error:
+            raise ModelError(f"{error}. Known without a network are {_known()}") from error
+    if path is None:
+        return shape_of(base)
+    shape = shape_of(str(path))
+    if not Path(base).exists():  # not the place in the cache
+        shape = replace(shape, name=base)
+    try:
+        return replace(shape, tied=base_shape(path.parent).tied)
+    except ModelError:  # no weights beside it, or none that can be read: a plan takes config.json at its word
+        return shape
+
+
+def _known() -> str:
+    return ", ".join([*KNOWN, *(name for name in shipped_names() if name not in KNOWN)])
