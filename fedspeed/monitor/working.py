@@ -12,7 +12,7 @@ from typing import Self
 from fedspeed import activity
 from fedspeed.activity import Activity
 from fedspeed.monitor.progress import LOG_INTERVAL_S, Stream, bar_text, fit
-from fedspeed.monitor.units import seconds_text
+from fedspeed.units import seconds_text
 
 PATIENCE_S = 5.0  # work that is done sooner is not shown
 LOOK_S = 0.5
