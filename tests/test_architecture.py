@@ -45,6 +45,17 @@ def test_imports_go_one_way(path):
         assert allowed, f"{path}:{line}: {room} may not import {parts[1]}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_is_imported_is_there(path):
+    """Also inside functions, which no import of the module would find."""
+    for name, line in imports(path):
+        parts = name.split(".")
+        if parts[0] == "fedspeed" and len(parts) > 1:
+            stems = [ROOT.joinpath(*parts[:end]) for end in (len(parts), len(parts) - 1) if end > 1]  # a module, or a name in one
+            there = [stem for stem in stems if stem.with_suffix(".py").is_file() or (stem / "__init__.py").is_file()]
+            assert there or len(parts) == 2, f"{path}:{line}: there is no {name}"
+
+
 def test_every_room_is_on_the_map():
     assert {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in FILES} == set(LEVEL)
 

@@ -17,10 +17,10 @@ from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, FedSpeedError, LostPeerError, Preempted, connection_text
 from fedspeed.monitor import stdout
-from fedspeed.monitor.units import loss_text
 from fedspeed.preflight import weight_notes
 from fedspeed.session.order import Job
 from fedspeed.session.standing import journal_of
+from fedspeed.units import loss_text
 
 SPEAK_S = 0.5  # for the rank that speaks JSON for all
 PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE,
