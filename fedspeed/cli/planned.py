@@ -14,7 +14,7 @@ def add_planned_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as adapter.lora_rank=16")
     parser.add_argument("--tokens", type=int, help="length of a sequence (data.max_tokens)")
     parser.add_argument("--rows", type=int, help="sequences of an optimizer step on each rank (default: train.micro_batch x train.accumulation)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="numeric type (default: the fastest that all cards have)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="numeric type (default: as model.dtype says; auto: the lowest that all cards have)")
     parser.add_argument("--probe", type=file_name, action="append", default=[], metavar="FILE", help="what `fedspeed probe` wrote; once for each machine")
 
 
@@ -29,7 +29,7 @@ def planned_task(arguments: argparse.Namespace, model: str | None, clients: int 
     from fedspeed.cluster import topology
     from fedspeed.cluster.hostfile import read
     from fedspeed.config.deepspeed import merge
-    from fedspeed.config.load import DEFAULT, load
+    from fedspeed.config.load import load
     from fedspeed.models.planned import planned_shape
     from fedspeed.planner.hardware import node_of
     from fedspeed.planner.task import task_of
@@ -47,6 +47,6 @@ def planned_task(arguments: argparse.Namespace, model: str | None, clients: int 
     working = {place.host for place in places.ranks if place.clients}
     nodes = {host.name: node_of(host, probes) for host in hosts if host.name in working}
     task = task_of(loaded.config, merge(loaded.config.deepspeed, loaded.config, loaded.folder), planned_shape(loaded.config.model.base),
-                   [node.device for node in nodes.values()], dtype_given=loaded.sources["model.dtype"] != DEFAULT, rows=arguments.rows,
+                   [node.device for node in nodes.values()], rows=arguments.rows,
                    micro_batch=micro_batch, quantised=quantised)
     return task, places, nodes

@@ -6,7 +6,7 @@ import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from itertools import takewhile
 from pathlib import Path
 
@@ -49,6 +49,12 @@ def _leading_number(text: str) -> int:
     """The whole number that a text begins with; -1 where it begins with none."""
     match = re.match(r"[+-]?\d+", text, re.ASCII)
     return int(match[0]) if match else -1
+
+
+def choose_accelerator(env: MutableMapping[str, str]) -> None:
+    """Tell DeepSpeed that this machine computes on its CPU, where no GPU can be seen and nobody has said otherwise."""
+    if "DS_ACCELERATOR" not in env and not visible_gpus(env):
+        env["DS_ACCELERATOR"] = "cpu"
 
 
 def installed_gpus() -> int:

@@ -33,9 +33,14 @@ def run_values(config: RunConfig) -> dict[str, tuple[Any, str]]:
         "train_micro_batch_size_per_gpu": (config.train.micro_batch, "train.micro_batch"),
         "gradient_accumulation_steps": (config.train.accumulation, "train.accumulation"),
         "gradient_clipping": (config.train.clip, "train.clip"),
-        "fp16.enabled": (config.model.dtype == "fp16", "model.dtype"),
-        "bf16.enabled": (config.model.dtype == "bf16", "model.dtype"),
+        "fp16.enabled": (_enabled("fp16", config), "model.dtype"),
+        "bf16.enabled": (_enabled("bf16", config), "model.dtype"),
     } | ({} if config.engine.pipeline == "none" else {_INTERVAL: (int(config.engine.activation_checkpointing), "engine.activation_checkpointing")})
+
+
+def _enabled(dtype: str, config: RunConfig) -> bool | str:
+    """Whether a run computes in this 16-bit type; `auto` until it is decided."""
+    return AUTO if config.model.dtype == "auto" else config.model.dtype == dtype
 
 
 def clashes(section: dict[str, Any], config: RunConfig) -> list[Finding]:
@@ -135,7 +140,7 @@ def _contradictions(section: dict[str, Any], config: RunConfig) -> Iterator[Find
 
 
 def _dtype_cure(key: str, value: Any) -> str:
-    return f"model.dtype={key.partition('.')[0]}" if value else "another model.dtype"
+    return f"model.dtype={key.partition('.')[0]}" if value else "another model.dtype, such as fp32"
 
 
 def _optimizer(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:

@@ -65,11 +65,11 @@ def step_rows(seed: int, client: int, step: int, rows_per_step: int, n_rows: int
     return rows
 
 
-def collate(examples: list[Example], pad_id: int, most: int | None = None) -> Batch:
-    """Pads on the right to a multiple of 8, but to no more than `most`: the longest row there is, which a model has positions for."""
+def collate(examples: list[Example], pad_id: int, limit: int | None = None) -> Batch:
+    """Pads on the right to a multiple of 8, but not beyond `limit`: what no row exceeds, a model may have no positions for."""
     lengths = np.array([len(example.input_ids) for example in examples])
     width = -(-int(lengths.max()) // _PAD_MULTIPLE) * _PAD_MULTIPLE
-    shape = (len(examples), width if most is None else min(width, most))
+    shape = (len(examples), width if limit is None else min(width, limit))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
     for i, example in enumerate(examples):
@@ -89,11 +89,10 @@ def client_step(data: ClientData, seed: int, client: int, step: int, micro_batch
     """
     rows = step_rows(seed, client, step, accumulation * ranks * micro_batch, len(data.train))
     mine = rows.reshape(accumulation, ranks, micro_batch)[:, client_rank]
-    return StepBatches(micro=[collate([data.train[row] for row in micro], data.pad_id, data.longest) for micro in mine],
+    return StepBatches(micro=[collate([data.train[row] for row in micro], data.pad_id, data.limit) for micro in mine],
                        step_answer_tokens=sum(data.train[row].answer_tokens for row in rows))
 
 
-def eval_batches(examples: list[Example], batch: int, pad_id: int) -> list[Batch]:
+def eval_batches(examples: list[Example], batch: int, pad_id: int, limit: int | None = None) -> list[Batch]:
     """All examples once, in order; the last batch may be smaller."""
-    longest = max((len(example.input_ids) for example in examples), default=0)
-    return [collate(examples[start:start + batch], pad_id, longest) for start in range(0, len(examples), batch)]
+    return [collate(examples[start:start + batch], pad_id, limit) for start in range(0, len(examples), batch)]

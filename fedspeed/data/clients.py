@@ -1,7 +1,6 @@
 """The data of each client: its rows, its held-out rows, and both as tokens."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -32,17 +31,14 @@ class ClientData:
     Attributes:
         dropped: rows (of both parts) left out because data.max_tokens cuts their answer away completely.
         pad_id: token id that fills a batch; masked everywhere, so it is of no consequence which one it is.
+        limit: data.max_tokens, which no batch is padded beyond.
     """
 
     train: list[Example]
     val: list[Example]
     dropped: int
     pad_id: int
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest row, which no batch is padded beyond."""
-        return max(len(example.input_ids) for example in (*self.train, *self.val))
+    limit: int | None = None
 
 
 def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
@@ -76,7 +72,8 @@ def encode_client(rows: ClientRows, tokenizer, config: DataConfig) -> ClientData
                         f"{len(train)} training rows (template {template}); raise data.max_tokens")
     # Many tokenizers have a pad token that was added behind the model's vocabulary: padding asks for no id that the rows do not need.
     pad_id = min(tokenizer.pad_token_id, max(int(example.input_ids.max()) for example in (*kept_train, *kept_val)))
-    return ClientData(kept_train, kept_val, dropped=len(train) + len(val) - len(kept_train) - len(kept_val), pad_id=pad_id)
+    return ClientData(kept_train, kept_val, dropped=len(train) + len(val) - len(kept_train) - len(kept_val), pad_id=pad_id,
+                      limit=config.max_tokens)
 
 
 def largest_id(data: ClientData) -> int:

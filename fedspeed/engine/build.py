@@ -1,6 +1,5 @@
 """Building a rank's engine: meta model -> adapter -> tags -> weights block by block -> DeepSpeed."""
 
-import socket
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import ClientMpu, StageMpu, alone, make_groups
 from fedspeed.engine.operators import build_operators
-from fedspeed.errors import FedSpeedError, ModelError
+from fedspeed.errors import FedSpeedError
 from fedspeed.models.blocks import anatomy, trained_outside
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.factors import is_factor_a
@@ -198,21 +197,6 @@ def _buffers_on_device(net: nn.Module) -> None:
     for module in net.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(get_accelerator().current_device_name()))
-
-
-def check_dtype(dtype: str) -> None:
-    """Whether this machine can compute in it. DeepSpeed would refuse too, but late, and without saying what to do.
-
-    Raises:
-        ModelError: it cannot.
-    """
-    from deepspeed.accelerator import get_accelerator
-
-    device = get_accelerator()
-    able = {"fp32": True, "bf16": device.is_bf16_supported(), "fp16": device.is_fp16_supported()}
-    if not able[dtype]:
-        raise ModelError(f"model.dtype={dtype}: the {device.device_name()} of {socket.gethostname()} cannot compute in it; choose "
-                         f"{' or '.join(name for name, can in able.items() if can)}")
 
 
 def make_optimizer(named: dict[str, nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:

@@ -36,7 +36,7 @@ def compare(federation: Federation, begin: Tensors, federated: Tensors, everyone
     rule = config.federation.aggregation
     still = rules.held(rule, 1, begin) if rule == "freeze_a" else frozenset()  # a client alone need not alternate
     table = np.zeros((config.data.clients + 2, len(WORDS)))
-    rows = [eval_batches(d.val, config.train.micro_batch, d.pad_id) for d in everyone]
+    rows = [eval_batches(d.val, config.train.micro_batch, d.pad_id, d.limit) for d in everyone]
 
     clients, alone = list(seat.clients), {}
     turns = -(-len(clients) // engine.seats)

@@ -363,7 +363,7 @@ class Federation:
     def _evaluate(self, tensors: Tensors, ledger: Ledger, name: str) -> None:
         """Held-out sums of this rank's clients under `tensors`; the ranks of a client share its rows. `name`: of this evaluation."""
         (shares, share), size = self.engine.data_share, self.config.train.micro_batch
-        work = [eval_batches(d.val[share::shares], size, d.pad_id) for d in self.seat.clients.values()]
+        work = [eval_batches(d.val[share::shares], size, d.pad_id, d.limit) for d in self.seat.clients.values()]
         with activity.during(name, sum(map(len, work)), "batch"):
             self.engine.load(as_torch(tensors))
             with self.engine.lockstep(self.engine.eval_passes(work), backward=False):

@@ -10,8 +10,9 @@ class ModelConfig:
         "help": "folder of a Hugging Face causal LM (config.json + *.safetensors), or a hub name", "path": ()})
     init: Literal["pretrained", "random"] = field(default="pretrained", metadata={
         "help": "random: only config.json is read and the weights are drawn from run.seed"})
-    dtype: Literal["fp32", "bf16", "fp16"] = field(default="bf16", metadata={
-        "help": "numeric type of weights and arithmetic; fp32 masters are kept in every case"})
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto", metadata={
+        "help": "numeric type of weights and arithmetic; fp32 masters are kept in every case. auto, decided once for all ranks of a run: bf16, or "
+                "fp16 where a GPU has no bf16, or fp32 where a CPU takes part"})
     tokenizer: str = field(default="auto", metadata={
         "help": "auto (the base's own), bytes (built in, 260 tokens), or a folder", "path": ("auto", "bytes")})
 

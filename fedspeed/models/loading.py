@@ -69,7 +69,7 @@ class WeightFiles:
 
 
 def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
-    """The model with its adapter, without memory: every tensor on the meta device, in the dtype of the run."""
+    """The model with its adapter, without memory: every tensor on the meta device, in the dtype of the run, which must have been decided."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = model_folder(config.base, config.init == "pretrained")

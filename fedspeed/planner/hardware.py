@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from fedspeed.cluster.hostfile import Host
 from fedspeed.errors import PlanError
+from fedspeed.models.numeric_types import DeviceTypes, lowest_common
 
 GIB = 2**30
 # Of the dense matrix peak; 32 TFLOP/s on a 3090 and 24 on a 2080 Ti, which LoRA fine-tuning with fp32 accumulation reaches.
@@ -211,20 +212,17 @@ def read_probe(facts: object, where: str) -> Mapping:
     return facts
 
 
-def common_type(devices: Sequence[Device], wanted: str | None) -> str:
-    """The type that all devices can compute in and are fastest with, bf16 where two are equal. A 2080 Ti has none, so a mixed run gets fp16.
+def common_type(devices: Sequence[Device], wanted: str) -> str:
+    """What a run of these devices computes in: by the rule of model.dtype=auto, or as the user asks. A 2080 Ti has no bf16, so a mixed run gets fp16.
 
     Args:
-        wanted: what the user asks for, None to choose.
+        wanted: what the user asks for, auto to choose.
 
     Raises:
         PlanError: a device cannot do what is asked for.
     """
-    shared = [name for name in ("bf16", "fp16", "fp32") if all(name in device.flops for device in devices)]
-    best = max(shared, key=lambda name: min(device.flops[name] for device in devices))
-    if wanted is None:
-        return best
-    if wanted not in shared:
-        without = sorted({device.name for device in devices if wanted not in device.flops})
-        raise PlanError(f"model.dtype={wanted}: {len(without)} of the cards ({', '.join(without)}) cannot compute in it; set model.dtype={best}")
-    return wanted
+    best = lowest_common([DeviceTypes(device.name, device.kind, frozenset(device.flops)) for device in devices])
+    chosen = best if wanted == "auto" else wanted
+    if without := sorted({device.name for device in devices if chosen not in device.flops}):
+        raise PlanError(f"model.dtype={chosen}: {len(without)} of the cards ({', '.join(without)}) cannot compute in it; set model.dtype={best}")
+    return chosen

@@ -14,14 +14,13 @@ from fedspeed.planner.plan import Task
 MOST_ROWS = 4096
 
 
-def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: Sequence, *, dtype_given: bool, rows: int | None = None,
+def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: Sequence, *, rows: int | None = None,
             micro_batch: int | None = None, quantised: bool = False) -> Task:
     """The task that a configuration describes.
 
     Args:
         ds_config: its merged DeepSpeed section.
-        devices: those that will work; they decide about the numeric type unless the user has.
-        dtype_given: whether model.dtype was chosen by the user.
+        devices: those that will work; they decide about the numeric type where model.dtype is auto.
         rows: sequences of a step on each rank, where they shall differ from train.micro_batch * train.accumulation.
         micro_batch: to be kept as it is; else the plan chooses how to divide the rows.
         quantised: whether a base in 8 or 4 bits may be proposed.
@@ -39,7 +38,7 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
     if micro_batch and rows % micro_batch:
         fitting = max(m for m in range(1, min(micro_batch, rows) + 1) if rows % m == 0)
         raise PlanError(f"--micro-batch={micro_batch} does not divide the {rows} rows of a step; choose --micro-batch={fitting}, or other --rows")
-    task = Task(shape, config.data.clients, config.data.max_tokens, rows, micro_batch, common_type(devices, config.model.dtype if dtype_given else None),
+    task = Task(shape, config.data.clients, config.data.max_tokens, rows, micro_batch, common_type(devices, config.model.dtype),
                 config.adapter.method, config.adapter.lora_rank, config.adapter.targets, config.adapter.dropout, config.train.optimizer,
                 config.train.local_steps, stage=zero_stage(ds_config),
                 offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided",

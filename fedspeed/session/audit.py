@@ -26,6 +26,7 @@ from fedspeed.routing.anonymous.protocol import Member, Terms, traffic
 from fedspeed.routing.anonymous.spans import size_of
 from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, named_share, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
+from fedspeed.session.numeric_type import alone
 
 # What owners of chunks see of a plain sum is what cells without masks or relays would show them.
 PLAYED = MODES | {"plain": Mode(False, False)}
@@ -69,6 +70,7 @@ def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coaliti
     unknown = sorted(m for m in coalition.owners | coalition.relays | coalition.clients if not 0 <= m < config.data.clients)
     if unknown:
         raise ConfigError(f"no client {', '.join(map(str, unknown))}: there are {config.data.clients}, numbered from 0")
+    loaded = alone(loaded)
     check_length(config.model.base, config.data.max_tokens)
     updates = train(loaded, rounds, words, seed)
     found = Audit(config.data.clients, rounds, updates[0].shape[1], f"{config.data.task}, split {config.data.split}")

@@ -51,7 +51,7 @@ def _forecast(job: Job, data: dict):
             nodes[host.name], timed = Node(host.name, UNKNOWN, 0, 1.0, 0, 1.0, 1.0, 1.0), False
     examples = [example for client in data.values() for example in client.train]
     longest = max(len(example.input_ids) for example in examples)
-    task = task_of(config, ds_config, shape, [node.device for node in nodes.values()], dtype_given=True)
+    task = task_of(config, ds_config, shape, [node.device for node in nodes.values()])
     task = replace(task, tokens=-(-longest // 8) * 8,
                    answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples))
     places = [place for group in places_of(job.topology, nodes).values() for place in group]

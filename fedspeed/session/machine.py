@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedspeed.checkpoint.journal import Entry
-from fedspeed.cluster.devices import visible_gpus
+from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.local import local_hosts, run_local
 from fedspeed.cluster.topology import plan
@@ -17,6 +17,7 @@ from fedspeed.monitor.records import MissingUpdates, absent_rounds, finished_rou
 from fedspeed.monitor.round_log import read_rounds
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.last_words import ASKED_FILE, export_kind
+from fedspeed.session.numeric_type import as_begun
 from fedspeed.session.order import Order
 from fedspeed.session.parts import preload
 from fedspeed.session.standing import Claim, check_best, ending, journal_entry, journal_of
@@ -30,6 +31,7 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
     Args:
         argv: arguments for ranks that are fresh processes. rank: what a forked one runs, given its environment.
     """
+    order = as_begun(order)
     config, folder, journal = order.config, order.folder, journal_of(order)
     if order.fresh and folder.is_dir():
         claim = Claim()
@@ -46,8 +48,7 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
     hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients)
     ranks = sum(host.slots for host in hosts)
     watch = _Watch()
-    if "DS_ACCELERATOR" not in os.environ and not visible_gpus(os.environ):
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    choose_accelerator(os.environ)
     code = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, journal.newest, watch.log,
                      preload=preload, target=rank, finish_s=config.cluster.finish_s, end_s=LAST_WORDS_S)
     if code == EXIT_OK:

@@ -52,6 +52,12 @@ class Order:
         """What the journal keeps of the configuration: the values as they were written, and where the inputs were."""
         return as_dict(self.loaded.as_written) | {"places": self.loaded.places}
 
+    def settled(self, dtype: str) -> "Order":
+        """The same, with what model.dtype=auto has come to in its place."""
+        config, sources = self.config, self.loaded.sources
+        settled = replace(config, model=replace(config.model, dtype=dtype))
+        return replace(self, loaded=replace(self.loaded, config=settled, sources=sources | {"model.dtype": f"auto ({sources['model.dtype']})"}))
+
     @property
     def folder(self) -> Path:
         return self.loaded.run_folder

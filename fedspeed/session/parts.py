@@ -81,7 +81,7 @@ def stage_cuts(job: Job) -> str:
         nodes = {host.name: node_of(host, probes) for host in job.launch.hosts}
     except PlanError:  # neither measured nor a known card
         return "auto"
-    task = task_of(config, ds_config, planned_shape(config.model.base), [node.device for node in nodes.values()], dtype_given=True)
+    task = task_of(config, ds_config, planned_shape(config.model.base), [node.device for node in nodes.values()])
     cuts = divide(task, [place_of(job.topology, nodes, rank) for rank in job.world], _traffic(job))
     if cuts is None:
         raise PlanError(f"engine.pipeline={config.engine.pipeline}: {len(job.world)} ranks do not hold the model's {task.shape.layers} blocks together; take "

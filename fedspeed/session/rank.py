@@ -13,7 +13,7 @@ from fedspeed.cluster.pulse import Pulse
 from fedspeed.cluster.topology import plan, warnings
 from fedspeed.config.check import notes
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
-from fedspeed.session import last_words, parts, standing
+from fedspeed.session import last_words, numeric_type, parts, standing
 from fedspeed.session.forecast import forecast
 from fedspeed.session.inputs import check_inputs, digests
 from fedspeed.session.order import Job, Order
@@ -65,8 +65,12 @@ class _Inputs:
 
 
 def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
-    config, claim = job.config, standing.Claim()
-    inputs = _read_inputs(job, store, claim)
+    claim = standing.Claim()
+    decided = numeric_type.agree(job, store)
+    job, config = decided.job, decided.job.config
+    if decided.text and job.reporter:
+        print(f"fedspeed: {decided.text}", file=sys.stderr)
+    inputs = _read_inputs(job, store, claim, decided.begun)
     if job.reporter:
         for text in preflight.weight_notes(config):
             print(f"fedspeed: {text}", file=sys.stderr)
@@ -132,7 +136,8 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
 def _stand_by(job: Job, store: rendezvous.Store, mpi) -> int:
     """A rank without clients leaves at once; but rank 0 holds the store, and stays until all that work have left."""
     if job.me == 0:
-        for point in ("ready", "fresh")[:1 + job.order.fresh]:
+        points = ["devices"] * (job.config.model.dtype == "auto") + ["ready"] + ["fresh"] * job.order.fresh
+        for point in points:
             with CheckIn(job, store, point):
                 pass
         pulse = _pulse(job, store, last_words.Stuck(job))
@@ -146,19 +151,23 @@ def _stand_by(job: Job, store: rendezvous.Store, mpi) -> int:
     return EXIT_OK
 
 
-def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim) -> _Inputs:
-    """What may fail for reasons of this rank alone comes first, so that all can agree to go on."""
+def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun_type: bool) -> _Inputs:
+    """What may fail for reasons of this rank alone comes first, so that all can agree to go on.
+
+    Args:
+        begun_type: whether an earlier start of this run, and not the configuration, asks for the numeric type.
+    """
     order, config = job.order, job.config
     with CheckIn(job, store, "ready"):
         from fedspeed.data.clients import client_rows, encode_client, largest_id
-        from fedspeed.engine.build import check_dtype
+        from fedspeed.engine.device_types import check_dtype
         from fedspeed.models.tokenizer import check_ids, load_tokenizer
 
         preflight.check_files(order.loaded)
         preflight.check_clusters(config, job.topology)
         routing, _ = preflight.check_routing(order.config, job.topology)
         preflight.check_pipeline(config, order.deepspeed, routing, job.topology, job.launch.hostfile)
-        check_dtype(config.model.dtype)
+        check_dtype(config.model.dtype, str(order.folder) if begun_type else "")
         tokenizer = load_tokenizer(config.model)
         everyone = client_rows(config.data, config.run.seed)
         data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}

@@ -5,6 +5,7 @@ import warnings
 from fedspeed import preflight
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.machine import complete
+from fedspeed.session.numeric_type import expect
 from fedspeed.session.order import Order
 from fedspeed.session.site import Site
 from fedspeed.session.standing import Claim, check_best, journal_entry, journal_of
@@ -17,6 +18,8 @@ def rehearse(order: Order) -> str:
         FedSpeedError: what the run would end with.
     """
     text = preflight.check(order.loaded, order.hostfile)
+    order, dtype = expect(order)
+    text += f"\ndtype    {dtype}" if dtype else ""
     if order.folder.is_dir():
         claim = Claim()
         claim.take(order.folder)

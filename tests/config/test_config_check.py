@@ -47,8 +47,9 @@ def test_defaults_lack_only_a_model():
     ({"train": {"local_steps_by_cluster": f"a:{'9' * 5000}"}}, "at least 1 step and at most 1000000"),
     ({"cluster": {"local_ranks": "9" * 5000}}, "cluster.local_ranks is '999"),
     ({"cluster": {"ranks_per_client": "\u0664"}}, "cluster.ranks_per_client is '\u0664'"),
-    ({"deepspeed": {"fp16": {"enabled": True}}}, "deepspeed.fp16.enabled is true, but model.dtype is bf16"),
-    ({"deepspeed": {"bf16": {"enabled": False}}}, "deepspeed.bf16.enabled is false, but model.dtype is bf16"),
+    ({"deepspeed": {"fp16": {"enabled": True}}}, "deepspeed.fp16.enabled is true, but model.dtype is auto"),
+    ({"routing": {"transport": "tls"}}, "model.dtype=auto is decided among the ranks of one job, but routing.transport=tls has a job on each site"),
+    ({"deepspeed": {"bf16": {"enabled": False}}}, "deepspeed.bf16.enabled is false, but model.dtype is auto"),
 ])
 def test_each_rule(sections, said):
     found = problems(config(**sections))
@@ -64,7 +65,8 @@ def test_each_rule(sections, said):
     {"federation": {"clients_per_round": 3}},
     {"data": {"task": "file", "path": "rows.jsonl"}},
     {"cluster": {"ranks_per_client": "2", "local_ranks": "1"}},
-    {"deepspeed": {"base": "zero3.json", "bf16": {"enabled": True}, "fp16": {"enabled": "auto"}}},
+    {"deepspeed": {"base": "zero3.json", "bf16": {"enabled": True}, "fp16": {"enabled": "auto"}}, "model": {"base": "m", "dtype": "bf16"}},
+    {"deepspeed": {"base": "zero3.json", "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto", "initial_scale_power": 12}}},
 ])
 def test_what_goes_together(sections):
     assert problems(config(**sections)) == []

@@ -100,7 +100,7 @@ def test_a_pad_token_behind_the_vocabulary_is_not_needed(tmp_path):
     check_ids(largest_id(data), ModelConfig(base=base))
     stated = json.loads((tmp_path / "config.json").read_text()) | {"pad_token_id": 260}
     (tmp_path / "config.json").write_text(json.dumps(stated))
-    assert meta_model(ModelConfig(base=base), AdapterConfig()).config.pad_token_id is None
+    assert meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig()).config.pad_token_id is None
 
 
 def test_builtin_is_read_with_the_plain_template():

@@ -150,14 +150,14 @@ def test_a_broken_folder_is_named(folders, tmp_path, case):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_the_names_of_all_linear_are_those_that_peft_finds(folders, family):
     """`preflight` holds a saved adapter's names against them without importing torch."""
-    model = meta_model(ModelConfig(base=str(folders / family)), AdapterConfig(targets="all-linear"))
+    model = meta_model(ModelConfig(base=str(folders / family), dtype="fp32"), AdapterConfig(targets="all-linear"))
     assert {name.rpartition(".")[2] for name in model.peft_config["default"].target_modules} == LINEAR.get(family, DEFAULT_LINEAR)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_weights_are_held_against_the_config_without_reading_them(folders, family, tmp_path):
     folder = shutil.copytree(folders / family, tmp_path / family)
-    config, adapter = ModelConfig(base=str(folder)), AdapterConfig()
+    config, adapter = ModelConfig(base=str(folder), dtype="fp32"), AdapterConfig()
     check_weights(meta_model(config, adapter), config, adapter)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"vocab_size": 301}))

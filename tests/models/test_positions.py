@@ -56,10 +56,10 @@ def test_rows_as_long_as_the_table_are_not_padded_beyond_it():
     from fedspeed.data.encode import Example
 
     rows = [Example(np.arange(length, dtype=np.int32) % 50, 2) for length in (60, 12, 59, 57)]
-    data = ClientData(rows, rows[1:], dropped=0, pad_id=0)
+    data = ClientData(rows, rows[1:], dropped=0, pad_id=0, limit=60)
     step = client_step(data, 0, 0, 0, micro_batch=2, accumulation=2, ranks=1, client_rank=0)
-    batches = [*step.micro, *eval_batches(rows, 2, 0), *eval_batches(data.val, 1, 0)]
-    assert max(batch.input_ids.shape[1] for batch in batches) == 60 and {b.input_ids.shape[1] for b in eval_batches(data.val, 1, 0)} == {16, 59}
+    batches = [*step.micro, *eval_batches(rows, 2, 0, data.limit), *eval_batches(data.val, 1, 0, data.limit)]
+    assert {batch.input_ids.shape[1] for batch in batches} == {16, 60}
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=50, n_positions=60, bos_token_id=1, eos_token_id=2))
     with torch.no_grad():
         for batch in batches:

@@ -232,10 +232,10 @@ def test_targets_that_the_base_lacks_are_refused_with_those_it_has(base, targets
         _adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"]))
     assert all(word in str(caught.value) for word in ("command line", f"adapter.targets={targets}", "gate_proj", "embed_tokens", "q_proj"))
     with pytest.raises(FedSpeedError, match="does not fit llama.*q_proj, k_proj"):
-        meta_model(ModelConfig(base=base), AdapterConfig(targets=targets))
+        meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))
 
 
 @pytest.mark.parametrize("targets", ["q_proj", "self_attn.q_proj, down_proj", "embed_tokens,lm_head", "model.layers.1.mlp.up_proj"])
 def test_targets_that_it_has_are_not(base, targets):
     assert _adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"])) == []
-    meta_model(ModelConfig(base=base), AdapterConfig(targets=targets))
+    meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))

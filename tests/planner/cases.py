@@ -26,7 +26,7 @@ def laid(hosts, clients):
 def shipped(name, clients, model, **task):
     """The plan for a model on a hostfile of the repository."""
     topology, nodes = laid(read(ROOT / "hostfiles" / name).hosts, clients)
-    dtype = common_type([node.device for node in nodes.values()], None)
+    dtype = common_type([node.device for node in nodes.values()], "auto")
     return plan(Task(shape_of(model), clients, dtype=dtype, **task), topology, nodes)
 
 

@@ -69,7 +69,7 @@ def test_numbers_of_a_probe_that_cannot_be(part, name, value):
 
 def test_a_mixed_run_takes_fp16():
     old, new = published(CARDS["rtx2080ti"]), published(CARDS["rtx3090"])
-    assert common_type([new], None) == "bf16" and common_type([new, old], None) == "fp16"
+    assert common_type([new], "auto") == "bf16" and common_type([new, old], "auto") == "fp16"
     assert common_type([new, old], "fp32") == "fp32"
     with pytest.raises(PlanError, match=r"model.dtype=bf16: 1 of the cards \(rtx2080ti\).*set model.dtype=fp16"):
         common_type([new, old], "bf16")

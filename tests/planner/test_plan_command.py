@@ -51,11 +51,12 @@ def test_json_adds_up():
 
 @pytest.mark.parametrize("words", [[], ["data.clients=10"], ["adapter.targets=all-linear", "train.micro_batch=2", "train.accumulation=2"]])
 def test_what_it_says_to_paste_is_a_valid_run(words):
-    """On top of the configuration that it took its values from."""
+    """On top of the configuration that it took its values from, whose type is left open: three clients have 3090s, ten need a 2080 Ti."""
     done = run("plan", "--hostfile", "hostfiles/hetero10", "--config", "ds_configs/gsm8k.yaml", *words, "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    assert plan["task"]["shape"]["name"] == f"{HUB}Qwen-1.5B" and plan["task"]["dtype"] == "fp16" and plan["task"]["rows"] == 4
+    assert plan["task"]["shape"]["name"] == f"{HUB}Qwen-1.5B" and plan["task"]["rows"] == 4
+    assert plan["task"]["dtype"] == ("fp16" if "data.clients=10" in words else "bf16")
     loaded = load(ROOT / "ds_configs" / "gsm8k.yaml", [*words, *plan["overrides"]])
     merged = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
     assert loaded.config.engine.tier == plan["setting"]["tier"]

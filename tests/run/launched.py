@@ -27,7 +27,7 @@ MARK = "FEDSPEED_TEST_MARK"
 # A run of 5 s with everything in it that a resumed run could get wrong: dropout, kept local optimizers, a server optimizer with moments,
 # unequal clients, and more clients than ranks.
 SETTINGS = {
-    "model": {"init": "random", "dtype": "fp32", "tokenizer": "bytes"},
+    "model": {"init": "random", "tokenizer": "bytes"},
     "adapter": {"lora_rank": 4, "dropout": 0.1},
     "data": {"task": "builtin", "clients": 3, "split": "meta", "max_tokens": 64, "template": "plain", "max_rows": 120, "val_fraction": 0.1},
     "train": {"local_steps": 3, "micro_batch": 4, "lr": 3e-3},

@@ -1,0 +1,195 @@
+"""model.dtype=auto, from the devices to the fingerprint: decided once, told, and kept."""
+
+import json
+import threading
+
+import pytest
+import yaml
+from launched import LLAMA, SETTINGS
+
+from fedspeed.checkpoint.journal import Entry, Journal
+from fedspeed.cli import main
+from fedspeed.cluster.discover import Launch
+from fedspeed.cluster.hostfile import Host
+from fedspeed.cluster.topology import plan
+from fedspeed.config.load import load
+from fedspeed.config.show import as_dict
+from fedspeed.errors import FedSpeedError, ModelError, PlanError
+from fedspeed.models.numeric_types import DeviceTypes
+from fedspeed.session import numeric_type
+from fedspeed.session.order import Job, Order
+
+
+@pytest.fixture
+def order(tmp_path, monkeypatch):
+    """An order in the working folder, with overrides and perhaps a hostfile."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
+    settings = {**SETTINGS, "model": {"base": "model", **SETTINGS["model"]}, "monitor": {"progress": False}, "run": {"name": "mine"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+
+    def make(*words: str, hosts: str = "", fresh: bool = False) -> Order:
+        (tmp_path / "hosts").write_text(hosts)
+        return Order(load(tmp_path / "run.yaml", words), tmp_path / "hosts" if hosts else None, fresh=fresh)
+
+    return make
+
+
+def begin(order: Order, dtype: str) -> None:
+    """What a first round in a type leaves."""
+    config = as_dict(order.settled(dtype).config)
+    Journal(order.folder, 2).commit(Entry(1, order.settled(dtype).marks, 0, config), {})
+
+
+def gpus(monkeypatch, *types: tuple[str, ...]) -> None:
+    """This machine has GPUs of these types, as far as the rule is concerned."""
+    found = [DeviceTypes(f"cuda:{i} of here", "gpu", frozenset({"fp32", *has})) for i, has in enumerate(types)]
+    monkeypatch.setattr("fedspeed.engine.device_types.device_types",
+                        lambda local_rank=None: found if local_rank is None else [found[local_rank % len(found)]])
+    monkeypatch.setattr("fedspeed.engine.device_types.check_dtype", lambda dtype, began="": None)
+
+
+def enabled(order: Order) -> list[str]:
+    """The 16-bit types that DeepSpeed is told to compute in."""
+    return [name for name in ("bf16", "fp16") if order.deepspeed.get(name, {}).get("enabled")]
+
+
+HOSTS = "a slots=1\nb slots=1\nc slots=1\n# fed-host a gpu=rtx3090\n# fed-host b gpu={}\n# fed-host c gpu=rtx3090\n"
+
+
+def test_on_cpus_it_is_fp32_and_the_dry_run_says_so(order):
+    settled, said = numeric_type.expect(order())
+    assert settled.config.model.dtype == "fp32" and "model.dtype=fp32 (auto: the cpu of" in said
+    assert settled.loaded.sources["model.dtype"] == "auto (default)" and enabled(settled) == []
+    assert numeric_type.expect(order("model.dtype=fp32"))[1] == "", "what is named needs no word"
+
+
+@pytest.mark.parametrize(("types", "dtype"), [([("bf16", "fp16")], "bf16"), ([("bf16", "fp16"), ("fp16",)], "fp16"), ([()], "fp32")])
+def test_on_gpus_it_is_what_all_of_them_have(order, monkeypatch, types, dtype):
+    gpus(monkeypatch, *types)
+    settled, said = numeric_type.expect(order())
+    assert settled.config.model.dtype == dtype and f"model.dtype={dtype}" in said
+    assert enabled(settled) == [dtype] * (dtype != "fp32")
+
+
+def test_the_hostfile_tells_of_cards_that_are_elsewhere(order):
+    assert numeric_type.expect(order(hosts=HOSTS.format("rtx3090")))[0].config.model.dtype == "bf16"
+    settled, said = numeric_type.expect(order(hosts=HOSTS.format("rtx2080ti")))
+    assert settled.config.model.dtype == "fp16" and "rtx2080ti of b" in said
+    unsettled, said = numeric_type.expect(order(hosts=HOSTS.format("rtx7777")))
+    assert unsettled.config.model.dtype == "auto" and "decided when the ranks meet" in said and "rtx7777" in said
+    with pytest.raises(PlanError, match=r"model.dtype=bf16: 1 of the cards \(rtx2080ti\) cannot compute in it"):
+        numeric_type.expect(order("model.dtype=bf16", hosts=HOSTS.format("rtx2080ti")))
+
+
+def test_a_type_that_this_machine_lacks_is_refused_in_the_dry_run(order, monkeypatch, capsys):
+    from deepspeed.accelerator import get_accelerator
+
+    order()
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
+    assert main(["run", "--config", "run.yaml", "--dry-run", "model.dtype=fp16"]) == 2
+    said = capsys.readouterr().err
+    assert "model.dtype=fp16" in said and "cannot compute in it; choose fp32 or bf16, or model.dtype=auto" in said
+
+
+def test_print_config_shows_what_was_asked(order, capsys):
+    order()
+    assert main(["run", "--config", "run.yaml", "--print-config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["model"]["dtype"] == "auto"
+
+
+# A run keeps the type it began with.
+
+
+def test_a_run_goes_on_in_the_type_it_began_in(order):
+    begin(order(), "bf16")
+    settled, said = numeric_type.expect(order())
+    assert settled.config.model.dtype == "bf16" and "mine began in it" in said
+    assert numeric_type.as_begun(order()).marks == settled.marks == order("model.dtype=bf16").marks != order("model.dtype=fp32").marks
+    assert numeric_type.expect(order(fresh=True))[0].config.model.dtype == "fp32"
+    assert numeric_type.as_begun(order("model.dtype=fp32")).config.model.dtype == "fp32"
+
+
+def test_a_run_does_not_go_on_where_its_type_is_missing(order, monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    begin(order(), "fp16")
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
+    with pytest.raises(ModelError, match="model.dtype=fp16, in which the run in .*mine began: .*; resume it on devices that can, or start anew with --fresh"):
+        numeric_type.expect(order())
+
+
+# The ranks decide together.
+
+
+class Meeting:
+    """The ranks' store, in one process."""
+
+    def __init__(self):
+        self._texts, self._there = {}, threading.Condition()
+
+    def put(self, key, text):
+        with self._there:
+            self._texts[key] = text
+            self._there.notify_all()
+
+    note = put
+
+    def wait(self, keys, timeout_s):
+        with self._there:
+            self._there.wait_for(lambda: all(key in self._texts for key in keys), timeout_s)
+            return {key for key in keys if key not in self._texts}
+
+    def get(self, *keys):
+        return [self._texts[key] for key in keys]
+
+
+def meet(order, slots: int, function) -> list:
+    """`function(job, store)` of all ranks of one host, each in a thread; an exception stands for its result."""
+    host, store, found = Host("here", slots), Meeting(), [None] * slots
+
+    def rank(number: int) -> None:
+        launch = Launch("local", number, slots, number, None, (host,), "127.0.0.1", 0)
+        try:
+            found[number] = function(Job(order, launch, plan((host,), 3, "auto")), store)
+        except FedSpeedError as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(slots)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+def test_all_ranks_take_what_the_oldest_card_has(order, monkeypatch):
+    gpus(monkeypatch, ("bf16", "fp16"), ("fp16",), ("bf16", "fp16"))
+    found = meet(order(), 3, numeric_type.agree)
+    assert {one.job.config.model.dtype for one in found} == {"fp16"} and len({one.job.order.marks for one in found}) == 1
+    assert "cuda:1 of here cannot do bf16" in found[0].text and not found[0].begun
+
+
+def test_a_rank_without_clients_has_no_say(order, monkeypatch):
+    gpus(monkeypatch, ("bf16",), ("bf16",), ("bf16",), ())
+    found = meet(order(), 4, lambda job, store: numeric_type.agree(job, store) if job.place.clients else None)
+    assert [one and one.job.config.model.dtype for one in found] == ["bf16", "bf16", "bf16", None]
+
+
+def test_the_reporters_journal_decides_for_all(order, monkeypatch):
+    begin(order(), "fp32")
+    gpus(monkeypatch, ("bf16",))
+    found = meet(order(), 3, numeric_type.agree)
+    assert {(one.job.config.model.dtype, one.begun) for one in found} == {("fp32", True)}
+
+
+def test_a_device_that_cannot_be_asked_ends_all_at_once(order, monkeypatch):
+    def broken(local_rank=None):
+        if local_rank == 1:
+            raise FedSpeedError("no driver")
+        return [DeviceTypes("a", "gpu", frozenset({"fp32"}))]
+
+    monkeypatch.setattr("fedspeed.engine.device_types.device_types", broken)
+    assert all("no driver" in str(one) for one in meet(order(), 3, numeric_type.agree))
