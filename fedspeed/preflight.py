@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.hostfile import Hostfile
-from fedspeed.cluster.local import check_rank_count, local_hosts
+from fedspeed.cluster.local import check_rank_count, crowding, local_hosts
 from fedspeed.cluster.topology import Topology, plan, warnings
 from fedspeed.config.check import notes, problems
-from fedspeed.config.deepspeed import merge, zero_stage
+from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
 from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipeline_tier, resident_blocks
+from fedspeed.engine.base.told import execution
 from fedspeed.engine.config import QUANTISED
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
@@ -31,7 +32,7 @@ from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import is_hub_name, local_folder
 from fedspeed.models.planned import planned_shape
 from fedspeed.models.positions import check_length
-from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, ends_of, read_config
+from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, ends_of, outside_blocks, read_config
 from fedspeed.models.stored import stored_tensors
 from fedspeed.planner.hardware import read_probe
 from fedspeed.planner.memory import sizes
@@ -58,8 +59,7 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
     """
     config = loaded.config
     lines = _all((_place, _model, _adapter, _engine, _data, lambda loaded: _layout(loaded, hostfile)), loaded)
-    stage = zero_stage(merge(config.deepspeed, config, loaded.folder))
-    how = f"a pipeline over each {config.engine.pipeline}'s ranks" if config.engine.pipeline != "none" else f"DeepSpeed ZeRO-{stage}"
+    how = execution(config, merge(config.deepspeed, config, loaded.folder), outside_blocks(config.adapter))
     lines.append(f"engine   {how}, {config.federation.rounds} rounds of {config.train.local_steps} local steps")
     return "\n".join([*lines, *(f"note     {text}" for text in notes(config))])
 
@@ -306,8 +306,9 @@ def _data(loaded: Loaded) -> list[str]:
 def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     config, launch = loaded.config, from_process(hostfile)
     hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients) if launch.kind == "none" else launch.hosts
-    ranks = sum(host.slots for host in hosts)
+    ranks, crowded = sum(host.slots for host in hosts), []
     if launch.kind == "none":
+        crowded = crowding(ranks)
         if launch.hostfile:
             check_rank_count(ranks, launch.hostfile.path)
         if config.routing.transport == "mpi" and ranks > 1:
@@ -322,7 +323,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
         check_port(routing)
     check_pipeline(config, merge(config.deepspeed, config, loaded.folder), routing, topology, launch.hostfile)
     return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
-            f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology)]
+            f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology), *(f"note     {text}" for text in crowded)]
 
 
 def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig, int]:

@@ -58,6 +58,18 @@ def local_hosts(launch: Launch, setting: str, clients: int) -> tuple[Host, ...]:
     return launch.hosts if launch.hostfile else (Host("localhost", local_rank_count(setting, clients)),)
 
 
+def crowding(ranks: int) -> list[str]:
+    """A note where this machine is to start more ranks than it has GPUs, or cores where it has none."""
+    gpus, cores = visible_gpus(os.environ), usable_cores()
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        gpus = 0
+    have, what = (gpus, "GPU") if gpus else (cores, "core")
+    if ranks <= have:
+        return []
+    return [f"{ranks} ranks on {have} {what}{'s' if have > 1 else ''}: they take turns, so that a round is not shorter than with "
+            f"{have}, and memory is needed {ranks} times; set cluster.local_ranks={have} (or auto), or give the hostfile fewer slots"]
+
+
 def check_rank_count(ranks: int, source: str) -> None:
     """Raises ConfigError if this machine is asked to start so many ranks that it would run out of processes before it said so."""
     most = RANKS_PER_CORE * usable_cores()

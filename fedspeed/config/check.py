@@ -174,6 +174,8 @@ def notes(config: RunConfig) -> list[str]:
     """What goes together, but hardly as it was meant."""
     train, rounds = config.train, config.federation.rounds
     steps = max([train.local_steps, *steps_by_cluster(train.local_steps_by_cluster).values()])
+    if not train.lr:
+        return ["train.lr=0: no weight moves, so that nothing is learned; give a rate above 0, unless that is meant"]
     if train.warmup_steps <= rounds * steps:
         return []
     return [f"train.warmup_steps={train.warmup_steps}, but the run has only {rounds} x {steps} local steps, so that train.lr={train.lr:g} is never "

@@ -10,6 +10,7 @@ from pathlib import Path
 from fedspeed.errors import ModelError
 from fedspeed.files import json_value
 from fedspeed.models.catalogue import KNOWN, ModelShape
+from fedspeed.models.config import AdapterConfig
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import config_file
 
@@ -100,6 +101,16 @@ def check_modules(folder: Path, saved: Mapping, names: Iterable[str], base: str,
 def ends_of(family: str) -> tuple[str, ...]:
     """The modules beside the blocks that an adapter may stand on: embeddings and the head."""
     return _ENDS.get(family, _DEFAULT_ENDS)
+
+
+def outside_blocks(adapter: AdapterConfig) -> str:
+    """A target of an adapter that is an embedding or the head, empty if it has none; by name only, so a pattern has none."""
+    targets: object = adapter.targets.split(",")
+    if adapter.start_from:
+        targets = read_config(Path(adapter.start_from))["target_modules"]
+    ends = {*_DEFAULT_ENDS, *(name for names in _ENDS.values() for name in names)}
+    leaves = [name.strip().rpartition(".")[2] for name in targets] if isinstance(targets, list) else []
+    return next((name for name in leaves if name in ends), "") if adapter.method == "lora" else ""
 
 
 def _named(saved: Mapping) -> str:

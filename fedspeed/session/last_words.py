@@ -13,9 +13,10 @@ from typing import TextIO
 from fedspeed import activity
 from fedspeed.cluster.once import report
 from fedspeed.cluster.rendezvous import Store
-from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
+from fedspeed.engine.base.told import execution
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, FedSpeedError, LostPeerError, Preempted, connection_text
+from fedspeed.models.saved_adapter import outside_blocks
 from fedspeed.monitor import stdout
 from fedspeed.preflight import weight_notes
 from fedspeed.session.order import Job
@@ -192,6 +193,15 @@ def _weight_texts(config: RunConfig) -> list[str]:
         return []
 
 
+def _execution(job: Job) -> str:
+    """How the model was executed; a run that has ended is told of even where the adapter it started from is gone by now."""
+    try:
+        outside = outside_blocks(job.config.adapter)
+    except FedSpeedError:
+        outside = ""
+    return execution(job.config, job.order.deepspeed, outside)
+
+
 def _facts(job: Job, exported, predicted=None):
     from fedspeed.monitor.report import Facts
 
@@ -203,8 +213,7 @@ def _facts(job: Job, exported, predicted=None):
         "rounds": f"{config.federation.rounds} x {_budget(config)} of {config.train.micro_batch * config.train.accumulation} "
                   f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
         "aggregation": f"{config.federation.aggregation}, server optimizer {config.federation.server_optimizer}",
-        "engine": (f"DeepSpeed ZeRO-{zero_stage(job.order.deepspeed)}" if config.engine.pipeline == "none" else
-                   f"a pipeline over each {config.engine.pipeline}'s ranks") + f", launched by {job.launch.kind}",
+        "engine": f"{_execution(job)}, launched by {job.launch.kind}",
         "layout": f"{len(job.workers)} ranks in {len(topology.clusters)} cluster{'s' if len(topology.clusters) > 1 else ''}",
     }
     if texts := _weight_texts(config):

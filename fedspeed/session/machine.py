@@ -9,7 +9,7 @@ from pathlib import Path
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import Launch
-from fedspeed.cluster.local import local_hosts, run_local
+from fedspeed.cluster.local import crowding, local_hosts, run_local
 from fedspeed.cluster.topology import plan
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
@@ -49,6 +49,8 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
     ranks = sum(host.slots for host in hosts)
     watch = _Watch()
     choose_accelerator(os.environ)
+    for text in crowding(ranks):
+        print(f"fedspeed: {text}", file=sys.stderr)
     code = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, journal.newest, watch.log,
                      preload=preload, target=rank, finish_s=config.cluster.finish_s, end_s=LAST_WORDS_S)
     if code == EXIT_OK:

@@ -1,0 +1,44 @@
+"""What the dry run tells of a run that could begin: how it is executed, and what is hardly meant."""
+
+import json
+
+import pytest
+import yaml
+from launched import LLAMA, SETTINGS
+
+from fedspeed.config.load import load
+from fedspeed.preflight import check
+
+
+@pytest.fixture
+def said(tmp_path, monkeypatch):
+    """The dry run's lines about a configuration in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
+    settings = {**SETTINGS, "model": {"base": "model", **SETTINGS["model"]}, "monitor": {"progress": False}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setattr("fedspeed.cluster.local.usable_cores", lambda: 2)
+    return lambda *words: check(load(tmp_path / "run.yaml", words), None).splitlines()
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    ((), "DeepSpeed ZeRO-0, "), (("deepspeed.base=zero2.json",), "DeepSpeed ZeRO-2, "),
+    (("engine.tier=nvme",), "the base on NVMe, one copy a node (engine.tier=nvme), layer by layer; what trains by DeepSpeed ZeRO-0, "),
+    (("engine.tier=ram",), "host RAM"), (("engine.tier=resident",), "whole on every device (engine.tier=resident)"),
+    (("deepspeed.base=zero3.json",), "the base divided over each cluster's ranks (engine.tier=cluster), layer by layer; what trains by DeepSpeed ZeRO-2, "),
+    (("deepspeed.base=zero3.json", "engine.tier=stock"), "DeepSpeed ZeRO-3, "),
+    (("deepspeed.base=zero3.json", "adapter.targets=q_proj,embed_tokens"), "DeepSpeed ZeRO-3, "),
+    (("deepspeed.base=zero3.json", "adapter.method=full"), "DeepSpeed ZeRO-3, "),
+    (("engine.pipeline=client", "cluster.ranks_per_client=2", "engine.tier=ram", "data.clients=1"),
+     "a pipeline over each client's ranks, whose parts of the base are loaded from their RAM")])
+def test_the_execution_is_told_by_its_tier(said, words, told):
+    [line] = [line for line in said(*words) if line.startswith("engine ")]
+    assert told in line
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (("train.lr=0",), "train.lr=0: no weight moves"), (("cluster.local_ranks=3",), "3 ranks on 2 cores"), (("cluster.local_ranks=2",), None), ((), None)])
+def test_what_is_hardly_meant_is_noted(said, words, told):
+    notes = [line for line in said(*words) if line.startswith("note ")]
+    assert len(notes) == (told is not None) and all(told in note for note in notes)
