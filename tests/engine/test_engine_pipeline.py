@@ -7,11 +7,12 @@ from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
-from tests.engine.test_layer_major import stirred, write_family
+from tests.engine.test_layer_major import DETERMINED, stirred, write_family
 from tests.processes import run_clusters
 from tests.tiny import random_step
 
 LORA = AdapterConfig(targets="all-linear")
+RATE = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,14 @@ def trained(rank, base, kind, options, ranks, dtype="fp32", seats=1, clip=0.0, n
     steps = [random_step(3 + seat, 2, 3) for seat in range(seats)]
     steps[0].micro[1].attention_mask[0, -5:] = 0  # padding: the blocks' masks differ between micro-batches
     steps[0].micro[1].labels[0, -5:] = -100
-    with engine(base, kind, dtype, clients=(tuple(range(ranks)),), adapter=LORA, train=TrainConfig(optimizer="adamw"), options=options, seats=seats,
+    with engine(base, kind, dtype, clients=(tuple(range(ranks)),), adapter=LORA, train=DETERMINED, options=options, seats=seats,
                 gradient_clipping=clip, nvme=nvme) as own:
         start = stirred(own.state())
         own.load(start)
         before = own.evaluate([steps[0].micro, steps[0].micro[:1]])
         for seat in range(seats):
             own.load(start, seat=seat, seed=seat)
-        losses = [[s.loss for s in own.train_step(steps, 0.01)] for _ in range(3)]
+        losses = [[s.loss for s in own.train_step(steps, RATE)] for _ in range(3)]
         ends = [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(seats)]
         return before, losses, ends, own.take_loaded()
 
@@ -222,13 +223,13 @@ def turn(own, clients, start, steps):
             together = clients[first:first + own.seats]
             for seat, client in enumerate(together):
                 own.load(start, seed=client, seat=seat)
-            losses.append([[s.loss for s in own.train_step([a_clients_step(c, n) for c in together], 0.01)] for n in range(steps)])
+            losses.append([[s.loss for s in own.train_step([a_clients_step(c, n) for c in together], RATE)] for n in range(steps)])
             ends += [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(len(together))]
     return before, losses, ends
 
 
 def alone(rank, base, client, dtype="fp32", clip=0.0):
-    with engine(base, "resident", dtype, adapter=LORA, gradient_clipping=clip) as own:
+    with engine(base, "resident", dtype, adapter=LORA, train=DETERMINED, gradient_clipping=clip) as own:
         return turn(own, [client], stirred(own.state()), 3)
 
 
@@ -262,8 +263,8 @@ def cluster_turn(rank, base, sets, filled, carried, seats, options):
     ranks = next(ranks for ranks in sets if rank in ranks)
     me = sets.index(ranks)
     engine_options = EngineConfig(pipeline="cluster", seats=seats, cuts=options.get("cuts", "auto"))
-    with engine(base, "resident", options.get("dtype", "fp32"), clients=sets, adapter=LORA, options=engine_options, seats=len(filled[me]),
-                gradient_clipping=options.get("clip", 0.0)) as own:
+    with engine(base, "resident", options.get("dtype", "fp32"), clients=sets, adapter=LORA, train=DETERMINED, options=engine_options,
+                seats=len(filled[me]), gradient_clipping=options.get("clip", 0.0)) as own:
         start = stirred(own.state())
         turns = [turn(own, carried[me], start, 3) for _ in range(2)]
         assert all(np.array_equal(a[n], b[n]) for a, b in zip(turns[0][2], turns[1][2]) for n in a)  # nothing is left of the turn before

@@ -19,6 +19,9 @@ from tests.tiny import random_step, write_llama
 
 LORA = AdapterConfig(targets="all-linear")
 LR = 1e-2
+# AdamW takes steps of full length along gradients that are nothing but rounding, such as that of GPT-2's key bias, which softmax takes
+# no notice of: what it leads to is the processor's business. SGD goes where the mathematics says.
+DETERMINED = TrainConfig(optimizer="sgd", momentum=0.9, weight_decay=0.1)
 
 
 def write_family(family: str, folder) -> str:
@@ -273,12 +276,12 @@ def test_accounted_memory_is_what_the_allocator_gave(tmp_path, kind):
 
 def trained_blocks(rank, base, kind, blocks, nvme):
     adapter = AdapterConfig(method="blocks", blocks=blocks)
-    with engine(base, kind, adapter=adapter, train=TrainConfig(weight_decay=0.1), nvme=nvme) as own:
+    with engine(base, kind, adapter=adapter, train=DETERMINED, nvme=nvme) as own:
         own.load(own.state())
         step, loads = random_step(3, 2, 3), []
         losses = []
         for _ in range(4):
-            losses.append(own.train_step([step], LR)[0].loss)
+            losses.append(own.train_step([step], 0.1)[0].loss)
             loads.append(own.store.take_loads().count if kind == "ram" else 0)
         return losses, {n: v.detach().numpy() for n, v in own.state().items()}, loads
 
@@ -288,7 +291,7 @@ def test_chosen_blocks_train_as_under_autograd(bases, tmp_path, family, blocks):
     [(losses, state, loads)] = run_clusters([1], trained_blocks, bases[family], "ram", blocks, tmp_path)
     [(expected, end, _)] = run_clusters([1], trained_blocks, bases[family], "zero0", blocks, tmp_path)
     assert np.abs(np.array(losses) / expected - 1).max() < 1e-5 and losses[3] < losses[0]
-    assert state.keys() == end.keys() and max(np.abs(state[n] - end[n]).max() for n in end) < 1e-4
+    assert state.keys() == end.keys() and max(np.abs(state[n] - end[n]).max() for n in end) < 1e-5
     # Three of the four blocks are frozen with last:1, and the backward pass does not come down to them; two slots keep two of three.
     assert blocks != "last:1" or loads[2:] == [3, 3]
 
