@@ -165,7 +165,8 @@ def test_unknown_hosts_are_named(lab):
 # --- real DeepSpeed
 
 
-@pytest.mark.parametrize("launcher", ["pdsh", "openmpi"])
+# That pdsh does is shown by test_rounds.
+@pytest.mark.parametrize("launcher", [pytest.param("pdsh", marks=pytest.mark.slow), "openmpi"])
 def test_deepspeed_starts_a_rank_in_every_slot(lab, hostfile, launcher):
     done = lab.run(["deepspeed", "--hostfile", str(hostfile), "--launcher", launcher, str(GREET)], timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
