@@ -80,11 +80,17 @@ class RowTable:
         shares = [counts.harmed for counts in self.clients]
         if max([self.total.harmed, *shares]) <= WARN_ABOVE:
             return []
-        cut, lost = (_share(part, self.total.rows) for part in (self.total.cut, self.total.lost))
-        where = f" (most at client {shares.index(max(shares))}: {max(shares):.1%})" if len(shares) > 1 else ""
-        return [f"data.max_tokens={self.max_tokens} takes the end of the answer from {cut} rows, so that the "
-                f"model does not learn to stop there, and the whole answer from {lost}, which are left out{where}; "
-                "raise data.max_tokens, or shorten the rows"]
+        total, taken = self.total, []
+        if total.cut:
+            cut = _share(total.cut, total.rows)
+            taken.append(f"the end of the answer from {cut}, so that the model does not learn to stop there")
+        if total.lost:
+            taken.append(f"the whole answer from {_share(total.lost, total.rows)}, which are left out")
+        where = ""
+        if len(shares) > 1:
+            where = f" (most at client {shares.index(max(shares))}: {_percent(max(shares))})"
+        told = f"data.max_tokens={self.max_tokens} takes {', and '.join(taken)}{where}"
+        return [f"{told}; raise it, or shorten the rows"]
 
 
 @dataclass(frozen=True)
@@ -113,4 +119,8 @@ def counts_text(counts: RowCounts, cut: str = "", lost: str = "") -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part} of {whole} ({part / whole:.1%})"
+    return f"{part} of {whole} rows ({_percent(part / whole)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

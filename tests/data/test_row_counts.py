@@ -41,18 +41,22 @@ def test_only_sums_where_only_sums_may_be_known():
     assert each.line() == total.line() == ("40 rows: 38 kept, 3 of them cut (the end of the answer lies beyond data.max_tokens=64); "
                                            "2 lost (nothing of the answer lies within it)")
     assert each.client_lines() == ["client 0: 10 rows: 8 kept, 3 of them cut; 2 lost", "client 1: 30 rows, all kept whole"]
-    assert "client" not in total.warnings()[0] and "(most at client 0: 50.0%)" in each.warnings()[0]
-    assert "from 3 of 40 (7.5%) rows" in total.warnings()[0] and "raise data.max_tokens" in total.warnings()[0]
+    assert "client" not in total.warnings()[0] and "(most at client 0: 50.0 %)" in each.warnings()[0]
+    assert total.warnings() == ["data.max_tokens=64 takes the end of the answer from 3 of 40 rows (7.5 %), so that the model "
+                                "does not learn to stop there, and the whole answer from 2 of 40 rows (5.0 %), which are left "
+                                "out; raise it, or shorten the rows"]
 
 
 @pytest.mark.parametrize(("counts", "warned"), [((1000, 10, 0), False), ((1000, 10, 1), True), ((1000, 0, 11), True), ((5, 0, 0), False)])
 def test_a_warning_above_one_percent(counts, warned):
-    assert bool(RowTable.of([RowCounts(*counts)], 64).warnings()) == warned
+    texts = RowTable.of([RowCounts(*counts)], 64).warnings()
+    assert bool(texts) == warned
+    assert all(("the end" in text, "the whole" in text) == (counts[1] > 0, counts[2] > 0) for text in texts)
 
 
 def test_one_client_above_one_percent_among_many_is_warned_of():
     table = RowTable.of([RowCounts(100_000, 0, 0), RowCounts(10, 9, 0)], 64)
-    assert "most at client 1: 90.0%" in table.warnings()[0]
+    assert "most at client 1: 90.0 %" in table.warnings()[0]
 
 
 def test_many_clients_do_not_fill_the_screen():
@@ -111,5 +115,5 @@ def test_the_dry_run_tells_all_of_it(tmp_path):
     lines = preflight.look_inside(load(path)).splitlines()
     assert lines[0].startswith("rows     11 rows: 9 kept, 3 of them cut (") and "2 lost" in lines[0]
     assert [line.split(":")[0] for line in lines[1:3]] == ["         client 0", "         client 1"]
-    assert lines[3].startswith("note     data.max_tokens=32 takes the end of the answer from 3 of 11 (27.3%) rows")
+    assert lines[3].startswith("note     data.max_tokens=32 takes the end of the answer from 3 of 11 rows (27.3 %)")
     assert lines[4].startswith("note     1 of 11 rows have a blank answer")
