@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedspeed.checkpoint.card import CARD_FILE
 from fedspeed.checkpoint.journal import write_tensors
 from fedspeed.files import follow_umask
 from fedspeed.models.hub import model_folder
@@ -20,13 +21,15 @@ GENERATION_FILE = "generation_config.json"
 FORMAT = {"format": "pt"}  # transformers refuses files without it
 
 
-def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], base: str) -> None:
+def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], base: str,
+           card: str = "") -> None:
     """Write `tensors` (full trainable state, fp32, by parameter name) so that PEFT or transformers loads it.
 
     Args:
         folder: replaced as a whole; a reader finds a whole folder or, for the moment between two renames, none.
         model: the wrapped model, read for its configuration only (its weights may be partitioned away).
         base: model.base, which an adapter names as its base model, so that it is found from anywhere.
+        card: the model card, README.md.
     """
     from fedspeed.models.adapters import portable_name
 
@@ -48,7 +51,9 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         config.use_cache = True  # off while training; off in the file it would make generation quadratic
         config.save_pretrained(part)
         (part / GENERATION_FILE).write_text(json.dumps(_generation(model, tokenizer, base), indent=2, sort_keys=True))
-    tokenizer.save_pretrained(part)
+    _without_chat_template(tokenizer).save_pretrained(part)
+    if card:
+        (part / CARD_FILE).write_text(card, encoding="utf-8")
     follow_umask(part)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -56,6 +61,13 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _without_chat_template(tokenizer):
+    """The tokenizer without the base's chat template: nothing was trained with it, and who asked by it would get worse answers."""
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    return plain
 
 
 def lasting_name(base: str) -> str:

@@ -46,10 +46,15 @@ def encode(row: Row, tokenizer, template: str, max_tokens: int) -> Example | Non
     Returns:
         None where the cut leaves no answer token: such a row has no loss, and its mean would be 0/0.
     """
-    prompt_ids = leading_special_ids(tokenizer) + _ids(tokenizer, prompt(row, template))
-    ids = prompt_ids + _ids(tokenizer, row.output) + [tokenizer.eos_token_id]
-    example = Example(np.asarray(ids[:max_tokens], dtype=np.int32), len(prompt_ids), cut=len(ids) > max_tokens)
+    before = prompt_ids(row, tokenizer, template)
+    ids = before + _ids(tokenizer, row.output) + [tokenizer.eos_token_id]
+    example = Example(np.asarray(ids[:max_tokens], dtype=np.int32), len(before), cut=len(ids) > max_tokens)
     return example if example.answer_tokens > 0 else None
+
+
+def prompt_ids(row: Row, tokenizer, template: str) -> list[int]:
+    """Token ids of all that stands before the answer, the same in training and when a model is asked."""
+    return leading_special_ids(tokenizer) + _ids(tokenizer, prompt(row, template))
 
 
 def leading_special_ids(tokenizer) -> list[int]:

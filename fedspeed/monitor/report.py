@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fedspeed.data.row_counts import DataReport
+from fedspeed.data.usage import PromptFormat, fenced, snippet
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.files import write_atomically
 from fedspeed.monitor import plots
@@ -21,13 +22,16 @@ ROUNDS_SHOWN = 21  # 20 and the losses before the first
 @dataclass(frozen=True)
 class Export:
     """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in; `base` is a folder or hub name;
-    `dtype` is the run's numeric type as torch calls it, in which the result computes what the run has computed."""
+    `dtype` is the run's numeric type as torch calls it, in which the result computes what the run has computed; `prompt` is the format of the
+    rows, and `drawn` says that the base's weights are in no file."""
 
     kind: Literal["adapter", "model"]
     folder: str
     base: str
     round: int  # 0: the start
     dtype: str = "float32"
+    prompt: PromptFormat | None = None
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,17 +230,17 @@ def _usage(export: Export | None) -> str:
     if export is None:
         return "Nothing was exported."
     whence = f"round {export.round}" if export.round else "the start, which no round beat,"
-    if export.kind == "model":
-        return (f"The model of {whence} is an ordinary Hugging Face folder:\n\n```python\n"
-                f"import torch\nfrom transformers import AutoModelForCausalLM\n\n"
-                f"model = AutoModelForCausalLM.from_pretrained({export.folder!r}, dtype=torch.{export.dtype})\n```\n\n"
-                f"To train on from it: `model.base={export.folder}`.")
-    as_trained = "" if export.dtype == "float32" else ", autocast_adapter_dtype=False"  # PEFT would compute the adapter in fp32
-    return (f"The adapter of {whence} is an ordinary PEFT folder:\n\n```python\n"
-            f"import torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({export.base!r}, dtype=torch.{export.dtype})\n"
-            f"model = PeftModel.from_pretrained(base, {export.folder!r}{as_trained})\n```\n\n"
-            f"To train on from it: `adapter.start_from={export.folder}`.")
+    key, what = ("model.base", "Hugging Face") if export.kind == "model" else ("adapter.start_from", "PEFT")
+    code = snippet(export.kind, export.folder, export.base, export.dtype, export.prompt)
+    text = f"The {export.kind} of {whence} is an ordinary {what} folder"
+    if export.drawn and export.kind == "adapter":
+        text += ". The base's weights were drawn at random and are in no file, so that only a run with the same seed can use it."
+    else:
+        text += f":\n\n{fenced(code, 'python')}"
+    if export.prompt:
+        asked = "" if export.drawn and export.kind == "adapter" else f"`fedspeed chat {export.folder}` asks it in a terminal. "
+        text += f"\n\n{asked}The prompt:\n\n{export.prompt.described()}"
+    return f"{text}\n\nTo train on from it: `{key}={export.folder}`."
 
 
 def _what_ran(facts: Facts, routing_mode: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -32,7 +33,9 @@ ASKED_FILE = ".asked-to-end"  # in a run's folder: what the reporter was at then
 def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted=None, renewed: bool = False) -> int:
     """The reporter's part after the last round, or after the one in which the run was asked to end: export, report, and the exit code, which
     is 0 only if every update of every round counted."""
+    from fedspeed.checkpoint.card import Card
     from fedspeed.checkpoint.export import export, lasting_name
+    from fedspeed.data.usage import PromptFormat
     from fedspeed.monitor.report import Export
 
     config, folder = job.config, job.order.folder
@@ -46,17 +49,20 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
     best = progress.has_best and progress.best_round != progress.round
     tensors = journal_of(job.order).load_best(progress.best_round) if best else progress.tensors
     kind = export_kind(config)
+    card = Card(folder.name, kind, progress.best_round if best else progress.round, lasting_name(config.model.base),
+                str(engine.model.config.dtype).removeprefix("torch."), PromptFormat.of(tokenizer, config.data),
+                config.model.init == "random")
     with activity.during(f"the export of the {kind}"):
-        export(folder / kind, engine.model, tokenizer, tensors, config.model.base)
+        export(folder / kind, engine.model, tokenizer, tensors, config.model.base, card.text())
         if best:
-            export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base)
+            export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base,
+                   replace(card, round=progress.round).text())
     if not best:
         shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)  # of an earlier end of this run, whose last round was not its best
     lost = uncounted(monitor.records)
     code = EXIT_FAILED if lost else EXIT_OK
     reason = "; ".join(filter(None, [unbeaten(progress, kind), lost]))
-    exported = Export(kind, str(folder / kind), lasting_name(config.model.base), progress.best_round if best else progress.round,
-                      str(engine.model.config.dtype).removeprefix("torch."))
+    exported = Export(kind, str(folder / kind), card.base, card.round, card.dtype, card.format, card.drawn)
     monitor.finish(_summary(config, monitor, progress.done, reason, code), _facts(job, exported, predicted), comparison)
     return code
 

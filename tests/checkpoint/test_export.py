@@ -1,12 +1,17 @@
 """What a run leaves behind loads in PEFT and transformers, offline, and computes what the run's own model computes."""
 
+import contextlib
+import io
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedspeed import quickstart
-from fedspeed.data.config import TrainConfig
+from fedspeed.data.config import DataConfig, TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from tests.limits import LIMIT_S
@@ -68,6 +73,9 @@ def write_base(family, folder, kind=""):
     return str(folder)
 
 
+ASKED = ["llama adapter", "gpt2 adapter", "llama model", "bf16 model"]
+
+
 def logits(model):
     import torch
 
@@ -113,7 +121,9 @@ def one(name, family, method, kind, dtype, folder):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from fedspeed.checkpoint.card import Card
     from fedspeed.checkpoint.export import export
+    from fedspeed.data.usage import PromptFormat
     from fedspeed.models.tokenizer import byte_tokenizer
 
     base, target = write_base(family, folder / f"base of {name}", name.partition(" ")[0]), folder / name
@@ -122,7 +132,11 @@ def one(name, family, method, kind, dtype, folder):
     engine.load({n: torch.from_numpy(t) for n, t in state.items()})
     target.mkdir()
     (target / "left over.bin").write_bytes(b"from an earlier export")
-    export(target, engine.model, byte_tokenizer(), state, base)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    format = PromptFormat.of(tokenizer, DataConfig(max_tokens=40))
+    card = Card(name, "adapter" if method == "lora" else "model", 3, base, TORCH_TYPE[dtype], format)
+    export(target, engine.model, tokenizer, state, base, card.text())
     if method == "lora":
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, TORCH_TYPE[dtype]))
         loaded = PeftModel.from_pretrained(plain, target, autocast_adapter_dtype=False)
@@ -132,8 +146,40 @@ def one(name, family, method, kind, dtype, folder):
     kept = all(torch.equal(tensor, torch.from_numpy(state[n])) for n, tensor in written.items() if n in state)
     return {"kept": kept, "ours": logits(engine.ds_engine), "theirs": logits(loaded),
             "base": logits(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)), "files": sorted(p.name for p in target.iterdir()),
+            "asked": asked(target, loaded) if name in ASKED else None, "template": AutoTokenizer.from_pretrained(target).chat_template,
             "words": AutoTokenizer.from_pretrained(target)("a é")["input_ids"], "dtype": str(loaded.dtype),
             "beside": sorted(p.name for p in folder.iterdir() if name in p.name)}
+
+
+def asked(target, loaded):
+    """The answer to the example of an export's card, by (the code in the card, `fedspeed chat`, by lines of standard input, greedy decoding)."""
+    import torch
+
+    from fedspeed.cli import main
+    from fedspeed.data.encode import prompt_ids
+    from fedspeed.data.rows import Row
+    from fedspeed.models.tokenizer import byte_tokenizer
+
+    code = (target / "README.md").read_text().partition("```python\n")[2].partition("\n```")[0]
+    here, told = Path.cwd(), []
+    os.chdir(target)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, {})  # noqa: S102
+    told.append(out.getvalue())
+    os.chdir(here)
+    room = ["--max-new-tokens", "26"]
+    for words, lines in ((["reverse", "--input", "dabe", *room], ""), (room, "\nreverse dabe\n")):
+        sys.stdin = io.StringIO(lines)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert main(["chat", str(target), *words]) == 0
+        told.append(out.getvalue())
+    tokenizer = byte_tokenizer()
+    ids = prompt_ids(Row("reverse", "dabe", "", ""), tokenizer, "plain")
+    begin = len(ids)
+    with torch.no_grad():
+        while len(ids) < 40 and ids[-1] != tokenizer.eos_token_id:
+            ids.append(int(loaded(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return [*told, tokenizer.decode(ids[begin:], skip_special_tokens=True) + "\n"]
 
 
 def continued(folder):
@@ -180,7 +226,8 @@ def test_the_folder_is_an_ordinary_one(results, case):
         index = json.loads((folder / case / "model.safetensors.index.json").read_text())
         weights = {"config.json", "model.safetensors.index.json", *index["weight_map"].values()}
         assert len(weights) > 3
-    assert weights <= set(seen["files"]) <= weights | {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert weights <= set(seen["files"]) <= weights | {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                                                             "README.md"}
     assert seen["beside"] == sorted([case, f"base of {case}"]), "no half-written folder beside it"
     assert seen["words"] == [257, 97, 32, 195, 169], "bos, then the bytes"
     if "adapter" in case:
@@ -204,6 +251,19 @@ def test_a_pretrained_base_is_as_readable_as_new_files_are(tmp_path, monkeypatch
     (tmp_path / "new").touch()
     assert {oct(path.stat().st_mode) for path in [tmp_path / "new", *(tmp_path / "base").iterdir()]} == {oct((tmp_path / "new").stat().st_mode)}
 
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_the_code_in_the_card_and_chat_give_the_answer_that_training_meant(results, case):
+    by_card, by_word, by_line, expected = results[1][case]["asked"]
+    assert by_card == by_word == by_line == expected and len(expected) > 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_chat_template_is_exported_and_the_card_says_so(results, case):
+    assert results[1][case]["template"] is None and not (results[0] / case / "chat_template.jinja").exists()
+    text = (results[0] / case / "README.md").read_text()
+    assert "it is not exported, because nothing was trained with it" in text and "```text\n{instruction} {input} \n```" in text
 
 
 def test_an_exported_adapter_starts_another_run(results):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from fedspeed.data.usage import PromptFormat
 from fedspeed.monitor.records import MissingUpdates, summarise
 from fedspeed.monitor.report import Comparison, ComparisonRow, Export, Facts, missing_text, rounds_to_show, write_report
 from tests.limits import LIMIT_S
@@ -126,6 +127,25 @@ def test_an_adapter_of_sixteen_bits_is_computed_in_them(tmp_path, make_round):
     text = report(tmp_path, [make_round(1)], facts=Facts(export=Export("adapter", "runs/x/adapter", "b", 1, "bfloat16")))
     assert "from_pretrained('b', dtype=torch.bfloat16)" in text
     assert "PeftModel.from_pretrained(base, 'runs/x/adapter', autocast_adapter_dtype=False)" in text
+
+
+PROMPT = PromptFormat("alpaca", ((1,), "<s>"), (2, "</s>"), 2, ("Below ... ### Response:", 64))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_the_prompt_is_shown_as_it_was_trained_with(tmp_path, make_round, kind):
+    text = report(tmp_path, [make_round(1)], facts=Facts(export=Export(kind, f"runs/x/{kind}", "b", 1, "float32", PROMPT)))
+    for words in ("### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n```", "### Instruction:\n{instruction}\n\n### Response:\n```",
+                  "the token `<s>`, then the prompt (template `alpaca`), the answer, and the token `</s>`", f"`fedspeed chat runs/x/{kind}`",
+                  "tokens = [1] + tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids", "max_new_tokens=64, do_sample=False"):
+        assert words in text
+    assert "chat template" not in text
+
+
+def test_an_adapter_of_a_base_that_is_in_no_file_is_not_said_to_load(tmp_path, make_round):
+    text = report(tmp_path, [make_round(1)], facts=Facts(export=Export("adapter", "runs/x/adapter", "b", 1, "float32", PROMPT, drawn=True)))
+    assert "The base's weights were drawn at random and are in no file" in text
+    assert "from_pretrained" not in text and "fedspeed chat" not in text
 
 
 def test_comparison(tmp_path, make_round):

@@ -1,0 +1,62 @@
+"""The model card of an export, README.md: what it is, how it was asked in training, and how it is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fedspeed.data.usage import PromptFormat, fenced, snippet
+from fedspeed.errors import ModelError
+
+CARD_FILE = "README.md"
+REMEDY = "name the folder of a finished run, or its adapter/ or model/"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says.
+
+    Args:
+        run: name of the run. kind: `adapter` or `model`. round: that the weights are of; 0: the start.
+        base: a folder or a hub name. dtype: as torch calls it.
+        drawn: whether the base's weights were drawn and are in no file.
+    """
+
+    run: str
+    kind: str
+    round: int
+    base: str
+    dtype: str
+    format: PromptFormat
+    drawn: bool = False
+
+    def text(self) -> str:
+        """The card as Markdown with its front matter."""
+        facts = {"library_name": "peft" if self.kind == "adapter" else "transformers", "base_model": self.base,
+                 "tags": ["fedspeed", "federated-learning"],
+                 "fedspeed": {"template": self.format.template, "dtype": self.dtype}}
+        code = snippet(self.kind, ".", self.base, self.dtype, self.format)
+        if self.drawn and self.kind == "adapter":
+            use = "The base's weights were drawn at random when the run began and are in no file, so that this adapter can only be trained on."
+        else:
+            use = f"In this folder:\n\n{fenced(code, 'python')}"
+        whence = f"round {self.round}" if self.round else "the start, which no round beat"
+        return (f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n# The {self.kind} of run `{self.run}`, {whence}\n\n"
+                f"Trained with FedSpeed from `{self.base}`.\n\n## Prompt\n\n{self.format.described()}\n\n## Use it\n\n{use}\n")
+
+
+def read_card(folder: Path) -> tuple[str, str]:
+    """(template, dtype) that an export was trained with.
+
+    Raises:
+        ModelError: it has no card that says so.
+    """
+    path = folder / CARD_FILE
+    try:
+        _, front, _ = path.read_text(encoding="utf-8").split("---\n", 2)
+        facts = yaml.safe_load(front)["fedspeed"]
+        return str(facts["template"]), str(facts["dtype"])
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file, and only it says which prompt the weights were trained with; {REMEDY}") from None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ModelError(f"{path}: does not say which prompt the weights were trained with ({type(error).__name__}); {REMEDY}") from error

@@ -1,0 +1,68 @@
+"""`fedspeed chat`."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from fedspeed.cli.arguments import Commands, positive
+from fedspeed.cli.output import say
+from fedspeed.cli.packages import need_packages
+from fedspeed.errors import EXIT_OK, FedSpeedError
+
+MAX_NEW_TOKENS = 256
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its arguments to the parser."""
+    parser = commands.add_parser("chat", help="ask what a finished run has trained", description=
+                                 "Answer one line, or each line of standard input, by the model of a finished run: with the prompt, the tokenizer "
+                                 "and the numeric type that it was trained with.")
+    parser.add_argument("run", metavar="RUN", help="name of a run in runs/, its folder, or an exported adapter/ or model/")
+    parser.add_argument("text", nargs="?", help="the instruction (default: each line of standard input is one)")
+    parser.add_argument("--input", default="", help="what stands in the prompt's input part")
+    parser.add_argument("--max-new-tokens", type=positive, default=MAX_NEW_TOKENS, metavar="N", help="longest answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="of sampling; 0, the default, takes the most likely token")
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answer what was asked."""
+    from fedspeed.data.rows import Row
+    from fedspeed.session.chat import answer, exported_folder, load
+
+    folder = exported_folder(arguments.run)
+    need_packages()
+    from fedspeed.monitor.working import Working
+
+    with Working():
+        loaded = load(folder)
+    for text in [arguments.text] if arguments.text is not None else _lines():
+        if not text.strip():
+            raise FedSpeedError("there is nothing to answer; give an instruction, or lines on standard input")
+        say(answer(loaded, Row(text, arguments.input, "", ""), arguments.max_new_tokens, arguments.temperature))
+    return EXIT_OK
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input that say something."""
+    asked = False
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        if not (line := sys.stdin.readline()):
+            break
+        if line.strip():
+            asked = True
+            yield line.rstrip("\n")
+    if not asked and not sys.stdin.isatty():
+        yield ""
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 100.0:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of at least 0 and at most 100")
+    return value
