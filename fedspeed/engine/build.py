@@ -53,6 +53,7 @@ def _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, s
     mpu = ClientMpu(groups)
     stage = ds_config.get("zero_optimization", {}).get("stage", 0)
     config = finish(ds_config, model_facts(net), nvme, stage == 3 and engine.base_partition == "cluster" and groups.cluster_size > 1)
+    build_operators("stock", config)  # before any part of DeepSpeed does it without a word
     if stage == 3:
         from fedspeed.engine.partition import TaggedInit
 
@@ -67,7 +68,6 @@ def _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, s
             net.enable_input_require_grads()
     mixed = {str(p.dtype) for p in net.parameters()}
     assert len(mixed) == 1, f"parameters of several types ({', '.join(sorted(mixed))}): DeepSpeed would keep no masters for some"
-    build_operators("stock", config)
     ds_engine = _initialise(net, {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}, train, config, mpu)
     if stage == 3:
         # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an error.

@@ -3,10 +3,12 @@
 One is all there is: `async_io`, by which stock execution reaches NVMe. Optimizers are torch's own, and streamed tiers read their files themselves.
 """
 
+import fcntl
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedspeed.cluster.compilers import lacks_for_async_io, ninja
@@ -45,22 +47,23 @@ def build_operators(tier: str, ds_config: Mapping) -> None:
     check_operators(tier, ds_config)
     if not needs_async_io(tier, ds_config):
         return
-    for part in PARTS:
-        await_build(part)
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     _ninja_on_path()
-    missing = [part for part in PARTS if not (build_folder(part) / f"{part}.so").exists()]
-    if missing and os.environ.get("LOCAL_RANK", "0") == "0":
-        _say(f"building DeepSpeed's {' and '.join(missing)} in {build_folder(missing[0]).parent}: once on this machine, about two minutes on an idle core")
-    begin = time.monotonic()
-    try:
-        AsyncIOBuilder().load(verbose=False)
-    except (RuntimeError, OSError, ImportError) as error:
-        raise FedSpeedError(f"DeepSpeed's async_io could not be built in {build_folder('async_io')}: {_last_lines(error)}; mend that, or set another "
-                            "engine.tier") from error
-    if missing and os.environ.get("LOCAL_RANK", "0") == "0":
-        _say(f"built in {time.monotonic() - begin:.0f} s")
+    with _turn(build_folder(PARTS[0]).parent) as folder:
+        for part in PARTS:
+            await_build(part)
+        missing = [part for part in PARTS if not (folder / part / f"{part}.so").exists()]
+        if missing:
+            _say(f"building DeepSpeed's {' and '.join(missing)} in {folder}: once on this machine, about two minutes on an idle core")
+        begin = time.monotonic()
+        try:
+            AsyncIOBuilder().load(verbose=False)
+        except (RuntimeError, OSError, ImportError) as error:
+            raise FedSpeedError(f"DeepSpeed's async_io could not be built in {folder}: {_last_lines(error)}; mend that, or set another "
+                                "engine.tier") from error
+        if missing:
+            _say(f"built in {time.monotonic() - begin:.0f} s")
 
 
 def build_folder(operator: str) -> Path:
@@ -68,6 +71,15 @@ def build_folder(operator: str) -> Path:
     from torch.utils.cpp_extension import _get_build_directory
 
     return Path(_get_build_directory(operator, verbose=False))
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[Path]:
+    """One process at a time, so that the one that builds is the one that says so. The kernel ends the turn of a process that dies."""
+    with (folder / ".fedspeed").open("w") as file:
+        with suppress(OSError):  # a network file system without locks; torch has its own, which no more than builds
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield folder
 
 
 def await_build(operator: str) -> None:
@@ -80,9 +92,18 @@ def await_build(operator: str) -> None:
     lock = folder / "lock"
     while lock.exists():
         newest = max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
-        if time.time() - newest > DEAD_BUILD_S:
+        if time.time() - newest > DEAD_BUILD_S and not _is_open(lock):
             raise FedSpeedError(f"{lock}: left by a build of DeepSpeed's {operator} that was killed; delete the file")
         time.sleep(1)
+
+
+def _is_open(file: Path) -> bool:
+    """Whether a process of this machine has the file open, as a build has its lock for as long as it takes."""
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(entry) == str(file.resolve()):
+                return True
+    return False
 
 
 def _ninja_on_path() -> None:

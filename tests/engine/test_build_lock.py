@@ -30,6 +30,14 @@ def test_a_living_build_is_waited_for(lock):
     assert time.monotonic() - begin >= 0.5
 
 
+def test_a_slow_build_is_waited_for(lock):
+    """Its process has the lock open, however long no file changes."""
+    held = open(lock, "w")
+    os.utime(lock, (0, time.time() - operators.DEAD_BUILD_S - 1))
+    threading.Timer(0.5, lambda: (os.unlink(lock), held.close())).start()
+    operators.await_build("some_op")
+
+
 def test_a_dead_build_is_told(lock):
     open(lock, "w").close()
     os.utime(lock, (0, time.time() - operators.DEAD_BUILD_S - 1))
