@@ -1,0 +1,105 @@
+"""Embedding and head as the base's files hold them, whatever config.json says of them: the losses of plain transformers in every tier."""
+
+import pytest
+
+from fedspeed.engine.config import EngineConfig
+from fedspeed.models.config import AdapterConfig
+from tests.engine.engines import engine
+from tests.processes import run_clusters
+from tests.tiny import random_step
+
+METHODS = {"lora": AdapterConfig(targets="all-linear"), "blocks": AdapterConfig(method="blocks", blocks="last:1"), "full": AdapterConfig(method="full")}
+ENDS = ("untied", "head")  # what the files hold: two that differ, or the head alone
+# (family, ends, method) -> how the base is held.
+CASES = {("llama", "untied", "lora"): ("zero0", "zero3", "resident", "ram", "nvme", "client"), ("llama", "untied", "blocks"): ("ram",),
+         ("llama", "untied", "full"): ("zero3",), ("llama", "head", "lora"): ("zero3", "ram"), ("gpt2", "untied", "lora"): ("zero0", "ram"),
+         ("gpt2", "head", "blocks"): ("zero0",)}
+
+
+def write_ends(family: str, ends: str, folder) -> str:
+    """A base whose config.json ties the head to the embedding."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"llama": {"intermediate_size": 48, "num_key_value_heads": 1}, "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}}[family]
+    config = AutoConfig.for_model(family, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=260, max_position_embeddings=64,
+                                  bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors["transformer.wte.weight" if family == "gpt2" else "model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = 2 * table.flip(0)
+    if ends == "head":
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not table}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def plain_loss(base: str, step) -> float:
+    """Summed cross-entropy of a step's answer tokens under transformers' own model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, total = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), 0.0
+    with torch.no_grad():
+        for batch in step.micro:
+            ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
+            logits = model(input_ids=ids, attention_mask=torch.from_numpy(batch.attention_mask)).logits
+            total += float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"))
+    return total
+
+
+def losses(rank, folder):
+    """(case, loss in the engine, loss in transformers) of each tier and each method, in one process."""
+    from fedspeed.engine.world import join_world, leave_world, quiet
+
+    quiet()
+    join_world(60)
+    step, found = random_step(4, 2, 2), []
+    for (family, ends, method), kinds in CASES.items():
+        base = write_ends(family, ends, folder / f"{family}-{ends}-{method}")
+        expected = plain_loss(base, step)
+        for kind in kinds:
+            with engine(base, kind, adapter=METHODS[method], join=False, nvme=folder / "nvme") as own:
+                found.append((f"{family} {ends} {method} {kind}", own.evaluate([step.micro])[0].loss, expected))
+                own.close()
+    leave_world()
+    return found
+
+
+def test_every_tier_and_method_has_the_losses_of_transformers(tmp_path):
+    [found] = run_clusters([1], losses, tmp_path)
+    assert len(found) == sum(map(len, CASES.values()))
+    for case, loss, expected in found:
+        assert loss == pytest.approx(expected, rel=1e-5), case
+
+
+def piped(rank, folder, scope):
+    """The first rank writes the bases; all play them as a pipeline."""
+    import torch
+    from deepspeed import comm as dist
+
+    from fedspeed.engine.world import join_world, leave_world, quiet
+
+    torch.set_num_threads(1)
+    quiet()
+    join_world(60)
+    step, found = random_step(4, 2, 2), []
+    for ends in ENDS:
+        base = folder / ends
+        if rank == 0:
+            write_ends("llama", ends, base)
+        dist.barrier()
+        clients = ((0, 1),) if scope == "client" else ((0,), (1,))
+        with engine(str(base), "resident", clients=clients, adapter=METHODS["lora"], options=EngineConfig(pipeline=scope), join=False) as own:
+            own.load(own.state())
+            with own.lockstep(1, backward=False):
+                found.append((own.evaluate([step.micro])[0].loss, plain_loss(str(base), step)))
+    leave_world()
+    return found
+
+
+@pytest.mark.parametrize("scope", ["client", pytest.param("cluster", marks=pytest.mark.slow)])
+def test_a_pipelines_ends_are_those_of_the_files(tmp_path, scope):
+    first, *_ = run_clusters([2], piped, tmp_path, scope)
+    for loss, expected in first:
+        assert loss == pytest.approx(expected, rel=1e-5)
