@@ -8,12 +8,13 @@ import numpy as np
 CLIENT_WORDS = ("asked", "train_loss", "tokens", "val_loss", "val_tokens", "exact", "rows", "steps", "received", "compute_s", "gather_s", "exchange_s",
                 "idle_s", "bytes_sent", "peak_bytes", "moved")
 RANK_WORDS = ("ranks", "compute_s", "gather_s", "exchange_s", "idle_s", "bytes_sent", "peak_bytes", "device_bytes", "loaded_bytes", "step_s", "stop", "renew",
-              "bubble_s", "passes_s", "exchanged_s", "waited_s")
+              "bubble_s", "passes_s", "exchanged_s", "waited_s", "wall_s")
 
 
 class Ledger:
-    """Losses are sums over answer tokens, seconds are of one rank; `stop` is 1 where the scheduler asked this rank to end, `renew` where it has a newer
-    roster."""
+    """Losses are sums over answer tokens. Seconds are of one rank, and its stages are parts of its `wall_s`. `stop` is 1 where the scheduler asked this
+    rank to end, `renew` where it has a newer roster.
+    """
 
     def __init__(self, clients: int, ranks: int, vector: np.ndarray | None = None, sums_only: bool = False):
         self.sums_only = sums_only

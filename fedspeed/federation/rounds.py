@@ -88,8 +88,7 @@ class Trained:
     weighed_steps: float  # of this rank's clients, weight times steps taken
     moved: dict[int, Tensors]  # under staleness: what each of its clients has changed
     starts: dict[int, Tensors]
-    seconds: float  # of its training; and of that, by stage
-    stages: dict[str, float]
+    stages: dict[str, float]  # seconds of its training by stage, `other` being one
     figures: dict[str, float]  # of the engine in it
     started: Started | None = None
     sent: float = 0.0  # when its update was
@@ -116,9 +115,10 @@ class Federation:
         # Clients that take different numbers of steps are weighed as if all had taken as many (see `_evened`).
         self._uneven = config.federation.aggregation != "svd" and bool(config.train.local_steps_by_cluster or config.federation.round_budget == "seconds")
         self._pass_s: float | None = None  # seconds of a local step of as many clients as train at a time, in the last round
-        self._late_s = 0.0  # waited for others in the last round's sum of counters
+        self._late_s = 0.0  # waited for others in the last sum of counters
+        self._between: dict[str, float] = {}  # seconds since the last one by stage, but for training: they count for the round that is settled next
         self._overlapped: dict[str, float] = {}  # seconds of this round's exchange, and of waiting for it
-        self._seconds: dict[str, float] = {}  # of the turns so far, by stage
+        self._seconds: dict[str, float] = {}  # of the round in training so far, by stage
         self._measured = False  # whether the loss before round 1 is known
         self._writer: ThreadPoolExecutor | None = None  # while rounds run
         self._writing: Future | None = None  # under staleness: the commit of the last round
@@ -132,6 +132,9 @@ class Federation:
 
     def _run(self, progress: Progress) -> Progress:
         self.baseline(progress)
+        if progress.round:  # what came before belongs to no round of this start
+            self._clock.snapshot_and_reset()
+            self._between, self._late_s = {}, 0.0
         self._layout = Layout.of(progress.tensors)
         stale, pending, rounds = self.config.federation.staleness, None, self.config.federation.rounds
         number = progress.round
@@ -161,7 +164,7 @@ class Federation:
         if progress.round or progress.done or self._measured:
             return
         self._measured = True
-        ledger, begin = self._ledger(), time.perf_counter()
+        ledger = self._ledger()
         self._clock.snapshot_and_reset()
         self._evaluate(progress.tensors, ledger, "the evaluation before round 1")
         ledger = self._share(ledger)
@@ -169,7 +172,7 @@ class Federation:
             raise FedSpeedError("the held-out loss is not finite before any training; check the weights in model.base and adapter.start_from, "
                                 "or choose another model.dtype")
         if self.seat.reporter:
-            self._monitor.round(self._record(0, (), ledger, time.perf_counter() - begin, None, None))
+            self._monitor.round(self._record(0, (), ledger, None, None))
         self._note_loss(progress, ledger)
         self._keep_clients(progress)
         self._commit(progress)
@@ -193,17 +196,17 @@ class Federation:
 
     def _train_round(self, progress: Progress, number: int, start: Tensors, starts: dict[int, Tensors]) -> Trained:
         """A round's local steps, from the state `start`; clients that are in `starts` begin there."""
-        config, begin = self.config, time.perf_counter()
+        config = self.config
         self._clock.trace.round(number)
         ledger = self._ledger()
         rule = rules.make_rule(config.federation.aggregation, self._layout, config.data.clients, config.run.seed, number)
         still = rules.held(config.federation.aggregation, number, self._layout.names)
         asked = sample(config.run.seed, number, config.data.clients, config.federation.clients_per_round)
-        self._clock.snapshot_and_reset()
+        self._between = _added(self._between, self._clock.snapshot_and_reset())
         self._seconds = {}
-        trained = Trained(number, start, rule, still, ledger, asked, np.zeros(rule.words, dtype=np.float32), 0.0, 0.0, {}, starts, 0.0, {}, {})
+        trained = Trained(number, start, rule, still, ledger, asked, np.zeros(rule.words, dtype=np.float32), 0.0, 0.0, {}, starts, {}, {})
         self._train(progress, trained, self._steps(asked))
-        trained.seconds, trained.stages = time.perf_counter() - begin, self._seconds
+        trained.stages = _added(self._seconds, self._clock.snapshot_and_reset())
         trained.figures = dict(zip(("bubble_s", "passes_s"), self.engine.take_bubble())) | {"step_s": self.engine.take_step_s()}
         return trained
 
@@ -242,7 +245,7 @@ class Federation:
             ahead: the round after it, whose local steps have been taken already. Its update is sent before this round is written down.
         """
         config, number, ledger, still = self.config, trained.number, trained.ledger, trained.still
-        begin = waited = time.perf_counter()
+        waited = time.perf_counter()
         with activity.during(f"the exchange of round {number}"):
             total = self._link.finish(trained.started)
         waited = time.perf_counter() - waited
@@ -267,9 +270,9 @@ class Federation:
         last = number == config.federation.rounds
         if last or number % config.federation.evaluate_every == 0:
             self._evaluate(progress.tensors, ledger, f"the evaluation after round {number}")
-        # What is hidden is not lost. Whom a round had to wait for shows in the sum of counters then, and counts in the next one.
-        idle_s, exchange_s = (self._late_s, waited) if config.federation.staleness else (total.idle_s, total.exchange_s)
-        ledger = self._share(ledger, trained, idle_s, exchange_s, total.bytes_sent)
+        # Only what this rank waited for the exchange is lost time. Whom a round had to wait for under staleness shows in the sum of counters.
+        idle_s = 0.0 if config.federation.staleness else min(total.idle_s, waited)
+        ledger = self._share(ledger, trained, idle_s, waited - idle_s, total.bytes_sent)
         self._note_loss(progress, ledger)
         if config.federation.staleness:
             progress.likeness = _likeness(aggregate.state, trained.start, evened, ledger.total("moved") / total.weight)
@@ -284,11 +287,10 @@ class Federation:
             self._keep_clients(progress)
         if ahead is not None and not (progress.done or stop):
             self._send(ahead)
-        seconds = trained.seconds + time.perf_counter() - begin
         if self.seat.reporter:  # before the commit: a record without a commit is dropped on resuming, the reverse would leave a gap
-            norm = math.sqrt(sum(float(np.sum((progress.tensors[n].astype(np.float64) - before[n]) ** 2)) for n in before))
-            record = self._record(number, trained.asked, ledger, seconds, aggregate.factor_error, norm)
-            self._monitor.round(replace(record, clipped=total.clipped))
+            norm = trained.rule.change_norm(before, progress.tensors)
+            record = self._record(number, trained.asked, ledger, aggregate.factor_error, norm)
+            self._monitor.round(replace(record, clipped=total.clipped, factor_error_exact=trained.rule.exact_error))
         if keep:
             self._commit(progress)
         return stop
@@ -327,7 +329,7 @@ class Federation:
     def _note_turns(self, ledger: Ledger, together: list[int], sums: list[Sums], counted: list[bool]) -> None:
         """What turns that were taken together came to. Their time is shared equally: they did one thing."""
         seconds = self._clock.snapshot_and_reset()
-        self._seconds = {k: self._seconds.get(k, 0.0) + v for k, v in seconds.items()}
+        self._seconds = _added(self._seconds, seconds)
         size = self.engine.groups.client_size
         shared = size * len(together)
         for client, own, counts in zip(together, sums, counted):
@@ -374,24 +376,29 @@ class Federation:
     # What everyone learns, and what is kept.
 
     def _share(self, ledger: Ledger, trained: Trained | None = None, idle_s: float = 0.0, exchange_s: float = 0.0, bytes_sent: int = 0) -> Ledger:
-        """The ledger with everyone's words in it. Ends the round's measurement: its own exchange is counted nowhere, but for waiting in it (`_late_s`).
+        """The ledger with everyone's words in it. Ends the round's measurement: what this sum itself takes counts for the next round.
+
+        A round's seconds on this rank are those of its training, of its settlement, and of what came between the last round's measurement and this one's and
+        was no training: so every moment of a run belongs to one round, and to one stage of it at most.
 
         Args:
             trained: the round that is settled; None: there was no training.
+            idle_s, exchange_s: waited for the others' updates to come, and to travel.
         """
-        seconds = self._clock.snapshot_and_reset()
-        stages = {k: (trained.stages.get(k, 0.0) if trained else 0.0) + seconds[k] for k in ("compute", "gather", "idle")}
+        stages = _added(_added(trained.stages if trained else {}, self._between), self._clock.snapshot_and_reset())
+        wall_s, idle_s = sum(stages.values()), stages["idle"] + self._late_s + idle_s
+        self._between, self._late_s = {}, 0.0
         ledger.set_rank(self.seat.slot, ranks=1.0, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
-                        idle_s=stages["idle"] + idle_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), device_bytes=self.engine.device_bytes,
+                        idle_s=idle_s, wall_s=wall_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), device_bytes=self.engine.device_bytes,
                         loaded_bytes=self.engine.take_loaded(), stop=float(self._stop()), renew=float(self._renew()),
                         **(trained.figures if trained else {}), **self._overlapped)
         size = self.engine.groups.client_size
         for client in self.seat.clients:  # what its ranks did for it and for those who share them
-            ledger.add_client(client, exchange_s=exchange_s / size, idle_s=(stages["idle"] + idle_s) / size, bytes_sent=bytes_sent,
+            ledger.add_client(client, exchange_s=exchange_s / size, idle_s=idle_s / size, bytes_sent=bytes_sent,
                               peak_bytes=self._peak_bytes())
         own, begin = self.engine.sum_over_client(ledger.vector), time.perf_counter()
         told = self._link.sum(own, 0.0)
-        self._late_s = told.idle_s
+        self._late_s = min(told.idle_s, time.perf_counter() - begin)
         if trained:
             self._clock.trace.span("wait", f"others of round {trained.number}", begin, begin + told.idle_s)
         return self._ledger(told.vector)
@@ -438,13 +445,13 @@ class Federation:
             written, self._writing = self._writing, None
             written.result()
 
-    def _record(self, number: int, asked: tuple[int, ...], ledger: Ledger, seconds: float, factor_error: float | None,
-                norm: float | None) -> RoundRecord:
+    def _record(self, number: int, asked: tuple[int, ...], ledger: Ledger, factor_error: float | None, norm: float | None) -> RoundRecord:
         tokens, val_tokens, count = ledger.total("tokens"), ledger.total("val_tokens"), round(ledger.total("received"))
         clients, missing = [], ()
         if not ledger.sums_only:
             clients = [self._client_record(c, ledger) for c in range(self.config.data.clients)]
             missing = tuple(c for c in asked if ledger.of_clients("received")[c] <= 0.5)
+        seconds = ledger.rank_mean("wall_s")
         stages = {f"{s}_s": ledger.rank_mean(f"{s}_s") for s in ("compute", "gather", "exchange", "idle")}
         peak, device, step = (ledger.rank_max(word) for word in ("peak_bytes", "device_bytes", "step_s"))
         total = self.config.federation.rounds * self.steps_per_round
@@ -472,6 +479,11 @@ def _likeness(end: Tensors, start: Tensors, evened: float, mean_square: float) -
     """|mean change|^2 / mean |change|^2, of changes before they were `evened`: 1 where all clients made the same one."""
     square = sum(float(np.sum((end[n].astype(np.float64) - start[n]) ** 2)) for n in end)
     return min(1.0, square / (evened * mean_square)) if mean_square > 0 else 1.0
+
+
+def _added(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    """Seconds by stage, of two stretches of time together."""
+    return {stage: a.get(stage, 0.0) + b.get(stage, 0.0) for stage in a.keys() | b.keys()}
 
 
 def _part(ledger: Ledger, of: str, whole: str) -> float | None:

@@ -63,7 +63,7 @@ class RoundRecord(_Record):
     val_loss: float | None  # the same on held-out rows; None: not evaluated in this round
     tokens: int  # trained, all clients together
     tokens_per_s: float  # tokens / seconds
-    seconds: float  # wall time of the round
+    seconds: float  # wall time of the round, with what was done since the last one: mean over the ranks
     compute_s: float  # this and the next three: means over the ranks, so that they add up to at most `seconds`
     gather_s: float
     exchange_s: float
@@ -72,7 +72,7 @@ class RoundRecord(_Record):
     peak_bytes: int | None  # largest over the ranks; None: not shown
     lr: float
     factor_error: float | None  # relative error of averaging A and B apart from each other; None: not defined for this aggregation
-    update_norm: float | None  # Euclidean norm of the aggregated update
+    update_norm: float | None  # Euclidean norm of the aggregated update; under svd of the change of the products B A
     clients: int  # asked for an update
     received: int  # updates that counted
     loaded_bytes: int = 0  # of the frozen base, onto the devices of all ranks, from the run's tier; waiting for it is gather_s
@@ -80,6 +80,7 @@ class RoundRecord(_Record):
     step_s: float | None = None  # of a local step, on the slowest rank; None: no step was timed, or not shown
     bubble: float | None = None  # part of a pipeline's training passes in which its ranks did not compute; None: there is no pipeline
     overlap: float | None = None  # part of the exchange that hid behind training; None: there was none
+    factor_error_exact: bool = False  # else it is an estimate, from random probes, of which the first digit counts
     clipped: int = 0  # values of all updates that were beyond what a masked sum carries, and counted for less: a member told a wrong size
     missing: tuple[int, ...] = ()  # clients whose update did not count, where it may be known
     per_client: tuple[ClientRecord, ...] = ()  # empty in the masked modes
@@ -255,7 +256,7 @@ def _decode(value, kind, place: str):
         return NON_FINITE[value]
     if float in allowed and type(value) is int:
         return float(value)
-    if isinstance(value, bool) or not isinstance(value, allowed):
+    if isinstance(value, bool) is not (bool in allowed) or not isinstance(value, allowed):
         expected = kind.__name__ if isinstance(kind, type) else kind
         raise ValueError(f"{place} must be {expected}, found {value!r}")  # noqa: TRY004 (bad input, not a wrong call)
     return value

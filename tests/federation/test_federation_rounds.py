@@ -43,6 +43,19 @@ def large_steps(base, rule, mode):
                     federation={"rounds": 2, "aggregation": rule})
 
 
+def slowly_reported(base, stale):
+    return settings(base, federation={"rounds": 3, "staleness": stale})
+
+
+class SlowReporter(Notes):
+    """Takes its time over a record, so that the other ranks are in the next round by then and wait."""
+
+    def round(self, record):
+        super().round(record)
+        if record.round == 1:
+            time.sleep(1.0)
+
+
 def settled(base, kind, seed):
     """Everything about the server optimizer but its kind by default."""
     return settings(base, train={"local_steps": 1}, adapter={"method": "full"}, run={"seed": seed},
@@ -75,6 +88,8 @@ def ranks_apart(world, base, folder):
     for case in HOLDING:
         out.play_together(world, case, course, case, holding(base, case), APART, folder)
     out.play_together(world, "svd", course, "svd", svd, APART, folder)
+    for stale in (0, 1):
+        out.play_together(world, f"slow reporter, {stale}", at_once, f"slow-{stale}", slowly_reported(base, stale), folder)
     for rule in MASKED:
         for mode in ("plain", "mask"):
             out.play_together(world, (rule, mode), course, f"{rule}-{mode}", large_steps(base, rule, mode), APART, folder)
@@ -100,6 +115,14 @@ def ranks_apart(world, base, folder):
         still = settings(base, clients=1, train={"lr": 0.0}, federation={"rounds": 9, "patience": 2})
         out.play("still", course, world, "still", still, {2: (0,)}, folder)
     return out
+
+
+def at_once(world, name, config, folder):
+    """Records of a run that nobody asks to stop."""
+    notes = SlowReporter()
+    with federation(world, name, config, APART, folder, notes=notes) as fed:
+        fed.run(runs.begin(fed))
+    return notes.records
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -144,6 +167,17 @@ def test_records_of_the_rounds(apart):
         words = sum(t.size for t in apart[0]["two rounds"].states[0].values()) + 14 * 16  # with the sketch of 14 matrices
         chunk = -(-words // 3)
         assert record.bytes_sent == 3 * (2 * 2 * chunk * 4 + 2 * 32), "the update alone: two thirds of a vector twice, and a head"
+
+
+def test_stages_never_add_up_to_more_than_the_round(apart, together):
+    """In any round of any run here, also where the others wait for a reporter that is still at the last record."""
+    slow = [apart[0][f"slow reporter, {stale}"] for stale in (0, 1)]
+    found = [record for seen in (apart, together) for out in seen[0].values() for record in getattr(out, "records", [])]
+    assert len(found) > 60 and [len(records) for records in slow] == [4, 4]
+    for record in [*found, *slow[0], *slow[1]]:
+        stages = record.compute_s + record.gather_s + record.exchange_s + record.idle_s
+        assert 0 < stages <= record.seconds * (1 + 1e-9)
+    assert slow[0][2].idle_s > 0.3 and slow[0][2].seconds > 1.0, "what the reporter does between rounds belongs to one of them"
 
 
 def test_the_best_round_is_kept(apart):

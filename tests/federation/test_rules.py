@@ -1,5 +1,7 @@
 """Aggregation rules as pure functions, against their definitions in float64."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -274,3 +276,22 @@ def test_svd_of_nothing_learned_can_still_learn():
         assert not result.state[b].any()
         np.testing.assert_array_equal(result.state[a], start[a])
     assert result.factor_error == 0.0
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 2), (3, 4, 4)])
+def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
+    """Whatever rotation the factors come in; and without forming a product."""
+    out, wide, r = shape
+    rng = np.random.default_rng(0)
+    a, b, bias = "m.lora_A.default.weight", "m.lora_B.default.weight", "m.lora_B.default.bias"
+    before, after = ({a: rng.normal(size=(r, wide)).astype(np.float32), b: rng.normal(size=(out, r)).astype(np.float32),
+                      bias: rng.normal(size=out).astype(np.float32)} for _ in range(2))
+    rule = rules.SvdRule(Layout.of(before), 1)
+    turn = np.linalg.qr(rng.normal(size=(r, r)))[0]
+    turned = after | {a: (turn.T @ after[a]).astype(np.float32), b: (after[b] @ turn).astype(np.float32)}
+    products = [state[b].astype(float) @ state[a] for state in (before, after)]
+    expected = math.hypot(np.linalg.norm(products[1] - products[0]), np.linalg.norm(after[bias] - before[bias]))
+    for state in (after, turned):
+        assert rule.change_norm(before, state) == pytest.approx(expected, rel=1e-5)
+    only_turned = before | {a: turned[a], b: turned[b]}
+    assert rule.change_norm({**after, bias: before[bias]}, only_turned) == pytest.approx(0.0, abs=1e-5)

@@ -30,7 +30,8 @@ def test_summary_survives_strict_json(make_round):
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("round", "3"), ("round", True), ("tokens", 1.5), ("missing", 3), ("train_loss", "high"), ("per_client", [{}])])
+    ("round", "3"), ("round", True), ("factor_error_exact", 1),
+    ("factor_error_exact", None), ("tokens", 1.5), ("missing", 3), ("train_loss", "high"), ("per_client", [{}])])
 def test_a_wrong_value_is_refused_by_name(make_round, field, value):
     values = make_round(1).to_json() | {field: value}
     with pytest.raises(ValueError, match=f"{field}|ClientRecord"):

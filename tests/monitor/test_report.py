@@ -40,7 +40,7 @@ def test_finished(tmp_path, make_round, make_client):
     assert "| odd \\| name | two lines |" in lines
     assert "| host | devices | clients | NVMe |" in lines
     assert "| beta | 2 x B | - | /scratch |" in lines
-    assert "| 3 | 0.7500 | 0.8000 (best) | 3 of 3 | 10s | 300 | 4.00 KiB | 0.001 | 0.5 | 1.00e-02 |" in lines
+    assert "| 3 | 0.7500 | 0.8000 (best) | 3 of 3 | 10s | 300 | 4.00 KiB | 0.001 | 0.5 | ≈1e-02 |" in lines
     assert "| compute | 18s | 60.0 % |" in lines
     assert "| other | 1.5s | 5.0 % |" in lines
     assert "| 1 | 3 | 0 | 3.0000 | 3.5000 | 30 | 303 | 12s | 3.0s | 1.5s | 0.8s |" in lines
@@ -68,6 +68,13 @@ def test_a_run_whose_updates_did_not_count_fully_says_so_at_the_top(tmp_path, ma
     text = report(tmp_path, records, mode="mask", exit_code=1)
     top = text.partition("## Result")[0]
     assert "30 values of the updates counted for less than they should" in top and "Exit code 1." in top
+
+
+def test_an_estimate_is_printed_as_one(tmp_path, make_round):
+    rows = report(tmp_path, [make_round(1, factor_error=0.0123), make_round(2, factor_error=0.0123, factor_error_exact=True), make_round(3, factor_error=None)])
+    assert "| 0.5 | ≈1e-02 |" in rows and "| 0.5 | 1.23e-02 |" in rows and "| 0.5 | - |" in rows and "estimated from random probes" in rows
+    exact = report(tmp_path, [make_round(1, factor_error_exact=True)])
+    assert "≈" not in exact
 
 
 def test_failed(tmp_path, make_round):
