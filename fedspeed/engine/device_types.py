@@ -25,19 +25,28 @@ def device_types(local_rank: int | None = None) -> list[DeviceTypes]:
     if accelerator.device_name() == "cpu":
         return cpu
     count = accelerator.device_count()
-    return [_of_gpu(accelerator, index) for index in (range(count) if local_rank is None else [local_rank % max(1, count)])]
+    return [
+        _of_gpu(accelerator, index)
+        for index in (range(count) if local_rank is None else [local_rank % max(1, count)])
+    ]
 
 
 def _of_gpu(accelerator, index: int) -> DeviceTypes:
     types = {"fp32"} | ({"bf16"} if _has_bf16(accelerator, index) else set())
-    if accelerator.is_fp16_supported() and (accelerator.device_name() != "cuda" or _capability(index) >= _FP16_FROM):
+    if accelerator.is_fp16_supported() and (
+        accelerator.device_name() != "cuda" or _capability(index) >= _FP16_FROM
+    ):
         types.add("fp16")
-    return DeviceTypes(f"{accelerator.device_name()}:{index} of {socket.gethostname()}", "gpu", frozenset(types))
+    return DeviceTypes(
+        f"{accelerator.device_name()}:{index} of {socket.gethostname()}", "gpu", frozenset(types)
+    )
 
 
 def _has_bf16(accelerator, index: int) -> bool:
     """Without emulation, which torch counts as well."""
-    return accelerator.is_bf16_supported() and (accelerator.device_name() != "cuda" or _capability(index) >= _BF16_FROM)
+    return accelerator.is_bf16_supported() and (
+        accelerator.device_name() != "cuda" or _capability(index) >= _BF16_FROM
+    )
 
 
 def _capability(index: int) -> tuple[int, int]:
@@ -47,7 +56,8 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 def check_dtype(dtype: str, began: str = "") -> None:
-    """Whether this machine can compute in a type. DeepSpeed would refuse too, but late, and without saying what to do.
+    """Whether this machine can compute in a type. DeepSpeed would refuse too, but late, and without saying
+    what to do.
 
     Args:
         began: the folder of a run that began in it, where that and not the configuration asks for it.
@@ -65,5 +75,11 @@ def check_dtype(dtype: str, began: str = "") -> None:
     if not able[dtype]:
         machine = f"the {accelerator.device_name()} of {socket.gethostname()} cannot compute in it"
         if began:
-            raise ModelError(f"model.dtype={dtype}, in which the run in {began} began: {machine}; resume it on devices that can, or start anew with --fresh")
-        raise ModelError(f"model.dtype={dtype}: {machine}; choose {' or '.join(name for name, can in able.items() if can)}, or model.dtype=auto")
+            raise ModelError(
+                f"model.dtype={dtype}, in which the run in {began} began: {machine}; resume it on devices "
+                "that can, or start anew with --fresh"
+            )
+        raise ModelError(
+            f"model.dtype={dtype}: {machine}; choose "
+            f"{' or '.join(name for name, can in able.items() if can)}, or model.dtype=auto"
+        )

@@ -1,5 +1,5 @@
-"""Whether an adapter's file holds exactly what the model has a place for. What `PeftModel.from_pretrained` would drop or fill up by itself is
-refused: losses would silently be others than those the adapter had.
+"""Whether an adapter's file holds exactly what the model has a place for. What `PeftModel.from_pretrained`
+would drop or fill up by itself is refused: losses would silently be others than those the adapter had.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,13 @@ class Reader(Protocol):
     def read(self, name: str, shape: torch.Size) -> torch.Tensor: ...
 
 
-def check_keys(folder: Path, saved: Reader, wanted: dict[str, torch.Size], places: dict[str, list[str]], base: Reader | None) -> None:
+def check_keys(
+    folder: Path,
+    saved: Reader,
+    wanted: dict[str, torch.Size],
+    places: dict[str, list[str]],
+    base: Reader | None,
+) -> None:
     """Compare an adapter's file with the model.
 
     Args:
@@ -36,21 +42,39 @@ def check_keys(folder: Path, saved: Reader, wanted: dict[str, torch.Size], place
     """
     there = saved.names()
     if missing := sorted(wanted.keys() - there):
-        raise ModelError(f"{folder / WEIGHTS_FILE}: lacks {_listed(missing)}, which {CONFIG_FILE} asks for beside this base; the adapter belongs to another "
-                         "base, or its two files to different adapters")
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE}: lacks {_listed(missing)}, which {CONFIG_FILE} asks for beside this "
+            "base; the adapter belongs to another "
+            "base, or its two files to different adapters"
+        )
     for name, shape in sorted(wanted.items()):
         if saved.shape(name) != tuple(shape):
-            raise ModelError(f"{folder / WEIGHTS_FILE}: {name} has shape {saved.shape(name)}, but this base asks for {tuple(shape)}; the adapter belongs to "
-                             "another base")
+            raise ModelError(
+                f"{folder / WEIGHTS_FILE}: {name} has shape {saved.shape(name)}, but this base asks for "
+                f"{tuple(shape)}; the adapter belongs to "
+                "another base"
+            )
     extra = sorted(there - wanted.keys())
     copies = {name: file_names for name in extra if (file_names := places.get(_in_base(name)))}
     if strange := [name for name in extra if name not in copies]:
-        raise ModelError(f"{folder / WEIGHTS_FILE}: holds {_listed(strange)}, for which {CONFIG_FILE} and this base have no place, so that it would be "
-                         "dropped; name its module in target_modules, give the base that the adapter belongs to, or export it again")
-    if changed := [name for name, file_names in copies.items() if base is None or not _equal(saved, name, base, file_names)]:
-        raise ModelError(f"{folder / WEIGHTS_FILE}: holds {_listed(changed)}, other than in model.base: the base was changed (a vocabulary resized, an "
-                         "embedding trained) before the adapter was saved. Save that base with its new weights (PEFT: load the adapter, unload(), "
-                         f"save_pretrained) and give it as model.base, or {MERGE}")
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE}: holds {_listed(strange)}, for which {CONFIG_FILE} and this base have "
+            "no place, so that it would be "
+            "dropped; name its module in target_modules, give the base that the adapter belongs to, or "
+            "export it again"
+        )
+    if changed := [
+        name
+        for name, file_names in copies.items()
+        if base is None or not _equal(saved, name, base, file_names)
+    ]:
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE}: holds {_listed(changed)}, other than in model.base: the base was "
+            "changed (a vocabulary resized, an "
+            "embedding trained) before the adapter was saved. Save that base with its new weights (PEFT: "
+            "load the adapter, unload(), "
+            f"save_pretrained) and give it as model.base, or {MERGE}"
+        )
 
 
 def _equal(saved: Reader, name: str, base: Reader, names: Iterable[str]) -> bool:
@@ -81,4 +105,8 @@ def places_of(model: nn.Module, prefix: str) -> dict[str, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if ".lora_" not in name:
             named.setdefault(parameter, []).append(_in_base(name))
-    return {name: [alias for one in names for alias in (one, one.removeprefix(prefix))] for names in named.values() for name in names}
+    return {
+        name: [alias for one in names for alias in (one, one.removeprefix(prefix))]
+        for names in named.values()
+        for name in names
+    }

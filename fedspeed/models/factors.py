@@ -1,7 +1,9 @@
-"""Which tensors of a LoRA adapter are the factors of a product. Names only, so that whoever aggregates arrays needs no model.
+"""Which tensors of a LoRA adapter are the factors of a product. Names only, so that whoever aggregates arrays
+needs no model.
 
-A LoRA beside a matrix is B A. Beside an embedding PEFT calls the factors lora_embedding_A [r, vocabulary] and lora_embedding_B [hidden, r], and there
-too the product is B A. With PEFT's `lora_bias` B has a bias, which belongs to B's side and to no product.
+A LoRA beside a matrix is B A. Beside an embedding PEFT calls the factors lora_embedding_A [r, vocabulary] and
+lora_embedding_B [hidden, r], and there too the product is B A. With PEFT's `lora_bias` B has a bias, which
+belongs to B's side and to no product.
 """
 
 from collections.abc import Iterable

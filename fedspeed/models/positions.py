@@ -1,5 +1,5 @@
-"""How long a row may be for a base: a table of positions has an end, and rotated positions beyond those of pretraining have never been met. Pure,
-from the values of a config.json."""
+"""How long a row may be for a base: a table of positions has an end, and rotated positions beyond those of
+pretraining have never been met. Pure, from the values of a config.json."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,9 @@ from fedspeed.errors import ModelError
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import config_file
 
-_LEARNED = {"gpt2": ("n_positions", 1024)}  # family -> (key of the length of its table, transformers' default)
+_LEARNED = {
+    "gpt2": ("n_positions", 1024)
+}  # family -> (key of the length of its table, transformers' default)
 
 
 def check_length(base: str, max_tokens: int) -> list[str]:
@@ -24,18 +26,26 @@ def check_length(base: str, max_tokens: int) -> list[str]:
     if key:
         end = config.get(key) or default
         if isinstance(end, int) and max_tokens > end:
-            raise ModelError(f"data.max_tokens={max_tokens}: model.base={base} has a table of {end} positions ({key}) and none beyond; set "
-                             f"data.max_tokens={end}")
+            raise ModelError(
+                f"data.max_tokens={max_tokens}: model.base={base} has a table of {end} positions ({key}) and "
+                "none beyond; set "
+                f"data.max_tokens={end}"
+            )
         return []
     reach = rotary_reach(config)
     if reach and max_tokens > reach:
-        return [f"data.max_tokens={max_tokens}, but model.base={base} was made for {reach} positions (max_position_embeddings, rope_scaling); of what lies "
-                f"beyond it has learned nothing. Set data.max_tokens={reach}, or scale its positions (rope_scaling in its config.json)"]
+        return [
+            f"data.max_tokens={max_tokens}, but model.base={base} was made for {reach} positions "
+            "(max_position_embeddings, rope_scaling); of what lies "
+            f"beyond it has learned nothing. Set data.max_tokens={reach}, or scale its positions "
+            "(rope_scaling in its config.json)"
+        ]
     return []
 
 
 def rotary_reach(config: Mapping) -> int:
-    """Positions that a base with rotary embeddings was made for, stretched by its scaling if that has a factor; 0 if it does not say."""
+    """Positions that a base with rotary embeddings was made for, stretched by its scaling if that has a
+    factor; 0 if it does not say."""
     known = config.get("max_position_embeddings")
     if not isinstance(known, int) or isinstance(known, bool):
         return 0

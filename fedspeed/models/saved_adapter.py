@@ -1,5 +1,6 @@
-"""The PEFT adapter that a run starts from: whether FedSpeed can train what its adapter_config.json describes, and whether it belongs to the
-base of this run. Reads JSON only; what needs the model itself is in `adapter_keys`.
+"""The PEFT adapter that a run starts from: whether FedSpeed can train what its adapter_config.json describes,
+and whether it belongs to the base of this run. Reads JSON only; what needs the model itself is in
+`adapter_keys`.
 """
 
 import json
@@ -16,13 +17,45 @@ from fedspeed.models.local_config import config_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-MERGE = "merge the adapter into its base (PEFT: merge_and_unload(), then save_pretrained) and give that folder as model.base"
-CONVERT = ("convert it where it was trained (PEFT: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=INITIAL_ADAPTER)), or " + MERGE)
+MERGE = (
+    "merge the adapter into its base (PEFT: merge_and_unload(), then save_pretrained) and give that folder "
+    "as model.base"
+)
+CONVERT = (
+    "convert it where it was trained (PEFT: save_pretrained(FOLDER, "
+    "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)), or "
+    + MERGE
+)
 # What a LoRA of plain A and B says; other keys are told, since a newer PEFT may mean something by them.
-_PLAIN = frozenset((
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "target_modules",
-    "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "use_rslora", "init_lora_weights", "layers_to_transform", "layers_pattern",
-    "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "lora_bias"))
+_PLAIN = frozenset(
+    (
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "use_rslora",
+        "init_lora_weights",
+        "layers_to_transform",
+        "layers_pattern",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "qalora_group_size",
+        "runtime_config",
+        "lora_bias",
+    )
+)
 # Key -> what it makes of an adapter, and why that cannot be trained here.
 _REFUSED = {
     "use_dora": "is DoRA, which also trains a magnitude for every row of a matrix",
@@ -33,9 +66,22 @@ _REFUSED = {
     "alpha_pattern": "gives some matrices an alpha of their own",
     "target_parameters": "is on parameters that are no matrix of a linear module",
     "layer_replication": "repeats blocks of its base",
-} | dict.fromkeys(("use_qalora", "velora_config", "monteclora_config", "kasa_config", "use_bdlora", "arrow_config", "alora_invocation_tokens",
-                   "megatron_config", "ensure_weight_tying"), "is a variant of LoRA with an arithmetic of its own")
-# Ways to draw the first A and B that leave the base alone; they are of no consequence once A and B are read from the file.
+} | dict.fromkeys(
+    (
+        "use_qalora",
+        "velora_config",
+        "monteclora_config",
+        "kasa_config",
+        "use_bdlora",
+        "arrow_config",
+        "alora_invocation_tokens",
+        "megatron_config",
+        "ensure_weight_tying",
+    ),
+    "is a variant of LoRA with an arithmetic of its own",
+)
+# Ways to draw the first A and B that leave the base alone; they are of no consequence once A and B are read
+# from the file.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _BASE_CHANGED = re.compile(r"pissa|olora|corda|loftq|lora_ga")
 _FAMILY_OF_CLASS = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "GPT2LMHeadModel": "gpt2"}
@@ -53,34 +99,62 @@ def read_config(folder: Path) -> dict:
     saved = read_object(path, "an adapter configuration")
     kind = saved.get("peft_type")
     if kind != "LORA":
-        raise ModelError(f"{path}: peft_type={kind} is no LoRA, and FedSpeed starts from LoRA adapters; {MERGE}")
+        raise ModelError(
+            f"{path}: peft_type={kind} is no LoRA, and FedSpeed starts from LoRA adapters; {MERGE}"
+        )
     for key, reason in _REFUSED.items():
         if (value := saved.get(key)) and value != "none":
-            raise ModelError(f"{path}: {key}={json.dumps(value)} {reason}; FedSpeed trains LoRA's A and B only. Start from an adapter without it, or {MERGE}")
+            raise ModelError(
+                f"{path}: {key}={json.dumps(value)} {reason}; FedSpeed trains LoRA's A and B only. Start "
+                f"from an adapter without it, or {MERGE}"
+            )
     _check_start(path, saved.get("init_lora_weights", True))
     if saved.get("task_type") not in (None, "CAUSAL_LM"):
-        raise ModelError(f"{path}: task_type={saved['task_type']} is not an adapter of a causal language model; start from one with task_type=CAUSAL_LM")
-    for key, kinds, what in (("r", int, "a whole number above 0"), ("lora_alpha", int | float, "a number above 0")):
+        raise ModelError(
+            f"{path}: task_type={saved['task_type']} is not an adapter of a causal language model; start "
+            "from one with task_type=CAUSAL_LM"
+        )
+    for key, kinds, what in (
+        ("r", int, "a whole number above 0"),
+        ("lora_alpha", int | float, "a number above 0"),
+    ):
         value = saved.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-            raise ModelError(f"{path}: {key} is {json.dumps(value)}, but must be {what}; copy the folder again")
+            raise ModelError(
+                f"{path}: {key} is {json.dumps(value)}, but must be {what}; copy the folder again"
+            )
     targets = saved.get("target_modules")
-    if not targets or not (isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(name, str) for name in targets))):
-        raise ModelError(f"{path}: target_modules is {json.dumps(targets)}, but must name modules; copy the folder again")
+    if not targets or not (
+        isinstance(targets, str)
+        or (isinstance(targets, list) and all(isinstance(name, str) for name in targets))
+    ):
+        raise ModelError(
+            f"{path}: target_modules is {json.dumps(targets)}, but must name modules; copy the folder again"
+        )
     return saved
 
 
 def _check_start(path: Path, start: object) -> None:
-    """That A and B are relative to the base's own weights: some ways to draw them take their product off the base, whenever it is loaded."""
+    """That A and B are relative to the base's own weights: some ways to draw them take their product off the
+    base, whenever it is loaded."""
     if start in _STARTS:
         return
     if isinstance(start, str) and _BASE_CHANGED.match(start.lower()):
-        raise ModelError(f"{path}: init_lora_weights={start} means that A and B stand beside a base from which their first product was taken; "
-                         f"FedSpeed trains beside the base as it is. So {CONVERT}")
+        raise ModelError(
+            f"{path}: init_lora_weights={start} means that A and B stand beside a base from which their "
+            "first product was taken; "
+            f"FedSpeed trains beside the base as it is. So {CONVERT}"
+        )
     if start == "mica":
-        raise ModelError(f"{path}: init_lora_weights=mica keeps B as it was drawn, FedSpeed would train it too; write init_lora_weights=true into the file "
-                         "if that is meant")
-    raise ModelError(f"{path}: init_lora_weights={json.dumps(start)} is unknown here, so that nobody can say what became of the base; {MERGE}")
+        raise ModelError(
+            f"{path}: init_lora_weights=mica keeps B as it was drawn, FedSpeed would train it too; write "
+            "init_lora_weights=true into the file "
+            "if that is meant"
+        )
+    raise ModelError(
+        f"{path}: init_lora_weights={json.dumps(start)} is unknown here, so that nobody can say what became "
+        f"of the base; {MERGE}"
+    )
 
 
 def check_modules(folder: Path, saved: Mapping, names: Iterable[str], base: str, shape: ModelShape) -> None:
@@ -94,8 +168,12 @@ def check_modules(folder: Path, saved: Mapping, names: Iterable[str], base: str,
     """
     beside = {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
     if strange := sorted(beside - {linear.name for linear in shape.linears} - set(ends_of(shape.family))):
-        raise ModelError(f"adapter.start_from={folder}: is on {', '.join(strange)}, but a block of model.base={base} ({shape.family}) has "
-                         f"{', '.join(dict.fromkeys(linear.name for linear in shape.linears))}; the adapter belongs to another base{_named(saved)}")
+        raise ModelError(
+            f"adapter.start_from={folder}: is on {', '.join(strange)}, but a block of model.base={base} "
+            f"({shape.family}) has "
+            f"{', '.join(dict.fromkeys(linear.name for linear in shape.linears))}; the adapter belongs to "
+            f"another base{_named(saved)}"
+        )
 
 
 def ends_of(family: str) -> tuple[str, ...]:
@@ -104,7 +182,8 @@ def ends_of(family: str) -> tuple[str, ...]:
 
 
 def outside_blocks(adapter: AdapterConfig) -> str:
-    """A target of an adapter that is an embedding or the head, empty if it has none; by name only, so a pattern has none."""
+    """A target of an adapter that is an embedding or the head, empty if it has none; by name only, so a
+    pattern has none."""
     targets: object = adapter.targets.split(",")
     if adapter.start_from:
         targets = read_config(Path(adapter.start_from))["target_modules"]
@@ -120,17 +199,23 @@ def _named(saved: Mapping) -> str:
 
 
 def check_family(folder: Path, saved: Mapping, base: str, family: str) -> None:
-    """That the adapter was trained on a base of this family, as far as it says or its base can be looked up without a network.
+    """That the adapter was trained on a base of this family, as far as it says or its base can be looked up
+    without a network.
 
     Raises:
         ModelError: it was trained on another.
     """
     mapping = saved.get("auto_mapping")
     of_class = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    theirs = _FAMILY_OF_CLASS.get(of_class, of_class) or _family_of(str(saved.get("base_model_name_or_path") or ""))
+    theirs = _FAMILY_OF_CLASS.get(of_class, of_class) or _family_of(
+        str(saved.get("base_model_name_or_path") or "")
+    )
     if theirs and theirs != family:
-        raise ModelError(f"adapter.start_from={folder}: was trained on a {theirs}{_named(saved)}, but model.base={base} is a {family}; give the base "
-                         "that the adapter belongs to")
+        raise ModelError(
+            f"adapter.start_from={folder}: was trained on a {theirs}{_named(saved)}, but model.base={base} "
+            f"is a {family}; give the base "
+            "that the adapter belongs to"
+        )
 
 
 def _family_of(named: str) -> str | None:
@@ -146,19 +231,29 @@ def _family_of(named: str) -> str | None:
 
 
 def notes(folder: Path, saved: Mapping, base: str) -> list[str]:
-    """What the adapter says that does not keep a run from starting: another name of its base, keys that nobody here knows."""
+    """What the adapter says that does not keep a run from starting: another name of its base, keys that
+    nobody here knows."""
     told = []
     named = saved.get("base_model_name_or_path")
     if named and not _same(str(named), base):
-        told.append(f"adapter.start_from={folder}: was trained on {named}, but model.base is {base}; it belongs there only if both are the same weights")
-    if unknown := sorted(key for key, value in saved.items() if key not in _PLAIN and key not in _REFUSED and value):
-        told.append(f"{folder / CONFIG_FILE}: {', '.join(unknown)}: not known to this version, and passed over, as PEFT does")
+        told.append(
+            f"adapter.start_from={folder}: was trained on {named}, but model.base is {base}; it belongs "
+            "there only if both are the same weights"
+        )
+    if unknown := sorted(
+        key for key, value in saved.items() if key not in _PLAIN and key not in _REFUSED and value
+    ):
+        told.append(
+            f"{folder / CONFIG_FILE}: {', '.join(unknown)}: not known to this version, and passed over, as "
+            "PEFT does"
+        )
     return told
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two names may well mean one base. Two folders that are here must be one, or hold equal configurations and files of equal sizes; else the
-    last part of the name decides, be it a hub name, a path of another machine or a snapshot in the hub's cache."""
+    """Whether two names may well mean one base. Two folders that are here must be one, or hold equal
+    configurations and files of equal sizes; else the last part of the name decides, be it a hub name, a path
+    of another machine or a snapshot in the hub's cache."""
     first, second = Path(one), Path(other)
     if first.is_dir() and second.is_dir():
         return first.samefile(second) or _outline(first) == _outline(second)
@@ -167,7 +262,10 @@ def _same(one: str, other: str) -> bool:
 
 def _outline(folder: Path) -> tuple:
     config = folder / "config.json"
-    return (config.read_bytes() if config.is_file() else b"", sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors")))
+    return (
+        config.read_bytes() if config.is_file() else b"",
+        sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors")),
+    )
 
 
 def _last(name: str) -> str:

@@ -1,4 +1,5 @@
-"""What model.dtype=auto comes to: decided once for all ranks of a job, by their devices, and kept for the whole life of a run."""
+"""What model.dtype=auto comes to: decided once for all ranks of a job, by their devices, and kept for the
+whole life of a run."""
 
 import json
 import os
@@ -21,7 +22,8 @@ from fedspeed.session.together import CheckIn
 
 
 def begun_type(order: Order) -> str:
-    """The type that the run in the folder began with; empty for a new one. A journal that cannot be read is refused elsewhere."""
+    """The type that the run in the folder began with; empty for a new one. A journal that cannot be read is
+    refused elsewhere."""
     if order.fresh:
         return ""
     try:
@@ -40,7 +42,8 @@ def as_begun(order: Order) -> Order:
 
 @dataclass(frozen=True)
 class Decided:
-    """A job whose type is decided. `text` tells how, empty where the configuration names one; `begun`: by an earlier start of the same run."""
+    """A job whose type is decided. `text` tells how, empty where the configuration names one; `begun`: by an
+    earlier start of the same run."""
 
     job: Job
     text: str = ""
@@ -48,7 +51,8 @@ class Decided:
 
 
 def agree(job: Job, store: Store) -> Decided:
-    """Decide the type of a job. Collective over the ranks that carry clients; rank 0 passes the check-in in any case."""
+    """Decide the type of a job. Collective over the ranks that carry clients; rank 0 passes the check-in in
+    any case."""
     if job.config.model.dtype != "auto":
         return Decided(job)
     with CheckIn(job, store, "devices"):
@@ -61,7 +65,11 @@ def agree(job: Job, store: Store) -> Decided:
     begun, *words = store.get("types/begun", *map(_types_key, job.workers))
     devices = [DeviceTypes(name, kind, frozenset(types)) for name, kind, types in map(json.loads, words)]
     dtype = begun or lowest_common(devices)
-    return Decided(Job(job.order.settled(dtype), job.launch, job.topology), _why(dtype, begun, devices, job.order), bool(begun))
+    return Decided(
+        Job(job.order.settled(dtype), job.launch, job.topology),
+        _why(dtype, begun, devices, job.order),
+        bool(begun),
+    )
 
 
 def alone(loaded: Loaded) -> Loaded:
@@ -79,12 +87,17 @@ def _types_key(rank: int) -> str:
 
 
 def _why(dtype: str, begun: str, devices: list[DeviceTypes], order: Order) -> str:
-    return f"model.dtype={dtype} (auto: the run in {order.folder} began in it)" if begun else told(dtype, devices)
+    return (
+        f"model.dtype={dtype} (auto: the run in {order.folder} began in it)"
+        if begun
+        else told(dtype, devices)
+    )
 
 
 def expect(order: Order) -> tuple[Order, str]:
-    """What `agree` will come to, as far as it can be known before the ranks meet: from the hostfile's cards and probes, and from this machine's own
-    devices for hosts of which nothing is stated. The text is empty where the configuration names a type.
+    """What `agree` will come to, as far as it can be known before the ranks meet: from the hostfile's cards
+    and probes, and from this machine's own devices for hosts of which nothing is stated. The text is empty
+    where the configuration names a type.
 
     Raises:
         ModelError: this machine cannot compute in the type. PlanError: a stated card cannot.
@@ -96,7 +109,10 @@ def expect(order: Order) -> tuple[Order, str]:
     elif unknown and not begun:
         return order, f"model.dtype=auto: decided when the ranks meet ({unknown})"
     else:
-        found = [DeviceTypes(f"the {device.name} of {host}", device.kind, frozenset(device.flops)) for host, device in stated]
+        found = [
+            DeviceTypes(f"the {device.name} of {host}", device.kind, frozenset(device.flops))
+            for host, device in stated
+        ]
         if unstated and not begun:
             from fedspeed.engine.device_types import device_types
 
@@ -114,10 +130,19 @@ def expect(order: Order) -> tuple[Order, str]:
 
 
 def _stated_devices(order: Order) -> tuple[list[tuple[str, Device]], bool, str]:
-    """(host and device of the hosts that work, by the hostfile and probes; whether there are hosts without a word; why a stated card is unknown)."""
+    """(host and device of the hosts that work, by the hostfile and probes; whether there are hosts without a
+    word; why a stated card is unknown)."""
     config, launch = order.config, from_process(order.hostfile)
-    hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients) if launch.kind == "none" else launch.hosts
-    working = {place.host for place in plan(hosts, config.data.clients, config.cluster.ranks_per_client).ranks if place.clients}
+    hosts = (
+        local_hosts(launch, config.cluster.local_ranks, config.data.clients)
+        if launch.kind == "none"
+        else launch.hosts
+    )
+    working = {
+        place.host
+        for place in plan(hosts, config.data.clients, config.cluster.ranks_per_client).ranks
+        if place.clients
+    }
     probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
     stated, unstated, unknown = [], False, ""
     for host in hosts:

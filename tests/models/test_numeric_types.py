@@ -11,12 +11,25 @@ def gpu(name: str, *types: str) -> DeviceTypes:
 
 
 NEW, OLD, ANCIENT = gpu("ampere", "bf16", "fp16"), gpu("turing", "fp16"), gpu("pascal")
-CPU, FAST_CPU = (DeviceTypes(name, "cpu", frozenset({"fp32", *types})) for name, types in (("cpu", ()), ("amx", ("bf16", "fp16"))))
+CPU, FAST_CPU = (
+    DeviceTypes(name, "cpu", frozenset({"fp32", *types}))
+    for name, types in (("cpu", ()), ("amx", ("bf16", "fp16")))
+)
 
 
-@pytest.mark.parametrize(("devices", "dtype", "whose"), [
-    ([NEW], "bf16", "every GPU"), ([NEW, NEW], "bf16", "every GPU"), ([NEW, OLD], "fp16", "turing"), ([OLD], "fp16", "turing"),
-    ([NEW, ANCIENT], "fp32", "pascal"), ([CPU], "fp32", "cpu"), ([FAST_CPU], "fp32", "amx"), ([NEW, CPU, OLD], "fp32", "cpu")])
+@pytest.mark.parametrize(
+    ("devices", "dtype", "whose"),
+    [
+        ([NEW], "bf16", "every GPU"),
+        ([NEW, NEW], "bf16", "every GPU"),
+        ([NEW, OLD], "fp16", "turing"),
+        ([OLD], "fp16", "turing"),
+        ([NEW, ANCIENT], "fp32", "pascal"),
+        ([CPU], "fp32", "cpu"),
+        ([FAST_CPU], "fp32", "amx"),
+        ([NEW, CPU, OLD], "fp32", "cpu"),
+    ],
+)
 def test_the_type_of_the_fewest_bits_that_all_have(devices, dtype, whose):
     assert lowest_common(devices) == lowest_common(devices[::-1]) == dtype
     said = told(dtype, devices)
@@ -28,4 +41,6 @@ def test_the_type_of_the_fewest_bits_that_all_have(devices, dtype, whose):
 def test_the_planner_asks_the_same_rule():
     for names in (["rtx3090"], ["rtx3090", "rtx2080ti"], ["v100", "t4"], ["h100", "a100"]):
         cards = [published(CARDS[name]) for name in names]
-        assert common_type(cards, "auto") == lowest_common([DeviceTypes(c.name, c.kind, frozenset(c.flops)) for c in cards])
+        assert common_type(cards, "auto") == lowest_common(
+            [DeviceTypes(c.name, c.kind, frozenset(c.flops)) for c in cards]
+        )

@@ -1,4 +1,5 @@
-"""Rows longer than a base has positions for: refused where its table ends, told where it has learned nothing beyond."""
+"""Rows longer than a base has positions for: refused where its table ends, told where it has learned nothing
+beyond."""
 
 import json
 
@@ -13,32 +14,68 @@ def base(folder, **config) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize(("config", "length", "end"), [
-    ({"n_positions": 64}, 64, None), ({"n_positions": 60}, 60, None), ({"n_positions": 64}, 65, 64), ({}, 1025, 1024), ({}, 1024, None)])
+@pytest.mark.parametrize(
+    ("config", "length", "end"),
+    [
+        ({"n_positions": 64}, 64, None),
+        ({"n_positions": 60}, 60, None),
+        ({"n_positions": 64}, 65, 64),
+        ({}, 1025, 1024),
+        ({}, 1024, None),
+    ],
+)
 def test_a_table_of_positions_has_an_end(tmp_path, config, length, end):
     place = base(tmp_path, model_type="gpt2", **config)
     for name in (place, f"{place}/config.json"):
         if end is None:
             assert check_length(name, length) == []
         else:
-            with pytest.raises(ModelError, match=f"data.max_tokens={length}: .*{end} positions .*set data.max_tokens={end}$"):
+            with pytest.raises(
+                ModelError, match=f"data.max_tokens={length}: .*{end} positions .*set data.max_tokens={end}$"
+            ):
                 check_length(name, length)
 
 
-@pytest.mark.parametrize(("config", "reach"), [
-    ({"max_position_embeddings": 2048}, 2048),
-    ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
-    ({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}, 131072),
-    ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}, 131072),
-    ({"max_position_embeddings": 512, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 512),
-    ({"max_position_embeddings": 512, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 1024), ({}, 0)])
+@pytest.mark.parametrize(
+    ("config", "reach"),
+    [
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            131072,
+        ),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 8192,
+                },
+            },
+            131072,
+        ),
+        (
+            {"max_position_embeddings": 512, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            512,
+        ),
+        ({"max_position_embeddings": 512, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 1024),
+        ({}, 0),
+    ],
+)
 def test_how_far_rotated_positions_reach(tmp_path, config, reach):
     assert rotary_reach(config) == reach
     place = base(tmp_path, model_type="llama", **config)
     assert check_length(place, reach or 10**6) == []
     if reach:
         [note] = check_length(place, reach + 1)
-        assert f"data.max_tokens={reach + 1}" in note and f"{reach} positions" in note and "rope_scaling" in note
+        assert (
+            f"data.max_tokens={reach + 1}" in note and f"{reach} positions" in note and "rope_scaling" in note
+        )
 
 
 def test_a_base_that_is_not_at_hand_has_no_say(tmp_path):
@@ -60,7 +97,11 @@ def test_rows_as_long_as_the_table_are_not_padded_beyond_it():
     step = client_step(data, 0, 0, 0, micro_batch=2, accumulation=2, ranks=1, client_rank=0)
     batches = [*step.micro, *eval_batches(rows, 2, 0, data.limit), *eval_batches(data.val, 1, 0, data.limit)]
     assert {batch.input_ids.shape[1] for batch in batches} == {16, 60}
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=50, n_positions=60, bos_token_id=1, eos_token_id=2))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            n_embd=8, n_layer=1, n_head=2, vocab_size=50, n_positions=60, bos_token_id=1, eos_token_id=2
+        )
+    )
     with torch.no_grad():
         for batch in batches:
             assert model(input_ids=torch.from_numpy(batch.input_ids)).logits.isfinite().all()

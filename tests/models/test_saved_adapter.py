@@ -1,4 +1,5 @@
-"""Adapters to start from: those that are taken have the losses that PEFT gives them, and the others are refused with the reason and a remedy."""
+"""Adapters to start from: those that are taken have the losses that PEFT gives them, and the others are
+refused with the reason and a remedy."""
 
 import json
 import warnings
@@ -22,7 +23,15 @@ IDS = torch.arange(24).view(2, 12)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return write_llama(tmp_path_factory.mktemp("base") / "llama", hidden=32, layers=2, vocab=64, intermediate=48, heads=2, kv_heads=1)
+    return write_llama(
+        tmp_path_factory.mktemp("base") / "llama",
+        hidden=32,
+        layers=2,
+        vocab=64,
+        intermediate=48,
+        heads=2,
+        kv_heads=1,
+    )
 
 
 def adapter(folder: Path, base: str, *, change=lambda model: None, seed=0, save=None, **config) -> Path:
@@ -33,7 +42,18 @@ def adapter(folder: Path, base: str, *, change=lambda model: None, seed=0, save=
     model = AutoModelForCausalLM.from_pretrained(base)
     change(model)
     with warnings.catch_warnings(action="ignore"):
-        wrapped = get_peft_model(model, LoraConfig(**{"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"} | config))
+        wrapped = get_peft_model(
+            model,
+            LoraConfig(
+                **{
+                    "r": 3,
+                    "lora_alpha": 5,
+                    "target_modules": ["q_proj", "down_proj"],
+                    "task_type": "CAUSAL_LM",
+                }
+                | config
+            ),
+        )
         with torch.no_grad():
             for name, parameter in wrapped.named_parameters():
                 if "lora_" in name:
@@ -56,7 +76,11 @@ def theirs(base: str, folder: Path) -> torch.Tensor:
     from peft import PeftModel
 
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder)).eval()(input_ids=IDS).logits
+        return (
+            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
+            .eval()(input_ids=IDS)
+            .logits
+        )
 
 
 def edit(folder: Path, **values) -> Path:
@@ -70,11 +94,24 @@ def dry_run(base: str, folder: Path, *words: str) -> str:
     return "\n".join(_adapter(load(None, [f"model.base={base}", f"adapter.start_from={folder}", *words])))
 
 
-@pytest.mark.parametrize("config", [
-    {}, {"use_rslora": True}, {"lora_bias": True}, {"layers_to_transform": [1]}, {"target_modules": r".*\.1\..*_proj"}, {"init_lora_weights": "gaussian"},
-    {"init_lora_weights": "orthogonal", "r": 4}, {"target_modules": ["v_proj", "embed_tokens"]}, {"target_modules": ["v_proj", "lm_head"]},
-    {"target_modules": "all-linear", "exclude_modules": ["up_proj"]}, {"task_type": None},
-    {"save": {"save_embedding_layers": True}}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_rslora": True},
+        {"lora_bias": True},
+        {"layers_to_transform": [1]},
+        {"target_modules": r".*\.1\..*_proj"},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal", "r": 4},
+        {"target_modules": ["v_proj", "embed_tokens"]},
+        {"target_modules": ["v_proj", "lm_head"]},
+        {"target_modules": "all-linear", "exclude_modules": ["up_proj"]},
+        {"task_type": None},
+        {"save": {"save_embedding_layers": True}},
+    ],
+    ids=str,
+)
 def test_an_adapter_means_what_it_means_to_peft(base, tmp_path, config):
     folder = adapter(tmp_path / "adapter", base, **config)
     with torch.no_grad():
@@ -85,31 +122,58 @@ def test_an_adapter_means_what_it_means_to_peft(base, tmp_path, config):
     assert "note" not in dry_run(base, folder)
 
 
-@pytest.mark.parametrize(("config", "named"), [
-    ({"init_lora_weights": "pissa"}, ("init_lora_weights=pissa", "path_initial_model_for_weight_conversion", "merge_and_unload")),
-    ({"init_lora_weights": "pissa_niter_4"}, ("init_lora_weights=pissa_niter_4", "path_initial_model_for_weight_conversion")),
-    ({"init_lora_weights": "olora"}, ("init_lora_weights=olora", "path_initial_model_for_weight_conversion")),
-    ({"init_lora_weights": "mica"}, ("init_lora_weights=mica", "init_lora_weights=true")),
-    ({"use_dora": True}, ("use_dora=true", "DoRA", "merge_and_unload")),
-    ({"trainable_token_indices": [3, 4]}, ("trainable_token_indices=[3, 4]", "rows of the embedding")),
-    ({"modules_to_save": ["lm_head"]}, ('modules_to_save=["lm_head"]', "whole modules")),
-    ({"bias": "lora_only"}, ('bias="lora_only"', "biases of the base")),
-    ({"rank_pattern": {"q_proj": 2}}, ("rank_pattern=", "rank of their own")),
-    ({"layer_replication": [[0, 2], [1, 2]]}, ("layer_replication=", "repeats blocks"))], ids=str)
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (
+            {"init_lora_weights": "pissa"},
+            ("init_lora_weights=pissa", "path_initial_model_for_weight_conversion", "merge_and_unload"),
+        ),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            ("init_lora_weights=pissa_niter_4", "path_initial_model_for_weight_conversion"),
+        ),
+        (
+            {"init_lora_weights": "olora"},
+            ("init_lora_weights=olora", "path_initial_model_for_weight_conversion"),
+        ),
+        ({"init_lora_weights": "mica"}, ("init_lora_weights=mica", "init_lora_weights=true")),
+        ({"use_dora": True}, ("use_dora=true", "DoRA", "merge_and_unload")),
+        ({"trainable_token_indices": [3, 4]}, ("trainable_token_indices=[3, 4]", "rows of the embedding")),
+        ({"modules_to_save": ["lm_head"]}, ('modules_to_save=["lm_head"]', "whole modules")),
+        ({"bias": "lora_only"}, ('bias="lora_only"', "biases of the base")),
+        ({"rank_pattern": {"q_proj": 2}}, ("rank_pattern=", "rank of their own")),
+        ({"layer_replication": [[0, 2], [1, 2]]}, ("layer_replication=", "repeats blocks")),
+    ],
+    ids=str,
+)
 def test_what_is_more_than_a_and_b_is_refused(base, tmp_path, config, named):
     folder = adapter(tmp_path / "adapter", base, **config)
     for found in (lambda: dry_run(base, folder), lambda: ours(base, folder)):
         with pytest.raises(ModelError) as caught:
             found()
-        assert all(word in str(caught.value) for word in (str(folder / "adapter_config.json"), *named)), str(caught.value)
+        assert all(word in str(caught.value) for word in (str(folder / "adapter_config.json"), *named)), str(
+            caught.value
+        )
 
 
-@pytest.mark.parametrize(("values", "named"), [
-    ({"peft_type": "LOHA"}, ("peft_type=LOHA", "no LoRA", "merge_and_unload")), ({"peft_type": None}, ("peft_type=None",)),
-    ({"init_lora_weights": "corda"}, ("init_lora_weights=corda", "conversion")), ({"init_lora_weights": "loftq"}, ("init_lora_weights=loftq",)),
-    ({"init_lora_weights": 7}, ("init_lora_weights=7", "unknown")), ({"task_type": "SEQ_CLS"}, ("task_type=SEQ_CLS", "CAUSAL_LM")),
-    ({"target_parameters": ["mlp.experts"]}, ("target_parameters=",)), ({"kasa_config": {"a": 1}}, ("kasa_config=", "variant")),
-    ({"r": "3"}, ('r is "3"',)), ({"lora_alpha": None}, ("lora_alpha is null",)), ({"target_modules": [1]}, ("target_modules is [1]",))], ids=str)
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"peft_type": "LOHA"}, ("peft_type=LOHA", "no LoRA", "merge_and_unload")),
+        ({"peft_type": None}, ("peft_type=None",)),
+        ({"init_lora_weights": "corda"}, ("init_lora_weights=corda", "conversion")),
+        ({"init_lora_weights": "loftq"}, ("init_lora_weights=loftq",)),
+        ({"init_lora_weights": 7}, ("init_lora_weights=7", "unknown")),
+        ({"task_type": "SEQ_CLS"}, ("task_type=SEQ_CLS", "CAUSAL_LM")),
+        ({"target_parameters": ["mlp.experts"]}, ("target_parameters=",)),
+        ({"kasa_config": {"a": 1}}, ("kasa_config=", "variant")),
+        ({"r": "3"}, ('r is "3"',)),
+        ({"lora_alpha": None}, ("lora_alpha is null",)),
+        ({"target_modules": [1]}, ("target_modules is [1]",)),
+    ],
+    ids=str,
+)
 def test_what_a_configuration_may_not_say(base, tmp_path, values, named):
     folder = edit(adapter(tmp_path / "adapter", base), **values)
     with pytest.raises(ModelError) as caught:
@@ -126,18 +190,45 @@ def embedding_trained(model):
         model.get_input_embeddings().weight += 0.5
 
 
-@pytest.mark.parametrize(("options", "values", "named"), [
-    ({"change": resized}, {}, ("lm_head.weight and 1 more", "vocabulary resized", "unload()", "model.base")),
-    ({"change": embedding_trained, "save": {"save_embedding_layers": True}}, {}, ("embed_tokens.weight", "an embedding trained")),
-    ({"change": embedding_trained, "target_modules": ["q_proj", "embed_tokens"]}, {}, ("embed_tokens.base_layer.weight", "an embedding trained")),
-    ({}, {"target_modules": ["q_proj"]}, ("down_proj.lora_A.weight and 3 more", "would be dropped", "target_modules")),
-    ({}, {"layers_to_transform": [0]}, ("layers.1", "would be dropped")),
-    ({}, {"target_modules": ["q_proj", "down_proj", "up_proj"]}, ("lacks", "up_proj", "adapter_config.json"))], ids=str)
+@pytest.mark.parametrize(
+    ("options", "values", "named"),
+    [
+        (
+            {"change": resized},
+            {},
+            ("lm_head.weight and 1 more", "vocabulary resized", "unload()", "model.base"),
+        ),
+        (
+            {"change": embedding_trained, "save": {"save_embedding_layers": True}},
+            {},
+            ("embed_tokens.weight", "an embedding trained"),
+        ),
+        (
+            {"change": embedding_trained, "target_modules": ["q_proj", "embed_tokens"]},
+            {},
+            ("embed_tokens.base_layer.weight", "an embedding trained"),
+        ),
+        (
+            {},
+            {"target_modules": ["q_proj"]},
+            ("down_proj.lora_A.weight and 3 more", "would be dropped", "target_modules"),
+        ),
+        ({}, {"layers_to_transform": [0]}, ("layers.1", "would be dropped")),
+        (
+            {},
+            {"target_modules": ["q_proj", "down_proj", "up_proj"]},
+            ("lacks", "up_proj", "adapter_config.json"),
+        ),
+    ],
+    ids=str,
+)
 def test_no_tensor_of_the_file_is_dropped_or_made_up(base, tmp_path, options, values, named):
     folder = edit(adapter(tmp_path / "adapter", base, **options), **values)
     with pytest.raises(ModelError) as caught:
         ours(base, folder)
-    assert all(word in str(caught.value) for word in (str(folder / "adapter_model.safetensors"), *named)), str(caught.value)
+    assert all(word in str(caught.value) for word in (str(folder / "adapter_model.safetensors"), *named)), (
+        str(caught.value)
+    )
 
 
 def test_the_remedy_for_a_resized_vocabulary(base, tmp_path):
@@ -147,7 +238,9 @@ def test_the_remedy_for_a_resized_vocabulary(base, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base)
     resized(model)
     PeftModel.from_pretrained(model, str(folder)).unload().save_pretrained(tmp_path / "resized")
-    torch.testing.assert_close(ours(str(tmp_path / "resized"), folder), theirs(str(tmp_path / "resized"), folder), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        ours(str(tmp_path / "resized"), folder), theirs(str(tmp_path / "resized"), folder), rtol=0, atol=1e-6
+    )
 
 
 def test_a_tensor_of_unknown_meaning_is_named(base, tmp_path):
@@ -164,7 +257,11 @@ def test_a_tensor_of_unknown_meaning_is_named(base, tmp_path):
 def gpt2(folder: Path) -> str:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=64, bos_token_id=1, eos_token_id=2)).save_pretrained(folder)
+    GPT2LMHeadModel(
+        GPT2Config(
+            n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=64, bos_token_id=1, eos_token_id=2
+        )
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -174,7 +271,9 @@ def test_another_family_is_named_and_not_the_targets(base, tmp_path):
         dry_run(other, folder)
     assert "adapter.targets" not in str(caught.value)
     edit(folder, base_model_name_or_path=None)
-    with pytest.raises(ModelError, match="is on down_proj, q_proj, but a block of .*gpt2.* has c_attn") as caught:
+    with pytest.raises(
+        ModelError, match="is on down_proj, q_proj, but a block of .*gpt2.* has c_attn"
+    ) as caught:
         dry_run(other, folder)
     assert "adapter.targets" not in str(caught.value)
     with pytest.raises(ModelError, match="start_from=.*target_modules does not fit gpt2") as caught:
@@ -188,8 +287,14 @@ def test_a_family_with_the_same_names_is_known_by_its_base(base, tmp_path, named
     there = tmp_path / "qwen"
     there.mkdir()
     (there / "config.json").write_text('{"model_type": "qwen2"}')
-    edit(folder, **{"there": {"base_model_name_or_path": str(there)}, "class": {"auto_mapping": {"base_model_class": "Qwen2ForCausalLM"}},
-                    "catalogue": {"base_model_name_or_path": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"}}[named])
+    edit(
+        folder,
+        **{
+            "there": {"base_model_name_or_path": str(there)},
+            "class": {"auto_mapping": {"base_model_class": "Qwen2ForCausalLM"}},
+            "catalogue": {"base_model_name_or_path": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"},
+        }[named],
+    )
     with pytest.raises(ModelError, match="was trained on a qwen2.*is a llama"):
         dry_run(base, folder)
 
@@ -204,15 +309,28 @@ def test_another_size_is_named(tmp_path, base):
         ours(deep, folder)
 
 
-@pytest.mark.parametrize(("named", "told"), [
-    ("{base}", False), ("{base}/", False), ("{copy}", False), ("{other}", True), ("org/llama", False), ("/elsewhere/org/llama", False),
-    ("/cache/models--org--Llama/snapshots/0123", False), ("org/llama-instruct", True), (None, False)])
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("{base}", False),
+        ("{base}/", False),
+        ("{copy}", False),
+        ("{other}", True),
+        ("org/llama", False),
+        ("/elsewhere/org/llama", False),
+        ("/cache/models--org--Llama/snapshots/0123", False),
+        ("org/llama-instruct", True),
+        (None, False),
+    ],
+)
 def test_another_name_of_the_base_is_told(base, tmp_path, named, told):
     import shutil
 
     places = {"base": base, "copy": shutil.copytree(base, tmp_path / "copy"), "other": tmp_path / "llama"}
     write_llama(tmp_path / "llama", hidden=16, layers=2, vocab=64, intermediate=48, heads=2, kv_heads=1)
-    folder = edit(adapter(tmp_path / "adapter", base), base_model_name_or_path=named and named.format(**places))
+    folder = edit(
+        adapter(tmp_path / "adapter", base), base_model_name_or_path=named and named.format(**places)
+    )
     said = "\n".join(notes(folder, read_config(folder), base))
     assert ("was trained on" in said) == told
     assert ("note" in dry_run(base, folder)) == told
@@ -230,12 +348,17 @@ def test_a_key_of_a_newer_peft_is_told(base, tmp_path):
 def test_targets_that_the_base_lacks_are_refused_with_those_it_has(base, targets):
     with pytest.raises(ModelError) as caught:
         _adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"]))
-    assert all(word in str(caught.value) for word in ("command line", f"adapter.targets={targets}", "gate_proj", "embed_tokens", "q_proj"))
+    assert all(
+        word in str(caught.value)
+        for word in ("command line", f"adapter.targets={targets}", "gate_proj", "embed_tokens", "q_proj")
+    )
     with pytest.raises(FedSpeedError, match="does not fit llama.*q_proj, k_proj"):
         meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))
 
 
-@pytest.mark.parametrize("targets", ["q_proj", "self_attn.q_proj, down_proj", "embed_tokens,lm_head", "model.layers.1.mlp.up_proj"])
+@pytest.mark.parametrize(
+    "targets", ["q_proj", "self_attn.q_proj, down_proj", "embed_tokens,lm_head", "model.layers.1.mlp.up_proj"]
+)
 def test_targets_that_it_has_are_not(base, targets):
     assert _adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"])) == []
     meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))

@@ -22,23 +22,46 @@ def said(tmp_path, monkeypatch):
     return lambda *words: check(load(tmp_path / "run.yaml", words), None).splitlines()
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    ((), "DeepSpeed ZeRO-0, "), (("deepspeed.base=zero2.json",), "DeepSpeed ZeRO-2, "),
-    (("engine.tier=nvme",), "the base on NVMe, one copy a node (engine.tier=nvme), layer by layer; what trains by DeepSpeed ZeRO-0, "),
-    (("engine.tier=ram",), "host RAM"), (("engine.tier=resident",), "whole on every device (engine.tier=resident)"),
-    (("deepspeed.base=zero3.json",), "the base divided over each cluster's ranks (engine.tier=cluster), layer by layer; what trains by DeepSpeed ZeRO-2, "),
-    (("deepspeed.base=zero3.json", "engine.tier=stock"), "DeepSpeed ZeRO-3, "),
-    (("deepspeed.base=zero3.json", "adapter.targets=q_proj,embed_tokens"), "DeepSpeed ZeRO-3, "),
-    (("deepspeed.base=zero3.json", "adapter.method=full"), "DeepSpeed ZeRO-3, "),
-    (("engine.pipeline=client", "cluster.ranks_per_client=2", "engine.tier=ram", "data.clients=1"),
-     "a pipeline over each client's ranks, whose parts of the base are loaded from their RAM")])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "DeepSpeed ZeRO-0, "),
+        (("deepspeed.base=zero2.json",), "DeepSpeed ZeRO-2, "),
+        (
+            ("engine.tier=nvme",),
+            "the base on NVMe, one copy a node (engine.tier=nvme), layer by layer; what trains by DeepSpeed "
+            "ZeRO-0, ",
+        ),
+        (("engine.tier=ram",), "host RAM"),
+        (("engine.tier=resident",), "whole on every device (engine.tier=resident)"),
+        (
+            ("deepspeed.base=zero3.json",),
+            "the base divided over each cluster's ranks (engine.tier=cluster), layer by layer; what trains "
+            "by DeepSpeed ZeRO-2, ",
+        ),
+        (("deepspeed.base=zero3.json", "engine.tier=stock"), "DeepSpeed ZeRO-3, "),
+        (("deepspeed.base=zero3.json", "adapter.targets=q_proj,embed_tokens"), "DeepSpeed ZeRO-3, "),
+        (("deepspeed.base=zero3.json", "adapter.method=full"), "DeepSpeed ZeRO-3, "),
+        (
+            ("engine.pipeline=client", "cluster.ranks_per_client=2", "engine.tier=ram", "data.clients=1"),
+            "a pipeline over each client's ranks, whose parts of the base are loaded from their RAM",
+        ),
+    ],
+)
 def test_the_execution_is_told_by_its_tier(said, words, told):
     [line] = [line for line in said(*words) if line.startswith("engine ")]
     assert told in line
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (("train.lr=0",), "train.lr=0: no weight moves"), (("cluster.local_ranks=3",), "3 ranks on 2 cores"), (("cluster.local_ranks=2",), None), ((), None)])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("train.lr=0",), "train.lr=0: no weight moves"),
+        (("cluster.local_ranks=3",), "3 ranks on 2 cores"),
+        (("cluster.local_ranks=2",), None),
+        ((), None),
+    ],
+)
 def test_what_is_hardly_meant_is_noted(said, words, told):
     notes = [line for line in said(*words) if line.startswith("note ")]
     assert len(notes) == (told is not None) and all(told in note for note in notes)

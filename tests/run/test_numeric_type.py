@@ -26,7 +26,12 @@ def order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
-    settings = {**SETTINGS, "model": {"base": "model", **SETTINGS["model"]}, "monitor": {"progress": False}, "run": {"name": "mine"}}
+    settings = {
+        **SETTINGS,
+        "model": {"base": "model", **SETTINGS["model"]},
+        "monitor": {"progress": False},
+        "run": {"name": "mine"},
+    }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
 
     def make(*words: str, hosts: str = "", fresh: bool = False) -> Order:
@@ -44,9 +49,13 @@ def begin(order: Order, dtype: str) -> None:
 
 def gpus(monkeypatch, *types: tuple[str, ...]) -> None:
     """This machine has GPUs of these types, as far as the rule is concerned."""
-    found = [DeviceTypes(f"cuda:{i} of here", "gpu", frozenset({"fp32", *has})) for i, has in enumerate(types)]
-    monkeypatch.setattr("fedspeed.engine.device_types.device_types",
-                        lambda local_rank=None: found if local_rank is None else [found[local_rank % len(found)]])
+    found = [
+        DeviceTypes(f"cuda:{i} of here", "gpu", frozenset({"fp32", *has})) for i, has in enumerate(types)
+    ]
+    monkeypatch.setattr(
+        "fedspeed.engine.device_types.device_types",
+        lambda local_rank=None: found if local_rank is None else [found[local_rank % len(found)]],
+    )
     monkeypatch.setattr("fedspeed.engine.device_types.check_dtype", lambda dtype, began="": None)
 
 
@@ -55,7 +64,13 @@ def enabled(order: Order) -> list[str]:
     return [name for name in ("bf16", "fp16") if order.deepspeed.get(name, {}).get("enabled")]
 
 
-HOSTS = "a slots=1\nb slots=1\nc slots=1\n# fed-host a gpu=rtx3090\n# fed-host b gpu={}\n# fed-host c gpu=rtx3090\n"
+HOSTS = """a slots=1
+b slots=1
+c slots=1
+# fed-host a gpu=rtx3090
+# fed-host b gpu={}
+# fed-host c gpu=rtx3090
+"""
 
 
 def test_on_cpus_it_is_fp32_and_the_dry_run_says_so(order):
@@ -65,7 +80,10 @@ def test_on_cpus_it_is_fp32_and_the_dry_run_says_so(order):
     assert numeric_type.expect(order("model.dtype=fp32"))[1] == "", "what is named needs no word"
 
 
-@pytest.mark.parametrize(("types", "dtype"), [([("bf16", "fp16")], "bf16"), ([("bf16", "fp16"), ("fp16",)], "fp16"), ([()], "fp32")])
+@pytest.mark.parametrize(
+    ("types", "dtype"),
+    [([("bf16", "fp16")], "bf16"), ([("bf16", "fp16"), ("fp16",)], "fp16"), ([()], "fp32")],
+)
 def test_on_gpus_it_is_what_all_of_them_have(order, monkeypatch, types, dtype):
     gpus(monkeypatch, *types)
     settled, said = numeric_type.expect(order())
@@ -78,8 +96,12 @@ def test_the_hostfile_tells_of_cards_that_are_elsewhere(order):
     settled, said = numeric_type.expect(order(hosts=HOSTS.format("rtx2080ti")))
     assert settled.config.model.dtype == "fp16" and "rtx2080ti of b" in said
     unsettled, said = numeric_type.expect(order(hosts=HOSTS.format("rtx7777")))
-    assert unsettled.config.model.dtype == "auto" and "decided when the ranks meet" in said and "rtx7777" in said
-    with pytest.raises(PlanError, match=r"model.dtype=bf16: 1 of the cards \(rtx2080ti\) cannot compute in it"):
+    assert (
+        unsettled.config.model.dtype == "auto" and "decided when the ranks meet" in said and "rtx7777" in said
+    )
+    with pytest.raises(
+        PlanError, match=r"model.dtype=bf16: 1 of the cards \(rtx2080ti\) cannot compute in it"
+    ):
         numeric_type.expect(order("model.dtype=bf16", hosts=HOSTS.format("rtx2080ti")))
 
 
@@ -90,7 +112,10 @@ def test_a_type_that_this_machine_lacks_is_refused_in_the_dry_run(order, monkeyp
     monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
     assert main(["run", "--config", "run.yaml", "--dry-run", "model.dtype=fp16"]) == 2
     said = capsys.readouterr().err
-    assert "model.dtype=fp16" in said and "cannot compute in it; choose fp32 or bf16, or model.dtype=auto" in said
+    assert (
+        "model.dtype=fp16" in said
+        and "cannot compute in it; choose fp32 or bf16, or model.dtype=auto" in said
+    )
 
 
 def test_print_config_shows_what_was_asked(order, capsys):
@@ -107,7 +132,12 @@ def test_a_run_goes_on_in_the_type_it_began_in(order):
     begin(order(), "bf16")
     settled, said = numeric_type.expect(order())
     assert settled.config.model.dtype == "bf16" and "mine began in it" in said
-    assert numeric_type.as_begun(order()).marks == settled.marks == order("model.dtype=bf16").marks != order("model.dtype=fp32").marks
+    assert (
+        numeric_type.as_begun(order()).marks
+        == settled.marks
+        == order("model.dtype=bf16").marks
+        != order("model.dtype=fp32").marks
+    )
     assert numeric_type.expect(order(fresh=True))[0].config.model.dtype == "fp32"
     assert numeric_type.as_begun(order("model.dtype=fp32")).config.model.dtype == "fp32"
 
@@ -117,7 +147,10 @@ def test_a_run_does_not_go_on_where_its_type_is_missing(order, monkeypatch):
 
     begin(order(), "fp16")
     monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
-    with pytest.raises(ModelError, match="model.dtype=fp16, in which the run in .*mine began: .*; resume it on devices that can, or start anew with --fresh"):
+    with pytest.raises(
+        ModelError,
+        match="model.dtype=fp16, in which the run in .*mine began: .*; resume it on devices that can, or",
+    ):
         numeric_type.expect(order())
 
 
@@ -147,7 +180,8 @@ class Meeting:
 
 
 def meet(order, slots: int, function) -> list:
-    """`function(job, store)` of all ranks of one host, each in a thread; an exception stands for its result."""
+    """`function(job, store)` of all ranks of one host, each in a thread; an exception stands for its
+    result."""
     host, store, found = Host("here", slots), Meeting(), [None] * slots
 
     def rank(number: int) -> None:
@@ -168,7 +202,9 @@ def meet(order, slots: int, function) -> list:
 def test_all_ranks_take_what_the_oldest_card_has(order, monkeypatch):
     gpus(monkeypatch, ("bf16", "fp16"), ("fp16",), ("bf16", "fp16"))
     found = meet(order(), 3, numeric_type.agree)
-    assert {one.job.config.model.dtype for one in found} == {"fp16"} and len({one.job.order.marks for one in found}) == 1
+    assert {one.job.config.model.dtype for one in found} == {"fp16"} and len(
+        {one.job.order.marks for one in found}
+    ) == 1
     assert "cuda:1 of here cannot do bf16" in found[0].text and not found[0].begun
 
 

@@ -15,9 +15,11 @@ _PLACES = {
     "client": "the base divided over each client's ranks",
     "cluster": "the base divided over each cluster's ranks",
 }
-_STAGE_PLACES = {"resident": "whose parts of the base stay on their devices",
-                 "ram": "whose parts of the base are loaded from their RAM",
-                 "nvme": "whose parts of the base are loaded from NVMe"}
+_STAGE_PLACES = {
+    "resident": "whose parts of the base stay on their devices",
+    "ram": "whose parts of the base are loaded from their RAM",
+    "nvme": "whose parts of the base are loaded from NVMe",
+}
 
 
 def execution(config: RunConfig, ds_config: Mapping, outside: str = "") -> str:
@@ -34,4 +36,6 @@ def execution(config: RunConfig, ds_config: Mapping, outside: str = "") -> str:
     tier = choose_tier(engine, dict(ds_config), frozen=config.adapter.method != "full", outside=outside)
     if tier == "stock":
         return f"DeepSpeed ZeRO-{stage}"
-    return f"{_PLACES[tier]} (engine.tier={tier}), layer by layer; what trains by DeepSpeed ZeRO-{min(stage, 2)}"
+    return (
+        f"{_PLACES[tier]} (engine.tier={tier}), layer by layer; what trains by DeepSpeed ZeRO-{min(stage, 2)}"
+    )
