@@ -26,8 +26,11 @@ fi
 
 export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 PATH="$PWD/.venv/bin:$PATH"
 if [ -e /usr/include/libaio.h ]; then
-    # Built by the first user otherwise, and a build that a test's deadline kills leaves a lock that every later one waits for.
-    rm -f "${TORCH_EXTENSIONS_DIR:-$HOME/.cache/torch_extensions}"/*/*/lock
+    # Built by the first user otherwise, and a build that is killed leaves a lock that every later one waits for. Beside the packages it is made
+    # of: one folder for several environments would be built anew whenever another of them was used last (tests/conftest.py finds it here).
+    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$PWD/.venv/torch_extensions}"
+    mkdir -p "$TORCH_EXTENSIONS_DIR"
+    rm -f "$TORCH_EXTENSIONS_DIR"/*/lock "$TORCH_EXTENSIONS_DIR"/*/*/lock
     .venv/bin/python -c "from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load(verbose=False)" >/dev/null 2>&1 ||
         echo "test: DeepSpeed's async_io could not be built; the NVMe tests will say why" >&2
 fi
