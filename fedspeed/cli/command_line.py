@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedspeed import __version__
-from fedspeed.cli import audit, chat, config_reference, doctor, keys, plan, pretrain_base, probe, run, simulate
+from fedspeed.cli import audit, chat, config_reference, doctor, init, keys, plan, pretrain_base, probe, run, simulate
 from fedspeed.cli.output import refuse
 from fedspeed.cli.packages import missing_package
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.monitor.stdout import tell_refusal
 
-COMMANDS = (run, chat, doctor, plan, simulate, probe, audit, keys, pretrain_base, config_reference)  # in the order of --help
+COMMANDS = (run, init, chat, doctor, plan, simulate, probe, audit, keys, pretrain_base, config_reference)  # in the order of --help
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,7 +22,8 @@ Made by `python -m fedspeed config-reference --out docs/config.md` from the `hel
 
 A run is configured by one YAML file (`--config FILE`) and by `key=value` words on the command line, which count more:
 `python launch.py --config FILE train.lr=1e-4`. Every key has a default, so a file holds only what differs.
-`python launch.py --config FILE --print-config` shows every value of a run with its meaning and where it came from.
+`python launch.py --config FILE --print-config` shows every value of a run with its meaning and where it came from;
+`python -m fedspeed init run.yaml` writes a commented file to start from.
 
 ## Paths
 

@@ -116,10 +116,10 @@ def _lines(block: dict[str, Any], sources: dict[str, str], prefix: str = "", dep
     for name, value in block.items():
         key = prefix + name
         if isinstance(value, dict) and value:
-            yield f"{indent}{_scalar(name)}:", ""
+            yield f"{indent}{scalar(name)}:", ""
             yield from _lines(value, sources, f"{key}.", depth + 1)
         else:
-            yield f"{indent}{_scalar(name)}: {_flow(value)}", sources.get(key, DEFAULT)
+            yield f"{indent}{scalar(name)}: {_flow(value)}", sources.get(key, DEFAULT)
 
 
 def _aligned(lines: Iterator[tuple[str, str]]) -> Sequence[str]:
@@ -130,13 +130,13 @@ def _aligned(lines: Iterator[tuple[str, str]]) -> Sequence[str]:
 
 def _flow(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_scalar(name)}: {_flow(inner)}" for name, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{scalar(name)}: {_flow(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_flow, value)) + "]"
-    return _scalar(value)
+    return scalar(value)
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
     """A YAML scalar that YAML 1.1 and 1.2 both read as `value`."""
     if isinstance(value, str):
         if re.fullmatch(r"[A-Za-z/][\w./-]*", value, re.ASCII) and value.lower() not in _YAML_WORDS:

@@ -45,7 +45,7 @@ def read_rows(path: Path, fields: Fields) -> list[tuple[str, Row]]:
     Raises:
         DataError: the file is unreadable, malformed or empty, or a record lacks a field.
     """
-    rows = [(where, to_row(record, fields, where)) for where, record in _records(path)]
+    rows = [(where, to_row(record, fields, where)) for where, record in records(path)]
     if not rows:
         raise DataError(f"{path}: the file holds no rows; name a file with at least one record per client in data.path")
     return rows
@@ -126,7 +126,8 @@ def _short(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def _records(path: Path) -> Iterator[tuple[str, object]]:
+def records(path: Path) -> Iterator[tuple[str, object]]:
+    """(where, JSON value) of every record of a file, unchecked."""
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         raise DataError(f"{path}: unknown kind of file; data files end in {', '.join(SUFFIXES)}")

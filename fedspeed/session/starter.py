@@ -1,0 +1,123 @@
+"""A commented YAML to start from: for a task, for rows of one's own, for the hosts of a hostfile."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedspeed.cluster.hostfile import read
+from fedspeed.cluster.topology import plan
+from fedspeed.config.reference import comment, meaning, section_meaning
+from fedspeed.config.show import scalar
+from fedspeed.data.detect import Detected, detect
+from fedspeed.errors import ConfigError
+from fedspeed.preflight import QUICKSTART_BASE
+
+HUB_BASE = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+Values = dict[str, dict[str, Any]]
+
+_TINY: Values = {  # learns the built-in task in a minute on two cores
+    "adapter": {"method": "lora", "lora_rank": 8, "alpha": 16.0, "targets": "all-linear"},
+    "data": {"max_tokens": 64, "val_fraction": 0.1},
+    "train": {"local_steps": 10, "micro_batch": 16, "lr": 5e-3},
+    "federation": {"rounds": 12},
+}
+_USUAL: Values = {
+    "adapter": {"method": "lora", "lora_rank": 8, "alpha": 16.0, "targets": "attention"},
+    "data": {"max_tokens": 512, "val_fraction": 0.02},
+    "train": {"local_steps": 30, "micro_batch": 4, "lr": 3e-4, "clip": 1.0, "schedule": "cosine", "warmup_steps": 30},
+    "federation": {"rounds": 30},
+}
+TASKS = {"builtin": (4, "meta"), "gsm8k": (3, "iid"), "dolly": (8, "meta"), "codealpaca": (9, "meta")}  # (clients, split)
+CLIENTS = 3  # of rows of one's own
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A file to be written, and what is to be said about it."""
+
+    text: str
+    said: tuple[str, ...]
+
+
+def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, base: str) -> Starter:
+    """The YAML that `target` is to hold.
+
+    Args:
+        task: one of TASKS; not looked at where there are `rows` of one's own.
+        base: model.base; empty: one that suits the task.
+
+    Raises:
+        DataError: the rows cannot be read, or not be told apart. HostfileError, PlanError: the hosts are none, or too few.
+    """
+    said = []
+    if rows is None:
+        (clients, split), data = TASKS[task], {"task": task}
+    else:
+        found = detect(rows)
+        clients, split = CLIENTS, "iid"
+        data = {"task": "file", "path": _beside(rows, target), **_fields(found)}
+        said.append(_told(rows, found))
+    hosts = read(hostfile).hosts if hostfile else ()
+    if hosts and (rows is not None or task == "builtin"):
+        clients = len(hosts)
+        if split == "meta" and clients > 6:  # there are six kinds of the built-in task's rows
+            split = "iid"
+    shared = bool(hosts) and any(host.slots > 1 and host.gpu for host in hosts)
+    if hosts:
+        plan(hosts, clients, "auto")
+        said.append(f"{hostfile}: {len(hosts)} hosts, {sum(host.slots for host in hosts)} ranks, {clients} clients")
+    tiny = rows is None and task == "builtin"
+    values = {"model": {"base": base or (QUICKSTART_BASE if tiny else HUB_BASE), "dtype": "auto"}}
+    for section, block in (_TINY if tiny else _USUAL).items():
+        values[section] = dict(block)
+    values["data"] = {**data, "clients": clients, "split": split, **values["data"]}
+    if shared:
+        values["engine"] = {"activation_checkpointing": True}
+    values["routing"] = {"mode": "auto"}
+    values["deepspeed"] = {"base": "zero3.json" if shared else "zero0.json"}
+    return Starter(_text(target, hostfile, values), tuple(said))
+
+
+def _text(target: Path, hostfile: Path | None, values: Values) -> str:
+    command = f"deepspeed --hostfile {hostfile} launch.py" if hostfile else "python launch.py"
+    lines = [f"# Check it:  python launch.py --config {target} --dry-run", f"# Run it:    {command} --config {target}",
+             f"# Ask it:    python -m fedspeed chat {target.stem} \"...\"",
+             "# Keys that are not here have their defaults: docs/config.md explains them all."]
+    for section, block in values.items():
+        lines += ["", *comment(section_meaning(section), ""), f"{section}:"]
+        for name, value in block.items():
+            if section != "deepspeed":
+                lines += comment(meaning(f"{section}.{name}"), "  ")
+            lines.append(f"  {name}: {scalar(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _beside(rows: Path, target: Path) -> str:
+    """The path of the rows as the YAML names it: relative to itself where both move together, absolute elsewhere."""
+    relative = os.path.relpath(rows, target.parent)
+    return os.path.abspath(rows) if relative.startswith("..") else relative
+
+
+def _fields(found: Detected) -> dict[str, str]:
+    """The keys that name fields, of those that are not called as the defaults say."""
+    fields = {part: getattr(found.fields, part) for part in ("instruction", "input", "output", "category")}
+    return {f"{part}_field": name for part, name in fields.items() if name and name != part}
+
+
+def _told(rows: Path, found: Detected) -> str:
+    fields = found.fields
+    parts = [f"instruction from {fields.instruction!r}", f"input from {fields.input!r}" if fields.input else "no input",
+             f"answer from {fields.output!r}",
+             f"category from {fields.category!r} ({found.kinds} kinds)" if fields.category else "no category"]
+    return f"{rows}: {', '.join(parts)}, by the first {found.rows} rows; correct the YAML if this is not so"
+
+
+def check_target(target: Path) -> None:
+    """Raises: ConfigError: there is something already, or no YAML could be there."""
+    if target.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{target}: a run's configuration is a YAML file; give it a name such as {target.name or 'run'}.yaml")
+    if target.exists() or target.is_symlink():
+        raise ConfigError(f"{target}: is there already, and is not written over; move it away, or give another name")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target}: there is no folder {target.parent}; make it, or give another name")
