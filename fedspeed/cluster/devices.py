@@ -11,6 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 
 _DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
+# Of AMD, Ascend and Habana, which DeepSpeed looks for itself.
+_OTHER_ACCELERATORS = (Path("/dev/kfd"), Path("/dev/davinci_manager"), Path("/dev/hl0"))
 _QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -52,9 +54,14 @@ def _leading_number(text: str) -> int:
 
 
 def choose_accelerator(env: MutableMapping[str, str]) -> None:
-    """Tell DeepSpeed that this machine computes on its CPU, where no GPU can be seen and nobody has said otherwise."""
-    if "DS_ACCELERATOR" not in env and not visible_gpus(env):
-        env["DS_ACCELERATOR"] = "cpu"
+    """Tell DeepSpeed that this machine computes on its CPU, where no accelerator can be seen and nobody has said otherwise.
+
+    Left to itself it would warn on every rank that it has found none. Where NVIDIA's driver knows a GPU, that warning matters, and stays.
+    """
+    if not env.get("DS_ACCELERATOR"):
+        env.pop("DS_ACCELERATOR", None)
+        if not visible_gpus(env) and not any(path.exists() for path in _OTHER_ACCELERATORS):
+            env["DS_ACCELERATOR"] = "cpu"
 
 
 def installed_gpus() -> int:

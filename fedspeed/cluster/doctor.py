@@ -6,7 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from fedspeed.cluster.compilers import lacks_for_async_io
 from fedspeed.cluster.devices import installed_gpus, usable_cores
 
 _GIB = 2**30
+_LOGIN_S = 3
 _OLDEST_PYTHON = (3, 11)
 _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 
@@ -31,9 +32,9 @@ class Check:
 def checks() -> list[Check]:
     """All findings about this machine, the working folder and the Python that runs."""
     return [
-        _python(), *_packages(), _tool("mpirun", "Open MPI", "mpirun starts", "pip install -r requirements.txt", "--version"),
+        _python(), *_packages(), _mpirun(),
         _tool("pdsh", "pdsh", "deepspeed's default launcher for several hosts needs it", "apt install pdsh"),
-        _tool("ssh", "ssh", "starting ranks on other hosts needs it", "apt install openssh-client"),
+        _ssh(),
         _tool("g++", "C++ compiler", "DeepSpeed builds async_io with it, for NVMe offload of its own", "apt install g++", "-dumpfullversion"),
         _tool("ninja", "ninja", "DeepSpeed builds async_io with it", "pip install ninja", "--version"),
         _async_io(), _cores(), _memory(), _shared_memory(), _locked_memory(), _disk(), _gpus(),
@@ -88,6 +89,31 @@ def _tool(command: str, name: str, why: str, remedy: str, version_option: str = 
     if not path:
         return Check(name, False, f"`{command}` is not on PATH", f"{remedy}; {why}")
     return Check(name, True, f"{path} {_version(path, version_option)}".strip())
+
+
+def _mpirun() -> Check:
+    found = _tool("mpirun", "Open MPI", "mpirun starts", "pip install -r requirements.txt", "--version")
+    allowed = all(os.environ.get(name) == "1" for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"))
+    as_root = "" if os.geteuid() or allowed else "; as root: mpirun --allow-run-as-root"
+    return replace(found, detail=f"{found.detail} (more than {usable_cores()} ranks here: mpirun --oversubscribe{as_root})") if found.ok else found
+
+
+def _ssh() -> Check:
+    found = _tool("ssh", "ssh", "starting ranks on other hosts needs it", "apt install openssh-client")
+    if not found.ok or _takes_logins():
+        return found
+    # No fault: only deepspeed wants it of the machine itself, and only with a hostfile.
+    return replace(found, detail=f"{found.detail} (no login here without a password, which `deepspeed --hostfile` wants even for this machine: "
+                                 "deepspeed --num_gpus N does without, and so does --no_ssh_check --master_addr 127.0.0.1)")
+
+
+def _takes_logins() -> bool:
+    """Whether ssh reaches this machine itself without asking anything."""
+    command = ["ssh", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", f"ConnectTimeout={_LOGIN_S}", "localhost", "true"]
+    try:
+        return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=2 * _LOGIN_S, check=False).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def _version(path: str, option: str) -> str:

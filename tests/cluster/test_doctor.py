@@ -48,6 +48,36 @@ def test_the_python_requirement(monkeypatch):
     assert "install Python 99.0" in doctor._python().remedy
 
 
+@pytest.mark.parametrize(("user", "env", "told"), [(0, "0", True), (0, "1", False), (1000, "0", False)])
+def test_what_mpirun_wants_of_root_and_beyond_the_cores_is_told(monkeypatch, user, env, told):
+    monkeypatch.setattr(doctor, "_tool", lambda *_: Check("Open MPI", True, "/bin/mpirun 5.0"))
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 4)
+    monkeypatch.setattr(doctor.os, "geteuid", lambda: user)
+    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
+        monkeypatch.setenv(name, env)
+    detail = doctor._mpirun().detail
+    assert detail.startswith("/bin/mpirun 5.0 (more than 4 ranks here: mpirun --oversubscribe")
+    assert ("as root: mpirun --allow-run-as-root" in detail) == told
+
+
+@pytest.mark.parametrize("code", [0, 255])
+def test_a_machine_that_takes_no_login_is_told_how_deepspeed_does_without(monkeypatch, code):
+    monkeypatch.setattr(doctor, "_tool", lambda *_: Check("ssh", True, "/bin/ssh"))
+    monkeypatch.setattr(doctor.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, code))
+    check = doctor._ssh()
+    assert check.ok and ("deepspeed --num_gpus N" in check.detail) == (code != 0)
+
+
+@pytest.mark.parametrize(("env", "gpus", "other", "chosen"), [
+    ({}, 0, False, "cpu"), ({"DS_ACCELERATOR": ""}, 0, False, "cpu"), ({"DS_ACCELERATOR": "cuda"}, 0, False, "cuda"), ({}, 2, False, None),
+    ({"DS_ACCELERATOR": ""}, 2, False, None), ({}, 0, True, None)])
+def test_deepspeed_is_told_what_it_computes_on_where_that_is_certain(monkeypatch, tmp_path, env, gpus, other, chosen):
+    monkeypatch.setattr(devices, "installed_gpus", lambda: gpus)
+    monkeypatch.setattr(devices, "_OTHER_ACCELERATORS", (tmp_path if other else tmp_path / "none",))
+    devices.choose_accelerator(env)
+    assert env.get("DS_ACCELERATOR") == chosen
+
+
 def test_what_async_io_lacks_is_told(monkeypatch):
     monkeypatch.setattr(doctor, "lacks_for_async_io", lambda: [Lack("ninja", "pip install ninja"), Lack("Python.h", "apt install python3-dev")])
     check = doctor._async_io()
