@@ -7,7 +7,8 @@ from typing import Literal
 @dataclass(frozen=True)
 class ModelConfig:
     base: str = field(default="", metadata={
-        "help": "folder of a Hugging Face causal LM (config.json + *.safetensors), or a hub name", "path": ()})
+        "help": "folder of a Hugging Face causal LM (config.json + *.safetensors), a hub name, or with init random a folder of "
+                "ds_configs/models by its name, such as gpt3-125m", "path": ()})
     init: Literal["pretrained", "random"] = field(default="pretrained", metadata={
         "help": "random: only config.json is read and the weights are drawn from run.seed"})
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto", metadata={

@@ -246,6 +246,9 @@ MODELS = {
                                                model("base", LLAMA, {"transformer.wte.weight": np.ones((260, 64), np.float32)})),
     "weights of another size": Mistake("run model.init=pretrained model.base=base", ("model.safetensors", "config.json asks for"),
                                        changed_llama("base", hidden_size=32)),
+    "a file that is no config.json": Mistake("run model.base=other.json", ("other.json is a file", "config.json"), written("other.json", "{}")),
+    "a hub name without a network": Mistake("run model.base=org/nosuch", ("org/nosuch is no folder here", "HF_HUB_OFFLINE is set", "hf download")),
+    "a shipped model without its weights": Mistake("run model.base=gpt3-125m model.init=pretrained", ("no model.safetensors", "model.init=random")),
     "weights of another depth": Mistake("run model.init=pretrained model.base=base", ("no weight named model.layers.2.",),
                                         changed_llama("base", num_hidden_layers=3)),
     "weights in pickles": Mistake("run model.init=pretrained model.base=base", ("pytorch_model.bin", "save_pretrained"),
@@ -325,6 +328,14 @@ def test_a_mistake_is_told_as_json_too(here, monkeypatch, capfd, words):
     found = json.loads(line)
     assert (code, found["event"], found["exit_code"]) == (2, "error", 2)
     assert f"error: {found['error']}\n" in err
+
+
+def test_what_a_base_has_no_place_for_is_noted(here, monkeypatch, capfd):
+    weights = Path(write_llama(here / "base")) / "model.safetensors"
+    save_file(load_file(weights) | {"model.norm.bias": np.ones(64, np.float32)}, weights, {"format": "pt"})
+    code, out, err = told("run model.init=pretrained model.base=base --dry-run", monkeypatch, capfd)
+    assert code == 0, err
+    assert "note     base: 1 tensor has no place in the model of config.json and is not used: model.norm.bias" in out
 
 
 @pytest.mark.parametrize("words", ["engine.tier=stock", "adapter.method=full", "adapter.targets=lm_head --dry-run"])
