@@ -160,7 +160,8 @@ def _base(loaded: Loaded) -> list[str]:
         if is_hub_name(model.base):
             check_hub(model.base, model.init == "pretrained")
             return [f"model    {model.base}, to be downloaded from the hub when the run starts"]
-        raise ModelError(f"model.base: {model.base} does not exist; give a folder with config.json, or a hub name such as org/model")
+        raise ModelError(f"model.base: {model.base} does not exist{loaded.searched('model.base')}; "
+                         "give a folder with config.json, or a hub name such as org/model")
     if Path(model.base).is_file() and Path(model.base).name != "config.json":
         raise ModelError(f"model.base: {model.base} is a file; give the folder it is in, or the config.json there")
     kind = _model_type(folder)
@@ -200,7 +201,7 @@ def _adapter(loaded: Loaded) -> list[str]:
         return []
     folder = Path(adapter.start_from)
     if not folder.is_dir():
-        raise ModelError(f"adapter.start_from: {folder} does not exist; give a PEFT folder (adapter_config.json and "
+        raise ModelError(f"adapter.start_from: {folder} does not exist{loaded.searched('adapter.start_from')}; give a PEFT folder (adapter_config.json and "
                          "adapter_model.safetensors)")
     saved = read_config(folder)
     lora_rank, names = saved["r"], stored_tensors(folder, WEIGHTS_FILE)

@@ -63,6 +63,15 @@ class Loaded:
         by_command = self.path is None or self.sources.get(f"{FREE}.base") == COMMAND_LINE
         return Path.cwd() if by_command else self.path.parent
 
+    def searched(self, key: str) -> str:
+        """Say in brackets where the input `key` was looked for, which is nowhere; empty for an absolute path."""
+        text = operator.attrgetter(key)(self.as_written)
+        if Path(text).is_absolute() or text.startswith("~"):
+            return ""
+        given_here = self.path is None or self.sources.get(key) == COMMAND_LINE
+        folders = [Path.cwd()] if given_here else [self.path.parent.resolve(), Path.cwd()]
+        return f" (looked for in {' and '.join(map(str, dict.fromkeys(folders)))})"
+
     @property
     def run_folder(self) -> Path:
         """`runs/<name>`; the name is the YAML's unless the run has its own."""

@@ -147,6 +147,9 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
         views.append(observe(members(number, update), coalition))
     with activity.during(f"the linking of what the coalition has seen of {mode}"):
         outcomes = link(views, seed)
+    if not all(outcome.pairs for outcome in outcomes.values()):
+        raise ConfigError(f"{mode}: the coalition sees no cells in two rounds in a row, so that there is nothing to link; give it more owners "
+                          "(--owners), or more rounds (--rounds)")
     rows = tuple((name, o.accuracy, o.advantage, o.upper(len(LINKERS))) for name, o in outcomes.items())
     games = len(next(iter(outcomes.values())).candidates)
     return Finding(mode, rows, games, traced_share(views), compromised(n, len(coalition.relays), hops), named_share(views),

@@ -9,7 +9,8 @@ import pytest
 from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import FIELDS, load
-from fedspeed.errors import JournalError
+from fedspeed.errors import FedSpeedError, JournalError
+from fedspeed.preflight import check
 from fedspeed.session.order import Order
 from fedspeed.session.standing import journal_entry
 
@@ -91,6 +92,15 @@ def test_a_home_folder_is_a_home_folder(project, monkeypatch):
 def test_a_name_that_no_file_can_have_stays_as_it_is(project):
     for name in ("x" * 5000, "~nobody-of-this-name/base"):
         assert load(write(project / "conf", f"model:\n  base: {name}\n")).config.model.base == name
+
+
+def test_who_names_an_input_that_is_nowhere_is_told_where_it_was_looked_for(project):
+    path = write(project / "conf", "model:\n  base: ./nowhere\n")
+    assert load(path).searched("model.base") == f" (looked for in {project / 'conf'} and {project})"
+    assert load(path, ["model.base=x"]).searched("model.base") == f" (looked for in {project})"
+    assert load(path, ["model.base=/x"]).searched("model.base") == ""
+    with pytest.raises(FedSpeedError, match=r"\./nowhere does not exist \(looked for in .*conf and .*\); give a folder"):
+        check(load(path), None)
 
 
 def test_outputs_stay_relative_to_the_command(project):

@@ -3,10 +3,11 @@
 import io
 import signal
 
+import numpy as np
 import pytest
 
 from fedspeed import activity
-from fedspeed.errors import Preempted
+from fedspeed.errors import ConfigError, Preempted
 from fedspeed.monitor.working import PATIENCE_S, Working
 from fedspeed.session.together import StopFlag
 from tests.monitor.test_progress import ManualTime, Terminal
@@ -112,3 +113,17 @@ def test_a_run_that_is_asked_to_end_in_a_round_tells_it_once(stop):
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
     assert told == ["round 3, local step 1 of 10"] and stop()
+
+
+def test_an_audit_shows_how_far_it_is(monkeypatch):
+    from fedspeed.config.run import RunConfig
+    from fedspeed.routing.audit.adversary import Coalition
+    from fedspeed.session import audit
+
+    seen, observe = [], audit.observe
+    monkeypatch.setattr(audit, "observe", lambda *args: seen.append(activity.where()) or observe(*args))
+    updates = [np.random.default_rng(i).standard_normal((3, 12)).astype(np.float32) for i in range(3)]
+    audit.play_all("mix", updates, Coalition(frozenset(range(3))), RunConfig(), 0)
+    assert seen == [f"the exchange by mix, round {i} of 3" for i in (1, 2, 3)] and activity.where() == ""
+    with pytest.raises(ConfigError, match="no cells in two rounds in a row"):
+        audit.play_all("mix", updates[:1], Coalition(frozenset(range(3))), RunConfig(), 0)
