@@ -33,7 +33,7 @@ from fedspeed.models.local_config import is_hub_name, local_folder
 from fedspeed.models.planned import planned_shape
 from fedspeed.models.positions import check_length
 from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, ends_of, outside_blocks, read_config
-from fedspeed.models.stored import stored_tensors
+from fedspeed.models.stored import check_types, stored_tensors
 from fedspeed.planner.hardware import read_probe
 from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import TYPE_BYTES
@@ -205,6 +205,7 @@ def _adapter(loaded: Loaded) -> list[str]:
                          "adapter_model.safetensors)")
     saved = read_config(folder)
     lora_rank, names = saved["r"], stored_tensors(folder, WEIGHTS_FILE)
+    check_types(names.items())
     for name, stored in names.items():
         if is_factor_a(name) and stored.shape[0] != lora_rank:
             raise ModelError(f"{stored.file}: {name} has shape {stored.shape}, but adapter_config.json says r={lora_rank}; the two files "

@@ -501,6 +501,10 @@ def keeps_starts(config: RunConfig) -> bool:
 def start(config: RunConfig, engine: ClientEngine) -> Progress:
     """The state before round 1: what the engine was built with, the same on every rank."""
     tensors = as_arrays(engine.state())
+    if name := rules.stuck(config.federation.aggregation, tensors):
+        raise FedSpeedError(f"federation.aggregation=freeze_a keeps every A as it is, but {name} is zero in "
+                            f"adapter.start_from={config.adapter.start_from}, so that its B would never move; "
+                            "choose another aggregation, or start from an adapter that was trained")
     return Progress(0, tensors, server.init(config.federation, tensors))
 
 

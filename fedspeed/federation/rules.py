@@ -38,6 +38,13 @@ def held(rule: str, round: int, names) -> frozenset[str]:
     return frozenset()
 
 
+def stuck(rule: str, tensors: Tensors) -> str:
+    """A factor A that is zero and would stay so, empty if there is none: its B never has a gradient. PEFT leaves the A of a fresh LoRA beside
+    an embedding at zero."""
+    held_a = (name for name in held(rule, 1, tensors) if is_factor_a(name)) if rule == "freeze_a" else ()
+    return next((name for name in sorted(held_a) if not np.any(tensors[name])), "")
+
+
 class SumRule:
     """`avg_factors`, `freeze_a` and `alternate`: the weighted mean of the changes, read from one sum of all clients.
 

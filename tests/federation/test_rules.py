@@ -83,6 +83,15 @@ def test_embeddings_and_biases_have_a_side():
     assert rules.held("alternate", 2, WHOLE) == WHOLE.keys() - EVERY_A
 
 
+def test_a_factor_that_is_zero_and_frozen_is_found():
+    """As PEFT leaves the A of a fresh LoRA beside an embedding."""
+    start = drawn(3, WHOLE)
+    assert rules.stuck("freeze_a", start) == ""
+    start["x.embed.lora_embedding_A.default"][:] = 0
+    assert rules.stuck("freeze_a", start) == "x.embed.lora_embedding_A.default"
+    assert [rules.stuck(name, start) for name in ("avg_factors", "alternate", "svd")] == ["", "", ""]
+
+
 @pytest.mark.parametrize(("name", "round"), [("avg_factors", 1), ("freeze_a", 1), ("alternate", 1), ("alternate", 2), ("svd", 1)])
 def test_every_rule_aggregates_every_tensor(name, round):
     start, held = drawn(99, WHOLE), rules.held(name, round, WHOLE)

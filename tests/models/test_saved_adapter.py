@@ -237,6 +237,14 @@ def test_no_tensor_of_the_file_is_dropped_or_made_up(base, tmp_path, options, va
     )
 
 
+def test_factors_in_a_type_that_needs_scales_are_refused(base, tmp_path):
+    folder = adapter(tmp_path / "adapter", base)
+    file = folder / "adapter_model.safetensors"
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(ModelError, match="type that holds no plain weights.* in I8"):
+        dry_run(base, folder)
+
+
 def test_the_remedy_for_a_resized_vocabulary(base, tmp_path):
     from peft import PeftModel
 
