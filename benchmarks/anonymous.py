@@ -54,7 +54,7 @@ def exchange_of(transport, mode: str, args):
 def act(transport, mode: str, words: int, args, out: dict, gate: threading.Barrier | None = None) -> None:
     vector = np.random.default_rng(transport.rank).standard_normal(words, dtype=np.float32) * np.float32(1e-3)
     exchange = exchange_of(transport, mode, args)
-    exchange.start(vector[:1000].copy(), 1.0).wait(600)  # weights are known from here on
+    exchange.start(vector[:1000].copy(), 1.0).wait(600)  # memory and keys are there from here on
     for _ in range(args.repeat):
         if gate:
             gate.wait()
