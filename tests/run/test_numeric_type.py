@@ -2,6 +2,7 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -229,3 +230,30 @@ def test_a_device_that_cannot_be_asked_ends_all_at_once(order, monkeypatch):
 
     monkeypatch.setattr("fedspeed.engine.device_types.device_types", broken)
     assert all("no driver" in str(one) for one in meet(order(), 3, numeric_type.agree))
+
+
+@pytest.mark.parametrize(
+    ("capability", "types"),
+    [((9, 0), {"bf16", "fp16"}), ((8, 0), {"bf16", "fp16"}), ((7, 5), {"fp16"}), ((6, 1), set())],
+)
+def test_emulated_types_of_old_cards_do_not_count(monkeypatch, capability, types):
+    """torch says of every card that it can do bf16: it counts emulation."""
+    import deepspeed.accelerator as deepspeed_accelerator
+
+    from fedspeed.engine import device_types
+
+    card = SimpleNamespace(
+        device_name=lambda: "cuda", device_count=lambda: 2, is_bf16_supported=lambda: True,
+        is_fp16_supported=lambda: True)
+    monkeypatch.delenv("DS_ACCELERATOR")
+    monkeypatch.setattr(deepspeed_accelerator, "get_accelerator", lambda: card)
+    monkeypatch.setattr(device_types, "_capability", lambda index: capability)
+    [mine] = device_types.device_types(local_rank=3)
+    assert mine.types == {"fp32"} | types and mine.kind == "gpu" and mine.name.startswith("cuda:1 of ")
+    assert len(device_types.device_types()) == 2
+    device_types.check_dtype("fp16")  # slow on the oldest, but asked for
+    if "bf16" in types:
+        device_types.check_dtype("bf16")
+    else:
+        with pytest.raises(ModelError, match="model.dtype=bf16: the cuda of .* choose fp32 or fp16, or"):
+            device_types.check_dtype("bf16")
