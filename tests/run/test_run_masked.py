@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+from types import SimpleNamespace
 
 import pytest
 
+from fedspeed.session.last_words import uncounted
 from tests.run.launched import records, rounds_seen
 from tests.run.test_run_resume import SLOW
 
@@ -100,3 +102,14 @@ def test_too_few_to_mask_is_said_aloud(workshop):
     three = workshop.finish(*words, "cluster.local_ranks=3", "run.name=three")
     assert "in the clear" not in three.err
     assert records(workshop.runs / "two")[-1]["per_client"] and not records(workshop.runs / "three")[-1]["per_client"]
+
+
+@pytest.mark.parametrize(("rounds", "said"), [
+    ([(0, 0), (0, 0)], ""),
+    ([(1, 0), (0, 0)], "1 update did not count, see below"),
+    ([(0, 0), (0, 30)], "some updates did not count fully"),
+    ([(2, 0), (0, 7)], "2 updates did not count, see below; some updates did not count fully")])
+def test_only_a_run_in_which_all_counted_fully_ends_with_0(rounds, said):
+    """Values that were clipped count as updates that are missing: the exit code is 0 where nothing is said."""
+    records = [SimpleNamespace(missing_count=missing, clipped=clipped) for missing, clipped in rounds]
+    assert uncounted(records) == said
