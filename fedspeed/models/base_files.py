@@ -1,5 +1,6 @@
-"""How the tensors in a base's files fit the model that its config.json describes: which are used, whether the head is the embedding, and
-what is to be said about the rest. From headers; only where config.json ties the head, and the files hold one, are bytes compared."""
+"""How the tensors in a base's files fit the model that its config.json describes: which are used, whether the
+head is the embedding, and what is to be said about the rest. From headers; only where config.json ties the
+head, and the files hold one, are bytes compared."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Fit:
-    """Args:
+    """Where a model's parameters are among the tensors of the files.
+
+    Args:
         keys: parameter's name -> its name in the files.
         unused: names in the files for which the model has no place.
     """
@@ -28,8 +31,8 @@ class Fit:
 
 
 def head_is_embedding(stored: Mapping[str, Stored], family: str, config_ties: bool) -> bool:
-    """Whether one tensor is embedding and head, as transformers decides it: not where the files hold two that differ, whatever config.json
-    says, and always where it says so and they hold one of them only."""
+    """Whether one tensor is embedding and head, as transformers decides it: not where the files hold two that
+    differ, whatever config.json says, and always where it says so and they hold one of them only."""
     if not config_ties:
         return False
     prefix = decoder_prefix(family)
@@ -45,7 +48,8 @@ def fit(stored: Mapping[str, Stored], shapes: Mapping[str, Shape], family: str, 
         where: the folder, for messages.
 
     Raises:
-        ModelError: a parameter is not there, has another shape, or is stored in a type that is no plain number.
+        ModelError: a parameter is not there, has another shape, or is stored in a type that is no plain
+        number.
     """
     prefix, embedding = decoder_prefix(family), embedding_name(family)
     keys = {name: key for name in {**shapes, HEAD: ()} if (key := key_of(name, stored, prefix))}
@@ -53,13 +57,18 @@ def fit(stored: Mapping[str, Stored], shapes: Mapping[str, Shape], family: str, 
         keys[embedding] = keys[HEAD]
     for name in shapes:
         if name not in keys:
-            tie = "; if the head is the embedding, set tie_word_embeddings to true in config.json" if name == HEAD else ""
-            raise ModelError(f"{where}: no weight named {name}; the files belong to another architecture than config.json{tie}")
+            tie = "; if the head is the embedding, set tie_word_embeddings to true in config.json"
+            raise ModelError(
+                f"{where}: no weight named {name}; the files belong to another architecture than "
+                f"config.json{tie if name == HEAD else ''}"
+            )
     check_types((keys[name], stored[keys[name]]) for name in shapes)
     for name, shape in shapes.items():
         tensor = stored[keys[name]]
         if tensor.shape != tuple(shape):
-            raise ModelError(f"{tensor.file}: {keys[name]} has shape {tensor.shape}, config.json asks for {tuple(shape)}")
+            raise ModelError(
+                f"{tensor.file}: {keys[name]} has shape {tensor.shape}, config.json asks for {tuple(shape)}"
+            )
     used = set(keys.values())
     unused = tuple(sorted(key for key in stored if key not in used and not COMPUTED.search(key)))
     return Fit({name: keys[name] for name in shapes}, unused)
@@ -92,18 +101,25 @@ def check_base(folder: Path) -> tuple[ModelShape, dict[str, Stored], list[str]]:
     return shape, stored, _notes(folder, config, shape, stored, fitted)
 
 
-def _notes(folder: Path, config: ModelShape, shape: ModelShape, stored: Mapping[str, Stored], fitted: Fit) -> list[str]:
+def _notes(
+    folder: Path, config: ModelShape, shape: ModelShape, stored: Mapping[str, Stored], fitted: Fit
+) -> list[str]:
     notes = []
     if config.tied and not shape.tied:
-        notes.append(f"{folder}: config.json ties the head to the embedding, but the files hold a {HEAD} that differs; both are kept apart, as in "
-                     "transformers (tie_word_embeddings: false in config.json would say so)")
+        notes.append(
+            f"{folder}: config.json ties the head to the embedding, but the files hold a {HEAD} that "
+            "differs; both are kept apart, as in transformers (tie_word_embeddings: false in "
+            "config.json would say so)"
+        )
     if fitted.unused:
         count = len(fitted.unused)
         shown = ", ".join(fitted.unused[:NAMES_SHOWN]) + (", ..." if count > NAMES_SHOWN else "")
-        what = "1 tensor has no place in the model of config.json and is" if count == 1 else (
-            f"{count} tensors have no place in the model of config.json and are")
-        notes.append(f"{folder}: {what} not used: {shown}")
+        what, verb = ("1 tensor has", "is") if count == 1 else (f"{count} tensors have", "are")
+        notes.append(f"{folder}: {what} no place in the model of config.json and {verb} not used: {shown}")
     wide = [key for key in fitted.keys.values() if FLOATS[stored[key].dtype] == "fp64"]
     if wide:
-        notes.append(f"{folder}: weights stored in fp64 ({wide[0]}{', ...' if len(wide) > 1 else ''}) are rounded to model.dtype")
+        notes.append(
+            f"{folder}: weights stored in fp64 ({wide[0]}{', ...' if len(wide) > 1 else ''}) are rounded "
+            "to model.dtype"
+        )
     return notes

@@ -1,4 +1,5 @@
-"""Models of the Hugging Face hub: whether one is there, found out quickly, and its files in the hub's cache."""
+"""Models of the Hugging Face hub: whether one is there, found out quickly, and its files in the hub's
+cache."""
 
 from pathlib import Path
 
@@ -28,17 +29,24 @@ def check_hub(name: str, weights: bool = True) -> None:
     try:
         info = HfApi().model_info(name, timeout=ANSWER_S)
     except RepositoryNotFoundError as error:
-        raise _missing(name, "the hub has no such model, or shows it to its members only (log in with `hf auth login`)") from error
+        raise _missing(
+            name, "the hub has no such model, or shows it to its members only (log in with `hf auth login`)"
+        ) from error
     except Exception as error:  # the hub's client and its network libraries raise a dozen kinds
         raise _missing(name, f"the hub cannot be reached ({type(error).__name__})") from error
     kind = (info.config or {}).get("model_type")
     if kind is not None and kind not in FAMILIES:
-        raise ModelError(f"model.base={name}: its model_type is {kind!r}; FedSpeed knows {', '.join(FAMILIES)}")
+        raise ModelError(
+            f"model.base={name}: its model_type is {kind!r}; FedSpeed knows {', '.join(FAMILIES)}"
+        )
     files = [sibling.rfilename for sibling in info.siblings or []]
     if weights and not any(file.endswith(".safetensors") for file in files):
         others = [file for file in files if file.endswith(OTHER_WEIGHTS)]
-        raise ModelError(f"model.base={name}: the hub has no safetensors of it{f', but {others[0]}' if others else ''}; convert it: load it in "
-                         "transformers and write it with save_pretrained(FOLDER), and give that folder")
+        raise ModelError(
+            f"model.base={name}: the hub has no safetensors of it{f', but {others[0]}' if others else ''}; "
+            "convert it: load it in "
+            "transformers and write it with save_pretrained(FOLDER), and give that folder"
+        )
 
 
 def hub_config(name: str) -> Path:
@@ -59,7 +67,8 @@ def hub_config(name: str) -> Path:
 
 
 def model_folder(base: str, weights: bool = True) -> Path:
-    """A local folder for `base`: itself, the folder of a config.json, one that FedSpeed ships, or a hub name's cached or downloaded snapshot.
+    """A local folder for `base`: itself, the folder of a config.json, one that FedSpeed ships, or a hub
+    name's cached or downloaded snapshot.
 
     Args:
         weights: whether its weights are wanted.
@@ -70,7 +79,10 @@ def model_folder(base: str, weights: bool = True) -> Path:
     if folder := local_folder(base, weights):
         return folder
     if not is_hub_name(base):
-        raise ModelError(f"model.base: {base} does not exist; give a folder with config.json, or a hub name such as org/model")
+        raise ModelError(
+            f"model.base: {base} does not exist; give a folder with config.json, or a hub name such as "
+            "org/model"
+        )
     from huggingface_hub import snapshot_download
 
     check_hub(base, weights)
@@ -83,5 +95,8 @@ def model_folder(base: str, weights: bool = True) -> Path:
 def _missing(name: str, reason: str) -> ModelError:
     from huggingface_hub import constants
 
-    return ModelError(f"model.base: {name} is no folder here, is not whole in the hub's cache ({constants.HF_HUB_CACHE}), and {reason}; download it where "
-                      f"there is network (hf download {name} --local-dir FOLDER) and give that folder")
+    return ModelError(
+        f"model.base: {name} is no folder here, is not whole in the hub's cache "
+        f"({constants.HF_HUB_CACHE}), and {reason}; download it where "
+        f"there is network (hf download {name} --local-dir FOLDER) and give that folder"
+    )

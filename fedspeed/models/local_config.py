@@ -1,4 +1,5 @@
-"""Where a base is that can be read without a network: a folder, one that FedSpeed ships, or one in the hub's cache."""
+"""Where a base is that can be read without a network: a folder, one that FedSpeed ships, or one in the hub's
+cache."""
 
 import re
 from pathlib import Path
@@ -7,7 +8,8 @@ from fedspeed.errors import ModelError
 from fedspeed.models.stored import stored_tensors
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs" / "models"  # folders with a config.json, for model.init=random
+# Folders with a config.json alone, for model.init=random.
+SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs" / "models"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -22,8 +24,8 @@ def shipped_names() -> list[str]:
 
 
 def local_folder(base: str, weights: bool = True) -> Path | None:
-    """The folder of `model.base`: itself, that of a config.json, one that FedSpeed ships, or a hub name's in the hub's cache; None if none is at
-    hand.
+    """The folder of `model.base`: itself, that of a config.json, one that FedSpeed ships, or a hub name's in
+    the hub's cache; None if none is at hand.
 
     Args:
         weights: of the hub's cache, take only a folder that holds all weights and a tokenizer.
@@ -42,7 +44,8 @@ def local_folder(base: str, weights: bool = True) -> Path | None:
 
 
 def config_file(base: str) -> Path | None:
-    """The config.json of `model.base`: a folder's, the file itself, or that of a hub name that was downloaded before; None if none is at hand."""
+    """The config.json of `model.base`: a folder's, the file itself, or that of a hub name that was downloaded
+    before; None if none is at hand."""
     if Path(base).is_file():
         return Path(base)
     folder = local_folder(base, weights=False)

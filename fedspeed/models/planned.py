@@ -11,7 +11,8 @@ from fedspeed.models.local_config import config_file, is_hub_name, shipped_names
 
 
 def planned_shape(base: str) -> ModelShape:
-    """The dimensions of a folder, a config.json, a known model, or any model on the hub, of which config.json alone is downloaded.
+    """The dimensions of a folder, a config.json, a known model, or any model on the hub, of which config.json
+    alone is downloaded.
 
     Raises:
         ModelError: there is none, with what is known; or it is no model that FedSpeed can train.

@@ -1,7 +1,7 @@
 """Tensors in safetensors files, from the files' headers: no torch is needed, and no weight is read.
 
-Format: eight bytes with the header's length, a JSON header, the tensors' bytes (https://huggingface.co/docs/safetensors).
-"""
+Format: eight bytes with the header's length, a JSON header, the tensors' bytes
+(https://huggingface.co/docs/safetensors)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,14 +11,16 @@ from fedspeed.errors import ModelError
 from fedspeed.files import json_value
 
 BASE_FILE = "model.safetensors"
-FLOATS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # stored types that hold weights as they are
+# Stored types that hold weights as they are.
+FLOATS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".ckpt")
 COMPARED_BYTES = 1 << 24  # at a time
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file; `dtype` as safetensors writes it (F32, BF16, ...), `begin` and `end` are byte positions in the file."""
+    """A tensor in a file; `dtype` as safetensors writes it (F32, BF16, ...), `begin` and `end` are byte
+    positions in the file."""
 
     file: Path
     dtype: str
@@ -28,7 +30,8 @@ class Stored:
 
 
 def weight_files(folder: Path, single: str) -> list[Path]:
-    """The safetensors that belong to a folder: the one called `single`, or the shards of its index, where transformers looks for them.
+    """The safetensors that belong to a folder: the one called `single`, or the shards of its index, where
+    transformers looks for them.
 
     Raises:
         ModelError: there are none, or the index cannot be read.
@@ -40,8 +43,11 @@ def weight_files(folder: Path, single: str) -> list[Path]:
         return [folder / name for name in sorted(set(_weight_map(index).values()))]
     others = sorted(path.name for path in folder.glob("*") if path.suffix in OTHER_WEIGHTS)
     if others:
-        raise ModelError(f"{folder}: no {single} and no {index.name}, but {others[0]}, which FedSpeed does not read; convert it: "
-                         "load it in transformers (an adapter in PEFT) and write it with save_pretrained(FOLDER), which makes safetensors")
+        raise ModelError(
+            f"{folder}: no {single} and no {index.name}, but {others[0]}, which FedSpeed does not read; "
+            "convert it: load it in transformers (an adapter in PEFT) and write it with "
+            "save_pretrained(FOLDER), which makes safetensors"
+        )
     remedy = "give a folder with safetensors weights"
     if single == BASE_FILE:
         remedy += ", or set model.init=random to train from drawn weights"
@@ -61,7 +67,9 @@ def stored_tensors(folder: Path, single: str = BASE_FILE) -> dict[str, Stored]:
     if not (folder / single).is_file():
         for name, file in _weight_map(index).items():
             if name not in found:
-                raise ModelError(f"{folder / file}: has no {name}, which {index.name} says it holds; copy the folder again")
+                raise ModelError(
+                    f"{folder / file}: has no {name}, which {index.name} says it holds; copy the folder again"
+                )
     return found
 
 
@@ -83,8 +91,15 @@ def read_header(path: Path) -> dict[str, Stored]:
         end = start + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         if end != size:
             raise ValueError(f"{size} bytes instead of {end}")
-        return {name: Stored(path, str(tensor["dtype"]), tuple(tensor["shape"]), *(start + at for at in tensor["data_offsets"]))
-                for name, tensor in header.items()}
+        return {
+            name: Stored(
+                path,
+                str(tensor["dtype"]),
+                tuple(tensor["shape"]),
+                *(start + at for at in tensor["data_offsets"]),
+            )
+            for name, tensor in header.items()
+        }
     except FileNotFoundError:
         raise ModelError(f"{path}: named in the index, but missing; copy the folder again") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -92,7 +107,8 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 
 def check_types(tensors: Iterable[tuple[str, Stored]]) -> None:
-    """Refuse tensors whose numbers are not the weights themselves: quantised ones need their scales, which nobody would apply.
+    """Refuse tensors whose numbers are not the weights themselves: quantised ones need their scales, which
+    nobody would apply.
 
     Raises:
         ModelError: some are stored in another type than fp64, fp32, fp16 or bf16.
@@ -101,14 +117,18 @@ def check_types(tensors: Iterable[tuple[str, Stored]]) -> None:
     if wrong:
         name, tensor = wrong[0]
         count = "1 tensor" if len(wrong) == 1 else f"{len(wrong)} tensors"
-        raise ModelError(f"{tensor.file}: {count} of a type that holds no plain weights, the first is {name} in {tensor.dtype}; FedSpeed reads fp64, "
-                         "fp32, fp16 and bf16. Take the unquantised original, or dequantise the model in transformers (model.dequantize(), or "
-                         "dequantize=True in its quantization config) and write it with save_pretrained")
+        raise ModelError(
+            f"{tensor.file}: {count} of a type that holds no plain weights, the first is {name} in "
+            f"{tensor.dtype}; FedSpeed reads fp64, fp32, "
+            "fp16 and bf16. Take the unquantised original, or dequantise the model in transformers "
+            "(model.dequantize(), or dequantize=True in its quantization config) and write it "
+            "with save_pretrained"
+        )
 
 
 def key_of(name: str, keys: Iterable[str], prefix: str) -> str | None:
-    """The key under which a model's parameter `name` is stored. Files may leave out the decoder's `prefix` ("model."), or put it before
-    what is outside the decoder."""
+    """The key under which a model's parameter `name` is stored. Files may leave out the decoder's `prefix`
+    ("model."), or put it before what is outside the decoder."""
     return next((key for key in (name, name.removeprefix(prefix), prefix + name) if key in keys), None)
 
 
@@ -131,8 +151,14 @@ def same_bytes(one: Stored, other: Stored) -> bool:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         shards = json_value(index.read_text(encoding="utf-8"))["weight_map"]
-        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        if (
+            not isinstance(shards, dict)
+            or not shards
+            or not all(isinstance(name, str) for name in shards.values())
+        ):
             raise ValueError("its weight_map is empty or damaged")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{index}: not an index of safetensors shards ({error}); download the model again") from error
+        raise ModelError(
+            f"{index}: not an index of safetensors shards ({error}); download the model again"
+        ) from error
     return shards

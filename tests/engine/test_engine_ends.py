@@ -1,4 +1,5 @@
-"""Embedding and head as the base's files hold them, whatever config.json says of them: the losses of plain transformers in every tier."""
+"""Embedding and head as the base's files hold them, whatever config.json says of them: the losses of plain
+transformers in every tier."""
 
 import pytest
 
@@ -8,12 +9,21 @@ from tests.engine.engines import engine
 from tests.processes import run_clusters
 from tests.tiny import random_step
 
-METHODS = {"lora": AdapterConfig(targets="all-linear"), "blocks": AdapterConfig(method="blocks", blocks="last:1"), "full": AdapterConfig(method="full")}
+METHODS = {
+    "lora": AdapterConfig(targets="all-linear"),
+    "blocks": AdapterConfig(method="blocks", blocks="last:1"),
+    "full": AdapterConfig(method="full"),
+}
 ENDS = ("untied", "head")  # what the files hold: two that differ, or the head alone
 # (family, ends, method) -> how the base is held.
-CASES = {("llama", "untied", "lora"): ("zero0", "zero3", "resident", "ram", "nvme", "client"), ("llama", "untied", "blocks"): ("ram",),
-         ("llama", "untied", "full"): ("zero3",), ("llama", "head", "lora"): ("zero3", "ram"), ("gpt2", "untied", "lora"): ("zero0", "ram"),
-         ("gpt2", "head", "blocks"): ("zero0",)}
+CASES = {
+    ("llama", "untied", "lora"): ("zero0", "zero3", "resident", "ram", "nvme", "client"),
+    ("llama", "untied", "blocks"): ("ram",),
+    ("llama", "untied", "full"): ("zero3",),
+    ("llama", "head", "lora"): ("zero3", "ram"),
+    ("gpt2", "untied", "lora"): ("zero0", "ram"),
+    ("gpt2", "head", "blocks"): ("zero0",),
+}
 
 
 def write_ends(family: str, ends: str, folder) -> str:
@@ -21,9 +31,23 @@ def write_ends(family: str, ends: str, folder) -> str:
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"llama": {"intermediate_size": 48, "num_key_value_heads": 1}, "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}}[family]
-    config = AutoConfig.for_model(family, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=260, max_position_embeddings=64,
-                                  bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True, **sizes)
+    sizes = {
+        "llama": {"intermediate_size": 48, "num_key_value_heads": 1},
+        "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    }[family]
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=260,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+        **sizes,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     table = tensors["transformer.wte.weight" if family == "gpt2" else "model.embed_tokens.weight"]
@@ -44,7 +68,11 @@ def plain_loss(base: str, step) -> float:
         for batch in step.micro:
             ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
             logits = model(input_ids=ids, attention_mask=torch.from_numpy(batch.attention_mask)).logits
-            total += float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"))
+            total += float(
+                torch.nn.functional.cross_entropy(
+                    logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
+                )
+            )
     return total
 
 
@@ -60,7 +88,9 @@ def losses(rank, folder):
         expected = plain_loss(base, step)
         for kind in kinds:
             with engine(base, kind, adapter=METHODS[method], join=False, nvme=folder / "nvme") as own:
-                found.append((f"{family} {ends} {method} {kind}", own.evaluate([step.micro])[0].loss, expected))
+                found.append(
+                    (f"{family} {ends} {method} {kind}", own.evaluate([step.micro])[0].loss, expected)
+                )
                 own.close()
     leave_world()
     return found
@@ -90,7 +120,14 @@ def piped(rank, folder, scope):
             write_ends("llama", ends, base)
         dist.barrier()
         clients = ((0, 1),) if scope == "client" else ((0,), (1,))
-        with engine(str(base), "resident", clients=clients, adapter=METHODS["lora"], options=EngineConfig(pipeline=scope), join=False) as own:
+        with engine(
+            str(base),
+            "resident",
+            clients=clients,
+            adapter=METHODS["lora"],
+            options=EngineConfig(pipeline=scope),
+            join=False,
+        ) as own:
             own.load(own.state())
             with own.lockstep(1, backward=False):
                 found.append((own.evaluate([step.micro])[0].loss, plain_loss(str(base), step)))

@@ -35,20 +35,46 @@ def hub(models: dict[str, dict[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
             words = path.strip("/").split("/")
             if words[:2] == ["api", "models"] and (files := models.get("/".join(words[2:4]))) is not None:
                 if words[4:5] == ["tree"]:
-                    self._send(json.dumps([{"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
-                                           for name, body in files.items()]).encode())
+                    self._send(
+                        json.dumps(
+                            [
+                                {
+                                    "type": "file",
+                                    "path": name,
+                                    "size": len(body),
+                                    "oid": hashlib.sha1(body).hexdigest(),
+                                }
+                                for name, body in files.items()
+                            ]
+                        ).encode()
+                    )
                     return
                 config = json.loads(files["config.json"]) if "config.json" in files else {}
-                self._send(json.dumps({"id": "/".join(words[2:4]), "sha": COMMIT, "siblings": [{"rfilename": name} for name in files],
-                                       "config": {"model_type": config.get("model_type")}}).encode())
-            elif words[2:3] == ["resolve"] and (body := models.get("/".join(words[:2]), {}).get("/".join(words[4:]))) is not None:
+                self._send(
+                    json.dumps(
+                        {
+                            "id": "/".join(words[2:4]),
+                            "sha": COMMIT,
+                            "siblings": [{"rfilename": name} for name in files],
+                            "config": {"model_type": config.get("model_type")},
+                        }
+                    ).encode()
+                )
+            elif (
+                words[2:3] == ["resolve"]
+                and (body := models.get("/".join(words[:2]), {}).get("/".join(words[4:]))) is not None
+            ):
                 self._send(body)
             else:
                 self._send(b"", 404, "EntryNotFound" if "/".join(words[:2]) in models else "RepoNotFound")
 
         def _send(self, body: bytes, status: int = 200, error: str = "") -> None:
             self.send_response(status)
-            for key, value in (("ETag", f'"{hashlib.sha256(body).hexdigest()}"'), ("X-Repo-Commit", COMMIT), ("Content-Length", str(len(body)))):
+            for key, value in (
+                ("ETag", f'"{hashlib.sha256(body).hexdigest()}"'),
+                ("X-Repo-Commit", COMMIT),
+                ("Content-Length", str(len(body))),
+            ):
                 self.send_header(key, value)
             if error:
                 self.send_header("X-Error-Code", error)

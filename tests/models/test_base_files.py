@@ -1,4 +1,5 @@
-"""What a base's files hold decides: tied or not, as in transformers; stored types; tensors without a place."""
+"""What a base's files hold decides: tied or not, as in transformers; stored types; tensors without a
+place."""
 
 import json
 
@@ -24,10 +25,24 @@ def tied(tmp_path_factory):
     """A tied model of each family: its folder, and its tensors by name."""
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
-    root, small = tmp_path_factory.mktemp("tied"), {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-                                                    "vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
-    configs = {"llama": LlamaConfig(**small), "qwen2": Qwen2Config(**small, num_key_value_heads=1),
-               "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=60, bos_token_id=1, eos_token_id=2)}
+    root, small = (
+        tmp_path_factory.mktemp("tied"),
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "vocab_size": 60,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "tie_word_embeddings": True,
+        },
+    )
+    configs = {
+        "llama": LlamaConfig(**small),
+        "qwen2": Qwen2Config(**small, num_key_value_heads=1),
+        "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=60, bos_token_id=1, eos_token_id=2),
+    }
     for family, config in configs.items():
         torch.manual_seed(3)
         AutoModelForCausalLM.from_config(config).save_pretrained(root / family)
@@ -40,7 +55,11 @@ def variant(tied, family, folder, **changes):
     for name, tensor in changes.items():
         tensors[name] = tensor
     folder.mkdir()
-    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if tensor is not None},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (folder / "config.json").write_text((tied / family / "config.json").read_text())
     return folder
 
@@ -51,7 +70,10 @@ def reconfigured(folder, **values):
 
 
 def built(folder, method="full", dtype="fp32"):
-    config, adapter = ModelConfig(base=str(folder), dtype=dtype), AdapterConfig(method=method, blocks="last:1")
+    config, adapter = (
+        ModelConfig(base=str(folder), dtype=dtype),
+        AdapterConfig(method=method, blocks="last:1"),
+    )
     model = meta_model(config, adapter)
     check_weights(model, config, adapter)
     materialise(model, config, adapter, 0, lambda name, parameter: parameter)
@@ -64,15 +86,25 @@ def logits(model):
 
 
 HEADS = {  # what the files hold of the two ends -> whether they are one tensor
-    "equal": True, "different": False, "head only": True, "embedding only": True, "without prefix, different": False}
+    "equal": True,
+    "different": False,
+    "head only": True,
+    "embedding only": True,
+    "without prefix, different": False,
+}
 
 
 def with_ends(tied, family, folder, ends):
     name = embedding_name(family)
     table = load_file(tied / family / "model.safetensors")[name]
     other = torch.randn(table.shape, generator=torch.Generator().manual_seed(5))
-    changes = {"equal": {HEAD: table.clone()}, "different": {HEAD: other}, "head only": {HEAD: other, name: None}, "embedding only": {},
-               "without prefix, different": {HEAD: other, name: None, name.partition(".")[2]: table}}[ends]
+    changes = {
+        "equal": {HEAD: table.clone()},
+        "different": {HEAD: other},
+        "head only": {HEAD: other, name: None},
+        "embedding only": {},
+        "without prefix, different": {HEAD: other, name: None, name.partition(".")[2]: table},
+    }[ends]
     return variant(tied, family, folder, **changes)
 
 
@@ -86,7 +118,11 @@ def test_ends_are_tied_as_in_transformers(tied, tmp_path, family, ends):
     model = built(folder)
     assert torch.equal(logits(model), logits(expected))
     one = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert one == HEADS[ends] == (expected.get_input_embeddings().weight is expected.get_output_embeddings().weight)
+    assert (
+        one
+        == HEADS[ends]
+        == (expected.get_input_embeddings().weight is expected.get_output_embeddings().weight)
+    )
     assert base_shape(folder).tied == one == model.config.tie_word_embeddings
     assert base_shape(folder).total == sum(p.numel() for p in model.parameters())
     assert base_shape(folder, pretrained=False).tied
@@ -97,7 +133,9 @@ def test_ends_are_tied_as_in_transformers(tied, tmp_path, family, ends):
 def test_untied_ends_without_a_head_are_refused_with_the_remedy(tied, tmp_path):
     folder = reconfigured(variant(tied, "llama", tmp_path / "m"), tie_word_embeddings=False)
     for look in (check_base, built):
-        with pytest.raises(ModelError, match=r"no weight named lm_head.weight;.*set tie_word_embeddings to true"):
+        with pytest.raises(
+            ModelError, match=r"no weight named lm_head.weight;.*set tie_word_embeddings to true"
+        ):
             look(folder)
 
 
@@ -107,7 +145,15 @@ def test_names_and_shapes_are_those_of_transformers(name):
     assert parameters(from_config(SMALL[name], name, name)) == expected
 
 
-OTHER_TYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
+OTHER_TYPES = (
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int8,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)
 
 
 @pytest.mark.parametrize("dtype", OTHER_TYPES, ids=str)
@@ -115,22 +161,30 @@ def test_a_stored_type_that_is_no_plain_weight_is_refused(tied, tmp_path, dtype)
     name = "model.layers.0.self_attn.q_proj.weight"
     folder = variant(tied, "llama", tmp_path / "m", **{name: torch.ones(32, 32).to(dtype)})
     for look in (check_base, built):
-        with pytest.raises(ModelError, match=rf"model.safetensors: 1 tensor of a type .* {name} in .*[Dd]equantise") as caught:
+        with pytest.raises(
+            ModelError, match=rf"model.safetensors: 1 tensor of a type .* {name} in .*[Dd]equantise"
+        ) as caught:
             look(folder)
         assert stored_tensors(folder)[name].dtype in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
 def test_a_quantised_base_is_refused(tied, tmp_path, key):
-    folder = reconfigured(variant(tied, "llama", tmp_path / "m"), **{key: {"quant_method": "gptq", "bits": 4}})
+    folder = reconfigured(
+        variant(tied, "llama", tmp_path / "m"), **{key: {"quant_method": "gptq", "bits": 4}}
+    )
     for look in (check_base, built):
-        with pytest.raises(ModelError, match=f"config.json: {key} says that the weights are quantised.*dequantise"):
+        with pytest.raises(
+            ModelError, match=f"config.json: {key} says that the weights are quantised.*dequantise"
+        ):
             look(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_plain_types_are_read(tied, tmp_path, dtype):
-    tensors = {name: tensor.to(dtype) for name, tensor in load_file(tied / "llama" / "model.safetensors").items()}
+    tensors = {
+        name: tensor.to(dtype) for name, tensor in load_file(tied / "llama" / "model.safetensors").items()
+    }
     folder = variant(tied, "llama", tmp_path / "m", **tensors)
     for name, parameter in built(folder).named_parameters():
         assert torch.equal(parameter, tensors[name].float()), name
@@ -146,13 +200,29 @@ def test_values_beyond_fp16_are_refused(tied, tmp_path):
     built(folder, dtype="bf16")
 
 
-BUFFERS = {"llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "model.rotary_emb.inv_freq": torch.ones(8)},
-           "qwen2": {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(8)},
-           "gpt2": {"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9, dtype=torch.uint8), "h.1.attn.masked_bias": torch.tensor(-1e4),
-                    "transformer.position_ids": torch.arange(9)}}
-PLACELESS = {"llama": {"model.layers.0.self_attn.q_proj.bias": torch.ones(32), "model.layers.2.mlp.up_proj.weight": torch.ones(48, 32)},
-             "qwen2": {"model.layers.0.self_attn.o_proj.bias": torch.ones(32), "score.weight": torch.ones(2, 32)},
-             "gpt2": {"transformer.h.2.ln_1.weight": torch.ones(32), "multiple_choice_head.weight": torch.ones(1, dtype=torch.int8)}}
+BUFFERS = {
+    "llama": {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+        "model.rotary_emb.inv_freq": torch.ones(8),
+    },
+    "qwen2": {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(8)},
+    "gpt2": {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9, dtype=torch.uint8),
+        "h.1.attn.masked_bias": torch.tensor(-1e4),
+        "transformer.position_ids": torch.arange(9),
+    },
+}
+PLACELESS = {
+    "llama": {
+        "model.layers.0.self_attn.q_proj.bias": torch.ones(32),
+        "model.layers.2.mlp.up_proj.weight": torch.ones(48, 32),
+    },
+    "qwen2": {"model.layers.0.self_attn.o_proj.bias": torch.ones(32), "score.weight": torch.ones(2, 32)},
+    "gpt2": {
+        "transformer.h.2.ln_1.weight": torch.ones(32),
+        "multiple_choice_head.weight": torch.ones(1, dtype=torch.int8),
+    },
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,15 +230,21 @@ def test_tensors_without_a_place_are_told_and_computed_tables_are_not(tied, tmp_
     folder = variant(tied, family, tmp_path / "silent", **BUFFERS[family])
     assert check_base(folder)[2] == []
     folder = variant(tied, family, tmp_path / "told", **PLACELESS[family])
-    text, = check_base(folder)[2]
-    assert text.startswith(f"{folder}: 2 tensors have no place") and all(name in text for name in PLACELESS[family])
-    assert torch.equal(logits(built(folder)), logits(built(tied / family))), "as in transformers they change nothing"
+    (text,) = check_base(folder)[2]
+    assert text.startswith(f"{folder}: 2 tensors have no place") and all(
+        name in text for name in PLACELESS[family]
+    )
+    assert torch.equal(logits(built(folder)), logits(built(tied / family))), (
+        "as in transformers they change nothing"
+    )
 
 
 def test_a_whole_file_goes_before_an_index_as_in_transformers(tied, tmp_path):
     """Left over from an earlier way of saving."""
     folder = variant(tied, "llama", tmp_path / "m")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": "gone.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.norm.weight": "gone.safetensors"}})
+    )
     check_base(folder)
 
 
@@ -177,6 +253,8 @@ def test_weights_in_another_format_are_to_be_converted_and_not_drawn(tied, tmp_p
     folder = variant(tied, "llama", tmp_path / "m")
     (folder / "model.safetensors").rename(folder / file)
     for look in (check_base, built):
-        with pytest.raises(ModelError, match=rf"but {file}, which FedSpeed does not read.*save_pretrained") as caught:
+        with pytest.raises(
+            ModelError, match=rf"but {file}, which FedSpeed does not read.*save_pretrained"
+        ) as caught:
             look(folder)
         assert "random" not in str(caught.value)

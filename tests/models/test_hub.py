@@ -1,5 +1,5 @@
-"""Hub names: found out quickly whether the model is to be had, downloaded once, read from the cache without a network. Against a hub on this
-machine, with the real client in processes of their own."""
+"""Hub names: found out quickly whether the model is to be had, downloaded once, read from the cache without a
+network. Against a hub on this machine, with the real client in processes of their own."""
 
 import json
 import os
@@ -21,12 +21,30 @@ from tests.tiny import write_llama
 
 
 def ask(code: str, place, home, **environment: str) -> str:
-    """What a process says in which `place` is the hub and `home` its cache: the result of an expression, or the error's text."""
-    program = ("import json, sys\nfrom fedspeed.errors import ModelError\nfrom fedspeed.models import hub, local_config, planned\n"
-               f"try:\n    print({code})\nexcept ModelError as error:\n    print('ModelError:', error)\n"
-               "print('heavy:', sorted({'torch', 'transformers'} & set(sys.modules)))")
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-                          env={**os.environ, "HF_ENDPOINT": place, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", **environment})
+    """What a process says in which `place` is the hub and `home` its cache: the result of an expression, or
+    the error's text."""
+    program = (
+        "import json, sys\nfrom fedspeed.errors import ModelError\nfrom fedspeed.models import hub, "
+        "local_config, planned\n"
+        f"try:\n    print({code})\nexcept ModelError as error:\n    print('ModelError:', error)\n"
+        "print('heavy:', sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={
+            **os.environ,
+            "HF_ENDPOINT": place,
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+            **environment,
+        },
+    )
     assert done.returncode == 0, done.stderr
     text, _, heavy = done.stdout.rpartition("heavy: ")
     assert heavy == "[]\n"
@@ -37,29 +55,61 @@ def ask(code: str, place, home, **environment: str) -> str:
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     write_llama(folder)
-    whole = {path.name: path.read_bytes() for path in folder.iterdir()} | {"tokenizer.json": b"{}", "README.md": b"#"}
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()} | {
+        "tokenizer.json": b"{}",
+        "README.md": b"#",
+    }
     pickled = {"config.json": whole["config.json"], "pytorch_model.bin": b"x"}
-    return {"org/whole": whole, "org/pickled": pickled, "org/bert": {"config.json": b'{"model_type": "bert"}', "model.safetensors": b""}}
+    return {
+        "org/whole": whole,
+        "org/pickled": pickled,
+        "org/bert": {"config.json": b'{"model_type": "bert"}', "model.safetensors": b""},
+    }
 
 
 def test_a_plan_downloads_the_configuration_and_a_run_the_files_once(models, tmp_path):
     with hub(models) as (place, asked):
-        assert ask("planned.planned_shape('org/whole')", place, tmp_path).startswith("ModelShape(name='org/whole', family='llama', hidden=64")
+        assert ask("planned.planned_shape('org/whole')", place, tmp_path).startswith(
+            "ModelShape(name='org/whole', family='llama', hidden=64"
+        )
         assert [path for path in asked if "safetensors" in path] == []
-        assert ask("local_config.local_folder('org/whole')", place, tmp_path) == "None", "a configuration alone is no base to train"
+        assert ask("local_config.local_folder('org/whole')", place, tmp_path) == "None", (
+            "a configuration alone is no base to train"
+        )
         folder = ask("hub.model_folder('org/whole')", place, tmp_path)
         count = len(asked)
-        assert sorted(os.listdir(folder)) == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
-        assert ask("hub.model_folder('org/whole')", place, tmp_path) == folder and len(asked) == count, "the cache is asked first"
+        assert sorted(os.listdir(folder)) == [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+        ]
+        assert ask("hub.model_folder('org/whole')", place, tmp_path) == folder and len(asked) == count, (
+            "the cache is asked first"
+        )
     for environment in ({"HF_HUB_OFFLINE": "1"}, {}):  # told that there is no network, and not told
-        assert ask("(hub.model_folder('org/whole'), planned.planned_shape('org/whole').layers)", place, tmp_path,
-                   **environment) == f"(PosixPath('{folder}'), 2)"
+        assert (
+            ask(
+                "(hub.model_folder('org/whole'), planned.planned_shape('org/whole').layers)",
+                place,
+                tmp_path,
+                **environment,
+            )
+            == f"(PosixPath('{folder}'), 2)"
+        )
 
 
-@pytest.mark.parametrize(("name", "says"), [
-    ("org/gone", ("org/gone is no folder here", "the hub has no such model", "hf auth login")),
-    ("org/pickled", ("model.base=org/pickled", "no safetensors of it, but pytorch_model.bin", "save_pretrained")),
-    ("org/bert", ("model_type is 'bert'", "llama, qwen2, gpt2"))])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("org/gone", ("org/gone is no folder here", "the hub has no such model", "hf auth login")),
+        (
+            "org/pickled",
+            ("model.base=org/pickled", "no safetensors of it, but pytorch_model.bin", "save_pretrained"),
+        ),
+        ("org/bert", ("model_type is 'bert'", "llama, qwen2, gpt2")),
+    ],
+)
 def test_what_the_hub_does_not_have_is_told_before_a_file_is_asked_for(models, tmp_path, name, says):
     with hub(models) as (place, asked):
         text = ask(f"hub.model_folder('{name}')", place, tmp_path)
@@ -71,9 +121,19 @@ def test_without_a_network_the_model_is_what_is_missing(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         place = f"http://127.0.0.1:{silent.getsockname()[1]}"
         text = ask("setattr(hub, 'ANSWER_S', 0.2) or hub.model_folder('org/whole')", place, tmp_path)
-    for told, why in ((text, "the hub cannot be reached"), (ask("hub.model_folder('org/whole')", place, tmp_path, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set"),
-                      (ask("planned.planned_shape('org/whole')", place, tmp_path), "Known without a network are deepseek-ai/")):
-        assert told.startswith("ModelError: model.base: org/whole is no folder here") and why in told and "hf download org/whole" in told
+    for told, why in (
+        (text, "the hub cannot be reached"),
+        (ask("hub.model_folder('org/whole')", place, tmp_path, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set"),
+        (
+            ask("planned.planned_shape('org/whole')", place, tmp_path),
+            "Known without a network are deepseek-ai/",
+        ),
+    ):
+        assert (
+            told.startswith("ModelError: model.base: org/whole is no folder here")
+            and why in told
+            and "hf download org/whole" in told
+        )
 
 
 def test_the_tokenizer_of_a_model_that_is_missing_is_not_the_fault(monkeypatch, tmp_path):
@@ -81,7 +141,9 @@ def test_the_tokenizer_of_a_model_that_is_missing_is_not_the_fault(monkeypatch, 
     from fedspeed.models.tokenizer import load_tokenizer
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="model.base: org/none is no folder here.*HF_HUB_OFFLINE is set") as caught:
+    with pytest.raises(
+        ModelError, match="model.base: org/none is no folder here.*HF_HUB_OFFLINE is set"
+    ) as caught:
         load_tokenizer(ModelConfig(base="org/none"))
     assert "tokenizer" not in str(caught.value)
 
@@ -97,10 +159,12 @@ def test_a_shipped_model_can_be_trained_from_drawn_weights_only():
     from fedspeed.models.config import AdapterConfig, ModelConfig
     from fedspeed.models.loading import meta_model
 
-    drawn = meta_model(ModelConfig(base="gpt3-125m", init="random"), AdapterConfig(method="full"))
+    drawn = meta_model(
+        ModelConfig(base="gpt3-125m", init="random", dtype="fp32"), AdapterConfig(method="full")
+    )
     assert sum(p.numel() for p in drawn.parameters()) == KNOWN["gpt3-125m"].total
     with pytest.raises(ModelError, match="gpt3-125m: no model.safetensors.*set model.init=random"):
-        meta_model(ModelConfig(base="gpt3-125m"), AdapterConfig(method="full"))
+        meta_model(ModelConfig(base="gpt3-125m", dtype="fp32"), AdapterConfig(method="full"))
 
 
 def test_every_shipped_model_can_be_planned():
