@@ -110,7 +110,7 @@ def test_the_dry_run_tells_all_of_it(tmp_path):
     config = file_config(tmp_path, [CUT] * 3 + [LOST] * 2 + [WHOLE] * 5 + [WHOLE | {"output": ""}])
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     path = tmp_path / "run.yaml"
-    path.write_text(f"model: {{base: {tmp_path}, init: random, tokenizer: bytes}}\n"
+    path.write_text(f"model: {{base: {tmp_path}, init: random, dtype: fp32, tokenizer: bytes}}\n"
                     f"data: {{task: file, path: {config.path}, clients: 2, max_tokens: 32, template: plain}}\n")
     lines = preflight.look_inside(load(path)).splitlines()
     assert lines[0].startswith("rows     11 rows: 9 kept, 3 of them cut (") and "2 lost" in lines[0]
