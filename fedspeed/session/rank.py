@@ -119,7 +119,7 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
             else:
                 code = EXIT_OK if progress.done else EXIT_RESUMABLE
         except Exception as error:
-            error.add_note(f"in round {progress.round + 1}")
+            error.add_note(f"round {progress.round} was the last to be finished")
             told = _told_to_all(job, store, pulse, monitor, error)
             raise told from (None if told is error else error)
         pulse.close()
