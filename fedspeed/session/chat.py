@@ -1,6 +1,7 @@
 """`fedspeed chat`: ask what a run has trained, with the prompt it was trained with."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def load(folder: Path) -> Loaded:
     adapted = (folder / KINDS["adapter"]).is_file()
     base = _base_of(folder) if adapted else str(folder)
     try:
-        with activity.during(f"the loading of {base}"):
+        with activity.during(f"the loading of {base}"), warnings.catch_warnings(action="ignore"):  # of the libraries, about themselves
             model = AutoModelForCausalLM.from_pretrained(base, dtype=kind)
             if adapted:
                 from peft import PeftModel

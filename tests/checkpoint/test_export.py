@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -170,8 +171,9 @@ def asked(target, loaded):
     room = ["--max-new-tokens", "26"]
     for words, lines in ((["reverse", "--input", "dabe", *room], ""), (room, "\nreverse dabe\n")):
         sys.stdin = io.StringIO(lines)
-        with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings(record=True) as warned:
             assert main(["chat", str(target), *words]) == 0
+        assert not warned, warned
         told.append(out.getvalue())
     tokenizer = byte_tokenizer()
     ids = prompt_ids(Row("reverse", "dabe", "", ""), tokenizer, "plain")
