@@ -97,11 +97,14 @@ def local(args, mode: str, words: int) -> dict:
 
 def site(args, mode: str, words: int, folder: str, rank: int, pipe) -> None:
     from fedspeed.routing import identity
+    from fedspeed.routing.config import RoutingConfig
+    from fedspeed.routing.listening import listen_address
     from fedspeed.routing.transports.tls import TlsTransport
 
     roster = identity.read_roster(Path(folder) / "roster.json", str(Path(folder) / "operator.json"))
     out: dict = {}
-    act(TlsTransport(f"{folder}/site{rank}.key", roster.keys[rank], roster, 60), mode, words, args, out)
+    listen = listen_address(RoutingConfig(), roster.members[rank])
+    act(TlsTransport(f"{folder}/site{rank}.key", roster.keys[rank], roster, 60, listen), mode, words, args, out)
     pipe.send(out)
 
 

@@ -10,6 +10,7 @@ import pytest
 from fedspeed.routing.anonymous.exchange import STATES, AnonymousExchange
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.identity import read_key, read_roster
+from fedspeed.routing.listening import listen_address
 from fedspeed.routing.transports.tls import TlsTransport
 from tests.limits import LIMIT_S
 from tests.processes import run_ranks
@@ -56,7 +57,7 @@ def vector(rank: int, number: int) -> np.ndarray:
 
 def member(rank, folder, pinned, deaths, moment):
     roster, key_file = read_roster(folder / "roster.json", pinned), folder / f"site{rank}.key"
-    transport = Mortal(str(key_file), roster.keys[rank], roster, 30)
+    transport = Mortal(str(key_file), roster.keys[rank], roster, 30, listen_address(RULES, roster.members[rank]))
     transport.dies_in, transport.moment = STATES.index(deaths[rank]) if rank in deaths else -1, moment
     exchange = AnonymousExchange(transport, RULES, read_key(key_file), roster.keys, b"settings")
     told = []
