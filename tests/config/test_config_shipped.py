@@ -71,3 +71,9 @@ def test_reading_a_configuration_imports_no_torch(line):
             "heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'mpi4py', 'numpy'} & set(sys.modules); assert not heavy, heavy")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_shipped_base_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = load(ROOT / "ds_configs" / "gsm8k_small.yaml").config.model.base
+    assert base == str(ROOT / "ds_configs" / "models" / "small-llama" / "config.json") and Path(base).is_file()
