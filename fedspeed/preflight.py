@@ -269,7 +269,9 @@ def _engine(loaded: Loaded) -> list[str]:
         raise FedSpeedError(f"engine.tier={tier} needs bitsandbytes: pip install -r requirements-quantised.txt, or choose another tier")
     engine = loaded.config.engine
     if engine.base_gib and (base := local_base(loaded.config)):
-        resident_blocks(engine, base_sizes(base_shape(base, loaded.config.model.init == "pretrained"), TYPE_BYTES.get(loaded.config.model.dtype, 2)))
+        # Of `auto` the least it may come to: where the type is decided, all of this is checked again.
+        type_bytes = TYPE_BYTES.get(loaded.config.model.dtype, min(TYPE_BYTES.values()))
+        resident_blocks(engine, base_sizes(base_shape(base, loaded.config.model.init == "pretrained"), type_bytes))
     if engine.pipeline == "none":  # what trains outside the blocks, and so in stock execution, is known to look_inside only
         ds_config = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
         check_operators(choose_tier(engine, ds_config, loaded.config.adapter.method != "full"), ds_config)

@@ -3,6 +3,7 @@
 import warnings
 
 from fedspeed import preflight
+from fedspeed.errors import FedSpeedError
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.machine import complete
 from fedspeed.session.numeric_type import expect
@@ -20,6 +21,15 @@ def rehearse(order: Order) -> str:
     text = preflight.check(order.loaded, order.hostfile)
     order, dtype = expect(order)
     text += f"\ndtype    {dtype}" if dtype else ""
+    inner = order
+    if order.config.model.dtype == "auto":
+        inner = order.settled("fp32")  # the largest type, for what is looked at without memory
+        try:
+            preflight.check_files(inner.loaded)
+        except FedSpeedError as error:
+            text += f"\nnote     should it come to fp32: {error}"
+    elif dtype:
+        preflight.check_files(order.loaded)  # once more, as the ranks do: the type was unknown to `check`
     if order.folder.is_dir():
         claim = Claim()
         claim.take(order.folder)
@@ -38,5 +48,5 @@ def rehearse(order: Order) -> str:
 
     transformers.logging.set_verbosity_error()
     with warnings.catch_warnings(action="ignore"):  # of the libraries, about themselves
-        inside = preflight.look_inside(order.loaded)
+        inside = preflight.look_inside(inner.loaded)
     return "\n".join(filter(None, (text, inside)))

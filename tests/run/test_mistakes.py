@@ -166,6 +166,8 @@ COMMAND_LINE = {
     "two budgets": Mistake("run engine.tier=ram engine.base_gib=1 engine.resident_blocks=1", ("engine.base_gib", "engine.resident_blocks")),
     "budget without seconds": Mistake("run federation.round_budget=seconds", ("federation.round_budget", "federation.round_seconds")),
     "budget too small": Mistake("run engine.tier=ram engine.base_gib=0.00000001", ("set engine.base_gib=",)),
+    "budget too small for what auto comes to": Mistake(
+        "run engine.tier=ram engine.base_gib=0.0002", ("set engine.base_gib=",), dry=True),
     "blocks that are none": Mistake("run adapter.method=blocks adapter.blocks=last model.init=pretrained",
                                     ("adapter.blocks", "'' is no block's number", "last:N")),
     "probe that is not there": Mistake("run cluster.probe=nosuch.json", ("nosuch.json: cannot be read as a probe's file", "fedspeed probe --out")),

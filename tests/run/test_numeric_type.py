@@ -106,6 +106,16 @@ def test_the_hostfile_tells_of_cards_that_are_elsewhere(order):
         numeric_type.expect(order("model.dtype=bf16", hosts=HOSTS.format("rtx2080ti")))
 
 
+def test_the_dry_run_ends_well_where_the_type_is_decided_later(order, capsys):
+    order(hosts=HOSTS.format("rtx7777"))
+    words = ["run", "--config", "run.yaml", "--hostfile", "hosts", "--dry-run"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "model.dtype=auto: decided when the ranks meet" in said and "should it" not in said
+    assert main([*words, "engine.tier=ram", "engine.base_gib=0.0002"]) == 0
+    assert "note     should it come to fp32: engine.base_gib=0.0002" in capsys.readouterr().out
+
+
 def test_a_type_that_this_machine_lacks_is_refused_in_the_dry_run(order, monkeypatch, capsys):
     from deepspeed.accelerator import get_accelerator
 
