@@ -173,7 +173,8 @@ class Federation:
                                 "or choose another model.dtype")
         if self.seat.reporter:
             self._monitor.round(self._record(0, (), ledger, None, None))
-        self._note_loss(progress, ledger)
+        if not progress.has_best:  # a run that was ended in round 1 has noted it before
+            self._note_loss(progress, ledger)
         self._keep_clients(progress)
         self._commit(progress)
 

@@ -78,7 +78,7 @@ def unbeaten(progress, kind: str) -> str:
 def uncounted(records) -> str:
     """Say what did not count, or not fully, in the rounds of a run; empty if all did. Such a run ends with exit code 1."""
     lost, clipped = sum(r.missing_count for r in records), sum(r.clipped for r in records)
-    found = [f"{lost} update{'s' if lost > 1 else ''} did not count, see below"] if lost else []
+    found = [f"{lost} update{'s' if lost > 1 else ''} did not count, see the report"] if lost else []
     return "; ".join(found + (["some updates did not count fully"] if clipped else []))
 
 

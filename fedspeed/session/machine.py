@@ -16,7 +16,7 @@ from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from fedspeed.monitor.records import MissingUpdates, absent_rounds, finished_rounds, summarise
 from fedspeed.monitor.round_log import read_rounds
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
-from fedspeed.session.last_words import ASKED_FILE, export_kind
+from fedspeed.session.last_words import ASKED_FILE, export_kind, uncounted
 from fedspeed.session.numeric_type import as_begun
 from fedspeed.session.order import Order
 from fedspeed.session.parts import preload
@@ -54,7 +54,7 @@ def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[
     code = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, journal.newest, watch.log,
                      preload=preload, target=rank, finish_s=config.cluster.finish_s, end_s=LAST_WORDS_S)
     if code == EXIT_OK:
-        return EXIT_FAILED if _missing(folder) else EXIT_OK
+        return EXIT_FAILED if uncounted(_records(folder)) else EXIT_OK
     if code != EXIT_USAGE:
         participants = len(plan(hosts, config.data.clients, config.cluster.ranks_per_client).participants)
         _report_killed(order, ranks, config.routing.settled(participants).mode, watch, code)
@@ -72,10 +72,6 @@ def _records(folder: Path):
     return read_rounds(folder / "rounds.jsonl")
 
 
-def _missing(folder: Path) -> int:
-    return sum(record.missing_count for record in _records(folder))
-
-
 def _is_reported(folder: Path, end: str) -> bool:
     """Whether the report, the last thing a run writes, tells of this end."""
     report = folder / "report.md"
@@ -84,8 +80,8 @@ def _is_reported(folder: Path, end: str) -> bool:
 
 def _say_complete(folder: Path, end: str, number: int, asked: int) -> int:
     more = "federation.rounds" if end == "finished" else "federation.patience"
-    lost = _missing(folder)
-    state = f"{end}, {number} rounds" + (f", missing updates: {lost}" if lost else "")
+    lost = uncounted(_records(folder))
+    state = f"{end}, {number} rounds" + (f"; {lost}" if lost else "")
     state += f"; federation.rounds={asked} asks for fewer, which changes nothing" if asked < number else ""
     print(f"fedspeed: {folder} is complete ({state}): see {folder / 'report.md'}. A larger {more} goes on from there, --fresh starts anew.",
           file=sys.stderr)

@@ -109,3 +109,19 @@ def test_resumed_equals_uninterrupted(resumed, case):
     assert late.optimizers.keys() == whole.optimizers.keys()
     assert all(same_bits(late.optimizers[c], whole.optimizers[c]) for c in whole.optimizers)
     assert (late.best_round, late.best_loss, late.stale) == (whole.best_round, whole.best_loss, whole.stale)
+
+
+def ended_in_round_1(world, base, folder):
+    """Journal entries of three starts, of which each was ended before round 1 was."""
+    config = settings(base, federation={"rounds": 4, "patience": 1})
+    entries = []
+    for start in range(3):
+        with federation(world, "ended", config, ALONE, folder) as fed:
+            fed.baseline(from_journal(fed) if start else begin(fed))
+            entries.append(fed._journal.latest())
+    return [(entry.round, entry.best_round, entry.stale) for entry in entries]
+
+
+def test_starts_that_reach_no_round_are_no_rounds_without_a_better_loss(tmp_path):
+    entries, = run_worlds((1,), ended_in_round_1, tiny_llama(tmp_path / "llama"), str(tmp_path))
+    assert entries == [(0, 0, 0)] * 3

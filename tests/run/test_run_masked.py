@@ -1,5 +1,6 @@
 """Runs in the masked modes: the same result as in the clear, and nothing in any output that belongs to one client."""
 
+import json
 import os
 import re
 import signal
@@ -106,10 +107,21 @@ def test_too_few_to_mask_is_said_aloud(workshop):
 
 @pytest.mark.parametrize(("rounds", "said"), [
     ([(0, 0), (0, 0)], ""),
-    ([(1, 0), (0, 0)], "1 update did not count, see below"),
+    ([(1, 0), (0, 0)], "1 update did not count, see the report"),
     ([(0, 0), (0, 30)], "some updates did not count fully"),
-    ([(2, 0), (0, 7)], "2 updates did not count, see below; some updates did not count fully")])
+    ([(2, 0), (0, 7)], "2 updates did not count, see the report; some updates did not count fully")])
 def test_only_a_run_in_which_all_counted_fully_ends_with_0(rounds, said):
     """Values that were clipped count as updates that are missing: the exit code is 0 where nothing is said."""
     records = [SimpleNamespace(missing_count=missing, clipped=clipped) for missing, clipped in rounds]
     assert uncounted(records) == said
+
+
+def test_a_finished_run_whose_values_were_clipped_ends_with_1_again(workshop, copy_of_whole):
+    """Under plain python it is the supervisor that gives the exit code: it reads the records of the run."""
+    run = copy_of_whole("clipped")
+    log = run / "rounds.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines[-1]["clipped"] = 7
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ended = workshop.run(f"run.name={run.name}")
+    assert ended.code == 1 and "is complete (finished, 4 rounds; some updates did not count fully)" in ended.err

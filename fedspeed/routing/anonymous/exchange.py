@@ -87,7 +87,9 @@ class AnonymousExchange(Exchange):
 
     def _fixed(self, tag: int, vector: np.ndarray, weight: float, blocks: list[slice]) -> tuple[np.ndarray, float, int]:
         """(sum, sum of weights, values that were clipped). The sizes of all updates are summed before, and updates once only."""
-        n, spans = len(vector), self._exact(tag, sizes_of(vector, blocks))
+        n, bits = len(vector), np.empty(len(blocks), np.uint32)
+        _random(CIPHERS[self._rules.cipher])(bits)
+        spans = self._exact(tag, sizes_of(vector, blocks, bits))
         if not (np.isfinite(spans).all() and (spans >= 0).all()):
             raise FedSpeedError(f"exchange {tag}: the sizes of all participants' updates sum to {_first_wrong(spans)}: an update is beyond {LARGEST:.3g}, or "
                                 "somebody gives a size that is none; lower train.lr, or set train.clip")

@@ -2,10 +2,12 @@
 
 An update travels in fixed-point numbers, and these need a span that no member's value and no sum of values is beyond. A span
 that the last round's update gives fits neither the first round nor one in which other tensors train. So each member tells, in an
-exact masked sum before its update, a size for each block of values: a power of two that is at least their Euclidean norm. The sum
-of all sizes bounds every value and every sum of values. A largest value is never told, and a size says its order of magnitude only.
+exact masked sum before its update, a size for each block of values: their Euclidean norm, times a factor between 1 and 2 that it
+draws anew each time. The sum of all sizes bounds every value and every sum of values. A largest value is never told. The factor
+keeps the summands apart from what they sum to (of powers of two, say, each could be read from the sum), and leaves of the size of
+a member that is lost between the two sums no more than its order of magnitude.
 
-What it costs: the span is at most 2 * sqrt(n) * K times the root mean square of a member's values, for n values in a block and K
+What it costs: the span is at most 2.02 * sqrt(n) * K times the root mean square of a member's values, for n values in a block and K
 members. One unit of the fixed-point numbers is span / 2^30, so that with blocks of BLOCK_VALUES the rounding error of a sum is at
 most 2e-7 * K of the sum where updates have nothing in common, and 2e-7 * sqrt(K) where they are equal (root mean squares;
 tests/routing/anonymous/test_spans.py). One float32 number is rounded by up to 6e-8 of itself.
@@ -43,10 +45,13 @@ def blocks_of(parts: Sequence[int]) -> list[slice]:
     return found
 
 
-def size_of(values: np.ndarray) -> float:
-    """Return a power of two that is at least the Euclidean norm of `values` [n] float32, by more than all rounding.
+def size_of(values: np.ndarray, factor: float = 1.0) -> float:
+    """Return the Euclidean norm of `values` [n] float32, more by more than all rounding, times `factor`.
 
-    Values that are no numbers do not count. 0 where all are zero, infinity where the norm is beyond LARGEST.
+    Values that are no numbers do not count. 0 where all are zero, infinity where the size is beyond LARGEST.
+
+    Args:
+        factor: at least 1.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         square = float(np.dot(values, values))
@@ -55,10 +60,15 @@ def size_of(values: np.ndarray) -> float:
         square = float(np.dot(wide, wide))
     if square == 0.0:
         return 0.0
-    size = max(SMALLEST, math.ldexp(1.0, math.frexp(_ABOVE * math.sqrt(square))[1]))
+    size = max(SMALLEST, factor * _ABOVE * math.sqrt(square))
     return size if size <= LARGEST else math.inf
 
 
-def sizes_of(vector: np.ndarray, blocks: Sequence[slice]) -> np.ndarray:
-    """Return [blocks] float64: the size of each block of `vector` [n] float32."""
-    return np.array([size_of(vector[block]) for block in blocks], dtype=np.float64)
+def sizes_of(vector: np.ndarray, blocks: Sequence[slice], bits: np.ndarray) -> np.ndarray:
+    """Return [blocks] float64: the size of each block of `vector` [n] float32.
+
+    Args:
+        bits: [blocks] uint32, random: which factor from 1 to 2 each size gets, even on a scale of logarithms.
+    """
+    factors = np.exp2(bits * 2.0**-32)
+    return np.array([size_of(vector[block], factor) for block, factor in zip(blocks, factors, strict=True)], dtype=np.float64)
