@@ -190,7 +190,7 @@ def _model_type(folder: Path) -> object:
 
 def local_base(config: RunConfig) -> Path | None:
     """The base's folder, None for a hub name that is not in the cache and for the quickstart's base before it is made."""
-    return local_folder(config.model.base, config.model.init == "pretrained")
+    return local_folder(config.model.base, config.model.init == "pretrained", config.model.tokenizer == "auto")
 
 
 def _adapter(loaded: Loaded) -> list[str]:

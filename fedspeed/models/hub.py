@@ -66,17 +66,17 @@ def hub_config(name: str) -> Path:
         raise _missing(name, f"its config.json cannot be downloaded ({type(error).__name__})") from error
 
 
-def model_folder(base: str, weights: bool = True) -> Path:
+def model_folder(base: str, weights: bool = True, tokenizer: bool = False) -> Path:
     """A local folder for `base`: itself, the folder of a config.json, one that FedSpeed ships, or a hub
     name's cached or downloaded snapshot.
 
     Args:
-        weights: whether its weights are wanted.
+        weights: whether its weights are wanted. tokenizer: whether its tokenizer is.
 
     Raises:
         ModelError: there is none, or the hub cannot be reached.
     """
-    if folder := local_folder(base, weights):
+    if folder := local_folder(base, weights, tokenizer):
         return folder
     if not is_hub_name(base):
         raise ModelError(

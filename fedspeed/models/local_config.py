@@ -5,12 +5,16 @@ import re
 from pathlib import Path
 
 from fedspeed.errors import ModelError
+from fedspeed.models.config import ModelConfig
 from fedspeed.models.stored import stored_tensors
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Folders with a config.json alone, for model.init=random.
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs" / "models"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+# All that a tokenizer may consist of, and those of them that a folder with a tokenizer has one of.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json", "vocab.json", "merges.txt")
+TOKENIZER_SIGNS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 def is_hub_name(base: str) -> bool:
@@ -23,12 +27,19 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
-def local_folder(base: str, weights: bool = True) -> Path | None:
+def tokenizer_place(model: ModelConfig) -> str:
+    """Where a run's tokenizer is: a folder or the name of a base; empty for the built-in one."""
+    places = {"auto": model.base, "bytes": ""}
+    return places.get(model.tokenizer, model.tokenizer)
+
+
+def local_folder(base: str, weights: bool = True, tokenizer: bool = False) -> Path | None:
     """The folder of `model.base`: itself, that of a config.json, one that FedSpeed ships, or a hub name's in
     the hub's cache; None if none is at hand.
 
     Args:
-        weights: of the hub's cache, take only a folder that holds all weights and a tokenizer.
+        weights: of the hub's cache, take only a folder that holds all weights.
+        tokenizer: of the hub's cache, take only a folder that holds a tokenizer.
     """
     path = Path(base)
     if path.is_dir():
@@ -38,9 +49,9 @@ def local_folder(base: str, weights: bool = True) -> Path | None:
     if base.lower() in shipped_names():
         return SHIPPED / base.lower()
     config = cached_file(base, "config.json")
-    if config is None or (weights and not _whole(config.parent)):
+    if config is None or (weights and not _has_weights(config.parent)):
         return None
-    return config.parent
+    return config.parent if not tokenizer or has_tokenizer(config.parent) else None
 
 
 def config_file(base: str) -> Path | None:
@@ -65,9 +76,14 @@ def cached_file(base: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _whole(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    return any((folder / name).is_file() for name in TOKENIZER_SIGNS)
+
+
+def _has_weights(folder: Path) -> bool:
     try:
         stored_tensors(folder)
     except ModelError:
         return False
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedspeed.errors import ModelError
 from fedspeed.files import json_value
+from fedspeed.models import content
 from fedspeed.models.catalogue import KNOWN, ModelShape
 from fedspeed.models.config import AdapterConfig
 from fedspeed.models.json_object import read_object
@@ -252,7 +253,7 @@ def notes(folder: Path, saved: Mapping, base: str) -> list[str]:
 
 def _same(one: str, other: str) -> bool:
     """Whether two names may well mean one base. Two folders that are here must be one, or hold equal
-    configurations and files of equal sizes; else the last part of the name decides, be it a hub name, a path
+    configurations and weights; else the last part of the name decides, be it a hub name, a path
     of another machine or a snapshot in the hub's cache."""
     first, second = Path(one), Path(other)
     if first.is_dir() and second.is_dir():
@@ -260,12 +261,8 @@ def _same(one: str, other: str) -> bool:
     return _last(one) == _last(other)
 
 
-def _outline(folder: Path) -> tuple:
-    config = folder / "config.json"
-    return (
-        config.read_bytes() if config.is_file() else b"",
-        sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors")),
-    )
+def _outline(folder: Path) -> tuple[str, str]:
+    return content.of_config(folder / "config.json"), content.of_weights(folder)
 
 
 def _last(name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from fedspeed.errors import ModelError
 from fedspeed.models.config import ModelConfig
 from fedspeed.models.hub import model_folder
-from fedspeed.models.local_config import TOKENIZER_FILES
+from fedspeed.models.local_config import TOKENIZER_SIGNS, has_tokenizer
 
 # Special tokens follow the 256 bytes, whose ids are their values.
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
@@ -46,7 +46,7 @@ def load_tokenizer(config: ModelConfig):
     if not place:
         raise ModelError("model.tokenizer=auto takes the tokenizer of model.base, which is empty; set model.base, or model.tokenizer=bytes")
     if key == "model.base":
-        place = str(model_folder(place, config.init == "pretrained"))
+        place = str(model_folder(place, config.init == "pretrained", tokenizer=True))
     return _with_pad(_read(key, place), f"{key}={place}")
 
 
@@ -68,8 +68,8 @@ def _read(key: str, place: str):
 
     remedy = "give a folder with tokenizer.json in model.tokenizer, or use model.tokenizer=bytes"
     folder = Path(place)
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelError(f"{key}={place}: the folder holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); {remedy}")
+    if folder.is_dir() and not has_tokenizer(folder):
+        raise ModelError(f"{key}={place}: the folder holds no tokenizer (none of {', '.join(TOKENIZER_SIGNS)}); {remedy}")
     if key == "model.tokenizer" and not folder.is_dir():
         raise ModelError(f"{key}={place}: no such folder; {remedy}")
     try:

@@ -15,7 +15,8 @@ from fedspeed.config.check import notes
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.session import last_words, numeric_type, parts, standing
 from fedspeed.session.forecast import forecast
-from fedspeed.session.inputs import check_inputs, digests
+from fedspeed.session.hosts import check_hosts, leave_for_hosts, several_hosts
+from fedspeed.session.inputs import check_inputs, to_keep
 from fedspeed.session.order import Job, Order
 from fedspeed.session.together import CheckIn, StopFlag, find_lost
 
@@ -103,7 +104,7 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
     if job.reporter:
         stop.tell = lambda where: last_words.tell_where(job.order.folder, where)
-    record = job.order.record | ({"inputs": digests(config, inputs.everyone)} if job.reporter else {})
+    record = job.order.record | ({"inputs": to_keep(config, inputs.everyone)} if job.reporter else {})
     federation = rounds.Federation(config, job.order.marks, record, seat, engine, link, journal, monitor, clock, peak_bytes, stop,
                                    _renewal(job))
     try:
@@ -136,7 +137,7 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
 def _stand_by(job: Job, store: rendezvous.Store, mpi) -> int:
     """A rank without clients leaves at once; but rank 0 holds the store, and stays until all that work have left."""
     if job.me == 0:
-        points = ["devices"] * (job.config.model.dtype == "auto") + ["ready"] + ["fresh"] * job.order.fresh
+        points = ["devices"] * (job.config.model.dtype == "auto") + ["ready"] + ["inputs"] * several_hosts(job) + ["fresh"] * job.order.fresh
         for point in points:
             with CheckIn(job, store, point):
                 pass
@@ -181,6 +182,11 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun
         if entry is not None:
             told += check_inputs(standing.journal_of(order), entry, config, everyone)
             standing.check_best(standing.journal_of(order), entry)
+        if several_hosts(job):
+            leave_for_hosts(job, store, everyone)
+    if several_hosts(job):
+        with CheckIn(job, store, "inputs"):
+            check_hosts(job, store)
     if job.reporter:
         for text in told:
             print(f"fedspeed: {text}", file=sys.stderr)

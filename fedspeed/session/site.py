@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, decisive
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.files import write_atomically
+from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
 from fedspeed.routing import identity
 from fedspeed.routing.anonymous.crypto import digest, public_of
 from fedspeed.routing.listening import listen_address
@@ -39,7 +41,7 @@ class Site:
         flat = {f"{section}.{key}": json.dumps(value, sort_keys=True) for section, block in values.items() for key, value in block.items()}
         own = {key: value for key, value in flat.items() if key not in OWN and key.partition(".")[0] not in OWN}
         return own | {"routing.roster_signer": identity.pinned(self.config.routing.roster_signer),
-                      "data.max_tokens": json.dumps(self.config.data.max_tokens), "the base model's files": content(self.config)}
+                      "data.max_tokens": json.dumps(self.config.data.max_tokens), **content(self.config)}
 
     @cached_property
     def digest(self) -> bytes:
@@ -119,23 +121,28 @@ def _agree(site: Site, transport, deadline_s: float) -> None:
         raise FedSpeedError("the sites are about to run different things; make these equal:\n  " + "\n  ".join(differing[:SHOWN]) + more)
 
 
-def content(config: RunConfig) -> str:
-    """SHA-256 over the files of base, tokenizer and adapter that decide about training; the name itself for what is no folder here."""
-    parts = []
-    for place in dict.fromkeys(filter(None, (config.model.base, config.model.tokenizer, config.adapter.start_from))):
-        folder = Path(place).parent if Path(place).is_file() else Path(place)
-        if not folder.is_dir():
-            parts.append(place.encode())
-            continue
-        names = ["config.json", "adapter_config.json"]
-        weights = []
-        if config.model.init != "random" or place == config.adapter.start_from:
-            names.append("model.safetensors.index.json")
-            weights = sorted(folder.glob("*.safetensors"))
-        for path in [*(folder / name for name in names), *weights, *sorted(folder.glob("tokenizer*.json"))]:
-            if path.is_file():
-                parts += [path.name.encode(), _sha256(path)]
-    return digest(*parts).hex()
+def content(config: RunConfig) -> dict[str, str]:
+    """SHA-256 over the files that decide about training: of the base, of the tokenizer, and of the adapter to
+    start from where there is one. What is no folder here, nor in the hub's cache, counts with its name."""
+    model, adapter = config.model, config.adapter
+    base = ["config.json"]
+    if model.init == "pretrained":
+        base += ["model.safetensors.index.json", "*.safetensors"]
+    found = {
+        "the base model's files": _of_place(model.base, base),
+        "the tokenizer's files": _of_place(tokenizer_place(model), TOKENIZER_FILES) if tokenizer_place(model) else model.tokenizer,
+    }
+    if adapter.start_from:
+        found["the adapter's files"] = _of_place(adapter.start_from, ["adapter_config.json", "*.safetensors.index.json", "*.safetensors"])
+    return found
+
+
+def _of_place(place: str, patterns: Sequence[str]) -> str:
+    folder = local_folder(place, weights=False)
+    if folder is None:
+        return place
+    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return digest(*(part for path in paths for part in (path.name.encode(), _sha256(path)))).hex()
 
 
 def _sha256(path: Path) -> bytes:

@@ -330,6 +330,7 @@ def test_another_size_is_named(tmp_path, base):
         ("{base}/", False),
         ("{copy}", False),
         ("{other}", True),
+        ("{trained}", True),
         ("org/llama", False),
         ("/elsewhere/org/llama", False),
         ("/cache/models--org--Llama/snapshots/0123", False),
@@ -342,6 +343,9 @@ def test_another_name_of_the_base_is_told(base, tmp_path, named, told):
 
     places = {"base": base, "copy": shutil.copytree(base, tmp_path / "copy"), "other": tmp_path / "llama"}
     write_llama(tmp_path / "llama", hidden=16, layers=2, vocab=64, intermediate=48, heads=2, kv_heads=1)
+    path = shutil.copytree(base, tmp_path / "trained" / "llama") / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    places["trained"] = path.parent  # of equal configuration and sizes
     folder = edit(
         adapter(tmp_path / "adapter", base), base_model_name_or_path=named and named.format(**places)
     )

@@ -12,6 +12,8 @@ from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.load import load
 from fedspeed.data.clients import client_rows
 from fedspeed.errors import JournalError
+from fedspeed.models import content
+from fedspeed.routing import identity
 from fedspeed.session import inputs
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.order import Order
@@ -51,7 +53,7 @@ class Run:
     def __init__(self, project: Path, **kept):
         self.order = Order(load(project / "run.yaml", [f"run.out={project / 'runs'}"]))
         self.journal = Journal(self.order.folder, 2)
-        record = self.order.record | {"inputs": inputs.digests(self.order.config, self.rows)} | kept
+        record = self.order.record | {"inputs": inputs.to_keep(self.order.config, self.rows)} | kept
         self.journal.commit(Entry(3, self.order.marks, 0, record), {"global/w": np.zeros(2, np.float32)})
 
     @property
@@ -119,20 +121,20 @@ def test_what_changes_nothing_is_no_change(project):
 
 
 def test_a_large_file_counts_with_size_header_and_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "WHOLE_BYTES", 1 << 10)
-    monkeypatch.setattr(inputs, "SAMPLE_BYTES", 16)
-    path, content = tmp_path / "model.safetensors", bytearray(10_000)
-    path.write_bytes(content)
-    digest = inputs._of_files([path])
+    monkeypatch.setattr(content, "WHOLE_BYTES", 1 << 10)
+    monkeypatch.setattr(content, "SAMPLE_BYTES", 16)
+    path, held = tmp_path / "model.safetensors", bytearray(10_000)
+    path.write_bytes(held)
+    digest = content.of_files([path])
     for at in (3, 9_999, (10_000 - 16) * 10 // 63):
-        content[at] ^= 1
-        path.write_bytes(content)
-        assert inputs._of_files([path]) != digest
-        content[at] ^= 1
-    path.write_bytes(content + b"0")
-    assert inputs._of_files([path]) != digest
-    path.write_bytes(content)
-    assert inputs._of_files([path]) == digest
+        held[at] ^= 1
+        path.write_bytes(held)
+        assert content.of_files([path]) != digest
+        held[at] ^= 1
+    path.write_bytes(held + b"0")
+    assert content.of_files([path]) != digest
+    path.write_bytes(held)
+    assert content.of_files([path]) == digest
 
 
 def test_what_is_not_to_be_had_is_not_compared(project):
@@ -143,6 +145,46 @@ def test_what_is_not_to_be_had_is_not_compared(project):
     assert check_inputs(run.journal, journal_entry(run.journal, run.order), run.order.config, None) == []
     (project / "run.yaml").write_text("model: {base: no-owner/no-name}\n")
     assert inputs.digests(load(project / "run.yaml").config, None) == {}
+
+
+def test_a_shipped_base_counts_with_its_content(project):
+    (project / "run.yaml").write_text("model: {base: gpt3-125m, init: random, tokenizer: bytes}\n")
+    assert inputs.digests(load(project / "run.yaml").config, None).keys() == {"base config"}
+
+
+@pytest.fixture
+def organisation(project):
+    """The same files, of an organisation that has a key."""
+    identity.make("north", "127.0.0.1:1", project / "keys")
+    (project / "run.yaml").write_text("model: {base: base, dtype: fp32}\ndata: {task: file, path: rows.jsonl, clients: 1}\n"
+                                      "routing: {transport: tls, identity: keys/north.key, roster: roster.json}\n")
+    return project
+
+
+def test_an_organisations_journal_does_not_tell_which_rows_it_belongs_to(organisation):
+    """Whoever is handed the journal knows all but the key: the digest of the right guess must not be in it."""
+    run = Run(organisation)
+    kept = json.loads(next(run.journal.folder.rglob("entry.json")).read_text())["config"]["inputs"]
+    guessed = inputs.digests(run.order.config, run.rows)
+    assert guessed.pop("rows") not in kept.pop("rows") and kept == guessed
+    assert run.go_on() == []
+    other_row(organisation)
+    with pytest.raises(JournalError, match="the rows of data.path="):
+        run.go_on()
+
+
+def test_rows_that_were_noted_with_another_key_pass_and_are_told(organisation):
+    """A key may be rotated in the life of a run; a journal of an earlier version was made without one."""
+    run = Run(organisation)
+    (organisation / "keys" / "north.key").unlink()
+    (organisation / "keys" / "north.json").unlink()
+    identity.make("north", "127.0.0.1:1", organisation / "keys")
+    note, = run.go_on()
+    assert "routing.identity=" in note and "since round 3 is not known" in note
+    other_weights(organisation)
+    with pytest.raises(JournalError, match="changed since its round 3: the weights of ") as error:
+        run.go_on()
+    assert "the rows" not in str(error.value)
 
 
 def test_a_journal_of_an_earlier_version_passes_and_is_told(project):
