@@ -62,15 +62,16 @@ def test_deepspeed_over_gloo(workshop, whole):
     assert "launched by deepspeed" in (workshop.runs / "deepspeed" / "report.md").read_text()
 
 
-def rank_0_without_clients(workshop) -> Path:
+def rank_0_without_clients(workshop, more: str = "") -> Path:
     hosts = workshop.folder / "idle-first"
-    hosts.write_text("alpha slots=1\nbeta slots=2\n")
+    hosts.write_text("alpha slots=1\nbeta slots=2\n" + more)
     return hosts
 
 
 def test_an_idle_rank_0_holds_the_store_until_all_have_left(workshop):
     """A host too small for a client comes first: rank 1 reports, and rank 0 neither leaves early nor is waited for."""
-    words = ("--hostfile", str(rank_0_without_clients(workshop)), "cluster.ranks_per_client=2", "federation.rounds=2", *QUIET)
+    hosts = rank_0_without_clients(workshop, more="gamma slots=2\n")
+    words = ("--hostfile", str(hosts), "cluster.ranks_per_client=2", "federation.rounds=2", *QUIET)
     ended = workshop.finish("run.name=idle", *words)
     assert "1 rank idle" in ended.err
     assert [record["received"] for record in records(workshop.runs / "idle")] == [0, 3, 3]
