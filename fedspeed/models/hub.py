@@ -6,7 +6,7 @@ from pathlib import Path
 from fedspeed.errors import ModelError
 from fedspeed.models.catalogue import FAMILIES
 from fedspeed.models.local_config import cached_file, is_hub_name, local_folder
-from fedspeed.models.stored import OTHER_WEIGHTS
+from fedspeed.models.stored import other_weights
 
 ANSWER_S = 5.0  # for the hub to answer; its client's own downloads try for half a minute
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
@@ -41,7 +41,7 @@ def check_hub(name: str, weights: bool = True) -> None:
         )
     files = [sibling.rfilename for sibling in info.siblings or []]
     if weights and not any(file.endswith(".safetensors") for file in files):
-        others = [file for file in files if file.endswith(OTHER_WEIGHTS)]
+        others = other_weights(files)
         raise ModelError(
             f"model.base={name}: the hub has no safetensors of it{f', but {others[0]}' if others else ''}; "
             "convert it: load it in "

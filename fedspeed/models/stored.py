@@ -13,7 +13,9 @@ from fedspeed.files import json_value
 BASE_FILE = "model.safetensors"
 # Stored types that hold weights as they are.
 FLOATS = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".ckpt")
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".ckpt")
+# What trainers leave beside weights in the same formats.
+_NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "sampler", "rng_state", "training_args")
 COMPARED_BYTES = 1 << 24  # at a time
 
 
@@ -41,7 +43,7 @@ def weight_files(folder: Path, single: str) -> list[Path]:
     index = folder / f"{single}.index.json"
     if index.is_file():
         return [folder / name for name in sorted(set(_weight_map(index).values()))]
-    others = sorted(path.name for path in folder.glob("*") if path.suffix in OTHER_WEIGHTS)
+    others = other_weights((path.name for path in folder.glob("*")), single)
     if others:
         raise ModelError(
             f"{folder}: no {single} and no {index.name}, but {others[0]}, which FedSpeed does not read; "
@@ -52,6 +54,22 @@ def weight_files(folder: Path, single: str) -> list[Path]:
     if single == BASE_FILE:
         remedy += ", or set model.init=random to train from drawn weights"
     raise ModelError(f"{folder}: no {single} and no {index.name}; {remedy}")
+
+
+def other_weights(names: Iterable[str], single: str = BASE_FILE) -> list[str]:
+    """Which files hold weights in a format that FedSpeed does not read, those with a library's own names first.
+
+    Args:
+        names: of files, perhaps with folders before them. single: what the file would be called as safetensors:
+            an adapter's files begin with its name, a base's do not begin with an adapter's.
+    """
+    found = []
+    for name in names:
+        file = name.rpartition("/")[2].lower()
+        of_adapter = file.startswith("adapter_")
+        if file.endswith(_OTHER_FORMATS) and not file.startswith(_NO_WEIGHTS) and of_adapter == (single != BASE_FILE):
+            found.append((not file.startswith(("pytorch_model", "adapter_model", "model")), name))
+    return [name for _, name in sorted(found)]
 
 
 def stored_tensors(folder: Path, single: str = BASE_FILE) -> dict[str, Stored]:

@@ -59,10 +59,14 @@ def models(tmp_path_factory):
         "tokenizer.json": b"{}",
         "README.md": b"#",
     }
-    pickled = {"config.json": whole["config.json"], "pytorch_model.bin": b"x"}
+    pickled = {
+        name: b"x" for name in ("optimizer.pt", "original/params.pth", "pytorch_model.bin", "training_args.bin")
+    }
+    pickled["config.json"] = whole["config.json"]
     return {
         "org/whole": whole,
         "org/pickled": pickled,
+        "org/wordless": {name: content for name, content in whole.items() if name != "tokenizer.json"},
         "org/bert": {"config.json": b'{"model_type": "bert"}', "model.safetensors": b""},
     }
 
@@ -97,6 +101,24 @@ def test_a_plan_downloads_the_configuration_and_a_run_the_files_once(models, tmp
             )
             == f"(PosixPath('{folder}'), 2)"
         )
+
+
+def test_a_base_without_a_tokenizer_is_whole_where_none_is_asked_of_it(models, tmp_path):
+    with hub(models) as (place, _):
+        folder = ask("hub.model_folder('org/wordless')", place, tmp_path)
+    code = "hub.model_folder('org/wordless'), local_config.local_folder('org/wordless', tokenizer=True)"
+    assert ask(code, place, tmp_path, HF_HUB_OFFLINE="1") == f"{folder} None"
+
+
+@pytest.mark.parametrize(("tokenizer", "found"), [("bytes", True), ("auto", False)])
+def test_the_dry_run_asks_for_a_bases_tokenizer_where_the_run_does(monkeypatch, tmp_path, tokenizer, found):
+    from fedspeed.config.load import load
+    from fedspeed.preflight import local_base
+
+    write_llama(tmp_path)
+    monkeypatch.setattr("fedspeed.models.local_config.cached_file", lambda base, file: tmp_path / file)
+    config = load(None, ["model.base=org/wordless", f"model.tokenizer={tokenizer}"]).config
+    assert local_base(config) == (tmp_path if found else None)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,17 @@ def saved_adapter(name: str, module: str = "model.layers.0.self_attn.q_proj", **
     return make
 
 
+def pickled_adapter(name: str) -> Callable[[Path], object]:
+    """Makes a PEFT folder as a trainer of an earlier time leaves it."""
+    def make(here: Path) -> None:
+        saved_adapter(name)(here)
+        (here / name / "adapter_model.safetensors").rename(here / name / "adapter_model.bin")
+        for file in ("_base.bin", "optimizer.pt", "training_args.bin"):
+            (here / name / file).write_text("")
+
+    return make
+
+
 FILE = "run data.task=file data.split=iid "
 COMMAND_LINE = {
     "unknown key": Mistake("run train.learning_rate=1", ("command line", "train.learning_rate", "did you mean train.lr?")),
@@ -255,6 +266,12 @@ MODELS = {
                                         changed_llama("base", num_hidden_layers=3)),
     "weights in pickles": Mistake("run model.init=pretrained model.base=base", ("pytorch_model.bin", "save_pretrained"),
                                   model("base", LLAMA, pytorch_model__bin="")),
+    "weights in pickles beside a trainer's files": Mistake(
+        "run model.init=pretrained model.base=base", ("but pytorch_model.bin",),
+        model("base", LLAMA, adapter_model__bin="", optimizer__pt="", pytorch_model__bin="", training_args__bin="")),
+    "a trainer's files without weights": Mistake(
+        "run model.init=pretrained model.base=base", ("no model.safetensors.index.json; give", "model.init=random"),
+        model("base", LLAMA, optimizer__bin="", rng_state_0__pth="", scheduler__pt="", training_args__bin="")),
     "weights in eight bits": Mistake("run model.init=pretrained model.base=base", ("model.norm.weight in I8", "equantise", "save_pretrained"),
                                      in_eight_bits("base")),
     "config.json of a quantised model": Mistake("run model.base=base", ("quantization_config", "dequantise"),
@@ -275,6 +292,7 @@ MODELS = {
     "adapter without its tensors": Mistake("run adapter.start_from=half", ("lacks", "layers.1.self_attn.q_proj", "another base"), saved_adapter("half"),
                                            dry=True),
     "targets empty": Mistake("run adapter.targets=q_proj,,", ("adapter.targets", "attention")),
+    "adapter in a pickle": Mistake("run adapter.start_from=old", ("but adapter_model.bin", "save_pretrained"), pickled_adapter("old")),
     "adapter missing": Mistake("run adapter.start_from=gone", ("adapter.start_from", "gone", "PEFT folder")),
     "adapter that is a model": Mistake("run adapter.start_from=model", ("adapter_config.json", "no such file")),
     "adapter for a whole model": Mistake("run adapter.method=full adapter.start_from=model", ("adapter.start_from", "adapter.method is full", "model.base")),
