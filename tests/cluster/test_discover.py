@@ -19,6 +19,7 @@ from fedspeed.cluster.discover import discover
 from fedspeed.cluster.hostfile import Host, read
 from fedspeed.cluster.hostnames import is_same_host, own_host
 from fedspeed.errors import HostfileError
+from tests.limits import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 CAPTURED = json.loads((Path(__file__).parent / "captured_launches.json").read_text(encoding="utf-8"))
@@ -403,7 +404,7 @@ def test_the_ancestors_of_a_process_are_read_parent_first():
     script = "import json; from fedspeed.cluster.discover import ancestor_cmdlines; print(json.dumps(ancestor_cmdlines()))"
     shell = ["sh", "-c", '"$PYTHON" -c "$SCRIPT"; true', "deepspeed (odd) name", "--world_info=abc"]
     env = {**os.environ, "PYTHON": sys.executable, "SCRIPT": script, "PYTHONPATH": str(ROOT)}
-    answer = subprocess.run(shell, env=env, capture_output=True, text=True, timeout=20, check=True).stdout
+    answer = subprocess.run(shell, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=True).stdout
     ancestors = json.loads(answer)
     assert ancestors[0] == shell
     assert any("pytest" in word for word in ancestors[1])

@@ -9,6 +9,7 @@ import pytest
 
 from fedspeed.cluster.pulse import Look, Pulse, Silence, judge
 from fedspeed.cluster.rendezvous import Store
+from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
 
 RANKS = (0, 1, 2)
@@ -27,11 +28,11 @@ def begin(rank, port):
     store, calls = store_of(rank, port), []
     pulse = Pulse(store, RANKS, rank, INTERVAL_S, SILENCE_S, calls.append, GRACE_S)
     store.put(f"here/{rank}", "")
-    assert not store.wait([f"here/{r}" for r in RANKS], 10)
+    assert not store.wait([f"here/{r}" for r in RANKS], LIMIT_S)
     return pulse, calls, store
 
 
-def until(condition, limit_s=5.0):
+def until(condition, limit_s=LIMIT_S):
     end = time.monotonic() + limit_s
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -43,9 +44,9 @@ def fall(rank, port, number):
     child = os.fork()
     if child == 0:
         *_, store = begin(rank, port)
-        assert not store.wait([f"watches/{r}" for r in RANKS if r != rank], 10)
+        assert not store.wait([f"watches/{r}" for r in RANKS if r != rank], LIMIT_S)
         os.write(theirs, b"x")
-        time.sleep(20)
+        time.sleep(LIMIT_S)
         os._exit(0)
     os.read(ours, 1)
     os.kill(child, number)
@@ -75,7 +76,7 @@ def falls_or_watches(rank, port, victim, number, closer):
     (1, signal.SIGSTOP, None), (2, signal.SIGKILL, 1), (0, signal.SIGKILL, None), (0, signal.SIGSTOP, None),
 ])
 def test_a_rank_that_falls_silent_is_lost_and_who_is_stuck_is_told_once(victim, number, closer):
-    results = run_ranks(3, falls_or_watches, free_port(), victim, number, closer, timeout=30)
+    results = run_ranks(3, falls_or_watches, free_port(), victim, number, closer, timeout=LIMIT_S)
     for rank in set(RANKS) - {victim}:
         before, lost, seconds, calls = results[rank]
         assert before == ()
@@ -100,7 +101,7 @@ def leaves_or_stays(rank, port):
 
 
 def test_a_rank_that_leaves_in_order_is_not_lost():
-    assert run_ranks(3, leaves_or_stays, free_port(), timeout=30) == [((), [])] * 3
+    assert run_ranks(3, leaves_or_stays, free_port(), timeout=LIMIT_S) == [((), [])] * 3
 
 
 def test_a_rank_that_fails_says_no_goodbye_and_a_rank_heard_again_is_not_lost():

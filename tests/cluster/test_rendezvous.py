@@ -145,7 +145,7 @@ def test_a_rank_0_that_says_no_port_is_named(tmp_path):
 def test_the_missing_are_named_at_the_deadline(port, capfd):
     started = time.monotonic()
     first, second = in_threads(lambda rank: meet(launch_of(rank, port), 4), ranks=2)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < LIMIT_S / 10
     assert capfd.readouterr().err == ""
     for error in (first, second):
         assert isinstance(error, LostPeerError)
@@ -301,7 +301,7 @@ class DeadStore:
     def check(self, keys):
         self.asked += 1
         if self.silent:
-            threading.Event().wait(60)
+            threading.Event().wait(LIMIT_S)
         raise RuntimeError("Connection reset by peer")
 
     def set(self, key, text):
@@ -323,5 +323,5 @@ def test_a_dead_store_makes_no_second_failure(monkeypatch, silent):
     assert not store.is_first("a")
     assert leave(store, 5) == set()
     assert store.wait(["a", "b"], 0.5) == {"a", "b"}
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < LIMIT_S / 10
     assert dead.asked == 1, "a silent store is asked once, not once per rank"

@@ -7,6 +7,7 @@ import pytest
 
 from fedspeed.engine.base.parts import PartReader, PartServer, parts_of
 from fedspeed.errors import LostPeerError
+from tests.limits import LIMIT_S
 
 
 @pytest.mark.parametrize("nbytes,weights", [(8192, [1, 1]), (4096 * 7, [2, 1, 1]), (4096, [1, 1, 1]), (0, [1, 2])])
@@ -51,7 +52,7 @@ def test_one_who_is_served_stays_served_when_nobody_else_is_let_in(served):
 @pytest.mark.parametrize("sent", [b"\0" * 32 + struct.pack(">QQ", 0, 100), b"GET / HTTP/1.0\r\n\r\n" + b" " * 30])
 def test_a_stranger_gets_nothing(served, sent):
     _, server = served
-    with socket.create_connection(server.address, timeout=5) as stranger:
+    with socket.create_connection(server.address, timeout=LIMIT_S) as stranger:
         stranger.sendall(sent)
         try:
             assert stranger.recv(100) == b""
@@ -62,6 +63,6 @@ def test_a_stranger_gets_nothing(served, sent):
 @pytest.mark.parametrize("at,count", [(399_999, 2), (2**63, 10), (0, 2**63)])
 def test_a_read_beyond_the_part_ends_the_connection(served, at, count):
     _, server = served
-    with socket.create_connection(server.address, timeout=5) as reader:
+    with socket.create_connection(server.address, timeout=LIMIT_S) as reader:
         reader.sendall(server.token + struct.pack(">QQ", at, count))
         assert reader.recv(100) == b""

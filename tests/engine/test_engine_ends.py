@@ -6,6 +6,7 @@ import pytest
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
+from tests.limits import LIMIT_S
 from tests.processes import run_clusters
 from tests.tiny import random_step
 
@@ -81,7 +82,7 @@ def losses(rank, folder):
     from fedspeed.engine.world import join_world, leave_world, quiet
 
     quiet()
-    join_world(60)
+    join_world(LIMIT_S)
     step, found = random_step(4, 2, 2), []
     for (family, ends, method), kinds in CASES.items():
         base = write_ends(family, ends, folder / f"{family}-{ends}-{method}")
@@ -112,7 +113,7 @@ def piped(rank, folder, scope):
 
     torch.set_num_threads(1)
     quiet()
-    join_world(60)
+    join_world(LIMIT_S)
     step, found = random_step(4, 2, 2), []
     for ends in ENDS:
         base = folder / ends

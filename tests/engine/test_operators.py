@@ -9,6 +9,7 @@ import pytest
 from fedspeed.cluster.compilers import Lack
 from fedspeed.engine import operators
 from fedspeed.errors import FedSpeedError
+from tests.limits import LIMIT_S
 
 NVME = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}, "offload_optimizer": {"device": "cpu"}}}
 PLAIN = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
@@ -53,7 +54,7 @@ def test_a_build_is_told_by_the_one_that_builds(builder, tmp_path, capsys):
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(20)
+        rank.join(LIMIT_S)
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"fedspeed: building DeepSpeed's async_io in {tmp_path}: once on this machine, about two minutes on an idle core"
     assert second.startswith("fedspeed: built in ")

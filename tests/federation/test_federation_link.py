@@ -9,6 +9,7 @@ from fedspeed.errors import LostPeerError
 from fedspeed.federation.link import ClientLink
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transports.local import LocalTransport
+from tests.limits import LIMIT_S
 
 
 class Alone:
@@ -28,7 +29,7 @@ class PairOfRanks:
         return self._Gateway(self)
 
     def share_from_gateway(self, values):
-        assert self._ready.acquire(timeout=10)
+        assert self._ready.acquire(timeout=LIMIT_S)
         self._at += 1
         return self._said[self._at - 1]
 
@@ -43,7 +44,7 @@ class PairOfRanks:
 
 
 def test_every_rank_of_every_client_hears_the_sum():
-    first, second = (PlainExchange(t, 10) for t in LocalTransport.set_of(2))
+    first, second = (PlainExchange(t, LIMIT_S) for t in LocalTransport.set_of(2))
     pair = PairOfRanks()
     links = [ClientLink(pair.gateway(), first, 10), ClientLink(pair, None, 10), ClientLink(Alone(), second, 10)]
     vectors, sums = [np.array([1.0, 2.0]), np.array([50.0, 60.0]), np.array([0.5, 0.25])], {}
@@ -51,7 +52,7 @@ def test_every_rank_of_every_client_hears_the_sum():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(LIMIT_S)
     for i in range(3):
         assert sums[i].vector.tolist() == [1.5, 2.25], "only gateways' vectors count"
         assert sums[i].weight == 1 + 3
@@ -60,11 +61,11 @@ def test_every_rank_of_every_client_hears_the_sum():
 
 
 def test_bytes_are_those_of_one_exchange():
-    first, second = (PlainExchange(t, 10) for t in LocalTransport.set_of(2))
+    first, second = (PlainExchange(t, LIMIT_S) for t in LocalTransport.set_of(2))
     for _ in range(2):
         handle = second.start(np.zeros(4), 0.0)
         assert ClientLink(Alone(), first, 10).sum(np.zeros(4), 0.0).bytes_sent == 32 + 16 + 16
-        handle.wait(10)
+        handle.wait(LIMIT_S)
 
 
 def test_a_missing_participant_is_a_lost_peer():

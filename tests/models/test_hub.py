@@ -15,6 +15,7 @@ from fedspeed.models.hub import model_folder
 from fedspeed.models.local_config import SHIPPED, local_folder, shipped_names
 from fedspeed.models.planned import planned_shape
 from tests.conftest import ROOT
+from tests.limits import LIMIT_S
 from tests.models.hub_server import hub
 from tests.models.test_catalogue import SMALL
 from tests.tiny import write_llama
@@ -34,7 +35,7 @@ def ask(code: str, place, home, **environment: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
         check=False,
         env={
             **os.environ,

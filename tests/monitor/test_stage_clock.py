@@ -80,7 +80,7 @@ def test_a_stage_opened_by_another_thread_while_this_one_waits():
         time.now += 1
         thread = threading.Thread(target=hook)
         thread.start()
-        thread.join(10)
+        thread.join(LIMIT_S)
         time.now += 1
     assert clock.snapshot_and_reset() == {"compute": 2.0, "gather": 3.0, "exchange": 0.0, "idle": 0.0, "other": 0.0}
 

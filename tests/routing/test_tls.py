@@ -17,6 +17,7 @@ from fedspeed.routing.listening import check_port, listen_address
 from fedspeed.routing.transport import PeersLost, TransportError
 from fedspeed.routing.transports import tls
 from fedspeed.routing.transports.tls import STRANGERS, TlsTransport
+from tests.limits import LIMIT_S
 from tests.processes import free_ports
 from tests.routing.test_transports import contract, in_threads
 
@@ -37,11 +38,11 @@ class Sites:
     def routing(self, i: int, **more) -> RoutingConfig:
         return RoutingConfig(transport="tls", identity=str(self.folder / f"site{i}.key"), roster=str(self.roster_file), roster_signer=self.pinned, **more)
 
-    def transport(self, i: int, timeout_s: float = 20, roster=None, key: str | None = None) -> TlsTransport:
+    def transport(self, i: int, timeout_s: float = LIMIT_S, roster=None, key: str | None = None) -> TlsTransport:
         listen = listen_address(self.routing(i), self.roster.members[i])
         return TlsTransport(str(self.folder / (key or f"site{i}.key")), self.roster.keys[i], roster or self.roster, timeout_s, listen)
 
-    def all(self, crowded=lambda: None, timeout_s: float = 20) -> list[TlsTransport]:
+    def all(self, crowded=lambda: None, timeout_s: float = LIMIT_S) -> list[TlsTransport]:
         """crowded: called when the first one listens, and before any of the others is there."""
         made = [None] * self.size
 
@@ -54,7 +55,7 @@ class Sites:
             if thread is threads[0]:
                 crowded()
         for thread in threads:
-            thread.join(30)
+            thread.join(LIMIT_S)
         return made
 
 
@@ -72,7 +73,7 @@ def test_large_frames_in_both_directions_at_once(tmp_path):
 
     def act(t):
         parts = [np.full(20_000_000, 16 * t.rank + i, np.uint8) for i in range(3)]
-        came = t.swap(parts, [20_000_000] * 3, 30)
+        came = t.swap(parts, [20_000_000] * 3, LIMIT_S)
         return [int(c[0]) for c in came], [bool((c == c[0]).all()) for c in came]
 
     for i, (firsts, equal) in enumerate(in_threads(transports, act)):
@@ -84,7 +85,7 @@ def test_large_frames_in_both_directions_at_once(tmp_path):
 def test_one_that_is_frozen_holds_nobody_else_up(tmp_path, monkeypatch):
     """It takes nothing any more, while large frames are on their way to it; its connection stands."""
     frozen, read = threading.Event(), TlsTransport._read
-    monkeypatch.setattr(TlsTransport, "_read", lambda self, *peer: frozen.wait(60) if self.rank == 1 else read(self, *peer))
+    monkeypatch.setattr(TlsTransport, "_read", lambda self, *peer: frozen.wait(LIMIT_S) if self.rank == 1 else read(self, *peer))
     transports = Sites(tmp_path, 4).all()
 
     def act(t):
@@ -93,11 +94,11 @@ def test_one_that_is_frozen_holds_nobody_else_up(tmp_path, monkeypatch):
         begin, part = time.monotonic(), np.full(12_000_000, t.rank, np.uint8)
         with pytest.raises(PeersLost) as lost:
             t.swap([part] * 4, [part.size] * 4, 4)
-        apart = t.swap([part[:100]] * 4, [100 if i != 1 else 0 for i in range(4)], 10)
+        apart = t.swap([part[:100]] * 4, [100 if i != 1 else 0 for i in range(4)], LIMIT_S)
         return lost.value.peers, [int(c[0]) for i, c in enumerate(apart) if i != 1], time.monotonic() - begin
 
     found = [one for one in in_threads(transports, act) if one]
-    assert [f[:2] for f in found] == 3 * [(frozenset({1}), [0, 2, 3])] and all(f[2] < 12 for f in found)
+    assert [f[:2] for f in found] == 3 * [(frozenset({1}), [0, 2, 3])] and all(f[2] < LIMIT_S / 10 for f in found)
     frozen.set()
     for transport in transports:
         transport.close()
@@ -106,7 +107,7 @@ def test_one_that_is_frozen_holds_nobody_else_up(tmp_path, monkeypatch):
 def knock(place, sent: bytes, shut: bool = True) -> bytes:
     """What the place answers to a stranger before it hangs up, which it may do at any moment."""
     answer = b""
-    with socket.create_connection(place, timeout=15) as stranger, contextlib.suppress(OSError):
+    with socket.create_connection(place, timeout=LIMIT_S) as stranger, contextlib.suppress(OSError):
         stranger.sendall(sent)
         if shut:
             stranger.shutdown(socket.SHUT_WR)
@@ -130,13 +131,13 @@ def test_strangers_get_no_further_than_the_handshake_and_the_run_goes_on(tmp_pat
     assert knock(place, b"GET / HTTP/1.0\r\n\r\n")[:4] != b"HTTP"
     identity.make("stranger", "127.0.0.1:9", tmp_path)
     for key in ("", "stranger.key"):
-        with socket.create_connection(place, timeout=15) as raw, pytest.raises(OSError):
+        with socket.create_connection(place, timeout=LIMIT_S) as raw, pytest.raises(OSError):
             with stranger_context(tmp_path, key).wrap_socket(raw) as secured:
                 secured.sendall(b"w" + sites.roster.digest)
                 assert secured.recv(1) == b""
                 raise OSError("closed without a word")
-    silent = [socket.create_connection(place, timeout=15) for _ in range(40)]
-    with socket.create_connection(place, timeout=15) as raw:  # a member, connected already
+    silent = [socket.create_connection(place, timeout=LIMIT_S) for _ in range(40)]
+    with socket.create_connection(place, timeout=LIMIT_S) as raw:  # a member, connected already
         with pytest.raises(OSError), stranger_context(tmp_path, "site2.key").wrap_socket(raw) as secured:
             secured.sendall(b"w" + sites.roster.digest)
             if secured.recv(1) in (b"", b"y"):
@@ -158,7 +159,7 @@ def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
     def crowd():
         while not done.wait(0.005):
             with contextlib.suppress(OSError):
-                opened.append(socket.create_connection(sites.roster.members[0].place, timeout=5))
+                opened.append(socket.create_connection(sites.roster.members[0].place, timeout=LIMIT_S))
 
     def crowded(least=2 * STRANGERS):
         while len(opened) < least:
@@ -227,7 +228,7 @@ def test_another_roster_is_refused(tmp_path, capfd):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(LIMIT_S)
     assert "has another roster" in capfd.readouterr().err
 
 
@@ -240,9 +241,9 @@ def test_one_that_is_gone_is_told_at_once_and_the_others_go_on(tmp_path):
             return None
         begin = time.monotonic()
         with pytest.raises(PeersLost, match="site1: the other side has closed") as lost:
-            t.swap([b"x" * 10] * 3, [10] * 3, 20)
-        assert lost.value.peers == {1} and time.monotonic() - begin < 5
-        came = t.swap([b"x" * 10, b"", b"x" * 10], [10, 0, 10], 20, (1, 1))
+            t.swap([b"x" * 10] * 3, [10] * 3, LIMIT_S)
+        assert lost.value.peers == {1} and time.monotonic() - begin < LIMIT_S / 10
+        came = t.swap([b"x" * 10, b"", b"x" * 10], [10, 0, 10], LIMIT_S, (1, 1))
         return [len(c) for c in came]
 
     assert in_threads(transports, act) == [[10, 0, 10], None, [10, 0, 10]]

@@ -23,23 +23,23 @@ from tests.processes import free_port, run_ranks
 def contract(transport) -> dict:
     """What every participant does; the checks that need only its own view are made here."""
     rank, size = transport.rank, transport.size
-    gathered = all_gather(transport, np.array([rank, 10.0 + rank]), 20)
+    gathered = all_gather(transport, np.array([rank, 10.0 + rank]), LIMIT_S)
     assert gathered.tolist() == [[r, 10.0 + r] for r in range(size)]
-    came = all_to_all(transport, [np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)], 20)
+    came = all_to_all(transport, [np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)], LIMIT_S)
     assert came.dtype == np.float32 and came.shape == (size, 3 + rank)
     assert came[:, 0].tolist() == [100.0 * sender + rank for sender in range(size)]
 
-    exchange = PlainExchange(transport, deadline_s=20)
+    exchange = PlainExchange(transport, deadline_s=LIMIT_S)
     vectors = {n: [np.random.default_rng([n, r]).normal(size=n).astype(np.float32) for r in range(size)] for n in (1, 2, 1001)}
     handles = {n: exchange.start(v[rank], weight=float(rank + 1)) for n, v in vectors.items()}  # three under way at once
     for n, handle in handles.items():
-        total, weight = handle.wait(20)
+        total, weight = handle.wait(LIMIT_S)
         assert weight == size * (size + 1) / 2
         exact = np.sum([v.astype(np.float64) for v in vectors[n]], axis=0)
         assert total.dtype == np.float32 and total.shape == (n,)
         np.testing.assert_array_equal(total, exact.astype(np.float32))
     before = transport.bytes_sent
-    total, _ = exchange.start(np.full(size * 1000, 2.0**-30), 0.0).wait(20)
+    total, _ = exchange.start(np.full(size * 1000, 2.0**-30), 0.0).wait(LIMIT_S)
     sent = transport.bytes_sent - before
     assert total.dtype == np.float64 and (total == size * 2.0**-30).all()
     assert sent == 2 * (size - 1) * 1000 * 8 + (size - 1) * 32, "each participant sends 2 (n-1)/n vectors and one head"
@@ -53,11 +53,11 @@ def gloo_rank(rank, size, port, act):
 
     from fedspeed.routing.transports.gloo import GlooTransport
 
-    store = TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timedelta(seconds=20))
-    result = act(GlooTransport(store, rank, size, 20))
+    store = TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timedelta(seconds=LIMIT_S))
+    result = act(GlooTransport(store, rank, size, LIMIT_S))
     store.set(f"done{rank}", "1")
     if rank == 0:
-        store.wait([f"done{r}" for r in range(size)], timedelta(seconds=20))
+        store.wait([f"done{r}" for r in range(size)], timedelta(seconds=LIMIT_S))
     return result
 
 
@@ -74,7 +74,7 @@ def in_threads(transports, act):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LIMIT_S)
     if errors:
         raise errors[0]
     return [results[t.rank] for t in transports]
@@ -125,8 +125,8 @@ def test_a_missing_participant_is_named_within_the_deadline():
     transports = LocalTransport.set_of(2)
     begin = time.monotonic()
     with pytest.raises(LostPeerError, match=r"the update of client 1 \(rank 1\) is missing"):
-        PlainExchange(transports[0], deadline_s=0.3, roll=Late()).start(np.zeros(4), 1.0).wait(5)
-    assert time.monotonic() - begin < 3
+        PlainExchange(transports[0], deadline_s=0.3, roll=Late()).start(np.zeros(4), 1.0).wait(LIMIT_S)
+    assert time.monotonic() - begin < LIMIT_S
 
 
 def dies_or_tells(told, transport):
@@ -134,7 +134,7 @@ def dies_or_tells(told, transport):
         os.kill(os.getpid(), signal.SIGKILL)
     begin = time.monotonic()
     try:
-        all_gather(transport, np.zeros(2), 20)
+        all_gather(transport, np.zeros(2), LIMIT_S)
     except TransportError as error:
         told.write_text(f"{time.monotonic() - begin} {error}")
         raise
@@ -142,13 +142,13 @@ def dies_or_tells(told, transport):
 
 def test_gloo_notices_a_killed_participant_long_before_the_deadline(tmp_path):
     with pytest.raises(AssertionError, match="rank 1:\ndied without a word"):
-        run_ranks(2, gloo_rank, 2, free_port(), functools.partial(dies_or_tells, tmp_path / "told"), timeout=30)
-    assert float((tmp_path / "told").read_text().split()[0]) < 4
+        run_ranks(2, gloo_rank, 2, free_port(), functools.partial(dies_or_tells, tmp_path / "told"), timeout=LIMIT_S)
+    assert float((tmp_path / "told").read_text().split()[0]) < LIMIT_S / 10
 
 
 def disagree(transport):
     with pytest.raises(FedSpeedError, match="disagree"):
-        PlainExchange(transport, 5).start(np.zeros(3 + transport.rank), 1.0).wait(5)
+        PlainExchange(transport, LIMIT_S).start(np.zeros(3 + transport.rank), 1.0).wait(LIMIT_S)
 
 
 def test_different_lengths_are_refused_on_every_side():
@@ -173,16 +173,16 @@ class Roll(NoRollCall):
     def lost(self): return ["client 1 (rank 1 on beta)"]
 begin = time.monotonic()
 try:
-    PlainExchange(LocalTransport.set_of(2)[0], 60, Roll()).start(np.zeros(4), 1.0).wait(60)
+    PlainExchange(LocalTransport.set_of(2)[0], 500, Roll()).start(np.zeros(4), 1.0).wait(500)
 except LostPeerError as error:
     print(time.monotonic() - begin, error)
 """
 
 
 def test_a_lost_participant_ends_the_wait_and_the_process_long_before_the_deadline():
-    done = subprocess.run([sys.executable, "-c", LOST_SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", LOST_SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     seconds, _, said = done.stdout.partition(" ")
-    assert float(seconds) < 5
+    assert float(seconds) < LIMIT_S / 10
     assert "the update of client 1 (rank 1 on beta) is missing" in said
 
 

@@ -19,6 +19,7 @@ from fedspeed.errors import FedSpeedError, ModelError, PlanError
 from fedspeed.models.numeric_types import DeviceTypes
 from fedspeed.session import numeric_type
 from fedspeed.session.order import Job, Order
+from tests.limits import LIMIT_S
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def meet(order, slots: int, function) -> list:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LIMIT_S)
     return found
 
 

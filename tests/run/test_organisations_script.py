@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.limits import LIMIT_S
 
 # A site that, like launch.py, ends a while after it was asked to, and writes down how often it was asked. Everything else is done at once.
 PYTHON = '''#!/usr/bin/env bash
@@ -38,7 +39,7 @@ def script(tmp_path):
     started = subprocess.Popen(["bash", "launchers/organisations.sh", "run.name=x"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
                                start_new_session=True)
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + LIMIT_S
         while len(list(tmp_path.glob("*.pid"))) < 3:
             assert started.poll() is None and time.monotonic() < end
             time.sleep(0.05)
@@ -48,7 +49,7 @@ def script(tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         started.stdout.close()
-        started.wait(10)
+        started.wait(LIMIT_S)
 
 
 def pids(folder: Path) -> list[int]:
@@ -68,7 +69,7 @@ def test_sites_end_with_the_script(script, tmp_path, how):
         os.killpg(script.pid, signal.SIGINT)  # as a terminal does it
     else:
         script.send_signal(signal.Signals[how])
-    said, _ = script.communicate(timeout=20)
+    said, _ = script.communicate(timeout=LIMIT_S)
     assert script.returncode == 75
     assert not any(map(alive, pids(tmp_path)))
     assert sorted(said.splitlines()) == [line for i in (1, 2, 3) for line in (f"client{i}  ended", f"client{i}  started with run.name=x")]

@@ -159,7 +159,7 @@ def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
 @pytest.mark.parametrize("launcher", [MPIRUN, DEEPSPEED])
 def test_a_bad_configuration_ends_all_ranks_at_once(workshop, launcher):
     started = workshop.start("run.name=typo", "train.learning_rate=1", launcher=launcher)
-    ended = started.wait(60)
+    ended = started.wait()
     assert ended.code not in (0, None) and "there is no key train.learning_rate" in ended.err, ended.text
     assert "Traceback" not in ended.text and not (workshop.runs / "typo").exists()
     assert started.family() == {}

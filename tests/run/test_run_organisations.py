@@ -174,7 +174,7 @@ def test_a_stranger_at_the_port_changes_nothing(three, shared_workshop):
     federation.until_a_round(started)
     for sent in (b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000)):
         for port in federation.places:
-            with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger, contextlib.suppress(ConnectionError):
+            with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as stranger, contextlib.suppress(ConnectionError):
                 stranger.sendall(sent)
     ended = [s.wait() for s in started]
     assert [e.code for e in ended] == [0, 0, 0], "\n".join(e.text for e in ended)
@@ -284,6 +284,6 @@ def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
 
 @pytest.mark.slow
 def test_the_example_runs_as_written():
-    done = subprocess.run(["bash", "launchers/organisations.sh", "--fresh"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", "launchers/organisations.sh", "--fresh"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("finished: 8 of 8 rounds") == 3

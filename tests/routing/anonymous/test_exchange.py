@@ -20,12 +20,12 @@ from tests.processes import free_port, run_ranks
 from tests.routing.test_tls import Sites
 from tests.routing.test_transports import gloo_rank, in_threads
 
-RULES = RoutingConfig("mix+mask", cell_kib=4, step_deadline_s=5.0, deadline_s=20.0)
+RULES = RoutingConfig("mix+mask", cell_kib=4, step_deadline_s=LIMIT_S, deadline_s=LIMIT_S)
 
 
 def exchange_of(transport, rules=RULES, **changes):
     identity = Ed25519PrivateKey.generate()
-    return AnonymousExchange(transport, rules, identity, meet(transport, 20, identity), changes.get("settings", b"run"))
+    return AnonymousExchange(transport, rules, identity, meet(transport, LIMIT_S, identity), changes.get("settings", b"run"))
 
 
 def rounds(transport, rules=RULES):
@@ -35,11 +35,11 @@ def rounds(transport, rules=RULES):
         updates = [np.random.default_rng([number, r]).normal(size=3001).astype(np.float32) * 1e-3 for r in range(n)]
         weights = [float(10 * r + number) for r in range(n)]
         handle = exchange.start(updates[transport.rank] * np.float32(weights[transport.rank]), weights[transport.rank])
-        total, weight = handle.wait(30)
+        total, weight = handle.wait(LIMIT_S)
         exact = sum(w * u.astype(np.float64) for w, u in zip(weights, updates))
         assert weight == sum(weights) and total.dtype == np.float32 and handle.clipped == 0
         errors.append(float(np.abs(total - exact).max() / weight))
-        ledger, _ = exchange.start(np.array([1.5, transport.rank, -2.0**-40]), 0.0).wait(30)
+        ledger, _ = exchange.start(np.array([1.5, transport.rank, -2.0**-40]), 0.0).wait(LIMIT_S)
         np.testing.assert_array_equal(ledger, [1.5 * n, n * (n - 1) / 2, -n * 2.0**-40])
     return total.tobytes().hex()[:64], errors
 
@@ -92,7 +92,7 @@ def test_one_that_leaves_is_done_without(capfd):
             if transport.rank == 2 and number == 1:
                 exchange.close()
                 return None
-            totals.append(exchange.start(np.full(500, (transport.rank + 1) / 10, np.float32), 1.0).wait(30))
+            totals.append(exchange.start(np.full(500, (transport.rank + 1) / 10, np.float32), 1.0).wait(LIMIT_S))
         return [(total[0], weight) for total, weight in totals]
 
     results = [r for r in in_threads(LocalTransport.set_of(5), act) if r]
@@ -110,20 +110,22 @@ def test_below_the_threshold_it_stops_with_a_message():
             exchange.close()
             return "left"
         with pytest.raises(LostPeerError, match="only 2 of 4 members are left, 3 are needed"):
-            exchange.start(np.zeros(10, np.float32), 1.0).wait(30)
+            exchange.start(np.zeros(10, np.float32), 1.0).wait(LIMIT_S)
 
     in_threads(LocalTransport.set_of(4), act)
 
 
 def test_one_that_is_silent_is_lost_at_the_deadline():
+    others_done = threading.Barrier(4)
+
     def act(transport):
         identity = Ed25519PrivateKey.generate()
-        roster = meet(transport, 20, identity)
-        exchange = AnonymousExchange(transport, replace(RULES, deadline_s=1.0), identity, roster, b"run")
-        if transport.rank == 3:
-            time.sleep(3)
-            return None
-        total, weight = exchange.start(np.full(10, 1.0, np.float32), 1.0).wait(exchange.patience_s)
+        roster = meet(transport, LIMIT_S, identity)
+        exchange = AnonymousExchange(transport, replace(RULES, deadline_s=3.0), identity, roster, b"run")
+        weight = None
+        if transport.rank != 3:
+            _, weight = exchange.start(np.full(10, 1.0, np.float32), 1.0).wait(LIMIT_S)
+        others_done.wait(LIMIT_S)
         return weight
 
     assert in_threads(LocalTransport.set_of(4), act) == [3.0, 3.0, 3.0, None]
@@ -135,7 +137,7 @@ def test_updates_are_summed_once_however_the_weights_grow():
         exchange, sums = exchange_of(transport), []
         summed = exchange._agree
         exchange._agree = lambda tag, words, payload: sums.append(words) or summed(tag, words, payload)
-        totals = [exchange.start(np.full(600, weight, np.float32), weight).wait(30) for weight in (1.0, 1000.0, 3.0)]
+        totals = [exchange.start(np.full(600, weight, np.float32), weight).wait(LIMIT_S) for weight in (1.0, 1000.0, 3.0)]
         return [(float(total[0]), weight) for total, weight in totals], [words > 600 for words in sums]
 
     for totals, sums in in_threads(LocalTransport.set_of(3), act):
@@ -147,12 +149,12 @@ def test_what_is_no_number_spoils_its_own_word_only():
     def act(transport):
         exchange = exchange_of(transport)
         values = np.array([1.0, np.nan if transport.rank == 1 else 1.0, np.inf if transport.rank == 2 else 2.0, 1e300 if transport.rank == 0 else 1.0, 5.0])
-        exact, weight = exchange.start(values, 1.0).wait(30)
+        exact, weight = exchange.start(values, 1.0).wait(LIMIT_S)
         vector = np.full(300, 0.1, np.float32)
         vector[7] = np.nan if transport.rank == 1 else 0.1
         vector[8] = 5.0
         handle = exchange.start(vector, 1.0)
-        total, _ = handle.wait(30)
+        total, _ = handle.wait(LIMIT_S)
         return exact, weight, total, handle.clipped
 
     for exact, weight, total, cut in in_threads(LocalTransport.set_of(3), act):
@@ -165,7 +167,7 @@ def test_weights_that_are_none_are_refused_by_all():
     def act(transport):
         exchange = exchange_of(transport)
         with pytest.raises(FedSpeedError, match="somebody gives one that is none"):
-            exchange.start(np.zeros(10, np.float32), -5.0 if transport.rank == 1 else 1.0).wait(30)
+            exchange.start(np.zeros(10, np.float32), -5.0 if transport.rank == 1 else 1.0).wait(LIMIT_S)
 
     in_threads(LocalTransport.set_of(3), act)
 
@@ -174,7 +176,7 @@ def test_other_settings_are_refused():
     def act(transport):
         exchange = exchange_of(transport, settings=b"other" if transport.rank == 1 else b"run")
         with pytest.raises(FedSpeedError, match="announced itself with other settings|convicted this participant"):
-            exchange.start(np.zeros(10, np.float32), 1.0).wait(30)
+            exchange.start(np.zeros(10, np.float32), 1.0).wait(LIMIT_S)
 
     in_threads(LocalTransport.set_of(3), act)
 
@@ -182,8 +184,10 @@ def test_other_settings_are_refused():
 def test_threads_end_with_the_exchange():
     before = threading.active_count()
     in_threads(LocalTransport.set_of(3), lambda t: exchange_of(t).close())
-    time.sleep(0.5)
-    assert threading.active_count() <= before + 1
+    end = time.monotonic() + LIMIT_S
+    while threading.active_count() > before + 1:
+        assert time.monotonic() < end, "threads outlived their exchange"
+        time.sleep(0.01)
 
 
 def test_any_first_update_comes_through_whole_and_each_part_with_its_digits():
@@ -194,7 +198,7 @@ def test_any_first_update_comes_through_whole_and_each_part_with_its_digits():
             parts = (1000, 700)
             vectors = [np.random.default_rng([r]).normal(size=1700) * np.repeat(scales, parts) for r in range(3)]
             handle = exchange.start(vectors[transport.rank].astype(np.float32), 1.0, parts)
-            total, _ = handle.wait(30)
+            total, _ = handle.wait(LIMIT_S)
             exact = sum(v.astype(np.float32).astype(np.float64) for v in vectors)
             found += [handle.clipped, np.abs(total - exact)[:1000].max() / scales[0], np.abs(total - exact)[1000:].max() / scales[1]]
         return found
@@ -221,7 +225,7 @@ def test_a_lie_about_sizes_ends_alike_for_all(factor):
             exchange.__class__, exchange.factor = Liar, factor
         handle = exchange.start(np.full(10, [1.0, 100.0, 1.0][transport.rank], np.float32), 1.0)
         try:
-            total, weight = handle.wait(30)
+            total, weight = handle.wait(LIMIT_S)
         except FedSpeedError as error:
             return str(error)
         return total.tobytes(), weight, handle.clipped
@@ -238,7 +242,7 @@ def test_an_update_beyond_the_range_is_told_with_a_remedy():
     def act(transport):
         exchange = exchange_of(transport)
         with pytest.raises(FedSpeedError, match="an update is beyond 4.61e.18.*lower train.lr"):
-            exchange.start(np.full(10, 1e30 if transport.rank == 1 else 1.0, np.float32), 1.0).wait(30)
+            exchange.start(np.full(10, 1e30 if transport.rank == 1 else 1.0, np.float32), 1.0).wait(LIMIT_S)
 
     in_threads(LocalTransport.set_of(3), act)
 

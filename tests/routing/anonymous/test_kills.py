@@ -17,7 +17,7 @@ from tests.processes import run_ranks
 from tests.routing.test_tls import Sites
 
 MEMBERS, WORDS = 5, 1500
-RULES = RoutingConfig(mode="mix+mask", transport="tls", cell_kib=1, deadline_s=20, step_deadline_s=10)
+RULES = RoutingConfig(mode="mix+mask", transport="tls", cell_kib=1, deadline_s=LIMIT_S, step_deadline_s=LIMIT_S)
 STATES_PLAYED = ("announce", "reveal", "hop 0", "hop 1", "hop 2", "collect", "vote", "confirm", "unmask", "sums", "done")
 MOMENTS = ("before", "midway", "after")
 
@@ -57,7 +57,7 @@ def vector(rank: int, number: int) -> np.ndarray:
 
 def member(rank, folder, pinned, deaths, moment):
     roster, key_file = read_roster(folder / "roster.json", pinned), folder / f"site{rank}.key"
-    transport = Mortal(str(key_file), roster.keys[rank], roster, 30, listen_address(RULES, roster.members[rank]))
+    transport = Mortal(str(key_file), roster.keys[rank], roster, LIMIT_S, listen_address(RULES, roster.members[rank]))
     transport.dies_in, transport.moment = STATES.index(deaths[rank]) if rank in deaths else -1, moment
     exchange = AnonymousExchange(transport, RULES, read_key(key_file), roster.keys, b"settings")
     told = []
