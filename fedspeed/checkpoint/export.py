@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedspeed import activity
 from fedspeed.checkpoint.card import CARD_FILE
 from fedspeed.checkpoint.journal import write_tensors
 from fedspeed.files import follow_umask
@@ -91,7 +92,8 @@ def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix
     trained = {key_of(name, stored, prefix): name for name in named}
     assert None not in trained, f"trained, but not in {folder}: {sorted(set(named) - set(trained.values()))}"
     total = 0
-    for file in sorted({tensor.file for tensor in stored.values()}):
+    files = sorted({tensor.file for tensor in stored.values()})
+    for file in activity.counted(files, "the export of the model", "file"):
         tensors = load_file(file)
         for key in tensors.keys() & trained.keys():
             tensors[key] = torch.from_numpy(np.ascontiguousarray(named[trained[key]]))

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedspeed.cluster.hostfile import read
 from fedspeed.cluster.topology import plan
+from fedspeed.config.paths import place
 from fedspeed.config.reference import comment, meaning, section_meaning
 from fedspeed.config.show import scalar
 from fedspeed.data.detect import Detected, detect
@@ -45,7 +46,7 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
 
     Args:
         task: one of TASKS; not looked at where there are `rows` of one's own.
-        base: model.base; empty: one that suits the task.
+        base: model.base as the command names it; empty: one that suits the task.
 
     Raises:
         DataError: the rows cannot be read, or not be told apart. HostfileError, PlanError: the hosts are none, or too few.
@@ -68,7 +69,7 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
         plan(hosts, clients, "auto")
         said.append(f"{hostfile}: {len(hosts)} hosts, {sum(host.slots for host in hosts)} ranks, {clients} clients")
     tiny = rows is None and task == "builtin"
-    values = {"model": {"base": base or (QUICKSTART_BASE if tiny else HUB_BASE), "dtype": "auto"}}
+    values = {"model": {"base": _base(base, target) or (QUICKSTART_BASE if tiny else HUB_BASE), "dtype": "auto"}}
     for section, block in (_TINY if tiny else _USUAL).items():
         values[section] = dict(block)
     values["data"] = {**data, "clients": clients, "split": split, **values["data"]}
@@ -93,10 +94,15 @@ def _text(target: Path, hostfile: Path | None, values: Values) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _beside(rows: Path, target: Path) -> str:
-    """The path of the rows as the YAML names it: relative to itself where both move together, absolute elsewhere."""
-    relative = os.path.relpath(rows, target.parent)
-    return os.path.abspath(rows) if relative.startswith("..") else relative
+def _base(base: str, target: Path) -> str:
+    """`model.base` as the YAML names it: the path of a folder or file that is here, and any other name as it is."""
+    return _beside(Path(base), target) if base and place(base) else base
+
+
+def _beside(path: Path, target: Path) -> str:
+    """An input's path as the YAML names it: relative to itself where both move together, absolute elsewhere."""
+    relative = os.path.relpath(path, target.parent)
+    return os.path.abspath(path) if relative.startswith("..") else relative
 
 
 def _fields(found: Detected) -> dict[str, str]:

@@ -273,3 +273,18 @@ def test_an_exported_adapter_starts_another_run(results):
     assert seen["started"].keys() == seen["exported"].keys()
     for name, tensor in seen["exported"].items():
         np.testing.assert_array_equal(seen["started"][name], tensor)
+
+
+def test_the_files_of_an_export_are_counted(tmp_path, monkeypatch):
+    """So that a terminal shows when it will be done."""
+    import safetensors.torch
+
+    from fedspeed import activity
+    from fedspeed.checkpoint.export import _write_around
+
+    base, at, write = write_base("llama", tmp_path / "base", "sharded"), [], safetensors.torch.save_file
+    monkeypatch.setattr(safetensors.torch, "save_file", lambda *given, **named: at.append(activity.where()) or write(*given, **named))
+    (tmp_path / "model").mkdir()
+    _write_around(tmp_path / "model", {"model.norm.weight": np.ones(32, np.float32)}, base, "model.")
+    count = len(list((tmp_path / "model").glob("*.safetensors")))
+    assert count > 1 and at == [f"the export of the model, file {i + 1} of {count}" for i in range(count)]

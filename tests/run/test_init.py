@@ -70,13 +70,23 @@ def test_rows_of_ones_own_are_understood(project, capsys):
     assert "file: 3 clients" in text
 
 
-def test_rows_are_found_beside_the_file_from_anywhere(project, capsys, monkeypatch):
+def test_rows_and_base_are_found_from_anywhere(project, capsys, monkeypatch):
     (project / "conf").mkdir()
     for path in ("rows/run.yaml", "conf/run.yaml"):
         monkeypatch.chdir(project)
-        assert main(["init", path, "--data", "rows/mine.jsonl"]) == 0
+        assert main(["init", path, "--data", "rows/mine.jsonl", "--model", "base"]) == 0
         monkeypatch.chdir("/")
-        assert load(project / path).config.data.path == str(project / "rows" / "mine.jsonl")
+        config = load(project / path).config
+        assert config.data.path == str(project / "rows" / "mine.jsonl")
+        assert config.model.base == str(project / "base")
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", ["someone/model", "gpt3-125m", "nosuch"])
+def test_a_base_that_is_no_folder_here_keeps_its_name(project, capsys, name):
+    (project / "conf").mkdir()
+    assert main(["init", "conf/run.yaml", "--model", name]) == 0
+    assert load(project / "conf" / "run.yaml").config.model.base == name
     capsys.readouterr()
 
 
