@@ -8,10 +8,9 @@ from typing import NoReturn
 
 from fedspeed import __version__
 from fedspeed.cli import audit, chat, config_reference, doctor, init, keys, plan, pretrain_base, probe, run, simulate
-from fedspeed.cli.output import refuse
+from fedspeed.cli.output import refuse, tell_json
 from fedspeed.cli.packages import missing_package
 from fedspeed.errors import ConfigError, FedSpeedError
-from fedspeed.monitor.stdout import tell_refusal
 
 COMMANDS = (run, init, chat, doctor, plan, simulate, probe, audit, keys, pretrain_base, config_reference)  # in the order of --help
 
@@ -39,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if self.as_json:
-            tell_refusal(sys.stdout, ConfigError(message))
+            tell_json(ConfigError(message), sys.stdout)
         super().error(message)
 
 

@@ -2,12 +2,9 @@
 
 import os
 import sys
-import time
 from typing import TextIO
 
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
-
-SPEAK_S = 1.0  # for the rank that speaks JSON for all
 
 
 def say(text: str) -> None:
@@ -21,19 +18,20 @@ def say(text: str) -> None:
 
 
 def refuse(error: FedSpeedError, json_out: TextIO | None) -> int:
-    """Say what ended a command, on stderr, and where `json_out` is given as an object there; returns the exit code.
-
-    Of a job's ranks, all of which may have found the same, one speaks JSON.
-    """
-    from fedspeed.cluster.discover import is_first_rank
+    """Say what ended a command, on stderr, and where `json_out` is given as an object there; returns the exit code."""
     from fedspeed.cluster.once import report
-    from fedspeed.monitor.stdout import tell_refusal
 
     sys.stdout.flush()
     report(error)
     if json_out is not None and error.exit_code == EXIT_USAGE and not error.in_json:
-        if is_first_rank():
-            tell_refusal(json_out, error)
-        else:
-            time.sleep(SPEAK_S)  # a launcher may end all ranks when the first of them ends
+        tell_json(error, json_out)
     return error.exit_code
+
+
+def tell_json(error: FedSpeedError, json_out: TextIO) -> None:
+    """Bad input in the words of `--json`, before the ranks have met: of those on this host, which may all have found the same, one speaks."""
+    from fedspeed.cluster.discover import own_identity
+    from fedspeed.cluster.once import tell_once
+    from fedspeed.monitor.stdout import tell_refusal
+
+    tell_once(lambda: tell_refusal(json_out, error), own_identity())

@@ -15,7 +15,7 @@ from typing import Literal
 from fedspeed.cluster import layout, nodelist
 from fedspeed.cluster.hostfile import Host, Hostfile, read
 from fedspeed.cluster.ports import PORTS
-from fedspeed.cluster.ranks import RankIdentity, identify
+from fedspeed.cluster.ranks import ALONE, RankIdentity, identify
 from fedspeed.errors import HostfileError
 
 Kind = Literal["deepspeed", "openmpi", "slurm", "mpi", "torchrun", "local", "none"]
@@ -81,12 +81,12 @@ def from_process(hostfile_arg: Path | None) -> Launch:
     return discover(os.environ, ancestor_cmdlines(), hostfile_arg, Path.cwd(), socket.gethostname())
 
 
-def is_first_rank() -> bool:
-    """Whether this process is the one of its job that speaks for all: world rank 0, or no rank, or one that cannot be told."""
+def own_identity() -> RankIdentity:
+    """Which rank this process is; one that stands alone where that cannot be told."""
     try:
-        return identify(os.environ, layout.world_info_of(ancestor_cmdlines()) is not None).world_rank == 0
+        return identify(os.environ, layout.world_info_of(ancestor_cmdlines()) is not None)
     except HostfileError:
-        return True
+        return ALONE
 
 
 def mpi_outlives_ranks() -> bool:

@@ -1,12 +1,19 @@
-"""One voice for many local ranks: a usage error that all of them find is printed by the first one only."""
+"""One voice for many local ranks: a usage error that all of them find is told by the first one only."""
 
+import fcntl
 import os
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
 
+from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
 
 ONCE_VARIABLE = "FEDSPEED_ONCE"
+_TOLD = "fedspeed-told"  # files of `tell_once` in the folder for temporary ones: this, user, parent, when the parent began
 
 
 def report(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> None:
@@ -32,3 +39,75 @@ def first_to_speak(env: Mapping[str, str]) -> bool:
         # The supervisor and its folder are gone; better said twice than not at all.
         return True
     return True
+
+
+def tell_once(tell: Callable[[], None], identity: RankIdentity, env: Mapping[str, str] = os.environ) -> None:
+    """Call `tell` on the first of this host's ranks that comes here. The others come back when it has told: a launcher may end all ranks
+    when one of them ends, and none may end before the word is out. Should the teller die, the next one tells.
+
+    Ranks that cannot find each other all tell: better twice than not at all. So do those of another host, which may have found something else.
+
+    Args:
+        identity: of this rank.
+    """
+    if identity.world_size == 1:
+        tell()
+        return
+    path = _meeting_place(env)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        tell()
+        return
+    with os.fdopen(descriptor, "r+") as file:
+        _tell_in_turn(tell, identity, path, file)
+
+
+def _tell_in_turn(tell: Callable[[], None], identity: RankIdentity, path: Path, file: TextIO) -> None:
+    """The file lists the ranks that have come by; it goes with the last one of this host. A rank that finds itself there is in a later
+    start by the same parent, whose list begins anew."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ranks = file.read().split()
+    except OSError:
+        ranks = []
+    if not ranks or str(identity.world_rank) in ranks:
+        tell()
+        ranks = []
+        _sweep(path)
+    ranks.append(str(identity.world_rank))
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(" ".join(ranks))
+        file.flush()
+        if len(ranks) == identity.local_size:
+            path.unlink()
+    except OSError:  # the others tell too
+        return
+
+
+def _meeting_place(env: Mapping[str, str]) -> Path:
+    """A file that the ranks of this host and start name alike: the supervisor's, or one named after what started them all."""
+    if path := env.get(ONCE_VARIABLE):
+        return Path(f"{path}-json")
+    parent = os.getppid()
+    return Path(tempfile.gettempdir()) / f"{_TOLD}-{os.getuid()}-{parent}-{_began(parent)}"
+
+
+def _began(pid: int | str) -> str:
+    """When a process began, in ticks since the machine did; empty where there is none, or no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _sweep(path: Path) -> None:
+    """Remove the files of earlier starts whose ranks were ended before the last of them came by."""
+    mine = f"{_TOLD}-{os.getuid()}-"
+    for old in path.parent.glob(f"{mine}*"):
+        parent, _, began = old.name.removeprefix(mine).partition("-")
+        if old != path and _began(parent) != began:
+            with suppress(OSError):  # of another's file by this name
+                old.unlink()

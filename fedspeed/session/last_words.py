@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -24,7 +23,8 @@ from fedspeed.session.order import Job
 from fedspeed.session.standing import journal_of
 from fedspeed.units import loss_text
 
-SPEAK_S = 0.5  # for the rank that speaks JSON for all
+TOLD = "refusal told"  # the key that says so
+TOLD_S = 30.0  # for the first to know to say it; then another one does
 PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE,
                 errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 ASKED_FILE = ".asked-to-end"  # in a run's folder: what the reporter was at then
@@ -148,13 +148,14 @@ def told(error: BaseException, folder: Path) -> BaseException:
 
 
 def tell_refusal(error: BaseException, json_out: TextIO | None, store: Store) -> None:
-    """Bad input in the words of `--json`, once for all ranks, whichever is the first to know."""
-    if json_out is not None and isinstance(error, FedSpeedError) and error.exit_code == EXIT_USAGE:
-        if store.is_first("refused"):
-            stdout.tell_refusal(json_out, error)
-        else:
-            time.sleep(SPEAK_S)  # this rank's end may be that of all
-        error.in_json = True
+    """Bad input in the words of `--json`, once for all ranks, whichever is the first to know. The others come back when it is told: the end
+    of any rank may be that of all."""
+    if json_out is None or not isinstance(error, FedSpeedError) or error.exit_code != EXIT_USAGE:
+        return
+    if store.is_first("refused") or (store.wait([TOLD], TOLD_S) and store.is_first("refused, but not told")):
+        stdout.tell_refusal(json_out, error)
+        store.note(TOLD, "")
+    error.in_json = True
 
 
 def abort_mpi(error: BaseException) -> None:

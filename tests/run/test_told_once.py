@@ -1,0 +1,158 @@
+"""`--json` tells a refusal of many ranks: at least once, and by one rank of a host."""
+
+import io
+import json
+import os
+import tempfile
+import threading
+
+import pytest
+
+from fedspeed.cli import main
+from fedspeed.cluster.once import ONCE_VARIABLE, _began, tell_once
+from fedspeed.cluster.ranks import RankIdentity
+from fedspeed.errors import ConfigError
+from fedspeed.session import last_words
+from tests.limits import LIMIT_S
+
+RANKS = 3
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The folder in which ranks find each other; nothing is to stay there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv(ONCE_VARIABLE, raising=False)
+    return tmp_path
+
+
+def rank_of(number: int, local_size: int = RANKS) -> RankIdentity:
+    return RankIdentity("openmpi", number, RANKS, number, local_size)
+
+
+def as_rank(number: int, monkeypatch, *words: str) -> int:
+    """The exit code of a command as one of mpirun's ranks."""
+    for name, value in {"RANK": number, "SIZE": RANKS, "LOCAL_RANK": number, "LOCAL_SIZE": RANKS}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", str(value))
+    try:
+        return main(words)
+    except SystemExit as ended:
+        return ended.code
+
+
+@pytest.mark.parametrize("words", [["run", "--json", "--bogus"], ["run", "--json", "--config", "nosuch.yaml"]])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_what_all_ranks_refuse_is_told_by_whoever_comes_first(place, monkeypatch, capfd, words, order):
+    assert [as_rank(number, monkeypatch, *words) for number in order] == [2, 2, 2]
+    (line,) = capfd.readouterr().out.splitlines()
+    assert json.loads(line)["exit_code"] == 2
+    assert list(place.iterdir()) == []
+
+
+def test_what_one_rank_alone_refuses_is_told(place, monkeypatch, capfd):
+    assert as_rank(2, monkeypatch, "run", "--json", "--config", "nosuch.yaml") == 2
+    assert "nosuch.yaml" in json.loads(capfd.readouterr().out)["error"]
+
+
+def test_files_of_starts_that_are_over_are_removed(place):
+    left, other = (place / f"fedspeed-told-{os.getuid()}-{os.getpid()}-{began}" for began in ("0", _began(os.getpid())))
+    left.touch()
+    other.touch()
+    for number in range(RANKS):
+        tell_once(lambda: None, rank_of(number))
+    assert list(place.iterdir()) == [other]
+
+
+def test_a_later_start_by_the_same_parent_is_told_again(place):
+    told = []
+    for start in ("first", "second"):
+        for number in (0, 1):  # the third is ended by its launcher before it comes
+            tell_once(lambda start=start: told.append(start), rank_of(number))
+    assert told == ["first", "second"]
+
+
+def test_nobody_goes_on_before_it_is_told(place):
+    begun, word, passed = threading.Event(), threading.Event(), []
+
+    def tell():
+        begun.set()
+        assert word.wait(LIMIT_S)
+        passed.append("told")
+
+    def other(number):
+        tell_once(lambda: passed.append("told twice"), rank_of(number))
+        passed.append(number)
+
+    threads = [threading.Thread(target=tell_once, args=(tell, rank_of(0)))]
+    threads[0].start()
+    assert begun.wait(LIMIT_S)
+    threads += [threading.Thread(target=other, args=(number,)) for number in (1, 2)]
+    for thread in threads[1:]:
+        thread.start()
+    assert passed == []
+    word.set()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert passed[0] == "told" and sorted(passed[1:]) == [1, 2]
+
+
+def test_ranks_that_cannot_find_each_other_all_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    told = []
+    for number in range(RANKS):
+        tell_once(lambda number=number: told.append(number), rank_of(number))
+    assert told == [0, 1, 2]
+
+
+class Meeting:
+    """A store that answers, of which one question after another is written down."""
+
+    def __init__(self):
+        self._asked, self.notes, self.lock = set(), threading.Event(), threading.Lock()
+        self.waits = threading.Event()
+
+    def is_first(self, key):
+        with self.lock:
+            first = key not in self._asked
+            self._asked.add(key)
+            return first
+
+    def note(self, key, text):
+        self.notes.set()
+
+    def wait(self, keys, timeout_s):
+        self.waits.set()
+        return set() if self.notes.wait(timeout_s) else set(keys)
+
+
+class Slow(io.StringIO):
+    """Stdout that takes a text only once another rank waits for it."""
+
+    def __init__(self, waits):
+        super().__init__()
+        self._waits = waits
+
+    def write(self, text):
+        assert self._waits.wait(LIMIT_S), "the other rank has gone on"
+        return super().write(text)
+
+
+def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
+    monkeypatch.setattr(last_words, "TOLD_S", LIMIT_S)
+    store = Meeting()
+    out = Slow(store.waits)
+    ranks = [threading.Thread(target=last_words.tell_refusal, args=(ConfigError("x"), out, store)) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(LIMIT_S)
+    assert len(out.getvalue().splitlines()) == 1
+
+
+def test_one_that_was_to_tell_and_did_not_is_stood_in_for(monkeypatch):
+    monkeypatch.setattr(last_words, "TOLD_S", 0.05)
+    store, out = Meeting(), io.StringIO()
+    assert store.is_first("refused")  # and is killed
+    for _ in range(2):
+        last_words.tell_refusal(ConfigError("x"), out, store)
+    assert len(out.getvalue().splitlines()) == 1
