@@ -220,18 +220,26 @@ def _adapter(loaded: Loaded) -> list[str]:
         check_family(folder, saved, loaded.config.model.base, shape.family)
         check_modules(folder, saved, names, loaded.config.model.base, shape)
     _check_targets(loaded, saved.get("target_modules"))
-    return [f"adapter  {folder} (r={lora_rank})", *(f"note     {text}" for text in adapter_notes(loaded.config))]
+    return [f"adapter  {folder} (r={lora_rank})", *(f"note     {text}" for text in adapter_notes(loaded))]
 
 
-def adapter_notes(config: RunConfig) -> list[str]:
-    """What the adapter that a run starts from says of its base, where it sounds like another than the run's."""
-    folder = Path(config.adapter.start_from)
-    return saved_adapter.notes(folder, read_config(folder), config.model.base) if config.adapter.start_from else []
+def adapter_notes(loaded: Loaded) -> list[str]:
+    """What the adapter that a run starts from says of its base, where it sounds like another than the run's, and of a dropout that nobody
+    has decided against."""
+    adapter = loaded.config.adapter
+    if not adapter.start_from:
+        return []
+    folder = Path(adapter.start_from)
+    saved = read_config(folder)
+    told = saved_adapter.notes(folder, saved, loaded.config.model.base)
+    if loaded.sources["adapter.dropout"] == DEFAULT:
+        told += saved_adapter.dropout_notes(folder, saved, adapter.dropout)
+    return told
 
 
-def start_notes(config: RunConfig) -> list[str]:
+def start_notes(loaded: Loaded) -> list[str]:
     """What a run's reader should know of the base and the adapter that it starts from."""
-    return [*check_length(config.model.base, config.data.max_tokens), *adapter_notes(config)]
+    return [*check_length(loaded.config.model.base, loaded.config.data.max_tokens), *adapter_notes(loaded)]
 
 
 def _check_new_targets(loaded: Loaded) -> None:

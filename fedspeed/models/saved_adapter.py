@@ -251,6 +251,21 @@ def notes(folder: Path, saved: Mapping, base: str) -> list[str]:
     return told
 
 
+def dropout_notes(folder: Path, saved: Mapping, dropout: float) -> list[str]:
+    """What is to be said where the run would train an adapter with another dropout than it was trained with.
+
+    Args:
+        dropout: the run's, which its configuration does not name.
+    """
+    earlier = saved.get("lora_dropout") or 0.0
+    if earlier == dropout:
+        return []
+    return [
+        f"adapter.start_from={folder}: was trained with lora_dropout={json.dumps(earlier)}, and goes on with "
+        f"adapter.dropout={dropout:g}, the default; name adapter.dropout to have another"
+    ]
+
+
 def _same(one: str, other: str) -> bool:
     """Whether two names may well mean one base. Two folders that are here must be one, or hold equal
     configurations and weights; else the last part of the name decides, be it a hub name, a path

@@ -173,7 +173,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun
         everyone = client_rows(config.data, config.run.seed)
         data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
         check_ids(max(map(largest_id, data.values())), config.model)
-        told = preflight.start_notes(config)
+        told = preflight.start_notes(order.loaded)
         if job.reporter and order.folder.is_dir():
             claim.take(order.folder)
         if job.reporter and config.routing.transport == "tls" and not order.fresh:

@@ -128,6 +128,15 @@ def test_an_adapter_means_what_it_means_to_peft(base, tmp_path, config):
     assert "note" not in dry_run(base, folder)
 
 
+def test_another_dropout_than_it_was_trained_with_is_told_unless_it_was_chosen(base, tmp_path):
+    folder = edit(adapter(tmp_path / "adapter", base), lora_dropout=0.05)
+    said = dry_run(base, folder)
+    assert f"note     adapter.start_from={folder}: was trained with lora_dropout=0.05, and goes on with " in said
+    assert "adapter.dropout=0, the default; name adapter.dropout to have another" in said
+    for chosen in ("0", "0.05", "0.1"):
+        assert "note" not in dry_run(base, folder, f"adapter.dropout={chosen}")
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
