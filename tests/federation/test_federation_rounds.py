@@ -9,6 +9,7 @@ import pytest
 from fedspeed.federation import rounds
 from tests.federation import runs
 from tests.federation.runs import Notes, course, federation, largest, run_worlds, same_bits, settings, share_of
+from tests.limits import LIMIT_S
 from tests.processes import Scenarios
 
 APART = {0: (0,), 1: (1,), 2: (2,)}
@@ -54,7 +55,7 @@ class SlowReporter(Notes):
     def round(self, record):
         super().round(record)
         if record.round == 1:
-            time.sleep(1.0)
+            time.sleep(2.0)
 
 
 def settled(base, kind, seed):
@@ -178,7 +179,7 @@ def test_stages_never_add_up_to_more_than_the_round(apart, together):
     for record in [*found, *slow[0], *slow[1]]:
         stages = record.compute_s + record.gather_s + record.exchange_s + record.idle_s
         assert 0 < stages <= record.seconds * (1 + 1e-9)
-    assert slow[0][2].idle_s > 0.3 and slow[0][2].seconds > 1.0, "what the reporter does between rounds belongs to one of them"
+    assert slow[0][2].idle_s > 0.3 and slow[0][2].seconds > 2.0, "what the reporter does between rounds belongs to one of them"
 
 
 def test_the_best_round_is_kept(apart):
@@ -296,7 +297,7 @@ class SlowNotes(Notes):
     def step(self, round_number, local_step, local_steps, loss=None):
         super().step(round_number, local_step, local_steps, loss)
         self._events.note(f"slow step {local_step} of round {round_number}")
-        end = time.monotonic() + 30
+        end = time.monotonic() + LIMIT_S
         while local_step == local_steps - 1 and self._events.seen().count("fast update") < round_number:
             assert time.monotonic() < end, f"the fast cluster brought no update in round {round_number}"
             time.sleep(0.01)
