@@ -169,10 +169,12 @@ needs_aio = pytest.mark.skipif(not (os.path.exists("/usr/include/libaio.h") and 
                                reason="NVMe offload needs libaio-dev and python3-dev")
 
 
-@pytest.mark.parametrize("clients", [[(0, 1)], [(0,), (1,)]], ids=["one client of two ranks", "two clients"])
-def test_every_client_holds_the_aggregate(base, tmp_path, clients):
+@pytest.mark.parametrize(("clients", "dtypes"), [
+    pytest.param([(0, 1)], ["bf16"], id="one client of two ranks"), pytest.param([(0,), (1,)], ["fp32", "bf16"], id="two clients"),
+    pytest.param([(0, 1)], ["fp32"], id="one client of two ranks in fp32", marks=pytest.mark.slow)])
+def test_every_client_holds_the_aggregate(base, tmp_path, clients, dtypes):
     kinds = [*IN_MEMORY, *(tier for tier in TIERS if tier not in QUANTISED)]
-    check(run_clusters([2], aggregate_then_lr_zero, base, tmp_path, kinds, ["fp32", "bf16"], clients, AdapterConfig(targets="all-linear")))
+    check(run_clusters([2], aggregate_then_lr_zero, base, tmp_path, kinds, dtypes, clients, AdapterConfig(targets="all-linear")))
 
 
 @needs_aio

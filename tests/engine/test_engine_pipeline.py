@@ -113,7 +113,8 @@ def crowded(rank, base, kind, scope, micros):
         return before.loss, loss
 
 
-@pytest.mark.parametrize("kind,scope", [("resident", "client"), ("ram", "client"), ("resident", "cluster")])
+@pytest.mark.parametrize("kind,scope", [
+    pytest.param("resident", "client", marks=pytest.mark.slow), pytest.param("ram", "client", marks=pytest.mark.slow), ("resident", "cluster")])
 def test_a_crowd_of_micro_batches_goes_through(bases, kind, scope):
     """Nobody may wait for room on a side that itself waits."""
     found = run_clusters([2], crowded, bases["llama"], kind, scope, 150)

@@ -27,6 +27,12 @@ exit 75
 '''
 
 
+def hear_signals() -> None:
+    """Undoes what `nohup` and `&` do to the signals of the tests: a shell that inherits an ignored signal cannot trap it."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def script(tmp_path):
     """The script at work in a folder of its own, when all three sites are there."""
@@ -37,7 +43,7 @@ def script(tmp_path):
     python.write_text(PYTHON)
     python.chmod(0o755)
     started = subprocess.Popen(["bash", "launchers/organisations.sh", "run.name=x"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-                               start_new_session=True)
+                               start_new_session=True, preexec_fn=hear_signals)
     try:
         end = time.monotonic() + LIMIT_S
         while len(list(tmp_path.glob("*.pid"))) < 3:

@@ -64,7 +64,8 @@ def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name,
             assert ours[key] == (theirs[key] and pytest.approx(theirs[key], rel=1e-4 if name != "masked" else 1e-2))
 
 
-@pytest.mark.parametrize("words", [("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"), SHARED])
+@pytest.mark.parametrize("words", [
+    pytest.param(("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"), marks=pytest.mark.slow), SHARED])
 def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
     """kill -9 of a stage: the run goes on from the journal by itself. (In which instruction: tests/engine/test_engine_pipeline.py.)"""
     name = f"lost-{words[0][-6:]}"
