@@ -20,7 +20,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
 
-# The files that take longest, longest first. Two workers take a file each, so what ends the suite must be short.
+# The files that take longest, longest first. Workers take a file each, so what ends the suite must be short.
 LONGEST = (
     "engine/test_engine.py",
     "lab/test_rounds.py",
