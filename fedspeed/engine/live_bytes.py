@@ -1,10 +1,10 @@
 """Device memory on a machine without an accelerator, counted tensor by tensor."""
 
 import weakref
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
@@ -23,10 +23,11 @@ class LiveBytes(TorchDispatchMode):
         self._live: dict[int, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+        kwargs = kwargs or {}
+        known = {tensor.untyped_storage()._cdata for tensor in _tensors((*args, *kwargs.values()))}
+        out = func(*args, **kwargs)
+        for tensor in _tensors((out,)):
+            if tensor.device.type != "meta":
                 self._note(tensor.untyped_storage(), known)
         return out
 
@@ -41,6 +42,15 @@ class LiveBytes(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.now -= self._live.pop(key)
+
+
+def _tensors(values: Iterable) -> Iterator[torch.Tensor]:
+    """Those among the arguments or results of an operation, which are tensors, lists of tensors or none."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def storage_bytes(tensors) -> int:

@@ -55,7 +55,7 @@ def build_operators(tier: str, ds_config: Mapping) -> None:
             await_build(part)
         missing = [part for part in PARTS if not (folder / part / f"{part}.so").exists()]
         if missing:
-            _say(f"building DeepSpeed's {' and '.join(missing)} in {folder}: once on this machine, about two minutes on an idle core")
+            _say(f"building DeepSpeed's {' and '.join(missing)} in {folder}: once on this machine, about six minutes of a core")
         begin = time.monotonic()
         try:
             AsyncIOBuilder().load(verbose=False)

@@ -4,6 +4,8 @@ import logging
 import os
 from datetime import timedelta
 
+_NO_COMPILER = "TORCHDYNAMO_DISABLE"
+
 
 def quiet(level: int = logging.ERROR) -> None:
     """DeepSpeed, transformers and PEFT tell every rank's life story; a user reads our progress line instead."""
@@ -18,14 +20,32 @@ def quiet(level: int = logging.ERROR) -> None:
     transformers.logging.disable_progress_bar()
 
 
+def import_deepspeed() -> None:
+    """Import what DeepSpeed imports for any optimizer, without torch's compiler.
+
+    It looks whether the optimizer is its Muon, whose decorators would have the compiler loaded: 550 modules, over a second of every rank.
+    """
+    as_set = os.environ.get(_NO_COMPILER)
+    os.environ[_NO_COMPILER] = "1"
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        if as_set is None:
+            del os.environ[_NO_COMPILER]
+        else:
+            os.environ[_NO_COMPILER] = as_set
+
+
 def join_world(deadline_s: float) -> None:
     """Initialise torch.distributed over this cluster's ranks only; collectives fail after `deadline_s` instead of hanging."""
     import deepspeed
     import deepspeed.ops as ops
     from deepspeed.accelerator import get_accelerator
 
-    # This op only serves inference, and building it would ask every user for a compiler.
-    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    import_deepspeed()
+    # DeepSpeed would make this table when it is first read, by compiling a probe, in every rank. It looks up one operator in it, which only serves
+    # inference and would have to be built.
+    ops.__compatible_ops__ = {}
     # Before anything is put on "the current device": all ranks of a host would meet on its first one.
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timedelta(seconds=deadline_s), verbose=False)

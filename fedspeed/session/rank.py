@@ -216,6 +216,7 @@ def _join_cluster(job: Job, store: rendezvous.Store) -> None:
     from fedspeed.engine.world import join_world, quiet
 
     quiet()
+    parts.preload()  # a forked rank has it all
     join_world(job.config.routing.deadline_s)
 
 
