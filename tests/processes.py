@@ -6,6 +6,7 @@ The processes are forked from one server that has imported the heavy libraries o
 import multiprocessing
 import os
 import socket
+import sys
 import time
 import traceback
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from fedspeed.cluster import ports
 from tests.limits import LIMIT_S
 
 _held: list[socket.socket] = []
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["deepspeed", "peft", "transformers.models.llama.modeling_llama"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.preloaded"])
 
 
 def free_port(count: int = 1) -> int:
@@ -48,8 +49,14 @@ def _hold(port: int) -> socket.socket:
     return holder
 
 
+def all_is_preloaded() -> None:
+    """The server passes over an import that fails, and every process would do them all by itself, unseen."""
+    assert "tests.preloaded" in sys.modules, "`python -m tests.preloaded` says what could not be imported"
+
+
 def _rank(pipe, function, rank, world, args):
     try:
+        all_is_preloaded()
         pipe.send((True, function(rank, *args)))
     except BaseException:
         pipe.send((False, traceback.format_exc()))
@@ -68,8 +75,8 @@ def run_ranks(world: int, function, *args, timeout: float = LIMIT_S, mortal: fro
     pipes, processes = [], []
     try:
         for rank in range(world):
-            ours, theirs = _context.Pipe(duplex=False)
-            process = _context.Process(target=_rank, args=(theirs, function, rank, world, args), daemon=True)
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_rank, args=(theirs, function, rank, world, args), daemon=True)
             process.start()
             theirs.close()
             pipes.append(ours)

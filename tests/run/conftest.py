@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from launched import Workshop
+from launched import COLD, Workshop
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def workshop(shared_workshop):
 @pytest.fixture(scope="session")
 def whole(shared_workshop):
     """(how it ended, its folder) of an uninterrupted run with `--json`."""
-    return shared_workshop.finish("--json", "run.name=whole"), shared_workshop.runs / "whole"
+    return shared_workshop.finish("--json", "run.name=whole", launcher=COLD), shared_workshop.runs / "whole"
 
 
 @pytest.fixture

@@ -19,8 +19,10 @@ import yaml
 from safetensors.numpy import load_file
 
 from tests.limits import LIMIT_S
+from tests.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
+COLD = (sys.executable,)  # the launcher of whoever types `python launch.py`
 LAUNCH = ROOT / "launch.py"
 MARK = "FEDSPEED_TEST_MARK"
 
@@ -96,7 +98,7 @@ def refusal(ended: Ended) -> str:
 class Started:
     """A process that runs, and the whole family that carries its mark."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen | WarmProcess
     mark: str
     logs: Path
     begun: float = field(default_factory=time.monotonic)
@@ -113,12 +115,13 @@ class Started:
         return (self.logs / "out").read_text() + (self.logs / "err").read_text()
 
     def family(self) -> dict[int, dict[str, str]]:
-        """Living processes that carry the mark: pid -> environment they were started with, in the order of their start."""
+        """Living processes of its session, and others that carry the mark: pid -> environment they were started with, in the order of their start."""
         found = {}
         for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
             with contextlib.suppress(OSError):
                 words = (folder / "environ").read_bytes().split(b"\0")
-                if f"{MARK}={self.mark}".encode() in words and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                if (int(session) == self.process.pid or f"{MARK}={self.mark}".encode() in words) and state != "Z":
                     found[int(folder.name)] = dict(word.decode().split("=", 1) for word in words if b"=" in word)
         return found
 
@@ -170,16 +173,20 @@ class Workshop:
         path.write_text(yaml.safe_dump(settings))
         return path
 
-    def start(self, *words: str, launcher: tuple[str, ...] = (sys.executable,), config: Path | None = None, env: dict | None = None) -> Started:
-        """`launcher launch.py --config CONFIG words...`, in a session of its own."""
+    def start(self, *words: str, launcher: tuple[str, ...] = (), config: Path | None = None, env: dict | None = None) -> Started:
+        """`launcher launch.py --config CONFIG words...`, in a session of its own; without a launcher as `python launch.py`, started warm (tests/warm.py)."""
         mark = uuid.uuid4().hex
         logs = self.folder / "logs" / mark
         logs.mkdir(parents=True)
         faults = os.pathsep.join([str(self.folder / "faults"), os.environ["PYTHONPATH"]])
-        command = [*launcher, str(LAUNCH), "--config", str(config or self.config), *words]
+        command = [str(LAUNCH), "--config", str(config or self.config), *words]
+        environment = {**os.environ, "PYTHONPATH": faults, MARK: mark, **(env or {})}
         with (logs / "out").open("w") as out, (logs / "err").open("w") as err:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.folder, start_new_session=True,
-                                       env={**os.environ, "PYTHONPATH": faults, MARK: mark, **(env or {})})
+            if launcher:
+                process = subprocess.Popen([*launcher, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.folder,
+                                           start_new_session=True, env=environment)
+            else:
+                process = WarmProcess(command, self.folder, environment, logs / "out", logs / "err", before=FAULTS)
         self._started.append(Started(process, mark, logs))
         return self._started[-1]
 
@@ -197,6 +204,7 @@ class Workshop:
         for started in self._started:
             started.kill_all()
             started.process.wait()
+        self._started.clear()
 
 
 def _children(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launched import LLAMA, ROOT, SETTINGS, Ended, headline, last_round, refusal, tree
+from launched import COLD, LLAMA, ROOT, SETTINGS, Ended, headline, last_round, refusal, tree
 from safetensors.numpy import load_file, save_file
 
 from tests.limits import LIMIT_S
@@ -138,7 +138,7 @@ def test_truncated_adapter(workshop, whole):
 
 def test_16_bit_type_that_the_processor_lacks(workshop):
     """The variable lets this processor pass for an older one."""
-    refuse(workshop, "model.dtype=fp16", named=("model.dtype=fp16", "choose fp32"), env={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    refuse(workshop, "model.dtype=fp16", named=("model.dtype=fp16", "choose fp32"), env={"ONEDNN_MAX_CPU_ISA": "AVX2"}, launcher=COLD)
 
 
 # The journal and the disk.

@@ -19,7 +19,7 @@ from fedspeed.errors import FedSpeedError
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.processes import free_port, free_ports
-from tests.run.launched import journal_rounds, records, rounds_seen
+from tests.run.launched import COLD, journal_rounds, records, rounds_seen
 from tests.run.test_run_resume import SLOW
 
 SLOW_SENDS = {"TEST_SLOW_SENDS_S": "0.2"}  # a site that ends without waiting for what it has sent is found out
@@ -84,14 +84,16 @@ class Federation:
         except AssertionError as error:
             raise AssertionError("\n".join(f"site{i}: {s.said()}" for i, s in enumerate(started))) from error
 
-    def start(self, *words: str, sites=None, env=None, **routing) -> list:
-        return [self.workshop.start(*words, config=self.config(i, **routing), env=env) for i in (range(self.size) if sites is None else sites)]
+    def start(self, *words: str, sites=None, env=None, launcher=(), **routing) -> list:
+        return [self.workshop.start(*words, launcher=launcher, config=self.config(i, **routing), env=env)
+                for i in (range(self.size) if sites is None else sites)]
 
 
 @pytest.fixture(scope="module")
 def three(shared_workshop):
+    """Three interpreters, which hash and draw differently."""
     federation = Federation(shared_workshop, "three", 3)
-    return federation, [started.wait() for started in federation.start()]
+    return federation, [started.wait() for started in federation.start(launcher=COLD)]
 
 
 def test_three_sites_train_one_adapter(three):

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import SETTINGS, assert_same_run, bits, headline, journal_rounds, last_round, records, rounds_seen, tree
+from launched import COLD, SETTINGS, assert_same_run, bits, headline, journal_rounds, last_round, records, rounds_seen, tree
 
 ROUNDS = SETTINGS["federation"]["rounds"]
 SLOW = {"TEST_SLOW_S": "0.4"}  # each journal entry takes so long: a round in which something can be done to a run
@@ -24,7 +24,7 @@ def stalled(workshop, run: Path, at: str):
 def test_kill_9_of_everything_at_any_moment(workshop, whole):
     """Killed while it starts, in a round, between the state and the entry of the journal, and before the export: the same command resumes."""
     run = workshop.runs / "killed"
-    started = workshop.start("run.name=killed")
+    started = workshop.start("run.name=killed", launcher=COLD)
     started.until(lambda: len(started.family()) > 1)
     started.kill_all()
     assert not run.exists()
@@ -52,7 +52,7 @@ def test_kill_9_of_everything_at_any_moment(workshop, whole):
 
 def test_sigterm_ends_after_the_round_in_progress(workshop, whole):
     run = workshop.runs / "asked"
-    started = workshop.start("run.name=asked", "monitor.plot=false", env=SLOW)
+    started = workshop.start("run.name=asked", "monitor.plot=false", launcher=COLD, env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     assert "libtorch" not in Path(f"/proc/{started.process.pid}/maps").read_text()  # the supervisor stays small
     started.process.terminate()
@@ -71,7 +71,7 @@ def test_sigterm_ends_after_the_round_in_progress(workshop, whole):
 
 
 def test_sigterm_before_the_first_round(workshop):
-    started = workshop.start("run.name=early")
+    started = workshop.start("run.name=early", launcher=COLD)
     started.until(lambda: len(started.local_ranks()) == 2)
     started.process.terminate()
     ended = started.wait()

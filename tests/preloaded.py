@@ -1,0 +1,19 @@
+"""What ranks and runs of tests need of the libraries, imported once by the server they are forked from (tests/processes.py)."""
+
+import gc
+from importlib import import_module
+
+from fedspeed.session.parts import preload
+
+_BESIDE = (
+    "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "fedspeed.engine.pipeline.pipelined", "fedspeed.engine.stock",
+    "fedspeed.engine.store_engine", "fedspeed.engine.streamed", "fedspeed.session.rank", "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2",
+)
+
+preload()
+for _name in _BESIDE:
+    import_module(_name)
+# DeepSpeed collects garbage for every ZeRO-3 engine, and would look through all of this each time.
+gc.collect()
+gc.freeze()

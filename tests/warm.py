@@ -1,0 +1,64 @@
+"""Scripts as processes of their own that have been imported before they start: a start takes milliseconds of the processor's time, not five seconds.
+
+They are forked from the server that also forks the ranks of tests (tests/processes.py), lead a session of their own, and have the environment,
+folder and output that they are given. What differs from `python script.py`: modules are already there, and what they read when they were imported
+was the tests' environment; all have one hash seed; they may start no `multiprocessing` children, and no atexit functions run at their end. Whoever
+tests any of this starts cold.
+"""
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.limits import LIMIT_S
+from tests.processes import all_is_preloaded, context
+
+
+class WarmProcess:
+    """What tests use of subprocess.Popen."""
+
+    def __init__(self, words: Sequence[str], folder: Path, env: Mapping[str, str], out: Path, err: Path, before: str = ""):
+        """`words`: the script and its arguments. `before`: code to run first, as a sitecustomize would."""
+        begun, begins = context.Pipe(duplex=False)
+        self._process = context.Process(target=_become, args=(begins, list(words), str(folder), dict(env), str(out), str(err), before), daemon=True)
+        self._process.start()
+        begins.close()
+        self.pid = self._process.pid
+        assert begun.poll(LIMIT_S), "the process has not come into being"
+        begun.close()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a warm process", timeout)
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+
+def _become(begins, words: list[str], folder: str, env: dict[str, str], out: str, err: str, before: str) -> None:
+    all_is_preloaded()
+    os.setsid()
+    begins.close()  # from now on it is found by its session
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    for number, (path, flags) in enumerate([(os.devnull, os.O_RDONLY), (out, os.O_WRONLY), (err, os.O_WRONLY)]):
+        opened = os.open(path, flags)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.argv[:] = words
+    sys.orig_argv[:] = [sys.executable, *words]
+    exec(before, {})
+    runpy.run_path(words[0], run_name="__main__")
