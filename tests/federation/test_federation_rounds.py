@@ -35,13 +35,13 @@ def sampled(base):
     return settings(base, federation={"rounds": 3, "clients_per_round": 1, "evaluate_every": 3})
 
 
-MASKED = {"avg_factors": "fp32", "alternate": "fp16", "freeze_a": "bf16"}  # and the precision each is tried in
+MASKED = [("avg_factors", "fp32"), ("alternate", "fp32"), ("alternate", "fp16"), ("freeze_a", "bf16")]
 LARGE_STEPS = {"local_steps": 1, "lr": 40.0, "momentum": 0.0}
 
 
-def large_steps(base, rule, mode):
+def large_steps(base, rule, dtype, mode):
     """A first round that moves weights by far more than a second one could expect; then, under `alternate`, other weights."""
-    return settings(base, dtype=MASKED[rule], train=LARGE_STEPS, routing={"mode": mode, "cell_kib": 64},
+    return settings(base, dtype=dtype, train=LARGE_STEPS, routing={"mode": mode, "cell_kib": 64},
                     federation={"rounds": 2, "aggregation": rule})
 
 
@@ -92,9 +92,9 @@ def ranks_apart(world, base, folder):
     out.play_together(world, "svd", course, "svd", svd, APART, folder)
     for stale in (0, 1):
         out.play_together(world, f"slow reporter, {stale}", at_once, f"slow-{stale}", slowly_reported(base, stale), folder)
-    for rule in MASKED:
+    for rule, dtype in MASKED:
         for mode in ("plain", "mask"):
-            out.play_together(world, (rule, mode), course, f"{rule}-{mode}", large_steps(base, rule, mode), APART, folder)
+            out.play_together(world, (rule, dtype, mode), course, f"{rule}-{dtype}-{mode}", large_steps(base, rule, dtype, mode), APART, folder)
     if world.rank < 2:
         out.play("unequal", unequal_clusters, world, base, folder)
     # From here on every rank has work of its own.
@@ -221,13 +221,16 @@ def test_held_factors_keep_every_bit(apart, case):
 # A masked sum is the plain one.
 
 
-@pytest.mark.parametrize("rule", MASKED)
-def test_masked_rounds_are_plain_rounds_from_the_first_one_on(apart, rule):
-    """Within what fixed-point numbers round away. Nothing is clipped, and the error of averaging is as it is."""
-    plain, masked = apart[0][rule, "plain"], apart[0][rule, "mask"]
-    for number in (1, 2):
+@pytest.mark.parametrize("rule, dtype", MASKED)
+def test_masked_rounds_are_plain_rounds_from_the_first_one_on(apart, rule, dtype):
+    """Within what fixed-point numbers round away. Nothing is clipped, and the error of averaging is as it is.
+
+    The second round begins from weights that differ by that much, of which a 16-bit copy may fall to either side: in bf16 this moved 1.3 % of the change.
+    """
+    plain, masked = apart[0][rule, dtype, "plain"], apart[0][rule, dtype, "mask"]
+    for number, least, tolerance in ((1, 1, 1e-4), (2, 0.1, {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}[dtype])):
         change = largest(plain.states[number], plain.states[number - 1])
-        assert change > (1, 0.1)[number - 1] and largest(masked.states[number], plain.states[number]) < 1e-4 * change
+        assert change > least and largest(masked.states[number], plain.states[number]) < tolerance * change
         clear, hidden = plain.records[number], masked.records[number]
         assert hidden.clipped == 0 and hidden.val_loss == pytest.approx(clear.val_loss, rel=1e-3)
         assert hidden.factor_error == pytest.approx(clear.factor_error, rel=1e-2, abs=1e-6)
