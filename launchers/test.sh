@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests on a fresh Debian machine: installs the packages and the virtual environment they need, builds DeepSpeed's one compiled
-# operator once, then runs pytest. Arguments go to pytest: bash launchers/test.sh -m slow
+# All tests on a fresh Debian machine: installs the packages and the virtual environment they need, then runs pytest. Arguments go to pytest:
+# bash launchers/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,22 +18,16 @@ if [ "${#missing[@]}" -gt 0 ]; then
     fi
 fi
 
+unset PYTHONDONTWRITEBYTECODE  # every process would compile whatever it imports anew
 [ -x .venv/bin/python ] || python3 -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-test.txt
+.venv/bin/python -m compileall -qq -j 0 .venv/lib fedspeed tests || true  # what pip does on one core only; packages hold files that are no Python
 # Beside the others, so that all tests but its own run as for most users: without it.
 [ -d .venv/optional/bitsandbytes ] ||
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/optional -r requirements-quantised.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target .venv/optional -r requirements-quantised.txt
 
+rm -f .venv/torch_extensions/*/lock  # of a build that was killed
 export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 PATH="$PWD/.venv/bin:$PATH"
-if [ -e /usr/include/libaio.h ]; then
-    # Built by the first user otherwise, and a build that is killed leaves a lock that every later one waits for. Beside the packages it is made
-    # of: one folder for several environments would be built anew whenever another of them was used last (tests/conftest.py finds it here).
-    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$PWD/.venv/torch_extensions}"
-    mkdir -p "$TORCH_EXTENSIONS_DIR"
-    rm -f "$TORCH_EXTENSIONS_DIR"/*/lock "$TORCH_EXTENSIONS_DIR"/*/*/lock
-    .venv/bin/python -c "from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load(verbose=False)" >/dev/null 2>&1 ||
-        echo "test: DeepSpeed's async_io could not be built; the NVMe tests will say why" >&2
-fi
 .venv/bin/python -m ruff check --quiet .
 # Two workers, which take a file each, in the order of tests/conftest.py; `-n 0` for one after another. (Three are no faster on two cores.)
 exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -98,7 +98,7 @@ ONE_FOR_ALL = ("engine.pipeline=cluster", "routing.mode=mix+mask")
 
 @on_virtual_hosts
 @pytest.mark.parametrize("ranks, clients, words", [
-    (2, 1, CLIENTS_OVER_HOSTS), (3, 3, ONE_FOR_ALL),
+    (3, 3, ONE_FOR_ALL), pytest.param(2, 1, CLIENTS_OVER_HOSTS, marks=pytest.mark.slow),
     pytest.param(4, 2, CLIENTS_OVER_HOSTS, marks=pytest.mark.slow), pytest.param(4, 4, ONE_FOR_ALL, marks=pytest.mark.slow)])
 def test_pipelines_over_hosts(config, tmp_path, ranks, clients, words):
     """Clients whose model lies over two servers each; one pipeline over all of a cluster's, whose hostfile says that its clients trust each other."""

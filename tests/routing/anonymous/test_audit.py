@@ -33,7 +33,7 @@ def test_without_masks_content_betrays_whose_it_is(n):
     assert max(outcome.upper(len(LINKERS)) for outcome in found.values()) > 0.6
 
 
-@pytest.mark.parametrize("n,rounds", [(3, 250), (8, 60)])
+@pytest.mark.parametrize("n,rounds", [(3, 250), pytest.param(8, 60, marks=pytest.mark.slow)])
 def test_with_masks_all_attackers_guess(n, rounds):
     """A test with room for chance; benchmarks/linkage.py has the figures."""
     for name, outcome in link(views(n, rounds)).items():

@@ -27,6 +27,7 @@ def test_both_ciphers(cipher):
     assert all(np.array_equal(end.words, parties.sum()) for end in play(parties.attempt()).ends)
 
 
+@pytest.mark.slow  # sixteen, over a real exchange, are in test_exchange.py
 def test_sixty_four_members():
     parties = Parties(64, 128, chunk_words=2, hops=3)
     assert all(np.array_equal(end.words, parties.sum()) for end in play(parties.attempt()).ends)
