@@ -52,12 +52,19 @@ def ds_config(kind: str, dtype: str, micro: int = 4, **extra) -> dict:
             "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "steps_per_print": None, **extra}
 
 
+def compute_in(dtype: str) -> None:
+    """Let this process compute in a type on any CPU, as torch does: for fp16 DeepSpeed asks for AVX512-FP16, to be fast."""
+    if dtype == "fp16":
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+
+
 @contextlib.contextmanager
 def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),), nvme="unused", adapter: AdapterConfig | None = None,
            train: TrainConfig | None = None, options: EngineConfig | None = None, seed: int = 0, join: bool = True, seats: int = 1, **extra):
     """Join this rank's world and build its engine."""
     import torch
-    from deepspeed.accelerator import get_accelerator
 
     from fedspeed.engine.build import build_engine
     from fedspeed.engine.world import join_world, leave_world, quiet
@@ -65,8 +72,7 @@ def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),),
     quiet()
     if kind in QUANTISED:
         find_optional()
-    if dtype == "fp16":  # DeepSpeed asks for AVX512-FP16 to compute fast; torch computes it on any CPU
-        get_accelerator().is_fp16_supported = lambda: True
+    compute_in(dtype)
     if join:
         join_world(LIMIT_S)
     try:

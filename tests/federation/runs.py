@@ -147,7 +147,9 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     from fedspeed.monitor.clock import StageClock
     from fedspeed.routing.transports.gloo import GlooTransport
     from fedspeed.routing.transports.local import LocalTransport
-    from tests.engine.engines import ds_config, options_of
+    from tests.engine.engines import compute_in, ds_config, options_of
+
+    compute_in(config.model.dtype)
 
     ranks, mine = sorted(carries), carries[world.rank]
     here = {r - world.neighbours.start: carries[r] for r in world.neighbours}
