@@ -20,14 +20,13 @@ fi
 
 unset PYTHONDONTWRITEBYTECODE  # every process would compile whatever it imports anew
 [ -x .venv/bin/python ] || python3 -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-test.txt
-.venv/bin/python -m compileall -qq -j 0 .venv/lib fedspeed tests || true  # what pip does on one core only; packages hold files that are no Python
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 # Beside the others, so that all tests but its own run as for most users: without it.
 [ -d .venv/optional/bitsandbytes ] ||
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target .venv/optional -r requirements-quantised.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/optional -r requirements-quantised.txt
 
 rm -f .venv/torch_extensions/*/lock  # of a build that was killed
 export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 PATH="$PWD/.venv/bin:$PATH"
 .venv/bin/python -m ruff check --quiet .
-# Two workers, which take a file each, in the order of tests/conftest.py; `-n 0` for one after another. (Three are no faster on two cores.)
+# Two workers, which take a file each, in the order of tests/conftest.py; `-n 0` for one after another.
 exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

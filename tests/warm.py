@@ -1,4 +1,4 @@
-"""Scripts as processes of their own that have been imported before they start: a start takes milliseconds of the processor's time, not five seconds.
+"""Scripts as processes of their own that have been imported before they start: a start takes a fraction of a second, not five.
 
 They are forked from the server that also forks the ranks of tests (tests/processes.py), lead a session of their own, and have the environment,
 folder and output that they are given. What differs from `python script.py`: modules are already there, and what they read when they were imported
@@ -35,13 +35,13 @@ class WarmProcess:
         return self._process.exitcode
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
-        if self._process.exitcode is None:
+        if self.returncode is None:
             raise subprocess.TimeoutExpired("a warm process", timeout)
-        return self._process.exitcode
+        return self.returncode
 
     def terminate(self) -> None:
         self._process.terminate()

@@ -1,6 +1,6 @@
 """Real runs of `launch.py` for the tests of this folder: a tiny model, a way to start them, to hurt them, and to compare what they leave.
 
-Whatever a test starts carries a mark in its environment, by which all of its processes are found again, whoever forked them.
+Whatever a test starts leads a session and carries a mark in its environment, by which all of its processes are found again, whoever forked them.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ def refusal(ended: Ended) -> str:
 
 @dataclass
 class Started:
-    """A process that runs, and the whole family that carries its mark."""
+    """A process that runs, and its whole family: of its session, or with its mark."""
 
     process: subprocess.Popen | WarmProcess
     mark: str
