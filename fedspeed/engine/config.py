@@ -30,15 +30,28 @@ class EngineConfig:
     cuts: str = field(default="auto", metadata={
         "help": "pipeline: the first block of each stage but the first, as 9,20; auto: by the speed and memory of the ranks' devices"})
     resident_blocks: int = field(default=0, metadata={
-        "help": "streamed tiers: so many decoder blocks stay on the device", "min": 0})
+        "help": "streamed tiers: so many decoder blocks, spread over the depth, live on the device only, which spares the memory that they would be "
+                "loaded from; where there is enough of it, slots are worth more", "min": 0})
     base_gib: float = field(default=0.0, metadata={
-        "help": "streamed tiers: device memory that the base may take; as many blocks stay there as fit beside the slots. 0: resident_blocks says how many",
+        "help": "streamed tiers: device memory that the base may take; there are as many slots as fit into it. 0: slots says how many",
         "min": 0.0, "max": 10_000.0})
     slots: int = field(default=2, metadata={
-        "help": "streamed tiers: places on the device for blocks that are loaded; with one, nothing is loaded ahead", "min": 1, "max": 64})
+        "help": "streamed tiers: places on the device for blocks that are loaded; with one, nothing is loaded ahead, with one for each block, nothing is "
+                "loaded twice", "min": 1, "max": 1024})
     seats: int = field(default=0, metadata={
         "help": "streamed tiers: clients of a rank that train in the same pass and share each load, 0: all of them", "min": 0})
     block_inputs: Literal["auto", "device", "host"] = field(default="auto", metadata={
-        "help": "streamed tiers: where the inputs of blocks wait for the backward pass; auto: in host RAM where there is an accelerator"})
+        "help": "layer by layer: where the inputs of blocks wait for the backward pass; auto: on the device while they fit beside what a step takes, else in "
+                "host RAM"})
+    activation_gib: float | Literal["auto"] = field(default="auto", metadata={
+        "help": "layer by layer: device memory for activations of blocks that are then not computed again in the backward pass, the last blocks' first; "
+                "auto: what the first step has left free. The results are the same bit for bit", "min": 0.0, "max": 10_000.0})
+    compile_blocks: bool = field(default=False, metadata={
+        "help": "layer by layer: compile a block with torch.compile, once for all blocks; pays where micro-batches are small and a GPU waits for Python"})
+    matmul: Literal["default", "fp16_accumulation", "tf32"] = field(default="default", metadata={
+        "help": "arithmetic of matrix products on NVIDIA cards. fp16_accumulation: sums of fp16 products in fp16, about twice as fast on GeForce cards; "
+                "tf32: fp32 products with 10 bits of mantissa. Both change the losses (docs/gpu.md)"})
+    deterministic: bool = field(default=False, metadata={
+        "help": "only operations that give the same bits each time, which on a GPU is slower; without it a resumed run on GPUs is the same but for rounding"})
     activation_checkpointing: bool = field(default=False, metadata={"help": "recompute each block in the backward pass"})
     threads: int = field(default=0, metadata={"help": "CPU threads per rank, 0: the cores divided by the local ranks", "min": 0, "max": 1024})

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedspeed.engine.base.order import next_load
+from fedspeed.planner.layers.order import next_load
 from tests.conftest import ROOT
 from tests.engine.engines import engine
 from tests.limits import LIMIT_S

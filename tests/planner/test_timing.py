@@ -22,7 +22,7 @@ def simulate(visits, load, blocks, resident, slots):
 
     A load begins when it is decided on, or when the one before it has ended; it is decided on when a block comes into use or goes out of it.
     """
-    from fedspeed.engine.base.order import next_load
+    from fedspeed.planner.layers.order import next_load
 
     order = [*range(blocks), *range(blocks - 2, -1, -1)]
     costs = [visits.forward + visits.shelf] * (blocks - 1) + [visits.forward + visits.head + visits.gradients]

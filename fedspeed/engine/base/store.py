@@ -9,7 +9,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from fedspeed.engine.base.layout import Unit
-from fedspeed.engine.base.order import next_load
+from fedspeed.planner.layers.order import next_load
 from fedspeed.engine.config import UNIT_ALIGN
 from fedspeed.errors import LostPeerError
 

@@ -24,3 +24,9 @@ def next_load(upcoming: Sequence[int], held: Collection[int], busy: Collection[i
     if victim is None or use[victim] <= wanted_at:
         return None
     return upcoming[wanted_at], victim
+
+
+def step_order(blocks: int, lowest: int = 0) -> list[int]:
+    """Blocks in the order in which a training step visits them: forwards, then backwards down to the lowest one that trains. The last one is visited once:
+    its backward follows its forward."""
+    return [*range(blocks), *range(blocks - 2, lowest - 1, -1)]
