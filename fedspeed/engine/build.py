@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.base.choose import choose_tier, for_stage, for_trainable, host_inputs, layout_of, pipeline_section, pipeline_tier
+from fedspeed.engine.attention import choose_attention
+from fedspeed.engine.base.choose import choose_tier, for_stage, for_trainable, layout_of, pipeline_section, pipeline_tier
 from fedspeed.engine.client_engine import ClientEngine
-from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.client_state import ClientState, flattened
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import ClientMpu, StageMpu, alone, make_groups
+from fedspeed.engine.masters import Place, parameters_of, whole_places
 from fedspeed.engine.operators import build_operators
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.blocks import anatomy, trained_outside
@@ -38,6 +40,7 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     """
     groups = make_groups(client_sets)
     net = meta_model(model, adapter)
+    choose_attention(net)
     if engine.pipeline != "none":
         return _pipelined(net, model, adapter, train, engine, ds_config, client_sets, groups, clock, nvme, seed, clients)
     tier = choose_tier(engine, ds_config, any(not p.requires_grad for p in net.parameters()), trained_outside(net))
@@ -68,7 +71,7 @@ def _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, s
             net.enable_input_require_grads()
     mixed = {str(p.dtype) for p in net.parameters()}
     assert len(mixed) == 1, f"parameters of several types ({', '.join(sorted(mixed))}): DeepSpeed would keep no masters for some"
-    ds_engine = _initialise(net, {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}, train, config, mpu)
+    ds_engine = _initialise(net, whole_places({n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}), train, config, mpu)
     if stage == 3:
         # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an error.
         loose = [n for n, p in net.named_parameters() if p.requires_grad and p.ds_zero_partition_world_size != groups.client_size]
@@ -79,6 +82,7 @@ def _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, s
 
 def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock, nvme, seed, clients) -> ClientEngine:
     """The base in a store, executed layer by layer; DeepSpeed holds what trains."""
+    from fedspeed.engine.activations import ActivationBudget, sharers
     from fedspeed.engine.base.build import StoreBuilder
     from fedspeed.engine.layer_major import LayerMajor
     from fedspeed.engine.streamed import StreamedEngine
@@ -93,12 +97,11 @@ def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock
     config = finish(for_trainable(ds_config), model_facts(net), nvme, shared_base=False)
     states = []
     for _ in range(min(clients, engine.seats or clients)):
-        own = nn.ParameterList(nn.Parameter(named[n].data.clone()) for n in names)
-        ds_engine = _initialise(own, dict(zip(names, own)), train, config, ClientMpu(groups))
-        states.append(ClientState(ds_engine, dict(zip(names, ds_engine.module)), groups))
-    for name in names:
-        named[name].data = states[0].named[name].data
-    layers = LayerMajor(net, parts, store, host_inputs(engine))
+        states.append(_client_slot({name: named[name].data for name in names}, train, config, ClientMpu(groups), groups))
+    for name, tensor in states[0].tensors().items():
+        named[name].data = tensor
+    layers = LayerMajor(net, parts, store, ActivationBudget(engine.activation_gib, sharers()), inputs=engine.block_inputs,
+                        compiled=engine.compile_blocks)
     return StreamedEngine(net, states, groups, store, layers, clock)
 
 
@@ -134,9 +137,8 @@ def _pipelined(net, model, adapter, train, engine, ds_config, client_sets, group
     config = finish(for_stage(ds_config), model_facts(net), nvme, shared_base=False)
     states = []
     for _ in owners if cluster_wide else mine:
-        own = nn.ParameterList(nn.Parameter(named[n].data.clone()) for n in names)
-        ds_engine = _initialise(own, dict(zip(names, own)), train, config, StageMpu(alone(groups), groups.cluster, ranks))
-        states.append(ClientState(ds_engine, dict(zip(names, ds_engine.module)), alone(groups)))
+        mpu = StageMpu(alone(groups), groups.cluster, ranks)
+        states.append(_client_slot({name: named[name].data for name in names}, train, config, mpu, alone(groups)))
     stage = Stage(net, parts, store, layout.chunks, loads or engine.activation_checkpointing)
     if cluster_wide:
         return ClusterPipeline(net, states, groups, store, pipe, stage, layout, clock, owners, mine, stages)
@@ -175,11 +177,22 @@ def _seats(client_sets: list[tuple[int, ...]], me: int, own: int) -> tuple[list[
     return owners, mine
 
 
-def _initialise(module: nn.Module, named: dict[str, nn.Parameter], train: TrainConfig, config: dict, mpu):
+def _client_slot(named: dict[str, torch.Tensor], train: TrainConfig, config: dict, mpu, groups) -> ClientState:
+    """A DeepSpeed engine over copies of what trains: LoRA's factors A in one flat parameter, all others in a second one."""
+    parts = [{name: tensor for name, tensor in named.items() if is_factor_a(name) is factor_a} for factor_a in (True, False)]
+    found: dict[str, Place] = {}
+    for part in filter(None, parts):
+        found |= flattened(part)
+    places = {name: found[name] for name in named}
+    own = nn.ParameterList(parameters_of(places.values()))
+    return ClientState(_initialise(own, places, train, config, mpu), places, groups)
+
+
+def _initialise(module: nn.Module, places: dict[str, Place], train: TrainConfig, config: dict, mpu):
     import deepspeed
 
-    ds_engine, *_ = deepspeed.initialize(model=module, optimizer=make_optimizer(named, train), config=config, mpu=mpu, dist_init_required=False,
-                                         model_parameters=list(named.values()))
+    ds_engine, *_ = deepspeed.initialize(model=module, optimizer=make_optimizer(places, train), config=config, mpu=mpu, dist_init_required=False,
+                                         model_parameters=parameters_of(places.values()))
     return ds_engine
 
 
@@ -199,10 +212,10 @@ def _buffers_on_device(net: nn.Module) -> None:
             setattr(module, name, buffer.to(get_accelerator().current_device_name()))
 
 
-def make_optimizer(named: dict[str, nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(places: dict[str, Place], train: TrainConfig) -> torch.optim.Optimizer:
     """The local optimizer; LoRA's A and B are groups of their own, so that one of them can be held still."""
-    parts = [[(n, p) for n, p in named.items() if is_factor_a(n)], [(n, p) for n, p in named.items() if not is_factor_a(n)]]
-    groups = [{"params": [p for _, p in part], "names": frozenset(n for n, _ in part)} for part in parts if part]
+    parts = [[name for name in places if is_factor_a(name) is factor_a] for factor_a in (True, False)]
+    groups = [{"params": parameters_of(places[name] for name in part), "names": frozenset(part)} for part in parts if part]
     # The rate is set before each step. Until then it is 0: DeepSpeed takes a step without gradients to make the states, which would decay.
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay)

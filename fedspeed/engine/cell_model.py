@@ -1,9 +1,10 @@
 """What a model computes of single micro-batches: their embedding, one block at a time, head and loss. In which order, others decide."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
@@ -11,7 +12,9 @@ from torch import nn
 
 from fedspeed.data.batches import Batch
 from fedspeed.data.encode import IGNORED
+from fedspeed.engine.compiled import CompiledBlocks
 from fedspeed.engine.config import LOGITS_BYTES
+from fedspeed.engine.host_memory import upload
 from fedspeed.models.blocks import Anatomy
 
 Tensors = dict[str, torch.Tensor]
@@ -35,47 +38,58 @@ class Cell:
 
 @dataclass
 class Score:
-    """Sums over one micro-batch: cross-entropy of its answer tokens, rows whose answer greedy decoding would give, rows with an answer."""
+    """Sums over one micro-batch: cross-entropy of its answer tokens, rows whose answer greedy decoding would give, rows with an answer.
 
-    loss: float | torch.Tensor  # a tensor until the pass ends: asking the device for a number would wait for all it has to do
-    exact: int
-    rows: int
+    `loss` and `right` (by answer token, whether greedy decoding would give it; None where nobody asked) lie on the device until `told` reads those of
+    a whole pass at once: asking the device for a number waits for all it has to do.
+    """
+
+    loss: float | torch.Tensor
+    right: torch.Tensor | None = None
+    exact: int = 0
+    rows: int = 0
 
 
 class CellModel:
     """Args:
         model: as built, its trainable parameters inside the blocks.
+        compiled: whether blocks are computed by code that torch compiles.
     """
 
-    def __init__(self, model: nn.Module, parts: Anatomy):
+    def __init__(self, model: nn.Module, parts: Anatomy, compiled: bool = False):
         self._parts = parts
         self.device = torch.device(get_accelerator().current_device_name())
+        self._logits_bytes = LOGITS_BYTES["cpu" if get_accelerator().is_synchronized_device() else "gpu"]
         # Some families give attention's dropout to a function, with no module that would show it.
         stated = any(value for key, value in model.config.to_dict().items() if key.endswith(("dropout", "_pdrop")))
         self._dropout = stated or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+        self._compiled = CompiledBlocks(parts.blocks, model.config) if compiled else None
 
     @torch.no_grad()
     def enter(self, cell: Cell, table: torch.Tensor | None) -> "CellState":
-        """Embed a micro-batch; what the model computes once for all blocks (masks, positions) is recorded, not rebuilt.
+        """Embed a micro-batch; what the model computes once for all blocks (positions, the masks of sliding windows) is recorded, not rebuilt.
 
         Args:
             table: the embedding's weights, wherever they lie; None: the state is for blocks whose input comes from elsewhere, and has none of its own.
         """
         if table is None:
-            embedded = torch.zeros((*cell.batch.attention_mask.shape, self._parts.embedding.embedding_dim), dtype=self._parts.norm.weight.dtype,
+            embedded = torch.zeros((*cell.batch.input_ids.shape, self._parts.embedding.embedding_dim), dtype=self._parts.norm.weight.dtype,
                                    device=self.device)
         else:
-            ids = torch.from_numpy(cell.batch.input_ids).to(table.device)
-            embedded = nn.functional.embedding(ids, table).to(self.device)
+            ids = torch.from_numpy(cell.batch.input_ids)
+            embedded = nn.functional.embedding(ids if table.device.type == "cpu" else upload(ids), table)
+            embedded = upload(embedded) if table.device.type == "cpu" else embedded
         with self._recorded() as (entered, calls), self._seeded(cell, -1):
-            self._parts.decoder(inputs_embeds=embedded, attention_mask=torch.from_numpy(cell.batch.attention_mask).to(self.device))
+            self._parts.decoder(inputs_embeds=embedded, attention_mask=needed_mask(cell.batch))
         return CellState(None if table is None else entered[0], calls)
 
     def block(self, b: int, cell: Cell, state: "CellState", hidden: torch.Tensor, own: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """One block's output. `own`: tensors in place of parameters of the block, by their names in it; None: as they are."""
         call = state.calls[b]
         with self._seeded(cell, b):
-            if own is None:
+            if self._compiled is not None:
+                out = self._compiled(b, own or {}, (hidden, *call.args), call.kwargs)
+            elif own is None:
                 out = self._parts.blocks[b](hidden, *call.args, **call.kwargs)
             else:
                 out = torch.func.functional_call(self._parts.blocks[b], own, (hidden, *call.args), call.kwargs)
@@ -107,9 +121,8 @@ class CellModel:
         """Norm, head and loss of the answer tokens only, some rows at a time; also the gradient of scale * loss by `hidden`."""
         labels = torch.from_numpy(cell.batch.labels)[:, 1:]
         at = (labels != IGNORED).nonzero()
-        targets = labels[at[:, 0], at[:, 1]].to(self.device)
-        where = at.to(self.device)
-        rows = max(1, LOGITS_BYTES // (self._parts.head.weight.shape[0] * hidden.element_size()))
+        where, targets = upload(at), upload(labels[at[:, 0], at[:, 1]])
+        rows = max(1, self._logits_bytes // (self._parts.head.weight.shape[0] * hidden.element_size()))
         loss, right = torch.zeros((), dtype=torch.float64, device=self.device), []
         with torch.set_grad_enabled(differentiate):
             x = hidden.requires_grad_(differentiate)
@@ -125,9 +138,19 @@ class CellModel:
                 if differentiate:
                     downward[part], = torch.autograd.grad(lost * cell.scale, piece)
                 else:
-                    right.append((logits.argmax(-1) == targets[part]).cpu())
+                    right.append(logits.argmax(-1) == targets[part])
             flow = torch.autograd.grad(normed, x, downward)[0] if differentiate else None
-        return Score(loss, *_whole_rows(at[:, 0], torch.cat(right), len(labels), cell.batch.cut) if right else (0, 0)), flow
+        return Score(loss, torch.cat(right) if right else None), flow
+
+
+def needed_mask(batch: Batch) -> None:
+    """The attention mask that a micro-batch needs beside the causal one: none.
+
+    Padding stands on the right of all tokens, which look to the left only, and its own output is asked for by nobody. A mask would make attention hold all
+    T x T scores instead of going through a fused kernel. A family whose tokens look to the right, or rows packed behind each other, would need one here.
+    """
+    lengths = batch.attention_mask.sum(1)
+    assert (batch.attention_mask[np.arange(len(lengths)), lengths - 1] == 1).all(), "padding is not on the right"
 
 
 @dataclass
@@ -158,16 +181,26 @@ class _Recorder(nn.Module):
         return hidden
 
 
-def told(scores: list[Score]) -> list[Score]:
-    for score in scores:
-        score.loss = float(score.loss)
+def told(scores: list[Score], cells: Sequence[Cell]) -> list[Score]:
+    """The scores of a pass as numbers, in one go."""
+    if not scores:
+        return scores
+    for score, loss in zip(scores, torch.stack([score.loss for score in scores]).tolist()):
+        score.loss = loss
+    counted = [(score, cell) for score, cell in zip(scores, cells) if score.right is not None]
+    if counted:
+        right = torch.cat([score.right for score, _ in counted]).cpu().split([len(score.right) for score, _ in counted])
+        for (score, cell), own in zip(counted, right):
+            score.exact, score.rows = _whole_rows(own, cell.batch)
+            score.right = None
     return scores
 
 
-def _whole_rows(row: torch.Tensor, right: torch.Tensor, rows: int, cut: tuple[int, ...]) -> tuple[int, int]:
-    """(rows of which all answer tokens are right, rows that have any). One whose answer was `cut` is never right: its end is unknown."""
-    wrong, tokens = torch.zeros(rows), torch.zeros(rows)
-    wrong[list(cut)] = 1.0
-    wrong.index_add_(0, row, (~right).float())
-    tokens.index_add_(0, row, torch.ones(len(row)))
-    return int(((tokens > 0) & (wrong == 0)).sum()), int((tokens > 0).sum())
+def _whole_rows(right: torch.Tensor, batch: Batch) -> tuple[int, int]:
+    """(rows of which all answer tokens are right, rows that have any). One whose answer was cut is never right: its end is unknown."""
+    answers = torch.from_numpy(batch.labels)[:, 1:] != IGNORED
+    wrong = torch.zeros(answers.shape, dtype=torch.bool)
+    wrong[answers] = ~right
+    wrong[list(batch.cut), 0] = True
+    asked = answers.any(1)
+    return int((asked & ~wrong.any(1)).sum()), int(asked.sum())

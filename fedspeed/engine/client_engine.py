@@ -74,7 +74,7 @@ class ClientEngine(ABC):
     @property
     def names(self) -> list[str]:
         """Trainable parameters in the order every rank of every client agrees on."""
-        return list(self._states[0].named)
+        return list(self._states[0].places)
 
     @property
     def data_share(self) -> tuple[int, int]:

@@ -1,9 +1,30 @@
 """What is a client's own while it trains: its trainable tensors, their masters and optimizer, its loss scale."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
-from fedspeed.engine.masters import open_masters
+from fedspeed.engine.masters import Place, Tensors, open_masters, parameters_of
+
+ALIGN = 64  # elements; where a tensor begins in a flat parameter: matrix products like aligned addresses
+
+
+def flattened(named: Mapping[str, torch.Tensor]) -> dict[str, Place]:
+    """Places of some tensors in one new parameter, behind each other; it begins with their values.
+
+    An optimizer step, its reduction and its checks then are a few operations instead of some for each tensor.
+    """
+    starts, end = {}, 0
+    for name, tensor in named.items():
+        starts[name] = end
+        end += -(-tensor.numel() // ALIGN) * ALIGN
+    first = next(iter(named.values()))
+    parameter = nn.Parameter(torch.zeros(end, dtype=first.dtype, device=first.device))
+    places = {name: Place(parameter, starts[name], tensor.shape) for name, tensor in named.items()}
+    for name, place in places.items():
+        place.of(parameter.data).copy_(named[name])
+    return places
 
 
 class LossScaler:
@@ -33,33 +54,54 @@ class LossScaler:
 
 
 class ClientState:
-    """A seat for one client: a DeepSpeed engine whose trainable parameters are lent to one client after another.
+    """A client slot: a DeepSpeed engine whose trainable parameters are lent to one client after another.
 
     Args:
-        named: the engine's trainable parameters by their names in the model, in an order every rank of every client agrees on.
+        places: where the trainable tensors of the model lie among the engine's parameters, by their names in the model, in an order every rank
+            of every client agrees on. The optimizer's groups name the tensors that are in them.
     """
 
-    def __init__(self, ds_engine, named: dict[str, nn.Parameter], groups):
-        self.ds_engine, self.named = ds_engine, named
+    def __init__(self, ds_engine, places: Mapping[str, Place], groups):
+        self.ds_engine, self.places = ds_engine, places
+        self.parameters = parameters_of(places.values())
         self.scaler = LossScaler(ds_engine)
         self.held: frozenset[str] = frozenset()
         self.seed = 0
-        self._masters = open_masters(ds_engine, named, groups)
-        for name, parameter in named.items():
-            parameter.register_hook(lambda grad, name=name: torch.zeros_like(grad) if name in self.held else grad)
+        self._kept: Tensors = {}  # what is held in a group of which other tensors train
+        self._masters = open_masters(ds_engine, places, groups)
+        for parameter in self.parameters:
+            own = {name: place for name, place in places.items() if place.parameter is parameter}
+            parameter.register_hook(lambda grad, own=own: self._without_held(grad, own))
 
-    def load(self, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None, hold: frozenset[str], seed: int) -> None:
+    def _without_held(self, grad: torch.Tensor, own: Mapping[str, Place]) -> torch.Tensor:
+        held = [place for name, place in own.items() if name in self.held]
+        if not held:
+            return grad
+        grad = grad.clone()
+        for place in held:
+            place.of(grad.view(-1)).zero_()
+        return grad
+
+    def tensors(self) -> Tensors:
+        """The working copies by name, which a step changes in place."""
+        flats = {id(parameter): parameter.data.view(-1) for parameter in self.parameters}
+        return {name: place.of(flats[id(place.parameter)]) for name, place in self.places.items()}
+
+    def load(self, state: Tensors, optimizer: Tensors | None, hold: frozenset[str], seed: int) -> None:
         """See `ClientEngine.load`."""
         self.held, self.seed = hold, seed
+        groups = [group["names"] for group in self.ds_engine.optimizer.param_groups]
+        self._kept = {name: state[name] for names in groups if not names <= hold for name in names & hold}
         self.ds_engine.optimizer.zero_grad()  # an idle pass on weights that diverged leaves NaN, which a step would meet
         self.scaler.reset()
+        assert self.places.keys() <= state.keys(), f"no value for {sorted(self.places.keys() - state.keys())[:3]}"
         self._masters.write(state)
         self._masters.write_optimizer(optimizer or {})
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> Tensors:
         return self._masters.read()
 
-    def optimizer_state(self) -> dict[str, torch.Tensor]:
+    def optimizer_state(self) -> Tensors:
         return self._masters.read_optimizer()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -71,4 +113,6 @@ class ClientState:
         for group in self.ds_engine.optimizer.param_groups:
             group["lr"] = 0.0 if group["names"] <= self.held else lr
         self.ds_engine.step()
+        if self._kept:  # decay has moved it: a rate of zero would have stopped the others of its group too
+            self._masters.write(self._kept)
         return bool(self.ds_engine.was_step_applied())

@@ -3,20 +3,46 @@
 The usual order takes one micro-batch through all blocks, so that a base which does not fit on the device is loaded twice a micro-batch.
 Here it is loaded twice an optimizer step, whatever the number of micro-batches. Forward keeps the inputs of the blocks; backward takes the
 blocks in reverse, and computes each again, one micro-batch at a time, before it differentiates it. The last block is not computed twice:
-its backward follows its forward. The idea of running all batches through a layer while it is loaded is FlexGen's (Sheng et al., 2023).
+its backward follows its forward. Nor are blocks whose activations fit into the budget that is left for them. The idea of running all batches
+through a layer while it is loaded is FlexGen's (Sheng et al., 2023).
 
 Clients that share a rank share each load: a micro-batch belongs to an owner, whose trainable tensors are bound while it is computed.
 """
 
+from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from fedspeed import activity
+from fedspeed.engine.activations import ActivationBudget, SavedBytes
 from fedspeed.engine.base.store import BaseStore
+from fedspeed.engine.block_inputs import BlockInputs, Waiting
 from fedspeed.engine.cell_model import Cell, CellModel, CellState, Score, Tensors, told
 from fedspeed.models.blocks import Anatomy
+from fedspeed.planner.layers.kept import kept_counts
+from fedspeed.planner.layers.order import step_order
+
+
+@dataclass(frozen=True)
+class Stays:
+    """What of a step stays on the device until its backward pass: of each block, of how many micro-batches (the first ones) all activations, and of how many
+    at least the input."""
+
+    activations: Sequence[int]
+    inputs: Sequence[int]
+
+
+@dataclass
+class _Kept:
+    """A block's input and output of one micro-batch, with the graph between them."""
+
+    x: torch.Tensor
+    y: torch.Tensor
 
 
 class LayerMajor:
@@ -24,12 +50,18 @@ class LayerMajor:
 
     Args:
         model: as built, its trainable parameters inside the blocks; they serve as places that an owner's tensors are bound to.
-        host_inputs: whether the inputs of blocks wait for the backward pass in host RAM.
+        budget: for activations that are not computed again.
+        inputs: where the inputs of blocks wait; auto: on the device as far as the budget allows.
+        compiled: whether blocks are compiled.
     """
 
-    def __init__(self, model: nn.Module, parts: Anatomy, store: BaseStore, host_inputs: bool = False):
-        self._model, self._parts, self._store, self._host_inputs = model, parts, store, host_inputs
-        self._cells = CellModel(model, parts)
+    def __init__(self, model: nn.Module, parts: Anatomy, store: BaseStore, budget: ActivationBudget, *,
+                 inputs: Literal["auto", "device", "host"] = "auto", compiled: bool = False):
+        self._model, self._parts, self._store = model, parts, store
+        self._budget, self._place_of_inputs = budget, inputs
+        self._inputs = BlockInputs()
+        self._saved_per_value = 0.0  # bytes that a block's graph saves for each value of its input, the most that was seen
+        self._cells = CellModel(model, parts, compiled)
         self._device = self._cells.device
         numbers = {piece.name: i for i, unit in enumerate(store.units) for piece in unit.pieces}
         names = {id(p): n for n, p in model.named_parameters()}
@@ -45,9 +77,10 @@ class LayerMajor:
 
     def sequence(self, backward: bool) -> list[int]:
         """Units in the order one pass uses them, and the first ones of the pass after it, which are loaded ahead."""
-        forward = [self._embedding_unit, *self._unit_of, self._head_unit]
-        order = forward + (self._unit_of[self._lowest:-1][::-1] if backward else [])
-        return [unit for unit in order + forward if unit is not None]
+        depth = len(self._parts.blocks)
+        blocks = [self._unit_of[b] for b in step_order(depth, self._lowest if backward else depth)]
+        forward = [self._embedding_unit, *blocks[:depth], self._head_unit]
+        return [unit for unit in [*forward, *blocks[depth:], *forward] if unit is not None]
 
     # Passes. One over no cells computes nothing: it takes part in the loads of the ranks that have some.
 
@@ -62,14 +95,13 @@ class LayerMajor:
         """
         self._model.train()
         states = self._enter(cells, backward=True)
-        kept: list[list[torch.Tensor]] = []
         grads: list[Tensors] = [{} for _ in owners]
-        depth = len(self._parts.blocks)
+        depth, stays, kept = len(self._parts.blocks), None, []
         for b in range(depth - 1):
-            with self._using(self._unit_of[b]), torch.no_grad():
-                kept.append([self._shelve(s.hidden) for s in states] if b >= self._lowest else [])
-                for cell, state in self._by_owner(b, cells, states, owners):
-                    state.hidden = self._cells.block(b, cell, state, state.hidden)
+            with self._using(self._unit_of[b]):
+                if b == self._lowest:
+                    stays = self._what_stays(cells, states, owners)
+                kept.append(self._forward(b, cells, states, owners, stays))
         scores, flow = [], [None] * len(cells)
         with self._using(self._unit_of[-1]), self._using(self._head_unit):
             for i, (cell, state) in enumerate(self._by_owner(depth - 1, cells, states, owners)):
@@ -80,16 +112,19 @@ class LayerMajor:
                 scores.append(score)
                 state.hidden = None
                 flow[i] = self._backward(depth - 1, cell, x, y, upward, grads[cell.owner])
-        for b in range(depth - 2, self._lowest - 1, -1):
-            inputs = kept.pop()
+        self._bring(kept[-1:])
+        while kept and len(kept) > self._lowest:
+            b, records = len(kept) - 1, kept.pop()
+            self._bring(kept[-1:])
             with self._using(self._unit_of[b]):
                 for i, (cell, state) in enumerate(self._by_owner(b, cells, states, owners)):
-                    x = inputs[i].to(self._device, non_blocking=True).requires_grad_(b > self._lowest)
-                    inputs[i] = None
-                    with torch.enable_grad():
-                        y = self._cells.block(b, cell, state, x)
+                    x, y = self._computed(b, cell, state, records[i])
+                    records[i] = None
                     flow[i] = self._backward(b, cell, x, y, flow[i], grads[cell.owner])
-        return told(scores), grads
+        scores = told(scores, cells)
+        if cells:
+            self._budget.step_done()
+        return scores, grads
 
     @torch.no_grad()
     def evaluate(self, cells: list[Cell], owners: list[Tensors]) -> list[Score]:
@@ -106,9 +141,72 @@ class LayerMajor:
                     with self._using(self._head_unit):
                         scores = [self._cells.head(state.hidden, cell, differentiate=False)[0] for cell, state in zip(cells, states)]
             activity.advance(len(cells) / depth)
-        return told(scores)
+        return told(scores, cells)
 
     # Inside a pass.
+
+    def _what_stays(self, cells: list[Cell], states: list[CellState], owners: list[Tensors]) -> Stays:
+        """As much of this step as fits into the budget: first the inputs of blocks, then their activations, the last blocks' first.
+
+        Called while the lowest block that trains is loaded, which is measured: blocks are alike.
+        """
+        depth, budget = len(self._parts.blocks), self._budget.nbytes
+        everything = [len(cells)] * depth
+        inputs = [state.hidden.nbytes for state in states]
+        if self._place_of_inputs == "auto":
+            stay = kept_counts(budget, inputs, depth, self._lowest)
+            budget -= sum(sum(inputs[:count]) for count in stay)
+        else:
+            stay = everything if self._place_of_inputs == "device" else [0] * depth
+        if budget < max(inputs, default=0) or not cells:
+            return Stays([0] * depth, stay)
+        if not self._saved_per_value:
+            self._saved_per_value = self._measured(cells[0], states[0], owners)
+        saved = [int(self._saved_per_value * state.hidden.numel()) for state in states]
+        return Stays(kept_counts(budget, saved, depth, self._lowest), stay)
+
+    def _measured(self, cell: Cell, state: CellState, owners: list[Tensors]) -> float:
+        """Bytes that a block's graph keeps for each value of its input."""
+        block = self._parts.blocks[self._lowest]
+        x = state.hidden.detach().requires_grad_()
+        list(self._by_owner(self._lowest, [cell], [state], owners))
+        call = state.calls[self._lowest]
+        shared = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
+        with SavedBytes([*block.parameters(), *shared]) as saved, torch.enable_grad():
+            y = self._cells.block(self._lowest, cell, state, x)
+        saved.count(x)
+        del y
+        return saved.nbytes / x.numel()
+
+    def _forward(self, b: int, cells: list[Cell], states: list[CellState], owners: list[Tensors], stays: Stays | None) -> list["_Kept | Waiting"]:
+        """All micro-batches through a block; what their backward will begin with. Below the lowest block that trains (no `stays`), nothing."""
+        records: list[_Kept | Waiting] = []
+        for i, (cell, state) in enumerate(self._by_owner(b, cells, states, owners)):
+            if stays is not None and i < stays.activations[b]:
+                x = state.hidden.requires_grad_(b > self._lowest)
+                with torch.enable_grad(), self._store.weights_apart(self._unit_of[b]):
+                    y = self._cells.block(b, cell, state, x)
+                records.append(_Kept(x, y))
+                state.hidden = y.detach()
+                continue
+            if stays is not None:
+                records.append(self._inputs.put(state.hidden, on_host=i >= stays.inputs[b]))
+            with torch.no_grad():
+                state.hidden = self._cells.block(b, cell, state, state.hidden)
+        return records
+
+    def _bring(self, records: Sequence[list]) -> None:
+        """Begin to bring the inputs of the block that comes next."""
+        for own in records:
+            self._inputs.bring([record for record in own if isinstance(record, Waiting)])
+
+    def _computed(self, b: int, cell: Cell, state: CellState, record: _Kept | Waiting) -> tuple[torch.Tensor, torch.Tensor]:
+        """A block's input and output with the graph between them: as kept, or computed again."""
+        if isinstance(record, _Kept):
+            return record.x, record.y
+        x = record.take().detach().requires_grad_(b > self._lowest)
+        with torch.enable_grad():
+            return x, self._cells.block(b, cell, state, x)
 
     @torch.no_grad()
     def _enter(self, cells: list[Cell], backward: bool) -> list[CellState]:
@@ -145,10 +243,3 @@ class LayerMajor:
         for (name, _), grad in zip(places, found):
             into[name] = into[name].add_(grad) if name in into else grad.float()
         return flow
-
-    def _shelve(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Where an input waits for the backward pass."""
-        if not self._host_inputs or hidden.device.type == "cpu":
-            return hidden
-        shelf = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
-        return shelf.copy_(hidden, non_blocking=True)

@@ -5,19 +5,51 @@ the old masters overwrite it. Where the masters live differs: ZeRO-0 in fp32 has
 bit keeps a list, ZeRO-1 and 2 keep fragments of a flat tensor, ZeRO-3 keeps the client's partition, possibly on NVMe.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import GatheredParameters
 
+Tensors = dict[str, torch.Tensor]
+
 STATE_KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
-def open_masters(engine, named: dict[str, torch.nn.Parameter], groups):
-    """The view that fits the engine. `named` are the trainable parameters by name, in the same order on all ranks of a client."""
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the model lies among an engine's parameters: the values from `start` on of one of them."""
+
+    parameter: torch.nn.Parameter
+    start: int
+    shape: torch.Size
+
+    @property
+    def end(self) -> int:
+        return self.start + self.shape.numel()
+
+    def of(self, flat: torch.Tensor) -> torch.Tensor:
+        """The tensor in `flat`, which has all values of the parameter; not a copy."""
+        return flat[self.start:self.end].view(self.shape)
+
+
+def whole_places(named: Mapping[str, torch.nn.Parameter]) -> dict[str, Place]:
+    """Places of tensors that are parameters of their own."""
+    return {name: Place(parameter, 0, parameter.shape) for name, parameter in named.items()}
+
+
+def parameters_of(places: Iterable[Place]) -> list[torch.nn.Parameter]:
+    """Each parameter once, in the order of the places."""
+    return list({id(place.parameter): place.parameter for place in places}.values())
+
+
+def open_masters(engine, places: Mapping[str, Place], groups):
+    """Give the view that fits the engine. `places` has the trainable tensors by name, in the same order on all ranks of a client."""
     stage = engine.zero_optimization_stage()
     kind = PartitionMasters if stage == 3 else FragmentMasters if stage in (1, 2) else PlainMasters
-    view = kind(engine, named, groups)
+    view = kind(engine, places, groups)
     view.prime()
     return view
 
@@ -25,10 +57,11 @@ def open_masters(engine, named: dict[str, torch.nn.Parameter], groups):
 class PlainMasters:
     """ZeRO-0: the masters are whole tensors on every rank."""
 
-    def __init__(self, engine, named, groups):
-        self._named = named
+    def __init__(self, engine, places: Mapping[str, Place], groups):
+        self._places = places
         self._base = getattr(engine.optimizer, "optimizer", engine.optimizer)
-        self._master = {id(p): p for p in named.values()}
+        self._parameters = {id(parameter): parameter for parameter in parameters_of(places.values())}
+        self._master = dict(self._parameters)
         if hasattr(engine.optimizer, "fp32_groups"):  # bf16 and fp16
             for low, high in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups):
                 self._master.update({id(p): m for p, m in zip(low, high)})
@@ -48,52 +81,70 @@ class PlainMasters:
         elif group["momentum"]:
             state["momentum_buffer"] = torch.zeros_like(master)
 
-    def read(self) -> dict[str, torch.Tensor]:
+    def read(self) -> Tensors:
         """Full fp32 masters on the CPU, by name. Collective over the client where they are partitioned."""
-        return {name: self._master[id(p)].detach().float().cpu().clone() for name, p in self._named.items()}
+        return self._split({key: self._master[key].detach().float().cpu() for key in self._parameters})
+
+    def _split(self, flats: Mapping[int, torch.Tensor]) -> Tensors:
+        """The tensors by name, out of all values of each parameter."""
+        return {name: place.of(flats[id(place.parameter)].reshape(-1)).clone() for name, place in self._places.items()}
 
     @torch.no_grad()
-    def write(self, values: dict[str, torch.Tensor]) -> None:
-        """Set masters and working copies to `values` (full, fp32, by name)."""
-        for name, parameter in self._named.items():
-            self._master[id(parameter)].copy_(values[name])
-            parameter.copy_(values[name])
+    def write(self, values: Tensors) -> None:
+        """Set masters and working copies of those tensors that are in `values` (full, fp32, by name)."""
+        for name, place in self._here(values):
+            place.of(self._master[id(place.parameter)].view(-1)).copy_(values[name])
+            place.of(place.parameter.view(-1)).copy_(values[name])
 
-    def read_optimizer(self) -> dict[str, torch.Tensor]:
+    def _here(self, values: Tensors) -> Iterator[tuple[str, Place]]:
+        """The places of what is in `values`, which may hold tensors of others too."""
+        return ((name, place) for name, place in self._places.items() if name in values)
+
+    def read_optimizer(self) -> Tensors:
         """Optimizer state as `<name>/<key>` tensors in full shape, and one `step`."""
-        out = {}
-        for name, parameter in self._named.items():
-            state = self._base.state.get(self._master[id(parameter)], {})
-            out.update({f"{name}/{key}": state[key].detach().cpu().clone() for key in STATE_KEYS if state.get(key) is not None})
+        out: Tensors = {}
+        for key in STATE_KEYS:
+            found = {p: state[key].detach().cpu() for p, state in self._states() if state.get(key) is not None}
+            if found:
+                out.update({f"{name}/{key}": value for name, value in self._split(found).items()})
+        for _, state in self._states():
             _read_step(state, out)
         return out
 
+    def _states(self) -> Iterator[tuple[int, dict]]:
+        """(parameter, the optimizer's state of its master)."""
+        for key in self._parameters:
+            yield key, self._base.state.get(self._master[key], {})
+
     @torch.no_grad()
-    def write_optimizer(self, saved: dict[str, torch.Tensor]) -> None:
+    def write_optimizer(self, saved: Tensors) -> None:
         """Set the optimizer state to what `read_optimizer` gave; an empty dict resets it."""
-        for name, parameter in self._named.items():
-            state = self._base.state.get(self._master[id(parameter)], {})
+        states = dict(self._states())
+        for state in states.values():
+            _reset(state, saved)
+        for name, place in self._places.items():
+            state = states[id(place.parameter)]
             for key in STATE_KEYS:
-                if state.get(key) is not None:
-                    _set(state[key], saved.get(f"{name}/{key}"))
-            _write_step(state, saved)
+                if state.get(key) is not None and (value := saved.get(f"{name}/{key}")) is not None:
+                    place.of(state[key].view(-1)).copy_(value)
 
 
 class FragmentMasters(PlainMasters):
     """ZeRO-1 and 2: each rank of the client holds fragments of flat fp32 tensors; a parameter may lie across ranks."""
 
-    def __init__(self, engine, named, groups):
-        super().__init__(engine, named, groups)
+    def __init__(self, engine, places, groups):
+        super().__init__(engine, places, groups)
         self._client = groups.client
 
     def _full(self, parameter, key=None) -> torch.Tensor:
+        """All values of a parameter's masters, or of their optimizer state `key`. Collective over the client."""
         full = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         mapping = parameter._hp_mapping
         if mapping is not None:
             at = mapping.lp_fragment_address
             full.narrow(0, at.start, at.numel).copy_(self._fragment(mapping, key))
         dist.all_reduce(full, group=self._client)
-        return full.view_as(parameter).cpu()
+        return full.cpu()
 
     def _fragment(self, mapping, key):
         if key is None:
@@ -108,22 +159,31 @@ class FragmentMasters(PlainMasters):
                 return state
         return {}
 
+    def _write_fragment(self, place: Place, value: torch.Tensor, key=None) -> None:
+        """Write the part of a tensor that this rank holds, if it holds any."""
+        mapping = place.parameter._hp_mapping
+        if mapping is None:
+            return
+        at = mapping.lp_fragment_address
+        start, end = max(place.start, at.start), min(place.end, at.start + at.numel)
+        if start < end:
+            part = value.reshape(-1)[start - place.start:end - place.start]
+            self._fragment(mapping, key).narrow(0, start - at.start, end - start).copy_(part)
+
     def read(self):
-        return {name: self._full(p) for name, p in self._named.items()}
+        return self._split({key: self._full(parameter) for key, parameter in self._parameters.items()})
 
     @torch.no_grad()
     def write(self, values):
-        for name, parameter in self._named.items():
-            parameter.copy_(values[name])
-            if parameter._hp_mapping is not None:
-                at = parameter._hp_mapping.lp_fragment_address
-                parameter._hp_mapping.hp_fragment.copy_(values[name].reshape(-1).narrow(0, at.start, at.numel))
+        for name, place in self._here(values):
+            place.of(place.parameter.view(-1)).copy_(values[name])
+            self._write_fragment(place, values[name])
 
     def read_optimizer(self):
-        out = {}
-        keys = self._state_keys()
-        for name, parameter in self._named.items():
-            out.update({f"{name}/{key}": self._full(parameter, key) for key in keys})
+        out: Tensors = {}
+        for key in self._state_keys():
+            found = self._split({p: self._full(parameter, key) for p, parameter in self._parameters.items()})
+            out.update({f"{name}/{key}": value for name, value in found.items()})
         for state in self._base.state.values():
             _read_step(state, out)
         return out
@@ -138,30 +198,23 @@ class FragmentMasters(PlainMasters):
     @torch.no_grad()
     def write_optimizer(self, saved):
         for state in self._base.state.values():
-            for key in STATE_KEYS:
-                if state.get(key) is not None:
-                    state[key].zero_()
-            _write_step(state, saved)
-        for name, parameter in self._named.items():
-            mapping = parameter._hp_mapping
-            if mapping is None:
-                continue
-            at = mapping.lp_fragment_address
+            _reset(state, saved)
+        for name, place in self._places.items():
             for key in STATE_KEYS:
                 if (value := saved.get(f"{name}/{key}")) is not None:
-                    self._fragment(mapping, key).copy_(value.reshape(-1).narrow(0, at.start, at.numel))
+                    self._write_fragment(place, value, key)
 
 
 class PartitionMasters(PlainMasters):
-    """ZeRO-3: every parameter is cut evenly over the client's ranks, in sub-groups that may wait on NVMe."""
+    """ZeRO-3: every parameter is cut evenly over the client's ranks, in sub-groups that may wait on NVMe. Each tensor is a parameter of its own."""
 
-    def __init__(self, engine, named, groups):
-        super().__init__(engine, named, groups)
+    def __init__(self, engine, places, groups):
+        super().__init__(engine, places, groups)
         self._zero, self._groups = engine.optimizer, groups
         self._parameters_of: dict[int, list[tuple[str, torch.nn.Parameter]]] = {}
-        for name, parameter in named.items():
-            group, _, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
-            self._parameters_of.setdefault(group, []).append((name, parameter))
+        for name, place in places.items():
+            group, _, _ = self._zero.grad_position[self._zero.get_param_id(place.parameter)]
+            self._parameters_of.setdefault(group, []).append((name, place.parameter))
 
     def _sub_groups(self, write: bool):
         """(flat fp32 partition, its optimizer state, [(name, parameter, offset, numel)]) of every sub-group, swapped in while used."""
@@ -207,10 +260,11 @@ class PartitionMasters(PlainMasters):
     def write(self, values):
         for flat, _, places in self._sub_groups(write=True):
             for name, _, offset, numel in places:
-                flat.narrow(0, offset, numel).copy_(self._shard(values[name], numel))
-        for name, parameter in self._named.items():  # one at a time: all of them may be the whole model
-            with GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(values[name])
+                if name in values:
+                    flat.narrow(0, offset, numel).copy_(self._shard(values[name], numel))
+        for name, place in self._here(values):  # one at a time: all of them may be the whole model
+            with GatheredParameters([place.parameter], modifier_rank=0):
+                place.parameter.copy_(values[name])
 
     def read_optimizer(self):
         out = {}
@@ -231,6 +285,14 @@ class PartitionMasters(PlainMasters):
                     value = saved.get(f"{name}/{key}")
                     _set(state[key].narrow(0, offset, numel), None if value is None else self._shard(value, numel))
             _write_step(state, saved)
+
+
+def _reset(state: dict, saved: dict) -> None:
+    """Forget an optimizer's state of one tensor, but for the number of steps that `saved` has."""
+    for key in STATE_KEYS:
+        if state.get(key) is not None:
+            state[key].zero_()
+    _write_step(state, saved)
 
 
 def _set(target: torch.Tensor, value: torch.Tensor | None) -> None:

@@ -7,8 +7,10 @@ from torch import nn
 
 from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
+from fedspeed.engine.cell_model import needed_mask
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.masters import whole_places
 
 IDLE = np.zeros((1, 8), dtype=np.int64)
 
@@ -18,7 +20,7 @@ class StockEngine(ClientEngine):
 
     def __init__(self, ds_engine, groups, matched, clock):
         named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
-        super().__init__(ds_engine.module, [ClientState(ds_engine, named, groups)], groups, matched, clock)
+        super().__init__(ds_engine.module, [ClientState(ds_engine, whole_places(named), groups)], groups, matched, clock)
         self.ds_engine = ds_engine
 
     def train_passes(self, clients: int, steps: int, accumulation: int) -> int:
@@ -98,7 +100,7 @@ class StockEngine(ClientEngine):
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of the answer tokens' cross-entropy in fp32, logits [batch, tokens, vocabulary])."""
-        logits = self.ds_engine(input_ids=self._tensor(batch.input_ids), attention_mask=self._tensor(batch.attention_mask)).logits
+        logits = self.ds_engine(input_ids=self._tensor(batch.input_ids), attention_mask=needed_mask(batch)).logits
         labels = self._tensor(batch.labels)[:, 1:]
         loss = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
         return loss, logits

@@ -7,6 +7,7 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.config import EVAL_TOKENS
+from fedspeed.engine.masters import Tensors
 
 
 class StoreEngine(ClientEngine):
@@ -32,24 +33,32 @@ class StoreEngine(ClientEngine):
         self.store.close()
 
 
-def hand_over(state: ClientState, grads: dict[str, torch.Tensor]) -> torch.Tensor:
+def hand_over(state: ClientState, grads: Tensors) -> torch.Tensor:
     """A loss whose backward gives the trainable parameters the gradients that the layers have computed, scaled as `state` wants them.
 
     So DeepSpeed reduces, clips, checks and applies them as it does its own.
+
+    Args:
+        grads: [fp32] by name, of all trainable tensors.
     """
-    return _HandOver.apply(state.scaler.scale, [grads[name] for name in state.named], *state.named.values())
+    flats = [torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device) for parameter in state.parameters]
+    flat_of = {id(parameter): flat for parameter, flat in zip(state.parameters, flats)}
+    places = [place.of(flat_of[id(place.parameter)]) for place in state.places.values()]
+    torch._foreach_copy_(places, [grads[name] for name in state.places])
+    return _HandOver.apply(state.scaler.scale, flats, *state.parameters)
 
 
 class _HandOver(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scale, grads, *parameters):
-        ctx.scale, ctx.grads, ctx.dtypes = scale, grads, [p.dtype for p in parameters]
+        ctx.scale, ctx.grads = scale, grads
+        ctx.shapes = [(p.shape, p.dtype) for p in parameters]
         return torch.zeros((), device=parameters[0].device)
 
     @staticmethod
     def backward(ctx, upward):
         factor = upward.float() / ctx.scale  # the gradients carry the loss scale already, and DeepSpeed multiplies by it
-        return None, None, *((grad * factor).to(dtype) for grad, dtype in zip(ctx.grads, ctx.dtypes))
+        return None, None, *((grad * factor).to(dtype).view(shape) for grad, (shape, dtype) in zip(ctx.grads, ctx.shapes))
 
 
 def portions(work: list[list[Batch]]) -> list[list[tuple[int, Batch]]]:

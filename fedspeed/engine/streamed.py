@@ -27,7 +27,7 @@ class StreamedEngine(StoreEngine):
         with self._clock.stage("compute"):
             cells = [self._cell(seat, i, batch, step) for seat, step in enumerate(work) for i, batch in enumerate(step.micro)]
             self._steps += 1
-            scores, grads = self._layers.train(cells, [self._states[seat].named for seat in range(len(work))])
+            scores, grads = self._layers.train(cells, [self._states[seat].tensors() for seat in range(len(work))])
             sums = [Sums()] * len(work)
             for cell, score in zip(cells, scores):
                 sums[cell.owner] += Sums(score.loss, cell.batch.answer_tokens)
@@ -44,7 +44,7 @@ class StreamedEngine(StoreEngine):
         return Cell(batch, seat, scale, seed=state.seed * 1_000_003 + self._steps * 1_009 + number)
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        sums, seat = [Sums()] * len(work), self._states[0].named
+        sums, seat = [Sums()] * len(work), self._states[0].tensors()
         for portion in portions(work):
             with self._clock.stage("compute"):
                 scores = self._layers.evaluate([Cell(batch, 0) for _, batch in portion], [seat])

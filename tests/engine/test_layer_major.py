@@ -108,7 +108,7 @@ def dropped(rank, base, dropout=0.3):
     # With everything resident the blocks can also be differentiated as one graph.
     with engine(base, "resident", adapter=AdapterConfig(targets="all-linear", dropout=dropout)) as own:
         own.load(stirred(own.state()))
-        layers, tensors = own._layers, own._states[0].named
+        layers, tensors = own._layers, own._states[0].tensors()
         cells = [Cell(batch, 0, scale=0.1, seed=i + 1) for i, batch in enumerate(step.micro)]
         scores, [grads] = layers.train(cells, [tensors])
         again, [same] = layers.train(cells, [tensors])

@@ -77,7 +77,7 @@ class PipelinedEngine(StoreEngine):
         taken: dict[int, bool] = {}
         streams = self._streams(tuple(micros), lr is not None)
         stream = streams[self._me]
-        self._stage.begin(cells, [state.named for state in self._states], stream, lr is not None)
+        self._stage.begin(cells, [state.tensors() for state in self._states], stream, lr is not None)
         transfers = Transfers(self._routes, streams, self._me, lambda m: torch.Size((*cells[m].batch.attention_mask.shape, self.model.config.hidden_size)),
                               self._dtype, self._device)
 

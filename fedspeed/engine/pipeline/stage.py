@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import torch
 
 from fedspeed.engine.base.store import BaseStore
-from fedspeed.engine.cell_model import Cell, CellModel, Score, Tensors
+from fedspeed.engine.cell_model import Cell, CellModel, Score, Tensors, told
 from fedspeed.models.blocks import Anatomy
 from fedspeed.planner.pipeline.instructions import Embed, Head, Load, Stream
 
@@ -111,8 +111,7 @@ class Stage:
 
     def scores(self) -> dict[int, Score]:
         """By micro-batch, of those whose labels this rank holds."""
-        for score in self._scores.values():
-            score.loss = float(score.loss)
+        told(list(self._scores.values()), [self._cells[micro] for micro in self._scores])
         return self._scores
 
     def _state(self, micro: int):

@@ -1,0 +1,78 @@
+"""How much device memory the activations of a step may take that are kept for its backward pass, and what they take."""
+
+import os
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from fedspeed.cluster.devices import free_memory
+
+OF_FREE_RAM = 0.5  # where ranks compute in RAM, of what is free when the first step begins: others live there too
+OF_FREE_DEVICE = 0.9  # of what the first step has left free on a card: the allocator holds more than tensors take
+
+
+class ActivationBudget:
+    """Bytes for kept activations of one rank.
+
+    Args:
+        gib: what the configuration says.
+        sharers: ranks that share the device, or the host's memory where that is the device.
+    """
+
+    def __init__(self, gib: float | Literal["auto"], sharers: int):
+        self._fixed = None if gib == "auto" else int(gib * 2**30)
+        self._sharers = sharers
+        self._found: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What may be kept in the step that begins now. Under auto the first step on a card keeps nothing: what it leaves free is not known before."""
+        if self._fixed is not None:
+            return self._fixed
+        if self._found is None and get_accelerator().is_synchronized_device():
+            self._found = int(free_memory() * OF_FREE_RAM / self._sharers)
+        return self._found or 0
+
+    def step_done(self) -> None:
+        """Learn from a step what the card has left."""
+        if self._fixed is None and self._found is None:
+            self._found = max(0, int((self._to_be_had() - get_accelerator().max_memory_allocated()) * OF_FREE_DEVICE))
+
+    def _to_be_had(self) -> int:
+        """Bytes of the card that this process has or could get."""
+        accelerator = get_accelerator()
+        held = accelerator.memory_reserved()
+        if accelerator.device_name() != "cuda":
+            return held + accelerator.available_memory() // self._sharers
+        free, total = torch.cuda.mem_get_info()
+        return min(held + free // self._sharers, int(torch.cuda.get_per_process_memory_fraction() * total))
+
+
+def sharers() -> int:
+    """Ranks of this machine that compute on this rank's device, as far as the environment tells."""
+    ranks = max(1, int(os.environ.get("LOCAL_SIZE", "1")))
+    accelerator = get_accelerator()
+    return ranks if accelerator.is_synchronized_device() else -(-ranks // max(1, accelerator.device_count()))
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """While active, counts the bytes of tensors that graphs save, each storage once; those of `others` (weights, what blocks share) are not counted."""
+
+    def __init__(self, others: Iterable[torch.Tensor]):
+        self._seen = {tensor.untyped_storage()._cdata for tensor in others}
+        self.nbytes = 0
+        super().__init__(self.count, lambda saved: saved)
+
+    def __enter__(self) -> "SavedBytes":
+        super().__enter__()
+        return self
+
+    def count(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count a tensor, and give it back."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self.nbytes += storage.nbytes()
+        return tensor

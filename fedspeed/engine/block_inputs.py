@@ -1,0 +1,74 @@
+"""Inputs of blocks between the forward and the backward pass: on the device, or in host memory and on their way to and from it.
+
+They travel in streams of their own. In the stream of the arithmetic each would stand behind the weights that are on their way, which are many times larger.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from fedspeed.engine.host_memory import page_locked_like
+
+
+
+@dataclass
+class Waiting:
+    """One input. `home`: where it waits; `here`: on the device, None while it is away; `ready`: the event after which it is there."""
+
+    home: torch.Tensor | None
+    here: torch.Tensor | None
+    ready: object = None
+
+    def take(self) -> torch.Tensor:
+        """The input on the device; whatever computes with it waits until it is there."""
+        if self.ready is not None:
+            get_accelerator().current_stream().wait_event(self.ready)
+        found, self.home, self.here = self.here, None, None
+        return found
+
+
+class BlockInputs:
+    """Puts inputs away and brings them back. On a device that shares the host's memory they stay where they are."""
+
+    def __init__(self):
+        self._apart = not get_accelerator().is_synchronized_device()
+        self._down, self._up = (get_accelerator().Stream(), get_accelerator().Stream()) if self._apart else (None, None)
+
+    def put(self, hidden: torch.Tensor, on_host: bool) -> Waiting:
+        """Take a block's input; with `on_host` its copy to host memory begins."""
+        if not (on_host and self._apart):
+            return Waiting(None, hidden)
+        accelerator = get_accelerator()
+        home = page_locked_like(hidden)
+        self._down.wait_event(_now())
+        with accelerator.stream(self._down):
+            home.copy_(hidden, non_blocking=True)
+        hidden.record_stream(self._down)  # its memory is not given to others before the copy has ended
+        return Waiting(home, None)
+
+    def bring(self, inputs: Sequence[Waiting | None]) -> None:
+        """Begin to bring a block's inputs back: call it one block early."""
+        away = [waiting for waiting in inputs if waiting is not None and waiting.here is None]
+        if not away:
+            return
+        accelerator = get_accelerator()
+        device = accelerator.current_device_name()
+        for waiting in away:
+            waiting.here = torch.empty(waiting.home.shape, dtype=waiting.home.dtype, device=device)
+        # Their places may have belonged to what the arithmetic so far still reads; and they must have gone down before they come up.
+        self._up.wait_event(_now())
+        self._up.wait_stream(self._down)
+        with accelerator.stream(self._up):
+            for waiting in away:
+                waiting.here.copy_(waiting.home, non_blocking=True)
+                waiting.ready = accelerator.Event()
+                waiting.ready.record(self._up)
+
+
+def _now():
+    """An event behind what the arithmetic has been asked for so far."""
+    event = get_accelerator().Event()
+    event.record(get_accelerator().current_stream())
+    return event
