@@ -39,10 +39,11 @@ class Stays:
 
 @dataclass
 class _Kept:
-    """A block's input and output of one micro-batch, with the graph between them."""
+    """A block's input and output of one micro-batch, with the graph between them; `address`: where the block's weights were."""
 
     x: torch.Tensor
     y: torch.Tensor
+    address: int
 
 
 class LayerMajor:
@@ -184,9 +185,9 @@ class LayerMajor:
         for i, (cell, state) in enumerate(self._by_owner(b, cells, states, owners)):
             if stays is not None and i < stays.activations[b]:
                 x = state.hidden.requires_grad_(b > self._lowest)
-                with torch.enable_grad(), self._store.weights_apart(self._unit_of[b]):
+                with torch.enable_grad():
                     y = self._cells.block(b, cell, state, x)
-                records.append(_Kept(x, y))
+                records.append(_Kept(x, y, self._store.address(self._unit_of[b])))
                 state.hidden = y.detach()
                 continue
             if stays is not None:
@@ -203,6 +204,7 @@ class LayerMajor:
     def _computed(self, b: int, cell: Cell, state: CellState, record: _Kept | Waiting) -> tuple[torch.Tensor, torch.Tensor]:
         """A block's input and output with the graph between them: as kept, or computed again."""
         if isinstance(record, _Kept):
+            assert record.address == self._store.address(self._unit_of[b]), f"block {b} has moved since its graph was built"
             return record.x, record.y
         x = record.take().detach().requires_grad_(b > self._lowest)
         with torch.enable_grad():

@@ -136,6 +136,7 @@ class FragmentMasters(PlainMasters):
         super().__init__(engine, places, groups)
         self._client = groups.client
 
+    @torch.no_grad()
     def _full(self, parameter, key=None) -> torch.Tensor:
         """All values of a parameter's masters, or of their optimizer state `key`. Collective over the client."""
         full = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)

@@ -1,7 +1,7 @@
 """The frozen base of one rank: units in tiers, a few slots on the device, and loads that run ahead of the arithmetic."""
 
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -135,14 +135,14 @@ class BaseStore:
                 pool.read_until[pool.memory[index].data_ptr()] = event
             self._load_ahead()
 
-    def weights_apart(self, index: int):
-        """Keep the unit's memory out of graphs that are built inside: they save where in it a weight lies. Until their backward, in which the unit is in use
-        again, its slot may hold others."""
+    def address(self, index: int) -> int:
+        """Give the address of a unit that is in use, 0 where it never moves.
+
+        A block that a step loads again for its backward pass comes back to where it was: the backward pass undoes what the forward pass exchanged
+        (tests/engine/test_base_store.py). So graphs that were built on it in between still find its weights.
+        """
         pool = self._pool_of.get(index)
-        if pool is None:
-            return nullcontext()
-        memory = pool.memory[index]
-        return torch.autograd.graph.saved_tensors_hooks(lambda tensor: _lying(memory, tensor), lambda saved: _brought(pool.memory[index], saved))
+        return 0 if pool is None else pool.memory[index].data_ptr()
 
     def away(self) -> list[torch.Tensor]:
         """Host memory that units wait in."""
@@ -181,30 +181,6 @@ class BaseStore:
         name = self._tier_of[index].name
         self._loads.bytes[name] = self._loads.bytes.get(name, 0) + moved
         self._loads.count += 1
-
-
-@dataclass(frozen=True)
-class _Lying:
-    """Stands for a tensor inside a unit's memory, `offset` bytes from its beginning."""
-
-    offset: int
-    dtype: torch.dtype
-    size: torch.Size
-    stride: tuple[int, ...]
-
-
-def _lying(memory: torch.Tensor, tensor: torch.Tensor) -> "torch.Tensor | _Lying":
-    offset = tensor.data_ptr() - memory.data_ptr()
-    if tensor.device != memory.device or not 0 <= offset < memory.numel():
-        return tensor
-    return _Lying(offset, tensor.dtype, tensor.size(), tensor.stride())
-
-
-def _brought(memory: torch.Tensor, saved: "torch.Tensor | _Lying") -> torch.Tensor:
-    if isinstance(saved, torch.Tensor):
-        return saved
-    start = (memory.storage_offset() + saved.offset) // saved.dtype.itemsize
-    return torch.empty(0, dtype=saved.dtype, device=memory.device).set_(memory.untyped_storage(), start, saved.size, saved.stride)
 
 
 def _aligned(nbytes: int, device) -> torch.Tensor:
