@@ -149,8 +149,9 @@ def needed_mask(batch: Batch) -> None:
     Padding stands on the right of all tokens, which look to the left only, and its own output is asked for by nobody. A mask would make attention hold all
     T x T scores instead of going through a fused kernel. A family whose tokens look to the right, or rows packed behind each other, would need one here.
     """
-    lengths = batch.attention_mask.sum(1)
-    assert (batch.attention_mask[np.arange(len(lengths)), lengths - 1] == 1).all(), "padding is not on the right"
+    lengths = batch.attention_mask.sum(1, keepdims=True)
+    on_the_right = np.arange(batch.attention_mask.shape[1]) < lengths
+    assert np.array_equal(batch.attention_mask, on_the_right), "padding is not on the right"
 
 
 @dataclass

@@ -164,3 +164,28 @@ def test_block_inputs_come_in_order_under_every_schedule(fake_runs):
 @pytest.mark.parametrize("error", BROKEN)
 def test_an_order_that_is_missing_is_found(fake_runs, error):
     assert fake_runs[1][error] > 0
+
+
+def compiled_losses(rank, base, nvme):
+    from fedspeed.engine.world import join_world, leave_world, quiet
+    from tests.limits import LIMIT_S
+
+    quiet()
+    join_world(LIMIT_S)
+    found = {}
+    for compiled in (False, True):
+        with engine(base, "ram", adapter=LORA, nvme=nvme, join=False, options=EngineConfig(compile_blocks=compiled)) as own:
+            own.load(stirred(own.state()))
+            found[compiled] = [own.train_step([next(steps_of([seed]))], 0.1)[0].loss for seed in range(3)]
+            functions = len(own._layers._cells._compiled._function_of) if compiled else 0
+            own.close()
+    leave_world()
+    return found, functions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family,kinds", [("llama", 1), ("qwen2", 2)])
+def test_compiled_blocks_give_the_same_losses(bases, tmp_path, family, kinds):  # noqa: F811
+    [(found, functions)] = run_clusters([1], compiled_losses, bases[family], tmp_path)
+    assert functions == kinds, "one for each kind of block"
+    assert found[True] == pytest.approx(found[False], rel=1e-5)
