@@ -32,7 +32,8 @@ from deepspeed.accelerator import real_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-CHANCE = 0.1  # that an operation is followed by a deferred copy
+CHANCES = (0.0, 0.003, 0.03, 0.3)  # that an operation is followed by a deferred copy; one of them for each schedule
+OUT_OF_MEMORY = 2  # CUDA's own number
 ALREADY_REGISTERED, NOT_REGISTERED = 712, 713  # CUDA's own numbers
 WAITING_OPS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")  # the host waits for what they give
 
@@ -180,25 +181,34 @@ class FakeCuda(CPU_Accelerator):
 
     Attributes:
         races: sentences, one a race.
-        copies: deferred copies that have been made. ms: the fake's own time.
-        registered: address -> bytes of memory that is registered with the driver.
+        copies: deferred copies that have been made. ms: the fake's own time, one for each copy.
+        registered: address -> bytes of memory that is registered with the driver, which registers `lockable_bytes` (None: all).
     """
 
-    def __init__(self, seed: int = 0, chance: float = CHANCE, total_bytes: int = 1 << 30):
+    def __init__(self, seed: int = 0, chance: float | None = None, total_bytes: int = 1 << 30, lockable_bytes: int | None = None):
         super().__init__()
         self.lock = threading.RLock()
         self.races: list[str] = []
         self.streams: list[FakeStream] = []
         self.registered: dict[int, int] = {}
-        self.copies, self.ms, self._numbers, self._total = 0, 0.0, 0, total_bytes
+        self.copies, self.ms, self._numbers, self._total, self._lockable = 0, 0.0, 0, total_bytes, lockable_bytes
         self._records: dict[int, Record] = {}
         self._line_names: dict[int, str] = {}
-        self._random, self._chance = random.Random(seed), chance
+        self.reseed(seed, chance)
         self._local = threading.local()
         self._now = self._peak = 0
         self._default = FakeStream(self, name="the default stream")
         self._gathers = FakeStream(self, name="the collectives' stream")
         self.open = True
+
+    def reseed(self, seed: int, chance: float | None = None) -> None:
+        """Begin another schedule.
+
+        Args:
+            chance: that an operation is followed by a deferred copy; None: drawn too.
+        """
+        self._random = random.Random(seed)
+        self._chance = self._random.choice(CHANCES) if chance is None else chance
 
     # What DeepSpeed's accelerators have.
 
@@ -396,6 +406,8 @@ class FakeCuda(CPU_Accelerator):
         with self.lock:
             if any(address < at + count and at < address + nbytes for at, count in self.registered.items()):
                 return ALREADY_REGISTERED
+            if self._lockable is not None and sum(self.registered.values()) + nbytes > self._lockable:
+                return OUT_OF_MEMORY
             self.registered[address] = nbytes
             return 0
 
