@@ -508,10 +508,13 @@ class FakeCuda(CPU_Accelerator):
             kwargs = {**kwargs, "pin_memory": False}
         name, stream = func._schema.name, self.current_stream()
         with self.lock:
-            if stream.queue:
+            for tensor in _tensors((*args, *kwargs.values())):
+                self.record_of(tensor)  # a view of it is not new
+            uses = list(_uses(func, args, kwargs))
+            if uses and stream.queue:
                 self.run(stream.queue[-1])
             self.launch(stream)
-            for tensor, write in _uses(func, args, kwargs):
+            for tensor, write in uses:
                 self._access(tensor, write, stream, name)
         out = func(*args, **kwargs)
         with self.lock:

@@ -11,7 +11,7 @@ import pytest
 from fedspeed.engine.config import EngineConfig
 from tests.engine.engines import OPTIONAL, engine, find_optional
 from tests.limits import LIMIT_S
-from tests.processes import Scenarios, run_clusters
+from tests.processes import Scenarios, run_clusters, run_ranks
 from tests.tiny import NoClock, random_step, write_llama
 
 BLOCKS, WIDTH = 6, 40
@@ -20,13 +20,13 @@ SETTINGS = {  # of whole engines: tier, options, what else
     "ram, one slot": ("ram", EngineConfig(slots=1), {}),
     "ram, two slots": ("ram", EngineConfig(slots=2), {}),
     "ram, a slot for each block": ("ram", EngineConfig(slots=9), {}),
-    "ram, a block resident": ("ram", EngineConfig(slots=2, resident_blocks=1), {}),
+    "ram, a block resident": ("ram", EngineConfig(slots=1, resident_blocks=1), {}),
     "nvme, two slots": ("nvme", EngineConfig(slots=2), {}),
-    "nvme, three slots": ("nvme", EngineConfig(slots=3), {}),
+    "nvme, a budget": ("nvme", EngineConfig(base_gib=1.0), {}),
     "client": ("client", EngineConfig(slots=2), {}),
     "client, slices in host memory": ("client", EngineConfig(slots=3), OFFLOADED),
 }
-STEPS = 4  # of each engine, each under another schedule
+STEPS = 2  # of each engine, each under another schedule
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def trained(own, seeded=lambda schedule: None) -> list[float]:
     for i in range(STEPS):
         seeded(i)
         losses.append(own.train_step([random_step(i, 2, 2)], 0.05)[0].loss)
-        if i == 1:
+        if i == 0:
             losses.append(own.evaluate([random_step(9, 2, 1).micro])[0].loss)
     return losses
 
@@ -127,7 +127,7 @@ def stores(kind, slots, folder, schedules, broken=(), chance=None):
 
     wrong = races = 0
     for seed in range(schedules):
-        with fake_cuda(seed, chance) as fake, ExitStack() as stack:
+        with fake_cuda(seed, chance=chance) as fake, ExitStack() as stack:
             for owner, name, value in broken:
                 stack.enter_context(patch.object(owner, name, value))
             store, parameters = sealed_store(kind, slots, folder)
@@ -207,6 +207,8 @@ def loaded_again(folder):
 
 def two_stages(folder):
     """Whether the next unit is read while the copy of the last one is under way, and the order of reads and of copies."""
+    import torch
+
     from fedspeed.engine.base import tiers
     from tests.fake_cuda import fake_cuda
 
@@ -220,7 +222,7 @@ def two_stages(folder):
         return read(self, index, into)
 
     def copying(stream, into, source, free):
-        copies.append(int(source[:4].view("torch.float32" and __import__("torch").float32)[0]) - 1)
+        copies.append(int(source[:4].view(torch.float32)[0]) - 1)
         return copy(stream, into, source, free)
 
     with fake_cuda(chance=0.0) as fake, patch.object(tiers.Disk, "_read", reading), patch.object(tiers, "_copy_in_stream", copying):
@@ -259,7 +261,7 @@ def played(rank, base, folder):
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("streams")
-    base = write_llama(folder / "llama", hidden=32, intermediate=64, layers=4)
+    base = write_llama(folder / "llama", hidden=32, intermediate=64, layers=3)
     return run_clusters([1], played, base, folder / "disk")[0]
 
 
@@ -283,7 +285,7 @@ def test_a_store_gives_every_unit_its_values_whatever_the_schedule(seen, kind):
 def test_the_check_bites_where_a_wait_is_missing(seen, name):
     wrong, races = seen[name]
     assert races == 5, "every schedule shows the race, whatever its numbers"
-    if name != "a gather is not waited for":
+    if name in ("a block is computed with before it has come", "a stage is read into before it has been copied"):
         assert wrong > 0, "and some give wrong ones"
 
 
@@ -304,7 +306,7 @@ def test_pinned_memory_that_cannot_be_had_is_done_without_and_said_once(seen, ki
 
 def test_the_device_says_how_long_it_waited_and_the_host_does_not_stop_for_that(seen):
     count, ms, stops, again = seen["waited"]
-    assert count > BLOCKS and ms == count and stops == 0 and again == 0.0
+    assert count > BLOCKS and ms == pytest.approx(count) and stops == 0 and again == 0.0
 
 
 def test_with_a_slot_for_each_block_nothing_is_loaded_twice(seen):
@@ -315,15 +317,15 @@ def test_with_a_slot_for_each_block_nothing_is_loaded_twice(seen):
 def test_the_next_unit_is_read_while_the_last_is_copied_and_in_order(seen):
     second, made, reads, copies, races = seen["two stages"]
     assert second and made == 0, "the second read began before the first copy was made"
-    assert reads == copies and reads[:3] == [0, BLOCKS, 1] and races == []
+    assert reads == copies and reads[:3] == [0, 1, BLOCKS] and races == []
 
 
 # Quantised tiers.
 
 
-def dequantised(rank, kind, own_kernel):
-    """(whether the unit has bitsandbytes' own values, the most bytes made on the way, bytes of the matrix), with or without a kernel that writes where
-    it is told. The CPU has none, so one is put in its place that knows the values."""
+def dequantised(rank):
+    """By kind, and whether there is a kernel that writes where it is told: (whether the unit has bitsandbytes' own values, the most bytes made on the
+    way, bytes of the matrix). The CPU has no such kernel; the one that stands in for it knows the values."""
     import torch
 
     assert find_optional()
@@ -333,29 +335,30 @@ def dequantised(rank, kind, own_kernel):
     from fedspeed.engine.base.tiers import Quantised
     from fedspeed.engine.live_bytes import LiveBytes
 
-    name = {"int8": "dequantize_blockwise", "nf4": "dequantize_4bit"}[kind]
     unit = pack("block", [("matrix", torch.Size([64, 128])), ("bias", torch.Size([64]))], torch.bfloat16)
-    data = torch.zeros(unit.nbytes, dtype=torch.uint8)
+    data, seen = torch.zeros(unit.nbytes, dtype=torch.uint8), {}
     for piece in unit.pieces:
         unit.view(data, piece).copy_(torch.randn(piece.shape))
-    with world():
+    for kind, name in (("int8", "dequantize_blockwise"), ("nf4", "dequantize_4bit")):
         tier = Quantised({0: unit}, kind)
         tier.put(0, data)
         (values, state), (bias, _) = tier._parts[0]
         exact = getattr(library, name)(values, state)
-        if own_kernel:
-            torch.library.impl(f"bitsandbytes::{name}.out", "cpu", lambda *args, out: out.copy_(exact) and None)
-        into = torch.full((unit.nbytes,), 0xFF, dtype=torch.uint8)
-        with LiveBytes() as live:
-            tier.fetch(0, into, None).wait()
-    matrix, other = (unit.view(into, piece) for piece in unit.pieces)
-    return bool((matrix == exact).all() and (other == bias).all()), live.peak, matrix.numel() * 2
+        for kernel in (False, True):
+            if kernel:
+                torch.library.impl(f"bitsandbytes::{name}.out", "cpu", lambda *args: (args[-1].copy_(exact), None)[1])
+            into = torch.full((unit.nbytes,), 0xFF, dtype=torch.uint8)
+            with LiveBytes() as live:
+                tier.fetch(0, into, None).wait()
+            matrix, other = (unit.view(into, piece) for piece in unit.pieces)
+            seen[kind, kernel] = bool((matrix == exact).all() and (other == bias).all()), live.peak, matrix.numel() * 2
+    return seen
 
 
 @pytest.mark.skipif(not (OPTIONAL / "bitsandbytes").is_dir() and find_spec("bitsandbytes") is None,
                     reason="needs bitsandbytes, which bash launchers/test.sh installs")
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_quantised_units_are_computed_where_they_are_needed(kind):
-    for own_kernel in (True, False):
-        [(equal, peak, matrix)] = run_clusters([1], dequantised, kind, own_kernel)
-        assert equal and (peak == 0 if own_kernel else peak >= matrix)
+def test_quantised_units_are_computed_where_they_are_needed():
+    [seen] = run_ranks(1, dequantised)
+    assert len(seen) == 4 and all(equal for equal, *_ in seen.values())
+    for (_, kernel), (_, peak, matrix) in seen.items():
+        assert peak == 0 if kernel else peak >= matrix
