@@ -216,12 +216,14 @@ def test_there_are_as_many_slots_as_the_budget_has_room_for(budget, expected):
     from fedspeed.engine.base.choose import BaseSizes, resident_count, slots_of
     from fedspeed.engine.config import EngineConfig
 
-    sizes, options = BaseSizes(block=9, blocks=10, ends=8, end=4, beside=1), EngineConfig(base_gib=(budget + 0.5) / 2**30)
+    sizes = BaseSizes(block=9, blocks=10, ends=8, end=4, beside=1)
+    options = EngineConfig(base_gib=(budget + 0.5) / 2**30)
     assert slots_of(options, sizes) == expected and resident_count(options, sizes) == 0
     assert sizes.on_device(0, expected) <= budget
     divided = replace(sizes, holders=2)
     found = next((n for n in range(10, -1, -1) if divided.on_device(0, n) <= budget), 0)
-    assert found <= expected and divided.on_device(0, 2) == 2 * 9 + 4 + 1 + 49, "half of what streams lies on the device too"
+    assert found <= expected
+    assert divided.on_device(0, 2) == 2 * 9 + 4 + 1 + 49, "half of what streams lies on the device too"
 
 
 def test_a_budget_that_nothing_fits_names_one_that_does():
@@ -230,7 +232,8 @@ def test_a_budget_that_nothing_fits_names_one_that_does():
     from fedspeed.errors import FedSpeedError
 
     sizes = BaseSizes(600 * 2**20, 48, 200 * 2**20, 100 * 2**20, 5000)
-    for options, least in ((EngineConfig(base_gib=0.6), 1), (EngineConfig(base_gib=1.0, pipeline="client", slots=4), 4)):
+    pipeline = EngineConfig(base_gib=1.0, pipeline="client", slots=4)
+    for options, least in ((EngineConfig(base_gib=0.6), 1), (pipeline, 4)):
         with pytest.raises(FedSpeedError, match=r"set engine.base_gib=([\d.]+) or more") as refused:
             slots_of(options, sizes)
         named = float(str(refused.value).partition("set engine.base_gib=")[2].split()[0])

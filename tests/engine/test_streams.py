@@ -1,4 +1,5 @@
-"""The order of streams where there is an accelerator, on a faked one (tests/fake_cuda.py): every tier trains as on the CPU, and nothing races."""
+"""The order of streams where there is an accelerator, on a faked one (tests/fake_cuda.py): every tier trains
+as on the CPU, and nothing races."""
 
 import io
 import threading
@@ -92,7 +93,9 @@ def sealed_store(kind, slots, folder):
     from fedspeed.engine.base.store import BaseStore
 
     names = [f"{i}.weight" for i in range(BLOCKS + 1)]
-    units = [pack(str(i), [(name, torch.Size([WIDTH, WIDTH]))], torch.float32) for i, name in enumerate(names)]
+    units = [
+        pack(str(i), [(name, torch.Size([WIDTH, WIDTH]))], torch.float32) for i, name in enumerate(names)
+    ]
     parameters = {name: torch.nn.Parameter(torch.empty(0), requires_grad=False) for name in names}
     values = [torch.full((WIDTH, WIDTH), float(i + 1)) for i in range(len(units))]
     tier = tier_of(kind, dict(enumerate(units)), folder)
@@ -122,7 +125,8 @@ def a_pass(store, parameters) -> float:
 
 
 def stores(kind, slots, folder, schedules, broken=(), chance=None):
-    """(schedules that gave a wrong sum, schedules with a race) of `schedules`, with parts of the code replaced."""
+    """(schedules that gave a wrong sum, schedules with a race) of `schedules`, with parts of the code
+    replaced."""
     from tests.fake_cuda import fake_cuda
 
     wrong = races = 0
@@ -144,9 +148,24 @@ def broken_parts():
 
     whole = tiers._copy_in_stream
     return {
-        "a slot is overwritten before it is free": ("ram", [(tiers, "_copy_in_stream", lambda stream, into, source, free: whole(stream, into, source, None))]),
-        "a block is computed with before it has come": ("ram", [(tiers.Copied, "wait", lambda self: self._nbytes)]),
-        "a stage is read into before it has been copied": ("nvme", [(tiers._Stage, "settle", lambda self: None)]),
+        "a slot is overwritten before it is free": (
+            "ram",
+            [
+                (
+                    tiers,
+                    "_copy_in_stream",
+                    lambda stream, into, source, free: whole(stream, into, source, None),
+                )
+            ],
+        ),
+        "a block is computed with before it has come": (
+            "ram",
+            [(tiers.Copied, "wait", lambda self: self._nbytes)],
+        ),
+        "a stage is read into before it has been copied": (
+            "nvme",
+            [(tiers._Stage, "settle", lambda self: None)],
+        ),
         "a gather is not waited for": ("divided", [(tiers._Gathered, "wait", lambda self: self._nbytes)]),
     }
 
@@ -164,14 +183,19 @@ def locked_pages(folder):
 
 
 def without_pinned_memory(kind, folder):
-    """(what is said, memory still registered, races, whether the sums are right) where the driver locks less than the base takes, or nothing."""
+    """(what is said, memory still registered, races, whether the sums are right) where the driver locks less
+    than the base takes, or nothing."""
     from tests.fake_cuda import fake_cuda
 
     def refuse(*_, **__):
         raise RuntimeError("CUDA error: out of memory\nmore lines")
 
     said = io.StringIO()
-    with fake_cuda(lockable_bytes=30_000) as fake, redirect_stderr(said), patch.object(fake, "pin_memory", refuse):
+    with (
+        fake_cuda(lockable_bytes=30_000) as fake,
+        redirect_stderr(said),
+        patch.object(fake, "pin_memory", refuse),
+    ):
         store, parameters = sealed_store(kind, 2, folder)
         registered = len(fake.registered)
         sums = [float(a_pass(store, parameters)) for _ in range(2)]
@@ -180,7 +204,8 @@ def without_pinned_memory(kind, folder):
 
 
 def waited(folder):
-    """Loads and milliseconds that the arithmetic waited for them, where every copy is made when it is waited for, and how often the host stopped."""
+    """Loads and milliseconds that the arithmetic waited for them, where every copy is made when it is waited
+    for, and how often the host stopped."""
     from tests.fake_cuda import FakeEvent, fake_cuda
 
     stops, whole = [], FakeEvent.synchronize
@@ -206,7 +231,8 @@ def loaded_again(folder):
 
 
 def two_stages(folder):
-    """Whether the next unit is read while the copy of the last one is under way, and the order of reads and of copies."""
+    """Whether the next unit is read while the copy of the last one is under way, and the order of reads and
+    of copies."""
     import torch
 
     from fedspeed.engine.base import tiers
@@ -225,7 +251,11 @@ def two_stages(folder):
         copies.append(int(source[:4].view(torch.float32)[0]) - 1)
         return copy(stream, into, source, free)
 
-    with fake_cuda(chance=0.0) as fake, patch.object(tiers.Disk, "_read", reading), patch.object(tiers, "_copy_in_stream", copying):
+    with (
+        fake_cuda(chance=0.0) as fake,
+        patch.object(tiers.Disk, "_read", reading),
+        patch.object(tiers, "_copy_in_stream", copying),
+    ):
         store, parameters = sealed_store("nvme", 2, folder)
         store.begin(ORDER)  # nobody waits for the first copy, and so it is not made
         second = both.wait(LIMIT_S)
@@ -246,7 +276,11 @@ def played(rank, base, folder):
         for number, (name, setting) in enumerate(SETTINGS.items()):
             seen.play(name, engine_on_fake, base, folder, number, setting)
         for kind in ("ram", "nvme", "divided", "slices in host memory"):
-            seen.play(("alone", kind), lambda kind: [stores(kind, slots, folder, 4) for slots in (1, 2, 3, BLOCKS)], kind)
+            seen.play(
+                ("alone", kind),
+                lambda kind: [stores(kind, slots, folder, 4) for slots in (1, 2, 3, BLOCKS)],
+                kind,
+            )
         for name, (kind, broken) in broken_parts().items():
             seen.play(name, stores, kind, 2, folder, 5, broken)
         seen.play("locks", locked_pages, folder)
@@ -280,12 +314,22 @@ def test_a_store_gives_every_unit_its_values_whatever_the_schedule(seen, kind):
     assert seen["alone", kind] == [(0, 0)] * 4
 
 
-@pytest.mark.parametrize("name", ["a slot is overwritten before it is free", "a block is computed with before it has come",
-                                  "a stage is read into before it has been copied", "a gather is not waited for"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a slot is overwritten before it is free",
+        "a block is computed with before it has come",
+        "a stage is read into before it has been copied",
+        "a gather is not waited for",
+    ],
+)
 def test_the_check_bites_where_a_wait_is_missing(seen, name):
     wrong, races = seen[name]
     assert races == 5, "every schedule shows the race, whatever its numbers"
-    if name in ("a block is computed with before it has come", "a stage is read into before it has been copied"):
+    if name in (
+        "a block is computed with before it has come",
+        "a stage is read into before it has been copied",
+    ):
         assert wrong > 0, "and some give wrong ones"
 
 
@@ -294,13 +338,23 @@ def test_page_locks_are_undone(seen):
     assert counts == [BLOCKS + 1, 0] and races == []
 
 
-@pytest.mark.parametrize("kind,error", [("ram", "CUDA error 2"), ("nvme", "CUDA error: out of memory"),
-                                        ("slices in host memory", "CUDA error: out of memory")])
+@pytest.mark.parametrize(
+    "kind,error",
+    [
+        ("ram", "CUDA error 2"),
+        ("nvme", "CUDA error: out of memory"),
+        ("slices in host memory", "CUDA error: out of memory"),
+    ],
+)
 def test_pinned_memory_that_cannot_be_had_is_done_without_and_said_once(seen, kind, error):
     import socket
 
     said, registered, races, right = seen["unpinned", kind]
-    assert said.count("\n") == 1 and f"{socket.gethostname()}: 0.00 GiB for " in said and f"cannot be page-locked ({error})" in said
+    assert (
+        said.count("\n") == 1
+        and f"{socket.gethostname()}: 0.00 GiB for " in said
+        and f"cannot be page-locked ({error})" in said
+    )
     assert "ulimit -l unlimited" in said and registered == 0 and races == [] and right
 
 
@@ -324,7 +378,8 @@ def test_the_next_unit_is_read_while_the_last_is_copied_and_in_order(seen):
 
 
 def dequantised(rank):
-    """By kind, and whether there is a kernel that writes where it is told: (whether the unit has bitsandbytes' own values, the most bytes made on the
+    """By kind, and whether there is a kernel that writes where it is told: (whether the unit has
+    bitsandbytes' own values, the most bytes made on the
     way, bytes of the matrix). The CPU has no such kernel; the one that stands in for it knows the values."""
     import torch
 
@@ -346,17 +401,25 @@ def dequantised(rank):
         exact = getattr(library, name)(values, state)
         for kernel in (False, True):
             if kernel:
-                torch.library.impl(f"bitsandbytes::{name}.out", "cpu", lambda *args: (args[-1].copy_(exact), None)[1])
+                torch.library.impl(
+                    f"bitsandbytes::{name}.out", "cpu", lambda *args: (args[-1].copy_(exact), None)[1]
+                )
             into = torch.full((unit.nbytes,), 0xFF, dtype=torch.uint8)
             with LiveBytes() as live:
                 tier.fetch(0, into, None).wait()
             matrix, other = (unit.view(into, piece) for piece in unit.pieces)
-            seen[kind, kernel] = bool((matrix == exact).all() and (other == bias).all()), live.peak, matrix.numel() * 2
+            seen[kind, kernel] = (
+                bool((matrix == exact).all() and (other == bias).all()),
+                live.peak,
+                matrix.numel() * 2,
+            )
     return seen
 
 
-@pytest.mark.skipif(not (OPTIONAL / "bitsandbytes").is_dir() and find_spec("bitsandbytes") is None,
-                    reason="needs bitsandbytes, which bash launchers/test.sh installs")
+@pytest.mark.skipif(
+    not (OPTIONAL / "bitsandbytes").is_dir() and find_spec("bitsandbytes") is None,
+    reason="needs bitsandbytes, which bash launchers/test.sh installs",
+)
 def test_quantised_units_are_computed_where_they_are_needed():
     [seen] = run_ranks(1, dequantised)
     assert len(seen) == 4 and all(equal for equal, *_ in seen.values())

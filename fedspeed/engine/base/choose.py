@@ -70,7 +70,8 @@ def resident_count(engine: EngineConfig, sizes: BaseSizes) -> int:
 
 
 def slots_of(engine: EngineConfig, sizes: BaseSizes) -> int:
-    """How many slots the blocks of a streamed base get: as many as `engine.base_gib` has room for, or `engine.slots`, but never more than there are
+    """How many slots the blocks of a streamed base get: as many as `engine.base_gib` has room for, or
+    `engine.slots`, but never more than there are
     blocks to load.
 
     Raises:
@@ -81,12 +82,15 @@ def slots_of(engine: EngineConfig, sizes: BaseSizes) -> int:
     if not engine.base_gib:
         return min(engine.slots, streamed)
     budget = int(engine.base_gib * 2**30)
-    least = min(1 if engine.pipeline == "none" else engine.slots, streamed)  # a pipeline's chunks are made for engine.slots
+    fewest = 1 if engine.pipeline == "none" else engine.slots  # a pipeline's chunks are made for those
+    least = min(fewest, streamed)
     found = next((n for n in range(streamed, least - 1, -1) if sizes.on_device(resident, n) <= budget), None)
     if found is None:
         needed = sizes.on_device(resident, least)
-        raise FedSpeedError(f"engine.base_gib={engine.base_gib:.3g}: {least} {'slot' if least == 1 else 'slots'} and what stands beside take {needed / 2**30:.3g} GiB; set "
-                            f"engine.base_gib={-(-needed * 1000 // 2**30) / 1000} or more")
+        slots = "one slot" if least == 1 else f"{least} slots"
+        enough = -(-needed * 1000 // 2**30) / 1000
+        raise FedSpeedError(f"engine.base_gib={engine.base_gib:.3g}: {slots} and what stands beside take "
+                            f"{needed / 2**30:.3g} GiB; set engine.base_gib={enough} or more")
     return found
 
 

@@ -1,4 +1,5 @@
-"""Page-locked host memory, from which an accelerator copies by itself. Where it cannot be had, ordinary memory does, and that is said."""
+"""Page-locked host memory, from which an accelerator copies by itself. Where it cannot be had, ordinary
+memory does, and that is said."""
 
 import socket
 import sys
@@ -12,7 +13,8 @@ LOCKERS = 4  # threads: to lock a page the driver must visit it, and one thread 
 
 
 class PageLocks:
-    """Registers parts of a host tensor with the driver, all or none, until `close`. Every rank does so for itself: the lock is the driver's, the pages
+    """Registers parts of a host tensor with the driver, all or none, until `close`. Every rank does so for
+    itself: the lock is the driver's, the pages
     are the same.
 
     Args:
@@ -32,7 +34,9 @@ class PageLocks:
         self.held = not any(codes)
         if not self.held:
             self._undo()
-            told_ordinary(what, sum(nbytes for _, nbytes in places), f"CUDA error {next(filter(None, codes))}")
+            told_ordinary(
+                what, sum(nbytes for _, nbytes in places), f"CUDA error {next(filter(None, codes))}"
+            )
 
     def close(self) -> None:
         """Undo the locks, once nothing is copied any more."""
@@ -60,12 +64,17 @@ def pinned_empty(nbytes: int, what: str) -> torch.Tensor:
 
 def told_ordinary(what: str, nbytes: int, error: str) -> None:
     """Say that memory is not page-locked, and what would help."""
-    print(f"fedspeed: {socket.gethostname()}: {nbytes / 2**30:.2f} GiB for {what} cannot be page-locked ({error}): copies from ordinary memory are slower; "
-          "raise the limit of locked memory (ulimit -l unlimited)", file=sys.stderr, flush=True)
+    print(
+        f"fedspeed: {socket.gethostname()}: {nbytes / 2**30:.2f} GiB for {what} cannot be page-locked ({error}): "
+        "copies from ordinary memory are slower; raise the limit of locked memory (ulimit -l unlimited)",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _in_threads(function, values: list) -> list:
-    """Results in order. The threads are new ones: what fails there leaves no CUDA error behind for the next kernel of this thread."""
+    """Results in order. The threads are new ones: what fails there leaves no CUDA error behind for the next
+    kernel of this thread."""
     device = get_accelerator().current_device()
     with ThreadPoolExecutor(LOCKERS, "page-lock", lambda: get_accelerator().set_device(device)) as pool:
         return list(pool.map(function, values))

@@ -18,7 +18,8 @@ EMPTY = torch.empty(0)
 
 @dataclass
 class Loads:
-    """Says what was moved since the last `take_loads`: bytes by tier, number of loads, seconds the arithmetic waited for them."""
+    """Says what was moved since the last `take_loads`: bytes by tier, number of loads, seconds the arithmetic
+    waited for them."""
 
     bytes: dict[str, int] = field(default_factory=dict)
     count: int = 0
@@ -138,7 +139,8 @@ class BaseStore:
         return [tensor for tier in self._tiers for tensor in tier.away()]
 
     def take_loads(self) -> Loads:
-        """What was loaded since the last call. Waits for the device, to know how long its arithmetic waited."""
+        """What was loaded since the last call. Waits for the device, to know how long its arithmetic
+        waited."""
         taken, self._loads = self._loads, Loads()
         taken.waited_s = self._waits.take()
         return taken

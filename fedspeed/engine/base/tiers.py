@@ -157,7 +157,8 @@ class Quantised(Tier):
             return
         name = "dequantize_blockwise" if self.name == "int8" else "dequantize_4bit"
         dequantise = getattr(self._library, name)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{name}.out", into.device.type.upper()):
+        device = into.device.type.upper()
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{name}.out", device):
             dequantise(values, state, out=into)
         else:  # it has none for CPUs
             into.copy_(dequantise(values, state))
@@ -274,7 +275,8 @@ class _Stage:
 
 
 class _Read(_Placed):
-    """Units that threads read into host memory: the slot itself, or one of two page-locked stages where the slots are an accelerator's. One is read
+    """Units that threads read into host memory: the slot itself, or one of two page-locked stages where the
+    slots are an accelerator's. One is read
     into while the other is copied from."""
 
     def __init__(self, units, spans, folder, group):

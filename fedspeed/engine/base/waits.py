@@ -8,7 +8,8 @@ from deepspeed.accelerator import get_accelerator
 
 
 class Waits:
-    """Adds up waiting times. On an accelerator they are its stream's own, between two events; the host does not stop to read them."""
+    """Adds up waiting times. On an accelerator they are its stream's own, between two events; the host does
+    not stop to read them."""
 
     def __init__(self):
         self._seconds = 0.0

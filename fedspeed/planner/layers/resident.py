@@ -2,5 +2,6 @@
 
 
 def spread(blocks: int, count: int) -> list[int]:
-    """Choose `count` of `blocks` blocks at even distances: each gives the load of the next streamed one the time of its own arithmetic."""
+    """Choose `count` of `blocks` blocks at even distances: each gives the load of the next streamed one the
+    time of its own arithmetic."""
     return [i * blocks // count for i in range(count)]
