@@ -170,16 +170,20 @@ def broken_parts():
     }
 
 
-def locked_pages(folder):
-    """What is registered with the driver while a store of node RAM lives, and when it is closed."""
+def locked_pages(folder, broken=()):
+    """What is registered with the driver while a store of node RAM lives and when it is closed, and races."""
     from tests.fake_cuda import fake_cuda
 
-    with fake_cuda() as fake:
+    with fake_cuda() as fake, ExitStack() as stack:
+        for place in broken:
+            stack.enter_context(patch.object(*place))
         store, parameters = sealed_store("ram", 2, folder)
         counts = [len(fake.registered)]
-        a_pass(store, parameters)  # loads for the next one are under way
+        a_pass(store, parameters)
+        store.begin([3, 4])  # under way when the store is closed
         store.close()
-    return [*counts, len(fake.registered)], fake.races
+        counts.append(len(fake.registered))
+    return counts, fake.races
 
 
 def without_pinned_memory(kind, folder):
@@ -268,6 +272,8 @@ def two_stages(folder):
 
 
 def played(rank, base, folder):
+    from fedspeed.engine.base.pinned import PageLocks
+
     seen = Scenarios()
     with world():
         with engine(base, "ram", nvme=folder, join=False) as own:
@@ -284,6 +290,7 @@ def played(rank, base, folder):
         for name, (kind, broken) in broken_parts().items():
             seen.play(name, stores, kind, 2, folder, 5, broken)
         seen.play("locks", locked_pages, folder)
+        seen.play("hasty locks", locked_pages, folder, [(PageLocks, "close", PageLocks._undo)])
         for kind in ("ram", "nvme", "slices in host memory"):
             seen.play(("unpinned", kind), without_pinned_memory, kind, folder)
         seen.play("waited", waited, folder)
@@ -336,6 +343,7 @@ def test_the_check_bites_where_a_wait_is_missing(seen, name):
 def test_page_locks_are_undone(seen):
     counts, races = seen["locks"]
     assert counts == [BLOCKS + 1, 0] and races == []
+    assert "memory is unregistered while copy_" in seen["hasty locks"][1][0], "the check bites"
 
 
 @pytest.mark.parametrize(
