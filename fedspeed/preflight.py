@@ -17,7 +17,7 @@ from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
-from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipeline_tier, resident_blocks
+from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipeline_tier, slots_of
 from fedspeed.engine.base.told import execution
 from fedspeed.engine.config import QUANTISED
 from fedspeed.engine.operators import check_operators
@@ -279,7 +279,7 @@ def _engine(loaded: Loaded) -> list[str]:
     if engine.base_gib and (base := local_base(loaded.config)):
         # Of `auto` the least it may come to: where the type is decided, all of this is checked again.
         type_bytes = TYPE_BYTES.get(loaded.config.model.dtype, min(TYPE_BYTES.values()))
-        resident_blocks(engine, base_sizes(base_shape(base, loaded.config.model.init == "pretrained"), type_bytes))
+        slots_of(engine, base_sizes(base_shape(base, loaded.config.model.init == "pretrained"), type_bytes))
     if engine.pipeline == "none":  # what trains outside the blocks, and so in stock execution, is known to look_inside only
         ds_config = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
         check_operators(choose_tier(engine, ds_config, loaded.config.adapter.method != "full"), ds_config)

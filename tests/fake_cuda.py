@@ -1,18 +1,24 @@
-"""An accelerator that is none: the order of streams, events and host threads as on a card, while every tensor stays on the CPU.
+"""An accelerator that is none: the order of streams, events and host threads as on a card, while every tensor
+stays on the CPU.
 
     with fake_cuda(seed) as fake:
         ...  # get_accelerator() is the fake: streams, events, pinned memory
     assert fake.races == []
 
-It finds errors of order in two ways. Vector clocks: two accesses to the same bytes, of which one writes, by streams or host threads that nothing has put
-in order are a race, however the run went; so is memory that is freed while another stream may still use it. Deferred copies: what is copied in a stream
-other than the default one is copied later, at random moments, but not before what its stream waited for, and at the latest when somebody waits for it;
-so a wait that is missing gives wrong numbers.
+It finds errors of order in two ways. Vector clocks: two accesses to the same bytes, of which one writes, by
+streams or host threads that nothing has put in order are a race, however the run went; so is memory that is
+freed while another stream may still use it. Deferred copies: what is copied in a stream other than the default
+one is copied later, at random moments, but not before what its stream waited for, and at the latest when
+somebody waits for it; so a wait that is missing gives wrong numbers. (A copy that comes too early is shown by the
+clocks only: what the default stream does is done at once.)
 
-What is memory of the device and what of the host, nothing but their history tells, since all of it is on the CPU:
+What is memory of the device and what of the host, nothing but their history tells, since all of it is on the
+CPU:
 - made by an operation: of the device, and of the stream in which the operation ran;
-- pinned (`pin_memory`, or registered with the driver): of the host, and copied without waiting where `non_blocking` says so;
-- made outside torch's operations (numpy, mapped files): plain memory of the host, with which every copy waits.
+- pinned (`pin_memory`, or registered with the driver): of the host, and copied without waiting where
+  `non_blocking` says so;
+- made outside torch's operations (numpy, mapped files): plain memory of the host, with which every copy
+  waits.
 """
 
 import random
@@ -32,13 +38,24 @@ from deepspeed.accelerator import real_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-CHANCE = 0.1  # that an operation is followed by a deferred copy
+CHANCES = (
+    0.0,
+    0.003,
+    0.03,
+    0.3,
+)  # that an operation is followed by a deferred copy; one of them for each schedule
+OUT_OF_MEMORY = 2  # CUDA's own number
 ALREADY_REGISTERED, NOT_REGISTERED = 712, 713  # CUDA's own numbers
-WAITING_OPS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")  # the host waits for what they give
+WAITING_OPS = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::equal",
+)  # the host waits for what they give
 
 
 class Line:
-    """Things that happen one after the other: a stream's or a host thread's. `clock` says how much of every line is known to have happened."""
+    """Things that happen one after the other: a stream's or a host thread's. `clock` says how much of every
+    line is known to have happened."""
 
     def __init__(self, name: str, number: int):
         self.name, self.number = name, number
@@ -58,13 +75,13 @@ class FakeStream(Line):
         number = fake.new_number()
         super().__init__(name or f"stream {number}", number)
         self._fake = fake
-        self.queue: deque["Node"] = deque()  # what is deferred; always empty in the default stream
+        self.queue: deque[Node] = deque()  # what is deferred; always empty in the default stream
         fake.streams.append(self)
 
     def wait_event(self, event: "FakeEvent") -> None:
         self._fake.wait(self, event)
 
-    def wait_stream(self, other: "Stream") -> None:
+    def wait_stream(self, other: "FakeStream") -> None:
         self.wait_event(other.record_event())
 
     def record_event(self, event: "FakeEvent | None" = None) -> "FakeEvent":
@@ -114,7 +131,8 @@ class FakeEvent:
             return done
 
     def elapsed_time(self, end: "FakeEvent") -> float:
-        """Milliseconds of the fake's own time: each copy takes one. As CUDA, it refuses events that are not over for this thread."""
+        """Milliseconds of the fake's own time: each copy takes one. As CUDA, it refuses events that are not
+        over for this thread."""
         known = self._fake.host().clock
         for event in (self, end):
             if not event._timing or not event._ms:
@@ -161,7 +179,8 @@ class Record:
     """What is known of a storage.
 
     Attributes:
-        kind: "device", "pinned" (by torch, whose allocator waits for copies before it gives the memory out again) or "host".
+        kind: "device", "pinned" (by torch, whose allocator waits for copies before it gives the memory out
+        again) or "host".
         stream: in which it was made.
         also: streams that its freeing waits for (record_stream).
         spans: (start, end) in bytes -> [last write, {line: read}], each (line number, epoch, operation).
@@ -180,25 +199,47 @@ class FakeCuda(CPU_Accelerator):
 
     Attributes:
         races: sentences, one a race.
-        copies: deferred copies that have been made. ms: the fake's own time.
-        registered: address -> bytes of memory that is registered with the driver.
+        copies: deferred copies that have been made. ms: the fake's own time, one for each copy.
+        registered: address -> bytes of memory that is registered with the driver, which registers
+        `lockable_bytes` (None: all).
     """
 
-    def __init__(self, seed: int = 0, chance: float = CHANCE, total_bytes: int = 1 << 30):
+    def __init__(
+        self,
+        seed: int = 0,
+        chance: float | None = None,
+        total_bytes: int = 1 << 30,
+        lockable_bytes: int | None = None,
+    ):
         super().__init__()
         self.lock = threading.RLock()
         self.races: list[str] = []
         self.streams: list[FakeStream] = []
         self.registered: dict[int, int] = {}
-        self.copies, self.ms, self._numbers, self._total = 0, 0.0, 0, total_bytes
+        self.copies, self.ms, self._numbers, self._total, self._lockable = (
+            0,
+            0.0,
+            0,
+            total_bytes,
+            lockable_bytes,
+        )
         self._records: dict[int, Record] = {}
         self._line_names: dict[int, str] = {}
-        self._random, self._chance = random.Random(seed), chance
+        self.reseed(seed, chance)
         self._local = threading.local()
         self._now = self._peak = 0
         self._default = FakeStream(self, name="the default stream")
         self._gathers = FakeStream(self, name="the collectives' stream")
         self.open = True
+
+    def reseed(self, seed: int, chance: float | None = None) -> None:
+        """Begin another schedule.
+
+        Args:
+            chance: that an operation is followed by a deferred copy; None: drawn too.
+        """
+        self._random = random.Random(seed)
+        self._chance = self._random.choice(CHANCES) if chance is None else chance
 
     # What DeepSpeed's accelerators have.
 
@@ -275,7 +316,8 @@ class FakeCuda(CPU_Accelerator):
         return self._local.host
 
     def launch(self, stream: FakeStream) -> None:
-        """What the host has seen comes before what it asks a stream to do; what it does afterwards need not."""
+        """What the host has seen comes before what it asks a stream to do; what it does afterwards need
+        not."""
         host = self.host()
         stream.learn(host.clock)
         stream.tick()
@@ -364,11 +406,16 @@ class FakeCuda(CPU_Accelerator):
             known = Line("", record.stream.number)
             known.learn(record.stream.clock)
             known.learn(self.host().clock)
-            streams = {s.number for s in self.streams} - {record.stream.number} - {s.number for s in record.also}
+            streams = (
+                {s.number for s in self.streams} - {record.stream.number} - {s.number for s in record.also}
+            )
             for write, reads in record.spans.values():
                 for number, epoch, name in filter(None, (write, *reads.values())):
                     if number in streams and known.clock.get(number, 0) < epoch:
-                        self._race(f"memory of {record.stream.name} is freed while {name} in {self._line_name(number)} may use it")
+                        self._race(
+                            f"memory of {record.stream.name} is freed while {name} in "
+                            f"{self._line_name(number)} may use it"
+                        )
 
     def pinned_copy(self, tensor: torch.Tensor) -> torch.Tensor:
         with self._quiet():
@@ -396,6 +443,8 @@ class FakeCuda(CPU_Accelerator):
         with self.lock:
             if any(address < at + count and at < address + nbytes for at, count in self.registered.items()):
                 return ALREADY_REGISTERED
+            if self._lockable is not None and sum(self.registered.values()) + nbytes > self._lockable:
+                return OUT_OF_MEMORY
             self.registered[address] = nbytes
             return 0
 
@@ -412,7 +461,10 @@ class FakeCuda(CPU_Accelerator):
                     if base + low < end and address < base + high:
                         for number, epoch, name in filter(None, (write, *reads.values())):
                             if known.get(number, 0) < epoch:
-                                self._race(f"memory is unregistered while {name} in {self._line_name(number)} may use it")
+                                self._race(
+                                    f"memory is unregistered while {name} in "
+                                    f"{self._line_name(number)} may use it"
+                                )
             return 0
 
     def record_stream(self, tensor: torch.Tensor, stream: FakeStream) -> None:
@@ -439,8 +491,11 @@ class FakeCuda(CPU_Accelerator):
             if low < end and start < high:
                 for number, epoch, other in filter(None, (last, *(reads.values() if write else ()))):
                     if known.get(number, 0) < epoch:
-                        self._race(f"{'write' if write else 'read'} by {name} in {line.name} and {other} in {self._line_name(number)} are in no order "
-                                   f"(bytes {max(low, start)}:{min(high, end)} of {record.nbytes}, {record.kind} memory)")
+                        self._race(
+                            f"{'write' if write else 'read'} by {name} in {line.name} and {other} in "
+                            f"{self._line_name(number)} are in no order (bytes {max(low, start)}:"
+                            f"{min(high, end)} of {record.nbytes}, {record.kind} memory)"
+                        )
                 if write and start <= low and high <= end:
                     covered.append((low, high))
         for span in covered:
@@ -454,8 +509,14 @@ class FakeCuda(CPU_Accelerator):
             found[1][line.number] = entry
 
     def _race(self, sentence: str) -> None:
-        where = next((f"{frame.filename.rpartition('/fedspeed/')[2]}:{frame.lineno}" for frame in reversed(traceback.extract_stack())
-                      if "/fedspeed/" in frame.filename), "")
+        where = next(
+            (
+                f"{frame.filename.rpartition('/fedspeed/')[2]}:{frame.lineno}"
+                for frame in reversed(traceback.extract_stack())
+                if "/fedspeed/" in frame.filename
+            ),
+            "",
+        )
         self.races.append(f"{sentence} [{where}]" if where else sentence)
 
     def _line_name(self, number: int) -> str:
@@ -496,10 +557,13 @@ class FakeCuda(CPU_Accelerator):
             kwargs = {**kwargs, "pin_memory": False}
         name, stream = func._schema.name, self.current_stream()
         with self.lock:
-            if stream.queue:
+            for tensor in _tensors((*args, *kwargs.values())):
+                self.record_of(tensor)  # a view of it is not new
+            uses = list(_uses(func, args, kwargs))
+            if uses and stream.queue:
                 self.run(stream.queue[-1])
             self.launch(stream)
-            for tensor, write in _uses(func, args, kwargs):
+            for tensor, write in uses:
                 self._access(tensor, write, stream, name)
         out = func(*args, **kwargs)
         with self.lock:
@@ -521,7 +585,10 @@ class FakeCuda(CPU_Accelerator):
         stream = self.current_stream()
         with self.lock:
             records = [self.record_of(tensor) for tensor in (into, source)]
-            pinned = [record.kind != "device" and self.is_pinned(tensor) for record, tensor in zip(records, (into, source))]
+            pinned = [
+                record.kind != "device" and self.is_pinned(tensor)
+                for record, tensor in zip(records, (into, source))
+            ]
             plain = any(record.kind != "device" and not mine for record, mine in zip(records, pinned))
             waits = plain or (any(pinned) and not free)
             if waits and stream.queue:
@@ -569,12 +636,18 @@ def fake_cuda(seed: int = 0, **options):
     """The fake in the place of DeepSpeed's accelerator, for all threads; `options` are FakeCuda's."""
     fake = FakeCuda(seed, **options)
     to, cpu, numpy = torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.numpy
-    submit, result, gather = ThreadPoolExecutor.submit, Future.result, torch.distributed.all_gather_into_tensor
+    submit, result, gather = (
+        ThreadPoolExecutor.submit,
+        Future.result,
+        torch.distributed.all_gather_into_tensor,
+    )
 
     def moved(tensor, *args, **kwargs):
         named = any(isinstance(word, str | torch.device) for word in (*args, kwargs.get("device")))
         if named and fake.is_pinned(tensor):
-            tensor = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor, non_blocking=kwargs.get("non_blocking", False))
+            tensor = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(
+                tensor, non_blocking=kwargs.get("non_blocking", False)
+            )
         return to(tensor, *args, **kwargs)
 
     def to_host(tensor, *args, **kwargs):
@@ -621,11 +694,16 @@ def fake_cuda(seed: int = 0, **options):
     cudart = SimpleNamespace(cudaHostRegister=fake.register, cudaHostUnregister=fake.unregister)
     with ExitStack() as stack:
         for owner, name, value in (
-            (real_accelerator, "ds_accelerator", fake), (torch.Tensor, "to", moved), (torch.Tensor, "cpu", to_host), (torch.Tensor, "numpy", as_numpy),
+            (real_accelerator, "ds_accelerator", fake),
+            (torch.Tensor, "to", moved),
+            (torch.Tensor, "cpu", to_host),
+            (torch.Tensor, "numpy", as_numpy),
             (torch.Tensor, "pin_memory", lambda tensor, device=None: fake.pinned_copy(tensor)),
             (torch.Tensor, "is_pinned", lambda tensor, device=None: fake.is_pinned(tensor)),
             (torch.Tensor, "record_stream", lambda tensor, stream: fake.record_stream(tensor, stream)),
-            (torch.cuda, "cudart", lambda: cudart), (ThreadPoolExecutor, "submit", submitted), (Future, "result", awaited),
+            (torch.cuda, "cudart", lambda: cudart),
+            (ThreadPoolExecutor, "submit", submitted),
+            (Future, "result", awaited),
             (torch.distributed, "all_gather_into_tensor", gathered),
         ):
             stack.enter_context(patch.object(owner, name, value))
@@ -638,7 +716,8 @@ def fake_cuda(seed: int = 0, **options):
 
 
 class _Work:
-    """A collective that is under way, as NCCL's: waiting for it holds up the stream. It keeps what it reads until then."""
+    """A collective that is under way, as NCCL's: waiting for it holds up the stream. It keeps what it reads
+    until then."""
 
     def __init__(self, fake: FakeCuda, work, event: FakeEvent, own: torch.Tensor):
         self._fake, self._work, self._event, self._own = fake, work, event, own
@@ -652,8 +731,24 @@ class _Work:
 
 # What an operation reads and writes.
 
-NO_READ = frozenset({"empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty", "new_zeros", "new_ones", "new_full",
-                     "new_empty_strided", "is_same_size", "size", "stride"})
+NO_READ = frozenset(
+    {
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "new_empty",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty_strided",
+        "is_same_size",
+        "size",
+        "stride",
+    }
+)
 
 
 @cache
@@ -669,7 +764,9 @@ def _ways(func) -> tuple[str, ...]:
         alias = argument.alias_info
         if alias is not None and alias.is_write or schema.name.startswith("c10d::"):
             ways.append("write")
-        elif alias is not None and given & set(alias.before_set) or schema.name.rpartition("::")[2] in NO_READ:
+        elif (
+            alias is not None and given & set(alias.before_set) or schema.name.rpartition("::")[2] in NO_READ
+        ):
             ways.append("")
         else:
             ways.append("read")

@@ -74,11 +74,13 @@ def _adapter(config: RunConfig) -> Iterator[Conflict]:
 
 def _engine(config: RunConfig) -> Iterator[Conflict]:
     if config.engine.base_gib and config.engine.tier in ("stock", "resident", *QUANTISED):
-        yield Conflict(("engine.base_gib", "engine.tier"), f"engine.base_gib={config.engine.base_gib:g} says how much of a streamed base stays on the "
-                       f"device, but engine.tier={config.engine.tier} streams none; leave one of them out")
+        yield Conflict(("engine.base_gib", "engine.tier"),
+                       f"engine.base_gib={config.engine.base_gib:g} says how much of the device a streamed "
+                       f"base may take, but engine.tier={config.engine.tier} streams none; leave one of them out")
     if config.engine.base_gib and config.engine.resident_blocks:
         yield Conflict(("engine.base_gib", "engine.resident_blocks"), f"engine.base_gib={config.engine.base_gib} and engine.resident_blocks="
-                       f"{config.engine.resident_blocks} both say how many blocks stay on the device; set one of them")
+                       f"{config.engine.resident_blocks} both say what the base's memory is for, slots or "
+                       "blocks that stay; set one of them, the second with engine.slots")
 
 
 def _pipeline(config: RunConfig) -> Iterator[Conflict]:

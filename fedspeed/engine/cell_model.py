@@ -14,7 +14,7 @@ from fedspeed.data.batches import Batch
 from fedspeed.data.encode import IGNORED
 from fedspeed.engine.compiled import CompiledBlocks
 from fedspeed.engine.config import LOGITS_BYTES
-from fedspeed.engine.host_memory import upload
+from fedspeed.engine.pinned import upload
 from fedspeed.models.blocks import Anatomy
 
 Tensors = dict[str, torch.Tensor]

@@ -31,7 +31,7 @@ def forecast(job: Job, data: dict):
 
 
 def _forecast(job: Job, data: dict):
-    from fedspeed.engine.base.choose import choose_tier, host_inputs, resident_blocks
+    from fedspeed.engine.base.choose import choose_tier, host_inputs, resident_count, slots_of
     from fedspeed.models.planned import planned_shape
     from fedspeed.monitor.report import Predicted
 
@@ -57,8 +57,9 @@ def _forecast(job: Job, data: dict):
     places = [place for group in places_of(job.topology, nodes).values() for place in group]
     group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
     held = base_sizes(shape, task.type_bytes, 0 if task.offload else group)
-    resident = resident_blocks(config.engine, held) if tier in SLOTTED else 0
-    setting = Setting(tier, config.train.micro_batch, config.train.accumulation, resident, config.engine.slots,
+    resident = resident_count(config.engine, held) if tier in SLOTTED else 0
+    slots = slots_of(config.engine, held) if tier in SLOTTED else 0
+    setting = Setting(tier, config.train.micro_batch, config.train.accumulation, resident, slots,
                       config.engine.seats or task.clients, "host" if host_inputs(config.engine) else "device", config.engine.activation_checkpointing)
     return Predicted(max(sum(map(sum, (part.values() for part in device_memory(task, setting, place, evaluation=False)))) for place in places),
                      max(seconds_of(task, setting, place).total for place in places) if timed else None)

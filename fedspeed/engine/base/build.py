@@ -9,13 +9,14 @@ from torch import nn
 
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.engine.base import tiers
-from fedspeed.engine.base.choose import BaseSizes, offloaded, resident_blocks
+from fedspeed.engine.base.choose import BaseSizes, offloaded, resident_count, slots_of
 from fedspeed.engine.base.layout import frozen_units
 from fedspeed.engine.base.store import EMPTY, BaseStore
 from fedspeed.engine.config import QUANTISED, EngineConfig
 from fedspeed.engine.groups import Groups, partition_set, world_deadline
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.blocks import Anatomy
+from fedspeed.planner.layers.resident import spread
 
 
 class StoreBuilder:
@@ -30,12 +31,14 @@ class StoreBuilder:
 
     def __init__(self, net: nn.Module, parts: Anatomy, tier: str, engine: EngineConfig, groups: Groups, ds_config: dict, nvme: Path,
                  only: Container[nn.Parameter] | None = None):
-        self._net, self._slots, self._groups = net, engine.slots, groups
+        self._net, self._groups = net, groups
         self._units = frozen_units(net, only)
         self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}
         self._blocks = _units_of(self._place_of, net, parts.blocks)
         ends = _units_of(self._place_of, net, [parts.embedding, parts.head])
-        kept = set(sorted(self._blocks)[:resident_blocks(engine, self._sizes(ends, tier, engine, groups, ds_config))])
+        sizes = self._sizes(ends, tier, engine, groups, ds_config)
+        self._slots = 0 if tier == "resident" else slots_of(engine, sizes)
+        kept = {sorted(self._blocks)[i] for i in spread(sizes.blocks, resident_count(engine, sizes))}
         if tier == "resident":
             kept = self._blocks | ends
         elif tier in QUANTISED:

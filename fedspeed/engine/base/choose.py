@@ -58,26 +58,38 @@ class BaseSizes:
     holders: int = 0
 
     def on_device(self, resident: int, slots: int) -> int:
-        """Bytes on one rank's device with so many blocks resident."""
+        """Bytes on one rank's device with so many blocks resident, and slots for those that are not."""
         streamed = (self.blocks - resident) * self.block + self.ends
         share = -(-streamed // self.holders) if self.holders else 0
         return (resident + min(slots, self.blocks - resident)) * self.block + self.end + self.beside + share
 
 
-def resident_blocks(engine: EngineConfig, sizes: BaseSizes) -> int:
-    """How many blocks of a streamed base stay on the device.
+def resident_count(engine: EngineConfig, sizes: BaseSizes) -> int:
+    """How many blocks of a streamed base stay on the device."""
+    return min(engine.resident_blocks, sizes.blocks)
+
+
+def slots_of(engine: EngineConfig, sizes: BaseSizes) -> int:
+    """How many slots the blocks of a streamed base get: as many as `engine.base_gib` has room for, or
+    `engine.slots`, but never more than there are blocks to load.
 
     Raises:
-        FedSpeedError: engine.base_gib is too small even for none.
+        FedSpeedError: engine.base_gib is too small even for the fewest.
     """
+    resident = resident_count(engine, sizes)
+    streamed = sizes.blocks - resident
     if not engine.base_gib:
-        return min(engine.resident_blocks, sizes.blocks)
+        return min(engine.slots, streamed)
     budget = int(engine.base_gib * 2**30)
-    found = next((n for n in range(sizes.blocks, -1, -1) if sizes.on_device(n, engine.slots) <= budget), None)
+    fewest = 1 if engine.pipeline == "none" else engine.slots  # a pipeline's chunks are made for those
+    least = min(fewest, streamed)
+    found = next((n for n in range(streamed, least - 1, -1) if sizes.on_device(resident, n) <= budget), None)
     if found is None:
-        least = sizes.on_device(0, engine.slots)
-        raise FedSpeedError(f"engine.base_gib={engine.base_gib:.3g}: {engine.slots} slots and what stands beside them take {least / 2**30:.3g} GiB; "
-                            f"set engine.base_gib={-(-least * 1000 // 2**30) / 1000} or more, or fewer engine.slots")
+        needed = sizes.on_device(resident, least)
+        slots = "one slot" if least == 1 else f"{least} slots"
+        enough = -(-needed * 1000 // 2**30) / 1000
+        raise FedSpeedError(f"engine.base_gib={engine.base_gib:.3g}: {slots} and what stands beside take "
+                            f"{needed / 2**30:.3g} GiB; set engine.base_gib={enough} or more")
     return found
 
 

@@ -1,6 +1,5 @@
 """The frozen base of one rank: units in tiers, a few slots on the device, and loads that run ahead of the arithmetic."""
 
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -9,16 +8,18 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from fedspeed.engine.base.layout import Unit
-from fedspeed.planner.layers.order import next_load
+from fedspeed.engine.base.waits import Waits
 from fedspeed.engine.config import UNIT_ALIGN
 from fedspeed.errors import LostPeerError
+from fedspeed.planner.layers.order import next_load
 
 EMPTY = torch.empty(0)
 
 
 @dataclass
 class Loads:
-    """What was moved since the last `take`: bytes and number of loads by tier, seconds the arithmetic waited for them."""
+    """Says what was moved since the last `take_loads`: bytes by tier, number of loads, seconds the arithmetic
+    waited for them."""
 
     bytes: dict[str, int] = field(default_factory=dict)
     count: int = 0
@@ -65,7 +66,7 @@ class BaseStore:
                 self._pool_of.update(dict.fromkeys(members, self._pools[-1]))
         self._tiers = list(dict.fromkeys(tier_of))  # in an order that all ranks agree on
         self._upcoming: list[int] = []
-        self._loads = Loads()
+        self._loads, self._waits = Loads(), Waits()
 
     def _slot_bytes(self, index: int) -> int:
         return self._tier_of[index].slot_bytes(self.units[index])
@@ -117,10 +118,8 @@ class BaseStore:
         pool.busy.add(index)
         self._load_ahead()
         if index in pool.handles:
-            before = time.perf_counter()
-            with self._clock.stage("gather"):
+            with self._clock.stage("gather"), self._waits.timed():
                 moved = pool.handles.pop(index).wait()
-            self._loads.waited_s += time.perf_counter() - before
             self._count(index, moved)
         self._bind(index, pool.memory[index])
         try:
@@ -149,8 +148,10 @@ class BaseStore:
         return [tensor for tier in self._tiers for tensor in tier.away()]
 
     def take_loads(self) -> Loads:
-        """What was loaded since the last call."""
+        """What was loaded since the last call. Waits for the device, to know how long its arithmetic
+        waited."""
         taken, self._loads = self._loads, Loads()
+        taken.waited_s = self._waits.take()
         return taken
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +18,10 @@ from fedspeed.engine.base.layout import Unit
 from fedspeed.engine.base.parts import PartReader, PartServer, parts_of
 from fedspeed.engine.base.shared import NodeFile, nodes_of, share
 from fedspeed.engine.config import READ_BYTES, READERS, UNIT_ALIGN
+from fedspeed.engine.pinned import PageLocks, pinned_empty, told_ordinary
 from fedspeed.errors import FedSpeedError
+
+STAGES = 2  # of units that are read into host memory on their way to an accelerator
 
 
 class Done:
@@ -43,6 +47,16 @@ class Copied:
     def synchronize(self) -> None:
         """Hold up the host too."""
         self._event.synchronize()
+
+
+class Passed:
+    """Handle of copies that a thread asks an accelerator's stream for."""
+
+    def __init__(self, future):
+        self._future = future
+
+    def wait(self) -> int:
+        return self._future.result().wait()
 
 
 class Tier(ABC):
@@ -136,10 +150,18 @@ class Quantised(Tier):
             return self._library.quantize_blockwise(weight, blocksize=256)
         return self._library.quantize_4bit(weight, blocksize=64, quant_type="nf4")
 
-    def _exact(self, values: torch.Tensor, state) -> torch.Tensor:
+    def _write(self, values: torch.Tensor, state, into: torch.Tensor) -> None:
+        """Compute a piece's own values where they are needed; without another copy where bitsandbytes can."""
         if state is None:
-            return values
-        return (self._library.dequantize_blockwise if self.name == "int8" else self._library.dequantize_4bit)(values, state)
+            into.copy_(values)
+            return
+        name = "dequantize_blockwise" if self.name == "int8" else "dequantize_4bit"
+        dequantise = getattr(self._library, name)
+        device = into.device.type.upper()
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{name}.out", device):
+            dequantise(values, state, out=into)
+        else:  # it has none for CPUs
+            into.copy_(dequantise(values, state))
 
     def fetch(self, index: int, into: torch.Tensor, free) -> "_Dequantised":
         return _Dequantised(self, index, into)
@@ -147,7 +169,7 @@ class Quantised(Tier):
     def write(self, index: int, into: torch.Tensor) -> int:
         """Compute the unit's own bytes into a slot; returns how many bytes were read for it."""
         for piece, (values, state) in zip(self._units[index].pieces, self._parts[index]):
-            self._units[index].view(into, piece).copy_(self._exact(values, state))
+            self._write(values, state, self._units[index].view(into, piece))
         return sum(values.numel() * values.element_size() for values, _ in self._parts[index])
 
     def close(self) -> None:
@@ -215,55 +237,85 @@ class Ram(_Placed):
     def __init__(self, units: dict[int, Unit], group):
         super().__init__(units, whole(units), None, group)
         self._thread = ThreadPoolExecutor(1, "base-copy")
+        self._locks = None
 
     def seal(self) -> None:
         super().seal()
         if self._stream is not None:
-            _lock_pages(self._memory)
+            spans = [(self._at[index], self._at[index] + unit.nbytes) for index, unit in self._units.items()]
+            self._locks = PageLocks(self._memory, spans, f"engine.tier={self.name}")
 
-    def fetch(self, index: int, into: torch.Tensor, free) -> Done | Copied:
+    def fetch(self, index: int, into: torch.Tensor, free) -> Done | Copied | Passed:
         source = self.host(index)
         if self._stream is None:
             return Done([self._thread.submit(_copy, into, source)])
-        return _copy_in_stream(self._stream, into, source, free)
+        if self._locks.held:
+            return _copy_in_stream(self._stream, into, source, free)
+        # From ordinary memory a copy stops who asks for it, until the slot is free and the copy is made.
+        return Passed(self._thread.submit(_copy_in_stream, self._stream, into, source, free))
 
     def close(self) -> None:
         self._thread.shutdown()
+        if self._locks is not None:
+            self._locks.close()
         self._file.close()
 
 
+@dataclass
+class _Stage:
+    """Host memory that units pass through, and the last copy from it."""
+
+    memory: torch.Tensor
+    copied: Copied | None = None
+
+    def settle(self) -> None:
+        """Wait until nothing is copied from it any more."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+
 class _Read(_Placed):
-    """Units that threads read into host memory: the slot itself, or a page-locked stage where the slots are an accelerator's."""
+    """Units that threads read into host memory: the slot itself, or one of two page-locked stages where the
+    slots are an accelerator's. One is read into while the other is copied from."""
 
     def __init__(self, units, spans, folder, group):
         super().__init__(units, spans, folder, group)
         self._one = ThreadPoolExecutor(1, "base-stage")
+        self._stages: deque[_Stage] = deque()  # the next to be used first
 
     def seal(self) -> None:
         super().seal()
         if self._stream is not None:
             largest = max(unit.nbytes for unit in self._units.values())
-            self._stage = get_accelerator().pin_memory(torch.empty(largest + UNIT_ALIGN, dtype=torch.uint8))
-            start = -self._stage.data_ptr() % UNIT_ALIGN
-            self._stage = self._stage[start:start + largest]
+            memory = pinned_empty(STAGES * largest + UNIT_ALIGN, f"the stages of engine.tier={self.name}")
+            start = -memory.data_ptr() % UNIT_ALIGN
+            self._stages.extend(_Stage(memory[start + i * largest:][:largest]) for i in range(STAGES))
 
-    def fetch(self, index: int, into: torch.Tensor, free):
+    def fetch(self, index: int, into: torch.Tensor, free) -> Done | Passed:
         if self._stream is None:
             return Done(self._read(index, into))
-        return Done([self._one.submit(self._through, index, into, free)])
+        return Passed(self._one.submit(self._through, index, into, free))
 
     @abstractmethod
     def _read(self, index: int, into: torch.Tensor) -> list:
         """Begin to read the unit into host memory [nbytes] uint8; the futures give how many bytes each has read."""
 
-    def _through(self, index: int, into: torch.Tensor, free) -> int:
-        stage = self._stage[:self._units[index].nbytes]
-        nbytes = sum(future.result() for future in self._read(index, stage))
-        _copy_in_stream(self._stream, into, stage, free).synchronize()  # the stage is used again by the next read
-        return nbytes
+    def _through(self, index: int, into: torch.Tensor, free) -> Copied:
+        """Read the unit into a stage and ask for its copy."""
+        stage = self._stages[0]
+        self._stages.rotate(-1)
+        stage.settle()
+        memory = stage.memory[:self._units[index].nbytes]
+        for future in self._read(index, memory):
+            future.result()
+        stage.copied = _copy_in_stream(self._stream, into, memory, free)
+        return stage.copied
 
     def close(self) -> None:
         self._one.shutdown()
+        for stage in self._stages:
+            stage.settle()
+        self._stages.clear()
         self._file.close()
 
 
@@ -359,7 +411,7 @@ class Partitioned(Tier):
         self._ranks, self._rank = dist.get_world_size(group), dist.get_rank(group)
         self._slices: dict[int, torch.Tensor] = {}
         self._home = torch.device("cpu") if offload else torch.device(get_accelerator().current_device_name())
-        self._offload = offload
+        self._offload = self._pins = offload
         self.matched = group if self._ranks > 1 else None
 
     def put(self, index: int, data: torch.Tensor) -> None:
@@ -367,7 +419,18 @@ class Partitioned(Tier):
         mine = data[self._rank * size:(self._rank + 1) * size]
         own = torch.zeros(size, dtype=torch.uint8)
         own[:len(mine)] = mine
-        self._slices[index] = get_accelerator().pin_memory(own) if self._offload else own.to(self._home)
+        self._slices[index] = self._pinned(own) if self._offload else own.to(self._home)
+
+    def _pinned(self, own: torch.Tensor) -> torch.Tensor:
+        """A slice in page-locked memory, as long as there is some."""
+        if self._pins:
+            try:
+                return get_accelerator().pin_memory(own)
+            except RuntimeError as error:
+                self._pins = False
+                whole = sum(self.slot_bytes(unit) for unit in self._units.values()) // self._ranks
+                told_ordinary(f"engine.tier={self.name}", whole, str(error).partition("\n")[0])
+        return own
 
     def away(self) -> list[torch.Tensor]:
         return list(self._slices.values()) if self._offload else []
@@ -407,12 +470,3 @@ def _copy_in_stream(stream, into: torch.Tensor, source: torch.Tensor, free) -> C
         event = get_accelerator().Event()
         event.record(stream)
     return Copied(event, len(source))
-
-
-def _lock_pages(memory: torch.Tensor) -> None:
-    """Register shared memory with the driver, so that copies from it are asynchronous and fast. Every rank for itself: the lock is the
-    driver's, the pages are the same."""
-    status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
-    if int(status) != 0:
-        raise FedSpeedError(f"{memory.numel() / 2**30:.1f} GiB of RAM cannot be page-locked (CUDA error {int(status)}); raise the limit of "
-                            "locked memory (ulimit -l unlimited), or choose another engine.tier")

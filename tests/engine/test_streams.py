@@ -1,0 +1,435 @@
+"""The order of streams where there is an accelerator, on a faked one (tests/fake_cuda.py): every tier trains
+as on the CPU, and nothing races."""
+
+import io
+import threading
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from importlib.util import find_spec
+from unittest.mock import patch
+
+import pytest
+
+from fedspeed.engine.config import EngineConfig
+from tests.engine.engines import OPTIONAL, engine, find_optional
+from tests.limits import LIMIT_S
+from tests.processes import Scenarios, run_clusters, run_ranks
+from tests.tiny import NoClock, random_step, write_llama
+
+BLOCKS, WIDTH = 6, 40
+OFFLOADED = {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}
+SETTINGS = {  # of whole engines: tier, options, what else
+    "ram, one slot": ("ram", EngineConfig(slots=1), {}),
+    "ram, two slots": ("ram", EngineConfig(slots=2), {}),
+    "ram, a slot for each block": ("ram", EngineConfig(slots=9), {}),
+    "ram, a block resident": ("ram", EngineConfig(slots=1, resident_blocks=1), {}),
+    "nvme, two slots": ("nvme", EngineConfig(slots=2), {}),
+    "nvme, a budget": ("nvme", EngineConfig(base_gib=1.0), {}),
+    "client": ("client", EngineConfig(slots=2), {}),
+    "client, slices in host memory": ("client", EngineConfig(slots=3), OFFLOADED),
+}
+STEPS = 2  # of each engine, each under another schedule
+
+
+@contextmanager
+def world():
+    import torch
+
+    from fedspeed.engine.world import join_world, leave_world, quiet
+
+    torch.set_num_threads(1)
+    quiet()
+    join_world(LIMIT_S)
+    try:
+        yield
+    finally:
+        leave_world()
+
+
+def trained(own, seeded=lambda schedule: None) -> list[float]:
+    """Losses of steps of two micro-batches, with an evaluation between."""
+    own.load(own.state())
+    losses = []
+    for i in range(STEPS):
+        seeded(i)
+        losses.append(own.train_step([random_step(i, 2, 2)], 0.05)[0].loss)
+        if i == 0:
+            losses.append(own.evaluate([random_step(9, 2, 1).micro])[0].loss)
+    return losses
+
+
+def engine_on_fake(base, folder, number, setting):
+    """(losses, races, deferred copies) of an engine."""
+    from tests.fake_cuda import fake_cuda
+
+    kind, options, extra = setting
+    with fake_cuda() as fake:
+        with engine(base, kind, nvme=folder, options=options, join=False, **extra) as own:
+            losses = trained(own, lambda i: fake.reseed(100 * number + i))
+            own.close()
+        return losses, fake.races, fake.copies
+
+
+# A store alone: small units, and a sum that only the right values give.
+
+
+def tier_of(kind, units, folder):
+    import torch
+
+    from fedspeed.engine.base import tiers
+
+    group = torch.distributed.group.WORLD
+    if kind == "ram":
+        return tiers.Ram(units, group)
+    if kind == "nvme":
+        return tiers.Disk(units, folder, group)
+    return tiers.Partitioned(units, group, "cluster", offload=kind == "slices in host memory")
+
+
+def sealed_store(kind, slots, folder):
+    """(a store of blocks and one unit beside, its parameters, their values)."""
+    import torch
+
+    from fedspeed.engine.base.layout import pack
+    from fedspeed.engine.base.store import BaseStore
+
+    names = [f"{i}.weight" for i in range(BLOCKS + 1)]
+    units = [
+        pack(str(i), [(name, torch.Size([WIDTH, WIDTH]))], torch.float32) for i, name in enumerate(names)
+    ]
+    parameters = {name: torch.nn.Parameter(torch.empty(0), requires_grad=False) for name in names}
+    values = [torch.full((WIDTH, WIDTH), float(i + 1)) for i in range(len(units))]
+    tier = tier_of(kind, dict(enumerate(units)), folder)
+    for i, unit in enumerate(units):
+        data = torch.zeros(unit.nbytes, dtype=torch.uint8)
+        unit.view(data, unit.pieces[0]).copy_(values[i])
+        tier.put(i, data)
+    store = BaseStore(units, [tier] * len(units), parameters, set(range(BLOCKS)), slots, NoClock())
+    store.seal()
+    return store, [parameters[name] for name in names]
+
+
+ORDER = [*range(BLOCKS), BLOCKS, *range(BLOCKS - 2, -1, -1)]
+RIGHT = sum((place + 1) * (unit + 1) for place, unit in enumerate(ORDER))
+
+
+def a_pass(store, parameters) -> float:
+    """The mean of what a pass sees, weighted by place."""
+    import torch
+
+    store.begin(ORDER + ORDER[:3])
+    total = torch.zeros(())
+    for place, unit in enumerate(ORDER):
+        with store.use(unit):
+            total += (parameters[unit] * (place + 1)).mean()
+    return total
+
+
+def stores(kind, slots, folder, schedules, broken=(), chance=None):
+    """(schedules that gave a wrong sum, schedules with a race) of `schedules`, with parts of the code
+    replaced."""
+    from tests.fake_cuda import fake_cuda
+
+    wrong = races = 0
+    for seed in range(schedules):
+        with fake_cuda(seed, chance=chance) as fake, ExitStack() as stack:
+            for owner, name, value in broken:
+                stack.enter_context(patch.object(owner, name, value))
+            store, parameters = sealed_store(kind, slots, folder)
+            sums = [a_pass(store, parameters) for _ in range(2)]
+            store.close()
+        wrong += any(float(found) != pytest.approx(RIGHT, rel=1e-6) for found in sums)
+        races += bool(fake.races)
+    return wrong, races
+
+
+def broken_parts():
+    """For each kind of event: the tier, and what is put in the place of the code that keeps it."""
+    from fedspeed.engine.base import tiers
+
+    whole = tiers._copy_in_stream
+    return {
+        "a slot is overwritten before it is free": (
+            "ram",
+            [
+                (
+                    tiers,
+                    "_copy_in_stream",
+                    lambda stream, into, source, free: whole(stream, into, source, None),
+                )
+            ],
+        ),
+        "a block is computed with before it has come": (
+            "ram",
+            [(tiers.Copied, "wait", lambda self: self._nbytes)],
+        ),
+        "a stage is read into before it has been copied": (
+            "nvme",
+            [(tiers._Stage, "settle", lambda self: None)],
+        ),
+        "a gather is not waited for": ("divided", [(tiers._Gathered, "wait", lambda self: self._nbytes)]),
+    }
+
+
+def locked_pages(folder, broken=()):
+    """What is registered with the driver while a store of node RAM lives and when it is closed, and races."""
+    from tests.fake_cuda import fake_cuda
+
+    with fake_cuda() as fake, ExitStack() as stack:
+        for place in broken:
+            stack.enter_context(patch.object(*place))
+        store, parameters = sealed_store("ram", 2, folder)
+        counts = [len(fake.registered)]
+        a_pass(store, parameters)
+        store.begin([3, 4])  # under way when the store is closed
+        store.close()
+        counts.append(len(fake.registered))
+    return counts, fake.races
+
+
+def without_pinned_memory(kind, folder):
+    """(what is said, memory still registered, races, whether the sums are right) where the driver locks less
+    than the base takes, or nothing."""
+    from tests.fake_cuda import fake_cuda
+
+    def refuse(*_, **__):
+        raise RuntimeError("CUDA error: out of memory\nmore lines")
+
+    said = io.StringIO()
+    with (
+        fake_cuda(lockable_bytes=30_000) as fake,
+        redirect_stderr(said),
+        patch.object(fake, "pin_memory", refuse),
+    ):
+        store, parameters = sealed_store(kind, 2, folder)
+        registered = len(fake.registered)
+        sums = [float(a_pass(store, parameters)) for _ in range(2)]
+        store.close()
+    return said.getvalue(), registered, fake.races, sums == pytest.approx([RIGHT, RIGHT], rel=1e-6)
+
+
+def waited(folder):
+    """Loads and milliseconds that the arithmetic waited for them, where every copy is made when it is waited
+    for, and how often the host stopped."""
+    from tests.fake_cuda import FakeEvent, fake_cuda
+
+    stops, whole = [], FakeEvent.synchronize
+    with fake_cuda(chance=0.0):
+        store, parameters = sealed_store("ram", 2, folder)
+        with patch.object(FakeEvent, "synchronize", lambda event: (stops.append(1), whole(event))):
+            a_pass(store, parameters)
+        loads = store.take_loads()
+        again = store.take_loads().waited_s
+        store.close()
+    return loads.count, loads.waited_s * 1000, len(stops), again
+
+
+def loaded_again(folder):
+    """(slots, loads of the first pass, of the second) with more slots asked for than there are blocks."""
+    store, parameters = sealed_store("ram", 99, folder)
+    counts = []
+    for _ in range(2):
+        a_pass(store, parameters)
+        counts.append(store.take_loads().count)
+    store.close()
+    return [pool.slots for pool in store._pools], counts
+
+
+def two_stages(folder):
+    """Whether the next unit is read while the copy of the last one is under way, and the order of reads and
+    of copies."""
+    import torch
+
+    from fedspeed.engine.base import tiers
+    from tests.fake_cuda import fake_cuda
+
+    reads, copies, both = [], [], threading.Event()
+    read, copy = tiers.Disk._read, tiers._copy_in_stream
+
+    def reading(self, index, into):
+        reads.append(index)
+        if len(reads) == 2:
+            both.set()
+        return read(self, index, into)
+
+    def copying(stream, into, source, free):
+        copies.append(int(source[:4].view(torch.float32)[0]) - 1)
+        return copy(stream, into, source, free)
+
+    with (
+        fake_cuda(chance=0.0) as fake,
+        patch.object(tiers.Disk, "_read", reading),
+        patch.object(tiers, "_copy_in_stream", copying),
+    ):
+        store, parameters = sealed_store("nvme", 2, folder)
+        store.begin(ORDER)  # nobody waits for the first copy, and so it is not made
+        second = both.wait(LIMIT_S)
+        made = fake.copies
+        for place, unit in enumerate(ORDER):
+            with store.use(unit):
+                pass
+        store.close()
+    return second, made, reads, copies, fake.races
+
+
+def played(rank, base, folder):
+    from fedspeed.engine.pinned import PageLocks
+
+    seen = Scenarios()
+    with world():
+        with engine(base, "ram", nvme=folder, join=False) as own:
+            seen["expected"] = trained(own)
+            own.close()
+        for number, (name, setting) in enumerate(SETTINGS.items()):
+            seen.play(name, engine_on_fake, base, folder, number, setting)
+        for kind in ("ram", "nvme", "divided", "slices in host memory"):
+            seen.play(
+                ("alone", kind),
+                lambda kind: [stores(kind, slots, folder, 4) for slots in (1, 2, 3, BLOCKS)],
+                kind,
+            )
+        for name, (kind, broken) in broken_parts().items():
+            seen.play(name, stores, kind, 2, folder, 5, broken)
+        seen.play("locks", locked_pages, folder)
+        seen.play("hasty locks", locked_pages, folder, [(PageLocks, "close", PageLocks._undo)])
+        for kind in ("ram", "nvme", "slices in host memory"):
+            seen.play(("unpinned", kind), without_pinned_memory, kind, folder)
+        seen.play("waited", waited, folder)
+        seen.play("loaded again", loaded_again, folder)
+        seen.play("two stages", two_stages, folder)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("streams")
+    base = write_llama(folder / "llama", hidden=32, intermediate=64, layers=3)
+    return run_clusters([1], played, base, folder / "disk")[0]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_engine_trains_as_on_the_cpu_under_every_schedule(seen, name):
+    losses, races, _ = seen[name]
+    assert losses == seen["expected"] and races == []
+
+
+def test_copies_are_really_deferred(seen):
+    assert all(seen[name][2] > 0 for name in SETTINGS if not name.startswith("client"))
+
+
+@pytest.mark.parametrize("kind", ["ram", "nvme", "divided", "slices in host memory"])
+def test_a_store_gives_every_unit_its_values_whatever_the_schedule(seen, kind):
+    assert seen["alone", kind] == [(0, 0)] * 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a slot is overwritten before it is free",
+        "a block is computed with before it has come",
+        "a stage is read into before it has been copied",
+        "a gather is not waited for",
+    ],
+)
+def test_the_check_bites_where_a_wait_is_missing(seen, name):
+    wrong, races = seen[name]
+    assert races == 5, "every schedule shows the race, whatever its numbers"
+    if name in (
+        "a block is computed with before it has come",
+        "a stage is read into before it has been copied",
+    ):
+        assert wrong > 0, "and some give wrong ones"
+
+
+def test_page_locks_are_undone(seen):
+    counts, races = seen["locks"]
+    assert counts == [BLOCKS + 1, 0] and races == []
+    assert "memory is unregistered while copy_" in seen["hasty locks"][1][0], "the check bites"
+
+
+@pytest.mark.parametrize(
+    "kind,error",
+    [
+        ("ram", "CUDA error 2"),
+        ("nvme", "CUDA error: out of memory"),
+        ("slices in host memory", "CUDA error: out of memory"),
+    ],
+)
+def test_pinned_memory_that_cannot_be_had_is_done_without_and_said_once(seen, kind, error):
+    import socket
+
+    said, registered, races, right = seen["unpinned", kind]
+    assert (
+        said.count("\n") == 1
+        and f"{socket.gethostname()}: 0.00 GiB for " in said
+        and f"cannot be page-locked ({error})" in said
+    )
+    assert "ulimit -l unlimited" in said and registered == 0 and races == [] and right
+
+
+def test_the_device_says_how_long_it_waited_and_the_host_does_not_stop_for_that(seen):
+    count, ms, stops, again = seen["waited"]
+    assert count > BLOCKS and ms == pytest.approx(count) and stops == 0 and again == 0.0
+
+
+def test_with_a_slot_for_each_block_nothing_is_loaded_twice(seen):
+    slots, counts = seen["loaded again"]
+    assert slots == [BLOCKS, 1] and counts == [BLOCKS + 1, 0]
+
+
+def test_the_next_unit_is_read_while_the_last_is_copied_and_in_order(seen):
+    second, made, reads, copies, races = seen["two stages"]
+    assert second and made == 0, "the second read began before the first copy was made"
+    assert reads == copies and reads[:3] == [0, 1, BLOCKS] and races == []
+
+
+# Quantised tiers.
+
+
+def dequantised(rank):
+    """By kind, and whether there is a kernel that writes where it is told: (whether the unit has
+    bitsandbytes' own values, the most bytes made on the
+    way, bytes of the matrix). The CPU has no such kernel; the one that stands in for it knows the values."""
+    import torch
+
+    assert find_optional()
+    import bitsandbytes.functional as library
+
+    from fedspeed.engine.base.layout import pack
+    from fedspeed.engine.base.tiers import Quantised
+    from fedspeed.engine.live_bytes import LiveBytes
+
+    unit = pack("block", [("matrix", torch.Size([64, 128])), ("bias", torch.Size([64]))], torch.bfloat16)
+    data, seen = torch.zeros(unit.nbytes, dtype=torch.uint8), {}
+    for piece in unit.pieces:
+        unit.view(data, piece).copy_(torch.randn(piece.shape))
+    for kind, name in (("int8", "dequantize_blockwise"), ("nf4", "dequantize_4bit")):
+        tier = Quantised({0: unit}, kind)
+        tier.put(0, data)
+        (values, state), (bias, _) = tier._parts[0]
+        exact = getattr(library, name)(values, state)
+        for kernel in (False, True):
+            if kernel:
+                torch.library.impl(
+                    f"bitsandbytes::{name}.out", "cpu", lambda *args: (args[-1].copy_(exact), None)[1]
+                )
+            into = torch.full((unit.nbytes,), 0xFF, dtype=torch.uint8)
+            with LiveBytes() as live:
+                tier.fetch(0, into, None).wait()
+            matrix, other = (unit.view(into, piece) for piece in unit.pieces)
+            seen[kind, kernel] = (
+                bool((matrix == exact).all() and (other == bias).all()),
+                live.peak,
+                matrix.numel() * 2,
+            )
+    return seen
+
+
+@pytest.mark.skipif(
+    not (OPTIONAL / "bitsandbytes").is_dir() and find_spec("bitsandbytes") is None,
+    reason="needs bitsandbytes, which bash launchers/test.sh installs",
+)
+def test_quantised_units_are_computed_where_they_are_needed():
+    [seen] = run_ranks(1, dequantised)
+    assert len(seen) == 4 and all(equal for equal, *_ in seen.values())
+    for (_, kernel), (_, peak, matrix) in seen.items():
+        assert peak == 0 if kernel else peak >= matrix
