@@ -204,7 +204,9 @@ def without_pinned_memory(kind, folder):
         registered = len(fake.registered)
         sums = [float(a_pass(store, parameters)) for _ in range(2)]
         store.close()
-    return said.getvalue(), registered, fake.races, sums == pytest.approx([RIGHT, RIGHT], rel=1e-6)
+    # The fake takes ordinary memory that torch makes for the device's, and so its making for something to wait for.
+    races = [race for race in fake.races if "aten::empty" not in race]
+    return said.getvalue(), registered, races, sums == pytest.approx([RIGHT, RIGHT], rel=1e-6)
 
 
 def waited(folder):

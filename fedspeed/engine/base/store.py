@@ -37,6 +37,15 @@ class Pool:
         self.handles: dict[int, object] = {}  # units under way
         self.read_until: dict[int, object] = {}  # data_ptr of a slot -> event after which nothing reads it
         self.busy: set[int] = set()
+        for slot in self._free:  # what had its memory before may still be read
+            self.note_read(slot)
+
+    def note_read(self, slot: torch.Tensor) -> None:
+        """Let the next load into a slot wait until what the arithmetic was asked for so far is done."""
+        if not get_accelerator().is_synchronized_device():
+            event = get_accelerator().Event()
+            event.record(get_accelerator().current_stream())
+            self.read_until[slot.data_ptr()] = event
 
     def take(self, unit: int, victim: int | None) -> torch.Tensor:
         self.memory[unit] = self._free.pop() if victim is None else self.memory.pop(victim)
@@ -128,10 +137,7 @@ class BaseStore:
             for parameter, _ in self._parameters[index]:
                 parameter.data = EMPTY.to(parameter.dtype)
             pool.busy.discard(index)
-            if not get_accelerator().is_synchronized_device():
-                event = get_accelerator().Event()
-                event.record(get_accelerator().current_stream())
-                pool.read_until[pool.memory[index].data_ptr()] = event
+            pool.note_read(pool.memory[index])
             self._load_ahead()
 
     def address(self, index: int) -> int:
