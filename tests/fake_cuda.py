@@ -121,6 +121,7 @@ class FakeEvent:
     def synchronize(self) -> None:
         with self._fake.lock:
             self._fake.run(self.node)
+            self._fake.stops.append("synchronize")
             self._fake.host().learn(self.clock)
 
     def query(self) -> bool:
@@ -214,6 +215,7 @@ class FakeCuda(CPU_Accelerator):
         super().__init__()
         self.lock = threading.RLock()
         self.races: list[str] = []
+        self.stops: list[str] = []
         self.streams: list[FakeStream] = []
         self.registered: dict[int, int] = {}
         self.copies, self.ms, self._numbers, self._total, self._lockable = (
@@ -575,6 +577,7 @@ class FakeCuda(CPU_Accelerator):
                 elif new:  # also where nothing is written: what had the memory before may still be at work in this stream
                     self._access(tensor, True, stream, name)
             if name in WAITING_OPS:
+                self.stops.append(name)
                 self.host().learn(stream.clock)
             self._pump()
         return out
@@ -585,6 +588,10 @@ class FakeCuda(CPU_Accelerator):
         stream = self.current_stream()
         with self.lock:
             records = [self.record_of(tensor) for tensor in (into, source)]
+            if all(record.kind != "device" for record in records):  # host to host: the device has no part in it
+                self.host_access(source, write=False)
+                self.host_access(into)
+                return func(*args, **kwargs)
             pinned = [
                 record.kind != "device" and self.is_pinned(tensor)
                 for record, tensor in zip(records, (into, source))
@@ -605,6 +612,7 @@ class FakeCuda(CPU_Accelerator):
         with self.lock:
             self.ms += 1.0
             if waits:
+                self.stops.append("copy_")
                 self.host().learn(stream.clock)
             self._pump()
         return out

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from fedspeed.engine.pinned import pinned_like
+from fedspeed.engine.pinned import pinned_tensor
 
 
 
@@ -41,7 +41,7 @@ class BlockInputs:
         if not (on_host and self._apart):
             return Waiting(None, hidden)
         accelerator = get_accelerator()
-        home = pinned_like(hidden, "the inputs of blocks")
+        home = pinned_tensor(hidden.shape, hidden.dtype, "the inputs of blocks")
         self._down.wait_event(_now())
         with accelerator.stream(self._down):
             home.copy_(hidden, non_blocking=True)

@@ -9,12 +9,13 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 from torch import nn
+from transformers import masking_utils
 
 from fedspeed.data.batches import Batch
 from fedspeed.data.encode import IGNORED
 from fedspeed.engine.compiled import CompiledBlocks
 from fedspeed.engine.config import LOGITS_BYTES
-from fedspeed.engine.pinned import upload
+from fedspeed.engine.pinned import upload, upload_rows
 from fedspeed.models.blocks import Anatomy
 
 Tensors = dict[str, torch.Tensor]
@@ -77,9 +78,8 @@ class CellModel:
                                    device=self.device)
         else:
             ids = torch.from_numpy(cell.batch.input_ids)
-            embedded = nn.functional.embedding(ids if table.device.type == "cpu" else upload(ids), table)
-            embedded = upload(embedded) if table.device.type == "cpu" else embedded
-        with self._recorded() as (entered, calls), self._seeded(cell, -1):
+            embedded = upload_rows(table, ids) if table.device.type == "cpu" else nn.functional.embedding(upload(ids), table)
+        with self._recorded() as (entered, calls), self._seeded(cell, -1), not_packed():
             self._parts.decoder(inputs_embeds=embedded, attention_mask=needed_mask(cell.batch))
         return CellState(None if table is None else entered[0], calls)
 
@@ -119,14 +119,15 @@ class CellModel:
 
     def head(self, hidden: torch.Tensor, cell: Cell, differentiate: bool = True) -> tuple[Score, torch.Tensor | None]:
         """Norm, head and loss of the answer tokens only, some rows at a time; also the gradient of scale * loss by `hidden`."""
-        labels = torch.from_numpy(cell.batch.labels)[:, 1:]
-        at = (labels != IGNORED).nonzero()
-        where, targets = upload(at), upload(labels[at[:, 0], at[:, 1]])
+        labels = cell.batch.labels
+        at = np.nonzero(labels[:, 1:] != IGNORED)
+        # One small copy: which tokens of the batch, counted through, are asked for an answer, and which.
+        where, targets = upload(torch.from_numpy(np.stack([at[0] * labels.shape[1] + at[1], labels[:, 1:][at]])))
         rows = max(1, self._logits_bytes // (self._parts.head.weight.shape[0] * hidden.element_size()))
         loss, right = torch.zeros((), dtype=torch.float64, device=self.device), []
         with torch.set_grad_enabled(differentiate):
             x = hidden.requires_grad_(differentiate)
-            normed = self._parts.norm(x)[where[:, 0], where[:, 1]]
+            normed = self._parts.norm(x).flatten(0, 1).index_select(0, where)
             leaf = normed.detach()
             downward = torch.empty_like(leaf) if differentiate else None
             for start in range(0, len(targets), rows):
@@ -180,6 +181,17 @@ class _Recorder(nn.Module):
             self._entered.append(hidden)
         self._calls.append(_Call(args, kwargs))
         return hidden
+
+
+@contextmanager
+def not_packed():
+    """Say that rows are not packed behind each other. transformers would find out by asking the device, which stops the host once a micro-batch."""
+    find = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = find
 
 
 def told(scores: list[Score], cells: Sequence[Cell]) -> list[Score]:

@@ -3,7 +3,7 @@ cannot be had, ordinary memory does, and that is said."""
 
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -61,14 +61,14 @@ def pinned_empty(nbytes: int, what: str) -> torch.Tensor:
         return buffer
 
 
-def pinned_like(tensor: torch.Tensor, what: str) -> torch.Tensor:
-    """Make a page-locked tensor of the same shape and type, or an ordinary one where the driver has no more,
-    and say so."""
+def pinned_tensor(shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.Tensor:
+    """Make a page-locked tensor, or an ordinary one where the driver has no more, and say so."""
     try:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
     except RuntimeError as error:
-        told_ordinary(what, tensor.nbytes, str(error).partition("\n")[0])
-        return torch.empty(tensor.shape, dtype=tensor.dtype)
+        ordinary = torch.empty(shape, dtype=dtype)
+        told_ordinary(what, ordinary.nbytes, str(error).partition("\n")[0])
+        return ordinary
 
 
 def upload(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,8 +76,18 @@ def upload(tensor: torch.Tensor) -> torch.Tensor:
     accelerator = get_accelerator()
     if accelerator.is_synchronized_device():
         return tensor
-    staged = pinned_like(tensor, "micro-batches").copy_(tensor)
+    staged = pinned_tensor(tensor.shape, tensor.dtype, "micro-batches").copy_(tensor)
     return staged.to(accelerator.current_device_name(), non_blocking=True)
+
+
+def upload_rows(table: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Give some rows of a table [rows, width] in host memory on the device, [*numbers.shape, width]."""
+    accelerator = get_accelerator()
+    if accelerator.is_synchronized_device():
+        return torch.nn.functional.embedding(numbers, table)
+    staged = pinned_tensor((numbers.numel(), table.shape[1]), table.dtype, "micro-batches")
+    torch.index_select(table, 0, numbers.reshape(-1), out=staged)
+    return staged.view(*numbers.shape, -1).to(accelerator.current_device_name(), non_blocking=True)
 
 
 _TOLD: set[str] = set()

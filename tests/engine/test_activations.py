@@ -144,8 +144,15 @@ def under_the_fake(rank, base, nvme, schedules):
             losses(2)
             own.close()
         errors[name] = len(fake.races)
+    stops = {}
+    with fake_cuda(1) as fake, engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(block_inputs="host"), join=False) as own:
+        for micro in (2, 1, 4):
+            fake.stops.clear()
+            own.train_step([random_step(3, 2, micro)], 0.1)
+            stops[micro] = list(fake.stops)
+        own.close()
     leave_world()
-    return found, errors
+    return found, errors, stops
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +166,11 @@ def test_block_inputs_come_in_order_under_every_schedule(fake_runs):
         assert races == []
         assert off < 1e-5
     assert any(copies for *_, copies in fake_runs[0])
+
+
+def test_no_micro_batch_stops_the_host(fake_runs):
+    stops = fake_runs[2]
+    assert stops[4] == stops[1], (stops[4], stops[1])
 
 
 @pytest.mark.parametrize("error", BROKEN)
