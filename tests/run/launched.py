@@ -43,9 +43,12 @@ LLAMA = {
     "eos_token_id": 258, "pad_token_id": 256, "tie_word_embeddings": False}
 
 # Put into every interpreter that finds it on PYTHONPATH: a disk that stalls at one rename, or takes its time over each journal entry; a network
-# that takes its time over whatever is sent over TLS.
+# that takes its time over whatever is sent over TLS; a package that is not installed.
 FAULTS = '''
-import os, time
+import os, sys, time
+
+if "TEST_LACKS" in os.environ:
+    sys.modules[os.environ["TEST_LACKS"]] = None
 
 def _wrap(rename):
     def wrapped(source, target, **options):
