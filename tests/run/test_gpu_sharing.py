@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from launched import COLD, records
+from launched import COLD, headline, records
 from meeting import meet
 
 from fedspeed.cli import main
@@ -105,6 +105,15 @@ def test_a_full_device_is_no_lack_of_ram_while_loading(monkeypatch, error, raise
     monkeypatch.setattr(parts, "swap_folder", lambda job: None)
     with pytest.raises(raised, match=text):
         parts.engine(job, None)
+
+
+def test_a_run_whose_device_is_full_ends_with_what_to_set(workshop):
+    """Once, without a restart that would end the same way, and with a report."""
+    ended = workshop.run("run.name=full", env={"TEST_FULL": str(FULL)})
+    assert ended.code == EXIT_USAGE, ended.text
+    assert ended.err.count("the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.") == 1
+    assert "Traceback" not in ended.err and "starting all ranks again" not in ended.err
+    assert "failed" in headline(workshop.runs / "full") and "engine.tier=ram" in (workshop.runs / "full" / "report.md").read_text()
 
 
 # A machine with GPUs may lack what other runs need.
