@@ -367,7 +367,8 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
     """(the routing with its mode settled, participants of a sum).
 
     Raises:
-        ConfigError: too few participants, what the settled mode forbids, or a package that it lacks. FedSpeedError: a site's files are wrong.
+        ConfigError: too few participants, what the settled mode forbids, or a package that it lacks.
+            FedSpeedError: a site's files are wrong.
     """
     routing, count = config.routing, len(topology.participants)
     if routing.transport == "tls":
@@ -381,7 +382,8 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
     if broken := problems(replace(config, routing=routing)):
         raise ConfigError("; ".join(broken))
     if routing.mode != "plain" and find_spec("cryptography") is None:
-        raise ConfigError(f"routing.mode={routing.mode} needs the package cryptography, which is not installed for {sys.executable}: pip install "
+        raise ConfigError(f"routing.mode={routing.mode} needs the package cryptography, which is not "
+                          f"installed for {sys.executable}: pip install "
                           "cryptography, or set routing.mode=plain inside one trust domain")
     if routing.mode != "plain" and count < routing.min_participants:
         raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: a sum of fewer than "

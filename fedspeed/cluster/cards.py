@@ -26,8 +26,8 @@ class Card:
 def device_index(local_rank: int, seen: int) -> int:
     """Return the index of the device that a rank computes on, among those that its process sees.
 
-    A launcher that shows each rank one device shows it as number 0. Where there are more ranks than devices, they are dealt out in turn, so
-    that ranks which stand beside each other share none.
+    A launcher that shows each rank one device shows it as number 0. Where there are more ranks than devices,
+    they are dealt out in turn, so that ranks which stand beside each other share none.
 
     Args:
         local_rank: as the launcher numbers the ranks of a machine.
@@ -37,7 +37,7 @@ def device_index(local_rank: int, seen: int) -> int:
 
 
 def dealt(ranks: int, seen: int, host: str) -> dict[int, Card]:
-    """Return the card of each of the ranks that are started on one machine, all of which see the same cards."""
+    """Return the card of each rank of a machine whose ranks all see the same cards."""
     return {rank: Card(f"GPU {device_index(rank, seen)}", host, seen) for rank in range(ranks)}
 
 
@@ -61,10 +61,13 @@ def check_cards(worlds: Mapping[str, Sequence[int]], cards: Mapping[int, Card]) 
             continue
         shared = [world for world in worlds if [world_of[rank] for rank in ranks].count(world) > 1]
         if shared:
-            problems.append(_problem(shared[0], card, [rank for rank in ranks if world_of[rank] == shared[0]]))
+            together = [rank for rank in ranks if world_of[rank] == shared[0]]
+            problems.append(_problem(shared[0], card, together))
         else:
-            notes.append(f"ranks {_listed(ranks)} share {card.name} of {card.host}: each is a torch world of its own, so that they may. The "
-                         "card's memory must hold them all, and they take turns")
+            notes.append(
+                f"ranks {_listed(ranks)} share {card.name} of {card.host}: each is of another torch "
+                "world, so that they may. The card's memory must hold them all, and they take turns"
+            )
     if problems:
         raise ConfigError(problems[0])
     return notes
@@ -79,10 +82,13 @@ def _by_card(ranks: Sequence[int] | Mapping, cards: Mapping[int, Card]) -> dict[
 
 def _problem(world: str, card: Card, ranks: Sequence[int]) -> str:
     plural = "s" if card.seen != 1 else ""
-    return (f"host {card.host}: ranks {_listed(ranks)} of {world} would compute on one GPU ({card.name}; a rank there sees {card.seen} "
-            f"GPU{plural}), but a torch world needs one for each of its ranks. Start {card.seen} rank{plural} on that host "
-            f"(cluster.local_ranks={card.seen}, slots={card.seen} in the hostfile, --num_gpus {card.seen}), which carry all clients in "
-            f"turn; or make each rank a cluster of its own in a hostfile, since such ranks may share a card ({REMEDY_PAGE})")
+    return (
+        f"host {card.host}: ranks {_listed(ranks)} of {world} would compute on one GPU ({card.name}; a "
+        f"rank there sees {card.seen} GPU{plural}), but a torch world needs one for each of its ranks. Start "
+        f"{card.seen} rank{plural} on that host (cluster.local_ranks={card.seen}, slots={card.seen} in the "
+        f"hostfile, --num_gpus {card.seen}), where clients take turns; or make each rank a cluster of its own "
+        f"in a hostfile, since such ranks may share a card ({REMEDY_PAGE})"
+    )
 
 
 def _listed(ranks: Sequence[int]) -> str:

@@ -192,7 +192,8 @@ def _gpus() -> Check:
         return Check("GPUs", False, f"{found}; CUDA_VISIBLE_DEVICES={chosen} shows none of them",
                      "unset it, or name devices that are there (`nvidia-smi -L`)")
     shown = "" if chosen is None else f"; CUDA_VISIBLE_DEVICES={chosen} shows {seen}"
-    return Check("GPUs", True, f"{found}{shown}; a rank takes one, and `python launch.py` starts up to {seen} of itself")
+    return Check("GPUs", True, f"{found}{shown}; a rank takes one, and `python launch.py` starts up to "
+                               f"{seen} of itself")
 
 
 def _gpu_names() -> list[str]:

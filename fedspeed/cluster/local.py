@@ -59,12 +59,14 @@ def local_hosts(launch: Launch, setting: str, clients: int) -> tuple[Host, ...]:
 
 
 def crowding(ranks: int) -> list[str]:
-    """A note where this machine is to start more ranks than it has cores, and no GPU. Ranks on GPUs are held to `cards.check_cards`."""
+    """A note where this machine is to start more ranks than it has cores, and no GPU. Ranks on GPUs are held
+    to `cards.check_cards`."""
     cores = usable_cores()
     if computing_gpus(os.environ) or ranks <= cores:
         return []
-    return [f"{ranks} ranks on {cores} core{'s' if cores > 1 else ''}: they take turns, so that a round is not shorter than with "
-            f"{cores}, and memory is needed {ranks} times; set cluster.local_ranks={cores} (or auto), or give the hostfile fewer slots"]
+    return [f"{ranks} ranks on {cores} core{'s' if cores > 1 else ''}: they take turns, so that a round is "
+            f"not shorter than with {cores}, and memory is needed {ranks} times; set "
+            f"cluster.local_ranks={cores} (or auto), or give the hostfile fewer slots"]
 
 
 def check_rank_count(ranks: int, source: str) -> None:
@@ -235,7 +237,8 @@ class _Supervisor:
     def _rank_envs(self) -> list[dict[str, str]]:
         shared = {MEETING_VARIABLE: str(self.folder / f"meeting-{self.starts}"), "FEDSPEED_RESTARTS": str(self.starts),
                   ONCE_VARIABLE: str(self.folder / f"said-{self.starts}"), FAULT_VARIABLE: str(self._fault_path(self.starts))}
-        return [{**shared, **rank_devices(os.environ, rank), "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.ranks)]
+        return [{**shared, **rank_devices(os.environ, rank), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                for rank in range(self.ranks)]
 
 
 def _expected(code: int, asked: Asked) -> bool:

@@ -69,7 +69,8 @@ class Topology:
         return self.ranks[world_rank]
 
     def worlds(self, pipeline: str) -> dict[str, tuple[int, ...]]:
-        """The ranks of each torch world, by its name in messages: a cluster's, or a client's where its ranks are a pipeline.
+        """The ranks of each torch world, by its name in messages: a cluster's, or a client's where its ranks
+        are a pipeline.
 
         Args:
             pipeline: value of engine.pipeline.

@@ -9,7 +9,8 @@ from fedspeed.data.config import steps_by_cluster
 from fedspeed.engine.config import QUANTISED
 from fedspeed.models.config import chosen_blocks
 
-MATMUL_TYPES = {"fp16_accumulation": "fp16", "tf32": "fp32"}  # value of engine.matmul -> the only model.dtype whose products it changes
+# Values of engine.matmul and the only model.dtype whose products each changes.
+MATMUL_TYPES = {"fp16_accumulation": "fp16", "tf32": "fp32"}
 LONGEST_NAME = 200  # of a run, in bytes: its folder is also renamed to NAME.1 by --fresh
 
 
@@ -84,8 +85,10 @@ def _engine(config: RunConfig) -> Iterator[Conflict]:
 
     wanted = MATMUL_TYPES.get(config.engine.matmul)
     if wanted and config.model.dtype not in (wanted, "auto"):
-        yield Conflict(("engine.matmul", "model.dtype"), f"engine.matmul={config.engine.matmul} changes products of {wanted} numbers, but "
-                       f"model.dtype={config.model.dtype} has none; set engine.matmul=default, or model.dtype={wanted}")
+        yield Conflict(("engine.matmul", "model.dtype"),
+                       f"engine.matmul={config.engine.matmul} changes products of {wanted} numbers, but "
+                       f"model.dtype={config.model.dtype} has none; set engine.matmul=default, or "
+                       f"model.dtype={wanted}")
 
 
 def _pipeline(config: RunConfig) -> Iterator[Conflict]:

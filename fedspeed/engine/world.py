@@ -57,8 +57,8 @@ def join_world(deadline_s: float) -> None:
 def take_device() -> None:
     """Make this rank's device the current one, before anything is put there, and let DeepSpeed take the same.
 
-    DeepSpeed reads LOCAL_RANK as the index of the device in many places, and holds it against Open MPI's. A launcher that shows each rank one
-    device numbers them all 0, whatever the rank's number is.
+    DeepSpeed reads LOCAL_RANK as the index of the device in many places, and holds it against Open MPI's. A
+    launcher that shows each rank one device numbers them all 0, whatever the rank's number is.
     """
     from deepspeed.accelerator import get_accelerator
 
@@ -72,8 +72,9 @@ def take_device() -> None:
 
 
 def _ask_torch_for_memory() -> None:
-    """Keep DeepSpeed from asking NVIDIA's library for free memory where CUDA_VISIBLE_DEVICES names devices otherwise than by whole numbers:
-    it takes each name for one, and ZeRO-1 and 2 would end. Without that library it asks torch."""
+    """Keep DeepSpeed from asking NVIDIA's library for free memory where CUDA_VISIBLE_DEVICES names devices
+    otherwise than by whole numbers: it takes each name for one, and ZeRO-1 and 2 would end. Without that
+    library it asks torch."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None or all(name.strip().isdecimal() for name in named.split(",")):
         return

@@ -136,12 +136,13 @@ def silent(job: Job, lost: tuple[int, ...]) -> LostPeerError:
 
 
 def told(error: BaseException, job: Job) -> BaseException:
-    """The error, with three that a user can do something about told as what they are: a full device, a full disk, a broken connection inside
-    the cluster."""
+    """The error, with three that a user can do something about told as what they are: a full device, a full
+    disk, a broken connection inside the cluster."""
     if isinstance(error, FedSpeedError):
         return error
     if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
-        return FedSpeedError(f"{error.filename or job.order.folder}: cannot be written ({error.strerror}); make room there or choose another place "
+        return FedSpeedError(f"{error.filename or job.order.folder}: cannot be written ({error.strerror}); "
+                             f"make room there or choose another place "
                              "(run.out=FOLDER), and the same command goes on from the last round in the journal")
     from fedspeed.engine.world import lost_connection
 

@@ -100,8 +100,8 @@ def expect(order: Order) -> tuple[Order, str]:
     where the configuration names a type.
 
     Raises:
-        ModelError: this machine cannot compute in the type. ConfigError: nor as engine.matmul and engine.deterministic say. PlanError: a stated
-            card cannot compute in the type.
+        ModelError: this machine cannot compute in the type. ConfigError: nor as engine.matmul and
+            engine.deterministic say. PlanError: a stated card cannot compute in the type.
     """
     asked, begun = order.config.model.dtype, begun_type(order)
     stated, unstated, unknown = _stated_devices(order)

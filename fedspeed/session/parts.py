@@ -114,8 +114,8 @@ def _traffic(job: Job) -> Traffic:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether there was no RAM to be had: Python, the system and torch's allocator each say so in their own way. Of a device that is full
-    `last_words.told` tells."""
+    """Whether there was no RAM to be had: Python, the system and torch's allocator each say so in their own
+    way. Of a device that is full `last_words.told` tells."""
     if out_of_device_memory(error):
         return False
     return (isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM

@@ -138,7 +138,8 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
 def _stand_by(job: Job, store: rendezvous.Store, mpi) -> int:
     """A rank without clients leaves at once; but rank 0 holds the store, and stays until all that work have left."""
     if job.me == 0:
-        points = {"cards": sharing.are_several(job), "devices": job.config.model.dtype == "auto", "ready": True, "inputs": several_hosts(job),
+        several, undecided = sharing.are_several(job), job.config.model.dtype == "auto"
+        points = {"cards": several, "devices": undecided, "ready": True, "inputs": several_hosts(job),
                   "fresh": job.order.fresh}
         for point in (point for point, passed in points.items() if passed):
             with CheckIn(job, store, point):

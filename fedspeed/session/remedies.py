@@ -9,7 +9,8 @@ SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC
 
 
 def out_of_device_memory(error: BaseException) -> bool:
-    """Whether a device, and not the host, had no memory left: torch's allocator, CUDA and cuBLAS say so in their own ways."""
+    """Whether a device, and not the host, had no memory left: torch's allocator, CUDA and cuBLAS say so in
+    their own ways."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):
@@ -18,7 +19,8 @@ def out_of_device_memory(error: BaseException) -> bool:
 
 
 def device_memory_text(error: BaseException, who: str, config: RunConfig, tier: str) -> str:
-    """Return the message for a device without memory: who met it, what the device said, and what to set, the mildest first.
+    """Return the message for a device without memory: who met it, what the device said, and what to set, the
+    mildest first.
 
     Args:
         who: the rank and its clients.
@@ -27,10 +29,12 @@ def device_memory_text(error: BaseException, who: str, config: RunConfig, tier: 
     said = (str(error).splitlines() or [type(error).__name__])[0]
     said = said.partition(" Including non-PyTorch memory")[0].rstrip(".")
     remedies = [*(_layer_by_layer(config) if tier not in ("", "stock") else ()), *_step(config, tier)]
-    return (f"{who}: the GPU's memory is full ({said}). Set one or more of these, the mildest first: {', '.join(remedies)}. "
-            "`fedspeed plan --config FILE --hostfile FILE` says what fits on which card, and what each setting takes; another program on "
-            "the card takes of it too (nvidia-smi). Where nothing but engine.activation_gib, block_inputs, base_gib, slots and resident_blocks "
-            "changes, a run goes on from its journal with the same results; other changes begin a new run (run.name=NAME or --fresh)")
+    return (f"{who}: the GPU's memory is full ({said}). Set one or more of these, the mildest first: "
+            f"{', '.join(remedies)}. `fedspeed plan --config FILE --hostfile FILE` says what fits on which "
+            "card, and what each setting takes; another program on the card takes of it too (nvidia-smi). "
+            "Where nothing but engine.activation_gib, block_inputs, base_gib, slots and resident_blocks "
+            "changes, a run goes on from its journal with the same results; other changes begin a new run "
+            "(run.name=NAME or --fresh)")
 
 
 def _layer_by_layer(config: RunConfig) -> Iterator[str]:
@@ -54,7 +58,8 @@ def _step(config: RunConfig, tier: str) -> Iterator[str]:
     if stock and not engine.activation_checkpointing:
         yield "engine.activation_checkpointing=true"
     if train.micro_batch > 1:
-        same = f" with train.accumulation={train.accumulation * 2} (the same step)" if train.micro_batch % 2 == 0 else ""
+        whole = train.micro_batch % 2 == 0
+        same = f" with train.accumulation={train.accumulation * 2} (the same step)" if whole else ""
         yield f"train.micro_batch={train.micro_batch // 2}{same}"
     if not stock and engine.seats != 1:
         yield "engine.seats=1"

@@ -15,7 +15,8 @@ def are_several(job: Job) -> bool:
 
 
 def tell_card(job: Job, store: Store) -> None:
-    """Leave word of the card that this rank computes on. Collective over the ranks that carry clients; rank 0 passes the check-in in any case."""
+    """Leave word of the card that this rank computes on. Collective over the ranks that carry clients; rank 0
+    passes the check-in in any case."""
     if not are_several(job):
         return
     with CheckIn(job, store, "cards"):
@@ -26,7 +27,8 @@ def tell_card(job: Job, store: Store) -> None:
 
 
 def check_shared(job: Job, store: Store) -> list[str]:
-    """Hold what all ranks have told against the torch worlds that they are to form, with the same result on all of them.
+    """Hold what all ranks have told against the torch worlds that they are to form, with the same result on
+    all of them.
 
     Returns:
         a line for each card that several torch worlds share.

@@ -12,7 +12,9 @@ from fedspeed.errors import ConfigError
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize(("local_rank", "seen", "index"), [(0, 1, 0), (3, 1, 0), (1, 2, 1), (3, 2, 1), (2, 4, 2), (5, 0, 0)])
+@pytest.mark.parametrize(
+    ("local_rank", "seen", "index"), [(0, 1, 0), (3, 1, 0), (1, 2, 1), (3, 2, 1), (2, 4, 2), (5, 0, 0)]
+)
 def test_a_rank_takes_a_device_that_it_sees(local_rank, seen, index):
     """A launcher that shows each rank one device calls them all 0."""
     assert device_index(local_rank, seen) == index
@@ -21,7 +23,10 @@ def test_a_rank_takes_a_device_that_it_sees(local_rank, seen, index):
 def test_two_ranks_of_a_world_share_no_card():
     with pytest.raises(ConfigError) as refused:
         check_cards({"cluster fast": (0, 1, 2)}, dealt(3, 2, "alpha"))
-    assert "host alpha: ranks 0 and 2 of cluster fast would compute on one GPU (GPU 0; a rank there sees 2 GPUs)" in str(refused.value)
+    assert (
+        "host alpha: ranks 0 and 2 of cluster fast would compute on one GPU (GPU 0; a rank there sees 2 GPUs)"
+        in str(refused.value)
+    )
     assert "cluster.local_ranks=2" in str(refused.value) and "docs/gpu.md" in str(refused.value)
 
 
@@ -30,7 +35,10 @@ def test_ranks_of_different_worlds_may_share_a_card_which_is_said():
     [note] = check_cards(worlds, dealt(3, 1, "alpha"))
     assert "ranks 0, 1 and 2 share GPU 0 of alpha" in note
     two = check_cards({"client 0": (0, 1), "client 1": (2, 3)}, dealt(4, 2, "alpha"))
-    assert [note.partition(":")[0] for note in two] == ["ranks 0 and 2 share GPU 0 of alpha", "ranks 1 and 3 share GPU 1 of alpha"]
+    assert [note.partition(":")[0] for note in two] == [
+        "ranks 0 and 2 share GPU 0 of alpha",
+        "ranks 1 and 3 share GPU 1 of alpha",
+    ]
 
 
 def test_ranks_with_a_card_each_are_not_spoken_of():
@@ -41,11 +49,13 @@ def test_ranks_with_a_card_each_are_not_spoken_of():
 
 
 def test_a_card_is_known_by_its_name_whatever_else_is_told_of_it():
-    """A launcher may show two ranks of one machine the same card as their only one, or each another one under the same number."""
+    """A launcher may show two ranks of a machine the same card, or each another one under the same number."""
     same = {0: Card("GPU-1", "alpha", 1), 1: Card("GPU-1", "alias", 1)}
     with pytest.raises(ConfigError, match="ranks 0 and 1 of cluster default would compute on one GPU"):
         check_cards({"cluster default": (0, 1)}, same)
-    assert check_cards({"cluster default": (0, 1)}, {0: Card("GPU-1", "alpha"), 1: Card("GPU-2", "alpha")}) == []
+    assert (
+        check_cards({"cluster default": (0, 1)}, {0: Card("GPU-1", "alpha"), 1: Card("GPU-2", "alpha")}) == []
+    )
 
 
 def test_the_page_shows_how_three_participants_share_a_card(tmp_path):

@@ -41,7 +41,8 @@ def test_defaults_lack_only_a_model():
     ({"run": {"name": "../x"}}, "run.name is '../x'"),
     ({"engine": {"matmul": "fp16_accumulation"}, "model": {"base": "m", "dtype": "bf16"}},
      "engine.matmul=fp16_accumulation changes products of fp16 numbers, but model.dtype=bf16 has none"),
-    ({"engine": {"matmul": "tf32"}, "model": {"base": "m", "dtype": "fp16"}}, "engine.matmul=tf32 changes products of fp32 numbers"),
+    ({"engine": {"matmul": "tf32"}, "model": {"base": "m", "dtype": "fp16"}}, "engine.matmul=tf32 changes "
+                                                                              "products of fp32 numbers"),
     ({"run": {"name": ".."}}, "run.name is '..'"),
     ({"run": {"name": "x" * 201}}, "run.name has 201 bytes; give one of at most 200"),
     ({"run": {"name": "\u00fc" * 150}}, "run.name has 300 bytes"),

@@ -34,7 +34,10 @@ def card(monkeypatch):
     return of
 
 
-@pytest.mark.parametrize(("matmul", "short_sums", "tf32"), [("default", False, False), ("fp16_accumulation", True, False), ("tf32", False, True)])
+@pytest.mark.parametrize(
+    ("matmul", "short_sums", "tf32"),
+    [("default", False, False), ("fp16_accumulation", True, False), ("tf32", False, True)],
+)
 def test_products_are_what_was_asked_whatever_they_were(matmul, short_sums, tf32):
     MATMUL.allow_fp16_accumulation, MATMUL.allow_tf32 = not short_sums, not tf32
     set_arithmetic(matmul, False)
@@ -51,7 +54,9 @@ def test_determinism_is_torchs_and_cublas():
 def test_a_workspace_that_varies_is_refused(monkeypatch):
     monkeypatch.setenv(CUBLAS_WORKSPACE, ":0:0")
     check_arithmetic("default", False)
-    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG=:0:0 lets cuBLAS give other bits each time; unset it"):
+    with pytest.raises(
+        ConfigError, match="CUBLAS_WORKSPACE_CONFIG=:0:0 lets cuBLAS give other bits each time; unset it"
+    ):
         check_arithmetic("default", True)
     monkeypatch.setenv(CUBLAS_WORKSPACE, ":16:8")
     check_arithmetic("default", True)
@@ -60,7 +65,10 @@ def test_a_workspace_that_varies_is_refused(monkeypatch):
 @pytest.mark.parametrize("matmul", ["fp16_accumulation", "tf32"])
 def test_arithmetic_of_cards_is_refused_elsewhere(matmul):
     check_arithmetic("default", True)
-    with pytest.raises(ConfigError, match=f"engine.matmul={matmul} is arithmetic of NVIDIA cards, but ranks on .* compute on the cpu"):
+    with pytest.raises(
+        ConfigError,
+        match=f"engine.matmul={matmul} is arithmetic of NVIDIA cards, but ranks on .* compute on the cpu",
+    ):
         check_arithmetic(matmul, False)
 
 

@@ -106,7 +106,8 @@ def test_kill_9_leaves_nothing_on_the_disk(tmp_path):
 
 
 class Memory:
-    """Memory of which so much is free; of a machine that gets `growth` more with every piece that is taken, `left` times."""
+    """Memory of which so much is free; of a machine that gets `growth` more with every piece that is taken,
+    `left` times."""
 
     def __init__(self, free: int, growth: int = 0, left: int = 0):
         self.bytes, self._growth, self._left, self.taken = free, growth, left, []
@@ -137,8 +138,10 @@ def test_memory_that_ends_is_refused_with_what_there_was(memory):
     from fedspeed.errors import FedSpeedError
 
     there = memory.bytes + (8 if memory.bytes == 12 else 0)
-    with pytest.raises(FedSpeedError, match=f"the base takes 35.00 GiB of RAM and {there}.00 GiB are free; free some, or set engine.tier=nvme"):
-        reserve(35 << 30, lambda: memory.free() << 30, lambda at, size: memory.take(at >> 30, size >> 30), piece=10 << 30)
+    with pytest.raises(FedSpeedError, match=f"the base takes 35.00 GiB of RAM and {there}.00 GiB are free; "
+                                            f"free some, or set engine.tier=nvme"):
+        reserve(35 << 30, lambda: memory.free() << 30, lambda at, size: memory.take(at >> 30, size >> 30),
+                piece=10 << 30)
 
 
 def test_what_was_reserved_is_given_back_where_there_is_no_more(monkeypatch):

@@ -4,7 +4,6 @@ import gc
 import os
 import subprocess
 import sys
-
 from types import SimpleNamespace
 
 import pytest
@@ -88,7 +87,8 @@ def cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, "set_device", taken.append)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: taken[-1])
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda index=None: 7)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=507, uuid=f"id-{index}"))
+        monkeypatch.setattr(torch.cuda, "get_device_properties",
+                            lambda index: SimpleNamespace(total_memory=507, uuid=f"id-{index}"))
         accelerator = cuda_accelerator.CUDA_Accelerator()
         monkeypatch.setattr(deepspeed_accelerator, "get_accelerator", lambda: accelerator)
         return accelerator, taken
@@ -97,16 +97,18 @@ def cuda(monkeypatch):
 
 
 @pytest.mark.parametrize(("devices", "local_rank", "index"), [(1, 0, 0), (1, 3, 0), (2, 1, 1), (2, 3, 1)])
-def test_a_rank_takes_a_device_that_it_sees_and_deepspeed_the_same(cuda, monkeypatch, devices, local_rank, index):
+def test_a_rank_and_deepspeed_take_a_device_that_they_see(cuda, monkeypatch, devices, local_rank, index):
     """DeepSpeed reads LOCAL_RANK as an index, and wants Open MPI's to be equal."""
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", str(local_rank))
     _, taken = cuda(devices)
     take_device()
-    assert taken == [index] and os.environ["LOCAL_RANK"] == os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == str(index)
+    assert taken == [index] and os.environ["LOCAL_RANK"] == str(index)
+    assert os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == str(index)
 
 
-@pytest.mark.parametrize(("names", "asks_nvidia"), [(None, True), ("3,5", True), ("GPU-1a,GPU-2b", False), ("MIG-1a", False), ("3,5,none", False)])
+@pytest.mark.parametrize(("names", "asks_nvidia"), [
+    (None, True), ("3,5", True), ("GPU-1a,GPU-2b", False), ("MIG-1a", False), ("3,5,none", False)])
 def test_names_of_devices_do_not_end_zero(cuda, monkeypatch, names, asks_nvidia):
     """ZeRO-1 and 2 ask for free memory, for which DeepSpeed takes each name for a whole number."""
     monkeypatch.setenv("LOCAL_RANK", "1")

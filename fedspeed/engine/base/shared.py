@@ -97,8 +97,10 @@ def share(value, group) -> list:
     return [json.loads(bytes(text[:n].tolist())) for text, n in zip(texts.view(ranks, longest), lengths.tolist())]
 
 
-def reserve(nbytes: int, free: Callable[[], int], take: Callable[[int, int], None], piece: int = PIECE) -> None:
-    """Take memory piece by piece, and ask anew what is free before each of them: there are machines whose memory grows as it is used.
+def reserve(nbytes: int, free: Callable[[], int], take: Callable[[int, int], None],
+            piece: int = PIECE) -> None:
+    """Take memory piece by piece, and ask anew what is free before each of them: there are machines whose
+    memory grows as it is used.
 
     Args:
         nbytes: how much in all.
@@ -111,7 +113,8 @@ def reserve(nbytes: int, free: Callable[[], int], take: Callable[[int, int], Non
     for at in range(0, nbytes, piece):
         wanted = min(piece, nbytes - at)
         if (left := free()) < wanted:
-            raise FedSpeedError(f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB of RAM and {(at + left) / 2**30:.2f} GiB "
+            raise FedSpeedError(f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB of RAM and "
+                                f"{(at + left) / 2**30:.2f} GiB "
                                 "are free; free some, or set engine.tier=nvme or engine.tier=cluster")
         take(at, wanted)
 
@@ -126,7 +129,8 @@ def _anonymous(nbytes: int, folder: Path | None) -> int:
             os.posix_fallocate(fd, 0, max(1, nbytes))
     except OSError as error:
         os.close(fd)
-        raise FedSpeedError(f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB in {folder or 'RAM'}, which does not have them "
+        raise FedSpeedError(f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB in "
+                            f"{folder or 'RAM'}, which does not have them "
                             f"({error.strerror}); make room, or choose another engine.tier") from error
     except FedSpeedError:
         os.close(fd)
@@ -141,5 +145,6 @@ def _nameless(folder: Path) -> int:
         fd, name = tempfile.mkstemp(dir=folder, prefix="base-")
         os.unlink(name)
     except OSError as error:
-        raise FedSpeedError(f"{folder}: cannot be written ({error.strerror}); name a folder on a local disk with nvme= in the hostfile") from error
+        raise FedSpeedError(f"{folder}: cannot be written ({error.strerror}); name a folder on a local disk "
+                            f"with nvme= in the hostfile") from error
     return fd
