@@ -2,12 +2,17 @@
 torch."""
 
 import difflib
+import os
+import socket
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedspeed.cluster.cards import check_cards, dealt
+from fedspeed.cluster.devices import computing_gpus
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.hostfile import Hostfile
 from fedspeed.cluster.local import check_rank_count, crowding, local_hosts
@@ -79,7 +84,7 @@ def look_inside(loaded: Loaded) -> str:
 
 def check_files(loaded: Loaded) -> None:
     """The part of `check` that one host may fail and another pass, but for the data, which a rank reads anyway."""
-    _all((_place, _model, _adapter, _engine), loaded)
+    _all((_rules, _place, _model, _adapter, _engine), loaded)
 
 
 def check_clusters(config: RunConfig, topology: Topology) -> None:
@@ -125,6 +130,13 @@ def _all(parts, loaded: Loaded) -> list[str]:
     if faults:
         raise FedSpeedError("\n  ".join(faults))
     return lines
+
+
+def _rules(loaded: Loaded) -> list[str]:
+    """What model.dtype=auto has come to may break a rule that the configuration as it was written keeps."""
+    if broken := problems(loaded.config):
+        raise ConfigError(broken)
+    return []
 
 
 def _place(loaded: Loaded) -> list[str]:
@@ -320,7 +332,6 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients) if launch.kind == "none" else launch.hosts
     ranks, crowded = sum(host.slots for host in hosts), []
     if launch.kind == "none":
-        crowded = crowding(ranks)
         if launch.hostfile:
             check_rank_count(ranks, launch.hostfile.path)
         if config.routing.transport == "mpi" and ranks > 1:
@@ -328,6 +339,8 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
                               "set routing.transport=gloo")
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
+    if launch.kind == "none":
+        crowded = _crowded(config, topology)
     routing, count = check_routing(config, topology)
     if routing.transport == "tls":
         from fedspeed.routing.listening import check_port
@@ -338,11 +351,24 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
             f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}", *_idle(topology), *(f"note     {text}" for text in crowded)]
 
 
+def _crowded(config: RunConfig, topology: Topology) -> list[str]:
+    """Notes on ranks of this machine that are to share a core or a GPU.
+
+    Raises:
+        ConfigError: two ranks of one torch world would share a GPU.
+    """
+    ranks, gpus = len(topology.ranks), computing_gpus(os.environ)
+    if not gpus:
+        return crowding(ranks)
+    return check_cards(topology.worlds(config.engine.pipeline), dealt(ranks, gpus, socket.gethostname()))
+
+
 def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig, int]:
     """(the routing with its mode settled, participants of a sum).
 
     Raises:
-        ConfigError: too few participants, or what the settled mode forbids. FedSpeedError: a site's files are wrong.
+        ConfigError: too few participants, what the settled mode forbids, or a package that it lacks.
+            FedSpeedError: a site's files are wrong.
     """
     routing, count = config.routing, len(topology.participants)
     if routing.transport == "tls":
@@ -355,6 +381,10 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
     routing = routing.settled(count)
     if broken := problems(replace(config, routing=routing)):
         raise ConfigError("; ".join(broken))
+    if routing.mode != "plain" and find_spec("cryptography") is None:
+        raise ConfigError(f"routing.mode={routing.mode} needs the package cryptography, which is not "
+                          f"installed for {sys.executable}: pip install "
+                          "cryptography, or set routing.mode=plain inside one trust domain")
     if routing.mode != "plain" and count < routing.min_participants:
         raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: a sum of fewer than "
                           f"{routing.min_participants} says too much about each; set routing.mode=plain inside one trust domain, or more ranks "

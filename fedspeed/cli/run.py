@@ -98,10 +98,11 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
 
     if env is not None:
         os.environ.update(env)
-    from fedspeed.cluster.devices import choose_accelerator
+    from fedspeed.cluster.devices import choose_accelerator, choose_allocator
     from fedspeed.monitor.stdout import claim_stdout
 
     choose_accelerator(os.environ)
+    choose_allocator(os.environ)
     json_out = claim_stdout() if arguments.json else None  # before anything keeps a reference to stdout
     try:
         from fedspeed.config.load import load

@@ -16,11 +16,51 @@ _OTHER_ACCELERATORS = (Path("/dev/kfd"), Path("/dev/davinci_manager"), Path("/de
 _QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 
+_MIG = "MIG-"  # a name that begins so is an instance: a part of a card
+_ALLOCATOR = "PYTORCH_ALLOC_CONF"
+# Names under which torch reads the same: the second is what it called the first before 2.9.
+_ALLOCATORS = (_ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
+
 def visible_gpus(env: Mapping[str, str]) -> int:
-    """Number of CUDA devices a process with this environment would see."""
+    """Number of CUDA devices that the ranks of a machine can have with this environment.
+
+    They are those that one process would see; of MIG instances all that are named, though a process would see
+    the first only (see `rank_devices`).
+    """
     installed = installed_gpus()
     chosen = env.get("CUDA_VISIBLE_DEVICES")
-    return installed if chosen is None else min(installed, chosen_gpus(chosen, installed))
+    if chosen is None:
+        return installed
+    named = chosen_gpus(chosen, installed)
+    return named if installed and chosen.startswith(_MIG) else min(installed, named)
+
+
+def computing_gpus(env: Mapping[str, str]) -> int:
+    """Number of CUDA devices that ranks with this environment compute on: none where they were told to take
+    the CPU."""
+    return 0 if env.get("DS_ACCELERATOR") == "cpu" else visible_gpus(env)
+
+
+def rank_devices(env: Mapping[str, str], local_rank: int) -> dict[str, str]:
+    """What a rank's environment needs beside its supervisor's to see its device: of several MIG instances
+    one, since CUDA shows a process no more than the first of them. All other devices are seen by every rank,
+    which takes its own by number."""
+    chosen = env.get("CUDA_VISIBLE_DEVICES", "")
+    if not chosen.startswith(_MIG) or not (count := chosen_gpus(chosen, 0)):
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": chosen.split(",")[local_rank % count]}
+
+
+def choose_allocator(env: MutableMapping[str, str]) -> None:
+    """Let torch grow its pieces of GPU memory in place, where ranks compute on one and nobody has configured
+    its allocator.
+
+    Micro-batches and blocks have many sizes, and pieces of fixed sizes would leave holes between them. To be
+    called before torch starts CUDA.
+    """
+    if computing_gpus(env) and not any(env.get(name) for name in _ALLOCATORS):
+        env[_ALLOCATOR] = "expandable_segments:True"
 
 
 def chosen_gpus(text: str, installed: int) -> int:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fedspeed.cluster.compilers import lacks_for_async_io
-from fedspeed.cluster.devices import installed_gpus, usable_cores
+from fedspeed.cluster.devices import installed_gpus, usable_cores, visible_gpus
 
 _GIB = 2**30
 _LOGIN_S = 3
@@ -182,10 +182,18 @@ def _disk() -> Check:
 
 
 def _gpus() -> Check:
-    count = installed_gpus()
+    count, seen, chosen = installed_gpus(), visible_gpus(os.environ), os.environ.get("CUDA_VISIBLE_DEVICES")
     if not count:
         return Check("GPUs", True, "none: ranks compute on the CPU")
-    return Check("GPUs", True, f"{count}: {', '.join(_gpu_names()) or 'names unknown'}")
+    found = f"{count}: {', '.join(_gpu_names()) or 'names unknown'}"
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return Check("GPUs", True, f"{found}; ranks compute on the CPU all the same (DS_ACCELERATOR=cpu)")
+    if not seen:
+        return Check("GPUs", False, f"{found}; CUDA_VISIBLE_DEVICES={chosen} shows none of them",
+                     "unset it, or name devices that are there (`nvidia-smi -L`)")
+    shown = "" if chosen is None else f"; CUDA_VISIBLE_DEVICES={chosen} shows {seen}"
+    return Check("GPUs", True, f"{found}{shown}; a rank takes one, and `python launch.py` starts up to "
+                               f"{seen} of itself")
 
 
 def _gpu_names() -> list[str]:

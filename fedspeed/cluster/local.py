@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from fedspeed.cluster.crew import Crew, End, ForkedCrew, PreloadFailed, SpawnedCrew
-from fedspeed.cluster.devices import usable_cores, visible_gpus
+from fedspeed.cluster.devices import computing_gpus, rank_devices, usable_cores, visible_gpus
 from fedspeed.cluster.discover import MEETING_VARIABLE, Launch
 from fedspeed.cluster.faults import FAULT_VARIABLE, noted_faults
 from fedspeed.cluster.hostfile import Host
@@ -43,7 +43,7 @@ def local_rank_count(setting: str, clients: int) -> int:
         ConfigError: the setting is neither, or more than `check_rank_count` lets pass.
     """
     if setting.strip() == "auto":
-        gpus = visible_gpus(os.environ)
+        gpus = computing_gpus(os.environ)
         if gpus > clients:
             return gpus - gpus % clients
         return gpus or ranks_on_cores(clients, usable_cores())
@@ -59,15 +59,14 @@ def local_hosts(launch: Launch, setting: str, clients: int) -> tuple[Host, ...]:
 
 
 def crowding(ranks: int) -> list[str]:
-    """A note where this machine is to start more ranks than it has GPUs, or cores where it has none."""
-    gpus, cores = visible_gpus(os.environ), usable_cores()
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
-        gpus = 0
-    have, what = (gpus, "GPU") if gpus else (cores, "core")
-    if ranks <= have:
+    """A note where this machine is to start more ranks than it has cores, and no GPU. Ranks on GPUs are held
+    to `cards.check_cards`."""
+    cores = usable_cores()
+    if computing_gpus(os.environ) or ranks <= cores:
         return []
-    return [f"{ranks} ranks on {have} {what}{'s' if have > 1 else ''}: they take turns, so that a round is not shorter than with "
-            f"{have}, and memory is needed {ranks} times; set cluster.local_ranks={have} (or auto), or give the hostfile fewer slots"]
+    return [f"{ranks} ranks on {cores} core{'s' if cores > 1 else ''}: they take turns, so that a round is "
+            f"not shorter than with {cores}, and memory is needed {ranks} times; set "
+            f"cluster.local_ranks={cores} (or auto), or give the hostfile fewer slots"]
 
 
 def check_rank_count(ranks: int, source: str) -> None:
@@ -238,7 +237,8 @@ class _Supervisor:
     def _rank_envs(self) -> list[dict[str, str]]:
         shared = {MEETING_VARIABLE: str(self.folder / f"meeting-{self.starts}"), "FEDSPEED_RESTARTS": str(self.starts),
                   ONCE_VARIABLE: str(self.folder / f"said-{self.starts}"), FAULT_VARIABLE: str(self._fault_path(self.starts))}
-        return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.ranks)]
+        return [{**shared, **rank_devices(os.environ, rank), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                for rank in range(self.ranks)]
 
 
 def _expected(code: int, asked: Asked) -> bool:

@@ -68,6 +68,17 @@ class Topology:
     def place(self, world_rank: int) -> RankPlace:
         return self.ranks[world_rank]
 
+    def worlds(self, pipeline: str) -> dict[str, tuple[int, ...]]:
+        """The ranks of each torch world, by its name in messages: a cluster's, or a client's where its ranks
+        are a pipeline.
+
+        Args:
+            pipeline: value of engine.pipeline.
+        """
+        if pipeline == "client":
+            return {f"client {client.client}": client.ranks for client in self.clients}
+        return {f"cluster {cluster.name}": cluster.ranks for cluster in self.clusters}
+
     def cluster_of(self, name: str) -> ClusterPlace:
         """The cluster of that name. Raises KeyError: an idle rank has None for a cluster, and no place here."""
         for cluster in self.clusters:

@@ -9,6 +9,8 @@ from fedspeed.data.config import steps_by_cluster
 from fedspeed.engine.config import QUANTISED
 from fedspeed.models.config import chosen_blocks
 
+# Values of engine.matmul and the only model.dtype whose products each changes.
+MATMUL_TYPES = {"fp16_accumulation": "fp16", "tf32": "fp32"}
 LONGEST_NAME = 200  # of a run, in bytes: its folder is also renamed to NAME.1 by --fresh
 
 
@@ -81,6 +83,14 @@ def _engine(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(("engine.base_gib", "engine.resident_blocks"), f"engine.base_gib={config.engine.base_gib} and engine.resident_blocks="
                        f"{config.engine.resident_blocks} both say what the base's memory is for, slots or "
                        "blocks that stay; set one of them, the second with engine.slots")
+
+
+    wanted = MATMUL_TYPES.get(config.engine.matmul)
+    if wanted and config.model.dtype not in (wanted, "auto"):
+        yield Conflict(("engine.matmul", "model.dtype"),
+                       f"engine.matmul={config.engine.matmul} changes products of {wanted} numbers, but "
+                       f"model.dtype={config.model.dtype} has none; set engine.matmul=default, or "
+                       f"model.dtype={wanted}")
 
 
 def _pipeline(config: RunConfig) -> Iterator[Conflict]:

@@ -3,6 +3,7 @@
 import os
 import socket
 
+from fedspeed.cluster.cards import Card, device_index
 from fedspeed.errors import ModelError
 from fedspeed.models.numeric_types import DeviceTypes
 
@@ -27,8 +28,43 @@ def device_types(local_rank: int | None = None) -> list[DeviceTypes]:
     count = accelerator.device_count()
     return [
         _of_gpu(accelerator, index)
-        for index in (range(count) if local_rank is None else [local_rank % max(1, count)])
+        for index in (range(count) if local_rank is None else [device_index(local_rank, count)])
     ]
+
+
+def own_index(local_rank: int) -> int:
+    """The index of a rank's device among those that it sees.
+
+    Args:
+        local_rank: as the launcher numbers the ranks of a machine.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    return device_index(local_rank, get_accelerator().device_count())
+
+
+def own_card(local_rank: int) -> Card | None:
+    """The GPU that a rank of this machine computes on, by the id that its maker gave it: a launcher may show
+    each rank another one under the same number. None where it computes on something else than CUDA.
+
+    Args:
+        local_rank: as the launcher numbers the ranks of a machine.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return None
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cuda":
+        return None
+    count = accelerator.device_count()
+    return Card(_identity(device_index(local_rank, count)), socket.gethostname(), count)
+
+
+def _identity(index: int) -> str:
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
 
 
 def _of_gpu(accelerator, index: int) -> DeviceTypes:
@@ -55,12 +91,13 @@ def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-def check_dtype(dtype: str, began: str = "") -> None:
+def check_dtype(dtype: str, began: str = "", local_rank: int = 0) -> None:
     """Whether this machine can compute in a type. DeepSpeed would refuse too, but late, and without saying
     what to do.
 
     Args:
         began: the folder of a run that began in it, where that and not the configuration asks for it.
+        local_rank: of the rank that is to compute in it, as the launcher numbers the ranks of a machine.
 
     Raises:
         ModelError: it cannot.
@@ -70,7 +107,7 @@ def check_dtype(dtype: str, began: str = "") -> None:
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
-    index = int(os.environ.get("LOCAL_RANK") or 0) % max(1, accelerator.device_count())
+    index = own_index(local_rank)
     able = {"fp32": True, "bf16": _has_bf16(accelerator, index), "fp16": accelerator.is_fp16_supported()}
     if not able[dtype]:
         machine = f"the {accelerator.device_name()} of {socket.gethostname()} cannot compute in it"

@@ -4,7 +4,10 @@ import logging
 import os
 from datetime import timedelta
 
+from fedspeed.engine.device_types import own_index
+
 _NO_COMPILER = "TORCHDYNAMO_DISABLE"
+_OPEN_MPI_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 
 
 def quiet(level: int = logging.ERROR) -> None:
@@ -46,9 +49,38 @@ def join_world(deadline_s: float) -> None:
     # DeepSpeed would make this table when it is first read, by compiling a probe, in every rank. It looks up one operator in it, which only serves
     # inference and would have to be built.
     ops.__compatible_ops__ = {}
-    # Before anything is put on "the current device": all ranks of a host would meet on its first one.
-    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    if get_accelerator().device_name() != "cpu":
+        take_device()
     deepspeed.init_distributed(auto_mpi_discovery=False, timeout=timedelta(seconds=deadline_s), verbose=False)
+
+
+def take_device() -> None:
+    """Make this rank's device the current one, before anything is put there, and let DeepSpeed take the same.
+
+    DeepSpeed reads LOCAL_RANK as the index of the device in many places, and holds it against Open MPI's. A
+    launcher that shows each rank one device numbers them all 0, whatever the rank's number is.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator, index = get_accelerator(), own_index(int(os.environ["LOCAL_RANK"]))
+    os.environ["LOCAL_RANK"] = str(index)
+    if _OPEN_MPI_RANK in os.environ:
+        os.environ[_OPEN_MPI_RANK] = str(index)
+    accelerator.set_device(index)
+    if accelerator.device_name() == "cuda":
+        _ask_torch_for_memory()
+
+
+def _ask_torch_for_memory() -> None:
+    """Keep DeepSpeed from asking NVIDIA's library for free memory where CUDA_VISIBLE_DEVICES names devices
+    otherwise than by whole numbers: it takes each name for one, and ZeRO-1 and 2 would end. Without that
+    library it asks torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None or all(name.strip().isdecimal() for name in named.split(",")):
+        return
+    from deepspeed.accelerator import cuda_accelerator
+
+    cuda_accelerator.pynvml = None
 
 
 def lost_connection(error: Exception) -> bool:

@@ -14,8 +14,6 @@ from fedspeed.data.tasks import reads_hub
 from fedspeed.errors import DataError, JournalError
 from fedspeed.models import content
 from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
-from fedspeed.routing.anonymous.crypto import derive, public_of
-from fedspeed.routing.identity import fingerprint, read_key
 
 BASE_CONFIG = "base config"
 BASE_WEIGHTS = "base weights"
@@ -76,6 +74,9 @@ def to_keep(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
     """
     found = digests(config, rows)
     if ROWS in found and config.routing.transport == "tls":
+        from fedspeed.routing.anonymous.crypto import derive, public_of
+        from fedspeed.routing.identity import fingerprint, read_key
+
         key = read_key(Path(config.routing.identity))
         secret = derive(key.private_bytes_raw(), b"digest of rows in a journal")
         found[ROWS] = f"{fingerprint(public_of(key))}:{hmac.digest(secret, found[ROWS].encode(), 'sha256').hex()}"

@@ -14,12 +14,14 @@ from fedspeed import activity
 from fedspeed.cluster.once import report
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.run import RunConfig
+from fedspeed.engine.base.choose import choose_tier
 from fedspeed.engine.base.told import execution
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, FedSpeedError, LostPeerError, Preempted, connection_text
 from fedspeed.models.saved_adapter import outside_blocks
 from fedspeed.monitor import stdout
 from fedspeed.preflight import weight_notes
 from fedspeed.session.order import Job
+from fedspeed.session.remedies import device_memory_text, out_of_device_memory
 from fedspeed.session.standing import journal_of
 from fedspeed.units import loss_text
 
@@ -133,18 +135,30 @@ def silent(job: Job, lost: tuple[int, ...]) -> LostPeerError:
     return LostPeerError(f"{names} {have} been silent for {job.config.cluster.silence_s:g} s; the same command resumes from the journal")
 
 
-def told(error: BaseException, folder: Path) -> BaseException:
-    """The error, with two that a user can do something about told as what they are: a broken connection inside the cluster, a full disk."""
+def told(error: BaseException, job: Job) -> BaseException:
+    """The error, with three that a user can do something about told as what they are: a full device, a full
+    disk, a broken connection inside the cluster."""
     if isinstance(error, FedSpeedError):
         return error
     if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
-        return FedSpeedError(f"{error.filename or folder}: cannot be written ({error.strerror}); make room there or choose another place "
+        return FedSpeedError(f"{error.filename or job.order.folder}: cannot be written ({error.strerror}); "
+                             f"make room there or choose another place "
                              "(run.out=FOLDER), and the same command goes on from the last round in the journal")
     from fedspeed.engine.world import lost_connection
 
+    if out_of_device_memory(error):
+        return FedSpeedError(device_memory_text(error, job.named(job.me), job.config, _tier(job)))
     if not lost_connection(error):
         return error
     return LostPeerError(f"a rank of this cluster was lost: {connection_text(error)}; the same command resumes from the journal")
+
+
+def _tier(job: Job) -> str:
+    """What engine.tier has come to, as far as the configuration tells; empty for a pipeline."""
+    config = job.config
+    if config.engine.pipeline != "none":
+        return ""
+    return choose_tier(config.engine, job.order.deepspeed, config.adapter.method != "full")
 
 
 def tell_refusal(error: BaseException, json_out: TextIO | None, store: Store) -> None:

@@ -100,7 +100,8 @@ def expect(order: Order) -> tuple[Order, str]:
     where the configuration names a type.
 
     Raises:
-        ModelError: this machine cannot compute in the type. PlanError: a stated card cannot.
+        ModelError: this machine cannot compute in the type. ConfigError: nor as engine.matmul and
+            engine.deterministic say. PlanError: a stated card cannot compute in the type.
     """
     asked, begun = order.config.model.dtype, begun_type(order)
     stated, unstated, unknown = _stated_devices(order)
@@ -122,10 +123,12 @@ def expect(order: Order) -> tuple[Order, str]:
         text = _why(dtype, begun, found, order)
     common_type([device for _, device in stated], dtype)
     if unstated:
+        from fedspeed.engine.arithmetic import check_arithmetic
         from fedspeed.engine.device_types import check_dtype
 
         choose_accelerator(os.environ)
         check_dtype(dtype, str(order.folder) if text and begun else "")
+        check_arithmetic(order.config.engine.matmul, order.config.engine.deterministic)
     return (order.settled(dtype) if text else order), text
 
 

@@ -21,9 +21,9 @@ from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_
 from fedspeed.planner.search import place_of
 from fedspeed.planner.task import task_of
 from fedspeed.preflight import read_probe_file
-from fedspeed.session import site
 from fedspeed.session.last_words import ASKED_FILE
 from fedspeed.session.order import Job
+from fedspeed.session.remedies import out_of_device_memory
 from fedspeed.session.standing import Claim
 from fedspeed.session.together import RollCall
 
@@ -114,7 +114,10 @@ def _traffic(job: Job) -> Traffic:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether there was no RAM to be had: Python, the system and torch's allocator each say so in their own way."""
+    """Whether there was no RAM to be had: Python, the system and torch's allocator each say so in their own
+    way. Of a device that is full `last_words.told` tells."""
+    if out_of_device_memory(error):
+        return False
     return (isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
             or isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("can't allocate memory", "can't start new thread", "out of memory")))
 
@@ -137,6 +140,8 @@ def transport(job: Job, store: Store, mpi):
 
     participants, timeout_s = job.topology.participants, job.config.cluster.start_timeout_s
     if job.config.routing.transport == "tls":
+        from fedspeed.session import site
+
         return site.transport(job.site) if job.speaks else None
     if mpi is not None or not job.speaks:
         return mpi

@@ -13,7 +13,7 @@ from fedspeed.cluster.pulse import Pulse
 from fedspeed.cluster.topology import plan, warnings
 from fedspeed.config.check import notes
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
-from fedspeed.session import last_words, numeric_type, parts, standing
+from fedspeed.session import last_words, numeric_type, parts, sharing, standing
 from fedspeed.session.forecast import forecast
 from fedspeed.session.hosts import check_hosts, leave_for_hosts, several_hosts
 from fedspeed.session.inputs import check_inputs, to_keep
@@ -42,7 +42,7 @@ def run_rank(order: Order) -> int:
         with parts.working(job):
             code = _work(job, store, mpi, stop) if job.place.clients else _stand_by(job, store, mpi)
     except BaseException as error:
-        told = last_words.told(error, order.folder)
+        told = last_words.told(error, job)
         last_words.tell_refusal(told, order.json_out, store)
         if mpi is not None and launch.world_size > 1:
             if isinstance(told, LostPeerError) and not job.reporter:
@@ -67,6 +67,7 @@ class _Inputs:
 
 def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
     claim = standing.Claim()
+    sharing.tell_card(job, store)
     decided = numeric_type.agree(job, store)
     job, config = decided.job, decided.job.config
     if decided.text and job.reporter:
@@ -137,8 +138,10 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
 def _stand_by(job: Job, store: rendezvous.Store, mpi) -> int:
     """A rank without clients leaves at once; but rank 0 holds the store, and stays until all that work have left."""
     if job.me == 0:
-        points = ["devices"] * (job.config.model.dtype == "auto") + ["ready"] + ["inputs"] * several_hosts(job) + ["fresh"] * job.order.fresh
-        for point in points:
+        several, undecided = sharing.are_several(job), job.config.model.dtype == "auto"
+        points = {"cards": several, "devices": undecided, "ready": True, "inputs": several_hosts(job),
+                  "fresh": job.order.fresh}
+        for point in (point for point, passed in points.items() if passed):
             with CheckIn(job, store, point):
                 pass
         pulse = _pulse(job, store, last_words.Stuck(job))
@@ -161,6 +164,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun
     order, config = job.order, job.config
     with CheckIn(job, store, "ready"):
         from fedspeed.data.clients import client_rows, encode_client, largest_id
+        from fedspeed.engine.arithmetic import check_arithmetic
         from fedspeed.engine.device_types import check_dtype
         from fedspeed.models.tokenizer import check_ids, load_tokenizer
 
@@ -168,12 +172,14 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun
         preflight.check_clusters(config, job.topology)
         routing, _ = preflight.check_routing(order.config, job.topology)
         preflight.check_pipeline(config, order.deepspeed, routing, job.topology, job.launch.hostfile)
-        check_dtype(config.model.dtype, str(order.folder) if begun_type else "")
+        shared = sharing.check_shared(job, store)
+        check_dtype(config.model.dtype, str(order.folder) if begun_type else "", job.launch.local_rank)
+        check_arithmetic(config.engine.matmul, config.engine.deterministic, job.launch.local_rank)
         tokenizer = load_tokenizer(config.model)
         everyone = client_rows(config.data, config.run.seed)
         data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
         check_ids(max(map(largest_id, data.values())), config.model)
-        told = preflight.start_notes(order.loaded)
+        told = [*shared, *preflight.start_notes(order.loaded)]
         if job.reporter and order.folder.is_dir():
             claim.take(order.folder)
         if job.reporter and config.routing.transport == "tls" and not order.fresh:
@@ -213,9 +219,11 @@ def _pulse(job: Job, store: rendezvous.Store, stuck: last_words.Stuck) -> Pulse:
 def _join_cluster(job: Job, store: rendezvous.Store) -> None:
     os.environ.update(rendezvous.torch_world(store, job.world, job.launch, job.config.cluster.start_timeout_s))
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's agent holds a store for its own world, which is not this cluster's
+    from fedspeed.engine.arithmetic import set_arithmetic
     from fedspeed.engine.world import join_world, quiet
 
     quiet()
+    set_arithmetic(job.config.engine.matmul, job.config.engine.deterministic)
     parts.preload()  # a forked rank has it all
     join_world(job.config.routing.deadline_s)
 
@@ -241,7 +249,7 @@ def _compare(job: Job, federation, first, progress, inputs: _Inputs, link):
 
 def _told_to_all(job: Job, store: rendezvous.Store, pulse: Pulse, monitor, error: Exception) -> BaseException:
     """Leave word of a failure in the rounds; the reporter finds out who was lost, and reports. Returns the error in a user's words."""
-    error = last_words.told(error, job.order.folder)
+    error = last_words.told(error, job)
     rendezvous.publish(store, f"failed/{job.me}", str(error))
     lost = find_lost(job, store, pulse) if job.reporter and isinstance(error, LostPeerError) else []
     pulse.close(goodbye=False)

@@ -8,7 +8,6 @@ from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.machine import complete
 from fedspeed.session.numeric_type import expect
 from fedspeed.session.order import Order
-from fedspeed.session.site import Site
 from fedspeed.session.standing import Claim, check_best, journal_entry, journal_of
 
 
@@ -35,6 +34,8 @@ def rehearse(order: Order) -> str:
         claim.take(order.folder)
         claim.drop()
         if not order.fresh and order.config.routing.transport == "tls":
+            from fedspeed.session.site import Site
+
             Site(order.config).check_epoch(order.folder)
         if not order.fresh and (entry := journal_entry(journal_of(order), order)):
             notes = check_inputs(journal_of(order), entry, order.config, rows_without_libraries(order.config))

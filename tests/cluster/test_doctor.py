@@ -102,10 +102,45 @@ def test_16_bit_arithmetic_of_the_cpu_is_told(monkeypatch):
 
 @pytest.mark.parametrize(("chosen", "installed", "visible"), [
     (None, 4, 4), ("", 4, 0), ("-1", 4, 0), ("0", 4, 1), ("0,2", 4, 2), ("1,9,2", 4, 1), ("GPU-abc,GPU-def", 4, 2), ("0,1", 0, 0),
-    ("NoDevFiles", 4, 0), ("none", 4, 0), ("void", 4, 0), ("0,0", 4, 0), ("GPU-abc,GPU-abc", 4, 0), ("GPU-abc,1", 4, 1)])
+    ("NoDevFiles", 4, 0), ("none", 4, 0), ("void", 4, 0), ("0,0", 4, 0), ("GPU-abc,GPU-abc", 4, 0),
+    ("GPU-abc,1", 4, 1),
+    ("MIG-a,MIG-b,MIG-c", 1, 3), ("MIG-a,0", 2, 1), ("MIG-a", 0, 0)])
 def test_cuda_visible_devices(monkeypatch, chosen, installed, visible):
     monkeypatch.setattr(devices, "installed_gpus", lambda: installed)
     assert devices.visible_gpus({} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}) == visible
+
+
+def test_each_rank_is_shown_one_mig_instance_and_all_other_devices():
+    assert [devices.rank_devices({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, rank) for rank in range(3)] == [
+        {"CUDA_VISIBLE_DEVICES": name} for name in ("MIG-a", "MIG-b", "MIG-a")]
+    assert devices.rank_devices({}, 1) == {}
+    for chosen in ("0,1", "GPU-a,GPU-b", "MIG-a,MIG-a"):
+        assert devices.rank_devices({"CUDA_VISIBLE_DEVICES": chosen}, 1) == {}
+
+
+@pytest.mark.parametrize(("env", "gpus", "found"), [
+    ({}, 1, "expandable_segments:True"), ({}, 0, None), ({"DS_ACCELERATOR": "cpu"}, 1, None),
+    ({"PYTORCH_ALLOC_CONF": "backend:native"}, 1, "backend:native"),
+    ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, 1, None)])
+def test_torchs_allocator_grows_in_place_on_gpus_unless_told_otherwise(monkeypatch, env, gpus, found):
+    monkeypatch.setattr(devices, "installed_gpus", lambda: gpus)
+    devices.choose_allocator(env)
+    assert env.get("PYTORCH_ALLOC_CONF") == found
+
+
+@pytest.mark.parametrize(("env", "gpus", "ok", "told"), [
+    ({}, 0, True, "none"), ({}, 2, True, "2: a, b; a rank takes one, and `python launch.py` starts up to 2"),
+    ({"CUDA_VISIBLE_DEVICES": "GPU-x"}, 2, True, "CUDA_VISIBLE_DEVICES=GPU-x shows 1; a rank takes one"),
+    ({"CUDA_VISIBLE_DEVICES": "7"}, 2, False, "CUDA_VISIBLE_DEVICES=7 shows "
+                                              "none"), ({"DS_ACCELERATOR": "cpu"}, 2, True, "on the CPU all "
+                                                                                            "the same")])
+def test_the_doctor_tells_what_ranks_see(monkeypatch, env, gpus, ok, told):
+    for module in (devices, doctor):
+        monkeypatch.setattr(module, "installed_gpus", lambda: gpus)
+    monkeypatch.setattr(doctor, "_gpu_names", lambda: ["a", "b"])
+    monkeypatch.setattr(doctor.os, "environ", env)
+    check = doctor._gpus()
+    assert check.ok is ok and told in check.detail and bool(check.remedy) is not ok
 
 
 def test_cuda_visible_devices_is_read_as_torch_reads_it(monkeypatch):

@@ -358,7 +358,7 @@ def test_ends_in_words():
     ("auto", 3, 0, 8, 3), ("auto", 3, 0, 2, 1), ("auto", 4, 0, 2, 2), ("auto", 3, 0, 1, 1),
     ("auto", 10, 0, 64, 10), ("auto", 3, 2, 8, 2), ("auto", 3, 8, 8, 6), ("auto", 2, 2, 8, 2), (" 5 ", 3, 2, 8, 5)])
 def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, ranks):
-    monkeypatch.setattr(local, "visible_gpus", lambda env: gpus)
+    monkeypatch.setattr(local, "computing_gpus", lambda env: gpus)
     monkeypatch.setattr(local, "usable_cores", lambda: cores)
     assert local.local_rank_count(setting, clients) == ranks
 

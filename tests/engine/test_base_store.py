@@ -106,6 +106,58 @@ def test_kill_9_leaves_nothing_on_the_disk(tmp_path):
         time.sleep(0.2)
 
 
+class Memory:
+    """Memory of which so much is free; of a machine that gets `growth` more with every piece that is taken,
+    `left` times."""
+
+    def __init__(self, free: int, growth: int = 0, left: int = 0):
+        self.bytes, self._growth, self._left, self.taken = free, growth, left, []
+
+    def free(self) -> int:
+        return self.bytes
+
+    def take(self, at: int, size: int) -> None:
+        assert size <= self.bytes and at == sum(self.taken)
+        self.taken.append(size)
+        self.bytes -= size
+        if self._left:
+            self.bytes, self._left = self.bytes + self._growth, self._left - 1
+
+
+def test_memory_that_grows_with_its_use_is_had():
+    from fedspeed.engine.base.shared import reserve
+
+    grows, whole = Memory(25, growth=10, left=9), Memory(35)
+    reserve(35, grows.free, grows.take, piece=10)
+    reserve(35, whole.free, whole.take, piece=10)
+    assert grows.taken == whole.taken == [10, 10, 10, 5]
+
+
+@pytest.mark.parametrize("memory", [Memory(25), Memory(5, growth=10, left=9), Memory(12, growth=8, left=1)])
+def test_memory_that_ends_is_refused_with_what_there_was(memory):
+    from fedspeed.engine.base.shared import reserve
+    from fedspeed.errors import FedSpeedError
+
+    there = memory.bytes + (8 if memory.bytes == 12 else 0)
+    with pytest.raises(FedSpeedError, match=f"the base takes 35.00 GiB of RAM and {there}.00 GiB are free; "
+                                            f"free some, or set engine.tier=nvme"):
+        reserve(35 << 30, lambda: memory.free() << 30, lambda at, size: memory.take(at >> 30, size >> 30),
+                piece=10 << 30)
+
+
+def test_what_was_reserved_is_given_back_where_there_is_no_more(monkeypatch):
+    import fedspeed.engine.base.shared as shared
+    from fedspeed.errors import FedSpeedError
+
+    left = iter([2 << 30, 1000])
+    monkeypatch.setattr(shared, "free_memory", lambda: next(left))
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(shared.os, "posix_fallocate", lambda fd, at, size: None)
+    with pytest.raises(FedSpeedError, match="1.00 GiB are free"):
+        shared._anonymous(2 << 30, None)
+    assert os.listdir("/proc/self/fd") == before
+
+
 def without_room(rank, base, kind, folder):
     import fedspeed.engine.base.shared as shared
     from fedspeed.errors import FedSpeedError

@@ -4,10 +4,13 @@ import gc
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from fedspeed.engine.world import import_deepspeed
+from fedspeed.engine.device_types import own_card
+from fedspeed.engine.world import import_deepspeed, take_device
 from fedspeed.session.parts import preload
 from tests.engine.engines import engine
 from tests.limits import LIMIT_S
@@ -57,3 +60,74 @@ def test_garbage_is_collected_again_after_the_imports(monkeypatch):
     with pytest.raises(ImportError):
         preload()
     assert gc.isenabled()
+
+
+class Nvml:
+    """NVIDIA's library, as far as DeepSpeed asks it."""
+
+    @staticmethod
+    def nvmlDeviceGetHandleByIndex(index):
+        return index
+
+    @staticmethod
+    def nvmlDeviceGetMemoryInfo(index):
+        return SimpleNamespace(free=1000 + index)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """DeepSpeed's own accelerator for CUDA, with NVIDIA's library, on a torch that sees so many devices."""
+    import deepspeed.accelerator as deepspeed_accelerator
+    from deepspeed.accelerator import cuda_accelerator
+
+    def sees(devices: int):
+        monkeypatch.setattr(cuda_accelerator, "pynvml", Nvml)
+        taken = []
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+        monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: taken[-1])
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda index=None: 7)
+        monkeypatch.setattr(torch.cuda, "get_device_properties",
+                            lambda index: SimpleNamespace(total_memory=507, uuid=f"id-{index}"))
+        accelerator = cuda_accelerator.CUDA_Accelerator()
+        monkeypatch.setattr(deepspeed_accelerator, "get_accelerator", lambda: accelerator)
+        return accelerator, taken
+
+    return sees
+
+
+@pytest.mark.parametrize(("devices", "local_rank", "index"), [(1, 0, 0), (1, 3, 0), (2, 1, 1), (2, 3, 1)])
+def test_a_rank_and_deepspeed_take_a_device_that_they_see(cuda, monkeypatch, devices, local_rank, index):
+    """DeepSpeed reads LOCAL_RANK as an index, and wants Open MPI's to be equal."""
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", str(local_rank))
+    _, taken = cuda(devices)
+    take_device()
+    assert taken == [index] and os.environ["LOCAL_RANK"] == str(index)
+    assert os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == str(index)
+
+
+@pytest.mark.parametrize(("names", "asks_nvidia"), [
+    (None, True), ("3,5", True), ("GPU-1a,GPU-2b", False), ("MIG-1a", False), ("3,5,none", False)])
+def test_names_of_devices_do_not_end_zero(cuda, monkeypatch, names, asks_nvidia):
+    """ZeRO-1 and 2 ask for free memory, for which DeepSpeed takes each name for a whole number."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if names is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    accelerator, _ = cuda(2)
+    if not asks_nvidia:
+        with pytest.raises(ValueError, match="invalid literal for int"):
+            accelerator.available_memory(0)
+    take_device()
+    assert (accelerator.available_memory() == 500) is not asks_nvidia
+    assert not asks_nvidia or accelerator.available_memory() == 1000 + (1 if names is None else 5)
+
+
+def test_a_card_is_told_by_its_makers_id(cuda, monkeypatch):
+    assert own_card(0) is None  # the tests' environment says that it computes on the CPU
+    monkeypatch.delenv("DS_ACCELERATOR")
+    cuda(2)
+    assert (own_card(3).name, own_card(3).seen, own_card(1)) == ("GPU-id-1", 2, own_card(3))
+    cuda(1)
+    assert own_card(3).name == "GPU-id-0"

@@ -43,9 +43,13 @@ LLAMA = {
     "eos_token_id": 258, "pad_token_id": 256, "tie_word_embeddings": False}
 
 # Put into every interpreter that finds it on PYTHONPATH: a disk that stalls at one rename, or takes its time over each journal entry; a network
-# that takes its time over whatever is sent over TLS.
+# that takes its time over whatever is sent over TLS; a package that is not installed; a GPU
+# whose memory ends in the first round.
 FAULTS = '''
-import os, time
+import os, sys, time
+
+if "TEST_LACKS" in os.environ:
+    sys.modules[os.environ["TEST_LACKS"]] = None
 
 def _wrap(rename):
     def wrapped(source, target, **options):
@@ -56,6 +60,15 @@ def _wrap(rename):
             time.sleep(float(os.environ["TEST_SLOW_S"]))
         return rename(source, target, **options)
     return wrapped
+
+if "TEST_FULL" in os.environ:
+    import torch
+    from fedspeed.federation import rounds
+
+    def _full(*_):
+        raise torch.OutOfMemoryError(os.environ["TEST_FULL"])
+
+    rounds.Federation.run = _full
 
 if "TEST_STALL_AT" in os.environ or "TEST_SLOW_S" in os.environ:
     os.replace, os.rename = _wrap(os.replace), _wrap(os.rename)

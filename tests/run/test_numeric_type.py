@@ -1,25 +1,21 @@
 """model.dtype=auto, from the devices to the fingerprint: decided once, told, and kept."""
 
 import json
-import threading
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from launched import LLAMA, SETTINGS
+from meeting import meet
 
 from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.cli import main
-from fedspeed.cluster.discover import Launch
-from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.topology import plan
 from fedspeed.config.load import load
 from fedspeed.config.show import as_dict
 from fedspeed.errors import FedSpeedError, ModelError, PlanError
 from fedspeed.models.numeric_types import DeviceTypes
 from fedspeed.session import numeric_type
-from fedspeed.session.order import Job, Order
-from tests.limits import LIMIT_S
+from fedspeed.session.order import Order
 
 
 @pytest.fixture
@@ -137,6 +133,14 @@ def test_print_config_shows_what_was_asked(order, capsys):
     assert shown["model"]["dtype"] == "auto"
 
 
+def test_what_auto_comes_to_is_held_to_the_rules_too(order, capsys):
+    """As it was written the configuration breaks none."""
+    order(hosts=HOSTS.format("rtx3090"))
+    words = ["run", "--config", "run.yaml", "--hostfile", "hosts", "--dry-run"]
+    assert main([*words, "engine.matmul=fp16_accumulation"]) == 2
+    assert "changes products of fp16 numbers, but model.dtype=bf16 has none" in capsys.readouterr().err
+
+
 # A run keeps the type it began with.
 
 
@@ -167,48 +171,6 @@ def test_a_run_does_not_go_on_where_its_type_is_missing(order, monkeypatch):
 
 
 # The ranks decide together.
-
-
-class Meeting:
-    """The ranks' store, in one process."""
-
-    def __init__(self):
-        self._texts, self._there = {}, threading.Condition()
-
-    def put(self, key, text):
-        with self._there:
-            self._texts[key] = text
-            self._there.notify_all()
-
-    note = put
-
-    def wait(self, keys, timeout_s):
-        with self._there:
-            self._there.wait_for(lambda: all(key in self._texts for key in keys), timeout_s)
-            return {key for key in keys if key not in self._texts}
-
-    def get(self, *keys):
-        return [self._texts[key] for key in keys]
-
-
-def meet(order, slots: int, function) -> list:
-    """`function(job, store)` of all ranks of one host, each in a thread; an exception stands for its
-    result."""
-    host, store, found = Host("here", slots), Meeting(), [None] * slots
-
-    def rank(number: int) -> None:
-        launch = Launch("local", number, slots, number, None, (host,), "127.0.0.1", 0)
-        try:
-            found[number] = function(Job(order, launch, plan((host,), 3, "auto")), store)
-        except FedSpeedError as error:
-            found[number] = error
-
-    threads = [threading.Thread(target=rank, args=(number,)) for number in range(slots)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT_S)
-    return found
 
 
 def test_all_ranks_take_what_the_oldest_card_has(order, monkeypatch):

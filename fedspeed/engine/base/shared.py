@@ -5,6 +5,7 @@ import mmap
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from deepspeed.accelerator import get_accelerator
 
 from fedspeed.cluster.devices import free_memory
 from fedspeed.errors import FedSpeedError
+
+PIECE = 1 << 30  # bytes of RAM that are reserved at once
 
 
 class NodeFile:
@@ -94,25 +97,54 @@ def share(value, group) -> list:
     return [json.loads(bytes(text[:n].tolist())) for text, n in zip(texts.view(ranks, longest), lengths.tolist())]
 
 
+def reserve(nbytes: int, free: Callable[[], int], take: Callable[[int, int], None],
+            piece: int = PIECE) -> None:
+    """Take memory piece by piece, and ask anew what is free before each of them: there are machines whose
+    memory grows as it is used.
+
+    Args:
+        nbytes: how much in all.
+        free: tells the bytes that can be had now.
+        take: takes so many bytes at an offset.
+
+    Raises:
+        FedSpeedError: the next piece is not there; the caller gives back what was taken.
+    """
+    for at in range(0, nbytes, piece):
+        wanted = min(piece, nbytes - at)
+        if (left := free()) < wanted:
+            raise FedSpeedError(f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB of RAM and "
+                                f"{(at + left) / 2**30:.2f} GiB "
+                                "are free; free some, or set engine.tier=nvme or engine.tier=cluster")
+        take(at, wanted)
+
+
 def _anonymous(nbytes: int, folder: Path | None) -> int:
     """A descriptor of `nbytes` reserved bytes."""
-    gib = nbytes / 2**30
-    if folder is None:
-        if (free := free_memory()) < nbytes:
-            raise FedSpeedError(f"{socket.gethostname()}: the base takes {gib:.2f} GiB of RAM and {free / 2**30:.2f} GiB are free; "
-                                "free some, or set engine.tier=nvme or engine.tier=cluster")
-        fd = os.memfd_create("fedspeed-base")
-    else:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            fd, name = tempfile.mkstemp(dir=folder, prefix="base-")
-            os.unlink(name)
-        except OSError as error:
-            raise FedSpeedError(f"{folder}: cannot be written ({error.strerror}); name a folder on a local disk with nvme= in the hostfile") from error
+    fd = os.memfd_create("fedspeed-base") if folder is None else _nameless(folder)
     try:
-        os.posix_fallocate(fd, 0, max(1, nbytes))
+        if folder is None:
+            reserve(max(1, nbytes), free_memory, lambda at, size: os.posix_fallocate(fd, at, size))
+        else:
+            os.posix_fallocate(fd, 0, max(1, nbytes))
     except OSError as error:
         os.close(fd)
-        raise FedSpeedError(f"{socket.gethostname()}: the base takes {gib:.2f} GiB in {folder or 'RAM'}, which does not have them "
+        raise FedSpeedError(f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB in "
+                            f"{folder or 'RAM'}, which does not have them "
                             f"({error.strerror}); make room, or choose another engine.tier") from error
+    except FedSpeedError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _nameless(folder: Path) -> int:
+    """A descriptor of a new file in a folder that no name leads to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=folder, prefix="base-")
+        os.unlink(name)
+    except OSError as error:
+        raise FedSpeedError(f"{folder}: cannot be written ({error.strerror}); name a folder on a local disk "
+                            f"with nvme= in the hostfile") from error
     return fd

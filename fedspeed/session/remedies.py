@@ -1,0 +1,68 @@
+"""What makes a step smaller where a device has no memory left for it. Pure."""
+
+from collections.abc import Iterator
+
+from fedspeed.config.run import RunConfig
+from fedspeed.engine.config import QUANTISED
+
+SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "HIP out of memory")
+
+
+def out_of_device_memory(error: BaseException) -> bool:
+    """Whether a device, and not the host, had no memory left: torch's allocator, CUDA and cuBLAS say so in
+    their own ways."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def device_memory_text(error: BaseException, who: str, config: RunConfig, tier: str) -> str:
+    """Return the message for a device without memory: who met it, what the device said, and what to set, the
+    mildest first.
+
+    Args:
+        who: the rank and its clients.
+        tier: what engine.tier has come to; empty for a pipeline.
+    """
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    said = said.partition(" Including non-PyTorch memory")[0].rstrip(".")
+    remedies = [*(_layer_by_layer(config) if tier not in ("", "stock") else ()), *_step(config, tier)]
+    return (f"{who}: the GPU's memory is full ({said}). Set one or more of these, the mildest first: "
+            f"{', '.join(remedies)}. `fedspeed plan --config FILE --hostfile FILE` says what fits on which "
+            "card, and what each setting takes; another program on the card takes of it too (nvidia-smi). "
+            "Where nothing but engine.activation_gib, block_inputs, base_gib, slots and resident_blocks "
+            "changes, a run goes on from its journal with the same results; other changes begin a new run "
+            "(run.name=NAME or --fresh)")
+
+
+def _layer_by_layer(config: RunConfig) -> Iterator[str]:
+    """Settings of layer-major execution that give the same results."""
+    engine = config.engine
+    if engine.activation_gib != 0:
+        yield "engine.activation_gib=0"
+    if engine.block_inputs != "host":
+        yield "engine.block_inputs=host"
+    if engine.base_gib:
+        yield f"engine.base_gib={engine.base_gib / 2:g}"
+    elif engine.slots > 2:
+        yield "engine.slots=2"
+    if engine.resident_blocks:
+        yield "engine.resident_blocks=0"
+
+
+def _step(config: RunConfig, tier: str) -> Iterator[str]:
+    """Settings of a step, whatever executes it."""
+    train, engine, stock = config.train, config.engine, tier in ("", "stock")
+    if stock and not engine.activation_checkpointing:
+        yield "engine.activation_checkpointing=true"
+    if train.micro_batch > 1:
+        whole = train.micro_batch % 2 == 0
+        same = f" with train.accumulation={train.accumulation * 2} (the same step)" if whole else ""
+        yield f"train.micro_batch={train.micro_batch // 2}{same}"
+    if not stock and engine.seats != 1:
+        yield "engine.seats=1"
+    if tier in ("stock", "resident", *QUANTISED) and config.adapter.method != "full":
+        yield "engine.tier=ram"
+    yield f"data.max_tokens={max(1, config.data.max_tokens // 2)} (shorter rows)"

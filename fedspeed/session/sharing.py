@@ -1,0 +1,47 @@
+"""Which ranks compute on which GPUs, told to all before anything is built."""
+
+import json
+from dataclasses import asdict
+
+from fedspeed.cluster.cards import Card, check_cards
+from fedspeed.cluster.rendezvous import Store
+from fedspeed.session.order import Job
+from fedspeed.session.together import CheckIn
+
+
+def are_several(job: Job) -> bool:
+    """Whether there are ranks that could share a card."""
+    return len(job.workers) > 1
+
+
+def tell_card(job: Job, store: Store) -> None:
+    """Leave word of the card that this rank computes on. Collective over the ranks that carry clients; rank 0
+    passes the check-in in any case."""
+    if not are_several(job):
+        return
+    with CheckIn(job, store, "cards"):
+        from fedspeed.engine.device_types import own_card
+
+        card = own_card(job.launch.local_rank)
+        store.put(_key(job.me), json.dumps(asdict(card) if card else None))
+
+
+def check_shared(job: Job, store: Store) -> list[str]:
+    """Hold what all ranks have told against the torch worlds that they are to form, with the same result on
+    all of them.
+
+    Returns:
+        a line for each card that several torch worlds share.
+
+    Raises:
+        ConfigError: two ranks of one torch world would compute on one card.
+    """
+    if not are_several(job):
+        return []
+    told = [json.loads(text) for text in store.get(*map(_key, job.workers))]
+    cards = {rank: Card(**words) for rank, words in zip(job.workers, told, strict=True) if words}
+    return check_cards(job.topology.worlds(job.config.engine.pipeline), cards)
+
+
+def _key(rank: int) -> str:
+    return f"card/{rank}"

@@ -1,0 +1,210 @@
+"""Ranks and GPUs, from what each rank sees to what all of them say; and a device that is full."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from launched import COLD, headline, records
+from meeting import meet
+
+from fedspeed.cli import main
+from fedspeed.cluster.cards import Card
+from fedspeed.cluster.hostfile import Host
+from fedspeed.config.load import load
+from fedspeed.errors import EXIT_USAGE, FedSpeedError
+from fedspeed.session import last_words, parts, sharing
+
+OWN_CARD = "fedspeed.engine.device_types.own_card"
+FULL = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 10.75 GiB of which 1.25 "
+    "GiB is free. Including non-PyTorch memory, this process has 9.48 GiB memory in use. Of the allocated"
+)
+
+
+def order(*words: str) -> SimpleNamespace:
+    config = load(None, ["model.base=m", "data.clients=3", *words]).config
+    return SimpleNamespace(config=config, deepspeed=dict(config.deepspeed))
+
+
+def agreed(job, store):
+    sharing.tell_card(job, store)
+    return sharing.check_shared(job, store)
+
+
+def test_all_ranks_refuse_two_of_a_cluster_on_one_card(monkeypatch):
+    cards = ["GPU-1", "GPU-2", "GPU-1"]
+    monkeypatch.setattr(OWN_CARD, lambda local_rank: Card(cards[local_rank], "alpha", 1))
+    told = {str(one) for one in meet(order(), 3, agreed)}
+    assert (
+        len(told) == 1
+        and "host alpha: ranks 0 and 2 of cluster default would compute on one GPU (GPU-1;" in told.pop()
+    )
+
+
+def test_clusters_of_one_rank_share_a_card(monkeypatch):
+    monkeypatch.setattr(OWN_CARD, lambda local_rank: Card("GPU-1", "alpha", 1))
+    hosts = tuple(Host(name, 1, cluster=name) for name in "abc")
+    found = meet(order(), 3, agreed, hosts)
+    assert found[0] == found[1] == found[2] and found[0][0].startswith(
+        "ranks 0, 1 and 2 share GPU-1 of alpha"
+    )
+
+
+def test_ranks_that_see_a_card_each_and_ranks_without_any_pass(monkeypatch):
+    monkeypatch.setattr(
+        OWN_CARD, lambda local_rank: Card(f"GPU-{local_rank}", "alpha") if local_rank else None
+    )
+    assert meet(order(), 3, agreed) == [[], [], []]
+
+
+def test_too_many_ranks_are_refused_before_they_are_started(workshop, monkeypatch, capsys):
+    monkeypatch.setattr("fedspeed.preflight.computing_gpus", lambda env: 1)
+    assert main(["run", "--config", str(workshop.config), "--dry-run"]) == EXIT_USAGE
+    assert (
+        "ranks 0 and 1 of cluster default would compute on one GPU (GPU 0; a rank there sees 1 GPU)"
+        in capsys.readouterr().err
+    )
+
+
+# A device that is full.
+
+
+def job_of(*words: str) -> SimpleNamespace:
+    asked = order(*words)
+    return SimpleNamespace(
+        order=asked, config=asked.config, me=0, named=lambda rank: f"client 0 (rank {rank} on alpha)"
+    )
+
+
+def test_a_full_device_is_told_as_that_with_what_to_set():
+    told = last_words.told(
+        FULL,
+        job_of(
+            "engine.tier=ram",
+            "train.micro_batch=4",
+            "train.accumulation=2",
+            "engine.slots=6",
+            "data.max_tokens=512",
+        ),
+    )
+    text = str(told)
+    assert isinstance(told, FedSpeedError) and told.exit_code == EXIT_USAGE
+    assert text.startswith(
+        "client 0 (rank 0 on alpha): the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 "
+        "GiB. GPU 0 has a total "
+        "capacity of 10.75 GiB of which 1.25 GiB is free). Set"
+    )
+    assert (
+        "engine.activation_gib=0, engine.block_inputs=host, engine.slots=2, train.micro_batch=2 with "
+        "train.accumulation=4 (the same step), "
+        "engine.seats=1, data.max_tokens=256"
+    ) in text
+    assert "`fedspeed plan" in text and "RAM" not in text and "ulimit" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (
+            ("engine.tier=stock", "train.micro_batch=3"),
+            "engine.activation_checkpointing=true, train.micro_batch=1, engine.tier=ram, data.max_tokens=",
+        ),
+        (
+            (
+                "engine.tier=nf4",
+                "engine.activation_gib=0",
+                "engine.block_inputs=host",
+                "train.micro_batch=1",
+                "engine.seats=1",
+            ),
+            "engine.tier=ram, data",
+        ),
+        (
+            ("adapter.method=full", "engine.activation_checkpointing=true", "train.micro_batch=1"),
+            "data.max_tokens=",
+        ),
+        (
+            (
+                "engine.pipeline=client",
+                "engine.activation_checkpointing=true",
+                "train.micro_batch=2",
+                "train.accumulation=1",
+            ),
+            "train.micro_batch=1 with",
+        ),
+    ],
+)
+def test_only_what_can_be_lowered_is_named(words, first):
+    text = str(last_words.told(FULL, job_of(*words)))
+    assert text.partition("the mildest first: ")[2].startswith(first), text
+
+
+def test_cuda_and_cublas_say_it_in_their_own_words():
+    for said in (
+        "CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ):
+        assert "the GPU's memory is full" in str(last_words.told(RuntimeError(said), job_of()))
+    other = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+    assert last_words.told(other, job_of()) is other
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "text"),
+    [
+        (FULL, torch.OutOfMemoryError, "CUDA out of memory"),
+        (MemoryError("no more"), FedSpeedError, "ulimit -v, the scheduler's --mem"),
+    ],
+)
+def test_a_full_device_is_no_lack_of_ram_while_loading(monkeypatch, error, raised, text):
+    """It goes on to where a full device is told as what it is."""
+
+    def build(*_):
+        raise error
+
+    monkeypatch.setattr("fedspeed.engine.build.build_engine", build)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setenv("LOCAL_SIZE", "1")
+    job = job_of()
+    job.topology, job.place, job.world = SimpleNamespace(clients=()), SimpleNamespace(clients=(0,)), (0,)
+    monkeypatch.setattr(parts, "swap_folder", lambda job: None)
+    with pytest.raises(raised, match=text):
+        parts.engine(job, None)
+
+
+def test_a_run_whose_device_is_full_ends_with_what_to_set(workshop):
+    """Once, without a restart that would end the same way, and with a report."""
+    ended = workshop.run("run.name=full", env={"TEST_FULL": str(FULL)})
+    assert ended.code == EXIT_USAGE, ended.text
+    assert ended.err.count("the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.") == 1
+    assert "Traceback" not in ended.err and "starting all ranks again" not in ended.err
+    assert (
+        "failed" in headline(workshop.runs / "full")
+        and "engine.tier=ram" in (workshop.runs / "full" / "report.md").read_text()
+    )
+
+
+# A machine with GPUs may lack what other runs need.
+
+
+def test_a_plain_run_needs_no_cryptography(workshop):
+    """And runs under engine.deterministic: none of its operations is one that torch refuses then."""
+    ended = workshop.finish(
+        "run.name=plain",
+        "federation.rounds=1",
+        "engine.deterministic=true",
+        launcher=COLD,
+        env={"TEST_LACKS": "cryptography"},
+    )
+    assert len(records(workshop.runs / "plain")) == 2, ended.text
+
+
+def test_a_masked_run_without_cryptography_is_refused_before_it_starts(workshop, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    words = ["routing.mode=mix+mask", "federation.local_optimizer=reset", "cluster.local_ranks=3"]
+    assert main(["run", "--config", str(workshop.config), "--dry-run", *words]) == EXIT_USAGE
+    assert (
+        "routing.mode=mix+mask needs the package cryptography, which is not installed"
+        in capsys.readouterr().err
+    )
