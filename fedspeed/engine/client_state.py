@@ -77,7 +77,7 @@ class ClientState:
         held = [place for name, place in own.items() if name in self.held]
         if not held:
             return grad
-        grad = grad.clone()
+        grad = grad.clone(memory_format=torch.contiguous_format)
         for place in held:
             place.of(grad.view(-1)).zero_()
         return grad
