@@ -10,6 +10,7 @@ UNIT_ALIGN = 4096  # bytes; what reading past the page cache asks of offsets, le
 READERS = 4  # threads that read one unit from disk: one read at a time leaves an NVMe disk half idle
 READ_BYTES = 8 << 20  # of one read
 LOGITS_BYTES = 1 << 26  # of one chunk of the vocabulary's logits, in the model's type
+LOGITS_BYTES_GPU = 1 << 28  # the same on a GPU, where few rows leave most of it idle
 EVAL_TOKENS = 32_768  # of one evaluation pass: bounds the activations that wait between two blocks
 
 
