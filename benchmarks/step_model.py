@@ -2,8 +2,9 @@
 
     python benchmarks/step_model.py
 
-The timeline is the planner's (fedspeed/planner/layers/walk.py). Here it is fed with assumptions about an H100 and its bus instead of a probe's facts, so
-that nothing in the table was measured on a card. Shares are of pure arithmetic: all blocks resident, all but the last computed again, and nothing else.
+The timeline is the planner's (fedspeed/planner/layers/walk.py). Here it is fed with assumptions about an H100
+and its bus instead of a probe's facts, so that nothing in the table was measured on a card. Shares are of
+pure arithmetic: all blocks resident, all but the last computed again, and nothing else.
 """
 
 import argparse
@@ -23,11 +24,14 @@ from fedspeed.planner.plan import Place, Setting, Task  # noqa: E402
 
 MATRICES = 790e12  # FLOP/s of large products on an H100, of a peak of 989
 ATTENTION = 450e12  # FLOP/s of fused attention
-ELEMENTWISE = 0.24  # norms, activations and the like, as a share of the block's products and attention; 1.4 times that for their gradients
+# Norms, activations and the like, as a share of the block's products and attention; 1.4 times that for their
+# gradients.
+ELEMENTWISE = 0.24
 HEAD = 0.6 * MATRICES  # products with few rows, and the loss
 ANSWERS = 0.5  # tokens that carry loss
 BUS = 55e9  # bytes/s of PCIe 5 with 16 lanes
-FIXED_NOW, FIXED = 0.05, 0.01  # seconds of a step in which the card computes nothing: with hundreds of small tensors, and with two
+# Seconds of a step in which the card computes nothing: with hundreds of small tensors, and with two.
+FIXED_NOW, FIXED = 0.05, 0.01
 MODELS = {name: f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{name}" for name in ("7B", "14B")}
 STEPS = (8_192, 32_768)  # tokens
 MICRO_BATCH = 4_096  # tokens
@@ -35,7 +39,8 @@ MICRO_BATCH = 4_096  # tokens
 
 @dataclass(frozen=True)
 class Work:
-    """One model's step on the assumed card. `tokens` of a step, in micro-batches of one row of `micro_batch` tokens."""
+    """One model's step on the assumed card. `tokens` of a step, in micro-batches of one row of `micro_batch`
+    tokens."""
 
     shape: ModelShape
     tokens: int
@@ -54,22 +59,41 @@ class Work:
         attention = 2 * tokens**2 * shape.hidden / ATTENTION  # causal: half of the scores
         forward = (products + attention) * (1 + ELEMENTWISE)
         gradients = (products + 2.5 * attention) * (1 + 1.4 * ELEMENTWISE)
-        return Visits(forward, forward, gradients, 4 * shape.embedding * ANSWERS * tokens / HEAD, tokens * shape.hidden * 2 / self.bus)
+        return Visits(
+            forward,
+            forward,
+            gradients,
+            4 * shape.embedding * ANSWERS * tokens / HEAD,
+            tokens * shape.hidden * 2 / self.bus,
+        )
 
-    def seconds(self, slots: int = 2, resident: tuple[int, ...] = (), inputs: str = DEVICE, kept: int = 0, fixed: float = 0.0) -> float:
+    def seconds(
+        self,
+        slots: int = 2,
+        resident: tuple[int, ...] = (),
+        inputs: str = DEVICE,
+        kept: int = 0,
+        fixed: float = 0.0,
+    ) -> float:
         base = Base(self.shape.layers, slots, 2 * self.shape.block / self.bus, frozenset(resident))
         return walk(self.visits, base, self.micro_batches, inputs=inputs, kept=kept, fixed=fixed).seconds
 
     def share(self, **how) -> float:
-        """Tell which part of a step is pure arithmetic; above 1 where activations are kept, which saves some of it."""
+        """Tell which part of a step is pure arithmetic; above 1 where activations are kept, which saves some
+        of it."""
         return self.seconds(resident=tuple(range(self.shape.layers))) / self.seconds(**how)
 
 
 def paper_budget(work: Work) -> list[float]:
     """List the shares on paper before any mend, and with one more of them each time."""
     quarter = tuple(spread(work.shape.layers, work.shape.layers // 4))
-    return [work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW), work.share(inputs=INLINE, fixed=FIXED_NOW), work.share(fixed=FIXED_NOW),
-            work.share(resident=quarter, fixed=FIXED_NOW), work.share(resident=quarter, fixed=FIXED)]
+    return [
+        work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW),
+        work.share(inputs=INLINE, fixed=FIXED_NOW),
+        work.share(fixed=FIXED_NOW),
+        work.share(resident=quarter, fixed=FIXED_NOW),
+        work.share(resident=quarter, fixed=FIXED),
+    ]
 
 
 def task_of(work: Work) -> Task:
@@ -93,14 +117,19 @@ class Mended:
 
 
 def mended(work: Work, gib: float) -> Mended:
-    """Search all numbers of slots, each with as many kept activations as fit beside them, by the planner's model of memory."""
+    """Search all numbers of slots, each with as many kept activations as fit beside them, by the planner's
+    model of memory."""
     task, place = task_of(work), card_with(gib)
     found = []
     for inputs in (DEVICE, HOST):
         for slots in range(1, work.shape.layers + 1):
             kept = _most_kept(task, place, Setting("ram", 1, work.micro_batches, 0, slots, 1, inputs))
             if kept is not None:
-                found.append(Mended(inputs, slots, kept, work.share(slots=slots, inputs=inputs, kept=kept, fixed=FIXED)))
+                found.append(
+                    Mended(
+                        inputs, slots, kept, work.share(slots=slots, inputs=inputs, kept=kept, fixed=FIXED)
+                    )
+                )
     return max(found, key=lambda one: (round(one.share, 4), one.inputs == DEVICE, -one.slots))
 
 
@@ -124,24 +153,69 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    works = {f"{name}, {tokens // 1024}k tokens a step": Work(shape_of(model), tokens) for tokens in STEPS for name, model in MODELS.items()}
-    print(f"Shares of pure arithmetic: {BUS / 1e9:.0f} GB/s, {MATRICES / 1e12:.0f} TFLOP/s, {MICRO_BATCH} tokens a micro-batch, 2 slots\n")
-    print(table(["", "inputs behind loads", "inputs between loads", "inputs hidden", "+ a quarter resident, spread", "+ fixed cost 10 ms"],
-                [[name, *(f"{share:.3f}" for share in paper_budget(work))] for name, work in works.items()]))
-    print("\nEvery mend by itself, from the way it was: 2 slots, inputs on the compute stream behind the loads, 50 ms fixed\n")
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    works = {
+        f"{name}, {tokens // 1024}k tokens a step": Work(shape_of(model), tokens)
+        for tokens in STEPS
+        for name, model in MODELS.items()
+    }
+    print(
+        f"Shares of pure arithmetic: {BUS / 1e9:.0f} GB/s, {MATRICES / 1e12:.0f} TFLOP/s, "
+        f"{MICRO_BATCH} tokens a micro-batch, 2 slots\n"
+    )
+    print(
+        table(
+            [
+                "",
+                "inputs behind loads",
+                "inputs between loads",
+                "inputs hidden",
+                "+ a quarter resident, spread",
+                "+ fixed cost 10 ms",
+            ],
+            [[name, *(f"{share:.3f}" for share in paper_budget(work))] for name, work in works.items()],
+        )
+    )
+    print(
+        "\nEach mend on top of those before, from the way it was: 2 slots, inputs on the compute stream behind "
+        "the loads, 50 ms fixed\n"
+    )
     rows = []
     for name, work in works.items():
         shares = [work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW), work.share(inputs=HOST, fixed=FIXED_NOW),
                   work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED_NOW),
                   work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED)]
         rows.append([name, *(f"{share:.3f}" for share in shares)])
-    print(table(["", "as it was", "+ inputs on own streams", "+ a quarter of the blocks as slots", "+ fixed cost 10 ms"], rows))
-    print("\nAll mended, in so much device memory (slots, kept activations of blocks x micro-batches, block inputs by the memory model)\n")
+    print(
+        table(
+            [
+                "",
+                "as it was",
+                "+ inputs on own streams",
+                "+ a quarter of the blocks as slots",
+                "+ fixed cost 10 ms",
+            ],
+            rows,
+        )
+    )
+    print(
+        "\nAll mended, in so much device memory, by the model of memory (slots; blocks and micro-batches, in "
+        "pairs, that are not computed again, which brings a step above 1; where block inputs wait)\n"
+    )
     rows = []
     for name, work in works.items():
         cells = [mended(work, gib) for gib in (11, 24)]
-        rows.append([name, *(f"{one.share:.3f} ({one.slots} slots, {one.kept} kept, inputs on {one.inputs})" for one in cells)])
+        rows.append(
+            [
+                name,
+                *(
+                    f"{one.share:.3f} ({one.slots} slots, {one.kept} kept, inputs on {one.inputs})"
+                    for one in cells
+                ),
+            ]
+        )
     print(table(["", "11 GiB", "24 GiB"], rows))
     slow = Work(shape_of(MODELS["7B"]), STEPS[0], 2_048, 25e9)
     print("\n7B, 8k tokens a step at 25 GB/s, 2 048 tokens a micro-batch, fixed 10 ms: "

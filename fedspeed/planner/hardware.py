@@ -37,9 +37,11 @@ class Card:
     """Published facts of a card.
 
     Attributes:
-        tflops_16, tflops_32: dense matrix rates [TFLOP/s], of 16-bit numbers with fp32 accumulation, and of fp32 without tensor cores.
+        tflops_16, tflops_32: dense matrix rates [TFLOP/s], of 16-bit numbers with fp32 accumulation, and of
+            fp32 without tensor cores.
         memory_gbs: memory bandwidth [GB/s]. pcie: its generation.
-        tflops_16_sum_16: of fp16 with fp16 accumulation, 0 where it is the same. tflops_tf32: 0 where there is none.
+        tflops_16_sum_16: of fp16 with fp16 accumulation, 0 where it is the same. tflops_tf32: 0 where there
+            is none.
     """
 
     name: str
@@ -53,9 +55,10 @@ class Card:
     tflops_tf32: float = 0.0
 
 
-# Dense rates at boost clock. GeForce cards reach half their fp16 rate with fp32 accumulation, the others all of it. From NVIDIA's papers: "Turing GPU
-# Architecture" (2080 Ti, T4), "Ampere GA102 GPU Architecture" (3080, 3090, A6000), "Ada GPU Architecture" (4090); "Tesla V100 GPU Architecture", "A100 Tensor
-# Core GPU Architecture", "H100 Tensor Core GPU Architecture", and the H200's data sheet, the SXM modules.
+# Dense rates at boost clock. GeForce cards reach half their fp16 rate with fp32 accumulation, the others all
+# of it. From NVIDIA's papers: "Turing GPU Architecture" (2080 Ti, T4), "Ampere GA102 GPU Architecture" (3080,
+# 3090, A6000), "Ada GPU Architecture" (4090); "Tesla V100 GPU Architecture", "A100 Tensor Core GPU
+# Architecture", "H100 Tensor Core GPU Architecture", and the H200's data sheet, the SXM modules.
 CARDS = {card.name: card for card in (
     Card("rtx2080ti", 11, 53.8, 13.4, 616, 3, bf16=False, tflops_16_sum_16=107.6),
     Card("rtx3080", 10, 59.5, 29.8, 760, 4, tflops_16_sum_16=119.0, tflops_tf32=29.8),
@@ -80,8 +83,10 @@ class Device:
         flops: numeric type -> FLOP/s; a type it cannot compute in is missing.
         memory_rate: bandwidth of its memory, bytes/s. host_rate: copies from page-locked host memory, bytes/s.
         source: measured or published.
-        down_rate: copies to page-locked host memory. both_rate: copies from it while as many bytes go there. 0: as host_rate.
-        launch_s: seconds that a host takes to start one micro-batch's forward and backward of one block; None: not measured.
+        down_rate: copies to page-locked host memory. both_rate: copies from it while as many bytes go there.
+            0: as host_rate.
+        launch_s: seconds that a host takes to start one micro-batch's forward and backward of one block;
+            None: not measured.
         fp16_accumulation, tf32: FLOP/s of fp16 and of fp32 under engine.matmul; 0: none that is known.
     """
 
@@ -135,8 +140,17 @@ def published(card: Card, memory_gib: float | None = None) -> Device:
     if card.bf16:
         flops["bf16"] = flops["fp16"]
     memory = int((memory_gib or card.memory_gib) * GIB * OF_GPU_MEMORY)
-    return Device(card.name, "gpu", memory, flops, card.memory_gbs * 1e9, PCIE[card.pcie], "published",
-                  fp16_accumulation=OF_PEAK * (card.tflops_16_sum_16 or card.tflops_16) * 1e12, tf32=OF_PEAK * card.tflops_tf32 * 1e12)
+    return Device(
+        card.name,
+        "gpu",
+        memory,
+        flops,
+        card.memory_gbs * 1e9,
+        host_rate=PCIE[card.pcie],
+        source="published",
+        fp16_accumulation=OF_PEAK * (card.tflops_16_sum_16 or card.tflops_16) * 1e12,
+        tf32=OF_PEAK * card.tflops_tf32 * 1e12,
+    )
 
 
 def measured(facts: Mapping) -> Device:
@@ -144,8 +158,21 @@ def measured(facts: Mapping) -> Device:
     device = facts["device"]
     flops = {name: OF_MEASURED[name] * rate for name, rate in device["flops"].items() if name in OF_MEASURED}
     memory = device["free_bytes"] if device["kind"] == "gpu" else 0
-    return Device(device["name"], device["kind"], memory, flops, device["memory_bytes_s"], device["host_bytes_s"], "measured",
-                  device.get("down_bytes_s", 0.0), device.get("both_bytes_s", 0.0), _measured_launch(device), *_measured_fast(device))
+    fp16_accumulation, tf32 = _measured_fast(device)
+    return Device(
+        device["name"],
+        device["kind"],
+        memory,
+        flops,
+        device["memory_bytes_s"],
+        host_rate=device["host_bytes_s"],
+        source="measured",
+        down_rate=device.get("down_bytes_s", 0.0),
+        both_rate=device.get("both_bytes_s", 0.0),
+        launch_s=_measured_launch(device),
+        fp16_accumulation=fp16_accumulation,
+        tf32=tf32,
+    )
 
 
 def _measured_launch(device: Mapping) -> tuple[float, float] | None:
@@ -154,11 +181,14 @@ def _measured_launch(device: Mapping) -> tuple[float, float] | None:
 
 
 def _measured_fast(device: Mapping) -> tuple[float, float]:
-    """(fp16_accumulation, tf32) of a device. What the probe does not tell is taken to be to what it tells as published rates are to each other."""
+    """(fp16_accumulation, tf32) of a device. What the probe does not tell is taken to be to what it tells as
+    published rates are to each other."""
     card, rates = card_of(device["name"]), device["flops"]
     found = []
-    for name, plain, ratio in (("fp16_accumulation", "fp16", card and (card.tflops_16_sum_16 or card.tflops_16) / card.tflops_16),
-                               ("tf32", "fp32", card and card.tflops_tf32 / card.tflops_32)):
+    for name, plain, ratio in (
+        ("fp16_accumulation", "fp16", card and (card.tflops_16_sum_16 or card.tflops_16) / card.tflops_16),
+        ("tf32", "fp32", card and card.tflops_tf32 / card.tflops_32),
+    ):
         rate = rates[name] if name in rates else rates.get(plain, 0.0) * (ratio or 0.0)
         found.append(OF_MEASURED[plain] * rate)
     return found[0], found[1]

@@ -15,7 +15,8 @@ from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, Place, Setting, Tas
 DRIVER = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
 PROCESS = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}  # RAM of a rank that holds nothing yet: Python, libraries, driver
 READ_STAGES = 2  # of an NVMe base on a GPU: one is read into while the other is copied
-CARRIED = 2  # blocks whose inputs are on the device where they wait on the host: those in use, and those on their way
+# Blocks whose inputs are on the device where they wait on the host: those in use, and those on their way.
+CARRIED = 2
 FRAGMENTS = 0.08  # of what comes and goes: what PyTorch's allocator holds beside it
 
 
@@ -51,7 +52,9 @@ def memory_of(task: Task, setting: Setting, place: Place) -> Memory:
     waiting = 0
     if streamed and setting.block_inputs == "host":
         cells = seats * setting.accumulation
-        waiting = shelf_bytes(task, setting) * (cells * (task.shape.layers - 1) - kept_of(task, setting, cells))
+        waiting = shelf_bytes(task, setting) * (
+            cells * (task.shape.layers - 1) - kept_of(task, setting, cells)
+        )
     unit = sizes(task.shape, task.type_bytes)
     loading = 2 * max(unit.block, unit.embedding)  # a unit as read, and as packed; gone when training begins
     host["block inputs" if waiting > loading else "loading"] = max(waiting, loading) * place.ranks_here
@@ -81,7 +84,9 @@ def device_memory(task: Task, setting: Setting, place: Place, evaluation: bool =
     standing = _base_on_device(task, setting, place) | trainable_bytes(task, seats, place)
     if setting.tier == "stock":
         return standing, _stock_activations(task, setting)
-    return standing, _streamed_activations(task, setting, seats, place.node.device.kind, evaluation=evaluation)
+    return standing, _streamed_activations(
+        task, setting, seats, place.node.device.kind, evaluation=evaluation
+    )
 
 
 def kept_bytes(task: Task, setting: Setting) -> int:
@@ -90,7 +95,8 @@ def kept_bytes(task: Task, setting: Setting) -> int:
 
 
 def kept_of(task: Task, setting: Setting, cells: int) -> int:
-    """Blocks and micro-batches, counted in pairs, that the activation budget keeps of a pass with so many micro-batches."""
+    """Blocks and micro-batches, counted in pairs, that the activation budget keeps of a pass with so many
+    micro-batches."""
     return min(setting.activation_bytes // kept_bytes(task, setting), cells * (task.shape.layers - 1))
 
 
@@ -148,7 +154,9 @@ def trainable_bytes(task: Task, seats: int, place: Place) -> dict[str, int]:
             "gradients": seats * (p * 4 + -(-p * 4 // parts)) + p * s}
 
 
-def _streamed_activations(task: Task, setting: Setting, seats: int, kind: str, *, evaluation: bool) -> dict[str, int]:
+def _streamed_activations(
+    task: Task, setting: Setting, seats: int, kind: str, *, evaluation: bool
+) -> dict[str, int]:
     """The larger of training and (if it counts) evaluation, which keeps whole passes of EVAL_TOKENS between two blocks."""
     shape, s = task.shape, task.type_bytes
     batch = setting.micro_batch * task.tokens
@@ -160,12 +168,15 @@ def _streamed_activations(task: Task, setting: Setting, seats: int, kind: str, *
     else:  # those of blocks that are not computed again stay
         between += (min(CARRIED, shape.layers - 1) * cells + kept) * hidden
     # Head and loss are computed while the last block's graph is kept, and its gradients after them.
-    block, working, head = batch * saved_per_token(task), batch * working_per_token(task), head_bytes(task, batch, kind)
+    block = batch * saved_per_token(task)
+    working = batch * working_per_token(task)
+    head = head_bytes(task, batch, kind)
     activations = kept * block
     evaluated = max(batch, EVAL_TOKENS)
     eval_between = evaluated * shape.hidden * s
     eval_block = batch * working_per_token(task)
-    if not evaluation or between + activations + block + max(working, head) >= eval_between + max(eval_block, head):
+    training = between + activations + block + max(working, head)
+    if not evaluation or training >= eval_between + max(eval_block, head):
         found = {"between blocks": between, "one block": block, **_larger(working, head)}
         return found | ({"activations": activations} if activations else {})
     return {"between blocks (evaluation)": eval_between, **_larger(eval_block, head)}
@@ -210,8 +221,11 @@ def saved_per_token(task: Task) -> int:
         # The norms' inputs; q, k, v, fused and apart, and the attention's output; masks of two dropouts; GELU written out in four tensors.
         kept = s * (8 * h + 4 * i) + 2 * h
     else:
-        # Both norms compute in fp32 and keep that; q, and k and v repeated for its heads, and the output; gate, silu(gate) and up.
-        kept = 8 * h + s * (4 * q + 3 * i)
+        # Both norms compute in fp32 and keep that; q and the output, k and v; gate, silu(gate) and up. Cards
+        # before Ampere, which make a run fp16, compute attention fast only with k and v repeated for every
+        # head of q.
+        kv = (shape.heads if task.dtype == "fp16" else shape.kv_heads) * shape.head_dim
+        kept = 8 * h + s * (2 * q + 2 * kv + 3 * i)
     if task.method == "full":
         return kept + s * (3 * h + i)
     inputs = [linear.rows_in for linear in shape.adapted(task.targets)]

@@ -69,7 +69,8 @@ class Setting:
     """One way to execute a task: the engine's settings, and how a step's rows are divided into micro-batches.
 
     Attributes:
-        activation_bytes: device memory for activations of blocks that are then not computed again; stock keeps all of them unless `checkpointing`.
+        activation_bytes: device memory for activations of blocks that are then not computed again; stock
+            keeps all of them unless `checkpointing`.
     """
 
     tier: str
@@ -89,7 +90,11 @@ class Setting:
         if self.tier == "stock":
             keys += [f"engine.activation_checkpointing={str(self.checkpointing).lower()}"]
         else:
-            keys += [f"engine.seats={self.seats}", f"engine.block_inputs={self.block_inputs}", f"engine.activation_gib={self._activation_gib:.{ACTIVATION_DIGITS}f}"]
+            keys += [
+                f"engine.seats={self.seats}",
+                f"engine.block_inputs={self.block_inputs}",
+                f"engine.activation_gib={self._activation_gib:.{ACTIVATION_DIGITS}f}",
+            ]
         if self.tier in SLOTTED:
             keys += [f"engine.resident_blocks={self.resident_blocks}", f"engine.slots={self.slots}"]
         return (*keys, f"train.micro_batch={self.micro_batch}", f"train.accumulation={self.accumulation}")

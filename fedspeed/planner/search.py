@@ -80,17 +80,20 @@ def place_of(topology: Topology, nodes: Mapping[str, Node], world_rank: int) -> 
 def fastest(task: Task, places: Sequence[Place]) -> Setting | None:
     """The setting with the shortest step on the slowest of `places`; among equals the one that takes least device memory. None: none fits."""
     found = []
+    least = float("inf")
     for family in families(task, places):
-        found += [one for one in [_best_of(task, family, places, min((time for time, _ in found), default=None))] if one]
+        if one := _best_of(task, family, places, least):
+            found.append(one)
+            least = min(least, one[0])
     if not found:
         return None
-    least = min(time for time, _ in found)
     equal = [narrowest(task, setting, places, least) for time, setting in found if time == least]
     return min(equal, key=lambda setting: max(_peak(task, setting, place) for place in places))
 
 
 def families(task: Task, places: Sequence[Place]) -> Iterator[Setting]:
-    """Every setting to be weighed, with one slot, no block resident and no activations kept: `grown` finds how many fit."""
+    """Every setting to be weighed, with one slot, no block resident and no activations kept: `grown` finds
+    how many fit."""
     carried = max(place.carried for place in places)
     gpu = any(place.node.device.kind == "gpu" for place in places)
     for micro in [task.micro_batch] if task.micro_batch else [m for m in range(task.rows, 0, -1) if task.rows % m == 0]:
@@ -109,9 +112,11 @@ def families(task: Task, places: Sequence[Place]) -> Iterator[Setting]:
 
 
 def grown(task: Task, family: Setting, places: Sequence[Place]) -> Iterator[Setting]:
-    """Every way to spend spare device memory on a family that fits: each number of slots, with as many kept activations as fit beside them.
+    """Every way to spend spare device memory on a family that fits: each number of slots, with as many kept
+    activations as fit beside them.
 
-    Blocks are resident only where host memory or disk has no room for their copy: slots are worth more for the same bytes. Quantised tiers are the other
+    Blocks are resident only where host memory or disk has no room for their copy: slots are worth more for
+        the same bytes. Quantised tiers are the other
     way round, since a block that is resident has no copy in fewer bits.
     """
     base = fewest_resident(task, family, places)
@@ -120,43 +125,55 @@ def grown(task: Task, family: Setting, places: Sequence[Place]) -> Iterator[Sett
     if family.tier in QUANTISED:
         spent = [replace(base, resident_blocks=resident) for resident in range(task.shape.layers)]
     elif family.tier in STREAMED:
-        spent = [replace(base, slots=slots) for slots in range(1, task.shape.layers - base.resident_blocks + 1)]
+        spent = [
+            replace(base, slots=slots) for slots in range(1, task.shape.layers - base.resident_blocks + 1)
+        ]
     else:
         spent = [base]
     for setting in spent:
         if not all(fits(task, setting, place) for place in places):
             return
-        yield setting if setting.tier == "stock" else _keeping(task, setting, places)
+        yield setting if setting.tier == "stock" else keeping(task, setting, places)
 
 
 def fewest_resident(task: Task, family: Setting, places: Sequence[Place]) -> Setting | None:
     """The family with as few resident blocks as host memory and disk ask for; None: it does not fit.
 
-    Each block that stays on the device takes device memory there and frees as much where the base lives, so one number tells.
+    Each block that stays on the device takes device memory there and frees as much where the base lives, so
+    one number tells.
     """
     fewest = 0
     if family.tier in STREAMED:
         for place in places:
             none, one = (memory_of(task, replace(family, resident_blocks=r), place) for r in (0, 1))
             spare = spare_bytes(none, place)
-            for lacking, freed in ((-spare[1], none.ram_bytes - one.ram_bytes), (-spare[2], none.nvme_bytes - one.nvme_bytes)):
+            for lacking, freed in (
+                (-spare[1], none.ram_bytes - one.ram_bytes),
+                (-spare[2], none.nvme_bytes - one.nvme_bytes),
+            ):
                 if lacking > 0 and freed > 0:
                     fewest = max(fewest, -(-lacking // freed))
     # Shares of a divided base are rounded up, which the straight line between none and one does not know.
-    found = (replace(family, resident_blocks=r) for r in (fewest, fewest + 1) if r == 0 or r < task.shape.layers)
+    found = (
+        replace(family, resident_blocks=r) for r in (fewest, fewest + 1) if r == 0 or r < task.shape.layers
+    )
     return next((setting for setting in found if all(fits(task, setting, place) for place in places)), None)
 
 
-def _keeping(task: Task, setting: Setting, places: Sequence[Place]) -> Setting:
-    """The setting with as many activations as fit everywhere."""
-    one, most = kept_bytes(task, setting), min(_micro_batches(setting, place) for place in places) * (task.shape.layers - 1)
+def keeping(task: Task, setting: Setting, places: Sequence[Place]) -> Setting:
+    """The setting with the activations of as many blocks and micro-batches as fit everywhere."""
+    one = kept_bytes(task, setting)
+    most = min(_micro_batches(setting, place) for place in places) * (task.shape.layers - 1)
     for place in places:
-        # What comes and goes is the larger of two things, so beyond some number memory grows by the same for each.
+        # What comes and goes is the larger of two things, so beyond some number memory grows by the same for
+        # each.
         lacking = _lacking(task, replace(setting, activation_bytes=most * one), place)
         if lacking > 0:
             each = lacking - _lacking(task, replace(setting, activation_bytes=(most - 1) * one), place)
             most = max(0, most - -(-lacking // each)) if each > 0 else 0
-    while most and not all(fits(task, replace(setting, activation_bytes=most * one), place) for place in places):
+    while most and not all(
+        fits(task, replace(setting, activation_bytes=most * one), place) for place in places
+    ):
         most -= 1  # bytes are rounded
     return replace(setting, activation_bytes=most * one)
 
@@ -171,13 +188,15 @@ def _lacking(task: Task, setting: Setting, place: Place) -> int:
     return -(spare[0] if place.node.device.kind == "gpu" else spare[1])
 
 
-def _best_of(task: Task, family: Setting, places: Sequence[Place], bound: float | None) -> tuple[float, Setting] | None:
-    """(time, setting) of the fastest way to spend memory on a family, the one with the fewest slots among equals. None: it does not fit, or not even its
-    arithmetic is done within `bound`."""
+def _best_of(
+    task: Task, family: Setting, places: Sequence[Place], bound: float = float("inf")
+) -> tuple[float, Setting] | None:
+    """(time, setting) of the fastest way to spend memory on a family, the one with the fewest slots among
+    equals. None: it does not fit, or not even its arithmetic is done within `bound`."""
     best = None
     for setting in grown(task, family, places):
         least = _rounded(max(arithmetic_of(task, setting, place) for place in places))
-        if (bound is not None and least > bound) or (best is not None and least >= best[0]):
+        if least > bound or (best is not None and least >= best[0]):
             break  # more slots leave less for activations, so that arithmetic only grows from here
         time = _time(task, setting, places)
         if best is None or time < best[0]:
@@ -186,27 +205,24 @@ def _best_of(task: Task, family: Setting, places: Sequence[Place], bound: float 
 
 
 def narrowest(task: Task, setting: Setting, places: Sequence[Place], time: float) -> Setting:
-    """The setting with as few kept activations, then as few slots (quantised: resident blocks) as keep its time, which leaves memory free where loads
-    hide anyway."""
+    """The setting with as few kept activations, then as few slots (quantised: resident blocks) as keep its
+    time, which leaves memory free where loads hide anyway."""
     if setting.tier == "stock":
         return setting
+    def keeps(changed: Setting) -> bool:
+        return _time(task, changed, places) <= time
+
     one = kept_bytes(task, setting)
-    setting = _least_that_keeps(lambda n: replace(setting, activation_bytes=n * one), 0, setting.activation_bytes // one, task, places, time)
+    fewest = _least(
+        0, setting.activation_bytes // one, lambda n: keeps(replace(setting, activation_bytes=n * one))
+    )
+    setting = replace(setting, activation_bytes=fewest * one)
     if setting.tier in STREAMED:
-        return _least_that_keeps(lambda n: replace(setting, slots=n), 1, setting.slots, task, places, time)
+        return replace(setting, slots=_least(1, setting.slots, lambda n: keeps(replace(setting, slots=n))))
     if setting.tier in QUANTISED:
-        return _least_that_keeps(lambda n: replace(setting, resident_blocks=n), 0, setting.resident_blocks, task, places, time)
+        fewest = _least(0, setting.resident_blocks, lambda n: keeps(replace(setting, resident_blocks=n)))
+        return replace(setting, resident_blocks=fewest)
     return setting
-
-
-def _least_that_keeps(made: Callable[[int], Setting], low: int, high: int, task: Task, places: Sequence[Place], time: float) -> Setting:
-    while low < high:
-        middle = (low + high) // 2
-        if _time(task, made(middle), places) <= time:
-            high = middle
-        else:
-            low = middle + 1
-    return made(high)
 
 
 def spare_bytes(memory: Memory, place: Place) -> tuple[int, int, int]:
@@ -219,32 +235,39 @@ def fits(task: Task, setting: Setting, place: Place) -> bool:
 
 
 def alternatives(task: Task, places: Sequence[Place], best: Setting) -> Iterator[Alternative]:
-    """The best of every other tier; of the winner's own tier the best with another micro-batch, seats, or place for block inputs, and itself with other
-    slots or no activations."""
+    """The best of every other tier; of the winner's own tier the best with another micro-batch, seats, or
+    place for block inputs, and itself with other slots or no activations."""
     kinds: dict[str, list[Setting]] = {}
     for family in families(task, places):
         same = _label(family) == _label(best)
         labels = [] if same else [_label(family)]
         if same:
-            differing = [f"{name}={value}" for name, value, chosen in (
-                ("train.micro_batch", family.micro_batch, best.micro_batch), ("engine.seats", family.seats, best.seats),
-                ("engine.block_inputs", family.block_inputs, best.block_inputs)) if value != chosen]
+            differing = [
+                f"{name}={value}"
+                for name, value, chosen in (
+                    ("train.micro_batch", family.micro_batch, best.micro_batch),
+                    ("engine.seats", family.seats, best.seats),
+                    ("engine.block_inputs", family.block_inputs, best.block_inputs),
+                )
+                if value != chosen
+            ]
             labels = differing if len(differing) == 1 else []
         for label in labels:
             kinds.setdefault(label, []).append(family)
     won = _time(task, best, places)
     for label, settings in kinds.items():
-        weighed = [found for family in settings if (found := _best_of(task, family, places, None))]
+        weighed = [found for family in settings if (found := _best_of(task, family, places))]
         if weighed:
             time, setting = min(weighed, key=lambda pair: pair[0])
             yield _slower(label, task, narrowest(task, setting, places, time), best, places=places, won=won)
         else:
-            yield Alternative(label, f"does not fit: {shortage(task, _least(settings), places)}")
+            yield Alternative(label, f"does not fit: {shortage(task, _most_frugal(settings), places)}")
     for label, setting in _varied(task, best):
         if all(fits(task, setting, place) for place in places):
             yield _slower(label, task, setting, best, places=places, won=won)
         else:
-            yield Alternative(label, f"does not fit: {max((_lack(task, setting, place) for place in places), key=lambda pair: pair[0])[1]}")
+            _, lacks = max((_lack(task, setting, place) for place in places), key=lambda pair: pair[0])
+            yield Alternative(label, f"does not fit: {lacks}")
 
 
 def _varied(task: Task, best: Setting) -> Iterator[tuple[str, Setting]]:
@@ -256,9 +279,15 @@ def _varied(task: Task, best: Setting) -> Iterator[tuple[str, Setting]]:
         yield "engine.activation_gib=0", replace(best, activation_bytes=0)
 
 
-def _slower(label: str, task: Task, setting: Setting, best: Setting, *, places: Sequence[Place], won: float) -> Alternative:
+def _slower(
+    label: str, task: Task, setting: Setting, best: Setting, *, places: Sequence[Place], won: float
+) -> Alternative:
     time = _time(task, setting, places)
-    reason = f"{time:.2f} s a step against {won:.2f} s" if time > won else f"as fast ({time:.2f} s), {_more_memory(task, setting, best, places)}"
+    reason = (
+        f"{time:.2f} s a step against {won:.2f} s"
+        if time > won
+        else f"as fast ({time:.2f} s), {_more_memory(task, setting, best, places)}"
+    )
     return Alternative(label, reason, setting, time)
 
 
@@ -364,10 +393,10 @@ def possible(task: Task, places: Sequence[Place]) -> bool:
 
 def _frugal(task: Task, places: Sequence[Place]) -> list[Setting]:
     """Of every family the settings that take least; of what is traded (block inputs in one memory or the other) both."""
-    return _least(list(families(task, places)))
+    return _most_frugal(list(families(task, places)))
 
 
-def _least(settings: Sequence[Setting]) -> list[Setting]:
+def _most_frugal(settings: Sequence[Setting]) -> list[Setting]:
     """Those with the smallest micro-batch and fewest seats of their tier."""
     def demand(setting: Setting) -> tuple[int, int]:
         return setting.micro_batch, setting.seats
@@ -431,9 +460,12 @@ def _of_nvme(does, task: Task) -> Change | None:
 
 def _smallest(does, most: int) -> int | None:
     """The smallest number of 1 to `most` for which `does` holds, None if it holds for none. It must hold from some number on."""
-    if not does(most):
-        return None
-    low, high = 1, most
+    return _least(1, most, does) if does(most) else None
+
+
+def _least(low: int, high: int, does: Callable[[int], bool]) -> int:
+    """Find the smallest number of `low` to `high` for which `does` holds. It must hold from some number on,
+    and for `high`."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if does(middle) else (middle + 1, high)

@@ -27,7 +27,8 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
         quantised: whether a base in 8 or 4 bits may be proposed.
 
     Raises:
-        PlanError: a device cannot compute in the type, or not as engine.matmul says. ModelError: the adapter does not fit the model.
+        PlanError: a device cannot compute in the type, or not as engine.matmul says. ModelError: the adapter
+            does not fit the model.
     """
     if config.adapter.method == "blocks":
         raise PlanError("adapter.method=blocks: the planner knows lora and full only; what chosen blocks need lies between the two")

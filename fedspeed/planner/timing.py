@@ -1,7 +1,8 @@
 """Seconds of one optimizer step, by cause. Pure.
 
 Arithmetic is c N t operations for t tokens through N frozen parameters: c = 4 for forward and gradients of inputs, 6 where blocks are computed
-again. Loads and block inputs travel beside it; what does not hide is found by walking through one step (`layers.walk`).
+again. Loads and block inputs travel beside it; what does not hide is found by walking through one step
+(`layers.walk`).
 """
 
 from fedspeed.engine.config import QUANTISED
@@ -12,7 +13,8 @@ from fedspeed.planner.layers.walk import Base, Visits, walk
 from fedspeed.planner.memory import kept_of, quantised_block, sizes, slots_of
 from fedspeed.planner.plan import STREAMED, Place, Seconds, Setting, Task
 
-# Python and launches of one micro-batch in one block, forward and backward: the least it takes. On a GPU's host some 310 launches in all.
+# Python and launches of one micro-batch in one block, forward and backward: the least it takes. On a GPU's
+# host some 310 launches in all.
 VISIT = {"gpu": (1.0e-3, 1.5e-3), "cpu": (3e-4, 5e-4)}
 LOAD_START = 2e-4  # of one load, whatever its size
 OPTIMIZER_START = 1e-2  # of one optimizer step
@@ -35,14 +37,19 @@ def seconds_of(task: Task, setting: Setting, place: Place) -> Seconds:
 
 
 def arithmetic_of(task: Task, setting: Setting, place: Place) -> float:
-    """Seconds of a step if nothing had to be waited for: no setting with as many kept activations can be faster."""
+    """Seconds of a step if nothing had to be waited for: no setting with as many kept activations can be
+    faster."""
     if setting.tier == "stock":
         return seconds_of(task, setting, place).total
     visits, n, seats = visits_of(task, setting, place), task.shape.layers, min(setting.seats, place.carried)
     full, rest = divmod(place.carried, seats)
     cells = place.carried * setting.accumulation
-    kept = full * kept_of(task, setting, seats * setting.accumulation) + kept_of(task, setting, rest * setting.accumulation)
-    computed = cells * (n * (visits.forward + visits.gradients) + visits.head) + ((n - 1) * cells - kept) * visits.again
+    kept = full * kept_of(task, setting, seats * setting.accumulation)
+    kept += kept_of(task, setting, rest * setting.accumulation)
+    computed = (
+        cells * (n * (visits.forward + visits.gradients) + visits.head)
+        + ((n - 1) * cells - kept) * visits.again
+    )
     return computed + sum(_update(task, place, place.carried).values())
 
 
@@ -54,7 +61,8 @@ def exchange_s(task: Task, place: Place) -> float:
 
 
 def load_s(nbytes: int, setting: Setting, place: Place) -> float:
-    """Bringing one unit of the base onto the device, one of many. Ranks of a node share its memory's, its disk's and its link's bandwidth."""
+    """Bringing one unit of the base onto the device, one of many. Ranks of a node share its memory's, its
+    disk's and its link's bandwidth."""
     node, here = place.node, place.ranks_here
     copying = nbytes / copy_rate(node.device.host_rate, place)
     if setting.tier == "ram":
@@ -68,7 +76,8 @@ def load_s(nbytes: int, setting: Setting, place: Place) -> float:
 
 
 def copy_rate(rate: float, place: Place) -> float:
-    """Bytes/s of a copy between host memory and the device at `rate`, or within host memory where that is the device's."""
+    """Bytes/s of a copy between host memory and the device at `rate`, or within host memory where that is the
+    device's."""
     node, here = place.node, place.ranks_here
     return min(rate, 2 * node.ram_rate / here) if node.device.kind == "gpu" else node.ram_rate / here
 
@@ -94,18 +103,21 @@ def matrix_rate(task: Task, device: Device) -> float:
         return device.fp16_accumulation or plain
     if task.matmul == "tf32" and task.dtype == "fp32":
         if not device.tf32:
-            raise PlanError(f"engine.matmul=tf32: no rate of tf32 is known of {device.name}, which cards before Ampere do not have; set "
-                            "engine.matmul=default, or run `fedspeed probe` on it")
+            raise PlanError(
+                f"engine.matmul=tf32: no rate of tf32 is known of {device.name}, which cards before Ampere do not "
+                "have; set engine.matmul=default, or run `fedspeed probe` on it"
+            )
         return device.tf32
     return plain
 
 
 def visits_of(task: Task, setting: Setting, place: Place) -> Visits:
-    """What one micro-batch takes in one block: arithmetic and reading the weights once (which makes small micro-batches dearer), but not less
-    than starting the kernels."""
+    """What one micro-batch takes in one block: arithmetic and reading the weights once (which makes small
+    micro-batches dearer), but not less than starting the kernels."""
     shape, device = task.shape, place.node.device
     shared = place.ranks_here if device.kind == "cpu" else 1
-    rate, attention_rate = matrix_rate(task, device) / shared, device.flops[task.dtype] / shared
+    rate = matrix_rate(task, device) / shared
+    attention_rate = device.flops[task.dtype] / shared
     tokens = setting.micro_batch * task.tokens
     matrices = 2 * shape.block * tokens
     scores = 4 * shape.heads * shape.head_dim * task.tokens * tokens
@@ -118,7 +130,9 @@ def visits_of(task: Task, setting: Setting, place: Place) -> Visits:
     again = forward if setting.tier != "stock" or setting.checkpointing else 0.0
     answers = task.answer_share if setting.tier != "stock" else 1.0
     head = (6 if task.method == "full" else 4) * shape.embedding * answers * tokens / rate
-    return Visits(forward, again, gradients, head, _carry_s(tokens * shape.hidden * task.type_bytes, setting, place))
+    return Visits(
+        forward, again, gradients, head, _carry_s(tokens * shape.hidden * task.type_bytes, setting, place)
+    )
 
 
 def _carry_s(nbytes: int, setting: Setting, place: Place) -> float:
@@ -130,40 +144,59 @@ def _carry_s(nbytes: int, setting: Setting, place: Place) -> float:
 
 
 def base_of(task: Task, setting: Setting, place: Place, carried: float) -> Base:
-    """Where the blocks are and how long they take to come. `carried`: seconds in which the inputs of one block go to the host."""
+    """Where the blocks are and how long they take to come. `carried`: seconds in which the inputs of one
+    block go to the host."""
     n, unit = task.shape.layers, sizes(task.shape, task.type_bytes)
     if setting.tier not in STREAMED:
         return Base(n, 0, 0.0, frozenset(range(n)))
     resident = frozenset(spread(n, setting.resident_blocks)) if setting.resident_blocks else frozenset()
-    # Where the embedding cannot be read row by row it takes turns with the head in their one slot; a tied one stays in it.
+    # Where the embedding cannot be read row by row it takes turns with the head in their one slot; a tied one
+    # stays in it.
     ahead = load_s(unit.head, setting, place) if setting.tier in ("client", "cluster") and unit.head else 0.0
-    device, shares_engine = place.node.device, setting.tier == "ram"
-    slowed = 0.0
-    if shares_engine and device.both_rate:
-        slowed = carried * max(0.0, 1 - device.both_rate / device.host_rate)
-    return Base(n, slots_of(task, setting), load_s(unit.block, setting, place), resident, ahead, shares_engine, slowed)
+    shares_engine = setting.tier == "ram"
+    alone, both = place.node.device.host_rate, place.node.device.both_rate
+    slowed = carried * max(0.0, 1 - both / alone) if shares_engine and both else 0.0
+    load = load_s(unit.block, setting, place)
+    return Base(
+        n, slots_of(task, setting), load, resident, ahead=ahead, shares_engine=shares_engine, slowed=slowed
+    )
 
 
 def _pass(task: Task, setting: Setting, place: Place, seats: int) -> tuple[dict[str, float], float]:
     """(causes, seconds of all loads) of one layer-major pass over `seats` clients."""
-    n, cells = task.shape.layers, seats * setting.accumulation
-    visits, update = visits_of(task, setting, place), _update(task, place, seats)
-    base, kept = base_of(task, setting, place, cells * visits.carry), kept_of(task, setting, cells)
+    n = task.shape.layers
+    cells = seats * setting.accumulation
+    visits = visits_of(task, setting, place)
+    update = _update(task, place, seats)
+    base = base_of(task, setting, place, cells * visits.carry)
+    kept = kept_of(task, setting, cells)
     step = walk(visits, base, cells, inputs=setting.block_inputs, kept=kept, fixed=sum(update.values()))
-    waited, loads = step.waited_for_loads, 2 * max(0, n - len(base.resident) - base.slots) * base.load + 2 * base.ahead
+    waited = step.waited_for_loads
+    loads = 2 * max(0, n - len(base.resident) - base.slots) * base.load + 2 * base.ahead
     if setting.tier in QUANTISED:  # the device's own arithmetic: nothing hides it
         block = quantised_block(task, setting.tier) + sizes(task.shape, task.type_bytes).block
         once = LOAD_START + block / place.node.device.memory_rate
-        waited = loads = 2 * max(0, n - setting.resident_blocks - slots_of(task, setting)) * once
-    causes = {"forward": n * cells * visits.forward, "again": ((n - 1) * cells - kept) * visits.again, "gradients": n * cells * visits.gradients,
-              "head": cells * visits.head, "block inputs": step.waited_for_inputs, "waiting for loads": waited}
+        loads = 2 * max(0, n - setting.resident_blocks - slots_of(task, setting)) * once
+        waited = loads
+    causes = {
+        "forward": n * cells * visits.forward,
+        "again": ((n - 1) * cells - kept) * visits.again,
+        "gradients": n * cells * visits.gradients,
+        "head": cells * visits.head,
+        "block inputs": step.waited_for_inputs,
+        "waiting for loads": waited,
+    }
     return causes | update, loads
 
 
 def _stock(task: Task, setting: Setting, place: Place) -> dict[str, float]:
     visits, n, cells = visits_of(task, setting, place), task.shape.layers, setting.accumulation
-    return {"forward": n * cells * visits.forward, "again": n * cells * visits.again, "gradients": n * cells * visits.gradients,
-            "head": cells * visits.head} | _update(task, place, 1)
+    return {
+        "forward": n * cells * visits.forward,
+        "again": n * cells * visits.again,
+        "gradients": n * cells * visits.gradients,
+        "head": cells * visits.head,
+    } | _update(task, place, 1)
 
 
 def _update(task: Task, place: Place, seats: int) -> dict[str, float]:

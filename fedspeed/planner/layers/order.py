@@ -36,5 +36,6 @@ def step_order(blocks: int, lowest: int = 0) -> list[int]:
 
 
 def spread(blocks: int, count: int) -> list[int]:
-    """Choose `count` of the blocks that live on the device for good, evenly over the depth, so that loads find arithmetic between them to hide behind."""
+    """Choose `count` of the blocks that live on the device for good, evenly over the depth, so that loads
+    find arithmetic between them to hide behind."""
     return [i * blocks // count for i in range(count)]
