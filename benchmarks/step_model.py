@@ -21,6 +21,7 @@ from fedspeed.planner.layers.order import spread  # noqa: E402
 from fedspeed.planner.layers.walk import BEHIND_LOADS, DEVICE, HOST, INLINE, Base, Visits, walk  # noqa: E402
 from fedspeed.planner.memory import kept_bytes, memory_of  # noqa: E402
 from fedspeed.planner.plan import Place, Setting, Task  # noqa: E402
+from fedspeed.planner.timing import VISIT  # noqa: E402
 
 MATRICES = 790e12  # FLOP/s of large products on an H100, of a peak of 989
 ATTENTION = 450e12  # FLOP/s of fused attention
@@ -40,12 +41,13 @@ MICRO_BATCH = 4_096  # tokens
 @dataclass(frozen=True)
 class Work:
     """One model's step on the assumed card. `tokens` of a step, in micro-batches of one row of `micro_batch`
-    tokens."""
+    tokens. `launch_s`: the least that a forward and a backward of one block take, whatever its arithmetic."""
 
     shape: ModelShape
     tokens: int
     micro_batch: int = MICRO_BATCH
     bus: float = BUS
+    launch_s: tuple[float, float] = (0.0, 0.0)
 
     @property
     def micro_batches(self) -> int:
@@ -57,8 +59,8 @@ class Work:
         shape, tokens = self.shape, self.micro_batch
         products = 2 * shape.block * tokens / MATRICES
         attention = 2 * tokens**2 * shape.hidden / ATTENTION  # causal: half of the scores
-        forward = (products + attention) * (1 + ELEMENTWISE)
-        gradients = (products + 2.5 * attention) * (1 + 1.4 * ELEMENTWISE)
+        forward = max((products + attention) * (1 + ELEMENTWISE), self.launch_s[0])
+        gradients = max((products + 2.5 * attention) * (1 + 1.4 * ELEMENTWISE), self.launch_s[1])
         return Visits(
             forward,
             forward,
@@ -81,7 +83,8 @@ class Work:
     def share(self, **how) -> float:
         """Tell which part of a step is pure arithmetic; above 1 where activations are kept, which saves some
         of it."""
-        return self.seconds(resident=tuple(range(self.shape.layers))) / self.seconds(**how)
+        pure = replace(self, launch_s=(0.0, 0.0))
+        return pure.seconds(resident=tuple(range(self.shape.layers))) / self.seconds(**how)
 
 
 def paper_budget(work: Work) -> list[float]:
@@ -179,7 +182,8 @@ def main() -> None:
         )
     )
     print(
-        "\nEach mend on top of those before, from the way it was: 2 slots, inputs on the compute stream behind "
+        "\nEach mend on top of those before, from the way it was: 2 slots, inputs on the compute "
+        "stream behind "
         "the loads, 50 ms fixed\n"
     )
     rows = []
@@ -217,9 +221,32 @@ def main() -> None:
             ]
         )
     print(table(["", "11 GiB", "24 GiB"], rows))
-    slow = Work(shape_of(MODELS["7B"]), STEPS[0], 2_048, 25e9)
-    print("\n7B, 8k tokens a step at 25 GB/s, 2 048 tokens a micro-batch, fixed 10 ms: "
-          + ", ".join(f"{slots} slots {slow.share(slots=slots, fixed=FIXED):.3f}" for slots in (2, 5, 9, 16)))
+    seven = Work(shape_of(MODELS["7B"]), STEPS[0], 2_048)
+    print(
+        "\n7B, 8k tokens a step, 2 048 a micro-batch, 7 blocks more than two slots, inputs hidden, "
+        "fixed 10 ms\n"
+    )
+    rows = []
+    for name, how in (
+        ("the lowest 7 resident", {"resident": tuple(range(7))}),
+        ("7 resident, spread", {"resident": tuple(spread(seven.shape.layers, 7))}),
+        ("9 slots", {"slots": 9}),
+    ):
+        slow = replace(seven, bus=25e9)
+        rows.append([name, f"{seven.share(fixed=FIXED, **how):.3f}", f"{slow.share(fixed=FIXED, **how):.3f}"])
+    print(table(["", "55 GB/s", "25 GB/s"], rows))
+    print(
+        "\n7B, 8k tokens a step, 9 slots, inputs on own streams, fixed 10 ms, by the size of a "
+        "micro-batch\n"
+    )
+    rows = []
+    for tokens in (512, 1_024, 2_048, 4_096):
+        small = replace(seven, micro_batch=tokens)
+        bound = replace(small, launch_s=VISIT["gpu"])
+        shares = (work.share(slots=9, inputs=HOST, fixed=FIXED) for work in (small, bound))
+        rows.append([f"{tokens} tokens", *(f"{share:.3f}" for share in shares)])
+    floor = " + ".join(f"{1000 * seconds:g}" for seconds in VISIT["gpu"])
+    print(table(["", "launches hidden", f"launches of {floor} ms"], rows))
 
 
 if __name__ == "__main__":
