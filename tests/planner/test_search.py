@@ -143,6 +143,18 @@ def test_every_reason_has_a_number_and_names_what_it_is_about():
             assert alternative.seconds >= found.step_seconds - 1e-6
 
 
+@pytest.mark.parametrize("wishes", [{"rows": 1, "tokens": 64}, {"rows": 16, "tokens": 1024}, {"quantised": True}])
+@pytest.mark.parametrize("model", [f"{HUB}Qwen-1.5B", f"{HUB}Qwen-14B"])
+def test_no_alternative_is_faster_than_the_plan(model, wishes):
+    found = shipped("hetero10", 10, model, **wishes)
+    times = [alternative.seconds for alternative in found.alternatives if alternative.seconds is not None]
+    assert len(times) > 2 and min(times) >= found.step_seconds - 1e-6
+    everywhere = [place for cluster in found.clusters for place in cluster.places]
+    for alternative in found.alternatives:
+        if alternative.seconds is not None:
+            assert all(fits(found.task, alternative.setting, place) for place in everywhere)
+
+
 def test_clusters_may_wish_otherwise():
     found = shipped("hetero10", 10, f"{HUB}Llama-8B")
     wishes = {cluster.name: cluster.own for cluster in found.clusters}
