@@ -34,15 +34,27 @@ class Case:
     micro_batch: int = 1
     clients: int = 1
     resident: int = 0
+    activations: float = 0.0  # GiB
     slots: int = 2
     checkpointing: bool = False
     dtype: str = "bf16"
 
 
 CASES = [
-    Case("stock"), Case("stock", checkpointing=True), Case("stock", micro_batch=4), Case("resident"), Case("ram"), Case("nvme"),
-    Case("ram", clients=3, rows=2), Case("ram", blocks=16, hidden=512, resident=4, slots=3), Case("ram", dtype="fp32", tokens=128),
-    Case("nvme", tokens=512, micro_batch=2), Case("resident", hidden=512, blocks=24, rows=8),
+    Case("stock"),
+    Case("stock", checkpointing=True),
+    Case("stock", micro_batch=4),
+    Case("resident"),
+    Case("ram"),
+    Case("nvme"),
+    Case("ram", clients=3, rows=2),
+    Case("ram", blocks=16, hidden=512, resident=4, slots=3),
+    Case("ram", dtype="fp32", tokens=128),
+    Case("nvme", tokens=512, micro_batch=2),
+    Case("resident", hidden=512, blocks=24, rows=8),
+    Case("resident", activations=1.0),
+    Case("ram", activations=0.05),
+    Case("resident", hidden=512, blocks=24, rows=8, activations=0.25),
 ]
 
 
@@ -57,7 +69,13 @@ def work(case: Case, rank: int, port: int, folder: str, repeat: int, results) ->
 
     quiet()
     join_world(600)
-    options = EngineConfig(tier=case.tier, activation_checkpointing=case.checkpointing, slots=case.slots, resident_blocks=case.resident)
+    options = EngineConfig(
+        tier=case.tier,
+        activation_checkpointing=case.checkpointing,
+        slots=case.slots,
+        resident_blocks=case.resident,
+        activation_gib=case.activations,
+    )
     engine = build_engine(ModelConfig(base=folder, init="random", dtype=case.dtype), AdapterConfig(), TrainConfig(), options,
                           ds_config(0, case.dtype), [(0,)], StageClock(), Path(folder) / "swap", 0, case.clients)
     turns = [range(first, min(first + engine.seats, case.clients)) for first in range(0, case.clients, engine.seats)]
@@ -83,7 +101,17 @@ def predicted(case: Case, folder: str, node):
     from fedspeed.planner.timing import seconds_of
 
     task = Task(shape_of(folder), case.clients, case.tokens, case.rows, dtype=case.dtype, stage=0)
-    setting = Setting(case.tier, case.micro_batch, case.rows // case.micro_batch, case.resident, case.slots, case.clients, "device", case.checkpointing)
+    setting = Setting(
+        case.tier,
+        case.micro_batch,
+        case.rows // case.micro_batch,
+        case.resident,
+        case.slots,
+        case.clients,
+        "device",
+        case.checkpointing,
+        int(case.activations * 2**30),
+    )
     place = Place(node, 1, 1, 1, 1, case.clients, 1, 1)
     standing, moving = device_memory(task, setting, place, evaluation=False)
     return sum(standing.values()) + sum(moving.values()), seconds_of(task, setting, place).total, {**standing, **moving}

@@ -58,19 +58,18 @@ def sharers() -> int:
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """While active, counts the bytes of tensors that graphs save, each storage once; those of `others` (weights, what blocks share) are not counted."""
+    """While active, counts the bytes of tensors that graphs save, each storage once; those of `others` (weights, inputs, what blocks share) are not counted."""
 
     def __init__(self, others: Iterable[torch.Tensor]):
         self._seen = {tensor.untyped_storage()._cdata for tensor in others}
         self.nbytes = 0
-        super().__init__(self.count, lambda saved: saved)
+        super().__init__(self._count, lambda saved: saved)
 
     def __enter__(self) -> "SavedBytes":
         super().__enter__()
         return self
 
-    def count(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Count a tensor, and give it back."""
+    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)

@@ -167,15 +167,14 @@ class LayerMajor:
         return Stays(kept_counts(budget, saved, depth, self._lowest), stay)
 
     def _measured(self, cell: Cell, state: CellState, owners: list[Tensors]) -> float:
-        """Bytes that a block's graph keeps for each value of its input."""
+        """Bytes that a block's graph keeps for each value of its input, without the input itself."""
         block = self._parts.blocks[self._lowest]
         x = state.hidden.detach().requires_grad_()
         list(self._by_owner(self._lowest, [cell], [state], owners))
         call = state.calls[self._lowest]
         shared = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
-        with SavedBytes([*block.parameters(), *shared]) as saved, torch.enable_grad():
+        with SavedBytes([*block.parameters(), *shared, x]) as saved, torch.enable_grad():
             y = self._cells.block(self._lowest, cell, state, x)
-        saved.count(x)
         del y
         return saved.nbytes / x.numel()
 

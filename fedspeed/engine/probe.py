@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fedspeed.cluster.devices import free_memory
 from fedspeed.engine.config import READ_BYTES, READERS
@@ -23,6 +24,8 @@ DISK_BYTES = 256 << 20
 COPY_BYTES = 256 << 20
 LINK_BYTES = 256 << 20
 MEASURE_S = 0.6  # of each rate
+LAUNCHED_WIDTH = 64  # of the block whose launches are timed: so narrow that a GPU waits for its host
+LAUNCHED_TOKENS = 16
 
 
 def probe(folder: Path) -> dict:
@@ -34,10 +37,20 @@ def probe(folder: Path) -> dict:
     gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") != "cpu"
     device = torch.device("cuda" if gpu else "cpu")
     ram_rate = _copy_rate(torch.device("cpu"), COPY_BYTES)
+    forward_s, backward_s = launch_seconds(device)
     free, total = torch.cuda.mem_get_info() if gpu else (0, 0)
-    facts = {"name": torch.cuda.get_device_name() if gpu else "cpu", "kind": device.type if not gpu else "gpu",
-             "count": torch.cuda.device_count() if gpu else 0, "total_bytes": total, "free_bytes": free, "flops": matrix_rates(device),
-             "memory_bytes_s": _copy_rate(device, COPY_BYTES) * 2 if gpu else 2 * ram_rate, "host_bytes_s": _upload_rate(device) if gpu else ram_rate}
+    facts = {
+        "name": torch.cuda.get_device_name() if gpu else "cpu",
+        "kind": device.type if not gpu else "gpu",
+        "count": torch.cuda.device_count() if gpu else 0,
+        "total_bytes": total,
+        "free_bytes": free,
+        "flops": matrix_rates(device),
+        "memory_bytes_s": _copy_rate(device, COPY_BYTES) * 2 if gpu else 2 * ram_rate,
+        "host_bytes_s": ram_rate,
+        "launch_forward_s": forward_s,
+        "launch_backward_s": backward_s,
+    } | (bus_rates(device) if gpu else {})
     disk = os.statvfs(folder)
     return {"format": FORMAT, "host": socket.gethostname(), "device": facts,
             "ram": {"total_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "free_bytes": free_memory(), "bytes_s": ram_rate},
@@ -55,7 +68,105 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
             rates[name] = _matrix_rate(device, dtype)
         except RuntimeError:
             continue
+    if device.type == "cuda":
+        rates |= _faster_rates(device)
     return rates
+
+
+def _faster_rates(device: torch.device) -> dict[str, float]:
+    """FLOP/s under the values of engine.matmul that this card and this version of torch know."""
+    rates, switches = {}, torch.backends.cuda.matmul
+    if hasattr(switches, "allow_fp16_accumulation"):
+        rates["fp16_accumulation"] = _rate_with(switches, "allow_fp16_accumulation", torch.float16, device)
+    if torch.cuda.get_device_capability() >= (8, 0):
+        rates["tf32"] = _rate_with(switches, "allow_tf32", torch.float32, device)
+    return rates
+
+
+def _rate_with(switches, name: str, dtype: torch.dtype, device: torch.device) -> float:
+    before = getattr(switches, name)
+    setattr(switches, name, True)
+    try:
+        return _matrix_rate(device, dtype)
+    finally:
+        setattr(switches, name, before)
+
+
+def launch_seconds(device: torch.device) -> tuple[float, float]:
+    """Seconds that one micro-batch's forward and its backward take in a block with hardly any arithmetic:
+    what Python and starting the kernels cost."""
+    block = _NarrowBlock().to(device)
+    hidden = torch.randn(1, LAUNCHED_TOKENS, LAUNCHED_WIDTH, device=device, requires_grad=True)
+    wanted = [hidden, *(p for p in block.parameters() if p.requires_grad)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one thread starts kernels, and on a busy CPU others would be waited for
+    try:
+        forward = _best(lambda: block(hidden), device)
+        both = _best(lambda: torch.autograd.grad(block(hidden).sum(), wanted), device)
+    finally:
+        torch.set_num_threads(threads)
+    return forward, max(both - forward, forward)  # a backward starts no fewer kernels
+
+
+class _NarrowBlock(nn.Module):
+    """A decoder block with adapters on its attention, as Llama's: its operations, in the way they are written
+    there."""
+
+    def __init__(self):
+        super().__init__()
+        width, wide = LAUNCHED_WIDTH, 4 * LAUNCHED_WIDTH
+        self._norms = nn.ParameterList(nn.Parameter(torch.ones(width), requires_grad=False) for _ in range(2))
+        self._frozen = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.randn(out, into) / into, requires_grad=False)
+                for name, into, out in (
+                    *((name, width, width) for name in "qkvo"),
+                    ("gate", width, wide),
+                    ("up", width, wide),
+                    ("down", wide, width),
+                )
+            }
+        )
+        self._factors = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.randn(shape))
+                for letter in "qkvo"
+                for name, shape in ((f"{letter}_a", (8, width)), (f"{letter}_b", (width, 8)))
+            }
+        )
+        angles = torch.arange(LAUNCHED_TOKENS)[:, None] * torch.ones(16)
+        self.register_buffer("_cos", angles.cos())
+        self.register_buffer("_sin", angles.sin())
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        x = self._norm(hidden, 0)
+        q, k, v = (self._adapted(x, name).unflatten(-1, (-1, 16)).transpose(1, 2) for name in "qkv")
+        mixed = nn.functional.scaled_dot_product_attention(
+            self._turned(q), self._turned(k), v, is_causal=True
+        )
+        hidden = hidden + self._adapted(mixed.transpose(1, 2).reshape(hidden.shape), "o")
+        x = self._norm(hidden, 1)
+        linear, weights = nn.functional.linear, self._frozen
+        return hidden + linear(
+            nn.functional.silu(linear(x, weights["gate"])) * linear(x, weights["up"]), weights["down"]
+        )
+
+    def _adapted(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        linear, factors = nn.functional.linear, self._factors
+        return (
+            linear(x, self._frozen[name])
+            + linear(linear(x, factors[f"{name}_a"]), factors[f"{name}_b"]) * 2.0
+        )
+
+    def _turned(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * self._cos + torch.cat((-second, first), dim=-1) * self._sin
+
+    def _norm(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        wide = x.float()
+        return self._norms[number] * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(
+            x.dtype
+        )
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -76,11 +187,22 @@ def _copy_rate(device: torch.device, nbytes: int) -> float:
     return nbytes / _best(lambda: into.copy_(source), device)
 
 
-def _upload_rate(device: torch.device) -> float:
-    """From page-locked host memory."""
-    source = torch.ones(COPY_BYTES, dtype=torch.uint8).pin_memory()
-    into = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
-    return COPY_BYTES / _best(lambda: into.copy_(source, non_blocking=True), device)
+def bus_rates(device: torch.device) -> dict[str, float]:
+    """Bytes/s between page-locked host memory and a GPU: from the host, to it, and from it while as many go
+    to it."""
+    here, there = (torch.ones(COPY_BYTES, dtype=torch.uint8).pin_memory() for _ in range(2))
+    up, down = (torch.ones(COPY_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
+    streams = torch.cuda.Stream(), torch.cuda.Stream()
+
+    def both() -> None:
+        with torch.cuda.stream(streams[0]):
+            up.copy_(here, non_blocking=True)
+        with torch.cuda.stream(streams[1]):
+            there.copy_(down, non_blocking=True)
+
+    return {"host_bytes_s": COPY_BYTES / _best(lambda: up.copy_(here, non_blocking=True), device),
+            "down_bytes_s": COPY_BYTES / _best(lambda: there.copy_(down, non_blocking=True), device),
+            "both_bytes_s": COPY_BYTES / _best(both, device)}
 
 
 def disk_rate(folder: Path) -> float:

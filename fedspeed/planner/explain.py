@@ -5,14 +5,22 @@ from collections.abc import Sequence
 
 from fedspeed.engine.config import QUANTISED
 from fedspeed.planner.hardware import GIB
+from fedspeed.planner.layers.order import spread
 from fedspeed.planner.memory import sizes, slots_of
 from fedspeed.planner.pipeline.division import client_traffic, divide
 from fedspeed.planner.plan import SLOTTED, Memory, Place, Plan, Setting, Task, overrides
 from fedspeed.units import bytes_text, parameters_text
 
-CAUSES = {"forward": "arithmetic, forward", "again": "arithmetic, blocks again", "gradients": "arithmetic, gradients", "head": "head and loss",
-          "block inputs": "block inputs to the host and back", "waiting for loads": "waiting for loads", "optimizer": "optimizer",
-          "client's ranks": "gradients over a client's ranks"}
+CAUSES = {
+    "forward": "arithmetic, forward",
+    "again": "arithmetic, blocks again",
+    "gradients": "arithmetic, gradients",
+    "head": "head and loss",
+    "block inputs": "waiting for block inputs",
+    "waiting for loads": "waiting for loads",
+    "optimizer": "optimizer",
+    "client's ranks": "gradients over a client's ranks",
+}
 WHERE = {"stock": "on every rank's device, executed by DeepSpeed", "resident": "on every rank's device", "ram": "one copy in each node's RAM",
          "nvme": "one copy on each node's NVMe", "client": "divided over the ranks of each client", "cluster": "divided over the ranks of the cluster",
          "int8": "on every rank's device in 8 bits", "nf4": "on every rank's device in 4 bits"}
@@ -87,9 +95,13 @@ def _ranges(task: Task, setting: Setting) -> dict[str, str]:
     n = task.shape.layers
     if setting.tier not in SLOTTED:
         return {f"embedding, blocks 0-{n - 1}, head": "device"}
-    first, slots = setting.resident_blocks, slots_of(task, setting)
-    found = {_range(0, first - 1): "device"} if first else {}
-    found[_range(first, n - 1)] = f"{'device, in ' if setting.tier in QUANTISED else ''}{setting.tier}, through {slots} slots on the device"
+    resident = spread(n, setting.resident_blocks) if setting.resident_blocks else []
+    where = f"device, in {setting.tier}" if setting.tier in QUANTISED else setting.tier
+    found = {}
+    if resident:
+        found[f"block{'s' if len(resident) > 1 else ''} {', '.join(map(str, resident))}"] = "device"
+    others = "the other blocks" if resident else _range(0, n - 1)
+    found[others] = f"{where}, through {slots_of(task, setting)} slots on the device"
     if setting.tier in ("ram", "nvme"):
         found["embedding"] = f"{setting.tier}, read there row by row"
         found["head"] = f"{setting.tier}, loaded once into a slot of its own" + (" (it is the embedding)" if task.shape.tied else "")

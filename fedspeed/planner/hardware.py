@@ -27,12 +27,22 @@ LINK_ASSUMED = 10.0  # Gbit/s
 RAM_RATE = 20e9  # copying within RAM, dual-channel DDR4; a device reads twice as fast
 DISK_RATE = 3e9  # reading, PCIe 3.0 NVMe
 LOOPBACK_RATE = 2e9
+# Of a device; files of earlier versions do not have them.
+MEASURED_LATER = ("down_bytes_s", "both_bytes_s", "launch_forward_s", "launch_backward_s")
 PCIE = {3: 12e9, 4: 24e9, 5: 48e9}  # 16 lanes, pinned memory
 
 
 @dataclass(frozen=True)
 class Card:
-    """Published facts: dense matrix rates with fp32 accumulation [TFLOP/s], memory [GiB], memory bandwidth [GB/s], PCIe generation."""
+    """Published facts of a card.
+
+    Attributes:
+        tflops_16, tflops_32: dense matrix rates [TFLOP/s], of 16-bit numbers with fp32 accumulation, and of
+            fp32 without tensor cores.
+        memory_gbs: memory bandwidth [GB/s]. pcie: its generation.
+        tflops_16_sum_16: of fp16 with fp16 accumulation, 0 where it is the same. tflops_tf32: 0 where there
+            is none.
+    """
 
     name: str
     memory_gib: float
@@ -41,20 +51,25 @@ class Card:
     memory_gbs: float
     pcie: int
     bf16: bool = True
+    tflops_16_sum_16: float = 0.0
+    tflops_tf32: float = 0.0
 
 
-# NVIDIA's architecture white papers and data sheets. GeForce cards reach half their fp16 rate with fp32 accumulation, which is the one given here.
+# Dense rates at boost clock. GeForce cards reach half their fp16 rate with fp32 accumulation, the others all
+# of it. From NVIDIA's papers: "Turing GPU Architecture" (2080 Ti, T4), "Ampere GA102 GPU Architecture" (3080,
+# 3090, A6000), "Ada GPU Architecture" (4090); "Tesla V100 GPU Architecture", "A100 Tensor Core GPU
+# Architecture", "H100 Tensor Core GPU Architecture", and the H200's data sheet, the SXM modules.
 CARDS = {card.name: card for card in (
-    Card("rtx2080ti", 11, 53.8, 13.4, 616, 3, bf16=False),
-    Card("rtx3080", 10, 59.5, 29.8, 760, 4),
-    Card("rtx3090", 24, 71.0, 35.6, 936, 4),
-    Card("rtx4090", 24, 165.2, 82.6, 1008, 4),
-    Card("a6000", 48, 154.8, 38.7, 768, 4),
+    Card("rtx2080ti", 11, 53.8, 13.4, 616, 3, bf16=False, tflops_16_sum_16=107.6),
+    Card("rtx3080", 10, 59.5, 29.8, 760, 4, tflops_16_sum_16=119.0, tflops_tf32=29.8),
+    Card("rtx3090", 24, 71.0, 35.6, 936, 4, tflops_16_sum_16=142.0, tflops_tf32=35.6),
+    Card("rtx4090", 24, 165.2, 82.6, 1008, 4, tflops_16_sum_16=330.3, tflops_tf32=82.6),
+    Card("a6000", 48, 154.8, 38.7, 768, 4, tflops_tf32=77.4),
     Card("t4", 16, 65.0, 8.1, 320, 3, bf16=False),
     Card("v100", 32, 125.0, 15.7, 900, 3, bf16=False),
-    Card("a100", 40, 312.0, 19.5, 1555, 4),
-    Card("h100", 80, 989.0, 67.0, 3350, 5),
-    Card("h200", 141, 989.0, 67.0, 4800, 5),
+    Card("a100", 40, 312.0, 19.5, 1555, 4, tflops_tf32=156.0),
+    Card("h100", 80, 989.0, 67.0, 3350, 5, tflops_tf32=494.7),
+    Card("h200", 141, 989.0, 67.0, 4800, 5, tflops_tf32=494.7),
 )}
 
 
@@ -68,6 +83,11 @@ class Device:
         flops: numeric type -> FLOP/s; a type it cannot compute in is missing.
         memory_rate: bandwidth of its memory, bytes/s. host_rate: copies from page-locked host memory, bytes/s.
         source: measured or published.
+        down_rate: copies to page-locked host memory. both_rate: copies from it while as many bytes go there.
+            0: as host_rate.
+        launch_s: seconds that a host takes to start one micro-batch's forward and backward of one block;
+            None: not measured.
+        fp16_accumulation, tf32: FLOP/s of fp16 and of fp32 under engine.matmul; 0: none that is known.
     """
 
     name: str
@@ -77,6 +97,11 @@ class Device:
     memory_rate: float
     host_rate: float
     source: str
+    down_rate: float = 0.0
+    both_rate: float = 0.0
+    launch_s: tuple[float, float] | None = None
+    fp16_accumulation: float = 0.0
+    tf32: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +140,17 @@ def published(card: Card, memory_gib: float | None = None) -> Device:
     if card.bf16:
         flops["bf16"] = flops["fp16"]
     memory = int((memory_gib or card.memory_gib) * GIB * OF_GPU_MEMORY)
-    return Device(card.name, "gpu", memory, flops, card.memory_gbs * 1e9, PCIE[card.pcie], "published")
+    return Device(
+        card.name,
+        "gpu",
+        memory,
+        flops,
+        card.memory_gbs * 1e9,
+        host_rate=PCIE[card.pcie],
+        source="published",
+        fp16_accumulation=OF_PEAK * (card.tflops_16_sum_16 or card.tflops_16) * 1e12,
+        tf32=OF_PEAK * card.tflops_tf32 * 1e12,
+    )
 
 
 def measured(facts: Mapping) -> Device:
@@ -123,7 +158,40 @@ def measured(facts: Mapping) -> Device:
     device = facts["device"]
     flops = {name: OF_MEASURED[name] * rate for name, rate in device["flops"].items() if name in OF_MEASURED}
     memory = device["free_bytes"] if device["kind"] == "gpu" else 0
-    return Device(device["name"], device["kind"], memory, flops, device["memory_bytes_s"], device["host_bytes_s"], "measured")
+    fp16_accumulation, tf32 = _measured_fast(device)
+    return Device(
+        device["name"],
+        device["kind"],
+        memory,
+        flops,
+        device["memory_bytes_s"],
+        host_rate=device["host_bytes_s"],
+        source="measured",
+        down_rate=device.get("down_bytes_s", 0.0),
+        both_rate=device.get("both_bytes_s", 0.0),
+        launch_s=_measured_launch(device),
+        fp16_accumulation=fp16_accumulation,
+        tf32=tf32,
+    )
+
+
+def _measured_launch(device: Mapping) -> tuple[float, float] | None:
+    forward, backward = device.get("launch_forward_s"), device.get("launch_backward_s")
+    return (forward, backward) if forward and backward else None
+
+
+def _measured_fast(device: Mapping) -> tuple[float, float]:
+    """(fp16_accumulation, tf32) of a device. What the probe does not tell is taken to be to what it tells as
+    published rates are to each other."""
+    card, rates = card_of(device["name"]), device["flops"]
+    found = []
+    for name, plain, ratio in (
+        ("fp16_accumulation", "fp16", card and (card.tflops_16_sum_16 or card.tflops_16) / card.tflops_16),
+        ("tf32", "fp32", card and card.tflops_tf32 / card.tflops_32),
+    ):
+        rate = rates[name] if name in rates else rates.get(plain, 0.0) * (ratio or 0.0)
+        found.append(OF_MEASURED[plain] * rate)
+    return found[0], found[1]
 
 
 def node_of(host: Host, probes: Sequence[Mapping] = ()) -> Node:
@@ -201,7 +269,8 @@ def read_probe(facts: object, where: str) -> Mapping:
     rates = facts["device"]["flops"]
     if not isinstance(rates, dict) or not rates.keys() & {"fp32", "bf16", "fp16"}:
         raise PlanError(f"{where}: device.flops has no rate of fp32, bf16 or fp16; write it with `fedspeed probe --out FILE`")
-    numbers = {f"device.flops.{name}": rate for name, rate in rates.items()} | {
+    optional = {f"device.{name}": facts["device"][name] for name in MEASURED_LATER if name in facts["device"]}
+    numbers = optional | {f"device.flops.{name}": rate for name, rate in rates.items()} | {
         f"{part}.{name}": facts[part][name] for part, names in wanted.items() if names is not str for name in names if name.endswith(("_bytes", "_s"))}
     for name, value in numbers.items():
         may_be_zero = name.endswith("free_bytes")

@@ -5,6 +5,7 @@ M micro-batches of a pass over all seated clients, N blocks, R of them resident.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fedspeed.engine.config import EVAL_TOKENS, LOGITS_BYTES, QUANTISED, UNIT_ALIGN
 from fedspeed.models.catalogue import ModelShape
@@ -13,6 +14,9 @@ from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, Place, Setting, Tas
 
 DRIVER = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
 PROCESS = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}  # RAM of a rank that holds nothing yet: Python, libraries, driver
+READ_STAGES = 2  # of an NVMe base on a GPU: one is read into while the other is copied
+# Blocks whose inputs are on the device where they wait on the host: those in use, and those on their way.
+CARRIED = 2
 FRAGMENTS = 0.08  # of what comes and goes: what PyTorch's allocator holds beside it
 
 
@@ -45,7 +49,12 @@ def memory_of(task: Task, setting: Setting, place: Place) -> Memory:
     standing, moving = device_memory(task, setting, place)
     device, seats, streamed = standing | moving, seats_of(setting, place), setting.tier != "stock"
     host = _base_on_host(task, setting, place)
-    waiting = shelf_bytes(task, setting) * seats * setting.accumulation * (task.shape.layers - 1) if streamed and setting.block_inputs == "host" else 0
+    waiting = 0
+    if streamed and setting.block_inputs == "host":
+        cells = seats * setting.accumulation
+        waiting = shelf_bytes(task, setting) * (
+            cells * (task.shape.layers - 1) - kept_of(task, setting, cells)
+        )
     unit = sizes(task.shape, task.type_bytes)
     loading = 2 * max(unit.block, unit.embedding)  # a unit as read, and as packed; gone when training begins
     host["block inputs" if waiting > loading else "loading"] = max(waiting, loading) * place.ranks_here
@@ -73,7 +82,22 @@ def device_memory(task: Task, setting: Setting, place: Place, evaluation: bool =
     """
     seats = seats_of(setting, place)
     standing = _base_on_device(task, setting, place) | trainable_bytes(task, seats, place)
-    return standing, _stock_activations(task, setting) if setting.tier == "stock" else _streamed_activations(task, setting, seats, evaluation)
+    if setting.tier == "stock":
+        return standing, _stock_activations(task, setting)
+    return standing, _streamed_activations(
+        task, setting, seats, place.node.device.kind, evaluation=evaluation
+    )
+
+
+def kept_bytes(task: Task, setting: Setting) -> int:
+    """Bytes of the activation budget that one block takes for one micro-batch."""
+    return setting.micro_batch * task.tokens * saved_per_token(task)
+
+
+def kept_of(task: Task, setting: Setting, cells: int) -> int:
+    """Blocks and micro-batches, counted in pairs, that the activation budget keeps of a pass with so many
+    micro-batches."""
+    return min(setting.activation_bytes // kept_bytes(task, setting), cells * (task.shape.layers - 1))
 
 
 def base_away(task: Task, setting: Setting) -> int:
@@ -113,7 +137,7 @@ def _base_on_host(task: Task, setting: Setting, place: Place) -> dict[str, int]:
     if setting.tier == "ram":
         return {"base": base_away(task, setting)}
     if setting.tier == "nvme" and place.node.device.kind == "gpu":
-        return {"read buffers": _pinned(max(unit.block, unit.embedding)) * place.ranks_here}
+        return {"read buffers": READ_STAGES * _pinned(max(unit.block, unit.embedding)) * place.ranks_here}
     if group and task.offload:
         return {"share of the base": -(-base_away(task, setting) // group) * place.ranks_here}
     return {}
@@ -130,22 +154,31 @@ def trainable_bytes(task: Task, seats: int, place: Place) -> dict[str, int]:
             "gradients": seats * (p * 4 + -(-p * 4 // parts)) + p * s}
 
 
-def _streamed_activations(task: Task, setting: Setting, seats: int, evaluation: bool) -> dict[str, int]:
+def _streamed_activations(
+    task: Task, setting: Setting, seats: int, kind: str, *, evaluation: bool
+) -> dict[str, int]:
     """The larger of training and (if it counts) evaluation, which keeps whole passes of EVAL_TOKENS between two blocks."""
     shape, s = task.shape, task.type_bytes
     batch = setting.micro_batch * task.tokens
     cells = seats * setting.accumulation
-    hidden, mask = batch * shape.hidden * s, setting.micro_batch * task.tokens**2
-    between = cells * (hidden + mask)  # where a micro-batch is now (backward: its gradient)
+    hidden, kept = batch * shape.hidden * s, kept_of(task, setting, cells)
+    between = cells * hidden  # where a micro-batch is now (backward: its gradient)
     if setting.block_inputs == "device":
         between += cells * (shape.layers - 1) * hidden
+    else:  # those of blocks that are not computed again stay
+        between += (min(CARRIED, shape.layers - 1) * cells + kept) * hidden
     # Head and loss are computed while the last block's graph is kept, and its gradients after them.
-    block, working, head = batch * saved_per_token(task), batch * working_per_token(task), head_bytes(task, batch)
+    block = batch * saved_per_token(task)
+    working = batch * working_per_token(task)
+    head = head_bytes(task, batch, kind)
+    activations = kept * block
     evaluated = max(batch, EVAL_TOKENS)
-    eval_between = evaluated * (shape.hidden * s + task.tokens)
+    eval_between = evaluated * shape.hidden * s
     eval_block = batch * working_per_token(task)
-    if not evaluation or between + block + max(working, head) >= eval_between + max(eval_block, head):
-        return {"between blocks": between, "one block": block, **_larger(working, head)}
+    training = between + activations + block + max(working, head)
+    if not evaluation or training >= eval_between + max(eval_block, head):
+        found = {"between blocks": between, "one block": block, **_larger(working, head)}
+        return found | ({"activations": activations} if activations else {})
     return {"between blocks (evaluation)": eval_between, **_larger(eval_block, head)}
 
 
@@ -159,13 +192,14 @@ def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
     saved, working = saved_per_token(task) * batch, working_per_token(task) * batch
     blocks = shape.layers * shape.hidden * s * batch + saved if setting.checkpointing else shape.layers * saved
     # transformers' logits of all tokens, their fp32 copy, its log-softmax, and the gradients of both.
-    return {"activations": blocks + working + setting.micro_batch * task.tokens**2, "head and loss": batch * shape.vocab * (2 * s + 12)}
+    return {"activations": blocks + working, "head and loss": batch * shape.vocab * (2 * s + 12)}
 
 
-def head_bytes(task: Task, batch: int) -> int:
+def head_bytes(task: Task, batch: int, kind: str) -> int:
     """Final norm of all tokens; of answer tokens input and its gradient; a chunk of logits, its gradient, two fp32 copies."""
     shape, s = task.shape, task.type_bytes
-    rows = max(1, min(int(task.answer_share * batch), LOGITS_BYTES // (shape.vocab * s)))
+    chunk = LOGITS_BYTES[kind]
+    rows = max(1, min(int(task.answer_share * batch), chunk // (shape.vocab * s)))
     return batch * shape.hidden * (8 + 5 * s) + rows * shape.vocab * (2 * s + 8)
 
 
@@ -174,6 +208,7 @@ def shelf_bytes(task: Task, setting: Setting) -> int:
     return _pinned(setting.micro_batch * task.tokens * task.shape.hidden * task.type_bytes)
 
 
+@lru_cache(maxsize=1024)
 def saved_per_token(task: Task) -> int:
     """Bytes per token that autograd keeps of one block; frozen matrices keep no input.
 
@@ -185,9 +220,11 @@ def saved_per_token(task: Task) -> int:
         # The norms' inputs; q, k, v, fused and apart, and the attention's output; masks of two dropouts; GELU written out in four tensors.
         kept = s * (8 * h + 4 * i) + 2 * h
     else:
-        # Both norms compute in fp32 and keep that; q, and k and v repeated for its heads, and the output; gate, silu(gate) and up.
-        kept = 8 * h + s * (4 * q + 3 * i)
-    kept += s * task.tokens  # a row of the mask, as numbers
+        # Both norms compute in fp32 and keep that; q and the output, k and v; gate, silu(gate) and up. Cards
+        # before Ampere, which make a run fp16, compute attention fast only with k and v repeated for every
+        # head of q.
+        kv = (shape.heads if task.dtype == "fp16" else shape.kv_heads) * shape.head_dim
+        kept = 8 * h + s * (2 * q + 2 * kv + 3 * i)
     if task.method == "full":
         return kept + s * (3 * h + i)
     inputs = [linear.rows_in for linear in shape.adapted(task.targets)]

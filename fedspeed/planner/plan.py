@@ -1,15 +1,18 @@
 """What the planner is asked, and what it answers. Values only; bytes are bytes, times are seconds."""
 
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fedspeed.cluster.topology import Topology
 from fedspeed.engine.config import QUANTISED
 from fedspeed.models.catalogue import ModelShape
-from fedspeed.planner.hardware import Node
+from fedspeed.planner.hardware import GIB, Node
 
 STREAMED = ("ram", "client", "nvme", "cluster")
 SLOTTED = (*STREAMED, *QUANTISED)  # tiers whose blocks are computed with in slots
 TIERS = ("stock", "resident", *SLOTTED)
+ACTIVATION_DIGITS = 5  # behind the point, of engine.activation_gib
 TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -27,6 +30,7 @@ class Task:
         offload: whether the ranks' shares of a divided base wait in host RAM.
         quantised: whether a base in 8 or 4 bits will do; it gives other losses.
         staleness: rounds by which an update may be late.
+        matmul: arithmetic of matrix products, as engine.matmul.
         cleared: words that take back what the run's configuration says of the engine and a plan does not.
     """
 
@@ -48,8 +52,9 @@ class Task:
     quantised: bool = False
     cleared: tuple[str, ...] = ()
     staleness: int = 0
+    matmul: str = "default"
 
-    @property
+    @cached_property
     def trainable(self) -> int:
         """Parameters that train."""
         return self.shape.total if self.method == "full" else self.shape.lora(self.targets, self.lora_rank)
@@ -61,7 +66,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to execute a task: the engine's settings, and how a step's rows are divided into micro-batches."""
+    """One way to execute a task: the engine's settings, and how a step's rows are divided into micro-batches.
+
+    Attributes:
+        activation_bytes: device memory for activations of blocks that are then not computed again; stock
+            keeps all of them unless `checkpointing`.
+    """
 
     tier: str
     micro_batch: int
@@ -70,7 +80,8 @@ class Setting:
     slots: int = 2
     seats: int = 1
     block_inputs: str = "host"
-    checkpointing: bool = False  # stock only; the others always compute blocks again
+    checkpointing: bool = False
+    activation_bytes: int = 0
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -79,10 +90,19 @@ class Setting:
         if self.tier == "stock":
             keys += [f"engine.activation_checkpointing={str(self.checkpointing).lower()}"]
         else:
-            keys += [f"engine.seats={self.seats}", f"engine.block_inputs={self.block_inputs}"]
+            keys += [
+                f"engine.seats={self.seats}",
+                f"engine.block_inputs={self.block_inputs}",
+                f"engine.activation_gib={self._activation_gib:.{ACTIVATION_DIGITS}f}",
+            ]
         if self.tier in SLOTTED:
             keys += [f"engine.resident_blocks={self.resident_blocks}", f"engine.slots={self.slots}"]
         return (*keys, f"train.micro_batch={self.micro_batch}", f"train.accumulation={self.accumulation}")
+
+    @property
+    def _activation_gib(self) -> float:
+        """Round up, by 10 kB at most, so that what fits into the bytes fits into this."""
+        return math.ceil(self.activation_bytes / GIB * 10**ACTIVATION_DIGITS) / 10**ACTIVATION_DIGITS
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ Every setting is weighed on every kind of rank; the slowest rank of the slowest 
 does not depend on the memory there is, so that more memory never gives a slower plan.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedspeed.cluster.topology import Topology
+from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import PlanError
 from fedspeed.planner.hardware import GIB, OF_GPU_MEMORY, RAM_KEPT, Node
-from fedspeed.planner.memory import memory_of
+from fedspeed.planner.memory import kept_bytes, memory_of
 from fedspeed.planner.plan import SLOTTED, STREAMED, Alternative, ClusterPlan, Forecast, Memory, Place, Plan, Setting, Task
-from fedspeed.planner.timing import seconds_of
+from fedspeed.planner.timing import arithmetic_of, seconds_of
 
-SLOTS = (2, 1, 3, 4)
 TOKENS_STEP = 8  # lengths are padded to multiples of it
 TINY_S = 1e-6  # times closer than this are equal
 
@@ -79,16 +79,21 @@ def place_of(topology: Topology, nodes: Mapping[str, Node], world_rank: int) -> 
 
 def fastest(task: Task, places: Sequence[Place]) -> Setting | None:
     """The setting with the shortest step on the slowest of `places`; among equals the one that takes least device memory. None: none fits."""
-    found = [(_time(task, setting, places), setting) for family in families(task, places) if (setting := widest(task, family, places))]
+    found = []
+    least = float("inf")
+    for family in families(task, places):
+        if one := _best_of(task, family, places, least):
+            found.append(one)
+            least = min(least, one[0])
     if not found:
         return None
-    least = min(time for time, _ in found)
     equal = [narrowest(task, setting, places, least) for time, setting in found if time == least]
     return min(equal, key=lambda setting: max(_peak(task, setting, place) for place in places))
 
 
 def families(task: Task, places: Sequence[Place]) -> Iterator[Setting]:
-    """Every setting to be weighed, with no block resident; how many may be is found for each by `widest`."""
+    """Every setting to be weighed, with one slot, no block resident and no activations kept: `grown` finds
+    how many fit."""
     carried = max(place.carried for place in places)
     gpu = any(place.node.device.kind == "gpu" for place in places)
     for micro in [task.micro_batch] if task.micro_batch else [m for m in range(task.rows, 0, -1) if task.rows % m == 0]:
@@ -103,41 +108,121 @@ def families(task: Task, places: Sequence[Place]) -> Iterator[Setting]:
                 for tier in SLOTTED if task.quantised else STREAMED:
                     if tier == "client" and all(place.client_ranks == 1 for place in places):
                         continue  # a client of one rank would hold all of it, and slots besides
-                    for slots in SLOTS:
-                        yield Setting(tier, micro, steps, 0, slots, seats, inputs)
+                    yield Setting(tier, micro, steps, 0, 1, seats, inputs)
 
 
-def widest(task: Task, setting: Setting, places: Sequence[Place]) -> Setting | None:
-    """The setting with as many resident blocks as fit everywhere, since more of them never cost time; None if it does not fit at all.
+def grown(task: Task, family: Setting, places: Sequence[Place]) -> Iterator[Setting]:
+    """Every way to spend spare device memory on a family that fits: each number of slots, with as many kept
+    activations as fit beside them.
 
-    Each block that stays on the device takes device memory there and frees as much where the base lives: if the largest number that device
-    memory allows leaves too little elsewhere, any smaller one does too.
+    Blocks are resident only where host memory or disk has no room for their copy: slots are worth more for
+        the same bytes. Quantised tiers are the other
+    way round, since a block that is resident has no copy in fewer bits.
     """
-    if setting.tier not in SLOTTED:
-        return setting if all(fits(task, setting, place) for place in places) else None
-    high = max(0, task.shape.layers - setting.slots)
-    for place in places:
-        none, one = (memory_of(task, replace(setting, resident_blocks=r), place) for r in (0, 1))
-        steps = one.gpu_bytes - none.gpu_bytes, one.ram_bytes - none.ram_bytes, one.nvme_bytes - none.nvme_bytes
-        high = min([high, *(spare // step for spare, step in zip(spare_bytes(none, place), steps) if step > 0)])
+    base = fewest_resident(task, family, places)
+    if base is None:
+        return
+    if family.tier in QUANTISED:
+        spent = [replace(base, resident_blocks=resident) for resident in range(task.shape.layers)]
+    elif family.tier in STREAMED:
+        spent = [
+            replace(base, slots=slots) for slots in range(1, task.shape.layers - base.resident_blocks + 1)
+        ]
+    else:
+        spent = [base]
+    for setting in spent:
+        if not all(fits(task, setting, place) for place in places):
+            return
+        yield setting if setting.tier == "stock" else keeping(task, setting, places)
+
+
+def fewest_resident(task: Task, family: Setting, places: Sequence[Place]) -> Setting | None:
+    """The family with as few resident blocks as host memory and disk ask for; None: it does not fit.
+
+    Each block that stays on the device takes device memory there and frees as much where the base lives, so
+    one number tells.
+    """
+    fewest = 0
+    if family.tier in STREAMED:
+        for place in places:
+            none, one = (memory_of(task, replace(family, resident_blocks=r), place) for r in (0, 1))
+            spare = spare_bytes(none, place)
+            for lacking, freed in (
+                (-spare[1], none.ram_bytes - one.ram_bytes),
+                (-spare[2], none.nvme_bytes - one.nvme_bytes),
+            ):
+                if lacking > 0 and freed > 0:
+                    fewest = max(fewest, -(-lacking // freed))
     # Shares of a divided base are rounded up, which the straight line between none and one does not know.
-    found = (replace(setting, resident_blocks=r) for r in (high, high - 1) if r >= 0)
-    return next((chosen for chosen in found if all(fits(task, chosen, place) for place in places)), None)
+    found = (
+        replace(family, resident_blocks=r) for r in (fewest, fewest + 1) if r == 0 or r < task.shape.layers
+    )
+    return next((setting for setting in found if all(fits(task, setting, place) for place in places)), None)
+
+
+def keeping(task: Task, setting: Setting, places: Sequence[Place]) -> Setting:
+    """The setting with the activations of as many blocks and micro-batches as fit everywhere."""
+    one = kept_bytes(task, setting)
+    most = min(_micro_batches(setting, place) for place in places) * (task.shape.layers - 1)
+    for place in places:
+        # What comes and goes is the larger of two things, so beyond some number memory grows by the same for
+        # each.
+        lacking = _lacking(task, replace(setting, activation_bytes=most * one), place)
+        if lacking > 0:
+            each = lacking - _lacking(task, replace(setting, activation_bytes=(most - 1) * one), place)
+            most = max(0, most - -(-lacking // each)) if each > 0 else 0
+    while most and not all(
+        fits(task, replace(setting, activation_bytes=most * one), place) for place in places
+    ):
+        most -= 1  # bytes are rounded
+    return replace(setting, activation_bytes=most * one)
+
+
+def _micro_batches(setting: Setting, place: Place) -> int:
+    return min(setting.seats, place.carried) * setting.accumulation
+
+
+def _lacking(task: Task, setting: Setting, place: Place) -> int:
+    """Bytes that are lacking where a rank computes; negative: so many are spare."""
+    spare = spare_bytes(memory_of(task, setting, place), place)
+    return -(spare[0] if place.node.device.kind == "gpu" else spare[1])
+
+
+def _best_of(
+    task: Task, family: Setting, places: Sequence[Place], bound: float = float("inf")
+) -> tuple[float, Setting] | None:
+    """(time, setting) of the fastest way to spend memory on a family, the one with the fewest slots among
+    equals. None: it does not fit, or not even its arithmetic is done within `bound`."""
+    best = None
+    for setting in grown(task, family, places):
+        least = _rounded(max(arithmetic_of(task, setting, place) for place in places))
+        if least > bound or (best is not None and least >= best[0]):
+            break  # more slots leave less for activations, so that arithmetic only grows from here
+        time = _time(task, setting, places)
+        if best is None or time < best[0]:
+            best = time, setting
+    return best
 
 
 def narrowest(task: Task, setting: Setting, places: Sequence[Place], time: float) -> Setting:
-    """The setting with as few resident blocks as keep its time, which leaves memory free where loads hide anyway."""
-    if setting.tier not in SLOTTED:
+    """The setting with as few kept activations, then as few slots (quantised: resident blocks) as keep its
+    time, which leaves memory free where loads hide anyway."""
+    if setting.tier == "stock":
         return setting
-    low, high = 0, setting.resident_blocks
-    while low < high:
-        middle = (low + high) // 2
-        fewer = replace(setting, resident_blocks=middle)
-        if _time(task, fewer, places) <= time and all(fits(task, fewer, place) for place in places):
-            high = middle
-        else:
-            low = middle + 1
-    return replace(setting, resident_blocks=high)
+    def keeps(changed: Setting) -> bool:
+        return _time(task, changed, places) <= time
+
+    one = kept_bytes(task, setting)
+    fewest = _least(
+        0, setting.activation_bytes // one, lambda n: keeps(replace(setting, activation_bytes=n * one))
+    )
+    setting = replace(setting, activation_bytes=fewest * one)
+    if setting.tier in STREAMED:
+        return replace(setting, slots=_least(1, setting.slots, lambda n: keeps(replace(setting, slots=n))))
+    if setting.tier in QUANTISED:
+        fewest = _least(0, setting.resident_blocks, lambda n: keeps(replace(setting, resident_blocks=n)))
+        return replace(setting, resident_blocks=fewest)
+    return setting
 
 
 def spare_bytes(memory: Memory, place: Place) -> tuple[int, int, int]:
@@ -150,35 +235,67 @@ def fits(task: Task, setting: Setting, place: Place) -> bool:
 
 
 def alternatives(task: Task, places: Sequence[Place], best: Setting) -> Iterator[Alternative]:
-    """The best of every other tier, and of the winner's own tier with another micro-batch, slots, seats, or place for block inputs."""
+    """The best of every other tier; of the winner's own tier the best with another micro-batch, seats, or
+    place for block inputs, and itself with other slots or no activations."""
     kinds: dict[str, list[Setting]] = {}
     for family in families(task, places):
         same = _label(family) == _label(best)
         labels = [] if same else [_label(family)]
         if same:
-            differing = [f"{name}={value}" for name, value, chosen in (
-                ("train.micro_batch", family.micro_batch, best.micro_batch), ("engine.slots", family.slots, best.slots),
-                ("engine.seats", family.seats, best.seats), ("engine.block_inputs", family.block_inputs, best.block_inputs)) if value != chosen]
+            differing = [
+                f"{name}={value}"
+                for name, value, chosen in (
+                    ("train.micro_batch", family.micro_batch, best.micro_batch),
+                    ("engine.seats", family.seats, best.seats),
+                    ("engine.block_inputs", family.block_inputs, best.block_inputs),
+                )
+                if value != chosen
+            ]
             labels = differing if len(differing) == 1 else []
         for label in labels:
             kinds.setdefault(label, []).append(family)
     won = _time(task, best, places)
     for label, settings in kinds.items():
-        weighed = [(_time(task, setting, places), setting) for family in settings if (setting := widest(task, family, places))]
+        weighed = [found for family in settings if (found := _best_of(task, family, places))]
         if weighed:
             time, setting = min(weighed, key=lambda pair: pair[0])
-            setting = narrowest(task, setting, places, time)
-            reason = f"{time:.2f} s a step against {won:.2f} s" if time > won else f"as fast ({time:.2f} s), {_more_memory(task, setting, best, places)}"
-            yield Alternative(label, reason, setting, time)
+            yield _slower(label, task, narrowest(task, setting, places, time), best, places=places, won=won)
         else:
-            yield Alternative(label, f"does not fit: {shortage(task, _least(settings), places)}")
+            yield Alternative(label, f"does not fit: {shortage(task, _most_frugal(settings), places)}")
+    for label, setting in _varied(task, best):
+        if all(fits(task, setting, place) for place in places):
+            yield _slower(label, task, setting, best, places=places, won=won)
+        else:
+            _, lacks = max((_lack(task, setting, place) for place in places), key=lambda pair: pair[0])
+            yield Alternative(label, f"does not fit: {lacks}")
+
+
+def _varied(task: Task, best: Setting) -> Iterator[tuple[str, Setting]]:
+    if best.tier in STREAMED:
+        for slots in (best.slots - 1, best.slots + 1):
+            if 1 <= slots <= task.shape.layers - best.resident_blocks:
+                yield f"engine.slots={slots}", replace(best, slots=slots)
+    if best.activation_bytes:
+        yield "engine.activation_gib=0", replace(best, activation_bytes=0)
+
+
+def _slower(
+    label: str, task: Task, setting: Setting, best: Setting, *, places: Sequence[Place], won: float
+) -> Alternative:
+    time = _time(task, setting, places)
+    reason = (
+        f"{time:.2f} s a step against {won:.2f} s"
+        if time > won
+        else f"as fast ({time:.2f} s), {_more_memory(task, setting, best, places)}"
+    )
+    return Alternative(label, reason, setting, time)
 
 
 def shortage(task: Task, settings: Sequence[Setting], places: Sequence[Place]) -> str:
     """What the least demanding of some settings lacks where it lacks most, in words with numbers; with as many resident blocks as lack least."""
     lacks = []
     for setting in settings:
-        most = task.shape.layers - setting.slots if setting.tier in SLOTTED else 0
+        most = task.shape.layers - 1 if setting.tier in SLOTTED else 0
         if setting.tier == "nvme" and not all(place.node.nvme for place in places):
             most = 0  # resident blocks are no cure for a disk that is not there
         for resident in range(max(0, most) + 1):
@@ -216,8 +333,11 @@ def _peak(task: Task, setting: Setting, place: Place) -> int:
 
 
 def _time(task: Task, setting: Setting, places: Sequence[Place]) -> float:
-    slowest = max(seconds_of(task, setting, place).total for place in places)
-    return round(slowest / TINY_S) * TINY_S
+    return _rounded(max(seconds_of(task, setting, place).total for place in places))
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds / TINY_S) * TINY_S
 
 
 def _forecast(task: Task, setting: Setting, name: str, places: Sequence[Place]) -> Forecast:
@@ -268,18 +388,18 @@ def _grown(node: Node, change: Change) -> Node:
 
 def possible(task: Task, places: Sequence[Place]) -> bool:
     """Whether any setting fits: the least demanding ones tell."""
-    return any(widest(task, setting, places) for setting in _frugal(task, places))
+    return any(fewest_resident(task, setting, places) for setting in _frugal(task, places))
 
 
 def _frugal(task: Task, places: Sequence[Place]) -> list[Setting]:
     """Of every family the settings that take least; of what is traded (block inputs in one memory or the other) both."""
-    return _least(list(families(task, places)))
+    return _most_frugal(list(families(task, places)))
 
 
-def _least(settings: Sequence[Setting]) -> list[Setting]:
-    """Those with the smallest micro-batch, fewest seats and slots of their tier."""
-    def demand(setting: Setting) -> tuple[int, int, int]:
-        return setting.micro_batch, setting.seats, setting.slots
+def _most_frugal(settings: Sequence[Setting]) -> list[Setting]:
+    """Those with the smallest micro-batch and fewest seats of their tier."""
+    def demand(setting: Setting) -> tuple[int, int]:
+        return setting.micro_batch, setting.seats
 
     least = {tier: min(demand(setting) for setting in settings if setting.tier == tier) for tier in {setting.tier for setting in settings}}
     return [setting for setting in settings if demand(setting) == least[setting.tier]]
@@ -340,9 +460,12 @@ def _of_nvme(does, task: Task) -> Change | None:
 
 def _smallest(does, most: int) -> int | None:
     """The smallest number of 1 to `most` for which `does` holds, None if it holds for none. It must hold from some number on."""
-    if not does(most):
-        return None
-    low, high = 1, most
+    return _least(1, most, does) if does(most) else None
+
+
+def _least(low: int, high: int, does: Callable[[int], bool]) -> int:
+    """Find the smallest number of `low` to `high` for which `does` holds. It must hold from some number on,
+    and for `high`."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if does(middle) else (middle + 1, high)

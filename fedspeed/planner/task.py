@@ -10,6 +10,7 @@ from fedspeed.errors import PlanError
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import OF_PEAK, Node, common_type
 from fedspeed.planner.plan import Task
+from fedspeed.planner.timing import matrix_rate
 
 MOST_ROWS = 4096
 
@@ -26,7 +27,8 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
         quantised: whether a base in 8 or 4 bits may be proposed.
 
     Raises:
-        PlanError: a device cannot compute in the type. ModelError: the adapter does not fit the model.
+        PlanError: a device cannot compute in the type, or not as engine.matmul says. ModelError: the adapter
+            does not fit the model.
     """
     if config.adapter.method == "blocks":
         raise PlanError("adapter.method=blocks: the planner knows lora and full only; what chosen blocks need lies between the two")
@@ -43,8 +45,10 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
                 config.train.local_steps, stage=zero_stage(ds_config),
                 offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided",
                 quantised=quantised, cleared=("engine.base_gib=0",) if config.engine.base_gib else (),
-                staleness=config.federation.staleness)
+                staleness=config.federation.staleness, matmul=config.engine.matmul)
     _ = task.trainable  # names of targets that the model lacks are met here
+    for device in devices:
+        matrix_rate(task, device)  # and arithmetic that a device lacks
     return task
 
 

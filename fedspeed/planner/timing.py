@@ -1,30 +1,24 @@
 """Seconds of one optimizer step, by cause. Pure.
 
 Arithmetic is c N t operations for t tokens through N frozen parameters: c = 4 for forward and gradients of inputs, 6 where blocks are computed
-again. Loads run beside it, one after the other, each as soon as a slot is free; what does not hide is found by walking through one pass.
+again. Loads and block inputs travel beside it; what does not hide is found by walking through one step
+(`layers.walk`).
 """
 
-from dataclasses import dataclass
-
 from fedspeed.engine.config import QUANTISED
-from fedspeed.planner.memory import quantised_block, shelf_bytes, sizes, slots_of
+from fedspeed.errors import PlanError
+from fedspeed.planner.hardware import Device
+from fedspeed.planner.layers.order import spread
+from fedspeed.planner.layers.walk import Base, Visits, walk
+from fedspeed.planner.memory import kept_of, quantised_block, sizes, slots_of
 from fedspeed.planner.plan import STREAMED, Place, Seconds, Setting, Task
 
-VISIT = {"gpu": (1.0e-3, 1.5e-3), "cpu": (3e-4, 5e-4)}  # Python and launches of one block, forward and backward: the least it takes
+# Python and launches of one micro-batch in one block, forward and backward: the least it takes. On a GPU's
+# host some 310 launches in all.
+VISIT = {"gpu": (1.0e-3, 1.5e-3), "cpu": (3e-4, 5e-4)}
 LOAD_START = 2e-4  # of one load, whatever its size
 OPTIMIZER_START = 1e-2  # of one optimizer step
 COLLECTIVE_START = 5e-5  # of one collective, per rank that takes part
-
-
-@dataclass(frozen=True)
-class Visits:
-    """Seconds that all micro-batches of a pass spend in one block: forward, again in the backward pass, its gradients; and in the head."""
-
-    forward: float
-    again: float
-    gradients: float
-    head: float
-    shelf: float  # carrying the block's inputs to host memory, and the same back
 
 
 def seconds_of(task: Task, setting: Setting, place: Place) -> Seconds:
@@ -42,6 +36,23 @@ def seconds_of(task: Task, setting: Setting, place: Place) -> Seconds:
     return Seconds(causes, loads, exchange_s(task, place))
 
 
+def arithmetic_of(task: Task, setting: Setting, place: Place) -> float:
+    """Seconds of a step if nothing had to be waited for: no setting with as many kept activations can be
+    faster."""
+    if setting.tier == "stock":
+        return seconds_of(task, setting, place).total
+    visits, n, seats = visits_of(task, setting, place), task.shape.layers, min(setting.seats, place.carried)
+    full, rest = divmod(place.carried, seats)
+    cells = place.carried * setting.accumulation
+    kept = full * kept_of(task, setting, seats * setting.accumulation)
+    kept += kept_of(task, setting, rest * setting.accumulation)
+    computed = (
+        cells * (n * (visits.forward + visits.gradients) + visits.head)
+        + ((n - 1) * cells - kept) * visits.again
+    )
+    return computed + sum(_update(task, place, place.carried).values())
+
+
 def exchange_s(task: Task, place: Place) -> float:
     """One round's exchange of updates: every gateway sends and receives 2 (n-1)/n of a vector of fp32; gateways of a node share its link."""
     n = place.participants
@@ -50,16 +61,25 @@ def exchange_s(task: Task, place: Place) -> float:
 
 
 def load_s(nbytes: int, setting: Setting, place: Place) -> float:
-    """Bringing one unit of the base onto the device. Ranks of a node share its memory's, its disk's and its link's bandwidth."""
+    """Bringing one unit of the base onto the device, one of many. Ranks of a node share its memory's, its
+    disk's and its link's bandwidth."""
     node, here = place.node, place.ranks_here
-    into = min(node.device.host_rate, 2 * node.ram_rate / here) if node.device.kind == "gpu" else node.ram_rate / here
+    copying = nbytes / copy_rate(node.device.host_rate, place)
     if setting.tier == "ram":
-        return LOAD_START + nbytes / into
-    if setting.tier == "nvme":  # read into a page-locked buffer, then copied, before the next read begins
-        return LOAD_START + nbytes * here / node.disk_rate + (nbytes / into if node.device.kind == "gpu" else 0.0)
+        return LOAD_START + copying
+    if setting.tier == "nvme":  # on a GPU into one of two page-locked buffers, while the other one is copied
+        reading = nbytes * here / node.disk_rate
+        return LOAD_START + (max(reading, copying) if node.device.kind == "gpu" else reading)
     if setting.tier == "client":
         return LOAD_START + gather_s(nbytes, place.client_ranks, place.client_nodes, place)
     return LOAD_START + gather_s(nbytes, place.cluster_ranks, place.cluster_nodes, place)
+
+
+def copy_rate(rate: float, place: Place) -> float:
+    """Bytes/s of a copy between host memory and the device at `rate`, or within host memory where that is the
+    device's."""
+    node, here = place.node, place.ranks_here
+    return min(rate, 2 * node.ram_rate / here) if node.device.kind == "gpu" else node.ram_rate / here
 
 
 def gather_s(nbytes: int, ranks: int, nodes: int, place: Place) -> float:
@@ -70,88 +90,113 @@ def gather_s(nbytes: int, ranks: int, nodes: int, place: Place) -> float:
     return start + nbytes * (ranks - 1) / ranks / place.node.local_rate
 
 
-def walk(visits: Visits, load: float, ahead: float, blocks: int, resident: int, slots: int) -> tuple[float, float]:
-    """(seconds of one pass through all blocks and back, of them waited for loads).
+def matrix_rate(task: Task, device: Device) -> float:
+    """FLOP/s of matrix products under engine.matmul.
 
-    The first `resident` blocks never move. At the start the next `slots` blocks are loaded: the pass before ended with them. A slot becomes
-    free when its block has been used and will not be used again before the others; the turn at the last block begins with what is held.
-
-    Args:
-        load: seconds of one block's load; ahead: of the end unit that is loaded before the blocks, in each direction.
-        blocks: N; of the N - resident that stream, the first forward and the first backward ones need no load.
+    Raises:
+        PlanError: the device has no such arithmetic, or nobody has measured or published it.
     """
-    forward, backward = visits.forward + visits.shelf, visits.again + visits.gradients + visits.shelf
-    last = visits.forward + visits.head + visits.gradients
-    streamed = blocks - resident
-    clock = resident * (forward if streamed else 0.0)
-    if not streamed:
-        return (blocks - 1) * (forward + backward) + last, 0.0
-    waited, channel, ends = 0.0, ahead, []
-    for i in range(streamed):
-        if i >= slots:
-            channel = max(channel, ends[i - slots]) + load
-            waited += max(0.0, channel - clock)
-            clock = max(clock, channel)
-        clock += forward if i < streamed - 1 else last
-        ends.append(clock)
-    channel, ends = max(channel, clock if ahead else 0.0) + ahead, [clock]
-    for i in range(1, streamed):
-        if i >= slots:
-            channel = max(channel, ends[i - slots]) + load
-            waited += max(0.0, channel - clock)
-            clock = max(clock, channel)
-        clock += backward
-        ends.append(clock)
-    return clock + resident * backward, waited
+    plain = device.flops[task.dtype]
+    if device.kind != "gpu":
+        return plain
+    if task.matmul == "fp16_accumulation" and task.dtype == "fp16":
+        return device.fp16_accumulation or plain
+    if task.matmul == "tf32" and task.dtype == "fp32":
+        if not device.tf32:
+            raise PlanError(
+                f"engine.matmul=tf32: no rate of tf32 is known of {device.name}, which cards before Ampere do not "
+                "have; set engine.matmul=default, or run `fedspeed probe` on it"
+            )
+        return device.tf32
+    return plain
 
 
-def visits_of(task: Task, setting: Setting, place: Place, cells: int) -> Visits:
-    """What `cells` micro-batches take in one block: arithmetic and reading the weights once (which makes small micro-batches dearer), but not less
-    than starting the kernels."""
+def visits_of(task: Task, setting: Setting, place: Place) -> Visits:
+    """What one micro-batch takes in one block: arithmetic and reading the weights once (which makes small
+    micro-batches dearer), but not less than starting the kernels."""
     shape, device = task.shape, place.node.device
-    rate = device.flops[task.dtype] / (place.ranks_here if device.kind == "cpu" else 1)
+    shared = place.ranks_here if device.kind == "cpu" else 1
+    rate = matrix_rate(task, device) / shared
+    attention_rate = device.flops[task.dtype] / shared
     tokens = setting.micro_batch * task.tokens
     matrices = 2 * shape.block * tokens
     scores = 4 * shape.heads * shape.head_dim * task.tokens * tokens
     lora = 0 if task.method == "full" else 2 * task.trainable // shape.layers * tokens
     reading = shape.block * task.type_bytes / device.memory_rate
-    start_forward, start_backward = VISIT[device.kind]
-    forward = max((matrices + scores + lora) / rate + reading, start_forward)
+    start_forward, start_backward = device.launch_s or VISIT[device.kind]
+    forward = max((matrices + lora) / rate + scores / attention_rate + reading, start_forward)
     own = matrices if task.method == "full" else 2 * lora  # gradients of what trains
-    gradients = max((matrices + 2.5 * scores + lora + own) / rate + reading, start_backward)
+    gradients = max((matrices + lora + own) / rate + 2.5 * scores / attention_rate + reading, start_backward)
     again = forward if setting.tier != "stock" or setting.checkpointing else 0.0
     answers = task.answer_share if setting.tier != "stock" else 1.0
     head = (6 if task.method == "full" else 4) * shape.embedding * answers * tokens / rate
-    shelf = shelf_bytes(task, setting) / device.host_rate if setting.tier != "stock" and setting.block_inputs == "host" and device.kind == "gpu" else 0.0
-    return Visits(*(cells * t for t in (forward, again, gradients, head, shelf)))
+    return Visits(
+        forward, again, gradients, head, _carry_s(tokens * shape.hidden * task.type_bytes, setting, place)
+    )
+
+
+def _carry_s(nbytes: int, setting: Setting, place: Place) -> float:
+    """One block input of one micro-batch to host memory, or back: the slower of the two."""
+    device = place.node.device
+    if setting.tier == "stock" or setting.block_inputs != "host" or device.kind != "gpu":
+        return 0.0
+    return nbytes / copy_rate(min(device.host_rate, device.down_rate or device.host_rate), place)
+
+
+def base_of(task: Task, setting: Setting, place: Place, carried: float) -> Base:
+    """Where the blocks are and how long they take to come. `carried`: seconds in which the inputs of one
+    block go to the host."""
+    n, unit = task.shape.layers, sizes(task.shape, task.type_bytes)
+    if setting.tier not in STREAMED:
+        return Base(n, 0, 0.0, frozenset(range(n)))
+    resident = frozenset(spread(n, setting.resident_blocks)) if setting.resident_blocks else frozenset()
+    # Where the embedding cannot be read row by row it takes turns with the head in their one slot; a tied one
+    # stays in it.
+    ahead = load_s(unit.head, setting, place) if setting.tier in ("client", "cluster") and unit.head else 0.0
+    shares_engine = setting.tier == "ram"
+    alone, both = place.node.device.host_rate, place.node.device.both_rate
+    slowed = carried * max(0.0, 1 - both / alone) if shares_engine and both else 0.0
+    load = load_s(unit.block, setting, place)
+    return Base(
+        n, slots_of(task, setting), load, resident, ahead=ahead, shares_engine=shares_engine, slowed=slowed
+    )
 
 
 def _pass(task: Task, setting: Setting, place: Place, seats: int) -> tuple[dict[str, float], float]:
     """(causes, seconds of all loads) of one layer-major pass over `seats` clients."""
-    shape, unit = task.shape, sizes(task.shape, task.type_bytes)
-    visits = visits_of(task, setting, place, seats * setting.accumulation)
-    n, slots = shape.layers, slots_of(task, setting)
-    load, ahead, resident = 0.0, 0.0, n
-    if setting.tier in STREAMED:
-        load, resident = load_s(unit.block, setting, place), setting.resident_blocks
-        # Where the embedding cannot be read row by row it takes turns with the head in their one slot; a tied one stays in it.
-        ahead = load_s(unit.head, setting, place) if setting.tier in ("client", "cluster") and unit.head else 0.0
+    n = task.shape.layers
+    cells = seats * setting.accumulation
+    visits = visits_of(task, setting, place)
+    update = _update(task, place, seats)
+    base = base_of(task, setting, place, cells * visits.carry)
+    kept = kept_of(task, setting, cells)
+    step = walk(visits, base, cells, inputs=setting.block_inputs, kept=kept, fixed=sum(update.values()))
+    waited = step.waited_for_loads
+    loads = 2 * max(0, n - len(base.resident) - base.slots) * base.load + 2 * base.ahead
     if setting.tier in QUANTISED:  # the device's own arithmetic: nothing hides it
-        resident = setting.resident_blocks
-        load = LOAD_START + (quantised_block(task, setting.tier) + unit.block) / place.node.device.memory_rate
-        waited = 2 * max(0, n - resident - slots) * load
-    else:
-        _, waited = walk(visits, load, ahead, n, resident, slots)
-    loads = 2 * max(0, n - resident - slots) * load + 2 * ahead
-    causes = {"forward": n * visits.forward, "again": (n - 1) * visits.again, "gradients": n * visits.gradients, "head": visits.head,
-              "block inputs": 2 * (n - 1) * visits.shelf, "waiting for loads": waited}
-    return causes | _update(task, place, seats), loads
+        block = quantised_block(task, setting.tier) + sizes(task.shape, task.type_bytes).block
+        once = LOAD_START + block / place.node.device.memory_rate
+        loads = 2 * max(0, n - setting.resident_blocks - slots_of(task, setting)) * once
+        waited = loads
+    causes = {
+        "forward": n * cells * visits.forward,
+        "again": ((n - 1) * cells - kept) * visits.again,
+        "gradients": n * cells * visits.gradients,
+        "head": cells * visits.head,
+        "block inputs": step.waited_for_inputs,
+        "waiting for loads": waited,
+    }
+    return causes | update, loads
 
 
 def _stock(task: Task, setting: Setting, place: Place) -> dict[str, float]:
-    visits = visits_of(task, setting, place, setting.accumulation)
-    n = task.shape.layers
-    return {"forward": n * visits.forward, "again": n * visits.again, "gradients": n * visits.gradients, "head": visits.head} | _update(task, place, 1)
+    visits, n, cells = visits_of(task, setting, place), task.shape.layers, setting.accumulation
+    return {
+        "forward": n * cells * visits.forward,
+        "again": n * cells * visits.again,
+        "gradients": n * cells * visits.gradients,
+        "head": cells * visits.head,
+    } | _update(task, place, 1)
 
 
 def _update(task: Task, place: Place, seats: int) -> dict[str, float]:

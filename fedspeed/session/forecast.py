@@ -1,14 +1,15 @@
 """What the planner expects of the run that is under way, for its report."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.errors import FedSpeedError
-from fedspeed.planner.hardware import Device, Node, node_of
+from fedspeed.planner.hardware import GIB, Device, Node, node_of
 from fedspeed.planner.memory import device_memory
-from fedspeed.planner.plan import SLOTTED, TIERS, Setting
-from fedspeed.planner.search import places_of
+from fedspeed.planner.plan import SLOTTED, TIERS, Place, Setting, Task
+from fedspeed.planner.search import fits, keeping, places_of
 from fedspeed.planner.task import task_of
 from fedspeed.planner.timing import seconds_of
 from fedspeed.preflight import base_sizes, read_probe_file
@@ -31,7 +32,7 @@ def forecast(job: Job, data: dict):
 
 
 def _forecast(job: Job, data: dict):
-    from fedspeed.engine.base.choose import choose_tier, host_inputs, resident_count, slots_of
+    from fedspeed.engine.base.choose import choose_tier
     from fedspeed.models.planned import planned_shape
     from fedspeed.monitor.report import Predicted
 
@@ -56,10 +57,40 @@ def _forecast(job: Job, data: dict):
                    answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples))
     places = [place for group in places_of(job.topology, nodes).values() for place in group]
     group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
-    held = base_sizes(shape, task.type_bytes, 0 if task.offload else group)
-    resident = resident_count(config.engine, held) if tier in SLOTTED else 0
-    slots = slots_of(config.engine, held) if tier in SLOTTED else 0
-    setting = Setting(tier, config.train.micro_batch, config.train.accumulation, resident, slots,
-                      config.engine.seats or task.clients, "host" if host_inputs(config.engine) else "device", config.engine.activation_checkpointing)
+    resident, slots = (
+        _placed(config.engine, base_sizes(shape, task.type_bytes, 0 if task.offload else group))
+        if tier in SLOTTED
+        else (0, 0)
+    )
+    setting = Setting(
+        tier,
+        config.train.micro_batch,
+        config.train.accumulation,
+        resident,
+        slots,
+        config.engine.seats or task.clients,
+        "device" if config.engine.block_inputs == "auto" else config.engine.block_inputs,
+        config.engine.activation_checkpointing,
+    )
+    if config.engine.block_inputs == "auto" and not all(fits(task, setting, place) for place in places):
+        setting = replace(setting, block_inputs="host")
+    setting = _with_activations(task, setting, config.engine.activation_gib, places)
     return Predicted(max(sum(map(sum, (part.values() for part in device_memory(task, setting, place, evaluation=False)))) for place in places),
                      max(seconds_of(task, setting, place).total for place in places) if timed else None)
+
+
+def _placed(engine, held) -> tuple[int, int]:
+    """(resident blocks, slots) that the engine makes of its configuration for a base of these sizes."""
+    from fedspeed.engine.base.choose import resident_count, slots_of
+
+    return resident_count(engine, held), slots_of(engine, held)
+
+
+def _with_activations(task: Task, setting: Setting, gib: float | str, places: Sequence[Place]) -> Setting:
+    """The setting with the activations that engine.activation_gib keeps; auto: as many as the memory model
+    says that there is room for."""
+    if setting.tier == "stock":
+        return setting
+    return (
+        keeping(task, setting, places) if gib == "auto" else replace(setting, activation_bytes=int(gib * GIB))
+    )

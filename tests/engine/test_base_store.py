@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedspeed.planner.layers.order import next_load
-from fedspeed.planner.layers.resident import spread
+from fedspeed.planner.layers.order import next_load, spread, step_order
 from tests.conftest import ROOT
 from tests.engine.engines import engine
 from tests.limits import LIMIT_S
@@ -42,6 +41,25 @@ def test_a_step_loads_what_the_turns_do_not_keep(blocks, slots):
     first, *others = simulate(blocks, slots, 4)
     assert {len(loads) for loads in others} == {2 * max(0, blocks - slots)}
     assert len(first) <= 2 * blocks
+
+
+@pytest.mark.parametrize("lowest", [0, 3])
+def test_a_block_comes_back_to_the_slot_where_its_graph_was_built(lowest):
+    """So a graph that is kept still finds the weights of its block, in training steps with and without evaluations between."""
+    for blocks in range(2, 13):
+        step = step_order(blocks, min(lowest, blocks - 1))
+        forward = list(range(blocks))
+        for slots in range(1, blocks + 1):
+            places, free = {}, list(range(slots))
+            for order in (step, forward, step, step, forward, forward, step):
+                first = {}
+                for i, block in enumerate(order):
+                    for busy, upcoming in ((set(), order[i:] + forward), ({block}, order[i + 1:] + forward), (set(), order[i + 1:] + forward)):
+                        while choice := next_load(upcoming, places.keys(), busy, slots):
+                            unit, victim = choice
+                            places[unit] = free.pop() if victim is None else places.pop(victim)
+                        if busy:
+                            assert first.setdefault(block, places[block]) == places[block], (blocks, slots, block)
 
 
 def test_the_unit_that_is_needed_last_makes_room():

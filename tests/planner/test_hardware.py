@@ -49,6 +49,40 @@ def test_a_probe_outweighs_what_is_published():
     assert node_of(Host("alpha", 2), [PROBE]).nvme == 900 * GIB and node_of(Host("beta", 2, gpu="RTX-3090"), [PROBE]).nvme == 0
 
 
+def test_what_probes_tell_since_their_second_version():
+    """Files of the first one go on working, with published ratios in the place of rates that they do not
+    have."""
+    rates = {**PROBE["device"]["flops"], "fp32": 20e12}
+    first = {**PROBE, "device": {**PROBE["device"], "flops": rates}}
+    second = {
+        **first,
+        "device": {
+            **first["device"],
+            "flops": {**rates, "fp16_accumulation": 100e12, "tf32": 30e12},
+            "down_bytes_s": 22e9,
+            "both_bytes_s": 18e9,
+            "launch_forward_s": 7e-4,
+            "launch_backward_s": 1.1e-3,
+        },
+    }
+    old, new = (node_of(Host("alpha", 1), [read_probe(probe, "p.json")]).device for probe in (first, second))
+    assert (old.down_rate, old.both_rate, old.launch_s) == (0.0, 0.0, None)
+    assert (new.down_rate, new.both_rate, new.launch_s) == (22e9, 18e9, (7e-4, 1.1e-3))
+    assert (new.fp16_accumulation, new.tf32) == (
+        pytest.approx(60e12),
+        pytest.approx(24e12),
+    ) and new.flops == old.flops
+    assert old.fp16_accumulation == pytest.approx(2 * old.flops["fp16"]) and old.tf32 == pytest.approx(
+        old.flops["fp32"]
+    )
+    unknown = {**first, "device": {**first["device"], "name": "Voodoo2"}}
+    assert (
+        node_of(Host("alpha", 1), [unknown]).device.fp16_accumulation,
+        node_of(Host("alpha", 1), [unknown]).device.tf32,
+    ) == (0.0, 0.0)
+    assert common_type([new], "auto") == "bf16"  # what only engine.matmul brings is no numeric type
+
+
 def test_a_file_that_is_no_probe():
     assert read_probe(PROBE, "p.json") is PROBE
     for broken, message in (([], "p.json: holds 0 of the 5 parts"), ({**PROBE, "ram": {"free_bytes": 1}}, "p.json: lacks ram.bytes_s"),
@@ -57,9 +91,22 @@ def test_a_file_that_is_no_probe():
             read_probe(broken, "p.json")
 
 
-@pytest.mark.parametrize(("part", "name", "value"), [
-    ("device", "flops", {}), ("device", "flops", {"fp8": 1.0}), ("device", "flops", {"fp32": "fast"}), ("device", "flops", {"fp32": 0}),
-    ("device", "flops", {"fp32": -1}), ("device", "kind", "tpu"), ("device", "free_bytes", "12"), ("ram", "bytes_s", 0), ("disk", "bytes_s", float("nan"))])
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("device", "flops", {}),
+        ("device", "flops", {"fp8": 1.0}),
+        ("device", "flops", {"fp32": "fast"}),
+        ("device", "flops", {"fp32": 0}),
+        ("device", "flops", {"fp32": -1}),
+        ("device", "kind", "tpu"),
+        ("device", "free_bytes", "12"),
+        ("device", "down_bytes_s", 0),
+        ("device", "launch_forward_s", "fast"),
+        ("ram", "bytes_s", 0),
+        ("disk", "bytes_s", float("nan")),
+    ],
+)
 def test_numbers_of_a_probe_that_cannot_be(part, name, value):
     facts = json.loads(json.dumps(PROBE))
     facts[part][name] = value
@@ -73,6 +120,16 @@ def test_a_mixed_run_takes_fp16():
     assert common_type([new, old], "fp32") == "fp32"
     with pytest.raises(PlanError, match=r"model.dtype=bf16: 1 of the cards \(rtx2080ti\).*set model.dtype=fp16"):
         common_type([new, old], "bf16")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_sums_in_fp16_are_twice_as_fast_on_geforce_cards_only(name):
+    card, device = CARDS[name], published(CARDS[name])
+    assert device.fp16_accumulation == pytest.approx(
+        (2 if name.startswith("rtx") else 1) * device.flops["fp16"], rel=1e-3
+    )
+    # Both came with Ampere.
+    assert (device.tf32 > 0) is card.bf16 and device.tf32 <= device.flops["fp16"] / 2 * 1.01
 
 
 def test_rates_are_those_of_the_reference():

@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 
 from fedspeed.models.catalogue import KNOWN, from_config, shape_of
-from fedspeed.planner.memory import base_away, memory_of, saved_per_token, shelf_bytes, sizes
+from fedspeed.planner.memory import (
+    base_away,
+    head_bytes,
+    kept_bytes,
+    kept_of,
+    memory_of,
+    saved_per_token,
+    shelf_bytes,
+    sizes,
+)
 from fedspeed.planner.plan import Setting, Task
 from tests.models.test_catalogue import config_of, meta
 from tests.planner.cases import FIVE, HUB, one_place
@@ -46,13 +55,20 @@ def test_units_are_packed_as_predicted(name):
 @pytest.mark.parametrize("targets", ["attention", "all-linear"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_autograd_keeps_of_a_block(name, targets, dropout):
-    real = kept_bytes(BLOCKS[name], targets, dropout, batch=2, tokens=128) / 256
+    real = saved_by_autograd(BLOCKS[name], targets, dropout, batch=2, tokens=128) / 256
     predicted = saved_per_token(Task(from_config(BLOCKS[name], name, name), 1, tokens=128, targets=targets, dropout=dropout))
     assert predicted == pytest.approx(real, rel=0.05)
 
 
-def kept_bytes(config, targets, dropout, batch, tokens):
-    """Bytes of the tensors a block's forward saves of rows of unequal length, its parameters and its input aside."""
+def test_cards_that_need_fp16_keep_keys_and_values_for_every_head():
+    shape = TASK.shape
+    more = saved_per_token(replace(TASK, dtype="fp16")) - saved_per_token(replace(TASK, dtype="bf16"))
+    assert more == 2 * 2 * (shape.heads - shape.kv_heads) * shape.head_dim > 0
+
+
+def saved_by_autograd(config, targets, dropout, batch, tokens):
+    """Bytes of the tensors a block's forward saves, its parameters and its input aside. Rows are padded on
+    the right, which needs no mask."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -66,10 +82,8 @@ def kept_bytes(config, targets, dropout, batch, tokens):
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     parts, entered, calls = anatomy(model), [], []
     setattr(parts.decoder, parts.blocks_name, torch.nn.ModuleList(_Recorder(entered, calls) for _ in parts.blocks))
-    mask = torch.ones(batch, tokens, dtype=torch.long)
-    mask[0, tokens - 9:] = 0
     with torch.no_grad():
-        parts.decoder(inputs_embeds=torch.randn(batch, tokens, 256, dtype=torch.bfloat16), attention_mask=mask)
+        parts.decoder(inputs_embeds=torch.randn(batch, tokens, 256, dtype=torch.bfloat16))
     entry = entered[0].detach().requires_grad_()
     known.add(entry.untyped_storage().data_ptr())
     kept = []  # alive, so that no address is used twice
@@ -106,7 +120,6 @@ def test_what_waits_between_two_blocks():
             return parts.embedding.weight
 
     ids, mask = np.ones((2, 128), dtype=np.int64), np.ones((2, 128), dtype=np.int64)
-    mask[0, 100:] = 0
     layers = LayerMajor(model, parts, Store())
     cells = [Cell(Batch(ids, ids, mask, 1), 0) for _ in range(3)]
     states = layers._enter(cells, backward=True)
@@ -119,7 +132,9 @@ def test_what_waits_between_two_blocks():
         waiting |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in inputs if isinstance(t, torch.Tensor)}
     task = Task(from_config(BLOCKS["llama"], "llama", "llama"), 1, tokens=128)
     many = memory_of(task, Setting("resident", 2, 3000), one_place()).gpu  # more than evaluation has there
-    assert many["between blocks"] * 3 / 3000 == pytest.approx(sum(waiting.values()), rel=0.05)
+    # Half of it: where inputs wait on the host, those of the first of the two blocks are there or on their
+    # way besides.
+    assert many["between blocks"] / 2 * 3 / 3000 == pytest.approx(sum(waiting.values()), rel=0.05)
     few = memory_of(task, Setting("resident", 2, 3), one_place()).gpu
     assert few["between blocks (evaluation)"] * 3 * 256 / 32_768 == pytest.approx(sum(waiting.values()), rel=0.05)
 
@@ -156,7 +171,8 @@ def test_the_base_is_once_in_a_node_however_many_ranks():
 
 def test_reading_from_disk_takes_a_page_locked_buffer_a_rank():
     memory = memory_of(TASK, Setting("nvme", 4, 1), one_place())
-    assert memory.ram["read buffers"] == 2 * 2**31  # the embedding's 1.09e9 bytes, up to a power of two
+    # Two of the embedding's 1.09e9 bytes, up to a power of two, for each of two ranks.
+    assert memory.ram["read buffers"] == 2 * 2 * 2**31
     assert memory.nvme == {"base": base_away(TASK, Setting("nvme", 4, 1))} and "base" not in memory.ram
 
 
@@ -171,9 +187,33 @@ def test_waiting_inputs_lie_where_the_setting_says():
     deep = replace(TASK, tokens=2048, rows=16)
     host, device = (memory_of(deep, Setting("ram", 4, 4, block_inputs=where), one_place()) for where in ("host", "device"))
     assert host.ram["block inputs"] == 2 * 27 * 4 * shelf_bytes(deep, Setting("ram", 4, 4))
-    # On the device none is rounded up.
-    assert device.gpu["between blocks"] - host.gpu["between blocks"] == 27 * 4 * 4 * 2048 * 3584 * 2
+    # On the device none is rounded up; those of two blocks are there in any case, in use and on their way.
+    assert device.gpu["between blocks"] - host.gpu["between blocks"] == (27 - 2) * 4 * 4 * 2048 * 3584 * 2
     assert shelf_bytes(deep, Setting("ram", 4, 4)) == 2**26  # 4 x 2048 x 3584 x 2 bytes, up to a power of two
+
+
+def test_kept_activations_are_what_a_block_saves_of_a_micro_batch():
+    """Their inputs need no place on the host, but stay on the device."""
+    deep = replace(TASK, tokens=2048, rows=8)
+    for where, beside in (("device", 0), ("host", 2 * 2048 * 3584 * 2)):
+        plain = Setting("ram", 2, 4, block_inputs=where)
+        five = replace(plain, activation_bytes=5 * kept_bytes(deep, plain) + 17)
+        without, kept = (memory_of(deep, setting, one_place()) for setting in (plain, five))
+        saved = 5 * 2 * 2048 * saved_per_token(deep)
+        assert kept.gpu["activations"] == saved and "activations" not in without.gpu
+        assert kept.gpu_bytes - without.gpu_bytes == pytest.approx(1.08 * (saved + 5 * beside), abs=2)
+        assert without.ram_bytes - kept.ram_bytes == (2 * 5 * shelf_bytes(deep, plain) if beside else 0)
+    assert kept_of(deep, replace(plain, activation_bytes=2**60), 4) == 4 * 27  # all blocks but the last
+
+
+def test_logits_come_in_larger_chunks_on_a_gpu():
+    """Of the head's bytes only the chunk differs: rows of the vocabulary with their gradient and two fp32
+    copies."""
+    vocab = TASK.shape.vocab
+    assert (
+        head_bytes(TASK, 8192, "gpu") - head_bytes(TASK, 8192, "cpu")
+        == ((1 << 28) // (2 * vocab) - (1 << 26) // (2 * vocab)) * vocab * 12
+    )
 
 
 def test_on_a_cpu_everything_is_ram():

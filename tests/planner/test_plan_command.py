@@ -85,6 +85,8 @@ def test_a_probe_of_this_machine_is_what_plan_reads(tmp_path):
     done = run("probe", "--out", tmp_path / "here.json", "--disk", tmp_path)
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "here.json").read_text())
+    assert 1e-5 < facts["device"]["launch_forward_s"] <= facts["device"]["launch_backward_s"] < 1
+    assert not facts["device"].keys() & {"down_bytes_s", "both_bytes_s"}  # of a bus that a CPU does not have
     assert facts["device"]["kind"] == "cpu" and 1e8 < facts["device"]["flops"]["fp32"] < 1e14
     assert all(1e6 < facts[part][rate] < 1e12 for part, rate in (("ram", "bytes_s"), ("disk", "bytes_s"), ("link", "loopback_bytes_s")))
     assert not list(tmp_path.glob(".probe-*"))  # its file on the disk is gone

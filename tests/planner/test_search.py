@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 
 from fedspeed.cluster.hostfile import parse
+from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import PlanError
 from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.explain import explain
 from fedspeed.planner.hardware import GIB
-from fedspeed.planner.memory import memory_of
-from fedspeed.planner.plan import SLOTTED, Setting, Task
+from fedspeed.planner.memory import kept_bytes, memory_of
+from fedspeed.planner.plan import SLOTTED, Setting, Task, overrides
 from fedspeed.planner.search import apply, families, fastest, fits, places_of, plan
 from fedspeed.planner.timing import seconds_of
 from tests.planner.cases import FIVE, HUB, laid, one_host, one_place, shipped
@@ -33,15 +34,26 @@ def test_the_models_fit_the_cards(hostfile, clients, model):
     assert found.task.dtype == ("bf16" if clients == 3 else "fp16")
 
 
-@pytest.mark.parametrize(("rows", "tokens", "cards", "quantised"),  # loads that hide, loads that do not, and a base in fewer bits
-                         [(2, 512, (3, 2.6, 4), False), (1, 64, (1.5, 1.4, 1.6), False), (1, 64, (1.5, 1.4, 1.6), True)])
+@pytest.mark.parametrize(
+    ("rows", "tokens", "cards", "quantised"),  # loads that hide, loads that do not, and a base in fewer bits
+    [(2, 512, (3, 2.2, 4), False), (1, 64, (1.5, 1.35, 1.6), False), (2, 64, (1.5, 1.35, 1.6), True)],
+)
 def test_nothing_faster_fits(rows, tokens, cards, quantised):
-    """All settings of a small model, every number of resident blocks included, against what the search finds."""
-    task = Task(shape_of("gpt3-350m"), clients=2, rows=rows, tokens=tokens, dtype="fp16", quantised=quantised)
-    for card, facts in zip(cards, ("gpu=rtx2080ti ram_gib=16", "gpu=rtx2080ti ram_gib=16 nvme=/n", "gpu=rtx3090 ram_gib=12")):
+    """All settings of a small model, every number of slots and activations included, against what the search
+    finds."""
+    task = Task(
+        replace(shape_of("gpt3-350m"), layers=8),
+        clients=2,
+        rows=rows,
+        tokens=tokens,
+        dtype="fp16",
+        quantised=quantised,
+    )
+    for card, facts in zip(
+        cards, ("gpu=rtx2080ti ram_gib=16", "gpu=rtx2080ti ram_gib=12 nvme=/n", "gpu=rtx3090 ram_gib=12")
+    ):
         place = one_place(f"{facts} gpu_mem_gib={card}", slots=1, clients=2)
-        weighed = [replace(family, resident_blocks=r) for family in families(task, [place])
-                   for r in (range(task.shape.layers - family.slots + 1) if family.tier in SLOTTED else [0])]
+        weighed = [chosen for family in families(task, [place]) for chosen in every_way(task, family)]
         fitting = [setting for setting in weighed if fits(task, setting, place)]
         assert 0 < len(fitting) < len(weighed)
         best = min(seconds_of(task, setting, place).total for setting in fitting)
@@ -50,14 +62,58 @@ def test_nothing_faster_fits(rows, tokens, cards, quantised):
         assert seconds_of(task, found, place).total == pytest.approx(best, abs=2e-6)
 
 
+def every_way(task, family):
+    """Slots where a base streams, resident blocks where it is quantised, and every second number of kept
+    activations."""
+    if family.tier == "stock":
+        return [family]
+    layers, kept = task.shape.layers, kept_bytes(task, family)
+    spent = [family]
+    if family.tier in SLOTTED:
+        spent = ([replace(family, resident_blocks=n) for n in range(layers)] if family.tier in QUANTISED else
+                 [replace(family, slots=n) for n in range(1, layers + 1)])
+    most = family.seats * family.accumulation * (layers - 1)
+    return [
+        replace(setting, activation_bytes=n * kept) for setting in spent for n in {*range(0, most, 2), most}
+    ]
+
+
 def test_among_equals_the_one_that_takes_least():
-    """Where loads hide, blocks need not stay on the device."""
+    """Where loads hide, memory for more slots, or for all activations, is left alone."""
     place = one_place("gpu=rtx3090 ram_gib=64", slots=1)
     task = replace(TASK, shape=shape_of(f"{HUB}Qwen-14B"), rows=16)
     found = fastest(task, [place])
-    assert found.tier == "ram"
-    fewer = [replace(found, resident_blocks=r) for r in range(found.resident_blocks)]
-    assert all(seconds_of(task, setting, place).total > seconds_of(task, found, place).total + 5e-7 for setting in fewer)
+    assert found.tier == "ram" and found.resident_blocks == 0
+    time, one = seconds_of(task, found, place).total, kept_bytes(task, found)
+    for fewer in (
+        replace(found, slots=found.slots - 1),
+        replace(found, activation_bytes=found.activation_bytes - one),
+    ):
+        assert seconds_of(task, fewer, place).total > time + 5e-7
+
+
+def test_spare_memory_goes_where_it_saves_more():
+    """Loads that do not hide get slots; where they hide, activations are kept."""
+    place = one_place("gpu=rtx3090 ram_gib=64", slots=1)
+    short, long = (fastest(replace(TASK, rows=1, tokens=tokens), [place]) for tokens in (64, 2048))
+    assert short.tier == long.tier == "ram" and short.slots > 10 > long.slots
+    assert long.activation_bytes > 10 * kept_bytes(replace(TASK, tokens=2048), long)
+
+
+def test_blocks_are_resident_only_where_the_host_has_no_room_for_their_copy():
+    for facts, room in (("gpu=rtx3090 ram_gib=64", True), ("gpu=rtx3090 ram_gib=18", False)):
+        place = one_place(facts, slots=1)
+        found = fastest(TASK, [place])
+        fewer = replace(found, resident_blocks=found.resident_blocks - 1)
+        assert found.tier == "ram" and (found.resident_blocks == 0) is room
+        assert (
+            room
+            or memory_of(TASK, fewer, place).ram_bytes
+            > place.node.ram
+            >= memory_of(TASK, found, place).ram_bytes
+        )
+    device = explain(plan(TASK, *laid(one_host(facts, 1), 1)))
+    assert re.search(r"blocks 0, .*device\n", device) and "the other blocks" in device
 
 
 @pytest.mark.parametrize("grow", ["gpu", "ram"])
@@ -85,6 +141,18 @@ def test_every_reason_has_a_number_and_names_what_it_is_about():
         assert (alternative.seconds is None) == alternative.reason.startswith("does not fit")
         if alternative.seconds is not None:
             assert alternative.seconds >= found.step_seconds - 1e-6
+
+
+@pytest.mark.parametrize("wishes", [{"rows": 1, "tokens": 64}, {"rows": 16, "tokens": 1024}, {"quantised": True}])
+@pytest.mark.parametrize("model", [f"{HUB}Qwen-1.5B", f"{HUB}Qwen-14B"])
+def test_no_alternative_is_faster_than_the_plan(model, wishes):
+    found = shipped("hetero10", 10, model, **wishes)
+    times = [alternative.seconds for alternative in found.alternatives if alternative.seconds is not None]
+    assert len(times) > 2 and min(times) >= found.step_seconds - 1e-6
+    everywhere = [place for cluster in found.clusters for place in cluster.places]
+    for alternative in found.alternatives:
+        if alternative.seconds is not None:
+            assert all(fits(found.task, alternative.setting, place) for place in everywhere)
 
 
 def test_clusters_may_wish_otherwise():
@@ -180,11 +248,24 @@ def test_a_full_fine_tune_is_stock():
 
 
 def test_stock_leaves_stage_3():
-    found = shipped("hetero10", 3, f"{HUB}Qwen-1.5B", stage=3)
-    assert found.setting.tier == "stock" and "deepspeed.zero_optimization.stage=0" in found.overrides
+    for tier, left in (("stock", True), ("resident", False)):
+        assert (
+            "deepspeed.zero_optimization.stage=0" in overrides(replace(TASK, stage=3), Setting(tier, 4, 1))
+        ) is left
 
 
 def test_settings_as_overrides():
-    words = Setting("ram", 2, 4, 5, 3, 2, "host").overrides
-    assert words == ("engine.tier=ram", "engine.seats=2", "engine.block_inputs=host", "engine.resident_blocks=5", "engine.slots=3",
-                     "train.micro_batch=2", "train.accumulation=4")
+    words = Setting("ram", 2, 4, 5, 3, 2, "host", activation_bytes=GIB // 3).overrides
+    assert words == (
+        "engine.tier=ram",
+        "engine.seats=2",
+        "engine.block_inputs=host",
+        "engine.activation_gib=0.33334",
+        "engine.resident_blocks=5",
+        "engine.slots=3",
+        "train.micro_batch=2",
+        "train.accumulation=4",
+    )
+    # Said in any case, so that a run does as the plan says.
+    assert "engine.activation_gib=0.00000" in Setting("resident", 2, 4).overrides
+    assert not any("activation_gib" in word for word in Setting("stock", 2, 4).overrides)

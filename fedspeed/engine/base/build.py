@@ -16,7 +16,7 @@ from fedspeed.engine.config import QUANTISED, EngineConfig
 from fedspeed.engine.groups import Groups, partition_set, world_deadline
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.blocks import Anatomy
-from fedspeed.planner.layers.resident import spread
+from fedspeed.planner.layers.order import spread
 
 
 class StoreBuilder:

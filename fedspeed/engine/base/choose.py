@@ -164,12 +164,3 @@ def pipeline_section(ds_config: dict) -> dict:
     """The section for the engine that executes a pipeline, and trains nothing itself."""
     config = {key: value for key, value in copy.deepcopy(ds_config).items() if key not in ("zero_optimization", "optimizer", "scheduler", "gradient_clipping")}
     return config | {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-
-
-def host_inputs(engine: EngineConfig) -> bool:
-    """Whether the inputs of blocks wait in host RAM."""
-    if engine.block_inputs != "auto":
-        return engine.block_inputs == "host"
-    from deepspeed.accelerator import get_accelerator
-
-    return not get_accelerator().is_synchronized_device()

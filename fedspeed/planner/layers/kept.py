@@ -20,3 +20,13 @@ def kept_counts(budget: int, nbytes: Sequence[int], blocks: int, lowest: int = 0
             budget -= size
             counts[block] += 1
     return counts
+
+
+def equal_kept_counts(count: int, micro_batches: int, blocks: int) -> list[int]:
+    """Tell what `kept_counts` gives where all micro-batches are of one size and `count` of them, over all
+    blocks, fit into the budget."""
+    full, rest = divmod(min(count, micro_batches * (blocks - 1)), micro_batches)
+    kept = [0] * (blocks - 1 - full) + [micro_batches] * full + [0]
+    if rest:
+        kept[blocks - 2 - full] = rest
+    return kept

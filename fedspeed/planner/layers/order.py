@@ -19,7 +19,10 @@ def next_load(upcoming: Sequence[int], held: Collection[int], busy: Collection[i
     if len(held) < slots:
         return upcoming[wanted_at], None
     never = len(upcoming)
-    use = {unit: next((i for i, u in enumerate(upcoming) if u == unit), never) for unit in held if unit not in busy}
+    first_use: dict[int, int] = {}
+    for i, unit in enumerate(upcoming):
+        first_use.setdefault(unit, i)
+    use = {unit: first_use.get(unit, never) for unit in held if unit not in busy}
     victim = max(use, key=lambda unit: (use[unit], unit), default=None)
     if victim is None or use[victim] <= wanted_at:
         return None
@@ -30,3 +33,9 @@ def step_order(blocks: int, lowest: int = 0) -> list[int]:
     """Blocks in the order in which a training step visits them: forwards, then backwards down to the lowest one that trains. The last one is visited once:
     its backward follows its forward."""
     return [*range(blocks), *range(blocks - 2, lowest - 1, -1)]
+
+
+def spread(blocks: int, count: int) -> list[int]:
+    """Choose `count` of the blocks that live on the device for good, evenly over the depth, so that loads
+    find arithmetic between them to hide behind."""
+    return [i * blocks // count for i in range(count)]

@@ -56,7 +56,7 @@ def cluster_traffic(ranks: int, owners: Sequence[int], micro_batch: int, micros:
 def divide(task: Task, places: Sequence[Place], traffic: Traffic) -> tuple[int, ...] | None:
     """Cuts for ranks that form a pipeline in this order, as `boundaries` gives them."""
     setting = traffic.setting()
-    visits = [visits_of(task, setting, place, 1) for place in places]
+    visits = [visits_of(task, setting, place) for place in places]
 
     @cache
     def of(rank: int, blocks: int) -> float:
@@ -83,7 +83,7 @@ def stage_bytes(task: Task, place: Place, traffic: Traffic, rank: int, blocks: i
     trained = sum(trainable_bytes(replace(task, stage=0), traffic.clients, place).values()) * blocks // task.shape.layers
     block = batch * working_per_token(task) + (saved if traffic.recompute else 0)
     moving = traffic.held[rank] * (blocks * (hidden if traffic.recompute else saved) + 2 * hidden)
-    moving += max(block, head_bytes(task, batch) if traffic.heads[rank] else 0)
+    moving += max(block, head_bytes(task, batch, place.node.device.kind) if traffic.heads[rank] else 0)
     if place.node.device.kind == "cpu":
         return weights + trained + moving + PROCESS["cpu"]
     return weights + trained + int((1 + FRAGMENTS) * moving) + DRIVER

@@ -90,7 +90,7 @@ def _executed(task: Task, places: Sequence[Place], traffic: Traffic, layout: Lay
 def times_of(task: Task, traffic: Traffic, places: Sequence[Place], layout: Layout, loads: Sequence[float] = ()) -> PipelineTimes:
     """Of one micro-batch."""
     setting = traffic.setting()
-    visits = [visits_of(task, setting, place, 1) for place in places]
+    visits = [visits_of(task, setting, place) for place in places]
     forward = [visits[holder].forward * len(chunk) for chunk, holder in zip(layout.chunks, layout.holders)]
     backward = [(visits[holder].again + visits[holder].gradients) * len(chunk) for chunk, holder in zip(layout.chunks, layout.holders)]
     steps = [seconds_of(task, setting, place).causes["optimizer"] * len(layout.blocks_of(rank)) / task.shape.layers for rank, place in enumerate(places)]

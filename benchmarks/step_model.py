@@ -1,0 +1,253 @@
+"""What a step on a card should take, on paper, and what each mend of the way it is executed contributes.
+
+    python benchmarks/step_model.py
+
+The timeline is the planner's (fedspeed/planner/layers/walk.py). Here it is fed with assumptions about an H100
+and its bus instead of a probe's facts, so that nothing in the table was measured on a card. Shares are of
+pure arithmetic: all blocks resident, all but the last computed again, and nothing else.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fedspeed.models.catalogue import ModelShape, shape_of  # noqa: E402
+from fedspeed.planner.hardware import CARDS, GIB, Node, published  # noqa: E402
+from fedspeed.planner.layers.order import spread  # noqa: E402
+from fedspeed.planner.layers.walk import BEHIND_LOADS, DEVICE, HOST, INLINE, Base, Visits, walk  # noqa: E402
+from fedspeed.planner.memory import kept_bytes, memory_of  # noqa: E402
+from fedspeed.planner.plan import Place, Setting, Task  # noqa: E402
+from fedspeed.planner.timing import VISIT  # noqa: E402
+
+MATRICES = 790e12  # FLOP/s of large products on an H100, of a peak of 989
+ATTENTION = 450e12  # FLOP/s of fused attention
+# Norms, activations and the like, as a share of the block's products and attention; 1.4 times that for their
+# gradients.
+ELEMENTWISE = 0.24
+HEAD = 0.6 * MATRICES  # products with few rows, and the loss
+ANSWERS = 0.5  # tokens that carry loss
+BUS = 55e9  # bytes/s of PCIe 5 with 16 lanes
+# Seconds of a step in which the card computes nothing: with hundreds of small tensors, and with two.
+FIXED_NOW, FIXED = 0.05, 0.01
+MODELS = {name: f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{name}" for name in ("7B", "14B")}
+STEPS = (8_192, 32_768)  # tokens
+MICRO_BATCH = 4_096  # tokens
+
+
+@dataclass(frozen=True)
+class Work:
+    """One model's step on the assumed card. `tokens` of a step, in micro-batches of one row of `micro_batch`
+    tokens. `launch_s`: the least that a forward and a backward of one block take, whatever its arithmetic."""
+
+    shape: ModelShape
+    tokens: int
+    micro_batch: int = MICRO_BATCH
+    bus: float = BUS
+    launch_s: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def micro_batches(self) -> int:
+        return self.tokens // self.micro_batch
+
+    @property
+    def visits(self) -> Visits:
+        """Adapters are left out: they are a hundredth of a block's work."""
+        shape, tokens = self.shape, self.micro_batch
+        products = 2 * shape.block * tokens / MATRICES
+        attention = 2 * tokens**2 * shape.hidden / ATTENTION  # causal: half of the scores
+        forward = max((products + attention) * (1 + ELEMENTWISE), self.launch_s[0])
+        gradients = max((products + 2.5 * attention) * (1 + 1.4 * ELEMENTWISE), self.launch_s[1])
+        return Visits(
+            forward,
+            forward,
+            gradients,
+            4 * shape.embedding * ANSWERS * tokens / HEAD,
+            tokens * shape.hidden * 2 / self.bus,
+        )
+
+    def seconds(
+        self,
+        slots: int = 2,
+        resident: tuple[int, ...] = (),
+        inputs: str = DEVICE,
+        kept: int = 0,
+        fixed: float = 0.0,
+    ) -> float:
+        base = Base(self.shape.layers, slots, 2 * self.shape.block / self.bus, frozenset(resident))
+        return walk(self.visits, base, self.micro_batches, inputs=inputs, kept=kept, fixed=fixed).seconds
+
+    def share(self, **how) -> float:
+        """Tell which part of a step is pure arithmetic; above 1 where activations are kept, which saves some
+        of it."""
+        pure = replace(self, launch_s=(0.0, 0.0))
+        return pure.seconds(resident=tuple(range(self.shape.layers))) / self.seconds(**how)
+
+
+def paper_budget(work: Work) -> list[float]:
+    """List the shares on paper before any mend, and with one more of them each time."""
+    quarter = tuple(spread(work.shape.layers, work.shape.layers // 4))
+    return [
+        work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW),
+        work.share(inputs=INLINE, fixed=FIXED_NOW),
+        work.share(fixed=FIXED_NOW),
+        work.share(resident=quarter, fixed=FIXED_NOW),
+        work.share(resident=quarter, fixed=FIXED),
+    ]
+
+
+def task_of(work: Work) -> Task:
+    return Task(work.shape, 1, work.micro_batch, work.micro_batches, 1, answer_share=ANSWERS)
+
+
+def card_with(gib: float) -> Place:
+    """An H100 of which a rank may use so many GiB, in a host with 128 GiB."""
+    device = replace(published(CARDS["h100"]), memory=int(gib * GIB))
+    return Place(Node("h", device, 125 * GIB, 100e9, 0, 1.0, 1.0, 1.0), 1, 1, 1, 1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Mended:
+    """The best way to use some device memory once all is mended."""
+
+    inputs: str
+    slots: int
+    kept: int
+    share: float
+
+
+def mended(work: Work, gib: float) -> Mended:
+    """Search all numbers of slots, each with as many kept activations as fit beside them, by the planner's
+    model of memory."""
+    task, place = task_of(work), card_with(gib)
+    found = []
+    for inputs in (DEVICE, HOST):
+        for slots in range(1, work.shape.layers + 1):
+            kept = _most_kept(task, place, Setting("ram", 1, work.micro_batches, 0, slots, 1, inputs))
+            if kept is not None:
+                found.append(
+                    Mended(
+                        inputs, slots, kept, work.share(slots=slots, inputs=inputs, kept=kept, fixed=FIXED)
+                    )
+                )
+    return max(found, key=lambda one: (round(one.share, 4), one.inputs == DEVICE, -one.slots))
+
+
+def _most_kept(task: Task, place: Place, setting: Setting) -> int | None:
+    """The most blocks and micro-batches whose activations fit; None: not even without any."""
+    def fits(kept: int) -> bool:
+        chosen = replace(setting, activation_bytes=kept * kept_bytes(task, setting))
+        return memory_of(task, chosen, place).gpu_bytes <= place.node.device.memory
+
+    if not fits(0):
+        return None
+    low, high = 0, setting.accumulation * (task.shape.layers - 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---", *["--:"] * (len(head) - 1)], *rows])
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    works = {
+        f"{name}, {tokens // 1024}k tokens a step": Work(shape_of(model), tokens)
+        for tokens in STEPS
+        for name, model in MODELS.items()
+    }
+    print(
+        f"Shares of pure arithmetic: {BUS / 1e9:.0f} GB/s, {MATRICES / 1e12:.0f} TFLOP/s, "
+        f"{MICRO_BATCH} tokens a micro-batch, 2 slots\n"
+    )
+    print(
+        table(
+            [
+                "",
+                "inputs behind loads",
+                "inputs between loads",
+                "inputs hidden",
+                "+ a quarter resident, spread",
+                "+ fixed cost 10 ms",
+            ],
+            [[name, *(f"{share:.3f}" for share in paper_budget(work))] for name, work in works.items()],
+        )
+    )
+    print(
+        "\nEach mend on top of those before, from the way it was: 2 slots, inputs on the compute "
+        "stream behind "
+        "the loads, 50 ms fixed\n"
+    )
+    rows = []
+    for name, work in works.items():
+        shares = [work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW), work.share(inputs=HOST, fixed=FIXED_NOW),
+                  work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED_NOW),
+                  work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED)]
+        rows.append([name, *(f"{share:.3f}" for share in shares)])
+    print(
+        table(
+            [
+                "",
+                "as it was",
+                "+ inputs on own streams",
+                "+ a quarter of the blocks as slots",
+                "+ fixed cost 10 ms",
+            ],
+            rows,
+        )
+    )
+    print(
+        "\nAll mended, in so much device memory, by the model of memory (slots; blocks and micro-batches, in "
+        "pairs, that are not computed again, which brings a step above 1; where block inputs wait)\n"
+    )
+    rows = []
+    for name, work in works.items():
+        cells = [mended(work, gib) for gib in (11, 24)]
+        rows.append(
+            [
+                name,
+                *(
+                    f"{one.share:.3f} ({one.slots} slots, {one.kept} kept, inputs on {one.inputs})"
+                    for one in cells
+                ),
+            ]
+        )
+    print(table(["", "11 GiB", "24 GiB"], rows))
+    seven = Work(shape_of(MODELS["7B"]), STEPS[0], 2_048)
+    print(
+        "\n7B, 8k tokens a step, 2 048 a micro-batch, 7 blocks more than two slots, inputs hidden, "
+        "fixed 10 ms\n"
+    )
+    rows = []
+    for name, how in (
+        ("the lowest 7 resident", {"resident": tuple(range(7))}),
+        ("7 resident, spread", {"resident": tuple(spread(seven.shape.layers, 7))}),
+        ("9 slots", {"slots": 9}),
+    ):
+        slow = replace(seven, bus=25e9)
+        rows.append([name, f"{seven.share(fixed=FIXED, **how):.3f}", f"{slow.share(fixed=FIXED, **how):.3f}"])
+    print(table(["", "55 GB/s", "25 GB/s"], rows))
+    print(
+        "\n7B, 8k tokens a step, 9 slots, inputs on own streams, fixed 10 ms, by the size of a "
+        "micro-batch\n"
+    )
+    rows = []
+    for tokens in (512, 1_024, 2_048, 4_096):
+        small = replace(seven, micro_batch=tokens)
+        bound = replace(small, launch_s=VISIT["gpu"])
+        shares = (work.share(slots=9, inputs=HOST, fixed=FIXED) for work in (small, bound))
+        rows.append([f"{tokens} tokens", *(f"{share:.3f}" for share in shares)])
+    floor = " + ".join(f"{1000 * seconds:g}" for seconds in VISIT["gpu"])
+    print(table(["", "launches hidden", f"launches of {floor} ms"], rows))
+
+
+if __name__ == "__main__":
+    main()
