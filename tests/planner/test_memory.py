@@ -102,6 +102,7 @@ def test_what_waits_between_two_blocks():
     from fedspeed.data.batches import Batch
     from fedspeed.engine.base.layout import frozen_units
     from fedspeed.engine.cell_model import Cell
+    from fedspeed.engine.activations import ActivationBudget
     from fedspeed.engine.layer_major import LayerMajor
     from fedspeed.models.adapters import add_adapter
     from fedspeed.models.blocks import anatomy
@@ -120,7 +121,7 @@ def test_what_waits_between_two_blocks():
             return parts.embedding.weight
 
     ids, mask = np.ones((2, 128), dtype=np.int64), np.ones((2, 128), dtype=np.int64)
-    layers = LayerMajor(model, parts, Store())
+    layers = LayerMajor(model, parts, Store(), ActivationBudget(0.0, 1))
     cells = [Cell(Batch(ids, ids, mask, 1), 0) for _ in range(3)]
     states = layers._enter(cells, backward=True)
     with torch.no_grad():
