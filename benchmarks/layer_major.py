@@ -25,7 +25,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
 WARM_UP = 2  # steps: ZeRO-3 records its trace in the first two
 
 
@@ -151,11 +150,20 @@ def main() -> None:
         report(args, run_ranks(work, ranks, lambda r, port: (r, ranks, port, folder, args)))
 
 
-def run_ranks(function, ranks: int, arguments) -> dict:
-    """rank -> what `function(*arguments(rank, port), results)` put into `results` behind its rank, each rank a process of its own."""
+def free_port() -> int:
+    """A port of this machine that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def run_ranks(function, ranks: int, arguments) -> dict:
+    """rank -> what `function(*arguments(rank, port), results)` put into `results` behind its rank, each rank a process of its own.
+
+    Raises:
+        SystemExit: a rank ended without a result, whatever its exit code.
+    """
+    port = free_port()
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [context.Process(target=function, args=(*arguments(r, port), results)) for r in range(ranks)]
@@ -163,13 +171,16 @@ def run_ranks(function, ranks: int, arguments) -> dict:
         process.start()
     found = {}
     while len(found) < ranks:
+        # Looked at before the queue is: what a rank has put before it ended is in the queue by then.
+        ended = [rank for rank, process in enumerate(processes) if process.exitcode is not None]
         try:
             found.update([results.get(timeout=1)])
         except queue.Empty:
-            if any(process.exitcode for process in processes):
+            if silent := [rank for rank in ended if rank not in found]:
                 for process in processes:
                     process.terminate()
-                sys.exit("a rank failed; what it said stands above")
+                code = processes[silent[0]].exitcode
+                sys.exit(f"rank {silent[0]} ended with {code} and without a result; what it said stands above")
     for process in processes:
         process.join()
     return found
