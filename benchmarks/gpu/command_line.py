@@ -1,8 +1,9 @@
 """Whole runs through the command line: the quickstart, and three organisations that sum masked updates, all on this machine's card."""
 
 import json
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -85,8 +86,9 @@ def prepare_sites(scene: Scene) -> Path:
     folder.mkdir()
     for name in (*SITES, "operator"):
         identity.make(name, f"127.0.0.1:{free_port()}", folder)
-    say = [sys.executable, "-m", "fedspeed", "keys", "roster", *(str(folder / f"{name}.json") for name in SITES)]
-    subprocess.run([*say, "--signer", str(folder / "operator.key"), "--out", str(folder / "roster.json")], cwd=ROOT, check=True)
+    members = [identity.read_card(folder / f"{name}.json") for name in SITES]
+    signer = identity.read_key(folder / "operator.key")
+    (folder / "roster.json").write_text(identity.sign_roster(members, signer, epoch=1))
     rows = list(builtin_rows(7, ROWS))
     kinds = sorted({row.category for row in rows})
     for number, name in enumerate(SITES):
@@ -96,29 +98,50 @@ def prepare_sites(scene: Scene) -> Path:
     return folder
 
 
-def start(scene: Scene, config: Path, fields: list[str], name: str) -> subprocess.Popen:
-    """Start a run; what it says goes to a file beside the results."""
+def start(scene: Scene, config: Path, fields: list[str], name: str):
+    """Start a run, as a process of its own; what it says goes to a file beside the results."""
     said = scene.out / f"{scene.phase.name}-{name}.log"
+    arguments = ["launch.py", "--config", str(config), "--fresh", *fields]
+    target = _fork if scene.dry else _command
+    process = multiprocessing.get_context("fork").Process(target=target, args=(arguments, said), name=name)
+    process.start()
+    return process
+
+
+def _command(arguments: list[str], said: Path) -> None:
+    """Become what a user types."""
+    _speak_into(said)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, "PYTHONPATH": path})
+
+
+def _fork(arguments: list[str], said: Path) -> None:
+    """Become the one rank of a launcher, in this process that has imported the libraries."""
+    _speak_into(said)
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(free_port()))
+    sys.argv[:] = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _speak_into(said: Path) -> None:
+    os.chdir(ROOT)
     with open(said, "wb") as file:
-        return subprocess.Popen([sys.executable, "launch.py", "--config", str(config), "--fresh", *fields], cwd=ROOT,
-                                stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": _path()})
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
-def _path() -> str:
-    """The project before whatever this process finds packages in."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-
-
-def finish(scene: Scene, runs: dict[str, subprocess.Popen]) -> None:
+def finish(scene: Scene, runs: dict) -> None:
     """Wait for runs to end.
 
     Raises:
         RuntimeError: one has failed.
     """
     for name, run in runs.items():
-        if code := run.wait():
+        run.join()
+        if run.exitcode:
             said = (scene.out / f"{scene.phase.name}-{name}.log").read_text(errors="replace")
-            raise RuntimeError(f"the run {name} ended with {code}: {said[-400:]}")
+            raise RuntimeError(f"the run {name} ended with {run.exitcode}: {said[-400:]}")
 
 
 def last_round(scene: Scene, name: str) -> dict:

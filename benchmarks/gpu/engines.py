@@ -72,6 +72,7 @@ def measure(scene: Scene, engine, batches, repeat: int, warm_up: int = 2, each=N
         warm_up: steps that are taken before any is counted.
         each: called with the seconds of each step that was counted, so that it is known should the phase be killed.
     """
+    repeat = 1 if scene.dry else repeat
     seconds, losses = [], []
     for i in range(warm_up + repeat):
         if i == warm_up:

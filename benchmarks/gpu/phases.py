@@ -10,7 +10,7 @@ class Phase:
 
     Attributes:
         name: of the phase and of its file of results.
-        call: module of this package, and the function in it that is called with a Scene.
+        call: the function that is called with a Scene, by its full name.
         minutes: after which it is killed.
         options: what that function reads.
         guards: whether nothing after it is worth the card's time if it fails.
@@ -24,26 +24,26 @@ class Phase:
 
     def run(self, scene) -> None:
         """Do what the phase is there for."""
-        module, function = self.call.split(".")
-        getattr(import_module(f"benchmarks.gpu.{module}"), function)(scene)
+        module, _, function = self.call.rpartition(".")
+        getattr(import_module(module), function)(scene)
 
 
 LISTS = {
     "first": (
-        Phase("link", "link.run", 0.5),
-        Phase("smoke", "smoke.run", 1.0, guards=True),
-        Phase("perf-7b-11gib", "perf.run", 3.0, {"model": "7B", "cap": 11}),
-        Phase("stock-7b-11gib", "stock.run", 1.7, {"model": "7B", "cap": 11}),
-        Phase("perf-14b-24gib", "perf.run", 2.5, {"model": "14B", "cap": 24}),
-        Phase("roundpipe-14b-24gib", "roundpipe.run", 1.5, {"model": "14B", "cap": 24}),
+        Phase("link", "benchmarks.gpu.link.run", 0.5),
+        Phase("smoke", "benchmarks.gpu.smoke.run", 1.0, guards=True),
+        Phase("perf-7b-11gib", "benchmarks.gpu.perf.run", 3.0, {"model": "7B", "cap": 11}),
+        Phase("stock-7b-11gib", "benchmarks.gpu.stock.run", 1.7, {"model": "7B", "cap": 11}),
+        Phase("perf-14b-24gib", "benchmarks.gpu.perf.run", 2.5, {"model": "14B", "cap": 24}),
+        Phase("roundpipe-14b-24gib", "benchmarks.gpu.roundpipe.run", 1.5, {"model": "14B", "cap": 24}),
     ),
     "second": (
-        Phase("perf-14b-11gib", "perf.run", 2.5, {"model": "14B", "cap": 11}),
-        Phase("fp16-accumulation", "variants.accumulation", 1.5, {"model": "7B", "blocks": 8}),
-        Phase("nf4-resident", "variants.nf4", 2.0, {"model": "7B", "cap": 11}),
-        Phase("compiled-blocks", "variants.compiled", 1.5, {"model": "7B", "blocks": 8}),
-        Phase("quickstart", "command_line.quickstart", 1.0),
-        Phase("masked", "command_line.masked", 1.5),
+        Phase("perf-14b-11gib", "benchmarks.gpu.perf.run", 2.5, {"model": "14B", "cap": 11}),
+        Phase("fp16-accumulation", "benchmarks.gpu.variants.accumulation", 1.5, {"model": "7B", "blocks": 8}),
+        Phase("nf4-resident", "benchmarks.gpu.variants.nf4", 2.0, {"model": "7B", "cap": 11}),
+        Phase("compiled-blocks", "benchmarks.gpu.variants.compiled", 1.5, {"model": "7B", "blocks": 8}),
+        Phase("quickstart", "benchmarks.gpu.command_line.quickstart", 1.0),
+        Phase("masked", "benchmarks.gpu.command_line.masked", 1.5),
     ),
 }
 EVERY = {phase.name: phase for phases in LISTS.values() for phase in phases}

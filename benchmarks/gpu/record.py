@@ -59,7 +59,7 @@ class Record:
             yield
         except LeftOut as why:
             self.note(name, {"left out": str(why)})
-        except Exception as error:  # noqa: BLE001: a failure is a result, too
+        except Exception as error:  # a failure is a result, too
             where = traceback.format_exc(limit=-4)
             self.note(name, {"failed": f"{type(error).__name__}: {error}"[:600], "where": where[-1500:]})
 
@@ -85,6 +85,11 @@ class Record:
 def has_failed(results: dict) -> bool:
     """Whether one of a phase's results is a failure."""
     return any(isinstance(value, dict) and "failed" in value for value in results.values())
+
+
+def has_ended(path: Path) -> bool:
+    """Whether a phase has said how it ended."""
+    return path.is_file() and json.loads(path.read_text())["status"] != "running"
 
 
 def end_as(path: Path, phase: str, status: str) -> None:

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from benchmarks.gpu.phases import Phase
-from benchmarks.gpu.record import Record, end_as
+from benchmarks.gpu.record import Record, end_as, has_ended
 
 GRACE_S = 3.0  # between asking a phase to end and killing it
 
@@ -26,14 +26,18 @@ def run_phase(phase: Phase, out: Path, dry: bool, limit_s: float) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{phase.name}-", dir=os.environ.get("BENCH_DIR")) as folder:
         process = context.Process(target=_enter, args=(phase, Path(folder), out, dry, limit_s))
         process.start()
-        process.join(limit_s)
-        late = process.is_alive()
-        if late:
-            _end(process)
+        try:
+            process.join(limit_s)
+        finally:
+            late = process.is_alive()
+            if late:  # or this process is interrupted, which its children's session does not hear
+                _end(process)
     if late:
         end_as(path, phase.name, f"ended at its limit of {limit_s:.0f} s")
     elif process.exitcode:
         end_as(path, phase.name, f"failed: its process ended with {process.exitcode}")
+    elif not has_ended(path):
+        end_as(path, phase.name, "failed: its process ended without a result")
 
 
 def _enter(phase: Phase, folder: Path, out: Path, dry: bool, limit_s: float) -> None:
@@ -43,7 +47,7 @@ def _enter(phase: Phase, folder: Path, out: Path, dry: bool, limit_s: float) -> 
     try:
         _work(phase, folder, out, dry, limit_s)
         code = 0
-    except Exception:  # noqa: BLE001: told by the exit code; the trace is for whoever watches
+    except Exception:  # told by the exit code; the trace is for whoever watches
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()

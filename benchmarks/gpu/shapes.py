@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from fedspeed.models.catalogue import KNOWN, ModelShape
 
 TINY = ModelShape("tiny", "qwen2", 64, 4, 4, 2, 16, 128, 320, tied=False, attention_bias=True)
-DRY_TOKENS = 16  # of a row, where there is no card
+# Where there is no card: tokens of a row, and micro-batches.
+DRY_TOKENS = 16
+DRY_MICRO = 4
 DRY_BLOCKS = 4
 
 
@@ -45,8 +47,8 @@ def model_of(name: str, dry: bool, blocks: int = 0) -> ModelShape:
 
 
 def step_of(step: Step, dry: bool) -> Step:
-    """The step as it is measured: without a card with short rows."""
-    return replace(step, tokens=DRY_TOKENS) if dry else step
+    """The step as it is measured: without a card with few short rows."""
+    return replace(step, tokens=DRY_TOKENS, micro=min(step.micro, DRY_MICRO)) if dry else step
 
 
 def write_model(folder: Path, shape: ModelShape) -> Path:

@@ -12,6 +12,8 @@ from fedspeed.engine.config import QUANTISED, EngineConfig
 STEP = Step("smoke", tokens=64, micro=3, rows=2)
 PADDED = 9  # tokens at the end of one row
 STEPS = 3
+DRY_STEP = Step("smoke", tokens=32, micro=2, rows=2)
+DRY_STEPS = 2
 # Relative to the first of a type: what another order of sums may change. A quantised base has other losses by nature.
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 QUANTISED_TOLERANCE = 0.1
@@ -19,7 +21,7 @@ QUANTISED_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Case:
-    """One way, by the name it is reported under."""
+    """One way to execute the model, and the name it is reported under."""
 
     name: str
     recipe: Recipe
@@ -65,13 +67,14 @@ def run(scene: Scene) -> None:
 
 def train(scene: Scene, base, recipe: Recipe) -> tuple[list[float], int]:
     """(losses of some steps and of an evaluation after them, MiB that tensors took)."""
-    batches = STEP.batches(TINY.vocab)
+    step, steps = (DRY_STEP, DRY_STEPS) if scene.dry else (STEP, STEPS)
+    batches = step.batches(TINY.vocab)
     for batch in batches.micro:
         batch.attention_mask[0, -PADDED:] = 0
         batch.labels[0, -PADDED:] = -100
     with engine_of(scene, base, recipe) as engine:
         card.forget_peaks(scene.dry)
-        losses = [engine.train_step([batches], 1e-2)[0].loss / batches.step_answer_tokens for _ in range(STEPS)]
+        losses = [engine.train_step([batches], 1e-2)[0].loss / batches.step_answer_tokens for _ in range(steps)]
         losses.append(engine.evaluate([batches.micro])[0].mean_loss)
         return losses, engine.device_bytes >> 20
 

@@ -1,12 +1,14 @@
 """DeepSpeed's own ZeRO-3 offload under the same cap, on the same rows as ours: the same losses, and another speed."""
 
+from dataclasses import replace
+
 from benchmarks.gpu import card, predicted
 from benchmarks.gpu.engines import Recipe, Scene, engine_of, measure
 from benchmarks.gpu.shapes import Step, model_of, step_of, write_model
 from fedspeed.engine.config import EngineConfig
 
 ROWS = Step("16 x 512", tokens=512, micro=16)
-OURS = Step("2 x 8 x 512", tokens=512, micro=2, rows=8)  # the same rows: a division into micro-batches changes no sum
+AT_ONCE = 8  # rows of one of our micro-batches: a division of the same rows, which changes no sum
 SLOTS = 8
 TOLERANCE = 2e-2  # bf16 rounds: each of them computes the products of a micro-batch of another size
 WARM_UP = 2  # steps: ZeRO-3 records the order of its parameters in the first two
@@ -18,7 +20,9 @@ def run(scene: Scene) -> None:
     shape = model_of(scene.phase.options["model"], scene.dry)
     base = write_model(scene.folder / "model", shape)
     card.cap(scene.phase.options["cap"], scene.dry)
-    ours, theirs = step_of(OURS, scene.dry), step_of(ROWS, scene.dry)
+    theirs = step_of(ROWS, scene.dry)
+    at_once = min(AT_ONCE, theirs.micro // 2)
+    ours = replace(theirs, name=f"{theirs.micro // at_once} x {at_once} x {theirs.tokens}", micro=theirs.micro // at_once, rows=at_once)
     record = scene.record
     with record.guarded("ours"):
         where = predicted.node(scene.out, scene.dry)
