@@ -1,1 +1,1 @@
-"""What FedSpeed does on one GPU, measured in the few minutes that a card is at hand: see README.md beside this file."""
+"""What FedSpeed does on one GPU, measured in the few minutes that a card is at hand (README.md)."""

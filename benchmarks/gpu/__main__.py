@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Run the phases; the page of results is written anew after each, so that it is there should this be killed."""
+    """Run the phases. The page of results is written anew after each: it is there should this be killed."""
     begin = time.monotonic()
     failed = ""  # a phase without which nothing is worth the card's time
     for phase in args.phases:
@@ -46,7 +46,9 @@ def run_all(args: argparse.Namespace) -> None:
         (found,) = read(args.out, [phase.name])
         if phase.guards and found["status"] != "finished":
             failed = phase.name
-        write_atomically(args.out / "summary.md", summary(read(args.out, [phase.name for phase in args.phases])).encode())
+        write_atomically(
+            args.out / "summary.md", summary(read(args.out, [phase.name for phase in args.phases])).encode()
+        )
 
 
 def leave_out(out: Path, phase: Phase, why: str) -> None:
@@ -58,12 +60,22 @@ def leave_out(out: Path, phase: Phase, why: str) -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line; `phases` holds the phases it means."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Measure FedSpeed on one GPU, phase by phase.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description="Measure FedSpeed on one GPU, phase by phase."
+    )
     parser.add_argument("phases", nargs="*", metavar="PHASE", help=f"which ones: {', '.join(EVERY)}")
-    parser.add_argument("--list", choices=tuple(LISTS), default="", help="the phases of a list (default: first)")
-    parser.add_argument("--dry", action="store_true", help="on the CPU in tiny shapes, to find mistakes; all phases unless some are named")
+    parser.add_argument(
+        "--list", choices=tuple(LISTS), default="", help="the phases of a list (default: first)"
+    )
+    parser.add_argument(
+        "--dry",
+        action="store_true",
+        help="on the CPU in tiny shapes, to find mistakes; all phases unless some are named",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-campaign"), help="folder of the results")
-    parser.add_argument("--seconds", type=float, default=0.0, help="for all phases together; 0: as long as their limits allow")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="for all phases together; 0: as long as their limits allow"
+    )
     args = parser.parse_args()
     if not args.dry:
         check_card(parser)
@@ -76,7 +88,7 @@ def arguments() -> argparse.Namespace:
 
 
 def check_card(parser: argparse.ArgumentParser) -> None:
-    """End with what to do where the phases would compute on something else than a card. Without torch: the parent imports none."""
+    """End with what to do where there is no card to compute on. Without torch: this process imports none."""
     from fedspeed.cluster.devices import visible_gpus
 
     asked = os.environ.get("DS_ACCELERATOR", "cuda")
@@ -84,7 +96,10 @@ def check_card(parser: argparse.ArgumentParser) -> None:
         parser.error(f"DS_ACCELERATOR={asked}: the campaign measures a card; unset it, or add --dry")
     if not visible_gpus(os.environ):
         chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        parser.error(f"no GPU is visible (CUDA_VISIBLE_DEVICES={'unset' if chosen is None else chosen}); start it where there is one, or add --dry")
+        parser.error(
+            f"no GPU is visible (CUDA_VISIBLE_DEVICES={'unset' if chosen is None else chosen}); "
+            "start it where there is one, or add --dry"
+        )
 
 
 def import_libraries() -> None:

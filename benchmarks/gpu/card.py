@@ -12,7 +12,12 @@ def about(dry: bool) -> dict:
     import torch
 
     name = "none (dry run on the CPU)" if dry else torch.cuda.get_device_name()
-    return {"card": name, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d %H:%M"), "cores": os.cpu_count()}
+    return {
+        "card": name,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "cores": os.cpu_count(),
+    }
 
 
 def join(dry: bool) -> None:
@@ -23,8 +28,14 @@ def join(dry: bool) -> None:
     """
     from benchmarks.layer_major import free_port
 
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(free_port()))
+    os.environ.update(
+        RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_RANK="0",
+        LOCAL_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )
     from fedspeed.engine.world import join_world, quiet
 
     quiet()
@@ -34,8 +45,10 @@ def join(dry: bool) -> None:
     found = get_accelerator().device_name()
     wanted = "cpu" if dry else "cuda"
     if found != wanted:
-        raise RuntimeError(f"DeepSpeed computes on {found} and not on {wanted}; unset DS_ACCELERATOR (it is "
-                           f"{os.environ.get('DS_ACCELERATOR')!r}), or add --dry for a run without a card")
+        raise RuntimeError(
+            f"DeepSpeed computes on {found} and not on {wanted}; unset DS_ACCELERATOR (it is "
+            f"{os.environ.get('DS_ACCELERATOR')!r}), or add --dry for a run without a card"
+        )
     if not dry:
         draw_there()
 
@@ -80,8 +93,11 @@ def peaks(dry: bool) -> dict:
     import torch
 
     stats = torch.cuda.memory_stats()
-    return {"peak GiB": round(torch.cuda.max_memory_allocated() / GIB, 2),
-            "reserved GiB": round(torch.cuda.max_memory_reserved() / GIB, 2), "retries": stats.get("num_alloc_retries", 0)}
+    return {
+        "peak GiB": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "reserved GiB": round(torch.cuda.max_memory_reserved() / GIB, 2),
+        "retries": stats.get("num_alloc_retries", 0),
+    }
 
 
 def tidy(dry: bool) -> None:

@@ -1,4 +1,5 @@
-"""Whole runs through the command line: the quickstart, and three organisations that sum masked updates, all on this machine's card."""
+"""Whole runs through the command line: the quickstart, and three organisations that sum masked updates on
+one card."""
 
 import json
 import multiprocessing
@@ -16,12 +17,30 @@ QUICKSTART = ROOT / "ds_configs" / "quickstart.yaml"
 BASE = ROOT / "runs" / "quickstart-base"
 SITES = ("north", "east", "south")
 ROWS = 900
-# A base of drawn weights and one step tell whether a run goes through; pretraining one would take longer than all phases of a dry run.
-DRY_MODEL = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
-             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 260,
-             "max_position_embeddings": 64, "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256}
-DRY_FIELDS = ("model.init=random", "train.local_steps=1", "federation.rounds=1", "federation.compare_alone=false",
-              "data.max_rows=60", "train.micro_batch=2")
+# A base of drawn weights and one step tell whether a run goes through; pretraining one would take longer than
+# all phases of a dry run.
+DRY_MODEL = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 260,
+    "max_position_embeddings": 64,
+    "bos_token_id": 257,
+    "eos_token_id": 258,
+    "pad_token_id": 256,
+}
+DRY_FIELDS = (
+    "model.init=random",
+    "train.local_steps=1",
+    "federation.rounds=1",
+    "federation.compare_alone=false",
+    "data.max_rows=60",
+    "train.micro_batch=2",
+)
 
 
 def quickstart(scene: Scene) -> None:
@@ -31,7 +50,9 @@ def quickstart(scene: Scene) -> None:
         begin = time.monotonic()
         run = start(scene, QUICKSTART, fields, "quickstart")
         finish(scene, {"quickstart": run})
-        scene.record.note("quickstart", {"s in all": round(time.monotonic() - begin, 1)} | last_round(scene, "quickstart"))
+        scene.record.note(
+            "quickstart", {"s in all": round(time.monotonic() - begin, 1)} | last_round(scene, "quickstart")
+        )
 
 
 def masked(scene: Scene) -> None:
@@ -39,7 +60,10 @@ def masked(scene: Scene) -> None:
     with scene.record.guarded("masked"):
         folder = prepare_sites(scene)
         begin = time.monotonic()
-        runs = {name: start(scene, site_config(number), site_fields(scene, folder, name), name) for number, name in enumerate(SITES, 1)}
+        runs = {
+            name: start(scene, site_config(number), site_fields(scene, folder, name), name)
+            for number, name in enumerate(SITES, 1)
+        }
         finish(scene, runs)
         found = {"s in all": round(time.monotonic() - begin, 1)} | last_round(scene, SITES[0])
         scene.record.note("masked", found)
@@ -61,8 +85,10 @@ def common(scene: Scene) -> list[str]:
         (base / "config.json").write_text(json.dumps(DRY_MODEL))
         return [*fields, f"model.base={base}", *DRY_FIELDS]
     if not (BASE / "config.json").is_file():
-        raise FileNotFoundError(f"{BASE}: there is no base; make it on any machine with `python -m fedspeed pretrain-base "
-                                f"{BASE.relative_to(ROOT)}` and bring it along")
+        raise FileNotFoundError(
+            f"{BASE}: there is no base; make it on any machine with `python -m fedspeed pretrain-base "
+            f"{BASE.relative_to(ROOT)}` and bring it along"
+        )
     return [*fields, f"model.base={BASE}"]
 
 
@@ -73,8 +99,14 @@ def site_config(number: int) -> Path:
 
 def site_fields(scene: Scene, folder: Path, name: str) -> list[str]:
     """What a site says beside its configuration."""
-    return [*common(scene), f"data.path={folder / f'{name}.jsonl'}", f"routing.identity={folder / f'{name}.key'}",
-            f"routing.roster={folder / 'roster.json'}", f"routing.roster_signer={folder / 'operator.json'}", f"run.name={name}"]
+    return [
+        *common(scene),
+        f"data.path={folder / f'{name}.jsonl'}",
+        f"routing.identity={folder / f'{name}.key'}",
+        f"routing.roster={folder / 'roster.json'}",
+        f"routing.roster_signer={folder / 'operator.json'}",
+        f"run.name={name}",
+    ]
 
 
 def prepare_sites(scene: Scene) -> Path:
@@ -93,7 +125,10 @@ def prepare_sites(scene: Scene) -> Path:
     kinds = sorted({row.category for row in rows})
     for number, name in enumerate(SITES):
         own = [row for row in rows if kinds.index(row.category) % len(SITES) == number]
-        lines = [json.dumps({"instruction": row.instruction, "input": row.input, "output": row.output}) for row in own]
+        lines = [
+            json.dumps({"instruction": row.instruction, "input": row.input, "output": row.output})
+            for row in own
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -118,8 +153,14 @@ def _command(arguments: list[str], said: Path) -> None:
 def _fork(arguments: list[str], said: Path) -> None:
     """Become the one rank of a launcher, in this process that has imported the libraries."""
     _speak_into(said)
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(free_port()))
+    os.environ.update(
+        RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_RANK="0",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )
     sys.argv[:] = arguments
     runpy.run_path(arguments[0], run_name="__main__")
 
@@ -148,5 +189,9 @@ def last_round(scene: Scene, name: str) -> dict:
     """What a run has recorded of its last round."""
     lines = (scene.out / "runs" / name / "rounds.jsonl").read_text().splitlines()
     last = [record for record in map(json.loads, lines) if "val_loss" in record][-1]
-    return {"round": last["round"], "held-out loss": round(last["val_loss"], 5), "s a round": round(last["seconds"], 2),
-            "answer tokens/s": round(last["tokens_per_s"])}
+    return {
+        "round": last["round"],
+        "held-out loss": round(last["val_loss"], 5),
+        "s a round": round(last["seconds"], 2),
+        "answer tokens/s": round(last["tokens_per_s"]),
+    }

@@ -54,8 +54,9 @@ def engine_of(scene: Scene, base: Path, recipe: Recipe):
         config["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": not scene.dry}
     model = ModelConfig(base=str(base), init="random", dtype=recipe.dtype)
     adapter = AdapterConfig(dropout=recipe.dropout)
-    engine = build_engine(model, adapter, TrainConfig(), recipe.options, config, [(0,)], StageClock(),
-                          scene.folder / "swap", 0)
+    engine = build_engine(
+        model, adapter, TrainConfig(), recipe.options, config, [(0,)], StageClock(), scene.folder / "swap", 0
+    )
     try:
         engine.load(engine.state(), seed=5)
         yield engine
@@ -70,7 +71,7 @@ def measure(scene: Scene, engine, batches, repeat: int, warm_up: int = 2, each=N
 
     Args:
         warm_up: steps that are taken before any is counted.
-        each: called with the seconds of each step that was counted, so that it is known should the phase be killed.
+        each: called after each step with the seconds of all so far: they are known should the phase be killed.
     """
     repeat = 1 if scene.dry else repeat
     seconds, losses = [], []
@@ -82,10 +83,10 @@ def measure(scene: Scene, engine, batches, repeat: int, warm_up: int = 2, each=N
         begin = time.perf_counter()
         losses.append(engine.train_step([batches], 1e-4)[0].loss / batches.step_answer_tokens)
         card.synchronise(scene.dry)
-        if i >= warm_up:
-            seconds.append(time.perf_counter() - begin)
-            if each:
-                each([round(s, 3) for s in seconds])
+        seconds.append(time.perf_counter() - begin)
+        if each:
+            each([round(s, 3) for s in seconds])
+    seconds = seconds[warm_up:]
     one = statistics.median(seconds)
     tokens = sum(batch.input_ids.size for batch in batches.micro)
     found = {"s a step": round(one, 4), "least s": round(min(seconds), 4), "most s": round(max(seconds), 4)}
@@ -103,5 +104,8 @@ def loads_of(engine, steps: int) -> dict:
     taken = take_loads(engine)
     if taken is None:
         return {}
-    return {"loads": round(taken.count / steps, 1), "loaded GiB": round(sum(taken.bytes.values()) / steps / card.GIB, 3),
-            "waited s": round(taken.waited_s / steps, 4)}
+    return {
+        "loads": round(taken.count / steps, 1),
+        "loaded GiB": round(sum(taken.bytes.values()) / steps / card.GIB, 3),
+        "waited s": round(taken.waited_s / steps, 4),
+    }

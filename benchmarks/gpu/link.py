@@ -1,4 +1,4 @@
-"""What the bus, the copy engines and the matrix units of the card do: the numbers that a streamed base lives by."""
+"""What the bus, the copy engines and the matrix units of the card do: what a streamed base lives by."""
 
 import json
 import os
@@ -14,7 +14,13 @@ BLOCK = 466 << 20  # bytes of a block of 7B in 16 bits
 INPUT = 29 << 20  # of a block's input, 4 096 tokens of 7B
 REPEAT = 4
 PROBE_FILE = "probe.json"
-MATRICES = ((8192, 8192, 8192), (512, 3584, 18944), (2048, 3584, 18944), (4096, 3584, 18944), (880, 3584, 152064))
+MATRICES = (
+    (8192, 8192, 8192),
+    (512, 3584, 18944),
+    (2048, 3584, 18944),
+    (4096, 3584, 18944),
+    (880, 3584, 152064),
+)
 
 
 def run(scene: Scene) -> None:
@@ -34,8 +40,13 @@ def run(scene: Scene) -> None:
 
         facts = probe(scene.folder)
         write_atomically(scene.out / PROBE_FILE, json.dumps(facts).encode())
-        record.note("probe", {"TFLOP/s": {name: round(rate / 1e12) for name, rate in facts["device"]["flops"].items()},
-                              "upload GB/s": round(facts["device"]["host_bytes_s"] / 1e9, 1)})
+        record.note(
+            "probe",
+            {
+                "TFLOP/s": {name: round(rate / 1e12) for name, rate in facts["device"]["flops"].items()},
+                "upload GB/s": round(facts["device"]["host_bytes_s"] / 1e9, 1),
+            },
+        )
 
 
 def host() -> dict:
@@ -46,7 +57,10 @@ def host() -> dict:
         fields = dict(line.split(":") for line in file)
     gib = {name: int(fields[name].split()[0]) >> 20 for name in ("MemTotal", "MemAvailable")}
     lockable = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    return gib | {"kernel": os.uname().release, "lockable": "all" if lockable == resource.RLIM_INFINITY else lockable}
+    return gib | {
+        "kernel": os.uname().release,
+        "lockable": "all" if lockable == resource.RLIM_INFINITY else lockable,
+    }
 
 
 def page_locked(dry: bool) -> dict:
@@ -89,12 +103,16 @@ def registered(dry: bool) -> dict:
         torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
     finally:
         os.close(file)
-    return {"status": status, "reserve s/GiB": round((reserved - begin) / 4, 3), "lock s/GiB": round((locked - reserved) / 4, 3),
-            "up GB/s": rate}
+    return {
+        "status": status,
+        "reserve s/GiB": round((reserved - begin) / 4, 3),
+        "lock s/GiB": round((locked - reserved) / 4, 3),
+        "up GB/s": rate,
+    }
 
 
 def head_of_line(dry: bool) -> dict:
-    """Milliseconds that a block's input takes on a stream of its own while a block is loaded on another one."""
+    """Milliseconds that a block's input takes on its own stream while a block is loaded on another one."""
     import torch
 
     block = torch.empty(BLOCK, dtype=torch.uint8, pin_memory=True)
@@ -135,8 +153,14 @@ def matrix_products(dry: bool) -> dict:
     return {"x".join(map(str, shape)): _flops(shape, dry) for shape in shapes}
 
 
-MEASURED = {"page-locked memory": page_locked, "shared memory, locked afterwards": registered, "ordinary memory": ordinary,
-            "head of line": head_of_line, "both ways": both_ways, "matrix products, TFLOP/s": matrix_products}
+MEASURED = {
+    "page-locked memory": page_locked,
+    "shared memory, locked afterwards": registered,
+    "ordinary memory": ordinary,
+    "head of line": head_of_line,
+    "both ways": both_ways,
+    "matrix products, TFLOP/s": matrix_products,
+}
 
 
 def _rate(into, source, repeat: int = REPEAT) -> float:
@@ -153,7 +177,7 @@ def _rate(into, source, repeat: int = REPEAT) -> float:
 
 
 def _latency(ahead: list, into, source) -> float:
-    """Median milliseconds of a copy on one stream, begun when those of `ahead` have been asked for on another."""
+    """Median milliseconds of a copy on one stream, begun when those of `ahead` were asked for on another."""
     import torch
 
     first, second = torch.cuda.Stream(), torch.cuda.Stream()

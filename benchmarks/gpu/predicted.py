@@ -21,7 +21,7 @@ LEAST_SLOTS = 4  # fewer than these, and block inputs wait in host memory
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one step: bytes on the device with the allocator's fragments, and seconds; and the setting they are for."""
+    """Of one step: bytes on the device with the allocator's fragments, seconds, and the setting they are for."""
 
     nbytes: int
     seconds: float
@@ -30,12 +30,15 @@ class Prediction:
     @property
     def result(self) -> dict:
         """As it stands beside what was measured."""
-        return {"predicted GiB": round(self.nbytes / GIB, 2), "predicted s": round(self.seconds, 4),
-                "predicted inputs": self.setting.block_inputs}
+        return {
+            "predicted GiB": round(self.nbytes / GIB, 2),
+            "predicted s": round(self.seconds, 4),
+            "predicted inputs": self.setting.block_inputs,
+        }
 
 
 def node(out: Path, dry: bool) -> Node | None:
-    """The machine: by the probe of this campaign, else by what is published of its card; None where neither is known."""
+    """The machine: by the probe of this campaign, else by what is published of its card; None: unknown."""
     if dry:
         return node_of(Host("localhost", 1, gpu=DRY_CARD))
     if (out / PROBE_FILE).is_file():
@@ -61,7 +64,7 @@ def setting_of(step: Step, slots: int, block_inputs: str = "device", tier: str =
 
 
 def within(shape: ModelShape, step: Step, where: Node, cap_gib: float) -> Prediction:
-    """The setting with the most slots that fits under a cap, with block inputs on the device where that leaves a few slots.
+    """The setting with the most slots under a cap; block inputs are on the device where that leaves a few slots.
 
     Where not even two slots fit by the prediction, it is that of two slots.
     """

@@ -1,4 +1,4 @@
-"""What a phase has found so far, in a file that is whole at every moment: a phase that is killed loses nothing it has told."""
+"""What a phase has found so far, in a file that is whole at every moment: one that is killed loses nothing."""
 
 import json
 import time
@@ -70,7 +70,9 @@ class Record:
             LeftOut: the phase will be killed before.
         """
         if self.left_s < seconds:
-            raise LeftOut(f"{self.left_s:.0f} s of {self._limit_s:.0f} were left, and it takes about {seconds:.0f}")
+            raise LeftOut(
+                f"{self.left_s:.0f} s of {self._limit_s:.0f} were left, and it takes about {seconds:.0f}"
+            )
 
     def finish(self) -> None:
         """Write the last word of the phase: finished, or failed where one of its results is a failure."""

@@ -5,9 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Column -> name in the result of a step.
-COLUMNS = {"s a step": "s a step", "tokens/s": "tokens/s", "of arithmetic": "of arithmetic", "predicted s": "predicted s",
-           "peak GiB": "peak GiB", "reserved GiB": "reserved GiB", "predicted GiB": "predicted GiB", "loads": "loads",
-           "waited s": "waited s"}
+COLUMNS = {
+    "s a step": "s a step",
+    "tokens/s": "tokens/s",
+    "of arithmetic": "of arithmetic",
+    "predicted s": "predicted s",
+    "peak GiB": "peak GiB",
+    "reserved GiB": "reserved GiB",
+    "predicted GiB": "predicted GiB",
+    "loads": "loads",
+    "waited s": "waited s",
+}
 
 
 def read(folder: Path, names: Sequence[str]) -> list[dict]:
@@ -18,12 +26,19 @@ def read(folder: Path, names: Sequence[str]) -> list[dict]:
 def summary(phases: Sequence[dict]) -> str:
     """A page: card, versions and date; a table of steps; the other results phase by phase."""
     about = next((phase["about"] for phase in phases if phase["about"]), {})
-    lines = ["# What was measured on the card", "", ", ".join(f"{name} {value}" for name, value in about.items()), ""]
+    lines = [
+        "# What was measured on the card",
+        "",
+        ", ".join(f"{name} {value}" for name, value in about.items()),
+        "",
+    ]
     lines += ["| phase | status | s |", "| --- | --- | ---: |"]
     lines += [f"| {phase['phase']} | {phase['status']} | {phase['seconds']} |" for phase in phases]
     lines += ["", f"| phase | step | {' | '.join(COLUMNS)} |", f"| --- | --- |{' ---: |' * len(COLUMNS)}"]
     for phase in phases:
-        lines += [_row(phase["phase"], name, value) for name, value in phase["results"].items() if _is_step(value)]
+        lines += [
+            _row(phase["phase"], name, value) for name, value in phase["results"].items() if _is_step(value)
+        ]
     for phase in phases:
         others = {name: value for name, value in phase["results"].items() if not _is_step(value)}
         if others:

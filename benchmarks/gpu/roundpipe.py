@@ -1,8 +1,9 @@
 """RoundPipe on the same model, rows, adapter and cap, through its public interface.
 
-The package (PyPI: roundpipe) streams the layers of an nn.Sequential from host memory. Here a layer is a decoder block of the
-model that our own engine trains, with the same weights and the same LoRA; the last one is norm and head for answer tokens.
-Embeddings are looked up in host memory, as ours are. It steps as it does by default: asynchronously, one step behind.
+The package (PyPI: roundpipe) streams the layers of an nn.Sequential from host memory. Here a layer is a decoder
+block of the model that our own engine trains, with the same weights and the same LoRA; the last one is norm and head
+for answer tokens. Embeddings are looked up in host memory, as ours are. It steps as it does by default:
+asynchronously, one step behind.
 """
 
 import json
@@ -28,7 +29,7 @@ LR = 1e-4
 
 
 class Block(nn.Module):
-    """A decoder block behind the one argument that a layer of a sequence has; the first is given the sequence's own."""
+    """A decoder block behind the one argument of a layer in a sequence; the first is given the sequence's own."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -49,11 +50,11 @@ class Head(nn.Module):
 
     def forward(self, inputs):
         """Compute logits from what the last block has given."""
-        return self.head(self.norm(inputs[0][:, self.first:-1]))
+        return self.head(self.norm(inputs[0][:, self.first : -1]))
 
 
 def run(scene: Scene) -> None:
-    """Measure it where it can run; without a card, hold the sequence that it would be given against the model itself."""
+    """Measure it where it can run; without a card, hold the sequence that it would be given against the model."""
     shape = model_of(scene.phase.options["model"], scene.dry)
     base = write_model(scene.folder / "model", shape)
     if scene.dry:
@@ -94,7 +95,9 @@ def _in_ram(name: str, parameter: nn.Parameter) -> nn.Parameter:
 def sequence_of(net: nn.Module, first: int) -> nn.Sequential:
     """The layers of the model between the embedding and the loss."""
     decoder = net.base_model.model.model
-    return nn.Sequential(*(Block(block) for block in decoder.layers), Head(decoder.norm, net.base_model.model.lm_head, first))
+    return nn.Sequential(
+        *(Block(block) for block in decoder.layers), Head(decoder.norm, net.base_model.model.lm_head, first)
+    )
 
 
 class Rows:
@@ -111,11 +114,16 @@ class Rows:
         self.answers = batches.step_answer_tokens
         with torch.no_grad():
             self.hidden = anatomy(net).embedding(ids)
-            self.cos, self.sin = net.base_model.model.model.rotary_emb(self.hidden, torch.arange(step.tokens)[None])
+            self.cos, self.sin = net.base_model.model.model.rotary_emb(
+                self.hidden, torch.arange(step.tokens)[None]
+            )
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The part of the step's mean loss that some rows have."""
-        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum") / self.answers
+        return (
+            nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+            / self.answers
+        )
 
 
 def split(args: tuple, kwargs: dict, parts: int) -> tuple[list, list]:
@@ -133,7 +141,7 @@ def check_sequence(base, step: Step, vocab: int) -> dict:
         labels = rows.labels.chunk(step.micro)
         layers = sequence_of(net, rows.first)
         loss = sum(rows.loss(_through(layers, some), label) for some, label in zip(args, labels)).item()
-        expected = rows.loss(net(input_ids=rows.ids).logits[:, rows.first:-1], rows.labels).item()
+        expected = rows.loss(net(input_ids=rows.ids).logits[:, rows.first : -1], rows.labels).item()
     found = {"loss": round(loss, 6), "of the model": round(expected, 6)}
     if not abs(loss / expected - 1) <= TOLERANCE:
         found["failed"] = "the sequence for RoundPipe does not compute what the model computes"
@@ -177,7 +185,11 @@ def measure(scene: Scene, pipe, optimizer, rows: Rows, step: Step) -> dict:
     counted = seconds[WARM_UP:]
     one = statistics.median(counted)
     found = {"s a step": round(one, 4), "least s": round(min(counted), 4), "most s": round(max(counted), 4)}
-    return found | {"tokens/s": round(step.total / one), "losses": [round(loss, 6) for loss in losses]} | card.peaks(False)
+    return (
+        found
+        | {"tokens/s": round(step.total / one), "losses": [round(loss, 6) for loss in losses]}
+        | card.peaks(False)
+    )
 
 
 def take_step(scene: Scene, pipe, optimizer, rows: Rows, step: Step) -> float:
@@ -189,8 +201,12 @@ def take_step(scene: Scene, pipe, optimizer, rows: Rows, step: Step) -> float:
         optimizer.zero_grad()
 
     plan = ModelExecutePlan.auto("fused", pipe, model_memory_limit=OF_CAP * scene.phase.options["cap"])
-    config = RoundPipeRunConfig(num_microbatch=step.micro, split_input=split, preserve_rng_state=False, execute_plan=plan)
-    loss = pipe.forward_backward(input_args=(rows.hidden, rows.cos, rows.sin), label=rows.labels, loss_fn=rows.loss, run_config=config)
+    config = RoundPipeRunConfig(
+        num_microbatch=step.micro, split_input=split, preserve_rng_state=False, execute_plan=plan
+    )
+    loss = pipe.forward_backward(
+        input_args=(rows.hidden, rows.cos, rows.sin), label=rows.labels, loss_fn=rows.loss, run_config=config
+    )
     pipe.step(update)
     return float(loss)
 
@@ -204,7 +220,10 @@ def beside_ours(scene: Scene, step: Step) -> dict:
         raise LeftOut(f"the phase {OURS} has not measured {name!r}")
     theirs = scene.record.results[step.name]
     off = abs(theirs["losses"][0] / ours["losses"][0] - 1)
-    found = {"times the speed of RoundPipe": round(ours["tokens/s"] / theirs["tokens/s"], 2), "first loss off": float(f"{off:.2e}")}
+    found = {
+        "times the speed of RoundPipe": round(ours["tokens/s"] / theirs["tokens/s"], 2),
+        "first loss off": float(f"{off:.2e}"),
+    }
     if not off <= TOLERANCE and step is STEPS[0]:
         found["failed"] = f"the first losses differ by {off:.2e}, more than {TOLERANCE:g}: not the same task"
     return found

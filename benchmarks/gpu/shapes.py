@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from fedspeed.models.catalogue import KNOWN, ModelShape
 
 TINY = ModelShape("tiny", "qwen2", 64, 4, 4, 2, 16, 128, 320, tied=False, attention_bias=True)
-# Where there is no card: tokens of a row, and micro-batches.
+# Where there is no card: tokens of a row, micro-batches, blocks.
 DRY_TOKENS = 16
 DRY_MICRO = 4
-DRY_BLOCKS = 4
+DRY_BLOCKS = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Step:
         return self.tokens * self.micro * self.rows
 
     def batches(self, vocab: int):
-        """Rows drawn from one seed, whatever the division into micro-batches; the first half of each is prompt."""
+        """Rows drawn from one seed, however they are divided; the first half of each is prompt."""
         from benchmarks.layer_major import Rows
 
         return Rows(SimpleNamespace(vocab=vocab, tokens=self.tokens), 0).step(self.micro, self.rows)
@@ -55,8 +55,17 @@ def write_model(folder: Path, shape: ModelShape) -> Path:
     """Write the configuration of a model, without weights: they are drawn where it is loaded."""
     from transformers import Qwen2Config
 
-    Qwen2Config(hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, vocab_size=shape.vocab,
-                max_position_embeddings=32768, tie_word_embeddings=shape.tied, bos_token_id=1, eos_token_id=2,
-                pad_token_id=0).save_pretrained(folder)
+    Qwen2Config(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocab,
+        max_position_embeddings=32768,
+        tie_word_embeddings=shape.tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    ).save_pretrained(folder)
     return folder

@@ -26,7 +26,14 @@ def accumulation(scene: Scene) -> None:
 def compiled(scene: Scene) -> None:
     """Small micro-batches, where a card waits for Python, with blocks as they are and compiled."""
     recipe = Recipe(EngineConfig(tier="resident"))
-    beside(scene, SMALL, {"as they are": recipe, "compiled": replace(recipe, options=replace(recipe.options, compile_blocks=True))})
+    beside(
+        scene,
+        SMALL,
+        {
+            "as they are": recipe,
+            "compiled": replace(recipe, options=replace(recipe.options, compile_blocks=True)),
+        },
+    )
 
 
 def beside(scene: Scene, step: Step, recipes: dict[str, Recipe]) -> None:
@@ -41,7 +48,10 @@ def beside(scene: Scene, step: Step, recipes: dict[str, Recipe]) -> None:
             found = measure(scene, engine, batches, REPEAT)
             first = first or found
             off = max(abs(loss / other - 1) for loss, other in zip(found["losses"], first["losses"]))
-            found |= {"of the first's speed": round(first["s a step"] / found["s a step"], 3), "losses off": float(f"{off:.2e}")}
+            found |= {
+                "of the first's speed": round(first["s a step"] / found["s a step"], 3),
+                "losses off": float(f"{off:.2e}"),
+            }
             scene.record.note(name, found)
 
 

@@ -29,8 +29,20 @@ def test_a_rank_that_ends_without_a_result_has_failed():
 def test_importing_a_benchmark_does_not_choose_the_device():
     """Others import parts of it and compute on a card."""
     env = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
-    names = ("layer_major", "memory", "plan_accuracy", "seats", "gpu.__main__", "gpu.engines", "gpu.perf", "gpu.stock")
-    script = "".join(f"import benchmarks.{name}\n" for name in names) + "import os\nassert 'DS_ACCELERATOR' not in os.environ"
+    names = (
+        "layer_major",
+        "memory",
+        "plan_accuracy",
+        "seats",
+        "gpu.__main__",
+        "gpu.engines",
+        "gpu.perf",
+        "gpu.stock",
+    )
+    script = (
+        "".join(f"import benchmarks.{name}\n" for name in names)
+        + "import os\nassert 'DS_ACCELERATOR' not in os.environ"
+    )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, check=True, timeout=LIMIT_S)
 
 
