@@ -1,17 +1,18 @@
 """Layer-major execution beside stock DeepSpeed ZeRO-3 and beside a resident model: the same model, tokens and live parameters, in one run.
 
     python benchmarks/layer_major.py cluster|nvme|resident [--blocks 8] [--hidden 1024] [--micro 8] [--tokens 64] [--repeat 3]
-    python benchmarks/layer_major.py resident --base FOLDER      (a pretrained model instead of drawn weights)
+    python benchmarks/layer_major.py resident [--base FOLDER]      (a pretrained model instead of drawn weights)
 
 cluster: the base divided over 2 ranks (gloo), stock with activation checkpointing. nvme: the base on disk, one rank, stock without checkpointing
 (with it, stock dies: DeepSpeed 0.19.8 assigns a swap buffer twice). resident: everything in memory, one rank, beside DeepSpeed ZeRO-0 with
-and without checkpointing, and beside a loop of PyTorch, transformers and PEFT alone; takes about two minutes. There layer-major keeps the
-activations that fit into free memory (engine.activation_gib=auto); in the other settings it keeps none.
+and without checkpointing, and beside a loop of PyTorch, transformers and PEFT alone. There layer-major keeps
+the activations that fit into free memory (engine.activation_gib=auto); in the other settings it keeps none.
 
-All engines live in the same processes and take their steps in turn, in the opposite order every other time. A speed is the median of the
-ratios of such neighbours: the machine's own changes of speed touch both of a pair. C is the arithmetic of a step (layer-major, resident base), L one load
-of the base (from passes that compute nothing). Stock needs about C + 2 M L for M micro-batches (with nvme less arithmetic, as it
-does not recompute: ZeRO-0's), layer-major max(C, 2 L); their ratio is the bound.
+All engines live in the same processes and take their steps in turn, in the opposite order every other time. A
+speed is the median of the ratios of such neighbours: the machine's own changes of speed touch both of a pair.
+C is the arithmetic of a step (layer-major, resident base), L one load of the base (from passes that compute
+nothing). Stock needs about C + 2 M L for M micro-batches (with nvme less arithmetic, as it does not recompute:
+ZeRO-0's), layer-major max(C, 2 L); their ratio is the bound.
 """
 
 import argparse
@@ -28,9 +29,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-# Steps: ZeRO-3 records its trace in the first two; which activations are kept is decided by the memory that the first leaves free.
+# Steps: ZeRO-3 records its trace in the first two; which activations are kept, the memory decides that the first
+# leaves free.
 WARM_UP = 3
-RESIDENT_REPEAT = 8  # steps of each system
+RESIDENT = (512, 12)  # hidden size and steps of each system, where nothing else is said
 
 
 class Rows:
@@ -86,7 +88,7 @@ def systems(args) -> dict[str, tuple[str, bool, int]]:
 
 
 class PlainLoop:
-    """A LoRA training loop as one writes it with PyTorch, transformers and PEFT, over the weights that the engines have."""
+    """A LoRA training loop of PyTorch, transformers and PEFT, over the weights that the engines have."""
 
     def __init__(self, model, adapter, train):
         from fedspeed.engine.build import make_optimizer
@@ -95,7 +97,8 @@ class PlainLoop:
         self._net = meta_model(model, adapter)
         materialise(self._net, model, adapter, 0, lambda name, parameter: parameter)
         self._net.train()
-        self._optimizer = make_optimizer({n: p for n, p in self._net.named_parameters() if p.requires_grad}, train)
+        trains = {n: p for n, p in self._net.named_parameters() if p.requires_grad}
+        self._optimizer = make_optimizer(trains, train)
 
     def train_step(self, work: list, lr: float) -> list:
         """One optimizer step; the sum of the loss over the step's answer tokens."""
@@ -146,7 +149,8 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
         config = ds_config(stage, args.dtype, 2 * block, str(nvme) if stage == 3 and args.setting == "nvme" else "")
         options = EngineConfig(tier=tier, activation_checkpointing=checkpointing, slots=args.slots,
                                activation_gib="auto" if args.setting == "resident" else 0.0)
-        engines[name] = build_engine(model, AdapterConfig(), TrainConfig(), options, config, [(r,) for r in range(ranks)], StageClock(), nvme, 0)
+        clients = [(r,) for r in range(ranks)]
+        engines[name] = build_engine(model, AdapterConfig(), TrainConfig(), options, config, clients, StageClock(), nvme, 0)
         engines[name].load(engines[name].state())
     if args.setting == "resident":
         engines["plain PyTorch"] = PlainLoop(model, AdapterConfig(), TrainConfig())
@@ -186,13 +190,17 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=("cluster", "nvme", "resident"))
-    for name, default in (("blocks", 8), ("hidden", 1024), ("micro", 8), ("tokens", 64), ("vocab", 4096), ("repeat", 0), ("slots", 2), ("threads", 0)):
+    sizes = {"blocks": 8, "hidden": 0, "micro": 8, "tokens": 64, "vocab": 4096, "repeat": 0, "slots": 2, "threads": 0}
+    for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--base", default="", help="a Hugging Face folder with weights, instead of --blocks, --hidden and --vocab")
+    parser.add_argument("--base", default="", help="a folder with weights, instead of --blocks, --hidden and --vocab")
     args = parser.parse_args()
-    args.repeat = args.repeat or (RESIDENT_REPEAT if args.setting == "resident" else 3)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # here and not on import: other benchmarks use parts of this file on a card
+    hidden, repeat = RESIDENT if args.setting == "resident" else (1024, 3)
+    args.hidden = args.hidden or hidden
+    args.repeat = args.repeat or repeat
+    # Here and not on import: other benchmarks use parts of this file on a card.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     ranks = 2 if args.setting == "cluster" else 1
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
         if args.base:
@@ -212,7 +220,8 @@ def free_port() -> int:
 
 
 def run_ranks(function, ranks: int, arguments) -> dict:
-    """rank -> what `function(*arguments(rank, port), results)` put into `results` behind its rank, each rank a process of its own.
+    """Run each rank as a process of its own: rank -> what `function(*arguments(rank, port), results)` put into
+    `results` behind its rank.
 
     Raises:
         SystemExit: a rank ended without a result, whatever its exit code.
@@ -234,14 +243,14 @@ def run_ranks(function, ranks: int, arguments) -> dict:
                 for process in processes:
                     process.terminate()
                 code = processes[silent[0]].exitcode
-                sys.exit(f"rank {silent[0]} ended with {code} and without a result; what it said stands above")
+                sys.exit(f"rank {silent[0]} ended with {code} and without a result; what it said is above")
     for process in processes:
         process.join()
     return found
 
 
 def quartiles(theirs: list[float], ours: list[float]) -> tuple[float, float, float]:
-    """Of the ratios of neighbouring steps: the lower quartile, the median and the upper one; with one pair all the same."""
+    """Of the ratios of neighbouring steps: lower quartile, median, upper quartile; with one pair all the same."""
     ratios = [other / own for other, own in zip(theirs, ours)]
     if len(ratios) < 2:
         return ratios[0], ratios[0], ratios[0]
@@ -257,7 +266,8 @@ def report(args, found: dict) -> None:
     if args.setting == "resident":
         for name in seconds.keys() - {"layer-major"}:
             low, middle, high = quartiles(first["seconds"][name], first["seconds"]["layer-major"])
-            print(f"speed of layer-major beside {name}: {middle:.3f}x (half of {args.repeat} pairs within {low:.3f} and {high:.3f})")
+            half = f"half of {args.repeat} pairs between {low:.3f} and {high:.3f}"
+            print(f"speed of layer-major beside {name}: {middle:.3f}x ({half})")
         return
     c, load, m = seconds["arithmetic"], first["load"], args.micro
     stock = seconds.get("stock's arithmetic", c) + 2 * m * load

@@ -71,7 +71,7 @@ def measure(scene: Scene, engine, batches, repeat: int, warm_up: int = 2, each=N
 
     Args:
         warm_up: steps that are taken before any is counted.
-        each: called after each step with the seconds of all so far: they are known should the phase be killed.
+        each: called after each step with the seconds of all so far, in case the phase is killed.
     """
     repeat = 1 if scene.dry else repeat
     seconds, losses = [], []

@@ -19,8 +19,8 @@ class Way:
 
     Attributes:
         slots: 0 for as many as the planner finds room for.
-        arithmetic: whether it has all the card and every block in a slot, and recomputes everything: the step without
-            its loads.
+        arithmetic: whether it has all the card and every block in a slot, and recomputes everything: the step
+            without its loads.
     """
 
     name: str
@@ -98,7 +98,7 @@ def plan(way: Way, shape, steps: list[Step], where, cap: float) -> tuple[int, di
         return shape.layers, {}
     if where is None and not way.slots:
         raise LeftOut(
-            "neither a probe nor published facts of this card: the planner cannot choose; run the phase link first"
+            "there is neither a probe nor published facts of this card to plan with; run the phase link first"
         )
     if where is None:
         return way.slots, {}

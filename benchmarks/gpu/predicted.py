@@ -21,7 +21,7 @@ LEAST_SLOTS = 4  # fewer than these, and block inputs wait in host memory
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one step: bytes on the device with the allocator's fragments, seconds, and the setting they are for."""
+    """Of a step: bytes on the device with the allocator's fragments, seconds, and the setting."""
 
     nbytes: int
     seconds: float
@@ -64,7 +64,7 @@ def setting_of(step: Step, slots: int, block_inputs: str = "device", tier: str =
 
 
 def within(shape: ModelShape, step: Step, where: Node, cap_gib: float) -> Prediction:
-    """The setting with the most slots under a cap; block inputs are on the device where that leaves a few slots.
+    """The setting with the most slots under a cap; block inputs are on the device if that leaves a few.
 
     Where not even two slots fit by the prediction, it is that of two slots.
     """

@@ -1,4 +1,4 @@
-"""What a phase has found so far, in a file that is whole at every moment: one that is killed loses nothing."""
+"""What a phase has found so far, in a file that is whole at every moment."""
 
 import json
 import time

@@ -1,9 +1,9 @@
 """RoundPipe on the same model, rows, adapter and cap, through its public interface.
 
-The package (PyPI: roundpipe) streams the layers of an nn.Sequential from host memory. Here a layer is a decoder
-block of the model that our own engine trains, with the same weights and the same LoRA; the last one is norm and head
-for answer tokens. Embeddings are looked up in host memory, as ours are. It steps as it does by default:
-asynchronously, one step behind.
+The package (PyPI: roundpipe) streams the layers of an nn.Sequential from host memory. Here a layer is a
+decoder block of the model that our own engine trains, with the same weights and the same LoRA; the last
+one is norm and head for answer tokens. Embeddings are looked up in host memory, as ours are. It steps as
+it does by default: asynchronously, one step behind.
 """
 
 import json
@@ -29,7 +29,7 @@ LR = 1e-4
 
 
 class Block(nn.Module):
-    """A decoder block behind the one argument of a layer in a sequence; the first is given the sequence's own."""
+    """A decoder block behind a sequence's one argument; the first is given the sequence's own."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -54,7 +54,7 @@ class Head(nn.Module):
 
 
 def run(scene: Scene) -> None:
-    """Measure it where it can run; without a card, hold the sequence that it would be given against the model."""
+    """Measure it where it can run; without a card, hold the sequence it would get against the model."""
     shape = model_of(scene.phase.options["model"], scene.dry)
     base = write_model(scene.folder / "model", shape)
     if scene.dry:
@@ -159,11 +159,12 @@ def measure_all(scene: Scene, net: nn.Module, vocab: int) -> None:
     """Measure each step on one pipe."""
     from roundpipe import RoundPipe
 
-    prompts = [step.tokens // 2 for step in STEPS]
-    pipe = RoundPipe(sequence_of(net, prompts[0] - 1), optim_dtype=torch.float32, name="fedspeed-benchmark")
+    steps = [step_of(step, scene.dry) for step in STEPS]
+    first = Rows(net, steps[0], vocab).first  # the same for all: their rows have one length
+    pipe = RoundPipe(sequence_of(net, first), optim_dtype=torch.float32, name="fedspeed-benchmark")
     optimizer = torch.optim.AdamW(list(pipe.optim_parameters()), lr=LR)
     scene.record.note("page-locked s", round(scene.record.seconds, 1))
-    for step in STEPS:
+    for step in steps:
         with scene.record.guarded(step.name):
             scene.record.need(STEP_S[step.name])
             scene.record.note(step.name, measure(scene, pipe, optimizer, Rows(net, step, vocab), step))
@@ -176,11 +177,11 @@ def measure(scene: Scene, pipe, optimizer, rows: Rows, step: Step) -> dict:
     seconds, losses = [], []
     for i in range(WARM_UP + REPEAT):
         if i == WARM_UP:
-            card.forget_peaks(False)
-        card.synchronise(False)
+            card.forget_peaks(scene.dry)
+        card.synchronise(scene.dry)
         begin = time.perf_counter()
         losses.append(take_step(scene, pipe, optimizer, rows, step))
-        card.synchronise(False)
+        card.synchronise(scene.dry)
         seconds.append(time.perf_counter() - begin)
     counted = seconds[WARM_UP:]
     one = statistics.median(counted)
@@ -188,7 +189,7 @@ def measure(scene: Scene, pipe, optimizer, rows: Rows, step: Step) -> dict:
     return (
         found
         | {"tokens/s": round(step.total / one), "losses": [round(loss, 6) for loss in losses]}
-        | card.peaks(False)
+        | card.peaks(scene.dry)
     )
 
 
@@ -224,6 +225,6 @@ def beside_ours(scene: Scene, step: Step) -> dict:
         "times the speed of RoundPipe": round(ours["tokens/s"] / theirs["tokens/s"], 2),
         "first loss off": float(f"{off:.2e}"),
     }
-    if not off <= TOLERANCE and step is STEPS[0]:
+    if not off <= TOLERANCE and step.name == STEPS[0].name:
         found["failed"] = f"the first losses differ by {off:.2e}, more than {TOLERANCE:g}: not the same task"
     return found

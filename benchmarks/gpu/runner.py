@@ -17,8 +17,8 @@ GRACE_S = 3.0  # between asking a phase to end and killing it
 def run_phase(phase: Phase, out: Path, dry: bool, limit_s: float) -> None:
     """Run a phase and wait for it. Whatever happens to it, `out` then holds its file with how it ended.
 
-    A dry run forks this process, which has imported the libraries; on a card every phase starts afresh, since CUDA
-    does not survive a fork.
+    A dry run forks this process, which has imported the libraries; on a card every phase starts afresh, since
+    CUDA does not survive a fork.
     """
     path = out / f"{phase.name}.json"
     path.unlink(missing_ok=True)  # of an earlier campaign

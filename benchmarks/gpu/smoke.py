@@ -66,7 +66,7 @@ MORE = (
 
 
 def run(scene: Scene) -> None:
-    """Train each case from the same weights on the same rows; hold its losses against the first of its type."""
+    """Train each case from the same weights on the same rows; compare its losses with the first of a type."""
     card.join(scene.dry)
     scene.record.note("joined s", round(scene.record.seconds, 1))
     base = write_model(scene.folder / "tiny", TINY)

@@ -1,4 +1,4 @@
-"""DeepSpeed's own ZeRO-3 offload under the same cap and on the same rows as ours: with equal losses, how fast?"""
+"""DeepSpeed's own ZeRO-3 offload under the same cap and on the same rows as ours."""
 
 from dataclasses import replace
 

@@ -6,18 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch  # noqa: F401 - before the phases are forked, which would import it within their limits
 
 from benchmarks.gpu import __main__ as campaign
-from benchmarks.gpu import smoke
-from benchmarks.gpu.engines import Recipe
+from benchmarks.gpu import roundpipe, smoke
+from benchmarks.gpu.engines import Recipe, Scene
 from benchmarks.gpu.phases import EVERY, LISTS, Phase, chosen
 from benchmarks.gpu.record import LeftOut, Record, has_failed
 from benchmarks.gpu.report import summary
 from benchmarks.gpu.runner import run_phase
-from benchmarks.gpu.shapes import DRY_BLOCKS
+from benchmarks.gpu.shapes import DRY_BLOCKS, model_of, step_of, write_model
 from fedspeed.engine.config import EngineConfig
 from tests.conftest import ROOT
 from tests.engine.engines import OPTIONAL
@@ -44,7 +45,12 @@ def test_every_phase_runs_on_a_cpu(tmp_path):
         assert planned["losses"] == pytest.approx(alone["losses"], rel=1e-6) and alone["loads"] == 0
         assert {"tokens/s", "of arithmetic", "predicted GiB", "predicted s", "waited s"} <= planned.keys()
         assert results[name]["8k two slots, inputs in RAM, all recomputed"]["loads"] == 2 * (DRY_BLOCKS - 2)
-    assert results["stock-7b-11gib"]["comparison"]["losses off"] < 1e-3
+    stock = results["stock-7b-11gib"]
+    assert stock["comparison"]["losses off"] < 1e-3
+    *warm_up, counted = stock["stock: seconds of its steps, 2 to warm up"]
+    assert len(warm_up) == 2 and round(stock["stock ZeRO-3 offload"]["s a step"], 3) == pytest.approx(
+        counted, abs=1e-3
+    )
     assert results["roundpipe-14b-24gib"]["RoundPipe"].keys() == {"left out"}
     assert (
         results["roundpipe-14b-24gib"]["sequence"]["loss"]
@@ -188,3 +194,50 @@ def test_the_page_shows_steps_as_a_table_and_the_rest_as_lines():
     page = summary(phases)
     assert "card H100, torch 2.11, date today" in page and "| perf | finished | 3.0 |" in page
     assert "| perf | 8k planned | 0.5 | 16000 | 0.96 |" in page and "- 8k x: left out no time" in page
+
+
+class FakePipe:
+    """RoundPipe's interface as the campaign uses it, on the CPU and without staleness."""
+
+    def __init__(self, model, optim_dtype, name):
+        self._model = model
+
+    def optim_parameters(self):
+        return [p for p in self._model.parameters() if p.requires_grad]
+
+    def forward_backward(self, input_args, label, loss_fn, run_config):
+        parts, _ = run_config.split_input(input_args, {}, run_config.num_microbatch)
+        total = 0.0
+        for args, labels in zip(parts, label.chunk(run_config.num_microbatch)):
+            state = self._model[0](*args)
+            for layer in self._model[1:]:
+                state = layer(state)
+            loss = loss_fn(state, labels)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def step(self, update):
+        update()
+
+
+def test_roundpipe_trains_the_task_that_ours_trains(tmp_path, monkeypatch):
+    """Its sequence, rows and losses, with a stand-in for the package."""
+    plan = SimpleNamespace(auto=lambda kind, pipe, model_memory_limit: (kind, model_memory_limit))
+    fake = SimpleNamespace(RoundPipe=FakePipe, ModelExecutePlan=plan, RoundPipeRunConfig=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "roundpipe", fake)
+    phase = EVERY["roundpipe-14b-24gib"]
+    shape = model_of("14B", dry=True)
+    scene = Scene(phase, Record(tmp_path, phase.name, limit_s=LIMIT_S), tmp_path, tmp_path, dry=True)
+    net = roundpipe.load(write_model(tmp_path / "model", shape))
+    expected = roundpipe.check_sequence(
+        tmp_path / "model", step_of(roundpipe.STEPS[0], dry=True), shape.vocab
+    )
+    ours = {"results": {"8k planned": {"tokens/s": 1, "losses": [expected["loss"]]}}}
+    (tmp_path / f"{roundpipe.OURS}.json").write_text(json.dumps(ours))
+    roundpipe.measure_all(scene, net, shape.vocab)
+    assert not has_failed(scene.record.results)
+    losses = scene.record.results["8k"]["losses"]
+    assert losses[0] == pytest.approx(expected["of the model"], rel=1e-5) and losses[-1] < losses[0]
+    assert scene.record.results["8k beside ours"]["first loss off"] < 1e-5
+    assert scene.record.results["32k beside ours"].keys() == {"left out"}
