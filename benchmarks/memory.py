@@ -51,7 +51,8 @@ def work(name: str, rank: int, port: int, folder: str, args, blocks: int, result
     config = ds_config(stage, args.dtype, 2 * shape_of(folder).block)
     if offload:
         config["zero_optimization"]["offload_param"] = {"device": offload}
-    options = EngineConfig(tier=tier, activation_checkpointing=checkpointing)
+    # The least memory: no activations are kept.
+    options = EngineConfig(tier=tier, activation_checkpointing=checkpointing, activation_gib=0.0)
     engine = build_engine(ModelConfig(base=folder, init="random", dtype=args.dtype), AdapterConfig(), TrainConfig(), options, config,
                           [(r,) for r in range(ranks)], StageClock(), Path(folder) / "swap", 0)
     engine.load(engine.state())

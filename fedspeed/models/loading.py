@@ -24,6 +24,10 @@ from fedspeed.models.hub import model_folder
 from fedspeed.models.saved_adapter import WEIGHTS_FILE
 from fedspeed.models.stored import BASE_FILE, check_types, stored_tensors
 
+# What draws the weights of `model.init=random`. Benchmarks let the card do it, since a processor draws bf16 with one thread; but a card's draws
+# depend on the card, and the ranks of a federation must begin with one base.
+draw_device = "cpu"
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -170,10 +174,11 @@ def _parameters(unit_name: str, unit: nn.Module, recurse: bool):
 
 
 def _draw(inner: nn.Module, unit: nn.Module, recurse: bool, fresh: list, seed: int) -> None:
-    """Fill a unit's weights by the model's own initialisation, from a seed that depends only on the run's and the unit's name."""
+    """Fill a unit's weights by the model's own initialisation, from a seed that depends only on the run's and the unit's name. They lie
+    where they are drawn until `place` puts them elsewhere."""
     for _, parent, leaf, meta in fresh:
-        setattr(parent, leaf, nn.Parameter(torch.empty_like(meta, device="cpu"), requires_grad=meta.requires_grad))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        setattr(parent, leaf, nn.Parameter(torch.empty_like(meta, device=draw_device), requires_grad=meta.requires_grad))
+    with torch.random.fork_rng(devices=[0] if draw_device == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         if fresh:
             for name, module in unit.named_modules() if recurse else [("", unit)]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedspeed.errors import ModelError
+from fedspeed.models import loading
 from fedspeed.models.blocks import decoder_blocks, units
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import check_weights, materialise, meta_model
@@ -177,3 +178,25 @@ def test_blocks_are_chosen_by_number(text, depth, expected):
     else:
         assert chosen_blocks(text, depth) == expected
         chosen_blocks(text)
+
+
+def test_weights_may_be_drawn_elsewhere(folders, monkeypatch):
+    """Here on the device that draws nothing. Each comes to `place` where it was drawn, and the adapter from the CPU, as its draws are everywhere."""
+    config, adapter = ModelConfig(base=str(folders / "qwen2"), init="random", dtype="fp32"), AdapterConfig()
+    seen = {}
+
+    def place(name, parameter):
+        seen.setdefault("adapter" if ".lora_" in name else "base", set()).add(parameter.device.type)
+        return torch.nn.Parameter(torch.zeros(parameter.shape), requires_grad=parameter.requires_grad)
+
+    monkeypatch.setattr(loading, "draw_device", "meta")
+    materialise(meta_model(config, adapter), config, adapter, 0, place)
+    assert seen == {"base": {"meta"}, "adapter": {"cpu"}}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_card_draws_the_same_distribution(folders, monkeypatch):
+    config, adapter = ModelConfig(base=str(folders / "qwen2"), init="random", dtype="fp32"), AdapterConfig()
+    monkeypatch.setattr(loading, "draw_device", "cuda")
+    drawn = [p for n, p in build(config, adapter).named_parameters() if n.endswith("mlp.down_proj.weight")]
+    assert drawn and all(p.is_cuda and abs(p.std().item() / 0.02 - 1) < 0.1 and abs(p.mean().item()) < 1e-3 for p in drawn)

@@ -1,0 +1,109 @@
+"""The card of a phase: what it is, a cap on its memory, and what was held of it."""
+
+import gc
+import os
+import time
+
+GIB = 2**30
+
+
+def about(dry: bool) -> dict:
+    """What stands above all results."""
+    import torch
+
+    name = "none (dry run on the CPU)" if dry else torch.cuda.get_device_name()
+    return {
+        "card": name,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "cores": os.cpu_count(),
+    }
+
+
+def join(dry: bool) -> None:
+    """Become the only rank of a torch world.
+
+    Raises:
+        RuntimeError: DeepSpeed does not compute on a card, and this is no dry run.
+    """
+    from benchmarks.layer_major import free_port
+
+    os.environ.update(
+        RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_RANK="0",
+        LOCAL_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )
+    from fedspeed.engine.world import join_world, quiet
+
+    quiet()
+    join_world(300)
+    from deepspeed.accelerator import get_accelerator
+
+    found = get_accelerator().device_name()
+    wanted = "cpu" if dry else "cuda"
+    if found != wanted:
+        raise RuntimeError(
+            f"DeepSpeed computes on {found} and not on {wanted}; unset DS_ACCELERATOR (it is "
+            f"{os.environ.get('DS_ACCELERATOR')!r}), or add --dry for a run without a card"
+        )
+    if not dry:
+        draw_there()
+
+
+def draw_there() -> None:
+    """Let the card draw random weights: a processor takes minutes over a model of 7 B parameters."""
+    from fedspeed.models import loading
+
+    loading.draw_device = "cuda"
+
+
+def cap(gib: float, dry: bool) -> None:
+    """Let PyTorch take no more than `gib` of the card's memory; 0 for all of it."""
+    if dry:
+        return
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total) if gib else 1.0)
+
+
+def synchronise(dry: bool) -> None:
+    """Wait for all that the card has been asked to do."""
+    if not dry:
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def forget_peaks(dry: bool) -> None:
+    """Begin to count peaks anew."""
+    if not dry:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peaks(dry: bool) -> dict:
+    """GiB that tensors and that PyTorch's allocator have taken at most; nothing without a card."""
+    if dry:
+        return {}
+    import torch
+
+    stats = torch.cuda.memory_stats()
+    return {
+        "peak GiB": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "reserved GiB": round(torch.cuda.max_memory_reserved() / GIB, 2),
+        "retries": stats.get("num_alloc_retries", 0),
+    }
+
+
+def tidy(dry: bool) -> None:
+    """Give the memory of engines that are gone back to the card."""
+    gc.collect()
+    if not dry:
+        import torch
+
+        torch.cuda.empty_cache()

@@ -1,0 +1,71 @@
+"""Models and steps that the campaign measures, at the size for a card and at one for a look on a CPU."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+from fedspeed.models.catalogue import KNOWN, ModelShape
+
+TINY = ModelShape("tiny", "qwen2", 64, 4, 4, 2, 16, 128, 320, tied=False, attention_bias=True)
+# Where there is no card: tokens of a row, micro-batches, blocks.
+DRY_TOKENS = 16
+DRY_MICRO = 4
+DRY_BLOCKS = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one optimizer step: `micro` micro-batches of `rows` rows of `tokens` tokens."""
+
+    name: str
+    tokens: int
+    micro: int
+    rows: int = 1
+
+    @property
+    def total(self) -> int:
+        """Tokens of the step."""
+        return self.tokens * self.micro * self.rows
+
+    def batches(self, vocab: int):
+        """Rows drawn from one seed, however they are divided; the first half of each is prompt."""
+        from benchmarks.layer_major import Rows
+
+        return Rows(SimpleNamespace(vocab=vocab, tokens=self.tokens), 0).step(self.micro, self.rows)
+
+
+def model_of(name: str, dry: bool, blocks: int = 0) -> ModelShape:
+    """The dimensions of `7B` or `14B`; without a card, of a model of a few thousand parameters.
+
+    Args:
+        blocks: 0 for all of the model's.
+    """
+    if dry:
+        return replace(TINY, layers=min(blocks or DRY_BLOCKS, DRY_BLOCKS))
+    shape = KNOWN[f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{name}"]
+    return replace(shape, layers=blocks or shape.layers)
+
+
+def step_of(step: Step, dry: bool) -> Step:
+    """The step as it is measured: without a card with few short rows."""
+    return replace(step, tokens=DRY_TOKENS, micro=min(step.micro, DRY_MICRO)) if dry else step
+
+
+def write_model(folder: Path, shape: ModelShape) -> Path:
+    """Write the configuration of a model, without weights: they are drawn where it is loaded."""
+    from transformers import Qwen2Config
+
+    Qwen2Config(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocab,
+        max_position_embeddings=32768,
+        tie_word_embeddings=shape.tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    ).save_pretrained(folder)
+    return folder

@@ -1,0 +1,52 @@
+"""What benchmarks share: processes that end without a result, and imports that decide nothing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.layer_major import quartiles, run_ranks
+from tests.conftest import ROOT
+from tests.limits import LIMIT_S
+
+
+def vanish(rank, results):
+    """As a process did that had run out of memory: exit code 0, and no result."""
+    os._exit(0)
+
+
+def answer(rank, results):
+    results.put((rank, 10 * rank))
+
+
+def test_a_rank_that_ends_without_a_result_has_failed():
+    with pytest.raises(SystemExit, match="rank 0 ended with 0 and without a result"):
+        run_ranks(vanish, 1, lambda rank, port: (rank,))
+    assert run_ranks(answer, 2, lambda rank, port: (rank,)) == {0: 0, 1: 10}
+
+
+def test_importing_a_benchmark_does_not_choose_the_device():
+    """Others import parts of it and compute on a card."""
+    env = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    names = (
+        "layer_major",
+        "memory",
+        "plan_accuracy",
+        "seats",
+        "gpu.__main__",
+        "gpu.engines",
+        "gpu.perf",
+        "gpu.stock",
+    )
+    script = (
+        "".join(f"import benchmarks.{name}\n" for name in names)
+        + "import os\nassert 'DS_ACCELERATOR' not in os.environ"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, check=True, timeout=LIMIT_S)
+
+
+def test_ratios_are_of_neighbours():
+    """The machine has slowed down threefold between the pairs, and that does not show."""
+    assert quartiles([2.0, 6.0, 2.2], [1.0, 3.0, 1.0]) == pytest.approx((2.0, 2.0, 2.1))
+    assert quartiles([3.0], [2.0]) == (1.5, 1.5, 1.5)
