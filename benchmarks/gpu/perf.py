@@ -18,27 +18,28 @@ class Way:
     """An engine, and the steps that are measured on it.
 
     Attributes:
-        slots: 0 for as many as the planner finds room for.
+        options: how it executes; None for the planner's choice for its first step.
         arithmetic: whether it has all the card and every block in a slot, and recomputes everything: the step
             without its loads.
     """
 
     name: str
     steps: tuple[Step, ...]
-    slots: int = 0
+    options: EngineConfig | None = None
     arithmetic: bool = False
-    options: EngineConfig = EngineConfig(tier="ram")
+
+    @property
+    def title(self) -> str:
+        """Names it with its steps."""
+        return f"{self.name} ({', '.join(step.name for step in self.steps)})"
 
 
+RECOMPUTED = EngineConfig(tier="ram", slots=2, block_inputs="host", activation_gib=0.0)
 WAYS = (
-    Way("planned", STEPS),
-    Way("arithmetic", STEPS, arithmetic=True),
-    Way(
-        "two slots, inputs in RAM, all recomputed",
-        STEPS[:1],
-        slots=2,
-        options=EngineConfig(tier="ram", block_inputs="host", activation_gib=0.0),
-    ),
+    Way("planned", STEPS[:1]),
+    Way("arithmetic", STEPS, replace(RECOMPUTED, block_inputs="device"), arithmetic=True),
+    Way("planned", STEPS[1:]),
+    Way("two slots, inputs in RAM, all recomputed", STEPS[:1], RECOMPUTED),
 )
 
 
@@ -50,7 +51,7 @@ def run(scene: Scene) -> None:
     where = predicted.node(scene.out, scene.dry)
     build_s = 0.0  # of the first one
     for way in WAYS:
-        with scene.record.guarded(way.name):
+        with scene.record.guarded(way.title):
             scene.record.need(build_s + STEP_S)
             took = run_way(scene, way, shape, base, where)
             build_s = build_s or took
@@ -61,18 +62,15 @@ def run_way(scene: Scene, way: Way, shape, base, where) -> float:
     steps = [step_of(step, scene.dry) for step in way.steps]
     cap = 0 if way.arithmetic else scene.phase.options["cap"]
     card.cap(cap, scene.dry)
-    slots, predictions = plan(way, shape, steps, where, cap)
+    options, predictions = plan(way, shape, steps, where, cap)
     begin = scene.record.seconds
-    with engine_of(scene, base, Recipe(options_of(way, slots))) as engine:
+    with engine_of(scene, base, Recipe(options)) as engine:
         took = scene.record.seconds - begin
-        scene.record.note(f"{way.name}: built in s", round(took, 1))
+        scene.record.note(f"{way.title}: built in s", round(took, 1))
         for step in steps:
             with scene.record.guarded(_name(step, way)):
                 found = measure(scene, engine, step.batches(shape.vocab), REPEAT)
-                found |= {"slots": slots} | (
-                    predictions[step.name].result if step.name in predictions else {}
-                )
-                scene.record.note(_name(step, way), found)
+                scene.record.note(_name(step, way), found | predictions.get(step.name, {}))
                 beside_arithmetic(scene.record, step)
     return took
 
@@ -92,30 +90,19 @@ def _name(step: Step, way: Way) -> str:
     return f"{step.name} {way.name}"
 
 
-def plan(way: Way, shape, steps: list[Step], where, cap: float) -> tuple[int, dict]:
-    """(slots of a way's engine, what the planner says of its steps with them, by the step's name)."""
+def plan(way: Way, shape, steps: list[Step], where, cap: float) -> tuple[EngineConfig, dict]:
+    """(configuration of a way's engine, what the planner says of its steps in it, by the step's name)."""
     if way.arithmetic:
-        return shape.layers, {}
-    if where is None and not way.slots:
-        raise LeftOut(
-            "there is neither a probe nor published facts of this card to plan with; run the phase link first"
-        )
+        return replace(way.options, slots=shape.layers), {}
+    if way.options is None:
+        if where is None:
+            raise LeftOut(
+                "there is neither a probe nor published facts of this card to plan with; run the phase link first"
+            )
+        chosen = predicted.within(shape, steps[0], where, cap)
+        return predicted.options_of(chosen.setting), {steps[0].name: chosen.result}
     if where is None:
-        return way.slots, {}
-    if way.slots:
-        host = {step.name: predicted.setting_of(step, way.slots, "host") for step in steps}
-        return way.slots, {
-            step.name: predicted.predict(shape, step, host[step.name], where) for step in steps
-        }
-    alone = {step.name: predicted.within(shape, step, where, cap) for step in steps}
-    slots = min(found.setting.slots for found in alone.values())
-    return slots, {
-        step.name: predicted.with_slots(shape, step, alone[step.name], slots, where) for step in steps
-    }
-
-
-def options_of(way: Way, slots: int) -> EngineConfig:
-    """The engine's settings."""
-    if way.arithmetic:
-        return replace(way.options, slots=slots, block_inputs="device", activation_gib=0.0)
-    return replace(way.options, slots=slots)
+        return way.options, {}
+    settings = [predicted.setting_of(step, way.options.slots, way.options.block_inputs) for step in steps]
+    found = [predicted.predict(shape, step, setting, where) for step, setting in zip(steps, settings)]
+    return way.options, {step.name: one.result for step, one in zip(steps, found)}

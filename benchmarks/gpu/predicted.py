@@ -8,15 +8,16 @@ from benchmarks.gpu.card import GIB
 from benchmarks.gpu.link import PROBE_FILE
 from benchmarks.gpu.shapes import Step
 from fedspeed.cluster.hostfile import Host
+from fedspeed.engine.config import EngineConfig
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import Node, card_of, node_of
-from fedspeed.planner.memory import FRAGMENTS, device_memory
+from fedspeed.planner.memory import DRIVER, FRAGMENTS, device_memory
 from fedspeed.planner.plan import Place, Setting, Task
+from fedspeed.planner.search import fits, keeping
 from fedspeed.planner.timing import seconds_of
 
 DRY_CARD = "rtx3090"
 KEPT = 0.95  # part of a cap that a prediction may fill
-LEAST_SLOTS = 4  # fewer than these, and block inputs wait in host memory
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Prediction:
         return {
             "predicted GiB": round(self.nbytes / GIB, 2),
             "predicted s": round(self.seconds, 4),
-            "predicted inputs": self.setting.block_inputs,
+            "slots": self.setting.slots,
+            "inputs": self.setting.block_inputs,
+            "activations GiB": round(self.setting.activation_bytes / GIB, 2),
         }
 
 
@@ -49,33 +52,52 @@ def node(out: Path, dry: bool) -> Node | None:
     return node_of(Host("localhost", 1, gpu=found.name)) if found else None
 
 
+def task_of(shape: ModelShape, step: Step) -> Task:
+    """One step of bf16 LoRA of one client."""
+    return Task(shape, 1, step.tokens, step.rows * step.micro, step.rows, stage=2)
+
+
+def place_of(where: Node) -> Place:
+    """One card by itself."""
+    return Place(where, 1, 1, 1, 1, 1, 1, 1)
+
+
 def predict(shape: ModelShape, step: Step, setting: Setting, where: Node) -> Prediction:
-    """One step of bf16 LoRA of one client on one card."""
-    task = Task(shape, 1, step.tokens, step.rows * step.micro, stage=2)
-    place = Place(where, 1, 1, 1, 1, 1, 1, 1)
+    """A step in a setting."""
+    task, place = task_of(shape, step), place_of(where)
     standing, moving = device_memory(task, setting, place, evaluation=False)
     nbytes = sum(standing.values()) + int(sum(moving.values()) * (1 + FRAGMENTS))
     return Prediction(nbytes, seconds_of(task, setting, place).total, setting)
 
 
 def setting_of(step: Step, slots: int, block_inputs: str = "device", tier: str = "ram") -> Setting:
-    """A setting with so many slots."""
+    """A setting with so many slots that keeps no activations."""
     return Setting(tier, step.rows, step.micro, slots=slots, block_inputs=block_inputs)
 
 
 def within(shape: ModelShape, step: Step, where: Node, cap_gib: float) -> Prediction:
-    """The setting with the most slots under a cap; block inputs are on the device if that leaves a few.
+    """The fastest setting with the base in RAM under a cap, by the planner's models of memory and time.
 
     Where not even two slots fit by the prediction, it is that of two slots.
     """
-    for block_inputs, least in (("device", LEAST_SLOTS), ("host", 2)):
-        for slots in range(shape.layers, least - 1, -1):
-            found = predict(shape, step, setting_of(step, slots, block_inputs), where)
-            if found.nbytes <= KEPT * cap_gib * GIB:
-                return found
-    return predict(shape, step, setting_of(step, 2, "host"), where)
+    capped = replace(where, device=replace(where.device, memory=int(KEPT * cap_gib * GIB) + DRIVER))
+    task, place = task_of(shape, step), place_of(capped)
+    settings = [
+        setting_of(step, slots, block_inputs)
+        for block_inputs in ("device", "host")
+        for slots in range(2, shape.layers + 1)
+    ]
+    fitting = [keeping(task, setting, [place]) for setting in settings if fits(task, setting, place)]
+    if not fitting:
+        return predict(shape, step, setting_of(step, 2, "host"), where)
+    return min((predict(shape, step, setting, where) for setting in fitting), key=lambda one: one.seconds)
 
 
-def with_slots(shape: ModelShape, step: Step, planned: Prediction, slots: int, where: Node) -> Prediction:
-    """The same setting with another number of slots."""
-    return predict(shape, step, replace(planned.setting, slots=slots), where)
+def options_of(setting: Setting) -> EngineConfig:
+    """The engine's configuration of a setting."""
+    return EngineConfig(
+        tier=setting.tier,
+        slots=setting.slots,
+        block_inputs=setting.block_inputs,
+        activation_gib=setting.activation_bytes / GIB,
+    )

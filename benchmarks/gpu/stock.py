@@ -32,10 +32,10 @@ def run(scene: Scene) -> None:
     with record.guarded("ours"):
         where = predicted.node(scene.out, scene.dry)
         planned = predicted.within(shape, ours, where, scene.phase.options["cap"]) if where else None
-        slots = planned.setting.slots if planned else SLOTS
-        with engine_of(scene, base, Recipe(EngineConfig(tier="ram", slots=slots))) as engine:
+        options = predicted.options_of(planned.setting) if planned else EngineConfig(tier="ram", slots=SLOTS)
+        with engine_of(scene, base, Recipe(options)) as engine:
             found = measure(scene, engine, ours.batches(shape.vocab), repeat=3)
-            record.note("ours", found | {"slots": slots} | (planned.result if planned else {}))
+            record.note("ours", found | (planned.result if planned else {}))
     with record.guarded("stock ZeRO-3 offload"):
         recipe = Recipe(EngineConfig(tier="stock", activation_checkpointing=True), stage=3, offload=True)
         with engine_of(scene, base, recipe) as engine:

@@ -1,7 +1,7 @@
 """How much device memory the activations of a step may take that are kept for its backward pass, and what they take."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -10,34 +10,54 @@ from deepspeed.accelerator import get_accelerator
 from fedspeed.cluster.devices import free_memory
 
 OF_FREE_RAM = 0.5  # where ranks compute in RAM, of what is free when the first step begins: others live there too
-OF_FREE_DEVICE = 0.9  # of what the first step has left free on a card: the allocator holds more than tensors take
+OF_FREE_DEVICE = 0.9  # of what a step has left free on a card: the allocator holds more than tensors take
 
 
 class ActivationBudget:
     """Bytes for kept activations of one rank.
 
+    Under auto a step on a card that is larger than any before it keeps nothing, and what it leaves free is the budget of those that follow.
+
     Args:
         gib: what the configuration says.
         sharers: ranks that share the device, or the host's memory where that is the device.
+
+    Attributes:
+        peak: the most device memory that was taken before the allocator's own count was last set back.
     """
 
     def __init__(self, gib: float | Literal["auto"], sharers: int):
         self._fixed = None if gib == "auto" else int(gib * 2**30)
         self._sharers = sharers
-        self._found: int | None = None
+        self._found = 0
+        self._largest = (0, 0)
+        self._learns = False
+        self.peak = 0
 
-    @property
-    def nbytes(self) -> int:
-        """What may be kept in the step that begins now. Under auto the first step on a card keeps nothing: what it leaves free is not known before."""
+    def begin(self, inputs: Sequence[int]) -> int:
+        """What may be kept in the step that begins now.
+
+        Args:
+            inputs: bytes of a block's input, of each micro-batch of the step.
+        """
         if self._fixed is not None:
             return self._fixed
-        if self._found is None and get_accelerator().is_synchronized_device():
+        accelerator = get_accelerator()
+        size = max(inputs), sum(inputs)
+        larger = any(now > before for now, before in zip(size, self._largest))
+        if larger and accelerator.is_synchronized_device():
             self._found = int(free_memory() * OF_FREE_RAM / self._sharers)
-        return self._found or 0
+        elif larger:
+            self._learns, self._found = True, 0
+            self.peak = max(self.peak, accelerator.max_memory_allocated())
+            accelerator.reset_peak_memory_stats()
+        self._largest = tuple(map(max, size, self._largest))
+        return self._found
 
     def step_done(self) -> None:
         """Learn from a step what the card has left."""
-        if self._fixed is None and self._found is None:
+        if self._learns:
+            self._learns = False
             self._found = max(0, int((self._to_be_had() - get_accelerator().max_memory_allocated()) * OF_FREE_DEVICE))
 
     def _to_be_had(self) -> int:

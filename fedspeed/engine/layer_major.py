@@ -59,7 +59,7 @@ class LayerMajor:
     def __init__(self, model: nn.Module, parts: Anatomy, store: BaseStore, budget: ActivationBudget, *,
                  inputs: Literal["auto", "device", "host"] = "auto", compiled: bool = False):
         self._model, self._parts, self._store = model, parts, store
-        self._budget, self._place_of_inputs = budget, inputs
+        self.budget, self._place_of_inputs = budget, inputs
         self._inputs = BlockInputs()
         self._saved_per_value = 0.0  # bytes that a block's graph saves for each value of its input, the most that was seen
         self._cells = CellModel(model, parts, compiled)
@@ -123,8 +123,7 @@ class LayerMajor:
                     records[i] = None
                     flow[i] = self._backward(b, cell, x, y, flow[i], grads[cell.owner])
         scores = told(scores, cells)
-        if cells:
-            self._budget.step_done()
+        self.budget.step_done()
         return scores, grads
 
     @torch.no_grad()
@@ -151,15 +150,17 @@ class LayerMajor:
 
         Called while the lowest block that trains is loaded, which is measured: blocks are alike.
         """
-        depth, budget = len(self._parts.blocks), self._budget.nbytes
-        everything = [len(cells)] * depth
+        depth = len(self._parts.blocks)
+        if not cells:
+            return Stays([0] * depth, [0] * depth)
         inputs = [state.hidden.nbytes for state in states]
+        budget = self.budget.begin(inputs)
         if self._place_of_inputs == "auto":
             stay = kept_counts(budget, inputs, depth, self._lowest)
             budget -= sum(sum(inputs[:count]) for count in stay)
         else:
-            stay = everything if self._place_of_inputs == "device" else [0] * depth
-        if budget < max(inputs, default=0) or not cells:
+            stay = [len(cells) if self._place_of_inputs == "device" else 0] * depth
+        if budget < max(inputs):  # activations take more than an input
             return Stays([0] * depth, stay)
         if not self._saved_per_value:
             self._saved_per_value = self._measured(cells[0], states[0], owners)

@@ -59,5 +59,9 @@ class StreamedEngine(StoreEngine):
             self._layers.evaluate([], [])
 
     @property
+    def device_bytes(self) -> int:
+        return max(super().device_bytes, self._layers.budget.peak)
+
+    @property
     def base_bytes(self) -> int:
         return sum(piece.nbytes for unit in self.store.units for piece in unit.pieces)
