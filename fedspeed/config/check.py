@@ -83,8 +83,6 @@ def _engine(config: RunConfig) -> Iterator[Conflict]:
         yield Conflict(("engine.base_gib", "engine.resident_blocks"), f"engine.base_gib={config.engine.base_gib} and engine.resident_blocks="
                        f"{config.engine.resident_blocks} both say what the base's memory is for, slots or "
                        "blocks that stay; set one of them, the second with engine.slots")
-
-
     wanted = MATMUL_TYPES.get(config.engine.matmul)
     if wanted and config.model.dtype not in (wanted, "auto"):
         yield Conflict(("engine.matmul", "model.dtype"),
