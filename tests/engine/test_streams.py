@@ -335,10 +335,7 @@ def test_a_store_gives_every_unit_its_values_whatever_the_schedule(seen, kind):
 def test_the_check_bites_where_a_wait_is_missing(seen, name):
     wrong, races = seen[name]
     assert races == 5, "every schedule shows the race, whatever its numbers"
-    if name in (
-        "a block is computed with before it has come",
-        "a stage is read into before it has been copied",
-    ):
+    if name == "a block is computed with before it has come":  # of stages threads decide, which no seed does
         assert wrong > 0, "and some give wrong ones"
 
 
