@@ -1,6 +1,7 @@
 """How much device memory the activations of a step may take that are kept for its backward pass, and what they take."""
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -9,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 
 from fedspeed.cluster.devices import free_memory
 
-OF_FREE_RAM = 0.5  # where ranks compute in RAM, of what is free when the first step begins: others live there too
+OF_FREE_RAM = 0.25  # where ranks compute in RAM, of what is free when the first step begins: others live there too
 OF_FREE_DEVICE = 0.9  # of what a step has left free on a card: the allocator holds more than tensors take
 
 
@@ -59,6 +60,13 @@ class ActivationBudget:
         if self._learns:
             self._learns = False
             self._found = max(0, int((self._to_be_had() - get_accelerator().max_memory_allocated()) * OF_FREE_DEVICE))
+
+    def give_up(self) -> bool:
+        """Keep nothing from now on, where something was kept because it seemed to fit; whether that was so."""
+        if self._fixed is not None or not self._found:
+            return False
+        self._found, self._largest, self._learns = 0, (sys.maxsize, sys.maxsize), False
+        return True
 
     def _to_be_had(self) -> int:
         """Bytes of the card that this process has or could get."""

@@ -9,12 +9,16 @@ through a layer while it is loaded is FlexGen's (Sheng et al., 2023).
 Clients that share a rank share each load: a micro-batch belongs to an owner, whose trainable tensors are bound while it is computed.
 """
 
+import gc
+import socket
+import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -94,6 +98,19 @@ class LayerMajor:
         Returns:
             the score of each cell, and by owner the gradients [fp32, by name] of the sum of scale * loss over its cells.
         """
+        try:
+            return self._train(cells, owners)
+        except torch.OutOfMemoryError:
+            # Others may have taken what was free. Ranks that load together would not do so again together.
+            if self._store.matched is not None or not self.budget.give_up():
+                raise
+        print(f"fedspeed: {socket.gethostname()}: the device has become too full for activations that were kept for the backward pass; they are computed "
+              "again from now on (engine.activation_gib=auto)", file=sys.stderr, flush=True)
+        gc.collect()
+        get_accelerator().empty_cache()
+        return self._train(cells, owners)
+
+    def _train(self, cells: list[Cell], owners: list[Tensors]) -> tuple[list[Score], list[Tensors]]:
         self._model.train()
         states = self._enter(cells, backward=True)
         grads: list[Tensors] = [{} for _ in owners]

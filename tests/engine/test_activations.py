@@ -87,6 +87,40 @@ def test_what_is_kept_changes_no_bit(bases, tmp_path, family, kind, dtype):  # n
     assert again[3] <= 6 * 4 + 1, "with room for all of them nothing is computed twice, but for one that is measured"
 
 
+def filled_up(rank, base, nvme):
+    """Losses of three steps, in the second of which there is no room for what is kept; what is said; the same with nothing kept."""
+    import contextlib
+    import io
+
+    import torch
+
+    with engine(base, "ram", adapter=LORA, nvme=nvme) as own:
+        start, layers, said = stirred(own.state()), own._layers, io.StringIO()
+        whole, number = layers._cells.block, 0
+
+        def block(b, *args):
+            if number == 1 and b == 2 and torch.is_grad_enabled() and layers.budget._found:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(b, *args)
+
+        found = {}
+        for kept in (True, False):
+            own.load(start)
+            layers.budget._found *= kept
+            layers._cells.block, found[kept] = block, []
+            with contextlib.redirect_stderr(said):
+                for number in range(3):
+                    found[kept].append(own.train_step([random_step(number, 2, 2)], 0.1)[0].loss)
+    return found, said.getvalue()
+
+
+def test_a_card_that_has_become_full_computes_again(bases, tmp_path):  # noqa: F811
+    [(found, said)] = run_clusters([1], filled_up, bases["llama"], tmp_path)
+    assert found[True] == found[False]
+    assert said.count("\n") == 1
+    assert "computed again from now on (engine.activation_gib=auto)" in said
+
+
 def card(monkeypatch, free, reserved, total=24 * GIB, fraction=1.0):
     """A card whose allocator has counted so much; gives the counts, to be changed."""
     import torch
