@@ -52,6 +52,7 @@ def engine_of(scene: Scene, base: Path, recipe: Recipe):
     config |= {"fp16": {"enabled": recipe.dtype == "fp16", "initial_scale_power": 8}}
     if recipe.offload:
         config["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": not scene.dry}
+    card.tidy(scene.dry)
     model = ModelConfig(base=str(base), init="random", dtype=recipe.dtype)
     adapter = AdapterConfig(dropout=recipe.dropout)
     engine = build_engine(
@@ -64,6 +65,17 @@ def engine_of(scene: Scene, base: Path, recipe: Recipe):
         engine.close()
         del engine
         card.tidy(scene.dry)
+
+
+def measured(scene: Scene, base: Path, recipe: Recipe, batches, *, name: str, **how) -> dict:
+    """Build an engine, measure a step of it (see `measure` for `how`) and close it.
+
+    A function of its own: whoever still holds an engine holds its memory, and the next one has too little.
+    """
+    begin = scene.record.seconds
+    with engine_of(scene, base, recipe) as engine:
+        scene.record.note(f"{name}: built in s", round(scene.record.seconds - begin, 1))
+        return measure(scene, engine, batches, **how)
 
 
 def measure(scene: Scene, engine, batches, repeat: int, warm_up: int = 2, each=None) -> dict:

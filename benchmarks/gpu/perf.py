@@ -67,7 +67,9 @@ def run_way(scene: Scene, way: Way, shape, base, where) -> float:
     with engine_of(scene, base, Recipe(options)) as engine:
         took = scene.record.seconds - begin
         scene.record.note(f"{way.title}: built in s", round(took, 1))
+        start = engine.state()
         for step in steps:
+            engine.load(start, seed=5)  # the same losses, whatever was measured on this engine before
             with scene.record.guarded(_name(step, way)):
                 found = measure(scene, engine, step.batches(shape.vocab), REPEAT)
                 scene.record.note(_name(step, way), found | predictions.get(step.name, {}))

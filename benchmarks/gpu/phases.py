@@ -30,7 +30,7 @@ class Phase:
 
 LISTS = {
     "first": (
-        Phase("link", "benchmarks.gpu.link.run", 0.5),
+        Phase("link", "benchmarks.gpu.link.run", 0.75),
         Phase("smoke", "benchmarks.gpu.smoke.run", 1.0, guards=True),
         Phase("perf-7b-11gib", "benchmarks.gpu.perf.run", 3.0, {"model": "7B", "cap": 11}),
         Phase("stock-7b-11gib", "benchmarks.gpu.stock.run", 1.7, {"model": "7B", "cap": 11}),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from benchmarks.gpu import card, predicted
-from benchmarks.gpu.engines import Recipe, Scene, engine_of, measure
+from benchmarks.gpu.engines import Recipe, Scene, measured
 from benchmarks.gpu.shapes import Step, model_of, step_of, write_model
 from fedspeed.engine.config import EngineConfig
 
@@ -33,24 +33,21 @@ def run(scene: Scene) -> None:
         where = predicted.node(scene.out, scene.dry)
         planned = predicted.within(shape, ours, where, scene.phase.options["cap"]) if where else None
         options = predicted.options_of(planned.setting) if planned else EngineConfig(tier="ram", slots=SLOTS)
-        with engine_of(scene, base, Recipe(options)) as engine:
-            found = measure(scene, engine, ours.batches(shape.vocab), repeat=3)
-            record.note("ours", found | (planned.result if planned else {}))
+        found = measured(scene, base, Recipe(options), ours.batches(shape.vocab), name="ours", repeat=3)
+        record.note("ours", found | (planned.result if planned else {}))
     with record.guarded("stock ZeRO-3 offload"):
         recipe = Recipe(EngineConfig(tier="stock", activation_checkpointing=True), stage=3, offload=True)
-        with engine_of(scene, base, recipe) as engine:
-            record.note("stock built s", round(record.seconds, 1))
-            found = measure(
-                scene,
-                engine,
-                theirs.batches(shape.vocab),
-                repeat=2,
-                warm_up=WARM_UP,
-                each=lambda seconds: record.note(
-                    f"stock: seconds of its steps, {WARM_UP} to warm up", seconds
-                ),
-            )
-            record.note("stock ZeRO-3 offload", found)
+        found = measured(
+            scene,
+            base,
+            recipe,
+            theirs.batches(shape.vocab),
+            name="stock",
+            repeat=2,
+            warm_up=WARM_UP,
+            each=lambda seconds: record.note(f"stock: seconds of its steps, {WARM_UP} to warm up", seconds),
+        )
+        record.note("stock ZeRO-3 offload", found)
     with record.guarded("comparison"):
         if {"ours", "stock ZeRO-3 offload"} <= record.results.keys():
             record.note("comparison", compare(record.results["ours"], record.results["stock ZeRO-3 offload"]))

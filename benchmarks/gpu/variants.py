@@ -4,7 +4,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from benchmarks.gpu import card, predicted
-from benchmarks.gpu.engines import Recipe, Scene, engine_of, measure
+from benchmarks.gpu.engines import Recipe, Scene, measured
 from benchmarks.gpu.record import LeftOut
 from benchmarks.gpu.shapes import Step, model_of, step_of, write_model
 from fedspeed.engine.config import EngineConfig
@@ -44,8 +44,8 @@ def beside(scene: Scene, step: Step, recipes: dict[str, Recipe]) -> None:
     batches = step_of(step, scene.dry).batches(shape.vocab)
     first = None
     for name, recipe in recipes.items():
-        with scene.record.guarded(name), engine_of(scene, base, recipe) as engine:
-            found = measure(scene, engine, batches, REPEAT)
+        with scene.record.guarded(name):
+            found = measured(scene, base, recipe, batches, name=name, repeat=REPEAT)
             first = first or found
             off = max(abs(loss / other - 1) for loss, other in zip(found["losses"], first["losses"]))
             found |= {
@@ -68,5 +68,6 @@ def nf4(scene: Scene) -> None:
         where = predicted.node(scene.out, scene.dry)
         setting = predicted.setting_of(step, NF4_SLOTS, tier="nf4")
         expected = predicted.predict(shape, step, setting, where).result if where else {}
-        with engine_of(scene, base, Recipe(EngineConfig(tier="nf4", slots=NF4_SLOTS))) as engine:
-            scene.record.note("8k nf4", measure(scene, engine, step.batches(shape.vocab), REPEAT) | expected)
+        recipe = Recipe(predicted.options_of(setting))
+        found = measured(scene, base, recipe, step.batches(shape.vocab), name="8k nf4", repeat=REPEAT)
+        scene.record.note("8k nf4", found | expected)

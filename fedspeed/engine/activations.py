@@ -1,6 +1,5 @@
 """How much device memory the activations of a step may take that are kept for its backward pass, and what they take."""
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -9,6 +8,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.cluster.devices import free_memory
+from fedspeed.engine.pinned import empty_host_cache
 
 OF_FREE_RAM = 0.25  # where ranks compute in RAM, of what is free when the first step begins: others live there too
 OF_FREE_DEVICE = 0.9  # of what a step has left free on a card: the allocator holds more than tensors take
@@ -59,6 +59,7 @@ class ActivationBudget:
         """Learn from a step what the card has left."""
         if self._learns:
             self._learns = False
+            empty_host_cache()  # inputs that waited on the host may stay on the device from now on
             self._found = max(0, int((self._to_be_had() - get_accelerator().max_memory_allocated()) * OF_FREE_DEVICE))
 
     def give_up(self) -> bool:
@@ -76,13 +77,6 @@ class ActivationBudget:
             return held + accelerator.available_memory() // self._sharers
         free, total = torch.cuda.mem_get_info()
         return min(held + free // self._sharers, int(torch.cuda.get_per_process_memory_fraction() * total))
-
-
-def sharers() -> int:
-    """Ranks of this machine that compute on this rank's device, as far as the environment tells."""
-    ranks = max(1, int(os.environ.get("LOCAL_SIZE", "1")))
-    accelerator = get_accelerator()
-    return ranks if accelerator.is_synchronized_device() else -(-ranks // max(1, accelerator.device_count()))
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):

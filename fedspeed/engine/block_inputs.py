@@ -3,14 +3,16 @@
 They travel in streams of their own. In the stream of the arithmetic each would stand behind the weights that are on their way, which are many times larger.
 """
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.engine.pinned import pinned_tensor
 
+ON_THEIR_WAY = 2  # blocks, as the planner counts (planner/memory.py, planner/layers/walk.py)
 
 
 @dataclass
@@ -29,12 +31,27 @@ class Waiting:
         return found
 
 
+@dataclass
+class _Going:
+    """Inputs of one block on their way down: kept here until the arithmetic waits for the event behind the last of them."""
+
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    sent: object = None
+
+
 class BlockInputs:
     """Puts inputs away and brings them back. On a device that shares the host's memory they stay where they are."""
 
     def __init__(self):
         self._apart = not get_accelerator().is_synchronized_device()
         self._down, self._up = (get_accelerator().Stream(), get_accelerator().Stream()) if self._apart else (None, None)
+        self._going: deque[_Going] = deque()
+
+    def begin_block(self) -> None:
+        """The next block's inputs follow. At most two blocks' are on their way, so that a bounded number takes memory of the device."""
+        while len(self._going) >= ON_THEIR_WAY:
+            self._gone(self._going.popleft())
+        self._going.append(_Going())
 
     def put(self, hidden: torch.Tensor, on_host: bool) -> Waiting:
         """Take a block's input; with `on_host` its copy to host memory begins."""
@@ -45,8 +62,20 @@ class BlockInputs:
         self._down.wait_event(_now())
         with accelerator.stream(self._down):
             home.copy_(hidden, non_blocking=True)
-        hidden.record_stream(self._down)  # its memory is not given to others before the copy has ended
+            self._going[-1].sent = accelerator.Event()
+            self._going[-1].sent.record(self._down)
+        self._going[-1].inputs.append(hidden)
         return Waiting(home, None)
+
+    def turn(self) -> None:
+        """No more inputs are put away in this pass."""
+        while self._going:
+            self._gone(self._going.popleft())
+
+    def _gone(self, going: "_Going") -> None:
+        """Let the arithmetic wait until a block's inputs have gone down; only then may it write where they were."""
+        if going.sent is not None:
+            get_accelerator().current_stream().wait_event(going.sent)
 
     def bring(self, inputs: Sequence[Waiting | None]) -> None:
         """Begin to bring a block's inputs back: call it one block early."""
@@ -57,9 +86,8 @@ class BlockInputs:
         device = accelerator.current_device_name()
         for waiting in away:
             waiting.here = torch.empty(waiting.home.shape, dtype=waiting.home.dtype, device=device)
-        # Their places may have belonged to what the arithmetic so far still reads; and they must have gone down before they come up.
+        # Their places may have belonged to what the arithmetic so far still reads. It has waited, too, until they had gone down (`turn`).
         self._up.wait_event(_now())
-        self._up.wait_stream(self._down)
         with accelerator.stream(self._up):
             for waiting in away:
                 waiting.here.copy_(waiting.home, non_blocking=True)

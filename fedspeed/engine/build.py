@@ -24,7 +24,7 @@ from fedspeed.planner.pipeline.layout import Layout
 
 
 def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig, engine: EngineConfig, ds_config: dict,
-                 client_sets: list[tuple[int, ...]], clock, nvme: Path, seed: int, clients: int = 1) -> ClientEngine:
+                 client_sets: list[tuple[int, ...]], clock, nvme: Path, seed: int, clients: int = 1, sharers: int = 1) -> ClientEngine:
     """Build the engine of this rank. Collective over the cluster's torch world, which must have been joined.
 
     Args:
@@ -32,7 +32,7 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
         client_sets: cluster ranks of the clients, the same list on every rank of the cluster.
         clock: what `gather` and `compute` seconds are accounted to (monitor.clock.StageClock).
         nvme: folder of this rank alone for offloaded tensors.
-        clients: how many clients this rank carries.
+        clients: how many clients this rank carries. sharers: ranks that compute on this rank's device, or on its host where that is the device.
 
     Raises:
         ModelError: the model folder, its weights or the adapter do not fit.
@@ -46,7 +46,7 @@ def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig,
     tier = choose_tier(engine, ds_config, any(not p.requires_grad for p in net.parameters()), trained_outside(net))
     if tier == "stock":
         return _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed)
-    return _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock, nvme, seed, clients)
+    return _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock, nvme, seed, clients, sharers)
 
 
 def _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, seed) -> ClientEngine:
@@ -80,9 +80,9 @@ def _stock(net, model, adapter, train, engine, ds_config, groups, clock, nvme, s
     return StockEngine(ds_engine, groups, matched, clock)
 
 
-def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock, nvme, seed, clients) -> ClientEngine:
+def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock, nvme, seed, clients, sharers) -> ClientEngine:
     """The base in a store, executed layer by layer; DeepSpeed holds what trains."""
-    from fedspeed.engine.activations import ActivationBudget, sharers
+    from fedspeed.engine.activations import ActivationBudget
     from fedspeed.engine.base.build import StoreBuilder
     from fedspeed.engine.layer_major import LayerMajor
     from fedspeed.engine.streamed import StreamedEngine
@@ -100,7 +100,7 @@ def _streamed(net, model, adapter, train, engine, tier, ds_config, groups, clock
         states.append(_client_slot({name: named[name].data for name in names}, train, config, ClientMpu(groups), groups))
     for name, tensor in states[0].tensors().items():
         named[name].data = tensor
-    layers = LayerMajor(net, parts, store, ActivationBudget(engine.activation_gib, sharers()), inputs=engine.block_inputs,
+    layers = LayerMajor(net, parts, store, ActivationBudget(engine.activation_gib, sharers), inputs=engine.block_inputs,
                         compiled=engine.compile_blocks)
     return StreamedEngine(net, states, groups, store, layers, clock)
 

@@ -41,11 +41,11 @@ class EngineConfig:
     seats: int = field(default=0, metadata={
         "help": "streamed tiers: clients of a rank that train in the same pass and share each load, 0: all of them", "min": 0})
     block_inputs: Literal["auto", "device", "host"] = field(default="auto", metadata={
-        "help": "layer by layer: where the inputs of blocks wait for the backward pass; auto: on the device while they fit beside what a step takes, else in "
-                "host RAM"})
+        "help": "layer by layer: where the inputs of blocks wait for the backward pass; auto: on the device as far as activation_gib goes, else in host RAM"})
     activation_gib: float | Literal["auto"] = field(default="auto", metadata={
-        "help": "layer by layer: device memory for activations of blocks that are then not computed again in the backward pass, the last blocks' first; "
-                "auto: what the first step has left free. The results are the same bit for bit", "min": 0.0, "max": 10_000.0})
+        "help": "layer by layer: device memory for what waits for the backward pass: with block_inputs=auto first the inputs of blocks, then activations of "
+                "blocks, the last ones first, which are then not computed again; auto: what a step leaves free on a card, a quarter of the free RAM on a CPU. "
+                "The results are the same bit for bit", "min": 0.0, "max": 10_000.0})
     compile_blocks: bool = field(default=False, metadata={
         "help": "layer by layer: compile a block with torch.compile, once for all blocks; pays where micro-batches are small and a GPU waits for Python"})
     matmul: Literal["default", "fp16_accumulation", "tf32"] = field(default="default", metadata={

@@ -65,6 +65,7 @@ class LayerMajor:
         self._model, self._parts, self._store = model, parts, store
         self.budget, self._place_of_inputs = budget, inputs
         self._inputs = BlockInputs()
+        self._largest_input = 0  # bytes
         self._saved_per_value = 0.0  # bytes that a block's graph saves for each value of its input, the most that was seen
         self._cells = CellModel(model, parts, compiled)
         self._device = self._cells.device
@@ -120,6 +121,8 @@ class LayerMajor:
                 if b == self._lowest:
                     stays = self._what_stays(cells, states, owners)
                 kept.append(self._forward(b, cells, states, owners, stays))
+        self._inputs.turn()
+        self._bring(kept[-1:])
         scores, flow = [], [None] * len(cells)
         with self._using(self._unit_of[-1]), self._using(self._head_unit):
             for i, (cell, state) in enumerate(self._by_owner(depth - 1, cells, states, owners)):
@@ -130,7 +133,6 @@ class LayerMajor:
                 scores.append(score)
                 state.hidden = None
                 flow[i] = self._backward(depth - 1, cell, x, y, upward, grads[cell.owner])
-        self._bring(kept[-1:])
         while kept and len(kept) > self._lowest:
             b, records = len(kept) - 1, kept.pop()
             self._bring(kept[-1:])
@@ -163,7 +165,7 @@ class LayerMajor:
     # Inside a pass.
 
     def _what_stays(self, cells: list[Cell], states: list[CellState], owners: list[Tensors]) -> Stays:
-        """As much of this step as fits into the budget: first the inputs of blocks, then their activations, the last blocks' first.
+        """As much of this step as fits into the budget: first inputs of blocks (auto), then activations, the last blocks' first.
 
         Called while the lowest block that trains is loaded, which is measured: blocks are alike.
         """
@@ -172,6 +174,8 @@ class LayerMajor:
             return Stays([0] * depth, [0] * depth)
         inputs = [state.hidden.nbytes for state in states]
         budget = self.budget.begin(inputs)
+        larger = max(inputs) > self._largest_input
+        self._largest_input = max(inputs + [self._largest_input])
         if self._place_of_inputs == "auto":
             stay = kept_counts(budget, inputs, depth, self._lowest)
             budget -= sum(sum(inputs[:count]) for count in stay)
@@ -179,9 +183,12 @@ class LayerMajor:
             stay = [len(cells) if self._place_of_inputs == "device" else 0] * depth
         if budget < max(inputs):  # activations take more than an input
             return Stays([0] * depth, stay)
-        if not self._saved_per_value:
-            self._saved_per_value = self._measured(cells[0], states[0], owners)
-        saved = [int(self._saved_per_value * state.hidden.numel()) for state in states]
+        if larger or not self._saved_per_value:
+            longest = max(range(len(cells)), key=lambda i: cells[i].batch.input_ids.shape[1])
+            self._saved_per_value = max(self._saved_per_value, self._measured(cells[longest], states[longest], owners))
+        # An input that would wait on the host stays on the device beside the activations that are kept.
+        beside = [0 if self._place_of_inputs != "host" else size for size in inputs]
+        saved = [int(self._saved_per_value * state.hidden.numel()) + size for state, size in zip(states, beside)]
         return Stays(kept_counts(budget, saved, depth, self._lowest), stay)
 
     def _measured(self, cell: Cell, state: CellState, owners: list[Tensors]) -> float:
@@ -199,6 +206,7 @@ class LayerMajor:
     def _forward(self, b: int, cells: list[Cell], states: list[CellState], owners: list[Tensors], stays: Stays | None) -> list["_Kept | Waiting"]:
         """All micro-batches through a block; what their backward will begin with. Below the lowest block that trains (no `stays`), nothing."""
         records: list[_Kept | Waiting] = []
+        self._inputs.begin_block()
         for i, (cell, state) in enumerate(self._by_owner(b, cells, states, owners)):
             if stays is not None and i < stays.activations[b]:
                 x = state.hidden.requires_grad_(b > self._lowest)

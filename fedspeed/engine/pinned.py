@@ -90,6 +90,13 @@ def upload_rows(table: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     return staged.view(*numbers.shape, -1).to(accelerator.current_device_name(), non_blocking=True)
 
 
+def empty_host_cache() -> None:
+    """Give back page-locked memory that torch keeps for later, where this torch can."""
+    release = getattr(torch.accelerator, "empty_host_cache", None)
+    if release is not None and torch.accelerator.is_available():
+        release()
+
+
 _TOLD: set[str] = set()
 
 

@@ -173,7 +173,7 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """The size is such that one product takes a while on a GPU, and not for ever on a CPU that emulates the type."""
     n = 8192 if device.type == "cuda" else 512
     while True:
-        a, b = torch.randn(n, n).to(device, dtype), torch.randn(n, n).to(device, dtype)
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         seconds = _best(lambda: a @ b, device)
         if seconds > 0.05 or n >= (8192 if device.type == "cuda" else 2048):
             return 2 * n**3 / seconds

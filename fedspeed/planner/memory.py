@@ -89,9 +89,16 @@ def device_memory(task: Task, setting: Setting, place: Place, evaluation: bool =
     )
 
 
+def input_bytes(task: Task, setting: Setting) -> int:
+    """Bytes of one block's input of one micro-batch."""
+    return setting.micro_batch * task.tokens * task.shape.hidden * task.type_bytes
+
+
 def kept_bytes(task: Task, setting: Setting) -> int:
-    """Bytes of the activation budget that one block takes for one micro-batch."""
-    return setting.micro_batch * task.tokens * saved_per_token(task)
+    """Bytes of the activation budget that one block takes for one micro-batch; with its input, where inputs
+    wait on the host otherwise."""
+    beside = input_bytes(task, setting) if setting.block_inputs == "host" else 0
+    return setting.micro_batch * task.tokens * saved_per_token(task) + beside
 
 
 def kept_of(task: Task, setting: Setting, cells: int) -> int:
@@ -165,13 +172,13 @@ def _streamed_activations(
     between = cells * hidden  # where a micro-batch is now (backward: its gradient)
     if setting.block_inputs == "device":
         between += cells * (shape.layers - 1) * hidden
-    else:  # those of blocks that are not computed again stay
-        between += (min(CARRIED, shape.layers - 1) * cells + kept) * hidden
+    else:
+        between += min(CARRIED, shape.layers - 1) * cells * hidden
     # Head and loss are computed while the last block's graph is kept, and its gradients after them.
     block = batch * saved_per_token(task)
     working = batch * working_per_token(task)
     head = head_bytes(task, batch, kind)
-    activations = kept * block
+    activations = kept * kept_bytes(task, setting)
     evaluated = max(batch, EVAL_TOKENS)
     eval_between = evaluated * shape.hidden * s
     eval_block = batch * working_per_token(task)
@@ -205,7 +212,7 @@ def head_bytes(task: Task, batch: int, kind: str) -> int:
 
 def shelf_bytes(task: Task, setting: Setting) -> int:
     """Host memory of one block's input of one micro-batch."""
-    return _pinned(setting.micro_batch * task.tokens * task.shape.hidden * task.type_bytes)
+    return _pinned(input_bytes(task, setting))
 
 
 @lru_cache(maxsize=1024)

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.config.deepspeed import zero_stage
+from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
 from fedspeed.planner.hardware import GIB, Device, Node, node_of
-from fedspeed.planner.memory import device_memory
+from fedspeed.planner.memory import device_memory, input_bytes
 from fedspeed.planner.plan import SLOTTED, TIERS, Place, Setting, Task
 from fedspeed.planner.search import fits, keeping, places_of
 from fedspeed.planner.task import task_of
@@ -72,9 +73,7 @@ def _forecast(job: Job, data: dict):
         "device" if config.engine.block_inputs == "auto" else config.engine.block_inputs,
         config.engine.activation_checkpointing,
     )
-    if config.engine.block_inputs == "auto" and not all(fits(task, setting, place) for place in places):
-        setting = replace(setting, block_inputs="host")
-    setting = _with_activations(task, setting, config.engine.activation_gib, places)
+    setting = _with_activations(task, setting, config.engine, places)
     return Predicted(max(sum(map(sum, (part.values() for part in device_memory(task, setting, place, evaluation=False)))) for place in places),
                      max(seconds_of(task, setting, place).total for place in places) if timed else None)
 
@@ -86,11 +85,22 @@ def _placed(engine, held) -> tuple[int, int]:
     return resident_count(engine, held), slots_of(engine, held)
 
 
-def _with_activations(task: Task, setting: Setting, gib: float | str, places: Sequence[Place]) -> Setting:
-    """The setting with the activations that engine.activation_gib keeps; auto: as many as the memory model
-    says that there is room for."""
+def _with_activations(task: Task, setting: Setting, engine: EngineConfig, places: Sequence[Place]) -> Setting:
+    """The setting with what waits for the backward pass where the engine lets it wait, as far as it can be
+    known before: under auto, as much as the memory model says that there is room for."""
     if setting.tier == "stock":
         return setting
-    return (
-        keeping(task, setting, places) if gib == "auto" else replace(setting, activation_bytes=int(gib * GIB))
-    )
+    chooses = engine.block_inputs == "auto"
+    if engine.activation_gib == "auto":
+        if chooses and not all(fits(task, setting, place) for place in places):
+            setting = replace(setting, block_inputs="host")
+        return keeping(task, setting, places)
+    budget = int(engine.activation_gib * GIB)
+    if not chooses:
+        return replace(setting, activation_bytes=budget)
+    micro_batches = max(min(setting.seats, place.carried) for place in places) * setting.accumulation
+    inputs = micro_batches * (task.shape.layers - 1) * input_bytes(task, setting)
+    on_card = any(place.node.device.kind == "gpu" for place in places)
+    if inputs > budget and on_card:
+        return replace(setting, block_inputs="host", activation_bytes=budget)
+    return replace(setting, activation_bytes=max(0, budget - inputs))

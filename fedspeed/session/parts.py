@@ -63,7 +63,8 @@ def mpi(job: Job):
     return MpiTransport(list(participants))
 
 
-def engine(job: Job, clock):
+def engine(job: Job, clock, sharers: int):
+    """Build this rank's engine; `sharers`: how many ranks compute on its device."""
     import torch
 
     from fedspeed.engine.build import build_engine
@@ -75,7 +76,7 @@ def engine(job: Job, clock):
     options = replace(config.engine, cuts=stage_cuts(job)) if config.engine.pipeline != "none" else config.engine
     try:
         return build_engine(config.model, config.adapter, config.train, options, job.order.deepspeed, sets, clock, swap_folder(job),
-                            config.run.seed, len(job.place.clients))
+                            config.run.seed, len(job.place.clients), sharers)
     except (MemoryError, OSError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -57,12 +57,14 @@ def run_rank(order: Order) -> int:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a rank has read before anything starts: `everyone` is the rows of all clients, `data` the encoded ones of its own."""
+    """What a rank has read before anything starts: `everyone` is the rows of all clients, `data` the encoded ones of its own;
+    `sharers` is how many ranks compute on its device."""
 
     tokenizer: object
     everyone: list
     data: dict
     entry: Entry | None
+    sharers: int
 
 
 def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
@@ -95,7 +97,7 @@ def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, cla
     config = job.config
     clock, journal = StageClock(trace=parts.trace(job)), standing.journal_of(job.order)
     with activity.during("the building of the engine"):
-        engine = parts.engine(job, clock)
+        engine = parts.engine(job, clock, inputs.sharers)
     link, close = parts.link(job, store, transport, engine, pulse)
     seat = parts.seat(job, inputs.data)
     fresh = rounds.start(config, engine)
@@ -172,7 +174,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun
         preflight.check_clusters(config, job.topology)
         routing, _ = preflight.check_routing(order.config, job.topology)
         preflight.check_pipeline(config, order.deepspeed, routing, job.topology, job.launch.hostfile)
-        shared = sharing.check_shared(job, store)
+        shared, sharers = sharing.check_shared(job, store)
         check_dtype(config.model.dtype, str(order.folder) if begun_type else "", job.launch.local_rank)
         check_arithmetic(config.engine.matmul, config.engine.deterministic, job.launch.local_rank)
         tokenizer = load_tokenizer(config.model)
@@ -200,7 +202,7 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun
         with CheckIn(job, store, "fresh"):
             if job.reporter:
                 order.make_room()
-    return _Inputs(tokenizer, everyone, data, entry)
+    return _Inputs(tokenizer, everyone, data, entry, sharers)
 
 
 def _renewal(job: Job):

@@ -32,8 +32,8 @@ def device_memory_text(error: BaseException, who: str, config: RunConfig, tier: 
     return (f"{who}: the GPU's memory is full ({said}). Set one or more of these, the mildest first: "
             f"{', '.join(remedies)}. `fedspeed plan --config FILE --hostfile FILE` says what fits on which "
             "card, and what each setting takes; another program on the card takes of it too (nvidia-smi). "
-            "Where nothing but engine.activation_gib, block_inputs, base_gib, slots and resident_blocks "
-            "changes, a run goes on from its journal with the same results; other changes begin a new run "
+            "Where nothing but engine.activation_gib, block_inputs, base_gib and slots changes, a run "
+            "goes on from its journal with the same results; other changes begin a new run "
             "(run.name=NAME or --fresh)")
 
 
@@ -48,8 +48,6 @@ def _layer_by_layer(config: RunConfig) -> Iterator[str]:
         yield f"engine.base_gib={engine.base_gib / 2:g}"
     elif engine.slots > 2:
         yield "engine.slots=2"
-    if engine.resident_blocks:
-        yield "engine.resident_blocks=0"
 
 
 def _step(config: RunConfig, tier: str) -> Iterator[str]:

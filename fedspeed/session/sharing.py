@@ -1,6 +1,7 @@
 """Which ranks compute on which GPUs, told to all before anything is built."""
 
 import json
+import os
 from dataclasses import asdict
 
 from fedspeed.cluster.cards import Card, check_cards
@@ -26,21 +27,24 @@ def tell_card(job: Job, store: Store) -> None:
         store.put(_key(job.me), json.dumps(asdict(card) if card else None))
 
 
-def check_shared(job: Job, store: Store) -> list[str]:
+def check_shared(job: Job, store: Store) -> tuple[list[str], int]:
     """Hold what all ranks have told against the torch worlds that they are to form, with the same result on
     all of them.
 
     Returns:
-        a line for each card that several torch worlds share.
+        (a line for each card that several torch worlds share, how many ranks compute on this rank's device).
 
     Raises:
         ConfigError: two ranks of one torch world would compute on one card.
     """
     if not are_several(job):
-        return []
+        return [], 1
     told = [json.loads(text) for text in store.get(*map(_key, job.workers))]
     cards = {rank: Card(**words) for rank, words in zip(job.workers, told, strict=True) if words}
-    return check_cards(job.topology.worlds(job.config.engine.pipeline), cards)
+    notes = check_cards(job.topology.worlds(job.config.engine.pipeline), cards)
+    if job.me not in cards:  # it computes on its host, with all ranks there
+        return notes, int(os.environ["LOCAL_SIZE"])
+    return notes, list(cards.values()).count(cards[job.me])
 
 
 def _key(rank: int) -> str:

@@ -162,9 +162,10 @@ def test_what_a_step_has_left_free_is_the_budget_of_the_next(monkeypatch, sharer
 
 BROKEN = {
     "the copy down does not wait for the input": lambda layers: setattr(layers._inputs._down, "wait_event", lambda event: None),
-    "the copy up does not wait for the copy down": lambda layers: setattr(layers._inputs._up, "wait_stream", lambda stream: None),
+    "the copy up does not wait for what had its place": lambda layers: setattr(layers._inputs._up, "wait_event", lambda event: None),
+    "the copy up does not wait for the copy down": lambda layers: setattr(layers._inputs, "turn", layers._inputs._going.clear),
     "the arithmetic does not wait for the copy up": lambda layers: setattr(layers._inputs, "bring", without_events(layers._inputs.bring)),
-    "the memory of an input is given away": lambda layers: setattr(type(layers._inputs), "put", without_record(type(layers._inputs).put)),
+    "the memory of an input is given away": lambda layers: setattr(layers._inputs, "put", without_keeping(layers._inputs)),
 }
 
 
@@ -177,14 +178,13 @@ def without_events(bring):
     return brought
 
 
-def without_record(put):
-    from unittest.mock import patch
+def without_keeping(inputs):
+    put = inputs.put
 
-    import torch
-
-    def given_away(self, hidden, on_host):
-        with patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None):
-            return put(self, hidden, on_host)
+    def given_away(hidden, on_host):
+        waiting = put(hidden, on_host)
+        inputs._going[-1].inputs.clear()
+        return waiting
 
     return given_away
 

@@ -46,16 +46,18 @@ def test_clusters_of_one_rank_share_a_card(monkeypatch):
     monkeypatch.setattr(OWN_CARD, lambda local_rank: Card("GPU-1", "alpha", 1))
     hosts = tuple(Host(name, 1, cluster=name) for name in "abc")
     found = meet(order(), 3, agreed, hosts)
-    assert found[0] == found[1] == found[2] and found[0][0].startswith(
-        "ranks 0, 1 and 2 share GPU-1 of alpha"
-    )
+    assert found[0] == found[1] == found[2]
+    [note], sharers = found[0]
+    assert note.startswith("ranks 0, 1 and 2 share GPU-1 of alpha")
+    assert sharers == 3
 
 
 def test_ranks_that_see_a_card_each_and_ranks_without_any_pass(monkeypatch):
+    monkeypatch.setenv("LOCAL_SIZE", "3")
     monkeypatch.setattr(
         OWN_CARD, lambda local_rank: Card(f"GPU-{local_rank}", "alpha") if local_rank else None
     )
-    assert meet(order(), 3, agreed) == [[], [], []]
+    assert meet(order(), 3, agreed) == [([], 3), ([], 1), ([], 1)]
 
 
 def test_too_many_ranks_are_refused_before_they_are_started(workshop, monkeypatch, capsys):
@@ -170,7 +172,7 @@ def test_a_full_device_is_no_lack_of_ram_while_loading(monkeypatch, error, raise
     job.topology, job.place, job.world = SimpleNamespace(clients=()), SimpleNamespace(clients=(0,)), (0,)
     monkeypatch.setattr(parts, "swap_folder", lambda job: None)
     with pytest.raises(raised, match=text):
-        parts.engine(job, None)
+        parts.engine(job, None, 1)
 
 
 def test_a_run_whose_device_is_full_ends_with_what_to_set(workshop):

@@ -169,6 +169,10 @@ class BaseStore:
             pool.handles.clear()
         for tier in self._tiers:
             tier.close()
+        for parameter in (parameter for unit in self._parameters for parameter, _ in unit):
+            parameter.data = EMPTY.to(parameter.dtype)
+        self._pools.clear()
+        self._pool_of.clear()
 
     def _bind(self, index: int, data: torch.Tensor) -> None:
         for parameter, piece in self._parameters[index]:
