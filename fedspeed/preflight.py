@@ -23,7 +23,7 @@ from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
 from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipeline_tier, slots_of
-from fedspeed.engine.base.told import execution
+from fedspeed.engine.base.told import execution, unread
 from fedspeed.engine.config import QUANTISED
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
@@ -66,7 +66,13 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
     lines = _all((_place, _model, _adapter, _engine, _data, lambda loaded: _layout(loaded, hostfile)), loaded)
     how = execution(config, merge(config.deepspeed, config, loaded.folder), outside_blocks(config.adapter))
     lines.append(f"engine   {how}, {config.federation.rounds} rounds of {config.train.local_steps} local steps")
-    return "\n".join([*lines, *(f"note     {text}" for text in notes(config))])
+    return "\n".join([*lines, *(f"note     {text}" for text in [*notes(config), *engine_notes(loaded)])])
+
+
+def engine_notes(loaded: Loaded) -> list[str]:
+    """Which settings of the engine change nothing."""
+    config = loaded.config
+    return unread(config, merge(config.deepspeed, config, loaded.folder), outside_blocks(config.adapter))
 
 
 def look_inside(loaded: Loaded) -> str:
@@ -250,8 +256,8 @@ def adapter_notes(loaded: Loaded) -> list[str]:
 
 
 def start_notes(loaded: Loaded) -> list[str]:
-    """What a run's reader should know of the base and the adapter that it starts from."""
-    return [*check_length(loaded.config.model.base, loaded.config.data.max_tokens), *adapter_notes(loaded)]
+    """What a run's reader should know of the base and the adapter that it starts from, and of settings that change nothing."""
+    return [*check_length(loaded.config.model.base, loaded.config.data.max_tokens), *adapter_notes(loaded), *engine_notes(loaded)]
 
 
 def _check_new_targets(loaded: Loaded) -> None:

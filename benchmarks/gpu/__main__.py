@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,16 +20,25 @@ def main() -> int:
     args = arguments()
     # Set before anything imports DeepSpeed or torch, here and in the phases.
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if args.dry:
         # Blocks are not really compiled: a processor takes longer over that than over all the rest.
         os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", TORCHDYNAMO_DISABLE="1")
         import_libraries()
-    args.out.mkdir(parents=True, exist_ok=True)
-    run_all(args)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # phases are ended on the way out
+    try:
+        run_all(args)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was measured is in {args.out}", file=sys.stderr)
+        return 128 + signal.SIGINT
     phases = read(args.out, [phase.name for phase in args.phases])
     print(summary(phases))
-    return int(any(phase["status"] != "finished" for phase in phases))
+    return int(any(has_failed(phase["status"]) for phase in phases))
+
+
+def has_failed(status: str) -> bool:
+    """Whether a phase has ended otherwise than by its own end or for lack of time."""
+    return status != "finished" and not status.startswith("left out")
 
 
 def run_all(args: argparse.Namespace) -> None:
@@ -42,13 +52,20 @@ def run_all(args: argparse.Namespace) -> None:
         elif left_s <= 0:
             leave_out(args.out, phase, f"the {args.seconds:.0f} s of --seconds were over")
         else:
-            run_phase(phase, args.out, args.dry, min(60 * phase.minutes, left_s))
+            try:
+                run_phase(phase, args.out, args.dry, min(60 * phase.minutes, left_s))
+            finally:
+                write_summary(args)
         (found,) = read(args.out, [phase.name])
-        if phase.guards and found["status"] != "finished":
+        if phase.guards and has_failed(found["status"]) and left_s > 60 * phase.minutes:
             failed = phase.name
-        write_atomically(
-            args.out / "summary.md", summary(read(args.out, [phase.name for phase in args.phases])).encode()
-        )
+        write_summary(args)
+
+
+def write_summary(args: argparse.Namespace) -> None:
+    """Write the page of what there is."""
+    phases = read(args.out, [phase.name for phase in args.phases])
+    write_atomically(args.out / "summary.md", summary(phases).encode())
 
 
 def leave_out(out: Path, phase: Phase, why: str) -> None:
@@ -74,17 +91,31 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-campaign"), help="folder of the results")
     parser.add_argument(
-        "--seconds", type=float, default=0.0, help="for all phases together; 0: as long as their limits allow"
+        "--seconds", type=seconds, default=0.0, help="for all phases together; 0: as long as their limits allow"
     )
     args = parser.parse_args()
-    if not args.dry:
-        check_card(parser)
+    if args.phases and args.list:
+        parser.error(f"--list={args.list} and names of phases ({', '.join(args.phases)}): give one of them")
     try:
         args.phases = chosen(args.phases, args.list, args.dry)
     except ValueError as error:
         parser.error(str(error))
+    if not args.dry:
+        check_card(parser)
     args.out = args.out.absolute()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out={args.out}: cannot be a folder of results ({error.strerror}); name another one")
     return args
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, 0 or more."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
+    return value
 
 
 def check_card(parser: argparse.ArgumentParser) -> None:

@@ -58,7 +58,7 @@ def chosen(names: list[str], which: str, dry: bool) -> list[Phase]:
     if unknown := [name for name in names if name not in EVERY]:
         raise ValueError(f"no phase is called {unknown[0]}; there are {', '.join(EVERY)}")
     if names:
-        return [EVERY[name] for name in names]
+        return [EVERY[name] for name in dict.fromkeys(names)]
     if which:
         return list(LISTS[which])
     return list(EVERY.values()) if dry else list(LISTS["first"])

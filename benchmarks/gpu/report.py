@@ -26,8 +26,9 @@ def read(folder: Path, names: Sequence[str]) -> list[dict]:
 def summary(phases: Sequence[dict]) -> str:
     """A page: card, versions and date; a table of steps; the other results phase by phase."""
     about = next((phase["about"] for phase in phases if phase["about"]), {})
+    dry = str(about.get("card", "")).startswith("none")
     lines = [
-        "# What was measured on the card",
+        "# A dry run: nothing of this was measured on a card" if dry else "# What was measured on the card",
         "",
         ", ".join(f"{name} {value}" for name, value in about.items()),
         "",

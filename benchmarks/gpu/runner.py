@@ -15,7 +15,8 @@ GRACE_S = 3.0  # between asking a phase to end and killing it
 
 
 def run_phase(phase: Phase, out: Path, dry: bool, limit_s: float) -> None:
-    """Run a phase and wait for it. Whatever happens to it, `out` then holds its file with how it ended.
+    """Run a phase and wait for it. Whatever happens to it, or to this process short of SIGKILL, `out` then
+    holds its file with how it ended, and nothing that it has started is left.
 
     A dry run forks this process, which has imported the libraries; on a card every phase starts afresh, since
     CUDA does not survive a fork.
@@ -28,10 +29,13 @@ def run_phase(phase: Phase, out: Path, dry: bool, limit_s: float) -> None:
         process.start()
         try:
             process.join(limit_s)
-        finally:
-            late = process.is_alive()
-            if late:  # or this process is interrupted, which its children's session does not hear
-                _end(process)
+        except BaseException:  # this process is to end, which the phase's own session does not hear of
+            _end(process)
+            end_as(path, phase.name, "interrupted")
+            raise
+        late = process.is_alive()
+        if late:
+            _end(process)
     if late:
         end_as(path, phase.name, f"ended at its limit of {limit_s:.0f} s")
     elif process.exitcode:
@@ -43,6 +47,7 @@ def run_phase(phase: Phase, out: Path, dry: bool, limit_s: float) -> None:
 def _enter(phase: Phase, folder: Path, out: Path, dry: bool, limit_s: float) -> None:
     """The child: its own session, so that all it has started ends with it."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     code = 1
     try:
         _work(phase, folder, out, dry, limit_s)

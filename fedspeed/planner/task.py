@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from fedspeed.cluster.topology import Topology, warnings
+from fedspeed.config.check import MATMUL_TYPES
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import PlanError
 from fedspeed.models.catalogue import ModelShape
-from fedspeed.planner.hardware import OF_PEAK, Node, common_type
+from fedspeed.planner.hardware import OF_PEAK, Device, Node, common_type
 from fedspeed.planner.plan import Task
 from fedspeed.planner.timing import matrix_rate
 
@@ -44,12 +45,34 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
                 config.adapter.method, config.adapter.lora_rank, config.adapter.targets, config.adapter.dropout, config.train.optimizer,
                 config.train.local_steps, stage=zero_stage(ds_config),
                 offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided",
-                quantised=quantised, cleared=("engine.base_gib=0",) if config.engine.base_gib else (),
+                quantised=quantised, cleared=_cleared(config),
                 staleness=config.federation.staleness, matmul=config.engine.matmul)
     _ = task.trainable  # names of targets that the model lacks are met here
     for device in devices:
-        matrix_rate(task, device)  # and arithmetic that a device lacks
+        _check_arithmetic(task, device)
     return task
+
+
+def _cleared(config: RunConfig) -> tuple[str, ...]:
+    """Words that take back what a configuration says of the engine and the plan does not, and that say what it
+    counts on."""
+    words = ["engine.base_gib=0"] if config.engine.base_gib else []
+    words += ["engine.pipeline=none"] if config.engine.pipeline != "none" else []
+    words += [f"engine.matmul={config.engine.matmul}"] if config.engine.matmul != "default" else []
+    return tuple(words)
+
+
+def _check_arithmetic(task: Task, device: Device) -> None:
+    """Raises PlanError where a run would refuse engine.matmul."""
+    wanted = MATMUL_TYPES.get(task.matmul)
+    if wanted is None:
+        return
+    if device.kind != "gpu":
+        raise PlanError(f"engine.matmul={task.matmul} is arithmetic of NVIDIA cards, and {device.name} is none; set engine.matmul=default")
+    if task.dtype != wanted:
+        raise PlanError(f"engine.matmul={task.matmul} changes products of {wanted} numbers, but this run computes in {task.dtype}; set "
+                        f"engine.matmul=default, or model.dtype={wanted}")
+    matrix_rate(task, device)
 
 
 def notes_of(topology: Topology, nodes: Mapping[str, Node]) -> list[str]:

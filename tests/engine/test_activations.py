@@ -208,7 +208,8 @@ def under_the_fake(rank, base, nvme, schedules):
         start = stirred(own.state())
         expected = {micro: losses(micro) for micro in (1, 2, 4)}
     for number in range(schedules):
-        options = EngineConfig(slots=draw.choice((1, 2, 3, 4)), block_inputs=draw.choice(("auto", "host", "device")), activation_gib=draw.choice((0.0, 3e-4, 1.0)))
+        options = EngineConfig(slots=draw.choice((1, 2, 3, 4)), block_inputs=draw.choice(("auto", "host", "device")),
+                               activation_gib=draw.choice((0.0, 3e-4, 1.0)))
         micro = draw.choice((1, 2, 4))
         with fake_cuda(number) as fake, engine(base, draw.choice(("ram", "resident")), adapter=LORA, nvme=nvme, options=options, join=False) as own:
             got = losses(micro)

@@ -100,9 +100,9 @@ def test_what_waits_between_two_blocks():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from fedspeed.data.batches import Batch
+    from fedspeed.engine.activations import ActivationBudget
     from fedspeed.engine.base.layout import frozen_units
     from fedspeed.engine.cell_model import Cell
-    from fedspeed.engine.activations import ActivationBudget
     from fedspeed.engine.layer_major import LayerMajor
     from fedspeed.models.adapters import add_adapter
     from fedspeed.models.blocks import anatomy

@@ -100,3 +100,20 @@ def test_a_probe_of_this_machine_is_what_plan_reads(tmp_path):
     plan = json.loads(done.stdout)
     assert plan["clusters"][0]["memory"]["gpu"] == {} and plan["clusters"][0]["memory"]["ram_bytes"] <= facts["ram"]["free_bytes"]
     assert plan["setting"]["block_inputs"] == "device"
+
+
+def test_the_line_to_paste_takes_back_what_was_not_planned_and_keeps_what_was_counted_on():
+    done = run("plan", "--hostfile", "hostfiles/hetero10", "--config", "ds_configs/gsm8k.yaml", "--json", "engine.pipeline=client", "data.clients=10",
+               "engine.matmul=fp16_accumulation")
+    assert done.returncode == 0, done.stderr
+    assert {"engine.pipeline=none", "engine.matmul=fp16_accumulation"} <= set(json.loads(done.stdout)["overrides"])
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["hostfiles/hetero10", "engine.matmul=tf32"], "engine.matmul=tf32 changes products of fp32 numbers, but this run computes in"),
+    (["hostfiles/hetero10", "engine.matmul=tf32", "model.dtype=fp32"], "engine.matmul=tf32: no rate of tf32 is known of rtx2080ti"),
+])
+def test_arithmetic_that_a_run_would_refuse_is_not_planned(words, said):
+    done = run("plan", "--config", "ds_configs/gsm8k.yaml", "data.clients=10", "--hostfile", *words)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -176,8 +176,6 @@ COMMAND_LINE = {
     "cuts without a pipeline": Mistake("run engine.cuts=1", ("engine.cuts", "engine.pipeline=client")),
     "two budgets": Mistake("run engine.tier=ram engine.base_gib=1 engine.resident_blocks=1", ("engine.base_gib", "engine.resident_blocks")),
     "budget without seconds": Mistake("run federation.round_budget=seconds", ("federation.round_budget", "federation.round_seconds")),
-    "compiled by whom": Mistake("run engine.tier=stock engine.compile_blocks=true", ("engine.compile_blocks=true is for blocks", "set engine.tier=")),
-    "activations of a pipeline": Mistake("run engine.pipeline=client cluster.ranks_per_client=2 cluster.local_ranks=2 engine.activation_gib=1", ("engine.activation_gib=1 is for", "engine.pipeline=none"), dry=True),
     "budget too small": Mistake("run engine.tier=ram engine.base_gib=0.00000001", ("set engine.base_gib=",)),
     "budget too small for what auto comes to": Mistake(
         "run engine.tier=ram engine.base_gib=0.0002", ("set engine.base_gib=",), dry=True),

@@ -20,21 +20,6 @@ def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool, outside: st
     Raises:
         FedSpeedError: the configuration asks for a tier that cannot train what it shall.
     """
-    tier = _tier(engine, ds_config, frozen, outside)
-    if tier == "stock":
-        _layer_by_layer_only(engine, "DeepSpeed executes this model as a whole; set engine.tier=resident, ram or another one that is executed layer by layer")
-    return tier
-
-
-def _layer_by_layer_only(engine: EngineConfig, instead: str) -> None:
-    """Raises FedSpeedError where a setting is made that would change nothing."""
-    made = [f"engine.compile_blocks={str(engine.compile_blocks).lower()}"] if engine.compile_blocks else []
-    made += [f"engine.activation_gib={engine.activation_gib:g}"] if engine.activation_gib != "auto" else []
-    if made:
-        raise FedSpeedError(f"{made[0]} is for blocks that are executed layer by layer, but {instead}, or leave it out")
-
-
-def _tier(engine: EngineConfig, ds_config: dict, frozen: bool, outside: str) -> str:
     if not frozen:
         return "stock"
     if outside and engine.tier not in ("auto", "stock"):
@@ -135,7 +120,6 @@ def pipeline_tier(engine: EngineConfig, ds_config: dict, outside: str) -> str:
     Raises:
         FedSpeedError: the configuration asks for what a pipeline cannot do.
     """
-    _layer_by_layer_only(engine, f"engine.pipeline={engine.pipeline} executes chunks of them; set engine.pipeline=none")
     if outside:
         raise FedSpeedError(f"engine.pipeline={engine.pipeline} trains inside the decoder blocks only, and {outside} is outside them; choose other "
                             "adapter.targets")

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.base.choose import choose_tier, pipeline_tier
+from fedspeed.engine.config import EngineConfig
+
+_DEFAULT = EngineConfig()
 
 _PLACES = {
     "resident": "the base whole on every device",
@@ -20,6 +23,39 @@ _STAGE_PLACES = {
     "ram": "whose parts of the base are loaded from their RAM",
     "nvme": "whose parts of the base are loaded from NVMe",
 }
+
+_LAYERS = {"seats", "block_inputs", "activation_gib", "compile_blocks"}
+_SLOTS = {"slots", "base_gib", "resident_blocks"}
+_READ = {  # what an execution reads of the keys that say where something is, by its tier
+    "stock": {"activation_checkpointing"},
+    "resident": _LAYERS,
+    "int8": _LAYERS | {"slots", "resident_blocks"},
+    "nf4": _LAYERS | {"slots", "resident_blocks"},
+    "ram": _LAYERS | _SLOTS,
+    "nvme": _LAYERS | _SLOTS,
+    "client": _LAYERS | _SLOTS | {"base_reads"},
+    "cluster": _LAYERS | _SLOTS | {"base_reads"},
+}
+_STAGE_READ = {"resident": {"activation_checkpointing"}, "ram": _SLOTS, "nvme": _SLOTS}
+_KEYS = ("seats", "slots", "base_gib", "resident_blocks", "base_reads", "block_inputs", "activation_gib", "compile_blocks", "activation_checkpointing")
+
+
+def unread(config: RunConfig, ds_config: Mapping, outside: str = "") -> list[str]:
+    """A line for each setting of the engine that is made and changes nothing, since this execution does not read it. Arguments as of `execution`."""
+    engine = config.engine
+    if engine.pipeline != "none":
+        read = _STAGE_READ[pipeline_tier(engine, dict(ds_config), outside)]
+    else:
+        read = _READ[choose_tier(engine, dict(ds_config), frozen=config.adapter.method != "full", outside=outside)]
+    if engine.base_gib and engine.pipeline == "none":
+        read = read - {"slots"}  # as many as fit
+    made = [key for key in _KEYS if getattr(engine, key) != getattr(_DEFAULT, key) and key not in read]
+    how = execution(config, ds_config, outside)
+    return [f"engine.{key}={_text(getattr(engine, key))} changes nothing in this run: {how}" for key in made]
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def execution(config: RunConfig, ds_config: Mapping, outside: str = "") -> str:
