@@ -47,7 +47,7 @@ class EngineConfig:
                 "blocks, the last ones first, which are then not computed again; auto: what a step leaves free on a card, a quarter of the free RAM on a CPU. "
                 "The results are the same bit for bit", "min": 0.0, "max": 10_000.0})
     compile_blocks: bool = field(default=False, metadata={
-        "help": "layer by layer: compile a block with torch.compile, once for all blocks; pays where micro-batches are small and a GPU waits for Python"})
+        "help": "layer by layer: compile a block with torch.compile, once for all blocks; meant for small micro-batches, at which a GPU waits for Python"})
     matmul: Literal["default", "fp16_accumulation", "tf32"] = field(default="default", metadata={
         "help": "arithmetic of matrix products on NVIDIA cards. fp16_accumulation: sums of fp16 products in fp16, about twice as fast on GeForce cards; "
                 "tf32: fp32 products with 10 bits of mantissa. Both change the losses (docs/gpu.md)"})

@@ -34,8 +34,8 @@ from fedspeed.planner.layers.order import step_order
 
 @dataclass(frozen=True)
 class Stays:
-    """What of a step stays on the device until its backward pass: of each block, of how many micro-batches (the first ones) all activations, and of how many
-    at least the input."""
+    """What of a step stays on the device until its backward pass: of each block, of how many micro-batches (the first ones) all activations, and of
+    how many at least the input."""
 
     activations: Sequence[int]
     inputs: Sequence[int]
@@ -65,7 +65,7 @@ class LayerMajor:
         self._model, self._parts, self._store = model, parts, store
         self.budget, self._place_of_inputs = budget, inputs
         self._inputs = BlockInputs()
-        self._largest_input = 0  # bytes
+        self._measured_input = 0  # bytes of the largest input in a step whose activations were measured
         self._saved_per_value = 0.0  # bytes that a block's graph saves for each value of its input, the most that was seen
         self._cells = CellModel(model, parts, compiled)
         self._device = self._cells.device
@@ -174,8 +174,6 @@ class LayerMajor:
             return Stays([0] * depth, [0] * depth)
         inputs = [state.hidden.nbytes for state in states]
         budget = self.budget.begin(inputs)
-        larger = max(inputs) > self._largest_input
-        self._largest_input = max(inputs + [self._largest_input])
         if self._place_of_inputs == "auto":
             stay = kept_counts(budget, inputs, depth, self._lowest)
             budget -= sum(sum(inputs[:count]) for count in stay)
@@ -183,7 +181,8 @@ class LayerMajor:
             stay = [len(cells) if self._place_of_inputs == "device" else 0] * depth
         if budget < max(inputs):  # activations take more than an input
             return Stays([0] * depth, stay)
-        if larger or not self._saved_per_value:
+        if max(inputs) > self._measured_input:
+            self._measured_input = max(inputs)
             longest = max(range(len(cells)), key=lambda i: cells[i].batch.input_ids.shape[1])
             self._saved_per_value = max(self._saved_per_value, self._measured(cells[longest], states[longest], owners))
         # An input that would wait on the host stays on the device beside the activations that are kept.

@@ -51,7 +51,7 @@ def kept_and_not(rank, base, kind, dtype, nvme):
         one = measured_bytes(own, next(steps_of([7])))
         for budget in (0, one * 2, one * 9, 10**9):
             layers.budget = ActivationBudget(budget / GIB, 1)
-            layers._saved_per_value = 0.0
+            layers._saved_per_value, layers._measured_input = 0.0, 0
             for seat, name in enumerate("ab"):
                 own.load(start[name], seed=3, seat=seat)
             calls = []
