@@ -76,7 +76,8 @@ class ActivationBudget:
         if accelerator.device_name() != "cuda":
             return held + accelerator.available_memory() // self._sharers
         free, total = torch.cuda.mem_get_info()
-        return min(held + free // self._sharers, int(torch.cuda.get_per_process_memory_fraction() * total))
+        fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)  # an older torch does not tell
+        return min(held + free // self._sharers, int(fraction() * total))
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):

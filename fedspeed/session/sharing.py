@@ -1,7 +1,6 @@
 """Which ranks compute on which GPUs, told to all before anything is built."""
 
 import json
-import os
 from dataclasses import asdict
 
 from fedspeed.cluster.cards import Card, check_cards
@@ -43,7 +42,7 @@ def check_shared(job: Job, store: Store) -> tuple[list[str], int]:
     cards = {rank: Card(**words) for rank, words in zip(job.workers, told, strict=True) if words}
     notes = check_cards(job.topology.worlds(job.config.engine.pipeline), cards)
     if job.me not in cards:  # it computes on its host, with all ranks there
-        return notes, int(os.environ["LOCAL_SIZE"])
+        return notes, sum(place.host == job.place.host for place in job.topology.ranks if place.clients)
     return notes, list(cards.values()).count(cards[job.me])
 
 

@@ -50,3 +50,16 @@ def test_ratios_are_of_neighbours():
     """The machine has slowed down threefold between the pairs, and that does not show."""
     assert quartiles([2.0, 6.0, 2.2], [1.0, 3.0, 1.0]) == pytest.approx((2.0, 2.0, 2.1))
     assert quartiles([3.0], [2.0]) == (1.5, 1.5, 1.5)
+
+
+def test_resident_systems_are_compared_on_equal_losses():
+    words = "resident --blocks 2 --hidden 64 --micro 2 --tokens 16 --vocab 260 --repeat 1 --threads 1".split()
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/layer_major.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert ended.returncode == 0, ended.stderr
+    losses = [line.partition("loss ")[2].split() for line in ended.stdout.splitlines() if "loss " in line]
+    assert len(losses) == 4
+    for end in (0, -1):
+        assert [float(loss[end]) for loss in losses] == pytest.approx([float(losses[0][end])] * 4, rel=1e-5)
+    assert "speed of layer-major beside plain PyTorch" in ended.stdout

@@ -53,7 +53,6 @@ def test_clusters_of_one_rank_share_a_card(monkeypatch):
 
 
 def test_ranks_that_see_a_card_each_and_ranks_without_any_pass(monkeypatch):
-    monkeypatch.setenv("LOCAL_SIZE", "3")
     monkeypatch.setattr(
         OWN_CARD, lambda local_rank: Card(f"GPU-{local_rank}", "alpha") if local_rank else None
     )
