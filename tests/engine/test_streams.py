@@ -232,8 +232,9 @@ def loaded_again(folder):
     for _ in range(2):
         a_pass(store, parameters)
         counts.append(store.take_loads().count)
+    slots = [pool.slots for pool in store._pools]
     store.close()
-    return [pool.slots for pool in store._pools], counts
+    return slots, counts
 
 
 def two_stages(folder):

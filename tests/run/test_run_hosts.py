@@ -17,7 +17,7 @@ from fedspeed.session import rank, site
 from fedspeed.session.order import Job, Order
 from fedspeed.session.standing import Claim
 from tests.limits import LIMIT_S
-from tests.run.test_numeric_type import Meeting
+from tests.run.meeting import Meeting
 from tests.tiny import write_llama
 
 HOSTS = (Host("alpha", 1), Host("beta", 2))
