@@ -13,7 +13,7 @@ from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.topology import plan
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
-from fedspeed.session import rank, site
+from fedspeed.session import rank, sharing, site
 from fedspeed.session.order import Job, Order
 from fedspeed.session.standing import Claim
 from tests.limits import LIMIT_S
@@ -54,7 +54,9 @@ def read(orders: dict[str, Order]) -> list:
         launch = Launch("local", number, 3, number, None, HOSTS, "127.0.0.1", 0)
         order = orders["beta" if number else "alpha"]
         try:
-            found[number] = rank._read_inputs(Job(order, launch, plan(HOSTS, 3, "auto")), store, Claim(), False)
+            job = Job(order, launch, plan(HOSTS, 3, "auto"))
+            sharing.tell_card(job, store)
+            found[number] = rank._read_inputs(job, store, Claim(), False)
         except FedSpeedError as error:
             found[number] = error
 
