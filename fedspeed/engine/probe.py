@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +26,8 @@ LINK_BYTES = 256 << 20
 MEASURE_S = 0.6  # of each rate
 LAUNCHED_WIDTH = 64  # of the block whose launches are timed: so narrow that a GPU waits for its host
 LAUNCHED_TOKENS = 16
+BLOCK = {"cuda": (4096, 2048), "cpu": (1024, 256)}  # width and tokens of the block whose arithmetic is timed
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def probe(folder: Path) -> dict:
@@ -38,6 +40,7 @@ def probe(folder: Path) -> dict:
     device = torch.device("cuda" if gpu else "cpu")
     ram_rate = _copy_rate(torch.device("cpu"), COPY_BYTES)
     forward_s, backward_s = launch_seconds(device)
+    rates = matrix_rates(device)
     free, total = torch.cuda.mem_get_info() if gpu else (0, 0)
     facts = {
         "name": torch.cuda.get_device_name() if gpu else "cpu",
@@ -45,7 +48,8 @@ def probe(folder: Path) -> dict:
         "count": torch.cuda.device_count() if gpu else 0,
         "total_bytes": total,
         "free_bytes": free,
-        "flops": matrix_rates(device),
+        "flops": rates,
+        "block_flops": block_rates(device, rates),
         "memory_bytes_s": _copy_rate(device, COPY_BYTES) * 2 if gpu else 2 * ram_rate,
         "host_bytes_s": ram_rate,
         "launch_forward_s": forward_s,
@@ -61,7 +65,7 @@ def probe(folder: Path) -> dict:
 def matrix_rates(device: torch.device) -> dict[str, float]:
     """FLOP/s of a square matrix product, by numeric type; types it cannot compute in are left out."""
     rates = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+    for name, dtype in TYPES.items():
         if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
             continue  # emulated before Ampere
         try:
@@ -95,30 +99,41 @@ def _rate_with(switches, name: str, dtype: torch.dtype, device: torch.device) ->
 def launch_seconds(device: torch.device) -> tuple[float, float]:
     """Seconds that one micro-batch's forward and its backward take in a block with hardly any arithmetic:
     what Python and starting the kernels cost."""
-    block = _NarrowBlock().to(device)
-    hidden = torch.randn(1, LAUNCHED_TOKENS, LAUNCHED_WIDTH, device=device, requires_grad=True)
-    wanted = [hidden, *(p for p in block.parameters() if p.requires_grad)]
+    block = _Block(LAUNCHED_WIDTH, LAUNCHED_TOKENS, device, torch.float32)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one thread starts kernels, and on a busy CPU others would be waited for
     try:
-        forward = _best(lambda: block(hidden), device)
-        both = _best(lambda: torch.autograd.grad(block(hidden).sum(), wanted), device)
+        forward = _best(block.forwards, device)
+        both = _best(block.both_ways, device)
     finally:
         torch.set_num_threads(threads)
     return forward, max(both - forward, forward)  # a backward starts no fewer kernels
 
 
-class _NarrowBlock(nn.Module):
-    """A decoder block with adapters on its attention, as Llama's: its operations, in the way they are written
-    there."""
+def block_rates(device: torch.device, names: Iterable[str]) -> dict[str, float]:
+    """FLOP/s that a decoder block gets out of the device, forwards and backwards, by numeric type. It has norms,
+    attention and products of unequal sides, and so reaches less than a large square product."""
+    width, tokens = BLOCK[device.type]
+    rates = {}
+    for name in names:
+        if name in TYPES:
+            block = _Block(width, tokens, device, TYPES[name])
+            rates[name] = block.operations / _best(block.both_ways, device)
+    return rates
 
-    def __init__(self):
+
+class _Block(nn.Module):
+    """A decoder block with adapters on its attention, as Llama's: its operations, in the way they are written
+    there. Frozen but for the adapters; `hidden` is its input."""
+
+    def __init__(self, width: int, tokens: int, device: torch.device, dtype: torch.dtype):
         super().__init__()
-        width, wide = LAUNCHED_WIDTH, 4 * LAUNCHED_WIDTH
+        self._head = min(64, width // 4)
+        wide = 4 * width
         self._norms = nn.ParameterList(nn.Parameter(torch.ones(width), requires_grad=False) for _ in range(2))
         self._frozen = nn.ParameterDict(
             {
-                name: nn.Parameter(torch.randn(out, into) / into, requires_grad=False)
+                name: nn.Parameter(torch.randn(out, into, device=device) / into, requires_grad=False)
                 for name, into, out in (
                     *((name, width, width) for name in "qkvo"),
                     ("gate", width, wide),
@@ -134,13 +149,30 @@ class _NarrowBlock(nn.Module):
                 for name, shape in ((f"{letter}_a", (8, width)), (f"{letter}_b", (width, 8)))
             }
         )
-        angles = torch.arange(LAUNCHED_TOKENS)[:, None] * torch.ones(16)
+        angles = torch.arange(tokens)[:, None] * torch.ones(self._head)
         self.register_buffer("_cos", angles.cos())
         self.register_buffer("_sin", angles.sin())
+        self.to(device, dtype)
+        self.hidden = torch.randn(1, tokens, width, device=device).to(dtype).requires_grad_()
+        self._wanted = [self.hidden, *self._factors.values()]
+
+    @property
+    def operations(self) -> float:
+        """Of a forward and a backward, as planner/timing.py counts them."""
+        tokens, width = self.hidden.shape[1:]
+        frozen = 2 * tokens * sum(weight.numel() for weight in self._frozen.values())
+        adapters = 2 * tokens * sum(factor.numel() for factor in self._factors.values())
+        return 2 * frozen + 4 * adapters + 3.5 * 4 * width * tokens**2
+
+    def forwards(self) -> torch.Tensor:
+        return self(self.hidden)
+
+    def both_ways(self) -> None:
+        torch.autograd.grad(self(self.hidden).sum(), self._wanted)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         x = self._norm(hidden, 0)
-        q, k, v = (self._adapted(x, name).unflatten(-1, (-1, 16)).transpose(1, 2) for name in "qkv")
+        q, k, v = (self._adapted(x, name).unflatten(-1, (-1, self._head)).transpose(1, 2) for name in "qkv")
         mixed = nn.functional.scaled_dot_product_attention(
             self._turned(q), self._turned(k), v, is_causal=True
         )

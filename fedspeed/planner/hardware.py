@@ -156,7 +156,7 @@ def published(card: Card, memory_gib: float | None = None) -> Device:
 def measured(facts: Mapping) -> Device:
     """The device of a probe's file."""
     device = facts["device"]
-    flops = {name: OF_MEASURED[name] * rate for name, rate in device["flops"].items() if name in OF_MEASURED}
+    flops = {name: _share(device, name) * rate for name, rate in device["flops"].items() if name in OF_MEASURED}
     memory = device["free_bytes"] if device["kind"] == "gpu" else 0
     fp16_accumulation, tf32 = _measured_fast(device)
     return Device(
@@ -175,6 +175,12 @@ def measured(facts: Mapping) -> Device:
     )
 
 
+def _share(device: Mapping, name: str) -> float:
+    """Part of a large product's rate that a decoder block reaches, measured or, by an older probe, assumed."""
+    block = device.get("block_flops", {})
+    return block[name] / device["flops"][name] if name in block else OF_MEASURED[name]
+
+
 def _measured_launch(device: Mapping) -> tuple[float, float] | None:
     forward, backward = device.get("launch_forward_s"), device.get("launch_backward_s")
     return (forward, backward) if forward and backward else None
@@ -190,7 +196,7 @@ def _measured_fast(device: Mapping) -> tuple[float, float]:
         ("tf32", "fp32", card and card.tflops_tf32 / card.tflops_32),
     ):
         rate = rates[name] if name in rates else rates.get(plain, 0.0) * (ratio or 0.0)
-        found.append(OF_MEASURED[plain] * rate)
+        found.append(_share(device, plain) * rate)
     return found[0], found[1]
 
 
@@ -270,6 +276,10 @@ def read_probe(facts: object, where: str) -> Mapping:
     if not isinstance(rates, dict) or not rates.keys() & {"fp32", "bf16", "fp16"}:
         raise PlanError(f"{where}: device.flops has no rate of fp32, bf16 or fp16; write it with `fedspeed probe --out FILE`")
     optional = {f"device.{name}": facts["device"][name] for name in MEASURED_LATER if name in facts["device"]}
+    blocks = facts["device"].get("block_flops", {})
+    if not isinstance(blocks, dict) or not blocks.keys() <= rates.keys():
+        raise PlanError(f"{where}: device.block_flops must have rates of types that device.flops has; write it with `fedspeed probe --out FILE`")
+    optional |= {f"device.block_flops.{name}": rate for name, rate in blocks.items()}
     numbers = optional | {f"device.flops.{name}": rate for name, rate in rates.items()} | {
         f"{part}.{name}": facts[part][name] for part, names in wanted.items() if names is not str for name in names if name.endswith(("_bytes", "_s"))}
     for name, value in numbers.items():

@@ -6,7 +6,7 @@ import pytest
 
 from fedspeed.cluster.hostfile import Host
 from fedspeed.errors import PlanError
-from fedspeed.planner.hardware import CARDS, GIB, RAM_KEPT, card_of, common_type, node_of, published, read_probe
+from fedspeed.planner.hardware import CARDS, GIB, RAM_KEPT, card_of, common_type, measured, node_of, published, read_probe
 
 PROBE = {"format": 1, "host": "alpha", "device": {"name": "NVIDIA GeForce RTX 3090", "kind": "gpu", "count": 2, "flops": {"bf16": 60e12, "fp16": 61e12},
                                                   "free_bytes": 20 * GIB, "memory_bytes_s": 8e11, "host_bytes_s": 25e9},
@@ -136,3 +136,15 @@ def test_rates_are_those_of_the_reference():
     """32 and 24 TFLOP/s of training, docs/planner.md."""
     assert published(CARDS["rtx3090"]).flops["bf16"] == pytest.approx(32e12, rel=0.01)
     assert published(CARDS["rtx2080ti"]).flops["fp16"] == pytest.approx(24e12, rel=0.02)
+
+
+def test_what_a_block_reaches_counts_and_an_older_probe_goes_on_working():
+    device = {"name": "cpu", "kind": "cpu", "flops": {"fp32": 100e9, "bf16": 400e9}, "free_bytes": 0, "memory_bytes_s": 1e10, "host_bytes_s": 1e10}
+    facts = {"host": "vm", "device": device, "ram": {"free_bytes": 1, "bytes_s": 1e10}, "disk": {"free_bytes": 1, "bytes_s": 1e9}, "link": {"loopback_bytes_s": 1e9}}
+    assert measured(read_probe(facts, "old.json")).flops == {"fp32": 80e9, "bf16": 240e9}
+    facts["device"] = device | {"block_flops": {"bf16": 100e9}}
+    assert measured(read_probe(facts, "new.json")).flops == {"fp32": 80e9, "bf16": 100e9}
+    for wrong in ({"bf16": 0.0}, {"int8": 1e9}, []):
+        facts["device"] = device | {"block_flops": wrong}
+        with pytest.raises(PlanError, match="bad.json: device.block_flops.* write it with `fedspeed probe --out FILE`"):
+            read_probe(facts, "bad.json")
