@@ -140,7 +140,8 @@ def test_rates_are_those_of_the_reference():
 
 def test_what_a_block_reaches_counts_and_an_older_probe_goes_on_working():
     device = {"name": "cpu", "kind": "cpu", "flops": {"fp32": 100e9, "bf16": 400e9}, "free_bytes": 0, "memory_bytes_s": 1e10, "host_bytes_s": 1e10}
-    facts = {"host": "vm", "device": device, "ram": {"free_bytes": 1, "bytes_s": 1e10}, "disk": {"free_bytes": 1, "bytes_s": 1e9}, "link": {"loopback_bytes_s": 1e9}}
+    facts = {"host": "vm", "device": device, "ram": {"free_bytes": 1, "bytes_s": 1e10}, "disk": {"free_bytes": 1, "bytes_s": 1e9},
+             "link": {"loopback_bytes_s": 1e9}}
     assert measured(read_probe(facts, "old.json")).flops == {"fp32": 80e9, "bf16": 240e9}
     facts["device"] = device | {"block_flops": {"bf16": 100e9}}
     assert measured(read_probe(facts, "new.json")).flops == {"fp32": 80e9, "bf16": 100e9}
