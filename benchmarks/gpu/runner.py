@@ -12,6 +12,7 @@ from benchmarks.gpu.phases import Phase
 from benchmarks.gpu.record import Record, end_as, has_ended
 
 GRACE_S = 3.0  # between asking a phase to end and killing it
+GONE_S = 20.0  # for a killed phase to give back what it has locked
 
 
 def run_phase(phase: Phase, out: Path, dry: bool, limit_s: float) -> None:
@@ -36,9 +37,9 @@ def run_phase(phase: Phase, out: Path, dry: bool, limit_s: float) -> None:
         late = process.is_alive()
         if late:
             _end(process)
-    if late:
+    if late and not has_ended(path):  # it may have finished and be giving its memory back
         end_as(path, phase.name, f"ended at its limit of {limit_s:.0f} s")
-    elif process.exitcode:
+    elif process.exitcode and not late:
         end_as(path, phase.name, f"failed: its process ended with {process.exitcode}")
     elif not has_ended(path):
         end_as(path, phase.name, "failed: its process ended without a result")
@@ -72,7 +73,7 @@ def _work(phase: Phase, folder: Path, out: Path, dry: bool, limit_s: float) -> N
 
 def _end(process) -> None:
     """End a phase and all that it has started."""
-    for word, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+    for word, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GONE_S)):
         try:
             os.killpg(process.pid, word)
         except ProcessLookupError:

@@ -72,6 +72,10 @@ class BlockInputs:
         while self._going:
             self._gone(self._going.popleft())
 
+    def forget(self) -> None:
+        """Let go of what is on its way, after a pass that has failed; the device must have been waited for."""
+        self._going.clear()
+
     def _gone(self, going: "_Going") -> None:
         """Let the arithmetic wait until a block's inputs have gone down; only then may it write where they were."""
         if going.sent is not None:

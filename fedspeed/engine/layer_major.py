@@ -107,6 +107,8 @@ class LayerMajor:
                 raise
         print(f"fedspeed: {socket.gethostname()}: the device has become too full for activations that were kept for the backward pass; they are computed "
               "again from now on (engine.activation_gib=auto)", file=sys.stderr, flush=True)
+        get_accelerator().synchronize()  # nothing may still be on its way into memory that is given out anew
+        self._inputs.forget()
         gc.collect()
         get_accelerator().empty_cache()
         return self._train(cells, owners)

@@ -37,7 +37,8 @@ class Place:
 
 def whole_places(named: Mapping[str, torch.nn.Parameter]) -> dict[str, Place]:
     """Places of tensors that are parameters of their own."""
-    return {name: Place(parameter, 0, parameter.shape) for name, parameter in named.items()}
+    # ZeRO-3 leaves no values in a parameter between its uses, and notes its shape.
+    return {name: Place(parameter, 0, getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named.items()}
 
 
 def parameters_of(places: Iterable[Place]) -> list[torch.nn.Parameter]:

@@ -116,9 +116,15 @@ def block_rates(device: torch.device, names: Iterable[str]) -> dict[str, float]:
     width, tokens = BLOCK[device.type]
     rates = {}
     for name in names:
-        if name in TYPES:
+        if name not in TYPES:
+            continue
+        try:
             block = _Block(width, tokens, device, TYPES[name])
             rates[name] = block.operations / _best(block.both_ways, device)
+        except RuntimeError:  # no room on a card that others use, or no such operation; the planner has an assumption
+            continue
+        finally:
+            block = None  # before the next one is made
     return rates
 
 
@@ -144,7 +150,7 @@ class _Block(nn.Module):
         )
         self._factors = nn.ParameterDict(
             {
-                name: nn.Parameter(torch.randn(shape))
+                name: nn.Parameter(torch.randn(shape) / shape[-1])
                 for letter in "qkvo"
                 for name, shape in ((f"{letter}_a", (8, width)), (f"{letter}_b", (width, 8)))
             }

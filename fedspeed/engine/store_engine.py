@@ -58,7 +58,8 @@ class _HandOver(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upward):
         factor = upward.float() / ctx.scale  # the gradients carry the loss scale already, and DeepSpeed multiplies by it
-        return None, None, *((grad * factor).to(dtype).view(shape) for grad, (shape, dtype) in zip(ctx.grads, ctx.shapes))
+        # In place: nobody else has these sums, and they may be as large as what trains.
+        return None, None, *(grad.mul_(factor).to(dtype).view(shape) for grad, (shape, dtype) in zip(ctx.grads, ctx.shapes))
 
 
 def portions(work: list[list[Batch]]) -> list[list[tuple[int, Batch]]]:

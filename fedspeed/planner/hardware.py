@@ -196,7 +196,7 @@ def _measured_fast(device: Mapping) -> tuple[float, float]:
         ("tf32", "fp32", card and card.tflops_tf32 / card.tflops_32),
     ):
         rate = rates[name] if name in rates else rates.get(plain, 0.0) * (ratio or 0.0)
-        found.append(_share(device, plain) * rate)
+        found.append(min(_share(device, plain), OF_MEASURED["bf16"]) * rate)  # fast products wait more for the rest
     return found[0], found[1]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.config import QUANTISED
+from fedspeed.planner.plan import SLOTTED
 
 SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "HIP out of memory")
 
@@ -28,7 +29,7 @@ def device_memory_text(error: BaseException, who: str, config: RunConfig, tier: 
     """
     said = (str(error).splitlines() or [type(error).__name__])[0]
     said = said.partition(" Including non-PyTorch memory")[0].rstrip(".")
-    remedies = [*(_layer_by_layer(config) if tier not in ("", "stock") else ()), *_step(config, tier)]
+    remedies = [*(_layer_by_layer(config, tier) if tier not in ("", "stock") else ()), *_step(config, tier)]
     return (f"{who}: the GPU's memory is full ({said}). Set one or more of these, the mildest first: "
             f"{', '.join(remedies)}. `fedspeed plan --config FILE --hostfile FILE` says what fits on which "
             "card, and what each setting takes; another program on the card takes of it too (nvidia-smi). "
@@ -37,13 +38,15 @@ def device_memory_text(error: BaseException, who: str, config: RunConfig, tier: 
             "(run.name=NAME or --fresh)")
 
 
-def _layer_by_layer(config: RunConfig) -> Iterator[str]:
+def _layer_by_layer(config: RunConfig, tier: str) -> Iterator[str]:
     """Settings of layer-major execution that give the same results."""
     engine = config.engine
     if engine.activation_gib != 0:
         yield "engine.activation_gib=0"
     if engine.block_inputs != "host":
         yield "engine.block_inputs=host"
+    if tier not in SLOTTED:
+        return
     if engine.base_gib:
         yield f"engine.base_gib={engine.base_gib / 2:g}"
     elif engine.slots > 2:

@@ -162,13 +162,15 @@ class BaseStore:
 
     def close(self) -> None:
         """Wait for what is under way, then give everything back."""
-        for pool in self._pools:
-            for handle in pool.handles.values():
-                with suppress(LostPeerError):  # who has closed before owes nothing any more
-                    handle.wait()
-            pool.handles.clear()
-        for tier in self._tiers:
-            tier.close()
+        try:
+            for pool in self._pools:
+                for handle in pool.handles.values():
+                    with suppress(LostPeerError):  # who has closed before owes nothing any more
+                        handle.wait()
+                pool.handles.clear()
+        finally:
+            for tier in self._tiers:
+                tier.close()
         for parameter in (parameter for unit in self._parameters for parameter, _ in unit):
             parameter.data = EMPTY.to(parameter.dtype)
         self._pools.clear()

@@ -36,7 +36,7 @@ _READ = {  # what an execution reads of the keys that say where something is, by
     "client": _LAYERS | _SLOTS | {"base_reads"},
     "cluster": _LAYERS | _SLOTS | {"base_reads"},
 }
-_STAGE_READ = {"resident": {"activation_checkpointing"}, "ram": _SLOTS, "nvme": _SLOTS}
+_STAGE_READ = {"resident": {"seats", "activation_checkpointing"}, "ram": {"seats"} | _SLOTS, "nvme": {"seats"} | _SLOTS}
 _KEYS = ("seats", "slots", "base_gib", "resident_blocks", "base_reads", "block_inputs", "activation_gib", "compile_blocks", "activation_checkpointing")
 
 
