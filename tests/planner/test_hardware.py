@@ -73,7 +73,7 @@ def test_what_probes_tell_since_their_second_version():
         pytest.approx(18e12),
     ) and new.flops == old.flops
     assert old.fp16_accumulation == pytest.approx(2 * old.flops["fp16"]) and old.tf32 == pytest.approx(
-        old.flops["fp32"]
+        0.6 * rates["fp32"]  # published as fast as fp32, and a block reaches as little of it as in 16 bits
     )
     unknown = {**first, "device": {**first["device"], "name": "Voodoo2"}}
     assert (
