@@ -26,7 +26,7 @@ from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipel
 from fedspeed.engine.base.told import execution, unread
 from fedspeed.engine.config import QUANTISED
 from fedspeed.engine.operators import check_operators
-from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError
+from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError, Preempted
 from fedspeed.files import check_writable, json_value
 from fedspeed.models import saved_adapter
 from fedspeed.models.base_files import base_shape, check_base
@@ -129,6 +129,8 @@ def _all(parts, loaded: Loaded) -> list[str]:
     for part in parts:
         try:
             lines += part(loaded)
+        except Preempted:  # a signal, and no fault of this part
+            raise
         except FedSpeedError as error:
             faults.append(str(error))
         except OSError as error:  # of a path that cannot even be asked for, such as one with a name that is too long

@@ -220,3 +220,17 @@ def test_an_earlier_versions_journal_goes_on_and_keeps_the_inputs_from_then_on(w
     ended = workshop.finish("run.name=earlier", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
     assert "is of an earlier version" in ended.err
     assert json.loads((last_round(run) / "entry.json").read_text())["config"]["inputs"] == expected
+
+
+def test_a_signal_while_files_are_checked_is_no_fault_of_theirs():
+    from fedspeed import preflight
+    from fedspeed.errors import FedSpeedError, Preempted
+
+    def asked_to_end(loaded):
+        raise Preempted("asked to end")
+
+    def faulty(loaded):
+        raise FedSpeedError("a fault")
+
+    with pytest.raises(Preempted):
+        preflight._all((faulty, asked_to_end), None)
