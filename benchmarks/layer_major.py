@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import queue
-import socket
 import statistics
 import sys
 import tempfile
@@ -213,13 +212,6 @@ def main() -> None:
         report(args, run_ranks(work, ranks, lambda r, port: (r, ranks, port, args.base or folder, args)))
 
 
-def free_port() -> int:
-    """A port of this machine that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def run_ranks(function, ranks: int, arguments) -> dict:
     """Run each rank as a process of its own: rank -> what `function(*arguments(rank, port), results)` put into
     `results` behind its rank.
@@ -227,6 +219,8 @@ def run_ranks(function, ranks: int, arguments) -> dict:
     Raises:
         SystemExit: a rank ended without a result, whatever its exit code.
     """
+    from fedspeed.cluster.ports import free_port
+
     port = free_port()
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -26,7 +26,7 @@ def join(dry: bool) -> None:
     Raises:
         RuntimeError: DeepSpeed does not compute on a card, and this is no dry run.
     """
-    from benchmarks.layer_major import free_port
+    from fedspeed.cluster.ports import free_port
 
     os.environ.update(
         RANK="0",

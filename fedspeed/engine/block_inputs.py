@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from fedspeed.engine.config import CARRIED
 from fedspeed.engine.pinned import pinned_tensor
-
-ON_THEIR_WAY = 2  # blocks, as the planner counts (planner/memory.py, planner/layers/walk.py)
 
 
 @dataclass
@@ -49,7 +48,7 @@ class BlockInputs:
 
     def begin_block(self) -> None:
         """The next block's inputs follow. At most two blocks' are on their way, so that a bounded number takes memory of the device."""
-        while len(self._going) >= ON_THEIR_WAY:
+        while len(self._going) >= CARRIED:
             self._gone(self._going.popleft())
         self._going.append(_Going())
 
@@ -81,9 +80,9 @@ class BlockInputs:
         if going.sent is not None:
             get_accelerator().current_stream().wait_event(going.sent)
 
-    def bring(self, inputs: Sequence[Waiting | None]) -> None:
+    def bring(self, inputs: Sequence[Waiting]) -> None:
         """Begin to bring a block's inputs back: call it one block early."""
-        away = [waiting for waiting in inputs if waiting is not None and waiting.here is None]
+        away = [waiting for waiting in inputs if waiting.here is None]
         if not away:
             return
         accelerator = get_accelerator()

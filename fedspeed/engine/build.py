@@ -1,5 +1,6 @@
 """Building a rank's engine: meta model -> adapter -> tags -> weights block by block -> DeepSpeed."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -179,13 +180,20 @@ def _seats(client_sets: list[tuple[int, ...]], me: int, own: int) -> tuple[list[
 
 def _client_slot(named: dict[str, torch.Tensor], train: TrainConfig, config: dict, mpu, groups) -> ClientState:
     """A DeepSpeed engine over copies of what trains: LoRA's factors A in one flat parameter, all others in a second one."""
-    parts = [{name: tensor for name, tensor in named.items() if is_factor_a(name) is factor_a} for factor_a in (True, False)]
     found: dict[str, Place] = {}
-    for part in filter(None, parts):
-        found |= flattened(part)
+    for part in _by_factor(named):
+        found |= flattened({name: named[name] for name in part})
     places = {name: found[name] for name in named}
     own = nn.ParameterList(parameters_of(places.values()))
     return ClientState(_initialise(own, places, train, config, mpu), places, groups)
+
+
+def _by_factor(names: Iterable[str]) -> list[list[str]]:
+    """LoRA's factors A, and all other tensors; a part that is empty is left out."""
+    factors, others = [], []
+    for name in names:
+        (factors if is_factor_a(name) else others).append(name)
+    return [part for part in (factors, others) if part]
 
 
 def _initialise(module: nn.Module, places: dict[str, Place], train: TrainConfig, config: dict, mpu):
@@ -214,8 +222,7 @@ def _buffers_on_device(net: nn.Module) -> None:
 
 def make_optimizer(places: dict[str, Place], train: TrainConfig) -> torch.optim.Optimizer:
     """The local optimizer; LoRA's A and B are groups of their own, so that one of them can be held still."""
-    parts = [[name for name in places if is_factor_a(name) is factor_a] for factor_a in (True, False)]
-    groups = [{"params": parameters_of(places[name] for name in part), "names": frozenset(part)} for part in parts if part]
+    groups = [{"params": parameters_of(places[name] for name in part), "names": frozenset(part)} for part in _by_factor(places)]
     # The rate is set before each step. Until then it is 0: DeepSpeed takes a step without gradients to make the states, which would decay.
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay)

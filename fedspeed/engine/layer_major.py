@@ -68,7 +68,6 @@ class LayerMajor:
         self._measured_input = 0  # bytes of the largest input in a step whose activations were measured
         self._saved_per_value = 0.0  # bytes that a block's graph saves for each value of its input, the most that was seen
         self._cells = CellModel(model, parts, compiled)
-        self._device = self._cells.device
         numbers = {piece.name: i for i, unit in enumerate(store.units) for piece in unit.pieces}
         names = {id(p): n for n, p in model.named_parameters()}
         self._unit_of = [next((numbers[names[id(p)]] for p in block.parameters() if not p.requires_grad), None) for block in parts.blocks]
@@ -124,7 +123,7 @@ class LayerMajor:
                     stays = self._what_stays(cells, states, owners)
                 kept.append(self._forward(b, cells, states, owners, stays))
         self._inputs.turn()
-        self._bring(kept[-1:])
+        self._bring(kept)
         scores, flow = [], [None] * len(cells)
         with self._using(self._unit_of[-1]), self._using(self._head_unit):
             for i, (cell, state) in enumerate(self._by_owner(depth - 1, cells, states, owners)):
@@ -137,7 +136,7 @@ class LayerMajor:
                 flow[i] = self._backward(depth - 1, cell, x, y, upward, grads[cell.owner])
         while kept and len(kept) > self._lowest:
             b, records = len(kept) - 1, kept.pop()
-            self._bring(kept[-1:])
+            self._bring(kept)
             with self._using(self._unit_of[b]):
                 for i, (cell, state) in enumerate(self._by_owner(b, cells, states, owners)):
                     x, y = self._computed(b, cell, state, records[i])
@@ -222,10 +221,10 @@ class LayerMajor:
                 state.hidden = self._cells.block(b, cell, state, state.hidden)
         return records
 
-    def _bring(self, records: Sequence[list]) -> None:
-        """Begin to bring the inputs of the block that comes next."""
-        for own in records:
-            self._inputs.bring([record for record in own if isinstance(record, Waiting)])
+    def _bring(self, kept: Sequence[list["_Kept | Waiting"]]) -> None:
+        """Begin to bring the inputs of the last of these blocks, which comes next; nothing where none is left."""
+        if kept:
+            self._inputs.bring([record for record in kept[-1] if isinstance(record, Waiting)])
 
     def _computed(self, b: int, cell: Cell, state: CellState, record: _Kept | Waiting) -> tuple[torch.Tensor, torch.Tensor]:
         """A block's input and output with the graph between them: as kept, or computed again."""

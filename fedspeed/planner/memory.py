@@ -7,16 +7,13 @@ M micro-batches of a pass over all seated clients, N blocks, R of them resident.
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fedspeed.engine.config import EVAL_TOKENS, LOGITS_BYTES, QUANTISED, UNIT_ALIGN
+from fedspeed.engine.config import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTISED, READ_STAGES, UNIT_ALIGN
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, Place, Setting, Task
 
 DRIVER = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
 PROCESS = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}  # RAM of a rank that holds nothing yet: Python, libraries, driver
-READ_STAGES = 2  # of an NVMe base on a GPU: one is read into while the other is copied
-# Blocks whose inputs are on the device where they wait on the host: those in use, and those on their way.
-CARRIED = 2
 FRAGMENTS = 0.08  # of what comes and goes: what PyTorch's allocator holds beside it
 
 

@@ -17,11 +17,9 @@ from fedspeed.cluster.ports import own_address
 from fedspeed.engine.base.layout import Unit
 from fedspeed.engine.base.parts import PartReader, PartServer, parts_of
 from fedspeed.engine.base.shared import NodeFile, nodes_of, share
-from fedspeed.engine.config import READ_BYTES, READERS, UNIT_ALIGN
+from fedspeed.engine.config import READ_BYTES, READ_STAGES, READERS, UNIT_ALIGN
 from fedspeed.engine.pinned import PageLocks, pinned_empty, told_ordinary
 from fedspeed.errors import FedSpeedError
-
-STAGES = 2  # of units that are read into host memory on their way to an accelerator
 
 
 class Done:
@@ -287,9 +285,9 @@ class _Read(_Placed):
         super().seal()
         if self._stream is not None:
             largest = max(unit.nbytes for unit in self._units.values())
-            memory = pinned_empty(STAGES * largest + UNIT_ALIGN, f"the stages of engine.tier={self.name}")
+            memory = pinned_empty(READ_STAGES * largest + UNIT_ALIGN, f"the stages of engine.tier={self.name}")
             start = -memory.data_ptr() % UNIT_ALIGN
-            self._stages.extend(_Stage(memory[start + i * largest:][:largest]) for i in range(STAGES))
+            self._stages.extend(_Stage(memory[start + i * largest:][:largest]) for i in range(READ_STAGES))
 
     def fetch(self, index: int, into: torch.Tensor, free) -> Done | Passed:
         if self._stream is None:
