@@ -24,7 +24,6 @@ from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
 from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipeline_tier, slots_of
 from fedspeed.engine.base.told import execution, unread
-from fedspeed.engine.config import QUANTISED
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, ModelError, PlanError, Preempted
 from fedspeed.files import check_writable, json_value
@@ -43,6 +42,7 @@ from fedspeed.planner.hardware import read_probe
 from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import TYPE_BYTES
 from fedspeed.routing.config import RoutingConfig
+from fedspeed.schedule.limits import QUANTISED
 
 if TYPE_CHECKING:
     from fedspeed.data.clients import ClientRows

@@ -6,8 +6,8 @@ from fedspeed.data.batches import Batch
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.config import EVAL_TOKENS
 from fedspeed.engine.masters import Tensors
+from fedspeed.schedule.limits import EVAL_TOKENS
 
 
 class StoreEngine(ClientEngine):

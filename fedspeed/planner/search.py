@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedspeed.cluster.topology import Topology
-from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import PlanError
 from fedspeed.planner.hardware import GIB, OF_GPU_MEMORY, RAM_KEPT, Node
 from fedspeed.planner.memory import kept_bytes, memory_of
 from fedspeed.planner.plan import SLOTTED, STREAMED, Alternative, ClusterPlan, Forecast, Memory, Place, Plan, Setting, Task
 from fedspeed.planner.timing import arithmetic_of, seconds_of
+from fedspeed.schedule.limits import QUANTISED
 
 TOKENS_STEP = 8  # lengths are padded to multiples of it
 TINY_S = 1e-6  # times closer than this are equal

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.config import QUANTISED, EngineConfig
+from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from fedspeed.models.factors import is_factor_a
+from fedspeed.schedule.limits import QUANTISED
 from tests.engine.engines import TIERS, ZERO, engine
 from tests.limits import LIMIT_S
 from tests.processes import run_clusters

@@ -18,7 +18,7 @@ from torch import nn
 from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Transfers, losses_named
 from fedspeed.errors import LostPeerError
-from fedspeed.planner.pipeline.instructions import Backward, Embed, Forward, Head, Kind, Load, Receive, Release, Send, Step, Stream
+from fedspeed.schedule.instructions import Backward, Embed, Forward, Head, Kind, Load, Receive, Release, Send, Step, Stream
 
 
 class FederatedPipelineModule(PipelineModule):

@@ -22,9 +22,9 @@ from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
 from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Routes, Transfers, losses_named
 from fedspeed.engine.store_engine import StoreEngine, hand_over, portions
-from fedspeed.planner.pipeline.instructions import Micro, Pipeline, Stream
-from fedspeed.planner.pipeline.layout import Layout
-from fedspeed.planner.pipeline.schedules import forward_only, one_f_one_b, shared, streamed, taking_turns
+from fedspeed.schedule.instructions import Micro, Pipeline, Stream
+from fedspeed.schedule.layout import Layout
+from fedspeed.schedule.schedules import forward_only, one_f_one_b, shared, streamed, taking_turns
 
 SCHEDULES = 64  # kept, by what they were made for
 
