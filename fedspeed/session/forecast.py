@@ -13,7 +13,7 @@ from fedspeed.planner.plan import SLOTTED, TIERS, Place, Setting, Task
 from fedspeed.planner.search import fits, keeping, places_of
 from fedspeed.planner.task import task_of
 from fedspeed.planner.timing import seconds_of
-from fedspeed.preflight import base_sizes, read_probe_file
+from fedspeed.session.measured import base_sizes, read_probe_file
 from fedspeed.session.order import Job
 
 UNKNOWN = Device("unknown", "cpu", 0, dict.fromkeys(("fp32", "bf16", "fp16"), 1.0), 1.0, 1.0, "assumed")
