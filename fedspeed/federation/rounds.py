@@ -225,7 +225,7 @@ class Federation:
         elif self._pass_s is None:
             fitting = FIRST_STEPS
         else:
-            fitting = int(federation.round_seconds / (self._pass_s * -(-mine // self.engine.seats)))
+            fitting = int(federation.round_seconds / (self._pass_s * -(-mine // self.engine.client_slots)))
         return self.engine.agree_least(max(1, min(self.steps_per_round, fitting)))
 
     def _evened(self, trained: Trained) -> float:
@@ -301,8 +301,8 @@ class Federation:
         mine, begin, start, starts = [c for c in self.seat.clients if c in trained.asked], time.perf_counter(), trained.start, trained.starts
         passes = self.engine.train_passes(len(mine), steps, self.config.train.accumulation)
         with self.engine.lockstep(passes, backward=True):
-            for first in range(0, len(mine), self.engine.seats):
-                together = mine[first:first + self.engine.seats]
+            for first in range(0, len(mine), self.engine.client_slots):
+                together = mine[first:first + self.engine.client_slots]
                 for seat, client in enumerate(together):
                     self.begin_turn(client, trained.number, starts.get(client, start), progress.optimizers.get(client), trained.still, seat)
                 sums = self.local_steps(together, (trained.number - 1) * self.steps_per_round, steps, trained.number)
@@ -325,7 +325,7 @@ class Federation:
                             progress.optimizers[client] = as_arrays(self.engine.optimizer_state(seat))
                 self._note_turns(trained.ledger, together, sums, counted)
         if mine:
-            self._pass_s = (time.perf_counter() - begin) / steps / -(-len(mine) // self.engine.seats)
+            self._pass_s = (time.perf_counter() - begin) / steps / -(-len(mine) // self.engine.client_slots)
 
     def _note_turns(self, ledger: Ledger, together: list[int], sums: list[Sums], counted: list[bool]) -> None:
         """What turns that were taken together came to. Their time is shared equally: they did one thing."""
@@ -342,7 +342,8 @@ class Federation:
     def begin_turn(self, client: int, number: int, tensors: Tensors, optimizer: Tensors | None, still: frozenset[str],
                    seat: int = 0) -> None:
         seed = np.random.SeedSequence([self.config.run.seed, 0x7E4, client, number, self.engine.data_share[1]])
-        self.engine.load(as_torch(tensors), as_torch(optimizer) if optimizer else None, still, int(seed.generate_state(1)[0]), seat)
+        self.engine.load(as_torch(tensors), as_torch(optimizer) if optimizer else None, frozen=still,
+                         seed=int(seed.generate_state(1)[0]), slot=seat)
 
     def local_steps(self, together: list[int], first: int, steps: int, number: int | None = None) -> list[Sums]:
         """`steps` optimizer steps of the clients in the first seats, each on its own rows, counted over the whole run from `first`."""
