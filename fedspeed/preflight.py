@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is missing
 # What stands in a run's folder, should something else have its name.
-RUN_FILES = ("report.md", "report.png", "comparison.png", "timeline.png", "rounds.jsonl", "roster-epoch")
+RUN_FILES = ("report.md", "report.png", "comparison.png", "timeline.png", "summary.json", "rounds.jsonl", "roster-epoch")
 RUN_FOLDERS = ("journal", "tensorboard", "trace", "adapter", "adapter-last", "model", "model-last")
 # The names in a saved adapter for which adapter.targets=all-linear stands.
 LINEAR = {"gpt2": {"c_attn", "c_proj", "c_fc"}}

@@ -17,7 +17,7 @@ class Monitor:
     """Shows and keeps what a run does. Whatever goes in, only what the routing mode allows comes out.
 
     Args:
-        folder: folder of the run; holds `rounds.jsonl`, `tensorboard/`, `report.md`, `report.png` and `comparison.png`.
+        folder: folder of the run; holds `rounds.jsonl`, `tensorboard/`, `report.md`, `report.png`, `comparison.png` and `summary.json`.
         total_rounds: rounds the run is to have, those before a restart included.
         json_out: what `claim_stdout` returned, or None without `--json`.
         resume_round: last round that is finished and stays; 0 for a fresh start.

@@ -1,4 +1,4 @@
-"""The report of a run: `report.md`, `report.png` and, where models are compared, `comparison.png`."""
+"""The report of a run: `report.md`, `report.png`, where models are compared `comparison.png`, and `summary.json` for programs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from fedspeed.files import write_atomically
 from fedspeed.monitor import plots
 from fedspeed.monitor.clock import STAGES
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_text, shows_everything, visible
+from fedspeed.monitor.summary_file import write_summary
 from fedspeed.monitor.trace import read_spans
 from fedspeed.units import bytes_text, count_text, loss_text, seconds_text
 
@@ -77,7 +78,7 @@ def write_report(
     folder: Path, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
     routing_mode: str, comparison: Comparison | None = None, plot: bool = True, data: DataReport | None = None,
 ) -> Path:
-    """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole.
+    """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole, `summary.json` last: where it is, all are.
 
     In masked modes it shows counts and sums only; a comparison, which has a row per client, is left out there.
     """
@@ -96,6 +97,7 @@ def write_report(
         write_atomically(folder / "report.png", plots.png(plots.run_figure(records, summary, folder.name)))
     if plot and comparison:
         write_atomically(folder / "comparison.png", plots.png(plots.comparison_figure(comparison)))
+    write_summary(folder, summary)
     return folder / "report.md"
 
 

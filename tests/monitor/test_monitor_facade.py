@@ -45,7 +45,7 @@ def test_plain_run_writes_everything(tmp_path, make_round, make_client):
     out, err = run(tmp_path / "run", make_round, make_client, "plain")
     files = everything(tmp_path / "run")
     events = [name for name in files if name.startswith("tensorboard/")]
-    assert sorted(files.keys() - set(events)) == ["comparison.png", "report.md", "report.png", "rounds.jsonl"]
+    assert sorted(files.keys() - set(events)) == ["comparison.png", "report.md", "report.png", "rounds.jsonl", "summary.json"]
     assert len(events) == 1
     # The search below for what masked modes must not show would find it here: each marker is in the outputs of a plain run.
     seen = b"".join(files.values()) + out.encode() + err.encode()
@@ -83,6 +83,7 @@ def test_json_is_one_strict_object_per_round_and_a_summary(tmp_path, make_round,
 
     objects = [json.loads(line, parse_constant=refuse) for line in out.splitlines()]
     assert [item["event"] for item in objects] == ["round", "round", "summary"]
+    assert {"event": "summary", **json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)} == objects[2]
     assert (objects[1]["round"], objects[1]["missing"], objects[2]["exit_code"]) == (2, [8], 75)
     assert "missing in round 2: 1 update (client 8)" in err
     assert err.splitlines()[-1].startswith(
@@ -122,7 +123,7 @@ def test_what_is_switched_off_is_not_written(tmp_path, make_round):
     monitor.step(1, 1, 1)
     monitor.round(make_round(1, received=2, missing=(0,)))
     monitor.finish(summarise(monitor.records, status="finished", total_rounds=1), Facts())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "rounds.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "rounds.jsonl", "summary.json"]
     lines = err.getvalue().splitlines()
     assert lines[0] == "missing in round 1: 1 update (client 0)"
     assert lines[1].startswith("finished: 1 of 1 rounds")

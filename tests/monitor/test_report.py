@@ -52,7 +52,7 @@ def test_finished(tmp_path, make_round, make_client):
     width, height = png_size(tmp_path / "one" / "report.png")
     assert width > 1000
     assert height > 1000
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.md", "report.png"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.md", "report.png", "summary.json"]
 
 
 def test_a_finished_run_that_lacks_updates_says_so_at_the_top(tmp_path, make_round):
@@ -114,7 +114,7 @@ def test_failed_before_the_first_round(tmp_path):
     assert "**FAILED** after 0 of 3 rounds" in text
     assert "Nothing was exported." in text
     assert "## Rounds" not in text
-    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "summary.json"]
 
 
 @pytest.mark.parametrize("losses", [(math.nan, math.nan), (math.inf, None), (None, None)])
