@@ -105,7 +105,8 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: str) -> None:
             if mine:
                 own.train_step([step_of(mine)], 0.0)
             else:
-                own._idle_pass(True)
+                own._idle_pass(True)  # the others' gradients
+                own._idle_pass(True)  # and their step
             torch.distributed.barrier()
             if number:
                 took.append(time.perf_counter() - begin)

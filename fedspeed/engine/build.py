@@ -111,8 +111,9 @@ def _pipelined(net, model, adapter, train, engine, ds_config, client_sets, group
     from deepspeed import comm as dist
 
     from fedspeed.engine.base.build import StoreBuilder
+    from fedspeed.engine.pipeline.client import ClientPipeline
+    from fedspeed.engine.pipeline.cluster import ClusterPipeline
     from fedspeed.engine.pipeline.engine import FederatedPipelineEngine, FederatedPipelineModule
-    from fedspeed.engine.pipeline.pipelined import ClientPipeline, ClusterPipeline
     from fedspeed.engine.pipeline.stage import Stage
 
     me, ranks, parts, cluster_wide = dist.get_rank(), dist.get_world_size(), anatomy(net), engine.pipeline == "cluster"
@@ -141,9 +142,10 @@ def _pipelined(net, model, adapter, train, engine, ds_config, client_sets, group
         mpu = StageMpu(alone(groups), groups.cluster, ranks)
         states.append(_client_slot({name: named[name].data for name in names}, train, config, mpu, alone(groups)))
     stage = Stage(net, parts, store, layout.chunks, loads or engine.activation_checkpointing)
+    built = {"store": store, "pipe": pipe, "stage": stage, "layout": layout, "clock": clock}
     if cluster_wide:
-        return ClusterPipeline(net, states, groups, store, pipe, stage, layout, clock, owners, mine, stages)
-    return ClientPipeline(net, states, groups, store, pipe, stage, layout, loads, clock)
+        return ClusterPipeline(net, states, groups, owners=owners, mine=mine, held=stages, **built)
+    return ClientPipeline(net, states, groups, loads=loads, **built)
 
 
 def _agreed(layout: Layout) -> Layout:
