@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from fedspeed.data.batches import Batch, StepBatches
+from fedspeed.engine.capabilities import Capability, Kind, capabilities_of
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.live_bytes import LiveBytes, storage_bytes
@@ -49,20 +49,16 @@ class Sums:
         return self.loss / self.tokens if self.tokens else float("nan")
 
 
-# What a method may ask of an engine beside loading, evaluating and reading states.
-Capability = Literal["gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients"]
-
-
 class ClientEngine(ABC):
     """See the module's docstring. Built by `engine.build.build_engine`.
 
     Attributes:
-        capabilities: what of `Capability` it is capable of.
+        kind: which of the kinds of engines it is.
         model: the network, for its configuration and its adapter's.
         groups: process groups of this rank.
     """
 
-    capabilities: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb"})
+    kind: Kind
 
     def __init__(self, model: nn.Module, states: list[ClientState], groups: Groups, matched, clock):
         """
@@ -78,6 +74,11 @@ class ClientEngine(ABC):
         self._standing_bytes = self._counted = 0
         self._halves_s = 0.0  # seconds that the step which has begun has taken so far
         self._step_s: list[float] = []  # seconds, since they were last asked for
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it is capable of, beside loading, evaluating and reading states."""
+        return capabilities_of(self.kind)
 
     @property
     def client_slots(self) -> int:
@@ -108,8 +109,14 @@ class ClientEngine(ABC):
                 does not move them either; `requires_grad=False` in mid-run would not stop ZeRO from moving them.
             seed: of dropout, the turn's own: a resumed round draws the same masks.
         """
-        self._waiting.discard(slot)
+        if slot in self._waiting:
+            self._waiting.discard(slot)
+            self._forget(slot)
         self._load(slot, state, optimizer, frozen, seed)
+
+    @abstractmethod
+    def _forget(self, slot: int) -> None:
+        """Let go of the gradients that wait in a slot; what it moves is loaded anew."""
 
     def _load(self, slot: int, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None,
               frozen: frozenset[str], seed: int) -> None:

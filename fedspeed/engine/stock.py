@@ -22,6 +22,8 @@ IDLE = np.zeros((1, 8), dtype=np.int64)
 class StockEngine(ClientEngine):
     """One client slot. A pass is the forward, or the forward and backward, of one micro-batch."""
 
+    kind = "stock"
+
     def __init__(self, ds_engine, groups, matched, clock):
         named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
         super().__init__(ds_engine.module, [ClientState(ds_engine, whole_places(named), groups)], groups, matched, clock)
@@ -36,6 +38,9 @@ class StockEngine(ClientEngine):
     def _load(self, slot, state, optimizer, frozen, seed):
         super()._load(slot, state, optimizer, frozen, seed)
         torch.manual_seed(seed)
+
+    def _forget(self, slot: int) -> None:
+        self._states[slot].step(0.0)  # DeepSpeed lets go of gradients that it has reduced by using them up only
 
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         (step,), (state,), total = work, self._states, Sums()

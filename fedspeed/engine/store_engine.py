@@ -26,9 +26,8 @@ class StoreEngine(ClientEngine):
     def train_passes(self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0) -> int:
         return -(-clients // self.client_slots) * steps * gradients
 
-    def _load(self, slot, state, optimizer, frozen, seed):
+    def _forget(self, slot: int) -> None:
         self._grads.pop(slot, None)
-        super()._load(slot, state, optimizer, frozen, seed)
 
     def _accumulate(self, slot: int, grads: Tensors) -> None:
         """Keep gradients of a slot for its step; those that wait already are added to."""

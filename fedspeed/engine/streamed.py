@@ -16,6 +16,8 @@ from fedspeed.engine.store_engine import StoreEngine, portions
 class StreamedEngine(StoreEngine):
     """Block by block on one rank, or on each rank of a client that has several."""
 
+    kind = "streamed"
+
     def __init__(self, model, states: list[ClientState], groups, store: BaseStore, layers: LayerMajor, clock):
         super().__init__(model, states, groups, store.matched, store, clock)
         self._layers = layers

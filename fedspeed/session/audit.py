@@ -82,7 +82,7 @@ def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coaliti
 def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray]:
     """[clients, words] float32 of each round: what the clients' updates say in some coordinates."""
     from fedspeed.data.clients import client_rows, encode_client
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.world import join_world, leave_world, quiet
     from fedspeed.federation import rounds as federated
     from fedspeed.federation import server
@@ -98,9 +98,11 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     quiet()
     join_world(600)
     try:
-        with contextlib.ExitStack() as at_work, tempfile.TemporaryDirectory() as folder, contextlib.closing(
-                build_engine(config.model, config.adapter, config.train, config.engine, Order(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
-                             config.run.seed)) as engine:
+        with contextlib.ExitStack() as at_work, tempfile.TemporaryDirectory() as folder:
+            spec = EngineSpec(model=config.model, adapter=config.adapter, train=config.train, engine=config.engine,
+                              deepspeed=Order(loaded).deepspeed)
+            context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed)
+            engine = at_work.enter_context(contextlib.closing(build_engine(spec, context)))
             seat = federated.Seat(data, 0, 1, True, False, "")
             run = federated.Federation(config, "", {}, seat, engine, None, None, NoMonitor(), engine._clock, lambda: 0, lambda: False)
             progress = federated.start(config, engine)

@@ -67,7 +67,7 @@ def engine(job: Job, clock, sharers: int):
     """Build this rank's engine; `sharers`: how many ranks compute on its device."""
     import torch
 
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
 
     config, topology = job.config, job.topology
     torch.set_num_threads(config.engine.threads or int(os.environ.get("OMP_NUM_THREADS") or
@@ -75,8 +75,9 @@ def engine(job: Job, clock, sharers: int):
     sets = sorted({tuple(job.world.index(r) for r in client.ranks) for client in topology.clients if client.ranks[0] in job.world})
     options = replace(config.engine, cuts=stage_cuts(job)) if config.engine.pipeline != "none" else config.engine
     try:
-        return build_engine(config.model, config.adapter, config.train, options, job.order.deepspeed, sets, clock, swap_folder(job),
-                            config.run.seed, len(job.place.clients), sharers)
+        spec = EngineSpec(model=config.model, adapter=config.adapter, train=config.train, engine=options, deepspeed=job.order.deepspeed)
+        return build_engine(spec, EngineContext(client_sets=sets, clock=clock, nvme=swap_folder(job), seed=config.run.seed,
+                                                clients=len(job.place.clients), sharers=sharers))
     except (MemoryError, OSError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -20,6 +20,8 @@ from fedspeed.schedule.schedules import one_f_one_b, streamed, taking_turns
 class ClientPipeline(PipelinedEngine):
     """The torch world is these ranks. The first stage embeds, the last one holds the labels; every rank has all rows."""
 
+    kind = "client_pipeline"
+
     def __init__(self, net, states, groups, **parts):
         super().__init__(net, states, groups, matched=None, **parts)
         self._steps = 0  # since the turn began

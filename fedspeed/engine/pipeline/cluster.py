@@ -37,6 +37,8 @@ class ClusterPipeline(PipelinedEngine):
         held: by rank, the names of the trainable tensors of its stage.
     """
 
+    kind = "cluster_pipeline"
+
     def __init__(self, net, states, groups, *, owners: Sequence[int], mine: Sequence[int],
                  held: Sequence[Sequence[str]], **parts):
         super().__init__(net, states, groups, matched=groups.cluster, loads=False, **parts)
@@ -66,8 +68,10 @@ class ClusterPipeline(PipelinedEngine):
         # Losses are scaled before the states are told, with the scale that they will begin with.
         self._states[place].scaler.reset()
         self._known.pop(place, None)
-        self._added.pop(place, None)
         self._moves = [move for move in self._moves if move[0] != place]
+
+    def _forget(self, slot: int) -> None:
+        self._added.pop(self._mine[slot], None)  # the stages let go of theirs when they hear of what is loaded
 
     def state(self, slot: int = 0) -> Tensors:
         place = self._mine[slot]
