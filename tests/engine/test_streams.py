@@ -75,14 +75,15 @@ def engine_on_fake(base, folder, number, setting):
 def tier_of(kind, units, folder):
     import torch
 
-    from fedspeed.engine.base import tiers
+    from fedspeed.engine.base.divided_tiers import Partitioned
+    from fedspeed.engine.base.node_tiers import Disk, Ram
 
     group = torch.distributed.group.WORLD
     if kind == "ram":
-        return tiers.Ram(units, group)
+        return Ram(units, group)
     if kind == "nvme":
-        return tiers.Disk(units, folder, group)
-    return tiers.Partitioned(units, group, "cluster", offload=kind == "slices in host memory")
+        return Disk(units, folder, group)
+    return Partitioned(units, group, "cluster", offload=kind == "slices in host memory")
 
 
 def sealed_store(kind, slots, folder):
@@ -144,29 +145,29 @@ def stores(kind, slots, folder, schedules, broken=(), chance=None):
 
 def broken_parts():
     """For each kind of event: the tier, and what is put in the place of the code that keeps it."""
-    from fedspeed.engine.base import tiers
+    from fedspeed.engine.base import divided_tiers, node_tiers
 
-    whole = tiers._copy_in_stream
+    whole = node_tiers.copy_in_stream
     return {
         "a slot is overwritten before it is free": (
             "ram",
             [
                 (
-                    tiers,
-                    "_copy_in_stream",
+                    node_tiers,
+                    "copy_in_stream",
                     lambda stream, into, source, free: whole(stream, into, source, None),
                 )
             ],
         ),
         "a block is computed with before it has come": (
             "ram",
-            [(tiers.Copied, "wait", lambda self: self._nbytes)],
+            [(node_tiers.Copied, "wait", lambda self: self._nbytes)],
         ),
         "a stage is read into before it has been copied": (
             "nvme",
-            [(tiers._Stage, "settle", lambda self: None)],
+            [(node_tiers._Stage, "settle", lambda self: None)],
         ),
-        "a gather is not waited for": ("divided", [(tiers._Gathered, "wait", lambda self: self._nbytes)]),
+        "a gather is not waited for": ("divided", [(divided_tiers._Gathered, "wait", lambda self: self._nbytes)]),
     }
 
 
@@ -242,11 +243,11 @@ def two_stages(folder):
     of copies."""
     import torch
 
-    from fedspeed.engine.base import tiers
+    from fedspeed.engine.base import node_tiers
     from tests.fake_cuda import fake_cuda
 
     reads, copies, made, both = [], [], [], threading.Event()
-    read, copy = tiers.Disk._read, tiers._copy_in_stream
+    read, copy = node_tiers.Disk._read, node_tiers.copy_in_stream
 
     def reading(self, index, into):
         reads.append(index)
@@ -261,8 +262,8 @@ def two_stages(folder):
 
     with (
         fake_cuda(chance=0.0) as fake,
-        patch.object(tiers.Disk, "_read", reading),
-        patch.object(tiers, "_copy_in_stream", copying),
+        patch.object(node_tiers.Disk, "_read", reading),
+        patch.object(node_tiers, "copy_in_stream", copying),
     ):
         store, parameters = sealed_store("nvme", 2, folder)
         store.begin(ORDER)  # nobody waits for the first copy, and so it is not made
@@ -275,7 +276,7 @@ def two_stages(folder):
 
 
 def played(rank, base, folder):
-    from fedspeed.engine.pinned import PageLocks
+    from fedspeed.engine.base.page_locks import PageLocks
 
     seen = Scenarios()
     with world():
@@ -394,8 +395,8 @@ def dequantised(rank):
     assert find_optional()
     import bitsandbytes.functional as library
 
+    from fedspeed.engine.base.device_tiers import Quantised
     from fedspeed.engine.base.layout import pack
-    from fedspeed.engine.base.tiers import Quantised
     from fedspeed.engine.live_bytes import LiveBytes
 
     unit = pack("block", [("matrix", torch.Size([64, 128])), ("bias", torch.Size([64]))], torch.bfloat16)
