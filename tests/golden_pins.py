@@ -33,6 +33,7 @@ def environment(root: Path, outside: Mapping[str, str]) -> dict[str, str]:
     here = Path(__file__).resolve().parent.parent
     found = {name: outside[name] for name in KEPT if name in outside}
     found |= PINS | {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    found["PYTHONSAFEPATH"] = "1"  # the folder of the command may hold another checkout
     found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), outside.get("PATH", os.defpath)])
     found["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(root), str(here)]))
     if (root / ".venv").is_dir():

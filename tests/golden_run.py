@@ -195,6 +195,19 @@ def _write_all(folder: str) -> None:
         write(Path(folder) / name)
 
 
+def product_root() -> Path:
+    """Return the checkout whose code a process has that stands where golden runs stand."""
+    from tests.processes import run_ranks
+
+    return Path(run_ranks(1, _product_file, timeout=LIMIT_S)[0]).resolve().parent.parent
+
+
+def _product_file(_rank: int) -> str:
+    import fedspeed
+
+    return fedspeed.__file__
+
+
 def probed() -> dict[str, str]:
     """Return what golden_pins.probe gives in a process that stands where golden runs stand."""
     from tests.processes import run_ranks

@@ -35,20 +35,20 @@ def test_a_difference_is_told_with_both_values():
     old = {"rounds": [{"train_loss": 5.0, "tokens": 8, "update_norm": 0.5}], "adapter": {"a": "00"},
            "summary": {"rounds": 1}}
 
-    def told(exact: bool, **changed) -> list[str]:
-        return differences(old, {**old, **changed}, exact)
+    def told(near: float, **changed) -> list[str]:
+        return differences(old, {**old, **changed}, near)
 
-    assert told(True) == []
+    assert told(0.0) == []
     near = [{"train_loss": 5.0001, "tokens": 8, "update_norm": 0.501}]
-    assert told(True, rounds=near)[0] == "rounds[0].train_loss: expected 5.0, found 5.0001"
-    assert told(False, rounds=near, adapter={"a": "11"}) == []
-    assert told(True, adapter={"a": "11"}) == ['adapter.a: expected "00", found "11"']
+    assert told(0.0, rounds=near)[0] == "rounds[0].train_loss: expected 5.0, found 5.0001"
+    assert told(1e-4, rounds=near, adapter={"a": "11"}) == []
+    assert told(0.0, adapter={"a": "11"}) == ['adapter.a: expected "00", found "11"']
     far = [{"train_loss": 5.01, "tokens": 9, "update_norm": 0.6}]
-    assert len(told(False, rounds=far)) == 3
-    assert told(False, rounds=[]) == ["rounds: expected 1 entries, found 0"]
-    assert told(False, adapter={"b": "00"}) == ['adapter.a: expected "00", found nothing',
+    assert len(told(1e-4, rounds=far)) == 3
+    assert told(1e-4, rounds=[]) == ["rounds: expected 1 entries, found 0"]
+    assert told(1e-4, adapter={"b": "00"}) == ['adapter.a: expected "00", found nothing',
                                                 'adapter.b: expected nothing, found "00"']
-    assert told(True, summary={"rounds": 1.0}) and told(True, summary={"rounds": True})
+    assert told(0.0, summary={"rounds": 1.0}) and told(0.0, summary={"rounds": True})
 
 
 def test_values_are_read_as_they_were_written(tmp_path):
