@@ -111,7 +111,7 @@ def site(args, mode: str, words: int, folder: str, rank: int, pipe) -> None:
 def tls(args, mode: str, words: int) -> dict:
     import multiprocessing
 
-    from fedspeed.cluster.ports import free_port
+    from fedspeed.net.ports import free_port
     from fedspeed.routing import identity
 
     context, out = multiprocessing.get_context("spawn"), {}

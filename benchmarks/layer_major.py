@@ -219,7 +219,7 @@ def run_ranks(function, ranks: int, arguments) -> dict:
     Raises:
         SystemExit: a rank ended without a result, whatever its exit code.
     """
-    from fedspeed.cluster.ports import free_port
+    from fedspeed.net.ports import free_port
 
     port = free_port()
     context = multiprocessing.get_context("spawn")

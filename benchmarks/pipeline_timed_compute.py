@@ -155,9 +155,9 @@ def clients() -> None:
 
 def simulated() -> None:
     from fedspeed.planner.pipeline.execute import execute
-    from fedspeed.planner.pipeline.instructions import Micro
-    from fedspeed.planner.pipeline.schedules import one_f_one_b, shared, taking_turns
     from fedspeed.planner.pipeline.times import PipelineTimes
+    from fedspeed.schedule.instructions import Micro
+    from fedspeed.schedule.schedules import one_f_one_b, shared, taking_turns
 
     print("| pipeline | stages | micro-batches | link | measured | simulated | off |\n| --- | ---: | ---: | --- | ---: | ---: | ---: |")
     for scope, stages, micros, rate, bits, cuts in (

@@ -2,7 +2,7 @@
 
     python benchmarks/step_model.py
 
-The timeline is the planner's (fedspeed/planner/layers/walk.py). Here it is fed with assumptions about an H100
+The timeline is the planner's (fedspeed/planner/walk.py). Here it is fed with assumptions about an H100
 and its bus instead of a probe's facts, so that nothing in the table was measured on a card. Shares are of
 pure arithmetic: all blocks resident, all but the last computed again, and nothing else.
 """
@@ -17,11 +17,11 @@ sys.path.insert(0, str(ROOT))
 
 from fedspeed.models.catalogue import ModelShape, shape_of  # noqa: E402
 from fedspeed.planner.hardware import CARDS, GIB, Node, published  # noqa: E402
-from fedspeed.planner.layers.order import spread  # noqa: E402
-from fedspeed.planner.layers.walk import BEHIND_LOADS, DEVICE, HOST, INLINE, Base, Visits, walk  # noqa: E402
 from fedspeed.planner.memory import kept_bytes, memory_of  # noqa: E402
 from fedspeed.planner.plan import Place, Setting, Task  # noqa: E402
 from fedspeed.planner.timing import VISIT  # noqa: E402
+from fedspeed.planner.walk import BEHIND_LOADS, DEVICE, HOST, INLINE, Base, Visits, walk  # noqa: E402
+from fedspeed.schedule.loads import spread  # noqa: E402
 
 MATRICES = 790e12  # FLOP/s of large products on an H100, of a peak of 989
 ATTENTION = 450e12  # FLOP/s of fused attention

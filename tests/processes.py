@@ -12,7 +12,7 @@ import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 
-from fedspeed.cluster import ports
+from fedspeed.net import ports
 from tests.limits import LIMIT_S
 
 _held: list[socket.socket] = []

@@ -26,7 +26,7 @@ def join(dry: bool) -> None:
     Raises:
         RuntimeError: DeepSpeed does not compute on a card, and this is no dry run.
     """
-    from fedspeed.cluster.ports import free_port
+    from fedspeed.net.ports import free_port
 
     os.environ.update(
         RANK="0",

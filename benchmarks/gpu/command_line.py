@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.gpu.engines import Scene
-from fedspeed.cluster.ports import free_port
+from fedspeed.net.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "ds_configs" / "quickstart.yaml"

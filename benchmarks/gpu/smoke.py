@@ -7,7 +7,8 @@ from benchmarks.gpu import card
 from benchmarks.gpu.engines import Recipe, Scene, engine_of
 from benchmarks.gpu.record import LeftOut
 from benchmarks.gpu.shapes import TINY, Step, write_model
-from fedspeed.engine.config import QUANTISED, EngineConfig
+from fedspeed.engine.config import EngineConfig
+from fedspeed.schedule.limits import QUANTISED
 
 STEP = Step("smoke", tokens=64, micro=3, rows=2)
 PADDED = 9  # tokens at the end of one row

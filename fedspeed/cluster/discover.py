@@ -14,9 +14,9 @@ from typing import Literal
 
 from fedspeed.cluster import layout, nodelist
 from fedspeed.cluster.hostfile import Host, Hostfile, read
-from fedspeed.cluster.ports import PORTS
 from fedspeed.cluster.ranks import ALONE, RankIdentity, identify
 from fedspeed.errors import HostfileError
+from fedspeed.net.ports import PORTS
 
 Kind = Literal["deepspeed", "openmpi", "slurm", "mpi", "torchrun", "local", "none"]
 

@@ -20,8 +20,8 @@ from fedspeed.cluster.discover import MEETING_VARIABLE, Launch
 from fedspeed.cluster.faults import FAULT_VARIABLE, noted_faults
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.once import ONCE_VARIABLE
-from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, ConfigError
+from fedspeed.net.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE
 
 _POLL_S = 0.05
 # n threads make a step n to this power faster. Measured from one to two on 4 M parameters: 0.87; it falls with more.

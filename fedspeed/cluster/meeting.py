@@ -12,8 +12,8 @@ from typing import Any
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.layout import seat
-from fedspeed.cluster.ports import STORE_PORT_OFFSET, free_port
 from fedspeed.errors import HostfileError, LostPeerError
+from fedspeed.net.ports import STORE_PORT_OFFSET, free_port
 
 # A host name that cannot be resolved for so long will not appear by itself.
 _RESOLVE_S = 10.0

@@ -19,8 +19,8 @@ from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostnames import own_host
 from fedspeed.cluster.layout import seat
 from fedspeed.cluster.meeting import named, open_or_find, open_server
-from fedspeed.cluster.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, own_address
 from fedspeed.errors import HostfileError, LostPeerError
+from fedspeed.net.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, own_address
 
 _LONGEST_PAUSE_S = 0.25
 # Time for the others to read what rank 0 has read already.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fedspeed.config.deepspeed_rules import clashes
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import steps_by_cluster
-from fedspeed.engine.config import QUANTISED
 from fedspeed.models.config import chosen_blocks
+from fedspeed.schedule.limits import QUANTISED
 
 # Values of engine.matmul and the only model.dtype whose products each changes.
 MATMUL_TYPES = {"fp16_accumulation": "fp16", "tf32": "fp32"}

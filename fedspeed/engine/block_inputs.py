@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from fedspeed.engine.config import CARRIED
 from fedspeed.engine.pinned import pinned_tensor
+from fedspeed.schedule.limits import CARRIED
 
 
 @dataclass

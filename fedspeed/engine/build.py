@@ -21,7 +21,7 @@ from fedspeed.models.blocks import anatomy, trained_outside
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.factors import is_factor_a
 from fedspeed.models.loading import materialise, meta_model
-from fedspeed.planner.pipeline.layout import Layout
+from fedspeed.schedule.layout import Layout
 
 
 def build_engine(model: ModelConfig, adapter: AdapterConfig, train: TrainConfig, engine: EngineConfig, ds_config: dict,

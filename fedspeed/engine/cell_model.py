@@ -14,9 +14,9 @@ from transformers import masking_utils
 from fedspeed.data.batches import Batch
 from fedspeed.data.encode import IGNORED
 from fedspeed.engine.compiled import CompiledBlocks
-from fedspeed.engine.config import LOGITS_BYTES
 from fedspeed.engine.pinned import upload, upload_rows
 from fedspeed.models.blocks import Anatomy
+from fedspeed.schedule.limits import LOGITS_BYTES
 
 Tensors = dict[str, torch.Tensor]
 

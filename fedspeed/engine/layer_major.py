@@ -28,8 +28,8 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.block_inputs import BlockInputs, Waiting
 from fedspeed.engine.cell_model import Cell, CellModel, CellState, Score, Tensors, told
 from fedspeed.models.blocks import Anatomy
-from fedspeed.planner.layers.kept import kept_counts
-from fedspeed.planner.layers.order import step_order
+from fedspeed.schedule.kept import kept_counts
+from fedspeed.schedule.loads import step_order
 
 
 @dataclass(frozen=True)

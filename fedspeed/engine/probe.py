@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fedspeed.cluster.devices import free_memory
-from fedspeed.engine.config import READ_BYTES, READERS
+from fedspeed.schedule.limits import READ_BYTES, READERS
 
 FORMAT = 1
 DISK_BYTES = 256 << 20

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
-from fedspeed.engine.config import QUANTISED
 from fedspeed.planner.hardware import GIB
-from fedspeed.planner.layers.order import spread
 from fedspeed.planner.memory import sizes, slots_of
 from fedspeed.planner.pipeline.division import client_traffic, divide
 from fedspeed.planner.plan import SLOTTED, Memory, Place, Plan, Setting, Task, overrides
+from fedspeed.schedule.limits import QUANTISED
+from fedspeed.schedule.loads import spread
 from fedspeed.units import bytes_text, parameters_text
 
 CAUSES = {

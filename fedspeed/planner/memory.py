@@ -7,10 +7,10 @@ M micro-batches of a pass over all seated clients, N blocks, R of them resident.
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fedspeed.engine.config import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTISED, READ_STAGES, UNIT_ALIGN
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, Place, Setting, Task
+from fedspeed.schedule.limits import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTISED, READ_STAGES, UNIT_ALIGN
 
 DRIVER = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
 PROCESS = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}  # RAM of a rank that holds nothing yet: Python, libraries, driver

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedspeed.cluster.topology import Topology
-from fedspeed.engine.config import QUANTISED
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import GIB, Node
+from fedspeed.schedule.limits import QUANTISED
 
 STREAMED = ("ram", "client", "nvme", "cluster")
 SLOTTED = (*STREAMED, *QUANTISED)  # tiers whose blocks are computed with in slots

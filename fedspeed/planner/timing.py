@@ -5,13 +5,13 @@ again. Loads and block inputs travel beside it; what does not hide is found by w
 (`layers.walk`).
 """
 
-from fedspeed.engine.config import QUANTISED
 from fedspeed.errors import PlanError
 from fedspeed.planner.hardware import Device
-from fedspeed.planner.layers.order import spread
-from fedspeed.planner.layers.walk import Base, Visits, walk
 from fedspeed.planner.memory import kept_of, quantised_block, sizes, slots_of
 from fedspeed.planner.plan import STREAMED, Place, Seconds, Setting, Task
+from fedspeed.planner.walk import Base, Visits, walk
+from fedspeed.schedule.limits import QUANTISED
+from fedspeed.schedule.loads import spread
 
 # Python and launches of one micro-batch in one block, forward and backward: the least it takes. On a GPU's
 # host some 310 launches in all.

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from fedspeed.config.run import RunConfig
-from fedspeed.engine.config import QUANTISED
 from fedspeed.planner.plan import SLOTTED
+from fedspeed.schedule.limits import QUANTISED
 
 SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "HIP out of memory")
 

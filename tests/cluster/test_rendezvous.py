@@ -15,10 +15,10 @@ import torch.distributed  # noqa: F401 - importing it in the first rank would co
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.ports import STORE_PORT_OFFSET
 from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, seen, torch_world
 from fedspeed.cluster.topology import plan
 from fedspeed.errors import HostfileError, LostPeerError
+from fedspeed.net.ports import STORE_PORT_OFFSET
 from tests.limits import LIMIT_S
 from tests.processes import free_port
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.config import QUANTISED, EngineConfig
+from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.schedule.limits import QUANTISED
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.tiny import NoClock

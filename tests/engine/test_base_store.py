@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedspeed.planner.layers.order import next_load, spread, step_order
+from fedspeed.schedule.loads import next_load, spread, step_order
 from tests.conftest import ROOT
 from tests.engine.engines import engine
 from tests.limits import LIMIT_S

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.config import QUANTISED, EngineConfig
+from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from fedspeed.models.factors import is_factor_a
+from fedspeed.schedule.limits import QUANTISED
 from tests.engine.engines import TIERS, ZERO, engine
 from tests.limits import LIMIT_S
 from tests.processes import run_clusters
@@ -272,7 +273,7 @@ def hold_half(rank, base, nvme, kind, dtype, targets):
                 gradient_clipping=1.0) as own:
         start = drawn(own.state())
         held = frozenset(filter(is_factor_a, start))
-        own.load(start, hold=held)
+        own.load(start, frozen=held)
         for i in range(3):
             own.train_step([random_step(i, 2, 1)], 1e-2)[0]
         end = own.state()

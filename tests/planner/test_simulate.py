@@ -8,9 +8,9 @@ import pytest
 from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.pipeline.division import client_traffic
 from fedspeed.planner.pipeline.forecast import LATENCY_S, client_pipeline, cluster_pipeline, times_of
-from fedspeed.planner.pipeline.layout import stages
 from fedspeed.planner.plan import Task
 from fedspeed.planner.simulate import SCALES, TASKS, Way, outcome, scale, ways
+from fedspeed.schedule.layout import stages
 from tests.planner.cases import HUB, laid, one_host, one_place
 from tests.planner.test_plan_command import run
 

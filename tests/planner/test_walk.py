@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from benchmarks import step_model
 from fedspeed.models.catalogue import shape_of
-from fedspeed.planner.layers.kept import equal_kept_counts, kept_counts
-from fedspeed.planner.layers.order import next_load, spread
-from fedspeed.planner.layers.walk import BEHIND_LOADS, DEVICE, HOST, INLINE, Base, Visits, walk
+from fedspeed.planner.walk import BEHIND_LOADS, DEVICE, HOST, INLINE, Base, Visits, walk
+from fedspeed.schedule.kept import equal_kept_counts, kept_counts
+from fedspeed.schedule.loads import next_load, spread
 
 
 def simulate(visits, base):
-    """A training pass with the store's own rule for what to load next (planner/layers/order.py), once it
+    """A training pass with the store's own rule for what to load next (schedule/loads.py), once it
     repeats itself.
 
     A load begins when it is decided on, or when the one before it has ended; it is decided on when a block

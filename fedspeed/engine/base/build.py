@@ -12,11 +12,12 @@ from fedspeed.engine.base import tiers
 from fedspeed.engine.base.choose import BaseSizes, offloaded, resident_count, slots_of
 from fedspeed.engine.base.layout import frozen_units
 from fedspeed.engine.base.store import EMPTY, BaseStore
-from fedspeed.engine.config import QUANTISED, EngineConfig
+from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.groups import Groups, partition_set, world_deadline
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.blocks import Anatomy
-from fedspeed.planner.layers.order import spread
+from fedspeed.schedule.limits import QUANTISED
+from fedspeed.schedule.loads import spread
 
 
 class StoreBuilder:

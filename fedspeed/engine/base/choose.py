@@ -7,7 +7,7 @@ from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
-from fedspeed.planner.pipeline.layout import Layout, interleaved, stages
+from fedspeed.schedule.layout import Layout, interleaved, stages
 
 
 def choose_tier(engine: EngineConfig, ds_config: dict, frozen: bool, outside: str = "") -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedspeed.engine.config import UNIT_ALIGN
 from fedspeed.models.blocks import units
+from fedspeed.schedule.limits import UNIT_ALIGN
 
 PIECE_ALIGN = 64  # bytes; a cache line, and what vector loads like
 

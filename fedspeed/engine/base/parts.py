@@ -13,8 +13,8 @@ import threading
 
 import torch
 
-from fedspeed.cluster.sockets import exactly, fill
 from fedspeed.errors import LostPeerError
+from fedspeed.net.sockets import exactly, fill
 
 _REQUEST = struct.Struct(">QQ")  # offset and length, in bytes
 _TOKEN_BYTES = 32

@@ -9,9 +9,9 @@ from torch import nn
 
 from fedspeed.engine.base.layout import Unit
 from fedspeed.engine.base.waits import Waits
-from fedspeed.engine.config import UNIT_ALIGN
 from fedspeed.errors import LostPeerError
-from fedspeed.planner.layers.order import next_load
+from fedspeed.schedule.limits import UNIT_ALIGN
+from fedspeed.schedule.loads import next_load
 
 EMPTY = torch.empty(0)
 

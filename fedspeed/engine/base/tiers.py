@@ -13,13 +13,13 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
-from fedspeed.cluster.ports import own_address
 from fedspeed.engine.base.layout import Unit
 from fedspeed.engine.base.parts import PartReader, PartServer, parts_of
 from fedspeed.engine.base.shared import NodeFile, nodes_of, share
-from fedspeed.engine.config import READ_BYTES, READ_STAGES, READERS, UNIT_ALIGN
 from fedspeed.engine.pinned import PageLocks, pinned_empty, told_ordinary
 from fedspeed.errors import FedSpeedError
+from fedspeed.net.ports import own_address
+from fedspeed.schedule.limits import READ_BYTES, READ_STAGES, READERS, UNIT_ALIGN
 
 
 class Done:

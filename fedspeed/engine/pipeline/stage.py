@@ -8,7 +8,7 @@ import torch
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell, CellModel, Score, Tensors, told
 from fedspeed.models.blocks import Anatomy
-from fedspeed.planner.pipeline.instructions import Embed, Head, Load, Stream
+from fedspeed.schedule.instructions import Embed, Head, Load, Stream
 
 
 class Stage:

@@ -17,7 +17,7 @@ from torch import distributed as dist
 
 from fedspeed.engine.world import lost_connection
 from fedspeed.errors import LostPeerError
-from fedspeed.planner.pipeline.instructions import Kind, Send, Stream
+from fedspeed.schedule.instructions import Kind, Send, Stream
 
 AHEAD = 4  # receives of one kind from one rank that are posted before they are needed
 

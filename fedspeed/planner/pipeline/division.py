@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from fedspeed.planner.memory import DRIVER, FRAGMENTS, PROCESS, head_bytes, saved_per_token, sizes, trainable_bytes, working_per_token
-from fedspeed.planner.pipeline.schedules import SPARE
 from fedspeed.planner.plan import Place, Setting, Task
 from fedspeed.planner.timing import visits_of
+from fedspeed.schedule.schedules import SPARE
 
 
 @dataclass(frozen=True)

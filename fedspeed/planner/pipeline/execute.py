@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fedspeed.planner.pipeline.instructions import Instruction, Load, Receive, Release, Send, Step, Stream
+from fedspeed.schedule.instructions import Instruction, Load, Receive, Release, Send, Step, Stream
 
 COMPUTE, SEND, WAIT, LOAD, STEP = "compute", "send", "wait", "load", "step"
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from fedspeed.planner.memory import PROCESS, sizes
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide, room, stage_bytes
 from fedspeed.planner.pipeline.execute import execute
-from fedspeed.planner.pipeline.instructions import Micro, Stream
-from fedspeed.planner.pipeline.layout import Layout, interleaved, stages
-from fedspeed.planner.pipeline.schedules import one_f_one_b, shared, streamed, taking_turns
 from fedspeed.planner.pipeline.times import PipelineTimes
 from fedspeed.planner.plan import Place, Setting, Task
 from fedspeed.planner.timing import load_s, seconds_of, visits_of
+from fedspeed.schedule.instructions import Micro, Stream
+from fedspeed.schedule.layout import Layout, interleaved, stages
+from fedspeed.schedule.schedules import one_f_one_b, shared, streamed, taking_turns
 
 LATENCY_S = 2e-4  # of a transfer, whatever its size
 MOST_MICROS = 64  # of all clients, for which a schedule is made; a step of more takes as many times longer, which overstates the bubble by little

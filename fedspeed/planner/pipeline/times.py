@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedspeed.planner.pipeline.instructions import Backward, Embed, Forward, Head, Instruction, Send, Step
+from fedspeed.schedule.instructions import Backward, Embed, Forward, Head, Instruction, Send, Step
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from fedspeed.cluster.sockets import exactly, fill
+from fedspeed.net.sockets import exactly, fill
 from fedspeed.routing.identity import Roster
 from fedspeed.routing.listening import ListenAddress, open_port
 from fedspeed.routing.rooms import ROOMS

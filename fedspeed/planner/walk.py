@@ -10,8 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fedspeed.planner.layers.kept import equal_kept_counts
-from fedspeed.planner.layers.order import next_load, step_order
+from fedspeed.schedule.kept import equal_kept_counts
+from fedspeed.schedule.loads import next_load, step_order
 
 DEVICE = "device"  # block inputs stay on the device
 HOST = "host"  # they travel on streams of their own, one block ahead

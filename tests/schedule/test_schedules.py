@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from fedspeed.planner.pipeline.execute import Deadlock, execute
-from fedspeed.planner.pipeline.instructions import Backward, Embed, Forward, Head, Load, Micro, Pipeline, Receive, Release, Send, Step
-from fedspeed.planner.pipeline.schedules import SPARE, forward_only, one_f_one_b, shared, streamed, taking_turns
+from fedspeed.schedule.instructions import Backward, Embed, Forward, Head, Load, Micro, Pipeline, Receive, Release, Send, Step
+from fedspeed.schedule.schedules import SPARE, forward_only, one_f_one_b, shared, streamed, taking_turns
 
 
 @dataclass

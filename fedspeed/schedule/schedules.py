@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import chain
 
-from fedspeed.planner.pipeline.instructions import (
+from fedspeed.schedule.instructions import (
     Backward,
     Embed,
     Forward,
