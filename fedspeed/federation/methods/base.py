@@ -18,17 +18,12 @@ import numpy as np
 
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, is_folder
+from fedspeed.models.folded import trainable
 
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
     from fedspeed.engine.client_engine import ClientEngine, Sums
 
 Arrays = dict[str, np.ndarray]
-FOLDED = "folded:"  # how the names begin of arrays that no client trains, see `engine.folded`
-
-
-def trainable(state: Mapping[str, np.ndarray]) -> Arrays:
-    """Return those arrays of a global state that clients train: all but the folded ones."""
-    return {name: array for name, array in state.items() if not name.startswith(FOLDED)}
 
 
 @dataclass(frozen=True, kw_only=True)

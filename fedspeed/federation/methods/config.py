@@ -19,6 +19,7 @@ class Entry:
         sums_only: whether sums over all clients are all that it needs. Without that, masked modes refuse it.
         adds_deltas: whether the new state is the old one plus a mean of clients' deltas. Server optimizers,
             staleness, kept local optimizers and clients with unequal numbers of steps presuppose that.
+        folds: whether its aggregate grows a folded adapter beside LoRA's (models.folded).
         any_weights: whether it also works on weights that are no LoRA factors (adapter.method=blocks or
             full).
     """
@@ -27,12 +28,15 @@ class Entry:
     sums_only: bool = False
     adds_deltas: bool = False
     any_weights: bool = False
+    folds: bool = False
 
 
 METHODS = {
     "lora_average": Entry(module="fedspeed.federation.methods.lora_average",
                           sums_only=True, adds_deltas=True, any_weights=True),
     "flexlora": Entry(module="fedspeed.federation.methods.flexlora"),
+    "stack": Entry(module="fedspeed.federation.methods.stack", folds=True),
+    "residual": Entry(module="fedspeed.federation.methods.residual", folds=True),
 }
 
 
