@@ -83,8 +83,12 @@ def as_one_adapter(state: Mapping[str, np.ndarray]) -> Arrays:
     for a, b in pairs(own):
         left, right = found.get(module_of(a), (np.zeros((len(own[b]), 0)), np.zeros((0, own[a].shape[1]))))
         missing = widest - len(right)
-        joined[b] = np.concatenate([own[b], np.pad(left, ((0, 0), (0, missing)))], axis=1).astype(own[b].dtype)
-        joined[a] = np.concatenate([own[a], np.pad(right, ((0, missing), (0, 0)))], axis=0).astype(own[a].dtype)
+        joined[b] = np.concatenate([own[b], np.pad(left, ((0, 0), (0, missing)))], axis=1).astype(
+            own[b].dtype
+        )
+        joined[a] = np.concatenate([own[a], np.pad(right, ((0, missing), (0, 0)))], axis=0).astype(
+            own[a].dtype
+        )
     return joined
 
 

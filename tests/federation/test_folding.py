@@ -8,10 +8,25 @@ from fedspeed.federation.methods.base import make_method
 from fedspeed.federation.methods.config import arm_of
 from fedspeed.federation.methods.folding import fold, folded_delta
 from fedspeed.models.factors import pairs
-from fedspeed.models.folded import LEFT, RIGHT, WHOLE, as_factors, as_one_adapter, folded_parts, is_folded, module_of, trainable
+from fedspeed.models.folded import (
+    LEFT,
+    RIGHT,
+    WHOLE,
+    as_factors,
+    as_one_adapter,
+    folded_parts,
+    is_folded,
+    module_of,
+    trainable,
+)
 
-SHAPES = {"x.q.lora_A.default.weight": (2, 90), "x.q.lora_B.default.weight": (80, 2), "x.q.lora_B.default.bias": (80,),
-          "x.k.lora_A.default.weight": (2, 30), "x.k.lora_B.default.weight": (10, 2)}
+SHAPES = {
+    "x.q.lora_A.default.weight": (2, 90),
+    "x.q.lora_B.default.weight": (80, 2),
+    "x.q.lora_B.default.bias": (80,),
+    "x.k.lora_A.default.weight": (2, 30),
+    "x.k.lora_B.default.weight": (10, 2),
+}
 WEIGHTS = {0: 120.0, 1: 31.0, 2: 7.0}
 
 
@@ -54,7 +69,9 @@ def test_every_round_adds_the_mean_of_the_products(name):
             mean = sum(WEIGHTS[c] / whole * (end[b].astype(np.float64) @ end[a]) for c, end in ends.items())
             own = before[b].astype(np.float64) @ before[a]
             expected = product(before, a, b) - own + mean
-            np.testing.assert_allclose(product(after, a, b), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+            np.testing.assert_allclose(
+                product(after, a, b), expected, rtol=0, atol=1e-6 * np.abs(expected).max()
+            )
             squares += np.linalg.norm(mean - own) ** 2
         bias = "x.q.lora_B.default.bias"
         mean = sum(WEIGHTS[c] / whole * end[bias].astype(np.float64) for c, end in ends.items())
@@ -80,7 +97,9 @@ def test_stack_begins_anew_and_residual_goes_on():
     a, b = pairs(SHAPES)[1]
     _, before, ends, after = next(rounds("stack", 1))
     assert not after[b].any() and 0 < np.abs(after[a]).max() <= 1 / np.sqrt(90)
-    assert not np.array_equal(after[a], list(rounds("stack", 2))[1][3][a]), "each round trains other directions"
+    assert not np.array_equal(after[a], list(rounds("stack", 2))[1][3][a]), (
+        "each round trains other directions"
+    )
     _, before, ends, after = next(rounds("residual", 1))
     share = {c: w / sum(WEIGHTS.values()) for c, w in WEIGHTS.items()}
     np.testing.assert_allclose(after[b], sum(share[c] * ends[c][b] for c in share), rtol=0, atol=1e-6)
@@ -89,7 +108,10 @@ def test_stack_begins_anew_and_residual_goes_on():
 def test_what_a_folded_product_became_more():
     """Whatever form it had before and has after."""
     rng = np.random.default_rng(0)
-    left, right = rng.standard_normal((8, 2)).astype(np.float32), rng.standard_normal((2, 9)).astype(np.float32)
+    left, right = (
+        rng.standard_normal((8, 2)).astype(np.float32),
+        rng.standard_normal((2, 9)).astype(np.float32),
+    )
     forms = [{}, fold({}, left, right), fold({}, -left, right), fold(fold({}, left, right), left, 2 * right)]
     forms += [{WHOLE: left @ right}]
     assert all(form.keys() == {LEFT, RIGHT} for form in forms[1:4])
@@ -102,7 +124,9 @@ def test_what_a_folded_product_became_more():
             if WHOLE in before and WHOLE not in after:
                 continue  # whole once, whole for ever
             factors, whole = folded_delta(before, after)
-            found = sum((one @ other for one, other in factors), np.zeros((8, 9))) + (0 if whole is None else whole)
+            found = sum((one @ other for one, other in factors), np.zeros((8, 9))) + (
+                0 if whole is None else whole
+            )
             np.testing.assert_allclose(found, dense(after) - dense(before), rtol=0, atol=1e-6)
 
 

@@ -11,8 +11,10 @@ from fedspeed.federation.methods.config import arm_of
 from fedspeed.models.factors import is_factor_a, pairs
 
 SHAPES = {
-    "x.q.lora_A.default.weight": (3, 9), "x.q.lora_B.default.weight": (8, 3),
-    "x.v.lora_A.default.weight": (3, 6), "x.v.lora_B.default.weight": (12, 3),
+    "x.q.lora_A.default.weight": (3, 9),
+    "x.q.lora_B.default.weight": (8, 3),
+    "x.v.lora_A.default.weight": (3, 6),
+    "x.v.lora_B.default.weight": (12, 3),
 }
 WEIGHTS = {0: 120.0, 1: 31.0, 2: 7.0}
 A_NAMES = frozenset(n for n in SHAPES if ".lora_A." in n)
@@ -60,7 +62,9 @@ def problem(name, start):
 
 def aggregate(rule, start, ends, weights=WEIGHTS):
     """The result of one sum over all clients in `ends`."""
-    total = np.sum([rule.contribution(c, weights[c], start, end).astype(np.float64) for c, end in ends.items()], axis=0)
+    total = np.sum(
+        [rule.contribution(c, weights[c], start, end).astype(np.float64) for c, end in ends.items()], axis=0
+    )
     return rule.result(start, total.astype(np.float32), sum(weights[c] for c in ends))
 
 
@@ -68,7 +72,9 @@ def trained(name, round=1, clients=(0, 1, 2), scale=0.1):
     """Where the clients end, with what is frozen left where it was."""
     start = drawn(99)
     stays = frozen(name, round)
-    return start, {c: {n: t if n in stays else t + drawn(c, scale=scale)[n] for n, t in start.items()} for c in clients}
+    return start, {
+        c: {n: t if n in stays else t + drawn(c, scale=scale)[n] for n, t in start.items()} for c in clients
+    }
 
 
 def weighted_mean(ends, weights=WEIGHTS):
@@ -78,7 +84,10 @@ def weighted_mean(ends, weights=WEIGHTS):
 
 def mean_product(ends, a, b, weights=WEIGHTS):
     total = sum(weights[c] for c in ends)
-    return sum(weights[c] / total * (end[b].astype(np.float64) @ end[a].astype(np.float64)) for c, end in ends.items())
+    return sum(
+        weights[c] / total * (end[b].astype(np.float64) @ end[a].astype(np.float64))
+        for c, end in ends.items()
+    )
 
 
 # What is frozen.
@@ -92,8 +101,10 @@ def test_frozen_names_by_round():
 
 
 def test_pairs_are_matched_by_matrix():
-    assert pairs(SHAPES) == [("x.q.lora_A.default.weight", "x.q.lora_B.default.weight"),
-                                   ("x.v.lora_A.default.weight", "x.v.lora_B.default.weight")]
+    assert pairs(SHAPES) == [
+        ("x.q.lora_A.default.weight", "x.q.lora_B.default.weight"),
+        ("x.v.lora_A.default.weight", "x.v.lora_B.default.weight"),
+    ]
     assert pairs(["wte.weight"]) == []
 
     assert [is_factor_a(n) for n in SHAPES] == [n in A_NAMES for n in SHAPES]
@@ -101,15 +112,24 @@ def test_pairs_are_matched_by_matrix():
 
 # LoRA beside an embedding, and with a bias.
 
-WHOLE = {"x.embed.lora_embedding_A.default": (3, 11), "x.embed.lora_embedding_B.default": (8, 3), "x.q.lora_A.default.weight": (3, 9),
-         "x.q.lora_B.default.weight": (8, 3), "x.q.lora_B.default.bias": (8,)}
+WHOLE = {
+    "x.embed.lora_embedding_A.default": (3, 11),
+    "x.embed.lora_embedding_B.default": (8, 3),
+    "x.q.lora_A.default.weight": (3, 9),
+    "x.q.lora_B.default.weight": (8, 3),
+    "x.q.lora_B.default.bias": (8,),
+}
 EVERY_A = {"x.embed.lora_embedding_A.default", "x.q.lora_A.default.weight"}
 
 
 def test_embeddings_and_biases_have_a_side():
-    assert pairs(WHOLE) == [("x.embed.lora_embedding_A.default", "x.embed.lora_embedding_B.default"),
-                                  ("x.q.lora_A.default.weight", "x.q.lora_B.default.weight")]
-    assert pairs(["e.lora_embedding_A"]) == [("e.lora_embedding_A", "e.lora_embedding_B")], "as PEFT writes them into a file"
+    assert pairs(WHOLE) == [
+        ("x.embed.lora_embedding_A.default", "x.embed.lora_embedding_B.default"),
+        ("x.q.lora_A.default.weight", "x.q.lora_B.default.weight"),
+    ]
+    assert pairs(["e.lora_embedding_A"]) == [("e.lora_embedding_A", "e.lora_embedding_B")], (
+        "as PEFT writes them into a file"
+    )
     assert frozen("freeze_a", 1, WHOLE) == frozen("alternate", 1, WHOLE) == EVERY_A
     assert frozen("alternate", 2, WHOLE) == WHOLE.keys() - EVERY_A
 
@@ -123,20 +143,32 @@ def test_a_factor_that_is_zero_and_frozen_is_found():
     assert [problem(name, start) for name in ("avg_factors", "alternate", "flexlora")] == ["", "", ""]
 
 
-@pytest.mark.parametrize(("name", "round"), [("avg_factors", 1), ("freeze_a", 1), ("alternate", 1), ("alternate", 2), ("flexlora", 1)])
+@pytest.mark.parametrize(
+    ("name", "round"),
+    [("avg_factors", 1), ("freeze_a", 1), ("alternate", 1), ("alternate", 2), ("flexlora", 1)],
+)
 def test_every_rule_aggregates_every_tensor(name, round):
     start, stays = drawn(99, WHOLE), frozen(name, round, WHOLE)
-    ends = {c: {n: t if n in stays else t + drawn(c, WHOLE, 0.1)[n] for n, t in start.items()} for c in WEIGHTS}
+    ends = {
+        c: {n: t if n in stays else t + drawn(c, WHOLE, 0.1)[n] for n, t in start.items()} for c in WEIGHTS
+    }
     state = aggregate(Round(name, WHOLE, round=round), start, ends).state
-    mean = {n: sum(WEIGHTS[c] / sum(WEIGHTS.values()) * end[n].astype(np.float64) for c, end in ends.items()) for n in WHOLE}
-    assert {n: t.shape for n, t in state.items()} == WHOLE and all(t.dtype == np.float32 for t in state.values())
+    mean = {
+        n: sum(WEIGHTS[c] / sum(WEIGHTS.values()) * end[n].astype(np.float64) for c, end in ends.items())
+        for n in WHOLE
+    }
+    assert {n: t.shape for n, t in state.items()} == WHOLE and all(
+        t.dtype == np.float32 for t in state.values()
+    )
     averaged = WHOLE.keys() if name != "flexlora" else {"x.q.lora_B.default.bias"}
     for n in averaged:
         np.testing.assert_allclose(state[n], mean[n], rtol=0, atol=1e-6)
     if name == "flexlora":
         for a, b in pairs(WHOLE):
             u, values, vt = np.linalg.svd(mean_product(ends, a, b))
-            np.testing.assert_allclose(state[b] @ state[a], (u[:, :3] * values[:3]) @ vt[:3], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(
+                state[b] @ state[a], (u[:, :3] * values[:3]) @ vt[:3], rtol=0, atol=1e-5
+            )
 
 
 # The three rules that are one sum.
@@ -157,8 +189,15 @@ def test_sum_rules_give_the_weighted_mean(name, round):
             np.testing.assert_allclose(result.state[n], expected[n], rtol=0, atol=3e-7)
 
 
-@pytest.mark.parametrize(("name", "round", "values"), [("avg_factors", 1, 105), ("freeze_a", 1, 105 - 45), ("alternate", 1, 105 - 45),
-                                                      ("alternate", 2, 105 - 60)])
+@pytest.mark.parametrize(
+    ("name", "round", "values"),
+    [
+        ("avg_factors", 1, 105),
+        ("freeze_a", 1, 105 - 45),
+        ("alternate", 1, 105 - 45),
+        ("alternate", 2, 105 - 60),
+    ],
+)
 def test_only_what_trains_travels(name, round, values):
     rule = Round(name, round=round)
     assert rule.values == values + 2 * 16, "16 values of sketch for each of the two matrices"
@@ -189,7 +228,9 @@ def test_any_grouping_of_clients_sums_to_the_same(name):
 def test_a_client_that_was_not_asked_changes_nothing():
     start, ends = trained("avg_factors", clients=(0, 2))
     rule = Round("avg_factors")
-    with_idle = [rule.contribution(c, WEIGHTS[c], start, ends[c]) for c in ends] + [np.zeros(rule.values, np.float32)]
+    with_idle = [rule.contribution(c, WEIGHTS[c], start, ends[c]) for c in ends] + [
+        np.zeros(rule.values, np.float32)
+    ]
     result = rule.result(start, np.sum(with_idle, axis=0), WEIGHTS[0] + WEIGHTS[2])
     expected = weighted_mean(ends)
     for n in SHAPES:
@@ -228,13 +269,17 @@ def test_sketch_estimates_the_relative_frobenius_error():
     estimates, truth = [r.factor_error for r in results], true_error(ends, results[0].state)
     assert 0.2 < truth < 0.9, "the case must have an error worth estimating"
     assert np.median(estimates) == pytest.approx(truth, rel=0.05)
-    assert np.quantile(np.abs(np.array(estimates) / truth - 1), 0.9) < 0.5, "one round's estimate is good to a factor"
+    assert np.quantile(np.abs(np.array(estimates) / truth - 1), 0.9) < 0.5, (
+        "one round's estimate is good to a factor"
+    )
     assert len(set(estimates)) == 200, "each round draws probes of its own"
 
 
 def test_all_participants_draw_the_same_probes():
     start, ends = trained("avg_factors")
-    np.testing.assert_array_equal(*(Round("avg_factors", seed=8, round=3).contribution(0, 1.0, start, ends[0]) for _ in range(2)))
+    np.testing.assert_array_equal(
+        *(Round("avg_factors", seed=8, round=3).contribution(0, 1.0, start, ends[0]) for _ in range(2))
+    )
     ours, other = (Round("avg_factors", seed=s, round=3).contribution(0, 1.0, start, ends[0]) for s in (8, 9))
     assert (ours[-32:] != other[-32:]).all()
     np.testing.assert_array_equal(ours[:-32], other[:-32])
@@ -269,8 +314,12 @@ def test_svd_is_the_best_approximation_of_the_mean_product():
         assert result.state[a].shape == SHAPES[a] and result.state[b].shape == SHAPES[b]
         mean = mean_product(ends, a, b)
         best, cut = truncated(mean, 3)
-        np.testing.assert_allclose(result.state[b].astype(np.float64) @ result.state[a], best, rtol=0, atol=2e-6)
-        assert np.linalg.norm(result.state[a]) == pytest.approx(np.linalg.norm(result.state[b]), rel=1e-5), "evenly split"
+        np.testing.assert_allclose(
+            result.state[b].astype(np.float64) @ result.state[a], best, rtol=0, atol=2e-6
+        )
+        assert np.linalg.norm(result.state[a]) == pytest.approx(np.linalg.norm(result.state[b]), rel=1e-5), (
+            "evenly split"
+        )
         lost, whole = lost + cut**2, whole + np.linalg.norm(mean) ** 2
     assert result.factor_error == pytest.approx((lost / whole) ** 0.5, rel=1e-5)
 
@@ -279,7 +328,9 @@ def test_svd_is_exact_where_the_mean_has_rank_r():
     start, ends = trained("freeze_a", scale=1.0)  # one A for all: the mean product has A's rank
     result = aggregate(Round("flexlora"), start, ends)
     for a, b in pairs(SHAPES):
-        np.testing.assert_allclose(result.state[b].astype(np.float64) @ result.state[a], mean_product(ends, a, b), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(
+            result.state[b].astype(np.float64) @ result.state[a], mean_product(ends, a, b), rtol=0, atol=2e-6
+        )
     assert result.factor_error < 1e-6
 
 
@@ -288,7 +339,9 @@ def test_svd_leaves_out_clients_without_weight():
     result = aggregate(Round("flexlora"), start, ends)
     for a, b in pairs(SHAPES):
         best, _ = truncated(mean_product(ends, a, b), 3)
-        np.testing.assert_allclose(result.state[b].astype(np.float64) @ result.state[a], best, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(
+            result.state[b].astype(np.float64) @ result.state[a], best, rtol=0, atol=2e-6
+        )
 
 
 def test_svd_slots_are_bitwise_what_the_client_sent():
@@ -305,7 +358,9 @@ def test_svd_of_matrices_smaller_than_r():
     start, ends = drawn(9, shapes), {c: drawn(c, shapes) for c in range(3)}
     result = aggregate(Round("flexlora", shapes), start, ends)
     a, b = "m.lora_A.default.weight", "m.lora_B.default.weight"
-    np.testing.assert_allclose(result.state[b].astype(np.float64) @ result.state[a], mean_product(ends, a, b), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        result.state[b].astype(np.float64) @ result.state[a], mean_product(ends, a, b), rtol=0, atol=2e-6
+    )
     assert result.state[a].shape == (8, 3) and result.factor_error < 1e-6
 
 
@@ -326,13 +381,21 @@ def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
     out, wide, r = shape
     rng = np.random.default_rng(0)
     a, b, bias = "m.lora_A.default.weight", "m.lora_B.default.weight", "m.lora_B.default.bias"
-    before, after = ({a: rng.normal(size=(r, wide)).astype(np.float32), b: rng.normal(size=(out, r)).astype(np.float32),
-                      bias: rng.normal(size=out).astype(np.float32)} for _ in range(2))
+    before, after = (
+        {
+            a: rng.normal(size=(r, wide)).astype(np.float32),
+            b: rng.normal(size=(out, r)).astype(np.float32),
+            bias: rng.normal(size=out).astype(np.float32),
+        }
+        for _ in range(2)
+    )
     method = make_method(arm("flexlora"), before, clients=1, seed=0)
     turn = np.linalg.qr(rng.normal(size=(r, r)))[0]
     turned = after | {a: (turn.T @ after[a]).astype(np.float32), b: (after[b] @ turn).astype(np.float32)}
     products = [state[b].astype(float) @ state[a] for state in (before, after)]
-    expected = math.hypot(np.linalg.norm(products[1] - products[0]), np.linalg.norm(after[bias] - before[bias]))
+    expected = math.hypot(
+        np.linalg.norm(products[1] - products[0]), np.linalg.norm(after[bias] - before[bias])
+    )
     for state in (after, turned):
         assert method.update_norm(before, state) == pytest.approx(expected, rel=1e-5)
     only_turned = before | {a: turned[a], b: turned[b]}

@@ -131,11 +131,28 @@ class Method(ABC):
         """Return the names that keep their value in a round; rounds count from 1."""
         return frozenset()
 
-    def turn(self, client: int, round: int, state: Arrays, *, steps: int, seed: int, memory: Arrays,
-             exchange: int = 0) -> Turn:
+    def turn(
+        self,
+        client: int,
+        round: int,
+        state: Arrays,
+        *,
+        steps: int,
+        seed: int,
+        memory: Arrays,
+        exchange: int = 0,
+    ) -> Turn:
         """Return what a client is to do in a round that starts from `state`."""
-        return Turn(client=client, round=round, start=state, frozen=self.frozen(round), steps=steps,
-                    seed=seed, memory=memory, exchange=exchange)
+        return Turn(
+            client=client,
+            round=round,
+            start=state,
+            frozen=self.frozen(round),
+            steps=steps,
+            seed=seed,
+            memory=memory,
+            exchange=exchange,
+        )
 
     def train(self, engine: "ClientEngine", turns: Sequence[Turn], trainer: Any) -> list[Trained]:
         """Train the turns in the engine's first client slots, all at the same time.
@@ -162,8 +179,16 @@ class Method(ABC):
     # The common part: the same on every rank.
 
     @abstractmethod
-    def aggregate(self, state: Arrays, total: np.ndarray, weight: float, *, round: int, exchange: int = 0,
-                  factor: float = 1.0) -> Aggregate:
+    def aggregate(
+        self,
+        state: Arrays,
+        total: np.ndarray,
+        weight: float,
+        *,
+        round: int,
+        exchange: int = 0,
+        factor: float = 1.0,
+    ) -> Aggregate:
         """Return what the sum of all contributions makes of the state that the round was trained from.
 
         Args:
@@ -192,8 +217,11 @@ class Method(ABC):
 def method_class(name: str) -> type[Method]:
     """Import a method; its module defines one class of that kind."""
     module = import_module(f"{METHODS[name].module}.method" if is_folder(name) else METHODS[name].module)
-    found = [value for value in vars(module).values()
-             if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__]
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
     assert len(found) == 1, f"{module.__name__} must define one subclass of Method, but has {len(found)}"
     return found[0]
 

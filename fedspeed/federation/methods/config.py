@@ -32,8 +32,9 @@ class Entry:
 
 
 METHODS = {
-    "lora_average": Entry(module="fedspeed.federation.methods.lora_average",
-                          sums_only=True, adds_deltas=True, any_weights=True),
+    "lora_average": Entry(
+        module="fedspeed.federation.methods.lora_average", sums_only=True, adds_deltas=True, any_weights=True
+    ),
     "flexlora": Entry(module="fedspeed.federation.methods.flexlora"),
     "stack": Entry(module="fedspeed.federation.methods.stack", folds=True),
     "residual": Entry(module="fedspeed.federation.methods.residual", folds=True),

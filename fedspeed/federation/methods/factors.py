@@ -31,7 +31,9 @@ def product_norm(products: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     small matrix in the middle.
     """
     r_l = np.linalg.qr(np.concatenate([left for left, _ in products], axis=1).astype(np.float64), mode="r")
-    r_r = np.linalg.qr(np.concatenate([right for _, right in products], axis=0).astype(np.float64).T, mode="r")
+    r_r = np.linalg.qr(
+        np.concatenate([right for _, right in products], axis=0).astype(np.float64).T, mode="r"
+    )
     return float(np.linalg.norm(r_l @ r_r.T))
 
 

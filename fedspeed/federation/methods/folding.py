@@ -56,7 +56,9 @@ def folded_delta(before: Parts, after: Parts) -> tuple[list[Factors], np.ndarray
     if not before:
         return [(after[LEFT], after[RIGHT])], None
     count = before[LEFT].shape[1]
-    if np.array_equal(after[LEFT][:, :count], before[LEFT]) and np.array_equal(after[RIGHT][:count], before[RIGHT]):
+    if np.array_equal(after[LEFT][:, :count], before[LEFT]) and np.array_equal(
+        after[RIGHT][:count], before[RIGHT]
+    ):
         return [(after[LEFT][:, count:], after[RIGHT][count:])], None
     return [(after[LEFT], after[RIGHT]), (-before[LEFT], before[RIGHT])], None
 

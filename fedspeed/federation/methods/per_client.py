@@ -26,7 +26,10 @@ class PerClient:
     def means(self, total: np.ndarray, names: Iterable[str]) -> Arrays:
         """Return the weighted means of some of the states' arrays, float32."""
         shares, states = self.read(total)
-        sums = {name: sum(share * state[name].astype(np.float64) for share, state in zip(shares, states)) for name in names}
+        sums = {
+            name: sum(share * state[name].astype(np.float64) for share, state in zip(shares, states))
+            for name in names
+        }
         return {name: value.astype(np.float32) for name, value in sums.items()}
 
     def read(self, total: np.ndarray) -> tuple[list[float], list[Arrays]]:

@@ -21,7 +21,9 @@ class Stack(FoldingMethod):
         shares, ends = self._slots.read(total)
         new, stacked = {}, {}
         for number, (a, b) in enumerate(pairs(self.layout.names)):
-            left = np.concatenate([share * end[b].astype(np.float64) for share, end in zip(shares, ends)], axis=1)
+            left = np.concatenate(
+                [share * end[b].astype(np.float64) for share, end in zip(shares, ends)], axis=1
+            )
             stacked[a] = left, np.concatenate([end[a] for end in ends], axis=0).astype(np.float64)
             new[a] = fresh_a(a, state[a].shape, (self.seed, round, number))
             new[b] = np.zeros_like(state[b])

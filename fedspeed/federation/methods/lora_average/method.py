@@ -43,9 +43,11 @@ class LoraAverage(Method):
         stuck = next((name for name in sorted(state) if is_factor_a(name) and not np.any(state[name])), "")
         if not stuck:
             return ""
-        return (f"federation.method.rule=freeze_a keeps every A as it is, but {stuck} is zero in "
-                "adapter.start_from, so that its B would never move; choose another rule, or start from an "
-                "adapter that was trained")
+        return (
+            f"federation.method.rule=freeze_a keeps every A as it is, but {stuck} is zero in "
+            "adapter.start_from, so that its B would never move; choose another rule, or start from an "
+            "adapter that was trained"
+        )
 
     def frozen(self, round):
         """Return the names that keep their value; `alternate` begins with B: while B = 0, A has no
@@ -72,9 +74,9 @@ class LoraAverage(Method):
     def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
         trained, sketch = self._plan(round)
         mean = total.astype(np.float64) / weight
-        delta = trained.unflatten(mean[:trained.size])
+        delta = trained.unflatten(mean[: trained.size])
         scaled, plain = (moved(state, delta, by) for by in (factor, 1.0))
-        return Aggregate(scaled, sketch.error(mean[trained.size:], plain))
+        return Aggregate(scaled, sketch.error(mean[trained.size :], plain))
 
     def update_norm(self, before, after):
         return distance(before, after, before)
