@@ -10,7 +10,7 @@ from fedspeed.engine.config import EngineConfig
 from fedspeed.models.config import AdapterConfig
 from fedspeed.models.factors import pairs
 from fedspeed.models.folded import LEFT, RIGHT, WHOLE, as_factors, folded_parts, module_of, named
-from tests.engine.engines import engine
+from tests.engine.engines import engine, find_optional
 from tests.engine.test_layer_major import stirred, write_family
 from tests.processes import run_clusters
 from tests.tiny import random_step
@@ -111,19 +111,21 @@ def same(found, expected, tolerance=1e-5):
     [
         ("llama", "fp32", ("zero0", "zero3", "ram")),
         ("gpt2", "fp32", ("zero2", "resident")),
-        ("llama", "bf16", ("resident",)),
+        ("llama", "bf16", ("resident", "int8")),
     ],
 )
 def test_it_computes_as_if_merged(tmp_path, family, dtype, kinds):
     """And is gone as soon as a state without it is loaded. In bf16, up to the rounding of a weight that is
-    merged."""
+    merged; beside a quantised base, which is not quantised anew for it, up to what that rounds.
+    """
     base = write_family(family, tmp_path / family)
-    tolerance = 1e-5 if dtype == "fp32" else 1e-4
+    tolerance = 1e-5 if dtype == "fp32" else 2e-4
+    kinds = [kind for kind in kinds if kind != "int8" or find_optional()]
     [(expected, found, start)] = run_clusters([1], alone, base, kinds, dtype, str(tmp_path))
     for kind in kinds:
         beside, grown, plain, after = found[kind]
         same(beside, expected, tolerance)
-        assert abs(plain[0] / expected[0] - 1) > 20 * tolerance, "it matters"
+        assert abs(plain[0] / expected[0] - 1) > 10 * tolerance, "it matters"
         same(after, plain, 0 if kind != "zero3" else 1e-6)
         assert grown >= 0.9 * sum(t.nbytes for t in folded(start).values()) / (1 if dtype == "fp32" else 2)
 
