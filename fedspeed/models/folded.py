@@ -93,5 +93,5 @@ def as_one_adapter(state: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def rank_of(state: Mapping[str, np.ndarray]) -> int:
-    """Return the rank of the LoRA factors of a state, without the folded ones; 0 where there are none."""
+    """Return the rank of the LoRA factors among some arrays, 0 where there are none."""
     return next((len(array) for name, array in state.items() if is_factor_a(name)), 0)
