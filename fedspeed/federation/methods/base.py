@@ -79,11 +79,17 @@ class Method(ABC):
 
     Attributes:
         needs: what the engine must be capable of, held against it before anything is built.
+        hides: what the run's transforms of updates want hidden beside them (updates.base.BESIDE). The method
+            does not send its sketch if that is among it.
+        keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
+            journalled.
         exact_error: whether `Aggregate.factor_error` is the error itself, or an estimate.
         exchange_every: "round", or "step": after every local step. Evaluation and journal keep to rounds.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
+    hides: frozenset[str] = frozenset()
+    keeps_memory: ClassVar[bool] = False
     exact_error: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
 
@@ -226,10 +232,20 @@ def method_class(name: str) -> type[Method]:
     return found[0]
 
 
-def make_method(config: Any, state: Mapping[str, np.ndarray], *, clients: int, seed: int) -> Method:
+def make_method(
+    config: Any,
+    state: Mapping[str, np.ndarray],
+    *,
+    clients: int,
+    seed: int,
+    hides: frozenset[str] = frozenset(),
+) -> Method:
     """Build the method that a run's configuration names.
 
     Args:
         config: `federation.method`. state: any global state of the run, for names and shapes.
+        hides: see `Method`.
     """
-    return method_class(config.name)(config, Layout.of(trainable(state)), clients=clients, seed=seed)
+    method = method_class(config.name)(config, Layout.of(trainable(state)), clients=clients, seed=seed)
+    method.hides = hides
+    return method
