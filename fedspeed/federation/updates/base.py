@@ -58,23 +58,32 @@ class Updates:
         hides: what any of them hides.
     """
 
-    def __init__(self, updates: Sequence[Update]):
+    def __init__(self, updates: Sequence[Update], rng: np.random.Generator | None = None):
+        """Put transforms behind each other.
+
+        Args:
+            rng: what they draw from; None: a generator that the system seeds, which nobody can repeat.
+        """
         self._updates = tuple(updates)
+        self._rng = rng or np.random.default_rng()
         self.hides = frozenset().union(*(update.hides for update in updates))
         assert self.hides <= BESIDE, f"a transform hides {sorted(self.hides - BESIDE)}, which nobody tells"
 
-    def __call__(
-        self, turn: Turn, end: Arrays, weight: float, rng: np.random.Generator
-    ) -> tuple[Arrays, float]:
-        """Return where a client's turn ends as it is to be told, and the client's weight. Without transforms
-        they are the very same ones."""
-        if not self._updates:
-            return end, weight
-        delta = {name: end[name] - turn.start[name] for name in end if name not in turn.frozen}
+    def __bool__(self) -> bool:
+        """Say whether there is any transform."""
+        return bool(self._updates)
+
+    def __call__(self, turn: Turn, delta: Arrays, weight: float) -> tuple[Arrays, float]:
+        """Return a client's (delta, weight) as they are to be told.
+
+        Args:
+            delta: of all arrays that a client trains, by name. What is frozen in the turn is passed on as it
+                is.
+        """
+        told = {name: array for name, array in delta.items() if name not in turn.frozen}
         for update in self._updates:
-            delta, weight = update(delta, weight, rng)
-        told = {name: (turn.start[name] + delta[name]).astype(np.float32) for name in delta}
-        return end | told, 1.0 if WEIGHTS in self.hides else weight
+            told, weight = update(told, weight, self._rng)
+        return delta | told, 1.0 if WEIGHTS in self.hides else weight
 
     def spent(self) -> dict[str, float]:
         """Return what all transforms have spent together, by the budget's name."""
