@@ -6,14 +6,14 @@ import pytest
 from fedspeed.federation.methods.base import make_method
 from fedspeed.federation.methods.config import arm_of
 from fedspeed.models.factors import pairs
-from fedspeed.models.folded import module_of
+from fedspeed.models.folded import module_of, trainable
 from tests.federation.runs import client_data, largest, run_worlds, settings, share_of, stirred, tiny_llama
 
 ROUNDS, STEPS, SCALE = 2, 2, 2.0
 
 
 def by_engine(world, config, name, folder):
-    """(start, global state after every round, held-out sums of all clients under the last one)."""
+    """(start, global state after every round, held-out loss of the last one, and without what is folded)."""
     import torch
 
     from fedspeed.data.batches import client_step, eval_batches
@@ -42,10 +42,13 @@ def by_engine(world, config, name, folder):
             weight = sum(share_of(c) for c in range(3))
             state = method.aggregate(state, total, weight, round=number).state
             states.append(state)
-        own.load(as_torch(state))
-        sums = own.evaluate([eval_batches(client_data(c).val, 2, 0, 512) for c in range(3)])
+        losses = []
+        for told in (state, trainable(state)):
+            own.load(as_torch(told))
+            sums = own.evaluate([eval_batches(client_data(c).val, 2, 0, 512) for c in range(3)])
+            losses.append(sum(s.loss for s in sums) / sum(s.tokens for s in sums))
         own.close()
-    return start, states, sum(s.loss for s in sums) / sum(s.tokens for s in sums)
+    return start, states, *losses
 
 
 def by_hand(world, config, name, start, states):
@@ -85,8 +88,9 @@ def by_hand(world, config, name, start, states):
 @pytest.mark.parametrize("name", ["stack", "residual"])
 def test_a_run_learns_what_merging_every_product_would(tmp_path, name):
     config = settings(tiny_llama(tmp_path / "base"), federation={"rounds": ROUNDS})
-    [(start, states, loss)] = run_worlds((1,), by_engine, config, name, tmp_path)
+    [(start, states, loss, without)] = run_worlds((1,), by_engine, config, name, tmp_path)
     [(ends, expected)] = run_worlds((1,), by_hand, config, name, start, states)
     for state, end in zip(states, ends):
         assert largest({n: state[n] for n in end}, end) < 2e-6
     assert loss == pytest.approx(expected, rel=2e-6)
+    assert abs(without / expected - 1) > 5e-6, "what is folded matters"
