@@ -31,8 +31,10 @@ def is_folded(name: str) -> bool:
 
 
 def trainable(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those arrays of a global state that clients train: all but the folded ones."""
-    return {name: array for name, array in state.items() if not is_folded(name)}
+    """Return those arrays of a global state that clients train. Others have names of the form KIND:NAME,
+    which no parameter has: the folded ones, and what else a method tells everybody, such as control
+    variates."""
+    return {name: array for name, array in state.items() if ":" not in name}
 
 
 def module_of(name: str) -> str:

@@ -37,6 +37,10 @@ class LoraAverage(Method):
         return self.layout.without(self.frozen(round)), Sketch(sketched, self.seed, round)
 
     @classmethod
+    def min_holders(cls, config, asked, modules):
+        return len(asked)  # all of them train the same tensors
+
+    @classmethod
     def start_problem(cls, config, state):
         """Find a factor A that is zero and would stay so: its B never has a gradient. PEFT leaves the A of a
         fresh LoRA beside an embedding at zero."""
