@@ -6,10 +6,11 @@ from typing import TextIO
 from fedspeed.data.row_counts import DataReport
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.progress import NotesOnly, Progress
-from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text, shows_everything, visible
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text
 from fedspeed.monitor.report import CLIPPED, Comparison, Facts, comparison_text, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
+from fedspeed.monitor.visibility import shows_everything, visible
 from fedspeed.units import loss_text, seconds_text
 
 
@@ -17,7 +18,7 @@ class Monitor:
     """Shows and keeps what a run does. Whatever goes in, only what the routing mode allows comes out.
 
     Args:
-        folder: folder of the run; holds `rounds.jsonl`, `tensorboard/`, `report.md`, `report.png` and `comparison.png`.
+        folder: folder of the run; holds `rounds.jsonl`, `tensorboard/`, `report.md`, `report.png`, `comparison.png` and `summary.json`.
         total_rounds: rounds the run is to have, those before a restart included.
         json_out: what `claim_stdout` returned, or None without `--json`.
         resume_round: last round that is finished and stays; 0 for a fresh start.

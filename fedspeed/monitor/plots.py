@@ -7,6 +7,8 @@ import io
 import math
 from collections.abc import Sequence
 
+from fedspeed.monitor.metrics import registry
+from fedspeed.monitor.metrics.metric import Metric
 from fedspeed.monitor.records import RoundRecord, Summary
 from fedspeed.units import seconds_text
 
@@ -20,24 +22,29 @@ FEW_ROUNDS, MANY_ROUNDS = 5, 40
 
 
 def run_figure(records: Sequence[RoundRecord], summary: Summary, title: str):
-    """Losses with the best round, time per round by stage, and speed, all over the rounds. Needs a round that was trained."""
+    """Losses with the best round, time per round by stage, and a chart for each metric that has one (`Metric.panel`) and
+    was measured, all over the rounds. Needs a round that was trained."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(9.0, 9.6)
-    heading = f"{title}: {summary.status}, {summary.rounds} of {summary.total_rounds} rounds in {seconds_text(summary.seconds)}"
+    charts = [(metric, shown) for metric in registry.of_round() if metric.panel and (shown := _charted(metric, records))]
+    figure = _figure(9.0, 7.8 + 1.8 * len(charts))
+    heading = (f"{title}: {summary.status}, {summary.rounds} of {summary.total_rounds} rounds "
+               f"in {seconds_text(summary.seconds)}")
     figure.suptitle(heading, x=0.015, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
-    loss, seconds, speed = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [2.2, 1.2, 0.8]})
+    heights = [2.2, 1.2, *(0.8 for _ in charts)]
+    loss, seconds, *others = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
     _draw_losses(loss, records, summary)
-    trained = [record for record in records if record.round]
-    _draw_seconds(seconds, trained)
-    _draw_speed(speed, trained)
-    speed.set_xlabel("round")
+    _draw_seconds(seconds, [record for record in records if record.round])
+    for axes, (metric, shown) in zip(others, charts):
+        _draw_chart(axes, metric, shown)
+    last = figure.axes[-1]
+    last.set_xlabel("round")
     rounds = [record.round for record in records]
     margin = max(0.6, 0.02 * (rounds[-1] - rounds[0]))
-    speed.set_xlim(rounds[0] - margin, rounds[-1] + margin)
-    speed.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    last.set_xlim(rounds[0] - margin, rounds[-1] + margin)
+    last.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if len(rounds) <= FEW_ROUNDS:
-        speed.set_xticks(rounds)  # on a short axis the integer locator would fall back to fractions
+        last.set_xticks(rounds)  # on a short axis the integer locator would fall back to fractions
     return figure
 
 
@@ -148,15 +155,24 @@ def _draw_seconds(axes, records):
     axes.legend(frameon=False, fontsize=9, ncols=len(STAGE_COLOURS), loc="lower left", bbox_to_anchor=(-0.01, 0.98), handlelength=1.2)
 
 
-def _draw_speed(axes, records):
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+def _charted(metric: Metric, records: Sequence[RoundRecord]) -> list[tuple[int, float]]:
+    """Round and value of what a chart of a metric shows. Round 0 has a place in it for what clients are evaluated by."""
+    wanted = [record for record in records if record.round or metric.per == "client"]
+    return [(r.round, value) for r in wanted if (value := getattr(r, metric.name)) is not None]
 
-    marker = "o" if len(records) <= MANY_ROUNDS else None
-    axes.plot([r.round for r in records], [r.tokens_per_s for r in records], color=GREEN, linewidth=1.6, marker=marker, markersize=3.5)
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+def _draw_chart(axes, metric: Metric, shown: list[tuple[int, float]]):
+    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+    marker = "o" if len(shown) <= MANY_ROUNDS else None
+    rounds, values = zip(*shown)
+    colour = BLUE if metric.unit == "accuracy" else GREEN
+    axes.plot(rounds, values, color=colour, linewidth=1.6, marker=marker, markersize=3.5)
+    is_share = metric.unit in ("share", "accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0) if is_share else EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    axes.set_ylabel("trained tokens/s")
-    _from_zero(axes, [r.tokens_per_s for r in records])
+    axes.set_ylabel(metric.panel)
+    _from_zero(axes, values)
 
 
 def _from_zero(axes, values):

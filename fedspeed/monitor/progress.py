@@ -74,7 +74,7 @@ class Progress:
         self._began = now()
         self._drawn = -math.inf if self._terminal else now()
         self._position = (resume_round + 1, 0, 1)
-        self._train_loss = self._val_loss = self._tokens_per_s = None
+        self._train_loss = self._val_loss = self._val_exact = self._tokens_per_s = None
         self._line_open = False
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
@@ -96,6 +96,7 @@ class Progress:
         self._began = self._drawn = self._now()
         self._train_loss = record.train_loss if record.train_loss is not None else self._train_loss
         self._val_loss = record.val_loss if record.val_loss is not None else self._val_loss
+        self._val_exact = record.val_exact if record.val_exact is not None else self._val_exact
         self._position = (record.round + 1, 0, 1)
         if self._terminal:
             self._draw(self._running_parts())
@@ -141,7 +142,11 @@ class Progress:
 
     def _loss_parts(self) -> list[tuple[int, str]]:
         parts = [] if self._train_loss is None else [(90, f"loss {loss_text(self._train_loss)}")]
-        return parts if self._val_loss is None else [*parts, (70, f"held-out {loss_text(self._val_loss)}")]
+        if self._val_loss is not None:
+            parts.append((70, f"held-out {loss_text(self._val_loss)}"))
+        if self._val_exact is not None:
+            parts.append((30, f"exact {100 * self._val_exact:.1f} %"))
+        return parts
 
     def _draw(self, parts: list[tuple[int, str]]) -> None:
         if self._terminal:

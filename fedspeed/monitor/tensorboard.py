@@ -8,43 +8,29 @@ name. A round is one event, so a crash leaves all of its values or none.
 import time
 from pathlib import Path
 
-from fedspeed.monitor.clock import STAGES
-from fedspeed.monitor.records import RoundRecord, visible
+from fedspeed.monitor.records import ClientRecord, RoundRecord
+from fedspeed.monitor.visibility import visible
 
-GIB = 2**30
 OWN_FILES = "events.out.tfevents.*.fedspeed"  # readers look for "tfevents" in the name
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
     """Tag -> value. What was not measured has no tag; per-client tags exist only if the record names clients."""
-    values = {
-        "loss/train": record.train_loss,
-        "loss/held_out": record.val_loss,
-        "speed/tokens_per_s": record.tokens_per_s,
-        "memory/peak_gib": None if record.peak_bytes is None else record.peak_bytes / GIB,
-        "memory/device_gib": None if record.device_bytes is None else record.device_bytes / GIB,
-        "base/loaded_gib": record.loaded_bytes / GIB if record.loaded_bytes else None,
-        "network/bytes_sent": record.bytes_sent,
-        **{f"seconds/{stage}": getattr(record, f"{stage}_s") for stage in STAGES},
-        "seconds/round": record.seconds,
-        "overlap/bubble": record.bubble,
-        "overlap/exchange_hidden": record.overlap,
-        "federation/factor_error": record.factor_error,
-        "federation/update_norm": record.update_norm,
-        "federation/learning_rate": record.lr,
-        "federation/updates_received": record.received,
-    }
+    values = _tagged(record, "")
     for client in record.per_client:
-        values |= {
-            f"client_{client.client}/loss/train": client.train_loss,
-            f"client_{client.client}/loss/held_out": client.val_loss,
-            f"client_{client.client}/tokens": client.tokens,
-            f"client_{client.client}/local_steps": client.local_steps,
-            f"client_{client.client}/network/bytes_sent": client.bytes_sent,
-            f"client_{client.client}/memory/peak_gib": client.peak_bytes / GIB,
-            **{f"client_{client.client}/seconds/{stage}": getattr(client, f"{stage}_s") for stage in STAGES},
-        }
-    return {tag: value for tag, value in values.items() if value is not None}
+        values |= _tagged(client, f"client_{client.client}/")
+    return values
+
+
+def _tagged(record: RoundRecord | ClientRecord, before: str) -> dict[str, float]:
+    """The values of a record that have a tag, behind `before`."""
+    values = {}
+    for metric in record.metrics():
+        value = getattr(record, metric.name)
+        is_told = metric.tag and value is not None and (metric.tag_from is None or value >= metric.tag_from)
+        if is_told:
+            values[before + metric.tag] = value / metric.tag_scale
+    return values
 
 
 class TensorBoardWriter:

@@ -238,6 +238,7 @@ def monitor(job: Job, resume_round: int, claim: Claim, data=None):
     if config.routing.transport == "tls":
         job.site.keep_epoch(folder)
     (folder / ASKED_FILE).unlink(missing_ok=True)
-    (folder / "report.md").unlink(missing_ok=True)  # it speaks of how an earlier start ended, and this one may end without a word
+    for name in ("report.md", "summary.json"):  # they speak of how an earlier start ended, and this one may end without a word
+        (folder / name).unlink(missing_ok=True)
     return Monitor(folder, config.monitor, config.routing.mode, config.federation.rounds, json_out=order.json_out,
                    resume_round=resume_round, data=data, config_text=render(order.loaded, order.deepspeed))
