@@ -47,3 +47,8 @@ class FederationConfig:
     def server_step(self) -> float:
         """The step size of the server optimizer, see `settled_server_lr`."""
         return settled_server_lr(self.server_lr, self.server_optimizer)
+
+    @property
+    def method(self):
+        from types import SimpleNamespace
+        return SimpleNamespace(name="flexlora") if self.aggregation == "svd" else SimpleNamespace(name="lora_average", rule=self.aggregation)

@@ -80,11 +80,13 @@ class Method(ABC):
     Attributes:
         needs: what the engine must be capable of, held against it before anything is built.
         exact_error: whether `Aggregate.factor_error` is the error itself, or an estimate.
+        keeps_memory: whether clients go on with arrays of their own (`Turn.memory`), which the journal keeps.
         exchange_every: "round", or "step": after every local step. Evaluation and journal keep to rounds.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     exact_error: ClassVar[bool] = False
+    keeps_memory: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
 
     def __init__(self, config: Any, layout: Layout, *, clients: int, seed: int):
