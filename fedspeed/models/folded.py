@@ -31,8 +31,10 @@ def is_folded(name: str) -> bool:
 
 
 def trainable(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those arrays of a global state that clients train: all but the folded ones."""
-    return {name: array for name, array in state.items() if not is_folded(name)}
+    """Return those arrays of a global state that clients train. Others have names of the form KIND:NAME,
+    which no parameter has: the folded ones, and what else a method tells everybody, such as control
+    variates."""
+    return {name: array for name, array in state.items() if ":" not in name}
 
 
 def module_of(name: str) -> str:
@@ -93,5 +95,5 @@ def as_one_adapter(state: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def rank_of(state: Mapping[str, np.ndarray]) -> int:
-    """Return the rank of the LoRA factors of a state, without the folded ones; 0 where there are none."""
+    """Return the rank of the LoRA factors among some arrays, 0 where there are none."""
     return next((len(array) for name, array in state.items() if is_factor_a(name)), 0)

@@ -4,6 +4,9 @@ float64."""
 import numpy as np
 import pytest
 
+from fedspeed.errors import JournalError
+from fedspeed.federation.folded_layout import fits, shared_layout
+from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import make_method
 from fedspeed.federation.methods.config import arm_of
 from fedspeed.federation.methods.folding import fold, folded_delta
@@ -27,6 +30,7 @@ SHAPES = {
     "x.k.lora_A.default.weight": (2, 30),
     "x.k.lora_B.default.weight": (10, 2),
 }
+B = "x.q.lora_B.default.weight"
 WEIGHTS = {0: 120.0, 1: 31.0, 2: 7.0}
 
 
@@ -128,6 +132,70 @@ def test_what_a_folded_product_became_more():
                 0 if whole is None else whole
             )
             np.testing.assert_allclose(found, dense(after) - dense(before), rtol=0, atol=1e-6)
+
+
+class Teller:
+    """The link of the participant that offers a state: notes what it tells."""
+
+    def __init__(self):
+        self.told = []
+
+    def share(self, vector, priority):
+        self.told.append(vector)
+        return vector
+
+
+class Listener:
+    """The link of another one: it must know each length beforehand."""
+
+    def __init__(self, told):
+        self.told = list(told)
+
+    def share(self, vector, priority):
+        told = self.told.pop(0)
+        assert (vector.shape, vector.dtype) == (told.shape, told.dtype)
+        return told
+
+
+def packed(state):
+    return Layout.of({f"global/{name}": array for name, array in state.items()})
+
+
+def test_who_resumes_learns_what_is_folded():
+    """A participant without the state, and one whose own state is of another round."""
+    states = [after for *_, after in rounds("stack", 4)]
+    offered, fresh = packed(states[3]), packed(trainable(states[3]))
+    teller = Teller()
+    assert shared_layout(teller, fresh, offered, 4.0) == offered
+    for known, own, priority in (
+        (fresh, None, 0.0),
+        (fresh, packed(states[1]), 2.0),
+        (packed(states[2]), None, 0.0),
+    ):
+        assert shared_layout(Listener(teller.told), known, own, priority) == offered
+    assert fits(offered, fresh) and fits(packed(states[0]), offered)
+    assert not fits(packed({**states[0], B: states[0][B][:5]}), offered)
+    nobody = Teller()
+    nobody.share = lambda vector, priority: None
+    assert shared_layout(nobody, offered, None, 0.0) == fresh
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[["global/folded:x.q.left", [9]]]',
+        '[["global/folded:x.z.left", [9, 9]]]',
+        '[["global/x.q.lora_A.default.weight", [1, 1]]]',
+        '[["global/folded:x.q.other", [9, 9]]]',
+        '[["global/folded:x.q.left", [0, 9]]]',
+        "{",
+        "[1]",
+    ],
+)
+def test_nothing_else_is_learned(text):
+    told = [np.array([float(len(text))]), np.frombuffer(text.encode(), np.uint8)]
+    with pytest.raises(JournalError, match="--fresh"):
+        shared_layout(Listener(told), packed(drawn(1)), None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["stack", "residual"])

@@ -78,10 +78,6 @@ class FoldingMethod(Method):
         super().__init__(config, layout, clients=clients, seed=seed)
         self._slots = PerClient(layout, clients)
 
-    @classmethod
-    def min_holders(cls, config, asked, modules):
-        return 1
-
     def values(self, round):
         return self._slots.values
 

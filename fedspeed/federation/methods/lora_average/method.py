@@ -31,8 +31,14 @@ class LoraAverage(Method):
         self._plan = lru_cache(maxsize=2)(self._plan_of)
 
     def _plan_of(self, round: int) -> tuple[Layout, Sketch]:
-        """Return (layout of what travels in a round, the round's sketch)."""
-        return self.layout.without(self.frozen(round)), Sketch(self.layout, self.seed, round)
+        """Return (layout of the deltas that travel in a round, the round's sketch, which may have no
+        values)."""
+        sketched = self.layout.without(self.layout.names if "sketch" in self.hides else ())
+        return self.layout.without(self.frozen(round)), Sketch(sketched, self.seed, round)
+
+    @classmethod
+    def min_holders(cls, config, asked, modules):
+        return len(asked)  # all of them train the same tensors
 
     @classmethod
     def start_problem(cls, config, state):
