@@ -1,8 +1,8 @@
-"""What each client and each rank did in a round, as the values of one sum: everyone fills its own slots, the sum of all
-fills the ledger. What the slots are follows from the list of metrics (monitor/metrics).
+"""What each client and each rank did in a round, as the values of one sum: everyone fills its own slots, the
+sum of all fills the ledger. What the slots are follows from the list of metrics (monitor/metrics).
 
-In the masked modes there is one slot for all clients and one for all ranks, and only of metrics that these modes may
-show: nobody learns more than those sums.
+In the masked modes there is one slot for all clients and one for all ranks, and only of metrics that these
+modes may show: nobody learns more than those sums.
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ RANK_SIGNALS = ("ranks", "stop", "renew")
 class Ledger:
     """One rank's share of what a round came to, or the sum of all shares.
 
-    Losses are sums over answer tokens. Seconds are of one rank, and its stages are parts of its `wall_s`. `moved` is a
-    client's squared change by its weight, `ranks` is 1, `stop` is 1 where the scheduler asked this rank to end, and
-    `renew` where it has a newer roster.
+    Losses are sums over answer tokens. Seconds are of one rank, and its stages are parts of its `wall_s`.
+    `moved` is a client's squared change by its weight, `ranks` is 1, `stop` is 1 where the scheduler asked
+    this rank to end, and `renew` where it has a newer roster.
 
     Args:
         clients, ranks: of the whole run.
@@ -57,7 +57,8 @@ class Ledger:
                 self._clients[name][0 if self.sums_only else client] += value
 
     def set_rank(self, place: int, **values: float) -> None:
-        """Say what the rank at `place` among the working ranks did, by slot. What may not be told stays on it.
+        """Say what the rank at `place` among the working ranks did, by slot. What may not be told stays on
+        it.
 
         Raises:
             ValueError: there is no such slot.
@@ -92,5 +93,6 @@ class Ledger:
 
     def _is_told(self, per: str, name: str) -> bool:
         if name not in self._known[per]:
-            raise ValueError(f"no metric has a slot {name!r} for a {per}; there are {', '.join(sorted(self._known[per]))}")
+            known = ", ".join(sorted(self._known[per]))
+            raise ValueError(f"no metric has a slot {name!r} for a {per}; there are {known}")
         return name in (self._clients if per == "client" else self._ranks)

@@ -1,7 +1,8 @@
 """Values of records as strict JSON, and back.
 
-A number that is not finite becomes one of the strings "NaN", "Infinity" and "-Infinity" (as in the JSON form of
-protobuf), so that a diverged loss stays different from one that was not measured (null), and comes back as it was.
+A number that is not finite becomes one of the strings "NaN", "Infinity" and "-Infinity" (as in the JSON form
+of protobuf), so that a diverged loss stays different from one that was not measured (null), and comes back as
+it was.
 """
 
 import math
@@ -11,7 +12,8 @@ NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encode(value: Any) -> Any:
-    """Turn a number, a text, a record, or a tuple of these into what `json.dumps(..., allow_nan=False)` takes."""
+    """Turn a number, a text, a record, or a tuple of these into what `json.dumps(..., allow_nan=False)`
+    takes."""
     if hasattr(value, "to_json"):
         return value.to_json()
     if isinstance(value, tuple):
@@ -52,5 +54,5 @@ def decode(value: Any, kind: Any, place: str) -> Any:
         return float(value)
     if isinstance(value, bool) is not (bool in allowed) or not isinstance(value, allowed):
         expected = kind.__name__ if isinstance(kind, type) else kind
-        raise ValueError(f"{place} must be {expected}, found {value!r}")  # noqa: TRY004 (bad input, not a wrong call)
+        raise ValueError(f"{place} must be {expected}, found {value!r}")
     return value

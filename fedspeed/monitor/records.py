@@ -1,7 +1,7 @@
 """The values that travel from the round loop to everything a user sees.
 
-Rounds count from 1. A record of round 0, if there is one, holds the losses before any training. What a record knows of
-a metric (monitor/metrics) is an attribute of the metric's name: `record.train_loss`.
+Rounds count from 1. A record of round 0, if there is one, holds the losses before any training. What a record
+knows of a metric (monitor/metrics) is an attribute of the metric's name: `record.train_loss`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ Status = Literal["finished", "early stop", "preempted", "failed"]
 
 
 class _Record:
-    """Plain-dict form of the dataclasses below: strict JSON, where the values of metrics lie beside the other fields."""
+    """Plain-dict form of the dataclasses below: strict JSON, with the values of metrics beside the fields."""
 
     @classmethod
     def metrics(cls) -> tuple[Metric, ...]:
@@ -42,8 +42,10 @@ class _Record:
         fields = _fields(cls)
         if unknown := sorted(values.keys() - metrics.keys() - fields.keys()):
             raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}")
-        missing = [name for name, field in fields.items() if name not in values and field.default is dataclasses.MISSING]
-        missing += [name for name, metric in metrics.items() if values.get(name) is None and cls.is_always_there(metric)]
+        needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+        missing = [name for name in needed if name not in values]
+        needed = [name for name, metric in metrics.items() if cls.is_always_there(metric)]
+        missing += [name for name in needed if values.get(name) is None]
         if missing:
             raise ValueError(f"{cls.__name__} lacks a value of {', '.join(missing)}")
         own = {name: value for name, value in values.items() if name in fields}
@@ -64,13 +66,14 @@ class _Record:
             ValueError: `values` is something else; the class and the field are named.
         """
         if not isinstance(values, dict):
-            raise ValueError(f"{cls.__name__} must be an object, found {type(values).__name__}")  # noqa: TRY004
+            raise ValueError(f"{cls.__name__} must be an object, found {type(values).__name__}")
         kinds = {name: field.type for name, field in _fields(cls).items()}
         kinds |= {metric.name: UNITS[metric.unit].kind | None for metric in cls.metrics()}
         if lacking := sorted(_fields(cls).keys() - values.keys()):
             raise ValueError(f"{cls.__name__} lacks the field {', '.join(lacking)}")
-        return cls.of(**{name: decode(value, kinds[name], f"{cls.__name__}.{name}") if name in kinds else value
-                         for name, value in values.items()})
+        known = {name: decode(value, kinds[name], f"{cls.__name__}.{name}")
+                 for name, value in values.items() if name in kinds}
+        return cls.of(**values | known)
 
     def __getattr__(self, name: str) -> Value:
         """The value of a metric. Asked for what is no field."""
@@ -82,7 +85,8 @@ class _Record:
 
 @dataclass(frozen=True)
 class ClientRecord(_Record):
-    """What one client did in one round. Seconds are means over the client's ranks; losses are means per answer token.
+    """What one client did in one round. Seconds are means over the client's ranks; losses are means per
+    answer token.
 
     Exchange, idle, bytes and memory are those of its ranks, which clients may share.
     """
@@ -179,7 +183,8 @@ class Summary(_Record):
 
 
 def absent_rounds(records, newest: int) -> tuple[int, ...]:
-    """Find the rounds up to `newest`, which is in the journal, that have no record; none for -1, an empty journal."""
+    """Find the rounds up to `newest`, which is in the journal, that have no record; none for -1, an empty
+    journal."""
     known = {record.round for record in records}
     return tuple(number for number in range(newest + 1) if number not in known)
 
@@ -205,8 +210,9 @@ def finished_rounds(records, absent: tuple[int, ...]) -> int:
 
 
 def summarise(
-    records: Sequence[RoundRecord], *, status: Status, total_rounds: int, reason: str = "", exit_code: int = 0,
-    restarts: int = 0, also_missing: tuple[MissingUpdates, ...] = (), absent: tuple[int, ...] = (),
+    records: Sequence[RoundRecord], *, status: Status, total_rounds: int, reason: str = "",
+    exit_code: int = 0, restarts: int = 0, also_missing: tuple[MissingUpdates, ...] = (),
+    absent: tuple[int, ...] = (),
 ) -> Summary:
     """Add the records of a run up.
 
@@ -216,8 +222,8 @@ def summarise(
         absent: rounds that finished, but whose records are lost.
     """
     evaluated = [record for record in records if record.val_loss is not None]
-    # A loss that is not finite can be first or last, but never best. That of round 0, in which nothing was trained,
-    # can: no round beat the start then.
+    # A loss that is not finite can be first or last, but never best. That of round 0, in which nothing was
+    # trained, can: no round beat the start then.
     finite = [record for record in evaluated if math.isfinite(record.val_loss)]
     best = min(finite, key=lambda record: record.val_loss, default=None)
     # A later loss must not pass for the first one.

@@ -1,4 +1,5 @@
-"""The report of a run: `report.md`, `report.png`, where models are compared `comparison.png`, and `summary.json` for programs."""
+"""The report of a run: `report.md`, `report.png`, where models are compared `comparison.png`, and
+`summary.json` for programs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,14 +18,16 @@ from fedspeed.monitor.trace import read_spans
 from fedspeed.monitor.visibility import shows_everything, visible
 from fedspeed.units import bytes_text, seconds_text
 
-CLIPPED = "a participant told a wrong size of its update, and what was beyond the sizes that all told was cut off"
+CLIPPED = ("a participant told a wrong size of its update, "
+           "and what was beyond the sizes that all told was cut off")
 
 
 @dataclass(frozen=True)
 class Export:
-    """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in; `base` is a folder or hub name;
-    `dtype` is the run's numeric type as torch calls it, in which the result computes what the run has computed; `prompt` is the format of the
-    rows, and `drawn` says that the base's weights are in no file."""
+    """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in;
+    `base` is a folder or hub name; `dtype` is the run's numeric type as torch calls it, in which the result
+    computes what the run has computed; `prompt` is the format of the rows, and `drawn` says that the base's
+    weights are in no file."""
 
     kind: Literal["adapter", "model"]
     folder: str
@@ -67,7 +70,8 @@ class ComparisonRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models side by side on the same held-out items. `federated` names the row that is the result of the run."""
+    """Models side by side on the same held-out items. `federated` names the row that is the result of the
+    run."""
 
     rows: tuple[ComparisonRow, ...]
     federated: str = "federated"
@@ -75,11 +79,14 @@ class Comparison:
 
 def write_report(
     folder: Path, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
-    routing_mode: str, comparison: Comparison | None = None, plot: bool = True, data: DataReport | None = None,
+    routing_mode: str, comparison: Comparison | None = None, plot: bool = True,
+    data: DataReport | None = None,
 ) -> Path:
-    """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole, `summary.json` last: where it is, all are.
+    """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole,
+    `summary.json` last: where it is, all are.
 
-    In masked modes it shows counts and sums only; a comparison, which has a row per client, is left out there.
+    In masked modes it shows counts and sums only; a comparison, which has a row per client, is left out
+    there.
     """
     folder = Path(folder)
     records = [visible(record, routing_mode) for record in records]
@@ -89,8 +96,8 @@ def write_report(
     spans = read_spans(folder) if plot and shows_everything(routing_mode) else {}
     if spans:
         write_atomically(folder / "timeline.png", plots.png(plots.timeline_figure(spans)))
-    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode, comparison=comparison, plot=plot, timeline=bool(spans),
-                       data=data)
+    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode,
+                       comparison=comparison, plot=plot, timeline=bool(spans), data=data)
     write_atomically(folder / "report.md", text.encode())
     if plot and _trained(records):
         write_atomically(folder / "report.png", plots.png(plots.run_figure(records, summary, folder.name)))
@@ -102,7 +109,8 @@ def write_report(
 
 def report_text(
     name: str, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
-    routing_mode: str, comparison: Comparison | None, plot: bool, timeline: bool = False, data: DataReport | None = None,
+    routing_mode: str, comparison: Comparison | None, plot: bool, timeline: bool = False,
+    data: DataReport | None = None,
 ) -> str:
     """The Markdown of the report. `records` and `summary` are what `visible` leaves of them."""
     sections = [
@@ -122,8 +130,9 @@ def report_text(
         sections.append("## Rounds\n\n" + rounds_section(records, summary))
         sections.append("## Where the time went\n\n" + time_section(records))
     if timeline:
-        sections.append("## What ranks did when\n\n![a row for each rank](timeline.png)\n\nOf the first rounds; all of it is in the files of `trace/`, for "
-                        "https://ui.perfetto.dev.")
+        sections.append("## What ranks did when\n\n![a row for each rank](timeline.png)\n\n"
+                        "Of the first rounds; all of it is in the files of `trace/`, "
+                        "for https://ui.perfetto.dev.")
     if facts.predicted and summary.device_bytes:
         sections.append("## Predicted and measured\n\n" + _prediction(facts.predicted, summary))
     if any(record.per_client for record in records):
@@ -139,7 +148,9 @@ def missing_text(gap: MissingUpdates) -> str:
     if not gap.clients:
         return text
     names = [str(client) for client in gap.clients]
-    return text + (f" (client {names[0]})" if len(names) == 1 else f" (clients {', '.join(names[:-1])} and {names[-1]})")
+    if len(names) == 1:
+        return f"{text} (client {names[0]})"
+    return f"{text} (clients {', '.join(names[:-1])} and {names[-1]})"
 
 
 def _trained(records: Sequence[RoundRecord]) -> bool:
@@ -164,7 +175,8 @@ def _status(summary: Summary, facts: Facts) -> str:
         lines.append(f"**{_count(summary.missing_count, 'update')} {verb} missing** from the result: "
                      "see [below](#missing-updates-and-restarts).")
     if summary.clipped:
-        lines.append(f"**{_count(summary.clipped, 'value')} of the updates counted for less than they should**: {CLIPPED}.")
+        values = _count(summary.clipped, "value")
+        lines.append(f"**{values} of the updates counted for less than they should**: {CLIPPED}.")
     if summary.absent:
         text = absent_text(summary.absent)
         lines.append(f"{text[0].upper()}{text[1:]} from `rounds.jsonl`: the numbers below are without "
@@ -179,17 +191,22 @@ def _status(summary: Summary, facts: Facts) -> str:
 def comparison_text(comparison: Comparison) -> str:
     """The comparison as lines for a terminal."""
     wide = max(len(row.name) for row in comparison.rows)
-    return "\n".join(f"  {row.name:<{wide}}  held-out loss {row.held_out_loss:7.4f}"
-                     + ("" if row.accuracy is None else f"  right answers {100 * row.accuracy:5.1f} %") for row in comparison.rows)
+    lines = []
+    for row in comparison.rows:
+        accuracy = "" if row.accuracy is None else f"  right answers {100 * row.accuracy:5.1f} %"
+        lines.append(f"  {row.name:<{wide}}  held-out loss {row.held_out_loss:7.4f}{accuracy}")
+    return "\n".join(lines)
 
 
 def _comparison_section(comparison: Comparison, plot: bool) -> str:
     rows = []
     for row in comparison.rows:
-        cells = (row.name, f"{row.held_out_loss:.4f}", "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} %")
+        accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
+        cells = (row.name, f"{row.held_out_loss:.4f}", accuracy)
         mark = "**" if row.name == comparison.federated else ""
         rows.append(tuple(f"{mark}{cell(content)}{mark}" for content in cells))
-    text = "## Federated against alone\n\nAll models answer the same held-out items, those of every client.\n\n"
+    text = ("## Federated against alone\n\n"
+            "All models answer the same held-out items, those of every client.\n\n")
     text += table(("model", "held-out loss", "accuracy"), rows, right=(1, 2), escape=False)
     return text + ("\n\n![held-out loss and accuracy of each model](comparison.png)" if plot else "")
 
@@ -202,11 +219,13 @@ def _usage(export: Export | None) -> str:
     code = snippet(export.kind, export.folder, export.base, export.dtype, export.prompt)
     text = f"The {export.kind} of {whence} is an ordinary {what} folder"
     if export.drawn and export.kind == "adapter":
-        text += ". The base's weights were drawn at random and are in no file, so that only a run with the same seed can use it."
+        text += (". The base's weights were drawn at random and are in no file, "
+                 "so that only a run with the same seed can use it.")
     else:
         text += f":\n\n{fenced(code, 'python')}"
     if export.prompt:
-        asked = "" if export.drawn and export.kind == "adapter" else f"`fedspeed chat {export.folder}` asks it in a terminal. "
+        is_usable = not export.drawn or export.kind != "adapter"
+        asked = f"`fedspeed chat {export.folder}` asks it in a terminal. " if is_usable else ""
         text += f"\n\n{asked}The prompt:\n\n{export.prompt.described()}"
     return f"{text}\n\nTo train on from it: `{key}={export.folder}`."
 
@@ -216,9 +235,11 @@ def _what_ran(facts: Facts, routing_mode: str) -> str:
     if not facts.hosts:
         return text
     if not shows_everything(routing_mode):
-        return f"{text}\n\n{len(facts.hosts)} hosts; in this routing mode a report does not describe them one by one."
+        return (f"{text}\n\n{len(facts.hosts)} hosts; "
+                "in this routing mode a report does not describe them one by one.")
     columns = list(dict.fromkeys(column for host in facts.hosts for column in host))
-    return f"{text}\n\n" + table(columns, [[host.get(column, "-") for column in columns] for host in facts.hosts])
+    rows = [[host.get(column, "-") for column in columns] for host in facts.hosts]
+    return f"{text}\n\n{table(columns, rows)}"
 
 
 def _rows_section(data: DataReport) -> str:
@@ -232,12 +253,13 @@ def _rows_section(data: DataReport) -> str:
 
 def _prediction(predicted: Predicted, summary: Summary) -> str:
     """The planner's numbers beside those of the run."""
-    rows = [("device memory of the fullest rank", bytes_text(predicted.device_bytes), bytes_text(summary.device_bytes),
-             _off(predicted.device_bytes, summary.device_bytes))]
+    rows = [("device memory of the fullest rank", bytes_text(predicted.device_bytes),
+             bytes_text(summary.device_bytes), _off(predicted.device_bytes, summary.device_bytes))]
     if predicted.step_s is not None and summary.step_s:
-        rows.append(("a local step of the slowest rank", f"{predicted.step_s:.3f} s", f"{summary.step_s:.3f} s",
-                     _off(predicted.step_s, summary.step_s)))
-    legend = "For the longest row of the reporting rank's clients; see docs/planner.md. Tensors only: driver and libraries are not in it."
+        rows.append(("a local step of the slowest rank", f"{predicted.step_s:.3f} s",
+                     f"{summary.step_s:.3f} s", _off(predicted.step_s, summary.step_s)))
+    legend = ("For the longest row of the reporting rank's clients; see docs/planner.md. "
+              "Tensors only: driver and libraries are not in it.")
     return f"{legend}\n\n{table(('', 'predicted', 'measured', 'off by'), rows, right=(1, 2, 3))}"
 
 
@@ -249,7 +271,8 @@ def _failures(summary: Summary) -> str:
     restarts = f"{_count(summary.restarts, 'restart')}."
     if not summary.missing:
         return f"Every update of every finished round arrived. {restarts}"
-    return "\n".join(["These updates are not in the result:\n", *(f"- {missing_text(gap)}" for gap in summary.missing), f"\n{restarts}"])
+    gaps = (f"- {missing_text(gap)}" for gap in summary.missing)
+    return "\n".join(["These updates are not in the result:\n", *gaps, f"\n{restarts}"])
 
 
 def _configuration(config_text: str) -> str:
@@ -257,7 +280,8 @@ def _configuration(config_text: str) -> str:
     while fence in config_text:  # a fence ends at the first run of tildes that is as long
         fence += "~"
     block = f"{fence}yaml\n{config_text.rstrip()}\n{fence}"
-    return f"## Configuration\n\n<details><summary>the resolved configuration</summary>\n\n{block}\n\n</details>"
+    heading = "## Configuration\n\n<details><summary>the resolved configuration</summary>"
+    return f"{heading}\n\n{block}\n\n</details>"
 
 
 def _count(count: int, noun: str) -> str:

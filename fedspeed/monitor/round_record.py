@@ -34,7 +34,8 @@ def round_record(ledger: Sums, number: int, asked: tuple[int, ...], **same: Valu
     values: dict[str, Value] = {}
     for metric in registry.of_round():
         values[metric.name] = metric.value(_amount(metric, ledger, values, same))
-    if unknown := sorted(same.keys() - {metric.name for metric in registry.of_round() if metric.reduce == "same"}):
+    told = {metric.name for metric in registry.of_round() if metric.reduce == "same"}
+    if unknown := sorted(same.keys() - told):
         raise ValueError(f"there is no metric of a round that is called {', '.join(unknown)}")
     missing: tuple[int, ...] = ()
     clients: list[ClientRecord] = []
@@ -74,7 +75,8 @@ def _client_record(client: int, ledger: Sums) -> ClientRecord:
 
 
 def _ratio(metric: Metric, of: float, over: float) -> float | None:
-    """The ratio of two sums; a share stays within 0 and 1, whatever clocks have measured. None where there is no whole."""
+    """The ratio of two sums; a share stays within 0 and 1, whatever clocks have measured. None where there is
+    no whole."""
     if not over > 0:
         return None
     ratio = of / over

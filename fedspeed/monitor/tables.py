@@ -47,8 +47,8 @@ def results_table(summary: Summary) -> str:
 def rounds_to_show(
     records: Sequence[RoundRecord], best_round: int | None, limit: int = ROUNDS_SHOWN,
 ) -> list[RoundRecord]:
-    """Select the rounds that a table shows: all of up to `limit`; else an even selection, first and last included, the best
-    one, and every one that lacks an update or a part of one."""
+    """Select the rounds that a table shows: all of up to `limit`; else an even selection, first and last
+    included, the best one, and every one that lacks an update or a part of one."""
     if len(records) <= limit:
         return list(records)
     even = {round(index * (len(records) - 1) / (limit - 1)) for index in range(limit)}
@@ -67,8 +67,8 @@ def rounds_section(records: Sequence[RoundRecord], summary: Summary) -> str:
     header = ("round", *(metric.column for metric in columns))
     text = table(header, rows, right=range(len(header)))
     if any(str(content).startswith(ESTIMATED) for row in rows for content in row):
-        text += (f"\n\n{ESTIMATED}: the factor error is estimated from random probes, and right to about 40 % with one "
-                 "adapted matrix, 10 % with 16, 3 % with 200.")
+        text += (f"\n\n{ESTIMATED}: the factor error is estimated from random probes, and right to "
+                 "about 40 % with one adapted matrix, 10 % with 16, 3 % with 200.")
     if len(shown) < len(records):
         text += f"\n\n{len(shown)} of {len(records)} rounds; all of them are in `rounds.jsonl`."
     return text
@@ -81,9 +81,9 @@ def time_section(records: Sequence[RoundRecord]) -> str:
     for stage in (*STAGES, "other"):
         seconds = sum(getattr(record, f"{stage}_s") for record in records)
         rows.append((stage, seconds_text(seconds), f"{100 * seconds / total:.1f} %" if total else "-"))
-    legend = ("Mean over the ranks, of the wall time of all rounds. `gather` fetches partitioned weights, `exchange` moves "
-              "updates between clients, `idle` waits for others, `other` is evaluation, data and bookkeeping that no stage "
-              "accounts for.")
+    legend = ("Mean over the ranks, of the wall time of all rounds. `gather` fetches partitioned weights, "
+              "`exchange` moves updates between clients, `idle` waits for others, `other` is evaluation, "
+              "data and bookkeeping that no stage accounts for.")
     return f"{legend}\n\n{table(('stage', 'time', 'share'), rows, right=(1, 2))}"
 
 
@@ -135,8 +135,9 @@ def _error_text(value: Value, record: RoundRecord) -> str:
     return f"{value:.2e}" if record.factor_error_exact else f"{ESTIMATED}{value:.0e}"
 
 
+CellText = Callable[[Any, RoundRecord], str]
 # Cells of the table of rounds that are more than the value.
-CELLS: dict[str, Callable[[Any, RoundRecord], str]] = {"received": _received_text, "factor_error": _error_text}
+CELLS: dict[str, CellText] = {"received": _received_text, "factor_error": _error_text}
 
 
 def _over_rounds(metric: Metric, parts: Sequence[ClientRecord]) -> Value:

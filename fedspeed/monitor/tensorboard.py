@@ -1,8 +1,9 @@
 """Our own TensorBoard event file, with the round on the x-axis.
 
-DeepSpeed's monitor writes on rank 0 of every torch world, that is once per cluster into one folder. The event format is little more than
-protobuf, so it is written with TensorBoard's own record writer: without torch, without a thread, and with a file name that holds no host
-name. A round is one event, so a crash leaves all of its values or none.
+DeepSpeed's monitor writes on rank 0 of every torch world, that is once per cluster into one folder. The event
+format is little more than protobuf, so it is written with TensorBoard's own record writer: without torch,
+without a thread, and with a file name that holds no host name. A round is one event, so a crash leaves all of
+its values or none.
 """
 
 import time
@@ -15,7 +16,8 @@ OWN_FILES = "events.out.tfevents.*.fedspeed"  # readers look for "tfevents" in t
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
-    """Tag -> value. What was not measured has no tag; per-client tags exist only if the record names clients."""
+    """Tag -> value. What was not measured has no tag; per-client tags exist only if the record names
+    clients."""
     values = _tagged(record, "")
     for client in record.per_client:
         values |= _tagged(client, f"client_{client.client}/")
@@ -37,10 +39,11 @@ class TensorBoardWriter:
     """One event file in `folder` for this start of the run.
 
     Args:
-        resume_after_round: rounds up to here stay; what earlier starts wrote for later ones is hidden by a session mark, which tells every
-            reader of the folder to drop steps from there on. 0 is a fresh start and removes our earlier files: the mark would hide their
-            numbers, but not their text.
-        config_text: the resolved configuration, shown under Text; written when the folder has no round to continue.
+        resume_after_round: rounds up to here stay; what earlier starts wrote for later ones is hidden by a
+            session mark, which tells every reader of the folder to drop steps from there on. 0 is a fresh
+            start and removes our earlier files: the mark would hide their numbers, but not their text.
+        config_text: the resolved configuration, shown under Text; written when the folder has no round to
+            continue.
     """
 
     def __init__(self, folder: Path, resume_after_round: int, routing_mode: str, config_text: str):
@@ -79,7 +82,8 @@ class TensorBoardWriter:
 
 
 def _next_file(folder: Path) -> Path:
-    """Readers take the files of a folder in the order of their names, so a new one must sort last even if the clock went back."""
+    """Readers take the files of a folder in the order of their names, so a new one must sort last even if the
+    clock went back."""
     earlier = [int(path.name.split(".")[3]) for path in folder.glob(OWN_FILES)]
     return folder / f"events.out.tfevents.{max([int(time.time()), *(stamp + 1 for stamp in earlier)]):010d}.fedspeed"
 

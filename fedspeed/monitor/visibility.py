@@ -1,4 +1,5 @@
-"""The rule that says which part of a record outputs may show. It lists what may be shown: what it does not know is hidden."""
+"""The rule that says which part of a record outputs may show. It lists what may be shown: what it does not
+know is hidden."""
 
 from dataclasses import replace
 
@@ -10,17 +11,17 @@ TOLD = ("finished", "early stop")  # endings whose reason names no host and no c
 
 
 def shows_everything(routing_mode: str) -> bool:
-    """True where every client may see what every other one does. Any mode but `plain` is masked, one we do not know yet
-    included."""
+    """True where every client may see what every other one does. Any mode but `plain` is masked, one we do
+    not know yet included."""
     return routing_mode == "plain"
 
 
 def visible(record: RoundRecord | Summary, routing_mode: str) -> RoundRecord | Summary:
-    """The part of a record that outputs may show: in `plain` all of it, in masked modes the counts and sums of metrics
-    that say so (`Metric.shown_masked`).
+    """The part of a record that outputs may show: in `plain` all of it, in masked modes the counts and sums
+    of metrics that say so (`Metric.shown_masked`).
 
-    A mean is a sum over a count. A maximum over ranks is one rank's own value. The text of a failure may name a host or
-    a client, so it stays where it happened. Idempotent.
+    A mean is a sum over a count. A maximum over ranks is one rank's own value. The text of a failure may name
+    a host or a client, so it stays where it happened. Idempotent.
     """
     if shows_everything(routing_mode):
         return record

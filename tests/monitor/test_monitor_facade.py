@@ -68,7 +68,8 @@ def test_plain_run_writes_everything(tmp_path, make_round, make_client, added):
     out, err = run(tmp_path / "run", make_round, make_client, "plain")
     files = everything(tmp_path / "run")
     events = [name for name in files if name.startswith("tensorboard/")]
-    assert sorted(files.keys() - set(events)) == ["comparison.png", "report.md", "report.png", "rounds.jsonl", "summary.json", "timeline.png", "trace/rank-0.json"]
+    assert sorted(files.keys() - set(events)) == [
+        "comparison.png", "report.md", "report.png", "rounds.jsonl", "summary.json", "timeline.png", "trace/rank-0.json"]
     assert len(events) == 1
     # The search below for what masked modes must not show would find it here: each marker is in the outputs of a plain run.
     seen = b"".join(files.values()) + out.encode() + err.encode()

@@ -13,7 +13,9 @@ METRICS = (
     Metric(name="factor_error", unit="number", per="round", reduce="same", shown_masked=True,
            tag="federation/factor_error", column="factor error"),
     # Else it is an estimate, from random probes, of which the first digit counts.
-    Metric(name="factor_error_exact", unit="flag", per="round", reduce="same", always=True, shown_masked=True),
-    # Values of all updates beyond what a masked sum carries, which counted for less: a member told a wrong size.
-    Metric(name="clipped", unit="count", per="round", reduce="same", always=True, shown_masked=True, over_rounds="sum"),
+    Metric(name="factor_error_exact", unit="flag", per="round", reduce="same", always=True,
+           shown_masked=True),
+    # Values of all updates beyond what a masked sum carries, which counted for less: a wrong size was told.
+    Metric(name="clipped", unit="count", per="round", reduce="same", always=True, shown_masked=True,
+           over_rounds="sum"),
 )

@@ -1,4 +1,4 @@
-"""What a metric is: a number of a round, who measures it, how it becomes one number, and where it is shown."""
+"""What a metric is: who measures it, how it becomes one number of a round, and where it is shown."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,23 +30,28 @@ UNITS = {
     "flag": Unit(bool, str),
 }
 
+REDUCTIONS = {"client": ("sum", "ratio"), "rank": ("sum", "mean", "max", "ratio"), "round": ("ratio", "same")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """Describe one metric. Slots of the ledger, fields of the records, tags, tables and visibility follow from it.
+    """Describe one metric; ledger slots, fields of records, tags, tables and visibility follow from it.
 
-    A metric fails closed: unless `shown_masked` says otherwise, its value does not leave the rank that has measured it
-    in masked modes. The value of a single client never does.
+    A metric fails closed: unless `shown_masked` says otherwise, its value does not leave the rank that has
+    measured it in masked modes. The value of a single client never does.
 
     Attributes:
         name: of the field in records, `rounds.jsonl` and `--json`.
         unit: one of UNITS.
-        per: who knows it. `client`: ranks add what they have done for each client, so that a client's value is
-            the sum over its ranks. `rank`: every rank says it of itself. `round`: it is no sum of the ledger.
-        reduce: how it becomes one number. `sum`, `mean` and `max` are over the clients or ranks; `ratio` divides two
-            sums over them, or for `round` two metrics of the round; `same` is known to every rank alike.
+        per: who knows it. `client`: ranks add what they have done for each client, so that a client's value
+            is the sum over its ranks. `rank`: every rank says it of itself. `round`: it is no sum of the
+            ledger.
+        reduce: how it becomes one number. `sum`, `mean` and `max` are over the clients or ranks; `ratio`
+            divides two sums over them, or for `round` two metrics of the round; `same` is known to every rank
+            alike.
         of: slot of the ledger that holds it, or the numerator; empty if it is called as the metric.
-        over: of a ratio, the slot (for `round` the metric) of the denominator. Where it is 0, there is no value.
+        over: of a ratio, the slot (for `round` the metric) of the denominator. Where it is 0, there is no
+            value.
         rest: whether a ratio stands for what is missing to 1.
         record: whose record has it: that of the `round`, of each `client` (per `client` only), or `both`.
         always: whether every round has it, so that a record without it is damaged.
@@ -55,13 +60,13 @@ class Metric:
         tag_scale: TensorBoard shows the value divided by it.
         tag_from: values below have no point in TensorBoard.
         column: its heading in the tables of rounds and of clients in the report. Empty: no column.
-        over_rounds: how the values of all rounds become one of the summary: `sum`, `max`, `median`, `last`, or the
-            `ratio` of the summary's own values. Empty: the summary is without it.
+        over_rounds: how the values of all rounds become one of the summary: `sum`, `max`, `median`, `last`,
+            or the `ratio` of the summary's own values. Empty: the summary is without it.
         title: its row among the results in the report. Empty: no row.
         row_from: values below have no row there.
         panel: label of its chart in `report.png`. Empty: no chart.
-        measure: asked on every rank at the end of each round (per `rank` only). None: whoever knows it tells the
-            ledger, by `set_rank` or `add_client`, or for `same` the record.
+        measure: asked on every rank at the end of each round (per `rank` only). None: whoever knows it tells
+            the ledger, by `set_rank` or `add_client`, or for `same` the record.
 
     Raises:
         ValueError: the parts contradict each other.
@@ -88,20 +93,20 @@ class Metric:
     measure: Callable[[], float] | None = None
 
     def __post_init__(self):
-        reductions = {"client": ("sum", "ratio"), "rank": ("sum", "mean", "max", "ratio"), "round": ("ratio", "same")}
+        allowed = REDUCTIONS.get(self.per, ())
+        is_ratio = self.reduce == "ratio"
+        is_hidden = not self.shown_masked
+        measures_wrongly = self.measure is not None and (self.per != "rank" or is_ratio)
         faults = {
             f"unit is {self.unit!r}, but must be one of {', '.join(UNITS)}": self.unit not in UNITS,
-            f"per={self.per!r} cannot be reduced by {self.reduce!r}": self.reduce not in reductions.get(self.per, ()),
-            "a ratio has a denominator (over=), and nothing else has": (self.reduce == "ratio") != bool(self.over),
-            "only what is counted for each client is in a client's record": self.record != "round"
-                                                                            and self.per != "client",
-            "a maximum is one rank's own value, which masked modes never show": self.shown_masked
-                                                                                and self.reduce == "max",
-            "a client's own value is never shown in masked modes": self.shown_masked and self.record == "client",
-            "what every round has (always=True) masked modes have too": self.always and self.record != "client"
-                                                                        and not self.shown_masked,
-            "only a rank can measure by itself, and one number": self.measure is not None
-                                                                 and (self.per != "rank" or bool(self.over)),
+            f"per={self.per!r} cannot be reduced by {self.reduce!r}": self.reduce not in allowed,
+            "a ratio has a denominator (over=), and nothing else has": is_ratio != bool(self.over),
+            "only a client's metric is in a client's record": self.record != "round" and self.per != "client",
+            "masked modes never show a maximum, one rank's own value": not is_hidden and self.reduce == "max",
+            "masked modes never show a client's own value": not is_hidden and self.record == "client",
+            "what every round has (always=True) masked modes have too":
+                self.always and is_hidden and self.record != "client",
+            "only a rank can measure by itself, and one number": measures_wrongly,
         }
         if found := [text for text, is_so in faults.items() if is_so]:
             raise ValueError(f"metric {self.name!r}: {'; '.join(found)}")

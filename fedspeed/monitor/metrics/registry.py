@@ -20,8 +20,8 @@ def collected(modules: Iterable[str]) -> tuple[Metric, ...]:
     """Collect the metrics of modules of this folder.
 
     Raises:
-        ValueError: a record or a chart would have two of one name, or one of a name that records use themselves, or a
-            ratio of metrics stands before them.
+        ValueError: a record or a chart would have two of one name, or one of a name that records use
+            themselves, or a ratio of metrics stands before them.
     """
     found = tuple(metric for name in modules for metric in import_module(f"{__package__}.{name}").METRICS)
     taken = sorted({metric.name for metric in found} & TAKEN)
@@ -30,14 +30,15 @@ def collected(modules: Iterable[str]) -> tuple[Metric, ...]:
     for record in ("round", "client"):
         own = [metric for metric in found if metric.record in (record, "both")]
         for kind in ("name", "tag", "title"):
-            twice = [text for text, count in Counter(getattr(metric, kind) for metric in own).items() if count > 1 and text]
+            counts = Counter(getattr(metric, kind) for metric in own)
+            twice = [text for text, count in counts.items() if count > 1 and text]
             if twice:
                 raise ValueError(f"the {kind} of a metric of a {record} is given twice: {', '.join(twice)}")
     for index, metric in enumerate(found):
         before = {other.name for other in found[:index] if other.over_rounds or not metric.over_rounds}
         if metric.per == "round" and metric.over and not {metric.of, metric.over} <= before:
-            raise ValueError(f"metric {metric.name!r} divides {metric.of} by {metric.over}, which must be metrics before it, "
-                             "with a value in the summary if it is to have one")
+            raise ValueError(f"metric {metric.name!r} divides {metric.of} by {metric.over}, which must be "
+                             "metrics before it, with a value in the summary if it is to have one")
     return found
 
 
@@ -45,22 +46,22 @@ METRICS = collected(MODULES)
 
 
 def of_round() -> tuple[Metric, ...]:
-    """The metrics in the record of a round."""
+    """List the metrics in the record of a round."""
     return tuple(metric for metric in METRICS if metric.record in ("round", "both"))
 
 
 def of_client() -> tuple[Metric, ...]:
-    """The metrics in the record of a client, of which masked modes have none."""
+    """List the metrics in the record of a client, which no masked mode shows."""
     return tuple(metric for metric in METRICS if metric.record in ("client", "both"))
 
 
 def of_summary() -> tuple[Metric, ...]:
-    """The metrics that a run's summary has one value of."""
+    """List the metrics that a run's summary has one value of."""
     return tuple(metric for metric in METRICS if metric.over_rounds)
 
 
 def slots(per: Literal["client", "rank"], sums_only: bool) -> tuple[str, ...]:
-    """The slots of the ledger that each client or rank fills; where only sums are told, those of what may be shown."""
+    """List the slots of the ledger that each client or rank fills; `sums_only`: those of masked modes."""
     told = [metric for metric in METRICS if metric.per == per and (metric.shown_masked or not sums_only)]
     return tuple(dict.fromkeys(slot for metric in told for slot in metric.slots))
 
