@@ -21,7 +21,7 @@ from fedspeed.config.check import notes, problems
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.run import RunConfig
-from fedspeed.data.config import steps_by_cluster
+from fedspeed.config.spelling import flow
 from fedspeed.engine.base.choose import BaseSizes, choose_tier, layout_of, pipeline_tier, slots_of
 from fedspeed.engine.base.told import execution, unread
 from fedspeed.engine.operators import check_operators
@@ -96,7 +96,7 @@ def check_files(loaded: Loaded) -> None:
 def check_clusters(config: RunConfig, topology: Topology) -> None:
     """What the configuration says about single clusters must be about clusters that are there."""
     names = [cluster.name for cluster in topology.clusters]
-    for name in steps_by_cluster(config.train.local_steps_by_cluster):
+    for name in config.train.local_steps_by_cluster:
         if name not in names:
             raise ConfigError(f"train.local_steps_by_cluster: no cluster {name} takes part; there {'are' if len(names) > 1 else 'is'} "
                               f"{', '.join(names)}")
@@ -269,10 +269,10 @@ def _check_new_targets(loaded: Loaded) -> None:
         return
     shape = shape_of(str(base))
     known = list(dict.fromkeys([*(linear.name for linear in shape.linears), *ends_of(shape.family)]))
-    asked = [name.strip() for name in config.adapter.targets.split(",")]
+    asked = config.adapter.targets
     if unknown := [name for name in asked if name.rpartition(".")[2] not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise ModelError(f"{loaded.sources['adapter.targets']}: adapter.targets={config.adapter.targets}: {base} ({shape.family}) has no "
+        raise ModelError(f"{loaded.sources['adapter.targets']}: adapter.targets={flow(asked)}: {base} ({shape.family}) has no "
                          f"{', '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}; it has {', '.join(known)}. Or write attention or all-linear")
 
 
@@ -284,11 +284,11 @@ def _check_targets(loaded: Loaded, saved: object) -> None:
         return
     kind = _model_type(base)
     ours = {"attention": ATTENTION_TARGETS.get(kind, DEFAULT_ATTENTION_TARGETS), "all-linear": LINEAR.get(kind, DEFAULT_LINEAR)}.get(
-        adapter.targets, [name.strip() for name in adapter.targets.split(",")])
+        adapter.targets, adapter.targets)
     there = {str(name).rpartition(".")[2] for name in saved}
     if {name.rpartition(".")[2] for name in ours} != there:
-        raise ModelError(f"{source}: adapter.targets={adapter.targets}, but adapter.start_from={adapter.start_from} is on "
-                         f"{','.join(sorted(there))}; leave adapter.targets out, or start from another adapter")
+        raise ModelError(f"{source}: adapter.targets={flow(adapter.targets)}, but adapter.start_from={adapter.start_from} is on "
+                         f"{flow(sorted(there))}; leave adapter.targets out, or start from another adapter")
 
 
 def _engine(loaded: Loaded) -> list[str]:

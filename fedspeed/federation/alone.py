@@ -33,7 +33,7 @@ def compare(federation: Federation, begin: Tensors, federated: Tensors, everyone
     """
     engine, config, seat = federation.engine, federation.config, federation.seat
     steps = config.federation.rounds * federation.steps_per_round
-    rule = config.federation.aggregation
+    rule = rules.rule_of(config.federation.method)
     still = rules.held(rule, 1, begin) if rule == "freeze_a" else frozenset()  # a client alone need not alternate
     table = np.zeros((config.data.clients + 2, len(WORDS)))
     rows = [eval_batches(d.val, config.train.micro_batch, d.pad_id, d.limit) for d in everyone]

@@ -113,7 +113,8 @@ class Federation:
         self._weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in seat.clients.items()}
         self._renew, self.renewed = renew, False
         # Clients that take different numbers of steps are weighed as if all had taken as many (see `_evened`).
-        self._uneven = config.federation.aggregation != "svd" and bool(config.train.local_steps_by_cluster or config.federation.round_budget == "seconds")
+        unlike = config.train.local_steps_by_cluster or config.federation.round_budget == "seconds"
+        self._uneven = rules.rule_of(config.federation.method) != "svd" and bool(unlike)
         self._pass_s: float | None = None  # seconds of a local step of as many clients as train at a time, in the last round
         self._late_s = 0.0  # waited for others in the last sum of counters
         self._between: dict[str, float] = {}  # seconds since the last one by stage, but for training: they count for the round that is settled next
@@ -200,8 +201,8 @@ class Federation:
         config = self.config
         self._clock.trace.round(number)
         ledger = self._ledger()
-        rule = rules.make_rule(config.federation.aggregation, self._layout, config.data.clients, config.run.seed, number)
-        still = rules.held(config.federation.aggregation, number, self._layout.names)
+        rule = rules.make_rule(rules.rule_of(config.federation.method), self._layout, config.data.clients, config.run.seed, number)
+        still = rules.held(rules.rule_of(config.federation.method), number, self._layout.names)
         asked = sample(config.run.seed, number, config.data.clients, config.federation.clients_per_round)
         self._between = _added(self._between, self._clock.snapshot_and_reset())
         self._seconds = {}
@@ -502,10 +503,10 @@ def keeps_starts(config: RunConfig) -> bool:
 def start(config: RunConfig, engine: ClientEngine) -> Progress:
     """The state before round 1: what the engine was built with, the same on every rank."""
     tensors = as_arrays(engine.state())
-    if name := rules.stuck(config.federation.aggregation, tensors):
-        raise FedSpeedError(f"federation.aggregation=freeze_a keeps every A as it is, but {name} is zero in "
+    if name := rules.stuck(rules.rule_of(config.federation.method), tensors):
+        raise FedSpeedError(f"federation.method.rule=freeze_a keeps every A as it is, but {name} is zero in "
                             f"adapter.start_from={config.adapter.start_from}, so that its B would never move; "
-                            "choose another aggregation, or start from an adapter that was trained")
+                            "choose another rule, or start from an adapter that was trained")
     return Progress(0, tensors, server.init(config.federation, tensors))
 
 

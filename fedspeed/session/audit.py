@@ -110,7 +110,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
             out = []
             at_work.enter_context(activity.during("the training of the clients", rounds * len(data) * run.steps_per_round, "local step"))
             for number in range(1, rounds + 1):
-                still = rules.held(config.federation.aggregation, number, layout.names)
+                still = rules.held(rules.rule_of(config.federation.method), number, layout.names)
                 ends, start = [], layout.flatten(progress.tensors)
                 for client in data:
                     run.begin_turn(client, number, progress.tensors, None, still)

@@ -14,7 +14,7 @@ import pytest
 from fedspeed import quickstart
 from fedspeed.data.config import DataConfig, TrainConfig
 from fedspeed.engine.config import EngineConfig
-from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.config import AdapterConfig, LastBlocks, ModelConfig
 from tests.limits import LIMIT_S
 from tests.processes import Scenarios, run_clusters
 
@@ -128,7 +128,7 @@ def one(name, family, method, kind, dtype, folder):
     from fedspeed.models.tokenizer import byte_tokenizer
 
     base, target = write_base(family, folder / f"base of {name}", name.partition(" ")[0]), folder / name
-    engine = build(ModelConfig(base=base, dtype=dtype), AdapterConfig(method=method, blocks="last:1", targets="all-linear", lora_rank=4), kind, folder)
+    engine = build(ModelConfig(base=base, dtype=dtype), AdapterConfig(method=method, blocks=LastBlocks(1), targets="all-linear", lora_rank=4), kind, folder)
     state = trained(engine)
     engine.load({n: torch.from_numpy(t) for n, t in state.items()})
     target.mkdir()
