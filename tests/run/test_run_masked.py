@@ -66,7 +66,7 @@ def test_no_output_says_anything_of_one_client(masked, clear):
 
 
 @pytest.mark.parametrize("words,named", [
-    (("federation.compare_alone=true",), "federation.compare_alone=True shows what each client's rows are worth"),
+    (("federation.compare_alone=true",), "federation.compare_alone=true shows what each client's rows are worth"),
     (("federation.clients_per_round=2",), "makes sums of few clients"),
     (("federation.local_optimizer=keep",), "keeps each client's moments in the run's folder"),
     (("federation.method=flexlora", "federation.server_optimizer=none", "federation.server_lr=1"), "needs every client's own values"),
