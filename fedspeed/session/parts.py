@@ -85,7 +85,7 @@ def engine(job: Job, clock, sharers: int):
                             "(ulimit -v, the scheduler's --mem), or choose another engine.tier: `fedspeed plan` says what each needs") from error
 
 
-def stage_cuts(job: Job) -> str:
+def stage_cuts(job: Job) -> tuple[int, ...] | str:
     """Where this rank's pipeline is cut, as engine.cuts says it: by the speed and memory of the devices that the hostfile or a probe tells of; evenly where
     they tell of none."""
     config, ds_config = job.config, job.order.deepspeed
@@ -101,7 +101,7 @@ def stage_cuts(job: Job) -> str:
     if cuts is None:
         raise PlanError(f"engine.pipeline={config.engine.pipeline}: {len(job.world)} ranks do not hold the model's {task.shape.layers} blocks together; take "
                         "more ranks, or engine.tier=ram")
-    return ",".join(map(str, cuts[1:-1])) or "auto"
+    return tuple(cuts[1:-1]) or "auto"
 
 
 def _traffic(job: Job) -> Traffic:

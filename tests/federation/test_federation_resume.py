@@ -7,13 +7,14 @@ from tests.processes import Scenarios
 
 ALONE = {0: (0, 1, 2)}
 CASES = {  # each with state of its own: server moments, held factors, kept optimizers, clients that were never asked
-    "server moments": ("zero0", {"train": {}, "federation": {"server_optimizer": "yogi", "server_lr": 0.02, "aggregation": "alternate"}}),
+    "server moments": ("zero0", {"train": {}, "federation": {"server_optimizer": "yogi", "server_lr": 0.02,
+                                                             "method": {"name": "lora_average", "rule": "alternate"}}}),
     "kept sgd": ("zero0", {"train": {}, "federation": {"local_optimizer": "keep", "clients_per_round": 1}}),
     "kept adamw": ("zero0", {"train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01}, "federation": {"local_optimizer": "keep"}}),
     "kept zero3": ("zero3", {"train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01},
                              "federation": {"local_optimizer": "keep", "clients_per_round": 2}}),
     "dropout": ("zero2", {"train": {"schedule": "cosine", "warmup_steps": 3}, "adapter": {"dropout": 0.2},
-                          "federation": {"aggregation": "svd"}}),
+                          "federation": {"method": {"name": "flexlora"}}}),
     "stale": ("zero0", {"train": {}, "federation": {"staleness": 1, "server_optimizer": "momentum", "server_lr": 0.5}}),
 }
 

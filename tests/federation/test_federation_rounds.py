@@ -42,7 +42,7 @@ LARGE_STEPS = {"local_steps": 1, "lr": 40.0, "momentum": 0.0}
 def large_steps(base, rule, dtype, mode):
     """A first round that moves weights by far more than a second one could expect; then, under `alternate`, other weights."""
     return settings(base, dtype=dtype, train=LARGE_STEPS, routing={"mode": mode, "cell_kib": 64},
-                    federation={"rounds": 2, "aggregation": rule})
+                    federation={"rounds": 2, "method": {"name": "lora_average", "rule": rule}})
 
 
 def slowly_reported(base, stale):
@@ -66,7 +66,8 @@ def settled(base, kind, seed):
 
 def holding(base, case):
     options = dict(HOLDING[case])
-    return settings(base, train=options.pop("train"), federation={"rounds": 2, "aggregation": case.split(",")[0], **options})
+    method = {"name": "lora_average", "rule": case.split(",")[0]}
+    return settings(base, train=options.pop("train"), federation={"rounds": 2, "method": method, **options})
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,8 @@ def apart(base, tmp_path_factory):
 
 
 def ranks_apart(world, base, folder):
-    out, svd = Scenarios(), settings(base, train={"optimizer": "adamw", "lr": 0.05}, federation={"rounds": 1, "aggregation": "svd"})
+    svd = settings(base, train={"optimizer": "adamw", "lr": 0.05}, federation={"rounds": 1, "method": {"name": "flexlora"}})
+    out = Scenarios()
     for method in METHODS:
         out.play_together(world, method, course, method, one_step(base, method), APART, folder)
     out.play_together(world, "two rounds", course, "two", two_rounds(base), APART, folder)
@@ -310,7 +312,7 @@ def unequal_clusters(world, base, folder):
     from pathlib import Path
 
     events = Events(Path(folder) / "events")
-    config = settings(base, clients=2, train={"local_steps": 1, "local_steps_by_cluster": "cluster1:3"}, federation={"rounds": 2})
+    config = settings(base, clients=2, train={"local_steps": 1, "local_steps_by_cluster": {"cluster1": 3}}, federation={"rounds": 2})
     who, notes = ("fast", Notes()) if world.cluster == 0 else ("slow", SlowNotes(events))
     seen = course(world, "unequal", config, {0: (0,), 1: (1,)}, folder, notes=notes,
                   watch=lambda exchange: Watched(exchange, lambda: events.note(f"{who} update")))
@@ -575,7 +577,7 @@ class StepClock:
 
 
 def unlike_steps(world, base, folder, budget):
-    config = settings(base, clients=2, train={"local_steps": 8, "momentum": 0.0, "lr": 0.01, **({} if budget else {"local_steps_by_cluster": "cluster1:2"})},
+    config = settings(base, clients=2, train={"local_steps": 8, "momentum": 0.0, "lr": 0.01, **({} if budget else {"local_steps_by_cluster": {"cluster1": 2}})},
                       federation={"rounds": 4 if budget else 1, **({"round_budget": "seconds", "round_seconds": 0.6} if budget else {})})
     notes, clock = Notes(), StepClock(0.125 if world.cluster else 0.25)
     with federation(world, f"uneven{budget}", config, {0: (0,), 1: (1,)}, folder, notes=notes) as fed, pytest.MonkeyPatch.context() as patch:
