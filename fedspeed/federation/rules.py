@@ -29,6 +29,11 @@ class Result:
     factor_error: float | None
 
 
+def rule_of(method) -> str:
+    """Return the rule that a value of federation.method stands for."""
+    return "svd" if method.name == "flexlora" else method.rule
+
+
 def held(rule: str, round: int, names) -> frozenset[str]:
     """The names that keep their value in this round (rounds count from 1; `alternate` begins with B: while B = 0, A has no gradient)."""
     if rule == "freeze_a" or (rule == "alternate" and round % 2 == 1):

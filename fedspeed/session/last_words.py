@@ -14,6 +14,7 @@ from fedspeed import activity
 from fedspeed.cluster.once import report
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.run import RunConfig
+from fedspeed.config.spelling import flow
 from fedspeed.engine.base.choose import choose_tier
 from fedspeed.engine.base.told import execution
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, FedSpeedError, LostPeerError, Preempted, connection_text
@@ -49,7 +50,7 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
               file=sys.stderr)
         return EXIT_RESUMABLE
     best = progress.has_best and progress.best_round != progress.round
-    tensors = journal_of(job.order).load_best(progress.best_round) if best else progress.tensors
+    tensors = journal_of(job.order).load_best(progress.best_round) if best else progress.state
     kind = export_kind(config)
     card = Card(folder.name, kind, progress.best_round if best else progress.round, lasting_name(config.model.base),
                 str(engine.model.config.dtype).removeprefix("torch."), PromptFormat.of(tokenizer, config.data),
@@ -57,7 +58,7 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
     with activity.during(f"the export of the {kind}"):
         export(folder / kind, engine.model, tokenizer, tensors, config.model.base, card.text())
         if best:
-            export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base,
+            export(folder / f"{kind}-last", engine.model, tokenizer, progress.state, config.model.base,
                    replace(card, round=progress.round).text())
     if not best:
         shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)  # of an earlier end of this run, whose last round was not its best
@@ -196,8 +197,8 @@ def _trained(adapter) -> str:
     if adapter.method == "full":
         return "everything"
     if adapter.method == "blocks":
-        return f"decoder blocks {adapter.blocks}"
-    return f"the LoRA adapter {adapter.start_from}" if adapter.start_from else f"LoRA r={adapter.lora_rank} on {adapter.targets}"
+        return f"decoder blocks {flow(adapter.blocks)}"
+    return f"the LoRA adapter {adapter.start_from}" if adapter.start_from else f"LoRA r={adapter.lora_rank} on {flow(adapter.targets)}"
 
 
 def _budget(config) -> str:
@@ -233,7 +234,7 @@ def _facts(job: Job, exported, predicted=None):
         "data": f"{config.data.task}, {config.data.clients} clients, split {config.data.split}",
         "rounds": f"{config.federation.rounds} x {_budget(config)} of {config.train.micro_batch * config.train.accumulation} "
                   f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
-        "aggregation": f"{config.federation.aggregation}, server optimizer {config.federation.server_optimizer}",
+        "method": f"{flow(config.federation.method)}, server optimizer {config.federation.server_optimizer}",
         "engine": f"{_execution(job)}, launched by {job.launch.kind}",
         "layout": f"{len(job.workers)} ranks in {len(topology.clusters)} cluster{'s' if len(topology.clusters) > 1 else ''}",
     }
