@@ -18,10 +18,10 @@ from fedspeed.errors import FedSpeedError, LostPeerError, PlanError
 from fedspeed.models.planned import planned_shape
 from fedspeed.planner.hardware import node_of
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
-from fedspeed.planner.search import place_of
+from fedspeed.planner.places import place_of
 from fedspeed.planner.task import task_of
-from fedspeed.preflight import read_probe_file
 from fedspeed.session.last_words import ASKED_FILE
+from fedspeed.session.measured import read_probe_file
 from fedspeed.session.order import Job
 from fedspeed.session.remedies import out_of_device_memory
 from fedspeed.session.standing import Claim

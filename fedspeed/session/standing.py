@@ -85,24 +85,28 @@ def ending(number: int, stale: int, config: FederationConfig) -> str:
 def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | None, seat, fresh):
     """The `rounds.Progress` to go on from: the `fresh` one, or the newest journal entry that anybody has, told to everyone."""
     from fedspeed.federation import rounds
+    from fedspeed.federation.folded_layout import fits, shared_layout
     from fedspeed.federation.layout import Layout
 
     packed = rounds.pack(fresh.tensors, fresh.server, fresh.tensors if config.federation.staleness else None)
-    layout, head, vector = Layout.of(packed), np.zeros(5), np.zeros(Layout.of(packed).size, dtype=np.float32)
+    layout, head, saved = Layout.of(packed), np.zeros(5), None
     if entry is not None:
         saved = journal.tensors(entry)
-        if Layout.of(saved) != layout:
+        if not fits(Layout.of(saved), layout):
             raise JournalError(f"{journal.folder}: its tensors do not fit this model; start anew with --fresh")
-        vector = layout.flatten(saved)
         head = np.array([entry.round, entry.best_round if entry.has_best else NONE, entry.best_loss if entry.has_best else 0.0, entry.stale,
                          -1.0 if entry.likeness is None else entry.likeness])
     priority = entry.round + 1.0 if entry else 0.0  # sites of their own may differ by the round in which one was lost
     head = link.share(head, priority)
     if head is None:
         return fresh
-    own, vector = vector, link.share(vector, priority)
+    own_layout = Layout.of(saved) if saved else None
+    layout = shared_layout(link, layout, own_layout, priority)
+    alike = saved is not None and own_layout == layout
+    own = layout.flatten(saved) if alike else np.zeros(layout.size, dtype=np.float32)
+    vector = link.share(own, priority)
     if config.routing.transport == "tls":
-        _check_alike(link, journal, int(head[0]), entry is not None and entry.round == head[0] and not np.array_equal(own, vector))
+        _check_alike(link, journal, int(head[0]), entry is not None and entry.round == head[0] and not (alike and np.array_equal(own, vector)))
     tensors, moments, previous = rounds.unpack(layout.unflatten(vector))
     number, best, stale = int(head[0]), int(head[1]), int(head[3])
     progress = rounds.Progress(number, tensors, moments, {}, max(0, best), float("inf") if best == NONE else float(head[2]), stale,
@@ -134,11 +138,15 @@ def _check_alike(link, journal: Journal, number: int, differs: bool) -> None:
 
 def _share_best(link, journal: Journal, best: int, layout) -> None:
     """Give the best round's tensors to sites that do not have them."""
+    from fedspeed.federation.folded_layout import shared_layout
+
     try:
         own = journal.load_best(best)
     except JournalError:
         own = None
-    told = link.share(layout.flatten(own) if own else np.zeros(layout.size, dtype=np.float32), float(own is not None))
+    known = float(own is not None)
+    layout = shared_layout(link, layout, layout.of(own) if own else None, known)
+    told = link.share(layout.flatten(own) if own else np.zeros(layout.size, dtype=np.float32), known)
     if told is None:
         raise JournalError(f"{journal.folder}: no site has the tensors of round {best}, the best one so far; start anew with --fresh on all")
     if own is None:

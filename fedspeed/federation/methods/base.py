@@ -5,7 +5,10 @@ so every rank of every client, which hold the same state and hear the same sum, 
 
 The order of a round: `turn` for each client that is asked, `train` for as many turns as the engine has client
 slots, `encode` for each of them, the sum over all clients, `aggregate`, the server optimizer, `server_step`.
-`models` says what is then evaluated and exported.
+`models` says what is then evaluated and exported. A method that has a server (`RankRole.server`) computes on
+it in `serve`, while clients train, and in `server_step`.
+
+docs/methods.md says which member carries what of the methods that FedSpeed is compared with.
 """
 
 from abc import ABC, abstractmethod
@@ -18,17 +21,14 @@ import numpy as np
 
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, is_folder
+from fedspeed.models.folded import trainable
 
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
+    from fedspeed.engine.build import EngineSpec
     from fedspeed.engine.client_engine import ClientEngine, Sums
+    from fedspeed.routing.channel import Channel
 
 Arrays = dict[str, np.ndarray]
-FOLDED = "folded:"  # how the names begin of arrays that no client trains, see `engine.folded`
-
-
-def trainable(state: Mapping[str, np.ndarray]) -> Arrays:
-    """Return those arrays of a global state that clients train: all but the folded ones."""
-    return {name: array for name, array in state.items() if not name.startswith(FOLDED)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +83,21 @@ class Method(ABC):
     stands where it is registered (`Entry`).
 
     Attributes:
-        needs: what the engine must be capable of, held against it before anything is built.
+        needs, server_needs: what a client's and the server's engine must be capable of
+            (engine.client_engine.Capability), held against them before anything is built. The server needs no
+            engine where `server_needs` is empty.
+        hides: what the run's transforms of updates want hidden beside them (updates.base.BESIDE). The method
+            does not send its sketch if that is among it.
+        keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
+            journalled.
         exact_error: whether `Aggregate.factor_error` is the error itself, or an estimate.
         exchange_every: "round", or "step": after every local step. Evaluation and journal keep to rounds.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
+    server_needs: ClassVar[frozenset[str]] = frozenset()
+    hides: frozenset[str] = frozenset()
+    keeps_memory: ClassVar[bool] = False
     exact_error: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
 
@@ -104,26 +113,27 @@ class Method(ABC):
     # Before anything is built.
 
     @classmethod
-    def spec(cls, config: Any, role: Literal["client", "server"], shape: Any) -> dict[str, Any]:
-        """Return the fields in which a role's engine differs from what the run's configuration asks for, such
-        as its `blocks` (engine.EngineSpec).
+    def spec(cls, config: Any, spec: "EngineSpec", *, shape: Any) -> "EngineSpec":
+        """Return what is to be built, given what the run's configuration asks for: other `blocks` of the
+        model, say, or another optimizer.
 
         Args:
-            config: the method's arm. shape: of the base (models.catalogue.ModelShape).
+            config: the method's arm. spec: for the role that it names. shape: of the base
+                (models.catalogue.ModelShape).
         """
-        return {}
+        return spec
 
     @classmethod
     def min_holders(cls, config: Any, asked: Sequence[int], modules: int) -> int:
-        """Return the fewest clients whose values meet in any element of any round's sum. Masked modes refuse
-        fewer than `routing.min_participants`: an element that one client holds alone is that client's update
-        in the clear.
+        """Return the fewest clients whose values meet in any element of any round's sum; 1 unless a method
+        says more. Masked modes refuse fewer than `routing.min_participants`: an element that one client holds
+        alone is that client's update in the clear.
 
         Args:
             config: the method's arm. asked: clients of a round. modules: matrices that are adapted, 0 where
                 that is not known.
         """
-        return len(asked)
+        return 1
 
     @classmethod
     def start_problem(cls, config: Any, state: Arrays) -> str:
@@ -136,11 +146,37 @@ class Method(ABC):
         """Return the names that keep their value in a round; rounds count from 1."""
         return frozenset()
 
-    def turn(self, client: int, round: int, state: Arrays, *, steps: int, seed: int, memory: Arrays,
-             exchange: int = 0) -> Turn:
+    def turn(
+        self,
+        client: int,
+        round: int,
+        state: Arrays,
+        *,
+        steps: int,
+        seed: int,
+        memory: Arrays,
+        exchange: int = 0,
+    ) -> Turn:
         """Return what a client is to do in a round that starts from `state`."""
-        return Turn(client=client, round=round, start=state, frozen=self.frozen(round), steps=steps,
-                    seed=seed, memory=memory, exchange=exchange)
+        return Turn(
+            client=client,
+            round=round,
+            start=state,
+            frozen=self.frozen(round),
+            steps=steps,
+            seed=seed,
+            memory=memory,
+            exchange=exchange,
+        )
+
+    def passes(self, engine: "ClientEngine", turns: int, steps: int, accumulation: int) -> tuple[int, bool]:
+        """Return (passes over the base that `train` makes on this rank, whether they have a backward): ranks
+        that share a base keep step by these.
+
+        Args:
+            turns: of this rank's clients in the round. steps: of each. accumulation: micro-batches of a step.
+        """
+        return engine.train_passes(turns, steps, accumulation), True
 
     def train(self, engine: "ClientEngine", turns: Sequence[Turn], trainer: Any) -> list[Trained]:
         """Train the turns in the engine's first client slots, all at the same time.
@@ -167,8 +203,16 @@ class Method(ABC):
     # The common part: the same on every rank.
 
     @abstractmethod
-    def aggregate(self, state: Arrays, total: np.ndarray, weight: float, *, round: int, exchange: int = 0,
-                  factor: float = 1.0) -> Aggregate:
+    def aggregate(
+        self,
+        state: Arrays,
+        total: np.ndarray,
+        weight: float,
+        *,
+        round: int,
+        exchange: int = 0,
+        factor: float = 1.0,
+    ) -> Aggregate:
         """Return what the sum of all contributions makes of the state that the round was trained from.
 
         Args:
@@ -180,6 +224,10 @@ class Method(ABC):
     def update_norm(self, before: Arrays, after: Arrays) -> float:
         """Return the Euclidean norm of what has changed between two global states."""
 
+    def serve(self, engine: "ClientEngine", channel: "Channel", round: int, exchange: int) -> None:
+        """Answer the clients on the server, which are in `train` meanwhile, until they are done with the
+        exchange. Clients reach the server by `Trainer.channel`."""
+
     def server_step(self, state: Arrays, engine: "ClientEngine | None", public_rows: Any) -> Arrays:
         """Return the state after what the server alone does with it, on its own engine and on public rows.
         What it returns is told to all."""
@@ -187,6 +235,9 @@ class Method(ABC):
 
     def models(self, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:
         """Return what is evaluated and exported, by name: full arrays for the engine.
+
+        `adapter` is evaluated for all clients but those that have a model of their own, `client-N`. Models of
+        other names are exported only.
 
         Args:
             memory: of this rank's clients, by client.
@@ -197,16 +248,29 @@ class Method(ABC):
 def method_class(name: str) -> type[Method]:
     """Import a method; its module defines one class of that kind."""
     module = import_module(f"{METHODS[name].module}.method" if is_folder(name) else METHODS[name].module)
-    found = [value for value in vars(module).values()
-             if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__]
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
     assert len(found) == 1, f"{module.__name__} must define one subclass of Method, but has {len(found)}"
     return found[0]
 
 
-def make_method(config: Any, state: Mapping[str, np.ndarray], *, clients: int, seed: int) -> Method:
+def make_method(
+    config: Any,
+    state: Mapping[str, np.ndarray],
+    *,
+    clients: int,
+    seed: int,
+    hides: frozenset[str] = frozenset(),
+) -> Method:
     """Build the method that a run's configuration names.
 
     Args:
         config: `federation.method`. state: any global state of the run, for names and shapes.
+        hides: see `Method`.
     """
-    return method_class(config.name)(config, Layout.of(trainable(state)), clients=clients, seed=seed)
+    method = method_class(config.name)(config, Layout.of(trainable(state)), clients=clients, seed=seed)
+    method.hides = hides
+    return method

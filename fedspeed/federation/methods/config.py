@@ -17,8 +17,12 @@ class Entry:
     Attributes:
         module: path of the method's module, or of its folder.
         sums_only: whether sums over all clients are all that it needs. Without that, masked modes refuse it.
-        adds_deltas: whether the new state is the old one plus a mean of clients' deltas. Server optimizers,
-            staleness, kept local optimizers and clients with unequal numbers of steps presuppose that.
+        adds_deltas: whether the new state is the old one plus a mean of all clients' deltas. Staleness, kept
+            local optimizers, clients with unequal numbers of steps, and transforms of updates presuppose
+            that.
+        server_optimizers: whether the new state less the old one is a pseudo-gradient that a server optimizer
+            may step along, by name and shape.
+        folds: whether its aggregate grows a folded adapter beside LoRA's (models.folded).
         any_weights: whether it also works on weights that are no LoRA factors (adapter.method=blocks or
             full).
     """
@@ -26,13 +30,22 @@ class Entry:
     module: str
     sums_only: bool = False
     adds_deltas: bool = False
+    server_optimizers: bool = False
     any_weights: bool = False
+    folds: bool = False
 
 
 METHODS = {
-    "lora_average": Entry(module="fedspeed.federation.methods.lora_average",
-                          sums_only=True, adds_deltas=True, any_weights=True),
+    "lora_average": Entry(
+        module="fedspeed.federation.methods.lora_average",
+        sums_only=True,
+        adds_deltas=True,
+        server_optimizers=True,
+        any_weights=True,
+    ),
     "flexlora": Entry(module="fedspeed.federation.methods.flexlora"),
+    "stack": Entry(module="fedspeed.federation.methods.stack", folds=True),
+    "residual": Entry(module="fedspeed.federation.methods.residual", folds=True),
 }
 
 

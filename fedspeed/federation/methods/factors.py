@@ -23,17 +23,35 @@ def moved(start: Tensors, delta: Tensors, factor: float) -> dict[str, np.ndarray
     return {n: (v + factor * delta[n]).astype(np.float32) if n in delta else v for n, v in start.items()}
 
 
+def product_norm(products: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return the Frobenius norm of a sum of products, each given as its factors [out, r] and [r, in]; r may
+    differ.
+
+    With the factors put beside each other the sum is L R = Q_l (R_l R_r^T) Q_r^T, whose norm is that of the
+    small matrix in the middle.
+    """
+    r_l = np.linalg.qr(np.concatenate([left for left, _ in products], axis=1).astype(np.float64), mode="r")
+    r_r = np.linalg.qr(
+        np.concatenate([right for _, right in products], axis=0).astype(np.float64).T, mode="r"
+    )
+    return float(np.linalg.norm(r_l @ r_r.T))
+
+
 def product_distance(before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> float:
     """Return the Frobenius norm of the difference of two products, each given as its factors B [out, r] and A
-    [r, in].
-
-    The difference is [B' -B] [A'; A] = Q_b (R_b R_a^T) Q_a^T, whose norm is that of the small matrix in the
-    middle.
-    """
+    [r, in]."""
     (b, a), (new_b, new_a) = before, after
-    r_b = np.linalg.qr(np.concatenate([new_b, -b], axis=1).astype(np.float64), mode="r")
-    r_a = np.linalg.qr(np.concatenate([new_a, a], axis=0).astype(np.float64).T, mode="r")
-    return float(np.linalg.norm(r_b @ r_a.T))
+    return product_norm([(new_b, new_a), (-b, a)])
+
+
+def fresh_a(name: str, shape: tuple[int, ...], seed: Sequence[int]) -> np.ndarray:
+    """Draw a new factor A [r, in] as LoRA's is drawn at the start (models.adapters.initial_adapter), from
+    `seed` alone."""
+    rng = np.random.default_rng([0xF2A, *seed])
+    if ".lora_embedding_A" in name:
+        return rng.standard_normal(shape).astype(np.float32)
+    bound = 1 / math.sqrt(shape[1])
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -13,30 +13,8 @@ import numpy as np
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import Aggregate, Arrays, Method, Turn
 from fedspeed.federation.methods.factors import distance, mean_product, product_distance
+from fedspeed.federation.methods.per_client import PerClient
 from fedspeed.models.factors import pairs
-
-
-class ClientSlots:
-    """A vector in which every client has a slot of its own: its weight, then its state."""
-
-    def __init__(self, layout: Layout, clients: int):
-        self._layout, self._clients = layout, clients
-        self.values = clients * (layout.size + 1)
-
-    def fill(self, client: int, state: Arrays, weight: float) -> np.ndarray:
-        """Return [values] float32 that is zero but for the client's slot."""
-        slots = np.zeros((self._clients, self._layout.size + 1), dtype=np.float32)
-        slots[client, 0] = weight
-        slots[client, 1:] = self._layout.flatten(state)
-        return slots.reshape(-1)
-
-    def read(self, total: np.ndarray) -> tuple[list[float], list[Arrays]]:
-        """Return (shares, which sum to 1, and states) of the clients whose slot is filled, in the order of
-        their numbers."""
-        slots = total.reshape(self._clients, -1)
-        present = [(float(s[0]), self._layout.unflatten(s[1:])) for s in slots if s[0] > 0]
-        shares = [w / sum(w for w, _ in present) for w, _ in present]
-        return shares, [state for _, state in present]
 
 
 class FlexLora(Method):
@@ -46,11 +24,7 @@ class FlexLora(Method):
 
     def __init__(self, config, layout: Layout, *, clients: int, seed: int):
         super().__init__(config, layout, clients=clients, seed=seed)
-        self._slots = ClientSlots(layout, clients)
-
-    @classmethod
-    def min_holders(cls, config, asked, modules):
-        return 1
+        self._slots = PerClient(layout, clients)
 
     def values(self, round):
         return self._slots.values
@@ -68,9 +42,7 @@ class FlexLora(Method):
             # again.
             new[a] = mean.a if mean.norm else state[a]
             lost, whole = lost + mean.lost**2, whole + mean.norm**2
-        for name in set(self.layout.names) - new.keys():
-            average = sum(share * tensors[name].astype(np.float64) for share, tensors in zip(shares, present))
-            new[name] = average.astype(np.float32)
+        new |= self._slots.means(total, set(self.layout.names) - new.keys())
         return Aggregate(new, (lost / whole) ** 0.5 if whole else 0.0)
 
     def update_norm(self, before, after):

@@ -31,8 +31,14 @@ class LoraAverage(Method):
         self._plan = lru_cache(maxsize=2)(self._plan_of)
 
     def _plan_of(self, round: int) -> tuple[Layout, Sketch]:
-        """Return (layout of what travels in a round, the round's sketch)."""
-        return self.layout.without(self.frozen(round)), Sketch(self.layout, self.seed, round)
+        """Return (layout of the deltas that travel in a round, the round's sketch, which may have no
+        values)."""
+        sketched = self.layout.without(self.layout.names if "sketch" in self.hides else ())
+        return self.layout.without(self.frozen(round)), Sketch(sketched, self.seed, round)
+
+    @classmethod
+    def min_holders(cls, config, asked, modules):
+        return len(asked)  # all of them train the same tensors
 
     @classmethod
     def start_problem(cls, config, state):
@@ -43,9 +49,11 @@ class LoraAverage(Method):
         stuck = next((name for name in sorted(state) if is_factor_a(name) and not np.any(state[name])), "")
         if not stuck:
             return ""
-        return (f"federation.method.rule=freeze_a keeps every A as it is, but {stuck} is zero in "
-                "adapter.start_from, so that its B would never move; choose another rule, or start from an "
-                "adapter that was trained")
+        return (
+            f"federation.method.rule=freeze_a keeps every A as it is, but {stuck} is zero in "
+            "adapter.start_from, so that its B would never move; choose another rule, or start from an "
+            "adapter that was trained"
+        )
 
     def frozen(self, round):
         """Return the names that keep their value; `alternate` begins with B: while B = 0, A has no
@@ -72,9 +80,9 @@ class LoraAverage(Method):
     def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
         trained, sketch = self._plan(round)
         mean = total.astype(np.float64) / weight
-        delta = trained.unflatten(mean[:trained.size])
+        delta = trained.unflatten(mean[: trained.size])
         scaled, plain = (moved(state, delta, by) for by in (factor, 1.0))
-        return Aggregate(scaled, sketch.error(mean[trained.size:], plain))
+        return Aggregate(scaled, sketch.error(mean[trained.size :], plain))
 
     def update_norm(self, before, after):
         return distance(before, after, before)
