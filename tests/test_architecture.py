@@ -16,6 +16,7 @@ FLOORS = [
     ["cluster", "models", "data"],
     ["planner", "engine", "routing", "monitor", "checkpoint"],
     ["federation"],
+    ["evaluation"],
     ["quickstart"],
     ["session"],
     ["cli"],

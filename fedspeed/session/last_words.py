@@ -50,7 +50,7 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
               file=sys.stderr)
         return EXIT_RESUMABLE
     best = progress.has_best and progress.best_round != progress.round
-    tensors = journal_of(job.order).load_best(progress.best_round) if best else progress.tensors
+    tensors = journal_of(job.order).load_best(progress.best_round) if best else progress.state
     kind = export_kind(config)
     card = Card(folder.name, kind, progress.best_round if best else progress.round, lasting_name(config.model.base),
                 str(engine.model.config.dtype).removeprefix("torch."), PromptFormat.of(tokenizer, config.data),
@@ -58,7 +58,7 @@ def finish(job: Job, progress, monitor, engine, tokenizer, comparison, predicted
     with activity.during(f"the export of the {kind}"):
         export(folder / kind, engine.model, tokenizer, tensors, config.model.base, card.text())
         if best:
-            export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base,
+            export(folder / f"{kind}-last", engine.model, tokenizer, progress.state, config.model.base,
                    replace(card, round=progress.round).text())
     if not best:
         shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)  # of an earlier end of this run, whose last round was not its best

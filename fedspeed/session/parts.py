@@ -68,6 +68,7 @@ def engine(job: Job, clock, sharers: int):
     import torch
 
     from fedspeed.engine.build import build_engine
+    from fedspeed.federation.adapted import adapted
 
     config, topology = job.config, job.topology
     torch.set_num_threads(config.engine.threads or int(os.environ.get("OMP_NUM_THREADS") or
@@ -75,8 +76,8 @@ def engine(job: Job, clock, sharers: int):
     sets = sorted({tuple(job.world.index(r) for r in client.ranks) for client in topology.clients if client.ranks[0] in job.world})
     options = replace(config.engine, cuts=stage_cuts(job)) if config.engine.pipeline != "none" else config.engine
     try:
-        return build_engine(config.model, config.adapter, config.train, options, job.order.deepspeed, sets, clock, swap_folder(job),
-                            config.run.seed, len(job.place.clients), sharers)
+        return adapted(build_engine(config.model, config.adapter, config.train, options, job.order.deepspeed, sets, clock, swap_folder(job),
+                            config.run.seed, len(job.place.clients), sharers))
     except (MemoryError, OSError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -184,10 +185,46 @@ def _anonymous(job: Job, transport, roll):
     return AnonymousExchange(transport, routing, key, roster, digest(job.order.marks.encode()), roll)
 
 
-def seat(job: Job, data: dict):
-    from fedspeed.federation.rounds import Seat
+def role(job: Job, data: dict):
+    """Return what this rank is in the rounds (federation.role.RankRole).
 
-    return Seat(data, job.workers.index(job.me), len(job.workers), job.speaks, job.reporter, job.place.cluster)
+    Args:
+        data: encoded rows of its clients, by client.
+    """
+    from fedspeed.federation.role import RankRole
+
+    return RankRole(
+        clients=data,
+        place=job.workers.index(job.me),
+        ranks=len(job.workers),
+        gateway=job.speaks,
+        reporter=job.reporter,
+        cluster=job.place.cluster,
+    )
+
+
+def federated(job: Job, engine, link, *, role, journal, record: dict, monitor, clock, stop, renew):
+    """Return this rank's parts of the rounds (federation.parts.RankParts).
+
+    Args:
+        record: of the configuration, for the journal. stop, renew: see federation.recording.Signals.
+    """
+    from fedspeed.evaluation.held_out import HeldOut
+    from fedspeed.federation.parts import Surroundings, assemble
+    from fedspeed.federation.recording import Signals
+    from fedspeed.monitor.clock import peak_bytes
+
+    surroundings = Surroundings(
+        journal=journal,
+        fingerprint=job.order.marks,
+        record=record,
+        monitor=monitor,
+        clock=clock,
+        peak_bytes=peak_bytes,
+        signals=Signals(stop, renew),
+    )
+    evaluators = [HeldOut(job.config.train, role)]
+    return assemble(job.config, role, engine, link, surroundings=surroundings, evaluators=evaluators)
 
 
 def data_report(job: Job, link, data: dict, everyone: list):
@@ -238,6 +275,7 @@ def monitor(job: Job, resume_round: int, claim: Claim, data=None):
     if config.routing.transport == "tls":
         job.site.keep_epoch(folder)
     (folder / ASKED_FILE).unlink(missing_ok=True)
-    (folder / "report.md").unlink(missing_ok=True)  # it speaks of how an earlier start ended, and this one may end without a word
+    for name in ("report.md", "summary.json"):  # they speak of how an earlier start ended, and this one may end without a word
+        (folder / name).unlink(missing_ok=True)
     return Monitor(folder, config.monitor, config.routing.mode, config.federation.rounds, json_out=order.json_out,
                    resume_round=resume_round, data=data, config_text=render(order.loaded, order.deepspeed))

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedspeed import activity
 from fedspeed.checkpoint.journal import Entry
@@ -15,6 +15,7 @@ from fedspeed.cluster.topology import plan, warnings
 from fedspeed.config.check import notes
 from fedspeed.engine.checks import check_pipeline
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
+from fedspeed.federation.checks import check_method
 from fedspeed.models.checks import weight_notes
 from fedspeed.routing.checks import check_routing, routing_notes
 from fedspeed.session import last_words, numeric_type, parts, preflight, sharing, standing
@@ -96,34 +97,36 @@ def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
 
 def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, claim: standing.Claim, pulse: Pulse, stuck, stop: StopFlag) -> int:
     from fedspeed.federation import rounds
-    from fedspeed.monitor.clock import StageClock, peak_bytes
+    from fedspeed.federation.parts import start
+    from fedspeed.monitor.clock import StageClock
 
     config = job.config
     clock, journal = StageClock(trace=parts.trace(job)), standing.journal_of(job.order)
     with activity.during("the building of the engine"):
         engine = parts.engine(job, clock, inputs.sharers)
     link, close = parts.link(job, store, transport, engine, pulse)
-    seat = parts.seat(job, inputs.data)
-    fresh = rounds.start(config, engine)
-    first = fresh.tensors  # what a client alone would start from too
-    progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
+    role = parts.role(job, inputs.data)
+    fresh = start(config, engine)
+    first = fresh.state  # what a client alone would start from too
+    progress = standing.resume(config, engine, link, journal, inputs.entry, role, fresh)
     data = parts.data_report(job, link, inputs.data, inputs.everyone)
     monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
     if job.reporter:
         stop.tell = lambda where: last_words.tell_where(job.order.folder, where)
     record = job.order.record | ({"inputs": to_keep(config, inputs.everyone)} if job.reporter else {})
-    federation = rounds.Federation(config, job.order.marks, record, seat, engine, link, journal, monitor, clock, peak_bytes, stop,
-                                   _renewal(job))
+    federated = parts.federated(
+        job, engine, link, role=role, journal=journal, record=record, monitor=monitor, clock=clock, stop=stop, renew=_renewal(job)
+    )
     try:
         try:
-            federation.baseline(progress)  # asked to end meanwhile, a run ends at once: there is nothing to lose
+            rounds.baseline(federated, progress)  # asked to end meanwhile, a run ends at once: there is nothing to lose
             stop.in_rounds = True
-            progress = federation.run(progress)
+            progress = rounds.run(federated, progress)
             clock.trace.close()
-            comparison = _compare(job, federation, first, progress, inputs, link)
+            comparison = _compare(job, federated, first, progress, inputs)
             if job.reporter:
                 code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison, forecast(job, inputs.data),
-                                         federation.renewed)
+                                         progress.renewed)
             else:
                 code = EXIT_OK if progress.done else EXIT_RESUMABLE
         except Exception as error:
@@ -176,7 +179,8 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun
 
         preflight.check_files(order.loaded)
         check_clusters(config, job.topology)
-        routing, _ = check_routing(order.config, job.topology)
+        routing, participants = check_routing(order.config, job.topology)
+        check_method(replace(order.config, routing=routing), participants)
         check_pipeline(config, order.deepspeed, routing, job.topology, job.launch.hostfile)
         shared, sharers = sharing.check_shared(job, store)
         check_dtype(config.model.dtype, str(order.folder) if begun_type else "", job.launch.local_rank)
@@ -240,7 +244,7 @@ def _leave_cluster() -> None:
     leave_world()
 
 
-def _compare(job: Job, federation, first, progress, inputs: _Inputs, link):
+def _compare(job: Job, federated, first, progress, inputs: _Inputs):
     """The table of each client alone beside the federated model, where it is asked for."""
     if not (progress.done and job.config.federation.compare_alone):
         return None
@@ -249,7 +253,9 @@ def _compare(job: Job, federation, first, progress, inputs: _Inputs, link):
     from fedspeed.monitor.report import Comparison, ComparisonRow
 
     everyone = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.everyone]
-    scores = compare(federation, first, progress.tensors, everyone, link)
+    scores = compare(
+        job.config, federated.role, federated.engine, federated.link, start=first, federated=progress.state, everyone=everyone
+    )
     return Comparison(tuple(ComparisonRow(s.name, s.held_out_loss, s.accuracy) for s in scores))
 
 

@@ -10,7 +10,6 @@ from fedspeed.checkpoint.journal import Entry, Journal, changes
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import decisive
 from fedspeed.errors import JournalError
-from fedspeed.federation.config import FederationConfig
 from fedspeed.session.order import Order
 
 NONE = -1  # in place of the best round's number where nothing has been evaluated
@@ -74,21 +73,13 @@ def check_best(journal: Journal, entry: Entry) -> None:
         journal.check_best(entry)
 
 
-def ending(number: int, stale: int, config: FederationConfig) -> str:
-    """Why a run that stands at round `number` is over, empty while it goes on. The journal's word does not count here: rounds and
-    patience may have changed since."""
-    if number >= config.rounds:
-        return "finished"
-    return "early stop" if config.patience and stale >= config.patience else ""
-
-
-def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | None, seat, fresh):
-    """The `rounds.Progress` to go on from: the `fresh` one, or the newest journal entry that anybody has, told to everyone."""
-    from fedspeed.federation import rounds
+def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | None, role, fresh):
+    """The `keeping.Progress` to go on from: the `fresh` one, or the newest journal entry that anybody has, told to everyone."""
+    from fedspeed.federation import keeping
     from fedspeed.federation.folded_layout import fits, shared_layout
     from fedspeed.federation.layout import Layout
 
-    packed = rounds.pack(fresh.tensors, fresh.server, fresh.tensors if config.federation.staleness else None)
+    packed = keeping.pack(fresh.state, fresh.moments, fresh.state if config.federation.staleness else None)
     layout, head, saved = Layout.of(packed), np.zeros(5), None
     if entry is not None:
         saved = journal.tensors(entry)
@@ -107,21 +98,25 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
     vector = link.share(own, priority)
     if config.routing.transport == "tls":
         _check_alike(link, journal, int(head[0]), entry is not None and entry.round == head[0] and not (alike and np.array_equal(own, vector)))
-    tensors, moments, previous = rounds.unpack(layout.unflatten(vector))
+    state, moments, previous = keeping.unpack(layout.unflatten(vector))
     number, best, stale = int(head[0]), int(head[1]), int(head[3])
-    progress = rounds.Progress(number, tensors, moments, {}, max(0, best), float("inf") if best == NONE else float(head[2]), stale,
-                               ending(number, stale, config.federation), previous if number else None,
-                               likeness=float(head[4]) if head[4] >= 0 else None)
-    if (config.federation.local_optimizer == "keep" or rounds.keeps_starts(config)) and number:
-        kept = progress.optimizers if config.federation.local_optimizer == "keep" else progress.starts
-        for client in seat.clients:
-            template = rounds.as_arrays(engine.optimizer_state()) if kept is progress.optimizers else tensors
-            kept |= _kept(journal, engine, Layout.of(template), number, client, seat.gateway)
-        link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now, and nothing of the run is changed yet
+    progress = keeping.Progress(
+        number,
+        state,
+        moments,
+        best_round=max(0, best),
+        best_loss=float("inf") if best == NONE else float(head[2]),
+        stale=stale,
+        done=keeping.ending(number, stale, rounds=config.federation.rounds, patience=config.federation.patience),
+        previous=previous if number else None,
+        update_alignment=float(head[4]) if head[4] >= 0 else None,
+    )
+    if number:
+        keeping.load_clients(config, progress, journal=journal, link=link, role=role)
     if best not in (NONE, number) and config.routing.transport == "tls":
-        _share_best(link, journal, best, Layout.of(tensors))
+        _share_best(link, journal, best, Layout.of(state))
     if entry is not None and best == number:
-        journal.save_best(best, tensors)  # whether the file is there or not, see `check_best`
+        journal.save_best(best, state)  # whether the file is there or not, see `check_best`
     return progress
 
 
@@ -151,13 +146,3 @@ def _share_best(link, journal: Journal, best: int, layout) -> None:
         raise JournalError(f"{journal.folder}: no site has the tensors of round {best}, the best one so far; start anew with --fresh on all")
     if own is None:
         journal.save_best(best, layout.unflatten(told))
-
-
-def _kept(journal: Journal, engine, layout, number: int, client: int, gateway: bool) -> dict:
-    """What a client alone goes on with, from its gateway's disk, on all its ranks; empty for one that has nothing."""
-    saved = journal.load_client(number, client) if gateway else None
-    known = np.array([float(bool(saved))])
-    if not engine.share_from_gateway(known)[0]:
-        return {}
-    vector = layout.flatten(saved) if gateway else np.zeros(layout.size, dtype=np.float32)
-    return {client: layout.unflatten(engine.share_from_gateway(vector))}

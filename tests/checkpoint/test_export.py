@@ -138,7 +138,8 @@ def one(name, family, method, kind, dtype, folder):
     from fedspeed.models.tokenizer import byte_tokenizer
 
     base, target = write_base(family, folder / f"base of {name}", name.partition(" ")[0]), folder / name
-    engine = build(ModelConfig(base=base, dtype=dtype), AdapterConfig(method=method, blocks=LastBlocks(1), targets="all-linear", lora_rank=4), kind, folder)
+    adapter = AdapterConfig(method=method, blocks=LastBlocks(1), targets="all-linear", lora_rank=4)
+    engine = build(ModelConfig(base=base, dtype=dtype), adapter, kind, folder)
     state = trained(engine, folded=name.startswith("folded"))
     engine.load({n: torch.from_numpy(t) for n, t in state.items()})
     target.mkdir()

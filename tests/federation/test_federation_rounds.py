@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from fedspeed.federation import rounds
+from fedspeed.federation import pacing
 from tests.federation import runs
 from tests.federation.runs import Notes, course, federation, largest, run_worlds, same_bits, settings, share_of
 from tests.limits import LIMIT_S
@@ -471,9 +471,10 @@ def compared(world, base, folder, kind):
 
     with federation(world, f"compared-{kind}", two_rounds(base), SHARED, folder, kind) as fed:
         progress = runs.begin(fed)
-        start = progress.tensors
-        end = fed.run(progress).tensors
-        return compare(fed, start, end, [runs.client_data(c) for c in range(3)], fed._link)
+        start = progress.state
+        end = fed.run(progress).state
+        everyone = [runs.client_data(c) for c in range(3)]
+        return compare(fed.config, fed.role, fed.engine, fed.link, start=start, federated=end, everyone=everyone)
 
 
 @pytest.mark.parametrize("kind", ["zero3", "cluster"])
@@ -529,12 +530,12 @@ def diverged(base, tmp_path_factory):
 
 
 def diverging(world, base, folder):
-    from fedspeed.federation.rounds import Progress
+    from fedspeed.federation.keeping import Progress
 
     carries = {0: (0, 2), 1: (1,)}
     seen = course(world, "diverging", two_rounds(base), carries, folder, "zero3", notes=Diverging() if world.rank == 1 else None)
     with federation(world, "sound", two_rounds(base), carries, folder, "zero3") as fed:
-        expected = fed.run(Progress(1, seen.states[1], {})).tensors
+        expected = fed.run(Progress(1, seen.states[1], {})).state
     return seen, expected
 
 
@@ -581,11 +582,11 @@ def unlike_steps(world, base, folder, budget):
     notes, clock = Notes(), StepClock(0.125 if world.cluster else 0.25)
     with federation(world, f"uneven{budget}", config, {0: (0,), 1: (1,)}, folder, notes=notes) as fed, pytest.MonkeyPatch.context() as patch:
         if budget:
-            patch.setattr(rounds, "time", clock)
-            patch.setattr(fed.engine, "train_step", clock.timed(fed.engine.train_step))
+            patch.setattr(pacing, "time", clock)
+            patch.setattr(fed.engine, "step", clock.timed(fed.engine.step))
         first = runs.begin(fed)
-        start = dict(first.tensors)
-        end = fed.run(first).tensors
+        start = dict(first.state)
+        end = fed.run(first).state
     return start, end, notes.records
 
 
