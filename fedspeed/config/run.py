@@ -8,7 +8,10 @@ from fedspeed.cluster.config import ClusterConfig
 from fedspeed.data.config import DataConfig, TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.federation.config import FederationConfig
-from fedspeed.federation.methods.config import METHODS, arm_of
+from fedspeed.federation.methods.config import METHODS
+from fedspeed.federation.methods.config import arm_of as arm_of_method
+from fedspeed.federation.updates.config import UPDATES
+from fedspeed.federation.updates.config import arm_of as arm_of_update
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.routing.config import RoutingConfig
@@ -21,8 +24,11 @@ class RunSection:
     seed: int = field(default=0, metadata={"help": "seed of everything random", "min": 0, "max": 2**32 - 1})
 
 
-METHOD_ARMS = {name: arm_of(name) for name in METHODS}
-_Method = Union[tuple(METHOD_ARMS.values())]  # noqa: UP007 (the arms are known at run time only)
+METHOD_ARMS = {name: arm_of_method(name) for name in METHODS}
+UPDATE_ARMS = {name: arm_of_update(name) for name in UPDATES}
+# The arms are known at run time only.
+_Method = Union[tuple(METHOD_ARMS.values())]  # noqa: UP007
+_Update = Union[tuple(UPDATE_ARMS.values())]  # noqa: UP007
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class FederationSection(FederationConfig):
     method: _Method = field(default=METHOD_ARMS["lora_average"](), metadata={
         "help": "how clients train and what becomes of their updates: {name: flexlora}, or the name alone; "
                 "each has options of its own"})
+    updates: tuple[_Update, ...] = field(default=(), metadata={
+        "help": "what is done to a client's update before it leaves, in this order, such as "
+                "[{name: clip, norm: 1.0}]"})
 
 
 @dataclass(frozen=True)

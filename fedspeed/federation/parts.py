@@ -20,6 +20,7 @@ from fedspeed.federation.recording import Recorder, Signals
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
+from fedspeed.federation.updates.base import make_updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,14 @@ def assemble(
     """
     around = surroundings
     chosen = config.federation.method
-    method = make_method(chosen, as_arrays(engine.state()), clients=config.data.clients, seed=config.run.seed)
+    updates = make_updates(config.federation.updates)
+    method = make_method(
+        chosen,
+        as_arrays(engine.state()),
+        clients=config.data.clients,
+        seed=config.run.seed,
+        hides=updates.hides,
+    )
     if problem := lacking(method.needs, engine.capabilities, chosen.name):
         raise FedSpeedError(problem)
     return RankParts(
@@ -124,7 +132,9 @@ def assemble(
             clock=around.clock,
             peak_bytes=around.peak_bytes,
             signals=around.signals,
+            hidden=updates.hidden_slots,
         ),
         evaluators=tuple(evaluators),
         weights=weights_of(role),
+        transform=updates or None,
     )

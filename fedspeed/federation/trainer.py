@@ -98,8 +98,9 @@ class Trainer:
         engine, slots = self._engine, self._engine.client_slots
         self._optimizers = optimizers or {}
         steps = turns[0].steps if turns else 0
-        passes = engine.train_passes(len(turns), steps, self._config.train.accumulation)
-        with engine.lockstep(passes, backward=True):
+        accumulation = self._config.train.accumulation
+        passes, backward = self._method.passes(engine, len(turns), steps, accumulation)
+        with engine.lockstep(passes, backward):
             for first in range(0, len(turns), slots):
                 together = list(turns[first : first + slots])
                 trained = self._method.train(engine, together, self)

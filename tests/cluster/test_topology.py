@@ -62,8 +62,8 @@ def test_a_server_carries_no_client_and_takes_part():
     assert client_ranks(topology) == [(0, 1), (4, 5)] and topology.server == (2, 3) and topology.idle == ()
     assert topology.participants == (0, 2, 4)
     assert topology.place(3).cluster_rank == 1 and topology.cluster_of(topology.place(3).cluster).ranks == (2, 3)
-    assert client_ranks(plan(with_server(8, 2, 2, at=0), 2, "2", server=True)) == [(8, 9), (10, 11)]
-    assert client_ranks(plan(with_server(1, 1, 1, 1, at=1), 1, "2", server=True)) == [(2, 3)], "a client does not span the server"
+    assert client_ranks(plan(with_server(8, 2, 2, at=0), 2, 2, server=True)) == [(8, 9), (10, 11)]
+    assert client_ranks(plan(with_server(1, 1, 1, 1, at=1), 1, 2, server=True)) == [(2, 3)], "a client does not span the server"
 
 
 def test_a_method_without_a_server_leaves_it_idle():

@@ -13,10 +13,12 @@ from fedspeed.config.fields import fields_of
 from fedspeed.config.load import load
 from fedspeed.config.show import as_dict, fingerprint, render
 from fedspeed.errors import ConfigError
+from fedspeed.federation.methods.config import METHODS
 from fedspeed.models.config import LastBlocks
 
 BASE = "model.base=m"
 STEPS = "train.local_steps_by_cluster"
+ONE_OF = f"one of {', '.join(METHODS)}"
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,12 @@ def test_a_method_is_named_and_has_options_of_its_own(overrides, name, rule):
 
 
 @pytest.mark.parametrize(("override", "said"), [
-    ("federation.method=flexlra", "federation.method.name is 'flexlra', but must be one of lora_average, "
-                                  "flexlora; did you mean flexlora?"),
-    ("federation.method=[1]", "federation.method is a list, but must be one of lora_average, flexlora"),
+    ("federation.method=flexlra", f"federation.method.name is 'flexlra', but must be {ONE_OF}; did you mean "
+                                  "flexlora?"),
+    ("federation.method=[1]", f"federation.method is a list, but must be {ONE_OF}"),
+    ("federation.updates=clip", "federation.updates is 'clip', but must be a list of entries, each "),
+    ("federation.updates=[{name: clip, norm: 0}]", "updates[0].norm is 0, but must be a number, above 0"),
+    ("federation.updates=[clap]", "federation.updates[0].name is 'clap', but must be "),
     ("federation.method={name: [1]}", "federation.method.name is a list, but must be one of"),
     ("federation.method.rule=freze_a", "federation.method.rule is 'freze_a', but must be one of avg_factors, "
                                        "freeze_a, alternate; did you mean freeze_a?"),
@@ -197,7 +202,7 @@ def test_the_command_line_lies_on_top_of_the_file_value_by_value(tmp_path):
 def test_nested_values_are_printed_and_load_back(tmp_path):
     given = ["federation.method.rule=alternate", "train.local_steps_by_cluster={slow: 3, '007': 2, yes: 1}",
              "adapter.targets=[q_proj, 'no']", "adapter.blocks=[3, 1]", "engine.cuts=[9, 20]",
-             "engine.pipeline=client"]
+             "engine.pipeline=client", "federation.updates=[clip, {name: clip, norm: 2}]"]
     loaded = load(None, [BASE, *given])
     for explained in (False, True):
         text = render(loaded, merge({}, loaded.config, tmp_path), explained=explained)
@@ -208,6 +213,7 @@ def test_nested_values_are_printed_and_load_back(tmp_path):
     lines = [line.split("  # ") for line in text.splitlines()]
     assert ["command line"] == [line[1] for line in lines if line[0].strip() == "rule: alternate"]
     assert ["default"] == [line[1] for line in lines if line[0].strip() == "name: lora_average"]
+    assert "  updates: [{name: clip, norm: 1.0}, {name: clip, norm: 2.0}]  # command line" in text.splitlines()
     assert "alternate: B and A in turn by round" in " ".join(text.replace("#", "").split())
 
 

@@ -102,7 +102,7 @@ def test_fingerprint_passes_over_what_does_not_change_the_arithmetic(override):
 @pytest.mark.parametrize("override", [
     "run.seed=1", "model.base=n", "train.lr=0.5", "data.clients=4", "adapter.lora_rank=2",
     "federation.method=flexlora", "federation.method.rule=freeze_a", "train.local_steps_by_cluster={a: 2}",
-    "adapter.targets=[q_proj]", "adapter.blocks.last=1",
+    "adapter.targets=[q_proj]", "adapter.blocks.last=1", "federation.updates=[clip]",
     "cluster.ranks_per_client=1", "engine.base_partition=rank", "engine.matmul=tf32",
     "engine.resident_blocks=1",  # keeps a block from being rounded where the tier is int8 or nf4
     "engine.deterministic=true", "deepspeed.zero_optimization.stage=1", "routing.transport=mpi",

@@ -21,6 +21,7 @@ import numpy as np
 
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, is_folder
+from fedspeed.federation.methods.factors import distance
 from fedspeed.models.folded import trainable
 
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
@@ -220,9 +221,9 @@ class Method(ABC):
             factor: what the mean delta is multiplied by (FedNova's scale).
         """
 
-    @abstractmethod
     def update_norm(self, before: Arrays, after: Arrays) -> float:
         """Return the Euclidean norm of what has changed between two global states."""
+        return distance(before, after, trainable(before))
 
     def serve(self, engine: "ClientEngine", channel: "Channel", round: int, exchange: int) -> None:
         """Answer the clients on the server, which are in `train` meanwhile, until they are done with the

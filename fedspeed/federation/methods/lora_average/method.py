@@ -17,7 +17,7 @@ import numpy as np
 
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import Aggregate, Arrays, Method, Turn
-from fedspeed.federation.methods.factors import Sketch, distance, moved
+from fedspeed.federation.methods.factors import Sketch, moved
 from fedspeed.models.factors import is_factor_a, is_factor_b
 
 
@@ -83,6 +83,3 @@ class LoraAverage(Method):
         delta = trained.unflatten(mean[: trained.size])
         scaled, plain = (moved(state, delta, by) for by in (factor, 1.0))
         return Aggregate(scaled, sketch.error(mean[trained.size :], plain))
-
-    def update_norm(self, before, after):
-        return distance(before, after, before)
