@@ -13,10 +13,19 @@ EXIT_RESUMABLE = 75   # EX_TEMPFAIL: a rank was lost or the job was preempted; t
 
 
 class FedSpeedError(Exception):
-    """Base of all errors that are reported as one message without a traceback."""
+    """Base of all errors that are reported as one message without a traceback.
+
+    Args:
+        reason: what was wrong, where; and what to do about it, where that is not given apart.
+        remedy: what to do about it. The message is both.
+    """
 
     exit_code = EXIT_USAGE
     in_json = False  # whether it was told on stdout already, as `--json` tells it
+
+    def __init__(self, reason: str = "", *, remedy: str = ""):
+        super().__init__(f"{reason}; {remedy}" if remedy else reason)
+        self.reason, self.remedy = str(reason), remedy
 
 
 class ConfigError(FedSpeedError):

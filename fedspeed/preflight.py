@@ -42,6 +42,7 @@ from fedspeed.planner.hardware import read_probe
 from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import TYPE_BYTES
 from fedspeed.routing.config import RoutingConfig
+from fedspeed.routing.opening import resolve
 from fedspeed.schedule.limits import QUANTISED
 
 if TYPE_CHECKING:
@@ -342,15 +343,16 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     if launch.kind == "none":
         if launch.hostfile:
             check_rank_count(ranks, launch.hostfile.path)
-        if config.routing.transport == "mpi" and ranks > 1:
-            raise ConfigError("routing.transport=mpi: plain python starts its ranks without MPI; start with `mpirun -n N python launch.py ...`, or "
-                              "set routing.transport=gloo")
+        if config.routing.started_by_mpi and ranks > 1:
+            raise ConfigError(f"routing.transport={config.routing.transport}: plain python starts its ranks without MPI; "
+                              "start with `mpirun -n N python launch.py ...`, or set routing.transport=gloo")
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
     if launch.kind == "none":
         crowded = _crowded(config, topology)
     routing, count = check_routing(config, topology)
-    if routing.transport == "tls":
+    resolve(routing.transport, launch.kind, len(topology.participants))
+    if routing.between_organisations:
         from fedspeed.routing.listening import check_port
 
         check_port(routing)
@@ -379,10 +381,11 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
             FedSpeedError: a site's files are wrong.
     """
     routing, count = config.routing, len(topology.participants)
-    if routing.transport == "tls":
+    if routing.between_organisations:
         if count != 1:
-            raise ConfigError(f"routing.transport=tls: a site is one participant, but its {len(topology.ranks)} ranks carry clients of {count}; set "
-                              "data.clients=1, or cluster.local_ranks=1")
+            raise ConfigError(f"routing.transport={routing.transport}: a site is one participant, but its "
+                              f"{len(topology.ranks)} ranks carry clients of {count}; set data.clients=1, or "
+                              "cluster.local_ranks=1")
         from fedspeed.routing.identity import membership
 
         count = len(membership(routing)[1].members)

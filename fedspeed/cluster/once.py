@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import TextIO
 
 from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
+from fedspeed.log import LOG
 
 ONCE_VARIABLE = "FEDSPEED_ONCE"
 _TOLD = "fedspeed-told"  # files of `tell_once` in the folder for temporary ones: this, user, parent, when the parent began
@@ -23,7 +23,7 @@ def report(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> None:
     rank alone can tell; each says what it saw.
     """
     if error.exit_code != EXIT_USAGE or first_to_speak(env):
-        print(f"fedspeed: error: {error}", file=sys.stderr, flush=True)
+        LOG.error(str(error))
 
 
 def first_to_speak(env: Mapping[str, str]) -> bool:

@@ -121,14 +121,16 @@ def _pipeline(config: RunConfig) -> Iterator[Conflict]:
 def _rounds(config: RunConfig) -> Iterator[Conflict]:
     rule = config.federation.aggregation
     federation, mode = config.federation, config.routing.mode
-    if config.routing.transport == "tls" and config.model.dtype == "auto":
+    transport = config.routing.transport
+    if config.routing.between_organisations and config.model.dtype == "auto":
         yield Conflict(("model.dtype", "routing.transport"),
-                       "model.dtype=auto is decided among the ranks of one job, but routing.transport=tls has a job on each site, and all must "
-                       "compute in one type; name it on every site: model.dtype=bf16 where all have GPUs with bf16, fp16 where one is older, "
-                       "fp32 where one trains on CPUs")
-    if config.routing.transport == "tls" and federation.clients_per_round:
-        yield Conflict(("federation.clients_per_round", "routing.transport"), "federation.clients_per_round draws among the clients of one job, but "
-                       "routing.transport=tls has a job on each site; leave it out")
+                       f"model.dtype=auto is decided among the ranks of one job, but routing.transport={transport} has a "
+                       "job on each site, and all must compute in one type; name it on every site: model.dtype=bf16 where "
+                       "all have GPUs with bf16, fp16 where one is older, fp32 where one trains on CPUs")
+    if config.routing.between_organisations and federation.clients_per_round:
+        yield Conflict(("federation.clients_per_round", "routing.transport"),
+                       "federation.clients_per_round draws among the clients of one job, but "
+                       f"routing.transport={transport} has a job on each site; leave it out")
     if federation.staleness:
         for key, asked, why in (("aggregation", rule == "svd", "gives factors anew, to which a late update cannot be added"),
                                 ("local_optimizer", federation.local_optimizer == "keep", "would be a round ahead of the state it belongs to")):

@@ -5,10 +5,12 @@ import os
 import socket
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from fedspeed.errors import ConfigError
 from fedspeed.routing.anonymous.crypto import public_of
 from fedspeed.routing.config import RoutingConfig
-from fedspeed.routing.identity import Card, address_of, membership
+from fedspeed.routing.identity import Card, Roster, address_of, membership
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,28 @@ class ListenAddress:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Who a site is among the members of a roster, and where it listens for the others."""
+
+    key_file: str
+    key: Ed25519PrivateKey
+    roster: Roster
+    listen: ListenAddress
+
+    @property
+    def public(self) -> bytes:
+        """The site's identity: 32 bytes."""
+        return public_of(self.key)
+
+
+def own_membership(routing: RoutingConfig) -> Membership:
+    """Return this site's membership. Raises FedSpeedError: a file is wrong, or the files do not fit each other."""
+    key, roster = membership(routing)
+    listen = listen_address(routing, roster.card_of(public_of(key)))
+    return Membership(routing.identity, key, roster, listen)
 
 
 def listen_address(routing: RoutingConfig, card: Card) -> ListenAddress:
@@ -46,8 +70,7 @@ def open_port(address: ListenAddress) -> socket.socket:
 
 def check_port(routing: RoutingConfig) -> None:
     """Raises ConfigError where `open_port` would for this site, FedSpeedError where its files are wrong; leaves nothing open."""
-    private, roster = membership(routing)
-    open_port(listen_address(routing, roster.card_of(public_of(private)))).close()
+    open_port(own_membership(routing).listen).close()
 
 
 def _remedy(error: OSError, address: ListenAddress) -> str:

@@ -7,7 +7,7 @@ from fedspeed.cluster.rendezvous import Store
 from fedspeed.data.clients import ClientRows
 from fedspeed.errors import FedSpeedError
 from fedspeed.session.inputs import digests, words
-from fedspeed.session.order import Job
+from fedspeed.session.request import Job
 
 
 def several_hosts(job: Job) -> bool:

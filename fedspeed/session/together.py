@@ -7,9 +7,9 @@ from contextlib import suppress
 
 from fedspeed import activity
 from fedspeed.cluster import rendezvous
-from fedspeed.cluster.pulse import Pulse
+from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, FedSpeedError, LostPeerError, Preempted
-from fedspeed.session.order import Job
+from fedspeed.session.request import Job
 
 CHECK_IN_S = 120.0  # ranks prepare alike; one that needs longer than this after the first is ready has a problem of its own
 NOTE_S = 3.0
@@ -21,12 +21,12 @@ class StopFlag:
 
     Attributes:
         in_rounds: whether a round is in progress.
-        tell: takes what the process was at when it was asked, if a round is in progress.
+        on_asked: takes what the process was at when it was asked, if a round is in progress.
     """
 
     def __init__(self):
         self._asked, self.in_rounds = False, False
-        self.tell: Callable[[str], None] = lambda where: None
+        self.on_asked: Callable[[str], None] = lambda where: None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
@@ -37,17 +37,18 @@ class StopFlag:
             at = f"during {where}" if where else "before a round had begun"
             raise Preempted(f"asked to end {at}; the same command goes on")
         if first:
-            self.tell(where)
+            self.on_asked(where)
 
     def __call__(self) -> bool:
         return self._asked
 
 
 class CheckIn:
-    """A point that the whole crew passes together, or nobody: one rank's bad input ends the others at once instead of at a deadline."""
+    """A point that all ranks that a run needs pass together, or nobody: one rank's bad input ends the others at once
+    instead of at a deadline."""
 
     def __init__(self, job: Job, store: rendezvous.Store, point: str):
-        self._store, self._me, self._ranks, self._point = store, job.me, job.crew, point
+        self._store, self._me, self._ranks, self._point = store, job.me, job.required_ranks, point
 
     def __enter__(self):
         return self
@@ -76,10 +77,10 @@ class CheckIn:
 
 
 class RollCall:
-    """Who has reached an exchange, by notes in the store; who is lost, by the pulse."""
+    """Who has reached an exchange, by notes in the store; who is lost, by the heartbeat."""
 
-    def __init__(self, job: Job, store: rendezvous.Store, pulse: Pulse):
-        self._job, self._store, self._pulse = job, store, pulse
+    def __init__(self, job: Job, store: rendezvous.Store, heartbeat: Heartbeat):
+        self._job, self._store, self._heartbeat = job, store, heartbeat
 
     def arrive(self, tag: int) -> None:
         if len(self._job.topology.participants) > 1:
@@ -92,15 +93,15 @@ class RollCall:
         return [self._job.named(rank) for rank in self._job.topology.participants if rank not in here]
 
     def lost(self) -> list[str]:
-        return [self._job.named(rank) for rank in self._pulse.lost()]
+        return [self._job.named(rank) for rank in self._heartbeat.lost()]
 
 
-def find_lost(job: Job, store: rendezvous.Store, pulse: Pulse) -> list[int]:
-    """The ranks that a run has lost: those that the pulse names. Until it does, survivors leave a note that they failed too, and who leaves
+def find_lost(job: Job, store: rendezvous.Store, heartbeat: Heartbeat) -> list[int]:
+    """The ranks that a run has lost: those whose heartbeat has stopped. Until it does, survivors leave a note that they failed too, and who leaves
     none within a few seconds is the one."""
     end = time.monotonic() + NOTE_S
     while True:
-        if lost := pulse.lost():
+        if lost := heartbeat.lost():
             return list(lost)
         silent = sorted(set(job.workers) - rendezvous.seen(store, "failed", job.workers))
         if not silent or time.monotonic() >= end:

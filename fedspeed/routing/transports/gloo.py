@@ -8,6 +8,7 @@ from torch.distributed import PrefixStore, ProcessGroupGloo
 from torch.distributed.distributed_c10d import AllToAllOptions
 
 from fedspeed.errors import connection_text
+from fedspeed.routing.opening import Meeting
 from fedspeed.routing.transport import TransportError, as_bytes
 
 
@@ -47,3 +48,8 @@ class GlooTransport:
     def close(self):
         self._group = None
 
+
+def open_transport(meeting: Meeting) -> GlooTransport:
+    """Connect to the other participants of this job. Raises TransportError: somebody did not come."""
+    place, size = meeting.participants.index(meeting.me), len(meeting.participants)
+    return GlooTransport(meeting.connect("exchange"), place, size, meeting.timeout_s)

@@ -4,6 +4,7 @@ import queue
 
 import numpy as np
 
+from fedspeed.routing.opening import Meeting
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
@@ -42,3 +43,9 @@ def _copied(piece: np.ndarray) -> np.ndarray:
     copy = ROOMS.take(piece.size)
     copy[:] = piece
     return copy
+
+
+def open_transport(meeting: Meeting) -> LocalTransport:
+    """Return the transport of a single participant, who has nobody to connect to."""
+    assert len(meeting.participants) == 1, "participants of one process are made together, by `set_of`"
+    return LocalTransport.set_of(1)[0]

@@ -11,6 +11,8 @@ import mpi4py
 import numpy as np
 
 from fedspeed.cluster.discover import mpi_outlives_ranks
+from fedspeed.errors import FedSpeedError
+from fedspeed.routing.opening import Meeting
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
@@ -82,6 +84,11 @@ class MpiTransport(FrameTransport):
         except MPI.Exception as error:
             raise Gone(f"participant {peer}: {_reason(error)}") from error
 
+    def abort(self, code: int) -> None:
+        """End every rank of the job with an exit code: a rank that left quietly would let the others wait for their
+        deadlines."""
+        self._world.Abort(code)
+
     def close(self):
         """Wait for the others: leaving MPI alone would spin a core in its finalisation until they come.
 
@@ -107,11 +114,15 @@ def _reason(error: MPI.Exception) -> str:
     return "its process is gone" if error.Get_error_class() == MPI.ERR_PROC_FAILED else f"MPI: {error}"
 
 
-def world_size() -> int:
-    """1 where MPI was initialised outside an MPI job, whatever another launcher started."""
-    return MPI.COMM_WORLD.size
+def open_transport(meeting: Meeting) -> MpiTransport:
+    """Build the transport; all ranks of the job do, together.
 
-
-def abort(code: int) -> None:
-    """End every rank of the job with `code`: a rank that left quietly would let the others wait for their deadlines."""
-    MPI.COMM_WORLD.Abort(code)
+    Raises:
+        FedSpeedError: MPI did not start these ranks. It sees one rank where it was initialised outside an MPI job,
+            whatever another launcher has started.
+    """
+    seen = MPI.COMM_WORLD.size
+    if seen != meeting.world_size:
+        raise FedSpeedError(f"routing.transport={meeting.asked}: MPI sees {seen} ranks, the launcher started "
+                            f"{meeting.world_size}; start with mpirun, or set routing.transport=gloo")
+    return MpiTransport(list(meeting.participants))

@@ -9,13 +9,14 @@ import queue
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 
+from fedspeed.log import LOG
 from fedspeed.net.sockets import exactly, fill
 from fedspeed.routing.identity import Roster
 from fedspeed.routing.listening import ListenAddress, open_port
+from fedspeed.routing.opening import Meeting
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import TransportError
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
@@ -57,7 +58,7 @@ class TlsTransport(FrameTransport):
         self._strangers: dict[ssl.SSLSocket, None] = {}  # that are shaking hands, the first to come first
         self._failures: dict[int, str] = {}  # why a peer that this site dials could not be reached last
         self._listener = open_port(listen)
-        _say(f"{roster.members[self.rank].name} listens on {listen}, which {listen.source} says")
+        LOG.info(f"{roster.members[self.rank].name} listens on {listen}, which {listen.source} says")
         self._start(self._listener, self._accept)
         for peer in range(self.rank):
             for direction in (_WRITES, _READS):
@@ -73,10 +74,10 @@ class TlsTransport(FrameTransport):
                 self.close()
                 raise TransportError(f"{', '.join(members[i].name for i in missing)} did not connect within {timeout_s:.0f} s: "
                                      f"{self._awaited(missing)}")
-            _say(f"waiting for {self._awaited(missing)}; {left_s:.0f} s left")
+            LOG.info(f"waiting for {self._awaited(missing)}; {left_s:.0f} s left")
             with self._changed:
                 self._changed.wait_for(lambda: not self._missing(), min(SAY_S, left_s))
-        _say(f"all {self.size} sites are connected")
+        LOG.info(f"all {self.size} sites are connected")
 
     def _missing(self) -> list[int]:
         return [i for i in self._came if not (i in self._writers and i in self._readers)]
@@ -156,7 +157,7 @@ class TlsTransport(FrameTransport):
                 self._failures[peer] = _reason(error)
                 if not isinstance(error, ConnectionRefusedError | socket.timeout) and _reason(error) != last:
                     last = _reason(error)
-                    _say(f"connecting to {card.name} at {card.address}: {last}")
+                    LOG.info(f"connecting to {card.name} at {card.address}: {last}")
                 self._closed.wait(_RETRY_S)
 
     def _member(self, secured: ssl.SSLSocket) -> int:
@@ -186,7 +187,7 @@ class TlsTransport(FrameTransport):
         connection.close()
         if (address[0], reason) not in self._refused and len(self._refused) < 1000 and not self._closed.is_set():
             self._refused.add((address[0], reason))
-            _say(f"refused a connection from {address[0]}:{address[1]}: {reason}")
+            LOG.info(f"refused a connection from {address[0]}:{address[1]}: {reason}")
 
     # Frames.
 
@@ -255,6 +256,12 @@ class TlsTransport(FrameTransport):
                 socket_.close()
 
 
+def open_transport(meeting: Meeting) -> TlsTransport:
+    """Connect to all other sites. Raises ConfigError: the port cannot be had. TransportError: somebody did not come."""
+    site = meeting.member
+    return TlsTransport(site.key_file, site.public, site.roster, meeting.timeout_s, site.listen)
+
+
 def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -265,10 +272,6 @@ def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
     if side == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # every connection proves its key
     return context
-
-
-def _say(text: str) -> None:
-    print(f"fedspeed: {text}", file=sys.stderr, flush=True)
 
 
 def _reason(error: Exception) -> str:

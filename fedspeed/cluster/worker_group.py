@@ -1,6 +1,6 @@
 """The local ranks as a group of processes: start, watch, signal, end. Two ways to make them, one contract.
 
-`SpawnedCrew` starts a fresh interpreter per rank. `ForkedCrew` asks a fork server, which has imported the heavy libraries once and forks
+`SpawnedGroup` starts a fresh interpreter per rank. `ForkedGroup` asks a fork server, which has imported the heavy libraries once and forks
 the ranks from itself: they share its pages, and a restart takes milliseconds. A CUDA context does not survive a fork, so the fork
 server is for machines without GPUs.
 
@@ -51,7 +51,7 @@ class PreloadFailed(Exception):
         self.threads = threads
 
 
-class Crew(Protocol):
+class WorkerGroup(Protocol):
     def start(self, rank_envs: Sequence[Mapping[str, str]]) -> None:
         """Starts one process per entry, each in the common environment with these changes; all earlier ones must have ended."""
 
@@ -65,7 +65,7 @@ class Crew(Protocol):
         """Ends everything that is left, at once."""
 
 
-class SpawnedCrew:
+class SpawnedGroup:
     """Fresh interpreters, each running `command`; `env` is the environment common to all ranks."""
 
     def __init__(self, env: Mapping[str, str], command: Sequence[str]):
@@ -97,7 +97,7 @@ class SpawnedCrew:
         self._processes.clear()
 
 
-class ForkedCrew:
+class ForkedGroup:
     """Ranks forked by a fork server, which is started with the first ranks, and anew if it died.
 
     Args:

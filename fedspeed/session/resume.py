@@ -1,0 +1,158 @@
+"""Where a run goes on from: its folder, claimed by one process; its journal; the state that all ranks begin with."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fedspeed.checkpoint.journal import Entry, Journal, changes
+from fedspeed.config.run import RunConfig
+from fedspeed.config.show import decisive
+from fedspeed.errors import JournalError
+from fedspeed.federation.config import FederationConfig
+from fedspeed.federation.layout import Layout
+from fedspeed.session.deployment import Deployment
+from fedspeed.session.request import RunRequest
+
+NONE = -1  # in place of the best round's number where nothing has been evaluated
+
+
+class Claim:
+    """The sole right to write a run: a lock on its folder, which the kernel drops with the process, however that ends."""
+
+    def __init__(self):
+        self._held = -1
+
+    def take(self, folder: Path) -> None:
+        """Claim a folder that is there; again and again, if need be.
+
+        Raises:
+            JournalError: another process has it.
+        """
+        if self._held >= 0 and os.path.samestat(os.fstat(self._held), folder.stat()):
+            return
+        self.drop()
+        self._held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JournalError(f"{folder}: another process is at work on this run; wait for it or end it, or give this "
+                               "one its own name with run.name=...") from error
+        except OSError:
+            pass  # some network file systems cannot lock a folder; there nobody is refused
+
+    def drop(self) -> None:
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+
+def journal_of(request: RunRequest) -> Journal:
+    """Return the journal of the run that is asked for, whether there is one yet or not."""
+    return Journal(request.folder, request.config.checkpoint.keep)
+
+
+def journal_entry(journal: Journal, request: RunRequest) -> Entry | None:
+    """Return the journal's newest entry, if there is one.
+
+    Raises:
+        JournalError: it is damaged, or belongs to a run with another configuration.
+    """
+    entry = journal.latest()
+    if entry is None or entry.fingerprint in (request.marks, request.marks_as(entry.config)):
+        return entry
+    differing = changes(decisive(entry.config), decisive(request.record)) or ["the content of the DeepSpeed base file"]
+    raise JournalError(f"{journal.folder}: belongs to a run with another configuration ({'; '.join(differing[:8])}); give "
+                       "the new one its own name with run.name=..., or start anew with --fresh")
+
+
+def check_best(journal: Journal, entry: Entry) -> None:
+    """Check that the best round so far is still there to be exported in the end: before hours of training, not after.
+
+    Raises:
+        JournalError: it is not. Where the newest round is the best one, its own state stands in for the file.
+    """
+    if entry.has_best and entry.best_round != entry.round:
+        journal.check_best(entry)
+
+
+def why_over(number: int, stale: int, config: FederationConfig) -> str:
+    """Return why a run that stands at round `number` is over, empty while it goes on. What the journal says does not
+    count here: rounds and patience may have changed since.
+
+    Args:
+        stale: evaluations without a better held-out loss.
+    """
+    if number >= config.rounds:
+        return "finished"
+    return "early stop" if config.patience and stale >= config.patience else ""
+
+
+def resume(config: RunConfig, deployment: Deployment, engine, link, *, journal: Journal, entry: Entry | None, seat, fresh):
+    """Return the `rounds.Progress` to go on from: the `fresh` one, or the newest journal entry that anybody has, told
+    to everyone. Collective over all ranks that carry clients.
+
+    Args:
+        entry: this rank's newest one, if it has any. seat: what this rank is in the rounds.
+
+    Raises:
+        JournalError: the entry does not fit this model, or participants hold different states of the same round.
+    """
+    from fedspeed.federation import rounds
+
+    packed = rounds.pack(fresh.tensors, fresh.server, fresh.tensors if config.federation.staleness else None)
+    layout = Layout.of(packed)
+    head, vector = np.zeros(5), np.zeros(layout.size, dtype=np.float32)
+    if entry is not None:
+        vector = layout.flatten(_saved(journal, entry, layout))
+        head = _head(entry)
+    priority = entry.round + 1.0 if entry else 0.0  # sites of their own may differ by the round in which one was lost
+    head = link.share(head, priority)
+    if head is None:
+        return fresh
+    own, vector = vector, link.share(vector, priority)
+    number, best, stale = int(head[0]), int(head[1]), int(head[3])
+    differs = entry is not None and entry.round == number and not np.array_equal(own, vector)
+    deployment.check_alike(link, journal, number, differs)
+    tensors, moments, previous = rounds.unpack(layout.unflatten(vector))
+    progress = rounds.Progress(
+        number, tensors, moments, best_round=max(0, best), best_loss=float("inf") if best == NONE else float(head[2]),
+        stale=stale, done=why_over(number, stale, config.federation), previous=previous if number else None,
+        likeness=float(head[4]) if head[4] >= 0 else None)
+    if (config.federation.local_optimizer == "keep" or rounds.keeps_starts(config)) and number:
+        kept = progress.optimizers if config.federation.local_optimizer == "keep" else progress.starts
+        for client in seat.clients:
+            template = rounds.as_arrays(engine.optimizer_state()) if kept is progress.optimizers else tensors
+            kept |= _kept(journal, engine, Layout.of(template), number, client, seat.gateway)
+        link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now, and nothing is changed yet
+    if best not in (NONE, number):
+        deployment.share_best(link, journal, best, Layout.of(tensors))
+    if entry is not None and best == number:
+        journal.save_best(best, tensors)  # whether the file is there or not, see `check_best`
+    return progress
+
+
+def _saved(journal: Journal, entry: Entry, layout: Layout) -> dict[str, np.ndarray]:
+    saved = journal.tensors(entry)
+    if Layout.of(saved) != layout:
+        raise JournalError(f"{journal.folder}: its tensors do not fit this model; start anew with --fresh")
+    return saved
+
+
+def _head(entry: Entry) -> np.ndarray:
+    """Return what is told of an entry beside its tensors: round, best round and its loss, evaluations without a better
+    one, likeness [5]."""
+    best = [entry.best_round, entry.best_loss] if entry.has_best else [NONE, 0.0]
+    return np.array([entry.round, *best, entry.stale, -1.0 if entry.likeness is None else entry.likeness])
+
+
+def _kept(journal: Journal, engine, layout, number: int, client: int, gateway: bool) -> dict:
+    """Return what a client alone goes on with, from its gateway's disk, on all its ranks; empty for one that has
+    nothing."""
+    saved = journal.load_client(number, client) if gateway else None
+    known = np.array([float(bool(saved))])
+    if not engine.share_from_gateway(known)[0]:
+        return {}
+    vector = layout.flatten(saved) if gateway else np.zeros(layout.size, dtype=np.float32)
+    return {client: layout.unflatten(engine.share_from_gateway(vector))}
