@@ -9,14 +9,24 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "fedspeed"
 LEAVES = "configuration leaves"  # modules called config.py, whatever folder they lie in: what a room may be told, next to the room
 # From the ground up: a room may import those of earlier floors, and its own.
-FLOORS = [["errors", "files", "activity", "units", "log", "net", LEAVES], ["schedule"], ["config"], ["cluster", "models", "data"], ["planner"],
-          ["engine", "routing", "monitor", "checkpoint"], ["federation"], ["preflight", "quickstart"], ["session"], ["cli"], ["__main__"]]
+FLOORS = [
+    ["errors", "files", "activity", "hub_names", "units", "log", "net", LEAVES],
+    ["schedule"],
+    ["config"],
+    ["cluster", "models", "data"],
+    ["planner", "engine", "routing", "monitor", "checkpoint"],
+    ["federation"],
+    ["quickstart"],
+    ["session"],
+    ["cli"],
+    ["__main__"],
+]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Modules that load a library which a supervisor, a dry run, `--help` or a run without masks must do without: torch and what stands on it take seconds of
 # every start, and cryptography and mpi4py may not be installed. They are imported where they are used, inside functions; everything else of ours is
 # imported at the top.
 LATE = {
-    "torch": {"engine/arithmetic", "engine/build", "federation/alone", "federation/rounds"},
+    "torch": {"engine/arithmetic", "engine/build", "federation/alone", "federation/rounds", "models/blocks", "models/loading"},
     "cryptography": {"routing/anonymous/crypto", "routing/anonymous/exchange", "routing/anonymous/lockstep", "routing/identity", "routing/listening",
                      "session/site"},
 }

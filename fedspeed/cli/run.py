@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config or arguments.dry_run:
         return _show(loaded, arguments)
     need_packages()
-    from fedspeed.preflight import QUICKSTART_BASE
+    from fedspeed.models.checks import QUICKSTART_BASE
 
     launch = from_process(arguments.hostfile)
     if loaded.config.model.base == QUICKSTART_BASE:
@@ -132,8 +132,8 @@ def _ending_of_rank(arguments: argparse.Namespace, json_out: TextIO | None) -> E
 def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
     """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one is lost."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy comes next, and ranks are forked from what this forks
-    from fedspeed.preflight import check
     from fedspeed.session.machine import supervise
+    from fedspeed.session.preflight import check
     from fedspeed.session.request import RunRequest
 
     check(loaded, arguments.hostfile)  # what can be refused without waiting for the ranks' imports

@@ -5,9 +5,9 @@ import socket
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.base.told import execution
 from fedspeed.errors import FedSpeedError
+from fedspeed.models.checks import weight_notes
 from fedspeed.models.saved_adapter import outside_blocks
 from fedspeed.monitor.report import Export, Facts, Predicted
-from fedspeed.preflight import weight_notes
 from fedspeed.session.request import Job
 
 

@@ -16,7 +16,7 @@ from fedspeed.engine import device_types
 from fedspeed.errors import JournalError, PlanError
 from fedspeed.models.numeric_types import NAMES, DeviceTypes, lowest_common, told
 from fedspeed.planner.hardware import Device, common_type, node_of
-from fedspeed.preflight import read_probe_file
+from fedspeed.session.measured import read_probe_file
 from fedspeed.session.request import Job, RunRequest
 from fedspeed.session.resume import journal_of
 from fedspeed.session.together import CheckIn

@@ -27,14 +27,14 @@ from fedspeed.monitor.trace import NoTrace, Trace
 from fedspeed.monitor.working import Working
 from fedspeed.planner.hardware import node_of
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
-from fedspeed.planner.search import place_of
+from fedspeed.planner.places import place_of
 from fedspeed.planner.task import task_of
-from fedspeed.preflight import read_probe_file
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.exchange import Exchange, PlainExchange
 from fedspeed.routing.opening import Meeting
 from fedspeed.routing.transport import Transport
 from fedspeed.session.explain import out_of_memory
+from fedspeed.session.measured import read_probe_file
 from fedspeed.session.reporting import ASKED_FILE
 from fedspeed.session.request import Job
 from fedspeed.session.resume import Claim

@@ -7,23 +7,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fedspeed import activity, preflight
+from fedspeed import activity
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster import rendezvous
+from fedspeed.cluster.checks import check_clusters
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.cluster.topology import plan, warnings
 from fedspeed.config.check import notes
 from fedspeed.data.clients import client_rows, encode_client, largest_id
+from fedspeed.engine.checks import check_pipeline
 from fedspeed.engine.device_types import check_dtype
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.log import LOG
+from fedspeed.models.checks import weight_notes
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.monitor.clock import StageClock, peak_bytes
 from fedspeed.monitor.report import Comparison, ComparisonRow
+from fedspeed.routing.checks import check_routing, routing_notes
 from fedspeed.routing.transport import Transport
-from fedspeed.session import numeric_type, parts, reporting, resume, sharing
+from fedspeed.session import numeric_type, parts, preflight, reporting, resume, sharing
 from fedspeed.session.ending import Ending
 from fedspeed.session.explain import explained, silence
 from fedspeed.session.forecast import forecast
@@ -54,7 +58,7 @@ def run_rank(request: RunRequest) -> Ending:
         store = rendezvous.meet(launch, config.cluster.start_timeout_s)
     if job.me == 0:
         _say([*warnings(job.topology), *notes(config),
-              *preflight.routing_notes(config.routing, len(job.topology.participants))])
+              *routing_notes(config.routing, len(job.topology.participants))])
     early = parts.early_transport(job, store)
     try:
         with parts.working(job):
@@ -115,7 +119,7 @@ def _work(job: Job, store: rendezvous.Store, early: Transport | None, stop: Stop
         _say([decided.text])
     inputs = read_inputs(job, store, claim, decided.begun)
     if job.reporter:
-        _say(preflight.weight_notes(job.config))
+        _say(weight_notes(job.config))
     last_resort = reporting.LastResort(job)
     meeting = _Meeting(store, _heartbeat(job, store, last_resort), last_resort)
     _join_cluster(job, store)
@@ -306,9 +310,9 @@ def _check_plan(job: Job) -> None:
     """
     request = job.request
     preflight.check_files(request.loaded)
-    preflight.check_clusters(job.config, job.topology)
-    routing, _ = preflight.check_routing(request.config, job.topology)
-    preflight.check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)
+    check_clusters(job.config, job.topology)
+    routing, _ = check_routing(request.config, job.topology)
+    check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)
 
 
 def _read_journal(job: Job, claim: resume.Claim, everyone: list) -> tuple[Entry | None, list[str]]:

@@ -2,8 +2,8 @@
 
 import warnings
 
-from fedspeed import preflight
 from fedspeed.errors import FedSpeedError
+from fedspeed.session import preflight
 from fedspeed.session.deployment import deployment_of
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.machine import complete

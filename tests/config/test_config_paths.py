@@ -10,7 +10,7 @@ from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import FIELDS, load
 from fedspeed.errors import FedSpeedError, JournalError
-from fedspeed.preflight import check
+from fedspeed.session.preflight import check
 from fedspeed.session.request import RunRequest
 from fedspeed.session.resume import journal_entry
 

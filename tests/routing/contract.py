@@ -1,9 +1,11 @@
 """What every transport must do, and the ways to have participants do something: threads, processes."""
 
+import itertools
 import threading
 
 import numpy as np
 
+from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.opening import Meeting, open_transport
 from fedspeed.routing.transport import all_gather, all_to_all
@@ -19,6 +21,7 @@ def contract(transport) -> dict:
     assert came.dtype == np.float32 and came.shape == (size, 3 + rank)
     assert came[:, 0].tolist() == [100.0 * sender + rank for sender in range(size)]
 
+    talk(Channel(transport, LIMIT_S))
     exchange = PlainExchange(transport, deadline_s=LIMIT_S)
     vectors = {n: [np.random.default_rng([n, r]).normal(size=n).astype(np.float32) for r in range(size)] for n in (1, 2, 1001)}
     handles = {n: exchange.start(v[rank], weight=float(rank + 1)) for n, v in vectors.items()}  # three under way at once
@@ -34,6 +37,24 @@ def contract(transport) -> dict:
     assert total.dtype == np.float64 and (total == size * 2.0**-30).all()
     assert sent == 2 * (size - 1) * 1000 * 8 + (size - 1) * 32, "each participant sends 2 (n-1)/n vectors and one head"
     return {"digest": total.tobytes().hex()[:32], "sent": sent}
+
+
+def talk(channel) -> None:
+    """Messages between pairs, of which one answers the other, between two exchanges of all."""
+    rank, size = channel.rank, channel.size
+    for low, high in itertools.combinations(range(size), 2):
+        question = {"hidden": np.full((2, 3 + high), low, np.float32), "none": np.empty((0, 4), np.int64)}
+        answer = {"flow": np.arange(70_000 + low, dtype=np.float64)}
+        if rank == low:
+            channel.send(high, question)
+            channel.send(high, {"more": np.array([high])})
+            back = channel.receive(high)
+            assert back.keys() == answer.keys() and np.array_equal(back["flow"], answer["flow"])
+        if rank == high:
+            came, more = channel.receive(low), channel.receive(low)
+            assert all(np.array_equal(came[name], array) and came[name].dtype == array.dtype for name, array in question.items())
+            assert more["more"].tolist() == [high], "messages keep their order"
+            channel.send(low, answer)
 
 
 def in_threads(transports, act):

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from fedspeed.errors import ConfigError, FedSpeedError, LostPeerError, connection_text
+from fedspeed.routing.channel import Channel
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.listening import own_membership
 from fedspeed.routing.opening import resolve
-from fedspeed.routing.transport import TransportError, all_gather
+from fedspeed.routing.transport import PeersLost, TransportError, all_gather
+from fedspeed.routing.transports.local import LocalTransport
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
@@ -26,8 +28,6 @@ from tests.routing.sites import Sites
 
 
 def by_threads(folder, size: int) -> list:
-    from fedspeed.routing.transports.local import LocalTransport
-
     return in_threads(LocalTransport.set_of(size), contract)
 
 
@@ -114,8 +114,6 @@ class Late:
 
 
 def test_a_missing_participant_is_named_within_the_deadline():
-    from fedspeed.routing.transports.local import LocalTransport
-
     transports = LocalTransport.set_of(2)
     begin = time.monotonic()
     with pytest.raises(LostPeerError, match=r"the update of client 1 \(rank 1\) is missing"):
@@ -146,14 +144,10 @@ def disagree(transport):
 
 
 def test_different_lengths_are_refused_on_every_side():
-    from fedspeed.routing.transports.local import LocalTransport
-
     in_threads(LocalTransport.set_of(3), disagree)
 
 
 def test_other_dtypes_are_refused():
-    from fedspeed.routing.transports.local import LocalTransport
-
     with pytest.raises(ValueError, match="float32 or float64"):
         PlainExchange(LocalTransport.set_of(1)[0], 5).start(np.zeros(3, dtype=np.int64), 1.0)
 
@@ -185,3 +179,23 @@ def test_a_broken_connection_is_told_without_torchs_own_words():
             "caused by a remote worker crashing. Check the logs of the remote worker before reporting an error. GLHF! \U0001f3d6\nand a trace")
     assert connection_text(RuntimeError(text)) == "Connection closed by peer [127.0.0.1]:26021"
     assert connection_text(RuntimeError("timed out\nmore")) == "timed out" and connection_text(RuntimeError()) == "RuntimeError"
+
+
+def test_a_message_does_not_come_between_swaps():
+    """One that arrives while a swap is waited for stays for its receiver, and a swap that comes while a message is waited for, for its swap."""
+    one, other = LocalTransport.set_of(2)
+    one.send(1, np.arange(5, dtype=np.uint8), 1.0)
+    with pytest.raises(PeersLost, match="in time"):
+        one.swap([b"", b"a"], [0, 1], 0.05)
+    assert bytes(other.swap([b"b", b""], [1, 0], 1.0)[0]) == b"a"
+    assert other.receive(0, 1.0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_is_no_message_of_arrays_is_refused():
+    one, other = LocalTransport.set_of(2)
+    channel = Channel(other, 0.05)
+    one.send(1, np.frombuffer(b"anything", np.uint8), 1.0)
+    with pytest.raises(FedSpeedError, match="participant 0 sent a message that holds no arrays"):
+        channel.receive(0)
+    with pytest.raises(LostPeerError, match="participant 0 sent no message"):
+        channel.receive(0)
