@@ -1,7 +1,7 @@
 """Every error a user can meet, and the exit code it ends with.
 
-A message says what was wrong, where, and what to do about it. `ValueError`-like faults of the user derive from
-`FedSpeedError`; a broken invariant of ours stays an `assert`.
+A message says what was wrong, where, and what to do about it. `ValueError`-like faults of the user derive
+from `FedSpeedError`; a broken invariant of ours stays an `assert`.
 """
 
 import re
@@ -95,6 +95,7 @@ class Preempted(FedSpeedError):
 
 
 def connection_text(error: BaseException) -> str:
-    """What torch says of a broken connection, without its source file and its advice to its own developers."""
+    """What torch says of a broken connection, without its source file and its advice to its own
+    developers."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". This is typically")[0]

@@ -1,4 +1,5 @@
-"""The logger of FedSpeed: lines on stderr that begin with `fedspeed:`, errors with `fedspeed: error:`. Set up here only.
+"""The logger of FedSpeed: lines on stderr that begin with `fedspeed:`, errors with `fedspeed: error:`. Set up
+here only.
 
 What a command was asked for goes to stdout (`cli.output`), and progress is shown by `monitor.progress`.
 """
@@ -19,7 +20,9 @@ class _Lines(logging.Handler):
 def _logger() -> logging.Logger:
     logger = logging.getLogger("fedspeed")
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # DeepSpeed and transformers set handlers of their own on the root, which would say it twice
+    logger.propagate = (
+        False  # DeepSpeed and transformers set handlers of their own on the root, which would say it twice
+    )
     logger.handlers = [_Lines()]
     return logger
 

@@ -114,6 +114,12 @@ def test_what_is_imported_late_loads_what_it_is_late_for(library):
         assert library in set(loads(module, set())), f"{module} loads no {library}: import it at the top, and take it off the list"
 
 
+@pytest.mark.parametrize("module", ["cli/command_line", "session/machine", "session/rehearsal", "session/rank"])
+def test_what_starts_before_a_rank_computes_loads_no_torch(module):
+    """The supervisor, a dry run, and a rank until it has met the others: `import` alone, for what functions import is on the list above."""
+    assert {"torch", "transformers", "peft", "deepspeed", "mpi4py", "cryptography"} & set(loads(module, set())) == set()
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.relative_to(PACKAGE).parts[0] in HELD_TO_LATE and path.stem != "audit"], ids=lambda p: p.stem)
 def test_only_what_is_listed_is_imported_late(path):
     module = "/".join(path.relative_to(PACKAGE).with_suffix("").parts)

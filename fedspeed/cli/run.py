@@ -27,7 +27,8 @@ EXIT_CODES = """exit codes:
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
-    # No abbreviations: what the supervisor takes out of the arguments for its ranks must be found there as it is called here.
+    # No abbreviations: what the supervisor takes out of the arguments for its ranks must be found there as it
+    # is called here.
     parser = commands.add_parser("run", allow_abbrev=False, help="run a federated fine-tuning (what launch.py does)", epilog=EXIT_CODES,
                                  formatter_class=argparse.RawDescriptionHelpFormatter,
                                  description="Run a federated fine-tuning, or resume it where its journal ends. Started by deepspeed, mpirun, "
@@ -62,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _make_base(folder: Path, launch) -> None:
-    """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of its own (it needs torch)."""
+    """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of
+    its own (it needs torch)."""
     end = time.monotonic() + BASE_S
     if not (folder / "config.json").exists() and launch.local_rank == 0:
         done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], cwd=Path.cwd(), timeout=BASE_S, check=False,
@@ -130,7 +132,8 @@ def _ending_of_rank(arguments: argparse.Namespace, json_out: TextIO | None) -> E
 
 
 def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
-    """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one is lost."""
+    """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one
+    is lost."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy comes next, and ranks are forked from what this forks
     from fedspeed.session.machine import supervise
     from fedspeed.session.preflight import check

@@ -1,7 +1,9 @@
-"""Finds ranks that have gone silent: a machine without power says no goodbye, and every connection to it just waits.
+"""Finds ranks that have gone silent: a machine without power says no goodbye, and every connection to it just
+waits.
 
-Each working rank counts up a number of its own in the job's store and reads those of the others. Two threads, because
-a call to a store whose machine has vanished has no limit: one talks, and may hang; the other judges, and never talks.
+Each working rank counts up a number of its own in the job's store and reads those of the others. Two threads,
+because a call to a store whose machine has vanished has no limit: one talks, and may hang; the other judges,
+and never talks.
 """
 
 import threading
@@ -20,8 +22,8 @@ class IdleTime:
     """Seconds for which each rank has said nothing. Knows neither clock nor store.
 
     Args:
-        step_s: the most that one snapshot may add. A process that was stopped itself must not take everybody else for
-            lost when it wakes.
+        step_s: the most that one snapshot may add. A process that was stopped itself must not take everybody
+            else for lost when it wakes.
     """
 
     def __init__(self, ranks: Sequence[int], step_s: float):
@@ -43,20 +45,22 @@ class IdleTime:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the store last told: ranks that have been silent for the whole limit, for nearly that long (these included),
-    and that left."""
+    """What the store last told: ranks that have been silent for the whole limit, for nearly that long (these
+    included), and that left."""
 
     silent: tuple[int, ...] = ()
     suspected: tuple[int, ...] = ()
     left: frozenset[int] = frozenset()
 
 
-def judge(before: tuple[int, ...], snapshot: Snapshot, gone: bool, unresponsive: bool,
-          holder: tuple[int, ...]) -> tuple[int, ...]:
+def judge(
+    before: tuple[int, ...], snapshot: Snapshot, gone: bool, unresponsive: bool, holder: tuple[int, ...]
+) -> tuple[int, ...]:
     """Return the ranks to be called lost.
 
-    Those who fall silent together are named together, and nobody is added afterwards: survivors give up because of the
-    loss, rank 0 and the store with it perhaps first of all, and must not be taken for its cause.
+    Those who fall silent together are named together, and nobody is added afterwards: survivors give up
+    because of the loss, rank 0 and the store with it perhaps first of all, and must not be taken for its
+    cause.
 
     Args:
         before: what was said last time.
@@ -64,7 +68,9 @@ def judge(before: tuple[int, ...], snapshot: Snapshot, gone: bool, unresponsive:
         holder: the rank that holds the store, empty if it does no work.
     """
     if before:
-        return before if gone or unresponsive else tuple(rank for rank in before if rank in snapshot.suspected)
+        return (
+            before if gone or unresponsive else tuple(rank for rank in before if rank in snapshot.suspected)
+        )
     holder = tuple(rank for rank in holder if rank not in snapshot.left)
     if unresponsive:
         return tuple(sorted({*holder, *snapshot.suspected}))
@@ -76,26 +82,41 @@ def judge(before: tuple[int, ...], snapshot: Snapshot, gone: bool, unresponsive:
 class Heartbeat:
     """This rank's heartbeat, and its ear for that of the others. Runs from construction to `close`.
 
-    The store lives on world rank 0: if that rank works too, a store that is gone or does not answer means that it is
-    lost. Nothing is known about the others then. A rank that is heard again is no longer lost.
+    The store lives on world rank 0: if that rank works too, a store that is gone or does not answer means
+    that it is lost. Nothing is known about the others then. A rank that is heard again is no longer lost.
 
     Args:
         store: what `rendezvous.meet` returned.
-        ranks: world ranks that work, this one among them; all begin within less than `silence_s` of each other.
+        ranks: world ranks that work, this one among them; all begin within less than `silence_s` of each
+            other.
         me: this world rank.
         interval_s: between two beats; a small part of `silence_s`.
-        silence_s: a rank silent for so long is lost. Much longer than any C call that holds the interpreter lock, in
-            which no thread beats.
-        on_stuck: called once, with the lost, when there have been lost ranks for `grace_s` and `close` was not called:
-            the main thread then waits in a call that no exception reaches. It must not call `close`, which waits for
-            its end.
+        silence_s: a rank silent for so long is lost. Much longer than any C call that holds the interpreter
+            lock, in which no thread beats.
+        on_stuck: called once, with the lost, when there have been lost ranks for `grace_s` and `close` was
+            not called: the main thread then waits in a call that no exception reaches. It must not call
+            `close`, which waits for its end.
     """
 
-    def __init__(self, store: Any, ranks: Sequence[int], me: int, *, interval_s: float, silence_s: float,
-                 on_stuck: Callable[[tuple[int, ...]], None], grace_s: float):
+    def __init__(
+        self,
+        store: Any,
+        ranks: Sequence[int],
+        me: int,
+        *,
+        interval_s: float,
+        silence_s: float,
+        on_stuck: Callable[[tuple[int, ...]], None],
+        grace_s: float,
+    ):
         assert silence_s > (_APART + 1) * interval_s, "a silence is many intervals"
         self._store, self._ranks, self._me = store, tuple(ranks), me
-        self._interval_s, self._silence_s, self._on_stuck, self._grace_s = interval_s, silence_s, on_stuck, grace_s
+        self._interval_s, self._silence_s, self._on_stuck, self._grace_s = (
+            interval_s,
+            silence_s,
+            on_stuck,
+            grace_s,
+        )
         self._lost: tuple[int, ...] = ()
         self._snapshot = Snapshot()
         self._answers = 0
@@ -110,7 +131,8 @@ class Heartbeat:
         return self._lost
 
     def close(self, goodbye: bool = True) -> None:
-        """Stop it; `on_stuck` is not called from here on. May be called twice, and takes a few seconds at most.
+        """Stop it; `on_stuck` is not called from here on. May be called twice, and takes a few seconds at
+        most.
 
         Args:
             goodbye: whether this rank leaves in order, and the others shall not count it as lost.
@@ -138,10 +160,13 @@ class Heartbeat:
                 now = time.monotonic()
                 idle.take(dict(zip(others, numbers, strict=False)), now - last)
                 last = now
-                left = frozenset(rank for rank, gone in zip(others, numbers[len(others):], strict=True) if gone)
+                left = frozenset(
+                    rank for rank, gone in zip(others, numbers[len(others) :], strict=True) if gone
+                )
                 limits_s = (self._silence_s, self._silence_s - _APART * self._interval_s)
-                silent, suspected = (tuple(rank for rank in idle.at_least(limit_s) if rank not in left)
-                                     for limit_s in limits_s)
+                silent, suspected = (
+                    tuple(rank for rank in idle.at_least(limit_s) if rank not in left) for limit_s in limits_s
+                )
                 self._snapshot = Snapshot(silent, suspected, left)
                 self._answers += 1
                 self._end.wait(self._interval_s)
@@ -158,7 +183,9 @@ class Heartbeat:
             passed_s, last = min(now - last, 2 * self._interval_s), now
             store.take({0: self._answers}, passed_s)
             before = self._lost
-            self._lost = judge(before, self._snapshot, self._gone, bool(store.at_least(self._silence_s)), holder)
+            self._lost = judge(
+                before, self._snapshot, self._gone, bool(store.at_least(self._silence_s)), holder
+            )
             lost_s = lost_s + passed_s if before and self._lost else 0.0
             if lost_s >= self._grace_s:
                 with self._lock:

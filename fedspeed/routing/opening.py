@@ -55,13 +55,16 @@ def resolve(asked: str, launcher: str, participants: int) -> str:
     if facts.between_organisations or facts.started_by_mpi:
         return asked
     if facts.in_process and participants > 1:
-        raise ConfigError(f"routing.transport={asked} is for a single participant, but {participants} ranks speak for "
-                          f"clients; set routing.transport=auto, or {USUAL}")
+        raise ConfigError(
+            f"routing.transport={asked} is for a single participant, but {participants} ranks speak for "
+            f"clients; set routing.transport=auto, or {USUAL}"
+        )
     return asked if participants > 1 else ALONE
 
 
 def open_transport(name: str, meeting: Meeting) -> Transport:
-    """Connect to the other participants. Collective over them, or over all ranks of a job that MPI has started.
+    """Connect to the other participants. Collective over them, or over all ranks of a job that MPI has
+    started.
 
     Raises:
         TransportError: somebody did not come. FedSpeedError: what the transport needs is not there.

@@ -1,6 +1,8 @@
-"""Who the ranks of a job answer to: one operator who has started all of them, or one organisation among others.
+"""Who the ranks of a job answer to: one operator who has started all of them, or one organisation among
+others.
 
-All that differs between the two stands here. It is chosen once, by `deployment_of`, from what the transport declares.
+All that differs between the two stands here. It is chosen once, by `deployment_of`, from what the transport
+declares.
 """
 
 from abc import ABC, abstractmethod
@@ -55,8 +57,8 @@ class Deployment(ABC):
         """Connect to the other participants, which are about to do the same run.
 
         Raises:
-            LostPeerError: somebody did not come. FedSpeedError: what the transport needs is not there, or somebody
-                means another run.
+            LostPeerError: somebody did not come. FedSpeedError: what the transport needs is not there, or
+                somebody means another run.
         """
 
     @abstractmethod
@@ -72,7 +74,8 @@ class Deployment(ABC):
         """Leave the transport of a run that has failed, which other participants may still be waiting in."""
 
     def renewal(self, speaks: bool) -> Callable[[], bool]:
-        """Return what tells whether this rank has nothing against starting again with a newer list of participants.
+        """Return what tells whether this rank has nothing against starting again with a newer list of
+        participants.
 
         Args:
             speaks: whether this rank speaks for its clients.
@@ -98,7 +101,8 @@ class Deployment(ABC):
         return []
 
     def check_alike(self, link, journal: Journal, number: int, differs: bool) -> None:
-        """Agree that all who have the round that is offered have the same state of it. Collective over all ranks.
+        """Agree that all who have the round that is offered have the same state of it. Collective over all
+        ranks.
 
         Args:
             number: of the round. differs: whether this rank's journal holds another state of it.
@@ -116,8 +120,8 @@ class Deployment(ABC):
 
 
 class JobDeployment(Deployment):
-    """One job of one operator: its participants trust the launcher that has started them all, and one of them keeps
-    the journal for all."""
+    """One job of one operator: its participants trust the launcher that has started them all, and one of them
+    keeps the journal for all."""
 
     def open_transport(self, name: str, meeting: Meeting) -> Transport:
         try:
@@ -141,8 +145,8 @@ class JobDeployment(Deployment):
 
 
 class SiteDeployment(Deployment):
-    """A job of one organisation among others: its identity is in a signed roster, its settings are compared with the
-    others', and it keeps a journal of its own."""
+    """A job of one organisation among others: its identity is in a signed roster, its settings are compared
+    with the others', and it keeps a journal of its own."""
 
     @cached_property
     def site(self):
@@ -167,8 +171,10 @@ class SiteDeployment(Deployment):
             raise
         except TransportError as error:
             self.give_up(transport)
-            raise LostPeerError(f"a site was lost while all compared their settings: {error}",
-                                remedy="the same command tries again") from error
+            raise LostPeerError(
+                f"a site was lost while all compared their settings: {error}",
+                remedy="the same command tries again",
+            ) from error
         return transport
 
     def identity(self, transport: Transport, marks: str) -> Identity:
@@ -176,14 +182,14 @@ class SiteDeployment(Deployment):
         return Identity(member.key, member.roster.keys, self.site.digest)
 
     def give_up(self, transport: Transport | None) -> None:
-        """Close it: sending is a thread's there, and what this site had to say goes out first, so that the others end
-        for the same reason."""
+        """Close it: sending is a thread's there, and what this site had to say goes out first, so that the
+        others end for the same reason."""
         if transport is not None:
             transport.close()
 
     def renewal(self, speaks: bool) -> Callable[[], bool]:
-        """Ask the rank that speaks for the site, which has read the present roster. The others would read the file at
-        another time, and take for the present roster what is the newer one."""
+        """Ask the rank that speaks for the site, which has read the present roster. The others would read the
+        file at another time, and take for the present roster what is the newer one."""
         return self.site.renewed if speaks else lambda: True
 
     def check_epoch(self, folder: Path) -> None:
@@ -193,8 +199,8 @@ class SiteDeployment(Deployment):
         self.site.keep_epoch(folder)
 
     def seal_rows(self, digest: str) -> str:
-        """Return a digest made with a secret that follows from the site's private key: whoever is given the journal
-        cannot try out which rows it belongs to.
+        """Return a digest made with a secret that follows from the site's private key: whoever is given the
+        journal cannot try out which rows it belongs to.
 
         Raises:
             FedSpeedError: the key of routing.identity cannot be read.
@@ -210,9 +216,11 @@ class SiteDeployment(Deployment):
         """Agree on the state: one site alone cannot put another one in its place."""
         if link.share(np.ones(1), float(differs)) is not None:
             whose = "this one differs" if differs else "another differs"
-            raise JournalError(f"{journal.folder}: the sites hold different states of round {number}; {whose} from what "
-                               "was offered. Compare the journals; a site whose folder is moved aside takes the others' "
-                               "state")
+            raise JournalError(
+                f"{journal.folder}: the sites hold different states of round {number}; {whose} from what "
+                "was offered. Compare the journals; a site whose folder is moved aside takes the others' "
+                "state"
+            )
 
     def share_best(self, link, journal: Journal, best: int, layout) -> None:
         try:
@@ -222,12 +230,15 @@ class SiteDeployment(Deployment):
         offered = layout.flatten(own) if own else np.zeros(layout.size, dtype=np.float32)
         shared = link.share(offered, float(own is not None))
         if shared is None:
-            raise JournalError(f"{journal.folder}: no site has the tensors of round {best}, the best one so far; start "
-                               "anew with --fresh on all")
+            raise JournalError(
+                f"{journal.folder}: no site has the tensors of round {best}, the best one so far; start "
+                "anew with --fresh on all"
+            )
         if own is None:
             journal.save_best(best, layout.unflatten(shared))
 
 
 def deployment_of(config: RunConfig) -> Deployment:
-    """Return the deployment that a configuration means: by whether its transport is one between organisations."""
+    """Return the deployment that a configuration means: by whether its transport is one between
+    organisations."""
     return SiteDeployment(config) if config.routing.between_organisations else JobDeployment(config)

@@ -8,19 +8,33 @@ from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
 from fedspeed.session.remedies import device_memory_text, out_of_device_memory
 from fedspeed.session.request import Job
 
-PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO,
-                errno.ESTALE, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+PLACE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
 RESUMES = "the same command resumes from the journal"
 
 
 def explained(error: BaseException, job: Job) -> BaseException:
-    """Return the error; a full disk, a full device and a broken connection inside the cluster as what they are."""
+    """Return the error; a full disk, a full device and a broken connection inside the cluster as what they
+    are."""
     if isinstance(error, FedSpeedError):
         return error
     if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
-        return FedSpeedError(f"{error.filename or job.request.folder}: cannot be written ({error.strerror}); make room "
-                             "there or choose another place (run.out=FOLDER), and the same command goes on from the last "
-                             "round in the journal")
+        return FedSpeedError(
+            f"{error.filename or job.request.folder}: cannot be written ({error.strerror}); make room "
+            "there or choose another place (run.out=FOLDER), and the same command goes on from the last "
+            "round in the journal"
+        )
     if out_of_device_memory(error):
         return FedSpeedError(device_memory_text(error, job.named(job.me), job.config, _tier(job)))
     if not lost_connection(error):
@@ -35,8 +49,8 @@ def silence(job: Job, lost: tuple[int, ...]) -> LostPeerError:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether there was no RAM to be had: Python, the system and torch's allocator each say so in their own way.
-    Of a device that is full `explained` tells."""
+    """Return whether there was no RAM to be had: Python, the system and torch's allocator each say so in
+    their own way. Of a device that is full `explained` tells."""
     if out_of_device_memory(error):
         return False
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:

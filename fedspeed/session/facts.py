@@ -15,18 +15,20 @@ def facts(job: Job, exported: Export | None, predicted: Predicted | None = None)
     """Return what is known of a job, for its report.
 
     Args:
-        exported: None where nothing was. predicted: memory and time of a step, None where the planner has no model.
+        exported: None where nothing was. predicted: memory and time of a step, None where the planner has no
+            model.
     """
     config, topology = job.config, job.topology
+    federation = config.federation
     sequences = config.train.micro_batch * config.train.accumulation
     clusters = len(topology.clusters)
     run = {
         "model": f"{config.model.base} ({config.model.dtype}, {config.model.init} weights)",
         "trained": _trained(config.adapter),
         "data": f"{config.data.task}, {config.data.clients} clients, split {config.data.split}",
-        "rounds": f"{config.federation.rounds} x {_budget(config)} of {sequences} "
-                  f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
-        "aggregation": f"{config.federation.aggregation}, server optimizer {config.federation.server_optimizer}",
+        "rounds": f"{federation.rounds} x {_budget(config)} of {sequences} "
+        f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
+        "aggregation": f"{federation.aggregation}, server optimizer {federation.server_optimizer}",
         "engine": f"{_execution(job)}, launched by {job.launch.kind}",
         "layout": f"{len(job.workers)} ranks in {clusters} cluster{'s' if clusters > 1 else ''}",
     }
@@ -38,9 +40,17 @@ def facts(job: Job, exported: Export | None, predicted: Predicted | None = None)
 def _hosts(job: Job) -> list[dict[str, str]]:
     found = []
     for host in job.launch.hosts:
-        clients = sorted({c for place in job.topology.ranks if place.host == host.name for c in place.clients})
-        found.append({"host": host.name if host.name != "localhost" else socket.gethostname(), "ranks": str(host.slots),
-                      "clients": ", ".join(map(str, clients)) or "idle", "gpu": host.gpu or "-"})
+        clients = sorted(
+            {c for place in job.topology.ranks if place.host == host.name for c in place.clients}
+        )
+        found.append(
+            {
+                "host": host.name if host.name != "localhost" else socket.gethostname(),
+                "ranks": str(host.slots),
+                "clients": ", ".join(map(str, clients)) or "idle",
+                "gpu": host.gpu or "-",
+            }
+        )
     return found
 
 

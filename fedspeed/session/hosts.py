@@ -36,7 +36,8 @@ def check_hosts(job: Job, store: Store) -> None:
     first, *others = firsts
     differing = []
     for host in others:
-        texts = [text for name, text in words(job.config).items() if found[host].get(name) != found[first].get(name)]
+        texts = [text for name, text in words(job.config).items()
+                 if found[host].get(name) != found[first].get(name)]
         if texts:
             differing.append(f"host {host} has read another content than host {first}: {'; '.join(texts)}")
     if differing:

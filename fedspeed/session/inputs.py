@@ -41,17 +41,17 @@ def check_inputs(journal: Journal, entry: Entry, config: RunConfig,
     before = entry.config.get("inputs")
     if not before:
         return [f"{journal.folder} is of an earlier version, which did not keep what the base, the tokenizer "
-                f"and the rows were: whether they have changed since round {entry.round} is not known. From the "
-                "next round on it is kept"]
+                f"and the rows were: whether they have changed since round {entry.round} is not known. From "
+                "the next round on it is kept"]
     now = to_keep(config, rows)
     if found := changed(config, before, now):
         raise JournalError(f"{journal.folder}: belongs to a run that has read other files; changed since its "
-                           f"round {entry.round}: {'; '.join(found)}. Put back what it has read, give the new "
-                           "run its own name with run.name=..., or start anew with --fresh")
+                           f"round {entry.round}: {'; '.join(found)}. Put back what it has read, give the "
+                           "new run its own name with run.name=..., or start anew with --fresh")
     if ROWS in before and ROWS in now and not _same_key(before[ROWS], now[ROWS]):
         return [f"{journal.folder}: its digest of the rows was not made with the key in routing.identity="
-                f"{config.routing.identity}: whether the rows have changed since round {entry.round} is not known. "
-                "From the next round on the digest is made with this key"]
+                f"{config.routing.identity}: whether the rows have changed since round {entry.round} is not "
+                "known. From the next round on the digest is made with this key"]
     return []
 
 

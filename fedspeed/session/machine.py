@@ -1,4 +1,5 @@
-"""A run on one machine, as its supervisor sees it: starts the ranks, and says what they could not say themselves."""
+"""A run on one machine, as its supervisor sees it: starts the ranks, and says what they could not say
+themselves."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -26,12 +27,15 @@ from fedspeed.session.resume import Claim, check_best, journal_entry, journal_of
 REPORT_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
 
 
-def supervise(request: RunRequest, launch: Launch, argv: Sequence[str],
-              rank: Callable[[dict[str, str]], int]) -> Ending:
-    """Start the local ranks, watch them, and start them again from the journal when one is lost; return how it ended.
+def supervise(
+    request: RunRequest, launch: Launch, argv: Sequence[str], rank: Callable[[dict[str, str]], int]
+) -> Ending:
+    """Start the local ranks, watch them, and start them again from the journal when one is lost; return how
+    it ended.
 
     Args:
-        argv: arguments for ranks that are fresh processes. rank: what a forked one runs, given its environment.
+        argv: arguments for ranks that are fresh processes. rank: what a forked one runs, given its
+            environment.
 
     Raises:
         FedSpeedError: what the run cannot go on with.
@@ -44,16 +48,26 @@ def supervise(request: RunRequest, launch: Launch, argv: Sequence[str],
     if entry is not None:
         check_inputs(journal, entry, config, rows_without_libraries(config))
         if summary := complete(request, entry):
-            return of_complete(summary, folder=str(request.folder), number=entry.round,
-                               asked=config.federation.rounds)
+            return of_complete(
+                summary, folder=str(request.folder), number=entry.round, asked=config.federation.rounds
+            )
         check_best(journal, entry)
     hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients)
     ranks = sum(host.slots for host in hosts)
     choose_accelerator(os.environ)
     for text in crowding(ranks):
         LOG.info(text)
-    run = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, journal.newest, preload=preload,
-                    target=rank, finish_s=config.cluster.finish_s, end_s=REPORT_S)
+    run = run_local(
+        argv,
+        ranks,
+        dict(os.environ),
+        config.cluster.max_restarts,
+        journal.newest,
+        preload=preload,
+        target=rank,
+        finish_s=config.cluster.finish_s,
+        end_s=REPORT_S,
+    )
     if run.exit_code == EXIT_OK:
         return _own_word(request)
     if run.exit_code == EXIT_USAGE:  # the ranks have said what is wrong
@@ -63,8 +77,8 @@ def supervise(request: RunRequest, launch: Launch, argv: Sequence[str],
 
 
 def complete(request: RunRequest, entry: Entry) -> Summary | None:
-    """Return the summary of a run that is over and has left what it should; None while there is something to do: it
-    may have been killed behind its last journal entry, or its export may be gone.
+    """Return the summary of a run that is over and has left what it should; None while there is something to
+    do: it may have been killed behind its last journal entry, or its export may be gone.
 
     Args:
         entry: the newest of its journal.
@@ -88,15 +102,18 @@ def _own_word(request: RunRequest) -> Ending:
     """Return how ranks have ended that all ended well, as they have written it down."""
     summary = summary_file.read_summary(request.folder)
     if summary is None:
-        return Ending(status="failed", exit_code=EXIT_FAILED,
-                      note=f"{request.folder}: the ranks have ended well, but left no {summary_file.NAME}; look at their "
-                           "output, and start again: the run goes on from its journal")
+        return Ending(
+            status="failed",
+            exit_code=EXIT_FAILED,
+            note=f"{request.folder}: the ranks have ended well, but left no {summary_file.NAME}; look at "
+            "their output, and start again: the run goes on from its journal",
+        )
     return of_summary(summary)
 
 
 def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode: str) -> Ending:
-    """Report a run whose reporting rank died without a word: what the supervisor knows. A rank's own report knows
-    more, and stays.
+    """Report a run whose reporting rank died without a word: what the supervisor knows. A rank's own report
+    knows more, and stays.
 
     Args:
         ranks: how many there were. routing_mode: with its mode settled.
@@ -113,8 +130,15 @@ def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode:
         return ending
     summary = ending.summary(records, rounds=config.federation.rounds, restarts=run.restarts, absent=absent)
     try:
-        path = write_report(folder, records, summary, render(request.loaded, request.deepspeed),
-                            Facts(run={"ranks": str(ranks)}), routing_mode=routing_mode, plot=config.monitor.plot)
+        path = write_report(
+            folder,
+            records,
+            summary,
+            render(request.loaded, request.deepspeed),
+            Facts(run={"ranks": str(ranks)}),
+            routing_mode=routing_mode,
+            plot=config.monitor.plot,
+        )
     except OSError as error:  # what stopped the run may stop its report too
         LOG.info(f"the report could not be written: {error}")
         return ending

@@ -44,7 +44,8 @@ from fedspeed.session.together import RollCall
 def preload() -> None:
     """Import what all ranks of a machine share; nothing that starts a thread or touches a device.
 
-    Of what the imports make nearly all stays: looking for garbage among it meanwhile would take a tenth of their time.
+    Of what the imports make nearly all stays: looking for garbage among it meanwhile would take a tenth of
+    their time.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -62,14 +63,14 @@ def preload() -> None:
 
 
 def early_transport(job: Job, store: Store) -> Transport | None:
-    """Build the transport that all ranks of a job build together, before anything is read, as MPI's is; None where the
-    job takes another one. Collective over all ranks."""
+    """Build the transport that all ranks of a job build together, before anything is read, as MPI's is; None
+    where the job takes another one. Collective over all ranks."""
     return _opened(job, store) if TRANSPORTS[job.transport].started_by_mpi else None
 
 
 def transport(job: Job, store: Store, early: Transport | None) -> Transport | None:
-    """Return what the exchange travels by; None on a rank that does not speak for clients. Built by all participants
-    together, before the engines, which take unequal times.
+    """Return what the exchange travels by; None on a rank that does not speak for clients. Built by all
+    participants together, before the engines, which take unequal times.
 
     Args:
         early: what `early_transport` has built.
@@ -84,9 +85,14 @@ def _opened(job: Job, store: Store) -> Transport:
     timeout_s = job.config.cluster.start_timeout_s
     deployment = job.deployment
     meeting = Meeting(
-        asked=job.config.routing.transport, me=job.me, participants=job.topology.participants,
-        world_size=job.launch.world_size, timeout_s=timeout_s,
-        connect=lambda prefix: store.connect(prefix, timeout_s), member=deployment.membership)
+        asked=job.config.routing.transport,
+        me=job.me,
+        participants=job.topology.participants,
+        world_size=job.launch.world_size,
+        timeout_s=timeout_s,
+        connect=lambda prefix: store.connect(prefix, timeout_s),
+        member=deployment.membership,
+    )
     return deployment.open_transport(job.transport, meeting)
 
 
@@ -98,30 +104,49 @@ def engine(job: Job, clock, sharers: int):
 
     config, topology = job.config, job.topology
     torch.set_num_threads(config.engine.threads or _own_threads(os.environ))
-    sets = sorted({tuple(job.world.index(r) for r in client.ranks)
-                   for client in topology.clients if client.ranks[0] in job.world})
+    sets = sorted(
+        {
+            tuple(job.world.index(r) for r in client.ranks)
+            for client in topology.clients
+            if client.ranks[0] in job.world
+        }
+    )
     options = config.engine
     if options.pipeline != "none":
         options = replace(options, cuts=stage_cuts(job))
     try:
-        return build_engine(config.model, config.adapter, config.train, options, job.request.deepspeed, sets, clock,
-                            swap_folder(job), config.run.seed, len(job.place.clients), sharers)
+        return build_engine(
+            config.model,
+            config.adapter,
+            config.train,
+            options,
+            job.request.deepspeed,
+            sets,
+            clock,
+            swap_folder(job),
+            config.run.seed,
+            len(job.place.clients),
+            sharers,
+        )
     except (MemoryError, OSError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise FedSpeedError(f"{job.named(job.me)}: no memory left while the model was loaded "
-                            f"({str(error).splitlines()[0]}); free some, raise the limit (ulimit -v, the scheduler's "
-                            "--mem), or choose another engine.tier: `fedspeed plan` says what each needs") from error
+        raise FedSpeedError(
+            f"{job.named(job.me)}: no memory left while the model was loaded "
+            f"({str(error).splitlines()[0]}); free some, raise the limit (ulimit -v, the scheduler's "
+            "--mem), or choose another engine.tier: `fedspeed plan` says what each needs"
+        ) from error
 
 
 def _own_threads(env: Mapping[str, str]) -> int:
-    """Return how many threads a rank computes with: what the launcher says, else its part of the host's cores."""
+    """Return how many threads a rank computes with: what the launcher says, else its part of the host's
+    cores."""
     return int(env.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // int(env["LOCAL_SIZE"])))
 
 
 def stage_cuts(job: Job) -> str:
-    """Where this rank's pipeline is cut, as engine.cuts says it: by the speed and memory of the devices that the hostfile or a probe tells of; evenly where
-    they tell of none."""
+    """Where this rank's pipeline is cut, as engine.cuts says it: by the speed and memory of the devices that
+    the hostfile or a probe tells of; evenly where they tell of none."""
     config, ds_config = job.config, job.request.deepspeed
     if config.engine.cuts != "auto" or pipeline_tier(config.engine, ds_config, "") != "resident":
         return config.engine.cuts
@@ -130,11 +155,15 @@ def stage_cuts(job: Job) -> str:
         nodes = {host.name: node_of(host, probes) for host in job.launch.hosts}
     except PlanError:  # neither measured nor a known card
         return "auto"
-    task = task_of(config, ds_config, planned_shape(config.model.base), [node.device for node in nodes.values()])
+    task = task_of(
+        config, ds_config, planned_shape(config.model.base), [node.device for node in nodes.values()]
+    )
     cuts = divide(task, [place_of(job.topology, nodes, rank) for rank in job.world], _traffic(job))
     if cuts is None:
-        raise PlanError(f"engine.pipeline={config.engine.pipeline}: {len(job.world)} ranks do not hold the model's {task.shape.layers} blocks together; take "
-                        "more ranks, or engine.tier=ram")
+        raise PlanError(
+            f"engine.pipeline={config.engine.pipeline}: {len(job.world)} ranks do not hold the model's "
+            f"{task.shape.layers} blocks together; take more ranks, or engine.tier=ram"
+        )
     return ",".join(map(str, cuts[1:-1])) or "auto"
 
 
@@ -142,16 +171,21 @@ def _traffic(job: Job) -> Traffic:
     """What this rank's pipeline is to carry."""
     config, ranks = job.config, len(job.world)
     gateways = [client.gateway for client in job.topology.clients if client.ranks[0] in job.world]
-    owners = [job.world.index(gateway) for i, gateway in enumerate(gateways) if gateways[:i].count(gateway) < (config.engine.seats or len(gateways))]
-    rows, micros, recompute = config.train.micro_batch, config.train.accumulation * len(owners), config.engine.activation_checkpointing
+    owners = [
+        job.world.index(gateway)
+        for i, gateway in enumerate(gateways)
+        if gateways[:i].count(gateway) < (config.engine.seats or len(gateways))
+    ]
+    rows, micros = config.train.micro_batch, config.train.accumulation * len(owners)
+    recompute = config.engine.activation_checkpointing
     if config.engine.pipeline == "cluster":
         return cluster_traffic(ranks, owners, rows, micros, recompute)
     return client_traffic(ranks, rows, micros, recompute, len(owners))
 
 
 def swap_folder(job: Job) -> Path:
-    """Return where this rank alone keeps what it offloads to NVMe. The name says whose it is: many runs may share the
-    disk."""
+    """Return where this rank alone keeps what it offloads to NVMe. The name says whose it is: many runs may
+    share the disk."""
     host, _ = host_of_rank(job.launch.hosts, job.me)
     folder = job.request.folder
     return (Path(host.nvme) if host.nvme else folder / "nvme") / f"{folder.name}-rank-{job.me}"
@@ -173,7 +207,8 @@ def exchange(job: Job, store: Store, transport: Transport | None, heartbeat: Hea
 
 def link(job: Job, engine, exchange: Exchange | None) -> ClientLink:
     """Return the way of this rank into the exchange."""
-    return ClientLink(engine, exchange, job.config.routing.deadline_s if exchange is None else exchange.patience_s)
+    patience_s = job.config.routing.deadline_s if exchange is None else exchange.patience_s
+    return ClientLink(engine, exchange, patience_s)
 
 
 def seat(job: Job, data: dict):
@@ -184,12 +219,14 @@ def seat(job: Job, data: dict):
     """
     from fedspeed.federation.rounds import Seat
 
-    return Seat(data, job.workers.index(job.me), len(job.workers), job.speaks, job.reporter, job.place.cluster)
+    return Seat(
+        data, job.workers.index(job.me), len(job.workers), job.speaks, job.reporter, job.place.cluster
+    )
 
 
 def data_report(job: Job, link: ClientLink, data: dict, everyone: list) -> DataReport:
-    """Return what is to be said about the rows. Collective: every rank counts the rows of its own clients only, and
-    what all have counted is summed; where clients may learn no more than sums, over all clients.
+    """Return what is to be said about the rows. Collective: every rank counts the rows of its own clients
+    only, and what all have counted is summed; where clients may learn no more than sums, over all clients.
 
     Args:
         data: encoded rows of this rank's clients, by client. everyone: rows of all clients of this job.
@@ -206,7 +243,8 @@ def data_report(job: Job, link: ClientLink, data: dict, everyone: list) -> DataR
 
 def trace(job: Job):
     """Return what keeps what this rank does in the first rounds, as far as it is to be kept."""
-    rounds, late = job.config.monitor.trace_rounds, job.config.federation.staleness  # a round ends in the next one then
+    rounds = job.config.monitor.trace_rounds
+    late = job.config.federation.staleness  # a round ends in the next one then
     return Trace(job.request.folder, job.me, rounds + late) if rounds else NoTrace()
 
 
@@ -230,5 +268,13 @@ def monitor(job: Job, resume_round: int, claim: Claim, data: DataReport | None =
     # These speak of how an earlier start ended, and this one may end without a word.
     for name in (ASKED_FILE, "report.md", summary_file.NAME):
         (folder / name).unlink(missing_ok=True)
-    return Monitor(folder, config.monitor, config.routing.mode, config.federation.rounds, json_out=request.json_out,
-                   resume_round=resume_round, data=data, config_text=render(request.loaded, request.deepspeed))
+    return Monitor(
+        folder,
+        config.monitor,
+        config.routing.mode,
+        config.federation.rounds,
+        json_out=request.json_out,
+        resume_round=resume_round,
+        data=data,
+        config_text=render(request.loaded, request.deepspeed),
+    )

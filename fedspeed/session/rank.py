@@ -57,8 +57,8 @@ def run_rank(request: RunRequest) -> Ending:
     with activity.during("the wait for all ranks"):
         store = rendezvous.meet(launch, config.cluster.start_timeout_s)
     if job.me == 0:
-        _say([*warnings(job.topology), *notes(config),
-              *routing_notes(config.routing, len(job.topology.participants))])
+        asked_of = routing_notes(config.routing, len(job.topology.participants))
+        _say([*warnings(job.topology), *notes(config), *asked_of])
     early = parts.early_transport(job, store)
     try:
         with parts.working(job):
@@ -79,7 +79,8 @@ def _end_for_all(error: BaseException, job: Job, store: rendezvous.Store, early:
     if early is None or job.launch.world_size == 1:
         return
     if isinstance(error, LostPeerError) and not job.reporter:
-        store.wait([REPORTED], GRACE_S + REPORT_S)  # the reporter may be stuck still; our end is the end of all ranks
+        # The reporter may be stuck still, and our end is the end of all ranks.
+        store.wait([REPORTED], GRACE_S + REPORT_S)
     abort(error, early)
 
 
@@ -133,19 +134,21 @@ def _work(job: Job, store: rendezvous.Store, early: Transport | None, stop: Stop
 
 @contextmanager
 def _closed_in_order() -> Iterator[ExitStack]:
-    """Give a stack that is unwound where nothing was raised: closing a part waits for other ranks, who may be lost."""
+    """Give a stack that is unwound where nothing was raised: closing a part waits for other ranks, who may be
+    lost."""
     stack = ExitStack()
     yield stack
     stack.close()
 
 
-def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *, inputs: Inputs, claim: resume.Claim,
-              stop: StopFlag) -> Ending:
+def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
+              inputs: Inputs, claim: resume.Claim, stop: StopFlag) -> Ending:
     """Build the parts of this rank, go on from what the journal holds, and run the rounds that are left."""
     from fedspeed.federation import rounds
 
     with ExitStack() as always, _closed_in_order() as closing:
-        closing.callback(shutil.rmtree, parts.swap_folder(job), ignore_errors=True)  # large, and of no later use
+        # As large as the model, and of no use to a later start.
+        closing.callback(shutil.rmtree, parts.swap_folder(job), ignore_errors=True)
         closing.callback(leave_world)
         clock = StageClock(trace=parts.trace(job))
         with activity.during("the building of the engine"):
@@ -155,19 +158,20 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *, input
         if open_part := exchange or transport:  # MPI's transport is closed by ranks too that have no exchange
             closing.callback(open_part.close)
         closing.callback(meeting.heartbeat.close)
-        link, seat, journal = parts.link(job, engine, exchange), parts.seat(job, inputs.data), resume.journal_of(job.request)
+        link, seat = parts.link(job, engine, exchange), parts.seat(job, inputs.data)
+        journal = resume.journal_of(job.request)
         fresh = rounds.start(job.config, engine)
         start = fresh.tensors  # what a client alone would start from too
-        progress = resume.resume(job.config, job.deployment, engine, link, journal=journal, entry=inputs.entry,
-                                 seat=seat, fresh=fresh)
+        progress = resume.resume(job.config, job.deployment, engine, link,
+                                 journal=journal, entry=inputs.entry, seat=seat, fresh=fresh)
         data = parts.data_report(job, link, inputs.data, inputs.everyone)
         monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
         always.callback(monitor.close)
         always.callback(clock.trace.close)
         meeting.last_resort.monitor = monitor
         federation = rounds.Federation(
-            job.config, job.request.marks, _record(job, inputs), seat, engine, link, journal, monitor, clock, peak_bytes,
-            stop, job.deployment.renewal(job.speaks))
+            job.config, job.request.marks, _record(job, inputs), seat, engine, link, journal, monitor, clock,
+            peak_bytes, stop, job.deployment.renewal(job.speaks))
         try:
             progress = _run_rounds(job, federation, progress, stop)
             clock.trace.close()
@@ -184,7 +188,8 @@ def _record(job: Job, inputs: Inputs) -> dict:
 
 
 def _run_rounds(job: Job, federation, progress, stop: StopFlag):
-    """Run all rounds that are left. Asked to end before the first one, a run ends at once: there is nothing to lose."""
+    """Run all rounds that are left. Asked to end before the first one, a run ends at once: there is nothing
+    to lose."""
     if job.reporter:
         stop.on_asked = lambda where: reporting.tell_where(job.request.folder, where)
     federation.baseline(progress)
@@ -200,7 +205,8 @@ def _end(job: Job, federation, progress, inputs: Inputs, *, start, link, monitor
     """
     comparison = _compare(job, federation, start, progress, inputs, link)
     if not job.reporter:
-        return Ending(status=progress.done or "preempted", exit_code=EXIT_OK if progress.done else EXIT_RESUMABLE)
+        status, code = (progress.done, EXIT_OK) if progress.done else ("preempted", EXIT_RESUMABLE)
+        return Ending(status=status, exit_code=code)
     if not progress.done:
         return reporting.stop_early(job, progress.round, monitor, federation.renewed)
     return reporting.finish(job, progress, monitor, engine=federation.engine, tokenizer=inputs.tokenizer,
@@ -219,28 +225,39 @@ def _compare(job: Job, federation, start, progress, inputs: Inputs, link) -> Com
 
 
 def _tell_all(job: Job, meeting: _Meeting, monitor, error: Exception) -> BaseException:
-    """Leave word of a failure in the rounds; the reporter finds out who was lost, and reports. Return the error in a
-    user's words."""
+    """Leave word of a failure in the rounds; the reporter finds out who was lost, and reports. Return the
+    error in a user's words."""
     meant = explained(error, job)
     rendezvous.publish(meeting.store, f"failed/{job.me}", str(meant))
-    lost = find_lost(job, meeting.store, meeting.heartbeat) if job.reporter and isinstance(meant, LostPeerError) else []
+    lost = (
+        find_lost(job, meeting.store, meeting.heartbeat)
+        if job.reporter and isinstance(meant, LostPeerError)
+        else []
+    )
     meeting.heartbeat.close(goodbye=False)
     if job.reporter:
         try:
             reporting.report_failure(job, monitor, meant, lost)
-        except OSError as second:  # what stopped the run may stop its report too; the run's own error tells more
+        except (
+            OSError
+        ) as second:  # what stopped the run may stop its report too; the run's own error tells more
             LOG.info(f"the report could not be written: {second}")
         rendezvous.publish(meeting.store, REPORTED, "")
     return meant
 
 
 def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> Ending:
-    """Leave at once, as a rank without clients does; but rank 0 holds the store, and stays until all that work have
-    left."""
+    """Leave at once, as a rank without clients does; but rank 0 holds the store, and stays until all that
+    work have left."""
     if job.me == 0:
         several, undecided = sharing.are_several(job), job.config.model.dtype == "auto"
-        points = {"cards": several, "devices": undecided, "ready": True, "inputs": several_hosts(job),
-                  "fresh": job.request.fresh}
+        points = {
+            "cards": several,
+            "devices": undecided,
+            "ready": True,
+            "inputs": several_hosts(job),
+            "fresh": job.request.fresh,
+        }
         for point in (point for point, passed in points.items() if passed):
             with CheckIn(job, store, point):
                 pass
@@ -256,10 +273,12 @@ def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> End
 
 
 def read_inputs(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_type: bool) -> Inputs:
-    """Read and check what may fail for reasons of this rank alone, so that all can agree to go on. Collective.
+    """Read and check what may fail for reasons of this rank alone, so that all can agree to go on.
+    Collective.
 
     Args:
-        begun_type: whether an earlier start of this run, and not the configuration, asks for the numeric type.
+        begun_type: whether an earlier start of this run, and not the configuration, asks for the numeric
+            type.
 
     Raises:
         FedSpeedError: what this rank, or another one, cannot take part with.
@@ -279,7 +298,8 @@ def read_inputs(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_ty
     return inputs
 
 
-def _read_own(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_type: bool) -> tuple[Inputs, list[str]]:
+def _read_own(job: Job, store: rendezvous.Store, claim: resume.Claim,
+              begun_type: bool) -> tuple[Inputs, list[str]]:
     """Return what this rank has read, and what is to be said about it."""
     from fedspeed.engine.arithmetic import check_arithmetic
 
@@ -316,7 +336,8 @@ def _check_plan(job: Job) -> None:
 
 
 def _read_journal(job: Job, claim: resume.Claim, everyone: list) -> tuple[Entry | None, list[str]]:
-    """Claim the run's folder; return the journal's newest entry, and what is to be said of what it was trained on.
+    """Claim the run's folder; return the journal's newest entry, and what is to be said of what it was
+    trained on.
 
     Raises:
         FedSpeedError: it cannot be gone on from with what was asked for and what lies there now.
@@ -347,8 +368,10 @@ def _join_cluster(job: Job, store: rendezvous.Store) -> None:
     """Join the torch world of this rank's cluster, or of its client where that is a pipeline."""
     from fedspeed.engine.arithmetic import set_arithmetic
 
-    os.environ.update(rendezvous.torch_world(store, job.world, job.launch, job.config.cluster.start_timeout_s))
-    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's agent holds a store for a world of its own
+    timeout_s = job.config.cluster.start_timeout_s
+    os.environ.update(rendezvous.torch_world(store, job.world, job.launch, timeout_s))
+    # torchrun's agent holds a store for its own world, which is not this cluster's.
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     quiet()
     set_arithmetic(job.config.engine.matmul, job.config.engine.deterministic)
     parts.preload()  # a forked rank has it all

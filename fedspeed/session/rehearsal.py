@@ -37,7 +37,8 @@ def rehearse(request: RunRequest) -> str:
         if not request.fresh:
             deployment_of(request.config).check_epoch(request.folder)
         if not request.fresh and (entry := journal_entry(journal_of(request), request)):
-            notes = check_inputs(journal_of(request), entry, request.config, rows_without_libraries(request.config))
+            rows = rows_without_libraries(request.config)
+            notes = check_inputs(journal_of(request), entry, request.config, rows)
             text += "".join(f"\nnote     {note}" for note in notes)
             if summary := complete(request, entry):
                 text += f"\njournal  {request.folder} is complete ({summary.status}, {entry.round} rounds)"

@@ -1,4 +1,5 @@
-"""What the reporting rank writes when a run ends: the export, the report, and the line about a run that is to end."""
+"""What the reporting rank writes when a run ends: the export, the report, and the line about a run that is to
+end."""
 
 import contextlib
 import os
@@ -25,8 +26,16 @@ from fedspeed.units import loss_text
 ASKED_FILE = ".asked-to-end"  # in a run's folder: what the reporter was at then
 
 
-def finish(job: Job, progress, monitor, *, engine, tokenizer, comparison: Comparison | None,
-           predicted: Predicted | None) -> Ending:
+def finish(
+    job: Job,
+    progress,
+    monitor,
+    *,
+    engine,
+    tokenizer,
+    comparison: Comparison | None,
+    predicted: Predicted | None,
+) -> Ending:
     """Export and report a run whose rounds are over.
 
     Args:
@@ -69,25 +78,41 @@ def export_result(job: Job, progress, engine, tokenizer) -> Export:
     config, folder, kind = job.config, job.request.folder, export_kind(job.config)
     best = progress.has_best and progress.best_round != progress.round
     tensors = journal_of(job.request).load_best(progress.best_round) if best else progress.tensors
-    card = Card(folder.name, kind, progress.best_round if best else progress.round, lasting_name(config.model.base),
-                str(engine.model.config.dtype).removeprefix("torch."), PromptFormat.of(tokenizer, config.data),
-                config.model.init == "random")
+    card = Card(
+        folder.name,
+        kind,
+        progress.best_round if best else progress.round,
+        lasting_name(config.model.base),
+        str(engine.model.config.dtype).removeprefix("torch."),
+        PromptFormat.of(tokenizer, config.data),
+        config.model.init == "random",
+    )
     with activity.during(f"the export of the {kind}"):
         export(folder / kind, engine.model, tokenizer, tensors, config.model.base, card.text())
         if best:
             last = replace(card, round=progress.round)
-            export(folder / f"{kind}-last", engine.model, tokenizer, progress.tensors, config.model.base, last.text())
+            export(
+                folder / f"{kind}-last",
+                engine.model,
+                tokenizer,
+                progress.tensors,
+                config.model.base,
+                last.text(),
+            )
     if not best:  # that of an earlier end of this run, whose last round was not its best
         shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)
     return Export(kind, str(folder / kind), card.base, card.round, card.dtype, card.format, card.drawn)
 
 
 def unbeaten(progress, kind: str) -> str:
-    """Return that no round of a run was better than its start; empty if one was, or there was nothing to compare on."""
+    """Return that no round of a run was better than its start; empty if one was, or there was nothing to
+    compare on."""
     if not progress.has_best or progress.best_round:
         return ""
-    return (f"no round beat the start, whose held-out loss is {loss_text(progress.best_loss)}: {kind} holds the start, "
-            f"{kind}-last the last round")
+    return (
+        f"no round beat the start, whose held-out loss is {loss_text(progress.best_loss)}: {kind} holds the "
+        f"start, {kind}-last the last round"
+    )
 
 
 def export_kind(config: RunConfig) -> str:
@@ -96,9 +121,11 @@ def export_kind(config: RunConfig) -> str:
 
 
 def tell_where(folder: Path, where: str) -> None:
-    """Tell that a run was asked to end in a round, at once: should the round be too long, nobody could say it later.
+    """Tell that a run was asked to end in a round, at once: should the round be too long, nobody could say it
+    later.
 
-    For a signal's handler: it writes past Python's own streams, whose write may be what the signal has interrupted.
+    For a signal's handler: it writes past Python's own streams, whose write may be what the signal has
+    interrupted.
 
     Args:
         where: what the reporter is at; may be empty.
@@ -110,8 +137,8 @@ def tell_where(folder: Path, where: str) -> None:
 
 
 class LastResort:
-    """Ends this rank where its main thread waits for a lost one in a call that no exception reaches; the reporter
-    reports first.
+    """Ends this rank where its main thread waits for a lost one in a call that no exception reaches; the
+    reporter reports first.
 
     Attributes:
         monitor: what the report is written by; None until there is one.
@@ -133,4 +160,6 @@ class LastResort:
 
 def _summary(config: RunConfig, monitor, ending: Ending):
     restarts = int(os.environ.get("FEDSPEED_RESTARTS", "0"))
-    return ending.summary(monitor.records, rounds=config.federation.rounds, restarts=restarts, absent=monitor.absent)
+    return ending.summary(
+        monitor.records, rounds=config.federation.rounds, restarts=restarts, absent=monitor.absent
+    )

@@ -1,5 +1,5 @@
-"""What a run was asked to be, and where in it this rank stands: values that every part of a session reads and none
-changes."""
+"""What a run was asked to be, and where in it this rank stands: values that every part of a session reads and
+none changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,22 +40,27 @@ class RunRequest:
 
     @property
     def marks(self) -> str:
-        """What a resumed run must have in common with the one in the journal, wherever the command is given."""
+        """What a resumed run must have in common with the one in the journal, wherever the command is
+        given."""
         return fingerprint(replace(self.loaded.as_written, deepspeed=self.deepspeed))
 
     def marks_as(self, earlier: Mapping) -> str:
-        """Return the marks, had the inputs that lie where an earlier start found them been written as they were then.
+        """Return the marks, had the inputs that lie where an earlier start found them been written as they
+        were then.
 
         Args:
             earlier: the `record` of that start.
         """
         theirs, config = earlier.get("places", {}), self.loaded.as_written
-        same = {key: _value(earlier, key) for key, place in self.loaded.places.items() if theirs.get(key) == place}
+        same = {
+            key: _value(earlier, key) for key, place in self.loaded.places.items() if theirs.get(key) == place
+        }
         return fingerprint(replace(with_values(config, same), deepspeed=self.deepspeed))
 
     @property
     def record(self) -> dict:
-        """What the journal keeps of the configuration: the values as they were written, and where the inputs were."""
+        """What the journal keeps of the configuration: the values as they were written, and where the inputs
+        were."""
         return as_dict(self.loaded.as_written) | {"places": self.loaded.places}
 
     def settled(self, dtype: str) -> "RunRequest":
@@ -116,8 +121,8 @@ class Job:
 
     @property
     def world(self) -> tuple[int, ...]:
-        """World ranks of this rank's torch world: its cluster, or its client where the client's ranks are a pipeline,
-        which takes all of a torch world."""
+        """World ranks of this rank's torch world: its cluster, or its client where the client's ranks are a
+        pipeline, which takes all of a torch world."""
         if self.config.engine.pipeline == "client":
             return self.topology.clients[self.place.clients[0]].ranks
         return self.topology.cluster_of(self.place.cluster).ranks
@@ -141,8 +146,8 @@ class Job:
     def outlives_losses(self) -> bool:
         """Whether the exchange goes on among the others when a rank dies.
 
-        Sites of their own do, and MPI where it was asked to (`mpirun --with-ft mpi`). A plain sum over the ranks of a
-        job has nothing to go on with.
+        Sites of their own do, and MPI where it was asked to (`mpirun --with-ft mpi`). A plain sum over the
+        ranks of a job has nothing to go on with.
         """
         outlives = TRANSPORTS[self.transport].outlives_losses
         if outlives != "as_started":
@@ -156,8 +161,8 @@ class Job:
 
     @cached_property
     def required_ranks(self) -> tuple[int, ...]:
-        """World ranks that the run cannot begin without: the workers, and rank 0, which holds the store even if it has
-        no client."""
+        """World ranks that the run cannot begin without: the workers, and rank 0, which holds the store even
+        if it has no client."""
         return tuple(sorted({0, *self.workers}))
 
     @cached_property

@@ -1,4 +1,5 @@
-"""Where a run goes on from: its folder, claimed by one process; its journal; the state that all ranks begin with."""
+"""Where a run goes on from: its folder, claimed by one process; its journal; the state that all ranks begin
+with."""
 
 import fcntl
 import os
@@ -19,7 +20,8 @@ NONE = -1  # in place of the best round's number where nothing has been evaluate
 
 
 class Claim:
-    """The sole right to write a run: a lock on its folder, which the kernel drops with the process, however that ends."""
+    """The sole right to write a run: a lock on its folder, which the kernel drops with the process, however
+    that ends."""
 
     def __init__(self):
         self._held = -1
@@ -37,8 +39,10 @@ class Claim:
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise JournalError(f"{folder}: another process is at work on this run; wait for it or end it, or give this "
-                               "one its own name with run.name=...") from error
+            raise JournalError(
+                f"{folder}: another process is at work on this run; wait for it or end it, or give this "
+                "one its own name with run.name=..."
+            ) from error
         except OSError:
             pass  # some network file systems cannot lock a folder; there nobody is refused
 
@@ -62,13 +66,18 @@ def journal_entry(journal: Journal, request: RunRequest) -> Entry | None:
     entry = journal.latest()
     if entry is None or entry.fingerprint in (request.marks, request.marks_as(entry.config)):
         return entry
-    differing = changes(decisive(entry.config), decisive(request.record)) or ["the content of the DeepSpeed base file"]
-    raise JournalError(f"{journal.folder}: belongs to a run with another configuration ({'; '.join(differing[:8])}); give "
-                       "the new one its own name with run.name=..., or start anew with --fresh")
+    differing = changes(decisive(entry.config), decisive(request.record)) or [
+        "the content of the DeepSpeed base file"
+    ]
+    raise JournalError(
+        f"{journal.folder}: belongs to a run with another configuration ({'; '.join(differing[:8])}); give "
+        "the new one its own name with run.name=..., or start anew with --fresh"
+    )
 
 
 def check_best(journal: Journal, entry: Entry) -> None:
-    """Check that the best round so far is still there to be exported in the end: before hours of training, not after.
+    """Check that the best round so far is still there to be exported in the end: before hours of training,
+    not after.
 
     Raises:
         JournalError: it is not. Where the newest round is the best one, its own state stands in for the file.
@@ -78,8 +87,8 @@ def check_best(journal: Journal, entry: Entry) -> None:
 
 
 def why_over(number: int, stale: int, config: FederationConfig) -> str:
-    """Return why a run that stands at round `number` is over, empty while it goes on. What the journal says does not
-    count here: rounds and patience may have changed since.
+    """Return why a run that stands at round `number` is over, empty while it goes on. What the journal says
+    does not count here: rounds and patience may have changed since.
 
     Args:
         stale: evaluations without a better held-out loss.
@@ -89,15 +98,17 @@ def why_over(number: int, stale: int, config: FederationConfig) -> str:
     return "early stop" if config.patience and stale >= config.patience else ""
 
 
-def resume(config: RunConfig, deployment: Deployment, engine, link, *, journal: Journal, entry: Entry | None, seat, fresh):
-    """Return the `rounds.Progress` to go on from: the `fresh` one, or the newest journal entry that anybody has, told
-    to everyone. Collective over all ranks that carry clients.
+def resume(config: RunConfig, deployment: Deployment, engine, link, *,
+           journal: Journal, entry: Entry | None, seat, fresh):
+    """Return the `rounds.Progress` to go on from: the `fresh` one, or the newest journal entry that anybody
+    has, told to everyone. Collective over all ranks that carry clients.
 
     Args:
         entry: this rank's newest one, if it has any. seat: what this rank is in the rounds.
 
     Raises:
-        JournalError: the entry does not fit this model, or participants hold different states of the same round.
+        JournalError: the entry does not fit this model, or participants hold different states of the same
+            round.
     """
     from fedspeed.federation import rounds
 
@@ -107,7 +118,8 @@ def resume(config: RunConfig, deployment: Deployment, engine, link, *, journal: 
     if entry is not None:
         vector = layout.flatten(_saved(journal, entry, layout))
         head = _head(entry)
-    priority = entry.round + 1.0 if entry else 0.0  # sites of their own may differ by the round in which one was lost
+    # Sites of their own may differ by the round in which one was lost.
+    priority = entry.round + 1.0 if entry else 0.0
     head = link.share(head, priority)
     if head is None:
         return fresh
@@ -117,15 +129,23 @@ def resume(config: RunConfig, deployment: Deployment, engine, link, *, journal: 
     deployment.check_alike(link, journal, number, differs)
     tensors, moments, previous = rounds.unpack(layout.unflatten(vector))
     progress = rounds.Progress(
-        number, tensors, moments, best_round=max(0, best), best_loss=float("inf") if best == NONE else float(head[2]),
-        stale=stale, done=why_over(number, stale, config.federation), previous=previous if number else None,
-        likeness=float(head[4]) if head[4] >= 0 else None)
-    if (config.federation.local_optimizer == "keep" or rounds.keeps_starts(config)) and number:
-        kept = progress.optimizers if config.federation.local_optimizer == "keep" else progress.starts
+        number,
+        tensors,
+        moments,
+        best_round=max(0, best),
+        best_loss=float("inf") if best == NONE else float(head[2]),
+        stale=stale,
+        done=why_over(number, stale, config.federation),
+        previous=previous if number else None,
+        likeness=float(head[4]) if head[4] >= 0 else None,
+    )
+    keeps_optimizers = config.federation.local_optimizer == "keep"
+    if (keeps_optimizers or rounds.keeps_starts(config)) and number:
+        kept = progress.optimizers if keeps_optimizers else progress.starts
+        template = Layout.of(rounds.as_arrays(engine.optimizer_state()) if keeps_optimizers else tensors)
         for client in seat.clients:
-            template = rounds.as_arrays(engine.optimizer_state()) if kept is progress.optimizers else tensors
-            kept |= _kept(journal, engine, Layout.of(template), number, client, seat.gateway)
-        link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now, and nothing is changed yet
+            kept |= _kept(journal, engine, template, number, client, seat.gateway)
+        link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now; nothing is changed yet
     if best not in (NONE, number):
         deployment.share_best(link, journal, best, Layout.of(tensors))
     if entry is not None and best == number:
@@ -141,15 +161,15 @@ def _saved(journal: Journal, entry: Entry, layout: Layout) -> dict[str, np.ndarr
 
 
 def _head(entry: Entry) -> np.ndarray:
-    """Return what is told of an entry beside its tensors: round, best round and its loss, evaluations without a better
-    one, likeness [5]."""
+    """Return what is told of an entry beside its tensors: round, best round and its loss, evaluations without
+    a better one, likeness [5]."""
     best = [entry.best_round, entry.best_loss] if entry.has_best else [NONE, 0.0]
     return np.array([entry.round, *best, entry.stale, -1.0 if entry.likeness is None else entry.likeness])
 
 
-def _kept(journal: Journal, engine, layout, number: int, client: int, gateway: bool) -> dict:
-    """Return what a client alone goes on with, from its gateway's disk, on all its ranks; empty for one that has
-    nothing."""
+def _kept(journal: Journal, engine, layout: Layout, number: int, client: int, gateway: bool) -> dict:
+    """Return what a client alone goes on with, from its gateway's disk, on all its ranks; empty for one that
+    has nothing."""
     saved = journal.load_client(number, client) if gateway else None
     known = np.array([float(bool(saved))])
     if not engine.share_from_gateway(known)[0]:

@@ -21,9 +21,26 @@ from fedspeed.routing.listening import own_membership
 from fedspeed.routing.transport import Transport
 
 # What each site decides for itself: where its data and files are, what its hardware does best.
-OWN = ("cluster", "data", "deepspeed", "engine", "monitor", "checkpoint", "run", "model.base", "model.tokenizer",
-       "adapter.start_from", "train.micro_batch", "train.accumulation", "routing.identity", "routing.roster",
-       "routing.listen", "routing.transport", "routing.deadline_s", "routing.step_deadline_s")
+OWN = (
+    "cluster",
+    "data",
+    "deepspeed",
+    "engine",
+    "monitor",
+    "checkpoint",
+    "run",
+    "model.base",
+    "model.tokenizer",
+    "adapter.start_from",
+    "train.micro_batch",
+    "train.accumulation",
+    "routing.identity",
+    "routing.roster",
+    "routing.listen",
+    "routing.transport",
+    "routing.deadline_s",
+    "routing.step_deadline_s",
+)
 EPOCH_FILE = "roster-epoch"  # in a run's folder
 SHOWN = 8  # differences that an error lists
 _READ_BYTES = 1 << 22
@@ -43,9 +60,14 @@ class Site:
     @cached_property
     def settings(self) -> dict[str, str]:
         """What must be equal on all sites, in words; the base and its tokenizer by their content."""
-        flat = {f"{section}.{key}": json.dumps(value, sort_keys=True)
-                for section, block in decisive(as_dict(self.config)).items() for key, value in block.items()}
-        shared = {key: value for key, value in flat.items() if key not in OWN and key.partition(".")[0] not in OWN}
+        flat = {
+            f"{section}.{key}": json.dumps(value, sort_keys=True)
+            for section, block in decisive(as_dict(self.config)).items()
+            for key, value in block.items()
+        }
+        shared = {
+            key: value for key, value in flat.items() if key not in OWN and key.partition(".")[0] not in OWN
+        }
         return shared | {
             "routing.roster_signer": identity.pinned(self.config.routing.roster_signer),
             "data.max_tokens": json.dumps(self.config.data.max_tokens),
@@ -58,8 +80,8 @@ class Site:
         return digest(self.membership.roster.digest, json.dumps(self.settings, sort_keys=True).encode())
 
     def renewed(self) -> bool:
-        """Return whether the roster's file holds a newer one by now. One that is no roster of the pinned signer's is
-        none yet."""
+        """Return whether the roster's file holds a newer one by now. One that is no roster of the pinned
+        signer's is none yet."""
         routing = self.config.routing
         try:
             found = identity.read_roster(Path(routing.roster), routing.roster_signer)
@@ -71,17 +93,22 @@ class Site:
         """Hold this start's roster against the newest one that the run in the folder has known.
 
         Raises:
-            FedSpeedError: the run has gone on with a newer one already: members that have left it would be back.
+            FedSpeedError: the run has gone on with a newer one already: members that have left it would be
+                back.
         """
         file, epoch = folder / EPOCH_FILE, self.membership.roster.epoch
         try:
             known = int(file.read_text()) if file.exists() else 0
         except (OSError, ValueError) as error:
-            raise FedSpeedError(f"{file}: cannot be read as the newest roster's epoch ({error}); write the number of the "
-                                "roster you trust into it") from error
+            raise FedSpeedError(
+                f"{file}: cannot be read as the newest roster's epoch ({error}); write the number of the "
+                "roster you trust into it"
+            ) from error
         if epoch < known:
-            raise FedSpeedError(f"{self.config.routing.roster}: its epoch {epoch} is older than {known}, with which "
-                                f"{folder} has run already; ask for the newest roster")
+            raise FedSpeedError(
+                f"{self.config.routing.roster}: its epoch {epoch} is older than {known}, with which "
+                f"{folder} has run already; ask for the newest roster"
+            )
 
     def keep_epoch(self, folder: Path) -> None:
         """Note in the folder of a run which roster it goes on with."""
@@ -91,36 +118,46 @@ class Site:
         """Compare settings with all other sites, before anything is trained.
 
         Raises:
-            FedSpeedError: somebody means another run; says what differs, and who. TransportError: a site was lost.
+            FedSpeedError: somebody means another run; says what differs, and who. TransportError: a site was
+                lost.
         """
         mine = json.dumps(self.settings, sort_keys=True).encode()
         head = np.array([len(mine)], np.uint64)
         lengths = transport.swap([head] * transport.size, [8] * transport.size, deadline_s)
         sizes = [int(length.view(np.uint64)[0]) for length in lengths]
         if max(sizes) > 1 << 20:
-            raise FedSpeedError("a site sent settings of more than a megabyte; all must run the same version of FedSpeed")
+            raise FedSpeedError(
+                "a site sent settings of more than a megabyte; all must run the same version of FedSpeed"
+            )
         texts = transport.swap([mine] * transport.size, sizes, deadline_s)
         differing = []
         for card, text in zip(self.membership.roster.members, texts, strict=True):
             differing += differences(self.settings, _parsed(card.name, text), card.name)
         if differing:
             more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
-            raise FedSpeedError("the sites are about to run different things; make these equal:\n  "
-                                + "\n  ".join(differing[:SHOWN]) + more)
+            raise FedSpeedError(
+                "the sites are about to run different things; make these equal:\n  "
+                + "\n  ".join(differing[:SHOWN])
+                + more
+            )
 
 
 def differences(mine: Mapping[str, str], theirs: Mapping[str, str], name: str) -> list[str]:
     """Return a line for each setting in which another site, called `name`, differs from this one. Pure."""
-    return [f"{key}: {mine.get(key, '-')} here, {theirs.get(key, '-')} at {name}"
-            for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+    return [
+        f"{key}: {mine.get(key, '-')} here, {theirs.get(key, '-')} at {name}"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+    ]
 
 
 def _parsed(name: str, text) -> dict[str, str]:
     try:
         return dict(json.loads(bytes(text)))
     except ValueError as error:
-        raise FedSpeedError(f"{name} sent settings that are none ({error}); all must run the same version of "
-                            "FedSpeed") from error
+        raise FedSpeedError(
+            f"{name} sent settings that are none ({error}); all must run the same version of FedSpeed"
+        ) from error
 
 
 def sealed(text: str, key_file: Path) -> str:
@@ -135,8 +172,9 @@ def sealed(text: str, key_file: Path) -> str:
 
 
 def content(config: RunConfig) -> dict[str, str]:
-    """Return SHA-256 over the files that decide about training: of the base, of the tokenizer, and of the adapter to
-    start from where there is one. What is no folder here, nor in the hub's cache, counts with its name."""
+    """Return SHA-256 over the files that decide about training: of the base, of the tokenizer, and of the
+    adapter to start from where there is one. What is no folder here, nor in the hub's cache, counts with its
+    name."""
     model, adapter = config.model, config.adapter
     base = ["config.json"]
     if model.init == "pretrained":

@@ -1,18 +1,19 @@
-"""One attempt at an anonymous sum, as a member plays it: a generator that yields what is to be exchanged and is sent what came. Pure but for
-randomness: it knows neither sockets nor clocks, so that any number of members can be played in one process, and any message changed on its way.
+"""One attempt at an anonymous sum, as a member plays it: a generator that yields what is to be exchanged and
+is sent what came. Pure but for randomness: it knows neither sockets nor clocks, so that any number of members
+can be played in one process, and any message changed on its way.
 
-    announce   fresh keys, signed; a commitment to a part of the beacon
-    reveal     that part; shares of the secret of the own mask, one sealed to each member
-    hop 0..L   the cells, from their sources through L relays to the owners. A relay waits for all cells before it sends any
-    collect    owners list the serials they have, and the digests of their sums; a backup gets the sums
-    vote       each member says whether its own cells are in the lists, once each, and that all were told the same lists
-    confirm    each member signs the lists. All signatures together commit the set; nothing before this is of any use to anyone
-    unmask     the secrets of the own masks
-    sums       owners give the sums to all
-    done       nobody leaves before all have them
+    announce   fresh keys, signed; a commitment to a part of the beacon reveal     that part; shares of the
+    secret of the own mask, one sealed to each member hop 0..L   the cells, from their sources through L
+    relays to the owners. A relay waits for all cells before it sends any collect    owners list the serials
+    they have, and the digests of their sums; a backup gets the sums vote       each member says whether its
+    own cells are in the lists, once each, and that all were told the same lists confirm    each member signs
+    the lists. All signatures together commit the set; nothing before this is of any use to anyone unmask
+    the secrets of the own masks sums       owners give the sums to all done       nobody leaves before all
+    have them
 
-The certificate is what makes "committed" the same for everybody: where a member is lost, the others ask each other for one (`settle`), and either all
-go on with the set that it commits, or all begin another attempt with fresh masks.
+The certificate is what makes "committed" the same for everybody: where a member is lost, the others ask each
+other for one (`settle`), and either all go on with the set that it commits, or all begin another attempt with
+fresh masks.
 """
 
 import itertools
@@ -133,7 +134,8 @@ class Member(Station):
     # The commitment.
 
     def _vote(self) -> Steps:
-        """Whether anybody has a complaint, before anybody signs: so one that complains to some only keeps all from committing."""
+        """Whether anybody has a complaint, before anybody signs: so one that complains to some only keeps all
+        from committing."""
         complaint = min(self._complaints, default=NO_CHUNK)
         came = yield self._same("vote", self._digest + b"".join(self._lists) + complaint.to_bytes(4, "big"))
         texts = [bytes(text) for text in came]
@@ -175,7 +177,8 @@ class Member(Station):
         return lambda out: crypto.stream(self._cipher, seed, next(part), out)
 
     def _testify(self, chunk: int, accusers: frozenset[int]) -> Steps:
-        """All tell what they know of one chunk of this attempt, which is void. Masked, it says nothing about anybody's words."""
+        """All tell what they know of one chunk of this attempt, which is void. Masked, it says nothing about
+        anybody's words."""
         if not self.terms.masked:
             raise Void(f"chunk {chunk} did not come through the members {self.plan.stations[chunk]} as it was sent; without masks, looking for "
                        "who did it would show whose it was", blamed=[frozenset(self.plan.stations[chunk]) | accusers])
@@ -207,7 +210,8 @@ class Member(Station):
         return Agreed(total[:self.terms.words], self.terms.members)
 
     def _duties(self, member: int | None = None) -> list[int]:
-        """Chunks whose sums a member gives to the others: its own, and those of a lost member that it keeps."""
+        """Chunks whose sums a member gives to the others: its own, and those of a lost member that it
+        keeps."""
         member = self.me if member is None else member
         if member in self._lost:
             return []
@@ -232,7 +236,8 @@ class Member(Station):
         return told
 
     def _rebuilt(self, shares: dict[int, int], promised: bytes) -> bytes:
-        """The secret that is as promised, from whichever shares give it: one false share spoils only the sets it is in."""
+        """The secret that is as promised, from whichever shares give it: one false share spoils only the sets
+        it is in."""
         secret = b""
         for some in itertools.islice(itertools.combinations(shares.items(), self.terms.threshold), _REBUILDS):
             secret = shamir.to_bytes(shamir.rebuild(dict(some)))
@@ -243,9 +248,11 @@ class Member(Station):
     # Where members were lost.
 
     def _settle(self) -> Steps:
-        """The survivors agree on who is lost, and on whether the set was committed. Raises: Void where it was not.
+        """The survivors agree on who is lost, and on whether the set was committed. Raises: Void where it was
+        not.
 
-        Nobody is lost because somebody says so: each waits for it, and hears nothing. Where members still differ after that, `outvoted` decides.
+        Nobody is lost because somebody says so: each waits for it, and hears nothing. Where members still
+        differ after that, `outvoted` decides.
         """
         for attempt in itertools.count():
             if self.n - len(self._lost) < self.terms.threshold:

@@ -16,8 +16,9 @@ def unpack_members(text: bytes, n: int) -> frozenset[int]:
 
 
 def outvoted(claims: Mapping[int, frozenset[int]]) -> frozenset[int]:
-    """Who is lost where members differ: one whom more than half of the others cannot hear; else both it and those who say so, for nobody can tell which of
-    them is at fault. So colluders have no more of the others left out than of themselves, unless they are more than half.
+    """Who is lost where members differ: one whom more than half of the others cannot hear; else both it and
+    those who say so, for nobody can tell which of them is at fault. So colluders have no more of the others
+    left out than of themselves, unless they are more than half.
 
     Args:
         claims: by member that speaks, whom it takes for lost.
@@ -31,7 +32,8 @@ def outvoted(claims: Mapping[int, frozenset[int]]) -> frozenset[int]:
 
 
 def suspicions(accused: dict[int, set[int]], present: int) -> list[frozenset[int]]:
-    """Who has one at fault in it: a member that all others accuse, and not just one other, alone; else accuser and accused.
+    """Who has one at fault in it: a member that all others accuse, and not just one other, alone; else
+    accuser and accused.
 
     Args:
         accused: by member, who accuses it. present: members that are left.

@@ -1,4 +1,5 @@
-"""A member of an attempt as the cells see it: it builds its own, relays those of others, and adds up those it owns."""
+"""A member of an attempt as the cells see it: it builds its own, relays those of others, and adds up those it
+owns."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -104,8 +105,9 @@ class Station:
         return found
 
     def _open(self, level: int, chunk: int, out: np.ndarray) -> None:
-        """What is in the cells of a chunk, into `out` [n, size of the next level]. One that does not open is replaced by noise, so that the next station
-        gets its number; the complaint stops the attempt before anything is unmasked. (One that came twice pushes out another, whose source will miss it.)"""
+        """What is in the cells of a chunk, into `out` [n, size of the next level]. One that does not open is
+        replaced by noise, so that the next station gets its number; the complaint stops the attempt before
+        anything is unmasked. (One that came twice pushes out another, whose source will miss it.)"""
         for cell, inside in zip(self._inputs[level][chunk], out):
             try:
                 cells.peel(self._cipher, self.context, level, chunk, self._onion, cell, inside)
@@ -148,7 +150,8 @@ class Station:
         self._digest = digest(b"lists", self.context, *self._lists)
 
     def _list_of(self, chunk: int, cores: np.ndarray) -> bytes:
-        """What this owner says of a chunk; makes the sum of its cells, whose cores [n, size] it leaves in `cores`."""
+        """What this owner says of a chunk; makes the sum of its cells, whose cores [n, size] it leaves in
+        `cores`."""
         self._open(self.plan.hops, chunk, cores)
         if len({core[:cells.SERIAL].tobytes() for core in cores}) < self.n:
             self._complaints.add(chunk)

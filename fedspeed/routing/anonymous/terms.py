@@ -1,4 +1,5 @@
-"""What the members of an attempt agree on beforehand, what they exchange in it, and how it may end. Values only."""
+"""What the members of an attempt agree on beforehand, what they exchange in it, and how it may end. Values
+only."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ HASH = 32  # bytes of a digest
 
 @dataclass(frozen=True)
 class Terms:
-    """What the members of an attempt agree on beforehand; an attempt in which they do not fails at its first message.
+    """What the members of an attempt agree on beforehand; an attempt in which they do not fails at its first
+    message.
 
     Attributes:
         members: identity keys (Ed25519, 32 bytes) in the order of the roster.
@@ -43,8 +45,8 @@ class Terms:
 
 @dataclass
 class Swap:
-    """Give `parts[i]` to member i: bytes, or a list of pieces of one size, which may come as such a list too. `sizes[i]` bytes will come from it. One
-    that is lost gets and gives nothing."""
+    """Give `parts[i]` to member i: bytes, or a list of pieces of one size, which may come as such a list too.
+    `sizes[i]` bytes will come from it. One that is lost gets and gives nothing."""
 
     state: str
     parts: list
@@ -76,7 +78,8 @@ class Void(Exception):
     """The attempt has failed, and nothing of it can be used.
 
     Attributes:
-        lost: members that are gone. blamed: sets of members, each of which has one at fault in it; a set of one is a proof.
+        lost: members that are gone. blamed: sets of members, each of which has one at fault in it; a set of
+            one is a proof.
         fatal: whether another attempt is useless.
     """
 

@@ -8,7 +8,8 @@ from fedspeed.routing.anonymous.terms import HASH, Terms
 
 
 def traffic(terms: Terms, plan: paths.Plan) -> dict[str, np.ndarray]:
-    """[members, members] bytes from row to column in every state of an attempt without losses: a function of public facts only."""
+    """[members, members] bytes from row to column in every state of an attempt without losses: a function of
+    public facts only."""
     n, entry = len(terms.members), len(terms.members) * cells.SERIAL + HASH
     ones, found = np.ones((n, n), np.int64), {}
     found["announce"] = ones * (4 * KEY + SIGNATURE)

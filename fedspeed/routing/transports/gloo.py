@@ -1,4 +1,5 @@
-"""Participants as processes that share a TCP store: a gloo group of their own beside the clusters' torch worlds."""
+"""Participants as processes that share a TCP store: a gloo group of their own beside the clusters' torch
+worlds."""
 
 from datetime import timedelta
 
@@ -15,7 +16,8 @@ MESSAGE_TAG = 1
 
 
 class GlooTransport:
-    """Cannot go on once a participant is lost. Trusts whoever reaches the store's port: for use inside one trust domain.
+    """Cannot go on once a participant is lost. Trusts whoever reaches the store's port: for use inside one
+    trust domain.
 
     Args:
         store: a torch.distributed store common to all participants, used under a prefix of its own.

@@ -10,7 +10,8 @@ from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
 
 class LocalTransport(FrameTransport):
-    """One participant; make a whole set of them with `LocalTransport.set_of(size)`. `close` is the end of it for the others."""
+    """One participant; make a whole set of them with `LocalTransport.set_of(size)`. `close` is the end of it
+    for the others."""
 
     def __init__(self, rank: int, mailboxes: list[list[queue.Queue]]):
         super().__init__(rank, len(mailboxes))

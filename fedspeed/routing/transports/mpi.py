@@ -1,7 +1,8 @@
-"""Participants as ranks of an MPI job. The only module that imports mpi4py; buffer calls only, so nothing is ever unpickled.
+"""Participants as ranks of an MPI job. The only module that imports mpi4py; buffer calls only, so nothing is
+ever unpickled.
 
-Under `mpirun --with-ft mpi` (Open MPI 5, ULFM) a rank that dies costs the others its messages and nothing else: messages between two ranks need no third.
-Without, mpirun ends the whole job.
+Under `mpirun --with-ft mpi` (Open MPI 5, ULFM) a rank that dies costs the others its messages and nothing
+else: messages between two ranks need no third. Without, mpirun ends the whole job.
 """
 
 import time
@@ -26,7 +27,8 @@ _HEADER = 4  # int64: attempt, state, number of pieces, bytes of each
 
 
 class MpiTransport(FrameTransport):
-    """All ranks of MPI.COMM_WORLD must construct it together; those that do not take part only answer `close`.
+    """All ranks of MPI.COMM_WORLD must construct it together; those that do not take part only answer
+    `close`.
 
     Args:
         participants: world ranks that take part, the same list everywhere.
@@ -89,15 +91,16 @@ class MpiTransport(FrameTransport):
             raise Gone(f"participant {peer}: {_reason(error)}") from error
 
     def abort(self, code: int) -> None:
-        """End every rank of the job with an exit code: a rank that left quietly would let the others wait for their
-        deadlines."""
+        """End every rank of the job with an exit code: a rank that left quietly would let the others wait for
+        their deadlines."""
         self._world.Abort(code)
 
     def close(self):
         """Wait for the others: leaving MPI alone would spin a core in its finalisation until they come.
 
-        Ranks without work may wait here for the whole run; what ends their wait early is mpirun, which ends every rank when one dies, or MPI itself where
-        it survives that. Without the lost ones there is nothing to wait for together.
+        Ranks without work may wait here for the whole run; what ends their wait early is mpirun, which ends
+        every rank when one dies, or MPI itself where it survives that. Without the lost ones there is nothing
+        to wait for together.
         """
         if self._gone and mpi_outlives_ranks():
             return
@@ -122,8 +125,8 @@ def open_transport(meeting: Meeting) -> MpiTransport:
     """Build the transport; all ranks of the job do, together.
 
     Raises:
-        FedSpeedError: MPI did not start these ranks. It sees one rank where it was initialised outside an MPI job,
-            whatever another launcher has started.
+        FedSpeedError: MPI did not start these ranks. It sees one rank where it was initialised outside an MPI
+            job, whatever another launcher has started.
     """
     seen = MPI.COMM_WORLD.size
     if seen != meeting.world_size:

@@ -1,7 +1,9 @@
-"""Participants as organisations: TLS 1.3 between every two of them, each proving the key that the roster names.
+"""Participants as organisations: TLS 1.3 between every two of them, each proving the key that the roster
+names.
 
-Everyone listens on one port. Of two members the one with the higher number dials the other, twice: one connection for each direction, so that no
-connection is ever read and written at the same time. Whoever reaches the port without a roster's key gets no further than the handshake.
+Everyone listens on one port. Of two members the one with the higher number dials the other, twice: one
+connection for each direction, so that no connection is ever read and written at the same time. Whoever
+reaches the port without a roster's key gets no further than the handshake.
 """
 
 import contextlib
@@ -83,7 +85,8 @@ class TlsTransport(FrameTransport):
         return [i for i in self._came if not (i in self._writers and i in self._readers)]
 
     def _awaited(self, peers: list[int]) -> str:
-        """What is known of members that are not connected: those before this one in the roster it dials, the others dial it."""
+        """What is known of members that are not connected: those before this one in the roster it dials, the
+        others dial it."""
         cards = self._roster.members
         return "; ".join(f"{cards[i].name} ({cards[i].address}: {self._failures.get(i, 'no answer yet')})" if i < self.rank else
                          f"{cards[i].name} (which dials {cards[self.rank].address})" for i in peers)
@@ -122,7 +125,8 @@ class TlsTransport(FrameTransport):
                 self._refuse(address, str(error), secured)
 
     def _greet(self, secured: ssl.SSLSocket, address) -> None:
-        """Find out who has dialled; a member of the roster that is not connected yet stays, everybody else goes."""
+        """Find out who has dialled; a member of the roster that is not connected yet stays, everybody else
+        goes."""
         try:
             secured.do_handshake()
             peer = self._member(secured)
@@ -232,8 +236,8 @@ class TlsTransport(FrameTransport):
         return found
 
     def close(self) -> None:
-        """What is on its way goes out first. A socket is closed when its thread has ended and not before: the number of its file may belong to another
-        file at once, which the thread would read and write."""
+        """What is on its way goes out first. A socket is closed when its thread has ended and not before: the
+        number of its file may belong to another file at once, which the thread would read and write."""
         self._closed.set()
         for outgoing in self._outgoing.values():
             outgoing.put(None)
@@ -257,7 +261,8 @@ class TlsTransport(FrameTransport):
 
 
 def open_transport(meeting: Meeting) -> TlsTransport:
-    """Connect to all other sites. Raises ConfigError: the port cannot be had. TransportError: somebody did not come."""
+    """Connect to all other sites. Raises ConfigError: the port cannot be had. TransportError: somebody did
+    not come."""
     site = meeting.member
     return TlsTransport(site.key_file, site.public, site.roster, meeting.timeout_s, site.listen)
 
