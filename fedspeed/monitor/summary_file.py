@@ -11,7 +11,8 @@ NAME = "summary.json"
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Replace the summary in the folder of a run. It holds what `visible` has left of `summary`, as strict JSON."""
+    """Replace the summary in the folder of a run. It holds what `visible` has left of `summary`, as strict
+    JSON."""
     write_atomically(folder / NAME, json.dumps(summary.to_json(), allow_nan=False, indent=1).encode() + b"\n")
 
 
