@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedspeed.cluster.heartbeat import Heartbeat
-from fedspeed.cluster.layout import seat as host_of_rank
+from fedspeed.cluster.layout import host_of_rank
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.show import render
 from fedspeed.data.clients import row_counts
