@@ -89,6 +89,8 @@ def train(parts: RankParts, progress: Progress, update: Update) -> None:
         )
         for client in mine
     ]
+    if parts.role.server:
+        parts.method.serve(parts.engine, parts.trainer.channel, update.round, update.exchange)
     with parts.pace.measured(len(mine), steps):
         for together in parts.trainer.train(turns, progress.optimizers):
             for slot, (turn, trained) in enumerate(together):
