@@ -218,16 +218,29 @@ def _secrets(config: RunConfig) -> Iterator[Conflict]:
 
 def _method(config: RunConfig) -> Iterator[Conflict]:
     federation = config.federation
-    if not METHODS[federation.method.name].adds_deltas:
-        step = 1.0 if federation.server_lr == "auto" else federation.server_lr
-        plain = (("server_optimizer", federation.server_optimizer, "none"), ("server_lr", step, 1.0),
-                 ("local_optimizer", federation.local_optimizer, "reset"))
-        for key, value, wanted in plain:
-            if value != wanted:
-                yield Conflict(("federation.method", f"federation.{key}"),
-                               f"{_named(config)} gives the state anew each round, its factors up to sign "
-                               f"and rotation, so that federation.{key}={value} would mix what does not "
-                               f"belong together; set it to {wanted}, or choose another method")
+    entry = METHODS[federation.method.name]
+    step = 1.0 if federation.server_lr == "auto" else federation.server_lr
+    plain = []
+    if not entry.server_optimizers:
+        plain += [("server_optimizer", federation.server_optimizer, "none"), ("server_lr", step, 1.0)]
+    if not entry.adds_deltas:
+        plain.append(("local_optimizer", federation.local_optimizer, "reset"))
+    for key, value, wanted in plain:
+        if value != wanted:
+            yield Conflict(("federation.method", f"federation.{key}"),
+                           f"{_named(config)} gives factors or the base anew each round, so that federation."
+                           f"{key}={value} would mix what does not belong together; set it to {wanted}, or "
+                           "choose another method")
+    if federation.updates and not entry.adds_deltas:
+        names = ", ".join(update.name for update in federation.updates)
+        yield Conflict(("federation.updates", "federation.method"),
+                       f"federation.updates ({names}) are about deltas that are averaged, but {_named(config)} "
+                       "averages none; leave federation.updates out, or choose another method")
+    if entry.folds and config.engine.compile_blocks:
+        yield Conflict(("engine.compile_blocks", "federation.method"),
+                       "engine.compile_blocks=true computes all blocks by the code of one, but "
+                       f"{_named(config)} adds to each block what is its own; set engine.compile_blocks=false, "
+                       "or choose another method")
     if getattr(federation.method, "rule", "") == "alternate" and federation.local_optimizer == "keep":
         yield Conflict(("federation.method", "federation.local_optimizer"),
                        "federation.local_optimizer=keep ages the moments of the factors that "

@@ -47,7 +47,9 @@ def predicted_start(
         delta: what the client has changed. part: see `expected_part`.
         frozen: names that nobody trained in the round under way.
     """
-    target = {name: (array + part * delta[name]).astype(np.float32) for name, array in state.items()}
+    target = state | {
+        name: (state[name] + part * change).astype(np.float32) for name, change in delta.items()
+    }
     return server.update(config, moments, state, target, frozen)[1]
 
 

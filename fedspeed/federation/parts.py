@@ -20,6 +20,8 @@ from fedspeed.federation.recording import Recorder, Signals
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
+from fedspeed.federation.updates.base import make_updates
+from fedspeed.routing.channel import Channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Surroundings:
 
     Attributes:
         fingerprint, record: of its configuration, for the journal (checkpoint.journal.Entry).
+        channel: to the method's server and from it, None where there is none.
         monitor: takes steps and records. clock: of this rank's stages. peak_bytes: the most memory it has
             held.
     """
@@ -63,6 +66,7 @@ class Surroundings:
     clock: Any
     peak_bytes: Callable[[], int]
     signals: Signals
+    channel: Channel | None = None
 
 
 def start(config: RunConfig, engine: ClientEngine) -> Progress:
@@ -99,9 +103,11 @@ def assemble(
     Raises:
         FedSpeedError: the engine is not capable of what the method needs.
     """
-    around = surroundings
-    chosen = config.federation.method
-    method = make_method(chosen, as_arrays(engine.state()), clients=config.data.clients, seed=config.run.seed)
+    around, chosen = surroundings, config.federation.method
+    updates, state = make_updates(config.federation.updates), as_arrays(engine.state())
+    method = make_method(
+        chosen, state, clients=config.data.clients, seed=config.run.seed, hides=updates.hides
+    )
     if problem := lacking(method.needs, engine.capabilities, chosen.name):
         raise FedSpeedError(problem)
     return RankParts(
@@ -110,7 +116,7 @@ def assemble(
         engine=engine,
         link=link,
         method=method,
-        trainer=Trainer(config, role, engine, method, monitor=around.monitor),
+        trainer=Trainer(config, role, engine, method, monitor=around.monitor, channel=around.channel),
         pace=Pace(config, role.cluster, engine),
         keeper=Keeper(
             config, role, around.journal, method=method, fingerprint=around.fingerprint, record=around.record
@@ -124,7 +130,9 @@ def assemble(
             clock=around.clock,
             peak_bytes=around.peak_bytes,
             signals=around.signals,
+            hidden=updates.hidden_slots,
         ),
         evaluators=tuple(evaluators),
         weights=weights_of(role),
+        transform=updates or None,
     )

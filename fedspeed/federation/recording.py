@@ -31,9 +31,11 @@ def added(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 
 
 def held_out_loss(ledger: Ledger) -> float | None:
-    """Return the mean held-out loss over all clients' answer tokens, None where nothing was evaluated."""
+    """Return the mean held-out loss over all clients' answer tokens, None where nothing was evaluated, or
+    nobody may be told."""
     tokens = ledger.total("val_tokens")
-    return ledger.total("val_loss") / tokens if tokens else None
+    loss = ledger.total("val_loss")
+    return loss / tokens if tokens and not ledger.hides("val_loss") else None
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Recorder:
     Args:
         monitor: takes the records, on the rank that reports. clock: of this rank's stages.
         peak_bytes: the most memory that this rank has held.
+        hidden: clients' slots of the ledger that nobody may be told.
     """
 
     def __init__(
@@ -94,9 +97,11 @@ class Recorder:
         clock: Any,
         peak_bytes: Callable[[], int],
         signals: Signals,
+        hidden: frozenset[str] = frozenset(),
     ):
         self._config, self._role, self._engine, self._link = config, role, engine, link
         self._monitor, self._clock, self._peak_bytes, self._signals = monitor, clock, peak_bytes, signals
+        self._hidden = hidden
         self._late_s = 0.0  # waited for others in the last sum of counters
         self._between: Seconds = {}  # since then, but for training: it counts for the round settled next
         self._training: Seconds = {}  # of the round in training, so far
@@ -230,4 +235,4 @@ class Recorder:
 
     def _ledger(self, vector) -> Ledger:
         clients, sums_only = self._config.data.clients, self._config.routing.sums_only
-        return Ledger(clients, self._role.ranks, vector, sums_only=sums_only)
+        return Ledger(clients, self._role.ranks, vector, sums_only=sums_only, hidden=self._hidden)

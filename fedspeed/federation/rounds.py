@@ -43,7 +43,7 @@ def baseline(parts: RankParts, progress: Progress) -> None:
     parts.recorder.forget()
     evaluate(parts, progress, ledger, "the evaluation before round 1")
     ledger = parts.recorder.share(ledger)
-    if not math.isfinite(ledger.total("val_loss")):
+    if not (ledger.hides("val_loss") or math.isfinite(ledger.total("val_loss"))):
         raise FedSpeedError(
             "the held-out loss is not finite before any training; check the weights in model.base and "
             "adapter.start_from, or choose another model.dtype"

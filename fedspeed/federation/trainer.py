@@ -23,6 +23,7 @@ from fedspeed.federation.methods.base import Method, Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
 from fedspeed.federation.tensors import as_arrays, as_torch
+from fedspeed.routing.channel import Channel
 
 TURN = 0x7E4  # the stream of random numbers that turns draw from
 Between = Callable[[int, Turn], None]
@@ -48,17 +49,25 @@ class Trainer:
 
     Args:
         monitor: is told of every local step; None: turns belong to no round that anybody watches.
+        channel: to the method's server, None where there is none.
 
     Attributes:
         steps_per_round: local steps that this rank's clients take in a round at most.
-        exchanges: how often clients exchange updates in a round.
+        exchanges: how often clients exchange updates in a round. channel: see above.
     """
 
     def __init__(
-        self, config: RunConfig, role: RankRole, engine: ClientEngine, method: Method, *, monitor: Any = None
+        self,
+        config: RunConfig,
+        role: RankRole,
+        engine: ClientEngine,
+        method: Method,
+        *,
+        monitor: Any = None,
+        channel: Channel | None = None,
     ):
         self._config, self._role, self._engine, self._method = config, role, engine, method
-        self._monitor = monitor
+        self._monitor, self.channel = monitor, channel
         self.steps_per_round = local_steps_of(config.train, role.cluster)
         self.exchanges = self.steps_per_round if method.exchange_every == "step" else 1
         self._optimizers: Mapping[int, Arrays] = {}
@@ -98,8 +107,9 @@ class Trainer:
         engine, slots = self._engine, self._engine.client_slots
         self._optimizers = optimizers or {}
         steps = turns[0].steps if turns else 0
-        passes = engine.train_passes(len(turns), steps, self._config.train.accumulation)
-        with engine.lockstep(passes, backward=True):
+        accumulation = self._config.train.accumulation
+        passes, backward = self._method.passes(engine, len(turns), steps, accumulation)
+        with engine.lockstep(passes, backward):
             for first in range(0, len(turns), slots):
                 together = list(turns[first : first + slots])
                 trained = self._method.train(engine, together, self)

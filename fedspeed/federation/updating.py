@@ -19,7 +19,7 @@ from fedspeed.federation.methods.base import Aggregate, Method
 from fedspeed.federation.parts import RankParts
 from fedspeed.federation.recording import Training
 from fedspeed.federation.schedule import sample
-from fedspeed.federation.tensors import as_arrays
+from fedspeed.federation.tensors import as_arrays, as_torch
 
 
 @dataclass
@@ -77,6 +77,7 @@ def train(parts: RankParts, progress: Progress, update: Update) -> None:
     mine = [client for client in parts.role.clients if client in update.asked]
     steps = parts.pace.steps(len(mine)) if parts.trainer.exchanges == 1 else 1
     update.contribution = Contribution.empty(parts.method.values(update.round))
+    parts.engine.load_folded(as_torch(update.start))  # a rank without turns may compute for others
     turns = [
         parts.trainer.turn(
             client,
@@ -88,6 +89,8 @@ def train(parts: RankParts, progress: Progress, update: Update) -> None:
         )
         for client in mine
     ]
+    if parts.role.server:
+        parts.method.serve(parts.engine, parts.trainer.channel, update.round, update.exchange)
     with parts.pace.measured(len(mine), steps):
         for together in parts.trainer.train(turns, progress.optimizers):
             for slot, (turn, trained) in enumerate(together):

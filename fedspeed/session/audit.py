@@ -97,8 +97,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
         with tempfile.TemporaryDirectory() as folder, contextlib.closing(
                 build_engine(config.model, config.adapter, config.train, config.engine, Order(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
                              config.run.seed)) as engine:
-            from fedspeed.federation.adapted import adapted
-            return _updates(config, adapted(engine), data, rounds, words, seed)
+            return _updates(config, engine, data, rounds, words, seed)
     finally:
         leave_world()
 

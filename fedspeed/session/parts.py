@@ -68,7 +68,6 @@ def engine(job: Job, clock, sharers: int):
     import torch
 
     from fedspeed.engine.build import build_engine
-    from fedspeed.federation.adapted import adapted
 
     config, topology = job.config, job.topology
     torch.set_num_threads(config.engine.threads or int(os.environ.get("OMP_NUM_THREADS") or
@@ -76,8 +75,8 @@ def engine(job: Job, clock, sharers: int):
     sets = sorted({tuple(job.world.index(r) for r in client.ranks) for client in topology.clients if client.ranks[0] in job.world})
     options = replace(config.engine, cuts=stage_cuts(job)) if config.engine.pipeline != "none" else config.engine
     try:
-        return adapted(build_engine(config.model, config.adapter, config.train, options, job.order.deepspeed, sets, clock, swap_folder(job),
-                            config.run.seed, len(job.place.clients), sharers))
+        return build_engine(config.model, config.adapter, config.train, options, job.order.deepspeed, sets, clock, swap_folder(job),
+                            config.run.seed, len(job.place.clients), sharers)
     except (MemoryError, OSError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

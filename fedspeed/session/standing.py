@@ -10,6 +10,8 @@ from fedspeed.checkpoint.journal import Entry, Journal, changes
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import decisive
 from fedspeed.errors import JournalError
+from fedspeed.federation import keeping
+from fedspeed.federation.config import FederationConfig
 from fedspeed.session.order import Order
 
 NONE = -1  # in place of the best round's number where nothing has been evaluated
@@ -73,9 +75,14 @@ def check_best(journal: Journal, entry: Entry) -> None:
         journal.check_best(entry)
 
 
+def ending(number: int, stale: int, config: FederationConfig) -> str:
+    """Why a run that stands at round `number` is over, empty while it goes on. The journal's word does not count here: rounds and
+    patience may have changed since."""
+    return keeping.ending(number, stale, rounds=config.rounds, patience=config.patience)
+
+
 def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | None, role, fresh):
     """The `keeping.Progress` to go on from: the `fresh` one, or the newest journal entry that anybody has, told to everyone."""
-    from fedspeed.federation import keeping
     from fedspeed.federation.folded_layout import fits, shared_layout
     from fedspeed.federation.layout import Layout
 
@@ -107,7 +114,7 @@ def resume(config: RunConfig, engine, link, journal: Journal, entry: Entry | Non
         best_round=max(0, best),
         best_loss=float("inf") if best == NONE else float(head[2]),
         stale=stale,
-        done=keeping.ending(number, stale, rounds=config.federation.rounds, patience=config.federation.patience),
+        done=ending(number, stale, config.federation),
         previous=previous if number else None,
         update_alignment=float(head[4]) if head[4] >= 0 else None,
     )

@@ -194,12 +194,10 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     speakers = [next(r for r in ranks if carries[r] == c) for c in dict.fromkeys(carries[r] for r in ranks)]
     clock, notes = StageClock(), notes or Notes()
     # Clipping is DeepSpeed's own default.
-    engine = build_engine(
+    engine = notes.engine = build_engine(
         config.model, config.adapter, config.train, options_of(kind, EngineConfig(base_partition=base_partition)),
         ds_config(kind, config.model.dtype, gradient_clipping=config.train.clip), sets, clock, Path(folder) / f"nvme-{world.rank}", config.run.seed,
         len(mine))
-    from fedspeed.federation.adapted import adapted
-    engine = notes.engine = adapted(engine)
     exchange = None
     if world.rank in speakers:
         transport = LocalTransport.set_of(1)[0] if len(speakers) == 1 else GlooTransport(

@@ -30,7 +30,7 @@ def by_engine(world, config, name, folder):
         for number in range(1, ROUNDS + 1):
             turns = [method.turn(c, number, state, steps=STEPS, seed=0, memory={}) for c in range(3)]
             for turn in turns:
-                own.load(as_torch(turn.start), seat=turn.client)
+                own.load(as_torch(turn.start), slot=turn.client)
             for step in range((number - 1) * STEPS, number * STEPS):
                 rows = [
                     client_step(client_data(c), config.run.seed, c, step, train.micro_batch, 1, 1, 0)

@@ -13,20 +13,27 @@ from tests.limits import LIMIT_S
 USE = """
 import json
 import numpy as np
+from fedspeed.config.load import load
+from fedspeed.errors import ConfigError
 from fedspeed.federation.methods.base import make_method
-from fedspeed.federation.methods.config import METHODS, arm_of
 
+given = ["model.base=m", "federation.method=trimmed_mean"]
+chosen = load(None, given).config.federation.method
+refused = ""
+try:
+    load(None, [*given, "routing.mode=mask", "federation.server_optimizer=yogi"])
+except ConfigError as error:
+    refused = str(error)
 start = {"w": np.zeros((2, 2), np.float32), "x.lora_A.default.weight": np.ones((1, 3), np.float32)}
-method = make_method(arm_of("trimmed_mean")(), start, clients=4, seed=0)
+method = make_method(chosen, start, clients=4, seed=0)
 total = np.zeros(method.values(1), np.float32)
 for client, moved in enumerate((1.0, 3.0, -1e9, 2.0)):
     turn = method.turn(client, 1, start, steps=1, seed=0, memory={})
     total += method.encode(turn, {n: a + np.float32(moved) for n, a in start.items()}, 10.0 + client)
 state = method.aggregate(start, total, 46.0, round=1).state
-entry = METHODS["trimmed_mean"]
 print(json.dumps({"state": {n: sorted(set(a.reshape(-1).tolist())) for n, a in state.items()},
                   "norm": method.update_norm(start, state), "models": sorted(method.models(state, {})),
-                  "sums_only": entry.sums_only, "holders": method.min_holders(method.config, range(4), 0)}))
+                  "refused": refused, "holders": method.min_holders(method.config, range(4), 0)}))
 """
 
 
@@ -56,4 +63,6 @@ def test_the_example_of_a_new_method_works_as_it_stands(tmp_path):
         "the mean of 1 and 2, without -1e9 and 3"
     )
     assert abs(found["norm"] - 1.5 * 7**0.5) < 1e-6 and found["models"] == ["adapter"]
-    assert (found["sums_only"], found["holders"]) == (False, 1)
+    assert found["holders"] == 1
+    assert "trimmed_mean needs every client's own values, which routing.mode=mask" in found["refused"]
+    assert "federation.server_optimizer=yogi would mix" in found["refused"]

@@ -20,6 +20,7 @@ from fedspeed.federation.updates.config import UPDATES
 # error is estimated from, the client's exact weight (its answer tokens), and its losses.
 SKETCH, WEIGHTS, LOSSES = "sketch", "weights", "losses"
 BESIDE = frozenset({SKETCH, WEIGHTS, LOSSES})
+LOSS_SLOTS = frozenset({"train_loss", "val_loss", "exact"})  # of the ledger
 
 
 class Update(ABC):
@@ -84,6 +85,11 @@ class Updates:
         for update in self._updates:
             told, weight = update(told, weight, self._rng)
         return delta | told, 1.0 if WEIGHTS in self.hides else weight
+
+    @property
+    def hidden_slots(self) -> frozenset[str]:
+        """The slots of the ledger that nobody may be told."""
+        return LOSS_SLOTS if LOSSES in self.hides else frozenset()
 
     def spent(self) -> dict[str, float]:
         """Return what all transforms have spent together, by the budget's name."""
