@@ -72,9 +72,10 @@ class Notes:
     """A monitor that keeps every record, and the trained weights at the end of every turn."""
 
     def __init__(self):
-        self.records, self.turns, self.engine = [], [], None
+        self.records, self.turns, self.engine, self.steps = [], [], None, []
 
     def step(self, round_number, local_step, local_steps, loss=None):
+        self.steps.append((round_number, local_step, local_steps))
         if local_step == local_steps:
             self.turns.append({n: t.detach().numpy() for n, t in self.engine.state().items()})
 
@@ -229,10 +230,20 @@ def exchange_over(transport, routing):
 def begin(fed: Federated):
     """The run's start, stirred."""
     from fedspeed.federation.parts import start
+    from fedspeed.models.folded import trainable
 
     progress = start(fed.config, fed.engine)
-    progress.state = stirred(progress.state)
+    progress.state |= stirred(trainable(progress.state))
     return progress
+
+
+def from_journal(fed: Federated):
+    """What a new process goes on from."""
+    from fedspeed.session.deployment import JobDeployment
+    from fedspeed.session.resume import resume
+
+    return resume(fed.config, JobDeployment(fed.config), fed.engine, fed.link, journal=fed.journal,
+                  entry=fed.journal.latest(), role=fed.role, fresh=begin(fed))
 
 
 @dataclass

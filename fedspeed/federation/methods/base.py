@@ -141,6 +141,11 @@ class Method(ABC):
         """Return what is wrong with starting from `state` and what to do about it, empty if nothing is."""
         return ""
 
+    def first_state(self, state: Arrays) -> Arrays:
+        """Return the state that a run begins with, given what the engine was built with: a method adds what
+        all know and nobody trains (`KIND:NAME`) here, with the shapes that it keeps."""
+        return state
+
     # A client's part.
 
     def frozen(self, round: int) -> frozenset[str]:
