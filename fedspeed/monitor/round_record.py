@@ -49,8 +49,10 @@ def round_record(ledger: Sums, number: int, asked: tuple[int, ...], **same: Valu
 
 def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[str, Value]) -> float | None:
     """Reduce one metric. `values` are those of the metrics before it in the list."""
-    if (ledger.sums_only and not metric.shown_masked) or _is_hidden(metric, ledger):
+    if ledger.sums_only and not metric.shown_masked:
         return None  # it was not told
+    if metric.per == "client" and _is_hidden(metric, ledger):
+        return None
     of = metric.of or metric.name
     total = ledger.total if metric.per == "client" else ledger.rank_total
     match metric.reduce:
@@ -67,25 +69,25 @@ def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[s
     return _ratio(metric, total(of), total(metric.over))
 
 
+def _is_hidden(metric: Metric, ledger: Sums) -> bool:
+    """Say whether a metric of clients needs a slot that nobody was told."""
+    return any(ledger.hides(slot) for slot in metric.slots)
+
+
 def _client_record(client: int, ledger: Sums) -> ClientRecord:
     values: dict[str, Value] = {}
     for metric in registry.of_client():
         if _is_hidden(metric, ledger):
-            values[metric.name] = None
+            values[metric.name] = metric.value(None)
             continue
         amounts = [float(ledger.of_clients(slot)[client]) for slot in metric.slots]
         values[metric.name] = metric.value(amounts[0] if metric.reduce == "sum" else _ratio(metric, *amounts))
     return ClientRecord.of(client=client, **values)
 
 
-def _is_hidden(metric: Metric, ledger: Sums) -> bool:
-    """Say whether a part of a metric is told to nobody."""
-    return metric.per == "client" and any(ledger.hides(slot) for slot in metric.slots)
-
-
 def _ratio(metric: Metric, of: float, over: float) -> float | None:
     """The ratio of two sums; a share stays within 0 and 1, whatever clocks have measured. None where there is
-    no whole. A sum that has diverged gives nan."""
+    no whole."""
     if not over > 0:
         return None
     ratio = of / over

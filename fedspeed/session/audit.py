@@ -83,7 +83,7 @@ def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coaliti
 def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray]:
     """[clients, words] float32 of each round: what the clients' updates say in some coordinates."""
     from fedspeed.data.clients import client_rows, encode_client
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.world import join_world, leave_world, quiet
     from fedspeed.models.tokenizer import load_tokenizer
     from fedspeed.monitor.clock import StageClock
@@ -96,10 +96,17 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     quiet()
     join_world(600)
     try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.closing(
-                build_engine(config.model, config.adapter, config.train, config.engine, RunRequest(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
-                             config.run.seed)) as engine:
-            return _updates(config, engine, data, rounds, words, seed)
+        with tempfile.TemporaryDirectory() as folder:
+            spec = EngineSpec(
+                model=config.model,
+                adapter=config.adapter,
+                train=config.train,
+                engine=config.engine,
+                deepspeed=RunRequest(loaded).deepspeed,
+            )
+            context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed)
+            with contextlib.closing(build_engine(spec, context)) as engine:
+                return _updates(config, engine, data, rounds, words, seed)
     finally:
         leave_world()
 
