@@ -67,7 +67,7 @@ GOLDEN = {
         f"{STOCK} deepspeed.base=zero3.json {DROPOUT} {KEEP} federation.server_optimizer=adam "
         "data.clients=3"),
     "stock-zero3-rank": Golden(f"{STOCK} deepspeed.base=zero3.json engine.base_partition=rank "
-                               "federation.aggregation=alternate"),
+                               "federation.method.rule=alternate"),
     "stock-zero3-client": Golden(
         f"{STOCK} deepspeed.base=zero3.json engine.base_partition=client {TWO_RANKS}",
         base="qwen2"),
@@ -84,17 +84,17 @@ GOLDEN = {
     "resident": Golden(
         f"{RESIDENT} {ONE_RANK} train.accumulation=2 train.schedule=cosine train.warmup_steps=2"),
     "resident-random": Golden(f"{RESIDENT} model.init=random train.optimizer=sgd train.weight_decay=0.1 "
-                              "federation.aggregation=freeze_a"),
+                              "federation.method.rule=freeze_a"),
     "ram-seats": Golden(f"{RAM} {ONE_RANK} {WIDE} {DROPOUT} {KEEP} {NOTHING_KEPT} train.accumulation=2 "
                         "engine.block_inputs=host federation.rounds=3"),
     "ram-kept": Golden(
         f"{RAM} {ONE_RANK} train.accumulation=2 engine.slots=3 engine.activation_gib=1", base="qwen2"),
     "ram-one-slot": Golden(f"{RAM} engine.slots=1 engine.resident_blocks=1 {NOTHING_KEPT}", base="gpt2"),
     "ram-turns": Golden(
-        f"{RAM} {ONE_RANK} data.clients=4 engine.seats=2 federation.aggregation=alternate {NOTHING_KEPT}"),
+        f"{RAM} {ONE_RANK} data.clients=4 engine.seats=2 federation.method.rule=alternate {NOTHING_KEPT}"),
     "ram-bf16": Golden(f"{RAM} {ONE_RANK} model.dtype=bf16 {DROPOUT}"),
     "ram-fp16": Golden(f"{RAM} {ONE_RANK} model.dtype=fp16 deepspeed.fp16.initial_scale_power=12"),
-    "ram-blocks": Golden(f"{RAM} {ONE_RANK} adapter.method=blocks adapter.blocks=last:1"),
+    "ram-blocks": Golden(f"{RAM} {ONE_RANK} adapter.method=blocks adapter.blocks.last=1"),
     "nvme": Golden(f"engine.tier=nvme {ONE_RANK} {NOTHING_KEPT}"),
     "auto-client": Golden(
         f"deepspeed.base=zero3.json engine.tier=client {TWO_RANKS} {DROPOUT} {NOTHING_KEPT}"),
@@ -105,13 +105,13 @@ GOLDEN = {
     "pipeline-client": Golden(f"{PIPELINE} {RESIDENT} {KEEP}"),
     "pipeline-client-ram": Golden(f"{PIPELINE} {RAM} {DROPOUT}"),
     "pipeline-client-nvme": Golden(f"{PIPELINE} engine.tier=nvme", base="qwen2"),
-    "pipeline-cluster": Golden(f"engine.pipeline=cluster {RESIDENT} train.accumulation=2 engine.cuts=1"),
+    "pipeline-cluster": Golden(f"engine.pipeline=cluster {RESIDENT} train.accumulation=2 engine.cuts=[1]"),
     "pipeline-cluster-masked": Golden(
         f"engine.pipeline=cluster {RESIDENT} cluster.one_trust_domain=true {MASKED}",
         base="gpt2"),
     # Rules, servers, modes, rounds.
-    "rule-svd": Golden(f"{RESIDENT} federation.aggregation=svd {ONE_RANK} data.clients=3"),
-    "server-yogi": Golden(f"{RESIDENT} federation.server_optimizer=yogi federation.aggregation=freeze_a "
+    "rule-svd": Golden(f"{RESIDENT} federation.method=flexlora {ONE_RANK} data.clients=3"),
+    "server-yogi": Golden(f"{RESIDENT} federation.server_optimizer=yogi federation.method.rule=freeze_a "
                           "federation.rounds=3"),
     "stale": Golden(
         f"{RESIDENT} {WIDE} federation.staleness=1 federation.server_optimizer=adam federation.rounds=3"),
@@ -120,7 +120,7 @@ GOLDEN = {
     "masked": Golden(f"{RESIDENT} {MASKED} cluster.local_ranks=3 data.clients=3"),
     "mixed": Golden(
         f"{STOCK} routing.mode=mix routing.min_participants=2 federation.server_optimizer=momentum"),
-    "uneven-steps": Golden(f"{RESIDENT} train.local_steps_by_cluster=slow:1", hosts="fast slow"),
+    "uneven-steps": Golden(f"{RESIDENT} train.local_steps_by_cluster.slow=1", hosts="fast slow"),
     "seconds": Golden(
         f"{RESIDENT} federation.round_budget=seconds federation.round_seconds=3.5 train.local_steps=5 "
         "federation.rounds=3", hosts="fast slow", clock=True),
@@ -129,7 +129,7 @@ GOLDEN = {
     "early-stop": Golden(f"{RESIDENT} federation.patience=1 federation.server_lr=200 federation.rounds=4"),
     "alone": Golden(f"{RESIDENT} federation.compare_alone=true data.split=iid"),
     "diverged": Golden(f"{STOCK} train.optimizer=sgd train.lr=1e18 train.weight_decay=1 train.local_steps=1 "
-                       "federation.rounds=1 train.local_steps_by_cluster=two:3", hosts="one two"),
+                       "federation.rounds=1 train.local_steps_by_cluster.two=3", hosts="one two"),
     # Runs that begin twice.
     "resume": Golden(f"{STOCK} deepspeed.base=zero2.json {DROPOUT} {KEEP} federation.server_optimizer=adam "
                      "federation.rounds=1", again="federation.rounds=3"),
