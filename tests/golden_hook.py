@@ -33,7 +33,7 @@ PATCHES = {
     "fedspeed.monitor.monitor.NoMonitor.step": "noting_steps",
     "fedspeed.monitor.monitor.Monitor.finish": "noting_end",  # the comparison with each client alone
     "fedspeed.routing.anonymous.exchange._random": "seeded_bits",  # random rounding of masked sums
-    "fedspeed.federation.rounds.time": "moved_clock",  # what a round's seconds are measured by
+    "fedspeed.federation.pacing.time": "moved_clock",  # what a round's seconds are measured by
     # Else a CPU has fp16 only with AVX-512 FP16.
     "deepspeed.accelerator.cpu_accelerator.CPU_Accelerator.is_fp16_supported": "always",
 }

@@ -28,9 +28,9 @@ def check_layout(config: RunConfig, hostfile: Path | None) -> tuple[Topology, La
     ranks = sum(host.slots for host in hosts)
     if alone and launch.hostfile:
         check_rank_count(ranks, launch.hostfile.path)
-    if alone and config.routing.transport == "mpi" and ranks > 1:
-        raise ConfigError("routing.transport=mpi: plain python starts its ranks without MPI; start with `mpirun -n N python launch.py "
-                          "...`, or set routing.transport=gloo")
+    if alone and config.routing.started_by_mpi and ranks > 1:
+        raise ConfigError(f"routing.transport={config.routing.transport}: plain python starts its ranks without MPI; "
+                          "start with `mpirun -n N python launch.py ...`, or set routing.transport=gloo")
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
     return topology, launch, _crowded(config, topology) if alone else []

@@ -145,18 +145,19 @@ def _named(config: RunConfig) -> str:
 
 
 def _sites(config: RunConfig) -> Iterator[Conflict]:
-    if config.routing.transport != "tls":
+    if not config.routing.between_organisations:
         return
+    transport = config.routing.transport
     if config.model.dtype == "auto":
         yield Conflict(("model.dtype", "routing.transport"),
-                       "model.dtype=auto is decided among the ranks of one job, but routing.transport=tls "
+                       f"model.dtype=auto is decided among the ranks of one job, but routing.transport={transport} "
                        "has a job on each site, and all must compute in one type; name it on every site: "
                        "model.dtype=bf16 where all have GPUs with bf16, fp16 where one is older, fp32 where "
                        "one trains on CPUs")
     if config.federation.clients_per_round:
         yield Conflict(("federation.clients_per_round", "routing.transport"),
                        "federation.clients_per_round draws among the clients of one job, but "
-                       "routing.transport=tls has a job on each site; leave it out")
+                       f"routing.transport={transport} has a job on each site; leave it out")
 
 
 def _staleness(config: RunConfig) -> Iterator[Conflict]:

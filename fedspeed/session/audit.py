@@ -21,8 +21,10 @@ from fedspeed.models.positions import check_length
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import AesGcm, public_of, stream
 from fedspeed.routing.anonymous.exchange import MODES, Mode
-from fedspeed.routing.anonymous.protocol import Member, Terms, traffic
+from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.anonymous.spans import size_of
+from fedspeed.routing.anonymous.terms import Terms
+from fedspeed.routing.anonymous.traffic import traffic
 from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, named_share, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
 from fedspeed.session.numeric_type import alone
@@ -85,7 +87,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     from fedspeed.engine.world import join_world, leave_world, quiet
     from fedspeed.models.tokenizer import load_tokenizer
     from fedspeed.monitor.clock import StageClock
-    from fedspeed.session.order import Order
+    from fedspeed.session.request import RunRequest
 
     config = loaded.config
     tokenizer = load_tokenizer(config.model)
@@ -95,7 +97,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     join_world(600)
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.closing(
-                build_engine(config.model, config.adapter, config.train, config.engine, Order(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
+                build_engine(config.model, config.adapter, config.train, config.engine, RunRequest(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
                              config.run.seed)) as engine:
             return _updates(config, engine, data, rounds, words, seed)
     finally:

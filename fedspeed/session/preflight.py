@@ -26,8 +26,10 @@ from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import check_model, local_base
 from fedspeed.models.positions import check_length
 from fedspeed.models.saved_adapter import outside_blocks
+from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.planner.plan import TYPE_BYTES
 from fedspeed.routing.checks import check_routing
+from fedspeed.routing.opening import resolve
 from fedspeed.session.measured import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
 
@@ -120,7 +122,8 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     topology, launch, crowded = check_layout(config, hostfile)
     routing, count = check_routing(config, topology)
     check_method(replace(config, routing=routing), count)
-    if routing.transport == "tls":
+    resolve(routing.transport, launch.kind, len(topology.participants))
+    if routing.between_organisations:
         from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not
 
         check_port(routing)
@@ -155,8 +158,6 @@ def _rows(loaded: Loaded) -> list[str]:
 
 def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
     """What is left of every client's rows as tokens; nothing where the tokenizer is not to be had here."""
-    from fedspeed.models.tokenizer import check_ids, load_tokenizer
-
     config, base = loaded.config, local_base(loaded.config)
     if base is None and config.model.tokenizer == "auto":
         return []

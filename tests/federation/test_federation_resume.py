@@ -15,6 +15,7 @@ CASES = {  # each with state of its own: server moments, held factors, kept opti
                              "federation": {"local_optimizer": "keep", "clients_per_round": 2}}),
     "dropout": ("zero2", {"train": {"schedule": "cosine", "warmup_steps": 3}, "adapter": {"dropout": 0.2},
                           "federation": {"method": {"name": "flexlora"}}}),
+    "folded": ("ram", {"train": {}, "federation": {"method": {"name": "residual"}, "clients_per_round": 2}}),
     "stale": ("zero0", {"train": {}, "federation": {"staleness": 1, "server_optimizer": "momentum", "server_lr": 0.5}}),
 }
 
@@ -84,9 +85,11 @@ def once_and_again(world, base, folder, name):
 
 
 def from_journal(fed):
-    from fedspeed.session.standing import resume
+    from fedspeed.session.deployment import JobDeployment
+    from fedspeed.session.resume import resume
 
-    return resume(fed.config, fed.engine, fed.link, fed.journal, fed.journal.latest(), fed.role, begin(fed))
+    return resume(fed.config, JobDeployment(fed.config), fed.engine, fed.link, journal=fed.journal,
+                  entry=fed.journal.latest(), role=fed.role, fresh=begin(fed))
 
 
 @pytest.mark.parametrize("case", CASES)
