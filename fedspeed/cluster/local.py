@@ -36,28 +36,26 @@ _LONGEST_LINE = 300
 END_S = 5.0
 
 
-def local_rank_count(setting: str, clients: int) -> int:
+def local_rank_count(setting: int | str, clients: int) -> int:
     """How many ranks to start on this machine.
 
     Args:
-        setting: `auto` or a whole number of at least 1. Auto means one rank per GPU, but the same number for
-            every client if there are more GPUs than clients; without GPUs what `ranks_on_cores` says.
+        setting: `auto` or a whole number of at least 1. Auto means one rank per GPU, but the same number for every client if there are more
+            GPUs than clients; without GPUs what `ranks_on_cores` says.
 
     Raises:
-        ConfigError: the setting is neither, or more than `check_rank_count` lets pass.
+        ConfigError: the setting is more than `check_rank_count` lets pass.
     """
-    if setting.strip() == "auto":
+    if setting == "auto":
         gpus = computing_gpus(os.environ)
         if gpus > clients:
             return gpus - gpus % clients
         return gpus or ranks_on_cores(clients, usable_cores())
-    if not (setting.strip().isascii() and setting.strip().isdecimal()) or int(setting) < 1:
-        raise ConfigError(f"cluster.local_ranks={setting!r}: write `auto` or a number of ranks of at least 1")
-    check_rank_count(int(setting), f"cluster.local_ranks={setting.strip()}")
-    return int(setting)
+    check_rank_count(setting, f"cluster.local_ranks={setting}")
+    return setting
 
 
-def local_hosts(launch: Launch, setting: str, clients: int) -> tuple[Host, ...]:
+def local_hosts(launch: Launch, setting: int | str, clients: int) -> tuple[Host, ...]:
     """The hosts of a run that plain python starts: the hostfile's one, or this machine with as many ranks as
     `local_rank_count` says. Raises as that does."""
     return launch.hosts if launch.hostfile else (Host("localhost", local_rank_count(setting, clients)),)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import yaml
 from yaml.composer import ComposerError
 
+COMMAND_LINE = "command line"
 _TAG = "tag:yaml.org,2002:"
 _PATTERNS = {  # in this order, the first that fits decides
     "null": re.compile(r"~|null|Null|NULL|"),
@@ -42,13 +43,24 @@ for _kind, _pattern in _PATTERNS.items():
     _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"(?:{_pattern.pattern})$", re.DOTALL), None)
 
 
-def compose(text: str) -> yaml.Node | None:
-    """The root node of one YAML document, None if there is none. Raises yaml.YAMLError."""
+def compose(text: str, source: str = COMMAND_LINE) -> yaml.Node | None:
+    """The root node of one YAML document, None if there is none. Raises yaml.YAMLError.
+
+    Args:
+        source: the file that the text is from, or `COMMAND_LINE`; every node knows it, see `place`.
+    """
     loader = _Loader(text)
+    loader.name = source
     try:
         return loader.get_single_node()
     finally:
         loader.dispose()
+
+
+def place(node: yaml.Node) -> str:
+    """Where a node was written: `FILE:LINE`, or `COMMAND_LINE`."""
+    mark = node.start_mark
+    return COMMAND_LINE if mark.name == COMMAND_LINE else f"{mark.name}:{mark.line + 1}"
 
 
 def kind(node: yaml.Node) -> str:
@@ -73,6 +85,11 @@ def entries(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]
     return ((key.value, key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
 
 
+def entry(node: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """(key node, value node) of the first entry of that name, None if there is none."""
+    return next(((key, value) for text, key, value in entries(node) if text == name), None)
+
+
 def plain(node: yaml.Node) -> Any:
     """The node as plain Python types; a foreign scalar (see `faults`) is its text."""
     if isinstance(node, yaml.MappingNode):
@@ -80,6 +97,28 @@ def plain(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [plain(item) for item in node.value]
     return _CONVERT.get(kind(node), str)(node.value)
+
+
+class _Int(int):
+    """A whole number that remembers its `text`."""
+
+
+class _Float(float):
+    """A number that remembers its `text`."""
+
+
+def written(node: yaml.Node) -> Any:
+    """The same, but every number has an attribute `text`, which is how it was written: `007`, `2026`."""
+    if isinstance(node, yaml.MappingNode):
+        return {key: written(value) for key, _, value in entries(node)}
+    if isinstance(node, yaml.SequenceNode):
+        return [written(item) for item in node.value]
+    value = plain(node)
+    if kind(node) not in ("int", "float"):
+        return value
+    number = (_Int if kind(node) == "int" else _Float)(value)
+    number.text = node.value
+    return number
 
 
 def faults(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
@@ -99,6 +138,35 @@ def faults(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
             else:
                 first_line[key.value] = key.start_mark.line + 1
             yield from faults(value)
+
+
+def laid(below: yaml.Node | None, above: yaml.Node, name: str | None = None) -> yaml.Node:
+    """Lay `above` on top of `below`: mappings key by key; anything else replaces what is there, as does `{}`.
+
+    Args:
+        name: for an arm of a union: the one that is meant where `below` has no key `name`. Where `above` is
+            from another source and names another arm, what `below` says of its own arm is left out.
+    """
+    if not (isinstance(below, yaml.MappingNode) and isinstance(above, yaml.MappingNode) and above.value):
+        return above
+    old, new = ({text: (key, value) for text, key, value in entries(node)} for node in (below, above))
+    if name is not None and "name" in new:
+        known = old["name"][1].value if "name" in old else name
+        if new["name"][1].value != known:
+            source = above.start_mark.name
+            old = {text: pair for text, pair in old.items() if pair[0].start_mark.name == source}
+    for text, (key, value) in new.items():
+        old[text] = (key, laid(old[text][1], value) if text in old else value)
+    return yaml.MappingNode(above.tag, list(old.values()), above.start_mark, above.end_mark)
+
+
+def leaves(node: yaml.Node, key: str) -> Iterator[tuple[str, yaml.Node]]:
+    """(dotted key, node) of every value below mappings; a list and an empty mapping are leaves."""
+    if not (isinstance(node, yaml.MappingNode) and node.value):
+        yield key, node
+        return
+    for name, _, value in entries(node):
+        yield from leaves(value, f"{key}.{name}")
 
 
 def nested(keys: list[str], node: yaml.Node) -> yaml.Node:

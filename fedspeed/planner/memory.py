@@ -237,7 +237,7 @@ def saved_per_token(task: Task) -> int:
     return kept + s * sum(_distinct_inputs(shape, task.targets))
 
 
-def _distinct_inputs(shape: ModelShape, targets: str) -> list[int]:
+def _distinct_inputs(shape: ModelShape, targets: str | tuple[str, ...]) -> list[int]:
     """Widths of the tensors that adapted matrices read, each once."""
     source = {"q_proj": "norm1", "k_proj": "norm1", "v_proj": "norm1", "c_attn": "norm1", "gate_proj": "norm2", "up_proj": "norm2", "c_fc": "norm2"}
     return list({source.get(linear.name, (linear.name, linear.rows_in)): linear.rows_in for linear in shape.adapted(targets)}.values())

@@ -42,7 +42,7 @@ class Task:
     dtype: str = "bf16"
     method: str = "lora"
     lora_rank: int = 8
-    targets: str = "attention"
+    targets: str | tuple[str, ...] = "attention"
     dropout: float = 0.0
     optimizer: str = "adamw"
     local_steps: int = 10

@@ -18,6 +18,7 @@ from fedspeed.checkpoint.journal import Journal
 from fedspeed.config.run import RunConfig
 from fedspeed.data.row_counts import RowCounts, counts_text
 from fedspeed.errors import FedSpeedError, JournalError, LostPeerError
+from fedspeed.federation.folded_layout import shared_layout
 from fedspeed.routing.opening import Meeting, open_transport
 from fedspeed.routing.transport import Transport, TransportError
 
@@ -227,8 +228,10 @@ class SiteDeployment(Deployment):
             own = journal.load_best(best)
         except JournalError:
             own = None
+        known = float(own is not None)
+        layout = shared_layout(link, layout, layout.of(own) if own else None, known)
         offered = layout.flatten(own) if own else np.zeros(layout.size, dtype=np.float32)
-        shared = link.share(offered, float(own is not None))
+        shared = link.share(offered, known)
         if shared is None:
             raise JournalError(
                 f"{journal.folder}: no site has the tensors of round {best}, the best one so far; start "

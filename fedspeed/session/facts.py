@@ -3,6 +3,7 @@
 import socket
 
 from fedspeed.config.run import RunConfig
+from fedspeed.config.spelling import flow
 from fedspeed.engine.base.told import execution
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.checks import weight_notes
@@ -28,7 +29,7 @@ def facts(job: Job, exported: Export | None, predicted: Predicted | None = None)
         "data": f"{config.data.task}, {config.data.clients} clients, split {config.data.split}",
         "rounds": f"{federation.rounds} x {_budget(config)} of {sequences} "
         f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
-        "aggregation": f"{federation.aggregation}, server optimizer {federation.server_optimizer}",
+        "method": f"{flow(federation.method)}, server optimizer {federation.server_optimizer}",
         "engine": f"{_execution(job)}, launched by {job.launch.kind}",
         "layout": f"{len(job.workers)} ranks in {clusters} cluster{'s' if clusters > 1 else ''}",
     }
@@ -58,10 +59,10 @@ def _trained(adapter) -> str:
     if adapter.method == "full":
         return "everything"
     if adapter.method == "blocks":
-        return f"decoder blocks {adapter.blocks}"
+        return f"decoder blocks {flow(adapter.blocks)}"
     if adapter.start_from:
         return f"the LoRA adapter {adapter.start_from}"
-    return f"LoRA r={adapter.lora_rank} on {adapter.targets}"
+    return f"LoRA r={adapter.lora_rank} on {flow(adapter.targets)}"
 
 
 def _budget(config: RunConfig) -> str:

@@ -20,8 +20,10 @@ from fedspeed.engine.base.choose import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
 from fedspeed.federation.link import ClientLink
+from fedspeed.federation.role import RankRole
 from fedspeed.models.planned import planned_shape
 from fedspeed.monitor import summary_file
+from fedspeed.monitor.clock import peak_bytes
 from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.monitor.trace import NoTrace, Trace
 from fedspeed.monitor.working import Working
@@ -144,7 +146,7 @@ def _own_threads(env: Mapping[str, str]) -> int:
     return int(env.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // int(env["LOCAL_SIZE"])))
 
 
-def stage_cuts(job: Job) -> str:
+def stage_cuts(job: Job) -> tuple[int, ...] | str:
     """Where this rank's pipeline is cut, as engine.cuts says it: by the speed and memory of the devices that
     the hostfile or a probe tells of; evenly where they tell of none."""
     config, ds_config = job.config, job.request.deepspeed
@@ -164,7 +166,7 @@ def stage_cuts(job: Job) -> str:
             f"engine.pipeline={config.engine.pipeline}: {len(job.world)} ranks do not hold the model's "
             f"{task.shape.layers} blocks together; take more ranks, or engine.tier=ram"
         )
-    return ",".join(map(str, cuts[1:-1])) or "auto"
+    return tuple(cuts[1:-1]) or "auto"
 
 
 def _traffic(job: Job) -> Traffic:
@@ -211,17 +213,44 @@ def link(job: Job, engine, exchange: Exchange | None) -> ClientLink:
     return ClientLink(engine, exchange, patience_s)
 
 
-def seat(job: Job, data: dict):
+def role(job: Job, data: dict) -> RankRole:
     """Return what this rank is in the rounds.
 
     Args:
         data: encoded rows of its clients, by client.
     """
-    from fedspeed.federation.rounds import Seat
-
-    return Seat(
-        data, job.workers.index(job.me), len(job.workers), job.speaks, job.reporter, job.place.cluster
+    return RankRole(
+        clients=data,
+        place=job.workers.index(job.me),
+        ranks=len(job.workers),
+        gateway=job.speaks,
+        reporter=job.reporter,
+        cluster=job.place.cluster,
     )
+
+
+def federated(job: Job, engine, link: ClientLink, *, role: RankRole, journal, monitor, record: dict,
+              clock, stop):
+    """Return this rank's parts of the rounds (federation.parts.RankParts).
+
+    Args:
+        record: of the configuration, for the journal. stop: see federation.recording.Signals.
+    """
+    from fedspeed.evaluation.held_out import HeldOut
+    from fedspeed.federation.parts import Surroundings, assemble
+    from fedspeed.federation.recording import Signals
+
+    surroundings = Surroundings(
+        journal=journal,
+        fingerprint=job.request.marks,
+        record=record,
+        monitor=monitor,
+        clock=clock,
+        peak_bytes=peak_bytes,
+        signals=Signals(stop, job.deployment.renewal(job.speaks)),
+    )
+    evaluators = [HeldOut(job.config.train, role)]
+    return assemble(job.config, role, engine, link, surroundings=surroundings, evaluators=evaluators)
 
 
 def data_report(job: Job, link: ClientLink, data: dict, everyone: list) -> DataReport:

@@ -4,6 +4,7 @@ Each room checks its own part; here they are put together. `look_inside` alone i
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.cluster.checks import check_layout
@@ -19,6 +20,7 @@ from fedspeed.engine.base.told import execution
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
+from fedspeed.federation.checks import check_method
 from fedspeed.models.adapter_checks import adapter_notes, check_adapter
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import check_model, local_base
@@ -119,6 +121,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     config = loaded.config
     topology, launch, crowded = check_layout(config, hostfile)
     routing, count = check_routing(config, topology)
+    check_method(replace(config, routing=routing), count)
     resolve(routing.transport, launch.kind, len(topology.participants))
     if routing.between_organisations:
         from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedspeed import activity
@@ -20,10 +20,11 @@ from fedspeed.engine.checks import check_pipeline
 from fedspeed.engine.device_types import check_dtype
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
+from fedspeed.federation.checks import check_method
 from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
-from fedspeed.monitor.clock import StageClock, peak_bytes
+from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.report import Comparison, ComparisonRow
 from fedspeed.routing.checks import check_routing, routing_notes
 from fedspeed.routing.transport import Transport
@@ -144,7 +145,7 @@ def _closed_in_order() -> Iterator[ExitStack]:
 def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
               inputs: Inputs, claim: resume.Claim, stop: StopFlag) -> Ending:
     """Build the parts of this rank, go on from what the journal holds, and run the rounds that are left."""
-    from fedspeed.federation import rounds
+    from fedspeed.federation import parts as federation
 
     with ExitStack() as always, _closed_in_order() as closing:
         # As large as the model, and of no use to a later start.
@@ -158,24 +159,23 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         if open_part := exchange or transport:  # MPI's transport is closed by ranks too that have no exchange
             closing.callback(open_part.close)
         closing.callback(meeting.heartbeat.close)
-        link, seat = parts.link(job, engine, exchange), parts.seat(job, inputs.data)
+        link, role = parts.link(job, engine, exchange), parts.role(job, inputs.data)
         journal = resume.journal_of(job.request)
-        fresh = rounds.start(job.config, engine)
-        start = fresh.tensors  # what a client alone would start from too
-        progress = resume.resume(job.config, job.deployment, engine, link,
-                                 journal=journal, entry=inputs.entry, seat=seat, fresh=fresh)
+        fresh = federation.start(job.config, engine)
+        start = fresh.state  # what a client alone would start from too
+        progress = resume.resume(job.config, job.deployment, link,
+                                 journal=journal, entry=inputs.entry, role=role, fresh=fresh)
         data = parts.data_report(job, link, inputs.data, inputs.everyone)
         monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
         always.callback(monitor.close)
         always.callback(clock.trace.close)
         meeting.last_resort.monitor = monitor
-        federation = rounds.Federation(
-            job.config, job.request.marks, _record(job, inputs), seat, engine, link, journal, monitor, clock,
-            peak_bytes, stop, job.deployment.renewal(job.speaks))
+        federated = parts.federated(job, engine, link, role=role, journal=journal, monitor=monitor,
+                                    record=_record(job, inputs), clock=clock, stop=stop)
         try:
-            progress = _run_rounds(job, federation, progress, stop)
+            progress = _run_rounds(job, federated, progress, stop)
             clock.trace.close()
-            return _end(job, federation, progress, inputs, start=start, link=link, monitor=monitor)
+            return _end(job, federated, progress, inputs, start=start, monitor=monitor)
         except Exception as error:
             error.add_note(f"round {progress.round} was the last to be finished")
             meant = _tell_all(job, meeting, monitor, error)
@@ -187,40 +187,43 @@ def _record(job: Job, inputs: Inputs) -> dict:
     return job.request.record | ({"inputs": to_keep(job.config, inputs.everyone)} if job.reporter else {})
 
 
-def _run_rounds(job: Job, federation, progress, stop: StopFlag):
+def _run_rounds(job: Job, federated, progress, stop: StopFlag):
     """Run all rounds that are left. Asked to end before the first one, a run ends at once: there is nothing
     to lose."""
+    from fedspeed.federation import rounds
+
     if job.reporter:
         stop.on_asked = lambda where: reporting.tell_where(job.request.folder, where)
-    federation.baseline(progress)
+    rounds.baseline(federated, progress)
     stop.in_rounds = True
-    return federation.run(progress)
+    return rounds.run(federated, progress)
 
 
-def _end(job: Job, federation, progress, inputs: Inputs, *, start, link, monitor) -> Ending:
+def _end(job: Job, federated, progress, inputs: Inputs, *, start, monitor) -> Ending:
     """Compare, export and report what the rounds have come to; the reporting rank does so for all.
 
     Args:
         start: the state before the first round.
     """
-    comparison = _compare(job, federation, start, progress, inputs, link)
+    comparison = _compare(job, federated, start, progress, inputs)
     if not job.reporter:
         status, code = (progress.done, EXIT_OK) if progress.done else ("preempted", EXIT_RESUMABLE)
         return Ending(status=status, exit_code=code)
     if not progress.done:
-        return reporting.stop_early(job, progress.round, monitor, federation.renewed)
-    return reporting.finish(job, progress, monitor, engine=federation.engine, tokenizer=inputs.tokenizer,
+        return reporting.stop_early(job, progress.round, monitor, progress.renewed)
+    return reporting.finish(job, progress, monitor, engine=federated.engine, tokenizer=inputs.tokenizer,
                             comparison=comparison, predicted=forecast(job, inputs.data))
 
 
-def _compare(job: Job, federation, start, progress, inputs: Inputs, link) -> Comparison | None:
+def _compare(job: Job, federated, start, progress, inputs: Inputs) -> Comparison | None:
     """Return the table of each client alone beside the federated model, where it is asked for."""
     if not (progress.done and job.config.federation.compare_alone):
         return None
     from fedspeed.federation.alone import compare
 
     everyone = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.everyone]
-    scores = compare(federation, start, progress.tensors, everyone, link)
+    scores = compare(job.config, federated.role, federated.engine, federated.link,
+                     start=start, federated=progress.state, everyone=everyone)
     return Comparison(tuple(ComparisonRow(s.name, s.held_out_loss, s.accuracy) for s in scores))
 
 
@@ -331,7 +334,8 @@ def _check_plan(job: Job) -> None:
     request = job.request
     preflight.check_files(request.loaded)
     check_clusters(job.config, job.topology)
-    routing, _ = check_routing(request.config, job.topology)
+    routing, participants = check_routing(request.config, job.topology)
+    check_method(replace(request.config, routing=routing), participants)
     check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)
 
 

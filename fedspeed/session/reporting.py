@@ -77,7 +77,7 @@ def export_result(job: Job, progress, engine, tokenizer) -> Export:
     """Write the best round's model or adapter, and the last one's beside it where they differ."""
     config, folder, kind = job.config, job.request.folder, export_kind(job.config)
     best = progress.has_best and progress.best_round != progress.round
-    tensors = journal_of(job.request).load_best(progress.best_round) if best else progress.tensors
+    tensors = journal_of(job.request).load_best(progress.best_round) if best else progress.state
     card = Card(
         folder.name,
         kind,
@@ -95,7 +95,7 @@ def export_result(job: Job, progress, engine, tokenizer) -> Export:
                 folder / f"{kind}-last",
                 engine.model,
                 tokenizer,
-                progress.tensors,
+                progress.state,
                 config.model.base,
                 last.text(),
             )

@@ -11,7 +11,9 @@ from fedspeed.checkpoint.journal import Entry, Journal, changes
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import decisive
 from fedspeed.errors import JournalError
+from fedspeed.federation import keeping
 from fedspeed.federation.config import FederationConfig
+from fedspeed.federation.folded_layout import fits, shared_layout
 from fedspeed.federation.layout import Layout
 from fedspeed.session.deployment import Deployment
 from fedspeed.session.request import RunRequest
@@ -93,86 +95,60 @@ def why_over(number: int, stale: int, config: FederationConfig) -> str:
     Args:
         stale: evaluations without a better held-out loss.
     """
-    if number >= config.rounds:
-        return "finished"
-    return "early stop" if config.patience and stale >= config.patience else ""
+    return keeping.ending(number, stale, rounds=config.rounds, patience=config.patience)
 
 
-def resume(config: RunConfig, deployment: Deployment, engine, link, *,
-           journal: Journal, entry: Entry | None, seat, fresh):
-    """Return the `rounds.Progress` to go on from: the `fresh` one, or the newest journal entry that anybody
-    has, told to everyone. Collective over all ranks that carry clients.
+def resume(config: RunConfig, deployment: Deployment, link, *,
+           journal: Journal, entry: Entry | None, role, fresh: keeping.Progress) -> keeping.Progress:
+    """Return what to go on from: the `fresh` progress, or the newest journal entry that anybody has, told to
+    everyone. Collective over all ranks that carry clients.
 
     Args:
-        entry: this rank's newest one, if it has any. seat: what this rank is in the rounds.
+        entry: this rank's newest one, if it has any. role: what this rank is in the rounds.
 
     Raises:
         JournalError: the entry does not fit this model, or participants hold different states of the same
             round.
     """
-    from fedspeed.federation import rounds
-
-    packed = rounds.pack(fresh.tensors, fresh.server, fresh.tensors if config.federation.staleness else None)
-    layout = Layout.of(packed)
-    head, vector = np.zeros(5), np.zeros(layout.size, dtype=np.float32)
-    if entry is not None:
-        vector = layout.flatten(_saved(journal, entry, layout))
-        head = _head(entry)
+    packed = keeping.pack(fresh.state, fresh.moments, fresh.state if config.federation.staleness else None)
+    saved = None if entry is None else _saved(journal, entry, Layout.of(packed))
     # Sites of their own may differ by the round in which one was lost.
     priority = entry.round + 1.0 if entry else 0.0
-    head = link.share(head, priority)
+    head = link.share(np.zeros(5) if entry is None else _head(entry), priority)
     if head is None:
         return fresh
-    own, vector = vector, link.share(vector, priority)
+    own_layout = Layout.of(saved) if saved else None
+    layout = shared_layout(link, Layout.of(packed), own_layout, priority)
+    alike = saved is not None and own_layout == layout
+    own = layout.flatten(saved) if alike else np.zeros(layout.size, dtype=np.float32)
+    vector = link.share(own, priority)
     number, best, stale = int(head[0]), int(head[1]), int(head[3])
-    differs = entry is not None and entry.round == number and not np.array_equal(own, vector)
-    deployment.check_alike(link, journal, number, differs)
-    tensors, moments, previous = rounds.unpack(layout.unflatten(vector))
-    progress = rounds.Progress(
-        number,
-        tensors,
-        moments,
-        best_round=max(0, best),
-        best_loss=float("inf") if best == NONE else float(head[2]),
-        stale=stale,
-        done=why_over(number, stale, config.federation),
-        previous=previous if number else None,
-        likeness=float(head[4]) if head[4] >= 0 else None,
-    )
-    keeps_optimizers = config.federation.local_optimizer == "keep"
-    if (keeps_optimizers or rounds.keeps_starts(config)) and number:
-        kept = progress.optimizers if keeps_optimizers else progress.starts
-        template = Layout.of(rounds.as_arrays(engine.optimizer_state()) if keeps_optimizers else tensors)
-        for client in seat.clients:
-            kept |= _kept(journal, engine, template, number, client, seat.gateway)
-        link.sum(np.zeros(1), 0.0)  # a rank that cannot read its own has gone by now; nothing is changed yet
+    same = entry is None or entry.round != number or (alike and np.array_equal(own, vector))
+    deployment.check_alike(link, journal, number, not same)
+    state, moments, previous = keeping.unpack(layout.unflatten(vector))
+    progress = keeping.Progress(
+        number, state, moments, best_round=max(0, best),
+        best_loss=float("inf") if best == NONE else float(head[2]), stale=stale,
+        done=why_over(number, stale, config.federation), previous=previous if number else None,
+        update_alignment=float(head[4]) if head[4] >= 0 else None)
+    if number:
+        keeping.load_clients(config, progress, journal=journal, link=link, role=role)
     if best not in (NONE, number):
-        deployment.share_best(link, journal, best, Layout.of(tensors))
+        deployment.share_best(link, journal, best, Layout.of(state))
     if entry is not None and best == number:
-        journal.save_best(best, tensors)  # whether the file is there or not, see `check_best`
+        journal.save_best(best, state)  # whether the file is there or not, see `check_best`
     return progress
 
 
 def _saved(journal: Journal, entry: Entry, layout: Layout) -> dict[str, np.ndarray]:
     saved = journal.tensors(entry)
-    if Layout.of(saved) != layout:
+    if not fits(Layout.of(saved), layout):
         raise JournalError(f"{journal.folder}: its tensors do not fit this model; start anew with --fresh")
     return saved
 
 
 def _head(entry: Entry) -> np.ndarray:
     """Return what is told of an entry beside its tensors: round, best round and its loss, evaluations without
-    a better one, likeness [5]."""
+    a better one, alignment of updates [5]."""
     best = [entry.best_round, entry.best_loss] if entry.has_best else [NONE, 0.0]
     return np.array([entry.round, *best, entry.stale, -1.0 if entry.likeness is None else entry.likeness])
-
-
-def _kept(journal: Journal, engine, layout: Layout, number: int, client: int, gateway: bool) -> dict:
-    """Return what a client alone goes on with, from its gateway's disk, on all its ranks; empty for one that
-    has nothing."""
-    saved = journal.load_client(number, client) if gateway else None
-    known = np.array([float(bool(saved))])
-    if not engine.share_from_gateway(known)[0]:
-        return {}
-    vector = layout.flatten(saved) if gateway else np.zeros(layout.size, dtype=np.float32)
-    return {client: layout.unflatten(engine.share_from_gateway(vector))}

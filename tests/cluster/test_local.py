@@ -361,24 +361,18 @@ def test_ends_in_words():
 
 @pytest.mark.parametrize(("setting", "clients", "gpus", "cores", "ranks"), [
     ("auto", 3, 0, 8, 3), ("auto", 3, 0, 2, 1), ("auto", 4, 0, 2, 2), ("auto", 3, 0, 1, 1),
-    ("auto", 10, 0, 64, 10), ("auto", 3, 2, 8, 2), ("auto", 3, 8, 8, 6), ("auto", 2, 2, 8, 2), (" 5 ", 3, 2, 8, 5)])
+    ("auto", 10, 0, 64, 10), ("auto", 3, 2, 8, 2), ("auto", 3, 8, 8, 6), ("auto", 2, 2, 8, 2), (5, 3, 2, 8, 5)])
 def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, ranks):
     monkeypatch.setattr(local, "computing_gpus", lambda env: gpus)
     monkeypatch.setattr(local, "usable_cores", lambda: cores)
     assert local.local_rank_count(setting, clients) == ranks
 
 
-@pytest.mark.parametrize("setting", ["0", "two", "", "-1", "1.5"])
-def test_a_bad_number_of_local_ranks_is_refused(setting):
-    with pytest.raises(ConfigError, match="cluster.local_ranks="):
-        local.local_rank_count(setting, 3)
-
-
 def test_more_ranks_than_a_machine_has_processes_for(monkeypatch):
     monkeypatch.setattr(local, "usable_cores", lambda: 2)
-    assert local.local_rank_count("128", 3) == 128
+    assert local.local_rank_count(128, 3) == 128
     with pytest.raises(ConfigError, match="cluster.local_ranks=129: 129 ranks are too many for one machine of 2 cores; ask for at most 128"):
-        local.local_rank_count("129", 3)
+        local.local_rank_count(129, 3)
 
 
 def test_the_supervisor_and_all_that_help_and_dry_run_reach_import_no_torch():

@@ -66,10 +66,10 @@ def test_no_output_says_anything_of_one_client(masked, clear):
 
 
 @pytest.mark.parametrize("words,named", [
-    (("federation.compare_alone=true",), "federation.compare_alone=True shows what each client's rows are worth"),
+    (("federation.compare_alone=true",), "federation.compare_alone=true shows what each client's rows are worth"),
     (("federation.clients_per_round=2",), "makes sums of few clients"),
     (("federation.local_optimizer=keep",), "keeps each client's moments in the run's folder"),
-    (("federation.aggregation=svd", "federation.server_optimizer=none", "federation.server_lr=1"), "needs every client's factors"),
+    (("federation.method=flexlora", "federation.server_optimizer=none", "federation.server_lr=1"), "needs every client's own values"),
     (("cluster.local_ranks=2",), "routing.mode=mix+mask with 2 participants")])
 def test_what_would_undo_it_is_refused(workshop, words, named):
     ended = workshop.run(*WORDS, "run.name=refused", *words)
