@@ -145,15 +145,15 @@ def _named(config: RunConfig) -> str:
 
 
 def _sites(config: RunConfig) -> Iterator[Conflict]:
-    transport = config.routing.transport
     if not config.routing.between_organisations:
         return
+    transport = config.routing.transport
     if config.model.dtype == "auto":
         yield Conflict(("model.dtype", "routing.transport"),
-                       f"model.dtype=auto is decided among the ranks of one job, but routing.transport="
-                       f"{transport} has a job on each site, and all must compute in one type; name it on "
-                       "every site: model.dtype=bf16 where all have GPUs with bf16, fp16 where one is older, "
-                       "fp32 where one trains on CPUs")
+                       f"model.dtype=auto is decided among the ranks of one job, but routing.transport={transport} "
+                       "has a job on each site, and all must compute in one type; name it on every site: "
+                       "model.dtype=bf16 where all have GPUs with bf16, fp16 where one is older, fp32 where "
+                       "one trains on CPUs")
     if config.federation.clients_per_round:
         yield Conflict(("federation.clients_per_round", "routing.transport"),
                        "federation.clients_per_round draws among the clients of one job, but "

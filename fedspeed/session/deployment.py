@@ -19,6 +19,7 @@ from fedspeed.config.run import RunConfig
 from fedspeed.data.row_counts import RowCounts, counts_text
 from fedspeed.errors import FedSpeedError, JournalError, LostPeerError
 from fedspeed.federation.folded_layout import shared_layout
+from fedspeed.federation.layout import Layout
 from fedspeed.routing.opening import Meeting, open_transport
 from fedspeed.routing.transport import Transport, TransportError
 
@@ -229,7 +230,7 @@ class SiteDeployment(Deployment):
         except JournalError:
             own = None
         known = float(own is not None)
-        layout = shared_layout(link, layout, layout.of(own) if own else None, known)
+        layout = shared_layout(link, layout, Layout.of(own) if own else None, known)
         offered = layout.flatten(own) if own else np.zeros(layout.size, dtype=np.float32)
         shared = link.share(offered, known)
         if shared is None:

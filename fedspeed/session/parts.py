@@ -3,12 +3,13 @@
 import contextlib
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from fedspeed.checkpoint.journal import Journal
 from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.cluster.layout import host_of_rank
 from fedspeed.cluster.rendezvous import Store
@@ -229,18 +230,15 @@ def role(job: Job, data: dict) -> RankRole:
     )
 
 
-def federated(job: Job, engine, link: ClientLink, *, role: RankRole, journal, monitor, record: dict,
-              clock, stop):
-    """Return this rank's parts of the rounds (federation.parts.RankParts).
+def surroundings(job: Job, *, journal: Journal, record: dict, monitor, clock, stop: Callable[[], bool]):
+    """Return what the rounds write to and are told from (federation.parts.Surroundings).
 
     Args:
-        record: of the configuration, for the journal. stop: see federation.recording.Signals.
+        record: of the configuration, for the journal. stop: whether this process is to end.
     """
-    from fedspeed.evaluation.held_out import HeldOut
-    from fedspeed.federation.parts import Surroundings, assemble
-    from fedspeed.federation.recording import Signals
+    from fedspeed.federation.parts import Signals, Surroundings
 
-    surroundings = Surroundings(
+    return Surroundings(
         journal=journal,
         fingerprint=job.request.marks,
         record=record,
@@ -249,6 +247,13 @@ def federated(job: Job, engine, link: ClientLink, *, role: RankRole, journal, mo
         peak_bytes=peak_bytes,
         signals=Signals(stop, job.deployment.renewal(job.speaks)),
     )
+
+
+def federated(job: Job, role: RankRole, engine, link: ClientLink, *, surroundings):
+    """Return this rank's parts of the rounds (federation.parts.RankParts)."""
+    from fedspeed.evaluation.held_out import HeldOut
+    from fedspeed.federation.parts import assemble
+
     evaluators = [HeldOut(job.config.train, role)]
     return assemble(job.config, role, engine, link, surroundings=surroundings, evaluators=evaluators)
 

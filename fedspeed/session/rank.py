@@ -145,7 +145,7 @@ def _closed_in_order() -> Iterator[ExitStack]:
 def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
               inputs: Inputs, claim: resume.Claim, stop: StopFlag) -> Ending:
     """Build the parts of this rank, go on from what the journal holds, and run the rounds that are left."""
-    from fedspeed.federation import parts as federation
+    from fedspeed.federation.parts import start
 
     with ExitStack() as always, _closed_in_order() as closing:
         # As large as the model, and of no use to a later start.
@@ -161,8 +161,8 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         closing.callback(meeting.heartbeat.close)
         link, role = parts.link(job, engine, exchange), parts.role(job, inputs.data)
         journal = resume.journal_of(job.request)
-        fresh = federation.start(job.config, engine)
-        start = fresh.state  # what a client alone would start from too
+        fresh = start(job.config, engine)
+        first = fresh.state  # what a client alone would start from too
         progress = resume.resume(job.config, job.deployment, link,
                                  journal=journal, entry=inputs.entry, role=role, fresh=fresh)
         data = parts.data_report(job, link, inputs.data, inputs.everyone)
@@ -170,12 +170,13 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         always.callback(monitor.close)
         always.callback(clock.trace.close)
         meeting.last_resort.monitor = monitor
-        federated = parts.federated(job, engine, link, role=role, journal=journal, monitor=monitor,
-                                    record=_record(job, inputs), clock=clock, stop=stop)
+        surroundings = parts.surroundings(
+            job, journal=journal, record=_record(job, inputs), monitor=monitor, clock=clock, stop=stop)
+        federated = parts.federated(job, role, engine, link, surroundings=surroundings)
         try:
             progress = _run_rounds(job, federated, progress, stop)
             clock.trace.close()
-            return _end(job, federated, progress, inputs, start=start, monitor=monitor)
+            return _end(job, federated, progress, inputs, start=first, monitor=monitor)
         except Exception as error:
             error.add_note(f"round {progress.round} was the last to be finished")
             meant = _tell_all(job, meeting, monitor, error)
@@ -205,7 +206,7 @@ def _end(job: Job, federated, progress, inputs: Inputs, *, start, monitor) -> En
     Args:
         start: the state before the first round.
     """
-    comparison = _compare(job, federated, start, progress, inputs)
+    comparison = _compare(job, federated, progress, inputs, start=start)
     if not job.reporter:
         status, code = (progress.done, EXIT_OK) if progress.done else ("preempted", EXIT_RESUMABLE)
         return Ending(status=status, exit_code=code)
@@ -215,7 +216,7 @@ def _end(job: Job, federated, progress, inputs: Inputs, *, start, monitor) -> En
                             comparison=comparison, predicted=forecast(job, inputs.data))
 
 
-def _compare(job: Job, federated, start, progress, inputs: Inputs) -> Comparison | None:
+def _compare(job: Job, federated, progress, inputs: Inputs, *, start) -> Comparison | None:
     """Return the table of each client alone beside the federated model, where it is asked for."""
     if not (progress.done and job.config.federation.compare_alone):
         return None

@@ -12,9 +12,12 @@ from fedspeed.config.run import RunConfig
 from fedspeed.config.show import decisive
 from fedspeed.errors import JournalError
 from fedspeed.federation import keeping
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.config import FederationConfig
 from fedspeed.federation.folded_layout import fits, shared_layout
+from fedspeed.federation.keeping import Progress, ending
 from fedspeed.federation.layout import Layout
+from fedspeed.federation.role import RankRole
 from fedspeed.session.deployment import Deployment
 from fedspeed.session.request import RunRequest
 
@@ -95,13 +98,13 @@ def why_over(number: int, stale: int, config: FederationConfig) -> str:
     Args:
         stale: evaluations without a better held-out loss.
     """
-    return keeping.ending(number, stale, rounds=config.rounds, patience=config.patience)
+    return ending(number, stale, rounds=config.rounds, patience=config.patience)
 
 
 def resume(config: RunConfig, deployment: Deployment, link, *,
-           journal: Journal, entry: Entry | None, role, fresh: keeping.Progress) -> keeping.Progress:
-    """Return what to go on from: the `fresh` progress, or the newest journal entry that anybody has, told to
-    everyone. Collective over all ranks that carry clients.
+           journal: Journal, entry: Entry | None, role: RankRole, fresh: Progress) -> Progress:
+    """Return the progress to go on from: the `fresh` one, or the newest journal entry that anybody
+    has, told to everyone. Collective over all ranks that carry clients.
 
     Args:
         entry: this rank's newest one, if it has any. role: what this rank is in the rounds.
@@ -110,34 +113,48 @@ def resume(config: RunConfig, deployment: Deployment, link, *,
         JournalError: the entry does not fit this model, or participants hold different states of the same
             round.
     """
-    packed = keeping.pack(fresh.state, fresh.moments, fresh.state if config.federation.staleness else None)
-    saved = None if entry is None else _saved(journal, entry, Layout.of(packed))
+    previous = fresh.state if config.federation.staleness else None
+    layout = Layout.of(keeping.pack(fresh.state, fresh.moments, previous))
+    head, saved = np.zeros(5), None
+    if entry is not None:
+        saved, head = _saved(journal, entry, layout), _head(entry)
     # Sites of their own may differ by the round in which one was lost.
     priority = entry.round + 1.0 if entry else 0.0
     head = link.share(np.zeros(5) if entry is None else _head(entry), priority)
     if head is None:
         return fresh
-    own_layout = Layout.of(saved) if saved else None
-    layout = shared_layout(link, Layout.of(packed), own_layout, priority)
-    alike = saved is not None and own_layout == layout
-    own = layout.flatten(saved) if alike else np.zeros(layout.size, dtype=np.float32)
+    layout = shared_layout(link, layout, None if saved is None else Layout.of(saved), priority)
+    is_alike = saved is not None and Layout.of(saved) == layout
+    own = layout.flatten(saved) if is_alike else np.zeros(layout.size, dtype=np.float32)
     vector = link.share(own, priority)
-    number, best, stale = int(head[0]), int(head[1]), int(head[3])
-    same = entry is None or entry.round != number or (alike and np.array_equal(own, vector))
-    deployment.check_alike(link, journal, number, not same)
-    state, moments, previous = keeping.unpack(layout.unflatten(vector))
-    progress = keeping.Progress(
-        number, state, moments, best_round=max(0, best),
-        best_loss=float("inf") if best == NONE else float(head[2]), stale=stale,
-        done=why_over(number, stale, config.federation), previous=previous if number else None,
-        update_alignment=float(head[4]) if head[4] >= 0 else None)
+    number, best = int(head[0]), int(head[1])
+    differs = entry is not None and entry.round == number and not (is_alike and np.array_equal(own, vector))
+    deployment.check_alike(link, journal, number, differs)
+    progress = _progress(config, head, layout.unflatten(vector))
     if number:
         keeping.load_clients(config, progress, journal=journal, link=link, role=role)
     if best not in (NONE, number):
-        deployment.share_best(link, journal, best, Layout.of(state))
+        deployment.share_best(link, journal, best, Layout.of(progress.state))
     if entry is not None and best == number:
-        journal.save_best(best, state)  # whether the file is there or not, see `check_best`
+        journal.save_best(best, progress.state)  # whether the file is there or not, see `check_best`
     return progress
+
+
+def _progress(config: RunConfig, head: np.ndarray, packed: Arrays) -> Progress:
+    """Return the progress that a head (see `_head`) and the tensors of an entry tell of."""
+    state, moments, previous = keeping.unpack(packed)
+    number, best, stale = int(head[0]), int(head[1]), int(head[3])
+    return Progress(
+        number,
+        state,
+        moments,
+        best_round=max(0, best),
+        best_loss=float("inf") if best == NONE else float(head[2]),
+        stale=stale,
+        done=why_over(number, stale, config.federation),
+        previous=previous if number else None,
+        update_alignment=float(head[4]) if head[4] >= 0 else None,
+    )
 
 
 def _saved(journal: Journal, entry: Entry, layout: Layout) -> dict[str, np.ndarray]:
@@ -149,6 +166,6 @@ def _saved(journal: Journal, entry: Entry, layout: Layout) -> dict[str, np.ndarr
 
 def _head(entry: Entry) -> np.ndarray:
     """Return what is told of an entry beside its tensors: round, best round and its loss, evaluations without
-    a better one, alignment of updates [5]."""
+    a better one, how far updates were alike [5]."""
     best = [entry.best_round, entry.best_loss] if entry.has_best else [NONE, 0.0]
     return np.array([entry.round, *best, entry.stale, -1.0 if entry.likeness is None else entry.likeness])

@@ -84,9 +84,11 @@ def once_and_again(world, base, folder, name):
 
 
 def from_journal(fed):
-    from fedspeed.session.standing import resume
+    from fedspeed.session.deployment import JobDeployment
+    from fedspeed.session.resume import resume
 
-    return resume(fed.config, fed.engine, fed.link, fed.journal, fed.journal.latest(), fed.role, begin(fed))
+    return resume(fed.config, JobDeployment(fed.config), fed.link, journal=fed.journal,
+                  entry=fed.journal.latest(), role=fed.role, fresh=begin(fed))
 
 
 @pytest.mark.parametrize("case", CASES)
