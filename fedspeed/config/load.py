@@ -1,12 +1,12 @@
 """A run's YAML and `key=value` overrides to a typed `RunConfig`, with the place every value came from.
 
-All problems are collected and raised as one `ConfigError`, so that a file is mended once and not once per mistake.
+All problems are collected and raised as one `ConfigError`, so that a file is mended once and not once per
+mistake.
 """
 
-import dataclasses
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedspeed.config import paths
@@ -27,17 +27,18 @@ class Loaded:
 
     Args:
         config: the values.
-        sources: dotted key -> `default`, `FILE:LINE` or `command line`; of a value with values of its own, all its places. What
-            was given inside such a value has an entry too. The deepspeed section has an entry for each of its leaves, and the
-            one entry `deepspeed` if it is empty.
+        sources: dotted key -> `default`, `FILE:LINE` or `command line`; of a value with values of its own,
+            all its places. What was given inside such a value has an entry too. The deepspeed section has an
+            entry for each of its leaves, and the one entry `deepspeed` if it is empty.
         path: the YAML, None if there was none.
-        written: dotted key -> text, of inputs whose path was written in another way than `config` has it (see `paths.found`).
+        written: dotted key -> text, of inputs whose path was written in another way than `config` has it (see
+            `paths.found`).
     """
 
     config: RunConfig
     sources: dict[str, str]
     path: Path | None
-    written: dict[str, str] = dataclasses.field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)
 
     @property
     def as_written(self) -> RunConfig:
@@ -56,7 +57,8 @@ class Loaded:
         return Path.cwd() if by_command else self.path.parent
 
     def searched(self, key: str) -> str:
-        """Say in brackets where the input `key` was looked for, which is nowhere; empty for an absolute path."""
+        """Say in brackets where the input `key` was looked for, which is nowhere; empty for an absolute
+        path."""
         text = operator.attrgetter(key)(self.as_written)
         if Path(text).is_absolute() or text.startswith("~"):
             return ""
@@ -92,15 +94,18 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
         raise ConfigError(problems)
     sources = dict.fromkeys(FIELDS, DEFAULT) | given
     moved = _moved(config, sources, path)
-    return Loaded(with_values(config, moved), sources if config.deepspeed else sources | {FREE: DEFAULT}, path,
-                  {key: text for key, text in _inputs(config) if key in moved})
+    if not config.deepspeed:
+        sources[FREE] = DEFAULT
+    written = {key: text for key, text in _inputs(config) if key in moved}
+    return Loaded(with_values(config, moved), sources, path, written)
 
 
 def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of the keys that name files and folders to be read, but for those that hold a word instead."""
-    for key, field in FIELDS.items():
+    """(dotted key, text) of the keys that name files and folders to be read, but for those that hold a word
+    instead."""
+    for key, known in FIELDS.items():
         text = operator.attrgetter(key)(config)
-        if field.path is not None and text not in field.path:
+        if known.path is not None and text not in known.path:
             yield key, text
 
 
@@ -118,14 +123,23 @@ def with_values(config: RunConfig, values: dict[str, str]) -> RunConfig:
     """The configuration with some values replaced, given by dotted keys of two words."""
     for key, value in values.items():
         section, _, name = key.partition(".")
-        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
+        changed = replace(getattr(config, section), **{name: value})
+        config = replace(config, **{section: changed})
     return config
 
 
-def _cross_section_problems(config: RunConfig, given: dict[str, str], refused: set[str], path: Path | None) -> list[str]:
-    """What `check` finds, with places. A rule about a key whose value was refused has nothing to add and is left out."""
+def _cross_section_problems(config: RunConfig, given: dict[str, str], refused: set[str],
+                            path: Path | None) -> list[str]:
+    """What `check` finds, with places. A rule about a key whose value was refused has nothing to add and is
+    left out."""
     def places(keys: Sequence[str]) -> str:
-        found = [next((source for key, source in given.items() if f"{key}.".startswith(f"{wanted}.")), None) for wanted in keys]
-        return " and ".join(dict.fromkeys(filter(None, found))) or str(path or COMMAND_LINE)
+        found = [source for wanted in keys if (source := _source(wanted, given))]
+        return " and ".join(dict.fromkeys(found)) or str(path or COMMAND_LINE)
 
-    return [f"{places(conflict.keys)}: {conflict.text}" for conflict in conflicts(config) if refused.isdisjoint(conflict.keys)]
+    heard = [conflict for conflict in conflicts(config) if refused.isdisjoint(conflict.keys)]
+    return [f"{places(conflict.keys)}: {conflict.text}" for conflict in heard]
+
+
+def _source(wanted: str, given: dict[str, str]) -> str:
+    """Return where a key, or the first one below it, was given; empty if nothing was."""
+    return next((source for key, source in given.items() if f"{key}.".startswith(f"{wanted}.")), "")

@@ -1,6 +1,7 @@
 """What every key of a configuration means: the comments of `--print-config`, and docs/config.md.
 
-Both are made from the `help` texts and bounds in the configuration dataclasses, so that there is one place to say it.
+Both are made from the `help` texts and bounds in the configuration dataclasses, so that there is one place to
+say it.
 """
 
 import dataclasses
@@ -19,37 +20,41 @@ COMMENT_COLUMNS = 100
 _HEAD = """\
 # Configuration reference
 
-Made by `python -m fedspeed config-reference --out docs/config.md` from the `help` texts in the code; do not edit it by hand.
+Made by `python -m fedspeed config-reference --out docs/config.md` from the `help` texts in the code; do not
+edit it by hand.
 
-A run is configured by one YAML file (`--config FILE`) and by `key=value` words on the command line, which count more:
-`python launch.py --config FILE train.lr=1e-4`. Every key has a default, so a file holds only what differs.
-`python launch.py --config FILE --print-config` shows every value of a run with its meaning and where it came from;
-`python -m fedspeed init run.yaml` writes a commented file to start from.
+A run is configured by one YAML file (`--config FILE`) and by `key=value` words on the command line, which
+count more: `python launch.py --config FILE train.lr=1e-4`. Every key has a default, so a file holds only what
+differs. `python launch.py --config FILE --print-config` shows every value of a run with its meaning and where
+it came from; `python -m fedspeed init run.yaml` writes a commented file to start from.
 
 ## Lists, dictionaries, and values with a name
 
-A list is written as `[9, 20]`, a dictionary as `{fast: 40, slow: 10}`; quote them on a command line. What is inside a dictionary is a
-key of its own there: `train.local_steps_by_cluster.fast=40` changes one value of those that the YAML has. A method has a name, which
-decides what else it may be told: `federation.method: {name: lora_average, rule: freeze_a}`, on the command line
-`federation.method.name=lora_average federation.method.rule=freeze_a`; `federation.method: flexlora` is short for
-`{name: flexlora}`. Another name on the command line leaves the YAML's options of the first one out.
+A list is written as `[9, 20]`, a dictionary as `{fast: 40, slow: 10}`; quote them on a command line. What is
+inside a dictionary is a key of its own there: `train.local_steps_by_cluster.fast=40` changes one value of
+those that the YAML has. A method has a name, which decides what else it may be told: `federation.method:
+{name: lora_average, rule: freeze_a}`, on the command line `federation.method.name=lora_average
+federation.method.rule=freeze_a`; `federation.method: flexlora` is short for `{name: flexlora}`. Another name
+on the command line leaves the YAML's options of the first one out.
 
 ## Paths
 
-A relative path of something that is read (a key marked "path" below) is looked for beside the YAML that names it, and if it is not
-there, in the folder of the command. On the command line it is relative to the folder of the command. `~` is the home folder. A name
-such as `org/model` that is no folder in either place is a hub name. Where something is written (`run.out`), a relative path starts
-in the folder of the command. A run resumes from wherever the command is given, as long as `run.out` names the same folder.
+A relative path of something that is read (a key marked "path" below) is looked for beside the YAML that names
+it, and if it is not there, in the folder of the command. On the command line it is relative to the folder of
+the command. `~` is the home folder. A name such as `org/model` that is no folder in either place is a hub
+name. Where something is written (`run.out`), a relative path starts in the folder of the command. A run
+resumes from wherever the command is given, as long as `run.out` names the same folder.
 """
 
 
 def meaning(key: str) -> str:
-    """What a dotted key means, and in brackets which values it takes and in which unit; empty for a key that somebody else
-    has chosen, such as the name of a cluster."""
+    """What a dotted key means, and in brackets which values it takes and in which unit; empty for a key that
+    somebody else has chosen, such as the name of a cluster."""
     if key in FIELDS:
         return _meaning(key, FIELDS[key])
     parent = next(known for known in FIELDS if key.startswith(f"{known}."))
-    return " Or: ".join(dict.fromkeys(_meaning(key, field) for inner, _, field in _inside(parent) if inner == key and field.help))
+    told = [_meaning(key, field) for inner, _, field in _inside(parent) if inner == key and field.help]
+    return " Or: ".join(dict.fromkeys(told))
 
 
 def _meaning(key: str, field: Field) -> str:
@@ -57,7 +62,8 @@ def _meaning(key: str, field: Field) -> str:
 
 
 def _inside(key: str) -> Iterator[tuple[str, str, Field]]:
-    """(dotted key, name of the arm that it belongs to, field) of what a value of several values is made of."""
+    """(dotted key, name of the arm that it belongs to, field) of what a value of several values is made
+    of."""
     type_ = FIELDS[key].type
     if items := [item for part in alternatives(type_) if (item := item_type(part)) and arms(item)]:
         type_, key = items[0], f"{key}[N]"
@@ -76,7 +82,8 @@ def section_meaning(name: str) -> str:
 
 def comment(text: str, indent: str) -> Iterator[str]:
     """The lines of a YAML comment that says `text`."""
-    yield from textwrap.wrap(text, COMMENT_COLUMNS, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ",
+    start = f"{indent}# "
+    yield from textwrap.wrap(text, COMMENT_COLUMNS, initial_indent=start, subsequent_indent=start,
                              break_long_words=False, break_on_hyphens=False)
 
 
@@ -87,9 +94,9 @@ def markdown() -> str:
     return "\n".join([_HEAD, *sections, f"## {FREE}\n\n{section_meaning(FREE)} {_DEEPSPEED}"])
 
 
-_DEEPSPEED = """`ds_configs/` holds `zero0.json` to `zero3.json` and variants with offload. A relative `base` is
-looked for beside the YAML, in the working folder, in the project and in `ds_configs/`. `null` removes a key of the base file.
-`--print-config` shows what DeepSpeed receives in the end.
+_DEEPSPEED = """`ds_configs/` holds `zero0.json` to `zero3.json` and variants with offload. A relative `base`
+is looked for beside the YAML, in the working folder, in the project and in `ds_configs/`. `null` removes a
+key of the base file. `--print-config` shows what DeepSpeed receives in the end.
 """
 
 
@@ -98,13 +105,15 @@ def _table(section: str) -> str:
     for key, field in FIELDS.items():
         if key.startswith(f"{section}."):
             rows.append(_row(key, field, field.help))
-            rows += [_row(inner, of_it, f"{name}: {of_it.help}" if name else of_it.help) for inner, name, of_it in _inside(key)]
+            for inner, name, part in _inside(key):
+                rows.append(_row(inner, part, f"{name}: {part.help}" if name else part.help))
     return "\n".join(rows) + "\n"
 
 
 def _row(key: str, field: Field, help_: str) -> str:
     default = "none" if field.default is REQUIRED else f"`{_shown(field.default)}`"
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{key}`", default, _values(key, field), help_)) + " |"
+    cells = (f"`{key}`", default, _values(key, field), help_)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _values(key: str, field: Field) -> str:

@@ -19,7 +19,8 @@ from fedspeed.routing.config import RoutingConfig
 
 @dataclass(frozen=True)
 class RunSection:
-    name: str = field(default="", metadata={"help": "folder of the run under run.out; empty: the name of the YAML"})
+    name: str = field(default="", metadata={"help": "folder of the run under run.out; empty: the name of the "
+                                                    "YAML"})
     out: str = field(default="runs", metadata={"help": "folder that holds the runs"})
     seed: int = field(default=0, metadata={"help": "seed of everything random", "min": 0, "max": 2**32 - 1})
 
@@ -65,4 +66,5 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={
         "help": "What is kept of a run, so that the same command resumes it."})
     deepspeed: dict = field(default_factory=dict, metadata={
-        "help": "Plain DeepSpeed configuration: base names a JSON file, other keys override it; auto: FedSpeed decides."})
+        "help": "Plain DeepSpeed configuration: base names a JSON file, other keys override it; auto: "
+                "FedSpeed decides."})

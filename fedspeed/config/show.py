@@ -16,11 +16,13 @@ from fedspeed.federation.config import settled_server_lr
 
 _WIDEST = 60  # a longer line does not push the comments of all others to the right
 
-# What does not change the arithmetic of a round. federation.rounds and patience are here so that a run may be extended.
-# `inputs` stands in a journal's record only: the content of what was read, which is compared for itself.
+# What does not change the arithmetic of a round. federation.rounds and patience are here so that a run may be
+# extended. `inputs` stands in a journal's record only: the content of what was read, which is compared for
+# itself.
 _OUTSIDE_FINGERPRINT = (
     "inputs",
-    "places", "run.name", "run.out", "monitor", "checkpoint", "routing.deadline_s", "routing.identity", "routing.roster", "routing.listen",
+    "places", "run.name", "run.out", "monitor", "checkpoint", "routing.deadline_s", "routing.identity",
+    "routing.roster", "routing.listen",
     "cluster.start_timeout_s", "cluster.silence_s", "cluster.finish_s",
     "cluster.max_restarts", "federation.rounds", "federation.patience",
     # Where something is, and not what comes out.
@@ -43,10 +45,12 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def decisive(values: dict[str, Any]) -> dict[str, Any]:
-    """The part of `as_dict`, or of what an earlier version kept of it, that changes the arithmetic of a run."""
+    """The part of `as_dict`, or of what an earlier version kept of it, that changes the arithmetic of a
+    run."""
     values = {section: dict(block) for section, block in values.items()}
     federation = values.get("federation", {})
-    if federation.get("server_lr") == "auto":  # a run that was started with the number it comes to goes on under either
+    if federation.get("server_lr") == "auto":
+        # A run that was started with the number that it comes to goes on under either.
         federation["server_lr"] = settled_server_lr("auto", federation["server_optimizer"])
     for key in _OUTSIDE_FINGERPRINT:
         section, _, name = key.partition(".")
@@ -60,7 +64,8 @@ def decisive(values: dict[str, Any]) -> dict[str, Any]:
 def render(loaded: Loaded, deepspeed: dict[str, Any], explained: bool = False) -> str:
     """YAML of every value with its source, which loads back to the same configuration.
 
-    The resolved DeepSpeed configuration follows as comments, because as YAML it would replace the section it comes from.
+    The resolved DeepSpeed configuration follows as comments, because as YAML it would replace the section it
+    comes from.
 
     Args:
         deepspeed: what `deepspeed.merge` made of the section.

@@ -1,7 +1,8 @@
 """YAML text to nodes that still know their line.
 
-Scalars follow YAML 1.2, not PyYAML's 1.1: `1e-3` is a number, while `no`, `on`, `1:30` and dates are text, so nobody has to
-know which words need quotes. Aliases are refused: every value has one place, and that place can be named in an error.
+Scalars follow YAML 1.2, not PyYAML's 1.1: `1e-3` is a number, while `no`, `on`, `1:30` and dates are text, so
+nobody has to know which words need quotes. Aliases are refused: every value has one place, and that place can
+be named in an error.
 """
 
 import re
@@ -18,7 +19,8 @@ _PATTERNS = {  # in this order, the first that fits decides
     "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
     # At most 40 digits: more is a slip of the keyboard, and Python refuses to convert some thousands of them.
     "int": re.compile(r"[-+]?[0-9]{1,40}"),
-    "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+                        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
     "str": re.compile(r".*", re.DOTALL),
 }
 _CONVERT = {
@@ -35,7 +37,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise ComposerError(None, None, f"aliases such as *{event.anchor} are not supported, write the value out", event.start_mark)
+            told = f"aliases such as *{event.anchor} are not supported, write the value out"
+            raise ComposerError(None, None, told, event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -64,7 +67,8 @@ def place(node: yaml.Node) -> str:
 
 
 def kind(node: yaml.Node) -> str:
-    """`null`, `bool`, `int`, `float`, `str`, `seq` or `map`; `foreign` for a tag that is none of these or does not fit."""
+    """`null`, `bool`, `int`, `float`, `str`, `seq` or `map`; `foreign` for a tag that is none of these or
+    does not fit."""
     name = node.tag.removeprefix(_TAG)
     if isinstance(node, yaml.ScalarNode):
         return name if name in _PATTERNS and _PATTERNS[name].fullmatch(node.value) else "foreign"
@@ -122,7 +126,8 @@ def written(node: yaml.Node) -> Any:
 
 
 def faults(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
-    """(node, what is wrong with it) for everything below `node` that YAML allows and a configuration does not."""
+    """(node, what is wrong with it) for everything below `node` that YAML allows and a configuration does
+    not."""
     if kind(node) == "foreign":
         yield node, f"the tag {node.tag!r} does not fit here; remove it"
     if isinstance(node, yaml.SequenceNode):
@@ -134,7 +139,8 @@ def faults(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
             if not isinstance(key, yaml.ScalarNode):
                 yield key, f"{shown(key)} stands where a key should be; a key is one word"
             elif key.value in first_line:
-                yield key, f"{key.value!r} stands there twice, first in line {first_line[key.value]}; remove one"
+                first = first_line[key.value]
+                yield key, f"{key.value!r} stands there twice, first in line {first}; remove one"
             else:
                 first_line[key.value] = key.start_mark.line + 1
             yield from faults(value)

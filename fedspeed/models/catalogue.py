@@ -121,6 +121,11 @@ class ModelShape:
         """Parameters of a LoRA adapter on all blocks: A [r, in] and B [out, r] beside each matrix."""
         return self.layers * sum(lora_rank * (linear.rows_in + linear.rows_out) for linear in self.adapted(targets))
 
+    def folded(self, targets: str | tuple[str, ...], rank: int) -> int:
+        """Values of a folded adapter of some rank beside the same matrices, none of which takes more than its matrix (models.folded)."""
+        sizes = [(linear.rows_in, linear.rows_out) for linear in self.adapted(targets)]
+        return self.layers * sum(min(rank * (wide + out), wide * out) for wide, out in sizes)
+
 
 def _qwen(name: str, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocab: int) -> ModelShape:
     return ModelShape(name, "qwen2", hidden, layers, heads, kv_heads, hidden // heads, intermediate, vocab, tied=False, attention_bias=True)

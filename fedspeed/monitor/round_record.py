@@ -1,6 +1,5 @@
 """The ledger of a round as its record: every metric reduced as it says. Pure."""
 
-import math
 from typing import Protocol
 
 from fedspeed.monitor.metrics import registry
@@ -13,6 +12,7 @@ class Sums(Protocol):
 
     sums_only: bool
 
+    def hides(self, name: str) -> bool: ...  # whether a slot of the clients is told to nobody
     def of_clients(self, name: str): ...  # [clients]
     def total(self, name: str) -> float: ...  # over clients
     def rank_total(self, name: str) -> float: ...
@@ -49,7 +49,7 @@ def round_record(ledger: Sums, number: int, asked: tuple[int, ...], **same: Valu
 
 def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[str, Value]) -> float | None:
     """Reduce one metric. `values` are those of the metrics before it in the list."""
-    if ledger.sums_only and not metric.shown_masked:
+    if (ledger.sums_only and not metric.shown_masked) or _is_hidden(metric, ledger):
         return None  # it was not told
     of = metric.of or metric.name
     total = ledger.total if metric.per == "client" else ledger.rank_total
@@ -70,15 +70,23 @@ def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[s
 def _client_record(client: int, ledger: Sums) -> ClientRecord:
     values: dict[str, Value] = {}
     for metric in registry.of_client():
+        if _is_hidden(metric, ledger):
+            values[metric.name] = None
+            continue
         amounts = [float(ledger.of_clients(slot)[client]) for slot in metric.slots]
         values[metric.name] = metric.value(amounts[0] if metric.reduce == "sum" else _ratio(metric, *amounts))
     return ClientRecord.of(client=client, **values)
 
 
+def _is_hidden(metric: Metric, ledger: Sums) -> bool:
+    """Say whether a part of a metric is told to nobody."""
+    return metric.per == "client" and any(ledger.hides(slot) for slot in metric.slots)
+
+
 def _ratio(metric: Metric, of: float, over: float) -> float | None:
     """The ratio of two sums; a share stays within 0 and 1, whatever clocks have measured. None where there is
-    no whole, or where a sum was told to nobody (nan)."""
-    if not over > 0 or math.isnan(of):
+    no whole. A sum that has diverged gives nan."""
+    if not over > 0:
         return None
     ratio = of / over
     if metric.unit in ("share", "accuracy"):

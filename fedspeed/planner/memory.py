@@ -79,6 +79,8 @@ def device_memory(task: Task, setting: Setting, place: Place, evaluation: bool =
     """
     seats = seats_of(setting, place)
     standing = _base_on_device(task, setting, place) | trainable_bytes(task, seats, place)
+    if task.folded_rank:  # one for all seats
+        standing["folded adapter"] = task.shape.folded(task.targets, task.folded_rank) * task.type_bytes
     if setting.tier == "stock":
         return standing, _stock_activations(task, setting)
     return standing, _streamed_activations(

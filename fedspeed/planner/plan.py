@@ -53,6 +53,7 @@ class Task:
     cleared: tuple[str, ...] = ()
     staleness: int = 0
     matmul: str = "default"
+    folded_rank: int = 0  # what the method's folded adapter has grown to when the run ends, at most
 
     @cached_property
     def trainable(self) -> int:

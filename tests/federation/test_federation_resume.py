@@ -15,6 +15,7 @@ CASES = {  # each with state of its own: server moments, held factors, kept opti
                              "federation": {"local_optimizer": "keep", "clients_per_round": 2}}),
     "dropout": ("zero2", {"train": {"schedule": "cosine", "warmup_steps": 3}, "adapter": {"dropout": 0.2},
                           "federation": {"method": {"name": "flexlora"}}}),
+    "folded": ("ram", {"train": {}, "federation": {"method": {"name": "residual"}, "clients_per_round": 2}}),
     "stale": ("zero0", {"train": {}, "federation": {"staleness": 1, "server_optimizer": "momentum", "server_lr": 0.5}}),
 }
 

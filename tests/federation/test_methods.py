@@ -1,13 +1,14 @@
 """Methods of averaging as pure functions, against their definitions in float64."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
 
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import make_method, method_class
-from fedspeed.federation.methods.config import arm_of
+from fedspeed.federation.methods.config import METHODS, arm_of
 from fedspeed.models.factors import is_factor_a, pairs
 
 SHAPES = {
@@ -88,6 +89,11 @@ def mean_product(ends, a, b, weights=WEIGHTS):
         weights[c] / total * (end[b].astype(np.float64) @ end[a].astype(np.float64))
         for c, end in ends.items()
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_configuration_travels_between_processes(name):
+    assert pickle.loads(pickle.dumps(arm_of(name)())) == arm_of(name)()
 
 
 # What is frozen.

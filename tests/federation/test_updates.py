@@ -4,10 +4,13 @@ before."""
 import numpy as np
 import pytest
 
+from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.methods.base import make_method
 from fedspeed.federation.methods.config import arm_of as method_arm
+from fedspeed.federation.recording import held_out_loss
 from fedspeed.federation.updates.base import BESIDE, Update, Updates, make_updates, update_class
 from fedspeed.federation.updates.config import arm_of
+from fedspeed.monitor.round_record import round_record
 
 SHAPES = {"x.q.lora_A.default.weight": (3, 9), "x.q.lora_B.default.weight": (8, 3)}
 WEIGHTS = (120.0, 31.0, 7.0)
@@ -105,3 +108,30 @@ def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
     for name in start:
         np.testing.assert_allclose(result.state[name], mean[name], rtol=0, atol=1e-6)
     assert updates.spent() == {"epsilon": 3.0}
+
+
+def test_hidden_losses_are_told_to_nobody():
+    """Not even as sums: the record has no value where they would be, and none of them is in the vector."""
+    hidden = Updates([Secret(None)]).hidden_slots
+    ledger = Ledger(2, 1, hidden=hidden)
+    told = {
+        "asked": 1.0,
+        "received": 1.0,
+        "train_loss": 1e9,
+        "tokens": 5,
+        "val_loss": 1e9,
+        "val_tokens": 3,
+        "exact": 1e9,
+        "rows": 2,
+    }
+    for client in range(2):
+        ledger.add_client(client, **told)
+    ledger.set_rank(0, ranks=1.0, wall_s=1.0)
+    assert not (ledger.vector >= 1e9).any() and np.isfinite(ledger.vector).all()
+    assert held_out_loss(ledger) is None
+    record = round_record(
+        Ledger(2, 1, ledger.vector, hidden=hidden), 1, (0, 1), lr=0.1, factor_error_exact=False, clipped=0
+    )
+    assert (record.train_loss, record.val_loss, record.val_exact, record.tokens) == (None, None, None, 10)
+    assert [client.train_loss for client in record.per_client] == [None, None]
+    assert not Updates([]).hidden_slots

@@ -5,6 +5,7 @@ by a line in `METHODS`.
 """
 
 from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Literal
@@ -55,6 +56,7 @@ def is_folder(name: str) -> bool:
     return spec is not None and spec.submodule_search_locations is not None
 
 
+@cache
 def arm_of(name: str) -> type:
     """Return the dataclass of the method `name`: its arm of the union `federation.method: {name: ..., ...}`.
 
@@ -63,4 +65,12 @@ def arm_of(name: str) -> type:
     if is_folder(name):
         return import_module(f"{METHODS[name].module}.config").Config
     kind = Literal[name]
-    return make_dataclass("Config", [("name", kind, field(default=name))], frozen=True)
+    by_name = {
+        "__reduce__": lambda self: (named, (self.name,))
+    }  # a class made here has no place to be found at
+    return make_dataclass("Config", [("name", kind, field(default=name))], frozen=True, namespace=by_name)
+
+
+def named(name: str) -> object:
+    """Return the arm of the method `name` with its defaults: what `federation.method: NAME` is short for."""
+    return arm_of(name)()
