@@ -26,8 +26,10 @@ from torch import nn
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.capabilities import Capability, Kind, capabilities_of
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.folded import FoldedAdapter
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.live_bytes import LiveBytes, storage_bytes
+from fedspeed.models.folded import trainable
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class ClientEngine(ABC):
         self._states, self._clock = states, clock
         self._matched = matched if matched is not None and dist.get_world_size(matched) > 1 else None
         self._device = torch.device(get_accelerator().current_device_name())
+        self._folded = FoldedAdapter(model)
+        self._folded_then = 0  # bytes of the folded adapter among those that the first step counted
         self._waiting: set[int] = set()  # client slots whose gradients wait for a step
         self._live: LiveBytes | None = None  # counts the first step; see device_bytes
         self._standing_bytes = self._counted = 0
@@ -103,7 +107,7 @@ class ClientEngine(ABC):
         that wait in the slot are forgotten.
 
         Args:
-            state: full fp32 tensors by name.
+            state: full fp32 tensors by name, folded ones among them (see `load_folded`).
             frozen: names that keep their value through this turn (freeze_a, alternate). Their gradient is zeroed, so
                 that it neither clips the others' nor enters momentum, and their learning rate is zero, so that decay
                 does not move them either; `requires_grad=False` in mid-run would not stop ZeRO from moving them.
@@ -112,7 +116,8 @@ class ClientEngine(ABC):
         if slot in self._waiting:
             self._waiting.discard(slot)
             self._forget(slot)
-        self._load(slot, state, optimizer, frozen, seed)
+        self.load_folded(state)
+        self._load(slot, trainable(state), optimizer, frozen, seed)
 
     @abstractmethod
     def _forget(self, slot: int) -> None:
@@ -122,6 +127,11 @@ class ClientEngine(ABC):
               frozen: frozenset[str], seed: int) -> None:
         """See `load`."""
         self._states[slot].load(state, optimizer, frozen, seed)
+
+    def load_folded(self, state: dict[str, torch.Tensor]) -> None:
+        """Compute from now on with the folded arrays of a global state, which are common to all clients
+        (models.folded). A rank whose clients take no turn calls this itself where it computes for others."""
+        self._folded.load(state)
 
     def state(self, slot: int = 0) -> dict[str, torch.Tensor]:
         """Read the full fp32 masters onto the CPU, by name. Collective over the client."""
@@ -172,6 +182,7 @@ class ClientEngine(ABC):
             moved = self._step(slots, lr)
         if self._live is not None:
             self._counted, self._live = self._standing_bytes + self._live.peak, None
+            self._folded_then = self._folded.bytes
         else:
             self._step_s.append(self._halves_s)
         self._halves_s = 0.0
@@ -213,7 +224,9 @@ class ClientEngine(ABC):
     def device_bytes(self) -> int:
         """The most that tensors have taken on this rank's device so far: by its allocator's count, or on a CPU by ours in the first step (0
         before it; DeepSpeed's answer for a CPU would be the whole process)."""
-        return self._counted if get_accelerator().is_synchronized_device() else get_accelerator().max_memory_allocated()
+        if not get_accelerator().is_synchronized_device():
+            return get_accelerator().max_memory_allocated()
+        return self._counted and self._counted + max(0, self._folded.peak - self._folded_then)
 
     def _standing(self) -> list[torch.Tensor]:
         """Tensors of the device that are there between two steps; host memory that only holds what is away from the device does not count."""

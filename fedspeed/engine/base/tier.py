@@ -1,47 +1,11 @@
-"""What a tier is: where units of the frozen base may live, and how one comes onto the device."""
+"""What every place of the frozen base has in common, and the one where nothing is loaded."""
 
 from abc import ABC, abstractmethod
 
-import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.engine.base.layout import Unit
-
-
-class Done:
-    """Handle of a load that a thread makes."""
-
-    def __init__(self, futures):
-        self._futures = futures
-
-    def wait(self) -> int:
-        return sum(future.result() for future in self._futures)
-
-
-class Copied:
-    """Handle of copies in an accelerator's own stream: waiting holds up the device's arithmetic, not the host."""
-
-    def __init__(self, event, nbytes: int):
-        self._event, self._nbytes = event, nbytes
-
-    def wait(self) -> int:
-        get_accelerator().current_stream().wait_event(self._event)
-        return self._nbytes
-
-    def synchronize(self) -> None:
-        """Hold up the host too."""
-        self._event.synchronize()
-
-
-class Passed:
-    """Handle of copies that a thread asks an accelerator's stream for."""
-
-    def __init__(self, future):
-        self._future = future
-
-    def wait(self) -> int:
-        return self._future.result().wait()
 
 
 class Tier(ABC):
@@ -86,17 +50,22 @@ class Tier(ABC):
         """Give back what the tier holds."""
 
 
-def copy_bytes(into: torch.Tensor, source: torch.Tensor) -> int:
-    np.copyto(into.numpy()[:len(source)], source.numpy())  # in this thread alone: torch would take the cores of the arithmetic
-    return len(source)
+class Device(Tier):
+    """Resident: units stay where they are computed with."""
 
+    name = "resident"
 
-def copy_in_stream(stream, into: torch.Tensor, source: torch.Tensor, free) -> Copied:
-    """Copy in `stream`, after `free` (the event after which the slot's last content is no longer read)."""
-    with get_accelerator().stream(stream):
-        if free is not None:
-            stream.wait_event(free)
-        into[:len(source)].copy_(source, non_blocking=True)
-        event = get_accelerator().Event()
-        event.record(stream)
-    return Copied(event, len(source))
+    def __init__(self):
+        self._units: dict[int, torch.Tensor] = {}
+
+    def put(self, index: int, data: torch.Tensor) -> None:
+        self._units[index] = data.to(get_accelerator().current_device_name(), copy=True)
+
+    def resident(self, index: int) -> torch.Tensor:
+        return self._units[index]
+
+    def fetch(self, index: int, into: torch.Tensor, free):
+        raise AssertionError(f"unit {index} is resident")
+
+    def close(self) -> None:
+        self._units.clear()

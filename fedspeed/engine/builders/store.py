@@ -9,11 +9,12 @@ from torch import nn
 
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.engine.base.choose import BaseSizes, offloaded, resident_count, slots_of
-from fedspeed.engine.base.device_tiers import Device, Quantised
-from fedspeed.engine.base.divided_tiers import Partitioned, Served
+from fedspeed.engine.base.divided import Partitioned
 from fedspeed.engine.base.layout import frozen_units
-from fedspeed.engine.base.node_tiers import Disk, Ram
+from fedspeed.engine.base.node import Disk, Ram, Served
+from fedspeed.engine.base.quantised import Quantised
 from fedspeed.engine.base.store import EMPTY, BaseStore
+from fedspeed.engine.base.tier import Device
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.groups import Groups, partition_set, world_deadline
 from fedspeed.errors import FedSpeedError
