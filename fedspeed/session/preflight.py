@@ -17,8 +17,10 @@ from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import RowTable
 from fedspeed.engine.base.choose import choose_tier, pipeline_tier, slots_of
 from fedspeed.engine.base.told import execution
+from fedspeed.engine.capabilities import capabilities_of
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
+from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
 from fedspeed.federation.checks import check_method
 from fedspeed.models.adapter_checks import adapter_notes, check_adapter
@@ -121,13 +123,14 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     config = loaded.config
     topology, launch, crowded = check_layout(config, hostfile)
     routing, count = check_routing(config, topology)
-    check_method(replace(config, routing=routing), count)
+    ds_config = merge(config.deepspeed, config, loaded.folder)
+    check_method(replace(config, routing=routing), count, capabilities_of(EngineSpec.of(config, ds_config).kind))
     resolve(routing.transport, launch.kind, len(topology.participants))
     if routing.between_organisations:
         from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not
 
         check_port(routing)
-    check_pipeline(config, merge(config.deepspeed, config, loaded.folder), routing, topology, launch.hostfile)
+    check_pipeline(config, ds_config, routing, topology, launch.hostfile)
     return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
             f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}",
             *(f"idle     {text}" for text in warnings(topology)), *(f"note     {text}" for text in crowded)]

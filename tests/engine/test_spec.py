@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.capabilities import CAPABILITIES, check_capabilities, kind_of
+from fedspeed.engine.capabilities import CAPABILITIES, capabilities_of, kind_of
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.spec import EngineSpec
-from fedspeed.errors import ConfigError
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from tests.engine.engines import engine
 from tests.engine.test_layer_major import DETERMINED, stirred, write_family
@@ -33,11 +32,12 @@ def test_where_zero_3_would_stream_the_base_is_executed_layer_by_layer():
     assert kind_of(EngineConfig(), {"zero_optimization": {"stage": 3}}, frozen=True, outside="lm_head") == "stock"
 
 
-def test_what_no_engine_can_is_refused_before_anything_starts():
+def test_every_kind_has_its_builder_and_its_capabilities():
+    from fedspeed.engine.build import BUILDERS
+
+    assert BUILDERS.keys() == CAPABILITIES.keys()
     for kind in CAPABILITIES:
-        check_capabilities({"gradients", "perturb"}, kind, "federation.method=any")
-        with pytest.raises(ConfigError, match=f"federation.method=spry needs .* forward_gradients, which {kind} is not"):
-            check_capabilities({"gradients", "forward_gradients"}, kind, "federation.method=spry")
+        assert {"gradients", "add_to_gradients", "perturb"} <= capabilities_of(kind)
 
 
 KEPT = (0, 2)
