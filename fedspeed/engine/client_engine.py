@@ -11,7 +11,7 @@ finds that number and fills up to it with passes that train nothing.
 import gc
 import statistics
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from torch import nn
 
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.live_bytes import LiveBytes, storage_bytes
 
@@ -46,7 +47,7 @@ class Sums:
         return self.loss / self.tokens if self.tokens else float("nan")
 
 
-class ClientEngine(ABC):
+class ClientEngine(Generating):
     """See the module's docstring. Built by `engine.build.build_engine`.
 
     Attributes:

@@ -1,5 +1,8 @@
 """The base in a store of its own, executed layer by layer; DeepSpeed engines hold what the seated clients train."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.data.batches import Batch, StepBatches
@@ -7,8 +10,11 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.generation.blocks import PieceModel, compute_pieces
+from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.layer_major import LayerMajor
 from fedspeed.engine.store_engine import StoreEngine, hand_over, portions
+from fedspeed.models.blocks import anatomy
 
 
 class StreamedEngine(StoreEngine):
@@ -17,6 +23,7 @@ class StreamedEngine(StoreEngine):
     def __init__(self, model, states: list[ClientState], groups, store: BaseStore, layers: LayerMajor, clock):
         super().__init__(model, states, groups, store.matched, store, clock)
         self._layers = layers
+        self._pieces = PieceModel(model, anatomy(model), store, self._logit_rows)
         self._steps = 0  # since the turn began: dropout draws anew in every step
 
     def load(self, state, optimizer=None, hold=frozenset(), seed=0, seat=0):
@@ -51,6 +58,14 @@ class StreamedEngine(StoreEngine):
             for (i, batch), score in zip(portion, scores):
                 sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
         return sums
+
+    def piece_passes(self, pieces: Sequence[Piece]) -> int:
+        return min(1, len(pieces))
+
+    def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        self.model.eval()
+        values = compute_pieces(self._pieces, self.store, pieces, self._states[0].tensors())
+        return [found.cpu().numpy() for found in values]
 
     def _idle_pass(self, backward: bool) -> None:
         if backward:
