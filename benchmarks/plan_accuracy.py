@@ -78,9 +78,9 @@ def work(case: Case, rank: int, port: int, folder: str, repeat: int, results) ->
     )
     engine = build_engine(ModelConfig(base=folder, init="random", dtype=case.dtype), AdapterConfig(), TrainConfig(), options,
                           ds_config(0, case.dtype), [(0,)], StageClock(), Path(folder) / "swap", 0, case.clients)
-    turns = [range(first, min(first + engine.seats, case.clients)) for first in range(0, case.clients, engine.seats)]
-    for seat in range(engine.seats):
-        engine.load(engine.state(seat), seat=seat)
+    turns = [range(first, min(first + engine.client_slots, case.clients)) for first in range(0, case.clients, engine.client_slots)]
+    for seat in range(engine.client_slots):
+        engine.load(engine.state(seat), slot=seat)
     step = Rows(case, 0).step(case.rows // case.micro_batch, case.micro_batch)
     seconds = []
     for _ in range(1 + repeat):

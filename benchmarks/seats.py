@@ -36,8 +36,8 @@ def work(rank: int, port: int, folder: str, args, results) -> None:
                                   EngineConfig(tier=args.tier, seats=seats), ds_config(2, "fp32"), [(0,)], StageClock(), Path(folder) / "swap", 0, clients)
                for name, (clients, seats) in SYSTEMS.items()}
     for engine in engines.values():
-        for seat in range(engine.seats):
-            engine.load(engine.state(seat), seat=seat)
+        for seat in range(engine.client_slots):
+            engine.load(engine.state(seat), slot=seat)
     steps = [Rows(args, client).step(args.micro, 1) for client in range(CLIENTS)]
     seconds, loaded = {name: [] for name in engines}, {}
     for i in range(WARM_UP + args.repeat):
@@ -45,8 +45,8 @@ def work(rank: int, port: int, folder: str, args, results) -> None:
             clients = steps[:SYSTEMS[name][0]]
             engine.take_loaded()
             begin = time.perf_counter()
-            for first in range(0, len(clients), engine.seats):
-                engine.train_step(clients[first:first + engine.seats], 1e-3)
+            for first in range(0, len(clients), engine.client_slots):
+                engine.train_step(clients[first:first + engine.client_slots], 1e-3)
             if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - begin)
                 loaded[name] = engine.take_loaded()

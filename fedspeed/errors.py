@@ -48,7 +48,7 @@ class PlanError(FedSpeedError):
     """No way to execute a task on the hardware, or too little is known of it.
 
     Args:
-        changes: what would make it fit (planner.search.Change), the smallest first.
+        changes: what would make it fit (planner.changes.Change), the smallest first.
     """
 
     def __init__(self, message, changes=()):

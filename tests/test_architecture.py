@@ -9,8 +9,18 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "fedspeed"
 LEAVES = "configuration leaves"  # modules called config.py, whatever folder they lie in: what a room may be told, next to the room
 # From the ground up: a room may import those of earlier floors, and its own.
-FLOORS = [["errors", "files", "activity", "units", "net", LEAVES], ["schedule"], ["config"], ["cluster", "models", "data"], ["planner"],
-          ["engine", "routing", "monitor", "checkpoint"], ["federation"], ["preflight", "quickstart"], ["session"], ["cli"], ["__main__"]]
+FLOORS = [
+    ["errors", "files", "activity", "hub_names", "units", "net", LEAVES],
+    ["schedule"],
+    ["config"],
+    ["cluster", "models", "data"],
+    ["planner", "engine", "routing", "monitor", "checkpoint"],
+    ["federation"],
+    ["quickstart"],
+    ["session"],
+    ["cli"],
+    ["__main__"],
+]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {"deepspeed": {"engine"}, "mpi4py": {"routing/transports/mpi"}}
 

@@ -10,10 +10,10 @@ from benchmarks.gpu.shapes import Step
 from fedspeed.cluster.hostfile import Host
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.catalogue import ModelShape
+from fedspeed.planner.fitting import fits, keeping
 from fedspeed.planner.hardware import Node, card_of, node_of
 from fedspeed.planner.memory import DRIVER, FRAGMENTS, device_memory
 from fedspeed.planner.plan import Place, Setting, Task
-from fedspeed.planner.search import fits, keeping
 from fedspeed.planner.timing import seconds_of
 
 DRY_CARD = "rtx3090"

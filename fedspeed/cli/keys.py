@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
     roster.add_argument("cards", nargs="+", type=file_name, metavar="CARD", help="the members' NAME.json, in the order that numbers them")
     roster.add_argument("--signer", required=True, type=file_name, metavar="KEY", help="private key of who runs the federation")
     roster.add_argument("--epoch", type=int, default=1, help="number of the roster; higher for a newer one (default: 1)")
+    roster.add_argument("--server", default="", metavar="NAME", help="the member that is the server of a method that has one, such as split learning")
     roster.add_argument("--out", type=file_name, default=Path("roster.json"), metavar="FILE")
     roster.set_defaults(command=_roster)
     show = what.add_parser("show", help="print the public key of a card or a private key's file, to be compared and pinned")
@@ -45,8 +46,9 @@ def _roster(arguments: argparse.Namespace) -> int:
 
     signer = identity.read_key(arguments.signer)
     cards = [identity.read_card(path) for path in arguments.cards]
-    write_atomically(arguments.out, identity.sign_roster(cards, signer, arguments.epoch).encode())
-    members = "\n".join(f"  {i}  {card.name}  {card.address}  {identity.fingerprint(card.key)}" for i, card in enumerate(cards))
+    write_atomically(arguments.out, identity.sign_roster(cards, signer, arguments.epoch, arguments.server).encode())
+    members = "\n".join(f"  {i}  {card.name}  {card.address}  {identity.fingerprint(card.key)}"
+                        f"{'  (server)' if card.name == arguments.server else ''}" for i, card in enumerate(cards))
     say(f"{arguments.out}: epoch {arguments.epoch}, {len(cards)} members\n{members}\n"
          f"every site pins routing.roster_signer={identity.fingerprint(public_of(signer))}")
     return EXIT_OK

@@ -33,7 +33,7 @@ def planned_task(arguments: argparse.Namespace, model: str | None, clients: int 
     from fedspeed.models.planned import planned_shape
     from fedspeed.planner.hardware import node_of
     from fedspeed.planner.task import task_of
-    from fedspeed.preflight import read_probe_file
+    from fedspeed.session.measured import read_probe_file
 
     flags = (("model.base", model), ("data.clients", clients), ("data.max_tokens", arguments.tokens), ("model.dtype", arguments.dtype))
     hosts = hosts or read(arguments.hostfile).hosts

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config or arguments.dry_run:
         return _show(loaded, arguments)
     need_packages()
-    from fedspeed.preflight import QUICKSTART_BASE
+    from fedspeed.models.checks import QUICKSTART_BASE
 
     launch = from_process(arguments.hostfile)
     if loaded.config.model.base == QUICKSTART_BASE:
@@ -134,9 +134,9 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
 def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
     """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one is lost."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy is imported here, and the ranks are forked from what this process forks
-    from fedspeed.preflight import check
     from fedspeed.session.machine import supervise
     from fedspeed.session.order import Order
+    from fedspeed.session.preflight import check
 
     check(loaded, arguments.hostfile)  # what can be refused without waiting for the ranks' imports
     order = Order(loaded, arguments.hostfile, fresh=arguments.fresh)

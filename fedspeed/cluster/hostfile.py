@@ -28,7 +28,8 @@ class Host:
     """One machine (or one logical share of it) and what is known about each of its `slots` accelerators.
 
     A fact that nobody stated is None. Memory is in GiB (`gpu_mem_gib` per GPU, `ram_gib` per host), `link_gbps` is the bandwidth
-    to the other hosts, `nvme` a folder on a local disk. `line` is where the hostfile names the host, 0 if no file does.
+    to the other hosts, `nvme` a folder on a local disk. `role` tells whether the host carries clients, or is the server of a method
+    that has one. `line` is where the hostfile names the host, 0 if no file does.
     """
 
     name: str
@@ -39,12 +40,13 @@ class Host:
     ram_gib: float | None = None
     nvme: str | None = None
     link_gbps: float | None = None
+    role: Literal["client", "server"] = "client"
     line: int = 0
 
     @property
     def facts(self) -> tuple:
         """Everything stated about the host, so that two files can be compared; neither its slots nor its line."""
-        return self.cluster, self.gpu, self.gpu_mem_gib, self.ram_gib, self.nvme, self.link_gbps
+        return self.cluster, self.gpu, self.gpu_mem_gib, self.ram_gib, self.nvme, self.link_gbps, self.role
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,9 @@ class _Parser:
                                        f"(line {cluster_line}); give the host another cluster, or correct one of the two")
             defaults = {key: value for key, value in shared.items() if key != "trust"}
             hosts.append(replace(host, **{**defaults, **own}))
+        servers = [host for host in hosts if host.role == "server"]
+        for other in servers[1:]:
+            self._refuse(host_facts[other.name][0], f"role=server of {other.name}: {servers[0].name} is the server already; a federation has one")
         # A host line that could not be read may be the very host of that cluster: one mistake, one message.
         lost = {host_facts.get(name, (0, {}))[1].get("cluster", DEFAULT_CLUSTER) for name in self.malformed}
         used = {host.cluster for host in hosts} | lost
@@ -288,7 +293,13 @@ def _trust(text: str) -> str:
     return text
 
 
+def _role(text: str) -> str:
+    if text not in ("client", "server"):
+        raise ValueError("must be `client` or `server`")
+    return text
+
+
 _HARDWARE: dict[str, Callable[[str], Any]] = {
     "gpu": _word, "gpu_mem_gib": _positive, "ram_gib": _positive, "nvme": _folder, "link_gbps": _positive}
-_HOST_FACTS: dict[str, Callable[[str], Any]] = {"cluster": _word, **_HARDWARE}
+_HOST_FACTS: dict[str, Callable[[str], Any]] = {"cluster": _word, "role": _role, **_HARDWARE}
 _CLUSTER_FACTS: dict[str, Callable[[str], Any]] = {**_HARDWARE, "trust": _trust}

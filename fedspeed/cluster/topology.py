@@ -11,10 +11,13 @@ from functools import cached_property
 from fedspeed.cluster.hostfile import Host
 from fedspeed.errors import ConfigError
 
+SERVER = "the server"  # the cluster that its ranks form; no hostfile can call one so
+
 
 @dataclass(frozen=True)
 class RankPlace:
-    """Where one rank stands. `cluster`, `cluster_rank` are None and `clients` is empty on an idle rank.
+    """Where one rank stands. `cluster`, `cluster_rank` are None and `clients` is empty on an idle rank; on the server's only
+    `clients` is.
 
     `local_rank` counts the slots of `host` from 0; the accelerator index of the process is the launcher's business.
     """
@@ -48,12 +51,14 @@ class ClusterPlace:
 
 @dataclass(frozen=True)
 class Topology:
-    """All places. `ranks[world_rank]` and `clients[client]` are addressed by number; `idle` holds the world ranks without work."""
+    """All places. `ranks[world_rank]` and `clients[client]` are addressed by number; `idle` holds the world ranks without work, `server`
+    those of the federation's server, empty for a method that has none."""
 
     ranks: tuple[RankPlace, ...]
     clients: tuple[ClientPlace, ...]
     clusters: tuple[ClusterPlace, ...]
     idle: tuple[int, ...]
+    server: tuple[int, ...] = ()
 
     @property
     def gateways(self) -> tuple[int, ...]:
@@ -62,8 +67,8 @@ class Topology:
 
     @cached_property
     def participants(self) -> tuple[int, ...]:
-        """World ranks that take part in the exchange: every gateway once, ascending."""
-        return tuple(sorted(set(self.gateways)))
+        """World ranks that take part in the exchange: every gateway once, and the server's first rank, ascending."""
+        return tuple(sorted({*self.gateways, *self.server[:1]}))
 
     def place(self, world_rank: int) -> RankPlace:
         return self.ranks[world_rank]
@@ -87,7 +92,7 @@ class Topology:
         raise KeyError(name)
 
 
-def plan(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> Topology:
+def plan(hosts: Sequence[Host], clients: int, ranks_per_client: str, *, server: bool = False) -> Topology:
     """Lays `clients` on the slots of `hosts`.
 
     Slots are cut into groups of consecutive ranks, and the groups are dealt out in file order:
@@ -101,18 +106,24 @@ def plan(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> Topology
     Args:
         clients: how many, at least 1.
         ranks_per_client: `auto` or a whole number of at least 1.
+        server: whether the method has a server. The host that is one carries no clients; without such a method it stays idle.
 
     Raises:
-        ConfigError: no client, no host, or a number of ranks that the hosts do not offer.
+        ConfigError: no client, no host for clients, no server where there must be one, or a number of ranks that the
+            hosts do not offer.
     """
     if clients < 1:
         raise ConfigError(f"data.clients={clients}: there is nothing to lay out; set it to 1 or more")
     if not hosts:
         raise ConfigError("there is no host to lay clients on; name one in the hostfile")
+    if all(host.role == "server" for host in hosts):
+        raise ConfigError(f"the only host, {hosts[0].name}, has role=server and carries no clients; name another one in the hostfile")
+    if server and not any(host.role == "server" for host in hosts):
+        raise ConfigError("federation.method has a server, and no host is one; write `# fed-host NAME role=server` in the hostfile")
     groups = _groups(hosts, clients, ranks_per_client.strip())
     used = groups[:clients]
     blocks = _even_blocks(clients, len(used))
-    return _assemble(hosts, [(host, ranks, block) for (host, ranks), block in zip(used, blocks, strict=True)])
+    return _assemble(hosts, [(host, ranks, block) for (host, ranks), block in zip(used, blocks, strict=True)], server)
 
 
 def warnings(topology: Topology) -> list[str]:
@@ -137,17 +148,18 @@ def warnings(topology: Topology) -> list[str]:
 
 def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> list[tuple[Host, range]]:
     """Groups of world ranks in file order, at least one; more of them than clients are capacity left over."""
+    carrying = [host for host in hosts if host.role == "client"]
     if ranks_per_client == "auto":
-        if clients <= len(hosts):
+        if clients <= len(carrying):
             return _cut(hosts, None)
-        largest = max(host.slots for host in hosts)
-        size = next((size for size in range(largest, 1, -1) if sum(host.slots // size for host in hosts) >= clients), 1)
+        largest = max(host.slots for host in carrying)
+        size = next((size for size in range(largest, 1, -1) if sum(host.slots // size for host in carrying) >= clients), 1)
         return _cut(hosts, size)
     # isdecimal alone would let other scripts' digits through to int().
     if not (ranks_per_client.isascii() and ranks_per_client.isdecimal()) or int(ranks_per_client) < 1:
         raise ConfigError(f"cluster.ranks_per_client={ranks_per_client!r}: write `auto` or a number of ranks of at least 1")
     size = int(ranks_per_client)
-    largest = max(hosts, key=lambda host: host.slots)
+    largest = max(carrying, key=lambda host: host.slots)
     if size > largest.slots:
         if groups := _joined(hosts, size):
             return groups
@@ -163,11 +175,12 @@ def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> list[
 
 
 def _cut(hosts: Sequence[Host], size: int | None) -> list[tuple[Host, range]]:
-    """Each host's ranks in pieces of `size` (None: one piece); what is left over belongs to no piece."""
+    """Ranks of each host that carries clients, in pieces of `size` (None: one piece); what is left over belongs to no piece."""
     pieces, start = [], 0
     for host in hosts:
         step = size or host.slots
-        pieces += [(host, range(first, first + step)) for first in range(start, start + host.slots - step + 1, step)]
+        if host.role == "client":
+            pieces += [(host, range(first, first + step)) for first in range(start, start + host.slots - step + 1, step)]
         start += host.slots
     return pieces
 
@@ -176,6 +189,9 @@ def _joined(hosts: Sequence[Host], size: int) -> list[tuple[Host, range]]:
     """Neighbouring hosts of one cluster that have `size` slots together, named by the first of them; what is left over belongs to no piece."""
     pieces, run, end = [], [], 0  # run: hosts, and where their ranks begin
     for host in hosts:
+        if host.role == "server":
+            run, end = [], end + host.slots
+            continue
         run = [*(run if run and run[0][0].cluster == host.cluster else []), (host, end)]
         end += host.slots
         while end - run[0][1] > size:
@@ -197,7 +213,7 @@ def _even_blocks(clients: int, groups: int) -> list[range]:
     return blocks
 
 
-def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]]) -> Topology:
+def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]], server: bool) -> Topology:
     cluster_ranks: dict[str, list[int]] = {}
     cluster_clients: dict[str, list[int]] = {}
     carried: dict[int, tuple[int, ...]] = {}
@@ -207,17 +223,22 @@ def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]]) -> 
         cluster_clients.setdefault(host.cluster, []).extend(block)
         carried.update(dict.fromkeys(ranks, tuple(block)))
         clients += [ClientPlace(client, host.cluster, tuple(ranks), ranks[0]) for client in block]
-    seats = [(host, local_rank) for host in hosts for local_rank in range(host.slots)]
-    places = []
-    for world_rank, (host, local_rank) in enumerate(seats):
+    slots = [(host, local_rank) for host in hosts for local_rank in range(host.slots)]
+    places, serving = [], []
+    for world_rank, (host, local_rank) in enumerate(slots):
         if world_rank in carried:
             cluster_rank = cluster_ranks[host.cluster].index(world_rank)
             places.append(RankPlace(world_rank, host.name, local_rank, host.cluster, cluster_rank, carried[world_rank]))
+        elif server and host.role == "server":
+            serving.append(world_rank)
+            places.append(RankPlace(world_rank, host.name, local_rank, SERVER, local_rank, ()))
         else:
             places.append(RankPlace(world_rank, host.name, local_rank, None, None, ()))
     clusters = tuple(ClusterPlace(name, tuple(ranks), tuple(cluster_clients[name])) for name, ranks in cluster_ranks.items())
-    idle = tuple(place.world_rank for place in places if not place.clients)
-    return Topology(tuple(places), tuple(clients), clusters, idle)
+    if serving:
+        clusters = (*clusters, ClusterPlace(SERVER, tuple(serving), ()))
+    idle = tuple(place.world_rank for place in places if place.cluster is None)
+    return Topology(tuple(places), tuple(clients), clusters, idle, tuple(serving))
 
 
 def _counted(number: int, noun: str) -> str:

@@ -4,7 +4,6 @@ A new published task is one entry of `TASKS` and its name in `DataConfig.task`.
 """
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,10 @@ from fedspeed.data.builtin import DEFAULT_ROWS, builtin_rows
 from fedspeed.data.config import DataConfig
 from fedspeed.data.rows import SUFFIXES, Fields, Row, hub_rows, read_rows
 from fedspeed.errors import DataError
+from fedspeed.hub_names import is_hub_name
 
 FOLDER_VARIABLE = "FEDSPEED_DATA"
 _USUAL_FOLDERS = ("data", "../shared/data")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 def _unchanged(row: Row) -> Row:
@@ -130,8 +129,10 @@ def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
 
 def reads_hub(config: DataConfig) -> bool:
     """Whether data.path names a hub data set: there is no such file or folder here, and it has the form of a name."""
-    name = config.path
-    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).expanduser().exists() and not name.lower().endswith(SUFFIXES)
+    name, _, split = config.path.partition(":")
+    if not is_hub_name(name) or "/" in split or Path(config.path).expanduser().exists():
+        return False
+    return not config.path.lower().endswith(SUFFIXES)
 
 
 def _in_folder(folder: Path, name: str, task: Task) -> Path:

@@ -1,8 +1,8 @@
 """A rank's training engine, lent to its clients.
 
-The engine is built once and lives as long as the run. It has seats; a client that takes one loads the global state into the seat's
+The engine is built once and lives as long as the run. It has client slots; a client that takes one loads the global state into the slot's
 masters, resets (or restores) the optimizer, takes its local steps, and reads the masters back. So a rank holds as many adapters and
-optimizers as it has seats, however many clients it carries, and nothing is reloaded between rounds.
+optimizers as it has client slots, however many clients it carries, and nothing is reloaded between rounds.
 
 Where ranks gather weights from each other, every pass is a matched collective: all of them must make the same number of passes. `lockstep`
 finds that number and fills up to it with passes that train nothing.
@@ -12,8 +12,10 @@ import gc
 import statistics
 import time
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,14 +48,22 @@ class Sums:
     def mean_loss(self) -> float:
         return self.loss / self.tokens if self.tokens else float("nan")
 
+# What a method may ask of an engine beside loading, evaluating and reading states.
+Capability = Literal["gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients"]
+
 
 class ClientEngine(Generating):
     """See the module's docstring. Built by `engine.build.build_engine`.
 
     Attributes:
+        capabilities: what of `Capability` it is capable of.
         model: the network, for its configuration and its adapter's.
         groups: process groups of this rank.
     """
+
+    capabilities: frozenset[Capability] = frozenset(
+        {"gradients", "add_to_gradients", "perturb", "generate", "logprobs"}
+    )
 
     def __init__(self, model: nn.Module, states: list[ClientState], groups: Groups, matched, clock):
         """
@@ -66,9 +76,11 @@ class ClientEngine(Generating):
         self._device = torch.device(get_accelerator().current_device_name())
         self._counted = 0  # see device_bytes
         self._step_s: list[float] = []  # seconds, since they were last asked for
+        self._gradients_s = 0.0  # of the step under way
+        self._counting: tuple[int, LiveBytes] | None = None  # in the first step: bytes that stand, and the others' count
 
     @property
-    def seats(self) -> int:
+    def client_slots(self) -> int:
         """How many clients may train at the same time."""
         return len(self._states)
 
@@ -84,46 +96,110 @@ class ClientEngine(Generating):
 
     # A client's turn.
 
-    def load(self, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None = None, hold: frozenset[str] = frozenset(),
-             seed: int = 0, seat: int = 0) -> None:
+    def load(self, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None = None, *,
+             frozen: frozenset[str] = frozenset(), seed: int = 0, slot: int = 0) -> None:
         """Begin a turn: global `state` into masters and copies, `optimizer` state restored or (None) reset.
 
         Args:
             state: full fp32 tensors by name.
-            hold: names that keep their value through this turn (freeze_a, alternate). Their gradient is zeroed, so that it neither
+            frozen: names that keep their value through this turn (freeze_a, alternate). Their gradient is zeroed, so that it neither
                 clips the others' nor enters momentum, and their learning rate is zero, so that decay does not move them either;
                 `requires_grad=False` in mid-run would not stop ZeRO from moving them.
             seed: of dropout, the turn's own: a resumed round draws the same masks.
         """
-        self._states[seat].load(state, optimizer, hold, seed)
+        self._states[slot].load(state, optimizer, frozen, seed)
 
-    def state(self, seat: int = 0) -> dict[str, torch.Tensor]:
+    def state(self, slot: int = 0) -> dict[str, torch.Tensor]:
         """Full fp32 masters on the CPU, by name."""
-        return self._states[seat].state()
+        return self._states[slot].state()
 
-    def optimizer_state(self, seat: int = 0) -> dict[str, torch.Tensor]:
-        return self._states[seat].optimizer_state()
+    def masters(self, slot: int = 0) -> dict[str, torch.Tensor]:
+        """Full fp32 masters on the CPU, by name, as they are between `gradients` and `step`."""
+        return self.state(slot)
 
-    def train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
-        """One optimizer step of each of the first `len(work)` seats; returns this rank's sums by seat.
+    def optimizer_state(self, slot: int = 0) -> dict[str, torch.Tensor]:
+        """State of a client slot's optimizer: `<name>/<key>` tensors in full shape, and one `step`."""
+        return self._states[slot].optimizer_state()
 
-        The gradient of a seat is that of the mean over its whole step's answer tokens. DeepSpeed averages over the client's ranks, so each
-        rank's part of the sum is multiplied by their number. It leaves out a step whose gradient is not finite, which `steps` tells.
+    def gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
+        """Add the gradients of the first `len(work)` client slots to those that wait for `step`; returns this rank's sums by slot.
+
+        The gradient of a slot is that of the mean over its whole step's answer tokens. DeepSpeed averages over the client's ranks, so each
+        rank's part of the sum is multiplied by their number. `Sums.steps` is 0: nothing moves.
         """
-        if self._counted or not get_accelerator().is_synchronized_device():
-            begin = time.perf_counter()
-            sums = self._train_step(work, lr)
-            self._step_s.append(time.perf_counter() - begin)
-            return sums
-        standing = storage_bytes(self._standing())
-        with LiveBytes() as live:
-            sums = self._train_step(work, lr)
-        self._counted = standing + live.peak
-        return sums
+        if not self._counted and self._counting is None and get_accelerator().is_synchronized_device():
+            live = LiveBytes()
+            self._counting = storage_bytes(self._standing()), live
+            live.__enter__()
+        begin = time.perf_counter()
+        try:
+            return self._gradients(work)
+        except BaseException:
+            self._end_counting()
+            raise
+        finally:
+            self._gradients_s += time.perf_counter() - begin
+
+    def step(self, lr: float) -> list[bool]:
+        """Take the optimizer step of every client slot whose gradients wait, at rate `lr`: clip, scale, move the masters.
+
+        Returns:
+            by slot, from the first one on, whether it moved: DeepSpeed leaves out a step whose gradient is not finite.
+        """
+        begin = time.perf_counter()
+        try:
+            moved = self._step(lr)
+        finally:
+            counted = self._end_counting()
+        if not counted:
+            self._step_s.append(self._gradients_s + time.perf_counter() - begin)
+        self._gradients_s = 0.0
+        return moved
+
+    def train_step(self, work: Sequence[StepBatches], lr: float) -> list[Sums]:
+        """Take one optimizer step of each of the first `len(work)` client slots; returns this rank's sums by slot."""
+        sums = self.gradients(work)
+        return [replace(own, steps=int(moved)) for own, moved in zip(sums, self.step(lr), strict=True)]
+
+    def _end_counting(self) -> bool:
+        """Note what the first step took, if this was it."""
+        if self._counting is None:
+            return False
+        standing, live = self._counting
+        live.__exit__(None, None, None)
+        self._counting, self._counted = None, standing + live.peak
+        return True
 
     @abstractmethod
-    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
-        """See `train_step`."""
+    def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
+        """See `gradients`."""
+
+    @abstractmethod
+    def _step(self, lr: float) -> list[bool]:
+        """See `step`."""
+
+    @abstractmethod
+    def add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
+        """Add `scale` times some arrays to a client slot's gradients, between `gradients` and `step`. What is frozen stays so.
+
+        Every rank of the client calls it with the same values.
+
+        Args:
+            arrays: full, by name, in units of the gradient of the step's mean loss.
+        """
+
+    def perturb(self, slot: int, seed: int, scale: float) -> None:
+        """Add `scale` times normal numbers to the masters of a client slot, and to its working copies; not to what is frozen.
+
+        Every rank of the client calls it. Each tensor's numbers depend on (seed, name's place in `names`), so that the same call with
+        `-scale` undoes it but for rounding.
+        """
+        state = self.state(slot)
+        for number, name in enumerate(self.names):
+            if name not in self._states[slot].frozen:
+                generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+                state[name] += scale * torch.randn(state[name].shape, generator=generator)
+        self._states[slot].write(state)
 
     @property
     def device_bytes(self) -> int:
@@ -161,7 +237,7 @@ class ClientEngine(Generating):
 
     @abstractmethod
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        """For each list of batches: loss, and answers that greedy decoding would give exactly, under the state of seat 0. Call within
+        """For each list of batches: loss, and answers that greedy decoding would give exactly, under the state of slot 0. Call within
         `lockstep`."""
 
     # Keeping step with the ranks that share the base.

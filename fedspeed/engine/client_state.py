@@ -65,20 +65,20 @@ class ClientState:
         self.ds_engine, self.places = ds_engine, places
         self.parameters = parameters_of(places.values())
         self.scaler = LossScaler(ds_engine)
-        self.held: frozenset[str] = frozenset()
+        self.frozen: frozenset[str] = frozenset()
         self.seed = 0
-        self._kept: Tensors = {}  # what is held in a group of which other tensors train
+        self._kept: Tensors = {}  # what is frozen in a group of which other tensors train
         self._masters = open_masters(ds_engine, places, groups)
         for parameter in self.parameters:
             own = {name: place for name, place in places.items() if place.parameter is parameter}
-            parameter.register_hook(lambda grad, own=own: self._without_held(grad, own))
+            parameter.register_hook(lambda grad, own=own: self._without_frozen(grad, own))
 
-    def _without_held(self, grad: torch.Tensor, own: Mapping[str, Place]) -> torch.Tensor:
-        held = [place for name, place in own.items() if name in self.held]
-        if not held:
+    def _without_frozen(self, grad: torch.Tensor, own: Mapping[str, Place]) -> torch.Tensor:
+        frozen = [place for name, place in own.items() if name in self.frozen]
+        if not frozen:
             return grad
         grad = grad.clone(memory_format=torch.contiguous_format)
-        for place in held:
+        for place in frozen:
             place.of(grad.view(-1)).zero_()
         return grad
 
@@ -87,11 +87,11 @@ class ClientState:
         flats = {id(parameter): parameter.data.view(-1) for parameter in self.parameters}
         return {name: place.of(flats[id(place.parameter)]) for name, place in self.places.items()}
 
-    def load(self, state: Tensors, optimizer: Tensors | None, hold: frozenset[str], seed: int) -> None:
+    def load(self, state: Tensors, optimizer: Tensors | None, frozen: frozenset[str], seed: int) -> None:
         """See `ClientEngine.load`."""
-        self.held, self.seed = hold, seed
+        self.frozen, self.seed = frozen, seed
         groups = [group["names"] for group in self.ds_engine.optimizer.param_groups]
-        self._kept = {name: state[name] for names in groups if not names <= hold for name in names & hold}
+        self._kept = {name: state[name] for names in groups if not names <= frozen for name in names & frozen}
         self.ds_engine.optimizer.zero_grad()  # an idle pass on weights that diverged leaves NaN, which a step would meet
         self.scaler.reset()
         assert self.places.keys() <= state.keys(), f"no value for {sorted(self.places.keys() - state.keys())[:3]}"
@@ -100,6 +100,10 @@ class ClientState:
 
     def state(self) -> Tensors:
         return self._masters.read()
+
+    def write(self, values: Tensors) -> None:
+        """Set masters and working copies of those tensors that are in `values`."""
+        self._masters.write(values)
 
     def optimizer_state(self) -> Tensors:
         return self._masters.read_optimizer()
@@ -111,7 +115,7 @@ class ClientState:
     def step(self, lr: float) -> bool:
         """One optimizer step at rate `lr`. False if DeepSpeed left it out, as it does where a gradient is not finite."""
         for group in self.ds_engine.optimizer.param_groups:
-            group["lr"] = 0.0 if group["names"] <= self.held else lr
+            group["lr"] = 0.0 if group["names"] <= self.frozen else lr
         self.ds_engine.step()
         if self._kept:  # decay has moved it: a rate of zero would have stopped the others of its group too
             self._masters.write(self._kept)

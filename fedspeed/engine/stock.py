@@ -1,10 +1,11 @@
 """DeepSpeed executes the model: one micro-batch at a time, forwards and backwards, under any ZeRO stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero import GatheredParameters
 from torch import nn
 
 from fedspeed import activity
@@ -15,12 +16,13 @@ from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stock import compute_piece
 from fedspeed.engine.masters import whole_places
+from fedspeed.engine.store_engine import hand_over
 
 IDLE = np.zeros((1, 8), dtype=np.int64)
 
 
 class StockEngine(ClientEngine):
-    """One seat. A pass is the forward, or the forward and backward, of one micro-batch."""
+    """One client slot. A pass is the forward, or the forward and backward, of one micro-batch."""
 
     def __init__(self, ds_engine, groups, matched, clock):
         named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
@@ -33,11 +35,11 @@ class StockEngine(ClientEngine):
     def eval_passes(self, work: list[list[Batch]]) -> int:
         return sum(len(batches) for batches in work)
 
-    def load(self, state, optimizer=None, hold=frozenset(), seed=0, seat=0):
-        super().load(state, optimizer, hold, seed, seat)
+    def load(self, state, optimizer=None, *, frozen=frozenset(), seed=0, slot=0):
+        super().load(state, optimizer, frozen=frozen, seed=seed, slot=slot)
         torch.manual_seed(seed)
 
-    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+    def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         (step,), (state,), total = work, self._states, Sums()
         self.ds_engine.train()
         with self._clock.stage("compute"):
@@ -45,9 +47,25 @@ class StockEngine(ClientEngine):
                 loss_sum, _ = self._loss(batch)
                 state.backward(loss_sum * (self.groups.client_size / max(1, step.step_answer_tokens)))
                 total += Sums(loss_sum.item(), batch.answer_tokens)
-            taken = state.step(lr)
             get_accelerator().synchronize()  # the clock measures what was done, not what was asked for
-        return [total + Sums(steps=int(taken))]
+        return [total]
+
+    def _step(self, lr: float) -> list[bool]:
+        with self._clock.stage("compute"):
+            moved = self._states[0].step(lr)
+            get_accelerator().synchronize()
+        return [moved]
+
+    def add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
+        """The arrays come as the gradients of one more loss, so that DeepSpeed reduces, clips and scales them as it does its own."""
+        state = self._states[slot]
+        zeros = {name: torch.zeros(place.shape, device=self._device) for name, place in state.places.items() if name not in arrays}
+        factor = scale * state.scaler.scale
+        grads = zeros | {name: factor * torch.from_numpy(np.asarray(arrays[name], np.float32)).to(self._device)
+                         for name in state.places.keys() & arrays.keys()}
+        partitioned = self.ds_engine.zero_optimization_stage() == 3
+        with GatheredParameters(state.parameters, enabled=partitioned):
+            state.backward(hand_over(state, grads))
 
     @torch.no_grad()
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:

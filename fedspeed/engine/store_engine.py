@@ -1,6 +1,10 @@
 """Engines whose frozen base lies in a store of its own, and whose gradients are computed beside DeepSpeed's engines: what they have in common."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from fedspeed.data.batches import Batch
 from fedspeed.engine.base.store import BaseStore
@@ -11,14 +15,43 @@ from fedspeed.schedule.limits import EVAL_TOKENS
 
 
 class StoreEngine(ClientEngine):
-    """A seat for each client that trains at the same time. A pass takes all their micro-batches of one optimizer step through the model."""
+    """A client slot for each client that trains at the same time. A pass takes all their micro-batches of one optimizer step through the model."""
 
     def __init__(self, model, states: list[ClientState], groups, matched, store: BaseStore, clock):
         super().__init__(model, states, groups, matched, clock)
         self.store = store
+        self._waiting: dict[int, Tensors] = {}  # client slot -> gradients that wait for a step
+
+    def load(self, state, optimizer=None, *, frozen=frozenset(), seed=0, slot=0):
+        super().load(state, optimizer, frozen=frozen, seed=seed, slot=slot)
+        self._waiting.pop(slot, None)
+
+    def _wait(self, slot: int, grads: Tensors) -> None:
+        """Add the gradients of a pass to those that wait."""
+        waiting = self._waiting.setdefault(slot, grads)
+        if waiting is not grads:
+            for name, grad in grads.items():
+                waiting[name] += grad
+
+    def _step(self, lr: float) -> list[bool]:
+        waiting, self._waiting = self._waiting, {}
+        moved = []
+        with self._clock.stage("compute"):
+            for slot in sorted(waiting):
+                state = self._states[slot]
+                state.backward(hand_over(state, waiting[slot]))
+                moved.append(state.step(lr))
+            get_accelerator().synchronize()  # the clock measures what was done, not what was asked for
+        return moved
+
+    def add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
+        state, waiting = self._states[slot], self._waiting[slot]
+        for name in waiting.keys() & arrays.keys():
+            added = torch.from_numpy(np.asarray(arrays[name], np.float32)).to(waiting[name].device)
+            waiting[name] += (scale * state.scaler.scale) * added
 
     def train_passes(self, clients: int, steps: int, accumulation: int) -> int:
-        return -(-clients // self.seats) * steps
+        return -(-clients // self.client_slots) * steps
 
     def eval_passes(self, work: list[list[Batch]]) -> int:
         return len(portions(work))

@@ -1,9 +1,8 @@
-"""The base in a store of its own, executed layer by layer; DeepSpeed engines hold what the seated clients train."""
+"""The base in a store of its own, executed layer by layer; DeepSpeed engines hold what the clients in slots train."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from deepspeed.accelerator import get_accelerator
 
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.base.store import BaseStore
@@ -13,7 +12,7 @@ from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.generation.blocks import PieceModel, compute_pieces
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.layer_major import LayerMajor
-from fedspeed.engine.store_engine import StoreEngine, hand_over, portions
+from fedspeed.engine.store_engine import StoreEngine, portions
 from fedspeed.models.blocks import anatomy
 
 
@@ -26,35 +25,32 @@ class StreamedEngine(StoreEngine):
         self._pieces = PieceModel(model, anatomy(model), store, self._logit_rows)
         self._steps = 0  # since the turn began: dropout draws anew in every step
 
-    def load(self, state, optimizer=None, hold=frozenset(), seed=0, seat=0):
-        super().load(state, optimizer, hold, seed, seat)
+    def load(self, state, optimizer=None, *, frozen=frozenset(), seed=0, slot=0):
+        super().load(state, optimizer, frozen=frozen, seed=seed, slot=slot)
         self._steps = 0
 
-    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+    def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         with self._clock.stage("compute"):
-            cells = [self._cell(seat, i, batch, step) for seat, step in enumerate(work) for i, batch in enumerate(step.micro)]
+            cells = [self._cell(slot, i, batch, step) for slot, step in enumerate(work) for i, batch in enumerate(step.micro)]
             self._steps += 1
-            scores, grads = self._layers.train(cells, [self._states[seat].tensors() for seat in range(len(work))])
+            scores, grads = self._layers.train(cells, [self._states[slot].tensors() for slot in range(len(work))])
             sums = [Sums()] * len(work)
             for cell, score in zip(cells, scores):
                 sums[cell.owner] += Sums(score.loss, cell.batch.answer_tokens)
-            for seat in range(len(work)):
-                state = self._states[seat]
-                state.backward(hand_over(state, grads[seat]))
-                sums[seat] += Sums(steps=int(state.step(lr)))
-            get_accelerator().synchronize()  # the clock measures what was done, not what was asked for
+            for slot, own in enumerate(grads):
+                self._wait(slot, own)
         return sums
 
-    def _cell(self, seat: int, number: int, batch: Batch, step: StepBatches) -> Cell:
-        state = self._states[seat]
+    def _cell(self, slot: int, number: int, batch: Batch, step: StepBatches) -> Cell:
+        state = self._states[slot]
         scale = self.groups.client_size / max(1, step.step_answer_tokens) * state.scaler.scale
-        return Cell(batch, seat, scale, seed=state.seed * 1_000_003 + self._steps * 1_009 + number)
+        return Cell(batch, slot, scale, seed=state.seed * 1_000_003 + self._steps * 1_009 + number)
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        sums, seat = [Sums()] * len(work), self._states[0].tensors()
+        sums, own = [Sums()] * len(work), self._states[0].tensors()
         for portion in portions(work):
             with self._clock.stage("compute"):
-                scores = self._layers.evaluate([Cell(batch, 0) for _, batch in portion], [seat])
+                scores = self._layers.evaluate([Cell(batch, 0) for _, batch in portion], [own])
             for (i, batch), score in zip(portion, scores):
                 sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
         return sums

@@ -39,11 +39,11 @@ def compare(federation: Federation, begin: Tensors, federated: Tensors, everyone
     rows = [eval_batches(d.val, config.train.micro_batch, d.pad_id, d.limit) for d in everyone]
 
     clients, alone = list(seat.clients), {}
-    turns = -(-len(clients) // engine.seats)
+    turns = -(-len(clients) // engine.client_slots)
     with (activity.during("the training of each client alone", turns * steps, "local step"),
           engine.lockstep(engine.train_passes(len(clients), steps, config.train.accumulation), backward=True)):
-        for first in range(0, len(clients), engine.seats):
-            together = clients[first:first + engine.seats]
+        for first in range(0, len(clients), engine.client_slots):
+            together = clients[first:first + engine.client_slots]
             for number, client in enumerate(together):
                 federation.begin_turn(client, 0, begin, None, still, number)
             federation.local_steps(together, 0, steps)

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,12 @@ from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import rules, server
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.ledger import CLIENT_WORDS, Ledger
+from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import ClientLink, Started
 from fedspeed.federation.schedule import lr_at, sample
-from fedspeed.monitor.records import ClientRecord, RoundRecord
+from fedspeed.monitor.metrics import registry
+from fedspeed.monitor.records import RoundRecord
+from fedspeed.monitor.round_record import round_record
 
 Tensors = dict[str, np.ndarray]
 FIRST_STEPS = 2  # of a run with a budget of seconds, before it knows how long a step takes
@@ -172,7 +174,7 @@ class Federation:
             raise FedSpeedError("the held-out loss is not finite before any training; check the weights in model.base and adapter.start_from, "
                                 "or choose another model.dtype")
         if self.seat.reporter:
-            self._monitor.round(self._record(0, (), ledger, None, None))
+            self._monitor.round(self._record(0, (), ledger, factor_error_exact=False, clipped=0))
         if not progress.has_best:  # a run that was ended in round 1 has noted it before
             self._note_loss(progress, ledger)
         self._keep_clients(progress)
@@ -225,7 +227,7 @@ class Federation:
         elif self._pass_s is None:
             fitting = FIRST_STEPS
         else:
-            fitting = int(federation.round_seconds / (self._pass_s * -(-mine // self.engine.seats)))
+            fitting = int(federation.round_seconds / (self._pass_s * -(-mine // self.engine.client_slots)))
         return self.engine.agree_least(max(1, min(self.steps_per_round, fitting)))
 
     def _evened(self, trained: Trained) -> float:
@@ -290,8 +292,8 @@ class Federation:
             self._send(ahead)
         if self.seat.reporter:  # before the commit: a record without a commit is dropped on resuming, the reverse would leave a gap
             norm = trained.rule.change_norm(before, progress.tensors)
-            record = self._record(number, trained.asked, ledger, aggregate.factor_error, norm)
-            self._monitor.round(replace(record, clipped=total.clipped, factor_error_exact=trained.rule.exact_error))
+            self._monitor.round(self._record(number, trained.asked, ledger, update_norm=norm, factor_error=aggregate.factor_error,
+                                             factor_error_exact=trained.rule.exact_error, clipped=total.clipped))
         if keep:
             self._commit(progress)
         return stop
@@ -301,8 +303,8 @@ class Federation:
         mine, begin, start, starts = [c for c in self.seat.clients if c in trained.asked], time.perf_counter(), trained.start, trained.starts
         passes = self.engine.train_passes(len(mine), steps, self.config.train.accumulation)
         with self.engine.lockstep(passes, backward=True):
-            for first in range(0, len(mine), self.engine.seats):
-                together = mine[first:first + self.engine.seats]
+            for first in range(0, len(mine), self.engine.client_slots):
+                together = mine[first:first + self.engine.client_slots]
                 for seat, client in enumerate(together):
                     self.begin_turn(client, trained.number, starts.get(client, start), progress.optimizers.get(client), trained.still, seat)
                 sums = self.local_steps(together, (trained.number - 1) * self.steps_per_round, steps, trained.number)
@@ -325,7 +327,7 @@ class Federation:
                             progress.optimizers[client] = as_arrays(self.engine.optimizer_state(seat))
                 self._note_turns(trained.ledger, together, sums, counted)
         if mine:
-            self._pass_s = (time.perf_counter() - begin) / steps / -(-len(mine) // self.engine.seats)
+            self._pass_s = (time.perf_counter() - begin) / steps / -(-len(mine) // self.engine.client_slots)
 
     def _note_turns(self, ledger: Ledger, together: list[int], sums: list[Sums], counted: list[bool]) -> None:
         """What turns that were taken together came to. Their time is shared equally: they did one thing."""
@@ -342,7 +344,8 @@ class Federation:
     def begin_turn(self, client: int, number: int, tensors: Tensors, optimizer: Tensors | None, still: frozenset[str],
                    seat: int = 0) -> None:
         seed = np.random.SeedSequence([self.config.run.seed, 0x7E4, client, number, self.engine.data_share[1]])
-        self.engine.load(as_torch(tensors), as_torch(optimizer) if optimizer else None, still, int(seed.generate_state(1)[0]), seat)
+        self.engine.load(as_torch(tensors), as_torch(optimizer) if optimizer else None, frozen=still,
+                         seed=int(seed.generate_state(1)[0]), slot=seat)
 
     def local_steps(self, together: list[int], first: int, steps: int, number: int | None = None) -> list[Sums]:
         """`steps` optimizer steps of the clients in the first seats, each on its own rows, counted over the whole run from `first`."""
@@ -389,7 +392,7 @@ class Federation:
         stages = _added(_added(trained.stages if trained else {}, self._between), self._clock.snapshot_and_reset())
         wall_s, idle_s = sum(stages.values()), stages["idle"] + self._late_s + idle_s
         self._between, self._late_s = {}, 0.0
-        ledger.set_rank(self.seat.slot, ranks=1.0, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
+        ledger.set_rank(self.seat.slot, **registry.measured(), ranks=1.0, compute_s=stages["compute"], gather_s=stages["gather"], exchange_s=exchange_s,
                         idle_s=idle_s, wall_s=wall_s, bytes_sent=bytes_sent, peak_bytes=self._peak_bytes(), device_bytes=self.engine.device_bytes,
                         loaded_bytes=self.engine.take_loaded(), stop=float(self._stop()), renew=float(self._renew()),
                         **(trained.figures if trained else {}), **self._overlapped)
@@ -446,34 +449,9 @@ class Federation:
             written, self._writing = self._writing, None
             written.result()
 
-    def _record(self, number: int, asked: tuple[int, ...], ledger: Ledger, factor_error: float | None, norm: float | None) -> RoundRecord:
-        tokens, val_tokens, count = ledger.total("tokens"), ledger.total("val_tokens"), round(ledger.total("received"))
-        clients, missing = [], ()
-        if not ledger.sums_only:
-            clients = [self._client_record(c, ledger) for c in range(self.config.data.clients)]
-            missing = tuple(c for c in asked if ledger.of_clients("received")[c] <= 0.5)
-        seconds = ledger.rank_mean("wall_s")
-        stages = {f"{s}_s": ledger.rank_mean(f"{s}_s") for s in ("compute", "gather", "exchange", "idle")}
-        peak, device, step = (ledger.rank_max(word) for word in ("peak_bytes", "device_bytes", "step_s"))
-        total = self.config.federation.rounds * self.steps_per_round
-        return RoundRecord(
-            round=number, train_loss=ledger.total("train_loss") / tokens if tokens else None,
-            val_loss=ledger.total("val_loss") / val_tokens if val_tokens else None, tokens=int(tokens),
-            tokens_per_s=float(tokens / seconds), seconds=seconds, **stages, bytes_sent=int(ledger.of_ranks("bytes_sent").sum()),
-            peak_bytes=None if peak is None else int(peak), device_bytes=int(device) if device else None,
-            loaded_bytes=int(ledger.of_ranks("loaded_bytes").sum()), step_s=step or None,
-            lr=lr_at(self.config.train, max(0, number * self.steps_per_round - 1), total),
-            factor_error=factor_error, update_norm=norm, clients=round(ledger.total("asked")), received=count,
-            bubble=_part(ledger, "bubble_s", "passes_s"), overlap=1 - waited if (waited := _part(ledger, "waited_s", "exchanged_s")) is not None else None,
-            missing=missing, per_client=tuple(clients))
-
-    def _client_record(self, client: int, ledger: Ledger) -> ClientRecord:
-        word = {w: float(ledger.of_clients(w)[client]) for w in CLIENT_WORDS}
-        return ClientRecord(
-            client=client, train_loss=word["train_loss"] / word["tokens"] if word["tokens"] else None,
-            val_loss=word["val_loss"] / word["val_tokens"] if word["val_tokens"] else None, tokens=int(word["tokens"]),
-            local_steps=round(word["steps"]), compute_s=word["compute_s"], gather_s=word["gather_s"],
-            exchange_s=word["exchange_s"], idle_s=word["idle_s"], bytes_sent=int(word["bytes_sent"]), peak_bytes=int(word["peak_bytes"]))
+    def _record(self, number: int, asked: tuple[int, ...], ledger: Ledger, **same) -> RoundRecord:
+        lr = lr_at(self.config.train, max(0, number * self.steps_per_round - 1), self.config.federation.rounds * self.steps_per_round)
+        return round_record(ledger, number, asked, lr=lr, **same)
 
 
 def _likeness(end: Tensors, start: Tensors, evened: float, mean_square: float) -> float:
@@ -485,12 +463,6 @@ def _likeness(end: Tensors, start: Tensors, evened: float, mean_square: float) -
 def _added(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
     """Seconds by stage, of two stretches of time together."""
     return {stage: a.get(stage, 0.0) + b.get(stage, 0.0) for stage in a.keys() | b.keys()}
-
-
-def _part(ledger: Ledger, of: str, whole: str) -> float | None:
-    """Over all ranks; None where there is no whole."""
-    total = float(ledger.of_ranks(whole).sum())
-    return min(1.0, max(0.0, float(ledger.of_ranks(of).sum()) / total)) if total > 0 else None
 
 
 def keeps_starts(config: RunConfig) -> bool:

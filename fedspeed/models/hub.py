@@ -4,8 +4,9 @@ cache."""
 from pathlib import Path
 
 from fedspeed.errors import ModelError
+from fedspeed.hub_names import is_hub_name
 from fedspeed.models.catalogue import FAMILIES
-from fedspeed.models.local_config import cached_file, is_hub_name, local_folder
+from fedspeed.models.local_config import cached_file, local_folder
 from fedspeed.models.stored import other_weights
 
 ANSWER_S = 5.0  # for the hub to answer; its client's own downloads try for half a minute

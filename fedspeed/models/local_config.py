@@ -1,25 +1,19 @@
 """Where a base is that can be read without a network: a folder, one that FedSpeed ships, or one in the hub's
 cache."""
 
-import re
 from pathlib import Path
 
 from fedspeed.errors import ModelError
+from fedspeed.hub_names import is_hub_name
 from fedspeed.models.config import ModelConfig
 from fedspeed.models.stored import stored_tensors
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Folders with a config.json alone, for model.init=random.
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs" / "models"
 # All that a tokenizer may consist of, and those of them that a folder with a tokenizer has one of.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json", "vocab.json", "merges.txt")
 TOKENIZER_SIGNS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-
-
-def is_hub_name(base: str) -> bool:
-    """Whether a text that names no file here may be the name of a model on the hub."""
-    return bool(HUB_NAME.fullmatch(base)) and not base.startswith((".", "runs/"))
 
 
 def shipped_names() -> list[str]:

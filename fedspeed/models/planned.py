@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.errors import ModelError
+from fedspeed.hub_names import is_hub_name
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.catalogue import KNOWN, ModelShape, shape_of
 from fedspeed.models.hub import hub_config
-from fedspeed.models.local_config import config_file, is_hub_name, shipped_names
+from fedspeed.models.local_config import config_file, shipped_names
 
 
 def planned_shape(base: str) -> ModelShape:

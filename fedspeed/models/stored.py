@@ -1,11 +1,12 @@
-"""Tensors in safetensors files, from the files' headers: no torch is needed, and no weight is read.
+"""Tensors in safetensors files, from the files' headers: no torch is needed, and no weight is read."""
 
-Format: eight bytes with the header's length, a JSON header, the tensors' bytes
-(https://huggingface.co/docs/safetensors)."""
-
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from fedspeed.errors import ModelError
 from fedspeed.files import json_value
@@ -92,36 +93,34 @@ def stored_tensors(folder: Path, single: str = BASE_FILE) -> dict[str, Stored]:
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of one file; checks that it is as long as its header says.
+    """Read what tensors one file holds; the library checks that it is as long as its header says.
 
     Raises:
         ModelError: it is missing, cut, or another kind of file.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size - 8:
-                raise ValueError("its header is cut off")
-            header = json_value(file.read(length))
-        header.pop("__metadata__", None)
-        start = 8 + length
-        end = start + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        if end != size:
-            raise ValueError(f"{size} bytes instead of {end}")
-        return {
-            name: Stored(
-                path,
-                str(tensor["dtype"]),
-                tuple(tensor["shape"]),
-                *(start + at for at in tensor["data_offsets"]),
-            )
-            for name, tensor in header.items()
-        }
+        with safe_open(path, framework="np") as file:
+            names = file.offset_keys()
+            slices = [file.get_slice(name) for name in names]
+            types = [one.get_dtype() for one in slices]
+            shapes = [tuple(one.get_shape()) for one in slices]
+        nbytes = [_nbytes(dtype, shape) for dtype, shape in zip(types, shapes)]
+        begin = path.stat().st_size - sum(nbytes)  # tensors lie behind the header without gaps
     except FileNotFoundError:
         raise ModelError(f"{path}: named in the index, but missing; copy the folder again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: truncated or no safetensors file ({error}); copy it again") from error
+    found = {}
+    for name, dtype, shape, size in zip(names, types, shapes, nbytes):
+        found[name] = Stored(path, dtype, shape, begin, begin + size)
+        begin += size
+    return found
+
+
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor; the first number in a type's name is its bits (F32, BF16, F8_E4M3), and BOOL has eight."""
+    bits = re.search(r"\d+", dtype)
+    return (int(bits[0]) if bits else 8) * math.prod(shape) // 8
 
 
 def check_types(tensors: Iterable[tuple[str, Stored]]) -> None:

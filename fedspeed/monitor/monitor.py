@@ -6,10 +6,11 @@ from typing import TextIO
 from fedspeed.data.row_counts import DataReport
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.progress import NotesOnly, Progress
-from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text, shows_everything, visible
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text
 from fedspeed.monitor.report import CLIPPED, Comparison, Facts, comparison_text, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
+from fedspeed.monitor.visibility import shows_everything, visible
 from fedspeed.units import loss_text, seconds_text
 
 
@@ -17,7 +18,8 @@ class Monitor:
     """Shows and keeps what a run does. Whatever goes in, only what the routing mode allows comes out.
 
     Args:
-        folder: folder of the run; holds `rounds.jsonl`, `tensorboard/`, `report.md`, `report.png` and `comparison.png`.
+        folder: folder of the run; holds `rounds.jsonl`, `tensorboard/`, `report.md`, `report.png`,
+            `comparison.png` and `summary.json`.
         total_rounds: rounds the run is to have, those before a restart included.
         json_out: what `claim_stdout` returned, or None without `--json`.
         resume_round: last round that is finished and stays; 0 for a fresh start.
@@ -28,8 +30,8 @@ class Monitor:
 
     def __init__(
         self, folder: Path, config: MonitorConfig, routing_mode: str, total_rounds: int, *,
-        json_out: TextIO | None = None, resume_round: int = 0, config_text: str = "", data: DataReport | None = None,
-        progress_stream: TextIO | None = None,
+        json_out: TextIO | None = None, resume_round: int = 0, config_text: str = "",
+        data: DataReport | None = None, progress_stream: TextIO | None = None,
     ):
         self._folder = Path(folder)
         self._config = config
@@ -43,13 +45,17 @@ class Monitor:
         if config.tensorboard:
             from fedspeed.monitor.tensorboard import TensorBoardWriter
 
-            self._events = TensorBoardWriter(self._folder / "tensorboard", resume_round, routing_mode, config_text)
+            events = self._folder / "tensorboard"
+            self._events = TensorBoardWriter(events, resume_round, routing_mode, config_text)
         self._json = JsonLines(json_out) if json_out else NoJson()
-        self._progress = Progress(total_rounds, progress_stream, resume_round) if config.progress else NotesOnly(progress_stream)
+        if config.progress:
+            self._progress = Progress(total_rounds, progress_stream, resume_round)
+        else:
+            self._progress = NotesOnly(progress_stream)
         if self._absent:
-            self._progress.note(f"fedspeed: {self._folder / 'rounds.jsonl'}: {absent_text(self._absent)}; the report is without "
-                                f"{'them' if len(self._absent) > 1 else 'it'}, the run is not")
-
+            what = "them" if len(self._absent) > 1 else "it"
+            self._progress.note(f"fedspeed: {self._folder / 'rounds.jsonl'}: {absent_text(self._absent)}; "
+                                f"the report is without {what}, the run is not")
         if data is not None:
             self._progress.note(f"fedspeed: {data.table.line()}")
             for note in data.notes:
@@ -57,7 +63,8 @@ class Monitor:
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:
-        """The visible records of all finished rounds, those before a restart included: what `summarise` takes."""
+        """The visible records of all finished rounds, those before a restart included: what `summarise`
+        takes."""
         return tuple(self._records)
 
     @property
@@ -66,8 +73,10 @@ class Monitor:
         return self._absent
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
-        """`local_step` (from 1) of `local_steps` is done on this rank. The loss is this rank's own, so only `plain` shows it."""
-        self._progress.step(round_number, local_step, local_steps, loss if shows_everything(self._routing_mode) else None)
+        """`local_step` (from 1) of `local_steps` is done on this rank. The loss is this rank's own, so only
+        `plain` shows it."""
+        shown = loss if shows_everything(self._routing_mode) else None
+        self._progress.step(round_number, local_step, local_steps, shown)
 
     def round(self, record: RoundRecord) -> None:
         """A round is over: log it, then show it."""
@@ -78,9 +87,11 @@ class Monitor:
             self._events.round(record)
         self._json.write("round", record.to_json())
         if record.missing_count:
-            self._progress.note(f"missing in {missing_text(MissingUpdates(record.round, record.missing_count, record.missing))}")
+            gap = MissingUpdates(record.round, record.missing_count, record.missing)
+            self._progress.note(f"missing in {missing_text(gap)}")
         if record.clipped:
-            self._progress.note(f"fedspeed: round {record.round}: {record.clipped} values of the updates counted for less than they should: {CLIPPED}")
+            self._progress.note(f"fedspeed: round {record.round}: {record.clipped} values of the updates "
+                                f"counted for less than they should: {CLIPPED}")
         self._progress.round(record)
 
     def finish(self, summary: Summary, facts: Facts, comparison: Comparison | None = None) -> Path:
@@ -123,9 +134,11 @@ class NoMonitor:
 
 
 def _last_words(summary: Summary, path: Path) -> str:
-    parts = [f"{summary.status}: {summary.rounds} of {summary.total_rounds} rounds in {seconds_text(summary.seconds)}"]
+    rounds = f"{summary.rounds} of {summary.total_rounds} rounds"
+    parts = [f"{summary.status}: {rounds} in {seconds_text(summary.seconds)}"]
     if summary.first_val_loss is not None and summary.last_val_loss is not None:
-        parts.append(f"held-out loss {loss_text(summary.first_val_loss)} -> {loss_text(summary.last_val_loss)}")
+        losses = f"{loss_text(summary.first_val_loss)} -> {loss_text(summary.last_val_loss)}"
+        parts.append(f"held-out loss {losses}")
     if summary.best_round == 0 and summary.rounds:
         parts.append("no round beat the start")
     elif summary.best_round is not None:

@@ -7,37 +7,48 @@ import io
 import math
 from collections.abc import Sequence
 
+from fedspeed.monitor.metrics import registry
+from fedspeed.monitor.metrics.metric import Metric
 from fedspeed.monitor.records import RoundRecord, Summary
 from fedspeed.units import seconds_text
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
-BLUE, SKY, GREEN, ORANGE, RED, GREY, INK = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#BBBBBB", "#333333"
+BLUE, SKY, GREEN, ORANGE, RED = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00"
+GREY, INK = "#BBBBBB", "#333333"
 STAGE_COLOURS = {"compute": BLUE, "gather": SKY, "exchange": ORANGE, "idle": GREY, "other": "#E8E8E8"}
-TRACE_COLOURS = {"compute": BLUE, "load": SKY, "gather": SKY, "step": GREEN, "wait": GREY, "idle": GREY, "send": ORANGE, "exchange": RED}
+TRACE_COLOURS = {"compute": BLUE, "load": SKY, "gather": SKY, "step": GREEN, "wait": GREY, "idle": GREY,
+                 "send": ORANGE, "exchange": RED}
 MOST_BARS = 400  # of a rank in a timeline
 DPI = 130
 FEW_ROUNDS, MANY_ROUNDS = 5, 40
 
 
 def run_figure(records: Sequence[RoundRecord], summary: Summary, title: str):
-    """Losses with the best round, time per round by stage, and speed, all over the rounds. Needs a round that was trained."""
+    """Losses with the best round, time per round by stage, and a chart for each metric that has one
+    (`Metric.panel`) and was measured, all over the rounds. Needs a round that was trained."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(9.0, 9.6)
-    heading = f"{title}: {summary.status}, {summary.rounds} of {summary.total_rounds} rounds in {seconds_text(summary.seconds)}"
+    with_chart = [metric for metric in registry.of_round() if metric.panel]
+    charts = [(metric, shown) for metric in with_chart if (shown := _charted(metric, records))]
+    figure = _figure(9.0, 7.8 + 1.8 * len(charts))
+    heading = (f"{title}: {summary.status}, {summary.rounds} of {summary.total_rounds} rounds "
+               f"in {seconds_text(summary.seconds)}")
     figure.suptitle(heading, x=0.015, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
-    loss, seconds, speed = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [2.2, 1.2, 0.8]})
+    heights = [2.2, 1.2, *(0.8 for _ in charts)]
+    panels = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    loss, seconds, *others = panels
     _draw_losses(loss, records, summary)
-    trained = [record for record in records if record.round]
-    _draw_seconds(seconds, trained)
-    _draw_speed(speed, trained)
-    speed.set_xlabel("round")
+    _draw_seconds(seconds, [record for record in records if record.round])
+    for axes, (metric, shown) in zip(others, charts):
+        _draw_chart(axes, metric, shown)
+    last = figure.axes[-1]
+    last.set_xlabel("round")
     rounds = [record.round for record in records]
     margin = max(0.6, 0.02 * (rounds[-1] - rounds[0]))
-    speed.set_xlim(rounds[0] - margin, rounds[-1] + margin)
-    speed.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    last.set_xlim(rounds[0] - margin, rounds[-1] + margin)
+    last.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if len(rounds) <= FEW_ROUNDS:
-        speed.set_xticks(rounds)  # on a short axis the integer locator would fall back to fractions
+        last.set_xticks(rounds)  # on a short axis the integer locator would fall back to fractions
     return figure
 
 
@@ -48,10 +59,12 @@ def comparison_figure(comparison):
     figure = _figure(9.0, 1.5 + 0.42 * len(rows))
     panels = figure.subplots(1, 1 + with_accuracy, sharey=True, squeeze=False)[0]
     colours = [GREEN if row.name == comparison.federated else GREY for row in rows]
-    _draw_bars(panels[0], rows, [row.held_out_loss for row in rows], [f"{row.held_out_loss:.3f}" for row in rows], colours)
+    losses = [row.held_out_loss for row in rows]
+    _draw_bars(panels[0], rows, losses, [f"{loss:.3f}" for loss in losses], colours)
     panels[0].set_title("held-out loss (lower is better)", loc="left", fontsize=10, color=INK)
     if with_accuracy:
-        _draw_bars(panels[1], rows, [100 * row.accuracy for row in rows], [f"{100 * row.accuracy:.1f} %" for row in rows], colours)
+        percents = [100 * row.accuracy for row in rows]
+        _draw_bars(panels[1], rows, percents, [f"{percent:.1f} %" for percent in percents], colours)
         panels[1].set_title("held-out accuracy (higher is better)", loc="left", fontsize=10, color=INK)
         panels[1].set_xlim(0, 118)
         panels[1].set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
@@ -72,9 +85,11 @@ def timeline_figure(spans):
         inside = [span for span in own if span[2] < until]
         detailed = any(kind in ("compute", "wait") for kind, *_ in inside)
         for kind, colour in TRACE_COLOURS.items():
-            bars = [(begin, min(end, until) - begin) for k, name, begin, end in inside if (name if k == "stage" and not detailed else k) == kind]
+            bars = [(begin, min(end, until) - begin) for k, name, begin, end in inside
+                    if (name if k == "stage" and not detailed else k) == kind]
             thin = kind in ("send", "exchange")
-            axes.broken_barh(bars, (row + (0.34 if thin else -0.3), 0.1 if thin else 0.6), color=colour, linewidth=0)
+            height = (row + 0.34, 0.1) if thin else (row - 0.3, 0.6)
+            axes.broken_barh(bars, height, color=colour, linewidth=0)
     axes.set_yticks(range(len(spans)), [f"rank {rank}" for rank in spans])
     axes.invert_yaxis()
     axes.set_xlim(0, until)
@@ -83,7 +98,8 @@ def timeline_figure(spans):
     for kind, colour in TRACE_COLOURS.items():
         names.setdefault(colour, []).append(kind)
     handles = [axes.barh([0], [0], color=colour) for colour in names]
-    axes.legend(handles, [", ".join(kinds) for kinds in names.values()], frameon=False, fontsize=9, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(handles, [", ".join(kinds) for kinds in names.values()], frameon=False, fontsize=9,
+                ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
@@ -122,12 +138,16 @@ def _draw_losses(axes, records, summary):
         color=BLUE, marker=marker, markersize=4.5, linewidth=2.0, label="held out")
     if summary.best_round is not None:
         axes.plot(
-            [summary.best_round], [summary.best_val_loss], color=GREEN, marker="*", markersize=15, linestyle="none", zorder=5,
-            markeredgecolor="white", markeredgewidth=0.8, label=f"best: {summary.best_val_loss:.4f} in round {summary.best_round}")
-    gaps = sorted({gap.round for gap in summary.missing if records[0].round <= gap.round <= records[-1].round})
+            [summary.best_round], [summary.best_val_loss], color=GREEN, marker="*", markersize=15,
+            linestyle="none", zorder=5, markeredgecolor="white", markeredgewidth=0.8,
+            label=f"best: {summary.best_val_loss:.4f} in round {summary.best_round}")
+    first, last = records[0].round, records[-1].round
+    gaps = sorted({gap.round for gap in summary.missing if first <= gap.round <= last})
     for number, round_number in enumerate(gaps):
-        axes.axvline(round_number, color=RED, linestyle=":", linewidth=1.4, zorder=1, label=None if number else "an update is missing")
-    diverged = [r.round for r in records for loss in (r.train_loss, r.val_loss) if loss is not None and not math.isfinite(loss)]
+        axes.axvline(round_number, color=RED, linestyle=":", linewidth=1.4, zorder=1,
+                     label=None if number else "an update is missing")
+    diverged = [r.round for r in records for loss in (r.train_loss, r.val_loss)
+                if loss is not None and not math.isfinite(loss)]
     if diverged:
         axes.axvline(min(diverged), color=RED, linewidth=1.4, label=f"not finite from round {min(diverged)}")
     axes.set_ylabel("loss per answer token")
@@ -145,18 +165,29 @@ def _draw_seconds(axes, records):
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}s" if value < 60 else seconds_text(value))
     axes.set_ylabel("time per round")
     _from_zero(axes, floor)
-    axes.legend(frameon=False, fontsize=9, ncols=len(STAGE_COLOURS), loc="lower left", bbox_to_anchor=(-0.01, 0.98), handlelength=1.2)
+    axes.legend(frameon=False, fontsize=9, ncols=len(STAGE_COLOURS), loc="lower left",
+                bbox_to_anchor=(-0.01, 0.98), handlelength=1.2)
 
 
-def _draw_speed(axes, records):
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+def _charted(metric: Metric, records: Sequence[RoundRecord]) -> list[tuple[int, float]]:
+    """Round and value of what a chart of a metric shows. Round 0 has a place in it for what clients are
+    evaluated by."""
+    wanted = [record for record in records if record.round or metric.per == "client"]
+    return [(r.round, value) for r in wanted if (value := getattr(r, metric.name)) is not None]
 
-    marker = "o" if len(records) <= MANY_ROUNDS else None
-    axes.plot([r.round for r in records], [r.tokens_per_s for r in records], color=GREEN, linewidth=1.6, marker=marker, markersize=3.5)
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+def _draw_chart(axes, metric: Metric, shown: list[tuple[int, float]]):
+    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+    marker = "o" if len(shown) <= MANY_ROUNDS else None
+    rounds, values = zip(*shown)
+    colour = BLUE if metric.unit == "accuracy" else GREEN
+    axes.plot(rounds, values, color=colour, linewidth=1.6, marker=marker, markersize=3.5)
+    is_share = metric.unit in ("share", "accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0) if is_share else EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    axes.set_ylabel("trained tokens/s")
-    _from_zero(axes, [r.tokens_per_s for r in records])
+    axes.set_ylabel(metric.panel)
+    _from_zero(axes, values)
 
 
 def _from_zero(axes, values):

@@ -1,7 +1,8 @@
 """The live line on stderr: which round, which step, the losses, the speed and when it ends.
 
-On a terminal the line rewrites itself. In a log (a file, a pipe, a scheduler) each round is one line, and a long round says once a minute
-that it is alive. Nothing here may stop a run: a terminal that goes away ends the display, not the training.
+On a terminal the line rewrites itself. In a log (a file, a pipe, a scheduler) each round is one line, and a
+long round says once a minute that it is alive. Nothing here may stop a run: a terminal that goes away ends
+the display, not the training.
 """
 
 import math
@@ -24,8 +25,9 @@ DEFAULT_COLUMNS = 80
 def remaining_seconds(recent_s: list[float], rounds_left: int, elapsed_s: float, done_share: float) -> float | None:
     """Seconds to the end of the run, or None while nothing is known.
 
-    The median of recent rounds forgives a first round that compiles and a round that waited for a late client. Before any round has
-    finished, the share of the first round's local steps that is done stands in for it.
+    The median of recent rounds forgives a first round that compiles and a round that waited for a late
+    client. Before any round has finished, the share of the first round's local steps that is done stands in
+    for it.
 
     Args:
         recent_s: wall seconds of the last rounds of this start.
@@ -49,7 +51,8 @@ def bar_text(share: float, filled: str, empty: str) -> str:
 
 
 def fit(parts: list[tuple[int, str]], columns: int) -> str:
-    """Join the parts by two spaces; while that is wider than `columns`, drop the part of the lowest importance (the number)."""
+    """Join the parts by two spaces; while that is wider than `columns`, drop the part of the lowest
+    importance (the number)."""
     kept = list(parts)
     while len(kept) > 1 and len("  ".join(text for _, text in kept)) > columns:
         kept.remove(min(kept, key=lambda part: part[0]))
@@ -74,7 +77,7 @@ class Progress:
         self._began = now()
         self._drawn = -math.inf if self._terminal else now()
         self._position = (resume_round + 1, 0, 1)
-        self._train_loss = self._val_loss = self._tokens_per_s = None
+        self._train_loss = self._val_loss = self._val_exact = self._tokens_per_s = None
         self._line_open = False
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
@@ -96,6 +99,7 @@ class Progress:
         self._began = self._drawn = self._now()
         self._train_loss = record.train_loss if record.train_loss is not None else self._train_loss
         self._val_loss = record.val_loss if record.val_loss is not None else self._val_loss
+        self._val_exact = record.val_exact if record.val_exact is not None else self._val_exact
         self._position = (record.round + 1, 0, 1)
         if self._terminal:
             self._draw(self._running_parts())
@@ -141,11 +145,16 @@ class Progress:
 
     def _loss_parts(self) -> list[tuple[int, str]]:
         parts = [] if self._train_loss is None else [(90, f"loss {loss_text(self._train_loss)}")]
-        return parts if self._val_loss is None else [*parts, (70, f"held-out {loss_text(self._val_loss)}")]
+        if self._val_loss is not None:
+            parts.append((70, f"held-out {loss_text(self._val_loss)}"))
+        if self._val_exact is not None:
+            parts.append((30, f"exact {100 * self._val_exact:.1f} %"))
+        return parts
 
     def _draw(self, parts: list[tuple[int, str]]) -> None:
         if self._terminal:
-            # One column stays free: a character in the last one makes some terminals wrap, and the line would no longer rewrite itself.
+            # One column stays free: a character in the last one makes some terminals wrap, and the line would
+            # no longer rewrite itself.
             self._stream.write("\r" + fit(parts, self._stream.columns() - 1) + "\x1b[K")
             self._line_open = True
         else:

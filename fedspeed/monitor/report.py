@@ -1,4 +1,5 @@
-"""The report of a run: `report.md`, `report.png` and, where models are compared, `comparison.png`."""
+"""The report of a run: `report.md`, `report.png`, where models are compared `comparison.png`, and
+`summary.json` for programs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,21 +11,23 @@ from fedspeed.data.usage import PromptFormat, fenced, snippet
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.files import write_atomically
 from fedspeed.monitor import plots
-from fedspeed.monitor.clock import STAGES
-from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_text, shows_everything, visible
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_text
+from fedspeed.monitor.summary_file import write_summary
+from fedspeed.monitor.tables import cell, clients_table, results_table, rounds_section, table, time_section
 from fedspeed.monitor.trace import read_spans
-from fedspeed.units import bytes_text, count_text, loss_text, seconds_text
+from fedspeed.monitor.visibility import shows_everything, visible
+from fedspeed.units import bytes_text, seconds_text
 
-CLIPPED = "a participant told a wrong size of its update, and what was beyond the sizes that all told was cut off"
-ESTIMATED = "≈"
-ROUNDS_SHOWN = 21  # 20 and the losses before the first
+CLIPPED = ("a participant told a wrong size of its update, "
+           "and what was beyond the sizes that all told was cut off")
 
 
 @dataclass(frozen=True)
 class Export:
-    """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in; `base` is a folder or hub name;
-    `dtype` is the run's numeric type as torch calls it, in which the result computes what the run has computed; `prompt` is the format of the
-    rows, and `drawn` says that the base's weights are in no file."""
+    """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in;
+    `base` is a folder or hub name; `dtype` is the run's numeric type as torch calls it, in which the result
+    computes what the run has computed; `prompt` is the format of the rows, and `drawn` says that the base's
+    weights are in no file."""
 
     kind: Literal["adapter", "model"]
     folder: str
@@ -67,7 +70,8 @@ class ComparisonRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models side by side on the same held-out items. `federated` names the row that is the result of the run."""
+    """Models side by side on the same held-out items. `federated` names the row that is the result of the
+    run."""
 
     rows: tuple[ComparisonRow, ...]
     federated: str = "federated"
@@ -75,11 +79,14 @@ class Comparison:
 
 def write_report(
     folder: Path, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
-    routing_mode: str, comparison: Comparison | None = None, plot: bool = True, data: DataReport | None = None,
+    routing_mode: str, comparison: Comparison | None = None, plot: bool = True,
+    data: DataReport | None = None,
 ) -> Path:
-    """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole.
+    """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole,
+    `summary.json` last: where it is, all are.
 
-    In masked modes it shows counts and sums only; a comparison, which has a row per client, is left out there.
+    In masked modes it shows counts and sums only; a comparison, which has a row per client, is left out
+    there.
     """
     folder = Path(folder)
     records = [visible(record, routing_mode) for record in records]
@@ -89,25 +96,27 @@ def write_report(
     spans = read_spans(folder) if plot and shows_everything(routing_mode) else {}
     if spans:
         write_atomically(folder / "timeline.png", plots.png(plots.timeline_figure(spans)))
-    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode, comparison=comparison, plot=plot, timeline=bool(spans),
-                       data=data)
+    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode,
+                       comparison=comparison, plot=plot, timeline=bool(spans), data=data)
     write_atomically(folder / "report.md", text.encode())
     if plot and _trained(records):
         write_atomically(folder / "report.png", plots.png(plots.run_figure(records, summary, folder.name)))
     if plot and comparison:
         write_atomically(folder / "comparison.png", plots.png(plots.comparison_figure(comparison)))
+    write_summary(folder, summary)
     return folder / "report.md"
 
 
 def report_text(
     name: str, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
-    routing_mode: str, comparison: Comparison | None, plot: bool, timeline: bool = False, data: DataReport | None = None,
+    routing_mode: str, comparison: Comparison | None, plot: bool, timeline: bool = False,
+    data: DataReport | None = None,
 ) -> str:
     """The Markdown of the report. `records` and `summary` are what `visible` leaves of them."""
     sections = [
         f"# Run `{name}`: {summary.status}",
         _status(summary, facts),
-        "## Result\n\n" + _table(("", ""), _result_rows(summary)),
+        "## Result\n\n" + results_table(summary),
     ]
     if comparison:
         sections.append(_comparison_section(comparison, plot))
@@ -118,26 +127,19 @@ def report_text(
     if data:
         sections.append("## Rows\n\n" + _rows_section(data))
     if records:
-        sections.append("## Rounds\n\n" + _rounds_section(records, summary))
-        sections.append("## Where the time went\n\n" + _time_section(records))
+        sections.append("## Rounds\n\n" + rounds_section(records, summary))
+        sections.append("## Where the time went\n\n" + time_section(records))
     if timeline:
-        sections.append("## What ranks did when\n\n![a row for each rank](timeline.png)\n\nOf the first rounds; all of it is in the files of `trace/`, for "
-                        "https://ui.perfetto.dev.")
+        sections.append("## What ranks did when\n\n![a row for each rank](timeline.png)\n\n"
+                        "Of the first rounds; all of it is in the files of `trace/`, "
+                        "for https://ui.perfetto.dev.")
     if facts.predicted and summary.device_bytes:
         sections.append("## Predicted and measured\n\n" + _prediction(facts.predicted, summary))
     if any(record.per_client for record in records):
-        sections.append("## Clients\n\n" + _clients_section(records))
+        sections.append("## Clients\n\n" + clients_table(records))
     sections.append("## Missing updates and restarts\n\n" + _failures(summary))
     sections.append(_configuration(config_text))
     return "\n\n".join(sections) + "\n"
-
-
-def rounds_to_show(records: Sequence[RoundRecord], best_round: int | None, limit: int = ROUNDS_SHOWN) -> list[RoundRecord]:
-    """All of up to `limit` rounds; else an even selection, first and last included, the best one, and every one that lacks an update or a part of one."""
-    if len(records) <= limit:
-        return list(records)
-    even = {round(index * (len(records) - 1) / (limit - 1)) for index in range(limit)}
-    return [record for index, record in enumerate(records) if index in even or record.round == best_round or record.missing_count or record.clipped]
 
 
 def missing_text(gap: MissingUpdates) -> str:
@@ -146,7 +148,9 @@ def missing_text(gap: MissingUpdates) -> str:
     if not gap.clients:
         return text
     names = [str(client) for client in gap.clients]
-    return text + (f" (client {names[0]})" if len(names) == 1 else f" (clients {', '.join(names[:-1])} and {names[-1]})")
+    if len(names) == 1:
+        return f"{text} (client {names[0]})"
+    return f"{text} (clients {', '.join(names[:-1])} and {names[-1]})"
 
 
 def _trained(records: Sequence[RoundRecord]) -> bool:
@@ -171,7 +175,8 @@ def _status(summary: Summary, facts: Facts) -> str:
         lines.append(f"**{_count(summary.missing_count, 'update')} {verb} missing** from the result: "
                      "see [below](#missing-updates-and-restarts).")
     if summary.clipped:
-        lines.append(f"**{_count(summary.clipped, 'value')} of the updates counted for less than they should**: {CLIPPED}.")
+        values = _count(summary.clipped, "value")
+        lines.append(f"**{values} of the updates counted for less than they should**: {CLIPPED}.")
     if summary.absent:
         text = absent_text(summary.absent)
         lines.append(f"{text[0].upper()}{text[1:]} from `rounds.jsonl`: the numbers below are without "
@@ -183,47 +188,26 @@ def _status(summary: Summary, facts: Facts) -> str:
     return "\n".join(f"> {line}  " for line in lines).rstrip()
 
 
-def _result_rows(summary: Summary) -> list[tuple[str, str]]:
-    where = f"round {summary.best_round}" if summary.best_round else "the start"
-    best = "-" if summary.best_round is None else f"{loss_text(summary.best_val_loss)} ({where})"
-    speed = count_text(summary.tokens / summary.seconds) if summary.seconds else "-"
-    rows = [
-        ("held-out loss, first", loss_text(summary.first_val_loss)),
-        ("held-out loss, last", loss_text(summary.last_val_loss)),
-        ("held-out loss, best", best),
-        ("rounds", f"{summary.rounds} of {summary.total_rounds}"),
-        ("time in rounds", seconds_text(summary.seconds)),
-        ("tokens trained", count_text(summary.tokens)),
-        ("trained tokens per second", speed),
-        ("sent between clients", bytes_text(summary.bytes_sent)),
-    ]
-    if summary.peak_bytes is not None:
-        rows.append(("peak memory of a rank", bytes_text(summary.peak_bytes)))
-    if summary.device_bytes is not None:
-        rows.append(("most that tensors took on a device", bytes_text(summary.device_bytes)))
-    if summary.loaded_bytes:
-        rows.append(("base loaded onto devices", bytes_text(summary.loaded_bytes)))
-    if summary.bubble is not None:
-        rows.append(("idle part of the pipelines' passes, median round", f"{summary.bubble:.0%}"))
-    if (summary.overlap or 0) >= 0.01:  # of a run whose rounds do not overlap, nothing but how the clocks are read
-        rows.append(("exchange hidden behind training, median round", f"{summary.overlap:.0%}"))
-    return [*rows, ("missing updates", str(summary.missing_count)), ("restarts", str(summary.restarts))]
-
-
 def comparison_text(comparison: Comparison) -> str:
     """The comparison as lines for a terminal."""
     wide = max(len(row.name) for row in comparison.rows)
-    return "\n".join(f"  {row.name:<{wide}}  held-out loss {row.held_out_loss:7.4f}"
-                     + ("" if row.accuracy is None else f"  right answers {100 * row.accuracy:5.1f} %") for row in comparison.rows)
+    lines = []
+    for row in comparison.rows:
+        accuracy = "" if row.accuracy is None else f"  right answers {100 * row.accuracy:5.1f} %"
+        lines.append(f"  {row.name:<{wide}}  held-out loss {row.held_out_loss:7.4f}{accuracy}")
+    return "\n".join(lines)
 
 
 def _comparison_section(comparison: Comparison, plot: bool) -> str:
     rows = []
     for row in comparison.rows:
-        cells = (row.name, f"{row.held_out_loss:.4f}", "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} %")
-        rows.append(tuple(f"**{_cell(cell)}**" for cell in cells) if row.name == comparison.federated else tuple(map(_cell, cells)))
-    text = "## Federated against alone\n\nAll models answer the same held-out items, those of every client.\n\n"
-    text += _table(("model", "held-out loss", "accuracy"), rows, right=(1, 2), escape=False)
+        accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
+        cells = (row.name, f"{row.held_out_loss:.4f}", accuracy)
+        mark = "**" if row.name == comparison.federated else ""
+        rows.append(tuple(f"{mark}{cell(content)}{mark}" for content in cells))
+    text = ("## Federated against alone\n\n"
+            "All models answer the same held-out items, those of every client.\n\n")
+    text += table(("model", "held-out loss", "accuracy"), rows, right=(1, 2), escape=False)
     return text + ("\n\n![held-out loss and accuracy of each model](comparison.png)" if plot else "")
 
 
@@ -235,23 +219,27 @@ def _usage(export: Export | None) -> str:
     code = snippet(export.kind, export.folder, export.base, export.dtype, export.prompt)
     text = f"The {export.kind} of {whence} is an ordinary {what} folder"
     if export.drawn and export.kind == "adapter":
-        text += ". The base's weights were drawn at random and are in no file, so that only a run with the same seed can use it."
+        text += (". The base's weights were drawn at random and are in no file, "
+                 "so that only a run with the same seed can use it.")
     else:
         text += f":\n\n{fenced(code, 'python')}"
     if export.prompt:
-        asked = "" if export.drawn and export.kind == "adapter" else f"`fedspeed chat {export.folder}` asks it in a terminal. "
+        is_usable = not export.drawn or export.kind != "adapter"
+        asked = f"`fedspeed chat {export.folder}` asks it in a terminal. " if is_usable else ""
         text += f"\n\n{asked}The prompt:\n\n{export.prompt.described()}"
     return f"{text}\n\nTo train on from it: `{key}={export.folder}`."
 
 
 def _what_ran(facts: Facts, routing_mode: str) -> str:
-    text = _table(("", ""), [*facts.run.items(), ("routing mode", routing_mode)])
+    text = table(("", ""), [*facts.run.items(), ("routing mode", routing_mode)])
     if not facts.hosts:
         return text
     if not shows_everything(routing_mode):
-        return f"{text}\n\n{len(facts.hosts)} hosts; in this routing mode a report does not describe them one by one."
+        return (f"{text}\n\n{len(facts.hosts)} hosts; "
+                "in this routing mode a report does not describe them one by one.")
     columns = list(dict.fromkeys(column for host in facts.hosts for column in host))
-    return f"{text}\n\n" + _table(columns, [[host.get(column, "-") for column in columns] for host in facts.hosts])
+    rows = [[host.get(column, "-") for column in columns] for host in facts.hosts]
+    return f"{text}\n\n{table(columns, rows)}"
 
 
 def _rows_section(data: DataReport) -> str:
@@ -259,92 +247,32 @@ def _rows_section(data: DataReport) -> str:
     parts = [*(f"> {note}." for note in data.notes), f"{data.table.line()}."]
     if data.table.clients and data.table.total.harmed:
         rows = [(client, of.rows, of.kept, of.cut, of.lost) for client, of in enumerate(data.table.clients)]
-        parts.append(_table(("client", "rows", "kept", "of them cut", "lost"), rows, right=range(5)))
+        parts.append(table(("client", "rows", "kept", "of them cut", "lost"), rows, right=range(5)))
     return "\n\n".join(parts)
-
-
-def _rounds_section(records: Sequence[RoundRecord], summary: Summary) -> str:
-    shown = rounds_to_show(records, summary.best_round)
-    rows = []
-    for record in shown:
-        best = " (best)" if record.round == summary.best_round else ""
-        error = _error_text(record)
-        norm = "-" if record.update_norm is None else f"{record.update_norm:.3g}"
-        updates = f"{record.received} of {record.clients}" if record.clients else "-"
-        rows.append((
-            record.round, loss_text(record.train_loss), loss_text(record.val_loss) + best, updates, seconds_text(record.seconds),
-            count_text(record.tokens_per_s), bytes_text(record.bytes_sent), f"{record.lr:.3g}", norm, error))
-    header = ("round", "train loss", "held-out loss", "updates", "time", "tokens/s", "sent", "learning rate", "update norm", "factor error")
-    table = _table(header, rows, right=range(len(header)))
-    if any(cell.startswith(ESTIMATED) for *_, cell in rows):
-        table += (f"\n\n{ESTIMATED}: the factor error is estimated from random probes, and right to about 40 % with one adapted matrix, 10 % with "
-                  "16, 3 % with 200.")
-    if len(shown) < len(records):
-        table += f"\n\n{len(shown)} of {len(records)} rounds; all of them are in `rounds.jsonl`."
-    return table
-
-
-def _error_text(record: RoundRecord) -> str:
-    """The factor error with the digits that it has."""
-    if record.factor_error is None:
-        return "-"
-    return f"{record.factor_error:.2e}" if record.factor_error_exact else f"{ESTIMATED}{record.factor_error:.0e}"
-
-
-def _time_section(records: Sequence[RoundRecord]) -> str:
-    total = sum(record.seconds for record in records)
-    rows = []
-    for stage in (*STAGES, "other"):
-        seconds = sum(getattr(record, f"{stage}_s") for record in records)
-        rows.append((stage, seconds_text(seconds), f"{100 * seconds / total:.1f} %" if total else "-"))
-    legend = ("Mean over the ranks, of the wall time of all rounds. `gather` fetches partitioned weights, `exchange` moves updates between "
-              "clients, `idle` waits for others, `other` is evaluation, data and bookkeeping that no stage accounts for.")
-    return f"{legend}\n\n{_table(('stage', 'time', 'share'), rows, right=(1, 2))}"
 
 
 def _prediction(predicted: Predicted, summary: Summary) -> str:
     """The planner's numbers beside those of the run."""
-    rows = [("device memory of the fullest rank", bytes_text(predicted.device_bytes), bytes_text(summary.device_bytes),
-             _off(predicted.device_bytes, summary.device_bytes))]
+    rows = [("device memory of the fullest rank", bytes_text(predicted.device_bytes),
+             bytes_text(summary.device_bytes), _off(predicted.device_bytes, summary.device_bytes))]
     if predicted.step_s is not None and summary.step_s:
-        rows.append(("a local step of the slowest rank", f"{predicted.step_s:.3f} s", f"{summary.step_s:.3f} s",
-                     _off(predicted.step_s, summary.step_s)))
-    legend = "For the longest row of the reporting rank's clients; see docs/planner.md. Tensors only: driver and libraries are not in it."
-    return f"{legend}\n\n{_table(('', 'predicted', 'measured', 'off by'), rows, right=(1, 2, 3))}"
+        rows.append(("a local step of the slowest rank", f"{predicted.step_s:.3f} s",
+                     f"{summary.step_s:.3f} s", _off(predicted.step_s, summary.step_s)))
+    legend = ("For the longest row of the reporting rank's clients; see docs/planner.md. "
+              "Tensors only: driver and libraries are not in it.")
+    return f"{legend}\n\n{table(('', 'predicted', 'measured', 'off by'), rows, right=(1, 2, 3))}"
 
 
 def _off(predicted: float, measured: float) -> str:
     return f"{100 * (predicted / measured - 1):+.0f} %"
 
 
-def _clients_section(records: Sequence[RoundRecord]) -> str:
-    by_client = {}
-    for record in records:
-        for client in record.per_client:
-            by_client.setdefault(client.client, []).append(client)
-    asked_in_vain = [client for record in records for client in record.missing]
-    rows = []
-    for client in sorted(by_client.keys() | set(asked_in_vain)):
-        parts = by_client.get(client, [])
-        rows.append((
-            client, len(parts), asked_in_vain.count(client), loss_text(_last(part.train_loss for part in parts)),
-            loss_text(_last(part.val_loss for part in parts)), sum(part.local_steps for part in parts),
-            count_text(sum(part.tokens for part in parts)),
-            *(seconds_text(sum(getattr(part, f"{stage}_s") for part in parts)) for stage in STAGES)))
-    header = ("client", "updates", "missing", "last train loss", "last held-out loss", "local steps", "tokens", *STAGES)
-    return _table(header, rows, right=range(len(header)))
-
-
 def _failures(summary: Summary) -> str:
     restarts = f"{_count(summary.restarts, 'restart')}."
     if not summary.missing:
         return f"Every update of every finished round arrived. {restarts}"
-    return "\n".join(["These updates are not in the result:\n", *(f"- {missing_text(gap)}" for gap in summary.missing), f"\n{restarts}"])
-
-
-def _last(values):
-    """The last value that was measured, or None."""
-    return next((value for value in reversed(list(values)) if value is not None), None)
+    gaps = (f"- {missing_text(gap)}" for gap in summary.missing)
+    return "\n".join(["These updates are not in the result:\n", *gaps, f"\n{restarts}"])
 
 
 def _configuration(config_text: str) -> str:
@@ -352,18 +280,8 @@ def _configuration(config_text: str) -> str:
     while fence in config_text:  # a fence ends at the first run of tildes that is as long
         fence += "~"
     block = f"{fence}yaml\n{config_text.rstrip()}\n{fence}"
-    return f"## Configuration\n\n<details><summary>the resolved configuration</summary>\n\n{block}\n\n</details>"
-
-
-def _table(header, rows, right=(), escape=True) -> str:
-    """A Markdown table; the columns whose numbers are in `right` are right-aligned."""
-    rule = ["---:" if column in right else "---" for column in range(len(header))]
-    cells = [[_cell(str(cell)) if escape else cell for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), rule, *cells])
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split()) or "-"
+    heading = "## Configuration\n\n<details><summary>the resolved configuration</summary>"
+    return f"{heading}\n\n{block}\n\n</details>"
 
 
 def _count(count: int, noun: str) -> str:

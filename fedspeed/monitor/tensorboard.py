@@ -1,60 +1,49 @@
 """Our own TensorBoard event file, with the round on the x-axis.
 
-DeepSpeed's monitor writes on rank 0 of every torch world, that is once per cluster into one folder. The event format is little more than
-protobuf, so it is written with TensorBoard's own record writer: without torch, without a thread, and with a file name that holds no host
-name. A round is one event, so a crash leaves all of its values or none.
+DeepSpeed's monitor writes on rank 0 of every torch world, that is once per cluster into one folder. The event
+format is little more than protobuf, so it is written with TensorBoard's own record writer: without torch,
+without a thread, and with a file name that holds no host name. A round is one event, so a crash leaves all of
+its values or none.
 """
 
 import time
 from pathlib import Path
 
-from fedspeed.monitor.clock import STAGES
-from fedspeed.monitor.records import RoundRecord, visible
+from fedspeed.monitor.records import ClientRecord, RoundRecord
+from fedspeed.monitor.visibility import visible
 
-GIB = 2**30
 OWN_FILES = "events.out.tfevents.*.fedspeed"  # readers look for "tfevents" in the name
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
-    """Tag -> value. What was not measured has no tag; per-client tags exist only if the record names clients."""
-    values = {
-        "loss/train": record.train_loss,
-        "loss/held_out": record.val_loss,
-        "speed/tokens_per_s": record.tokens_per_s,
-        "memory/peak_gib": None if record.peak_bytes is None else record.peak_bytes / GIB,
-        "memory/device_gib": None if record.device_bytes is None else record.device_bytes / GIB,
-        "base/loaded_gib": record.loaded_bytes / GIB if record.loaded_bytes else None,
-        "network/bytes_sent": record.bytes_sent,
-        **{f"seconds/{stage}": getattr(record, f"{stage}_s") for stage in STAGES},
-        "seconds/round": record.seconds,
-        "overlap/bubble": record.bubble,
-        "overlap/exchange_hidden": record.overlap,
-        "federation/factor_error": record.factor_error,
-        "federation/update_norm": record.update_norm,
-        "federation/learning_rate": record.lr,
-        "federation/updates_received": record.received,
-    }
+    """Tag -> value. What was not measured has no tag; per-client tags exist only if the record names
+    clients."""
+    values = _tagged(record, "")
     for client in record.per_client:
-        values |= {
-            f"client_{client.client}/loss/train": client.train_loss,
-            f"client_{client.client}/loss/held_out": client.val_loss,
-            f"client_{client.client}/tokens": client.tokens,
-            f"client_{client.client}/local_steps": client.local_steps,
-            f"client_{client.client}/network/bytes_sent": client.bytes_sent,
-            f"client_{client.client}/memory/peak_gib": client.peak_bytes / GIB,
-            **{f"client_{client.client}/seconds/{stage}": getattr(client, f"{stage}_s") for stage in STAGES},
-        }
-    return {tag: value for tag, value in values.items() if value is not None}
+        values |= _tagged(client, f"client_{client.client}/")
+    return values
+
+
+def _tagged(record: RoundRecord | ClientRecord, before: str) -> dict[str, float]:
+    """The values of a record that have a tag, behind `before`."""
+    values = {}
+    for metric in record.metrics():
+        value = getattr(record, metric.name)
+        is_told = metric.tag and value is not None and (metric.tag_from is None or value >= metric.tag_from)
+        if is_told:
+            values[before + metric.tag] = value / metric.tag_scale
+    return values
 
 
 class TensorBoardWriter:
     """One event file in `folder` for this start of the run.
 
     Args:
-        resume_after_round: rounds up to here stay; what earlier starts wrote for later ones is hidden by a session mark, which tells every
-            reader of the folder to drop steps from there on. 0 is a fresh start and removes our earlier files: the mark would hide their
-            numbers, but not their text.
-        config_text: the resolved configuration, shown under Text; written when the folder has no round to continue.
+        resume_after_round: rounds up to here stay; what earlier starts wrote for later ones is hidden by a
+            session mark, which tells every reader of the folder to drop steps from there on. 0 is a fresh
+            start and removes our earlier files: the mark would hide their numbers, but not their text.
+        config_text: the resolved configuration, shown under Text; written when the folder has no round to
+            continue.
     """
 
     def __init__(self, folder: Path, resume_after_round: int, routing_mode: str, config_text: str):
@@ -93,7 +82,8 @@ class TensorBoardWriter:
 
 
 def _next_file(folder: Path) -> Path:
-    """Readers take the files of a folder in the order of their names, so a new one must sort last even if the clock went back."""
+    """Readers take the files of a folder in the order of their names, so a new one must sort last even if the
+    clock went back."""
     earlier = [int(path.name.split(".")[3]) for path in folder.glob(OWN_FILES)]
     return folder / f"events.out.tfevents.{max([int(time.time()), *(stamp + 1 for stamp in earlier)]):010d}.fedspeed"
 

@@ -10,8 +10,9 @@ from fedspeed.cluster.topology import Topology
 from fedspeed.errors import PlanError
 from fedspeed.planner.hardware import Node
 from fedspeed.planner.pipeline.forecast import PipelineForecast, client_pipeline, cluster_pipeline
+from fedspeed.planner.places import place_of
 from fedspeed.planner.plan import Place, Task
-from fedspeed.planner.search import place_of, plan
+from fedspeed.planner.search import plan
 from fedspeed.planner.timing import exchange_s
 
 MODELS = (*(f"deepseek-ai/DeepSeek-R1-Distill-{name}" for name in ("Qwen-1.5B", "Qwen-7B", "Llama-8B", "Qwen-14B")), "gpt3-6.7b")

@@ -54,11 +54,13 @@ class Card:
 
 @dataclass(frozen=True)
 class Roster:
-    """Members in their order, which numbers them. `digest` is of all that the signer has signed."""
+    """Members in their order, which numbers them. `digest` is of all that the signer has signed, `server` the number of the one that is the
+    server of a method that has one."""
 
     members: tuple[Card, ...]
     epoch: int
     digest: bytes
+    server: int | None = None
 
     @property
     def keys(self) -> tuple[bytes, ...]:
@@ -112,17 +114,24 @@ def read_card(path: Path) -> Card:
     return _card(_json(path), str(path))
 
 
-def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int) -> str:
-    """The roster's file.
+def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int, server: str = "") -> str:
+    """Write the roster's file.
+
+    Args:
+        server: name of the member that is the server; empty: none is.
 
     Raises:
-        FedSpeedError: two members have the same name, key or address.
+        FedSpeedError: two members have the same name, key or address, or the server is no member.
     """
     for what, values in (("name", [c.name for c in cards]), ("key", [c.key for c in cards]), ("address", [c.address for c in cards])):
         if len(set(values)) < len(values):
             twice = next(v for v in values if values.count(v) > 1)
             raise FedSpeedError(f"two members have the same {what}" + (f", {twice}" if isinstance(twice, str) else "") + "; every member needs its own")
     body = {"format": FORMAT, "epoch": epoch, "members": [{"name": c.name, "address": c.address, "certificate": c.certificate} for c in cards]}
+    if server:
+        if server not in [c.name for c in cards]:
+            raise FedSpeedError(f"the server {server} is no member; members are {', '.join(c.name for c in cards)}")
+        body["server"] = server
     return json.dumps({**body, "signer": fingerprint(public_of(signer)),
                        "signature": signer.sign(_signed(body)).hex()}, indent=1) + "\n"
 
@@ -136,7 +145,7 @@ def read_roster(path: Path, signer: str) -> Roster:
     text = _json(path)
     signer = pinned(signer)
     try:
-        body = {key: text[key] for key in ("format", "epoch", "members")}
+        body = {key: text[key] for key in ("format", "epoch", "members")} | {key: text[key] for key in ("server",) if key in text}
         found, signature = text["signer"], bytes.fromhex(text["signature"])
         if body["format"] != FORMAT or not isinstance(body["epoch"], int) or not isinstance(body["members"], list):
             raise ValueError("its parts have other kinds than they should")
@@ -150,7 +159,9 @@ def read_roster(path: Path, signer: str) -> Roster:
     except (Refused, ValueError) as error:
         raise FedSpeedError(f"{path}: its signature does not hold; it was changed after it was signed, ask for it again") from error
     members = tuple(_card(member, str(path)) for member in body["members"])  # parsed only once the signer answers for them
-    return Roster(members, body["epoch"], digest(_signed(body)))
+    names = [card.name for card in members]
+    server = names.index(body["server"]) if "server" in body else None
+    return Roster(members, body["epoch"], digest(_signed(body)), server)
 
 
 def membership(config: RoutingConfig) -> tuple[Ed25519PrivateKey, Roster]:

@@ -44,6 +44,18 @@ class Transport(Protocol):
         """
         ...
 
+    def send(self, peer: int, data: np.ndarray, deadline_s: float) -> None:
+        """Give one participant a message, whatever the others do; no swap of the two may be under way.
+
+        Args:
+            data: [n] uint8. It may be on its way still when this returns, so it must not change afterwards.
+        """
+        ...
+
+    def receive(self, peer: int, deadline_s: float) -> np.ndarray:
+        """Wait for the next message of a participant; returns its bytes [n] uint8. Messages of one sender keep their order."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
+from fedspeed.planner.fitting import fits, keeping
 from fedspeed.planner.hardware import GIB, Device, Node, node_of
 from fedspeed.planner.memory import device_memory, input_bytes
+from fedspeed.planner.places import places_of
 from fedspeed.planner.plan import SLOTTED, TIERS, Place, Setting, Task
-from fedspeed.planner.search import fits, keeping, places_of
 from fedspeed.planner.task import task_of
 from fedspeed.planner.timing import seconds_of
-from fedspeed.preflight import base_sizes, read_probe_file
+from fedspeed.session.measured import base_sizes, read_probe_file
 from fedspeed.session.order import Job
 
 UNKNOWN = Device("unknown", "cpu", 0, dict.fromkeys(("fp32", "bf16", "fp16"), 1.0), 1.0, 1.0, "assumed")

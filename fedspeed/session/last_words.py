@@ -17,9 +17,9 @@ from fedspeed.config.run import RunConfig
 from fedspeed.engine.base.choose import choose_tier
 from fedspeed.engine.base.told import execution
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, EXIT_USAGE, FedSpeedError, LostPeerError, Preempted, connection_text
+from fedspeed.models.checks import weight_notes
 from fedspeed.models.saved_adapter import outside_blocks
 from fedspeed.monitor import stdout
-from fedspeed.preflight import weight_notes
 from fedspeed.session.order import Job
 from fedspeed.session.remedies import device_memory_text, out_of_device_memory
 from fedspeed.session.standing import journal_of

@@ -15,7 +15,7 @@ from fedspeed.config.load import Loaded
 from fedspeed.errors import JournalError, PlanError
 from fedspeed.models.numeric_types import NAMES, DeviceTypes, lowest_common, told
 from fedspeed.planner.hardware import Device, common_type, node_of
-from fedspeed.preflight import read_probe_file
+from fedspeed.session.measured import read_probe_file
 from fedspeed.session.order import Job, Order
 from fedspeed.session.standing import journal_of
 from fedspeed.session.together import CheckIn

@@ -18,10 +18,10 @@ from fedspeed.errors import FedSpeedError, LostPeerError, PlanError
 from fedspeed.models.planned import planned_shape
 from fedspeed.planner.hardware import node_of
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
-from fedspeed.planner.search import place_of
+from fedspeed.planner.places import place_of
 from fedspeed.planner.task import task_of
-from fedspeed.preflight import read_probe_file
 from fedspeed.session.last_words import ASKED_FILE
+from fedspeed.session.measured import read_probe_file
 from fedspeed.session.order import Job
 from fedspeed.session.remedies import out_of_device_memory
 from fedspeed.session.standing import Claim
@@ -238,6 +238,7 @@ def monitor(job: Job, resume_round: int, claim: Claim, data=None):
     if config.routing.transport == "tls":
         job.site.keep_epoch(folder)
     (folder / ASKED_FILE).unlink(missing_ok=True)
-    (folder / "report.md").unlink(missing_ok=True)  # it speaks of how an earlier start ended, and this one may end without a word
+    for name in ("report.md", "summary.json"):  # they speak of how an earlier start ended, and this one may end without a word
+        (folder / name).unlink(missing_ok=True)
     return Monitor(folder, config.monitor, config.routing.mode, config.federation.rounds, json_out=order.json_out,
                    resume_round=resume_round, data=data, config_text=render(order.loaded, order.deepspeed))

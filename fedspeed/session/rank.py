@@ -5,15 +5,19 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from fedspeed import activity, preflight
+from fedspeed import activity
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster import rendezvous
+from fedspeed.cluster.checks import check_clusters
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.pulse import Pulse
 from fedspeed.cluster.topology import plan, warnings
 from fedspeed.config.check import notes
+from fedspeed.engine.checks import check_pipeline
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
-from fedspeed.session import last_words, numeric_type, parts, sharing, standing
+from fedspeed.models.checks import weight_notes
+from fedspeed.routing.checks import check_routing, routing_notes
+from fedspeed.session import last_words, numeric_type, parts, preflight, sharing, standing
 from fedspeed.session.forecast import forecast
 from fedspeed.session.hosts import check_hosts, leave_for_hosts, several_hosts
 from fedspeed.session.inputs import check_inputs, to_keep
@@ -35,7 +39,7 @@ def run_rank(order: Order) -> int:
     with activity.during("the wait for all ranks"):
         store = rendezvous.meet(launch, order.config.cluster.start_timeout_s)
     if job.me == 0:
-        for text in [*warnings(job.topology), *notes(order.config), *preflight.routing_notes(order.config.routing, len(job.topology.participants))]:
+        for text in [*warnings(job.topology), *notes(order.config), *routing_notes(order.config.routing, len(job.topology.participants))]:
             print(f"fedspeed: {text}", file=sys.stderr)
     mpi = parts.mpi(job)
     try:
@@ -76,7 +80,7 @@ def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
         print(f"fedspeed: {decided.text}", file=sys.stderr)
     inputs = _read_inputs(job, store, claim, decided.begun)
     if job.reporter:
-        for text in preflight.weight_notes(config):
+        for text in weight_notes(config):
             print(f"fedspeed: {text}", file=sys.stderr)
     stuck = last_words.Stuck(job)
     pulse = _pulse(job, store, stuck)
@@ -171,9 +175,9 @@ def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun
         from fedspeed.models.tokenizer import check_ids, load_tokenizer
 
         preflight.check_files(order.loaded)
-        preflight.check_clusters(config, job.topology)
-        routing, _ = preflight.check_routing(order.config, job.topology)
-        preflight.check_pipeline(config, order.deepspeed, routing, job.topology, job.launch.hostfile)
+        check_clusters(config, job.topology)
+        routing, _ = check_routing(order.config, job.topology)
+        check_pipeline(config, order.deepspeed, routing, job.topology, job.launch.hostfile)
         shared, sharers = sharing.check_shared(job, store)
         check_dtype(config.model.dtype, str(order.folder) if begun_type else "", job.launch.local_rank)
         check_arithmetic(config.engine.matmul, config.engine.deterministic, job.launch.local_rank)

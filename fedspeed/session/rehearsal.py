@@ -2,8 +2,8 @@
 
 import warnings
 
-from fedspeed import preflight
 from fedspeed.errors import FedSpeedError
+from fedspeed.session import preflight
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.machine import complete
 from fedspeed.session.numeric_type import expect

@@ -12,7 +12,7 @@ from fedspeed.config.reference import comment, meaning, section_meaning
 from fedspeed.config.show import scalar
 from fedspeed.data.detect import Detected, detect
 from fedspeed.errors import ConfigError
-from fedspeed.preflight import QUICKSTART_BASE
+from fedspeed.models.checks import QUICKSTART_BASE
 
 HUB_BASE = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 Values = dict[str, dict[str, Any]]

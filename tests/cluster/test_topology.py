@@ -1,5 +1,7 @@
 """Laying clients on ranks: the rules by example, then what must hold for any hosts and clients."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,6 +51,30 @@ def test_clusters_hold_only_working_ranks_and_keep_their_own_numbering():
     assert (topology.place(6).cluster, topology.place(6).cluster_rank, topology.place(6).clients) == (None, None, ())
     assert topology.gateways == topology.participants == (0, 2, 4)
     assert topology.cluster_of("slow").ranks == (2, 3)
+
+
+def with_server(*slots, at):
+    return [replace(host, role="server") if index == at else host for index, host in enumerate(hosts(*slots))]
+
+
+def test_a_server_carries_no_client_and_takes_part():
+    topology = plan(with_server(2, 2, 2, at=1), 2, "auto", server=True)
+    assert client_ranks(topology) == [(0, 1), (4, 5)] and topology.server == (2, 3) and topology.idle == ()
+    assert topology.participants == (0, 2, 4)
+    assert topology.place(3).cluster_rank == 1 and topology.cluster_of(topology.place(3).cluster).ranks == (2, 3)
+    assert client_ranks(plan(with_server(8, 2, 2, at=0), 2, "2", server=True)) == [(8, 9), (10, 11)]
+    assert client_ranks(plan(with_server(1, 1, 1, 1, at=1), 1, "2", server=True)) == [(2, 3)], "a client does not span the server"
+
+
+def test_a_method_without_a_server_leaves_it_idle():
+    topology = plan(with_server(2, 2, at=0), 2, "auto")
+    assert client_ranks(topology) == [(2,), (3,)] and topology.idle == (0, 1) and topology.participants == (2, 3)
+
+
+@pytest.mark.parametrize(("machines", "says"), [(hosts(2), "role=server` in the hostfile"), (with_server(2, at=0), "name another one")])
+def test_a_server_that_is_not_there_is_asked_for(machines, says):
+    with pytest.raises(ConfigError, match=says):
+        plan(machines, 1, "auto", server=True)
 
 
 def test_a_client_over_hosts_stays_in_one_cluster():

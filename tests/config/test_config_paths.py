@@ -10,8 +10,8 @@ from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import FIELDS, load
 from fedspeed.errors import FedSpeedError, JournalError
-from fedspeed.preflight import check
 from fedspeed.session.order import Order
+from fedspeed.session.preflight import check
 from fedspeed.session.standing import journal_entry
 
 KEYS = [key for key, field in FIELDS.items() if field.path is not None]

@@ -7,8 +7,8 @@ from fedspeed.config.run import RunConfig
 from fedspeed.errors import FedSpeedError
 from fedspeed.files import json_value
 from fedspeed.models.catalogue import shape_of
-from fedspeed.preflight import read_probe_file
 from fedspeed.routing.identity import read_card
+from fedspeed.session.measured import read_probe_file
 
 LONG = '{"number": -' + "7" * 5000 + "}"  # Python converts up to 4300 digits
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from fedspeed import preflight
 from fedspeed.config.load import load
 from fedspeed.data.clients import client_rows, encode_client, row_counts
 from fedspeed.data.config import DataConfig
@@ -12,6 +11,7 @@ from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import RowCounts, RowTable, words
 from fedspeed.errors import DataError
 from fedspeed.models.tokenizer import byte_tokenizer
+from fedspeed.session import preflight
 from tests.run.launched import LLAMA
 
 CUT, LOST, WHOLE = ({"instruction": "q" * n, "output": "a" * 9} for n in (20, 40, 2))  # of 32 tokens the prompt takes n + 2

@@ -53,7 +53,7 @@ def kept_and_not(rank, base, kind, dtype, nvme):
             layers.budget = ActivationBudget(budget / GIB, 1)
             layers._saved_per_value, layers._measured_input = 0.0, 0
             for seat, name in enumerate("ab"):
-                own.load(start[name], seed=3, seat=seat)
+                own.load(start[name], seed=3, slot=seat)
             calls = []
             hooks = [block.register_forward_pre_hook(lambda *_: calls.append(1)) for block in blocks]
             sums = [own.train_step([one_step, other], 0.1) for one_step, other in itertools.pairwise(steps_of(range(3)))]

@@ -46,7 +46,7 @@ def partly_held(rank, base, kinds, dtype, nvme):
             start = stirred(own.state())
             names = sorted(start)
             held = frozenset(names[::3])
-            own.load(start, hold=held)
+            own.load(start, frozen=held)
             for seed in range(2):
                 own.train_step([random_step(seed, 2, 2)], 0.05)
             end = own.state()

@@ -273,7 +273,7 @@ def hold_half(rank, base, nvme, kind, dtype, targets):
                 gradient_clipping=1.0) as own:
         start = drawn(own.state())
         held = frozenset(filter(is_factor_a, start))
-        own.load(start, hold=held)
+        own.load(start, frozen=held)
         for i in range(3):
             own.train_step([random_step(i, 2, 1)], 1e-2)[0]
         end = own.state()

@@ -32,7 +32,7 @@ def trained(rank, base, kind, options, ranks, dtype="fp32", seats=1, clip=0.0, n
         own.load(start)
         before = own.evaluate([steps[0].micro, steps[0].micro[:1]])
         for seat in range(seats):
-            own.load(start, seat=seat, seed=seat)
+            own.load(start, slot=seat, seed=seat)
         losses = [[s.loss for s in own.train_step(steps, RATE)] for _ in range(3)]
         ends = [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(seats)]
         return before, losses, ends, own.take_loaded()
@@ -222,10 +222,10 @@ def turn(own, clients, start, steps):
         before = own.evaluate([a_clients_step(c, 9).micro for c in clients])
     losses, ends = [], []
     with own.lockstep(own.train_passes(len(clients), steps, 1), backward=True):
-        for first in range(0, len(clients), own.seats):
-            together = clients[first:first + own.seats]
+        for first in range(0, len(clients), own.client_slots):
+            together = clients[first:first + own.client_slots]
             for seat, client in enumerate(together):
-                own.load(start, seed=client, seat=seat)
+                own.load(start, seed=client, slot=seat)
             losses.append([[s.loss for s in own.train_step([a_clients_step(c, n) for c in together], RATE)] for n in range(steps)])
             ends += [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(len(together))]
     return before, losses, ends
@@ -279,20 +279,27 @@ def dies(rank, base, victim, kind):
     import os
     import signal
 
+    from fedspeed.engine.client_state import ClientState
     from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
     from fedspeed.errors import LostPeerError
 
     done = []
 
-    def mortally(self, **of):
-        done.append(of)
-        if rank == victim and len(done) == (1 if kind == "Step" else 2):
-            os.kill(os.getpid(), signal.SIGKILL)
-        method(self, **of)
+    def mortal(method):
+        def mortally(self, *of, **by_name):
+            done.append(of)
+            if rank == victim and len(done) == (1 if kind == "Step" else 2):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return method(self, *of, **by_name)
 
-    table = FederatedPipelineEngine._INSTRUCTION_MAP
-    instruction, method = next((i, m) for i, m in table.items() if i.__name__ == kind)
-    table[instruction] = mortally
+        return mortally
+
+    if kind == "Step":
+        ClientState.step = mortal(ClientState.step)
+    else:
+        table = FederatedPipelineEngine._INSTRUCTION_MAP
+        instruction, method = next((i, m) for i, m in table.items() if i.__name__ == kind)
+        table[instruction] = mortal(method)
     options = EngineConfig(pipeline="client", cuts="1,2")
     with engine(base, "resident", clients=((0, 1, 2),), adapter=LORA, options=options, gradient_clipping=0.05) as own, pytest.raises(LostPeerError) as error:
         own.load(stirred(own.state()))

@@ -34,7 +34,7 @@ def asked(own, stop=()):
     return {
         "greedy": own.generate(PROMPTS, max_new=MAX_NEW, stop=stop),
         "sampled": own.generate(PROMPTS, max_new=MAX_NEW, temperature=1.3, top_p=0.9, n=3, seed=7),
-        "one by one": [own.generate([prompt], max_new=MAX_NEW)[0] for prompt in PROMPTS],
+        "alone": own.generate(PROMPTS[2:3], max_new=MAX_NEW),
         "logprobs": own.logprobs(SEQUENCES, ASKED),
     }
 
@@ -61,7 +61,7 @@ def of_tiers(rank, base, kinds, stop, nvme, options=None):
     return found, loads
 
 
-def plain(base, stop=None):
+def plain(base, stop, seed=5):
     """The greedy answers and the log-probabilities of an ordinary model with the same adapter, one sequence at a time."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -74,7 +74,7 @@ def plain(base, stop=None):
     model = get_peft_model(model, LoraConfig(r=LORA.lora_rank, lora_alpha=LORA.alpha, target_modules=targets)).eval()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
-        for name, value in stirred({n: initial_adapter(n, p.shape, 0) for n, p in trained.items()}).items():
+        for name, value in stirred({n: initial_adapter(n, p.shape, 0) for n, p in trained.items()}, seed).items():
             trained[name].copy_(value)
         answers, logprobs = [], []
         for prompt in PROMPTS:
@@ -95,7 +95,7 @@ def same_answers(found, expected):
 
 @pytest.mark.parametrize("family", ["llama", "tied", "qwen2", "gpt2"])
 def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
-    free, _ = plain(bases[family], stop=-1)
+    free, _ = plain(bases[family], -1)
     stop = free[2][4]  # ends one answer in its middle
     greedy, logprobs = plain(bases[family], stop)
     assert greedy[2] != free[2] and len({tuple(answer) for answer in greedy}) > 1
@@ -103,7 +103,7 @@ def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
                                     EngineConfig(slots=2))
     for kind, answers in found.items():
         same_answers(answers["greedy"], [[answer] for answer in greedy])
-        same_answers(answers["one by one"], [[answer] for answer in free])
+        same_answers(answers["alone"], [[free[2]]])
         same_answers(answers["sampled"], [[one.tolist() for one in some] for some in found["zero0"]["sampled"]])
         for own, expected in zip(answers["logprobs"], logprobs, strict=True):
             assert np.abs(own - expected).max() < 1e-5
@@ -117,42 +117,66 @@ def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
     assert loads[1] <= loads[5] <= loads[1] + 4 + 2
 
 
-def of_client(rank, base, kind, ranks, nvme):
-    with engine(base, kind, clients=(tuple(range(ranks)),), adapter=LORA, nvme=nvme, options=EngineConfig(slots=2)) as own:
+def of_client(rank, base, kind, ranks, nvme, options=None):
+    with engine(base, kind, clients=(tuple(range(ranks)),), adapter=LORA, nvme=nvme, options=options or EngineConfig(slots=2)) as own:
         own.load(stirred(own.state()))
         found = asked(own)
         own.close()
         return found
 
 
-@pytest.mark.parametrize("kind", ["zero3", "client", "ram"])
-def test_the_ranks_of_a_client_share_the_prompts_and_all_know_the_answers(bases, tmp_path, kind):
-    [alone] = run_clusters([1], of_client, bases["llama"], "resident", 1, tmp_path)
-    for found in run_clusters([2], of_client, bases["llama"], kind, 2, tmp_path):
-        for name in ("greedy", "sampled", "one by one"):
+WAYS = {
+    "zero3": ("zero3", 2, None),
+    "client": ("client", 2, None),
+    "pipeline": ("resident", 3, EngineConfig(pipeline="client")),
+    "streamed pipeline": ("ram", 2, EngineConfig(pipeline="client", slots=1)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_ranks_of_a_client_share_the_work_and_all_know_the_answers(bases, tmp_path, way):
+    kind, ranks, options = WAYS[way]
+    [alone] = run_clusters([1], of_client, bases["gpt2"], "resident", 1, tmp_path)
+    for found in run_clusters([ranks], of_client, bases["gpt2"], kind, ranks, tmp_path, options):
+        for name in ("greedy", "sampled", "alone"):
             same_answers(found[name], [[one.tolist() for one in some] for some in alone[name]])
         for own, expected in zip(found["logprobs"], alone["logprobs"], strict=True):
             assert np.abs(own - expected).max() < 1e-5
 
 
-def uneven(rank, base, kind, nvme):
-    """Two clients that share a base and ask for different numbers of answers, one of them for none."""
-    with engine(base, kind, clients=((0,), (1,)), adapter=LORA, nvme=nvme) as own:
-        own.load(stirred(own.state()))
-        first = own.generate(PROMPTS[:3 if rank else 1], max_new=2 if rank else MAX_NEW)
-        second = own.generate([] if rank else PROMPTS, max_new=3)
+def uneven(rank, base, kind, clients, nvme, options):
+    """Two clients that share a base and ask for different numbers of answers, one of them in the end for none."""
+    second = rank in clients[1]
+    with engine(base, kind, clients=clients, adapter=LORA, nvme=nvme, options=options) as own:
+        own.load(stirred(own.state(), seed=6 if second else 5))
+        first = own.generate(PROMPTS[:3 if second else 1], max_new=2 if second else MAX_NEW, n=1 if second else 2)
+        last = own.generate([] if second else PROMPTS, max_new=3)
+        scores = own.logprobs(SEQUENCES, ASKED)
         own.close()
-        return first, second
+        return first, last, scores
 
 
-@pytest.mark.parametrize("kind", ["zero3", "cluster"])
-def test_clients_that_share_a_base_need_not_ask_for_as_many_answers(bases, tmp_path, kind):
-    expected, _ = plain(bases["llama"], stop=-1)
-    (first, second), (other, none) = run_clusters([2], uneven, bases["llama"], kind, tmp_path)
-    same_answers(first, [[expected[0]]])
-    same_answers(second, [[answer[:3]] for answer in expected])
-    same_answers(other, [[answer[:2]] for answer in expected[:3]])
-    assert none == []
+SHARED = {
+    "zero3": ("zero3", ((0,), (1,)), None),
+    "gathered": ("cluster", ((0,), (1,)), None),
+    "pipeline": ("resident", ((0,), (1,)), EngineConfig(pipeline="cluster")),
+    "pipeline of three": ("resident", ((0, 1), (2,)), EngineConfig(pipeline="cluster")),
+}
+
+
+@pytest.mark.parametrize("way", SHARED)
+def test_clients_that_share_a_base_ask_each_for_what_they_like(bases, tmp_path, way):
+    kind, clients, options = SHARED[way]
+    free, _ = plain(bases["llama"], -1)
+    other, logprobs = plain(bases["llama"], -1, seed=6)
+    told = run_clusters([sum(map(len, clients))], uneven, bases["llama"], kind, clients, tmp_path, options)
+    for rank in clients[0]:
+        same_answers(told[rank][0], [[free[0]] * 2])
+        same_answers(told[rank][1], [[answer[:3]] for answer in free])
+    for rank in clients[1]:
+        same_answers(told[rank][0], [[answer[:2]] for answer in other[:3]])
+        assert told[rank][1] == []
+        assert max(np.abs(own - expected).max() for own, expected in zip(told[rank][2], logprobs, strict=True)) < 1e-5
 
 
 def refused(rank, base):

@@ -7,7 +7,9 @@ import torch
 from fedspeed.engine.generation.batches import Context, Room, common_prefix, cut, parts_of_rows, right_aligned
 from fedspeed.engine.generation.cache import Segment, View
 from fedspeed.engine.generation.decode import Wanted, generated
+from fedspeed.engine.generation.pieces import Group, unread
 from fedspeed.engine.generation.sampling import Draw, Sampling
+from fedspeed.engine.generation.told import Followed, Told
 from fedspeed.errors import FedSpeedError
 
 ROOM = Room(slot_bytes=1, blocks=2, cache_bytes=10_000, batch_tokens=1_000, piece_tokens=100, step_tokens=50)
@@ -82,9 +84,30 @@ def test_a_view_shows_tokens_before_and_never_padding():
     assert step.sees(2)[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
     new = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1, 1)
     assert step.update(new, -new, 4)[0].flatten(1).tolist() == [[3, 4, 5, 10], [0, 1, 2, 20], [0, 1, 2, 30]]
-    own.keep(np.array([0, 2]))
-    again = View([(tail, behind[[0, 2]])], own, np.array([[2], [4]]))
+    again = View([(tail, behind[[0, 2]])], own, np.array([[2], [4]]), kept=np.array([0, 2]))
     assert again.update(new[:2], -new[:2], 4)[1].flatten(1).tolist() == [[-3, -4, -5, -10, -10], [0, -1, -2, -30, -20]]
+
+
+def test_a_rank_that_is_told_of_pieces_follows_them_without_a_token():
+    told, followed = Told(), Followed()
+    group, shown = Group([np.array([5, 6, 7]), np.array([8])], None), []
+
+    def follow(piece):
+        integers = told.integers([piece])
+        [other] = followed.pieces(integers)
+        assert np.array_equal(other.view.sees(), piece.view.sees()) and np.array_equal(other.positions, piece.positions)
+        assert not other.tokens.any() and other.count == 0
+        shown.append(other.view.update(*[torch.full((*piece.tokens.shape, 1), float(len(shown))).unsqueeze(1)] * 2, 0)[0].flatten(1).tolist())
+
+    follow(group.begin(np.array([0, 1]), unread, True))
+    follow(group.follow(np.array([0, 0, 1]), [np.array([9])] * 3, unread, True))
+    group.keep(np.array([0, 2]))
+    group.keep(np.array([1]))
+    follow(group.follow(np.array([1]), [np.array([9])], unread, True))
+    assert shown == [[[0] * 3] * 2, [[0] * 3 + [1]] * 3, [[0] * 3 + [1, 2]]]
+    assert len(followed._segments) == 2
+    del group
+    assert followed.pieces(told.integers([])) == [] and not followed._segments
 
 
 def test_what_prompts_begin_with_is_computed_once_and_rows_that_stop_are_let_go():

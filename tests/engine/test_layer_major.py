@@ -186,7 +186,7 @@ def seated(rank, base, seats, nvme):
         for first in range(0, 3, seats):
             clients = range(first, min(3, first + seats))
             for seat, client in enumerate(clients):
-                own.load(stirred(start, seed=client), seed=40 + client, seat=seat)
+                own.load(stirred(start, seed=client), seed=40 + client, slot=seat)
             own.store.take_loads()
             for i in range(2):
                 sums = own.train_step([random_step(10 * client + i, 2, 1 + client) for client in clients], LR)
@@ -254,7 +254,8 @@ def device_memory(rank, base, kind, nvme):
         own.train_step([step], LR)
         standing = storage_bytes(own._standing())
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            own._train_step([step], LR)
+            own._gradients([step])
+            own._step(LR)
         profiler.export_chrome_trace(str(Path(nvme) / f"{kind}.json"))
         events = [e for e in json.loads((Path(nvme) / f"{kind}.json").read_text())["traceEvents"] if e.get("name") == "[memory]"]
         now = peak = 0

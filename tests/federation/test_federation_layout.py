@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.ledger import CLIENT_WORDS, RANK_WORDS, Ledger
+from fedspeed.federation.ledger import CLIENT_SIGNALS, RANK_SIGNALS, Ledger
+from fedspeed.monitor.metrics import registry
 
 SHAPES = st.dictionaries(st.text("abAB.", min_size=1, max_size=6), st.lists(st.integers(1, 4), max_size=3).map(tuple), max_size=6)
 
@@ -68,11 +69,11 @@ def test_no_two_words_of_a_ledger_share_a_slot():
     ledger, value = Ledger(2, 2), 0
     expected = {}
     for index in range(2):
-        for word in CLIENT_WORDS:
+        for word in (*registry.slots("client", False), *CLIENT_SIGNALS):
             value += 1
             ledger.add_client(index, **{word: value})
             expected["client", word, index] = value
-        for word in RANK_WORDS:
+        for word in (*registry.slots("rank", False), *RANK_SIGNALS):
             value += 1
             ledger.set_rank(index, **{word: value})
             expected["rank", word, index] = value

@@ -114,7 +114,7 @@ def test_a_base_without_a_tokenizer_is_whole_where_none_is_asked_of_it(models, t
 @pytest.mark.parametrize(("tokenizer", "found"), [("bytes", True), ("auto", False)])
 def test_the_dry_run_asks_for_a_bases_tokenizer_where_the_run_does(monkeypatch, tmp_path, tokenizer, found):
     from fedspeed.config.load import load
-    from fedspeed.preflight import local_base
+    from fedspeed.models.checks import local_base
 
     write_llama(tmp_path)
     monkeypatch.setattr("fedspeed.models.local_config.cached_file", lambda base, file: tmp_path / file)

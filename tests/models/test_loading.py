@@ -9,10 +9,10 @@ import torch
 
 from fedspeed.errors import ModelError
 from fedspeed.models import loading
+from fedspeed.models.adapter_checks import DEFAULT_LINEAR, LINEAR
 from fedspeed.models.blocks import decoder_blocks, units
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import check_weights, materialise, meta_model
-from fedspeed.preflight import DEFAULT_LINEAR, LINEAR
 
 
 def configs():
@@ -150,7 +150,7 @@ def test_a_broken_folder_is_named(folders, tmp_path, case):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_the_names_of_all_linear_are_those_that_peft_finds(folders, family):
-    """`preflight` holds a saved adapter's names against them without importing torch."""
+    """`models.adapter_checks` holds a saved adapter's names against them without importing torch."""
     model = meta_model(ModelConfig(base=str(folders / family), dtype="fp32"), AdapterConfig(targets="all-linear"))
     assert {name.rpartition(".")[2] for name in model.peft_config["default"].target_modules} == LINEAR.get(family, DEFAULT_LINEAR)
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError, ModelError
+from fedspeed.models.adapter_checks import check_adapter
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.models.loading import check_weights, materialise, meta_model
 from fedspeed.models.saved_adapter import notes, read_config
-from fedspeed.preflight import _adapter
 from tests.tiny import write_llama
 
 IDS = torch.arange(24).view(2, 12)
@@ -97,7 +97,7 @@ def edit(folder: Path, **values) -> Path:
 
 def dry_run(base: str, folder: Path, *words: str) -> str:
     """What the dry run says of the adapter before it looks at the model."""
-    return "\n".join(_adapter(load(None, [f"model.base={base}", f"adapter.start_from={folder}", *words])))
+    return "\n".join(check_adapter(load(None, [f"model.base={base}", f"adapter.start_from={folder}", *words])))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_a_key_of_a_newer_peft_is_told(base, tmp_path):
 @pytest.mark.parametrize("targets", ["qproj", "q_proj,vproj", "self_attn.q_prj", "attention,v_proj"])
 def test_targets_that_the_base_lacks_are_refused_with_those_it_has(base, targets):
     with pytest.raises(ModelError) as caught:
-        _adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"]))
+        check_adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"]))
     assert all(
         word in str(caught.value)
         for word in ("command line", f"adapter.targets={targets}", "gate_proj", "embed_tokens", "q_proj")
@@ -387,5 +387,5 @@ def test_targets_that_the_base_lacks_are_refused_with_those_it_has(base, targets
     "targets", ["q_proj", "self_attn.q_proj, down_proj", "embed_tokens,lm_head", "model.layers.1.mlp.up_proj"]
 )
 def test_targets_that_it_has_are_not(base, targets):
-    assert _adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"])) == []
+    assert check_adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"])) == []
     meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))

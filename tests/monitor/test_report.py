@@ -7,7 +7,8 @@ import pytest
 
 from fedspeed.data.usage import PromptFormat
 from fedspeed.monitor.records import MissingUpdates, summarise
-from fedspeed.monitor.report import Comparison, ComparisonRow, Export, Facts, missing_text, rounds_to_show, write_report
+from fedspeed.monitor.report import Comparison, ComparisonRow, Export, Facts, missing_text, write_report
+from fedspeed.monitor.tables import rounds_to_show
 from tests.limits import LIMIT_S
 
 FACTS = Facts(
@@ -52,7 +53,7 @@ def test_finished(tmp_path, make_round, make_client):
     width, height = png_size(tmp_path / "one" / "report.png")
     assert width > 1000
     assert height > 1000
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.md", "report.png"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["report.md", "report.png", "summary.json"]
 
 
 def test_a_finished_run_that_lacks_updates_says_so_at_the_top(tmp_path, make_round):
@@ -75,6 +76,15 @@ def test_an_estimate_is_printed_as_one(tmp_path, make_round):
     assert "| 0.5 | ≈1e-02 |" in rows and "| 0.5 | 1.23e-02 |" in rows and "| 0.5 | - |" in rows and "estimated from random probes" in rows
     exact = report(tmp_path, [make_round(1, factor_error_exact=True)])
     assert "≈" not in exact
+
+
+def test_held_out_answers_exactly_right_stand_beside_the_loss(tmp_path, make_round, make_client):
+    clients = (make_client(0, val_exact=0.125), make_client(1))
+    text = report(tmp_path, [make_round(1, val_exact=0.25, per_client=clients), make_round(2, val_exact=0.5), make_round(3)])
+    assert "| 2 | 1.0000 | 1.0667 | 50.0 % | 3 of 3 |" in text and "| 3 | 0.7500 | 0.8000 (best) | - | 3 of 3 |" in text
+    assert "| held-out answers exactly right, last | 50.0 % |" in text
+    assert "| 0 | 1 | 0 | 2.0000 | 2.5000 | 12.5 % | 10 |" in text and "| 1 | 1 | 0 | 3.0000 | 3.5000 | - | 10 |" in text
+    assert "held-out exact" not in report(tmp_path, [make_round(1)])
 
 
 def test_failed(tmp_path, make_round):
@@ -114,7 +124,7 @@ def test_failed_before_the_first_round(tmp_path):
     assert "**FAILED** after 0 of 3 rounds" in text
     assert "Nothing was exported." in text
     assert "## Rounds" not in text
-    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "summary.json"]
 
 
 @pytest.mark.parametrize("losses", [(math.nan, math.nan), (math.inf, None), (None, None)])

@@ -96,6 +96,11 @@ def test_masked_modes_have_no_client_tags(tmp_path, make_round, make_client):
     assert not [tag for tag in tags if tag.startswith(("client_", "memory/"))]
 
 
+def test_held_out_answers_exactly_right_of_all_and_of_each(make_round, make_client):
+    values = scalars(make_round(1, val_exact=0.25, per_client=(make_client(7, val_exact=0.5),)))
+    assert (values["accuracy/held_out_exact"], values["client_7/accuracy/held_out_exact"]) == (0.25, 0.5)
+
+
 def test_what_was_not_measured_has_no_value(make_round):
     values = scalars(make_round(1, train_loss=None, val_loss=None, peak_bytes=None, factor_error=None, update_norm=None))
     assert None not in values.values()

@@ -4,8 +4,9 @@ from fedspeed.cluster.hostfile import parse, read
 from fedspeed.cluster.topology import plan as lay_out
 from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.hardware import common_type, node_of
+from fedspeed.planner.places import places_of
 from fedspeed.planner.plan import Task
-from fedspeed.planner.search import places_of, plan
+from fedspeed.planner.search import plan
 from tests.conftest import ROOT
 
 HUB = "deepseek-ai/DeepSeek-R1-Distill-"

@@ -8,11 +8,14 @@ import pytest
 from fedspeed.cluster.hostfile import parse
 from fedspeed.errors import PlanError
 from fedspeed.models.catalogue import shape_of
+from fedspeed.planner.changes import apply
 from fedspeed.planner.explain import explain
+from fedspeed.planner.fitting import families, fits
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import kept_bytes, memory_of
+from fedspeed.planner.places import places_of
 from fedspeed.planner.plan import SLOTTED, Setting, Task, overrides
-from fedspeed.planner.search import apply, families, fastest, fits, places_of, plan
+from fedspeed.planner.search import fastest, plan
 from fedspeed.planner.timing import seconds_of
 from fedspeed.schedule.limits import QUANTISED
 from tests.planner.cases import FIVE, HUB, laid, one_host, one_place, shipped

@@ -275,6 +275,18 @@ def test_a_roster_is_what_the_pinned_key_has_signed(tmp_path):
             identity.read_roster(changed, sites.pinned)
 
 
+def test_a_roster_says_who_is_the_server(tmp_path):
+    sites = Sites(tmp_path, 3)
+    assert sites.roster.server is None
+    sites.roster_file.write_text(identity.sign_roster(sites.roster.members, sites.signer, 2, server="site1"))
+    assert identity.read_roster(sites.roster_file, sites.pinned).server == 1
+    sites.roster_file.write_text(sites.roster_file.read_text().replace('"server": "site1"', '"server": "site2"'))
+    with pytest.raises(FedSpeedError, match="signature does not hold"):
+        identity.read_roster(sites.roster_file, sites.pinned)
+    with pytest.raises(FedSpeedError, match="the server site7 is no member"):
+        identity.sign_roster(sites.roster.members, sites.signer, 2, server="site7")
+
+
 def test_two_members_must_differ(tmp_path):
     sites = Sites(tmp_path, 2)
     with pytest.raises(FedSpeedError, match="same name, site0"):

@@ -1,6 +1,7 @@
 """One contract for every transport, and for the exchange on top of it. Each implementation runs as it is used: threads, processes, mpirun."""
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
+from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
-from fedspeed.routing.transport import TransportError, all_gather, all_to_all
+from fedspeed.routing.transport import PeersLost, TransportError, all_gather, all_to_all
+from fedspeed.routing.transports.local import LocalTransport
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
@@ -29,6 +32,7 @@ def contract(transport) -> dict:
     assert came.dtype == np.float32 and came.shape == (size, 3 + rank)
     assert came[:, 0].tolist() == [100.0 * sender + rank for sender in range(size)]
 
+    talk(Channel(transport, LIMIT_S))
     exchange = PlainExchange(transport, deadline_s=LIMIT_S)
     vectors = {n: [np.random.default_rng([n, r]).normal(size=n).astype(np.float32) for r in range(size)] for n in (1, 2, 1001)}
     handles = {n: exchange.start(v[rank], weight=float(rank + 1)) for n, v in vectors.items()}  # three under way at once
@@ -44,6 +48,24 @@ def contract(transport) -> dict:
     assert total.dtype == np.float64 and (total == size * 2.0**-30).all()
     assert sent == 2 * (size - 1) * 1000 * 8 + (size - 1) * 32, "each participant sends 2 (n-1)/n vectors and one head"
     return {"digest": total.tobytes().hex()[:32], "sent": sent}
+
+
+def talk(channel) -> None:
+    """Messages between pairs, of which one answers the other, between two exchanges of all."""
+    rank, size = channel.rank, channel.size
+    for low, high in itertools.combinations(range(size), 2):
+        question = {"hidden": np.full((2, 3 + high), low, np.float32), "none": np.empty((0, 4), np.int64)}
+        answer = {"flow": np.arange(70_000 + low, dtype=np.float64)}
+        if rank == low:
+            channel.send(high, question)
+            channel.send(high, {"more": np.array([high])})
+            back = channel.receive(high)
+            assert back.keys() == answer.keys() and np.array_equal(back["flow"], answer["flow"])
+        if rank == high:
+            came, more = channel.receive(low), channel.receive(low)
+            assert all(np.array_equal(came[name], array) and came[name].dtype == array.dtype for name, array in question.items())
+            assert more["more"].tolist() == [high], "messages keep their order"
+            channel.send(low, answer)
 
 
 def gloo_rank(rank, size, port, act):
@@ -82,8 +104,6 @@ def in_threads(transports, act):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_contract_local(size):
-    from fedspeed.routing.transports.local import LocalTransport
-
     results = in_threads(LocalTransport.set_of(size), contract)
     assert len({r["digest"] for r in results}) == 1
 
@@ -120,8 +140,6 @@ class Late:
 
 
 def test_a_missing_participant_is_named_within_the_deadline():
-    from fedspeed.routing.transports.local import LocalTransport
-
     transports = LocalTransport.set_of(2)
     begin = time.monotonic()
     with pytest.raises(LostPeerError, match=r"the update of client 1 \(rank 1\) is missing"):
@@ -152,14 +170,10 @@ def disagree(transport):
 
 
 def test_different_lengths_are_refused_on_every_side():
-    from fedspeed.routing.transports.local import LocalTransport
-
     in_threads(LocalTransport.set_of(3), disagree)
 
 
 def test_other_dtypes_are_refused():
-    from fedspeed.routing.transports.local import LocalTransport
-
     with pytest.raises(ValueError, match="float32 or float64"):
         PlainExchange(LocalTransport.set_of(1)[0], 5).start(np.zeros(3, dtype=np.int64), 1.0)
 
@@ -191,3 +205,23 @@ def test_a_broken_connection_is_told_without_torchs_own_words():
             "caused by a remote worker crashing. Check the logs of the remote worker before reporting an error. GLHF! \U0001f3d6\nand a trace")
     assert connection_text(RuntimeError(text)) == "Connection closed by peer [127.0.0.1]:26021"
     assert connection_text(RuntimeError("timed out\nmore")) == "timed out" and connection_text(RuntimeError()) == "RuntimeError"
+
+
+def test_a_message_does_not_come_between_swaps():
+    """One that arrives while a swap is waited for stays for its receiver, and a swap that comes while a message is waited for, for its swap."""
+    one, other = LocalTransport.set_of(2)
+    one.send(1, np.arange(5, dtype=np.uint8), 1.0)
+    with pytest.raises(PeersLost, match="in time"):
+        one.swap([b"", b"a"], [0, 1], 0.05)
+    assert bytes(other.swap([b"b", b""], [1, 0], 1.0)[0]) == b"a"
+    assert other.receive(0, 1.0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_is_no_message_of_arrays_is_refused():
+    one, other = LocalTransport.set_of(2)
+    channel = Channel(other, 0.05)
+    one.send(1, np.frombuffer(b"anything", np.uint8), 1.0)
+    with pytest.raises(FedSpeedError, match="participant 0 sent a message that holds no arrays"):
+        channel.receive(0)
+    with pytest.raises(LostPeerError, match="participant 0 sent no message"):
+        channel.receive(0)

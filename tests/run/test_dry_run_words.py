@@ -7,7 +7,7 @@ import yaml
 from launched import LLAMA, SETTINGS
 
 from fedspeed.config.load import load
-from fedspeed.preflight import check
+from fedspeed.session.preflight import check
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_ranks_that_see_a_card_each_and_ranks_without_any_pass(monkeypatch):
 
 
 def test_too_many_ranks_are_refused_before_they_are_started(workshop, monkeypatch, capsys):
-    monkeypatch.setattr("fedspeed.preflight.computing_gpus", lambda env: 1)
+    monkeypatch.setattr("fedspeed.cluster.checks.computing_gpus", lambda env: 1)
     assert main(["run", "--config", str(workshop.config), "--dry-run"]) == EXIT_USAGE
     assert (
         "ranks 0 and 1 of cluster default would compute on one GPU (GPU 0; a rank there sees 1 GPU)"

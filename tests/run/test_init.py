@@ -8,7 +8,7 @@ import pytest
 from fedspeed.cli import main
 from fedspeed.config.load import FIELDS, load
 from fedspeed.config.reference import meaning
-from fedspeed.preflight import check
+from fedspeed.session.preflight import check
 from tests.conftest import ROOT
 from tests.run.launched import LLAMA
 

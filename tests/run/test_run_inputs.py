@@ -223,8 +223,8 @@ def test_an_earlier_versions_journal_goes_on_and_keeps_the_inputs_from_then_on(w
 
 
 def test_a_signal_while_files_are_checked_is_no_fault_of_theirs():
-    from fedspeed import preflight
     from fedspeed.errors import FedSpeedError, Preempted
+    from fedspeed.session import preflight
 
     def asked_to_end(loaded):
         raise Preempted("asked to end")

@@ -12,10 +12,10 @@ import sys
 import pytest
 import yaml
 
-from fedspeed import preflight
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
+from fedspeed.session import preflight
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.processes import free_port, free_ports

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 from fedspeed.cluster.hostfile import parse
 from fedspeed.cluster.topology import plan
+from fedspeed.engine.checks import check_pipeline
 from fedspeed.errors import ConfigError
 from fedspeed.monitor.trace import read_spans
-from fedspeed.preflight import check_pipeline
 from fedspeed.routing.config import RoutingConfig
 from tests.run.test_run_resume import SLOW
 from tests.tiny import run_config

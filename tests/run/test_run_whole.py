@@ -28,6 +28,7 @@ def test_stdout_has_only_json_lines_and_they_are_the_rounds(whole):
 def test_it_learns_from_every_client(whole):
     rounds = records(whole[1])
     assert rounds[-1]["val_loss"] < 0.97 * rounds[0]["val_loss"]
+    assert all(0 <= record["val_exact"] <= 1 for record in rounds) and rounds[1]["per_client"][0]["val_exact"] is not None
     for record in rounds[1:]:
         assert [client["client"] for client in record["per_client"]] == [0, 1, 2]
         assert all(client["local_steps"] == SETTINGS["train"]["local_steps"] and client["tokens"] > 0 for client in record["per_client"])

@@ -5,6 +5,7 @@ tokens. Each slot's position in its sequence is known beside the values, and tha
 from positions alone, so a slot may be anywhere.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,16 +15,19 @@ from fedspeed.errors import ModelError
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 NOTHING = -1  # position of a slot that holds no token
+_numbers = itertools.count()
 
 
 class Segment:
     """Hold keys and values [rows, heads, slots, width] of some rows, for each block that this rank computes.
 
     Attributes:
+        number: that no other segment of this process has.
         positions: [rows, slots] int64, of each slot's token in its sequence; NOTHING where there is none.
     """
 
     def __init__(self, rows: int):
+        self.number = next(_numbers)
         self.positions = np.zeros((rows, 0), dtype=np.int64)
         self._values: dict[int, Pair] = {}
 
@@ -58,32 +62,37 @@ class View:
         before: segments that the rows look back at, each with the row of it that every row sees, [rows] int64.
         into: what the new tokens are added to, and what it holds is seen too.
         positions: [rows, new slots] int64, of the new tokens; NOTHING where there is none.
+        kept: rows of `into` that go on, [rows] int64, where others have been let go; None: all.
+
+    All four are attributes too, so that another rank can be told of the view.
     """
 
     is_compileable = False
 
-    def __init__(self, before: Sequence[tuple[Segment, np.ndarray]], into: Segment, positions: np.ndarray):
-        self._before = [(segment, torch.from_numpy(rows)) for segment, rows in before]
-        self._into, self._new = into, positions
+    def __init__(self, before: Sequence[tuple[Segment, np.ndarray]], into: Segment, positions: np.ndarray,
+                 kept: np.ndarray | None = None):
+        self.before, self.into, self.positions, self.kept = before, into, positions, kept
+        if kept is not None:
+            into.keep(kept)
         into.positions = np.concatenate([into.positions, positions], axis=1)
         self._all = np.concatenate([*(segment.positions[rows] for segment, rows in before), into.positions], axis=1)
 
     def sees(self, window: int | None = None) -> np.ndarray:
         """Tell which slots a new one sees, [rows, new slots, all slots] bool: tokens up to itself, of the last `window` ones
         where there is a window."""
-        query, key = self._new[:, :, None], self._all[:, None, :]
+        query, key = self.positions[:, :, None], self._all[:, None, :]
         seen = (key != NOTHING) & (key <= query)
         return seen if window is None else seen & (key > query - window)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> Pair:
         """Keep a block's new keys and values; returns all that its tokens may look at. Called by the block."""
-        found = [segment.rows(layer_idx, rows.to(keys.device)) for segment, rows in self._before]
-        found.append(self._into.append(layer_idx, keys, values))
+        found = [segment.rows(layer_idx, torch.from_numpy(rows).to(keys.device)) for segment, rows in self.before]
+        found.append(self.into.append(layer_idx, keys, values))
         return torch.cat([pair[0] for pair in found], 2), torch.cat([pair[1] for pair in found], 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Give the number of slots before the new ones."""
-        return self._all.shape[1] - self._new.shape[1]
+        return self._all.shape[1] - self.positions.shape[1]
 
 
 def attention_masks(view: View, config, dtype: torch.dtype, device: torch.device) -> torch.Tensor | dict[str, torch.Tensor]:

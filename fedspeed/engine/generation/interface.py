@@ -91,6 +91,7 @@ class Generating(ABC):
     def _driven(self, work: Work) -> list:
         """Compute the pieces of a series of passes, in step with the ranks that share the base; returns its result."""
         pieces, values, result, ended = [], None, [], False
+        self.begin_pieces()
         while True:
             try:
                 pieces = [] if ended else work.send(values)
@@ -99,6 +100,7 @@ class Generating(ABC):
             own = self.piece_passes(pieces)
             most = self._agree(own)
             if not most:
+                self.end_pieces()
                 return result
             if pieces:
                 with self._clock.stage("compute"):
@@ -137,6 +139,12 @@ class Generating(ABC):
         return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
     # Of each kind of engine.
+
+    def begin_pieces(self) -> None:
+        """Make ready for a series of passes; all ranks that share the base do so together."""
+
+    def end_pieces(self) -> None:
+        """Let go of what a series of passes has needed."""
 
     @abstractmethod
     def piece_passes(self, pieces: Sequence[Piece]) -> int:

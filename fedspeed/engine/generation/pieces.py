@@ -84,6 +84,7 @@ class Group:
         self._before = 0 if prefix is None else prefix.positions.shape[1]
         self._tail = Segment(len(contexts))
         self._own: Segment | None = None
+        self._kept: np.ndarray | None = None  # rows that go on, where others were let go since the last piece
 
     def begin(self, rows: np.ndarray, read: Reader, whole: bool) -> Piece:
         """Make the piece of the contexts. rows: which contexts' last tokens are read, [k] int64."""
@@ -101,18 +102,19 @@ class Group:
             tokens: [t] int64 of each row.
         """
         together, real = right_aligned(tokens)
+        kept, self._kept = self._kept, None
         if self._own is None:
-            self._own = Segment(len(tokens))
+            self._own, kept = Segment(len(tokens)), None
         lengths = np.array([len(context) for context in self._contexts])[behind]
-        start = self._before + lengths + (self._own.positions != NOTHING).sum(1)
+        own = self._own.positions if kept is None else self._own.positions[kept]
+        start = self._before + lengths + (own != NOTHING).sum(1)
         positions = _positions(real, start)
-        view = View([*self._shared(len(tokens)), (self._tail, behind)], self._own, positions)
+        view = View([*self._shared(len(tokens)), (self._tail, behind)], self._own, positions, kept)
         return Piece(together, np.maximum(positions, 0), view, np.nonzero(real), read, whole)
 
     def keep(self, rows: np.ndarray) -> None:
-        """Let go of all rows but some, [k] int64."""
-        if self._own is not None:
-            self._own.keep(rows)
+        """Let go of all rows but some, [k] int64, from the next piece on."""
+        self._kept = rows if self._kept is None else self._kept[rows]
 
     def _shared(self, rows: int) -> list[tuple[Segment, np.ndarray]]:
         return [] if self._prefix is None else [(self._prefix, np.zeros(rows, dtype=np.int64))]
@@ -123,11 +125,12 @@ def prefix_piece(tokens: np.ndarray) -> tuple[Segment, Piece]:
     segment, positions = Segment(1), np.arange(len(tokens))[None]
     none = np.zeros(0, dtype=np.int64)
     view = View([], segment, positions)
-    return segment, Piece(tokens[None].astype(np.int64), positions, view, (none, none), _unread, True)
+    return segment, Piece(tokens[None].astype(np.int64), positions, view, (none, none), unread, True)
 
 
-def _unread(logits: torch.Tensor, part: slice) -> torch.Tensor:
-    raise AssertionError("nothing of a prefix is read")
+def unread(logits: torch.Tensor, part: slice) -> torch.Tensor:
+    """Stand for the reader of a piece of which nothing is read."""
+    raise AssertionError("nothing of this piece is read here")
 
 
 def _positions(real: np.ndarray, start: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import nn
 from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Transfers, losses_named
 from fedspeed.errors import LostPeerError
-from fedspeed.schedule.instructions import Backward, Embed, Forward, Head, Kind, Load, Receive, Release, Send, Step, Stream
+from fedspeed.schedule.instructions import Backward, Embed, Forward, Head, Kind, Load, Receive, Release, Send, Stream
 
 
 class FederatedPipelineModule(PipelineModule):
@@ -68,18 +68,18 @@ class FederatedPipelineEngine(PipelineEngine):
     def _configure_bf16_optimizer(self, optimizer):
         return super()._configure_bf16_optimizer(optimizer) if optimizer is not None else None
 
-    def play(self, stream: Stream, chunks: int, stage: Stage, transfers: Transfers, step: Callable[[int], None],
+    def play(self, stream: Stream, chunks: int, stage: Stage, transfers: Transfers,
              note: Callable[[str, str, float, float], None]) -> None:
         """Execute this rank's stream.
 
         Args:
-            chunks: of the whole model. step: takes the optimizer step of a client. note: told of each instruction: its kind (monitor.trace.KINDS),
+            chunks: of the whole model. note: told of each instruction: its kind (monitor.trace.KINDS),
                 itself, when it began and ended.
 
         Raises:
             LostPeerError: another rank is gone; says in which instruction of this one.
         """
-        self._chunks, self._stage, self._transfers, self._step, self._note = chunks, stage, transfers, step, note
+        self._chunks, self._stage, self._transfers, self._note = chunks, stage, transfers, note
         self._held: dict[tuple[int, Kind, int], object] = {}
         schedule = _Played(stream)
         try:
@@ -88,7 +88,7 @@ class FederatedPipelineEngine(PipelineEngine):
             transfers.finish()
         except LostPeerError as error:
             raise LostPeerError(f"{error} (in {schedule.current}); the same command resumes from the journal") from error
-        except RuntimeError as error:  # in DeepSpeed's own collectives, which a Step has
+        except RuntimeError as error:
             with losses_named(f"in {schedule.current}"):
                 raise error
 
@@ -124,12 +124,8 @@ class FederatedPipelineEngine(PipelineEngine):
     def _exec_release(self, chunk: int) -> None:
         self._stage.release(chunk)
 
-    @timed("step")
-    def _exec_step(self, client: int) -> None:
-        self._step(client)
-
     _INSTRUCTION_MAP = {Embed: _exec_embed, Forward: _exec_forward, Head: _exec_head, Backward: _exec_backward, Send: _exec_send, Receive: _exec_receive,
-                        Load: _exec_load, Release: _exec_release, Step: _exec_step}
+                        Load: _exec_load, Release: _exec_release}
 
 
 class _Played:

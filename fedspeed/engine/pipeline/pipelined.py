@@ -17,12 +17,17 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell, Score
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.generation.blocks import PieceModel
+from fedspeed.engine.generation.pieces import Piece
+from fedspeed.engine.generation.stage import PieceStage
+from fedspeed.engine.generation.told import Followed, Told
 from fedspeed.engine.groups import Groups, world_deadline
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
 from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Routes, Transfers, losses_named
 from fedspeed.engine.store_engine import StoreEngine, hand_over, portions
-from fedspeed.schedule.instructions import Micro, Pipeline, Stream
+from fedspeed.models.blocks import anatomy
+from fedspeed.schedule.instructions import Micro, Pipeline, Step, Stream
 from fedspeed.schedule.layout import Layout
 from fedspeed.schedule.schedules import forward_only, one_f_one_b, shared, streamed, taking_turns
 
@@ -42,6 +47,7 @@ class PipelinedEngine(StoreEngine):
         super().__init__(net, states, groups, matched, store, clock)
         self.pipe, self.layout = pipe, layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
+        self._piece_stage = PieceStage(PieceModel(net, anatomy(net), store, self._logit_rows), store, layout.chunks)
         self._routes = Routes(world_deadline(), self._device)
         self._busy_s = self._pass_s = 0.0  # of training passes
         shapes = {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}
@@ -64,43 +70,77 @@ class PipelinedEngine(StoreEngine):
         """Of a training pass."""
 
     def _made(self, micros: tuple[Micro, ...], train: bool) -> tuple[Stream, ...]:
-        if train:
-            return self._schedule(micros)
+        if train:  # optimizer steps are taken when `step` is called
+            return tuple(tuple(work for work in stream if not isinstance(work, Step)) for stream in self._schedule(micros))
         return forward_only(Pipeline(self.layout.ranks, self.layout.holders, micros), self._loads)
 
-    def _play(self, micros: Sequence[Micro], cells: Sequence[Cell], lr: float | None) -> tuple[dict[int, Score], dict[int, bool]]:
-        """Take micro-batches through the pipeline, and back if there is a rate `lr` to step with.
+    def _play(self, micros: Sequence[Micro], cells: Sequence[Cell], train: bool) -> dict[int, Score]:
+        """Take micro-batches through the pipeline, and to `train` back, so that gradients wait for a step.
 
         Returns:
-            (scores of the micro-batches whose labels are here, whether each client's step was taken).
+            scores of the micro-batches whose labels are here.
         """
-        taken: dict[int, bool] = {}
-        streams = self._streams(tuple(micros), lr is not None)
+        streams = self._streams(tuple(micros), train)
         stream = streams[self._me]
-        self._stage.begin(cells, [state.tensors() for state in self._states], stream, lr is not None)
+        self._stage.begin(cells, [state.tensors() for state in self._states], stream, train)
         transfers = Transfers(self._routes, streams, self._me, lambda m: torch.Size((*cells[m].batch.attention_mask.shape, self.model.config.hidden_size)),
                               self._dtype, self._device)
 
-        def step(seat: int) -> None:
-            state = self._states[seat]
-            state.backward(hand_over(state, self._stage.grads[seat]))
-            taken[seat] = state.step(lr)
-
         before = self._busy_s
-        self.pipe.play(stream, len(self.layout.chunks), self._stage, transfers, step, self._noted)
-        if lr is None:
+        self.pipe.play(stream, len(self.layout.chunks), self._stage, transfers, self._noted)
+        if not train:
             self._busy_s = before
-        return self._stage.scores(), taken
+        for slot in {micro.client for micro in micros} if train else ():
+            self._wait(slot, self._stage.grads[slot])
+        return self._stage.scores()
 
-    def _train_step(self, work: list[StepBatches], lr: float) -> list[Sums]:
+    def piece_passes(self, pieces: Sequence[Piece]) -> int:
+        return min(1, len(pieces))
+
+    def _play_pieces(self, micros: Sequence[Micro], pieces: Sequence[Piece]) -> dict[int, torch.Tensor]:
+        """Take pieces of tokens through the pipeline, each under the state of its micro-batch's client; the values of those
+        whose head is here, by number."""
+        streams = self._streams(tuple(micros), False)
+        self.model.eval()
+        self._piece_stage.begin(pieces, [self._states[micro.client].tensors() for micro in micros], streams[self._me])
+        transfers = Transfers(self._routes, streams, self._me,
+                              lambda m: torch.Size((*pieces[m].tokens.shape, self.model.config.hidden_size)),
+                              self._dtype, self._device)
+        before = self._busy_s
+        self.pipe.play(streams[self._me], len(self.layout.chunks), self._piece_stage, transfers, self._noted)
+        self._busy_s = before
+        return self._piece_stage.values
+
+    def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         begin = time.perf_counter()
-        sums = self._step_together(work, lr)
+        sums = self._gradients_together(work)
         self._pass_s += time.perf_counter() - begin
         return sums
 
+    def _step(self, lr: float) -> list[bool]:
+        begin = time.perf_counter()
+        moved = self._step_together(lr)
+        self._pass_s += time.perf_counter() - begin
+        return moved
+
     @abstractmethod
-    def _step_together(self, work: list[StepBatches], lr: float) -> list[Sums]:
-        """See `train_step`. Begins or ends with words from all ranks, so that waiting for the slowest is a part of it."""
+    def _gradients_together(self, work: Sequence[StepBatches]) -> list[Sums]:
+        """See `gradients`. Begins or ends with words from all ranks, so that waiting for the slowest is a part of it."""
+
+    @abstractmethod
+    def _step_together(self, lr: float) -> list[bool]:
+        """See `step`."""
+
+    def _step_waiting(self, lr: float) -> dict[int, bool]:
+        """Take the steps whose gradients wait; by slot, whether it moved."""
+        waiting, self._waiting, moved = self._waiting, {}, {}
+        for slot in sorted(waiting):
+            begin, state = time.perf_counter(), self._states[slot]
+            with losses_named(f"in {Step(slot)}"):
+                state.backward(hand_over(state, waiting[slot]))
+                moved[slot] = state.step(lr)
+            self._noted("step", f"step {slot}", begin, time.perf_counter())
+        return moved
 
     def _noted(self, kind: str, name: str, begin: float, end: float) -> None:
         self._busy_s += end - begin if kind in ("compute", "step") else 0.0
@@ -124,15 +164,15 @@ class ClientPipeline(PipelinedEngine):
         super().__init__(net, states, groups, None, store, pipe, stage, layout, loads, clock)
         self._steps = 0  # since the turn began
 
-    def load(self, state, optimizer=None, hold=frozenset(), seed=0, seat=0):
-        super().load(state, optimizer, hold, seed, seat)
+    def load(self, state, optimizer=None, *, frozen=frozenset(), seed=0, slot=0):
+        super().load(state, optimizer, frozen=frozen, seed=seed, slot=slot)
         self._steps = 0
 
-    def state(self, seat: int = 0) -> dict[str, torch.Tensor]:
-        return self._whole(self._states[seat].state(), self._shapes)
+    def state(self, slot: int = 0) -> dict[str, torch.Tensor]:
+        return self._whole(self._states[slot].state(), self._shapes)
 
-    def optimizer_state(self, seat: int = 0) -> dict[str, torch.Tensor]:
-        own = self._states[seat].optimizer_state()
+    def optimizer_state(self, slot: int = 0) -> dict[str, torch.Tensor]:
+        own = self._states[slot].optimizer_state()
         kinds = sorted({key.rpartition("/")[2] for key in own if "/" in key})
         whole = self._whole(own, {f"{name}/{kind}": shape for name, shape in self._shapes.items() for kind in kinds})
         return whole | {key: value for key, value in own.items() if "/" not in key}
@@ -151,35 +191,52 @@ class ClientPipeline(PipelinedEngine):
         clients, chunks = [micro.client for micro in micros], len(self.layout.chunks)
         return streamed(self.layout.ranks, chunks, clients) if self._loads else one_f_one_b(self.layout.ranks, clients)
 
-    def _micro(self, seat: int) -> Micro:
-        return Micro(seat, 0, self.layout.holders[-1])
+    def _micro(self, slot: int) -> Micro:
+        return Micro(slot, 0, self.layout.holders[-1])
 
-    def _step_together(self, work: list[StepBatches], lr: float) -> list[Sums]:
+    def _gradients_together(self, work: Sequence[StepBatches]) -> list[Sums]:
         with self._clock.stage("compute"):
             turns = taking_turns([len(step.micro) for step in work])
-            cells = [self._cell(seat, i, work[seat]) for seat, i in turns]
+            cells = [self._cell(slot, i, work[slot]) for slot, i in turns]
             self._steps += 1
-            scores, taken = self._play([self._micro(seat) for seat, _ in turns], cells, lr)
-            sums = self._first([sum((Sums(s.loss, cells[m].batch.answer_tokens) for m, s in scores.items() if cells[m].owner == seat), Sums())
-                                for seat in range(len(work))])
+            scores = self._play([self._micro(slot) for slot, _ in turns], cells, train=True)
+            sums = self._first([sum((Sums(s.loss, cells[m].batch.answer_tokens) for m, s in scores.items() if cells[m].owner == slot), Sums())
+                                for slot in range(len(work))])
             get_accelerator().synchronize()
-        return [one + Sums(steps=int(taken[seat])) for seat, one in enumerate(sums)]
+        return sums
 
-    def _cell(self, seat: int, number: int, step: StepBatches) -> Cell:
-        state = self._states[seat]
-        return Cell(step.micro[number], seat, state.scaler.scale / max(1, step.step_answer_tokens),
+    def _step_together(self, lr: float) -> list[bool]:
+        with self._clock.stage("compute"):
+            moved = self._step_waiting(lr)
+            get_accelerator().synchronize()
+        return list(moved.values())
+
+    def _cell(self, slot: int, number: int, step: StepBatches) -> Cell:
+        state = self._states[slot]
+        return Cell(step.micro[number], slot, state.scaler.scale / max(1, step.step_answer_tokens),
                     seed=state.seed * 1_000_003 + self._steps * 1_009 + number)
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums = [Sums()] * len(work)
         with self._clock.stage("compute"):
             for portion in portions(work):
-                scores, _ = self._play([self._micro(0)] * len(portion), [Cell(batch, 0) for _, batch in portion], None)
+                scores = self._play([self._micro(0)] * len(portion), [Cell(batch, 0) for _, batch in portion], train=False)
                 for m, score in scores.items():
                     i, batch = portion[m]
                     sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
                 activity.advance(len(portion))
             return self._first(sums)
+
+    @losses_named("while generated tokens were told")
+    def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        found = self._play_pieces([self._micro(0)] * len(pieces), pieces)
+        ends = np.cumsum([0, *(piece.count for piece in pieces)])
+        values = torch.zeros(int(ends[-1]), dtype=torch.float64, device=self._device)
+        for m, own in found.items():
+            values[ends[m]:ends[m + 1]] = own
+        dist.all_reduce(values, group=self.groups.client)
+        parts = np.split(values.cpu().numpy(), ends[1:-1])
+        return [part.astype(np.int64 if piece.whole else np.float32) for piece, part in zip(pieces, parts)]
 
     @losses_named("while losses were summed")
     def _first(self, sums: list[Sums]) -> list[Sums]:
@@ -192,7 +249,7 @@ class ClientPipeline(PipelinedEngine):
         raise AssertionError("a client's pipeline keeps step with nobody")
 
 
-IDLE, TRAIN, EVALUATE, GATHER = range(4)  # what a pass of a cluster is
+IDLE, TRAIN, STEP, EVALUATE, GATHER = range(5)  # what a pass of a cluster is
 
 
 @dataclass(frozen=True)
@@ -216,8 +273,8 @@ class _Told:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a rank says before a pass. `places`: seats whose state its owner has loaded (or wants to know, in GATHER), with the seed of the turn. `lr`: of those
-    that train."""
+    """What a rank says before a pass. `places`: seats whose state its owner has loaded (or wants to know, in GATHER), with the seed of the turn. `lr`: of
+    a STEP."""
 
     kind: int = IDLE
     places: tuple[tuple[int, int], ...] = ()
@@ -251,6 +308,8 @@ class ClusterPipeline(PipelinedEngine):
         held: by rank, the names of the trainable tensors of its stage.
     """
 
+    capabilities = frozenset({"gradients", "generate", "logprobs"})
+
     def __init__(self, net, states, groups, store, pipe, stage, layout, clock, owners: Sequence[int], mine: Sequence[int], held: Sequence[Sequence[str]]):
         super().__init__(net, states, groups, groups.cluster, store, pipe, stage, layout, False, clock)
         self._owners, self._mine, self._held = list(owners), list(mine), [list(names) for names in held]
@@ -258,51 +317,65 @@ class ClusterPipeline(PipelinedEngine):
         self._fresh: dict[int, tuple[dict, frozenset[str], int]] = {}  # own place -> what was loaded and not told yet
         self._seeds = [0] * len(self._mine)
         self._known: dict[int, dict[str, torch.Tensor]] = {}  # own place -> its whole state, while it stands
-        self._steps = 0
+        self._steps = self._training = 0  # since the turn began; own slots whose gradients wait
 
     @property
-    def seats(self) -> int:
+    def client_slots(self) -> int:
         return len(self._mine)
 
     def train_passes(self, clients: int, steps: int, accumulation: int) -> int:
-        return -(-clients // self.seats) * (steps + 1)  # and one in which the states are told
+        return -(-clients // self.client_slots) * (2 * steps + 1)  # gradients and step apart, and one in which the states are told
 
-    def load(self, state, optimizer=None, hold=frozenset(), seed=0, seat=0):
+    def load(self, state, optimizer=None, *, frozen=frozenset(), seed=0, slot=0):
         assert optimizer is None, "a cluster's pipeline keeps no optimizer (config/check.py)"
-        place = self._mine[seat]
-        self._fresh[place], self._seeds[seat], self._steps = (state, hold, seed), seed, 0
+        place = self._mine[slot]
+        self._fresh[place], self._seeds[slot], self._steps = (state, frozen, seed), seed, 0
+        self._waiting.pop(place, None)
         self._states[place].scaler.reset()  # losses are scaled before the states are told, with the scale that they will begin with
         self._known.pop(place, None)
 
-    def state(self, seat: int = 0) -> dict[str, torch.Tensor]:
-        place = self._mine[seat]
+    def state(self, slot: int = 0) -> dict[str, torch.Tensor]:
+        place = self._mine[slot]
         if place in self._fresh:
             return {name: tensor.clone() for name, tensor in self._fresh[place][0].items()}
         if place not in self._known:
             self._pass(_Header(GATHER, tuple((p, 0) for p in self._mine if p not in self._fresh) if self._speaks else ()))
         return {name: tensor.clone() for name, tensor in self._known[place].items()}
 
-    def optimizer_state(self, seat: int = 0):
+    def optimizer_state(self, slot: int = 0):
         raise AssertionError("a cluster's pipeline keeps no optimizer (config/check.py)")
 
     def _schedule(self, micros):
         return shared(micros, self.layout.ranks)
 
-    def _step_together(self, work: list[StepBatches], lr: float) -> list[Sums]:
+    def add_to_gradients(self, slot: int, arrays, scale: float) -> None:
+        raise AssertionError("a cluster's pipeline has no such capability: a client's gradients lie on others' ranks")
+
+    def perturb(self, slot: int, seed: int, scale: float) -> None:
+        raise AssertionError("a cluster's pipeline has no such capability: a client's masters lie on others' ranks")
+
+    def _gradients_together(self, work: Sequence[StepBatches]) -> list[Sums]:
         with self._clock.stage("compute"):
-            own = {(self._mine[seat], i): (batch, step) for seat, step in enumerate(work) for i, batch in enumerate(step.micro)} if self._speaks else {}
+            own = {(self._mine[slot], i): (batch, step) for slot, step in enumerate(work) for i, batch in enumerate(step.micro)} if self._speaks else {}
             told = tuple(_told(place, i, self._seeds[self._mine.index(place)] * 1_000_003 + self._steps * 1_009 + i, batch)
                          for (place, i), (batch, _) in own.items())
             self._steps += 1
             cells = {(place, i): Cell(batch, place, self._states[place].scaler.scale / max(1, step.step_answer_tokens))
                      for (place, i), (batch, step) in own.items()}
-            scores, taken = self._pass(_Header(TRAIN, self._news(), told, lr), cells)
-            sums = [Sums(steps=int(taken.get(self._mine[seat], False))) for seat in range(len(work))]
+            scores, _ = self._pass(_Header(TRAIN, self._news(), told), cells)
+            self._training = len(work)
+            sums = [Sums()] * len(work)
             for (place, i), score in scores.items():
                 sums[self._mine.index(place)] += Sums(score.loss, own[place, i][0].answer_tokens)
-            self._known.clear()
             get_accelerator().synchronize()
         return sums
+
+    def _step_together(self, lr: float) -> list[bool]:
+        with self._clock.stage("compute"):
+            _, moved = self._pass(_Header(STEP, lr=lr))
+            self._known.clear()
+            get_accelerator().synchronize()
+        return [moved.get(place, False) for place in self._mine[:self._training]]
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums, place = [Sums()] * len(work), self._mine[0]
@@ -317,6 +390,37 @@ class ClusterPipeline(PipelinedEngine):
                 activity.advance(len(portion))
         return sums
 
+    # Generation: each rank keeps keys and values of its own blocks, for the rows of all clients.
+
+    def begin_pieces(self) -> None:
+        self._idle_pass(backward=False)  # in which states are told
+        self._told, self._followed = Told(), {}
+
+    def end_pieces(self) -> None:
+        del self._told, self._followed
+
+    def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        own = pieces if self._speaks else []
+        words = self._everyones_words([self._mine[0], *self._told.integers(own)])
+        numbered = []
+        for rank, (place, *told) in enumerate(words):
+            if rank == self._me:
+                found = own
+            else:
+                found = self._followed.setdefault(rank, Followed()).pieces(told)
+            numbered += [((number, place), piece) for number, piece in enumerate(found)]
+        numbered.sort(key=lambda one: one[0])
+        micros = [Micro(place, self._owners[place], self._owners[place]) for (_, place), _ in numbered]
+        values = self._play_pieces(micros, [piece for _, piece in numbered]) if numbered else {}
+        ends = np.cumsum([0, *(piece.count for piece in pieces)])
+        flat = np.zeros(ends[-1])
+        for m, found in values.items():
+            number = numbered[m][0][0]
+            flat[ends[number]:ends[number + 1]] = found.cpu().numpy()
+        if pieces:
+            flat = self.share_from_gateway(flat)
+        return [part.astype(np.int64 if piece.whole else np.float32) for piece, part in zip(pieces, np.split(flat, ends[1:-1]))]
+
     def _idle_pass(self, backward: bool) -> None:
         begin = time.perf_counter()
         self._pass(_Header(IDLE, self._news()))
@@ -326,7 +430,7 @@ class ClusterPipeline(PipelinedEngine):
         return tuple((place, seed) for place, (_, _, seed) in self._fresh.items()) if self._speaks else ()
 
     def _pass(self, mine: _Header, cells: dict | None = None):
-        """One pass, together with all ranks. Returns ((place, number) -> score of own micro-batches, place -> whether a step was taken)."""
+        """One pass, together with all ranks. Returns ((place, number) -> score of own micro-batches, place -> whether it moved in a STEP)."""
         headers = self._everyones(mine)
         kind = max(header.kind for header in headers)
         assert all(header.kind in (IDLE, kind) for header in headers), f"ranks are at different passes: {[header.kind for header in headers]}"
@@ -334,6 +438,8 @@ class ClusterPipeline(PipelinedEngine):
             self._gather([place for header in headers if header.kind == GATHER for place, _ in header.places])
             return {}, {}
         self._scatter([place for header in headers for place in header.places])
+        if kind == STEP:
+            return {}, self._step_waiting(max(header.lr for header in headers))
         told = sorted((micro for header in headers for micro in header.micros), key=lambda micro: (micro.number, micro.place))
         if not told:
             return {}, {}
@@ -342,12 +448,12 @@ class ClusterPipeline(PipelinedEngine):
             cell = known.get((micro.place, micro.number)) or Cell(micro.batch(), micro.place)
             all_cells.append(replace(cell, seed=micro.seed))
         micros = [Micro(micro.place, self._owners[micro.place], self._owners[micro.place]) for micro in told]
-        scores, taken = self._play(micros, all_cells, max(header.lr for header in headers) if kind == TRAIN else None)
-        return {(told[m].place, told[m].number): score for m, score in scores.items()}, taken
+        scores = self._play(micros, all_cells, train=kind == TRAIN)
+        return {(told[m].place, told[m].number): score for m, score in scores.items()}, {}
 
     @losses_named("while ranks agreed on a pass")
-    def _everyones(self, mine: _Header) -> list[_Header]:
-        words = torch.tensor(mine.words(), dtype=torch.int64)
+    def _everyones_words(self, mine: list[int]) -> list[list[int]]:
+        words = torch.tensor(mine, dtype=torch.int64)
         ranks = self.groups.cluster_size
         sizes = torch.zeros(ranks, dtype=torch.int64, device=self._device)
         dist.all_gather_into_tensor(sizes, torch.tensor([len(words)], device=self._device), group=self.groups.cluster)
@@ -355,22 +461,25 @@ class ClusterPipeline(PipelinedEngine):
         padded[:len(words)] = words.to(self._device)
         whole = torch.zeros(ranks * len(padded), dtype=torch.int64, device=self._device)
         dist.all_gather_into_tensor(whole, padded, group=self.groups.cluster)
-        return [_Header.read(row[:size].tolist()) for row, size in zip(whole.cpu().view(ranks, -1), sizes.tolist())]
+        return [row[:size].tolist() for row, size in zip(whole.cpu().view(ranks, -1), sizes.tolist())]
+
+    def _everyones(self, mine: _Header) -> list[_Header]:
+        return [_Header.read(words) for words in self._everyones_words(mine.words())]
 
     # States. Each stage gets and gives its own part only.
 
     @losses_named("while stages were told states")
     def _scatter(self, places: list[tuple[int, int]]) -> None:
-        """Load what owners have loaded, on every stage: values of its tensors, and which of them are held still."""
+        """Load what owners have loaded, on every stage: values of its tensors, and which of them are frozen."""
         sends, receives = [], []
         for place, seed in places:
             owner = self._owners[place]
             if owner == self._me:
-                state, hold, _ = self._fresh[place]
-                self._states[place].load(state, None, hold, seed)
+                state, frozen, _ = self._fresh[place]
+                self._states[place].load(state, None, frozen, seed)
                 for rank, names in enumerate(self._held):
                     if rank != self._me and names:
-                        flat = torch.cat([*(state[n].reshape(-1).float() for n in names), torch.tensor([float(n in hold) for n in names])]).to(self._device)
+                        flat = torch.cat([*(state[n].reshape(-1).float() for n in names), torch.tensor([float(n in frozen) for n in names])]).to(self._device)
                         sends.append((flat, torch.distributed.isend(flat, rank, group=self._routes.group("activation", self._me, rank))))
             else:
                 names = self._held[self._me]

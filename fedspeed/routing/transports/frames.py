@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 from fedspeed.routing.transport import PeersLost, as_bytes
 
 SETTLE = 0
+MESSAGE = (2**32 - 1, 1)  # the step of what goes from one participant to one other, outside of swaps
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class FrameTransport(ABC):
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size, self.bytes_sent = rank, size, 0
-        self._kept: dict[int, Frame] = {}  # frames that came before they were waited for
+        # What came before it was waited for, by sender: frames of swaps, and messages.
+        self._kept: dict[int, deque[Frame]] = defaultdict(deque)
+        self._messages: dict[int, deque[Frame]] = defaultdict(deque)
         self._gone: dict[int, str] = {}
 
     def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int] = (0, 1)) -> list[np.ndarray]:
@@ -70,21 +74,53 @@ class FrameTransport(ABC):
     def _next(self, peer: int, step: tuple[int, int], end: float) -> Frame | None:
         """The peer's frame of this step; None if it is at another step of this attempt."""
         while True:
-            frame = self._kept.pop(peer, None)
-            if frame is None:
-                if peer in self._gone:
-                    raise Gone(self._gone[peer])
-                frame = self._receive(peer, max(0.0, end - time.monotonic()))
+            frame = self._kept[peer].popleft() if self._kept[peer] else self._fresh(peer, end)
+            if frame.step == MESSAGE:
+                self._messages[peer].append(frame)
+                continue
             if frame.step == step:
                 return frame
             (attempt, state), theirs = step, frame.step[0]
             if theirs == attempt and state != SETTLE:  # settling, or somewhere else, which is to be settled
-                self._kept[peer] = frame
+                self._kept[peer].appendleft(frame)
                 return None
             if theirs > attempt:
-                self._kept[peer] = frame
+                self._kept[peer].appendleft(frame)
                 raise Gone(f"participant {peer} is at step {frame.step}, not at {step}")
             # Left over from something that was given up.
+
+    def _fresh(self, peer: int, end: float) -> Frame:
+        """The next frame of a peer that has not been looked at."""
+        if peer in self._gone:
+            raise Gone(self._gone[peer])
+        return self._receive(peer, max(0.0, end - time.monotonic()))
+
+    def send(self, peer: int, data: np.ndarray, deadline_s: float) -> None:
+        end, frame = time.monotonic() + deadline_s, Frame(MESSAGE, [as_bytes(data)])
+        try:
+            if peer in self._gone:
+                raise Gone(self._gone[peer])
+            self._send(peer, frame, deadline_s)
+            self._flush(end)
+        except Gone as gone:
+            self._gone.setdefault(peer, str(gone))
+            raise PeersLost(frozenset({peer}), [self._gone[peer]]) from gone
+        self.bytes_sent += frame.nbytes
+
+    def receive(self, peer: int, deadline_s: float) -> np.ndarray:
+        end = time.monotonic() + deadline_s
+        try:
+            while not self._messages[peer]:
+                frame = self._fresh(peer, end)
+                # A frame of a swap waits for its swap; one that was given up is passed over there.
+                (self._messages if frame.step == MESSAGE else self._kept)[peer].append(frame)
+        except Gone as gone:
+            self._gone.setdefault(peer, str(gone))
+            raise PeersLost(frozenset({peer}), [self._gone[peer]]) from gone
+        return as_bytes(self._messages[peer].popleft().pieces)
+
+    def _flush(self, end: float) -> None:  # noqa: B027 - most transports have nothing to do here
+        """Wait until what was sent has left, where that does not happen by itself. Raises: Gone."""
 
     @abstractmethod
     def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:

@@ -10,6 +10,8 @@ from torch.distributed.distributed_c10d import AllToAllOptions
 from fedspeed.errors import connection_text
 from fedspeed.routing.transport import TransportError, as_bytes
 
+MESSAGE_TAG = 1
+
 
 class GlooTransport:
     """Cannot go on once a participant is lost. Trusts whoever reaches the store's port: for use inside one trust domain.
@@ -37,6 +39,20 @@ class GlooTransport:
         self._wait(lambda: self._group.alltoall_base(out, sent, list(sizes), lengths, options), deadline_s)
         self.bytes_sent += sent.numel() - lengths[self.rank]
         return np.split(out.numpy(), np.cumsum(sizes)[:-1])
+
+    def send(self, peer, data, deadline_s):
+        data = as_bytes(data)
+        for content in (np.array([data.size], np.int64).view(np.uint8), data):
+            tensor = torch.from_numpy(content)
+            self._wait(lambda tensor=tensor: self._group.send([tensor], peer, MESSAGE_TAG), deadline_s)
+        self.bytes_sent += data.size
+
+    def receive(self, peer, deadline_s):
+        length = torch.empty(8, dtype=torch.uint8)
+        self._wait(lambda: self._group.recv([length], peer, MESSAGE_TAG), deadline_s)
+        data = torch.empty(int(length.numpy().view(np.int64)[0]), dtype=torch.uint8)
+        self._wait(lambda: self._group.recv([data], peer, MESSAGE_TAG), deadline_s)
+        return data.numpy()
 
     def _wait(self, call, deadline_s):
         try:

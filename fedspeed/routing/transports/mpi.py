@@ -42,13 +42,17 @@ class MpiTransport(FrameTransport):
         end = time.monotonic() + deadline_s
         try:
             return super().swap(parts, sizes, deadline_s, step)
-        finally:  # a large message leaves only while its sender calls MPI, which may not be soon again
-            for peer, sending in self._sending.items():
-                try:
-                    self._wait(peer, [request for request, _ in sending], end)
-                except Gone as gone:
-                    self._gone.setdefault(peer, str(gone))
-            self._sending.clear()
+        finally:
+            self._flush(end)
+
+    def _flush(self, end: float) -> None:
+        """A large message leaves only while its sender calls MPI, which may not be soon again."""
+        for peer, sending in self._sending.items():
+            try:
+                self._wait(peer, [request for request, _ in sending], end)
+            except Gone as gone:
+                self._gone.setdefault(peer, str(gone))
+        self._sending.clear()
 
     def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
         header = np.array([*frame.step, len(frame.pieces), frame.pieces[0].size], np.int64)

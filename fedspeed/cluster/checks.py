@@ -1,0 +1,58 @@
+"""What can be checked of where a run would lie, before anything is started."""
+
+import os
+import socket
+from pathlib import Path
+
+from fedspeed.cluster.cards import check_cards, dealt
+from fedspeed.cluster.devices import computing_gpus
+from fedspeed.cluster.discover import Launch, from_process
+from fedspeed.cluster.local import check_rank_count, crowding, local_hosts
+from fedspeed.cluster.topology import Topology, plan
+from fedspeed.config.run import RunConfig
+from fedspeed.data.config import steps_by_cluster
+from fedspeed.errors import ConfigError
+
+
+def check_layout(config: RunConfig, hostfile: Path | None) -> tuple[Topology, Launch, list[str]]:
+    """Lay the clients on the ranks that this command would have.
+
+    Returns:
+        the topology, how the command was started, and notes on ranks that are to share a core or a GPU.
+
+    Raises:
+        ConfigError: the ranks, clusters or cards do not fit the configuration.
+    """
+    launch = from_process(hostfile)
+    alone = launch.kind == "none"  # plain python, which starts the ranks of this machine
+    hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients) if alone else launch.hosts
+    ranks = sum(host.slots for host in hosts)
+    if alone and launch.hostfile:
+        check_rank_count(ranks, launch.hostfile.path)
+    if alone and config.routing.transport == "mpi" and ranks > 1:
+        raise ConfigError("routing.transport=mpi: plain python starts its ranks without MPI; start with `mpirun -n N python launch.py "
+                          "...`, or set routing.transport=gloo")
+    topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
+    check_clusters(config, topology)
+    return topology, launch, _crowded(config, topology) if alone else []
+
+
+def check_clusters(config: RunConfig, topology: Topology) -> None:
+    """What the configuration says about single clusters must be about clusters that are there."""
+    names = [cluster.name for cluster in topology.clusters]
+    for name in steps_by_cluster(config.train.local_steps_by_cluster):
+        if name not in names:
+            raise ConfigError(f"train.local_steps_by_cluster: no cluster {name} takes part; there {'are' if len(names) > 1 else 'is'} "
+                              f"{', '.join(names)}")
+
+
+def _crowded(config: RunConfig, topology: Topology) -> list[str]:
+    """Notes on ranks of this machine that are to share a core or a GPU.
+
+    Raises:
+        ConfigError: two ranks of one torch world would share a GPU.
+    """
+    ranks, gpus = len(topology.ranks), computing_gpus(os.environ)
+    if not gpus:
+        return crowding(ranks)
+    return check_cards(topology.worlds(config.engine.pipeline), dealt(ranks, gpus, socket.gethostname()))

@@ -1,0 +1,90 @@
+"""What can be checked of the adapter that a run starts from or makes, before anything is started and without torch."""
+
+import difflib
+from pathlib import Path
+
+from fedspeed.config.load import DEFAULT, Loaded
+from fedspeed.errors import ModelError
+from fedspeed.models import saved_adapter
+from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, shape_of
+from fedspeed.models.checks import local_base, model_type
+from fedspeed.models.factors import is_factor_a
+from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, ends_of, read_config
+from fedspeed.models.stored import check_types, stored_tensors
+
+# The names in a saved adapter for which adapter.targets=all-linear stands.
+LINEAR = {"gpt2": {"c_attn", "c_proj", "c_fc"}}
+DEFAULT_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def check_adapter(loaded: Loaded) -> list[str]:
+    """The adapter a run starts from: its files are whole, one LoRA rank stands in all of them, and the configuration wants no other."""
+    adapter = loaded.config.adapter
+    if not adapter.start_from:
+        _check_new_targets(loaded)
+        return []
+    folder = Path(adapter.start_from)
+    if not folder.is_dir():
+        raise ModelError(f"adapter.start_from: {folder} does not exist{loaded.searched('adapter.start_from')}; give a PEFT folder (adapter_config.json and "
+                         "adapter_model.safetensors)")
+    saved = read_config(folder)
+    lora_rank, names = saved["r"], stored_tensors(folder, WEIGHTS_FILE)
+    check_types(names.items())
+    for name, stored in names.items():
+        if is_factor_a(name) and stored.shape[0] != lora_rank:
+            raise ModelError(f"{stored.file}: {name} has shape {stored.shape}, but adapter_config.json says r={lora_rank}; the two files "
+                             "belong to different adapters, export it again")
+    for key, ours, name in (("lora_rank", adapter.lora_rank, "r"), ("alpha", adapter.alpha, "lora_alpha")):
+        source = loaded.sources[f"adapter.{key}"]
+        if source != DEFAULT and ours != saved.get(name):
+            raise ModelError(f"{source}: adapter.{key}={ours}, but adapter.start_from={folder} has {name}={saved.get(name)}; leave "
+                             f"adapter.{key} out, or start from another adapter")
+    if base := local_base(loaded.config):
+        shape = shape_of(str(base))
+        check_family(folder, saved, loaded.config.model.base, shape.family)
+        check_modules(folder, saved, names, loaded.config.model.base, shape)
+    _check_targets(loaded, saved.get("target_modules"))
+    return [f"adapter  {folder} (r={lora_rank})", *(f"note     {text}" for text in adapter_notes(loaded))]
+
+
+def adapter_notes(loaded: Loaded) -> list[str]:
+    """What the adapter that a run starts from says of its base, where it sounds like another than the run's, and of a dropout that nobody
+    has decided against."""
+    adapter = loaded.config.adapter
+    if not adapter.start_from:
+        return []
+    folder = Path(adapter.start_from)
+    saved = read_config(folder)
+    told = saved_adapter.notes(folder, saved, loaded.config.model.base)
+    if loaded.sources["adapter.dropout"] == DEFAULT:
+        told += saved_adapter.dropout_notes(folder, saved, adapter.dropout)
+    return told
+
+
+def _check_new_targets(loaded: Loaded) -> None:
+    """That a fresh adapter's targets are names that the base has, but for the path before them."""
+    config, base = loaded.config, local_base(loaded.config)
+    if base is None or config.adapter.method != "lora" or config.adapter.targets in ("attention", "all-linear"):
+        return
+    shape = shape_of(str(base))
+    known = list(dict.fromkeys([*(linear.name for linear in shape.linears), *ends_of(shape.family)]))
+    asked = [name.strip() for name in config.adapter.targets.split(",")]
+    if unknown := [name for name in asked if name.rpartition(".")[2] not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise ModelError(f"{loaded.sources['adapter.targets']}: adapter.targets={config.adapter.targets}: {base} ({shape.family}) has no "
+                         f"{', '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}; it has {', '.join(known)}. Or write attention or all-linear")
+
+
+def _check_targets(loaded: Loaded, saved: object) -> None:
+    """That the configuration, if it names targets, names those of the adapter it starts from. PEFT may save them with their place in the
+    model, so the last words count."""
+    adapter, source, base = loaded.config.adapter, loaded.sources["adapter.targets"], local_base(loaded.config)
+    if source == DEFAULT or not isinstance(saved, list) or base is None:
+        return
+    kind = model_type(base)
+    ours = {"attention": ATTENTION_TARGETS.get(kind, DEFAULT_ATTENTION_TARGETS), "all-linear": LINEAR.get(kind, DEFAULT_LINEAR)}.get(
+        adapter.targets, [name.strip() for name in adapter.targets.split(",")])
+    there = {str(name).rpartition(".")[2] for name in saved}
+    if {name.rpartition(".")[2] for name in ours} != there:
+        raise ModelError(f"{source}: adapter.targets={adapter.targets}, but adapter.start_from={adapter.start_from} is on "
+                         f"{','.join(sorted(there))}; leave adapter.targets out, or start from another adapter")

@@ -1,0 +1,48 @@
+"""What can be checked of the exchange, before anything is started."""
+
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+from fedspeed.cluster.topology import Topology
+from fedspeed.config.check import problems
+from fedspeed.config.run import RunConfig
+from fedspeed.errors import ConfigError
+from fedspeed.routing.config import RoutingConfig
+
+
+def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig, int]:
+    """(the routing with its mode settled, participants of a sum).
+
+    Raises:
+        ConfigError: too few participants, what the settled mode forbids, or a package that it lacks.
+            FedSpeedError: a site's files are wrong.
+    """
+    routing, count = config.routing, len(topology.participants)
+    if routing.transport == "tls":
+        if count != 1:
+            raise ConfigError(f"routing.transport=tls: a site is one participant, but its {len(topology.ranks)} ranks carry clients of {count}; set "
+                              "data.clients=1, or cluster.local_ranks=1")
+        from fedspeed.routing.identity import membership  # needs the package cryptography, which a plain run does not
+
+        count = len(membership(routing)[1].members)
+    routing = routing.settled(count)
+    if broken := problems(replace(config, routing=routing)):
+        raise ConfigError("; ".join(broken))
+    if routing.mode != "plain" and find_spec("cryptography") is None:
+        raise ConfigError(f"routing.mode={routing.mode} needs the package cryptography, which is not "
+                          f"installed for {sys.executable}: pip install "
+                          "cryptography, or set routing.mode=plain inside one trust domain")
+    if routing.mode != "plain" and count < routing.min_participants:
+        raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: a sum of fewer than "
+                          f"{routing.min_participants} says too much about each; set routing.mode=plain inside one trust domain, or more ranks "
+                          "(cluster.local_ranks, or the hostfile)")
+    return routing, count
+
+
+def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:
+    """What `routing.mode=auto` has come to, where it is not what its name is known for."""
+    if asked.mode != "auto" or asked.settled(participants).mode != "plain" or participants < 2:
+        return []
+    return [f"routing.mode=plain for {participants} participants: a masked sum of fewer than {asked.min_participants} would say too much about each, so that "
+            "updates travel in the clear inside this job"]

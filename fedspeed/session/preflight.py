@@ -1,0 +1,173 @@
+"""What can be checked without starting a rank or reading a weight: for `--dry-run`, and before any run starts.
+
+Each room checks its own part; here they are put together. `look_inside` alone imports torch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedspeed.cluster.checks import check_layout
+from fedspeed.cluster.topology import warnings
+from fedspeed.config.check import notes, problems
+from fedspeed.config.deepspeed import merge
+from fedspeed.config.load import Loaded
+from fedspeed.data.clients import ClientRows, client_rows, encode_client, largest_id, row_counts
+from fedspeed.data.findings import findings
+from fedspeed.data.row_counts import RowTable
+from fedspeed.engine.base.choose import choose_tier, pipeline_tier, slots_of
+from fedspeed.engine.base.told import execution
+from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
+from fedspeed.engine.operators import check_operators
+from fedspeed.errors import ConfigError, FedSpeedError, Preempted
+from fedspeed.models.adapter_checks import adapter_notes, check_adapter
+from fedspeed.models.base_files import base_shape
+from fedspeed.models.checks import check_model, local_base
+from fedspeed.models.positions import check_length
+from fedspeed.models.saved_adapter import outside_blocks
+from fedspeed.planner.plan import TYPE_BYTES
+from fedspeed.routing.checks import check_routing
+from fedspeed.session.measured import base_sizes, read_probe_file
+from fedspeed.session.run_folder import check_run_folder
+
+
+def check(loaded: Loaded, hostfile: Path | None) -> str:
+    """What would run where, in a few lines.
+
+    Raises:
+        FedSpeedError: the first fault of each part, all in one message.
+    """
+    config = loaded.config
+    lines = _all((_place, check_model, check_adapter, _engine, _data, lambda loaded: _layout(loaded, hostfile)), loaded)
+    how = execution(config, merge(config.deepspeed, config, loaded.folder), outside_blocks(config.adapter))
+    lines.append(f"engine   {how}, {config.federation.rounds} rounds of {config.train.local_steps} local steps")
+    return "\n".join([*lines, *(f"note     {text}" for text in [*notes(config), *engine_notes(loaded)])])
+
+
+def look_inside(loaded: Loaded) -> str:
+    """What a rank would find out only with the heavy libraries at hand: the model without memory and its weights' shapes, the tokenizer, and
+    every client's rows as tokens. `check` has passed.
+
+    Returns:
+        what is to be said about the rows, in a few lines; may be empty.
+
+    Raises:
+        FedSpeedError: the first fault of each part, all in one message.
+    """
+    return "\n".join(_all((_built, _rows), loaded))
+
+
+def check_files(loaded: Loaded) -> None:
+    """The part of `check` that one host may fail and another pass, but for the data, which a rank reads anyway."""
+    _all((_rules, _place, check_model, check_adapter, _engine), loaded)
+
+
+def start_notes(loaded: Loaded) -> list[str]:
+    """What a run's reader should know of the base and the adapter that it starts from, and of settings that change nothing."""
+    return [*check_length(loaded.config.model.base, loaded.config.data.max_tokens), *adapter_notes(loaded), *engine_notes(loaded)]
+
+
+def _all(parts, loaded: Loaded) -> list[str]:
+    lines, faults = [], []
+    for part in parts:
+        try:
+            lines += part(loaded)
+        except Preempted:  # a signal, and no fault of this part
+            raise
+        except FedSpeedError as error:
+            faults.append(str(error))
+        except OSError as error:  # of a path that cannot even be asked for, such as one with a name that is too long
+            faults.append(f"{error.filename or 'a path'}: cannot be used ({error.strerror}); correct it")
+    if faults:
+        raise FedSpeedError("\n  ".join(faults))
+    return lines
+
+
+def _rules(loaded: Loaded) -> list[str]:
+    """What model.dtype=auto has come to may break a rule that the configuration as it was written keeps."""
+    if broken := problems(loaded.config):
+        raise ConfigError(broken)
+    return []
+
+
+def _place(loaded: Loaded) -> list[str]:
+    check_run_folder(loaded)
+    return []
+
+
+def _engine(loaded: Loaded) -> list[str]:
+    check_engine(loaded)
+    config = loaded.config
+    if config.engine.base_gib and (base := local_base(config)):
+        # Of `auto` the least it may come to: where the type is decided, all of this is checked again.
+        type_bytes = TYPE_BYTES.get(config.model.dtype, min(TYPE_BYTES.values()))
+        slots_of(config.engine, base_sizes(base_shape(base, config.model.init == "pretrained"), type_bytes))
+    if config.cluster.probe:
+        read_probe_file(Path(config.cluster.probe))
+    return []
+
+
+def _data(loaded: Loaded) -> list[str]:
+    config = loaded.config
+    rows = client_rows(config.data, config.run.seed)
+    counts = ", ".join(f"{len(r.train)}+{len(r.val)}" for r in rows[:16]) + (", ..." if len(rows) > 16 else "")
+    return [f"data     {config.data.task}: {len(rows)} clients, training + held-out rows {counts}"]
+
+
+def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
+    config = loaded.config
+    topology, launch, crowded = check_layout(config, hostfile)
+    routing, count = check_routing(config, topology)
+    if routing.transport == "tls":
+        from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not
+
+        check_port(routing)
+    check_pipeline(config, merge(config.deepspeed, config, loaded.folder), routing, topology, launch.hostfile)
+    return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
+            f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}",
+            *(f"idle     {text}" for text in warnings(topology)), *(f"note     {text}" for text in crowded)]
+
+
+def _built(loaded: Loaded) -> list[str]:
+    if local_base(loaded.config) is not None:
+        from fedspeed.models.blocks import trained_outside
+        from fedspeed.models.loading import check_weights, meta_model
+
+        config = loaded.config
+        model = meta_model(config.model, config.adapter)
+        check_weights(model, config.model, config.adapter)
+        frozen = any(not p.requires_grad for p in model.parameters())
+        ds_config, outside = merge(config.deepspeed, config, loaded.folder), trained_outside(model)
+        if config.engine.pipeline == "none":
+            check_operators(choose_tier(config.engine, ds_config, frozen, outside), ds_config)
+        else:
+            pipeline_tier(config.engine, ds_config, outside)
+    return []
+
+
+def _rows(loaded: Loaded) -> list[str]:
+    config = loaded.config
+    clients = client_rows(config.data, config.run.seed)
+    return [*_encoded(loaded, clients), *(f"note     {text}" for text in findings(config.data, clients))]
+
+
+def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
+    """What is left of every client's rows as tokens; nothing where the tokenizer is not to be had here."""
+    from fedspeed.models.tokenizer import check_ids, load_tokenizer
+
+    config, base = loaded.config, local_base(loaded.config)
+    if base is None and config.model.tokenizer == "auto":
+        return []
+    tokenizer, largest, counts = load_tokenizer(config.model), 0, []
+    for rows in clients:
+        data = encode_client(rows, tokenizer, config.data)
+        largest = max(largest, largest_id(data))
+        counts.append(row_counts(data))
+    if base is not None:
+        check_ids(largest, config.model)
+    table = RowTable.of(counts, config.data.max_tokens)
+    return [f"rows     {table.line()}", *(f"         {line}" for line in table.client_lines()), *(f"note     {text}" for text in table.warnings())]
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """Clients of a cluster are consecutive."""
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"

@@ -1,0 +1,131 @@
+"""The list of metrics: it cannot contradict itself, and ledger, records and visibility follow from it."""
+
+import re
+
+import pytest
+
+from fedspeed.federation.ledger import Ledger
+from fedspeed.monitor.metrics import registry
+from fedspeed.monitor.metrics.metric import Metric
+from fedspeed.monitor.round_record import round_record
+from fedspeed.monitor.visibility import visible
+
+METRICS = registry.METRICS
+SUM = {"name": "x", "unit": "count", "per": "rank", "reduce": "sum"}
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"unit": "furlongs"}, "unit is 'furlongs', but must be one of loss, "),
+    ({"per": "client", "reduce": "max"}, "per='client' cannot be reduced by 'max'"),
+    ({"per": "round"}, "per='round' cannot be reduced by 'sum'"),
+    ({"reduce": "ratio"}, "a ratio has a denominator"),
+    ({"over": "y"}, "a ratio has a denominator"),
+    ({"record": "both"}, "only a client's metric"),
+    ({"reduce": "max", "shown_masked": True}, "masked modes never show a maximum"),
+    ({"per": "client", "record": "client", "shown_masked": True}, "never show a client's own value"),
+    ({"always": True}, "masked modes have too"),
+    ({"per": "client", "measure": float}, "only a rank can measure"),
+])
+def test_a_metric_that_contradicts_itself_is_refused(changes, told):
+    Metric(**SUM)
+    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+        Metric(**SUM | changes)
+    assert "metric 'x'" in str(caught.value)
+
+
+@pytest.mark.parametrize(("metrics", "told"), [
+    ([{}, {"tag": "t"}], "the name of a metric of a round is given twice: x"),
+    ([{"tag": "t"}, {"name": "y", "tag": "t"}], "the tag of a metric of a round is given twice: t"),
+    ([{"name": "missing"}], "may not be called missing"),
+    ([{"name": "r", "per": "round", "reduce": "ratio", "of": "x", "over": "y"}, {}, {"name": "y"}],
+     "'r' divides x by y"),
+])
+def test_a_list_that_contradicts_itself_is_refused(monkeypatch, metrics, told):
+    module = type("Module", (), {"METRICS": tuple(Metric(**SUM | changes) for changes in metrics)})
+    monkeypatch.setattr(registry, "import_module", lambda name: module)
+    with pytest.raises(ValueError, match=told):
+        registry.collected(["added"])
+
+
+def filled(make_ledger, added=()):
+    """The sum of what two ranks with a client each have told; `added` are (slot, value, client or rank)."""
+    whole = make_ledger()
+    for place, wall_s in enumerate((8.0, 12.0)):
+        own = make_ledger()
+        own.add_client(place, asked=1, received=1 - place, train_loss=6.0, tokens=4 * (place + 1),
+                       val_loss=5.0, val_tokens=10, exact=place, rows=4, steps=3, compute_s=2.0, gather_s=1.0,
+                       exchange_s=0.5, idle_s=0.25, bytes_sent=100, peak_bytes=1000)
+        own.set_rank(place, ranks=1, wall_s=wall_s, compute_s=3.0, gather_s=1.0, exchange_s=0.5, idle_s=0.5,
+                     bytes_sent=100 + place, peak_bytes=1000 * (1 + place), device_bytes=50, loaded_bytes=7,
+                     step_s=0.5 + place, bubble_s=1.0, passes_s=4.0, exchanged_s=4.0, waited_s=1.0 + place)
+        for slot, value, per in added:
+            (own.add_client if per == "client" else own.set_rank)(place, **{slot: value + place})
+        whole.vector += own.vector
+    return whole
+
+
+SAME = {"lr": 0.001, "factor_error_exact": False, "clipped": 0}
+FIELDS = {
+    "round": 3, "train_loss": 1.0, "val_loss": 0.5, "val_exact": 0.125, "clients": 2, "received": 1,
+    "seconds": 10.0, "tokens": 12, "tokens_per_s": 1.2, "compute_s": 3.0, "gather_s": 1.0, "exchange_s": 0.5,
+    "idle_s": 0.5, "bytes_sent": 201, "peak_bytes": 2000, "device_bytes": 50, "loaded_bytes": 14,
+    "step_s": 1.5, "bubble": 0.25, "overlap": 0.625, "lr": 0.001, "update_norm": None, "factor_error": None,
+    "factor_error_exact": False, "clipped": 0}
+UNMEASURED = ("train_loss", "val_loss", "val_exact", "peak_bytes", "device_bytes", "step_s", "bubble",
+              "overlap", "update_norm")
+
+
+def test_a_ledger_becomes_a_record():
+    found = round_record(filled(lambda: Ledger(2, 2)), 3, (0, 1), **SAME).to_json()
+    clients = found.pop("per_client")
+    assert found == FIELDS | {"missing": [1]}
+    assert clients[1] == {
+        "client": 1, "train_loss": 0.75, "val_loss": 0.5, "val_exact": 0.25, "local_steps": 3, "tokens": 8,
+        "compute_s": 2.0, "gather_s": 1.0, "exchange_s": 0.5, "idle_s": 0.25, "bytes_sent": 100,
+        "peak_bytes": 1000}
+
+
+def test_a_ledger_of_sums_becomes_the_same_record_without_what_one_rank_or_client_knows():
+    found = round_record(filled(lambda: Ledger(2, 2, sums_only=True)), 3, (0, 1), **SAME)
+    hidden = {"peak_bytes": None, "device_bytes": None, "step_s": None}
+    assert found.to_json() == FIELDS | hidden | {"missing": [], "per_client": []}
+    assert found == visible(round_record(filled(lambda: Ledger(2, 2)), 3, (0, 1), **SAME), "mask")
+
+
+def test_what_was_not_measured_is_no_number():
+    empty = Ledger(1, 1)
+    empty.set_rank(0, ranks=1, wall_s=1.0)
+    record = round_record(empty, 0, (), **SAME)
+    for name in UNMEASURED:
+        assert getattr(record, name) is None, name
+    assert (record.tokens, record.tokens_per_s, record.per_client[0].train_loss) == (0, 0.0, None)
+
+
+@pytest.mark.parametrize(("same", "told"), [
+    ({"lr": 0.1}, "lacks a value of factor_error_exact, clipped"), (SAME | {"tokens": 3}, "called tokens")])
+def test_what_is_known_alike_is_told_by_its_name(same, told):
+    with pytest.raises(ValueError, match=told):
+        round_record(filled(lambda: Ledger(2, 2)), 1, (0, 1), **same)
+
+
+def test_what_masked_modes_may_not_show_does_not_leave_the_rank():
+    names = {"peak_bytes": 1e9, "device_bytes": 1e9, "step_s": 1e9}
+    ledger = Ledger(2, 2, sums_only=True)
+    ledger.set_rank(1, **names)
+    ledger.add_client(1, steps=1e9, compute_s=1e9, peak_bytes=1e9)
+    assert not ledger.vector.any() and ledger.vector.size < Ledger(1, 1).vector.size
+    for add in (ledger.add_client, ledger.set_rank):
+        with pytest.raises(ValueError, match="no metric has a slot 'horses'"):
+            add(0, horses=1)
+    with pytest.raises(ValueError, match="one version of FedSpeed"):
+        Ledger(2, 2, ledger.vector)
+
+
+def test_a_metric_that_says_so_is_shown_in_masked_modes(tmp_path, monkeypatch):
+    """And else not even where a ledger has told it: a record is held to the list a second time."""
+    for shown, expected in ((True, 8643.0), (False, None)):
+        told = Metric(name="of_ranks", unit="number", per="rank", reduce="sum", shown_masked=shown)
+        monkeypatch.setattr(registry, "METRICS", (*METRICS, told))
+        for sums_only in (True, False):
+            ledger = filled(lambda: Ledger(2, 2, sums_only=sums_only), [("of_ranks", 4321, "rank")])
+            assert visible(round_record(ledger, 1, (0, 1), **SAME), "mask").of_ranks == expected
