@@ -73,7 +73,7 @@ def step_of(micros: int):
     return StepBatches([Batch(ids, ids, ids, ROWS * (WIDTH - 1)) for _ in range(micros)], micros * ROWS * (WIDTH - 1))
 
 
-def rank_main(base: str, scope: str, work: list[list[int]], cuts: str) -> None:
+def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | str) -> None:
     """One rank: a training pass for each entry of `work`, the micro-batches of each client in it; prints seconds and idle seconds of each."""
     import torch
 
@@ -90,8 +90,9 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: str) -> None:
     join_world(120)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     sets = [tuple(range(ranks))] if scope == "client" else [(r,) for r in range(ranks)]
-    own = build_engine(ModelConfig(base=base, init="random", dtype="fp32"), AdapterConfig(lora_rank=2, targets="q_proj"), TrainConfig(),
-                       EngineConfig(pipeline=scope, tier="resident", cuts=cuts), ds_config("resident", "fp32"), sets, NoClock(), Path(base) / f"nvme-{rank}", 0)
+    own = build_engine(ModelConfig(base=base, init="random", dtype="fp32"), AdapterConfig(lora_rank=2, targets=("q_proj",)), TrainConfig(),
+                       EngineConfig(pipeline=scope, tier="resident", cuts="auto" if cuts == "auto" else tuple(cuts)),
+                       ds_config("resident", "fp32"), sets, NoClock(), Path(base) / f"nvme-{rank}", 0)
     timed_stage(own._stage)
     own.load(own.state())
     found = []
@@ -116,7 +117,7 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: str) -> None:
     leave_world()
 
 
-def measure(ranks: int, rate: str | None, scope: str, work: list[list[int]], cuts: str = "auto") -> list[tuple[float, float]]:
+def measure(ranks: int, rate: str | None, scope: str, work: list[list[int]], cuts: tuple[int, ...] | str = "auto") -> list[tuple[float, float]]:
     """(seconds, mean idle fraction over ranks) of each entry of work."""
     from tests.lab.cluster import VirtualCluster
 
@@ -125,7 +126,7 @@ def measure(ranks: int, rate: str | None, scope: str, work: list[list[int]], cut
         hosts = Path(folder) / "hosts"
         hosts.write_text("".join(f"h{i} slots=1\n" for i in range(ranks)))
         with VirtualCluster(hosts, rate=rate, env={"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as lab:
-            command = [sys.executable, str(Path(__file__).resolve()), "rank", folder, scope, json.dumps(work), cuts]
+            command = [sys.executable, str(Path(__file__).resolve()), "rank", folder, scope, json.dumps(work), json.dumps(cuts)]
             started = [lab.spawn(command, host=host.name, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={
                 "RANK": str(i), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": lab.hosts[0].address,
                 "MASTER_PORT": str(PORT), "GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT)}) for i, host in enumerate(lab.hosts)]
@@ -164,7 +165,7 @@ def simulated() -> None:
             ("client", 2, [4], "1gbit", 1e9, (4,)), ("client", 2, [4], "100mbit", 1e8, (6,)), ("client", 4, [8], "1gbit", 1e9, (2, 4, 6)),
             ("client", 4, [4], "100mbit", 1e8, (1, 3, 6)), ("cluster", 4, [2, 2, 2, 2], "1gbit", 1e9, (2, 4, 6)),
             ("cluster", 3, [3, 1, 2], "200mbit", 2e8, (3, 6))):
-        (measured, _), = measure(stages, rate, scope, [micros], ",".join(map(str, cuts)))
+        (measured, _), = measure(stages, rate, scope, [micros], cuts)
         ends = [0, *cuts, BLOCKS]
         blocks = [b - a for a, b in zip(ends, ends[1:])]
         names = [f"h{i}" for i in range(stages)]
@@ -178,7 +179,7 @@ def simulated() -> None:
 def main() -> None:
     if sys.argv[1:2] == ["rank"]:
         base, scope, work, cuts = sys.argv[2:]
-        rank_main(base, scope, json.loads(work), cuts)
+        rank_main(base, scope, json.loads(work), json.loads(cuts))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("bubble", "clients", "simulated"))

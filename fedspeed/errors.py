@@ -1,7 +1,7 @@
 """Every error a user can meet, and the exit code it ends with.
 
-A message says what was wrong, where, and what to do about it. `ValueError`-like faults of the user derive from
-`FedSpeedError`; a broken invariant of ours stays an `assert`.
+A message says what was wrong, where, and what to do about it. `ValueError`-like faults of the user derive
+from `FedSpeedError`; a broken invariant of ours stays an `assert`.
 """
 
 import re
@@ -13,10 +13,19 @@ EXIT_RESUMABLE = 75   # EX_TEMPFAIL: a rank was lost or the job was preempted; t
 
 
 class FedSpeedError(Exception):
-    """Base of all errors that are reported as one message without a traceback."""
+    """Base of all errors that are reported as one message without a traceback.
+
+    Args:
+        reason: what was wrong, where; and what to do about it, where that is not given apart.
+        remedy: what to do about it. The message is both.
+    """
 
     exit_code = EXIT_USAGE
     in_json = False  # whether it was told on stdout already, as `--json` tells it
+
+    def __init__(self, reason: str = "", *, remedy: str = ""):
+        super().__init__(f"{reason}; {remedy}" if remedy else reason)
+        self.reason, self.remedy = str(reason), remedy
 
 
 class ConfigError(FedSpeedError):
@@ -86,6 +95,7 @@ class Preempted(FedSpeedError):
 
 
 def connection_text(error: BaseException) -> str:
-    """What torch says of a broken connection, without its source file and its advice to its own developers."""
+    """What torch says of a broken connection, without its source file and its advice to its own
+    developers."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". This is typically")[0]

@@ -36,6 +36,7 @@ LONGEST = (
     "lab/test_slurm.py",
     "lab/test_virtual_cluster.py",
     "run/test_run_pipeline.py",
+    "run/test_golden.py",
     "benchmarks/test_gpu_campaign.py",
     "engine/test_streams.py",
     "engine/test_activations.py",

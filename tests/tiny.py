@@ -34,10 +34,17 @@ def random_step(seed: int, micro: int, accumulation: int, ranks: int = 1, rank: 
 
 
 def run_config(**sections) -> RunConfig:
-    """A RunConfig with some fields replaced: run_config(model={"base": ...}, train={"lr": 0.1})."""
+    """A RunConfig with some fields replaced: run_config(model={"base": ...}, federation={"method": {"name": "flexlora"}})."""
     from dataclasses import replace
 
-    config = RunConfig()
+    from fedspeed.config.run import METHOD_ARMS, UPDATE_ARMS
+
+    config, federation = RunConfig(), dict(sections.get("federation", {}))
+    if method := federation.get("method"):
+        federation["method"] = METHOD_ARMS[method["name"]](**method)
+    if updates := federation.get("updates"):
+        federation["updates"] = tuple(UPDATE_ARMS[update["name"]](**update) for update in updates)
+    sections["federation"] = federation
     return replace(config, **{name: replace(getattr(config, name), **values) if name != "deepspeed" else values
                               for name, values in sections.items()})
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from fedspeed import activity
 from fedspeed.checkpoint.card import CARD_FILE
 from fedspeed.checkpoint.journal import write_tensors
 from fedspeed.files import follow_umask
+from fedspeed.models.folded import as_one_adapter, rank_of
 from fedspeed.models.hub import model_folder
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import local_folder
@@ -24,7 +26,8 @@ FORMAT = {"format": "pt"}  # transformers refuses files without it
 
 def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], base: str,
            card: str = "") -> None:
-    """Write `tensors` (full trainable state, fp32, by parameter name) so that PEFT or transformers loads it.
+    """Write `tensors` (a global state, fp32, by parameter name) so that PEFT or transformers loads it. What is folded in it
+    becomes a part of the adapter, whose rank is larger for it.
 
     Args:
         folder: replaced as a whole; a reader finds a whole folder or, for the moment between two renames, none.
@@ -37,10 +40,11 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    named = {portable_name(n): t for n, t in tensors.items()}
+    named = {portable_name(n): t for n, t in as_one_adapter(tensors).items()}
     if hasattr(model, "peft_config"):
         write_tensors(part / "adapter_model.safetensors", named)
-        config = model.peft_config["default"].to_dict() | {"base_model_name_or_path": lasting_name(base), "inference_mode": True}
+        config = _of_rank(model.peft_config["default"].to_dict(), rank_of(named))
+        config |= {"base_model_name_or_path": lasting_name(base), "inference_mode": True}
         (part / "adapter_config.json").write_text(json.dumps(config, indent=2, default=_plain, sort_keys=True))
     else:
         whole = {n for n, _ in model.named_parameters()} <= named.keys()
@@ -62,6 +66,15 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _of_rank(config: dict, lora_rank: int) -> dict:
+    """Return PEFT's configuration for factors of another rank at the same scale, alpha / r (or alpha / sqrt(r) of rsLoRA)."""
+    if lora_rank == config["r"]:
+        return config
+    grown = lora_rank / config["r"]
+    alpha = config["lora_alpha"] * (math.sqrt(grown) if config.get("use_rslora") else grown)
+    return config | {"r": lora_rank, "lora_alpha": alpha}
 
 
 def _without_chat_template(tokenizer):

@@ -21,6 +21,7 @@ import numpy as np
 
 from fedspeed.errors import JournalError
 from fedspeed.files import json_value, write_atomically
+from fedspeed.models.folded import trainable
 
 ROUND = re.compile(r"round-(\d{6,})$")
 BEST_REMEDY = "copy this file back from elsewhere, or start anew with --fresh"
@@ -118,9 +119,9 @@ class Journal:
             JournalError: its file is missing or damaged, or holds other tensors than the entry.
         """
         path, state = self._best(entry.best_round), self._round(entry.round) / "state.safetensors"
-        wanted = {name.removeprefix("global/"): shape for name, shape in read_shapes(state, self._remedy(entry.round)).items()
-                  if name.startswith("global/")}
-        if read_shapes(path, BEST_REMEDY) != wanted:
+        named = read_shapes(state, self._remedy(entry.round))
+        wanted = trainable({name.removeprefix("global/"): shape for name, shape in named.items() if name.startswith("global/")})
+        if trainable(read_shapes(path, BEST_REMEDY)) != wanted:  # what is folded is of other shapes in every round
             raise JournalError(f"{path}: holds other tensors than {state}; {BEST_REMEDY}")
 
     def _numbers(self) -> list[int]:

@@ -8,9 +8,10 @@ from typing import NoReturn
 
 from fedspeed import __version__
 from fedspeed.cli import audit, chat, config_reference, doctor, init, keys, plan, pretrain_base, probe, run, simulate
-from fedspeed.cli.output import refuse, tell_json
+from fedspeed.cli.output import tell_ending, tell_json
 from fedspeed.cli.packages import missing_package
 from fedspeed.errors import ConfigError, FedSpeedError
+from fedspeed.session.ending import of_error
 
 COMMANDS = (run, init, chat, doctor, plan, simulate, probe, audit, keys, pretrain_base, config_reference)  # in the order of --help
 
@@ -24,9 +25,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         return arguments.command(arguments)
     except FedSpeedError as error:
-        return refuse(error, json_out)
+        return tell_ending(of_error(error), json_out)
     except ModuleNotFoundError as error:
-        return refuse(missing_package(error), json_out)
+        return tell_ending(of_error(missing_package(error)), json_out)
     except KeyboardInterrupt:
         return 130
 

@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 from fedspeed.cli.arguments import PROJECT, QUICKSTART, Commands, file_name
-from fedspeed.cli.output import refuse, say
+from fedspeed.cli.output import say, tell_ending
 from fedspeed.cli.packages import missing_package, need_packages
-from fedspeed.errors import EXIT_FAILED, EXIT_OK, FedSpeedError, LostPeerError, ModelError, Preempted
+from fedspeed.errors import EXIT_OK, LostPeerError, ModelError
+from fedspeed.session.ending import Ending, of_error
 
 BASE_S = 600.0  # for the quickstart's base to be pretrained
 EXIT_CODES = """exit codes:
@@ -25,7 +27,8 @@ EXIT_CODES = """exit codes:
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
-    # No abbreviations: what the supervisor takes out of the arguments for its ranks must be found there as it is called here.
+    # No abbreviations: what the supervisor takes out of the arguments for its ranks must be found there as it
+    # is called here.
     parser = commands.add_parser("run", allow_abbrev=False, help="run a federated fine-tuning (what launch.py does)", epilog=EXIT_CODES,
                                  formatter_class=argparse.RawDescriptionHelpFormatter,
                                  description="Run a federated fine-tuning, or resume it where its journal ends. Started by deepspeed, mpirun, "
@@ -60,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _make_base(folder: Path, launch) -> None:
-    """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of its own (it needs torch)."""
+    """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of
+    its own (it needs torch)."""
     end = time.monotonic() + BASE_S
     if not (folder / "config.json").exists() and launch.local_rank == 0:
         done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], cwd=Path.cwd(), timeout=BASE_S, check=False,
@@ -83,19 +87,21 @@ def _show(loaded, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         need_packages()
         from fedspeed.monitor.working import Working
-        from fedspeed.session.order import Order
         from fedspeed.session.rehearsal import rehearse
+        from fedspeed.session.request import RunRequest
 
         with Working() if loaded.config.monitor.progress else contextlib.nullcontext():
-            text = rehearse(Order(loaded, arguments.hostfile, fresh=arguments.fresh))
+            text = rehearse(RunRequest(loaded, arguments.hostfile, fresh=arguments.fresh))
         say(f"{text}\nnothing was started")
     return EXIT_OK
 
 
 def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -> int:
-    """Be one rank. `env`: the environment to be it in, where the process was forked rather than started."""
-    import traceback
+    """Be one rank; return its exit code.
 
+    Args:
+        env: the environment to be it in, where the process was forked rather than started.
+    """
     if env is not None:
         os.environ.update(env)
     from fedspeed.cluster.devices import choose_accelerator, choose_allocator
@@ -104,42 +110,38 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
     choose_accelerator(os.environ)
     choose_allocator(os.environ)
     json_out = claim_stdout() if arguments.json else None  # before anything keeps a reference to stdout
-    try:
-        from fedspeed.config.load import load
-        from fedspeed.session.order import Order
-        from fedspeed.session.rank import run_rank
-
-        code = run_rank(Order(load(arguments.config, arguments.overrides), arguments.hostfile, json_out, arguments.fresh))
-        if code == EXIT_FAILED and os.environ.get("FEDSPEED_LAUNCH") == "local":
-            code = EXIT_OK  # a finished run that lacks updates; its supervisor finds that in the log, and takes other ends for crashes
-    except FedSpeedError as error:
-        from fedspeed.cluster.once import first_to_speak
-
-        # Asked to end are all ranks alike, be it because another one has refused its input and said so.
-        silent = isinstance(error, Preempted) and not first_to_speak(os.environ)
-        code = error.exit_code if silent else refuse(error, json_out)
-    except ModuleNotFoundError as error:
-        code = refuse(missing_package(error), json_out)
-    except Exception as error:
-        from fedspeed.cluster.faults import note_fault
-
-        traceback.print_exc()
-        note_fault(error)
-        code = EXIT_FAILED
+    ending = _ending_of_rank(arguments, json_out)
+    tell_ending(ending, json_out)
     sys.stdout.flush()
     sys.stderr.flush()
-    return code
+    return ending.code_for_supervisor if os.environ.get("FEDSPEED_LAUNCH") == "local" else ending.exit_code
+
+
+def _ending_of_rank(arguments: argparse.Namespace, json_out: TextIO | None) -> Ending:
+    try:
+        from fedspeed.config.load import load
+        from fedspeed.session.rank import run_rank
+        from fedspeed.session.request import RunRequest
+
+        loaded = load(arguments.config, arguments.overrides)
+        return run_rank(RunRequest(loaded, arguments.hostfile, json_out, arguments.fresh))
+    except ModuleNotFoundError as error:
+        return of_error(missing_package(error))
+    except Exception as error:
+        return of_error(error)
 
 
 def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
-    """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one is lost."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy is imported here, and the ranks are forked from what this process forks
+    """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one
+    is lost."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy comes next, and ranks are forked from what this forks
     from fedspeed.session.machine import supervise
-    from fedspeed.session.order import Order
     from fedspeed.session.preflight import check
+    from fedspeed.session.request import RunRequest
 
     check(loaded, arguments.hostfile)  # what can be refused without waiting for the ranks' imports
-    order = Order(loaded, arguments.hostfile, fresh=arguments.fresh)
+    request = RunRequest(loaded, arguments.hostfile, fresh=arguments.fresh)
     arguments.fresh = False
     argv = [a for a in sys.argv[1:] if a != "--fresh"]
-    return supervise(order, launch, argv, lambda env: _rank(arguments, env))
+    ending = supervise(request, launch, argv, lambda env: _rank(arguments, env))
+    return tell_ending(ending, None)

@@ -10,7 +10,6 @@ from fedspeed.cluster.discover import Launch, from_process
 from fedspeed.cluster.local import check_rank_count, crowding, local_hosts
 from fedspeed.cluster.topology import Topology, plan
 from fedspeed.config.run import RunConfig
-from fedspeed.data.config import steps_by_cluster
 from fedspeed.errors import ConfigError
 
 
@@ -29,9 +28,9 @@ def check_layout(config: RunConfig, hostfile: Path | None) -> tuple[Topology, La
     ranks = sum(host.slots for host in hosts)
     if alone and launch.hostfile:
         check_rank_count(ranks, launch.hostfile.path)
-    if alone and config.routing.transport == "mpi" and ranks > 1:
-        raise ConfigError("routing.transport=mpi: plain python starts its ranks without MPI; start with `mpirun -n N python launch.py "
-                          "...`, or set routing.transport=gloo")
+    if alone and config.routing.started_by_mpi and ranks > 1:
+        raise ConfigError(f"routing.transport={config.routing.transport}: plain python starts its ranks without MPI; "
+                          "start with `mpirun -n N python launch.py ...`, or set routing.transport=gloo")
     topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
     check_clusters(config, topology)
     return topology, launch, _crowded(config, topology) if alone else []
@@ -40,7 +39,7 @@ def check_layout(config: RunConfig, hostfile: Path | None) -> tuple[Topology, La
 def check_clusters(config: RunConfig, topology: Topology) -> None:
     """What the configuration says about single clusters must be about clusters that are there."""
     names = [cluster.name for cluster in topology.clusters]
-    for name in steps_by_cluster(config.train.local_steps_by_cluster):
+    for name in config.train.local_steps_by_cluster:
         if name not in names:
             raise ConfigError(f"train.local_steps_by_cluster: no cluster {name} takes part; there {'are' if len(names) > 1 else 'is'} "
                               f"{', '.join(names)}")

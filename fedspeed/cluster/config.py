@@ -1,14 +1,17 @@
 """How clients are laid on the ranks that the launcher provides."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    ranks_per_client: str = field(default="auto", metadata={
-        "help": "auto (all slots of a host while there is a host for each client, else fewer), or a number; beyond a host's slots, whole hosts"})
-    local_ranks: str = field(default="auto", metadata={
-        "help": "ranks that `python launch.py` starts on one machine: auto (one per GPU; on CPU as many as make a round shortest), or a number"})
+    ranks_per_client: int | Literal["auto"] = field(default="auto", metadata={
+        "help": "auto: all slots of a host while there is a host for each client, else fewer; a number beyond a host's slots: whole hosts",
+        "min": 1})
+    local_ranks: int | Literal["auto"] = field(default="auto", metadata={
+        "help": "ranks that `python launch.py` starts on one machine; auto: one per GPU, on CPU as many as make a round shortest",
+        "min": 1})
     probe: str = field(default="", metadata={
         "help": "what `fedspeed probe` wrote on a machine like these; then the report holds predicted against measured seconds", "path": ()})
     one_trust_domain: bool = field(default=False, metadata={

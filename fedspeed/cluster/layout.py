@@ -73,7 +73,7 @@ def named_hostfile(argument: Path | None, env: Mapping[str, str], cwd: Path) -> 
     return cwd / name if name else None
 
 
-def seat(hosts: Sequence[Host], world_rank: int) -> tuple[Host, int]:
+def host_of_rank(hosts: Sequence[Host], world_rank: int) -> tuple[Host, int]:
     """The host of a world rank and the slot there, ranks being numbered host by host."""
     for host in hosts:
         if world_rank < host.slots:
@@ -213,7 +213,7 @@ def _from_shelf(clues: Clues) -> Layout:
     files, broken = _shelf(clues.cwd)
     found = _unambiguous([(file, file.hosts) for file in files
                           if file.slots == identity.world_size and not _contradiction(file.hosts, clues)
-                          and is_same_host(seat(file.hosts, identity.world_rank)[0].name, clues.hostname)])
+                          and is_same_host(host_of_rank(file.hosts, identity.world_rank)[0].name, clues.hostname)])
     if found:
         return found
     raise HostfileError(f"{identity.world_size} ranks run on several hosts (this is rank {identity.world_rank} on {clues.hostname}), "
@@ -229,7 +229,7 @@ def _contradiction(hosts: Sequence[Host], clues: Clues) -> str | None:
     identity = clues.identity
     if identity.all_local:
         return None
-    host, slot = seat(hosts, identity.world_rank)
+    host, slot = host_of_rank(hosts, identity.world_rank)
     actual = own_host(hosts, clues.hostname)
     if actual and actual != host:
         return f"rank {identity.world_rank} runs on {actual.name}, but would belong to {host.name}"

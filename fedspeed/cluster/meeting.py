@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedspeed.cluster.discover import Launch
-from fedspeed.cluster.layout import seat
+from fedspeed.cluster.layout import host_of_rank
 from fedspeed.errors import HostfileError, LostPeerError
 from fedspeed.net.ports import STORE_PORT_OFFSET, free_port
 
@@ -51,7 +51,8 @@ def open_or_find(launch: Launch, timeout_s: float) -> tuple[Any, tuple[str, int]
 
 def named(launch: Launch, ranks: list[int]) -> str:
     """Ranks with their places, for messages: "rank 2 (host beta, slot 0)"."""
-    return ", ".join(f"rank {rank} (host {host.name}, slot {slot})" for rank in ranks for host, slot in [seat(launch.hosts, rank)])
+    places = ((rank, *host_of_rank(launch.hosts, rank)) for rank in ranks)
+    return ", ".join(f"rank {rank} (host {host.name}, slot {slot})" for rank, host, slot in places)
 
 
 def write_port(path: Path, port: int) -> None:

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import TextIO
 
 from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
+from fedspeed.log import LOG
 
 ONCE_VARIABLE = "FEDSPEED_ONCE"
 _TOLD = "fedspeed-told"  # files of `tell_once` in the folder for temporary ones: this, user, parent, when the parent began
@@ -19,11 +19,11 @@ _TOLD = "fedspeed-told"  # files of `tell_once` in the folder for temporary ones
 def report(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> None:
     """Prints an error without a traceback.
 
-    Bad input looks the same from every rank of a machine, so under our own supervisor only one of them prints it. A lost peer is what a
-    rank alone can tell; each says what it saw.
+    Bad input looks the same from every rank of a machine, so under our own supervisor only one of them prints
+    it. A lost peer is what a rank alone can tell; each says what it saw.
     """
     if error.exit_code != EXIT_USAGE or first_to_speak(env):
-        print(f"fedspeed: error: {error}", file=sys.stderr, flush=True)
+        LOG.error(str(error))
 
 
 def first_to_speak(env: Mapping[str, str]) -> bool:
@@ -42,10 +42,12 @@ def first_to_speak(env: Mapping[str, str]) -> bool:
 
 
 def tell_once(tell: Callable[[], None], identity: RankIdentity, env: Mapping[str, str] = os.environ) -> None:
-    """Call `tell` on the first of this host's ranks that comes here. The others come back when it has told: a launcher may end all ranks
-    when one of them ends, and none may end before the word is out. Should the teller die, the next one tells.
+    """Call `tell` on the first of this host's ranks that comes here. The others come back when it has told: a
+    launcher may end all ranks when one of them ends, and none may end before the word is out. Should the
+    teller die, the next one tells.
 
-    Ranks that cannot find each other all tell: better twice than not at all. So do those of another host, which may have found something else.
+    Ranks that cannot find each other all tell: better twice than not at all. So do those of another host,
+    which may have found something else.
 
     Args:
         identity: of this rank.
@@ -64,8 +66,8 @@ def tell_once(tell: Callable[[], None], identity: RankIdentity, env: Mapping[str
 
 
 def _tell_in_turn(tell: Callable[[], None], identity: RankIdentity, path: Path, file: TextIO) -> None:
-    """The file lists the ranks that have come by; it goes with the last one of this host. A rank that finds itself there is in a later
-    start by the same parent, whose list begins anew."""
+    """The file lists the ranks that have come by; it goes with the last one of this host. A rank that finds
+    itself there is in a later start by the same parent, whose list begins anew."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         ranks = file.read().split()
@@ -88,7 +90,8 @@ def _tell_in_turn(tell: Callable[[], None], identity: RankIdentity, path: Path, 
 
 
 def _meeting_place(env: Mapping[str, str]) -> Path:
-    """A file that the ranks of this host and start name alike: the supervisor's, or one named after what started them all."""
+    """A file that the ranks of this host and start name alike: the supervisor's, or one named after what
+    started them all."""
     if path := env.get(ONCE_VARIABLE):
         return Path(f"{path}-json")
     parent = os.getppid()

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostnames import own_host
-from fedspeed.cluster.layout import seat
+from fedspeed.cluster.layout import host_of_rank
 from fedspeed.cluster.meeting import named, open_or_find, open_server
 from fedspeed.errors import HostfileError, LostPeerError
 from fedspeed.net.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, own_address
@@ -276,7 +276,7 @@ def _check_machines(launch: Launch, peers: tuple[Peer, ...]) -> None:
     machines: dict[str, Peer] = {}
     emulated = len({peer.machine for peer in peers}) == 1
     for peer in peers:
-        host, _ = seat(launch.hosts, peer.world_rank)
+        host, _ = host_of_rank(launch.hosts, peer.world_rank)
         first = machines.setdefault(host.name, peer)
         if first.machine != peer.machine:
             alike = first.hostname == peer.hostname

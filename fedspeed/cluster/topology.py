@@ -92,7 +92,7 @@ class Topology:
         raise KeyError(name)
 
 
-def plan(hosts: Sequence[Host], clients: int, ranks_per_client: str, *, server: bool = False) -> Topology:
+def plan(hosts: Sequence[Host], clients: int, ranks_per_client: int | str, *, server: bool = False) -> Topology:
     """Lays `clients` on the slots of `hosts`.
 
     Slots are cut into groups of consecutive ranks, and the groups are dealt out in file order:
@@ -120,7 +120,7 @@ def plan(hosts: Sequence[Host], clients: int, ranks_per_client: str, *, server: 
         raise ConfigError(f"the only host, {hosts[0].name}, has role=server and carries no clients; name another one in the hostfile")
     if server and not any(host.role == "server" for host in hosts):
         raise ConfigError("federation.method has a server, and no host is one; write `# fed-host NAME role=server` in the hostfile")
-    groups = _groups(hosts, clients, ranks_per_client.strip())
+    groups = _groups(hosts, clients, ranks_per_client)
     used = groups[:clients]
     blocks = _even_blocks(clients, len(used))
     return _assemble(hosts, [(host, ranks, block) for (host, ranks), block in zip(used, blocks, strict=True)], server)
@@ -146,7 +146,7 @@ def warnings(topology: Topology) -> list[str]:
     return messages
 
 
-def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> list[tuple[Host, range]]:
+def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: int | str) -> list[tuple[Host, range]]:
     """Groups of world ranks in file order, at least one; more of them than clients are capacity left over."""
     carrying = [host for host in hosts if host.role == "client"]
     if ranks_per_client == "auto":
@@ -155,10 +155,7 @@ def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: str) -> list[
         largest = max(host.slots for host in carrying)
         size = next((size for size in range(largest, 1, -1) if sum(host.slots // size for host in carrying) >= clients), 1)
         return _cut(hosts, size)
-    # isdecimal alone would let other scripts' digits through to int().
-    if not (ranks_per_client.isascii() and ranks_per_client.isdecimal()) or int(ranks_per_client) < 1:
-        raise ConfigError(f"cluster.ranks_per_client={ranks_per_client!r}: write `auto` or a number of ranks of at least 1")
-    size = int(ranks_per_client)
+    size = ranks_per_client
     largest = max(carrying, key=lambda host: host.slots)
     if size > largest.slots:
         if groups := _joined(hosts, size):

@@ -1,128 +1,202 @@
-"""The fields of the configuration dataclasses, and YAML nodes to their types. Strict: nothing is rounded or guessed."""
+"""YAML nodes to the values of a field. Strict: nothing is rounded or guessed.
+
+pydantic converts and says where in a nested value something does not fit; which node that is, and what must
+stand there, is told in our own words.
+"""
 
 import dataclasses
 import difflib
-import math
-import re
-import types
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache, reduce
+from operator import or_
+from typing import Annotated, Any, NotRequired, Required
 
+import pydantic
 import yaml
+from typing_extensions import TypedDict
 
 from fedspeed.config import tree
+from fedspeed.config.fields import (
+    REQUIRED,
+    Field,
+    alternatives,
+    arms,
+    choices,
+    item_type,
+    members,
+    shape_of,
+    takes,
+)
+from fedspeed.config.names import remedy_for_unknown
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of the configuration, as its metadata describes it.
-
-    Args:
-        bounds: `min`, `max`, `above` and `below`, as far as the metadata has them.
-        help: what the field means.
-        path: the words that name no file, where all others name a file or folder that a run reads; None for other fields.
-    """
-
-    type: Any
-    bounds: dict[str, float]
-    help: str = ""
-    path: tuple[str, ...] | None = None
+# Every text names something: a file, a folder, a field. A line break or a NUL in a name is a slip, and no
+# file can have the latter.
+_ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
+_PYDANTIC = {"min": "ge", "above": "gt", "max": "le", "below": "lt"}
 
 
 class Unfit(Exception):
-    """A value that a field does not take. The text says what it must be."""
+    """A value that a field does not take.
 
-
-def fields_of(cls: type, prefix: str = "") -> tuple[dict[str, Field], list[str]]:
-    """(dotted key -> field, dotted names of the sections) of a tree of dataclasses. Fields of type dict are left out."""
-    fields, sections = {}, []
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        key, type_ = prefix + field.name, hints[field.name]
-        if dataclasses.is_dataclass(type_):
-            inner, deeper = fields_of(type_, key + ".")
-            fields |= inner
-            sections += [key, *deeper]
-        elif type_ is not dict:
-            fields[key] = Field(type_, {name: field.metadata[name] for name in _BOUNDS if name in field.metadata},
-                                field.metadata.get("help", ""), field.metadata.get("path"))
-    return fields, sections
-
-
-def convert(node: yaml.Node, field: Field) -> Any:
-    """The value of `node` as the field's type. Raises Unfit."""
-    if typing.get_origin(field.type) is Literal:
-        return _choice(node, typing.get_args(field.type))
-    if typing.get_origin(field.type) in (typing.Union, types.UnionType):
-        return _word_or_number(node, field)
-    value = _TYPES[field.type][1](node)
-    if value is None or not all(_BOUNDS[name][1](value, bound) for name, bound in field.bounds.items()):
-        raise Unfit(takes(field))
-    return value
-
-
-def _word_or_number(node: yaml.Node, field: Field) -> Any:
-    """The value of a field that is a number or one of a few words, as `float | Literal["auto"]`; bounds are the number's."""
-    number, words = typing.get_args(field.type)
-    choices = typing.get_args(words)
-    if (text := _text(node)) in choices:
-        return text
-    try:
-        return convert(node, Field(number, field.bounds))
-    except Unfit as unfit:
-        raise Unfit(f"{', '.join(choices)} or {unfit}") from None
-
-
-def takes(field: Field) -> str:
-    """The values that a field takes, in words: `one of fp32, bf16, fp16`, `a whole number, at least 1`."""
-    if typing.get_origin(field.type) is Literal:
-        choices = typing.get_args(field.type)
-        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
-    if alternatives := typing.get_args(field.type):  # such as float | Literal["auto"]
-        return " or ".join(takes(Field(alternative, field.bounds)) for alternative in reversed(alternatives))
-    return ", ".join(filter(None, (_TYPES[field.type][0], _bounds_text(field))))
-
-
-def _bounds_text(field: Field) -> str:
-    return " and ".join(f"{_BOUNDS[name][0]} {bound if isinstance(bound, int) else f'{bound:g}'}"
-                        for name, bound in field.bounds.items())
-
-
-def _choice(node: yaml.Node, choices: tuple[str, ...]) -> str:
-    text = _text(node)
-    if text in choices:
-        return text
-    near = difflib.get_close_matches(text or "", choices, n=1)
-    raise Unfit(f"one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
-
-
-def _text(node: yaml.Node) -> str | None:
-    """Text as it was written, so that `ranks_per_client: 2` and `name: 2026-11-23` need no quotes. Not so null, true, false.
-
-    Every text names something: a file, a folder, a field. A line break or a NUL in a name is a slip, and no file can have the latter.
+    Attributes:
+        faults: (node, what is wrong with it) for everything that is; none for what `tree.faults` tells of.
     """
-    fits = tree.kind(node) in ("str", "int", "float") and not _CONTROL.search(node.value)
-    return node.value if fits else None
+
+    def __init__(self, faults: list[tuple[yaml.Node, str]]):
+        super().__init__("; ".join(text for _, text in faults))
+        self.faults = faults
 
 
-def _number(node: yaml.Node) -> float | None:
-    value = float(tree.plain(node)) if tree.kind(node) in ("int", "float") else math.nan
-    return value if math.isfinite(value) else None
+def convert(node: yaml.Node, field: Field, key: str) -> Any:
+    """Return the value of `node` as the type of the field that has this dotted key. Raises Unfit."""
+    try:
+        return _adapter(field).validate_python(tree.written(node))
+    except pydantic.ValidationError as error:
+        spots = [_spot(_Spot(field, node, key), found["loc"]) for found in error.errors(include_url=False)]
+        raise Unfit([fault for spot in spots if (fault := _fault(spot))]) from None
 
 
-_TYPES: dict[type, tuple[str, Callable[[yaml.Node], Any]]] = {
-    bool: ("true or false", lambda node: tree.plain(node) if tree.kind(node) == "bool" else None),
-    int: ("a whole number", lambda node: tree.plain(node) if tree.kind(node) == "int" else None),
-    float: ("a number", _number),
-    str: ('text on one line (write "" for none)', _text),
-}
-_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "min": ("at least", lambda value, bound: value >= bound),
-    "above": ("above", lambda value, bound: value > bound),
-    "max": ("at most", lambda value, bound: value <= bound),
-    "below": ("below", lambda value, bound: value < bound),
-}
+def long_form(node: yaml.Node, type_: Any) -> yaml.Node:
+    """Return the node with every arm that is named only by its name (`method: flexlora`) written out."""
+    if arms(type_):
+        named = isinstance(node, yaml.ScalarNode) and tree.kind(node) != "null"
+        return tree.nested(["name"], node) if named else node
+    inner = next((item for part in alternatives(type_) if (item := item_type(part)) and arms(item)), None)
+    if inner is None or not isinstance(node, yaml.SequenceNode):
+        return node
+    items = [long_form(item, inner) for item in node.value]
+    return yaml.SequenceNode(node.tag, items, node.start_mark, node.end_mark)
+
+
+@cache
+def _adapter(field: Field) -> pydantic.TypeAdapter:
+    return pydantic.TypeAdapter(_annotated(field))
+
+
+def _annotated(field: Field) -> Any:
+    """Return the field's type as pydantic takes it: strict, with its bounds, every union with its tags."""
+    if (named := arms(field.type)) and len(named) > 1:
+        return _union({name: field.of(arm) for name, arm in named.items()}, _name)
+    if len(types_ := alternatives(field.type)) > 1 and not named:
+        return _union({shape_of(type_): field.of(type_) for type_ in types_}, _shape)
+    if choices(field.type):
+        return Annotated[field.type, pydantic.BeforeValidator(_text)]
+    if dataclasses.is_dataclass(field.type):
+        return _dictionary(field.type)
+    if item := item_type(field.type):
+        inner = _annotated(field.of(item))
+        return tuple[inner, ...] if shape_of(field.type) == "list" else dict[str, inner]
+    if field.type is str:
+        return Annotated[str, pydantic.Field(strict=True, pattern=_ONE_LINE), pydantic.BeforeValidator(_text)]
+    bounds = {_PYDANTIC[name]: bound for name, bound in field.bounds.items()}
+    finite = {"allow_inf_nan": False} if field.type is float else {}
+    return Annotated[field.type, pydantic.Field(strict=True, **finite, **bounds)]
+
+
+def _union(parts: dict[str, Field], tag_of: Any) -> Any:
+    tagged = [Annotated[_annotated(part), pydantic.Tag(tag)] for tag, part in parts.items()]
+    return Annotated[reduce(or_, tagged), pydantic.Discriminator(tag_of)]
+
+
+def _dictionary(cls: type) -> Any:
+    """Return a dictionary with the fields of a dataclass, which becomes one. Other keys are refused."""
+    keys = {name: (Required if inner.default is REQUIRED else NotRequired)[_annotated(inner)]
+            for name, inner in members(cls).items()}
+    dictionary = TypedDict(cls.__name__, keys)
+    dictionary.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+    return Annotated[dictionary, pydantic.AfterValidator(lambda values: cls(**values))]
+
+
+def _text(value: Any) -> Any:
+    """Return a number as it was written, so that `name: 2026-11-23` and `name: 007` need no quotes. Null,
+    true and false stay what they are, and are refused."""
+    return getattr(value, "text", value)
+
+
+def _name(value: Any) -> Any:
+    return _text(value.get("name")) if isinstance(value, dict) else None
+
+
+def _shape(value: Any) -> str | None:
+    return next((shape for type_, shape in _SHAPES.items() if isinstance(value, type_)), None)
+
+
+# In this order, since a bool is an int too.
+_SHAPES = {bool: "bool", list: "list", dict: "map", str: "word", int: "number", float: "number"}
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """A place in a value: what it may hold, the node that is there, and its key.
+
+    Attributes:
+        inside: the dataclass that the key would belong to, if there is none of that name; else None.
+        missing: whether the key is not there, and must be.
+    """
+
+    field: Field
+    node: yaml.Node
+    key: str
+    inside: type | None = None
+    missing: bool = False
+
+
+def _spot(spot: _Spot, loc: tuple[str | int, ...]) -> _Spot:
+    """Return the place that pydantic means by `loc`: keys, indices, and a tag for every union on the way."""
+    if not loc:
+        return spot
+    field, (first, *rest) = spot.field, loc
+    if (named := arms(field.type)) and len(named) > 1:
+        return _spot(dataclasses.replace(spot, field=field.of(named[first])), tuple(rest))
+    if len(types_ := alternatives(field.type)) > 1 and not named:
+        if not rest and first not in ("list", "map"):
+            return spot  # the whole union says what it takes
+        part = next(type_ for type_ in types_ if shape_of(type_) == first)
+        return _spot(dataclasses.replace(spot, field=field.of(part)), tuple(rest))
+    return _spot(_below(spot, first), tuple(rest))
+
+
+def _below(spot: _Spot, name: str | int) -> _Spot:
+    """Return the place of one entry."""
+    if isinstance(name, int):
+        return _Spot(spot.field.of(item_type(spot.field.type)), spot.node.value[name], f"{spot.key}[{name}]")
+    key = f"{spot.key}.{name}"
+    found = tree.entry(spot.node, name)
+    if not dataclasses.is_dataclass(spot.field.type):
+        return _Spot(spot.field.of(item_type(spot.field.type)), found[1], key)
+    fields = members(spot.field.type)
+    if name not in fields:
+        return _Spot(spot.field, found[0], key, inside=spot.field.type)
+    return _Spot(fields[name], spot.node if found is None else found[1], key, missing=found is None)
+
+
+def _fault(spot: _Spot) -> tuple[yaml.Node, str] | None:
+    """Return what is wrong at a place, None where it has been told already."""
+    node, key, field = spot.node, spot.key, spot.field
+    if spot.inside is not None:
+        return node, _unknown(spot)
+    if spot.missing:
+        return node, f"{key} is missing; it must be {takes(field)}"
+    if tree.kind(node) == "foreign":  # that is among the faults already
+        return None
+    words = [word for type_ in alternatives(field.type) for word in choices(type_)]
+    if named := arms(field.type):
+        words = list(named)
+        if isinstance(node, yaml.MappingNode):
+            key, said = f"{key}.name", tree.entry(node, "name")
+            if said is None:
+                return node, f"{key} is missing; it must be {takes(field)}"
+            node = said[1]
+    near = difflib.get_close_matches(node.value, words, n=1) if isinstance(node, yaml.ScalarNode) else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return node, f"{key} is {tree.shown(node)}, but must be {takes(field)}{hint}"
+
+
+def _unknown(spot: _Spot) -> str:
+    """Say that there is no such key, and which was meant."""
+    parent = spot.key.rpartition(".")[0]
+    fields = members(spot.inside)
+    named = fields["name"].default if arms(spot.inside) else ""
+    where = f" where {parent}.name is {named}" if named else ""
+    remedy = remedy_for_unknown(spot.key, [f"{parent}.{name}" for name in fields])
+    return f"there is no key {spot.key}{where}; {remedy}"

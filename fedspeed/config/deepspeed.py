@@ -1,7 +1,8 @@
 """From a run's `deepspeed:` section to one plain DeepSpeed configuration.
 
-The section names a JSON with `base` and lays its own keys on top. `auto` means that FedSpeed decides: what the run says itself
-is filled in here; what depends on the model stays `auto` (`ENGINE_AUTOS`) until the engine knows it.
+The section names a JSON with `base` and lays its own keys on top. `auto` means that FedSpeed decides: what
+the run says itself is filled in here; what depends on the model stays `auto` (`ENGINE_AUTOS`) until the
+engine knows it.
 """
 
 import json
@@ -23,14 +24,15 @@ def merge(section: dict[str, Any], config: RunConfig, root: Path) -> dict[str, A
     """The DeepSpeed configuration of a run.
 
     Args:
-        section: `RunConfig.deepspeed`: an optional `base` (a JSON file) and keys that override it. `null` removes a key.
+        section: `RunConfig.deepspeed`: an optional `base` (a JSON file) and keys that override it. `null`
+            removes a key.
         config: where `auto` is filled from.
         root: folder of the run's YAML (`Loaded.folder`); a relative `base` is looked for there, then in the
             working folder, the project and its ds_configs.
 
     Returns:
-        Plain DeepSpeed configuration without `optimizer` and `scheduler` (the engine brings its own), in which only keys of
-        `ENGINE_AUTOS` may still be `auto`.
+        Plain DeepSpeed configuration without `optimizer` and `scheduler` (the engine brings its own), in
+        which only keys of `ENGINE_AUTOS` may still be `auto`.
 
     Raises:
         ConfigError: with every conflict between the file, the section and the run.
@@ -88,9 +90,11 @@ def _read_base(base: Any, root: Path) -> tuple[dict[str, Any], str]:
     if base in (None, ""):
         return {}, ""
     if not isinstance(base, str):
-        raise ConfigError(f"deepspeed.base is {json.dumps(base)}, but names a JSON file, for example zero3.json")
+        raise ConfigError(f"deepspeed.base is {json.dumps(base)}, but names a JSON file, for example "
+                          "zero3.json")
     path = Path(base).expanduser()
-    candidates = list(dict.fromkeys(folder / path for folder in (root, Path.cwd(), _PROJECT, _PROJECT / "ds_configs")))
+    folders = (root, Path.cwd(), _PROJECT, _PROJECT / "ds_configs")
+    candidates = list(dict.fromkeys(folder / path for folder in folders))
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         looked = ", ".join(str(candidate) for candidate in candidates)
@@ -99,11 +103,13 @@ def _read_base(base: Any, root: Path) -> tuple[dict[str, Any], str]:
     try:
         content = json_value(found.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{found}:{error.lineno}: is not JSON ({error.msg}); mend this line or the one above it") from error
+        raise ConfigError(f"{found}:{error.lineno}: is not JSON ({error.msg}); mend this line or the one "
+                          "above it") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{found}: {error}; mend the file or name another one as deepspeed.base") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{found}: holds {type(content).__name__}, not the keys of a DeepSpeed configuration; see ds_configs/zero3.json")
+        raise ConfigError(f"{found}: holds {type(content).__name__}, not the keys of a DeepSpeed "
+                          "configuration; see ds_configs/zero3.json")
     return content, base
 
 

@@ -1,11 +1,13 @@
-"""Where the files and folders that a configuration names are: beside its YAML, or in the folder of the command."""
+"""Where the files and folders that a configuration names are: beside its YAML, or in the folder of the
+command."""
 
 import os
 from pathlib import Path
 
 
 def found(text: str, folder: Path | None) -> str:
-    """The place that an input's path means; the text itself where it is as good, or names no file here (a hub name, say).
+    """The place that an input's path means; the text itself where it is as good, or names no file here (a hub
+    name, say).
 
     Args:
         text: as it was written; `~` is a home folder.

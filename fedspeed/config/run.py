@@ -1,12 +1,17 @@
 """The whole configuration of one run: it only composes what the rooms own."""
 
 from dataclasses import dataclass, field
+from typing import Union
 
 from fedspeed.checkpoint.config import CheckpointConfig
 from fedspeed.cluster.config import ClusterConfig
 from fedspeed.data.config import DataConfig, TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.federation.config import FederationConfig
+from fedspeed.federation.methods.config import METHODS
+from fedspeed.federation.methods.config import arm_of as arm_of_method
+from fedspeed.federation.updates.config import UPDATES
+from fedspeed.federation.updates.config import arm_of as arm_of_update
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.routing.config import RoutingConfig
@@ -14,9 +19,27 @@ from fedspeed.routing.config import RoutingConfig
 
 @dataclass(frozen=True)
 class RunSection:
-    name: str = field(default="", metadata={"help": "folder of the run under run.out; empty: the name of the YAML"})
+    name: str = field(default="", metadata={"help": "folder of the run under run.out; empty: the name of the "
+                                                    "YAML"})
     out: str = field(default="runs", metadata={"help": "folder that holds the runs"})
     seed: int = field(default=0, metadata={"help": "seed of everything random", "min": 0, "max": 2**32 - 1})
+
+
+METHOD_ARMS = {name: arm_of_method(name) for name in METHODS}
+UPDATE_ARMS = {name: arm_of_update(name) for name in UPDATES}
+# The arms are known at run time only.
+_Method = Union[tuple(METHOD_ARMS.values())]  # noqa: UP007
+_Update = Union[tuple(UPDATE_ARMS.values())]  # noqa: UP007
+
+
+@dataclass(frozen=True)
+class FederationSection(FederationConfig):
+    method: _Method = field(default=METHOD_ARMS["lora_average"](), metadata={
+        "help": "how clients train and what becomes of their updates: {name: flexlora}, or the name alone; "
+                "each has options of its own"})
+    updates: tuple[_Update, ...] = field(default=(), metadata={
+        "help": "what is done to a client's update before it leaves, in this order, such as "
+                "[{name: clip, norm: 1.0}]"})
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,7 @@ class RunConfig:
         "help": "Whose text: the task, how its rows become clients, and how a row becomes tokens."})
     train: TrainConfig = field(default_factory=TrainConfig, metadata={
         "help": "A client's local work in a round."})
-    federation: FederationConfig = field(default_factory=FederationConfig, metadata={
+    federation: FederationSection = field(default_factory=FederationSection, metadata={
         "help": "The rounds: who takes part, how updates are combined, when to stop."})
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata={
         "help": "How clients lie on the ranks that the launcher provides."})
@@ -43,4 +66,5 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={
         "help": "What is kept of a run, so that the same command resumes it."})
     deepspeed: dict = field(default_factory=dict, metadata={
-        "help": "Plain DeepSpeed configuration: base names a JSON file, other keys override it; auto: FedSpeed decides."})
+        "help": "Plain DeepSpeed configuration: base names a JSON file, other keys override it; auto: "
+                "FedSpeed decides."})

@@ -1,29 +1,28 @@
 """The configuration as text (`--print-config`), as plain types (the run journal) and as a fingerprint."""
 
-import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-
-import yaml
 
 from fedspeed.config.deepspeed_rules import leaves, run_values
 from fedspeed.config.deepspeed_schema import AUTO, FORCED
 from fedspeed.config.load import DEFAULT, FREE, Loaded
 from fedspeed.config.reference import comment, meaning, section_meaning
 from fedspeed.config.run import RunConfig
+from fedspeed.config.spelling import flow, plain, scalar
 from fedspeed.federation.config import settled_server_lr
 
-_YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # not text to a reader of YAML 1.1 or 1.2
 _WIDEST = 60  # a longer line does not push the comments of all others to the right
 
-# What does not change the arithmetic of a round. federation.rounds and patience are here so that a run may be extended.
-# `inputs` stands in a journal's record only: the content of what was read, which is compared for itself.
+# What does not change the arithmetic of a round. federation.rounds and patience are here so that a run may be
+# extended. `inputs` stands in a journal's record only: the content of what was read, which is compared for
+# itself.
 _OUTSIDE_FINGERPRINT = (
     "inputs",
-    "places", "run.name", "run.out", "monitor", "checkpoint", "routing.deadline_s", "routing.identity", "routing.roster", "routing.listen",
+    "places", "run.name", "run.out", "monitor", "checkpoint", "routing.deadline_s", "routing.identity",
+    "routing.roster", "routing.listen",
     "cluster.start_timeout_s", "cluster.silence_s", "cluster.finish_s",
     "cluster.max_restarts", "federation.rounds", "federation.patience",
     # Where something is, and not what comes out.
@@ -32,24 +31,26 @@ _OUTSIDE_FINGERPRINT = (
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
-    """Every value as nested dicts of plain types."""
-    return dataclasses.asdict(config)
+    """Every value as nested dicts and lists of plain types."""
+    return plain(config)
 
 
 def fingerprint(config: RunConfig) -> str:
     """SHA-256, in hex, over everything that changes the arithmetic of a run.
 
-    The section names its base file only; pass `dataclasses.replace(config, deepspeed=merged)` to have the content of the
+    The section names its base file only; pass `replace(config, deepspeed=merged)` to have the content of the
     file count instead of its name.
     """
     return hashlib.sha256(json.dumps(decisive(as_dict(config)), sort_keys=True).encode()).hexdigest()
 
 
 def decisive(values: dict[str, Any]) -> dict[str, Any]:
-    """The part of `as_dict`, or of what an earlier version kept of it, that changes the arithmetic of a run."""
+    """The part of `as_dict`, or of what an earlier version kept of it, that changes the arithmetic of a
+    run."""
     values = {section: dict(block) for section, block in values.items()}
     federation = values.get("federation", {})
-    if federation.get("server_lr") == "auto":  # a run that was started with the number it comes to goes on under either
+    if federation.get("server_lr") == "auto":
+        # A run that was started with the number that it comes to goes on under either.
         federation["server_lr"] = settled_server_lr("auto", federation["server_optimizer"])
     for key in _OUTSIDE_FINGERPRINT:
         section, _, name = key.partition(".")
@@ -63,7 +64,8 @@ def decisive(values: dict[str, Any]) -> dict[str, Any]:
 def render(loaded: Loaded, deepspeed: dict[str, Any], explained: bool = False) -> str:
     """YAML of every value with its source, which loads back to the same configuration.
 
-    The resolved DeepSpeed configuration follows as comments, because as YAML it would replace the section it comes from.
+    The resolved DeepSpeed configuration follows as comments, because as YAML it would replace the section it
+    comes from.
 
     Args:
         deepspeed: what `deepspeed.merge` made of the section.
@@ -77,21 +79,29 @@ def render(loaded: Loaded, deepspeed: dict[str, Any], explained: bool = False) -
     origin = _Origin(loaded)
     resolved = _aligned(_lines(deepspeed, {key: origin(key, value) for key, value in leaves(deepspeed)}))
     title = "# What DeepSpeed receives; the engine replaces every auto once it knows the model."
-    lines = list(_explained(lines)) if explained else lines
-    return "\n".join([*lines, "", title, *(f"# {line}" for line in resolved)]) + "\n"
+    texts = list(_explained(lines)) if explained else [line.text for line in lines]
+    return "\n".join([*texts, "", title, *(f"# {line.text}" for line in resolved)]) + "\n"
 
 
-def _explained(lines: Sequence[str]) -> Iterator[str]:
-    """The lines of all sections with comments above each key. A key of the deepspeed section is not ours to explain."""
-    section = ""
+@dataclass(frozen=True)
+class _Line:
+    """A line of YAML, the dotted key that it is about, and its source: empty where it only opens a block."""
+
+    text: str
+    key: str
+    source: str
+
+
+def _explained(lines: Sequence[_Line]) -> Iterator[str]:
+    """The lines of all sections with comments above each key. A key of the deepspeed section is not ours to
+    explain, nor is one that somebody else has chosen, such as the name of a cluster."""
     for line in lines:
-        name, indent = line.partition(":")[0].strip(), line[:len(line) - len(line.lstrip())]
-        if not indent:
-            section = name
-            yield from ("", *comment(section_meaning(name), ""))
-        elif section != FREE:
-            yield from comment(meaning(f"{section}.{name}"), indent)
-        yield line
+        section, dot, _ = line.key.partition(".")
+        if not dot:
+            yield from ("", *comment(section_meaning(section), ""))
+        elif section != FREE and (text := meaning(line.key)):
+            yield from comment(text, line.text[:len(line.text) - len(line.text.lstrip())])
+        yield line.text
 
 
 class _Origin:
@@ -112,39 +122,21 @@ class _Origin:
         return self._sources.get(f"deepspeed.{key}", self._base)
 
 
-def _lines(block: dict[str, Any], sources: dict[str, str], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(line, source) of nested dicts; a line that only opens a block has no source."""
+def _lines(block: dict[str, Any], sources: dict[str, str], prefix: str = "",
+           depth: int = 0) -> Iterator[_Line]:
+    """The lines of nested dicts."""
     indent = "  " * depth
     for name, value in block.items():
         key = prefix + name
         if isinstance(value, dict) and value:
-            yield f"{indent}{scalar(name)}:", ""
+            yield _Line(f"{indent}{scalar(name)}:", key, "")
             yield from _lines(value, sources, f"{key}.", depth + 1)
         else:
-            yield f"{indent}{scalar(name)}: {_flow(value)}", sources.get(key, DEFAULT)
+            yield _Line(f"{indent}{scalar(name)}: {flow(value)}", key, sources.get(key, DEFAULT))
 
 
-def _aligned(lines: Iterator[tuple[str, str]]) -> Sequence[str]:
+def _aligned(lines: Iterator[_Line]) -> Sequence[_Line]:
     rows = list(lines)
-    width = max((len(line) for line, source in rows if source and len(line) <= _WIDEST), default=0)
-    return [f"{line:<{width}}  # {source}" if source else line for line, source in rows]
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{scalar(name)}: {_flow(inner)}" for name, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    return scalar(value)
-
-
-def scalar(value: Any) -> str:
-    """A YAML scalar that YAML 1.1 and 1.2 both read as `value`."""
-    if isinstance(value, str):
-        if re.fullmatch(r"[A-Za-z/][\w./-]*", value, re.ASCII) and value.lower() not in _YAML_WORDS:
-            return value
-        return yaml.safe_dump(value, default_style='"', width=float("inf"), allow_unicode=True).rstrip("\n")
-    if isinstance(value, float):
-        text = repr(value)
-        return text if "." in text else text.replace("e", ".0e")  # YAML 1.1 takes 1e-05 for text
-    return json.dumps(value)
+    width = max((len(line.text) for line in rows if line.source and len(line.text) <= _WIDEST), default=0)
+    return [replace(line, text=f"{line.text:<{width}}  # {line.source}") if line.source else line
+            for line in rows]

@@ -34,8 +34,9 @@ class TrainConfig:
     """A client's local work. One `local_step` is one optimizer step on `accumulation` micro-batches per rank."""
 
     local_steps: int = field(default=10, metadata={"help": "optimizer steps a client takes in a round", "min": 1, "max": MAX_STEPS})
-    local_steps_by_cluster: str = field(default="", metadata={
-        "help": "other numbers for some clusters, as name:steps,name:steps; slower clusters may do fewer"})
+    local_steps_by_cluster: dict[str, int] = field(default_factory=dict, metadata={
+        "help": "other numbers for some clusters, such as {fast: 40, slow: 10}; slower clusters may do fewer",
+        "min": 1, "max": MAX_STEPS})
     micro_batch: int = field(default=4, metadata={"help": "sequences per rank in one forward and backward", "min": 1, "max": 65_536})
     accumulation: int = field(default=1, metadata={"help": "micro-batches per optimizer step", "min": 1, "max": 65_536})
     optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata={"help": "optimizer of the local steps"})
@@ -51,23 +52,6 @@ class TrainConfig:
     warmup_steps: int = field(default=0, metadata={"help": "linear warm-up, in local steps over the whole run", "min": 0})
 
 
-def steps_by_cluster(text: str) -> dict[str, int]:
-    """Reads `train.local_steps_by_cluster`: `name:steps,name:steps`, an empty text is an empty table.
-
-    Raises:
-        ValueError: with the reason, if an entry has another form or a cluster stands there twice.
-    """
-    table: dict[str, int] = {}
-    for entry in text.split(",") if text.strip() else []:
-        name, _, steps = (part.strip() for part in entry.partition(":"))
-        if not name or not steps.isascii() or not steps.isdecimal() or len(steps) > 9 or not 1 <= int(steps) <= MAX_STEPS:
-            raise ValueError(f"{entry.strip()!r} is not of the form name:steps with at least 1 step and at most {MAX_STEPS}")
-        if name in table:
-            raise ValueError(f"cluster {name!r} stands there twice")
-        table[name] = int(steps)
-    return table
-
-
 def local_steps_of(train: TrainConfig, cluster: str) -> int:
     """Optimizer steps that the clients of `cluster` take in a round."""
-    return steps_by_cluster(train.local_steps_by_cluster).get(cluster, train.local_steps)
+    return train.local_steps_by_cluster.get(cluster, train.local_steps)

@@ -25,6 +25,7 @@ from torch import nn
 
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.folded import FoldedAdapter
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.live_bytes import LiveBytes, storage_bytes
@@ -74,7 +75,9 @@ class ClientEngine(Generating):
         self._states, self._clock = states, clock
         self._matched = matched if matched is not None and dist.get_world_size(matched) > 1 else None
         self._device = torch.device(get_accelerator().current_device_name())
+        self._folded = FoldedAdapter(model)
         self._counted = 0  # see device_bytes
+        self._folded_then = 0  # bytes of the folded adapter among them
         self._step_s: list[float] = []  # seconds, since they were last asked for
         self._gradients_s = 0.0  # of the step under way
         self._counting: tuple[int, LiveBytes] | None = None  # in the first step: bytes that stand, and the others' count
@@ -101,13 +104,19 @@ class ClientEngine(Generating):
         """Begin a turn: global `state` into masters and copies, `optimizer` state restored or (None) reset.
 
         Args:
-            state: full fp32 tensors by name.
+            state: full fp32 tensors by name, folded ones among them (see `load_folded`).
             frozen: names that keep their value through this turn (freeze_a, alternate). Their gradient is zeroed, so that it neither
                 clips the others' nor enters momentum, and their learning rate is zero, so that decay does not move them either;
                 `requires_grad=False` in mid-run would not stop ZeRO from moving them.
             seed: of dropout, the turn's own: a resumed round draws the same masks.
         """
+        self.load_folded(state)
         self._states[slot].load(state, optimizer, frozen, seed)
+
+    def load_folded(self, state: dict[str, torch.Tensor]) -> None:
+        """Compute from now on with the folded arrays of a global state, which are common to all clients (models.folded). A rank whose clients take no turn
+        calls this itself where it computes for others."""
+        self._folded.load(state)
 
     def state(self, slot: int = 0) -> dict[str, torch.Tensor]:
         """Full fp32 masters on the CPU, by name."""
@@ -167,7 +176,7 @@ class ClientEngine(Generating):
             return False
         standing, live = self._counting
         live.__exit__(None, None, None)
-        self._counting, self._counted = None, standing + live.peak
+        self._counting, self._counted, self._folded_then = None, standing + live.peak, self._folded.bytes
         return True
 
     @abstractmethod
@@ -205,7 +214,9 @@ class ClientEngine(Generating):
     def device_bytes(self) -> int:
         """The most that tensors have taken on this rank's device so far: by its allocator's count, or on a CPU by ours in the first step (0
         before it; DeepSpeed's answer for a CPU would be the whole process)."""
-        return self._counted if get_accelerator().is_synchronized_device() else get_accelerator().max_memory_allocated()
+        if not get_accelerator().is_synchronized_device():
+            return get_accelerator().max_memory_allocated()
+        return self._counted and self._counted + max(0, self._folded.peak - self._folded_then)
 
     def _standing(self) -> list[torch.Tensor]:
         """Tensors of the device that are there between two steps; host memory that only holds what is away from the device does not count."""

@@ -18,8 +18,9 @@ class EngineConfig:
     pipeline: Literal["none", "client", "cluster"] = field(default="none", metadata={
         "help": "client: a client's ranks each hold some blocks of the model, and its micro-batches pass through them; cluster: so do all ranks of a cluster, "
                 "for all its clients, whose activations and adapters its ranks then see (cluster.one_trust_domain)"})
-    cuts: str = field(default="auto", metadata={
-        "help": "pipeline: the first block of each stage but the first, as 9,20; auto: by the speed and memory of the ranks' devices"})
+    cuts: tuple[int, ...] | Literal["auto"] = field(default="auto", metadata={
+        "help": "pipeline: the first block of each stage but the first, such as [9, 20]; auto: by the speed and memory of the ranks' devices",
+        "min": 1})
     resident_blocks: int = field(default=0, metadata={
         "help": "streamed tiers: so many decoder blocks, spread over the depth, live on the device only, which spares the memory that they would be "
                 "loaded from; where there is enough of it, slots are worth more", "min": 0})

@@ -1,63 +1,104 @@
-"""What federation is worth: every client trained on its own rows only, beside the federated model, on the held-out rows of all clients.
+"""What federation is worth: every client trained on its own rows only, beside the federated model, on the
+held-out rows of all clients.
 
 For simulations: it reads every client's held-out rows on every rank, which in a real federation nobody may.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedspeed import activity
-from fedspeed.data.batches import eval_batches
+from fedspeed.config.run import RunConfig
+from fedspeed.data.batches import Batch, eval_batches
 from fedspeed.data.clients import ClientData
-from fedspeed.engine.client_engine import Sums
-from fedspeed.federation import rules
-from fedspeed.federation.rounds import Federation, Tensors, as_arrays, as_torch
+from fedspeed.engine.client_engine import ClientEngine, Sums
+from fedspeed.federation.arrays import Arrays
+from fedspeed.federation.link import ClientLink
+from fedspeed.federation.methods.base import Turn, make_method
+from fedspeed.federation.role import RankRole
+from fedspeed.federation.tensors import as_torch
+from fedspeed.federation.trainer import Trainer
 
-WORDS = ("loss", "tokens", "exact", "rows")
+FIELDS = ("loss", "tokens", "exact", "rows")  # of a model's sums over all held-out rows
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one model on the held-out rows of all clients."""
+    """One model on the held-out rows of all clients; `accuracy` is the share of answers that greedy decoding
+    gives exactly."""
 
     name: str
     held_out_loss: float
-    accuracy: float  # share of answers that greedy decoding gives exactly
+    accuracy: float
 
 
-def compare(federation: Federation, begin: Tensors, federated: Tensors, everyone: list[ClientData], link) -> list[Score]:
-    """Scores of the start, of each client alone (as many local steps as the federated run, optimizer kept), and of the federated model.
+def compare(
+    config: RunConfig,
+    role: RankRole,
+    engine: ClientEngine,
+    link: ClientLink,
+    *,
+    start: Arrays,
+    federated: Arrays,
+    everyone: Sequence[ClientData],
+) -> list[Score]:
+    """Return scores of the start, of each client alone (as many local steps as the federated run, its
+    optimizer kept), and of the federated model.
 
     Collective over all ranks of the run; each trains its own clients.
-    """
-    engine, config, seat = federation.engine, federation.config, federation.seat
-    steps = config.federation.rounds * federation.steps_per_round
-    rule = config.federation.aggregation
-    still = rules.held(rule, 1, begin) if rule == "freeze_a" else frozenset()  # a client alone need not alternate
-    table = np.zeros((config.data.clients + 2, len(WORDS)))
-    rows = [eval_batches(d.val, config.train.micro_batch, d.pad_id, d.limit) for d in everyone]
 
-    clients, alone = list(seat.clients), {}
-    turns = -(-len(clients) // engine.client_slots)
-    with (activity.during("the training of each client alone", turns * steps, "local step"),
-          engine.lockstep(engine.train_passes(len(clients), steps, config.train.accumulation), backward=True)):
-        for first in range(0, len(clients), engine.client_slots):
-            together = clients[first:first + engine.client_slots]
-            for number, client in enumerate(together):
-                federation.begin_turn(client, 0, begin, None, still, number)
-            federation.local_steps(together, 0, steps)
-            alone |= {client: as_arrays(engine.state(number)) for number, client in enumerate(together)}
+    Args:
+        everyone: rows of all clients of the run, by client number.
+    """
+    alone = train_alone(config, role, engine, start)
     mine = [(client + 1, state) for client, state in alone.items()]
-    if 0 in seat.clients:  # all ranks of one client: passes are matched between them
-        mine += [(0, begin), (config.data.clients + 1, federated)]
-    with (activity.during("the evaluation of each client alone", sum(map(len, rows)) * len(mine), "batch"),
-          engine.lockstep(engine.eval_passes(rows) * len(mine), backward=False)):
-        for row, state in mine:
-            engine.load(as_torch(state))
-            sums = sum(engine.evaluate(rows), Sums())
-            if seat.gateway:
-                table[row] = [getattr(sums, w) for w in WORDS]
+    if 0 in role.clients:  # all ranks of one client: passes are matched between them
+        mine += [(0, start), (config.data.clients + 1, federated)]
+    rows = [eval_batches(data.val, config.train.micro_batch, data.pad_id, data.limit) for data in everyone]
+    table = np.zeros((config.data.clients + 2, len(FIELDS)))
+    for number, sums in _evaluated(engine, mine, rows):
+        if role.gateway:
+            table[number] = [getattr(sums, name) for name in FIELDS]
     total = link.sum(table.reshape(-1), 0.0).vector.reshape(table.shape)
-    names = ["before", *(f"client {c} alone" for c in range(config.data.clients)), "federated"]
-    return [Score(n, float(t[0] / t[1]), float(t[2] / t[3])) for n, t in zip(names, total)]
+    names = ["before", *(f"client {client} alone" for client in range(config.data.clients)), "federated"]
+    return [
+        Score(name, float(loss / tokens), float(exact / count))
+        for name, (loss, tokens, exact, count) in zip(names, total)
+    ]
+
+
+def train_alone(config: RunConfig, role: RankRole, engine: ClientEngine, start: Arrays) -> dict[int, Arrays]:
+    """Return what each client of this rank comes to without the others, by client."""
+    method = make_method(config.federation.method, start, clients=config.data.clients, seed=config.run.seed)
+    trainer = Trainer(config, role, engine, method)
+    steps = config.federation.rounds * trainer.steps_per_round
+    turns = [
+        Turn(
+            client=client,
+            round=0,
+            start=start,
+            frozen=method.frozen(1) & method.frozen(2),  # a client alone need not alternate
+            steps=steps,
+            seed=trainer.seed(client, 0),
+            memory={},
+        )
+        for client in role.clients
+    ]
+    count = -(-len(turns) // engine.client_slots)
+    with activity.during("the training of each client alone", count * steps, "local step"):
+        ended = [pair for together in trainer.train(turns) for pair in together]
+    return {turn.client: trained.end for turn, trained in ended}
+
+
+def _evaluated(engine: ClientEngine, models: Sequence[tuple[int, Arrays]], rows: Sequence[list[Batch]]):
+    """Evaluate models on everybody's rows; yields (number, sums) of each. Collective over the ranks that
+    share the base."""
+    with (
+        activity.during("the evaluation of each client alone", sum(map(len, rows)) * len(models), "batch"),
+        engine.lockstep(engine.eval_passes(rows) * len(models), backward=False),
+    ):
+        for number, state in models:
+            engine.load(as_torch(state))
+            yield number, sum(engine.evaluate(rows), Sums())

@@ -19,9 +19,6 @@ def settled_server_lr(server_lr: float | str, server_optimizer: str) -> float:
 class FederationConfig:
     rounds: int = field(default=10, metadata={"help": "number of rounds", "min": 1, "max": 1_000_000})
     clients_per_round: int = field(default=0, metadata={"help": "clients sampled each round, 0: all", "min": 0})
-    aggregation: Literal["avg_factors", "freeze_a", "alternate", "svd"] = field(default="avg_factors", metadata={
-        "help": "avg_factors: mean of A and of B; freeze_a: train only B; alternate: B and A in turn by round; "
-                "svd: best approximation of the mean of B A"})
     server_optimizer: Literal["none", "momentum", "adam", "yogi"] = field(default="none", metadata={
         "help": "what is done with the mean update"})
     server_lr: float | Literal["auto"] = field(default="auto", metadata={

@@ -25,15 +25,18 @@ class Ledger:
         clients, ranks: of the whole run.
         vector: the sum, float64; None: a share that is to be filled.
         sums_only: whether only sums over all clients and ranks are told (the masked modes).
+        hidden: clients' slots that are not told at all, not even as sums; their values are nan for everybody.
     """
 
-    def __init__(self, clients: int, ranks: int, vector: np.ndarray | None = None, sums_only: bool = False):
-        self.sums_only = sums_only
+    def __init__(self, clients: int, ranks: int, vector: np.ndarray | None = None, *, sums_only: bool = False,
+                 hidden: frozenset[str] = frozenset()):
+        self.sums_only, self._hidden = sums_only, hidden
         if sums_only:
             clients = ranks = 1
         self._known = {"client": {*registry.slots("client", False), *CLIENT_SIGNALS},
                        "rank": {*registry.slots("rank", False), *RANK_SIGNALS}}
-        client_slots = (*registry.slots("client", sums_only), *CLIENT_SIGNALS)
+        client_slots = [name for name in (*registry.slots("client", sums_only), *CLIENT_SIGNALS)
+                        if name not in hidden]
         rank_slots = (*registry.slots("rank", sums_only), *RANK_SIGNALS)
         split = clients * len(client_slots)
         size = split + ranks * len(rank_slots)
@@ -44,6 +47,7 @@ class Ledger:
         by_client = self.vector[:split].reshape(clients, len(client_slots))
         by_rank = self.vector[split:].reshape(ranks, len(rank_slots))
         self._clients = {name: by_client[:, index] for index, name in enumerate(client_slots)}
+        self._clients |= {name: np.full(clients, np.nan) for name in hidden}
         self._ranks = {name: by_rank[:, index] for index, name in enumerate(rank_slots)}
 
     def add_client(self, client: int, **values: float) -> None:
@@ -66,6 +70,10 @@ class Ledger:
         for name, value in values.items():
             if self._is_told("rank", name):
                 self._ranks[name][0 if self.sums_only else place] = value
+
+    def hides(self, name: str) -> bool:
+        """Say whether a slot of the clients is told to nobody."""
+        return name in self._hidden
 
     def total(self, name: str) -> float:
         """Sum a slot over all clients."""
@@ -95,4 +103,6 @@ class Ledger:
         if name not in self._known[per]:
             known = ", ".join(sorted(self._known[per]))
             raise ValueError(f"no metric has a slot {name!r} for a {per}; there are {known}")
+        if per == "client" and name in self._hidden:
+            return False
         return name in (self._clients if per == "client" else self._ranks)

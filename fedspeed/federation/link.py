@@ -1,17 +1,20 @@
-"""A rank's way into the exchange: the gateway speaks for its client, the client's other ranks hear the result from it."""
+"""A rank's way into the exchange: the gateway speaks for its client, the client's other ranks hear the
+result from it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedspeed.errors import LostPeerError, connection_text
+from fedspeed.federation.layout import Layout
 
 
 @dataclass(frozen=True)
 class Sum:
-    """What an exchange gave, and what it cost: seconds of waiting for the last participant and of travelling, bytes this rank sent. clipped: values of all
-    participants that were beyond what the exchange carries."""
+    """What an exchange gave, and what it cost: seconds of waiting for the last participant and of travelling,
+    bytes this rank sent. clipped: values of all participants that were beyond what the exchange carries."""
 
     vector: np.ndarray
     weight: float
@@ -41,7 +44,8 @@ class ClientLink:
         self._engine, self._exchange, self._deadline_s = engine, exchange, deadline_s
 
     def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
-        """What the participant with the highest priority says to every rank of every client, None if nobody has any. In the clear.
+        """What the participant with the highest priority says to every rank of every client, None if nobody
+        has any. In the clear.
 
         Raises:
             LostPeerError: a participant is missing.
@@ -51,8 +55,24 @@ class ClientLink:
             return None
         return self._engine.share_from_gateway(vector if told is None else told)
 
+    def arrays_from_gateway(self, arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+        """Return what the client's gateway has, on all its ranks: float32 arrays by name, of whatever shapes.
+
+        Args:
+            arrays: of the gateway; None on the client's other ranks.
+        """
+        layout = None if arrays is None else Layout.of(arrays)
+        text = b"" if layout is None else json.dumps([layout.names, layout.shapes]).encode()
+        length = int(self._engine.share_from_gateway(np.array([len(text)], dtype=np.int64))[0])
+        told = np.frombuffer(text, dtype=np.uint8) if layout is not None else np.zeros(length, dtype=np.uint8)
+        names, shapes = json.loads(self._engine.share_from_gateway(told.copy()).tobytes())
+        layout = Layout(tuple(names), tuple(map(tuple, shapes)))
+        vector = np.zeros(layout.size, dtype=np.float32) if arrays is None else layout.flatten(arrays)
+        return layout.unflatten(self._engine.share_from_gateway(vector))
+
     def sum(self, vector: np.ndarray, weight: float) -> Sum:
-        """Sum over all participants, known afterwards to every rank of every client. Only the gateway's vector counts.
+        """Sum over all participants, known afterwards to every rank of every client. Only the gateway's
+        vector counts.
 
         Raises:
             LostPeerError: a participant is missing.
@@ -60,7 +80,8 @@ class ClientLink:
         return self.finish(self.start(vector, weight))
 
     def start(self, vector: np.ndarray, weight: float, parts: Sequence[int] | None = None) -> "Started":
-        """Begin a sum that goes on beside what the caller does next. The vector must not change until `finish` returns.
+        """Begin a sum that goes on beside what the caller does next. The vector must not change until
+        `finish` returns.
 
         Args:
             parts: lengths of what belongs together in the vector, see `Exchange.start`.
@@ -81,14 +102,18 @@ class ClientLink:
                 failure = error
             sent = self._exchange.bytes_sent - started.sent_before
         try:
-            # The head first: where the exchange has failed, the client's other ranks hear so from their gateway.
+            # The head first: where the exchange has failed, the client's other ranks hear so from their
+            # gateway.
             head = self._engine.share_from_gateway(head)
             if failure is not None:
                 raise failure
             if not head[0]:
-                raise LostPeerError("this client's gateway could not finish the exchange; its message says who is missing")
+                raise LostPeerError(
+                    "this client's gateway could not finish the exchange; its message says who is missing"
+                )
             total = self._engine.share_from_gateway(total)
         except RuntimeError as error:  # torch's only kind for a lost connection
-            raise LostPeerError(f"the gateway of this rank's client was lost: {connection_text(error)}") from error
+            reason = connection_text(error)
+            raise LostPeerError(f"the gateway of this rank's client was lost: {reason}") from error
         weight, idle_s, exchange_s, clipped = (float(x) for x in head[1:])
         return Sum(total, weight, idle_s, exchange_s, round(clipped), sent)

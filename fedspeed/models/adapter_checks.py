@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from fedspeed.config.load import DEFAULT, Loaded
+from fedspeed.config.spelling import flow
 from fedspeed.errors import ModelError
 from fedspeed.models import saved_adapter
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, shape_of
@@ -68,10 +69,10 @@ def _check_new_targets(loaded: Loaded) -> None:
         return
     shape = shape_of(str(base))
     known = list(dict.fromkeys([*(linear.name for linear in shape.linears), *ends_of(shape.family)]))
-    asked = [name.strip() for name in config.adapter.targets.split(",")]
+    asked = config.adapter.targets
     if unknown := [name for name in asked if name.rpartition(".")[2] not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise ModelError(f"{loaded.sources['adapter.targets']}: adapter.targets={config.adapter.targets}: {base} ({shape.family}) has no "
+        raise ModelError(f"{loaded.sources['adapter.targets']}: adapter.targets={flow(asked)}: {base} ({shape.family}) has no "
                          f"{', '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}; it has {', '.join(known)}. Or write attention or all-linear")
 
 
@@ -83,8 +84,8 @@ def _check_targets(loaded: Loaded, saved: object) -> None:
         return
     kind = model_type(base)
     ours = {"attention": ATTENTION_TARGETS.get(kind, DEFAULT_ATTENTION_TARGETS), "all-linear": LINEAR.get(kind, DEFAULT_LINEAR)}.get(
-        adapter.targets, [name.strip() for name in adapter.targets.split(",")])
+        adapter.targets, adapter.targets)
     there = {str(name).rpartition(".")[2] for name in saved}
     if {name.rpartition(".")[2] for name in ours} != there:
-        raise ModelError(f"{source}: adapter.targets={adapter.targets}, but adapter.start_from={adapter.start_from} is on "
-                         f"{','.join(sorted(there))}; leave adapter.targets out, or start from another adapter")
+        raise ModelError(f"{source}: adapter.targets={flow(adapter.targets)}, but adapter.start_from={adapter.start_from} is on "
+                         f"{flow(sorted(there))}; leave adapter.targets out, or start from another adapter")

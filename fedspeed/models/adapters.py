@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fedspeed.config.spelling import flow
 from fedspeed.errors import ModelError
 from fedspeed.models.blocks import decoder_blocks
 from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS
@@ -33,7 +34,7 @@ def lora_config(config: AdapterConfig, model_type: str):
     elif config.targets == "all-linear":
         targets = "all-linear"
     else:
-        targets = [t.strip() for t in config.targets.split(",")]
+        targets = list(config.targets)
     return LoraConfig(r=config.lora_rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets,
                       task_type="CAUSAL_LM", fan_in_fan_out=model_type == "gpt2")
 
@@ -55,11 +56,11 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> nn.Module:
 
     wanted = lora_config(config, model.config.model_type)
     if not config.start_from and not isinstance(wanted.target_modules, str):
-        _check_targets(model, config.targets, wanted.target_modules)
+        _check_targets(model, wanted.target_modules, flow(config.targets))
     try:
         wrapped = get_peft_model(model, wanted, autocast_adapter_dtype=False)
     except ValueError as error:
-        asked = f"adapter.start_from={config.start_from}: its target_modules" if config.start_from else f"adapter.targets={config.targets!r}"
+        asked = f"adapter.start_from={config.start_from}: its target_modules" if config.start_from else f"adapter.targets={flow(config.targets)}"
         raise ModelError(f"{asked} does not fit {model.config.model_type}: {error}; it has {', '.join(_adaptable(model))}") from error
     # In the model's own type: PEFT makes adapters fp32, and DeepSpeed, which keeps masters and a loss scale for 16 bit, then does neither.
     for name, parameter in wrapped.named_parameters():
@@ -68,11 +69,11 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> nn.Module:
     return wrapped
 
 
-def _check_targets(model: nn.Module, asked: str, targets: Iterable[str]) -> None:
+def _check_targets(model: nn.Module, targets: Iterable[str], asked: str) -> None:
     """That every name stands for some module, as PEFT finds them: by a whole name or its end. PEFT itself is content if one of them does."""
     names = [name for name, _ in model.named_modules()]
     if absent := [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]:
-        raise ModelError(f"adapter.targets={asked!r} does not fit {model.config.model_type}: it has no {', '.join(sorted(absent))}, but "
+        raise ModelError(f"adapter.targets={asked} does not fit {model.config.model_type}: it has no {', '.join(sorted(absent))}, but "
                          f"{', '.join(_adaptable(model))}")
 
 

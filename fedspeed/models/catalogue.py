@@ -96,11 +96,11 @@ class ModelShape:
     def total(self) -> int:
         return self.layers * self.block + self.embedding + self.head + self.beside
 
-    def adapted(self, targets: str) -> tuple[Linear, ...]:
+    def adapted(self, targets: str | tuple[str, ...]) -> tuple[Linear, ...]:
         """The matrices of a block that a LoRA adapter stands beside.
 
         Args:
-            targets: as in adapter.targets: attention, all-linear, or names with commas.
+            targets: as in adapter.targets: attention, all-linear, or names.
 
         Raises:
             ModelError: a name that no block has.
@@ -111,15 +111,20 @@ class ModelShape:
             names = set(ATTENTION_TARGETS.get(self.family, DEFAULT_ATTENTION_TARGETS))
         else:
             # PEFT matches the end of a module's name, so `self_attn.q_proj` is `q_proj`.
-            names = {name.strip().removeprefix("self_attn.").removeprefix("mlp.").removeprefix("attn.") for name in targets.split(",")}
+            names = {name.removeprefix("self_attn.").removeprefix("mlp.").removeprefix("attn.") for name in targets}
         if unknown := sorted(names - {linear.name for linear in self.linears}):
             raise ModelError(f"adapter.targets: a block of {self.name} has no {', '.join(unknown)}; it has "
                              f"{', '.join(dict.fromkeys(linear.name for linear in self.linears))}")
         return tuple(linear for linear in self.linears if linear.name in names)
 
-    def lora(self, targets: str, lora_rank: int) -> int:
+    def lora(self, targets: str | tuple[str, ...], lora_rank: int) -> int:
         """Parameters of a LoRA adapter on all blocks: A [r, in] and B [out, r] beside each matrix."""
         return self.layers * sum(lora_rank * (linear.rows_in + linear.rows_out) for linear in self.adapted(targets))
+
+    def folded(self, targets: str | tuple[str, ...], rank: int) -> int:
+        """Values of a folded adapter of some rank beside the same matrices, none of which takes more than its matrix (models.folded)."""
+        sizes = [(linear.rows_in, linear.rows_out) for linear in self.adapted(targets)]
+        return self.layers * sum(min(rank * (wide + out), wide * out) for wide, out in sizes)
 
 
 def _qwen(name: str, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocab: int) -> ModelShape:

@@ -19,50 +19,39 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class LastBlocks:
+    last: int = field(default=2, metadata={"help": "so many of the last decoder blocks", "min": 1, "max": 1024})
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
     method: Literal["lora", "blocks", "full"] = field(default="lora", metadata={
         "help": "what is trained and exchanged: LoRA, some decoder blocks as a whole, or everything"})
-    blocks: str = field(default="last:2", metadata={
-        "help": "for method blocks: last:N, or numbers and ranges from 0, such as 10,12-15"})
+    blocks: LastBlocks | tuple[int, ...] = field(default=LastBlocks(), metadata={
+        "help": "for method blocks: which decoder blocks, {last: N} or their numbers from 0, such as "
+                "[10, 12, 13]",
+        "min": 0, "max": 1023})
     lora_rank: int = field(default=8, metadata={"help": "r of LoRA: the inner dimension of the product B A", "min": 1, "max": 65_536})
     alpha: float = field(default=16.0, metadata={"help": "LoRA scale numerator; the update is alpha / lora_rank * B A", "above": 0.0})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the adapter's input", "min": 0.0, "max": 0.99})
-    targets: str = field(default="attention", metadata={
-        "help": "attention (q and v), all-linear, or a comma-separated list of module names"})
+    targets: Literal["attention", "all-linear"] | tuple[str, ...] = field(default="attention", metadata={
+        "help": "attention (q and v), all-linear, or a list of module names, such as [q_proj, v_proj]"})
     start_from: str = field(default="", metadata={"help": "PEFT folder to start from; empty: a fresh adapter", "path": ()})
 
 
-def chosen_blocks(text: str, depth: int | None = None) -> set[int]:
-    """Reads `adapter.blocks`. Without `depth`, the number of the model's blocks, only the form is checked and `last:N` gives nothing.
+def chosen_blocks(blocks: LastBlocks | tuple[int, ...], depth: int) -> set[int]:
+    """Return the numbers of the decoder blocks that `adapter.blocks` means in a model of `depth` blocks.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: it names none, or some that the model does not have.
     """
-    kind, _, number = text.partition(":")
-    try:
-        if kind.strip() == "last":
-            count = _whole(number)
-            if count < 1 or (depth is not None and count > depth):
-                raise ValueError(f"last:{count} of {depth or 'some'} blocks")
-            return set() if depth is None else set(range(depth - count, depth))
-        chosen: set[int] = set()
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            span = range(_whole(first), _whole(last if dash else first) + 1)
-            if not span or span.start < 0 or (depth is not None and span.stop > depth):
-                raise ValueError(f"{part.strip()} is empty or beyond the last block, {depth - 1 if depth else 'N'}")
-            chosen.update(span)
-    except ValueError as error:
-        raise ValueError(f"adapter.blocks={text!r}: {error}; write last:N, or numbers and ranges from 0, such as 10,12-15") from None
-    return chosen
-
-
-def _whole(text: str) -> int:
-    """Reads one number of `adapter.blocks`.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not (text.strip().isascii() and text.strip().isdecimal() and len(text) < 10):
-        raise ValueError(f"{text.strip()!r} is no block's number")
-    return int(text)
+    if isinstance(blocks, LastBlocks):
+        if blocks.last > depth:
+            raise ValueError(f"adapter.blocks.last={blocks.last}, but the model has {depth} blocks; choose at "
+                             f"most {depth}")
+        return set(range(depth - blocks.last, depth))
+    if not blocks or max(blocks) >= depth:
+        wrong = f"names {max(blocks)}" if blocks else "names no block"
+        raise ValueError(f"adapter.blocks={list(blocks)} {wrong}, but the model has blocks 0 to {depth - 1}; "
+                         "write some of those, or {last: N}")
+    return set(blocks)

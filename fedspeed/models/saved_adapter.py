@@ -185,11 +185,11 @@ def ends_of(family: str) -> tuple[str, ...]:
 def outside_blocks(adapter: AdapterConfig) -> str:
     """A target of an adapter that is an embedding or the head, empty if it has none; by name only, so a
     pattern has none."""
-    targets: object = adapter.targets.split(",")
+    targets: object = [adapter.targets] if isinstance(adapter.targets, str) else list(adapter.targets)
     if adapter.start_from:
         targets = read_config(Path(adapter.start_from))["target_modules"]
     ends = {*_DEFAULT_ENDS, *(name for names in _ENDS.values() for name in names)}
-    leaves = [name.strip().rpartition(".")[2] for name in targets] if isinstance(targets, list) else []
+    leaves = [name.rpartition(".")[2] for name in targets] if isinstance(targets, list) else []
     return next((name for name in leaves if name in ends), "") if adapter.method == "lora" else ""
 
 

@@ -1,5 +1,6 @@
 """The ledger of a round as its record: every metric reduced as it says. Pure."""
 
+import math
 from typing import Protocol
 
 from fedspeed.monitor.metrics import registry
@@ -76,8 +77,8 @@ def _client_record(client: int, ledger: Sums) -> ClientRecord:
 
 def _ratio(metric: Metric, of: float, over: float) -> float | None:
     """The ratio of two sums; a share stays within 0 and 1, whatever clocks have measured. None where there is
-    no whole."""
-    if not over > 0:
+    no whole, or where a sum was told to nobody (nan)."""
+    if not over > 0 or math.isnan(of):
         return None
     ratio = of / over
     if metric.unit in ("share", "accuracy"):

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from fedspeed.config.spelling import flow
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import sizes, slots_of
 from fedspeed.planner.pipeline.division import client_traffic, divide
@@ -56,7 +57,9 @@ def as_values(plan: Plan) -> dict:
 
 def _head(plan: Plan) -> str:
     task, setting = plan.task, plan.setting
-    trained = f"LoRA r={task.lora_rank} on {task.targets}, {parameters_text(task.trainable)} parameters" if task.method == "lora" else "all parameters train"
+    trained = "all parameters train"
+    if task.method == "lora":
+        trained = f"LoRA r={task.lora_rank} on {flow(task.targets)}, {parameters_text(task.trainable)} parameters"
     return (f"{task.shape.name}: {parameters_text(task.shape.total)} parameters, {bytes_text(task.shape.total * task.type_bytes)} in {task.dtype}; {trained}\n"
             f"A step of a client: {task.rows} rows of {task.tokens} tokens on each of its ranks, as {setting.accumulation} micro-batch"
             f"{'es' if setting.accumulation > 1 else ''} of {setting.micro_batch}\n"

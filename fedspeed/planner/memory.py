@@ -79,6 +79,8 @@ def device_memory(task: Task, setting: Setting, place: Place, evaluation: bool =
     """
     seats = seats_of(setting, place)
     standing = _base_on_device(task, setting, place) | trainable_bytes(task, seats, place)
+    if task.folded_rank:  # one for all seats
+        standing["folded adapter"] = task.shape.folded(task.targets, task.folded_rank) * task.type_bytes
     if setting.tier == "stock":
         return standing, _stock_activations(task, setting)
     return standing, _streamed_activations(
@@ -237,7 +239,7 @@ def saved_per_token(task: Task) -> int:
     return kept + s * sum(_distinct_inputs(shape, task.targets))
 
 
-def _distinct_inputs(shape: ModelShape, targets: str) -> list[int]:
+def _distinct_inputs(shape: ModelShape, targets: str | tuple[str, ...]) -> list[int]:
     """Widths of the tensors that adapted matrices read, each once."""
     source = {"q_proj": "norm1", "k_proj": "norm1", "v_proj": "norm1", "c_attn": "norm1", "gate_proj": "norm2", "up_proj": "norm2", "c_fc": "norm2"}
     return list({source.get(linear.name, (linear.name, linear.rows_in)): linear.rows_in for linear in shape.adapted(targets)}.values())

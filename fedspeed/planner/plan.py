@@ -42,7 +42,7 @@ class Task:
     dtype: str = "bf16"
     method: str = "lora"
     lora_rank: int = 8
-    targets: str = "attention"
+    targets: str | tuple[str, ...] = "attention"
     dropout: float = 0.0
     optimizer: str = "adamw"
     local_steps: int = 10
@@ -53,6 +53,7 @@ class Task:
     cleared: tuple[str, ...] = ()
     staleness: int = 0
     matmul: str = "default"
+    folded_rank: int = 0  # what the method's folded adapter has grown to when the run ends, at most
 
     @cached_property
     def trainable(self) -> int:

@@ -8,6 +8,7 @@ from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import PlanError
+from fedspeed.federation.methods.config import METHODS
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import OF_PEAK, Device, Node, common_type
 from fedspeed.planner.plan import Task
@@ -46,11 +47,18 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
                 config.train.local_steps, stage=zero_stage(ds_config),
                 offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided",
                 quantised=quantised, cleared=_cleared(config),
-                staleness=config.federation.staleness, matmul=config.engine.matmul)
+                staleness=config.federation.staleness, matmul=config.engine.matmul, folded_rank=_folded_rank(config))
     _ = task.trainable  # names of targets that the model lacks are met here
     for device in devices:
         _check_arithmetic(task, device)
     return task
+
+
+def _folded_rank(config: RunConfig) -> int:
+    """The most that a method's folded adapter grows to: each round by the factors of all clients that are asked."""
+    if not METHODS[config.federation.method.name].folds:
+        return 0
+    return config.federation.rounds * (config.federation.clients_per_round or config.data.clients) * config.adapter.lora_rank
 
 
 def _cleared(config: RunConfig) -> tuple[str, ...]:

@@ -19,11 +19,12 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
             FedSpeedError: a site's files are wrong.
     """
     routing, count = config.routing, len(topology.participants)
-    if routing.transport == "tls":
+    if routing.between_organisations:
         if count != 1:
-            raise ConfigError(f"routing.transport=tls: a site is one participant, but its {len(topology.ranks)} ranks carry clients of {count}; set "
-                              "data.clients=1, or cluster.local_ranks=1")
-        from fedspeed.routing.identity import membership  # needs the package cryptography, which a plain run does not
+            raise ConfigError(f"routing.transport={routing.transport}: a site is one participant, but its "
+                              f"{len(topology.ranks)} ranks carry clients of {count}; set data.clients=1, or "
+                              "cluster.local_ranks=1")
+        from fedspeed.routing.identity import membership  # needs cryptography, which a plain run does without
 
         count = len(membership(routing)[1].members)
     routing = routing.settled(count)
@@ -34,9 +35,9 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
                           f"installed for {sys.executable}: pip install "
                           "cryptography, or set routing.mode=plain inside one trust domain")
     if routing.mode != "plain" and count < routing.min_participants:
-        raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: a sum of fewer than "
-                          f"{routing.min_participants} says too much about each; set routing.mode=plain inside one trust domain, or more ranks "
-                          "(cluster.local_ranks, or the hostfile)")
+        raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: "
+                          f"a sum of fewer than {routing.min_participants} says too much about each; set "
+                          "routing.mode=plain inside one trust domain, or more ranks (cluster.local_ranks, or the hostfile)")
     return routing, count
 
 
@@ -44,5 +45,6 @@ def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:
     """What `routing.mode=auto` has come to, where it is not what its name is known for."""
     if asked.mode != "auto" or asked.settled(participants).mode != "plain" or participants < 2:
         return []
-    return [f"routing.mode=plain for {participants} participants: a masked sum of fewer than {asked.min_participants} would say too much about each, so that "
-            "updates travel in the clear inside this job"]
+    return [f"routing.mode=plain for {participants} participants: a masked sum of fewer than "
+            f"{asked.min_participants} would say too much about each, so that updates travel in the clear "
+            "inside this job"]

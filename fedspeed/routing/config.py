@@ -4,39 +4,110 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransportFacts:
+    """Describe a transport as far as the rest of FedSpeed decides by it.
+
+    Attributes:
+        module: the module whose `open_transport(meeting)` gives one (see `routing.opening.Meeting`).
+        between_organisations: whether every participant is a job of its own, which its organisation starts.
+        in_process: whether all participants live in one process.
+        started_by_mpi: whether MPI must have started the ranks. All ranks of the job then open it together,
+            before anything is read, those that do not speak for clients included; and it has
+            `abort(exit_code)`, which ends all of them.
+        outlives_losses: whether it goes on among the others when a participant is lost: never, always, or
+            where mpirun was asked to leave the other ranks alone.
+        auto_under: kinds of launchers (`cluster.discover.Kind`) under which routing.transport=auto means it.
+    """
+
+    module: str
+    between_organisations: bool = False
+    in_process: bool = False
+    started_by_mpi: bool = False
+    outlives_losses: Literal["never", "always", "as_started"] = "never"
+    auto_under: tuple[str, ...] = ()
+
+
+# A new transport is a module and a line here (docs/extending.md).
+TRANSPORTS = {
+    "mpi": TransportFacts(module="fedspeed.routing.transports.mpi", started_by_mpi=True,
+                          outlives_losses="as_started", auto_under=("openmpi",)),
+    "gloo": TransportFacts(module="fedspeed.routing.transports.gloo"),
+    "local": TransportFacts(module="fedspeed.routing.transports.local", in_process=True),
+    "tls": TransportFacts(module="fedspeed.routing.transports.tls", between_organisations=True,
+                          outlives_losses="always"),
+}
+
+
 @dataclass(frozen=True)
 class RoutingConfig:
     mode: Literal["auto", "plain", "mix", "mask", "mix+mask"] = field(default="auto", metadata={
-        "help": "auto: mix+mask, but plain in a job of fewer than routing.min_participants, where one operator has started all. "
-                "plain: an ordinary sum, inside one trust domain. mask: masked, so that nobody learns more than the sum. mix: through relays, unmasked: "
-                "owners of chunks see them, without a name. mix+mask: both (see fedspeed/routing/THREATS.md)"})
-    transport: Literal["auto", "mpi", "gloo", "local", "tls"] = field(default="auto", metadata={
-        "help": "auto: mpi under mpirun, gloo elsewhere, local with a single participant. tls: one participant per organisation, each started on its own"})
-    identity: str = field(default="", metadata={"help": "tls: this site's private key, made by `fedspeed keys new`", "path": ()})
-    roster: str = field(default="", metadata={"help": "tls: the signed list of members, made by `fedspeed keys roster`", "path": ()})
+        "help": "auto: mix+mask, but plain in a job of fewer than routing.min_participants, where one "
+                "operator has "
+                "started all. plain: an ordinary sum, inside one trust domain. mask: masked, so that nobody "
+                "learns more "
+                "than the sum. mix: through relays, unmasked: owners of chunks see them, without a name. "
+                "mix+mask: both "
+                "(see fedspeed/routing/THREATS.md)"})
+    transport: Literal["auto", *TRANSPORTS] = field(default="auto", metadata={
+        "help": "auto: mpi under mpirun, gloo elsewhere, local with a single participant. tls: one "
+                "participant per "
+                "organisation, each started on its own"})
+    identity: str = field(default="", metadata={
+        "help": "tls: this site's private key, made by `fedspeed keys new`", "path": ()})
+    roster: str = field(default="", metadata={
+        "help": "tls: the signed list of members, made by `fedspeed keys roster`", "path": ()})
     roster_signer: str = field(default="", metadata={
-        "help": "tls: pinned key of who signs rosters: what `fedspeed keys show` prints, or the file of its card", "path": ()})
-    listen: str = field(default="", metadata={"help": "tls: HOST:PORT to listen on, where it is not the address in the roster"})
+        "help": "tls: pinned key of who signs rosters: what `fedspeed keys show` prints, or the file of its "
+                "card",
+        "path": ()})
+    listen: str = field(default="", metadata={
+        "help": "tls: HOST:PORT to listen on, where it is not the address in the roster"})
     deadline_s: float = field(default=1800.0, metadata={
         "help": "longest wait for the other clients' updates of a round", "above": 0.0, "max": 10_000_000})
     step_deadline_s: float = field(default=120.0, metadata={
-        "help": "mix, mask: longest wait for another participant once all have begun an exchange", "above": 0.0, "max": 10_000_000})
-    relays: int = field(default=2, metadata={"help": "mix: relays of a path, as far as there are participants", "min": 1, "max": 7})
-    cell_kib: int = field(default=4096, metadata={"help": "mix, mask: content of a cell, the fixed size that all messages have", "min": 1, "max": 65536})
+        "help": "mix, mask: longest wait for another participant once all have begun an exchange",
+        "above": 0.0, "max": 10_000_000})
+    relays: int = field(default=2, metadata={
+        "help": "mix: relays of a path, as far as there are participants", "min": 1, "max": 7})
+    cell_kib: int = field(default=4096, metadata={
+        "help": "mix, mask: content of a cell, the fixed size that all messages have",
+        "min": 1, "max": 65536})
     cipher: Literal["aes-128-gcm", "chacha20-poly1305"] = field(default="aes-128-gcm", metadata={
-        "help": "mix, mask: of seals and key streams; AES is the faster where processors have instructions for it"})
+        "help": "mix, mask: of seals and key streams; AES is the faster where processors have instructions "
+                "for it"})
     min_participants: int = field(default=3, metadata={
-        "help": "mix, mask: participants that a sum must have; the fewer they are, the more it says about each", "min": 2, "max": 256})
-    attempts: int = field(default=5, metadata={"help": "mix, mask: tries at one exchange, each with fresh masks", "min": 1, "max": 100})
+        "help": "mix, mask: participants that a sum must have; the fewer they are, the more it says about "
+                "each",
+        "min": 2, "max": 256})
+    attempts: int = field(default=5, metadata={
+        "help": "mix, mask: tries at one exchange, each with fresh masks", "min": 1, "max": 100})
 
     def settled(self, participants: int) -> "RoutingConfig":
-        """With what `auto` means for so many participants of a job. Organisations among themselves never fall back to plain."""
+        """Return this configuration with what mode `auto` means for so many participants of a job.
+
+        Organisations among themselves never fall back to plain.
+        """
         if self.mode != "auto":
             return self
-        return replace(self, mode="mix+mask" if self.transport == "tls" or participants >= self.min_participants else "plain")
+        masked = self.between_organisations or participants >= self.min_participants
+        return replace(self, mode="mix+mask" if masked else "plain")
+
+    @property
+    def between_organisations(self) -> bool:
+        """Whether every participant is a job of its own, which its organisation starts."""
+        return self.transport in TRANSPORTS and TRANSPORTS[self.transport].between_organisations
+
+    @property
+    def started_by_mpi(self) -> bool:
+        """Whether the transport that is asked for needs ranks that MPI has started."""
+        return self.transport in TRANSPORTS and TRANSPORTS[self.transport].started_by_mpi
 
     @property
     def sums_only(self) -> bool:
-        """Whether outputs may tell nothing of single clients: in the masked modes, and where clients belong to organisations of their own. (`auto` is
-        undecided.)"""
-        return self.mode not in ("plain", "auto") or self.transport == "tls"
+        """Whether outputs may tell nothing of single clients.
+
+        That is so in the masked modes, and where clients belong to organisations of their own. (`auto` is
+        undecided.)
+        """
+        return self.mode not in ("plain", "auto") or self.between_organisations

@@ -1,4 +1,5 @@
-"""The exchange of a round: every participant gives a vector and a weight, and learns the sums. There is no server process.
+"""The exchange of a round: every participant gives a vector and a weight, and learns the sums. There is no
+server process.
 
 Here is what all exchanges have in common, and the plain one.
 """
@@ -22,8 +23,8 @@ _LOOK_S = 1.0  # between two looks at who has been lost
 
 
 class RollCall(Protocol):
-    """Out-of-band knowledge of who has reached an exchange, used to name the missing when one fails, and of who has been lost, which
-    makes it fail."""
+    """Out-of-band knowledge of who has reached an exchange, used to name the missing when one fails, and of
+    who has been lost, which makes it fail."""
 
     def arrive(self, tag: int) -> None: ...
 
@@ -52,7 +53,8 @@ class Outcome:
     Attributes:
         total: sum of the vectors [n]. weight: sum of the weights.
         idle_s: seconds until the last participant had arrived. exchange_s: seconds from then on.
-        clipped: values of all participants that were beyond what the exchange carries, and count for less than they should.
+        clipped: values of all participants that were beyond what the exchange carries, and count for less
+            than they should.
     """
 
     total: np.ndarray
@@ -75,11 +77,13 @@ class Handle:
         """(sum of the vectors, sum of the weights).
 
         Raises:
-            LostPeerError: some participant did not arrive or was lost on the way; names those that are known to be missing.
+            LostPeerError: some participant did not arrive or was lost on the way; names those that are known
+                to be missing.
         """
         end = time.monotonic() + deadline_s
         while not futures.wait([self._future], max(0.0, min(_LOOK_S, end - time.monotonic()))).done:
-            # A machine that has vanished breaks no connection: the transport would wait for it until the deadline.
+            # A machine that has vanished breaks no connection: the transport would wait for it until the
+            # deadline.
             if lost := self._roll.lost():
                 raise LostPeerError(f"the update of {', '.join(lost)} is missing: silent for too long")
             if time.monotonic() >= end:
@@ -103,8 +107,8 @@ class Exchange(ABC):
     def __init__(self, transport: Transport, deadline_s: float, roll: RollCall | None = None):
         self._transport, self._deadline_s, self._roll = transport, deadline_s, roll or NoRollCall()
         self._tag = 0
-        # One thread, so that the order of calls is the order of exchanges. Not an executor's: Python waits for those when it ends, and
-        # this one may be waiting for a participant that is gone.
+        # One thread, so that the order of calls is the order of exchanges. Not an executor's: Python waits
+        # for those when it ends, and this one may be waiting for a participant that is gone.
         self._orders: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self._work, name="exchange", daemon=True).start()
 
@@ -114,17 +118,21 @@ class Exchange(ABC):
 
     @property
     def patience_s(self) -> float:
-        """How long `Handle.wait` should wait at most: longer than the exchange itself, which knows better what it lacks."""
+        """How long `Handle.wait` should wait at most: longer than the exchange itself, which knows better
+        what it lacks."""
         return self._deadline_s
 
     def start(self, vector: np.ndarray, weight: float, parts: Sequence[int] | None = None) -> Handle:
-        """Begin an exchange. The vector is already multiplied by the weight; it must not change until `wait` returns.
+        """Begin an exchange. The vector is already multiplied by the weight; it must not change until `wait`
+        returns.
 
         Args:
             vector: [n] float32 or float64; n and dtype equal on all participants.
-            weight: this participant's share of the denominator; 0 with a zero vector for one that has nothing to give.
-            parts: lengths of what belongs together in the vector, such as tensors, equal on all participants; they sum to n. What is of
-                one size should be one part: exchanges that carry numbers of limited range give each part a range of its own.
+            weight: this participant's share of the denominator; 0 with a zero vector for one that has nothing
+                to give.
+            parts: lengths of what belongs together in the vector, such as tensors, equal on all participants;
+                they sum to n. What is of one size should be one part: exchanges that carry numbers of limited
+                range give each part a range of its own.
         """
         parts = (vector.size,) if parts is None else tuple(parts)
         if vector.dtype not in DTYPES or vector.ndim != 1:
@@ -139,12 +147,13 @@ class Exchange(ABC):
         return Handle(future, tag, self._roll)
 
     def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
-        """What the participant with the highest priority says to all, in the clear: for what is no secret, such as the state that a run goes on
-        from. Not while an exchange is under way.
+        """What the participant with the highest priority says to all, in the clear: for what is no secret,
+        such as the state that a run goes on from. Not while an exchange is under way.
 
         Args:
             vector: the content on those that have it; its length and dtype on all.
-            priority: 0 on those that have none. Of equal ones the first speaks; if nobody has any, the answer is None.
+            priority: 0 on those that have none. Of equal ones the first speaks; if nobody has any, the answer
+                is None.
 
         Raises:
             LostPeerError: a participant is missing.
@@ -181,8 +190,9 @@ class Exchange(ABC):
 class PlainExchange(Exchange):
     """Sums in the clear, inside one trust domain.
 
-    A vector is cut into one chunk per participant; each participant sums its chunk in participant order, in float64, and the summed chunks go
-    to everyone. So all hold the same bits, and each sends 2 (n-1)/n of a vector, whatever n.
+    A vector is cut into one chunk per participant; each participant sums its chunk in participant order, in
+    float64, and the summed chunks go to everyone. So all hold the same bits, and each sends 2 (n-1)/n of a
+    vector, whatever n.
     """
 
     def _run(self, tag: int, vector: np.ndarray, weight: float, parts: tuple[int, ...]) -> Outcome:

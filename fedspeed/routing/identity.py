@@ -172,7 +172,7 @@ def membership(config: RoutingConfig) -> tuple[Ed25519PrivateKey, Roster]:
     """
     for key in ("identity", "roster", "roster_signer"):
         if not getattr(config, key):
-            raise FedSpeedError(f"routing.{key} is empty; routing.transport=tls needs it (docs/organisations.md)")
+            raise FedSpeedError(f"routing.{key} is empty; routing.transport={config.transport} needs it (docs/organisations.md)")
     roster, private = read_roster(Path(config.roster), config.roster_signer), read_key(Path(config.identity))
     if (public := public_of(private)) not in roster.keys:
         raise FedSpeedError(f"{config.identity}: its key {fingerprint(public)} is in no card of the roster (epoch {roster.epoch}); ask for a roster with "

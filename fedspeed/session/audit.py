@@ -17,13 +17,14 @@ from fedspeed import activity
 from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
-from fedspeed.federation import rules
 from fedspeed.models.positions import check_length
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import AesGcm, public_of, stream
 from fedspeed.routing.anonymous.exchange import MODES, Mode
-from fedspeed.routing.anonymous.protocol import Member, Terms, traffic
+from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.anonymous.spans import size_of
+from fedspeed.routing.anonymous.terms import Terms
+from fedspeed.routing.anonymous.traffic import traffic
 from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, named_share, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
 from fedspeed.session.numeric_type import alone
@@ -84,12 +85,9 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     from fedspeed.data.clients import client_rows, encode_client
     from fedspeed.engine.build import build_engine
     from fedspeed.engine.world import join_world, leave_world, quiet
-    from fedspeed.federation import rounds as federated
-    from fedspeed.federation import server
     from fedspeed.models.tokenizer import load_tokenizer
     from fedspeed.monitor.clock import StageClock
-    from fedspeed.monitor.monitor import NoMonitor
-    from fedspeed.session.order import Order
+    from fedspeed.session.request import RunRequest
 
     config = loaded.config
     tokenizer = load_tokenizer(config.model)
@@ -98,31 +96,41 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     quiet()
     join_world(600)
     try:
-        with contextlib.ExitStack() as at_work, tempfile.TemporaryDirectory() as folder, contextlib.closing(
-                build_engine(config.model, config.adapter, config.train, config.engine, Order(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
+        with tempfile.TemporaryDirectory() as folder, contextlib.closing(
+                build_engine(config.model, config.adapter, config.train, config.engine, RunRequest(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
                              config.run.seed)) as engine:
-            seat = federated.Seat(data, 0, 1, True, False, "")
-            run = federated.Federation(config, "", {}, seat, engine, None, None, NoMonitor(), engine._clock, lambda: 0, lambda: False)
-            progress = federated.start(config, engine)
-            layout = federated.Layout.of(progress.tensors)
-            chosen = np.sort(np.random.default_rng(seed).permutation(layout.size)[:words])
-            weights = {c: float(sum(e.answer_tokens for e in d.train)) for c, d in data.items()}
-            out = []
-            at_work.enter_context(activity.during("the training of the clients", rounds * len(data) * run.steps_per_round, "local step"))
-            for number in range(1, rounds + 1):
-                still = rules.held(config.federation.aggregation, number, layout.names)
-                ends, start = [], layout.flatten(progress.tensors)
-                for client in data:
-                    run.begin_turn(client, number, progress.tensors, None, still)
-                    run.local_steps([client], (number - 1) * run.steps_per_round, run.steps_per_round)
-                    ends.append(layout.flatten(federated.as_arrays(engine.state())) - start)
-                out.append(np.stack([end[chosen] for end in ends]))
-                mean = sum(weights[c] * end for c, end in zip(data, ends)) / sum(weights.values())
-                state = layout.unflatten((start + mean).astype(np.float32))
-                progress.server, progress.tensors = server.update(config.federation, progress.server, progress.tensors, state, still)
-            return out
+            return _updates(config, engine, data, rounds, words, seed)
     finally:
         leave_world()
+
+
+def _updates(config: RunConfig, engine, data: dict, rounds: int, words: int, seed: int) -> list[np.ndarray]:
+    """Train rounds of all clients one after the other, and return what `train` says."""
+    from fedspeed.federation import server
+    from fedspeed.federation.layout import Layout
+    from fedspeed.federation.methods.base import make_method
+    from fedspeed.federation.parts import start, weights_of
+    from fedspeed.federation.role import RankRole
+    from fedspeed.federation.trainer import Trainer
+
+    role, progress = RankRole(clients=data), start(config, engine)
+    method = make_method(config.federation.method, progress.state, clients=len(data), seed=config.run.seed)
+    trainer, weights, layout = Trainer(config, role, engine, method), weights_of(role), Layout.of(progress.state)
+    chosen = np.sort(np.random.default_rng(seed).permutation(layout.size)[:words])
+    steps, memory = trainer.steps_per_round, {}
+    out = []
+    with activity.during("the training of the clients", rounds * len(data) * steps, "local step"):
+        for number in range(1, rounds + 1):
+            ends, begin = [], layout.flatten(progress.state)
+            turns = [trainer.turn(client, number, progress.state, steps=steps, memory=memory.get(client)) for client in data]
+            for together in trainer.train(turns):
+                ends += [layout.flatten(trained.end) - begin for _, trained in together]
+                memory |= {turn.client: trained.memory for turn, trained in together}
+            out.append(np.stack([end[chosen] for end in ends]))
+            mean = sum(weights[c] * end for c, end in zip(data, ends)) / sum(weights.values())
+            state = layout.unflatten((begin + mean).astype(np.float32))
+            progress.moments, progress.state = server.update(config.federation, progress.moments, progress.state, state, method.frozen(number))
+    return out
 
 
 def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, config: RunConfig, seed: int) -> Finding:

@@ -5,8 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.config.deepspeed import zero_stage
+from fedspeed.engine.base.choose import choose_tier, resident_count, slots_of
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
+from fedspeed.models.planned import planned_shape
+from fedspeed.monitor.report import Predicted
 from fedspeed.planner.fitting import fits, keeping
 from fedspeed.planner.hardware import GIB, Device, Node, node_of
 from fedspeed.planner.memory import device_memory, input_bytes
@@ -15,7 +18,7 @@ from fedspeed.planner.plan import SLOTTED, TIERS, Place, Setting, Task
 from fedspeed.planner.task import task_of
 from fedspeed.planner.timing import seconds_of
 from fedspeed.session.measured import base_sizes, read_probe_file
-from fedspeed.session.order import Job
+from fedspeed.session.request import Job
 
 UNKNOWN = Device("unknown", "cpu", 0, dict.fromkeys(("fp32", "bf16", "fp16"), 1.0), 1.0, 1.0, "assumed")
 
@@ -34,11 +37,7 @@ def forecast(job: Job, data: dict):
 
 
 def _forecast(job: Job, data: dict):
-    from fedspeed.engine.base.choose import choose_tier
-    from fedspeed.models.planned import planned_shape
-    from fedspeed.monitor.report import Predicted
-
-    config, ds_config = job.config, job.order.deepspeed
+    config, ds_config = job.config, job.request.deepspeed
     if config.engine.pipeline != "none":
         return None
     tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
@@ -81,8 +80,6 @@ def _forecast(job: Job, data: dict):
 
 def _placed(engine, held) -> tuple[int, int]:
     """(resident blocks, slots) that the engine makes of its configuration for a base of these sizes."""
-    from fedspeed.engine.base.choose import resident_count, slots_of
-
     return resident_count(engine, held), slots_of(engine, held)
 
 

@@ -7,7 +7,7 @@ from fedspeed.cluster.rendezvous import Store
 from fedspeed.data.clients import ClientRows
 from fedspeed.errors import FedSpeedError
 from fedspeed.session.inputs import digests, words
-from fedspeed.session.order import Job
+from fedspeed.session.request import Job
 
 
 def several_hosts(job: Job) -> bool:
@@ -36,7 +36,8 @@ def check_hosts(job: Job, store: Store) -> None:
     first, *others = firsts
     differing = []
     for host in others:
-        texts = [text for name, text in words(job.config).items() if found[host].get(name) != found[first].get(name)]
+        texts = [text for name, text in words(job.config).items()
+                 if found[host].get(name) != found[first].get(name)]
         if texts:
             differing.append(f"host {host} has read another content than host {first}: {'; '.join(texts)}")
     if differing:

@@ -2,7 +2,6 @@
 rows, not only with the same names of them."""
 
 import hashlib
-import hmac
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from fedspeed.data.tasks import reads_hub
 from fedspeed.errors import DataError, JournalError
 from fedspeed.models import content
 from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
+from fedspeed.session.deployment import deployment_of
 
 BASE_CONFIG = "base config"
 BASE_WEIGHTS = "base weights"
@@ -41,17 +41,17 @@ def check_inputs(journal: Journal, entry: Entry, config: RunConfig,
     before = entry.config.get("inputs")
     if not before:
         return [f"{journal.folder} is of an earlier version, which did not keep what the base, the tokenizer "
-                f"and the rows were: whether they have changed since round {entry.round} is not known. From the "
-                "next round on it is kept"]
+                f"and the rows were: whether they have changed since round {entry.round} is not known. From "
+                "the next round on it is kept"]
     now = to_keep(config, rows)
     if found := changed(config, before, now):
         raise JournalError(f"{journal.folder}: belongs to a run that has read other files; changed since its "
-                           f"round {entry.round}: {'; '.join(found)}. Put back what it has read, give the new "
-                           "run its own name with run.name=..., or start anew with --fresh")
+                           f"round {entry.round}: {'; '.join(found)}. Put back what it has read, give the "
+                           "new run its own name with run.name=..., or start anew with --fresh")
     if ROWS in before and ROWS in now and not _same_key(before[ROWS], now[ROWS]):
         return [f"{journal.folder}: its digest of the rows was not made with the key in routing.identity="
-                f"{config.routing.identity}: whether the rows have changed since round {entry.round} is not known. "
-                "From the next round on the digest is made with this key"]
+                f"{config.routing.identity}: whether the rows have changed since round {entry.round} is not "
+                "known. From the next round on the digest is made with this key"]
     return []
 
 
@@ -66,20 +66,14 @@ def rows_without_libraries(config: RunConfig) -> list[ClientRows] | None:
 
 
 def to_keep(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, str]:
-    """The digests as a journal keeps them. An organisation's digest of its rows is made with a secret that
-    follows from its private key: whoever is given the journal cannot try out which rows it belongs to.
+    """Return the digests as a journal keeps them: that of the rows as `Deployment.seal_rows` leaves it.
 
     Raises:
         FedSpeedError: the key of routing.identity cannot be read.
     """
     found = digests(config, rows)
-    if ROWS in found and config.routing.transport == "tls":
-        from fedspeed.routing.anonymous.crypto import derive, public_of
-        from fedspeed.routing.identity import fingerprint, read_key
-
-        key = read_key(Path(config.routing.identity))
-        secret = derive(key.private_bytes_raw(), b"digest of rows in a journal")
-        found[ROWS] = f"{fingerprint(public_of(key))}:{hmac.digest(secret, found[ROWS].encode(), 'sha256').hex()}"
+    if ROWS in found:
+        found[ROWS] = deployment_of(config).seal_rows(found[ROWS])
     return found
 
 

@@ -1,133 +1,146 @@
-"""A run on one machine, as its supervisor sees it: starts the ranks, and says what they could not say themselves."""
+"""A run on one machine, as its supervisor sees it: starts the ranks, and says what they could not say
+themselves."""
 
 import os
-import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import Launch
-from fedspeed.cluster.local import crowding, local_hosts, run_local
+from fedspeed.cluster.local import LocalRun, crowding, local_hosts, run_local
 from fedspeed.cluster.topology import plan
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from fedspeed.monitor.records import MissingUpdates, absent_rounds, finished_rounds, summarise
+from fedspeed.log import LOG
+from fedspeed.monitor import summary_file
+from fedspeed.monitor.records import Summary, absent_rounds
+from fedspeed.monitor.report import Facts, write_report
 from fedspeed.monitor.round_log import read_rounds
+from fedspeed.session.ending import Ending, gaps, of_complete, of_ranks, of_summary
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
-from fedspeed.session.last_words import ASKED_FILE, export_kind, uncounted
 from fedspeed.session.numeric_type import as_begun
-from fedspeed.session.order import Order
 from fedspeed.session.parts import preload
-from fedspeed.session.standing import Claim, check_best, ending, journal_entry, journal_of
+from fedspeed.session.reporting import ASKED_FILE, export_kind
+from fedspeed.session.request import RunRequest
+from fedspeed.session.resume import Claim, check_best, journal_entry, journal_of, why_over
 
-LAST_WORDS_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
+REPORT_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
 
 
-def supervise(order: Order, launch: Launch, argv: Sequence[str], rank: Callable[[dict[str, str]], int]) -> int:
-    """Start the local ranks, watch them, and start them again from the journal when one is lost; returns the exit code.
+def supervise(
+    request: RunRequest, launch: Launch, argv: Sequence[str], rank: Callable[[dict[str, str]], int]
+) -> Ending:
+    """Start the local ranks, watch them, and start them again from the journal when one is lost; return how
+    it ended.
 
     Args:
-        argv: arguments for ranks that are fresh processes. rank: what a forked one runs, given its environment.
+        argv: arguments for ranks that are fresh processes. rank: what a forked one runs, given its
+            environment.
+
+    Raises:
+        FedSpeedError: what the run cannot go on with.
     """
-    order = as_begun(order)
-    config, folder, journal = order.config, order.folder, journal_of(order)
-    if order.fresh and folder.is_dir():
-        claim = Claim()
-        claim.take(folder)  # not from under a run that is at work
-        order.make_room()
-        claim.drop()
-    entry = journal_entry(journal, order)
+    request = as_begun(request)
+    config, journal = request.config, journal_of(request)
+    if request.fresh and request.folder.is_dir():
+        _make_room(request)
+    entry = journal_entry(journal, request)
     if entry is not None:
         check_inputs(journal, entry, config, rows_without_libraries(config))
-    if entry is not None and (end := complete(order, entry)):
-        return _say_complete(folder, end, entry.round, config.federation.rounds)
-    if entry is not None:
+        if summary := complete(request, entry):
+            return of_complete(
+                summary, folder=str(request.folder), number=entry.round, asked=config.federation.rounds
+            )
         check_best(journal, entry)
     hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients)
     ranks = sum(host.slots for host in hosts)
-    watch = _Watch()
     choose_accelerator(os.environ)
     for text in crowding(ranks):
-        print(f"fedspeed: {text}", file=sys.stderr)
-    code = run_local(argv, ranks, dict(os.environ), config.cluster.max_restarts, journal.newest, watch.log,
-                     preload=preload, target=rank, finish_s=config.cluster.finish_s, end_s=LAST_WORDS_S)
-    if code == EXIT_OK:
-        return EXIT_FAILED if uncounted(_records(folder)) else EXIT_OK
-    if code != EXIT_USAGE:
-        participants = len(plan(hosts, config.data.clients, config.cluster.ranks_per_client).participants)
-        _report_killed(order, ranks, config.routing.settled(participants).mode, watch, code)
-    return code
+        LOG.info(text)
+    run = run_local(
+        argv,
+        ranks,
+        dict(os.environ),
+        config.cluster.max_restarts,
+        journal.newest,
+        preload=preload,
+        target=rank,
+        finish_s=config.cluster.finish_s,
+        end_s=REPORT_S,
+    )
+    if run.exit_code == EXIT_OK:
+        return _own_word(request)
+    if run.exit_code == EXIT_USAGE:  # the ranks have said what is wrong
+        return Ending(status="failed", exit_code=EXIT_USAGE)
+    participants = len(plan(hosts, config.data.clients, config.cluster.ranks_per_client).participants)
+    return _report_killed(request, run, ranks, config.routing.settled(participants).mode)
 
 
-def complete(order: Order, entry: Entry) -> str:
-    """Why a run is over that also has left what it should, empty while there is something to do: it may have been killed behind its last
-    journal entry, or its export may be gone."""
-    end = ending(entry.round, entry.stale, order.config.federation)
-    return end if end and _is_reported(order.folder, end) and (order.folder / export_kind(order.config)).is_dir() else ""
+def complete(request: RunRequest, entry: Entry) -> Summary | None:
+    """Return the summary of a run that is over and has left what it should; None while there is something to
+    do: it may have been killed behind its last journal entry, or its export may be gone.
+
+    Args:
+        entry: the newest of its journal.
+    """
+    end = why_over(entry.round, entry.stale, request.config.federation)
+    if not end or not (request.folder / export_kind(request.config)).is_dir():
+        return None
+    summary = summary_file.read_summary(request.folder)
+    return summary if summary is not None and summary.status == end else None
 
 
-def _records(folder: Path):
-    return read_rounds(folder / "rounds.jsonl")
+def _make_room(request: RunRequest) -> None:
+    """Move an earlier run of the same name aside, not from under a process that is at work on it."""
+    claim = Claim()
+    claim.take(request.folder)
+    request.make_room()
+    claim.drop()
 
 
-def _is_reported(folder: Path, end: str) -> bool:
-    """Whether the report, the last thing a run writes, tells of this end."""
-    report = folder / "report.md"
-    return report.is_file() and report.read_text(encoding="utf-8").partition("\n")[0].endswith(f": {end}")
+def _own_word(request: RunRequest) -> Ending:
+    """Return how ranks have ended that all ended well, as they have written it down."""
+    summary = summary_file.read_summary(request.folder)
+    if summary is None:
+        return Ending(
+            status="failed",
+            exit_code=EXIT_FAILED,
+            note=f"{request.folder}: the ranks have ended well, but left no {summary_file.NAME}; look at "
+            "their output, and start again: the run goes on from its journal",
+        )
+    return of_summary(summary)
 
 
-def _say_complete(folder: Path, end: str, number: int, asked: int) -> int:
-    more = "federation.rounds" if end == "finished" else "federation.patience"
-    lost = uncounted(_records(folder))
-    state = f"{end}, {number} rounds" + (f"; {lost}" if lost else "")
-    state += f"; federation.rounds={asked} asks for fewer, which changes nothing" if asked < number else ""
-    print(f"fedspeed: {folder} is complete ({state}): see {folder / 'report.md'}. A larger {more} goes on from there, --fresh starts anew.",
-          file=sys.stderr)
-    return EXIT_FAILED if lost else EXIT_OK
+def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode: str) -> Ending:
+    """Report a run whose reporting rank died without a word: what the supervisor knows. A rank's own report
+    knows more, and stays.
 
-
-class _Watch:
-    """What the supervisor said, and when it last started ranks."""
-
-    def __init__(self):
-        self.said: list[str] = []
-        self.restarts = 0
-        self.started = time.time()
-
-    def log(self, text: str) -> None:
-        print(f"fedspeed: {text}", file=sys.stderr, flush=True)
-        self.said.append(text)
-        if text.startswith("starting all ranks again"):
-            self.restarts, self.started = self.restarts + 1, time.time()
-
-    @property
-    def asked_to_end(self) -> bool:
-        return any(text.startswith("asked to end") for text in self.said)
-
-
-def _report_killed(order: Order, ranks: int, routing_mode: str, watch: _Watch, code: int) -> None:
-    """The report of a run whose reporting rank died without a word: what the supervisor knows. A rank's own report knows more."""
-    config, folder = order.config, order.folder
-    written = folder / "report.md"
-    if not folder.is_dir() or (written.exists() and written.stat().st_mtime >= watch.started):
-        return
-    from fedspeed.monitor.report import Facts, write_report
-
+    Args:
+        ranks: how many there were. routing_mode: with its mode settled.
+    """
+    config, folder = request.config, request.folder
     asked = folder / ASKED_FILE
-    where = [asked.read_text()] if asked.is_file() and asked.stat().st_mtime >= watch.started else []
-    records = _records(folder)
-    absent = absent_rounds(records, journal_of(order).newest())
-    number = finished_rounds(records, absent) + 1
-    everyone = tuple(range(config.data.clients))
-    gaps = () if watch.asked_to_end or not 0 < number <= config.federation.rounds else (MissingUpdates(number, len(everyone), everyone),)
-    summary = summarise(records, status="preempted" if watch.asked_to_end else "failed", total_rounds=config.federation.rounds,
-                        reason="; ".join([*watch.said, *where]), exit_code=code, restarts=watch.restarts, also_missing=gaps, absent=absent)
+    where = [asked.read_text()] if asked.is_file() and asked.stat().st_mtime >= run.started else []
+    records = read_rounds(folder / "rounds.jsonl")
+    absent = absent_rounds(records, journal_of(request).newest())
+    missing = gaps(records, absent, range(config.data.clients), range(1, config.federation.rounds + 1))
+    ending = of_ranks(run.exit_code, run.asked_to_end, [*run.said, *where], missing)
+    own = folder / summary_file.NAME
+    if not folder.is_dir() or (own.exists() and own.stat().st_mtime >= run.started):
+        return ending
+    summary = ending.summary(records, rounds=config.federation.rounds, restarts=run.restarts, absent=absent)
     try:
-        path = write_report(folder, records, summary, render(order.loaded, order.deepspeed), Facts(run={"ranks": str(ranks)}),
-                            routing_mode=routing_mode, plot=config.monitor.plot)
+        path = write_report(
+            folder,
+            records,
+            summary,
+            render(request.loaded, request.deepspeed),
+            Facts(run={"ranks": str(ranks)}),
+            routing_mode=routing_mode,
+            plot=config.monitor.plot,
+        )
     except OSError as error:  # what stopped the run may stop its report too
-        print(f"fedspeed: the report could not be written: {error}", file=sys.stderr)
-        return
-    print(f"fedspeed: report: {path}", file=sys.stderr)
+        LOG.info(f"the report could not be written: {error}")
+        return ending
+    LOG.info(f"report: {path}")
+    return ending

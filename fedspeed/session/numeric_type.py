@@ -12,32 +12,33 @@ from fedspeed.cluster.local import local_hosts
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.cluster.topology import plan
 from fedspeed.config.load import Loaded
+from fedspeed.engine import device_types
 from fedspeed.errors import JournalError, PlanError
 from fedspeed.models.numeric_types import NAMES, DeviceTypes, lowest_common, told
 from fedspeed.planner.hardware import Device, common_type, node_of
 from fedspeed.session.measured import read_probe_file
-from fedspeed.session.order import Job, Order
-from fedspeed.session.standing import journal_of
+from fedspeed.session.request import Job, RunRequest
+from fedspeed.session.resume import journal_of
 from fedspeed.session.together import CheckIn
 
 
-def begun_type(order: Order) -> str:
+def begun_type(request: RunRequest) -> str:
     """The type that the run in the folder began with; empty for a new one. A journal that cannot be read is
     refused elsewhere."""
-    if order.fresh:
+    if request.fresh:
         return ""
     try:
-        entry = journal_of(order).latest()
+        entry = journal_of(request).latest()
     except JournalError:
         return ""
     dtype = entry.config.get("model", {}).get("dtype") if entry else None
     return dtype if dtype in NAMES else ""
 
 
-def as_begun(order: Order) -> Order:
-    """The order in the type that its run began with, if there is one and the configuration names no other."""
-    begun = begun_type(order) if order.config.model.dtype == "auto" else ""
-    return order.settled(begun) if begun else order
+def as_begun(request: RunRequest) -> RunRequest:
+    """The request in the type that its run began with, if there is one and the configuration names no other."""
+    begun = begun_type(request) if request.config.model.dtype == "auto" else ""
+    return request.settled(begun) if begun else request
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,16 @@ def agree(job: Job, store: Store) -> Decided:
     if job.config.model.dtype != "auto":
         return Decided(job)
     with CheckIn(job, store, "devices"):
-        from fedspeed.engine.device_types import device_types
-
-        [mine] = device_types(job.launch.local_rank)
+        [mine] = device_types.device_types(job.launch.local_rank)
         store.put(_types_key(job.me), json.dumps([mine.name, mine.kind, sorted(mine.types)]))
         if job.reporter:
-            store.put("types/begun", begun_type(job.order))
+            store.put("types/begun", begun_type(job.request))
     begun, *words = store.get("types/begun", *map(_types_key, job.workers))
     devices = [DeviceTypes(name, kind, frozenset(types)) for name, kind, types in map(json.loads, words)]
     dtype = begun or lowest_common(devices)
     return Decided(
-        Job(job.order.settled(dtype), job.launch, job.topology),
-        _why(dtype, begun, devices, job.order),
+        Job(job.request.settled(dtype), job.launch, job.topology),
+        _why(dtype, begun, devices, job.request),
         bool(begun),
     )
 
@@ -76,25 +75,23 @@ def alone(loaded: Loaded) -> Loaded:
     """A configuration in the type that the devices of this process decide, for what runs in one process."""
     if loaded.config.model.dtype != "auto":
         return loaded
-    from fedspeed.engine.device_types import device_types
-
     choose_accelerator(os.environ)
-    return Order(loaded).settled(lowest_common(device_types())).loaded
+    return RunRequest(loaded).settled(lowest_common(device_types.device_types())).loaded
 
 
 def _types_key(rank: int) -> str:
     return f"types/{rank}"
 
 
-def _why(dtype: str, begun: str, devices: list[DeviceTypes], order: Order) -> str:
+def _why(dtype: str, begun: str, devices: list[DeviceTypes], request: RunRequest) -> str:
     return (
-        f"model.dtype={dtype} (auto: the run in {order.folder} began in it)"
+        f"model.dtype={dtype} (auto: the run in {request.folder} began in it)"
         if begun
         else told(dtype, devices)
     )
 
 
-def expect(order: Order) -> tuple[Order, str]:
+def expect(request: RunRequest) -> tuple[RunRequest, str]:
     """What `agree` will come to, as far as it can be known before the ranks meet: from the hostfile's cards
     and probes, and from this machine's own devices for hosts of which nothing is stated. The text is empty
     where the configuration names a type.
@@ -103,39 +100,36 @@ def expect(order: Order) -> tuple[Order, str]:
         ModelError: this machine cannot compute in the type. ConfigError: nor as engine.matmul and
             engine.deterministic say. PlanError: a stated card cannot compute in the type.
     """
-    asked, begun = order.config.model.dtype, begun_type(order)
-    stated, unstated, unknown = _stated_devices(order)
+    asked, begun = request.config.model.dtype, begun_type(request)
+    stated, unstated, unknown = _stated_devices(request)
     if asked != "auto":
         dtype, text = asked, ""
     elif unknown and not begun:
-        return order, f"model.dtype=auto: decided when the ranks meet ({unknown})"
+        return request, f"model.dtype=auto: decided when the ranks meet ({unknown})"
     else:
         found = [
             DeviceTypes(f"the {device.name} of {host}", device.kind, frozenset(device.flops))
             for host, device in stated
         ]
         if unstated and not begun:
-            from fedspeed.engine.device_types import device_types
-
             choose_accelerator(os.environ)
-            found += device_types()
+            found += device_types.device_types()
         dtype = begun or lowest_common(found)
-        text = _why(dtype, begun, found, order)
+        text = _why(dtype, begun, found, request)
     common_type([device for _, device in stated], dtype)
     if unstated:
         from fedspeed.engine.arithmetic import check_arithmetic
-        from fedspeed.engine.device_types import check_dtype
 
         choose_accelerator(os.environ)
-        check_dtype(dtype, str(order.folder) if text and begun else "")
-        check_arithmetic(order.config.engine.matmul, order.config.engine.deterministic)
-    return (order.settled(dtype) if text else order), text
+        device_types.check_dtype(dtype, str(request.folder) if text and begun else "")
+        check_arithmetic(request.config.engine.matmul, request.config.engine.deterministic)
+    return (request.settled(dtype) if text else request), text
 
 
-def _stated_devices(order: Order) -> tuple[list[tuple[str, Device]], bool, str]:
+def _stated_devices(request: RunRequest) -> tuple[list[tuple[str, Device]], bool, str]:
     """(host and device of the hosts that work, by the hostfile and probes; whether there are hosts without a
     word; why a stated card is unknown)."""
-    config, launch = order.config, from_process(order.hostfile)
+    config, launch = request.config, from_process(request.hostfile)
     hosts = (
         local_hosts(launch, config.cluster.local_ranks, config.data.clients)
         if launch.kind == "none"

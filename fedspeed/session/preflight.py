@@ -4,6 +4,7 @@ Each room checks its own part; here they are put together. `look_inside` alone i
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.cluster.checks import check_layout
@@ -19,13 +20,16 @@ from fedspeed.engine.base.told import execution
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
+from fedspeed.federation.checks import check_method
 from fedspeed.models.adapter_checks import adapter_notes, check_adapter
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import check_model, local_base
 from fedspeed.models.positions import check_length
 from fedspeed.models.saved_adapter import outside_blocks
+from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.planner.plan import TYPE_BYTES
 from fedspeed.routing.checks import check_routing
+from fedspeed.routing.opening import resolve
 from fedspeed.session.measured import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
 
@@ -117,7 +121,9 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     config = loaded.config
     topology, launch, crowded = check_layout(config, hostfile)
     routing, count = check_routing(config, topology)
-    if routing.transport == "tls":
+    check_method(replace(config, routing=routing), count)
+    resolve(routing.transport, launch.kind, len(topology.participants))
+    if routing.between_organisations:
         from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not
 
         check_port(routing)
@@ -152,8 +158,6 @@ def _rows(loaded: Loaded) -> list[str]:
 
 def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
     """What is left of every client's rows as tokens; nothing where the tokenizer is not to be had here."""
-    from fedspeed.models.tokenizer import check_ids, load_tokenizer
-
     config, base = loaded.config, local_base(loaded.config)
     if base is None and config.model.tokenizer == "auto":
         return []

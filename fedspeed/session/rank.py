@@ -1,27 +1,41 @@
-"""The one place where parts are connected: the life of one rank, from meeting the others to the export."""
+"""The one place where parts are connected: the life of one rank, from meeting the others to its ending."""
 
 import os
 import shutil
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fedspeed import activity
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.checks import check_clusters
 from fedspeed.cluster.discover import from_process
-from fedspeed.cluster.pulse import Pulse
+from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.cluster.topology import plan, warnings
 from fedspeed.config.check import notes
+from fedspeed.data.clients import client_rows, encode_client, largest_id
 from fedspeed.engine.checks import check_pipeline
+from fedspeed.engine.device_types import check_dtype
+from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
+from fedspeed.federation.checks import check_method
+from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
+from fedspeed.models.tokenizer import check_ids, load_tokenizer
+from fedspeed.monitor.clock import StageClock
+from fedspeed.monitor.report import Comparison, ComparisonRow
 from fedspeed.routing.checks import check_routing, routing_notes
-from fedspeed.session import last_words, numeric_type, parts, preflight, sharing, standing
+from fedspeed.routing.transport import Transport
+from fedspeed.session import numeric_type, parts, preflight, reporting, resume, sharing
+from fedspeed.session.ending import Ending
+from fedspeed.session.explain import explained, silence
 from fedspeed.session.forecast import forecast
 from fedspeed.session.hosts import check_hosts, leave_for_hosts, several_hosts
 from fedspeed.session.inputs import check_inputs, to_keep
-from fedspeed.session.order import Job, Order
+from fedspeed.session.refusal import abort, tell_refusal
+from fedspeed.session.request import Job, RunRequest
 from fedspeed.session.together import CheckIn, StopFlag, find_lost
 
 GOODBYE_S = 60.0
@@ -31,238 +45,344 @@ REPORT_S = 5.0  # for the reporting rank, before those end that take it along
 REPORTED = "reported"  # the key that says so
 
 
-def run_rank(order: Order) -> int:
-    """Take part in the run as the rank that the environment says; returns the exit code."""
+def run_rank(request: RunRequest) -> Ending:
+    """Take part in the run as the rank that the environment says; return how it ended for this rank.
+
+    Raises:
+        FedSpeedError: what ended it, as a user can mend it. Any other exception is unexpected.
+    """
     stop = StopFlag()
-    launch = from_process(order.hostfile)
-    job = Job(order, launch, plan(launch.hosts, order.config.data.clients, order.config.cluster.ranks_per_client))
+    launch = from_process(request.hostfile)
+    config = request.config
+    job = Job(request, launch, plan(launch.hosts, config.data.clients, config.cluster.ranks_per_client))
     with activity.during("the wait for all ranks"):
-        store = rendezvous.meet(launch, order.config.cluster.start_timeout_s)
+        store = rendezvous.meet(launch, config.cluster.start_timeout_s)
     if job.me == 0:
-        for text in [*warnings(job.topology), *notes(order.config), *routing_notes(order.config.routing, len(job.topology.participants))]:
-            print(f"fedspeed: {text}", file=sys.stderr)
-    mpi = parts.mpi(job)
+        asked_of = routing_notes(config.routing, len(job.topology.participants))
+        _say([*warnings(job.topology), *notes(config), *asked_of])
+    early = parts.early_transport(job, store)
     try:
         with parts.working(job):
-            code = _work(job, store, mpi, stop) if job.place.clients else _stand_by(job, store, mpi)
+            ending = _work(job, store, early, stop) if job.place.clients else _stand_by(job, store, early)
     except BaseException as error:
-        told = last_words.told(error, job)
-        last_words.tell_refusal(told, order.json_out, store)
-        if mpi is not None and launch.world_size > 1:
-            if isinstance(told, LostPeerError) and not job.reporter:
-                store.wait([REPORTED], GRACE_S + REPORT_S)  # the reporter may still be stuck; our end is the end of all ranks
-            last_words.abort_mpi(told)
-        if told is error:
+        meant = explained(error, job)
+        _end_for_all(meant, job, store, early)
+        if meant is error:
             raise
-        raise told from error
-    rendezvous.leave(store, GOODBYE_S if job.vital == job.crew else BRIEF_GOODBYE_S)
-    return code
+        raise meant from error
+    rendezvous.leave(store, GOODBYE_S if job.vital_ranks == job.required_ranks else BRIEF_GOODBYE_S)
+    return ending
+
+
+def _end_for_all(error: BaseException, job: Job, store: rendezvous.Store, early: Transport | None) -> None:
+    """Tell a failure of this rank as far as it is for all of them; under MPI, end them."""
+    tell_refusal(error, job.request.json_out, store)
+    if early is None or job.launch.world_size == 1:
+        return
+    if isinstance(error, LostPeerError) and not job.reporter:
+        # The reporter may be stuck still, and our end is the end of all ranks.
+        store.wait([REPORTED], GRACE_S + REPORT_S)
+    abort(error, early)
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What a rank has read before anything starts: `everyone` is the rows of all clients, `data` the encoded ones of its own;
-    `sharers` is how many ranks compute on its device."""
+class Inputs:
+    """What a rank has read before anything starts.
 
-    tokenizer: object
+    Attributes:
+        everyone: the rows of all clients. data: the encoded ones of its own, by client.
+        entry: the journal's newest, on the reporting rank, if there is one.
+        sharers: how many ranks compute on its device.
+    """
+
+    tokenizer: Any
     everyone: list
     data: dict
     entry: Entry | None
     sharers: int
 
 
-def _work(job: Job, store: rendezvous.Store, mpi, stop: StopFlag) -> int:
-    claim = standing.Claim()
+@dataclass(frozen=True)
+class _Meeting:
+    """How a rank knows of the others: their store, their heartbeat, and what ends it where neither helps."""
+
+    store: rendezvous.Store
+    heartbeat: Heartbeat
+    last_resort: reporting.LastResort
+
+
+def _work(job: Job, store: rendezvous.Store, early: Transport | None, stop: StopFlag) -> Ending:
+    """Agree with the others on what is to be done, read it, connect, and take part in the rounds."""
+    claim = resume.Claim()
     sharing.tell_card(job, store)
     decided = numeric_type.agree(job, store)
-    job, config = decided.job, decided.job.config
+    job = decided.job
     if decided.text and job.reporter:
-        print(f"fedspeed: {decided.text}", file=sys.stderr)
-    inputs = _read_inputs(job, store, claim, decided.begun)
+        _say([decided.text])
+    inputs = read_inputs(job, store, claim, decided.begun)
     if job.reporter:
-        for text in weight_notes(config):
-            print(f"fedspeed: {text}", file=sys.stderr)
-    stuck = last_words.Stuck(job)
-    pulse = _pulse(job, store, stuck)
+        _say(weight_notes(job.config))
+    last_resort = reporting.LastResort(job)
+    meeting = _Meeting(store, _heartbeat(job, store, last_resort), last_resort)
     _join_cluster(job, store)
-    transport = parts.transport(job, store, mpi)
+    transport = parts.transport(job, store, early)
     try:
-        return _federate(job, store, transport, inputs, claim, pulse, stuck, stop)
+        return _federate(job, meeting, transport, inputs=inputs, claim=claim, stop=stop)
     except BaseException:
-        if transport is not None and config.routing.transport == "tls":
-            transport.close()  # sending is a thread's there: what this site had to say goes out first, so that the others end for the same reason
+        job.deployment.give_up(transport)
         raise
 
 
-def _federate(job: Job, store: rendezvous.Store, transport, inputs: _Inputs, claim: standing.Claim, pulse: Pulse, stuck, stop: StopFlag) -> int:
-    from fedspeed.federation import rounds
-    from fedspeed.monitor.clock import StageClock, peak_bytes
+@contextmanager
+def _closed_in_order() -> Iterator[ExitStack]:
+    """Give a stack that is unwound where nothing was raised: closing a part waits for other ranks, who may be
+    lost."""
+    stack = ExitStack()
+    yield stack
+    stack.close()
 
-    config = job.config
-    clock, journal = StageClock(trace=parts.trace(job)), standing.journal_of(job.order)
-    with activity.during("the building of the engine"):
-        engine = parts.engine(job, clock, inputs.sharers)
-    link, close = parts.link(job, store, transport, engine, pulse)
-    seat = parts.seat(job, inputs.data)
-    fresh = rounds.start(config, engine)
-    first = fresh.tensors  # what a client alone would start from too
-    progress = standing.resume(config, engine, link, journal, inputs.entry, seat, fresh)
-    data = parts.data_report(job, link, inputs.data, inputs.everyone)
-    monitor = stuck.monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
-    if job.reporter:
-        stop.tell = lambda where: last_words.tell_where(job.order.folder, where)
-    record = job.order.record | ({"inputs": to_keep(config, inputs.everyone)} if job.reporter else {})
-    federation = rounds.Federation(config, job.order.marks, record, seat, engine, link, journal, monitor, clock, peak_bytes, stop,
-                                   _renewal(job))
-    try:
+
+def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
+              inputs: Inputs, claim: resume.Claim, stop: StopFlag) -> Ending:
+    """Build the parts of this rank, go on from what the journal holds, and run the rounds that are left."""
+    from fedspeed.federation.parts import start
+
+    with ExitStack() as always, _closed_in_order() as closing:
+        # As large as the model, and of no use to a later start.
+        closing.callback(shutil.rmtree, parts.swap_folder(job), ignore_errors=True)
+        closing.callback(leave_world)
+        clock = StageClock(trace=parts.trace(job))
+        with activity.during("the building of the engine"):
+            engine = parts.engine(job, clock, inputs.sharers)
+        closing.callback(engine.close)
+        exchange = parts.exchange(job, meeting.store, transport, meeting.heartbeat)
+        if open_part := exchange or transport:  # MPI's transport is closed by ranks too that have no exchange
+            closing.callback(open_part.close)
+        closing.callback(meeting.heartbeat.close)
+        link, role = parts.link(job, engine, exchange), parts.role(job, inputs.data)
+        journal = resume.journal_of(job.request)
+        fresh = start(job.config, engine)
+        first = fresh.state  # what a client alone would start from too
+        progress = resume.resume(job.config, job.deployment, engine, link,
+                                 journal=journal, entry=inputs.entry, role=role, fresh=fresh)
+        data = parts.data_report(job, link, inputs.data, inputs.everyone)
+        monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
+        always.callback(monitor.close)
+        always.callback(clock.trace.close)
+        meeting.last_resort.monitor = monitor
+        surroundings = parts.surroundings(
+            job, journal=journal, record=_record(job, inputs), monitor=monitor, clock=clock, stop=stop)
+        federated = parts.federated(job, role, engine, link, surroundings=surroundings)
         try:
-            federation.baseline(progress)  # asked to end meanwhile, a run ends at once: there is nothing to lose
-            stop.in_rounds = True
-            progress = federation.run(progress)
+            progress = _run_rounds(job, federated, progress, stop)
             clock.trace.close()
-            comparison = _compare(job, federation, first, progress, inputs, link)
-            if job.reporter:
-                code = last_words.finish(job, progress, monitor, engine, inputs.tokenizer, comparison, forecast(job, inputs.data),
-                                         federation.renewed)
-            else:
-                code = EXIT_OK if progress.done else EXIT_RESUMABLE
+            return _end(job, federated, progress, inputs, start=first, monitor=monitor)
         except Exception as error:
             error.add_note(f"round {progress.round} was the last to be finished")
-            told = _told_to_all(job, store, pulse, monitor, error)
-            raise told from (None if told is error else error)
-        pulse.close()
-        close()
-        engine.close()
-        _leave_cluster()
-        shutil.rmtree(parts.swap_folder(job), ignore_errors=True)  # as large as the model, and of no use to a later start
-        return code
-    finally:
-        clock.trace.close()
-        monitor.close()
+            meant = _tell_all(job, meeting, monitor, error)
+            raise meant from (None if meant is error else error)
 
 
-def _stand_by(job: Job, store: rendezvous.Store, mpi) -> int:
-    """A rank without clients leaves at once; but rank 0 holds the store, and stays until all that work have left."""
+def _record(job: Job, inputs: Inputs) -> dict:
+    """Return what the journal is to keep of the configuration, and of what was read."""
+    return job.request.record | ({"inputs": to_keep(job.config, inputs.everyone)} if job.reporter else {})
+
+
+def _run_rounds(job: Job, federated, progress, stop: StopFlag):
+    """Run all rounds that are left. Asked to end before the first one, a run ends at once: there is nothing
+    to lose."""
+    from fedspeed.federation import rounds
+
+    if job.reporter:
+        stop.on_asked = lambda where: reporting.tell_where(job.request.folder, where)
+    rounds.baseline(federated, progress)
+    stop.in_rounds = True
+    return rounds.run(federated, progress)
+
+
+def _end(job: Job, federated, progress, inputs: Inputs, *, start, monitor) -> Ending:
+    """Compare, export and report what the rounds have come to; the reporting rank does so for all.
+
+    Args:
+        start: the state before the first round.
+    """
+    comparison = _compare(job, federated, progress, inputs, start=start)
+    if not job.reporter:
+        status, code = (progress.done, EXIT_OK) if progress.done else ("preempted", EXIT_RESUMABLE)
+        return Ending(status=status, exit_code=code)
+    if not progress.done:
+        return reporting.stop_early(job, progress.round, monitor, progress.renewed)
+    return reporting.finish(job, progress, monitor, engine=federated.engine, tokenizer=inputs.tokenizer,
+                            comparison=comparison, predicted=forecast(job, inputs.data))
+
+
+def _compare(job: Job, federated, progress, inputs: Inputs, *, start) -> Comparison | None:
+    """Return the table of each client alone beside the federated model, where it is asked for."""
+    if not (progress.done and job.config.federation.compare_alone):
+        return None
+    from fedspeed.federation.alone import compare
+
+    everyone = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.everyone]
+    scores = compare(job.config, federated.role, federated.engine, federated.link,
+                     start=start, federated=progress.state, everyone=everyone)
+    return Comparison(tuple(ComparisonRow(s.name, s.held_out_loss, s.accuracy) for s in scores))
+
+
+def _tell_all(job: Job, meeting: _Meeting, monitor, error: Exception) -> BaseException:
+    """Leave word of a failure in the rounds; the reporter finds out who was lost, and reports. Return the
+    error in a user's words."""
+    meant = explained(error, job)
+    rendezvous.publish(meeting.store, f"failed/{job.me}", str(meant))
+    lost = (
+        find_lost(job, meeting.store, meeting.heartbeat)
+        if job.reporter and isinstance(meant, LostPeerError)
+        else []
+    )
+    meeting.heartbeat.close(goodbye=False)
+    if job.reporter:
+        try:
+            reporting.report_failure(job, monitor, meant, lost)
+        except (
+            OSError
+        ) as second:  # what stopped the run may stop its report too; the run's own error tells more
+            LOG.info(f"the report could not be written: {second}")
+        rendezvous.publish(meeting.store, REPORTED, "")
+    return meant
+
+
+def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> Ending:
+    """Leave at once, as a rank without clients does; but rank 0 holds the store, and stays until all that
+    work have left."""
     if job.me == 0:
         several, undecided = sharing.are_several(job), job.config.model.dtype == "auto"
-        points = {"cards": several, "devices": undecided, "ready": True, "inputs": several_hosts(job),
-                  "fresh": job.order.fresh}
+        points = {
+            "cards": several,
+            "devices": undecided,
+            "ready": True,
+            "inputs": several_hosts(job),
+            "fresh": job.request.fresh,
+        }
         for point in (point for point, passed in points.items() if passed):
             with CheckIn(job, store, point):
                 pass
-        pulse = _pulse(job, store, last_words.Stuck(job))
+        heartbeat = _heartbeat(job, store, reporting.LastResort(job))
         while rendezvous.still_here(store, job.workers, 1.0):
-            if lost := pulse.lost():
+            if lost := heartbeat.lost():
                 store.wait([REPORTED], GRACE_S)
-                raise last_words.silent(job, lost)
-        pulse.close()
-    if mpi is not None:
-        mpi.close()
-    return EXIT_OK
+                raise silence(job, lost)
+        heartbeat.close()
+    if early is not None:
+        early.close()
+    return Ending(status="finished", exit_code=EXIT_OK)
 
 
-def _read_inputs(job: Job, store: rendezvous.Store, claim: standing.Claim, begun_type: bool) -> _Inputs:
-    """What may fail for reasons of this rank alone comes first, so that all can agree to go on.
+def read_inputs(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_type: bool) -> Inputs:
+    """Read and check what may fail for reasons of this rank alone, so that all can agree to go on.
+    Collective.
 
     Args:
-        begun_type: whether an earlier start of this run, and not the configuration, asks for the numeric type.
-    """
-    order, config = job.order, job.config
-    with CheckIn(job, store, "ready"):
-        from fedspeed.data.clients import client_rows, encode_client, largest_id
-        from fedspeed.engine.arithmetic import check_arithmetic
-        from fedspeed.engine.device_types import check_dtype
-        from fedspeed.models.tokenizer import check_ids, load_tokenizer
+        begun_type: whether an earlier start of this run, and not the configuration, asks for the numeric
+            type.
 
-        preflight.check_files(order.loaded)
-        check_clusters(config, job.topology)
-        routing, _ = check_routing(order.config, job.topology)
-        check_pipeline(config, order.deepspeed, routing, job.topology, job.launch.hostfile)
-        shared, sharers = sharing.check_shared(job, store)
-        check_dtype(config.model.dtype, str(order.folder) if begun_type else "", job.launch.local_rank)
-        check_arithmetic(config.engine.matmul, config.engine.deterministic, job.launch.local_rank)
-        tokenizer = load_tokenizer(config.model)
-        everyone = client_rows(config.data, config.run.seed)
-        data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
-        check_ids(max(map(largest_id, data.values())), config.model)
-        told = [*shared, *preflight.start_notes(order.loaded)]
-        if job.reporter and order.folder.is_dir():
-            claim.take(order.folder)
-        if job.reporter and config.routing.transport == "tls" and not order.fresh:
-            job.site.check_epoch(order.folder)
-        entry = standing.journal_entry(standing.journal_of(order), order) if job.reporter and not order.fresh else None
-        if entry is not None:
-            told += check_inputs(standing.journal_of(order), entry, config, everyone)
-            standing.check_best(standing.journal_of(order), entry)
-        if several_hosts(job):
-            leave_for_hosts(job, store, everyone)
+    Raises:
+        FedSpeedError: what this rank, or another one, cannot take part with.
+    """
+    request = job.request
+    with CheckIn(job, store, "ready"):
+        inputs, remarks = _read_own(job, store, claim, begun_type)
     if several_hosts(job):
         with CheckIn(job, store, "inputs"):
             check_hosts(job, store)
     if job.reporter:
-        for text in told:
-            print(f"fedspeed: {text}", file=sys.stderr)
-    if order.fresh:
+        _say(remarks)
+    if request.fresh:
         with CheckIn(job, store, "fresh"):
             if job.reporter:
-                order.make_room()
-    return _Inputs(tokenizer, everyone, data, entry, sharers)
+                request.make_room()
+    return inputs
 
 
-def _renewal(job: Job):
-    """Whether this rank has nothing against starting again with a newer roster: the one that speaks for the site has seen it. The others would read the file
-    at another time, and take for the present roster what is the newer one."""
-    if job.config.routing.transport != "tls":
-        return lambda: False
-    return job.site.renewed if job.speaks else lambda: True
+def _read_own(job: Job, store: rendezvous.Store, claim: resume.Claim,
+              begun_type: bool) -> tuple[Inputs, list[str]]:
+    """Return what this rank has read, and what is to be said about it."""
+    from fedspeed.engine.arithmetic import check_arithmetic
+
+    request, config, local_rank = job.request, job.config, job.launch.local_rank
+    _check_plan(job)
+    remarks, sharers = sharing.check_shared(job, store)
+    check_dtype(config.model.dtype, str(request.folder) if begun_type else "", local_rank)
+    check_arithmetic(config.engine.matmul, config.engine.deterministic, local_rank)
+    tokenizer = load_tokenizer(config.model)
+    everyone = client_rows(config.data, config.run.seed)
+    data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
+    check_ids(max(map(largest_id, data.values())), config.model)
+    remarks = [*remarks, *preflight.start_notes(request.loaded)]
+    entry = None
+    if job.reporter:
+        entry, found = _read_journal(job, claim, everyone)
+        remarks += found
+    if several_hosts(job):
+        leave_for_hosts(job, store, everyone)
+    return Inputs(tokenizer, everyone, data, entry, sharers), remarks
 
 
-def _pulse(job: Job, store: rendezvous.Store, stuck: last_words.Stuck) -> Pulse:
+def _check_plan(job: Job) -> None:
+    """Check the files of this host, and the plan of who does what.
+
+    Raises:
+        FedSpeedError: a file or a setting is wrong.
+    """
+    request = job.request
+    preflight.check_files(request.loaded)
+    check_clusters(job.config, job.topology)
+    routing, participants = check_routing(request.config, job.topology)
+    check_method(replace(request.config, routing=routing), participants)
+    check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)
+
+
+def _read_journal(job: Job, claim: resume.Claim, everyone: list) -> tuple[Entry | None, list[str]]:
+    """Claim the run's folder; return the journal's newest entry, and what is to be said of what it was
+    trained on.
+
+    Raises:
+        FedSpeedError: it cannot be gone on from with what was asked for and what lies there now.
+    """
+    request = job.request
+    if request.folder.is_dir():
+        claim.take(request.folder)
+    if request.fresh:
+        return None, []
+    job.deployment.check_epoch(request.folder)
+    journal = resume.journal_of(request)
+    entry = resume.journal_entry(journal, request)
+    if entry is None:
+        return None, []
+    remarks = check_inputs(journal, entry, job.config, everyone)
+    resume.check_best(journal, entry)
+    return entry, remarks
+
+
+def _heartbeat(job: Job, store: rendezvous.Store, last_resort: reporting.LastResort) -> Heartbeat:
     silence_s = job.config.cluster.silence_s
-    return Pulse(store, job.vital, job.me, silence_s / 12, silence_s, stuck, GRACE_S if job.reporter else GRACE_S + REPORT_S)
+    grace_s = GRACE_S if job.reporter else GRACE_S + REPORT_S
+    return Heartbeat(store, job.vital_ranks, job.me, interval_s=silence_s / 12, silence_s=silence_s,
+                     on_stuck=last_resort, grace_s=grace_s)
 
 
 def _join_cluster(job: Job, store: rendezvous.Store) -> None:
-    os.environ.update(rendezvous.torch_world(store, job.world, job.launch, job.config.cluster.start_timeout_s))
-    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's agent holds a store for its own world, which is not this cluster's
+    """Join the torch world of this rank's cluster, or of its client where that is a pipeline."""
     from fedspeed.engine.arithmetic import set_arithmetic
-    from fedspeed.engine.world import join_world, quiet
 
+    timeout_s = job.config.cluster.start_timeout_s
+    os.environ.update(rendezvous.torch_world(store, job.world, job.launch, timeout_s))
+    # torchrun's agent holds a store for its own world, which is not this cluster's.
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     quiet()
     set_arithmetic(job.config.engine.matmul, job.config.engine.deterministic)
     parts.preload()  # a forked rank has it all
     join_world(job.config.routing.deadline_s)
 
 
-def _leave_cluster() -> None:
-    from fedspeed.engine.world import leave_world
-
-    leave_world()
-
-
-def _compare(job: Job, federation, first, progress, inputs: _Inputs, link):
-    """The table of each client alone beside the federated model, where it is asked for."""
-    if not (progress.done and job.config.federation.compare_alone):
-        return None
-    from fedspeed.data.clients import encode_client
-    from fedspeed.federation.alone import compare
-    from fedspeed.monitor.report import Comparison, ComparisonRow
-
-    everyone = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.everyone]
-    scores = compare(federation, first, progress.tensors, everyone, link)
-    return Comparison(tuple(ComparisonRow(s.name, s.held_out_loss, s.accuracy) for s in scores))
-
-
-def _told_to_all(job: Job, store: rendezvous.Store, pulse: Pulse, monitor, error: Exception) -> BaseException:
-    """Leave word of a failure in the rounds; the reporter finds out who was lost, and reports. Returns the error in a user's words."""
-    error = last_words.told(error, job)
-    rendezvous.publish(store, f"failed/{job.me}", str(error))
-    lost = find_lost(job, store, pulse) if job.reporter and isinstance(error, LostPeerError) else []
-    pulse.close(goodbye=False)
-    if job.reporter:
-        try:
-            last_words.report_failure(job, monitor, error, lost)
-        except OSError as second:  # what stopped the run may stop its report too; the run's own error tells more
-            print(f"fedspeed: the report could not be written: {second}", file=sys.stderr)
-        rendezvous.publish(store, REPORTED, "")
-    return error
+def _say(texts: list[str]) -> None:
+    for text in texts:
+        LOG.info(text)

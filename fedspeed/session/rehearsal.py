@@ -4,47 +4,47 @@ import warnings
 
 from fedspeed.errors import FedSpeedError
 from fedspeed.session import preflight
+from fedspeed.session.deployment import deployment_of
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.machine import complete
 from fedspeed.session.numeric_type import expect
-from fedspeed.session.order import Order
-from fedspeed.session.standing import Claim, check_best, journal_entry, journal_of
+from fedspeed.session.request import RunRequest
+from fedspeed.session.resume import Claim, check_best, journal_entry, journal_of
 
 
-def rehearse(order: Order) -> str:
+def rehearse(request: RunRequest) -> str:
     """What would run where, in a few lines.
 
     Raises:
         FedSpeedError: what the run would end with.
     """
-    text = preflight.check(order.loaded, order.hostfile)
-    order, dtype = expect(order)
+    text = preflight.check(request.loaded, request.hostfile)
+    request, dtype = expect(request)
     text += f"\ndtype    {dtype}" if dtype else ""
-    inner = order
-    if order.config.model.dtype == "auto":
-        inner = order.settled("fp32")  # the largest type, for what is looked at without memory
+    inner = request
+    if request.config.model.dtype == "auto":
+        inner = request.settled("fp32")  # the largest type, for what is looked at without memory
         try:
             preflight.check_files(inner.loaded)
         except FedSpeedError as error:
             text += f"\nnote     should it come to fp32: {error}"
     elif dtype:
-        preflight.check_files(order.loaded)  # once more, as the ranks do: the type was unknown to `check`
-    if order.folder.is_dir():
+        preflight.check_files(request.loaded)  # once more, as the ranks do: the type was unknown to `check`
+    if request.folder.is_dir():
         claim = Claim()
-        claim.take(order.folder)
+        claim.take(request.folder)
         claim.drop()
-        if not order.fresh and order.config.routing.transport == "tls":
-            from fedspeed.session.site import Site
-
-            Site(order.config).check_epoch(order.folder)
-        if not order.fresh and (entry := journal_entry(journal_of(order), order)):
-            notes = check_inputs(journal_of(order), entry, order.config, rows_without_libraries(order.config))
+        if not request.fresh:
+            deployment_of(request.config).check_epoch(request.folder)
+        if not request.fresh and (entry := journal_entry(journal_of(request), request)):
+            rows = rows_without_libraries(request.config)
+            notes = check_inputs(journal_of(request), entry, request.config, rows)
             text += "".join(f"\nnote     {note}" for note in notes)
-            if end := complete(order, entry):
-                text += f"\njournal  {order.folder} is complete ({end}, {entry.round} rounds)"
+            if summary := complete(request, entry):
+                text += f"\njournal  {request.folder} is complete ({summary.status}, {entry.round} rounds)"
             else:
-                check_best(journal_of(order), entry)
-                text += f"\njournal  goes on behind round {entry.round} in {order.folder}"
+                check_best(journal_of(request), entry)
+                text += f"\njournal  goes on behind round {entry.round} in {request.folder}"
     import transformers
 
     transformers.logging.set_verbosity_error()

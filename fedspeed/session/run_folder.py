@@ -7,7 +7,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.files import check_writable
 
 # What stands in a run's folder, should something else have its name.
-RUN_FILES = ("summary.json", "report.md", "report.png", "comparison.png", "timeline.png", "rounds.jsonl", "roster-epoch")
+RUN_FILES = ("report.md", "report.png", "comparison.png", "timeline.png", "summary.json", "rounds.jsonl", "roster-epoch")
 RUN_FOLDERS = ("journal", "tensorboard", "trace", "adapter", "adapter-last", "model", "model-last")
 
 

@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 from fedspeed.cluster.cards import Card, check_cards
 from fedspeed.cluster.rendezvous import Store
-from fedspeed.session.order import Job
+from fedspeed.engine import device_types
+from fedspeed.session.request import Job
 from fedspeed.session.together import CheckIn
 
 
@@ -20,9 +21,7 @@ def tell_card(job: Job, store: Store) -> None:
     if not are_several(job):
         return
     with CheckIn(job, store, "cards"):
-        from fedspeed.engine.device_types import own_card
-
-        card = own_card(job.launch.local_rank)
+        card = device_types.own_card(job.launch.local_rank)
         store.put(_key(job.me), json.dumps(asdict(card) if card else None))
 
 

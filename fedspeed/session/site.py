@@ -1,8 +1,9 @@
 """One participant per organisation: who this site is, and whether all sites are about to do the same."""
 
 import hashlib
+import hmac
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,129 +12,181 @@ import numpy as np
 from fedspeed import activity
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, decisive
-from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.errors import FedSpeedError
 from fedspeed.files import write_atomically
 from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
 from fedspeed.routing import identity
-from fedspeed.routing.anonymous.crypto import digest, public_of
-from fedspeed.routing.listening import listen_address
+from fedspeed.routing.anonymous.crypto import derive, digest, public_of
+from fedspeed.routing.listening import own_membership
+from fedspeed.routing.transport import Transport
 
 # What each site decides for itself: where its data and files are, what its hardware does best.
-OWN = ("cluster", "data", "deepspeed", "engine", "monitor", "checkpoint", "run", "model.base", "model.tokenizer", "adapter.start_from", "train.micro_batch",
-       "train.accumulation", "routing.identity", "routing.roster", "routing.listen", "routing.transport", "routing.deadline_s", "routing.step_deadline_s")
+OWN = (
+    "cluster",
+    "data",
+    "deepspeed",
+    "engine",
+    "monitor",
+    "checkpoint",
+    "run",
+    "model.base",
+    "model.tokenizer",
+    "adapter.start_from",
+    "train.micro_batch",
+    "train.accumulation",
+    "routing.identity",
+    "routing.roster",
+    "routing.listen",
+    "routing.transport",
+    "routing.deadline_s",
+    "routing.step_deadline_s",
+)
 EPOCH_FILE = "roster-epoch"  # in a run's folder
 SHOWN = 8  # differences that an error lists
 _READ_BYTES = 1 << 22
 
 
 class Site:
-    """Raises: FedSpeedError: a file is wrong, or the files do not fit each other."""
+    """This organisation among the members of its roster.
+
+    Raises:
+        FedSpeedError: a file is wrong, or the files do not fit each other.
+    """
 
     def __init__(self, config: RunConfig):
         self.config = config
-        self.key, self.roster = identity.membership(config.routing)
-        self.listen = listen_address(config.routing, self.roster.card_of(public_of(self.key)))
+        self.membership = own_membership(config.routing)
 
     @cached_property
     def settings(self) -> dict[str, str]:
         """What must be equal on all sites, in words; the base and its tokenizer by their content."""
-        values = decisive(as_dict(self.config))
-        flat = {f"{section}.{key}": json.dumps(value, sort_keys=True) for section, block in values.items() for key, value in block.items()}
-        own = {key: value for key, value in flat.items() if key not in OWN and key.partition(".")[0] not in OWN}
-        return own | {"routing.roster_signer": identity.pinned(self.config.routing.roster_signer),
-                      "data.max_tokens": json.dumps(self.config.data.max_tokens), **content(self.config)}
+        flat = {
+            f"{section}.{key}": json.dumps(value, sort_keys=True)
+            for section, block in decisive(as_dict(self.config)).items()
+            for key, value in block.items()
+        }
+        shared = {
+            key: value for key, value in flat.items() if key not in OWN and key.partition(".")[0] not in OWN
+        }
+        return shared | {
+            "routing.roster_signer": identity.pinned(self.config.routing.roster_signer),
+            "data.max_tokens": json.dumps(self.config.data.max_tokens),
+            **content(self.config),
+        }
 
     @cached_property
     def digest(self) -> bytes:
-        return digest(self.roster.digest, json.dumps(self.settings, sort_keys=True).encode())
-
+        """The digest of the roster and of all that must be equal on all sites."""
+        return digest(self.membership.roster.digest, json.dumps(self.settings, sort_keys=True).encode())
 
     def renewed(self) -> bool:
-        """Whether the roster's file holds a newer one by now. One that is no roster of the pinned signer's is none yet."""
+        """Return whether the roster's file holds a newer one by now. One that is no roster of the pinned
+        signer's is none yet."""
         routing = self.config.routing
         try:
-            return identity.read_roster(Path(routing.roster), routing.roster_signer).epoch > self.roster.epoch
+            found = identity.read_roster(Path(routing.roster), routing.roster_signer)
         except FedSpeedError:
             return False
+        return found.epoch > self.membership.roster.epoch
 
     def check_epoch(self, folder: Path) -> None:
-        """Raises: FedSpeedError: the run in the folder has gone on with a newer roster already: members that have left it would be back with this one."""
-        file = folder / EPOCH_FILE
+        """Hold this start's roster against the newest one that the run in the folder has known.
+
+        Raises:
+            FedSpeedError: the run has gone on with a newer one already: members that have left it would be
+                back.
+        """
+        file, epoch = folder / EPOCH_FILE, self.membership.roster.epoch
         try:
             known = int(file.read_text()) if file.exists() else 0
         except (OSError, ValueError) as error:
-            raise FedSpeedError(f"{file}: cannot be read as the newest roster's epoch ({error}); write the number of the roster you trust into it") from error
-        if self.roster.epoch < known:
-            raise FedSpeedError(f"{self.config.routing.roster}: its epoch {self.roster.epoch} is older than {known}, with which {folder} has run already; ask "
-                                "for the newest roster")
+            raise FedSpeedError(
+                f"{file}: cannot be read as the newest roster's epoch ({error}); write the number of the "
+                "roster you trust into it"
+            ) from error
+        if epoch < known:
+            raise FedSpeedError(
+                f"{self.config.routing.roster}: its epoch {epoch} is older than {known}, with which "
+                f"{folder} has run already; ask for the newest roster"
+            )
 
     def keep_epoch(self, folder: Path) -> None:
-        write_atomically(folder / EPOCH_FILE, f"{self.roster.epoch}\n".encode())
+        """Note in the folder of a run which roster it goes on with."""
+        write_atomically(folder / EPOCH_FILE, f"{self.membership.roster.epoch}\n".encode())
+
+    def agree(self, transport: Transport, deadline_s: float) -> None:
+        """Compare settings with all other sites, before anything is trained.
+
+        Raises:
+            FedSpeedError: somebody means another run; says what differs, and who. TransportError: a site was
+                lost.
+        """
+        mine = json.dumps(self.settings, sort_keys=True).encode()
+        head = np.array([len(mine)], np.uint64)
+        lengths = transport.swap([head] * transport.size, [8] * transport.size, deadline_s)
+        sizes = [int(length.view(np.uint64)[0]) for length in lengths]
+        if max(sizes) > 1 << 20:
+            raise FedSpeedError(
+                "a site sent settings of more than a megabyte; all must run the same version of FedSpeed"
+            )
+        texts = transport.swap([mine] * transport.size, sizes, deadline_s)
+        differing = []
+        for card, text in zip(self.membership.roster.members, texts, strict=True):
+            differing += differences(self.settings, _parsed(card.name, text), card.name)
+        if differing:
+            more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
+            raise FedSpeedError(
+                "the sites are about to run different things; make these equal:\n  "
+                + "\n  ".join(differing[:SHOWN])
+                + more
+            )
 
 
-def transport(site: Site):
-    """Connections to all other sites, which mean the same run.
+def differences(mine: Mapping[str, str], theirs: Mapping[str, str], name: str) -> list[str]:
+    """Return a line for each setting in which another site, called `name`, differs from this one. Pure."""
+    return [
+        f"{key}: {mine.get(key, '-')} here, {theirs.get(key, '-')} at {name}"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+    ]
+
+
+def _parsed(name: str, text) -> dict[str, str]:
+    try:
+        return dict(json.loads(bytes(text)))
+    except ValueError as error:
+        raise FedSpeedError(
+            f"{name} sent settings that are none ({error}); all must run the same version of FedSpeed"
+        ) from error
+
+
+def sealed(text: str, key_file: Path) -> str:
+    """Return a digest of a text that only the holder of a private key can make again.
 
     Raises:
-        LostPeerError: somebody did not come. FedSpeedError: the port cannot be had, or somebody means another run.
+        FedSpeedError: the key cannot be read.
     """
-    from fedspeed.routing.transport import TransportError
-    from fedspeed.routing.transports.tls import TlsTransport
-
-    deadline_s = site.config.cluster.start_timeout_s
-    try:
-        found = TlsTransport(site.config.routing.identity, public_of(site.key), site.roster, deadline_s, site.listen)
-    except TransportError as error:
-        raise LostPeerError(f"the sites could not connect with each other: {error}") from error
-    try:
-        _agree(site, found, deadline_s)
-    except FedSpeedError:
-        found.close()  # what this site has to say of it goes out first, so that the others end for the same reason
-        raise
-    except TransportError as error:
-        found.close()
-        raise LostPeerError(f"a site was lost while all compared their settings: {error}; the same command tries again") from error
-    return found
-
-
-def _agree(site: Site, transport, deadline_s: float) -> None:
-    """Compare settings with all other sites, before anything is trained.
-
-    Raises:
-        FedSpeedError: somebody means another run; says what differs, and who.
-    """
-    mine = json.dumps(site.settings, sort_keys=True).encode()
-    lengths = transport.swap([np.array([len(mine)], np.uint64)] * transport.size, [8] * transport.size, deadline_s)
-    sizes = [int(length.view(np.uint64)[0]) for length in lengths]
-    if max(sizes) > 1 << 20:
-        raise FedSpeedError("a site sent settings of more than a megabyte; all must run the same version of FedSpeed")
-    texts = transport.swap([mine] * transport.size, sizes, deadline_s)
-    differing = []
-    for card, text in zip(site.roster.members, texts):
-        try:
-            theirs = dict(json.loads(bytes(text)))
-        except ValueError as error:
-            raise FedSpeedError(f"{card.name} sent settings that are none ({error}); all must run the same version of FedSpeed") from error
-        differing += [f"{key}: {site.settings.get(key, '-')} here, {theirs.get(key, '-')} at {card.name}"
-                      for key in sorted(site.settings.keys() | theirs.keys()) if site.settings.get(key) != theirs.get(key)]
-    if differing:
-        more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
-        raise FedSpeedError("the sites are about to run different things; make these equal:\n  " + "\n  ".join(differing[:SHOWN]) + more)
+    key = identity.read_key(key_file)
+    secret = derive(key.private_bytes_raw(), b"digest of rows in a journal")
+    return f"{identity.fingerprint(public_of(key))}:{hmac.digest(secret, text.encode(), 'sha256').hex()}"
 
 
 def content(config: RunConfig) -> dict[str, str]:
-    """SHA-256 over the files that decide about training: of the base, of the tokenizer, and of the adapter to
-    start from where there is one. What is no folder here, nor in the hub's cache, counts with its name."""
+    """Return SHA-256 over the files that decide about training: of the base, of the tokenizer, and of the
+    adapter to start from where there is one. What is no folder here, nor in the hub's cache, counts with its
+    name."""
     model, adapter = config.model, config.adapter
     base = ["config.json"]
     if model.init == "pretrained":
         base += ["model.safetensors.index.json", "*.safetensors"]
+    tokenizer = tokenizer_place(model)
     found = {
         "the base model's files": _of_place(model.base, base),
-        "the tokenizer's files": _of_place(tokenizer_place(model), TOKENIZER_FILES) if tokenizer_place(model) else model.tokenizer,
+        "the tokenizer's files": _of_place(tokenizer, TOKENIZER_FILES) if tokenizer else model.tokenizer,
     }
     if adapter.start_from:
-        found["the adapter's files"] = _of_place(adapter.start_from, ["adapter_config.json", "*.safetensors.index.json", "*.safetensors"])
+        patterns = ["adapter_config.json", "*.safetensors.index.json", "*.safetensors"]
+        found["the adapter's files"] = _of_place(adapter.start_from, patterns)
     return found
 
 
@@ -147,7 +200,8 @@ def _of_place(place: str, patterns: Sequence[str]) -> str:
 
 def _sha256(path: Path) -> bytes:
     state = hashlib.sha256()
-    with activity.during(f"the reading of {path.name}, to compare it with the other sites'"), path.open("rb") as file:
+    work = f"the reading of {path.name}, to compare it with the other sites'"
+    with activity.during(work), path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
             state.update(piece)
     return state.digest()

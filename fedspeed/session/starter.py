@@ -9,7 +9,7 @@ from fedspeed.cluster.hostfile import read
 from fedspeed.cluster.topology import plan
 from fedspeed.config.paths import place
 from fedspeed.config.reference import comment, meaning, section_meaning
-from fedspeed.config.show import scalar
+from fedspeed.config.spelling import scalar
 from fedspeed.data.detect import Detected, detect
 from fedspeed.errors import ConfigError
 from fedspeed.models.checks import QUICKSTART_BASE

@@ -1,4 +1,5 @@
-"""How the ranks of a run act as one: they start together or not at all, know who is missing, and end when asked to."""
+"""How the ranks of a run act as one: they start together or not at all, know who is missing, and end when
+asked to."""
 
 import signal
 import time
@@ -7,26 +8,28 @@ from contextlib import suppress
 
 from fedspeed import activity
 from fedspeed.cluster import rendezvous
-from fedspeed.cluster.pulse import Pulse
+from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, FedSpeedError, LostPeerError, Preempted
-from fedspeed.session.order import Job
+from fedspeed.session.request import Job
 
-CHECK_IN_S = 120.0  # ranks prepare alike; one that needs longer than this after the first is ready has a problem of its own
+# Ranks prepare alike; one that needs longer than this after the first is ready has a problem of its own.
+CHECK_IN_S = 120.0
 NOTE_S = 3.0
 HEAR_S = 0.5  # for the others to read why rank 0 goes, and the store with it
 
 
 class StopFlag:
-    """SIGTERM and SIGUSR1 (some schedulers' warning) ask to end: after the round in progress, or at once while there is none.
+    """SIGTERM and SIGUSR1 (some schedulers' warning) ask to end: after the round in progress, or at once
+    while there is none.
 
     Attributes:
         in_rounds: whether a round is in progress.
-        tell: takes what the process was at when it was asked, if a round is in progress.
+        on_asked: takes what the process was at when it was asked, if a round is in progress.
     """
 
     def __init__(self):
         self._asked, self.in_rounds = False, False
-        self.tell: Callable[[str], None] = lambda where: None
+        self.on_asked: Callable[[str], None] = lambda where: None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
@@ -37,17 +40,18 @@ class StopFlag:
             at = f"during {where}" if where else "before a round had begun"
             raise Preempted(f"asked to end {at}; the same command goes on")
         if first:
-            self.tell(where)
+            self.on_asked(where)
 
     def __call__(self) -> bool:
         return self._asked
 
 
 class CheckIn:
-    """A point that the whole crew passes together, or nobody: one rank's bad input ends the others at once instead of at a deadline."""
+    """A point that all ranks that a run needs pass together, or nobody: one rank's bad input ends the others
+    at once instead of at a deadline."""
 
     def __init__(self, job: Job, store: rendezvous.Store, point: str):
-        self._store, self._me, self._ranks, self._point = store, job.me, job.crew, point
+        self._store, self._me, self._ranks, self._point = store, job.me, job.required_ranks, point
 
     def __enter__(self):
         return self
@@ -56,7 +60,8 @@ class CheckIn:
         keys = [f"{self._point}/{rank}" for rank in self._ranks]
         if kind is not None:
             # A note: should the store be gone too, the error must still be heard.
-            self._store.note(f"{self._point}/{self._me}", f"{getattr(error, 'exit_code', EXIT_FAILED)} {error}")
+            code = getattr(error, "exit_code", EXIT_FAILED)
+            self._store.note(f"{self._point}/{self._me}", f"{code} {error}")
             if self._me == 0 and len(keys) > 1:
                 with suppress(Preempted):  # another rank may be gone already, and this one told to end for it
                     self._store.wait(keys, NOTE_S)
@@ -66,7 +71,8 @@ class CheckIn:
         late = self._store.wait(keys, CHECK_IN_S)
         if late:
             ranks = ", ".join(key.rsplit("/", 1)[1] for key in sorted(late))
-            raise LostPeerError(f"ranks {ranks} did not get ready within {CHECK_IN_S:.0f} s; look at their output")
+            raise LostPeerError(f"ranks {ranks} did not get ready within {CHECK_IN_S:.0f} s; look at their "
+                                "output")
         for rank, word in zip(self._ranks, self._store.get(*keys), strict=True):
             code, _, text = word.partition(" ")
             if int(code) != EXIT_OK:
@@ -76,10 +82,10 @@ class CheckIn:
 
 
 class RollCall:
-    """Who has reached an exchange, by notes in the store; who is lost, by the pulse."""
+    """Who has reached an exchange, by notes in the store; who is lost, by the heartbeat."""
 
-    def __init__(self, job: Job, store: rendezvous.Store, pulse: Pulse):
-        self._job, self._store, self._pulse = job, store, pulse
+    def __init__(self, job: Job, store: rendezvous.Store, heartbeat: Heartbeat):
+        self._job, self._store, self._heartbeat = job, store, heartbeat
 
     def arrive(self, tag: int) -> None:
         if len(self._job.topology.participants) > 1:
@@ -92,15 +98,15 @@ class RollCall:
         return [self._job.named(rank) for rank in self._job.topology.participants if rank not in here]
 
     def lost(self) -> list[str]:
-        return [self._job.named(rank) for rank in self._pulse.lost()]
+        return [self._job.named(rank) for rank in self._heartbeat.lost()]
 
 
-def find_lost(job: Job, store: rendezvous.Store, pulse: Pulse) -> list[int]:
-    """The ranks that a run has lost: those that the pulse names. Until it does, survivors leave a note that they failed too, and who leaves
-    none within a few seconds is the one."""
+def find_lost(job: Job, store: rendezvous.Store, heartbeat: Heartbeat) -> list[int]:
+    """The ranks that a run has lost: those whose heartbeat has stopped. Until it does, survivors leave a note
+    that they failed too, and who leaves none within a few seconds is the one."""
     end = time.monotonic() + NOTE_S
     while True:
-        if lost := pulse.lost():
+        if lost := heartbeat.lost():
             return list(lost)
         silent = sorted(set(job.workers) - rendezvous.seen(store, "failed", job.workers))
         if not silent or time.monotonic() >= end:

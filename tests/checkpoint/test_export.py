@@ -14,7 +14,9 @@ import pytest
 from fedspeed import quickstart
 from fedspeed.data.config import DataConfig, TrainConfig
 from fedspeed.engine.config import EngineConfig
-from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.federation.methods.base import make_method
+from fedspeed.federation.methods.config import arm_of
+from fedspeed.models.config import AdapterConfig, LastBlocks, ModelConfig
 from tests.limits import LIMIT_S
 from tests.processes import Scenarios, run_clusters
 
@@ -37,6 +39,7 @@ CASES = {  # name: (family, method, ZeRO, dtype)
     "untied blocks": ("gpt2", "blocks", "zero0", "fp32"),
     "untied model": ("qwen2", "full", "zero3", "fp32"),
     "head adapter": ("gpt2", "lora", "zero0", "fp32"),
+    "folded adapter": ("gpt2", "lora", "zero0", "fp32"),
     "head model": ("qwen2", "full", "zero0", "fp32"),
 }
 TORCH_TYPE = {"fp32": "float32", "bf16": "bfloat16"}
@@ -110,10 +113,17 @@ def build(model, adapter, kind, folder):
     return build_engine(model, adapter, TrainConfig(), EngineConfig(tier="stock"), ds_config(kind, model.dtype), [(0,)], NoClock(), folder / "nvme", 0)
 
 
-def trained(engine):
-    """Weights that no base and no fresh adapter has."""
+def trained(engine, folded=False):
+    """Weights that no base and no fresh adapter has. folded: with what two rounds of `stack` have folded."""
     rng = np.random.default_rng(2)
-    return {n: (t.detach().numpy() + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in sorted(engine.state().items())}
+    state = {n: (t.detach().numpy() + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in sorted(engine.state().items())}
+    method = make_method(arm_of("stack")(), state, clients=2, seed=0)
+    for number in (1, 2) if folded else ():
+        drawn = [{n: (t + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in state.items()} for _ in range(2)]
+        turns = [method.turn(client, number, state, steps=1, seed=0, memory={}) for client in range(2)]
+        total = sum(method.encode(turn, end, 1.0) for turn, end in zip(turns, drawn))
+        state = method.aggregate(state, total, 2.0, round=number).state
+    return state
 
 
 def one(name, family, method, kind, dtype, folder):
@@ -128,8 +138,9 @@ def one(name, family, method, kind, dtype, folder):
     from fedspeed.models.tokenizer import byte_tokenizer
 
     base, target = write_base(family, folder / f"base of {name}", name.partition(" ")[0]), folder / name
-    engine = build(ModelConfig(base=base, dtype=dtype), AdapterConfig(method=method, blocks="last:1", targets="all-linear", lora_rank=4), kind, folder)
-    state = trained(engine)
+    adapter = AdapterConfig(method=method, blocks=LastBlocks(1), targets="all-linear", lora_rank=4)
+    engine = build(ModelConfig(base=base, dtype=dtype), adapter, kind, folder)
+    state = trained(engine, folded=name.startswith("folded"))
     engine.load({n: torch.from_numpy(t) for n, t in state.items()})
     target.mkdir()
     (target / "left over.bin").write_bytes(b"from an earlier export")
@@ -235,6 +246,8 @@ def test_the_folder_is_an_ordinary_one(results, case):
     if "adapter" in case:
         config = json.loads((folder / case / "adapter_config.json").read_text())
         assert (config["base_model_name_or_path"], config["inference_mode"]) == (str(folder / f"base of {case}"), True)
+        grown = 32 if case.startswith("folded") else 0  # of matrices with 32 rows, whose products are whole by now
+        assert (config["r"], config["lora_alpha"]) == (4 + grown, 16 / 4 * (4 + grown))
         assert config["fan_in_fan_out"] is (CASES[case][0] == "gpt2")
     else:
         assert json.loads((folder / case / "config.json").read_text())["use_cache"] is True, "off only while training"

@@ -68,7 +68,7 @@ def test_the_page_shows_how_three_participants_share_a_card(tmp_path):
 
 
 def test_a_world_is_a_cluster_or_a_client_that_is_a_pipeline():
-    topology = plan(read(ROOT / "hostfiles" / "local").hosts, 2, "1")
+    topology = plan(read(ROOT / "hostfiles" / "local").hosts, 2, 1)
     assert list(topology.worlds("client")) == ["client 0", "client 1"]
     assert all(name.startswith("cluster ") for name in topology.worlds("cluster"))
 

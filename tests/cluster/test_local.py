@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fedspeed.cluster import devices, local
-from fedspeed.cluster.crew import End
 from fedspeed.cluster.processes import how_it_ended
+from fedspeed.cluster.worker_group import End
 from fedspeed.errors import ConfigError
 from tests.limits import LIMIT_S
 
@@ -22,12 +22,13 @@ BOTH = pytest.mark.parametrize("way", ["fork", "spawn"])
 
 # One script is supervisor and, when it finds RANK, a rank, as launch.py is. Ranks leave a file per life in the folder.
 SCRIPT = '''
-import json, os, signal, sys, threading, time
+import json, logging, os, signal, sys, threading, time
 from pathlib import Path
 from fedspeed.cluster import local
 from fedspeed.cluster.faults import note_fault
 from fedspeed.cluster.once import report
 from fedspeed.errors import ConfigError, FedSpeedError
+from fedspeed.log import LOG
 
 folder, way, mode = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
@@ -115,9 +116,13 @@ def main():
     if way == "gpu":
         local.visible_gpus = lambda env: 1
     forked = {} if way == "spawn" else {"preload": preload, "target": target}
-    log = lambda line: print("LOG", line, flush=True)
-    return local.run_local(sys.argv[1:], 3, dict(os.environ), 2, lambda: int(journal.read_text()), log,
-                           finish_s=1.0 if mode == "stubborn" else 500.0, end_s=1.0, **forked)
+    said = logging.StreamHandler(sys.stdout)  # apart from the errors of ranks
+    said.addFilter(lambda record: record.levelno < logging.ERROR)
+    LOG.handlers[0].setLevel(logging.ERROR)
+    LOG.addHandler(said)
+    ended = local.run_local(sys.argv[1:], 3, dict(os.environ), 2, lambda: int(journal.read_text()),
+                            finish_s=1.0 if mode == "stubborn" else 500.0, end_s=1.0, **forked)
+    return ended.exit_code
 
 sys.exit(main())
 '''
@@ -356,28 +361,22 @@ def test_ends_in_words():
 
 @pytest.mark.parametrize(("setting", "clients", "gpus", "cores", "ranks"), [
     ("auto", 3, 0, 8, 3), ("auto", 3, 0, 2, 1), ("auto", 4, 0, 2, 2), ("auto", 3, 0, 1, 1),
-    ("auto", 10, 0, 64, 10), ("auto", 3, 2, 8, 2), ("auto", 3, 8, 8, 6), ("auto", 2, 2, 8, 2), (" 5 ", 3, 2, 8, 5)])
+    ("auto", 10, 0, 64, 10), ("auto", 3, 2, 8, 2), ("auto", 3, 8, 8, 6), ("auto", 2, 2, 8, 2), (5, 3, 2, 8, 5)])
 def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, ranks):
     monkeypatch.setattr(local, "computing_gpus", lambda env: gpus)
     monkeypatch.setattr(local, "usable_cores", lambda: cores)
     assert local.local_rank_count(setting, clients) == ranks
 
 
-@pytest.mark.parametrize("setting", ["0", "two", "", "-1", "1.5"])
-def test_a_bad_number_of_local_ranks_is_refused(setting):
-    with pytest.raises(ConfigError, match="cluster.local_ranks="):
-        local.local_rank_count(setting, 3)
-
-
 def test_more_ranks_than_a_machine_has_processes_for(monkeypatch):
     monkeypatch.setattr(local, "usable_cores", lambda: 2)
-    assert local.local_rank_count("128", 3) == 128
+    assert local.local_rank_count(128, 3) == 128
     with pytest.raises(ConfigError, match="cluster.local_ranks=129: 129 ranks are too many for one machine of 2 cores; ask for at most 128"):
-        local.local_rank_count("129", 3)
+        local.local_rank_count(129, 3)
 
 
 def test_the_supervisor_and_all_that_help_and_dry_run_reach_import_no_torch():
-    modules = ["crew", "devices", "discover", "doctor", "forkserver", "hostfile", "layout", "local", "once", "rendezvous", "topology"]
+    modules = ["devices", "discover", "doctor", "forkserver", "hostfile", "layout", "local", "once", "rendezvous", "topology", "worker_group"]
     script = "import sys\n" + "".join(f"import fedspeed.cluster.{name}\n" for name in modules)
     script += "print(sorted({'torch', 'numpy', 'mpi4py', 'deepspeed'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,

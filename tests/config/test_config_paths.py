@@ -10,9 +10,9 @@ from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import FIELDS, load
 from fedspeed.errors import FedSpeedError, JournalError
-from fedspeed.session.order import Order
 from fedspeed.session.preflight import check
-from fedspeed.session.standing import journal_entry
+from fedspeed.session.request import RunRequest
+from fedspeed.session.resume import journal_entry
 
 KEYS = [key for key, field in FIELDS.items() if field.path is not None]
 
@@ -120,16 +120,16 @@ def test_a_base_file_of_deepspeed_follows_the_same_rule(project):
 @pytest.mark.parametrize("text", ["base", "../elsewhere", "org/model"])
 def test_the_folder_of_the_command_does_not_change_the_fingerprint(project, monkeypatch, text):
     path = write(project / "conf", f"model:\n  base: {text}\n")
-    here, record = Order(load(path)).marks, Order(load(path)).record
+    here, record = RunRequest(load(path)).marks, RunRequest(load(path)).record
     for folder in (project / "elsewhere", project / "conf"):
         monkeypatch.chdir(folder)
-        again = Order(load(Path(os.path.relpath(path))))
+        again = RunRequest(load(Path(os.path.relpath(path))))
         assert again.marks == here and again.record == record
 
 
 def test_a_run_goes_on_with_the_same_input_spelled_in_another_way_and_not_with_another(project, monkeypatch):
     path = write(project / "conf", "model:\n  base: m\n")
-    first = Order(load(path, ["model.base=conf/base"]))
+    first = RunRequest(load(path, ["model.base=conf/base"]))
     journal, before = Journal(project / "kept", 2), Journal(project / "from before there were places", 2)
     tensors = {"global/w": np.zeros(2, np.float32)}
     journal.commit(Entry(1, first.marks, 0, first.record), tensors)
@@ -137,10 +137,10 @@ def test_a_run_goes_on_with_the_same_input_spelled_in_another_way_and_not_with_a
     assert journal_entry(before, first).round == 1
     monkeypatch.chdir(project / "elsewhere")
     for text in ("../conf/base", str(project / "conf" / "base")):
-        again = Order(load(path, [f"model.base={text}"]))
+        again = RunRequest(load(path, [f"model.base={text}"]))
         assert again.marks != first.marks and journal_entry(journal, again).round == 1
     with pytest.raises(JournalError, match="model.base: 'conf/base' -> '../base'"):
-        journal_entry(journal, Order(load(path, ["model.base=../base"])))
+        journal_entry(journal, RunRequest(load(path, ["model.base=../base"])))
 
 
 def test_an_adapter_names_a_base_that_is_found_from_anywhere(project):

@@ -239,7 +239,7 @@ def short_of_memory(rank, base, kind, folder):
     from pathlib import Path
 
     from fedspeed.errors import FedSpeedError
-    from fedspeed.session.parts import out_of_memory
+    from fedspeed.session.explain import out_of_memory
 
     with engine(base, "zero0"):  # all libraries in use once
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -95,7 +95,7 @@ def test_one_client_equals_a_plain_loop(base, tmp_path, kind):
 
 def test_lora_on_the_embedding_equals_a_plain_loop(base, tmp_path):
     """PEFT keeps its factors outside of any module that is called, where a partitioned tensor is easily met before it was gathered."""
-    adapter = AdapterConfig(targets="q_proj,embed_tokens")
+    adapter = AdapterConfig(targets=("q_proj", "embed_tokens"))
     expected = plain_losses(base, 6, lambda p: torch.optim.SGD(p, lr=0.1), adapter)
     [losses] = run_clusters([1], federated_losses, base, "zero3", 6, adapter, TrainConfig(optimizer="sgd", lr=0.1), 4, 1, 1, tmp_path)
     assert expected[-2] < expected[0] - 0.02, "the loop must learn, or equality shows nothing"
@@ -282,5 +282,5 @@ def hold_half(rank, base, nvme, kind, dtype, targets):
 
 @pytest.mark.parametrize("kind,dtype", [("zero0", "fp32"), ("zero0", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("ram", "bf16")])
 def test_held_tensors_do_not_move(base, tmp_path, kind, dtype):
-    [(held, trained)] = run_clusters([1], hold_half, base, tmp_path, kind, dtype, "q_proj,embed_tokens" if dtype == "fp32" else "all-linear")
+    [(held, trained)] = run_clusters([1], hold_half, base, tmp_path, kind, dtype, ("q_proj", "embed_tokens") if dtype == "fp32" else "all-linear")
     assert held == 0.0 and trained > 1e-3

@@ -4,7 +4,7 @@ transformers in every tier."""
 import pytest
 
 from fedspeed.engine.config import EngineConfig
-from fedspeed.models.config import AdapterConfig
+from fedspeed.models.config import AdapterConfig, LastBlocks
 from tests.engine.engines import engine
 from tests.limits import LIMIT_S
 from tests.processes import run_clusters
@@ -12,7 +12,7 @@ from tests.tiny import random_step
 
 METHODS = {
     "lora": AdapterConfig(targets="all-linear"),
-    "blocks": AdapterConfig(method="blocks", blocks="last:1"),
+    "blocks": AdapterConfig(method="blocks", blocks=LastBlocks(1)),
     "full": AdapterConfig(method="full"),
 }
 ENDS = ("untied", "head")  # what the files hold: two that differ, or the head alone

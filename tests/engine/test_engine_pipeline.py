@@ -50,7 +50,7 @@ def same(found, expected, tolerance=1e-5):
         assert max(np.abs(end[n] - reference[n]).max() for n in end) < 20 * tolerance
 
 
-@pytest.mark.parametrize("family,ranks,cuts", [("llama", 2, "auto"), ("llama", 3, "1,2"), ("llama", 4, "auto"), ("qwen2", 2, "3"), ("gpt2", 3, "2,3")])
+@pytest.mark.parametrize("family,ranks,cuts", [("llama", 2, "auto"), ("llama", 3, (1, 2)), ("llama", 4, "auto"), ("qwen2", 2, (3,)), ("gpt2", 3, (2, 3))])
 def test_stages_train_as_one_process(bases, family, ranks, cuts):
     found = run_clusters([ranks], trained, bases[family], "resident", EngineConfig(pipeline="client", cuts=cuts), ranks)
     [expected] = run_clusters([1], trained, bases[family], "resident", EngineConfig(), 1)
@@ -72,7 +72,7 @@ def test_chunks_that_are_loaded_or_computed_again_change_nothing(bases, tmp_path
 @pytest.mark.parametrize("dtype,clip,seats", [("fp32", 0.05, 1), ("fp32", 0.0, 2), ("bf16", 0.05, 1), ("fp16", 0.05, 2)])
 def test_norms_scales_and_seats_are_those_of_the_whole_pipeline(bases, dtype, clip, seats):
     """Clipping by the norm over all stages; fp16's scale the same everywhere; clients that share the ranks take turns."""
-    found = run_clusters([3], trained, bases["llama"], "resident", EngineConfig(pipeline="client", cuts="1,2"), 3, dtype, seats, clip)
+    found = run_clusters([3], trained, bases["llama"], "resident", EngineConfig(pipeline="client", cuts=(1, 2)), 3, dtype, seats, clip)
     [expected] = run_clusters([1], trained, bases["llama"], "resident", EngineConfig(), 1, dtype, seats, clip)
     same(found[0], expected, 1e-5 if dtype == "fp32" else 2e-2)
 
@@ -92,7 +92,7 @@ def clipped(rank, base, dtype, options, ranks):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_the_norm_that_is_clipped_is_that_of_all_stages(bases, dtype):
-    for went in run_clusters([3], clipped, bases["llama"], dtype, EngineConfig(pipeline="client", cuts="1,2"), 3):
+    for went in run_clusters([3], clipped, bases["llama"], dtype, EngineConfig(pipeline="client", cuts=(1, 2)), 3):
         assert went == pytest.approx(0.05, rel=1e-3 if dtype == "fp32" else 3e-2)
 
 
@@ -125,7 +125,7 @@ def test_a_crowd_of_micro_batches_goes_through(bases, kind, scope, micros):
 
 
 def differing_cuts(rank, base):
-    options = EngineConfig(pipeline="client", cuts=("1", "3")[rank])
+    options = EngineConfig(pipeline="client", cuts=((1,), (3,))[rank])
     return trained(rank, base, "resident", options, 2)
 
 
@@ -139,7 +139,7 @@ def refused(rank, base):
     from fedspeed.errors import FedSpeedError
 
     with pytest.raises(FedSpeedError, match="nothing trains in the blocks of stage 1"), \
-            engine(base, "resident", clients=((0, 1),), adapter=AdapterConfig(targets="layers.0.self_attn.q_proj"), options=EngineConfig(pipeline="client")):
+            engine(base, "resident", clients=((0, 1),), adapter=AdapterConfig(targets=("layers.0.self_attn.q_proj",)), options=EngineConfig(pipeline="client")):
         pass
 
 
@@ -190,7 +190,7 @@ def held_bytes(rank, base, nvme):
     read, honest = [], loading.WeightFiles.read
     loading.WeightFiles.read = lambda self, name, *rest: (read.append(name), honest(self, name, *rest))[1]
     try:
-        options = EngineConfig(pipeline="client" if int(os.environ["WORLD_SIZE"]) > 1 else "none", cuts="1,2")
+        options = EngineConfig(pipeline="client" if int(os.environ["WORLD_SIZE"]) > 1 else "none", cuts=(1, 2))
         with engine(base, "resident", clients=(tuple(range(int(os.environ["WORLD_SIZE"]))),), adapter=LORA, options=options) as own:
             real = {n for n, p in own.model.named_parameters() if not p.is_meta and not p.requires_grad}
             assert {n.replace(".base_layer", "").removeprefix("base_model.model.") for n in real} == set(read)
@@ -199,7 +199,7 @@ def held_bytes(rank, base, nvme):
         loading.WeightFiles.read = honest
 
 
-@pytest.mark.parametrize("cuts,text", [("1", "2 ascending numbers between 0 and 4"), ("2,2", "ascending"), ("a,b", "write auto"), ("0,2", "ascending")])
+@pytest.mark.parametrize("cuts,text", [((1,), "2 ascending numbers between 0 and 4"), ((2, 2), "ascending"), ((0, 2), "write auto")])
 def test_cuts_that_do_not_fit_are_told(cuts, text):
     from fedspeed.engine.base.choose import layout_of
     from fedspeed.errors import FedSpeedError
@@ -238,7 +238,7 @@ def alone(rank, base, client, dtype="fp32", clip=0.0):
 
 @pytest.mark.parametrize("sets,carried,seats,options", [
     ([(0,), (1,)], [[0], [1]], 0, {}),
-    ([(0,), (1,), (2,)], [[0], [1], [2]], 0, {"cuts": "1,2"}),
+    ([(0,), (1,), (2,)], [[0], [1], [2]], 0, {"cuts": (1, 2)}),
     ([(0,), (1,), (2,)], [[0], [], [2]], 0, {"clip": 0.05}),  # one is not asked in this round, and serves the others
     ([(0, 1), (2,)], [[0], [1]], 0, {"dtype": "bf16"}),
     ([(0,), (1,)], [[0, 1, 2], [3]], 2, {"dtype": "fp16"})])
@@ -300,7 +300,7 @@ def dies(rank, base, victim, kind):
         table = FederatedPipelineEngine._INSTRUCTION_MAP
         instruction, method = next((i, m) for i, m in table.items() if i.__name__ == kind)
         table[instruction] = mortal(method)
-    options = EngineConfig(pipeline="client", cuts="1,2")
+    options = EngineConfig(pipeline="client", cuts=(1, 2))
     with engine(base, "resident", clients=((0, 1, 2),), adapter=LORA, options=options, gradient_clipping=0.05) as own, pytest.raises(LostPeerError) as error:
         own.load(stirred(own.state()))
         own.train_step([random_step(3, 2, 6)], 0.01)

@@ -12,7 +12,7 @@ import pytest
 from fedspeed.data.batches import Batch
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.config import EngineConfig
-from fedspeed.models.config import AdapterConfig
+from fedspeed.models.config import AdapterConfig, LastBlocks
 from tests.engine.engines import OPTIONAL, engine, find_optional
 from tests.processes import run_clusters
 from tests.tiny import random_step, write_llama
@@ -287,7 +287,7 @@ def trained_blocks(rank, base, kind, blocks, nvme):
         return losses, {n: v.detach().numpy() for n, v in own.state().items()}, loads
 
 
-@pytest.mark.parametrize("family,blocks", [("llama", "last:1"), ("llama", "1,3"), ("gpt2", "0-1")])
+@pytest.mark.parametrize("family,blocks", [("llama", LastBlocks(1)), ("llama", (1, 3)), ("gpt2", (0, 1))])
 def test_chosen_blocks_train_as_under_autograd(bases, tmp_path, family, blocks):
     [(losses, state, loads)] = run_clusters([1], trained_blocks, bases[family], "ram", blocks, tmp_path)
     [(expected, end, _)] = run_clusters([1], trained_blocks, bases[family], "zero0", blocks, tmp_path)

@@ -127,23 +127,60 @@ def _in_world(rank, clusters, port, function, *args):
     return result
 
 
+@dataclass(frozen=True)
+class Federated:
+    """One rank's parts of a run, and its journal."""
+
+    parts: object  # federation.parts.RankParts
+    journal: object
+
+    @property
+    def config(self):
+        return self.parts.config
+
+    @property
+    def role(self):
+        return self.parts.role
+
+    @property
+    def engine(self):
+        return self.parts.engine
+
+    @property
+    def link(self):
+        return self.parts.link
+
+    def run(self, progress):
+        from fedspeed.federation import rounds
+
+        return rounds.run(self.parts, progress)
+
+    def baseline(self, progress):
+        from fedspeed.federation import rounds
+
+        rounds.baseline(self.parts, progress)
+
+
 @contextlib.contextmanager
 def federation(world: World, name: str, config, carries: dict[int, tuple[int, ...]], folder, kind: str = "zero0", *, notes=None,
-               watch=lambda exchange: exchange, stop=lambda: False, base_partition: str = "cluster", val_rows: int = 3):
-    """This rank's Federation.
+               watch=lambda exchange: exchange, stop=lambda: False, base_partition: str = "cluster", val_rows: int = 3, **facts):
+    """This rank's `Federated`.
 
     Args:
         name: of the run, the same on all its ranks and used once: names the exchange.
         carries: clients of each world rank that takes part; neighbours that carry the same are the ranks of those clients.
-        watch: wraps the exchange.
+        watch: wraps the exchange. facts: more of this rank's RankRole.
     """
     from torch.distributed import PrefixStore
 
     from fedspeed.checkpoint.journal import Journal
     from fedspeed.engine.build import build_engine
     from fedspeed.engine.config import EngineConfig
+    from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.link import ClientLink
-    from fedspeed.federation.rounds import Federation, Seat
+    from fedspeed.federation.parts import Surroundings, assemble
+    from fedspeed.federation.recording import Signals
+    from fedspeed.federation.role import RankRole
     from fedspeed.monitor.clock import StageClock
     from fedspeed.routing.transports.gloo import GlooTransport
     from fedspeed.routing.transports.local import LocalTransport
@@ -166,10 +203,12 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
         transport = LocalTransport.set_of(1)[0] if len(speakers) == 1 else GlooTransport(
             PrefixStore(name, world.store), speakers.index(world.rank), len(speakers), DEADLINE_S)
         exchange = watch(exchange_over(transport, config.routing))
-    seat = Seat({c: client_data(c, val_rows) for c in mine}, ranks.index(world.rank), len(ranks), exchange is not None,
-                world.rank == ranks[0], f"cluster{world.cluster}")
-    yield Federation(config, "marks", {}, seat, engine, ClientLink(engine, exchange, DEADLINE_S), Journal(Path(folder) / name, 2),
-                     notes, clock, lambda: 1, stop)
+    role = RankRole(clients={c: client_data(c, val_rows) for c in mine}, place=ranks.index(world.rank), ranks=len(ranks),
+                    gateway=exchange is not None, reporter=world.rank == ranks[0], cluster=f"cluster{world.cluster}", **facts)
+    journal = Journal(Path(folder) / name, 2)
+    around = Surroundings(journal=journal, fingerprint="marks", record={}, monitor=notes, clock=clock, peak_bytes=lambda: 1, signals=Signals(stop))
+    link = ClientLink(engine, exchange, DEADLINE_S)
+    yield Federated(assemble(config, role, engine, link, surroundings=around, evaluators=[HeldOut(config.train, role)]), journal)
     if exchange is not None:
         exchange.close()
 
@@ -187,12 +226,12 @@ def exchange_over(transport, routing):
     return AnonymousExchange(transport, routing, key, meet(transport, DEADLINE_S, key), b"run")
 
 
-def begin(federation):
+def begin(fed: Federated):
     """The run's start, stirred."""
-    from fedspeed.federation import rounds
+    from fedspeed.federation.parts import start
 
-    progress = rounds.start(federation.config, federation.engine)
-    progress.tensors = stirred(progress.tensors)
+    progress = start(fed.config, fed.engine)
+    progress.state = stirred(progress.state)
     return progress
 
 
@@ -213,9 +252,9 @@ def course(world: World, name: str, config, carries, folder, kind: str = "zero0"
     notes = notes or Notes()
     with federation(world, name, config, carries, folder, kind, notes=notes, stop=lambda: True, **options) as fed:
         progress = begin(fed)
-        states = [progress.tensors]
+        states = [progress.state]
         while not progress.done:
             progress = fed.run(progress)
-            states.append(progress.tensors)
-        best = fed._journal.load_best(progress.best_round) if fed.seat.reporter and progress.has_best else None
+            states.append(progress.state)
+        best = fed.journal.load_best(progress.best_round) if fed.role.reporter and progress.has_best else None
     return Course(states, notes.records, notes.turns, progress.done, progress.best_round, best)

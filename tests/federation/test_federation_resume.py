@@ -7,13 +7,15 @@ from tests.processes import Scenarios
 
 ALONE = {0: (0, 1, 2)}
 CASES = {  # each with state of its own: server moments, held factors, kept optimizers, clients that were never asked
-    "server moments": ("zero0", {"train": {}, "federation": {"server_optimizer": "yogi", "server_lr": 0.02, "aggregation": "alternate"}}),
+    "server moments": ("zero0", {"train": {}, "federation": {"server_optimizer": "yogi", "server_lr": 0.02,
+                                                             "method": {"name": "lora_average", "rule": "alternate"}}}),
     "kept sgd": ("zero0", {"train": {}, "federation": {"local_optimizer": "keep", "clients_per_round": 1}}),
     "kept adamw": ("zero0", {"train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01}, "federation": {"local_optimizer": "keep"}}),
     "kept zero3": ("zero3", {"train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01},
                              "federation": {"local_optimizer": "keep", "clients_per_round": 2}}),
     "dropout": ("zero2", {"train": {"schedule": "cosine", "warmup_steps": 3}, "adapter": {"dropout": 0.2},
-                          "federation": {"aggregation": "svd"}}),
+                          "federation": {"method": {"name": "flexlora"}}}),
+    "folded": ("ram", {"train": {}, "federation": {"method": {"name": "residual"}, "clients_per_round": 2}}),
     "stale": ("zero0", {"train": {}, "federation": {"staleness": 1, "server_optimizer": "momentum", "server_lr": 0.5}}),
 }
 
@@ -25,8 +27,8 @@ def late_by_one(world, base, folder):
     config = settings(base, federation={"rounds": 4, "staleness": 1})
     with federation(world, "late", config, ALONE, folder, "zero0") as fed:
         first = begin(fed)
-        start = dict(first.tensors)
-        end = fed.run(first).tensors
+        start = dict(first.state)
+        end = fed.run(first).state
     expected = plain.fedavg(config, start)
     return largest(end, expected), largest(end, plain.fedavg(settings(base, federation={"rounds": 4}), start))
 
@@ -42,7 +44,7 @@ def one_client(world, base, folder):
     for stale in (0, 1):
         config = settings(base, clients=1, train={"momentum": 0.0, "lr": 0.3}, federation={"rounds": 6, "staleness": stale})
         with federation(world, f"one{stale}", config, {0: (0,)}, folder, "zero0") as fed:
-            ends.append(fed.run(begin(fed)).tensors)
+            ends.append(fed.run(begin(fed)).state)
     return ends
 
 
@@ -83,19 +85,11 @@ def once_and_again(world, base, folder, name):
 
 
 def from_journal(fed):
-    from fedspeed.federation import rounds
+    from fedspeed.session.deployment import JobDeployment
+    from fedspeed.session.resume import resume
 
-    journal = fed._journal
-    entry = journal.latest()
-    tensors, moments, previous = rounds.unpack(journal.tensors(entry))
-    optimizers = {}
-    if fed.config.federation.local_optimizer == "keep":
-        optimizers = {c: kept for c in fed.seat.clients if (kept := journal.load_client(entry.round, c))}
-    starts = {}
-    if rounds.keeps_starts(fed.config):
-        starts = {c: kept for c in fed.seat.clients if (kept := journal.load_client(entry.round, c))}
-    return rounds.Progress(entry.round, tensors, moments, optimizers, entry.best_round, entry.best_loss, entry.stale, entry.done, previous, starts,
-                           entry.likeness)
+    return resume(fed.config, JobDeployment(fed.config), fed.engine, fed.link, journal=fed.journal,
+                  entry=fed.journal.latest(), role=fed.role, fresh=begin(fed))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -104,8 +98,9 @@ def test_resumed_equals_uninterrupted(resumed, case):
     whole, early, late = seen["whole"], seen["early"], seen["late"]
     assert (early.round, early.done) == (2, "") and (late.round, late.done) == (4, "finished")
     assert seen["rounds"] == [3, 4]
-    assert same_bits(late.tensors, whole.tensors)
-    assert late.server.keys() == whole.server.keys() and all(same_bits(late.server[m], whole.server[m]) for m in whole.server)
+    assert same_bits(late.state, whole.state)
+    assert late.moments.keys() == whole.moments.keys()
+    assert all(same_bits(late.moments[m], whole.moments[m]) for m in whole.moments)
     assert late.optimizers.keys() == whole.optimizers.keys()
     assert all(same_bits(late.optimizers[c], whole.optimizers[c]) for c in whole.optimizers)
     assert (late.best_round, late.best_loss, late.stale) == (whole.best_round, whole.best_loss, whole.stale)
@@ -118,7 +113,7 @@ def ended_in_round_1(world, base, folder):
     for start in range(3):
         with federation(world, "ended", config, ALONE, folder) as fed:
             fed.baseline(from_journal(fed) if start else begin(fed))
-            entries.append(fed._journal.latest())
+            entries.append(fed.journal.latest())
     return [(entry.round, entry.best_round, entry.stale) for entry in entries]
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from fedspeed.federation import rounds
+from fedspeed.federation import pacing
 from tests.federation import runs
 from tests.federation.runs import Notes, course, federation, largest, run_worlds, same_bits, settings, share_of
 from tests.limits import LIMIT_S
@@ -42,7 +42,7 @@ LARGE_STEPS = {"local_steps": 1, "lr": 40.0, "momentum": 0.0}
 def large_steps(base, rule, dtype, mode):
     """A first round that moves weights by far more than a second one could expect; then, under `alternate`, other weights."""
     return settings(base, dtype=dtype, train=LARGE_STEPS, routing={"mode": mode, "cell_kib": 64},
-                    federation={"rounds": 2, "aggregation": rule})
+                    federation={"rounds": 2, "method": {"name": "lora_average", "rule": rule}})
 
 
 def slowly_reported(base, stale):
@@ -66,7 +66,8 @@ def settled(base, kind, seed):
 
 def holding(base, case):
     options = dict(HOLDING[case])
-    return settings(base, train=options.pop("train"), federation={"rounds": 2, "aggregation": case.split(",")[0], **options})
+    method = {"name": "lora_average", "rule": case.split(",")[0]}
+    return settings(base, train=options.pop("train"), federation={"rounds": 2, "method": method, **options})
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,8 @@ def apart(base, tmp_path_factory):
 
 
 def ranks_apart(world, base, folder):
-    out, svd = Scenarios(), settings(base, train={"optimizer": "adamw", "lr": 0.05}, federation={"rounds": 1, "aggregation": "svd"})
+    svd = settings(base, train={"optimizer": "adamw", "lr": 0.05}, federation={"rounds": 1, "method": {"name": "flexlora"}})
+    out = Scenarios()
     for method in METHODS:
         out.play_together(world, method, course, method, one_step(base, method), APART, folder)
     out.play_together(world, "two rounds", course, "two", two_rounds(base), APART, folder)
@@ -310,7 +312,7 @@ def unequal_clusters(world, base, folder):
     from pathlib import Path
 
     events = Events(Path(folder) / "events")
-    config = settings(base, clients=2, train={"local_steps": 1, "local_steps_by_cluster": "cluster1:3"}, federation={"rounds": 2})
+    config = settings(base, clients=2, train={"local_steps": 1, "local_steps_by_cluster": {"cluster1": 3}}, federation={"rounds": 2})
     who, notes = ("fast", Notes()) if world.cluster == 0 else ("slow", SlowNotes(events))
     seen = course(world, "unequal", config, {0: (0,), 1: (1,)}, folder, notes=notes,
                   watch=lambda exchange: Watched(exchange, lambda: events.note(f"{who} update")))
@@ -469,9 +471,10 @@ def compared(world, base, folder, kind):
 
     with federation(world, f"compared-{kind}", two_rounds(base), SHARED, folder, kind) as fed:
         progress = runs.begin(fed)
-        start = progress.tensors
-        end = fed.run(progress).tensors
-        return compare(fed, start, end, [runs.client_data(c) for c in range(3)], fed._link)
+        start = progress.state
+        end = fed.run(progress).state
+        everyone = [runs.client_data(c) for c in range(3)]
+        return compare(fed.config, fed.role, fed.engine, fed.link, start=start, federated=end, everyone=everyone)
 
 
 @pytest.mark.parametrize("kind", ["zero3", "cluster"])
@@ -527,12 +530,12 @@ def diverged(base, tmp_path_factory):
 
 
 def diverging(world, base, folder):
-    from fedspeed.federation.rounds import Progress
+    from fedspeed.federation.keeping import Progress
 
     carries = {0: (0, 2), 1: (1,)}
     seen = course(world, "diverging", two_rounds(base), carries, folder, "zero3", notes=Diverging() if world.rank == 1 else None)
     with federation(world, "sound", two_rounds(base), carries, folder, "zero3") as fed:
-        expected = fed.run(Progress(1, seen.states[1], {})).tensors
+        expected = fed.run(Progress(1, seen.states[1], {})).state
     return seen, expected
 
 
@@ -574,16 +577,16 @@ class StepClock:
 
 
 def unlike_steps(world, base, folder, budget):
-    config = settings(base, clients=2, train={"local_steps": 8, "momentum": 0.0, "lr": 0.01, **({} if budget else {"local_steps_by_cluster": "cluster1:2"})},
+    config = settings(base, clients=2, train={"local_steps": 8, "momentum": 0.0, "lr": 0.01, **({} if budget else {"local_steps_by_cluster": {"cluster1": 2}})},
                       federation={"rounds": 4 if budget else 1, **({"round_budget": "seconds", "round_seconds": 0.6} if budget else {})})
     notes, clock = Notes(), StepClock(0.125 if world.cluster else 0.25)
     with federation(world, f"uneven{budget}", config, {0: (0,), 1: (1,)}, folder, notes=notes) as fed, pytest.MonkeyPatch.context() as patch:
         if budget:
-            patch.setattr(rounds, "time", clock)
-            patch.setattr(fed.engine, "train_step", clock.timed(fed.engine.train_step))
+            patch.setattr(pacing, "time", clock)
+            patch.setattr(fed.engine, "step", clock.timed(fed.engine.step))
         first = runs.begin(fed)
-        start = dict(first.tensors)
-        end = fed.run(first).tensors
+        start = dict(first.state)
+        end = fed.run(first).state
     return start, end, notes.records
 
 

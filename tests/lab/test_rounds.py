@@ -68,7 +68,7 @@ def test_three_hosts_in_two_clusters(config, tmp_path, launcher):
     """Two clusters that never share a torch world, one of them over two hosts, and a client of two ranks on each host."""
     hosts = hostfile(tmp_path, ("alpha", 2, "fast"), ("beta", 2, "fast"), ("gamma", 2, "slow"))
     with VirtualCluster(hosts) as lab:
-        done = lab.run([*deepspeed(hosts), "--launcher", launcher, *launch(hosts, config), "train.local_steps_by_cluster=slow:1"],
+        done = lab.run([*deepspeed(hosts), "--launcher", launcher, *launch(hosts, config), "train.local_steps_by_cluster.slow=1"],
                        timeout=LIMIT_S, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "2 clusters" in check(config, 2, 3, 6)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from fedspeed.errors import ModelError
 from fedspeed.models.base_files import base_shape, check_base
 from fedspeed.models.catalogue import from_config
-from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.config import AdapterConfig, LastBlocks, ModelConfig
 from fedspeed.models.loading import check_weights, materialise, meta_model
 from fedspeed.models.names import HEAD, embedding_name, parameters
 from fedspeed.models.stored import stored_tensors
@@ -72,7 +72,7 @@ def reconfigured(folder, **values):
 def built(folder, method="full", dtype="fp32"):
     config, adapter = (
         ModelConfig(base=str(folder), dtype=dtype),
-        AdapterConfig(method=method, blocks="last:1"),
+        AdapterConfig(method=method, blocks=LastBlocks(1)),
     )
     model = meta_model(config, adapter)
     check_weights(model, config, adapter)

@@ -87,9 +87,9 @@ def test_adapters_are_those_of_peft(name, targets):
 
 def test_targets_by_name():
     shape = from_config(SMALL["gpt2"], "g", "g")
-    assert [linear.rows_in for linear in shape.adapted("c_proj")] == [48, 192]  # both matrices of that name
+    assert [linear.rows_in for linear in shape.adapted(("c_proj",))] == [48, 192]  # both matrices of that name
     with pytest.raises(ModelError, match="no q_proj; it has c_attn, c_proj, c_fc"):
-        shape.adapted("q_proj,c_fc")
+        shape.adapted(("q_proj", "c_fc"))
 
 
 def test_a_folder_its_file_and_a_name_in_any_case(tmp_path):

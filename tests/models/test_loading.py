@@ -11,7 +11,7 @@ from fedspeed.errors import ModelError
 from fedspeed.models import loading
 from fedspeed.models.adapter_checks import DEFAULT_LINEAR, LINEAR
 from fedspeed.models.blocks import decoder_blocks, units
-from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.config import AdapterConfig, LastBlocks, ModelConfig, chosen_blocks
 from fedspeed.models.loading import check_weights, materialise, meta_model
 
 
@@ -166,18 +166,18 @@ def test_weights_are_held_against_the_config_without_reading_them(folders, famil
         check_weights(meta_model(config, adapter), config, adapter)
 
 
-@pytest.mark.parametrize("text,depth,expected", [
-    ("last:2", 5, {3, 4}), ("last:5", 5, {0, 1, 2, 3, 4}), ("0", 5, {0}), ("1,3-4", 5, {1, 3, 4}), (" 2 - 3 ,0", 5, {0, 2, 3}),
-    ("last:6", 5, None), ("last:0", 5, None), ("5", 5, None), ("3-1", 5, None), ("-1", 5, None), ("", 5, None), ("first:2", 5, None), ("a", 5, None)])
-def test_blocks_are_chosen_by_number(text, depth, expected):
-    from fedspeed.models.config import chosen_blocks
+@pytest.mark.parametrize(("blocks", "expected"), [
+    (LastBlocks(2), {3, 4}), (LastBlocks(5), {0, 1, 2, 3, 4}), ((0,), {0}), ((3, 1, 4), {1, 3, 4})])
+def test_blocks_are_chosen_by_number(blocks, expected):
+    assert chosen_blocks(blocks, 5) == expected
 
-    if expected is None:
-        with pytest.raises(ValueError, match="write last:N, or numbers"):
-            chosen_blocks(text, depth)
-    else:
-        assert chosen_blocks(text, depth) == expected
-        chosen_blocks(text)
+
+@pytest.mark.parametrize(("blocks", "said"), [
+    (LastBlocks(6), "last=6, but the model has 5 blocks; choose at most 5"), ((), "names no block"),
+    ((0, 5), "names 5, but the model has blocks 0 to 4; write some of those, or {last: N}")])
+def test_blocks_that_a_model_does_not_have_are_refused(blocks, said):
+    with pytest.raises(ValueError, match=said):
+        chosen_blocks(blocks, 5)
 
 
 def test_weights_may_be_drawn_elsewhere(folders, monkeypatch):

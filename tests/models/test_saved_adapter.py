@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fedspeed.config.load import load
+from fedspeed.config.spelling import flow
 from fedspeed.errors import FedSpeedError, ModelError
 from fedspeed.models.adapter_checks import check_adapter
 from fedspeed.models.config import AdapterConfig, ModelConfig
@@ -371,21 +372,21 @@ def test_a_key_of_a_newer_peft_is_told(base, tmp_path):
 # Names of a fresh adapter's targets.
 
 
-@pytest.mark.parametrize("targets", ["qproj", "q_proj,vproj", "self_attn.q_prj", "attention,v_proj"])
+@pytest.mark.parametrize("targets", [("qproj",), ("q_proj", "vproj"), ("self_attn.q_prj",), ("attention", "v_proj")])
 def test_targets_that_the_base_lacks_are_refused_with_those_it_has(base, targets):
     with pytest.raises(ModelError) as caught:
-        check_adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"]))
+        check_adapter(load(None, [f"model.base={base}", f"adapter.targets={flow(targets)}"]))
     assert all(
         word in str(caught.value)
-        for word in ("command line", f"adapter.targets={targets}", "gate_proj", "embed_tokens", "q_proj")
+        for word in ("command line", f"adapter.targets={flow(targets)}", "gate_proj", "embed_tokens", "q_proj")
     )
     with pytest.raises(FedSpeedError, match="does not fit llama.*q_proj, k_proj"):
         meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))
 
 
 @pytest.mark.parametrize(
-    "targets", ["q_proj", "self_attn.q_proj, down_proj", "embed_tokens,lm_head", "model.layers.1.mlp.up_proj"]
+    "targets", [("q_proj",), ("self_attn.q_proj", "down_proj"), ("embed_tokens", "lm_head"), ("model.layers.1.mlp.up_proj",)]
 )
 def test_targets_that_it_has_are_not(base, targets):
-    assert check_adapter(load(None, [f"model.base={base}", f"adapter.targets={targets}"])) == []
+    assert check_adapter(load(None, [f"model.base={base}", f"adapter.targets={flow(targets)}"])) == []
     meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))

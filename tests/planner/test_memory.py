@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from fedspeed.federation.methods.folding import fold
 from fedspeed.models.catalogue import KNOWN, from_config, shape_of
 from fedspeed.planner.memory import (
     base_away,
+    device_memory,
     head_bytes,
     kept_bytes,
     kept_of,
@@ -16,8 +19,10 @@ from fedspeed.planner.memory import (
     sizes,
 )
 from fedspeed.planner.plan import Setting, Task
+from fedspeed.planner.task import task_of
 from tests.models.test_catalogue import config_of, meta
 from tests.planner.cases import FIVE, HUB, one_place
+from tests.tiny import run_config
 
 BLOCKS = {
     "llama": {"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
@@ -229,3 +234,21 @@ def test_a_full_fine_tune_divides_its_optimizer_at_stage_1():
     whole, divided = (memory_of(replace(full, stage=stage), Setting("stock", 1, 4), one_place()).gpu for stage in (0, 1))
     assert whole["model"] == 2 * TASK.shape.total == divided["model"]
     assert whole["masters and optimizer"] == 12 * TASK.shape.total == 2 * divided["masters and optimizer"]
+
+
+@pytest.mark.parametrize("count", [1, 4, 60])
+def test_a_folded_adapter_grows_no_further_than_predicted(count):
+    """With `stack` exactly so far, as factors and where it is whole."""
+    shape = from_config(BLOCKS["llama"], "llama", "llama")
+    config = run_config(federation={"method": {"name": "stack"}, "rounds": count}, adapter={"lora_rank": 2}, data={"clients": 3})
+    task = task_of(config, {}, shape, [])
+    assert task.folded_rank == 6 * count
+    folded = 0
+    for linear in shape.adapted("attention"):
+        parts = {}
+        for _ in range(count):
+            parts = fold(parts, np.zeros((linear.rows_out, 6)), np.zeros((6, linear.rows_in)))
+        folded += shape.layers * sum(part.size for part in parts.values())
+    standing, _ = device_memory(task, SETTINGS[0], one_place())
+    assert standing["folded adapter"] == folded * task.type_bytes
+    assert "folded adapter" not in device_memory(replace(task, folded_rank=0), SETTINGS[0], one_place())[0]

@@ -1,132 +1,106 @@
 """One contract for every transport, and for the exchange on top of it. Each implementation runs as it is used: threads, processes, mpirun."""
 
 import functools
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
+from fedspeed.errors import ConfigError, FedSpeedError, LostPeerError, connection_text
 from fedspeed.routing.channel import Channel
+from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.exchange import PlainExchange
-from fedspeed.routing.transport import PeersLost, TransportError, all_gather, all_to_all
+from fedspeed.routing.listening import own_membership
+from fedspeed.routing.opening import resolve
+from fedspeed.routing.transport import PeersLost, TransportError, all_gather
 from fedspeed.routing.transports.local import LocalTransport
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
+from tests.routing.contract import contract, gloo_rank, in_threads, opened
+from tests.routing.sites import Sites
 
 
-def contract(transport) -> dict:
-    """What every participant does; the checks that need only its own view are made here."""
-    rank, size = transport.rank, transport.size
-    gathered = all_gather(transport, np.array([rank, 10.0 + rank]), LIMIT_S)
-    assert gathered.tolist() == [[r, 10.0 + r] for r in range(size)]
-    came = all_to_all(transport, [np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)], LIMIT_S)
-    assert came.dtype == np.float32 and came.shape == (size, 3 + rank)
-    assert came[:, 0].tolist() == [100.0 * sender + rank for sender in range(size)]
-
-    talk(Channel(transport, LIMIT_S))
-    exchange = PlainExchange(transport, deadline_s=LIMIT_S)
-    vectors = {n: [np.random.default_rng([n, r]).normal(size=n).astype(np.float32) for r in range(size)] for n in (1, 2, 1001)}
-    handles = {n: exchange.start(v[rank], weight=float(rank + 1)) for n, v in vectors.items()}  # three under way at once
-    for n, handle in handles.items():
-        total, weight = handle.wait(LIMIT_S)
-        assert weight == size * (size + 1) / 2
-        exact = np.sum([v.astype(np.float64) for v in vectors[n]], axis=0)
-        assert total.dtype == np.float32 and total.shape == (n,)
-        np.testing.assert_array_equal(total, exact.astype(np.float32))
-    before = transport.bytes_sent
-    total, _ = exchange.start(np.full(size * 1000, 2.0**-30), 0.0).wait(LIMIT_S)
-    sent = transport.bytes_sent - before
-    assert total.dtype == np.float64 and (total == size * 2.0**-30).all()
-    assert sent == 2 * (size - 1) * 1000 * 8 + (size - 1) * 32, "each participant sends 2 (n-1)/n vectors and one head"
-    return {"digest": total.tobytes().hex()[:32], "sent": sent}
+def by_threads(folder, size: int) -> list:
+    return in_threads(LocalTransport.set_of(size), contract)
 
 
-def talk(channel) -> None:
-    """Messages between pairs, of which one answers the other, between two exchanges of all."""
-    rank, size = channel.rank, channel.size
-    for low, high in itertools.combinations(range(size), 2):
-        question = {"hidden": np.full((2, 3 + high), low, np.float32), "none": np.empty((0, 4), np.int64)}
-        answer = {"flow": np.arange(70_000 + low, dtype=np.float64)}
-        if rank == low:
-            channel.send(high, question)
-            channel.send(high, {"more": np.array([high])})
-            back = channel.receive(high)
-            assert back.keys() == answer.keys() and np.array_equal(back["flow"], answer["flow"])
-        if rank == high:
-            came, more = channel.receive(low), channel.receive(low)
-            assert all(np.array_equal(came[name], array) and came[name].dtype == array.dtype for name, array in question.items())
-            assert more["more"].tolist() == [high], "messages keep their order"
-            channel.send(low, answer)
+def by_processes(folder, size: int) -> list:
+    return run_ranks(size, gloo_rank, size, free_port(), contract, timeout=LIMIT_S)
 
 
-def gloo_rank(rank, size, port, act):
-    from datetime import timedelta
-
-    from torch.distributed import TCPStore
-
-    from fedspeed.routing.transports.gloo import GlooTransport
-
-    store = TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timedelta(seconds=LIMIT_S))
-    result = act(GlooTransport(store, rank, size, LIMIT_S))
-    store.set(f"done{rank}", "1")
-    if rank == 0:
-        store.wait([f"done{r}" for r in range(size)], timedelta(seconds=LIMIT_S))
-    return result
-
-
-def in_threads(transports, act):
-    results, errors = {}, []
-
-    def run(t):
-        try:
-            results[t.rank] = act(t)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(t,), daemon=True) for t in transports]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT_S)
-    if errors:
-        raise errors[0]
-    return [results[t.rank] for t in transports]
+MPI_PROGRAM = """
+import json
+from mpi4py import MPI
+from tests.routing.contract import contract
+from fedspeed.routing.opening import Meeting, open_transport
+idle, size = {idle}, {size}
+world = MPI.COMM_WORLD
+t = open_transport("mpi", Meeting(asked="mpi", me=world.rank, participants=tuple(range(idle, idle + size)), world_size=world.size, timeout_s=60))
+r = contract(t) if t.rank >= 0 else None
+t.close()
+print("RESULT", json.dumps(r))
+"""
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_contract_local(size):
-    results = in_threads(LocalTransport.set_of(size), contract)
-    assert len({r["digest"] for r in results}) == 1
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_contract_gloo(size):
-    results = run_ranks(size, gloo_rank, size, free_port(), contract, timeout=LIMIT_S)
-    assert len({r["digest"] for r in results}) == 1
-
-
-@pytest.mark.parametrize("size,idle", [(1, 0), (3, 1)])
-def test_contract_mpi(size, idle):
-    """Rank 0 and the last one may stand aside: participants need not be the first ranks."""
-    program = ("import json, sys; from mpi4py import MPI; from tests.routing.test_transports import contract;"
-               "from fedspeed.routing.transports.mpi import MpiTransport;"
-               f"t = MpiTransport(list(range({idle}, {idle + size})));"
-               "r = contract(t) if t.rank >= 0 else None; t.close(); print('RESULT', json.dumps(r))")
-    done = subprocess.run(["mpirun", "--oversubscribe", "-n", str(size + 2 * idle), sys.executable, "-c", program], cwd=ROOT,
+def by_mpirun(folder, size: int) -> list:
+    """Rank 0 and the last one stand aside where there are several: participants need not be the first ranks."""
+    idle = int(size > 1)
+    ranks = size + 2 * idle
+    done = subprocess.run(["mpirun", "--oversubscribe", "-n", str(ranks), sys.executable, "-c", MPI_PROGRAM.format(idle=idle, size=size)], cwd=ROOT,
                           capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    assert len(results) == size + 2 * idle
-    assert len({r["digest"] for r in results if r}) == 1
+    assert len(results) == ranks
+    return [result for result in results if result]
+
+
+def by_sites(folder, size: int) -> list:
+    sites = Sites(folder, size)
+
+    def site(i: int) -> dict:
+        transport = opened("tls", i, size, member=own_membership(sites.routing(i)))
+        try:
+            return contract(transport)
+        finally:
+            transport.close()
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(site, range(size)))
+
+
+# Transport -> how its participants are started, and how many.
+STARTED = {"local": (by_threads, (1, 2, 3, 5)), "gloo": (by_processes, (1, 3)), "mpi": (by_mpirun, (1, 3)), "tls": (by_sites, (2, 3, 5))}
+
+
+def test_every_transport_is_held_to_the_contract():
+    assert STARTED.keys() == TRANSPORTS.keys()
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, (_, sizes) in STARTED.items() for size in sizes])
+def test_contract(tmp_path, name, size):
+    results = STARTED[name][0](tmp_path, size)
+    assert len(results) == size
+    assert len({result["digest"] for result in results}) == 1
+
+
+@pytest.mark.parametrize(("asked", "launcher", "participants", "name"), [
+    ("auto", "local", 1, "local"), ("auto", "local", 3, "gloo"), ("auto", "deepspeed", 3, "gloo"), ("auto", "slurm", 2, "gloo"),
+    ("auto", "openmpi", 1, "local"), ("auto", "openmpi", 2, "mpi"), ("mpi", "slurm", 1, "mpi"), ("gloo", "openmpi", 2, "gloo"),
+    ("gloo", "local", 1, "local"), ("local", "local", 1, "local"), ("tls", "openmpi", 1, "tls")])
+def test_what_a_job_takes(asked, launcher, participants, name):
+    assert resolve(asked, launcher, participants) == name
+
+
+def test_several_processes_are_no_threads():
+    with pytest.raises(ConfigError, match="routing.transport=local is for a single participant, but 3 ranks speak for clients; set routing.transport=auto"):
+        resolve("local", "local", 3)
 
 
 class Late:

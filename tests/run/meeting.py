@@ -6,7 +6,7 @@ from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.topology import plan
 from fedspeed.errors import FedSpeedError
-from fedspeed.session.order import Job
+from fedspeed.session.request import Job
 from tests.limits import LIMIT_S
 
 

@@ -40,7 +40,7 @@ def said(tmp_path, monkeypatch):
             "by DeepSpeed ZeRO-2, ",
         ),
         (("deepspeed.base=zero3.json", "engine.tier=stock"), "DeepSpeed ZeRO-3, "),
-        (("deepspeed.base=zero3.json", "adapter.targets=q_proj,embed_tokens"), "DeepSpeed ZeRO-3, "),
+        (("deepspeed.base=zero3.json", "adapter.targets=[q_proj,embed_tokens]"), "DeepSpeed ZeRO-3, "),
         (("deepspeed.base=zero3.json", "adapter.method=full"), "DeepSpeed ZeRO-3, "),
         (
             ("engine.pipeline=client", "cluster.ranks_per_client=2", "engine.tier=ram", "data.clients=1"),

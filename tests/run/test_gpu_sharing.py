@@ -13,7 +13,8 @@ from fedspeed.cluster.cards import Card
 from fedspeed.cluster.hostfile import Host
 from fedspeed.config.load import load
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
-from fedspeed.session import last_words, parts, sharing
+from fedspeed.session import parts, sharing
+from fedspeed.session.explain import explained
 
 OWN_CARD = "fedspeed.engine.device_types.own_card"
 FULL = torch.OutOfMemoryError(
@@ -74,12 +75,12 @@ def test_too_many_ranks_are_refused_before_they_are_started(workshop, monkeypatc
 def job_of(*words: str) -> SimpleNamespace:
     asked = order(*words)
     return SimpleNamespace(
-        order=asked, config=asked.config, me=0, named=lambda rank: f"client 0 (rank {rank} on alpha)"
+        request=asked, config=asked.config, me=0, named=lambda rank: f"client 0 (rank {rank} on alpha)"
     )
 
 
 def test_a_full_device_is_told_as_that_with_what_to_set():
-    told = last_words.told(
+    told = explained(
         FULL,
         job_of(
             "engine.tier=ram",
@@ -137,7 +138,7 @@ def test_a_full_device_is_told_as_that_with_what_to_set():
     ],
 )
 def test_only_what_can_be_lowered_is_named(words, first):
-    text = str(last_words.told(FULL, job_of(*words)))
+    text = str(explained(FULL, job_of(*words)))
     assert text.partition("the mildest first: ")[2].startswith(first), text
 
 
@@ -146,9 +147,9 @@ def test_cuda_and_cublas_say_it_in_their_own_words():
         "CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ):
-        assert "the GPU's memory is full" in str(last_words.told(RuntimeError(said), job_of()))
+        assert "the GPU's memory is full" in str(explained(RuntimeError(said), job_of()))
     other = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-    assert last_words.told(other, job_of()) is other
+    assert explained(other, job_of()) is other
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,8 @@ COMMAND_LINE = {
     "a path for a name": Mistake("run run.name=a/b", ("run.name", "run.out")),
     "name too long": Mistake(f"run run.name={'x' * 300}", ("run.name", "at most 200")),
     "no model": Mistake("run model.base=", ("model.base is empty",)),
-    "aggregation for LoRA only": Mistake("run adapter.method=full federation.aggregation=svd", ("federation.aggregation", "adapter.method", "avg_factors")),
+    "aggregation for LoRA only": Mistake("run adapter.method=full federation.method=flexlora",
+                                         ("federation.method.name=flexlora", "adapter.method", "avg_factors")),
     "unknown DeepSpeed base": Mistake("run deepspeed.base=zero9.json", ("deepspeed.base", "zero9.json", "zero3.json")),
     "unknown DeepSpeed key": Mistake("run deepspeed.zero_optimisation.stage=2", ("zero_optimisation", "zero_optimization")),
     "batch size in DeepSpeed": Mistake("run deepspeed.train_micro_batch_size_per_gpu=7", ("train_micro_batch_size_per_gpu", "train.micro_batch")),
@@ -170,17 +171,22 @@ COMMAND_LINE = {
     "type of DeepSpeed's own": Mistake("run deepspeed.fp16.enabled=true", ("deepspeed.fp16.enabled is true, but model.dtype is auto", "model.dtype=fp16")),
     "no type of DeepSpeed's": Mistake("run deepspeed.bf16.enabled=false", ("bf16.enabled is false, but model.dtype is auto", "such as fp32")),
     "more ranks than there are": Mistake("run cluster.ranks_per_client=7", ("cluster.ranks_per_client=7", "at most 2")),
-    "unknown cluster": Mistake("run train.local_steps_by_cluster=slow:3", ("no cluster slow takes part",)),
-    "bad list of clusters": Mistake("run train.local_steps_by_cluster=slow=3", ("train.local_steps_by_cluster", "fast:20,slow:10")),
+    "unknown cluster": Mistake("run train.local_steps_by_cluster.slow=3", ("no cluster slow takes part",)),
+    "bad list of clusters": Mistake("run train.local_steps_by_cluster=slow=3", ("train.local_steps_by_cluster", "{slow: 3}")),
+    "aggregation of earlier versions": Mistake("run federation.aggregation=svd", ("no key federation.aggregation", "federation.method.name=flexlora")),
+    "method that is none": Mistake("run federation.method=flexlra", ("federation.method.name", "did you mean flexlora?")),
+    "option of another method": Mistake("run federation.method.name=flexlora federation.method.rule=alternate",
+                                        ("federation.method.rule", "where federation.method.name is flexlora")),
+    "list of cuts as text": Mistake("run engine.cuts=1,2", ("engine.cuts", "'engine.cuts=[1, 2]'")),
     "pipeline of one rank": Mistake("run engine.pipeline=client", ("engine.pipeline=client", "cluster.ranks_per_client=2")),
-    "cuts without a pipeline": Mistake("run engine.cuts=1", ("engine.cuts", "engine.pipeline=client")),
+    "cuts without a pipeline": Mistake("run engine.cuts=[1]", ("engine.cuts", "engine.pipeline=client")),
     "two budgets": Mistake("run engine.tier=ram engine.base_gib=1 engine.resident_blocks=1", ("engine.base_gib", "engine.resident_blocks")),
     "budget without seconds": Mistake("run federation.round_budget=seconds", ("federation.round_budget", "federation.round_seconds")),
     "budget too small": Mistake("run engine.tier=ram engine.base_gib=0.00000001", ("set engine.base_gib=",)),
     "budget too small for what auto comes to": Mistake(
         "run engine.tier=ram engine.base_gib=0.0002", ("set engine.base_gib=",), dry=True),
-    "blocks that are none": Mistake("run adapter.method=blocks adapter.blocks=last model.init=pretrained",
-                                    ("adapter.blocks", "'' is no block's number", "last:N")),
+    "blocks that are none": Mistake("run adapter.method=blocks adapter.blocks=[] model.init=pretrained",
+                                    ("adapter.blocks", "nothing would train", "{last: N}")),
     "probe that is not there": Mistake("run cluster.probe=nosuch.json", ("nosuch.json: cannot be read as a probe's file", "fedspeed probe --out")),
     "place that cannot be written": Mistake("run run.out=/proc", ("run.out=/proc", "cannot be written to", "another place")),
     "place with too long a name": Mistake(f"run run.out={'x' * 300}", ("x" * 300, "cannot be used", "too long")),
@@ -282,8 +288,8 @@ MODELS = {
                                                   model("base", GPT2)),
     "no tokenizer": Mistake("run model.tokenizer=auto", ("holds no tokenizer", "model.tokenizer=bytes"), dry=True),
     "tokenizer missing": Mistake("run model.tokenizer=nonexist", ("model.tokenizer=nonexist", "no such folder"), dry=True),
-    "targets that match nothing": Mistake("run adapter.targets=nothing", ("command line", "adapter.targets=nothing", "it has q_proj, k_proj")),
-    "target with a slip": Mistake("run adapter.targets=q_proj,vproj", ("has no vproj", "did you mean v_proj?", "it has q_proj, k_proj")),
+    "targets that match nothing": Mistake("run adapter.targets=[nothing]", ("command line", "adapter.targets=[nothing]", "it has q_proj, k_proj")),
+    "target with a slip": Mistake("run adapter.targets=[q_proj,vproj]", ("has no vproj", "did you mean v_proj?", "it has q_proj, k_proj")),
     "adapter that moved its base": Mistake("run adapter.start_from=pissa", ("init_lora_weights=pissa", "path_initial_model_for_weight_conversion"),
                                            saved_adapter("pissa", init_lora_weights="pissa")),
     "adapter with magnitudes": Mistake("run adapter.start_from=dora", ("use_dora=true is DoRA", "merge_and_unload"), saved_adapter("dora", use_dora=True)),
@@ -291,12 +297,12 @@ MODELS = {
                                          saved_adapter("gpt2", "transformer.h.0.attn.c_attn")),
     "adapter without its tensors": Mistake("run adapter.start_from=half", ("lacks", "layers.1.self_attn.q_proj", "another base"), saved_adapter("half"),
                                            dry=True),
-    "targets empty": Mistake("run adapter.targets=q_proj,,", ("adapter.targets", "attention")),
+    "targets empty": Mistake("run 'adapter.targets=[q_proj, \"\"]'", ("adapter.targets", "attention")),
     "adapter in a pickle": Mistake("run adapter.start_from=old", ("but adapter_model.bin", "save_pretrained"), pickled_adapter("old")),
     "adapter missing": Mistake("run adapter.start_from=gone", ("adapter.start_from", "gone", "PEFT folder")),
     "adapter that is a model": Mistake("run adapter.start_from=model", ("adapter_config.json", "no such file")),
     "adapter for a whole model": Mistake("run adapter.method=full adapter.start_from=model", ("adapter.start_from", "adapter.method is full", "model.base")),
-    "head in a streamed tier": Mistake("run engine.tier=ram adapter.targets=q_proj,lm_head", ("lm_head", "set engine.tier=stock"), dry=True),
+    "head in a streamed tier": Mistake("run engine.tier=ram adapter.targets=[q_proj,lm_head]", ("lm_head", "set engine.tier=stock"), dry=True),
 }
 KINDS = {"command line": COMMAND_LINE, "configuration": CONFIGURATION, "hosts": HOSTS, "data": DATA, "models": MODELS}
 MISTAKES = {f"{kind}: {name}": mistake for kind, table in KINDS.items() for name, mistake in table.items()}
@@ -358,7 +364,7 @@ def test_what_a_base_has_no_place_for_is_noted(here, monkeypatch, capfd):
     assert "note     base: 1 tensor has no place in the model of config.json and is not used: model.norm.bias" in out
 
 
-@pytest.mark.parametrize("words", ["engine.tier=stock", "adapter.method=full", "adapter.targets=lm_head --dry-run"])
+@pytest.mark.parametrize("words", ["engine.tier=stock", "adapter.method=full", "adapter.targets=[lm_head] --dry-run"])
 def test_what_deepspeeds_nvme_offload_lacks_is_told_at_once(here, monkeypatch, capfd, words):
     """Whatever leads to stock execution; what trains outside the blocks is known to the dry run only, and to the ranks before they build."""
     monkeypatch.setenv("CC", "no-such-compiler")

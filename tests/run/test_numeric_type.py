@@ -15,7 +15,7 @@ from fedspeed.config.show import as_dict
 from fedspeed.errors import FedSpeedError, ModelError, PlanError
 from fedspeed.models.numeric_types import DeviceTypes
 from fedspeed.session import numeric_type
-from fedspeed.session.order import Order
+from fedspeed.session.request import RunRequest
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def order(tmp_path, monkeypatch):
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
 
-    def make(*words: str, hosts: str = "", fresh: bool = False) -> Order:
+    def make(*words: str, hosts: str = "", fresh: bool = False) -> RunRequest:
         (tmp_path / "hosts").write_text(hosts)
-        return Order(load(tmp_path / "run.yaml", words), tmp_path / "hosts" if hosts else None, fresh=fresh)
+        return RunRequest(load(tmp_path / "run.yaml", words), tmp_path / "hosts" if hosts else None, fresh=fresh)
 
     return make
 
 
-def begin(order: Order, dtype: str) -> None:
+def begin(order: RunRequest, dtype: str) -> None:
     """What a first round in a type leaves."""
     config = as_dict(order.settled(dtype).config)
     Journal(order.folder, 2).commit(Entry(1, order.settled(dtype).marks, 0, config), {})
@@ -57,7 +57,7 @@ def gpus(monkeypatch, *types: tuple[str, ...]) -> None:
     monkeypatch.setattr("fedspeed.engine.device_types.check_dtype", lambda dtype, began="": None)
 
 
-def enabled(order: Order) -> list[str]:
+def enabled(order: RunRequest) -> list[str]:
     """The 16-bit types that DeepSpeed is told to compute in."""
     return [name for name in ("bf16", "fp16") if order.deepspeed.get(name, {}).get("enabled")]
 
@@ -177,7 +177,7 @@ def test_all_ranks_take_what_the_oldest_card_has(order, monkeypatch):
     gpus(monkeypatch, ("bf16", "fp16"), ("fp16",), ("bf16", "fp16"))
     found = meet(order(), 3, numeric_type.agree)
     assert {one.job.config.model.dtype for one in found} == {"fp16"} and len(
-        {one.job.order.marks for one in found}
+        {one.job.request.marks for one in found}
     ) == 1
     assert "cuda:1 of here cannot do bf16" in found[0].text and not found[0].begun
 

@@ -109,14 +109,14 @@ def test_adapter_of_another_lora_rank_than_the_run_asks_for(workshop, whole):
     refuse(workshop, f"adapter.start_from={folder}", "adapter.lora_rank=8", named=("adapter.lora_rank=8", str(folder), "r=4"), limit_s=SOON_S)
 
 
-@pytest.mark.parametrize(("targets", "good"), [("all-linear", False), ("q_proj", False), ("attention", True), ("v_proj, q_proj", True)])
+@pytest.mark.parametrize(("targets", "good"), [("all-linear", False), ("[q_proj]", False), ("attention", True), ("[v_proj, q_proj]", True)])
 def test_adapter_on_other_targets_than_the_run_asks_for(workshop, whole, targets, good):
     folder = adapter_folder(workshop, whole, f"adapter-on-{targets}")
     words = (f"adapter.start_from={folder}", f"adapter.targets={targets}")
     if good:
         workshop.finish("--dry-run", *words)
     else:
-        refuse(workshop, *words, named=(f"adapter.targets={targets}", str(folder), "is on q_proj,v_proj"), limit_s=SOON_S)
+        refuse(workshop, *words, named=(f"adapter.targets={targets}", str(folder), "is on [q_proj, v_proj]"), limit_s=SOON_S)
 
 
 def test_adapter_that_is_not_a_number(workshop, whole):
@@ -221,7 +221,7 @@ def test_run_that_another_process_is_at_work_on(workshop, copy_of_whole):
 
 
 @pytest.mark.parametrize(("words", "named"), [
-    (("adapter.targets=nothing",), ("adapter.targets=nothing", "it has q_proj, k_proj")),
+    (("adapter.targets=[nothing]",), ("adapter.targets=[nothing]", "it has q_proj, k_proj")),
     (("train.lr=1", "run.name=whole"), ("train.lr: 0.003 -> 1.0",)),
 ])
 def test_dry_run_finds_what_the_run_would_refuse(workshop, whole, words, named):
@@ -297,12 +297,12 @@ def test_it_is_all_of_a_refusal_that_is_checked(workshop):
 
 def test_what_a_forecast_does_not_know_ends_no_run(workshop):
     """PEFT takes a part of a name, the planner may not: the run is trained and exported all the same."""
-    workshop.finish("adapter.targets=layers.0.self_attn.q_proj,v_proj", "run.name=parts", "federation.rounds=1")
+    workshop.finish("adapter.targets=[layers.0.self_attn.q_proj,v_proj]", "run.name=parts", "federation.rounds=1")
     assert (workshop.runs / "parts" / "adapter" / "adapter_model.safetensors").exists()
     assert "predicted" not in (workshop.runs / "parts" / "report.md").read_text()
 
 
 def test_an_adapter_outside_the_blocks_is_not_for_streamed_tiers(workshop):
-    ended = workshop.run("adapter.targets=q_proj,lm_head", "run.name=outside", "engine.tier=ram")
+    ended = workshop.run("adapter.targets=[q_proj,lm_head]", "run.name=outside", "engine.tier=ram")
     assert ended.code == 2 and "Traceback" not in ended.text
     assert "lm_head" in ended.text and "set engine.tier=stock" in ended.text

@@ -14,8 +14,8 @@ from fedspeed.cluster.topology import plan
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
 from fedspeed.session import rank, sharing, site
-from fedspeed.session.order import Job, Order
-from fedspeed.session.standing import Claim
+from fedspeed.session.request import Job, RunRequest
+from fedspeed.session.resume import Claim
 from tests.limits import LIMIT_S
 from tests.run.meeting import Meeting
 from tests.tiny import write_llama
@@ -46,7 +46,7 @@ def other_config(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 1e-3}))
 
 
-def read(orders: dict[str, Order]) -> list:
+def read(orders: dict[str, RunRequest]) -> list:
     """What the ranks of all hosts read, each from its own host's disk; an error stands for it."""
     store, found = Meeting(), [None] * 3
 
@@ -56,7 +56,7 @@ def read(orders: dict[str, Order]) -> list:
         try:
             job = Job(order, launch, plan(HOSTS, 3, "auto"))
             sharing.tell_card(job, store)
-            found[number] = rank._read_inputs(job, store, Claim(), False)
+            found[number] = rank.read_inputs(job, store, Claim(), False)
         except FedSpeedError as error:
             found[number] = error
 
@@ -72,8 +72,8 @@ def read(orders: dict[str, Order]) -> list:
     (another_row, "the rows of data.path="), (other_weights, "the weights of model.base="), (other_config, "the config.json of model.base=")])
 def test_a_host_that_has_read_something_else_is_named_to_all(tmp_path, change: Callable, named: str):
     places = {host.name: disk(tmp_path / host.name) for host in HOSTS}
-    orders = {name: Order(load(place / "run.yaml")) for name, place in places.items()}
-    assert [one for one in read(orders) if not isinstance(one, rank._Inputs)] == [], "copies on other disks are the same"
+    orders = {name: RunRequest(load(place / "run.yaml")) for name, place in places.items()}
+    assert [one for one in read(orders) if not isinstance(one, rank.Inputs)] == [], "copies on other disks are the same"
     change(places["beta"])
     for error in read(orders):
         assert isinstance(error, FedSpeedError) and error.exit_code == 2

@@ -16,9 +16,9 @@ from fedspeed.models import content
 from fedspeed.routing import identity
 from fedspeed.session import inputs
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
-from fedspeed.session.order import Order
 from fedspeed.session.rehearsal import rehearse
-from fedspeed.session.standing import journal_entry
+from fedspeed.session.request import RunRequest
+from fedspeed.session.resume import journal_entry
 
 ROUNDS = SETTINGS["federation"]["rounds"]
 ROWS = [{"instruction": f"say {n}", "output": f"{n}"} for n in range(40)]
@@ -51,7 +51,7 @@ class Run:
     """The journal of a run that has begun, and what a later start finds."""
 
     def __init__(self, project: Path, **kept):
-        self.order = Order(load(project / "run.yaml", [f"run.out={project / 'runs'}"]))
+        self.order = RunRequest(load(project / "run.yaml", [f"run.out={project / 'runs'}"]))
         self.journal = Journal(self.order.folder, 2)
         record = self.order.record | {"inputs": inputs.to_keep(self.order.config, self.rows)} | kept
         self.journal.commit(Entry(3, self.order.marks, 0, record), {"global/w": np.zeros(2, np.float32)})
@@ -206,7 +206,7 @@ def test_a_run_with_a_changed_base_is_refused_before_it_starts(workshop, copy_of
             assert ended.code == 2 and "Traceback" not in ended.text
             assert f"since its round {ROUNDS}: the config.json of model.base={workshop.folder / 'model'}. Put" in ended.err
         with pytest.raises(JournalError, match="the config.json of model.base"):
-            rehearse(Order(load(workshop.config, ["run.name=rebased"])))
+            rehearse(RunRequest(load(workshop.config, ["run.name=rebased"])))
     finally:
         path.write_text(before)
 

@@ -82,9 +82,9 @@ def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
 @pytest.mark.parametrize("words,text", [
     (("engine.pipeline=client", "cluster.local_ranks=2"), "client 0 has one rank, and a pipeline needs two"),
     ((*SHARED, "cluster.local_ranks=1"), "has one rank, and a pipeline needs two"),
-    ((*SHARED, "routing.mode=mix+mask", "routing.min_participants=2"), "cluster.one_trust_domain=true"), (("engine.cuts=1",), "engine.pipeline=none"),
-    ((*SHARED, "engine.cuts=7"), "engine.cuts=7: write auto, or 1 ascending numbers"), ((*SHARED, "cluster.local_ranks=9"), "so take fewer ranks"),
-    (("engine.pipeline=client", "engine.cuts=1", "engine.tier=ram"), "leave engine.cuts out"),
+    ((*SHARED, "routing.mode=mix+mask", "routing.min_participants=2"), "cluster.one_trust_domain=true"), (("engine.cuts=[1]",), "engine.pipeline=none"),
+    ((*SHARED, "engine.cuts=[7]"), "engine.cuts=[7]: write auto, or 1 ascending numbers"), ((*SHARED, "cluster.local_ranks=9"), "so take fewer ranks"),
+    (("engine.pipeline=client", "engine.cuts=[1]", "engine.tier=ram"), "leave engine.cuts out"),
     ((*SHARED, "adapter.method=full", "adapter.dropout=0"), "adapter.method=full"),
     ((*SHARED, "engine.tier=ram"), "set engine.tier=resident"), (("engine.pipeline=cluster",), "federation.local_optimizer=reset")])
 def test_what_a_pipeline_cannot_do_is_told_before_it_starts(shared_workshop, words, text):

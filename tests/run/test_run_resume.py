@@ -257,7 +257,7 @@ def test_a_missing_update_is_told_by_report_and_exit_code(workshop):
     hosts = workshop.folder / "two-clusters"
     hosts.write_text("alpha slots=1\nbeta slots=1\n# fed-host alpha cluster=one\n# fed-host beta cluster=two\n")
     words = ("run.name=diverged", "--hostfile", str(hosts), "train.optimizer=sgd", "train.lr=1e18", "train.weight_decay=1", "train.local_steps=1",
-             "train.local_steps_by_cluster=two:3", "federation.server_optimizer=none", "federation.server_lr=1", "federation.rounds=1",
+             "train.local_steps_by_cluster.two=3", "federation.server_optimizer=none", "federation.server_lr=1", "federation.rounds=1",
              "monitor.plot=false")
     ended, run = workshop.run(*words), workshop.runs / "diverged"
     assert ended.code == 1, ended.text

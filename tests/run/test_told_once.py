@@ -12,7 +12,7 @@ from fedspeed.cli import main
 from fedspeed.cluster.once import ONCE_VARIABLE, _began, tell_once
 from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import ConfigError
-from fedspeed.session import last_words
+from fedspeed.session import refusal
 from tests.limits import LIMIT_S
 
 RANKS = 3
@@ -138,10 +138,10 @@ class Slow(io.StringIO):
 
 
 def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
-    monkeypatch.setattr(last_words, "TOLD_S", LIMIT_S)
+    monkeypatch.setattr(refusal, "TOLD_S", LIMIT_S)
     store = Meeting()
     out = Slow(store.waits)
-    ranks = [threading.Thread(target=last_words.tell_refusal, args=(ConfigError("x"), out, store)) for _ in range(2)]
+    ranks = [threading.Thread(target=refusal.tell_refusal, args=(ConfigError("x"), out, store)) for _ in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -150,9 +150,9 @@ def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
 
 
 def test_one_that_was_to_tell_and_did_not_is_stood_in_for(monkeypatch):
-    monkeypatch.setattr(last_words, "TOLD_S", 0.05)
+    monkeypatch.setattr(refusal, "TOLD_S", 0.05)
     store, out = Meeting(), io.StringIO()
     assert store.is_first("refused")  # and is killed
     for _ in range(2):
-        last_words.tell_refusal(ConfigError("x"), out, store)
+        refusal.tell_refusal(ConfigError("x"), out, store)
     assert len(out.getvalue().splitlines()) == 1

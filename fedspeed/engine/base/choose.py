@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.deepspeed_rules import at
+from fedspeed.config.spelling import flow
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
 from fedspeed.schedule.layout import Layout, interleaved, stages
@@ -143,12 +144,9 @@ def layout_of(engine: EngineConfig, tier: str, blocks: int, ranks: int) -> Layou
         return interleaved(blocks, ranks, max(1, engine.slots // 2))
     if engine.cuts == "auto":
         return stages([blocks * i // ranks for i in range(ranks + 1)])
-    try:
-        cuts = [0, *(int(word) for word in engine.cuts.split(",")), blocks]
-    except ValueError:
-        cuts = []
+    cuts = [0, *engine.cuts, blocks]
     if len(cuts) != ranks + 1 or any(a >= b for a, b in zip(cuts, cuts[1:])):
-        raise FedSpeedError(f"engine.cuts={engine.cuts}: write auto, or {ranks - 1} ascending numbers between 0 and {blocks}, the first block of each of "
+        raise FedSpeedError(f"engine.cuts={flow(engine.cuts)}: write auto, or {ranks - 1} ascending numbers between 0 and {blocks}, the first block of each of "
                             f"{ranks} stages but the first")
     return stages(cuts)
 

@@ -27,6 +27,7 @@ from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Routes, Transfers, losses_named
 from fedspeed.engine.store_engine import StoreEngine, hand_over, portions
 from fedspeed.models.blocks import anatomy
+from fedspeed.models.folded import trainable
 from fedspeed.schedule.instructions import Micro, Pipeline, Step, Stream
 from fedspeed.schedule.layout import Layout
 from fedspeed.schedule.schedules import forward_only, one_f_one_b, shared, streamed, taking_turns
@@ -329,7 +330,8 @@ class ClusterPipeline(PipelinedEngine):
     def load(self, state, optimizer=None, *, frozen=frozenset(), seed=0, slot=0):
         assert optimizer is None, "a cluster's pipeline keeps no optimizer (config/check.py)"
         place = self._mine[slot]
-        self._fresh[place], self._seeds[slot], self._steps = (state, frozen, seed), seed, 0
+        self.load_folded(state)
+        self._fresh[place], self._seeds[slot], self._steps = (trainable(state), frozen, seed), seed, 0
         self._waiting.pop(place, None)
         self._states[place].scaler.reset()  # losses are scaled before the states are told, with the scale that they will begin with
         self._known.pop(place, None)

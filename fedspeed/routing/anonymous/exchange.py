@@ -5,7 +5,6 @@ A vector of an update is fixed-point (`ring.encode`), with a span for each block
 """
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeed.errors import FedSpeedError, LostPeerError
+from fedspeed.log import LOG
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, public_of, stream
-from fedspeed.routing.anonymous.protocol import Agreed, Lost, Member, Terms, Void
+from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.anonymous.spans import LARGEST, blocks_of, sizes_of
+from fedspeed.routing.anonymous.terms import Agreed, Lost, Terms, Void
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.exchange import Exchange, Outcome
 from fedspeed.routing.rooms import ROOMS
@@ -132,7 +133,7 @@ class AnonymousExchange(Exchange):
                 if self._transport.rank in gone:
                     raise FedSpeedError(f"the others have convicted this participant of spoiling the exchange: {void}") from void
                 self._present = [p for p in self._present if p not in gone]
-                print(f"fedspeed: exchange {tag}: {reasons[-1]}; once more with fresh masks", file=sys.stderr)
+                LOG.info(f"exchange {tag}: {reasons[-1]}; once more with fresh masks")
         raise LostPeerError(f"the exchange failed: {'; '.join(reasons)}; the same command goes on from the journal")
 
     def _told(self, void: Void) -> str:

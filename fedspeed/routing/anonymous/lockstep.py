@@ -5,7 +5,8 @@ drop or keep any message on its way, and kill any member in any state.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedspeed.routing.anonymous.protocol import Agreed, Lost, Member, Swap, Void
+from fedspeed.routing.anonymous.protocol import Member
+from fedspeed.routing.anonymous.terms import Agreed, Lost, Swap, Void
 
 Messages = dict[tuple[int, int], bytes]  # by (sender, receiver)
 

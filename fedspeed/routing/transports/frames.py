@@ -1,4 +1,5 @@
-"""What transports have in common that can send to one peer at a time: swaps that go on without those who are lost."""
+"""What transports have in common that can send to one peer at a time: swaps that go on without those who are
+lost."""
 
 import time
 from abc import ABC, abstractmethod
@@ -31,7 +32,8 @@ class Gone(Exception):
 
 
 class FrameTransport(ABC):
-    """Subclasses give `_send` and `_receive`, both of which raise Gone. Frames between two participants keep their order."""
+    """Subclasses give `_send` and `_receive`, both of which raise Gone. Frames between two participants keep
+    their order."""
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size, self.bytes_sent = rank, size, 0

@@ -1,4 +1,5 @@
-"""Participants as processes that share a TCP store: a gloo group of their own beside the clusters' torch worlds."""
+"""Participants as processes that share a TCP store: a gloo group of their own beside the clusters' torch
+worlds."""
 
 from datetime import timedelta
 
@@ -8,13 +9,15 @@ from torch.distributed import PrefixStore, ProcessGroupGloo
 from torch.distributed.distributed_c10d import AllToAllOptions
 
 from fedspeed.errors import connection_text
+from fedspeed.routing.opening import Meeting
 from fedspeed.routing.transport import TransportError, as_bytes
 
 MESSAGE_TAG = 1
 
 
 class GlooTransport:
-    """Cannot go on once a participant is lost. Trusts whoever reaches the store's port: for use inside one trust domain.
+    """Cannot go on once a participant is lost. Trusts whoever reaches the store's port: for use inside one
+    trust domain.
 
     Args:
         store: a torch.distributed store common to all participants, used under a prefix of its own.
@@ -63,3 +66,8 @@ class GlooTransport:
     def close(self):
         self._group = None
 
+
+def open_transport(meeting: Meeting) -> GlooTransport:
+    """Connect to the other participants of this job. Raises TransportError: somebody did not come."""
+    place, size = meeting.participants.index(meeting.me), len(meeting.participants)
+    return GlooTransport(meeting.connect("exchange"), place, size, meeting.timeout_s)

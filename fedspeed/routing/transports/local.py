@@ -4,12 +4,14 @@ import queue
 
 import numpy as np
 
+from fedspeed.routing.opening import Meeting
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
 
 class LocalTransport(FrameTransport):
-    """One participant; make a whole set of them with `LocalTransport.set_of(size)`. `close` is the end of it for the others."""
+    """One participant; make a whole set of them with `LocalTransport.set_of(size)`. `close` is the end of it
+    for the others."""
 
     def __init__(self, rank: int, mailboxes: list[list[queue.Queue]]):
         super().__init__(rank, len(mailboxes))
@@ -42,3 +44,9 @@ def _copied(piece: np.ndarray) -> np.ndarray:
     copy = ROOMS.take(piece.size)
     copy[:] = piece
     return copy
+
+
+def open_transport(meeting: Meeting) -> LocalTransport:
+    """Return the transport of a single participant, who has nobody to connect to."""
+    assert len(meeting.participants) == 1, "participants of one process are made together, by `set_of`"
+    return LocalTransport.set_of(1)[0]

@@ -1,7 +1,8 @@
-"""Participants as ranks of an MPI job. The only module that imports mpi4py; buffer calls only, so nothing is ever unpickled.
+"""Participants as ranks of an MPI job. The only module that imports mpi4py; buffer calls only, so nothing is
+ever unpickled.
 
-Under `mpirun --with-ft mpi` (Open MPI 5, ULFM) a rank that dies costs the others its messages and nothing else: messages between two ranks need no third.
-Without, mpirun ends the whole job.
+Under `mpirun --with-ft mpi` (Open MPI 5, ULFM) a rank that dies costs the others its messages and nothing
+else: messages between two ranks need no third. Without, mpirun ends the whole job.
 """
 
 import time
@@ -11,6 +12,8 @@ import mpi4py
 import numpy as np
 
 from fedspeed.cluster.discover import mpi_outlives_ranks
+from fedspeed.errors import FedSpeedError
+from fedspeed.routing.opening import Meeting
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
@@ -24,7 +27,8 @@ _HEADER = 4  # int64: attempt, state, number of pieces, bytes of each
 
 
 class MpiTransport(FrameTransport):
-    """All ranks of MPI.COMM_WORLD must construct it together; those that do not take part only answer `close`.
+    """All ranks of MPI.COMM_WORLD must construct it together; those that do not take part only answer
+    `close`.
 
     Args:
         participants: world ranks that take part, the same list everywhere.
@@ -86,11 +90,17 @@ class MpiTransport(FrameTransport):
         except MPI.Exception as error:
             raise Gone(f"participant {peer}: {_reason(error)}") from error
 
+    def abort(self, code: int) -> None:
+        """End every rank of the job with an exit code: a rank that left quietly would let the others wait for
+        their deadlines."""
+        self._world.Abort(code)
+
     def close(self):
         """Wait for the others: leaving MPI alone would spin a core in its finalisation until they come.
 
-        Ranks without work may wait here for the whole run; what ends their wait early is mpirun, which ends every rank when one dies, or MPI itself where
-        it survives that. Without the lost ones there is nothing to wait for together.
+        Ranks without work may wait here for the whole run; what ends their wait early is mpirun, which ends
+        every rank when one dies, or MPI itself where it survives that. Without the lost ones there is nothing
+        to wait for together.
         """
         if self._gone and mpi_outlives_ranks():
             return
@@ -111,11 +121,15 @@ def _reason(error: MPI.Exception) -> str:
     return "its process is gone" if error.Get_error_class() == MPI.ERR_PROC_FAILED else f"MPI: {error}"
 
 
-def world_size() -> int:
-    """1 where MPI was initialised outside an MPI job, whatever another launcher started."""
-    return MPI.COMM_WORLD.size
+def open_transport(meeting: Meeting) -> MpiTransport:
+    """Build the transport; all ranks of the job do, together.
 
-
-def abort(code: int) -> None:
-    """End every rank of the job with `code`: a rank that left quietly would let the others wait for their deadlines."""
-    MPI.COMM_WORLD.Abort(code)
+    Raises:
+        FedSpeedError: MPI did not start these ranks. It sees one rank where it was initialised outside an MPI
+            job, whatever another launcher has started.
+    """
+    seen = MPI.COMM_WORLD.size
+    if seen != meeting.world_size:
+        raise FedSpeedError(f"routing.transport={meeting.asked}: MPI sees {seen} ranks, the launcher started "
+                            f"{meeting.world_size}; start with mpirun, or set routing.transport=gloo")
+    return MpiTransport(list(meeting.participants))

@@ -1,7 +1,9 @@
-"""Participants as organisations: TLS 1.3 between every two of them, each proving the key that the roster names.
+"""Participants as organisations: TLS 1.3 between every two of them, each proving the key that the roster
+names.
 
-Everyone listens on one port. Of two members the one with the higher number dials the other, twice: one connection for each direction, so that no
-connection is ever read and written at the same time. Whoever reaches the port without a roster's key gets no further than the handshake.
+Everyone listens on one port. Of two members the one with the higher number dials the other, twice: one
+connection for each direction, so that no connection is ever read and written at the same time. Whoever
+reaches the port without a roster's key gets no further than the handshake.
 """
 
 import contextlib
@@ -9,13 +11,14 @@ import queue
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 
+from fedspeed.log import LOG
 from fedspeed.net.sockets import exactly, fill
 from fedspeed.routing.identity import Roster
 from fedspeed.routing.listening import ListenAddress, open_port
+from fedspeed.routing.opening import Meeting
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import TransportError
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
@@ -57,7 +60,7 @@ class TlsTransport(FrameTransport):
         self._strangers: dict[ssl.SSLSocket, None] = {}  # that are shaking hands, the first to come first
         self._failures: dict[int, str] = {}  # why a peer that this site dials could not be reached last
         self._listener = open_port(listen)
-        _say(f"{roster.members[self.rank].name} listens on {listen}, which {listen.source} says")
+        LOG.info(f"{roster.members[self.rank].name} listens on {listen}, which {listen.source} says")
         self._start(self._listener, self._accept)
         for peer in range(self.rank):
             for direction in (_WRITES, _READS):
@@ -73,16 +76,17 @@ class TlsTransport(FrameTransport):
                 self.close()
                 raise TransportError(f"{', '.join(members[i].name for i in missing)} did not connect within {timeout_s:.0f} s: "
                                      f"{self._awaited(missing)}")
-            _say(f"waiting for {self._awaited(missing)}; {left_s:.0f} s left")
+            LOG.info(f"waiting for {self._awaited(missing)}; {left_s:.0f} s left")
             with self._changed:
                 self._changed.wait_for(lambda: not self._missing(), min(SAY_S, left_s))
-        _say(f"all {self.size} sites are connected")
+        LOG.info(f"all {self.size} sites are connected")
 
     def _missing(self) -> list[int]:
         return [i for i in self._came if not (i in self._writers and i in self._readers)]
 
     def _awaited(self, peers: list[int]) -> str:
-        """What is known of members that are not connected: those before this one in the roster it dials, the others dial it."""
+        """What is known of members that are not connected: those before this one in the roster it dials, the
+        others dial it."""
         cards = self._roster.members
         return "; ".join(f"{cards[i].name} ({cards[i].address}: {self._failures.get(i, 'no answer yet')})" if i < self.rank else
                          f"{cards[i].name} (which dials {cards[self.rank].address})" for i in peers)
@@ -121,7 +125,8 @@ class TlsTransport(FrameTransport):
                 self._refuse(address, str(error), secured)
 
     def _greet(self, secured: ssl.SSLSocket, address) -> None:
-        """Find out who has dialled; a member of the roster that is not connected yet stays, everybody else goes."""
+        """Find out who has dialled; a member of the roster that is not connected yet stays, everybody else
+        goes."""
         try:
             secured.do_handshake()
             peer = self._member(secured)
@@ -156,7 +161,7 @@ class TlsTransport(FrameTransport):
                 self._failures[peer] = _reason(error)
                 if not isinstance(error, ConnectionRefusedError | socket.timeout) and _reason(error) != last:
                     last = _reason(error)
-                    _say(f"connecting to {card.name} at {card.address}: {last}")
+                    LOG.info(f"connecting to {card.name} at {card.address}: {last}")
                 self._closed.wait(_RETRY_S)
 
     def _member(self, secured: ssl.SSLSocket) -> int:
@@ -186,7 +191,7 @@ class TlsTransport(FrameTransport):
         connection.close()
         if (address[0], reason) not in self._refused and len(self._refused) < 1000 and not self._closed.is_set():
             self._refused.add((address[0], reason))
-            _say(f"refused a connection from {address[0]}:{address[1]}: {reason}")
+            LOG.info(f"refused a connection from {address[0]}:{address[1]}: {reason}")
 
     # Frames.
 
@@ -231,8 +236,8 @@ class TlsTransport(FrameTransport):
         return found
 
     def close(self) -> None:
-        """What is on its way goes out first. A socket is closed when its thread has ended and not before: the number of its file may belong to another
-        file at once, which the thread would read and write."""
+        """What is on its way goes out first. A socket is closed when its thread has ended and not before: the
+        number of its file may belong to another file at once, which the thread would read and write."""
         self._closed.set()
         for outgoing in self._outgoing.values():
             outgoing.put(None)
@@ -255,6 +260,13 @@ class TlsTransport(FrameTransport):
                 socket_.close()
 
 
+def open_transport(meeting: Meeting) -> TlsTransport:
+    """Connect to all other sites. Raises ConfigError: the port cannot be had. TransportError: somebody did
+    not come."""
+    site = meeting.member
+    return TlsTransport(site.key_file, site.public, site.roster, meeting.timeout_s, site.listen)
+
+
 def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -265,10 +277,6 @@ def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:
     if side == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # every connection proves its key
     return context
-
-
-def _say(text: str) -> None:
-    print(f"fedspeed: {text}", file=sys.stderr, flush=True)
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeed.routing.anonymous.crypto import public_of
-from fedspeed.routing.anonymous.protocol import Member, Terms
+from fedspeed.routing.anonymous.protocol import Member
+from fedspeed.routing.anonymous.terms import Terms
 
 
 class Parties:

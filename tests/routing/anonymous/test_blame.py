@@ -10,7 +10,9 @@ from fedspeed.routing.anonymous import cells
 from fedspeed.routing.anonymous.crypto import digest
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.paths import backup_of
-from fedspeed.routing.anonymous.protocol import Member, Void, outvoted
+from fedspeed.routing.anonymous.protocol import Member
+from fedspeed.routing.anonymous.settling import outvoted
+from fedspeed.routing.anonymous.terms import Void
 from tests.routing.anonymous.parties import Parties
 
 

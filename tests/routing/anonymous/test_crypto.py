@@ -17,7 +17,7 @@ from fedspeed.routing.anonymous import cells, crypto, paths, ring, shamir
 from fedspeed.routing.anonymous.crypto import CIPHERS, AesGcm, ChaCha20, Refused, agree, check_signature, derive, digest, open_sealed, public_of, seal
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.masks import Masks
-from fedspeed.routing.anonymous.protocol import secret_order
+from fedspeed.routing.anonymous.station import secret_order
 from tests.routing.anonymous.parties import Parties
 
 hexed = bytes.fromhex

@@ -17,8 +17,8 @@ from fedspeed.routing.transports.local import LocalTransport
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
-from tests.routing.test_tls import Sites
-from tests.routing.test_transports import gloo_rank, in_threads
+from tests.routing.contract import gloo_rank, in_threads
+from tests.routing.sites import Sites
 
 RULES = RoutingConfig("mix+mask", cell_kib=4, step_deadline_s=LIMIT_S, deadline_s=LIMIT_S)
 

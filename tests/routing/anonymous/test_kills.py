@@ -14,7 +14,7 @@ from fedspeed.routing.listening import listen_address
 from fedspeed.routing.transports.tls import TlsTransport
 from tests.limits import LIMIT_S
 from tests.processes import run_ranks
-from tests.routing.test_tls import Sites
+from tests.routing.sites import Sites
 
 MEMBERS, WORDS = 5, 1500
 RULES = RoutingConfig(mode="mix+mask", transport="tls", cell_kib=1, deadline_s=LIMIT_S, step_deadline_s=LIMIT_S)

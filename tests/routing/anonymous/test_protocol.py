@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fedspeed.routing.anonymous.lockstep import Kill, play
-from fedspeed.routing.anonymous.protocol import Agreed, Void, traffic
+from fedspeed.routing.anonymous.terms import Agreed, Void
+from fedspeed.routing.anonymous.traffic import traffic
 from tests.routing.anonymous.parties import Parties
 
 MODES = {"mask": {"hops": 0}, "mix": {"masked": False}, "mix+mask": {}}

@@ -1,6 +1,6 @@
-"""What a run was asked to be, and where in it this rank stands: values that every part of a session reads and none changes."""
+"""What a run was asked to be, and where in it this rank stands: values that every part of a session reads and
+none changes."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,10 +13,14 @@ from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import Loaded, with_values
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, fingerprint
+from fedspeed.log import LOG
+from fedspeed.routing.config import TRANSPORTS
+from fedspeed.routing.opening import resolve
+from fedspeed.session.deployment import Deployment, deployment_of
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """What the command line asked for."""
 
     loaded: Loaded
@@ -26,40 +30,49 @@ class Order:
 
     @property
     def config(self) -> RunConfig:
+        """The configuration that was asked for."""
         return self.loaded.config
 
     @cached_property
     def deepspeed(self) -> dict:
+        """DeepSpeed's configuration: the base file, with what ours says in its place."""
         return merge(self.config.deepspeed, self.config, self.loaded.folder)
 
     @property
     def marks(self) -> str:
-        """What a resumed run must have in common with the one in the journal; the same from wherever the command is given."""
+        """What a resumed run must have in common with the one in the journal, wherever the command is
+        given."""
         return fingerprint(replace(self.loaded.as_written, deepspeed=self.deepspeed))
 
     def marks_as(self, earlier: Mapping) -> str:
-        """The marks, had the inputs that lie where an earlier start found them been written as they were then.
+        """Return the marks, had the inputs that lie where an earlier start found them been written as they
+        were then.
 
         Args:
             earlier: the `record` of that start.
         """
         theirs, config = earlier.get("places", {}), self.loaded.as_written
-        same = {key: _value(earlier, key) for key, place in self.loaded.places.items() if theirs.get(key) == place}
+        same = {
+            key: _value(earlier, key) for key, place in self.loaded.places.items() if theirs.get(key) == place
+        }
         return fingerprint(replace(with_values(config, same), deepspeed=self.deepspeed))
 
     @property
     def record(self) -> dict:
-        """What the journal keeps of the configuration: the values as they were written, and where the inputs were."""
+        """What the journal keeps of the configuration: the values as they were written, and where the inputs
+        were."""
         return as_dict(self.loaded.as_written) | {"places": self.loaded.places}
 
-    def settled(self, dtype: str) -> "Order":
-        """The same, with what model.dtype=auto has come to in its place."""
+    def settled(self, dtype: str) -> "RunRequest":
+        """Return the same request, with what model.dtype=auto has come to in its place."""
         config, sources = self.config, self.loaded.sources
         settled = replace(config, model=replace(config.model, dtype=dtype))
-        return replace(self, loaded=replace(self.loaded, config=settled, sources=sources | {"model.dtype": f"auto ({sources['model.dtype']})"}))
+        said = sources | {"model.dtype": f"auto ({sources['model.dtype']})"}
+        return replace(self, loaded=replace(self.loaded, config=settled, sources=said))
 
     @property
     def folder(self) -> Path:
+        """The folder of the run."""
         return self.loaded.run_folder
 
     def make_room(self) -> None:
@@ -69,7 +82,7 @@ class Order:
             number += 1
         if folder.exists():
             folder.rename(target)
-            print(f"fedspeed: the earlier run is now {target}", file=sys.stderr)
+            LOG.info(f"the earlier run is now {target}")
 
 
 def _value(values: Mapping, key: str) -> str:
@@ -79,16 +92,22 @@ def _value(values: Mapping, key: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """An order, on the ranks that carry it out, as one of them."""
+    """A request, on the ranks that carry it out, as one of them."""
 
-    order: Order
+    request: RunRequest
     launch: Launch
     topology: Topology
 
     @cached_property
     def config(self) -> RunConfig:
-        config = self.order.config
+        """The configuration, with what routing.mode=auto means for the participants of this job."""
+        config = self.request.config
         return replace(config, routing=config.routing.settled(len(self.topology.participants)))
+
+    @cached_property
+    def deployment(self) -> Deployment:
+        """Who the ranks of this job answer to: one operator, or an organisation among others."""
+        return deployment_of(self.config)
 
     @property
     def me(self) -> int:
@@ -97,18 +116,13 @@ class Job:
 
     @property
     def place(self) -> RankPlace:
+        """Where this rank stands in the topology."""
         return self.topology.place(self.me)
-
-    @cached_property
-    def site(self):
-        """This organisation among others (session.site.Site), under routing.transport=tls; reads its files and its base once."""
-        from fedspeed.session.site import Site
-
-        return Site(self.config)
 
     @property
     def world(self) -> tuple[int, ...]:
-        """World ranks of this rank's torch world: its cluster; its client where the client's ranks are a pipeline, which takes all of a torch world."""
+        """World ranks of this rank's torch world: its cluster, or its client where the client's ranks are a
+        pipeline, which takes all of a torch world."""
         if self.config.engine.pipeline == "client":
             return self.topology.clients[self.place.clients[0]].ranks
         return self.topology.cluster_of(self.place.cluster).ranks
@@ -124,14 +138,21 @@ class Job:
         return self.me in self.topology.participants
 
     @cached_property
+    def transport(self) -> str:
+        """The name of the transport that the participants take."""
+        return resolve(self.config.routing.transport, self.launch.kind, len(self.topology.participants))
+
+    @cached_property
     def outlives_losses(self) -> bool:
-        """Whether the exchange goes on among the others when a rank dies: sites of their own do, and MPI where it was asked to (`mpirun --with-ft mpi`). A
-        plain sum has nothing to go on with."""
-        routing = self.config.routing
-        if routing.transport == "tls":
-            return True
-        by_mpi = self.launch.kind == "openmpi" and routing.transport in ("auto", "mpi")
-        return by_mpi and routing.mode != "plain" and mpi_outlives_ranks()
+        """Whether the exchange goes on among the others when a rank dies.
+
+        Sites of their own do, and MPI where it was asked to (`mpirun --with-ft mpi`). A plain sum over the
+        ranks of a job has nothing to go on with.
+        """
+        outlives = TRANSPORTS[self.transport].outlives_losses
+        if outlives != "as_started":
+            return outlives == "always"
+        return self.launch.kind == "openmpi" and self.config.routing.mode != "plain" and mpi_outlives_ranks()
 
     @cached_property
     def workers(self) -> tuple[int, ...]:
@@ -139,18 +160,20 @@ class Job:
         return tuple(p.world_rank for p in self.topology.ranks if p.clients)
 
     @cached_property
-    def crew(self) -> tuple[int, ...]:
-        """World ranks that the run cannot begin without: the workers, and rank 0, which holds the store even if it has no client."""
+    def required_ranks(self) -> tuple[int, ...]:
+        """World ranks that the run cannot begin without: the workers, and rank 0, which holds the store even
+        if it has no client."""
         return tuple(sorted({0, *self.workers}))
 
     @cached_property
-    def vital(self) -> tuple[int, ...]:
-        """World ranks that it cannot go on without."""
+    def vital_ranks(self) -> tuple[int, ...]:
+        """World ranks that the run cannot go on without."""
         if self.launch.kind == "openmpi" and self.outlives_losses:
             return tuple(sorted({0, self.topology.participants[0]}))
-        return self.crew
+        return self.required_ranks
 
     def named(self, rank: int) -> str:
+        """Return how messages call a world rank: by its clients, and the host it runs on."""
         place = self.topology.place(rank)
         where = f"rank {rank} on {place.host}"
         if not place.clients:

@@ -1,11 +1,11 @@
 """The local ranks as a group of processes: start, watch, signal, end. Two ways to make them, one contract.
 
-`SpawnedCrew` starts a fresh interpreter per rank. `ForkedCrew` asks a fork server, which has imported the heavy libraries once and forks
-the ranks from itself: they share its pages, and a restart takes milliseconds. A CUDA context does not survive a fork, so the fork
-server is for machines without GPUs.
+`SpawnedGroup` starts a fresh interpreter per rank. `ForkedGroup` asks a fork server, which has imported the
+heavy libraries once and forks the ranks from itself: they share its pages, and a restart takes milliseconds.
+A CUDA context does not survive a fork, so the fork server is for machines without GPUs.
 
-All processes die with their parent (PR_SET_PDEATHSIG) and stand in process groups of their own, so that a Ctrl-C in the terminal reaches
-the supervisor alone, which decides what the ranks are told.
+All processes die with their parent (PR_SET_PDEATHSIG) and stand in process groups of their own, so that a
+Ctrl-C in the terminal reaches the supervisor alone, which decides what the ranks are told.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ _CLOSE_S = 2.0
 
 @dataclass(frozen=True)
 class End:
-    """A rank has ended. `code` is its exit code, or minus the signal that killed it; `because` names another process if that died."""
+    """A rank has ended. `code` is its exit code, or minus the signal that killed it; `because` names another
+    process if that died."""
 
     rank: int
     pid: int
@@ -43,7 +44,8 @@ class End:
 
 
 class PreloadFailed(Exception):
-    """The fork server cannot serve. `code` is the exit code to end with; `threads`: it could not because imports left threads running."""
+    """The fork server cannot serve. `code` is the exit code to end with; `threads`: it could not because
+    imports left threads running."""
 
     def __init__(self, text: str, code: int, threads: bool):
         super().__init__(text)
@@ -51,9 +53,10 @@ class PreloadFailed(Exception):
         self.threads = threads
 
 
-class Crew(Protocol):
+class WorkerGroup(Protocol):
     def start(self, rank_envs: Sequence[Mapping[str, str]]) -> None:
-        """Starts one process per entry, each in the common environment with these changes; all earlier ones must have ended."""
+        """Starts one process per entry, each in the common environment with these changes; all earlier ones
+        must have ended."""
 
     def poll(self) -> list[End]:
         """Ranks that have ended since the last call; never blocks."""
@@ -65,7 +68,7 @@ class Crew(Protocol):
         """Ends everything that is left, at once."""
 
 
-class SpawnedCrew:
+class SpawnedGroup:
     """Fresh interpreters, each running `command`; `env` is the environment common to all ranks."""
 
     def __init__(self, env: Mapping[str, str], command: Sequence[str]):
@@ -97,7 +100,7 @@ class SpawnedCrew:
         self._processes.clear()
 
 
-class ForkedCrew:
+class ForkedGroup:
     """Ranks forked by a fork server, which is started with the first ranks, and anew if it died.
 
     Args:

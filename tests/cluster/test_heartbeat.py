@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from fedspeed.cluster.pulse import Look, Pulse, Silence, judge
+from fedspeed.cluster.heartbeat import Heartbeat, IdleTime, Snapshot, judge
 from fedspeed.cluster.rendezvous import Store
 from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
@@ -24,12 +24,12 @@ def store_of(rank, port):
 
 
 def begin(rank, port):
-    """(pulse, what it called on_stuck with, store), once all three beat."""
+    """(heartbeat, what it called on_stuck with, store), once all three beat."""
     store, calls = store_of(rank, port), []
-    pulse = Pulse(store, RANKS, rank, INTERVAL_S, SILENCE_S, calls.append, GRACE_S)
+    heartbeat = Heartbeat(store, RANKS, rank, interval_s=INTERVAL_S, silence_s=SILENCE_S, on_stuck=calls.append, grace_s=GRACE_S)
     store.put(f"here/{rank}", "")
     assert not store.wait([f"here/{r}" for r in RANKS], LIMIT_S)
-    return pulse, calls, store
+    return heartbeat, calls, store
 
 
 def until(condition, limit_s=LIMIT_S):
@@ -58,17 +58,17 @@ def fall(rank, port, number):
 def falls_or_watches(rank, port, victim, number, closer):
     if rank == victim:
         return fall(rank, port, number)
-    pulse, calls, store = begin(rank, port)
-    before, begun = pulse.lost(), time.monotonic()
+    heartbeat, calls, store = begin(rank, port)
+    before, begun = heartbeat.lost(), time.monotonic()
     store.put(f"watches/{rank}", "")
-    until(pulse.lost)
-    lost, seconds = pulse.lost(), time.monotonic() - begun
+    until(heartbeat.lost)
+    lost, seconds = heartbeat.lost(), time.monotonic() - begun
     if rank == closer:
-        pulse.close()
+        heartbeat.close()
     else:
         until(lambda: calls)
     time.sleep(2 * GRACE_S)  # for a call that must not be
-    pulse.close()
+    heartbeat.close()
     return before, lost, seconds, calls
 
 
@@ -89,14 +89,14 @@ def test_a_rank_that_falls_silent_is_lost_and_who_is_stuck_is_told_once(victim, 
 
 
 def leaves_or_stays(rank, port):
-    pulse, calls, _ = begin(rank, port)
+    heartbeat, calls, _ = begin(rank, port)
     if rank == 1:
-        pulse.close()
-        pulse.close()
+        heartbeat.close()
+        heartbeat.close()
         return (), calls
     time.sleep(SILENCE_S + 8 * INTERVAL_S)
-    lost = pulse.lost()
-    pulse.close()
+    lost = heartbeat.lost()
+    heartbeat.close()
     return lost, calls
 
 
@@ -107,13 +107,13 @@ def test_a_rank_that_leaves_in_order_is_not_lost():
 def test_a_rank_that_fails_says_no_goodbye_and_a_rank_heard_again_is_not_lost():
     port, calls = free_port(), []
     store = store_of(0, port)
-    here = Pulse(store, (0, 1), 0, INTERVAL_S, 0.3, calls.append, 60.0)
-    first = Pulse(store, (0, 1), 1, INTERVAL_S, 60.0, calls.append, 60.0)
+    here = Heartbeat(store, (0, 1), 0, interval_s=INTERVAL_S, silence_s=0.3, on_stuck=calls.append, grace_s=60.0)
+    first = Heartbeat(store, (0, 1), 1, interval_s=INTERVAL_S, silence_s=60.0, on_stuck=calls.append, grace_s=60.0)
     time.sleep(0.2)
     first.close(goodbye=False)
     until(here.lost)
     assert here.lost() == (1,)
-    again = Pulse(store, (0, 1), 1, INTERVAL_S, 60.0, calls.append, 60.0)
+    again = Heartbeat(store, (0, 1), 1, interval_s=INTERVAL_S, silence_s=60.0, on_stuck=calls.append, grace_s=60.0)
     until(lambda: not here.lost())
     assert here.lost() == ()
     again.close()
@@ -127,43 +127,43 @@ def test_a_store_on_a_rank_that_does_not_work_may_go():
             raise RuntimeError("Connection refused")
 
     calls = []
-    pulses = [Pulse(Gone(), ranks, 1, 0.02, 0.1, calls.append, 0.1) for ranks in ((1, 2), (0, 1, 2))]
+    heartbeats = [Heartbeat(Gone(), ranks, 1, interval_s=0.02, silence_s=0.1, on_stuck=calls.append, grace_s=0.1) for ranks in ((1, 2), (0, 1, 2))]
     until(lambda: calls)
-    assert [pulse.lost() for pulse in pulses] == [(), (0,)]
+    assert [heartbeat.lost() for heartbeat in heartbeats] == [(), (0,)]
     assert calls == [(0,)]
-    for pulse in pulses:
-        pulse.close()
+    for heartbeat in heartbeats:
+        heartbeat.close()
 
 
-def test_silence_is_counted_in_looks():
-    silence = Silence([1, 2], step_s=10.0)
+def test_idle_time_is_counted_in_snapshots():
+    idle = IdleTime([1, 2], step_s=10.0)
     for second in range(1, 12):
-        silence.look({1: second, 2: 1}, 5.0)
-    assert silence.longer_than(50.0) == (2,)
-    assert silence.longer_than(50.1) == ()
-    silence.look({1: 12, 2: 2}, 5.0)
-    assert silence.longer_than(0.1) == ()
+        idle.take({1: second, 2: 1}, 5.0)
+    assert idle.at_least(50.0) == (2,)
+    assert idle.at_least(50.1) == ()
+    idle.take({1: 12, 2: 2}, 5.0)
+    assert idle.at_least(0.1) == ()
 
 
 def test_a_process_that_was_stopped_itself_takes_nobody_for_lost():
-    silence = Silence([1], step_s=10.0)
-    silence.look({1: 1}, 5.0)
-    silence.look({1: 1}, 3600.0)
-    assert silence.longer_than(10.1) == ()
+    idle = IdleTime([1], step_s=10.0)
+    idle.take({1: 1}, 5.0)
+    idle.take({1: 1}, 3600.0)
+    assert idle.at_least(10.1) == ()
 
 
-@pytest.mark.parametrize(("before", "look", "gone", "mute", "lost"), [
-    ((), Look((), (3,)), False, False, ()),
-    ((), Look((3,), (3, 4)), False, False, (3, 4)),           # one host, whose ranks did not stop in the same look
-    ((3,), Look((3, 5), (3, 5)), False, False, (3,)),         # 5 has given up since
-    ((3, 4), Look((3,), (3,)), False, False, (3,)),           # 4 is heard again
-    ((3,), Look((), ()), False, False, ()),
-    ((), Look(), True, False, (0,)),
-    ((), Look((), (3,)), True, False, (3,)),                  # rank 0 saw the loss first, and has gone because of it
-    ((3,), Look((3,), (3,)), True, False, (3,)),
-    ((), Look((), (3,)), False, True, (0, 3)),
-    ((0,), Look(), False, False, ()),                         # the store answers again
-    ((), Look((), (), frozenset([0])), True, False, ()),      # rank 0 left in order
+@pytest.mark.parametrize(("before", "snapshot", "gone", "unresponsive", "lost"), [
+    ((), Snapshot((), (3,)), False, False, ()),
+    ((), Snapshot((3,), (3, 4)), False, False, (3, 4)),           # one host, whose ranks did not stop in the same snapshot
+    ((3,), Snapshot((3, 5), (3, 5)), False, False, (3,)),         # 5 has given up since
+    ((3, 4), Snapshot((3,), (3,)), False, False, (3,)),           # 4 is heard again
+    ((3,), Snapshot((), ()), False, False, ()),
+    ((), Snapshot(), True, False, (0,)),
+    ((), Snapshot((), (3,)), True, False, (3,)),                  # rank 0 saw the loss first, and has gone because of it
+    ((3,), Snapshot((3,), (3,)), True, False, (3,)),
+    ((), Snapshot((), (3,)), False, True, (0, 3)),
+    ((0,), Snapshot(), False, False, ()),                         # the store answers again
+    ((), Snapshot((), (), frozenset([0])), True, False, ()),      # rank 0 left in order
 ])
-def test_judgement(before, look, gone, mute, lost):
-    assert judge(before, look, gone, mute, (0,)) == lost
+def test_judgement(before, snapshot, gone, unresponsive, lost):
+    assert judge(before, snapshot, gone, unresponsive, (0,)) == lost

@@ -1,0 +1,187 @@
+"""Reads the documents of a configuration, a YAML file and `key=value` overrides."""
+
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedspeed.config import tree
+from fedspeed.config.convert import Unfit, convert, long_form
+from fedspeed.config.fields import Field, arms, fields_of
+from fedspeed.config.names import new_spelling, remedy_for_unknown
+from fedspeed.config.run import RunConfig
+from fedspeed.config.tree import COMMAND_LINE, place
+
+FREE = "deepspeed"  # the one section whose keys are not ours
+DEEPEST = 32  # dots in a key; DeepSpeed's deepest has four
+FIELDS, SECTIONS = fields_of(RunConfig)
+
+
+class Reader:
+    """Collects values, sources and problems over several documents; a later value replaces an earlier one.
+
+    A scalar is converted as it comes, so that one that is replaced is held to its type too. A value that has
+    values of its own is laid together from all documents first: `federation.method.name=...` and
+    `federation.method.rule=...` are two of them.
+
+    Attributes:
+        refused: keys whose value was no good.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.refused: set[str] = set()
+        self._values: dict[str, Any] = {}
+        self._nodes: dict[str, yaml.Node] = {}  # of every key that was given
+        self._free: yaml.Node | None = None  # the deepspeed section
+
+    def read_file(self, path: Path) -> bool:
+        """False if nothing could be read."""
+        try:
+            root = tree.compose(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            self.problems.append(_why_unreadable(path, error))
+            return False
+        if not isinstance(root, yaml.MappingNode):
+            found = "is empty" if root is None or tree.kind(root) == "null" else f"holds {tree.shown(root)}"
+            self.problems.append(f"{path}: {found}; a run's YAML holds sections such as model: and train:, "
+                                 "see ds_configs/quickstart.yaml")
+            return False
+        self._document(root)
+        return True
+
+    def read_override(self, override: str) -> None:
+        """Read one `key=value` of the command line."""
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals or not all(key.split(".")) or key.count(".") > DEEPEST:
+            self.problems.append(f"{COMMAND_LINE}: {override!r} is not an override; write key=value, for "
+                                 "example train.lr=1e-3")
+            return
+        try:  # `run.name=` is how a shell writes an empty text; YAML would read null
+            node = tree.compose(text or "''")
+        except (yaml.YAMLError, RecursionError) as error:
+            shown = override if len(override) <= 80 else f"{override[:77]}..."
+            self.problems.append(f"{COMMAND_LINE}: the value of {shown!r} is not YAML ({_reason(error)}); "
+                                 "put it in double quotes")
+            return
+        if node is None:
+            self.problems.append(f"{COMMAND_LINE}: the value of {override!r} is only a YAML comment; put it "
+                                 "in double quotes")
+            return
+        self._document(tree.nested(key.split("."), node))
+
+    def config(self) -> RunConfig:
+        """Build the configuration of all good values; defaults stand in for the refused ones. Call it once,
+        when all documents are read."""
+        for key, node in self._nodes.items():
+            if FIELDS[key].nested:
+                self._convert(key, node)
+
+        def build(cls: type, prefix: str) -> Any:
+            arguments = {}
+            for name, type_ in typing.get_type_hints(cls).items():
+                key = prefix + name
+                if key in self._values:
+                    arguments[name] = self._values[key]
+                elif key in SECTIONS:
+                    arguments[name] = build(type_, key + ".")
+            return cls(**arguments)
+
+        free = {} if self._free is None else tree.plain(self._free)
+        return dataclasses.replace(build(RunConfig, ""), deepspeed=free)
+
+    def given(self) -> dict[str, str]:
+        """Return (dotted key -> source) of everything that is not a default."""
+        found = {}
+        for key, node in self._nodes.items():
+            if key in self._values:
+                parts = {part: place(value) for part, value in tree.leaves(node, key)}
+                found[key] = " and ".join(dict.fromkeys(parts.values()))
+                found |= parts if key not in parts else {}
+        free = [] if self._free is None else tree.leaves(self._free, FREE)
+        return found | {key: place(node) for key, node in free}
+
+    def _document(self, root: yaml.MappingNode) -> None:
+        self.problems += [f"{place(node)}: {fault}" for node, fault in tree.faults(root)]
+        self._section(root, "")
+
+    def _section(self, node: yaml.MappingNode, prefix: str) -> None:
+        for name, key_node, value in tree.entries(node):
+            key = prefix + name
+            if key in FIELDS:
+                self._field(key, value)
+            elif key not in (FREE, *SECTIONS):
+                text = value.value if isinstance(value, yaml.ScalarNode) else ""
+                remedy = remedy_for_unknown(key, [*FIELDS, *SECTIONS, FREE], text)
+                self.problems.append(f"{place(key_node)}: there is no key {key}; {remedy}")
+            elif isinstance(value, yaml.MappingNode):
+                if key == FREE:
+                    self._free = tree.laid(self._free, value) if value.value else self._free
+                else:
+                    self._section(value, key + ".")
+            elif tree.kind(value) != "null":  # `train:` with all below it commented out is an empty section
+                self.problems.append(f"{place(value)}: {key} is {tree.shown(value)}, but it is a section; "
+                                     f"write {key}.KEY=VALUE, in YAML the key below {key}:")
+
+    def _field(self, key: str, node: yaml.Node) -> None:
+        field = FIELDS[key]
+        if field.nested:
+            above = long_form(node, field.type)
+            self._nodes[key] = tree.laid(self._nodes.get(key), above, _default_name(field))
+        elif self._convert(key, node):
+            self._nodes[key] = node
+
+    def _convert(self, key: str, node: yaml.Node) -> bool:
+        """Whether the field takes the value."""
+        field = FIELDS[key]
+        try:
+            self._values[key] = convert(_named(node, field), field, key)
+            return True
+        except Unfit as unfit:
+            self.refused.add(key)
+            for at, text in unfit.faults:
+                new = new_spelling(key, at.value) if at is node and "did you mean" not in text else ""
+                remedy = f"; write '{key}={new}', in YAML {key.rpartition('.')[2]}: {new}" if new else ""
+                self.problems.append(f"{place(at)}: {text}{remedy}")
+            return False
+
+
+def _default_name(field: Field) -> str | None:
+    """Return the name of the arm that a field has by default, None if it has none."""
+    return getattr(field.default, "name", None) if arms(field.type) else None
+
+
+def _named(node: yaml.Node, field: Field) -> yaml.Node:
+    """Return the node of an arm with the name that it has by default, where it says none."""
+    name = _default_name(field)
+    if name is None or not isinstance(node, yaml.MappingNode) or tree.entry(node, "name"):
+        return node
+    said = tree.nested(["name"], tree.compose(name))
+    return yaml.MappingNode(node.tag, [*said.value, *node.value], node.start_mark, node.end_mark)
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        beside = sorted(p.name for p in path.parent.glob("*.y*ml"))
+        likely = difflib.get_close_matches(path.name, beside, n=1) or beside
+        remedy = f"{path.parent} holds {', '.join(likely)}" if likely else "check the path"
+        return f"{path}: there is no such file; {remedy}"
+    if isinstance(error, OSError):
+        return f"{path}: cannot be read ({error.strerror}); give a readable YAML file"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{path}: is not UTF-8 text (byte {error.start}); give a YAML file"
+    if isinstance(error, RecursionError):
+        return (f"{path}: is nested too deeply to be a configuration; give a run's YAML, such as "
+                "ds_configs/quickstart.yaml")
+    mark = getattr(error, "problem_mark", None)
+    line = f":{mark.line + 1}" if mark else ""
+    return f"{path}{line}: is not YAML ({_reason(error)}); mend this line or the one above it"
+
+
+def _reason(error: yaml.YAMLError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -1,0 +1,89 @@
+"""What can be checked of a federation's method before anything is started. Pure, and without torch."""
+
+from collections.abc import Collection
+
+from fedspeed.config.run import RunConfig
+from fedspeed.errors import ConfigError
+from fedspeed.federation.methods.base import Method, method_class
+from fedspeed.federation.methods.config import METHODS
+
+
+def check_method(config: RunConfig, participants: int, capabilities: Collection[str] | None = None) -> None:
+    """Check that a run can use its method.
+
+    Args:
+        config: with its routing mode settled. participants: of a sum. capabilities: of the engine that is to
+            be built (engine.client_engine.Capability), None where that is not known yet.
+
+    Raises:
+        ConfigError: all that stands against it, with the remedy.
+    """
+    name = config.federation.method.name
+    method = method_class(name)
+    found = [
+        masked_problem(config, method, participants),
+        step_problem(config, method),
+        "" if capabilities is None else lacking(method.needs, capabilities, name),
+    ]
+    if problems := [problem for problem in found if problem]:
+        raise ConfigError("; ".join(problems))
+
+
+def masked_problem(config: RunConfig, method: type[Method], participants: int) -> str:
+    """Return what stands against a method in a masked mode, empty if nothing does.
+
+    A sum tells an element that few clients hold as those clients' own value. What a client keeps for itself
+    lies in the run's folder, which in one job is common to all.
+    """
+    if not config.routing.sums_only:
+        return ""
+    chosen, mode, least = config.federation.method, config.routing.mode, config.routing.min_participants
+    named = f"federation.method={chosen.name}"
+    if not METHODS[chosen.name].sums_only:
+        return (
+            f"{named} needs every client's own values, which routing.mode={mode} hides; set "
+            "routing.mode=plain, or choose another method"
+        )
+    if method.keeps_memory and config.routing.transport != "tls":
+        return (
+            f"{named} keeps what is a client's own in the run's folder, where all of one job can read what "
+            f"routing.mode={mode} is to hide; set routing.transport=tls or routing.mode=plain"
+        )
+    holders = method.min_holders(chosen, range(participants), 0)
+    if holders >= least:
+        return ""
+    return (
+        f"{named}: of {participants} participants only {holders} may meet in an element of the sum, which says "
+        f"too much about each, and routing.mode={mode} asks for routing.min_participants={least}; take more "
+        "participants, set routing.mode=plain inside one trust domain, or choose another method"
+    )
+
+
+def step_problem(config: RunConfig, method: type[Method]) -> str:
+    """Return what stands against an exchange in every local step, empty if nothing does or there is none."""
+    if method.exchange_every != "step":
+        return ""
+    against = {
+        "federation.staleness=1": config.federation.staleness,
+        "federation.round_budget=seconds": config.federation.round_budget == "seconds",
+        "train.local_steps_by_cluster": config.train.local_steps_by_cluster,
+    }
+    found = [setting for setting, is_set in against.items() if is_set]
+    if not found:
+        return ""
+    return (
+        f"federation.method={config.federation.method.name} exchanges updates in every local step, which all "
+        f"clients take together; it goes with no {' and no '.join(found)}"
+    )
+
+
+def lacking(needs: Collection[str], capabilities: Collection[str], name: str) -> str:
+    """Return what an engine lacks for a method, empty if it has all."""
+    missing = sorted(set(needs) - set(capabilities))
+    if not missing:
+        return ""
+    return (
+        f"federation.method={name} needs an engine that is capable of {', '.join(missing)}, and the "
+        f"configured one is not (it is of {', '.join(sorted(capabilities))}); choose another engine.tier or "
+        "engine.pipeline, or another method"
+    )

@@ -1,0 +1,277 @@
+"""What a method of federated training is: who trains what, what a client sends, and what the sum of it means.
+
+The rounds (`federation.rounds`) call a method; it never calls them. All that decides is a function of arrays,
+so every rank of every client, which hold the same state and hear the same sum, come to the same new state.
+
+The order of a round: `turn` for each client that is asked, `train` for as many turns as the engine has client
+slots, `encode` for each of them, the sum over all clients, `aggregate`, the server optimizer, `server_step`.
+`models` says what is then evaluated and exported. A method that has a server (`RankRole.server`) computes on
+it in `serve`, while clients train, and in `server_step`.
+
+docs/methods.md says which member carries what of the methods that FedSpeed is compared with.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from fedspeed.federation.layout import Layout
+from fedspeed.federation.methods.config import METHODS, is_folder
+from fedspeed.federation.methods.factors import distance
+from fedspeed.models.folded import trainable
+
+if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
+    from fedspeed.engine.build import EngineSpec
+    from fedspeed.engine.client_engine import ClientEngine, Sums
+    from fedspeed.routing.channel import Channel
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One client's part of one round, before it is trained.
+
+    Attributes:
+        start: full fp32 arrays by name that the client begins with.
+        frozen: names that keep their value in this turn.
+        steps: optimizer steps to take. seed: of dropout, the turn's own.
+        memory: what the client alone goes on with from its last turn, empty in its first one. Journalled on
+            its own host, never sent.
+        exchange: which of the round's exchanges the turn leads to, from 0; always 0 unless
+            `Method.exchange_every` is "step".
+    """
+
+    client: int
+    round: int
+    start: Arrays
+    frozen: frozenset[str]
+    steps: int
+    seed: int
+    memory: Arrays
+    exchange: int = 0
+
+    def starting_at(self, start: Arrays) -> "Turn":
+        """Return the same turn from another start."""
+        return replace(self, start=start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a turn has come to: where the client ended, its sums (losses, tokens, steps that were taken), and
+    its memory from now on."""
+
+    end: Arrays
+    sums: "Sums"
+    memory: Arrays
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What a sum means: the state before any server optimizer. `factor_error` is the relative error of
+    averaging LoRA's factors instead of their products, None where no product is trained."""
+
+    state: Arrays
+    factor_error: float | None
+
+
+class Method(ABC):
+    """One method of federated training; one instance a run and rank. What excludes it from a configuration
+    stands where it is registered (`Entry`).
+
+    Attributes:
+        needs, server_needs: what a client's and the server's engine must be capable of
+            (engine.client_engine.Capability), held against them before anything is built. The server needs no
+            engine where `server_needs` is empty.
+        hides: what the run's transforms of updates want hidden beside them (updates.base.BESIDE). The method
+            does not send its sketch if that is among it.
+        keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
+            journalled.
+        exact_error: whether `Aggregate.factor_error` is the error itself, or an estimate.
+        exchange_every: "round", or "step": after every local step. Evaluation and journal keep to rounds.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
+    server_needs: ClassVar[frozenset[str]] = frozenset()
+    hides: frozenset[str] = frozenset()
+    keeps_memory: ClassVar[bool] = False
+    exact_error: ClassVar[bool] = False
+    exchange_every: ClassVar[Literal["round", "step"]] = "round"
+
+    def __init__(self, config: Any, layout: Layout, *, clients: int, seed: int):
+        """Prepare the method for a run.
+
+        Args:
+            config: its arm of the configuration. layout: of the arrays that clients train. clients: of the
+                whole run. seed: of the run.
+        """
+        self.config, self.layout, self.clients, self.seed = config, layout, clients, seed
+
+    # Before anything is built.
+
+    @classmethod
+    def spec(cls, config: Any, spec: "EngineSpec", *, shape: Any) -> "EngineSpec":
+        """Return what is to be built, given what the run's configuration asks for: other `blocks` of the
+        model, say, or another optimizer.
+
+        Args:
+            config: the method's arm. spec: for the role that it names. shape: of the base
+                (models.catalogue.ModelShape).
+        """
+        return spec
+
+    @classmethod
+    def min_holders(cls, config: Any, asked: Sequence[int], modules: int) -> int:
+        """Return the fewest clients whose values meet in any element of any round's sum; 1 unless a method
+        says more. Masked modes refuse fewer than `routing.min_participants`: an element that one client holds
+        alone is that client's update in the clear.
+
+        Args:
+            config: the method's arm. asked: clients of a round. modules: matrices that are adapted, 0 where
+                that is not known.
+        """
+        return 1
+
+    @classmethod
+    def start_problem(cls, config: Any, state: Arrays) -> str:
+        """Return what is wrong with starting from `state` and what to do about it, empty if nothing is."""
+        return ""
+
+    # A client's part.
+
+    def frozen(self, round: int) -> frozenset[str]:
+        """Return the names that keep their value in a round; rounds count from 1."""
+        return frozenset()
+
+    def turn(
+        self,
+        client: int,
+        round: int,
+        state: Arrays,
+        *,
+        steps: int,
+        seed: int,
+        memory: Arrays,
+        exchange: int = 0,
+    ) -> Turn:
+        """Return what a client is to do in a round that starts from `state`."""
+        return Turn(
+            client=client,
+            round=round,
+            start=state,
+            frozen=self.frozen(round),
+            steps=steps,
+            seed=seed,
+            memory=memory,
+            exchange=exchange,
+        )
+
+    def passes(self, engine: "ClientEngine", turns: int, steps: int, accumulation: int) -> tuple[int, bool]:
+        """Return (passes over the base that `train` makes on this rank, whether they have a backward): ranks
+        that share a base keep step by these.
+
+        Args:
+            turns: of this rank's clients in the round. steps: of each. accumulation: micro-batches of a step.
+        """
+        return engine.train_passes(turns, steps, accumulation), True
+
+    def train(self, engine: "ClientEngine", turns: Sequence[Turn], trainer: Any) -> list[Trained]:
+        """Train the turns in the engine's first client slots, all at the same time.
+
+        Args:
+            trainer: takes local steps (federation.trainer.Trainer).
+        """
+        return trainer.local_steps(engine, turns)
+
+    @abstractmethod
+    def values(self, round: int) -> int:
+        """Return the length of the vector that a round sums."""
+
+    def parts(self, round: int) -> tuple[int, ...]:
+        """Return the lengths of what belongs together in that vector, in its order (routing.exchange gives
+        each part a range of its own)."""
+        return (self.values(round),)
+
+    @abstractmethod
+    def encode(self, turn: Turn, end: Arrays, weight: float) -> np.ndarray:
+        """Return [values] float32: what a client adds to the sum for having moved from `turn.start` to `end`,
+        at its weight (answer tokens)."""
+
+    # The common part: the same on every rank.
+
+    @abstractmethod
+    def aggregate(
+        self,
+        state: Arrays,
+        total: np.ndarray,
+        weight: float,
+        *,
+        round: int,
+        exchange: int = 0,
+        factor: float = 1.0,
+    ) -> Aggregate:
+        """Return what the sum of all contributions makes of the state that the round was trained from.
+
+        Args:
+            total: [values] float32, the sum. weight: the sum of all clients' weights, above 0.
+            factor: what the mean delta is multiplied by (FedNova's scale).
+        """
+
+    def update_norm(self, before: Arrays, after: Arrays) -> float:
+        """Return the Euclidean norm of what has changed between two global states."""
+        return distance(before, after, trainable(before))
+
+    def serve(self, engine: "ClientEngine", channel: "Channel", round: int, exchange: int) -> None:
+        """Answer the clients on the server, which are in `train` meanwhile, until they are done with the
+        exchange. Clients reach the server by `Trainer.channel`."""
+
+    def server_step(self, state: Arrays, engine: "ClientEngine | None", public_rows: Any) -> Arrays:
+        """Return the state after what the server alone does with it, on its own engine and on public rows.
+        What it returns is told to all."""
+        return state
+
+    def models(self, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:
+        """Return what is evaluated and exported, by name: full arrays for the engine.
+
+        `adapter` is evaluated for all clients but those that have a model of their own, `client-N`. Models of
+        other names are exported only.
+
+        Args:
+            memory: of this rank's clients, by client.
+        """
+        return {"adapter": state}
+
+
+def method_class(name: str) -> type[Method]:
+    """Import a method; its module defines one class of that kind."""
+    module = import_module(f"{METHODS[name].module}.method" if is_folder(name) else METHODS[name].module)
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    assert len(found) == 1, f"{module.__name__} must define one subclass of Method, but has {len(found)}"
+    return found[0]
+
+
+def make_method(
+    config: Any,
+    state: Mapping[str, np.ndarray],
+    *,
+    clients: int,
+    seed: int,
+    hides: frozenset[str] = frozenset(),
+) -> Method:
+    """Build the method that a run's configuration names.
+
+    Args:
+        config: `federation.method`. state: any global state of the run, for names and shapes.
+        hides: see `Method`.
+    """
+    method = method_class(config.name)(config, Layout.of(trainable(state)), clients=clients, seed=seed)
+    method.hides = hides
+    return method

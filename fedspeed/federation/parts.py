@@ -1,0 +1,138 @@
+"""What one rank brings to the rounds: each part has one responsibility, and is put together here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedspeed.checkpoint.journal import Journal
+from fedspeed.config.run import RunConfig
+from fedspeed.engine.client_engine import ClientEngine
+from fedspeed.errors import FedSpeedError
+from fedspeed.federation import server
+from fedspeed.federation.checks import lacking
+from fedspeed.federation.contributing import Transform
+from fedspeed.federation.evaluators import Evaluator
+from fedspeed.federation.keeping import Keeper, Progress
+from fedspeed.federation.link import ClientLink
+from fedspeed.federation.methods.base import Method, make_method, method_class
+from fedspeed.federation.pacing import Pace
+from fedspeed.federation.recording import Recorder, Signals
+from fedspeed.federation.role import RankRole
+from fedspeed.federation.tensors import as_arrays
+from fedspeed.federation.trainer import Trainer
+from fedspeed.federation.updates.base import make_updates
+from fedspeed.routing.channel import Channel
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankParts:
+    """One rank's parts of a federated run. Every rank of every client runs the same rounds; see `RankRole`
+    for what differs.
+
+    Attributes:
+        weights: what each of the rank's clients counts, by client: the answer tokens of its training rows.
+        transform: what is done to updates before they leave; None: nothing.
+    """
+
+    config: RunConfig
+    role: RankRole
+    engine: ClientEngine
+    link: ClientLink
+    method: Method
+    trainer: Trainer
+    pace: Pace
+    keeper: Keeper
+    recorder: Recorder
+    evaluators: Sequence[Evaluator]
+    weights: dict[int, float]
+    transform: Transform | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a run writes to and is told from.
+
+    Attributes:
+        fingerprint, record: of its configuration, for the journal (checkpoint.journal.Entry).
+        channel: to the method's server and from it, None where there is none.
+        monitor: takes steps and records. clock: of this rank's stages. peak_bytes: the most memory it has
+            held.
+    """
+
+    journal: Journal
+    fingerprint: str
+    record: dict
+    monitor: Any
+    clock: Any
+    peak_bytes: Callable[[], int]
+    signals: Signals
+    channel: Channel | None = None
+
+
+def start(config: RunConfig, engine: ClientEngine) -> Progress:
+    """Return the state before round 1: what the engine was built with, the same on every rank.
+
+    Raises:
+        FedSpeedError: the method cannot start from it.
+    """
+    state = as_arrays(engine.state())
+    chosen = config.federation.method
+    if problem := method_class(chosen.name).start_problem(chosen, state):
+        raise FedSpeedError(problem)
+    return Progress(0, state, server.init(config.federation, state))
+
+
+def weights_of(role: RankRole) -> dict[int, float]:
+    """Return what each of a rank's clients counts: the answer tokens of its training rows."""
+    return {
+        client: float(sum(row.answer_tokens for row in data.train)) for client, data in role.clients.items()
+    }
+
+
+def assemble(
+    config: RunConfig,
+    role: RankRole,
+    engine: ClientEngine,
+    link: ClientLink,
+    *,
+    surroundings: Surroundings,
+    evaluators: Sequence[Evaluator],
+) -> RankParts:
+    """Put a rank's parts together.
+
+    Raises:
+        FedSpeedError: the engine is not capable of what the method needs.
+    """
+    around, chosen = surroundings, config.federation.method
+    updates, state = make_updates(config.federation.updates), as_arrays(engine.state())
+    method = make_method(
+        chosen, state, clients=config.data.clients, seed=config.run.seed, hides=updates.hides
+    )
+    if problem := lacking(method.needs, engine.capabilities, chosen.name):
+        raise FedSpeedError(problem)
+    return RankParts(
+        config=config,
+        role=role,
+        engine=engine,
+        link=link,
+        method=method,
+        trainer=Trainer(config, role, engine, method, monitor=around.monitor, channel=around.channel),
+        pace=Pace(config, role.cluster, engine),
+        keeper=Keeper(
+            config, role, around.journal, method=method, fingerprint=around.fingerprint, record=around.record
+        ),
+        recorder=Recorder(
+            config,
+            role,
+            engine,
+            link,
+            monitor=around.monitor,
+            clock=around.clock,
+            peak_bytes=around.peak_bytes,
+            signals=around.signals,
+            hidden=updates.hidden_slots,
+        ),
+        evaluators=tuple(evaluators),
+        weights=weights_of(role),
+        transform=updates or None,
+    )

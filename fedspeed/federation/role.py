@@ -1,0 +1,31 @@
+"""What a rank is in a federated run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedspeed.data.clients import ClientData
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRole:
+    """Says what one rank is in the run, and for whom it works.
+
+    Attributes:
+        clients: data of the clients that this rank carries, by client number; all ranks of a client carry
+            the same.
+        place: where the rank stands among the ranks that work, from 0. ranks: how many these are.
+        gateway: whether it speaks for its clients. reporter: whether it commits the journal and reports
+            (exactly one rank does).
+        cluster: name of its cluster, which may have its own number of local steps.
+        server: whether it takes the steps of the method's server (Method.server_step); at most one rank does.
+        public_rows: what the server trains on; None elsewhere.
+    """
+
+    clients: Mapping[int, ClientData]
+    place: int = 0
+    ranks: int = 1
+    gateway: bool = True
+    reporter: bool = True
+    cluster: str = ""
+    server: bool = False
+    public_rows: ClientData | None = None

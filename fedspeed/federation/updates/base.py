@@ -1,0 +1,118 @@
+"""What happens to an update before it leaves its client: transforms, applied in the order of
+`federation.updates`.
+
+A transform sees the delta that the weighted mean is taken of (already brought to one number of steps where
+clients take different numbers), and returns another one. The update is encoded afterwards, so whatever the
+method tells beside the delta, such as the sketch of the products, is that of the transformed update.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fedspeed.federation.methods.base import Arrays, Turn
+from fedspeed.federation.updates.config import UPDATES
+
+# What else is told of a client's training, and may have to be hidden with it: the sketch that the averaging
+# error is estimated from, the client's exact weight (its answer tokens), and its losses.
+SKETCH, WEIGHTS, LOSSES = "sketch", "weights", "losses"
+BESIDE = frozenset({SKETCH, WEIGHTS, LOSSES})
+LOSS_SLOTS = frozenset({"train_loss", "val_loss", "exact"})  # of the ledger
+
+
+class Update(ABC):
+    """One transform; one instance a run and rank.
+
+    Attributes:
+        hides: what else must be hidden for the transform to mean anything, of BESIDE. All of it, unless a
+            transform says that it may be told.
+    """
+
+    hides: ClassVar[frozenset[str]] = BESIDE
+
+    def __init__(self, config: Any):
+        """Prepare the transform: `config` is its arm of the configuration."""
+        self.config = config
+
+    @abstractmethod
+    def __call__(self, delta: Arrays, weight: float, rng: np.random.Generator) -> tuple[Arrays, float]:
+        """Return (delta, weight) of one client in one round as they are to be told.
+
+        Args:
+            delta: fp32 arrays of what trains in the round, by name. weight: what the client counts.
+            rng: of this client alone; nobody else may know what it draws.
+        """
+
+    def spent(self) -> dict[str, float]:
+        """Return what the transform has spent of a budget so far, by the budget's name; empty if it has
+        none."""
+        return {}
+
+
+class Updates:
+    """All transforms of a run, one after the other.
+
+    Attributes:
+        hides: what any of them hides.
+    """
+
+    def __init__(self, updates: Sequence[Update], rng: np.random.Generator | None = None):
+        """Put transforms behind each other.
+
+        Args:
+            rng: what they draw from; None: a generator that the system seeds, which nobody can repeat.
+        """
+        self._updates = tuple(updates)
+        self._rng = rng or np.random.default_rng()
+        self.hides = frozenset().union(*(update.hides for update in updates))
+        assert self.hides <= BESIDE, f"a transform hides {sorted(self.hides - BESIDE)}, which nobody tells"
+
+    def __bool__(self) -> bool:
+        """Say whether there is any transform."""
+        return bool(self._updates)
+
+    def __call__(self, turn: Turn, delta: Arrays, weight: float) -> tuple[Arrays, float]:
+        """Return a client's (delta, weight) as they are to be told.
+
+        Args:
+            delta: of all arrays that a client trains, by name. What is frozen in the turn is passed on as it
+                is.
+        """
+        told = {name: array for name, array in delta.items() if name not in turn.frozen}
+        for update in self._updates:
+            told, weight = update(told, weight, self._rng)
+        return delta | told, 1.0 if WEIGHTS in self.hides else weight
+
+    @property
+    def hidden_slots(self) -> frozenset[str]:
+        """The slots of the ledger that nobody may be told."""
+        return LOSS_SLOTS if LOSSES in self.hides else frozenset()
+
+    def spent(self) -> dict[str, float]:
+        """Return what all transforms have spent together, by the budget's name."""
+        total: dict[str, float] = {}
+        for update in self._updates:
+            for name, amount in update.spent().items():
+                total[name] = total.get(name, 0.0) + amount
+        return total
+
+
+def update_class(name: str) -> type[Update]:
+    """Import a transform; its module `update` defines one class of that kind."""
+    module = import_module(f"{UPDATES[name]}.update")
+    found = [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__module__ == module.__name__
+    ]
+    found = [kind for kind in found if issubclass(kind, Update)]
+    assert len(found) == 1, f"{module.__name__} must define one subclass of Update, but has {len(found)}"
+    return found[0]
+
+
+def make_updates(configs: Sequence[Any]) -> Updates:
+    """Build the transforms that a run's configuration lists (`federation.updates`)."""
+    return Updates([update_class(config.name)(config) for config in configs])

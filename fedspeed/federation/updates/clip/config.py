@@ -1,0 +1,16 @@
+"""What `federation.updates: [{name: clip}]` may be told."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    name: Literal["clip"] = "clip"
+    norm: float = field(
+        default=1.0,
+        metadata={
+            "help": "largest Euclidean norm of a client's delta, a longer one is scaled down",
+            "above": 0.0,
+        },
+    )

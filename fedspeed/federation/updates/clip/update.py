@@ -1,0 +1,22 @@
+"""`clip`: no client's delta is longer than a bound, so that none moves the mean by more than its share of
+that."""
+
+import math
+
+import numpy as np
+
+from fedspeed.federation.updates.base import Update
+
+
+class Clip(Update):
+    """Scales a delta down to `norm` where it is longer. It promises nothing about what a delta tells, so
+    nothing else has to be hidden with it."""
+
+    hides = frozenset()
+
+    def __call__(self, delta, weight, rng):
+        length = math.sqrt(sum(float(np.sum(array.astype(np.float64) ** 2)) for array in delta.values()))
+        if length <= self.config.norm:
+            return delta, weight
+        factor = self.config.norm / length
+        return {name: (factor * array).astype(np.float32) for name, array in delta.items()}, weight

@@ -1,0 +1,99 @@
+"""The folded adapter: a second adapter beside LoRA's, frozen and common to all clients, which an aggregate
+may grow.
+
+A method whose exact aggregate is no LoRA of rank r (`stack`, `residual`) keeps what is beyond in it. Beside
+an adapted module of scale s = alpha / r that computes W x + s B A x, it adds s F x. F is kept as factors
+[out, R] and [R, in] while these are smaller than the product [out, in], and as the product from then on,
+which is exact and grows no further.
+
+It is never merged into the base. A copy of the base in 16 bit would round away most of a small F, a quantised
+one would have to be quantised anew in every round, and most tiers share the base with clients of other runs'
+states or keep it where nothing is written; beside the base F is right on all of them, at its own precision.
+
+Names only and arrays, so that whoever aggregates, exports or computes with it reads it alike.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedspeed.models.factors import is_factor_a, pairs
+
+PREFIX = "folded:"
+LEFT, RIGHT, WHOLE = "left", "right", "whole"  # [out, R], [R, in], and [out, in] in their place
+Arrays = dict[str, np.ndarray]
+
+
+def is_folded(name: str) -> bool:
+    """Say whether an array of a global state belongs to the folded adapter, which no client trains."""
+    return name.startswith(PREFIX)
+
+
+def trainable(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arrays of a global state that clients train. Others have names of the form KIND:NAME,
+    which no parameter has: the folded ones, and what else a method tells everybody, such as control
+    variates."""
+    return {name: array for name, array in state.items() if ":" not in name}
+
+
+def module_of(name: str) -> str:
+    """Return the path of the module that a factor A or B, or its bias, stands beside."""
+    return name.partition(".lora_")[0]
+
+
+def folded_parts(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the folded arrays of a state: module path -> {LEFT: ..., RIGHT: ...} or {WHOLE: ...}."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, array in state.items():
+        if is_folded(name):
+            module, _, kind = name.removeprefix(PREFIX).rpartition(".")
+            found.setdefault(module, {})[kind] = array
+    return found
+
+
+def named(module: str, parts: Mapping[str, np.ndarray]) -> Arrays:
+    """Return a module's folded arrays by the names that they have in a state."""
+    return {f"{PREFIX}{module}.{kind}": array for kind, array in parts.items()}
+
+
+def as_factors(parts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return factors [out, R] and [R, in] of a module's folded product; a whole one has a unit matrix as the
+    other."""
+    if WHOLE not in parts:
+        return parts[LEFT], parts[RIGHT]
+    whole = parts[WHOLE]
+    out, wide = whole.shape
+    if out <= wide:
+        return np.eye(out, dtype=whole.dtype), whole
+    return whole, np.eye(wide, dtype=whole.dtype)
+
+
+def as_one_adapter(state: Mapping[str, np.ndarray]) -> Arrays:
+    """Return LoRA and folded adapter together as one LoRA of the same scale, whose factors have rank r + R in
+    every module.
+
+    B becomes [B left] and A becomes [A; right]. PEFT knows one rank for all modules unless it is told
+    otherwise, so where R differs the factors are filled up with zeros.
+    """
+    folded, own = folded_parts(state), trainable(state)
+    if not folded:
+        return own
+    found = {module: as_factors(parts) for module, parts in folded.items()}
+    widest = max(left.shape[1] for left, _ in found.values())
+    joined = dict(own)
+    for a, b in pairs(own):
+        left, right = found.get(module_of(a), (np.zeros((len(own[b]), 0)), np.zeros((0, own[a].shape[1]))))
+        missing = widest - len(right)
+        joined[b] = np.concatenate([own[b], np.pad(left, ((0, 0), (0, missing)))], axis=1).astype(
+            own[b].dtype
+        )
+        joined[a] = np.concatenate([own[a], np.pad(right, ((0, missing), (0, 0)))], axis=0).astype(
+            own[a].dtype
+        )
+    return joined
+
+
+def rank_of(state: Mapping[str, np.ndarray]) -> int:
+    """Return the rank of the LoRA factors among some arrays, 0 where there are none."""
+    return next((len(array) for name, array in state.items() if is_factor_a(name)), 0)

@@ -1,0 +1,72 @@
+"""From the name of a transport to one that is connected; the names stand in `routing.config.TRANSPORTS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from fedspeed.errors import ConfigError
+from fedspeed.routing.config import TRANSPORTS
+from fedspeed.routing.transport import Transport
+
+ALONE = "local"  # what a single participant of a job takes, who has nobody to send to
+USUAL = "gloo"  # what several participants of a job take, where the launcher suggests nothing else
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Describe where the participants of an exchange find each other.
+
+    Attributes:
+        asked: routing.transport as it is configured, for messages.
+        me: this world rank.
+        participants: world ranks that speak for their clients, in order, equal on all ranks.
+        world_size: ranks that the launcher has started.
+        timeout_s: how long connecting may take.
+        connect: gives a torch store that all ranks of the job share, below the prefix that it is called with.
+        member: who this organisation is among others (`routing.listening.Membership`); None inside one job.
+    """
+
+    asked: str
+    me: int
+    participants: tuple[int, ...]
+    world_size: int
+    timeout_s: float
+    connect: Callable[[str], Any] | None = None
+    member: Any = None
+
+
+def resolve(asked: str, launcher: str, participants: int) -> str:
+    """Return the name of the transport that a job takes. Pure.
+
+    Args:
+        asked: routing.transport, a name of `TRANSPORTS` or `auto`.
+        launcher: the kind of launch (`cluster.discover.Kind`).
+        participants: how many ranks of the job speak for clients.
+
+    Raises:
+        ConfigError: a transport of one process is asked for, but participants are several processes.
+    """
+    if asked == "auto":
+        suggested = [name for name, facts in TRANSPORTS.items() if launcher in facts.auto_under]
+        several = suggested[0] if suggested else USUAL
+        return several if participants > 1 else ALONE
+    facts = TRANSPORTS[asked]
+    if facts.between_organisations or facts.started_by_mpi:
+        return asked
+    if facts.in_process and participants > 1:
+        raise ConfigError(
+            f"routing.transport={asked} is for a single participant, but {participants} ranks speak for "
+            f"clients; set routing.transport=auto, or {USUAL}"
+        )
+    return asked if participants > 1 else ALONE
+
+
+def open_transport(name: str, meeting: Meeting) -> Transport:
+    """Connect to the other participants. Collective over them, or over all ranks of a job that MPI has
+    started.
+
+    Raises:
+        TransportError: somebody did not come. FedSpeedError: what the transport needs is not there.
+    """
+    return import_module(TRANSPORTS[name].module).open_transport(meeting)

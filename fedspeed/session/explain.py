@@ -1,0 +1,67 @@
+"""Errors of the system and of libraries, told as what a user can do something about."""
+
+import errno
+
+from fedspeed.engine.base.choose import choose_tier
+from fedspeed.engine.world import lost_connection
+from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
+from fedspeed.session.remedies import device_memory_text, out_of_device_memory
+from fedspeed.session.request import Job
+
+PLACE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
+RESUMES = "the same command resumes from the journal"
+
+
+def explained(error: BaseException, job: Job) -> BaseException:
+    """Return the error; a full disk, a full device and a broken connection inside the cluster as what they
+    are."""
+    if isinstance(error, FedSpeedError):
+        return error
+    if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
+        return FedSpeedError(
+            f"{error.filename or job.request.folder}: cannot be written ({error.strerror}); make room "
+            "there or choose another place (run.out=FOLDER), and the same command goes on from the last "
+            "round in the journal"
+        )
+    if out_of_device_memory(error):
+        return FedSpeedError(device_memory_text(error, job.named(job.me), job.config, _tier(job)))
+    if not lost_connection(error):
+        return error
+    return LostPeerError(f"a rank of this cluster was lost: {connection_text(error)}", remedy=RESUMES)
+
+
+def silence(job: Job, lost: tuple[int, ...]) -> LostPeerError:
+    """Return the error that ranks, lost without a word, mean."""
+    names, have = ", ".join(job.named(rank) for rank in lost), "has" if len(lost) == 1 else "have"
+    return LostPeerError(f"{names} {have} been silent for {job.config.cluster.silence_s:g} s", remedy=RESUMES)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Return whether there was no RAM to be had: Python, the system and torch's allocator each say so in
+    their own way. Of a device that is full `explained` tells."""
+    if out_of_device_memory(error):
+        return False
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    signs = ("can't allocate memory", "can't start new thread", "out of memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def _tier(job: Job) -> str:
+    """Return what engine.tier has come to, as far as the configuration tells; empty for a pipeline."""
+    config = job.config
+    if config.engine.pipeline != "none":
+        return ""
+    return choose_tier(config.engine, job.request.deepspeed, config.adapter.method != "full")

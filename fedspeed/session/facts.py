@@ -1,0 +1,88 @@
+"""What the report says of a run beside its rounds: what was trained on what, where, and how."""
+
+import socket
+
+from fedspeed.config.run import RunConfig
+from fedspeed.config.spelling import flow
+from fedspeed.engine.base.told import execution
+from fedspeed.errors import FedSpeedError
+from fedspeed.models.checks import weight_notes
+from fedspeed.models.saved_adapter import outside_blocks
+from fedspeed.monitor.report import Export, Facts, Predicted
+from fedspeed.session.request import Job
+
+
+def facts(job: Job, exported: Export | None, predicted: Predicted | None = None) -> Facts:
+    """Return what is known of a job, for its report.
+
+    Args:
+        exported: None where nothing was. predicted: memory and time of a step, None where the planner has no
+            model.
+    """
+    config, topology = job.config, job.topology
+    federation = config.federation
+    sequences = config.train.micro_batch * config.train.accumulation
+    clusters = len(topology.clusters)
+    run = {
+        "model": f"{config.model.base} ({config.model.dtype}, {config.model.init} weights)",
+        "trained": _trained(config.adapter),
+        "data": f"{config.data.task}, {config.data.clients} clients, split {config.data.split}",
+        "rounds": f"{federation.rounds} x {_budget(config)} of {sequences} "
+        f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
+        "method": f"{flow(federation.method)}, server optimizer {federation.server_optimizer}",
+        "engine": f"{_execution(job)}, launched by {job.launch.kind}",
+        "layout": f"{len(job.workers)} ranks in {clusters} cluster{'s' if clusters > 1 else ''}",
+    }
+    if texts := _weight_texts(config):
+        run["the base's files"] = "; ".join(texts)
+    return Facts(run, tuple(_hosts(job)), exported, predicted=predicted)
+
+
+def _hosts(job: Job) -> list[dict[str, str]]:
+    found = []
+    for host in job.launch.hosts:
+        clients = sorted(
+            {c for place in job.topology.ranks if place.host == host.name for c in place.clients}
+        )
+        found.append(
+            {
+                "host": host.name if host.name != "localhost" else socket.gethostname(),
+                "ranks": str(host.slots),
+                "clients": ", ".join(map(str, clients)) or "idle",
+                "gpu": host.gpu or "-",
+            }
+        )
+    return found
+
+
+def _trained(adapter) -> str:
+    if adapter.method == "full":
+        return "everything"
+    if adapter.method == "blocks":
+        return f"decoder blocks {flow(adapter.blocks)}"
+    if adapter.start_from:
+        return f"the LoRA adapter {adapter.start_from}"
+    return f"LoRA r={adapter.lora_rank} on {flow(adapter.targets)}"
+
+
+def _budget(config: RunConfig) -> str:
+    steps = f"{config.train.local_steps} local steps"
+    if config.federation.round_budget == "seconds":
+        steps = f"{config.federation.round_seconds:g} s of local steps, at most {config.train.local_steps},"
+    return f"{steps}{', exchanged behind the next ones,' if config.federation.staleness else ''}"
+
+
+def _weight_texts(config: RunConfig) -> list[str]:
+    try:
+        return weight_notes(config)
+    except FedSpeedError:  # files that are gone by now; how the run ended is what is to be told
+        return []
+
+
+def _execution(job: Job) -> str:
+    """Return how the model was executed, even where the adapter that the run started from is gone by now."""
+    try:
+        outside = outside_blocks(job.config.adapter)
+    except FedSpeedError:
+        outside = ""
+    return execution(job.config, job.request.deepspeed, outside)

@@ -1,0 +1,165 @@
+"""What the reporting rank writes when a run ends: the export, the report, and the line about a run that is to
+end."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fedspeed import activity
+from fedspeed.checkpoint.card import Card
+from fedspeed.checkpoint.export import export, lasting_name
+from fedspeed.cluster.once import report
+from fedspeed.config.run import RunConfig
+from fedspeed.data.usage import PromptFormat
+from fedspeed.errors import EXIT_RESUMABLE
+from fedspeed.monitor.report import Comparison, Export, Predicted
+from fedspeed.session.ending import Ending, gaps, of_error, of_rounds, of_stop, uncounted, with_losses
+from fedspeed.session.explain import silence
+from fedspeed.session.facts import facts
+from fedspeed.session.request import Job
+from fedspeed.session.resume import journal_of
+from fedspeed.units import loss_text
+
+ASKED_FILE = ".asked-to-end"  # in a run's folder: what the reporter was at then
+
+
+def finish(
+    job: Job,
+    progress,
+    monitor,
+    *,
+    engine,
+    tokenizer,
+    comparison: Comparison | None,
+    predicted: Predicted | None,
+) -> Ending:
+    """Export and report a run whose rounds are over.
+
+    Args:
+        progress: what the last round left.
+    """
+    exported = export_result(job, progress, engine, tokenizer)
+    lost = uncounted(sum(r.missing_count for r in monitor.records), sum(r.clipped for r in monitor.records))
+    ending = of_rounds(progress.done, [unbeaten(progress, exported.kind)], lost)
+    monitor.finish(_summary(job.config, monitor, ending), facts(job, exported, predicted), comparison)
+    return ending
+
+
+def stop_early(job: Job, number: int, monitor, renewed: bool) -> Ending:
+    """Report a run that ends after round `number` although there are more to come.
+
+    Args:
+        renewed: whether because there is a newer list of participants; else because it was asked to.
+    """
+    why = "all sites have a newer roster" if renewed else "asked to end"
+    ending = of_stop(number, job.config.federation.rounds, why)
+    monitor.finish(_summary(job.config, monitor, ending), facts(job, None))
+    return ending
+
+
+def report_failure(job: Job, monitor, error: BaseException, lost: Sequence[int]) -> Ending:
+    """Report a run that broke, with the updates that are missing of the round in progress.
+
+    Args:
+        lost: world ranks that are known to be gone.
+    """
+    clients = tuple(sorted({c for rank in lost for c in job.topology.place(rank).clients}))
+    missing = gaps(monitor.records, monitor.absent, clients, range(job.config.federation.rounds + 1))
+    ending = with_losses(of_error(error), [job.named(rank) for rank in lost], missing)
+    monitor.finish(_summary(job.config, monitor, ending), facts(job, None))
+    return ending
+
+
+def export_result(job: Job, progress, engine, tokenizer) -> Export:
+    """Write the best round's model or adapter, and the last one's beside it where they differ."""
+    config, folder, kind = job.config, job.request.folder, export_kind(job.config)
+    best = progress.has_best and progress.best_round != progress.round
+    tensors = journal_of(job.request).load_best(progress.best_round) if best else progress.state
+    card = Card(
+        folder.name,
+        kind,
+        progress.best_round if best else progress.round,
+        lasting_name(config.model.base),
+        str(engine.model.config.dtype).removeprefix("torch."),
+        PromptFormat.of(tokenizer, config.data),
+        config.model.init == "random",
+    )
+    with activity.during(f"the export of the {kind}"):
+        export(folder / kind, engine.model, tokenizer, tensors, config.model.base, card.text())
+        if best:
+            last = replace(card, round=progress.round)
+            export(
+                folder / f"{kind}-last",
+                engine.model,
+                tokenizer,
+                progress.state,
+                config.model.base,
+                last.text(),
+            )
+    if not best:  # that of an earlier end of this run, whose last round was not its best
+        shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)
+    return Export(kind, str(folder / kind), card.base, card.round, card.dtype, card.format, card.drawn)
+
+
+def unbeaten(progress, kind: str) -> str:
+    """Return that no round of a run was better than its start; empty if one was, or there was nothing to
+    compare on."""
+    if not progress.has_best or progress.best_round:
+        return ""
+    return (
+        f"no round beat the start, whose held-out loss is {loss_text(progress.best_loss)}: {kind} holds the "
+        f"start, {kind}-last the last round"
+    )
+
+
+def export_kind(config: RunConfig) -> str:
+    """Return the name of the folder in a run's folder that holds its result."""
+    return "adapter" if config.adapter.method == "lora" else "model"
+
+
+def tell_where(folder: Path, where: str) -> None:
+    """Tell that a run was asked to end in a round, at once: should the round be too long, nobody could say it
+    later.
+
+    For a signal's handler: it writes past Python's own streams, whose write may be what the signal has
+    interrupted.
+
+    Args:
+        where: what the reporter is at; may be empty.
+    """
+    text = f"asked to end during {where}" if where else "asked to end"
+    with contextlib.suppress(OSError):
+        os.write(2, f"fedspeed: {text}; this round is finished first, if there is time\n".encode())
+        (folder / ASKED_FILE).write_text(text)
+
+
+class LastResort:
+    """Ends this rank where its main thread waits for a lost one in a call that no exception reaches; the
+    reporter reports first.
+
+    Attributes:
+        monitor: what the report is written by; None until there is one.
+    """
+
+    def __init__(self, job: Job):
+        self._job = job
+        self.monitor = None
+
+    def __call__(self, lost: tuple[int, ...]) -> None:
+        try:
+            error = silence(self._job, lost)
+            report(error)
+            if self._job.reporter and self.monitor is not None:
+                report_failure(self._job, self.monitor, error, lost)
+        finally:
+            os._exit(EXIT_RESUMABLE)
+
+
+def _summary(config: RunConfig, monitor, ending: Ending):
+    restarts = int(os.environ.get("FEDSPEED_RESTARTS", "0"))
+    return ending.summary(
+        monitor.records, rounds=config.federation.rounds, restarts=restarts, absent=monitor.absent
+    )

@@ -1,0 +1,138 @@
+"""The folded adapter against the same matrices merged into the base's own files, under every execution."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from fedspeed.data.config import TrainConfig
+from fedspeed.engine.config import EngineConfig
+from fedspeed.models.config import AdapterConfig
+from fedspeed.models.factors import pairs
+from fedspeed.models.folded import LEFT, RIGHT, WHOLE, as_factors, folded_parts, module_of, named
+from tests.engine.engines import engine, find_optional
+from tests.engine.test_layer_major import stirred, write_family
+from tests.processes import run_clusters
+from tests.tiny import random_step
+
+LORA = AdapterConfig(targets="all-linear", lora_rank=4, alpha=8.0)
+SCALE = 2.0
+SGD = TrainConfig(optimizer="sgd", momentum=0.9)
+STEPS = [random_step(3, 2, 3), random_step(4, 2, 3)]
+
+
+def folded(state):
+    """Drawn folded arrays beside a state: factors and whole matrices in turn, and one module without any."""
+    rng, found = np.random.default_rng(1), {}
+    for i, (a, b) in enumerate(pairs(state)[1:]):
+        shapes = (state[b].shape[0], 6), (6, state[a].shape[1])
+        left, right = (0.1 * rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+        found |= named(module_of(a), {WHOLE: left @ right} if i % 2 else {LEFT: left, RIGHT: right})
+    return found
+
+
+def as_torch(arrays):
+    import torch
+
+    return {n: torch.from_numpy(t) for n, t in arrays.items()}
+
+
+def write_merged(base, state, folder):
+    """The base with folded products in it, as a folder."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, folder)
+    tensors = load_file(f"{base}/model.safetensors")
+    for module, parts in folded_parts(state).items():
+        left, right = as_factors(parts)
+        weight = tensors[f"{module.removeprefix('base_model.model.')}.weight"]
+        product = weight.new_tensor(SCALE * (left.astype(np.float64) @ right))
+        weight += product.T if "gpt2" in base else product  # which keeps [in, out]
+    save_file(tensors, f"{folder}/model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def course(own, start, mine=0):
+    """(held-out loss, losses of two steps, end) of this rank's client from a start."""
+    own.load(start)
+    with own.lockstep(own.eval_passes([STEPS[mine].micro]), backward=False):
+        before = own.evaluate([STEPS[mine].micro])[0].loss
+    with own.lockstep(own.train_passes(1, 2, 3), backward=True):
+        own.load(start)
+        losses = [own.train_step([STEPS[mine]], 0.1)[0].loss for _ in range(2)]
+        end = own.state()
+    return before, losses, {n: t.numpy() for n, t in end.items()}
+
+
+def alone(rank, base, kinds, dtype, folder):
+    """The course on the merged base, and by kind the one with the folded adapter, the one without it
+    afterwards, and bytes."""
+    from fedspeed.engine.world import join_world, leave_world, quiet
+    from tests.limits import LIMIT_S
+
+    quiet()
+    join_world(LIMIT_S)
+    given = {"adapter": LORA, "train": SGD, "join": False, "nvme": folder}
+    with engine(base, "resident", "fp32", **given) as own:
+        start = stirred(own.state())
+        whole = start | as_torch(folded(start))
+        own.close()
+    found = {}
+    with engine(write_merged(base, folded(start), f"{folder}/merged"), "resident", dtype, **given) as own:
+        expected = course(own, start)
+        own.close()
+    for kind in kinds:
+        with engine(base, kind, dtype, **given) as own:
+            plain, peak = course(own, start), own.device_bytes
+            found[kind] = course(own, whole), own.device_bytes - peak, plain, course(own, start)
+            own.close()
+    leave_world()
+    return expected, found, {n: t.numpy() for n, t in start.items()}
+
+
+def pipelined(rank, base, start, scope):
+    """The course in a pipeline over two ranks: of one client, or of two that share it."""
+    clients = ((0, 1),) if scope == "client" else ((0,), (1,))
+    with engine(
+        base, "resident", clients=clients, adapter=LORA, train=SGD, options=EngineConfig(pipeline=scope)
+    ) as own:
+        return course(own, as_torch(start | folded(start)), rank if scope == "cluster" else 0)
+
+
+def same(found, expected, tolerance=1e-5):
+    assert found[0] == pytest.approx(expected[0], rel=tolerance)
+    assert found[1] == pytest.approx(expected[1], rel=tolerance)
+    assert found[2].keys() == expected[2].keys(), "what is folded is nobody's state"
+    assert max(np.abs(found[2][n] - expected[2][n]).max() for n in expected[2]) <= 20 * tolerance
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "kinds"),
+    [
+        ("llama", "fp32", ("zero0", "zero3", "ram")),
+        ("gpt2", "fp32", ("zero2", "resident")),
+        ("llama", "bf16", ("resident", "int8")),
+    ],
+)
+def test_it_computes_as_if_merged(tmp_path, family, dtype, kinds):
+    """And is gone as soon as a state without it is loaded. In bf16, up to the rounding of a weight that is
+    merged; beside a quantised base, which is not quantised anew for it, up to what that rounds.
+    """
+    base = write_family(family, tmp_path / family)
+    tolerance = 1e-5 if dtype == "fp32" else 2e-4
+    kinds = [kind for kind in kinds if kind != "int8" or find_optional()]
+    [(expected, found, start)] = run_clusters([1], alone, base, kinds, dtype, str(tmp_path))
+    for kind in kinds:
+        beside, grown, plain, after = found[kind]
+        same(beside, expected, tolerance)
+        assert abs(plain[0] / expected[0] - 1) > 10 * tolerance, "it matters"
+        same(after, plain, 0 if kind != "zero3" else 1e-6)
+        assert grown >= 0.9 * sum(t.nbytes for t in folded(start).values()) / (1 if dtype == "fp32" else 2)
+
+
+@pytest.mark.parametrize("scope", ["client", "cluster"])
+def test_stages_of_a_pipeline_have_their_part(tmp_path, scope):
+    base = write_family("llama", tmp_path / "llama")
+    [(expected, _, start)] = run_clusters([1], alone, base, (), "fp32", str(tmp_path))
+    found = run_clusters([2], pipelined, base, start, scope)
+    same(found[0], expected)

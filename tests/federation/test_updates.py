@@ -1,0 +1,137 @@
+"""Transforms of updates: what leaves a client is transformed as a whole, and nothing tells what was there
+before."""
+
+import numpy as np
+import pytest
+
+from fedspeed.federation.ledger import Ledger
+from fedspeed.federation.methods.base import make_method
+from fedspeed.federation.methods.config import arm_of as method_arm
+from fedspeed.federation.recording import held_out_loss
+from fedspeed.federation.updates.base import BESIDE, Update, Updates, make_updates, update_class
+from fedspeed.federation.updates.config import arm_of
+from fedspeed.monitor.round_record import round_record
+
+SHAPES = {"x.q.lora_A.default.weight": (3, 9), "x.q.lora_B.default.weight": (8, 3)}
+WEIGHTS = (120.0, 31.0, 7.0)
+A = "x.q.lora_A.default.weight"
+
+
+def drawn(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return {n: (scale * rng.standard_normal(s)).astype(np.float32) for n, s in SHAPES.items()}
+
+
+def norm(delta):
+    return sum(float((a.astype(np.float64) ** 2).sum()) for a in delta.values()) ** 0.5
+
+
+def played(updates, **options):
+    """(state, ends of the clients, as they are told, weight of each, aggregate, values) of a round of three
+    clients."""
+    start = drawn(9)
+    found = make_method(method_arm("lora_average")(**options), start, clients=3, seed=5, hides=updates.hides)
+    ends, told, weights, total = [], [], [], 0.0
+    for client, weight in enumerate(WEIGHTS):
+        turn = found.turn(client, 1, start, steps=1, seed=0, memory={})
+        delta = {n: t for n, t in drawn(client, 0.1 * (client + 1)).items() if n not in turn.frozen}
+        ends.append({n: start[n] + delta[n] if n in delta else start[n] for n in start})
+        told.append(ends[-1])
+        if updates:
+            sent, weight = updates(turn, {n: ends[-1][n] - start[n] for n in start}, weight)
+            told[-1] = {n: start[n] + sent[n] for n in start}
+        weights.append(weight)
+        total = total + found.encode(turn, told[-1], weight).astype(np.float64)
+    result = found.aggregate(start, total.astype(np.float32), sum(weights), round=1)
+    return start, ends, told, weights, result, found.values(1)
+
+
+def deltas(start, ends):
+    return [{n: end[n].astype(np.float64) - start[n] for n in start} for end in ends]
+
+
+def test_the_aggregate_of_a_clipped_run_is_the_mean_of_clipped_deltas():
+    updates = make_updates([arm_of("clip")(norm=0.9)])
+    start, ends, _, weights, result, _ = played(updates)
+    lengths = [norm(delta) for delta in deltas(start, ends)]
+    assert lengths[0] < 0.9 < lengths[1] < lengths[2]
+    for name in SHAPES:
+        clipped = [
+            min(1.0, 0.9 / length) * delta[name] for length, delta in zip(lengths, deltas(start, ends))
+        ]
+        mean = sum(w * delta for w, delta in zip(WEIGHTS, clipped)) / sum(WEIGHTS)
+        np.testing.assert_allclose(result.state[name], start[name] + mean, rtol=0, atol=1e-6)
+    assert tuple(weights) == WEIGHTS and updates.spent() == {} and not updates.hides
+
+
+def test_the_sketch_is_that_of_what_was_clipped():
+    """So the averaging error that it estimates is the one that was made."""
+    updates = make_updates([arm_of("clip")(norm=0.9)])
+    start, _, told, _, clipped, _ = played(updates)
+    method = make_method(method_arm("lora_average")(), start, clients=3, seed=5)
+    turns = [method.turn(client, 1, start, steps=1, seed=0, memory={}) for client in range(3)]
+    total = sum(method.encode(turn, end, w).astype(np.float64) for turn, end, w in zip(turns, told, WEIGHTS))
+    expected = method.aggregate(start, total.astype(np.float32), sum(WEIGHTS), round=1)
+    assert clipped.factor_error == expected.factor_error > 0
+    assert clipped.factor_error < played(Updates([]))[4].factor_error, "smaller deltas, smaller error"
+
+
+def test_only_what_trains_counts_for_the_norm():
+    """And what is frozen stays as it is, to the bit."""
+    start, ends, told, *_ = played(make_updates([arm_of("clip")(norm=0.05)]), rule="freeze_a")
+    for end, delta in zip(told, deltas(start, told)):
+        assert end[A].tobytes() == start[A].tobytes()
+        assert norm(delta) == pytest.approx(0.05, rel=1e-4)
+
+
+class Secret(Update):
+    """Adds up what it has spent; says nothing about what it hides."""
+
+    def __call__(self, delta, weight, rng):
+        self.steps = getattr(self, "steps", 0) + 1
+        return {n: a + rng.standard_normal(a.shape).astype(np.float32) for n, a in delta.items()}, weight
+
+    def spent(self):
+        return {"epsilon": 0.5 * self.steps}
+
+
+def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
+    """Its sketch is not sent, its clients count alike, and losses stay where they are."""
+    updates = Updates(
+        [update_class("clip")(arm_of("clip")()), Secret(None), Secret(None)], np.random.default_rng(1)
+    )
+    assert updates.hides == BESIDE
+    start, _, told, weights, result, values = played(updates)
+    assert weights == [1.0, 1.0, 1.0] and result.factor_error is None
+    assert values == sum(a.size for a in start.values()), "no sketch"
+    mean = {n: sum(end[n].astype(np.float64) for end in told) / 3 for n in start}
+    for name in start:
+        np.testing.assert_allclose(result.state[name], mean[name], rtol=0, atol=1e-6)
+    assert updates.spent() == {"epsilon": 3.0}
+
+
+def test_hidden_losses_are_told_to_nobody():
+    """Not even as sums: the record has no value where they would be, and none of them is in the vector."""
+    hidden = Updates([Secret(None)]).hidden_slots
+    ledger = Ledger(2, 1, hidden=hidden)
+    told = {
+        "asked": 1.0,
+        "received": 1.0,
+        "train_loss": 1e9,
+        "tokens": 5,
+        "val_loss": 1e9,
+        "val_tokens": 3,
+        "exact": 1e9,
+        "rows": 2,
+    }
+    for client in range(2):
+        ledger.add_client(client, **told)
+    ledger.set_rank(0, ranks=1.0, wall_s=1.0)
+    assert not (ledger.vector >= 1e9).any() and np.isfinite(ledger.vector).all()
+    assert held_out_loss(ledger) is None
+    record = round_record(
+        Ledger(2, 1, ledger.vector, hidden=hidden), 1, (0, 1), lr=0.1, factor_error_exact=False, clipped=0
+    )
+    assert (record.train_loss, record.val_loss, record.val_exact, record.tokens) == (None, None, None, 10)
+    assert [client.train_loss for client in record.per_client] == [None, None]
+    assert not Updates([]).hidden_slots

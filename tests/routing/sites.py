@@ -1,0 +1,47 @@
+"""Organisations with a roster, on one machine."""
+
+import threading
+
+from fedspeed.routing import identity
+from fedspeed.routing.config import RoutingConfig
+from fedspeed.routing.listening import listen_address
+from fedspeed.routing.transports.tls import TlsTransport
+from tests.limits import LIMIT_S
+from tests.processes import free_ports
+
+
+class Sites:
+    """Members of a roster on loopback."""
+
+    def __init__(self, folder, size: int, epoch: int = 1):
+        self.folder, self.size = folder, size
+        cards = [identity.read_card(identity.make(f"site{i}", f"127.0.0.1:{port}", folder)[1]) for i, port in enumerate(free_ports(size))]
+        identity.make("operator", "127.0.0.1:1", folder)
+        self.signer = identity.read_key(folder / "operator.key")
+        self.pinned = identity.read_card(folder / "operator.json").key.hex()
+        self.roster_file = folder / "roster.json"
+        self.roster_file.write_text(identity.sign_roster(cards, self.signer, epoch))
+        self.roster = identity.read_roster(self.roster_file, self.pinned)
+
+    def routing(self, i: int, **more) -> RoutingConfig:
+        return RoutingConfig(transport="tls", identity=str(self.folder / f"site{i}.key"), roster=str(self.roster_file), roster_signer=self.pinned, **more)
+
+    def transport(self, i: int, timeout_s: float = LIMIT_S, roster=None, key: str | None = None) -> TlsTransport:
+        listen = listen_address(self.routing(i), self.roster.members[i])
+        return TlsTransport(str(self.folder / (key or f"site{i}.key")), self.roster.keys[i], roster or self.roster, timeout_s, listen)
+
+    def all(self, crowded=lambda: None, timeout_s: float = LIMIT_S) -> list[TlsTransport]:
+        """crowded: called when the first one listens, and before any of the others is there."""
+        made = [None] * self.size
+
+        def one(i):
+            made[i] = self.transport(i, timeout_s)
+
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(self.size)]
+        for thread in threads:
+            thread.start()
+            if thread is threads[0]:
+                crowded()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        return made
