@@ -17,16 +17,12 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell, Score
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.generation.blocks import PieceModel
-from fedspeed.engine.generation.pieces import Piece
-from fedspeed.engine.generation.stage import PieceStage
-from fedspeed.engine.generation.told import Followed, Told
+from fedspeed.engine.generation.pipelines import ClientPieces, ClusterPieces, PipelinedPieces, make_piece_stage
 from fedspeed.engine.groups import Groups, world_deadline
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
 from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Routes, Transfers, losses_named
 from fedspeed.engine.store_engine import StoreEngine, hand_over, portions
-from fedspeed.models.blocks import anatomy
 from fedspeed.models.folded import trainable
 from fedspeed.schedule.instructions import Micro, Pipeline, Step, Stream
 from fedspeed.schedule.layout import Layout
@@ -35,7 +31,7 @@ from fedspeed.schedule.schedules import forward_only, one_f_one_b, shared, strea
 SCHEDULES = 64  # kept, by what they were made for
 
 
-class PipelinedEngine(StoreEngine):
+class PipelinedEngine(PipelinedPieces, StoreEngine):
     """What both have in common. Every rank of the torch world is a stage; it holds the trainable tensors of its blocks, for every client that trains there.
 
     Args:
@@ -48,7 +44,7 @@ class PipelinedEngine(StoreEngine):
         super().__init__(net, states, groups, matched, store, clock)
         self.pipe, self.layout = pipe, layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
-        self._piece_stage = PieceStage(PieceModel(net, anatomy(net), store, self._logit_rows), store, layout.chunks)
+        self._piece_stage = make_piece_stage(net, store, layout, self._logit_rows)
         self._routes = Routes(world_deadline(), self._device)
         self._busy_s = self._pass_s = 0.0  # of training passes
         shapes = {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}
@@ -95,23 +91,6 @@ class PipelinedEngine(StoreEngine):
             self._wait(slot, self._stage.grads[slot])
         return self._stage.scores()
 
-    def piece_passes(self, pieces: Sequence[Piece]) -> int:
-        return min(1, len(pieces))
-
-    def _play_pieces(self, micros: Sequence[Micro], pieces: Sequence[Piece]) -> dict[int, torch.Tensor]:
-        """Take pieces of tokens through the pipeline, each under the state of its micro-batch's client; the values of those
-        whose head is here, by number."""
-        streams = self._streams(tuple(micros), False)
-        self.model.eval()
-        self._piece_stage.begin(pieces, [self._states[micro.client].tensors() for micro in micros], streams[self._me])
-        transfers = Transfers(self._routes, streams, self._me,
-                              lambda m: torch.Size((*pieces[m].tokens.shape, self.model.config.hidden_size)),
-                              self._dtype, self._device)
-        before = self._busy_s
-        self.pipe.play(streams[self._me], len(self.layout.chunks), self._piece_stage, transfers, self._noted)
-        self._busy_s = before
-        return self._piece_stage.values
-
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         begin = time.perf_counter()
         sums = self._gradients_together(work)
@@ -157,7 +136,7 @@ class PipelinedEngine(StoreEngine):
         return sum(p.numel() * p.element_size() for p in self.model.parameters() if not p.requires_grad)
 
 
-class ClientPipeline(PipelinedEngine):
+class ClientPipeline(ClientPieces, PipelinedEngine):
     """One client's ranks, or those of clients that share them, whose micro-batches take turns. The torch world is these ranks. The first stage embeds, the last
     one holds the labels; every rank has all rows."""
 
@@ -228,17 +207,6 @@ class ClientPipeline(PipelinedEngine):
                 activity.advance(len(portion))
             return self._first(sums)
 
-    @losses_named("while generated tokens were told")
-    def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        found = self._play_pieces([self._micro(0)] * len(pieces), pieces)
-        ends = np.cumsum([0, *(piece.count for piece in pieces)])
-        values = torch.zeros(int(ends[-1]), dtype=torch.float64, device=self._device)
-        for m, own in found.items():
-            values[ends[m]:ends[m + 1]] = own
-        dist.all_reduce(values, group=self.groups.client)
-        parts = np.split(values.cpu().numpy(), ends[1:-1])
-        return [part.astype(np.int64 if piece.whole else np.float32) for piece, part in zip(pieces, parts)]
-
     @losses_named("while losses were summed")
     def _first(self, sums: list[Sums]) -> list[Sums]:
         """The last stage's sums on the first one, which speaks for the clients; nothing elsewhere."""
@@ -298,7 +266,7 @@ class _Header:
         return cls(kind, places, tuple(micros), float(np.int64(lr).view(np.float64)))
 
 
-class ClusterPipeline(PipelinedEngine):
+class ClusterPipeline(ClusterPieces, PipelinedEngine):
     """All clients of a cluster in one pipeline over all of its ranks. The first rank of each client embeds its micro-batches and holds its labels; every rank
     has a part of every client's adapter.
 
@@ -392,37 +360,6 @@ class ClusterPipeline(PipelinedEngine):
                 activity.advance(len(portion))
         return sums
 
-    # Generation: each rank keeps keys and values of its own blocks, for the rows of all clients.
-
-    def begin_pieces(self) -> None:
-        self._idle_pass(backward=False)  # in which states are told
-        self._told, self._followed = Told(), {}
-
-    def end_pieces(self) -> None:
-        del self._told, self._followed
-
-    def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        own = pieces if self._speaks else []
-        words = self._everyones_words([self._mine[0], *self._told.integers(own)])
-        numbered = []
-        for rank, (place, *told) in enumerate(words):
-            if rank == self._me:
-                found = own
-            else:
-                found = self._followed.setdefault(rank, Followed()).pieces(told)
-            numbered += [((number, place), piece) for number, piece in enumerate(found)]
-        numbered.sort(key=lambda one: one[0])
-        micros = [Micro(place, self._owners[place], self._owners[place]) for (_, place), _ in numbered]
-        values = self._play_pieces(micros, [piece for _, piece in numbered]) if numbered else {}
-        ends = np.cumsum([0, *(piece.count for piece in pieces)])
-        flat = np.zeros(ends[-1])
-        for m, found in values.items():
-            number = numbered[m][0][0]
-            flat[ends[number]:ends[number + 1]] = found.cpu().numpy()
-        if pieces:
-            flat = self.share_from_gateway(flat)
-        return [part.astype(np.int64 if piece.whole else np.float32) for piece, part in zip(pieces, np.split(flat, ends[1:-1]))]
-
     def _idle_pass(self, backward: bool) -> None:
         begin = time.perf_counter()
         self._pass(_Header(IDLE, self._news()))
@@ -454,7 +391,7 @@ class ClusterPipeline(PipelinedEngine):
         return {(told[m].place, told[m].number): score for m, score in scores.items()}, {}
 
     @losses_named("while ranks agreed on a pass")
-    def _everyones_words(self, mine: list[int]) -> list[list[int]]:
+    def _everyones_integers(self, mine: list[int]) -> list[list[int]]:
         words = torch.tensor(mine, dtype=torch.int64)
         ranks = self.groups.cluster_size
         sizes = torch.zeros(ranks, dtype=torch.int64, device=self._device)
@@ -466,7 +403,7 @@ class ClusterPipeline(PipelinedEngine):
         return [row[:size].tolist() for row, size in zip(whole.cpu().view(ranks, -1), sizes.tolist())]
 
     def _everyones(self, mine: _Header) -> list[_Header]:
-        return [_Header.read(words) for words in self._everyones_words(mine.words())]
+        return [_Header.read(words) for words in self._everyones_integers(mine.words())]
 
     # States. Each stage gets and gives its own part only.
 
