@@ -1,5 +1,7 @@
 """Generation and scoring by engines of every tier, against plain transformers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -177,6 +179,39 @@ def test_clients_that_share_a_base_ask_each_for_what_they_like(bases, tmp_path, 
         same_answers(told[rank][0], [[answer[:2]] for answer in other[:3]])
         assert told[rank][1] == []
         assert max(np.abs(own - expected).max() for own, expected in zip(told[rank][2], logprobs, strict=True)) < 1e-5
+
+
+def in_narrow_rooms(rank, base, nvme):
+    """What two tiers answer in bf16, with all the room there is, and with hardly any; and how many passes that took."""
+    from fedspeed.engine.world import join_world, leave_world, quiet
+    from tests.limits import LIMIT_S
+
+    quiet()
+    join_world(LIMIT_S)
+    found = []
+    for kind in ("resident", "ram"):
+        with engine(base, kind, "bf16", adapter=LORA, nvme=nvme, join=False) as own:
+            own.load(stirred(own.state()))
+            room, passes, compute = own._room(), [], own.compute_pieces
+            own.compute_pieces = lambda pieces: passes.append(len(pieces)) or compute(pieces)
+            for narrow in (room, replace(room, batch_tokens=12, piece_tokens=8, step_tokens=4)):
+                own._room = lambda narrow=narrow: narrow
+                passes.clear()
+                answers = own.generate(PROMPTS, max_new=4, temperature=1.0, n=2, seed=1)
+                found.append((answers, own.logprobs(SEQUENCES, ASKED), len(passes)))
+            own.close()
+    leave_world()
+    return found
+
+
+def test_little_room_takes_more_passes_to_the_same_answers(bases, tmp_path):
+    [found] = run_clusters([1], in_narrow_rooms, bases["gpt2"], tmp_path)
+    wide, narrow, streamed, streamed_narrow = found
+    assert wide[2] == streamed[2] == (1 + 4) + 2 and narrow[2] == streamed_narrow[2] > 2 * wide[2]
+    for one, other in ((wide, streamed), (narrow, streamed_narrow)):  # bit for bit, in 16 bit too
+        same_answers(other[0], [[answer.tolist() for answer in some] for some in one[0]])
+        assert all(np.array_equal(*pair) for pair in zip(one[1], other[1], strict=True))
+    assert max(np.abs(one - other).max() for one, other in zip(wide[1], narrow[1])) < 0.05  # products of other sizes round otherwise
 
 
 def refused(rank, base):
