@@ -79,6 +79,8 @@ def start(config: RunConfig, engine: ClientEngine) -> Progress:
     chosen = config.federation.method
     if problem := method_class(chosen.name).start_problem(chosen, state):
         raise FedSpeedError(problem)
+    method = make_method(chosen, state, clients=config.data.clients, seed=config.run.seed)
+    state = method.first_state(state)
     return Progress(0, state, server.init(config.federation, state))
 
 

@@ -1,6 +1,5 @@
 """The ledger of a round as its record: every metric reduced as it says. Pure."""
 
-import math
 from typing import Protocol
 
 from fedspeed.monitor.metrics import registry
@@ -13,6 +12,7 @@ class Sums(Protocol):
 
     sums_only: bool
 
+    def hides(self, name: str) -> bool: ...  # whether a slot of the clients is told to nobody
     def of_clients(self, name: str): ...  # [clients]
     def total(self, name: str) -> float: ...  # over clients
     def rank_total(self, name: str) -> float: ...
@@ -51,6 +51,8 @@ def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[s
     """Reduce one metric. `values` are those of the metrics before it in the list."""
     if ledger.sums_only and not metric.shown_masked:
         return None  # it was not told
+    if metric.per == "client" and _is_hidden(metric, ledger):
+        return None
     of = metric.of or metric.name
     total = ledger.total if metric.per == "client" else ledger.rank_total
     match metric.reduce:
@@ -67,9 +69,17 @@ def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[s
     return _ratio(metric, total(of), total(metric.over))
 
 
+def _is_hidden(metric: Metric, ledger: Sums) -> bool:
+    """Say whether a metric of clients needs a slot that nobody was told."""
+    return any(ledger.hides(slot) for slot in metric.slots)
+
+
 def _client_record(client: int, ledger: Sums) -> ClientRecord:
     values: dict[str, Value] = {}
     for metric in registry.of_client():
+        if _is_hidden(metric, ledger):
+            values[metric.name] = metric.value(None)
+            continue
         amounts = [float(ledger.of_clients(slot)[client]) for slot in metric.slots]
         values[metric.name] = metric.value(amounts[0] if metric.reduce == "sum" else _ratio(metric, *amounts))
     return ClientRecord.of(client=client, **values)
@@ -77,8 +87,8 @@ def _client_record(client: int, ledger: Sums) -> ClientRecord:
 
 def _ratio(metric: Metric, of: float, over: float) -> float | None:
     """The ratio of two sums; a share stays within 0 and 1, whatever clocks have measured. None where there is
-    no whole, or where a sum was told to nobody (nan)."""
-    if not over > 0 or math.isnan(of):
+    no whole."""
+    if not over > 0:
         return None
     ratio = of / over
     if metric.unit in ("share", "accuracy"):

@@ -72,9 +72,10 @@ class Notes:
     """A monitor that keeps every record, and the trained weights at the end of every turn."""
 
     def __init__(self):
-        self.records, self.turns, self.engine = [], [], None
+        self.records, self.turns, self.engine, self.steps = [], [], None, []
 
     def step(self, round_number, local_step, local_steps, loss=None):
+        self.steps.append((round_number, local_step, local_steps))
         if local_step == local_steps:
             self.turns.append({n: t.detach().numpy() for n, t in self.engine.state().items()})
 
@@ -174,7 +175,7 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     from torch.distributed import PrefixStore
 
     from fedspeed.checkpoint.journal import Journal
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
     from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.link import ClientLink
@@ -194,10 +195,11 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     speakers = [next(r for r in ranks if carries[r] == c) for c in dict.fromkeys(carries[r] for r in ranks)]
     clock, notes = StageClock(), notes or Notes()
     # Clipping is DeepSpeed's own default.
-    engine = notes.engine = build_engine(
-        config.model, config.adapter, config.train, options_of(kind, EngineConfig(base_partition=base_partition)),
-        ds_config(kind, config.model.dtype, gradient_clipping=config.train.clip), sets, clock, Path(folder) / f"nvme-{world.rank}", config.run.seed,
-        len(mine))
+    spec = EngineSpec(model=config.model, adapter=config.adapter, train=config.train,
+                      engine=options_of(kind, EngineConfig(base_partition=base_partition)),
+                      deepspeed=ds_config(kind, config.model.dtype, gradient_clipping=config.train.clip))
+    context = EngineContext(client_sets=sets, clock=clock, nvme=Path(folder) / f"nvme-{world.rank}", seed=config.run.seed, clients=len(mine))
+    engine = notes.engine = build_engine(spec, context)
     exchange = None
     if world.rank in speakers:
         transport = LocalTransport.set_of(1)[0] if len(speakers) == 1 else GlooTransport(
@@ -229,10 +231,20 @@ def exchange_over(transport, routing):
 def begin(fed: Federated):
     """The run's start, stirred."""
     from fedspeed.federation.parts import start
+    from fedspeed.models.folded import trainable
 
     progress = start(fed.config, fed.engine)
-    progress.state = stirred(progress.state)
+    progress.state |= stirred(trainable(progress.state))
     return progress
+
+
+def from_journal(fed: Federated):
+    """What a new process goes on from."""
+    from fedspeed.session.deployment import JobDeployment
+    from fedspeed.session.resume import resume
+
+    return resume(fed.config, JobDeployment(fed.config), fed.engine, fed.link, journal=fed.journal,
+                  entry=fed.journal.latest(), role=fed.role, fresh=begin(fed))
 
 
 @dataclass

@@ -81,3 +81,13 @@ def test_a_lost_gateway_is_a_lost_peer():
 
     with pytest.raises(LostPeerError, match="gateway of this rank's client was lost: Connection closed by peer$"):
         ClientLink(Broken(), None, 10).sum(np.zeros(3), 0.0)
+
+
+def test_all_ranks_of_a_client_get_the_arrays_of_their_gateway():
+    """Of whatever names and shapes; also if there are none."""
+    for arrays in ({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "memory/b": np.float32([7.0])}, {}):
+        pair = PairOfRanks()
+        own = ClientLink(pair.gateway(), None, 10).arrays_from_gateway(arrays)
+        heard = ClientLink(pair, None, 10).arrays_from_gateway(None)
+        for found in (own, heard):
+            assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.federation.runs import Notes, begin, federation, run_worlds, same_bits, settings, tiny_llama
+from tests.federation.runs import Notes, begin, federation, from_journal, run_worlds, same_bits, settings, tiny_llama
 from tests.processes import Scenarios
 
 ALONE = {0: (0, 1, 2)}
@@ -82,14 +82,6 @@ def once_and_again(world, base, folder, name):
     with federation(world, name, config, ALONE, folder, kind, notes=notes) as fed:  # as a new process would
         late = fed.run(from_journal(fed))
     return {"whole": whole, "early": early, "late": late, "rounds": [r.round for r in notes.records]}
-
-
-def from_journal(fed):
-    from fedspeed.session.deployment import JobDeployment
-    from fedspeed.session.resume import resume
-
-    return resume(fed.config, JobDeployment(fed.config), fed.engine, fed.link, journal=fed.journal,
-                  entry=fed.journal.latest(), role=fed.role, fresh=begin(fed))
 
 
 @pytest.mark.parametrize("case", CASES)

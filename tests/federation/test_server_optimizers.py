@@ -80,7 +80,7 @@ def test_plain_step_of_one_is_exactly_the_aggregate():
 
 
 @pytest.mark.parametrize("kind", ["none", "momentum", "adam", "yogi"])
-def test_still_names_do_not_move(kind):
+def test_frozen_names_do_not_move(kind):
     """Momentum left from the round in which `b` was trained must not move it in the one in which it is not."""
     config, x = FederationConfig(server_optimizer=kind, server_lr=0.1), drawn(1)
     state, x = server.update(config, server.init(config, x), x, clients_end(0, x))

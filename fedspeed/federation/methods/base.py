@@ -25,8 +25,8 @@ from fedspeed.federation.methods.factors import distance
 from fedspeed.models.folded import trainable
 
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
-    from fedspeed.engine.build import EngineSpec
     from fedspeed.engine.client_engine import ClientEngine, Sums
+    from fedspeed.engine.spec import EngineSpec
     from fedspeed.routing.channel import Channel
 
 Arrays = dict[str, np.ndarray]
@@ -140,6 +140,11 @@ class Method(ABC):
     def start_problem(cls, config: Any, state: Arrays) -> str:
         """Return what is wrong with starting from `state` and what to do about it, empty if nothing is."""
         return ""
+
+    def first_state(self, state: Arrays) -> Arrays:
+        """Return the state that a run begins with, given what the engine was built with: a method adds what
+        all know and nobody trains (`KIND:NAME`) here, with the shapes that it keeps."""
+        return state
 
     # A client's part.
 

@@ -21,6 +21,11 @@ from fedspeed.federation.methods.factors import Sketch, moved
 from fedspeed.models.factors import is_factor_a, is_factor_b
 
 
+def rule_of(config) -> str:
+    """Return the rule that a configuration names; a method that is made from this one may have no options."""
+    return getattr(config, "rule", "avg_factors")
+
+
 class LoraAverage(Method):
     """The vector is the weighted delta of the tensors that train, followed by the weighted sketch of the
     products."""
@@ -44,7 +49,7 @@ class LoraAverage(Method):
     def start_problem(cls, config, state):
         """Find a factor A that is zero and would stay so: its B never has a gradient. PEFT leaves the A of a
         fresh LoRA beside an embedding at zero."""
-        if config.rule != "freeze_a":
+        if rule_of(config) != "freeze_a":
             return ""
         stuck = next((name for name in sorted(state) if is_factor_a(name) and not np.any(state[name])), "")
         if not stuck:
@@ -58,7 +63,7 @@ class LoraAverage(Method):
     def frozen(self, round):
         """Return the names that keep their value; `alternate` begins with B: while B = 0, A has no
         gradient."""
-        rule, names = self.config.rule, self.layout.names
+        rule, names = rule_of(self.config), self.layout.names
         if rule == "freeze_a" or (rule == "alternate" and round % 2 == 1):
             return frozenset(filter(is_factor_a, names))
         if rule == "alternate":

@@ -1,0 +1,52 @@
+"""SCAFFOLD (Karimireddy et al., ICML 2020, option II): a client's gradients are corrected by a common control
+variate, less its own one, which it keeps for itself."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedspeed.federation.methods.base import Aggregate
+from fedspeed.federation.methods.lora_average.method import LoraAverage
+
+
+def common(name):
+    return f"control:{name}"
+
+
+class ControlVariates(LoraAverage):
+    needs = frozenset({"gradients", "add_to_gradients"})
+    keeps_memory = True
+
+    def first_state(self, state):
+        return state | {common(name): np.zeros_like(state[name]) for name in self.layout.names}
+
+    def parts(self, round):
+        return (*super().parts(round), self.layout.size)
+
+    def train(self, engine, turns, trainer):
+        def between(slot, turn):
+            correction = {n: turn.start[common(n)] - turn.memory.get(n, 0.0) for n in self.layout.names}
+            engine.add_to_gradients(slot, correction, 1.0)
+
+        return [self._remembered(*pair, trainer) for pair in zip(
+            turns, trainer.local_steps(engine, turns, between=between))]
+
+    def _remembered(self, turn, trained, trainer):
+        memory, told = {}, {}
+        for name in self.layout.names:
+            way = (turn.start[name] - trained.end[name]) / (turn.steps * trainer.lr(turn, 0))
+            own = turn.memory.get(name, np.zeros_like(way))
+            memory[name] = (own - turn.start[common(name)] + way).astype(np.float32)
+            told[common(name)] = turn.start[common(name)] + memory[name] - own
+        return replace(trained, end=trained.end | told, memory=memory)
+
+    def encode(self, turn, end, weight):
+        change = np.concatenate([(end[common(n)] - turn.start[common(n)]).reshape(-1) for n in self.layout.names])
+        return np.concatenate([super().encode(turn, end, weight), np.float32(weight) * change])
+
+    def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
+        rest, changes = np.split(total, [total.size - self.layout.size])
+        found = super().aggregate(state, rest, weight, round=round, factor=factor)
+        change = self.layout.unflatten(changes / np.float32(weight))
+        told = {common(name): state[common(name)] + change[name] for name in self.layout.names}
+        return Aggregate(found.state | told, found.factor_error)

@@ -1,0 +1,97 @@
+"""What is held against a method before anything starts, and whom its models are evaluated for."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedspeed.errors import ConfigError
+from fedspeed.federation import checks
+from fedspeed.federation.checks import check_method, lacking
+from fedspeed.federation.methods.config import METHODS, Entry, arm_of
+from tests.conftest import ROOT
+from tests.limits import LIMIT_S
+from tests.tiny import run_config
+
+
+def configured(method, **sections):
+    config = run_config(**sections)
+    return replace(config, federation=replace(config.federation, method=arm_of(method)()))
+
+
+@pytest.fixture
+def others(monkeypatch):
+    for name in ("control_variates", "every_step"):
+        monkeypatch.setitem(METHODS, name, Entry(module=f"tests.federation.methods.{name}", sums_only=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_the_clear_every_method_is_allowed(method):
+    check_method(configured(method, routing={"mode": "plain"}), 2, {"gradients"})
+
+
+def test_masked_modes_take_what_needs_sums_of_enough():
+    masked = {"mode": "mix+mask", "min_participants": 4}
+    check_method(configured("lora_average", routing=masked), 4)
+    with pytest.raises(ConfigError, match="of 3 participants only 3 may meet .*routing.min_participants=4; take more"):
+        check_method(configured("lora_average", routing=masked), 3)
+    for method in ("flexlora", "stack", "residual"):
+        with pytest.raises(ConfigError, match=f"federation.method={method} needs every client's own values, which routing.mode=mix"):
+            check_method(configured(method, routing=masked), 9)
+
+
+def test_a_slice_that_few_hold_is_no_sum(monkeypatch):
+    from fedspeed.federation.methods.lora_average.method import LoraAverage
+
+    monkeypatch.setattr(LoraAverage, "min_holders", classmethod(lambda cls, config, asked, modules: len(asked) // 3))
+    config = configured("lora_average", routing={"mode": "mask", "min_participants": 3})
+    check_method(config, 9)
+    with pytest.raises(ConfigError, match="of 8 participants only 2 may meet"):
+        check_method(config, 8)
+
+
+def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
+    with pytest.raises(ConfigError, match="control_variates keeps what is a client's own in the run's folder"):
+        check_method(configured("control_variates", routing={"mode": "mask"}), 5)
+    check_method(configured("control_variates", routing={"mode": "mask", "transport": "tls"}), 5)
+    check_method(configured("control_variates", routing={"mode": "plain"}), 5)
+
+
+@pytest.mark.parametrize(("sections", "told"), [
+    ({"federation": {"staleness": 1}}, "federation.staleness=1"),
+    ({"federation": {"round_budget": "seconds", "round_seconds": 3.0}}, "federation.round_budget=seconds"),
+    ({"train": {"local_steps_by_cluster": {"slow": 2}}}, "train.local_steps_by_cluster"),
+])
+def test_an_exchange_in_every_step_is_taken_by_all_together(others, sections, told):
+    with pytest.raises(ConfigError, match=f"every_step exchanges updates in every local step.* with no {told}"):
+        check_method(configured("every_step", routing={"mode": "plain"}, **sections), 3)
+    check_method(configured("every_step", routing={"mode": "plain"}), 3)
+
+
+def test_what_an_engine_lacks_is_named():
+    assert lacking({"gradients"}, {"gradients", "perturb"}, "any") == ""
+    text = lacking({"gradients", "generate", "perturb"}, {"gradients"}, "distil")
+    assert "federation.method=distil needs an engine that is capable of generate, perturb" in text and "engine.tier" in text
+
+
+def test_all_that_stands_against_a_method_is_told_at_once(others):
+    config = configured("every_step", routing={"mode": "mask", "min_participants": 5}, federation={"staleness": 1})
+    with pytest.raises(ConfigError, match="only 3 may meet.*; .*staleness=1; .*capable of gradients"):
+        check_method(config, 3, {"perturb"})
+
+
+def test_checks_load_no_torch():
+    done = subprocess.run([sys.executable, "-c", f"import sys, {checks.__name__}; sys.exit('torch' in sys.modules)"], cwd=ROOT, timeout=LIMIT_S)
+    assert done.returncode == 0
+
+
+def test_a_client_is_evaluated_by_its_own_model_if_it_has_one():
+    from fedspeed.federation.evaluators import whose
+
+    common, own = ({"w": np.full(1, value)} for value in (0.0, 1.0))
+    assert whose({"adapter": common}, (0, 2)) == [(common, [0, 2])]
+    assert whose({"adapter": common, "client-2": own, "full": own}, (0, 2)) == [(common, [0]), (own, [2])]
+    assert whose({"client-2": own}, (2,)) == [(own, [2])]
+    assert whose({"adapter": common}, ()) == []

@@ -1,0 +1,153 @@
+"""What the protocol has for methods that are not here yet: gradients that are added to, memory of clients, an exchange in every step, a server."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fedspeed.errors import FedSpeedError
+from fedspeed.federation.methods.config import METHODS, Entry, arm_of
+from tests.federation.runs import (
+    Notes,
+    begin,
+    federation,
+    from_journal,
+    largest,
+    run_worlds,
+    same_bits,
+    settings,
+    share_of,
+    tiny_llama,
+)
+from tests.processes import Scenarios
+
+CLIENTS = (0, 1, 2)
+ALONE = {0: CLIENTS}
+LR = 0.2
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    base = tiny_llama(tmp_path_factory.mktemp("base") / "llama")
+    return run_worlds((1,), all_runs, base, str(tmp_path_factory.mktemp("others")))[0]
+
+
+def all_runs(world, base, folder):
+    for name in ("proximal", "control_variates", "every_step"):
+        METHODS[name] = Entry(module=f"tests.federation.methods.{name}", adds_deltas=True, any_weights=True)
+    out = Scenarios()
+    for steps in (1, 2):
+        out.play(f"plain {steps}", whole, world, f"plain {steps}", configured(base, "lora_average", rounds=1, local_steps=steps), folder)
+    out.play("plain, three rounds", whole, world, "plain 3", configured(base, "lora_average", rounds=3, local_steps=1), folder)
+    out.play("proximal", whole, world, "proximal", configured(base, "proximal", rounds=1, local_steps=2), folder)
+    out.play("every step", whole, world, "every step", configured(base, "every_step", rounds=1, local_steps=3), folder)
+    out.play("variates", variates, world, base, folder)
+    return out
+
+
+def configured(base, method, *, rounds, local_steps):
+    config = settings(base, train={"momentum": 0.0, "lr": LR, "local_steps": local_steps}, federation={"rounds": rounds})
+    return replace(config, federation=replace(config.federation, method=arm_of(method)()))
+
+
+def whole(world, name, config, folder):
+    """What a run of all rounds comes to, on one rank that carries all clients."""
+    notes = Notes()
+    with federation(world, name, config, ALONE, folder, notes=notes) as fed:
+        first = begin(fed)
+        start = dict(first.state)
+        end = fed.run(first)
+    return SimpleNamespace(start=start, end=end.state, turns=notes.turns, records=notes.records, steps=notes.steps)
+
+
+def variates(world, base, folder):
+    """(run at once, run that was interrupted after the first round, ends of the second round's turns without any variate)."""
+    config = configured(base, "control_variates", rounds=2, local_steps=1)
+    notes = Notes()
+    with federation(world, "variates, at once", config, ALONE, folder, notes=notes) as fed:
+        at_once = fed.run(begin(fed))
+    with federation(world, "variates", config, ALONE, folder, stop=lambda: True) as fed:
+        early = fed.run(begin(fed))
+        middle = SimpleNamespace(state=dict(early.state), memory=dict(early.memory))
+    with federation(world, "variates", config, ALONE, folder) as fed:
+        late = fed.run(from_journal(fed))
+    plain = Notes()
+    with federation(world, "without", configured(base, "lora_average", rounds=2, local_steps=1), ALONE, folder, notes=plain) as fed:
+        first = begin(fed)
+        first.round, first.state = 1, {n: t for n, t in middle.state.items() if ":" not in n}
+        fed.run(first)
+    return at_once, middle, late, notes.turns[3:], plain.turns
+
+
+def test_what_a_method_adds_to_gradients_is_part_of_the_step(seen):
+    """Two steps of FedProx are two steps without, less the way gone in the first one times mu: it is zero then."""
+    from tests.federation.methods.proximal import MU
+
+    one, two, proximal = seen["plain 1"], seen["plain 2"], seen["proximal"]
+    for client in CLIENTS:
+        way = {n: t - one.start[n] for n, t in one.turns[client].items()}
+        expected = {n: t - LR * MU * way[n] for n, t in two.turns[client].items()}
+        assert largest(proximal.turns[client], expected) < 1e-6 < largest(proximal.turns[client], two.turns[client]) / 100
+
+
+def test_an_exchange_in_every_step_is_as_many_rounds_of_one_step(seen):
+    often, reference = seen["every step"], seen["plain, three rounds"]
+    assert same_bits(often.end, reference.end)
+    assert often.steps == [(1, step, 3) for step in (1, 2, 3) for _ in CLIENTS]
+    (record,), others = often.records[1:], reference.records[1:]
+    assert (record.clients, record.received, [c.local_steps for c in record.per_client]) == (3, 3, [3, 3, 3])
+    assert record.tokens == sum(other.tokens for other in others)
+    assert record.val_loss == others[-1].val_loss, "evaluated once, in the end"
+    assert record.update_norm == pytest.approx(np.sqrt(sum(np.sum((often.end[n] - t) ** 2.0) for n, t in often.start.items())), rel=1e-5)
+
+
+def test_memory_of_clients_counts_and_survives_a_resume(seen):
+    at_once, middle, late, ends, without = seen["variates"]
+    assert same_bits(late.state, at_once.state)
+    assert late.memory.keys() == at_once.memory.keys() == set(CLIENTS)
+    assert all(same_bits(late.memory[c], at_once.memory[c]) for c in CLIENTS)
+    assert max(largest(middle.memory[c], at_once.memory[c]) for c in CLIENTS) > 1e-3
+    shares = {c: share_of(c) / sum(map(share_of, CLIENTS)) for c in CLIENTS}
+    for name, own in middle.memory[0].items():
+        mean = sum(shares[c] * middle.memory[c][name] for c in CLIENTS)
+        np.testing.assert_allclose(middle.state[f"control:{name}"], mean, atol=1e-6)
+        correction = LR * (middle.state[f"control:{name}"] - own)
+        np.testing.assert_allclose(ends[0][name], without[0][name] - correction, atol=1e-6)
+
+
+class Told:
+    """The link of a rank, and what it hears of others."""
+
+    def __init__(self, other=None):
+        self.other = other
+
+    def share(self, vector, priority):
+        return vector if priority else self.other
+
+
+def served(server, link):
+    from fedspeed.federation.methods.lora_average.method import LoraAverage
+    from fedspeed.federation.updating import server_stepped
+
+    class Served(LoraAverage):
+        def server_step(self, state, engine, public_rows):
+            return {name: array + len(public_rows) for name, array in state.items()}
+
+    state = {"a": np.zeros((1, 2), np.float32), "b": np.ones(1, np.float32)}
+    method = Served(arm_of("lora_average")(), None, clients=2, seed=0)
+    role = SimpleNamespace(server=server, public_rows=["row"] * 5)
+    chosen = SimpleNamespace(federation=SimpleNamespace(method=SimpleNamespace(name="served")))
+    return server_stepped(SimpleNamespace(method=method, role=role, engine=None, link=link, config=chosen), state)
+
+
+def test_what_the_server_makes_of_a_state_is_told_to_all():
+    mine = served(True, Told())
+    assert {n: t.tolist() for n, t in mine.items()} == {"a": [[5, 5]], "b": [6]}
+    others = served(False, Told(np.array([5, 5, 6], np.float32)))
+    assert {n: t.tolist() for n, t in others.items()} == {"a": [[5, 5]], "b": [6]}
+
+
+def test_a_method_with_a_server_that_is_not_there_is_told_so():
+    with pytest.raises(FedSpeedError, match="served has a server, and no rank is one; .*role=server"):
+        served(False, Told())
