@@ -53,8 +53,8 @@ def masked_problem(config: RunConfig, method: type[Method], participants: int) -
     if holders >= least:
         return ""
     return (
-        f"{named}: of {participants} participants only {holders} may meet in an element of the sum, which says "
-        f"too much about each, and routing.mode={mode} asks for routing.min_participants={least}; take more "
+        f"{named}: of {participants} participants only {holders} may meet in an element of the sum, which "
+        f"says too much about each; routing.mode={mode} asks for routing.min_participants={least}; take more "
         "participants, set routing.mode=plain inside one trust domain, or choose another method"
     )
 

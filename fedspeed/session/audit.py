@@ -99,12 +99,12 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
         with tempfile.TemporaryDirectory() as folder, contextlib.closing(
                 build_engine(config.model, config.adapter, config.train, config.engine, RunRequest(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
                              config.run.seed)) as engine:
-            return _updates(config, engine, data, rounds, words, seed)
+            return _updates(config, engine, data, rounds=rounds, words=words, seed=seed)
     finally:
         leave_world()
 
 
-def _updates(config: RunConfig, engine, data: dict, rounds: int, words: int, seed: int) -> list[np.ndarray]:
+def _updates(config: RunConfig, engine, data: dict, *, rounds: int, words: int, seed: int) -> list[np.ndarray]:
     """Train rounds of all clients one after the other, and return what `train` says."""
     from fedspeed.federation import server
     from fedspeed.federation.layout import Layout
