@@ -90,7 +90,7 @@ class PlainLoop:
     """A LoRA training loop of PyTorch, transformers and PEFT, over the weights that the engines have."""
 
     def __init__(self, model, adapter, train):
-        from fedspeed.engine.build import make_optimizer
+        from fedspeed.engine.builders.common import make_optimizer
         from fedspeed.engine.masters import whole_places
         from fedspeed.models.loading import materialise, meta_model
 
@@ -131,7 +131,7 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
     import torch
 
     from fedspeed.data.config import TrainConfig
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
     from fedspeed.engine.world import join_world, leave_world, quiet
     from fedspeed.models.catalogue import shape_of
@@ -150,7 +150,8 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
         options = EngineConfig(tier=tier, activation_checkpointing=checkpointing, slots=args.slots,
                                activation_gib="auto" if args.setting == "resident" else 0.0)
         clients = [(r,) for r in range(ranks)]
-        engines[name] = build_engine(model, AdapterConfig(), TrainConfig(), options, config, clients, StageClock(), nvme, 0)
+        spec = EngineSpec(model=model, adapter=AdapterConfig(), train=TrainConfig(), engine=options, deepspeed=config)
+        engines[name] = build_engine(spec, EngineContext(client_sets=clients, clock=StageClock(), nvme=nvme, seed=0))
         engines[name].load(engines[name].state())
     if args.setting == "resident":
         engines["plain PyTorch"] = PlainLoop(model, AdapterConfig(), TrainConfig())

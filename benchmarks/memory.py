@@ -35,7 +35,7 @@ SYSTEMS = {
 def work(name: str, rank: int, port: int, folder: str, args, blocks: int, results) -> None:
     from benchmarks.layer_major import Rows, ds_config
     from fedspeed.data.config import TrainConfig
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
     from fedspeed.engine.world import join_world, leave_world, quiet
     from fedspeed.models.catalogue import shape_of
@@ -53,8 +53,10 @@ def work(name: str, rank: int, port: int, folder: str, args, blocks: int, result
         config["zero_optimization"]["offload_param"] = {"device": offload}
     # The least memory: no activations are kept.
     options = EngineConfig(tier=tier, activation_checkpointing=checkpointing, activation_gib=0.0)
-    engine = build_engine(ModelConfig(base=folder, init="random", dtype=args.dtype), AdapterConfig(), TrainConfig(), options, config,
-                          [(r,) for r in range(ranks)], StageClock(), Path(folder) / "swap", 0)
+    spec = EngineSpec(model=ModelConfig(base=folder, init="random", dtype=args.dtype), adapter=AdapterConfig(), train=TrainConfig(),
+                      engine=options, deepspeed=config)
+    engine = build_engine(spec, EngineContext(client_sets=[(r,) for r in range(ranks)], clock=StageClock(), nvme=Path(folder) / "swap",
+                                              seed=0))
     engine.load(engine.state())
     step = Rows(args, rank).step(1 if together else args.rows, args.rows if together else 1)
     begin = time.perf_counter()

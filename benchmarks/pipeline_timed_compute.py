@@ -78,7 +78,7 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | st
     import torch
 
     from fedspeed.data.config import TrainConfig
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
     from fedspeed.engine.world import join_world, leave_world, quiet
     from fedspeed.models.config import AdapterConfig, ModelConfig
@@ -90,9 +90,11 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | st
     join_world(120)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     sets = [tuple(range(ranks))] if scope == "client" else [(r,) for r in range(ranks)]
-    own = build_engine(ModelConfig(base=base, init="random", dtype="fp32"), AdapterConfig(lora_rank=2, targets=("q_proj",)), TrainConfig(),
-                       EngineConfig(pipeline=scope, tier="resident", cuts="auto" if cuts == "auto" else tuple(cuts)),
-                       ds_config("resident", "fp32"), sets, NoClock(), Path(base) / f"nvme-{rank}", 0)
+    spec = EngineSpec(model=ModelConfig(base=base, init="random", dtype="fp32"), adapter=AdapterConfig(lora_rank=2, targets=("q_proj",)),
+                      train=TrainConfig(), engine=EngineConfig(pipeline=scope, tier="resident",
+                                           cuts="auto" if cuts == "auto" else tuple(cuts)),
+                      deepspeed=ds_config("resident", "fp32"))
+    own = build_engine(spec, EngineContext(client_sets=sets, clock=NoClock(), nvme=Path(base) / f"nvme-{rank}", seed=0))
     timed_stage(own._stage)
     own.load(own.state())
     found = []
@@ -106,7 +108,8 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | st
             if mine:
                 own.train_step([step_of(mine)], 0.0)
             else:
-                own._idle_pass(True)
+                own._idle_pass(True)  # the others' gradients
+                own._idle_pass(True)  # and their step
             torch.distributed.barrier()
             if number:
                 took.append(time.perf_counter() - begin)

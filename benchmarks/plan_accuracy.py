@@ -61,7 +61,7 @@ CASES = [
 def work(case: Case, rank: int, port: int, folder: str, repeat: int, results) -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     from fedspeed.data.config import TrainConfig
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
     from fedspeed.engine.world import join_world, leave_world, quiet
     from fedspeed.models.config import AdapterConfig, ModelConfig
@@ -76,8 +76,10 @@ def work(case: Case, rank: int, port: int, folder: str, repeat: int, results) ->
         resident_blocks=case.resident,
         activation_gib=case.activations,
     )
-    engine = build_engine(ModelConfig(base=folder, init="random", dtype=case.dtype), AdapterConfig(), TrainConfig(), options,
-                          ds_config(0, case.dtype), [(0,)], StageClock(), Path(folder) / "swap", 0, case.clients)
+    spec = EngineSpec(model=ModelConfig(base=folder, init="random", dtype=case.dtype), adapter=AdapterConfig(), train=TrainConfig(),
+                      engine=options, deepspeed=ds_config(0, case.dtype))
+    engine = build_engine(spec, EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder) / "swap", seed=0,
+                                              clients=case.clients))
     turns = [range(first, min(first + engine.client_slots, case.clients)) for first in range(0, case.clients, engine.client_slots)]
     for seat in range(engine.client_slots):
         engine.load(engine.state(seat), slot=seat)

@@ -24,7 +24,7 @@ SYSTEMS = {"one client": (1, 1), f"{CLIENTS} clients, together": (CLIENTS, CLIEN
 def work(rank: int, port: int, folder: str, args, results) -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     from fedspeed.data.config import TrainConfig
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
     from fedspeed.engine.world import join_world, leave_world, quiet
     from fedspeed.models.config import AdapterConfig, ModelConfig
@@ -32,9 +32,12 @@ def work(rank: int, port: int, folder: str, args, results) -> None:
 
     quiet()
     join_world(600)
-    engines = {name: build_engine(ModelConfig(base=folder, init="random", dtype="fp32"), AdapterConfig(), TrainConfig(),
-                                  EngineConfig(tier=args.tier, seats=seats), ds_config(2, "fp32"), [(0,)], StageClock(), Path(folder) / "swap", 0, clients)
-               for name, (clients, seats) in SYSTEMS.items()}
+    engines = {}
+    for name, (clients, slots) in SYSTEMS.items():
+        spec = EngineSpec(model=ModelConfig(base=folder, init="random", dtype="fp32"), adapter=AdapterConfig(), train=TrainConfig(),
+                          engine=EngineConfig(tier=args.tier, seats=slots), deepspeed=ds_config(2, "fp32"))
+        engines[name] = build_engine(spec, EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder) / "swap", seed=0,
+                                                         clients=clients))
     for engine in engines.values():
         for seat in range(engine.client_slots):
             engine.load(engine.state(seat), slot=seat)

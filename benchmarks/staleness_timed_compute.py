@@ -42,7 +42,7 @@ def rank_main(compute_s: float, words: list[str]) -> int:
         return sums[-1]
 
     stock.StockEngine._gradients = timed
-    stock.StockEngine._step = lambda self, lr: step(self, lr) if len(sums) == 1 else [True]
+    stock.StockEngine._step = lambda self, slots, lr: step(self, slots, lr) if len(sums) == 1 else [True]
     return main(["run", *words])
 
 

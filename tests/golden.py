@@ -94,7 +94,7 @@ GOLDEN = {
         f"{RAM} {ONE_RANK} data.clients=4 engine.seats=2 federation.method.rule=alternate {NOTHING_KEPT}"),
     "ram-bf16": Golden(f"{RAM} {ONE_RANK} model.dtype=bf16 {DROPOUT}"),
     "ram-fp16": Golden(f"{RAM} {ONE_RANK} model.dtype=fp16 deepspeed.fp16.initial_scale_power=12"),
-    "ram-blocks": Golden(f"{RAM} {ONE_RANK} adapter.method=blocks adapter.blocks=last:1"),
+    "ram-blocks": Golden(f"{RAM} {ONE_RANK} adapter.method=blocks adapter.blocks.last=1"),
     "nvme": Golden(f"engine.tier=nvme {ONE_RANK} {NOTHING_KEPT}"),
     "auto-client": Golden(
         f"deepspeed.base=zero3.json engine.tier=client {TWO_RANKS} {DROPOUT} {NOTHING_KEPT}"),

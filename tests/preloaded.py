@@ -6,7 +6,8 @@ from importlib import import_module
 from fedspeed.session.parts import preload
 
 _BESIDE = (
-    "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "fedspeed.engine.pipeline.pipelined", "fedspeed.engine.stock",
+    "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "fedspeed.engine.builders.stock",
+    "fedspeed.engine.builders.streamed", "fedspeed.engine.builders.client_pipeline", "fedspeed.engine.builders.cluster_pipeline",
     "fedspeed.engine.store_engine", "fedspeed.engine.streamed", "fedspeed.session.rank", "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2",
 )

@@ -44,7 +44,7 @@ def engine_of(scene: Scene, base: Path, recipe: Recipe):
     """An engine over random weights, the same for all recipes of one numeric type; closed at the end."""
     from benchmarks.layer_major import ds_config
     from fedspeed.data.config import TrainConfig
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.models.config import AdapterConfig, ModelConfig
     from fedspeed.monitor.clock import StageClock
 
@@ -55,9 +55,9 @@ def engine_of(scene: Scene, base: Path, recipe: Recipe):
     card.tidy(scene.dry)
     model = ModelConfig(base=str(base), init="random", dtype=recipe.dtype)
     adapter = AdapterConfig(dropout=recipe.dropout)
-    engine = build_engine(
-        model, adapter, TrainConfig(), recipe.options, config, [(0,)], StageClock(), scene.folder / "swap", 0
-    )
+    spec = EngineSpec(model=model, adapter=adapter, train=TrainConfig(), engine=recipe.options, deepspeed=config)
+    context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=scene.folder / "swap", seed=0)
+    engine = build_engine(spec, context)
     try:
         engine.load(engine.state(), seed=5)
         yield engine

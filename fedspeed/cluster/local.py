@@ -40,8 +40,8 @@ def local_rank_count(setting: int | str, clients: int) -> int:
     """How many ranks to start on this machine.
 
     Args:
-        setting: `auto` or a whole number of at least 1. Auto means one rank per GPU, but the same number for
-            every client if there are more GPUs than clients; without GPUs what `ranks_on_cores` says.
+        setting: `auto` or a whole number of at least 1. Auto means one rank per GPU, but the same number for every client if there are more
+            GPUs than clients; without GPUs what `ranks_on_cores` says.
 
     Raises:
         ConfigError: the setting is more than `check_rank_count` lets pass.

@@ -1,8 +1,9 @@
 """A rank's training engine, lent to its clients.
 
-The engine is built once and lives as long as the run. It has client slots; a client that takes one loads the global state into the slot's
-masters, resets (or restores) the optimizer, takes its local steps, and reads the masters back. So a rank holds as many adapters and
-optimizers as it has client slots, however many clients it carries, and nothing is reloaded between rounds.
+The engine is built once and lives as long as the run. It has client slots; a client that takes one loads the global state
+into the slot's masters, resets (or restores) the optimizer, takes its local steps, and reads the masters back. So a rank
+holds as many adapters and optimizers as it has slots, however many clients it carries, and nothing is reloaded between
+rounds. A local step is `gradients`, then `step`; between the two a method may read the masters and add to the gradients.
 
 Where ranks gather weights from each other, every pass is a matched collective: all of them must make the same number of passes. `lockstep`
 finds that number and fills up to it with passes that train nothing.
@@ -13,9 +14,8 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,10 +24,12 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from fedspeed.data.batches import Batch, StepBatches
+from fedspeed.engine.capabilities import Capability, Kind, capabilities_of
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.folded import FoldedAdapter
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.live_bytes import LiveBytes, storage_bytes
+from fedspeed.models.folded import trainable
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,17 @@ class Sums:
     def mean_loss(self) -> float:
         return self.loss / self.tokens if self.tokens else float("nan")
 
-# What a method may ask of an engine beside loading, evaluating and reading states.
-Capability = Literal["gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients"]
-
 
 class ClientEngine(ABC):
     """See the module's docstring. Built by `engine.build.build_engine`.
 
     Attributes:
-        capabilities: what of `Capability` it is capable of.
+        kind: which of the kinds of engines it is.
         model: the network, for its configuration and its adapter's.
         groups: process groups of this rank.
     """
 
-    capabilities: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb"})
+    kind: Kind
 
     def __init__(self, model: nn.Module, states: list[ClientState], groups: Groups, matched, clock):
         """
@@ -73,11 +72,17 @@ class ClientEngine(ABC):
         self._matched = matched if matched is not None and dist.get_world_size(matched) > 1 else None
         self._device = torch.device(get_accelerator().current_device_name())
         self._folded = FoldedAdapter(model)
-        self._counted = 0  # see device_bytes
-        self._folded_then = 0  # bytes of the folded adapter among them
+        self._folded_then = 0  # bytes of the folded adapter among those that the first step counted
+        self._waiting: set[int] = set()  # client slots whose gradients wait for a step
+        self._live: LiveBytes | None = None  # counts the first step; see device_bytes
+        self._standing_bytes = self._counted = 0
+        self._halves_s = 0.0  # seconds that the step which has begun has taken so far
         self._step_s: list[float] = []  # seconds, since they were last asked for
-        self._gradients_s = 0.0  # of the step under way
-        self._counting: tuple[int, LiveBytes] | None = None  # in the first step: bytes that stand, and the others' count
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it is capable of, beside loading, evaluating and reading states."""
+        return capabilities_of(self.kind)
 
     @property
     def client_slots(self) -> int:
@@ -98,114 +103,122 @@ class ClientEngine(ABC):
 
     def load(self, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None = None, *,
              frozen: frozenset[str] = frozenset(), seed: int = 0, slot: int = 0) -> None:
-        """Begin a turn: global `state` into masters and copies, `optimizer` state restored or (None) reset.
+        """Begin a turn: global `state` into masters and copies, `optimizer` state restored or (None) reset. Gradients
+        that wait in the slot are forgotten.
 
         Args:
             state: full fp32 tensors by name, folded ones among them (see `load_folded`).
-            frozen: names that keep their value through this turn (freeze_a, alternate). Their gradient is zeroed, so that it neither
-                clips the others' nor enters momentum, and their learning rate is zero, so that decay does not move them either;
-                `requires_grad=False` in mid-run would not stop ZeRO from moving them.
+            frozen: names that keep their value through this turn (freeze_a, alternate). Their gradient is zeroed, so
+                that it neither clips the others' nor enters momentum, and their learning rate is zero, so that decay
+                does not move them either; `requires_grad=False` in mid-run would not stop ZeRO from moving them.
             seed: of dropout, the turn's own: a resumed round draws the same masks.
         """
+        if slot in self._waiting:
+            self._waiting.discard(slot)
+            self._forget(slot)
         self.load_folded(state)
+        self._load(slot, trainable(state), optimizer, frozen, seed)
+
+    @abstractmethod
+    def _forget(self, slot: int) -> None:
+        """Let go of the gradients that wait in a slot; what it moves is loaded anew."""
+
+    def _load(self, slot: int, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None,
+              frozen: frozenset[str], seed: int) -> None:
+        """See `load`."""
         self._states[slot].load(state, optimizer, frozen, seed)
 
     def load_folded(self, state: dict[str, torch.Tensor]) -> None:
-        """Compute from now on with the folded arrays of a global state, which are common to all clients (models.folded). A rank whose clients take no turn
-        calls this itself where it computes for others."""
+        """Compute from now on with the folded arrays of a global state, which are common to all clients
+        (models.folded). A rank whose clients take no turn calls this itself where it computes for others."""
         self._folded.load(state)
 
     def state(self, slot: int = 0) -> dict[str, torch.Tensor]:
-        """Full fp32 masters on the CPU, by name."""
+        """Read the full fp32 masters onto the CPU, by name. Collective over the client."""
         return self._states[slot].state()
 
     def masters(self, slot: int = 0) -> dict[str, torch.Tensor]:
-        """Full fp32 masters on the CPU, by name, as they are between `gradients` and `step`."""
+        """Read the same as `state`, between `gradients` and `step`."""
         return self.state(slot)
 
     def optimizer_state(self, slot: int = 0) -> dict[str, torch.Tensor]:
-        """State of a client slot's optimizer: `<name>/<key>` tensors in full shape, and one `step`."""
+        """Read the optimizer's state onto the CPU, as `load` takes it. Collective over the client."""
         return self._states[slot].optimizer_state()
 
     def gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
-        """Add the gradients of the first `len(work)` client slots to those that wait for `step`; returns this rank's sums by slot.
+        """Compute gradients of each of the first `len(work)` client slots, and add them to those that wait there; returns
+        this rank's sums by slot, of no steps.
 
-        The gradient of a slot is that of the mean over its whole step's answer tokens. DeepSpeed averages over the client's ranks, so each
-        rank's part of the sum is multiplied by their number. `Sums.steps` is 0: nothing moves.
+        The gradient of a slot is that of the mean over its whole step's answer tokens. DeepSpeed averages over the
+        client's ranks, so each rank's part of the sum is multiplied by their number.
         """
-        if not self._counted and self._counting is None and get_accelerator().is_synchronized_device():
-            live = LiveBytes()
-            self._counting = storage_bytes(self._standing()), live
-            live.__enter__()
-        begin = time.perf_counter()
-        try:
-            return self._gradients(work)
-        except BaseException:
-            self._end_counting()
-            raise
-        finally:
-            self._gradients_s += time.perf_counter() - begin
+        assert 0 < len(work) <= self.client_slots, f"{len(work)} clients for {self.client_slots} slots"
+        with self._measured():
+            sums = self._gradients(work)
+        self._waiting.update(range(len(work)))
+        return sums
+
+    def add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
+        """Add to the gradients that wait in a slot: that of the mean loss grows by `scale` times `arrays`, once however
+        many ranks the client has. Where none wait, it counts from zero. Alike on all ranks of the client.
+
+        Args:
+            arrays: full fp32 tensors by name; zero where a name is missing. What is frozen stays so.
+        """
+        unknown = sorted(arrays.keys() - set(self.names))
+        assert not unknown, f"add_to_gradients: nothing that trains is called {unknown[0]}"
+        self._add_to_gradients(slot, arrays, scale)
+        self._waiting.add(slot)
 
     def step(self, lr: float) -> list[bool]:
-        """Take the optimizer step of every client slot whose gradients wait, at rate `lr`: clip, scale, move the masters.
+        """Take an optimizer step in each slot whose gradients wait, in the slots' order: reduce, clip, scale, move.
 
         Returns:
-            by slot, from the first one on, whether it moved: DeepSpeed leaves out a step whose gradient is not finite.
+            by such slot, whether its masters moved: DeepSpeed leaves out a step whose gradient is not finite.
         """
-        begin = time.perf_counter()
-        try:
-            moved = self._step(lr)
-        finally:
-            counted = self._end_counting()
-        if not counted:
-            self._step_s.append(self._gradients_s + time.perf_counter() - begin)
-        self._gradients_s = 0.0
+        assert self._waiting, "step: no gradients wait; call gradients before it"
+        slots, self._waiting = sorted(self._waiting), set()
+        with self._measured():
+            moved = self._step(slots, lr)
+        if self._live is not None:
+            self._counted, self._live = self._standing_bytes + self._live.peak, None
+            self._folded_then = self._folded.bytes
+        else:
+            self._step_s.append(self._halves_s)
+        self._halves_s = 0.0
         return moved
 
     def train_step(self, work: Sequence[StepBatches], lr: float) -> list[Sums]:
-        """Take one optimizer step of each of the first `len(work)` client slots; returns this rank's sums by slot."""
+        """Take one local step of each of the first `len(work)` client slots; returns this rank's sums by slot."""
         sums = self.gradients(work)
         return [replace(own, steps=int(moved)) for own, moved in zip(sums, self.step(lr), strict=True)]
 
-    def _end_counting(self) -> bool:
-        """Note what the first step took, if this was it."""
-        if self._counting is None:
-            return False
-        standing, live = self._counting
-        live.__exit__(None, None, None)
-        self._counting, self._counted, self._folded_then = None, standing + live.peak, self._folded.bytes
-        return True
+    def perturb(self, slot: int, seed: int, scale: float) -> None:
+        """Move a slot's masters and working copies by `scale` times a standard normal direction, which (seed, name,
+        shape) name (`engine.directions`): the same on every rank of the client. What is frozen stays."""
+        self._states[slot].perturb(seed, scale)
 
     @abstractmethod
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         """See `gradients`."""
 
     @abstractmethod
-    def _step(self, lr: float) -> list[bool]:
-        """See `step`."""
+    def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
+        """See `add_to_gradients`."""
 
     @abstractmethod
-    def add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
-        """Add `scale` times some arrays to a client slot's gradients, between `gradients` and `step`. What is frozen stays so.
+    def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
+        """See `step`."""
 
-        Every rank of the client calls it with the same values.
-
-        Args:
-            arrays: full, by name, in units of the gradient of the step's mean loss.
-        """
-
-    def perturb(self, slot: int, seed: int, scale: float) -> None:
-        """Add `scale` times normal numbers to the masters of a client slot, and to its working copies; not to what is frozen.
-
-        Every rank of the client calls it. Each tensor's numbers depend on (seed, name's place in `names`), so that the same call with
-        `-scale` undoes it but for rounding.
-        """
-        state = self.state(slot)
-        for number, name in enumerate(self.names):
-            if name not in self._states[slot].frozen:
-                generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-                state[name] += scale * torch.randn(state[name].shape, generator=generator)
-        self._states[slot].write(state)
+    @contextmanager
+    def _measured(self):
+        """Half of a step: its seconds, or on a CPU in the first step its memory."""
+        if self._live is None and not self._counted and get_accelerator().is_synchronized_device():
+            self._standing_bytes, self._live = storage_bytes(self._standing()), LiveBytes()
+        begin = time.perf_counter()
+        with self._live or nullcontext():
+            yield
+        self._halves_s += time.perf_counter() - begin
 
     @property
     def device_bytes(self) -> int:
@@ -245,14 +258,19 @@ class ClientEngine(ABC):
 
     @abstractmethod
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        """For each list of batches: loss, and answers that greedy decoding would give exactly, under the state of slot 0. Call within
-        `lockstep`."""
+        """For each list of batches: loss, and answers that greedy decoding would give exactly, under the state of client
+        slot 0. Call within `lockstep`."""
 
     # Keeping step with the ranks that share the base.
 
     @abstractmethod
-    def train_passes(self, clients: int, steps: int, accumulation: int) -> int:
-        """Passes in which this rank trains `clients` clients, `steps` steps each."""
+    def train_passes(self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0) -> int:
+        """Passes in which this rank trains `clients` clients, `steps` steps each.
+
+        Args:
+            gradients: calls of `gradients` before each step. reads: calls of `masters` or `state` beside the one at a
+                turn's end, of each client in each step.
+        """
 
     @abstractmethod
     def eval_passes(self, work: list[list[Batch]]) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from fedspeed.engine.directions import perturbed
 from fedspeed.engine.masters import Place, Tensors, open_masters, parameters_of
 
 ALIGN = 64  # elements; where a tensor begins in a flat parameter: matrix products like aligned addresses
@@ -91,7 +92,8 @@ class ClientState:
         """See `ClientEngine.load`."""
         self.frozen, self.seed = frozen, seed
         groups = [group["names"] for group in self.ds_engine.optimizer.param_groups]
-        self._kept = {name: state[name] for names in groups if not names <= frozen for name in names & frozen}
+        self._kept = {name: state[name] for names in groups if not names <= frozen
+                      for name in names & frozen}
         self.ds_engine.optimizer.zero_grad()  # an idle pass on weights that diverged leaves NaN, which a step would meet
         self.scaler.reset()
         assert self.places.keys() <= state.keys(), f"no value for {sorted(self.places.keys() - state.keys())[:3]}"
@@ -101,12 +103,14 @@ class ClientState:
     def state(self) -> Tensors:
         return self._masters.read()
 
-    def write(self, values: Tensors) -> None:
-        """Set masters and working copies of those tensors that are in `values`."""
-        self._masters.write(values)
-
     def optimizer_state(self) -> Tensors:
         return self._masters.read_optimizer()
+
+    def perturb(self, seed: int, scale: float) -> None:
+        """Move the masters and working copies along a random direction; see `ClientEngine.perturb`. Collective over
+        the client where masters are partitioned."""
+        masters = {name: value for name, value in self._masters.read().items() if name not in self.frozen}
+        self._masters.write(perturbed(masters, seed, scale))
 
     def backward(self, loss: torch.Tensor) -> None:
         """Differentiate, with the loss scale that the step will divide by."""

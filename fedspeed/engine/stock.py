@@ -13,8 +13,8 @@ from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.cell_model import needed_mask
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.hand_over import hand_over
 from fedspeed.engine.masters import whole_places
-from fedspeed.engine.store_engine import hand_over
 
 IDLE = np.zeros((1, 8), dtype=np.int64)
 
@@ -22,20 +22,25 @@ IDLE = np.zeros((1, 8), dtype=np.int64)
 class StockEngine(ClientEngine):
     """One client slot. A pass is the forward, or the forward and backward, of one micro-batch."""
 
+    kind = "stock"
+
     def __init__(self, ds_engine, groups, matched, clock):
         named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
         super().__init__(ds_engine.module, [ClientState(ds_engine, whole_places(named), groups)], groups, matched, clock)
         self.ds_engine = ds_engine
 
-    def train_passes(self, clients: int, steps: int, accumulation: int) -> int:
-        return clients * steps * accumulation
+    def train_passes(self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0) -> int:
+        return clients * steps * gradients * accumulation
 
     def eval_passes(self, work: list[list[Batch]]) -> int:
         return sum(len(batches) for batches in work)
 
-    def load(self, state, optimizer=None, *, frozen=frozenset(), seed=0, slot=0):
-        super().load(state, optimizer, frozen=frozen, seed=seed, slot=slot)
+    def _load(self, slot, state, optimizer, frozen, seed):
+        super()._load(slot, state, optimizer, frozen, seed)
         torch.manual_seed(seed)
+
+    def _forget(self, slot: int) -> None:
+        self._states[slot].step(0.0)  # DeepSpeed lets go of gradients that it has reduced by using them up only
 
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         (step,), (state,), total = work, self._states, Sums()
@@ -48,22 +53,20 @@ class StockEngine(ClientEngine):
             get_accelerator().synchronize()  # the clock measures what was done, not what was asked for
         return [total]
 
-    def _step(self, lr: float) -> list[bool]:
-        with self._clock.stage("compute"):
-            moved = self._states[0].step(lr)
-            get_accelerator().synchronize()
-        return [moved]
-
-    def add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
-        """The arrays come as the gradients of one more loss, so that DeepSpeed reduces, clips and scales them as it does its own."""
+    def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
         state = self._states[slot]
-        zeros = {name: torch.zeros(place.shape, device=self._device) for name, place in state.places.items() if name not in arrays}
         factor = scale * state.scaler.scale
-        grads = zeros | {name: factor * torch.from_numpy(np.asarray(arrays[name], np.float32)).to(self._device)
-                         for name in state.places.keys() & arrays.keys()}
+        grads = {name: torch.from_numpy(np.asarray(array, np.float32)).to(self._device) * factor for name, array in arrays.items()}
         partitioned = self.ds_engine.zero_optimization_stage() == 3
+        # Parameters that ZeRO-3 has cut have no values, and take no gradient of their shape, unless they are gathered.
         with GatheredParameters(state.parameters, enabled=partitioned):
             state.backward(hand_over(state, grads))
+
+    def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
+        with self._clock.stage("compute"):
+            moved = [self._states[slot].step(lr) for slot in slots]
+            get_accelerator().synchronize()
+        return moved
 
     @torch.no_grad()
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:

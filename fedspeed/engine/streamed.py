@@ -1,6 +1,8 @@
-"""The base in a store of its own, executed layer by layer; DeepSpeed engines hold what the clients in slots train."""
+"""The base in a store of its own, executed layer by layer; DeepSpeed engines hold what the clients train."""
 
 from collections.abc import Sequence
+
+from deepspeed.accelerator import get_accelerator
 
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.base.store import BaseStore
@@ -14,37 +16,46 @@ from fedspeed.engine.store_engine import StoreEngine, portions
 class StreamedEngine(StoreEngine):
     """Block by block on one rank, or on each rank of a client that has several."""
 
+    kind = "streamed"
+
     def __init__(self, model, states: list[ClientState], groups, store: BaseStore, layers: LayerMajor, clock):
         super().__init__(model, states, groups, store.matched, store, clock)
         self._layers = layers
         self._steps = 0  # since the turn began: dropout draws anew in every step
 
-    def load(self, state, optimizer=None, *, frozen=frozenset(), seed=0, slot=0):
-        super().load(state, optimizer, frozen=frozen, seed=seed, slot=slot)
+    def _load(self, slot, state, optimizer, frozen, seed):
+        super()._load(slot, state, optimizer, frozen, seed)
         self._steps = 0
 
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         with self._clock.stage("compute"):
-            cells = [self._cell(slot, i, batch, step) for slot, step in enumerate(work) for i, batch in enumerate(step.micro)]
+            tasks = [self._task(slot, i, step) for slot, step in enumerate(work) for i in range(len(step.micro))]
             self._steps += 1
-            scores, grads = self._layers.train(cells, [self._states[slot].tensors() for slot in range(len(work))])
+            scores, grads = self._layers.train(tasks, [self._states[slot].tensors() for slot in range(len(work))])
             sums = [Sums()] * len(work)
-            for cell, score in zip(cells, scores):
-                sums[cell.owner] += Sums(score.loss, cell.batch.answer_tokens)
-            for slot, own in enumerate(grads):
-                self._wait(slot, own)
+            for task, score in zip(tasks, scores):
+                sums[task.owner] += Sums(score.loss, task.batch.answer_tokens)
+            for slot in range(len(work)):
+                self._accumulate(slot, grads[slot])
+            get_accelerator().synchronize()  # the clock measures what was done, not what was asked for
         return sums
 
-    def _cell(self, slot: int, number: int, batch: Batch, step: StepBatches) -> Cell:
+    def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
+        with self._clock.stage("compute"):
+            moved = [self._move(slot, lr) for slot in slots]
+            get_accelerator().synchronize()
+        return moved
+
+    def _task(self, slot: int, number: int, step: StepBatches) -> Cell:
         state = self._states[slot]
         scale = self.groups.client_size / max(1, step.step_answer_tokens) * state.scaler.scale
-        return Cell(batch, slot, scale, seed=state.seed * 1_000_003 + self._steps * 1_009 + number)
+        return Cell(step.micro[number], slot, scale, seed=state.seed * 1_000_003 + self._steps * 1_009 + number)
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        sums, own = [Sums()] * len(work), self._states[0].tensors()
+        sums, tensors = [Sums()] * len(work), self._states[0].tensors()
         for portion in portions(work):
             with self._clock.stage("compute"):
-                scores = self._layers.evaluate([Cell(batch, 0) for _, batch in portion], [own])
+                scores = self._layers.evaluate([Cell(batch, 0) for _, batch in portion], [tensors])
             for (i, batch), score in zip(portion, scores):
                 sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
         return sums

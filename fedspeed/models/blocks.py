@@ -1,6 +1,6 @@
 """Where the decoder blocks of a causal LM are, whatever its family calls them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -45,6 +45,43 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     if len(found) != 1:
         raise ValueError(f"{type(model).__name__} has {len(found)} module lists of {depth} blocks, expected one")
     return found[0]
+
+
+class KeptBlocks(nn.ModuleList):
+    """Some decoder blocks of a model: indexed by their places among these, called by their numbers in the whole model."""
+
+    def __init__(self, numbered: Mapping[int, nn.Module]):
+        super().__init__()
+        for number, block in numbered.items():
+            self.add_module(str(number), block)
+
+    def __getitem__(self, at: int | slice) -> nn.Module | list[nn.Module]:
+        return list(self._modules.values())[at]
+
+
+def keep_blocks(model: nn.Module, numbers: Sequence[int]) -> None:
+    """Leave only some decoder blocks in a model; parameters keep the names that they have in the whole one.
+
+    Args:
+        numbers: of the blocks that stay, in ascending order.
+
+    Raises:
+        ValueError: there is no such block, none stays, or they do not ascend.
+    """
+    parts = anatomy(model)
+    depth = len(parts.blocks)
+    if not numbers or list(numbers) != sorted(set(numbers)) or not 0 <= numbers[0] <= numbers[-1] < depth:
+        raise ValueError(f"blocks {list(numbers)}: name some of the model's {depth}, from 0 on, each once and in ascending "
+                         "order")
+    setattr(parts.decoder, parts.blocks_name, KeptBlocks({b: parts.blocks[b] for b in numbers}))
+    for place, number in enumerate(numbers):
+        for module in parts.blocks[number].modules():
+            if hasattr(module, "layer_idx"):  # where a cache keeps its keys and values
+                module.layer_idx = place
+    for config in {id(config): config for config in (model.config, parts.decoder.config)}.values():
+        config.num_hidden_layers = len(numbers)
+        if getattr(config, "layer_types", None):  # by the place in the list
+            config.layer_types = [config.layer_types[b] for b in numbers]
 
 
 def trained_outside(model: nn.Module) -> str:

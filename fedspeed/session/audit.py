@@ -16,11 +16,20 @@ import numpy as np
 from fedspeed import activity
 from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
+from fedspeed.data.clients import client_rows, encode_client
+from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import ConfigError
+from fedspeed.federation import server
+from fedspeed.federation.layout import Layout
+from fedspeed.federation.methods.base import make_method
+from fedspeed.federation.role import RankRole
 from fedspeed.models.positions import check_length
+from fedspeed.models.tokenizer import load_tokenizer
+from fedspeed.monitor.clock import StageClock
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import AesGcm, public_of, stream
 from fedspeed.routing.anonymous.exchange import MODES, Mode
+from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.anonymous.spans import size_of
 from fedspeed.routing.anonymous.terms import Terms
@@ -28,6 +37,7 @@ from fedspeed.routing.anonymous.traffic import traffic
 from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, named_share, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
 from fedspeed.session.numeric_type import alone
+from fedspeed.session.request import RunRequest
 
 # What owners of chunks see of a plain sum is what cells without masks or relays would show them.
 PLAYED = MODES | {"plain": Mode(False, False)}
@@ -82,12 +92,7 @@ def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coaliti
 
 def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray]:
     """[clients, words] float32 of each round: what the clients' updates say in some coordinates."""
-    from fedspeed.data.clients import client_rows, encode_client
-    from fedspeed.engine.build import build_engine
-    from fedspeed.engine.world import join_world, leave_world, quiet
-    from fedspeed.models.tokenizer import load_tokenizer
-    from fedspeed.monitor.clock import StageClock
-    from fedspeed.session.request import RunRequest
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
 
     config = loaded.config
     tokenizer = load_tokenizer(config.model)
@@ -96,21 +101,24 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     quiet()
     join_world(600)
     try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.closing(
-                build_engine(config.model, config.adapter, config.train, config.engine, RunRequest(loaded).deepspeed, [(0,)], StageClock(), Path(folder),
-                             config.run.seed)) as engine:
-            return _updates(config, engine, data, rounds=rounds, words=words, seed=seed)
+        with tempfile.TemporaryDirectory() as folder:
+            spec = EngineSpec(
+                model=config.model,
+                adapter=config.adapter,
+                train=config.train,
+                engine=config.engine,
+                deepspeed=RunRequest(loaded).deepspeed,
+            )
+            context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed)
+            with contextlib.closing(build_engine(spec, context)) as engine:
+                return _updates(config, engine, data, rounds=rounds, words=words, seed=seed)
     finally:
         leave_world()
 
 
 def _updates(config: RunConfig, engine, data: dict, *, rounds: int, words: int, seed: int) -> list[np.ndarray]:
     """Train rounds of all clients one after the other, and return what `train` says."""
-    from fedspeed.federation import server
-    from fedspeed.federation.layout import Layout
-    from fedspeed.federation.methods.base import make_method
     from fedspeed.federation.parts import start, weights_of
-    from fedspeed.federation.role import RankRole
     from fedspeed.federation.trainer import Trainer
 
     role, progress = RankRole(clients=data), start(config, engine)
@@ -172,8 +180,6 @@ def _words(values: np.ndarray, span: float) -> np.ndarray:
 
 def _even(members, updates: Sequence[np.ndarray]) -> bool:
     """Whether the bytes between members are those that public facts give, for real updates and for none."""
-    from fedspeed.routing.anonymous.lockstep import play
-
     even = True
     for update in (updates[0], np.zeros_like(updates[0])):
         present, seen = members(0, update), {}

@@ -21,6 +21,7 @@ from fedspeed.engine.base.choose import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
 from fedspeed.federation.link import ClientLink
+from fedspeed.federation.methods.base import method_class
 from fedspeed.federation.role import RankRole
 from fedspeed.models.planned import planned_shape
 from fedspeed.monitor import summary_file
@@ -103,7 +104,7 @@ def engine(job: Job, clock, sharers: int):
     """Build this rank's engine; `sharers`: how many ranks compute on its device."""
     import torch
 
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
 
     config, topology = job.config, job.topology
     torch.set_num_threads(config.engine.threads or _own_threads(os.environ))
@@ -118,19 +119,24 @@ def engine(job: Job, clock, sharers: int):
     if options.pipeline != "none":
         options = replace(options, cuts=stage_cuts(job))
     try:
-        return build_engine(
-            config.model,
-            config.adapter,
-            config.train,
-            options,
-            job.request.deepspeed,
-            sets,
-            clock,
-            swap_folder(job),
-            config.run.seed,
-            len(job.place.clients),
-            sharers,
+        spec = EngineSpec(
+            model=config.model,
+            adapter=config.adapter,
+            train=config.train,
+            engine=options,
+            deepspeed=job.request.deepspeed,
         )
+        chosen = config.federation.method
+        spec = method_class(chosen.name).spec(chosen, spec, shape=planned_shape(config.model.base))
+        context = EngineContext(
+            client_sets=sets,
+            clock=clock,
+            nvme=swap_folder(job),
+            seed=config.run.seed,
+            clients=len(job.place.clients),
+            sharers=sharers,
+        )
+        return build_engine(spec, context)
     except (MemoryError, OSError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

@@ -163,7 +163,7 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         journal = resume.journal_of(job.request)
         fresh = start(job.config, engine)
         first = fresh.state  # what a client alone would start from too
-        progress = resume.resume(job.config, job.deployment, engine, link,
+        progress = resume.resume(job.config, job.deployment, link,
                                  journal=journal, entry=inputs.entry, role=role, fresh=fresh)
         data = parts.data_report(job, link, inputs.data, inputs.everyone)
         monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)

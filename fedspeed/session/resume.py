@@ -101,7 +101,7 @@ def why_over(number: int, stale: int, config: FederationConfig) -> str:
     return ending(number, stale, rounds=config.rounds, patience=config.patience)
 
 
-def resume(config: RunConfig, deployment: Deployment, engine, link, *,
+def resume(config: RunConfig, deployment: Deployment, link, *,
            journal: Journal, entry: Entry | None, role: RankRole, fresh: Progress) -> Progress:
     """Return the progress to go on from: the `fresh` one, or the newest journal entry that anybody
     has, told to everyone. Collective over all ranks that carry clients.
@@ -120,7 +120,7 @@ def resume(config: RunConfig, deployment: Deployment, engine, link, *,
         saved, head = _saved(journal, entry, layout), _head(entry)
     # Sites of their own may differ by the round in which one was lost.
     priority = entry.round + 1.0 if entry else 0.0
-    head = link.share(head, priority)
+    head = link.share(np.zeros(5) if entry is None else _head(entry), priority)
     if head is None:
         return fresh
     layout = shared_layout(link, layout, None if saved is None else Layout.of(saved), priority)

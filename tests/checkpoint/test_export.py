@@ -106,11 +106,13 @@ def exported(rank, folder):
 
 
 def build(model, adapter, kind, folder):
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from tests.engine.engines import ds_config
     from tests.tiny import NoClock
 
-    return build_engine(model, adapter, TrainConfig(), EngineConfig(tier="stock"), ds_config(kind, model.dtype), [(0,)], NoClock(), folder / "nvme", 0)
+    spec = EngineSpec(model=model, adapter=adapter, train=TrainConfig(), engine=EngineConfig(tier="stock"),
+                      deepspeed=ds_config(kind, model.dtype))
+    return build_engine(spec, EngineContext(client_sets=[(0,)], clock=NoClock(), nvme=folder / "nvme", seed=0))
 
 
 def trained(engine, folded=False):

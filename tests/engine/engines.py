@@ -63,11 +63,12 @@ def compute_in(dtype: str) -> None:
 
 @contextlib.contextmanager
 def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),), nvme="unused", adapter: AdapterConfig | None = None,
-           train: TrainConfig | None = None, options: EngineConfig | None = None, seed: int = 0, join: bool = True, seats: int = 1, **extra):
+           train: TrainConfig | None = None, options: EngineConfig | None = None, seed: int = 0, join: bool = True, seats: int = 1,
+           blocks: tuple[int, ...] | None = None, **extra):
     """Join this rank's world and build its engine."""
     import torch
 
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.world import join_world, leave_world, quiet
     torch.set_num_threads(1)
     quiet()
@@ -79,9 +80,11 @@ def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),),
     try:
         import os
         from pathlib import Path
-        yield build_engine(ModelConfig(base=base, dtype=dtype), adapter or AdapterConfig(targets="all-linear"), train or TrainConfig(),
-                           options_of(kind, options), ds_config(kind, dtype, **extra), list(clients), NoClock(),
-                           Path(nvme) / f"rank{os.environ['RANK']}", seed, seats)
+        spec = EngineSpec(model=ModelConfig(base=base, dtype=dtype), adapter=adapter or AdapterConfig(targets="all-linear"),
+                          train=train or TrainConfig(), engine=options_of(kind, options), deepspeed=ds_config(kind, dtype, **extra),
+                          blocks=blocks)
+        yield build_engine(spec, EngineContext(client_sets=list(clients), clock=NoClock(), nvme=Path(nvme) / f"rank{os.environ['RANK']}",
+                                               seed=seed, clients=seats))
     finally:
         if join:
             leave_world()

@@ -279,27 +279,20 @@ def dies(rank, base, victim, kind):
     import os
     import signal
 
-    from fedspeed.engine.client_state import ClientState
     from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
     from fedspeed.errors import LostPeerError
 
     done = []
 
-    def mortal(method):
-        def mortally(self, *of, **by_name):
-            done.append(of)
-            if rank == victim and len(done) == (1 if kind == "Step" else 2):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return method(self, *of, **by_name)
+    def mortally(self, **of):
+        done.append(of)
+        if rank == victim and len(done) == (1 if kind == "Step" else 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+        method(self, **of)
 
-        return mortally
-
-    if kind == "Step":
-        ClientState.step = mortal(ClientState.step)
-    else:
-        table = FederatedPipelineEngine._INSTRUCTION_MAP
-        instruction, method = next((i, m) for i, m in table.items() if i.__name__ == kind)
-        table[instruction] = mortal(method)
+    table = FederatedPipelineEngine._INSTRUCTION_MAP
+    instruction, method = next((i, m) for i, m in table.items() if i.__name__ == kind)
+    table[instruction] = mortally
     options = EngineConfig(pipeline="client", cuts=(1, 2))
     with engine(base, "resident", clients=((0, 1, 2),), adapter=LORA, options=options, gradient_clipping=0.05) as own, pytest.raises(LostPeerError) as error:
         own.load(stirred(own.state()))

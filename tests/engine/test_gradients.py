@@ -22,7 +22,7 @@ def as_arrays(tensors):
 
 def probed(rank, base, kinds, dtype, clients, pipeline):
     """By kind, states of one client slot: at the start, after a step, after another one with what was added to its gradients, without, after one on
-    gradients that were computed twice, and after perturbations that undo each other."""
+    gradients that were computed twice, after perturbations that undo each other, and after a step with nothing but what was added."""
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
 
@@ -38,7 +38,9 @@ def probed(rank, base, kinds, dtype, clients, pipeline):
             def step_of(seed, ranks=ranks, share=rank_of_client):
                 return [random_step(seed, 2, 2, ranks, share)]
 
-            def begun(own=own, start=start, frozen=frozen, step_of=step_of):
+            def begun(forgotten=False, own=own, start=start, frozen=frozen, step_of=step_of):
+                if forgotten:
+                    own.gradients(step_of(5))
                 own.load(start, frozen=frozen)
                 assert own.gradients(step_of(0))[0].steps == 0
                 before = as_arrays(own.masters())
@@ -51,7 +53,7 @@ def probed(rank, base, kinds, dtype, clients, pipeline):
             own.add_to_gradients(0, pull, PULL)
             own.step(RATE)
             states.append(as_arrays(own.state()))
-            begun()
+            begun(forgotten=True)
             own.train_step(step_of(1), RATE)
             states.append(as_arrays(own.state()))
             begun()
@@ -65,6 +67,10 @@ def probed(rank, base, kinds, dtype, clients, pipeline):
             own.perturb(0, 7, -0.02)
             own.perturb(0, 7, 0.01)
             states.append(as_arrays(own.state()))
+            own.load(start, frozen=frozen)
+            own.add_to_gradients(0, pull, PULL)
+            assert own.step(RATE) == [True]
+            states.append(as_arrays(own.state()))
             found[kind] = states, sorted(frozen)
             own.close()
     leave_world()
@@ -76,16 +82,17 @@ CASES = [
     (("zero0", "zero2", "ram"), "fp16", ((0,),), "none"),
     (("zero0", "zero2", "zero3", "ram"), "fp32", ((0, 1),), "none"),
     (("resident", "ram"), "fp32", ((0, 1),), "client"),
+    (("resident",), "fp32", ((0,), (1,)), "cluster"),
 ]
 
 
-@pytest.mark.parametrize("kinds,dtype,clients,pipeline", CASES, ids=["one rank", "fp16", "two ranks", "pipeline"])
+@pytest.mark.parametrize("kinds,dtype,clients,pipeline", CASES, ids=["one rank", "fp16", "two ranks", "pipeline", "cluster"])
 def test_gradients_wait_for_their_step(bases, kinds, dtype, clients, pipeline):  # noqa: F811
-    ranks = run_clusters([len(clients[0])], probed, bases["llama"], kinds, dtype, clients, pipeline)
+    ranks = run_clusters([sum(map(len, clients))], probed, bases["llama"], kinds, dtype, clients, pipeline)
     rounding = 1e-3 if dtype == "fp32" else 0.05  # of a step's length
     for kind in kinds:
         for states, frozen in (found[kind] for found in ranks):
-            start, before, after, pulled, plain, twice, perturbed, back = states
+            start, before, after, pulled, plain, twice, perturbed, back, alone = states
             for name in start:
                 case = f"{kind} {dtype}: {name}"
                 assert np.array_equal(start[name], before[name]), f"{case} moved before its step"
@@ -97,6 +104,7 @@ def test_gradients_wait_for_their_step(bases, kinds, dtype, clients, pipeline): 
                 exact = rounding * length + 2e-8
                 expected = plain[name] - RATE * PULL * (after[name] - start[name])
                 assert np.abs(pulled[name] - expected).max() < exact, f"{case}: what was added is not in the step"
+                assert np.abs(alone[name] - (start[name] - RATE * PULL * (after[name] - start[name]))).max() < exact, f"{case}: not from zero"
                 doubled = after[name] + 2 * (plain[name] - after[name])
                 assert np.abs(twice[name] - doubled).max() < exact, f"{case}: two gradients are not their sum"
                 assert 0.001 < np.abs(perturbed[name] - start[name]).mean() < 0.02, f"{case} was not perturbed"

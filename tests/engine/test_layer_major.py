@@ -255,7 +255,7 @@ def device_memory(rank, base, kind, nvme):
         standing = storage_bytes(own._standing())
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             own._gradients([step])
-            own._step(LR)
+            own._step([0], LR)
         profiler.export_chrome_trace(str(Path(nvme) / f"{kind}.json"))
         events = [e for e in json.loads((Path(nvme) / f"{kind}.json").read_text())["traceEvents"] if e.get("name") == "[memory]"]
         now = peak = 0

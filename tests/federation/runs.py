@@ -175,7 +175,7 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     from torch.distributed import PrefixStore
 
     from fedspeed.checkpoint.journal import Journal
-    from fedspeed.engine.build import build_engine
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
     from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.link import ClientLink
@@ -195,10 +195,11 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     speakers = [next(r for r in ranks if carries[r] == c) for c in dict.fromkeys(carries[r] for r in ranks)]
     clock, notes = StageClock(), notes or Notes()
     # Clipping is DeepSpeed's own default.
-    engine = notes.engine = build_engine(
-        config.model, config.adapter, config.train, options_of(kind, EngineConfig(base_partition=base_partition)),
-        ds_config(kind, config.model.dtype, gradient_clipping=config.train.clip), sets, clock, Path(folder) / f"nvme-{world.rank}", config.run.seed,
-        len(mine))
+    spec = EngineSpec(model=config.model, adapter=config.adapter, train=config.train,
+                      engine=options_of(kind, EngineConfig(base_partition=base_partition)),
+                      deepspeed=ds_config(kind, config.model.dtype, gradient_clipping=config.train.clip))
+    context = EngineContext(client_sets=sets, clock=clock, nvme=Path(folder) / f"nvme-{world.rank}", seed=config.run.seed, clients=len(mine))
+    engine = notes.engine = build_engine(spec, context)
     exchange = None
     if world.rank in speakers:
         transport = LocalTransport.set_of(1)[0] if len(speakers) == 1 else GlooTransport(

@@ -1,5 +1,6 @@
 """The list of metrics: it cannot contradict itself, and ledger, records and visibility follow from it."""
 
+import math
 import re
 
 import pytest
@@ -99,6 +100,16 @@ def test_what_was_not_measured_is_no_number():
     for name in UNMEASURED:
         assert getattr(record, name) is None, name
     assert (record.tokens, record.tokens_per_s, record.per_client[0].train_loss) == (0, 0.0, None)
+
+
+def test_a_loss_that_has_diverged_is_not_one_that_was_told_to_nobody():
+    ledger = filled(lambda: Ledger(2, 2))
+    ledger.add_client(1, train_loss=math.nan)
+    diverged = round_record(ledger, 3, (0, 1), **SAME)
+    assert math.isnan(diverged.train_loss) and math.isnan(diverged.per_client[1].train_loss)
+    hidden = round_record(filled(lambda: Ledger(2, 2, hidden=frozenset({"train_loss"}))), 3, (0, 1), **SAME)
+    assert hidden.train_loss is None and hidden.per_client[1].train_loss is None
+    assert hidden.val_loss == diverged.val_loss
 
 
 @pytest.mark.parametrize(("same", "told"), [

@@ -12,6 +12,7 @@ from fedspeed.cluster.faults import FAULT_VARIABLE, noted_faults
 from fedspeed.config.load import load
 from fedspeed.errors import ConfigError, JournalError, LostPeerError, PlanError, Preempted
 from fedspeed.monitor.records import MissingUpdates, summarise
+from fedspeed.session import rank
 from fedspeed.session.deployment import JobDeployment, SiteDeployment, deployment_of
 from fedspeed.session.ending import gaps, of_complete, of_error, of_ranks, of_rounds, of_stop, of_summary, uncounted, with_losses
 
@@ -33,7 +34,8 @@ def test_of_an_error(error, status, code, text):
 def test_lost_ranks_are_named_once_and_their_updates_are_missing():
     missing = gaps((), (0, 1), (4,), range(5))
     assert missing == (MissingUpdates(2, 1, (4,)),) and gaps((), (), (4,), range(1, 5)) == gaps((), (0, 1), (), range(5)) == ()
-    ending = with_losses(of_error(LostPeerError("client 4 (rank 1 on b) is gone", remedy=RESUME)), ["client 4 (rank 1 on b)", "client 5 (rank 2 on b)"], missing)
+    lost = ["client 4 (rank 1 on b)", "client 5 (rank 2 on b)"]
+    ending = with_losses(of_error(LostPeerError("client 4 (rank 1 on b) is gone", remedy=RESUME)), lost, missing)
     assert ending.text == f"client 4 (rank 1 on b) is gone; {RESUME} (lost: client 5 (rank 2 on b))"
     assert ending.summary((), rounds=4, restarts=1, absent=(0, 1)).to_json() == {
         **summarise((), status="failed", total_rounds=4, absent=(0, 1)).to_json(), "exit_code": 75, "restarts": 1, "reason": ending.text,
@@ -116,3 +118,16 @@ def test_who_has_started_it_is_decided_once():
     assert link.asked == [0.0]
     with pytest.raises(JournalError, match="runs/a/journal: the sites hold different states of round 3; another differs"):
         site.check_alike(Link(np.ones(1)), journal, 3, False)
+
+
+def test_parts_are_closed_in_order_unless_something_was_raised():
+    """Closing waits for other ranks, who may be lost."""
+    closed = []
+    with rank._closed_in_order() as closing:
+        for part in ("engine", "exchange", "heartbeat"):
+            closing.callback(closed.append, part)
+    assert closed == ["heartbeat", "exchange", "engine"]
+    with pytest.raises(LostPeerError), rank._closed_in_order() as closing:
+        closing.callback(closed.append, "never")
+        raise LostPeerError("gone")
+    assert "never" not in closed

@@ -18,7 +18,7 @@ from torch import nn
 from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Transfers, losses_named
 from fedspeed.errors import LostPeerError
-from fedspeed.schedule.instructions import Backward, Embed, Forward, Head, Kind, Load, Receive, Release, Send, Stream
+from fedspeed.schedule.instructions import Backward, Embed, Forward, Head, Kind, Load, Receive, Release, Send, Step, Stream
 
 
 class FederatedPipelineModule(PipelineModule):
@@ -39,6 +39,10 @@ class FederatedPipelineModule(PipelineModule):
         self.parts = self._cuts
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
+# Told of each instruction: its kind (monitor.trace.KINDS), itself, when it began and ended.
+Note = Callable[[str, str, float, float], None]
 
 
 def timed(kind: str):
@@ -68,27 +72,40 @@ class FederatedPipelineEngine(PipelineEngine):
     def _configure_bf16_optimizer(self, optimizer):
         return super()._configure_bf16_optimizer(optimizer) if optimizer is not None else None
 
-    def play(self, stream: Stream, chunks: int, stage: Stage, transfers: Transfers,
-             note: Callable[[str, str, float, float], None]) -> None:
+    def play(self, stream: Stream, chunks: int, stage: Stage, transfers: Transfers, note: Note) -> None:
         """Execute this rank's stream.
 
         Args:
-            chunks: of the whole model. note: told of each instruction: its kind (monitor.trace.KINDS),
-                itself, when it began and ended.
+            chunks: of the whole model. note: told of each instruction.
 
         Raises:
             LostPeerError: another rank is gone; says in which instruction of this one.
         """
         self._chunks, self._stage, self._transfers, self._note = chunks, stage, transfers, note
         self._held: dict[tuple[int, Kind, int], object] = {}
+        transfers.begin()
+        self._execute(stream)
+        transfers.finish()
+
+    def play_steps(self, stream: Stream, step: Callable[[int], None], note: Note) -> None:
+        """Execute the optimizer steps of some clients.
+
+        Args:
+            step: takes that of a client.
+
+        Raises:
+            LostPeerError: see `play`.
+        """
+        self._step, self._note = step, note
+        self._execute(stream)
+
+    def _execute(self, stream: Stream) -> None:
         schedule = _Played(stream)
         try:
-            transfers.begin()
             self._exec_schedule(schedule)
-            transfers.finish()
         except LostPeerError as error:
             raise LostPeerError(f"{error} (in {schedule.current}); the same command resumes from the journal") from error
-        except RuntimeError as error:
+        except RuntimeError as error:  # in DeepSpeed's own collectives, which a Step has
             with losses_named(f"in {schedule.current}"):
                 raise error
 
@@ -124,8 +141,12 @@ class FederatedPipelineEngine(PipelineEngine):
     def _exec_release(self, chunk: int) -> None:
         self._stage.release(chunk)
 
+    @timed("step")
+    def _exec_step(self, client: int) -> None:
+        self._step(client)
+
     _INSTRUCTION_MAP = {Embed: _exec_embed, Forward: _exec_forward, Head: _exec_head, Backward: _exec_backward, Send: _exec_send, Receive: _exec_receive,
-                        Load: _exec_load, Release: _exec_release}
+                        Load: _exec_load, Release: _exec_release, Step: _exec_step}
 
 
 class _Played:

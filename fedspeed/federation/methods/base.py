@@ -25,8 +25,8 @@ from fedspeed.federation.methods.factors import distance
 from fedspeed.models.folded import trainable
 
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
-    from fedspeed.engine.build import EngineSpec
     from fedspeed.engine.client_engine import ClientEngine, Sums
+    from fedspeed.engine.spec import EngineSpec
     from fedspeed.routing.channel import Channel
 
 Arrays = dict[str, np.ndarray]

@@ -57,36 +57,59 @@ class Station:
         self._orders: dict[tuple[int, int], list[int]] = {}  # (level, chunk) -> the secret order of its cells
         self._digest = b""  # of all lists of serials, once they are told
         self._listed: dict[int, bytes] = {}  # what owners have signed of their chunks
-        self._sums: dict[int, np.ndarray] = {}  # masked sums of the chunks this member owns or keeps for another
+        # Masked sums of the chunks this member owns or keeps for another.
+        self._sums: dict[int, np.ndarray] = {}
 
     def _hops(self) -> Steps:
         plan = self.plan
-        self._sent = [Sent(secrets.token_bytes(cells.SERIAL), [X25519PrivateKey.generate() for _ in range(plan.hops + 1)])
-                      for _ in range(plan.chunks)]
+        self._sent = [
+            Sent(
+                secrets.token_bytes(cells.SERIAL), [X25519PrivateKey.generate() for _ in range(plan.hops + 1)]
+            )
+            for _ in range(plan.chunks)
+        ]
         room = cells.room(plan, 0, plan.chunks)
         for chunk, cell in enumerate(room):
             self._build_own(chunk, cell)
         outgoing = {chunk: [cell] for chunk, cell in enumerate(room)}
         for level in range(plan.hops + 1):
-            parts = [[cell for chunk in self._given(level, self.me, to) for cell in outgoing[chunk]] for to in range(self.n)]
+            parts = [
+                [cell for chunk in self._given(level, self.me, to) for cell in outgoing[chunk]]
+                for to in range(self.n)
+            ]
             size = cells.size(plan, level)
             each = 1 if level == 0 else self.n
             sizes = [len(self._given(level, sender, self.me)) * each * size for sender in range(self.n)]
             came = yield Swap(f"hop {level}", parts, sizes)
             self._inputs.append(self._sorted(level, came))
             if level < plan.hops:
-                room, here = cells.room(plan, level + 1, self.n * len(self._inputs[level])), self._inputs[level]
-                outgoing = {chunk: self._mixed(level, chunk, room[i * self.n:(i + 1) * self.n]) for i, chunk in enumerate(here)}
+                room, here = (
+                    cells.room(plan, level + 1, self.n * len(self._inputs[level])),
+                    self._inputs[level],
+                )
+                outgoing = {
+                    chunk: self._mixed(level, chunk, room[i * self.n : (i + 1) * self.n])
+                    for i, chunk in enumerate(here)
+                }
 
     def _build_own(self, chunk: int, cell: np.ndarray) -> None:
         """This member's cell of a chunk, as it sends it."""
         core, start = cells.room(self.plan, self.plan.hops + 1, 1)[0], chunk * self.plan.chunk_words
-        core[:cells.SERIAL] = np.frombuffer(self._sent[chunk].serial, np.uint8)
-        own, words = self._words[start:start + self.plan.chunk_words], cells.words_of(core)
-        words[:len(own)], words[len(own):] = own, 0
+        core[: cells.SERIAL] = np.frombuffer(self._sent[chunk].serial, np.uint8)
+        own, words = self._words[start : start + self.plan.chunk_words], cells.words_of(core)
+        words[: len(own)], words[len(own) :] = own, 0
         if self._masks:
             self._masks.apply(chunk, words)
-        cells.build(self._cipher, self.context, self.plan, chunk, self._known.onion, core, self._sent[chunk].ephemeral, cell)
+        cells.build(
+            self._cipher,
+            self.context,
+            self.plan,
+            chunk,
+            self._known.onion,
+            core,
+            self._sent[chunk].ephemeral,
+            cell,
+        )
 
     def _given(self, level: int, sender: int, receiver: int) -> tuple[int, ...]:
         return self.plan.between(level, sender, receiver)
@@ -101,7 +124,7 @@ class Station:
             chunks = self._given(level, sender, self.me)
             each = 1 if level == 0 else self.n
             for i, chunk in enumerate(chunks):
-                found.setdefault(chunk, []).extend(pieces[i * each:(i + 1) * each])
+                found.setdefault(chunk, []).extend(pieces[i * each : (i + 1) * each])
         return found
 
     def _open(self, level: int, chunk: int, out: np.ndarray) -> None:
@@ -128,24 +151,39 @@ class Station:
         listed = b"".join(self._list_of(chunk, room) for chunk in owned)
         body = listed + self._identity.sign(digest(b"collect", self.context, listed))
         with_sums = ROOMS.take(len(body) + kept.nbytes)
-        with_sums[:len(body)], with_sums[len(body):] = np.frombuffer(body, np.uint8), kept.reshape(-1).view(np.uint8)
+        with_sums[: len(body)], with_sums[len(body) :] = (
+            np.frombuffer(body, np.uint8),
+            kept.reshape(-1).view(np.uint8),
+        )
         parts = [with_sums if i == heir else body for i in range(self.n)]
         entry = self.n * cells.SERIAL + HASH
         lists = [len(self.plan.owned(owner)) * entry for owner in range(self.n)]
-        sums = [4 * self.plan.chunk_words * len(self.plan.owned(owner)) if paths.backup_of(owner, self.n) == self.me else 0 for owner in range(self.n)]
+        sums = [
+            4 * self.plan.chunk_words * len(self.plan.owned(owner))
+            if paths.backup_of(owner, self.n) == self.me
+            else 0
+            for owner in range(self.n)
+        ]
         came = yield Swap("collect", parts, [a + SIGNATURE + b for a, b in zip(lists, sums)])
         texts = []
         for owner, data in enumerate(came):
-            text, signature = bytes(data[:lists[owner]]), bytes(data[lists[owner]:lists[owner] + SIGNATURE])
+            text, signature = (
+                bytes(data[: lists[owner]]),
+                bytes(data[lists[owner] : lists[owner] + SIGNATURE]),
+            )
             try:
                 check_signature(self.terms.members[owner], signature, digest(b"collect", self.context, text))
             except Refused:
-                raise Suspicion(f"owner {owner} did not sign the list that it sent to member {self.me}", owner) from None
+                raise Suspicion(
+                    f"owner {owner} did not sign the list that it sent to member {self.me}", owner
+                ) from None
             texts.append(text)
-            self._listed.update((chunk, text[i * entry:(i + 1) * entry]) for i, chunk in enumerate(self.plan.owned(owner)))
+            self._listed.update(
+                (chunk, text[i * entry : (i + 1) * entry]) for i, chunk in enumerate(self.plan.owned(owner))
+            )
             self._check_lists(owner, text, entry)
             if sums[owner]:
-                self._keep(owner, text, entry, data[lists[owner] + SIGNATURE:])
+                self._keep(owner, text, entry, data[lists[owner] + SIGNATURE :])
         self._lists = [digest(text) for text in texts]
         self._digest = digest(b"lists", self.context, *self._lists)
 
@@ -153,14 +191,14 @@ class Station:
         """What this owner says of a chunk; makes the sum of its cells, whose cores [n, size] it leaves in
         `cores`."""
         self._open(self.plan.hops, chunk, cores)
-        if len({core[:cells.SERIAL].tobytes() for core in cores}) < self.n:
+        if len({core[: cells.SERIAL].tobytes() for core in cores}) < self.n:
             self._complaints.add(chunk)
         return list_of(cores, add_up(cores, self._sums[chunk]))
 
     def _check_lists(self, owner: int, text: bytes, entry: int) -> None:
         for i, chunk in enumerate(self.plan.owned(owner)):
-            serials = text[i * entry:(i + 1) * entry - HASH]
-            listed = [serials[at:at + cells.SERIAL] for at in range(0, len(serials), cells.SERIAL)]
+            serials = text[i * entry : (i + 1) * entry - HASH]
+            listed = [serials[at : at + cells.SERIAL] for at in range(0, len(serials), cells.SERIAL)]
             if listed.count(self._sent[chunk].serial) != 1:
                 self._complaints.add(chunk)
 
@@ -169,7 +207,7 @@ class Station:
         width = self.plan.chunk_words
         for i, chunk in enumerate(self.plan.owned(owner)):
             self._sums[chunk] = np.frombuffer(sums, np.uint32, width, 4 * width * i)
-            if digest(self._sums[chunk].view(np.uint8)) != text[(i + 1) * entry - HASH:(i + 1) * entry]:
+            if digest(self._sums[chunk].view(np.uint8)) != text[(i + 1) * entry - HASH : (i + 1) * entry]:
                 self._complaints.add(chunk)
 
 

@@ -39,7 +39,15 @@ class Terms:
 
     @property
     def context(self) -> bytes:
-        parts = (self.words, self.attempt, self.masked, self.hops, self.chunk_words, self.cipher, self.threshold)
+        parts = (
+            self.words,
+            self.attempt,
+            self.masked,
+            self.hops,
+            self.chunk_words,
+            self.cipher,
+            self.threshold,
+        )
         return digest(b"fedspeed sum", self.settings, repr(parts).encode(), *self.members)
 
 
@@ -83,7 +91,13 @@ class Void(Exception):
         fatal: whether another attempt is useless.
     """
 
-    def __init__(self, reason: str, lost: frozenset[int] = frozenset(), blamed: Sequence[frozenset[int]] = (), fatal: bool = False):
+    def __init__(
+        self,
+        reason: str,
+        lost: frozenset[int] = frozenset(),
+        blamed: Sequence[frozenset[int]] = (),
+        fatal: bool = False,
+    ):
         super().__init__(reason)
         self.lost, self.blamed, self.fatal = lost, tuple(blamed), fatal
 

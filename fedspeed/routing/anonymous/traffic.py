@@ -16,7 +16,12 @@ def traffic(terms: Terms, plan: paths.Plan) -> dict[str, np.ndarray]:
     found["reveal"] = ones * (KEY + KEY + TAG)
     for level in range(plan.hops + 1):
         each = 1 if level == 0 else n
-        found[f"hop {level}"] = np.array([[len(plan.between(level, s, r)) * each * cells.size(plan, level) for r in range(n)] for s in range(n)])
+        found[f"hop {level}"] = np.array(
+            [
+                [len(plan.between(level, s, r)) * each * cells.size(plan, level) for r in range(n)]
+                for s in range(n)
+            ]
+        )
     owned = np.array([len(plan.owned(i)) for i in range(n)])
     found["collect"] = ones * (owned * entry + SIGNATURE)[:, None]
     for i in range(n):

@@ -30,8 +30,8 @@ class StoreBuilder:
         FedSpeedError: the tier has no room.
     """
 
-    def __init__(self, net: nn.Module, parts: Anatomy, tier: str, engine: EngineConfig, groups: Groups, ds_config: dict, nvme: Path,
-                 only: Container[nn.Parameter] | None = None):
+    def __init__(self, net: nn.Module, parts: Anatomy, tier: str, engine: EngineConfig, *, groups: Groups, ds_config: dict,
+                 nvme: Path, only: Container[nn.Parameter] | None = None):
         self._net, self._groups = net, groups
         self._units = frozen_units(net, only)
         self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}

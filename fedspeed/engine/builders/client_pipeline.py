@@ -1,0 +1,20 @@
+"""Builds a client's pipeline over its own ranks."""
+
+from deepspeed import comm as dist
+from torch import nn
+
+from fedspeed.engine.builders.pipeline import cut_model, fill_store, make_player, make_slots
+from fedspeed.engine.groups import Groups
+from fedspeed.engine.pipeline.client import ClientPipeline
+from fedspeed.engine.spec import EngineContext, EngineSpec
+
+
+def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups) -> ClientPipeline:
+    """Build it from a model on the meta device. Collective over the torch world, which is the client's ranks."""
+    me, cut = dist.get_rank(), cut_model(net, spec)
+    embeds, heads = me == 0, me == cut.layout.holders[-1]
+    store = fill_store(net, spec, context, groups, cut=cut, embeds=embeds, heads=heads)
+    player = make_player(net, spec, store, cut)
+    count = min(context.clients, spec.engine.seats or context.clients)
+    states = make_slots(net, spec, context, groups, cut=cut, count=count)
+    return ClientPipeline(net, states, groups, loads=cut.loads, clock=context.clock, **player)
