@@ -98,7 +98,8 @@ def _check_plan(job: Job) -> None:
     preflight.check_files(request.loaded)
     check_clusters(job.config, job.topology)
     routing, participants = check_routing(request.config, job.topology)
-    check_method(replace(request.config, routing=routing), participants)
+    kind = preflight.engine_kind(request.loaded)
+    check_method(replace(request.config, routing=routing), participants, kind)
     check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)
 
 
