@@ -13,7 +13,7 @@ Kind = Literal["stock", "streamed", "client_pipeline", "cluster_pipeline"]
 # What a method may ask of an engine beside loading, evaluating and reading states; see the methods of `ClientEngine`.
 Capability = Literal["gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients"]
 
-_ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb"})
+_ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb", "generate", "logprobs"})
 CAPABILITIES: dict[Kind, frozenset[Capability]] = {
     "stock": _ALL,
     "streamed": _ALL,

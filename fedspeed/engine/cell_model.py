@@ -1,6 +1,6 @@
 """What a model computes of single micro-batches: their embedding, one block at a time, head and loss. In which order, others decide."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -79,24 +79,22 @@ class CellModel:
         else:
             ids = torch.from_numpy(cell.batch.input_ids)
             embedded = upload_rows(table, ids) if table.device.type == "cpu" else nn.functional.embedding(upload(ids), table)
-        with self._recorded() as (entered, calls), self._seeded(cell, -1), not_packed():
+        with self.recorded() as (entered, calls), self._seeded(cell, -1), not_packed():
             self._parts.decoder(inputs_embeds=embedded, attention_mask=needed_mask(cell.batch))
         return CellState(None if table is None else entered[0], calls)
 
-    def block(self, b: int, cell: Cell, state: "CellState", hidden: torch.Tensor, own: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """One block's output. `own`: tensors in place of parameters of the block, by their names in it; None: as they are."""
+    def block(self, b: int, cell: Cell, state: "CellState", hidden: torch.Tensor) -> torch.Tensor:
+        """One block's output."""
         call = state.calls[b]
         with self._seeded(cell, b):
             if self._compiled is not None:
-                out = self._compiled(b, own or {}, (hidden, *call.args), call.kwargs)
-            elif own is None:
-                out = self._parts.blocks[b](hidden, *call.args, **call.kwargs)
+                out = self._compiled(b, (hidden, *call.args), call.kwargs)
             else:
-                out = torch.func.functional_call(self._parts.blocks[b], own, (hidden, *call.args), call.kwargs)
+                out = self._parts.blocks[b](hidden, *call.args, **call.kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     @contextmanager
-    def _recorded(self):
+    def recorded(self):
         """The decoder's blocks only note what they were called with: ([what enters the first block], what each gets beside it)."""
         entered: list[torch.Tensor] = []
         calls: list[_Call] = []

@@ -43,7 +43,7 @@ def masked_problem(config: RunConfig, method: type[Method], participants: int) -
             f"{named} needs every client's own values, which routing.mode={mode} hides; set "
             "routing.mode=plain, or choose another method"
         )
-    if method.keeps_memory and config.routing.transport != "tls":
+    if method.keeps_memory and not config.routing.between_organisations:
         return (
             f"{named} keeps what is a client's own in the run's folder, where all of one job can read what "
             f"routing.mode={mode} is to hide; set routing.transport=tls or routing.mode=plain"
