@@ -27,7 +27,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # every start, and cryptography and mpi4py may not be installed. They are imported where they are used, inside functions; everything else of ours is
 # imported at the top.
 LATE = {
-    "torch": {"engine/arithmetic", "engine/build", "evaluation/held_out", "federation/alone", "federation/parts", "federation/rounds",
+    "torch": {"engine/arithmetic", "engine/build", "evaluation/held_out", "evaluation/compare", "federation/parts", "federation/rounds",
               "federation/trainer", "models/blocks", "models/loading"},
     "cryptography": {"routing/anonymous/crypto", "routing/anonymous/exchange", "routing/anonymous/lockstep", "routing/identity", "routing/listening",
                      "session/site"},

@@ -47,14 +47,19 @@ def encode(row: Row, tokenizer, template: str, max_tokens: int) -> Example | Non
         None where the cut leaves no answer token: such a row has no loss, and its mean would be 0/0.
     """
     before = prompt_ids(row, tokenizer, template)
-    ids = before + _ids(tokenizer, row.output) + [tokenizer.eos_token_id]
+    ids = before + text_ids(row.output, tokenizer) + [tokenizer.eos_token_id]
     example = Example(np.asarray(ids[:max_tokens], dtype=np.int32), len(before), cut=len(ids) > max_tokens)
     return example if example.answer_tokens > 0 else None
 
 
 def prompt_ids(row: Row, tokenizer, template: str) -> list[int]:
     """Token ids of all that stands before the answer, the same in training and when a model is asked."""
-    return leading_special_ids(tokenizer) + _ids(tokenizer, prompt(row, template))
+    return asked_ids(prompt(row, template), tokenizer)
+
+
+def asked_ids(text: str, tokenizer) -> list[int]:
+    """Token ids of a prompt that is already text."""
+    return leading_special_ids(tokenizer) + text_ids(text, tokenizer)
 
 
 def leading_special_ids(tokenizer) -> list[int]:
@@ -63,7 +68,7 @@ def leading_special_ids(tokenizer) -> list[int]:
     return [bos] if bos is not None and tokenizer("").input_ids[:1] == [bos] else []
 
 
-def _ids(tokenizer, text: str) -> list[int]:
+def text_ids(text: str, tokenizer) -> list[int]:
     """Token ids of a text as text: where it holds the name of a special token, such as `</s>`, the name is spelled
     out. Read as the token itself, it would end an answer in the middle."""
     # Not verbose: the tokenizer would warn of texts beyond the model's positions, and `encode` cuts them right after.

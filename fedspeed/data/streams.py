@@ -6,3 +6,4 @@ HOLDOUT = 2    # a client's held-out rows
 EPOCH = 3      # a client's order of rows in an epoch
 BUILTIN = 4    # rows of the built-in task
 PRETRAIN = 5   # rows the quickstart's base is pretrained on
+GENERATION = 6  # the choice of a generated token

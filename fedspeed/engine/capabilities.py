@@ -1,18 +1,19 @@
 """What kinds of engines there are, which one a configuration means, and what each is capable of. Pure, without torch: so that
 a method that asks for more is refused before anything starts."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from fedspeed.engine.base.choose import choose_tier
 from fedspeed.engine.config import EngineConfig
+from fedspeed.errors import ConfigError
 
 Kind = Literal["stock", "streamed", "client_pipeline", "cluster_pipeline"]
 
 # What a method may ask of an engine beside loading, evaluating and reading states; see the methods of `ClientEngine`.
 Capability = Literal["gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients"]
 
-_ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb"})
+_ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb", "generate", "logprobs"})
 CAPABILITIES: dict[Kind, frozenset[Capability]] = {
     "stock": _ALL,
     "streamed": _ALL,
@@ -44,3 +45,21 @@ def kind_of(engine: EngineConfig, deepspeed: Mapping, *, frozen: bool, outside: 
 def capabilities_of(kind: Kind) -> frozenset[Capability]:
     """Tell what a kind of engine is capable of."""
     return CAPABILITIES[kind]
+
+
+def check_capabilities(needs: Collection[str], kind: Kind, asker: str) -> None:
+    """Check that a kind of engine can do what is asked of it.
+
+    Args:
+        asker: the setting that asks, as `federation.method=NAME`.
+
+    Raises:
+        ConfigError: it cannot; says which kinds can.
+    """
+    missing = sorted(set(needs) - CAPABILITIES[kind])
+    if not missing:
+        return
+    able = [other for other, has in CAPABILITIES.items() if set(needs) <= has]
+    remedy = f"choose engine.tier and engine.pipeline for one that can ({', '.join(able)})" if able else "no engine can yet"
+    raise ConfigError(f"{asker} needs an engine that is capable of {', '.join(missing)}, which {kind} is not: {remedy}, or "
+                      "another method")

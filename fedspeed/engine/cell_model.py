@@ -79,7 +79,7 @@ class CellModel:
         else:
             ids = torch.from_numpy(cell.batch.input_ids)
             embedded = upload_rows(table, ids) if table.device.type == "cpu" else nn.functional.embedding(upload(ids), table)
-        with self._recorded() as (entered, calls), self._seeded(cell, -1), not_packed():
+        with self.recorded() as (entered, calls), self._seeded(cell, -1), not_packed():
             self._parts.decoder(inputs_embeds=embedded, attention_mask=needed_mask(cell.batch))
         return CellState(None if table is None else entered[0], calls)
 
@@ -94,7 +94,7 @@ class CellModel:
         return out[0] if isinstance(out, tuple) else out
 
     @contextmanager
-    def _recorded(self):
+    def recorded(self):
         """The decoder's blocks only note what they were called with: ([what enters the first block], what each gets beside it)."""
         entered: list[torch.Tensor] = []
         calls: list[_Call] = []

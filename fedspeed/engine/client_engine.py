@@ -12,7 +12,7 @@ finds that number and fills up to it with passes that train nothing.
 import gc
 import statistics
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.capabilities import Capability, Kind, capabilities_of
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.folded import FoldedAdapter
+from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.live_bytes import LiveBytes, storage_bytes
 from fedspeed.models.folded import trainable
@@ -51,7 +52,7 @@ class Sums:
         return self.loss / self.tokens if self.tokens else float("nan")
 
 
-class ClientEngine(ABC):
+class ClientEngine(Generating):
     """See the module's docstring. Built by `engine.build.build_engine`.
 
     Attributes:

@@ -13,6 +13,8 @@ from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.cell_model import needed_mask
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.generation.pieces import Piece
+from fedspeed.engine.generation.stock import compute_piece
 from fedspeed.engine.hand_over import hand_over
 from fedspeed.engine.masters import whole_places
 
@@ -85,6 +87,21 @@ class StockEngine(ClientEngine):
             self._end_forward_only()
         activity.advance()
         return sums
+
+    def piece_passes(self, pieces: Sequence[Piece]) -> int:
+        return len(pieces)
+
+    @torch.no_grad()
+    def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        if not pieces:
+            self._idle_pass(backward=False)
+        self.ds_engine.eval()
+        found = []
+        for piece in pieces:
+            found.append(compute_piece(self.ds_engine, self.model.config, piece, dtype=self._computing_dtype,
+                                       device=self._device, rows=self._logit_rows))
+            self._end_forward_only()
+        return found
 
     @property
     def base_bytes(self) -> int:

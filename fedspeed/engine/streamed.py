@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.data.batches import Batch, StepBatches
@@ -10,7 +11,10 @@ from fedspeed.engine.cell_model import Cell
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.executor import Executor
+from fedspeed.engine.generation.blocks import PieceModel, compute_pieces
+from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.store_engine import StoreEngine, portions
+from fedspeed.models.blocks import anatomy
 
 
 class StreamedEngine(StoreEngine):
@@ -21,6 +25,7 @@ class StreamedEngine(StoreEngine):
     def __init__(self, model, states: list[ClientState], groups, store: BaseStore, executor: Executor, clock):
         super().__init__(model, states, groups, store.matched, store, clock)
         self._executor = executor
+        self._pieces = PieceModel(model, anatomy(model), store, self._logit_rows)
         self._steps = 0  # since the turn began: dropout draws anew in every step
 
     def _load(self, slot, state, optimizer, frozen, seed):
@@ -59,6 +64,14 @@ class StreamedEngine(StoreEngine):
             for (i, batch), score in zip(portion, scores):
                 sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
         return sums
+
+    def piece_passes(self, pieces: Sequence[Piece]) -> int:
+        return min(1, len(pieces))
+
+    def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        self.model.eval()
+        values = compute_pieces(self._pieces, self.store, pieces, self._states[0].tensors())
+        return [found.cpu().numpy() for found in values]
 
     def _idle_pass(self, backward: bool) -> None:
         if backward:

@@ -22,9 +22,8 @@ def check_length(base: str, max_tokens: int) -> list[str]:
     if path is None:
         return []
     config = read_object(path, "a model configuration")
-    key, default = _LEARNED.get(str(config.get("model_type")), ("", 0))
+    key, end = _learned(config)
     if key:
-        end = config.get(key) or default
         if isinstance(end, int) and max_tokens > end:
             raise ModelError(
                 f"data.max_tokens={max_tokens}: model.base={base} has a table of {end} positions ({key}) and "
@@ -41,6 +40,18 @@ def check_length(base: str, max_tokens: int) -> list[str]:
             "(rope_scaling in its config.json)"
         ]
     return []
+
+
+def table_end(config: Mapping) -> int | None:
+    """Positions in a base's table of learned ones, None if it has no such table."""
+    key, end = _learned(config)
+    return end if key and isinstance(end, int) else None
+
+
+def _learned(config: Mapping) -> tuple[str, int]:
+    """(key of the length of a base's table of learned positions, the length); an empty key if it has none."""
+    key, default = _LEARNED.get(str(config.get("model_type")), ("", 0))
+    return key, (config.get(key) or default) if key else 0
 
 
 def rotary_reach(config: Mapping) -> int:

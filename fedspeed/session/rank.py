@@ -197,7 +197,7 @@ def _compare(job: Job, federated, progress, inputs: Inputs, *, start) -> Compari
     """Return the table of each client alone beside the federated model, where it is asked for."""
     if not (progress.done and job.config.federation.compare_alone):
         return None
-    from fedspeed.federation.alone import compare
+    from fedspeed.evaluation.compare import compare
 
     everyone = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.everyone]
     scores = compare(job.config, federated.role, federated.engine, federated.link,

@@ -7,10 +7,8 @@ from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.checks import check_clusters
 from fedspeed.data.clients import client_rows, encode_client, largest_id
-from fedspeed.engine.capabilities import capabilities_of
 from fedspeed.engine.checks import check_pipeline
 from fedspeed.engine.device_types import check_dtype
-from fedspeed.engine.spec import EngineSpec
 from fedspeed.federation.checks import check_method
 from fedspeed.log import LOG
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
@@ -100,8 +98,8 @@ def _check_plan(job: Job) -> None:
     preflight.check_files(request.loaded)
     check_clusters(job.config, job.topology)
     routing, participants = check_routing(request.config, job.topology)
-    capabilities = capabilities_of(EngineSpec.of(request.config, request.deepspeed).kind)
-    check_method(replace(request.config, routing=routing), participants, capabilities)
+    kind = preflight.engine_kind(request.loaded)
+    check_method(replace(request.config, routing=routing), participants, kind)
     check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)
 
 

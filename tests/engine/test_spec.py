@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.capabilities import CAPABILITIES, capabilities_of, kind_of
+from fedspeed.engine.capabilities import CAPABILITIES, check_capabilities, kind_of
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.spec import EngineSpec
+from fedspeed.errors import ConfigError
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from tests.engine.engines import engine
 from tests.engine.test_layer_major import DETERMINED, stirred, write_family
@@ -19,7 +20,7 @@ SPEC = EngineSpec(model=ModelConfig(), adapter=AdapterConfig(), train=TrainConfi
 
 
 @pytest.mark.parametrize("kind,engine,adapter", [
-    ("stock", {}, {}), ("streamed", {"tier": "ram"}, {}), ("stock", {}, {"targets": ("embed_tokens",)}),
+    ("stock", {}, {}), ("streamed", {"tier": "ram"}, {}), ("stock", {}, {"targets": "embed_tokens"}),
     ("stock", {"tier": "stock"}, {"method": "full"}), ("client_pipeline", {"pipeline": "client"}, {}),
     ("cluster_pipeline", {"pipeline": "cluster"}, {})])
 def test_a_configuration_means_a_kind(kind, engine, adapter):
@@ -32,12 +33,17 @@ def test_where_zero_3_would_stream_the_base_is_executed_layer_by_layer():
     assert kind_of(EngineConfig(), {"zero_optimization": {"stage": 3}}, frozen=True, outside="lm_head") == "stock"
 
 
-def test_every_kind_has_its_builder_and_its_capabilities():
+def test_every_kind_has_its_builder():
     from fedspeed.engine.build import BUILDERS
 
     assert BUILDERS.keys() == CAPABILITIES.keys()
+
+
+def test_what_no_engine_can_is_refused_before_anything_starts():
     for kind in CAPABILITIES:
-        assert {"gradients", "add_to_gradients", "perturb"} <= capabilities_of(kind)
+        check_capabilities({"gradients", "perturb"}, kind, "federation.method=any")
+        with pytest.raises(ConfigError, match=f"federation.method=spry needs .* forward_gradients, which {kind} is not"):
+            check_capabilities({"gradients", "forward_gradients"}, kind, "federation.method=spry")
 
 
 KEPT = (0, 2)
@@ -65,7 +71,7 @@ def of_some_blocks(rank, base, blocks, nvme):
     join_world(LIMIT_S)
     found = {}
     for kind in ("zero0", "ram"):
-        with engine(base, kind, adapter=AdapterConfig(targets=("q_proj",)), train=DETERMINED, nvme=nvme, blocks=blocks, join=False) as own:
+        with engine(base, kind, adapter=AdapterConfig(targets="q_proj"), train=DETERMINED, nvme=nvme, blocks=blocks, join=False) as own:
             names = {name.replace(f".layers.{b}.", f".layers.{i}."): name for i, b in enumerate(blocks or (0, 1)) for name in own.names
                      if f".layers.{b}." in name}
             assert len(names) == len(own.names), "named as in the whole model"

@@ -467,7 +467,7 @@ def test_ranks_without_a_client_to_train_keep_step(apart, pair, kind):
 
 
 def compared(world, base, folder, kind):
-    from fedspeed.federation.alone import compare
+    from fedspeed.evaluation.compare import compare
 
     with federation(world, f"compared-{kind}", two_rounds(base), SHARED, folder, kind) as fed:
         progress = runs.begin(fed)

@@ -10,6 +10,7 @@ from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.cell_model import Cell
 from fedspeed.engine.client_engine import Sums
+from fedspeed.engine.generation.pipelines import ClientPieces
 from fedspeed.engine.pipeline.pipelined import PipelinedEngine
 from fedspeed.engine.pipeline.transfers import losses_named
 from fedspeed.engine.store_engine import portions
@@ -17,7 +18,7 @@ from fedspeed.schedule.instructions import Micro
 from fedspeed.schedule.schedules import one_f_one_b, streamed, taking_turns
 
 
-class ClientPipeline(PipelinedEngine):
+class ClientPipeline(ClientPieces, PipelinedEngine):
     """The torch world is these ranks. The first stage embeds, the last one holds the labels; every rank has all rows."""
 
     kind = "client_pipeline"

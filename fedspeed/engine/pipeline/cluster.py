@@ -13,6 +13,7 @@ from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.cell_model import Cell, Score
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.directions import perturbed
+from fedspeed.engine.generation.pipelines import ClusterPieces
 from fedspeed.engine.pipeline.headers import EVALUATE, GATHER, IDLE, STEP, TRAIN, Header, tell
 from fedspeed.engine.pipeline.pipelined import PipelinedEngine
 from fedspeed.engine.pipeline.stage_parts import StageParts
@@ -24,7 +25,7 @@ from fedspeed.schedule.schedules import shared
 Tensors = dict[str, torch.Tensor]
 
 
-class ClusterPipeline(PipelinedEngine):
+class ClusterPipeline(ClusterPieces, PipelinedEngine):
     """The first rank of each client embeds its micro-batches and holds its labels; every rank has a part of every client's
     adapter.
 
@@ -189,8 +190,8 @@ class ClusterPipeline(PipelinedEngine):
         return {(told[m].place, told[m].number): score for m, score in scores.items()}, {}
 
     @losses_named("while ranks agreed on a pass")
-    def _everyones(self, mine: Header) -> list[Header]:
-        own = torch.tensor(mine.integers(), dtype=torch.int64)
+    def _everyones_integers(self, mine: list[int]) -> list[list[int]]:
+        own = torch.tensor(mine, dtype=torch.int64)
         ranks = self.groups.cluster_size
         sizes = torch.zeros(ranks, dtype=torch.int64, device=self._device)
         dist.all_gather_into_tensor(sizes, torch.tensor([len(own)], device=self._device), group=self.groups.cluster)
@@ -198,7 +199,10 @@ class ClusterPipeline(PipelinedEngine):
         padded[:len(own)] = own.to(self._device)
         whole = torch.zeros(ranks * len(padded), dtype=torch.int64, device=self._device)
         dist.all_gather_into_tensor(whole, padded, group=self.groups.cluster)
-        return [Header.read(row[:size].tolist()) for row, size in zip(whole.cpu().view(ranks, -1), sizes.tolist())]
+        return [row[:size].tolist() for row, size in zip(whole.cpu().view(ranks, -1), sizes.tolist())]
+
+    def _everyones(self, mine: Header) -> list[Header]:
+        return [Header.read(integers) for integers in self._everyones_integers(mine.integers())]
 
     def _hear(self, headers: Sequence[Header]) -> None:
         """Load what owners have loaded and move what they have perturbed, on every stage."""

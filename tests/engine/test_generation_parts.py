@@ -1,0 +1,126 @@
+"""What generation decides without any model: choices of tokens, batches, caches, and the order of pieces."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedspeed.engine.generation.batches import Context, Room, common_prefix, cut, parts_of_rows, right_aligned
+from fedspeed.engine.generation.cache import Segment, View
+from fedspeed.engine.generation.decode import Wanted, generated
+from fedspeed.engine.generation.pieces import Group, unread
+from fedspeed.engine.generation.sampling import Draw, Sampling
+from fedspeed.engine.generation.told import Followed, Told
+from fedspeed.errors import FedSpeedError
+
+ROOM = Room(slot_bytes=1, blocks=2, cache_bytes=10_000, batch_tokens=1_000, piece_tokens=100, step_tokens=50)
+
+
+def chosen(sampling, logits, count=1):
+    return sampling.choose(torch.tensor(logits).log().expand(count, -1), [Draw(i, 0, 0) for i in range(count)]).tolist()
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable():
+    found = np.bincount(chosen(Sampling(temperature=1.0), [0.1, 0.6, 0.3], 4000), minlength=3) / 4000
+    assert np.abs(found - [0.1, 0.6, 0.3]).max() < 0.03
+    squared = np.array([0.01, 0.36, 0.09]) / 0.46  # half the temperature
+    found = np.bincount(chosen(Sampling(temperature=0.5), [0.1, 0.6, 0.3], 4000), minlength=3) / 4000
+    assert np.abs(found - squared).max() < 0.03
+
+
+@pytest.mark.parametrize("top_p,drawn", [(0.5, {1}), (0.6, {1}), (0.61, {1, 2}), (0.95, {0, 1, 2}), (1.0, {0, 1, 2})])
+def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p, drawn):
+    assert set(chosen(Sampling(temperature=1.0, top_p=top_p), [0.1, 0.6, 0.3], 500)) == drawn
+
+
+def test_a_choice_depends_on_its_own_numbers_only():
+    sampling, logits = Sampling(temperature=1.0, seed=3), torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
+    draws = [Draw(i % 3, i, i * i) for i in range(8)]
+    together = sampling.choose(logits, draws).tolist()
+    assert together == [int(sampling.choose(logits[i:i + 1], draws[i:i + 1])) for i in range(8)]
+    numbers = sampling.random_numbers([Draw(0, 0, 0), Draw(0, 0, 1), Draw(0, 1, 0), Draw(1, 0, 0)])
+    assert len(set(numbers)) == 4
+    assert not set(numbers) & set(Sampling(temperature=1.0, seed=4).random_numbers(draws))
+
+
+@pytest.mark.parametrize("values", [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_values_out_of_range_are_refused(values):
+    with pytest.raises(FedSpeedError, match=f"{next(iter(values))}="):
+        Sampling(**values)
+
+
+def test_a_common_prefix_leaves_each_prompt_a_token():
+    rows = [np.array(row) for row in ([1, 2, 3, 4], [1, 2, 3], [1, 2, 5, 6])]
+    assert [common_prefix(rows), common_prefix(rows[:2]), common_prefix(rows[:1]), common_prefix([np.array([7]), np.array([7])])] == [2, 2, 3, 0]
+
+
+def test_batches_hold_every_context_once_and_no_more_than_there_is_room_for():
+    rng = np.random.default_rng(0)
+    contexts = [Context(int(tokens), int(rows), 20, 1) for tokens, rows in zip(rng.integers(1, 60, 40), rng.integers(1, 9, 40))]
+    batches = cut(contexts, ROOM, 7)
+    assert sorted(i for batch in batches for group in batch for i in group) == list(range(40))
+    for batch in batches:
+        sizes = [[contexts[i] for i in group] for group in batch]
+        assert ROOM.holds_batch(sizes, 7)
+        assert all(ROOM.holds_group(group, 7) for group in sizes)
+    assert 1 < len(batches) < sum(map(len, batches)) < 40
+    # One that is larger than all room comes alone, and rows are divided first.
+    assert cut([Context(5_000, 1, 1, 1)] * 2, ROOM, 0) == [[[0]], [[1]]]
+    parts = parts_of_rows(Context(10, 120, 20, 1), ROOM, 0)
+    assert [i for part in parts for i in part] == list(range(120)) and max(map(len, parts)) <= 50
+
+
+def test_a_view_shows_tokens_before_and_never_padding():
+    tokens, real = right_aligned([np.array([5, 6, 7]), np.array([8])])
+    assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]] and real.tolist() == [[True] * 3, [False, False, True]]
+    tail, own = Segment(2), Segment(3)
+    first = View([], tail, np.array([[0, 1, 2], [-1, -1, 0]]))
+    assert first.sees().astype(int).tolist() == [[[1, 0, 0], [1, 1, 0], [1, 1, 1]], [[0, 0, 0], [0, 0, 0], [0, 0, 1]]]
+    assert first.sees(2)[0].astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    keys = torch.arange(6.0).view(2, 1, 3, 1)
+    assert torch.equal(first.update(keys, -keys, 4)[0], keys)
+    behind = np.array([1, 0, 0])  # three rows behind two contexts
+    step = View([(tail, behind)], own, np.array([[1], [3], [3]]))
+    assert step.sees()[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert step.sees(2)[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
+    new = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1, 1)
+    assert step.update(new, -new, 4)[0].flatten(1).tolist() == [[3, 4, 5, 10], [0, 1, 2, 20], [0, 1, 2, 30]]
+    again = View([(tail, behind[[0, 2]])], own, np.array([[2], [4]]), kept=np.array([0, 2]))
+    assert again.update(new[:2], -new[:2], 4)[1].flatten(1).tolist() == [[-3, -4, -5, -10, -10], [0, -1, -2, -30, -20]]
+
+
+def test_a_rank_that_is_told_of_pieces_follows_them_without_a_token():
+    told, followed = Told(), Followed()
+    group, shown = Group([np.array([5, 6, 7]), np.array([8])], None), []
+
+    def follow(piece):
+        integers = told.integers([piece])
+        [other] = followed.pieces(integers)
+        assert np.array_equal(other.view.sees(), piece.view.sees()) and np.array_equal(other.positions, piece.positions)
+        assert not other.tokens.any() and other.count == 0
+        shown.append(other.view.update(*[torch.full((*piece.tokens.shape, 1), float(len(shown))).unsqueeze(1)] * 2, 0)[0].flatten(1).tolist())
+
+    follow(group.begin(np.array([0, 1]), unread, True))
+    follow(group.follow(np.array([0, 0, 1]), [np.array([9])] * 3, unread, True))
+    group.keep(np.array([0, 2]))
+    group.keep(np.array([1]))
+    follow(group.follow(np.array([1]), [np.array([9])], unread, True))
+    assert shown == [[[0] * 3] * 2, [[0] * 3 + [1]] * 3, [[0] * 3 + [1, 2]]]
+    assert len(followed._segments) == 2
+    del group
+    assert followed.pieces(told.integers([])) == [] and not followed._segments
+
+
+def test_what_prompts_begin_with_is_computed_once_and_rows_that_stop_are_let_go():
+    """Driven by a model that always continues with the number of tokens a row has had."""
+    prompts = [np.array([9, 9, 9, *own]) for own in ([1], [2, 2], [3, 3, 3])]
+    work = generated(list(enumerate(prompts)), Wanted(max_new=4, samples=2, stop=frozenset([6]), sampling=Sampling()), ROOM)
+    values, passes = None, []
+    try:
+        while True:
+            pieces = work.send(values)
+            passes.append([(piece.tokens.shape, piece.count) for piece in pieces])
+            values = [piece.positions[piece.wanted] + 1 for piece in pieces]
+    except StopIteration as end:
+        found = {(prompt, sample): tokens.tolist() for prompt, sample, tokens in end.value}
+    assert passes == [[((1, 3), 0)], [((3, 3), 6)], [((4, 1), 4)], [((2, 1), 2)]]
+    assert found == {(0, 0): [4, 5], (0, 1): [4, 5], (1, 0): [5], (1, 1): [5], (2, 0): [], (2, 1): []}
