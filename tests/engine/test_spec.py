@@ -33,6 +33,12 @@ def test_where_zero_3_would_stream_the_base_is_executed_layer_by_layer():
     assert kind_of(EngineConfig(), {"zero_optimization": {"stage": 3}}, frozen=True, outside="lm_head") == "stock"
 
 
+def test_every_kind_has_its_builder():
+    from fedspeed.engine.build import BUILDERS
+
+    assert BUILDERS.keys() == CAPABILITIES.keys()
+
+
 def test_what_no_engine_can_is_refused_before_anything_starts():
     for kind in CAPABILITIES:
         check_capabilities({"gradients", "perturb"}, kind, "federation.method=any")
