@@ -175,12 +175,12 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
         loads = streamed.store.take_loads()
         base = sum(u.nbytes for i, u in enumerate(streamed.store.units))
         out |= {"bytes": sum(loads.bytes.values()), "base": base, "waited": loads.waited_s}
-        streamed._layers.evaluate([], [])
+        streamed._executor.evaluate([], [])
         streamed.store.take_loads()
         torch.distributed.barrier()
         begin = time.perf_counter()
         for _ in range(3 * args.repeat):
-            streamed._layers.evaluate([], [])
+            streamed._executor.evaluate([], [])
         out["load"] = (time.perf_counter() - begin) * base / sum(streamed.store.take_loads().bytes.values())
     for engine in engines.values():
         engine.close()

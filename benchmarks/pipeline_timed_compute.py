@@ -51,8 +51,8 @@ def timed_stage(stage) -> None:
     def backward(micro, chunk, upward):
         owner = stage._cells[micro].owner
         for b in stage._chunks[chunk]:
-            for name, _ in stage._places[b]:
-                stage.grads[owner].setdefault(name, torch.zeros_like(stage._leaves[owner][name]))
+            for name, _ in stage.places[b]:
+                stage.grads[owner].setdefault(name, torch.zeros_like(stage._owners[owner][name]))
         return slept(2 * FORWARD_S * len(stage._chunks[chunk]), micro)
 
     def head(micro, hidden):

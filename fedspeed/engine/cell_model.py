@@ -1,6 +1,6 @@
 """What a model computes of single micro-batches: their embedding, one block at a time, head and loss. In which order, others decide."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -83,16 +83,14 @@ class CellModel:
             self._parts.decoder(inputs_embeds=embedded, attention_mask=needed_mask(cell.batch))
         return CellState(None if table is None else entered[0], calls)
 
-    def block(self, b: int, cell: Cell, state: "CellState", hidden: torch.Tensor, own: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """One block's output. `own`: tensors in place of parameters of the block, by their names in it; None: as they are."""
+    def block(self, b: int, cell: Cell, state: "CellState", hidden: torch.Tensor) -> torch.Tensor:
+        """One block's output."""
         call = state.calls[b]
         with self._seeded(cell, b):
             if self._compiled is not None:
-                out = self._compiled(b, own or {}, (hidden, *call.args), call.kwargs)
-            elif own is None:
-                out = self._parts.blocks[b](hidden, *call.args, **call.kwargs)
+                out = self._compiled(b, (hidden, *call.args), call.kwargs)
             else:
-                out = torch.func.functional_call(self._parts.blocks[b], own, (hidden, *call.args), call.kwargs)
+                out = self._parts.blocks[b](hidden, *call.args, **call.kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     @contextmanager

@@ -1,7 +1,5 @@
 """Blocks computed by code that torch compiles: fewer launches, where a GPU waits for Python."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
@@ -15,9 +13,9 @@ class CompiledBlocks:
         self._function_of = {kind: torch.compile(_function(blocks[kinds.index(kind)])) for kind in dict.fromkeys(kinds)}
         self._kinds = kinds
 
-    def __call__(self, b: int, own: Mapping[str, torch.Tensor], args: tuple, kwargs: dict):
-        """Compute block `b`; `own`: tensors in place of some of its parameters, by their names in it."""
-        tensors = {**dict(self._blocks[b].named_parameters()), **dict(self._blocks[b].named_buffers()), **own}
+    def __call__(self, b: int, args: tuple, kwargs: dict):
+        """Compute block `b`."""
+        tensors = {**dict(self._blocks[b].named_parameters()), **dict(self._blocks[b].named_buffers())}
         return self._function_of[self._kinds[b]](tensors, args, kwargs)
 
 

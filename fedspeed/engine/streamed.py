@@ -10,11 +10,12 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.generation.blocks import PieceModel, compute_pieces
+from fedspeed.engine.executor import Executor
 from fedspeed.engine.generation.pieces import Piece
-from fedspeed.engine.layer_major import LayerMajor
+from fedspeed.engine.generation.stage import PieceStage
+from fedspeed.engine.player import Played, Player
 from fedspeed.engine.store_engine import StoreEngine, portions
-from fedspeed.models.blocks import anatomy
+from fedspeed.schedule.schedules import layer_major
 
 
 class StreamedEngine(StoreEngine):
@@ -22,10 +23,11 @@ class StreamedEngine(StoreEngine):
 
     kind = "streamed"
 
-    def __init__(self, model, states: list[ClientState], groups, store: BaseStore, layers: LayerMajor, clock):
+    def __init__(self, model, states: list[ClientState], groups, store: BaseStore, executor: Executor, clock):
         super().__init__(model, states, groups, store.matched, store, clock)
-        self._layers = layers
-        self._pieces = PieceModel(model, anatomy(model), store, self._logit_rows)
+        self._executor = executor
+        self._piece_stage = PieceStage(model, store, executor.chunks, rows=self._logit_rows)
+        self._player = Player()
         self._steps = 0  # since the turn began: dropout draws anew in every step
 
     def _load(self, slot, state, optimizer, frozen, seed):
@@ -36,7 +38,7 @@ class StreamedEngine(StoreEngine):
         with self._clock.stage("compute"):
             tasks = [self._task(slot, i, step) for slot, step in enumerate(work) for i in range(len(step.micro))]
             self._steps += 1
-            scores, grads = self._layers.train(tasks, [self._states[slot].tensors() for slot in range(len(work))])
+            scores, grads = self._executor.train(tasks, [self._states[slot].tensors() for slot in range(len(work))])
             sums = [Sums()] * len(work)
             for task, score in zip(tasks, scores):
                 sums[task.owner] += Sums(score.loss, task.batch.answer_tokens)
@@ -60,7 +62,7 @@ class StreamedEngine(StoreEngine):
         sums, tensors = [Sums()] * len(work), self._states[0].tensors()
         for portion in portions(work):
             with self._clock.stage("compute"):
-                scores = self._layers.evaluate([Cell(batch, 0) for _, batch in portion], [tensors])
+                scores = self._executor.evaluate([Cell(batch, 0) for _, batch in portion], [tensors])
             for (i, batch), score in zip(portion, scores):
                 sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
         return sums
@@ -69,19 +71,28 @@ class StreamedEngine(StoreEngine):
         return min(1, len(pieces))
 
     def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        stage, chunks = self._piece_stage, len(self._executor.chunks)
+        stream = layer_major(chunks, len(pieces), train=False)
         self.model.eval()
-        values = compute_pieces(self._pieces, self.store, pieces, self._states[0].tensors())
-        return [found.cpu().numpy() for found in values]
+        stage.begin(pieces, [self._states[0].tensors()] * len(pieces), stream, ahead=True)
+        try:
+            self._player.execute(Played(stream), chunks=chunks, computes=stage)
+        except BaseException:
+            stage.abandon()
+            raise
+        finally:
+            self._player.let_go()
+        return [values.cpu().numpy() for _, values in sorted(stage.end().items())]
 
     def _idle_pass(self, backward: bool) -> None:
         if backward:
-            self._layers.train([], [])
+            self._executor.train([], [])
         else:
-            self._layers.evaluate([], [])
+            self._executor.evaluate([], [])
 
     @property
     def device_bytes(self) -> int:
-        return max(super().device_bytes, self._layers.budget.peak)
+        return max(super().device_bytes, self._executor.budget.peak)
 
     @property
     def base_bytes(self) -> int:

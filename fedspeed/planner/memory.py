@@ -1,6 +1,6 @@
 """Peak bytes of a setting, by cause: of each GPU, of a node's RAM, of its disk. Pure.
 
-The terms follow what the executors hold (engine/layer_major.py, engine/base/): B sequences of a micro-batch, T tokens, s bytes per number,
+The terms follow what the executors hold (engine/executor.py, engine/stage.py, engine/base/): B sequences of a micro-batch, T tokens, s bytes per number,
 M micro-batches of a pass over all seated clients, N blocks, R of them resident.
 """
 

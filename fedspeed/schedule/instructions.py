@@ -8,10 +8,11 @@ the rank that holds its labels, and passes the chunks again backwards:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["activation", "gradient"]
+Loaded = int | Literal["embedding", "head"]  # a chunk, or an end of the model
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Instruction:
     @property
     def kwargs(self) -> dict:
         """Arguments of the method that executes it, as DeepSpeed's own instructions give them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return dict(vars(self))
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in self.kwargs.items())})"
@@ -79,11 +80,25 @@ class Backward(Instruction):
 class Load(Instruction):
     """Wait until the chunk's weights are on the device; they are fetched ahead in the order of the stream's loads."""
 
-    chunk: int
+    chunk: Loaded
 
 
 @dataclass(frozen=True)
 class Release(Instruction):
+    chunk: Loaded
+
+
+@dataclass(frozen=True)
+class Decide(Instruction):
+    """Decide what of the pass stays on the device until its way back, of this chunk and of those behind it."""
+
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Bring(Instruction):
+    """Begin to bring onto the device what a chunk's way back starts from; nobody waits for its end."""
+
     chunk: int
 
 

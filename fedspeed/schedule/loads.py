@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
+from fedspeed.schedule.instructions import Load, Loaded, Stream
+
 
 def next_load(upcoming: Sequence[int], held: Collection[int], busy: Collection[int], slots: int) -> tuple[int, int | None] | None:
     """(unit to load, unit whose slot it takes or None for a free slot), or None while nothing should be loaded.
@@ -33,6 +35,11 @@ def step_order(blocks: int, lowest: int = 0) -> list[int]:
     """Blocks in the order in which a training step visits them: forwards, then backwards down to the lowest one that trains. The last one is visited once:
     its backward follows its forward."""
     return [*range(blocks), *range(blocks - 2, lowest - 1, -1)]
+
+
+def loads_of(stream: Stream) -> list[Loaded]:
+    """List what a stream loads, in its order."""
+    return [work.chunk for work in stream if isinstance(work, Load)]
 
 
 def spread(blocks: int, count: int) -> list[int]:

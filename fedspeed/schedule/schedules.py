@@ -5,6 +5,8 @@ from itertools import chain
 
 from fedspeed.schedule.instructions import (
     Backward,
+    Bring,
+    Decide,
     Embed,
     Forward,
     Head,
@@ -55,6 +57,37 @@ def streamed(ranks: int, chunks: int, clients: Sequence[int]) -> tuple[Stream, .
     last = (chunks - 1) % ranks
     pipeline = Pipeline(ranks, tuple(k % ranks for k in range(chunks)), tuple(Micro(client, 0, last) for client in clients))
     return with_transfers(pipeline, [_chunk_by_chunk(pipeline, rank) for rank in range(ranks)])
+
+
+def layer_major(blocks: int, micros: int, *, lowest: int = 0, train: bool = True) -> Stream:
+    """One rank takes all micro-batches of a step through one block, then through the next, and backwards again: each
+    block is loaded twice a step, whatever the number of micro-batches. The idea of running all batches through a layer
+    while it is loaded is FlexGen's (Sheng et al., 2023).
+
+    The last block is loaded once, and each micro-batch takes it and the head forwards and backwards at once, so that it
+    is not computed twice. Steps are apart.
+
+    Args:
+        blocks: each a chunk of its own. micros: none: only the loads, for the ranks that load together.
+        lowest: the first block in which something trains, where the way back ends.
+        train: whether there is a way back.
+    """
+    last, everyone = blocks - 1, range(micros)
+    order: list[Instruction] = [Load("embedding"), *map(Embed, everyone), Release("embedding")]
+    for k in range(last):
+        decide = [Decide(k)] if train and k == lowest else []
+        order += [Load(k), *decide, *(Forward(m, k) for m in everyone), Release(k)]
+    if not train:
+        order += [Load(last), *(Forward(m, last) for m in everyone), Load("head"), *map(Head, everyone)]
+        return (*order, Release("head"), Release(last))
+    backwards = range(last - 1, lowest - 1, -1)
+    order += [*map(Bring, backwards[:1]), Load(last), Load("head")]
+    order += [work for m in everyone for work in (Forward(m, last), Head(m), Backward(m, last))]
+    order += [Release("head"), Release(last)]
+    for k in backwards:
+        before = [Bring(k - 1)] if k > lowest else []
+        order += [*before, Load(k), *(Backward(m, k) for m in everyone), Release(k)]
+    return tuple(order)
 
 
 def _chunk_by_chunk(pipeline: Pipeline, rank: int) -> list[Instruction]:

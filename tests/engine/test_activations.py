@@ -47,11 +47,11 @@ def kept_and_not(rank, base, kind, dtype, nvme):
     with engine(base, kind, dtype, adapter=AdapterConfig(targets="all-linear", dropout=0.2), nvme=nvme, options=EngineConfig(slots=2, activation_gib=0.0),
                 seats=2) as own:
         start = {name: stirred(own.state(seat)) for seat, name in enumerate("ab")}
-        layers, blocks = own._layers, own._layers._parts.blocks
+        keeping, blocks = own._executor.keeping, own._executor.stage._parts.blocks
         one = measured_bytes(own, next(steps_of([7])))
         for budget in (0, one * 2, one * 9, 10**9):
-            layers.budget = ActivationBudget(budget / GIB, 1)
-            layers._saved_per_value, layers._measured_input = 0.0, 0
+            keeping.budget = ActivationBudget(budget / GIB, 1)
+            keeping._saved_per_value, keeping._measured_input = 0.0, 0
             for seat, name in enumerate("ab"):
                 own.load(start[name], seed=3, slot=seat)
             calls = []
@@ -69,10 +69,10 @@ def measured_bytes(own, step) -> int:
     """What a block keeps of the largest micro-batch, as the engine measures it; leaves the engine as it was."""
     from fedspeed.engine.activations import ActivationBudget
 
-    layers = own._layers
-    layers.budget = ActivationBudget(1.0, 1)
+    keeping = own._executor.keeping
+    keeping.budget = ActivationBudget(1.0, 1)
     own.train_step([step, step], 0.0)
-    return int(layers._saved_per_value * step.micro[0].input_ids.size * own.model.config.hidden_size)
+    return int(keeping._saved_per_value * step.micro[0].input_ids.size * own.model.config.hidden_size)
 
 
 @pytest.mark.parametrize("family,kind,dtype", [("llama", "resident", "fp32"), ("qwen2", "ram", "fp32"), ("gpt2", "ram", "bf16"), ("llama", "nvme", "fp32")])
@@ -95,19 +95,19 @@ def filled_up(rank, base, nvme):
     import torch
 
     with engine(base, "ram", adapter=LORA, nvme=nvme) as own:
-        start, layers, said = stirred(own.state()), own._layers, io.StringIO()
-        whole, number = layers._cells.block, 0
+        start, executor, said = stirred(own.state()), own._executor, io.StringIO()
+        whole, number = executor.stage.compute.block, 0
 
         def block(b, *args):
-            if number == 1 and b == 2 and torch.is_grad_enabled() and layers.budget._found:
+            if number == 1 and b == 2 and torch.is_grad_enabled() and executor.budget._found:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return whole(b, *args)
 
         found = {}
         for kept in (True, False):
             own.load(start)
-            layers.budget._found *= kept
-            layers._cells.block, found[kept] = block, []
+            executor.budget._found *= kept
+            executor.stage.compute.block, found[kept] = block, []
             with contextlib.redirect_stderr(said):
                 for number in range(3):
                     found[kept].append(own.train_step([random_step(number, 2, 2)], 0.1)[0].loss)
@@ -161,11 +161,11 @@ def test_what_a_step_has_left_free_is_the_budget_of_the_next(monkeypatch, sharer
 
 
 BROKEN = {
-    "the copy down does not wait for the input": lambda layers: setattr(layers._inputs._down, "wait_event", lambda event: None),
-    "the copy up does not wait for what had its place": lambda layers: setattr(layers._inputs._up, "wait_event", lambda event: None),
-    "the copy up does not wait for the copy down": lambda layers: setattr(layers._inputs, "turn", layers._inputs._going.clear),
-    "the arithmetic does not wait for the copy up": lambda layers: setattr(layers._inputs, "bring", without_events(layers._inputs.bring)),
-    "the memory of an input is given away": lambda layers: setattr(layers._inputs, "put", without_keeping(layers._inputs)),
+    "the copy down does not wait for the input": lambda inputs: setattr(inputs._down, "wait_event", lambda event: None),
+    "the copy up does not wait for what had its place": lambda inputs: setattr(inputs._up, "wait_event", lambda event: None),
+    "the copy up does not wait for the copy down": lambda inputs: setattr(inputs, "turn", inputs._going.clear),
+    "the arithmetic does not wait for the copy up": lambda inputs: setattr(inputs, "bring", without_events(inputs.bring)),
+    "the memory of an input is given away": lambda inputs: setattr(inputs, "put", without_keeping(inputs)),
 }
 
 
@@ -218,13 +218,13 @@ def under_the_fake(rank, base, nvme, schedules):
     for name, breaks in BROKEN.items():
         options = EngineConfig(block_inputs="host", activation_gib=0.0)
         with fake_cuda(1) as fake, engine(base, "resident", adapter=LORA, nvme=nvme, options=options, join=False) as own:
-            breaks(own._layers)
+            breaks(own._executor.keeping.inputs)
             losses(2)
             own.close()
         errors[name] = len(fake.races)
     stops = {}
     with fake_cuda(1) as fake, engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(block_inputs="host"), join=False) as own:
-        passes = own._layers.train
+        passes = own._executor.train
 
         def counted(cells, owners):
             fake.stops.clear()
@@ -232,7 +232,7 @@ def under_the_fake(rank, base, nvme, schedules):
             stops[len(cells)] = list(fake.stops)
             return found
 
-        own._layers.train = counted
+        own._executor.train = counted
         for micro in (1, 4):
             own.train_step([random_step(3, 2, micro)], 0.1)
         own.close()
@@ -275,7 +275,7 @@ def compiled_losses(rank, base, nvme):
         with engine(base, "ram", adapter=LORA, nvme=nvme, join=False, options=EngineConfig(compile_blocks=compiled)) as own:
             own.load(stirred(own.state()))
             found[compiled] = [own.train_step([next(steps_of([seed]))], 0.1)[0].loss for seed in range(3)]
-            functions = len(own._layers._cells._compiled._function_of) if compiled else 0
+            functions = len(own._executor.stage.compute._compiled._function_of) if compiled else 0
             own.close()
     leave_world()
     return found, functions

@@ -108,27 +108,25 @@ def dropped(rank, base, dropout=0.3):
     # With everything resident the blocks can also be differentiated as one graph.
     with engine(base, "resident", adapter=AdapterConfig(targets="all-linear", dropout=dropout)) as own:
         own.load(stirred(own.state()))
-        layers, tensors = own._layers, own._states[0].tensors()
-        cells = [Cell(batch, 0, scale=0.1, seed=i + 1) for i, batch in enumerate(step.micro)]
-        scores, [grads] = layers.train(cells, [tensors])
-        again, [same] = layers.train(cells, [tensors])
+        executor, tensors = own._executor, own._states[0].tensors()
+        stage, cells = executor.stage, [Cell(batch, 0, scale=0.1, seed=i + 1) for i, batch in enumerate(step.micro)]
+        scores, [grads] = executor.train(cells, [tensors])
+        again, [same] = executor.train(cells, [tensors])
         for cell in cells:
             cell.seed += 7
-        others, _ = layers.train(cells, [tensors])
+        others, _ = executor.train(cells, [tensors])
         for cell in cells:
             cell.seed -= 7
-        whole = {}
-        layers._model.train()
-        for cell, state in zip(cells, layers._enter(cells, backward=True)):
-            hidden = state.hidden.requires_grad_(True)
-            with torch.enable_grad():
-                for b in range(len(layers._parts.blocks)):
-                    list(layers._by_owner(b, [cell], [state], [tensors]))
-                    hidden = layers._cells.block(b, cell, state, hidden)
-                _, upward = layers._cells.head(hidden.detach(), cell)
-                places = {n: p for block in layers._places for n, p in block}
-                for n, g in zip(places, torch.autograd.grad(hidden, list(places.values()), upward)):
-                    whole[n] = whole.get(n, 0) + g
+        whole, blocks = {}, range(len(stage.places))
+        stage.begin(cells, [tensors], (), train=True)
+        stage._bind(blocks, 0)
+        places = {n: p for block in stage.places for n, p in block}
+        for m, cell in enumerate(cells):
+            hidden = stage.embed(m).requires_grad_(True)
+            hidden = stage._through(m, blocks, hidden, grad=True)
+            _, upward = stage.compute.head(hidden.detach(), cell)
+            for n, g in zip(places, torch.autograd.grad(hidden, list(places.values()), upward)):
+                whole[n] = whole.get(n, 0) + g
         difference = max((grads[n] - whole[n]).abs().max().item() for n in whole)
         repeat = max((grads[n] - same[n]).abs().max().item() for n in grads)
         return difference, repeat, [s.loss for s in scores] == [s.loss for s in again], [s.loss for s in scores] == [s.loss for s in others]

@@ -108,7 +108,7 @@ def test_what_waits_between_two_blocks():
     from fedspeed.engine.activations import ActivationBudget
     from fedspeed.engine.base.layout import frozen_units
     from fedspeed.engine.cell_model import Cell
-    from fedspeed.engine.layer_major import LayerMajor
+    from fedspeed.engine.executor import Executor
     from fedspeed.models.adapters import add_adapter
     from fedspeed.models.blocks import anatomy
     from fedspeed.models.config import AdapterConfig
@@ -126,15 +126,13 @@ def test_what_waits_between_two_blocks():
             return parts.embedding.weight
 
     ids, mask = np.ones((2, 128), dtype=np.int64), np.ones((2, 128), dtype=np.int64)
-    layers = LayerMajor(model, parts, Store(), ActivationBudget(0.0, 1))
-    cells = [Cell(Batch(ids, ids, mask, 1), 0) for _ in range(3)]
-    states = layers._enter(cells, backward=True)
-    with torch.no_grad():
-        for cell, state in zip(cells, states):
-            state.hidden = layers._cells.block(0, cell, state, state.hidden)
+    stage, owner = Executor(model, parts, Store(), ActivationBudget(0.0, 1)).stage, dict(model.named_parameters())
+    stage.begin([Cell(Batch(ids, ids, mask, 1), 0) for _ in range(3)], [owner], (), train=False)
     waiting = {}
-    for state in states:
-        inputs = [state.hidden, *(v for call in state.calls for v in call.kwargs.values())]
+    for hidden in [stage.forward(m, 0, stage.embed(m)) for m in range(3)]:
+        waiting[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()
+    for state in stage._states.values():
+        inputs = [v for call in state.calls for v in call.kwargs.values()]
         waiting |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in inputs if isinstance(t, torch.Tensor)}
     task = Task(from_config(BLOCKS["llama"], "llama", "llama"), 1, tokens=128)
     many = memory_of(task, Setting("resident", 2, 3000), one_place()).gpu  # more than evaluation has there

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from fedspeed.planner.pipeline.execute import Deadlock, execute
-from fedspeed.schedule.instructions import Backward, Embed, Forward, Head, Load, Micro, Pipeline, Receive, Release, Send, Step
-from fedspeed.schedule.schedules import SPARE, forward_only, one_f_one_b, shared, streamed, taking_turns
+from fedspeed.schedule.instructions import Backward, Bring, Decide, Embed, Forward, Head, Load, Micro, Pipeline, Receive, Release, Send, Step
+from fedspeed.schedule.loads import loads_of, step_order
+from fedspeed.schedule.schedules import SPARE, forward_only, layer_major, one_f_one_b, shared, streamed, taking_turns
 
 
 @dataclass
@@ -138,6 +139,39 @@ def test_streamed_chunks_are_loaded_twice_but_for_each_ranks_last(ranks, chunks)
                 held.remove(work.chunk)
             elif isinstance(work, Forward | Backward):
                 assert held == {work.chunk}
+
+
+@pytest.mark.parametrize("blocks,lowest", [(1, 0), (4, 0), (5, 2), (3, 2)])
+def test_layer_major_visits_blocks_as_the_planner_counts_and_computes_the_last_one_at_once(blocks, lowest):
+    last = blocks - 1
+    for micros in (0, 3):
+        stream = layer_major(blocks, micros, lowest=lowest)
+        at = {work: i for i, work in enumerate(stream)}
+        loads = loads_of(stream)
+        assert loads[0] == "embedding" and loads.pop(0) and loads.pop(blocks) == "head"
+        assert loads == step_order(blocks, lowest), "and no load depends on the micro-batches"
+        assert Counter(map(type, stream)) == +Counter({
+            Embed: micros, Forward: micros * blocks, Head: micros, Backward: micros * (blocks - lowest), Bring: last - lowest,
+            Load: len(loads) + 2, Release: len(loads) + 2, Decide: int(lowest < last)})
+        for m in range(micros):
+            assert stream[at[Forward(m, last)]:][:3] == (Forward(m, last), Head(m), Backward(m, last))
+        for k in range(lowest, last):
+            assert at[Bring(k)] < [i for i, work in enumerate(stream) if work == Load(k)][1], "before its block"
+            assert [w.chunk for w in stream[at[Bring(k)]:] if isinstance(w, Load)][0] == k + 1, "one block ahead"
+    forwards = layer_major(blocks, 3, lowest=lowest, train=False)
+    assert loads_of(forwards) == ["embedding", *range(blocks), "head"]
+    assert {type(work) for work in forwards} == {Embed, Forward, Head, Load, Release}
+    held: set = set()
+    for work in (*stream, *forwards):
+        if isinstance(work, Load):
+            held.add(work.chunk)
+        elif isinstance(work, Release):
+            held.remove(work.chunk)
+        elif isinstance(work, Forward | Backward):
+            assert work.chunk in held
+        elif isinstance(work, Embed | Head):
+            assert {Embed: "embedding", Head: "head"}[type(work)] in held
+    assert not held
 
 
 def test_loads_hide_behind_the_other_micro_batches():

@@ -16,9 +16,10 @@ from fedspeed.engine.builders.store import StoreBuilder
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import Groups, StageMpu, alone
+from fedspeed.engine.keeping import FixedKeeping
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine, FederatedPipelineModule
-from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.spec import EngineContext, EngineSpec
+from fedspeed.engine.stage import Stage
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.blocks import Anatomy, anatomy, trained_outside
 from fedspeed.models.loading import materialise
@@ -99,7 +100,9 @@ def make_player(net: nn.Module, spec: EngineSpec, store: BaseStore, cut: Cut) ->
     layout = cut.layout
     module = FederatedPipelineModule(cut.parts.blocks, layout.chunks, layout.holders, dist.get_world_size())
     pipe = FederatedPipelineEngine(module, pipeline_section(spec.deepspeed))
-    stage = Stage(net, cut.parts, store, layout.chunks, cut.loads or spec.engine.activation_checkpointing)
+    # Where weights do not stay, what the way back needs of them is computed again.
+    keeping = FixedKeeping(graphs=not (cut.loads or spec.engine.activation_checkpointing))
+    stage = Stage(net, cut.parts, store, layout.chunks, keeping=keeping)
     return {"store": store, "pipe": pipe, "stage": stage, "layout": layout}
 
 

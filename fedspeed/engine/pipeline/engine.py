@@ -6,7 +6,6 @@ The optimizers of clients are DeepSpeed engines of their own (`client_state`): t
 
 import contextlib
 import io
-import time
 from collections.abc import Callable, Sequence
 
 from deepspeed.runtime.config import DeepSpeedConfig
@@ -15,10 +14,10 @@ from deepspeed.runtime.pipe.module import PipelineModule
 from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import nn
 
-from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Transfers, losses_named
+from fedspeed.engine.player import Computes, Note, Played, Player
 from fedspeed.errors import LostPeerError
-from fedspeed.schedule.instructions import Backward, Embed, Forward, Head, Kind, Load, Receive, Release, Send, Step, Stream
+from fedspeed.schedule.instructions import Stream
 
 
 class FederatedPipelineModule(PipelineModule):
@@ -41,38 +40,24 @@ class FederatedPipelineModule(PipelineModule):
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
-# Told of each instruction: its kind (monitor.trace.KINDS), itself, when it began and ended.
-Note = Callable[[str, str, float, float], None]
-
-
-def timed(kind: str):
-    """Tells the engine's `note` how long an instruction took."""
-    def around(method):
-        def noted(self, **kwargs):
-            begin = time.perf_counter()
-            method(self, **kwargs)
-            self._note(kind, f"{method.__name__.removeprefix('_exec_')} {' '.join(map(str, kwargs.values()))}", begin, time.perf_counter())
-
-        return noted
-
-    return around
-
-
-class FederatedPipelineEngine(PipelineEngine):
-    """Executes instruction streams. Collective over the torch world when built.
+class FederatedPipelineEngine(PipelineEngine, Player):
+    """Executes instruction streams by DeepSpeed's loop. Collective over the torch world when built.
 
     Args:
         config: DeepSpeed's, without optimizer and ZeRO.
     """
 
+    _INSTRUCTION_MAP = Player._INSTRUCTION_MAP
+
     def __init__(self, module: FederatedPipelineModule, config: dict):
         mpu = module.mpu()
-        super().__init__(args=None, model=module, mpu=mpu, dist_init_required=False, config=config, config_class=DeepSpeedConfig(config, mpu))
+        super().__init__(args=None, model=module, mpu=mpu, dist_init_required=False, config=config,
+                         config_class=DeepSpeedConfig(config, mpu))
 
     def _configure_bf16_optimizer(self, optimizer):
         return super()._configure_bf16_optimizer(optimizer) if optimizer is not None else None
 
-    def play(self, stream: Stream, chunks: int, stage: Stage, transfers: Transfers, note: Note) -> None:
+    def play(self, stream: Stream, chunks: int, stage: Computes, transfers: Transfers, note: Note) -> None:
         """Execute this rank's stream.
 
         Args:
@@ -81,85 +66,30 @@ class FederatedPipelineEngine(PipelineEngine):
         Raises:
             LostPeerError: another rank is gone; says in which instruction of this one.
         """
-        self._chunks, self._stage, self._transfers, self._note = chunks, stage, transfers, note
-        self._held: dict[tuple[int, Kind, int], object] = {}
-        transfers.begin()
-        self._execute(stream)
-        transfers.finish()
+        schedule = Played(stream)
+        with _told_where(schedule):
+            transfers.begin()
+            self.execute(schedule, chunks=chunks, computes=stage, carries=transfers, note=note)
+            transfers.finish()
 
     def play_steps(self, stream: Stream, step: Callable[[int], None], note: Note) -> None:
-        """Execute the optimizer steps of some clients.
-
-        Args:
-            step: takes that of a client.
+        """Execute the optimizer steps of some clients; `step` takes that of one.
 
         Raises:
             LostPeerError: see `play`.
         """
-        self._step, self._note = step, note
-        self._execute(stream)
-
-    def _execute(self, stream: Stream) -> None:
-        schedule = _Played(stream)
-        try:
-            self._exec_schedule(schedule)
-        except LostPeerError as error:
-            raise LostPeerError(f"{error} (in {schedule.current}); the same command resumes from the journal") from error
-        except RuntimeError as error:  # in DeepSpeed's own collectives, which a Step has
-            with losses_named(f"in {schedule.current}"):
-                raise error
-
-    @timed("compute")
-    def _exec_embed(self, micro: int) -> None:
-        self._held[micro, "activation", 0] = self._stage.embed(micro)
-
-    @timed("compute")
-    def _exec_forward(self, micro: int, chunk: int) -> None:
-        self._held[micro, "activation", chunk + 1] = self._stage.forward(micro, chunk, self._held.pop((micro, "activation", chunk)))
-
-    @timed("compute")
-    def _exec_head(self, micro: int) -> None:
-        self._held[micro, "gradient", self._chunks - 1] = self._stage.head(micro, self._held.pop((micro, "activation", self._chunks)))
-
-    @timed("compute")
-    def _exec_backward(self, micro: int, chunk: int) -> None:
-        self._held[micro, "gradient", chunk - 1] = self._stage.backward(micro, chunk, self._held.pop((micro, "gradient", chunk)))
-
-    @timed("send")
-    def _exec_send(self, micro: int, kind: Kind, hop: int, to: int) -> None:
-        self._transfers.send(self._held.pop((micro, kind, hop)), micro, kind, hop, to)
-
-    @timed("wait")
-    def _exec_receive(self, micro: int, kind: Kind, hop: int, source: int) -> None:
-        self._held[micro, kind, hop] = self._transfers.receive(micro, kind, hop, source)
-
-    @timed("load")
-    def _exec_load(self, chunk: int) -> None:
-        self._stage.load(chunk)
-
-    @timed("load")
-    def _exec_release(self, chunk: int) -> None:
-        self._stage.release(chunk)
-
-    @timed("step")
-    def _exec_step(self, client: int) -> None:
-        self._step(client)
-
-    _INSTRUCTION_MAP = {Embed: _exec_embed, Forward: _exec_forward, Head: _exec_head, Backward: _exec_backward, Send: _exec_send, Receive: _exec_receive,
-                        Load: _exec_load, Release: _exec_release, Step: _exec_step}
+        schedule = Played(stream)
+        with _told_where(schedule):
+            self.execute_steps(schedule, step, note)
 
 
-class _Played:
-    """A stream, as DeepSpeed iterates over schedules; remembers where it is."""
-
-    def __init__(self, stream: Stream):
-        self._stream, self.current = stream, "the beginning of a pass"
-
-    def __iter__(self):
-        for instruction in self._stream:
-            self.current = instruction
-            yield [instruction]
-
-    @staticmethod
-    def num_pipe_buffers() -> int:
-        return 0
+@contextlib.contextmanager
+def _told_where(schedule: Played):
+    """Say of a rank that is lost in which instruction it was missed."""
+    try:
+        yield
+    except LostPeerError as error:
+        raise LostPeerError(f"{error} (in {schedule.current}); the same command resumes from the journal") from error
+    except RuntimeError as error:  # in DeepSpeed's own collectives, which a Step has
+        with losses_named(f"in {schedule.current}"):
+            raise error

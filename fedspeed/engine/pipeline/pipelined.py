@@ -14,11 +14,12 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell, Score
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.generation.pipelines import PipelinedPieces, make_piece_stage
+from fedspeed.engine.generation.pipelines import PipelinedPieces
+from fedspeed.engine.generation.stage import PieceStage
 from fedspeed.engine.groups import Groups, world_deadline
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
-from fedspeed.engine.pipeline.stage import Stage
 from fedspeed.engine.pipeline.transfers import Routes, Transfers
+from fedspeed.engine.stage import Stage
 from fedspeed.engine.store_engine import StoreEngine
 from fedspeed.schedule.instructions import Micro, Pipeline, Step, Stream
 from fedspeed.schedule.layout import Layout
@@ -41,7 +42,7 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
         super().__init__(net, states, groups, matched, store, clock)
         self.pipe, self.layout = pipe, layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
-        self._piece_stage = make_piece_stage(net, store, layout, self._logit_rows)
+        self._piece_stage = PieceStage(net, store, layout.chunks, rows=self._logit_rows)
         self._routes = Routes(world_deadline(), self._device)
         self._busy_s = self._pass_s = 0.0  # of training passes
         shapes = {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}
@@ -76,18 +77,19 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
         """
         streams = self._streams(tuple(micros), train)
         stream = streams[self._me]
-        self._stage.begin(cells, [state.tensors() for state in self._states], stream, train)
+        self._stage.begin(cells, [state.tensors() for state in self._states], stream, train=train)
         hidden = self.model.config.hidden_size
         transfers = Transfers(self._routes, streams, self._me,
                               lambda m: torch.Size((*cells[m].batch.attention_mask.shape, hidden)), self._dtype, self._device)
         before = self._busy_s
         self.pipe.play(stream, len(self.layout.chunks), self._stage, transfers, self._noted)
+        scores, grads = self._stage.end()
         if train:
             for slot in sorted({micro.client for micro in micros}):
-                self._accumulate(slot, self._stage.grads[slot])
+                self._accumulate(slot, grads[slot])
         else:
             self._busy_s = before
-        return self._stage.scores()
+        return scores
 
     def _play_steps(self, slots: Sequence[int], lr: float) -> list[bool]:
         """Take the steps of some slots, in the same order on all ranks, since a norm or an overflow is found out together;
