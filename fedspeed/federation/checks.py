@@ -1,32 +1,31 @@
 """What can be checked of a federation's method before anything is started. Pure, and without torch."""
 
-from collections.abc import Collection
-
 from fedspeed.config.run import RunConfig
+from fedspeed.engine.capabilities import Kind, check_capabilities
 from fedspeed.errors import ConfigError
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.methods.config import METHODS
 
 
-def check_method(config: RunConfig, participants: int, capabilities: Collection[str] | None = None) -> None:
+def check_method(config: RunConfig, participants: int, kind: Kind) -> None:
     """Check that a run can use its method.
 
     Args:
-        config: with its routing mode settled. participants: of a sum. capabilities: of the engine that is to
-            be built (engine.client_engine.Capability), None where that is not known yet.
+        config: with its routing mode settled. participants: of a sum. kind: of the engine that is to be
+            built.
 
     Raises:
         ConfigError: all that stands against it, with the remedy.
     """
     name = config.federation.method.name
     method = method_class(name)
-    found = [
-        masked_problem(config, method, participants),
-        step_problem(config, method),
-        "" if capabilities is None else lacking(method.needs, capabilities, name),
-    ]
-    if problems := [problem for problem in found if problem]:
-        raise ConfigError("; ".join(problems))
+    problems = [masked_problem(config, method, participants), step_problem(config, method)]
+    try:
+        check_capabilities(method.needs, kind, f"federation.method={name}")
+    except ConfigError as error:
+        problems.append(str(error))
+    if found := [problem for problem in problems if problem]:
+        raise ConfigError("; ".join(found))
 
 
 def masked_problem(config: RunConfig, method: type[Method], participants: int) -> str:
@@ -44,7 +43,7 @@ def masked_problem(config: RunConfig, method: type[Method], participants: int) -
             f"{named} needs every client's own values, which routing.mode={mode} hides; set "
             "routing.mode=plain, or choose another method"
         )
-    if method.keeps_memory and config.routing.transport != "tls":
+    if method.keeps_memory and not config.routing.between_organisations:
         return (
             f"{named} keeps what is a client's own in the run's folder, where all of one job can read what "
             f"routing.mode={mode} is to hide; set routing.transport=tls or routing.mode=plain"
@@ -53,8 +52,8 @@ def masked_problem(config: RunConfig, method: type[Method], participants: int) -
     if holders >= least:
         return ""
     return (
-        f"{named}: of {participants} participants only {holders} may meet in an element of the sum, which says "
-        f"too much about each, and routing.mode={mode} asks for routing.min_participants={least}; take more "
+        f"{named}: of {participants} participants only {holders} may meet in an element of the sum, which "
+        f"says too much about each; routing.mode={mode} asks for routing.min_participants={least}; take more "
         "participants, set routing.mode=plain inside one trust domain, or choose another method"
     )
 
@@ -74,16 +73,4 @@ def step_problem(config: RunConfig, method: type[Method]) -> str:
     return (
         f"federation.method={config.federation.method.name} exchanges updates in every local step, which all "
         f"clients take together; it goes with no {' and no '.join(found)}"
-    )
-
-
-def lacking(needs: Collection[str], capabilities: Collection[str], name: str) -> str:
-    """Return what an engine lacks for a method, empty if it has all."""
-    missing = sorted(set(needs) - set(capabilities))
-    if not missing:
-        return ""
-    return (
-        f"federation.method={name} needs an engine that is capable of {', '.join(missing)}, and the "
-        f"configured one is not (it is of {', '.join(sorted(capabilities))}); choose another engine.tier or "
-        "engine.pipeline, or another method"
     )

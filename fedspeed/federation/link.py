@@ -35,9 +35,9 @@ class Started:
 
 class ClientLink:
     """Args:
-        engine: for words between the client's own ranks.
-        exchange: the gateway's exchange; None on the client's other ranks.
-        deadline_s: longest wait for the other participants.
+    engine: for words between the client's own ranks.
+    exchange: the gateway's exchange; None on the client's other ranks.
+    deadline_s: longest wait for the other participants.
     """
 
     def __init__(self, engine, exchange, deadline_s: float):

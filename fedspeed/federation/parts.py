@@ -6,10 +6,10 @@ from typing import Any
 
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.config.run import RunConfig
+from fedspeed.engine.capabilities import check_capabilities
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import server
-from fedspeed.federation.checks import lacking
 from fedspeed.federation.contributing import Transform
 from fedspeed.federation.evaluators import Evaluator
 from fedspeed.federation.keeping import Keeper, Progress
@@ -103,15 +103,14 @@ def assemble(
     """Put a rank's parts together.
 
     Raises:
-        FedSpeedError: the engine is not capable of what the method needs.
+        ConfigError: the engine is not capable of what the method needs.
     """
     around, chosen = surroundings, config.federation.method
     updates, state = make_updates(config.federation.updates), as_arrays(engine.state())
     method = make_method(
         chosen, state, clients=config.data.clients, seed=config.run.seed, hides=updates.hides
     )
-    if problem := lacking(method.needs, engine.capabilities, chosen.name):
-        raise FedSpeedError(problem)
+    check_capabilities(method.needs, engine.kind, f"federation.method={chosen.name}")
     return RankParts(
         config=config,
         role=role,

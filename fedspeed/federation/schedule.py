@@ -8,16 +8,19 @@ from fedspeed.data.config import TrainConfig
 
 
 def sample(seed: int, round: int, clients: int, asked: int) -> tuple[int, ...]:
-    """The clients of a round, drawn without replacement from (seed, round); all of them where `asked` is 0."""
+    """Return the clients of a round, drawn without replacement from (seed, round); all of them where
+    `asked` is 0."""
     if asked in (0, clients):
         return tuple(range(clients))
-    return tuple(sorted(np.random.default_rng([seed, 0x5A3, round]).choice(clients, asked, replace=False).tolist()))
+    rng = np.random.default_rng([seed, 0x5A3, round])
+    return tuple(sorted(rng.choice(clients, asked, replace=False).tolist()))
 
 
 def lr_at(train: TrainConfig, step: int, total: int) -> float:
-    """Learning rate of local step `step` of `total`, both over the whole run: linear warm-up, then the schedule down to zero."""
+    """Return the learning rate of local step `step` of `total`, both over the whole run: linear warm-up, then
+    the schedule down to zero."""
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     done = (step - train.warmup_steps) / max(1, total - train.warmup_steps)
-    factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[train.schedule]
-    return train.lr * factor
+    factors = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
+    return train.lr * factors[train.schedule]

@@ -1,5 +1,5 @@
-"""Server optimizers: the mean update as a pseudo-gradient. Every participant holds the same state and computes
-the same step.
+"""Server optimizers: the mean update as a pseudo-gradient. Every participant holds the same state and
+computes the same step.
 
 `momentum` is FedAvgM (Hsu et al., 2019); `adam` and `yogi` are FedAdam and FedYogi (Reddi et al., ICLR 2021,
 algorithm 2, without bias correction, v starting at tau squared). What nobody trains (models.folded.trainable)
@@ -23,7 +23,9 @@ def init(config: FederationConfig, tensors: Mapping[str, np.ndarray]) -> State:
     start = {"m": 0.0, "v": config.server_tau**2}
     trained = trainable(tensors)
     return {
-        moment: {name: np.full(array.shape, start[moment], dtype=np.float32) for name, array in trained.items()}
+        moment: {
+            name: np.full(array.shape, start[moment], dtype=np.float32) for name, array in trained.items()
+        }
         for moment in moments[config.server_optimizer]
     }
 

@@ -15,7 +15,7 @@ from fedspeed.federation.keeping import Progress
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Started
-from fedspeed.federation.methods.base import Aggregate, Method
+from fedspeed.federation.methods.base import Aggregate, Method, Trained, Turn
 from fedspeed.federation.parts import RankParts
 from fedspeed.federation.recording import Training
 from fedspeed.federation.schedule import sample
@@ -93,14 +93,21 @@ def train(parts: RankParts, progress: Progress, update: Update) -> None:
         parts.method.serve(parts.engine, parts.trainer.channel, update.round, update.exchange)
     with parts.pace.measured(len(mine), steps):
         for together in parts.trainer.train(turns, progress.optimizers):
-            for slot, (turn, trained) in enumerate(together):
-                _contribute(parts, progress, update, turn, trained, slot)
+            for slot, ended in enumerate(together):
+                _contribute(parts, progress, update, ended, slot)
             parts.recorder.note_turns(update.ledger, together)
     parts.recorder.end_training(update.training)
 
 
-def _contribute(parts: RankParts, progress: Progress, update: Update, turn, trained, slot: int) -> None:
-    """Add a turn to what this rank sends, if it counts, and keep what its client goes on with."""
+def _contribute(
+    parts: RankParts, progress: Progress, update: Update, ended: tuple[Turn, Trained], slot: int
+) -> None:
+    """Add a turn to what this rank sends, if it counts, and keep what its client goes on with.
+
+    Args:
+        slot: of the engine, where the client still is.
+    """
+    turn, trained = ended
     client, config = turn.client, parts.config
     is_counted = counts(trained)
     update.counted[client] = update.counted.get(client, True) and is_counted

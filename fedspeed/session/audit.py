@@ -111,12 +111,12 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
             )
             context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed)
             with contextlib.closing(build_engine(spec, context)) as engine:
-                return _updates(config, engine, data, rounds, words, seed)
+                return _updates(config, engine, data, rounds=rounds, words=words, seed=seed)
     finally:
         leave_world()
 
 
-def _updates(config: RunConfig, engine, data: dict, rounds: int, words: int, seed: int) -> list[np.ndarray]:
+def _updates(config: RunConfig, engine, data: dict, *, rounds: int, words: int, seed: int) -> list[np.ndarray]:
     """Train rounds of all clients one after the other, and return what `train` says."""
     from fedspeed.federation.parts import start, weights_of
     from fedspeed.federation.trainer import Trainer

@@ -17,6 +17,7 @@ from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import RowTable
 from fedspeed.engine.base.choose import choose_tier, pipeline_tier, slots_of
 from fedspeed.engine.base.told import execution
+from fedspeed.engine.capabilities import Kind, kind_of
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
@@ -78,7 +79,7 @@ def _all(parts, loaded: Loaded) -> list[str]:
         except Preempted:  # a signal, and no fault of this part
             raise
         except FedSpeedError as error:
-            faults.append(str(error))
+            faults += [str(error)] if str(error) not in faults else []  # two parts may find the same one
         except OSError as error:  # of a path that cannot even be asked for, such as one with a name that is too long
             faults.append(f"{error.filename or 'a path'}: cannot be used ({error.strerror}); correct it")
     if faults:
@@ -121,7 +122,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     config = loaded.config
     topology, launch, crowded = check_layout(config, hostfile)
     routing, count = check_routing(config, topology)
-    check_method(replace(config, routing=routing), count)
+    check_method(replace(config, routing=routing), count, engine_kind(loaded))
     resolve(routing.transport, launch.kind, len(topology.participants))
     if routing.between_organisations:
         from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not
@@ -131,6 +132,14 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
             f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}",
             *(f"idle     {text}" for text in warnings(topology)), *(f"note     {text}" for text in crowded)]
+
+
+def engine_kind(loaded: Loaded) -> Kind:
+    """Return the kind of engine that a configuration means."""
+    config = loaded.config
+    deepspeed = merge(config.deepspeed, config, loaded.folder)
+    frozen = config.adapter.method != "full"
+    return kind_of(config.engine, deepspeed, frozen=frozen, outside=outside_blocks(config.adapter))
 
 
 def _built(loaded: Loaded) -> list[str]:

@@ -4,36 +4,30 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from fedspeed import activity
-from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster import rendezvous
-from fedspeed.cluster.checks import check_clusters
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.cluster.topology import plan, warnings
 from fedspeed.config.check import notes
-from fedspeed.data.clients import client_rows, encode_client, largest_id
-from fedspeed.engine.checks import check_pipeline
-from fedspeed.engine.device_types import check_dtype
+from fedspeed.data.clients import encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
-from fedspeed.federation.checks import check_method
 from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
-from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.report import Comparison, ComparisonRow
-from fedspeed.routing.checks import check_routing, routing_notes
+from fedspeed.routing.checks import routing_notes
 from fedspeed.routing.transport import Transport
-from fedspeed.session import numeric_type, parts, preflight, reporting, resume, sharing
+from fedspeed.session import numeric_type, parts, reporting, resume, sharing
 from fedspeed.session.ending import Ending
 from fedspeed.session.explain import explained, silence
 from fedspeed.session.forecast import forecast
-from fedspeed.session.hosts import check_hosts, leave_for_hosts, several_hosts
-from fedspeed.session.inputs import check_inputs, to_keep
+from fedspeed.session.hosts import several_hosts
+from fedspeed.session.inputs import to_keep
+from fedspeed.session.reading import Inputs, read_inputs
 from fedspeed.session.refusal import abort, tell_refusal
 from fedspeed.session.request import Job, RunRequest
 from fedspeed.session.together import CheckIn, StopFlag, find_lost
@@ -83,23 +77,6 @@ def _end_for_all(error: BaseException, job: Job, store: rendezvous.Store, early:
         # The reporter may be stuck still, and our end is the end of all ranks.
         store.wait([REPORTED], GRACE_S + REPORT_S)
     abort(error, early)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a rank has read before anything starts.
-
-    Attributes:
-        everyone: the rows of all clients. data: the encoded ones of its own, by client.
-        entry: the journal's newest, on the reporting rank, if there is one.
-        sharers: how many ranks compute on its device.
-    """
-
-    tokenizer: Any
-    everyone: list
-    data: dict
-    entry: Entry | None
-    sharers: int
 
 
 @dataclass(frozen=True)
@@ -274,92 +251,6 @@ def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> End
     if early is not None:
         early.close()
     return Ending(status="finished", exit_code=EXIT_OK)
-
-
-def read_inputs(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_type: bool) -> Inputs:
-    """Read and check what may fail for reasons of this rank alone, so that all can agree to go on.
-    Collective.
-
-    Args:
-        begun_type: whether an earlier start of this run, and not the configuration, asks for the numeric
-            type.
-
-    Raises:
-        FedSpeedError: what this rank, or another one, cannot take part with.
-    """
-    request = job.request
-    with CheckIn(job, store, "ready"):
-        inputs, remarks = _read_own(job, store, claim, begun_type)
-    if several_hosts(job):
-        with CheckIn(job, store, "inputs"):
-            check_hosts(job, store)
-    if job.reporter:
-        _say(remarks)
-    if request.fresh:
-        with CheckIn(job, store, "fresh"):
-            if job.reporter:
-                request.make_room()
-    return inputs
-
-
-def _read_own(job: Job, store: rendezvous.Store, claim: resume.Claim,
-              begun_type: bool) -> tuple[Inputs, list[str]]:
-    """Return what this rank has read, and what is to be said about it."""
-    from fedspeed.engine.arithmetic import check_arithmetic
-
-    request, config, local_rank = job.request, job.config, job.launch.local_rank
-    _check_plan(job)
-    remarks, sharers = sharing.check_shared(job, store)
-    check_dtype(config.model.dtype, str(request.folder) if begun_type else "", local_rank)
-    check_arithmetic(config.engine.matmul, config.engine.deterministic, local_rank)
-    tokenizer = load_tokenizer(config.model)
-    everyone = client_rows(config.data, config.run.seed)
-    data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
-    check_ids(max(map(largest_id, data.values())), config.model)
-    remarks = [*remarks, *preflight.start_notes(request.loaded)]
-    entry = None
-    if job.reporter:
-        entry, found = _read_journal(job, claim, everyone)
-        remarks += found
-    if several_hosts(job):
-        leave_for_hosts(job, store, everyone)
-    return Inputs(tokenizer, everyone, data, entry, sharers), remarks
-
-
-def _check_plan(job: Job) -> None:
-    """Check the files of this host, and the plan of who does what.
-
-    Raises:
-        FedSpeedError: a file or a setting is wrong.
-    """
-    request = job.request
-    preflight.check_files(request.loaded)
-    check_clusters(job.config, job.topology)
-    routing, participants = check_routing(request.config, job.topology)
-    check_method(replace(request.config, routing=routing), participants)
-    check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)
-
-
-def _read_journal(job: Job, claim: resume.Claim, everyone: list) -> tuple[Entry | None, list[str]]:
-    """Claim the run's folder; return the journal's newest entry, and what is to be said of what it was
-    trained on.
-
-    Raises:
-        FedSpeedError: it cannot be gone on from with what was asked for and what lies there now.
-    """
-    request = job.request
-    if request.folder.is_dir():
-        claim.take(request.folder)
-    if request.fresh:
-        return None, []
-    job.deployment.check_epoch(request.folder)
-    journal = resume.journal_of(request)
-    entry = resume.journal_entry(journal, request)
-    if entry is None:
-        return None, []
-    remarks = check_inputs(journal, entry, job.config, everyone)
-    resume.check_best(journal, entry)
-    return entry, remarks
 
 
 def _heartbeat(job: Job, store: rendezvous.Store, last_resort: reporting.LastResort) -> Heartbeat:

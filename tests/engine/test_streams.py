@@ -75,14 +75,14 @@ def engine_on_fake(base, folder, number, setting):
 def tier_of(kind, units, folder):
     import torch
 
-    from fedspeed.engine.base import tiers
+    from fedspeed.engine.base import divided, node
 
     group = torch.distributed.group.WORLD
     if kind == "ram":
-        return tiers.Ram(units, group)
+        return node.Ram(units, group)
     if kind == "nvme":
-        return tiers.Disk(units, folder, group)
-    return tiers.Partitioned(units, group, "cluster", offload=kind == "slices in host memory")
+        return node.Disk(units, folder, group)
+    return divided.Partitioned(units, group, "cluster", offload=kind == "slices in host memory")
 
 
 def sealed_store(kind, slots, folder):
@@ -144,29 +144,29 @@ def stores(kind, slots, folder, schedules, broken=(), chance=None):
 
 def broken_parts():
     """For each kind of event: the tier, and what is put in the place of the code that keeps it."""
-    from fedspeed.engine.base import tiers
+    from fedspeed.engine.base import copies, divided, node
 
-    whole = tiers._copy_in_stream
+    whole = copies.copy_in_stream
     return {
         "a slot is overwritten before it is free": (
             "ram",
             [
                 (
-                    tiers,
-                    "_copy_in_stream",
+                    copies,
+                    "copy_in_stream",
                     lambda stream, into, source, free: whole(stream, into, source, None),
                 )
             ],
         ),
         "a block is computed with before it has come": (
             "ram",
-            [(tiers.Copied, "wait", lambda self: self._nbytes)],
+            [(copies.Copied, "wait", lambda self: self._nbytes)],
         ),
         "a stage is read into before it has been copied": (
             "nvme",
-            [(tiers._Stage, "settle", lambda self: None)],
+            [(node._Stage, "settle", lambda self: None)],
         ),
-        "a gather is not waited for": ("divided", [(tiers._Gathered, "wait", lambda self: self._nbytes)]),
+        "a gather is not waited for": ("divided", [(divided._Gathered, "wait", lambda self: self._nbytes)]),
     }
 
 
@@ -242,11 +242,12 @@ def two_stages(folder):
     of copies."""
     import torch
 
-    from fedspeed.engine.base import tiers
+    from fedspeed.engine.base import copies as ways
+    from fedspeed.engine.base import node
     from tests.fake_cuda import fake_cuda
 
     reads, copies, made, both = [], [], [], threading.Event()
-    read, copy = tiers.Disk._read, tiers._copy_in_stream
+    read, copy = node.Disk._read, ways.copy_in_stream
 
     def reading(self, index, into):
         reads.append(index)
@@ -261,8 +262,8 @@ def two_stages(folder):
 
     with (
         fake_cuda(chance=0.0) as fake,
-        patch.object(tiers.Disk, "_read", reading),
-        patch.object(tiers, "_copy_in_stream", copying),
+        patch.object(node.Disk, "_read", reading),
+        patch.object(ways, "copy_in_stream", copying),
     ):
         store, parameters = sealed_store("nvme", 2, folder)
         store.begin(ORDER)  # nobody waits for the first copy, and so it is not made
@@ -395,7 +396,7 @@ def dequantised(rank):
     import bitsandbytes.functional as library
 
     from fedspeed.engine.base.layout import pack
-    from fedspeed.engine.base.tiers import Quantised
+    from fedspeed.engine.base.quantised import Quantised
     from fedspeed.engine.live_bytes import LiveBytes
 
     unit = pack("block", [("matrix", torch.Size([64, 128])), ("bias", torch.Size([64]))], torch.bfloat16)

@@ -243,7 +243,7 @@ def from_journal(fed: Federated):
     from fedspeed.session.deployment import JobDeployment
     from fedspeed.session.resume import resume
 
-    return resume(fed.config, JobDeployment(fed.config), fed.engine, fed.link, journal=fed.journal,
+    return resume(fed.config, JobDeployment(fed.config), fed.link, journal=fed.journal,
                   entry=fed.journal.latest(), role=fed.role, fresh=begin(fed))
 
 

@@ -13,7 +13,7 @@ from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.topology import plan
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
-from fedspeed.session import rank, sharing, site
+from fedspeed.session import reading, sharing, site
 from fedspeed.session.request import Job, RunRequest
 from fedspeed.session.resume import Claim
 from tests.limits import LIMIT_S
@@ -56,7 +56,7 @@ def read(orders: dict[str, RunRequest]) -> list:
         try:
             job = Job(order, launch, plan(HOSTS, 3, "auto"))
             sharing.tell_card(job, store)
-            found[number] = rank.read_inputs(job, store, Claim(), False)
+            found[number] = reading.read_inputs(job, store, Claim(), False)
         except FedSpeedError as error:
             found[number] = error
 
@@ -73,7 +73,7 @@ def read(orders: dict[str, RunRequest]) -> list:
 def test_a_host_that_has_read_something_else_is_named_to_all(tmp_path, change: Callable, named: str):
     places = {host.name: disk(tmp_path / host.name) for host in HOSTS}
     orders = {name: RunRequest(load(place / "run.yaml")) for name, place in places.items()}
-    assert [one for one in read(orders) if not isinstance(one, rank.Inputs)] == [], "copies on other disks are the same"
+    assert [one for one in read(orders) if not isinstance(one, reading.Inputs)] == [], "copies on other disks are the same"
     change(places["beta"])
     for error in read(orders):
         assert isinstance(error, FedSpeedError) and error.exit_code == 2

@@ -8,10 +8,13 @@ from deepspeed import comm as dist
 from torch import nn
 
 from fedspeed.config.deepspeed_rules import at
-from fedspeed.engine.base import tiers
 from fedspeed.engine.base.choose import BaseSizes, offloaded, resident_count, slots_of
+from fedspeed.engine.base.divided import Partitioned
 from fedspeed.engine.base.layout import frozen_units
+from fedspeed.engine.base.node import Disk, Ram, Served
+from fedspeed.engine.base.quantised import Quantised
 from fedspeed.engine.base.store import EMPTY, BaseStore
+from fedspeed.engine.base.tier import Device
 from fedspeed.engine.config import EngineConfig
 from fedspeed.engine.groups import Groups, partition_set, world_deadline
 from fedspeed.errors import FedSpeedError
@@ -46,7 +49,7 @@ class StoreBuilder:
             kept |= ends  # few bytes beside the blocks, and where quantisation costs most
         # Norms and the like outside the blocks are needed at odd moments and are small.
         streamed = [i for i in sorted(self._blocks | ends) if i not in kept]
-        device = tiers.Device()
+        device = Device()
         self._tier_of: list = [device] * len(self._units)
         if streamed:
             away = _make(tier, {i: self._units[i] for i in streamed}, engine, groups, ds_config, nvme)
@@ -93,14 +96,14 @@ def _units_of(place_of: dict, net: nn.Module, modules) -> set[int]:
 
 def _make(tier: str, units: dict, engine: EngineConfig, groups: Groups, ds_config: dict, nvme: Path):
     if tier in QUANTISED:
-        return tiers.Quantised(units, tier)
+        return Quantised(units, tier)
     if tier == "ram":
-        return tiers.Ram(units, groups.cluster)
+        return Ram(units, groups.cluster)
     if tier == "nvme":
         path = at(ds_config, "zero_optimization.offload_param.nvme_path") or "auto"
-        return tiers.Disk(units, nvme if path == "auto" else Path(path), groups.cluster)
+        return Disk(units, nvme if path == "auto" else Path(path), groups.cluster)
     if tier in ("client", "cluster") and engine.base_reads == "one_sided":
-        return tiers.Served(units, partition_set(tier, groups), tier, world_deadline().total_seconds())
+        return Served(units, partition_set(tier, groups), tier, world_deadline().total_seconds())
     if tier in ("client", "cluster"):
-        return tiers.Partitioned(units, partition_set(tier, groups), tier, offloaded(ds_config))
+        return Partitioned(units, partition_set(tier, groups), tier, offloaded(ds_config))
     raise FedSpeedError(f"engine.tier={tier}: not a tier that streams")
