@@ -71,7 +71,7 @@ def of_some_blocks(rank, base, blocks, nvme):
     join_world(LIMIT_S)
     found = {}
     for kind in ("zero0", "ram"):
-        with engine(base, kind, adapter=AdapterConfig(targets="q_proj"), train=DETERMINED, nvme=nvme, blocks=blocks, join=False) as own:
+        with engine(base, kind, adapter=AdapterConfig(targets=("q_proj",)), train=DETERMINED, nvme=nvme, blocks=blocks, join=False) as own:
             names = {name.replace(f".layers.{b}.", f".layers.{i}."): name for i, b in enumerate(blocks or (0, 1)) for name in own.names
                      if f".layers.{b}." in name}
             assert len(names) == len(own.names), "named as in the whole model"
