@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from fedspeed.engine.base.store import BaseStore
-from fedspeed.engine.cell_model import CellModel, not_packed
+from fedspeed.engine.compute.micro_batches import MicroBatchModel, not_packed
+from fedspeed.engine.compute.uploads import upload, upload_rows
 from fedspeed.engine.generation.cache import attention_masks
 from fedspeed.engine.generation.pieces import Piece, read_in_parts
-from fedspeed.engine.pinned import upload, upload_rows
 from fedspeed.models.blocks import Anatomy
 
 Tensors = Mapping[str, torch.Tensor]
@@ -26,8 +26,8 @@ class PieceModel:
 
     def __init__(self, model: nn.Module, parts: Anatomy, store: BaseStore, rows: int):
         self._parts, self._store, self._rows, self._config = parts, store, rows, model.config
-        self._cells = CellModel(model, parts)
-        self._device = self._cells.device
+        self._model = MicroBatchModel(model, parts)
+        self._device = self._model.device
         names = {id(p): n for n, p in model.named_parameters()}
         numbers = {piece.name: i for i, unit in enumerate(store.units) for piece in unit.pieces}
         self.units = [next((numbers[names[id(p)]] for p in block.parameters() if names[id(p)] in numbers), None)
@@ -61,7 +61,7 @@ class PieceModel:
         else:
             shape = (*piece.tokens.shape, self._parts.embedding.embedding_dim)
             hidden = torch.zeros(shape, dtype=dtype, device=self._device)
-        with self._cells.recorded() as (entered, calls), not_packed():
+        with self._model.recorded() as (entered, calls), not_packed():
             self._parts.decoder(inputs_embeds=hidden,
                                 attention_mask=attention_masks(piece.view, self._config, hidden.dtype, self._device),
                                 position_ids=upload(torch.from_numpy(piece.positions)), past_key_values=piece.view, use_cache=True)
