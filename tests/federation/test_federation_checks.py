@@ -84,7 +84,7 @@ def test_checks_load_no_torch():
 
 
 def test_a_client_is_evaluated_by_its_own_model_if_it_has_one():
-    from fedspeed.federation.evaluators import whose
+    from fedspeed.federation.evaluating import whose
 
     common, own = ({"w": np.full(1, value)} for value in (0.0, 1.0))
     assert whose({"adapter": common}, (0, 2)) == [(common, [0, 2])]
