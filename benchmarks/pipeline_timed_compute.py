@@ -39,17 +39,17 @@ def timed_stage(stage) -> None:
     """Sleeps in place of arithmetic; shapes, sends and the optimizer stay."""
     import torch
 
-    from fedspeed.engine.cell_model import Score
+    from fedspeed.engine.compute.micro_batches import Score
 
     def empty(micro):
-        return torch.zeros((*stage._cells[micro].batch.attention_mask.shape, HIDDEN))
+        return torch.zeros((*stage._tasks[micro].batch.attention_mask.shape, HIDDEN))
 
     def slept(seconds, micro):
         time.sleep(seconds)
         return empty(micro)
 
     def backward(micro, chunk, upward):
-        owner = stage._cells[micro].owner
+        owner = stage._tasks[micro].owner
         for b in stage._chunks[chunk]:
             for name, _ in stage.places[b]:
                 stage.grads[owner].setdefault(name, torch.zeros_like(stage._owners[owner][name]))

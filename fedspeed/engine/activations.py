@@ -8,7 +8,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.cluster.devices import free_memory
-from fedspeed.engine.pinned import empty_host_cache
+from fedspeed.engine.compute.uploads import empty_host_cache
 
 OF_FREE_RAM = 0.25  # where ranks compute in RAM, of what is free when the first step begins: others live there too
 OF_FREE_DEVICE = 0.9  # of what a step has left free on a card: the allocator holds more than tensors take

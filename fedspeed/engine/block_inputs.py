@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from fedspeed.engine.pinned import pinned_tensor
+from fedspeed.engine.compute.uploads import pinned_tensor
 from fedspeed.schedule.limits import CARRIED
 
 

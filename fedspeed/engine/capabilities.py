@@ -1,5 +1,5 @@
-"""What kinds of engines there are, which one a configuration means, and what each is capable of. Pure, without torch: so that
-a method that asks for more is refused before anything starts."""
+"""What kinds of engines there are, which one a configuration means, and what each is capable of. Pure,
+without torch: so that a method that asks for more is refused before anything starts."""
 
 from collections.abc import Collection, Mapping
 from typing import Literal
@@ -10,7 +10,8 @@ from fedspeed.errors import ConfigError
 
 Kind = Literal["stock", "streamed", "client_pipeline", "cluster_pipeline"]
 
-# What a method may ask of an engine beside loading, evaluating and reading states; see the methods of `ClientEngine`.
+# What a method may ask of an engine beside loading, evaluating and reading states; see the methods of
+# `ClientEngine`.
 Capability = Literal["gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients"]
 
 _ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb", "generate", "logprobs"})
@@ -28,8 +29,8 @@ def kind_of(engine: EngineConfig, deepspeed: Mapping, *, frozen: bool, outside: 
     Args:
         deepspeed: the DeepSpeed section.
         frozen: whether anything of the model is frozen.
-        outside: name of something that trains outside the decoder blocks; empty where nothing does, or where it is not
-            known yet, since the model has not been looked into.
+        outside: name of something that trains outside the decoder blocks; empty where nothing does, or where
+            it is not known yet, since the model has not been looked into.
 
     Raises:
         FedSpeedError: the configuration asks for a tier that cannot train what it shall.
@@ -60,6 +61,12 @@ def check_capabilities(needs: Collection[str], kind: Kind, asker: str) -> None:
     if not missing:
         return
     able = [other for other, has in CAPABILITIES.items() if set(needs) <= has]
-    remedy = f"choose engine.tier and engine.pipeline for one that can ({', '.join(able)})" if able else "no engine can yet"
-    raise ConfigError(f"{asker} needs an engine that is capable of {', '.join(missing)}, which {kind} is not: {remedy}, or "
-                      "another method")
+    remedy = (
+        f"choose engine.tier and engine.pipeline for one that can ({', '.join(able)})"
+        if able
+        else "no engine can yet"
+    )
+    raise ConfigError(
+        f"{asker} needs an engine that is capable of {', '.join(missing)}, which {kind} is not: {remedy}, or "
+        "another method"
+    )

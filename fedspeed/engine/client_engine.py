@@ -1,12 +1,13 @@
 """A rank's training engine, lent to its clients.
 
-The engine is built once and lives as long as the run. It has client slots; a client that takes one loads the global state
-into the slot's masters, resets (or restores) the optimizer, takes its local steps, and reads the masters back. So a rank
-holds as many adapters and optimizers as it has slots, however many clients it carries, and nothing is reloaded between
-rounds. A local step is `gradients`, then `step`; between the two a method may read the masters and add to the gradients.
+The engine is built once and lives as long as the run. It has client slots; a client that takes one loads the
+global state into the slot's masters, resets (or restores) the optimizer, takes its local steps, and reads the
+masters back. So a rank holds as many adapters and optimizers as it has slots, however many clients it
+carries, and nothing is reloaded between rounds. A local step is `gradients`, then `step`; between the two a
+method may read the masters and add to the gradients.
 
-Where ranks gather weights from each other, every pass is a matched collective: all of them must make the same number of passes. `lockstep`
-finds that number and fills up to it with passes that train nothing.
+Where ranks gather weights from each other, every pass is a matched collective: all of them must make the same
+number of passes. `lockstep` finds that number and fills up to it with passes that train nothing.
 """
 
 import gc
@@ -35,7 +36,8 @@ from fedspeed.models.folded import trainable
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over answer tokens and rows, to be added before anything is divided. `steps` are those that moved the weights."""
+    """Sums over answer tokens and rows, to be added before anything is divided. `steps` are those that moved
+    the weights."""
 
     loss: float = 0.0
     tokens: int = 0
@@ -44,8 +46,13 @@ class Sums:
     steps: int = 0
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.loss + other.loss, self.tokens + other.tokens, self.exact + other.exact, self.rows + other.rows,
-                    self.steps + other.steps)
+        return Sums(
+            self.loss + other.loss,
+            self.tokens + other.tokens,
+            self.exact + other.exact,
+            self.rows + other.rows,
+            self.steps + other.steps,
+        )
 
     @property
     def mean_loss(self) -> float:
@@ -102,16 +109,24 @@ class ClientEngine(Generating):
 
     # A client's turn.
 
-    def load(self, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None = None, *,
-             frozen: frozenset[str] = frozenset(), seed: int = 0, slot: int = 0) -> None:
-        """Begin a turn: global `state` into masters and copies, `optimizer` state restored or (None) reset. Gradients
-        that wait in the slot are forgotten.
+    def load(
+        self,
+        state: dict[str, torch.Tensor],
+        optimizer: dict[str, torch.Tensor] | None = None,
+        *,
+        frozen: frozenset[str] = frozenset(),
+        seed: int = 0,
+        slot: int = 0,
+    ) -> None:
+        """Begin a turn: global `state` into masters and copies, `optimizer` state restored or (None) reset.
+        Gradients that wait in the slot are forgotten.
 
         Args:
             state: full fp32 tensors by name, folded ones among them (see `load_folded`).
-            frozen: names that keep their value through this turn (freeze_a, alternate). Their gradient is zeroed, so
-                that it neither clips the others' nor enters momentum, and their learning rate is zero, so that decay
-                does not move them either; `requires_grad=False` in mid-run would not stop ZeRO from moving them.
+            frozen: names that keep their value through this turn (freeze_a, alternate). Their gradient is
+                zeroed, so that it neither clips the others' nor enters momentum, and their learning rate is
+                zero, so that decay does not move them either; `requires_grad=False` in mid-run would not stop
+                ZeRO from moving them.
             seed: of dropout, the turn's own: a resumed round draws the same masks.
         """
         if slot in self._waiting:
@@ -124,8 +139,14 @@ class ClientEngine(Generating):
     def _forget(self, slot: int) -> None:
         """Let go of the gradients that wait in a slot; what it moves is loaded anew."""
 
-    def _load(self, slot: int, state: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor] | None,
-              frozen: frozenset[str], seed: int) -> None:
+    def _load(
+        self,
+        slot: int,
+        state: dict[str, torch.Tensor],
+        optimizer: dict[str, torch.Tensor] | None,
+        frozen: frozenset[str],
+        seed: int,
+    ) -> None:
         """See `load`."""
         self._states[slot].load(state, optimizer, frozen, seed)
 
@@ -147,11 +168,11 @@ class ClientEngine(Generating):
         return self._states[slot].optimizer_state()
 
     def gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
-        """Compute gradients of each of the first `len(work)` client slots, and add them to those that wait there; returns
-        this rank's sums by slot, of no steps.
+        """Compute gradients of each of the first `len(work)` client slots, and add them to those that wait
+        there; returns this rank's sums by slot, of no steps.
 
-        The gradient of a slot is that of the mean over its whole step's answer tokens. DeepSpeed averages over the
-        client's ranks, so each rank's part of the sum is multiplied by their number.
+        The gradient of a slot is that of the mean over its whole step's answer tokens. DeepSpeed averages
+        over the client's ranks, so each rank's part of the sum is multiplied by their number.
         """
         assert 0 < len(work) <= self.client_slots, f"{len(work)} clients for {self.client_slots} slots"
         with self._measured():
@@ -160,8 +181,9 @@ class ClientEngine(Generating):
         return sums
 
     def add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
-        """Add to the gradients that wait in a slot: that of the mean loss grows by `scale` times `arrays`, once however
-        many ranks the client has. Where none wait, it counts from zero. Alike on all ranks of the client.
+        """Add to the gradients that wait in a slot: that of the mean loss grows by `scale` times `arrays`,
+        once however many ranks the client has. Where none wait, it counts from zero. Alike on all ranks of
+        the client.
 
         Args:
             arrays: full fp32 tensors by name; zero where a name is missing. What is frozen stays so.
@@ -172,7 +194,8 @@ class ClientEngine(Generating):
         self._waiting.add(slot)
 
     def step(self, lr: float) -> list[bool]:
-        """Take an optimizer step in each slot whose gradients wait, in the slots' order: reduce, clip, scale, move.
+        """Take an optimizer step in each slot whose gradients wait, in the slots' order: reduce, clip, scale,
+        move.
 
         Returns:
             by such slot, whether its masters moved: DeepSpeed leaves out a step whose gradient is not finite.
@@ -190,13 +213,15 @@ class ClientEngine(Generating):
         return moved
 
     def train_step(self, work: Sequence[StepBatches], lr: float) -> list[Sums]:
-        """Take one local step of each of the first `len(work)` client slots; returns this rank's sums by slot."""
+        """Take one local step of each of the first `len(work)` client slots; returns this rank's sums by
+        slot."""
         sums = self.gradients(work)
         return [replace(own, steps=int(moved)) for own, moved in zip(sums, self.step(lr), strict=True)]
 
     def perturb(self, slot: int, seed: int, scale: float) -> None:
-        """Move a slot's masters and working copies by `scale` times a standard normal direction, which (seed, name,
-        shape) name (`engine.directions`): the same on every rank of the client. What is frozen stays."""
+        """Move a slot's masters and working copies by `scale` times a standard normal direction, which (seed,
+        name, shape) name (`engine.directions`): the same on every rank of the client. What is frozen
+        stays."""
         self._states[slot].perturb(seed, scale)
 
     @abstractmethod
@@ -223,17 +248,24 @@ class ClientEngine(Generating):
 
     @property
     def device_bytes(self) -> int:
-        """The most that tensors have taken on this rank's device so far: by its allocator's count, or on a CPU by ours in the first step (0
-        before it; DeepSpeed's answer for a CPU would be the whole process)."""
+        """The most that tensors have taken on this rank's device so far: by its allocator's count, or on a
+        CPU by ours in the first step (0 before it; DeepSpeed's answer for a CPU would be the whole
+        process)."""
         if not get_accelerator().is_synchronized_device():
             return get_accelerator().max_memory_allocated()
         return self._counted and self._counted + max(0, self._folded.peak - self._folded_then)
 
     def _standing(self) -> list[torch.Tensor]:
-        """Tensors of the device that are there between two steps; host memory that only holds what is away from the device does not count."""
+        """Tensors of the device that are there between two steps; host memory that only holds what is away
+        from the device does not count."""
         away = {t.untyped_storage()._cdata for t in self._away()}
-        return [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.device.type == self._device.type
-                and t.untyped_storage()._cdata not in away]
+        return [
+            t
+            for t in gc.get_objects()
+            if issubclass(type(t), torch.Tensor)
+            and t.device.type == self._device.type
+            and t.untyped_storage()._cdata not in away
+        ]
 
     def _away(self) -> list[torch.Tensor]:
         """Host memory of tensors that are away from the device, where host and device are one."""
@@ -245,7 +277,8 @@ class ClientEngine(Generating):
         """Of the whole frozen base, wherever it lies."""
 
     def take_step_s(self) -> float:
-        """Median seconds of a step of all seats since the last call, 0 if there was none. One that was counted is not timed."""
+        """Median seconds of a step of all seats since the last call, 0 if there was none. One that was
+        counted is not timed."""
         taken, self._step_s = self._step_s, []
         return statistics.median(taken) if taken else 0.0
 
@@ -254,23 +287,26 @@ class ClientEngine(Generating):
         return 0
 
     def take_bubble(self) -> tuple[float, float]:
-        """(seconds of training passes in which a stage of a pipeline did not compute, seconds of them in all), since the last call."""
+        """(seconds of training passes in which a stage of a pipeline did not compute, seconds of them in
+        all), since the last call."""
         return 0.0, 0.0
 
     @abstractmethod
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        """For each list of batches: loss, and answers that greedy decoding would give exactly, under the state of client
-        slot 0. Call within `lockstep`."""
+        """For each list of batches: loss, and answers that greedy decoding would give exactly, under the
+        state of client slot 0. Call within `lockstep`."""
 
     # Keeping step with the ranks that share the base.
 
     @abstractmethod
-    def train_passes(self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0) -> int:
+    def train_passes(
+        self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0
+    ) -> int:
         """Passes in which this rank trains `clients` clients, `steps` steps each.
 
         Args:
-            gradients: calls of `gradients` before each step. reads: calls of `masters` or `state` beside the one at a
-                turn's end, of each client in each step.
+            gradients: calls of `gradients` before each step. reads: calls of `masters` or `state` beside the
+                one at a turn's end, of each client in each step.
         """
 
     @abstractmethod
@@ -279,9 +315,11 @@ class ClientEngine(Generating):
 
     @contextmanager
     def lockstep(self, passes: int, backward: bool):
-        """Surround the `passes` forward (and backward) passes this rank is about to make; ends level with the rest of the cluster.
+        """Surround the `passes` forward (and backward) passes this rank is about to make; ends level with the
+        rest of the cluster.
 
-        The number is agreed on before the first pass: afterwards the agreement itself would meet another rank's gather.
+        The number is agreed on before the first pass: afterwards the agreement itself would meet another
+        rank's gather.
         """
         most = self._agree(passes)
         yield
@@ -290,7 +328,8 @@ class ClientEngine(Generating):
                 self._idle_pass(backward)
 
     def _agree(self, passes: int) -> int:
-        """The largest number of passes of any rank that must keep step with this one; `passes` where none does."""
+        """The largest number of passes of any rank that must keep step with this one; `passes` where none
+        does."""
         if self._matched is None:
             return passes
         word = torch.tensor([float(passes)], device=self._device)

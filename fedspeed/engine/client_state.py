@@ -1,4 +1,5 @@
-"""What is a client's own while it trains: its trainable tensors, their masters and optimizer, its loss scale."""
+"""What is a client's own while it trains: its trainable tensors, their masters and optimizer, its loss
+scale."""
 
 from collections.abc import Mapping
 
@@ -29,14 +30,19 @@ def flattened(named: Mapping[str, torch.Tensor]) -> dict[str, Place]:
 
 
 class LossScaler:
-    """fp16's dynamic loss scale. DeepSpeed keeps one an engine; here it starts anew with each turn, so that no client's steps depend on who
-    trained before it, and a resumed run takes the same ones."""
+    """fp16's dynamic loss scale. DeepSpeed keeps one an engine; here it starts anew with each turn, so that
+    no client's steps depend on who trained before it, and a resumed run takes the same ones."""
 
     def __init__(self, ds_engine):
         self._optimizer = ds_engine.optimizer
-        # ZeRO-0's optimizer in 16 bit divides by the scale, but `engine.backward` multiplies by it for ZeRO-1 to 3 only.
+        # ZeRO-0's optimizer in 16 bit divides by the scale, but `engine.backward` multiplies by it for ZeRO-1
+        # to 3 only.
         self._unscaled = hasattr(self._optimizer, "loss_scale_config")
-        scaler = self._optimizer.loss_scale_config if self._unscaled else getattr(self._optimizer, "loss_scaler", None)
+        scaler = (
+            self._optimizer.loss_scale_config
+            if self._unscaled
+            else getattr(self._optimizer, "loss_scaler", None)
+        )
         self._state = vars(scaler) if scaler else {}
         self._first = dict(self._state)
 
@@ -58,8 +64,9 @@ class ClientState:
     """A client slot: a DeepSpeed engine whose trainable parameters are lent to one client after another.
 
     Args:
-        places: where the trainable tensors of the model lie among the engine's parameters, by their names in the model, in an order every rank
-            of every client agrees on. The optimizer's groups name the tensors that are in them.
+        places: where the trainable tensors of the model lie among the engine's parameters, by their names in
+            the model, in an order every rank of every client agrees on. The optimizer's groups name the
+            tensors that are in them.
     """
 
     def __init__(self, ds_engine, places: Mapping[str, Place], groups):
@@ -92,11 +99,13 @@ class ClientState:
         """See `ClientEngine.load`."""
         self.frozen, self.seed = frozen, seed
         groups = [group["names"] for group in self.ds_engine.optimizer.param_groups]
-        self._kept = {name: state[name] for names in groups if not names <= frozen
-                      for name in names & frozen}
-        self.ds_engine.optimizer.zero_grad()  # an idle pass on weights that diverged leaves NaN, which a step would meet
+        self._kept = {name: state[name] for names in groups if not names <= frozen for name in names & frozen}
+        # An idle pass on weights that diverged leaves NaN, which a step would meet.
+        self.ds_engine.optimizer.zero_grad()
         self.scaler.reset()
-        assert self.places.keys() <= state.keys(), f"no value for {sorted(self.places.keys() - state.keys())[:3]}"
+        assert self.places.keys() <= state.keys(), (
+            f"no value for {sorted(self.places.keys() - state.keys())[:3]}"
+        )
         self._masters.write(state)
         self._masters.write_optimizer(optimizer or {})
 
@@ -107,8 +116,8 @@ class ClientState:
         return self._masters.read_optimizer()
 
     def perturb(self, seed: int, scale: float) -> None:
-        """Move the masters and working copies along a random direction; see `ClientEngine.perturb`. Collective over
-        the client where masters are partitioned."""
+        """Move the masters and working copies along a random direction; see `ClientEngine.perturb`.
+        Collective over the client where masters are partitioned."""
         masters = {name: value for name, value in self._masters.read().items() if name not in self.frozen}
         self._masters.write(perturbed(masters, seed, scale))
 
@@ -117,7 +126,8 @@ class ClientState:
         self.ds_engine.backward(loss * self.scaler.missing_factor, scale_wrt_gas=False)
 
     def step(self, lr: float) -> bool:
-        """One optimizer step at rate `lr`. False if DeepSpeed left it out, as it does where a gradient is not finite."""
+        """One optimizer step at rate `lr`. False if DeepSpeed left it out, as it does where a gradient is not
+        finite."""
         for group in self.ds_engine.optimizer.param_groups:
             group["lr"] = 0.0 if group["names"] <= self.frozen else lr
         self.ds_engine.step()

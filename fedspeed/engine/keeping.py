@@ -1,5 +1,5 @@
-"""What of a pass waits for its way back: graphs with the activations that they save, or the inputs of blocks, on the device
-or on the host."""
+"""What of a pass waits for its way back: graphs with the activations that they save, or the inputs of blocks,
+on the device or on the host."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ class Keeping(Protocol):
         """Begin to put away the inputs of a block."""
 
     def keeps_graph(self, block: int, micro: int) -> bool:
-        """Tell whether a block keeps its graph of a micro-batch; else its input is `put`, and it is computed again."""
+        """Tell whether a block keeps its graph of a micro-batch; else its input is `put`, and it is computed
+        again."""
 
     def put(self, hidden: torch.Tensor, block: int, micro: int) -> Waiting:
         """Put a block's input away."""
@@ -61,15 +62,16 @@ class FixedKeeping:
 
 @dataclass(frozen=True)
 class Stays:
-    """What of a step stays on the device until its backward pass: of each block, of how many micro-batches (the first
-    ones) all activations, and of how many at least the input."""
+    """What of a step stays on the device until its backward pass: of each block, of how many micro-batches
+    (the first ones) all activations, and of how many at least the input."""
 
     activations: Sequence[int]
     inputs: Sequence[int]
 
 
 class BudgetedKeeping:
-    """Keep on the device what a budget allows; the last block's graphs always, whose backward follows its forward.
+    """Keep on the device what a budget allows; the last block's graphs always, whose backward follows its
+    forward.
 
     Args:
         budget: for activations that are not computed again.
@@ -77,12 +79,16 @@ class BudgetedKeeping:
         blocks: of the model. lowest: the first one in which something trains.
     """
 
-    def __init__(self, budget: ActivationBudget, inputs: Literal["auto", "device", "host"], *, blocks: int, lowest: int):
+    def __init__(
+        self, budget: ActivationBudget, inputs: Literal["auto", "device", "host"], *, blocks: int, lowest: int
+    ):
         self.budget, self.inputs = budget, BlockInputs()
         self._place_of_inputs, self._blocks, self._lowest = inputs, blocks, lowest
         self._stays = self._none()
         self._measured_input = 0  # bytes of the largest input in a step whose activations were measured
-        self._saved_per_value = 0.0  # bytes that a block's graph saves for each value of its input, the most that was seen
+        self._saved_per_value = (
+            0.0  # bytes that a block's graph saves for each value of its input, the most that was seen
+        )
 
     def _none(self) -> Stays:
         return Stays([0] * self._blocks, [0] * self._blocks)
@@ -91,12 +97,13 @@ class BudgetedKeeping:
         self._stays = self._none()
 
     def decide(self, hidden: Mapping[int, torch.Tensor], measure: Callable[[int], float]) -> None:
-        """Keep as much of this pass as fits into the budget: first inputs of blocks (auto), then activations, the last
-        blocks' first.
+        """Keep as much of this pass as fits into the budget: first inputs of blocks (auto), then activations,
+        the last blocks' first.
 
         Args:
             hidden: by micro-batch, what enters the lowest block that trains: all blocks' inputs are alike.
-            measure: tells how many bytes that block's graph saves of a micro-batch, for each value of its input.
+            measure: tells how many bytes that block's graph saves of a micro-batch, for each value of its
+                input.
         """
         if not hidden:
             return

@@ -29,7 +29,8 @@ Note = Callable[[str, str, float, float], None]
 
 
 class Computes(Protocol):
-    """What a player asks of a rank. `hidden`: activations [B, T, hidden]; what is not in a stream is not asked for."""
+    """What a player asks of a rank. `hidden`: activations [B, T, hidden]; what is not in a stream is not
+    asked for."""
 
     def embed(self, micro: int) -> torch.Tensor: ...
 
@@ -81,6 +82,7 @@ class Played:
 
 def timed(kind: str):
     """Tell the player's `note`, where there is one, how long an instruction took."""
+
     def around(method):
         name = method.__name__.removeprefix("_exec_")
 
@@ -99,13 +101,20 @@ def timed(kind: str):
 
 
 class Player:
-    """Looks up each instruction in a map, by its exact type, as DeepSpeed's `PipelineEngine` does, whose loop may take the
-    place of the one here. Keeps what is on its way between two chunks."""
+    """Looks up each instruction in a map, by its exact type, as DeepSpeed's `PipelineEngine` does, whose loop
+    may take the place of the one here. Keeps what is on its way between two chunks."""
 
     _note: Note | None = None
 
-    def execute(self, schedule: Played, *, chunks: int, computes: Computes, carries: Carries | None = None,
-             note: Note | None = None) -> None:
+    def execute(
+        self,
+        schedule: Played,
+        *,
+        chunks: int,
+        computes: Computes,
+        carries: Carries | None = None,
+        note: Note | None = None,
+    ) -> None:
         """Execute a stream.
 
         Args:
@@ -166,7 +175,11 @@ class Player:
 
     @timed("compute")
     def _exec_decide(self, chunk: int) -> None:
-        waiting = {micro: hidden for (micro, kind, hop), hidden in self._held.items() if (kind, hop) == ("activation", chunk)}
+        waiting = {
+            micro: hidden
+            for (micro, kind, hop), hidden in self._held.items()
+            if (kind, hop) == ("activation", chunk)
+        }
         self._computes.decide(chunk, waiting)
 
     @timed("load")
@@ -177,6 +190,16 @@ class Player:
     def _exec_step(self, client: int) -> None:
         self._step_client(client)
 
-    _INSTRUCTION_MAP = {Embed: _exec_embed, Forward: _exec_forward, Head: _exec_head, Backward: _exec_backward,
-                        Send: _exec_send, Receive: _exec_receive, Load: _exec_load, Release: _exec_release,
-                        Decide: _exec_decide, Bring: _exec_bring, Step: _exec_step}
+    _INSTRUCTION_MAP = {
+        Embed: _exec_embed,
+        Forward: _exec_forward,
+        Head: _exec_head,
+        Backward: _exec_backward,
+        Send: _exec_send,
+        Receive: _exec_receive,
+        Load: _exec_load,
+        Release: _exec_release,
+        Decide: _exec_decide,
+        Bring: _exec_bring,
+        Step: _exec_step,
+    }

@@ -18,8 +18,8 @@ class EngineSpec:
 
     Attributes:
         deepspeed: plain DeepSpeed configuration; `auto` is still allowed where only the model knows.
-        blocks: the decoder blocks that the model has, in ascending order; None: all. The others are neither read nor
-            computed, and parameters keep the names that they have in the whole model.
+        blocks: the decoder blocks that the model has, in ascending order; None: all. The others are neither
+            read nor computed, and parameters keep the names that they have in the whole model.
         role: of the rank that builds it.
     """
 
@@ -32,15 +32,24 @@ class EngineSpec:
     role: Literal["client", "server"] = "client"
 
     @classmethod
-    def of(cls, config: RunConfig, deepspeed: dict, role: Literal["client", "server"] = "client") -> "EngineSpec":
+    def of(
+        cls, config: RunConfig, deepspeed: dict, role: Literal["client", "server"] = "client"
+    ) -> "EngineSpec":
         """Make what a run's configuration asks for."""
-        return cls(model=config.model, adapter=config.adapter, train=config.train, engine=config.engine, deepspeed=deepspeed,
-                   role=role)
+        return cls(
+            model=config.model,
+            adapter=config.adapter,
+            train=config.train,
+            engine=config.engine,
+            deepspeed=deepspeed,
+            role=role,
+        )
 
     @property
     def kind(self) -> Kind:
-        """The kind of engine, as far as the configuration tells: an adapter whose pattern of targets reaches outside the
-        decoder blocks is known with the model only, and makes a stock engine of a streamed one."""
+        """The kind of engine, as far as the configuration tells: an adapter whose pattern of targets reaches
+        outside the decoder blocks is known with the model only, and makes a stock engine of a streamed
+        one."""
         frozen = self.adapter.method != "full"
         return kind_of(self.engine, self.deepspeed, frozen=frozen, outside=outside_blocks(self.adapter))
 

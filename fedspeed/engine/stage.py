@@ -1,5 +1,5 @@
-"""What one rank computes of a pass: the blocks of its chunks, and embedding and head of the micro-batches whose data it
-holds."""
+"""What one rank computes of a pass: the blocks of its chunks, and embedding and head of the micro-batches
+whose data it holds."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,14 @@ from torch.utils._pytree import tree_leaves
 from fedspeed.engine.activations import SavedBytes
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.block_inputs import Waiting
-from fedspeed.engine.cell_model import Cell, CellModel, CellState, Score, Tensors, told
+from fedspeed.engine.compute.micro_batches import (
+    MicroBatchModel,
+    MicroBatchState,
+    MicroBatchTask,
+    Score,
+    Tensors,
+    told,
+)
 from fedspeed.engine.keeping import Keeping
 from fedspeed.engine.stage_loads import StageLoads
 from fedspeed.models.blocks import Anatomy
@@ -19,8 +26,8 @@ from fedspeed.schedule.instructions import Loaded, Stream
 
 @dataclass
 class _Graph:
-    """A chunk's input and output of one micro-batch, with the graph between them; `addresses`: where the blocks' weights
-    were."""
+    """A chunk's input and output of one micro-batch, with the graph between them; `addresses`: where the
+    blocks' weights were."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -31,8 +38,8 @@ class Stage:
     """Computes what a `Player` asks for.
 
     Args:
-        model: as built, its trainable parameters inside the blocks; they serve as places that an owner's tensors are bound
-            to.
+        model: as built, its trainable parameters inside the blocks; they serve as places that an owner's
+            tensors are bound to.
         store: the frozen parameters of this rank.
         chunks: the blocks of each chunk of the whole model; this rank has the weights of some.
         keeping: what waits for the way back.
@@ -40,21 +47,32 @@ class Stage:
         compiled: whether blocks are compiled.
     """
 
-    def __init__(self, model, parts: Anatomy, store: BaseStore, chunks: Sequence[range], *, keeping: Keeping,
-                 lowest: int = 0, compiled: bool = False):
+    def __init__(
+        self,
+        model,
+        parts: Anatomy,
+        store: BaseStore,
+        chunks: Sequence[range],
+        *,
+        keeping: Keeping,
+        lowest: int = 0,
+        compiled: bool = False,
+    ):
         self._model, self._parts, self._chunks = model, parts, chunks
         self._keeping, self._lowest = keeping, lowest
-        self.compute = CellModel(model, parts, compiled)
+        self.compute = MicroBatchModel(model, parts, compiled)
         self._loads = StageLoads(model, parts, store, chunks)
         names = {id(p): n for n, p in model.named_parameters()}
-        self.places = [[(names[id(p)], p) for p in block.parameters() if p.requires_grad] for block in parts.blocks]
+        self.places = [
+            [(names[id(p)], p) for p in block.parameters() if p.requires_grad] for block in parts.blocks
+        ]
         self._clear()
 
     def _clear(self) -> None:
         """Let go of all that belongs to a pass."""
-        self._cells: Sequence[Cell] = ()
+        self._tasks: Sequence[MicroBatchTask] = ()
         self._owners: Sequence[Tensors] = ()
-        self._states: dict[int, CellState] = {}
+        self._states: dict[int, MicroBatchState] = {}
         self._bound: dict[int, int] = {}  # block -> the owner whose tensors its places are bound to
         # By chunk and micro-batch: the chunk's graph, or the inputs of its blocks.
         self._kept: dict[int, dict[int, _Graph | list[Waiting]]] = {}
@@ -62,19 +80,26 @@ class Stage:
         self._scores: dict[int, Score] = {}
         self._putting: int | None = None  # the chunk whose inputs are put away
 
-    def begin(self, cells: Sequence[Cell], owners: Sequence[Tensors], stream: Stream, *, train: bool,
-              ahead: bool = False) -> None:
+    def begin(
+        self,
+        tasks: Sequence[MicroBatchTask],
+        owners: Sequence[Tensors],
+        stream: Stream,
+        *,
+        train: bool,
+        ahead: bool = False,
+    ) -> None:
         """Begin a pass over some micro-batches.
 
         Args:
-            cells: those of other ranks have the shapes of what they hold, and no content.
+            tasks: those of other ranks have the shapes of what they hold, and no content.
             owners: this rank's trainable tensors by name, of each owner.
             stream: what this rank will do.
             ahead: whether the pass after this one begins with the same loads, which may run ahead.
         """
         self._clear()
         self._model.train(train)
-        self._cells, self._owners, self._train = cells, owners, train
+        self._tasks, self._owners, self._train = tasks, owners, train
         self.grads = [{} for _ in owners]
         if train:
             self._keeping.begin()
@@ -92,26 +117,28 @@ class Stage:
         self._clear()
 
     def embed(self, micro: int) -> torch.Tensor:
-        state = self._states[micro] = self.compute.enter(self._cells[micro], self._loads.table)
+        state = self._states[micro] = self.compute.enter(self._tasks[micro], self._loads.table)
         hidden, state.hidden = state.hidden, None
         return hidden
 
     def decide(self, chunk: int, hidden: dict[int, torch.Tensor]) -> None:
-        self._keeping.decide(hidden, lambda micro: self._measured(micro, self._chunks[chunk][0], hidden[micro]))
+        self._keeping.decide(
+            hidden, lambda micro: self._measured(micro, self._chunks[chunk][0], hidden[micro])
+        )
 
     def _measured(self, micro: int, block: int, hidden: torch.Tensor) -> float:
         """Bytes that a block's graph keeps for each value of its input, without the input itself."""
         x, call = hidden.detach().requires_grad_(), self._states[micro].calls[block]
-        self._bind((block,), self._cells[micro].owner)
+        self._bind((block,), self._tasks[micro].owner)
         shared = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
         with SavedBytes([*self._parts.blocks[block].parameters(), *shared, x]) as saved, torch.enable_grad():
-            y = self.compute.block(block, self._cells[micro], self._states[micro], x)
+            y = self.compute.block(block, self._tasks[micro], self._states[micro], x)
         del y
         return saved.nbytes / x.numel()
 
     def forward(self, micro: int, chunk: int, hidden: torch.Tensor) -> torch.Tensor:
         blocks, x = self._chunks[chunk], hidden.detach()
-        self._bind(blocks, self._cells[micro].owner)
+        self._bind(blocks, self._tasks[micro].owner)
         if not self._train or blocks[-1] < self._lowest:
             return self._through(micro, blocks, x)
         if chunk != self._putting:
@@ -127,21 +154,23 @@ class Stage:
         with torch.no_grad():
             for b in blocks:
                 inputs.append(self._keeping.put(x, b, micro))
-                x = self.compute.block(b, self._cells[micro], self._state(micro), x)
+                x = self.compute.block(b, self._tasks[micro], self._state(micro), x)
         return x
 
-    def _through(self, micro: int, blocks: Sequence[int], x: torch.Tensor, *, grad: bool = False) -> torch.Tensor:
+    def _through(
+        self, micro: int, blocks: Sequence[int], x: torch.Tensor, *, grad: bool = False
+    ) -> torch.Tensor:
         """The output of some blocks behind each other."""
         with torch.set_grad_enabled(grad):
             for b in blocks:
-                x = self.compute.block(b, self._cells[micro], self._state(micro), x)
+                x = self.compute.block(b, self._tasks[micro], self._state(micro), x)
         return x
 
     def head(self, micro: int, hidden: torch.Tensor) -> torch.Tensor | None:
         """The gradient of scale * loss by `hidden`, while training."""
-        cell, x = self._cells[micro], hidden.detach()
+        task, x = self._tasks[micro], hidden.detach()
         with self._loads.head():
-            self._scores[micro], flow = self.compute.head(x, cell, differentiate=self._train)
+            self._scores[micro], flow = self.compute.head(x, task, differentiate=self._train)
         return flow
 
     def bring(self, chunk: int) -> None:
@@ -150,51 +179,59 @@ class Stage:
 
     def backward(self, micro: int, chunk: int, upward: torch.Tensor) -> torch.Tensor | None:
         """The gradient by the chunk's input; None where nothing trains below it."""
-        cell, blocks, kept = self._cells[micro], self._chunks[chunk], self._kept[chunk].pop(micro)
-        self._bind(blocks, cell.owner)
+        task, blocks, kept = self._tasks[micro], self._chunks[chunk], self._kept[chunk].pop(micro)
+        self._bind(blocks, task.owner)
         if isinstance(kept, _Graph):
-            assert kept.addresses == self._loads.addresses(blocks), f"chunk {chunk} has moved since its graph was built"
-            return self._differentiate(cell, blocks, kept.x, kept.y, upward)
+            assert kept.addresses == self._loads.addresses(blocks), (
+                f"chunk {chunk} has moved since its graph was built"
+            )
+            return self._differentiate(task, blocks, kept.x, kept.y, upward)
         flow = upward
         for b in reversed(blocks):
             x = kept.pop().take().detach().requires_grad_(b > self._lowest)
             with torch.enable_grad():
-                y = self.compute.block(b, cell, self._state(micro), x)
-            flow = self._differentiate(cell, (b,), x, y, flow)
+                y = self.compute.block(b, task, self._state(micro), x)
+            flow = self._differentiate(task, (b,), x, y, flow)
         return flow
 
     def end(self) -> tuple[dict[int, Score], list[Tensors]]:
-        """End the pass: (the scores, as numbers, of the micro-batches whose labels this rank holds; by owner the
-        gradients [fp32, by name])."""
+        """End the pass: (the scores, as numbers, of the micro-batches whose labels this rank holds; by owner
+        the gradients [fp32, by name])."""
         scores, grads = self._scores, self.grads
-        told(list(scores.values()), [self._cells[micro] for micro in scores])
+        told(list(scores.values()), [self._tasks[micro] for micro in scores])
         if self._train:
             self._keeping.end()
         self._clear()
         return scores, grads
 
-    def _state(self, micro: int) -> CellState:
+    def _state(self, micro: int) -> MicroBatchState:
         if micro not in self._states:
-            self._states[micro] = self.compute.enter(self._cells[micro], None)
+            self._states[micro] = self.compute.enter(self._tasks[micro], None)
         return self._states[micro]
 
     def _bind(self, blocks: Sequence[int], owner: int) -> None:
-        """Put an owner's trainable tensors into the places of some blocks. A graph finds the tensors that are there when
-        it is differentiated, so they are bound anew before that."""
+        """Put an owner's trainable tensors into the places of some blocks. A graph finds the tensors that are
+        there when it is differentiated, so they are bound anew before that."""
         for b in blocks:
             if self._bound.get(b) != owner:
                 self._bound[b] = owner
                 for name, place in self.places[b]:
                     place.data = self._owners[owner][name].data
 
-    def _differentiate(self, cell: Cell, blocks: Sequence[int], x: torch.Tensor, y: torch.Tensor,
-                       upward: torch.Tensor) -> torch.Tensor | None:
+    def _differentiate(
+        self,
+        task: MicroBatchTask,
+        blocks: Sequence[int],
+        x: torch.Tensor,
+        y: torch.Tensor,
+        upward: torch.Tensor,
+    ) -> torch.Tensor | None:
         """Add the gradients of the blocks' places to their owner's; returns that of their input."""
         places = list(self._places_of(blocks))
         wanted = ([x] if x.requires_grad else []) + [place for _, place in places]
         found = torch.autograd.grad(y, wanted, upward)
         flow, found = (found[0], found[1:]) if x.requires_grad else (None, found)
-        into = self.grads[cell.owner]
+        into = self.grads[task.owner]
         for (name, _), grad in zip(places, found):
             into[name] = into[name].add_(grad) if name in into else grad.float()
         return flow

@@ -10,9 +10,9 @@ from torch import nn
 
 from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
-from fedspeed.engine.cell_model import needed_mask
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.compute.micro_batches import needed_mask
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stock import compute_piece
 from fedspeed.engine.hand_over import hand_over
@@ -28,10 +28,14 @@ class StockEngine(ClientEngine):
 
     def __init__(self, ds_engine, groups, matched, clock):
         named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
-        super().__init__(ds_engine.module, [ClientState(ds_engine, whole_places(named), groups)], groups, matched, clock)
+        super().__init__(
+            ds_engine.module, [ClientState(ds_engine, whole_places(named), groups)], groups, matched, clock
+        )
         self.ds_engine = ds_engine
 
-    def train_passes(self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0) -> int:
+    def train_passes(
+        self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0
+    ) -> int:
         return clients * steps * gradients * accumulation
 
     def eval_passes(self, work: list[list[Batch]]) -> int:
@@ -42,7 +46,9 @@ class StockEngine(ClientEngine):
         torch.manual_seed(seed)
 
     def _forget(self, slot: int) -> None:
-        self._states[slot].step(0.0)  # DeepSpeed lets go of gradients that it has reduced by using them up only
+        self._states[slot].step(
+            0.0
+        )  # DeepSpeed lets go of gradients that it has reduced by using them up only
 
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         (step,), (state,), total = work, self._states, Sums()
@@ -58,9 +64,13 @@ class StockEngine(ClientEngine):
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
         state = self._states[slot]
         factor = scale * state.scaler.scale
-        grads = {name: torch.from_numpy(np.asarray(array, np.float32)).to(self._device) * factor for name, array in arrays.items()}
+        grads = {
+            name: torch.from_numpy(np.asarray(array, np.float32)).to(self._device) * factor
+            for name, array in arrays.items()
+        }
         partitioned = self.ds_engine.zero_optimization_stage() == 3
-        # Parameters that ZeRO-3 has cut have no values, and take no gradient of their shape, unless they are gathered.
+        # Parameters that ZeRO-3 has cut have no values, and take no gradient of their shape, unless they are
+        # gathered.
         with GatheredParameters(state.parameters, enabled=partitioned):
             state.backward(hand_over(state, grads))
 
@@ -98,17 +108,30 @@ class StockEngine(ClientEngine):
         self.ds_engine.eval()
         found = []
         for piece in pieces:
-            found.append(compute_piece(self.ds_engine, self.model.config, piece, dtype=self._computing_dtype,
-                                       device=self._device, rows=self._logit_rows))
+            found.append(
+                compute_piece(
+                    self.ds_engine,
+                    self.model.config,
+                    piece,
+                    dtype=self._computing_dtype,
+                    device=self._device,
+                    rows=self._logit_rows,
+                )
+            )
             self._end_forward_only()
         return found
 
     @property
     def base_bytes(self) -> int:
-        return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in self.model.parameters() if not p.requires_grad)
+        return sum(
+            getattr(p, "ds_numel", p.numel()) * p.element_size()
+            for p in self.model.parameters()
+            if not p.requires_grad
+        )
 
     def _away(self):
-        """What ZeRO-3 offloads: shards in RAM, and the buffers that tensors pass on their way from and to NVMe."""
+        """What ZeRO-3 offloads: shards in RAM, and the buffers that tensors pass on their way from and to
+        NVMe."""
         found, offloads = [], self.ds_engine.zero_offload_param() is not None
         for parameter in self.ds_engine.module.parameters():
             shard = getattr(parameter, "ds_tensor", None)
@@ -131,7 +154,8 @@ class StockEngine(ClientEngine):
             self._end_forward_only()
 
     def _end_forward_only(self) -> None:
-        """Drop what a pass without a backward prefetched for one. After every such pass, so that ranks in lockstep do it together."""
+        """Drop what a pass without a backward prefetched for one. After every such pass, so that ranks in
+        lockstep do it together."""
         if self.ds_engine.zero_optimization_stage() == 3:
             self.ds_engine.optimizer.empty_partition_cache()
 
@@ -140,7 +164,11 @@ class StockEngine(ClientEngine):
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of the answer tokens' cross-entropy in fp32, logits [batch, tokens, vocabulary])."""
-        logits = self.ds_engine(input_ids=self._tensor(batch.input_ids), attention_mask=needed_mask(batch)).logits
+        logits = self.ds_engine(
+            input_ids=self._tensor(batch.input_ids), attention_mask=needed_mask(batch)
+        ).logits
         labels = self._tensor(batch.labels)[:, 1:]
-        loss = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+        loss = nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
         return loss, logits

@@ -1,4 +1,5 @@
-"""Engines whose frozen base lies in a store of its own, and whose gradients are computed beside DeepSpeed's engines: what they have in common."""
+"""Engines whose frozen base lies in a store of its own, and whose gradients are computed beside DeepSpeed's
+engines: what they have in common."""
 
 from collections.abc import Mapping
 
@@ -15,15 +16,18 @@ from fedspeed.schedule.limits import EVAL_TOKENS
 
 
 class StoreEngine(ClientEngine):
-    """A client slot for each client that trains at the same time. A pass takes all their micro-batches of one optimizer
-    step through the model; the gradients wait in fp32 until `step` hands them to the clients' DeepSpeed engines."""
+    """A client slot for each client that trains at the same time. A pass takes all their micro-batches of one
+    optimizer step through the model; the gradients wait in fp32 until `step` hands them to the clients'
+    DeepSpeed engines."""
 
-    def __init__(self, model, states: list[ClientState], groups, matched, store: BaseStore, clock):
+    def __init__(self, model, states: list[ClientState], groups, *, matched, store: BaseStore, clock):
         super().__init__(model, states, groups, matched, clock)
         self.store = store
         self._grads: dict[int, Tensors] = {}  # by slot: [fp32] by name, times the loss scale
 
-    def train_passes(self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0) -> int:
+    def train_passes(
+        self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0
+    ) -> int:
         return -(-clients // self.client_slots) * steps * gradients
 
     def _forget(self, slot: int) -> None:
@@ -40,7 +44,9 @@ class StoreEngine(ClientEngine):
         state = self._states[slot]
         if slot not in self._grads:
             shapes = {name: place.shape for name, place in state.places.items()}
-            self._grads[slot] = {name: torch.zeros(shape, device=self._device) for name, shape in shapes.items()}
+            self._grads[slot] = {
+                name: torch.zeros(shape, device=self._device) for name, shape in shapes.items()
+            }
         for name in state.places.keys() & arrays.keys():
             added = torch.from_numpy(np.asarray(arrays[name], np.float32)).to(self._device)
             self._grads[slot][name].add_(added, alpha=scale * state.scaler.scale)

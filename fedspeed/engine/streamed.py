@@ -7,9 +7,9 @@ from deepspeed.accelerator import get_accelerator
 
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.base.store import BaseStore
-from fedspeed.engine.cell_model import Cell
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
+from fedspeed.engine.compute.micro_batches import MicroBatchTask
 from fedspeed.engine.executor import Executor
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stage import PieceStage
@@ -23,8 +23,8 @@ class StreamedEngine(StoreEngine):
 
     kind = "streamed"
 
-    def __init__(self, model, states: list[ClientState], groups, store: BaseStore, executor: Executor, clock):
-        super().__init__(model, states, groups, store.matched, store, clock)
+    def __init__(self, model, states: list[ClientState], groups, *, store: BaseStore, executor: Executor, clock):
+        super().__init__(model, states, groups, matched=store.matched, store=store, clock=clock)
         self._executor = executor
         self._piece_stage = PieceStage(model, store, executor.chunks, rows=self._logit_rows)
         self._player = Player()
@@ -36,9 +36,13 @@ class StreamedEngine(StoreEngine):
 
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
         with self._clock.stage("compute"):
-            tasks = [self._task(slot, i, step) for slot, step in enumerate(work) for i in range(len(step.micro))]
+            tasks = [
+                self._task(slot, i, step) for slot, step in enumerate(work) for i in range(len(step.micro))
+            ]
             self._steps += 1
-            scores, grads = self._executor.train(tasks, [self._states[slot].tensors() for slot in range(len(work))])
+            scores, grads = self._executor.train(
+                tasks, [self._states[slot].tensors() for slot in range(len(work))]
+            )
             sums = [Sums()] * len(work)
             for task, score in zip(tasks, scores):
                 sums[task.owner] += Sums(score.loss, task.batch.answer_tokens)
@@ -53,16 +57,20 @@ class StreamedEngine(StoreEngine):
             get_accelerator().synchronize()
         return moved
 
-    def _task(self, slot: int, number: int, step: StepBatches) -> Cell:
+    def _task(self, slot: int, number: int, step: StepBatches) -> MicroBatchTask:
         state = self._states[slot]
         scale = self.groups.client_size / max(1, step.step_answer_tokens) * state.scaler.scale
-        return Cell(step.micro[number], slot, scale, seed=state.seed * 1_000_003 + self._steps * 1_009 + number)
+        return MicroBatchTask(
+            step.micro[number], slot, scale, seed=state.seed * 1_000_003 + self._steps * 1_009 + number
+        )
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums, tensors = [Sums()] * len(work), self._states[0].tensors()
         for portion in portions(work):
             with self._clock.stage("compute"):
-                scores = self._executor.evaluate([Cell(batch, 0) for _, batch in portion], [tensors])
+                scores = self._executor.evaluate(
+                    [MicroBatchTask(batch, 0) for _, batch in portion], [tensors]
+                )
             for (i, batch), score in zip(portion, scores):
                 sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
         return sums

@@ -30,8 +30,14 @@ def anatomy(model: nn.Module) -> Anatomy:
     decoder = getattr(inner, inner.base_model_prefix)
     blocks = decoder_blocks(model)
     name = next(name for name, child in decoder.named_children() if child is blocks)
-    return Anatomy(decoder, name, blocks, inner.get_input_embeddings(), getattr(decoder, FINAL_NORM[inner.config.model_type]),
-                   inner.get_output_embeddings())
+    return Anatomy(
+        decoder,
+        name,
+        blocks,
+        inner.get_input_embeddings(),
+        getattr(decoder, FINAL_NORM[inner.config.model_type]),
+        inner.get_output_embeddings(),
+    )
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
@@ -43,12 +49,15 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     depth = model.config.num_hidden_layers
     found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if len(found) != 1:
-        raise ValueError(f"{type(model).__name__} has {len(found)} module lists of {depth} blocks, expected one")
+        raise ValueError(
+            f"{type(model).__name__} has {len(found)} module lists of {depth} blocks, expected one"
+        )
     return found[0]
 
 
 class KeptBlocks(nn.ModuleList):
-    """Some decoder blocks of a model: indexed by their places among these, called by their numbers in the whole model."""
+    """Some decoder blocks of a model: indexed by their places among these, called by their numbers in the
+    whole model."""
 
     def __init__(self, numbered: Mapping[int, nn.Module]):
         super().__init__()
@@ -71,8 +80,10 @@ def keep_blocks(model: nn.Module, numbers: Sequence[int]) -> None:
     parts = anatomy(model)
     depth = len(parts.blocks)
     if not numbers or list(numbers) != sorted(set(numbers)) or not 0 <= numbers[0] <= numbers[-1] < depth:
-        raise ValueError(f"blocks {list(numbers)}: name some of the model's {depth}, from 0 on, each once and in ascending "
-                         "order")
+        raise ValueError(
+            f"blocks {list(numbers)}: name some of the model's {depth}, from 0 on, each once and in "
+            "ascending order"
+        )
     setattr(parts.decoder, parts.blocks_name, KeptBlocks({b: parts.blocks[b] for b in numbers}))
     for place, number in enumerate(numbers):
         for module in parts.blocks[number].modules():
@@ -93,7 +104,8 @@ def trained_outside(model: nn.Module) -> str:
 def units(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
     """Every parameter once, in pieces small enough to hold whole: (name, module, recurse).
 
-    A decoder block is one piece; what lies outside the blocks (embedding, final norm, head) comes module by module, `recurse=False`.
+    A decoder block is one piece; what lies outside the blocks (embedding, final norm, head) comes module by
+    module, `recurse=False`.
     """
     blocks = set(decoder_blocks(model))
     inside = {m for block in blocks for m in block.modules()}

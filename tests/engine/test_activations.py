@@ -226,10 +226,10 @@ def under_the_fake(rank, base, nvme, schedules):
     with fake_cuda(1) as fake, engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(block_inputs="host"), join=False) as own:
         passes = own._executor.train
 
-        def counted(cells, owners):
+        def counted(tasks, owners):
             fake.stops.clear()
-            found = passes(cells, owners)
-            stops[len(cells)] = list(fake.stops)
+            found = passes(tasks, owners)
+            stops[len(tasks)] = list(fake.stops)
             return found
 
         own._executor.train = counted

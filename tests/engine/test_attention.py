@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedspeed.engine.cell_model import needed_mask
+from fedspeed.engine.compute.micro_batches import needed_mask
 from tests.engine.engines import engine
 from tests.engine.test_layer_major import bases  # noqa: F401
 from tests.processes import run_clusters

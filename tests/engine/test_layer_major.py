@@ -102,29 +102,29 @@ def dropped(rank, base, dropout=0.3):
     """Gradients with dropout: as the engine computes them, and by one autograd graph over the same masks."""
     import torch
 
-    from fedspeed.engine.cell_model import Cell
+    from fedspeed.engine.compute.micro_batches import MicroBatchTask
 
     step = random_step(3, 2, 2)
     # With everything resident the blocks can also be differentiated as one graph.
     with engine(base, "resident", adapter=AdapterConfig(targets="all-linear", dropout=dropout)) as own:
         own.load(stirred(own.state()))
         executor, tensors = own._executor, own._states[0].tensors()
-        stage, cells = executor.stage, [Cell(batch, 0, scale=0.1, seed=i + 1) for i, batch in enumerate(step.micro)]
-        scores, [grads] = executor.train(cells, [tensors])
-        again, [same] = executor.train(cells, [tensors])
-        for cell in cells:
-            cell.seed += 7
-        others, _ = executor.train(cells, [tensors])
-        for cell in cells:
-            cell.seed -= 7
+        stage, tasks = executor.stage, [MicroBatchTask(batch, 0, scale=0.1, seed=i + 1) for i, batch in enumerate(step.micro)]
+        scores, [grads] = executor.train(tasks, [tensors])
+        again, [same] = executor.train(tasks, [tensors])
+        for task in tasks:
+            task.seed += 7
+        others, _ = executor.train(tasks, [tensors])
+        for task in tasks:
+            task.seed -= 7
         whole, blocks = {}, range(len(stage.places))
-        stage.begin(cells, [tensors], (), train=True)
+        stage.begin(tasks, [tensors], (), train=True)
         stage._bind(blocks, 0)
         places = {n: p for block in stage.places for n, p in block}
-        for m, cell in enumerate(cells):
+        for m, task in enumerate(tasks):
             hidden = stage.embed(m).requires_grad_(True)
             hidden = stage._through(m, blocks, hidden, grad=True)
-            _, upward = stage.compute.head(hidden.detach(), cell)
+            _, upward = stage.compute.head(hidden.detach(), task)
             for n, g in zip(places, torch.autograd.grad(hidden, list(places.values()), upward)):
                 whole[n] = whole.get(n, 0) + g
         difference = max((grads[n] - whole[n]).abs().max().item() for n in whole)

@@ -16,13 +16,22 @@ from tests.engine.test_layer_major import DETERMINED, stirred, write_family
 from tests.processes import run_clusters
 from tests.tiny import random_step
 
-SPEC = EngineSpec(model=ModelConfig(), adapter=AdapterConfig(), train=TrainConfig(), engine=EngineConfig(), deepspeed={})
+SPEC = EngineSpec(
+    model=ModelConfig(), adapter=AdapterConfig(), train=TrainConfig(), engine=EngineConfig(), deepspeed={}
+)
 
 
-@pytest.mark.parametrize("kind,engine,adapter", [
-    ("stock", {}, {}), ("streamed", {"tier": "ram"}, {}), ("stock", {}, {"targets": "embed_tokens"}),
-    ("stock", {"tier": "stock"}, {"method": "full"}), ("client_pipeline", {"pipeline": "client"}, {}),
-    ("cluster_pipeline", {"pipeline": "cluster"}, {})])
+@pytest.mark.parametrize(
+    "kind,engine,adapter",
+    [
+        ("stock", {}, {}),
+        ("streamed", {"tier": "ram"}, {}),
+        ("stock", {}, {"targets": ("embed_tokens",)}),
+        ("stock", {"tier": "stock"}, {"method": "full"}),
+        ("client_pipeline", {"pipeline": "client"}, {}),
+        ("cluster_pipeline", {"pipeline": "cluster"}, {}),
+    ],
+)
 def test_a_configuration_means_a_kind(kind, engine, adapter):
     assert replace(SPEC, engine=EngineConfig(**engine), adapter=AdapterConfig(**adapter)).kind == kind
 
@@ -30,7 +39,10 @@ def test_a_configuration_means_a_kind(kind, engine, adapter):
 def test_where_zero_3_would_stream_the_base_is_executed_layer_by_layer():
     assert kind_of(EngineConfig(), {"zero_optimization": {"stage": 3}}, frozen=True) == "streamed"
     assert kind_of(EngineConfig(), {"zero_optimization": {"stage": 3}}, frozen=False) == "stock"
-    assert kind_of(EngineConfig(), {"zero_optimization": {"stage": 3}}, frozen=True, outside="lm_head") == "stock"
+    assert (
+        kind_of(EngineConfig(), {"zero_optimization": {"stage": 3}}, frozen=True, outside="lm_head")
+        == "stock"
+    )
 
 
 def test_every_kind_has_its_builder():
@@ -42,7 +54,9 @@ def test_every_kind_has_its_builder():
 def test_what_no_engine_can_is_refused_before_anything_starts():
     for kind in CAPABILITIES:
         check_capabilities({"gradients", "perturb"}, kind, "federation.method=any")
-        with pytest.raises(ConfigError, match=f"federation.method=spry needs .* forward_gradients, which {kind} is not"):
+        with pytest.raises(
+            ConfigError, match=f"federation.method=spry needs .* forward_gradients, which {kind} is not"
+        ):
             check_capabilities({"gradients", "forward_gradients"}, kind, "federation.method=spry")
 
 
@@ -71,11 +85,25 @@ def of_some_blocks(rank, base, blocks, nvme):
     join_world(LIMIT_S)
     found = {}
     for kind in ("zero0", "ram"):
-        with engine(base, kind, adapter=AdapterConfig(targets=("q_proj",)), train=DETERMINED, nvme=nvme, blocks=blocks, join=False) as own:
-            names = {name.replace(f".layers.{b}.", f".layers.{i}."): name for i, b in enumerate(blocks or (0, 1)) for name in own.names
-                     if f".layers.{b}." in name}
+        with engine(
+            base,
+            kind,
+            adapter=AdapterConfig(targets=("q_proj",)),
+            train=DETERMINED,
+            nvme=nvme,
+            blocks=blocks,
+            join=False,
+        ) as own:
+            names = {
+                name.replace(f".layers.{b}.", f".layers.{i}."): name
+                for i, b in enumerate(blocks or (0, 1))
+                for name in own.names
+                if f".layers.{b}." in name
+            }
             assert len(names) == len(own.names), "named as in the whole model"
-            start = stirred({short: 0.0 * own.state()[name] for short, name in names.items()})  # an adapter is drawn by its names
+            start = stirred(
+                {short: 0.0 * own.state()[name] for short, name in names.items()}
+            )  # an adapter is drawn by its names
             own.load({name: start[short] for short, name in names.items()})
             losses = [own.train_step([random_step(3, 2, 2)], 0.1)[0].loss for _ in range(2)]
             end = own.state()
@@ -103,6 +131,10 @@ def test_blocks_that_are_not_there_are_told(numbers):
     from fedspeed.models.blocks import keep_blocks
 
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=1, vocab_size=8))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=1, vocab_size=8
+            )
+        )
     with pytest.raises(ValueError, match="name some of the model's 4, from 0 on"):
         keep_blocks(model, numbers)

@@ -77,7 +77,7 @@ def saved_by_autograd(config, targets, dropout, batch, tokens):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fedspeed.engine.cell_model import _Recorder
+    from fedspeed.engine.compute.micro_batches import _Recorder
     from fedspeed.models.adapters import add_adapter
     from fedspeed.models.blocks import anatomy
     from fedspeed.models.config import AdapterConfig
@@ -107,7 +107,7 @@ def test_what_waits_between_two_blocks():
     from fedspeed.data.batches import Batch
     from fedspeed.engine.activations import ActivationBudget
     from fedspeed.engine.base.layout import frozen_units
-    from fedspeed.engine.cell_model import Cell
+    from fedspeed.engine.compute.micro_batches import MicroBatchTask
     from fedspeed.engine.executor import Executor
     from fedspeed.models.adapters import add_adapter
     from fedspeed.models.blocks import anatomy
@@ -127,7 +127,7 @@ def test_what_waits_between_two_blocks():
 
     ids, mask = np.ones((2, 128), dtype=np.int64), np.ones((2, 128), dtype=np.int64)
     stage, owner = Executor(model, parts, Store(), ActivationBudget(0.0, 1)).stage, dict(model.named_parameters())
-    stage.begin([Cell(Batch(ids, ids, mask, 1), 0) for _ in range(3)], [owner], (), train=False)
+    stage.begin([MicroBatchTask(Batch(ids, ids, mask, 1), 0) for _ in range(3)], [owner], (), train=False)
     waiting = {}
     for hidden in [stage.forward(m, 0, stage.embed(m)) for m in range(3)]:
         waiting[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()

@@ -10,7 +10,8 @@ from fedspeed.engine.spec import EngineContext, EngineSpec
 
 
 def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups) -> ClientPipeline:
-    """Build it from a model on the meta device. Collective over the torch world, which is the client's ranks."""
+    """Build it from a model on the meta device. Collective over the torch world, which is the client's
+    ranks."""
     me, cut = dist.get_rank(), cut_model(net, spec)
     embeds, heads = me == 0, me == cut.layout.holders[-1]
     store = fill_store(net, spec, context, groups, cut=cut, embeds=embeds, heads=heads)

@@ -19,12 +19,14 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
     store = fill_store(net, spec, context, groups, cut=cut, embeds=me in owners, heads=me in owners)
     player = make_player(net, spec, store, cut)
     states = make_slots(net, spec, context, groups, cut=cut, count=len(owners))
-    return ClusterPipeline(net, states, groups, owners=owners, mine=mine, held=cut.names, clock=context.clock, **player)
+    return ClusterPipeline(
+        net, states, groups, owners=owners, mine=mine, held=cut.names, clock=context.clock, **player
+    )
 
 
 def _places(client_sets: list[tuple[int, ...]], me: int, own: int) -> tuple[list[int], list[int]]:
-    """(of all client slots of the cluster, the first rank of those that carry its client; the slots of this rank's
-    clients among them). Collective over the cluster.
+    """(of all client slots of the cluster, the first rank of those that carry its client; the slots of this
+    rank's clients among them). Collective over the cluster.
 
     Args:
         own: how many slots this rank has.

@@ -13,9 +13,11 @@ from fedspeed.engine.masters import Place, parameters_of
 from fedspeed.models.factors import is_factor_a
 
 
-def make_client_slot(named: Mapping[str, torch.Tensor], train: TrainConfig, config: dict, *, mpu, groups) -> ClientState:
-    """Make a DeepSpeed engine over copies of what trains: LoRA's factors A in one flat parameter, all others in a second
-    one."""
+def make_client_slot(
+    named: Mapping[str, torch.Tensor], train: TrainConfig, config: dict, *, mpu, groups
+) -> ClientState:
+    """Make a DeepSpeed engine over copies of what trains: LoRA's factors A in one flat parameter, all others
+    in a second one."""
     found: dict[str, Place] = {}
     for part in _by_factor(named):
         found |= flattened({name: named[name] for name in part})
@@ -26,17 +28,25 @@ def make_client_slot(named: Mapping[str, torch.Tensor], train: TrainConfig, conf
 
 def initialise(module: nn.Module, places: Mapping[str, Place], train: TrainConfig, config: dict, *, mpu):
     """Make DeepSpeed's engine over a module whose trainable tensors lie at `places`."""
-    engine, *_ = deepspeed.initialize(model=module, optimizer=make_optimizer(places, train), config=config, mpu=mpu,
-                                      dist_init_required=False, model_parameters=parameters_of(places.values()))
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=make_optimizer(places, train),
+        config=config,
+        mpu=mpu,
+        dist_init_required=False,
+        model_parameters=parameters_of(places.values()),
+    )
     return engine
 
 
 def make_optimizer(places: Mapping[str, Place], train: TrainConfig) -> torch.optim.Optimizer:
     """Make the local optimizer; LoRA's A and B are groups of their own, so that one of them can be frozen."""
-    groups = [{"params": parameters_of(places[name] for name in part), "names": frozenset(part)}
-              for part in _by_factor(places)]
-    # The rate is set before each step. Until then it is 0: DeepSpeed takes a step without gradients to make the states,
-    # which would decay.
+    groups = [
+        {"params": parameters_of(places[name] for name in part), "names": frozenset(part)}
+        for part in _by_factor(places)
+    ]
+    # The rate is set before each step. Until then it is 0: DeepSpeed takes a step without gradients to make
+    # the states, # which would decay.
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay)
     betas = train.beta1, train.beta2

@@ -1,5 +1,5 @@
-"""What builders of pipelines have in common: a part of the model on each rank of the torch world; nothing is read of the
-others' parts."""
+"""What builders of pipelines have in common: a part of the model on each rank of the torch world; nothing is
+read of the others' parts."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -54,36 +54,62 @@ def cut_model(net: nn.Module, spec: EngineSpec) -> Cut:
     trained = [(n, block_of[p]) for n, p in sorted(net.named_parameters()) if p.requires_grad]
     names = [[n for n, b in trained if b in layout.blocks_of(rank)] for rank in range(ranks)]
     if idle := [rank for rank, own in enumerate(names) if not own]:
-        raise FedSpeedError(f"engine.pipeline={engine.pipeline}: nothing trains in the blocks of stage {idle[0]}; choose "
-                            "adapter.targets in every block, or other engine.cuts")
+        raise FedSpeedError(
+            f"engine.pipeline={engine.pipeline}: nothing trains in the blocks of stage {idle[0]}; choose "
+            "adapter.targets in every block, or other engine.cuts"
+        )
     return Cut(parts, layout, tier, tier != "resident", names)
 
 
-def fill_store(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups, *, cut: Cut, embeds: bool,
-               heads: bool) -> BaseStore:
+def fill_store(
+    net: nn.Module,
+    spec: EngineSpec,
+    context: EngineContext,
+    groups: Groups,
+    *,
+    cut: Cut,
+    embeds: bool,
+    heads: bool,
+) -> BaseStore:
     """Read this rank's part of the weights into a store.
 
     Args:
         embeds, heads: whether this rank embeds micro-batches, and holds labels.
     """
     parts = cut.parts
-    only = _needed(net, parts, cut.layout.blocks_of(dist.get_rank()), {parts.embedding: embeds, parts.head: heads})
-    builder = StoreBuilder(net, parts, cut.tier, spec.engine, groups=alone(groups), ds_config=spec.deepspeed,
-                           nvme=context.nvme, only=only)
+    only = _needed(
+        net, parts, cut.layout.blocks_of(dist.get_rank()), {parts.embedding: embeds, parts.head: heads}
+    )
+    builder = StoreBuilder(
+        net,
+        parts,
+        cut.tier,
+        spec.engine,
+        groups=alone(groups),
+        ds_config=spec.deepspeed,
+        nvme=context.nvme,
+        only=only,
+    )
     materialise(net, spec.model, spec.adapter, context.seed, builder.place, only)
     put_buffers_on_device(net)
     return builder.seal(context.clock)
 
 
-def _needed(net: nn.Module, parts: Anatomy, blocks: Collection[int], ends: dict[nn.Module, bool]) -> set[nn.Parameter]:
-    """The parameters of some blocks, of the ends that are needed here, and of what is neither block nor end."""
+def _needed(
+    net: nn.Module, parts: Anatomy, blocks: Collection[int], ends: dict[nn.Module, bool]
+) -> set[nn.Parameter]:
+    """The parameters of some blocks, of the ends that are needed here, and of what is neither block nor
+    end."""
     inside = {p for module in (*parts.blocks, *ends) for p in module.parameters()}
     held = [*(parts.blocks[b] for b in blocks), *(end for end, here in ends.items() if here)]
-    return {p for p in net.parameters() if p not in inside} | {p for module in held for p in module.parameters()}
+    return {p for p in net.parameters() if p not in inside} | {
+        p for module in held for p in module.parameters()
+    }
 
 
-def make_slots(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups, *, cut: Cut,
-               count: int) -> list[ClientState]:
+def make_slots(
+    net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups, *, cut: Cut, count: int
+) -> list[ClientState]:
     """Make client slots over what trains in this rank's stage."""
     named = dict(net.named_parameters())
     config = finish(for_stage(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
@@ -108,8 +134,10 @@ def make_player(net: nn.Module, spec: EngineSpec, store: BaseStore, cut: Cut) ->
 
 def _agreed(layout: Layout) -> Layout:
     """The first rank's: each may know other measurements of the machines (cluster.probe)."""
-    table = torch.tensor([(chunk.start, chunk.stop, holder) for chunk, holder in zip(layout.chunks, layout.holders)],
-                         device=get_accelerator().current_device_name())
+    table = torch.tensor(
+        [(chunk.start, chunk.stop, holder) for chunk, holder in zip(layout.chunks, layout.holders)],
+        device=get_accelerator().current_device_name(),
+    )
     dist.broadcast(table, 0)
     rows = table.tolist()
     return Layout(tuple(range(start, stop) for start, stop, _ in rows), tuple(holder for *_, holder in rows))

@@ -30,13 +30,19 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
         if spec.adapter.method == "lora":
             net.enable_input_require_grads()
     mixed = sorted({str(p.dtype) for p in net.parameters()})
-    assert len(mixed) == 1, f"parameters of several types ({', '.join(mixed)}): DeepSpeed would keep no masters for some"
+    assert len(mixed) == 1, (
+        f"parameters of several types ({', '.join(mixed)}): DeepSpeed would keep no masters for some"
+    )
     trained = {name: p for name, p in sorted(net.named_parameters()) if p.requires_grad}
     ds_engine = initialise(net, whole_places(trained), spec.train, config, mpu=mpu)
     if stage == 3:
-        # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an error.
-        loose = [n for n, p in net.named_parameters()
-                 if p.requires_grad and p.ds_zero_partition_world_size != groups.client_size]
+        # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an
+        # error.
+        loose = [
+            n
+            for n, p in net.named_parameters()
+            if p.requires_grad and p.ds_zero_partition_world_size != groups.client_size
+        ]
         assert not loose, f"trainable parameters partitioned beyond their client: {loose}"
     return StockEngine(ds_engine, groups, _matched(stage, partition, groups), context.clock)
 

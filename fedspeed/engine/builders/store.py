@@ -33,8 +33,18 @@ class StoreBuilder:
         FedSpeedError: the tier has no room.
     """
 
-    def __init__(self, net: nn.Module, parts: Anatomy, tier: str, engine: EngineConfig, *, groups: Groups, ds_config: dict,
-                 nvme: Path, only: Container[nn.Parameter] | None = None):
+    def __init__(
+        self,
+        net: nn.Module,
+        parts: Anatomy,
+        tier: str,
+        engine: EngineConfig,
+        *,
+        groups: Groups,
+        ds_config: dict,
+        nvme: Path,
+        only: Container[nn.Parameter] | None = None,
+    ):
         self._net, self._groups = net, groups
         self._units = frozen_units(net, only)
         self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}
@@ -57,13 +67,21 @@ class StoreBuilder:
                 self._tier_of[i] = away
         self._current: tuple[int, torch.Tensor] | None = None
 
-    def _sizes(self, ends: set[int], tier: str, engine: EngineConfig, groups: Groups, ds_config: dict) -> BaseSizes:
+    def _sizes(
+        self, ends: set[int], tier: str, engine: EngineConfig, groups: Groups, ds_config: dict
+    ) -> BaseSizes:
         nbytes = [unit.nbytes for unit in self._units]
-        on_devices = tier in ("client", "cluster") and engine.base_reads == "gather" and not offloaded(ds_config)
-        return BaseSizes(max((nbytes[i] for i in self._blocks), default=0), len(self._blocks), sum(nbytes[i] for i in ends),
-                         max((nbytes[i] for i in ends), default=0),
-                         sum(n for i, n in enumerate(nbytes) if i not in self._blocks | ends),
-                         dist.get_world_size(partition_set(tier, groups)) if on_devices else 0)
+        on_devices = (
+            tier in ("client", "cluster") and engine.base_reads == "gather" and not offloaded(ds_config)
+        )
+        return BaseSizes(
+            max((nbytes[i] for i in self._blocks), default=0),
+            len(self._blocks),
+            sum(nbytes[i] for i in ends),
+            max((nbytes[i] for i in ends), default=0),
+            sum(n for i, n in enumerate(nbytes) if i not in self._blocks | ends),
+            dist.get_world_size(partition_set(tier, groups)) if on_devices else 0,
+        )
 
     def place(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
         if name not in self._place_of:
@@ -83,7 +101,9 @@ class StoreBuilder:
     def seal(self, clock) -> BaseStore:
         """The store, filled. Collective over the cluster."""
         self._flush()
-        store = BaseStore(self._units, self._tier_of, dict(self._net.named_parameters()), self._blocks, self._slots, clock)
+        store = BaseStore(
+            self._units, self._tier_of, dict(self._net.named_parameters()), self._blocks, self._slots, clock
+        )
         store.seal()
         return store
 
@@ -91,7 +111,12 @@ class StoreBuilder:
 def _units_of(place_of: dict, net: nn.Module, modules) -> set[int]:
     """Numbers of the units that hold the frozen parameters of some modules."""
     names = {id(p): n for n, p in net.named_parameters()}
-    return {place_of[names[id(p)]][0] for module in modules for p in module.parameters() if names[id(p)] in place_of}
+    return {
+        place_of[names[id(p)]][0]
+        for module in modules
+        for p in module.parameters()
+        if names[id(p)] in place_of
+    }
 
 
 def _make(tier: str, units: dict, engine: EngineConfig, groups: Groups, ds_config: dict, nvme: Path):

@@ -19,12 +19,16 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
     """Build it from a model on the meta device. Collective over the cluster."""
     engine, parts = spec.engine, anatomy(net)
     tier = choose_tier(engine, spec.deepspeed, frozen=True, outside=trained_outside(net))
-    builder = StoreBuilder(net, parts, tier, engine, groups=groups, ds_config=spec.deepspeed, nvme=context.nvme)
+    builder = StoreBuilder(
+        net, parts, tier, engine, groups=groups, ds_config=spec.deepspeed, nvme=context.nvme
+    )
     names = [n for n, p in sorted(net.named_parameters()) if p.requires_grad]
     materialise(net, spec.model, spec.adapter, context.seed, builder.place)
     put_buffers_on_device(net)
     store = builder.seal(context.clock)
-    named = dict(net.named_parameters())  # the net's own trainable tensors are places that the slots' are bound to
+    named = dict(
+        net.named_parameters()
+    )  # the net's own trainable tensors are places that the slots' are bound to
     config = finish(for_trainable(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
     states = []
     for _ in range(min(context.clients, engine.seats or context.clients)):
@@ -34,4 +38,4 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
         named[name].data = tensor
     budget = ActivationBudget(engine.activation_gib, context.sharers)
     executor = Executor(net, parts, store, budget, inputs=engine.block_inputs, compiled=engine.compile_blocks)
-    return StreamedEngine(net, states, groups, store, executor, context.clock)
+    return StreamedEngine(net, states, groups, store=store, executor=executor, clock=context.clock)

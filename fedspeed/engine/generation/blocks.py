@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fedspeed.engine.cell_model import CellModel, not_packed
+from fedspeed.engine.compute.micro_batches import MicroBatchModel, not_packed
+from fedspeed.engine.compute.uploads import upload, upload_rows
 from fedspeed.engine.generation.cache import attention_masks
 from fedspeed.engine.generation.pieces import Piece, read_in_parts
-from fedspeed.engine.pinned import upload, upload_rows
 from fedspeed.models.blocks import Anatomy
 
 Tensors = Mapping[str, torch.Tensor]
@@ -24,8 +24,8 @@ class PieceModel:
 
     def __init__(self, model: nn.Module, parts: Anatomy, rows: int):
         self._parts, self._rows, self._config = parts, rows, model.config
-        self._cells = CellModel(model, parts)
-        self._device = self._cells.device
+        self._model = MicroBatchModel(model, parts)
+        self._device = self._model.device
         names = {id(p): n for n, p in model.named_parameters()}
         self._places = [[(names[id(p)], local) for local, p in block.named_parameters() if p.requires_grad]
                         for block in parts.blocks]
@@ -44,7 +44,7 @@ class PieceModel:
         else:
             ids = torch.from_numpy(piece.tokens)
             hidden = upload_rows(table, ids) if table.device.type == "cpu" else nn.functional.embedding(upload(ids), table)
-        with self._cells.recorded() as (entered, calls), not_packed():
+        with self._model.recorded() as (entered, calls), not_packed():
             self._parts.decoder(inputs_embeds=hidden,
                                 attention_mask=attention_masks(piece.view, self._config, hidden.dtype, self._device),
                                 position_ids=upload(torch.from_numpy(piece.positions)), past_key_values=piece.view, use_cache=True)

@@ -1,4 +1,5 @@
-"""A client's pipeline over its own ranks, or over those of clients that share them, whose micro-batches take turns."""
+"""A client's pipeline over its own ranks, or over those of clients that share them, whose micro-batches take
+turns."""
 
 from collections.abc import Sequence
 
@@ -8,9 +9,9 @@ from deepspeed.accelerator import get_accelerator
 
 from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
-from fedspeed.engine.cell_model import Cell
 from fedspeed.engine.client_engine import Sums
-from fedspeed.engine.generation.pipelines import ClientPieces
+from fedspeed.engine.compute.micro_batches import MicroBatchTask
+from fedspeed.engine.pipeline.pieces import ClientPieces
 from fedspeed.engine.pipeline.pipelined import PipelinedEngine
 from fedspeed.engine.pipeline.transfers import losses_named
 from fedspeed.engine.store_engine import portions
@@ -19,7 +20,8 @@ from fedspeed.schedule.schedules import one_f_one_b, streamed, taking_turns
 
 
 class ClientPipeline(ClientPieces, PipelinedEngine):
-    """The torch world is these ranks. The first stage embeds, the last one holds the labels; every rank has all rows."""
+    """The torch world is these ranks. The first stage embeds, the last one holds the labels; every rank has
+    all rows."""
 
     kind = "client_pipeline"
 
@@ -45,8 +47,12 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
         """Every stage's tensors on all of them, on the CPU."""
         if not shapes:  # of an optimizer that remembers nothing
             return {}
-        flat = torch.cat([own[name].reshape(-1) if name in own else torch.zeros(shape.numel())
-                          for name, shape in shapes.items()]).to(self._device)
+        flat = torch.cat(
+            [
+                own[name].reshape(-1) if name in own else torch.zeros(shape.numel())
+                for name, shape in shapes.items()
+            ]
+        ).to(self._device)
         dist.all_reduce(flat, group=self.groups.client)
         parts = flat.cpu().split([shape.numel() for shape in shapes.values()])
         return {name: part.view(shape).clone() for (name, shape), part in zip(shapes.items(), parts)}
@@ -63,12 +69,12 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
     def _gradients_together(self, work: Sequence[StepBatches]) -> list[Sums]:
         with self._clock.stage("compute"):
             turns = taking_turns([len(step.micro) for step in work])
-            cells = [self._cell(slot, i, work[slot]) for slot, i in turns]
+            tasks = [self._task(slot, i, work[slot]) for slot, i in turns]
             self._steps += 1
-            scores = self._play([self._micro(slot) for slot, _ in turns], cells, train=True)
+            scores = self._play([self._micro(slot) for slot, _ in turns], tasks, train=True)
             sums = [Sums()] * len(work)
             for m, score in scores.items():
-                sums[cells[m].owner] += Sums(score.loss, cells[m].batch.answer_tokens)
+                sums[tasks[m].owner] += Sums(score.loss, tasks[m].batch.answer_tokens)
             sums = self._first(sums)
             get_accelerator().synchronize()
         return sums
@@ -79,16 +85,24 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
             get_accelerator().synchronize()
         return moved
 
-    def _cell(self, slot: int, number: int, step: StepBatches) -> Cell:
+    def _task(self, slot: int, number: int, step: StepBatches) -> MicroBatchTask:
         state = self._states[slot]
-        return Cell(step.micro[number], slot, state.scaler.scale / max(1, step.step_answer_tokens),
-                    seed=state.seed * 1_000_003 + self._steps * 1_009 + number)
+        return MicroBatchTask(
+            step.micro[number],
+            slot,
+            state.scaler.scale / max(1, step.step_answer_tokens),
+            seed=state.seed * 1_000_003 + self._steps * 1_009 + number,
+        )
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums = [Sums()] * len(work)
         with self._clock.stage("compute"):
             for portion in portions(work):
-                scores = self._play([self._micro(0)] * len(portion), [Cell(batch, 0) for _, batch in portion], train=False)
+                scores = self._play(
+                    [self._micro(0)] * len(portion),
+                    [MicroBatchTask(batch, 0) for _, batch in portion],
+                    train=False,
+                )
                 for m, score in scores.items():
                     i, batch = portion[m]
                     sums[i] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
@@ -98,7 +112,9 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
     @losses_named("while losses were summed")
     def _first(self, sums: list[Sums]) -> list[Sums]:
         """The last stage's sums on the first one, which speaks for the clients; nothing elsewhere."""
-        table = torch.tensor([[s.loss, s.tokens, s.exact, s.rows] for s in sums], dtype=torch.float64, device=self._device)
+        table = torch.tensor(
+            [[s.loss, s.tokens, s.exact, s.rows] for s in sums], dtype=torch.float64, device=self._device
+        )
         dist.all_reduce(table, group=self.groups.client)
         return [Sums(row[0], *map(round, row[1:])) if self._me == 0 else Sums() for row in table.tolist()]
 

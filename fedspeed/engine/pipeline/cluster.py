@@ -10,11 +10,11 @@ from deepspeed.accelerator import get_accelerator
 
 from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
-from fedspeed.engine.cell_model import Cell, Score
 from fedspeed.engine.client_engine import Sums
+from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score
 from fedspeed.engine.directions import perturbed
-from fedspeed.engine.generation.pipelines import ClusterPieces
 from fedspeed.engine.pipeline.headers import EVALUATE, GATHER, IDLE, STEP, TRAIN, Header, tell
+from fedspeed.engine.pipeline.pieces import ClusterPieces
 from fedspeed.engine.pipeline.pipelined import PipelinedEngine
 from fedspeed.engine.pipeline.stage_parts import StageParts
 from fedspeed.engine.pipeline.transfers import losses_named
@@ -26,12 +26,12 @@ Tensors = dict[str, torch.Tensor]
 
 
 class ClusterPipeline(ClusterPieces, PipelinedEngine):
-    """The first rank of each client embeds its micro-batches and holds its labels; every rank has a part of every client's
-    adapter.
+    """The first rank of each client embeds its micro-batches and holds its labels; every rank has a part of
+    every client's adapter.
 
-    Ranks act in passes that all of them make together. Each begins with a few words from everyone: who brings which
-    micro-batches, whose state is new, and what was asked for since the last pass. Client slots of the cluster are counted
-    through; such a number is a place.
+    Ranks act in passes that all of them make together. Each begins with a few words from everyone: who brings
+    which micro-batches, whose state is new, and what was asked for since the last pass. Client slots of the
+    cluster are counted through; such a number is a place.
 
     Args:
         owners: of all places, the rank whose data it is. mine: this rank's places, by its own slots.
@@ -40,8 +40,17 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
 
     kind = "cluster_pipeline"
 
-    def __init__(self, net, states, groups, *, owners: Sequence[int], mine: Sequence[int],
-                 held: Sequence[Sequence[str]], **parts):
+    def __init__(
+        self,
+        net,
+        states,
+        groups,
+        *,
+        owners: Sequence[int],
+        mine: Sequence[int],
+        held: Sequence[Sequence[str]],
+        **parts,
+    ):
         super().__init__(net, states, groups, matched=groups.cluster, loads=False, **parts)
         self._owners, self._mine = list(owners), list(mine)
         self._speaks = groups.client_rank == 0
@@ -51,14 +60,18 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         self._seeds = [0] * len(self._mine)
         self._known: dict[int, Tensors] = {}  # own place -> its whole state, while it stands
         self._added: dict[int, Tensors] = {}  # own place -> what its next step's gradients grow by
-        self._moves: list[tuple[int, int, float]] = []  # (own place, seed, scale) of perturbations that were not told yet
+        self._moves: list[
+            tuple[int, int, float]
+        ] = []  # (own place, seed, scale) of perturbations that were not told yet
         self._steps = 0
 
     @property
     def client_slots(self) -> int:
         return len(self._mine)
 
-    def train_passes(self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0) -> int:
+    def train_passes(
+        self, clients: int, steps: int, accumulation: int, *, gradients: int = 1, reads: int = 0
+    ) -> int:
         """Gradients, steps and reading states are passes of their own."""
         return -(-clients // self.client_slots) * (steps * (gradients + 1 + reads) + 1)
 
@@ -72,7 +85,9 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         self._moves = [move for move in self._moves if move[0] != place]
 
     def _forget(self, slot: int) -> None:
-        self._added.pop(self._mine[slot], None)  # the stages let go of theirs when they hear of what is loaded
+        self._added.pop(
+            self._mine[slot], None
+        )  # the stages let go of theirs when they hear of what is loaded
 
     def state(self, slot: int = 0) -> Tensors:
         place = self._mine[slot]
@@ -108,12 +123,23 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
     def _gradients_together(self, work: Sequence[StepBatches]) -> list[Sums]:
         with self._clock.stage("compute"):
             own = self._own_batches(work)
-            told = tuple(tell(place, i, self._seeds[self._mine.index(place)] * 1_000_003 + self._steps * 1_009 + i, batch)
-                         for (place, i), (batch, _) in own.items())
+            told = tuple(
+                tell(
+                    place,
+                    i,
+                    self._seeds[self._mine.index(place)] * 1_000_003 + self._steps * 1_009 + i,
+                    batch,
+                )
+                for (place, i), (batch, _) in own.items()
+            )
             self._steps += 1
-            cells = {(place, i): Cell(batch, place, self._states[place].scaler.scale / max(1, step.step_answer_tokens))
-                     for (place, i), (batch, step) in own.items()}
-            scores, _ = self._pass(self._header(TRAIN, micros=told), cells)
+            tasks = {
+                (place, i): MicroBatchTask(
+                    batch, place, self._states[place].scaler.scale / max(1, step.step_answer_tokens)
+                )
+                for (place, i), (batch, step) in own.items()
+            }
+            scores, _ = self._pass(self._header(TRAIN, micros=told), tasks)
             sums = [Sums()] * len(work)
             for (place, i), score in scores.items():
                 sums[self._mine.index(place)] += Sums(score.loss, own[place, i][0].answer_tokens)
@@ -124,7 +150,11 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         """By (place, number) the micro-batches that this rank brings."""
         if not self._speaks:
             return {}
-        return {(self._mine[slot], i): (batch, step) for slot, step in enumerate(work) for i, batch in enumerate(step.micro)}
+        return {
+            (self._mine[slot], i): (batch, step)
+            for slot, step in enumerate(work)
+            for i, batch in enumerate(step.micro)
+        }
 
     def _step_together(self, slots: Sequence[int], lr: float) -> list[bool]:
         with self._clock.stage("compute"):
@@ -143,7 +173,10 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
             for portion in portions(work):
                 own = {(place, i): batch for i, (_, batch) in enumerate(portion)} if self._speaks else {}
                 told = tuple(tell(place, i, 0, batch) for (_, i), batch in own.items())
-                scores, _ = self._pass(self._header(EVALUATE, micros=told), {at: Cell(batch, place) for at, batch in own.items()})
+                scores, _ = self._pass(
+                    self._header(EVALUATE, micros=told),
+                    {at: MicroBatchTask(batch, place) for at, batch in own.items()},
+                )
                 for (_, i), score in scores.items():
                     at, batch = portion[i]
                     sums[at] += Sums(score.loss, batch.answer_tokens, score.exact, score.rows)
@@ -166,9 +199,11 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         told, self._moves = tuple(self._moves), []
         return told if self._speaks else ()
 
-    def _pass(self, mine: Header, cells: dict | None = None) -> tuple[dict[tuple[int, int], Score], dict[int, bool]]:
-        """One pass, together with all ranks: ((place, number) -> score of own micro-batches, in STEP: place -> whether it
-        moved)."""
+    def _pass(
+        self, mine: Header, tasks: dict | None = None
+    ) -> tuple[dict[tuple[int, int], Score], dict[int, bool]]:
+        """One pass, together with all ranks: ((place, number) -> score of own micro-batches, in STEP: place
+        -> whether it moved)."""
         headers = self._everyones(mine)
         kind = max(header.kind for header in headers)
         kinds = [header.kind for header in headers]
@@ -178,15 +213,18 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
             self._gather([place for header in headers for place in header.named])
         if kind == STEP:
             return {}, self._step_places(headers)
-        told = sorted((micro for header in headers for micro in header.micros), key=lambda micro: (micro.number, micro.place))
+        told = sorted(
+            (micro for header in headers for micro in header.micros),
+            key=lambda micro: (micro.number, micro.place),
+        )
         if not told:
             return {}, {}
-        known, all_cells = cells or {}, []
+        known, all_tasks = tasks or {}, []
         for micro in told:
-            cell = known.get((micro.place, micro.number)) or Cell(micro.batch(), micro.place)
-            all_cells.append(replace(cell, seed=micro.seed))
+            task = known.get((micro.place, micro.number)) or MicroBatchTask(micro.batch(), micro.place)
+            all_tasks.append(replace(task, seed=micro.seed))
         micros = [Micro(micro.place, self._owners[micro.place], self._owners[micro.place]) for micro in told]
-        scores = self._play(micros, all_cells, train=kind == TRAIN)
+        scores = self._play(micros, all_tasks, train=kind == TRAIN)
         return {(told[m].place, told[m].number): score for m, score in scores.items()}, {}
 
     @losses_named("while ranks agreed on a pass")
@@ -194,9 +232,11 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         own = torch.tensor(mine, dtype=torch.int64)
         ranks = self.groups.cluster_size
         sizes = torch.zeros(ranks, dtype=torch.int64, device=self._device)
-        dist.all_gather_into_tensor(sizes, torch.tensor([len(own)], device=self._device), group=self.groups.cluster)
+        dist.all_gather_into_tensor(
+            sizes, torch.tensor([len(own)], device=self._device), group=self.groups.cluster
+        )
         padded = torch.zeros(int(sizes.max()), dtype=torch.int64, device=self._device)
-        padded[:len(own)] = own.to(self._device)
+        padded[: len(own)] = own.to(self._device)
         whole = torch.zeros(ranks * len(padded), dtype=torch.int64, device=self._device)
         dist.all_gather_into_tensor(whole, padded, group=self.groups.cluster)
         return [row[:size].tolist() for row, size in zip(whole.cpu().view(ranks, -1), sizes.tolist())]
@@ -207,7 +247,9 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
     def _hear(self, headers: Sequence[Header]) -> None:
         """Load what owners have loaded and move what they have perturbed, on every stage."""
         seeds = dict(pair for header in headers for pair in header.fresh)
-        told = self._parts.scatter(list(seeds), lambda place: self._fresh[place][0], lambda place: self._fresh[place][1])
+        told = self._parts.scatter(
+            list(seeds), lambda place: self._fresh[place][0], lambda place: self._fresh[place][1]
+        )
         for place, (values, frozen) in told.items():
             self._grads.pop(place, None)
             self._states[place].load(values, None, frozen, seeds[place])
@@ -218,7 +260,9 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
     def _step_places(self, headers: Sequence[Header]) -> dict[int, bool]:
         """Step all clients whose gradients wait; by place, whether it moved."""
         added = [place for header in headers for place in header.added]
-        for place, (values, _) in self._parts.scatter(added, self._added.__getitem__, lambda place: frozenset()).items():
+        for place, (values, _) in self._parts.scatter(
+            added, self._added.__getitem__, lambda place: frozenset()
+        ).items():
             super()._add_to_gradients(place, {name: value.numpy() for name, value in values.items()}, 1.0)
         places = sorted(place for header in headers for place in header.named)
         return dict(zip(places, self._play_steps(places, max(header.lr for header in headers))))

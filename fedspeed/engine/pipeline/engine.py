@@ -1,7 +1,9 @@
-"""DeepSpeed's pipeline, for clients: stages cut where the planner says, instructions of our own streams, transfers that nobody waits for.
+"""DeepSpeed's pipeline, for clients: stages cut where the planner says, instructions of our own streams,
+transfers that nobody waits for.
 
-`PipelineEngine` executes a stream by looking up each instruction in `_INSTRUCTION_MAP`, by its exact type; a subclass has to give a map of its own.
-The optimizers of clients are DeepSpeed engines of their own (`client_state`): this one executes and has none.
+`PipelineEngine` executes a stream by looking up each instruction in `_INSTRUCTION_MAP`, by its exact type; a
+subclass has to give a map of its own. The optimizers of clients are DeepSpeed engines of their own
+(`client_state`): this one executes and has none.
 """
 
 import contextlib
@@ -27,14 +29,23 @@ class FederatedPipelineModule(PipelineModule):
         holders: the rank of each chunk. All ranks of the torch world form the pipeline.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], chunks: Sequence[range], holders: Sequence[int], ranks: int):
-        held = [[b for k, chunk in enumerate(chunks) if holders[k] == rank for b in chunk] for rank in range(ranks)]
+    def __init__(
+        self, blocks: Sequence[nn.Module], chunks: Sequence[range], holders: Sequence[int], ranks: int
+    ):
+        held = [
+            [b for k, chunk in enumerate(chunks) if holders[k] == rank for b in chunk]
+            for rank in range(ranks)
+        ]
         self._cuts = [sum(map(len, held[:rank])) for rank in range(ranks + 1)]
         with contextlib.redirect_stdout(io.StringIO()):  # it tells its seeds
-            super().__init__(layers=[blocks[b] for own in held for b in own], topology=ProcessTopology(axes=["pipe", "data"], dims=[ranks, 1]))
+            super().__init__(
+                layers=[blocks[b] for own in held for b in own],
+                topology=ProcessTopology(axes=["pipe", "data"], dims=[ranks, 1]),
+            )
 
     def _partition_layers(self, method: str = "") -> None:
-        """Where the planner cuts. DeepSpeed's own methods weigh all stages alike, and count trainable parameters only."""
+        """Where the planner cuts. DeepSpeed's own methods weigh all stages alike, and count trainable
+        parameters only."""
         self.parts = self._cuts
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
@@ -51,8 +62,14 @@ class FederatedPipelineEngine(PipelineEngine, Player):
 
     def __init__(self, module: FederatedPipelineModule, config: dict):
         mpu = module.mpu()
-        super().__init__(args=None, model=module, mpu=mpu, dist_init_required=False, config=config,
-                         config_class=DeepSpeedConfig(config, mpu))
+        super().__init__(
+            args=None,
+            model=module,
+            mpu=mpu,
+            dist_init_required=False,
+            config=config,
+            config_class=DeepSpeedConfig(config, mpu),
+        )
 
     def _configure_bf16_optimizer(self, optimizer):
         return super()._configure_bf16_optimizer(optimizer) if optimizer is not None else None
@@ -89,7 +106,9 @@ def _told_where(schedule: Played):
     try:
         yield
     except LostPeerError as error:
-        raise LostPeerError(f"{error} (in {schedule.current}); the same command resumes from the journal") from error
+        raise LostPeerError(
+            f"{error} (in {schedule.current}); the same command resumes from the journal"
+        ) from error
     except RuntimeError as error:  # in DeepSpeed's own collectives, which a Step has
         with losses_named(f"in {schedule.current}"):
             raise error

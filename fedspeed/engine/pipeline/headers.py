@@ -1,4 +1,5 @@
-"""What ranks of a cluster's pipeline tell each other before a pass that all of them make together. Pure values."""
+"""What ranks of a cluster's pipeline tell each other before a pass that all of them make together. Pure
+values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ IDLE, TRAIN, EVALUATE, STEP, GATHER = range(5)  # what a pass of a cluster is
 
 @dataclass(frozen=True)
 class ToldMicro:
-    """A micro-batch as its owner tells the others: whose it is, its shape and padding, the seed of its dropout; no token
-    and no label.
+    """A micro-batch as its owner tells the others: whose it is, its shape and padding, the seed of its
+    dropout; no token and no label.
 
     Attributes:
         place: whose it is, among all client slots of the cluster.
@@ -46,8 +47,10 @@ class Header:
 
     Attributes:
         lr: of the steps, in STEP.
-        fresh: (place, seed of the turn) of the client slots whose state their owner has loaded and not told yet.
-        named: places that are meant: in STEP those whose gradients wait, in GATHER those whose state is wanted.
+        fresh: (place, seed of the turn) of the client slots whose state their owner has loaded and not told
+            yet.
+        named: places that are meant: in STEP those whose gradients wait, in GATHER those whose state is
+            wanted.
         added: places for which arrays to be added to the gradients follow, in STEP.
         moves: (place, seed, scale) of perturbations since the last pass.
     """
@@ -79,7 +82,9 @@ class Header:
 
         fresh = tuple(take(2) for _ in range(counts[0]))
         named, added = take(counts[1]), take(counts[2])
-        moves = tuple((place, seed, _number(bits)) for place, seed, bits in (take(3) for _ in range(counts[3])))
+        moves = tuple(
+            (place, seed, _number(bits)) for place, seed, bits in (take(3) for _ in range(counts[3]))
+        )
         micros = []
         for place in rest:
             number, seed, width, rows = take(4)

@@ -11,13 +11,13 @@ from deepspeed import comm as dist
 
 from fedspeed.data.batches import StepBatches
 from fedspeed.engine.base.store import BaseStore
-from fedspeed.engine.cell_model import Cell, Score
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.generation.pipelines import PipelinedPieces
+from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score
 from fedspeed.engine.generation.stage import PieceStage
 from fedspeed.engine.groups import Groups, world_deadline
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
+from fedspeed.engine.pipeline.pieces import PipelinedPieces
 from fedspeed.engine.pipeline.transfers import Routes, Transfers
 from fedspeed.engine.stage import Stage
 from fedspeed.engine.store_engine import StoreEngine
@@ -29,17 +29,29 @@ SCHEDULES = 64  # kept, by what they were made for
 
 
 class PipelinedEngine(PipelinedPieces, StoreEngine):
-    """Every rank of the torch world is a stage; it holds the trainable tensors of its blocks, for every client that trains
-    there.
+    """Every rank of the torch world is a stage; it holds the trainable tensors of its blocks, for every
+    client that trains there.
 
     Args:
         states: of this stage, one for each client that trains at the same time.
         loads: whether chunks are loaded and released.
     """
 
-    def __init__(self, net, states: list[ClientState], groups: Groups, *, matched, store: BaseStore,
-                 pipe: FederatedPipelineEngine, stage: Stage, layout: Layout, loads: bool, clock):
-        super().__init__(net, states, groups, matched, store, clock)
+    def __init__(
+        self,
+        net,
+        states: list[ClientState],
+        groups: Groups,
+        *,
+        matched,
+        store: BaseStore,
+        pipe: FederatedPipelineEngine,
+        stage: Stage,
+        layout: Layout,
+        loads: bool,
+        clock,
+    ):
+        super().__init__(net, states, groups, matched=matched, store=store, clock=clock)
         self.pipe, self.layout = pipe, layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
         self._piece_stage = PieceStage(net, store, layout.chunks, rows=self._logit_rows)
@@ -66,10 +78,15 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
 
     def _made(self, micros: tuple[Micro, ...], train: bool) -> tuple[Stream, ...]:
         if train:  # steps are taken when `step` is called
-            return tuple(tuple(work for work in stream if not isinstance(work, Step)) for stream in self._schedule(micros))
+            return tuple(
+                tuple(work for work in stream if not isinstance(work, Step))
+                for stream in self._schedule(micros)
+            )
         return forward_only(Pipeline(self.layout.ranks, self.layout.holders, micros), self._loads)
 
-    def _play(self, micros: Sequence[Micro], cells: Sequence[Cell], *, train: bool) -> dict[int, Score]:
+    def _play(
+        self, micros: Sequence[Micro], tasks: Sequence[MicroBatchTask], *, train: bool
+    ) -> dict[int, Score]:
         """Take micro-batches through the pipeline, and to `train` back, so that gradients wait for a step.
 
         Returns:
@@ -77,10 +94,16 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
         """
         streams = self._streams(tuple(micros), train)
         stream = streams[self._me]
-        self._stage.begin(cells, [state.tensors() for state in self._states], stream, train=train)
+        self._stage.begin(tasks, [state.tensors() for state in self._states], stream, train=train)
         hidden = self.model.config.hidden_size
-        transfers = Transfers(self._routes, streams, self._me,
-                              lambda m: torch.Size((*cells[m].batch.attention_mask.shape, hidden)), self._dtype, self._device)
+        transfers = Transfers(
+            self._routes,
+            streams,
+            self._me,
+            lambda m: torch.Size((*tasks[m].batch.attention_mask.shape, hidden)),
+            self._dtype,
+            self._device,
+        )
         before = self._busy_s
         self.pipe.play(stream, len(self.layout.chunks), self._stage, transfers, self._noted)
         scores, grads = self._stage.end()
@@ -92,8 +115,8 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
         return scores
 
     def _play_steps(self, slots: Sequence[int], lr: float) -> list[bool]:
-        """Take the steps of some slots, in the same order on all ranks, since a norm or an overflow is found out together;
-        by slot, whether it moved."""
+        """Take the steps of some slots, in the same order on all ranks, since a norm or an overflow is found
+        out together; by slot, whether it moved."""
         moved: dict[int, bool] = {}
 
         def step(slot: int) -> None:
@@ -104,8 +127,8 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
 
     @contextmanager
     def _passing(self):
-        """Account to training what is done inside. It begins or ends with words from all ranks, so that waiting for the
-        slowest is a part of it."""
+        """Account to training what is done inside. It begins or ends with words from all ranks, so that
+        waiting for the slowest is a part of it."""
         begin = time.perf_counter()
         yield
         self._pass_s += time.perf_counter() - begin

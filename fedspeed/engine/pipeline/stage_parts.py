@@ -1,4 +1,5 @@
-"""Parts of clients' states between the ranks of a cluster's pipeline: each stage gets and gives its own part only."""
+"""Parts of clients' states between the ranks of a cluster's pipeline: each stage gets and gives its own part
+only."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,26 +13,36 @@ Tensors = dict[str, torch.Tensor]
 
 class StageParts:
     """Args:
-        owners: of all client slots of the cluster, the rank whose data it is.
-        held: by rank, the names of the trainable tensors of its stage.
-        shapes: of all trainable tensors, by name.
+    owners: of all client slots of the cluster, the rank whose data it is.
+    held: by rank, the names of the trainable tensors of its stage.
+    shapes: of all trainable tensors, by name.
     """
 
-    def __init__(self, routes: Routes, owners: Sequence[int], held: Sequence[Sequence[str]], *,
-                 shapes: Mapping[str, torch.Size], device: torch.device):
+    def __init__(
+        self,
+        routes: Routes,
+        owners: Sequence[int],
+        held: Sequence[Sequence[str]],
+        *,
+        shapes: Mapping[str, torch.Size],
+        device: torch.device,
+    ):
         self._routes, self._owners, self._held, self._shapes = routes, owners, held, shapes
         self._device, self._me = device, dist.get_rank()
 
     @losses_named("while stages were told states")
-    def scatter(self, places: Sequence[int], own: Callable[[int], Tensors],
-                marked: Callable[[int], frozenset[str]]) -> dict[int, tuple[Tensors, frozenset[str]]]:
+    def scatter(
+        self, places: Sequence[int], own: Callable[[int], Tensors], marked: Callable[[int], frozenset[str]]
+    ) -> dict[int, tuple[Tensors, frozenset[str]]]:
         """Give every stage its part of what owners have of some client slots.
 
         Args:
-            own: an own place's full fp32 tensors by name. marked: names of them that carry a mark (are frozen).
+            own: an own place's full fp32 tensors by name. marked: names of them that carry a mark (are
+                frozen).
 
         Returns:
-            by place (values of this stage's tensors, which of them are marked); an own place has all of its tensors.
+            by place (values of this stage's tensors, which of them are marked); an own place has all of its
+            tensors.
         """
         sends, receives, found = [], [], {}
         mine = self._held[self._me]
@@ -43,10 +54,21 @@ class StageParts:
                 for rank, names in enumerate(self._held):
                     if rank != self._me and names:
                         flags = torch.tensor([float(n in marks) for n in names])
-                        flat = torch.cat([*(values[n].reshape(-1).float() for n in names), flags]).to(self._device)
-                        sends.append((flat, dist.isend(flat, rank, group=self._routes.group("activation", self._me, rank))))
+                        flat = torch.cat([*(values[n].reshape(-1).float() for n in names), flags]).to(
+                            self._device
+                        )
+                        sends.append(
+                            (
+                                flat,
+                                dist.isend(
+                                    flat, rank, group=self._routes.group("activation", self._me, rank)
+                                ),
+                            )
+                        )
             else:
-                flat = torch.empty(sum(self._shapes[n].numel() for n in mine) + len(mine), device=self._device)
+                flat = torch.empty(
+                    sum(self._shapes[n].numel() for n in mine) + len(mine), device=self._device
+                )
                 group = self._routes.group("activation", owner, self._me)
                 receives.append((place, flat, dist.irecv(flat, owner, group=group)))
         for place, flat, work in receives:
@@ -76,7 +98,9 @@ class StageParts:
                         receives.append((place, theirs, flat, dist.irecv(flat, rank, group=group)))
             elif names:
                 flat = torch.cat([values[n].reshape(-1) for n in names]).to(self._device)
-                sends.append((flat, dist.isend(flat, owner, group=self._routes.group("gradient", self._me, owner))))
+                sends.append(
+                    (flat, dist.isend(flat, owner, group=self._routes.group("gradient", self._me, owner)))
+                )
         for place, names, flat, work in receives:
             work.wait(self._routes.deadline)
             found[place] |= self.parted(flat.cpu(), names)[0]

@@ -1,4 +1,5 @@
-"""What a model computes of single micro-batches: their embedding, one block at a time, head and loss. In which order, others decide."""
+"""What a model computes of single micro-batches: their embedding, one block at a time, head and loss. In
+which order, others decide."""
 
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from transformers import masking_utils
 
 from fedspeed.data.batches import Batch
 from fedspeed.data.encode import IGNORED
-from fedspeed.engine.compiled import CompiledBlocks
-from fedspeed.engine.pinned import upload, upload_rows
+from fedspeed.engine.compute.compiled import CompiledBlocks
+from fedspeed.engine.compute.uploads import upload, upload_rows
 from fedspeed.models.blocks import Anatomy
 from fedspeed.schedule.limits import LOGITS_BYTES
 
@@ -22,7 +23,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
-class Cell:
+class MicroBatchTask:
     """One micro-batch of one owner.
 
     Attributes:
@@ -39,9 +40,11 @@ class Cell:
 
 @dataclass
 class Score:
-    """Sums over one micro-batch: cross-entropy of its answer tokens, rows whose answer greedy decoding would give, rows with an answer.
+    """Sums over one micro-batch: cross-entropy of its answer tokens, rows whose answer greedy decoding would
+    give, rows with an answer.
 
-    `loss` and `right` (by answer token, whether greedy decoding would give it; None where nobody asked) lie on the device until `told` reads those of
+    `loss` and `right` (by answer token, whether greedy decoding would give it; None where nobody asked) lie
+    on the device until `told` reads those of
     a whole pass at once: asking the device for a number waits for all it has to do.
     """
 
@@ -51,10 +54,10 @@ class Score:
     rows: int = 0
 
 
-class CellModel:
+class MicroBatchModel:
     """Args:
-        model: as built, its trainable parameters inside the blocks.
-        compiled: whether blocks are computed by code that torch compiles.
+    model: as built, its trainable parameters inside the blocks.
+    compiled: whether blocks are computed by code that torch compiles.
     """
 
     def __init__(self, model: nn.Module, parts: Anatomy, compiled: bool = False):
@@ -62,31 +65,44 @@ class CellModel:
         self.device = torch.device(get_accelerator().current_device_name())
         self._logits_bytes = LOGITS_BYTES["cpu" if get_accelerator().is_synchronized_device() else "gpu"]
         # Some families give attention's dropout to a function, with no module that would show it.
-        stated = any(value for key, value in model.config.to_dict().items() if key.endswith(("dropout", "_pdrop")))
+        stated = any(
+            value for key, value in model.config.to_dict().items() if key.endswith(("dropout", "_pdrop"))
+        )
         self._dropout = stated or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
         self._compiled = CompiledBlocks(parts.blocks, model.config) if compiled else None
 
     @torch.no_grad()
-    def enter(self, cell: Cell, table: torch.Tensor | None) -> "CellState":
-        """Embed a micro-batch; what the model computes once for all blocks (positions, the masks of sliding windows) is recorded, not rebuilt.
+    def enter(self, task: MicroBatchTask, table: torch.Tensor | None) -> "MicroBatchState":
+        """Embed a micro-batch; what the model computes once for all blocks (positions, the masks of sliding
+        windows) is recorded, not rebuilt.
 
         Args:
-            table: the embedding's weights, wherever they lie; None: the state is for blocks whose input comes from elsewhere, and has none of its own.
+            table: the embedding's weights, wherever they lie; None: the state is for blocks whose input comes
+                from elsewhere, and has none of its own.
         """
         if table is None:
-            embedded = torch.zeros((*cell.batch.input_ids.shape, self._parts.embedding.embedding_dim), dtype=self._parts.norm.weight.dtype,
-                                   device=self.device)
+            embedded = torch.zeros(
+                (*task.batch.input_ids.shape, self._parts.embedding.embedding_dim),
+                dtype=self._parts.norm.weight.dtype,
+                device=self.device,
+            )
         else:
-            ids = torch.from_numpy(cell.batch.input_ids)
-            embedded = upload_rows(table, ids) if table.device.type == "cpu" else nn.functional.embedding(upload(ids), table)
-        with self.recorded() as (entered, calls), self._seeded(cell, -1), not_packed():
-            self._parts.decoder(inputs_embeds=embedded, attention_mask=needed_mask(cell.batch))
-        return CellState(None if table is None else entered[0], calls)
+            ids = torch.from_numpy(task.batch.input_ids)
+            embedded = (
+                upload_rows(table, ids)
+                if table.device.type == "cpu"
+                else nn.functional.embedding(upload(ids), table)
+            )
+        with self.recorded() as (entered, calls), self._seeded(task, -1), not_packed():
+            self._parts.decoder(inputs_embeds=embedded, attention_mask=needed_mask(task.batch))
+        return MicroBatchState(None if table is None else entered[0], calls)
 
-    def block(self, b: int, cell: Cell, state: "CellState", hidden: torch.Tensor) -> torch.Tensor:
+    def block(
+        self, b: int, task: MicroBatchTask, state: "MicroBatchState", hidden: torch.Tensor
+    ) -> torch.Tensor:
         """One block's output."""
         call = state.calls[b]
-        with self._seeded(cell, b):
+        with self._seeded(task, b):
             if self._compiled is not None:
                 out = self._compiled(b, (hidden, *call.args), call.kwargs)
             else:
@@ -95,7 +111,8 @@ class CellModel:
 
     @contextmanager
     def recorded(self):
-        """The decoder's blocks only note what they were called with: ([what enters the first block], what each gets beside it)."""
+        """The decoder's blocks only note what they were called with: ([what enters the first block], what
+        each gets beside it)."""
         entered: list[torch.Tensor] = []
         calls: list[_Call] = []
         recorders = nn.ModuleList(_Recorder(entered, calls) for _ in self._parts.blocks)
@@ -106,21 +123,27 @@ class CellModel:
             setattr(self._parts.decoder, self._parts.blocks_name, self._parts.blocks)
 
     @contextmanager
-    def _seeded(self, cell: Cell, b: int):
-        """The same dropout masks whenever this block computes this cell, in whatever order cells are computed."""
+    def _seeded(self, task: MicroBatchTask, b: int):
+        """The same dropout masks whenever this block computes this task, in whatever order tasks are
+        computed."""
         if not self._dropout:
             yield
             return
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed((cell.seed * 1_000_003 + b + 1) % 2**63)
+            torch.manual_seed((task.seed * 1_000_003 + b + 1) % 2**63)
             yield
 
-    def head(self, hidden: torch.Tensor, cell: Cell, differentiate: bool = True) -> tuple[Score, torch.Tensor | None]:
-        """Norm, head and loss of the answer tokens only, some rows at a time; also the gradient of scale * loss by `hidden`."""
-        labels = cell.batch.labels
+    def head(
+        self, hidden: torch.Tensor, task: MicroBatchTask, differentiate: bool = True
+    ) -> tuple[Score, torch.Tensor | None]:
+        """Norm, head and loss of the answer tokens only, some rows at a time; also the gradient of scale *
+        loss by `hidden`."""
+        labels = task.batch.labels
         at = np.nonzero(labels[:, 1:] != IGNORED)
         # One small copy: which tokens of the batch, counted through, are asked for an answer, and which.
-        where, targets = upload(torch.from_numpy(np.stack([at[0] * labels.shape[1] + at[1], labels[:, 1:][at]])))
+        where, targets = upload(
+            torch.from_numpy(np.stack([at[0] * labels.shape[1] + at[1], labels[:, 1:][at]]))
+        )
         rows = max(1, self._logits_bytes // (self._parts.head.weight.shape[0] * hidden.element_size()))
         loss, right = torch.zeros((), dtype=torch.float64, device=self.device), []
         with torch.set_grad_enabled(differentiate):
@@ -135,7 +158,7 @@ class CellModel:
                 lost = chunked_cross_entropy(logits, targets[part], reduction="sum")
                 loss += lost.detach()
                 if differentiate:
-                    downward[part], = torch.autograd.grad(lost * cell.scale, piece)
+                    (downward[part],) = torch.autograd.grad(lost * task.scale, piece)
                 else:
                     right.append(logits.argmax(-1) == targets[part])
             flow = torch.autograd.grad(normed, x, downward)[0] if differentiate else None
@@ -145,8 +168,9 @@ class CellModel:
 def needed_mask(batch: Batch) -> None:
     """The attention mask that a micro-batch needs beside the causal one: none.
 
-    Padding stands on the right of all tokens, which look to the left only, and its own output is asked for by nobody. A mask would make attention hold all
-    T x T scores instead of going through a fused kernel. A family whose tokens look to the right, or rows packed behind each other, would need one here.
+    Padding stands on the right of all tokens, which look to the left only, and its own output is asked for by
+    nobody. A mask would make attention hold all T x T scores instead of going through a fused kernel. A
+    family whose tokens look to the right, or rows packed behind each other, would need one here.
     """
     lengths = batch.attention_mask.sum(1, keepdims=True)
     on_the_right = np.arange(batch.attention_mask.shape[1]) < lengths
@@ -160,8 +184,9 @@ class _Call:
 
 
 @dataclass
-class CellState:
-    """Of one cell: the activation [B, T, hidden] that the next block takes, and what each block is called with beside it."""
+class MicroBatchState:
+    """Of one task: the activation [B, T, hidden] that the next block takes, and what each block is called
+    with beside it."""
 
     hidden: torch.Tensor | None
     calls: list[_Call]
@@ -183,7 +208,8 @@ class _Recorder(nn.Module):
 
 @contextmanager
 def not_packed():
-    """Say that rows are not packed behind each other. transformers would find out by asking the device, which stops the host once a micro-batch."""
+    """Say that rows are not packed behind each other. transformers would find out by asking the device, which
+    stops the host once a micro-batch."""
     find = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
@@ -192,23 +218,28 @@ def not_packed():
         masking_utils.find_packed_sequence_indices = find
 
 
-def told(scores: list[Score], cells: Sequence[Cell]) -> list[Score]:
+def told(scores: list[Score], tasks: Sequence[MicroBatchTask]) -> list[Score]:
     """The scores of a pass as numbers, in one go."""
     if not scores:
         return scores
     for score, loss in zip(scores, torch.stack([score.loss for score in scores]).tolist()):
         score.loss = loss
-    counted = [(score, cell) for score, cell in zip(scores, cells) if score.right is not None]
+    counted = [(score, task) for score, task in zip(scores, tasks) if score.right is not None]
     if counted:
-        right = torch.cat([score.right for score, _ in counted]).cpu().split([len(score.right) for score, _ in counted])
-        for (score, cell), own in zip(counted, right):
-            score.exact, score.rows = _whole_rows(own, cell.batch)
+        right = (
+            torch.cat([score.right for score, _ in counted])
+            .cpu()
+            .split([len(score.right) for score, _ in counted])
+        )
+        for (score, task), own in zip(counted, right):
+            score.exact, score.rows = _whole_rows(own, task.batch)
             score.right = None
     return scores
 
 
 def _whole_rows(right: torch.Tensor, batch: Batch) -> tuple[int, int]:
-    """(rows of which all answer tokens are right, rows that have any). One whose answer was cut is never right: its end is unknown."""
+    """(rows of which all answer tokens are right, rows that have any). One whose answer was cut is never
+    right: its end is unknown."""
     answers = torch.from_numpy(batch.labels)[:, 1:] != IGNORED
     wrong = torch.zeros(answers.shape, dtype=torch.bool)
     wrong[answers] = ~right
