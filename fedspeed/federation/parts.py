@@ -110,7 +110,8 @@ def assemble(
     method = make_method(
         chosen, state, clients=config.data.clients, seed=config.run.seed, hides=updates.hides
     )
-    if problem := lacking(method.needs, engine.capabilities, chosen.name):
+    needs = method.server_needs if role.server else method.needs
+    if problem := lacking(needs, engine.capabilities, chosen.name):
         raise FedSpeedError(problem)
     return RankParts(
         config=config,
