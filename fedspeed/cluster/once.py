@@ -41,7 +41,7 @@ def first_to_speak(env: Mapping[str, str]) -> bool:
     return True
 
 
-def tell_once(tell: Callable[[], None], identity: RankIdentity, env: Mapping[str, str] = os.environ) -> None:
+def tell_once(tell: Callable[[], None], identity: RankIdentity) -> None:
     """Call `tell` on the first of this host's ranks that comes here. The others come back when it has told: a
     launcher may end all ranks when one of them ends, and none may end before the word is out. Should the
     teller die, the next one tells.
@@ -55,7 +55,7 @@ def tell_once(tell: Callable[[], None], identity: RankIdentity, env: Mapping[str
     if identity.world_size == 1:
         tell()
         return
-    path = _meeting_place(env)
+    path = _meeting_place(os.environ)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError:

@@ -172,7 +172,7 @@ def meet(launch: Launch, timeout_s: float) -> Store:
         # If what was said is wrong, all ranks end at once; rank 0, and the store with it, after the others have seen why.
         store.wait([_read(rank) for rank in range(launch.world_size)], _READ_S)
     store.peers = tuple(Peer(rank, str(words["hostname"]), int(words["pid"]), str(words["boot"])) for rank, words in enumerate(said))
-    _check_layouts(launch, said)
+    _check_layouts(said)
     _check_machines(launch, store.peers)
     return store
 
@@ -261,7 +261,7 @@ def _layout_text(launch: Launch) -> str:
     return json.dumps([(host.name, host.slots, *host.facts) for host in launch.hosts])
 
 
-def _check_layouts(launch: Launch, said: list[dict[str, Any]]) -> None:
+def _check_layouts(said: list[dict[str, Any]]) -> None:
     for rank, words in enumerate(said):
         if words["layout"] != said[0]["layout"]:
             raise HostfileError(f"rank 0 on {said[0]['hostname']} and rank {rank} on {words['hostname']} found different hosts: "

@@ -2,19 +2,8 @@
 
 from dataclasses import dataclass
 
-from fedspeed.data.config import DataConfig
-from fedspeed.data.encode import leading_special_ids, prompt_ids
 from fedspeed.data.rows import Row
-from fedspeed.data.tasks import template_of
 from fedspeed.data.templates import prompt
-
-MAX_NEW_TOKENS = 64  # of the example
-EXAMPLES = {  # made up: no row of anybody's data is shown
-    "builtin": Row("reverse", "dabe", "", ""),
-    "gsm8k": Row("Tom has 3 apples and buys 2 more. How many apples does he have?", "", "", ""),
-    "codealpaca": Row("Write a function that adds two numbers.", "Python", "", ""),
-}
-EXAMPLE = Row("Name three colours.", "", "", "")
 
 
 @dataclass(frozen=True)
@@ -36,16 +25,6 @@ class PromptFormat:
     pad_id: int
     example: tuple[str, int]
     chat_template: bool = False
-
-    @classmethod
-    def of(cls, tokenizer, config: DataConfig) -> "PromptFormat":
-        """The format of a run's rows."""
-        template, row = template_of(config), EXAMPLES.get(config.task, EXAMPLE)
-        leading = leading_special_ids(tokenizer)
-        room = min(MAX_NEW_TOKENS, max(1, config.max_tokens - len(prompt_ids(row, tokenizer, template))))
-        return cls(template, (tuple(leading), "".join(tokenizer.convert_ids_to_tokens(leading))),
-                   (tokenizer.eos_token_id, tokenizer.eos_token), tokenizer.pad_token_id, (prompt(row, template), room),
-                   bool(tokenizer.chat_template))
 
     def described(self) -> str:
         """The format in Markdown."""

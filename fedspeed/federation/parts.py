@@ -110,7 +110,8 @@ def assemble(
     method = make_method(
         chosen, state, clients=config.data.clients, seed=config.run.seed, hides=updates.hides
     )
-    check_capabilities(method.needs, engine.kind, f"federation.method={chosen.name}")
+    needs = method.server_needs if role.server else method.needs
+    check_capabilities(needs, engine.kind, f"federation.method={chosen.name}")
     return RankParts(
         config=config,
         role=role,

@@ -44,14 +44,12 @@ def results_table(summary: Summary) -> str:
     return table(("", ""), rows)
 
 
-def rounds_to_show(
-    records: Sequence[RoundRecord], best_round: int | None, limit: int = ROUNDS_SHOWN,
-) -> list[RoundRecord]:
-    """Select the rounds that a table shows: all of up to `limit`; else an even selection, first and last
+def rounds_to_show(records: Sequence[RoundRecord], best_round: int | None) -> list[RoundRecord]:
+    """Select the rounds that a table shows: all of up to ROUNDS_SHOWN; else an even selection, first and last
     included, the best one, and every one that lacks an update or a part of one."""
-    if len(records) <= limit:
+    if len(records) <= ROUNDS_SHOWN:
         return list(records)
-    even = {round(index * (len(records) - 1) / (limit - 1)) for index in range(limit)}
+    even = {round(index * (len(records) - 1) / (ROUNDS_SHOWN - 1)) for index in range(ROUNDS_SHOWN)}
 
     def is_shown(index: int, record: RoundRecord) -> bool:
         return index in even or record.round == best_round or bool(record.missing_count or record.clipped)

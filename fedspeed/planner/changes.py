@@ -1,6 +1,6 @@
 """What would help where nothing fits. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fedspeed.errors import PlanError
@@ -15,7 +15,7 @@ TOKENS_STEP = 8  # lengths are padded to multiples of it
 
 @dataclass(frozen=True)
 class Change:
-    """Something to change so that a task fits. `apply` shows it on the same inputs.
+    """Something to change so that a task fits.
 
     Attributes:
         key: a key of a run, or quantised (allow it), gpu_gib (nominal size of each card), ram_gib (whole size of each host), nvme (GiB of each host), or
@@ -37,24 +37,8 @@ def refusal(task: Task, places: Places) -> PlanError:
                      changes)
 
 
-def apply(change: Change, task: Task, nodes: Mapping[str, Node]) -> tuple[Task, dict[str, Node]]:
-    """The same task and nodes after a change."""
-    nodes = dict(nodes)
-    for part in change.value if change.key == "both" else [change]:
-        if part.key == "train.micro_batch":
-            task = replace(task, micro_batch=int(part.value))
-        elif part.key == "data.max_tokens":
-            task = replace(task, tokens=int(part.value))
-        elif part.key == "quantised":
-            task = replace(task, quantised=True)
-        elif part.key == "model.dtype":
-            task = replace(task, dtype=str(part.value))
-        else:
-            nodes = {name: _grown(node, part) for name, node in nodes.items()}
-    return task, nodes
-
-
-def _grown(node: Node, change: Change) -> Node:
+def grown(node: Node, change: Change) -> Node:
+    """Return a host with the memory that a change asks for."""
     if change.key == "gpu_gib":
         if node.device.kind == "cpu":
             return node
@@ -97,7 +81,7 @@ def _changes(task: Task, places: Places) -> Iterator[Change]:
 
 def _with(node: Node, parts: Sequence[Change]) -> Node:
     for part in parts:
-        node = _grown(node, part)
+        node = grown(node, part)
     return node
 
 

@@ -220,11 +220,6 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     @property
-    def step_seconds(self) -> float:
-        """Of the slowest cluster."""
-        return max(cluster.forecast.seconds.total for cluster in self.clusters)
-
-    @property
     def overrides(self) -> tuple[str, ...]:
         return overrides(self.task, self.setting)
 

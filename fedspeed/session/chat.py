@@ -14,6 +14,7 @@ from fedspeed.data.rows import Row
 from fedspeed.errors import FedSpeedError, ModelError
 
 KINDS = {"adapter": "adapter_config.json", "model": "config.json"}  # exported folder -> the file that tells what it is
+RUNS = Path("runs")  # where runs are put, from where a command is called
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,20 @@ class Loaded:
     template: str
 
 
-def exported_folder(name: str, runs: Path = Path("runs")) -> Path:
+def exported_folder(name: str) -> Path:
     """The folder that a run has exported.
 
     Args:
-        name: of a run in `runs`, the folder of a run, or the exported folder itself.
+        name: of a run in `RUNS`, the folder of a run, or the exported folder itself.
 
     Raises:
         FedSpeedError: there is no such run, or it has not finished.
     """
-    folder = next((place for place in (Path(name), runs / name) if place.is_dir()), None)
+    folder = next((place for place in (Path(name), RUNS / name) if place.is_dir()), None)
     if folder is None:
-        there = sorted(path.parent.name for path in runs.glob("*/journal")) if runs.is_dir() else []
+        there = sorted(path.parent.name for path in RUNS.glob("*/journal")) if RUNS.is_dir() else []
         raise FedSpeedError(f"{name}: there is no such folder and no such run; "
-                            + (f"{runs}/ holds {', '.join(there[:8])}" if there else f"{runs}/ holds no run, name the folder of one"))
+                            + (f"{RUNS}/ holds {', '.join(there[:8])}" if there else f"{RUNS}/ holds no run, name the folder of one"))
     for place in (folder, *(folder / kind for kind in KINDS)):
         if any((place / file).is_file() for file in KINDS.values()):
             return place

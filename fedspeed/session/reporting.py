@@ -13,7 +13,7 @@ from fedspeed.checkpoint.card import Card
 from fedspeed.checkpoint.export import export, lasting_name
 from fedspeed.cluster.once import report
 from fedspeed.config.run import RunConfig
-from fedspeed.data.usage import PromptFormat
+from fedspeed.data.prompt_format import format_of
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.monitor.report import Comparison, Export, Predicted
 from fedspeed.session.ending import Ending, gaps, of_error, of_rounds, of_stop, uncounted, with_losses
@@ -84,7 +84,7 @@ def export_result(job: Job, progress, engine, tokenizer) -> Export:
         progress.best_round if best else progress.round,
         lasting_name(config.model.base),
         str(engine.model.config.dtype).removeprefix("torch."),
-        PromptFormat.of(tokenizer, config.data),
+        format_of(tokenizer, config.data),
         config.model.init == "random",
     )
     with activity.during(f"the export of the {kind}"):

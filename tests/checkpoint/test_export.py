@@ -136,7 +136,7 @@ def one(name, family, method, kind, dtype, folder):
 
     from fedspeed.checkpoint.card import Card
     from fedspeed.checkpoint.export import export
-    from fedspeed.data.usage import PromptFormat
+    from fedspeed.data.prompt_format import format_of
     from fedspeed.models.tokenizer import byte_tokenizer
 
     base, target = write_base(family, folder / f"base of {name}", name.partition(" ")[0]), folder / name
@@ -148,7 +148,7 @@ def one(name, family, method, kind, dtype, folder):
     (target / "left over.bin").write_bytes(b"from an earlier export")
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ messages }}"
-    format = PromptFormat.of(tokenizer, DataConfig(max_tokens=40))
+    format = format_of(tokenizer, DataConfig(max_tokens=40))
     card = Card(name, "adapter" if method == "lora" else "model", 3, base, TORCH_TYPE[dtype], format)
     export(target, engine.model, tokenizer, state, base, card.text())
     if method == "lora":

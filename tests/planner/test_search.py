@@ -8,7 +8,7 @@ import pytest
 from fedspeed.cluster.hostfile import parse
 from fedspeed.errors import PlanError
 from fedspeed.models.catalogue import shape_of
-from fedspeed.planner.changes import apply
+from fedspeed.planner.changes import grown
 from fedspeed.planner.explain import explain
 from fedspeed.planner.fitting import families, fits
 from fedspeed.planner.hardware import GIB
@@ -22,6 +22,28 @@ from tests.planner.cases import FIVE, HUB, laid, one_host, one_place, shipped
 
 CARD = {"rtx3090": 24 * GIB, "rtx2080ti": 11 * GIB}
 TASK = Task(shape_of(f"{HUB}Qwen-7B"), clients=1)
+
+
+def slowest_step(plan):
+    """Return the seconds that a step of a plan's slowest cluster takes."""
+    return max(cluster.forecast.seconds.total for cluster in plan.clusters)
+
+
+def apply(change, task, nodes):
+    """Return the same task and nodes after a change."""
+    nodes = dict(nodes)
+    for part in change.value if change.key == "both" else [change]:
+        if part.key == "train.micro_batch":
+            task = replace(task, micro_batch=int(part.value))
+        elif part.key == "data.max_tokens":
+            task = replace(task, tokens=int(part.value))
+        elif part.key == "quantised":
+            task = replace(task, quantised=True)
+        elif part.key == "model.dtype":
+            task = replace(task, dtype=str(part.value))
+        else:
+            nodes = {name: grown(node, part) for name, node in nodes.items()}
+    return task, nodes
 
 
 @pytest.mark.parametrize("model", FIVE)
@@ -143,7 +165,7 @@ def test_every_reason_has_a_number_and_names_what_it_is_about():
     for alternative in found.alternatives:
         assert (alternative.seconds is None) == alternative.reason.startswith("does not fit")
         if alternative.seconds is not None:
-            assert alternative.seconds >= found.step_seconds - 1e-6
+            assert alternative.seconds >= slowest_step(found) - 1e-6
 
 
 @pytest.mark.parametrize("wishes", [{"rows": 1, "tokens": 64}, {"rows": 16, "tokens": 1024}, {"quantised": True}])
@@ -151,7 +173,7 @@ def test_every_reason_has_a_number_and_names_what_it_is_about():
 def test_no_alternative_is_faster_than_the_plan(model, wishes):
     found = shipped("hetero10", 10, model, **wishes)
     times = [alternative.seconds for alternative in found.alternatives if alternative.seconds is not None]
-    assert len(times) > 2 and min(times) >= found.step_seconds - 1e-6
+    assert len(times) > 2 and min(times) >= slowest_step(found) - 1e-6
     everywhere = [place for cluster in found.clusters for place in cluster.places]
     for alternative in found.alternatives:
         if alternative.seconds is not None:
@@ -186,11 +208,11 @@ def test_a_refusal_names_changes_that_do(case):
     for change in refused.value.changes:
         assert re.search(r"\d", change.text) and change.text in str(refused.value)
         changed_task, changed_nodes = apply(change, task, nodes)
-        assert plan(changed_task, topology, changed_nodes).step_seconds > 0
+        assert slowest_step(plan(changed_task, topology, changed_nodes)) > 0
         for word in re.findall(r"(?:gpu_mem_gib|ram_gib)=[0-9.]+", change.text):  # as the user would write it
             facts = re.sub(rf"{word.partition('=')[0]}=\S+ ?", "", facts) + f" {word}"
             if change.key != "both" or "ram_gib" in word:
-                assert plan(task, *laid(one_host(facts, slots), 1)).step_seconds > 0
+                assert slowest_step(plan(task, *laid(one_host(facts, slots), 1))) > 0
         facts = REFUSED[case][0]
     keys = {change.key for change in refused.value.changes}
     expected = {"a card too small": "gpu_gib", "a host too small": "ram_gib", "both": "both", "a micro-batch too large": "train.micro_batch",
