@@ -55,14 +55,11 @@ def _names(config: RunConfig) -> Iterator[Conflict]:
 
 def _adapter(config: RunConfig) -> Iterator[Conflict]:
     method = config.adapter.method
-    federated = config.federation.method
-    rule = getattr(federated, "rule", "avg_factors")
-    if method != "lora" and not (METHODS[federated.name].any_weights and rule == "avg_factors"):
-        asked = f"federation.method.rule={rule}" if METHODS[federated.name].any_weights else _named(config)
+    if method != "lora" and not METHODS[config.federation.method.name].any_weights:
+        others = ", ".join(name for name, entry in METHODS.items() if entry.any_weights)
         yield Conflict(("federation.method", "adapter.method"),
-                       f"{asked} works on LoRA factors, but adapter.method is {method}; choose "
-                       "federation.method.name=lora_average with federation.method.rule=avg_factors (which "
-                       "averages whatever is trained), or adapter.method=lora")
+                       f"{_named(config)} works on LoRA factors, but adapter.method is {method}; choose a "
+                       f"federation.method that averages whatever is trained ({others}), or adapter.method=lora")
     if method != "lora" and config.adapter.start_from:
         yield Conflict(("adapter.start_from", "adapter.method"),
                        f"adapter.start_from={config.adapter.start_from} is a PEFT adapter, but "
@@ -166,7 +163,7 @@ def _staleness(config: RunConfig) -> Iterator[Conflict]:
     remedy = "with federation.staleness=1; set federation.staleness=0, or choose another"
     if not METHODS[config.federation.method.name].adds_deltas:
         yield Conflict(("federation.staleness", "federation.method"),
-                       f"{_named(config)} gives the state anew, to which a late update cannot be added "
+                       f"{_named(config)} does not say that a late update may be added to its state, as it is "
                        f"{remedy}")
     if config.federation.local_optimizer == "keep":
         yield Conflict(("federation.staleness", "federation.local_optimizer"),
@@ -185,8 +182,8 @@ def _budget(config: RunConfig) -> Iterator[Conflict]:
         return
     if not METHODS[federation.method.name].adds_deltas:
         yield Conflict(("federation.round_budget", "federation.method"),
-                       f"{_named(config)} takes what clients have as it is, but with "
-                       "federation.round_budget=seconds they have trained for different numbers of steps; "
+                       f"{_named(config)} does not say that it averages deltas, but with "
+                       "federation.round_budget=seconds clients have trained for different numbers of steps; "
                        "choose another method, or a budget of steps")
     if config.train.local_steps_by_cluster:
         yield Conflict(("federation.round_budget", "train.local_steps_by_cluster"),
@@ -229,24 +226,22 @@ def _method(config: RunConfig) -> Iterator[Conflict]:
     for key, value, wanted in plain:
         if value != wanted:
             yield Conflict(("federation.method", f"federation.{key}"),
-                           f"{_named(config)} gives factors or the base anew each round, so that federation."
-                           f"{key}={value} would mix what does not belong together; set it to {wanted}, or "
-                           "choose another method")
+                           f"{_named(config)} does not say that its new state is the old one and a change "
+                           f"of each array, so that federation.{key}={value} might mix what does not belong "
+                           f"together; set it to {wanted}, or choose another method")
     if federation.updates and not entry.adds_deltas:
         names = ", ".join(update.name for update in federation.updates)
         yield Conflict(("federation.updates", "federation.method"),
                        f"federation.updates ({names}) are about deltas that are averaged, but {_named(config)} "
-                       "averages none; leave federation.updates out, or choose another method")
+                       "does not say that it averages any; leave federation.updates out, or choose another method")
     if entry.folds and config.engine.compile_blocks:
         yield Conflict(("engine.compile_blocks", "federation.method"),
                        "engine.compile_blocks=true computes all blocks by the code of one, but "
                        f"{_named(config)} adds to each block what is its own; set engine.compile_blocks=false, "
                        "or choose another method")
-    if getattr(federation.method, "rule", "") == "alternate" and federation.local_optimizer == "keep":
-        yield Conflict(("federation.method", "federation.local_optimizer"),
-                       "federation.local_optimizer=keep ages the moments of the factors that "
-                       "federation.method.rule=alternate freezes; set federation.local_optimizer=reset, or "
-                       "choose another rule")
+    if rules := getattr(federation.method, "problems", None):
+        for keys, text in rules(config):
+            yield Conflict(keys, text)
 
 
 def _training(config: RunConfig) -> Iterator[Conflict]:

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from fedspeed.config.check import notes, problems
+from fedspeed.config.check import conflicts, notes, problems
 from fedspeed.config.run import METHOD_ARMS, UPDATE_ARMS, RunConfig
+from fedspeed.federation.methods.config import METHODS, Entry
 
 AVERAGE, FLEXLORA = METHOD_ARMS["lora_average"], METHOD_ARMS["flexlora"]()
 
@@ -29,14 +30,14 @@ def test_defaults_lack_only_a_model():
     ({"adapter": {"method": "full"}, "federation": {"method": AVERAGE(rule="freeze_a")}}, "federation.method.rule=freeze_a works on LoRA factors"),
     ({"adapter": {"method": "full"}, "federation": {"method": AVERAGE(rule="alternate")}}, "federation.method.rule=alternate works on LoRA factors"),
     ({"federation": {"method": AVERAGE(rule="alternate"), "local_optimizer": "keep"}}, "federation.local_optimizer=keep ages the moments"),
-    ({"federation": {"method": FLEXLORA, "local_optimizer": "keep"}}, "federation.method.name=flexlora gives factors or the base anew each round"),
-    ({"federation": {"method": FLEXLORA, "server_optimizer": "momentum"}}, "federation.server_optimizer=momentum would mix"),
-    ({"federation": {"method": FLEXLORA, "server_lr": 0.5}}, "federation.server_lr=0.5 would mix what does not belong together; set it to 1.0"),
-    ({"federation": {"method": FLEXLORA, "staleness": 1}}, "federation.method.name=flexlora gives the state anew, to which a late update"),
+    ({"federation": {"method": FLEXLORA, "local_optimizer": "keep"}}, "federation.method.name=flexlora does not say that its new state is the old one and a change of each array"),
+    ({"federation": {"method": FLEXLORA, "server_optimizer": "momentum"}}, "federation.server_optimizer=momentum might mix"),
+    ({"federation": {"method": FLEXLORA, "server_lr": 0.5}}, "federation.server_lr=0.5 might mix what does not belong together; set it to 1.0"),
+    ({"federation": {"method": FLEXLORA, "staleness": 1}}, "federation.method.name=flexlora does not say that a late update may be added"),
     ({"federation": {"method": FLEXLORA, "round_budget": "seconds", "round_seconds": 1.0}}, "have trained for different numbers of steps"),
     ({"federation": {"method": FLEXLORA}, "routing": {"mode": "mask"}}, "federation.method.name=flexlora needs every client's own values, which routing.mode"),
     ({"federation": {"method": METHOD_ARMS["stack"](), "updates": (UPDATE_ARMS["clip"](),)}},
-     "federation.updates (clip) are about deltas that are averaged, but federation.method.name=stack averages none"),
+     "federation.updates (clip) are about deltas that are averaged, but federation.method.name=stack does not say that it averages any"),
     ({"federation": {"method": METHOD_ARMS["residual"]()}, "engine": {"compile_blocks": True}},
      "federation.method.name=residual adds to each block what is its own; set engine.compile_blocks=false"),
     ({"adapter": {"method": "full", "start_from": "runs/x"}}, "adapter.start_from=runs/x is a PEFT adapter, but adapter.method is full"),
@@ -82,6 +83,21 @@ def test_each_rule(sections, said):
 ])
 def test_what_goes_together(sections):
     assert problems(config(**sections)) == []
+
+
+def test_a_method_brings_rules_of_its_own(monkeypatch):
+    """No line of check.py knows it."""
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        name: str = "own"
+        depth: int = 9
+
+        def problems(self, config):
+            return [(("federation.method", "train.lr"), f"depth={self.depth} with train.lr={config.train.lr:g}")]
+
+    monkeypatch.setitem(METHODS, "own", Entry(module="nowhere", any_weights=True))
+    (found,) = conflicts(config(train={"lr": 0.5}, federation={"method": Own()}))
+    assert (found.keys, found.text) == (("federation.method", "train.lr"), "depth=9 with train.lr=0.5")
 
 
 @pytest.mark.parametrize(("warmup", "told"), [(0, False), (20, False), (21, True)])

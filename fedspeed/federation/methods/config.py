@@ -1,7 +1,8 @@
 """The methods of federated training that a run may name in `federation.method`, and what each may be told.
 
 A method is one module, or one folder with `method.py` and a leaf `config.py` if it has options. It is added
-by a line in `METHODS`.
+by a line in `METHODS`. Rules of its own, between its options and other keys, are a function of its `Config`,
+which `config.check` calls: `problems(self, config) -> list of (dotted keys, why not and what to do)`.
 """
 
 from dataclasses import dataclass, field, make_dataclass
