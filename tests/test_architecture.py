@@ -50,6 +50,7 @@ LATE = {
         "routing/anonymous/exchange",
         "routing/identity",
         "routing/listening",
+        "routing/statement",
         "session/site",
     },
 }

@@ -8,7 +8,7 @@ from fedspeed.cluster.cards import check_cards, dealt
 from fedspeed.cluster.devices import computing_gpus
 from fedspeed.cluster.discover import Launch, from_process
 from fedspeed.cluster.local import check_rank_count, crowding, local_hosts
-from fedspeed.cluster.topology import Topology, plan
+from fedspeed.cluster.topology import Topology, lay_out
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
 
@@ -31,14 +31,14 @@ def check_layout(config: RunConfig, hostfile: Path | None) -> tuple[Topology, La
     if alone and config.routing.started_by_mpi and ranks > 1:
         raise ConfigError(f"routing.transport={config.routing.transport}: plain python starts its ranks without MPI; "
                           "start with `mpirun -n N python launch.py ...`, or set routing.transport=gloo")
-    topology = plan(hosts, config.data.clients, config.cluster.ranks_per_client)
+    topology = lay_out(config, hosts)
     check_clusters(config, topology)
     return topology, launch, _crowded(config, topology) if alone else []
 
 
 def check_clusters(config: RunConfig, topology: Topology) -> None:
     """What the configuration says about single clusters must be about clusters that are there."""
-    names = [cluster.name for cluster in topology.clusters]
+    names = [cluster.name for cluster in topology.clusters if cluster.clients]
     for name in config.train.local_steps_by_cluster:
         if name not in names:
             raise ConfigError(f"train.local_steps_by_cluster: no cluster {name} takes part; there {'are' if len(names) > 1 else 'is'} "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedspeed.cluster.hostfile import Host
+from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
 
 SERVER = "the server"  # the cluster that its ranks form; no hostfile can call one so
@@ -52,13 +53,14 @@ class ClusterPlace:
 @dataclass(frozen=True)
 class Topology:
     """All places. `ranks[world_rank]` and `clients[client]` are addressed by number; `idle` holds the world ranks without work, `server`
-    those of the federation's server, empty for a method that has none."""
+    those of the federation's server, empty for a method that has none, and `spare` the idle ones of a host that is there to be one."""
 
     ranks: tuple[RankPlace, ...]
     clients: tuple[ClientPlace, ...]
     clusters: tuple[ClusterPlace, ...]
     idle: tuple[int, ...]
     server: tuple[int, ...] = ()
+    spare: tuple[int, ...] = ()
 
     @property
     def gateways(self) -> tuple[int, ...]:
@@ -69,6 +71,16 @@ class Topology:
     def participants(self) -> tuple[int, ...]:
         """World ranks that take part in the exchange: every gateway once, and the server's first rank, ascending."""
         return tuple(sorted({*self.gateways, *self.server[:1]}))
+
+    @cached_property
+    def contributors(self) -> tuple[int, ...]:
+        """World ranks whose values a sum hides among each other's: the participants without the server, which adds nothing."""
+        return tuple(sorted({*self.gateways}))
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """World ranks that carry clients or are the server's, ascending."""
+        return tuple(place.world_rank for place in self.ranks if place.cluster is not None)
 
     def place(self, world_rank: int) -> RankPlace:
         return self.ranks[world_rank]
@@ -119,22 +131,30 @@ def plan(hosts: Sequence[Host], clients: int, ranks_per_client: int | str, *, se
     if all(host.role == "server" for host in hosts):
         raise ConfigError(f"the only host, {hosts[0].name}, has role=server and carries no clients; name another one in the hostfile")
     if server and not any(host.role == "server" for host in hosts):
-        raise ConfigError("federation.method has a server, and no host is one; write `# fed-host NAME role=server` in the hostfile")
+        raise ConfigError("federation.method has a server, and no host is one; write `# fed-host NAME role=server` in the hostfile, of a host that "
+                          "carries no clients")
     groups = _groups(hosts, clients, ranks_per_client)
     used = groups[:clients]
     blocks = _even_blocks(clients, len(used))
     return _assemble(hosts, [(host, ranks, block) for (host, ranks), block in zip(used, blocks, strict=True)], server)
 
 
+def lay_out(config: RunConfig, hosts: Sequence[Host]) -> Topology:
+    """Lay a run's clients, and the server of its method if it has one, on hosts. Raises as `plan` does."""
+    return plan(hosts, config.data.clients, config.cluster.ranks_per_client, server=config.has_server)
+
+
 def warnings(topology: Topology) -> list[str]:
     """What an owner of the machines would want to know about a plan: capacity that stays idle."""
-    if not topology.idle:
-        return []
+    messages = []
+    if topology.spare:
+        host = topology.ranks[topology.spare[0]].host
+        messages.append(f"{host} with {_counted(len(topology.spare), 'rank')} has role=server, and federation.method has no server: it "
+                        "stays idle; write role=client in the hostfile to use it")
     idle_by_host: dict[str, list[int]] = {}
-    for world_rank in topology.idle:
+    for world_rank in sorted({*topology.idle} - {*topology.spare}):
         idle_by_host.setdefault(topology.ranks[world_rank].host, []).append(world_rank)
     working = {place.host for place in topology.ranks if place.clients}
-    messages = []
     if whole := [host for host in idle_by_host if host not in working]:
         ranks = sum(len(idle_by_host[host]) for host in whole)
         messages.append(f"{_counted(len(whole), 'host')} with {_counted(ranks, 'rank')} idle ({', '.join(whole)}): the "
@@ -221,7 +241,7 @@ def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]], ser
         carried.update(dict.fromkeys(ranks, tuple(block)))
         clients += [ClientPlace(client, host.cluster, tuple(ranks), ranks[0]) for client in block]
     slots = [(host, local_rank) for host in hosts for local_rank in range(host.slots)]
-    places, serving = [], []
+    places, serving, spare = [], [], []
     for world_rank, (host, local_rank) in enumerate(slots):
         if world_rank in carried:
             cluster_rank = cluster_ranks[host.cluster].index(world_rank)
@@ -230,12 +250,13 @@ def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]], ser
             serving.append(world_rank)
             places.append(RankPlace(world_rank, host.name, local_rank, SERVER, local_rank, ()))
         else:
+            spare += [world_rank] * (host.role == "server")
             places.append(RankPlace(world_rank, host.name, local_rank, None, None, ()))
     clusters = tuple(ClusterPlace(name, tuple(ranks), tuple(cluster_clients[name])) for name, ranks in cluster_ranks.items())
     if serving:
         clusters = (*clusters, ClusterPlace(SERVER, tuple(serving), ()))
     idle = tuple(place.world_rank for place in places if place.cluster is None)
-    return Topology(tuple(places), tuple(clients), clusters, idle, tuple(serving))
+    return Topology(tuple(places), tuple(clients), clusters, idle, tuple(serving), tuple(spare))
 
 
 def _counted(number: int, noun: str) -> str:

@@ -29,8 +29,8 @@ def problems(config: RunConfig) -> list[str]:
 
 def conflicts(config: RunConfig) -> list[Conflict]:
     """The same, with the keys that take part."""
-    rules = (_names, _adapter, _engine, _pipeline, _sites, _staleness, _budget, _secrets, _method, _training,
-             _clients)
+    rules = (_names, _adapter, _engine, _pipeline, _sites, _staleness, _budget, _secrets, _method, _server,
+             _training, _clients)
     found = [conflict for rule in rules for conflict in rule(config)]
     section = {key: value for key, value in config.deepspeed.items() if key != "base"}
     for clash in clashes(section, config):
@@ -242,6 +242,40 @@ def _method(config: RunConfig) -> Iterator[Conflict]:
     if rules := getattr(federation.method, "problems", None):
         for keys, text in rules(config):
             yield Conflict(keys, text)
+
+
+def _server(config: RunConfig) -> Iterator[Conflict]:
+    federation, entry = config.federation, METHODS[config.federation.method.name]
+    if federation.public_rows and not entry.public_rows:
+        yield Conflict(("federation.public_rows", "federation.method"),
+                       f"federation.public_rows={federation.public_rows} would not be read, because "
+                       f"{_named(config)} has no server that trains on rows; leave it out, or choose another "
+                       "method")
+    if entry.public_rows and not federation.public_rows:
+        yield Conflict(("federation.public_rows", "federation.method"),
+                       f"the server of {_named(config)} trains on public rows, and federation.public_rows is "
+                       "empty; name a json, jsonl or jsonl.gz file on the server's host")
+    if not entry.server:
+        return
+    against = {
+        "engine.pipeline": (config.engine.pipeline != "none", "none"),
+        "federation.staleness": (federation.staleness == 1, "0"),
+        "federation.compare_alone": (federation.compare_alone, "false"),
+        "routing.transport": (config.routing.between_organisations, "auto"),
+    }
+    why = {
+        "engine.pipeline": "is laid over ranks of clients",
+        "federation.staleness": "trains while the exchange is under way, in which nobody may speak to the server",
+        "federation.compare_alone": "trains clients without anybody else",
+        "routing.transport": "has a job on each site, but a server needs one job",
+    }
+    for key, (is_set, wanted) in against.items():
+        if is_set:
+            section, _, name = key.partition(".")
+            value = str(getattr(getattr(config, section), name)).lower()
+            yield Conflict((key, "federation.method"),
+                           f"{key}={value} {why[key]}, and {_named(config)} has a server; set {key}={wanted}, "
+                           "or choose another method")
 
 
 def _training(config: RunConfig) -> Iterator[Conflict]:

@@ -68,3 +68,8 @@ class RunConfig:
     deepspeed: dict = field(default_factory=dict, metadata={
         "help": "Plain DeepSpeed configuration: base names a JSON file, other keys override it; auto: "
                 "FedSpeed decides."})
+
+    @property
+    def has_server(self) -> bool:
+        """Whether the method has a server, which takes a host of its own."""
+        return METHODS[self.federation.method.name].server

@@ -52,6 +52,8 @@ def decisive(values: dict[str, Any]) -> dict[str, Any]:
     if federation.get("server_lr") == "auto":
         # A run that was started with the number that it comes to goes on under either.
         federation["server_lr"] = settled_server_lr("auto", federation["server_optimizer"])
+    if not federation.get("public_rows"):  # earlier versions had no such key
+        federation.pop("public_rows", None)
     for key in _OUTSIDE_FINGERPRINT:
         section, _, name = key.partition(".")
         if name:

@@ -91,8 +91,8 @@ def load_rows(config: DataConfig, seed: int) -> list[Row]:
     """
     if config.task == "builtin":
         return builtin_rows(seed, config.max_rows or DEFAULT_ROWS)
-    task = TASKS[config.task] if config.task in TASKS else _file_task(config)
-    rows = [row for row in (_edited(task, where, row) for where, row in _read(config, task)) if row is not None]
+    task = task_of(config)
+    rows = [row for row in (edited(task, where, row) for where, row in _read(config, task)) if row is not None]
     if rows and not any(row.output.strip() for row in rows):
         raise DataError(f"task {config.task}: none of the {len(rows)} rows has an answer, field {task.fields.output!r} is blank in all of them; name the right "
                         "field with task=file and data.output_field, or choose another file in data.path")
@@ -102,12 +102,16 @@ def load_rows(config: DataConfig, seed: int) -> list[Row]:
     return [rows[i] for i in sorted(kept)]
 
 
-def _file_task(config: DataConfig) -> Task:
+def task_of(config: DataConfig) -> Task:
+    """Return the task that a configuration names; for rows of no published one, what it says of their fields."""
+    if config.task in TASKS:
+        return TASKS[config.task]
     return Task(files=(), source="", fields=Fields(instruction=config.instruction_field, input=config.input_field,
                                                    output=config.output_field, category=config.category_field))
 
 
-def _edited(task: Task, where: str, row: Row) -> Row | None:
+def edited(task: Task, where: str, row: Row) -> Row | None:
+    """Return a row as its task has it, None if it is left out. Raises DataError: it is no row of the task."""
     try:
         return task.edit(row)
     except ValueError as error:

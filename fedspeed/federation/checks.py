@@ -7,12 +7,12 @@ from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.methods.config import METHODS
 
 
-def check_method(config: RunConfig, participants: int, kind: Kind) -> None:
+def check_method(config: RunConfig, participants: int, kind: Kind, server_kind: Kind | None = None) -> None:
     """Check that a run can use its method.
 
     Args:
         config: with its routing mode settled. participants: of a sum. kind: of the engine that is to be
-            built.
+            built. server_kind: of the server's engine, None where the method has no server.
 
     Raises:
         ConfigError: all that stands against it, with the remedy.
@@ -20,10 +20,14 @@ def check_method(config: RunConfig, participants: int, kind: Kind) -> None:
     name = config.federation.method.name
     method = method_class(name)
     problems = [masked_problem(config, method, participants), step_problem(config, method)]
-    try:
-        check_capabilities(method.needs, kind, f"federation.method={name}")
-    except ConfigError as error:
-        problems.append(str(error))
+    needs = [(method.needs, kind, f"federation.method={name}")]
+    if server_kind is not None:
+        needs.append((method.server_needs, server_kind, f"the server of federation.method={name}"))
+    for needed, built, asker in needs:
+        try:
+            check_capabilities(needed, built, asker)
+        except ConfigError as error:
+            problems.append(str(error))
     if found := [problem for problem in problems if problem]:
         raise ConfigError("; ".join(found))
 

@@ -35,6 +35,9 @@ class FederationConfig:
         "help": "how long clients train in a round: steps: train.local_steps (or train.local_steps_by_cluster); seconds: as many steps as fit into "
                 "federation.round_seconds, at most train.local_steps, on every cluster by its own speed"})
     round_seconds: float = field(default=0.0, metadata={"help": "round_budget=seconds: seconds of local steps in a round", "min": 0.0, "max": 10_000_000})
+    public_rows: str = field(default="", metadata={
+        "help": "rows that the server of a method trains on, a json, jsonl or jsonl.gz file that only the server's "
+                "host has, with the fields of the task's rows", "path": ()})
     evaluate_every: int = field(default=1, metadata={"help": "rounds between evaluations on the held-out rows", "min": 1})
     compare_alone: bool = field(default=False, metadata={
         "help": "at the end, train each client alone and compare on all held-out rows; for simulations, since every rank reads all rows"})

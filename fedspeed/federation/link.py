@@ -55,6 +55,10 @@ class ClientLink:
             return None
         return self._engine.share_from_gateway(vector if told is None else told)
 
+    def any_of_client(self, found: bool) -> bool:
+        """Return what the client's gateway has found, on all its ranks. Collective over the client."""
+        return bool(self._engine.share_from_gateway(np.array([float(found)]))[0])
+
     def arrays_from_gateway(self, arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
         """Return what the client's gateway has, on all its ranks: float32 arrays by name, of whatever shapes.
 

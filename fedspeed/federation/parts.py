@@ -32,6 +32,8 @@ class RankParts:
     Attributes:
         weights: what each of the rank's clients counts, by client: the answer tokens of its training rows.
         transform: what is done to updates before they leave; None: nothing.
+        witness: of what the method's server says (routing.statement.Witness), on the ranks that speak to others;
+            None elsewhere, and where there is no server.
     """
 
     config: RunConfig
@@ -46,6 +48,7 @@ class RankParts:
     evaluators: Sequence[Evaluator]
     weights: dict[int, float]
     transform: Transform | None = None
+    witness: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class Surroundings:
 
     Attributes:
         fingerprint, record: of its configuration, for the journal (checkpoint.journal.Entry).
-        channel: to the method's server and from it, None where there is none.
+        channel: to the method's server and from it, None where there is none. witness: of what it says.
         monitor: takes steps and records. clock: of this rank's stages. peak_bytes: the most memory it has
             held.
     """
@@ -67,6 +70,7 @@ class Surroundings:
     peak_bytes: Callable[[], int]
     signals: Signals
     channel: Channel | None = None
+    witness: Any = None
 
 
 def start(config: RunConfig, engine: ClientEngine) -> Progress:
@@ -137,4 +141,5 @@ def assemble(
         evaluators=tuple(evaluators),
         weights=weights_of(role),
         transform=updates or None,
+        witness=around.witness,
     )

@@ -17,7 +17,8 @@ class RankRole:
         gateway: whether it speaks for its clients. reporter: whether it commits the journal and reports
             (exactly one rank does).
         cluster: name of its cluster, which may have its own number of local steps.
-        server: whether it takes the steps of the method's server (Method.server_step); at most one rank does.
+        server: whether it is one of the ranks of the method's server, which take its steps together
+            (Method.server_step); the gateway among them tells the result.
         public_rows: what the server trains on; None elsewhere.
     """
 

@@ -4,21 +4,19 @@ order."""
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from fedspeed import activity
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import overlap, server
 from fedspeed.federation.arrays import Arrays, are_finite
 from fedspeed.federation.contributing import Contribution, counts
 from fedspeed.federation.keeping import Progress
-from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Started
-from fedspeed.federation.methods.base import Aggregate, Method, Trained, Turn
+from fedspeed.federation.methods.base import Aggregate, Trained, Turn
 from fedspeed.federation.parts import RankParts
 from fedspeed.federation.recording import Training
 from fedspeed.federation.schedule import sample
+from fedspeed.federation.serving import server_stepped
 from fedspeed.federation.tensors import as_arrays, as_torch
 
 
@@ -90,7 +88,9 @@ def train(parts: RankParts, progress: Progress, update: Update) -> None:
         for client in mine
     ]
     if parts.role.server:
-        parts.method.serve(parts.engine, parts.trainer.channel, update.round, update.exchange)
+        parts.method.serve(
+            parts.engine, parts.trainer.channel, update.round, update.exchange, asked=update.asked
+        )
     with parts.pace.measured(len(mine), steps):
         for together in parts.trainer.train(turns, progress.optimizers):
             for slot, ended in enumerate(together):
@@ -187,29 +187,9 @@ def _advance(parts: RankParts, progress: Progress, update: Update) -> None:
         target = overlap.carried_over(before, update.start, target)
     moments, state = server.update(federation, progress.moments, before, target, update.frozen)
     update.before = before if update.before is None else update.before
-    progress.moments, progress.state = moments, server_stepped(parts, state)
+    progress.moments = moments
+    progress.state = server_stepped(parts, state, round=update.round, exchange=update.exchange)
     update.exchange += 1
-
-
-def server_stepped(parts: RankParts, state: Arrays) -> Arrays:
-    """Return the state after the step of the method's server, which tells it to all. Collective.
-
-    Raises:
-        FedSpeedError: no rank is the server.
-    """
-    if type(parts.method).server_step is Method.server_step:
-        return state
-    layout, vector = Layout.of(state), None
-    if parts.role.server:
-        vector = layout.flatten(parts.method.server_step(state, parts.engine, parts.role.public_rows))
-    empty = np.zeros(layout.size, dtype=np.float32)
-    told = parts.link.share(empty if vector is None else vector, float(vector is not None))
-    if told is None:
-        raise FedSpeedError(
-            f"federation.method={parts.config.federation.method.name} has a server, and no rank is one; "
-            "write `# fed-host NAME role=server` in the hostfile"
-        )
-    return layout.unflatten(told)
 
 
 def record(parts: RankParts, progress: Progress, update: Update, ledger: Ledger) -> None:

@@ -3,7 +3,7 @@
 A message is a set of named arrays in the safetensors format, so nothing that was received is ever executed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from safetensors import SafetensorError
@@ -18,10 +18,22 @@ class Channel:
 
     Args:
         deadline_s: longest wait for a message to come, or to be taken.
+        server: number of the participant that is the method's server.
+        speakers: by client, the number of the participant that speaks for it.
+        names: of all participants, for messages.
     """
 
-    def __init__(self, transport: Transport, deadline_s: float):
-        self._transport, self._deadline_s = transport, deadline_s
+    def __init__(
+        self,
+        transport: Transport,
+        deadline_s: float,
+        *,
+        server: int | None = None,
+        speakers: Sequence[int] = (),
+        names: Sequence[str] = (),
+    ):
+        self._transport, self._deadline_s, self._names = transport, deadline_s, tuple(names)
+        self.server, self.speakers = server, tuple(speakers)
 
     @property
     def rank(self) -> int:
@@ -39,11 +51,11 @@ class Channel:
         Raises:
             LostPeerError: the peer is gone.
         """
-        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        data = bytearray(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))  # torch takes no read-only ones
         try:
             self._transport.send(peer, np.frombuffer(data, np.uint8), self._deadline_s)
         except TransportError as error:
-            raise LostPeerError(f"participant {peer} took no message: {error}") from error
+            raise LostPeerError(f"{self._named(peer)} took no message: {error}") from error
 
     def receive(self, peer: int) -> dict[str, np.ndarray]:
         """Wait for the next arrays that participant `peer` sends.
@@ -55,9 +67,12 @@ class Channel:
         try:
             data = self._transport.receive(peer, self._deadline_s)
         except TransportError as error:
-            raise LostPeerError(f"participant {peer} sent no message: {error}") from error
+            raise LostPeerError(f"{self._named(peer)} sent no message: {error}") from error
         try:
             return load(data.tobytes())
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise FedSpeedError(f"participant {peer} sent a message that holds no arrays ({error}); all must run the same version "
+            raise FedSpeedError(f"{self._named(peer)} sent a message that holds no arrays ({error}); all must run the same version "
                                 "of FedSpeed") from error
+
+    def _named(self, peer: int) -> str:
+        return self._names[peer] if self._names else f"participant {peer}"

@@ -12,13 +12,13 @@ from fedspeed.routing.config import RoutingConfig
 
 
 def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig, int]:
-    """(the routing with its mode settled, participants of a sum).
+    """(the routing with its mode settled, participants of a sum; a server adds nothing and is none).
 
     Raises:
         ConfigError: too few participants, what the settled mode forbids, or a package that it lacks.
             FedSpeedError: a site's files are wrong.
     """
-    routing, count = config.routing, len(topology.participants)
+    routing, count = config.routing, len(topology.contributors)
     if routing.between_organisations:
         if count != 1:
             raise ConfigError(f"routing.transport={routing.transport}: a site is one participant, but its "
@@ -34,6 +34,9 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
         raise ConfigError(f"routing.mode={routing.mode} needs the package cryptography, which is not "
                           f"installed for {sys.executable}: pip install "
                           "cryptography, or set routing.mode=plain inside one trust domain")
+    if config.has_server and find_spec("cryptography") is None:
+        raise ConfigError(f"federation.method={config.federation.method.name} has a server, whose results are signed by the "
+                          f"package cryptography, which is not installed for {sys.executable}: pip install cryptography")
     if routing.mode != "plain" and count < routing.min_participants:
         raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: "
                           f"a sum of fewer than {routing.min_participants} says too much about each; set "

@@ -170,6 +170,21 @@ class Exchange(ABC):
         except TransportError as error:
             raise LostPeerError(f"a participant is missing: {error}") from error
 
+    def gather(self, mine: np.ndarray) -> np.ndarray:
+        """What every participant says to all, in the clear: [participants, n] on everyone. Not while an exchange is under
+        way.
+
+        Args:
+            mine: [n]; its length and dtype are the same on all.
+
+        Raises:
+            LostPeerError: a participant is missing.
+        """
+        try:
+            return all_gather(self._transport, mine, self._deadline_s)
+        except TransportError as error:
+            raise LostPeerError(f"a participant is missing: {error}") from error
+
     def _work(self) -> None:
         while (order := self._orders.get()) is not None:
             future, *exchange = order

@@ -77,6 +77,8 @@ def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coaliti
     config = loaded.config
     if config.data.clients < 3:
         raise ConfigError(f"data.clients={config.data.clients}: there is nobody to be confused with; an audit needs at least 3 clients")
+    if config.has_server:
+        raise ConfigError(f"federation.method={config.federation.method.name} has a server, which an audit has not; choose another method")
     coalition = coalition or Coalition(frozenset(range(config.data.clients)))
     unknown = sorted(m for m in coalition.owners | coalition.relays | coalition.clients if not 0 <= m < config.data.clients)
     if unknown:

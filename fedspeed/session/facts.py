@@ -22,7 +22,8 @@ def facts(job: Job, exported: Export | None, predicted: Predicted | None = None)
     config, topology = job.config, job.topology
     federation = config.federation
     sequences = config.train.micro_batch * config.train.accumulation
-    clusters = len(topology.clusters)
+    clusters = sum(bool(cluster.clients) for cluster in topology.clusters)
+    server = " and a server" if topology.server else ""
     run = {
         "model": f"{config.model.base} ({config.model.dtype}, {config.model.init} weights)",
         "trained": _trained(config.adapter),
@@ -31,7 +32,7 @@ def facts(job: Job, exported: Export | None, predicted: Predicted | None = None)
         f"sequences per {'rank' if config.engine.pipeline == 'none' else 'client'}",
         "method": f"{flow(federation.method)}, server optimizer {federation.server_optimizer}",
         "engine": f"{_execution(job)}, launched by {job.launch.kind}",
-        "layout": f"{len(job.workers)} ranks in {clusters} cluster{'s' if clusters > 1 else ''}",
+        "layout": f"{len(job.workers)} ranks in {clusters} cluster{'s' if clusters > 1 else ''}{server}",
     }
     if texts := _weight_texts(config):
         run["the base's files"] = "; ".join(texts)
@@ -39,7 +40,7 @@ def facts(job: Job, exported: Export | None, predicted: Predicted | None = None)
 
 
 def _hosts(job: Job) -> list[dict[str, str]]:
-    found = []
+    found, serving = [], {job.topology.place(rank).host for rank in job.topology.server}
     for host in job.launch.hosts:
         clients = sorted(
             {c for place in job.topology.ranks if place.host == host.name for c in place.clients}
@@ -48,7 +49,7 @@ def _hosts(job: Job) -> list[dict[str, str]]:
             {
                 "host": host.name if host.name != "localhost" else socket.gethostname(),
                 "ranks": str(host.slots),
-                "clients": ", ".join(map(str, clients)) or "idle",
+                "clients": ", ".join(map(str, clients)) or ("the server" if host.name in serving else "idle"),
                 "gpu": host.gpu or "-",
             }
         )

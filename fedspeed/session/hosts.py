@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.data.clients import ClientRows
 from fedspeed.errors import FedSpeedError
-from fedspeed.session.inputs import digests, words
+from fedspeed.session.inputs import ROWS, digests, words
 from fedspeed.session.request import Job
 
 
 def several_hosts(job: Job) -> bool:
-    """Whether ranks of more than one host carry clients."""
+    """Whether ranks of more than one host work."""
     return len(_first_ranks(job)) > 1
 
 
@@ -22,22 +22,23 @@ def leave_for_hosts(job: Job, store: Store, everyone: Sequence[ClientRows]) -> N
         everyone: the rows of all clients, as this host reads them.
     """
     if job.me in _first_ranks(job).values():
-        store.put(_key(job.me), json.dumps(digests(job.config, everyone)))
+        store.put(_key(job.me), json.dumps(digests(job.config, None if job.serves else everyone)))
 
 
 def check_hosts(job: Job, store: Store) -> None:
-    """Compare what all hosts have read, once all have told.
+    """Compare what all hosts have read, once all have told. A server's host has read no rows of clients.
 
     Raises:
         FedSpeedError: some have read something else than the first one; says which host, and what.
     """
     firsts = _first_ranks(job)
     found = dict(zip(firsts, map(json.loads, store.get(*map(_key, firsts.values()))), strict=True))
-    first, *others = firsts
-    differing = []
-    for host in others:
+    server = {job.topology.place(rank).host for rank in job.topology.server}
+    carrying = [host for host in firsts if host not in server]
+    first, differing = carrying[0], []
+    for host in firsts:
         texts = [text for name, text in words(job.config).items()
-                 if found[host].get(name) != found[first].get(name)]
+                 if found[host].get(name) != found[first].get(name) and not (name == ROWS and host in server)]
         if texts:
             differing.append(f"host {host} has read another content than host {first}: {'; '.join(texts)}")
     if differing:
@@ -45,7 +46,7 @@ def check_hosts(job: Job, store: Store) -> None:
 
 
 def _first_ranks(job: Job) -> dict[str, int]:
-    """Host -> its first rank that carries clients, in the order of ranks."""
+    """Host -> its first rank that works, in the order of ranks."""
     found: dict[str, int] = {}
     for rank in job.workers:
         found.setdefault(job.topology.place(rank).host, rank)

@@ -8,7 +8,7 @@ from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.local import LocalRun, crowding, local_hosts, run_local
-from fedspeed.cluster.topology import plan
+from fedspeed.cluster.topology import lay_out
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from fedspeed.log import LOG
@@ -72,8 +72,8 @@ def supervise(
         return _own_word(request)
     if run.exit_code == EXIT_USAGE:  # the ranks have said what is wrong
         return Ending(status="failed", exit_code=EXIT_USAGE)
-    participants = len(plan(hosts, config.data.clients, config.cluster.ranks_per_client).participants)
-    return _report_killed(request, run, ranks, config.routing.settled(participants).mode)
+    contributors = len(lay_out(config, hosts).contributors)
+    return _report_killed(request, run, ranks, config.routing.settled(contributors).mode)
 
 
 def complete(request: RunRequest, entry: Entry) -> Summary | None:

@@ -10,7 +10,7 @@ from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.local import local_hosts
 from fedspeed.cluster.rendezvous import Store
-from fedspeed.cluster.topology import plan
+from fedspeed.cluster.topology import lay_out
 from fedspeed.config.load import Loaded
 from fedspeed.engine import device_types
 from fedspeed.errors import JournalError, PlanError
@@ -135,11 +135,8 @@ def _stated_devices(request: RunRequest) -> tuple[list[tuple[str, Device]], bool
         if launch.kind == "none"
         else launch.hosts
     )
-    working = {
-        place.host
-        for place in plan(hosts, config.data.clients, config.cluster.ranks_per_client).ranks
-        if place.clients
-    }
+    topology = lay_out(config, hosts)
+    working = {topology.place(rank).host for rank in topology.workers}
     probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
     stated, unstated, unknown = [], False, ""
     for host in hosts:

@@ -14,14 +14,13 @@ from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.cluster.layout import host_of_rank
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.show import render
-from fedspeed.data.clients import row_counts
+from fedspeed.data.clients import ClientData, row_counts
 from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import DataReport, RowTable, words
 from fedspeed.engine.base.choose import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
 from fedspeed.federation.link import ClientLink
-from fedspeed.federation.methods.base import method_class
 from fedspeed.federation.role import RankRole
 from fedspeed.models.planned import planned_shape
 from fedspeed.monitor import summary_file
@@ -33,10 +32,13 @@ from fedspeed.planner.hardware import node_of
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
 from fedspeed.planner.places import place_of
 from fedspeed.planner.task import task_of
+from fedspeed.routing.channel import Channel
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.exchange import Exchange, PlainExchange
 from fedspeed.routing.opening import Meeting
 from fedspeed.routing.transport import Transport
+from fedspeed.session.deployment import Identity
+from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.explain import out_of_memory
 from fedspeed.session.measured import read_probe_file
 from fedspeed.session.reporting import ASKED_FILE
@@ -104,7 +106,7 @@ def engine(job: Job, clock, sharers: int):
     """Build this rank's engine; `sharers`: how many ranks compute on its device."""
     import torch
 
-    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
+    from fedspeed.engine.build import EngineContext, build_engine
 
     config, topology = job.config, job.topology
     torch.set_num_threads(config.engine.threads or _own_threads(os.environ))
@@ -115,18 +117,17 @@ def engine(job: Job, clock, sharers: int):
             if client.ranks[0] in job.world
         }
     )
-    spec = EngineSpec.of(config, job.request.deepspeed)
+    role = "server" if job.serves else "client"
     if config.engine.pipeline != "none":
-        spec = replace(spec, engine=replace(config.engine, cuts=stage_cuts(job)))
+        config = replace(config, engine=replace(config.engine, cuts=stage_cuts(job)))
     try:
-        chosen = config.federation.method
-        spec = method_class(chosen.name).spec(chosen, spec, shape=planned_shape(config.model.base))
+        spec = engine_spec(config, job.request.deepspeed, role)
         context = EngineContext(
-            client_sets=sets,
+            client_sets=[tuple(range(len(job.world)))] if job.serves else sets,
             clock=clock,
             nvme=swap_folder(job),
             seed=config.run.seed,
-            clients=len(job.place.clients),
+            clients=1 if job.serves else len(job.place.clients),
             sharers=sharers,
         )
         return build_engine(spec, context)
@@ -193,8 +194,22 @@ def swap_folder(job: Job) -> Path:
     return (Path(host.nvme) if host.nvme else folder / "nvme") / f"{folder.name}-rank-{job.me}"
 
 
-def exchange(job: Job, store: Store, transport: Transport | None, heartbeat: Heartbeat) -> Exchange | None:
-    """Return the exchange of this rank; None on one that does not speak for clients."""
+def identity(job: Job, transport: Transport | None) -> Identity | None:
+    """Return who this rank is among the participants, where anything is masked or signed; None elsewhere, and
+    on a rank that does not speak to them. Collective over the participants."""
+    if not job.speaks or (job.config.routing.mode == "plain" and not job.topology.server):
+        return None
+    return job.deployment.identity(transport, job.request.marks)
+
+
+def exchange(
+    job: Job, store: Store, transport: Transport | None, heartbeat: Heartbeat, own: Identity | None
+) -> Exchange | None:
+    """Return the exchange of this rank; None on one that does not speak to other participants.
+
+    Args:
+        own: see `identity`.
+    """
     if not job.speaks:
         return None
     routing = job.config.routing
@@ -203,8 +218,42 @@ def exchange(job: Job, store: Store, transport: Transport | None, heartbeat: Hea
         return PlainExchange(transport, routing.deadline_s, roll)
     from fedspeed.routing.anonymous.exchange import AnonymousExchange
 
-    own = job.deployment.identity(transport, job.request.marks)
+    if job.topology.server:  # it is one of the participants, and hides nobody
+        routing = replace(routing, min_participants=routing.min_participants + 1)
     return AnonymousExchange(transport, routing, own.key, own.members, own.settings, roll)
+
+
+def channel(job: Job, transport: Transport | None) -> Channel | None:
+    """Return the way between the method's server and the clients; None on a rank that does not speak to
+    others, and where there is no server."""
+    if not (job.topology.server and job.speaks):
+        return None
+    number = job.topology.participants.index
+    return Channel(
+        transport,
+        job.config.routing.deadline_s,
+        server=number(job.topology.server[0]),
+        speakers=[number(gateway) for gateway in job.topology.gateways],
+        names=[job.named(rank) for rank in job.topology.participants],
+    )
+
+
+def witness(job: Job, exchange: Exchange | None, own: Identity | None):
+    """Return the witness of what the method's server says (routing.statement.Witness); None on a rank that
+    does not speak to others, and where there is no server."""
+    if not (job.topology.server and job.speaks):
+        return None
+    from fedspeed.routing.statement import Witness
+
+    participants = job.topology.participants
+    return Witness(
+        exchange,
+        own.key,
+        own.members,
+        own.settings,
+        speaker=participants.index(job.topology.server[0]),
+        names=[job.named(rank) for rank in participants],
+    )
 
 
 def link(job: Job, engine, exchange: Exchange | None) -> ClientLink:
@@ -213,11 +262,11 @@ def link(job: Job, engine, exchange: Exchange | None) -> ClientLink:
     return ClientLink(engine, exchange, patience_s)
 
 
-def role(job: Job, data: dict) -> RankRole:
+def role(job: Job, data: dict, public: ClientData | None) -> RankRole:
     """Return what this rank is in the rounds.
 
     Args:
-        data: encoded rows of its clients, by client.
+        data: encoded rows of its clients, by client. public: what the server trains on, on its ranks.
     """
     return RankRole(
         clients=data,
@@ -226,14 +275,19 @@ def role(job: Job, data: dict) -> RankRole:
         gateway=job.speaks,
         reporter=job.reporter,
         cluster=job.place.cluster,
+        server=job.serves,
+        public_rows=public,
     )
 
 
-def surroundings(job: Job, *, journal: Journal, record: dict, monitor, clock, stop: Callable[[], bool]):
+def surroundings(
+    job: Job, *, journal: Journal, record: dict, monitor, clock, stop: Callable[[], bool], channel, witness
+):
     """Return what the rounds write to and are told from (federation.parts.Surroundings).
 
     Args:
         record: of the configuration, for the journal. stop: whether this process is to end.
+        channel, witness: see the functions of these names.
     """
     from fedspeed.federation.parts import Signals, Surroundings
 
@@ -245,6 +299,8 @@ def surroundings(job: Job, *, journal: Journal, record: dict, monitor, clock, st
         clock=clock,
         peak_bytes=peak_bytes,
         signals=Signals(stop, job.deployment.renewal(job.speaks)),
+        channel=channel,
+        witness=witness,
     )
 
 

@@ -20,7 +20,6 @@ from fedspeed.engine.base.told import execution
 from fedspeed.engine.capabilities import Kind
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
-from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
 from fedspeed.federation.checks import check_method
 from fedspeed.models.adapter_checks import adapter_notes, check_adapter
@@ -32,6 +31,7 @@ from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.planner.plan import TYPE_BYTES
 from fedspeed.routing.checks import check_routing
 from fedspeed.routing.opening import resolve
+from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.measured import base_sizes, read_probe_file
 from fedspeed.session.run_folder import check_run_folder
 
@@ -123,22 +123,28 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     config = loaded.config
     topology, launch, crowded = check_layout(config, hostfile)
     routing, count = check_routing(config, topology)
-    check_method(replace(config, routing=routing), count, engine_kind(loaded))
+    check_method(replace(config, routing=routing), count, *engine_kinds(loaded))
     resolve(routing.transport, launch.kind, len(topology.participants))
     if routing.between_organisations:
         from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not
 
         check_port(routing)
     check_pipeline(config, merge(config.deepspeed, config, loaded.folder), routing, topology, launch.hostfile)
-    return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters),
+    server = []
+    if topology.server:
+        host, ranks = topology.place(topology.server[0]).host, len(topology.server)
+        server.append(f"server   {host}: {ranks} rank{'s' if ranks > 1 else ''}, no clients")
+    return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters if c.clients), *server,
             f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}",
             *(f"idle     {text}" for text in warnings(topology)), *(f"note     {text}" for text in crowded)]
 
 
-def engine_kind(loaded: Loaded) -> Kind:
-    """Return the kind of engine that a configuration means."""
+def engine_kinds(loaded: Loaded) -> tuple[Kind, Kind | None]:
+    """Return the kinds of engines that a configuration means: (clients', the server's, None where there is none)."""
     config = loaded.config
-    return EngineSpec.of(config, merge(config.deepspeed, config, loaded.folder)).kind
+    deepspeed = merge(config.deepspeed, config, loaded.folder)
+    server = engine_spec(config, deepspeed, "server").kind if config.has_server else None
+    return engine_spec(config, deepspeed, "client").kind, server
 
 
 def _built(loaded: Loaded) -> list[str]:

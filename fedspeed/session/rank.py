@@ -10,7 +10,7 @@ from fedspeed import activity
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.heartbeat import Heartbeat
-from fedspeed.cluster.topology import plan, warnings
+from fedspeed.cluster.topology import lay_out, warnings
 from fedspeed.config.check import notes
 from fedspeed.data.clients import encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
@@ -48,16 +48,16 @@ def run_rank(request: RunRequest) -> Ending:
     stop = StopFlag()
     launch = from_process(request.hostfile)
     config = request.config
-    job = Job(request, launch, plan(launch.hosts, config.data.clients, config.cluster.ranks_per_client))
+    job = Job(request, launch, lay_out(config, launch.hosts))
     with activity.during("the wait for all ranks"):
         store = rendezvous.meet(launch, config.cluster.start_timeout_s)
     if job.me == 0:
-        asked_of = routing_notes(config.routing, len(job.topology.participants))
+        asked_of = routing_notes(config.routing, len(job.topology.contributors))
         _say([*warnings(job.topology), *notes(config), *asked_of])
     early = parts.early_transport(job, store)
     try:
         with parts.working(job):
-            ending = _work(job, store, early, stop) if job.place.clients else _stand_by(job, store, early)
+            ending = _work(job, store, early, stop) if job.works else _stand_by(job, store, early)
     except BaseException as error:
         meant = explained(error, job)
         _end_for_all(meant, job, store, early)
@@ -132,11 +132,12 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         with activity.during("the building of the engine"):
             engine = parts.engine(job, clock, inputs.sharers)
         closing.callback(engine.close)
-        exchange = parts.exchange(job, meeting.store, transport, meeting.heartbeat)
+        own = parts.identity(job, transport)
+        exchange = parts.exchange(job, meeting.store, transport, meeting.heartbeat, own)
         if open_part := exchange or transport:  # MPI's transport is closed by ranks too that have no exchange
             closing.callback(open_part.close)
         closing.callback(meeting.heartbeat.close)
-        link, role = parts.link(job, engine, exchange), parts.role(job, inputs.data)
+        link, role = parts.link(job, engine, exchange), parts.role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
         fresh = start(job.config, engine)
         first = fresh.state  # what a client alone would start from too
@@ -148,7 +149,8 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         always.callback(clock.trace.close)
         meeting.last_resort.monitor = monitor
         surroundings = parts.surroundings(
-            job, journal=journal, record=_record(job, inputs), monitor=monitor, clock=clock, stop=stop)
+            job, journal=journal, record=_record(job, inputs), monitor=monitor, clock=clock, stop=stop,
+            channel=parts.channel(job, transport), witness=parts.witness(job, exchange, own))
         federated = parts.federated(job, role, engine, link, surroundings=surroundings)
         try:
             progress = _run_rounds(job, federated, progress, stop)
@@ -228,7 +230,7 @@ def _tell_all(job: Job, meeting: _Meeting, monitor, error: Exception) -> BaseExc
 
 
 def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> Ending:
-    """Leave at once, as a rank without clients does; but rank 0 holds the store, and stays until all that
+    """Leave at once, as a rank without work does; but rank 0 holds the store, and stays until all that
     work have left."""
     if job.me == 0:
         several, undecided = sharing.are_several(job), job.config.model.dtype == "auto"

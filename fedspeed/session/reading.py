@@ -6,7 +6,8 @@ from typing import Any
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.checks import check_clusters
-from fedspeed.data.clients import client_rows, encode_client, largest_id
+from fedspeed.data.clients import ClientData, client_rows, encode_client, largest_id
+from fedspeed.data.public import public_data
 from fedspeed.engine.checks import check_pipeline
 from fedspeed.engine.device_types import check_dtype
 from fedspeed.federation.checks import check_method
@@ -25,9 +26,10 @@ class Inputs:
     """What a rank has read before anything starts.
 
     Attributes:
-        everyone: the rows of all clients. data: the encoded ones of its own, by client.
+        everyone: the rows of all clients; none on a server. data: the encoded ones of its own, by client.
         entry: the journal's newest, on the reporting rank, if there is one.
         sharers: how many ranks compute on its device.
+        public: encoded rows that the server trains on, on its ranks; None elsewhere.
     """
 
     tokenizer: Any
@@ -35,6 +37,7 @@ class Inputs:
     data: dict
     entry: Entry | None
     sharers: int
+    public: ClientData | None = None
 
 
 def read_inputs(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_type: bool) -> Inputs:
@@ -75,9 +78,13 @@ def _read_own(job: Job, store: rendezvous.Store, claim: resume.Claim,
     check_dtype(config.model.dtype, str(request.folder) if begun_type else "", local_rank)
     check_arithmetic(config.engine.matmul, config.engine.deterministic, local_rank)
     tokenizer = load_tokenizer(config.model)
-    everyone = client_rows(config.data, config.run.seed)
+    everyone = [] if job.serves else client_rows(config.data, config.run.seed)
     data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
-    check_ids(max(map(largest_id, data.values())), config.model)
+    public = None
+    if job.serves and config.federation.public_rows:
+        public = public_data(config.federation.public_rows, config.data, tokenizer)
+    read = [*data.values(), *([public] if public else [])]
+    check_ids(max(map(largest_id, read), default=0), config.model)
     remarks = [*remarks, *preflight.start_notes(request.loaded)]
     entry = None
     if job.reporter:
@@ -85,7 +92,7 @@ def _read_own(job: Job, store: rendezvous.Store, claim: resume.Claim,
         remarks += found
     if several_hosts(job):
         leave_for_hosts(job, store, everyone)
-    return Inputs(tokenizer, everyone, data, entry, sharers), remarks
+    return Inputs(tokenizer, everyone, data, entry, sharers, public), remarks
 
 
 def _check_plan(job: Job) -> None:
@@ -98,8 +105,8 @@ def _check_plan(job: Job) -> None:
     preflight.check_files(request.loaded)
     check_clusters(job.config, job.topology)
     routing, participants = check_routing(request.config, job.topology)
-    kind = preflight.engine_kind(request.loaded)
-    check_method(replace(request.config, routing=routing), participants, kind)
+    client, server = preflight.engine_kinds(request.loaded)
+    check_method(replace(request.config, routing=routing), participants, client, server)
     check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)
 
 

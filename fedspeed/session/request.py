@@ -102,7 +102,7 @@ class Job:
     def config(self) -> RunConfig:
         """The configuration, with what routing.mode=auto means for the participants of this job."""
         config = self.request.config
-        return replace(config, routing=config.routing.settled(len(self.topology.participants)))
+        return replace(config, routing=config.routing.settled(len(self.topology.contributors)))
 
     @cached_property
     def deployment(self) -> Deployment:
@@ -123,14 +123,29 @@ class Job:
     def world(self) -> tuple[int, ...]:
         """World ranks of this rank's torch world: its cluster, or its client where the client's ranks are a
         pipeline, which takes all of a torch world."""
-        if self.config.engine.pipeline == "client":
+        if self.config.engine.pipeline == "client" and self.place.clients:
             return self.topology.clients[self.place.clients[0]].ranks
         return self.topology.cluster_of(self.place.cluster).ranks
 
     @property
     def reporter(self) -> bool:
         """Whether this rank commits the journal and reports: exactly one does."""
-        return self.me == self.topology.participants[0]
+        return self.me == self._reporting_rank
+
+    @property
+    def _reporting_rank(self) -> int:
+        """The first gateway: it has read what the journal keeps digests of, which a server has not."""
+        return self.topology.contributors[0]
+
+    @property
+    def works(self) -> bool:
+        """Whether this rank carries clients, or is one of the server's."""
+        return self.me in self.workers
+
+    @property
+    def serves(self) -> bool:
+        """Whether this rank is one of the server's."""
+        return self.me in self.topology.server
 
     @property
     def speaks(self) -> bool:
@@ -147,8 +162,10 @@ class Job:
         """Whether the exchange goes on among the others when a rank dies.
 
         Sites of their own do, and MPI where it was asked to (`mpirun --with-ft mpi`). A plain sum over the
-        ranks of a job has nothing to go on with.
+        ranks of a job has nothing to go on with, and a server tells its result to everybody or nobody.
         """
+        if self.topology.server:
+            return False
         outlives = TRANSPORTS[self.transport].outlives_losses
         if outlives != "as_started":
             return outlives == "always"
@@ -156,8 +173,8 @@ class Job:
 
     @cached_property
     def workers(self) -> tuple[int, ...]:
-        """World ranks that carry clients."""
-        return tuple(p.world_rank for p in self.topology.ranks if p.clients)
+        """World ranks that carry clients, or are the server's."""
+        return self.topology.workers
 
     @cached_property
     def required_ranks(self) -> tuple[int, ...]:
@@ -169,13 +186,15 @@ class Job:
     def vital_ranks(self) -> tuple[int, ...]:
         """World ranks that the run cannot go on without."""
         if self.launch.kind == "openmpi" and self.outlives_losses:
-            return tuple(sorted({0, self.topology.participants[0]}))
+            return tuple(sorted({0, self._reporting_rank}))
         return self.required_ranks
 
     def named(self, rank: int) -> str:
         """Return how messages call a world rank: by its clients, and the host it runs on."""
         place = self.topology.place(rank)
         where = f"rank {rank} on {place.host}"
+        if rank in self.topology.server:
+            return f"the server ({where})"
         if not place.clients:
             return where
         return f"client{'s' if len(place.clients) > 1 else ''} {', '.join(map(str, place.clients))} ({where})"

@@ -60,7 +60,7 @@ def with_server(*slots, at):
 def test_a_server_carries_no_client_and_takes_part():
     topology = plan(with_server(2, 2, 2, at=1), 2, "auto", server=True)
     assert client_ranks(topology) == [(0, 1), (4, 5)] and topology.server == (2, 3) and topology.idle == ()
-    assert topology.participants == (0, 2, 4)
+    assert topology.participants == (0, 2, 4) and topology.contributors == (0, 4) and topology.workers == tuple(range(6))
     assert topology.place(3).cluster_rank == 1 and topology.cluster_of(topology.place(3).cluster).ranks == (2, 3)
     assert client_ranks(plan(with_server(8, 2, 2, at=0), 2, 2, server=True)) == [(8, 9), (10, 11)]
     assert client_ranks(plan(with_server(1, 1, 1, 1, at=1), 1, 2, server=True)) == [(2, 3)], "a client does not span the server"
@@ -69,6 +69,8 @@ def test_a_server_carries_no_client_and_takes_part():
 def test_a_method_without_a_server_leaves_it_idle():
     topology = plan(with_server(2, 2, at=0), 2, "auto")
     assert client_ranks(topology) == [(2,), (3,)] and topology.idle == (0, 1) and topology.participants == (2, 3)
+    assert warnings(topology) == ["h0 with 2 ranks has role=server, and federation.method has no server: it stays idle; write role=client "
+                                  "in the hostfile to use it"]
 
 
 @pytest.mark.parametrize(("machines", "says"), [(hosts(2), "role=server` in the hostfile"), (with_server(2, at=0), "name another one")])

@@ -39,6 +39,7 @@ def test_defaults_lack_only_a_model():
     ({"federation": {"method": FLEXLORA}, "routing": {"mode": "mask"}}, "federation.method.name=flexlora needs every client's own values, which routing.mode"),
     ({"federation": {"method": METHOD_ARMS["stack"](), "updates": (UPDATE_ARMS["clip"](),)}},
      "federation.updates (clip) are about deltas that are averaged, but federation.method.name=stack does not say that it averages any"),
+    ({"federation": {"public_rows": "rows.jsonl"}}, "federation.public_rows=rows.jsonl would not be read, because federation.method.name=lora_average"),
     ({"federation": {"method": METHOD_ARMS["residual"]()}, "engine": {"compile_blocks": True}},
      "federation.method.name=residual adds to each block what is its own; set engine.compile_blocks=false"),
     ({"adapter": {"method": "full", "start_from": "runs/x"}}, "adapter.start_from=runs/x is a PEFT adapter, but adapter.method is full"),
@@ -106,3 +107,13 @@ def test_a_warm_up_that_never_ends_is_noted(warmup, told):
     found = notes(config(train={"warmup_steps": warmup, "local_steps": 1, "local_steps_by_cluster": {"a": 10}}, federation={"rounds": 2}))
     assert found == ([] if not told else ["train.warmup_steps=21, but the run has only 2 x 10 local steps, so that train.lr=0.001 is never reached; "
                                           "lower train.warmup_steps"])
+
+
+def test_what_a_server_does_not_go_with(monkeypatch):
+    monkeypatch.setitem(METHODS, "lora_average", dataclasses.replace(METHODS["lora_average"], server=True, public_rows=True))
+    federation = {"staleness": 1, "compare_alone": True}
+    found = "; ".join(problems(config(federation=federation, engine={"pipeline": "client"}, routing={"transport": "tls"})))
+    for text in ("engine.pipeline=client is laid over", "federation.staleness=1 trains while", "federation.compare_alone=true trains",
+                 "routing.transport=tls has a job on each site, but a server needs one job", "federation.public_rows is empty"):
+        assert text in found
+    assert problems(config(federation={"public_rows": "rows.jsonl"})) == []

@@ -1,6 +1,7 @@
 """Relative paths of what a run reads: beside the YAML first, then in the folder of the command."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from fedspeed.checkpoint.journal import Entry, Journal
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import FIELDS, load
 from fedspeed.errors import FedSpeedError, JournalError
+from fedspeed.federation.methods.config import METHODS
 from fedspeed.session.preflight import check
 from fedspeed.session.request import RunRequest
 from fedspeed.session.resume import journal_entry
@@ -40,12 +42,14 @@ def value(loaded, key: str) -> str:
 
 
 def test_every_key_that_names_something_to_read_is_known():
-    assert KEYS == ["model.base", "model.tokenizer", "adapter.start_from", "data.path", "cluster.probe", "routing.identity",
+    assert KEYS == ["model.base", "model.tokenizer", "adapter.start_from", "data.path", "federation.public_rows", "cluster.probe", "routing.identity",
                     "routing.roster", "routing.roster_signer"]
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_path_in_a_yaml_is_beside_it(project, key):
+def test_a_path_in_a_yaml_is_beside_it(project, key, monkeypatch):
+    if key == "federation.public_rows":  # a method whose server reads some
+        monkeypatch.setitem(METHODS, "lora_average", replace(METHODS["lora_average"], public_rows=True))
     section, _, name = key.partition(".")
     text = f"{section}:\n  {name}: base\n" + ("" if section == "model" and name == "base" else "model:\n  base: m\n")
     if key == "model.tokenizer":

@@ -78,6 +78,18 @@ def test_all_that_stands_against_a_method_is_told_at_once(others, monkeypatch):
         check_method(config, 3, "stock")
 
 
+def test_what_a_server_needs_is_held_against_its_own_engine(monkeypatch):
+    from fedspeed.federation.methods.lora_average.method import LoraAverage
+
+    monkeypatch.setattr(LoraAverage, "server_needs", frozenset({"generate"}))
+    monkeypatch.setitem(CAPABILITIES, "streamed", frozenset({"gradients"}))
+    config = configured("lora_average", routing={"mode": "plain"})
+    check_method(config, 2, "streamed")
+    check_method(config, 2, "streamed", "stock")
+    with pytest.raises(ConfigError, match="the server of federation.method=lora_average needs an engine .* generate, which streamed"):
+        check_method(config, 2, "stock", "streamed")
+
+
 def test_checks_load_no_torch():
     done = subprocess.run([sys.executable, "-c", f"import sys, {checks.__name__}; sys.exit('torch' in sys.modules)"], cwd=ROOT, timeout=LIMIT_S)
     assert done.returncode == 0

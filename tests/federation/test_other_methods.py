@@ -119,35 +119,85 @@ def test_memory_of_clients_counts_and_survives_a_resume(seen):
 class Told:
     """The link of a rank, and what it hears of others."""
 
-    def __init__(self, other=None):
-        self.other = other
+    def __init__(self, *others):
+        self.others = list(others)
 
     def share(self, vector, priority):
-        return vector if priority else self.other
+        return vector if priority or not self.others else self.others.pop(0)
+
+    def any_of_client(self, found):
+        return found
 
 
-def served(server, link):
+class Wire:
+    """The exchange of a participant; what is gathered of all is made up."""
+
+    def __init__(self, change=lambda row: row):
+        self.change = change
+
+    def gather(self, mine):
+        return np.stack([mine, self.change(mine.copy())])
+
+
+def served(server, link, witness=None, value=None):
     from fedspeed.federation.methods.lora_average.method import LoraAverage
-    from fedspeed.federation.updating import server_stepped
+    from fedspeed.federation.serving import server_stepped
 
     class Served(LoraAverage):
         def server_step(self, state, engine, public_rows):
-            return {name: array + len(public_rows) for name, array in state.items()}
+            return {name: array + (len(public_rows) if value is None else value) for name, array in state.items()}
 
     state = {"a": np.zeros((1, 2), np.float32), "b": np.ones(1, np.float32)}
     method = Served(arm_of("lora_average")(), None, clients=2, seed=0)
     role = SimpleNamespace(server=server, public_rows=["row"] * 5)
     chosen = SimpleNamespace(federation=SimpleNamespace(method=SimpleNamespace(name="served")))
-    return server_stepped(SimpleNamespace(method=method, role=role, engine=None, link=link, config=chosen), state)
+    parts = SimpleNamespace(method=method, role=role, engine=None, link=link, config=chosen, witness=witness)
+    return server_stepped(parts, state, round=3)
+
+
+def witness(key, keys, wire):
+    from fedspeed.routing.statement import Witness
+
+    return Witness(wire, key, keys, b"this run", speaker=0, names=["the server", "client 0"])
+
+
+STEPPED = np.array([5, 5, 6], np.float32)
 
 
 def test_what_the_server_makes_of_a_state_is_told_to_all():
     mine = served(True, Told())
     assert {n: t.tolist() for n, t in mine.items()} == {"a": [[5, 5]], "b": [6]}
-    others = served(False, Told(np.array([5, 5, 6], np.float32)))
+    others = served(False, Told(STEPPED, np.zeros(64, np.uint8)))
     assert {n: t.tolist() for n, t in others.items()} == {"a": [[5, 5]], "b": [6]}
+
+
+def test_what_the_server_has_not_signed_or_not_told_to_all_is_refused():
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from fedspeed.routing.anonymous.crypto import public_of
+
+    def another(row):
+        row[0] ^= 1
+        return row
+
+    server, client = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    keys, about = [public_of(server), public_of(client)], "the server's step in round 3, exchange 0"
+    good = witness(server, keys, Wire())
+    signature = good.sign(about, STEPPED)
+    assert served(True, Told(), good)["b"] == [6] == served(False, Told(STEPPED, signature), witness(client, keys, Wire()))["b"]
+    with pytest.raises(FedSpeedError, match="round 3, exchange 0: what the server told is not the same for all: client 0 heard another"):
+        served(True, Told(), witness(server, keys, Wire(another)))
+    for said, signed in [(STEPPED + 1, signature), (STEPPED, good.sign("another round", STEPPED)),
+                         (STEPPED, witness(client, keys, Wire()).sign(about, STEPPED))]:
+        with pytest.raises(FedSpeedError, match="the server, client 0 heard one that it has not signed"):
+            served(False, Told(said, signed), witness(client, keys, Wire()))
+
+
+def test_a_result_that_is_not_finite_is_refused():
+    with pytest.raises(FedSpeedError, match="step in round 3, exchange 0: its result is not finite"):
+        served(True, Told(), value=np.nan)
 
 
 def test_a_method_with_a_server_that_is_not_there_is_told_so():
     with pytest.raises(FedSpeedError, match="served has a server, and no rank is one; .*role=server"):
-        served(False, Told())
+        served(False, Told(None))

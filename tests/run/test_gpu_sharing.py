@@ -75,7 +75,7 @@ def test_too_many_ranks_are_refused_before_they_are_started(workshop, monkeypatc
 def job_of(*words: str) -> SimpleNamespace:
     asked = order(*words)
     return SimpleNamespace(
-        request=asked, config=asked.config, me=0, named=lambda rank: f"client 0 (rank {rank} on alpha)"
+        request=asked, config=asked.config, me=0, serves=False, named=lambda rank: f"client 0 (rank {rank} on alpha)"
     )
 
 

@@ -84,8 +84,7 @@ class Method(ABC):
 
     Attributes:
         needs, server_needs: what a client's and the server's engine must be capable of
-            (engine.client_engine.Capability), held against them before anything is built. The server needs no
-            engine where `server_needs` is empty.
+            (engine.client_engine.Capability), held against them before anything is built.
         hides: what the run's transforms of updates want hidden beside them (updates.base.BESIDE). The method
             does not send its sketch if that is among it.
         keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
@@ -229,13 +228,32 @@ class Method(ABC):
         """Return the Euclidean norm of what has changed between two global states."""
         return distance(before, after, trainable(before))
 
-    def serve(self, engine: "ClientEngine", channel: Channel, round: int, exchange: int) -> None:
+    def serve(
+        self,
+        engine: "ClientEngine",
+        channel: Channel | None,
+        round: int,
+        exchange: int,
+        *,
+        asked: Sequence[int],
+    ) -> None:
         """Answer the clients on the server, which are in `train` meanwhile, until they are done with the
-        exchange. Clients reach the server by `Trainer.channel`."""
+        exchange. Clients reach the server by `Trainer.channel`.
 
-    def server_step(self, state: Arrays, engine: "ClientEngine | None", public_rows: Any) -> Arrays:
-        """Return the state after what the server alone does with it, on its own engine and on public rows.
-        What it returns is told to all."""
+        Args:
+            channel: to all clients, on the first of the server's ranks; None on its others.
+            asked: clients of the round: those that are in `train`. `Channel.speakers` tells whom to speak to.
+        """
+
+    def server_step(self, state: Arrays, engine: "ClientEngine", public_rows: Any) -> Arrays:
+        """Return the state after what the server alone does with it: arrays of the same names and shapes.
+        What it returns is told to all. Where the server has several ranks, all of them call this together.
+
+        Args:
+            state: after the aggregate and the server optimizer. engine: the server's own, see `spec`.
+            public_rows: what federation.public_rows holds, as tokens (data.clients.ClientData, `train` only);
+                None where the method reads none (`Entry.public_rows`).
+        """
         return state
 
     def models(self, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:

@@ -25,6 +25,9 @@ class Entry:
         server_optimizers: whether the new state less the old one is a pseudo-gradient that a server optimizer
             may step along, by name and shape.
         folds: whether its aggregate grows a folded adapter beside LoRA's (models.folded).
+        server: whether it has a server, a host of the run that carries no clients (`Method.serve`,
+            `Method.server_step`).
+        public_rows: whether that server reads rows of its own, which federation.public_rows names.
         any_weights: whether it also works on weights that are no LoRA factors (adapter.method=blocks or
             full).
     """
@@ -35,6 +38,8 @@ class Entry:
     server_optimizers: bool = False
     any_weights: bool = False
     folds: bool = False
+    server: bool = False
+    public_rows: bool = False
 
 
 METHODS = {

@@ -1,0 +1,122 @@
+"""A method with a server, in whole runs: two ranks of clients and one of the server."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from launched import SETTINGS, assert_same_run, last_round, records, refusal, rounds_seen
+from safetensors.numpy import load_file
+
+from tests.processes import run_ranks
+
+QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
+ROUNDS, LR = 2, 0.1
+
+
+@pytest.fixture(scope="module")
+def server(shared_workshop):
+    """(words of a run on three hosts, the middle one the server; its configuration)."""
+    hosts, rows = shared_workshop.folder / "with-server", shared_workshop.folder / "public.jsonl"
+    hosts.write_text("alpha slots=1\nbeta slots=1\ngamma slots=1\n# fed-host beta role=server\n")
+    rows.write_text("".join(json.dumps({"instruction": f"double {n}", "output": f"{2 * n}"}) + "\n" for n in range(6)))
+    config = shared_workshop.write_config("served.yaml", {
+        **SETTINGS, "model": {"init": "random", "tokenizer": "bytes", "dtype": "fp32"},
+        "adapter": {"lora_rank": 4, "dropout": 0.0}, "data": {**SETTINGS["data"], "clients": 2, "split": "iid"},
+        "train": {"local_steps": 2, "micro_batch": 4, "optimizer": "sgd", "lr": LR},
+        "federation": {"rounds": ROUNDS, "method": "served", "public_rows": str(rows)}, "cluster": {"max_restarts": 0}})
+    yield ("--hostfile", str(hosts), *QUIET), config
+    shared_workshop.close()
+
+
+@pytest.fixture(scope="module")
+def served(shared_workshop, server):
+    """The folder of an uninterrupted run."""
+    words, config = server
+    shared_workshop.finish("run.name=served", *words, config=config)
+    return shared_workshop.runs / "served"
+
+
+def by_hand(rank, path, public):
+    """The state after all rounds, of one engine that plays clients and server in turn."""
+    import torch
+
+    from fedspeed.config.load import load
+    from fedspeed.data.batches import client_step
+    from fedspeed.data.clients import client_rows, encode_client
+    from fedspeed.data.public import public_data
+    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
+    from fedspeed.engine.world import join_world, leave_world
+    from fedspeed.models.tokenizer import load_tokenizer
+    from fedspeed.monitor.clock import StageClock
+    from fedspeed.session.request import RunRequest
+    from tests.federation.methods.served import SERVER_LR, public_batches
+
+    loaded = load(path, ["federation.method=lora_average", "federation.public_rows="])
+    config = loaded.config
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    join_world(60.0)
+    tokenizer = load_tokenizer(config.model)
+    data = [encode_client(rows, tokenizer, config.data) for rows in client_rows(config.data, config.run.seed)]
+    weights = [sum(row.answer_tokens for row in own.train) for own in data]
+    spec = EngineSpec(model=config.model, adapter=config.adapter, train=config.train, engine=config.engine,
+                      deepspeed=RunRequest(loaded).deepspeed)
+    engine = build_engine(spec, EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=path.parent, seed=config.run.seed))
+    torch.set_num_threads(1)
+
+    def stepped(state, steps, lr):
+        engine.load({n: torch.from_numpy(a) for n, a in state.items()})
+        for batches in steps:
+            engine.train_step([batches], lr)
+        return {n: t.numpy().copy() for n, t in engine.state().items()}
+
+    state = {n: t.numpy().copy() for n, t in engine.state().items()}
+    for number in range(ROUNDS):
+        start, state = state, {n: a.astype(np.float64) for n, a in state.items()}
+        for client, own in enumerate(data):
+            end = stepped(start, [client_step(own, 0, client, 2 * number + step, 4, 1, 1, 0) for step in range(2)], LR)
+            for n in state:
+                state[n] += 2.0 * weights[client] / sum(weights) * (end[n].astype(np.float64) - start[n])
+        state = {n: a.astype(np.float32) for n, a in state.items()}
+        before, state = state, stepped(state, [public_batches(public_data(public, config.data, tokenizer))], SERVER_LR)
+        assert max(np.abs(state[n] - before[n]).max() for n in state) > 1e-4, "the server moves it"
+    engine.close()
+    leave_world()
+    return state
+
+
+def test_a_run_with_a_server_is_the_same_arithmetic_by_hand(served, server, shared_workshop):
+    [expected] = run_ranks(1, by_hand, server[1], str(shared_workshop.folder / "public.jsonl"))
+    found = load_file(last_round(served) / "state.safetensors")
+    assert {name.removeprefix("global/") for name in found} == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[f"global/{name}"], array, atol=2e-6, err_msg=name)
+    assert [record["received"] for record in records(served)] == [0, 2, 2]
+    assert "3 ranks in 1 cluster and a server" in (served / "report.md").read_text()
+
+
+def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(served, server, workshop):
+    run, (words, config) = workshop.runs / "unserved", server
+    started = workshop.start("run.name=unserved", *words, config=config, env={"TEST_SLOW_S": "0.4"})
+    started.until(lambda: rounds_seen(run) == 1)
+    os.kill(started.local_ranks()[1], signal.SIGKILL)
+    ended = started.wait()
+    assert ended.code == 75, ended.text
+    assert "the server (rank 1 on beta)" in (run / "report.md").read_text().partition("## Result")[0]
+    workshop.finish("run.name=unserved", *words, config=config)
+    assert_same_run(run, served)
+
+
+def test_a_server_without_its_rows_is_told_by_all(server, workshop):
+    words, config = server
+    ended = workshop.run("--json", "run.name=rowless", *words, "federation.public_rows=nowhere.jsonl", config=config)
+    assert ended.code == 2 and "federation.public_rows=nowhere.jsonl: no such file on the server's host" in refusal(ended)
+
+
+def test_a_dry_run_says_who_the_server_is(server, workshop):
+    (_, hosts, *quiet), config = server
+    dry = workshop.run("--dry-run", "--hostfile", hosts, *quiet, config=config)
+    assert dry.code == 0 and "server   beta: 1 rank," in dry.text and "routing  plain, 2 participants" in dry.text
+    without = workshop.run("--dry-run", *quiet, config=config)
+    assert without.code == 2 and "has a server, and no host is one; write `# fed-host NAME role=server`" in without.err
