@@ -89,3 +89,31 @@ def test_report_and_cards_name_all_models(runs):
     card = (run / "adapter-client-1" / "README.md").read_text()
     assert f"# The adapter `client-1` of run `apart`, round {best}" in card and "client 1's own" in card
     assert "`adapter-NAME`" in (run / "adapter" / "README.md").read_text()
+
+
+def test_a_clients_model_is_written_by_the_rank_that_speaks_for_it():
+    from fedspeed.session.exporting import folder_of, is_ours
+
+    names = ("adapter", "full", "client-1", "client-11")
+    written = {reporter: [name for name in names if is_ours(name, reporter=reporter, carried=(0, 1))] for reporter in (True, False)}
+    assert written == {True: ["adapter", "full", "client-1"], False: ["client-1"]}
+    assert [folder_of("model", name, "-last") for name in names[:2]] == ["model-last", "model-full-last"]
+
+
+@pytest.mark.parametrize(("mode", "told", "folders"), [
+    ("plain", [0, 1, 0], ("adapter-full", "adapter-client-1", "adapter-client-2")), ("mask", [0], ("adapter-full", "adapter-client-N"))])
+def test_masked_modes_tell_nobody_which_clients_have_their_own(mode, told, folders):
+    from types import SimpleNamespace
+
+    from fedspeed.session.exporting import _others
+    from tests.tiny import run_config
+
+    sent = []
+
+    def summed(vector, weight):
+        sent.append(vector.tolist())
+        return SimpleNamespace(vector=vector + np.array([0, 0, 1])[-len(vector):])
+
+    job = SimpleNamespace(config=run_config(routing={"mode": mode}, data={"clients": 3}))
+    assert _others(job, SimpleNamespace(sum=summed), {"adapter", "full", "client-1"}) == folders
+    assert sent == [told]
