@@ -35,7 +35,7 @@ def models_of(method: Method, state: Arrays, memory: Mapping[int, Arrays]) -> di
     models = method.models(state, memory)
     kind = type(method).__name__
     if COMMON not in models:
-        raise ValueError(f"{kind}.models gives no {COMMON!r}, the model of clients that have none of their own")
+        raise ValueError(f"{kind}.models gives no {COMMON!r}, for clients without a model of their own")
     if wrong := sorted(n for n in models if not NAME.fullmatch(n) or n.split("-")[-1] == "last"):
         raise ValueError(
             f"{kind}.models calls a model {wrong[0]!r}; small letters, digits and single dashes make a name, "
