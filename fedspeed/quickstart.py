@@ -3,11 +3,15 @@
 import math
 import os
 import shutil
-import sys
 from pathlib import Path
 
+from fedspeed.data.batches import collate
+from fedspeed.data.builtin import pretraining_rows
+from fedspeed.data.encode import encode
 from fedspeed.errors import ModelError
 from fedspeed.files import check_writable, follow_umask
+from fedspeed.log import LOG
+from fedspeed.models.tokenizer import byte_tokenizer
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of a whole base
 STEPS, ROWS = 600, 64  # 500 steps leave some seeds undertrained
@@ -20,7 +24,7 @@ def pretrain(folder: Path, seed: int) -> None:
     It learns the built-in task's skills under other instruction words, so that fine-tuning has to teach it the words only.
     """
     if all((folder / name).is_file() for name in FILES):
-        print(f"fedspeed: {folder} is there already", file=sys.stderr)
+        LOG.info(f"{folder} is there already")
         return
     _check_place(folder)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # whoever imports DeepSpeed on the way need not look for GPUs
@@ -28,11 +32,6 @@ def pretrain(folder: Path, seed: int) -> None:
     import transformers
     from tqdm import tqdm
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from fedspeed.data.batches import collate
-    from fedspeed.data.builtin import pretraining_rows
-    from fedspeed.data.encode import encode
-    from fedspeed.models.tokenizer import byte_tokenizer
 
     transformers.logging.disable_progress_bar()
     torch.manual_seed(seed)

@@ -89,7 +89,7 @@ def registered(dry: bool) -> dict:
 
     import torch
 
-    from fedspeed.engine.pinned import PageLocks
+    from fedspeed.engine.base.page_locks import PageLocks
 
     size = 4 << 30
     file = os.memfd_create("link")

@@ -9,28 +9,27 @@ Ctrl-C in the terminal reaches the supervisor alone, which decides what the rank
 """
 
 import contextlib
-import json
 import os
-import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Protocol
 
 from fedspeed.cluster import forkserver
 from fedspeed.cluster.processes import die_with, how_it_ended
-from fedspeed.errors import EXIT_FAILED
 
 _CLOSE_S = 2.0
 
 
 @dataclass(frozen=True)
 class End:
-    """A rank has ended. `code` is its exit code, or minus the signal that killed it; `because` names another
-    process if that died."""
+    """A rank has ended. `code` is its exit code, or minus the signal that killed it. If another process died
+    and took it along, `because` says so, and `pid` and `code` are that one's."""
 
     rank: int
     pid: int
@@ -83,7 +82,8 @@ class SpawnedGroup:
                 preexec_fn=lambda: die_with(parent))  # noqa: PLW1509 - the supervisor has no threads
 
     def poll(self) -> list[End]:
-        ends = [End(rank, process.pid, process.returncode) for rank, process in self._processes.items() if process.poll() is not None]
+        ends = [End(rank, process.pid, process.returncode)
+                for rank, process in self._processes.items() if process.poll() is not None]
         for end in ends:
             del self._processes[end.rank]
         return ends
@@ -109,94 +109,58 @@ class ForkedGroup:
         target: run in each rank with its environment; returns the exit code.
     """
 
-    def __init__(self, env: Mapping[str, str], preload: Callable[[], None], target: Callable[[dict[str, str]], int]):
+    def __init__(self, env: Mapping[str, str], preload: Callable[[], None], target: forkserver.Target):
         self._env, self._preload, self._target = env, preload, target
-        self._server = self._server_code = 0
-        self._commands = self._news = -1
-        self._unread = b""
-        self._ranks: dict[int, int] = {}
+        self._server = 0  # its pid; 0: none
+        self._connection: Connection | None = None
+        self._running: set[int] = set()
 
     def start(self, rank_envs: Sequence[Mapping[str, str]]) -> None:
         if not self._server:
-            self._fork_server()
-        self._ranks = dict.fromkeys(range(len(rank_envs)), 0)
-        # Only the differences travel: a whole environment could fill the pipe while the server still imports.
-        self._tell({"start": [dict(env) for env in rank_envs]})
+            self._connection, its_own = Pipe()
+            life = partial(forkserver.serve, its_own, self._env, self._preload, self._target)
+            self._server = forkserver.fork(life, self._connection)
+            its_own.close()
+        self._running = set(range(len(rank_envs)))
+        # Only the differences travel: whole environments could fill the connection while the server imports.
+        forkserver.tell(self._connection, start=[dict(env) for env in rank_envs])
 
     def poll(self) -> list[End]:
         ends = []
-        for line in self._read_news():
-            news = json.loads(line)
-            if "failed" in news:
+        while self._server and self._connection.poll():
+            news = forkserver.hear(self._connection)
+            if news is None:
+                ends += self._bury_server()
+            elif "failed" in news:
                 self.close()
                 raise PreloadFailed(news["failed"], news["code"], news["threads"])
-            if "pid" in news:
-                self._ranks[news["rank"]] = news["pid"]
-            if "code" in news:
-                ends.append(End(news["rank"], self._ranks.pop(news["rank"]), news["code"]))
-        if not self._server and self._ranks:
-            because = f"the fork server {how_it_ended(self._server_code)}, and its ranks ended with it"
-            ends += [End(rank, pid, self._server_code, because) for rank, pid in self._ranks.items()]
-            self._ranks.clear()
+            else:
+                self._running.remove(news["rank"])
+                ends.append(End(**news))
         return ends
 
     def send(self, number: int) -> None:
-        self._tell({"signal": int(number)})
+        if self._server:
+            forkserver.tell(self._connection, signal=int(number))
 
     def close(self) -> None:
-        if self._server:
-            os.close(self._commands)
-            self._commands = -1
-            deadline = time.monotonic() + _CLOSE_S
-            while self._server and time.monotonic() < deadline:
-                self._read_news()
-                time.sleep(0.01)
-        if self._server:
-            os.kill(self._server, signal.SIGKILL)
-            self._reap()
-        self._ranks.clear()
-
-    def _fork_server(self) -> None:
-        command_end, self._commands = os.pipe()
-        self._news, news_end = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.close(self._commands)
-                os.close(self._news)
-                die_with(parent)
-                os.setpgid(0, 0)
-                forkserver.serve(command_end, news_end, self._env, self._preload, self._target)
-            finally:
-                os._exit(EXIT_FAILED)
-        os.close(command_end)
-        os.close(news_end)
-        os.set_blocking(self._news, False)
-        self._server, self._unread = pid, b""
-
-    def _tell(self, command: dict) -> None:
-        data = memoryview(json.dumps(command).encode() + b"\n")
-        with contextlib.suppress(BrokenPipeError):
-            while data and self._server:
-                data = data[os.write(self._commands, data):]
-
-    def _read_news(self) -> list[bytes]:
-        """Complete lines that have come; notices the end of the server, whose pipe closes with it."""
-        while self._server and select.select([self._news], [], [], 0)[0]:
-            piece = os.read(self._news, 65536)
-            if not piece:
-                self._reap()
-            self._unread += piece
-        *lines, self._unread = self._unread.split(b"\n")
-        return lines
-
-    def _reap(self) -> None:
-        _, status = os.waitpid(self._server, 0)
-        self._server_code = os.waitstatus_to_exitcode(status)
+        if not self._server:
+            return
+        self._connection.close()  # upon which the server kills its ranks and ends
+        deadline = time.monotonic() + _CLOSE_S
+        while not os.waitpid(self._server, os.WNOHANG)[0]:
+            if time.monotonic() > deadline:
+                os.kill(self._server, signal.SIGKILL)
+                os.waitpid(self._server, 0)
+                break
+            time.sleep(0.01)
         self._server = 0
-        os.close(self._news)
-        if self._commands >= 0:
-            os.close(self._commands)
+
+    def _bury_server(self) -> list[End]:
+        """Reap the server, which is gone from the connection; return the ends of the ranks it took along."""
+        pid, status = os.waitpid(self._server, 0)
+        self._connection.close()
+        self._server = 0
+        code = os.waitstatus_to_exitcode(status)
+        because = f"the fork server {how_it_ended(code)}, and its ranks ended with it"
+        return [End(rank, pid, code, because) for rank in sorted(self._running)]

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from fedspeed.data.config import DataConfig
+from fedspeed.data.encode import leading_special_ids, prompt_ids
 from fedspeed.data.rows import Row
+from fedspeed.data.tasks import template_of
 from fedspeed.data.templates import prompt
 
 MAX_NEW_TOKENS = 64  # of the example
@@ -38,9 +40,6 @@ class PromptFormat:
     @classmethod
     def of(cls, tokenizer, config: DataConfig) -> "PromptFormat":
         """The format of a run's rows."""
-        from fedspeed.data.encode import leading_special_ids, prompt_ids  # with numpy, which who only shows a format need not load
-        from fedspeed.data.tasks import template_of
-
         template, row = template_of(config), EXAMPLES.get(config.task, EXAMPLE)
         leading = leading_special_ids(tokenizer)
         room = min(MAX_NEW_TOKENS, max(1, config.max_tokens - len(prompt_ids(row, tokenizer, template))))

@@ -48,7 +48,8 @@ class Executor:
         self._store, self._depth = store, depth
         self._lowest = next(b for b, block in enumerate(parts.blocks) if any(p.requires_grad for p in block.parameters()))
         self.keeping = BudgetedKeeping(budget, inputs, blocks=depth, lowest=self._lowest)
-        self.stage = Stage(model, parts, store, [range(b, b + 1) for b in range(depth)], keeping=self.keeping,
+        self.chunks = [range(b, b + 1) for b in range(depth)]
+        self.stage = Stage(model, parts, store, self.chunks, keeping=self.keeping,
                            lowest=self._lowest, compiled=compiled)
         self._player, self._streams = Player(), lru_cache(STREAMS)(layer_major)
 

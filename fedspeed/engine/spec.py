@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fedspeed.config.run import RunConfig
 from fedspeed.data.config import TrainConfig
 from fedspeed.engine.capabilities import Kind, kind_of
 from fedspeed.engine.config import EngineConfig
@@ -29,6 +30,12 @@ class EngineSpec:
     deepspeed: dict
     blocks: tuple[int, ...] | None = None
     role: Literal["client", "server"] = "client"
+
+    @classmethod
+    def of(cls, config: RunConfig, deepspeed: dict, role: Literal["client", "server"] = "client") -> "EngineSpec":
+        """Make what a run's configuration asks for."""
+        return cls(model=config.model, adapter=config.adapter, train=config.train, engine=config.engine, deepspeed=deepspeed,
+                   role=role)
 
     @property
     def kind(self) -> Kind:

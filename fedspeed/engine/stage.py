@@ -2,7 +2,6 @@
 holds."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +12,9 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.block_inputs import Waiting
 from fedspeed.engine.cell_model import Cell, CellModel, CellState, Score, Tensors, told
 from fedspeed.engine.keeping import Keeping
+from fedspeed.engine.stage_loads import StageLoads
 from fedspeed.models.blocks import Anatomy
-from fedspeed.schedule.instructions import Head, Load, Loaded, Stream
-from fedspeed.schedule.loads import loads_of
+from fedspeed.schedule.instructions import Loaded, Stream
 
 
 @dataclass
@@ -43,19 +42,12 @@ class Stage:
 
     def __init__(self, model, parts: Anatomy, store: BaseStore, chunks: Sequence[range], *, keeping: Keeping,
                  lowest: int = 0, compiled: bool = False):
-        self._model, self._parts, self._store, self._chunks = model, parts, store, chunks
+        self._model, self._parts, self._chunks = model, parts, chunks
         self._keeping, self._lowest = keeping, lowest
         self.compute = CellModel(model, parts, compiled)
+        self._loads = StageLoads(model, parts, store, chunks)
         names = {id(p): n for n, p in model.named_parameters()}
-        numbers = {piece.name: i for i, unit in enumerate(store.units) for piece in unit.pieces}
         self.places = [[(names[id(p)], p) for p in block.parameters() if p.requires_grad] for block in parts.blocks]
-        self._units = [next((numbers[names[id(p)]] for p in block.parameters() if names[id(p)] in numbers), None)
-                       for block in parts.blocks]
-        self._embedding, head = names[id(parts.embedding.weight)], names[id(parts.head.weight)]
-        self._embedding_unit, self._head_unit = numbers.get(self._embedding), numbers.get(head)
-        # Where single rows can be looked up; None: the embedding must be loaded, or is not here.
-        self._rows = None if self._embedding_unit is None else store.rows(self._embedding_unit, self._embedding)
-        self._loaded: dict[Loaded, ExitStack] = {}
         self._clear()
 
     def _clear(self) -> None:
@@ -86,46 +78,21 @@ class Stage:
         self.grads = [{} for _ in owners]
         if train:
             self._keeping.begin()
-        self._holds_head = "head" in loads_of(stream)
-        units = [unit for work in stream for unit in self._needed(work)]
-        if ahead:
-            units += [unit for chunk in dict.fromkeys(loads_of(stream)) for unit in self._units_of(chunk)]
-        self._store.begin(units)
-
-    def _needed(self, work) -> list[int]:
-        """The units that an instruction uses of those that are loaded."""
-        if isinstance(work, Load):
-            return self._units_of(work.chunk)
-        if isinstance(work, Head) and not self._holds_head:
-            return self._units_of("head")
-        return []
-
-    def _units_of(self, chunk: Loaded) -> list[int]:
-        if chunk == "embedding":
-            found = [self._embedding_unit if self._rows is None else None]
-        elif chunk == "head":
-            found = [self._head_unit]
-        else:
-            found = [self._units[b] for b in self._chunks[chunk]]
-        return [unit for unit in found if unit is not None]
+        self._loads.begin(stream, ahead=ahead)
 
     def load(self, chunk: Loaded) -> None:
-        stack = self._loaded[chunk] = ExitStack()
-        for unit in self._units_of(chunk):
-            stack.enter_context(self._store.use(unit))
+        self._loads.load(chunk)
 
     def release(self, chunk: Loaded) -> None:
-        self._loaded.pop(chunk).close()
+        self._loads.release(chunk)
 
     def abandon(self) -> None:
         """Let go of all that a pass has loaded and kept, after it has failed."""
-        while self._loaded:
-            self._loaded.popitem()[1].close()
+        self._loads.abandon()
         self._clear()
 
     def embed(self, micro: int) -> torch.Tensor:
-        table = self._parts.embedding.weight if self._rows is None else self._rows
-        state = self._states[micro] = self.compute.enter(self._cells[micro], table)
+        state = self._states[micro] = self.compute.enter(self._cells[micro], self._loads.table)
         hidden, state.hidden = state.hidden, None
         return hidden
 
@@ -154,7 +121,7 @@ class Stage:
             x.requires_grad_(blocks[0] > self._lowest)
             with torch.enable_grad():
                 y = self._through(micro, blocks, x, grad=True)
-            self._kept.setdefault(chunk, {})[micro] = _Graph(x, y, self._addresses(blocks))
+            self._kept.setdefault(chunk, {})[micro] = _Graph(x, y, self._loads.addresses(blocks))
             return y.detach()
         inputs = self._kept.setdefault(chunk, {})[micro] = []
         with torch.no_grad():
@@ -173,9 +140,7 @@ class Stage:
     def head(self, micro: int, hidden: torch.Tensor) -> torch.Tensor | None:
         """The gradient of scale * loss by `hidden`, while training."""
         cell, x = self._cells[micro], hidden.detach()
-        with ExitStack() as stack:
-            if not self._holds_head:
-                stack.enter_context(self._store.use(self._head_unit))
+        with self._loads.head():
             self._scores[micro], flow = self.compute.head(x, cell, differentiate=self._train)
         return flow
 
@@ -188,7 +153,7 @@ class Stage:
         cell, blocks, kept = self._cells[micro], self._chunks[chunk], self._kept[chunk].pop(micro)
         self._bind(blocks, cell.owner)
         if isinstance(kept, _Graph):
-            assert kept.addresses == self._addresses(blocks), f"chunk {chunk} has moved since its graph was built"
+            assert kept.addresses == self._loads.addresses(blocks), f"chunk {chunk} has moved since its graph was built"
             return self._differentiate(cell, blocks, kept.x, kept.y, upward)
         flow = upward
         for b in reversed(blocks):
@@ -221,9 +186,6 @@ class Stage:
                 self._bound[b] = owner
                 for name, place in self.places[b]:
                     place.data = self._owners[owner][name].data
-
-    def _addresses(self, blocks: Sequence[int]) -> list[int]:
-        return [self._store.address(self._units[b]) for b in blocks]
 
     def _differentiate(self, cell: Cell, blocks: Sequence[int], x: torch.Tensor, y: torch.Tensor,
                        upward: torch.Tensor) -> torch.Tensor | None:

@@ -11,10 +11,11 @@ from fedspeed.engine.cell_model import Cell
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.executor import Executor
-from fedspeed.engine.generation.blocks import PieceModel, compute_pieces
 from fedspeed.engine.generation.pieces import Piece
+from fedspeed.engine.generation.stage import PieceStage
+from fedspeed.engine.player import Played, Player
 from fedspeed.engine.store_engine import StoreEngine, portions
-from fedspeed.models.blocks import anatomy
+from fedspeed.schedule.schedules import layer_major
 
 
 class StreamedEngine(StoreEngine):
@@ -25,7 +26,8 @@ class StreamedEngine(StoreEngine):
     def __init__(self, model, states: list[ClientState], groups, store: BaseStore, executor: Executor, clock):
         super().__init__(model, states, groups, store.matched, store, clock)
         self._executor = executor
-        self._pieces = PieceModel(model, anatomy(model), store, self._logit_rows)
+        self._piece_stage = PieceStage(model, store, executor.chunks, rows=self._logit_rows)
+        self._player = Player()
         self._steps = 0  # since the turn began: dropout draws anew in every step
 
     def _load(self, slot, state, optimizer, frozen, seed):
@@ -69,9 +71,18 @@ class StreamedEngine(StoreEngine):
         return min(1, len(pieces))
 
     def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        stage, chunks = self._piece_stage, len(self._executor.chunks)
+        stream = layer_major(chunks, len(pieces), train=False)
         self.model.eval()
-        values = compute_pieces(self._pieces, self.store, pieces, self._states[0].tensors())
-        return [found.cpu().numpy() for found in values]
+        stage.begin(pieces, [self._states[0].tensors()] * len(pieces), stream, ahead=True)
+        try:
+            self._player.execute(Played(stream), chunks=chunks, computes=stage)
+        except BaseException:
+            stage.abandon()
+            raise
+        finally:
+            self._player.let_go()
+        return [values.cpu().numpy() for _, values in sorted(stage.end().items())]
 
     def _idle_pass(self, backward: bool) -> None:
         if backward:

@@ -5,7 +5,7 @@ import math
 
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import overlap, pacing, updating
-from fedspeed.federation.evaluators import evaluate
+from fedspeed.federation.evaluating import evaluate
 from fedspeed.federation.keeping import Progress, ending
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.parts import RankParts

@@ -10,6 +10,7 @@ from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absen
 from fedspeed.monitor.report import CLIPPED, Comparison, Facts, comparison_text, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
+from fedspeed.monitor.tensorboard import TensorBoardWriter
 from fedspeed.monitor.visibility import shows_everything, visible
 from fedspeed.units import loss_text, seconds_text
 
@@ -43,8 +44,6 @@ class Monitor:
         self._absent = absent_rounds(self._records, resume_round) if resume_round else ()
         self._events = None
         if config.tensorboard:
-            from fedspeed.monitor.tensorboard import TensorBoardWriter
-
             events = self._folder / "tensorboard"
             self._events = TensorBoardWriter(events, resume_round, routing_mode, config_text)
         self._json = JsonLines(json_out) if json_out else NoJson()

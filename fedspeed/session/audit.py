@@ -102,13 +102,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     join_world(600)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            spec = EngineSpec(
-                model=config.model,
-                adapter=config.adapter,
-                train=config.train,
-                engine=config.engine,
-                deepspeed=RunRequest(loaded).deepspeed,
-            )
+            spec = EngineSpec.of(config, RunRequest(loaded).deepspeed)
             context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed)
             with contextlib.closing(build_engine(spec, context)) as engine:
                 return _updates(config, engine, data, rounds=rounds, words=words, seed=seed)

@@ -115,17 +115,10 @@ def engine(job: Job, clock, sharers: int):
             if client.ranks[0] in job.world
         }
     )
-    options = config.engine
-    if options.pipeline != "none":
-        options = replace(options, cuts=stage_cuts(job))
+    spec = EngineSpec.of(config, job.request.deepspeed)
+    if config.engine.pipeline != "none":
+        spec = replace(spec, engine=replace(config.engine, cuts=stage_cuts(job)))
     try:
-        spec = EngineSpec(
-            model=config.model,
-            adapter=config.adapter,
-            train=config.train,
-            engine=options,
-            deepspeed=job.request.deepspeed,
-        )
         chosen = config.federation.method
         spec = method_class(chosen.name).spec(chosen, spec, shape=planned_shape(config.model.base))
         context = EngineContext(

@@ -17,9 +17,10 @@ from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import RowTable
 from fedspeed.engine.base.choose import choose_tier, pipeline_tier, slots_of
 from fedspeed.engine.base.told import execution
-from fedspeed.engine.capabilities import Kind, kind_of
+from fedspeed.engine.capabilities import Kind
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
+from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
 from fedspeed.federation.checks import check_method
 from fedspeed.models.adapter_checks import adapter_notes, check_adapter
@@ -137,9 +138,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
 def engine_kind(loaded: Loaded) -> Kind:
     """Return the kind of engine that a configuration means."""
     config = loaded.config
-    deepspeed = merge(config.deepspeed, config, loaded.folder)
-    frozen = config.adapter.method != "full"
-    return kind_of(config.engine, deepspeed, frozen=frozen, outside=outside_blocks(config.adapter))
+    return EngineSpec.of(config, merge(config.deepspeed, config, loaded.folder)).kind
 
 
 def _built(loaded: Loaded) -> list[str]:

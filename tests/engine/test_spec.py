@@ -33,6 +33,12 @@ def test_where_zero_3_would_stream_the_base_is_executed_layer_by_layer():
     assert kind_of(EngineConfig(), {"zero_optimization": {"stage": 3}}, frozen=True, outside="lm_head") == "stock"
 
 
+def test_every_kind_has_its_builder():
+    from fedspeed.engine.build import BUILDERS
+
+    assert BUILDERS.keys() == CAPABILITIES.keys()
+
+
 def test_what_no_engine_can_is_refused_before_anything_starts():
     for kind in CAPABILITIES:
         check_capabilities({"gradients", "perturb"}, kind, "federation.method=any")
@@ -65,7 +71,7 @@ def of_some_blocks(rank, base, blocks, nvme):
     join_world(LIMIT_S)
     found = {}
     for kind in ("zero0", "ram"):
-        with engine(base, kind, adapter=AdapterConfig(targets="q_proj"), train=DETERMINED, nvme=nvme, blocks=blocks, join=False) as own:
+        with engine(base, kind, adapter=AdapterConfig(targets=("q_proj",)), train=DETERMINED, nvme=nvme, blocks=blocks, join=False) as own:
             names = {name.replace(f".layers.{b}.", f".layers.{i}."): name for i, b in enumerate(blocks or (0, 1)) for name in own.names
                      if f".layers.{b}." in name}
             assert len(names) == len(own.names), "named as in the whole model"

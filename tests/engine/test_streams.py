@@ -276,7 +276,7 @@ def two_stages(folder):
 
 
 def played(rank, base, folder):
-    from fedspeed.engine.pinned import PageLocks
+    from fedspeed.engine.base.page_locks import PageLocks
 
     seen = Scenarios()
     with world():

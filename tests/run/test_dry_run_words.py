@@ -7,6 +7,7 @@ import yaml
 from launched import LLAMA, SETTINGS
 
 from fedspeed.config.load import load
+from fedspeed.errors import FedSpeedError
 from fedspeed.session.preflight import check
 
 
@@ -65,3 +66,13 @@ def test_the_execution_is_told_by_its_tier(said, words, told):
 def test_what_is_hardly_meant_is_noted(said, words, told):
     notes = [line for line in said(*words) if line.startswith("note ")]
     assert len(notes) == (told is not None) and all(told in note for note in notes)
+
+
+@pytest.mark.parametrize("words", [(), ("engine.tier=ram",)])
+def test_a_method_that_asks_for_more_than_the_engine_can_is_refused(said, monkeypatch, words):
+    from fedspeed.federation.methods.lora_average.method import LoraAverage
+
+    said(*words)
+    monkeypatch.setattr(LoraAverage, "needs", frozenset({"gradients", "forward_gradients"}))
+    with pytest.raises(FedSpeedError, match="lora_average needs an engine that is capable of forward_gradients"):
+        said(*words)

@@ -5,8 +5,8 @@ from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.engine.base.layout import Unit
+from fedspeed.engine.base.page_locks import told_ordinary
 from fedspeed.engine.base.tier import Tier
-from fedspeed.engine.pinned import told_ordinary
 
 
 class Partitioned(Tier):

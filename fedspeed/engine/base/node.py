@@ -14,10 +14,10 @@ from deepspeed.accelerator import get_accelerator
 
 from fedspeed.engine.base import copies
 from fedspeed.engine.base.layout import Unit
+from fedspeed.engine.base.page_locks import PageLocks, pinned_empty
 from fedspeed.engine.base.parts import PartReader, PartServer, parts_of
 from fedspeed.engine.base.shared import NodeFile, nodes_of, share
 from fedspeed.engine.base.tier import Tier
-from fedspeed.engine.pinned import PageLocks, pinned_empty
 from fedspeed.errors import FedSpeedError
 from fedspeed.net.ports import own_address
 from fedspeed.schedule.limits import READ_BYTES, READ_STAGES, READERS, UNIT_ALIGN

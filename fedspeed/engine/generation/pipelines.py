@@ -11,21 +11,11 @@ import numpy as np
 import torch
 from deepspeed import comm as dist
 
-from fedspeed.engine.base.store import BaseStore
-from fedspeed.engine.generation.blocks import PieceModel
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.generation.pieces import Piece
-from fedspeed.engine.generation.stage import PieceStage
 from fedspeed.engine.generation.told import Followed, Told
 from fedspeed.engine.pipeline.transfers import Transfers, losses_named
-from fedspeed.models.blocks import anatomy
 from fedspeed.schedule.instructions import Micro
-from fedspeed.schedule.layout import Layout
-
-
-def make_piece_stage(net: torch.nn.Module, store: BaseStore, layout: Layout, rows: int) -> PieceStage:
-    """Make what computes pieces on a rank of a pipeline. rows: tokens whose logits are read at once."""
-    return PieceStage(PieceModel(net, anatomy(net), store, rows), store, layout.chunks)
 
 
 class PipelinedPieces(Generating):
@@ -46,7 +36,7 @@ class PipelinedPieces(Generating):
         busy_s = self._busy_s  # of training only
         self.pipe.play(mine, len(self.layout.chunks), self._piece_stage, transfers, self._noted)
         self._busy_s = busy_s
-        return self._piece_stage.values
+        return self._piece_stage.end()
 
     def _tensors_of(self, slot: int) -> Mapping[str, torch.Tensor]:
         return self._states[slot].tensors()

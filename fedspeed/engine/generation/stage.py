@@ -1,73 +1,79 @@
-"""Pieces of tokens through one rank of a pipeline. Keys and values stay with the blocks that made them."""
+"""Pieces of tokens through the blocks of one rank. Keys and values stay with the blocks that made them."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
 import torch
 
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.generation.blocks import PieceModel
 from fedspeed.engine.generation.pieces import Piece
-from fedspeed.schedule.instructions import Head, Load, Stream
+from fedspeed.engine.stage_loads import StageLoads
+from fedspeed.models.blocks import anatomy
+from fedspeed.schedule.instructions import Loaded, Stream
 
 
 class PieceStage:
-    """Computes what `pipeline.engine.FederatedPipelineEngine.play` asks of a rank, for pieces instead of micro-batches.
+    """Computes what a `Player` asks for, for pieces instead of micro-batches.
 
     Args:
+        model: as built. store: the frozen parameters of this rank.
         chunks: the blocks of each chunk of the whole model; this rank has the weights of some.
-
-    Attributes:
-        values: [k] of the pieces whose head is on this rank, by their number in the pass.
+        rows: tokens whose logits are read at once.
     """
 
-    def __init__(self, model: PieceModel, store: BaseStore, chunks: Sequence[range]):
-        self._model, self._store, self._chunks = model, store, chunks
-        self._loaded: dict[int, ExitStack] = {}
-        self.values: dict[int, torch.Tensor] = {}
+    def __init__(self, model: torch.nn.Module, store: BaseStore, chunks: Sequence[range], *, rows: int):
+        parts = anatomy(model)
+        self._chunks, self._compute = chunks, PieceModel(model, parts, rows)
+        self._loads = StageLoads(model, parts, store, chunks)
+        self._clear()
 
-    def begin(self, pieces: Sequence[Piece], tensors: Sequence[Mapping[str, torch.Tensor]], stream: Stream) -> None:
+    def _clear(self) -> None:
+        """Let go of all that belongs to a pass."""
+        self._pieces: Sequence[Piece] = ()
+        self._tensors: Sequence[Mapping[str, torch.Tensor]] = ()
+        self._calls: dict[int, list] = {}
+        self._values: dict[int, torch.Tensor] = {}
+
+    def begin(self, pieces: Sequence[Piece], tensors: Sequence[Mapping[str, torch.Tensor]], stream: Stream, *,
+              ahead: bool = False) -> None:
         """Begin a pass over some pieces.
 
         Args:
             tensors: this rank's trainable ones that each piece is computed with, by name. stream: what this rank will do.
+            ahead: whether the pass after this one begins with the same loads.
         """
-        self._pieces, self._tensors, self._calls = pieces, tensors, {}
-        self.values = {}
-        self._store.begin([unit for work in stream for unit in self._needed(work) if unit is not None])
+        self._clear()
+        self._pieces, self._tensors = pieces, tensors
+        self._loads.begin(stream, ahead=ahead)
 
-    def _needed(self, work) -> list[int | None]:
-        if isinstance(work, Load):
-            return [self._model.units[b] for b in self._chunks[work.chunk]]
-        return [self._model.head_unit] if isinstance(work, Head) else []
+    def end(self) -> dict[int, torch.Tensor]:
+        """End the pass: the values [k] of the pieces whose head is on this rank, by their number."""
+        values = self._values
+        self._clear()
+        return values
 
-    def load(self, chunk: int) -> None:
-        """Hold the weights of a chunk on the device."""
-        stack = self._loaded[chunk] = ExitStack()
-        for b in self._chunks[chunk]:
-            stack.enter_context(self._model.using(self._model.units[b]))
+    def abandon(self) -> None:
+        """Let go of all that a pass has loaded, after it has failed."""
+        self._loads.abandon()
+        self._clear()
 
-    def release(self, chunk: int) -> None:
-        """Let the weights of a chunk go."""
-        self._loaded.pop(chunk).close()
+    def load(self, chunk: Loaded) -> None:
+        self._loads.load(chunk)
 
-    @torch.no_grad()
+    def release(self, chunk: Loaded) -> None:
+        self._loads.release(chunk)
+
     def embed(self, micro: int) -> torch.Tensor:
-        """Give what enters the first block."""
-        hidden, self._calls[micro] = self._model.enter(self._pieces[micro], embeds=True)
+        hidden, self._calls[micro] = self._compute.enter(self._pieces[micro], self._loads.table)
         return hidden
 
-    @torch.no_grad()
     def forward(self, micro: int, chunk: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Give a chunk's output."""
         if micro not in self._calls:
-            _, self._calls[micro] = self._model.enter(self._pieces[micro], embeds=False)
+            _, self._calls[micro] = self._compute.enter(self._pieces[micro], None)
         for b in self._chunks[chunk]:
-            hidden = self._model.block(b, self._calls[micro][b], hidden, self._tensors[micro])
+            hidden = self._compute.block(b, self._calls[micro][b], hidden, self._tensors[micro])
         return hidden
 
-    @torch.no_grad()
     def head(self, micro: int, hidden: torch.Tensor) -> None:
-        """Read a piece's values."""
-        with self._model.using(self._model.head_unit):
-            self.values[micro] = self._model.read(hidden, self._pieces[micro])
+        with self._loads.head():
+            self._values[micro] = self._compute.read(hidden, self._pieces[micro])

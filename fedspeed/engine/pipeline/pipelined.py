@@ -14,7 +14,8 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.cell_model import Cell, Score
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.generation.pipelines import PipelinedPieces, make_piece_stage
+from fedspeed.engine.generation.pipelines import PipelinedPieces
+from fedspeed.engine.generation.stage import PieceStage
 from fedspeed.engine.groups import Groups, world_deadline
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
 from fedspeed.engine.pipeline.transfers import Routes, Transfers
@@ -41,7 +42,7 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
         super().__init__(net, states, groups, matched, store, clock)
         self.pipe, self.layout = pipe, layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
-        self._piece_stage = make_piece_stage(net, store, layout, self._logit_rows)
+        self._piece_stage = PieceStage(net, store, layout.chunks, rows=self._logit_rows)
         self._routes = Routes(world_deadline(), self._device)
         self._busy_s = self._pass_s = 0.0  # of training passes
         shapes = {n: p for n, p in sorted(net.named_parameters()) if p.requires_grad}

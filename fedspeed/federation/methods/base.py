@@ -19,17 +19,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from fedspeed.engine.spec import EngineSpec
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, is_folder
 from fedspeed.federation.methods.factors import distance
 from fedspeed.models.folded import trainable
+from fedspeed.routing.channel import Channel
 
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
     from fedspeed.engine.client_engine import ClientEngine, Sums
-    from fedspeed.engine.spec import EngineSpec
-    from fedspeed.routing.channel import Channel
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ class Method(ABC):
     # Before anything is built.
 
     @classmethod
-    def spec(cls, config: Any, spec: "EngineSpec", *, shape: Any) -> "EngineSpec":
+    def spec(cls, config: Any, spec: EngineSpec, *, shape: Any) -> EngineSpec:
         """Return what is to be built, given what the run's configuration asks for: other `blocks` of the
         model, say, or another optimizer.
 
@@ -230,7 +229,7 @@ class Method(ABC):
         """Return the Euclidean norm of what has changed between two global states."""
         return distance(before, after, trainable(before))
 
-    def serve(self, engine: "ClientEngine", channel: "Channel", round: int, exchange: int) -> None:
+    def serve(self, engine: "ClientEngine", channel: Channel, round: int, exchange: int) -> None:
         """Answer the clients on the server, which are in `train` meanwhile, until they are done with the
         exchange. Clients reach the server by `Trainer.channel`."""
 
