@@ -20,6 +20,7 @@ class Card:
         run: name of the run. kind: `adapter` or `model`. round: that the weights are of; 0: the start.
         base: a folder or a hub name. dtype: as torch calls it.
         drawn: whether the base's weights were drawn and are in no file.
+        name: of a model that is not the common one. has_more: whether the run has such models.
     """
 
     run: str
@@ -29,6 +30,8 @@ class Card:
     dtype: str
     format: PromptFormat
     drawn: bool = False
+    name: str = ""
+    has_more: bool = False
 
     def text(self) -> str:
         """The card as Markdown with its front matter."""
@@ -41,8 +44,22 @@ class Card:
         else:
             use = f"In this folder:\n\n{fenced(code, 'python')}"
         whence = f"round {self.round}" if self.round else "the start, which no round beat"
-        return (f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n# The {self.kind} of run `{self.run}`, {whence}\n\n"
-                f"Trained with FedSpeed from `{self.base}`.\n\n## Prompt\n\n{self.format.described()}\n\n## Use it\n\n{use}\n")
+        return (f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n# The {self._named()} of run `{self.run}`, {whence}\n\n"
+                f"Trained with FedSpeed from `{self.base}`.{self._beside()}\n\n## Prompt\n\n{self.format.described()}\n\n## Use it\n\n{use}\n")
+
+    def _named(self) -> str:
+        return f"{self.kind} `{self.name}`" if self.name else self.kind
+
+    def _beside(self) -> str:
+        """Say how this model stands to the run's others."""
+        if self.name.startswith("client-"):
+            return f" This is client {self.name.removeprefix('client-')}'s own; the run's `{self.kind}` is what all clients have in common."
+        if self.name:
+            return f" The run's `{self.kind}` is what all clients have in common."
+        if self.has_more:
+            return (f" This is what all clients have in common. The run has other models, each in a folder `{self.kind}-NAME`; "
+                    "a client's own, `client-N`, is on the client's host.")
+        return ""
 
 
 def read_card(folder: Path) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """What a run keeps of its rounds: the state that a round changes, and how it is written down.
 
 The journal's names of arrays: `global/NAME`, `server/MOMENT/NAME` and `previous/NAME` in a round's state; in
-a client's own file its optimizer, or its start under staleness, by their own names, and its memory as
-`memory/NAME`.
+a client's own file its optimizer, or its start under staleness, by their own names, its memory as
+`memory/NAME`, and what that was in the best round, if it is another one, as `best/NAME`.
 """
 
 import math
@@ -20,7 +20,7 @@ from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.role import RankRole
 
-MEMORY = "memory/"
+MEMORY, BEST = "memory/", "best/"
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Progress:
         round: the last one that is finished, 0 before the first.
         state: global arrays by name. moments: of the server optimizer.
         optimizers: of this rank's clients, where they are kept. memory: what each of them alone goes on with.
+        best_memory: what that was in the best round.
         best_round: 0 is the start, if best_loss is finite: else there is none yet.
         stale: evaluations since then.
         done: why the run is over, empty while it is not.
@@ -48,6 +49,7 @@ class Progress:
     moments: server.State
     optimizers: dict[int, Arrays] = field(default_factory=dict)
     memory: dict[int, Arrays] = field(default_factory=dict)
+    best_memory: dict[int, Arrays] = field(default_factory=dict)
     best_round: int = 0
     best_loss: float = math.inf
     stale: int = 0
@@ -131,19 +133,28 @@ def pack_client(config: RunConfig, progress: Progress, client: int) -> Arrays:
         own = progress.optimizers.get(client, {})
     elif keeps_starts(config):
         own = progress.starts.get(client, {})
-    memory = progress.memory.get(client, {})
-    return own | {f"{MEMORY}{name}": array for name, array in memory.items()}
+    packed = own | {f"{MEMORY}{name}": array for name, array in progress.memory.get(client, {}).items()}
+    if progress.best_round == progress.round:
+        return packed
+    best = progress.best_memory.get(client, {})
+    return packed | {f"{BEST}{name}": array for name, array in best.items()}
 
 
 def unpack_client(config: RunConfig, progress: Progress, client: int, packed: Arrays) -> None:
     """Put what `pack_client` made back into `progress`."""
-    own = {name: array for name, array in packed.items() if not name.startswith(MEMORY)}
-    memory = {name.removeprefix(MEMORY): array for name, array in packed.items() if name.startswith(MEMORY)}
+    own = {name: array for name, array in packed.items() if not name.startswith((MEMORY, BEST))}
     if own:
         kept = progress.optimizers if config.federation.local_optimizer == "keep" else progress.starts
         kept[client] = own
-    if memory:
+    if memory := _named(packed, MEMORY):
         progress.memory[client] = memory
+    if best := memory if progress.best_round == progress.round else _named(packed, BEST):
+        progress.best_memory[client] = best
+
+
+def _named(packed: Arrays, kind: str) -> Arrays:
+    """Return the arrays of one kind by their own names."""
+    return {name.removeprefix(kind): array for name, array in packed.items() if name.startswith(kind)}
 
 
 def load_clients(
@@ -210,6 +221,7 @@ class Keeper:
             progress.stale += 1
             return
         progress.best_loss, progress.best_round, progress.stale = loss, progress.round, 0
+        progress.best_memory = dict(progress.memory)
         if self._role.reporter:
             self._journal.save_best(progress.round, progress.state)
 

@@ -137,6 +137,7 @@ def assemble(
             peak_bytes=around.peak_bytes,
             signals=around.signals,
             hidden=updates.hidden_slots,
+            spent=updates.spent,
         ),
         evaluators=tuple(evaluators),
         weights=weights_of(role),

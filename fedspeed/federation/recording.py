@@ -84,6 +84,7 @@ class Recorder:
         monitor: takes the records, on the rank that reports. clock: of this rank's stages.
         peak_bytes: the most memory that this rank has held.
         hidden: clients' slots of the ledger that nobody may be told.
+        spent: what this rank's transforms of updates have spent so far, by slot.
     """
 
     def __init__(
@@ -98,10 +99,12 @@ class Recorder:
         peak_bytes: Callable[[], int],
         signals: Signals,
         hidden: frozenset[str] = frozenset(),
+        spent: Callable[[], Mapping[str, float]] = dict,
     ):
         self._config, self._role, self._engine, self._link = config, role, engine, link
         self._monitor, self._clock, self._peak_bytes, self._signals = monitor, clock, peak_bytes, signals
-        self._hidden = hidden
+        self._hidden, self._spent = hidden, spent
+        self._spent_before: Mapping[str, float] = spent()  # by the training of earlier rounds
         self._late_s = 0.0  # waited for others in the last sum of counters
         self._between: Seconds = {}  # since then, but for training: it counts for the round settled next
         self._training: Seconds = {}  # of the round in training, so far
@@ -147,11 +150,16 @@ class Recorder:
             ledger.add_client(client, asked=1.0 / size, received=float(counts) / size)
 
     def end_training(self, training: Training) -> None:
-        """Add what was measured since `begin_training`, and the engine's figures of the steps in it."""
+        """Add what was measured since `begin_training`, the engine's figures of the steps in it, and what
+        transforms of updates have spent in it."""
         training.stages = added(training.stages, added(self._training, self._clock.snapshot_and_reset()))
         bubble_s, passes_s = self._engine.take_bubble()
         waits = {"bubble_s": bubble_s, "passes_s": passes_s}
-        training.figures = added(training.figures, waits) | {"step_s": self._engine.take_step_s()}
+        spent = self._spent()
+        more = {name: amount - self._spent_before[name] for name, amount in spent.items()}
+        self._spent_before = spent
+        figures = added(training.figures, waits | more)
+        training.figures = figures | {"step_s": self._engine.take_step_s()}
 
     def note_exchange(self, name: str, total: Sum, *, sent: float, waited_s: float) -> None:
         """Note what an exchange has cost.

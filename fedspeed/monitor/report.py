@@ -26,8 +26,8 @@ CLIPPED = ("a participant told a wrong size of its update, "
 class Export:
     """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in;
     `base` is a folder or hub name; `dtype` is the run's numeric type as torch calls it, in which the result
-    computes what the run has computed; `prompt` is the format of the rows, and `drawn` says that the base's
-    weights are in no file."""
+    computes what the run has computed; `prompt` is the format of the rows, `drawn` says that the base's
+    weights are in no file, and `others` are the folders of the run's other models."""
 
     kind: Literal["adapter", "model"]
     folder: str
@@ -36,6 +36,7 @@ class Export:
     dtype: str = "float32"
     prompt: PromptFormat | None = None
     drawn: bool = False
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,10 @@ def _usage(export: Export | None) -> str:
         is_usable = not export.drawn or export.kind != "adapter"
         asked = f"`fedspeed chat {export.folder}` asks it in a terminal. " if is_usable else ""
         text += f"\n\n{asked}The prompt:\n\n{export.prompt.described()}"
+    if export.others:
+        named = ", ".join(f"`{folder}/`" for folder in export.others)
+        text += (f"\n\nThat is what all clients have in common. Other models of the run: {named}, in the "
+                 "run's folder; a client's own on the host of the client.")
     return f"{text}\n\nTo train on from it: `{key}={export.folder}`."
 
 

@@ -17,10 +17,11 @@ from fedspeed.monitor.records import Summary, absent_rounds
 from fedspeed.monitor.report import Facts, write_report
 from fedspeed.monitor.round_log import read_rounds
 from fedspeed.session.ending import Ending, gaps, of_complete, of_ranks, of_summary
+from fedspeed.session.exporting import export_kind
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.numeric_type import as_begun
 from fedspeed.session.parts import preload
-from fedspeed.session.reporting import ASKED_FILE, export_kind
+from fedspeed.session.reporting import ASKED_FILE
 from fedspeed.session.request import RunRequest
 from fedspeed.session.resume import Claim, check_best, journal_entry, journal_of, why_over
 

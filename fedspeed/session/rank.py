@@ -21,7 +21,7 @@ from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.report import Comparison, ComparisonRow
 from fedspeed.routing.checks import routing_notes
 from fedspeed.routing.transport import Transport
-from fedspeed.session import numeric_type, parts, reporting, resume, sharing
+from fedspeed.session import exporting, numeric_type, parts, reporting, resume, sharing
 from fedspeed.session.ending import Ending
 from fedspeed.session.explain import explained, silence
 from fedspeed.session.forecast import forecast
@@ -180,19 +180,21 @@ def _run_rounds(job: Job, federated, progress, stop: StopFlag):
 
 
 def _end(job: Job, federated, progress, inputs: Inputs, *, start, monitor) -> Ending:
-    """Compare, export and report what the rounds have come to; the reporting rank does so for all.
+    """Compare, export and report what the rounds have come to; the reporting rank does so for all, but each
+    client's own model is its own rank's to export.
 
     Args:
         start: the state before the first round.
     """
     comparison = _compare(job, federated, progress, inputs, start=start)
+    exported = exporting.export_models(job, federated, progress, inputs.tokenizer) if progress.done else None
     if not job.reporter:
         status, code = (progress.done, EXIT_OK) if progress.done else ("preempted", EXIT_RESUMABLE)
         return Ending(status=status, exit_code=code)
     if not progress.done:
         return reporting.stop_early(job, progress.round, monitor, progress.renewed)
-    return reporting.finish(job, progress, monitor, engine=federated.engine, tokenizer=inputs.tokenizer,
-                            comparison=comparison, predicted=forecast(job, inputs.data))
+    return reporting.finish(job, progress, monitor, exported=exported, comparison=comparison,
+                            predicted=forecast(job, inputs.data))
 
 
 def _compare(job: Job, federated, progress, inputs: Inputs, *, start) -> Comparison | None:

@@ -1,26 +1,18 @@
-"""What the reporting rank writes when a run ends: the export, the report, and the line about a run that is to
-end."""
+"""What the reporting rank writes when a run ends: the report, and the line about a run that is to end."""
 
 import contextlib
 import os
-import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from fedspeed import activity
-from fedspeed.checkpoint.card import Card
-from fedspeed.checkpoint.export import export, lasting_name
 from fedspeed.cluster.once import report
 from fedspeed.config.run import RunConfig
-from fedspeed.data.prompt_format import format_of
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.monitor.report import Comparison, Export, Predicted
 from fedspeed.session.ending import Ending, gaps, of_error, of_rounds, of_stop, uncounted, with_losses
 from fedspeed.session.explain import silence
 from fedspeed.session.facts import facts
 from fedspeed.session.request import Job
-from fedspeed.session.resume import journal_of
 from fedspeed.units import loss_text
 
 ASKED_FILE = ".asked-to-end"  # in a run's folder: what the reporter was at then
@@ -31,17 +23,15 @@ def finish(
     progress,
     monitor,
     *,
-    engine,
-    tokenizer,
+    exported: Export,
     comparison: Comparison | None,
     predicted: Predicted | None,
 ) -> Ending:
-    """Export and report a run whose rounds are over.
+    """Report a run whose rounds are over.
 
     Args:
         progress: what the last round left.
     """
-    exported = export_result(job, progress, engine, tokenizer)
     lost = uncounted(sum(r.missing_count for r in monitor.records), sum(r.clipped for r in monitor.records))
     ending = of_rounds(progress.done, [unbeaten(progress, exported.kind)], lost)
     monitor.finish(_summary(job.config, monitor, ending), facts(job, exported, predicted), comparison)
@@ -73,37 +63,6 @@ def report_failure(job: Job, monitor, error: BaseException, lost: Sequence[int])
     return ending
 
 
-def export_result(job: Job, progress, engine, tokenizer) -> Export:
-    """Write the best round's model or adapter, and the last one's beside it where they differ."""
-    config, folder, kind = job.config, job.request.folder, export_kind(job.config)
-    best = progress.has_best and progress.best_round != progress.round
-    tensors = journal_of(job.request).load_best(progress.best_round) if best else progress.state
-    card = Card(
-        folder.name,
-        kind,
-        progress.best_round if best else progress.round,
-        lasting_name(config.model.base),
-        str(engine.model.config.dtype).removeprefix("torch."),
-        format_of(tokenizer, config.data),
-        config.model.init == "random",
-    )
-    with activity.during(f"the export of the {kind}"):
-        export(folder / kind, engine.model, tokenizer, tensors, config.model.base, card.text())
-        if best:
-            last = replace(card, round=progress.round)
-            export(
-                folder / f"{kind}-last",
-                engine.model,
-                tokenizer,
-                progress.state,
-                config.model.base,
-                last.text(),
-            )
-    if not best:  # that of an earlier end of this run, whose last round was not its best
-        shutil.rmtree(folder / f"{kind}-last", ignore_errors=True)
-    return Export(kind, str(folder / kind), card.base, card.round, card.dtype, card.format, card.drawn)
-
-
 def unbeaten(progress, kind: str) -> str:
     """Return that no round of a run was better than its start; empty if one was, or there was nothing to
     compare on."""
@@ -113,11 +72,6 @@ def unbeaten(progress, kind: str) -> str:
         f"no round beat the start, whose held-out loss is {loss_text(progress.best_loss)}: {kind} holds the "
         f"start, {kind}-last the last round"
     )
-
-
-def export_kind(config: RunConfig) -> str:
-    """Return the name of the folder in a run's folder that holds its result."""
-    return "adapter" if config.adapter.method == "lora" else "model"
 
 
 def tell_where(folder: Path, where: str) -> None:

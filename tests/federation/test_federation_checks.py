@@ -96,10 +96,21 @@ def test_checks_load_no_torch():
 
 
 def test_a_client_is_evaluated_by_its_own_model_if_it_has_one():
-    from fedspeed.federation.evaluating import whose
+    from fedspeed.federation.named_models import whose
 
     common, own = ({"w": np.full(1, value)} for value in (0.0, 1.0))
     assert whose({"adapter": common}, (0, 2)) == [(common, [0, 2])]
     assert whose({"adapter": common, "client-2": own, "full": own}, (0, 2)) == [(common, [0]), (own, [2])]
     assert whose({"client-2": own}, (2,)) == [(own, [2])]
     assert whose({"adapter": common}, ()) == []
+
+
+@pytest.mark.parametrize(("names", "what"), [
+    (("client-0",), "no 'adapter'"), (("adapter", "Full"), "'Full'"), (("adapter", "a/b"), "'a/b'"), (("adapter", "client-0-last"), "last"),
+])
+def test_models_have_names_that_folders_can_have(names, what):
+    from fedspeed.federation.named_models import models_of
+
+    method = type("Odd", (), {"models": lambda self, state, memory: dict.fromkeys(names, state)})()
+    with pytest.raises(ValueError, match=f"Odd.models .*{what}"):
+        models_of(method, {}, {})

@@ -61,6 +61,21 @@ def test_what_a_client_alone_goes_on_with_comes_back(settings, kept):
         assert set(getattr(back, name)) == ({0} if name == kept else set())
 
 
+def test_what_clients_had_in_the_best_round_comes_back():
+    """In a file of its own name only where it is another than what they go on with."""
+    config, best, now = run_config(), {"w": A["w"] * 5}, {"w": A["w"] * 6}
+    progress = Progress(2, A, {}, memory={0: best})
+    keeper(Saved()).note_loss(progress, 1.0)
+    progress.memory = {0: now}
+    for round, names in ((2, ["memory/w"]), (3, ["best/w", "memory/w"])):
+        progress.round = round
+        packed = keeping.pack_client(config, progress, 0)
+        assert sorted(packed) == names
+        back = Progress(round, A, {}, best_round=2)
+        keeping.unpack_client(config, back, 0, packed)
+        assert same_bits(back.memory[0], now) and same_bits(back.best_memory[0], now if round == 2 else best)
+
+
 @pytest.mark.parametrize(("settings", "method", "keeps"), [
     ({}, Method, False), ({"local_optimizer": "keep"}, Method, True), ({"staleness": 1}, Method, True), ({}, Remembering, True),
 ])

@@ -1,16 +1,22 @@
 """Transforms of updates: what leaves a client is transformed as a whole, and nothing tells what was there
 before."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from fedspeed.federation.ledger import Ledger
+from fedspeed.federation.link import Sum
 from fedspeed.federation.methods.base import make_method
 from fedspeed.federation.methods.config import arm_of as method_arm
-from fedspeed.federation.recording import held_out_loss
+from fedspeed.federation.recording import Recorder, Signals, Training, held_out_loss
+from fedspeed.federation.role import RankRole
 from fedspeed.federation.updates.base import BESIDE, Update, Updates, make_updates, update_class
 from fedspeed.federation.updates.config import arm_of
+from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.round_record import round_record
+from tests.tiny import run_config
 
 SHAPES = {"x.q.lora_A.default.weight": (3, 9), "x.q.lora_B.default.weight": (8, 3)}
 WEIGHTS = (120.0, 31.0, 7.0)
@@ -61,7 +67,10 @@ def test_the_aggregate_of_a_clipped_run_is_the_mean_of_clipped_deltas():
         ]
         mean = sum(w * delta for w, delta in zip(WEIGHTS, clipped)) / sum(WEIGHTS)
         np.testing.assert_allclose(result.state[name], start[name] + mean, rtol=0, atol=1e-6)
-    assert tuple(weights) == WEIGHTS and updates.spent() == {} and not updates.hides
+    assert tuple(weights) == WEIGHTS and not updates.hides
+    spent = updates.spent()
+    assert (spent["clip_updates"], spent["clip_shortened"]) == (3, 2)
+    assert spent["clip_norms"] == pytest.approx(sum(lengths), rel=1e-5)
 
 
 def test_the_sketch_is_that_of_what_was_clipped():
@@ -87,8 +96,10 @@ def test_only_what_trains_counts_for_the_norm():
 class Secret(Update):
     """Adds up what it has spent; says nothing about what it hides."""
 
+    steps = 0
+
     def __call__(self, delta, weight, rng):
-        self.steps = getattr(self, "steps", 0) + 1
+        self.steps += 1
         return {n: a + rng.standard_normal(a.shape).astype(np.float32) for n, a in delta.items()}, weight
 
     def spent(self):
@@ -107,7 +118,7 @@ def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
     mean = {n: sum(end[n].astype(np.float64) for end in told) / 3 for n in start}
     for name in start:
         np.testing.assert_allclose(result.state[name], mean[name], rtol=0, atol=1e-6)
-    assert updates.spent() == {"epsilon": 3.0}
+    assert updates.spent()["epsilon"] == 3.0
 
 
 def test_hidden_losses_are_told_to_nobody():
@@ -135,3 +146,55 @@ def test_hidden_losses_are_told_to_nobody():
     assert (record.train_loss, record.val_loss, record.val_exact, record.tokens) == (None, None, None, 10)
     assert [client.train_loss for client in record.per_client] == [None, None]
     assert not Updates([]).hidden_slots
+
+
+def records_of_rounds(updates, mode, rounds):
+    """The records of rounds in which one rank's clients bring these deltas."""
+    engine = SimpleNamespace(
+        groups=SimpleNamespace(client_size=1),
+        device_bytes=0,
+        take_bubble=lambda: (0.0, 0.0),
+        take_step_s=lambda: 0.0,
+        take_loaded=lambda: 0,
+        sum_over_client=lambda vector: vector,
+    )
+    link = SimpleNamespace(sum=lambda vector, weight: Sum(vector, weight, 0.0, 0.0, 0, 0))
+    told = []
+    recorder = Recorder(
+        run_config(routing={"mode": mode}),
+        RankRole(clients={}),
+        engine,
+        link,
+        monitor=SimpleNamespace(round=told.append),
+        clock=StageClock(),
+        peak_bytes=lambda: 0,
+        signals=Signals(lambda: False),
+        spent=updates.spent,
+    )
+    for number, deltas_of_round in enumerate(rounds, 1):
+        ledger, training = recorder.ledger(), Training()
+        recorder.begin_training(number)
+        for delta in deltas_of_round:
+            updates(SimpleNamespace(frozen=frozenset()), delta, 1.0)
+        recorder.end_training(training)
+        shared = recorder.share(ledger, round=number, training=training)
+        recorder.record(number, (), shared, factor_error_exact=False, clipped=0)
+    return told
+
+
+def test_a_round_tells_what_transforms_have_spent_in_it():
+    """In masked modes only as far as the metric says; without transforms nothing is told."""
+    short, long, longer = ({"w": np.array([value], np.float32)} for value in (0.5, 3.0, 4.0))
+    rounds = [[short, long, longer, long], [short], []]
+    for mode, norms in (("plain", [2.625, 0.5, None]), ("mask", [None] * 3)):
+        told = records_of_rounds(make_updates([arm_of("clip")(norm=1.0)]), mode, rounds)
+        assert [record.shortened for record in told] == [0.75, 0.0, None]
+        assert [record.unclipped_norm for record in told] == norms
+    (record,) = records_of_rounds(Updates([]), "plain", rounds[:1])
+    assert (record.shortened, record.unclipped_norm) == (None, None)
+
+
+def test_what_is_spent_without_a_metric_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(update_class("clip"), "spent", lambda self: {"epsilon": 0.0})
+    with pytest.raises(ValueError, match="epsilon is spent, but no metric per rank has such a slot; add one"):
+        make_updates([arm_of("clip")()])

@@ -58,7 +58,8 @@ def filled(make_ledger, added=()):
                        exchange_s=0.5, idle_s=0.25, bytes_sent=100, peak_bytes=1000)
         own.set_rank(place, ranks=1, wall_s=wall_s, compute_s=3.0, gather_s=1.0, exchange_s=0.5, idle_s=0.5,
                      bytes_sent=100 + place, peak_bytes=1000 * (1 + place), device_bytes=50, loaded_bytes=7,
-                     step_s=0.5 + place, bubble_s=1.0, passes_s=4.0, exchanged_s=4.0, waited_s=1.0 + place)
+                     step_s=0.5 + place, bubble_s=1.0, passes_s=4.0, exchanged_s=4.0, waited_s=1.0 + place,
+                     clip_updates=2.0, clip_shortened=place, clip_norms=3.0)
         for slot, value, per in added:
             (own.add_client if per == "client" else own.set_rank)(place, **{slot: value + place})
         whole.vector += own.vector
@@ -71,7 +72,7 @@ FIELDS = {
     "seconds": 10.0, "tokens": 12, "tokens_per_s": 1.2, "compute_s": 3.0, "gather_s": 1.0, "exchange_s": 0.5,
     "idle_s": 0.5, "bytes_sent": 201, "peak_bytes": 2000, "device_bytes": 50, "loaded_bytes": 14,
     "step_s": 1.5, "bubble": 0.25, "overlap": 0.625, "lr": 0.001, "update_norm": None, "factor_error": None,
-    "factor_error_exact": False, "clipped": 0}
+    "factor_error_exact": False, "clipped": 0, "shortened": 0.25, "unclipped_norm": 1.5}
 UNMEASURED = ("train_loss", "val_loss", "val_exact", "peak_bytes", "device_bytes", "step_s", "bubble",
               "overlap", "update_norm")
 
@@ -88,7 +89,7 @@ def test_a_ledger_becomes_a_record():
 
 def test_a_ledger_of_sums_becomes_the_same_record_without_what_one_rank_or_client_knows():
     found = round_record(filled(lambda: Ledger(2, 2, sums_only=True)), 3, (0, 1), **SAME)
-    hidden = {"peak_bytes": None, "device_bytes": None, "step_s": None}
+    hidden = {"peak_bytes": None, "device_bytes": None, "step_s": None, "unclipped_norm": None}
     assert found.to_json() == FIELDS | hidden | {"missing": [], "per_client": []}
     assert found == visible(round_record(filled(lambda: Ledger(2, 2)), 3, (0, 1), **SAME), "mask")
 

@@ -43,13 +43,19 @@ LLAMA = {
     "eos_token_id": 258, "pad_token_id": 256, "tie_word_embeddings": False}
 
 # Put into every interpreter that finds it on PYTHONPATH: a disk that stalls at one rename, or takes its time over each journal entry; a network
-# that takes its time over whatever is sent over TLS; a package that is not installed; a GPU
+# that takes its time over whatever is sent over TLS; a package that is not installed; another method in place of the default one; a GPU
 # whose memory ends in the first round.
 FAULTS = '''
 import os, sys, time
 
 if "TEST_LACKS" in os.environ:
     sys.modules[os.environ["TEST_LACKS"]] = None
+
+if "TEST_METHOD" in os.environ:
+    from dataclasses import replace
+    from fedspeed.federation.methods.config import METHODS
+
+    METHODS["lora_average"] = replace(METHODS["lora_average"], module=os.environ["TEST_METHOD"])
 
 def _wrap(rename):
     def wrapped(source, target, **options):

@@ -259,8 +259,8 @@ class Method(ABC):
     def models(self, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:
         """Return what is evaluated and exported, by name: full arrays for the engine.
 
-        `adapter` is evaluated for all clients but those that have a model of their own, `client-N`. Models of
-        other names are exported only.
+        `adapter` is always there, and evaluated for all clients but those that have a model of their own,
+        `client-N`. Models of other names are exported only. A client's own model is exported on its own host.
 
         Args:
             memory: of this rank's clients, by client.

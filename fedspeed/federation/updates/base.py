@@ -15,6 +15,7 @@ import numpy as np
 
 from fedspeed.federation.methods.base import Arrays, Turn
 from fedspeed.federation.updates.config import UPDATES
+from fedspeed.monitor.metrics import registry
 
 # What else is told of a client's training, and may have to be hidden with it: the sketch that the averaging
 # error is estimated from, the client's exact weight (its answer tokens), and its losses.
@@ -47,8 +48,12 @@ class Update(ABC):
         """
 
     def spent(self) -> dict[str, float]:
-        """Return what the transform has spent of a budget so far, by the budget's name; empty if it has
-        none."""
+        """Return what the transform has spent, or done, on this rank so far: amounts that add up, by the slot
+        of the ledger (monitor.metrics.updates). All slots are there from the start, with 0; empty if it has
+        none.
+
+        What a round has added to them is told in that round, as far as their metrics may be shown.
+        """
         return {}
 
 
@@ -92,7 +97,7 @@ class Updates:
         return LOSS_SLOTS if LOSSES in self.hides else frozenset()
 
     def spent(self) -> dict[str, float]:
-        """Return what all transforms have spent together, by the budget's name."""
+        """Return what all transforms have spent together, by slot."""
         total: dict[str, float] = {}
         for update in self._updates:
             for name, amount in update.spent().items():
@@ -114,5 +119,15 @@ def update_class(name: str) -> type[Update]:
 
 
 def make_updates(configs: Sequence[Any]) -> Updates:
-    """Build the transforms that a run's configuration lists (`federation.updates`)."""
-    return Updates([update_class(config.name)(config) for config in configs])
+    """Build the transforms that a run's configuration lists (`federation.updates`).
+
+    Raises:
+        ValueError: one tells amounts that no metric is made of.
+    """
+    updates = Updates([update_class(config.name)(config) for config in configs])
+    if unknown := sorted(updates.spent().keys() - set(registry.slots("rank", sums_only=False))):
+        raise ValueError(
+            f"federation.updates: {', '.join(unknown)} is spent, but no metric per rank has such a slot; add "
+            "one to monitor/metrics/updates.py"
+        )
+    return updates

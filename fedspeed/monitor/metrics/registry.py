@@ -10,7 +10,7 @@ from typing import Literal
 
 from fedspeed.monitor.metrics.metric import Metric
 
-MODULES = ("losses", "speed", "traffic", "waits", "federation")  # in the order of tables and records
+MODULES = ("losses", "speed", "traffic", "waits", "federation", "updates")  # in the order of tables and records
 # What records hold beside metrics: no metric may be called so.
 TAKEN = {"round", "missing", "per_client", "client", "values", "status", "rounds", "total_rounds", "reason",
          "exit_code", "first_val_loss", "last_val_loss", "best_val_loss", "best_round", "restarts", "absent"}

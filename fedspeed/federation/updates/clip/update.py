@@ -14,9 +14,21 @@ class Clip(Update):
 
     hides = frozenset()
 
+    def __init__(self, config):
+        super().__init__(config)
+        self._spent = {"clip_updates": 0.0, "clip_shortened": 0.0, "clip_norms": 0.0}
+
     def __call__(self, delta, weight, rng):
         length = math.sqrt(sum(float(np.sum(array.astype(np.float64) ** 2)) for array in delta.values()))
+        self._spent["clip_updates"] += 1
+        self._spent["clip_norms"] += length
         if length <= self.config.norm:
             return delta, weight
+        self._spent["clip_shortened"] += 1
         factor = self.config.norm / length
         return {name: (factor * array).astype(np.float32) for name, array in delta.items()}, weight
+
+    def spent(self):
+        """Return updates that were seen, those of them that were shortened, and the sum of their norms
+        before."""
+        return dict(self._spent)
