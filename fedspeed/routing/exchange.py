@@ -157,15 +157,35 @@ class Exchange(ABC):
 
         Raises:
             LostPeerError: a participant is missing.
+            FedSpeedError: somebody claims a priority that is none: negative or not finite.
+        """
+        try:
+            priorities = all_gather(self._transport, np.array([float(priority)]), self._deadline_s)[:, 0]
+        except TransportError as error:
+            raise LostPeerError(f"a participant is missing: {error}") from error
+        _check_amounts("a priority", priorities)
+        if not priorities.any():
+            return None
+        return self.share_from(int(priorities.argmax()), vector)
+
+    def share_from(self, giver: int, vector: np.ndarray) -> np.ndarray:
+        """What one participant says to all, in the clear, where all know beforehand whose word counts: by
+        the topology or the roster, and not by what somebody claims. Not while an exchange is under way.
+
+        Args:
+            giver: number of the participant that speaks, the same on all.
+            vector: [n] the content on the giver; its length and dtype on all.
+
+        Raises:
+            LostPeerError: a participant is missing.
         """
         transport = self._transport
+        if not 0 <= giver < transport.size:
+            raise ValueError(f"participant {giver} is none of 0 to {transport.size - 1}")
+        data = as_bytes(vector).copy()  # it may still be on its way to somebody when the caller goes on
+        sizes = [data.size if i == giver else 0 for i in range(transport.size)]
+        parts = [data] * transport.size if transport.rank == giver else [b""] * transport.size
         try:
-            flags = all_gather(transport, np.array([float(priority)]), self._deadline_s)[:, 0]
-            if not flags.any():
-                return None
-            giver, data = int(flags.argmax()), as_bytes(vector).copy()  # it may still be on its way to somebody when the caller goes on
-            sizes = [data.size if i == giver else 0 for i in range(transport.size)]
-            parts = [data] * transport.size if transport.rank == giver else [b""] * transport.size
             return transport.swap(parts, sizes, self._deadline_s)[giver].view(vector.dtype)
         except TransportError as error:
             raise LostPeerError(f"a participant is missing: {error}") from error
@@ -216,8 +236,10 @@ class PlainExchange(Exchange):
         heads = all_gather(transport, head, self._deadline_s)
         arrived = time.perf_counter()
         if (heads[:, :3] != head[:3]).any():
-            raise FedSpeedError("participants disagree on the exchange: (tag, length, dtype) are "
-                             f"{[tuple(int(x) for x in h[:3]) for h in heads]}; all sites must run the same configuration and version")
+            told = ", ".join(f"({tag:.0f}, {length:.0f}, {dtype:.0f})" for tag, length, dtype in heads[:, :3])
+            raise FedSpeedError(f"participants disagree on the exchange: (tag, length, dtype) are [{told}]; "
+                                "all sites must run the same configuration and version")
+        _check_amounts("a weight", heads[:, 3])
         chunk = -(-vector.size // transport.size)
         parts = [vector[i * chunk:(i + 1) * chunk] for i in range(transport.size)]
         parts = [np.pad(p, (0, chunk - p.size)) if p.size < chunk else p for p in parts]
@@ -227,3 +249,18 @@ class PlainExchange(Exchange):
             total += part
         whole = all_gather(transport, total.astype(vector.dtype), self._deadline_s).reshape(-1)[:vector.size]
         return Outcome(whole, float(heads[:, 3].sum()), arrived - begin, time.perf_counter() - arrived)
+
+
+def _check_amounts(what: str, told: np.ndarray) -> None:
+    """Refuse what participants say where one says what is no amount.
+
+    Args:
+        told: [participants] float64.
+
+    Raises:
+        FedSpeedError: one is negative or not finite; names the participant.
+    """
+    wrong = np.flatnonzero(~(np.isfinite(told) & (told >= 0)))
+    if wrong.size:
+        raise FedSpeedError(f"participant {wrong[0]} tells {what} of {told[wrong[0]]}, which is none; all "
+                            "must run the same version of FedSpeed")

@@ -183,19 +183,35 @@ def test_who_resumes_learns_what_is_folded():
 @pytest.mark.parametrize(
     "text",
     [
-        '[["global/folded:x.q.left", [9]]]',
-        '[["global/folded:x.z.left", [9, 9]]]',
+        '[["global/folded:x.q.whole", [80]]]',
+        '[["global/folded:x.q.whole", [80.0, 90]]]',
+        '[["global/folded:x.q.whole", [90, 80]]]',
+        '[["global/folded:x.q.whole", [80, 90]], ["global/folded:x.q.left", [80, 1]]]',
+        '[["folded:x.q.whole", [80, 90]]]',
+        '[["global/folded:x.z.whole", [80, 90]]]',
         '[["global/x.q.lora_A.default.weight", [1, 1]]]',
-        '[["global/folded:x.q.other", [9, 9]]]',
-        '[["global/folded:x.q.left", [0, 9]]]',
+        '[["global/folded:x.q.other", [80, 90]]]',
+        '[["global/folded:x.q.left", [80, 9]]]',
+        '[["global/folded:x.q.left", [80, 9]], ["global/folded:x.q.right", [8, 90]]]',
+        '[["global/folded:x.q.left", [80, 0]], ["global/folded:x.q.right", [0, 90]]]',
+        '[["global/folded:x.q.left", [80, 43]], ["global/folded:x.q.right", [43, 90]]]',
+        '[[7, [80, 90]]]',
+        "[" * 100_000,
         "{",
         "[1]",
     ],
+    ids=lambda text: text[:40],
 )
 def test_nothing_else_is_learned(text):
     told = [np.array([float(len(text))]), np.frombuffer(text.encode(), np.uint8)]
     with pytest.raises(JournalError, match="--fresh"):
         shared_layout(Listener(told), packed(drawn(1)), None, 0.0)
+
+
+@pytest.mark.parametrize("length", [np.nan, np.inf, -1.0, 0.0, 2.5, 2.0**20 + 1, 1e15])
+def test_no_memory_is_taken_for_a_length_that_is_none(length):
+    with pytest.raises(JournalError, match="of at most 1048576"):
+        shared_layout(Listener([np.array([length])]), packed(drawn(1)), None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["stack", "residual"])

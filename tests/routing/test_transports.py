@@ -37,13 +37,21 @@ def by_processes(folder, size: int) -> list:
 
 MPI_PROGRAM = """
 import json
+import numpy as np
+import pytest
 from mpi4py import MPI
+from fedspeed.routing.transport import PeersLost
 from tests.routing.contract import contract
 from fedspeed.routing.opening import Meeting, open_transport
 idle, size = {idle}, {size}
 world = MPI.COMM_WORLD
 t = open_transport("mpi", Meeting(asked="mpi", me=world.rank, participants=tuple(range(idle, idle + size)), world_size=world.size, timeout_s=60))
 r = contract(t) if t.rank >= 0 else None
+if size > 1 and t.rank == 0:
+    t._comm.Send(np.array([0, 1, 1 << 40, 1 << 40]), 1)
+if size > 1 and t.rank == 1:
+    with pytest.raises(PeersLost, match="participant 0 announced 1099511627776 pieces of .* which are no frame"):
+        t.receive(0, 60)
 t.close()
 print("RESULT", json.dumps(r))
 """

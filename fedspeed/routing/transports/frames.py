@@ -1,6 +1,7 @@
 """What transports have in common that can send to one peer at a time: swaps that go on without those who are
 lost."""
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
@@ -13,6 +14,20 @@ from fedspeed.routing.transport import PeersLost, as_bytes
 
 SETTLE = 0
 MESSAGE = (2**32 - 1, 1)  # the step of what goes from one participant to one other, outside of swaps
+MOST_BYTES, MOST_PIECES = 1 << 36, 1 << 24  # of one frame
+PIECE_BYTES = 128  # of memory that a piece takes beside its content
+# What one peer may have lying here that nobody has asked for yet; one frame alone may be larger.
+FRAMES_AHEAD, BYTES_AHEAD = 16, 1 << 32
+
+
+def is_frame(count: int, length: int) -> bool:
+    """Say whether a frame may have so many pieces of so many bytes each."""
+    return 0 < count <= MOST_PIECES and 0 < count * length <= MOST_BYTES
+
+
+def memory_bytes(count: int, length: int) -> int:
+    """Return what pieces of so many bytes take of memory."""
+    return count * (length + PIECE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,8 @@ class FrameTransport(ABC):
         self._messages: dict[int, deque[Frame]] = defaultdict(deque)
         self._gone: dict[int, str] = {}
 
-    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int] = (0, 1)) -> list[np.ndarray]:
+    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float,
+             step: tuple[int, int] = (0, 1)) -> list[np.ndarray]:
         end = time.monotonic() + deadline_s
         for peer, part in enumerate(parts):
             frame = Frame(step, [as_bytes(piece) for piece in (part if isinstance(part, list) else [part])])
@@ -74,11 +90,17 @@ class FrameTransport(ABC):
         return came
 
     def _next(self, peer: int, step: tuple[int, int], end: float) -> Frame | None:
-        """The peer's frame of this step; None if it is at another step of this attempt."""
-        while True:
+        """Return the peer's frame of this step; None if it is at another step of this attempt.
+
+        What lies here already is looked at even if the deadline has passed in the wait for others, but not
+        more of it than may lie here: a peer that never stops to send other things is gone.
+        """
+        for passed in itertools.count():
+            if passed > FRAMES_AHEAD and time.monotonic() > end:
+                raise Gone(f"participant {peer} sent {passed} other frames, and none of step {step} in time")
             frame = self._kept[peer].popleft() if self._kept[peer] else self._fresh(peer, end)
             if frame.step == MESSAGE:
-                self._messages[peer].append(frame)
+                self._put_aside(peer, frame)
                 continue
             if frame.step == step:
                 return frame
@@ -90,6 +112,21 @@ class FrameTransport(ABC):
                 self._kept[peer].appendleft(frame)
                 raise Gone(f"participant {peer} is at step {frame.step}, not at {step}")
             # Left over from something that was given up.
+
+    def _put_aside(self, peer: int, frame: Frame) -> None:
+        """Keep a frame until it is asked for: those of swaps apart from messages.
+
+        Raises:
+            Gone: the peer has more lying here than it may; nothing of it is kept then.
+        """
+        kept, messages = self._kept[peer], self._messages[peer]
+        (messages if frame.step == MESSAGE else kept).append(frame)
+        ahead = [memory_bytes(len(one.pieces), one.pieces[0].size) for one in (*kept, *messages)]
+        if len(ahead) > FRAMES_AHEAD or (len(ahead) > 1 and sum(ahead) > BYTES_AHEAD):
+            kept.clear()
+            messages.clear()
+            raise Gone(f"participant {peer} sent {len(ahead)} frames of {sum(ahead)} bytes together that "
+                       f"nobody had asked for; at most {FRAMES_AHEAD} of {BYTES_AHEAD} bytes are kept")
 
     def _fresh(self, peer: int, end: float) -> Frame:
         """The next frame of a peer that has not been looked at."""
@@ -112,14 +149,15 @@ class FrameTransport(ABC):
     def receive(self, peer: int, deadline_s: float) -> np.ndarray:
         end = time.monotonic() + deadline_s
         try:
-            while not self._messages[peer]:
-                frame = self._fresh(peer, end)
+            if self._messages[peer]:
+                return as_bytes(self._messages[peer].popleft().pieces)
+            while (frame := self._fresh(peer, end)).step != MESSAGE:
                 # A frame of a swap waits for its swap; one that was given up is passed over there.
-                (self._messages if frame.step == MESSAGE else self._kept)[peer].append(frame)
+                self._put_aside(peer, frame)
         except Gone as gone:
             self._gone.setdefault(peer, str(gone))
             raise PeersLost(frozenset({peer}), [self._gone[peer]]) from gone
-        return as_bytes(self._messages[peer].popleft().pieces)
+        return as_bytes(frame.pieces)
 
     def _flush(self, end: float) -> None:  # noqa: B027 - most transports have nothing to do here
         """Wait until what was sent has left, where that does not happen by itself. Raises: Gone."""

@@ -15,13 +15,13 @@ from fedspeed.cluster.discover import mpi_outlives_ranks
 from fedspeed.errors import FedSpeedError
 from fedspeed.routing.opening import Meeting
 from fedspeed.routing.rooms import ROOMS
-from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
+from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, is_frame
 
 mpi4py.rc.finalize = not mpi_outlives_ranks()  # MPI's own end has been seen to wait for the dead, for ever
 
 from mpi4py import MPI  # noqa: E402
 
-MOST_BYTES = 1 << 30  # of one message; MPI counts in 32 bits
+_CALL_BYTES = 1 << 30  # of one call; MPI counts in 32 bits
 POLL_S = (0.0002, 0.01)  # MPI's own wait spins a core that training needs; sleeping between tests doubles from the first to the second
 _HEADER = 4  # int64: attempt, state, number of pieces, bytes of each
 
@@ -71,10 +71,15 @@ class MpiTransport(FrameTransport):
         try:
             self._wait(peer, [self._comm.Irecv(header, peer)], end)
             attempt, state, count, length = header.tolist()
+            if not is_frame(count, length):
+                raise Gone(f"participant {peer} announced {count} pieces of {length} bytes, which are no frame")
             pieces = list(ROOMS.take(count, length))
             self._wait(peer, [self._comm.Irecv(buffer, peer) for buffer in _messages(pieces)], end)
         except MPI.Exception as error:
             raise Gone(f"participant {peer}: {_reason(error)}") from error
+        except MemoryError as error:
+            raise Gone(f"participant {peer} announced {count} pieces of {length} bytes, for which there is no "
+                       "memory") from error
         return Frame((attempt, state), pieces)
 
     def _wait(self, peer: int, requests: list, end: float) -> None:
@@ -114,7 +119,7 @@ class MpiTransport(FrameTransport):
 
 
 def _messages(pieces: list[np.ndarray]) -> Iterator[np.ndarray]:
-    return (piece[at:at + MOST_BYTES] for piece in pieces for at in range(0, piece.size, MOST_BYTES))
+    return (piece[at:at + _CALL_BYTES] for piece in pieces for at in range(0, piece.size, _CALL_BYTES))
 
 
 def _reason(error: MPI.Exception) -> str:

@@ -21,14 +21,14 @@ from fedspeed.routing.listening import ListenAddress, open_port
 from fedspeed.routing.opening import Meeting
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import TransportError
-from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
+from fedspeed.routing.transports.frames import BYTES_AHEAD, Frame, FrameTransport, Gone, is_frame, memory_bytes
+from fedspeed.routing.transports.inbox import Inbox
 
 _HEADER = struct.Struct(">4sIIIQ")  # mark, attempt, state, number of pieces, bytes of each
 _MARK = b"FdSp"
 _WRITES, _READS, _WELCOME = b"w", b"r", b"y"
 HANDSHAKE_S = 10.0
 STRANGERS = 64  # that may be shaking hands at the same time; who comes then takes the place of the one that has been at it for longest
-MOST_BYTES, MOST_PIECES = 1 << 36, 1 << 24  # of one frame
 WAITING = 4  # frames of one peer that may lie here before they are asked for
 _RETRY_S = 0.3
 SAY_S = 15.0  # how often a site that waits says for whom
@@ -52,7 +52,8 @@ class TlsTransport(FrameTransport):
         self._server, self._client = (_context(side, key_file, roster) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
         self._writers: dict[int, ssl.SSLSocket] = {}
         self._readers: dict[int, ssl.SSLSocket] = {}
-        self._came: dict[int, queue.Queue] = {i: queue.Queue(WAITING) for i in range(self.size) if i != self.rank}
+        peers = [i for i in range(self.size) if i != self.rank]
+        self._came: dict[int, Inbox] = {i: Inbox(WAITING, BYTES_AHEAD) for i in peers}
         self._outgoing: dict[int, queue.SimpleQueue] = {i: queue.SimpleQueue() for i in self._came}
         self._broken: dict[int, str] = {}  # why nothing more can be sent to a peer
         self._workers: dict[object, threading.Thread] = {}  # by the socket that it, and nobody else, uses
@@ -196,15 +197,17 @@ class TlsTransport(FrameTransport):
     # Frames.
 
     def _read(self, peer: int, secured: ssl.SSLSocket) -> None:
-        """Frames of one peer, until it is gone. A full queue holds the peer up, not this process."""
+        """Frames of one peer, until it is gone. A full inbox holds the peer up, not this process."""
         try:
             while True:
                 mark, attempt, state, count, length = _HEADER.unpack(exactly(secured, _HEADER.size))
-                if mark != _MARK or not 0 < count <= MOST_PIECES or not 0 < count * length <= MOST_BYTES:
+                if mark != _MARK or not is_frame(count, length):
                     raise ValueError("it sent something that is no frame")
+                nbytes = memory_bytes(count, length)
+                self._came[peer].make_room(nbytes)
                 pieces = ROOMS.take(count, length)
                 fill(secured, memoryview(pieces.reshape(-1)))
-                self._came[peer].put(Frame((attempt, state), list(pieces)))
+                self._came[peer].put(Frame((attempt, state), list(pieces)), nbytes)
         except (OSError, ValueError, MemoryError) as error:
             self._came[peer].put(_reason(error))
 
@@ -228,7 +231,7 @@ class TlsTransport(FrameTransport):
     def _receive(self, peer: int, timeout_s: float) -> Frame:
         name = self._roster.members[peer].name
         try:
-            found = self._came[peer].get(timeout=timeout_s)
+            found = self._came[peer].get(timeout_s)
         except queue.Empty:
             raise Gone(f"{name} sent nothing for {timeout_s:.0f} s") from None
         if isinstance(found, str):
@@ -250,9 +253,7 @@ class TlsTransport(FrameTransport):
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(socket_, socket.SHUT_RDWR)  # an SSLSocket's own takes the encryption away first
         for came in self._came.values():  # a reader may wait for room
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    came.get_nowait()
+            came.close()
         end = time.monotonic() + CLOSE_S
         for socket_, worker in workers.items():
             worker.join(max(0.0, end - time.monotonic()))

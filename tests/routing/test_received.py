@@ -1,0 +1,212 @@
+"""What comes from a peer is bounded, in number, in memory and in time, before anything is done with it."""
+
+import queue
+import threading
+from datetime import timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fedspeed.errors import FedSpeedError
+from fedspeed.routing.exchange import PlainExchange
+from fedspeed.routing.transport import PeersLost, TransportError
+from fedspeed.routing.transports import frames, gloo, tls
+from fedspeed.routing.transports.frames import FRAMES_AHEAD, MESSAGE, MOST_BYTES, MOST_PIECES, Frame, is_frame
+from fedspeed.routing.transports.inbox import Inbox
+from fedspeed.routing.transports.local import LocalTransport
+from tests.limits import LIMIT_S
+from tests.routing.contract import in_threads
+from tests.routing.sites import Sites
+
+PIECE = [np.zeros(1000, np.uint8)]
+
+
+class Flood:
+    """A mailbox that always has another frame; after very many it is empty, so that no test hangs."""
+
+    def __init__(self, step):
+        self.step, self.given = step, 0
+
+    def get(self, timeout):
+        self.given += 1
+        if self.given > 100_000:
+            raise queue.Empty
+        return Frame(self.step, PIECE)
+
+
+def flooded(step) -> tuple[LocalTransport, Flood]:
+    """Participant 1 of two, and what comes to it from participant 0."""
+    transport, flood = LocalTransport.set_of(2)[1], Flood(step)
+    transport._mailboxes[1][0] = flood
+    return transport, flood
+
+
+@pytest.mark.parametrize(
+    ("act", "step", "reason"),
+    [
+        ("swap", MESSAGE, "sent 17 frames of 19176 bytes together that nobody had asked for"),
+        ("receive", (0, 1), "sent 17 frames of 19176 bytes together that nobody had asked for"),
+        ("swap", (2, 1), r"sent 17 other frames, and none of step \(3, 1\) in time"),
+    ],
+)
+def test_who_never_stops_to_send_is_gone(act, step, reason):
+    transport, flood = flooded(step)
+    with pytest.raises(PeersLost, match=f"participant 0 {reason}") as lost:
+        transport.swap([b"", b""], [4, 0], 0.0, (3, 1)) if act == "swap" else transport.receive(0, LIMIT_S)
+    assert lost.value.peers == {0}
+    assert flood.given == FRAMES_AHEAD + 1, "no more than that is looked at"
+    assert not transport._messages[0] and not transport._kept[0], "its memory is free again"
+
+
+def test_the_bytes_that_are_kept_are_bounded_too(monkeypatch):
+    monkeypatch.setattr(frames, "BYTES_AHEAD", 3000)
+    transport, flood = flooded(MESSAGE)
+    with pytest.raises(PeersLost, match="3 frames of 3384 bytes together that nobody had asked for"):
+        transport.swap([b"", b""], [4, 0], 1.0)
+    assert flood.given == 3
+
+
+def test_what_may_be_kept_is_kept_in_order():
+    one, other = LocalTransport.set_of(2)
+    for i in range(FRAMES_AHEAD):
+        one.send(1, np.array([i], np.uint8), 1.0)
+    one.swap([b"", b"swap"], [0, 0], 1.0)
+    assert bytes(other.swap([b"", b""], [4, 0], 0.0)[0]) == b"swap", "looked at though the time is over"
+    assert [other.receive(0, 0.0)[0] for _ in range(FRAMES_AHEAD)] == list(range(FRAMES_AHEAD))
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "well"),
+    [(1, 1, True), (1, MOST_BYTES, True), (MOST_PIECES, 1, True), (1, MOST_BYTES + 1, False), (MOST_PIECES + 1, 1, False),
+     (2, MOST_BYTES, False), (0, 1, False), (1, 0, False), (-1, -1, False), (1, -1, False)])
+def test_what_is_a_frame(count, length, well):
+    assert is_frame(count, length) == well
+
+
+def test_a_full_inbox_holds_up_who_reads_until_it_is_emptied_or_closed():
+    inbox, released = Inbox(2, 100), []
+    assert inbox._has_room(500), "one alone may be larger than all together"
+    inbox.put("large", 500)
+    assert not inbox._has_room(1) and inbox.get(0.0) == "large"
+    inbox.put("first", 60)
+    assert inbox._has_room(40) and not inbox._has_room(41)
+    inbox.put("second", 1)
+    assert not inbox._has_room(1), "two wait already"
+
+    def read():
+        try:
+            inbox.make_room(60)
+            released.append("room")
+        except ConnectionAbortedError as error:
+            released.append(str(error))
+
+    for act in (lambda: inbox.get(0.0), inbox.close):
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        act()
+        reader.join(LIMIT_S)
+        inbox.put("third", 60)
+    assert released == ["room", "closed on this side"]
+
+
+def test_a_site_reads_no_more_than_it_may_keep(tmp_path, monkeypatch):
+    monkeypatch.setattr(tls, "BYTES_AHEAD", 1500)
+    waiting, put = [], Inbox.put
+
+    def watched(self, entry, nbytes=0):
+        put(self, entry, nbytes)
+        waiting.append(self._bytes)
+
+    monkeypatch.setattr(Inbox, "put", watched)
+    one, other = Sites(tmp_path, 2).all()
+    for i in range(3):
+        one.send(1, np.full(1000, i, np.uint8), LIMIT_S)
+    assert [other.receive(0, LIMIT_S)[0] for _ in range(3)] == [0, 1, 2]
+    assert waiting == [1000 + frames.PIECE_BYTES] * 3
+    one.close()
+    other.close()
+
+
+class Group:
+    """A gloo group in which a peer announces a length; each wait takes 3 s of a clock."""
+
+    def __init__(self, length: int):
+        self.length, self.now, self.waits = length, 100.0, []
+
+    def recv(self, tensors, peer, tag):
+        if not self.waits:
+            tensors[0].copy_(torch.from_numpy(np.array([self.length], np.int64).view(np.uint8)))
+        return self
+
+    def send(self, tensors, peer, tag):
+        return self
+
+    def wait(self, timeout: timedelta):
+        self.waits.append(timeout.total_seconds())
+        self.now += 3.0
+
+
+def over_gloo(length: int, monkeypatch) -> gloo.GlooTransport:
+    transport = gloo.GlooTransport.__new__(gloo.GlooTransport)
+    transport._group, transport.bytes_sent = Group(length), 0
+    monkeypatch.setattr(gloo, "time", SimpleNamespace(monotonic=lambda: transport._group.now))
+    return transport
+
+
+@pytest.mark.parametrize(("length", "most", "reason"), [(-1, MOST_BYTES, "at most"), (MOST_BYTES + 1, MOST_BYTES, "at most"),
+                                                        (1 << 61, 1 << 62, "no memory")])
+def test_the_length_of_a_message_is_bounded(length, most, reason, monkeypatch):
+    monkeypatch.setattr(gloo, "MOST_BYTES", most)
+    with pytest.raises(TransportError, match=f"participant 1 announced a message of {length} bytes.*{reason}"):
+        over_gloo(length, monkeypatch).receive(1, 1.0)
+
+
+def test_a_message_over_gloo_has_one_deadline(monkeypatch):
+    transport = over_gloo(5, monkeypatch)
+    assert transport.receive(1, 10.0).shape == (5,)
+    transport.send(1, np.zeros(5, np.uint8), 4.0)
+    transport.send(1, np.zeros(5, np.uint8), 2.0)
+    assert transport._group.waits == [10.0, 7.0, 4.0, 1.0, 2.0, gloo._LEAST_S]
+
+
+@pytest.mark.parametrize("amount", [np.nan, np.inf, -1.0])
+def test_an_amount_that_is_none_is_refused_by_all(amount):
+    """A NaN would be the highest of all priorities."""
+
+    def act(transport):
+        exchange, own = PlainExchange(transport, LIMIT_S), amount if transport.rank == 1 else 2.0
+        with pytest.raises(FedSpeedError, match=f"participant 1 tells a priority of {amount}, which is none"):
+            exchange.share(np.zeros(3), own)
+        with pytest.raises(FedSpeedError, match=f"participant 1 tells a weight of {amount}, which is none"):
+            exchange.start(np.zeros(3), own).wait(LIMIT_S)
+        return True
+
+    assert in_threads(LocalTransport.set_of(3), act) == [True] * 3
+
+
+def test_a_tag_that_is_no_number_is_a_disagreement():
+    def act(transport):
+        exchange = PlainExchange(transport, LIMIT_S)
+        if transport.rank:
+            exchange._tag = np.nan
+        with pytest.raises(FedSpeedError, match=r"disagree on the exchange: .* are \[\(0, 3, 1\), \(nan, 3, 1\)\]"):
+            exchange.start(np.zeros(3), 1.0).wait(LIMIT_S)
+        return True
+
+    assert in_threads(LocalTransport.set_of(2), act) == [True, True]
+
+
+def test_who_speaks_may_be_settled_beforehand():
+    """Whatever the others have, and whatever they would claim."""
+
+    def act(transport):
+        exchange = PlainExchange(transport, LIMIT_S)
+        told = [exchange.share_from(giver, np.full(3, transport.rank, np.float32)) for giver in (2, 0)]
+        with pytest.raises(ValueError, match="participant 3 is none of 0 to 2"):
+            exchange.share_from(3, np.zeros(3))
+        return [vector.tolist() for vector in told], str(told[0].dtype)
+
+    expected = [[2.0] * 3, [0.0] * 3], "float32"
+    assert in_threads(LocalTransport.set_of(3), act) == [expected] * 3
