@@ -16,7 +16,7 @@ from fedspeed import activity
 from fedspeed.checkpoint.card import Card
 from fedspeed.checkpoint.export import export, lasting_name
 from fedspeed.config.run import RunConfig
-from fedspeed.data.usage import PromptFormat
+from fedspeed.data.prompt_format import format_of
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.folded_layout import shared_layout
 from fedspeed.federation.keeping import Progress
@@ -153,7 +153,7 @@ def _card(job: Job, engine, tokenizer, round: int, *, name: str = COMMON, has_mo
         round=round,
         base=lasting_name(config.model.base),
         dtype=str(engine.model.config.dtype).removeprefix("torch."),
-        format=PromptFormat.of(tokenizer, config.data),
+        format=format_of(tokenizer, config.data),
         drawn=config.model.init == "random",
         name="" if name == COMMON else name,
         has_more=has_more,
