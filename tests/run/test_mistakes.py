@@ -153,7 +153,7 @@ COMMAND_LINE = {
     "name too long": Mistake(f"run run.name={'x' * 300}", ("run.name", "at most 200")),
     "no model": Mistake("run model.base=", ("model.base is empty",)),
     "aggregation for LoRA only": Mistake("run adapter.method=full federation.method=flexlora",
-                                         ("federation.method.name=flexlora", "adapter.method", "avg_factors")),
+                                         ("federation.method.name=flexlora", "adapter.method", "lora_average")),
     "unknown DeepSpeed base": Mistake("run deepspeed.base=zero9.json", ("deepspeed.base", "zero9.json", "zero3.json")),
     "unknown DeepSpeed key": Mistake("run deepspeed.zero_optimisation.stage=2", ("zero_optimisation", "zero_optimization")),
     "batch size in DeepSpeed": Mistake("run deepspeed.train_micro_batch_size_per_gpu=7", ("train_micro_batch_size_per_gpu", "train.micro_batch")),

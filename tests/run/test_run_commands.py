@@ -10,7 +10,7 @@ from launched import ROOT, tree
 
 from tests.limits import LIMIT_S
 
-HEAVY = ("torch", "deepspeed", "transformers", "peft", "mpi4py", "matplotlib", "tensorboard", "safetensors")
+HEAVY = ("torch", "deepspeed", "transformers", "peft", "mpi4py", "matplotlib", "tensorboard")
 PROBE = f"""
 import json, sys
 from fedspeed.cli import main
@@ -48,9 +48,9 @@ def test_answers_without_heavy_libraries(workshop, words, said):
 
 
 def test_the_probe_sees_a_heavy_library(workshop):
-    done = subprocess.run([sys.executable, "-c", PROBE.replace("import json", "import safetensors, json", 1), '["--version"]'],
+    done = subprocess.run([sys.executable, "-c", PROBE.replace("import json", "import tensorboard, json", 1), '["--version"]'],
                           cwd=workshop.folder, capture_output=True, text=True, timeout=LIMIT_S, check=True)
-    assert '["safetensors"]' in done.stdout
+    assert '["tensorboard"]' in done.stdout
 
 
 @pytest.mark.parametrize("words", [("run", "--print-config"), ("run", "--dry-run"), ("doctor",)])
