@@ -5,9 +5,6 @@ global state into the slot's masters, resets (or restores) the optimizer, takes 
 masters back. So a rank holds as many adapters and optimizers as it has slots, however many clients it
 carries, and nothing is reloaded between rounds. A local step is `gradients`, then `step`; between the two a
 method may read the masters and add to the gradients.
-
-Where ranks gather weights from each other, every pass is a matched collective: all of them must make the same
-number of passes. `lockstep` finds that number and fills up to it with passes that train nothing.
 """
 
 import gc
@@ -31,6 +28,7 @@ from fedspeed.engine.folded import FoldedAdapter
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.live_bytes import LiveBytes, storage_bytes
+from fedspeed.engine.lockstep import InLockstep
 from fedspeed.models.folded import trainable
 
 
@@ -59,7 +57,7 @@ class Sums:
         return self.loss / self.tokens if self.tokens else float("nan")
 
 
-class ClientEngine(Generating):
+class ClientEngine(InLockstep, Generating):
     """See the module's docstring. Built by `engine.build.build_engine`.
 
     Attributes:
@@ -78,6 +76,7 @@ class ClientEngine(Generating):
         self.model, self.groups = model, groups
         self._states, self._clock = states, clock
         self._matched = matched if matched is not None and dist.get_world_size(matched) > 1 else None
+        self._begin_alone()
         self._device = torch.device(get_accelerator().current_device_name())
         self._folded = FoldedAdapter(model)
         self._folded_then = 0  # bytes of the folded adapter among those that the first step counted
@@ -312,44 +311,6 @@ class ClientEngine(Generating):
     @abstractmethod
     def eval_passes(self, work: list[list[Batch]]) -> int:
         """Passes that `evaluate(work)` makes."""
-
-    @contextmanager
-    def lockstep(self, passes: int, backward: bool):
-        """Surround the `passes` forward (and backward) passes this rank is about to make; ends level with the
-        rest of the cluster.
-
-        The number is agreed on before the first pass: afterwards the agreement itself would meet another
-        rank's gather.
-        """
-        most = self._agree(passes)
-        yield
-        for _ in range(most - passes):
-            with self._clock.stage("idle"):
-                self._idle_pass(backward)
-
-    def _agree(self, passes: int) -> int:
-        """The largest number of passes of any rank that must keep step with this one; `passes` where none
-        does."""
-        if self._matched is None:
-            return passes
-        word = torch.tensor([float(passes)], device=self._device)
-        with self._clock.stage("idle"):
-            dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._matched)
-        return int(word.item())
-
-    def agree_least(self, value: int) -> int:
-        """The least value of the ranks that take steps together: a client's, or all that must keep step."""
-        group = self._matched or (self.groups.client if self.groups.client_size > 1 else None)
-        if group is None:
-            return value
-        word = torch.tensor([value], device=self._device)
-        with self._clock.stage("idle"):
-            dist.all_reduce(word, op=dist.ReduceOp.MIN, group=group)
-        return int(word.item())
-
-    @abstractmethod
-    def _idle_pass(self, backward: bool) -> None:
-        """A pass that only answers the cluster's collectives."""
 
     # Words between the ranks of a client.
 

@@ -55,6 +55,7 @@ class StockEngine(ClientEngine):
         self.ds_engine.train()
         with self._clock.stage("compute"):
             for batch in step.micro:
+                self._count_pass()
                 loss_sum, _ = self._loss(batch)
                 state.backward(loss_sum * (self.groups.client_size / max(1, step.step_answer_tokens)))
                 total += Sums(loss_sum.item(), batch.answer_tokens)
@@ -86,6 +87,7 @@ class StockEngine(ClientEngine):
         return [sum((self._evaluate(batch) for batch in batches), Sums()) for batches in work]
 
     def _evaluate(self, batch: Batch) -> Sums:
+        self._count_pass()
         with self._clock.stage("compute"):
             loss_sum, logits = self._loss(batch)
             labels = self._tensor(batch.labels)[:, 1:]

@@ -35,6 +35,7 @@ class StreamedEngine(StoreEngine):
         self._steps = 0
 
     def _gradients(self, work: Sequence[StepBatches]) -> list[Sums]:
+        self._count_pass()
         with self._clock.stage("compute"):
             tasks = [
                 self._task(slot, i, step) for slot, step in enumerate(work) for i in range(len(step.micro))
@@ -67,6 +68,7 @@ class StreamedEngine(StoreEngine):
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums, tensors = [Sums()] * len(work), self._states[0].tensors()
         for portion in portions(work):
+            self._count_pass()
             with self._clock.stage("compute"):
                 scores = self._executor.evaluate(
                     [MicroBatchTask(batch, 0) for _, batch in portion], [tensors]

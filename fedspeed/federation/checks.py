@@ -1,18 +1,26 @@
 """What can be checked of a federation's method before anything is started. Pure, and without torch."""
 
+from collections.abc import Mapping
+
+from fedspeed.cluster.topology import Topology
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.capabilities import Kind, check_capabilities
-from fedspeed.errors import ConfigError
+from fedspeed.errors import ConfigError, ModelError
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.methods.config import METHODS
+from fedspeed.models.base_files import base_shape
+from fedspeed.models.checks import local_base
 
 
-def check_method(config: RunConfig, participants: int, kind: Kind, server_kind: Kind | None = None) -> None:
+def check_method(
+    config: RunConfig, participants: Mapping[int, int], kind: Kind, server_kind: Kind | None = None
+) -> None:
     """Check that a run can use its method.
 
     Args:
-        config: with its routing mode settled. participants: of a sum. kind: of the engine that is to be
-            built. server_kind: of the server's engine, None where the method has no server.
+        config: with its routing mode settled. participants: of a sum, see `participants_of`. kind: of the
+            engine that is to be built. server_kind: of the server's engine, None where the method has no
+            server.
 
     Raises:
         ConfigError: all that stands against it, with the remedy.
@@ -32,7 +40,32 @@ def check_method(config: RunConfig, participants: int, kind: Kind, server_kind: 
         raise ConfigError("; ".join(found))
 
 
-def masked_problem(config: RunConfig, method: type[Method], participants: int) -> str:
+def participants_of(config: RunConfig, topology: Topology, count: int) -> dict[int, int]:
+    """Return by client of the whole run the participant that speaks for it in a sum: its gateway. A site of
+    several organisations is one participant, and knows of the others' clients no more than that.
+
+    Args:
+        count: participants (routing.checks.check_routing).
+    """
+    if config.routing.between_organisations:
+        return {site: site for site in range(count)}
+    return dict(enumerate(topology.gateways))
+
+
+def adapted_modules(config: RunConfig) -> int:
+    """Return how many matrices LoRA stands beside, 0 where that is not known: other weights train, the base
+    is not here yet, or something else than the blocks' matrices is adapted."""
+    base = local_base(config)
+    if config.adapter.method != "lora" or base is None:
+        return 0
+    try:
+        shape = base_shape(base, config.model.init == "pretrained")
+        return shape.layers * len(shape.adapted(config.adapter.targets))
+    except ModelError:  # told by models.checks where it is a fault
+        return 0
+
+
+def masked_problem(config: RunConfig, method: type[Method], participants: Mapping[int, int]) -> str:
     """Return what stands against a method in a masked mode, empty if nothing does.
 
     A sum tells an element that few clients hold as those clients' own value. What a client keeps for itself
@@ -52,12 +85,13 @@ def masked_problem(config: RunConfig, method: type[Method], participants: int) -
             f"{named} keeps what is a client's own in the run's folder, where all of one job can read what "
             f"routing.mode={mode} is to hide; set routing.transport=tls or routing.mode=plain"
         )
-    holders = method.min_holders(chosen, range(participants), 0)
+    # All clients train in every round: drawing some of them is refused in masked modes.
+    holders = method.min_holders(chosen, participants, adapted_modules(config))
     if holders >= least:
         return ""
     return (
-        f"{named}: of {participants} participants only {holders} may meet in an element of the sum, which "
-        f"says too much about each; routing.mode={mode} asks for routing.min_participants={least}; take more "
+        f"{named}: of {len(set(participants.values()))} participants only {holders} may meet in an element of "
+        f"the sum, which says too much about each; routing.mode={mode} asks for routing.min_participants={least}; take more "
         "participants, set routing.mode=plain inside one trust domain, or choose another method"
     )
 

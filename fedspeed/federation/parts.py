@@ -14,13 +14,13 @@ from fedspeed.federation.contributing import Transform
 from fedspeed.federation.evaluators import Evaluator
 from fedspeed.federation.keeping import Keeper, Progress
 from fedspeed.federation.link import ClientLink
-from fedspeed.federation.methods.base import Method, make_method, method_class
+from fedspeed.federation.methods.base import Method, make_method
 from fedspeed.federation.pacing import Pace
 from fedspeed.federation.recording import Recorder, Signals
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
-from fedspeed.federation.updates.base import make_updates
+from fedspeed.federation.updates.base import hidden_by, make_updates, shared_seed
 from fedspeed.routing.channel import Channel
 
 
@@ -73,7 +73,18 @@ class Surroundings:
     witness: Any = None
 
 
-def start(config: RunConfig, engine: ClientEngine) -> Progress:
+def run_method(config: RunConfig, engine: ClientEngine) -> Method:
+    """Build the run's method for the weights that the engine trains: one for all that this rank does."""
+    return make_method(
+        config.federation.method,
+        as_arrays(engine.state()),
+        clients=config.data.clients,
+        seed=config.run.seed,
+        hides=hidden_by(config.federation.updates),
+    )
+
+
+def start(config: RunConfig, engine: ClientEngine, method: Method) -> Progress:
     """Return the state before round 1: what the engine was built with, the same on every rank.
 
     Raises:
@@ -81,9 +92,8 @@ def start(config: RunConfig, engine: ClientEngine) -> Progress:
     """
     state = as_arrays(engine.state())
     chosen = config.federation.method
-    if problem := method_class(chosen.name).start_problem(chosen, state):
+    if problem := method.start_problem(chosen, state):
         raise FedSpeedError(problem)
-    method = make_method(chosen, state, clients=config.data.clients, seed=config.run.seed)
     state = method.first_state(state)
     return Progress(0, state, server.init(config.federation, state))
 
@@ -101,19 +111,21 @@ def assemble(
     engine: ClientEngine,
     link: ClientLink,
     *,
+    method: Method,
     surroundings: Surroundings,
     evaluators: Sequence[Evaluator],
 ) -> RankParts:
-    """Put a rank's parts together.
+    """Put a rank's parts together. Collective over the client where the run has transforms of updates.
+
+    Args:
+        method: that the run was started with, see `run_method`.
 
     Raises:
         ConfigError: the engine is not capable of what the method needs.
     """
     around, chosen = surroundings, config.federation.method
-    updates, state = make_updates(config.federation.updates), as_arrays(engine.state())
-    method = make_method(
-        chosen, state, clients=config.data.clients, seed=config.run.seed, hides=updates.hides
-    )
+    listed = config.federation.updates
+    updates = make_updates(listed, shared_seed(engine) if listed else None)
     needs = method.server_needs if role.server else method.needs
     check_capabilities(needs, engine.kind, f"federation.method={chosen.name}")
     return RankParts(

@@ -59,7 +59,7 @@ def baseline(parts: RankParts, progress: Progress) -> None:
 def _run_in_turn(parts: RankParts, progress: Progress) -> None:
     """Train a round, exchange its update, settle it; then the next."""
     while not progress.is_over:
-        update = updating.begin(parts, progress.round + 1, start=progress.state)
+        update = updating.begin(parts, progress.round + 1, start=progress.state, memory=progress.memory)
         for left in reversed(range(parts.trainer.exchanges)):
             updating.train(parts, progress, update)
             updating.send(parts, update)
@@ -75,14 +75,18 @@ def _run_overlapped(parts: RankParts, progress: Progress) -> None:
         return
     # After a resume the first one is trained from what it was trained from before.
     start = progress.state if progress.previous is None else progress.previous
-    update = updating.begin(parts, progress.round + 1, start=start, starts=progress.starts)
+    update = updating.begin(
+        parts, progress.round + 1, start=start, memory=progress.memory, starts=progress.starts
+    )
     updating.train(parts, progress, update)
     updating.send(parts, update)
     while not progress.is_over:
         # Without a round ahead too: what one would have begun with, for a run that is made longer.
         starts, ahead = updating.predicted_starts(parts, progress, update), None
         if update.round < parts.config.federation.rounds:
-            ahead = updating.begin(parts, update.round + 1, start=progress.state, starts=starts)
+            ahead = updating.begin(
+                parts, update.round + 1, start=progress.state, memory=update.memory, starts=starts
+            )
             updating.train(parts, progress, ahead)
         progress.previous, progress.starts = progress.state, starts
         _settle(parts, progress, update, ahead)
@@ -97,7 +101,7 @@ def _settle(parts: RankParts, progress: Progress, update: Update, ahead: Update 
             round is written down.
     """
     updating.absorb(parts, progress, update)
-    progress.round = update.round
+    progress.round, progress.memory = update.round, update.memory
     if pacing.is_evaluated(parts.config.federation, update.round):
         evaluate(parts, progress, update.ledger, f"the evaluation after round {update.round}")
     parts.recorder.note_updates(update.ledger, update.counted)

@@ -2,6 +2,7 @@
 order."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedspeed import activity
@@ -28,6 +29,8 @@ class Update:
         asked: clients of the round. start: the common state that it is trained from.
         starts: under staleness, what this rank's clients begin with instead.
         frozen: names that nobody trains.
+        memory: by client, what this rank's clients alone go on with (Turn.memory): from the round before, and
+            of this one for those that have taken their turns.
         exchange: which of the round's exchanges is next, from 0; methods that exchange every step have many.
         contribution: of this rank's clients to that exchange. counted: by client, whether all its updates do.
         ledger, training: what this rank measured.
@@ -43,6 +46,7 @@ class Update:
     frozen: frozenset[str]
     ledger: Ledger
     contribution: Contribution
+    memory: dict[int, Arrays]
     exchange: int = 0
     counted: dict[int, bool] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
@@ -55,8 +59,19 @@ class Update:
     clipped: int = 0
 
 
-def begin(parts: RankParts, round: int, *, start: Arrays, starts: dict[int, Arrays] | None = None) -> Update:
-    """Begin a round's update: sample its clients."""
+def begin(
+    parts: RankParts,
+    round: int,
+    *,
+    start: Arrays,
+    memory: Mapping[int, Arrays],
+    starts: dict[int, Arrays] | None = None,
+) -> Update:
+    """Begin a round's update: sample its clients.
+
+    Args:
+        memory: of the round before, which stays as it is. start, starts: see `Update`.
+    """
     config = parts.config
     return Update(
         round=round,
@@ -66,6 +81,7 @@ def begin(parts: RankParts, round: int, *, start: Arrays, starts: dict[int, Arra
         frozen=parts.method.frozen(round),
         ledger=parts.recorder.ledger(),
         contribution=Contribution.empty(parts.method.values(round)),
+        memory=dict(memory),
     )
 
 
@@ -83,7 +99,7 @@ def train(parts: RankParts, progress: Progress, update: Update) -> None:
             update.starts.get(client, update.start),
             steps=steps,
             exchange=update.exchange,
-            memory=progress.memory.get(client),
+            memory=update.memory.get(client),
         )
         for client in mine
     ]
@@ -129,7 +145,7 @@ def _contribute(
     if config.federation.local_optimizer == "keep":
         progress.optimizers[client] = as_arrays(parts.engine.optimizer_state(slot))
     if parts.method.keeps_memory:
-        progress.memory[client] = trained.memory
+        update.memory[client] = trained.memory
 
 
 def send(parts: RankParts, update: Update) -> None:

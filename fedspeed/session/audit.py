@@ -21,7 +21,6 @@ from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import ConfigError
 from fedspeed.federation import server
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import make_method
 from fedspeed.federation.role import RankRole
 from fedspeed.models.positions import check_length
 from fedspeed.models.tokenizer import load_tokenizer
@@ -114,11 +113,11 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
 
 def _updates(config: RunConfig, engine, data: dict, *, rounds: int, words: int, seed: int) -> list[np.ndarray]:
     """Train rounds of all clients one after the other, and return what `train` says."""
-    from fedspeed.federation.parts import start, weights_of
+    from fedspeed.federation.parts import run_method, start, weights_of
     from fedspeed.federation.trainer import Trainer
 
-    role, progress = RankRole(clients=data), start(config, engine)
-    method = make_method(config.federation.method, progress.state, clients=len(data), seed=config.run.seed)
+    role, method = RankRole(clients=data), run_method(config, engine)
+    progress = start(config, engine, method)
     trainer, weights, layout = Trainer(config, role, engine, method), weights_of(role), Layout.of(progress.state)
     chosen = np.sort(np.random.default_rng(seed).permutation(layout.size)[:words])
     steps, memory = trainer.steps_per_round, {}

@@ -304,13 +304,19 @@ def surroundings(
     )
 
 
-def federated(job: Job, role: RankRole, engine, link: ClientLink, *, surroundings):
-    """Return this rank's parts of the rounds (federation.parts.RankParts)."""
+def federated(job: Job, role: RankRole, engine, link: ClientLink, *, method, surroundings):
+    """Return this rank's parts of the rounds (federation.parts.RankParts).
+
+    Args:
+        method: of the run (federation.parts.run_method).
+    """
     from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.parts import assemble
 
     evaluators = [HeldOut(job.config.train, role)]
-    return assemble(job.config, role, engine, link, surroundings=surroundings, evaluators=evaluators)
+    return assemble(
+        job.config, role, engine, link, method=method, surroundings=surroundings, evaluators=evaluators
+    )
 
 
 def data_report(job: Job, link: ClientLink, data: dict, everyone: list) -> DataReport:

@@ -21,7 +21,7 @@ from fedspeed.engine.capabilities import Kind
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
-from fedspeed.federation.checks import check_method
+from fedspeed.federation.checks import check_method, participants_of
 from fedspeed.models.adapter_checks import adapter_notes, check_adapter
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import check_model, local_base
@@ -123,7 +123,8 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     config = loaded.config
     topology, launch, crowded = check_layout(config, hostfile)
     routing, count = check_routing(config, topology)
-    check_method(replace(config, routing=routing), count, *engine_kinds(loaded))
+    participants = participants_of(config, topology, count)
+    check_method(replace(config, routing=routing), participants, *engine_kinds(loaded))
     resolve(routing.transport, launch.kind, len(topology.participants))
     if routing.between_organisations:
         from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not

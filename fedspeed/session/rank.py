@@ -122,7 +122,7 @@ def _closed_in_order() -> Iterator[ExitStack]:
 def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
               inputs: Inputs, claim: resume.Claim, stop: StopFlag) -> Ending:
     """Build the parts of this rank, go on from what the journal holds, and run the rounds that are left."""
-    from fedspeed.federation.parts import start
+    from fedspeed.federation.parts import run_method, start
 
     with ExitStack() as always, _closed_in_order() as closing:
         # As large as the model, and of no use to a later start.
@@ -139,7 +139,8 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         closing.callback(meeting.heartbeat.close)
         link, role = parts.link(job, engine, exchange), parts.role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
-        fresh = start(job.config, engine)
+        method = run_method(job.config, engine)
+        fresh = start(job.config, engine, method)
         first = fresh.state  # what a client alone would start from too
         progress = resume.resume(job.config, job.deployment, link,
                                  journal=journal, entry=inputs.entry, role=role, fresh=fresh)
@@ -151,7 +152,7 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         surroundings = parts.surroundings(
             job, journal=journal, record=_record(job, inputs), monitor=monitor, clock=clock, stop=stop,
             channel=parts.channel(job, transport), witness=parts.witness(job, exchange, own))
-        federated = parts.federated(job, role, engine, link, surroundings=surroundings)
+        federated = parts.federated(job, role, engine, link, method=method, surroundings=surroundings)
         try:
             progress = _run_rounds(job, federated, progress, stop)
             clock.trace.close()

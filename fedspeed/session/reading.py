@@ -10,7 +10,7 @@ from fedspeed.data.clients import ClientData, client_rows, encode_client, larges
 from fedspeed.data.public import public_data
 from fedspeed.engine.checks import check_pipeline
 from fedspeed.engine.device_types import check_dtype
-from fedspeed.federation.checks import check_method
+from fedspeed.federation.checks import check_method, participants_of
 from fedspeed.log import LOG
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.routing.checks import check_routing
@@ -104,7 +104,8 @@ def _check_plan(job: Job) -> None:
     request = job.request
     preflight.check_files(request.loaded)
     check_clusters(job.config, job.topology)
-    routing, participants = check_routing(request.config, job.topology)
+    routing, count = check_routing(request.config, job.topology)
+    participants = participants_of(request.config, job.topology, count)
     client, server = preflight.engine_kinds(request.loaded)
     check_method(replace(request.config, routing=routing), participants, client, server)
     check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)

@@ -179,7 +179,7 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     from fedspeed.engine.config import EngineConfig
     from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.link import ClientLink
-    from fedspeed.federation.parts import Surroundings, assemble
+    from fedspeed.federation.parts import Surroundings, assemble, run_method
     from fedspeed.federation.recording import Signals
     from fedspeed.federation.role import RankRole
     from fedspeed.monitor.clock import StageClock
@@ -210,7 +210,8 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
     journal = Journal(Path(folder) / name, 2)
     around = Surroundings(journal=journal, fingerprint="marks", record={}, monitor=notes, clock=clock, peak_bytes=lambda: 1, signals=Signals(stop))
     link = ClientLink(engine, exchange, DEADLINE_S)
-    yield Federated(assemble(config, role, engine, link, surroundings=around, evaluators=[HeldOut(config.train, role)]), journal)
+    method = run_method(config, engine)
+    yield Federated(assemble(config, role, engine, link, method=method, surroundings=around, evaluators=[HeldOut(config.train, role)]), journal)
     if exchange is not None:
         exchange.close()
 
@@ -233,7 +234,7 @@ def begin(fed: Federated):
     from fedspeed.federation.parts import start
     from fedspeed.models.folded import trainable
 
-    progress = start(fed.config, fed.engine)
+    progress = start(fed.config, fed.engine, fed.parts.method)
     progress.state |= stirred(trainable(progress.state))
     return progress
 

@@ -1,8 +1,10 @@
 """What is held against a method before anything starts, and whom its models are evaluated for."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +18,17 @@ from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.tiny import run_config
 
+LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 260}
+
 
 def configured(method, **sections):
     config = run_config(**sections)
     return replace(config, federation=replace(config.federation, method=arm_of(method)()))
+
+
+def spoken(count):
+    """As many clients as participants."""
+    return {client: client for client in range(count)}
 
 
 @pytest.fixture
@@ -30,34 +39,60 @@ def others(monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_in_the_clear_every_method_is_allowed(method):
-    check_method(configured(method, routing={"mode": "plain"}), 2, "stock")
+    check_method(configured(method, routing={"mode": "plain"}), spoken(2), "stock")
 
 
 def test_masked_modes_take_what_needs_sums_of_enough():
     masked = {"mode": "mix+mask", "min_participants": 4}
-    check_method(configured("lora_average", routing=masked), 4, "stock")
+    check_method(configured("lora_average", routing=masked), spoken(4), "stock")
     with pytest.raises(ConfigError, match="of 3 participants only 3 may meet .*routing.min_participants=4; take more"):
-        check_method(configured("lora_average", routing=masked), 3, "stock")
+        check_method(configured("lora_average", routing=masked), spoken(3), "stock")
     for method in ("flexlora", "stack", "residual"):
         with pytest.raises(ConfigError, match=f"federation.method={method} needs every client's own values, which routing.mode=mix"):
-            check_method(configured(method, routing=masked), 9, "stock")
+            check_method(configured(method, routing=masked), spoken(9), "stock")
 
 
-def test_a_slice_that_few_hold_is_no_sum(monkeypatch):
+@pytest.fixture
+def slices(monkeypatch, tmp_path):
+    """A method that deals modules to the clients in turn; gives a masked configuration of it, on a base of
+    two blocks with two adapted matrices each."""
     from fedspeed.federation.methods.lora_average.method import LoraAverage
 
-    monkeypatch.setattr(LoraAverage, "min_holders", classmethod(lambda cls, config, asked, modules: len(asked) // 3))
-    config = configured("lora_average", routing={"mode": "mask", "min_participants": 3})
-    check_method(config, 9, "stock")
-    with pytest.raises(ConfigError, match="of 8 participants only 2 may meet"):
-        check_method(config, 8, "stock")
+    def min_holders(cls, config, participants, modules):
+        dealt = [{participants[c] for c in participants if c % modules == unit} for unit in range(modules)]
+        return min(map(len, dealt))
+
+    monkeypatch.setattr(LoraAverage, "min_holders", classmethod(min_holders))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    return configured("lora_average", model={"base": str(tmp_path), "init": "random", "tokenizer": "bytes"},
+                      adapter={"targets": ("q_proj", "v_proj")}, routing={"mode": "mask", "min_participants": 3})
+
+
+def test_a_slice_that_few_hold_is_no_sum(slices):
+    check_method(slices, spoken(12), "stock")
+    with pytest.raises(ConfigError, match="of 11 participants only 2 may meet"):
+        check_method(slices, spoken(11), "stock")
+
+
+def test_a_slice_that_one_gateway_holds_is_its_own(slices):
+    """Twelve clients on four gateways: clients 0, 4 and 8 share module 0, and all have gateway 0."""
+    with pytest.raises(ConfigError, match="of 4 participants only 1 may meet"):
+        check_method(slices, {client: client % 4 for client in range(12)}, "stock")
+
+
+def test_who_speaks_for_whom():
+    topology = SimpleNamespace(gateways=(0, 0, 2))
+    config = run_config()
+    assert checks.participants_of(config, topology, 2) == {0: 0, 1: 0, 2: 2}
+    sites = run_config(routing={"transport": "tls"})
+    assert checks.participants_of(sites, topology, 3) == spoken(3)
 
 
 def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
     with pytest.raises(ConfigError, match="control_variates keeps what is a client's own in the run's folder"):
-        check_method(configured("control_variates", routing={"mode": "mask"}), 5, "stock")
-    check_method(configured("control_variates", routing={"mode": "mask", "transport": "tls"}), 5, "stock")
-    check_method(configured("control_variates", routing={"mode": "plain"}), 5, "stock")
+        check_method(configured("control_variates", routing={"mode": "mask"}), spoken(5), "stock")
+    check_method(configured("control_variates", routing={"mode": "mask", "transport": "tls"}), spoken(5), "stock")
+    check_method(configured("control_variates", routing={"mode": "plain"}), spoken(5), "stock")
 
 
 @pytest.mark.parametrize(("sections", "told"), [
@@ -67,15 +102,15 @@ def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
 ])
 def test_an_exchange_in_every_step_is_taken_by_all_together(others, sections, told):
     with pytest.raises(ConfigError, match=f"every_step exchanges updates in every local step.* with no {told}"):
-        check_method(configured("every_step", routing={"mode": "plain"}, **sections), 3, "stock")
-    check_method(configured("every_step", routing={"mode": "plain"}), 3, "stock")
+        check_method(configured("every_step", routing={"mode": "plain"}, **sections), spoken(3), "stock")
+    check_method(configured("every_step", routing={"mode": "plain"}), spoken(3), "stock")
 
 
 def test_all_that_stands_against_a_method_is_told_at_once(others, monkeypatch):
     monkeypatch.setitem(CAPABILITIES, "stock", frozenset({"perturb"}))
     config = configured("every_step", routing={"mode": "mask", "min_participants": 5}, federation={"staleness": 1})
     with pytest.raises(ConfigError, match="only 3 may meet.*; .*staleness=1; .*capable of gradients"):
-        check_method(config, 3, "stock")
+        check_method(config, spoken(3), "stock")
 
 
 def test_what_a_server_needs_is_held_against_its_own_engine(monkeypatch):

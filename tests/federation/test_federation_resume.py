@@ -2,6 +2,8 @@
 
 import pytest
 
+from fedspeed.config.run import METHOD_ARMS
+from fedspeed.federation.methods.config import METHODS, Entry, arm_of
 from tests.federation.runs import Notes, begin, federation, from_journal, run_worlds, same_bits, settings, tiny_llama
 from tests.processes import Scenarios
 
@@ -16,6 +18,7 @@ CASES = {  # each with state of its own: server moments, held factors, kept opti
     "dropout": ("zero2", {"train": {"schedule": "cosine", "warmup_steps": 3}, "adapter": {"dropout": 0.2},
                           "federation": {"method": {"name": "flexlora"}}}),
     "folded": ("ram", {"train": {}, "federation": {"method": {"name": "residual"}, "clients_per_round": 2}}),
+    "stale memory": ("zero0", {"train": {"momentum": 0.0}, "federation": {"staleness": 1, "method": {"name": "control_variates"}}}),
     "stale": ("zero0", {"train": {}, "federation": {"staleness": 1, "server_optimizer": "momentum", "server_lr": 0.5}}),
 }
 
@@ -64,6 +67,8 @@ def resumed(tmp_path_factory):
 
 def all_cases(world, base, folder):
     out = Scenarios()
+    METHODS["control_variates"] = Entry(module="tests.federation.methods.control_variates", adds_deltas=True)
+    METHOD_ARMS["control_variates"] = arm_of("control_variates")
     for name in CASES:
         out.play(name, once_and_again, world, base, folder, name)
     return out
@@ -95,6 +100,8 @@ def test_resumed_equals_uninterrupted(resumed, case):
     assert all(same_bits(late.moments[m], whole.moments[m]) for m in whole.moments)
     assert late.optimizers.keys() == whole.optimizers.keys()
     assert all(same_bits(late.optimizers[c], whole.optimizers[c]) for c in whole.optimizers)
+    assert late.memory.keys() == whole.memory.keys()
+    assert all(same_bits(late.memory[c], whole.memory[c]) for c in whole.memory)
     assert (late.best_round, late.best_loss, late.stale) == (whole.best_round, whole.best_loss, whole.stale)
 
 

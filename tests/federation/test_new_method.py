@@ -2,13 +2,26 @@
 new file and the one line."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
+from tests.run.launched import SETTINGS, Workshop, records
+from tests.warm import WarmProcess
+
+# Code for a process that has imported the package: it imports the copy's instead.
+ANEW = """
+import sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "fedspeed"]:
+    del sys.modules[name]
+sys.path.insert(0, {copy!r})
+"""
 
 USE = """
 import json
@@ -33,25 +46,54 @@ for client, moved in enumerate((1.0, 3.0, -1e9, 2.0)):
 state = method.aggregate(start, total, 46.0, round=1).state
 print(json.dumps({"state": {n: sorted(set(a.reshape(-1).tolist())) for n, a in state.items()},
                   "norm": method.update_norm(start, state), "models": sorted(method.models(state, {})),
-                  "refused": refused, "holders": method.min_holders(method.config, range(4), 0)}))
+                  "refused": refused,
+                  "holders": method.min_holders(method.config, dict.fromkeys(range(4), 0), 0)}))
 """
 
 
-def test_the_example_of_a_new_method_works_as_it_stands(tmp_path):
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the package with the page's new file and its one line; gives its folder."""
+    folder = tmp_path_factory.mktemp("copy")
     text = (
         (ROOT / "docs" / "extending.md").read_text().partition("## A new method\n")[2].partition("\n## ")[0]
     )
     path = re.search(r"One new file, `(\S+)`:", text)[1]
     new_file, line = re.findall(r"```python\n(.*?)```", text, re.S)
-    shutil.copytree(ROOT / "fedspeed", tmp_path / "fedspeed", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / path).write_text(new_file)
-    registry = tmp_path / "fedspeed/federation/methods/config.py"
+    shutil.copytree(ROOT / "fedspeed", folder / "fedspeed", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / path).write_text(new_file)
+    registry = folder / "fedspeed/federation/methods/config.py"
     before = registry.read_text()
     registry.write_text(before.replace("METHODS = {\n", f"METHODS = {{\n{line}"))
     assert len(set(registry.read_text().splitlines()) - set(before.splitlines())) == 1, "the one line"
+    shutil.copy(ROOT / "launch.py", folder)
+    return folder
+
+
+def test_the_example_of_a_new_method_trains(copy, tmp_path):
+    """A whole run on two ranks, by `launch.py` of the copy."""
+    workshop = Workshop(tmp_path / "workshop")
+    federation = {"method": "trimmed_mean", "rounds": 1}
+    config = workshop.write_config("run.yaml", {**SETTINGS, "federation": federation})
+    out, err = tmp_path / "out", tmp_path / "err"
+    for path in (out, err):
+        path.touch()
+    command = [str(copy / "launch.py"), "--config", str(config), "run.name=trimmed", "monitor.plot=false"]
+    process = WarmProcess(command, tmp_path, os.environ, out, err, before=ANEW.format(copy=str(copy)))
+    try:
+        assert process.wait(LIMIT_S) == 0, out.read_text() + err.read_text()
+    finally:
+        process.terminate()
+    record = records(workshop.runs / "trimmed")[-1]
+    assert (record["round"], record["received"], record["factor_error"]) == (1, 3, None)
+    assert record["update_norm"] > 0
+    assert (workshop.runs / "trimmed" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_example_of_a_new_method_works_as_it_stands(copy):
     done = subprocess.run(
         [sys.executable, "-c", USE],
-        cwd=tmp_path,
+        cwd=copy,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

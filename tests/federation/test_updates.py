@@ -8,11 +8,19 @@ import pytest
 
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Sum
-from fedspeed.federation.methods.base import make_method
+from fedspeed.federation.methods.base import Turn, make_method
 from fedspeed.federation.methods.config import arm_of as method_arm
 from fedspeed.federation.recording import Recorder, Signals, Training, held_out_loss
 from fedspeed.federation.role import RankRole
-from fedspeed.federation.updates.base import BESIDE, Update, Updates, make_updates, update_class
+from fedspeed.federation.updates.base import (
+    BESIDE,
+    Update,
+    Updates,
+    hidden_by,
+    make_updates,
+    shared_seed,
+    update_class,
+)
 from fedspeed.federation.updates.config import arm_of
 from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.round_record import round_record
@@ -109,7 +117,7 @@ class Secret(Update):
 def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
     """Its sketch is not sent, its clients count alike, and losses stay where they are."""
     updates = Updates(
-        [update_class("clip")(arm_of("clip")()), Secret(None), Secret(None)], np.random.default_rng(1)
+        [update_class("clip")(arm_of("clip")()), Secret(None), Secret(None)], (1,)
     )
     assert updates.hides == BESIDE
     start, _, told, weights, result, values = played(updates)
@@ -119,6 +127,36 @@ def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
     for name in start:
         np.testing.assert_allclose(result.state[name], mean[name], rtol=0, atol=1e-6)
     assert updates.spent()["epsilon"] == 3.0
+
+
+def noises(updates, client, deltas=1):
+    """What a random transform makes of some zeros of a client, one after the other."""
+    turn = Turn(client=client, round=1, start={}, frozen=frozenset(), steps=1, seed=0, memory={})
+    zeros = {"w": np.zeros(4, np.float32)}
+    return [updates(turn, zeros, 1.0)[0]["w"].tolist() for _ in range(deltas)]
+
+
+def test_the_ranks_of_a_client_draw_the_same_and_nobody_else_does():
+    """Whatever else these ranks carry. The seed is the gateway's, and another one in each start of a run."""
+    said = []
+
+    class Rank:
+        """One of a client's ranks; the first is the gateway."""
+
+        def share_from_gateway(self, values):
+            said.append(values)
+            return said[0]
+
+    gateway, other = (Updates([Secret(None)], shared_seed(Rank())) for _ in range(2))
+    assert said[0].tobytes() != said[1].tobytes()
+    noises(gateway, 5)
+    assert noises(gateway, 2, 3) == noises(other, 2, 3)
+    assert noises(gateway, 1) != noises(gateway, 3), "clients draw apart"
+    assert noises(Updates([Secret(None)]), 2) != noises(Updates([Secret(None)]), 2)
+
+
+def test_what_is_hidden_is_known_before_anything_is_built():
+    assert hidden_by([arm_of("clip")()]) == hidden_by([]) == frozenset()
 
 
 def test_hidden_losses_are_told_to_nobody():
@@ -175,7 +213,7 @@ def records_of_rounds(updates, mode, rounds):
         ledger, training = recorder.ledger(), Training()
         recorder.begin_training(number)
         for delta in deltas_of_round:
-            updates(SimpleNamespace(frozen=frozenset()), delta, 1.0)
+            updates(SimpleNamespace(client=0, frozen=frozenset()), delta, 1.0)
         recorder.end_training(training)
         shared = recorder.share(ledger, round=number, training=training)
         recorder.record(number, (), shared, factor_error_exact=False, clipped=0)

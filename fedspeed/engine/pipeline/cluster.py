@@ -94,6 +94,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         if place in self._fresh:
             return {name: tensor.clone() for name, tensor in self._fresh[place][0].items()}
         if place not in self._known:
+            self._count_pass()
             wanted = tuple(p for p in self._mine if p not in self._fresh) if self._speaks else ()
             self._pass(Header(GATHER, named=wanted, moves=self._told_moves()))
         return {name: tensor.clone() for name, tensor in self._known[place].items()}
@@ -121,6 +122,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         return shared(micros, self.layout.ranks)
 
     def _gradients_together(self, work: Sequence[StepBatches]) -> list[Sums]:
+        self._count_pass()
         with self._clock.stage("compute"):
             own = self._own_batches(work)
             told = tuple(
@@ -157,6 +159,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         }
 
     def _step_together(self, slots: Sequence[int], lr: float) -> list[bool]:
+        self._count_pass()
         with self._clock.stage("compute"):
             places = [self._mine[slot] for slot in slots]
             named = tuple(places) if self._speaks else ()
@@ -171,6 +174,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         sums, place = [Sums()] * len(work), self._mine[0]
         with self._clock.stage("compute"):
             for portion in portions(work):
+                self._count_pass()
                 own = {(place, i): batch for i, (_, batch) in enumerate(portion)} if self._speaks else {}
                 told = tuple(tell(place, i, 0, batch) for (_, i), batch in own.items())
                 scores, _ = self._pass(

@@ -95,19 +95,27 @@ class Method(ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
     server_needs: ClassVar[frozenset[str]] = frozenset()
-    hides: frozenset[str] = frozenset()
     keeps_memory: ClassVar[bool] = False
     exact_error: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
 
-    def __init__(self, config: Any, layout: Layout, *, clients: int, seed: int):
+    def __init__(
+        self,
+        config: Any,
+        layout: Layout,
+        *,
+        clients: int,
+        seed: int,
+        hides: frozenset[str] = frozenset(),
+    ):
         """Prepare the method for a run.
 
         Args:
             config: its arm of the configuration. layout: of the arrays that clients train. clients: of the
-                whole run. seed: of the run.
+                whole run. seed: of the run. hides: see above.
         """
         self.config, self.layout, self.clients, self.seed = config, layout, clients, seed
+        self.hides = hides
 
     # Before anything is built.
 
@@ -123,14 +131,15 @@ class Method(ABC):
         return spec
 
     @classmethod
-    def min_holders(cls, config: Any, asked: Sequence[int], modules: int) -> int:
-        """Return the fewest clients whose values meet in any element of any round's sum; 1 unless a method
-        says more. Masked modes refuse fewer than `routing.min_participants`: an element that one client holds
-        alone is that client's update in the clear.
+    def min_holders(cls, config: Any, participants: Mapping[int, int], modules: int) -> int:
+        """Return the fewest participants whose values meet in any element of any round's sum; 1 unless a
+        method says more. Masked modes refuse fewer than `routing.min_participants`: an element that one
+        participant holds alone is an update in the clear. What counts is who speaks, and not for how many: a
+        slice whose clients all have one gateway is that gateway's alone.
 
         Args:
-            config: the method's arm. asked: clients of a round. modules: matrices that are adapted, 0 where
-                that is not known.
+            config: the method's arm. participants: by client of a round, the participant that speaks for it.
+            modules: matrices that are adapted, 0 where that is not known.
         """
         return 1
 
@@ -294,6 +303,5 @@ def make_method(
         config: `federation.method`. state: any global state of the run, for names and shapes.
         hides: see `Method`.
     """
-    method = method_class(config.name)(config, Layout.of(trainable(state)), clients=clients, seed=seed)
-    method.hides = hides
-    return method
+    layout = Layout.of(trainable(state))
+    return method_class(config.name)(config, layout, clients=clients, seed=seed, hides=hides)

@@ -74,9 +74,9 @@ class FoldingMethod(Method):
 
     exact_error = True
 
-    def __init__(self, config, layout: Layout, *, clients: int, seed: int):
-        super().__init__(config, layout, clients=clients, seed=seed)
-        self._slots = PerClient(layout, clients)
+    def __init__(self, config, layout: Layout, **run):
+        super().__init__(config, layout, **run)
+        self._slots = PerClient(layout, self.clients)
 
     def values(self, round):
         return self._slots.values

@@ -6,10 +6,11 @@ clients take different numbers), and returns another one. The update is encoded 
 method tells beside the delta, such as the sketch of the products, is that of the transformed update.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -17,10 +18,14 @@ from fedspeed.federation.methods.base import Arrays, Turn
 from fedspeed.federation.updates.config import UPDATES
 from fedspeed.monitor.metrics import registry
 
+if TYPE_CHECKING:  # torch stays away from whoever only asks what is hidden
+    from fedspeed.engine.client_engine import ClientEngine
+
 # What else is told of a client's training, and may have to be hidden with it: the sketch that the averaging
 # error is estimated from, the client's exact weight (its answer tokens), and its losses.
 SKETCH, WEIGHTS, LOSSES = "sketch", "weights", "losses"
 BESIDE = frozenset({SKETCH, WEIGHTS, LOSSES})
+SEED_BYTES = 32
 LOSS_SLOTS = frozenset({"train_loss", "val_loss", "exact"})  # of the ledger
 
 
@@ -44,7 +49,8 @@ class Update(ABC):
 
         Args:
             delta: fp32 arrays of what trains in the round, by name. weight: what the client counts.
-            rng: of this client alone; nobody else may know what it draws.
+            rng: of this client alone; nobody else may know what it draws. All ranks of the client draw the
+                same.
         """
 
     def spent(self) -> dict[str, float]:
@@ -64,14 +70,16 @@ class Updates:
         hides: what any of them hides.
     """
 
-    def __init__(self, updates: Sequence[Update], rng: np.random.Generator | None = None):
+    def __init__(self, updates: Sequence[Update], seed: Sequence[int] | None = None):
         """Put transforms behind each other.
 
         Args:
-            rng: what they draw from; None: a generator that the system seeds, which nobody can repeat.
+            seed: of what they draw, for each client something else; see `shared_seed`. None: one that the
+                system draws, which no other rank has.
         """
         self._updates = tuple(updates)
-        self._rng = rng or np.random.default_rng()
+        self._seed = tuple(os.urandom(SEED_BYTES) if seed is None else seed)
+        self._rngs: dict[int, np.random.Generator] = {}  # by client
         self.hides = frozenset().union(*(update.hides for update in updates))
         assert self.hides <= BESIDE, f"a transform hides {sorted(self.hides - BESIDE)}, which nobody tells"
 
@@ -87,8 +95,10 @@ class Updates:
                 is.
         """
         told = {name: array for name, array in delta.items() if name not in turn.frozen}
+        if turn.client not in self._rngs:
+            self._rngs[turn.client] = np.random.default_rng([*self._seed, turn.client])
         for update in self._updates:
-            told, weight = update(told, weight, self._rng)
+            told, weight = update(told, weight, self._rngs[turn.client])
         return delta | told, 1.0 if WEIGHTS in self.hides else weight
 
     @property
@@ -118,13 +128,28 @@ def update_class(name: str) -> type[Update]:
     return found[0]
 
 
-def make_updates(configs: Sequence[Any]) -> Updates:
+def hidden_by(configs: Sequence[Any]) -> frozenset[str]:
+    """Return what the transforms that a configuration lists hide together, of BESIDE."""
+    return frozenset().union(*(update_class(config.name).hides for config in configs))
+
+
+def shared_seed(engine: "ClientEngine") -> tuple[int, ...]:
+    """Return SEED_BYTES random bytes that the gateway's operating system has drawn, known to the ranks of its
+    clients and to nobody else, and not to be repeated. Collective over the client."""
+    drawn = np.frombuffer(os.urandom(SEED_BYTES), dtype=np.uint8).copy()
+    return tuple(engine.share_from_gateway(drawn).tolist())
+
+
+def make_updates(configs: Sequence[Any], seed: Sequence[int] | None = None) -> Updates:
     """Build the transforms that a run's configuration lists (`federation.updates`).
+
+    Args:
+        seed: see `Updates`.
 
     Raises:
         ValueError: one tells amounts that no metric is made of.
     """
-    updates = Updates([update_class(config.name)(config) for config in configs])
+    updates = Updates([update_class(config.name)(config) for config in configs], seed)
     if unknown := sorted(updates.spent().keys() - set(registry.slots("rank", sums_only=False))):
         raise ValueError(
             f"federation.updates: {', '.join(unknown)} is spent, but no metric per rank has such a slot; add "

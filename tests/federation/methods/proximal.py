@@ -8,6 +8,9 @@ MU = 2.0
 class Proximal(LoraAverage):
     needs = frozenset({"gradients", "add_to_gradients"})
 
+    def passes(self, engine, turns, steps, accumulation):
+        return engine.train_passes(turns, steps, accumulation, reads=1), True
+
     def train(self, engine, turns, trainer):
         def between(slot, turn):
             now = engine.masters(slot)

@@ -30,8 +30,8 @@ class LoraAverage(Method):
     """The vector is the weighted delta of the tensors that train, followed by the weighted sketch of the
     products."""
 
-    def __init__(self, config, layout: Layout, *, clients: int, seed: int):
-        super().__init__(config, layout, clients=clients, seed=seed)
+    def __init__(self, config, layout: Layout, **run):
+        super().__init__(config, layout, **run)
         # Two, since the next round may train beside the exchange of one.
         self._plan = lru_cache(maxsize=2)(self._plan_of)
 
@@ -42,8 +42,8 @@ class LoraAverage(Method):
         return self.layout.without(self.frozen(round)), Sketch(sketched, self.seed, round)
 
     @classmethod
-    def min_holders(cls, config, asked, modules):
-        return len(asked)  # all of them train the same tensors
+    def min_holders(cls, config, participants, modules):
+        return len(set(participants.values()))  # all clients train the same tensors
 
     @classmethod
     def start_problem(cls, config, state):

@@ -1,0 +1,52 @@
+"""Passes are counted where others keep step: a wrong number would be a wait without an end."""
+
+import pytest
+
+from fedspeed.engine.client_engine import ClientEngine
+from tests.tiny import NoClock
+
+
+class Passing(ClientEngine):
+    """Makes passes of nothing; the rank that it keeps step with makes four."""
+
+    def __init__(self, matched):
+        self._matched, self._clock, self.idle = matched, NoClock(), 0
+        self._passes_declared, self._passes_made = None, 0
+
+    def _agree(self, passes):
+        return 4
+
+    def _idle_pass(self, backward):
+        self.idle += 1
+
+    def make(self, declared, made):
+        with self.lockstep(declared, backward=True):
+            for _ in range(made):
+                self._count_pass()
+
+
+Passing.__abstractmethods__ = frozenset()
+
+
+@pytest.mark.parametrize(("declared", "made", "told"), [(3, 2, 2), (3, 5, 4), (0, 1, 1)])
+def test_a_wrong_number_of_passes_is_said_at_once(declared, made, told):
+    """More of them before the first that nobody would join."""
+    engine = Passing("others")
+    said = f"{declared} passes were declared .* and {told} made: Method.passes"
+    with pytest.raises(AssertionError, match=said):
+        engine.make(declared, made)
+    assert not engine.idle
+    engine.make(3, 3)
+    assert engine.idle == 1
+    engine._count_pass()  # outside, nobody is told
+
+
+def test_where_nobody_keeps_step_nobody_counts():
+    Passing(None).make(3, 5)
+
+
+def test_a_failure_inside_is_told_as_it_is():
+    engine = Passing("others")
+    with pytest.raises(KeyError), engine.lockstep(3, backward=True):
+        raise KeyError("x")
+    engine.make(4, 4)
