@@ -148,7 +148,9 @@ def main(arguments: list[str]) -> int:
                                      description="Check tiny real runs against recorded values.")
     parser.add_argument("words", nargs="*", metavar="check|record|NAME",
                         help="check (the default) or record, then names of runs; none: all")
-    parser.add_argument("--root", type=Path, default=HERE, help="checkout whose code runs (this one)")
+    parser.add_argument("--root", type=Path, default=HERE,
+                        help="checkout whose code runs (this one). It must know the keys that golden runs name, "
+                             "and the names of golden_hook.PATCHES: an older one needs both as they were then")
     parser.add_argument("--values", type=Path, default=VALUES, help="the recorded values (%(default)s)")
     options = parser.parse_intermixed_args(arguments)
     verb, *names = options.words or ["check"]

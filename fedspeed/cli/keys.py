@@ -22,7 +22,9 @@ def add(commands: Commands) -> None:
     roster.add_argument("cards", nargs="+", type=file_name, metavar="CARD", help="the members' NAME.json, in the order that numbers them")
     roster.add_argument("--signer", required=True, type=file_name, metavar="KEY", help="private key of who runs the federation")
     roster.add_argument("--epoch", type=int, default=1, help="number of the roster; higher for a newer one (default: 1)")
-    roster.add_argument("--server", default="", metavar="NAME", help="the member that is the server of a method that has one, such as split learning")
+    roster.add_argument("--server", default="", metavar="NAME",
+                        help="the member that is to be the server of a method that has one; no run asks for it yet, since such methods are refused "
+                             "between organisations")
     roster.add_argument("--out", type=file_name, default=Path("roster.json"), metavar="FILE")
     roster.set_defaults(command=_roster)
     show = what.add_parser("show", help="print the public key of a card or a private key's file, to be compared and pinned")

@@ -1,5 +1,6 @@
 """Rules between the values of a run. Pure: no file, no device, no hostfile is looked at."""
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -257,24 +258,20 @@ def _server(config: RunConfig) -> Iterator[Conflict]:
                        "empty; name a json, jsonl or jsonl.gz file on the server's host")
     if not entry.server:
         return
-    against = {
-        "engine.pipeline": (config.engine.pipeline != "none", "none"),
-        "federation.staleness": (federation.staleness == 1, "0"),
-        "federation.compare_alone": (federation.compare_alone, "false"),
-        "routing.transport": (config.routing.between_organisations, "auto"),
-    }
-    why = {
-        "engine.pipeline": "is laid over ranks of clients",
-        "federation.staleness": "trains while the exchange is under way, in which nobody may speak to the server",
-        "federation.compare_alone": "trains clients without anybody else",
-        "routing.transport": "has a job on each site, but a server needs one job",
-    }
-    for key, (is_set, wanted) in against.items():
+    against = (
+        ("engine.pipeline", config.engine.pipeline != "none", "none", "is laid over ranks of clients"),
+        ("federation.staleness", federation.staleness == 1, "0",
+         "trains while the exchange is under way, in which nobody may speak to the server"),
+        ("federation.compare_alone", federation.compare_alone, "false",
+         "trains clients without anybody else"),
+        ("routing.transport", config.routing.between_organisations, "auto",
+         "has a job on each site, but a server needs one job"),
+    )
+    for key, is_set, wanted, why in against:
         if is_set:
-            section, _, name = key.partition(".")
-            value = str(getattr(getattr(config, section), name)).lower()
+            value = flow(operator.attrgetter(key)(config))
             yield Conflict((key, "federation.method"),
-                           f"{key}={value} {why[key]}, and {_named(config)} has a server; set {key}={wanted}, "
+                           f"{key}={value} {why}, and {_named(config)} has a server; set {key}={wanted}, "
                            "or choose another method")
 
 

@@ -23,6 +23,7 @@ from fedspeed.config.fields import (
     arms,
     choices,
     item_type,
+    listed_arms,
     members,
     shape_of,
     takes,
@@ -61,7 +62,7 @@ def long_form(node: yaml.Node, type_: Any) -> yaml.Node:
     if arms(type_):
         named = isinstance(node, yaml.ScalarNode) and tree.kind(node) != "null"
         return tree.nested(["name"], node) if named else node
-    inner = next((item for part in alternatives(type_) if (item := item_type(part)) and arms(item)), None)
+    inner = listed_arms(type_)
     if inner is None or not isinstance(node, yaml.SequenceNode):
         return node
     items = [long_form(item, inner) for item in node.value]

@@ -115,6 +115,12 @@ def arms(type_: Any) -> dict[str, type]:
     return found
 
 
+def listed_arms(type_: Any) -> Any:
+    """Return the union of arms that a list or a dictionary holds, None of any other type."""
+    items = (item_type(part) for part in alternatives(type_))
+    return next((item for item in items if item is not None and arms(item)), None)
+
+
 def takes(field: Field) -> str:
     """Say which values a field takes: `one of fp32, bf16, fp16`, `a whole number, at least 1`."""
     if named := arms(field.type):

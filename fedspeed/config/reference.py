@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from fedspeed.config.fields import REQUIRED, Field, alternatives, arms, item_type, members, takes
+from fedspeed.config.fields import REQUIRED, Field, alternatives, arms, listed_arms, members, takes
 from fedspeed.config.reader import FIELDS, FREE
 from fedspeed.config.run import RunConfig
 from fedspeed.config.spelling import flow
@@ -65,8 +65,8 @@ def _inside(key: str) -> Iterator[tuple[str, str, Field]]:
     """(dotted key, name of the arm that it belongs to, field) of what a value of several values is made
     of."""
     type_ = FIELDS[key].type
-    if items := [item for part in alternatives(type_) if (item := item_type(part)) and arms(item)]:
-        type_, key = items[0], f"{key}[N]"
+    if union := listed_arms(type_):
+        type_, key = union, f"{key}[N]"
     named = arms(type_)
     for part in named.values() or filter(dataclasses.is_dataclass, alternatives(type_)):
         name = next((name for name, arm in named.items() if arm is part), "")

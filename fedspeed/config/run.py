@@ -34,9 +34,11 @@ _Update = Union[tuple(UPDATE_ARMS.values())]  # noqa: UP007
 
 @dataclass(frozen=True)
 class FederationSection(FederationConfig):
+    """The section with its two unions, which a leaf cannot have: it imports nothing of ours."""
+
     method: _Method = field(default=METHOD_ARMS["lora_average"](), metadata={
         "help": "how clients train and what becomes of their updates: {name: flexlora}, or the name alone; "
-                "each has options of its own"})
+                "some have options of their own"})
     updates: tuple[_Update, ...] = field(default=(), metadata={
         "help": "what is done to a client's update before it leaves, in this order, such as "
                 "[{name: clip, norm: 1.0}]"})

@@ -17,6 +17,9 @@ def settled_server_lr(server_lr: float | str, server_optimizer: str) -> float:
 
 @dataclass(frozen=True)
 class FederationConfig:
+    """The keys of the section but for `method` and `updates`, whose types are made of the tables of methods and
+    transforms: `config.run.FederationSection` adds them."""
+
     rounds: int = field(default=10, metadata={"help": "number of rounds", "min": 1, "max": 1_000_000})
     clients_per_round: int = field(default=0, metadata={"help": "clients sampled each round, 0: all", "min": 0})
     server_optimizer: Literal["none", "momentum", "adam", "yogi"] = field(default="none", metadata={

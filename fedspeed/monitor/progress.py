@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 
+from fedspeed.monitor.metrics.metric import UNITS
 from fedspeed.monitor.records import RoundRecord
 from fedspeed.units import count_text, loss_text, seconds_text
 
@@ -148,7 +149,7 @@ class Progress:
         if self._val_loss is not None:
             parts.append((70, f"held-out {loss_text(self._val_loss)}"))
         if self._val_exact is not None:
-            parts.append((30, f"exact {100 * self._val_exact:.1f} %"))
+            parts.append((30, f"exact {UNITS['accuracy'].text(self._val_exact)}"))
         return parts
 
     def _draw(self, parts: list[tuple[int, str]]) -> None:

@@ -219,13 +219,13 @@ def _usage(export: Export | None) -> str:
     key, what = ("model.base", "Hugging Face") if export.kind == "model" else ("adapter.start_from", "PEFT")
     code = snippet(export.kind, export.folder, export.base, export.dtype, export.prompt)
     text = f"The {export.kind} of {whence} is an ordinary {what} folder"
-    if export.drawn and export.kind == "adapter":
+    is_usable = not export.drawn or export.kind != "adapter"
+    if not is_usable:
         text += (". The base's weights were drawn at random and are in no file, "
                  "so that only a run with the same seed can use it.")
     else:
         text += f":\n\n{fenced(code, 'python')}"
     if export.prompt:
-        is_usable = not export.drawn or export.kind != "adapter"
         asked = f"`fedspeed chat {export.folder}` asks it in a terminal. " if is_usable else ""
         text += f"\n\n{asked}The prompt:\n\n{export.prompt.described()}"
     if export.others:

@@ -11,8 +11,12 @@ TOLD = ("finished", "early stop")  # endings whose reason names no host and no c
 
 
 def shows_everything(routing_mode: str) -> bool:
-    """True where every client may see what every other one does. Any mode but `plain` is masked, one we do
-    not know yet included."""
+    """Whether outputs may show all that a record holds. Any mode but `plain` is masked, one we do not know yet
+    included.
+
+    This is not the opposite of `RoutingConfig.sums_only`: in `plain` between organisations a ledger tells
+    sums only, and what else there is to be shown is what this site knows of itself.
+    """
     return routing_mode == "plain"
 
 

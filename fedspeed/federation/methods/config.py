@@ -71,9 +71,9 @@ def arm_of(name: str) -> type:
     if is_folder(name):
         return import_module(f"{METHODS[name].module}.config").Config
     kind = Literal[name]
-    by_name = {
-        "__reduce__": lambda self: (named, (self.name,))
-    }  # a class made here has no place to be found at
+    # A configuration that is handed to another process is pickled, and pickle finds a class by its name in a
+    # module, where one that is made here does not stand: so an arm is pickled as a call of `named`.
+    by_name = {"__reduce__": lambda self: (named, (self.name,))}
     return make_dataclass("Config", [("name", kind, field(default=name))], frozen=True, namespace=by_name)
 
 
