@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedspeed.federation.arrays import square_distance
 from fedspeed.federation.layout import Layout
 from fedspeed.models.factors import pairs
 
@@ -15,7 +16,7 @@ PROBES = 4  # probes a side: 16 values a matrix, whatever its size
 
 def distance(before: Tensors, after: Tensors, names: Iterable[str]) -> float:
     """Return the Euclidean distance of two states over some of their tensors."""
-    return math.sqrt(sum(float(np.sum((after[n].astype(np.float64) - before[n]) ** 2)) for n in names))
+    return math.sqrt(square_distance(before, after, names))
 
 
 def moved(start: Tensors, delta: Tensors, factor: float) -> dict[str, np.ndarray]:

@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Aggregate, Arrays, Method, Turn
+from fedspeed.federation.methods.base import Aggregate, Method, Turn
 from fedspeed.federation.methods.factors import distance, mean_product, product_distance
 from fedspeed.federation.methods.per_client import PerClient
 from fedspeed.models.factors import pairs

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Arrays, Method, Turn
+from fedspeed.federation.methods.base import Method, Turn
 from fedspeed.federation.methods.factors import distance, product_norm
 from fedspeed.federation.methods.per_client import PerClient
 from fedspeed.models.factors import pairs

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fedspeed.federation.methods.base import Arrays, Turn
+from fedspeed.federation.arrays import Arrays
+from fedspeed.federation.methods.base import Turn
 from fedspeed.federation.updates.config import UPDATES
 from fedspeed.monitor.metrics import registry
 

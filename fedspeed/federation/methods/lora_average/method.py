@@ -15,8 +15,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Aggregate, Arrays, Method, Turn
+from fedspeed.federation.methods.base import Aggregate, Method, Turn
 from fedspeed.federation.methods.factors import Sketch, moved
 from fedspeed.models.factors import is_factor_a, is_factor_b
 
