@@ -38,13 +38,6 @@ def product_norm(products: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(np.linalg.norm(r_l @ r_r.T))
 
 
-def product_distance(before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the Frobenius norm of the difference of two products, each given as its factors B [out, r] and A
-    [r, in]."""
-    (b, a), (new_b, new_a) = before, after
-    return product_norm([(new_b, new_a), (-b, a)])
-
-
 def fresh_a(name: str, shape: tuple[int, ...], seed: Sequence[int]) -> np.ndarray:
     """Draw a new factor A [r, in] as LoRA's is drawn at the start (models.adapters.initial_adapter), from
     `seed` alone."""

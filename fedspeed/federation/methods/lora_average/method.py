@@ -87,5 +87,6 @@ class LoraAverage(Method):
         trained, sketch = self._plan(round)
         mean = total.astype(np.float64) / weight
         delta = trained.unflatten(mean[: trained.size])
-        scaled, plain = (moved(state, delta, by) for by in (factor, 1.0))
+        scaled = moved(state, delta, factor)
+        plain = scaled if factor == 1.0 else moved(state, delta, 1.0)
         return Aggregate(scaled, sketch.error(mean[trained.size :], plain))
