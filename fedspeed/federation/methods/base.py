@@ -14,7 +14,6 @@ docs/methods.md says which member carries what of the methods that FedSpeed is c
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, is_folder
 from fedspeed.federation.methods.factors import distance
+from fedspeed.federation.registered import class_in
 from fedspeed.models.folded import trainable
 from fedspeed.routing.channel import Channel
 
@@ -279,14 +279,8 @@ class Method(ABC):
 
 def method_class(name: str) -> type[Method]:
     """Import a method; its module defines one class of that kind."""
-    module = import_module(f"{METHODS[name].module}.method" if is_folder(name) else METHODS[name].module)
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    assert len(found) == 1, f"{module.__name__} must define one subclass of Method, but has {len(found)}"
-    return found[0]
+    path = METHODS[name].module
+    return class_in(f"{path}.method" if is_folder(name) else path, Method)
 
 
 def make_method(
