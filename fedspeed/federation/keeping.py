@@ -25,7 +25,7 @@ MEMORY, BEST = "memory/", "best/"
 
 @dataclass
 class Progress:
-    """All that a round changes, and the journal keeps but for the last three.
+    """All that a round changes, and the journal keeps but for the last two.
 
     Attributes:
         round: the last one that is finished, 0 before the first.
@@ -41,7 +41,6 @@ class Progress:
             `federation.overlap`).
         stopped: whether this process is to end before the run is over. renewed: whether all have a newer list
             of participants, and the run is to be started again with it.
-        is_measured: whether the loss before round 1 is known to this process.
     """
 
     round: int
@@ -59,7 +58,6 @@ class Progress:
     update_alignment: float | None = None
     stopped: bool = False
     renewed: bool = False
-    is_measured: bool = False
 
     @property
     def has_best(self) -> bool:

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedspeed.federation import server
-from fedspeed.federation.arrays import Arrays
+from fedspeed.federation.arrays import Arrays, square_distance
 from fedspeed.federation.config import FederationConfig
+from fedspeed.federation.methods.factors import moved
 
 
 def expected_part(update_alignment: float | None, asked: int) -> float:
@@ -47,10 +48,7 @@ def predicted_start(
         delta: what the client has changed. part: see `expected_part`.
         frozen: names that nobody trained in the round under way.
     """
-    target = state | {
-        name: (state[name] + part * change).astype(np.float32) for name, change in delta.items()
-    }
-    return server.update(config, moments, state, target, frozen)[1]
+    return server.update(config, moments, state, moved(state, delta, part), frozen)[1]
 
 
 def update_alignment(end: Arrays, start: Arrays, *, scale: float, mean_square: float) -> float:
@@ -63,8 +61,7 @@ def update_alignment(end: Arrays, start: Arrays, *, scale: float, mean_square: f
     """
     if mean_square <= 0:
         return 1.0
-    square = sum(float(np.sum((end[name].astype(np.float64) - start[name]) ** 2)) for name in end)
-    return min(1.0, square / (scale * mean_square))
+    return min(1.0, square_distance(start, end, end) / (scale * mean_square))
 
 
 def carried_over(now: Arrays, start: Arrays, target: Arrays) -> Arrays:

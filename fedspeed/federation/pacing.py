@@ -55,17 +55,12 @@ def fednova_scale(weight: float, weighted_steps: float, local_steps: int) -> flo
 
 
 class Pace:
-    """Decides for one rank how many steps its clients take, by the time that the last ones took.
-
-    Attributes:
-        steps_per_round: the most that they take.
-        is_uneven: see `is_uneven`.
-    """
+    """Decides for one rank how many steps its clients take, by the time that the last ones took."""
 
     def __init__(self, config: RunConfig, cluster: str, engine):
         self._config, self._engine = config, engine
-        self.steps_per_round = local_steps_of(config.train, cluster)
-        self.is_uneven = is_uneven(config)
+        self._most = local_steps_of(config.train, cluster)
+        self._is_uneven = is_uneven(config)
         self._pass_s: float | None = None
 
     def steps(self, clients: int) -> int:
@@ -75,9 +70,9 @@ class Pace:
         """
         federation = self._config.federation
         if federation.round_budget == "steps":
-            return self.steps_per_round
+            return self._most
         fitting = fitting_steps(
-            federation.round_seconds, self._pass_s, turns=self._turns(clients), limit=self.steps_per_round
+            federation.round_seconds, self._pass_s, turns=self._turns(clients), limit=self._most
         )
         return self._engine.agree_least(fitting)
 
@@ -92,14 +87,14 @@ class Pace:
     def factor(self, steps: int) -> float | None:
         """Return what a client's delta is multiplied by that took so many steps; None: nothing of it is asked
         for but that it is sent."""
-        if self.is_uneven:
+        if self._is_uneven:
             return self._config.train.local_steps / steps
         return 1.0 if self._config.federation.staleness else None
 
     def scale(self, link, weight: float, weighted_steps: float) -> float:
         """Return `fednova_scale` of all ranks' clients, 1.0 where all take one number of steps.
         Collective."""
-        if not self.is_uneven:
+        if not self._is_uneven:
             return 1.0
         weight, steps = link.sum(np.array([weight, weighted_steps]), 0.0).vector
         return fednova_scale(weight, steps, self._config.train.local_steps)

@@ -14,8 +14,8 @@ from fedspeed.federation.updating import Update
 
 
 def run(parts: RankParts, progress: Progress) -> Progress:
-    """Run all rounds that are left, and return what the last one left: `done`, or `stopped` if the run was
-    asked to end.
+    """Run all rounds that are left after `baseline`, and return what the last one left: `done`, or `stopped`
+    if the run was asked to end.
 
     Raises:
         FedSpeedError: training has diverged, or the journal cannot be written.
@@ -23,7 +23,6 @@ def run(parts: RankParts, progress: Progress) -> Progress:
     """
     progress.stopped = False
     with parts.keeper:
-        baseline(parts, progress)
         if progress.round:
             parts.recorder.forget()
         if parts.config.federation.staleness:
@@ -36,9 +35,8 @@ def run(parts: RankParts, progress: Progress) -> Progress:
 def baseline(parts: RankParts, progress: Progress) -> None:
     """Do round 0, if it is to come yet: the held-out loss before any training, which the rounds have to beat,
     and the journal entry that makes a crash in round 1 resumable."""
-    if progress.round or progress.done or progress.is_measured:
+    if progress.round or progress.done:
         return
-    progress.is_measured = True
     ledger = parts.recorder.ledger()
     parts.recorder.forget()
     evaluate(parts, progress, ledger, "the evaluation before round 1")
@@ -57,15 +55,14 @@ def baseline(parts: RankParts, progress: Progress) -> None:
 
 
 def _run_in_turn(parts: RankParts, progress: Progress) -> None:
-    """Train a round, exchange its update, settle it; then the next."""
+    """Train a round and exchange its update, as often as the method exchanges, and settle it; then the next."""
     while not progress.is_over:
         update = updating.begin(parts, progress.round + 1, start=progress.state, memory=progress.memory)
-        for left in reversed(range(parts.trainer.exchanges)):
+        for _ in range(parts.trainer.exchanges):
+            update.start = progress.state
             updating.train(parts, progress, update)
             updating.send(parts, update)
-            if left:
-                updating.absorb(parts, progress, update)
-                update.start = progress.state
+            updating.absorb(parts, progress, update)
         _settle(parts, progress, update)
 
 
@@ -89,18 +86,18 @@ def _run_overlapped(parts: RankParts, progress: Progress) -> None:
             )
             updating.train(parts, progress, ahead)
         progress.previous, progress.starts = progress.state, starts
+        updating.absorb(parts, progress, update)
         _settle(parts, progress, update, ahead)
         update = ahead
 
 
 def _settle(parts: RankParts, progress: Progress, update: Update, ahead: Update | None = None) -> None:
-    """Do the rest of a round: its sum, what that does to the state, its evaluation and records.
+    """Do the rest of a round whose update is in the state: its evaluation and records.
 
     Args:
         ahead: the round after it, whose local steps have been taken already. Its update is sent before this
             round is written down.
     """
-    updating.absorb(parts, progress, update)
     progress.round, progress.memory = update.round, update.memory
     if pacing.is_evaluated(parts.config.federation, update.round):
         evaluate(parts, progress, update.ledger, f"the evaluation after round {update.round}")

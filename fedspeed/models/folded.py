@@ -7,8 +7,9 @@ an adapted module of scale s = alpha / r that computes W x + s B A x, it adds s 
 which is exact and grows no further.
 
 It is never merged into the base. A copy of the base in 16 bit would round away most of a small F, a quantised
-one would have to be quantised anew in every round, and most tiers share the base with clients of other runs'
-states or keep it where nothing is written; beside the base F is right on all of them, at its own precision.
+one would have to be quantised anew in every round, and most tiers share the base among
+clients or ranks, or keep it where nothing is written; beside the base F is right on all of them, at the
+precision that the model computes in.
 
 Names only and arrays, so that whoever aggregates, exports or computes with it reads it alike.
 """
@@ -22,7 +23,6 @@ from fedspeed.models.factors import is_factor_a, pairs
 
 PREFIX = "folded:"
 LEFT, RIGHT, WHOLE = "left", "right", "whole"  # [out, R], [R, in], and [out, in] in their place
-Arrays = dict[str, np.ndarray]
 
 
 def is_folded(name: str) -> bool:
@@ -52,7 +52,7 @@ def folded_parts(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def named(module: str, parts: Mapping[str, np.ndarray]) -> Arrays:
+def named(module: str, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return a module's folded arrays by the names that they have in a state."""
     return {f"{PREFIX}{module}.{kind}": array for kind, array in parts.items()}
 
@@ -69,7 +69,7 @@ def as_factors(parts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]
     return whole, np.eye(wide, dtype=whole.dtype)
 
 
-def as_one_adapter(state: Mapping[str, np.ndarray]) -> Arrays:
+def as_one_adapter(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return LoRA and folded adapter together as one LoRA of the same scale, whose factors have rank r + R in
     every module.
 

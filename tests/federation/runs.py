@@ -154,6 +154,7 @@ class Federated:
     def run(self, progress):
         from fedspeed.federation import rounds
 
+        rounds.baseline(self.parts, progress)
         return rounds.run(self.parts, progress)
 
     def baseline(self, progress):

@@ -14,7 +14,6 @@ docs/methods.md says which member carries what of the methods that FedSpeed is c
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, is_folder
 from fedspeed.federation.methods.factors import distance
+from fedspeed.federation.registered import class_in
 from fedspeed.models.folded import trainable
 from fedspeed.routing.channel import Channel
 
@@ -37,10 +37,11 @@ class Turn:
 
     Attributes:
         start: full fp32 arrays by name that the client begins with.
-        frozen: names that keep their value in this turn.
+        frozen: names that keep their value in this turn: what the client does not train. What no client of
+            the round trains, `Method.frozen` says.
         steps: optimizer steps to take. seed: of dropout, the turn's own.
-        memory: what the client alone goes on with from its last turn, empty in its first one. Journalled on
-            its own host, never sent.
+        memory: what the client alone goes on with from its last turn that counted, empty before there was
+            one. Journalled on its own host, never sent.
         exchange: which of the round's exchanges the turn leads to, from 0; always 0 unless
             `Method.exchange_every` is "step".
     """
@@ -71,7 +72,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What a sum means: the state before any server optimizer. `factor_error` is the relative error of
+    """What a sum means: the whole state before any server optimizer, with what nobody trained. `factor_error` is the relative error of
     averaging LoRA's factors instead of their products, None where no product is trained."""
 
     state: Arrays
@@ -90,7 +91,8 @@ class Method(ABC):
         keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
             journalled.
         exact_error: whether `Aggregate.factor_error` is the error itself, or an estimate.
-        exchange_every: "round", or "step": after every local step. Evaluation and journal keep to rounds.
+        exchange_every: "round", or "step": after every local step. Evaluation and journal keep to rounds. Each
+            step is then a turn of its own, for which federation.local_optimizer=reset begins anew.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
@@ -156,7 +158,8 @@ class Method(ABC):
     # A client's part.
 
     def frozen(self, round: int) -> frozenset[str]:
-        """Return the names that keep their value in a round; rounds count from 1."""
+        """Return the names that no client trains in a round, which server optimizers leave alone, with their
+        moments; rounds count from 1. `turn` freezes these, and where clients differ may freeze more for one."""
         return frozenset()
 
     def turn(
@@ -279,14 +282,8 @@ class Method(ABC):
 
 def method_class(name: str) -> type[Method]:
     """Import a method; its module defines one class of that kind."""
-    module = import_module(f"{METHODS[name].module}.method" if is_folder(name) else METHODS[name].module)
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    assert len(found) == 1, f"{module.__name__} must define one subclass of Method, but has {len(found)}"
-    return found[0]
+    path = METHODS[name].module
+    return class_in(f"{path}.method" if is_folder(name) else path, Method)
 
 
 def make_method(

@@ -18,10 +18,11 @@ class Entry:
 
     Attributes:
         module: path of the method's module, or of its folder.
-        sums_only: whether sums over all clients are all that it needs. Without that, masked modes refuse it.
+        sums_only: whether sums over all clients are all that it needs. Without that, masked modes refuse it,
+            and so do organisations of their own (routing.transport=tls).
         adds_deltas: whether the new state is the old one plus a mean of all clients' deltas. Staleness, kept
-            local optimizers, clients with unequal numbers of steps, and transforms of updates presuppose
-            that.
+            local optimizers, budgets of seconds, and transforms of updates presuppose that; without it,
+            unequal numbers of steps (train.local_steps_by_cluster) are not brought to one.
         server_optimizers: whether the new state less the old one is a pseudo-gradient that a server optimizer
             may step along, by name and shape.
         folds: whether its aggregate grows a folded adapter beside LoRA's (models.folded).

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedspeed.federation.arrays import square_distance
 from fedspeed.federation.layout import Layout
 from fedspeed.models.factors import pairs
 
@@ -15,7 +16,7 @@ PROBES = 4  # probes a side: 16 values a matrix, whatever its size
 
 def distance(before: Tensors, after: Tensors, names: Iterable[str]) -> float:
     """Return the Euclidean distance of two states over some of their tensors."""
-    return math.sqrt(sum(float(np.sum((after[n].astype(np.float64) - before[n]) ** 2)) for n in names))
+    return math.sqrt(square_distance(before, after, names))
 
 
 def moved(start: Tensors, delta: Tensors, factor: float) -> dict[str, np.ndarray]:
@@ -35,13 +36,6 @@ def product_norm(products: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
         np.concatenate([right for _, right in products], axis=0).astype(np.float64).T, mode="r"
     )
     return float(np.linalg.norm(r_l @ r_r.T))
-
-
-def product_distance(before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the Frobenius norm of the difference of two products, each given as its factors B [out, r] and A
-    [r, in]."""
-    (b, a), (new_b, new_a) = before, after
-    return product_norm([(new_b, new_a), (-b, a)])
 
 
 def fresh_a(name: str, shape: tuple[int, ...], seed: Sequence[int]) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""What `stack` and `residual` have in common: an aggregate that is exact, because what is no LoRA of rank r
-is folded away.
+"""What `flexlora`, `stack` and `residual` have in common: they see every client's product B A. And what the
+last two have: an aggregate that is exact, because what is no LoRA of rank r is folded away.
 
 See `models.folded` for the folded adapter itself.
 """
@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Arrays, Method, Turn
+from fedspeed.federation.methods.base import Method, Turn
 from fedspeed.federation.methods.factors import distance, product_norm
 from fedspeed.federation.methods.per_client import PerClient
 from fedspeed.models.factors import pairs
@@ -68,9 +69,9 @@ def _norm_with(whole: np.ndarray, products: Sequence[Factors]) -> float:
     return float(np.linalg.norm(whole + sum(left.astype(np.float64) @ right for left, right in products)))
 
 
-class FoldingMethod(Method):
-    """An exact method: every client's factors travel in a slot of their own, so the sum hides nobody, and
-    what is no LoRA of rank r is folded. What is no factor (the bias of a B) is averaged."""
+class ProductMethod(Method):
+    """A method that is exact about products: every client's factors travel in a slot of their own, so the sum
+    hides nobody."""
 
     exact_error = True
 
@@ -84,15 +85,6 @@ class FoldingMethod(Method):
     def encode(self, turn: Turn, end: Arrays, weight: float) -> np.ndarray:
         return self._slots.fill(turn.client, end, weight)
 
-    def folded(self, state: Arrays, additions: Mapping[str, Factors]) -> Arrays:
-        """Return all folded arrays of a state, with a product added to some modules, by their factor A's
-        names."""
-        parts = folded_parts(state)
-        for a, (left, right) in additions.items():
-            module = module_of(a)
-            parts[module] = fold(parts.get(module, {}), left, right)
-        return {name: array for module, own in parts.items() for name, array in named(module, own).items()}
-
     def update_norm(self, before, after):
         """Return the norm of what has changed, of products: those of the factors, and the folded ones."""
         old, new, norms, found = folded_parts(before), folded_parts(after), [], pairs(self.layout.names)
@@ -103,3 +95,16 @@ class FoldingMethod(Method):
             norms.append(product_norm(products + factors) if whole is None else _norm_with(whole, products))
         others = set(self.layout.names) - {name for pair in found for name in pair}
         return math.hypot(*norms, distance(before, after, others))
+
+
+class FoldingMethod(ProductMethod):
+    """One that folds what is no LoRA of rank r. What is no factor (the bias of a B) is averaged."""
+
+    def folded(self, state: Arrays, additions: Mapping[str, Factors]) -> Arrays:
+        """Return all folded arrays of a state, with a product added to some modules, by their factor A's
+        names."""
+        parts = folded_parts(state)
+        for a, (left, right) in additions.items():
+            module = module_of(a)
+            parts[module] = fold(parts.get(module, {}), left, right)
+        return {name: array for module, own in parts.items() for name, array in named(module, own).items()}

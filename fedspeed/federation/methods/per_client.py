@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Arrays
 
 
 class PerClient:

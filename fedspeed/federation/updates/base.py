@@ -9,12 +9,13 @@ method tells beside the delta, such as the sketch of the products, is that of th
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fedspeed.federation.methods.base import Arrays, Turn
+from fedspeed.federation.arrays import Arrays
+from fedspeed.federation.methods.base import Turn
+from fedspeed.federation.registered import class_in
 from fedspeed.federation.updates.config import UPDATES
 from fedspeed.monitor.metrics import registry
 
@@ -117,15 +118,7 @@ class Updates:
 
 def update_class(name: str) -> type[Update]:
     """Import a transform; its module `update` defines one class of that kind."""
-    module = import_module(f"{UPDATES[name]}.update")
-    found = [
-        kind
-        for kind in vars(module).values()
-        if isinstance(kind, type) and kind.__module__ == module.__name__
-    ]
-    found = [kind for kind in found if issubclass(kind, Update)]
-    assert len(found) == 1, f"{module.__name__} must define one subclass of Update, but has {len(found)}"
-    return found[0]
+    return class_in(f"{UPDATES[name]}.update", Update)
 
 
 def hidden_by(configs: Sequence[Any]) -> frozenset[str]:

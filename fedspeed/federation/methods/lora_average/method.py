@@ -15,8 +15,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Aggregate, Arrays, Method, Turn
+from fedspeed.federation.methods.base import Aggregate, Method, Turn
 from fedspeed.federation.methods.factors import Sketch, moved
 from fedspeed.models.factors import is_factor_a, is_factor_b
 
@@ -86,5 +87,6 @@ class LoraAverage(Method):
         trained, sketch = self._plan(round)
         mean = total.astype(np.float64) / weight
         delta = trained.unflatten(mean[: trained.size])
-        scaled, plain = (moved(state, delta, by) for by in (factor, 1.0))
+        scaled = moved(state, delta, factor)
+        plain = scaled if factor == 1.0 else moved(state, delta, 1.0)
         return Aggregate(scaled, sketch.error(mean[trained.size :], plain))

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from fedspeed.federation.arrays import square_norm
 from fedspeed.federation.updates.base import Update
 
 
@@ -19,7 +20,7 @@ class Clip(Update):
         self._spent = {"clip_updates": 0.0, "clip_shortened": 0.0, "clip_norms": 0.0}
 
     def __call__(self, delta, weight, rng):
-        length = math.sqrt(sum(float(np.sum(array.astype(np.float64) ** 2)) for array in delta.values()))
+        length = math.sqrt(square_norm(delta))
         self._spent["clip_updates"] += 1
         self._spent["clip_norms"] += length
         if length <= self.config.norm:
