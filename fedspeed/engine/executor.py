@@ -117,12 +117,6 @@ class Executor:
     ) -> tuple[list[Score], list[Tensors]]:
         stream = self._streams(self._depth, len(tasks), lowest=self._lowest, train=train)
         self.stage.begin(tasks, owners, stream, train=train, ahead=True)
-        try:
-            self._player.execute(Played(stream, done), chunks=self._depth, computes=self.stage)
-        except BaseException:
-            self.stage.abandon()
-            raise
-        finally:
-            self._player.let_go()
+        self._player.execute_alone(Played(stream, done), chunks=self._depth, computes=self.stage)
         scores, grads = self.stage.end()
         return list(scores.values()), grads

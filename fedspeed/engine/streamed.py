@@ -85,13 +85,7 @@ class StreamedEngine(StoreEngine):
         stream = layer_major(chunks, len(pieces), train=False)
         self.model.eval()
         stage.begin(pieces, [self._states[0].tensors()] * len(pieces), stream, ahead=True)
-        try:
-            self._player.execute(Played(stream), chunks=chunks, computes=stage)
-        except BaseException:
-            stage.abandon()
-            raise
-        finally:
-            self._player.let_go()
+        self._player.execute_alone(Played(stream), chunks=chunks, computes=stage)
         return [values.cpu().numpy() for _, values in sorted(stage.end().items())]
 
     def _idle_pass(self, backward: bool) -> None:
