@@ -38,6 +38,11 @@ class MicroBatchTask:
     seed: int = 0
 
 
+def seed_of(turn: int, step: int, number: int) -> int:
+    """The seed of a micro-batch's dropout, by that of its client's turn, its step in the turn and its number in the step."""
+    return turn * 1_000_003 + step * 1_009 + number
+
+
 @dataclass
 class Score:
     """Sums over one micro-batch: cross-entropy of its answer tokens, rows whose answer greedy decoding would
