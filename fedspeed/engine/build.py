@@ -13,7 +13,7 @@ from fedspeed.models.loading import meta_model
 __all__ = ["BUILDERS", "EngineContext", "EngineSpec", "build_engine"]
 
 # By kind, the module whose `build(net, spec, context, groups)` builds it. Imported when it is asked for: each
-# loads the # parts of DeepSpeed that it needs.
+# loads the parts of DeepSpeed that it needs.
 BUILDERS: dict[Kind, str] = {
     "stock": "fedspeed.engine.builders.stock",
     "streamed": "fedspeed.engine.builders.streamed",

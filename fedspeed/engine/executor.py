@@ -10,7 +10,6 @@ bound while it is computed.
 
 import gc
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
@@ -25,6 +24,7 @@ from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score, Tensors
 from fedspeed.engine.keeping import BudgetedKeeping
 from fedspeed.engine.player import Played, Player
 from fedspeed.engine.stage import Stage
+from fedspeed.log import LOG
 from fedspeed.models.blocks import Anatomy
 from fedspeed.schedule.instructions import Instruction, Release
 from fedspeed.schedule.schedules import layer_major
@@ -87,11 +87,9 @@ class Executor:
             # Others may have taken what was free. Ranks that load together would not do so again together.
             if self._store.matched is not None or not self.budget.give_up():
                 raise
-        print(
-            f"fedspeed: {socket.gethostname()}: the device has become too full for activations that were kept for "
-            "the backward pass; they are computed again from now on (engine.activation_gib=auto)",
-            file=sys.stderr,
-            flush=True,
+        LOG.info(
+            f"{socket.gethostname()}: the device has become too full for activations that were kept for the backward "
+            "pass; they are computed again from now on (engine.activation_gib=auto)"
         )
         get_accelerator().synchronize()  # nothing may still be on its way into memory that is given out anew
         self.keeping.inputs.forget()
@@ -119,12 +117,6 @@ class Executor:
     ) -> tuple[list[Score], list[Tensors]]:
         stream = self._streams(self._depth, len(tasks), lowest=self._lowest, train=train)
         self.stage.begin(tasks, owners, stream, train=train, ahead=True)
-        try:
-            self._player.execute(Played(stream, done), chunks=self._depth, computes=self.stage)
-        except BaseException:
-            self.stage.abandon()
-            raise
-        finally:
-            self._player.let_go()
+        self._player.execute_alone(Played(stream, done), chunks=self._depth, computes=self.stage)
         scores, grads = self.stage.end()
         return list(scores.values()), grads

@@ -5,7 +5,6 @@ One is all there is: `async_io`, by which stock execution reaches NVMe. Optimize
 
 import fcntl
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from fedspeed.cluster.compilers import lacks_for_async_io, ninja
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.errors import FedSpeedError
+from fedspeed.log import LOG
 
 DEAD_BUILD_S = 300.0  # no file of a build has changed for so long
 PARTS = ("pin_memory", "async_io")  # what is built for async_io, in this order
@@ -55,7 +55,7 @@ def build_operators(tier: str, ds_config: Mapping) -> None:
             await_build(part)
         missing = [part for part in PARTS if not (folder / part / f"{part}.so").exists()]
         if missing:
-            _say(f"building DeepSpeed's {' and '.join(missing)} in {folder}: once on this machine, about six minutes of a core")
+            LOG.info(f"building DeepSpeed's {' and '.join(missing)} in {folder}: once on this machine, about six minutes of a core")
         begin = time.monotonic()
         try:
             AsyncIOBuilder().load(verbose=False)
@@ -63,7 +63,7 @@ def build_operators(tier: str, ds_config: Mapping) -> None:
             raise FedSpeedError(f"DeepSpeed's async_io could not be built in {folder}: {_last_lines(error)}; mend that, or set another "
                                 "engine.tier") from error
         if missing:
-            _say(f"built in {time.monotonic() - begin:.0f} s")
+            LOG.info(f"built in {time.monotonic() - begin:.0f} s")
 
 
 def build_folder(operator: str) -> Path:
@@ -115,7 +115,3 @@ def _ninja_on_path() -> None:
 
 def _last_lines(error: Exception) -> str:
     return " / ".join(line.strip() for line in str(error).splitlines()[-3:] if line.strip()) or type(error).__name__
-
-
-def _say(text: str) -> None:
-    print(f"fedspeed: {text}", file=sys.stderr, flush=True)

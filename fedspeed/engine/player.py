@@ -49,6 +49,12 @@ class Computes(Protocol):
     def bring(self, chunk: int) -> None: ...
 
 
+class Alone(Computes, Protocol):
+    """The same of a rank that goes on after a pass that has failed."""
+
+    def abandon(self) -> None: ...
+
+
 class Carries(Protocol):
     """What a player asks of the transfers between ranks (`pipeline.transfers.Transfers`)."""
 
@@ -124,9 +130,16 @@ class Player:
         self._held: dict[tuple[int, Kind, int], torch.Tensor | None] = {}
         self._exec_schedule(schedule)
 
-    def let_go(self) -> None:
-        """Forget a pass that has ended, or failed."""
-        self._held, self._computes = {}, None
+    def execute_alone(self, schedule: Played, *, chunks: int, computes: Alone) -> None:
+        """Execute the stream of a rank that computes by itself; what it has loaded and kept is let go of where
+        that fails."""
+        try:
+            self.execute(schedule, chunks=chunks, computes=computes)
+        except BaseException:
+            computes.abandon()
+            raise
+        finally:
+            self._held, self._computes = {}, None
 
     def execute_steps(self, schedule: Played, step: Callable[[int], None], note: Note | None = None) -> None:
         """Execute the optimizer steps of some clients; `step` takes that of one."""

@@ -11,8 +11,8 @@ from fedspeed.engine.activations import SavedBytes
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.block_inputs import Waiting
 from fedspeed.engine.compute.micro_batches import (
+    Call,
     MicroBatchModel,
-    MicroBatchState,
     MicroBatchTask,
     Score,
     Tensors,
@@ -72,7 +72,7 @@ class Stage:
         """Let go of all that belongs to a pass."""
         self._tasks: Sequence[MicroBatchTask] = ()
         self._owners: Sequence[Tensors] = ()
-        self._states: dict[int, MicroBatchState] = {}
+        self._calls: dict[int, list[Call]] = {}  # of each micro-batch's blocks
         self._bound: dict[int, int] = {}  # block -> the owner whose tensors its places are bound to
         # By chunk and micro-batch: the chunk's graph, or the inputs of its blocks.
         self._kept: dict[int, dict[int, _Graph | list[Waiting]]] = {}
@@ -117,8 +117,7 @@ class Stage:
         self._clear()
 
     def embed(self, micro: int) -> torch.Tensor:
-        state = self._states[micro] = self.compute.enter(self._tasks[micro], self._loads.table)
-        hidden, state.hidden = state.hidden, None
+        hidden, self._calls[micro] = self.compute.enter(self._tasks[micro], self._loads.table)
         return hidden
 
     def decide(self, chunk: int, hidden: dict[int, torch.Tensor]) -> None:
@@ -128,11 +127,11 @@ class Stage:
 
     def _measured(self, micro: int, block: int, hidden: torch.Tensor) -> float:
         """Bytes that a block's graph keeps for each value of its input, without the input itself."""
-        x, call = hidden.detach().requires_grad_(), self._states[micro].calls[block]
+        x, call = hidden.detach().requires_grad_(), self._calls[micro][block]
         self._bind((block,), self._tasks[micro].owner)
         shared = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
         with SavedBytes([*self._parts.blocks[block].parameters(), *shared, x]) as saved, torch.enable_grad():
-            y = self.compute.block(block, self._tasks[micro], self._states[micro], x)
+            y = self.compute.block(block, self._tasks[micro], self._calls[micro], x)
         del y
         return saved.nbytes / x.numel()
 
@@ -154,7 +153,7 @@ class Stage:
         with torch.no_grad():
             for b in blocks:
                 inputs.append(self._keeping.put(x, b, micro))
-                x = self.compute.block(b, self._tasks[micro], self._state(micro), x)
+                x = self.compute.block(b, self._tasks[micro], self._calls_of(micro), x)
         return x
 
     def _through(
@@ -163,7 +162,7 @@ class Stage:
         """The output of some blocks behind each other."""
         with torch.set_grad_enabled(grad):
             for b in blocks:
-                x = self.compute.block(b, self._tasks[micro], self._state(micro), x)
+                x = self.compute.block(b, self._tasks[micro], self._calls_of(micro), x)
         return x
 
     def head(self, micro: int, hidden: torch.Tensor) -> torch.Tensor | None:
@@ -190,7 +189,7 @@ class Stage:
         for b in reversed(blocks):
             x = kept.pop().take().detach().requires_grad_(b > self._lowest)
             with torch.enable_grad():
-                y = self.compute.block(b, task, self._state(micro), x)
+                y = self.compute.block(b, task, self._calls_of(micro), x)
             flow = self._differentiate(task, (b,), x, y, flow)
         return flow
 
@@ -204,10 +203,10 @@ class Stage:
         self._clear()
         return scores, grads
 
-    def _state(self, micro: int) -> MicroBatchState:
-        if micro not in self._states:
-            self._states[micro] = self.compute.enter(self._tasks[micro], None)
-        return self._states[micro]
+    def _calls_of(self, micro: int) -> list[Call]:
+        if micro not in self._calls:
+            _, self._calls[micro] = self.compute.enter(self._tasks[micro], None)
+        return self._calls[micro]
 
     def _bind(self, blocks: Sequence[int], owner: int) -> None:
         """Put an owner's trainable tensors into the places of some blocks. A graph finds the tensors that are

@@ -43,9 +43,8 @@ class StoreEngine(ClientEngine):
     def _add_to_gradients(self, slot: int, arrays: Mapping[str, np.ndarray], scale: float) -> None:
         state = self._states[slot]
         if slot not in self._grads:
-            shapes = {name: place.shape for name, place in state.places.items()}
             self._grads[slot] = {
-                name: torch.zeros(shape, device=self._device) for name, shape in shapes.items()
+                name: torch.zeros(place.shape, device=self._device) for name, place in state.places.items()
             }
         for name in state.places.keys() & arrays.keys():
             added = torch.from_numpy(np.asarray(arrays[name], np.float32)).to(self._device)

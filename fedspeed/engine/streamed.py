@@ -9,7 +9,7 @@ from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.compute.micro_batches import MicroBatchTask
+from fedspeed.engine.compute.micro_batches import MicroBatchTask, seed_of
 from fedspeed.engine.executor import Executor
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stage import PieceStage
@@ -61,9 +61,7 @@ class StreamedEngine(StoreEngine):
     def _task(self, slot: int, number: int, step: StepBatches) -> MicroBatchTask:
         state = self._states[slot]
         scale = self.groups.client_size / max(1, step.step_answer_tokens) * state.scaler.scale
-        return MicroBatchTask(
-            step.micro[number], slot, scale, seed=state.seed * 1_000_003 + self._steps * 1_009 + number
-        )
+        return MicroBatchTask(step.micro[number], slot, scale, seed_of(state.seed, self._steps, number))
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums, tensors = [Sums()] * len(work), self._states[0].tensors()
@@ -85,13 +83,7 @@ class StreamedEngine(StoreEngine):
         stream = layer_major(chunks, len(pieces), train=False)
         self.model.eval()
         stage.begin(pieces, [self._states[0].tensors()] * len(pieces), stream, ahead=True)
-        try:
-            self._player.execute(Played(stream), chunks=chunks, computes=stage)
-        except BaseException:
-            stage.abandon()
-            raise
-        finally:
-            self._player.let_go()
+        self._player.execute_alone(Played(stream), chunks=chunks, computes=stage)
         return [values.cpu().numpy() for _, values in sorted(stage.end().items())]
 
     def _idle_pass(self, backward: bool) -> None:

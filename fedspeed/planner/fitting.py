@@ -37,8 +37,8 @@ def grown(task: Task, family: Setting, places: Sequence[Place]) -> Iterator[Sett
     activations as fit beside them.
 
     Blocks are resident only where host memory or disk has no room for their copy: slots are worth more for
-        the same bytes. Quantised tiers are the other
-    way round, since a block that is resident has no copy in fewer bits.
+    the same bytes. Quantised tiers are the other way round, since a block that is resident has no copy in
+    fewer bits.
     """
     base = fewest_resident(task, family, places)
     if base is None:

@@ -30,14 +30,14 @@ def plan(task: Task, topology: Topology, nodes: Mapping[str, Node], notes: Seque
         PlanError: nothing fits; `changes` names what would.
     """
     places = places_of(topology, nodes)
-    best = fastest(task, [place for group in places.values() for place in group])
+    everywhere = [place for group in places.values() for place in group]
+    best = fastest(task, everywhere)
     if best is None:
         raise refusal(task, places)
     clusters = []
     for name, group in places.items():
         own = best if len(places) == 1 else fastest(task, group)
         clusters.append(ClusterPlan(name, tuple(group), _forecast(task, best, name, group), own, _forecast(task, own, name, group)))
-    everywhere = [place for group in places.values() for place in group]
     return Plan(task, topology, best, tuple(clusters), tuple(alternatives(task, everywhere, best)), tuple(notes))
 
 

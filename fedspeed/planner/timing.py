@@ -2,7 +2,7 @@
 
 Arithmetic is c N t operations for t tokens through N frozen parameters: c = 4 for forward and gradients of inputs, 6 where blocks are computed
 again. Loads and block inputs travel beside it; what does not hide is found by walking through one step
-(`layers.walk`).
+(`walk`).
 """
 
 from fedspeed.errors import PlanError

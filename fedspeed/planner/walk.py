@@ -3,7 +3,7 @@
 A compute stream visits the blocks forwards and then backwards. Beside it one engine copies from host to
 device and another from device to host; each carries out its transfers one after the other, in the order in
 which they become possible, and never interrupts one. Which block is loaded when, and into whose slot, is
-decided by the rule that the engine itself follows (`order`).
+decided by the rule that the engine itself follows (`schedule.loads`).
 """
 
 from collections.abc import Collection

@@ -1,6 +1,6 @@
 """In which order ranks compute: schedules of pipelines, as instruction streams. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 from fedspeed.schedule.instructions import (
@@ -22,7 +22,6 @@ from fedspeed.schedule.instructions import (
 
 # More micro-batches under way than 1F1B has. Four clients with 3 micro-batches each on four stages take 48 with 2, 46 with 3, and 45, the least, with 5.
 SPARE = 5
-Cost = Callable[[Instruction, int], float]
 
 
 def one_f_one_b(stages: int, clients: Sequence[int]) -> tuple[Stream, ...]:
@@ -115,21 +114,19 @@ def forward_only(pipeline: Pipeline, loads: bool = False) -> tuple[Stream, ...]:
     return with_transfers(pipeline, computed, train=False)
 
 
-def shared(micros: Sequence[Micro], ranks: int, cost: Cost | None = None, spare: int = SPARE) -> tuple[Stream, ...]:
+def shared(micros: Sequence[Micro], ranks: int) -> tuple[Stream, ...]:
     """All clients of a cluster in one pipeline, rank r holding chunk r. Each client's own rank embeds its micro-batches and holds their labels, so that neither
     leaves it; the clients' micro-batches take turns, and fill each other's bubbles.
 
     The order is that of list scheduling: whoever is free takes of what is ready a backward before a head, a head before a forward, a forward before an
-    embedding, and the micro-batch that entered first.
+    embedding, and the micro-batch that entered first. Stage s has at most ranks - s + SPARE micro-batches under way. Those whose owner is busy with another
+    stage's work wait there. As many as in the first stage are embedded ahead of it by each owner.
 
     Args:
         micros: of all clients, in the order in which they enter; those of different clients taking turns.
-        cost: time of a computation on a rank; default: a forward 1, a backward 2, a head 1/4, an embedding nothing.
-        spare: stage s has at most ranks - s + spare micro-batches under way. Those whose owner is busy with another stage's work wait there. As many as in
-            the first stage are embedded ahead of it by each owner.
     """
     pipeline = Pipeline(ranks, tuple(range(ranks)), tuple(micros))
-    return with_transfers(pipeline, _listed(pipeline, cost or _plain_cost, spare))
+    return with_transfers(pipeline, _listed(pipeline))
 
 
 def taking_turns(micro_batches: Sequence[int]) -> list[tuple[int, int]]:
@@ -138,13 +135,10 @@ def taking_turns(micro_batches: Sequence[int]) -> list[tuple[int, int]]:
 
 
 _URGENCY = {Backward: 0, Head: 1, Forward: 2, Embed: 3}
+_COST = {Embed: 0.0, Forward: 1.0, Head: 0.25, Backward: 2.0}  # in times of a forward
 
 
-def _plain_cost(work: Instruction, rank: int) -> float:
-    return {Embed: 0.0, Forward: 1.0, Head: 0.25, Backward: 2.0}[type(work)]
-
-
-def _listed(pipeline: Pipeline, cost: Cost, spare: int) -> list[list[Instruction]]:
+def _listed(pipeline: Pipeline) -> list[list[Instruction]]:
     depth, orders, free = len(pipeline.chunks), [[] for _ in range(pipeline.ranks)], [0.0] * pipeline.ranks
     under_way = [0] * depth  # micro-batches between a chunk's forward and its backward
     embedded = [0] * pipeline.ranks  # by each rank, ahead of the first chunk
@@ -153,12 +147,12 @@ def _listed(pipeline: Pipeline, cost: Cost, spare: int) -> list[list[Instruction
         ready[micro.embed][Embed(m)] = 0.0
     while any(ready):
         choices = [((max(free[rank], since), _URGENCY[type(work)], work.micro, rank), work) for rank, works in enumerate(ready) for work, since in works.items()
-                   if not (isinstance(work, Forward) and under_way[work.chunk] >= depth - work.chunk + spare)
-                   and not (isinstance(work, Embed) and embedded[rank] >= depth + spare)]
+                   if not (isinstance(work, Forward) and under_way[work.chunk] >= depth - work.chunk + SPARE)
+                   and not (isinstance(work, Embed) and embedded[rank] >= depth + SPARE)]
         (start, _, _, rank), work = min(choices, key=lambda choice: choice[0])
         del ready[rank][work]
         orders[rank].append(work)
-        free[rank] = start + cost(work, rank)
+        free[rank] = start + _COST[type(work)]
         if isinstance(work, Embed):
             embedded[rank] += 1
         elif isinstance(work, Forward):

@@ -131,8 +131,8 @@ def test_what_waits_between_two_blocks():
     waiting = {}
     for hidden in [stage.forward(m, 0, stage.embed(m)) for m in range(3)]:
         waiting[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()
-    for state in stage._states.values():
-        inputs = [v for call in state.calls for v in call.kwargs.values()]
+    for calls in stage._calls.values():
+        inputs = [v for call in calls for v in call.kwargs.values()]
         waiting |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in inputs if isinstance(t, torch.Tensor)}
     task = Task(from_config(BLOCKS["llama"], "llama", "llama"), 1, tokens=128)
     many = memory_of(task, Setting("resident", 2, 3000), one_place()).gpu  # more than evaluation has there

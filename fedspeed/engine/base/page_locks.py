@@ -2,12 +2,13 @@
 cannot be had, ordinary memory does, and that is said."""
 
 import socket
-import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from deepspeed.accelerator import get_accelerator
+
+from fedspeed.log import LOG
 
 LOCKERS = 4  # threads: to lock a page the driver must visit it, and one thread visits a few GiB a second
 
@@ -69,11 +70,9 @@ def told_ordinary(what: str, nbytes: int, error: str) -> None:
     if what in _TOLD:
         return
     _TOLD.add(what)
-    print(
-        f"fedspeed: {socket.gethostname()}: {nbytes / 2**30:.2f} GiB for {what} cannot be page-locked ({error}): "
-        "copies from ordinary memory are slower; raise the limit of locked memory (ulimit -l unlimited)",
-        file=sys.stderr,
-        flush=True,
+    LOG.info(
+        f"{socket.gethostname()}: {nbytes / 2**30:.2f} GiB for {what} cannot be page-locked ({error}): copies from "
+        "ordinary memory are slower; raise the limit of locked memory (ulimit -l unlimited)"
     )
 
 

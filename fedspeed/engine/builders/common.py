@@ -46,7 +46,7 @@ def make_optimizer(places: Mapping[str, Place], train: TrainConfig) -> torch.opt
         for part in _by_factor(places)
     ]
     # The rate is set before each step. Until then it is 0: DeepSpeed takes a step without gradients to make
-    # the states, # which would decay.
+    # the states, which would decay.
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=train.momentum, weight_decay=train.weight_decay)
     betas = train.beta1, train.beta2

@@ -38,14 +38,19 @@ class MicroBatchTask:
     seed: int = 0
 
 
+def seed_of(turn: int, step: int, number: int) -> int:
+    """The seed of a micro-batch's dropout, by that of its client's turn, its step in the turn and its number in the step."""
+    return turn * 1_000_003 + step * 1_009 + number
+
+
 @dataclass
 class Score:
     """Sums over one micro-batch: cross-entropy of its answer tokens, rows whose answer greedy decoding would
     give, rows with an answer.
 
     `loss` and `right` (by answer token, whether greedy decoding would give it; None where nobody asked) lie
-    on the device until `told` reads those of
-    a whole pass at once: asking the device for a number waits for all it has to do.
+    on the device until `told` reads those of a whole pass at once: asking the device for a number waits for
+    all it has to do.
     """
 
     loss: float | torch.Tensor
@@ -72,36 +77,42 @@ class MicroBatchModel:
         self._compiled = CompiledBlocks(parts.blocks, model.config) if compiled else None
 
     @torch.no_grad()
-    def enter(self, task: MicroBatchTask, table: torch.Tensor | None) -> "MicroBatchState":
-        """Embed a micro-batch; what the model computes once for all blocks (positions, the masks of sliding
+    def enter(self, task: MicroBatchTask, table: torch.Tensor | None) -> tuple[torch.Tensor, "list[Call]"]:
+        """Embed a micro-batch: (what enters the first block, [B, T, hidden], what each block is called with
+        beside its input). What the model computes once for all blocks (positions, the masks of sliding
         windows) is recorded, not rebuilt.
 
         Args:
-            table: the embedding's weights, wherever they lie; None: the state is for blocks whose input comes
-                from elsewhere, and has none of its own.
+            table: see `embedded`.
         """
-        if table is None:
-            embedded = torch.zeros(
-                (*task.batch.input_ids.shape, self._parts.embedding.embedding_dim),
-                dtype=self._parts.norm.weight.dtype,
-                device=self.device,
-            )
-        else:
-            ids = torch.from_numpy(task.batch.input_ids)
-            embedded = (
-                upload_rows(table, ids)
-                if table.device.type == "cpu"
-                else nn.functional.embedding(upload(ids), table)
-            )
+        embedded = self.embedded(task.batch.input_ids, table)
         with self.recorded() as (entered, calls), self._seeded(task, -1), not_packed():
             self._parts.decoder(inputs_embeds=embedded, attention_mask=needed_mask(task.batch))
-        return MicroBatchState(None if table is None else entered[0], calls)
+        return entered[0], calls
+
+    def embedded(self, ids: np.ndarray, table: torch.Tensor | None) -> torch.Tensor:
+        """Look up tokens [B, T].
+
+        Args:
+            table: the embedding's weights, wherever they lie; None: what enters the first block comes from
+                elsewhere, and only the shape of the result is true.
+        """
+        if table is None:
+            shape = (*ids.shape, self._parts.embedding.embedding_dim)
+            return torch.zeros(shape, dtype=self._parts.norm.weight.dtype, device=self.device)
+        if table.device.type == "cpu":
+            return upload_rows(table, torch.from_numpy(ids))
+        return nn.functional.embedding(upload(torch.from_numpy(ids)), table)
 
     def block(
-        self, b: int, task: MicroBatchTask, state: "MicroBatchState", hidden: torch.Tensor
+        self, b: int, task: MicroBatchTask, calls: "Sequence[Call]", hidden: torch.Tensor
     ) -> torch.Tensor:
-        """One block's output."""
-        call = state.calls[b]
+        """One block's output.
+
+        Args:
+            calls: what `enter` recorded.
+        """
+        call = calls[b]
         with self._seeded(task, b):
             if self._compiled is not None:
                 out = self._compiled(b, (hidden, *call.args), call.kwargs)
@@ -114,7 +125,7 @@ class MicroBatchModel:
         """The decoder's blocks only note what they were called with: ([what enters the first block], what
         each gets beside it)."""
         entered: list[torch.Tensor] = []
-        calls: list[_Call] = []
+        calls: list[Call] = []
         recorders = nn.ModuleList(_Recorder(entered, calls) for _ in self._parts.blocks)
         setattr(self._parts.decoder, self._parts.blocks_name, recorders)
         try:
@@ -178,31 +189,24 @@ def needed_mask(batch: Batch) -> None:
 
 
 @dataclass
-class _Call:
+class Call:
+    """What a block is called with beside its input."""
+
     args: tuple
     kwargs: dict
-
-
-@dataclass
-class MicroBatchState:
-    """Of one task: the activation [B, T, hidden] that the next block takes, and what each block is called
-    with beside it."""
-
-    hidden: torch.Tensor | None
-    calls: list[_Call]
 
 
 class _Recorder(nn.Module):
     """Stands where a block stands while the decoder computes what it gives to its blocks."""
 
-    def __init__(self, entered: list[torch.Tensor], calls: list[_Call]):
+    def __init__(self, entered: list[torch.Tensor], calls: list[Call]):
         super().__init__()
         self._entered, self._calls = entered, calls
 
     def forward(self, hidden, *args, **kwargs):
         if not self._entered:
             self._entered.append(hidden)
-        self._calls.append(_Call(args, kwargs))
+        self._calls.append(Call(args, kwargs))
         return hidden
 
 
@@ -218,10 +222,10 @@ def not_packed():
         masking_utils.find_packed_sequence_indices = find
 
 
-def told(scores: list[Score], tasks: Sequence[MicroBatchTask]) -> list[Score]:
-    """The scores of a pass as numbers, in one go."""
+def told(scores: Sequence[Score], tasks: Sequence[MicroBatchTask]) -> None:
+    """Make numbers of the scores of a pass, in one go."""
     if not scores:
-        return scores
+        return
     for score, loss in zip(scores, torch.stack([score.loss for score in scores]).tolist()):
         score.loss = loss
     counted = [(score, task) for score, task in zip(scores, tasks) if score.right is not None]
@@ -234,7 +238,6 @@ def told(scores: list[Score], tasks: Sequence[MicroBatchTask]) -> list[Score]:
         for (score, task), own in zip(counted, right):
             score.exact, score.rows = _whole_rows(own, task.batch)
             score.right = None
-    return scores
 
 
 def _whole_rows(right: torch.Tensor, batch: Batch) -> tuple[int, int]:

@@ -94,7 +94,7 @@ def _filled(items: Iterable[T], fits: Callable[[list[T]], bool]) -> list[list[T]
 
 
 def parts_of_rows(context: Context, room: Room, prefix: int) -> list[range]:
-    """Divide the rows of one context, by number, into as few parts as fit each by itself."""
+    """Divide the rows of one context, by number, into parts that fit each by itself: halved until they do."""
     most = context.rows
     while most > 1 and not room.holds_group([replace(context, rows=most)], prefix):
         most = -(-most // 2)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fedspeed.engine.compute.micro_batches import MicroBatchModel, not_packed
-from fedspeed.engine.compute.uploads import upload, upload_rows
+from fedspeed.engine.compute.micro_batches import Call, MicroBatchModel, not_packed
+from fedspeed.engine.compute.uploads import upload
 from fedspeed.engine.generation.cache import attention_masks
 from fedspeed.engine.generation.pieces import Piece, read_in_parts
 from fedspeed.models.blocks import Anatomy
@@ -31,19 +31,13 @@ class PieceModel:
                         for block in parts.blocks]
 
     @torch.no_grad()
-    def enter(self, piece: Piece, table: torch.Tensor | None) -> tuple[torch.Tensor, list]:
+    def enter(self, piece: Piece, table: torch.Tensor | None) -> tuple[torch.Tensor, list[Call]]:
         """Give what enters the first block, [rows, T, hidden], and what each block is called with beside its input.
 
         Args:
-            table: the embedding's weights, wherever they lie; None: what enters comes from elsewhere, and only its shape
-                is true.
+            table: see `MicroBatchModel.embedded`.
         """
-        if table is None:
-            shape = (*piece.tokens.shape, self._parts.embedding.embedding_dim)
-            hidden = torch.zeros(shape, dtype=self._parts.norm.weight.dtype, device=self._device)
-        else:
-            ids = torch.from_numpy(piece.tokens)
-            hidden = upload_rows(table, ids) if table.device.type == "cpu" else nn.functional.embedding(upload(ids), table)
+        hidden = self._model.embedded(piece.tokens, table)
         with self._model.recorded() as (entered, calls), not_packed():
             self._parts.decoder(inputs_embeds=hidden,
                                 attention_mask=attention_masks(piece.view, self._config, hidden.dtype, self._device),
@@ -51,7 +45,7 @@ class PieceModel:
         return entered[0], calls
 
     @torch.no_grad()
-    def block(self, b: int, call, hidden: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+    def block(self, b: int, call: Call, hidden: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         """Give one block's output.
 
         Args:
@@ -64,8 +58,8 @@ class PieceModel:
     @torch.no_grad()
     def read(self, hidden: torch.Tensor, piece: Piece) -> torch.Tensor:
         """Give a piece's values [k] by norm and head, which must be on the device."""
-        rows, columns = (upload(torch.from_numpy(part)) for part in piece.wanted)
         if not piece.count:
             return torch.zeros(0, dtype=torch.int64, device=self._device)
+        rows, columns = (upload(torch.from_numpy(part)) for part in piece.wanted)
         normed = self._parts.norm(hidden[rows, columns])
         return read_in_parts(piece, lambda part: self._parts.head(normed[part]), self._rows)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fedspeed.engine.base.store import BaseStore
+from fedspeed.engine.compute.micro_batches import Call
 from fedspeed.engine.generation.blocks import PieceModel
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.stage_loads import StageLoads
@@ -31,7 +32,7 @@ class PieceStage:
         """Let go of all that belongs to a pass."""
         self._pieces: Sequence[Piece] = ()
         self._tensors: Sequence[Mapping[str, torch.Tensor]] = ()
-        self._calls: dict[int, list] = {}
+        self._calls: dict[int, list[Call]] = {}
         self._values: dict[int, torch.Tensor] = {}
 
     def begin(self, pieces: Sequence[Piece], tensors: Sequence[Mapping[str, torch.Tensor]], stream: Stream, *,

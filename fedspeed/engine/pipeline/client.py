@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_engine import Sums
-from fedspeed.engine.compute.micro_batches import MicroBatchTask
+from fedspeed.engine.compute.micro_batches import MicroBatchTask, seed_of
 from fedspeed.engine.pipeline.pieces import ClientPieces
 from fedspeed.engine.pipeline.pipelined import PipelinedEngine
 from fedspeed.engine.pipeline.transfers import losses_named
@@ -87,12 +87,8 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
 
     def _task(self, slot: int, number: int, step: StepBatches) -> MicroBatchTask:
         state = self._states[slot]
-        return MicroBatchTask(
-            step.micro[number],
-            slot,
-            state.scaler.scale / max(1, step.step_answer_tokens),
-            seed=state.seed * 1_000_003 + self._steps * 1_009 + number,
-        )
+        scale = state.scaler.scale / max(1, step.step_answer_tokens)
+        return MicroBatchTask(step.micro[number], slot, scale, seed_of(state.seed, self._steps, number))
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums = [Sums()] * len(work)

@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator
 from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_engine import Sums
-from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score
+from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score, seed_of
 from fedspeed.engine.directions import perturbed
 from fedspeed.engine.pipeline.headers import EVALUATE, GATHER, IDLE, STEP, TRAIN, Header, tell
 from fedspeed.engine.pipeline.pieces import ClusterPieces
@@ -126,12 +126,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         with self._clock.stage("compute"):
             own = self._own_batches(work)
             told = tuple(
-                tell(
-                    place,
-                    i,
-                    self._seeds[self._mine.index(place)] * 1_000_003 + self._steps * 1_009 + i,
-                    batch,
-                )
+                tell(place, i, seed_of(self._seeds[self._mine.index(place)], self._steps, i), batch)
                 for (place, i), (batch, _) in own.items()
             )
             self._steps += 1
@@ -209,8 +204,8 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         """One pass, together with all ranks: ((place, number) -> score of own micro-batches, in STEP: place
         -> whether it moved)."""
         headers = self._everyones(mine)
-        kind = max(header.kind for header in headers)
         kinds = [header.kind for header in headers]
+        kind = max(kinds)
         assert all(own in (IDLE, kind) for own in kinds), f"ranks are at different passes: {kinds}"
         self._hear(headers)
         if kind == GATHER:

@@ -14,7 +14,7 @@ from deepspeed import comm as dist
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.told import Followed, Told
-from fedspeed.engine.pipeline.transfers import Transfers, losses_named
+from fedspeed.engine.pipeline.transfers import losses_named
 from fedspeed.schedule.instructions import Micro
 
 
@@ -28,18 +28,10 @@ class PipelinedPieces(Generating):
         """Take pieces through the pipeline, each under the state of its micro-batch's client; the values of those whose head
         is here, by number."""
         streams = self._streams(tuple(micros), False)
-        mine, hidden = streams[self._me], self.model.config.hidden_size
         self.model.eval()
-        self._piece_stage.begin(pieces, [self._tensors_of(micro.client) for micro in micros], mine)
-        transfers = Transfers(self._routes, streams, self._me, lambda m: torch.Size((*pieces[m].tokens.shape, hidden)),
-                              self._dtype, self._device)
-        busy_s = self._busy_s  # of training only
-        self.pipe.play(mine, len(self.layout.chunks), self._piece_stage, transfers, self._noted)
-        self._busy_s = busy_s
+        self._piece_stage.begin(pieces, [self._states[micro.client].tensors() for micro in micros], streams[self._me])
+        self._execute(streams, self._piece_stage, lambda m: pieces[m].tokens.shape, train=False)
         return self._piece_stage.end()
-
-    def _tensors_of(self, slot: int) -> Mapping[str, torch.Tensor]:
-        return self._states[slot].tensors()
 
 
 class ClientPieces(PipelinedPieces):

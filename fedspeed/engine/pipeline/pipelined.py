@@ -2,7 +2,7 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -19,6 +19,7 @@ from fedspeed.engine.groups import Groups, world_deadline
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
 from fedspeed.engine.pipeline.pieces import PipelinedPieces
 from fedspeed.engine.pipeline.transfers import Routes, Transfers
+from fedspeed.engine.player import Computes
 from fedspeed.engine.stage import Stage
 from fedspeed.engine.store_engine import StoreEngine
 from fedspeed.schedule.instructions import Micro, Pipeline, Step, Stream
@@ -93,26 +94,40 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
             scores of the micro-batches whose labels are here.
         """
         streams = self._streams(tuple(micros), train)
-        stream = streams[self._me]
-        self._stage.begin(tasks, [state.tensors() for state in self._states], stream, train=train)
-        hidden = self.model.config.hidden_size
-        transfers = Transfers(
-            self._routes,
-            streams,
-            self._me,
-            lambda m: torch.Size((*tasks[m].batch.attention_mask.shape, hidden)),
-            self._dtype,
-            self._device,
-        )
-        before = self._busy_s
-        self.pipe.play(stream, len(self.layout.chunks), self._stage, transfers, self._noted)
+        tensors = [state.tensors() for state in self._states]
+        self._stage.begin(tasks, tensors, streams[self._me], train=train)
+        self._execute(streams, self._stage, lambda m: tasks[m].batch.attention_mask.shape, train=train)
         scores, grads = self._stage.end()
         if train:
             for slot in sorted({micro.client for micro in micros}):
                 self._accumulate(slot, grads[slot])
-        else:
-            self._busy_s = before
         return scores
+
+    def _execute(
+        self,
+        streams: Sequence[Stream],
+        stage: Computes,
+        shape_of: Callable[[int], tuple[int, ...]],
+        *,
+        train: bool,
+    ) -> None:
+        """Execute this rank's stream of one pass. Only what trains counts as busy.
+
+        Args:
+            streams: of all ranks. shape_of: rows and tokens of a micro-batch.
+        """
+        hidden, before = self.model.config.hidden_size, self._busy_s
+        transfers = Transfers(
+            self._routes,
+            streams,
+            self._me,
+            lambda m: torch.Size((*shape_of(m), hidden)),
+            self._dtype,
+            self._device,
+        )
+        self.pipe.play(streams[self._me], len(self.layout.chunks), stage, transfers, self._noted)
+        if not train:
+            self._busy_s = before
 
     def _play_steps(self, slots: Sequence[int], lr: float) -> list[bool]:
         """Take the steps of some slots, in the same order on all ranks, since a norm or an overflow is found
