@@ -183,7 +183,7 @@ class Job:
     @cached_property
     def vital_ranks(self) -> tuple[int, ...]:
         """World ranks that the run cannot go on without."""
-        if self.launch.kind == "openmpi" and self.outlives_losses:
+        if TRANSPORTS[self.transport].started_by_mpi and self.outlives_losses:
             return tuple(sorted({0, self._reporting_rank}))
         return self.required_ranks
 
