@@ -214,10 +214,8 @@ class _Supervisor:
             faults, earlier = self._faults(), faults
             if journaled == before and (again := faults & earlier):
                 self.log(f"not starting again: {_first_line(min(again))} ended this attempt as it ended the "
-                         "one "
-                         "before it, and would end every other; its traceback stands above. Mend its cause, "
-                         "and the "
-                         "same command goes on from the journal")
+                         "one before it, and would end every other; its traceback stands above. Mend its "
+                         "cause, and the same command goes on from the journal")
                 return EXIT_FAILED
             if max_restarts and journaled > before:
                 self._restart(f"round {journaled} was finished since the last start")

@@ -96,6 +96,11 @@ class Topology:
             return {f"client {client.client}": client.ranks for client in self.clients}
         return {f"cluster {cluster.name}": cluster.ranks for cluster in self.clusters}
 
+    def world_of(self, world_rank: int, pipeline: str) -> tuple[int, ...]:
+        """The ranks of the torch world that a rank with clients, or one of the server's, is in; `pipeline` as
+        for `worlds`, where a server has none."""
+        return next(ranks for ranks in self.worlds(pipeline).values() if world_rank in ranks)
+
     def cluster_of(self, name: str) -> ClusterPlace:
         """The cluster of that name. Raises KeyError: an idle rank has None for a cluster, and no place here."""
         for cluster in self.clusters:

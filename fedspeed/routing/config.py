@@ -43,12 +43,9 @@ TRANSPORTS = {
 class RoutingConfig:
     mode: Literal["auto", "plain", "mix", "mask", "mix+mask"] = field(default="auto", metadata={
         "help": "auto: mix+mask, but plain in a job of fewer than routing.min_participants, where one "
-                "operator has "
-                "started all. plain: an ordinary sum, inside one trust domain. mask: masked, so that nobody "
-                "learns more "
-                "than the sum. mix: through relays, unmasked: owners of chunks see them, without a name. "
-                "mix+mask: both "
-                "(see fedspeed/routing/THREATS.md)"})
+                "operator has started all. plain: an ordinary sum, inside one trust domain. mask: masked, so "
+                "that nobody learns more than the sum. mix: through relays, unmasked: owners of chunks see "
+                "them, without a name. mix+mask: both (see fedspeed/routing/THREATS.md)"})
     transport: Literal["auto", *TRANSPORTS] = field(default="auto", metadata={
         "help": "auto: mpi under mpirun, gloo elsewhere, local with a single participant. tls: one "
                 "participant per "

@@ -159,10 +159,7 @@ class Exchange(ABC):
             LostPeerError: a participant is missing.
             FedSpeedError: somebody claims a priority that is none: negative or not finite.
         """
-        try:
-            priorities = all_gather(self._transport, np.array([float(priority)]), self._deadline_s)[:, 0]
-        except TransportError as error:
-            raise LostPeerError(f"a participant is missing: {error}") from error
+        priorities = self.gather(np.array([float(priority)]))[:, 0]
         _check_amounts("a priority", priorities)
         if not priorities.any():
             return None

@@ -141,8 +141,7 @@ def of_complete(summary: Summary, *, folder: str, number: int, asked: int) -> En
         exit_code=EXIT_FAILED if lost else EXIT_OK,
         reason=lost,
         note=f"{folder} is complete ({'; '.join(filter(None, parts))}): see {folder}/report.md. A larger "
-             f"{more} "
-        "goes on from there, --fresh starts anew.",
+        f"{more} goes on from there, --fresh starts anew.",
     )
 
 

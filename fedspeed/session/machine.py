@@ -3,6 +3,7 @@ themselves."""
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import choose_accelerator
@@ -121,13 +122,12 @@ def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode:
     """
     config, folder = request.config, request.folder
     asked = folder / ASKED_FILE
-    where = [asked.read_text()] if asked.is_file() and asked.stat().st_mtime >= run.started else []
+    where = [asked.read_text()] if _is_of_this_start(asked, run) else []
     records = read_rounds(folder / "rounds.jsonl")
     absent = absent_rounds(records, journal_of(request).newest())
     missing = gaps(records, absent, range(config.data.clients), range(1, config.federation.rounds + 1))
     ending = of_ranks(run.exit_code, run.asked_to_end, [*run.said, *where], missing)
-    own = folder / summary_file.NAME
-    if not folder.is_dir() or (own.exists() and own.stat().st_mtime >= run.started):
+    if not folder.is_dir() or _is_of_this_start(folder / summary_file.NAME, run):
         return ending
     summary = ending.summary(records, rounds=config.federation.rounds, restarts=run.restarts, absent=absent)
     try:
@@ -145,3 +145,8 @@ def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode:
         return ending
     LOG.info(f"report: {path}")
     return ending
+
+
+def _is_of_this_start(file: Path, run: LocalRun) -> bool:
+    """Return whether a file is there that was written since the ranks were started last."""
+    return file.is_file() and file.stat().st_mtime >= run.started

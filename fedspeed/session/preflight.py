@@ -3,15 +3,17 @@
 Each room checks its own part; here they are put together. `look_inside` alone imports torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.cluster.checks import check_layout
-from fedspeed.cluster.topology import warnings
+from fedspeed.cluster.hostfile import Hostfile
+from fedspeed.cluster.topology import Topology, warnings
 from fedspeed.config.check import notes, problems
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import Loaded
+from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import ClientRows, client_rows, encode_client, largest_id, row_counts
 from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import RowTable
@@ -30,6 +32,7 @@ from fedspeed.models.saved_adapter import outside_blocks
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.planner.plan import TYPE_BYTES
 from fedspeed.routing.checks import check_routing
+from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.opening import resolve
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.measured import base_sizes, read_probe_file
@@ -122,15 +125,13 @@ def _data(loaded: Loaded) -> list[str]:
 def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     config = loaded.config
     topology, launch, crowded = check_layout(config, hostfile)
-    routing, count = check_routing(config, topology)
-    participants = participants_of(config, topology, count)
-    check_method(replace(config, routing=routing), participants, *engine_kinds(loaded))
+    deepspeed = merge(config.deepspeed, config, loaded.folder)
+    routing, count = check_plan(config, deepspeed, topology, launch.hostfile)
     resolve(routing.transport, launch.kind, len(topology.participants))
     if routing.between_organisations:
         from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not
 
         check_port(routing)
-    check_pipeline(config, merge(config.deepspeed, config, loaded.folder), routing, topology, launch.hostfile)
     server = []
     if topology.server:
         host, ranks = topology.place(topology.server[0]).host, len(topology.server)
@@ -140,10 +141,27 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
             *(f"idle     {text}" for text in warnings(topology)), *(f"note     {text}" for text in crowded)]
 
 
-def engine_kinds(loaded: Loaded) -> tuple[Kind, Kind | None]:
+def check_plan(config: RunConfig, deepspeed: Mapping, topology: Topology, hostfile: Hostfile | None) -> tuple[RoutingConfig, int]:
+    """Check that routing, method and engine can do with this topology what is asked of them.
+
+    Args:
+        deepspeed: the merged section (config.deepspeed.merge).
+
+    Returns:
+        the routing with its mode settled, and how many participants a sum has.
+
+    Raises:
+        FedSpeedError: one of them cannot.
+    """
+    routing, count = check_routing(config, topology)
+    client, server = _engine_kinds(config, deepspeed)
+    check_method(replace(config, routing=routing), participants_of(config, topology, count), client, server)
+    check_pipeline(config, deepspeed, routing, topology, hostfile)
+    return routing, count
+
+
+def _engine_kinds(config: RunConfig, deepspeed: Mapping) -> tuple[Kind, Kind | None]:
     """Return the kinds of engines that a configuration means: (clients', the server's, None where there is none)."""
-    config = loaded.config
-    deepspeed = merge(config.deepspeed, config, loaded.folder)
     server = engine_spec(config, deepspeed, "server").kind if config.has_server else None
     return engine_spec(config, deepspeed, "client").kind, server
 

@@ -224,9 +224,7 @@ def _tell_all(job: Job, meeting: _Meeting, monitor, error: Exception) -> BaseExc
     if job.reporter:
         try:
             reporting.report_failure(job, monitor, meant, lost)
-        except (
-            OSError
-        ) as second:  # what stopped the run may stop its report too; the run's own error tells more
+        except OSError as second:  # what stopped the run may stop its report too; its own error tells more
             LOG.info(f"the report could not be written: {second}")
         rendezvous.publish(meeting.store, REPORTED, "")
     return meant

@@ -1,6 +1,6 @@
 """What a rank reads and checks before anything starts, so that all can agree to go on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fedspeed.checkpoint.journal import Entry
@@ -8,12 +8,9 @@ from fedspeed.cluster import rendezvous
 from fedspeed.cluster.checks import check_clusters
 from fedspeed.data.clients import ClientData, client_rows, encode_client, largest_id
 from fedspeed.data.public import public_data
-from fedspeed.engine.checks import check_pipeline
 from fedspeed.engine.device_types import check_dtype
-from fedspeed.federation.checks import check_method, participants_of
 from fedspeed.log import LOG
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
-from fedspeed.routing.checks import check_routing
 from fedspeed.session import preflight, resume, sharing
 from fedspeed.session.hosts import check_hosts, leave_for_hosts, several_hosts
 from fedspeed.session.inputs import check_inputs
@@ -104,11 +101,7 @@ def _check_plan(job: Job) -> None:
     request = job.request
     preflight.check_files(request.loaded)
     check_clusters(job.config, job.topology)
-    routing, count = check_routing(request.config, job.topology)
-    participants = participants_of(request.config, job.topology, count)
-    client, server = preflight.engine_kinds(request.loaded)
-    check_method(replace(request.config, routing=routing), participants, client, server)
-    check_pipeline(job.config, request.deepspeed, routing, job.topology, job.launch.hostfile)
+    preflight.check_plan(request.config, request.deepspeed, job.topology, job.launch.hostfile)
 
 
 def _read_journal(job: Job, claim: resume.Claim, everyone: list) -> tuple[Entry | None, list[str]]:

@@ -123,9 +123,7 @@ class Job:
     def world(self) -> tuple[int, ...]:
         """World ranks of this rank's torch world: its cluster, or its client where the client's ranks are a
         pipeline, which takes all of a torch world."""
-        if self.config.engine.pipeline == "client" and self.place.clients:
-            return self.topology.clients[self.place.clients[0]].ranks
-        return self.topology.cluster_of(self.place.cluster).ranks
+        return self.topology.world_of(self.me, self.config.engine.pipeline)
 
     @property
     def reporter(self) -> bool:
@@ -185,7 +183,7 @@ class Job:
     @cached_property
     def vital_ranks(self) -> tuple[int, ...]:
         """World ranks that the run cannot go on without."""
-        if self.launch.kind == "openmpi" and self.outlives_losses:
+        if TRANSPORTS[self.transport].started_by_mpi and self.outlives_losses:
             return tuple(sorted({0, self._reporting_rank}))
         return self.required_ranks
 

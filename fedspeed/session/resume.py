@@ -110,19 +110,18 @@ def resume(config: RunConfig, deployment: Deployment, link, *,
         entry: this rank's newest one, if it has any. role: what this rank is in the rounds.
 
     Raises:
-        JournalError: the entry does not fit this model, or participants hold different states of the same
-            round.
+        JournalError: the entry does not fit this model, participants hold different states of the same
+            round, or what was told is no round's.
     """
     previous = fresh.state if config.federation.staleness else None
     layout = Layout.of(keeping.pack(fresh.state, fresh.moments, previous))
-    head, saved = np.zeros(5), None
-    if entry is not None:
-        saved, head = _saved(journal, entry, layout), _head(entry)
+    saved = None if entry is None else _saved(journal, entry, layout)
     # Sites of their own may differ by the round in which one was lost.
     priority = entry.round + 1.0 if entry else 0.0
     head = link.share(np.zeros(5) if entry is None else _head(entry), priority)
     if head is None:
         return fresh
+    _check_head(head)
     layout = shared_layout(link, layout, None if saved is None else Layout.of(saved), priority)
     is_alike = saved is not None and Layout.of(saved) == layout
     own = layout.flatten(saved) if is_alike else np.zeros(layout.size, dtype=np.float32)
@@ -169,3 +168,19 @@ def _head(entry: Entry) -> np.ndarray:
     a better one, how far updates were alike [5]."""
     best = [entry.best_round, entry.best_loss] if entry.has_best else [NONE, 0.0]
     return np.array([entry.round, *best, entry.stale, -1.0 if entry.likeness is None else entry.likeness])
+
+
+def _check_head(head: np.ndarray) -> None:
+    """Check what a participant has told of its entry (see `_head`).
+
+    Raises:
+        JournalError: no round is like that; on all ranks alike.
+    """
+    number, best, loss, stale, _ = head.tolist()
+    counts = ((number, 0), (best, NONE), (stale, 0))
+    if not np.isfinite(loss) or any(not count.is_integer() or count < least for count, least in counts):
+        raise JournalError(
+            "the state to go on from, as the participant with the newest round tells it: it is of round "
+            f"{number:g}, the best one is {best:g} with a loss of {loss:g}, and {stale:g} evaluations since "
+            "were no better, which is no round's; start anew with --fresh, or without that participant's journal"
+        )

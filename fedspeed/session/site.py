@@ -13,7 +13,7 @@ from fedspeed import activity
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, decisive
 from fedspeed.errors import FedSpeedError
-from fedspeed.files import write_atomically
+from fedspeed.files import json_value, write_atomically
 from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
 from fedspeed.routing import identity
 from fedspeed.routing.anonymous.crypto import derive, digest, public_of
@@ -152,8 +152,12 @@ def differences(mine: Mapping[str, str], theirs: Mapping[str, str], name: str) -
 
 
 def _parsed(name: str, text) -> dict[str, str]:
+    """Return the settings that another site, called `name`, has sent. Raises FedSpeedError: they are none."""
     try:
-        return dict(json.loads(bytes(text)))
+        found = json_value(bytes(text))
+        if not isinstance(found, dict):
+            raise ValueError("they have no names")
+        return found
     except ValueError as error:
         raise FedSpeedError(
             f"{name} sent settings that are none ({error}); all must run the same version of FedSpeed"

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedspeed.errors import FedSpeedError
+from fedspeed.errors import FedSpeedError, JournalError
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transport import PeersLost, TransportError
 from fedspeed.routing.transports import frames, gloo, tls
 from fedspeed.routing.transports.frames import FRAMES_AHEAD, MESSAGE, MOST_BYTES, MOST_PIECES, Frame, is_frame
 from fedspeed.routing.transports.inbox import Inbox
 from fedspeed.routing.transports.local import LocalTransport
+from fedspeed.session import resume
+from fedspeed.session.site import Site
 from tests.limits import LIMIT_S
 from tests.routing.contract import in_threads
 from tests.routing.sites import Sites
@@ -210,3 +212,29 @@ def test_who_speaks_may_be_settled_beforehand():
 
     expected = [[2.0] * 3, [0.0] * 3], "float32"
     assert in_threads(LocalTransport.set_of(3), act) == [expected] * 3
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"5", b"[[[], 1]]", b'[["data.task", "file"]]', b"\xff"])
+def test_settings_that_are_none_are_told_with_the_site_that_sent_them(text):
+    cards = [SimpleNamespace(name=f"site{i}") for i in range(2)]
+    mine = SimpleNamespace(settings={}, membership=SimpleNamespace(roster=SimpleNamespace(members=cards)))
+
+    def act(transport):
+        if transport.rank:
+            transport.swap([np.array([len(text)], np.uint64)] * 2, [8, 8], LIMIT_S)
+            return transport.swap([text] * 2, [2, len(text)], LIMIT_S)
+        with pytest.raises(FedSpeedError, match="site1 sent settings that are none .* the same version"):
+            Site.agree(mine, transport, LIMIT_S)
+
+    in_threads(LocalTransport.set_of(2), act)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"), [(0, np.nan), (0, np.inf), (0, -1), (1, 0.5), (1, -2), (2, np.nan), (3, np.inf)]
+)
+def test_a_round_that_is_none_is_not_gone_on_from(place, told):
+    head = np.array([4.0, 2.0, 0.7, 1.0, -1.0])
+    resume._check_head(head)
+    head[place] = told
+    with pytest.raises(JournalError, match="which is no round's; start anew with --fresh"):
+        resume._check_head(head)

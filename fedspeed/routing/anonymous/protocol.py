@@ -2,14 +2,18 @@
 is sent what came. Pure but for randomness: it knows neither sockets nor clocks, so that any number of members
 can be played in one process, and any message changed on its way.
 
-    announce   fresh keys, signed; a commitment to a part of the beacon reveal     that part; shares of the
-    secret of the own mask, one sealed to each member hop 0..L   the cells, from their sources through L
-    relays to the owners. A relay waits for all cells before it sends any collect    owners list the serials
-    they have, and the digests of their sums; a backup gets the sums vote       each member says whether its
-    own cells are in the lists, once each, and that all were told the same lists confirm    each member signs
-    the lists. All signatures together commit the set; nothing before this is of any use to anyone unmask
-    the secrets of the own masks sums       owners give the sums to all done       nobody leaves before all
-    have them
+    announce   fresh keys, signed; a commitment to a part of the beacon
+    reveal     that part; shares of the secret of the own mask, one sealed to each member
+    hop 0..L   the cells, from their sources through L relays to the owners. A relay waits for all cells
+               before it sends any
+    collect    owners list the serials they have, and the digests of their sums; a backup gets the sums
+    vote       each member says whether its own cells are in the lists, once each, and that all were told the
+               same lists
+    confirm    each member signs the lists. All signatures together commit the set; nothing before this is of
+               any use to anyone
+    unmask     the secrets of the own masks
+    sums       owners give the sums to all
+    done       nobody leaves before all have them
 
 The certificate is what makes "committed" the same for everybody: where a member is lost, the others ask each
 other for one (`settle`), and either all go on with the set that it commits, or all begin another attempt with
