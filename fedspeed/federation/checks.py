@@ -8,8 +8,10 @@ from fedspeed.engine.capabilities import Kind, check_capabilities
 from fedspeed.errors import ConfigError, ModelError
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.methods.config import METHODS
+from fedspeed.federation.updates.base import hidden_by
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import local_base
+from fedspeed.monitor.metrics.metric import LOSSES
 
 
 def check_method(
@@ -27,7 +29,11 @@ def check_method(
     """
     name = config.federation.method.name
     method = method_class(name)
-    problems = [masked_problem(config, method, participants), step_problem(config, method)]
+    problems = [
+        masked_problem(config, method, participants),
+        step_problem(config, method),
+        losses_problem(config, hidden_by(config.federation.updates)),
+    ]
     needs = [(method.needs, kind, f"federation.method={name}")]
     if server_kind is not None:
         needs.append((method.server_needs, server_kind, f"the server of federation.method={name}"))
@@ -93,6 +99,28 @@ def masked_problem(config: RunConfig, method: type[Method], participants: Mappin
         f"{named}: of {len(set(participants.values()))} participants only {holders} may meet in an element of "
         f"the sum, which says too much about each; routing.mode={mode} asks for routing.min_participants={least}; take more "
         "participants, set routing.mode=plain inside one trust domain, or choose another method"
+    )
+
+
+def losses_problem(config: RunConfig, hides: frozenset[str]) -> str:
+    """Return what stands against transforms of updates that hide losses, empty if nothing does.
+
+    Args:
+        hides: what the run's transforms hide together.
+    """
+    if LOSSES not in hides:
+        return ""
+    asking = {
+        "federation.compare_alone=true": config.federation.compare_alone,
+        f"federation.patience={config.federation.patience}": config.federation.patience,
+    }
+    found = [setting for setting, is_set in asking.items() if is_set]
+    if not found:
+        return ""
+    names = ", ".join(transform.name for transform in config.federation.updates)
+    return (
+        f"federation.updates ({names}) hides losses, and {' and '.join(found)} needs them; leave one of them "
+        "out"
     )
 
 

@@ -8,6 +8,7 @@ modes may show: nobody learns more than those sums.
 import numpy as np
 
 from fedspeed.monitor.metrics import registry
+from fedspeed.monitor.metrics.metric import NOTHING, Metric
 
 # What no output shows, but all ranks decide by.
 CLIENT_SIGNALS = ("moved",)
@@ -25,19 +26,19 @@ class Ledger:
         clients, ranks: of the whole run.
         vector: the sum, float64; None: a share that is to be filled.
         sums_only: whether only sums over all clients and ranks are told (the masked modes).
-        hidden: clients' slots that are not told at all, not even as sums; their values are nan for everybody.
+        hides: what transforms of updates hide (monitor.metrics.metric.BESIDE). Slots that reveal it are not
+            told at all, not even as sums; their values are nan for everybody.
     """
 
     def __init__(self, clients: int, ranks: int, vector: np.ndarray | None = None, *, sums_only: bool = False,
-                 hidden: frozenset[str] = frozenset()):
-        self.sums_only, self._hidden = sums_only, hidden
+                 hides: frozenset[str] = NOTHING):
+        self.sums_only, self._hides = sums_only, hides
         if sums_only:
             clients = ranks = 1
         self._known = {"client": {*registry.slots("client", False), *CLIENT_SIGNALS},
                        "rank": {*registry.slots("rank", False), *RANK_SIGNALS}}
-        client_slots = [name for name in (*registry.slots("client", sums_only), *CLIENT_SIGNALS)
-                        if name not in hidden]
-        rank_slots = (*registry.slots("rank", sums_only), *RANK_SIGNALS)
+        client_slots = (*registry.slots("client", sums_only, hides), *CLIENT_SIGNALS)
+        rank_slots = (*registry.slots("rank", sums_only, hides), *RANK_SIGNALS)
         split = clients * len(client_slots)
         size = split + ranks * len(rank_slots)
         self.vector = np.zeros(size) if vector is None else vector
@@ -47,7 +48,6 @@ class Ledger:
         by_client = self.vector[:split].reshape(clients, len(client_slots))
         by_rank = self.vector[split:].reshape(ranks, len(rank_slots))
         self._clients = {name: by_client[:, index] for index, name in enumerate(client_slots)}
-        self._clients |= {name: np.full(clients, np.nan) for name in hidden}
         self._ranks = {name: by_rank[:, index] for index, name in enumerate(rank_slots)}
 
     def add_client(self, client: int, **values: float) -> None:
@@ -71,9 +71,13 @@ class Ledger:
             if self._is_told("rank", name):
                 self._ranks[name][0 if self.sums_only else place] = value
 
-    def hides(self, name: str) -> bool:
-        """Say whether a slot of the clients is told to nobody."""
-        return name in self._hidden
+    def hides(self, metric: Metric) -> bool:
+        """Say whether a metric is told to nobody, not even as a sum."""
+        return bool(metric.reveals & self._hides)
+
+    def tells(self, name: str) -> bool:
+        """Say whether a slot of the clients is told."""
+        return name in self._clients
 
     def total(self, name: str) -> float:
         """Sum a slot over all clients."""
@@ -103,6 +107,4 @@ class Ledger:
         if name not in self._known[per]:
             known = ", ".join(sorted(self._known[per]))
             raise ValueError(f"no metric has a slot {name!r} for a {per}; there are {known}")
-        if per == "client" and name in self._hidden:
-            return False
         return name in (self._clients if per == "client" else self._ranks)

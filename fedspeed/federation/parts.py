@@ -148,7 +148,7 @@ def assemble(
             clock=around.clock,
             peak_bytes=around.peak_bytes,
             signals=around.signals,
-            hidden=updates.hidden_slots,
+            hides=updates.hides,
             spent=updates.spent,
         ),
         evaluators=tuple(evaluators),

@@ -20,6 +20,7 @@ from fedspeed.federation.methods.base import Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
 from fedspeed.monitor.metrics import registry
+from fedspeed.monitor.metrics.metric import NOTHING
 from fedspeed.monitor.round_record import round_record
 
 Seconds = dict[str, float]  # by stage
@@ -33,9 +34,10 @@ def added(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 def held_out_loss(ledger: Ledger) -> float | None:
     """Return the mean held-out loss over all clients' answer tokens, None where nothing was evaluated, or
     nobody may be told."""
+    if not ledger.tells("val_loss"):
+        return None
     tokens = ledger.total("val_tokens")
-    loss = ledger.total("val_loss")
-    return loss / tokens if tokens and not ledger.hides("val_loss") else None
+    return ledger.total("val_loss") / tokens if tokens else None
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Recorder:
     Args:
         monitor: takes the records, on the rank that reports. clock: of this rank's stages.
         peak_bytes: the most memory that this rank has held.
-        hidden: clients' slots of the ledger that nobody may be told.
+        hides: what the run's transforms of updates hide (monitor.metrics.metric.BESIDE).
         spent: what this rank's transforms of updates have spent so far, by slot.
     """
 
@@ -98,12 +100,12 @@ class Recorder:
         clock: Any,
         peak_bytes: Callable[[], int],
         signals: Signals,
-        hidden: frozenset[str] = frozenset(),
+        hides: frozenset[str] = NOTHING,
         spent: Callable[[], Mapping[str, float]] = dict,
     ):
         self._config, self._role, self._engine, self._link = config, role, engine, link
         self._monitor, self._clock, self._peak_bytes, self._signals = monitor, clock, peak_bytes, signals
-        self._hidden, self._spent = hidden, spent
+        self._hides, self._spent = hides, spent
         self._spent_before: Mapping[str, float] = spent()  # by the training of earlier rounds
         self._late_s = 0.0  # waited for others in the last sum of counters
         self._between: Seconds = {}  # since then, but for training: it counts for the round settled next
@@ -243,4 +245,4 @@ class Recorder:
 
     def _ledger(self, vector) -> Ledger:
         clients, sums_only = self._config.data.clients, self._config.routing.sums_only
-        return Ledger(clients, self._role.ranks, vector, sums_only=sums_only, hidden=self._hidden)
+        return Ledger(clients, self._role.ranks, vector, sums_only=sums_only, hides=self._hides)

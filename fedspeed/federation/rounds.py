@@ -41,7 +41,8 @@ def baseline(parts: RankParts, progress: Progress) -> None:
     parts.recorder.forget()
     evaluate(parts, progress, ledger, "the evaluation before round 1")
     ledger = parts.recorder.share(ledger)
-    if not (ledger.hides("val_loss") or math.isfinite(ledger.total("val_loss"))):
+    loss = held_out_loss(ledger)
+    if loss is not None and not math.isfinite(loss):
         raise FedSpeedError(
             "the held-out loss is not finite before any training; check the weights in model.base and "
             "adapter.start_from, or choose another model.dtype"
@@ -49,7 +50,7 @@ def baseline(parts: RankParts, progress: Progress) -> None:
     if parts.role.reporter:
         parts.recorder.record(0, (), ledger, factor_error_exact=False, clipped=0)
     if not progress.has_best:  # a run that was ended in round 1 has noted it before
-        parts.keeper.note_loss(progress, held_out_loss(ledger))
+        parts.keeper.note_loss(progress, loss)
     parts.keeper.keep_clients(progress, parts.link)
     parts.keeper.commit(progress)
 

@@ -5,6 +5,7 @@ from typing import TextIO
 
 from fedspeed.data.row_counts import DataReport
 from fedspeed.monitor.config import MonitorConfig
+from fedspeed.monitor.metrics.metric import LOSSES, NOTHING
 from fedspeed.monitor.progress import NotesOnly, Progress
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text
 from fedspeed.monitor.report import CLIPPED, Comparison, Facts, comparison_text, missing_text, write_report
@@ -26,17 +27,20 @@ class Monitor:
         resume_round: last round that is finished and stays; 0 for a fresh start.
         config_text: the resolved configuration.
         data: what is to be said about the rows; without a client's own counts in the masked modes.
+        hides: what transforms of updates hide (monitor.metrics.metric.BESIDE).
         progress_stream: where progress goes; None is stderr.
     """
 
     def __init__(
         self, folder: Path, config: MonitorConfig, routing_mode: str, total_rounds: int, *,
         json_out: TextIO | None = None, resume_round: int = 0, config_text: str = "",
-        data: DataReport | None = None, progress_stream: TextIO | None = None,
+        data: DataReport | None = None, hides: frozenset[str] = NOTHING,
+        progress_stream: TextIO | None = None,
     ):
         self._folder = Path(folder)
         self._config = config
         self._routing_mode = routing_mode
+        self._hides = hides
         self._config_text = config_text
         self._data = data
         self._log = RoundLog(self._folder / "rounds.jsonl", resume_round)
@@ -73,8 +77,8 @@ class Monitor:
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
         """`local_step` (from 1) of `local_steps` is done on this rank. The loss is this rank's own, so only
-        `plain` shows it."""
-        shown = loss if shows_everything(self._routing_mode) else None
+        `plain` shows it, where no transform of updates hides it."""
+        shown = loss if shows_everything(self._routing_mode) and LOSSES not in self._hides else None
         self._progress.step(round_number, local_step, local_steps, shown)
 
     def round(self, record: RoundRecord) -> None:

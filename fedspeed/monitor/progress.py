@@ -141,7 +141,9 @@ class Progress:
     def _round_parts(self, record: RoundRecord) -> list[tuple[int, str]]:
         parts = [(100, f"round {record.round}/{self._total_rounds}"), *self._loss_parts()]
         if record.round:
-            parts += [(40, f"{count_text(record.tokens_per_s)} tokens/s"), (40, seconds_text(record.seconds))]
+            if record.tokens_per_s is not None:
+                parts.append((40, f"{count_text(record.tokens_per_s)} tokens/s"))
+            parts.append((40, seconds_text(record.seconds)))
         return parts if record.round >= self._total_rounds else parts + self._remaining()
 
     def _loss_parts(self) -> list[tuple[int, str]]:

@@ -262,7 +262,8 @@ def _over_rounds(records: Sequence[RoundRecord], absent: tuple[int, ...]) -> dic
             case "last":
                 amount = _last(records, metric.name, absent)
             case "ratio":
-                amount = values[metric.of] / values[metric.over] if values.get(metric.over) else None
+                whole, part = values.get(metric.over), values.get(metric.of)
+                amount = part / whole if whole and part is not None else None
         values[metric.name] = metric.value(amount)
     return values
 

@@ -12,7 +12,7 @@ class Sums(Protocol):
 
     sums_only: bool
 
-    def hides(self, name: str) -> bool: ...  # whether a slot of the clients is told to nobody
+    def hides(self, metric: Metric) -> bool: ...  # whether it is told to nobody
     def of_clients(self, name: str): ...  # [clients]
     def total(self, name: str) -> float: ...  # over clients
     def rank_total(self, name: str) -> float: ...
@@ -51,7 +51,7 @@ def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[s
     """Reduce one metric. `values` are those of the metrics before it in the list."""
     if ledger.sums_only and not metric.shown_masked:
         return None  # it was not told
-    if metric.per == "client" and _is_hidden(metric, ledger):
+    if ledger.hides(metric):
         return None
     of = metric.of or metric.name
     total = ledger.total if metric.per == "client" else ledger.rank_total
@@ -65,19 +65,15 @@ def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[s
         case "max":
             return ledger.rank_max(of) or None  # 0: nobody has measured it
     if metric.per == "round":
-        return _ratio(metric, values[of], values[metric.over])
+        both = values[of], values[metric.over]
+        return None if None in both else _ratio(metric, *both)
     return _ratio(metric, total(of), total(metric.over))
-
-
-def _is_hidden(metric: Metric, ledger: Sums) -> bool:
-    """Say whether a metric of clients needs a slot that nobody was told."""
-    return any(ledger.hides(slot) for slot in metric.slots)
 
 
 def _client_record(client: int, ledger: Sums) -> ClientRecord:
     values: dict[str, Value] = {}
     for metric in registry.of_client():
-        if _is_hidden(metric, ledger):
+        if ledger.hides(metric):
             values[metric.name] = metric.value(None)
             continue
         amounts = [float(ledger.of_clients(slot)[client]) for slot in metric.slots]

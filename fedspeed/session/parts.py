@@ -22,9 +22,11 @@ from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.updates.base import hidden_by
 from fedspeed.models.planned import planned_shape
 from fedspeed.monitor import summary_file
 from fedspeed.monitor.clock import peak_bytes
+from fedspeed.monitor.metrics.metric import WEIGHTS
 from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.monitor.trace import NoTrace, Trace
 from fedspeed.monitor.working import Working
@@ -321,12 +323,14 @@ def federated(job: Job, role: RankRole, engine, link: ClientLink, *, method, sur
 
 def data_report(job: Job, link: ClientLink, data: dict, everyone: list) -> DataReport:
     """Return what is to be said about the rows. Collective: every rank counts the rows of its own clients
-    only, and what all have counted is summed; where clients may learn no more than sums, over all clients.
+    only, and what all have counted is summed; where clients may learn no more than sums, or a transform of
+    updates hides what each counts, over all clients.
 
     Args:
         data: encoded rows of this rank's clients, by client. everyone: rows of all clients of this job.
     """
-    config, sums_only = job.config, job.config.routing.sums_only
+    config = job.config
+    sums_only = config.routing.sums_only or WEIGHTS in hidden_by(config.federation.updates)
     own = np.zeros((1 if sums_only else config.data.clients, 3))
     for client, rows in data.items():
         own[0 if sums_only else client] += words(row_counts(rows))
@@ -372,4 +376,5 @@ def monitor(job: Job, resume_round: int, claim: Claim, data: DataReport | None =
         resume_round=resume_round,
         data=data,
         config_text=render(request.loaded, request.deepspeed),
+        hides=hidden_by(config.federation.updates),
     )

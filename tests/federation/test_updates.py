@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedspeed.federation.checks import losses_problem
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Sum
 from fedspeed.federation.methods.base import Turn, make_method
@@ -13,7 +14,6 @@ from fedspeed.federation.methods.config import arm_of as method_arm
 from fedspeed.federation.recording import Recorder, Signals, Training, held_out_loss
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.updates.base import (
-    BESIDE,
     Update,
     Updates,
     hidden_by,
@@ -23,6 +23,10 @@ from fedspeed.federation.updates.base import (
 )
 from fedspeed.federation.updates.config import arm_of
 from fedspeed.monitor.clock import StageClock
+from fedspeed.monitor.metrics import registry
+from fedspeed.monitor.metrics.metric import BESIDE, LOSSES, SKETCH
+from fedspeed.monitor.metrics.metric import WEIGHTS as EXACT_WEIGHTS
+from fedspeed.monitor.records import RoundRecord, summarise
 from fedspeed.monitor.round_record import round_record
 from tests.tiny import run_config
 
@@ -159,15 +163,15 @@ def test_what_is_hidden_is_known_before_anything_is_built():
     assert hidden_by([arm_of("clip")()]) == hidden_by([]) == frozenset()
 
 
-def test_hidden_losses_are_told_to_nobody():
+def test_what_is_hidden_is_told_to_nobody():
     """Not even as sums: the record has no value where they would be, and none of them is in the vector."""
-    hidden = Updates([Secret(None)]).hidden_slots
-    ledger = Ledger(2, 1, hidden=hidden)
+    hides = Updates([Secret(None)]).hides
+    ledger = Ledger(2, 1, hides=hides)
     told = {
         "asked": 1.0,
         "received": 1.0,
         "train_loss": 1e9,
-        "tokens": 5,
+        "tokens": 1e9,
         "val_loss": 1e9,
         "val_tokens": 3,
         "exact": 1e9,
@@ -175,15 +179,48 @@ def test_hidden_losses_are_told_to_nobody():
     }
     for client in range(2):
         ledger.add_client(client, **told)
-    ledger.set_rank(0, ranks=1.0, wall_s=1.0)
+    ledger.set_rank(0, ranks=1.0, wall_s=1.0, clip_norms=1e9, clip_updates=1.0)
     assert not (ledger.vector >= 1e9).any() and np.isfinite(ledger.vector).all()
     assert held_out_loss(ledger) is None
     record = round_record(
-        Ledger(2, 1, ledger.vector, hidden=hidden), 1, (0, 1), lr=0.1, factor_error_exact=False, clipped=0
+        Ledger(2, 1, ledger.vector, hides=hides),
+        1,
+        (0, 1),
+        lr=0.1,
+        factor_error=0.5,
+        factor_error_exact=False,
+        clipped=0,
     )
-    assert (record.train_loss, record.val_loss, record.val_exact, record.tokens) == (None, None, None, 10)
-    assert [client.train_loss for client in record.per_client] == [None, None]
-    assert not Updates([]).hidden_slots
+    hidden = ("train_loss", "val_loss", "val_exact", "tokens", "tokens_per_s", "factor_error", "unclipped_norm")
+    assert [getattr(record, name) for name in hidden] == [None] * len(hidden)
+    assert [(client.train_loss, client.tokens) for client in record.per_client] == [(None, None)] * 2
+    assert (record.clients, record.received, record.seconds) == (2, 2, 1.0)
+    again = RoundRecord.from_json(record.to_json())
+    assert again == record and summarise([record], status="finished", total_rounds=1).tokens_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("hides", "gone"),
+    [
+        ({LOSSES}, {"train_loss", "val_loss", "exact"}),
+        ({EXACT_WEIGHTS}, {"train_loss", "tokens"}),
+        ({SKETCH}, set()),
+    ],
+)
+def test_a_slot_is_told_unless_a_metric_that_may_not_be_shown_is_all_that_it_is_for(hides, gone):
+    """And a token count is no less of a secret under a loss than by itself."""
+    hides = frozenset(hides)
+    left = set(registry.slots("client", False)) - set(registry.slots("client", False, hides))
+    assert gone <= left and "asked" not in left and "steps" not in left
+
+
+def test_runs_that_need_losses_go_with_nothing_that_hides_them():
+    for setting, named in (({"compare_alone": True}, "compare_alone=true"), ({"patience": 2}, "patience=2")):
+        config = run_config(federation={"updates": ({"name": "clip"},), **setting})
+        assert losses_problem(config, frozenset({EXACT_WEIGHTS, SKETCH})) == ""
+        told = losses_problem(config, BESIDE)
+        assert "federation.updates (clip) hides losses" in told and named in told
+    assert losses_problem(run_config(), BESIDE) == ""
 
 
 def records_of_rounds(updates, mode, rounds):

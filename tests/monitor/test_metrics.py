@@ -2,12 +2,13 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from fedspeed.federation.ledger import Ledger
 from fedspeed.monitor.metrics import registry
-from fedspeed.monitor.metrics.metric import Metric
+from fedspeed.monitor.metrics.metric import NOTHING, WEIGHTS, Metric
 from fedspeed.monitor.round_record import round_record
 from fedspeed.monitor.visibility import visible
 
@@ -108,7 +109,7 @@ def test_a_loss_that_has_diverged_is_not_one_that_was_told_to_nobody():
     ledger.add_client(1, train_loss=math.nan)
     diverged = round_record(ledger, 3, (0, 1), **SAME)
     assert math.isnan(diverged.train_loss) and math.isnan(diverged.per_client[1].train_loss)
-    hidden = round_record(filled(lambda: Ledger(2, 2, hidden=frozenset({"train_loss"}))), 3, (0, 1), **SAME)
+    hidden = round_record(filled(lambda: Ledger(2, 2, hides=frozenset({WEIGHTS}))), 3, (0, 1), **SAME)
     assert hidden.train_loss is None and hidden.per_client[1].train_loss is None
     assert hidden.val_loss == diverged.val_loss
 
@@ -141,3 +142,22 @@ def test_a_metric_that_says_so_is_shown_in_masked_modes(tmp_path, monkeypatch):
         for sums_only in (True, False):
             ledger = filled(lambda: Ledger(2, 2, sums_only=sums_only), [("of_ranks", 4321, "rank")])
             assert visible(round_record(ledger, 1, (0, 1), **SAME), "mask").of_ranks == expected
+
+
+def test_a_metric_that_does_not_say_what_it_reveals_is_hidden_where_anything_is(monkeypatch):
+    for reveals, is_told in (({}, False), ({"reveals": frozenset({WEIGHTS})}, False), ({"reveals": NOTHING}, True)):
+        metric = Metric(name="of_ranks", unit="number", per="rank", reduce="sum", **reveals)
+        monkeypatch.setattr(registry, "METRICS", (*METRICS, metric))
+        ledger = Ledger(1, 1, hides=frozenset({WEIGHTS}))
+        ledger.set_rank(0, ranks=1.0, of_ranks=8643.0)
+        assert (8643.0 in ledger.vector) == is_told
+        assert round_record(ledger, 1, (), **SAME).of_ranks == (8643.0 if is_told else None)
+
+
+def test_no_metric_tells_in_its_slots_what_another_says_that_it_reveals(monkeypatch):
+    module = SimpleNamespace(METRICS=(
+        Metric(name="answers", unit="count", per="client", reduce="sum", reveals=frozenset({WEIGHTS})),
+        Metric(name="mean", unit="number", per="client", reduce="ratio", over="answers", reveals=NOTHING)))
+    monkeypatch.setattr(registry, "import_module", lambda name: module)
+    with pytest.raises(ValueError, match="'mean' shares a slot with 'answers', which reveals weights"):
+        registry.collected(("one",))

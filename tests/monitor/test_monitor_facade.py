@@ -9,7 +9,7 @@ import pytest
 
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.metrics import registry
-from fedspeed.monitor.metrics.metric import Metric
+from fedspeed.monitor.metrics.metric import LOSSES, Metric
 from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.monitor.records import MissingUpdates, summarise
 from fedspeed.monitor.report import Comparison, ComparisonRow, Facts
@@ -216,3 +216,11 @@ def test_the_loss_of_a_step_is_shown_in_plain_mode_only(tmp_path, mode, monkeypa
     Monitor(tmp_path, MonitorConfig(), mode, 1, progress_stream=err).step(1, 1, 2, loss=LOSS)
     assert ("loss 6.2832" in err.getvalue()) == (mode == "plain")
     assert "step 1/2" in err.getvalue()
+
+
+def test_the_loss_of_a_step_is_not_shown_where_a_transform_of_updates_hides_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedspeed.monitor.progress.LOG_INTERVAL_S", 0.0)
+    err = io.StringIO()
+    monitor = Monitor(tmp_path, MonitorConfig(), "plain", 1, hides=frozenset({LOSSES}), progress_stream=err)
+    monitor.step(1, 1, 2, loss=LOSS)
+    assert "step 1/2" in err.getvalue() and "loss" not in err.getvalue()

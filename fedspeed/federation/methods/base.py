@@ -86,7 +86,7 @@ class Method(ABC):
     Attributes:
         needs, server_needs: what a client's and the server's engine must be capable of
             (engine.client_engine.Capability), held against them before anything is built.
-        hides: what the run's transforms of updates want hidden beside them (updates.base.BESIDE). The method
+        hides: what the run's transforms of updates want hidden beside them (monitor.metrics.metric.BESIDE). The method
             does not send its sketch if that is among it.
         keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
             journalled.

@@ -18,24 +18,21 @@ from fedspeed.federation.methods.base import Turn
 from fedspeed.federation.registered import class_in
 from fedspeed.federation.updates.config import UPDATES
 from fedspeed.monitor.metrics import registry
+from fedspeed.monitor.metrics.metric import BESIDE, WEIGHTS
 
 if TYPE_CHECKING:  # torch stays away from whoever only asks what is hidden
     from fedspeed.engine.client_engine import ClientEngine
 
-# What else is told of a client's training, and may have to be hidden with it: the sketch that the averaging
-# error is estimated from, the client's exact weight (its answer tokens), and its losses.
-SKETCH, WEIGHTS, LOSSES = "sketch", "weights", "losses"
-BESIDE = frozenset({SKETCH, WEIGHTS, LOSSES})
 SEED_BYTES = 32
-LOSS_SLOTS = frozenset({"train_loss", "val_loss", "exact"})  # of the ledger
 
 
 class Update(ABC):
     """One transform; one instance a run and rank.
 
     Attributes:
-        hides: what else must be hidden for the transform to mean anything, of BESIDE. All of it, unless a
-            transform says that it may be told.
+        hides: what else must be hidden for the transform to mean anything, of monitor.metrics.metric.BESIDE:
+            what reveals it is then sent and shown by nobody. All of it, unless a transform says that it may
+            be told.
     """
 
     hides: ClassVar[frozenset[str]] = BESIDE
@@ -101,11 +98,6 @@ class Updates:
         for update in self._updates:
             told, weight = update(told, weight, self._rngs[turn.client])
         return delta | told, 1.0 if WEIGHTS in self.hides else weight
-
-    @property
-    def hidden_slots(self) -> frozenset[str]:
-        """The slots of the ledger that nobody may be told."""
-        return LOSS_SLOTS if LOSSES in self.hides else frozenset()
 
     def spent(self) -> dict[str, float]:
         """Return what all transforms have spent together, by slot."""

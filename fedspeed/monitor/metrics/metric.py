@@ -8,6 +8,12 @@ from fedspeed.units import bytes_text, count_text, loss_text, seconds_text
 
 Value = float | int | bool | None  # None: not measured, or not to be shown
 GIB = 2**30
+# What is told of a client's training beside its update, and what a transform of updates may want hidden with
+# it (federation.updates): its losses, its exact weight (answer tokens), and the sketch that the averaging error
+# is estimated from.
+LOSSES, WEIGHTS, SKETCH = "losses", "weights", "sketch"
+BESIDE = frozenset({LOSSES, WEIGHTS, SKETCH})
+NOTHING: frozenset[str] = frozenset()
 
 
 class Unit(NamedTuple):
@@ -38,7 +44,8 @@ class Metric:
     """Describe one metric; ledger slots, fields of records, tags, tables and visibility follow from it.
 
     A metric fails closed: unless `shown_masked` says otherwise, its value does not leave the rank that has
-    measured it in masked modes. The value of a single client never does.
+    measured it in masked modes. The value of a single client never does. And unless `reveals` says otherwise,
+    it does not leave that rank in any mode where a transform of updates hides anything.
 
     Attributes:
         name: of the field in records, `rounds.jsonl` and `--json`.
@@ -56,6 +63,7 @@ class Metric:
         record: whose record has it: that of the `round`, of each `client` (per `client` only), or `both`.
         always: whether every round has it, so that a record without it is damaged.
         shown_masked: whether masked modes may show it. Never for a maximum, which is one rank's own value.
+        reveals: what its value, or one of its slots, tells of a client's training, of BESIDE.
         tag: of TensorBoard; a client's stands behind `client_N/`. Empty: none.
         tag_scale: TensorBoard shows the value divided by it.
         tag_from: values below have no point in TensorBoard.
@@ -82,6 +90,7 @@ class Metric:
     record: Literal["round", "client", "both"] = "round"
     always: bool = False
     shown_masked: bool = False
+    reveals: frozenset[str] = BESIDE
     tag: str = ""
     tag_scale: float = 1.0
     tag_from: float | None = None
@@ -106,6 +115,8 @@ class Metric:
             "masked modes never show a client's own value": not is_hidden and self.record == "client",
             "what every round has (always=True) masked modes have too":
                 self.always and is_hidden and self.record != "client",
+            "what every round has (always=True) reveals nothing that may have to be hidden":
+                self.always and bool(self.reveals),
             "only a rank can measure by itself, and one number": measures_wrongly,
         }
         if found := [text for text, is_so in faults.items() if is_so]:

@@ -6,9 +6,10 @@ A new metric is one module in this folder with a tuple METRICS, and its name in 
 from collections import Counter
 from collections.abc import Iterable
 from importlib import import_module
+from itertools import permutations
 from typing import Literal
 
-from fedspeed.monitor.metrics.metric import Metric
+from fedspeed.monitor.metrics.metric import NOTHING, Metric
 
 MODULES = ("losses", "speed", "traffic", "waits", "federation", "updates")  # in the order of tables and records
 # What records hold beside metrics: no metric may be called so.
@@ -21,7 +22,8 @@ def collected(modules: Iterable[str]) -> tuple[Metric, ...]:
 
     Raises:
         ValueError: a record or a chart would have two of one name, or one of a name that records use
-            themselves, or a ratio of metrics stands before them.
+            themselves, or a ratio of metrics stands before them, or one would show in its slots what another
+            says that it reveals.
     """
     found = tuple(metric for name in modules for metric in import_module(f"{__package__}.{name}").METRICS)
     taken = sorted({metric.name for metric in found} & TAKEN)
@@ -39,6 +41,11 @@ def collected(modules: Iterable[str]) -> tuple[Metric, ...]:
         if metric.per == "round" and metric.over and not {metric.of, metric.over} <= before:
             raise ValueError(f"metric {metric.name!r} divides {metric.of} by {metric.over}, which must be "
                              "metrics before it, with a value in the summary if it is to have one")
+    for metric, other in permutations(found, 2):
+        is_part = other.per == metric.per and len(other.slots) == 1 and other.slots[0] in metric.slots
+        if is_part and (unsaid := sorted(other.reveals - metric.reveals)):
+            raise ValueError(f"metric {metric.name!r} shares a slot with {other.name!r}, which reveals "
+                             f"{', '.join(unsaid)}; say so of it too")
     return found
 
 
@@ -60,9 +67,16 @@ def of_summary() -> tuple[Metric, ...]:
     return tuple(metric for metric in METRICS if metric.over_rounds)
 
 
-def slots(per: Literal["client", "rank"], sums_only: bool) -> tuple[str, ...]:
-    """List the slots of the ledger that each client or rank fills; `sums_only`: those of masked modes."""
-    told = [metric for metric in METRICS if metric.per == per and (metric.shown_masked or not sums_only)]
+def slots(
+    per: Literal["client", "rank"], sums_only: bool, hides: frozenset[str] = NOTHING
+) -> tuple[str, ...]:
+    """List the slots of the ledger that each client or rank fills and tells.
+
+    Args:
+        sums_only: only those of masked modes. hides: only those of metrics that reveal nothing of it.
+    """
+    told = [metric for metric in METRICS
+            if metric.per == per and (metric.shown_masked or not sums_only) and not metric.reveals & hides]
     return tuple(dict.fromkeys(slot for metric in told for slot in metric.slots))
 
 

@@ -1,16 +1,16 @@
 """What a local step takes, and what is waited for in it and behind it."""
 
-from fedspeed.monitor.metrics.metric import Metric
+from fedspeed.monitor.metrics.metric import NOTHING, Metric
 
 METRICS = (
     # Of a local step, on the slowest rank; no value where no step was timed.
-    Metric(name="step_s", unit="seconds", per="rank", reduce="max", over_rounds="median"),
+    Metric(name="step_s", unit="seconds", per="rank", reduce="max", reveals=NOTHING, over_rounds="median"),
     # Part of a pipeline's training passes in which its ranks did not compute; no value without a pipeline.
     Metric(name="bubble", unit="share", per="rank", reduce="ratio", of="bubble_s", over="passes_s",
-           shown_masked=True, tag="overlap/bubble", over_rounds="median",
+           shown_masked=True, reveals=NOTHING, tag="overlap/bubble", over_rounds="median",
            title="idle part of the pipelines' passes, median round"),
     # Part of the exchange that hid behind training. Less than 1 % is nothing but how the clocks are read.
     Metric(name="overlap", unit="share", per="rank", reduce="ratio", of="waited_s", over="exchanged_s",
-           rest=True, shown_masked=True, tag="overlap/exchange_hidden", over_rounds="median",
+           rest=True, shown_masked=True, reveals=NOTHING, tag="overlap/exchange_hidden", over_rounds="median",
            title="exchange hidden behind training, median round", row_from=0.01),
 )

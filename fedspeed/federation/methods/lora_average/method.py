@@ -20,6 +20,7 @@ from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import Aggregate, Method, Turn
 from fedspeed.federation.methods.factors import Sketch, moved
 from fedspeed.models.factors import is_factor_a, is_factor_b
+from fedspeed.monitor.metrics.metric import SKETCH
 
 
 def rule_of(config) -> str:
@@ -39,7 +40,7 @@ class LoraAverage(Method):
     def _plan_of(self, round: int) -> tuple[Layout, Sketch]:
         """Return (layout of the deltas that travel in a round, the round's sketch, which may have no
         values)."""
-        sketched = self.layout.without(self.layout.names if "sketch" in self.hides else ())
+        sketched = self.layout.without(self.layout.names if SKETCH in self.hides else ())
         return self.layout.without(self.frozen(round)), Sketch(sketched, self.seed, round)
 
     @classmethod
