@@ -40,6 +40,7 @@ LATE = {
         "evaluation/held_out",
         "federation/parts",
         "federation/rounds",
+        "federation/tensors",
         "federation/trainer",
         "models/adapters",
         "models/blocks",

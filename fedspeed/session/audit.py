@@ -5,9 +5,10 @@ adversary gets the views of the coalition.
 """
 
 import contextlib
+import itertools
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.data.clients import client_rows, encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
-from fedspeed.errors import ConfigError
+from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.federation import server
-from fedspeed.federation.layout import Layout
+from fedspeed.federation.contributing import Contribution, counts
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.updates.base import make_updates
 from fedspeed.models.positions import check_length
 from fedspeed.models.tokenizer import load_tokenizer
 from fedspeed.monitor.clock import StageClock
@@ -35,6 +37,7 @@ from fedspeed.routing.anonymous.terms import Terms
 from fedspeed.routing.anonymous.traffic import traffic
 from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, named_share, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
+from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.numeric_type import alone
 from fedspeed.session.request import RunRequest
 
@@ -67,7 +70,8 @@ class Audit:
 
 def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coalition: Coalition | None, seed: int = 0) -> Audit:
     """Args:
-        rounds: how many are trained and exchanged. words: of every update, how many (drawn once) are exchanged; content enough for a linker.
+        rounds: how many are trained and exchanged. words: how many values (drawn once) of the vector that each client sends are exchanged;
+            content enough for a linker. seed: of that choice and of the linkers.
         coalition: None: all owners, and no relay.
 
     Raises:
@@ -92,8 +96,14 @@ def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coaliti
 
 
 def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray]:
-    """[clients, words] float32 of each round: what the clients' updates say in some coordinates."""
-    from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
+    """Train the clients of a run, and return by exchange what each of them gives to the sum: [clients, words]
+    float32, some coordinates of the vector that it sends.
+
+    Args:
+        words: how many coordinates, all of them where there are fewer. seed: they are drawn with, in every
+            exchange alike.
+    """
+    from fedspeed.engine.build import EngineContext, build_engine
 
     config = loaded.config
     tokenizer = load_tokenizer(config.model)
@@ -103,37 +113,44 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
     join_world(600)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            spec = EngineSpec.of(config, RunRequest(loaded).deepspeed)
+            spec = engine_spec(config, RunRequest(loaded).deepspeed, "client")
             context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed)
             with contextlib.closing(build_engine(spec, context)) as engine:
-                return _updates(config, engine, data, rounds=rounds, words=words, seed=seed)
+                sent = list(_sent(config, engine, data, rounds))
     finally:
         leave_world()
+    least = min(vectors.shape[1] for vectors in sent)
+    chosen = np.sort(np.random.default_rng(seed).permutation(least)[:words])
+    return [vectors[:, chosen] for vectors in sent]
 
 
-def _updates(config: RunConfig, engine, data: dict, *, rounds: int, words: int, seed: int) -> list[np.ndarray]:
-    """Train rounds of all clients one after the other, and return what `train` says."""
+def _sent(config: RunConfig, engine, data: dict, rounds: int) -> Iterator[np.ndarray]:
+    """Train rounds of all clients one after the other, and yield what they give to each exchange: [clients,
+    values] float32."""
     from fedspeed.federation.parts import run_method, start, weights_of
+    from fedspeed.federation.tensors import as_torch
     from fedspeed.federation.trainer import Trainer
 
     role, method = RankRole(clients=data), run_method(config, engine)
-    progress = start(config, engine, method)
-    trainer, weights, layout = Trainer(config, role, engine, method), weights_of(role), Layout.of(progress.state)
-    chosen = np.sort(np.random.default_rng(seed).permutation(layout.size)[:words])
-    steps, memory = trainer.steps_per_round, {}
-    out = []
-    with activity.during("the training of the clients", rounds * len(data) * steps, "local step"):
-        for number in range(1, rounds + 1):
-            ends, begin = [], layout.flatten(progress.state)
-            turns = [trainer.turn(client, number, progress.state, steps=steps, memory=memory.get(client)) for client in data]
-            for together in trainer.train(turns):
-                ends += [layout.flatten(trained.end) - begin for _, trained in together]
-                memory |= {turn.client: trained.memory for turn, trained in together}
-            out.append(np.stack([end[chosen] for end in ends]))
-            mean = sum(weights[c] * end for c, end in zip(data, ends)) / sum(weights.values())
-            state = layout.unflatten((begin + mean).astype(np.float32))
-            progress.moments, progress.state = server.update(config.federation, progress.moments, progress.state, state, method.frozen(number))
-    return out
+    progress, transform = start(config, engine, method), make_updates(config.federation.updates)
+    trainer, weights, memory = Trainer(config, role, engine, method), weights_of(role), {}
+    steps = trainer.steps_per_round if trainer.exchanges == 1 else 1
+    with activity.during("the training of the clients", rounds * len(data) * trainer.steps_per_round, "local step"):
+        for number, exchange in itertools.product(range(1, rounds + 1), range(trainer.exchanges)):
+            state, values = progress.state, method.values(number)
+            given = {client: Contribution.empty(values) for client in data}
+            engine.load_folded(as_torch(state))
+            turns = [trainer.turn(client, number, state, steps=steps, exchange=exchange, memory=memory.get(client)) for client in data]
+            for turn, trained in itertools.chain.from_iterable(trainer.train(turns)):
+                if counts(trained):
+                    given[turn.client].add(method, turn, trained, start=state, weight=weights[turn.client], transform=transform or None)
+                    memory[turn.client] = trained.memory
+            yield np.stack([own.vector for own in given.values()])
+            total, weight = sum(own.vector for own in given.values()), sum(own.weight for own in given.values())
+            if weight <= 0:
+                raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")
+            target = method.aggregate(state, total, weight, round=number, exchange=exchange).state
+            progress.moments, progress.state = server.update(config.federation, progress.moments, state, target, method.frozen(number))
 
 
 def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, config: RunConfig, seed: int) -> Finding:
@@ -148,9 +165,8 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
 
     def members(number: int, update: np.ndarray) -> list[Member]:
         terms = Terms(keys, words, b"audit", number, chosen.masked, hops, -(-words // n), routing.cipher, n // 2 + 1)
-        shares = (update / n).astype(np.float32)
-        span = sum(size_of(row) for row in shares)
-        payloads = [_words(row, span) for row in shares]
+        span = sum(size_of(row) for row in update)
+        payloads = [_words(row, span) for row in update]
         return [Member(terms, i, identities[i], lambda i=i: payloads[i]) for i in range(n)]
 
     views: list[View] = []
