@@ -54,6 +54,7 @@ MASKED = "routing.mode=mix+mask routing.min_participants=2"
 PIPELINE = f"engine.pipeline=client {TWO_RANKS} train.accumulation=2"
 KEEP = "federation.local_optimizer=keep"
 DROPOUT = "adapter.dropout=0.1"
+CLIP = "{\"name\":\"clip\",\"norm\":0.02}"  # without blanks, which separate settings
 WIDE = "adapter.targets=all-linear"
 
 GOLDEN = {
@@ -111,6 +112,10 @@ GOLDEN = {
         base="gpt2"),
     # Rules, servers, modes, rounds.
     "rule-svd": Golden(f"{RESIDENT} federation.method=flexlora {ONE_RANK} data.clients=3"),
+    "rule-stack": Golden(f"{RAM} federation.method=stack {ONE_RANK} {WIDE} data.clients=3"),
+    "rule-residual": Golden(f"{RESIDENT} federation.method=residual federation.rounds=1",
+                            base="gpt2", again="federation.rounds=3"),
+    "clipped": Golden(f"{RESIDENT} federation.updates=[{CLIP}] {MASKED}"),
     "server-yogi": Golden(f"{RESIDENT} federation.server_optimizer=yogi federation.method.rule=freeze_a "
                           "federation.rounds=3"),
     "stale": Golden(
