@@ -56,7 +56,7 @@ def timed_stage(stage) -> None:
         return slept(2 * FORWARD_S * len(stage._chunks[chunk]), micro)
 
     def head(micro, hidden):
-        stage._scores[micro] = Score(0.0, 0, 0)
+        stage._scores[micro] = Score(torch.zeros(()))
         return slept(HEAD_S, micro)
 
     stage.embed = empty
