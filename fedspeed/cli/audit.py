@@ -36,11 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load(arguments.config, arguments.overrides)
     from fedspeed.monitor.working import Working
     from fedspeed.routing.audit.adversary import Coalition
-    from fedspeed.session.audit import PLAYED, audit, render
+    from fedspeed.routing.config import MODES
+    from fedspeed.session.audit import audit, render
 
     modes = arguments.modes.split(",")
-    if unknown := [mode for mode in modes if mode not in PLAYED]:
-        raise ConfigError(f"--modes: {', '.join(unknown)} is none of {', '.join(PLAYED)}")
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise ConfigError(f"--modes: {', '.join(unknown)} is none of {', '.join(MODES)}")
     if arguments.owners is arguments.relays is arguments.clients is None:
         coalition = None
     else:

@@ -54,7 +54,7 @@ def check_pipeline(config: RunConfig, ds_config: Mapping, routing: RoutingConfig
     if scope != "none" and (tier := pipeline_tier(config.engine, ds_config, "")):
         for ranks in {len(place.ranks) for place in (topology.clients if scope == "client" else topology.clusters)}:
             layout_of(config.engine, tier, planned_shape(config.model.base).layers, ranks)
-    if scope == "cluster" and routing.mode != "plain" and not config.cluster.one_trust_domain:
+    if scope == "cluster" and routing.anonymous and not config.cluster.one_trust_domain:
         if apart := [c.name for c in topology.clusters if hostfile is None or hostfile.cluster(c.name).trust != "shared"]:
             raise ConfigError("engine.pipeline=cluster shows every client's activations and adapter to the cluster's ranks, which "
                               f"routing.mode={routing.mode} is there to hide; if the clients of cluster {apart[0]} trust each other, set "

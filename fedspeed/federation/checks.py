@@ -7,7 +7,6 @@ from fedspeed.config.run import RunConfig
 from fedspeed.engine.capabilities import Kind, check_capabilities
 from fedspeed.errors import ConfigError, ModelError
 from fedspeed.federation.methods.base import Method, method_class
-from fedspeed.federation.methods.config import METHODS
 from fedspeed.federation.updates.base import hidden_by
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import local_base
@@ -81,11 +80,6 @@ def masked_problem(config: RunConfig, method: type[Method], participants: Mappin
         return ""
     chosen, mode, least = config.federation.method, config.routing.mode, config.routing.min_participants
     named = f"federation.method={chosen.name}"
-    if not METHODS[chosen.name].sums_only:
-        return (
-            f"{named} needs every client's own values, which routing.mode={mode} hides; set "
-            "routing.mode=plain, or choose another method"
-        )
     if method.keeps_memory and not config.routing.between_organisations:
         return (
             f"{named} keeps what is a client's own in the run's folder, where all of one job can read what "
@@ -100,6 +94,18 @@ def masked_problem(config: RunConfig, method: type[Method], participants: Mappin
         f"the sum, which says too much about each; routing.mode={mode} asks for routing.min_participants={least}; take more "
         "participants, set routing.mode=plain inside one trust domain, or choose another method"
     )
+
+
+def least_participants(config: RunConfig, participants: Mapping[int, int]) -> int:
+    """Return the fewest participants that a masked sum may be left with. Each that is lost may be one of the
+    fewest that meet in an element, so a method with slices of few can lose fewer.
+
+    Args:
+        participants: of the whole sum, see `participants_of`.
+    """
+    chosen, least = config.federation.method, config.routing.min_participants
+    holders = method_class(chosen.name).min_holders(chosen, participants, adapted_modules(config))
+    return max(least, len(set(participants.values())) - (holders - least))
 
 
 def losses_problem(config: RunConfig, hides: frozenset[str]) -> str:

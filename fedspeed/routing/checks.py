@@ -30,14 +30,14 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
     routing = routing.settled(count)
     if broken := problems(replace(config, routing=routing)):
         raise ConfigError("; ".join(broken))
-    if routing.mode != "plain" and find_spec("cryptography") is None:
+    if routing.anonymous and find_spec("cryptography") is None:
         raise ConfigError(f"routing.mode={routing.mode} needs the package cryptography, which is not "
                           f"installed for {sys.executable}: pip install "
                           "cryptography, or set routing.mode=plain inside one trust domain")
     if config.has_server and find_spec("cryptography") is None:
         raise ConfigError(f"federation.method={config.federation.method.name} has a server, whose results are signed by the "
                           f"package cryptography, which is not installed for {sys.executable}: pip install cryptography")
-    if routing.mode != "plain" and count < routing.min_participants:
+    if routing.anonymous and count < routing.min_participants:
         raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: "
                           f"a sum of fewer than {routing.min_participants} says too much about each; set "
                           "routing.mode=plain inside one trust domain, or more ranks (cluster.local_ranks, or the hostfile)")
@@ -46,7 +46,7 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
 
 def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:
     """What `routing.mode=auto` has come to, where it is not what its name is known for."""
-    if asked.mode != "auto" or asked.settled(participants).mode != "plain" or participants < 2:
+    if asked.mode != "auto" or asked.settled(participants).anonymous or participants < 2:
         return []
     return [f"routing.mode=plain for {participants} participants: a masked sum of fewer than "
             f"{asked.min_participants} would say too much about each, so that updates travel in the clear "

@@ -1,7 +1,27 @@
 """How updates travel between clients."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
+
+
+class ModeFacts(NamedTuple):
+    """Describe a mode: whether updates are masked, and whether what they are cut into goes through relays."""
+
+    masked: bool
+    mixed: bool
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether it hides anything: what the anonymous exchange is for."""
+        return self.masked or self.mixed
+
+
+MODES = {
+    "plain": ModeFacts(masked=False, mixed=False),
+    "mix": ModeFacts(masked=False, mixed=True),
+    "mask": ModeFacts(masked=True, mixed=False),
+    "mix+mask": ModeFacts(masked=True, mixed=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,18 +31,21 @@ class TransportFacts:
     Attributes:
         module: the module whose `open_transport(meeting)` gives one (see `routing.opening.Meeting`).
         between_organisations: whether every participant is a job of its own, which its organisation starts.
-        in_process: whether all participants live in one process.
+        in_process: whether all participants live in one process: what a single one takes, who has nobody to
+            send to.
+        usual: whether routing.transport=auto means it where no launcher says otherwise.
         started_by_mpi: whether MPI must have started the ranks. All ranks of the job then open it together,
             before anything is read, those that do not speak for clients included; and it has
             `abort(exit_code)`, which ends all of them.
         outlives_losses: whether it goes on among the others when a participant is lost: never, always, or
-            where mpirun was asked to leave the other ranks alone.
+            where a launcher of `auto_under` was asked to leave the other ranks alone.
         auto_under: kinds of launchers (`cluster.discover.Kind`) under which routing.transport=auto means it.
     """
 
     module: str
     between_organisations: bool = False
     in_process: bool = False
+    usual: bool = False
     started_by_mpi: bool = False
     outlives_losses: Literal["never", "always", "as_started"] = "never"
     auto_under: tuple[str, ...] = ()
@@ -32,7 +55,7 @@ class TransportFacts:
 TRANSPORTS = {
     "mpi": TransportFacts(module="fedspeed.routing.transports.mpi", started_by_mpi=True,
                           outlives_losses="as_started", auto_under=("openmpi",)),
-    "gloo": TransportFacts(module="fedspeed.routing.transports.gloo"),
+    "gloo": TransportFacts(module="fedspeed.routing.transports.gloo", usual=True),
     "local": TransportFacts(module="fedspeed.routing.transports.local", in_process=True),
     "tls": TransportFacts(module="fedspeed.routing.transports.tls", between_organisations=True,
                           outlives_losses="always"),
@@ -41,7 +64,7 @@ TRANSPORTS = {
 
 @dataclass(frozen=True)
 class RoutingConfig:
-    mode: Literal["auto", "plain", "mix", "mask", "mix+mask"] = field(default="auto", metadata={
+    mode: Literal["auto", *MODES] = field(default="auto", metadata={
         "help": "auto: mix+mask, but plain in a job of fewer than routing.min_participants, where one "
                 "operator has started all. plain: an ordinary sum, inside one trust domain. mask: masked, so "
                 "that nobody learns more than the sum. mix: through relays, unmasked: owners of chunks see "
@@ -91,6 +114,11 @@ class RoutingConfig:
         return replace(self, mode="mix+mask" if masked else "plain")
 
     @property
+    def anonymous(self) -> bool:
+        """Whether updates travel so that nobody can link them to a client. (`auto` is undecided.)"""
+        return self.mode in MODES and MODES[self.mode].anonymous
+
+    @property
     def between_organisations(self) -> bool:
         """Whether every participant is a job of its own, which its organisation starts."""
         return self.transport in TRANSPORTS and TRANSPORTS[self.transport].between_organisations
@@ -107,4 +135,4 @@ class RoutingConfig:
         That is so in the masked modes, and where clients belong to organisations of their own. (`auto` is
         undecided.)
         """
-        return self.mode not in ("plain", "auto") or self.between_organisations
+        return self.anonymous or self.between_organisations

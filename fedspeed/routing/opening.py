@@ -9,8 +9,8 @@ from fedspeed.errors import ConfigError
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.transport import Transport
 
-ALONE = "local"  # what a single participant of a job takes, who has nobody to send to
-USUAL = "gloo"  # what several participants of a job take, where the launcher suggests nothing else
+ALONE = next(name for name, facts in TRANSPORTS.items() if facts.in_process)
+USUAL = next(name for name, facts in TRANSPORTS.items() if facts.usual)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,6 @@ from fedspeed.models.tokenizer import load_tokenizer
 from fedspeed.monitor.clock import StageClock
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.crypto import AesGcm, public_of, stream
-from fedspeed.routing.anonymous.exchange import MODES, Mode
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.anonymous.spans import size_of
@@ -37,12 +36,10 @@ from fedspeed.routing.anonymous.terms import Terms
 from fedspeed.routing.anonymous.traffic import traffic
 from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, named_share, observe, timing_auc, traced_share
 from fedspeed.routing.audit.linkers import LINKERS
+from fedspeed.routing.config import MODES
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.numeric_type import alone
 from fedspeed.session.request import RunRequest
-
-# What owners of chunks see of a plain sum is what cells without masks or relays would show them.
-PLAYED = MODES | {"plain": Mode(False, False)}
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,8 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
 
     n, words = updates[0].shape
     identities = [Ed25519PrivateKey.generate() for _ in range(n)]
-    chosen, routing = PLAYED[mode], config.routing
+    # What owners of chunks see of a plain sum is what cells without masks or relays would show them.
+    chosen, routing = MODES[mode], config.routing
     hops = min(routing.relays, n - 1) if chosen.mixed else 0
     keys = tuple(public_of(key) for key in identities)
 

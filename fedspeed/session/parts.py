@@ -20,6 +20,7 @@ from fedspeed.data.row_counts import DataReport, RowTable, words
 from fedspeed.engine.base.choose import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
+from fedspeed.federation.checks import least_participants, participants_of
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.updates.base import hidden_by
@@ -199,7 +200,7 @@ def swap_folder(job: Job) -> Path:
 def identity(job: Job, transport: Transport | None) -> Identity | None:
     """Return who this rank is among the participants, where anything is masked or signed; None elsewhere, and
     on a rank that does not speak to them. Collective over the participants."""
-    if not job.speaks or (job.config.routing.mode == "plain" and not job.topology.server):
+    if not (job.speaks and (job.config.routing.anonymous or job.topology.server)):
         return None
     return job.deployment.identity(transport, job.request.marks)
 
@@ -216,12 +217,13 @@ def exchange(
         return None
     routing = job.config.routing
     roll = None if job.outlives_losses else RollCall(job, store, heartbeat)
-    if routing.mode == "plain":
+    if not routing.anonymous:
         return PlainExchange(transport, routing.deadline_s, roll)
     from fedspeed.routing.anonymous.exchange import AnonymousExchange
 
-    if job.topology.server:  # it is one of the participants, and hides nobody
-        routing = replace(routing, min_participants=routing.min_participants + 1)
+    servers = int(bool(job.topology.server))  # it is one of the participants, and hides nobody
+    spoken = participants_of(job.config, job.topology, transport.size - servers)
+    routing = replace(routing, min_participants=least_participants(job.config, spoken) + servers)
     return AnonymousExchange(transport, routing, own.key, own.members, own.settings, roll)
 
 

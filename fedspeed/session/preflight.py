@@ -172,14 +172,16 @@ def _built(loaded: Loaded) -> list[str]:
         from fedspeed.models.loading import check_weights, meta_model
 
         config = loaded.config
-        model = meta_model(config.model, config.adapter)
-        check_weights(model, config.model, config.adapter)
-        frozen = any(not p.requires_grad for p in model.parameters())
-        ds_config, outside = merge(config.deepspeed, config, loaded.folder), trained_outside(model)
-        if config.engine.pipeline == "none":
-            check_operators(choose_tier(config.engine, ds_config, frozen, outside), ds_config)
-        else:
-            pipeline_tier(config.engine, ds_config, outside)
+        deepspeed = merge(config.deepspeed, config, loaded.folder)
+        for role in ("client", "server") if config.has_server else ("client",):
+            spec = engine_spec(config, deepspeed, role)
+            model = meta_model(spec.model, spec.adapter)
+            check_weights(model, spec.model, spec.adapter)
+            frozen, outside = any(not p.requires_grad for p in model.parameters()), trained_outside(model)
+            if spec.engine.pipeline == "none":
+                check_operators(choose_tier(spec.engine, spec.deepspeed, frozen, outside), spec.deepspeed)
+            else:
+                pipeline_tier(spec.engine, spec.deepspeed, outside)
     return []
 
 

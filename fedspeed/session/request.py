@@ -164,10 +164,10 @@ class Job:
         """
         if self.topology.server:
             return False
-        outlives = TRANSPORTS[self.transport].outlives_losses
-        if outlives != "as_started":
-            return outlives == "always"
-        return self.launch.kind == "openmpi" and self.config.routing.mode != "plain" and mpi_outlives_ranks()
+        facts = TRANSPORTS[self.transport]
+        if facts.outlives_losses != "as_started":
+            return facts.outlives_losses == "always"
+        return self.launch.kind in facts.auto_under and self.config.routing.anonymous and mpi_outlives_ranks()
 
     @cached_property
     def workers(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from fedspeed.errors import ConfigError
 from fedspeed.federation import checks
 from fedspeed.federation.checks import check_method
 from fedspeed.federation.methods.config import METHODS, Entry, arm_of
+from fedspeed.session.engine_spec import engine_spec
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.tiny import run_config
@@ -45,10 +46,11 @@ def test_in_the_clear_every_method_is_allowed(method):
 def test_masked_modes_take_what_needs_sums_of_enough():
     masked = {"mode": "mix+mask", "min_participants": 4}
     check_method(configured("lora_average", routing=masked), spoken(4), "stock")
+    assert checks.least_participants(configured("lora_average", routing=masked), spoken(9)) == 4
     with pytest.raises(ConfigError, match="of 3 participants only 3 may meet .*routing.min_participants=4; take more"):
         check_method(configured("lora_average", routing=masked), spoken(3), "stock")
     for method in ("flexlora", "stack", "residual"):
-        with pytest.raises(ConfigError, match=f"federation.method={method} needs every client's own values, which routing.mode=mix"):
+        with pytest.raises(ConfigError, match=f"federation.method={method}: of 9 participants only 1 may meet"):
             check_method(configured(method, routing=masked), spoken(9), "stock")
 
 
@@ -72,6 +74,12 @@ def test_a_slice_that_few_hold_is_no_sum(slices):
     check_method(slices, spoken(12), "stock")
     with pytest.raises(ConfigError, match="of 11 participants only 2 may meet"):
         check_method(slices, spoken(11), "stock")
+
+
+def test_a_sum_goes_on_without_those_only_whose_loss_leaves_enough_in_every_slice(slices):
+    """Of twelve participants three each share a slice: none may be lost, of sixteen one."""
+    assert checks.least_participants(slices, spoken(12)) == 12
+    assert checks.least_participants(slices, spoken(16)) == 15
 
 
 def test_a_slice_that_one_gateway_holds_is_its_own(slices):
@@ -149,3 +157,18 @@ def test_models_have_names_that_folders_can_have(names, what):
     method = type("Odd", (), {"models": lambda self, state, memory: dict.fromkeys(names, state)})()
     with pytest.raises(ValueError, match=f"Odd.models .*{what}"):
         models_of(method, {}, {})
+
+
+def test_a_method_builds_nothing_that_others_decide_by(monkeypatch, tmp_path):
+    """Which blocks there are and how they are executed is the engine's alone; how many rows a step has, not."""
+    from fedspeed.federation.methods.lora_average.method import LoraAverage
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    config = configured("lora_average", model={"base": str(tmp_path), "init": "random", "tokenizer": "bytes"})
+    for changes, told in (({"blocks": (0,)}, ""), ({"train": replace(config.train, micro_batch=7)}, "train.micro_batch=7")):
+        monkeypatch.setattr(LoraAverage, "spec", classmethod(lambda cls, config, spec, *, shape, changes=changes: replace(spec, **changes)))
+        if told:
+            with pytest.raises(ValueError, match=f"federation.method=lora_average would build an engine with {told}"):
+                engine_spec(config, {}, "client")
+        else:
+            assert engine_spec(config, {}, "client").blocks == (0,)

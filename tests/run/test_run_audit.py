@@ -36,7 +36,7 @@ def test_a_coalition_with_all_relays_follows_every_cell(workshop):
 
 
 @pytest.mark.parametrize("words,named", [
-    (("--modes", "plane"), "--modes: plane is none of mix, mask, mix+mask, plain"), (("data.clients=2",), "at least 3 clients"),
+    (("--modes", "plane"), "--modes: plane is none of plain, mix, mask, mix+mask"), (("data.clients=2",), "at least 3 clients"),
     (("--relays", "0,9"), "no client 9"), (("--rounds", "0"), "is not a whole number of at least 1")])
 def test_what_cannot_be_audited(workshop, words, named):
     done = fedspeed("audit", "--config", str(workshop.config), *words)

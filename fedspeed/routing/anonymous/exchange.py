@@ -7,7 +7,6 @@ A vector of an update is fixed-point (`ring.encode`), with a span for each block
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,24 +18,13 @@ from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, public_of, stream
 from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.anonymous.spans import LARGEST, blocks_of, sizes_of
 from fedspeed.routing.anonymous.terms import Agreed, Lost, Terms, Void
-from fedspeed.routing.config import RoutingConfig
+from fedspeed.routing.config import MODES, RoutingConfig
 from fedspeed.routing.exchange import Exchange, Outcome
 from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import PeersLost, Transport
 
 STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "vote", "confirm", "testify", "unmask", "sums", "done",
           "void")
-
-
-@dataclass(frozen=True)
-class Mode:
-    """masked: words are masked. mixed: cells go through relays."""
-
-    masked: bool
-    mixed: bool
-
-
-MODES = {"mix": Mode(False, True), "mask": Mode(True, False), "mix+mask": Mode(True, True)}
 
 
 class AnonymousExchange(Exchange):
