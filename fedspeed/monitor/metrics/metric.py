@@ -55,7 +55,7 @@ class Metric:
             ledger.
         reduce: how it becomes one number. `sum`, `mean` and `max` are over the clients or ranks; `ratio`
             divides two sums over them, or for `round` two metrics of the round; `same` is known to every rank
-            alike.
+            alike. A maximum of 0 stands for a value that nobody has measured.
         of: slot of the ledger that holds it, or the numerator; empty if it is called as the metric.
         over: of a ratio, the slot (for `round` the metric) of the denominator. Where it is 0, there is no
             value.
