@@ -240,9 +240,10 @@ def _method(config: RunConfig) -> Iterator[Conflict]:
                        "engine.compile_blocks=true computes all blocks by the code of one, but "
                        f"{_named(config)} adds to each block what is its own; set engine.compile_blocks=false, "
                        "or choose another method")
-    if rules := getattr(federation.method, "problems", None):
-        for keys, text in rules(config):
-            yield Conflict(keys, text)
+    for chosen in (federation.method, *federation.updates):
+        if rules := getattr(chosen, "problems", None):
+            for keys, text in rules(config):
+                yield Conflict(keys, text)
 
 
 def _server(config: RunConfig) -> Iterator[Conflict]:

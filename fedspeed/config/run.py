@@ -1,5 +1,6 @@
 """The whole configuration of one run: it only composes what the rooms own."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -25,8 +26,17 @@ class RunSection:
     seed: int = field(default=0, metadata={"help": "seed of everything random", "min": 0, "max": 2**32 - 1})
 
 
-METHOD_ARMS = {name: arm_of_method(name) for name in METHODS}
-UPDATE_ARMS = {name: arm_of_update(name) for name in UPDATES}
+def _arms(names: Iterable[str], arm_of: Callable[[str], type]) -> dict[str, type]:
+    """Return the arms of a union by name. Raises ValueError: one says that it has another name."""
+    found = {name: arm_of(name) for name in names}
+    for name, arm in found.items():
+        if (said := arm().name) != name:
+            raise ValueError(f"{arm.__module__}: `name` is {said!r}, but it is registered as {name!r}")
+    return found
+
+
+METHOD_ARMS = _arms(METHODS, arm_of_method)
+UPDATE_ARMS = _arms(UPDATES, arm_of_update)
 # The arms are known at run time only.
 _Method = Union[tuple(METHOD_ARMS.values())]  # noqa: UP007
 _Update = Union[tuple(UPDATE_ARMS.values())]  # noqa: UP007

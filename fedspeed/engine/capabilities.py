@@ -2,7 +2,7 @@
 without torch: so that a method that asks for more is refused before anything starts."""
 
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from fedspeed.engine.base.choose import choose_tier
 from fedspeed.engine.config import EngineConfig
@@ -62,11 +62,10 @@ def check_capabilities(needs: Collection[str], kind: Kind, asker: str) -> None:
         return
     able = [other for other, has in CAPABILITIES.items() if set(needs) <= has]
     remedy = (
-        f"choose engine.tier and engine.pipeline for one that can ({', '.join(able)})"
+        f"choose engine.tier and engine.pipeline for one that can ({', '.join(able)}), or another method"
         if able
-        else "no engine can yet"
+        else f"no engine is yet (known are {', '.join(get_args(Capability))}); choose another method"
     )
     raise ConfigError(
-        f"{asker} needs an engine that is capable of {', '.join(missing)}, which {kind} is not: {remedy}, or "
-        "another method"
+        f"{asker} needs an engine that is capable of {', '.join(missing)}, which {kind} is not: {remedy}"
     )

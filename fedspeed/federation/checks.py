@@ -1,13 +1,14 @@
 """What can be checked of a federation's method before anything is started. Pure, and without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fedspeed.cluster.topology import Topology
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.capabilities import Kind, check_capabilities
 from fedspeed.errors import ConfigError, ModelError
 from fedspeed.federation.methods.base import Method, method_class
-from fedspeed.federation.updates.base import hidden_by
+from fedspeed.federation.updates.base import hidden_by, make_updates
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import local_base
 from fedspeed.monitor.metrics.metric import LOSSES
@@ -32,6 +33,7 @@ def check_method(
         masked_problem(config, method, participants),
         step_problem(config, method),
         losses_problem(config, hidden_by(config.federation.updates)),
+        updates_problem(config.federation.updates),
     ]
     needs = [(method.needs, kind, f"federation.method={name}")]
     if server_kind is not None:
@@ -106,6 +108,19 @@ def least_participants(config: RunConfig, participants: Mapping[int, int]) -> in
     chosen, least = config.federation.method, config.routing.min_participants
     holders = method_class(chosen.name).min_holders(chosen, participants, adapted_modules(config))
     return max(least, len(set(participants.values())) - (holders - least))
+
+
+def updates_problem(updates: Sequence[Any]) -> str:
+    """Return why a run's transforms of updates cannot be built, empty if they can.
+
+    Args:
+        updates: `federation.updates`.
+    """
+    try:
+        make_updates(updates)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def losses_problem(config: RunConfig, hides: frozenset[str]) -> str:

@@ -63,7 +63,13 @@ class Contribution:
             end = shifted(start, delta)
             self.deltas[turn.client] = delta
             self.squares[turn.client] = weight * min(square_norm(delta), MAX_SQUARE)
-        self.vector += method.encode(turn.starting_at(start), end, weight)
+        told = method.encode(turn.starting_at(start), end, weight)
+        if told.shape != self.vector.shape:
+            raise ValueError(
+                f"{type(method).__name__}.encode gives {told.shape} values for client {turn.client} in round "
+                f"{turn.round}, but its `values` says {self.vector.shape}"
+            )
+        self.vector += told
         self.weight += weight
         self.weighted_steps += weight * steps
 

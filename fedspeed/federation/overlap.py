@@ -20,6 +20,7 @@ from fedspeed.federation import server
 from fedspeed.federation.arrays import Arrays, square_distance
 from fedspeed.federation.config import FederationConfig
 from fedspeed.federation.methods.factors import moved
+from fedspeed.models.folded import trainable
 
 
 def expected_part(update_alignment: float | None, asked: int) -> float:
@@ -72,5 +73,9 @@ def carried_over(now: Arrays, start: Arrays, target: Arrays) -> Arrays:
 
 
 def deltas_from(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], factor: float) -> Arrays:
-    """Return `factor * (end - start)` by name of `end`, in float32."""
-    return {name: factor * (array - start[name]) for name, array in end.items()}
+    """Return `factor * (end - start)` by name of `end`, in float32; of what nobody trains (`KIND:NAME`), which
+    grows with no step, `end - start`."""
+    trained = trainable(end).keys()
+    return {
+        name: (factor if name in trained else 1.0) * (array - start[name]) for name, array in end.items()
+    }

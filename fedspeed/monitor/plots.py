@@ -130,12 +130,17 @@ def _draw_losses(axes, records, summary):
     trained = [record for record in records if record.train_loss is not None]
     held_out = [record for record in records if record.val_loss is not None]
     marker = "o" if len(records) <= MANY_ROUNDS else None
-    axes.plot(
-        [r.round for r in trained], [r.train_loss for r in trained],
-        color=ORANGE, marker=marker, markersize=3.5, linewidth=1.4, label="training")
-    axes.plot(
-        [r.round for r in held_out], [r.val_loss for r in held_out],
-        color=BLUE, marker=marker, markersize=4.5, linewidth=2.0, label="held out")
+    if trained:
+        axes.plot(
+            [r.round for r in trained], [r.train_loss for r in trained],
+            color=ORANGE, marker=marker, markersize=3.5, linewidth=1.4, label="training")
+    if held_out:
+        axes.plot(
+            [r.round for r in held_out], [r.val_loss for r in held_out],
+            color=BLUE, marker=marker, markersize=4.5, linewidth=2.0, label="held out")
+    if not (trained or held_out):
+        axes.text(0.5, 0.5, "losses are not told", ha="center", color=INK, transform=axes.transAxes)
+        axes.set_yticks([])
     if summary.best_round is not None:
         axes.plot(
             [summary.best_round], [summary.best_val_loss], color=GREEN, marker="*", markersize=15,
@@ -151,7 +156,8 @@ def _draw_losses(axes, records, summary):
     if diverged:
         axes.axvline(min(diverged), color=RED, linewidth=1.4, label=f"not finite from round {min(diverged)}")
     axes.set_ylabel("loss per answer token")
-    axes.legend(frameon=False, fontsize=9)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=9)
 
 
 def _draw_seconds(axes, records):

@@ -92,11 +92,13 @@ def clients_table(records: Sequence[RoundRecord]) -> str:
         for client in record.per_client:
             by_client.setdefault(client.client, []).append(client)
     asked_in_vain = [client for record in records for client in record.missing]
+    counted = [part.client for record in records for part in record.per_client
+               if part.local_steps and part.client not in record.missing]
     columns = _measured(registry.of_client(), [part for parts in by_client.values() for part in parts])
     rows = []
     for client in sorted(by_client.keys() | set(asked_in_vain)):
         parts = by_client.get(client, [])
-        rows.append((client, len(parts), asked_in_vain.count(client),
+        rows.append((client, counted.count(client), asked_in_vain.count(client),
                      *(metric.text(_over_rounds(metric, parts)) for metric in columns)))
     headings = (f"last {metric.column}" if metric.reduce == "ratio" else metric.column for metric in columns)
     header = ("client", "updates", "missing", *headings)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from fedspeed.config.check import conflicts, notes, problems
-from fedspeed.config.run import METHOD_ARMS, UPDATE_ARMS, RunConfig
+from fedspeed.config.run import METHOD_ARMS, UPDATE_ARMS, RunConfig, _arms
 from fedspeed.federation.methods.config import METHODS, Entry
 
 AVERAGE, FLEXLORA = METHOD_ARMS["lora_average"], METHOD_ARMS["flexlora"]()
@@ -98,8 +98,14 @@ def test_a_method_brings_rules_of_its_own(monkeypatch):
             return [(("federation.method", "train.lr"), f"depth={self.depth} with train.lr={config.train.lr:g}")]
 
     monkeypatch.setitem(METHODS, "own", Entry(module="nowhere", any_weights=True))
-    (found,) = conflicts(config(train={"lr": 0.5}, federation={"method": Own()}))
-    assert (found.keys, found.text) == (("federation.method", "train.lr"), "depth=9 with train.lr=0.5")
+    for chosen in ({"method": Own()}, {"updates": (UPDATE_ARMS["clip"](), Own())}):  # and so does a transform
+        (found,) = conflicts(config(train={"lr": 0.5}, federation=chosen))
+        assert (found.keys, found.text) == (("federation.method", "train.lr"), "depth=9 with train.lr=0.5")
+
+
+def test_an_arm_has_the_name_that_it_is_registered_by():
+    with pytest.raises(ValueError, match="`name` is 'clip', but it is registered as 'clop'"):
+        _arms(["clop"], lambda name: UPDATE_ARMS["clip"])
 
 
 @pytest.mark.parametrize(("warmup", "told"), [(0, False), (20, False), (21, True)])

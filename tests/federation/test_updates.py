@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedspeed.federation.checks import losses_problem
+from fedspeed.engine.client_engine import Sums
+from fedspeed.federation.checks import losses_problem, updates_problem
+from fedspeed.federation.contributing import Contribution
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Sum
-from fedspeed.federation.methods.base import Turn, make_method
+from fedspeed.federation.methods.base import Trained, Turn, make_method
 from fedspeed.federation.methods.config import arm_of as method_arm
+from fedspeed.federation.overlap import deltas_from
 from fedspeed.federation.recording import Recorder, Signals, Training, held_out_loss
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.updates.base import (
@@ -273,3 +276,21 @@ def test_what_is_spent_without_a_metric_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(update_class("clip"), "spent", lambda self: {"epsilon": 0.0})
     with pytest.raises(ValueError, match="epsilon is spent, but no metric per rank has such a slot; add one"):
         make_updates([arm_of("clip")()])
+    assert "epsilon is spent" in updates_problem([arm_of("clip")()])
+
+
+def test_only_what_trains_is_brought_to_one_number_of_steps():
+    """What all know and nobody trains, such as a control variate, has no pace."""
+    start = {"w": np.zeros(2, np.float32), "control:w": np.ones(2, np.float32)}
+    end = {"w": np.full(2, 3.0, np.float32), "control:w": np.full(2, 2.0, np.float32)}
+    found = deltas_from(start, end, 0.5)
+    assert found["w"].tolist() == [1.5, 1.5] and found["control:w"].tolist() == [1.0, 1.0]
+
+
+def test_a_contribution_of_another_length_than_was_announced_names_its_method():
+    start = drawn(0)
+    method = make_method(method_arm("lora_average")(), start, clients=3, seed=5)
+    turn = method.turn(2, 4, start, steps=1, seed=0, memory={})
+    trained = Trained(end=drawn(1), sums=Sums(steps=1), memory={})
+    with pytest.raises(ValueError, match=r"LoraAverage.encode gives \(\d+,\) values for client 2 in round 4"):
+        Contribution.empty(3).add(method, turn, trained, start=start, weight=1.0)

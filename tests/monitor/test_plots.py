@@ -41,6 +41,12 @@ def test_the_legend_names_what_is_marked(make_round):
     assert figure.get_suptitle() == "name: failed, 4 of 9 rounds in 40s"
 
 
+def test_losses_that_nobody_is_told_are_no_empty_curve(make_round):
+    axes = figure_of([make_round(number, train_loss=None, val_loss=None) for number in (1, 2)]).axes[0]
+    assert not axes.lines and axes.get_legend() is None
+    assert [text.get_text() for text in axes.texts] == ["losses are not told"]
+
+
 def test_few_rounds_have_no_fractions_on_the_axis(make_round):
     figure = figure_of([make_round(1), make_round(2)])
     assert list(figure.axes[-1].get_xticks()) == [1, 2]

@@ -8,7 +8,7 @@ import pytest
 from fedspeed.data.usage import PromptFormat
 from fedspeed.monitor.records import MissingUpdates, summarise
 from fedspeed.monitor.report import Comparison, ComparisonRow, Export, Facts, missing_text, write_report
-from fedspeed.monitor.tables import rounds_to_show
+from fedspeed.monitor.tables import clients_table, rounds_to_show
 from tests.limits import LIMIT_S
 
 FACTS = Facts(
@@ -28,6 +28,17 @@ def png_size(path):
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG")
     return struct.unpack(">II", content[16:24])
+
+
+def test_a_client_has_as_many_updates_as_it_has_trained(make_round, make_client):
+    """Not the evaluation before round 1, nor rounds in which it was only evaluated; and what did not count is missing."""
+    idle = make_client(1, local_steps=0)
+    records = [
+        make_round(0, per_client=(make_client(0, local_steps=0), idle)),
+        make_round(1, per_client=(make_client(0), idle)),
+        make_round(2, received=2, missing=(0,), per_client=(make_client(0), idle))]
+    rows = [line.split("|")[1:4] for line in clients_table(records).splitlines()[2:]]
+    assert [[cell.strip() for cell in row] for row in rows] == [["0", "1", "1"], ["1", "0", "0"]]
 
 
 def test_finished(tmp_path, make_round, make_client):
