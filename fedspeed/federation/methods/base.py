@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from fedspeed.engine.spec import EngineSpec
+from fedspeed.errors import ConfigError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.config import METHODS, is_folder
+from fedspeed.federation.methods.config import METHODS, Entry, is_folder
 from fedspeed.federation.methods.factors import distance
 from fedspeed.federation.registered import class_in
 from fedspeed.models.folded import trainable
@@ -281,9 +282,35 @@ class Method(ABC):
 
 
 def method_class(name: str) -> type[Method]:
-    """Import a method; its module defines one class of that kind."""
+    """Import a method; its module defines one class of that kind.
+
+    Raises:
+        ConfigError: its line in `METHODS` says that it has a server, and the class gives that nothing to do;
+            or the other way round.
+    """
     path = METHODS[name].module
-    return class_in(f"{path}.method" if is_folder(name) else path, Method)
+    method = class_in(f"{path}.method" if is_folder(name) else path, Method)
+    if problem := server_problem(name, METHODS[name], method):
+        raise ConfigError(problem)
+    return method
+
+
+def server_problem(name: str, entry: Entry, method: type[Method]) -> str:
+    """Return what is wrong with what is said of a method's server, empty if nothing is.
+
+    Args:
+        entry: where the method `name` is registered. method: its class.
+    """
+    given = [part for part in ("serve", "server_step") if getattr(method, part) is not getattr(Method, part)]
+    where, head = "fedspeed/federation/methods/config.py", f"federation.method={name}"
+    if given and not entry.server:
+        return f"{head}: {method.__name__} has {' and '.join(given)}; say server=True of it in METHODS of {where}"
+    if (entry.server or entry.public_rows) and not given:
+        return (
+            f"{head}: METHODS of {where} says that it has a server, but {method.__name__} has neither serve nor "
+            "server_step; write one of them, or leave out server=True and public_rows=True"
+        )
+    return ""
 
 
 def make_method(
