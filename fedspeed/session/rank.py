@@ -142,6 +142,7 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         method = run_method(job.config, engine)
         fresh = start(job.config, engine, method)
         first = fresh.state  # what a client alone would start from too
+        parts.agree(job, link, first)
         progress = resume.resume(job.config, job.deployment, link,
                                  journal=journal, entry=inputs.entry, role=role, fresh=fresh)
         data = parts.data_report(job, link, inputs.data, inputs.everyone)

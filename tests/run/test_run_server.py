@@ -114,6 +114,17 @@ def test_a_server_without_its_rows_is_told_by_all(server, workshop):
     assert ended.code == 2 and "federation.public_rows=nowhere.jsonl: no such file on the server's host" in refusal(ended)
 
 
+def test_roles_that_train_other_arrays_are_told_before_any_round(server, workshop):
+    words, config = server
+    ended = workshop.run("--json", "run.name=unlike", *words, "federation.public_rows=", "federation.method=unlike", config=config)
+    assert ended.code == 2
+    told, layer = refusal(ended), "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.default.weight [4, 64]"
+    assert "federation.method=unlike: the state has not the same arrays everywhere; beside 0 that all have" in told
+    assert f"client 0 (rank 0 on alpha), client 1 (rank 2 on gamma) have {layer.format(1)}" in told
+    assert f"the server (rank 1 on beta) has {layer.format(0)}" in told
+    assert not (workshop.runs / "unlike" / "rounds.jsonl").exists()
+
+
 def test_a_dry_run_says_who_the_server_is(server, workshop):
     (_, hosts, *quiet), config = server
     dry = workshop.run("--dry-run", "--hostfile", hosts, *quiet, config=config)
