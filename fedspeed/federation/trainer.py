@@ -22,8 +22,8 @@ from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Method, Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
+from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays, as_torch
-from fedspeed.routing.channel import Channel
 
 TURN = 0x7E4  # the stream of random numbers that turns draw from
 Between = Callable[[int, Turn], None]
@@ -49,7 +49,7 @@ class Trainer:
 
     Args:
         monitor: is told of every local step; None: turns belong to no round that anybody watches.
-        channel: to the method's server, None where there is none.
+        channel: between the method's server and the clients, on all ranks; None where there is no server.
 
     Attributes:
         steps_per_round: local steps that this rank's clients take in a round at most.
@@ -64,7 +64,7 @@ class Trainer:
         method: Method,
         *,
         monitor: Any = None,
-        channel: Channel | None = None,
+        channel: SharedChannel | None = None,
     ):
         self._config, self._role, self._engine, self._method = config, role, engine, method
         self._monitor, self.channel = monitor, channel
@@ -163,6 +163,18 @@ class Trainer:
             train.accumulation,
             *self._engine.data_share,
         )
+
+    def ask(self, arrays: Arrays) -> Arrays:
+        """Tell the method's server some arrays, and return what it answers, of whatever names, shapes and types
+        (`Method.serve`). All ranks of a client ask together: what its gateway tells counts, and all hear the
+        answer. What each rank has a part of is brought together before.
+
+        Raises:
+            LostPeerError: the server, or this client's gateway, is gone.
+            FedSpeedError: what came is no set of arrays.
+        """
+        self.channel.send(self.channel.server, arrays)
+        return self.channel.receive(self.channel.server)
 
     def lr(self, turn: Turn, number: int) -> float:
         """Return the learning rate of a turn's local step `number`, from 0."""

@@ -152,7 +152,7 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         meeting.last_resort.monitor = monitor
         surroundings = parts.surroundings(
             job, journal=journal, record=_record(job, inputs), monitor=monitor, clock=clock, stop=stop,
-            channel=parts.channel(job, transport), witness=parts.witness(job, exchange, own))
+            channel=parts.channel(job, engine, transport), witness=parts.witness(job, exchange, own))
         federated = parts.federated(job, role, engine, link, method=method, surroundings=surroundings)
         try:
             progress = _run_rounds(job, federated, progress, stop)

@@ -8,6 +8,8 @@ import pytest
 from fedspeed.errors import ConfigError, LostPeerError
 from fedspeed.federation.agreeing import check_arrays
 from fedspeed.federation.link import ClientLink
+from fedspeed.federation.shared_channel import SharedChannel
+from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transports.local import LocalTransport
 from tests.limits import LIMIT_S
@@ -122,3 +124,21 @@ def test_participants_whose_states_have_other_arrays_are_told_so_on_all_ranks():
     told = agree(client, client, {"a": (2, 3), "b": (5,), **{f"c{i}": () for i in range(9)}})
     assert "beside 1 that all have, client 0 has b [4]; the server has b [5], c0 [], c1 [] and 7 more. All roles must" in told
     assert "client 0 has b [4]; the server has no more." in agree(client, client, {"a": (2, 3)})
+
+
+def test_what_comes_by_a_channel_is_heard_by_all_ranks_and_so_is_that_nothing_comes():
+    own, other = (Channel(t, 5.0) for t in LocalTransport.set_of(2))
+    pair = PairOfRanks()
+    ranks = [SharedChannel(engine, channel, server=1, speakers=(0,)) for engine, channel in ((pair.gateway(), own), (pair, None))]
+    for number, rank in enumerate(ranks):
+        rank.send(1, {"x": np.full(2, number, np.int32)})
+    assert other.receive(0)["x"].tolist() == [0, 0], "the gateway's"
+    sent = {"long": np.arange(3), "half": np.ones((2, 1), np.float16), "none": np.zeros((0, 4), np.float32)}
+    other.send(0, sent)
+    for rank in ranks:
+        heard = rank.receive(1)
+        assert {n: (a.dtype, a.tolist()) for n, a in heard.items()} == {n: (a.dtype, a.tolist()) for n, a in sent.items()}
+    other._transport.close()
+    for rank, text in zip(ranks, ("participant 1 sent no message", "this rank's gateway could not speak"), strict=True):
+        with pytest.raises(LostPeerError, match=text):
+            rank.receive(1)

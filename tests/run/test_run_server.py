@@ -96,6 +96,17 @@ def test_a_run_with_a_server_is_the_same_arithmetic_by_hand(served, server, shar
     assert "3 ranks in 1 cluster and a server" in (served / "report.md").read_text()
 
 
+def test_clients_of_two_ranks_each_ask_the_server_and_learn_the_same(served, server, workshop):
+    """Halves of micro-batches are the same rows."""
+    hosts, (words, config) = workshop.folder / "of-two-ranks", server
+    hosts.write_text("alpha slots=2\nbeta slots=1\ngamma slots=2\n# fed-host beta role=server\n")
+    workshop.finish("run.name=twos", *words, "--hostfile", str(hosts), "cluster.ranks_per_client=2", "train.micro_batch=2", config=config)
+    found, expected = (load_file(last_round(run) / "state.safetensors") for run in (workshop.runs / "twos", served))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=2e-6, err_msg=name)
+
+
 def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(served, server, workshop):
     run, (words, config) = workshop.runs / "unserved", server
     started = workshop.start("run.name=unserved", *words, config=config, env={"TEST_SLOW_S": "0.4"})

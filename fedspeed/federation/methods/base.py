@@ -25,8 +25,8 @@ from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, Entry, is_folder
 from fedspeed.federation.methods.factors import distance
 from fedspeed.federation.registered import class_in
+from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.models.folded import trainable
-from fedspeed.routing.channel import Channel
 
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
     from fedspeed.engine.client_engine import ClientEngine, Sums
@@ -244,17 +244,18 @@ class Method(ABC):
     def serve(
         self,
         engine: "ClientEngine",
-        channel: Channel | None,
+        channel: SharedChannel,
         round: int,
         exchange: int,
         *,
         asked: Sequence[int],
     ) -> None:
         """Answer the clients on the server, which are in `train` meanwhile, until they are done with the
-        exchange. Clients reach the server by `Trainer.channel`.
+        exchange. Clients reach the server by `Trainer.ask`. Where the server has several ranks, all of them
+        call this together.
 
         Args:
-            channel: to all clients, on the first of the server's ranks; None on its others.
+            channel: to all clients. The first of the server's ranks speaks; all hear what a client has sent.
             asked: clients of the round: those that are in `train`. `Channel.speakers` tells whom to speak to.
         """
 

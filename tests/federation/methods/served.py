@@ -19,11 +19,10 @@ class Served(LoraAverage):
     server_needs = frozenset({"gradients"})
 
     def train(self, engine, turns, trainer):
-        return [self._answered(*pair, trainer.channel) for pair in zip(turns, trainer.local_steps(engine, turns))]
+        return [self._answered(*pair, trainer) for pair in zip(turns, trainer.local_steps(engine, turns))]
 
-    def _answered(self, turn, trained, channel):
-        channel.send(channel.server, {n: trained.end[n] - turn.start[n] for n in trained.end})
-        answer = channel.receive(channel.server)
+    def _answered(self, turn, trained, trainer):
+        answer = trainer.ask({n: trained.end[n] - turn.start[n] for n in trained.end})
         return replace(trained, end={n: turn.start[n] + answer[n] for n in trained.end})
 
     def serve(self, engine, channel, round, exchange, *, asked):
