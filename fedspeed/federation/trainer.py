@@ -181,6 +181,29 @@ class Trainer:
         whole = self._config.federation.rounds * self.steps_per_round
         return lr_at(self._config.train, first_step(turn, self.steps_per_round) + number, whole)
 
+    def round_lr(self, round: int, exchange: int = 0) -> float:
+        """Return the learning rate that clients begin a round's exchange with; in round 0 that of round 1."""
+        whole, begun = self._config.federation.rounds * self.steps_per_round, max(0, round - 1)
+        return lr_at(self._config.train, begun * self.steps_per_round + exchange, whole)
+
+    def public_batches(self, step: int):
+        """Return this rank's batches of a step of the method's server over the public rows, as those of a
+        client's local step (data.batches.StepBatches): ranks of the server get different rows.
+
+        Args:
+            step: of the server, from 0 over the whole run, as the method counts them.
+        """
+        train, config = self._config.train, self._config
+        return client_step(
+            self._role.public_rows,
+            config.run.seed,
+            config.data.clients,  # a stream of its own, behind those of all clients
+            step,
+            train.micro_batch,
+            train.accumulation,
+            *self._engine.data_share,
+        )
+
     def stepped(self, turns: Sequence[Turn], number: int, done: Sequence[Sums]) -> None:
         """Tell whoever watches that local step `number` of some turns is taken, with its sums by turn."""
         activity.advance()

@@ -259,14 +259,28 @@ class Method(ABC):
             asked: clients of the round: those that are in `train`. `Channel.speakers` tells whom to speak to.
         """
 
-    def server_step(self, state: Arrays, engine: "ClientEngine", public_rows: Any) -> Arrays:
+    def server_step(
+        self,
+        state: Arrays,
+        engine: "ClientEngine",
+        public_rows: Any,
+        *,
+        round: int,
+        exchange: int,
+        trainer: Any,
+    ) -> Arrays:
         """Return the state after what the server alone does with it: arrays of the same names and shapes.
         What it returns is told to all. Where the server has several ranks, all of them call this together.
 
         Args:
-            state: after the aggregate and the server optimizer. engine: the server's own, see `spec`.
+            state: after the aggregate and the server optimizer; in round 0, that before any training.
+                engine: the server's own, see `spec`.
             public_rows: what federation.public_rows holds, as tokens (data.clients.ClientData, `train` only);
                 None where the method reads none (`Entry.public_rows`).
+            round: 0 once before round 1, and before what is evaluated there: what it makes is journalled with
+                round 0. exchange: of the round, from 0.
+            trainer: the server's own (federation.trainer.Trainer): draws this rank's batches of the public
+                rows in `public_batches`, and knows the learning rate of a round in `round_lr`.
         """
         return state
 
