@@ -7,6 +7,7 @@ from fedspeed.federation.methods.config import METHODS, Entry
 
 # Methods of the tests that whole runs may name; the configuration learns of methods when it is imported.
 METHODS["served"] = Entry(module="tests.federation.methods.served", server=True, public_rows=True)
+METHODS["emulated"] = Entry(module="tests.federation.methods.emulated", server=True, public_rows=True)
 METHODS["unlike"] = Entry(module="tests.federation.methods.unlike", server=True)
 
 from fedspeed.session.parts import preload  # noqa: E402

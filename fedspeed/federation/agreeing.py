@@ -1,6 +1,6 @@
-"""What all participants of a run must have in common before its first round: the arrays of the global state, by
-name and shape. The ranks of one participant build the same engine; what roles build, a method says by itself
-(`Method.spec`)."""
+"""What all participants of a run must have in common before its first round: the arrays of the global state,
+by name and shape. The ranks of one participant build the same engine, but a method may have its server build
+another one than clients (`Method.spec`)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ MAX_NAMED = 3  # arrays, or participants, that a message names
 
 
 def check_arrays(link: ClientLink, state: Arrays, *, method: str, names: Sequence[str]) -> None:
-    """Hold the arrays of this rank's first state against those of all participants. Collective over all ranks.
+    """Hold the arrays of this rank's first state against those of all participants. Collective over all
+    ranks.
 
     Each tells a digest and a length; only where they differ, the names as well.
 
@@ -53,15 +54,15 @@ def difference(method: str, names: Sequence[str], arrays: Sequence[frozenset[str
     groups: dict[frozenset[str], list[str]] = {}
     for name, own in zip(names, arrays, strict=True):
         groups.setdefault(own, []).append(name)
-    parts = [
-        f"{_some(who)} {'has' if len(who) == 1 else 'have'} {_some(sorted(own - common)) or 'no more'}"
-        for own, who in groups.items()
-    ]
+    parts = []
+    for own, who in groups.items():
+        has = "has" if len(who) == 1 else "have"
+        parts.append(f"{_some(who)} {has} {_some(sorted(own - common)) or 'no more'}")
     return (
-        f"federation.method={method}: the state has not the same arrays everywhere; beside {len(common)} that all "
-        f"have, {'; '.join(parts)}. All roles must hold the same arrays by name and shape: what one of them does "
-        "not train is frozen there. Look at what the method's spec changes by role (blocks, adapter.targets), and "
-        "at its first_state"
+        f"federation.method={method}: the state has not the same arrays everywhere; beside {len(common)} "
+        f"that all have, {'; '.join(parts)}. All roles must hold the same arrays by name and shape: what "
+        "one of them does not train is frozen there. Look at what the method's spec changes by role (blocks, "
+        "adapter.targets), and at its first_state"
     )
 
 

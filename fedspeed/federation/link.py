@@ -67,7 +67,8 @@ class ClientLink:
         """
         told = self._exchange.gather(mine) if self._exchange is not None else None
         rows = int(self._engine.share_from_gateway(np.array([0 if told is None else len(told)]))[0])
-        return self._engine.share_from_gateway(np.zeros((rows, mine.size), mine.dtype) if told is None else told)
+        own = np.zeros((rows, mine.size), mine.dtype) if told is None else told
+        return self._engine.share_from_gateway(own)
 
     def any_of_client(self, found: bool) -> bool:
         """Return what the client's gateway has found, on all its ranks. Collective over the client."""

@@ -1,4 +1,5 @@
-"""A participant's way to one other, on all of its ranks: its gateway speaks, and all of them hear what came."""
+"""A participant's way to one other, on all of its ranks: its gateway speaks, and all of them hear what
+came."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,8 +16,8 @@ if TYPE_CHECKING:  # torch stays away from whoever only gives it on
 
 
 class SharedChannel:
-    """Messages between a method's server and its clients (`routing.channel.Channel`), beside the exchange. All
-    ranks of a participant call it alike.
+    """Carries messages between a method's server and its clients (`routing.channel.Channel`), beside the
+    exchange. All ranks of a participant call it alike.
 
     Args:
         engine: for words between the participant's own ranks. channel: of its gateway; None on the others.
@@ -45,13 +46,15 @@ class SharedChannel:
         ranks of this one.
 
         Raises:
-            LostPeerError: nothing came within the deadline, or the peer or this participant's gateway is gone.
+            LostPeerError: nothing came within the deadline, or the peer or this participant's gateway is
+                gone.
             FedSpeedError: what came is no set of arrays.
         """
         return load(self._from_gateway(lambda channel: save(channel.receive(peer))))
 
     def _from_gateway(self, speak: Callable[[Channel], bytes]) -> bytes:
-        """Let the gateway speak, and return what came of it on all ranks. Where it fails, they hear so too."""
+        """Let the gateway speak, and return what came of it on all ranks. Where it fails, they hear so
+        too."""
         failure, said = None, b""
         if self._channel is not None:
             try:
@@ -63,8 +66,10 @@ class SharedChannel:
         if failure is not None:
             raise failure
         if length < 0:
-            raise LostPeerError("this rank's gateway could not speak with another participant; its message says more")
+            raise LostPeerError(
+                "this rank's gateway could not speak with another participant; its message says more"
+            )
         if length == 0:
             return b""
-        told = np.zeros(length, dtype=np.uint8) if self._channel is None else np.frombuffer(bytearray(said), np.uint8)
-        return self._engine.share_from_gateway(told).tobytes()
+        own = said if self._channel is not None else bytes(length)
+        return self._engine.share_from_gateway(np.frombuffer(bytearray(own), np.uint8)).tobytes()

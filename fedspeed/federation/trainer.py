@@ -165,8 +165,8 @@ class Trainer:
         )
 
     def ask(self, arrays: Arrays) -> Arrays:
-        """Tell the method's server some arrays, and return what it answers, of whatever names, shapes and types
-        (`Method.serve`). All ranks of a client ask together: what its gateway tells counts, and all hear the
+        """Tell the method's server some arrays, and return what it answers, of whatever names, shapes and
+        types (`Method.serve`). All ranks of a client ask together: what its gateway tells counts, and all hear the
         answer. What each rank has a part of is brought together before.
 
         Raises:
@@ -194,6 +194,7 @@ class Trainer:
             step: of the server, from 0 over the whole run, as the method counts them.
         """
         train, config = self._config.train, self._config
+        assert self._role.public_rows is not None, "public_batches: only a server with public rows has some"
         return client_step(
             self._role.public_rows,
             config.run.seed,

@@ -20,7 +20,6 @@ from fedspeed.data.row_counts import DataReport, RowTable, words
 from fedspeed.engine.base.choose import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
-from fedspeed.federation.agreeing import check_arrays
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.shared_channel import SharedChannel
@@ -268,18 +267,6 @@ def link(job: Job, engine, exchange: Exchange | None) -> ClientLink:
     """Return the way of this rank into the exchange."""
     patience_s = job.config.routing.deadline_s if exchange is None else exchange.patience_s
     return ClientLink(engine, exchange, patience_s)
-
-
-def agree(job: Job, link: ClientLink, state: Mapping[str, np.ndarray]) -> None:
-    """Hold the first state of this rank against everybody's, where a server may have built another engine than
-    clients. Collective over all ranks.
-
-    Raises:
-        ConfigError: its arrays are not those that others have.
-    """
-    if job.topology.server:
-        names = [job.named(rank) for rank in job.topology.participants]
-        check_arrays(link, state, method=job.config.federation.method.name, names=names)
 
 
 def role(job: Job, data: dict, public: ClientData | None) -> RankRole:

@@ -142,6 +142,15 @@ def test_roles_that_train_other_arrays_are_told_before_any_round(server, worksho
     assert not (workshop.runs / "unlike" / "rounds.jsonl").exists()
 
 
+def test_a_server_with_more_blocks_than_clients_holds_the_same_arrays(server, workshop):
+    words, config = server
+    workshop.finish("run.name=emulated", *words, "federation.method=emulated", "federation.rounds=1", config=config)
+    found = load_file(last_round(workshop.runs / "emulated") / "state.safetensors")
+    assert len(found) == 4 and all(".layers.1.self_attn." in name and np.abs(array).max() > 0 for name, array in found.items())
+    before = load_file(workshop.runs / "emulated" / "journal" / "round-000000" / "state.safetensors")
+    assert {name.split(".")[-4] for name, array in before.items() if "lora_B" in name and array.any()} == {"v_proj"}, "the server's alone"
+
+
 def test_a_dry_run_says_who_the_server_is(server, workshop):
     (_, hosts, *quiet), config = server
     dry = workshop.run("--dry-run", "--hostfile", hosts, *quiet, config=config)

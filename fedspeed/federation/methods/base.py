@@ -319,11 +319,12 @@ def server_problem(name: str, entry: Entry, method: type[Method]) -> str:
     given = [part for part in ("serve", "server_step") if getattr(method, part) is not getattr(Method, part)]
     where, head = "fedspeed/federation/methods/config.py", f"federation.method={name}"
     if given and not entry.server:
-        return f"{head}: {method.__name__} has {' and '.join(given)}; say server=True of it in METHODS of {where}"
+        has = f"{method.__name__} has {' and '.join(given)}"
+        return f"{head}: {has}; say server=True of it in METHODS of {where}"
     if (entry.server or entry.public_rows) and not given:
         return (
-            f"{head}: METHODS of {where} says that it has a server, but {method.__name__} has neither serve nor "
-            "server_step; write one of them, or leave out server=True and public_rows=True"
+            f"{head}: METHODS of {where} says that it has a server, but {method.__name__} has neither serve "
+            "nor server_step; write one of them, or leave out server=True and public_rows=True"
         )
     return ""
 
