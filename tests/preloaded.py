@@ -5,8 +5,10 @@ from importlib import import_module
 
 from fedspeed.federation.methods.config import METHODS, Entry
 
-# A method of the tests that whole runs may name; the configuration learns of methods when it is imported.
+# Methods of the tests that whole runs may name; the configuration learns of methods when it is imported.
 METHODS["served"] = Entry(module="tests.federation.methods.served", server=True, public_rows=True)
+METHODS["emulated"] = Entry(module="tests.federation.methods.emulated", server=True, public_rows=True)
+METHODS["unlike"] = Entry(module="tests.federation.methods.unlike", server=True)
 
 from fedspeed.session.parts import preload  # noqa: E402
 

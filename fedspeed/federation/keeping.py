@@ -25,7 +25,7 @@ MEMORY, BEST = "memory/", "best/"
 
 @dataclass
 class Progress:
-    """All that a round changes, and the journal keeps but for the last two.
+    """All that a round changes, and the journal keeps but for the last three.
 
     Attributes:
         round: the last one that is finished, 0 before the first.
@@ -41,6 +41,8 @@ class Progress:
             `federation.overlap`).
         stopped: whether this process is to end before the run is over. renewed: whether all have a newer list
             of participants, and the run is to be started again with it.
+        is_resumed: whether the state that this process began with is a journal's: that of round 0 has had the
+            step of the method's server.
     """
 
     round: int
@@ -58,6 +60,7 @@ class Progress:
     update_alignment: float | None = None
     stopped: bool = False
     renewed: bool = False
+    is_resumed: bool = False
 
     @property
     def has_best(self) -> bool:

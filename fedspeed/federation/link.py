@@ -55,6 +55,21 @@ class ClientLink:
             return None
         return self._engine.share_from_gateway(vector if told is None else told)
 
+    def gather(self, mine: np.ndarray) -> np.ndarray:
+        """Return what every participant says to all, on every rank of every client: [participants, n]. In the
+        clear.
+
+        Args:
+            mine: [n] of the gateway, which alone counts; its length and dtype are the same on all.
+
+        Raises:
+            LostPeerError: a participant is missing.
+        """
+        told = self._exchange.gather(mine) if self._exchange is not None else None
+        rows = int(self._engine.share_from_gateway(np.array([0 if told is None else len(told)]))[0])
+        own = np.zeros((rows, mine.size), mine.dtype) if told is None else told
+        return self._engine.share_from_gateway(own)
+
     def any_of_client(self, found: bool) -> bool:
         """Return what the client's gateway has found, on all its ranks. Collective over the client."""
         return bool(self._engine.share_from_gateway(np.array([float(found)]))[0])

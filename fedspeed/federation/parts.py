@@ -18,10 +18,10 @@ from fedspeed.federation.methods.base import Method, make_method
 from fedspeed.federation.pacing import Pace
 from fedspeed.federation.recording import Recorder, Signals
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
 from fedspeed.federation.updates.base import hidden_by, make_updates, shared_seed
-from fedspeed.routing.channel import Channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Surroundings:
     clock: Any
     peak_bytes: Callable[[], int]
     signals: Signals
-    channel: Channel | None = None
+    channel: SharedChannel | None = None
     witness: Any = None
 
 

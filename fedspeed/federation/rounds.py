@@ -10,6 +10,7 @@ from fedspeed.federation.keeping import Progress, ending
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.parts import RankParts
 from fedspeed.federation.recording import held_out_loss
+from fedspeed.federation.serving import server_stepped
 from fedspeed.federation.updating import Update
 
 
@@ -33,10 +34,13 @@ def run(parts: RankParts, progress: Progress) -> Progress:
 
 
 def baseline(parts: RankParts, progress: Progress) -> None:
-    """Do round 0, if it is to come yet: the held-out loss before any training, which the rounds have to beat,
-    and the journal entry that makes a crash in round 1 resumable."""
+    """Do round 0, if it is to come yet: what the method's server makes of the first state, the held-out loss
+    before any training, which the rounds have to beat, and the journal entry that makes a crash in round 1
+    resumable."""
     if progress.round or progress.done:
         return
+    if not progress.is_resumed:
+        progress.state = server_stepped(parts, progress.state, round=0)
     ledger = parts.recorder.ledger()
     parts.recorder.forget()
     evaluate(parts, progress, ledger, "the evaluation before round 1")

@@ -20,7 +20,7 @@ def server_stepped(parts: "RankParts", state: Arrays, *, round: int, exchange: i
     """Return the state after the step of the method's server, which tells it to all, signed. Collective.
 
     Args:
-        state: the same on all ranks. exchange: of the round, from 0.
+        state: the same on all ranks. round: 0 before the first. exchange: of the round, from 0.
 
     Raises:
         FedSpeedError: no rank is the server; its result is not finite, or it has not told the same to all.
@@ -32,7 +32,14 @@ def server_stepped(parts: "RankParts", state: Arrays, *, round: int, exchange: i
     vector, signature = np.zeros(layout.size, dtype=np.float32), np.zeros(SIGNATURE, dtype=np.uint8)
     if parts.role.server:
         with activity.during(about):
-            made = parts.method.server_step(state, parts.engine, parts.role.public_rows)
+            made = parts.method.server_step(
+                state,
+                parts.engine,
+                parts.role.public_rows,
+                round=round,
+                exchange=exchange,
+                trainer=parts.trainer,
+            )
         vector = layout.flatten(made)
         if parts.witness is not None:
             signature = parts.witness.sign(about, vector)

@@ -22,8 +22,8 @@ from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Method, Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
+from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays, as_torch
-from fedspeed.routing.channel import Channel
 
 TURN = 0x7E4  # the stream of random numbers that turns draw from
 Between = Callable[[int, Turn], None]
@@ -49,7 +49,7 @@ class Trainer:
 
     Args:
         monitor: is told of every local step; None: turns belong to no round that anybody watches.
-        channel: to the method's server, None where there is none.
+        channel: between the method's server and the clients, on all ranks; None where there is no server.
 
     Attributes:
         steps_per_round: local steps that this rank's clients take in a round at most.
@@ -64,7 +64,7 @@ class Trainer:
         method: Method,
         *,
         monitor: Any = None,
-        channel: Channel | None = None,
+        channel: SharedChannel | None = None,
     ):
         self._config, self._role, self._engine, self._method = config, role, engine, method
         self._monitor, self.channel = monitor, channel
@@ -164,10 +164,46 @@ class Trainer:
             *self._engine.data_share,
         )
 
+    def ask(self, arrays: Arrays) -> Arrays:
+        """Tell the method's server some arrays, and return what it answers, of whatever names, shapes and
+        types (`Method.serve`). All ranks of a client ask together: what its gateway tells counts, and all hear the
+        answer. What each rank has a part of is brought together before.
+
+        Raises:
+            LostPeerError: the server, or this client's gateway, is gone.
+            FedSpeedError: what came is no set of arrays.
+        """
+        self.channel.send(self.channel.server, arrays)
+        return self.channel.receive(self.channel.server)
+
     def lr(self, turn: Turn, number: int) -> float:
         """Return the learning rate of a turn's local step `number`, from 0."""
         whole = self._config.federation.rounds * self.steps_per_round
         return lr_at(self._config.train, first_step(turn, self.steps_per_round) + number, whole)
+
+    def round_lr(self, round: int, exchange: int = 0) -> float:
+        """Return the learning rate that clients begin a round's exchange with; in round 0 that of round 1."""
+        whole, begun = self._config.federation.rounds * self.steps_per_round, max(0, round - 1)
+        return lr_at(self._config.train, begun * self.steps_per_round + exchange, whole)
+
+    def public_batches(self, step: int):
+        """Return this rank's batches of a step of the method's server over the public rows, as those of a
+        client's local step (data.batches.StepBatches): ranks of the server get different rows.
+
+        Args:
+            step: of the server, from 0 over the whole run, as the method counts them.
+        """
+        train, config = self._config.train, self._config
+        assert self._role.public_rows is not None, "public_batches: only a server with public rows has some"
+        return client_step(
+            self._role.public_rows,
+            config.run.seed,
+            config.data.clients,  # a stream of its own, behind those of all clients
+            step,
+            train.micro_batch,
+            train.accumulation,
+            *self._engine.data_share,
+        )
 
     def stepped(self, turns: Sequence[Turn], number: int, done: Sequence[Sums]) -> None:
         """Tell whoever watches that local step `number` of some turns is taken, with its sums by turn."""

@@ -18,22 +18,11 @@ class Channel:
 
     Args:
         deadline_s: longest wait for a message to come, or to be taken.
-        server: number of the participant that is the method's server.
-        speakers: by client, the number of the participant that speaks for it.
         names: of all participants, for messages.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        deadline_s: float,
-        *,
-        server: int | None = None,
-        speakers: Sequence[int] = (),
-        names: Sequence[str] = (),
-    ):
+    def __init__(self, transport: Transport, deadline_s: float, *, names: Sequence[str] = ()):
         self._transport, self._deadline_s, self._names = transport, deadline_s, tuple(names)
-        self.server, self.speakers = server, tuple(speakers)
 
     @property
     def rank(self) -> int:

@@ -23,6 +23,7 @@ from fedspeed.errors import FedSpeedError, PlanError
 from fedspeed.federation.checks import least_participants, participants_of
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.role import RankRole
+from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.updates.base import hidden_by
 from fedspeed.models.planned import planned_shape
 from fedspeed.monitor import summary_file
@@ -227,18 +228,22 @@ def exchange(
     return AnonymousExchange(transport, routing, own.key, own.members, own.settings, roll)
 
 
-def channel(job: Job, transport: Transport | None) -> Channel | None:
-    """Return the way between the method's server and the clients; None on a rank that does not speak to
-    others, and where there is no server."""
-    if not (job.topology.server and job.speaks):
+def channel(job: Job, engine, transport: Transport | None) -> SharedChannel | None:
+    """Return the way between the method's server and the clients; None where there is no server.
+
+    Args:
+        transport: that the gateway speaks over; any on a rank that does not speak to others.
+    """
+    if not job.topology.server:
         return None
     number = job.topology.participants.index
-    return Channel(
-        transport,
-        job.config.routing.deadline_s,
+    names = [job.named(rank) for rank in job.topology.participants]
+    own = Channel(transport, job.config.routing.deadline_s, names=names) if job.speaks else None
+    return SharedChannel(
+        engine,
+        own,
         server=number(job.topology.server[0]),
         speakers=[number(gateway) for gateway in job.topology.gateways],
-        names=[job.named(rank) for rank in job.topology.participants],
     )
 
 

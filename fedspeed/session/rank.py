@@ -15,6 +15,9 @@ from fedspeed.config.check import notes
 from fedspeed.data.clients import encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
+from fedspeed.federation.agreeing import check_arrays
+from fedspeed.federation.arrays import Arrays
+from fedspeed.federation.link import ClientLink
 from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
 from fedspeed.monitor.clock import StageClock
@@ -142,6 +145,7 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         method = run_method(job.config, engine)
         fresh = start(job.config, engine, method)
         first = fresh.state  # what a client alone would start from too
+        _agree(job, link, first)
         progress = resume.resume(job.config, job.deployment, link,
                                  journal=journal, entry=inputs.entry, role=role, fresh=fresh)
         data = parts.data_report(job, link, inputs.data, inputs.everyone)
@@ -151,7 +155,7 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         meeting.last_resort.monitor = monitor
         surroundings = parts.surroundings(
             job, journal=journal, record=_record(job, inputs), monitor=monitor, clock=clock, stop=stop,
-            channel=parts.channel(job, transport), witness=parts.witness(job, exchange, own))
+            channel=parts.channel(job, engine, transport), witness=parts.witness(job, exchange, own))
         federated = parts.federated(job, role, engine, link, method=method, surroundings=surroundings)
         try:
             progress = _run_rounds(job, federated, progress, stop)
@@ -161,6 +165,18 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
             error.add_note(f"round {progress.round} was the last to be finished")
             meant = _tell_all(job, meeting, monitor, error)
             raise meant from (None if meant is error else error)
+
+
+def _agree(job: Job, link: ClientLink, state: Arrays) -> None:
+    """Hold the first state of this rank against everybody's, where a server may have built another engine
+    than clients. Collective over all ranks.
+
+    Raises:
+        ConfigError: its arrays are not those that others have.
+    """
+    if job.topology.server:
+        names = [job.named(rank) for rank in job.topology.participants]
+        check_arrays(link, state, method=job.config.federation.method.name, names=names)
 
 
 def _record(job: Job, inputs: Inputs) -> dict:

@@ -153,6 +153,7 @@ def _progress(config: RunConfig, head: np.ndarray, packed: Arrays) -> Progress:
         done=why_over(number, stale, config.federation),
         previous=previous if number else None,
         update_alignment=float(head[4]) if head[4] >= 0 else None,
+        is_resumed=True,
     )
 
 

@@ -5,8 +5,11 @@ import threading
 import numpy as np
 import pytest
 
-from fedspeed.errors import LostPeerError
+from fedspeed.errors import ConfigError, LostPeerError
+from fedspeed.federation.agreeing import check_arrays
 from fedspeed.federation.link import ClientLink
+from fedspeed.federation.shared_channel import SharedChannel
+from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transports.local import LocalTransport
 from tests.limits import LIMIT_S
@@ -91,3 +94,51 @@ def test_all_ranks_of_a_client_get_the_arrays_of_their_gateway():
         heard = ClientLink(pair, None, 10).arrays_from_gateway(None)
         for found in (own, heard):
             assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+
+
+def test_participants_whose_states_have_other_arrays_are_told_so_on_all_ranks():
+    first, second = (PlainExchange(t, LIMIT_S) for t in LocalTransport.set_of(2))
+    pair = PairOfRanks()
+    links = [ClientLink(pair.gateway(), first, 10), ClientLink(pair, None, 10), ClientLink(Alone(), second, 10)]
+
+    def agree(*states):
+        found, threads = {}, []
+
+        def agreed(i):
+            try:
+                check_arrays(links[i], {n: np.zeros(s) for n, s in states[i].items()}, method="m", names=["client 0", "the server"])
+                found[i] = ""
+            except ConfigError as error:
+                found[i] = str(error)
+
+        for i in range(3):
+            threads.append(threading.Thread(target=agreed, args=(i,), daemon=True))
+            threads[-1].start()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        assert found[0] == found[1] == found[2]
+        return found[0]
+
+    client = {"a": (2, 3), "b": (4,)}
+    assert agree(client, client, client) == ""
+    told = agree(client, client, {"a": (2, 3), "b": (5,), **{f"c{i}": () for i in range(9)}})
+    assert "beside 1 that all have, client 0 has b [4]; the server has b [5], c0 [], c1 [] and 7 more. All roles must" in told
+    assert "client 0 has b [4]; the server has no more." in agree(client, client, {"a": (2, 3)})
+
+
+def test_what_comes_by_a_channel_is_heard_by_all_ranks_and_so_is_that_nothing_comes():
+    own, other = (Channel(t, 5.0) for t in LocalTransport.set_of(2))
+    pair = PairOfRanks()
+    ranks = [SharedChannel(engine, channel, server=1, speakers=(0,)) for engine, channel in ((pair.gateway(), own), (pair, None))]
+    for number, rank in enumerate(ranks):
+        rank.send(1, {"x": np.full(2, number, np.int32)})
+    assert other.receive(0)["x"].tolist() == [0, 0], "the gateway's"
+    sent = {"long": np.arange(3), "half": np.ones((2, 1), np.float16), "none": np.zeros((0, 4), np.float32)}
+    other.send(0, sent)
+    for rank in ranks:
+        heard = rank.receive(1)
+        assert {n: (a.dtype, a.tolist()) for n, a in heard.items()} == {n: (a.dtype, a.tolist()) for n, a in sent.items()}
+    other._transport.close()
+    for rank, text in zip(ranks, ("participant 1 sent no message", "this rank's gateway could not speak"), strict=True):
+        with pytest.raises(LostPeerError, match=text):
+            rank.receive(1)

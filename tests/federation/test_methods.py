@@ -2,13 +2,15 @@
 
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from fedspeed.errors import ConfigError
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import make_method, method_class
-from fedspeed.federation.methods.config import METHODS, arm_of
+from fedspeed.federation.methods.config import METHODS, Entry, arm_of
 from fedspeed.models.factors import is_factor_a, pairs
 
 SHAPES = {
@@ -406,3 +408,16 @@ def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
         assert method.update_norm(before, state) == pytest.approx(expected, rel=1e-5)
     only_turned = before | {a: turned[a], b: turned[b]}
     assert method.update_norm({**after, bias: before[bias]}, only_turned) == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("entry", [
+    Entry(module="tests.federation.methods.served"),
+    replace(METHODS["lora_average"], server=True),
+    replace(METHODS["lora_average"], public_rows=True),
+])
+def test_what_is_said_of_a_server_and_what_it_has_to_do_are_held_against_each_other(entry, monkeypatch):
+    monkeypatch.setitem(METHODS, "own", entry)
+    with pytest.raises(ConfigError) as told:
+        method_class("own")
+    text = "Served has serve and server_step; say server=True" if "served" in entry.module else "has neither serve nor server_step"
+    assert text in str(told.value) and "federation/methods/config.py" in str(told.value)

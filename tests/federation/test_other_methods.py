@@ -144,14 +144,15 @@ def served(server, link, witness=None, value=None):
     from fedspeed.federation.serving import server_stepped
 
     class Served(LoraAverage):
-        def server_step(self, state, engine, public_rows):
+        def server_step(self, state, engine, public_rows, *, round, exchange, trainer):
+            assert (round, exchange, trainer) == (3, 0, "the server's")
             return {name: array + (len(public_rows) if value is None else value) for name, array in state.items()}
 
     state = {"a": np.zeros((1, 2), np.float32), "b": np.ones(1, np.float32)}
     method = Served(arm_of("lora_average")(), None, clients=2, seed=0)
     role = SimpleNamespace(server=server, public_rows=["row"] * 5)
     chosen = SimpleNamespace(federation=SimpleNamespace(method=SimpleNamespace(name="served")))
-    parts = SimpleNamespace(method=method, role=role, engine=None, link=link, config=chosen, witness=witness)
+    parts = SimpleNamespace(method=method, role=role, engine=None, link=link, config=chosen, witness=witness, trainer="the server's")
     return server_stepped(parts, state, round=3)
 
 

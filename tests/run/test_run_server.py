@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-from launched import SETTINGS, assert_same_run, last_round, records, refusal, rounds_seen
+from launched import SETTINGS, assert_same_run, journal_rounds, last_round, records, refusal
 from safetensors.numpy import load_file
 
 from tests.processes import run_ranks
@@ -51,7 +51,7 @@ def by_hand(rank, path, public):
     from fedspeed.models.tokenizer import load_tokenizer
     from fedspeed.monitor.clock import StageClock
     from fedspeed.session.request import RunRequest
-    from tests.federation.methods.served import SERVER_LR, public_batches
+    from tests.federation.methods.served import LR_PART
 
     loaded = load(path, ["federation.method=lora_average", "federation.public_rows="])
     config = loaded.config
@@ -71,16 +71,21 @@ def by_hand(rank, path, public):
             engine.train_step([batches], lr)
         return {n: t.numpy().copy() for n, t in engine.state().items()}
 
-    state = {n: t.numpy().copy() for n, t in engine.state().items()}
+    def served(before, number):
+        """The server's step of a round, on four public rows of its own stream."""
+        after = stepped(before, [client_step(rows, 0, 2, number, 4, 1, 1, 0)], LR_PART * LR)
+        assert max(np.abs(after[n] - before[n]).max() for n in before) > 1e-4, "the server moves it"
+        return after
+
+    rows = public_data(public, config.data, tokenizer)
+    state = served({n: t.numpy().copy() for n, t in engine.state().items()}, 0)
     for number in range(ROUNDS):
         start, state = state, {n: a.astype(np.float64) for n, a in state.items()}
         for client, own in enumerate(data):
             end = stepped(start, [client_step(own, 0, client, 2 * number + step, 4, 1, 1, 0) for step in range(2)], LR)
             for n in state:
                 state[n] += 2.0 * weights[client] / sum(weights) * (end[n].astype(np.float64) - start[n])
-        state = {n: a.astype(np.float32) for n, a in state.items()}
-        before, state = state, stepped(state, [public_batches(public_data(public, config.data, tokenizer))], SERVER_LR)
-        assert max(np.abs(state[n] - before[n]).max() for n in state) > 1e-4, "the server moves it"
+        state = served({n: a.astype(np.float32) for n, a in state.items()}, number + 1)
     engine.close()
     leave_world()
     return state
@@ -96,13 +101,25 @@ def test_a_run_with_a_server_is_the_same_arithmetic_by_hand(served, server, shar
     assert "3 ranks in 1 cluster and a server" in (served / "report.md").read_text()
 
 
+def test_clients_and_a_server_of_two_ranks_each_learn_the_same(served, server, workshop):
+    """Halves of micro-batches are the same rows."""
+    hosts, (words, config) = workshop.folder / "of-two-ranks", server
+    hosts.write_text("alpha slots=2\nbeta slots=2\ngamma slots=2\n# fed-host beta role=server\n")
+    workshop.finish("run.name=twos", *words, "--hostfile", str(hosts), "cluster.ranks_per_client=2", "train.micro_batch=2", config=config)
+    found, expected = (load_file(last_round(run) / "state.safetensors") for run in (workshop.runs / "twos", served))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=2e-6, err_msg=name)
+
+
 def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(served, server, workshop):
+    """From round 0, whose step of the server is not taken again."""
     run, (words, config) = workshop.runs / "unserved", server
     started = workshop.start("run.name=unserved", *words, config=config, env={"TEST_SLOW_S": "0.4"})
-    started.until(lambda: rounds_seen(run) == 1)
+    started.until(lambda: (run / "journal" / "round-000000" / "entry.json").exists())
     os.kill(started.local_ranks()[1], signal.SIGKILL)
     ended = started.wait()
-    assert ended.code == 75, ended.text
+    assert ended.code == 75 and journal_rounds(run) == [0], ended.text
     assert "the server (rank 1 on beta)" in (run / "report.md").read_text().partition("## Result")[0]
     workshop.finish("run.name=unserved", *words, config=config)
     assert_same_run(run, served)
@@ -112,6 +129,26 @@ def test_a_server_without_its_rows_is_told_by_all(server, workshop):
     words, config = server
     ended = workshop.run("--json", "run.name=rowless", *words, "federation.public_rows=nowhere.jsonl", config=config)
     assert ended.code == 2 and "federation.public_rows=nowhere.jsonl: no such file on the server's host" in refusal(ended)
+
+
+def test_roles_that_train_other_arrays_are_told_before_any_round(server, workshop):
+    words, config = server
+    ended = workshop.run("--json", "run.name=unlike", *words, "federation.public_rows=", "federation.method=unlike", config=config)
+    assert ended.code == 2
+    told, layer = refusal(ended), "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.default.weight [4, 64]"
+    assert "federation.method=unlike: the state has not the same arrays everywhere; beside 0 that all have" in told
+    assert f"client 0 (rank 0 on alpha), client 1 (rank 2 on gamma) have {layer.format(1)}" in told
+    assert f"the server (rank 1 on beta) has {layer.format(0)}" in told
+    assert not (workshop.runs / "unlike" / "rounds.jsonl").exists()
+
+
+def test_a_server_with_more_blocks_than_clients_holds_the_same_arrays(server, workshop):
+    words, config = server
+    workshop.finish("run.name=emulated", *words, "federation.method=emulated", "federation.rounds=1", config=config)
+    found = load_file(last_round(workshop.runs / "emulated") / "state.safetensors")
+    assert len(found) == 4 and all(".layers.1.self_attn." in name and np.abs(array).max() > 0 for name, array in found.items())
+    before = load_file(workshop.runs / "emulated" / "journal" / "round-000000" / "state.safetensors")
+    assert {name.split(".")[-4] for name, array in before.items() if "lora_B" in name and array.any()} == {"v_proj"}, "the server's alone"
 
 
 def test_a_dry_run_says_who_the_server_is(server, workshop):

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from fedspeed.engine.spec import EngineSpec
+from fedspeed.errors import ConfigError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.config import METHODS, is_folder
+from fedspeed.federation.methods.config import METHODS, Entry, is_folder
 from fedspeed.federation.methods.factors import distance
 from fedspeed.federation.registered import class_in
+from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.models.folded import trainable
-from fedspeed.routing.channel import Channel
 
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
     from fedspeed.engine.client_engine import ClientEngine, Sums
@@ -243,28 +244,43 @@ class Method(ABC):
     def serve(
         self,
         engine: "ClientEngine",
-        channel: Channel | None,
+        channel: SharedChannel,
         round: int,
         exchange: int,
         *,
         asked: Sequence[int],
     ) -> None:
         """Answer the clients on the server, which are in `train` meanwhile, until they are done with the
-        exchange. Clients reach the server by `Trainer.channel`.
+        exchange. Clients reach the server by `Trainer.ask`. Where the server has several ranks, all of them
+        call this together.
 
         Args:
-            channel: to all clients, on the first of the server's ranks; None on its others.
+            channel: to all clients. The first of the server's ranks speaks; all hear what a client has sent.
             asked: clients of the round: those that are in `train`. `Channel.speakers` tells whom to speak to.
         """
 
-    def server_step(self, state: Arrays, engine: "ClientEngine", public_rows: Any) -> Arrays:
+    def server_step(
+        self,
+        state: Arrays,
+        engine: "ClientEngine",
+        public_rows: Any,
+        *,
+        round: int,
+        exchange: int,
+        trainer: Any,
+    ) -> Arrays:
         """Return the state after what the server alone does with it: arrays of the same names and shapes.
         What it returns is told to all. Where the server has several ranks, all of them call this together.
 
         Args:
-            state: after the aggregate and the server optimizer. engine: the server's own, see `spec`.
+            state: after the aggregate and the server optimizer; in round 0, that before any training.
+                engine: the server's own, see `spec`.
             public_rows: what federation.public_rows holds, as tokens (data.clients.ClientData, `train` only);
                 None where the method reads none (`Entry.public_rows`).
+            round: 0 once before round 1, and before what is evaluated there: what it makes is journalled with
+                round 0. exchange: of the round, from 0.
+            trainer: the server's own (federation.trainer.Trainer): draws this rank's batches of the public
+                rows in `public_batches`, and knows the learning rate of a round in `round_lr`.
         """
         return state
 
@@ -281,9 +297,36 @@ class Method(ABC):
 
 
 def method_class(name: str) -> type[Method]:
-    """Import a method; its module defines one class of that kind."""
+    """Import a method; its module defines one class of that kind.
+
+    Raises:
+        ConfigError: its line in `METHODS` says that it has a server, and the class gives that nothing to do;
+            or the other way round.
+    """
     path = METHODS[name].module
-    return class_in(f"{path}.method" if is_folder(name) else path, Method)
+    method = class_in(f"{path}.method" if is_folder(name) else path, Method)
+    if problem := server_problem(name, METHODS[name], method):
+        raise ConfigError(problem)
+    return method
+
+
+def server_problem(name: str, entry: Entry, method: type[Method]) -> str:
+    """Return what is wrong with what is said of a method's server, empty if nothing is.
+
+    Args:
+        entry: where the method `name` is registered. method: its class.
+    """
+    given = [part for part in ("serve", "server_step") if getattr(method, part) is not getattr(Method, part)]
+    where, head = "fedspeed/federation/methods/config.py", f"federation.method={name}"
+    if given and not entry.server:
+        has = f"{method.__name__} has {' and '.join(given)}"
+        return f"{head}: {has}; say server=True of it in METHODS of {where}"
+    if (entry.server or entry.public_rows) and not given:
+        return (
+            f"{head}: METHODS of {where} says that it has a server, but {method.__name__} has neither serve "
+            "nor server_step; write one of them, or leave out server=True and public_rows=True"
+        )
+    return ""
 
 
 def make_method(
