@@ -19,7 +19,7 @@ from fedspeed.data.batches import client_step
 from fedspeed.data.config import local_steps_of
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.methods.base import Method, Trained, Turn
+from fedspeed.federation.methods.base import ALONE, Method, Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
 from fedspeed.federation.tensors import as_arrays, as_torch
@@ -87,6 +87,12 @@ class Trainer:
         return self._method.turn(
             client, round, state, steps=steps, seed=seed, memory=memory or {}, exchange=exchange
         )
+
+    def alone(self, client: int, state: Arrays) -> Turn:
+        """Return what a client is to do that trains without the others: all local steps of the run, from
+        `state`."""
+        steps = self._config.federation.rounds * self.steps_per_round
+        return self._method.alone(client, state, steps=steps, seed=self.seed(client, ALONE))
 
     def seed(self, client: int, round: int, exchange: int = 0) -> int:
         """Return the seed of a client's turn on this rank."""

@@ -30,6 +30,8 @@ from fedspeed.routing.channel import Channel
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
     from fedspeed.engine.client_engine import ClientEngine, Sums
 
+ALONE = 0  # the round of a turn that a client takes without the others
+
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
@@ -184,6 +186,16 @@ class Method(ABC):
             memory=memory,
             exchange=exchange,
         )
+
+    def alone(self, client: int, state: Arrays, *, steps: int, seed: int) -> Turn:
+        """Return what a client is to do that trains without the others (federation.compare_alone): one turn
+        as long as the run, of round ALONE. The client has then come to what `models` says that it is
+        evaluated by, given its end as the common state, and its memory.
+
+        Args:
+            state: that the run started from. steps: of the whole run.
+        """
+        return self.turn(client, ALONE, state, steps=steps, seed=seed, memory={})
 
     def passes(self, engine: "ClientEngine", turns: int, steps: int, accumulation: int) -> tuple[int, bool]:
         """Return (passes over the base that `train` makes on this rank, whether they have a backward): ranks
