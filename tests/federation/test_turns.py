@@ -44,6 +44,17 @@ def test_a_client_alone_does_all_steps_and_need_not_alternate(rule, frozen):
     assert turn.seed == turn_seed(17, CLIENT, 0)
 
 
+def test_ranks_of_a_client_share_a_turns_seed_and_draw_dropout_apart():
+    """The dropout of each by (run, client, round, share of the rows, exchange), which a resumed round finds again."""
+    ranks = [trainer(share=share) for share in (0, 1)]
+    turns = [own.turn(CLIENT, 3, STATE, steps=1, exchange=2) for own, _ in ranks]
+    assert turns[0].seed == turns[1].seed != ranks[0][0].turn(CLIENT, 3, STATE, steps=1, exchange=1).seed
+    for share, ((own, told), turn) in enumerate(zip(ranks, turns)):
+        own.begin(own._engine, [turn])
+        key = [17, 0x7E4, CLIENT, 3, share, 2]
+        assert [how["seed"] for how in told] == [int(np.random.SeedSequence(key).generate_state(1)[0])]
+
+
 @pytest.mark.parametrize("rule", ["avg_factors", "freeze_a"])
 def test_a_method_that_changes_turns_changes_those_of_a_client_alone(rule):
     own = trainer(OnlyB, rule)[0]

@@ -41,7 +41,9 @@ class Turn:
         start: full fp32 arrays by name that the client begins with.
         frozen: names that keep their value in this turn: what the client does not train. What no client of
             the round trains, `Method.frozen` says.
-        steps: optimizer steps to take. seed: of dropout, the turn's own.
+        steps: optimizer steps to take.
+        seed: of what a method draws for the client in this turn: the turn's own, and alike on all ranks of
+            the client. Dropout, which ranks draw apart, is the trainer's to seed.
         memory: what the client alone goes on with from its last turn that counted, empty before there was
             one. Journalled on its own host, never sent.
         exchange: which of the round's exchanges the turn leads to, from 0; always 0 unless
