@@ -199,6 +199,11 @@ class Method(ABC):
         """
         return self.turn(client, ALONE, state, steps=steps, seed=seed, memory={})
 
+    def unsent(self, round: int) -> frozenset[str]:
+        """Return the names that clients train in a round and keep to themselves: transforms of updates, which
+        measure and change what leaves a client, do not see them."""
+        return frozenset()
+
     def passes(self, engine: "ClientEngine", turns: int, steps: int, accumulation: int) -> tuple[int, bool]:
         """Return (passes over the base that `train` makes on this rank, whether they have a backward): ranks
         that share a base keep step by these.
