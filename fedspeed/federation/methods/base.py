@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from fedspeed.engine.capabilities import Capability
 from fedspeed.engine.spec import EngineSpec
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
@@ -89,7 +90,7 @@ class Method(ABC):
 
     Attributes:
         needs, server_needs: what a client's and the server's engine must be capable of
-            (engine.client_engine.Capability), held against them before anything is built.
+            (engine.capabilities.Capability), held against them before anything is built.
         hides: what the run's transforms of updates want hidden beside them (monitor.metrics.metric.BESIDE). The method
             does not send its sketch if that is among it.
         keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
@@ -99,8 +100,8 @@ class Method(ABC):
             step is then a turn of its own, for which federation.local_optimizer=reset begins anew.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
-    server_needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[Capability]] = frozenset({"gradients"})
+    server_needs: ClassVar[frozenset[Capability]] = frozenset()
     keeps_memory: ClassVar[bool] = False
     exact_error: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
