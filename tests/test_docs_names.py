@@ -4,11 +4,13 @@ our modules and classes. Read from text."""
 import ast
 import re
 from functools import cache
+from typing import get_args
 
 import pytest
 
 from fedspeed.config.fields import fields_of
 from fedspeed.config.run import RunConfig
+from fedspeed.engine.capabilities import Capability
 from tests.conftest import ROOT
 
 PAGES = ("README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
@@ -101,6 +103,14 @@ def gone_from(text):
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_is_there(page):
     assert gone_from((ROOT / page).read_text()) == set(), f"{page} names what is not there"
+
+
+def test_needs_of_methods_are_capabilities_or_said_to_be_none_yet():
+    text = (ROOT / "docs/methods.md").read_text()
+    named = {name for found in re.findall(r"needs = \{(\w+)\}", text) for name in found.split(", ")}
+    (said,) = re.findall(r"((?:`\w+`(?:, | and )?)+) are no capabilities yet", text)
+    new = set(re.findall(r"`(\w+)`", said))
+    assert named - set(get_args(Capability)) == new and named - new == {"forward_gradients", "perturb"}
 
 
 def test_what_is_gone_is_found():

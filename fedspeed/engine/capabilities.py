@@ -11,7 +11,7 @@ from fedspeed.errors import ConfigError
 Kind = Literal["stock", "streamed", "client_pipeline", "cluster_pipeline"]
 
 # What a method may ask of an engine beside loading, evaluating and reading states; see the methods of
-# `ClientEngine`.
+# `ClientEngine`. One that no kind has yet is refused with all of them.
 Capability = Literal["gradients", "add_to_gradients", "perturb", "generate", "logprobs", "forward_gradients"]
 
 _ALL: frozenset[Capability] = frozenset({"gradients", "add_to_gradients", "perturb", "generate", "logprobs"})
@@ -48,7 +48,7 @@ def capabilities_of(kind: Kind) -> frozenset[Capability]:
     return CAPABILITIES[kind]
 
 
-def check_capabilities(needs: Collection[str], kind: Kind, asker: str) -> None:
+def check_capabilities(needs: Collection[Capability], kind: Kind, asker: str) -> None:
     """Check that a kind of engine can do what is asked of it.
 
     Args:
@@ -56,7 +56,13 @@ def check_capabilities(needs: Collection[str], kind: Kind, asker: str) -> None:
 
     Raises:
         ConfigError: it cannot; says which kinds can.
+        ValueError: a need is no capability by name.
     """
+    if unknown := sorted(set(needs) - set(get_args(Capability))):
+        raise ValueError(
+            f"{asker} needs {', '.join(unknown)}, which is no capability; engine/capabilities.py has "
+            f"{', '.join(get_args(Capability))}, and a new one is a name there"
+        )
     missing = sorted(set(needs) - CAPABILITIES[kind])
     if not missing:
         return

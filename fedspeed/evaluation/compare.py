@@ -4,101 +4,120 @@ held-out rows of all clients.
 For simulations: it reads every client's held-out rows on every rank, which in a real federation nobody may.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedspeed import activity
-from fedspeed.config.run import RunConfig
 from fedspeed.data.batches import Batch, eval_batches
 from fedspeed.data.clients import ClientData
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.link import ClientLink
-from fedspeed.federation.methods.base import Turn, make_method
-from fedspeed.federation.role import RankRole
+from fedspeed.federation.keeping import Progress
+from fedspeed.federation.named_models import COMMON, has_own_models, models_of, whose
+from fedspeed.federation.parts import RankParts
 from fedspeed.federation.tensors import as_torch
 from fedspeed.federation.trainer import Trainer
 
-FIELDS = ("loss", "tokens", "exact", "rows")  # of a model's sums over all held-out rows
+FIELDS = ("loss", "tokens", "exact", "rows")  # of a model's sums over held-out rows
 
 
 @dataclass(frozen=True)
 class Score:
-    """One model on the held-out rows of all clients; `accuracy` is the share of answers that greedy decoding
-    gives exactly."""
+    """One line of the comparison on the held-out rows of all clients; `accuracy` is the share of answers that
+    greedy decoding gives exactly."""
 
     name: str
     held_out_loss: float
     accuracy: float
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """A model that this rank is to score.
+
+    Attributes:
+        line: of the comparison, that its sums are added to. clients: on whose held-out rows.
+    """
+
+    line: int
+    model: Arrays
+    clients: Sequence[int]
+
+
 def compare(
-    config: RunConfig,
-    role: RankRole,
-    engine: ClientEngine,
-    link: ClientLink,
-    *,
-    start: Arrays,
-    federated: Arrays,
-    everyone: Sequence[ClientData],
+    parts: RankParts, progress: Progress, *, start: Arrays, everyone: Sequence[ClientData]
 ) -> list[Score]:
     """Return scores of the start, of each client alone (as many local steps as the federated run, its
-    optimizer kept), and of the federated model.
+    optimizer kept), and of the federated model as the last round evaluated it: where clients have models of
+    their own, each is scored by its own, on its own held-out rows.
 
     Collective over all ranks of the run; each trains its own clients.
 
     Args:
+        start: the state before the first round. progress: after the last one.
         everyone: rows of all clients of the run, by client number.
     """
-    alone = train_alone(config, role, engine, start)
-    mine = [(client + 1, state) for client, state in alone.items()]
-    if 0 in role.clients:  # all ranks of one client: passes are matched between them
-        mine += [(0, start), (config.data.clients + 1, federated)]
+    config, count = parts.config, parts.config.data.clients
+    everybody = range(count)
+    alone = train_alone(parts, start)
+    work = [_Scored(client + 1, model, everybody) for client, model in alone.items()]
+    if 0 in parts.role.clients:  # all ranks of one client: passes are matched between them
+        work.append(_Scored(0, models_of(parts.method, start, {})[COMMON], everybody))
+    work += [_Scored(count + 1, model, clients) for model, clients in _federated(parts, progress)]
     rows = [eval_batches(data.val, config.train.micro_batch, data.pad_id, data.limit) for data in everyone]
-    table = np.zeros((config.data.clients + 2, len(FIELDS)))
-    for number, sums in _evaluated(engine, mine, rows):
-        if role.gateway:
-            table[number] = [getattr(sums, name) for name in FIELDS]
-    total = link.sum(table.reshape(-1), 0.0).vector.reshape(table.shape)
-    names = ["before", *(f"client {client} alone" for client in range(config.data.clients)), "federated"]
+    table = np.zeros((count + 2, len(FIELDS)))
+    for line, sums in _evaluated(parts.engine, work, rows):
+        if parts.role.gateway:
+            table[line] += [getattr(sums, name) for name in FIELDS]
+    total = parts.link.sum(table.reshape(-1), 0.0).vector.reshape(table.shape)
+    names = ["before", *(f"client {client} alone" for client in everybody), "federated"]
     return [
-        Score(name, float(loss / tokens), float(exact / count))
-        for name, (loss, tokens, exact, count) in zip(names, total)
+        Score(name, float(loss / tokens), float(exact / answers))
+        for name, (loss, tokens, exact, answers) in zip(names, total)
     ]
 
 
-def train_alone(config: RunConfig, role: RankRole, engine: ClientEngine, start: Arrays) -> dict[int, Arrays]:
-    """Return what each client of this rank comes to without the others, by client."""
-    method = make_method(config.federation.method, start, clients=config.data.clients, seed=config.run.seed)
-    trainer = Trainer(config, role, engine, method)
-    steps = config.federation.rounds * trainer.steps_per_round
-    turns = [
-        Turn(
-            client=client,
-            round=0,
-            start=start,
-            frozen=method.frozen(1) & method.frozen(2),  # a client alone need not alternate
-            steps=steps,
-            seed=trainer.seed(client, 0),
-            memory={},
-        )
-        for client in role.clients
-    ]
-    count = -(-len(turns) // engine.client_slots)
-    with activity.during("the training of each client alone", count * steps, "local step"):
-        ended = [pair for together in trainer.train(turns) for pair in together]
-    return {turn.client: trained.end for turn, trained in ended}
+def train_alone(parts: RankParts, start: Arrays) -> dict[int, Arrays]:
+    """Return the model that each client of this rank comes to without the others, by client."""
+    trainer = Trainer(parts.config, parts.role, parts.engine, parts.method)  # nobody watches these turns
+    turns = [trainer.alone(client, start) for client in parts.role.clients]
+    together = -(-len(turns) // parts.engine.client_slots)
+    steps = max((turn.steps for turn in turns), default=0)
+    with activity.during("the training of each client alone", together * steps, "local step"):
+        ended = [pair for pairs in trainer.train(turns) for pair in pairs]
+    found = {}
+    for turn, trained in ended:
+        models = models_of(parts.method, start | trained.end, {turn.client: trained.memory})
+        [(found[turn.client], _)] = whose(models, [turn.client])
+    return found
 
 
-def _evaluated(engine: ClientEngine, models: Sequence[tuple[int, Arrays]], rows: Sequence[list[Batch]]):
-    """Evaluate models on everybody's rows; yields (number, sums) of each. Collective over the ranks that
-    share the base."""
+def _federated(parts: RankParts, progress: Progress) -> list[tuple[Arrays, Sequence[int]]]:
+    """Return what a run has come to as far as this rank is to score it: models, each with the clients on
+    whose rows. What is common to all clients is scored by the ranks of client 0."""
+    models = models_of(parts.method, progress.state, progress.memory)
+    if has_own_models(parts.method):
+        return whose(models, parts.role.clients)
+    return [(models[COMMON], range(parts.config.data.clients))] if 0 in parts.role.clients else []
+
+
+def _evaluated(
+    engine: ClientEngine, work: Sequence[_Scored], rows: Sequence[list[Batch]]
+) -> Iterator[tuple[int, Sums]]:
+    """Evaluate models, and yield (line, sums) of each. Collective over the ranks that share the base.
+
+    Args:
+        rows: held-out rows by client.
+    """
+    batches = [[rows[client] for client in scored.clients] for scored in work]
+    passes = sum(engine.eval_passes(own) for own in batches)
+    count = sum(len(batch) for own in batches for batch in own)
     with (
-        activity.during("the evaluation of each client alone", sum(map(len, rows)) * len(models), "batch"),
-        engine.lockstep(engine.eval_passes(rows) * len(models), backward=False),
+        activity.during("the evaluation of each client alone", count, "batch"),
+        engine.lockstep(passes, backward=False),
     ):
-        for number, state in models:
-            engine.load(as_torch(state))
-            yield number, sum(engine.evaluate(rows), Sums())
+        for scored, own in zip(work, batches):
+            engine.load(as_torch(scored.model))
+            yield scored.line, sum(engine.evaluate(own), Sums())

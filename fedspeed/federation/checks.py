@@ -153,6 +153,7 @@ def step_problem(config: RunConfig, method: type[Method]) -> str:
         "federation.staleness=1": config.federation.staleness,
         "federation.round_budget=seconds": config.federation.round_budget == "seconds",
         "train.local_steps_by_cluster": config.train.local_steps_by_cluster,
+        "federation.compare_alone=true": config.federation.compare_alone,
     }
     found = [setting for setting, is_set in against.items() if is_set]
     if not found:

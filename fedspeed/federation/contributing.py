@@ -22,7 +22,7 @@ class Contribution:
         weighted_steps: their weights times the steps that they took.
         deltas: by client, what each has changed; only where it differs from what was trained, or is needed
             again (under staleness).
-        squares: of these, each times the client's weight.
+        squares: of what each sends of these, times the client's weight.
     """
 
     vector: np.ndarray
@@ -53,16 +53,18 @@ class Contribution:
             start: the common state that the update counts from; the turn may have begun elsewhere.
             weight: of the client.
             factor: what its delta is multiplied by, and then kept; None: it is sent as it is.
-            transform: what is done to its delta before it leaves.
+            transform: what is done to its delta before it leaves: to what of it leaves (Method.unsent).
         """
         end, steps = trained.end, trained.sums.steps
         if factor is not None or transform is not None:
             delta = deltas_from(turn.start, end, 1.0 if factor is None else factor)
+            unsent = method.unsent(turn.round)
+            sent = {name: change for name, change in delta.items() if name not in unsent}
             if transform is not None:
-                delta, weight = transform(turn, delta, weight)
-            end = shifted(start, delta)
-            self.deltas[turn.client] = delta
-            self.squares[turn.client] = weight * min(square_norm(delta), MAX_SQUARE)
+                sent, weight = transform(turn, sent, weight)
+            end = end | shifted(start, sent)
+            self.deltas[turn.client] = delta | sent
+            self.squares[turn.client] = weight * min(square_norm(sent), MAX_SQUARE)
         told = method.encode(turn.starting_at(start), end, weight)
         if told.shape != self.vector.shape:
             raise ValueError(

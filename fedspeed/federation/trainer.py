@@ -19,7 +19,7 @@ from fedspeed.data.batches import client_step
 from fedspeed.data.config import local_steps_of
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.methods.base import Method, Trained, Turn
+from fedspeed.federation.methods.base import ALONE, Method, Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
 from fedspeed.federation.shared_channel import SharedChannel
@@ -30,10 +30,12 @@ Between = Callable[[int, Turn], None]
 
 
 def turn_seed(seed: int, client: int, round: int, *, exchange: int = 0, share: int = 0) -> int:
-    """Return the seed of a turn's dropout: a resumed round draws the same masks.
+    """Return a seed of what is drawn in a turn: a resumed round draws the same.
 
     Args:
-        seed: of the run. exchange: within the round. share: this rank's share of the client's rows.
+        seed: of the run. exchange: within the round.
+        share: a rank's share of the client's rows, for what the client's ranks draw apart; 0 for what they
+            draw alike.
     """
     key = [seed, TURN, client, round, share, *([exchange] if exchange else [])]
     return int(np.random.SeedSequence(key).generate_state(1)[0])
@@ -88,10 +90,23 @@ class Trainer:
             client, round, state, steps=steps, seed=seed, memory=memory or {}, exchange=exchange
         )
 
+    def alone(self, client: int, state: Arrays) -> Turn:
+        """Return what a client is to do that trains without the others: all local steps of the run, from
+        `state`."""
+        steps = self._config.federation.rounds * self.steps_per_round
+        return self._method.alone(client, state, steps=steps, seed=self.seed(client, ALONE))
+
     def seed(self, client: int, round: int, exchange: int = 0) -> int:
-        """Return the seed of a client's turn on this rank."""
+        """Return the seed of a client's turn, which all ranks of the client know alike."""
+        return turn_seed(self._config.run.seed, client, round, exchange=exchange)
+
+    def _dropout_seed(self, turn: Turn) -> int:
+        """Return the seed of this rank's dropout in a turn: each rank of a client has rows of its own, and
+        masks of its own."""
         share = self._engine.data_share[1]
-        return turn_seed(self._config.run.seed, client, round, exchange=exchange, share=share)
+        return turn_seed(
+            self._config.run.seed, turn.client, turn.round, exchange=turn.exchange, share=share
+        )
 
     def train(
         self, turns: Sequence[Turn], optimizers: Mapping[int, Arrays] | None = None
@@ -118,14 +133,14 @@ class Trainer:
     # For methods: one turn's parts.
 
     def begin(self, engine: ClientEngine, turns: Sequence[Turn]) -> None:
-        """Load turns into the engine's first client slots."""
+        """Load turns into the engine's first client slots, and seed this rank's dropout."""
         for slot, turn in enumerate(turns):
             optimizer = self._optimizers.get(turn.client)
             engine.load(
                 as_torch(turn.start),
                 as_torch(optimizer) if optimizer else None,
                 frozen=turn.frozen,
-                seed=turn.seed,
+                seed=self._dropout_seed(turn),
                 slot=slot,
             )
 

@@ -221,8 +221,7 @@ def _compare(job: Job, federated, progress, inputs: Inputs, *, start) -> Compari
     from fedspeed.evaluation.compare import compare
 
     everyone = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.everyone]
-    scores = compare(job.config, federated.role, federated.engine, federated.link,
-                     start=start, federated=progress.state, everyone=everyone)
+    scores = compare(federated, progress, start=start, everyone=everyone)
     return Comparison(tuple(ComparisonRow(s.name, s.held_out_loss, s.accuracy) for s in scores))
 
 

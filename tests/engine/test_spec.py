@@ -138,3 +138,8 @@ def test_blocks_that_are_not_there_are_told(numbers):
         )
     with pytest.raises(ValueError, match="name some of the model's 4, from 0 on"):
         keep_blocks(model, numbers)
+
+
+def test_a_need_that_is_no_capability_is_no_matter_of_engines():
+    with pytest.raises(ValueError, match="any needs distil, which is no capability; .* has gradients, .*a new one is a name there"):
+        check_capabilities({"gradients", "distil"}, "stock", "federation.method=any")

@@ -107,6 +107,7 @@ def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
     ({"federation": {"staleness": 1}}, "federation.staleness=1"),
     ({"federation": {"round_budget": "seconds", "round_seconds": 3.0}}, "federation.round_budget=seconds"),
     ({"train": {"local_steps_by_cluster": {"slow": 2}}}, "train.local_steps_by_cluster"),
+    ({"federation": {"compare_alone": True}}, "federation.compare_alone=true"),
 ])
 def test_an_exchange_in_every_step_is_taken_by_all_together(others, sections, told):
     with pytest.raises(ConfigError, match=f"every_step exchanges updates in every local step.* with no {told}"):

@@ -472,9 +472,9 @@ def compared(world, base, folder, kind):
     with federation(world, f"compared-{kind}", two_rounds(base), SHARED, folder, kind) as fed:
         progress = runs.begin(fed)
         start = progress.state
-        end = fed.run(progress).state
+        end = fed.run(progress)
         everyone = [runs.client_data(c) for c in range(3)]
-        return compare(fed.config, fed.role, fed.engine, fed.link, start=start, federated=end, everyone=everyone)
+        return compare(fed.parts, end, start=start, everyone=everyone)
 
 
 @pytest.mark.parametrize("kind", ["zero3", "cluster"])

@@ -11,6 +11,7 @@ from fedspeed.federation.methods.config import METHODS, Entry, arm_of
 from tests.federation.runs import (
     Notes,
     begin,
+    client_data,
     federation,
     from_journal,
     largest,
@@ -34,7 +35,7 @@ def seen(tmp_path_factory):
 
 
 def all_runs(world, base, folder):
-    for name in ("proximal", "control_variates", "every_step"):
+    for name in ("proximal", "control_variates", "every_step", "shared_a"):
         METHODS[name] = Entry(module=f"tests.federation.methods.{name}", adds_deltas=True, any_weights=True)
     out = Scenarios()
     for steps in (1, 2):
@@ -42,6 +43,7 @@ def all_runs(world, base, folder):
     out.play("plain, three rounds", whole, world, "plain 3", configured(base, "lora_average", rounds=3, local_steps=1), folder)
     out.play("proximal", whole, world, "proximal", configured(base, "proximal", rounds=1, local_steps=2), folder)
     out.play("every step", whole, world, "every step", configured(base, "every_step", rounds=1, local_steps=3), folder)
+    out.play("compared", compared, world, base, folder)
     out.play("variates", variates, world, base, folder)
     return out
 
@@ -59,6 +61,20 @@ def whole(world, name, config, folder):
         start = dict(first.state)
         end = fed.run(first)
     return SimpleNamespace(start=start, end=end.state, turns=notes.turns, records=notes.records, steps=notes.steps)
+
+
+def compared(world, base, folder):
+    """(comparison with each client alone, by name, and held-out loss of the last round) of a method in which clients have
+    models of their own."""
+    from fedspeed.evaluation.compare import compare
+
+    config = configured(base, "shared_a", rounds=2, local_steps=1)
+    notes = Notes()
+    with federation(world, "compared", config, ALONE, folder, notes=notes) as fed:
+        first = begin(fed)
+        start = dict(first.state)
+        scores = compare(fed.parts, fed.run(first), start=start, everyone=[client_data(client) for client in CLIENTS])
+    return {score.name: score.held_out_loss for score in scores}, notes.records[-1].val_loss
 
 
 def variates(world, base, folder):
@@ -100,6 +116,14 @@ def test_an_exchange_in_every_step_is_as_many_rounds_of_one_step(seen):
     assert record.tokens == sum(other.tokens for other in others)
     assert record.val_loss == others[-1].val_loss, "evaluated once, in the end"
     assert record.update_norm == pytest.approx(np.sqrt(sum(np.sum((often.end[n] - t) ** 2.0) for n, t in often.start.items())), rel=1e-5)
+
+
+def test_each_client_alone_is_compared_with_what_the_rounds_evaluate(seen):
+    """Which is a model of each client's own here, and not what is common to them."""
+    losses, of_the_last_round = seen["compared"]
+    assert list(losses) == ["before", *(f"client {client} alone" for client in CLIENTS), "federated"]
+    assert losses["federated"] == pytest.approx(of_the_last_round, rel=1e-6)
+    assert len(set(losses.values())) == len(losses)
 
 
 def test_memory_of_clients_counts_and_survives_a_resume(seen):

@@ -9,6 +9,7 @@ import pytest
 from fedspeed.engine.client_engine import Sums
 from fedspeed.federation.checks import losses_problem, updates_problem
 from fedspeed.federation.contributing import Contribution
+from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Sum
 from fedspeed.federation.methods.base import Trained, Turn, make_method
@@ -35,7 +36,7 @@ from tests.tiny import run_config
 
 SHAPES = {"x.q.lora_A.default.weight": (3, 9), "x.q.lora_B.default.weight": (8, 3)}
 WEIGHTS = (120.0, 31.0, 7.0)
-A = "x.q.lora_A.default.weight"
+A, B = SHAPES
 
 
 def drawn(seed, scale=1.0):
@@ -106,6 +107,24 @@ def test_only_what_trains_counts_for_the_norm():
     for end, delta in zip(told, deltas(start, told)):
         assert end[A].tobytes() == start[A].tobytes()
         assert norm(delta) == pytest.approx(0.05, rel=1e-4)
+
+
+def test_what_a_client_keeps_to_itself_is_not_clipped():
+    """The A that FedSA sends is clipped by its own length, and the sketch beside it is that of the client's own B."""
+    from tests.federation.methods.shared_a import SharedA
+
+    start, own, away = drawn(9), drawn(1), drawn(2, 0.1)
+    method = SharedA(method_arm("lora_average")(), Layout.of(start), clients=3, seed=5)
+    turn = method.turn(0, 1, start, steps=1, seed=0, memory={B: own[B]})
+    end = {A: start[A] + away[A], B: own[B] + 100 * away[B]}
+    clipped = {A: start[A] + 0.5 * away[A], B: end[B]}
+    updates = make_updates([arm_of("clip")(norm=0.5 * norm({A: away[A]}))])
+    contribution = Contribution.empty(method.values(1))
+    trained = SimpleNamespace(end=end, sums=SimpleNamespace(steps=1))
+    contribution.add(method, turn, trained, start=start, weight=2.0, transform=updates)
+    expected = method.encode(turn, clipped, 2.0)
+    np.testing.assert_allclose(contribution.vector, expected, rtol=1e-5, atol=1e-5)
+    assert updates.spent()["clip_norms"] == pytest.approx(norm({A: away[A]}), rel=1e-5)
 
 
 class Secret(Update):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from fedspeed.engine.capabilities import Capability
 from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError
 from fedspeed.federation.arrays import Arrays
@@ -31,6 +32,8 @@ from fedspeed.models.folded import trainable
 if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
     from fedspeed.engine.client_engine import ClientEngine, Sums
 
+ALONE = 0  # the round of a turn that a client takes without the others
+
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
@@ -40,7 +43,9 @@ class Turn:
         start: full fp32 arrays by name that the client begins with.
         frozen: names that keep their value in this turn: what the client does not train. What no client of
             the round trains, `Method.frozen` says.
-        steps: optimizer steps to take. seed: of dropout, the turn's own.
+        steps: optimizer steps to take.
+        seed: of what a method draws for the client in this turn: the turn's own, and alike on all ranks of
+            the client. Dropout, which ranks draw apart, is the trainer's to seed.
         memory: what the client alone goes on with from its last turn that counted, empty before there was
             one. Journalled on its own host, never sent.
         exchange: which of the round's exchanges the turn leads to, from 0; always 0 unless
@@ -86,7 +91,7 @@ class Method(ABC):
 
     Attributes:
         needs, server_needs: what a client's and the server's engine must be capable of
-            (engine.client_engine.Capability), held against them before anything is built.
+            (engine.capabilities.Capability), held against them before anything is built.
         hides: what the run's transforms of updates want hidden beside them (monitor.metrics.metric.BESIDE). The method
             does not send its sketch if that is among it.
         keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
@@ -96,8 +101,8 @@ class Method(ABC):
             step is then a turn of its own, for which federation.local_optimizer=reset begins anew.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
-    server_needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[Capability]] = frozenset({"gradients"})
+    server_needs: ClassVar[frozenset[Capability]] = frozenset()
     keeps_memory: ClassVar[bool] = False
     exact_error: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
@@ -185,6 +190,21 @@ class Method(ABC):
             memory=memory,
             exchange=exchange,
         )
+
+    def alone(self, client: int, state: Arrays, *, steps: int, seed: int) -> Turn:
+        """Return what a client is to do that trains without the others (federation.compare_alone): one turn
+        as long as the run, of round ALONE. The client has then come to what `models` says that it is
+        evaluated by, given its end as the common state, and its memory.
+
+        Args:
+            state: that the run started from. steps: of the whole run.
+        """
+        return self.turn(client, ALONE, state, steps=steps, seed=seed, memory={})
+
+    def unsent(self, round: int) -> frozenset[str]:
+        """Return the names that clients train in a round and keep to themselves: transforms of updates, which
+        measure and change what leaves a client, do not see them."""
+        return frozenset()
 
     def passes(self, engine: "ClientEngine", turns: int, steps: int, accumulation: int) -> tuple[int, bool]:
         """Return (passes over the base that `train` makes on this rank, whether they have a backward): ranks

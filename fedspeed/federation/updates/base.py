@@ -46,7 +46,8 @@ class Update(ABC):
         """Return (delta, weight) of one client in one round as they are to be told.
 
         Args:
-            delta: fp32 arrays of what trains in the round, by name. weight: what the client counts.
+            delta: fp32 arrays of what the client sends, by name: what trains in the round, less what the
+                method keeps on the client (Method.unsent). weight: what the client counts.
             rng: of this client alone; nobody else may know what it draws. All ranks of the client draw the
                 same.
         """
@@ -89,8 +90,7 @@ class Updates:
         """Return a client's (delta, weight) as they are to be told.
 
         Args:
-            delta: of all arrays that a client trains, by name. What is frozen in the turn is passed on as it
-                is.
+            delta: of what the client sends, by name. What is frozen in the turn is passed on as it is.
         """
         told = {name: array for name, array in delta.items() if name not in turn.frozen}
         if turn.client not in self._rngs:

@@ -11,6 +11,7 @@ they face that:
 `avg_factors` averages whatever is trained, LoRA or not.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -71,6 +72,13 @@ class LoraAverage(Method):
         if rule == "alternate":
             return frozenset(filter(is_factor_b, names))
         return frozenset()
+
+    def alone(self, client, state, **how):
+        """Return a client's turn without the others, in which nothing is frozen that only every second round
+        freezes: what a client trains alone is no mean, so it need not alternate."""
+        turn = super().alone(client, state, **how)
+        by_turns = self.frozen(turn.round) - self.frozen(turn.round + 1)
+        return replace(turn, frozen=turn.frozen - by_turns)
 
     def values(self, round):
         return sum(self.parts(round))
