@@ -189,8 +189,16 @@ def _fault(spot: _Spot) -> tuple[yaml.Node, str] | None:
                 return node, f"{key} is missing; it must be {takes(field)}"
             node = said[1]
     near = difflib.get_close_matches(node.value, words, n=1) if isinstance(node, yaml.ScalarNode) else []
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else _brackets(spot)
     return node, f"{key} is {tree.shown(node)}, but must be {takes(field)}{hint}"
+
+
+def _brackets(spot: _Spot) -> str:
+    """Return the remedy for one arm where a list of arms belongs, empty for anything else."""
+    if not listed_arms(spot.field.type) or tree.kind(spot.node) == "null":
+        return ""
+    entry = spot.node.value if isinstance(spot.node, yaml.ScalarNode) else "{...}"
+    return f"; put it into brackets: [{entry}]"
 
 
 def _unknown(spot: _Spot) -> str:

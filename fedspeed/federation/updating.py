@@ -32,7 +32,7 @@ class Update:
         memory: by client, what this rank's clients alone go on with (Turn.memory): from the round before, and
             of this one for those that have taken their turns.
         exchange: which of the round's exchanges is next, from 0; methods that exchange every step have many.
-        contribution: of this rank's clients to that exchange. counted: by client, whether all its updates do.
+        contribution: of this rank's clients to that exchange, once they have trained. counted: by client, whether all its updates do.
         ledger, training: what this rank measured.
         started, sent: the sum under way, and since when (time.perf_counter).
         before: the state before the round changed it. aggregate, weight, scale: of its last sum.
@@ -45,8 +45,8 @@ class Update:
     starts: dict[int, Arrays]
     frozen: frozenset[str]
     ledger: Ledger
-    contribution: Contribution
     memory: dict[int, Arrays]
+    contribution: Contribution | None = None
     exchange: int = 0
     counted: dict[int, bool] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
@@ -80,7 +80,6 @@ def begin(
         starts=starts or {},
         frozen=parts.method.frozen(round),
         ledger=parts.recorder.ledger(),
-        contribution=Contribution.empty(parts.method.values(round)),
         memory=dict(memory),
     )
 

@@ -66,7 +66,8 @@ def value(key: str, *overrides: str):
     ("both", "[{name: clip, norm: 2}, {name: noise, scale: .5}]", (Clip(norm=2.0), Noise(scale=0.5))),
     ("both", "[clip]", (Clip(),)),
     ("only", "[clip, {name: clip, norm: 3}]", (Clip(), Clip(norm=3.0))),
-    ("both", "{name: clip}", ["both is a section, but must be a list of entries, each one of clip, noise"]),
+    ("both", "{name: clip}", ["both is a section, but must be a list of entries, each one of clip, noise; "
+                                 "put it into brackets: [{...}]"]),
     ("both", "[clap]", ["both[0].name is 'clap', but must be one of clip, noise; did you mean clip?"]),
     ("only", "[clap]", ["only[0].name is 'clap', but must be clip; did you mean clip?"]),
     ("both", "[{norm: 1}]", ["both[0].name is missing; it must be one of clip, noise"]),
@@ -111,7 +112,8 @@ def test_a_method_is_named_and_has_options_of_its_own(overrides, name, rule):
     ("federation.method=flexlra", f"federation.method.name is 'flexlra', but must be {ONE_OF}; did you mean "
                                   "flexlora?"),
     ("federation.method=[1]", f"federation.method is a list, but must be {ONE_OF}"),
-    ("federation.updates=clip", "federation.updates is 'clip', but must be a list of entries, each "),
+    ("federation.updates=clip", "federation.updates is 'clip', but must be a list of entries, each "
+                                "clip; put it into brackets: [clip]"),
     ("federation.updates=[{name: clip, norm: 0}]", "updates[0].norm is 0, but must be a number, above 0"),
     ("federation.updates=[clap]", "federation.updates[0].name is 'clap', but must be "),
     ("federation.method={name: [1]}", "federation.method.name is a list, but must be one of"),

@@ -21,7 +21,7 @@ class ControlVariates(LoraAverage):
         return state | {common(name): np.zeros_like(state[name]) for name in self.layout.names}
 
     def parts(self, round):
-        return (*super().parts(round), self.layout.size)
+        return (*super().parts(round), self.layout.size, 1)
 
     def train(self, engine, turns, trainer):
         def between(slot, turn):
@@ -42,11 +42,12 @@ class ControlVariates(LoraAverage):
 
     def encode(self, turn, end, weight):
         change = np.concatenate([(end[common(n)] - turn.start[common(n)]).reshape(-1) for n in self.layout.names])
-        return np.concatenate([super().encode(turn, end, weight), np.float32(weight) * change])
+        return np.concatenate([super().encode(turn, end, weight), np.float32(weight) * change, [np.float32(1)]])
 
     def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
-        rest, changes = np.split(total, [total.size - self.layout.size])
+        rest, changes, (trained,) = np.split(total, [total.size - self.layout.size - 1, total.size - 1])
         found = super().aggregate(state, rest, weight, round=round, factor=factor)
-        change = self.layout.unflatten(changes / np.float32(weight))
+        # The mean change of those who trained, of all clients the part that they are.
+        change = self.layout.unflatten(changes / np.float32(weight) * np.float32(trained / self.clients))
         told = {common(name): state[common(name)] + change[name] for name in self.layout.names}
         return Aggregate(found.state | told, found.factor_error)
