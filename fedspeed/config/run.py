@@ -6,6 +6,7 @@ from typing import Union
 
 from fedspeed.checkpoint.config import CheckpointConfig
 from fedspeed.cluster.config import ClusterConfig
+from fedspeed.config.fields import arms
 from fedspeed.data.config import DataConfig, TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.federation.config import FederationConfig
@@ -30,7 +31,7 @@ def _arms(names: Iterable[str], arm_of: Callable[[str], type]) -> dict[str, type
     """Return the arms of a union by name. Raises ValueError: one says that it has another name."""
     found = {name: arm_of(name) for name in names}
     for name, arm in found.items():
-        if (said := arm().name) != name:
+        if (said := ", ".join(arms(arm))) != name:
             raise ValueError(f"{arm.__module__}: `name` is {said!r}, but it is registered as {name!r}")
     return found
 

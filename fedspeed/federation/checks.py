@@ -6,6 +6,7 @@ from typing import Any
 from fedspeed.cluster.topology import Topology
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.capabilities import Kind, check_capabilities
+from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError, ModelError
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.updates.base import hidden_by, make_updates
@@ -15,14 +16,19 @@ from fedspeed.monitor.metrics.metric import LOSSES
 
 
 def check_method(
-    config: RunConfig, participants: Mapping[int, int], kind: Kind, server_kind: Kind | None = None
+    config: RunConfig,
+    participants: Mapping[int, int],
+    kind: Kind,
+    server_kind: Kind | None = None,
+    *,
+    client: EngineSpec | None = None,
 ) -> None:
     """Check that a run can use its method.
 
     Args:
         config: with its routing mode settled. participants: of a sum, see `participants_of`. kind: of the
             engine that is to be built. server_kind: of the server's engine, None where the method has no
-            server.
+            server. client: see `adapted_modules`.
 
     Raises:
         ConfigError: all that stands against it, with the remedy.
@@ -30,10 +36,10 @@ def check_method(
     name = config.federation.method.name
     method = method_class(name)
     problems = [
-        masked_problem(config, method, participants),
+        masked_problem(config, method, participants, client),
         step_problem(config, method),
         losses_problem(config, hidden_by(config.federation.updates)),
-        updates_problem(config.federation.updates),
+        updates_problem(config.federation.updates, method),
     ]
     needs = [(method.needs, kind, f"federation.method={name}")]
     if server_kind is not None:
@@ -59,20 +65,30 @@ def participants_of(config: RunConfig, topology: Topology, count: int) -> dict[i
     return dict(enumerate(topology.gateways))
 
 
-def adapted_modules(config: RunConfig) -> int:
+def adapted_modules(config: RunConfig, client: EngineSpec | None = None) -> int:
     """Return how many matrices LoRA stands beside, 0 where that is not known: other weights train, the base
-    is not here yet, or something else than the blocks' matrices is adapted."""
-    base = local_base(config)
-    if config.adapter.method != "lora" or base is None:
+    is not here yet, or something else than the blocks' matrices is adapted.
+
+    Args:
+        client: the engine that clients build; None: what the configuration asks for.
+    """
+    base, adapter = local_base(config), config.adapter if client is None else client.adapter
+    if adapter.method != "lora" or base is None:
         return 0
     try:
         shape = base_shape(base, config.model.init == "pretrained")
-        return shape.layers * len(shape.adapted(config.adapter.targets))
+        blocks = shape.layers if client is None or client.blocks is None else len(client.blocks)
+        return blocks * len(shape.adapted(adapter.targets))
     except ModelError:  # told by models.checks where it is a fault
         return 0
 
 
-def masked_problem(config: RunConfig, method: type[Method], participants: Mapping[int, int]) -> str:
+def masked_problem(
+    config: RunConfig,
+    method: type[Method],
+    participants: Mapping[int, int],
+    client: EngineSpec | None = None,
+) -> str:
     """Return what stands against a method in a masked mode, empty if nothing does.
 
     A sum tells an element that few clients hold as those clients' own value. What a client keeps for itself
@@ -88,7 +104,7 @@ def masked_problem(config: RunConfig, method: type[Method], participants: Mappin
             f"routing.mode={mode} is to hide; set routing.transport=tls or routing.mode=plain"
         )
     # All clients train in every round: drawing some of them is refused in masked modes.
-    holders = method.min_holders(chosen, participants, adapted_modules(config))
+    holders = method.min_holders(chosen, participants, adapted_modules(config, client))
     if holders >= least:
         return ""
     return (
@@ -98,20 +114,22 @@ def masked_problem(config: RunConfig, method: type[Method], participants: Mappin
     )
 
 
-def least_participants(config: RunConfig, participants: Mapping[int, int]) -> int:
+def least_participants(
+    config: RunConfig, participants: Mapping[int, int], client: EngineSpec | None = None
+) -> int:
     """Return the fewest participants that a masked sum may be left with. Each that is lost may be one of the
     fewest that meet in an element, so a method with slices of few can lose fewer.
 
     Args:
-        participants: of the whole sum, see `participants_of`.
+        participants: of the whole sum, see `participants_of`. client: see `adapted_modules`.
     """
     chosen, least = config.federation.method, config.routing.min_participants
-    holders = method_class(chosen.name).min_holders(chosen, participants, adapted_modules(config))
+    holders = method_class(chosen.name).min_holders(chosen, participants, adapted_modules(config, client))
     return max(least, len(set(participants.values())) - (holders - least))
 
 
-def updates_problem(updates: Sequence[Any]) -> str:
-    """Return why a run's transforms of updates cannot be built, empty if they can.
+def updates_problem(updates: Sequence[Any], method: type[Method]) -> str:
+    """Return what stands against a run's transforms of updates, empty if nothing does.
 
     Args:
         updates: `federation.updates`.
@@ -120,6 +138,12 @@ def updates_problem(updates: Sequence[Any]) -> str:
         make_updates(updates)
     except ValueError as error:
         return str(error)
+    if updates and method.serve is not Method.serve:
+        names = ", ".join(update.name for update in updates)
+        return (
+            f"federation.updates ({names}) is about what clients send to the sum, but a server answers them "
+            f"before: {method.__name__} tells it what no transform has seen; leave one of them out"
+        )
     return ""
 
 

@@ -27,7 +27,7 @@ class Ledger:
         vector: the sum, float64; None: a share that is to be filled.
         sums_only: whether only sums over all clients and ranks are told (the masked modes).
         hides: what transforms of updates hide (monitor.metrics.metric.BESIDE). Slots that reveal it are not
-            told at all, not even as sums; their values are nan for everybody.
+            told at all, not even as sums: there are none.
     """
 
     def __init__(self, clients: int, ranks: int, vector: np.ndarray | None = None, *, sums_only: bool = False,

@@ -34,7 +34,7 @@ def added(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 def held_out_loss(ledger: Ledger) -> float | None:
     """Return the mean held-out loss over all clients' answer tokens, None where nothing was evaluated, or
     nobody may be told."""
-    if not ledger.tells("val_loss"):
+    if not (ledger.tells("val_loss") and ledger.tells("val_tokens")):
         return None
     tokens = ledger.total("val_tokens")
     return ledger.total("val_loss") / tokens if tokens else None

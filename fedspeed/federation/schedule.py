@@ -1,6 +1,9 @@
-"""Decisions that depend on the round's number alone: who is asked, and how fast the clients learn."""
+"""Decisions that depend on the round's number alone: who is asked, in which order, and how fast the clients
+learn."""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,3 +27,18 @@ def lr_at(train: TrainConfig, step: int, total: int) -> float:
     done = (step - train.warmup_steps) / max(1, total - train.warmup_steps)
     factors = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
     return train.lr * factors[train.schedule]
+
+
+def turn_order(asked: Sequence[int], speakers: Sequence[int]) -> tuple[int, ...]:
+    """Return the clients of a round in the order in which their turns come: the first of every participant,
+    then the second of each, and so on. Ranks that share a base take their turns at the same time.
+
+    Args:
+        speakers: by client of the whole run, the participant that carries it.
+    """
+    before: Counter[int] = Counter()
+    place = {}
+    for client in asked:
+        place[client] = before[speakers[client]]
+        before[speakers[client]] += 1
+    return tuple(sorted(asked, key=lambda client: (place[client], client)))

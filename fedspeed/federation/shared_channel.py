@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import load, save
 
-from fedspeed.errors import LostPeerError
+from fedspeed.errors import LostPeerError, connection_text
 from fedspeed.federation.arrays import Arrays
 from fedspeed.routing.channel import Channel
 
@@ -39,7 +39,12 @@ class SharedChannel:
         Raises:
             LostPeerError: the peer, or this participant's gateway, is gone.
         """
-        self._from_gateway(lambda channel: channel.send(peer, arrays) or b"")
+
+        def speak(channel: Channel) -> bytes:
+            channel.send(peer, arrays)
+            return b""
+
+        self._from_gateway(speak)
 
     def receive(self, peer: int) -> Arrays:
         """Wait for the next arrays that participant `peer` sends, of whatever types, and return them on all
@@ -62,14 +67,17 @@ class SharedChannel:
             except Exception as error:  # noqa: BLE001 - told to the participant's other ranks, then raised
                 failure = error
         length = len(said) if failure is None else -1
-        length = int(self._engine.share_from_gateway(np.array([length], dtype=np.int64))[0])
-        if failure is not None:
-            raise failure
-        if length < 0:
-            raise LostPeerError(
-                "this rank's gateway could not speak with another participant; its message says more"
-            )
-        if length == 0:
-            return b""
-        own = said if self._channel is not None else bytes(length)
-        return self._engine.share_from_gateway(np.frombuffer(bytearray(own), np.uint8)).tobytes()
+        try:
+            length = int(self._engine.share_from_gateway(np.array([length], dtype=np.int64))[0])
+            if failure is not None:
+                raise failure
+            if length < 0:
+                raise LostPeerError(
+                    "this rank's gateway could not speak with another participant; its message says more"
+                )
+            if length == 0:
+                return b""
+            own = said if self._channel is not None else bytes(length)
+            return self._engine.share_from_gateway(np.frombuffer(bytearray(own), np.uint8)).tobytes()
+        except RuntimeError as error:  # torch's only kind for a lost connection
+            raise LostPeerError(f"the gateway of this rank was lost: {connection_text(error)}") from error

@@ -197,7 +197,8 @@ class Trainer:
         return lr_at(self._config.train, first_step(turn, self.steps_per_round) + number, whole)
 
     def round_lr(self, round: int, exchange: int = 0) -> float:
-        """Return the learning rate that clients begin a round's exchange with; in round 0 that of round 1."""
+        """Return the learning rate that clients begin a round's exchange with, those of this rank's cluster if
+        clusters take different numbers of steps; in round 0 that of round 1."""
         whole, begun = self._config.federation.rounds * self.steps_per_round, max(0, round - 1)
         return lr_at(self._config.train, begun * self.steps_per_round + exchange, whole)
 

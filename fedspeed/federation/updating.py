@@ -16,7 +16,7 @@ from fedspeed.federation.link import Started
 from fedspeed.federation.methods.base import Aggregate, Trained, Turn
 from fedspeed.federation.parts import RankParts
 from fedspeed.federation.recording import Training
-from fedspeed.federation.schedule import sample
+from fedspeed.federation.schedule import sample, turn_order
 from fedspeed.federation.serving import server_stepped
 from fedspeed.federation.tensors import as_arrays, as_torch
 
@@ -103,9 +103,9 @@ def train(parts: RankParts, progress: Progress, update: Update) -> None:
         for client in mine
     ]
     if parts.role.server:
-        parts.method.serve(
-            parts.engine, parts.trainer.channel, update.round, update.exchange, asked=update.asked
-        )
+        channel = parts.trainer.channel
+        order = turn_order(update.asked, channel.speakers)
+        parts.method.serve(parts.engine, channel, update.round, update.exchange, asked=order)
     with parts.pace.measured(len(mine), steps):
         for together in parts.trainer.train(turns, progress.optimizers):
             for slot, ended in enumerate(together):

@@ -37,8 +37,9 @@ class TransportFacts:
         started_by_mpi: whether MPI must have started the ranks. All ranks of the job then open it together,
             before anything is read, those that do not speak for clients included; and it has
             `abort(exit_code)`, which ends all of them.
-        outlives_losses: whether it goes on among the others when a participant is lost: never, always, or
-            where a launcher of `auto_under` was asked to leave the other ranks alone.
+        outlives_losses: whether it goes on among the others when a participant is lost.
+        outlives_under: kinds of launchers under which it does so too, where they were asked to leave the other
+            ranks alone.
         auto_under: kinds of launchers (`cluster.discover.Kind`) under which routing.transport=auto means it.
     """
 
@@ -47,18 +48,19 @@ class TransportFacts:
     in_process: bool = False
     usual: bool = False
     started_by_mpi: bool = False
-    outlives_losses: Literal["never", "always", "as_started"] = "never"
+    outlives_losses: bool = False
+    outlives_under: tuple[str, ...] = ()
     auto_under: tuple[str, ...] = ()
 
 
 # A new transport is a module and a line here (docs/extending.md).
 TRANSPORTS = {
     "mpi": TransportFacts(module="fedspeed.routing.transports.mpi", started_by_mpi=True,
-                          outlives_losses="as_started", auto_under=("openmpi",)),
+                          outlives_under=("openmpi",), auto_under=("openmpi",)),
     "gloo": TransportFacts(module="fedspeed.routing.transports.gloo", usual=True),
     "local": TransportFacts(module="fedspeed.routing.transports.local", in_process=True),
     "tls": TransportFacts(module="fedspeed.routing.transports.tls", between_organisations=True,
-                          outlives_losses="always"),
+                          outlives_losses=True),
 }
 
 

@@ -101,6 +101,7 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
             exchange alike.
     """
     from fedspeed.engine.build import EngineContext, build_engine
+    from fedspeed.federation.parts import run_method
 
     config = loaded.config
     tokenizer = load_tokenizer(config.model)
@@ -113,22 +114,22 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
             spec = engine_spec(config, RunRequest(loaded).deepspeed, "client")
             context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed)
             with contextlib.closing(build_engine(spec, context)) as engine:
-                sent = list(_sent(config, engine, data, rounds))
+                method = run_method(config, engine)
+                least = min(method.values(number) for number in range(1, rounds + 1))
+                chosen = np.sort(np.random.default_rng(seed).permutation(least)[:words])
+                return list(_sent(config, engine, method, data, rounds=rounds, chosen=chosen))
     finally:
         leave_world()
-    least = min(vectors.shape[1] for vectors in sent)
-    chosen = np.sort(np.random.default_rng(seed).permutation(least)[:words])
-    return [vectors[:, chosen] for vectors in sent]
 
 
-def _sent(config: RunConfig, engine, data: dict, rounds: int) -> Iterator[np.ndarray]:
-    """Train rounds of all clients one after the other, and yield what they give to each exchange: [clients,
-    values] float32."""
-    from fedspeed.federation.parts import run_method, start, weights_of
+def _sent(config: RunConfig, engine, method, data: dict, *, rounds: int, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """Train rounds of all clients one after the other, and yield of what they give to each exchange the chosen
+    coordinates: [clients, words] float32."""
+    from fedspeed.federation.parts import start, weights_of
     from fedspeed.federation.tensors import as_torch
     from fedspeed.federation.trainer import Trainer
 
-    role, method = RankRole(clients=data), run_method(config, engine)
+    role = RankRole(clients=data)
     progress, transform = start(config, engine, method), make_updates(config.federation.updates)
     trainer, weights, memory = Trainer(config, role, engine, method), weights_of(role), {}
     steps = trainer.steps_per_round if trainer.exchanges == 1 else 1
@@ -142,7 +143,7 @@ def _sent(config: RunConfig, engine, data: dict, rounds: int) -> Iterator[np.nda
                 if counts(trained):
                     given[turn.client].add(method, turn, trained, start=state, weight=weights[turn.client], transform=transform or None)
                     memory[turn.client] = trained.memory
-            yield np.stack([own.vector for own in given.values()])
+            yield np.stack([own.vector[chosen] for own in given.values()])
             total, weight = sum(own.vector for own in given.values()), sum(own.weight for own in given.values())
             if weight <= 0:
                 raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")

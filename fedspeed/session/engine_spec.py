@@ -14,6 +14,7 @@ from fedspeed.models.planned import planned_shape
 FIXED = (
     "role",
     "model",
+    "adapter.method",
     "engine.pipeline",
     "engine.seats",
     "train.micro_batch",
@@ -22,6 +23,7 @@ FIXED = (
     "train.local_steps_by_cluster",
     "train.lr",
     "train.schedule",
+    "train.warmup_steps",
 )
 
 

@@ -224,7 +224,9 @@ def exchange(
 
     servers = int(bool(job.topology.server))  # it is one of the participants, and hides nobody
     spoken = participants_of(job.config, job.topology, transport.size - servers)
-    routing = replace(routing, min_participants=least_participants(job.config, spoken) + servers)
+    client = engine_spec(job.config, job.request.deepspeed, "client")
+    least = least_participants(job.config, spoken, client)
+    routing = replace(routing, min_participants=least + servers)
     return AnonymousExchange(transport, routing, own.key, own.members, own.settings, roll)
 
 

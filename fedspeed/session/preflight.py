@@ -19,7 +19,6 @@ from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import RowTable
 from fedspeed.engine.base.choose import choose_tier, pipeline_tier, slots_of
 from fedspeed.engine.base.told import execution
-from fedspeed.engine.capabilities import Kind
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted
@@ -154,16 +153,12 @@ def check_plan(config: RunConfig, deepspeed: Mapping, topology: Topology, hostfi
         FedSpeedError: one of them cannot.
     """
     routing, count = check_routing(config, topology)
-    client, server = _engine_kinds(config, deepspeed)
-    check_method(replace(config, routing=routing), participants_of(config, topology, count), client, server)
+    client = engine_spec(config, deepspeed, "client")
+    server = engine_spec(config, deepspeed, "server").kind if config.has_server else None
+    spoken = participants_of(config, topology, count)
+    check_method(replace(config, routing=routing), spoken, client.kind, server, client=client)
     check_pipeline(config, deepspeed, routing, topology, hostfile)
     return routing, count
-
-
-def _engine_kinds(config: RunConfig, deepspeed: Mapping) -> tuple[Kind, Kind | None]:
-    """Return the kinds of engines that a configuration means: (clients', the server's, None where there is none)."""
-    server = engine_spec(config, deepspeed, "server").kind if config.has_server else None
-    return engine_spec(config, deepspeed, "client").kind, server
 
 
 def _built(loaded: Loaded) -> list[str]:

@@ -165,9 +165,10 @@ class Job:
         if self.topology.server:
             return False
         facts = TRANSPORTS[self.transport]
-        if facts.outlives_losses != "as_started":
-            return facts.outlives_losses == "always"
-        return self.launch.kind in facts.auto_under and self.config.routing.anonymous and mpi_outlives_ranks()
+        if facts.outlives_losses:
+            return True
+        spared = self.launch.kind in facts.outlives_under and mpi_outlives_ranks()
+        return spared and self.config.routing.anonymous
 
     @cached_property
     def workers(self) -> tuple[int, ...]:

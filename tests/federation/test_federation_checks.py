@@ -14,7 +14,8 @@ from fedspeed.errors import ConfigError
 from fedspeed.federation import checks
 from fedspeed.federation.checks import check_method
 from fedspeed.federation.methods.config import METHODS, Entry, arm_of
-from fedspeed.session.engine_spec import engine_spec
+from fedspeed.session import parts
+from fedspeed.session.engine_spec import FIXED, engine_spec
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.tiny import run_config
@@ -160,16 +161,39 @@ def test_models_have_names_that_folders_can_have(names, what):
         models_of(method, {}, {})
 
 
-def test_a_method_builds_nothing_that_others_decide_by(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", FIXED)
+def test_a_method_builds_nothing_that_others_decide_by(name, monkeypatch, tmp_path):
     """Which blocks there are and how they are executed is the engine's alone; how many rows a step has, not."""
     from fedspeed.federation.methods.lora_average.method import LoraAverage
 
+    def changed(cls, config, spec, *, shape):
+        section, _, field = name.rpartition(".")
+        if not section:
+            return replace(spec, **{field: "other"})
+        return replace(spec, **{section: replace(getattr(spec, section), **{field: "other"})})
+
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     config = configured("lora_average", model={"base": str(tmp_path), "init": "random", "tokenizer": "bytes"})
-    for changes, told in (({"blocks": (0,)}, ""), ({"train": replace(config.train, micro_batch=7)}, "train.micro_batch=7")):
-        monkeypatch.setattr(LoraAverage, "spec", classmethod(lambda cls, config, spec, *, shape, changes=changes: replace(spec, **changes)))
-        if told:
-            with pytest.raises(ValueError, match=f"federation.method=lora_average would build an engine with {told}"):
-                engine_spec(config, {}, "client")
-        else:
-            assert engine_spec(config, {}, "client").blocks == (0,)
+    monkeypatch.setattr(LoraAverage, "spec", classmethod(lambda cls, config, spec, *, shape: replace(spec, blocks=(0,))))
+    assert engine_spec(config, {}, "client").blocks == (0,)
+    monkeypatch.setattr(LoraAverage, "spec", classmethod(changed))
+    with pytest.raises(ValueError, match=f"federation.method=lora_average would build an engine with {name}=other"):
+        engine_spec(config, {}, "client")
+
+
+def test_an_exchange_of_slices_asks_for_as_many_as_its_fewest_need(slices, monkeypatch):
+    """What `session.parts.exchange` gives to the anonymous exchange."""
+    from fedspeed.routing.anonymous import exchange
+
+    monkeypatch.setattr(exchange, "AnonymousExchange", lambda transport, routing, *rest: routing)
+    topology = SimpleNamespace(gateways=tuple(range(16)), server=())
+    job = SimpleNamespace(speaks=True, config=slices, outlives_losses=True, topology=topology, request=SimpleNamespace(deepspeed={}))
+    own = SimpleNamespace(key=None, members=None, settings=None)
+    assert parts.exchange(job, None, SimpleNamespace(size=16), None, own).min_participants == 15
+
+
+def test_modules_are_those_of_the_engine_that_a_method_builds(slices):
+    spec = engine_spec(slices, {}, "client")
+    assert checks.adapted_modules(slices, spec) == checks.adapted_modules(slices) == 4
+    assert checks.adapted_modules(slices, replace(spec, blocks=(1,))) == 2
+    assert checks.adapted_modules(slices, replace(spec, adapter=replace(spec.adapter, targets=("q_proj",)))) == 2

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.federation.schedule import lr_at, sample
+from fedspeed.federation.schedule import lr_at, sample, turn_order
 
 
 @pytest.mark.parametrize("asked", [1, 3, 6, 7])
@@ -51,3 +51,11 @@ def test_learning_rates_by_hand():
     assert [lr_at(cosine, s, 4) for s in (0, 2)] == pytest.approx([2.0, 1.0])
     assert lr_at(cosine, 1, 4) == pytest.approx(1 + math.sqrt(0.5))
     assert lr_at(TrainConfig(lr=2.0, warmup_steps=8), 3, 4) == 1.0, "a warm-up longer than the run"
+
+
+def test_turns_come_in_the_order_in_which_ranks_take_them():
+    """Clients 0 to 2 on participant 0, 3 and 4 on participant 2: the first of each, the second of each, the third."""
+    speakers = (0, 0, 0, 2, 2)
+    assert turn_order(range(5), speakers) == (0, 3, 1, 4, 2)
+    assert turn_order((1, 2, 4), speakers) == (1, 4, 2)
+    assert turn_order((), speakers) == ()

@@ -410,14 +410,14 @@ def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
     assert method.update_norm({**after, bias: before[bias]}, only_turned) == pytest.approx(0.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("entry", [
-    Entry(module="tests.federation.methods.served"),
-    replace(METHODS["lora_average"], server=True),
-    replace(METHODS["lora_average"], public_rows=True),
+@pytest.mark.parametrize(("entry", "text"), [
+    (Entry(module="tests.federation.methods.served"), "Served has serve and server_step; say server=True"),
+    (Entry(module="tests.federation.methods.served", server=True, sums_only=True), "what a client tells serve is its own"),
+    (replace(METHODS["lora_average"], server=True), "has neither serve nor server_step"),
+    (replace(METHODS["lora_average"], public_rows=True), "has neither serve nor server_step"),
 ])
-def test_what_is_said_of_a_server_and_what_it_has_to_do_are_held_against_each_other(entry, monkeypatch):
+def test_what_is_said_of_a_server_and_what_it_has_to_do_are_held_against_each_other(entry, text, monkeypatch):
     monkeypatch.setitem(METHODS, "own", entry)
     with pytest.raises(ConfigError) as told:
         method_class("own")
-    text = "Served has serve and server_step; say server=True" if "served" in entry.module else "has neither serve nor server_step"
     assert text in str(told.value) and "federation/methods/config.py" in str(told.value)

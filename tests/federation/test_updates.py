@@ -12,7 +12,7 @@ from fedspeed.federation.contributing import Contribution
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Sum
-from fedspeed.federation.methods.base import Trained, Turn, make_method
+from fedspeed.federation.methods.base import Trained, Turn, make_method, method_class
 from fedspeed.federation.methods.config import arm_of as method_arm
 from fedspeed.federation.overlap import deltas_from
 from fedspeed.federation.recording import Recorder, Signals, Training, held_out_loss
@@ -224,7 +224,7 @@ def test_what_is_hidden_is_told_to_nobody():
 @pytest.mark.parametrize(
     ("hides", "gone"),
     [
-        ({LOSSES}, {"train_loss", "val_loss", "exact"}),
+        ({LOSSES}, {"train_loss", "val_loss", "val_tokens", "exact", "rows"}),
         ({EXACT_WEIGHTS}, {"train_loss", "tokens"}),
         ({SKETCH}, set()),
     ],
@@ -232,8 +232,7 @@ def test_what_is_hidden_is_told_to_nobody():
 def test_a_slot_is_told_unless_a_metric_that_may_not_be_shown_is_all_that_it_is_for(hides, gone):
     """And a token count is no less of a secret under a loss than by itself."""
     hides = frozenset(hides)
-    left = set(registry.slots("client", False)) - set(registry.slots("client", False, hides))
-    assert gone <= left and "asked" not in left and "steps" not in left
+    assert set(registry.slots("client", False)) - set(registry.slots("client", False, hides)) == gone
 
 
 def test_runs_that_need_losses_go_with_nothing_that_hides_them():
@@ -295,7 +294,15 @@ def test_what_is_spent_without_a_metric_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(update_class("clip"), "spent", lambda self: {"epsilon": 0.0})
     with pytest.raises(ValueError, match="epsilon is spent, but no metric per rank has such a slot; add one"):
         make_updates([arm_of("clip")()])
-    assert "epsilon is spent" in updates_problem([arm_of("clip")()])
+    assert "epsilon is spent" in updates_problem([arm_of("clip")()], method_class("lora_average"))
+
+
+def test_what_a_server_is_told_before_the_sum_has_seen_no_transform(monkeypatch):
+    clip, averaging = [arm_of("clip")()], method_class("lora_average")
+    assert updates_problem(clip, averaging) == ""
+    monkeypatch.setattr(averaging, "serve", lambda self, *how, asked: None)
+    assert "federation.updates (clip) is about what clients send to the sum" in updates_problem(clip, averaging)
+    assert updates_problem([], averaging) == ""
 
 
 def test_only_what_trains_is_brought_to_one_number_of_steps():

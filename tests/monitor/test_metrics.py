@@ -8,7 +8,7 @@ import pytest
 
 from fedspeed.federation.ledger import Ledger
 from fedspeed.monitor.metrics import registry
-from fedspeed.monitor.metrics.metric import NOTHING, WEIGHTS, Metric
+from fedspeed.monitor.metrics.metric import LOSSES, NOTHING, WEIGHTS, Metric
 from fedspeed.monitor.round_record import round_record
 from fedspeed.monitor.visibility import visible
 
@@ -24,6 +24,7 @@ SUM = {"name": "x", "unit": "count", "per": "rank", "reduce": "sum"}
     ({"over": "y"}, "a ratio has a denominator"),
     ({"record": "both"}, "only a client's metric"),
     ({"reduce": "max", "shown_masked": True}, "masked modes never show a maximum"),
+    ({"reveals": frozenset({"loss"})}, "reveals ['loss'], but can reveal ['losses', "),
     ({"per": "client", "record": "client", "shown_masked": True}, "never show a client's own value"),
     ({"always": True}, "masked modes have too"),
     ({"per": "client", "measure": float}, "only a rank can measure"),
@@ -155,9 +156,14 @@ def test_a_metric_that_does_not_say_what_it_reveals_is_hidden_where_anything_is(
 
 
 def test_no_metric_tells_in_its_slots_what_another_says_that_it_reveals(monkeypatch):
-    module = SimpleNamespace(METRICS=(
-        Metric(name="answers", unit="count", per="client", reduce="sum", reveals=frozenset({WEIGHTS})),
-        Metric(name="mean", unit="number", per="client", reduce="ratio", over="answers", reveals=NOTHING)))
-    monkeypatch.setattr(registry, "import_module", lambda name: module)
-    with pytest.raises(ValueError, match="'mean' shares a slot with 'answers', which reveals weights"):
-        registry.collected(("one",))
+    """Neither by a denominator nor by the numerator of a ratio."""
+    count = {"unit": "count", "per": "client", "reduce": "sum"}
+    secret = Metric(name="answers", **count, reveals=frozenset({WEIGHTS}))
+    ratio = {"unit": "number", "per": "client", "reduce": "ratio", "reveals": NOTHING}
+    hits = Metric(name="hit_rate", **ratio | {"reveals": frozenset({LOSSES})}, of="hits", over="asked")
+    for first, second in ((secret, Metric(name="mean", **ratio, over="answers")),
+                          (hits, Metric(name="right", **count, of="hits", reveals=NOTHING))):
+        module = SimpleNamespace(METRICS=(first, second))
+        monkeypatch.setattr(registry, "import_module", lambda name, module=module: module)
+        with pytest.raises(ValueError, match=f"'{second.name}' shares a slot with '{first.name}', which reveals"):
+            registry.collected(("one",))

@@ -112,6 +112,14 @@ def test_clients_and_a_server_of_two_ranks_each_learn_the_same(served, server, w
         np.testing.assert_allclose(found[name], array, atol=2e-6, err_msg=name)
 
 
+def test_clients_that_share_ranks_which_share_a_base_are_answered_in_the_order_of_their_turns(server, workshop):
+    """Two clients a rank, one at a time: whoever answers client 1 before client 2 waits for ever."""
+    words, config = server
+    workshop.finish("run.name=four", *words, "data.clients=4", "engine.tier=stock", "deepspeed.base=zero3.json", "federation.rounds=1",
+                    "routing.deadline_s=20", config=config)
+    assert [record["received"] for record in records(workshop.runs / "four")] == [0, 4]
+
+
 def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(served, server, workshop):
     """From round 0, whose step of the server is not taken again."""
     run, (words, config) = workshop.runs / "unserved", server

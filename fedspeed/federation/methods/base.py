@@ -276,7 +276,9 @@ class Method(ABC):
 
         Args:
             channel: to all clients. The first of the server's ranks speaks; all hear what a client has sent.
-            asked: clients of the round: those that are in `train`. `Channel.speakers` tells whom to speak to.
+            asked: clients of the round, in the order of their turns: those of one rank that share client slots
+                come one after the other, and ranks that share a base wait for each other, so whoever answers in
+                another order waits for ever. `channel.speakers` tells whom to speak to.
         """
 
     def server_step(
@@ -341,6 +343,11 @@ def server_problem(name: str, entry: Entry, method: type[Method]) -> str:
     if given and not entry.server:
         has = f"{method.__name__} has {' and '.join(given)}"
         return f"{head}: {has}; say server=True of it in METHODS of {where}"
+    if "serve" in given and entry.sums_only:
+        return (
+            f"{head}: METHODS of {where} says that sums over all clients are all that {method.__name__} needs "
+            "(sums_only=True), but what a client tells serve is its own; leave one of them out"
+        )
     if (entry.server or entry.public_rows) and not given:
         return (
             f"{head}: METHODS of {where} says that it has a server, but {method.__name__} has neither serve "

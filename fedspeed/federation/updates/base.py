@@ -46,8 +46,9 @@ class Update(ABC):
         """Return (delta, weight) of one client in one round as they are to be told.
 
         Args:
-            delta: fp32 arrays of what the client sends, by name: what trains in the round, less what the
-                method keeps on the client (Method.unsent). weight: what the client counts.
+            delta: fp32 arrays of all that the client sends, by name: what trains in the round, less what the
+                method keeps on the client (Method.unsent), and what it tells beside (`KIND:NAME`). weight: what
+                the client counts.
             rng: of this client alone; nobody else may know what it draws. All ranks of the client draw the
                 same.
         """

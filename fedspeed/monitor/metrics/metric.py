@@ -115,6 +115,8 @@ class Metric:
             "masked modes never show a client's own value": not is_hidden and self.record == "client",
             "what every round has (always=True) masked modes have too":
                 self.always and is_hidden and self.record != "client",
+            f"reveals {sorted(self.reveals - BESIDE)}, but can reveal {sorted(BESIDE)}":
+                bool(self.reveals - BESIDE),
             "what every round has (always=True) reveals nothing that may have to be hidden":
                 self.always and bool(self.reveals),
             "only a rank can measure by itself, and one number": measures_wrongly,

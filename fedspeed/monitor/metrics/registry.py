@@ -42,7 +42,7 @@ def collected(modules: Iterable[str]) -> tuple[Metric, ...]:
             raise ValueError(f"metric {metric.name!r} divides {metric.of} by {metric.over}, which must be "
                              "metrics before it, with a value in the summary if it is to have one")
     for metric, other in permutations(found, 2):
-        is_part = other.per == metric.per and len(other.slots) == 1 and other.slots[0] in metric.slots
+        is_part = other.per == metric.per and other.slots[:1] != () and other.slots[0] in metric.slots
         if is_part and (unsaid := sorted(other.reveals - metric.reveals)):
             raise ValueError(f"metric {metric.name!r} shares a slot with {other.name!r}, which reveals "
                              f"{', '.join(unsaid)}; say so of it too")

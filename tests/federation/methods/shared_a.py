@@ -15,9 +15,6 @@ class SharedA(LoraAverage):
         shared = self.layout.without(tuple(filter(is_factor_b, names)))
         return shared, Sketch(self.layout.without(names), self.seed, round)
 
-    def unsent(self, round):
-        return frozenset(filter(is_factor_b, self.layout.names))
-
     def turn(self, client, round, state, *, memory, **how):
         return super().turn(client, round, state | memory, memory=memory, **how)
 

@@ -80,6 +80,11 @@ class LoraAverage(Method):
         by_turns = self.frozen(turn.round) - self.frozen(turn.round + 1)
         return replace(turn, frozen=turn.frozen - by_turns)
 
+    def unsent(self, round):
+        """Return what is trained but not in the round's plan, where a method that is made from this one sends
+        less than all."""
+        return frozenset(self.layout.names) - set(self._plan(round)[0].names) - self.frozen(round)
+
     def values(self, round):
         return sum(self.parts(round))
 
