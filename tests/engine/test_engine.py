@@ -171,7 +171,7 @@ needs_aio = pytest.mark.skipif(not (os.path.exists("/usr/include/libaio.h") and 
 
 
 @pytest.mark.parametrize(("clients", "dtypes"), [
-    pytest.param([(0, 1)], ["bf16"], id="one client of two ranks"), pytest.param([(0,), (1,)], ["fp32"], id="two clients in fp32"),
+    pytest.param([(0, 1)], ["bf16"], id="one client of two ranks"), pytest.param([(0,), (1,)], ["fp32"], id="two clients in fp32", marks=pytest.mark.slow),
     pytest.param([(0, 1)], ["fp32"], id="one client of two ranks in fp32", marks=pytest.mark.slow),
     pytest.param([(0,), (1,)], ["bf16"], id="two clients", marks=pytest.mark.slow)])
 def test_every_client_holds_the_aggregate(base, tmp_path, clients, dtypes):

@@ -95,7 +95,12 @@ def same_answers(found, expected):
     assert [[answer.tolist() for answer in answers] for answers in found] == expected
 
 
-@pytest.mark.parametrize("family", ["llama", "tied", "qwen2", "gpt2"])
+def shown(ways, *slow):
+    """The names of ways, those marked that are second copies of another one's proof."""
+    return [pytest.param(way, marks=pytest.mark.slow) if way in slow else way for way in ways]
+
+
+@pytest.mark.parametrize("family", shown(["llama", "tied", "qwen2", "gpt2"], "tied", "qwen2"))
 def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
     free, _ = plain(bases[family], -1)
     stop = free[2][4]  # ends one answer in its middle
@@ -135,7 +140,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", shown(WAYS, "client", "pipeline"))
 def test_the_ranks_of_a_client_share_the_work_and_all_know_the_answers(bases, tmp_path, way):
     kind, ranks, options = WAYS[way]
     [alone] = run_clusters([1], of_client, bases["gpt2"], "resident", 1, tmp_path)
@@ -166,7 +171,7 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("way", SHARED)
+@pytest.mark.parametrize("way", shown(SHARED, "gathered", "pipeline"))
 def test_clients_that_share_a_base_ask_each_for_what_they_like(bases, tmp_path, way):
     kind, clients, options = SHARED[way]
     free, _ = plain(bases["llama"], -1)

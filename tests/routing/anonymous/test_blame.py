@@ -28,7 +28,9 @@ class Wire:
             return
         level, plan = int(state[-1]), self.members[0].plan
         size = cells.size(plan, level)
-        full = [pair for pair, text in messages.items() if pair[0] != pair[1] and len(text) >= size * (2 if self.kind in ("swap", "replay") else 1)]
+        each = 1 if level == 0 else len(self.members)  # cells that go together: to swap two of these changes nothing
+        least = {"replay": 2, "swap": each + 1}.get(self.kind, 1)
+        full = [pair for pair, text in messages.items() if pair[0] != pair[1] and len(text) >= size * least]
         if not full:
             return
         sender, receiver = self.random.choice(full)
@@ -43,10 +45,7 @@ class Wire:
             other = self.random.choice([p for p in places if p != at])
             text[at:at + size] = text[other:other + size]
         elif self.kind == "swap":
-            each = 1 if level == 0 else len(self.members)
-            other = self.random.choice([p for p in places if p // size // each != at // size // each] or [None])
-            if other is None:
-                return
+            other = self.random.choice([p for p in places if p // size // each != at // size // each])
             text[at:at + size], text[other:other + size] = text[other:other + size], text[at:at + size]
         messages[sender, receiver] = bytes(text)
         self.edge = frozenset({sender, receiver})
