@@ -75,7 +75,8 @@ def measured_bytes(own, step) -> int:
     return int(keeping._saved_per_value * step.micro[0].input_ids.size * own.model.config.hidden_size)
 
 
-@pytest.mark.parametrize("family,kind,dtype", [("llama", "resident", "fp32"), ("qwen2", "ram", "fp32"), ("gpt2", "ram", "bf16"), ("llama", "nvme", "fp32")])
+@pytest.mark.parametrize("family,kind,dtype", [("llama", "resident", "fp32"), pytest.param("qwen2", "ram", "fp32", marks=pytest.mark.slow),
+                                               ("gpt2", "ram", "bf16"), ("llama", "nvme", "fp32")])
 def test_what_is_kept_changes_no_bit(bases, tmp_path, family, kind, dtype):  # noqa: F811
     [seen] = run_clusters([1], kept_and_not, bases[family], kind, dtype, tmp_path)
     for losses, evaluated, state, _ in seen[1:]:

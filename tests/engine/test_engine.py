@@ -110,7 +110,8 @@ def test_full_fine_tuning_equals_a_plain_loop(base, tmp_path):
     assert max(abs(a - b) for a, b in zip(losses, expected)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["zero0", "zero2", "zero3", "ram", "client", "cluster"])
+@pytest.mark.parametrize("kind", [
+    "zero0", pytest.param("zero2", marks=pytest.mark.slow), "zero3", "ram", pytest.param("client", marks=pytest.mark.slow), "cluster"])
 def test_two_ranks_a_client_equal_one_rank_with_twice_the_batch(base, tmp_path, kind):
     """And accumulation is the same step again: 2 ranks x 2 micro-batches x 1 row = 1 rank x 4 rows. Answers fall unevenly on the ranks."""
     adapter = AdapterConfig(targets="all-linear")

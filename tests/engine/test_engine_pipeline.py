@@ -237,7 +237,7 @@ def alone(rank, base, client, dtype="fp32", clip=0.0):
 
 
 @pytest.mark.parametrize("sets,carried,seats,options", [
-    ([(0,), (1,)], [[0], [1]], 0, {}),
+    pytest.param([(0,), (1,)], [[0], [1]], 0, {}, marks=pytest.mark.slow),
     ([(0,), (1,), (2,)], [[0], [1], [2]], 0, {"cuts": (1, 2)}),
     ([(0,), (1,), (2,)], [[0], [], [2]], 0, {"clip": 0.05}),  # one is not asked in this round, and serves the others
     ([(0, 1), (2,)], [[0], [1]], 0, {"dtype": "bf16"}),

@@ -264,7 +264,7 @@ def device_memory(rank, base, kind, nvme):
         return own.device_bytes, standing + peak
 
 
-@pytest.mark.parametrize("kind", ["zero0", "zero3", "resident", "ram"])
+@pytest.mark.parametrize("kind", [pytest.param("zero0", marks=pytest.mark.slow), "zero3", "resident", "ram"])
 def test_accounted_memory_is_what_the_allocator_gave(tmp_path, kind):
     base = write_llama(tmp_path / "llama", hidden=128, intermediate=352, layers=6)
     [(accounted, allocated)] = run_clusters([1], device_memory, base, kind, tmp_path)
@@ -412,7 +412,8 @@ def one_sided(rank, base, nodes):
         return losses, own.store.matched, sum(t.numel() for t in own._away()), sums.loss
 
 
-@pytest.mark.parametrize("nodes", [[0, 1], pytest.param([0, 0], marks=pytest.mark.slow), [0, 0, 1]])
+@pytest.mark.parametrize("nodes", [
+    pytest.param([0, 1], marks=pytest.mark.slow), pytest.param([0, 0], marks=pytest.mark.slow), [0, 0, 1]])
 def test_one_sided_reads_need_no_lockstep(tmp_path, nodes):
     base = write_llama(tmp_path / "wide", hidden=256, intermediate=704, layers=6, vocab=512)
     found = run_clusters([len(nodes)], one_sided, base, nodes)
