@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fedspeed.units import bytes_text, count_text, loss_text, parameters_text, seconds_text
+from fedspeed.units import bytes_text, count_text, loss_text, parameters_text, seconds_text, some_text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [
@@ -32,3 +32,8 @@ def test_loss():
 @pytest.mark.parametrize(("count", "text"), [(950, "950"), (117_248, "117.25 k"), (3_400_000, "3.40 M"), (14_770_033_664, "14.77 B")])
 def test_parameters(count, text):
     assert parameters_text(count) == text
+
+
+def test_some_of_many_names():
+    assert some_text([], 2) == "" and some_text([4, 5], 2) == "4, 5"
+    assert some_text(["a", "b", "c", "d"], 2) == "a, b and 2 more"

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from fedspeed.errors import DataError
+from fedspeed.units import some_text
 
 _LDA_TRIES = 1000
 
@@ -104,6 +105,5 @@ def _complete(split: list[np.ndarray], n: int) -> list[np.ndarray]:
 
 
 def _too_few(n: int, clients: int, empty: Sequence[int]) -> DataError:
-    named = ", ".join(map(str, empty[:8])) + (f" and {len(empty) - 8} more" if len(empty) > 8 else "")
-    return DataError(f"{n} rows are too few for {clients} clients: no row for client {named}; lower data.clients or give more rows "
+    return DataError(f"{n} rows are too few for {clients} clients: no row for client {some_text(empty, 8)}; lower data.clients or give more rows "
                      "(data.max_rows, data.path)")

@@ -11,6 +11,7 @@ from fedspeed.errors import ConfigError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.link import ClientLink
+from fedspeed.units import some_text
 
 MAX_NAMED = 3  # arrays, or participants, that a message names
 
@@ -57,7 +58,8 @@ def difference(method: str, names: Sequence[str], arrays: Sequence[frozenset[str
     parts = []
     for own, who in groups.items():
         has = "has" if len(who) == 1 else "have"
-        parts.append(f"{_some(who)} {has} {_some(sorted(own - common)) or 'no more'}")
+        own_arrays = some_text(sorted(own - common), MAX_NAMED)
+        parts.append(f"{some_text(who, MAX_NAMED)} {has} {own_arrays or 'no more'}")
     return (
         f"federation.method={method}: the state has not the same arrays everywhere; beside {len(common)} "
         f"that all have, {'; '.join(parts)}. All roles must hold the same arrays by name and shape: what "
@@ -70,9 +72,3 @@ def _head(text: bytes) -> np.ndarray:
     """Return a text's length and digest: [40] uint8."""
     length = np.frombuffer(np.int64(len(text)).tobytes(), np.uint8)
     return np.concatenate([length, np.frombuffer(hashlib.sha256(text).digest(), np.uint8)])
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return the first few of some names, and how many more there are."""
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -103,8 +103,7 @@ def masked_problem(
             f"{named} keeps what is a client's own in the run's folder, where all of one job can read what "
             f"routing.mode={mode} is to hide; set routing.transport=tls or routing.mode=plain"
         )
-    # All clients train in every round: drawing some of them is refused in masked modes.
-    holders = method.min_holders(chosen, participants, adapted_modules(config, client))
+    holders = _fewest_holders(config, participants, client)
     if holders >= least:
         return ""
     return (
@@ -123,9 +122,15 @@ def least_participants(
     Args:
         participants: of the whole sum, see `participants_of`. client: see `adapted_modules`.
     """
-    chosen, least = config.federation.method, config.routing.min_participants
-    holders = method_class(chosen.name).min_holders(chosen, participants, adapted_modules(config, client))
+    least, holders = config.routing.min_participants, _fewest_holders(config, participants, client)
     return max(least, len(set(participants.values())) - (holders - least))
+
+
+def _fewest_holders(config: RunConfig, participants: Mapping[int, int], client: EngineSpec | None) -> int:
+    """Return the fewest participants that meet in an element of the run's sums (`Method.min_holders`). All
+    clients train in every round: drawing some of them is refused in masked modes."""
+    chosen = config.federation.method
+    return method_class(chosen.name).min_holders(chosen, participants, adapted_modules(config, client))
 
 
 def updates_problem(updates: Sequence[Any], method: type[Method]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fedspeed.units import some_text
+
 NAMES = ("fp32", "bf16", "fp16")
 
 
@@ -37,6 +39,5 @@ def told(dtype: str, devices: Sequence[DeviceTypes]) -> str:
     deciding = too_old or sorted(
         {device.name for device in devices if device.kind == "cpu" or "fp16" not in device.types}
     )
-    shown = ", ".join(deciding[:3]) + (f" and {len(deciding) - 3} more" if len(deciding) > 3 else "")
     lack = "cannot do bf16" if dtype == "fp16" else "would be slow in 16 bits"
-    return f"model.dtype={dtype} (auto: {shown} {lack})"
+    return f"model.dtype={dtype} (auto: {some_text(deciding, 3)} {lack})"
