@@ -1,4 +1,6 @@
-"""Start a federated run: the script that deepspeed, mpirun, srun, torchrun and plain python start. See `python launch.py --help`."""
+"""Start a federated run: the script that deepspeed, mpirun, srun, torchrun and plain python start. See
+`python launch.py --help`.
+"""
 
 import sys
 

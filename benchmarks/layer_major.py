@@ -1,18 +1,22 @@
-"""Layer-major execution beside stock DeepSpeed ZeRO-3 and beside a resident model: the same model, tokens and live parameters, in one run.
+"""Layer-major execution beside stock DeepSpeed ZeRO-3 and beside a resident model: the same model, tokens and
+live parameters, in one run.
 
-    python benchmarks/layer_major.py cluster|nvme|resident [--blocks 8] [--hidden 1024] [--micro 8] [--tokens 64] [--repeat 3]
-    python benchmarks/layer_major.py resident [--base FOLDER]      (a pretrained model instead of drawn weights)
+    python benchmarks/layer_major.py cluster|nvme|resident [--blocks 8] [--hidden 1024] [--micro 8] [--tokens
+    64] [--repeat 3] python benchmarks/layer_major.py resident [--base FOLDER]      (a pretrained model
+    instead of drawn weights)
 
-cluster: the base divided over 2 ranks (gloo), stock with activation checkpointing. nvme: the base on disk, one rank, stock without checkpointing
-(with it, stock dies: DeepSpeed 0.19.8 assigns a swap buffer twice). resident: everything in memory, one rank, beside DeepSpeed ZeRO-0 with
-and without checkpointing, and beside a loop of PyTorch, transformers and PEFT alone. There layer-major keeps
-the activations that fit into free memory (engine.activation_gib=auto); in the other settings it keeps none.
+cluster: the base divided over 2 ranks (gloo), stock with activation checkpointing. nvme: the base on disk,
+    one rank, stock without checkpointing
+(with it, stock dies: DeepSpeed 0.19.8 assigns a swap buffer twice). resident: everything in memory, one rank,
+beside DeepSpeed ZeRO-0 with and without checkpointing, and beside a loop of PyTorch, transformers and PEFT
+alone. There layer-major keeps the activations that fit into free memory (engine.activation_gib=auto); in the
+other settings it keeps none.
 
 All engines live in the same processes and take their steps in turn, in the opposite order every other time. A
 speed is the median of the ratios of such neighbours: the machine's own changes of speed touch both of a pair.
 C is the arithmetic of a step (layer-major, resident base), L one load of the base (from passes that compute
-nothing). Stock needs about C + 2 M L for M micro-batches (with nvme less arithmetic, as it does not recompute:
-ZeRO-0's), layer-major max(C, 2 L); their ratio is the bound.
+nothing). Stock needs about C + 2 M L for M micro-batches (with nvme less arithmetic, as it does not
+recompute: ZeRO-0's), layer-major max(C, 2 L); their ratio is the bound.
 """
 
 import argparse
@@ -28,8 +32,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-# Steps: ZeRO-3 records its trace in the first two; which activations are kept, the memory decides that the first
-# leaves free.
+# Steps: ZeRO-3 records its trace in the first two; which activations are kept, the memory decides that the
+# first leaves free.
 WARM_UP = 3
 RESIDENT = (512, 12)  # hidden size and steps of each system, where nothing else is said
 
@@ -51,8 +55,11 @@ class Rows:
 
         ids = self._ids(micro * rows).reshape(micro, rows, -1)
         labels = ids.copy()
-        labels[:, :, :self._prompt] = -100
-        batches = [Batch(i, label, np.ones_like(i), int((label[:, 1:] != -100).sum())) for i, label in zip(ids, labels)]
+        labels[:, :, : self._prompt] = -100
+        batches = [
+            Batch(i, label, np.ones_like(i), int((label[:, 1:] != -100).sum()))
+            for i, label in zip(ids, labels)
+        ]
         return StepBatches(batches, sum(b.answer_tokens for b in batches))
 
 
@@ -60,30 +67,69 @@ def write_model(folder: Path, args, blocks: int) -> None:
     from transformers import LlamaConfig
 
     heads = max(1, args.hidden // 64)
-    LlamaConfig(hidden_size=args.hidden, intermediate_size=args.hidden * 11 // 4, num_hidden_layers=blocks, num_attention_heads=heads,
-                num_key_value_heads=heads, vocab_size=args.vocab, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
-                pad_token_id=0, tie_word_embeddings=False, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
+    LlamaConfig(
+        hidden_size=args.hidden,
+        intermediate_size=args.hidden * 11 // 4,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        vocab_size=args.vocab,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
 
 
 def ds_config(stage: int, dtype: str, live: int = 0, nvme: str = "") -> dict:
     zero = {"stage": stage, "overlap_comm": stage > 1, "reduce_bucket_size": "auto"}
     if stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_max_live_parameters": live, "stage3_max_reuse_distance": 0,
-                 "stage3_param_persistence_threshold": "auto"}
+        zero |= {
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_max_live_parameters": live,
+            "stage3_max_reuse_distance": 0,
+            "stage3_param_persistence_threshold": "auto",
+        }
         if nvme:
-            zero["offload_param"] = {"device": "nvme", "nvme_path": nvme, "buffer_size": "auto", "buffer_count": 12}
-    return {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 0.0, "zero_optimization": zero,
-            "bf16": {"enabled": dtype == "bf16"}, "zero_allow_untested_optimizer": True, "steps_per_print": None}
+            zero["offload_param"] = {
+                "device": "nvme",
+                "nvme_path": nvme,
+                "buffer_size": "auto",
+                "buffer_count": 12,
+            }
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "bf16": {"enabled": dtype == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
 
 
 def systems(args) -> dict[str, tuple[str, bool, int]]:
-    """name -> (tier, activation checkpointing, ZeRO stage)."""
+    """Name -> (tier, activation checkpointing, ZeRO stage)."""
     if args.setting == "cluster":
-        return {"stock": ("stock", True, 3), "layer-major": ("cluster", False, 2), "arithmetic": ("resident", False, 2)}
+        return {
+            "stock": ("stock", True, 3),
+            "layer-major": ("cluster", False, 2),
+            "arithmetic": ("resident", False, 2),
+        }
     if args.setting == "nvme":
-        return {"stock": ("stock", False, 3), "layer-major": ("nvme", False, 2), "arithmetic": ("resident", False, 2),
-                "stock's arithmetic": ("stock", False, 0)}
-    return {"stock": ("stock", False, 0), "stock, checkpointing": ("stock", True, 0), "layer-major": ("resident", False, 0)}
+        return {
+            "stock": ("stock", False, 3),
+            "layer-major": ("nvme", False, 2),
+            "arithmetic": ("resident", False, 2),
+            "stock's arithmetic": ("stock", False, 0),
+        }
+    return {
+        "stock": ("stock", False, 0),
+        "stock, checkpointing": ("stock", True, 0),
+        "layer-major": ("resident", False, 0),
+    }
 
 
 class PlainLoop:
@@ -110,7 +156,8 @@ class PlainLoop:
         (step,) = work
         total = 0.0
         for batch in step.micro:
-            ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
+            ids = torch.from_numpy(batch.input_ids)
+            labels = torch.from_numpy(batch.labels)
             logits = self._net(input_ids=ids).logits[:, :-1].flatten(0, 1)
             loss = cross_entropy(logits.float(), labels[:, 1:].flatten(), reduction="sum")
             (loss / step.step_answer_tokens).backward()
@@ -125,9 +172,15 @@ class PlainLoop:
         """Nothing outlives it."""
 
 
-def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))
+def work(rank: int, ranks: int, port: int, folder: str, args, *, results) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_RANK=str(rank),
+        LOCAL_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     import torch
 
     from fedspeed.data.config import TrainConfig
@@ -146,19 +199,30 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
     engines = {}
     for name, (tier, checkpointing, stage) in systems(args).items():
         nvme = Path(folder) / "swap" / name / str(rank)
-        config = ds_config(stage, args.dtype, 2 * block, str(nvme) if stage == 3 and args.setting == "nvme" else "")
-        options = EngineConfig(tier=tier, activation_checkpointing=checkpointing, slots=args.slots,
-                               activation_gib="auto" if args.setting == "resident" else 0.0)
+        config = ds_config(
+            stage, args.dtype, 2 * block, str(nvme) if stage == 3 and args.setting == "nvme" else ""
+        )
+        options = EngineConfig(
+            tier=tier,
+            activation_checkpointing=checkpointing,
+            slots=args.block_slots,
+            activation_gib="auto" if args.setting == "resident" else 0.0,
+        )
         clients = [(r,) for r in range(ranks)]
-        spec = EngineSpec(model=model, adapter=AdapterConfig(), train=TrainConfig(), engine=options, deepspeed=config)
-        engines[name] = build_engine(spec, EngineContext(client_sets=clients, clock=StageClock(), nvme=nvme, seed=0))
+        spec = EngineSpec(
+            model=model, adapter=AdapterConfig(), train=TrainConfig(), engine=options, deepspeed=config
+        )
+        engines[name] = build_engine(
+            spec, EngineContext(client_sets=clients, clock=StageClock(), nvme=nvme, seed=0)
+        )
         engines[name].load(engines[name].state())
     if args.setting == "resident":
         engines["plain PyTorch"] = PlainLoop(model, AdapterConfig(), TrainConfig())
     step = Rows(args, rank).step(args.micro, 1)
-    seconds, losses = {name: [] for name in engines}, {name: [] for name in engines}
+    seconds = {name: [] for name in engines}
+    losses = {name: [] for name in engines}
     for i in range(WARM_UP + args.repeat):
-        for name in list(engines)[::-1 if i % 2 else 1]:
+        for name in list(engines)[:: -1 if i % 2 else 1]:
             engine = engines[name]
             torch.distributed.barrier()
             begin = time.perf_counter()
@@ -189,13 +253,26 @@ def work(rank: int, ranks: int, port: int, folder: str, args, results) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("setting", choices=("cluster", "nvme", "resident"))
-    sizes = {"blocks": 8, "hidden": 0, "micro": 8, "tokens": 64, "vocab": 4096, "repeat": 0, "slots": 2, "threads": 0}
+    sizes = {
+        "blocks": 8,
+        "hidden": 0,
+        "micro": 8,
+        "tokens": 64,
+        "vocab": 4096,
+        "repeat": 0,
+        "block_slots": 2,
+        "threads": 0,
+    }
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--base", default="", help="a folder with weights, instead of --blocks, --hidden and --vocab")
+    parser.add_argument(
+        "--base", default="", help="a folder with weights, instead of --blocks, --hidden and --vocab"
+    )
     args = parser.parse_args()
     hidden, repeat = RESIDENT if args.setting == "resident" else (1024, 3)
     args.hidden = args.hidden or hidden
@@ -214,8 +291,8 @@ def main() -> None:
 
 
 def run_ranks(function, ranks: int, arguments) -> dict:
-    """Run each rank as a process of its own: rank -> what `function(*arguments(rank, port), results)` put into
-    `results` behind its rank.
+    """Run each rank as a process of its own: rank -> what `function(*arguments(rank, port), results=...)` put
+    into `results` behind its rank.
 
     Raises:
         SystemExit: a rank ended without a result, whatever its exit code.
@@ -225,7 +302,10 @@ def run_ranks(function, ranks: int, arguments) -> dict:
     port = free_port()
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=function, args=(*arguments(r, port), results)) for r in range(ranks)]
+    processes = [
+        context.Process(target=function, args=arguments(r, port), kwargs={"results": results})
+        for r in range(ranks)
+    ]
     for process in processes:
         process.start()
     found = {}
@@ -246,7 +326,9 @@ def run_ranks(function, ranks: int, arguments) -> dict:
 
 
 def quartiles(theirs: list[float], ours: list[float]) -> tuple[float, float, float]:
-    """Of the ratios of neighbouring steps: lower quartile, median, upper quartile; with one pair all the same."""
+    """Of the ratios of neighbouring steps: lower quartile, median, upper quartile; with one pair all the
+    same.
+    """
     ratios = [other / own for other, own in zip(theirs, ours)]
     if len(ratios) < 2:
         return ratios[0], ratios[0], ratios[0]
@@ -258,22 +340,47 @@ def report(args, found: dict) -> None:
     first = found[0]
     seconds = {name: statistics.median(values) for name, values in first["seconds"].items()}
     for name, value in seconds.items():
-        print(f"{name:22} {value:8.3f} s a step   loss {first['losses'][name][0]:.6f} -> {first['losses'][name][-1]:.6f}")
+        print(
+            f"{name:22} {value:8.3f} s a step   loss {first['losses'][name][0]:.6f} -> "
+            f"{first['losses'][name][-1]:.6f}"
+        )
     if args.setting == "resident":
         for name in seconds.keys() - {"layer-major"}:
             low, middle, high = quartiles(first["seconds"][name], first["seconds"]["layer-major"])
             half = f"half of {args.repeat} pairs between {low:.3f} and {high:.3f}"
             print(f"speed of layer-major beside {name}: {middle:.3f}x ({half})")
         return
-    c, load, m = seconds["arithmetic"], first["load"], args.micro
+    c = seconds["arithmetic"]
+    load = first["load"]
+    m = args.micro
     stock = seconds.get("stock's arithmetic", c) + 2 * m * load
     bound = stock / max(c, 2 * load)
-    ratio = statistics.median(s / o for s, o in zip(first["seconds"]["stock"], first["seconds"]["layer-major"]))
-    print(f"base {first['base'] / 1e6:.1f} MB; loaded in one step {first['bytes'] / first['base']:.3f} x base; waited for loads {first['waited']:.3f} s")
-    print(f"C {c:.3f} s, L {load:.3f} s ({first['base'] / load / 1e9:.2f} GB/s); by the formula stock takes {stock:.3f} s, "
-          f"layer-major {max(c, 2 * load):.3f} s")
-    print(f"speed of layer-major beside stock: {ratio:.2f}x; bound {bound:.2f}x; reached {ratio / bound:.2f} of it")
-    print(json.dumps({"setting": args.setting, "ratio": ratio, "bound": bound, "c": c, "l": load, "seconds": seconds}))
+    ratio = statistics.median(
+        s / o for s, o in zip(first["seconds"]["stock"], first["seconds"]["layer-major"])
+    )
+    print(
+        f"base {first['base'] / 1e6:.1f} MB; loaded in one step {first['bytes'] / first['base']:.3f} x "
+        f"base; waited for loads {first['waited']:.3f} s"
+    )
+    print(
+        f"C {c:.3f} s, L {load:.3f} s ({first['base'] / load / 1e9:.2f} GB/s); by the formula stock takes "
+        f"{stock:.3f} s, "
+        f"layer-major {max(c, 2 * load):.3f} s"
+    )
+    print(
+        f"speed of layer-major beside stock: {ratio:.2f}x; bound {bound:.2f}x; reached {ratio / bound:.2f} "
+        "of it"
+    )
+    print(
+        json.dumps({
+            "setting": args.setting,
+            "ratio": ratio,
+            "bound": bound,
+            "c": c,
+            "l": load,
+            "seconds": seconds,
+        })
+    )
 
 
 if __name__ == "__main__":

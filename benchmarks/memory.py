@@ -1,11 +1,14 @@
-"""Peak device memory of one LoRA step: the whole model resident, DeepSpeed's own ways of sparing memory, and layer-major execution.
+"""Peak device memory of one LoRA step: the whole model resident, DeepSpeed's own ways of sparing memory, and
+layer-major execution.
 
-    python benchmarks/memory.py [--blocks 22] [--hidden 2048] [--rows 4] [--tokens 256]      (a Llama of 1.1 B parameters)
-    python benchmarks/memory.py --blocks 6,12,24 --hidden 1024                               (how the ratio grows with depth)
+    python benchmarks/memory.py [--blocks 22] [--hidden 2048] [--rows 4] [--tokens 256]      (a Llama of 1.1 B
+    parameters) python benchmarks/memory.py --blocks 6,12,24 --hidden 1024                               (how
+    the ratio grows with depth)
 
-Every system runs in a process of its own, on the same rows. On a CPU "device memory" is what would lie on the device: weights, gathered weights,
-activations, gradients, optimizer; what is offloaded to RAM or NVMe is not counted (fedspeed/engine/live_bytes.py; a test holds the count
-against the allocator's). On an accelerator it is the allocator's own peak.
+Every system runs in a process of its own, on the same rows. On a CPU "device memory" is what would lie on the
+device: weights, gathered weights, activations, gradients, optimizer; what is offloaded to RAM or NVMe is not
+counted (fedspeed/engine/live_bytes.py; a test holds the count against the allocator's). On an accelerator it
+is the allocator's own peak.
 """
 
 import argparse
@@ -20,8 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.layer_major import run_ranks, write_model  # noqa: E402
 
-# name -> (tier, activation checkpointing, ZeRO stage, device of the offloaded base, rows in one micro-batch: all or one).
-# Stock offload runs on two ranks, each a client: with one, a CPU's gathered weights are the offloaded ones themselves, without a copy to count.
+# name -> (tier, activation checkpointing, ZeRO stage, device of the offloaded base, rows in one micro-batch:
+# all or one). Stock offload runs on two ranks, each a client: with one, a CPU's gathered weights are the
+# offloaded ones themselves, without a copy to count.
 SYSTEMS = {
     "resident, all rows at once": ("stock", False, 0, None, True),
     "resident": ("stock", False, 0, None, False),
@@ -32,7 +36,8 @@ SYSTEMS = {
 }
 
 
-def work(name: str, rank: int, port: int, folder: str, args, blocks: int, results) -> None:
+def work(name: str, rank: int, port: int, folder: str, options: tuple, *, results) -> None:
+    args, blocks = options
     from benchmarks.layer_major import Rows, ds_config
     from fedspeed.data.config import TrainConfig
     from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
@@ -44,8 +49,14 @@ def work(name: str, rank: int, port: int, folder: str, args, blocks: int, result
 
     tier, checkpointing, stage, offload, together = SYSTEMS[name]
     ranks = ranks_of(name)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_RANK=str(rank),
+        LOCAL_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     quiet()
     join_world(600)
     config = ds_config(stage, args.dtype, 2 * shape_of(folder).block)
@@ -53,10 +64,19 @@ def work(name: str, rank: int, port: int, folder: str, args, blocks: int, result
         config["zero_optimization"]["offload_param"] = {"device": offload}
     # The least memory: no activations are kept.
     options = EngineConfig(tier=tier, activation_checkpointing=checkpointing, activation_gib=0.0)
-    spec = EngineSpec(model=ModelConfig(base=folder, init="random", dtype=args.dtype), adapter=AdapterConfig(), train=TrainConfig(),
-                      engine=options, deepspeed=config)
-    engine = build_engine(spec, EngineContext(client_sets=[(r,) for r in range(ranks)], clock=StageClock(), nvme=Path(folder) / "swap",
-                                              seed=0))
+    spec = EngineSpec(
+        model=ModelConfig(base=folder, init="random", dtype=args.dtype),
+        adapter=AdapterConfig(),
+        train=TrainConfig(),
+        engine=options,
+        deepspeed=config,
+    )
+    engine = build_engine(
+        spec,
+        EngineContext(
+            client_sets=[(r,) for r in range(ranks)], clock=StageClock(), nvme=Path(folder) / "swap", seed=0
+        ),
+    )
     engine.load(engine.state())
     step = Rows(args, rank).step(1 if together else args.rows, args.rows if together else 1)
     begin = time.perf_counter()
@@ -72,24 +92,39 @@ def ranks_of(name: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", default="22", help="decoder blocks; several numbers with commas between them")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--blocks", default="22", help="decoder blocks; several numbers with commas between them"
+    )
     for name, default in (("hidden", 2048), ("rows", 4), ("tokens", 256), ("vocab", 32000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
-    parser.add_argument("--only", default="", help="parts of the names of the systems to run, with semicolons between them")
+    parser.add_argument(
+        "--only", default="", help="parts of the names of the systems to run, with semicolons between them"
+    )
     args = parser.parse_args()
     for blocks in (int(n) for n in args.blocks.split(",")):
         first = None
         for name in (n for n in SYSTEMS if any(part in n for part in args.only.split(";"))):
             with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
                 write_model(Path(folder), args, blocks)
-                peak, rss, seconds, loss, base = run_ranks(work, ranks_of(name), lambda r, p: (name, r, p, folder, args, blocks))[0]
+                peak, rss, seconds, loss, base = run_ranks(
+                    work, ranks_of(name), lambda r, p: (name, r, p, folder, (args, blocks))
+                )[0]
             if first is None:
                 first = peak
-                print(f"{blocks} blocks, base {base / 2**30:.2f} GiB, {args.rows} rows of {args.tokens} tokens, {args.dtype}")
-            print(f"  {name:48} {peak / 2**30:7.3f} GiB  1/{first / peak:5.1f} of the first   RSS {rss / 2**30:6.2f} GiB   {seconds:6.1f} s "
-                  f"  loss {loss:.4f}", flush=True)
+                print(
+                    f"{blocks} blocks, base {base / 2**30:.2f} GiB, {args.rows} rows of {args.tokens} "
+                    f"tokens, {args.dtype}"
+                )
+            print(
+                f"  {name:48} {peak / 2**30:7.3f} GiB  1/{first / peak:5.1f} of the first   RSS "
+                f"{rss / 2**30:6.2f} GiB   {seconds:6.1f} s "
+                f"  loss {loss:.4f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

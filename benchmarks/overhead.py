@@ -2,10 +2,13 @@
 
     python benchmarks/overhead.py [--repeat 3]
 
-3 clients (IID), a Llama of 4 blocks (hidden 256, vocabulary 512, 4 M parameters, fp32), LoRA r=8 alpha=16 on q and v, AdamW 1e-3 with fresh
-state each round, batch 4 x 128 tokens, 10 local steps, 5 rounds, held-out loss after each. Every system runs as a command of its own; each
-repetition runs all systems in turn. Reported: seconds from the command to the first aggregate, seconds a round (rounds 2 to 5), and the peak of
-the sum over all its processes of resident memory (RSS, as the peers were measured; PSS beside it, which counts shared pages once).
+3 clients (IID), a Llama of 4 blocks (hidden 256, vocabulary 512, 4 M parameters, fp32), LoRA r=8 alpha=16 on
+q and v, AdamW 1e-3 with fresh state each round, batch 4 x 128 tokens, 10 local steps, 5 rounds, held-out loss
+after each. Every system runs as a command of its own; each
+repetition runs all systems in turn. Reported: seconds from the command to the first aggregate, seconds a
+    round (rounds 2 to 5), and the peak of
+the sum over all its processes of resident memory (RSS, as the peers were measured; PSS beside it, which
+counts shared pages once).
 
 The text is GSM8K in bytes where FEDSPEED_DATA or ../shared/data has it, else the built-in generator's.
 """
@@ -25,13 +28,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-ROUNDS, STEPS, BATCH, CLIENTS, TOKENS, LR = 5, 10, 4, 3, 128, 1e-3
+ROUNDS = 5
+STEPS = 10
+BATCH = 4
+CLIENTS = 3
+TOKENS = 128
+LR = 1e-3
 
 PLAIN = "plain PyTorch loop"
 # name -> what is laid over the common configuration
 SYSTEMS = {
     "FedSpeed, ZeRO-0": {"cluster.local_ranks": 3, "engine.threads": 1, "deepspeed.base": "zero0.json"},
-    "FedSpeed, ZeRO-0, one rank": {"cluster.local_ranks": 1, "engine.threads": 2, "deepspeed.base": "zero0.json"},
+    "FedSpeed, ZeRO-0, one rank": {
+        "cluster.local_ranks": 1,
+        "engine.threads": 2,
+        "deepspeed.base": "zero0.json",
+    },
     "FedSpeed, ZeRO-3": {"cluster.local_ranks": 3, "engine.threads": 1, "deepspeed.base": "zero3.json"},
 }
 
@@ -45,22 +57,37 @@ def prepare(folder: Path) -> None:
     from fedspeed.models.tokenizer import byte_tokenizer
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=512, hidden_size=256, intermediate_size=896, num_hidden_layers=4, num_attention_heads=4,
-                                         num_key_value_heads=4, max_position_embeddings=TOKENS, pad_token_id=256, bos_token_id=257,
-                                         eos_token_id=258))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=256,
+            intermediate_size=896,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=TOKENS,
+            pad_token_id=256,
+            bos_token_id=257,
+            eos_token_id=258,
+        )
+    )
     print(f"base: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     model.save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
-    get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])).save_pretrained(folder / "adapter")
+    get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    ).save_pretrained(folder / "adapter")
     text = gsm8k_text().encode("ascii", "ignore").decode()
     width = TOKENS - 2  # bos and eos
-    rows = [{"instruction": "", "output": text[i:i + width]} for i in range(0, 600 * width, width)]
+    rows = [{"instruction": "", "output": text[i : i + width]} for i in range(0, 600 * width, width)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "run.yaml").write_text(f"""
 run: {{out: {folder}/runs}}
 model: {{base: {folder}/base, dtype: fp32, tokenizer: bytes}}
 adapter: {{start_from: {folder}/adapter}}
-data: {{task: file, path: {folder}/rows.jsonl, clients: {CLIENTS}, split: iid, template: plain, max_tokens: {TOKENS}, val_fraction: 0.1, max_val_rows: 16}}
+data:
+  {{task: file, path: {folder}/rows.jsonl, clients: {CLIENTS}, split: iid, template: plain,
+    max_tokens: {TOKENS}, val_fraction: 0.1, max_val_rows: 16}}
 train: {{local_steps: {STEPS}, micro_batch: {BATCH}, lr: {LR}}}
 federation: {{rounds: {ROUNDS}}}
 routing: {{mode: plain}}
@@ -79,9 +106,11 @@ def gsm8k_text() -> str:
 
 
 class Trainer:
-    """Training and evaluation by hand with PyTorch and PEFT, one model for all clients of a process: the plain loop's, and that of the peers' clients.
+    """Training and evaluation by hand with PyTorch and PEFT, one model for all clients of a process: the
+    plain loop's, and that of the peers' clients.
 
-    A state is the list of the adapter's tensors, in the order of `names`. Rows are encoded when their client is first asked for.
+    A state is the list of the adapter's tensors, in the order of `names`. Rows are encoded when their client
+    is first asked for.
     """
 
     def __init__(self, folder: Path):
@@ -95,7 +124,9 @@ class Trainer:
         self.config = load(folder / "run.yaml", []).config.data
         self.rows, self.tokenizer = client_rows(self.config, 0), byte_tokenizer()
         self.encoded = {}
-        self.model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter", is_trainable=True)
+        self.model = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter", is_trainable=True
+        )
         named = {n.replace(".default.", "."): p for n, p in self.model.named_parameters() if p.requires_grad}
         self.names, self.trained = list(named), list(named.values())  # names as in the adapter's file
 
@@ -129,7 +160,16 @@ class Trainer:
         self.model.train()
         optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=0.0)
         for step in range(STEPS):
-            batches = client_step(self.data(client), 0, client, number * STEPS + step, BATCH, 1, 1, 0)
+            batches = client_step(
+                self.data(client),
+                0,
+                client,
+                step=number * STEPS + step,
+                micro_batch=BATCH,
+                accumulation=1,
+                ranks=1,
+                client_rank=0,
+            )
             optimizer.zero_grad()
             (self._loss(batches.micro[0]) / batches.step_answer_tokens).backward()
             optimizer.step()
@@ -149,9 +189,13 @@ class Trainer:
         import torch
         from torch.nn.functional import cross_entropy
 
-        ids, labels, mask = (torch.from_numpy(a) for a in (batch.input_ids, batch.labels, batch.attention_mask))
+        ids, labels, mask = (
+            torch.from_numpy(a) for a in (batch.input_ids, batch.labels, batch.attention_mask)
+        )
         logits = self.model(input_ids=ids, attention_mask=mask).logits
-        return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+        return cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+        )
 
 
 def print_round(number: int, loss: float, tokens: int) -> None:
@@ -202,7 +246,13 @@ def pss_mb(found: list[Path]) -> float:
     kib = 0
     for process in found:
         with contextlib.suppress(OSError, StopIteration):
-            kib += int(next(line for line in (process / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:")).split()[1])
+            kib += int(
+                next(
+                    line
+                    for line in (process / "smaps_rollup").read_text().splitlines()
+                    if line.startswith("Pss:")
+                ).split()[1]
+            )
     return kib / 1024
 
 
@@ -210,21 +260,33 @@ def measure(command: list[str], env: dict[str, str]) -> dict:
     """Run a command that prints one JSON line a round; its times, losses and memory."""
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=env, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, env=env, cwd=ROOT, start_new_session=True
+        )
         os.set_blocking(process.stdout.fileno(), False)
-        times, losses, rss, pss, pss_due, buffer = {}, {}, 0.0, 0.0, 0.0, b""
+        times = {}
+        losses = {}
+        rss = 0.0
+        pss = 0.0
+        pss_due = 0.0
+        buffer = b""
         while True:
             ended = process.poll() is not None
             buffer += process.stdout.read() or b""
             *lines, buffer = buffer.split(b"\n")
             for event in (json.loads(line) for line in lines if line.startswith(b"{")):  # a peer also logs
                 if event["event"] == "round":
-                    times[event["round"]], losses[event["round"]] = time.perf_counter() - start, event["val_loss"]
+                    times[event["round"]], losses[event["round"]] = (
+                        time.perf_counter() - start,
+                        event["val_loss"],
+                    )
             if ended:
                 break
             found = processes(process.pid)
             rss = max(rss, rss_mb(found))
-            if time.perf_counter() >= pss_due:  # the kernel walks every page for it: seldom enough to take 3% of a core, whatever runs
+            if (
+                time.perf_counter() >= pss_due
+            ):  # the kernel walks every page for it: seldom enough to take 3% of a core, whatever runs
                 before = time.perf_counter()
                 pss = max(pss, pss_mb(found))
                 pss_due = time.perf_counter() + 30 * (time.perf_counter() - before)
@@ -232,8 +294,14 @@ def measure(command: list[str], env: dict[str, str]) -> dict:
         if process.returncode or len(times) < ROUNDS:
             errors.seek(0)
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{errors.read()[-3000:]}")
-    return {"first_aggregate_s": times[1], "round_s": (times[ROUNDS] - times[1]) / (ROUNDS - 1), "total_s": time.perf_counter() - start,
-            "rss_mb": rss, "pss_mb": pss, "losses": [losses[r] for r in range(1, ROUNDS + 1)]}
+    return {
+        "first_aggregate_s": times[1],
+        "round_s": (times[ROUNDS] - times[1]) / (ROUNDS - 1),
+        "total_s": time.perf_counter() - start,
+        "rss_mb": rss,
+        "pss_mb": pss,
+        "losses": [losses[r] for r in range(1, ROUNDS + 1)],
+    }
 
 
 def commands(folder: Path, repetition: int) -> dict[str, list[str]]:
@@ -241,12 +309,21 @@ def commands(folder: Path, repetition: int) -> dict[str, list[str]]:
     found = {PLAIN: [sys.executable, str(Path(__file__)), "--plain", str(folder)]}
     for name, values in SYSTEMS.items():
         overrides = [f"{k}={v}" for k, v in values.items()] + [f"run.name={abs(hash(name))}-{repetition}"]
-        found[name] = [sys.executable, "launch.py", "--config", str(folder / "run.yaml"), "--json", *overrides]
+        found[name] = [
+            sys.executable,
+            "launch.py",
+            "--config",
+            str(folder / "run.yaml"),
+            "--json",
+            *overrides,
+        ]
     return found
 
 
 def compare(systems: Callable[[Path, int], dict[str, list[str]]], repeat: int) -> None:
-    """Prepare the task, run what `systems` names for (its folder, the repetition), and report. The plain loop has to be among it."""
+    """Prepare the task, run what `systems` names for (its folder, the repetition), and report. The plain loop
+    has to be among it.
+    """
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     env.pop("OMP_NUM_THREADS", None)
     runs: dict[str, list[dict]] = {}
@@ -263,18 +340,33 @@ def report(runs: dict[str, list[dict]]) -> None:
     plain = runs[PLAIN]
     keys = ("first_aggregate_s", "round_s", "total_s", "rss_mb", "pss_mb")
     print(f"\nmedians of {len(plain)}; ratio to the plain loop of the same repetition in brackets")
-    print(f"{'system':28} {'first aggregate s':>18} {'s a round':>15} {'command s':>15} {'RSS MB':>15} {'PSS MB':>15}  {'loss, round ' + str(ROUNDS)}")
+    print(
+        f"{'system':28} {'first aggregate s':>18} {'s a round':>15} {'command s':>15} {'RSS MB':>15} "
+        f"{'PSS MB':>15}  {'loss, round ' + str(ROUNDS)}"
+    )
     for name, own in runs.items():
-        cells = [f"{statistics.median(r[k] for r in own):8.2f} ({statistics.median(a[k] / b[k] for a, b in zip(own, plain)):4.2f})" for k in keys]
-        print(f"{name:28} {cells[0]:>18} " + " ".join(f"{c:>15}" for c in cells[1:]) + f"  {own[0]['losses'][-1]:.6f}")
-    worst = max(abs(a - b) for own in runs.values() for r in own for a, b in zip(r["losses"], plain[0]["losses"]))
+        cells = [
+            f"{statistics.median(r[k] for r in own):8.2f} "
+            f"({statistics.median(a[k] / b[k] for a, b in zip(own, plain)):4.2f})"
+            for k in keys
+        ]
+        print(
+            f"{name:28} {cells[0]:>18} "
+            + " ".join(f"{c:>15}" for c in cells[1:])
+            + f"  {own[0]['losses'][-1]:.6f}"
+        )
+    worst = max(
+        abs(a - b) for own in runs.values() for r in own for a, b in zip(r["losses"], plain[0]["losses"])
+    )
     print(f"largest difference of a held-out loss from the plain loop's: {worst:.1e}")
     if worst > 1e-4:
         raise SystemExit("the losses differ: the systems did not do the same work")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)

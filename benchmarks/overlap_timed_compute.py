@@ -1,10 +1,14 @@
-"""How much of an exchange hides behind the next round's training under federation.staleness=1. Compute is timed: a sleep in place of arithmetic,
-since on a machine with fewer cores than clients arithmetic and cryptography would share them.
+"""How much of an exchange hides behind the next round's training under federation.staleness=1. Compute is
+timed: a sleep in place of arithmetic, since on a machine with fewer cores than clients arithmetic and
+cryptography would share them.
 
-    python benchmarks/overlap_timed_compute.py [--clients 3] [--mb 40] [--mode mix+mask] [--compute-s 3] [--rounds 4]
+    python benchmarks/overlap_timed_compute.py [--clients 3] [--mb 40] [--mode mix+mask] [--compute-s 3]
+    [--rounds 4]
 
-Rounds go as federation/rounds.py orders them: start the exchange of a round, compute the next one, wait. Hidden is 1 - (seconds waited) / (seconds the
-exchange takes by itself, measured before in the same run). CPU-seconds of all clients' exchanges stand beside it.
+Rounds go as federation/rounds.py orders them: start the exchange of a round, compute the next one, wait.
+    Hidden is 1 - (seconds waited) / (seconds the
+exchange takes by itself, measured before in the same run). CPU-seconds of all clients' exchanges stand beside
+it.
 """
 
 import argparse
@@ -25,7 +29,9 @@ from benchmarks.anonymous import exchange_of  # noqa: E402
 
 
 def client(transport, args, gate: threading.Barrier, out: dict) -> None:
-    vector = np.random.default_rng(transport.rank).standard_normal(args.mb * 10**6 // 4, dtype=np.float32) * np.float32(1e-3)
+    vector = np.random.default_rng(transport.rank).standard_normal(
+        args.mb * 10**6 // 4, dtype=np.float32
+    ) * np.float32(1e-3)
     exchange = exchange_of(transport, args.mode, args)
     exchange.start(vector[:1000].copy(), 1.0).wait(600)
     for _ in range(2):  # the first one also finds its memory
@@ -34,7 +40,10 @@ def client(transport, args, gate: threading.Barrier, out: dict) -> None:
         exchange.start(vector, 1.0).wait(600)
         alone = time.perf_counter() - begin
     gate.wait()
-    cpu, waited, begin, pending = time.process_time(), 0.0, time.perf_counter(), None
+    cpu = time.process_time()
+    waited = 0.0
+    begin = time.perf_counter()
+    pending = None
     for _ in range(args.rounds):
         time.sleep(args.compute_s)
         if pending is not None:
@@ -44,31 +53,56 @@ def client(transport, args, gate: threading.Barrier, out: dict) -> None:
         pending = exchange.start(vector, 1.0)
     pending.wait(600)
     gate.wait()
-    out[transport.rank] = (alone, waited / (args.rounds - 1), (time.perf_counter() - begin), time.process_time() - cpu)
+    out[transport.rank] = (
+        alone,
+        waited / (args.rounds - 1),
+        (time.perf_counter() - begin),
+        time.process_time() - cpu,
+    )
     exchange.close()
 
 
 def main() -> None:
     from fedspeed.routing.transports.local import LocalTransport
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("clients", 3), ("mb", 40), ("rounds", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--compute-s", type=float, default=3.0)
     parser.add_argument("--mode", default="mix+mask", choices=("plain", "mask", "mix", "mix+mask"))
     parser.set_defaults(cell_kib=4096, profile=False)  # for exchange_of
     args = parser.parse_args()
-    out, gate = {}, threading.Barrier(args.clients)
-    threads = [threading.Thread(target=client, args=(t, args, gate, out)) for t in LocalTransport.set_of(args.clients)]
+    out = {}
+    gate = threading.Barrier(args.clients)
+    threads = [
+        threading.Thread(target=client, args=(t, args, gate, out))
+        for t in LocalTransport.set_of(args.clients)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     alone, waited, whole, cpu = (float(np.mean([o[i] for o in out.values()])) for i in range(4))
     hidden = 1 - waited / alone
-    print(f"{args.mode}, {args.clients} x {args.mb} MB: an exchange takes {alone:.2f} s by itself; beside {args.compute_s:.1f} s of timed compute a round "
-          f"waits {waited:.3f} s for it: {hidden:.1%} hidden; {cpu / args.rounds / args.clients:.2f} CPU-s a client and exchange")
-    print(json.dumps({"mode": args.mode, "clients": args.clients, "mb": args.mb, "alone": alone, "waited": waited, "hidden": hidden, "whole": whole}))
+    print(
+        f"{args.mode}, {args.clients} x {args.mb} MB: an exchange takes {alone:.2f} s by itself; beside "
+        f"{args.compute_s:.1f} s of timed compute a round "
+        f"waits {waited:.3f} s for it: {hidden:.1%} hidden; {cpu / args.rounds / args.clients:.2f} CPU-s a "
+        "client and exchange"
+    )
+    print(
+        json.dumps({
+            "mode": args.mode,
+            "clients": args.clients,
+            "mb": args.mb,
+            "alone": alone,
+            "waited": waited,
+            "hidden": hidden,
+            "whole": whole,
+        })
+    )
 
 
 if __name__ == "__main__":

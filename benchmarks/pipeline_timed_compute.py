@@ -1,9 +1,11 @@
-"""Pipelines over hosts of their own with shaped links, with timed compute: a sleep of fixed length in place of each block's arithmetic, since all hosts share
-this machine's cores. Everything else is real: processes, DeepSpeed's pipeline engine, the instruction streams, transfers over the shaped links.
+"""Pipelines over hosts of their own with shaped links, with timed compute: a sleep of fixed length in place
+of each block's arithmetic, since all hosts share this machine's cores. Everything else is real: processes,
+DeepSpeed's pipeline engine, the instruction streams, transfers over the shaped links.
 
-    python benchmarks/pipeline_timed_compute.py bubble      measured idle fraction against the schedule's formula, (P - 1) / (M + P - 1)
-    python benchmarks/pipeline_timed_compute.py clients     all clients of a cluster in one pipeline against one client after the other
-    python benchmarks/pipeline_timed_compute.py simulated   a step's measured seconds against those of the simulator, on several set-ups
+    python benchmarks/pipeline_timed_compute.py bubble      measured idle fraction against the schedule's
+    formula, (P - 1) / (M + P - 1) python benchmarks/pipeline_timed_compute.py clients     all clients of a
+    cluster in one pipeline against one client after the other python benchmarks/pipeline_timed_compute.py
+    simulated   a step's measured seconds against those of the simulator, on several set-ups
 
 Needs root and namespaces (docs/virtual-cluster.md).
 """
@@ -29,10 +31,23 @@ PORT = 23456
 
 
 def write_base(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": BLOCKS,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 260, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2,
-        "pad_token_id": 0, "tie_word_embeddings": False}))
+    (folder / "config.json").write_text(
+        json.dumps({
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": HIDDEN,
+            "intermediate_size": 128,
+            "num_hidden_layers": BLOCKS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 260,
+            "max_position_embeddings": 512,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+            "tie_word_embeddings": False,
+        })
+    )
 
 
 def timed_stage(stage) -> None:
@@ -61,7 +76,8 @@ def timed_stage(stage) -> None:
 
     stage.embed = empty
     stage.forward = lambda micro, chunk, hidden: slept(FORWARD_S * len(stage._chunks[chunk]), micro)
-    stage.backward, stage.head = backward, head
+    stage.backward = backward
+    stage.head = head
 
 
 def step_of(micros: int):
@@ -70,11 +86,15 @@ def step_of(micros: int):
     from fedspeed.data.batches import Batch, StepBatches
 
     ids = np.ones((ROWS, WIDTH), dtype=np.int64)
-    return StepBatches([Batch(ids, ids, ids, ROWS * (WIDTH - 1)) for _ in range(micros)], micros * ROWS * (WIDTH - 1))
+    return StepBatches(
+        [Batch(ids, ids, ids, ROWS * (WIDTH - 1)) for _ in range(micros)], micros * ROWS * (WIDTH - 1)
+    )
 
 
 def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | str) -> None:
-    """One rank: a training pass for each entry of `work`, the micro-batches of each client in it; prints seconds and idle seconds of each."""
+    """One rank: a training pass for each entry of `work`, the micro-batches of each client in it; prints
+    seconds and idle seconds of each.
+    """
     import torch
 
     from fedspeed.data.config import TrainConfig
@@ -88,19 +108,26 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | st
     torch.set_num_threads(1)
     quiet()
     join_world(120)
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
+    ranks = int(os.environ["WORLD_SIZE"])
     sets = [tuple(range(ranks))] if scope == "client" else [(r,) for r in range(ranks)]
-    spec = EngineSpec(model=ModelConfig(base=base, init="random", dtype="fp32"), adapter=AdapterConfig(lora_rank=2, targets=("q_proj",)),
-                      train=TrainConfig(), engine=EngineConfig(pipeline=scope, tier="resident",
-                                           cuts="auto" if cuts == "auto" else tuple(cuts)),
-                      deepspeed=ds_config("resident", "fp32"))
-    own = build_engine(spec, EngineContext(client_sets=sets, clock=NoClock(), nvme=Path(base) / f"nvme-{rank}", seed=0))
+    spec = EngineSpec(
+        model=ModelConfig(base=base, init="random", dtype="fp32"),
+        adapter=AdapterConfig(lora_rank=2, targets=("q_proj",)),
+        train=TrainConfig(),
+        engine=EngineConfig(pipeline=scope, tier="resident", cuts="auto" if cuts == "auto" else tuple(cuts)),
+        deepspeed=ds_config("resident", "fp32"),
+    )
+    own = build_engine(
+        spec, EngineContext(client_sets=sets, clock=NoClock(), nvme=Path(base) / f"nvme-{rank}", seed=0)
+    )
     timed_stage(own._stage)
     own.load(own.state())
     found = []
     for micros in work:
         mine = micros[0] if scope == "client" else micros[rank]
-        took, idle = [], []
+        took = []
+        idle = []
         for number in range(STEPS + 1):
             torch.distributed.barrier()
             own.take_bubble()
@@ -120,7 +147,9 @@ def rank_main(base: str, scope: str, work: list[list[int]], cuts: list[int] | st
     leave_world()
 
 
-def measure(ranks: int, rate: str | None, scope: str, work: list[list[int]], cuts: tuple[int, ...] | str = "auto") -> list[tuple[float, float]]:
+def measure(
+    ranks: int, rate: str | None, scope: str, work: list[list[int]], cuts: tuple[int, ...] | str = "auto"
+) -> list[tuple[float, float]]:
     """(seconds, mean idle fraction over ranks) of each entry of work."""
     from tests.lab.cluster import VirtualCluster
 
@@ -128,28 +157,67 @@ def measure(ranks: int, rate: str | None, scope: str, work: list[list[int]], cut
         write_base(Path(folder))
         hosts = Path(folder) / "hosts"
         hosts.write_text("".join(f"h{i} slots=1\n" for i in range(ranks)))
-        with VirtualCluster(hosts, rate=rate, env={"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}) as lab:
-            command = [sys.executable, str(Path(__file__).resolve()), "rank", folder, scope, json.dumps(work), json.dumps(cuts)]
-            started = [lab.spawn(command, host=host.name, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={
-                "RANK": str(i), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": lab.hosts[0].address,
-                "MASTER_PORT": str(PORT), "GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT)}) for i, host in enumerate(lab.hosts)]
+        with VirtualCluster(
+            hosts, rate=rate, env={"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        ) as lab:
+            command = [
+                sys.executable,
+                str(Path(__file__).resolve()),
+                "rank",
+                folder,
+                scope,
+                json.dumps(work),
+                json.dumps(cuts),
+            ]
+            started = [
+                lab.spawn(
+                    command,
+                    host=host.name,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    env={
+                        "RANK": str(i),
+                        "WORLD_SIZE": str(ranks),
+                        "LOCAL_RANK": "0",
+                        "LOCAL_SIZE": "1",
+                        "MASTER_ADDR": lab.hosts[0].address,
+                        "MASTER_PORT": str(PORT),
+                        "GLOO_SOCKET_IFNAME": "eth0",
+                        "PYTHONPATH": str(ROOT),
+                    },
+                )
+                for i, host in enumerate(lab.hosts)
+            ]
             ends = [process.communicate(timeout=500) for process in started]
     if any(process.returncode for process in started):
         sys.exit("\n".join(err for _, err in ends))
     found = [json.loads(out.splitlines()[-1]) for out, _ in ends]
-    return [(statistics.mean(f[i][0] for f in found), statistics.mean(f[i][1] for f in found)) for i in range(len(work))]
+    return [
+        (statistics.mean(f[i][0] for f in found), statistics.mean(f[i][1] for f in found))
+        for i in range(len(work))
+    ]
 
 
 def bubble() -> None:
-    print("| stages | micro-batches | link | idle, measured | formula | points off |\n| ---: | ---: | --- | ---: | ---: | ---: |")
+    print(
+        "| stages | micro-batches | link | idle, measured | formula | points off |\n| ---: | ---: | --- | "
+        "---: | ---: | ---: |"
+    )
     for stages, counts, rate in ((2, (2, 4, 8), "1gbit"), (4, (2, 4, 8, 16), "1gbit")):
         for micros, (_, idle) in zip(counts, measure(stages, rate, "client", [[m] for m in counts])):
             formula = (stages - 1) / (micros + stages - 1)
-            print(f"| {stages} | {micros} | {rate} | {idle:.3f} | {formula:.3f} | {100 * (idle - formula):+.1f} |")
+            print(
+                f"| {stages} | {micros} | {rate} | {idle:.3f} | {formula:.3f} | "
+                f"{100 * (idle - formula):+.1f} |"
+            )
 
 
 def clients() -> None:
-    print("| stages | clients | micro-batches each | one after the other | together | times the throughput |\n| ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        "| stages | clients | micro-batches each | one after the other | together | times the throughput "
+        "|\n| ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
     for micros in (1, 2, 3):
         work = [[micros] * 4] + [[micros if c == one else 0 for c in range(4)] for one in range(4)]
         (together, _), *alone = measure(4, "1gbit", "cluster", work)
@@ -163,20 +231,42 @@ def simulated() -> None:
     from fedspeed.schedule.instructions import Micro
     from fedspeed.schedule.schedules import one_f_one_b, shared, taking_turns
 
-    print("| pipeline | stages | micro-batches | link | measured | simulated | off |\n| --- | ---: | ---: | --- | ---: | ---: | ---: |")
+    print(
+        "| pipeline | stages | micro-batches | link | measured | simulated | off |\n| --- | ---: | ---: | "
+        "--- | ---: | ---: | ---: |"
+    )
     for scope, stages, micros, rate, bits, cuts in (
-            ("client", 2, [4], "1gbit", 1e9, (4,)), ("client", 2, [4], "100mbit", 1e8, (6,)), ("client", 4, [8], "1gbit", 1e9, (2, 4, 6)),
-            ("client", 4, [4], "100mbit", 1e8, (1, 3, 6)), ("cluster", 4, [2, 2, 2, 2], "1gbit", 1e9, (2, 4, 6)),
-            ("cluster", 3, [3, 1, 2], "200mbit", 2e8, (3, 6))):
-        (measured, _), = measure(stages, rate, scope, [micros], cuts)
+        ("client", 2, [4], "1gbit", 1e9, (4,)),
+        ("client", 2, [4], "100mbit", 1e8, (6,)),
+        ("client", 4, [8], "1gbit", 1e9, (2, 4, 6)),
+        ("client", 4, [4], "100mbit", 1e8, (1, 3, 6)),
+        ("cluster", 4, [2, 2, 2, 2], "1gbit", 1e9, (2, 4, 6)),
+        ("cluster", 3, [3, 1, 2], "200mbit", 2e8, (3, 6)),
+    ):
+        ((measured, _),) = measure(stages, rate, scope, [micros], cuts)
         ends = [0, *cuts, BLOCKS]
         blocks = [b - a for a, b in zip(ends, ends[1:])]
         names = [f"h{i}" for i in range(stages)]
-        times = PipelineTimes([FORWARD_S * n for n in blocks], [2 * FORWARD_S * n for n in blocks], [HEAD_S] * stages, [0.0] * stages, [0.0] * stages,
-                              ROWS * WIDTH * HIDDEN * 4, names, dict.fromkeys(names, 0.95 * bits / 8), 1e9, 0.001)
+        times = PipelineTimes(
+            [FORWARD_S * n for n in blocks],
+            [2 * FORWARD_S * n for n in blocks],
+            [HEAD_S] * stages,
+            steps=[0.0] * stages,
+            embeds=[0.0] * stages,
+            nbytes=ROWS * WIDTH * HIDDEN * 4,
+            hosts=names,
+            rates=dict.fromkeys(names, 0.95 * bits / 8),
+            local_rate=1e9,
+            latency=0.001,
+        )
         turns = [Micro(c, c, c) for c, _ in taking_turns(micros)]
-        line = execute(one_f_one_b(stages, [0] * micros[0]) if scope == "client" else shared(turns, stages), times)
-        print(f"| {scope} | {stages} | {'+'.join(map(str, micros))} | {rate} | {measured:.3f} s | {line.seconds:.3f} s | {line.seconds / measured - 1:+.1%} |")
+        line = execute(
+            one_f_one_b(stages, [0] * micros[0]) if scope == "client" else shared(turns, stages), times
+        )
+        print(
+            f"| {scope} | {stages} | {'+'.join(map(str, micros))} | {rate} | {measured:.3f} s | "
+            f"{line.seconds:.3f} s | {line.seconds / measured - 1:+.1%} |"
+        )
 
 
 def main() -> None:
@@ -184,7 +274,9 @@ def main() -> None:
         base, scope, work, cuts = sys.argv[2:]
         rank_main(base, scope, json.loads(work), json.loads(cuts))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("bubble", "clients", "simulated"))
     {"bubble": bubble, "clients": clients, "simulated": simulated}[parser.parse_args().what]()
 

@@ -1,8 +1,10 @@
-"""What the planner predicts beside what is measured on this machine: device memory and seconds of a step, in several settings.
+"""What the planner predicts beside what is measured on this machine: device memory and seconds of a step, in
+several settings.
 
     python benchmarks/plan_accuracy.py [--repeat 3] [--only ram]
 
-First the machine is probed (fedspeed probe); then each setting runs in a process of its own, one rank of all cores. Device memory on a CPU is that of
+First the machine is probed (fedspeed probe); then each setting runs in a process of its own, one rank of all
+cores. Device memory on a CPU is that of
 fedspeed/engine/live_bytes.py. The machine must be quiet: the probe and the steps must see the same one.
 """
 
@@ -58,8 +60,15 @@ CASES = [
 ]
 
 
-def work(case: Case, rank: int, port: int, folder: str, repeat: int, results) -> None:
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def work(case: Case, rank: int, port: int, folder: str, repeat: int, *, results) -> None:
+    os.environ.update(
+        RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_RANK="0",
+        LOCAL_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     from fedspeed.data.config import TrainConfig
     from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.config import EngineConfig
@@ -72,15 +81,27 @@ def work(case: Case, rank: int, port: int, folder: str, repeat: int, results) ->
     options = EngineConfig(
         tier=case.tier,
         activation_checkpointing=case.checkpointing,
-        slots=case.slots,
+        block_slots=case.slots,
         resident_blocks=case.resident,
         activation_gib=case.activations,
     )
-    spec = EngineSpec(model=ModelConfig(base=folder, init="random", dtype=case.dtype), adapter=AdapterConfig(), train=TrainConfig(),
-                      engine=options, deepspeed=ds_config(0, case.dtype))
-    engine = build_engine(spec, EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder) / "swap", seed=0,
-                                              clients=case.clients))
-    turns = [range(first, min(first + engine.client_slots, case.clients)) for first in range(0, case.clients, engine.client_slots)]
+    spec = EngineSpec(
+        model=ModelConfig(base=folder, init="random", dtype=case.dtype),
+        adapter=AdapterConfig(),
+        train=TrainConfig(),
+        engine=options,
+        deepspeed=ds_config(0, case.dtype),
+    )
+    engine = build_engine(
+        spec,
+        EngineContext(
+            client_sets=[(0,)], clock=StageClock(), nvme=Path(folder) / "swap", seed=0, clients=case.clients
+        ),
+    )
+    turns = [
+        range(first, min(first + engine.client_slots, case.clients))
+        for first in range(0, case.clients, engine.client_slots)
+    ]
     for seat in range(engine.client_slots):
         engine.load(engine.state(seat), slot=seat)
     step = Rows(case, 0).step(case.rows // case.micro_batch, case.micro_batch)
@@ -107,20 +128,35 @@ def predicted(case: Case, folder: str, node):
         case.tier,
         case.micro_batch,
         case.rows // case.micro_batch,
-        case.resident,
-        case.slots,
-        case.clients,
-        "device",
-        case.checkpointing,
-        int(case.activations * 2**30),
+        resident_blocks=case.resident,
+        block_slots=case.slots,
+        client_slots=case.clients,
+        block_inputs="device",
+        checkpointing=case.checkpointing,
+        activation_bytes=int(case.activations * 2**30),
     )
-    place = Place(node, 1, 1, 1, 1, case.clients, 1, 1)
+    place = Place(
+        node,
+        1,
+        1,
+        cluster_ranks=1,
+        cluster_nodes=1,
+        carried=case.clients,
+        participants=1,
+        participants_here=1,
+    )
     standing, moving = device_memory(task, setting, place, evaluation=False)
-    return sum(standing.values()) + sum(moving.values()), seconds_of(task, setting, place).total, {**standing, **moving}
+    return (
+        sum(standing.values()) + sum(moving.values()),
+        seconds_of(task, setting, place).total,
+        {**standing, **moving},
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", default="", help="a part of the names of the settings to run")
     parser.add_argument("--causes", action="store_true", help="print the predicted bytes by cause")
@@ -135,19 +171,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as disk:
         facts = probe(Path(disk))
         node = node_of(Host("localhost", 1, nvme=disk), [facts])
-        print("probe: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in facts["device"]["flops"].items()))
+        print(
+            "probe: "
+            + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in facts["device"]["flops"].items())
+        )
         for case in (c for c in CASES if args.only in c.tier):
             with tempfile.TemporaryDirectory(dir=disk) as folder:
                 write_model(Path(folder), case, case.blocks)
                 memory, seconds, causes = predicted(case, folder, node)
-                real_memory, real_seconds = run_ranks(work, 1, lambda r, port: (case, r, port, folder, args.repeat))[0]
+                real_memory, real_seconds = run_ranks(
+                    work, 1, lambda r, port: (case, r, port, folder, args.repeat)
+                )[0]
             found.append((memory / real_memory - 1, seconds / real_seconds - 1))
             what = " ".join(f"{k}={v}" for k, v in vars(case).items() if v != getattr(Case(""), k))
-            print(f"{memory / 2**20:8.1f} of {real_memory / 2**20:8.1f} MiB {found[-1][0]:+6.1%}   "
-                  f"{seconds:7.3f} of {real_seconds:7.3f} s {found[-1][1]:+6.1%}   {what}", flush=True)
+            print(
+                f"{memory / 2**20:8.1f} of {real_memory / 2**20:8.1f} MiB {found[-1][0]:+6.1%}   "
+                f"{seconds:7.3f} of {real_seconds:7.3f} s {found[-1][1]:+6.1%}   {what}",
+                flush=True,
+            )
             if args.causes:
                 print("      " + ", ".join(f"{cause} {count / 2**20:.1f}" for cause, count in causes.items()))
-    print(f"memory within {max(abs(m) for m, _ in found):.1%}, seconds within {max(abs(s) for _, s in found):.1%}, {len(found)} settings")
+    print(
+        f"memory within {max(abs(m) for m, _ in found):.1%}, seconds within "
+        f"{max(abs(s) for _, s in found):.1%}, {len(found)} settings"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/rank_start.py [--repeat 5]
 
-Both sides import the same libraries, as `fedspeed.session.parts.preload` lists them. On one side as they come: with torch's compiler, which
-DeepSpeed's Muon asks for; with the garbage collector at work meanwhile; and with DeepSpeed's table of operators, for which it compiles a probe.
+Both sides import the same libraries, as `fedspeed.session.parts.preload` lists them. On one side as they
+come: with torch's compiler, which DeepSpeed's Muon asks for; with the garbage collector at work meanwhile;
+and with DeepSpeed's table of operators, for which it compiles a probe.
 """
 
 import argparse
@@ -32,14 +33,17 @@ import_module("deepspeed.ops").__compatible_ops__
 def seconds(code: str) -> tuple[float, float]:
     """(on the clock, of the processor) of an interpreter that runs this, and of what it starts."""
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    begin = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - begin, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeat", type=int, default=5)
     repeat = parser.parse_args().repeat
     for code in (AS_THEY_COME, OURS):
@@ -47,13 +51,21 @@ def main() -> None:
     pairs = []
     for number in range(repeat):
         pairs.append((seconds(AS_THEY_COME), seconds(OURS)))
-        print(f"{number + 1} of {repeat}: {pairs[-1][0][0]:.1f} s as they come, {pairs[-1][1][0]:.1f} s here", file=sys.stderr)
-    print("| seconds | as they come | here | ratio, median of pairs (least, most) |\n| --- | ---: | ---: | ---: |")
+        print(
+            f"{number + 1} of {repeat}: {pairs[-1][0][0]:.1f} s as they come, {pairs[-1][1][0]:.1f} s here",
+            file=sys.stderr,
+        )
+    print(
+        "| seconds | as they come | here | ratio, median of pairs (least, most) |\n| --- | ---: | ---: | "
+        "---: |"
+    )
     for place, what in enumerate(("on the clock", "of the processor")):
         theirs, ours = ([pair[side][place] for pair in pairs] for side in (0, 1))
         ratios = sorted(b / a for a, b in zip(theirs, ours, strict=True))
-        print(f"| {what} | {statistics.median(theirs):.2f} | {statistics.median(ours):.2f} | "
-              f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}, {ratios[-1]:.2f}) |")
+        print(
+            f"| {what} | {statistics.median(theirs):.2f} | {statistics.median(ours):.2f} | "
+            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}, {ratios[-1]:.2f}) |"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Flower's SecAgg+ on the vectors of `benchmarks/anonymous.py`: its own workflow and its own client modifier, message by message.
+"""Flower's SecAgg+ on the vectors of `benchmarks/anonymous.py`: its own workflow and its own client modifier,
+message by message.
 
     python -m venv /tmp/flwr && /tmp/flwr/bin/pip install flwr==1.41.0
     /tmp/flwr/bin/python benchmarks/secaggplus.py [--clients 3] [--mb 200] [--limit-gib 20]
 
-Server and clients are called in turn in one process, with no network, and nothing serialised but what the workflow itself makes bytes of: a real
-deployment adds all that. CPU-seconds are those inside the clients' calls (a client) and outside of them (the server). Settings are its defaults, with
-shares for all. --limit-gib bounds the process's memory: what does not fit ends with a MemoryError, and that is the result.
+Server and clients are called in turn in one process, with no network, and nothing serialised but what the
+workflow itself makes bytes of: a real deployment adds all that. CPU-seconds are those inside the clients'
+calls (a client) and outside of them (the server). Settings are its defaults, with shares for all. --limit-gib
+bounds the process's memory: what does not fit ends with a MemoryError, and that is the result.
 """
 
 import argparse
@@ -67,22 +69,35 @@ class InTurn:
         return [self._answer(message) for message in messages]
 
     def _answer(self, message):
-        message.content = copy.deepcopy(message.content)  # as after a network: the modifier takes its settings out of it
-        i, begin = message.metadata.dst_node_id - 1, time.process_time()
+        message.content = copy.deepcopy(
+            message.content
+        )  # as after a network: the modifier takes its settings out of it
+        i = message.metadata.dst_node_id - 1
+        begin = time.process_time()
 
         def train(message, _):
-            fitted = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([self._vectors[i]]), 1000, {})  # its largest weight: smaller ones lose precision
+            fitted = FitRes(
+                Status(Code.OK, ""), ndarrays_to_parameters([self._vectors[i]]), 1000, {}
+            )  # its largest weight: smaller ones lose precision
             return Message(compat.fitres_to_recorddict(fitted, keep_input=False), reply_to=message)
 
         answer = secaggplus_mod(message, self._contexts[i], train)
         self.cpu[i] += time.process_time() - begin
-        self.sent[i] += sum(weight(value) for record in answer.content.config_records.values() for value in record.values())
+        self.sent[i] += sum(
+            weight(value) for record in answer.content.config_records.values() for value in record.values()
+        )
         return answer
 
 
 def weight(value) -> int:
     """Bytes of a value of a message."""
-    return sum(map(weight, value)) if isinstance(value, list) else len(value) if isinstance(value, bytes | str) else 8
+    return (
+        sum(map(weight, value))
+        if isinstance(value, list)
+        else len(value)
+        if isinstance(value, bytes | str)
+        else 8
+    )
 
 
 def context(node_id: int) -> Context:
@@ -90,32 +105,63 @@ def context(node_id: int) -> Context:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("clients", 3), ("mb", 200), ("limit-gib", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (args.limit_gib << 30, args.limit_gib << 30))
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0  # what a server process would be told
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = (
+        1,
+        0,
+        0,
+    )  # what a server process would be told
     words = args.mb * 10**6 // 4
-    vectors = [np.random.default_rng(i).standard_normal(words, dtype=np.float32) * np.float32(1e-3) for i in range(args.clients)]
-    grid, strategy = InTurn(vectors), Sampled([Proxy(i + 1) for i in range(args.clients)])
+    vectors = [
+        np.random.default_rng(i).standard_normal(words, dtype=np.float32) * np.float32(1e-3)
+        for i in range(args.clients)
+    ]
+    grid = InTurn(vectors)
+    strategy = Sampled([Proxy(i + 1) for i in range(args.clients)])
     server = LegacyContext(context(0), config=ServerConfig(num_rounds=1), strategy=strategy)
     server.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: 1})
-    server.state.array_records[MAIN_PARAMS_RECORD] = compat.parameters_to_arrayrecord(ndarrays_to_parameters([np.zeros(words, np.float32)]), keep_input=False)
-    begin, cpu = time.perf_counter(), time.process_time()
+    server.state.array_records[MAIN_PARAMS_RECORD] = compat.parameters_to_arrayrecord(
+        ndarrays_to_parameters([np.zeros(words, np.float32)]), keep_input=False
+    )
+    begin = time.perf_counter()
+    cpu = time.process_time()
     try:
         SecAggPlusWorkflow(num_shares=1.0, reconstruction_threshold=0.67)(grid, server)
     except MemoryError:
-        print(f"SecAgg+   {args.clients} x {args.mb} MB does not fit in {args.limit_gib} GiB (after {time.perf_counter() - begin:.0f} s)")
+        print(
+            f"SecAgg+   {args.clients} x {args.mb} MB does not fit in {args.limit_gib} GiB (after "
+            f"{time.perf_counter() - begin:.0f} s)"
+        )
         return
-    cpu, seconds = time.process_time() - cpu, time.perf_counter() - begin
-    client, largest = sum(grid.cpu) / args.clients, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    cpu = time.process_time() - cpu
+    seconds = time.perf_counter() - begin
+    client = sum(grid.cpu) / args.clients
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     exact = np.mean(vectors, axis=0, dtype=np.float64)
     error = float(np.abs(strategy.total - exact).max())
-    found = {"clients": args.clients, "mb": args.mb, "seconds": seconds, "client_cpu": client, "server_cpu": cpu - sum(grid.cpu),
-             "sent": grid.sent[0], "largest_error": error, "largest_mean": float(np.abs(exact).max()), "max_rss_gib": largest}
-    print(f"SecAgg+   {seconds:8.2f} s   {client:7.3f} CPU-s a client, {cpu - sum(grid.cpu):.2f} of the server   {args.mb / 1000 / client:6.3f} GB/CPU-s   "
-          f"sent {grid.sent[0] / 1e6:8.1f} MB a client   largest error {error:.1e} of means up to {found['largest_mean']:.1e}   {largest:.1f} GiB")
+    found = {
+        "clients": args.clients,
+        "mb": args.mb,
+        "seconds": seconds,
+        "client_cpu": client,
+        "server_cpu": cpu - sum(grid.cpu),
+        "sent": grid.sent[0],
+        "largest_error": error,
+        "largest_mean": float(np.abs(exact).max()),
+        "max_rss_gib": largest,
+    }
+    print(
+        f"SecAgg+   {seconds:8.2f} s   {client:7.3f} CPU-s a client, {cpu - sum(grid.cpu):.2f} of the "
+        f"server   {args.mb / 1000 / client:6.3f} GB/CPU-s   "
+        f"sent {grid.sent[0] / 1e6:8.1f} MB a client   largest error {error:.1e} of means up to "
+        f"{found['largest_mean']:.1e}   {largest:.1f} GiB"
+    )
     print(json.dumps(found))
 
 

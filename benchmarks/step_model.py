@@ -32,7 +32,8 @@ HEAD = 0.6 * MATRICES  # products with few rows, and the loss
 ANSWERS = 0.5  # tokens that carry loss
 BUS = 55e9  # bytes/s of PCIe 5 with 16 lanes
 # Seconds of a step in which the card computes nothing: with hundreds of small tensors, and with two.
-FIXED_NOW, FIXED = 0.05, 0.01
+FIXED_NOW = 0.05
+FIXED = 0.01
 MODELS = {name: f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{name}" for name in ("7B", "14B")}
 STEPS = (8_192, 32_768)  # tokens
 MICRO_BATCH = 4_096  # tokens
@@ -41,7 +42,8 @@ MICRO_BATCH = 4_096  # tokens
 @dataclass(frozen=True)
 class Work:
     """One model's step on the assumed card. `tokens` of a step, in micro-batches of one row of `micro_batch`
-    tokens. `launch_s`: the least that a forward and a backward of one block take, whatever its arithmetic."""
+    tokens. `launch_s`: the least that a forward and a backward of one block take, whatever its arithmetic.
+    """
 
     shape: ModelShape
     tokens: int
@@ -56,7 +58,8 @@ class Work:
     @property
     def visits(self) -> Visits:
         """Adapters are left out: they are a hundredth of a block's work."""
-        shape, tokens = self.shape, self.micro_batch
+        shape = self.shape
+        tokens = self.micro_batch
         products = 2 * shape.block * tokens / MATRICES
         attention = 2 * tokens**2 * shape.hidden / ATTENTION  # causal: half of the scores
         forward = max((products + attention) * (1 + ELEMENTWISE), self.launch_s[0])
@@ -82,7 +85,8 @@ class Work:
 
     def share(self, **how) -> float:
         """Tell which part of a step is pure arithmetic; above 1 where activations are kept, which saves some
-        of it."""
+        of it.
+        """
         pure = replace(self, launch_s=(0.0, 0.0))
         return pure.seconds(resident=tuple(range(self.shape.layers))) / self.seconds(**how)
 
@@ -106,7 +110,16 @@ def task_of(work: Work) -> Task:
 def card_with(gib: float) -> Place:
     """An H100 of which a rank may use so many GiB, in a host with 128 GiB."""
     device = replace(published(CARDS["h100"]), memory=int(gib * GIB))
-    return Place(Node("h", device, 125 * GIB, 100e9, 0, 1.0, 1.0, 1.0), 1, 1, 1, 1, 1, 1, 1)
+    return Place(
+        Node("h", device, 125 * GIB, ram_rate=100e9, nvme=0, disk_rate=1.0, link_rate=1.0, local_rate=1.0),
+        1,
+        1,
+        cluster_ranks=1,
+        cluster_nodes=1,
+        carried=1,
+        participants=1,
+        participants_here=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -121,12 +134,26 @@ class Mended:
 
 def mended(work: Work, gib: float) -> Mended:
     """Search all numbers of slots, each with as many kept activations as fit beside them, by the planner's
-    model of memory."""
-    task, place = task_of(work), card_with(gib)
+    model of memory.
+    """
+    task = task_of(work)
+    place = card_with(gib)
     found = []
     for inputs in (DEVICE, HOST):
         for slots in range(1, work.shape.layers + 1):
-            kept = _most_kept(task, place, Setting("ram", 1, work.micro_batches, 0, slots, 1, inputs))
+            kept = _most_kept(
+                task,
+                place,
+                Setting(
+                    "ram",
+                    1,
+                    work.micro_batches,
+                    resident_blocks=0,
+                    block_slots=slots,
+                    client_slots=1,
+                    block_inputs=inputs,
+                ),
+            )
             if kept is not None:
                 found.append(
                     Mended(
@@ -138,13 +165,15 @@ def mended(work: Work, gib: float) -> Mended:
 
 def _most_kept(task: Task, place: Place, setting: Setting) -> int | None:
     """The most blocks and micro-batches whose activations fit; None: not even without any."""
+
     def fits(kept: int) -> bool:
         chosen = replace(setting, activation_bytes=kept * kept_bytes(task, setting))
         return memory_of(task, chosen, place).gpu_bytes <= place.node.device.memory
 
     if not fits(0):
         return None
-    low, high = 0, setting.accumulation * (task.shape.layers - 1)
+    low = 0
+    high = setting.accumulation * (task.shape.layers - 1)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
@@ -188,9 +217,12 @@ def main() -> None:
     )
     rows = []
     for name, work in works.items():
-        shares = [work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW), work.share(inputs=HOST, fixed=FIXED_NOW),
-                  work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED_NOW),
-                  work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED)]
+        shares = [
+            work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW),
+            work.share(inputs=HOST, fixed=FIXED_NOW),
+            work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED_NOW),
+            work.share(inputs=HOST, slots=2 + work.shape.layers // 4, fixed=FIXED),
+        ]
         rows.append([name, *(f"{share:.3f}" for share in shares)])
     print(
         table(
@@ -211,15 +243,13 @@ def main() -> None:
     rows = []
     for name, work in works.items():
         cells = [mended(work, gib) for gib in (11, 24)]
-        rows.append(
-            [
-                name,
-                *(
-                    f"{one.share:.3f} ({one.slots} slots, {one.kept} kept, inputs on {one.inputs})"
-                    for one in cells
-                ),
-            ]
-        )
+        rows.append([
+            name,
+            *(
+                f"{one.share:.3f} ({one.slots} slots, {one.kept} kept, inputs on {one.inputs})"
+                for one in cells
+            ),
+        ])
     print(table(["", "11 GiB", "24 GiB"], rows))
     seven = Work(shape_of(MODELS["7B"]), STEPS[0], 2_048)
     print(
@@ -236,8 +266,7 @@ def main() -> None:
         rows.append([name, f"{seven.share(fixed=FIXED, **how):.3f}", f"{slow.share(fixed=FIXED, **how):.3f}"])
     print(table(["", "55 GB/s", "25 GB/s"], rows))
     print(
-        "\n7B, 8k tokens a step, 9 slots, inputs on own streams, fixed 10 ms, by the size of a "
-        "micro-batch\n"
+        "\n7B, 8k tokens a step, 9 slots, inputs on own streams, fixed 10 ms, by the size of a micro-batch\n"
     )
     rows = []
     for tokens in (512, 1_024, 2_048, 4_096):

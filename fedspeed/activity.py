@@ -1,6 +1,8 @@
-"""What this process is at: for the line that shows progress, and for the last word of a run that is asked to end.
+"""What this process is at: for the line that shows progress, and for the last word of a run that is asked to
+end.
 
-One thing at a time, and by the main thread only. Whoever works says so with `during` and counts with `advance`; nothing is shown here.
+One thing at a time, and by the main thread only. Whoever works says so with `during` and counts with
+`advance`; nothing is shown here.
 """
 
 import time

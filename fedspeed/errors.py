@@ -7,9 +7,9 @@ from `FedSpeedError`; a broken invariant of ours stays an `assert`.
 import re
 
 EXIT_OK = 0
-EXIT_FAILED = 1       # an unexpected error: a bug of ours, or of a library
-EXIT_USAGE = 2        # bad input: config, hostfile, data, model, journal
-EXIT_RESUMABLE = 75   # EX_TEMPFAIL: a rank was lost or the job was preempted; the same command resumes
+EXIT_FAILED = 1  # an unexpected error: a bug of ours, or of a library
+EXIT_USAGE = 2  # bad input: config, hostfile, data, model, journal
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL: a rank was lost or the job was preempted; the same command resumes
 
 
 class FedSpeedError(Exception):
@@ -25,7 +25,8 @@ class FedSpeedError(Exception):
 
     def __init__(self, reason: str = "", *, remedy: str = ""):
         super().__init__(f"{reason}; {remedy}" if remedy else reason)
-        self.reason, self.remedy = str(reason), remedy
+        self.reason = str(reason)
+        self.remedy = remedy
 
 
 class ConfigError(FedSpeedError):
@@ -78,8 +79,11 @@ class MissingPackage(FedSpeedError):
 
     def __init__(self, names, python: str):
         several = "are" if len(names) > 1 else "is"
-        super().__init__(f"{', '.join(names)} {several} not installed for {python}; activate the virtual environment (source .venv/bin/activate) "
-                         "or start with .venv/bin/python (`python -m fedspeed doctor` lists all that is missing)")
+        super().__init__(
+            f"{', '.join(names)} {several} not installed for {python}; activate the virtual environment "
+            "(source .venv/bin/activate) "
+            "or start with .venv/bin/python (`python -m fedspeed doctor` lists all that is missing)"
+        )
 
 
 class LostPeerError(FedSpeedError):
@@ -96,6 +100,7 @@ class Preempted(FedSpeedError):
 
 def connection_text(error: BaseException) -> str:
     """What torch says of a broken connection, without its source file and its advice to its own
-    developers."""
+    developers.
+    """
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". This is typically")[0]

@@ -57,5 +57,7 @@ def _scaled(value: float, base: float, units: tuple[str, ...], space: str) -> st
     while abs(value) >= 999.5 and index < len(units) - 1:
         value /= base
         index += 1
-    digits = 0 if abs(value) >= 99.95 or (index == 0 and value == int(value)) else 1 if abs(value) >= 9.995 else 2
+    digits = (
+        0 if abs(value) >= 99.95 or (index == 0 and value == int(value)) else 1 if abs(value) >= 9.995 else 2
+    )
     return f"{value:.{digits}f}{space}{units[index]}"

@@ -28,5 +28,7 @@ unset PYTHONDONTWRITEBYTECODE  # every process would compile whatever it imports
 rm -f .venv/torch_extensions/*/lock  # of a build that was killed
 export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 PATH="$PWD/.venv/bin:$PATH"
 .venv/bin/python -m ruff check --quiet .
+.venv/bin/python -m ruff format --quiet --check .
+.venv/bin/python -m mypy --no-error-summary
 # Two workers, which take a file each, in the order of tests/conftest.py; `-n 0` for one after another.
 exec .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -11,11 +11,12 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default"):
-    # oneDNN would still pack for the AVX-512 that torch is told to forget, and 16-bit attention end in "pack_vnni2 is only supported ...".
+    # oneDNN would still pack for the AVX-512 that torch is told to forget, and 16-bit attention end in
+    # "pack_vnni2 is only supported ...".
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 if (ROOT / ".venv").is_dir():
-    # Operators are built beside the packages they are made of: one folder for several environments would be built anew whenever another of them
-    # was used last.
+    # Operators are built beside the packages they are made of: one folder for several environments would be
+    # built anew whenever another of them was used last.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".venv" / "torch_extensions"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

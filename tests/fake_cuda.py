@@ -7,9 +7,11 @@ stays on the CPU.
 
 It finds errors of order in two ways. Vector clocks: two accesses to the same bytes, of which one writes, by
 streams or host threads that nothing has put in order are a race, however the run went; so is memory that is
-freed while another stream may still use it. Deferred copies: what is copied in a stream other than the default
+freed while another stream may still use it. Deferred copies: what is copied in a stream other than the
+    default
 one is copied later, at random moments, but not before what its stream waited for, and at the latest when
-somebody waits for it; so a wait that is missing gives wrong numbers. (A copy that comes too early is shown by the
+somebody waits for it; so a wait that is missing gives wrong numbers. (A copy that comes too early is shown by
+the
 clocks only: what the default stream does is done at once.)
 
 What is memory of the device and what of the host, nothing but their history tells, since all of it is on the
@@ -55,10 +57,12 @@ WAITING_OPS = (
 
 class Line:
     """Things that happen one after the other: a stream's or a host thread's. `clock` says how much of every
-    line is known to have happened."""
+    line is known to have happened.
+    """
 
     def __init__(self, name: str, number: int):
-        self.name, self.number = name, number
+        self.name = name
+        self.number = number
         self.clock: dict[int, int] = {number: 0}
 
     def learn(self, clock: dict[int, int]) -> None:
@@ -100,7 +104,8 @@ class FakeEvent:
     """Recorded again, it stands for the later moment, as CUDA's do."""
 
     def __init__(self, fake: "FakeCuda", enable_timing: bool = False, **_):
-        self._fake, self._timing = fake, enable_timing
+        self._fake = fake
+        self._timing = enable_timing
         self.clock: dict[int, int] = {}
         self.node: Node | None = None  # what must have been done
         self._ms: list[float] = []
@@ -109,7 +114,8 @@ class FakeEvent:
         stream = stream or self._fake.current_stream()
         with self._fake.lock:
             self._fake.launch(stream)
-            self.clock, self._ms = dict(stream.clock), []
+            self.clock = dict(stream.clock)
+            self._ms = []
             self.node = self._fake.after(stream, partial(self._stamp, self._ms))
 
     def _stamp(self, ms: list[float]) -> None:
@@ -133,7 +139,8 @@ class FakeEvent:
 
     def elapsed_time(self, end: "FakeEvent") -> float:
         """Milliseconds of the fake's own time: each copy takes one. As CUDA, it refuses events that are not
-        over for this thread."""
+        over for this thread.
+        """
         known = self._fake.host().clock
         for event in (self, end):
             if not event._timing or not event._ms:
@@ -218,18 +225,17 @@ class FakeCuda(CPU_Accelerator):
         self.stops: list[str] = []
         self.streams: list[FakeStream] = []
         self.registered: dict[int, int] = {}
-        self.copies, self.ms, self._numbers, self._total, self._lockable = (
-            0,
-            0.0,
-            0,
-            total_bytes,
-            lockable_bytes,
-        )
+        self.copies = 0
+        self.ms = 0.0
+        self._numbers = 0
+        self._total = total_bytes
+        self._lockable = lockable_bytes
         self._records: dict[int, Record] = {}
         self._line_names: dict[int, str] = {}
         self.reseed(seed, chance)
         self._local = threading.local()
-        self._now = self._peak = 0
+        self._now = 0
+        self._peak = 0
         self._default = FakeStream(self, name="the default stream")
         self._gathers = FakeStream(self, name="the collectives' stream")
         self.open = True
@@ -319,7 +325,8 @@ class FakeCuda(CPU_Accelerator):
 
     def launch(self, stream: FakeStream) -> None:
         """What the host has seen comes before what it asks a stream to do; what it does afterwards need
-        not."""
+        not.
+        """
         host = self.host()
         stream.learn(host.clock)
         stream.tick()
@@ -441,7 +448,7 @@ class FakeCuda(CPU_Accelerator):
         return any(at <= start and end <= at + nbytes for at, nbytes in self.registered.items())
 
     def register(self, address: int, nbytes: int, flags: int = 0) -> int:
-        """cudaHostRegister."""
+        """CudaHostRegister."""
         with self.lock:
             if any(address < at + count and at < address + nbytes for at, count in self.registered.items()):
                 return ALREADY_REGISTERED
@@ -451,11 +458,12 @@ class FakeCuda(CPU_Accelerator):
             return 0
 
     def unregister(self, address: int) -> int:
-        """cudaHostUnregister. Memory that a copy may still read is a race."""
+        """CudaHostUnregister. Memory that a copy may still read is a race."""
         with self.lock:
             if address not in self.registered:
                 return NOT_REGISTERED
-            end, known = address + self.registered.pop(address), self.host().clock
+            end = address + self.registered.pop(address)
+            known = self.host().clock
             for record in self._records.values():
                 storage = record.ref()
                 base = 0 if storage is None else storage.data_ptr()
@@ -487,7 +495,8 @@ class FakeCuda(CPU_Accelerator):
         start, end = _span(tensor)
         if start == end:
             return
-        record, known = self.record_of(tensor), line.clock
+        record = self.record_of(tensor)
+        known = line.clock
         covered = []
         for (low, high), (last, reads) in record.spans.items():
             if low < end and start < high:
@@ -541,7 +550,8 @@ class FakeCuda(CPU_Accelerator):
 
     @contextmanager
     def _quiet(self):
-        before, self._local.quiet = self.quiet, True
+        before = self.quiet
+        self._local.quiet = True
         try:
             yield
         finally:
@@ -557,7 +567,8 @@ class FakeCuda(CPU_Accelerator):
         pinned = kwargs.get("pin_memory")
         if pinned:
             kwargs = {**kwargs, "pin_memory": False}
-        name, stream = func._schema.name, self.current_stream()
+        name = func._schema.name
+        stream = self.current_stream()
         with self.lock:
             for tensor in _tensors((*args, *kwargs.values())):
                 self.record_of(tensor)  # a view of it is not new
@@ -574,7 +585,9 @@ class FakeCuda(CPU_Accelerator):
                 self.record_of(tensor, made=True)
                 if pinned:
                     self.mark_pinned(tensor)
-                elif new:  # also where nothing is written: what had the memory before may still be at work in this stream
+                # also where nothing is written: what had the memory before may still be at work in this
+                # stream
+                elif new:
                     self._access(tensor, True, stream, name)
             if name in WAITING_OPS:
                 self.stops.append(name)
@@ -588,7 +601,9 @@ class FakeCuda(CPU_Accelerator):
         stream = self.current_stream()
         with self.lock:
             records = [self.record_of(tensor) for tensor in (into, source)]
-            if all(record.kind != "device" for record in records):  # host to host: the device has no part in it
+            if all(
+                record.kind != "device" for record in records
+            ):  # host to host: the device has no part in it
                 self.host_access(source, write=False)
                 self.host_access(into)
                 return func(*args, **kwargs)
@@ -620,7 +635,8 @@ class FakeCuda(CPU_Accelerator):
     def _copy_now(self, into: Part, source: Part) -> None:
         self.copies += 1
         self.ms += 1.0
-        to, what = into.tensor(), source.tensor()
+        to = into.tensor()
+        what = source.tensor()
         with self._quiet(), torch.no_grad():
             if to is not None and what is not None:
                 to.copy_(what)
@@ -643,12 +659,12 @@ class _Watch(TorchDispatchMode):
 def fake_cuda(seed: int = 0, **options):
     """The fake in the place of DeepSpeed's accelerator, for all threads; `options` are FakeCuda's."""
     fake = FakeCuda(seed, **options)
-    to, cpu, numpy = torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.numpy
-    submit, result, gather = (
-        ThreadPoolExecutor.submit,
-        Future.result,
-        torch.distributed.all_gather_into_tensor,
-    )
+    to = torch.Tensor.to
+    cpu = torch.Tensor.cpu
+    numpy = torch.Tensor.numpy
+    submit = ThreadPoolExecutor.submit
+    result = Future.result
+    gather = torch.distributed.all_gather_into_tensor
 
     def moved(tensor, *args, **kwargs):
         named = any(isinstance(word, str | torch.device) for word in (*args, kwargs.get("device")))
@@ -668,7 +684,8 @@ def fake_cuda(seed: int = 0, **options):
         return numpy(tensor, *args, **kwargs)
 
     def submitted(pool, function, /, *args, **kwargs):
-        handed, ends = dict(fake.host().clock), []
+        handed = dict(fake.host().clock)
+        ends = []
         fake.host().tick()
 
         def run():
@@ -725,10 +742,14 @@ def fake_cuda(seed: int = 0, **options):
 
 class _Work:
     """A collective that is under way, as NCCL's: waiting for it holds up the stream. It keeps what it reads
-    until then."""
+    until then.
+    """
 
     def __init__(self, fake: FakeCuda, work, event: FakeEvent, own: torch.Tensor):
-        self._fake, self._work, self._event, self._own = fake, work, event, own
+        self._fake = fake
+        self._work = work
+        self._event = event
+        self._own = own
 
     def wait(self, *deadline) -> bool:
         done = self._work.wait(*deadline)
@@ -739,24 +760,22 @@ class _Work:
 
 # What an operation reads and writes.
 
-NO_READ = frozenset(
-    {
-        "empty_like",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
-        "new_empty",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty_strided",
-        "is_same_size",
-        "size",
-        "stride",
-    }
-)
+NO_READ = frozenset({
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "new_empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty_strided",
+    "is_same_size",
+    "size",
+    "stride",
+})
 
 
 @cache
@@ -807,7 +826,8 @@ def _tensors(value):
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """(first byte, byte behind the last) in its storage."""
-    size, start = tensor.element_size(), tensor.storage_offset()
+    size = tensor.element_size()
+    start = tensor.storage_offset()
     if tensor.numel() == 0:
         return 0, 0
     last = start + sum((count - 1) * step for count, step in zip(tensor.shape, tensor.stride()))

@@ -34,8 +34,14 @@ VALUES = HERE / "tests" / "golden" / "values.json"
 COMMON = {
     "model": {"dtype": "fp32", "tokenizer": "bytes"},
     "adapter": {"lora_rank": 2, "alpha": 8},
-    "data": {"clients": 2, "split": "meta", "max_tokens": 40, "max_rows": 40, "val_fraction": 0.1,
-             "template": "plain"},
+    "data": {
+        "clients": 2,
+        "split": "meta",
+        "max_tokens": 40,
+        "max_rows": 40,
+        "val_fraction": 0.1,
+        "template": "plain",
+    },
     "train": {"local_steps": 2, "micro_batch": 2, "lr": 0.01},
     "federation": {"rounds": 2},
     "cluster": {"local_ranks": 2},
@@ -54,108 +60,153 @@ MASKED = "routing.mode=mix+mask routing.min_participants=2"
 PIPELINE = f"engine.pipeline=client {TWO_RANKS} train.accumulation=2"
 KEEP = "federation.local_optimizer=keep"
 DROPOUT = "adapter.dropout=0.1"
-CLIP = "{\"name\":\"clip\",\"norm\":0.02}"  # without blanks, which separate settings
+CLIP = '{"name":"clip","norm":0.02}'  # without blanks, which separate settings
 WIDE = "adapter.targets=all-linear"
 
 GOLDEN = {
     # DeepSpeed executes.
     "stock-zero0": Golden(f"{STOCK} {WIDE} {DROPOUT} train.accumulation=2"),
     "stock-zero1": Golden(
-        f"{STOCK} deepspeed.base=zero1.json {TWO_RANKS} federation.server_optimizer=momentum",
-        base="qwen2"),
+        f"{STOCK} deepspeed.base=zero1.json {TWO_RANKS} federation.server_optimizer=momentum", base="qwen2"
+    ),
     "stock-zero2": Golden(f"{STOCK} deepspeed.base=zero2.json {TWO_RANKS} train.clip=0.5", base="gpt2"),
     "stock-zero3": Golden(
-        f"{STOCK} deepspeed.base=zero3.json {DROPOUT} {KEEP} federation.server_optimizer=adam "
-        "data.clients=3"),
-    "stock-zero3-rank": Golden(f"{STOCK} deepspeed.base=zero3.json engine.base_partition=rank "
-                               "federation.method.rule=alternate"),
+        f"{STOCK} deepspeed.base=zero3.json {DROPOUT} {KEEP} federation.server_optimizer=adam data.clients=3"
+    ),
+    "stock-zero3-rank": Golden(
+        f"{STOCK} deepspeed.base=zero3.json engine.base_partition=rank federation.method.rule=alternate"
+    ),
     "stock-zero3-client": Golden(
-        f"{STOCK} deepspeed.base=zero3.json engine.base_partition=client {TWO_RANKS}",
-        base="qwen2"),
-    "stock-zero3-offload": Golden(f"{STOCK} deepspeed.base=zero3.json {TWO_RANKS} "
-                                  "deepspeed.zero_optimization.offload_param.device=cpu"),
+        f"{STOCK} deepspeed.base=zero3.json engine.base_partition=client {TWO_RANKS}", base="qwen2"
+    ),
+    "stock-zero3-offload": Golden(
+        f"{STOCK} deepspeed.base=zero3.json {TWO_RANKS} deepspeed.zero_optimization.offload_param.device=cpu"
+    ),
     "stock-checkpointing": Golden(
-        f"{STOCK} engine.activation_checkpointing=true {DROPOUT} data.split=lda", base="gpt2"),
-    "stock-full": Golden(f"adapter.method=full deepspeed.base=zero3.json {TWO_RANKS} train.optimizer=sgd "
-                         "train.momentum=0.5"),
+        f"{STOCK} engine.activation_checkpointing=true {DROPOUT} data.split=lda", base="gpt2"
+    ),
+    "stock-full": Golden(
+        f"adapter.method=full deepspeed.base=zero3.json {TWO_RANKS} train.optimizer=sgd train.momentum=0.5"
+    ),
     "stock-bf16": Golden(f"{STOCK} model.dtype=bf16 deepspeed.base=zero2.json"),
-    "stock-fp16": Golden(f"{STOCK} model.dtype=fp16 deepspeed.base=zero3.json train.local_steps=4 "
-                         "deepspeed.fp16.initial_scale_power=12"),
+    "stock-fp16": Golden(
+        f"{STOCK} model.dtype=fp16 deepspeed.base=zero3.json train.local_steps=4 "
+        "deepspeed.fp16.initial_scale_power=12"
+    ),
     # Layer by layer.
     "resident": Golden(
-        f"{RESIDENT} {ONE_RANK} train.accumulation=2 train.schedule=cosine train.warmup_steps=2"),
-    "resident-random": Golden(f"{RESIDENT} model.init=random train.optimizer=sgd train.weight_decay=0.1 "
-                              "federation.method.rule=freeze_a"),
-    "ram-seats": Golden(f"{RAM} {ONE_RANK} {WIDE} {DROPOUT} {KEEP} {NOTHING_KEPT} train.accumulation=2 "
-                        "engine.block_inputs=host federation.rounds=3"),
+        f"{RESIDENT} {ONE_RANK} train.accumulation=2 train.schedule=cosine train.warmup_steps=2"
+    ),
+    "resident-random": Golden(
+        f"{RESIDENT} model.init=random train.optimizer=sgd train.weight_decay=0.1 "
+        "federation.method.rule=freeze_a"
+    ),
+    "ram-client-slots": Golden(
+        f"{RAM} {ONE_RANK} {WIDE} {DROPOUT} {KEEP} {NOTHING_KEPT} train.accumulation=2 "
+        "engine.block_inputs=host federation.rounds=3"
+    ),
     "ram-kept": Golden(
-        f"{RAM} {ONE_RANK} train.accumulation=2 engine.slots=3 engine.activation_gib=1", base="qwen2"),
-    "ram-one-slot": Golden(f"{RAM} engine.slots=1 engine.resident_blocks=1 {NOTHING_KEPT}", base="gpt2"),
+        f"{RAM} {ONE_RANK} train.accumulation=2 engine.block_slots=3 engine.activation_gib=1", base="qwen2"
+    ),
+    "ram-one-slot": Golden(
+        f"{RAM} engine.block_slots=1 engine.resident_blocks=1 {NOTHING_KEPT}", base="gpt2"
+    ),
     "ram-turns": Golden(
-        f"{RAM} {ONE_RANK} data.clients=4 engine.seats=2 federation.method.rule=alternate {NOTHING_KEPT}"),
+        f"{RAM} {ONE_RANK} data.clients=4 engine.client_slots=2 federation.method.rule=alternate "
+        f"{NOTHING_KEPT}"
+    ),
     "ram-bf16": Golden(f"{RAM} {ONE_RANK} model.dtype=bf16 {DROPOUT}"),
     "ram-fp16": Golden(f"{RAM} {ONE_RANK} model.dtype=fp16 deepspeed.fp16.initial_scale_power=12"),
     "ram-blocks": Golden(f"{RAM} {ONE_RANK} adapter.method=blocks adapter.blocks.last=1"),
     "nvme": Golden(f"engine.tier=nvme {ONE_RANK} {NOTHING_KEPT}"),
     "auto-client": Golden(
-        f"deepspeed.base=zero3.json engine.tier=client {TWO_RANKS} {DROPOUT} {NOTHING_KEPT}"),
+        f"deepspeed.base=zero3.json engine.tier=client {TWO_RANKS} {DROPOUT} {NOTHING_KEPT}"
+    ),
     "auto-cluster": Golden(f"deepspeed.base=zero3.json data.clients=3 {NOTHING_KEPT}"),
     "cluster-one-sided": Golden(
-        f"engine.tier=cluster engine.base_reads=one_sided {NOTHING_KEPT}", base="qwen2"),
+        f"engine.tier=cluster engine.base_reads=one_sided {NOTHING_KEPT}", base="qwen2"
+    ),
     # Pipelines.
     "pipeline-client": Golden(f"{PIPELINE} {RESIDENT} {KEEP}"),
     "pipeline-client-ram": Golden(f"{PIPELINE} {RAM} {DROPOUT}"),
     "pipeline-client-nvme": Golden(f"{PIPELINE} engine.tier=nvme", base="qwen2"),
     "pipeline-cluster": Golden(f"engine.pipeline=cluster {RESIDENT} train.accumulation=2 engine.cuts=[1]"),
     "pipeline-cluster-masked": Golden(
-        f"engine.pipeline=cluster {RESIDENT} cluster.one_trust_domain=true {MASKED}",
-        base="gpt2"),
+        f"engine.pipeline=cluster {RESIDENT} cluster.one_trust_domain=true {MASKED}", base="gpt2"
+    ),
     # Rules, servers, modes, rounds.
     "rule-svd": Golden(f"{RESIDENT} federation.method=flexlora {ONE_RANK} data.clients=3"),
     "rule-stack": Golden(f"{RAM} federation.method=stack {ONE_RANK} {WIDE} data.clients=3"),
-    "rule-residual": Golden(f"{RESIDENT} federation.method=residual federation.rounds=1",
-                            base="gpt2", again="federation.rounds=3"),
+    "rule-residual": Golden(
+        f"{RESIDENT} federation.method=residual federation.rounds=1", base="gpt2", again="federation.rounds=3"
+    ),
     "clipped": Golden(f"{RESIDENT} federation.updates=[{CLIP}] {MASKED}"),
-    "server-yogi": Golden(f"{RESIDENT} federation.server_optimizer=yogi federation.method.rule=freeze_a "
-                          "federation.rounds=3"),
+    "server-yogi": Golden(
+        f"{RESIDENT} federation.server_optimizer=yogi federation.method.rule=freeze_a federation.rounds=3"
+    ),
     "stale": Golden(
-        f"{RESIDENT} {WIDE} federation.staleness=1 federation.server_optimizer=adam federation.rounds=3"),
-    "stale-masked": Golden(f"{RAM} federation.staleness=1 routing.mode=mask routing.min_participants=2 "
-                           "federation.rounds=3"),
+        f"{RESIDENT} {WIDE} federation.staleness=1 federation.server_optimizer=adam federation.rounds=3"
+    ),
+    "stale-masked": Golden(
+        f"{RAM} federation.staleness=1 routing.mode=mask routing.min_participants=2 federation.rounds=3"
+    ),
     "masked": Golden(f"{RESIDENT} {MASKED} cluster.local_ranks=3 data.clients=3"),
     "mixed": Golden(
-        f"{STOCK} routing.mode=mix routing.min_participants=2 federation.server_optimizer=momentum"),
+        f"{STOCK} routing.mode=mix routing.min_participants=2 federation.server_optimizer=momentum"
+    ),
     "uneven-steps": Golden(f"{RESIDENT} train.local_steps_by_cluster.slow=1", hosts="fast slow"),
     "seconds": Golden(
         f"{RESIDENT} federation.round_budget=seconds federation.round_seconds=3.5 train.local_steps=5 "
-        "federation.rounds=3", hosts="fast slow", clock=True),
-    "sampled": Golden(f"{RESIDENT} federation.clients_per_round=2 data.clients=3 federation.rounds=3 "
-                      "federation.evaluate_every=2"),
+        "federation.rounds=3",
+        hosts="fast slow",
+        clock=True,
+    ),
+    "sampled": Golden(
+        f"{RESIDENT} federation.clients_per_round=2 data.clients=3 federation.rounds=3 "
+        "federation.evaluate_every=2"
+    ),
     "early-stop": Golden(f"{RESIDENT} federation.patience=1 federation.server_lr=200 federation.rounds=4"),
     "alone": Golden(f"{RESIDENT} federation.compare_alone=true data.split=iid"),
-    "diverged": Golden(f"{STOCK} train.optimizer=sgd train.lr=1e18 train.weight_decay=1 train.local_steps=1 "
-                       "federation.rounds=1 train.local_steps_by_cluster.two=3", hosts="one two"),
+    "diverged": Golden(
+        f"{STOCK} train.optimizer=sgd train.lr=1e18 train.weight_decay=1 train.local_steps=1 "
+        "federation.rounds=1 train.local_steps_by_cluster.two=3",
+        hosts="one two",
+    ),
     # Runs that begin twice.
-    "resume": Golden(f"{STOCK} deepspeed.base=zero2.json {DROPOUT} {KEEP} federation.server_optimizer=adam "
-                     "federation.rounds=1", again="federation.rounds=3"),
+    "resume": Golden(
+        f"{STOCK} deepspeed.base=zero2.json {DROPOUT} {KEEP} federation.server_optimizer=adam "
+        "federation.rounds=1",
+        again="federation.rounds=3",
+    ),
     "resume-killed": Golden(
-        f"{RAM} {DROPOUT} federation.server_optimizer=momentum federation.rounds=3", kill="1 2 1"),
+        f"{RAM} {DROPOUT} federation.server_optimizer=momentum federation.rounds=3", kill="1 2 1"
+    ),
     "resume-stale": Golden(
-        f"{RESIDENT} federation.staleness=1 federation.rounds=2", again="federation.rounds=4"),
+        f"{RESIDENT} federation.staleness=1 federation.rounds=2", again="federation.rounds=4"
+    ),
 }
 # What tests/run/test_golden.py checks.
-SUITE = ("stock-zero3", "ram-seats", "pipeline-client", "masked", "stale", "resume")
+SUITE = ("stock-zero3", "ram-client-slots", "pipeline-client", "masked", "stale", "resume")
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line of this file; returns the exit code: 0 equal or recorded, 1 different, 2 usage."""
-    parser = argparse.ArgumentParser(prog="python tests/golden.py",
-                                     description="Check tiny real runs against recorded values.")
-    parser.add_argument("words", nargs="*", metavar="check|record|NAME",
-                        help="check (the default) or record, then names of runs; none: all")
-    parser.add_argument("--root", type=Path, default=HERE,
-                        help="checkout whose code runs (this one). It must know the keys that golden runs name, "
-                             "and the names of golden_hook.PATCHES: an older one needs both as they were then")
+    parser = argparse.ArgumentParser(
+        prog="python tests/golden.py", description="Check tiny real runs against recorded values."
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="check|record|NAME",
+        help="check (the default) or record, then names of runs; none: all",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=HERE,
+        help="checkout whose code runs (this one). It must know the keys that golden runs name, "
+        "and the names of golden_hook.PATCHES: an older one needs both as they were then",
+    )
     parser.add_argument("--values", type=Path, default=VALUES, help="the recorded values (%(default)s)")
     options = parser.parse_intermixed_args(arguments)
     verb, *names = options.words or ["check"]
@@ -171,8 +222,10 @@ def main(arguments: list[str]) -> int:
     if recorded is None and verb != "record":
         parser.error(f"{options.values} is not there; `record` writes it")
     if (loaded := product_root()) != root:
-        parser.error(f"runs would have the code of {loaded}, not of {root}; start this file by its path, "
-                     "or name another --root")
+        parser.error(
+            f"runs would have the code of {loaded}, not of {root}; start this file by its path, "
+            "or name another --root"
+        )
     with tempfile.TemporaryDirectory(prefix="golden-bases-") as bases:
         write_bases(Path(bases))
         runs = Runs(names or list(GOLDEN), root, Path(bases))
@@ -227,8 +280,11 @@ def _check(runs: Runs, recorded: Recorded) -> int:
     """Compare runs with what is recorded; prints a line a run. 1 if any differs."""
     exact = probed() == recorded.probe
     if not exact:
-        print(f"this machine rounds otherwise than the one that recorded ({recorded.made_with}; here "
-              f"{versions()}): losses are compared roughly, counts exactly, digests not", flush=True)
+        print(
+            f"this machine rounds otherwise than the one that recorded ({recorded.made_with}; here "
+            f"{versions()}): losses are compared roughly, counts exactly, digests not",
+            flush=True,
+        )
     wrong = 0
     for name, found in runs:
         told = _told(recorded.runs.get(name), found, 0.0 if exact else _near(name))

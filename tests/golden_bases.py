@@ -4,8 +4,14 @@ from pathlib import Path
 
 VOCABULARY = 260  # of the built-in byte tokenizer
 COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256}
-BODY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 64}
+BODY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 
 def _llama(folder: Path) -> None:

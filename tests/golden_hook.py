@@ -68,8 +68,10 @@ def _holder_of(dotted: str):
     for word in words[count:-1]:
         holder = getattr(holder, word)
     if not hasattr(holder, words[-1]):
-        raise AttributeError(f"tests/golden_hook.py replaces {dotted}, which is not there any more; "
-                             "name its new place in PATCHES")
+        raise AttributeError(
+            f"tests/golden_hook.py replaces {dotted}, which is not there any more; "
+            "name its new place in PATCHES"
+        )
     return holder, words[-1]
 
 

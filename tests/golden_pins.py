@@ -57,16 +57,33 @@ def probe() -> dict[str, str]:
     rng = np.random.default_rng(7)
     a, b = rng.standard_normal((2, 67, 67)).astype(np.float32)
     wide = a.astype(np.float64)
-    found = {"numpy": [np.exp(a), np.log(np.abs(a)), np.tanh(b), a @ b, np.dot(a[0], b[0]), a.sum(),
-                       wide.sum(), np.exp(wide), np.sqrt(np.abs(b)), *np.linalg.svd(wide), *np.linalg.qr(b)]}
+    found = {
+        "numpy": [
+            np.exp(a),
+            np.log(np.abs(a)),
+            np.tanh(b),
+            a @ b,
+            np.dot(a[0], b[0]),
+            a.sum(),
+            wide.sum(),
+            np.exp(wide),
+            np.sqrt(np.abs(b)),
+            *np.linalg.svd(wide),
+            *np.linalg.qr(b),
+        ]
+    }
     for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         found[name] = _network(torch.from_numpy(a).to(kind), torch.from_numpy(b).to(kind))
     numbers = [float(x) for x in a.reshape(-1)]
-    found["libm"] = [[math.exp(x), math.sin(x), math.tanh(x), math.log(abs(x)), abs(x)**1.7] for x in numbers]
+    found["libm"] = [
+        [math.exp(x), math.sin(x), math.tanh(x), math.log(abs(x)), abs(x) ** 1.7] for x in numbers
+    ]
     torch.manual_seed(3)
     found["random"] = [torch.randn(100).numpy(), torch.nn.functional.dropout(torch.ones(100), 0.3).numpy()]
-    return {name: hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()[:16]
-            for name, parts in found.items()}
+    return {
+        name: hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()[:16]
+        for name, parts in found.items()
+    }
 
 
 def _network(x, weight) -> list:

@@ -18,13 +18,39 @@ LIMIT_S = 180.0  # a start of a run may take
 INSTALL = "from tests.golden_hook import install; install()"
 NAME = "golden"  # of every run
 # Of a round, of a client in it, and of a whole run: what depends neither on time nor on the machine's memory.
-ROUND_VALUES = ("round", "train_loss", "val_loss", "tokens", "bytes_sent", "lr", "factor_error",
-                "factor_error_exact", "update_norm", "clients", "received", "loaded_bytes", "clipped",
-                "missing")
+ROUND_VALUES = (
+    "round",
+    "train_loss",
+    "val_loss",
+    "tokens",
+    "bytes_sent",
+    "lr",
+    "factor_error",
+    "factor_error_exact",
+    "update_norm",
+    "clients",
+    "received",
+    "loaded_bytes",
+    "clipped",
+    "missing",
+)
 CLIENT_VALUES = ("client", "train_loss", "val_loss", "tokens", "local_steps", "bytes_sent")
-SUMMARY_VALUES = ("status", "rounds", "total_rounds", "exit_code", "first_val_loss", "last_val_loss",
-                  "best_val_loss", "best_round", "tokens", "bytes_sent", "restarts", "loaded_bytes",
-                  "clipped", "missing")
+SUMMARY_VALUES = (
+    "status",
+    "rounds",
+    "total_rounds",
+    "exit_code",
+    "first_val_loss",
+    "last_val_loss",
+    "best_val_loss",
+    "best_round",
+    "tokens",
+    "bytes_sent",
+    "restarts",
+    "loaded_bytes",
+    "clipped",
+    "missing",
+)
 
 
 @dataclass(frozen=True)
@@ -69,8 +95,10 @@ def play(golden: Golden, common: dict, root: Path, bases: Path) -> dict:
         (folder / "run.yaml").write_text(yaml.safe_dump(sections))
         words = ["--config", "run.yaml", "--json", *golden.words.split()]
         if golden.hosts:
-            hosts = [f"host{i} slots=1\n# fed-host host{i} cluster={cluster}\n"
-                     for i, cluster in enumerate(golden.hosts.split())]
+            hosts = [
+                f"host{i} slots=1\n# fed-host host{i} cluster={cluster}\n"
+                for i, cluster in enumerate(golden.hosts.split())
+            ]
             (folder / "hosts").write_text("".join(hosts))
             words += ["--hostfile", "hosts"]
         codes = [_start(golden, root, folder, words)]
@@ -80,8 +108,11 @@ def play(golden: Golden, common: dict, root: Path, bases: Path) -> dict:
 
 
 def _start(golden: Golden, root: Path, folder: Path, words: list[str]) -> int:
-    hook = {"GOLDEN_FOLDER": str(folder / "noted"), "GOLDEN_CLOCK": str(int(golden.clock)),
-            "GOLDEN_KILL": golden.kill}
+    hook = {
+        "GOLDEN_FOLDER": str(folder / "noted"),
+        "GOLDEN_CLOCK": str(int(golden.clock)),
+        "GOLDEN_KILL": golden.kill,
+    }
     out = folder / "out"
     err = folder / "err"
     out.write_text("")  # of this start alone
@@ -110,8 +141,10 @@ def collect(folder: Path) -> dict:
     summaries = [line for line in told if line["event"] == "summary"]
     if not summaries:
         raise Failed(f"it told no summary; its last words:\n{_tail(folder / 'err')}")
-    rounds = [_picked(json.loads(line), ROUND_VALUES) | _clients(json.loads(line))
-              for line in (run / "rounds.jsonl").read_text().splitlines()]
+    rounds = [
+        _picked(json.loads(line), ROUND_VALUES) | _clients(json.loads(line))
+        for line in (run / "rounds.jsonl").read_text().splitlines()
+    ]
     noted = folder / "noted"
     alone = [json.loads(line) for path in noted.glob("alone-*") for line in path.read_text().splitlines()]
     found = {"steps": steps_of(noted), "rounds": rounds, "summary": _picked(summaries[-1], SUMMARY_VALUES)}
@@ -157,7 +190,7 @@ def steps_of(noted: Path) -> dict[str, dict[str, list]]:
                     own.setdefault(f"round {line['round']}", []).append(line["loss"])
             for name, losses in own.items():
                 before = rounds.get(name, [])
-                if repr(losses[:len(before)]) != repr(before[:len(losses)]):
+                if repr(losses[: len(before)]) != repr(before[: len(losses)]):
                     raise Failed(f"{rank}, {name}: losses {before} before a restart, and {losses} after it")
                 rounds[name] = max(before, losses, key=len)
         found[rank] = rounds
@@ -170,7 +203,7 @@ def digests(folder: Path) -> dict[str, str]:
     for path in sorted(folder.glob("*.safetensors")):
         content = path.read_bytes()
         size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:8 + size])
+        header = json.loads(content[8 : 8 + size])
         header.pop("__metadata__", None)
         for name, tensor in sorted(header.items()):
             begin, end = (8 + size + offset for offset in tensor["data_offsets"])

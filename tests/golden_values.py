@@ -35,8 +35,10 @@ class Recorded:
             values = json.loads(path.read_text())
             return cls(values["probe"], values["made_with"], values["runs"])
         except (KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: not a file of golden values ({error}); take it from version control, "
-                             "or record it anew") from error
+            raise ValueError(
+                f"{path}: not a file of golden values ({error}); take it from version control, "
+                "or record it anew"
+            ) from error
 
     def write(self, path: Path) -> None:
         """Write the file, one line for each round, rank and tensor."""

@@ -1,3 +1,5 @@
-"""How long a test waits for what must happen: long enough for a machine that is new, slow and busy with others."""
+"""How long a test waits for what must happen: long enough for a machine that is new, slow and busy with
+others.
+"""
 
 LIMIT_S = 500.0

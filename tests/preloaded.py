@@ -1,4 +1,6 @@
-"""What ranks and runs of tests need of the libraries, imported once by the server they are forked from (tests/processes.py)."""
+"""What ranks and runs of tests need of the libraries, imported once by the server they are forked from
+(tests/processes.py).
+"""
 
 import gc
 from importlib import import_module
@@ -13,10 +15,18 @@ METHODS["unlike"] = Entry(module="tests.federation.methods.unlike", server=True)
 from fedspeed.session.parts import preload  # noqa: E402
 
 _BESIDE = (
-    "deepspeed.runtime.zero.stage3", "deepspeed.runtime.zero.stage_1_and_2", "fedspeed.engine.builders.stock",
-    "fedspeed.engine.builders.streamed", "fedspeed.engine.builders.client_pipeline", "fedspeed.engine.builders.cluster_pipeline",
-    "fedspeed.engine.store_engine", "fedspeed.engine.streamed", "fedspeed.session.rank", "transformers.models.gpt2.modeling_gpt2",
-    "transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.zero.stage_1_and_2",
+    "fedspeed.engine.builders.stock",
+    "fedspeed.engine.builders.streamed",
+    "fedspeed.engine.builders.client_pipeline",
+    "fedspeed.engine.builders.cluster_pipeline",
+    "fedspeed.engine.store_engine",
+    "fedspeed.engine.streamed",
+    "fedspeed.session.rank",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
 )
 
 preload()

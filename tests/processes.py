@@ -1,6 +1,7 @@
 """Run a function on several ranks, as real processes, with a deadline.
 
-The processes are forked from one server that has imported the heavy libraries once: a test with four ranks costs one import.
+The processes are forked from one server that has imported the heavy libraries once: a test with four ranks
+costs one import.
 """
 
 import multiprocessing
@@ -21,10 +22,11 @@ context.set_forkserver_preload(["tests.preloaded"])
 
 
 def free_port(count: int = 1) -> int:
-    """The first of `count` ports in a row that belong to this process until it ends: no other test's, whichever worker runs it.
+    """The first of `count` ports in a row that belong to this process until it ends: no other test's,
+    whichever worker runs it.
 
-    A socket that does not listen holds each of them. Beside it a server may listen, as servers do that set SO_REUSEADDR; who asks whether
-    the port is free is told that it is not.
+    A socket that does not listen holds each of them. Beside it a server may listen, as servers do that set
+    SO_REUSEADDR; who asks whether the port is free is told that it is not.
     """
     while True:
         first = ports.free_port()
@@ -54,39 +56,53 @@ def all_is_preloaded() -> None:
     assert "tests.preloaded" in sys.modules, "`python -m tests.preloaded` says what could not be imported"
 
 
-def _rank(pipe, function, rank, world, args):
+def _rank(pipe, function, rank, *, args, named):
     try:
         all_is_preloaded()
-        pipe.send((True, function(rank, *args)))
+        pipe.send((True, function(rank, *args, **named)))
     except BaseException:
         pipe.send((False, traceback.format_exc()))
     finally:
         pipe.close()
 
 
-def _with_env(rank, env, function, *args):
+def _with_env(rank, env, function, *args, **named):
     os.environ.update(env[rank])
-    return function(rank, *args)
+    return function(rank, *args, **named)
 
 
-def run_ranks(world: int, function, *args, timeout: float = LIMIT_S, mortal: frozenset[int] = frozenset()) -> list:
-    """`[function(rank, *args) for rank in range(world)]`, each in a process of its own; raises if any fails or is late. None for a mortal one
-    that has died without a word."""
-    pipes, processes = [], []
+def run_ranks(
+    world: int, function, *args, timeout: float = LIMIT_S, mortal: frozenset[int] = frozenset(), **named
+) -> list:
+    """`[function(rank, *args, **named) for rank in range(world)]`, each in a process of its own; raises if
+    any fails or is late. None for a mortal one that has died without a word.
+    """
+    pipes = []
+    processes = []
     try:
         for rank in range(world):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_rank, args=(theirs, function, rank, world, args), daemon=True)
+            process = context.Process(
+                target=_rank,
+                args=(theirs, function, rank),
+                kwargs={"args": args, "named": named},
+                daemon=True,
+            )
             process.start()
             theirs.close()
             pipes.append(ours)
             processes.append(process)
-        end, results, failures = time.monotonic() + timeout, {}, []
+        end = time.monotonic() + timeout
+        results = {}
+        failures = []
         while len(results) < world and not failures:
             waiting = [p for r, p in enumerate(pipes) if r not in results]
             ready = multiprocessing.connection.wait(waiting, timeout=max(0, end - time.monotonic()))
             if not ready:
-                raise TimeoutError(f"ranks {[r for r in range(world) if r not in results]} of {world} gave no answer in {timeout} s")
+                raise TimeoutError(
+                    f"ranks {[r for r in range(world) if r not in results]} of {world} gave no answer in "
+                    f"{timeout} s"
+                )
             for pipe in ready:
                 rank = pipes.index(pipe)
                 try:
@@ -115,7 +131,9 @@ class Failed:
 
 
 class Scenarios(dict):
-    """What scenarios gave, by name. One that failed raises where it is looked at: it fails the tests that need it, and no others."""
+    """What scenarios gave, by name. One that failed raises where it is looked at: it fails the tests that
+    need it, and no others.
+    """
 
     def play(self, name, scenario, *args, **options) -> None:
         """Keep what `scenario(*args, **options)` returns or how it failed."""
@@ -125,10 +143,14 @@ class Scenarios(dict):
             self[name] = Failed(traceback.format_exc())
 
     def play_together(self, world, name, scenario, *args, **options) -> None:
-        """The same on all ranks of the worlds (federation/runs.World), which go on together: who failed early does not begin the next scenario alone."""
+        """The same on all ranks of the worlds (federation/runs.World), which go on together: who failed early
+        does not begin the next scenario alone.
+        """
         self.play(name, scenario, world, *args, **options)
         world.store.set(f"played/{name}/{world.rank}", "1")
-        world.store.wait([f"played/{name}/{rank}" for rank in range(sum(world.clusters))], timedelta(seconds=LIMIT_S))
+        world.store.wait(
+            [f"played/{name}/{rank}" for rank in range(sum(world.clusters))], timedelta(seconds=LIMIT_S)
+        )
 
     def __getitem__(self, name):
         found = super().__getitem__(name)
@@ -142,11 +164,36 @@ def world_env(clusters: list[int]) -> list[dict[str, str]]:
     env = []
     for size in clusters:
         port = free_port()
-        env += [{"RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_RANK": str(r), "LOCAL_SIZE": str(size),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for r in range(size)]
+        env += [
+            {
+                "RANK": str(r),
+                "WORLD_SIZE": str(size),
+                "LOCAL_RANK": str(r),
+                "LOCAL_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            for r in range(size)
+        ]
     return env
 
 
-def run_clusters(clusters: list[int], function, *args, timeout: float = LIMIT_S, mortal: frozenset[int] = frozenset()) -> list:
+def run_clusters(
+    clusters: list[int],
+    function,
+    *args,
+    timeout: float = LIMIT_S,
+    mortal: frozenset[int] = frozenset(),
+    **named,
+) -> list:
     """Like `run_ranks`, with each rank in the torch world of its cluster (`function` must join it)."""
-    return run_ranks(sum(clusters), _with_env, world_env(clusters), function, *args, timeout=timeout, mortal=mortal)
+    return run_ranks(
+        sum(clusters),
+        _with_env,
+        world_env(clusters),
+        function,
+        *args,
+        timeout=timeout,
+        mortal=mortal,
+        **named,
+    )

@@ -1,5 +1,6 @@
 """The rooms import in one direction, and heavy libraries have one door each. Read from the source, so that
-nothing has to run."""
+nothing has to run.
+"""
 
 import ast
 from functools import cache
@@ -127,7 +128,9 @@ def module_of(name):
 @cache
 def loads(module):
     """Return all libraries that come with a module."""
-    seen, waiting, libraries = {module}, [module], set()
+    seen = {module}
+    waiting = [module]
+    libraries = set()
     while waiting:
         for name in first_imports(waiting.pop()):
             own = module_of(name)
@@ -151,7 +154,8 @@ def is_below(module, name):
     parts = name.split(".")
     if parts[0] != "fedspeed" or parts[1] not in FLOOR:
         return True
-    room, target = room_of(module.split("/")), room_of(parts[1:])
+    room = room_of(module.split("/"))
+    target = room_of(parts[1:])
     return FLOOR[target] < FLOOR[room] or (target == room != LEAVES)
 
 
@@ -231,7 +235,8 @@ def test_what_is_on_the_list_is_imported_late_somewhere():
 )
 def test_what_starts_before_a_rank_computes_loads_no_torch(module):
     """The supervisor, a dry run, and a rank until it has met the others: `import` alone, for what functions
-    import is on the list above."""
+    import is on the list above.
+    """
     assert {"torch", "transformers", "peft", "deepspeed", "mpi4py", "cryptography"} & loads(module) == set()
 
 

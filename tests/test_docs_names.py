@@ -1,5 +1,6 @@
 """What README and docs name in code marks is there: files and folders, keys of the configuration, names in
-our modules and classes. Read from text."""
+our modules and classes. Read from text.
+"""
 
 import ast
 import re

@@ -7,21 +7,44 @@ from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.monitor.trace import NoTrace
 
 
-def write_llama(folder, hidden=64, layers=2, vocab=260, intermediate=128, heads=4, kv_heads=2, seed=0, **kwargs):
+def write_llama(
+    folder, hidden=64, layers=2, vocab=260, intermediate=128, *, heads=4, kv_heads=2, seed=0, **kwargs
+):
     """A random Llama as a Hugging Face folder; returns the folder as text."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
-                         num_key_value_heads=kv_heads, vocab_size=vocab, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
-                         pad_token_id=0, **kwargs)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocab,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        **kwargs,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
 
-def random_step(seed: int, micro: int, accumulation: int, ranks: int = 1, rank: int = 0, vocab: int = 260, length: int = 24) -> StepBatches:
-    """A step's rows drawn from the seed alone, so that any cut over ranks and micro-batches sees the same rows."""
+def random_step(
+    seed: int,
+    micro: int,
+    accumulation: int,
+    ranks: int = 1,
+    rank: int = 0,
+    *,
+    vocab: int = 260,
+    length: int = 24,
+) -> StepBatches:
+    """A step's rows drawn from the seed alone, so that any cut over ranks and micro-batches sees the same
+    rows.
+    """
     rng = np.random.default_rng(seed)
     rows = ranks * micro * accumulation
     ids = rng.integers(3, vocab, (rows, length))
@@ -30,23 +53,34 @@ def random_step(seed: int, micro: int, accumulation: int, ranks: int = 1, rank: 
         labels[row, :start] = -100
     total = int((labels[:, 1:] != -100).sum())
     mine = np.arange(rows).reshape(accumulation, ranks, micro)[:, rank]
-    return StepBatches([Batch(ids[m], labels[m], np.ones_like(ids[m]), int((labels[m][:, 1:] != -100).sum())) for m in mine], total)
+    return StepBatches(
+        [Batch(ids[m], labels[m], np.ones_like(ids[m]), int((labels[m][:, 1:] != -100).sum())) for m in mine],
+        total,
+    )
 
 
 def run_config(**sections) -> RunConfig:
-    """A RunConfig with some fields replaced: run_config(model={"base": ...}, federation={"method": {"name": "flexlora"}})."""
+    """Make a RunConfig with some fields of its sections replaced, as `model={"base": ...}` or
+    `federation={"method": {"name": "flexlora"}}`.
+    """
     from dataclasses import replace
 
     from fedspeed.config.run import METHOD_ARMS, UPDATE_ARMS
 
-    config, federation = RunConfig(), dict(sections.get("federation", {}))
+    config = RunConfig()
+    federation = dict(sections.get("federation", {}))
     if method := federation.get("method"):
         federation["method"] = METHOD_ARMS[method["name"]](**method)
     if updates := federation.get("updates"):
         federation["updates"] = tuple(UPDATE_ARMS[update["name"]](**update) for update in updates)
     sections["federation"] = federation
-    return replace(config, **{name: replace(getattr(config, name), **values) if name != "deepspeed" else values
-                              for name, values in sections.items()})
+    return replace(
+        config,
+        **{
+            name: replace(getattr(config, name), **values) if name != "deepspeed" else values
+            for name, values in sections.items()
+        },
+    )
 
 
 class NoClock:

@@ -1,9 +1,11 @@
-"""Scripts as processes of their own that have been imported before they start: a start takes a fraction of a second, not five.
+"""Scripts as processes of their own that have been imported before they start: a start takes a fraction of a
+second, not five.
 
-They are forked from the server that also forks the ranks of tests (tests/processes.py), lead a session of their own, and have the environment,
-folder and output that they are given. What differs from `python script.py`: modules are already there, and what they read when they were imported
-was the tests' environment; all have one hash seed; they may start no `multiprocessing` children, and no atexit functions run at their end. Whoever
-tests any of this starts cold.
+They are forked from the server that also forks the ranks of tests (tests/processes.py), lead a session of
+their own, and have the environment, folder and output that they are given. What differs from `python
+script.py`: modules are already there, and what they read when they were imported was the tests' environment;
+all have one hash seed; they may start no `multiprocessing` children, and no atexit functions run at their
+end. Whoever tests any of this starts cold.
 """
 
 import os
@@ -20,10 +22,24 @@ from tests.processes import all_is_preloaded, context
 class WarmProcess:
     """What tests use of subprocess.Popen."""
 
-    def __init__(self, words: Sequence[str], folder: Path, env: Mapping[str, str], out: Path, err: Path, before: str = ""):
+    def __init__(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        env: Mapping[str, str],
+        out: Path,
+        err: Path,
+        *,
+        before: str = "",
+    ):
         """`words`: the script and its arguments. `before`: code to run first, as a sitecustomize would."""
         begun, begins = context.Pipe(duplex=False)
-        self._process = context.Process(target=_become, args=(begins, list(words), str(folder), dict(env), str(out), str(err), before), daemon=True)
+        self._process = context.Process(
+            target=_become,
+            args=(begins, list(words), str(folder), dict(env), str(out)),
+            kwargs={"err": str(err), "before": before},
+            daemon=True,
+        )
         self._process.start()
         begins.close()
         self.pid = self._process.pid
@@ -47,14 +63,20 @@ class WarmProcess:
         self._process.terminate()
 
 
-def _become(begins, words: list[str], folder: str, env: dict[str, str], out: str, err: str, before: str) -> None:
+def _become(
+    begins, words: list[str], folder: str, env: dict[str, str], out: str, *, err: str, before: str
+) -> None:
     all_is_preloaded()
     os.setsid()
     begins.close()  # from now on it is found by its session
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
-    for number, (path, flags) in enumerate([(os.devnull, os.O_RDONLY), (out, os.O_WRONLY), (err, os.O_WRONLY)]):
+    for number, (path, flags) in enumerate([
+        (os.devnull, os.O_RDONLY),
+        (out, os.O_WRONLY),
+        (err, os.O_WRONLY),
+    ]):
         opened = os.open(path, flags)
         os.dup2(opened, number)
         os.close(opened)

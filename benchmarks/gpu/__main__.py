@@ -25,7 +25,9 @@ def main() -> int:
         # Blocks are not really compiled: a processor takes longer over that than over all the rest.
         os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", TORCHDYNAMO_DISABLE="1")
         import_libraries()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # phases are ended on the way out
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # phases are ended on the way out
     try:
         run_all(args)
     except KeyboardInterrupt:
@@ -91,7 +93,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-campaign"), help="folder of the results")
     parser.add_argument(
-        "--seconds", type=seconds, default=0.0, help="for all phases together; 0: as long as their limits allow"
+        "--seconds",
+        type=seconds,
+        default=0.0,
+        help="for all phases together; 0: as long as their limits allow",
     )
     args = parser.parse_args()
     if args.phases and args.list:

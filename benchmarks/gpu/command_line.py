@@ -1,5 +1,6 @@
 """Whole runs through the command line: the quickstart, and three organisations that sum masked updates on
-one card."""
+one card.
+"""
 
 import json
 import multiprocessing

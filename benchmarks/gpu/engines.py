@@ -55,7 +55,9 @@ def engine_of(scene: Scene, base: Path, recipe: Recipe):
     card.tidy(scene.dry)
     model = ModelConfig(base=str(base), init="random", dtype=recipe.dtype)
     adapter = AdapterConfig(dropout=recipe.dropout)
-    spec = EngineSpec(model=model, adapter=adapter, train=TrainConfig(), engine=recipe.options, deepspeed=config)
+    spec = EngineSpec(
+        model=model, adapter=adapter, train=TrainConfig(), engine=recipe.options, deepspeed=config
+    )
     context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=scene.folder / "swap", seed=0)
     engine = build_engine(spec, context)
     try:
@@ -78,7 +80,7 @@ def measured(scene: Scene, base: Path, recipe: Recipe, batches, *, name: str, **
         return measure(scene, engine, batches, **how)
 
 
-def measure(scene: Scene, engine, batches, repeat: int, warm_up: int = 2, each=None) -> dict:
+def measure(scene: Scene, engine, batches, repeat: int, warm_up: int = 2, *, each=None) -> dict:
     """Seconds, tokens and memory of a step, and how often and how long the base was loaded for it.
 
     Args:
@@ -86,7 +88,8 @@ def measure(scene: Scene, engine, batches, repeat: int, warm_up: int = 2, each=N
         each: called after each step with the seconds of all so far, in case the phase is killed.
     """
     repeat = 1 if scene.dry else repeat
-    seconds, losses = [], []
+    seconds = []
+    losses = []
     for i in range(warm_up + repeat):
         if i == warm_up:
             card.forget_peaks(scene.dry)

@@ -24,7 +24,9 @@ MATRICES = (
 
 
 def run(scene: Scene) -> None:
-    """Measure the host, write a probe for the planner, without which nothing is predicted, then copies and products."""
+    """Measure the host, write a probe for the planner, without which nothing is predicted, then copies and
+    products.
+    """
     record = scene.record
     with record.guarded("host"):
         record.note("host", host())
@@ -134,7 +136,8 @@ def both_ways(dry: bool) -> dict:
     """GB/s of each direction while both are busy."""
     import torch
 
-    up, down = torch.cuda.Stream(), torch.cuda.Stream()
+    up = torch.cuda.Stream()
+    down = torch.cuda.Stream()
     slot = torch.empty(BLOCK, dtype=torch.uint8, device="cuda")
     other = torch.empty(BLOCK, dtype=torch.uint8, device="cuda")
     source = torch.empty(BLOCK, dtype=torch.uint8, pin_memory=True)
@@ -183,11 +186,13 @@ def _latency(ahead: list, into, source) -> float:
     """Median milliseconds of a copy on one stream, begun when those of `ahead` were asked for on another."""
     import torch
 
-    first, second = torch.cuda.Stream(), torch.cuda.Stream()
+    first = torch.cuda.Stream()
+    second = torch.cuda.Stream()
     times = []
     for _ in range(6):
         torch.cuda.synchronize()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         with torch.cuda.stream(first):
             for slot, block in ahead:
                 slot.copy_(block, non_blocking=True)

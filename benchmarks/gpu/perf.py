@@ -34,7 +34,7 @@ class Way:
         return f"{self.name} ({', '.join(step.name for step in self.steps)})"
 
 
-RECOMPUTED = EngineConfig(tier="ram", slots=2, block_inputs="host", activation_gib=0.0)
+RECOMPUTED = EngineConfig(tier="ram", block_slots=2, block_inputs="host", activation_gib=0.0)
 WAYS = (
     Way("planned", STEPS[:1]),
     Way("arithmetic", STEPS, replace(RECOMPUTED, block_inputs="device"), arithmetic=True),
@@ -95,16 +95,19 @@ def _name(step: Step, way: Way) -> str:
 def plan(way: Way, shape, steps: list[Step], where, cap: float) -> tuple[EngineConfig, dict]:
     """(configuration of a way's engine, what the planner says of its steps in it, by the step's name)."""
     if way.arithmetic:
-        return replace(way.options, slots=shape.layers), {}
+        return replace(way.options, block_slots=shape.layers), {}
     if way.options is None:
         if where is None:
             raise LeftOut(
-                "there is neither a probe nor published facts of this card to plan with; run the phase link first"
+                "there is neither a probe nor published facts of this card to plan with; run the phase link "
+                "first"
             )
         chosen = predicted.within(shape, steps[0], where, cap)
         return predicted.options_of(chosen.setting), {steps[0].name: chosen.result}
     if where is None:
         return way.options, {}
-    settings = [predicted.setting_of(step, way.options.slots, way.options.block_inputs) for step in steps]
+    settings = [
+        predicted.setting_of(step, way.options.block_slots, way.options.block_inputs) for step in steps
+    ]
     found = [predicted.predict(shape, step, setting, where) for step, setting in zip(steps, settings)]
     return way.options, {step.name: one.result for step, one in zip(steps, found)}

@@ -34,7 +34,7 @@ class Prediction:
         return {
             "predicted GiB": round(self.nbytes / GIB, 2),
             "predicted s": round(self.seconds, 4),
-            "slots": self.setting.slots,
+            "slots": self.setting.block_slots,
             "inputs": self.setting.block_inputs,
             "activations GiB": round(self.setting.activation_bytes / GIB, 2),
         }
@@ -59,12 +59,15 @@ def task_of(shape: ModelShape, step: Step) -> Task:
 
 def place_of(where: Node) -> Place:
     """One card by itself."""
-    return Place(where, 1, 1, 1, 1, 1, 1, 1)
+    return Place(
+        where, 1, 1, cluster_ranks=1, cluster_nodes=1, carried=1, participants=1, participants_here=1
+    )
 
 
 def predict(shape: ModelShape, step: Step, setting: Setting, where: Node) -> Prediction:
     """A step in a setting."""
-    task, place = task_of(shape, step), place_of(where)
+    task = task_of(shape, step)
+    place = place_of(where)
     standing, moving = device_memory(task, setting, place, evaluation=False)
     nbytes = sum(standing.values()) + int(sum(moving.values()) * (1 + FRAGMENTS))
     return Prediction(nbytes, seconds_of(task, setting, place).total, setting)
@@ -72,7 +75,7 @@ def predict(shape: ModelShape, step: Step, setting: Setting, where: Node) -> Pre
 
 def setting_of(step: Step, slots: int, block_inputs: str = "device", tier: str = "ram") -> Setting:
     """A setting with so many slots that keeps no activations."""
-    return Setting(tier, step.rows, step.micro, slots=slots, block_inputs=block_inputs)
+    return Setting(tier, step.rows, step.micro, block_slots=slots, block_inputs=block_inputs)
 
 
 def within(shape: ModelShape, step: Step, where: Node, cap_gib: float) -> Prediction:
@@ -81,7 +84,8 @@ def within(shape: ModelShape, step: Step, where: Node, cap_gib: float) -> Predic
     Where not even two slots fit by the prediction, it is that of two slots.
     """
     capped = replace(where, device=replace(where.device, memory=int(KEPT * cap_gib * GIB) + DRIVER))
-    task, place = task_of(shape, step), place_of(capped)
+    task = task_of(shape, step)
+    place = place_of(capped)
     settings = [
         setting_of(step, slots, block_inputs)
         for block_inputs in ("device", "host")
@@ -97,7 +101,7 @@ def options_of(setting: Setting) -> EngineConfig:
     """The engine's configuration of a setting."""
     return EngineConfig(
         tier=setting.tier,
-        slots=setting.slots,
+        block_slots=setting.block_slots,
         block_inputs=setting.block_inputs,
         activation_gib=setting.activation_bytes / GIB,
     )

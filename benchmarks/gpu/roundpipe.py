@@ -46,7 +46,9 @@ class Head(nn.Module):
 
     def __init__(self, norm: nn.Module, head: nn.Module, first: int):
         super().__init__()
-        self.norm, self.head, self.first = norm, head, first
+        self.norm = norm
+        self.head = head
+        self.first = first
 
     def forward(self, inputs):
         """Compute logits from what the last block has given."""
@@ -82,7 +84,8 @@ def load(base) -> nn.Module:
     from fedspeed.models.config import AdapterConfig, ModelConfig
     from fedspeed.models.loading import materialise, meta_model
 
-    model, adapter = ModelConfig(base=str(base), init="random", dtype="bf16"), AdapterConfig()
+    model = ModelConfig(base=str(base), init="random", dtype="bf16")
+    adapter = AdapterConfig()
     net = meta_model(model, adapter)
     materialise(net, model, adapter, 0, _in_ram)
     return net.train()
@@ -174,7 +177,8 @@ def measure_all(scene: Scene, net: nn.Module, vocab: int) -> None:
 
 def measure(scene: Scene, pipe, optimizer, rows: Rows, step: Step) -> dict:
     """Seconds, tokens and memory of a step."""
-    seconds, losses = [], []
+    seconds = []
+    losses = []
     for i in range(WARM_UP + REPEAT):
         if i == WARM_UP:
             card.forget_peaks(scene.dry)

@@ -6,7 +6,19 @@ from types import SimpleNamespace
 
 from fedspeed.models.catalogue import KNOWN, ModelShape
 
-TINY = ModelShape("tiny", "qwen2", 64, 4, 4, 2, 16, 128, 320, tied=False, attention_bias=True)
+TINY = ModelShape(
+    "tiny",
+    "qwen2",
+    64,
+    layers=4,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    intermediate=128,
+    vocab=320,
+    tied=False,
+    attention_bias=True,
+)
 # Where there is no card: tokens of a row, micro-batches, blocks.
 DRY_TOKENS = 16
 DRY_MICRO = 4

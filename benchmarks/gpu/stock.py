@@ -32,7 +32,9 @@ def run(scene: Scene) -> None:
     with record.guarded("ours"):
         where = predicted.node(scene.out, scene.dry)
         planned = predicted.within(shape, ours, where, scene.phase.options["cap"]) if where else None
-        options = predicted.options_of(planned.setting) if planned else EngineConfig(tier="ram", slots=SLOTS)
+        options = (
+            predicted.options_of(planned.setting) if planned else EngineConfig(tier="ram", block_slots=SLOTS)
+        )
         found = measured(scene, base, Recipe(options), ours.batches(shape.vocab), name="ours", repeat=3)
         record.note("ours", found | (planned.result if planned else {}))
     with record.guarded("stock ZeRO-3 offload"):

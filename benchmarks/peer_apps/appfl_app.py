@@ -1,6 +1,8 @@
-"""The task of benchmarks/overhead.py under APPFL over MPI: rank 0 serves, and evaluates each aggregate; every other rank is a client.
+"""The task of benchmarks/overhead.py under APPFL over MPI: rank 0 serves, and evaluates each aggregate; every
+other rank is a client.
 
-Everything that APPFL calls `optimize_memory` is off: on, it collects garbage at every step and a round takes six times as long.
+Everything that APPFL calls `optimize_memory` is off: on, it collects garbage at every step and a round takes
+    six times as long.
 """
 
 from pathlib import Path
@@ -20,7 +22,8 @@ class PeerTrainer(BaseTrainer):
 
     def __init__(self, **given):
         super().__init__(**given)
-        self.own, self.number = Trainer(Path(self.train_configs.folder)), self.train_configs.number
+        self.own = Trainer(Path(self.train_configs.folder))
+        self.number = self.train_configs.number
 
     def get_parameters(self):
         return {str(i): value for i, value in enumerate(self.own.state())}
@@ -56,19 +59,39 @@ class PrintingServer(MPIServerCommunicator):
 
 def serve(comm, folder: Path) -> None:
     plain = {"optimize_memory": False}
-    agent = Agent(OmegaConf.create({
-        "client_configs": {},
-        "server_configs": {"num_clients": CLIENTS, "num_global_epochs": ROUNDS, "folder": str(folder), "logging_output_dirname": str(folder / "appfl"),
-                           "scheduler": "SyncScheduler", "scheduler_kwargs": plain,
-                           "aggregator": "FedAvgAggregator", "aggregator_kwargs": {"client_weights_mode": "sample_size", **plain}, **plain}}))
+    agent = Agent(
+        OmegaConf.create({
+            "client_configs": {},
+            "server_configs": {
+                "num_clients": CLIENTS,
+                "num_global_epochs": ROUNDS,
+                "folder": str(folder),
+                "logging_output_dirname": str(folder / "appfl"),
+                "scheduler": "SyncScheduler",
+                "scheduler_kwargs": plain,
+                "aggregator": "FedAvgAggregator",
+                "aggregator_kwargs": {"client_weights_mode": "sample_size", **plain},
+                **plain,
+            },
+        })
+    )
     PrintingServer(comm, agent, logger=agent.logger, optimize_memory=False).serve()
 
 
 def work(comm, folder: Path, number: int) -> None:
-    agent = ClientAgent(OmegaConf.create({
-        "client_id": f"client {number}", "optimize_memory": False,
-        "train_configs": {"trainer": PeerTrainer.__name__, "trainer_path": __file__, "folder": str(folder), "number": number,
-                          "logging_output_dirname": str(folder / "appfl")}}))
+    agent = ClientAgent(
+        OmegaConf.create({
+            "client_id": f"client {number}",
+            "optimize_memory": False,
+            "train_configs": {
+                "trainer": PeerTrainer.__name__,
+                "trainer_path": __file__,
+                "folder": str(folder),
+                "number": number,
+                "logging_output_dirname": str(folder / "appfl"),
+            },
+        })
+    )
     server = MPIClientCommunicator(comm, SERVER, client_id=agent.get_id(), optimize_memory=False)
     agent.load_config(server.get_configuration())
     agent.load_parameters(server.get_global_model(init_model=True))

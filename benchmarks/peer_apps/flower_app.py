@@ -1,6 +1,7 @@
 """The task of benchmarks/overhead.py as a Flower app under its Ray simulation.
 
-Actors import this module by name (its ClientApp may not live in `__main__`): what they keep from one message to the next is then really kept.
+Actors import this module by name (its ClientApp may not live in `__main__`): what they keep from one message
+to the next is then really kept.
 """
 
 import functools
@@ -44,14 +45,21 @@ def client_app(folder: str, threads: int) -> ClientApp:
         client = context.node_config["partition-id"]
         own = received(message, client)
         own.train(client, message.content["config"]["server-round"] - 1)
-        return Message(RecordDict({"arrays": record(own.names, [p.detach().numpy() for p in own.trained]),
-                                   "metrics": MetricRecord({WEIGHT: own.weight(client)})}), reply_to=message)
+        return Message(
+            RecordDict({
+                "arrays": record(own.names, [p.detach().numpy() for p in own.trained]),
+                "metrics": MetricRecord({WEIGHT: own.weight(client)}),
+            }),
+            reply_to=message,
+        )
 
     @app.evaluate()
     def evaluate(message, context):
         client = context.node_config["partition-id"]
         loss, tokens = received(message, client).held_out([client])
-        return Message(RecordDict({"metrics": MetricRecord({"loss": loss / tokens, WEIGHT: tokens})}), reply_to=message)
+        return Message(
+            RecordDict({"metrics": MetricRecord({"loss": loss / tokens, WEIGHT: tokens})}), reply_to=message
+        )
 
     return app
 
@@ -73,13 +81,27 @@ def server_app(folder: str) -> ServerApp:
         from safetensors.numpy import load_file
 
         state = load_file(Path(folder) / "adapter" / "adapter_model.safetensors")
-        strategy = PrintingFedAvg(min_train_nodes=CLIENTS, min_evaluate_nodes=CLIENTS, min_available_nodes=CLIENTS, weighted_by_key=WEIGHT)
+        strategy = PrintingFedAvg(
+            min_train_nodes=CLIENTS,
+            min_evaluate_nodes=CLIENTS,
+            min_available_nodes=CLIENTS,
+            weighted_by_key=WEIGHT,
+        )
         strategy.start(grid, record(list(state), state.values()), num_rounds=ROUNDS)
 
     return app
 
 
 def simulate(folder: Path, actors: int, threads: int) -> None:
-    """Run it with this many actors at a time, each on this many threads; Ray is told of as many CPUs as that takes."""
-    run_simulation(server_app(str(folder)), client_app(str(folder), threads), num_supernodes=CLIENTS,
-                   backend_config={"init_args": {"num_cpus": actors}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+    """Run it with this many actors at a time, each on this many threads; Ray is told of as many CPUs as that
+    takes.
+    """
+    run_simulation(
+        server_app(str(folder)),
+        client_app(str(folder), threads),
+        num_supernodes=CLIENTS,
+        backend_config={
+            "init_args": {"num_cpus": actors},
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        },
+    )

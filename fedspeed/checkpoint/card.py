@@ -35,17 +35,27 @@ class Card:
 
     def text(self) -> str:
         """The card as Markdown with its front matter."""
-        facts = {"library_name": "peft" if self.kind == "adapter" else "transformers", "base_model": self.base,
-                 "tags": ["fedspeed", "federated-learning"],
-                 "fedspeed": {"template": self.format.template, "dtype": self.dtype}}
+        facts = {
+            "library_name": "peft" if self.kind == "adapter" else "transformers",
+            "base_model": self.base,
+            "tags": ["fedspeed", "federated-learning"],
+            "fedspeed": {"template": self.format.template, "dtype": self.dtype},
+        }
         code = snippet(self.kind, ".", self.base, self.dtype, self.format)
         if self.drawn and self.kind == "adapter":
-            use = "The base's weights were drawn at random when the run began and are in no file, so that this adapter can only be trained on."
+            use = (
+                "The base's weights were drawn at random when the run began and are in no file, so that "
+                "this adapter can only be trained on."
+            )
         else:
             use = f"In this folder:\n\n{fenced(code, 'python')}"
         whence = f"round {self.round}" if self.round else "the start, which no round beat"
-        return (f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n# The {self._named()} of run `{self.run}`, {whence}\n\n"
-                f"Trained with FedSpeed from `{self.base}`.{self._beside()}\n\n## Prompt\n\n{self.format.described()}\n\n## Use it\n\n{use}\n")
+        return (
+            f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n# The {self._named()} of run "
+            f"`{self.run}`, {whence}\n\n"
+            f"Trained with FedSpeed from `{self.base}`.{self._beside()}\n\n## "
+            f"Prompt\n\n{self.format.described()}\n\n## Use it\n\n{use}\n"
+        )
 
     def _named(self) -> str:
         return f"{self.kind} `{self.name}`" if self.name else self.kind
@@ -53,12 +63,18 @@ class Card:
     def _beside(self) -> str:
         """Say how this model stands to the run's others."""
         if self.name.startswith("client-"):
-            return f" This is client {self.name.removeprefix('client-')}'s own; the run's `{self.kind}` is what all clients have in common."
+            return (
+                f" This is client {self.name.removeprefix('client-')}'s own; the run's `{self.kind}` is "
+                "what all clients have in common."
+            )
         if self.name:
             return f" The run's `{self.kind}` is what all clients have in common."
         if self.has_more:
-            return (f" This is what all clients have in common. The run has other models, each in a folder `{self.kind}-NAME`; "
-                    "a client's own, `client-N`, is on the client's host.")
+            return (
+                " This is what all clients have in common. The run has other models, each in a folder "
+                f"`{self.kind}-NAME`; "
+                "a client's own, `client-N`, is on the client's host."
+            )
         return ""
 
 
@@ -74,6 +90,11 @@ def read_card(folder: Path) -> tuple[str, str]:
         facts = yaml.safe_load(front)["fedspeed"]
         return str(facts["template"]), str(facts["dtype"])
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file, and only it says which prompt the weights were trained with; {REMEDY}") from None
+        raise ModelError(
+            f"{path}: no such file, and only it says which prompt the weights were trained with; {REMEDY}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ModelError(f"{path}: does not say which prompt the weights were trained with ({type(error).__name__}); {REMEDY}") from error
+        raise ModelError(
+            f"{path}: does not say which prompt the weights were trained with ({type(error).__name__}); "
+            f"{REMEDY}"
+        ) from error

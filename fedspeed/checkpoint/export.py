@@ -24,13 +24,15 @@ GENERATION_FILE = "generation_config.json"
 FORMAT = {"format": "pt"}  # transformers refuses files without it
 
 
-def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], base: str,
-           card: str = "") -> None:
-    """Write `tensors` (a global state, fp32, by parameter name) so that PEFT or transformers loads it. What is folded in it
-    becomes a part of the adapter, whose rank is larger for it.
+def export(
+    folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], base: str, *, card: str = ""
+) -> None:
+    """Write `tensors` (a global state, fp32, by parameter name) so that PEFT or transformers loads it. What
+    is folded in it becomes a part of the adapter, whose rank is larger for it.
 
     Args:
-        folder: replaced as a whole; a reader finds a whole folder or, for the moment between two renames, none.
+        folder: replaced as a whole; a reader finds a whole folder or, for the moment between two renames,
+            none.
         model: the wrapped model, read for its configuration only (its weights may be partitioned away).
         base: model.base, which an adapter names as its base model, so that it is found from anywhere.
         card: the model card, README.md.
@@ -45,7 +47,9 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         write_tensors(part / "adapter_model.safetensors", named)
         config = _of_rank(model.peft_config["default"].to_dict(), rank_of(named))
         config |= {"base_model_name_or_path": lasting_name(base), "inference_mode": True}
-        (part / "adapter_config.json").write_text(json.dumps(config, indent=2, default=_plain, sort_keys=True))
+        (part / "adapter_config.json").write_text(
+            json.dumps(config, indent=2, default=_plain, sort_keys=True)
+        )
     else:
         whole = {n for n, _ in model.named_parameters()} <= named.keys()
         if whole:
@@ -55,7 +59,9 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
         config = copy.deepcopy(model.config)
         config.use_cache = True  # off while training; off in the file it would make generation quadratic
         config.save_pretrained(part)
-        (part / GENERATION_FILE).write_text(json.dumps(_generation(model, tokenizer, base), indent=2, sort_keys=True))
+        (part / GENERATION_FILE).write_text(
+            json.dumps(_generation(model, tokenizer, base), indent=2, sort_keys=True)
+        )
     _without_chat_template(tokenizer).save_pretrained(part)
     if card:
         (part / CARD_FILE).write_text(card, encoding="utf-8")
@@ -69,7 +75,9 @@ def export(folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], ba
 
 
 def _of_rank(config: dict, lora_rank: int) -> dict:
-    """Return PEFT's configuration for factors of another rank at the same scale, alpha / r (or alpha / sqrt(r) of rsLoRA)."""
+    """Return PEFT's configuration for factors of another rank at the same scale, alpha / r (or alpha /
+    sqrt(r) of rsLoRA).
+    """
     if lora_rank == config["r"]:
         return config
     grown = lora_rank / config["r"]
@@ -78,7 +86,9 @@ def _of_rank(config: dict, lora_rank: int) -> dict:
 
 
 def _without_chat_template(tokenizer):
-    """The tokenizer without the base's chat template: nothing was trained with it, and who asked by it would get worse answers."""
+    """The tokenizer without the base's chat template: nothing was trained with it, and who asked by it would
+    get worse answers.
+    """
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = None
     return plain
@@ -94,8 +104,10 @@ def lasting_name(base: str) -> str:
 def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix: str) -> None:
     """The base's own weight files with some tensors replaced, one file in memory at a time.
 
-    What was trained is written in fp32, as it is: in the base's own type most of a small change would be rounded away. Beside it the frozen
-    tensors stay as they are stored; transformers loads all of them in the type that config.json names, which is the run's.
+    What was trained is written in fp32, as it is: in the base's own type most of a small change would be
+        rounded away. Beside it the frozen
+    tensors stay as they are stored; transformers loads all of them in the type that config.json names, which
+    is the run's.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -115,15 +127,22 @@ def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix
     index = folder / f"{BASE_FILE}.index.json"
     if not (folder / BASE_FILE).is_file():
         values = json.loads(index.read_text(encoding="utf-8"))
-        (part / index.name).write_text(json.dumps(values | {"metadata": {**values.get("metadata", {}), "total_size": total}}, indent=2))
+        (part / index.name).write_text(
+            json.dumps(values | {"metadata": {**values.get("metadata", {}), "total_size": total}}, indent=2)
+        )
 
 
 def _generation(model, tokenizer, base: str) -> dict:
-    """What generation_config.json says: as the base's does, or as transformers makes it from config.json; but an answer ends, and rows are filled
-    up, with the tokens that the run's tokenizer has for it."""
+    """What generation_config.json says: as the base's does, or as transformers makes it from config.json; but
+    an answer ends, and rows are filled up, with the tokens that the run's tokenizer has for it.
+    """
     folder = local_folder(base, weights=False)
     path = folder / GENERATION_FILE if folder else None
-    values = read_object(path, "a generation configuration") if path and path.is_file() else model.generation_config.to_diff_dict()
+    values = (
+        read_object(path, "a generation configuration")
+        if path and path.is_file()
+        else model.generation_config.to_diff_dict()
+    )
     ends = values.get("eos_token_id")
     if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
         values["eos_token_id"] = tokenizer.eos_token_id

@@ -1,11 +1,13 @@
-"""The round journal: enough of a finished round to go on from it bit for bit, written so that `kill -9` at any moment leaves a whole one.
+"""The round journal: enough of a finished round to go on from it bit for bit, written so that `kill -9` at
+any moment leaves a whole one.
 
     <run>/journal/round-000012/state.safetensors    global tensors, server optimizer
                                client-3.safetensors  a client's kept optimizer, on the host of its gateway
                                entry.json            written last, by rename: makes the round count
     <run>/journal/best.safetensors                   global tensors of the best round so far
 
-Data positions and random numbers are functions of (seed, client, round), so the round's number stands for them.
+Data positions and random numbers are functions of (seed, client, round), so the round's number stands for
+them.
 """
 
 import hashlib
@@ -58,10 +60,13 @@ class Entry:
 
 
 class Journal:
-    """One run's journal. Only one rank commits; gateways add their clients' files to the round before it is committed."""
+    """One run's journal. Only one rank commits; gateways add their clients' files to the round before it is
+    committed.
+    """
 
     def __init__(self, run: Path, keep: int):
-        self.folder, self._keep = run / "journal", keep
+        self.folder = run / "journal"
+        self._keep = keep
 
     def _round(self, number: int) -> Path:
         return self.folder / f"round-{number:06d}"
@@ -70,43 +75,66 @@ class Journal:
         """Make `entry.round` the round to resume from, and forget all but the last few."""
         folder = self._round(entry.round)
         digest = write_tensors(folder / "state.safetensors", tensors)
-        text = json.dumps({**asdict(entry), "sha256": digest, "best_loss": entry.best_loss if entry.has_best else None}, indent=1)
+        text = json.dumps(
+            {**asdict(entry), "sha256": digest, "best_loss": entry.best_loss if entry.has_best else None},
+            indent=1,
+        )
         write_atomically(folder / "entry.json", text.encode())
-        kept = self._committed()[-self._keep:]
+        kept = self._committed()[-self._keep :]
         for number in self._numbers():
             if number < kept[0]:  # with or without an entry: a killed process may have left half a round
                 self._forget(number)
         try:
-            needed = {self._best(json_value((self._round(number) / "entry.json").read_bytes())["best_round"]) for number in kept}
+            needed = {
+                self._best(json_value((self._round(number) / "entry.json").read_bytes())["best_round"])
+                for number in kept
+            }
         except (ValueError, KeyError, TypeError):
-            return  # an older entry is damaged: which file it needs is not known, and not this round's business
-        for path in [*self.folder.glob("best-*.safetensors"), *self.folder.glob(".best-*.tmp")]:  # what a killed process left, too
+            # an older entry is damaged: which file it needs is not known, and not this round's business
+            return
+        for path in [
+            *self.folder.glob("best-*.safetensors"),
+            *self.folder.glob(".best-*.tmp"),
+        ]:  # what a killed process left, too
             if path not in needed:
                 path.unlink(missing_ok=True)
 
     def save_client(self, number: int, client: int, tensors: Mapping[str, np.ndarray]) -> None:
-        """Add what a client alone goes on with (its optimizer, its own start under staleness; empty: nothing) to the round that is about to be committed."""
+        """Add what a client alone goes on with (its optimizer, its own start under staleness; empty: nothing)
+        to the round that is about to be committed.
+        """
         write_tensors(self._round(number) / f"client-{client}.safetensors", tensors)
-        # On a host that does not commit nobody else forgets the old rounds. This one is not committed yet, so it counts for none.
+        # On a host that does not commit nobody else forgets the old rounds. This one is not committed yet, so
+        # it counts for none.
         earlier = [n for n in self._numbers() if n < number]
-        for old in earlier[:-self._keep]:
+        for old in earlier[: -self._keep]:
             if not (self._round(old) / "entry.json").exists():
                 self._forget(old)
 
     def load_client(self, number: int, client: int) -> dict[str, np.ndarray]:
         path = self._round(number) / f"client-{client}.safetensors"
         if not path.is_file():
-            raise JournalError(f"{path}: missing; what client {client} goes on with was kept on another host. Resume on the same hosts, "
-                               "or start anew with --fresh")
-        return read_tensors(path, f"delete the folder {path.parent} on the first host to resume from the round before, "
-                            "or start anew with --fresh")
+            raise JournalError(
+                f"{path}: missing; what client {client} goes on with was kept on another host. Resume on "
+                "the same hosts, "
+                "or start anew with --fresh"
+            )
+        return read_tensors(
+            path,
+            f"delete the folder {path.parent} on the first host to resume from the round before, "
+            "or start anew with --fresh",
+        )
 
     def _best(self, number: int) -> Path:
-        """One file a round: an entry's best is the one it was committed with, whatever was trained and lost after it."""
+        """One file a round: an entry's best is the one it was committed with, whatever was trained and lost
+        after it.
+        """
         return self.folder / f"best-{number:06d}.safetensors"
 
     def save_best(self, number: int, tensors: Mapping[str, np.ndarray]) -> None:
-        """Keep the tensors of a round that is the best so far; for good once an entry that names it is committed."""
+        """Keep the tensors of a round that is the best so far; for good once an entry that names it is
+        committed.
+        """
         write_tensors(self._best(number), tensors)
 
     def load_best(self, number: int) -> dict[str, np.ndarray]:
@@ -118,10 +146,15 @@ class Journal:
         Raises:
             JournalError: its file is missing or damaged, or holds other tensors than the entry.
         """
-        path, state = self._best(entry.best_round), self._round(entry.round) / "state.safetensors"
+        path = self._best(entry.best_round)
+        state = self._round(entry.round) / "state.safetensors"
         named = read_shapes(state, self._remedy(entry.round))
-        wanted = trainable({name.removeprefix("global/"): shape for name, shape in named.items() if name.startswith("global/")})
-        if trainable(read_shapes(path, BEST_REMEDY)) != wanted:  # what is folded is of other shapes in every round
+        wanted = trainable({
+            name.removeprefix("global/"): shape for name, shape in named.items() if name.startswith("global/")
+        })
+        if (
+            trainable(read_shapes(path, BEST_REMEDY)) != wanted
+        ):  # what is folded is of other shapes in every round
             raise JournalError(f"{path}: holds other tensors than {state}; {BEST_REMEDY}")
 
     def _numbers(self) -> list[int]:
@@ -146,12 +179,14 @@ class Journal:
         """The newest finished round, None for a run without one.
 
         Raises:
-            JournalError: it is damaged. Going back a round would silently lose work, so that is left to the user.
+            JournalError: it is damaged. Going back a round would silently lose work, so that is left to the
+                user.
         """
         rounds = self._committed()
         if not rounds:
             return None
-        path, remedy = self._round(rounds[-1]) / "entry.json", self._remedy(rounds[-1])
+        path = self._round(rounds[-1]) / "entry.json"
+        remedy = self._remedy(rounds[-1])
         try:
             values = json_value(path.read_bytes())
             values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
@@ -161,7 +196,9 @@ class Journal:
         state = path.parent / "state.safetensors"
         found = sha256(state) if state.is_file() else "no file"
         if found != entry.sha256:
-            raise JournalError(f"{state}: damaged (sha256 is {found[:12]}, the journal says {entry.sha256[:12]}); {remedy}")
+            raise JournalError(
+                f"{state}: damaged (sha256 is {found[:12]}, the journal says {entry.sha256[:12]}); {remedy}"
+            )
         return entry
 
     def tensors(self, entry: Entry) -> dict[str, np.ndarray]:
@@ -177,7 +214,8 @@ def changes(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
     """`key: old -> new` of every value in which two resolved configurations differ."""
     out = []
     for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
+        a = old.get(key)
+        b = new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             out += changes(a, b, f"{prefix}{key}.")
         elif a != b:
@@ -185,7 +223,9 @@ def changes(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
     return out
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> str:
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> str:
     """Write safetensors by rename; returns the file's sha256."""
     from safetensors.numpy import save
 
@@ -210,7 +250,9 @@ def read_tensors(path: Path, remedy: str) -> dict[str, np.ndarray]:
 
 
 def read_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors of a safetensors file; opening it finds one that is cut. Raises as `read_tensors` does."""
+    """Name -> shape of the tensors of a safetensors file; opening it finds one that is cut. Raises as
+    `read_tensors` does.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

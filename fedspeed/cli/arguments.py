@@ -17,7 +17,9 @@ def file_name(text: str) -> Path:
 
 def seed(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= MAX_SEED):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 0 and at most {MAX_SEED}")
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not a whole number of at least 0 and at most {MAX_SEED}"
+        )
     return int(text)
 
 

@@ -10,17 +10,40 @@ from fedspeed.errors import EXIT_OK, ConfigError
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
-    parser = commands.add_parser("audit", allow_abbrev=False, help="measure what a coalition learns of single clients in the anonymous modes", description=
-                                  "Trains the clients of a configuration in one process, plays the exchange over their updates, and lets attackers with the "
-                                  "views of a coalition pair the updates of one round with those of the next.")
-    parser.add_argument("--config", type=file_name, default=QUICKSTART, metavar="YAML", help="configuration of a run (default: the quickstart)")
+    parser = commands.add_parser(
+        "audit",
+        allow_abbrev=False,
+        help="measure what a coalition learns of single clients in the anonymous modes",
+        description="Trains the clients of a configuration in one process, plays the exchange over their "
+        "updates, and lets attackers with the "
+        "views of a coalition pair the updates of one round with those of the next.",
+    )
+    parser.add_argument(
+        "--config",
+        type=file_name,
+        default=QUICKSTART,
+        metavar="YAML",
+        help="configuration of a run (default: the quickstart)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's")
-    parser.add_argument("--rounds", type=positive, default=40, help="rounds to train and to exchange (default: 40)")
-    parser.add_argument("--words", type=positive, default=4096, help="of every update, how many values are exchanged (default: 4096)")
+    parser.add_argument(
+        "--rounds", type=positive, default=40, help="rounds to train and to exchange (default: 40)"
+    )
+    parser.add_argument(
+        "--words",
+        type=positive,
+        default=4096,
+        help="of every update, how many values are exchanged (default: 4096)",
+    )
     parser.add_argument("--modes", default="mix,mix+mask", help="which routing modes (default: mix,mix+mask)")
-    for role, helps in (("owners", "who tell the cells of their chunks (default: all)"), ("relays", "who tell how they permute (default: none)"),
-                        ("clients", "who tell their own cells (default: none)")):
-        parser.add_argument(f"--{role}", type=numbers, metavar="0,1,...", help=f"members of the coalition {helps}")
+    for role, helps in (
+        ("owners", "who tell the cells of their chunks (default: all)"),
+        ("relays", "who tell how they permute (default: none)"),
+        ("clients", "who tell their own cells (default: none)"),
+    ):
+        parser.add_argument(
+            f"--{role}", type=numbers, metavar="0,1,...", help=f"members of the coalition {helps}"
+        )
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object on stdout")
     parser.set_defaults(command=run)
 
@@ -46,7 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         coalition = None
     else:
         everyone = frozenset(range(loaded.config.data.clients))
-        coalition = Coalition(everyone if arguments.owners is None else arguments.owners, arguments.relays or frozenset(), arguments.clients or frozenset())
+        coalition = Coalition(
+            everyone if arguments.owners is None else arguments.owners,
+            arguments.relays or frozenset(),
+            arguments.clients or frozenset(),
+        )
     with Working() if loaded.config.monitor.progress else contextlib.nullcontext():
         found = audit(loaded, arguments.rounds, arguments.words, modes, coalition)
     say(json.dumps(dataclasses.asdict(found), indent=1) if arguments.json else render(found, coalition))

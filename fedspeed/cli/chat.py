@@ -14,14 +14,34 @@ MAX_NEW_TOKENS = 256
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
-    parser = commands.add_parser("chat", help="ask what a finished run has trained", description=
-                                 "Answer one line, or each line of standard input, by the model of a finished run: with the prompt, the tokenizer "
-                                 "and the numeric type that it was trained with.")
-    parser.add_argument("run", metavar="RUN", help="name of a run in runs/, its folder, or an exported adapter/ or model/")
-    parser.add_argument("text", nargs="?", help="the instruction (default: each line of standard input is one)")
+    parser = commands.add_parser(
+        "chat",
+        help="ask what a finished run has trained",
+        description="Answer one line, or each line of standard input, by the model of a finished run: with "
+        "the prompt, the tokenizer "
+        "and the numeric type that it was trained with.",
+    )
+    parser.add_argument(
+        "run", metavar="RUN", help="name of a run in runs/, its folder, or an exported adapter/ or model/"
+    )
+    parser.add_argument(
+        "text", nargs="?", help="the instruction (default: each line of standard input is one)"
+    )
     parser.add_argument("--input", default="", help="what stands in the prompt's input part")
-    parser.add_argument("--max-new-tokens", type=positive, default=MAX_NEW_TOKENS, metavar="N", help="longest answer (default: %(default)s)")
-    parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="of sampling; 0, the default, takes the most likely token")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=MAX_NEW_TOKENS,
+        metavar="N",
+        help="longest answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=0.0,
+        metavar="T",
+        help="of sampling; 0, the default, takes the most likely token",
+    )
     parser.set_defaults(command=run)
 
 
@@ -39,7 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
     for text in [arguments.text] if arguments.text is not None else _lines():
         if not text.strip():
             raise FedSpeedError("there is nothing to answer; give an instruction, or lines on standard input")
-        say(answer(loaded, Row(text, arguments.input, "", ""), arguments.max_new_tokens, arguments.temperature))
+        say(
+            answer(
+                loaded, Row(text, arguments.input, "", ""), arguments.max_new_tokens, arguments.temperature
+            )
+        )
     return EXIT_OK
 
 

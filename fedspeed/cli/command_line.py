@@ -1,4 +1,6 @@
-"""The command line. Heavy libraries are imported where a model is looked at only: `--help`, `--print-config`, `plan`, `simulate` and `doctor` know no torch."""
+"""The command line. Heavy libraries are imported where a model is looked at only: `--help`, `--print-config`,
+`plan`, `simulate` and `doctor` know no torch.
+"""
 
 import argparse
 import os
@@ -7,13 +9,37 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedspeed import __version__
-from fedspeed.cli import audit, chat, config_reference, doctor, init, keys, plan, pretrain_base, probe, run, simulate
+from fedspeed.cli import (
+    audit,
+    chat,
+    config_reference,
+    doctor,
+    init,
+    keys,
+    plan,
+    pretrain_base,
+    probe,
+    run,
+    simulate,
+)
 from fedspeed.cli.output import tell_ending, tell_json
 from fedspeed.cli.packages import missing_package
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.session.ending import of_error
 
-COMMANDS = (run, init, chat, doctor, plan, simulate, probe, audit, keys, pretrain_base, config_reference)  # in the order of --help
+COMMANDS = (
+    run,
+    init,
+    chat,
+    doctor,
+    plan,
+    simulate,
+    probe,
+    audit,
+    keys,
+    pretrain_base,
+    config_reference,
+)  # in the order of --help
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """argparse takes positional words from one place only; `a=1 --json b=2` has overrides in two."""
+    """Argparse takes positional words from one place only; `a=1 --json b=2` has overrides in two."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):

@@ -9,7 +9,9 @@ from fedspeed.errors import EXIT_OK
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
-    parser = commands.add_parser("config-reference", help="print what every key of a configuration means (docs/config.md)")
+    parser = commands.add_parser(
+        "config-reference", help="print what every key of a configuration means (docs/config.md)"
+    )
     parser.add_argument("--out", type=file_name, metavar="FILE", help="where to write it (default: stdout)")
     parser.set_defaults(command=run)
 

@@ -10,24 +10,61 @@ from fedspeed.errors import EXIT_OK
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
-    keys = commands.add_parser("keys", help="make identities and the roster of a federation of organisations", description=
-                               "An identity is made once by each organisation, the roster once by who runs the federation (docs/organisations.md).")
+    keys = commands.add_parser(
+        "keys",
+        help="make identities and the roster of a federation of organisations",
+        description="An identity is made once by each organisation, the roster once by who runs the "
+        "federation (docs/organisations.md).",
+    )
     what = keys.add_subparsers(metavar="WHAT", required=True)
-    new = what.add_parser("new", help="make an identity: NAME.key, to be kept secret, and NAME.json, to be given to who makes the roster")
+    new = what.add_parser(
+        "new",
+        help="make an identity: NAME.key, to be kept secret, and NAME.json, to be given to who makes the "
+        "roster",
+    )
     new.add_argument("name")
-    new.add_argument("--address", required=True, metavar="HOST:PORT", help="where this site listens for the others")
-    new.add_argument("--out", type=file_name, default=Path("keys"), metavar="FOLDER", help="where to write them (default: keys)")
+    new.add_argument(
+        "--address", required=True, metavar="HOST:PORT", help="where this site listens for the others"
+    )
+    new.add_argument(
+        "--out",
+        type=file_name,
+        default=Path("keys"),
+        metavar="FOLDER",
+        help="where to write them (default: keys)",
+    )
     new.set_defaults(command=_new)
     roster = what.add_parser("roster", help="sign a roster of members")
-    roster.add_argument("cards", nargs="+", type=file_name, metavar="CARD", help="the members' NAME.json, in the order that numbers them")
-    roster.add_argument("--signer", required=True, type=file_name, metavar="KEY", help="private key of who runs the federation")
-    roster.add_argument("--epoch", type=int, default=1, help="number of the roster; higher for a newer one (default: 1)")
-    roster.add_argument("--server", default="", metavar="NAME",
-                        help="the member that is to be the server of a method that has one; no run asks for it yet, since such methods are refused "
-                             "between organisations")
+    roster.add_argument(
+        "cards",
+        nargs="+",
+        type=file_name,
+        metavar="CARD",
+        help="the members' NAME.json, in the order that numbers them",
+    )
+    roster.add_argument(
+        "--signer",
+        required=True,
+        type=file_name,
+        metavar="KEY",
+        help="private key of who runs the federation",
+    )
+    roster.add_argument(
+        "--epoch", type=int, default=1, help="number of the roster; higher for a newer one (default: 1)"
+    )
+    roster.add_argument(
+        "--server",
+        default="",
+        metavar="NAME",
+        help="the member that is to be the server of a method that has one; no run asks for it yet, since "
+        "such methods are refused "
+        "between organisations",
+    )
     roster.add_argument("--out", type=file_name, default=Path("roster.json"), metavar="FILE")
     roster.set_defaults(command=_roster)
-    show = what.add_parser("show", help="print the public key of a card or a private key's file, to be compared and pinned")
+    show = what.add_parser(
+        "show", help="print the public key of a card or a private key's file, to be compared and pinned"
+    )
     show.add_argument("file", type=file_name)
     show.set_defaults(command=_show)
 
@@ -36,8 +73,10 @@ def _new(arguments: argparse.Namespace) -> int:
     from fedspeed.routing import identity
 
     secret, public = identity.make(arguments.name, arguments.address, arguments.out)
-    say(f"{secret}: keep it on this site, nobody else needs it\n{public}: give it to who makes the roster\n"
-         f"public key {identity.fingerprint(identity.read_card(public).key)}")
+    say(
+        f"{secret}: keep it on this site, nobody else needs it\n{public}: give it to who makes the roster\n"
+        f"public key {identity.fingerprint(identity.read_card(public).key)}"
+    )
     return EXIT_OK
 
 
@@ -48,11 +87,18 @@ def _roster(arguments: argparse.Namespace) -> int:
 
     signer = identity.read_key(arguments.signer)
     cards = [identity.read_card(path) for path in arguments.cards]
-    write_atomically(arguments.out, identity.sign_roster(cards, signer, arguments.epoch, arguments.server).encode())
-    members = "\n".join(f"  {i}  {card.name}  {card.address}  {identity.fingerprint(card.key)}"
-                        f"{'  (server)' if card.name == arguments.server else ''}" for i, card in enumerate(cards))
-    say(f"{arguments.out}: epoch {arguments.epoch}, {len(cards)} members\n{members}\n"
-         f"every site pins routing.roster_signer={identity.fingerprint(public_of(signer))}")
+    write_atomically(
+        arguments.out, identity.sign_roster(cards, signer, arguments.epoch, arguments.server).encode()
+    )
+    members = "\n".join(
+        f"  {i}  {card.name}  {card.address}  {identity.fingerprint(card.key)}"
+        f"{'  (server)' if card.name == arguments.server else ''}"
+        for i, card in enumerate(cards)
+    )
+    say(
+        f"{arguments.out}: epoch {arguments.epoch}, {len(cards)} members\n{members}\n"
+        f"every site pins routing.roster_signer={identity.fingerprint(public_of(signer))}"
+    )
     return EXIT_OK
 
 
@@ -61,5 +107,9 @@ def _show(arguments: argparse.Namespace) -> int:
     from fedspeed.routing.anonymous.crypto import public_of
 
     card = arguments.file.suffix == ".json"
-    say(identity.fingerprint(identity.read_card(arguments.file).key if card else public_of(identity.read_key(arguments.file))))
+    say(
+        identity.fingerprint(
+            identity.read_card(arguments.file).key if card else public_of(identity.read_key(arguments.file))
+        )
+    )
     return EXIT_OK

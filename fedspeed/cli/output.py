@@ -16,14 +16,16 @@ from fedspeed.session.ending import Ending
 
 def say(text: str) -> None:
     """Print what a command was asked for. A reader that has seen enough (`| head`) is no fault; a full disk
-    is one."""
+    is one.
+    """
     try:
         print(text, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more when it ends
         if not isinstance(error, BrokenPipeError):
-            raise FedSpeedError(f"standard output cannot be written ({error.strerror}); send it "
-                                "elsewhere") from error
+            raise FedSpeedError(
+                f"standard output cannot be written ({error.strerror}); send it elsewhere"
+            ) from error
 
 
 def tell_ending(ending: Ending, json_out: TextIO | None) -> int:
@@ -53,5 +55,6 @@ def _tell_error(error: FedSpeedError, json_out: TextIO | None) -> None:
 
 def tell_json(error: FedSpeedError, json_out: TextIO) -> None:
     """Tell bad input in the words of `--json`, before the ranks have met: of those on this host, which may
-    all have found the same, one speaks."""
+    all have found the same, one speaks.
+    """
     tell_once(lambda: tell_refusal(json_out, error), own_identity())

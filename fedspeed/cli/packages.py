@@ -5,7 +5,14 @@ import sys
 
 from fedspeed.errors import MissingPackage
 
-NEEDED = ("numpy", "torch", "deepspeed", "transformers", "peft", "safetensors")  # to train; looked for before anything is started
+NEEDED = (
+    "numpy",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "peft",
+    "safetensors",
+)  # to train; looked for before anything is started
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackage:

@@ -10,16 +10,46 @@ from fedspeed.errors import PlanError
 def add_planned_arguments(parser: argparse.ArgumentParser) -> None:
     """Words that `plan` and `simulate` have in common."""
     parser.add_argument("--hostfile", type=file_name, required=True, help="the hosts and their facts")
-    parser.add_argument("--config", type=file_name, metavar="YAML", help="configuration of a run, to take its values from")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as adapter.lora_rank=16")
+    parser.add_argument(
+        "--config", type=file_name, metavar="YAML", help="configuration of a run, to take its values from"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="values over the configuration's, such as adapter.lora_rank=16",
+    )
     parser.add_argument("--tokens", type=int, help="length of a sequence (data.max_tokens)")
-    parser.add_argument("--rows", type=int, help="sequences of an optimizer step on each rank (default: train.micro_batch x train.accumulation)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="numeric type (default: as model.dtype says; auto: the lowest that all cards have)")
-    parser.add_argument("--probe", type=file_name, action="append", default=[], metavar="FILE", help="what `fedspeed probe` wrote; once for each machine")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="sequences of an optimizer step on each rank (default: train.micro_batch x train.accumulation)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        help="numeric type (default: as model.dtype says; auto: the lowest that all cards have)",
+    )
+    parser.add_argument(
+        "--probe",
+        type=file_name,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what `fedspeed probe` wrote; once for each machine",
+    )
 
 
-def planned_task(arguments: argparse.Namespace, model: str | None, clients: int | None, micro_batch: int | None = None, quantised: bool = False, hosts=None,
-           words: Sequence[str] = ()):
+def planned_task(
+    arguments: argparse.Namespace,
+    model: str | None,
+    clients: int | None,
+    micro_batch: int | None = None,
+    quantised: bool = False,
+    *,
+    hosts=None,
+    words: Sequence[str] = (),
+):
     """(task, topology, nodes) that the arguments of `plan` and `simulate` describe.
 
     Args:
@@ -35,10 +65,22 @@ def planned_task(arguments: argparse.Namespace, model: str | None, clients: int 
     from fedspeed.planner.task import task_of
     from fedspeed.session.measured import read_probe_file
 
-    flags = (("model.base", model), ("data.clients", clients), ("data.max_tokens", arguments.tokens), ("model.dtype", arguments.dtype))
+    flags = (
+        ("model.base", model),
+        ("data.clients", clients),
+        ("data.max_tokens", arguments.tokens),
+        ("model.dtype", arguments.dtype),
+    )
     hosts = hosts or read(arguments.hostfile).hosts
-    loaded = load(arguments.config, [*([] if arguments.config else [f"data.clients={len(hosts)}"]), *arguments.overrides,
-                                     *(f"{key}={value}" for key, value in flags if value is not None), *words])
+    loaded = load(
+        arguments.config,
+        [
+            *([] if arguments.config else [f"data.clients={len(hosts)}"]),
+            *arguments.overrides,
+            *(f"{key}={value}" for key, value in flags if value is not None),
+            *words,
+        ],
+    )
     for name, value in (("rows", arguments.rows), ("micro-batch", micro_batch)):
         if value is not None and value < 1:
             raise PlanError(f"--{name}={value}: must be at least 1")
@@ -46,7 +88,13 @@ def planned_task(arguments: argparse.Namespace, model: str | None, clients: int 
     places = topology.plan(hosts, loaded.config.data.clients, loaded.config.cluster.ranks_per_client)
     working = {place.host for place in places.ranks if place.clients}
     nodes = {host.name: node_of(host, probes) for host in hosts if host.name in working}
-    task = task_of(loaded.config, merge(loaded.config.deepspeed, loaded.config, loaded.folder), planned_shape(loaded.config.model.base),
-                   [node.device for node in nodes.values()], rows=arguments.rows,
-                   micro_batch=micro_batch, quantised=quantised)
+    task = task_of(
+        loaded.config,
+        merge(loaded.config.deepspeed, loaded.config, loaded.folder),
+        planned_shape(loaded.config.model.base),
+        [node.device for node in nodes.values()],
+        rows=arguments.rows,
+        micro_batch=micro_batch,
+        quantised=quantised,
+    )
     return task, places, nodes

@@ -9,7 +9,9 @@ from fedspeed.errors import EXIT_OK
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
-    parser = commands.add_parser("pretrain-base", help="pretrain the quickstart's tiny base model on the spot")
+    parser = commands.add_parser(
+        "pretrain-base", help="pretrain the quickstart's tiny base model on the spot"
+    )
     parser.add_argument("folder", type=file_name, help="where to write it (skipped if it is there already)")
     parser.add_argument("--seed", type=seed, default=0)
     parser.set_defaults(command=run)

@@ -12,7 +12,13 @@ def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
     parser = commands.add_parser("probe", help="measure what this machine can do, for `plan --probe`")
     parser.add_argument("--out", type=file_name, metavar="FILE", help="where to write it (default: stdout)")
-    parser.add_argument("--disk", type=Path, default=Path(), metavar="FOLDER", help="folder on the disk to measure (default: this one)")
+    parser.add_argument(
+        "--disk",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="folder on the disk to measure (default: this one)",
+    )
     parser.set_defaults(command=run)
 
 
@@ -26,7 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         text = json.dumps(probe(arguments.disk.resolve()), indent=1)
     except OSError as error:
-        raise PlanError(f"--disk={arguments.disk}: cannot be measured ({error.strerror}); name a folder on a disk with room to write") from error
+        raise PlanError(
+            f"--disk={arguments.disk}: cannot be measured ({error.strerror}); name a folder on a disk with "
+            "room to write"
+        ) from error
     if arguments.out:
         from fedspeed.files import write_atomically
 

@@ -29,18 +29,49 @@ def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
     # No abbreviations: what the supervisor takes out of the arguments for its ranks must be found there as it
     # is called here.
-    parser = commands.add_parser("run", allow_abbrev=False, help="run a federated fine-tuning (what launch.py does)", epilog=EXIT_CODES,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter,
-                                 description="Run a federated fine-tuning, or resume it where its journal ends. Started by deepspeed, mpirun, "
-                                             "srun or torchrun it is one rank; started by plain python it starts the local ranks itself.")
-    parser.add_argument("--config", type=file_name, default=QUICKSTART, metavar="YAML", help="configuration of the run (default: the quickstart)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values over the configuration's, such as train.lr=1e-4")
-    parser.add_argument("--hostfile", type=file_name, help="the hostfile the launcher was given, where it cannot be found out")
-    parser.add_argument("--print-config", action="store_true", help="show every value, what it means and where it came from, and stop")
-    parser.add_argument("--dry-run", action="store_true", help="check configuration, hosts, data and model files, and stop")
-    parser.add_argument("--fresh", action="store_true", help="start anew; an earlier run of the same name is moved aside")
-    parser.add_argument("--json", action="store_true", help="one JSON object per round on stdout, progress on stderr")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    parser = commands.add_parser(
+        "run",
+        allow_abbrev=False,
+        help="run a federated fine-tuning (what launch.py does)",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run a federated fine-tuning, or resume it where its journal ends. Started by "
+        "deepspeed, mpirun, "
+        "srun or torchrun it is one rank; started by plain python it starts the local ranks itself.",
+    )
+    parser.add_argument(
+        "--config",
+        type=file_name,
+        default=QUICKSTART,
+        metavar="YAML",
+        help="configuration of the run (default: the quickstart)",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="values over the configuration's, such as train.lr=1e-4",
+    )
+    parser.add_argument(
+        "--hostfile", type=file_name, help="the hostfile the launcher was given, where it cannot be found out"
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="show every value, what it means and where it came from, and stop",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check configuration, hosts, data and model files, and stop"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="start anew; an earlier run of the same name is moved aside"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object per round on stdout, progress on stderr"
+    )
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
+    )  # DeepSpeed's launcher adds it
     parser.set_defaults(command=run)
 
 
@@ -64,16 +95,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _make_base(folder: Path, launch) -> None:
     """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of
-    its own (it needs torch)."""
+    its own (it needs torch).
+    """
     end = time.monotonic() + BASE_S
     if not (folder / "config.json").exists() and launch.local_rank == 0:
-        done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], cwd=Path.cwd(), timeout=BASE_S, check=False,
-                              env={**os.environ, "PYTHONPATH": str(PROJECT)})
+        done = subprocess.run(
+            [sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)],
+            cwd=Path.cwd(),
+            timeout=BASE_S,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        )
         if done.returncode:
-            raise ModelError(f"model.base={folder} could not be made, its own message stands above; mend that, or give another model.base")
+            raise ModelError(
+                f"model.base={folder} could not be made, its own message stands above; mend that, or give "
+                "another model.base"
+            )
     while not (folder / "config.json").exists():
         if time.monotonic() > end:
-            raise LostPeerError(f"{folder} did not appear within {BASE_S:.0f} s; make it with `python -m fedspeed pretrain-base {folder}`")
+            raise LostPeerError(
+                f"{folder} did not appear within {BASE_S:.0f} s; make it with `python -m fedspeed "
+                f"pretrain-base {folder}`"
+            )
         time.sleep(0.5)
 
 
@@ -133,8 +176,11 @@ def _ending_of_rank(arguments: argparse.Namespace, json_out: TextIO | None) -> E
 
 def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
     """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one
-    is lost."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy comes next, and ranks are forked from what this forks
+    is lost.
+    """
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # numpy comes next, and ranks are forked from what this forks
     from fedspeed.session.machine import supervise
     from fedspeed.session.preflight import check
     from fedspeed.session.request import RunRequest

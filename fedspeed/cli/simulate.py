@@ -10,16 +10,36 @@ from fedspeed.errors import EXIT_OK
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
-    parser = commands.add_parser("simulate", allow_abbrev=False, help="say what training takes on hosts that are not here", description=
-                                    "Memory, step time, whole training and throughput of the planner's choice and of pipelines, whose instruction streams "
-                                    "are executed against the planner's model of time: models x tasks on the hosts of a hostfile, and for many clients.")
+    parser = commands.add_parser(
+        "simulate",
+        allow_abbrev=False,
+        help="say what training takes on hosts that are not here",
+        description="Memory, step time, whole training and throughput of the planner's choice and of "
+        "pipelines, whose instruction streams "
+        "are executed against the planner's model of time: models x tasks on the hosts of a hostfile, and "
+        "for many clients.",
+    )
     add_planned_arguments(parser)
-    parser.add_argument("--model", action="append", metavar="MODEL",
-                        help="a known model, a folder with config.json, a config.json, or a hub name; several: once for each (default: the mission's five)")
-    parser.add_argument("--epochs", type=positive, default=1, help="how often training sees a task's rows (default: 1)")
-    parser.add_argument("--scale", type=positive, action="append", metavar="CLIENTS", help="many clients, each on a server of its own; several: once for "
-                                                                                               "each (default: 100, 1000, 10000)")
-    parser.add_argument("--json", action="store_true", help="all of it as a JSON list on stdout, a model an item")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help="a known model, a folder with config.json, a config.json, or a hub name; several: once for "
+        "each (default: the mission's five)",
+    )
+    parser.add_argument(
+        "--epochs", type=positive, default=1, help="how often training sees a task's rows (default: 1)"
+    )
+    parser.add_argument(
+        "--scale",
+        type=positive,
+        action="append",
+        metavar="CLIENTS",
+        help="many clients, each on a server of its own; several: once for each (default: 100, 1000, 10000)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="all of it as a JSON list on stdout, a model an item"
+    )
     parser.set_defaults(command=run)
 
 
@@ -33,7 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
     def alone(model: str) -> list:
         """A client by itself on each kind of host."""
         kinds = {(host.slots, host.facts): host for host in read(arguments.hostfile).hosts}
-        return [planned_task(arguments, model, 1, hosts=[host], words=["cluster.ranks_per_client=auto"]) for host in kinds.values()]
+        return [
+            planned_task(arguments, model, 1, hosts=[host], words=["cluster.ranks_per_client=auto"])
+            for host in kinds.values()
+        ]
 
     found = []
     for model in arguments.model or MODELS:

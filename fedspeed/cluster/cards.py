@@ -54,7 +54,8 @@ def check_cards(worlds: Mapping[str, Sequence[int]], cards: Mapping[int, Card]) 
     Raises:
         ConfigError: two ranks of one world would share a card, which NCCL refuses too, but late.
     """
-    problems, notes = [], []
+    problems = []
+    notes = []
     world_of = {rank: world for world, ranks in worlds.items() for rank in ranks if rank in cards}
     for card, ranks in _by_card(world_of, cards).items():
         if len(ranks) < 2:
@@ -86,7 +87,8 @@ def _problem(world: str, card: Card, ranks: Sequence[int]) -> str:
         f"host {card.host}: ranks {_listed(ranks)} of {world} would compute on one GPU ({card.name}; a "
         f"rank there sees {card.seen} GPU{plural}), but a torch world needs one for each of its ranks. Start "
         f"{card.seen} rank{plural} on that host (cluster.local_ranks={card.seen}, slots={card.seen} in the "
-        f"hostfile, --num_gpus {card.seen}), where clients take turns; or make each rank a cluster of its own "
+        f"hostfile, --num_gpus {card.seen}), where clients take turns; or make each rank a cluster of its "
+        "own "
         f"in a hostfile, since such ranks may share a card ({REMEDY_PAGE})"
     )
 

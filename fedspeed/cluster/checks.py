@@ -29,8 +29,10 @@ def check_layout(config: RunConfig, hostfile: Path | None) -> tuple[Topology, La
     if alone and launch.hostfile:
         check_rank_count(ranks, launch.hostfile.path)
     if alone and config.routing.started_by_mpi and ranks > 1:
-        raise ConfigError(f"routing.transport={config.routing.transport}: plain python starts its ranks without MPI; "
-                          "start with `mpirun -n N python launch.py ...`, or set routing.transport=gloo")
+        raise ConfigError(
+            f"routing.transport={config.routing.transport}: plain python starts its ranks without MPI; "
+            "start with `mpirun -n N python launch.py ...`, or set routing.transport=gloo"
+        )
     topology = lay_out(config, hosts)
     check_clusters(config, topology)
     return topology, launch, _crowded(config, topology) if alone else []
@@ -41,8 +43,11 @@ def check_clusters(config: RunConfig, topology: Topology) -> None:
     names = [cluster.name for cluster in topology.clusters if cluster.clients]
     for name in config.train.local_steps_by_cluster:
         if name not in names:
-            raise ConfigError(f"train.local_steps_by_cluster: no cluster {name} takes part; there {'are' if len(names) > 1 else 'is'} "
-                              f"{', '.join(names)}")
+            raise ConfigError(
+                f"train.local_steps_by_cluster: no cluster {name} takes part; there "
+                f"{'are' if len(names) > 1 else 'is'} "
+                f"{', '.join(names)}"
+            )
 
 
 def _crowded(config: RunConfig, topology: Topology) -> list[str]:
@@ -51,7 +56,8 @@ def _crowded(config: RunConfig, topology: Topology) -> list[str]:
     Raises:
         ConfigError: two ranks of one torch world would share a GPU.
     """
-    ranks, gpus = len(topology.ranks), computing_gpus(os.environ)
+    ranks = len(topology.ranks)
+    gpus = computing_gpus(os.environ)
     if not gpus:
         return crowding(ranks)
     return check_cards(topology.worlds(config.engine.pipeline), dealt(ranks, gpus, socket.gethostname()))

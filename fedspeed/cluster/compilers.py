@@ -1,4 +1,6 @@
-"""What this machine lacks to build DeepSpeed's operators, which is done when they are first used. Found without torch; changes nothing."""
+"""What this machine lacks to build DeepSpeed's operators, which is done when they are first used. Found
+without torch; changes nothing.
+"""
 
 import ast
 import os
@@ -17,7 +19,9 @@ from fedspeed.cluster.devices import visible_gpus
 
 _TRY_S = 60.0
 # What DeepSpeed itself tries, and the header that its sources include.
-_AIO_PROGRAM = "#include <libaio.h>\nint main(void) { io_context_t context = 0; return io_setup(1, &context); }\n"
+_AIO_PROGRAM = (
+    "#include <libaio.h>\nint main(void) { io_context_t context = 0; return io_setup(1, &context); }\n"
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Lack:
 
 
 def lacks_for_async_io(env: Mapping[str, str] = os.environ) -> list[Lack]:
-    """What is missing here for `async_io`, DeepSpeed's way to NVMe; nothing where DeepSpeed was installed with it.
+    """What is missing here for `async_io`, DeepSpeed's way to NVMe; nothing where DeepSpeed was installed
+    with it.
 
     Args:
         env: CC, CXX, CFLAGS, LDFLAGS, CUDA_HOME and PATH are heeded, as its build heeds them.
@@ -43,7 +48,9 @@ def lacks_for_async_io(env: Mapping[str, str] = os.environ) -> list[Lack]:
 def _lacks_for_any(env: Mapping[str, str]) -> list[Lack]:
     lacks = []
     if not _program(env.get("CXX", "c++"), env):
-        lacks.append(Lack(f"a C++ compiler (`{env.get('CXX', 'c++')}`)", "apt install g++, or name another with CXX"))
+        lacks.append(
+            Lack(f"a C++ compiler (`{env.get('CXX', 'c++')}`)", "apt install g++, or name another with CXX")
+        )
     if not ninja(env):
         lacks.append(Lack("ninja", "pip install ninja"))
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
@@ -61,18 +68,36 @@ def _lacks_of_libaio(env: Mapping[str, str]) -> list[Lack]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "try.c"
         source.write_text(_AIO_PROGRAM, encoding="utf-8")
-        command = [*shlex.split(compiler), *shlex.split(env.get("CFLAGS", "")), str(source), "-o", str(source.with_suffix("")),
-                   *shlex.split(env.get("LDFLAGS", "")), "-laio"]
+        command = [
+            *shlex.split(compiler),
+            *shlex.split(env.get("CFLAGS", "")),
+            str(source),
+            "-o",
+            str(source.with_suffix("")),
+            *shlex.split(env.get("LDFLAGS", "")),
+            "-laio",
+        ]
         try:
             done = subprocess.run(command, env=dict(env), capture_output=True, timeout=_TRY_S, check=False)
         except (OSError, subprocess.SubprocessError):
             return [Lack(f"a C compiler that works (`{compiler}` does not)", "name another with CC")]
-    return [] if done.returncode == 0 else [Lack("libaio with its header", "apt install libaio-dev, or CFLAGS=-I... LDFLAGS=-L... where it is elsewhere")]
+    return (
+        []
+        if done.returncode == 0
+        else [
+            Lack(
+                "libaio with its header",
+                "apt install libaio-dev, or CFLAGS=-I... LDFLAGS=-L... where it is elsewhere",
+            )
+        ]
+    )
 
 
 def ninja(env: Mapping[str, str]) -> str | None:
     """The path of ninja: on PATH, or beside this Python, whose virtual environment need not be activated."""
-    return shutil.which("ninja", path=env.get("PATH")) or shutil.which("ninja", path=str(Path(sys.executable).parent))
+    return shutil.which("ninja", path=env.get("PATH")) or shutil.which(
+        "ninja", path=str(Path(sys.executable).parent)
+    )
 
 
 def _program(command: str, env: Mapping[str, str]) -> str | None:
@@ -81,13 +106,22 @@ def _program(command: str, env: Mapping[str, str]) -> str | None:
 
 
 def _cuda_toolkit(env: Mapping[str, str]) -> bool:
-    return bool(env.get("CUDA_HOME") or env.get("CUDA_PATH") or _program("nvcc", env) or Path("/usr/local/cuda").exists())
+    return bool(
+        env.get("CUDA_HOME")
+        or env.get("CUDA_PATH")
+        or _program("nvcc", env)
+        or Path("/usr/local/cuda").exists()
+    )
 
 
 def _installed(operator: str) -> bool:
-    """Whether DeepSpeed was installed with this operator (DS_BUILD_OPS and the like). Read, not imported: that would take seconds."""
+    """Whether DeepSpeed was installed with this operator (DS_BUILD_OPS and the like). Read, not imported:
+    that would take seconds.
+    """
     package = find_spec("deepspeed")
-    file = Path(package.origin).parent / "git_version_info_installed.py" if package and package.origin else None
+    file = (
+        Path(package.origin).parent / "git_version_info_installed.py" if package and package.origin else None
+    )
     if file is None or not file.is_file():
         return False
     for line in file.read_text(encoding="utf-8").splitlines():

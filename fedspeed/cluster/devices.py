@@ -1,4 +1,6 @@
-"""What this machine offers to its ranks: GPUs and cores, found without torch and without starting a CUDA context."""
+"""What this machine offers to its ranks: GPUs and cores, found without torch and without starting a CUDA
+context.
+"""
 
 import math
 import os
@@ -38,14 +40,16 @@ def visible_gpus(env: Mapping[str, str]) -> int:
 
 def computing_gpus(env: Mapping[str, str]) -> int:
     """Number of CUDA devices that ranks with this environment compute on: none where they were told to take
-    the CPU."""
+    the CPU.
+    """
     return 0 if env.get("DS_ACCELERATOR") == "cpu" else visible_gpus(env)
 
 
 def rank_devices(env: Mapping[str, str], local_rank: int) -> dict[str, str]:
     """What a rank's environment needs beside its supervisor's to see its device: of several MIG instances
     one, since CUDA shows a process no more than the first of them. All other devices are seen by every rank,
-    which takes its own by number."""
+    which takes its own by number.
+    """
     chosen = env.get("CUDA_VISIBLE_DEVICES", "")
     if not chosen.startswith(_MIG) or not (count := chosen_gpus(chosen, 0)):
         return {}
@@ -66,9 +70,10 @@ def choose_allocator(env: MutableMapping[str, str]) -> None:
 def chosen_gpus(text: str, installed: int) -> int:
     """How many devices a value of CUDA_VISIBLE_DEVICES lets a process see, as CUDA and torch read it.
 
-    Counting ends before the first entry that is no device: an index that is not there, a word (`NoDevFiles`, `none`, `void`), a negative
-    number. A device named twice means none at all. Of an index only the digits at its beginning count. Ids of devices (`GPU-...`,
-    `MIG-...`) are taken at their word.
+    Counting ends before the first entry that is no device: an index that is not there, a word (`NoDevFiles`,
+        `none`, `void`), a negative
+    number. A device named twice means none at all. Of an index only the digits at its beginning count. Ids of
+    devices (`GPU-...`, `MIG-...`) are taken at their word.
 
     Args:
         installed: number of devices of this machine.
@@ -94,9 +99,11 @@ def _leading_number(text: str) -> int:
 
 
 def choose_accelerator(env: MutableMapping[str, str]) -> None:
-    """Tell DeepSpeed that this machine computes on its CPU, where no accelerator can be seen and nobody has said otherwise.
+    """Tell DeepSpeed that this machine computes on its CPU, where no accelerator can be seen and nobody has
+    said otherwise.
 
-    Left to itself it would warn on every rank that it has found none. Where NVIDIA's driver knows a GPU, that warning matters, and stays.
+    Left to itself it would warn on every rank that it has found none. Where NVIDIA's driver knows a GPU, that
+    warning matters, and stays.
     """
     if not env.get("DS_ACCELERATOR"):
         env.pop("DS_ACCELERATOR", None)
@@ -129,8 +136,9 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int:
-    """Bytes of RAM that can be had without swapping, also by the limits of this process: of its control groups (container, scheduler), and of
-    its address space (ulimit -v)."""
+    """Bytes of RAM that can be had without swapping, also by the limits of this process: of its control
+    groups (container, scheduler), and of its address space (ulimit -v).
+    """
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
@@ -138,22 +146,28 @@ def free_memory() -> int:
         free = min(free, limit - used)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        free = min(free, limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+        free = min(
+            free, limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        )
     return max(0, free)
 
 
 def _group_limits(groups: str, root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, used) bytes of the control groups that this process is in and of those above them, in both versions.
+    """(limit, used) bytes of the control groups that this process is in and of those above them, in both
+    versions.
 
     Args:
-        groups: content of /proc/self/cgroup: lines of `number:controllers:/path`; version 2 has number 0 and no controllers.
+        groups: content of /proc/self/cgroup: lines of `number:controllers:/path`; version 2 has number 0 and
+            no controllers.
     """
     for line in groups.splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            base, names = root, ("memory.max", "memory.current")
+            base = root
+            names = ("memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
         folder = base / path.lstrip("/")

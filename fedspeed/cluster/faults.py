@@ -1,4 +1,6 @@
-"""Which exceptions ended the ranks of an attempt: each leaves a note for the supervisor, who would meet the same ones again."""
+"""Which exceptions ended the ranks of an attempt: each leaves a note for the supervisor, who would meet the
+same ones again.
+"""
 
 import os
 import re
@@ -10,7 +12,9 @@ _LONGEST = 4000
 
 
 def note_fault(error: BaseException, env: Mapping[str, str] = os.environ) -> None:
-    """Leaves word of an exception that ends this rank; nothing under other launchers, which start no rank again."""
+    """Leaves word of an exception that ends this rank; nothing under other launchers, which start no rank
+    again.
+    """
     if path := env.get(FAULT_VARIABLE):
         try:
             Path(f"{path}-{env.get('RANK', '')}").write_text(_text(error), encoding="utf-8", errors="replace")
@@ -24,6 +28,8 @@ def noted_faults(path: Path) -> frozenset[str]:
 
 
 def _text(error: BaseException) -> str:
-    """Equal for what happens again: type, text and notes, without addresses of memory, which differ in every process."""
+    """Equal for what happens again: type, text and notes, without addresses of memory, which differ in every
+    process.
+    """
     text = " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
     return re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)[:_LONGEST]

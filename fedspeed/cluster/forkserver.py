@@ -116,7 +116,9 @@ def serve(supervisor: Connection, env: Mapping[str, str], preload: Callable[[], 
 
 class _Server:
     def __init__(self, supervisor: Connection, env: Mapping[str, str], target: Target):
-        self._supervisor, self._env, self._target = supervisor, env, target
+        self._supervisor = supervisor
+        self._env = env
+        self._target = target
         self._pids: dict[int, int] = {}  # by rank; not reaped yet, so none can belong to anybody else
 
     def run(self) -> None:
@@ -178,6 +180,7 @@ def _set_environment(env: Mapping[str, str]) -> None:
 
 def _other_threads() -> list[str]:
     """Name the threads of this process beside the main one, which a fork would lose with the locks they hold;
-    none where the system does not tell (/proc)."""
+    none where the system does not tell (/proc).
+    """
     others = [entry for entry in Path("/proc/self/task").glob("*") if entry.name != str(os.getpid())]
     return [(entry / "comm").read_text(encoding="utf-8").strip() for entry in others]

@@ -46,7 +46,8 @@ class IdleTime:
 @dataclass(frozen=True)
 class Snapshot:
     """What the store last told: ranks that have been silent for the whole limit, for nearly that long (these
-    included), and that left."""
+    included), and that left.
+    """
 
     silent: tuple[int, ...] = ()
     suspected: tuple[int, ...] = ()
@@ -87,12 +88,12 @@ class Heartbeat:
 
     Args:
         store: what `rendezvous.meet` returned.
-        ranks: world ranks that work, this one among them; all begin within less than `silence_s` of each
-            other.
+        ranks: world ranks that work, this one among them; all begin within less than `heartbeat_timeout_s` of
+            each other.
         me: this world rank.
-        interval_s: between two beats; a small part of `silence_s`.
-        silence_s: a rank silent for so long is lost. Much longer than any C call that holds the interpreter
-            lock, in which no thread beats.
+        interval_s: between two beats; a small part of `heartbeat_timeout_s`.
+        heartbeat_timeout_s: a rank silent for so long is lost. Much longer than any C call that holds the
+            interpreter lock, in which no thread beats.
         on_stuck: called once, with the lost, when there have been lost ranks for `grace_s` and `close` was
             not called: the main thread then waits in a call that no exception reaches. It must not call
             `close`, which waits for its end.
@@ -105,22 +106,21 @@ class Heartbeat:
         me: int,
         *,
         interval_s: float,
-        silence_s: float,
+        heartbeat_timeout_s: float,
         on_stuck: Callable[[tuple[int, ...]], None],
         grace_s: float,
     ):
-        assert silence_s > (_APART + 1) * interval_s, "a silence is many intervals"
+        assert heartbeat_timeout_s > (_APART + 1) * interval_s, "a silence is many intervals"
         self._store, self._ranks, self._me = store, tuple(ranks), me
-        self._interval_s, self._silence_s, self._on_stuck, self._grace_s = (
-            interval_s,
-            silence_s,
-            on_stuck,
-            grace_s,
-        )
+        self._interval_s = interval_s
+        self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._on_stuck = on_stuck
+        self._grace_s = grace_s
         self._lost: tuple[int, ...] = ()
         self._snapshot = Snapshot()
         self._answers = 0
-        self._gone = self._goodbye = False
+        self._gone = False
+        self._goodbye = False
         self._end, self._lock = threading.Event(), threading.Lock()
         self._talker = threading.Thread(target=self._talk, name="fedspeed-heartbeat", daemon=True)
         self._talker.start()
@@ -148,12 +148,13 @@ class Heartbeat:
     def _talk(self) -> None:
         """Beats and listens. Whatever a store does that is gone, torch tells by a RuntimeError."""
         try:
-            tcp = self._store.connect("fedspeed/heartbeat", self._silence_s)
+            tcp = self._store.connect("fedspeed/heartbeat", self._heartbeat_timeout_s)
             others = [rank for rank in self._ranks if rank != self._me]
             keys = [_beat(rank) for rank in others] + [_left(rank) for rank in others]
             for key in keys:
                 tcp.add(key, 0)  # creates it: reading a key that is not there would wait
-            idle, last = IdleTime(others, 2 * self._interval_s), time.monotonic()
+            idle = IdleTime(others, 2 * self._interval_s)
+            last = time.monotonic()
             while not self._end.is_set():
                 tcp.add(_beat(self._me), 1)
                 numbers = [int(text) for text in tcp.multi_get(keys)] if keys else []
@@ -163,7 +164,7 @@ class Heartbeat:
                 left = frozenset(
                     rank for rank, gone in zip(others, numbers[len(others) :], strict=True) if gone
                 )
-                limits_s = (self._silence_s, self._silence_s - _APART * self._interval_s)
+                limits_s = (self._heartbeat_timeout_s, self._heartbeat_timeout_s - _APART * self._interval_s)
                 silent, suspected = (
                     tuple(rank for rank in idle.at_least(limit_s) if rank not in left) for limit_s in limits_s
                 )
@@ -176,15 +177,18 @@ class Heartbeat:
             self._gone = True
 
     def _judge(self) -> None:
-        store, holder = IdleTime([0], 2 * self._interval_s), tuple(rank for rank in self._ranks if rank == 0)
-        last, lost_s = time.monotonic(), 0.0
+        store = IdleTime([0], 2 * self._interval_s)
+        holder = tuple(rank for rank in self._ranks if rank == 0)
+        last = time.monotonic()
+        lost_s = 0.0
         while not self._end.wait(self._interval_s):
             now = time.monotonic()
-            passed_s, last = min(now - last, 2 * self._interval_s), now
+            passed_s = min(now - last, 2 * self._interval_s)
+            last = now
             store.take({0: self._answers}, passed_s)
             before = self._lost
             self._lost = judge(
-                before, self._snapshot, self._gone, bool(store.at_least(self._silence_s)), holder
+                before, self._snapshot, self._gone, bool(store.at_least(self._heartbeat_timeout_s)), holder
             )
             lost_s = lost_s + passed_s if before and self._lost else 0.0
             if lost_s >= self._grace_s:

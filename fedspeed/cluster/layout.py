@@ -1,8 +1,10 @@
-"""Which hosts, with how many slots, carry the ranks of this job: every clue there is, held against the hostfiles at hand.
+"""Which hosts, with how many slots, carry the ranks of this job: every clue there is, held against the
+hostfiles at hand.
 
-No launcher tells its ranks which hostfile it was given. DeepSpeed's per-host launcher carries the resolved hosts on its own command line,
-mpirun the file's path (on the host where it was started), schedulers name hosts in the environment. A file is accepted only if it does not
-contradict what this rank knows of itself; `rendezvous.meet` then compares the answers of all ranks.
+No launcher tells its ranks which hostfile it was given. DeepSpeed's per-host launcher carries the resolved
+hosts on its own command line, mpirun the file's path (on the host where it was started), schedulers name
+hosts in the environment. A file is accepted only if it does not contradict what this rank knows of itself;
+`rendezvous.meet` then compares the answers of all ranks.
 """
 
 import base64
@@ -25,14 +27,17 @@ _MPIRUNS = {"mpirun", "mpiexec", "prterun", "prun", "orterun", "mpiexec.hydra"}
 _HOSTFILE_OPTIONS = {
     "deepspeed": ("-H", "--hostfile"),
     "openmpi": ("--hostfile", "-hostfile", "--machinefile", "-machinefile"),
-    "mpi": ("-f", "--hostfile", "-hostfile", "-machinefile")}
+    "mpi": ("-f", "--hostfile", "-hostfile", "-machinefile"),
+}
 
 Layout = tuple[Hostfile | None, tuple[Host, ...]]
 
 
 @dataclass(frozen=True)
 class Clues:
-    """What `find` may look at. `cmdlines` are the ancestors' command lines, parent first; `named` is a hostfile the user named."""
+    """What `find` may look at. `cmdlines` are the ancestors' command lines, parent first; `named` is a
+    hostfile the user named.
+    """
 
     identity: RankIdentity
     env: Mapping[str, str]
@@ -87,17 +92,24 @@ def _decode(text: str) -> dict[str, int]:
         world = json.loads(base64.urlsafe_b64decode(text))
         return {str(host): len(slots) for host, slots in world.items()}
     except (ValueError, AttributeError, TypeError):
-        raise HostfileError(f"--world_info={text} on the DeepSpeed launcher's command line is not understood; name the hosts with "
-                            "`launch.py --hostfile FILE`") from None
+        raise HostfileError(
+            f"--world_info={text} on the DeepSpeed launcher's command line is not understood; name the "
+            "hosts with "
+            "`launch.py --hostfile FILE`"
+        ) from None
 
 
-# ---------------------------------------------------------------------------------------------------- DeepSpeed's own launchers
+# ----------------------------------------------------------------------------------------------------
+# DeepSpeed's own launchers
+
 
 def _from_world_info(clues: Clues, sizes: dict[str, int]) -> Layout:
     world = ", ".join(f"{host} slots={slots}" for host, slots in sizes.items())
     if sum(sizes.values()) != clues.identity.world_size:
-        raise HostfileError(f"the DeepSpeed launcher started {sum(sizes.values())} ranks ({world}), but WORLD_SIZE="
-                            f"{clues.identity.world_size}; do not set WORLD_SIZE by hand")
+        raise HostfileError(
+            f"the DeepSpeed launcher started {sum(sizes.values())} ranks ({world}), but WORLD_SIZE="
+            f"{clues.identity.world_size}; do not set WORLD_SIZE by hand"
+        )
     named = clues.named or _launcher_hostfile(clues)
     if named:
         file = read(named)
@@ -105,39 +117,57 @@ def _from_world_info(clues: Clues, sizes: dict[str, int]) -> Layout:
         if hosts is None and len(sizes) == 1 and file.slots == clues.identity.world_size:
             return file, file.hosts
         if hosts is None:
-            raise HostfileError(f"{file.path}: does not describe this job: DeepSpeed runs on {world}, the file has {_listed(file.hosts)}; "
-                                "give both the same file")
+            raise HostfileError(
+                f"{file.path}: does not describe this job: DeepSpeed runs on {world}, the file has "
+                f"{_listed(file.hosts)}; "
+                "give both the same file"
+            )
         return file, hosts
     if list(sizes) == ["localhost"]:
         return None, (Host("localhost", sizes["localhost"]),)
     files, broken = _shelf(clues.cwd)
     fitting = [(file, hosts) for file in files if (hosts := _selected(file, sizes))]
-    equal = [(file, hosts) for file, hosts in fitting if len(file.hosts) == len(hosts) and file.slots == clues.identity.world_size]
+    equal = [
+        (file, hosts)
+        for file, hosts in fitting
+        if len(file.hosts) == len(hosts) and file.slots == clues.identity.world_size
+    ]
     found = _unambiguous(equal or fitting)
     if found:
         return found
     if len(sizes) == 1:
         return None, tuple(Host(host, slots) for host, slots in sizes.items())
-    raise HostfileError(f"DeepSpeed runs on {world}, but does not tell which hostfile that came from, and no file in "
-                        f"{clues.cwd / 'hostfiles'} has these hosts and slots; add `--hostfile FILE` behind launch.py or set "
-                        f"{HOSTFILE_VARIABLE}{_looked_at(files, broken)}")
+    raise HostfileError(
+        f"DeepSpeed runs on {world}, but does not tell which hostfile that came from, and no file in "
+        f"{clues.cwd / 'hostfiles'} has these hosts and slots; add `--hostfile FILE` behind launch.py or set "
+        f"{HOSTFILE_VARIABLE}{_looked_at(files, broken)}"
+    )
 
 
 def _selected(file: Hostfile, sizes: Mapping[str, int]) -> tuple[Host, ...] | None:
-    """The file's hosts that the launcher uses, with as many slots as it uses (--include, --exclude, --num_nodes), else None."""
+    """The file's hosts that the launcher uses, with as many slots as it uses (--include, --exclude,
+    --num_nodes), else None.
+    """
     hosts = [file.host(name) for name in sizes]
     if any(host is None or host.slots < slots for host, slots in zip(hosts, sizes.values(), strict=True)):
         return None
     return tuple(replace(host, slots=slots) for host, slots in zip(hosts, sizes.values(), strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------- MPI, Slurm, PBS, torchrun
+# ---------------------------------------------------------------------------------------------------- MPI,
+# Slurm, PBS, torchrun
+
 
 def _logical(file: Hostfile, world_size: int) -> Layout:
-    """A file that the user named is the layout, whatever machines the ranks run on: ten hosts may be emulated on one."""
+    """A file that the user named is the layout, whatever machines the ranks run on: ten hosts may be emulated
+    on one.
+    """
     if file.slots != world_size:
-        raise HostfileError(f"{file.path}: offers {file.slots} slots, but the launcher started {world_size} ranks; start exactly "
-                            f"{file.slots} (mpirun -n {file.slots}), or name a hostfile with {world_size} slots")
+        raise HostfileError(
+            f"{file.path}: offers {file.slots} slots, but the launcher started {world_size} ranks; start "
+            "exactly "
+            f"{file.slots} (mpirun -n {file.slots}), or name a hostfile with {world_size} slots"
+        )
     return file, file.hosts
 
 
@@ -152,10 +182,15 @@ def _from_mpirun(clues: Clues) -> Layout | None:
         return None
     hosts = _filled(file.hosts, identity.world_size)
     if hosts is None:
-        raise HostfileError(f"{file.path}: offers {file.slots} slots, but mpirun started {identity.world_size} ranks; start at most "
-                            f"{file.slots}, or raise the slots in the file")
+        raise HostfileError(
+            f"{file.path}: offers {file.slots} slots, but mpirun started {identity.world_size} ranks; start "
+            "at most "
+            f"{file.slots}, or raise the slots in the file"
+        )
     if problem := _contradiction(hosts, clues):
-        raise HostfileError(f"{file.path}: {problem}; let ranks be numbered host by host (mpirun --map-by slot)")
+        raise HostfileError(
+            f"{file.path}: {problem}; let ranks be numbered host by host (mpirun --map-by slot)"
+        )
     return file, hosts
 
 
@@ -166,14 +201,19 @@ def _from_this_machine(clues: Clues) -> Layout | None:
 
 
 def _from_scheduler(clues: Clues) -> Layout | None:
-    identity, env = clues.identity, clues.env
+    identity = clues.identity
+    env = clues.env
     if identity.kind == "slurm":
-        names, counts = nodelist.expand_hosts(env.get("SLURM_STEP_NODELIST", "")), env.get("SLURM_STEP_TASKS_PER_NODE", "")
+        names = nodelist.expand_hosts(env.get("SLURM_STEP_NODELIST", ""))
+        counts = env.get("SLURM_STEP_TASKS_PER_NODE", "")
         hosts = _paired(names, nodelist.expand_counts(counts))
         if hosts is None or (problem := _contradiction(hosts, clues)):
             detail = problem if hosts else f"{len(names)} hosts, but SLURM_STEP_TASKS_PER_NODE={counts}"
-            raise HostfileError(f"Slurm's step on {env.get('SLURM_STEP_NODELIST')}: {detail}; start with `srun --distribution=block`, "
-                                "or pass --hostfile")
+            raise HostfileError(
+                f"Slurm's step on {env.get('SLURM_STEP_NODELIST')}: {detail}; start with `srun "
+                "--distribution=block`, "
+                "or pass --hostfile"
+            )
         return _with_facts(hosts, clues)
     if "SLURM_JOB_NODELIST" in env:
         attempts = _slurm_job_layouts(nodelist.expand_hosts(env["SLURM_JOB_NODELIST"]), clues)
@@ -190,10 +230,12 @@ def _from_scheduler(clues: Clues) -> Layout | None:
 def _slurm_job_layouts(names: list[str], clues: Clues) -> list[tuple[Host, ...] | None]:
     """Guesses for an mpirun (or torchrun) inside a Slurm job, best first.
 
-    On the head node SLURM_TASKS_PER_NODE speaks of the job. Elsewhere it speaks of the step that started mpirun's daemon, and equal
+    On the head node SLURM_TASKS_PER_NODE speaks of the job. Elsewhere it speaks of the step that started
+    mpirun's daemon, and equal
     slots are assumed: the ranks before this machine's, divided by the machines before it.
     """
-    identity, env = clues.identity, clues.env
+    identity = clues.identity
+    env = clues.env
     layouts = []
     if "SLURM_STEP_ID" not in env and "SLURM_TASKS_PER_NODE" in env:
         layouts.append(_paired(names, nodelist.expand_counts(env["SLURM_TASKS_PER_NODE"])))
@@ -208,17 +250,27 @@ def _slurm_job_layouts(names: list[str], clues: Clues) -> list[tuple[Host, ...] 
 
 
 def _from_shelf(clues: Clues) -> Layout:
-    """Ranks of mpirun away from the machine where it was started: only the files at hand and what this rank knows of itself."""
+    """Ranks of mpirun away from the machine where it was started: only the files at hand and what this rank
+    knows of itself.
+    """
     identity = clues.identity
     files, broken = _shelf(clues.cwd)
-    found = _unambiguous([(file, file.hosts) for file in files
-                          if file.slots == identity.world_size and not _contradiction(file.hosts, clues)
-                          and is_same_host(host_of_rank(file.hosts, identity.world_rank)[0].name, clues.hostname)])
+    found = _unambiguous([
+        (file, file.hosts)
+        for file in files
+        if file.slots == identity.world_size
+        and not _contradiction(file.hosts, clues)
+        and is_same_host(host_of_rank(file.hosts, identity.world_rank)[0].name, clues.hostname)
+    ])
     if found:
         return found
-    raise HostfileError(f"{identity.world_size} ranks run on several hosts (this is rank {identity.world_rank} on {clues.hostname}), "
-                        f"and nothing tells which; add `--hostfile FILE` behind launch.py, with {identity.world_size} slots in the order "
-                        f"of the ranks, or set {HOSTFILE_VARIABLE}{_looked_at(files, broken)}")
+    raise HostfileError(
+        f"{identity.world_size} ranks run on several hosts (this is rank {identity.world_rank} on "
+        f"{clues.hostname}), "
+        f"and nothing tells which; add `--hostfile FILE` behind launch.py, with {identity.world_size} slots "
+        "in the order "
+        f"of the ranks, or set {HOSTFILE_VARIABLE}{_looked_at(files, broken)}"
+    )
 
 
 def _contradiction(hosts: Sequence[Host], clues: Clues) -> str | None:
@@ -234,13 +286,18 @@ def _contradiction(hosts: Sequence[Host], clues: Clues) -> str | None:
     if actual and actual != host:
         return f"rank {identity.world_rank} runs on {actual.name}, but would belong to {host.name}"
     if identity.local_rank != slot or (identity.local_size is not None and identity.local_size != host.slots):
-        return (f"rank {identity.world_rank} is local rank {identity.local_rank} of {identity.local_size or '?'} on {clues.hostname}, but "
-                f"would be number {slot} of {host.slots} on {host.name}")
+        return (
+            f"rank {identity.world_rank} is local rank {identity.local_rank} of "
+            f"{identity.local_size or '?'} on {clues.hostname}, but "
+            f"would be number {slot} of {host.slots} on {host.name}"
+        )
     return None
 
 
 def _filled(hosts: Sequence[Host], world_size: int) -> tuple[Host, ...] | None:
-    """The first slots of `hosts` for `world_size` ranks, as mpirun fills them by slot; None if there are too few."""
+    """The first slots of `hosts` for `world_size` ranks, as mpirun fills them by slot; None if there are too
+    few.
+    """
     filled = []
     for host in hosts:
         if world_size:
@@ -250,15 +307,22 @@ def _filled(hosts: Sequence[Host], world_size: int) -> tuple[Host, ...] | None:
 
 
 def _paired(names: list[str], counts: list[int]) -> tuple[Host, ...] | None:
-    return tuple(Host(name, slots) for name, slots in zip(names, counts, strict=True)) if len(names) == len(counts) else None
+    return (
+        tuple(Host(name, slots) for name, slots in zip(names, counts, strict=True))
+        if len(names) == len(counts)
+        else None
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- files at hand
+# ---------------------------------------------------------------------------------------------------- files
+# at hand
+
 
 def _launcher_hostfile(clues: Clues) -> Path | None:
     """The hostfile argument of the nearest launcher of this kind among the ancestors.
 
-    The first occurrence counts: a launcher's own options stand before the script, and a later --hostfile is the script's.
+    The first occurrence counts: a launcher's own options stand before the script, and a later --hostfile is
+        the script's.
     """
     options = _HOSTFILE_OPTIONS.get(clues.identity.kind, ())
     is_launcher = _is_deepspeed if clues.identity.kind == "deepspeed" else _is_mpirun
@@ -270,7 +334,10 @@ def _launcher_hostfile(clues: Clues) -> Path | None:
 
 def _is_deepspeed(words: Sequence[str]) -> bool:
     """The `deepspeed` command is a Python script: its name stands behind the interpreter's."""
-    return any(PurePosixPath(word).name in ("deepspeed", "ds") for word in words[:2]) or "deepspeed.launcher.runner" in words[:4]
+    return (
+        any(PurePosixPath(word).name in ("deepspeed", "ds") for word in words[:2])
+        or "deepspeed.launcher.runner" in words[:4]
+    )
 
 
 def _is_mpirun(words: Sequence[str]) -> bool:
@@ -288,12 +355,19 @@ def _option(words: Sequence[str], names: tuple[str, ...]) -> str | None:
 
 
 def _shelf(cwd: Path) -> tuple[list[Hostfile], list[str]]:
-    """The readable hostfiles that may be meant, and for the others the reason; a broken file must not stop a job that needs another."""
+    """The readable hostfiles that may be meant, and for the others the reason; a broken file must not stop a
+    job that needs another.
+    """
     folder = cwd / "hostfiles"
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")) if folder.is_dir() else []
+    paths = (
+        sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        if folder.is_dir()
+        else []
+    )
     if _DEEPSPEED_DEFAULT.is_file():
         paths.append(_DEEPSPEED_DEFAULT)
-    files, broken = [], []
+    files = []
+    broken = []
     for path in paths:
         try:
             files.append(read(path))
@@ -306,9 +380,11 @@ def _with_facts(hosts: tuple[Host, ...], clues: Clues) -> Layout:
     """The same hosts and slots with the facts of a file at hand that names them all.
 
     Raises:
-        HostfileError: files state different facts, or only names that are short for several hosts of a file lead to it.
+        HostfileError: files state different facts, or only names that are short for several hosts of a file
+            lead to it.
     """
-    described, unclear = [], []
+    described = []
+    unclear = []
     for file in _shelf(clues.cwd)[0]:
         try:
             known = [_described(file, host.name) for host in hosts]
@@ -317,7 +393,10 @@ def _with_facts(hosts: tuple[Host, ...], clues: Clues) -> Layout:
             continue
         if all(known):
             pairs = zip(known, hosts, strict=True)
-            described.append((file, tuple(replace(other, name=host.name, slots=host.slots) for other, host in pairs)))
+            described.append((
+                file,
+                tuple(replace(other, name=host.name, slots=host.slots) for other, host in pairs),
+            ))
     if unclear and not described:
         raise unclear[0]
     return _unambiguous(described) or (None, hosts)
@@ -334,9 +413,13 @@ def _described(file: Hostfile, name: str) -> Host | None:
         # Asked only here: a name service may take seconds to answer.
         found = hosts_called(found, socket.getfqdn(name))
     if len({(host.facts, file.cluster(host.cluster).trust) for host in found}) > 1:
-        raise HostfileError(f"{file.path}: host {name} of this job may be {' or '.join(host.name for host in found)}, about which the file "
-                            f"states different facts; add `--hostfile FILE` behind launch.py or set {HOSTFILE_VARIABLE}, with the hosts of "
-                            "this job alone")
+        raise HostfileError(
+            f"{file.path}: host {name} of this job may be {' or '.join(host.name for host in found)}, about "
+            "which the file "
+            f"states different facts; add `--hostfile FILE` behind launch.py or set {HOSTFILE_VARIABLE}, "
+            "with the hosts of "
+            "this job alone"
+        )
     return found[0] if found else None
 
 
@@ -344,12 +427,17 @@ def _unambiguous(layouts: list[tuple[Hostfile, tuple[Host, ...]]]) -> Layout | N
     """The first of layouts that all say the same, None of none. Raises HostfileError if they differ."""
     meanings: dict[tuple, list[tuple[Hostfile, tuple[Host, ...]]]] = {}
     for file, hosts in layouts:
-        meaning = tuple((host.name, host.slots, host.facts, file.cluster(host.cluster).trust) for host in hosts)
+        meaning = tuple(
+            (host.name, host.slots, host.facts, file.cluster(host.cluster).trust) for host in hosts
+        )
         meanings.setdefault(meaning, []).append((file, hosts))
     if len(meanings) > 1:
         files = ", ".join(group[0][0].path for group in meanings.values())
-        raise HostfileError(f"{files}: all name the hosts of this job, but state different facts about them; add `--hostfile FILE` behind "
-                            f"launch.py or set {HOSTFILE_VARIABLE}")
+        raise HostfileError(
+            f"{files}: all name the hosts of this job, but state different facts about them; add "
+            "`--hostfile FILE` behind "
+            f"launch.py or set {HOSTFILE_VARIABLE}"
+        )
     return layouts[0] if layouts else None
 
 
@@ -358,5 +446,7 @@ def _listed(hosts: Sequence[Host]) -> str:
 
 
 def _looked_at(files: list[Hostfile], broken: list[str]) -> str:
-    seen = [f"{file.path}: {_listed(file.hosts)}" for file in files] + [f"not readable: {reason}" for reason in broken]
+    seen = [f"{file.path}: {_listed(file.hosts)}" for file in files] + [
+        f"not readable: {reason}" for reason in broken
+    ]
     return "".join(f"\n  - {line}" for line in ["looked at:", *seen]) if seen else ""

@@ -40,8 +40,8 @@ def local_rank_count(setting: int | str, clients: int) -> int:
     """How many ranks to start on this machine.
 
     Args:
-        setting: `auto` or a whole number of at least 1. Auto means one rank per GPU, but the same number for every client if there are more
-            GPUs than clients; without GPUs what `ranks_on_cores` says.
+        setting: `auto` or a whole number of at least 1. Auto means one rank per GPU, but the same number for
+            every client if there are more GPUs than clients; without GPUs what `ranks_on_cores` says.
 
     Raises:
         ConfigError: the setting is more than `check_rank_count` lets pass.
@@ -57,28 +57,35 @@ def local_rank_count(setting: int | str, clients: int) -> int:
 
 def local_hosts(launch: Launch, setting: int | str, clients: int) -> tuple[Host, ...]:
     """The hosts of a run that plain python starts: the hostfile's one, or this machine with as many ranks as
-    `local_rank_count` says. Raises as that does."""
+    `local_rank_count` says. Raises as that does.
+    """
     return launch.hosts if launch.hostfile else (Host("localhost", local_rank_count(setting, clients)),)
 
 
 def crowding(ranks: int) -> list[str]:
     """A note where this machine is to start more ranks than it has cores, and no GPU. Ranks on GPUs are held
-    to `cards.check_cards`."""
+    to `cards.check_cards`.
+    """
     cores = usable_cores()
     if computing_gpus(os.environ) or ranks <= cores:
         return []
-    return [f"{ranks} ranks on {cores} core{'s' if cores > 1 else ''}: they take turns, so that a round is "
-            f"not shorter than with {cores}, and memory is needed {ranks} times; set "
-            f"cluster.local_ranks={cores} (or auto), or give the hostfile fewer slots"]
+    return [
+        f"{ranks} ranks on {cores} core{'s' if cores > 1 else ''}: they take turns, so that a round is "
+        f"not shorter than with {cores}, and memory is needed {ranks} times; set "
+        f"cluster.local_ranks={cores} (or auto), or give the hostfile fewer slots"
+    ]
 
 
 def check_rank_count(ranks: int, source: str) -> None:
     """Raises ConfigError if this machine is asked to start so many ranks that it would run out of processes
-    before it said so."""
+    before it said so.
+    """
     most = RANKS_PER_CORE * usable_cores()
     if ranks > most:
-        raise ConfigError(f"{source}: {ranks} ranks are too many for one machine of {usable_cores()} "
-                          f"cores; ask for at most {most}")
+        raise ConfigError(
+            f"{source}: {ranks} ranks are too many for one machine of {usable_cores()} "
+            f"cores; ask for at most {most}"
+        )
 
 
 def ranks_on_cores(clients: int, cores: int) -> int:
@@ -89,7 +96,7 @@ def ranks_on_cores(clients: int, cores: int) -> int:
     rank uses both for all.
     """
     possible = range(1, min(clients, cores) + 1)
-    return min(possible, key=lambda ranks: -(-clients // ranks) / (cores // ranks)**_THREADS_SCALE)
+    return min(possible, key=lambda ranks: -(-clients // ranks) / (cores // ranks) ** _THREADS_SCALE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +119,18 @@ class LocalRun:
     said: tuple[str, ...]
 
 
-def run_local(argv: Sequence[str], ranks: int, env: Mapping[str, str], max_restarts: int,
-              progressed: Callable[[], int], *, preload: Callable[[], None] | None = None,
-              target: Callable[[dict[str, str]], int] | None = None, finish_s: float = 25.0,
-              end_s: float = END_S) -> LocalRun:
+def run_local(
+    argv: Sequence[str],
+    ranks: int,
+    env: Mapping[str, str],
+    max_restarts: int,
+    progressed: Callable[[], int],
+    *,
+    preload: Callable[[], None] | None = None,
+    target: Callable[[dict[str, str]], int] | None = None,
+    finish_s: float = 25.0,
+    end_s: float = END_S,
+) -> LocalRun:
     """Run `ranks` local ranks to their end.
 
     A rank that dies ends the others, and all start again from the journal while restarts are left. A restart
@@ -135,14 +150,22 @@ def run_local(argv: Sequence[str], ranks: int, env: Mapping[str, str], max_resta
         end_s: how long they may take to end once another is lost.
     """
     threads = env.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // ranks))
-    common = {RESOLVER_VARIABLE: RESOLVER_OPTIONS, **env, "FEDSPEED_LAUNCH": "local",
-              "OMP_NUM_THREADS": threads, "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks),
-              "MASTER_ADDR": "127.0.0.1"}
+    common = {
+        RESOLVER_VARIABLE: RESOLVER_OPTIONS,
+        **env,
+        "FEDSPEED_LAUNCH": "local",
+        "OMP_NUM_THREADS": threads,
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+    }
     spawned = SpawnedGroup(common, [*_own_command(), *argv])
     forks = preload and target and not visible_gpus(env)
     workers = ForkedGroup(common, preload, target) if forks else spawned
     with _Signals() as signals, tempfile.TemporaryDirectory(prefix="fedspeed-") as folder:
-        supervisor = _Supervisor(workers, ranks, Path(folder), signals, finish_s, end_s)
+        supervisor = _Supervisor(
+            workers, ranks, Path(folder), signals=signals, finish_s=finish_s, end_s=end_s
+        )
         try:
             code = supervisor.run(max_restarts, progressed)
         except PreloadFailed as error:
@@ -155,8 +178,13 @@ def run_local(argv: Sequence[str], ranks: int, env: Mapping[str, str], max_resta
                 code = error.code
         finally:
             supervisor.workers.close()
-    return LocalRun(exit_code=code, restarts=supervisor.restarts, started=supervisor.started,
-                    asked_to_end=supervisor.asked_to_end, said=tuple(supervisor.said))
+    return LocalRun(
+        exit_code=code,
+        restarts=supervisor.restarts,
+        started=supervisor.started,
+        asked_to_end=supervisor.asked_to_end,
+        said=tuple(supervisor.said),
+    )
 
 
 class Asked(IntEnum):
@@ -205,17 +233,22 @@ class _Supervisor:
         self.said.append(text)
 
     def run(self, max_restarts: int, progressed: Callable[[], int]) -> int:
-        spent, journaled, faults = 0, progressed(), frozenset()
+        spent = 0
+        journaled = progressed()
+        faults = frozenset()
         while True:
             code = self._attempt()
             if code in (EXIT_OK, EXIT_USAGE) or self.signals.received:
                 return code
-            before, journaled = journaled, progressed()
+            before = journaled
+            journaled = progressed()
             faults, earlier = self._faults(), faults
             if journaled == before and (again := faults & earlier):
-                self.log(f"not starting again: {_first_line(min(again))} ended this attempt as it ended the "
-                         "one before it, and would end every other; its traceback stands above. Mend its "
-                         "cause, and the same command goes on from the journal")
+                self.log(
+                    f"not starting again: {_first_line(min(again))} ended this attempt as it ended the "
+                    "one before it, and would end every other; its traceback stands above. Mend its "
+                    "cause, and the same command goes on from the journal"
+                )
                 return EXIT_FAILED
             if max_restarts and journaled > before:
                 self._restart(f"round {journaled} was finished since the last start")
@@ -224,8 +257,10 @@ class _Supervisor:
                 self._restart(f"restart {spent} of {max_restarts} without a new round")
             else:
                 mended = ", once the cause of the traceback above is mended" if faults else ""
-                self.log(f"no restart is left ({max_restarts} without a new round); the same command resumes "
-                         f"from the journal{mended}")
+                self.log(
+                    f"no restart is left ({max_restarts} without a new round); the same command resumes "
+                    f"from the journal{mended}"
+                )
                 return code
 
     def _restart(self, why: str) -> None:
@@ -234,7 +269,8 @@ class _Supervisor:
 
     def _faults(self) -> frozenset[str]:
         """The exceptions that ended the last attempt; none where a rank was killed, which others' exceptions
-        may only follow from."""
+        may only follow from.
+        """
         return frozenset() if self.killed else noted_faults(self._fault_path(self.starts - 1))
 
     def _fault_path(self, start: int) -> Path:
@@ -242,10 +278,15 @@ class _Supervisor:
 
     def _attempt(self) -> int:
         """Start all ranks and watch them to the end of the last one; return the exit code of the whole if it
-        stopped here."""
+        stopped here.
+        """
         self.workers.start(self._rank_envs())
         self.killed = False
-        running, ends, culprits, asked, deadline = self.ranks, [], [], Asked.NOTHING, float("inf")
+        running = self.ranks
+        ends = []
+        culprits = []
+        asked = Asked.NOTHING
+        deadline = float("inf")
         while running:
             new = self.workers.poll()
             ends += new
@@ -262,7 +303,8 @@ class _Supervisor:
                     self.workers.close()
                     break
                 self.workers.send(signal.SIGKILL)
-                asked, deadline = Asked.KILL, time.monotonic() + self.end_s
+                asked = Asked.KILL
+                deadline = time.monotonic() + self.end_s
             elif running:
                 time.sleep(_POLL_S)
         self.starts += 1
@@ -278,8 +320,10 @@ class _Supervisor:
     def _finish(self) -> tuple[Asked, float]:
         self.asked_to_end = True
         name = signal.Signals(self.signals.received[0]).name
-        self.log(f"asked to end by {name}: the ranks have {self.finish_s:g} s to finish the round "
-                 "(once more ends them at once)")
+        self.log(
+            f"asked to end by {name}: the ranks have {self.finish_s:g} s to finish the round "
+            "(once more ends them at once)"
+        )
         self.workers.send(signal.SIGTERM)
         return Asked.FINISH, time.monotonic() + self.finish_s
 
@@ -290,19 +334,23 @@ class _Supervisor:
             FAULT_VARIABLE: str(self._fault_path(self.starts)),
             "FEDSPEED_RESTARTS": str(self.starts),
         }
-        return [{**shared, **rank_devices(os.environ, rank), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                for rank in range(self.ranks)]
+        return [
+            {**shared, **rank_devices(os.environ, rank), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            for rank in range(self.ranks)
+        ]
 
 
 def _expected(code: int, asked: Asked) -> bool:
     """Whether a rank may end like this. One that was asked to finish may also say "preempted", or have had no
-    handler yet."""
+    handler yet.
+    """
     return code == EXIT_OK or (asked is Asked.FINISH and code in (EXIT_RESUMABLE, -signal.SIGTERM))
 
 
 def _verdict(ends: Sequence[End]) -> int:
     """The exit code of the whole from the ends that decide it: bad input, a killed rank and a failure tell
-    more than their consequences."""
+    more than their consequences.
+    """
     codes = {end.code for end in ends}
     if EXIT_USAGE in codes:
         return EXIT_USAGE
@@ -320,4 +368,4 @@ def _first_line(text: str) -> str:
 def _own_command() -> list[str]:
     """How this process was started, up to its own arguments: a script, `-m package`, or a console script."""
     arguments = len(sys.argv) - 1
-    return [sys.executable, *sys.orig_argv[1:len(sys.orig_argv) - arguments]]
+    return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - arguments]]

@@ -1,7 +1,8 @@
 """Where the ranks of a job meet: opening the store that rank 0 holds, and finding it.
 
-A launcher tells all ranks one port before anything starts. Local ranks are told a file instead: rank 0 opens a port that the kernel has free
-at that moment, and writes its number there. So no other program can take the port between its choice and its use.
+A launcher tells all ranks one port before anything starts. Local ranks are told a file instead: rank 0 opens
+a port that the kernel has free at that moment, and writes its number there. So no other program can take the
+port between its choice and its use.
 """
 
 import socket
@@ -21,19 +22,30 @@ _PAUSE_S = 0.05
 
 
 def open_server(port: int, timeout_s: float) -> Any:
-    """A torch TCPStore that listens on `port` of all interfaces; 0: on one that is free, which its attribute `port` tells.
+    """A torch TCPStore that listens on `port` of all interfaces; 0: on one that is free, which its attribute
+    `port` tells.
 
-    Another store that this process opens on the same port shares the server, if it is `multi_tenant` too: torch's own for a world is.
+    Another store that this process opens on the same port shares the server, if it is `multi_tenant` too:
+    torch's own for a world is.
 
     Raises:
         RuntimeError: the port is taken.
     """
     from torch.distributed import TCPStore
-    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, multi_tenant=True, timeout=timedelta(seconds=timeout_s))
+
+    return TCPStore(
+        "127.0.0.1",
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        timeout=timedelta(seconds=timeout_s),
+    )
 
 
 def open_or_find(launch: Launch, timeout_s: float) -> tuple[Any, tuple[str, int]]:
-    """The job's torch TCPStore, opened by world rank 0 and found by the others, and the address it was reached at.
+    """The job's torch TCPStore, opened by world rank 0 and found by the others, and the address it was
+    reached at.
 
     Raises:
         LostPeerError: the port is taken, or rank 0 did not open it in time, or something else answers there.
@@ -41,7 +53,8 @@ def open_or_find(launch: Launch, timeout_s: float) -> tuple[Any, tuple[str, int]
     """
     if launch.world_rank == 0:
         tcp = _open(launch, timeout_s)
-        # The server listens on all interfaces; its own process takes the shortest way, whatever the others call this machine.
+        # The server listens on all interfaces; its own process takes the shortest way, whatever the others
+        # call this machine.
         return tcp, ("127.0.0.1", tcp.port)
     deadline = time.monotonic() + timeout_s
     address = (launch.master_addr, _port_of(launch, deadline, timeout_s))
@@ -82,8 +95,12 @@ def _open(launch: Launch, timeout_s: float) -> Any:
     try:
         return open_server(port, timeout_s)
     except RuntimeError as error:
-        raise LostPeerError(f"rank 0 cannot open the meeting port {port} on {socket.gethostname()}: {_first_line(error)}; end the "
-                            f"program that holds it, or choose another with MASTER_PORT={free_port()} (deepspeed --master_port)") from None
+        raise LostPeerError(
+            f"rank 0 cannot open the meeting port {port} on {socket.gethostname()}: {_first_line(error)}; "
+            "end the "
+            f"program that holds it, or choose another with MASTER_PORT={free_port()} (deepspeed "
+            "--master_port)"
+        ) from None
 
 
 def _port_of(launch: Launch, deadline: float, timeout_s: float) -> int:
@@ -91,23 +108,32 @@ def _port_of(launch: Launch, deadline: float, timeout_s: float) -> int:
         return launch.master_port + STORE_PORT_OFFSET
     port = read_port(launch.meeting, deadline)
     if port is None:
-        raise LostPeerError(f"{named(launch, [0])} did not open a meeting port within {timeout_s:g} s; look at its output, or raise "
-                            "cluster.start_timeout_s")
+        raise LostPeerError(
+            f"{named(launch, [0])} did not open a meeting port within {timeout_s:g} s; look at its output, "
+            "or raise "
+            "cluster.start_timeout_s"
+        )
     return port
 
 
 def _connect(launch: Launch, address: tuple[str, int], deadline: float) -> Any:
     from torch.distributed import TCPStore
+
     try:
         left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
         return TCPStore(*address, is_master=False, wait_for_workers=False, timeout=left)
     except RuntimeError as error:
-        raise LostPeerError(f"rank {launch.world_rank} reached {address[0]}:{address[1]}, but no FedSpeed job answered there: "
-                            f"{_first_line(error)}; choose another port with MASTER_PORT=...") from None
+        raise LostPeerError(
+            f"rank {launch.world_rank} reached {address[0]}:{address[1]}, but no FedSpeed job answered "
+            "there: "
+            f"{_first_line(error)}; choose another port with MASTER_PORT=..."
+        ) from None
 
 
 def _await_listener(launch: Launch, address: tuple[str, int], deadline: float, timeout_s: float) -> None:
-    """Waits until rank 0 listens. A plain socket, because TCPStore prints stack traces over each refused connection."""
+    """Waits until rank 0 listens. A plain socket, because TCPStore prints stack traces over each refused
+    connection.
+    """
     started = time.monotonic()
     while True:
         try:
@@ -115,13 +141,18 @@ def _await_listener(launch: Launch, address: tuple[str, int], deadline: float, t
             return
         except socket.gaierror as error:
             if time.monotonic() - started > min(_RESOLVE_S, timeout_s):
-                raise HostfileError(f"rank {launch.world_rank} on {socket.gethostname()} cannot resolve the host of rank 0, "
-                                    f"`{address[0]}` ({error.strerror}); correct the name, or set MASTER_ADDR to an address") from None
+                raise HostfileError(
+                    f"rank {launch.world_rank} on {socket.gethostname()} cannot resolve the host of rank 0, "
+                    f"`{address[0]}` ({error.strerror}); correct the name, or set MASTER_ADDR to an address"
+                ) from None
         except OSError as error:
             if time.monotonic() >= deadline:
-                raise LostPeerError(f"{named(launch, [0])} did not open {address[0]}:{address[1]} within {timeout_s:g} s "
-                                    f"({error.strerror or error}); look at its output, check that the port is not filtered, or raise "
-                                    "cluster.start_timeout_s") from None
+                raise LostPeerError(
+                    f"{named(launch, [0])} did not open {address[0]}:{address[1]} within {timeout_s:g} s "
+                    f"({error.strerror or error}); look at its output, check that the port is not filtered, "
+                    "or raise "
+                    "cluster.start_timeout_s"
+                ) from None
         time.sleep(_PAUSE_S)
 
 

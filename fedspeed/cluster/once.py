@@ -13,7 +13,8 @@ from fedspeed.errors import EXIT_USAGE, FedSpeedError
 from fedspeed.log import LOG
 
 ONCE_VARIABLE = "FEDSPEED_ONCE"
-_TOLD = "fedspeed-told"  # files of `tell_once` in the folder for temporary ones: this, user, parent, when the parent began
+# files of `tell_once` in the folder for temporary ones: this, user, parent, when the parent began
+_TOLD = "fedspeed-told"
 
 
 def report(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> None:
@@ -67,7 +68,8 @@ def tell_once(tell: Callable[[], None], identity: RankIdentity) -> None:
 
 def _tell_in_turn(tell: Callable[[], None], identity: RankIdentity, path: Path, file: TextIO) -> None:
     """The file lists the ranks that have come by; it goes with the last one of this host. A rank that finds
-    itself there is in a later start by the same parent, whose list begins anew."""
+    itself there is in a later start by the same parent, whose list begins anew.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         ranks = file.read().split()
@@ -91,7 +93,8 @@ def _tell_in_turn(tell: Callable[[], None], identity: RankIdentity, path: Path, 
 
 def _meeting_place(env: Mapping[str, str]) -> Path:
     """A file that the ranks of this host and start name alike: the supervisor's, or one named after what
-    started them all."""
+    started them all.
+    """
     if path := env.get(ONCE_VARIABLE):
         return Path(f"{path}-json")
     parent = os.getppid()
@@ -101,7 +104,12 @@ def _meeting_place(env: Mapping[str, str]) -> Path:
 def _began(pid: int | str) -> str:
     """When a process began, in ticks since the machine did; empty where there is none, or no /proc."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        return (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition(")")[2]
+            .split()[19]
+        )
     except (OSError, IndexError):
         return ""
 

@@ -9,7 +9,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with(parent: int) -> None:
-    """Asks the kernel to kill this process when its parent dies, and leaves at once if that has already happened."""
+    """Asks the kernel to kill this process when its parent dies, and leaves at once if that has already
+    happened.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -24,5 +26,9 @@ def how_it_ended(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = " (by the kernel for want of memory, if nobody else did it: see dmesg)" if -code == signal.SIGKILL else ""
+    hint = (
+        " (by the kernel for want of memory, if nobody else did it: see dmesg)"
+        if -code == signal.SIGKILL
+        else ""
+    )
     return f"was killed by {name}{hint}"

@@ -1,7 +1,8 @@
-"""How the ranks of a job find each other, agree on who they are, and give each cluster a torch world of its own.
+"""How the ranks of a job find each other, agree on who they are, and give each cluster a torch world of its
+own.
 
-World rank 0 holds a key-value store (torch's TCPStore, beside and apart from the stores of the torch worlds). The module imports torch
-only inside the functions that talk to it.
+World rank 0 holds a key-value store (torch's TCPStore, beside and apart from the stores of the torch worlds).
+The module imports torch only inside the functions that talk to it.
 """
 
 import json
@@ -35,7 +36,8 @@ _MUST_S = 30.0
 class Peer:
     """A rank that has arrived: the machine and process behind a world rank.
 
-    `boot` is the id of its kernel's start. It tells machines apart that call themselves alike, as gpu1 of two organisations may.
+    `boot` is the id of its kernel's start. It tells machines apart that call themselves alike, as gpu1 of two
+    organisations may.
     """
 
     world_rank: int
@@ -52,8 +54,8 @@ class Peer:
 class Store:
     """The job's key-value store as one rank sees it, with everybody's announcement.
 
-    Rank 0's object holds the server: the store ends with that process. `peers[world_rank]` is complete. `opened_world` is the store of a
-    torch world, on its first rank.
+    Rank 0's object holds the server: the store ends with that process. `peers[world_rank]` is complete.
+    `opened_world` is the store of a torch world, on its first rank.
     """
 
     def __init__(self, tcp: Any, address: tuple[str, int], world_rank: int):
@@ -83,16 +85,21 @@ class Store:
         self._ask(lambda: self._tcp.set(key, text) or True, _ASK_S)
 
     def is_first(self, key: str) -> bool:
-        """Whether this rank is the first to ask about `key`. Of a store that does not answer, rank 0, which holds it, is."""
+        """Whether this rank is the first to ask about `key`. Of a store that does not answer, rank 0, which
+        holds it, is.
+        """
         count = self._ask(lambda: self._tcp.add(key, 1), _ASK_S)
         return self.world_rank == 0 if count is None else count == 1
 
     def wait(self, keys: list[str], timeout_s: float) -> set[str]:
-        """Waits until all keys are there. Returns those that are not at the deadline, and all of them if the store is gone.
+        """Waits until all keys are there. Returns those that are not at the deadline, and all of them if the
+        store is gone.
 
-        Asks again and again instead of using the TCPStore's own wait, which prints a warning whenever it runs out.
+        Asks again and again instead of using the TCPStore's own wait, which prints a warning whenever it runs
+        out.
         """
-        deadline, pause_s = time.monotonic() + timeout_s, 0.005
+        deadline = time.monotonic() + timeout_s
+        pause_s = 0.005
         while True:
             left_s = deadline - time.monotonic()
             if self._ask(lambda: self._tcp.check(keys), max(left_s, _ASK_S)):
@@ -109,21 +116,27 @@ class Store:
     def connect(self, prefix: str, timeout_s: float) -> Any:
         """A torch store on a connection of its own, for a process group; its keys live under `prefix`."""
         from torch.distributed import PrefixStore, TCPStore
-        tcp = TCPStore(*self.address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+
+        tcp = TCPStore(
+            *self.address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+        )
         return PrefixStore(prefix, tcp)
 
     def _must(self, question: Callable[[], Any]) -> Any:
         answer = self._ask(question, _MUST_S)
         if answer is None:
-            raise LostPeerError(f"rank 0, which holds the meeting store at {self.address[0]}:{self.address[1]}, is gone or does not "
-                                "answer; look at its output")
+            raise LostPeerError(
+                f"rank 0, which holds the meeting store at {self.address[0]}:{self.address[1]}, is gone or "
+                "does not "
+                "answer; look at its output"
+            )
         return answer
 
     def _ask(self, question: Callable[[], Any], limit_s: float) -> Any:
         """The answer, or None if the store is gone or silent.
 
-        Asked from a thread because a TCPStore waits without limit for a server whose machine has vanished. While one question stays
-        unanswered, nobody waits for another.
+        Asked from a thread because a TCPStore waits without limit for a server whose machine has vanished.
+        While one question stays unanswered, nobody waits for another.
         """
         answers: list[Any] = []
 
@@ -159,19 +172,31 @@ def meet(launch: Launch, timeout_s: float) -> Store:
     deadline = time.monotonic() + timeout_s
     tcp, address = open_or_find(launch, timeout_s)
     store = Store(tcp, address, launch.world_rank)
-    mine = {"hostname": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "layout": _layout_text(launch)}
+    mine = {
+        "hostname": socket.gethostname(),
+        "boot": _boot_id(),
+        "pid": os.getpid(),
+        "layout": _layout_text(launch),
+    }
     store.put(_here(launch.world_rank), json.dumps(mine))
     missing = store.wait([_here(rank) for rank in range(launch.world_size)], deadline - time.monotonic())
     if missing:
         ranks = [rank for rank in range(launch.world_size) if _here(rank) in missing]
-        raise LostPeerError(f"{len(ranks)} of {launch.world_size} ranks did not arrive at {launch.master_addr}:{store.address[1]} within "
-                            f"{timeout_s:g} s: {named(launch, ranks)}; look at their output, or raise cluster.start_timeout_s")
+        raise LostPeerError(
+            f"{len(ranks)} of {launch.world_size} ranks did not arrive at "
+            f"{launch.master_addr}:{store.address[1]} within "
+            f"{timeout_s:g} s: {named(launch, ranks)}; look at their output, or raise cluster.start_timeout_s"
+        )
     said = [json.loads(text) for text in store.get(*map(_here, range(launch.world_size)))]
     store.put(_read(launch.world_rank), "read")
     if launch.world_rank == 0:
-        # If what was said is wrong, all ranks end at once; rank 0, and the store with it, after the others have seen why.
+        # If what was said is wrong, all ranks end at once; rank 0, and the store with it, after the others
+        # have seen why.
         store.wait([_read(rank) for rank in range(launch.world_size)], _READ_S)
-    store.peers = tuple(Peer(rank, str(words["hostname"]), int(words["pid"]), str(words["boot"])) for rank, words in enumerate(said))
+    store.peers = tuple(
+        Peer(rank, str(words["hostname"]), int(words["pid"]), str(words["boot"]))
+        for rank, words in enumerate(said)
+    )
     _check_layouts(said)
     _check_machines(launch, store.peers)
     return store
@@ -180,10 +205,11 @@ def meet(launch: Launch, timeout_s: float) -> Store:
 def torch_world(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: float) -> dict[str, str]:
     """The environment of this rank's torch world; to be set before anything initialises torch.distributed.
 
-    RANK and WORLD_SIZE count in that world. LOCAL_RANK and LOCAL_SIZE stay the machine's, as the launcher numbered it: they choose the
-    accelerator and divide the cores, and DeepSpeed insists that LOCAL_RANK equals Open MPI's. CROSS_RANK and CROSS_SIZE count its
-    machines. MASTER_ADDR and MASTER_PORT are those of a store that its first rank has opened already and keeps open: torch, asked to open
-    one there, shares it. The world lives as long as `store`.
+    RANK and WORLD_SIZE count in that world. LOCAL_RANK and LOCAL_SIZE stay the machine's, as the launcher
+    numbered it: they choose the accelerator and divide the cores, and DeepSpeed insists that LOCAL_RANK
+    equals Open MPI's. CROSS_RANK and CROSS_SIZE count its machines. MASTER_ADDR and MASTER_PORT are those of
+    a store that its first rank has opened already and keeps open: torch, asked to open one there, shares it.
+    The world lives as long as `store`.
 
     Args:
         ranks: the world ranks of it, in order; this one among them.
@@ -199,8 +225,11 @@ def torch_world(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: f
         store.opened_world = open_server(0, timeout_s)
         store.put(key, json.dumps([address, store.opened_world.port]))
     elif store.wait([key], timeout_s):
-        raise LostPeerError(f"{named(launch, [ranks[0]])} did not open the torch world of ranks {', '.join(map(str, ranks))} within {timeout_s:g} s; look at "
-                            "its output")
+        raise LostPeerError(
+            f"{named(launch, [ranks[0]])} did not open the torch world of ranks "
+            f"{', '.join(map(str, ranks))} within {timeout_s:g} s; look at "
+            "its output"
+        )
     master_addr, master_port = json.loads(store.get(key)[0])
     machines = list(dict.fromkeys(store.peers[rank].machine for rank in ranks))
     return {
@@ -216,18 +245,22 @@ def torch_world(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: f
 
 
 def publish(store: Store, key: str, text: str) -> None:
-    """Leaves a note for the others, for instance `round/7/3` for "rank 3 has reached round 7". Silent if the store is gone: a note is
-    there to explain a failure, and must not be one."""
+    """Leaves a note for the others, for instance `round/7/3` for "rank 3 has reached round 7". Silent if the
+    store is gone: a note is there to explain a failure, and must not be one.
+    """
     store.note(key, text)
 
 
 def seen(store: Store, prefix: str, ranks: Iterable[int]) -> set[int]:
-    """Those of `ranks` that have published `prefix/RANK`; what is known within a few seconds if the store does not answer."""
+    """Those of `ranks` that have published `prefix/RANK`; what is known within a few seconds if the store
+    does not answer.
+    """
     return {rank for rank in ranks if store.has(f"{prefix}/{rank}")}
 
 
 def leave(store: Store, timeout_s: float) -> set[int]:
-    """Says goodbye. World rank 0, which holds the store, waits for the others' first, so that nobody loses it too early.
+    """Says goodbye. World rank 0, which holds the store, waits for the others' first, so that nobody loses it
+    too early.
 
     Returns the world ranks that rank 0 did not hear from before the deadline; empty on the others.
     """
@@ -264,12 +297,17 @@ def _layout_text(launch: Launch) -> str:
 def _check_layouts(said: list[dict[str, Any]]) -> None:
     for rank, words in enumerate(said):
         if words["layout"] != said[0]["layout"]:
-            raise HostfileError(f"rank 0 on {said[0]['hostname']} and rank {rank} on {words['hostname']} found different hosts: "
-                                f"{said[0]['layout']} and {words['layout']}; name the same file on all with `launch.py --hostfile FILE`")
+            raise HostfileError(
+                f"rank 0 on {said[0]['hostname']} and rank {rank} on {words['hostname']} found different "
+                "hosts: "
+                f"{said[0]['layout']} and {words['layout']}; name the same file on all with `launch.py "
+                "--hostfile FILE`"
+            )
 
 
 def _check_machines(launch: Launch, peers: tuple[Peer, ...]) -> None:
-    """Ranks that are planned on one host must run on one machine, and on that machine if the hostfile knows its name.
+    """Ranks that are planned on one host must run on one machine, and on that machine if the hostfile knows
+    its name.
 
     One machine may stand for several hosts (an emulated cluster); then names say nothing.
     """
@@ -280,13 +318,24 @@ def _check_machines(launch: Launch, peers: tuple[Peer, ...]) -> None:
         first = machines.setdefault(host.name, peer)
         if first.machine != peer.machine:
             alike = first.hostname == peer.hostname
-            where = f"two machines that are both called {peer.hostname}" if alike else f"{first.hostname} and {peer.hostname}"
-            raise HostfileError(f"ranks {first.world_rank} and {peer.world_rank} belong to host {host.name}, but run on {where}; let ranks "
-                                "be numbered host by host (mpirun --map-by slot, srun --distribution=block), or correct the hostfile")
+            where = (
+                f"two machines that are both called {peer.hostname}"
+                if alike
+                else f"{first.hostname} and {peer.hostname}"
+            )
+            raise HostfileError(
+                f"ranks {first.world_rank} and {peer.world_rank} belong to host {host.name}, but run on "
+                f"{where}; let ranks "
+                "be numbered host by host (mpirun --map-by slot, srun --distribution=block), or correct the "
+                "hostfile"
+            )
         known = own_host(launch.hosts, peer.hostname)
         if known and not emulated and host != known:
-            raise HostfileError(f"rank {peer.world_rank} belongs to host {host.name}, but runs on {peer.hostname}; write the hosts in the "
-                                "order in which the launcher numbers them")
+            raise HostfileError(
+                f"rank {peer.world_rank} belongs to host {host.name}, but runs on {peer.hostname}; write "
+                "the hosts in the "
+                "order in which the launcher numbers them"
+            )
 
 
 def _boot_id() -> str:

@@ -29,7 +29,8 @@ _CLOSE_S = 2.0
 @dataclass(frozen=True)
 class End:
     """A rank has ended. `code` is its exit code, or minus the signal that killed it. If another process died
-    and took it along, `because` says so, and `pid` and `code` are that one's."""
+    and took it along, `because` says so, and `pid` and `code` are that one's.
+    """
 
     rank: int
     pid: int
@@ -44,7 +45,8 @@ class End:
 
 class PreloadFailed(Exception):
     """The fork server cannot serve. `code` is the exit code to end with; `threads`: it could not because
-    imports left threads running."""
+    imports left threads running.
+    """
 
     def __init__(self, text: str, code: int, threads: bool):
         super().__init__(text)
@@ -55,7 +57,8 @@ class PreloadFailed(Exception):
 class WorkerGroup(Protocol):
     def start(self, rank_envs: Sequence[Mapping[str, str]]) -> None:
         """Starts one process per entry, each in the common environment with these changes; all earlier ones
-        must have ended."""
+        must have ended.
+        """
 
     def poll(self) -> list[End]:
         """Ranks that have ended since the last call; never blocks."""
@@ -78,12 +81,19 @@ class SpawnedGroup:
         parent = os.getpid()
         for rank, env in enumerate(rank_envs):
             self._processes[rank] = subprocess.Popen(
-                self._command, env={**self._env, **env}, stdin=subprocess.DEVNULL, process_group=0,
-                preexec_fn=lambda: die_with(parent))  # noqa: PLW1509 - the supervisor has no threads
+                self._command,
+                env={**self._env, **env},
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+                preexec_fn=lambda: die_with(parent),
+            )  # noqa: PLW1509 - the supervisor has no threads
 
     def poll(self) -> list[End]:
-        ends = [End(rank, process.pid, process.returncode)
-                for rank, process in self._processes.items() if process.poll() is not None]
+        ends = [
+            End(rank, process.pid, process.returncode)
+            for rank, process in self._processes.items()
+            if process.poll() is not None
+        ]
         for end in ends:
             del self._processes[end.rank]
         return ends
@@ -110,7 +120,9 @@ class ForkedGroup:
     """
 
     def __init__(self, env: Mapping[str, str], preload: Callable[[], None], target: forkserver.Target):
-        self._env, self._preload, self._target = env, preload, target
+        self._env = env
+        self._preload = preload
+        self._target = target
         self._server = 0  # its pid; 0: none
         self._connection: Connection | None = None
         self._running: set[int] = set()

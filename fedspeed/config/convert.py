@@ -101,8 +101,10 @@ def _union(parts: dict[str, Field], tag_of: Any) -> Any:
 
 def _dictionary(cls: type) -> Any:
     """Return a dictionary with the fields of a dataclass, which becomes one. Other keys are refused."""
-    keys = {name: (Required if inner.default is REQUIRED else NotRequired)[_annotated(inner)]
-            for name, inner in members(cls).items()}
+    keys = {
+        name: (Required if inner.default is REQUIRED else NotRequired)[_annotated(inner)]
+        for name, inner in members(cls).items()
+    }
     dictionary = TypedDict(cls.__name__, keys)
     dictionary.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
     return Annotated[dictionary, pydantic.AfterValidator(lambda values: cls(**values))]
@@ -110,7 +112,8 @@ def _dictionary(cls: type) -> Any:
 
 def _text(value: Any) -> Any:
     """Return a number as it was written, so that `name: 2026-11-23` and `name: 007` need no quotes. Null,
-    true and false stay what they are, and are refused."""
+    true and false stay what they are, and are refused.
+    """
     return getattr(value, "text", value)
 
 
@@ -146,7 +149,8 @@ def _spot(spot: _Spot, loc: tuple[str | int, ...]) -> _Spot:
     """Return the place that pydantic means by `loc`: keys, indices, and a tag for every union on the way."""
     if not loc:
         return spot
-    field, (first, *rest) = spot.field, loc
+    field = spot.field
+    (first, *rest) = loc
     if (named := arms(field.type)) and len(named) > 1:
         return _spot(dataclasses.replace(spot, field=field.of(named[first])), tuple(rest))
     if len(types_ := alternatives(field.type)) > 1 and not named:
@@ -173,7 +177,9 @@ def _below(spot: _Spot, name: str | int) -> _Spot:
 
 def _fault(spot: _Spot) -> tuple[yaml.Node, str] | None:
     """Return what is wrong at a place, None where it has been told already."""
-    node, key, field = spot.node, spot.key, spot.field
+    node = spot.node
+    key = spot.key
+    field = spot.field
     if spot.inside is not None:
         return node, _unknown(spot)
     if spot.missing:
@@ -184,7 +190,8 @@ def _fault(spot: _Spot) -> tuple[yaml.Node, str] | None:
     if named := arms(field.type):
         words = list(named)
         if isinstance(node, yaml.MappingNode):
-            key, said = f"{key}.name", tree.entry(node, "name")
+            key = f"{key}.name"
+            said = tree.entry(node, "name")
             if said is None:
                 return node, f"{key} is missing; it must be {takes(field)}"
             node = said[1]

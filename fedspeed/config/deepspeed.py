@@ -55,7 +55,7 @@ def zero_stage(merged: dict[str, Any]) -> int:
 
 def _fill(merged: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     """Changes and returns `merged`, which has no findings."""
-    merged.pop("optimizer", None)         # says the same as train.*
+    merged.pop("optimizer", None)  # says the same as train.*
     merged.pop("train_batch_size", None)  # DeepSpeed computes it from the ranks of a client
     for key, (value, _) in run_values(config).items():
         block, _, name = key.rpartition(".")
@@ -90,26 +90,32 @@ def _read_base(base: Any, root: Path) -> tuple[dict[str, Any], str]:
     if base in (None, ""):
         return {}, ""
     if not isinstance(base, str):
-        raise ConfigError(f"deepspeed.base is {json.dumps(base)}, but names a JSON file, for example "
-                          "zero3.json")
+        raise ConfigError(
+            f"deepspeed.base is {json.dumps(base)}, but names a JSON file, for example zero3.json"
+        )
     path = Path(base).expanduser()
     folders = (root, Path.cwd(), _PROJECT, _PROJECT / "ds_configs")
     candidates = list(dict.fromkeys(folder / path for folder in folders))
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         looked = ", ".join(str(candidate) for candidate in candidates)
-        raise ConfigError(f"deepspeed.base is {base}, but there is no such file (looked for {looked}); "
-                          "ds_configs/ holds zero0.json to zero3.json")
+        raise ConfigError(
+            f"deepspeed.base is {base}, but there is no such file (looked for {looked}); "
+            "ds_configs/ holds zero0.json to zero3.json"
+        )
     try:
         content = json_value(found.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{found}:{error.lineno}: is not JSON ({error.msg}); mend this line or the one "
-                          "above it") from error
+        raise ConfigError(
+            f"{found}:{error.lineno}: is not JSON ({error.msg}); mend this line or the one above it"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{found}: {error}; mend the file or name another one as deepspeed.base") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{found}: holds {type(content).__name__}, not the keys of a DeepSpeed "
-                          "configuration; see ds_configs/zero3.json")
+        raise ConfigError(
+            f"{found}: holds {type(content).__name__}, not the keys of a DeepSpeed "
+            "configuration; see ds_configs/zero3.json"
+        )
     return content, base
 
 

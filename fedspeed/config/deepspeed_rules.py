@@ -27,7 +27,8 @@ from fedspeed.config.run import RunConfig
 @dataclass(frozen=True)
 class Finding:
     """`key` is dotted, as in `zero_optimization.stage`; `text` begins with it. `run_keys` are the keys of the
-    run it contradicts."""
+    run it contradicts.
+    """
 
     key: str
     text: str
@@ -60,8 +61,12 @@ def clashes(section: dict[str, Any], config: RunConfig) -> list[Finding]:
     """Keys that DeepSpeed or FedSpeed does not know, and values that contradict the run's own."""
     misshapen = [finding for key, value in section.items() for finding in _shape(key, value, SCHEMA)]
     known = {finding.key for finding in misshapen}
-    judged = [*_refused(section), *_pipeline(section, config), *_contradictions(section, config),
-              *_optimizer(section, config)]
+    judged = [
+        *_refused(section),
+        *_pipeline(section, config),
+        *_contradictions(section, config),
+        *_optimizer(section, config),
+    ]
     return misshapen + [finding for finding in judged if finding.key not in known]
 
 
@@ -91,8 +96,11 @@ def _shape(key: str, value: Any, known: dict[str, Any], prefix: str = "") -> Ite
     if full in REMOVED:
         yield Finding(full, f"{full} is gone from DeepSpeed 0.19.8; {REMOVED[full]}")
     elif key not in known:
-        yield Finding(full, f"{full} is not a key of DeepSpeed 0.19.8; "
-                            f"{remedy_for_unknown(full, [prefix + name for name in known])}")
+        yield Finding(
+            full,
+            f"{full} is not a key of DeepSpeed 0.19.8; "
+            f"{remedy_for_unknown(full, [prefix + name for name in known])}",
+        )
     elif isinstance(known[key], dict):
         if isinstance(value, dict):
             for name, inner in value.items():
@@ -114,9 +122,17 @@ def _fits(value: Any, type_: Any) -> bool:
     return isinstance(value, type_)
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list",
-          dict: "a block", (str, list): "auto or a list", (str, int): "auto or a whole number",
-          (dict, bool): "a block"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a block",
+    (str, list): "auto or a list",
+    (str, int): "auto or a whole number",
+    (dict, bool): "a block",
+}
 
 
 def _refused(section: dict[str, Any]) -> Iterator[Finding]:
@@ -126,12 +142,15 @@ def _refused(section: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(key, f"{key}{_is(value)} has no place in a federated run; {remedy}")
     for key, forced in FORCED.items():
         if at(section, key) not in (None, AUTO, forced):
-            yield Finding(key, f"{key} is {json.dumps(not forced)}, but FedSpeed runs torch's own "
-                               "optimizers; remove it")
+            yield Finding(
+                key, f"{key} is {json.dumps(not forced)}, but FedSpeed runs torch's own optimizers; remove it"
+            )
     if at(section, "gradient_allreduce_op") not in (None, AUTO, "mean"):
-        yield Finding("gradient_allreduce_op",
-                      f"gradient_allreduce_op{_is(section['gradient_allreduce_op'])} would scale a "
-                      "client's gradient with its number of ranks; remove it")
+        yield Finding(
+            "gradient_allreduce_op",
+            f"gradient_allreduce_op{_is(section['gradient_allreduce_op'])} would scale a "
+            "client's gradient with its number of ranks; remove it",
+        )
 
 
 def _is(value: Any) -> str:
@@ -140,20 +159,30 @@ def _is(value: Any) -> str:
 
 def _pipeline(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
     """A pipeline section is accepted as long as it says what engine.* says. How tensors would be divided over
-    tensor-parallel ranks does not matter."""
-    block, scope = section.get("pipeline"), config.engine.pipeline
+    tensor-parallel ranks does not matter.
+    """
+    block = section.get("pipeline")
+    scope = config.engine.pipeline
     if not isinstance(block, dict) or not block:
         return
     if scope == "none":
-        yield Finding("pipeline", "pipeline is there, but engine.pipeline is none; set "
-                                  "engine.pipeline=client (or cluster), or remove the block",
-                      ("engine.pipeline",))
+        yield Finding(
+            "pipeline",
+            "pipeline is there, but engine.pipeline is none; set "
+            "engine.pipeline=client (or cluster), or remove the block",
+            ("engine.pipeline",),
+        )
     if block.get("stages") not in (None, AUTO):
-        yield Finding("pipeline.stages", f"pipeline.stages{_is(block['stages'])}, but "
-                                         f"engine.pipeline={scope} makes a stage of every rank; write auto")
+        yield Finding(
+            "pipeline.stages",
+            f"pipeline.stages{_is(block['stages'])}, but "
+            f"engine.pipeline={scope} makes a stage of every rank; write auto",
+        )
     if block.get("partition") not in (None, AUTO, "best"):
-        yield Finding("pipeline.partition", f"pipeline.partition{_is(block['partition'])}, but engine.cuts "
-                                            "says where stages end; write best")
+        yield Finding(
+            "pipeline.partition",
+            f"pipeline.partition{_is(block['partition'])}, but engine.cuts says where stages end; write best",
+        )
 
 
 def _contradictions(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
@@ -164,8 +193,12 @@ def _contradictions(section: dict[str, Any], config: RunConfig) -> Iterator[Find
             cure = f"{run_key}={bool(value) if key == _INTERVAL else value}"
             if run_key == "model.dtype":
                 cure = _dtype_cure(key, value)
-            yield Finding(key, f"{key} is {json.dumps(value)}, but {run_key} is {run_value}; write auto for "
-                               f"it, or set {cure}", (run_key,))
+            yield Finding(
+                key,
+                f"{key} is {json.dumps(value)}, but {run_key} is {run_value}; write auto for "
+                f"it, or set {cure}",
+                (run_key,),
+            )
 
 
 def _dtype_cure(key: str, value: Any) -> str:
@@ -174,21 +207,31 @@ def _dtype_cure(key: str, value: Any) -> str:
 
 def _optimizer(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
     """An optimizer block is accepted as long as it says what train.* says; the engine then builds the
-    optimizer from train.*."""
-    train, block = config.train, section.get("optimizer")
+    optimizer from train.*.
+    """
+    train = config.train
+    block = section.get("optimizer")
     if not isinstance(block, dict):
         return
     remedy = "remove the optimizer block (train.* sets all of it), or set"
     type_ = block.get("type")
     if isinstance(type_, str) and type_ != AUTO and type_.lower() != train.optimizer:
-        yield Finding("optimizer.type", f"optimizer.type is {type_}, but train.optimizer is "
-                      f"{train.optimizer}; remove the optimizer block (train.* sets all of it), or choose "
-                      "train.optimizer=adamw or sgd", ("train.optimizer",))
+        yield Finding(
+            "optimizer.type",
+            f"optimizer.type is {type_}, but train.optimizer is "
+            f"{train.optimizer}; remove the optimizer block (train.* sets all of it), or choose "
+            "train.optimizer=adamw or sgd",
+            ("train.optimizer",),
+        )
     expected: dict[str, tuple[Any, str]] = {
-        "lr": (train.lr, "train.lr"), "weight_decay": (train.weight_decay, "train.weight_decay")}
+        "lr": (train.lr, "train.lr"),
+        "weight_decay": (train.weight_decay, "train.weight_decay"),
+    }
     if train.optimizer == "adamw":
-        expected |= {"betas": ([train.beta1, train.beta2], "train.beta1 and train.beta2"),
-                     "eps": (train.eps, "train.eps")}
+        expected |= {
+            "betas": ([train.beta1, train.beta2], "train.beta1 and train.beta2"),
+            "eps": (train.eps, "train.eps"),
+        }
     else:
         expected |= {"momentum": (train.momentum, "train.momentum")}
     params = block.get("params")
@@ -197,18 +240,27 @@ def _optimizer(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
         if value in (None, AUTO, [AUTO, AUTO]) or (name, value) in _SAME_OPTIMIZER:
             continue
         if name not in expected:
-            yield Finding(key, f"{key}{_is(value)} is not a setting of FedSpeed's {train.optimizer}; remove "
-                               "it")
+            yield Finding(
+                key, f"{key}{_is(value)} is not a setting of FedSpeed's {train.optimizer}; remove it"
+            )
         elif value != expected[name][0]:
             wanted, run_key = expected[name]
-            yield Finding(key, f"{key} is {json.dumps(value)}, but {run_key} "
-                          f"{'are' if ' and ' in run_key else 'is'} {json.dumps(wanted)}; {remedy} {run_key} "
-                          "to it", tuple(run_key.split(" and ")))
+            yield Finding(
+                key,
+                f"{key} is {json.dumps(value)}, but {run_key} "
+                f"{'are' if ' and ' in run_key else 'is'} {json.dumps(wanted)}; {remedy} {run_key} "
+                "to it",
+                tuple(run_key.split(" and ")),
+            )
 
 
 # Settings of DeepSpeed's Adam that mean what torch.optim.AdamW does anyway.
 _SAME_OPTIMIZER = (
-    ("torch_adam", True), ("torch_adam", False), ("adam_w_mode", True), ("bias_correction", True))
+    ("torch_adam", True),
+    ("torch_adam", False),
+    ("adam_w_mode", True),
+    ("bias_correction", True),
+)
 
 
 def _undecided(merged: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
@@ -216,18 +268,23 @@ def _undecided(merged: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
     decided |= {"pipeline.stages", "pipeline.partition", _INTERVAL}
     for key, value in leaves(merged):
         if value == AUTO and key not in decided and not key.startswith("optimizer."):
-            yield Finding(key, f"{key} is auto, but nobody decides it; write a value, or remove it for "
-                               "DeepSpeed's default")
+            yield Finding(
+                key,
+                f"{key} is auto, but nobody decides it; write a value, or remove it for DeepSpeed's default",
+            )
 
 
 def _checkpointing(merged: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
     key = "zero_optimization.offload_param.device"
     executed_by_deepspeed = config.engine.tier == "stock" or config.adapter.method == "full"
     if at(merged, key) == "nvme" and config.engine.activation_checkpointing and executed_by_deepspeed:
-        yield Finding(key, f"{key}=nvme: DeepSpeed cannot recompute with parameters on NVMe (a buffer would "
-                      "be swapped in twice); set engine.activation_checkpointing=false, choose device cpu, "
-                      "or leave engine.tier=auto for a frozen base",
-                      ("engine.activation_checkpointing",))
+        yield Finding(
+            key,
+            f"{key}=nvme: DeepSpeed cannot recompute with parameters on NVMe (a buffer would "
+            "be swapped in twice); set engine.activation_checkpointing=false, choose device cpu, "
+            "or leave engine.tier=auto for a frozen base",
+            ("engine.activation_checkpointing",),
+        )
 
 
 def _stage_and_offload(merged: dict[str, Any]) -> Iterator[Finding]:
@@ -238,25 +295,40 @@ def _stage_and_offload(merged: dict[str, Any]) -> Iterator[Finding]:
     if stage == AUTO:
         return
     if stage not in (0, 1, 2, 3):
-        yield Finding("zero_optimization.stage", f"zero_optimization.stage is {json.dumps(stage)}; there are "
-                                                 "0, 1, 2 and 3")
+        yield Finding(
+            "zero_optimization.stage",
+            f"zero_optimization.stage is {json.dumps(stage)}; there are 0, 1, 2 and 3",
+        )
         return
     least = {"offload_param": ("stage 3", 3), "offload_optimizer": ("stage 1 or higher", 1)}
     for block, (words, least_stage) in least.items():
-        device, key = zero(f"{block}.device"), f"zero_optimization.{block}"
+        device = zero(f"{block}.device")
+        key = f"zero_optimization.{block}"
         if device not in (None, "none", "cpu", "nvme"):
-            yield Finding(f"{key}.device", f"{key}.device is {json.dumps(device)}; there are none, cpu and "
-                                           "nvme")
+            yield Finding(
+                f"{key}.device", f"{key}.device is {json.dumps(device)}; there are none, cpu and nvme"
+            )
         elif device in ("cpu", "nvme") and stage < least_stage:
-            yield Finding(f"{key}.device", f"{key}.device={device} needs {words}, but "
-                          f"zero_optimization.stage is {stage}; raise the stage, or choose device none")
+            yield Finding(
+                f"{key}.device",
+                f"{key}.device={device} needs {words}, but "
+                f"zero_optimization.stage is {stage}; raise the stage, or choose device none",
+            )
         elif device == "nvme" and stage < 3:
-            yield Finding(f"{key}.device", f"{key}.device=nvme needs stage 3, at stage {stage} DeepSpeed "
-                          "would use the CPU without a word; raise the stage, or choose device cpu")
+            yield Finding(
+                f"{key}.device",
+                f"{key}.device=nvme needs stage 3, at stage {stage} DeepSpeed "
+                "would use the CPU without a word; raise the stage, or choose device cpu",
+            )
         if device == "nvme" and not zero(f"{block}.nvme_path"):
-            yield Finding(f"{key}.nvme_path", f"{key}.nvme_path is missing; give a folder on the NVMe drive, "
-                                              "or auto for the host's own")
+            yield Finding(
+                f"{key}.nvme_path",
+                f"{key}.nvme_path is missing; give a folder on the NVMe drive, or auto for the host's own",
+            )
     if (ratio := zero("offload_optimizer.ratio")) is not None and ratio != 1 and stage < 3:
         key = "zero_optimization.offload_optimizer.ratio"
-        yield Finding(key, f"{key}={ratio} needs stage 3, but zero_optimization.stage is {stage}; raise the "
-                           "stage, or remove it")
+        yield Finding(
+            key,
+            f"{key}={ratio} needs stage 3, but zero_optimization.stage is {stage}; raise the "
+            "stage, or remove it",
+        )

@@ -33,74 +33,129 @@ SCHEMA = {
     "vocabulary_size": int,
     "optimizer": {"type": str, "params": dict, "legacy_fusion": bool},
     "fp16": {
-        "enabled": bool, "auto_cast": bool, "loss_scale": float, "initial_scale_power": int,
-        "loss_scale_window": int, "hysteresis": int,
-        "consecutive_hysteresis": bool, "min_loss_scale": int, "fp16_master_weights_and_grads": bool,
+        "enabled": bool,
+        "auto_cast": bool,
+        "loss_scale": float,
+        "initial_scale_power": int,
+        "loss_scale_window": int,
+        "hysteresis": int,
+        "consecutive_hysteresis": bool,
+        "min_loss_scale": int,
+        "fp16_master_weights_and_grads": bool,
     },
     "bf16": {
-        "enabled": bool, "immediate_grad_update": bool, "check_grad_overflow": bool,
+        "enabled": bool,
+        "immediate_grad_update": bool,
+        "check_grad_overflow": bool,
         "bf16_master_weights_and_grads": bool,
         "bf16_optimizer_states": bool,
     },
     "zero_optimization": {
-        "stage": int, "contiguous_gradients": bool, "reduce_scatter": bool, "reduce_bucket_size": int,
-        "use_multi_rank_bucket_allreduce": bool, "allgather_partitions": bool, "allgather_bucket_size": int,
+        "stage": int,
+        "contiguous_gradients": bool,
+        "reduce_scatter": bool,
+        "reduce_bucket_size": int,
+        "use_multi_rank_bucket_allreduce": bool,
+        "allgather_partitions": bool,
+        "allgather_bucket_size": int,
         "overlap_comm": bool,
-        "compute_grad_norm": bool, "load_from_fp32_weights": bool, "elastic_checkpoint": bool,
+        "compute_grad_norm": bool,
+        "load_from_fp32_weights": bool,
+        "elastic_checkpoint": bool,
         "sub_group_size": int,
-        "stage3_prefetch_bucket_size": int, "stage3_param_persistence_threshold": int,
+        "stage3_prefetch_bucket_size": int,
+        "stage3_param_persistence_threshold": int,
         "stage3_model_persistence_threshold": int,
-        "stage3_max_live_parameters": int, "stage3_max_reuse_distance": int,
+        "stage3_max_live_parameters": int,
+        "stage3_max_reuse_distance": int,
         "stage3_gather_16bit_weights_on_model_save": bool,
-        "stage3_module_granularity_threshold": int, "stage3_use_all_reduce_for_fetch_params": bool,
+        "stage3_module_granularity_threshold": int,
+        "stage3_use_all_reduce_for_fetch_params": bool,
         "stage3_allgather_sequential": bool,
-        "ignore_unused_parameters": bool, "legacy_stage1": bool, "round_robin_gradients": bool,
+        "ignore_unused_parameters": bool,
+        "legacy_stage1": bool,
+        "round_robin_gradients": bool,
         "parameter_alignment": bool,
-        "zero_hpz_partition_size": int, "zero_quantized_weights": bool,
+        "zero_hpz_partition_size": int,
+        "zero_quantized_weights": bool,
         "zero_quantized_nontrainable_weights": bool,
-        "zero_quantized_gradients": bool, "memory_efficient_linear": bool,
+        "zero_quantized_gradients": bool,
+        "memory_efficient_linear": bool,
         "pipeline_loading_checkpoint": bool,
-        "override_module_apply": bool, "log_trace_cache_warnings": bool, "enable_sanity_checks": bool,
-        "save_muon_momentum_buffer_in_memory": bool, "zenflow": dict, "leaf_module": dict,
-        "cpu_offload": bool, "cpu_offload_param": bool, "cpu_offload_use_pin_memory": bool,
+        "override_module_apply": bool,
+        "log_trace_cache_warnings": bool,
+        "enable_sanity_checks": bool,
+        "save_muon_momentum_buffer_in_memory": bool,
+        "zenflow": dict,
+        "leaf_module": dict,
+        "cpu_offload": bool,
+        "cpu_offload_param": bool,
+        "cpu_offload_use_pin_memory": bool,
         "stage3_gather_fp16_weights_on_model_save": bool,
         "offload_param": {**_OFFLOAD, "max_in_cpu": int},
         "offload_optimizer": {
-            **{key: type_ for key, type_ in _OFFLOAD.items() if key != "buffer_size"}, "pipeline_read": bool,
+            **{key: type_ for key, type_ in _OFFLOAD.items() if key != "buffer_size"},
+            "pipeline_read": bool,
             "pipeline_write": bool,
-            "fast_init": bool, "ratio": float, "super_offload": bool, "cpuadam_cores_perc": float,
+            "fast_init": bool,
+            "ratio": float,
+            "super_offload": bool,
+            "cpuadam_cores_perc": float,
         },
     },
     "aio": {
-        "block_size": int, "queue_depth": int, "intra_op_parallelism": int, "single_submit": bool,
-        "overlap_events": bool, "use_gds": bool,
+        "block_size": int,
+        "queue_depth": int,
+        "intra_op_parallelism": int,
+        "single_submit": bool,
+        "overlap_events": bool,
+        "use_gds": bool,
     },
     "data_types": {
-        "grad_accum_dtype": str, "param_dtype": str, "buffer_dtype": str, "keep_in_fp32_modules": (str, list),
+        "grad_accum_dtype": str,
+        "param_dtype": str,
+        "buffer_dtype": str,
+        "keep_in_fp32_modules": (str, list),
     },
     "comms_logger": {"enabled": bool, "verbose": bool, "prof_all": bool, "prof_ops": list, "debug": bool},
     "flops_profiler": {
-        "enabled": bool, "recompute_fwd_factor": float, "profile_step": int, "module_depth": int,
-        "top_modules": int, "detailed": bool,
+        "enabled": bool,
+        "recompute_fwd_factor": float,
+        "profile_step": int,
+        "module_depth": int,
+        "top_modules": int,
+        "detailed": bool,
         "output_file": str,
     },
     "timers": dict,
     "torch_autocast": dict,
     "compile": dict,
     "scheduler": dict,
-    "tensorboard": dict, "wandb": dict, "csv_monitor": dict, "comet": dict,
+    "tensorboard": dict,
+    "wandb": dict,
+    "csv_monitor": dict,
+    "comet": dict,
     "activation_checkpointing": dict,
-    "checkpoint": dict, "datastates_ckpt": (dict, bool),
-    "data_efficiency": dict, "dataloader_drop_last": bool,
+    "checkpoint": dict,
+    "datastates_ckpt": (dict, bool),
+    "data_efficiency": dict,
+    "dataloader_drop_last": bool,
     "pipeline": {
-        "stages": (str, int), "partition": str, "seed_layers": bool, "activation_checkpoint_interval": int,
+        "stages": (str, int),
+        "partition": str,
+        "seed_layers": bool,
+        "activation_checkpoint_interval": int,
         "pipe_partitioned": bool,
         "grad_partitioned": bool,
     },
-    "tensor_parallel": dict, "expert_parallel": dict,
-    "sequence_parallel_size": int, "seq_parallel_communication_data_type": str,
+    "tensor_parallel": dict,
+    "expert_parallel": dict,
+    "sequence_parallel_size": int,
+    "seq_parallel_communication_data_type": str,
     "use_data_before_expert_parallelism": bool,
-    "hybrid_engine": dict, "autotuning": dict, "weight_quantization": dict,
+    "hybrid_engine": dict,
+    "autotuning": dict,
+    "weight_quantization": dict,
 }
 
 # Left as `auto` for the engine, which knows the model (sizes of its blocks, its largest matrix) and the host.
@@ -150,20 +205,25 @@ REMOVED = {
     "zero_optimization.zeropp_loco_param": _GONE,
 }
 
-_MONITOR = ("remove it; FedSpeed writes TensorBoard itself (monitor.tensorboard), DeepSpeed's writer would "
-            "run once per cluster")
-_PARALLEL = ("remove it; the clients' own ranks are data parallel, and the base is divided by ZeRO stage 3 "
-             "and engine.base_partition")
-_QUANTISED = ("remove it; it exists for CUDA only and cannot tell the cluster's frozen base from a client's "
-              "adapter")
+_MONITOR = (
+    "remove it; FedSpeed writes TensorBoard itself (monitor.tensorboard), DeepSpeed's writer would "
+    "run once per cluster"
+)
+_PARALLEL = (
+    "remove it; the clients' own ranks are data parallel, and the base is divided by ZeRO stage 3 "
+    "and engine.base_partition"
+)
+_QUANTISED = (
+    "remove it; it exists for CUDA only and cannot tell the cluster's frozen base from a client's adapter"
+)
 _OURS = "remove it; FedSpeed's own optimizer, engine and journal take its place"
 _DATA = "remove it; the data section sets what is read"
 
 # Exists in DeepSpeed, but not in a federated run: key -> what to do instead. `false`, `null` and REFUSED_OFF
 # are harmless.
 REFUSED = {
-    "train_batch_size":
-        "remove it; it follows from train.micro_batch, train.accumulation and the ranks of a client",
+    "train_batch_size": "remove it; it follows from train.micro_batch, train.accumulation and the ranks of "
+    "a client",
     "scheduler": "remove it; train.schedule and train.warmup_steps set the learning rate over all rounds",
     "tensorboard.enabled": _MONITOR,
     "wandb.enabled": _MONITOR,
@@ -174,8 +234,8 @@ REFUSED = {
     "datastates_ckpt": "remove it; the checkpoint section sets what the round journal keeps",
     "data_efficiency.enabled": _DATA,
     "dataloader_drop_last": _DATA,
-    "pipeline.seed_layers":
-        "remove it; a stage draws its dropout from the run's seed, the client and the step",
+    "pipeline.seed_layers": "remove it; a stage draws its dropout from the run's seed, the client and the "
+    "step",
     "tensor_parallel": _PARALLEL,
     "expert_parallel": _PARALLEL,
     "sequence_parallel_size": _PARALLEL,
@@ -186,13 +246,13 @@ REFUSED = {
     "weight_quantization": "remove it; it is for inference",
     "torch_autocast.enabled": "remove it; model.dtype sets the numeric type",
     "compile.deepcompile": "remove it; it replaces the gradient path that federated ZeRO stands on",
-    "fp16.fp16_master_weights_and_grads":
-        "remove it; masters are kept in fp32, or the aggregate would be rounded",
-    "bf16.bf16_master_weights_and_grads":
-        "remove it; masters are kept in fp32, or the aggregate would be rounded",
+    "fp16.fp16_master_weights_and_grads": "remove it; masters are kept in fp32, or the aggregate would be "
+    "rounded",
+    "bf16.bf16_master_weights_and_grads": "remove it; masters are kept in fp32, or the aggregate would be "
+    "rounded",
     "bf16.bf16_optimizer_states": "remove it; masters are kept in fp32, or the aggregate would be rounded",
-    "zero_optimization.zero_hpz_partition_size":
-        "remove it; engine.base_partition=client keeps a copy of the base in each client",
+    "zero_optimization.zero_hpz_partition_size": "remove it; engine.base_partition=client keeps a copy of "
+    "the base in each client",
     "zero_optimization.zero_quantized_weights": _QUANTISED,
     "zero_optimization.zero_quantized_nontrainable_weights": _QUANTISED,
     "zero_optimization.zero_quantized_gradients": _QUANTISED,
@@ -202,12 +262,13 @@ REFUSED = {
     "zero_optimization.offload_optimizer.super_offload": _OURS,
     "zero_optimization.cpu_offload": "it is deprecated; write offload_optimizer: {device: cpu}",
     "zero_optimization.cpu_offload_param": "it is deprecated; write offload_param: {device: cpu}",
-    "zero_optimization.cpu_offload_use_pin_memory":
-        "it is deprecated; write pin_memory inside offload_param and offload_optimizer",
-    "zero_optimization.stage3_gather_fp16_weights_on_model_save":
-        "it is deprecated; remove it, the export gathers by itself",
+    "zero_optimization.cpu_offload_use_pin_memory": "it is deprecated; write pin_memory inside "
+    "offload_param and offload_optimizer",
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": "it is deprecated; remove it, the export "
+    "gathers by itself",
 }
 REFUSED_OFF = {
-    "zero_optimization.zero_hpz_partition_size": (1,), "sequence_parallel_size": (1,),
+    "zero_optimization.zero_hpz_partition_size": (1,),
+    "sequence_parallel_size": (1,),
     "train_batch_size": (AUTO,),
 }

@@ -14,8 +14,12 @@ from typing import Any, Literal
 
 REQUIRED = object()  # the default of a field that has none
 BOUNDS = {"min": "at least", "above": "above", "max": "at most", "below": "below"}
-_SCALARS = {bool: "true or false", int: "a whole number", float: "a number",
-            str: 'text on one line (write "" for none)'}
+_SCALARS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: 'text on one line (write "" for none)',
+}
 _MANY = {bool: "of true or false", int: "of whole numbers", float: "of numbers", str: "of text"}
 
 
@@ -50,8 +54,10 @@ class Field:
 
 def fields_of(cls: type, prefix: str = "") -> tuple[dict[str, Field], list[str]]:
     """(dotted key -> field, dotted names of the sections) of a tree of dataclasses. Fields of type dict are
-    left out, and what lies below a nested value, see `members`."""
-    fields, sections = {}, []
+    left out, and what lies below a nested value, see `members`.
+    """
+    fields = {}
+    sections = []
     for name, field in members(cls).items():
         key = prefix + name
         if dataclasses.is_dataclass(field.type) and not arms(field.type):
@@ -151,5 +157,7 @@ def _many(field: Field) -> str:
 
 
 def _bounds_text(field: Field) -> str:
-    return " and ".join(f"{BOUNDS[name]} {bound if isinstance(bound, int) else f'{bound:g}'}"
-                        for name, bound in field.bounds.items())
+    return " and ".join(
+        f"{BOUNDS[name]} {bound if isinstance(bound, int) else f'{bound:g}'}"
+        for name, bound in field.bounds.items()
+    )

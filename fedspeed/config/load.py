@@ -58,7 +58,8 @@ class Loaded:
 
     def searched(self, key: str) -> str:
         """Say in brackets where the input `key` was looked for, which is nowhere; empty for an absolute
-        path."""
+        path.
+        """
         text = operator.attrgetter(key)(self.as_written)
         if Path(text).is_absolute() or text.startswith("~"):
             return ""
@@ -86,7 +87,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     readable = path is None or reader.read_file(path)
     for override in overrides:
         reader.read_override(override)
-    config, given = reader.config(), reader.given()
+    config = reader.config()
+    given = reader.given()
     problems = list(dict.fromkeys(reader.problems))
     if readable:
         problems += _cross_section_problems(config, given, reader.refused, path)
@@ -102,7 +104,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
 
 def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
     """(dotted key, text) of the keys that name files and folders to be read, but for those that hold a word
-    instead."""
+    instead.
+    """
     for key, known in FIELDS.items():
         text = operator.attrgetter(key)(config)
         if known.path is not None and text not in known.path:
@@ -128,10 +131,13 @@ def with_values(config: RunConfig, values: dict[str, str]) -> RunConfig:
     return config
 
 
-def _cross_section_problems(config: RunConfig, given: dict[str, str], refused: set[str],
-                            path: Path | None) -> list[str]:
+def _cross_section_problems(
+    config: RunConfig, given: dict[str, str], refused: set[str], path: Path | None
+) -> list[str]:
     """What `check` finds, with places. A rule about a key whose value was refused has nothing to add and is
-    left out."""
+    left out.
+    """
+
     def places(keys: Sequence[str]) -> str:
         found = [source for wanted in keys if (source := _source(wanted, given))]
         return " and ".join(dict.fromkeys(found)) or str(path or COMMAND_LINE)

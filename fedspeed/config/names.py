@@ -7,19 +7,35 @@ from typing import Any
 
 # What other trainers call what we call otherwise; names alone would not lead from one to the other.
 _CALLED_ELSEWHERE = {
-    "learning_rate": "train.lr", "batch_size": "train.micro_batch",
-    "gradient_accumulation_steps": "train.accumulation", "per_device_train_batch_size": "train.micro_batch",
-    "epochs": "federation.rounds", "num_train_epochs": "federation.rounds", "num_rounds": "federation.rounds",
-    "max_length": "data.max_tokens", "max_seq_length": "data.max_tokens", "cutoff_len": "data.max_tokens",
-    "num_clients": "data.clients", "r": "adapter.lora_rank", "rank": "adapter.lora_rank",
-    "lora_alpha": "adapter.alpha", "lora_dropout": "adapter.dropout", "target_modules": "adapter.targets",
-    "max_grad_norm": "train.clip", "model_name_or_path": "model.base", "torch_dtype": "model.dtype",
-    "dataset": "data.task", "output_dir": "run.out",
+    "learning_rate": "train.lr",
+    "batch_size": "train.micro_batch",
+    "gradient_accumulation_steps": "train.accumulation",
+    "per_device_train_batch_size": "train.micro_batch",
+    "epochs": "federation.rounds",
+    "num_train_epochs": "federation.rounds",
+    "num_rounds": "federation.rounds",
+    "max_length": "data.max_tokens",
+    "max_seq_length": "data.max_tokens",
+    "cutoff_len": "data.max_tokens",
+    "num_clients": "data.clients",
+    "r": "adapter.lora_rank",
+    "rank": "adapter.lora_rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "target_modules": "adapter.targets",
+    "max_grad_norm": "train.clip",
+    "model_name_or_path": "model.base",
+    "torch_dtype": "model.dtype",
+    "dataset": "data.task",
+    "output_dir": "run.out",
 }
 
 # Keys of earlier versions, and what to do about them: by the value, where that decides; "" stands for all
 # other values.
 GONE: dict[str, str | dict[str, str]] = {
+    "cluster.silence_s": "write cluster.heartbeat_timeout_s",
+    "engine.seats": "write engine.client_slots",
+    "engine.slots": "write engine.block_slots",
     "routing.first_span": "leave it out: the participants of a masked sum agree on its range in every round",
     "federation.aggregation": {
         "avg_factors": "write federation.method.name=lora_average federation.method.rule=avg_factors",
@@ -75,7 +91,8 @@ def _table(text: str) -> str:
 
 def _blocks(text: str) -> str:
     """Return `last:N`, or numbers and ranges such as `10,12-15`, as they are written today; empty if they are
-    neither."""
+    neither.
+    """
     if last := re.fullmatch(r"\s*last\s*:\s*([0-9]{1,9})\s*", text):
         return f"{{last: {last[1]}}}"
     spans = [re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part) for part in text.split(",")]
@@ -87,7 +104,9 @@ def _blocks(text: str) -> str:
 
 # Keys whose text of earlier versions is a list or a dictionary now.
 _SPELLED: dict[str, Callable[[str], str]] = {
-    "engine.cuts": _numbers, "adapter.targets": _names, "adapter.blocks": _blocks,
+    "engine.cuts": _numbers,
+    "adapter.targets": _names,
+    "adapter.blocks": _blocks,
     "train.local_steps_by_cluster": _table,
 }
 

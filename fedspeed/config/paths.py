@@ -1,5 +1,6 @@
 """Where the files and folders that a configuration names are: beside its YAML, or in the folder of the
-command."""
+command.
+"""
 
 import os
 from pathlib import Path

@@ -47,8 +47,10 @@ class Reader:
             return False
         if not isinstance(root, yaml.MappingNode):
             found = "is empty" if root is None or tree.kind(root) == "null" else f"holds {tree.shown(root)}"
-            self.problems.append(f"{path}: {found}; a run's YAML holds sections such as model: and train:, "
-                                 "see ds_configs/quickstart.yaml")
+            self.problems.append(
+                f"{path}: {found}; a run's YAML holds sections such as model: and train:, "
+                "see ds_configs/quickstart.yaml"
+            )
             return False
         self._document(root)
         return True
@@ -57,25 +59,30 @@ class Reader:
         """Read one `key=value` of the command line."""
         key, equals, text = (part.strip() for part in override.partition("="))
         if not equals or not all(key.split(".")) or key.count(".") > DEEPEST:
-            self.problems.append(f"{COMMAND_LINE}: {override!r} is not an override; write key=value, for "
-                                 "example train.lr=1e-3")
+            self.problems.append(
+                f"{COMMAND_LINE}: {override!r} is not an override; write key=value, for example train.lr=1e-3"
+            )
             return
         try:  # `run.name=` is how a shell writes an empty text; YAML would read null
             node = tree.compose(text or "''")
         except (yaml.YAMLError, RecursionError) as error:
             shown = override if len(override) <= 80 else f"{override[:77]}..."
-            self.problems.append(f"{COMMAND_LINE}: the value of {shown!r} is not YAML ({_reason(error)}); "
-                                 "put it in double quotes")
+            self.problems.append(
+                f"{COMMAND_LINE}: the value of {shown!r} is not YAML ({_reason(error)}); "
+                "put it in double quotes"
+            )
             return
         if node is None:
-            self.problems.append(f"{COMMAND_LINE}: the value of {override!r} is only a YAML comment; put it "
-                                 "in double quotes")
+            self.problems.append(
+                f"{COMMAND_LINE}: the value of {override!r} is only a YAML comment; put it in double quotes"
+            )
             return
         self._document(tree.nested(key.split("."), node))
 
     def config(self) -> RunConfig:
         """Build the configuration of all good values; defaults stand in for the refused ones. Call it once,
-        when all documents are read."""
+        when all documents are read.
+        """
         for key, node in self._nodes.items():
             if FIELDS[key].nested:
                 self._convert(key, node)
@@ -123,8 +130,10 @@ class Reader:
                 else:
                     self._section(value, key + ".")
             elif tree.kind(value) != "null":  # `train:` with all below it commented out is an empty section
-                self.problems.append(f"{place(value)}: {key} is {tree.shown(value)}, but it is a section; "
-                                     f"write {key}.KEY=VALUE, in YAML the key below {key}:")
+                self.problems.append(
+                    f"{place(value)}: {key} is {tree.shown(value)}, but it is a section; "
+                    f"write {key}.KEY=VALUE, in YAML the key below {key}:"
+                )
 
     def _field(self, key: str, node: yaml.Node) -> None:
         field = FIELDS[key]
@@ -174,8 +183,10 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"{path}: is not UTF-8 text (byte {error.start}); give a YAML file"
     if isinstance(error, RecursionError):
-        return (f"{path}: is nested too deeply to be a configuration; give a run's YAML, such as "
-                "ds_configs/quickstart.yaml")
+        return (
+            f"{path}: is nested too deeply to be a configuration; give a run's YAML, such as "
+            "ds_configs/quickstart.yaml"
+        )
     mark = getattr(error, "problem_mark", None)
     line = f":{mark.line + 1}" if mark else ""
     return f"{path}{line}: is not YAML ({_reason(error)}); mend this line or the one above it"

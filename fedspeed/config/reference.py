@@ -49,7 +49,8 @@ resumes from wherever the command is given, as long as `run.out` names the same 
 
 def meaning(key: str) -> str:
     """What a dotted key means, and in brackets which values it takes and in which unit; empty for a key that
-    somebody else has chosen, such as the name of a cluster."""
+    somebody else has chosen, such as the name of a cluster.
+    """
     if key in FIELDS:
         return _meaning(key, FIELDS[key])
     parent = next(known for known in FIELDS if key.startswith(f"{known}."))
@@ -63,10 +64,12 @@ def _meaning(key: str, field: Field) -> str:
 
 def _inside(key: str) -> Iterator[tuple[str, str, Field]]:
     """(dotted key, name of the arm that it belongs to, field) of what a value of several values is made
-    of."""
+    of.
+    """
     type_ = FIELDS[key].type
     if union := listed_arms(type_):
-        type_, key = union, f"{key}[N]"
+        type_ = union
+        key = f"{key}[N]"
     named = arms(type_)
     for part in named.values() or filter(dataclasses.is_dataclass, alternatives(type_)):
         name = next((name for name, arm in named.items() if arm is part), "")
@@ -83,8 +86,14 @@ def section_meaning(name: str) -> str:
 def comment(text: str, indent: str) -> Iterator[str]:
     """The lines of a YAML comment that says `text`."""
     start = f"{indent}# "
-    yield from textwrap.wrap(text, COMMENT_COLUMNS, initial_indent=start, subsequent_indent=start,
-                             break_long_words=False, break_on_hyphens=False)
+    yield from textwrap.wrap(
+        text,
+        COMMENT_COLUMNS,
+        initial_indent=start,
+        subsequent_indent=start,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def markdown() -> str:

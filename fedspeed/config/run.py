@@ -21,8 +21,9 @@ from fedspeed.routing.config import RoutingConfig
 
 @dataclass(frozen=True)
 class RunSection:
-    name: str = field(default="", metadata={"help": "folder of the run under run.out; empty: the name of the "
-                                                    "YAML"})
+    name: str = field(
+        default="", metadata={"help": "folder of the run under run.out; empty: the name of the YAML"}
+    )
     out: str = field(default="runs", metadata={"help": "folder that holds the runs"})
     seed: int = field(default=0, metadata={"help": "seed of everything random", "min": 0, "max": 2**32 - 1})
 
@@ -47,40 +48,71 @@ _Update = Union[tuple(UPDATE_ARMS.values())]  # noqa: UP007
 class FederationSection(FederationConfig):
     """The section with its two unions, which a leaf cannot have: it imports nothing of ours."""
 
-    method: _Method = field(default=METHOD_ARMS["lora_average"](), metadata={
-        "help": "how clients train and what becomes of their updates: {name: flexlora}, or the name alone; "
-                "some have options of their own"})
-    updates: tuple[_Update, ...] = field(default=(), metadata={
-        "help": "what is done to a client's update before it leaves, in this order, such as "
-                "[{name: clip, norm: 1.0}]"})
+    method: _Method = field(
+        default=METHOD_ARMS["lora_average"](),
+        metadata={
+            "help": "how clients train and what becomes of their updates: {name: flexlora}, or the name "
+            "alone; "
+            "some have options of their own"
+        },
+    )
+    updates: tuple[_Update, ...] = field(
+        default=(),
+        metadata={
+            "help": "what is done to a client's update before it leaves, in this order, such as "
+            "[{name: clip, norm: 1.0}]"
+        },
+    )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    run: RunSection = field(default_factory=RunSection, metadata={
-        "help": "The run itself: its name, its place, its seed."})
-    model: ModelConfig = field(default_factory=ModelConfig, metadata={
-        "help": "The base model that is fine-tuned."})
+    run: RunSection = field(
+        default_factory=RunSection, metadata={"help": "The run itself: its name, its place, its seed."}
+    )
+    model: ModelConfig = field(
+        default_factory=ModelConfig, metadata={"help": "The base model that is fine-tuned."}
+    )
     adapter: AdapterConfig = field(default_factory=AdapterConfig, metadata={"help": "What is trained of it."})
-    data: DataConfig = field(default_factory=DataConfig, metadata={
-        "help": "Whose text: the task, how its rows become clients, and how a row becomes tokens."})
-    train: TrainConfig = field(default_factory=TrainConfig, metadata={
-        "help": "A client's local work in a round."})
-    federation: FederationSection = field(default_factory=FederationSection, metadata={
-        "help": "The rounds: who takes part, how updates are combined, when to stop."})
-    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata={
-        "help": "How clients lie on the ranks that the launcher provides."})
-    engine: EngineConfig = field(default_factory=EngineConfig, metadata={
-        "help": "How a rank executes its clients: where the frozen base lives, and what is recomputed."})
-    routing: RoutingConfig = field(default_factory=RoutingConfig, metadata={
-        "help": "How updates travel between clients, and who may see them."})
-    monitor: MonitorConfig = field(default_factory=MonitorConfig, metadata={
-        "help": "What is shown and written while a run goes on."})
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={
-        "help": "What is kept of a run, so that the same command resumes it."})
-    deepspeed: dict = field(default_factory=dict, metadata={
-        "help": "Plain DeepSpeed configuration: base names a JSON file, other keys override it; auto: "
-                "FedSpeed decides."})
+    data: DataConfig = field(
+        default_factory=DataConfig,
+        metadata={"help": "Whose text: the task, how its rows become clients, and how a row becomes tokens."},
+    )
+    train: TrainConfig = field(
+        default_factory=TrainConfig, metadata={"help": "A client's local work in a round."}
+    )
+    federation: FederationSection = field(
+        default_factory=FederationSection,
+        metadata={"help": "The rounds: who takes part, how updates are combined, when to stop."},
+    )
+    cluster: ClusterConfig = field(
+        default_factory=ClusterConfig,
+        metadata={"help": "How clients lie on the ranks that the launcher provides."},
+    )
+    engine: EngineConfig = field(
+        default_factory=EngineConfig,
+        metadata={
+            "help": "How a rank executes its clients: where the frozen base lives, and what is recomputed."
+        },
+    )
+    routing: RoutingConfig = field(
+        default_factory=RoutingConfig,
+        metadata={"help": "How updates travel between clients, and who may see them."},
+    )
+    monitor: MonitorConfig = field(
+        default_factory=MonitorConfig, metadata={"help": "What is shown and written while a run goes on."}
+    )
+    checkpoint: CheckpointConfig = field(
+        default_factory=CheckpointConfig,
+        metadata={"help": "What is kept of a run, so that the same command resumes it."},
+    )
+    deepspeed: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "Plain DeepSpeed configuration: base names a JSON file, other keys override it; auto: "
+            "FedSpeed decides."
+        },
+    )
 
     @property
     def has_server(self) -> bool:

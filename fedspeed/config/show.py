@@ -21,12 +21,26 @@ _WIDEST = 60  # a longer line does not push the comments of all others to the ri
 # itself.
 _OUTSIDE_FINGERPRINT = (
     "inputs",
-    "places", "run.name", "run.out", "monitor", "checkpoint", "routing.deadline_s", "routing.identity",
-    "routing.roster", "routing.listen",
-    "cluster.start_timeout_s", "cluster.silence_s", "cluster.finish_s",
-    "cluster.max_restarts", "federation.rounds", "federation.patience",
+    "places",
+    "run.name",
+    "run.out",
+    "monitor",
+    "checkpoint",
+    "routing.deadline_s",
+    "routing.identity",
+    "routing.roster",
+    "routing.listen",
+    "cluster.start_timeout_s",
+    "cluster.heartbeat_timeout_s",
+    "cluster.finish_s",
+    "cluster.max_restarts",
+    "federation.rounds",
+    "federation.patience",
     # Where something is, and not what comes out.
-    "engine.activation_gib", "engine.base_gib", "engine.block_inputs", "engine.slots",
+    "engine.activation_gib",
+    "engine.base_gib",
+    "engine.block_inputs",
+    "engine.block_slots",
 )
 
 
@@ -46,7 +60,8 @@ def fingerprint(config: RunConfig) -> str:
 
 def decisive(values: dict[str, Any]) -> dict[str, Any]:
     """The part of `as_dict`, or of what an earlier version kept of it, that changes the arithmetic of a
-    run."""
+    run.
+    """
     values = {section: dict(block) for section, block in values.items()}
     federation = values.get("federation", {})
     if federation.get("server_lr") == "auto":
@@ -96,13 +111,14 @@ class _Line:
 
 def _explained(lines: Sequence[_Line]) -> Iterator[str]:
     """The lines of all sections with comments above each key. A key of the deepspeed section is not ours to
-    explain, nor is one that somebody else has chosen, such as the name of a cluster."""
+    explain, nor is one that somebody else has chosen, such as the name of a cluster.
+    """
     for line in lines:
         section, dot, _ = line.key.partition(".")
         if not dot:
             yield from ("", *comment(section_meaning(section), ""))
         elif section != FREE and (text := meaning(line.key)):
-            yield from comment(text, line.text[:len(line.text) - len(line.text.lstrip())])
+            yield from comment(text, line.text[: len(line.text) - len(line.text.lstrip())])
         yield line.text
 
 
@@ -124,8 +140,9 @@ class _Origin:
         return self._sources.get(f"deepspeed.{key}", self._base)
 
 
-def _lines(block: dict[str, Any], sources: dict[str, str], prefix: str = "",
-           depth: int = 0) -> Iterator[_Line]:
+def _lines(
+    block: dict[str, Any], sources: dict[str, str], prefix: str = "", depth: int = 0
+) -> Iterator[_Line]:
     """The lines of nested dicts."""
     indent = "  " * depth
     for name, value in block.items():
@@ -140,5 +157,6 @@ def _lines(block: dict[str, Any], sources: dict[str, str], prefix: str = "",
 def _aligned(lines: Iterator[_Line]) -> Sequence[_Line]:
     rows = list(lines)
     width = max((len(line.text) for line in rows if line.source and len(line.text) <= _WIDEST), default=0)
-    return [replace(line, text=f"{line.text:<{width}}  # {line.source}") if line.source else line
-            for line in rows]
+    return [
+        replace(line, text=f"{line.text:<{width}}  # {line.source}") if line.source else line for line in rows
+    ]

@@ -19,8 +19,10 @@ _PATTERNS = {  # in this order, the first that fits decides
     "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
     # At most 40 digits: more is a slip of the keyboard, and Python refuses to convert some thousands of them.
     "int": re.compile(r"[-+]?[0-9]{1,40}"),
-    "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-                        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    "float": re.compile(
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
     "str": re.compile(r".*", re.DOTALL),
 }
 _CONVERT = {
@@ -68,7 +70,8 @@ def place(node: yaml.Node) -> str:
 
 def kind(node: yaml.Node) -> str:
     """`null`, `bool`, `int`, `float`, `str`, `seq` or `map`; `foreign` for a tag that is none of these or
-    does not fit."""
+    does not fit.
+    """
     name = node.tag.removeprefix(_TAG)
     if isinstance(node, yaml.ScalarNode):
         return name if name in _PATTERNS and _PATTERNS[name].fullmatch(node.value) else "foreign"
@@ -127,7 +130,8 @@ def written(node: yaml.Node) -> Any:
 
 def faults(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
     """(node, what is wrong with it) for everything below `node` that YAML allows and a configuration does
-    not."""
+    not.
+    """
     if kind(node) == "foreign":
         yield node, f"the tag {node.tag!r} does not fit here; remove it"
     if isinstance(node, yaml.SequenceNode):
@@ -181,4 +185,3 @@ def nested(keys: list[str], node: yaml.Node) -> yaml.Node:
         name = yaml.ScalarNode(_TAG + "str", key, node.start_mark, node.end_mark)
         node = yaml.MappingNode(_TAG + "map", [(name, node)], node.start_mark, node.end_mark)
     return node
-

@@ -1,9 +1,10 @@
 """A small instruction task that is made, not downloaded: what to do with a word of four letters.
 
-It exists so that a fresh machine has something real to learn, and something only a federation learns well: each
-category is one instruction ("reverse dabe" -> "ebad"), so a client that holds one category alone never sees what the
-other instructions mean. The base is pretrained on the same skills under made-up instruction words; fine-tuning has to
-connect the real instructions with what the base can already do, which takes an adapter a few hundred steps.
+It exists so that a fresh machine has something real to learn, and something only a federation learns well:
+each category is one instruction ("reverse dabe" -> "ebad"), so a client that holds one category alone never
+sees what the other instructions mean. The base is pretrained on the same skills under made-up instruction
+words; fine-tuning has to connect the real instructions with what the base can already do, which takes an
+adapter a few hundred steps.
 """
 
 from collections.abc import Callable
@@ -35,29 +36,39 @@ _ALIASES_PER_SKILL = 16
 
 
 def builtin_rows(seed: int, n: int) -> list[Row]:
-    """`n` different rows, the categories in equal parts (to within one) and in turn. Deterministic in the seed.
+    """`n` different rows, the categories in equal parts (to within one) and in turn. Deterministic in the
+    seed.
 
     Raises:
         DataError: there are not so many different rows.
     """
     per_skill = -(-n // len(SKILLS))
     if per_skill > _WORDS:
-        raise DataError(f"the built-in task has {_WORDS * len(SKILLS)} different rows, {n} were asked for; lower data.max_rows")
+        raise DataError(
+            f"the built-in task has {_WORDS * len(SKILLS)} different rows, {n} were asked for; lower "
+            "data.max_rows"
+        )
     rng = np.random.default_rng([seed, streams.BUILTIN])
     words = {skill: rng.choice(_WORDS, size=per_skill, replace=False) for skill in SKILLS}
     return [_row(skill, skill, words[skill][i]) for i in range(per_skill) for skill in SKILLS][:n]
 
 
 def pretraining_rows(seed: int, n: int) -> list[Row]:
-    """`n` rows of the same skills under made-up instruction words; none of them is an instruction of the task.
+    """`n` rows of the same skills under made-up instruction words; none of them is an instruction of the
+    task.
 
-    Sixteen words a skill, so that the base learns to look a skill up by a word, not to tell a few fixed ones apart.
-    Loss on the answer only, as in fine-tuning: the letters of the word are random and cannot be learned.
+    Sixteen words a skill, so that the base learns to look a skill up by a word, not to tell a few fixed ones
+    apart. Loss on the answer only, as in fine-tuning: the letters of the word are random and cannot be
+    learned.
     """
     rng = np.random.default_rng([seed, streams.PRETRAIN])
     aliases = _aliases()
     skills = list(SKILLS)
-    draws = zip(rng.integers(len(skills), size=n), rng.integers(_ALIASES_PER_SKILL, size=n), rng.integers(_WORDS, size=n))
+    draws = zip(
+        rng.integers(len(skills), size=n),
+        rng.integers(_ALIASES_PER_SKILL, size=n),
+        rng.integers(_WORDS, size=n),
+    )
     return [_row(skills[skill], aliases[skills[skill]][alias], word) for skill, alias, word in draws]
 
 
@@ -67,10 +78,12 @@ def _row(skill: str, instruction: str, number: int) -> Row:
 
 
 def _aliases() -> dict[str, list[str]]:
-    """The made-up words of each skill, the same for every seed: batches drawn with different seeds teach one language."""
+    """The made-up words of each skill, the same for every seed: batches drawn with different seeds teach one
+    language.
+    """
     rng = np.random.default_rng(0)
     words: dict[str, None] = {}
     while len(words) < _ALIASES_PER_SKILL * len(SKILLS):
         words["".join(chr(ord("a") + letter) for letter in rng.integers(26, size=rng.integers(4, 7)))] = None
     ordered = list(words)
-    return {skill: ordered[i::len(SKILLS)] for i, skill in enumerate(SKILLS)}
+    return {skill: ordered[i :: len(SKILLS)] for i, skill in enumerate(SKILLS)}

@@ -44,8 +44,8 @@ class ClientData:
 def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
     """The rows of every client, the same on every rank.
 
-    Rows go to clients first, and each client then holds out some of its own: a client is evaluated on the categories
-    it trains on, and the federation on those of all clients.
+    Rows go to clients first, and each client then holds out some of its own: a client is evaluated on the
+    categories it trains on, and the federation on those of all clients.
 
     Raises:
         DataError: see `load_rows` and `splitters`; or the split needs categories and the rows have none.
@@ -53,7 +53,9 @@ def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
     with activity.during("the reading of rows"):
         rows = load_rows(config, seed)
     split = _split(config, rows, np.random.default_rng([seed, streams.SPLIT]))
-    return [_held_out(client, [rows[i] for i in indices], config, seed) for client, indices in enumerate(split)]
+    return [
+        _held_out(client, [rows[i] for i in indices], config, seed) for client, indices in enumerate(split)
+    ]
 
 
 def encode_client(rows: ClientRows, tokenizer, config: DataConfig) -> ClientData:
@@ -65,15 +67,27 @@ def encode_client(rows: ClientRows, tokenizer, config: DataConfig) -> ClientData
     template = template_of(config)
     together = activity.counted((*rows.train, *rows.val), "the encoding of rows", "row")
     examples = [encode(row, tokenizer, template, config.max_tokens) for row in together]
-    train, val = examples[:len(rows.train)], examples[len(rows.train):]
+    train = examples[: len(rows.train)]
+    val = examples[len(rows.train) :]
     kept_train, kept_val = ([example for example in part if example is not None] for part in (train, val))
     if not kept_train:
-        raise DataError(f"client {rows.client}: data.max_tokens={config.max_tokens} cuts away the whole answer of each of its "
-                        f"{len(train)} training rows (template {template}); raise data.max_tokens")
-    # Many tokenizers have a pad token that was added behind the model's vocabulary: padding asks for no id that the rows do not need.
-    pad_id = min(tokenizer.pad_token_id, max(int(example.input_ids.max()) for example in (*kept_train, *kept_val)))
-    return ClientData(kept_train, kept_val, dropped=len(train) + len(val) - len(kept_train) - len(kept_val), pad_id=pad_id,
-                      limit=config.max_tokens)
+        raise DataError(
+            f"client {rows.client}: data.max_tokens={config.max_tokens} cuts away the whole answer of each "
+            "of its "
+            f"{len(train)} training rows (template {template}); raise data.max_tokens"
+        )
+    # Many tokenizers have a pad token that was added behind the model's vocabulary: padding asks for no id
+    # that the rows do not need.
+    pad_id = min(
+        tokenizer.pad_token_id, max(int(example.input_ids.max()) for example in (*kept_train, *kept_val))
+    )
+    return ClientData(
+        kept_train,
+        kept_val,
+        dropped=len(train) + len(val) - len(kept_train) - len(kept_val),
+        pad_id=pad_id,
+        limit=config.max_tokens,
+    )
 
 
 def largest_id(data: ClientData) -> int:
@@ -83,7 +97,9 @@ def largest_id(data: ClientData) -> int:
 
 def row_counts(data: ClientData) -> RowCounts:
     examples = (*data.train, *data.val)
-    return RowCounts(len(examples) + data.dropped, cut=sum(example.cut for example in examples), lost=data.dropped)
+    return RowCounts(
+        len(examples) + data.dropped, cut=sum(example.cut for example in examples), lost=data.dropped
+    )
 
 
 def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> list[np.ndarray]:
@@ -91,18 +107,29 @@ def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> lis
         return splitters.iid(len(rows), config.clients, rng)
     categories = [row.category for row in rows]
     if not any(categories):
-        raise DataError(f"data.split={config.split} splits by category and no row of task {config.task} has one; use data.split=iid"
-                        + (f" (for task=file: data.category_field={config.category_field} names no field of the rows)"
-                           if config.task == "file" else ""))
+        raise DataError(
+            f"data.split={config.split} splits by category and no row of task {config.task} has one; use "
+            "data.split=iid"
+            + (
+                f" (for task=file: data.category_field={config.category_field} names no field of the rows)"
+                if config.task == "file"
+                else ""
+            )
+        )
     if config.split == "meta":
         return splitters.meta(categories, config.clients, rng)
     return splitters.lda(categories, config.clients, config.alpha, rng)
 
 
 def _held_out(client: int, rows: list[Row], config: DataConfig, seed: int) -> ClientRows:
-    order, template = np.random.default_rng([seed, streams.HOLDOUT, client]).permutation(len(rows)), template_of(config)
+    order = np.random.default_rng([seed, streams.HOLDOUT, client]).permutation(len(rows))
+    template = template_of(config)
     val = set(splitters.hold_out(order, [text_of(row, template) for row in rows], _n_val(len(rows), config)))
-    return ClientRows(train=tuple(row for i, row in enumerate(rows) if i not in val), val=tuple(rows[i] for i in sorted(val)), client=client)
+    return ClientRows(
+        train=tuple(row for i, row in enumerate(rows) if i not in val),
+        val=tuple(rows[i] for i in sorted(val)),
+        client=client,
+    )
 
 
 def _n_val(n_rows: int, config: DataConfig) -> int:

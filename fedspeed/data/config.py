@@ -8,48 +8,122 @@ MAX_STEPS = 1_000_000  # of a client in a round; more is a slip of the keyboard
 
 @dataclass(frozen=True)
 class DataConfig:
-    task: Literal["builtin", "gsm8k", "dolly", "codealpaca", "file"] = field(default="builtin", metadata={
-        "help": "builtin (generated, needs no file), gsm8k, dolly, codealpaca, or file (any json, jsonl, jsonl.gz or hub data set)"})
-    path: str = field(default="", metadata={
-        "help": "file, folder or hub set (owner/name[:configuration]); empty: $FEDSPEED_DATA, ./data, ../shared/data", "path": ()})
+    task: Literal["builtin", "gsm8k", "dolly", "codealpaca", "file"] = field(
+        default="builtin",
+        metadata={
+            "help": "builtin (generated, needs no file), gsm8k, dolly, codealpaca, or file (any json, "
+            "jsonl, jsonl.gz or hub data set)"
+        },
+    )
+    path: str = field(
+        default="",
+        metadata={
+            "help": "file, folder or hub set (owner/name[:configuration]); empty: $FEDSPEED_DATA, ./data, "
+            "../shared/data",
+            "path": (),
+        },
+    )
     clients: int = field(default=3, metadata={"help": "number of federated clients", "min": 1, "max": 10_000})
-    split: Literal["iid", "meta", "lda"] = field(default="iid", metadata={
-        "help": "iid: even shuffle; meta: one category per client; lda: Dirichlet(alpha) per category"})
-    alpha: float = field(default=0.5, metadata={"help": "concentration of the lda splitter: the smaller, the less alike the clients", "above": 0.0})
-    instruction_field: str = field(default="instruction", metadata={"help": "for task file: field with the instruction"})
-    input_field: str = field(default="input", metadata={"help": "for task file: optional field with the input"})
+    split: Literal["iid", "meta", "lda"] = field(
+        default="iid",
+        metadata={
+            "help": "iid: even shuffle; meta: one category per client; lda: Dirichlet(alpha) per category"
+        },
+    )
+    alpha: float = field(
+        default=0.5,
+        metadata={
+            "help": "concentration of the lda splitter: the smaller, the less alike the clients",
+            "above": 0.0,
+        },
+    )
+    instruction_field: str = field(
+        default="instruction", metadata={"help": "for task file: field with the instruction"}
+    )
+    input_field: str = field(
+        default="input", metadata={"help": "for task file: optional field with the input"}
+    )
     output_field: str = field(default="output", metadata={"help": "for task file: field with the answer"})
-    category_field: str = field(default="category", metadata={"help": "for task file: field that meta and lda split by"})
-    val_fraction: float = field(default=0.02, metadata={
-        "help": "share of each client's rows held out for evaluation; of rows that are equal all are held out, or none", "min": 0.0, "max": 0.9})
-    max_val_rows: int = field(default=64, metadata={"help": "at most so many rows a client are held out", "min": 1})
-    max_rows: int = field(default=0, metadata={"help": "use only so many rows of the task, 0: all (builtin: 3000)", "min": 0})
-    max_tokens: int = field(default=512, metadata={"help": "a row is cut to so many tokens", "min": 8, "max": 1_048_576})
-    template: Literal["auto", "alpaca", "plain"] = field(default="auto", metadata={
-        "help": "alpaca: the Stanford Alpaca prompt; plain: instruction, input, answer with a space between; auto: plain for builtin, else alpaca"})
+    category_field: str = field(
+        default="category", metadata={"help": "for task file: field that meta and lda split by"}
+    )
+    val_fraction: float = field(
+        default=0.02,
+        metadata={
+            "help": "share of each client's rows held out for evaluation; of rows that are equal all are "
+            "held out, or none",
+            "min": 0.0,
+            "max": 0.9,
+        },
+    )
+    max_val_rows: int = field(
+        default=64, metadata={"help": "at most so many rows a client are held out", "min": 1}
+    )
+    max_rows: int = field(
+        default=0, metadata={"help": "use only so many rows of the task, 0: all (builtin: 3000)", "min": 0}
+    )
+    max_tokens: int = field(
+        default=512, metadata={"help": "a row is cut to so many tokens", "min": 8, "max": 1_048_576}
+    )
+    template: Literal["auto", "alpaca", "plain"] = field(
+        default="auto",
+        metadata={
+            "help": "alpaca: the Stanford Alpaca prompt; plain: instruction, input, answer with a space "
+            "between; auto: plain for builtin, else alpaca"
+        },
+    )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A client's local work. One `local_step` is one optimizer step on `accumulation` micro-batches per rank."""
+    """A client's local work. One `local_step` is one optimizer step on `accumulation` micro-batches per
+    rank.
+    """
 
-    local_steps: int = field(default=10, metadata={"help": "optimizer steps a client takes in a round", "min": 1, "max": MAX_STEPS})
-    local_steps_by_cluster: dict[str, int] = field(default_factory=dict, metadata={
-        "help": "other numbers for some clusters, such as {fast: 40, slow: 10}; slower clusters may do fewer",
-        "min": 1, "max": MAX_STEPS})
-    micro_batch: int = field(default=4, metadata={"help": "sequences per rank in one forward and backward", "min": 1, "max": 65_536})
-    accumulation: int = field(default=1, metadata={"help": "micro-batches per optimizer step", "min": 1, "max": 65_536})
-    optimizer: Literal["adamw", "sgd"] = field(default="adamw", metadata={"help": "optimizer of the local steps"})
-    lr: float = field(default=1e-3, metadata={"help": "peak learning rate of the local optimizer", "min": 0.0})
+    local_steps: int = field(
+        default=10, metadata={"help": "optimizer steps a client takes in a round", "min": 1, "max": MAX_STEPS}
+    )
+    local_steps_by_cluster: dict[str, int] = field(
+        default_factory=dict,
+        metadata={
+            "help": "other numbers for some clusters, such as {fast: 40, slow: 10}; slower clusters may do "
+            "fewer",
+            "min": 1,
+            "max": MAX_STEPS,
+        },
+    )
+    micro_batch: int = field(
+        default=4,
+        metadata={"help": "sequences per rank in one forward and backward", "min": 1, "max": 65_536},
+    )
+    accumulation: int = field(
+        default=1, metadata={"help": "micro-batches per optimizer step", "min": 1, "max": 65_536}
+    )
+    optimizer: Literal["adamw", "sgd"] = field(
+        default="adamw", metadata={"help": "optimizer of the local steps"}
+    )
+    lr: float = field(
+        default=1e-3, metadata={"help": "peak learning rate of the local optimizer", "min": 0.0}
+    )
     momentum: float = field(default=0.0, metadata={"help": "momentum of sgd", "min": 0.0, "below": 1.0})
-    beta1: float = field(default=0.9, metadata={"help": "AdamW: decay of the mean of gradients", "min": 0.0, "below": 1.0})
-    beta2: float = field(default=0.999, metadata={"help": "AdamW: decay of the mean of squared gradients", "min": 0.0, "below": 1.0})
+    beta1: float = field(
+        default=0.9, metadata={"help": "AdamW: decay of the mean of gradients", "min": 0.0, "below": 1.0}
+    )
+    beta2: float = field(
+        default=0.999,
+        metadata={"help": "AdamW: decay of the mean of squared gradients", "min": 0.0, "below": 1.0},
+    )
     eps: float = field(default=1e-8, metadata={"help": "AdamW: added to the root", "min": 0.0})
     weight_decay: float = field(default=0.0, metadata={"help": "decoupled for adamw, L2 for sgd", "min": 0.0})
-    clip: float = field(default=0.0, metadata={"help": "gradient norm a step is clipped to, 0: never", "min": 0.0})
-    schedule: Literal["constant", "linear", "cosine"] = field(default="constant", metadata={
-        "help": "learning rate over all rounds (not restarted each round)"})
-    warmup_steps: int = field(default=0, metadata={"help": "linear warm-up, in local steps over the whole run", "min": 0})
+    clip: float = field(
+        default=0.0, metadata={"help": "gradient norm a step is clipped to, 0: never", "min": 0.0}
+    )
+    schedule: Literal["constant", "linear", "cosine"] = field(
+        default="constant", metadata={"help": "learning rate over all rounds (not restarted each round)"}
+    )
+    warmup_steps: int = field(
+        default=0, metadata={"help": "linear warm-up, in local steps over the whole run", "min": 0}
+    )
 
 
 def local_steps_of(train: TrainConfig, cluster: str) -> int:

@@ -39,22 +39,39 @@ def detect(path: Path) -> Detected:
     rows = []
     for where, record in records(path):
         if not isinstance(record, dict):
-            raise DataError(f"{where}: a record must be a JSON object with the fields of a row; see data.task=file in docs/config.md")
+            raise DataError(
+                f"{where}: a record must be a JSON object with the fields of a row; see data.task=file in "
+                "docs/config.md"
+            )
         rows.append(record)
         if len(rows) == LOOKED_AT:
             break
     if not rows:
         raise DataError(f"{path}: the file holds no rows; name one with a record a line")
     texts = [name for name in rows[0] if all(isinstance(row.get(name), str) for row in rows)]
-    found = {part: next((name for wanted in NAMES[part] for name in texts if name.lower() == wanted), "")
-             for part in ("instruction", "output")}
+    found = {
+        part: next((name for wanted in NAMES[part] for name in texts if name.lower() == wanted), "")
+        for part in ("instruction", "output")
+    }
     for part, name in found.items():
         if not name:
-            advice = " (conversations under 'messages' must be made into pairs first)" if "messages" in rows[0] else ""
-            raise DataError(f"{path}: no field is called as an {part} usually is ({', '.join(NAMES[part])}); its text fields are "
-                            f"{', '.join(texts) or 'none'}{advice}. Name the right one in data.{part}_field of a YAML of your own")
+            advice = (
+                " (conversations under 'messages' must be made into pairs first)"
+                if "messages" in rows[0]
+                else ""
+            )
+            raise DataError(
+                f"{path}: no field is called as an {part} usually is ({', '.join(NAMES[part])}); its text "
+                "fields are "
+                f"{', '.join(texts) or 'none'}{advice}. Name the right one in data.{part}_field of a YAML "
+                "of your own"
+            )
     taken = set(found.values())
-    optional = [name for name in _all_names(rows) if name not in taken and all(row.get(name) is None or isinstance(row[name], str) for row in rows)]
+    optional = [
+        name
+        for name in _all_names(rows)
+        if name not in taken and all(row.get(name) is None or isinstance(row[name], str) for row in rows)
+    ]
     given = next((name for wanted in NAMES["input"] for name in optional if name.lower() == wanted), "")
     category, kinds = _category(rows, taken | {given})
     return Detected(Fields(found["instruction"], given, found["output"], category), len(rows), kinds)
@@ -65,7 +82,11 @@ def _category(rows: list[dict], taken: set[str]) -> tuple[str, int]:
     for wanted in NAMES["category"]:
         for name in rows[0]:
             values = {row.get(name) for row in rows if isinstance(row.get(name), (str, int))}
-            if name not in taken and name.lower() == wanted and 1 < len(values) <= min(MAX_KINDS, len(rows) // 2):
+            if (
+                name not in taken
+                and name.lower() == wanted
+                and 1 < len(values) <= min(MAX_KINDS, len(rows) // 2)
+            ):
                 return name, len(values)
     return "", 0
 

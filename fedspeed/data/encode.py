@@ -26,22 +26,24 @@ class Example:
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens that carry loss. The very first token of a sequence is never predicted, so it never counts."""
+        """Tokens that carry loss. The very first token of a sequence is never predicted, so it never
+        counts.
+        """
         return len(self.input_ids) - max(self.labels_start, 1)
 
     @property
     def labels(self) -> np.ndarray:
         """[T] int64: the ids of the answer, -100 on the prompt."""
         labels = self.input_ids.astype(np.int64)
-        labels[:self.labels_start] = IGNORED
+        labels[: self.labels_start] = IGNORED
         return labels
 
 
 def encode(row: Row, tokenizer, template: str, max_tokens: int) -> Example | None:
     """Token ids of prompt + answer + end-of-sequence, cut to `max_tokens`.
 
-    Prompt and answer are tokenized apart, so the prompt's ids are the same at training and at generation whatever the
-    answer begins with (a merge across the boundary would change them).
+    Prompt and answer are tokenized apart, so the prompt's ids are the same at training and at generation
+    whatever the answer begins with (a merge across the boundary would change them).
 
     Returns:
         None where the cut leaves no answer token: such a row has no loss, and its mean would be 0/0.
@@ -69,9 +71,11 @@ def leading_special_ids(tokenizer) -> list[int]:
 
 
 def text_ids(text: str, tokenizer) -> list[int]:
-    """Token ids of a text as text: where it holds the name of a special token, such as `</s>`, the name is spelled
-    out. Read as the token itself, it would end an answer in the middle."""
-    # Not verbose: the tokenizer would warn of texts beyond the model's positions, and `encode` cuts them right after.
+    """Token ids of a text as text: where it holds the name of a special token, such as `</s>`, the name is
+    spelled out. Read as the token itself, it would end an answer in the middle.
+    """
+    # Not verbose: the tokenizer would warn of texts beyond the model's positions, and `encode` cuts them
+    # right after.
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
     # The pieces of a Unigram vocabulary may hold such names themselves.
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}

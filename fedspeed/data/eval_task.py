@@ -1,6 +1,7 @@
 """What a model is asked about rows of text, and what its answers are worth.
 
-A task knows no model and no engine: it makes prompts out of rows, and scores what came back. `evaluation/ask.py` puts it to an
+A task knows no model and no engine: it makes prompts out of rows, and scores what came back.
+    `evaluation/ask.py` puts it to an
 engine.
 """
 
@@ -15,7 +16,9 @@ ALL = "all"  # the category of everything together
 
 @dataclass(frozen=True)
 class Tally:
-    """Scores of some rows: their sum and their number, which can be added up over ranks, clients and categories."""
+    """Scores of some rows: their sum and their number, which can be added up over ranks, clients and
+    categories.
+    """
 
     total: float = 0.0
     count: int = 0
@@ -42,7 +45,9 @@ class EvalTask(ABC):
 
     @abstractmethod
     def prompt(self, row: Row) -> str:
-        """Give the text in front of the answer, examples included; what all prompts begin with is computed once."""
+        """Give the text in front of the answer, examples included; what all prompts begin with is computed
+        once.
+        """
 
     def category(self, row: Row) -> str:
         """Give the name under which a row is counted beside ALL; empty: under none."""
@@ -55,7 +60,8 @@ class Asked:
 
     Attributes:
         max_new: tokens of an answer at most. samples: answers to each row.
-        temperature: 0 takes the most likely token. top_p: of the tokens that are drawn from. seed: of the draws.
+        temperature: 0 takes the most likely token. top_p: of the tokens that are drawn from. seed: of the
+            draws.
     """
 
     max_new: int
@@ -76,13 +82,16 @@ class GenerationTask(EvalTask):
 
     @abstractmethod
     def score(self, rows: Sequence[Row], answers: Sequence[Sequence[str]]) -> Sequence[float]:
-        """Score each row, from all answers to it. All rows come at once, so that what is slow (a sandbox, say) can be done
-        for many of them together."""
+        """Score each row, from all answers to it. All rows come at once, so that what is slow (a sandbox,
+        say) can be done for many of them together.
+        """
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How likely a model finds a text behind a prompt: log-probability of all its tokens, and their number."""
+    """How likely a model finds a text behind a prompt: log-probability of all its tokens, and their
+    number.
+    """
 
     logprob: float
     tokens: int
@@ -101,7 +110,9 @@ class ChoiceTask(EvalTask):
 
 
 def most_likely(likelihoods: Sequence[Likelihood], *, per_token: bool = False) -> int:
-    """Give the number of the likeliest choice, the first of several; `per_token` divides by length, which long ones gain by."""
+    """Give the number of the likeliest choice, the first of several; `per_token` divides by length, which
+    long ones gain by.
+    """
     values = [one.logprob / one.tokens if per_token else one.logprob for one in likelihoods]
     return values.index(max(values))
 

@@ -1,5 +1,6 @@
-"""What a person should know about the rows before training on them: counts over all clients, which tie nothing
-to one of them."""
+"""What a person should know about the rows before training on them: counts over all clients, which tie
+nothing to one of them.
+"""
 
 from collections.abc import Sequence
 
@@ -21,29 +22,36 @@ def _blank_answers(rows: Sequence[Row]) -> str:
     blank = sum(not row.output.strip() for row in rows)
     if not blank:
         return ""
-    return (f"{blank} of {len(rows)} rows have a blank answer: the model learns to say nothing there; fill it "
-            "in, or remove these rows")
+    return (
+        f"{blank} of {len(rows)} rows have a blank answer: the model learns to say nothing there; fill it "
+        "in, or remove these rows"
+    )
 
 
 def _no_category(config: DataConfig, rows: Sequence[Row]) -> str:
     without = sum(not row.category for row in rows)
     if config.split == "iid" or not without:
         return ""
-    return (f"{without} of {len(rows)} rows have no category: data.split={config.split} takes them for one "
-            "category of their own; fill the field in, or remove these rows")
+    return (
+        f"{without} of {len(rows)} rows have no category: data.split={config.split} takes them for one "
+        "category of their own; fill the field in, or remove these rows"
+    )
 
 
 def _nothing_held_out(config: DataConfig, clients: Sequence[ClientRows]) -> str:
     without = sum(not client.val for client in clients)
     if not config.val_fraction or not without:
         return ""
-    return (f"clients that hold out no row, because they have one only or all of theirs are equal: {without} "
-            f"of {len(clients)}; the held-out loss is that of the others")
+    return (
+        f"clients that hold out no row, because they have one only or all of theirs are equal: {without} "
+        f"of {len(clients)}; the held-out loss is that of the others"
+    )
 
 
 def _in_several_places(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
     """Counts rows that several clients have. Equal rows of one client are on one side of its hold-out; those
-    of different clients need not be, since nobody may compare them."""
+    of different clients need not be, since nobody may compare them.
+    """
     template = template_of(config)
     trained_by: dict[tuple[str, str], set[int]] = {}
     for client in clients:
@@ -56,6 +64,8 @@ def _in_several_places(config: DataConfig, clients: Sequence[ClientRows]) -> lis
     if several:
         found.append(f"{several} different rows are training rows of more than one client")
     if seen:
-        found.append(f"{seen} of {len(held_out)} held-out rows are also training rows of another client: the "
-                     "held-out loss is too good for them; remove the copies from the data")
+        found.append(
+            f"{seen} of {len(held_out)} held-out rows are also training rows of another client: the "
+            "held-out loss is too good for them; remove the copies from the data"
+        )
     return found

@@ -18,14 +18,15 @@ EXAMPLE = Row("Name three colours.", "", "", "")
 
 def format_of(tokenizer, config: DataConfig) -> PromptFormat:
     """Return the format of a run's rows, with a made up example."""
-    template, row = template_of(config), EXAMPLES.get(config.task, EXAMPLE)
+    template = template_of(config)
+    row = EXAMPLES.get(config.task, EXAMPLE)
     leading = leading_special_ids(tokenizer)
     left = config.max_tokens - len(prompt_ids(row, tokenizer, template))
     return PromptFormat(
         template,
         (tuple(leading), "".join(tokenizer.convert_ids_to_tokens(leading))),
         (tokenizer.eos_token_id, tokenizer.eos_token),
-        tokenizer.pad_token_id,
-        (prompt(row, template), min(MAX_NEW_TOKENS, max(1, left))),
-        bool(tokenizer.chat_template),
+        pad_id=tokenizer.pad_token_id,
+        example=(prompt(row, template), min(MAX_NEW_TOKENS, max(1, left))),
+        chat_template=bool(tokenizer.chat_template),
     )

@@ -21,10 +21,13 @@ def public_data(text: str, config: DataConfig, tokenizer) -> ClientData:
     Raises:
         DataError: there is no such file, it is malformed or has no rows, or none keeps an answer.
     """
-    path, task = Path(text).expanduser(), task_of(config)
+    path = Path(text).expanduser()
+    task = task_of(config)
     if not path.is_file():
-        raise DataError(f"{WHERE}={text}: no such file on the server's host (looked for {path.resolve()}); "
-                        "put it there, or correct the path")
+        raise DataError(
+            f"{WHERE}={text}: no such file on the server's host (looked for {path.resolve()}); "
+            "put it there, or correct the path"
+        )
     pairs = ((where, to_row(record, task.fields, where)) for where, record in records(path))
     rows = tuple(row for row in (edited(task, where, row) for where, row in pairs) if row is not None)
     if not rows:
@@ -32,5 +35,7 @@ def public_data(text: str, config: DataConfig, tokenizer) -> ClientData:
     try:
         return encode_client(ClientRows(train=rows, val=(), client=-1), tokenizer, config)
     except DataError:
-        raise DataError(f"{WHERE}={text}: data.max_tokens={config.max_tokens} cuts away the whole answer of "
-                        f"each of its {len(rows)} rows; raise data.max_tokens") from None
+        raise DataError(
+            f"{WHERE}={text}: data.max_tokens={config.max_tokens} cuts away the whole answer of "
+            f"each of its {len(rows)} rows; raise data.max_tokens"
+        ) from None

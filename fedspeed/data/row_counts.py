@@ -57,7 +57,7 @@ class RowTable:
     def from_words(cls, words: Sequence[float], max_tokens: int, sums_only: bool) -> "RowTable":
         """From what `words` of all clients have added up to."""
         numbers = [round(word) for word in words]
-        clients = [RowCounts(*numbers[at:at + 3]) for at in range(0, len(numbers), 3)]
+        clients = [RowCounts(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
         return cls(clients[0], (), max_tokens) if sums_only else cls.of(clients, max_tokens)
 
     def line(self) -> str:
@@ -80,7 +80,8 @@ class RowTable:
         shares = [counts.harmed for counts in self.clients]
         if max([self.total.harmed, *shares]) <= WARN_ABOVE:
             return []
-        total, taken = self.total, []
+        total = self.total
+        taken = []
         if total.cut:
             cut = _share(total.cut, total.rows)
             taken.append(f"the end of the answer from {cut}, so that the model does not learn to stop there")

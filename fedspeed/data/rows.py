@@ -1,6 +1,7 @@
 """Rows of text, and the readers that make them from files or from a hub data set.
 
-A reader never guesses: whatever is wrong with a file ends in a `DataError` that names file, line, value and remedy.
+A reader never guesses: whatever is wrong with a file ends in a `DataError` that names file, line, value and
+    remedy.
 """
 
 import gzip
@@ -40,14 +41,17 @@ def read_rows(path: Path, fields: Fields) -> list[tuple[str, Row]]:
     """All rows of a .json list or a .jsonl file, either of them gzipped or not.
 
     Returns:
-        pairs (where, row), in file order; `where` is "file:line" (of a .json list: "file, item n") for messages.
+        pairs (where, row), in file order; `where` is "file:line" (of a .json list: "file, item n") for
+        messages.
 
     Raises:
         DataError: the file is unreadable, malformed or empty, or a record lacks a field.
     """
     rows = [(where, to_row(record, fields, where)) for where, record in records(path)]
     if not rows:
-        raise DataError(f"{path}: the file holds no rows; name a file with at least one record per client in data.path")
+        raise DataError(
+            f"{path}: the file holds no rows; name a file with at least one record per client in data.path"
+        )
     return rows
 
 
@@ -63,49 +67,75 @@ def hub_rows(name: str, fields: Fields) -> list[tuple[str, Row]]:
     try:
         import datasets
     except ImportError:
-        raise DataError(f"data.path={name}: there is no such file or folder, and reading it as a hub data set needs the "
-                        "library: pip install datasets (or give a local .json, .jsonl or .jsonl.gz file)") from None
+        raise DataError(
+            f"data.path={name}: there is no such file or folder, and reading it as a hub data set needs the "
+            "library: pip install datasets (or give a local .json, .jsonl or .jsonl.gz file)"
+        ) from None
     set_name, _, configuration = name.partition(":")
     try:
         records = datasets.load_dataset(set_name, configuration or None, split="train")
-    except Exception as error:  # the library raises a wide and changing family: OSError, ValueError, its own, and those of its network stack
-        raise DataError(f"data.path={name}: there is no such file or folder, and the hub data set cannot be loaded "
-                        f"({type(error).__name__}: {error}). Without network, give a local .json, .jsonl or .jsonl.gz file") from error
+    # the library raises a wide and changing family: OSError, ValueError, its own, and those of its network
+    # stack
+    except Exception as error:
+        raise DataError(
+            f"data.path={name}: there is no such file or folder, and the hub data set cannot be loaded "
+            f"({type(error).__name__}: {error}). Without network, give a local .json, .jsonl or .jsonl.gz "
+            "file"
+        ) from error
     rows = []
     for index, record in enumerate(records):
         where = f"{name}, item {index}"
         rows.append((where, to_row(record, fields, where)))
     if not rows:
-        raise DataError(f"{name}: the train split of the hub data set holds no rows; choose another set in data.path")
+        raise DataError(
+            f"{name}: the train split of the hub data set holds no rows; choose another set in data.path"
+        )
     return rows
 
 
 def to_row(record: object, fields: Fields, where: str) -> Row:
-    """Picks the fields of one record. Instruction and output must be there and be text; the others may be absent or null. Something must
-    stand in one of them."""
+    """Picks the fields of one record. Instruction and output must be there and be text; the others may be
+    absent or null. Something must stand in one of them.
+    """
     if not isinstance(record, dict):
-        raise DataError(f"{where}: a record must be a JSON object with the fields of a row, this is {_short(record)}")
-    row = Row(instruction=_text(record, fields.instruction, "instruction", where),
-              input=_optional_text(record, fields.input, "input", where),
-              output=_text(record, fields.output, "output", where),
-              category=_category(record, fields.category, where))
+        raise DataError(
+            f"{where}: a record must be a JSON object with the fields of a row, this is {_short(record)}"
+        )
+    row = Row(
+        instruction=_text(record, fields.instruction, "instruction", where),
+        input=_optional_text(record, fields.input, "input", where),
+        output=_text(record, fields.output, "output", where),
+        category=_category(record, fields.category, where),
+    )
     if not (row.instruction + row.input + row.output).strip():
-        raise DataError(f"{where}: the row is empty, without any text in instruction, input and output; fill it in or remove it")
+        raise DataError(
+            f"{where}: the row is empty, without any text in instruction, input and output; fill it in or "
+            "remove it"
+        )
     return row
 
 
 def _text(record: dict, name: str, part: str, where: str) -> str:
     if name not in record:
-        raise DataError(f"{where}: no field {name!r} for the {part} (the record has: {', '.join(map(str, record)) or 'nothing'}); "
-                        f"name the right one with task=file and data.{part}_field, or choose the file that belongs to the task")
+        raise DataError(
+            f"{where}: no field {name!r} for the {part} (the record has: "
+            f"{', '.join(map(str, record)) or 'nothing'}); "
+            f"name the right one with task=file and data.{part}_field, or choose the file that belongs to "
+            "the task"
+        )
     value = record[name]
     if not isinstance(value, str):
-        raise DataError(f"{where}: field {name!r} must be text, this is {_short(value)}; correct the record or remove it")
+        raise DataError(
+            f"{where}: field {name!r} must be text, this is {_short(value)}; correct the record or remove it"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON may escape half a character, which no tokenizer takes
-        raise DataError(f"{where}: field {name!r} holds {ascii(value[error.start])} at character {error.start}, half of a character; correct the "
-                        "record or remove it") from None
+        raise DataError(
+            f"{where}: field {name!r} holds {ascii(value[error.start])} at character {error.start}, half of "
+            "a character; correct the "
+            "record or remove it"
+        ) from None
     return value
 
 
@@ -116,8 +146,10 @@ def _optional_text(record: dict, name: str, part: str, where: str) -> str:
 def _category(record: dict, name: str, where: str) -> str:
     value = record.get(name)
     if isinstance(value, (list, dict)):
-        raise DataError(f"{where}: field {name!r} must be a plain category, this is {_short(value)}; "
-                        "name another field in data.category_field")
+        raise DataError(
+            f"{where}: field {name!r} must be a plain category, this is {_short(value)}; "
+            "name another field in data.category_field"
+        )
     return "" if value is None or not str(value).strip() else str(value)
 
 
@@ -136,21 +168,33 @@ def records(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Decoded lines with their numbers from 1. Split at newlines only: JSON text may hold U+2028 and its kind unescaped."""
+    """Decoded lines with their numbers from 1. Split at newlines only: JSON text may hold U+2028 and its kind
+    unescaped.
+    """
     number = 0
     try:
         with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as stream:
             for number, line in enumerate(stream, start=1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start} of the line); "
-                        "save the file as UTF-8") from None
+        raise DataError(
+            f"{path}:{number}: not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start} "
+            "of the line); "
+            "save the file as UTF-8"
+        ) from None
     except EOFError:
-        raise DataError(f"{path}: the gzip stream ends after line {number}, the file is truncated; copy or download it again") from None
+        raise DataError(
+            f"{path}: the gzip stream ends after line {number}, the file is truncated; copy or download it "
+            "again"
+        ) from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file after line {number} ({error}); copy or download it again") from None
+        raise DataError(
+            f"{path}: damaged gzip file after line {number} ({error}); copy or download it again"
+        ) from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check data.path and the permissions") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); check data.path and the permissions"
+        ) from None
 
 
 def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, object]]:
@@ -159,8 +203,11 @@ def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[
             try:
                 yield f"{path}:{number}", json_value(line)
             except ValueError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error}): {_short(line.strip())}; a .jsonl file holds one JSON object a line "
-                                "(name it .json if it is one JSON list)") from None
+                raise DataError(
+                    f"{path}:{number}: not JSON ({error}): {_short(line.strip())}; a .jsonl file holds one "
+                    "JSON object a line "
+                    "(name it .json if it is one JSON list)"
+                ) from None
 
 
 def _json_list(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[str, object]]:
@@ -170,11 +217,20 @@ def _json_list(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[s
     try:
         items = json_value(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); a .json file holds one JSON list of objects "
-                        "(name it .jsonl if it holds one object a line)") from None
+        raise DataError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); a .json file holds one "
+            "JSON list of objects "
+            "(name it .jsonl if it holds one object a line)"
+        ) from None
     except ValueError as error:
-        raise DataError(f"{path}: cannot be read as a list of rows ({error}); correct the file, or choose another one in data.path") from None
+        raise DataError(
+            f"{path}: cannot be read as a list of rows ({error}); correct the file, or choose another one "
+            "in data.path"
+        ) from None
     if not isinstance(items, list):
-        raise DataError(f"{path}: a .json file must hold one JSON list of objects, this is {_short(items)}; put the rows in a list")
+        raise DataError(
+            f"{path}: a .json file must hold one JSON list of objects, this is {_short(items)}; put the "
+            "rows in a list"
+        )
     for index, item in enumerate(items):
         yield f"{path}, item {index}", item

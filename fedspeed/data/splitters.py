@@ -1,4 +1,5 @@
-"""Which client owns which row. Pure functions: sizes or categories and a generator in, one index array a client out.
+"""Which client owns which row. Pure functions: sizes or categories and a generator in, one index array a
+client out.
 
 Every row lands at exactly one client; a client without rows is an error, never an empty participant.
 """
@@ -22,17 +23,22 @@ def iid(n: int, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
 def meta(categories: Sequence[str], clients: int, rng: np.random.Generator) -> list[np.ndarray]:
     """One category a client.
 
-    With more categories than clients, the surplus is merged round-robin; with fewer, the categories with the most rows
-    a client are shared evenly by several clients, so that no client mixes two. Which client gets which category is shuffled.
+    With more categories than clients, the surplus is merged round-robin; with fewer, the categories with the
+    most rows a client are shared evenly by several clients, so that no client mixes two. Which client gets
+    which category is shuffled.
     """
     groups = [rng.permutation(group) for group in _groups(categories)]
     groups = _divided(groups, clients) if len(groups) < clients else groups
     order = rng.permutation(len(groups))
-    return _complete([np.concatenate([groups[g] for g in order[client::clients]]) for client in range(clients)], len(categories))
+    return _complete(
+        [np.concatenate([groups[g] for g in order[client::clients]]) for client in range(clients)],
+        len(categories),
+    )
 
 
 def lda(categories: Sequence[str], clients: int, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Each category is shared out by its own draw of Dirichlet(alpha) over the clients (Hsu et al. 2019, arXiv 1909.06335).
+    """Each category is shared out by its own draw of Dirichlet(alpha) over the clients (Hsu et al. 2019,
+    arXiv 1909.06335).
 
     Redrawn as a whole until every client has a row.
 
@@ -48,15 +54,18 @@ def lda(categories: Sequence[str], clients: int, alpha: float, rng: np.random.Ge
         split = [np.concatenate(rows) for rows in zip(*parts)]
         if all(len(rows) for rows in split):
             return _complete(split, len(categories))
-    raise DataError(f"data.split=lda with data.alpha={alpha:g} left one of {clients} clients without rows in each of {_LDA_TRIES} draws "
-                    f"({len(categories)} rows, {len(groups)} categories); raise data.alpha or lower data.clients")
+    raise DataError(
+        f"data.split=lda with data.alpha={alpha:g} left one of {clients} clients without rows in each of "
+        f"{_LDA_TRIES} draws "
+        f"({len(categories)} rows, {len(groups)} categories); raise data.alpha or lower data.clients"
+    )
 
 
 def hold_out(order: np.ndarray, texts: Sequence[Hashable], count: int) -> list[int]:
     """Which rows of a client are held out: the first `count` of `order`, but equal rows all go to one side.
 
-    Equal rows stand where the first of them stands, and are passed over where they would be more than `count` together. If no rows are
-    few enough, the fewest equal ones are held out, unless they are all there are.
+    Equal rows stand where the first of them stands, and are passed over where they would be more than `count`
+    together. If no rows are few enough, the fewest equal ones are held out, unless they are all there are.
 
     Args:
         order: [rows] the row numbers, shuffled. texts: [rows] what must be equal for two rows to be equal.
@@ -80,7 +89,9 @@ def _groups(categories: Sequence[str]) -> list[np.ndarray]:
 
 
 def _cuts(size: int, shares: np.ndarray) -> np.ndarray:
-    """Where to cut `size` rows so that client i gets its share, rounded; the last client gets what is left."""
+    """Where to cut `size` rows so that client i gets its share, rounded; the last client gets what is
+    left.
+    """
     return np.minimum(np.rint(np.cumsum(shares)[:-1] * size), size).astype(int)
 
 
@@ -100,10 +111,15 @@ def _complete(split: list[np.ndarray], n: int) -> list[np.ndarray]:
     empty = [client for client, rows in enumerate(split) if len(rows) == 0]
     if empty:
         raise _too_few(n, len(split), empty)
-    assert np.array_equal(np.sort(np.concatenate(split)), np.arange(n)), "a split must give every row to exactly one client"
+    assert np.array_equal(np.sort(np.concatenate(split)), np.arange(n)), (
+        "a split must give every row to exactly one client"
+    )
     return [np.sort(rows) for rows in split]
 
 
 def _too_few(n: int, clients: int, empty: Sequence[int]) -> DataError:
-    return DataError(f"{n} rows are too few for {clients} clients: no row for client {some_text(empty, 8)}; lower data.clients or give more rows "
-                     "(data.max_rows, data.path)")
+    return DataError(
+        f"{n} rows are too few for {clients} clients: no row for client {some_text(empty, 8)}; lower "
+        "data.clients or give more rows "
+        "(data.max_rows, data.path)"
+    )

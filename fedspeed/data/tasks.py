@@ -26,7 +26,9 @@ def _unchanged(row: Row) -> Row:
 
 
 def _gsm8k_edit(row: Row) -> Row:
-    """The published answer, calculator annotations included, with its result line "#### 72" as "The answer is 72"."""
+    """The published answer, calculator annotations included, with its result line "#### 72" as "The answer is
+    72".
+    """
     if "####" not in row.output:
         raise ValueError("the answer has no line '#### result', so this is not a row of GSM8K")
     return replace(row, output=row.output.replace("####", "The answer is"))
@@ -60,17 +62,21 @@ TASKS = {
     "gsm8k": Task(
         files=("gsm8k_train.jsonl.gz", "gsm8k_train.jsonl"),
         fields=Fields(instruction="question", input="", output="answer", category=""),
-        source="grade_school_math/data/train.jsonl in the GitHub repository openai/grade-school-math, or the hub set openai/gsm8k:main",
-        edit=_gsm8k_edit),
+        source="grade_school_math/data/train.jsonl in the GitHub repository openai/grade-school-math, or "
+        "the hub set openai/gsm8k:main",
+        edit=_gsm8k_edit,
+    ),
     "dolly": Task(
         files=("dolly_15k.jsonl.gz", "dolly_15k.jsonl", "databricks-dolly-15k.jsonl"),
         fields=Fields(input="context", output="response"),
-        source="the hub set databricks/databricks-dolly-15k"),
+        source="the hub set databricks/databricks-dolly-15k",
+    ),
     "codealpaca": Task(
         files=("fed_codealpaca.jsonl.gz", "fed_codealpaca.jsonl", "rosetta_alpaca.json"),
         fields=Fields(category="input"),
         source="data/rosetta_alpaca.json in the GitHub repository sahil280114/codealpaca",
-        edit=_codealpaca_edit),
+        edit=_codealpaca_edit,
+    ),
 }
 
 
@@ -84,30 +90,47 @@ def template_of(config: DataConfig) -> str:
 
 
 def load_rows(config: DataConfig, seed: int) -> list[Row]:
-    """All rows of the configured task, at most data.max_rows of them (a random choice by seed, in the file's order).
+    """All rows of the configured task, at most data.max_rows of them (a random choice by seed, in the file's
+    order).
 
     Raises:
-        DataError: the rows are not where they should be, or are malformed; names the places searched and the remedy.
+        DataError: the rows are not where they should be, or are malformed; names the places searched and the
+            remedy.
     """
     if config.task == "builtin":
         return builtin_rows(seed, config.max_rows or DEFAULT_ROWS)
     task = task_of(config)
-    rows = [row for row in (edited(task, where, row) for where, row in _read(config, task)) if row is not None]
+    rows = [
+        row for row in (edited(task, where, row) for where, row in _read(config, task)) if row is not None
+    ]
     if rows and not any(row.output.strip() for row in rows):
-        raise DataError(f"task {config.task}: none of the {len(rows)} rows has an answer, field {task.fields.output!r} is blank in all of them; name the right "
-                        "field with task=file and data.output_field, or choose another file in data.path")
+        raise DataError(
+            f"task {config.task}: none of the {len(rows)} rows has an answer, field {task.fields.output!r} "
+            "is blank in all of them; name the right "
+            "field with task=file and data.output_field, or choose another file in data.path"
+        )
     if not 0 < config.max_rows < len(rows):
         return rows
-    kept = np.random.default_rng([seed, streams.SUBSET]).permutation(len(rows))[:config.max_rows]
+    kept = np.random.default_rng([seed, streams.SUBSET]).permutation(len(rows))[: config.max_rows]
     return [rows[i] for i in sorted(kept)]
 
 
 def task_of(config: DataConfig) -> Task:
-    """Return the task that a configuration names; for rows of no published one, what it says of their fields."""
+    """Return the task that a configuration names; for rows of no published one, what it says of their
+    fields.
+    """
     if config.task in TASKS:
         return TASKS[config.task]
-    return Task(files=(), source="", fields=Fields(instruction=config.instruction_field, input=config.input_field,
-                                                   output=config.output_field, category=config.category_field))
+    return Task(
+        files=(),
+        source="",
+        fields=Fields(
+            instruction=config.instruction_field,
+            input=config.input_field,
+            output=config.output_field,
+            category=config.category_field,
+        ),
+    )
 
 
 def edited(task: Task, where: str, row: Row) -> Row | None:
@@ -115,7 +138,9 @@ def edited(task: Task, where: str, row: Row) -> Row | None:
     try:
         return task.edit(row)
     except ValueError as error:
-        raise DataError(f"{where}: {error}; choose the right file in data.path, or read it as task=file") from None
+        raise DataError(
+            f"{where}: {error}; choose the right file in data.path, or read it as task=file"
+        ) from None
 
 
 def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
@@ -127,12 +152,17 @@ def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
     if reads_hub(config):
         return hub_rows(config.path, task.fields)
     if not path.exists():
-        raise DataError(f"data.path={config.path}: no such file or folder (looked for {path.resolve()}); correct the path" + _how_to_get(task))
+        raise DataError(
+            f"data.path={config.path}: no such file or folder (looked for {path.resolve()}); correct the path"
+            + _how_to_get(task)
+        )
     return read_rows(path, task.fields)
 
 
 def reads_hub(config: DataConfig) -> bool:
-    """Whether data.path names a hub data set: there is no such file or folder here, and it has the form of a name."""
+    """Whether data.path names a hub data set: there is no such file or folder here, and it has the form of a
+    name.
+    """
     name, _, split = config.path.partition(":")
     if not is_hub_name(name) or "/" in split or Path(config.path).expanduser().exists():
         return False
@@ -144,26 +174,40 @@ def _in_folder(folder: Path, name: str, task: Task) -> Path:
     if task.files:
         found = [file for file in task.files if file in present]
         if not found:
-            raise DataError(f"data.path={folder}: the folder holds no file of task {name} (none of {', '.join(task.files)}; "
-                            f"data files there: {', '.join(present) or 'none'}); name the file itself" + _how_to_get(task))
+            raise DataError(
+                f"data.path={folder}: the folder holds no file of task {name} (none of "
+                f"{', '.join(task.files)}; "
+                f"data files there: {', '.join(present) or 'none'}); name the file itself" + _how_to_get(task)
+            )
         return folder / found[0]
     if len(present) != 1:
-        raise DataError(f"data.path={folder}: task=file needs one data file and the folder holds {len(present)} "
-                        f"({', '.join(present) or 'none'}); name the file itself in data.path")
+        raise DataError(
+            f"data.path={folder}: task=file needs one data file and the folder holds {len(present)} "
+            f"({', '.join(present) or 'none'}); name the file itself in data.path"
+        )
     return folder / present[0]
 
 
 def _in_usual_places(name: str, task: Task) -> Path:
     if not task.files:
-        raise DataError("data.task=file needs data.path: a .json, .jsonl or .jsonl.gz file, a folder with one, or a hub data set owner/name")
+        raise DataError(
+            "data.task=file needs data.path: a .json, .jsonl or .jsonl.gz file, a folder with one, or a hub "
+            "data set owner/name"
+        )
     variable = os.environ.get(FOLDER_VARIABLE)
-    folders = [Path(folder).expanduser() for folder in ([variable] if variable else []) + list(_USUAL_FOLDERS)]
+    folders = [
+        Path(folder).expanduser() for folder in ([variable] if variable else []) + list(_USUAL_FOLDERS)
+    ]
     for folder in folders:
         for file in task.files:
             if (folder / file).is_file():
                 return folder / file
-    raise DataError(f"no rows for task {name}: none of {', '.join(task.files)} in {', '.join(str(folder.resolve()) for folder in folders)}; "
-                    f"put the file there, or set data.path, or the environment variable {FOLDER_VARIABLE} to its folder" + _how_to_get(task))
+    raise DataError(
+        f"no rows for task {name}: none of {', '.join(task.files)} in "
+        f"{', '.join(str(folder.resolve()) for folder in folders)}; "
+        f"put the file there, or set data.path, or the environment variable {FOLDER_VARIABLE} to its folder"
+        + _how_to_get(task)
+    )
 
 
 def _how_to_get(task: Task) -> str:

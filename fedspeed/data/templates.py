@@ -6,15 +6,18 @@ from fedspeed.data.rows import Row
 _ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:")
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
 _ALPACA = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:")
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
 
 
 def _alpaca(row: Row) -> str:
-    # A row without an input has no Input section at all. (FederatedScope-LLM asks the model to read "None" there.)
+    # A row without an input has no Input section at all. (FederatedScope-LLM asks the model to read "None"
+    # there.)
     return (_ALPACA_WITH_INPUT if row.input else _ALPACA).format(instruction=row.instruction, input=row.input)
 
 
@@ -35,5 +38,7 @@ def prompt(row: Row, template: str) -> str:
 
 
 def text_of(row: Row, template: str) -> tuple[str, str]:
-    """(prompt, answer): all that a model is shown of a row, so that rows with the same text are the same to it."""
+    """(prompt, answer): all that a model is shown of a row, so that rows with the same text are the same to
+    it.
+    """
     return prompt(row, template), row.output

@@ -1,4 +1,6 @@
-"""How a trained model is asked: with the very prompt it was trained with. What the report, the model card and `fedspeed chat` go by."""
+"""How a trained model is asked: with the very prompt it was trained with. What the report, the model card and
+`fedspeed chat` go by.
+"""
 
 from dataclasses import dataclass
 
@@ -33,9 +35,17 @@ class PromptFormat:
         for title, given in (("with an input", "{input}"), ("without one", "")):
             text = prompt(Row("{instruction}", given, "", ""), self.template)
             blocks.append(f"An instruction {title}:\n\n{fenced(text)}")
-        space = ", with the one space at its end" if prompt(Row("a", "", "", ""), self.template).endswith(" ") else ""
-        facts = (f"Every row was {leading}the prompt (template `{self.template}`){space}, the answer, and the token `{self.end[1]}` at its end. "
-                 "The answer follows the prompt without anything between. Names of special tokens inside a text were read as text.")
+        space = (
+            ", with the one space at its end"
+            if prompt(Row("a", "", "", ""), self.template).endswith(" ")
+            else ""
+        )
+        facts = (
+            f"Every row was {leading}the prompt (template `{self.template}`){space}, the answer, and the "
+            f"token `{self.end[1]}` at its end. "
+            "The answer follows the prompt without anything between. Names of special tokens inside a text "
+            "were read as text."
+        )
         if self.chat_template:
             facts += " The base has a chat template; it is not exported, because nothing was trained with it."
         return "\n\n".join([facts, *blocks])
@@ -54,27 +64,43 @@ def snippet(kind: str, folder: str, base: str, dtype: str, format: PromptFormat 
 
     Args:
         kind: `adapter` or `model`.
-        folder: of the export, from where the code is run. base: folder or hub name; only an adapter's is loaded.
+        folder: of the export, from where the code is run. base: folder or hub name; only an adapter's is
+            loaded.
         dtype: as torch calls it.
         format: None: the code only loads.
     """
     lines = ["import torch"]
     names = "AutoModelForCausalLM" + (", AutoTokenizer" if format else "")
     if kind == "model":
-        lines += [f"from transformers import {names}", "",
-                  f"model = AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.{dtype})"]
+        lines += [
+            f"from transformers import {names}",
+            "",
+            f"model = AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.{dtype})",
+        ]
     else:
-        as_trained = "" if dtype == "float32" else ", autocast_adapter_dtype=False"  # PEFT would compute the adapter in fp32
-        lines += ["from peft import PeftModel", f"from transformers import {names}", "",
-                  f"base = AutoModelForCausalLM.from_pretrained({base!r}, dtype=torch.{dtype})",
-                  f"model = PeftModel.from_pretrained(base, {folder!r}{as_trained})"]
+        as_trained = (
+            "" if dtype == "float32" else ", autocast_adapter_dtype=False"
+        )  # PEFT would compute the adapter in fp32
+        lines += [
+            "from peft import PeftModel",
+            f"from transformers import {names}",
+            "",
+            f"base = AutoModelForCausalLM.from_pretrained({base!r}, dtype=torch.{dtype})",
+            f"model = PeftModel.from_pretrained(base, {folder!r}{as_trained})",
+        ]
     if format:
         text, room = format.example
         leading = f"{list(format.leading[0])} + " if format.leading[0] else ""
-        lines += [f"tokenizer = AutoTokenizer.from_pretrained({folder!r})", "", f"prompt = {text!r}",
-                  f"tokens = {leading}tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids",
-                  "ids = torch.tensor([tokens])",
-                  f"output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens={room}, do_sample=False,",
-                  f"                        eos_token_id={format.end[0]}, pad_token_id={format.pad_id})",
-                  "print(tokenizer.decode(output[0, len(tokens):], skip_special_tokens=True))"]
+        lines += [
+            f"tokenizer = AutoTokenizer.from_pretrained({folder!r})",
+            "",
+            f"prompt = {text!r}",
+            f"tokens = {leading}tokenizer(prompt, add_special_tokens=False, "
+            "split_special_tokens=True).input_ids",
+            "ids = torch.tensor([tokens])",
+            "output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), "
+            f"max_new_tokens={room}, do_sample=False,",
+            f"                        eos_token_id={format.end[0]}, pad_token_id={format.pad_id})",
+            "print(tokenizer.decode(output[0, len(tokens):], skip_special_tokens=True))",
+        ]
     return "\n".join(lines)

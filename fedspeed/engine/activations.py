@@ -1,4 +1,6 @@
-"""How much device memory the activations of a step may take that are kept for its backward pass, and what they take."""
+"""How much device memory the activations of a step may take that are kept for its backward pass, and what
+they take.
+"""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,14 +12,17 @@ from deepspeed.accelerator import get_accelerator
 from fedspeed.cluster.devices import free_memory
 from fedspeed.engine.compute.uploads import empty_host_cache
 
-OF_FREE_RAM = 0.25  # where ranks compute in RAM, of what is free when the first step begins: others live there too
+OF_FREE_RAM = (
+    0.25  # where ranks compute in RAM, of what is free when the first step begins: others live there too
+)
 OF_FREE_DEVICE = 0.9  # of what a step has left free on a card: the allocator holds more than tensors take
 
 
 class ActivationBudget:
     """Bytes for kept activations of one rank.
 
-    Under auto a step on a card that is larger than any before it keeps nothing, and what it leaves free is the budget of those that follow.
+    Under auto a step on a card that is larger than any before it keeps nothing, and what it leaves free is
+    the budget of those that follow.
 
     Args:
         gib: what the configuration says.
@@ -49,7 +54,8 @@ class ActivationBudget:
         if larger and accelerator.is_synchronized_device():
             self._found = int(free_memory() * OF_FREE_RAM / self._sharers)
         elif larger:
-            self._learns, self._found = True, 0
+            self._learns = True
+            self._found = 0
             self.peak = max(self.peak, accelerator.max_memory_allocated())
             accelerator.reset_peak_memory_stats()
         self._largest = tuple(map(max, size, self._largest))
@@ -60,13 +66,19 @@ class ActivationBudget:
         if self._learns:
             self._learns = False
             empty_host_cache()  # inputs that waited on the host may stay on the device from now on
-            self._found = max(0, int((self._to_be_had() - get_accelerator().max_memory_allocated()) * OF_FREE_DEVICE))
+            self._found = max(
+                0, int((self._to_be_had() - get_accelerator().max_memory_allocated()) * OF_FREE_DEVICE)
+            )
 
     def give_up(self) -> bool:
-        """Keep nothing from now on, where something was kept because it seemed to fit; whether that was so."""
+        """Keep nothing from now on, where something was kept because it seemed to fit; whether that was
+        so.
+        """
         if self._fixed is not None or not self._found:
             return False
-        self._found, self._largest, self._learns = 0, (sys.maxsize, sys.maxsize), False
+        self._found = 0
+        self._largest = (sys.maxsize, sys.maxsize)
+        self._learns = False
         return True
 
     def _to_be_had(self) -> int:
@@ -76,12 +88,16 @@ class ActivationBudget:
         if accelerator.device_name() != "cuda":
             return held + accelerator.available_memory() // self._sharers
         free, total = torch.cuda.mem_get_info()
-        fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)  # an older torch does not tell
+        fraction = getattr(
+            torch.cuda, "get_per_process_memory_fraction", lambda: 1.0
+        )  # an older torch does not tell
         return min(held + free // self._sharers, int(fraction() * total))
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """While active, counts the bytes of tensors that graphs save, each storage once; those of `others` (weights, inputs, what blocks share) are not counted."""
+    """While active, counts the bytes of tensors that graphs save, each storage once; those of `others`
+    (weights, inputs, what blocks share) are not counted.
+    """
 
     def __init__(self, others: Iterable[torch.Tensor]):
         self._seen = {tensor.untyped_storage()._cdata for tensor in others}

@@ -1,5 +1,6 @@
 """How this process computes beyond its numeric type: the sums of matrix products, and whether each operation
-repeats itself bit for bit."""
+repeats itself bit for bit.
+"""
 
 import os
 import socket
@@ -28,27 +29,35 @@ def check_arithmetic(matmul: str, deterministic: bool, local_rank: int = 0) -> N
     """
     workspace = os.environ.get(CUBLAS_WORKSPACE, REPEATABLE[0])
     if deterministic and workspace not in REPEATABLE:
-        raise ConfigError(f"engine.deterministic=true, but {CUBLAS_WORKSPACE}={workspace} lets cuBLAS give "
-                          f"other bits each time; unset it, or "
-                          f"set it to {' or '.join(REPEATABLE)}")
+        raise ConfigError(
+            f"engine.deterministic=true, but {CUBLAS_WORKSPACE}={workspace} lets cuBLAS give "
+            f"other bits each time; unset it, or "
+            f"set it to {' or '.join(REPEATABLE)}"
+        )
     if matmul == "default":
         return
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator().device_name()
     if accelerator != "cuda":
-        raise ConfigError(f"engine.matmul={matmul} is arithmetic of NVIDIA cards, but ranks on "
-                          f"{socket.gethostname()} compute on the "
-                          f"{accelerator}; set engine.matmul=default")
+        raise ConfigError(
+            f"engine.matmul={matmul} is arithmetic of NVIDIA cards, but ranks on "
+            f"{socket.gethostname()} compute on the "
+            f"{accelerator}; set engine.matmul=default"
+        )
     if matmul == "fp16_accumulation" and not _has_fp16_accumulation():
-        raise ConfigError(f"engine.matmul=fp16_accumulation: torch {torch.__version__} has no such switch; "
-                          f"install 2.7 or newer, or set "
-                          "engine.matmul=default")
+        raise ConfigError(
+            f"engine.matmul=fp16_accumulation: torch {torch.__version__} has no such switch; "
+            f"install 2.7 or newer, or set "
+            "engine.matmul=default"
+        )
     index = own_index(local_rank)
     if matmul == "tf32" and torch.cuda.get_device_capability(index) < _TF32_FROM:
-        raise ConfigError(f"engine.matmul=tf32: cuda:{index} of {socket.gethostname()} is older than Ampere "
-                          f"and has no such products; set "
-                          "engine.matmul=default")
+        raise ConfigError(
+            f"engine.matmul=tf32: cuda:{index} of {socket.gethostname()} is older than Ampere "
+            f"and has no such products; set "
+            "engine.matmul=default"
+        )
 
 
 def set_arithmetic(matmul: str, deterministic: bool) -> None:

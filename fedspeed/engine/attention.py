@@ -10,7 +10,9 @@ _GROUPED_FROM = (8, 0)  # CUDA compute capability: Ampere, where flash attention
 
 
 def choose_attention(model: nn.Module) -> None:
-    """Let a model repeat keys and values where its card would otherwise compute grouped queries by torch's plain kernel, which holds all T x T scores."""
+    """Let a model repeat keys and values where its card would otherwise compute grouped queries by torch's
+    plain kernel, which holds all T x T scores.
+    """
     from deepspeed.accelerator import get_accelerator
 
     if get_accelerator().device_name() == "cuda" and torch.cuda.get_device_capability() < _GROUPED_FROM:
@@ -25,8 +27,18 @@ def repeat_keys(model: nn.Module) -> None:
     inner.set_attn_implementation(REPEATED)
 
 
-def repeated_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-                       dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **_) -> tuple[torch.Tensor, None]:
+def repeated_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_,
+) -> tuple[torch.Tensor, None]:
     """Compute attention with a key and a value for each query head.
 
     Args:
@@ -36,8 +48,11 @@ def repeated_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor
         ([B, T, heads, width], no weights).
     """
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key = key.repeat_interleave(groups, 1)
+    value = value.repeat_interleave(groups, 1)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = causal and attention_mask is None and query.shape[2] > 1
-    found = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, dropout, causal, scale=scaling)
+    found = nn.functional.scaled_dot_product_attention(
+        query, key, value, attention_mask, dropout, causal, scale=scaling
+    )
     return found.transpose(1, 2).contiguous(), None

@@ -1,6 +1,8 @@
-"""Inputs of blocks between the forward and the backward pass: on the device, or in host memory and on their way to and from it.
+"""Inputs of blocks between the forward and the backward pass: on the device, or in host memory and on their
+way to and from it.
 
-They travel in streams of their own. In the stream of the arithmetic each would stand behind the weights that are on their way, which are many times larger.
+They travel in streams of their own. In the stream of the arithmetic each would stand behind the weights that
+are on their way, which are many times larger.
 """
 
 from collections import deque
@@ -16,7 +18,9 @@ from fedspeed.schedule.limits import CARRIED
 
 @dataclass
 class Waiting:
-    """One input. `home`: where it waits; `here`: on the device, None while it is away; `ready`: the event after which it is there."""
+    """One input. `home`: where it waits; `here`: on the device, None while it is away; `ready`: the event
+    after which it is there.
+    """
 
     home: torch.Tensor | None
     here: torch.Tensor | None
@@ -26,28 +30,38 @@ class Waiting:
         """The input on the device; whatever computes with it waits until it is there."""
         if self.ready is not None:
             get_accelerator().current_stream().wait_event(self.ready)
-        found, self.home, self.here = self.here, None, None
+        found = self.here
+        self.home = None
+        self.here = None
         return found
 
 
 @dataclass
 class _Going:
-    """Inputs of one block on their way down: kept here until the arithmetic waits for the event behind the last of them."""
+    """Inputs of one block on their way down: kept here until the arithmetic waits for the event behind the
+    last of them.
+    """
 
     inputs: list[torch.Tensor] = field(default_factory=list)
     sent: object = None
 
 
 class BlockInputs:
-    """Puts inputs away and brings them back. On a device that shares the host's memory they stay where they are."""
+    """Puts inputs away and brings them back. On a device that shares the host's memory they stay where they
+    are.
+    """
 
     def __init__(self):
         self._apart = not get_accelerator().is_synchronized_device()
-        self._down, self._up = (get_accelerator().Stream(), get_accelerator().Stream()) if self._apart else (None, None)
+        self._down, self._up = (
+            (get_accelerator().Stream(), get_accelerator().Stream()) if self._apart else (None, None)
+        )
         self._going: deque[_Going] = deque()
 
     def begin_block(self) -> None:
-        """The next block's inputs follow. At most two blocks' are on their way, so that a bounded number takes memory of the device."""
+        """The next block's inputs follow. At most two blocks' are on their way, so that a bounded number
+        takes memory of the device.
+        """
         while len(self._going) >= CARRIED:
             self._gone(self._going.popleft())
         self._going.append(_Going())
@@ -72,11 +86,15 @@ class BlockInputs:
             self._gone(self._going.popleft())
 
     def forget(self) -> None:
-        """Let go of what is on its way, after a pass that has failed; the device must have been waited for."""
+        """Let go of what is on its way, after a pass that has failed; the device must have been waited
+        for.
+        """
         self._going.clear()
 
     def _gone(self, going: "_Going") -> None:
-        """Let the arithmetic wait until a block's inputs have gone down; only then may it write where they were."""
+        """Let the arithmetic wait until a block's inputs have gone down; only then may it write where they
+        were.
+        """
         if going.sent is not None:
             get_accelerator().current_stream().wait_event(going.sent)
 
@@ -89,7 +107,8 @@ class BlockInputs:
         device = accelerator.current_device_name()
         for waiting in away:
             waiting.here = torch.empty(waiting.home.shape, dtype=waiting.home.dtype, device=device)
-        # Their places may have belonged to what the arithmetic so far still reads. It has waited, too, until they had gone down (`turn`).
+        # Their places may have belonged to what the arithmetic so far still reads. It has waited, too, until
+        # they had gone down (`turn`).
         self._up.wait_event(_now())
         with accelerator.stream(self._up):
             for waiting in away:

@@ -1,5 +1,6 @@
 """What kinds of engines there are, which one a configuration means, and what each is capable of. Pure,
-without torch: so that a method that asks for more is refused before anything starts."""
+without torch: so that a method that asks for more is refused before anything starts.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Literal, get_args

@@ -35,7 +35,8 @@ from fedspeed.models.folded import trainable
 @dataclass(frozen=True)
 class Sums:
     """Sums over answer tokens and rows, to be added before anything is divided. `steps` are those that moved
-    the weights."""
+    the weights.
+    """
 
     loss: float = 0.0
     tokens: int = 0
@@ -73,8 +74,10 @@ class ClientEngine(InLockstep, Generating):
         Args:
             matched: group of the ranks that must make the same passes; None where every rank may go on alone.
         """
-        self.model, self.groups = model, groups
-        self._states, self._clock = states, clock
+        self.model = model
+        self.groups = groups
+        self._states = states
+        self._clock = clock
         self._matched = matched if matched is not None and dist.get_world_size(matched) > 1 else None
         self._begin_alone()
         self._device = torch.device(get_accelerator().current_device_name())
@@ -82,7 +85,8 @@ class ClientEngine(InLockstep, Generating):
         self._folded_then = 0  # bytes of the folded adapter among those that the first step counted
         self._waiting: set[int] = set()  # client slots whose gradients wait for a step
         self._live: LiveBytes | None = None  # counts the first step; see device_bytes
-        self._standing_bytes = self._counted = 0
+        self._standing_bytes = 0
+        self._counted = 0
         self._halves_s = 0.0  # seconds that the step which has begun has taken so far
         self._step_s: list[float] = []  # seconds, since they were last asked for
 
@@ -151,7 +155,8 @@ class ClientEngine(InLockstep, Generating):
 
     def load_folded(self, state: dict[str, torch.Tensor]) -> None:
         """Compute from now on with the folded arrays of a global state, which are common to all clients
-        (models.folded). A rank whose clients take no turn calls this itself where it computes for others."""
+        (models.folded). A rank whose clients take no turn calls this itself where it computes for others.
+        """
         self._folded.load(state)
 
     def state(self, slot: int = 0) -> dict[str, torch.Tensor]:
@@ -200,11 +205,13 @@ class ClientEngine(InLockstep, Generating):
             by such slot, whether its masters moved: DeepSpeed leaves out a step whose gradient is not finite.
         """
         assert self._waiting, "step: no gradients wait; call gradients before it"
-        slots, self._waiting = sorted(self._waiting), set()
+        slots = sorted(self._waiting)
+        self._waiting = set()
         with self._measured():
             moved = self._step(slots, lr)
         if self._live is not None:
-            self._counted, self._live = self._standing_bytes + self._live.peak, None
+            self._counted = self._standing_bytes + self._live.peak
+            self._live = None
             self._folded_then = self._folded.bytes
         else:
             self._step_s.append(self._halves_s)
@@ -213,14 +220,16 @@ class ClientEngine(InLockstep, Generating):
 
     def train_step(self, work: Sequence[StepBatches], lr: float) -> list[Sums]:
         """Take one local step of each of the first `len(work)` client slots; returns this rank's sums by
-        slot."""
+        slot.
+        """
         sums = self.gradients(work)
         return [replace(own, steps=int(moved)) for own, moved in zip(sums, self.step(lr), strict=True)]
 
     def perturb(self, slot: int, seed: int, scale: float) -> None:
         """Move a slot's masters and working copies by `scale` times a standard normal direction, which (seed,
         name, shape) name (`engine.directions`): the same on every rank of the client. What is frozen
-        stays."""
+        stays.
+        """
         self._states[slot].perturb(seed, scale)
 
     @abstractmethod
@@ -249,14 +258,16 @@ class ClientEngine(InLockstep, Generating):
     def device_bytes(self) -> int:
         """The most that tensors have taken on this rank's device so far: by its allocator's count, or on a
         CPU by ours in the first step (0 before it; DeepSpeed's answer for a CPU would be the whole
-        process)."""
+        process).
+        """
         if not get_accelerator().is_synchronized_device():
             return get_accelerator().max_memory_allocated()
         return self._counted and self._counted + max(0, self._folded.peak - self._folded_then)
 
     def _standing(self) -> list[torch.Tensor]:
         """Tensors of the device that are there between two steps; host memory that only holds what is away
-        from the device does not count."""
+        from the device does not count.
+        """
         away = {t.untyped_storage()._cdata for t in self._away()}
         return [
             t
@@ -276,9 +287,11 @@ class ClientEngine(InLockstep, Generating):
         """Of the whole frozen base, wherever it lies."""
 
     def take_step_s(self) -> float:
-        """Median seconds of a step of all seats since the last call, 0 if there was none. One that was
-        counted is not timed."""
-        taken, self._step_s = self._step_s, []
+        """Median seconds of a step of all client slots since the last call, 0 if there was none. One that was
+        counted is not timed.
+        """
+        taken = self._step_s
+        self._step_s = []
         return statistics.median(taken) if taken else 0.0
 
     def take_loaded(self) -> int:
@@ -287,13 +300,15 @@ class ClientEngine(InLockstep, Generating):
 
     def take_bubble(self) -> tuple[float, float]:
         """(seconds of training passes in which a stage of a pipeline did not compute, seconds of them in
-        all), since the last call."""
+        all), since the last call.
+        """
         return 0.0, 0.0
 
     @abstractmethod
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         """For each list of batches: loss, and answers that greedy decoding would give exactly, under the
-        state of client slot 0. Call within `lockstep`."""
+        state of client slot 0. Call within `lockstep`.
+        """
 
     # Keeping step with the ranks that share the base.
 

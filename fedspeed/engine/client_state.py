@@ -1,5 +1,6 @@
 """What is a client's own while it trains: its trainable tensors, their masters and optimizer, its loss
-scale."""
+scale.
+"""
 
 from collections.abc import Mapping
 
@@ -17,7 +18,8 @@ def flattened(named: Mapping[str, torch.Tensor]) -> dict[str, Place]:
 
     An optimizer step, its reduction and its checks then are a few operations instead of some for each tensor.
     """
-    starts, end = {}, 0
+    starts = {}
+    end = 0
     for name, tensor in named.items():
         starts[name] = end
         end += -(-tensor.numel() // ALIGN) * ALIGN
@@ -31,7 +33,8 @@ def flattened(named: Mapping[str, torch.Tensor]) -> dict[str, Place]:
 
 class LossScaler:
     """fp16's dynamic loss scale. DeepSpeed keeps one an engine; here it starts anew with each turn, so that
-    no client's steps depend on who trained before it, and a resumed run takes the same ones."""
+    no client's steps depend on who trained before it, and a resumed run takes the same ones.
+    """
 
     def __init__(self, ds_engine):
         self._optimizer = ds_engine.optimizer
@@ -70,7 +73,8 @@ class ClientState:
     """
 
     def __init__(self, ds_engine, places: Mapping[str, Place], groups):
-        self.ds_engine, self.places = ds_engine, places
+        self.ds_engine = ds_engine
+        self.places = places
         self.parameters = parameters_of(places.values())
         self.scaler = LossScaler(ds_engine)
         self.frozen: frozenset[str] = frozenset()
@@ -97,7 +101,8 @@ class ClientState:
 
     def load(self, state: Tensors, optimizer: Tensors | None, frozen: frozenset[str], seed: int) -> None:
         """See `ClientEngine.load`."""
-        self.frozen, self.seed = frozen, seed
+        self.frozen = frozen
+        self.seed = seed
         groups = [group["names"] for group in self.ds_engine.optimizer.param_groups]
         self._kept = {name: state[name] for names in groups if not names <= frozen for name in names & frozen}
         # An idle pass on weights that diverged leaves NaN, which a step would meet.
@@ -117,7 +122,8 @@ class ClientState:
 
     def perturb(self, seed: int, scale: float) -> None:
         """Move the masters and working copies along a random direction; see `ClientEngine.perturb`.
-        Collective over the client where masters are partitioned."""
+        Collective over the client where masters are partitioned.
+        """
         masters = {name: value for name, value in self._masters.read().items() if name not in self.frozen}
         self._masters.write(perturbed(masters, seed, scale))
 
@@ -127,7 +133,8 @@ class ClientState:
 
     def step(self, lr: float) -> bool:
         """One optimizer step at rate `lr`. False if DeepSpeed left it out, as it does where a gradient is not
-        finite."""
+        finite.
+        """
         for group in self.ds_engine.optimizer.param_groups:
             group["lr"] = 0.0 if group["names"] <= self.frozen else lr
         self.ds_engine.step()

@@ -1,5 +1,6 @@
 """Random directions that a seed names: what zero-order methods move weights along, on whatever rank. CPU, and
-no torch where only the direction is asked for."""
+no torch where only the direction is asked for.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence

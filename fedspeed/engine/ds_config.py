@@ -1,4 +1,6 @@
-"""The last `auto`s of a DeepSpeed configuration: those that only the model and the rank's own disk can answer."""
+"""The last `auto`s of a DeepSpeed configuration: those that only the model and the rank's own disk can
+answer.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -23,22 +25,28 @@ class ModelFacts:
 def model_facts(model) -> ModelFacts:
     from fedspeed.models.blocks import decoder_blocks
 
-    return ModelFacts(hidden=model.config.hidden_size, block=sum(p.numel() for p in decoder_blocks(model)[0].parameters()),
-                      trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-                      largest=max(p.numel() for p in model.parameters()))
+    return ModelFacts(
+        hidden=model.config.hidden_size,
+        block=sum(p.numel() for p in decoder_blocks(model)[0].parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        largest=max(p.numel() for p in model.parameters()),
+    )
 
 
 def finish(config: dict, facts: ModelFacts, nvme: Path, shared_base: bool) -> dict:
     """A copy of `config` without `auto`.
 
-    The bucket is allocated in full, so it is no larger than the trainable part needs. Two to three blocks live at a time; only vectors
-    and the like stay resident (DeepSpeed's own threshold of 1e5 elements calls every attention matrix of a small model small).
+    The bucket is allocated in full, so it is no larger than the trainable part needs. Two to three blocks
+    live at a time; only vectors and the like stay resident (DeepSpeed's own threshold of 1e5 elements calls
+    every attention matrix of a small model small).
 
-    Where ranks share the base, nothing may be resident between two passes: DeepSpeed cuts its gathers by what is resident and by a count of
-    it that every optimizer step shifts, and ranks in lockstep step and load at different moments, so their gathers would not match.
+    Where ranks share the base, nothing may be resident between two passes: DeepSpeed cuts its gathers by what
+    is resident and by a count of it that every optimizer step shifts, and ranks in lockstep step and load at
+    different moments, so their gathers would not match.
 
     Args:
-        nvme: a folder of this rank alone: DeepSpeed empties it at the start and names its files by the rank in the cluster's world.
+        nvme: a folder of this rank alone: DeepSpeed empties it at the start and names its files by the rank
+            in the cluster's world.
         shared_base: whether the frozen base is partitioned over ranks that step at different moments.
 
     Raises:
@@ -61,14 +69,23 @@ def finish(config: dict, facts: ModelFacts, nvme: Path, shared_base: bool) -> di
         if zero.get(key) == "auto":
             zero[key] = value
     if shared_base and zero[THRESHOLD] != 0:
-        raise ConfigError(f"deepspeed.zero_optimization.{THRESHOLD}={zero[THRESHOLD]}: where the ranks of a cluster share the "
-                          "base, no parameter may stay resident; set it to 0 or auto, or set engine.base_partition=client")
+        raise ConfigError(
+            f"deepspeed.zero_optimization.{THRESHOLD}={zero[THRESHOLD]}: where the ranks of a cluster share "
+            "the "
+            "base, no parameter may stay resident; set it to 0 or auto, or set engine.base_partition=client"
+        )
     for block in (zero.get("offload_param"), zero.get("offload_optimizer")):
-        if block and block.get("nvme_path"):  # a path of the user's own is shared by the ranks of a host, and DeepSpeed empties its folders
-            block["nvme_path"] = str(nvme if block["nvme_path"] == "auto" else Path(block["nvme_path"]) / nvme.name)
+        if block and block.get(
+            "nvme_path"
+        ):  # a path of the user's own is shared by the ranks of a host, and DeepSpeed empties its folders
+            block["nvme_path"] = str(
+                nvme if block["nvme_path"] == "auto" else Path(block["nvme_path"]) / nvme.name
+            )
     buffers = zero.get("offload_param") or {}
     if buffers.get("buffer_size") == "auto":
-        buffers["buffer_size"] = facts.largest  # a buffer takes a parameter's whole partition; DeepSpeed's 1e8 is too small for some
+        buffers["buffer_size"] = (
+            facts.largest
+        )  # a buffer takes a parameter's whole partition; DeepSpeed's 1e8 is too small for some
     if buffers.get("buffer_count") == "auto":
         del buffers["buffer_count"]  # DeepSpeed's own number
     config["managed_gradient_accumulation"] = False  # a local step ends where we say, not after a fixed count

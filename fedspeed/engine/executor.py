@@ -54,7 +54,8 @@ class Executor:
         compiled: bool = False,
     ):
         depth = len(parts.blocks)
-        self._store, self._depth = store, depth
+        self._store = store
+        self._depth = depth
         self._lowest = next(
             b for b, block in enumerate(parts.blocks) if any(p.requires_grad for p in block.parameters())
         )
@@ -88,7 +89,8 @@ class Executor:
             if self._store.matched is not None or not self.budget.give_up():
                 raise
         LOG.info(
-            f"{socket.gethostname()}: the device has become too full for activations that were kept for the backward "
+            f"{socket.gethostname()}: the device has become too full for activations that were kept for the "
+            "backward "
             "pass; they are computed again from now on (engine.activation_gib=auto)"
         )
         get_accelerator().synchronize()  # nothing may still be on its way into memory that is given out anew

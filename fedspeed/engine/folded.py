@@ -28,17 +28,21 @@ class FoldedAdapter:
         self._model = model
         self._told: dict[str, torch.Tensor] = {}  # what was loaded last: fp32, on the CPU
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self.bytes = self.peak = 0
+        self.bytes = 0
+        self.peak = 0
 
     def load(self, state: Tensors) -> None:
         """Make the folded arrays of a global state, which may have none, those that the model computes
-        with."""
+        with.
+        """
         new = {name: tensor for name, tensor in state.items() if is_folded(name)}
         if self._is_loaded(new):
             return
         for hook in self._hooks:
             hook.remove()
-        self._told, self._hooks, self.bytes = new, [], 0
+        self._told = new
+        self._hooks = []
+        self.bytes = 0
         if not new:
             return
         modules = dict(self._model.named_modules())
@@ -48,7 +52,8 @@ class FoldedAdapter:
 
     def _is_loaded(self, new: Tensors) -> bool:
         """Say whether these are the arrays that were loaded last: many turns of a round load the same
-        ones."""
+        ones.
+        """
         return new.keys() == self._told.keys() and all(_same(new[name], self._told[name]) for name in new)
 
     def _note(self, nbytes: int) -> None:
@@ -64,7 +69,8 @@ class _Added:
     """The hook of one module. Uploads the module's arrays when it is called first."""
 
     def __init__(self, parts: Tensors, note):
-        self._parts, self._note = parts, note
+        self._parts = parts
+        self._note = note
         self._here: dict[str, torch.Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:

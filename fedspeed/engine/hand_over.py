@@ -33,7 +33,8 @@ def hand_over(state: ClientState, grads: Mapping[str, torch.Tensor]) -> torch.Te
 class _HandOver(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scale, grads, *parameters):
-        ctx.scale, ctx.grads = scale, grads
+        ctx.scale = scale
+        ctx.grads = grads
         ctx.shapes = [(p.shape, p.dtype) for p in parameters]
         return torch.zeros((), device=parameters[0].device)
 

@@ -1,5 +1,6 @@
 """What of a pass waits for its way back: graphs with the activations that they save, or the inputs of blocks,
-on the device or on the host."""
+on the device or on the host.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Keeping(Protocol):
 
     def keeps_graph(self, block: int, micro: int) -> bool:
         """Tell whether a block keeps its graph of a micro-batch; else its input is `put`, and it is computed
-        again."""
+        again.
+        """
 
     def put(self, hidden: torch.Tensor, block: int, micro: int) -> Waiting:
         """Put a block's input away."""
@@ -63,7 +65,8 @@ class FixedKeeping:
 @dataclass(frozen=True)
 class Stays:
     """What of a step stays on the device until its backward pass: of each block, of how many micro-batches
-    (the first ones) all activations, and of how many at least the input."""
+    (the first ones) all activations, and of how many at least the input.
+    """
 
     activations: Sequence[int]
     inputs: Sequence[int]
@@ -83,7 +86,9 @@ class BudgetedKeeping:
         self, budget: ActivationBudget, inputs: Literal["auto", "device", "host"], *, blocks: int, lowest: int
     ):
         self.budget, self.inputs = budget, BlockInputs()
-        self._place_of_inputs, self._blocks, self._lowest = inputs, blocks, lowest
+        self._place_of_inputs = inputs
+        self._blocks = blocks
+        self._lowest = lowest
         self._stays = self._none()
         self._measured_input = 0  # bytes of the largest input in a step whose activations were measured
         self._saved_per_value = (

@@ -8,10 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveBytes(TorchDispatchMode):
-    """While active, counts the bytes of tensors that operations make, from their making until nothing refers to them any more.
+    """While active, counts the bytes of tensors that operations make, from their making until nothing refers
+    to them any more.
 
-    What stood before is not counted; views count nothing, they share their storage. Every operation costs some microseconds more, so it is
-    meant for one step, not for a run. An accelerator's allocator needs no such help.
+    What stood before is not counted; views count nothing, they share their storage. Every operation costs
+    some microseconds more, so it is meant for one step, not for a run. An accelerator's allocator needs no
+    such help.
 
     Attributes:
         now, peak: bytes.
@@ -19,7 +21,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.now = self.peak = 0
+        self.now = 0
+        self.peak = 0
         self._live: dict[int, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

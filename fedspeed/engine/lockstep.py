@@ -44,7 +44,8 @@ class InLockstep(ABC):
                 each other forever.
         """
         most = self._agree(passes)
-        self._passes_declared, self._passes_made = None if self._matched is None else passes, 0
+        self._passes_declared = None if self._matched is None else passes
+        self._passes_made = 0
         try:
             yield
             assert self._passes_declared in (None, self._passes_made), self._miscounted()
@@ -72,7 +73,8 @@ class InLockstep(ABC):
 
     def _agree(self, passes: int) -> int:
         """The largest number of passes of any rank that must keep step with this one; `passes` where none
-        does."""
+        does.
+        """
         if self._matched is None:
             return passes
         word = torch.tensor([float(passes)], device=self._device)

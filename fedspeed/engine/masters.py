@@ -1,8 +1,11 @@
 """One view of the trainable weights' fp32 masters and their optimizer state, whatever ZeRO stage holds them.
 
-Federated averaging needs masters, not the 16-bit copies: an aggregate written to the copies alone is rounded, and at the next step
-the old masters overwrite it. Where the masters live differs: ZeRO-0 in fp32 has none (the weight is its own master), ZeRO-0 in 16
-bit keeps a list, ZeRO-1 and 2 keep fragments of a flat tensor, ZeRO-3 keeps the client's partition, possibly on NVMe.
+Federated averaging needs masters, not the 16-bit copies: an aggregate written to the copies alone is rounded,
+and at the next step
+the old masters overwrite it. Where the masters live differs: ZeRO-0 in fp32 has none (the weight is its own
+    master), ZeRO-0 in 16
+bit keeps a list, ZeRO-1 and 2 keep fragments of a flat tensor, ZeRO-3 keeps the client's partition, possibly
+on NVMe.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +23,9 @@ STATE_KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of the model lies among an engine's parameters: the values from `start` on of one of them."""
+    """Where a tensor of the model lies among an engine's parameters: the values from `start` on of one of
+    them.
+    """
 
     parameter: torch.nn.Parameter
     start: int
@@ -32,13 +37,16 @@ class Place:
 
     def of(self, flat: torch.Tensor) -> torch.Tensor:
         """The tensor in `flat`, which has all values of the parameter; not a copy."""
-        return flat[self.start:self.end].view(self.shape)
+        return flat[self.start : self.end].view(self.shape)
 
 
 def whole_places(named: Mapping[str, torch.nn.Parameter]) -> dict[str, Place]:
     """Places of tensors that are parameters of their own."""
     # ZeRO-3 leaves no values in a parameter between its uses, and notes its shape.
-    return {name: Place(parameter, 0, getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named.items()}
+    return {
+        name: Place(parameter, 0, getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in named.items()
+    }
 
 
 def parameters_of(places: Iterable[Place]) -> list[torch.nn.Parameter]:
@@ -47,7 +55,9 @@ def parameters_of(places: Iterable[Place]) -> list[torch.nn.Parameter]:
 
 
 def open_masters(engine, places: Mapping[str, Place], groups):
-    """Give the view that fits the engine. `places` has the trainable tensors by name, in the same order on all ranks of a client."""
+    """Give the view that fits the engine. `places` has the trainable tensors by name, in the same order on
+    all ranks of a client.
+    """
     stage = engine.zero_optimization_stage()
     kind = PartitionMasters if stage == 3 else FragmentMasters if stage in (1, 2) else PlainMasters
     view = kind(engine, places, groups)
@@ -68,17 +78,22 @@ class PlainMasters:
                 self._master.update({id(p): m for p, m in zip(low, high)})
 
     def prime(self) -> None:
-        """Make the optimizer's state now instead of in its first step: a resumed run restores it before that."""
+        """Make the optimizer's state now instead of in its first step: a resumed run restores it before
+        that.
+        """
         for group in self._base.param_groups:
             for master in group["params"]:
                 self._make_state(master)
 
     def _make_state(self, master: torch.Tensor) -> None:
-        state, group = self._base.state[master], self._base.param_groups[0]
+        state = self._base.state[master]
+        group = self._base.param_groups[0]
         if state:
             return
         if "betas" in group:
-            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(master), exp_avg_sq=torch.zeros_like(master))
+            state.update(
+                step=torch.tensor(0.0), exp_avg=torch.zeros_like(master), exp_avg_sq=torch.zeros_like(master)
+            )
         elif group["momentum"]:
             state["momentum_buffer"] = torch.zeros_like(master)
 
@@ -88,7 +103,10 @@ class PlainMasters:
 
     def _split(self, flats: Mapping[int, torch.Tensor]) -> Tensors:
         """The tensors by name, out of all values of each parameter."""
-        return {name: place.of(flats[id(place.parameter)].reshape(-1)).clone() for name, place in self._places.items()}
+        return {
+            name: place.of(flats[id(place.parameter)].reshape(-1)).clone()
+            for name, place in self._places.items()
+        }
 
     @torch.no_grad()
     def write(self, values: Tensors) -> None:
@@ -105,7 +123,9 @@ class PlainMasters:
         """Optimizer state as `<name>/<key>` tensors in full shape, and one `step`."""
         out: Tensors = {}
         for key in STATE_KEYS:
-            found = {p: state[key].detach().cpu() for p, state in self._states() if state.get(key) is not None}
+            found = {
+                p: state[key].detach().cpu() for p, state in self._states() if state.get(key) is not None
+            }
             if found:
                 out.update({f"{name}/{key}": value for name, value in self._split(found).items()})
         for _, state in self._states():
@@ -131,7 +151,9 @@ class PlainMasters:
 
 
 class FragmentMasters(PlainMasters):
-    """ZeRO-1 and 2: each rank of the client holds fragments of flat fp32 tensors; a parameter may lie across ranks."""
+    """ZeRO-1 and 2: each rank of the client holds fragments of flat fp32 tensors; a parameter may lie across
+    ranks.
+    """
 
     def __init__(self, engine, places, groups):
         super().__init__(engine, places, groups)
@@ -139,7 +161,9 @@ class FragmentMasters(PlainMasters):
 
     @torch.no_grad()
     def _full(self, parameter, key=None) -> torch.Tensor:
-        """All values of a parameter's masters, or of their optimizer state `key`. Collective over the client."""
+        """All values of a parameter's masters, or of their optimizer state `key`. Collective over the
+        client.
+        """
         full = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         mapping = parameter._hp_mapping
         if mapping is not None:
@@ -167,9 +191,10 @@ class FragmentMasters(PlainMasters):
         if mapping is None:
             return
         at = mapping.lp_fragment_address
-        start, end = max(place.start, at.start), min(place.end, at.start + at.numel)
+        start = max(place.start, at.start)
+        end = min(place.end, at.start + at.numel)
         if start < end:
-            part = value.reshape(-1)[start - place.start:end - place.start]
+            part = value.reshape(-1)[start - place.start : end - place.start]
             self._fragment(mapping, key).narrow(0, start - at.start, end - start).copy_(part)
 
     def read(self):
@@ -192,8 +217,10 @@ class FragmentMasters(PlainMasters):
 
     def _state_keys(self) -> list[str]:
         """Keys that any rank of the client has: a rank without a fragment must still join the collectives."""
-        have = torch.tensor([float(any(s.get(k) is not None for s in self._base.state.values())) for k in STATE_KEYS],
-                            device=get_accelerator().current_device_name())
+        have = torch.tensor(
+            [float(any(s.get(k) is not None for s in self._base.state.values())) for k in STATE_KEYS],
+            device=get_accelerator().current_device_name(),
+        )
         dist.all_reduce(have, group=self._client)
         return [key for key, n in zip(STATE_KEYS, have.tolist()) if n]
 
@@ -208,25 +235,33 @@ class FragmentMasters(PlainMasters):
 
 
 class PartitionMasters(PlainMasters):
-    """ZeRO-3: every parameter is cut evenly over the client's ranks, in sub-groups that may wait on NVMe. Each tensor is a parameter of its own."""
+    """ZeRO-3: every parameter is cut evenly over the client's ranks, in sub-groups that may wait on NVMe.
+    Each tensor is a parameter of its own.
+    """
 
     def __init__(self, engine, places, groups):
         super().__init__(engine, places, groups)
-        self._zero, self._groups = engine.optimizer, groups
+        self._zero = engine.optimizer
+        self._groups = groups
         self._parameters_of: dict[int, list[tuple[str, torch.nn.Parameter]]] = {}
         for name, place in places.items():
             group, _, _ = self._zero.grad_position[self._zero.get_param_id(place.parameter)]
             self._parameters_of.setdefault(group, []).append((name, place.parameter))
 
     def _sub_groups(self, write: bool):
-        """(flat fp32 partition, its optimizer state, [(name, parameter, offset, numel)]) of every sub-group, swapped in while used."""
+        """(flat fp32 partition, its optimizer state, [(name, parameter, offset, numel)]) of every sub-group,
+        swapped in while used.
+        """
         zero = self._zero
         for group in sorted(self._parameters_of):
             swapped = zero._swappable_optimizer_subgroup(group)
             if swapped:
                 zero._optimizer_states_and_gradient_swap_in(group)
             flat = zero.fp32_partitioned_groups_flat[group]
-            places = [(name, p, *zero.grad_position[zero.get_param_id(p)][1:]) for name, p in self._parameters_of[group]]
+            places = [
+                (name, p, *zero.grad_position[zero.get_param_id(p)][1:])
+                for name, p in self._parameters_of[group]
+            ]
             yield flat, self._base.state.get(flat, {}), places
             if swapped:
                 (zero._optimizer_states_and_gradient_swap_out if write else zero._release_swap_buffers)(group)
@@ -245,17 +280,19 @@ class PartitionMasters(PlainMasters):
             whole = shard.new_empty(shard.numel() * size)
             dist.all_gather_into_tensor(whole, shard, group=self._groups.client)
             whole = whole.cpu()
-        return whole[:parameter.ds_numel].view(parameter.ds_shape)
+        return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
     def _shard(self, value: torch.Tensor, numel: int) -> torch.Tensor:
         """This rank's piece of a full tensor; the last one is padded with zeros."""
-        flat = value.reshape(-1)[self._groups.client_rank * numel:][:numel]
+        flat = value.reshape(-1)[self._groups.client_rank * numel :][:numel]
         return torch.nn.functional.pad(flat, (0, numel - flat.numel()))
 
     def read(self):
         out = {}
         for flat, _, places in self._sub_groups(write=False):
-            out.update({name: self._full(p, flat.narrow(0, offset, numel)) for name, p, offset, numel in places})
+            out.update({
+                name: self._full(p, flat.narrow(0, offset, numel)) for name, p, offset, numel in places
+            })
         return out
 
     @torch.no_grad()
@@ -273,7 +310,10 @@ class PartitionMasters(PlainMasters):
         for _, state, places in self._sub_groups(write=False):
             for key in STATE_KEYS:
                 if state.get(key) is not None:
-                    out.update({f"{name}/{key}": self._full(p, state[key].narrow(0, offset, numel)) for name, p, offset, numel in places})
+                    out.update({
+                        f"{name}/{key}": self._full(p, state[key].narrow(0, offset, numel))
+                        for name, p, offset, numel in places
+                    })
             _read_step(state, out)
         return out
 
@@ -285,7 +325,10 @@ class PartitionMasters(PlainMasters):
                     continue
                 for name, _, offset, numel in places:
                     value = saved.get(f"{name}/{key}")
-                    _set(state[key].narrow(0, offset, numel), None if value is None else self._shard(value, numel))
+                    _set(
+                        state[key].narrow(0, offset, numel),
+                        None if value is None else self._shard(value, numel),
+                    )
             _write_step(state, saved)
 
 

@@ -1,6 +1,8 @@
-"""DeepSpeed's compiled operators: which a run needs, whether they can be had here, and their build, which takes minutes and is told.
+"""DeepSpeed's compiled operators: which a run needs, whether they can be had here, and their build, which
+takes minutes and is told.
 
-One is all there is: `async_io`, by which stock execution reaches NVMe. Optimizers are torch's own, and streamed tiers read their files themselves.
+One is all there is: `async_io`, by which stock execution reaches NVMe. Optimizers are torch's own, and
+    streamed tiers read their files themselves.
 """
 
 import fcntl
@@ -22,7 +24,11 @@ OFFLOADS = ("zero_optimization.offload_param", "zero_optimization.offload_optimi
 
 def needs_async_io(tier: str, ds_config: Mapping) -> list[str]:
     """The keys of the DeepSpeed section for which a tier needs it; none where it needs none."""
-    return [f"deepspeed.{key}.device=nvme" for key in OFFLOADS if tier == "stock" and at(ds_config, f"{key}.device") == "nvme"]
+    return [
+        f"deepspeed.{key}.device=nvme"
+        for key in OFFLOADS
+        if tier == "stock" and at(ds_config, f"{key}.device") == "nvme"
+    ]
 
 
 def check_operators(tier: str, ds_config: Mapping) -> None:
@@ -33,13 +39,19 @@ def check_operators(tier: str, ds_config: Mapping) -> None:
     """
     keys = needs_async_io(tier, ds_config)
     if keys and (lacks := lacks_for_async_io()):
-        raise FedSpeedError(f"{', '.join(keys)} in stock execution needs DeepSpeed's async_io, which is built when it is first used, and this machine "
-                            "lacks for it\n    " + "\n    ".join(map(str, lacks)) + "\n  or leave engine.tier=auto, which needs none of it where "
-                            "something of the model is frozen, or take deepspeed.base=zero3_offload.json")
+        raise FedSpeedError(
+            f"{', '.join(keys)} in stock execution needs DeepSpeed's async_io, which is built when it is "
+            "first used, and this machine "
+            "lacks for it\n    "
+            + "\n    ".join(map(str, lacks))
+            + "\n  or leave engine.tier=auto, which needs none of it where "
+            "something of the model is frozen, or take deepspeed.base=zero3_offload.json"
+        )
 
 
 def build_operators(tier: str, ds_config: Mapping) -> None:
-    """Build what a tier needs and what is not built yet, and say so: by one process of a machine, for which the others wait.
+    """Build what a tier needs and what is not built yet, and say so: by one process of a machine, for which
+    the others wait.
 
     Raises:
         FedSpeedError: something is missing, the build fails, or an earlier one was killed and left its lock.
@@ -55,13 +67,19 @@ def build_operators(tier: str, ds_config: Mapping) -> None:
             await_build(part)
         missing = [part for part in PARTS if not (folder / part / f"{part}.so").exists()]
         if missing:
-            LOG.info(f"building DeepSpeed's {' and '.join(missing)} in {folder}: once on this machine, about six minutes of a core")
+            LOG.info(
+                f"building DeepSpeed's {' and '.join(missing)} in {folder}: once on this machine, about six "
+                "minutes of a core"
+            )
         begin = time.monotonic()
         try:
             AsyncIOBuilder().load(verbose=False)
         except (RuntimeError, OSError, ImportError) as error:
-            raise FedSpeedError(f"DeepSpeed's async_io could not be built in {folder}: {_last_lines(error)}; mend that, or set another "
-                                "engine.tier") from error
+            raise FedSpeedError(
+                f"DeepSpeed's async_io could not be built in {folder}: {_last_lines(error)}; mend that, or "
+                "set another "
+                "engine.tier"
+            ) from error
         if missing:
             LOG.info(f"built in {time.monotonic() - begin:.0f} s")
 
@@ -75,15 +93,20 @@ def build_folder(operator: str) -> Path:
 
 @contextmanager
 def _turn(folder: Path) -> Iterator[Path]:
-    """One process at a time, so that the one that builds is the one that says so. The kernel ends the turn of a process that dies."""
+    """One process at a time, so that the one that builds is the one that says so. The kernel ends the turn of
+    a process that dies.
+    """
     with (folder / ".fedspeed").open("w") as file:
-        with suppress(OSError):  # a network file system without locks; torch has its own, which no more than builds
+        with suppress(
+            OSError
+        ):  # a network file system without locks; torch has its own, which no more than builds
             fcntl.flock(file, fcntl.LOCK_EX)
         yield folder
 
 
 def await_build(operator: str) -> None:
-    """Wait while another process builds an operator. torch does so too, but without end where a killed build has left its lock file.
+    """Wait while another process builds an operator. torch does so too, but without end where a killed build
+    has left its lock file.
 
     Raises:
         FedSpeedError: there is such a file, with nobody at work behind it.
@@ -93,12 +116,16 @@ def await_build(operator: str) -> None:
     while lock.exists():
         newest = max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
         if time.time() - newest > DEAD_BUILD_S and not _is_open(lock):
-            raise FedSpeedError(f"{lock}: left by a build of DeepSpeed's {operator} that was killed; delete the file")
+            raise FedSpeedError(
+                f"{lock}: left by a build of DeepSpeed's {operator} that was killed; delete the file"
+            )
         time.sleep(1)
 
 
 def _is_open(file: Path) -> bool:
-    """Whether a process of this machine has the file open, as a build has its lock for as long as it takes."""
+    """Whether a process of this machine has the file open, as a build has its lock for as long as it
+    takes.
+    """
     for entry in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
             if os.readlink(entry) == str(file.resolve()):
@@ -107,11 +134,14 @@ def _is_open(file: Path) -> bool:
 
 
 def _ninja_on_path() -> None:
-    """torch looks for ninja on PATH only, where the virtual environment's is not before it is activated."""
+    """Torch looks for ninja on PATH only, where the virtual environment's is not before it is activated."""
     if folder := os.path.dirname(ninja(os.environ) or ""):
         folders = os.environ.get("PATH", "").split(os.pathsep)
         os.environ["PATH"] = os.pathsep.join(folders if folder in folders else [*folders, folder])
 
 
 def _last_lines(error: Exception) -> str:
-    return " / ".join(line.strip() for line in str(error).splitlines()[-3:] if line.strip()) or type(error).__name__
+    return (
+        " / ".join(line.strip() for line in str(error).splitlines()[-3:] if line.strip())
+        or type(error).__name__
+    )

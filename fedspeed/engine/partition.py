@@ -14,24 +14,35 @@ PERSISTENCE_THRESHOLD = 100_000  # DeepSpeed's default, in elements
 class TaggedInit(Init):
     """`zero.Init` that partitions parameters one at a time over the group each is tagged with.
 
-    Differences from DeepSpeed's own: no broadcast (every rank read the value from its own file), and gathers sort their
-    parameters by `ds_id`. A prefetch bucket may mix base and adapter, hence two communicators, and DeepSpeed iterates a set whose
+    Differences from DeepSpeed's own: no broadcast (every rank read the value from its own file), and gathers
+    sort their parameters by `ds_id`. A prefetch bucket may mix base and adapter, hence two communicators, and
+    DeepSpeed iterates a set whose
     order differs between ranks: with clients of two ranks that is a deadlock.
     """
 
     def __init__(self, groups: Groups, ds_config: dict, mpu, base_partition: str, clock):
-        super().__init__(data_parallel_group=groups.client, config_dict_or_path=ds_config, mpu=mpu,
-                         remote_device=ds_config["zero_optimization"].get("offload_param", {}).get("device"))
-        self._persistence_threshold = ds_config["zero_optimization"].get("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD)
-        self._groups, self._base_partition, self._clock = groups, base_partition, clock
-        # DeepSpeed compares the first traces over the whole world, which only ranks that share the base reach together.
+        super().__init__(
+            data_parallel_group=groups.client,
+            config_dict_or_path=ds_config,
+            mpu=mpu,
+            remote_device=ds_config["zero_optimization"].get("offload_param", {}).get("device"),
+        )
+        self._persistence_threshold = ds_config["zero_optimization"].get(
+            "stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD
+        )
+        self._groups = groups
+        self._base_partition = base_partition
+        self._clock = clock
+        # DeepSpeed compares the first traces over the whole world, which only ranks that share the base reach
+        # together.
         coordinator.assert_ints_same_as_other_ranks = SameOnAll(partition_set(base_partition, groups))
 
     def place(self, name, parameter):
         """Partition one full parameter in place; what stays of it on this rank is its shard."""
         parameter.data = parameter.data.to(self.local_device)
         parameter.ds_zero_partition_process_group = partition_group(
-            parameter, self._persistence_threshold, self._base_partition, self._groups)
+            parameter, self._persistence_threshold, self._base_partition, self._groups
+        )
         self._convert_to_deepspeed_param(parameter)
         parameter.partition()
         return parameter
@@ -60,16 +71,20 @@ class SameOnAll:
         if length[0] == -length[1]:
             both = torch.tensor([*ints, *(-i for i in ints)], device=length.device)
             dist.all_reduce(both, op=dist.ReduceOp.MAX, group=self._group)
-            if (both[:len(ints)] == -both[len(ints):]).all():
+            if (both[: len(ints)] == -both[len(ints) :]).all():
                 return
-        raise RuntimeError("ranks that share the base visited its modules in different orders; is the same model and code on all of them?")
+        raise RuntimeError(
+            "ranks that share the base visited its modules in different orders; is the same model and code "
+            "on all of them?"
+        )
 
 
 class TimedHandle:
     """A gather's handle whose wait is counted as time spent gathering."""
 
     def __init__(self, handle, clock):
-        self._handle, self._clock = handle, clock
+        self._handle = handle
+        self._clock = clock
 
     def wait(self, *args, **kwargs):
         with self._clock.stage("gather"):

@@ -30,7 +30,8 @@ Note = Callable[[str, str, float, float], None]
 
 class Computes(Protocol):
     """What a player asks of a rank. `hidden`: activations [B, T, hidden]; what is not in a stream is not
-    asked for."""
+    asked for.
+    """
 
     def embed(self, micro: int) -> torch.Tensor: ...
 
@@ -71,7 +72,8 @@ class Played:
     """
 
     def __init__(self, stream: Stream, done: Callable[[Instruction], None] | None = None):
-        self._stream, self._done = stream, done
+        self._stream = stream
+        self._done = done
         self.current: Instruction | str = "the beginning of a pass"
 
     def __iter__(self):
@@ -108,7 +110,8 @@ def timed(kind: str):
 
 class Player:
     """Looks up each instruction in a map, by its exact type, as DeepSpeed's `PipelineEngine` does, whose loop
-    may take the place of the one here. Keeps what is on its way between two chunks."""
+    may take the place of the one here. Keeps what is on its way between two chunks.
+    """
 
     _note: Note | None = None
 
@@ -126,24 +129,30 @@ class Player:
         Args:
             chunks: of the whole model. carries: None where the stream neither sends nor receives.
         """
-        self._chunks, self._computes, self._carries, self._note = chunks, computes, carries, note
+        self._chunks = chunks
+        self._computes = computes
+        self._carries = carries
+        self._note = note
         self._held: dict[tuple[int, Kind, int], torch.Tensor | None] = {}
         self._exec_schedule(schedule)
 
     def execute_alone(self, schedule: Played, *, chunks: int, computes: Alone) -> None:
-        """Execute the stream of a rank that computes by itself; what it has loaded and kept is let go of where
-        that fails."""
+        """Execute the stream of a rank that computes by itself; what it has loaded and kept is let go of
+        where that fails.
+        """
         try:
             self.execute(schedule, chunks=chunks, computes=computes)
         except BaseException:
             computes.abandon()
             raise
         finally:
-            self._held, self._computes = {}, None
+            self._held = {}
+            self._computes = None
 
     def execute_steps(self, schedule: Played, step: Callable[[int], None], note: Note | None = None) -> None:
         """Execute the optimizer steps of some clients; `step` takes that of one."""
-        self._step_client, self._note = step, note
+        self._step_client = step
+        self._note = note
         self._exec_schedule(schedule)
 
     def _exec_schedule(self, schedule: Played) -> None:

@@ -1,4 +1,5 @@
-"""What this machine can do, measured: for `fedspeed probe`, whose file `fedspeed plan` reads. Takes under half a minute on a CPU.
+"""What this machine can do, measured: for `fedspeed probe`, whose file `fedspeed plan` reads. Takes under
+half a minute on a CPU.
 
 Each rate is that of the best of a few repetitions, since other work on the machine can only make one slower.
 """
@@ -56,10 +57,22 @@ def probe(folder: Path) -> dict:
         "launch_backward_s": backward_s,
     } | (bus_rates(device) if gpu else {})
     disk = os.statvfs(folder)
-    return {"format": FORMAT, "host": socket.gethostname(), "device": facts,
-            "ram": {"total_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "free_bytes": free_memory(), "bytes_s": ram_rate},
-            "disk": {"folder": str(folder), "free_bytes": disk.f_bavail * disk.f_frsize, "bytes_s": disk_rate(folder)},
-            "link": {"loopback_bytes_s": loopback_rate()}}
+    return {
+        "format": FORMAT,
+        "host": socket.gethostname(),
+        "device": facts,
+        "ram": {
+            "total_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "free_bytes": free_memory(),
+            "bytes_s": ram_rate,
+        },
+        "disk": {
+            "folder": str(folder),
+            "free_bytes": disk.f_bavail * disk.f_frsize,
+            "bytes_s": disk_rate(folder),
+        },
+        "link": {"loopback_bytes_s": loopback_rate()},
+    }
 
 
 def matrix_rates(device: torch.device) -> dict[str, float]:
@@ -79,7 +92,8 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
 
 def _faster_rates(device: torch.device) -> dict[str, float]:
     """FLOP/s under the values of engine.matmul that this card and this version of torch know."""
-    rates, switches = {}, torch.backends.cuda.matmul
+    rates = {}
+    switches = torch.backends.cuda.matmul
     if hasattr(switches, "allow_fp16_accumulation"):
         rates["fp16_accumulation"] = _rate_with(switches, "allow_fp16_accumulation", torch.float16, device)
     if torch.cuda.get_device_capability() >= (8, 0):
@@ -98,7 +112,8 @@ def _rate_with(switches, name: str, dtype: torch.dtype, device: torch.device) ->
 
 def launch_seconds(device: torch.device) -> tuple[float, float]:
     """Seconds that one micro-batch's forward and its backward take in a block with hardly any arithmetic:
-    what Python and starting the kernels cost."""
+    what Python and starting the kernels cost.
+    """
     block = _Block(LAUNCHED_WIDTH, LAUNCHED_TOKENS, device, torch.float32)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one thread starts kernels, and on a busy CPU others would be waited for
@@ -111,8 +126,9 @@ def launch_seconds(device: torch.device) -> tuple[float, float]:
 
 
 def block_rates(device: torch.device, names: Iterable[str]) -> dict[str, float]:
-    """FLOP/s that a decoder block gets out of the device, forwards and backwards, by numeric type. It has norms,
-    attention and products of unequal sides, and so reaches less than a large square product."""
+    """FLOP/s that a decoder block gets out of the device, forwards and backwards, by numeric type. It has
+    norms, attention and products of unequal sides, and so reaches less than a large square product.
+    """
     width, tokens = BLOCK[device.type]
     rates = {}
     for name in names:
@@ -121,7 +137,9 @@ def block_rates(device: torch.device, names: Iterable[str]) -> dict[str, float]:
         try:
             block = _Block(width, tokens, device, TYPES[name])
             rates[name] = block.operations / _best(block.both_ways, device)
-        except RuntimeError:  # no room on a card that others use, or no such operation; the planner has an assumption
+        except (
+            RuntimeError
+        ):  # no room on a card that others use, or no such operation; the planner has an assumption
             continue
         finally:
             block = None  # before the next one is made
@@ -130,31 +148,28 @@ def block_rates(device: torch.device, names: Iterable[str]) -> dict[str, float]:
 
 class _Block(nn.Module):
     """A decoder block with adapters on its attention, as Llama's: its operations, in the way they are written
-    there. Frozen but for the adapters; `hidden` is its input."""
+    there. Frozen but for the adapters; `hidden` is its input.
+    """
 
     def __init__(self, width: int, tokens: int, device: torch.device, dtype: torch.dtype):
         super().__init__()
         self._head = min(64, width // 4)
         wide = 4 * width
         self._norms = nn.ParameterList(nn.Parameter(torch.ones(width), requires_grad=False) for _ in range(2))
-        self._frozen = nn.ParameterDict(
-            {
-                name: nn.Parameter(torch.randn(out, into, device=device) / into, requires_grad=False)
-                for name, into, out in (
-                    *((name, width, width) for name in "qkvo"),
-                    ("gate", width, wide),
-                    ("up", width, wide),
-                    ("down", wide, width),
-                )
-            }
-        )
-        self._factors = nn.ParameterDict(
-            {
-                name: nn.Parameter(torch.randn(shape) / shape[-1])
-                for letter in "qkvo"
-                for name, shape in ((f"{letter}_a", (8, width)), (f"{letter}_b", (width, 8)))
-            }
-        )
+        self._frozen = nn.ParameterDict({
+            name: nn.Parameter(torch.randn(out, into, device=device) / into, requires_grad=False)
+            for name, into, out in (
+                *((name, width, width) for name in "qkvo"),
+                ("gate", width, wide),
+                ("up", width, wide),
+                ("down", wide, width),
+            )
+        })
+        self._factors = nn.ParameterDict({
+            name: nn.Parameter(torch.randn(shape) / shape[-1])
+            for letter in "qkvo"
+            for name, shape in ((f"{letter}_a", (8, width)), (f"{letter}_b", (width, 8)))
+        })
         angles = torch.arange(tokens)[:, None] * torch.ones(self._head)
         self.register_buffer("_cos", angles.cos())
         self.register_buffer("_sin", angles.sin())
@@ -184,13 +199,15 @@ class _Block(nn.Module):
         )
         hidden = hidden + self._adapted(mixed.transpose(1, 2).reshape(hidden.shape), "o")
         x = self._norm(hidden, 1)
-        linear, weights = nn.functional.linear, self._frozen
+        linear = nn.functional.linear
+        weights = self._frozen
         return hidden + linear(
             nn.functional.silu(linear(x, weights["gate"])) * linear(x, weights["up"]), weights["down"]
         )
 
     def _adapted(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        linear, factors = nn.functional.linear, self._factors
+        linear = nn.functional.linear
+        factors = self._factors
         return (
             linear(x, self._frozen[name])
             + linear(linear(x, factors[f"{name}_a"]), factors[f"{name}_b"]) * 2.0
@@ -208,7 +225,9 @@ class _Block(nn.Module):
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The size is such that one product takes a while on a GPU, and not for ever on a CPU that emulates the type."""
+    """The size is such that one product takes a while on a GPU, and not for ever on a CPU that emulates the
+    type.
+    """
     n = 8192 if device.type == "cuda" else 512
     while True:
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
@@ -227,7 +246,8 @@ def _copy_rate(device: torch.device, nbytes: int) -> float:
 
 def bus_rates(device: torch.device) -> dict[str, float]:
     """Bytes/s between page-locked host memory and a GPU: from the host, to it, and from it while as many go
-    to it."""
+    to it.
+    """
     here, there = (torch.ones(COPY_BYTES, dtype=torch.uint8).pin_memory() for _ in range(2))
     up, down = (torch.ones(COPY_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
     streams = torch.cuda.Stream(), torch.cuda.Stream()
@@ -238,13 +258,17 @@ def bus_rates(device: torch.device) -> dict[str, float]:
         with torch.cuda.stream(streams[1]):
             there.copy_(down, non_blocking=True)
 
-    return {"host_bytes_s": COPY_BYTES / _best(lambda: up.copy_(here, non_blocking=True), device),
-            "down_bytes_s": COPY_BYTES / _best(lambda: there.copy_(down, non_blocking=True), device),
-            "both_bytes_s": COPY_BYTES / _best(both, device)}
+    return {
+        "host_bytes_s": COPY_BYTES / _best(lambda: up.copy_(here, non_blocking=True), device),
+        "down_bytes_s": COPY_BYTES / _best(lambda: there.copy_(down, non_blocking=True), device),
+        "both_bytes_s": COPY_BYTES / _best(both, device),
+    }
 
 
 def disk_rate(folder: Path) -> float:
-    """Reading a temporary file past the page cache where the file system can, after dropping it from the cache where not."""
+    """Reading a temporary file past the page cache where the file system can, after dropping it from the
+    cache where not.
+    """
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
         block = os.urandom(READ_BYTES)  # a disk that compresses would show off with zeros
         for _ in range(DISK_BYTES // READ_BYTES):
@@ -271,9 +295,12 @@ def _read(fd: int, at: int) -> None:
 
 
 def loopback_rate() -> float:
-    """One TCP stream between two threads of this machine: what ranks of one host have on a CPU. Between hosts, the hostfile's link_gbps counts."""
+    """One TCP stream between two threads of this machine: what ranks of one host have on a CPU. Between
+    hosts, the hostfile's link_gbps counts.
+    """
     chunk = bytes(1 << 20)
     with socket.create_server(("127.0.0.1", 0)) as server:
+
         def send() -> None:
             with socket.create_connection(server.getsockname(), timeout=10) as out:
                 for _ in range(LINK_BYTES // len(chunk)):
@@ -282,7 +309,9 @@ def loopback_rate() -> float:
         sender = threading.Thread(target=send)
         sender.start()
         server.settimeout(10)
-        into, buffer, received = server.accept()[0], bytearray(1 << 20), 0
+        into = server.accept()[0]
+        buffer = bytearray(1 << 20)
+        received = 0
         with into:
             start = time.perf_counter()
             while count := into.recv_into(buffer):
@@ -294,6 +323,7 @@ def loopback_rate() -> float:
 
 def _best(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest run within MEASURE_S, after one to warm up."""
+
     def once() -> float:
         start = time.perf_counter()
         work()
@@ -302,7 +332,8 @@ def _best(work: Callable[[], object], device: torch.device) -> float:
         return time.perf_counter() - start
 
     once()
-    end, best = time.perf_counter() + MEASURE_S, float("inf")
+    end = time.perf_counter() + MEASURE_S
+    best = float("inf")
     while time.perf_counter() < end:
         best = min(best, once())
     return best

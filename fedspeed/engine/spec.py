@@ -49,7 +49,8 @@ class EngineSpec:
     def kind(self) -> Kind:
         """The kind of engine, as far as the configuration tells: an adapter whose pattern of targets reaches
         outside the decoder blocks is known with the model only, and makes a stock engine of a streamed
-        one."""
+        one.
+        """
         frozen = self.adapter.method != "full"
         return kind_of(self.engine, self.deepspeed, frozen=frozen, outside=outside_blocks(self.adapter))
 

@@ -1,5 +1,6 @@
 """What one rank computes of a pass: the blocks of its chunks, and embedding and head of the micro-batches
-whose data it holds."""
+whose data it holds.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,7 @@ from torch.utils._pytree import tree_leaves
 from fedspeed.engine.activations import SavedBytes
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.block_inputs import Waiting
-from fedspeed.engine.compute.micro_batches import (
-    Call,
-    MicroBatchModel,
-    MicroBatchTask,
-    Score,
-    Tensors,
-    told,
-)
+from fedspeed.engine.compute.micro_batches import Call, MicroBatchModel, MicroBatchTask, Score, Tensors, told
 from fedspeed.engine.keeping import Keeping
 from fedspeed.engine.stage_loads import StageLoads
 from fedspeed.models.blocks import Anatomy
@@ -27,7 +21,8 @@ from fedspeed.schedule.instructions import Loaded, Stream
 @dataclass
 class _Graph:
     """A chunk's input and output of one micro-batch, with the graph between them; `addresses`: where the
-    blocks' weights were."""
+    blocks' weights were.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
@@ -58,8 +53,11 @@ class Stage:
         lowest: int = 0,
         compiled: bool = False,
     ):
-        self._model, self._parts, self._chunks = model, parts, chunks
-        self._keeping, self._lowest = keeping, lowest
+        self._model = model
+        self._parts = parts
+        self._chunks = chunks
+        self._keeping = keeping
+        self._lowest = lowest
         self.compute = MicroBatchModel(model, parts, compiled)
         self._loads = StageLoads(model, parts, store, chunks)
         names = {id(p): n for n, p in model.named_parameters()}
@@ -99,7 +97,9 @@ class Stage:
         """
         self._clear()
         self._model.train(train)
-        self._tasks, self._owners, self._train = tasks, owners, train
+        self._tasks = tasks
+        self._owners = owners
+        self._train = train
         self.grads = [{} for _ in owners]
         if train:
             self._keeping.begin()
@@ -127,7 +127,8 @@ class Stage:
 
     def _measured(self, micro: int, block: int, hidden: torch.Tensor) -> float:
         """Bytes that a block's graph keeps for each value of its input, without the input itself."""
-        x, call = hidden.detach().requires_grad_(), self._calls[micro][block]
+        x = hidden.detach().requires_grad_()
+        call = self._calls[micro][block]
         self._bind((block,), self._tasks[micro].owner)
         shared = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
         with SavedBytes([*self._parts.blocks[block].parameters(), *shared, x]) as saved, torch.enable_grad():
@@ -136,7 +137,8 @@ class Stage:
         return saved.nbytes / x.numel()
 
     def forward(self, micro: int, chunk: int, hidden: torch.Tensor) -> torch.Tensor:
-        blocks, x = self._chunks[chunk], hidden.detach()
+        blocks = self._chunks[chunk]
+        x = hidden.detach()
         self._bind(blocks, self._tasks[micro].owner)
         if not self._train or blocks[-1] < self._lowest:
             return self._through(micro, blocks, x)
@@ -167,7 +169,8 @@ class Stage:
 
     def head(self, micro: int, hidden: torch.Tensor) -> torch.Tensor | None:
         """The gradient of scale * loss by `hidden`, while training."""
-        task, x = self._tasks[micro], hidden.detach()
+        task = self._tasks[micro]
+        x = hidden.detach()
         with self._loads.head():
             self._scores[micro], flow = self.compute.head(x, task, differentiate=self._train)
         return flow
@@ -178,7 +181,9 @@ class Stage:
 
     def backward(self, micro: int, chunk: int, upward: torch.Tensor) -> torch.Tensor | None:
         """The gradient by the chunk's input; None where nothing trains below it."""
-        task, blocks, kept = self._tasks[micro], self._chunks[chunk], self._kept[chunk].pop(micro)
+        task = self._tasks[micro]
+        blocks = self._chunks[chunk]
+        kept = self._kept[chunk].pop(micro)
         self._bind(blocks, task.owner)
         if isinstance(kept, _Graph):
             assert kept.addresses == self._loads.addresses(blocks), (
@@ -195,8 +200,10 @@ class Stage:
 
     def end(self) -> tuple[dict[int, Score], list[Tensors]]:
         """End the pass: (the scores, as numbers, of the micro-batches whose labels this rank holds; by owner
-        the gradients [fp32, by name])."""
-        scores, grads = self._scores, self.grads
+        the gradients [fp32, by name]).
+        """
+        scores = self._scores
+        grads = self.grads
         told(list(scores.values()), [self._tasks[micro] for micro in scores])
         if self._train:
             self._keeping.end()
@@ -210,7 +217,8 @@ class Stage:
 
     def _bind(self, blocks: Sequence[int], owner: int) -> None:
         """Put an owner's trainable tensors into the places of some blocks. A graph finds the tensors that are
-        there when it is differentiated, so they are bound anew before that."""
+        there when it is differentiated, so they are bound anew before that.
+        """
         for b in blocks:
             if self._bound.get(b) != owner:
                 self._bound[b] = owner

@@ -20,12 +20,17 @@ class StageLoads:
     """
 
     def __init__(self, model: torch.nn.Module, parts: Anatomy, store: BaseStore, chunks: Sequence[range]):
-        self._parts, self._store, self._chunks = parts, store, chunks
+        self._parts = parts
+        self._store = store
+        self._chunks = chunks
         names = {id(p): n for n, p in model.named_parameters()}
         numbers = {piece.name: i for i, unit in enumerate(store.units) for piece in unit.pieces}
-        self._units = [next((numbers[names[id(p)]] for p in block.parameters() if names[id(p)] in numbers), None)
-                       for block in parts.blocks]
-        embedding, head = names[id(parts.embedding.weight)], names[id(parts.head.weight)]
+        self._units = [
+            next((numbers[names[id(p)]] for p in block.parameters() if names[id(p)] in numbers), None)
+            for block in parts.blocks
+        ]
+        embedding = names[id(parts.embedding.weight)]
+        head = names[id(parts.head.weight)]
         self._embedding_unit, self._head_unit = numbers.get(embedding), numbers.get(head)
         # Where single rows can be looked up; None: the embedding must be loaded, or is not here.
         self._rows = None if self._embedding_unit is None else store.rows(self._embedding_unit, embedding)

@@ -133,8 +133,10 @@ class StockEngine(ClientEngine):
 
     def _away(self):
         """What ZeRO-3 offloads: shards in RAM, and the buffers that tensors pass on their way from and to
-        NVMe."""
-        found, offloads = [], self.ds_engine.zero_offload_param() is not None
+        NVMe.
+        """
+        found = []
+        offloads = self.ds_engine.zero_offload_param() is not None
         for parameter in self.ds_engine.module.parameters():
             shard = getattr(parameter, "ds_tensor", None)
             if shard is not None and offloads:
@@ -157,7 +159,8 @@ class StockEngine(ClientEngine):
 
     def _end_forward_only(self) -> None:
         """Drop what a pass without a backward prefetched for one. After every such pass, so that ranks in
-        lockstep do it together."""
+        lockstep do it together.
+        """
         if self.ds_engine.zero_optimization_stage() == 3:
             self.ds_engine.optimizer.empty_partition_cache()
 

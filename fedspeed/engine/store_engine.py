@@ -1,5 +1,6 @@
 """Engines whose frozen base lies in a store of its own, and whose gradients are computed beside DeepSpeed's
-engines: what they have in common."""
+engines: what they have in common.
+"""
 
 from collections.abc import Mapping
 
@@ -18,7 +19,8 @@ from fedspeed.schedule.limits import EVAL_TOKENS
 class StoreEngine(ClientEngine):
     """A client slot for each client that trains at the same time. A pass takes all their micro-batches of one
     optimizer step through the model; the gradients wait in fp32 until `step` hands them to the clients'
-    DeepSpeed engines."""
+    DeepSpeed engines.
+    """
 
     def __init__(self, model, states: list[ClientState], groups, *, matched, store: BaseStore, clock):
         super().__init__(model, states, groups, matched, clock)
@@ -71,7 +73,8 @@ class StoreEngine(ClientEngine):
 
 def portions(work: list[list[Batch]]) -> list[list[tuple[int, Batch]]]:
     """(list number, batch) of all batches in order, cut into passes of bounded size."""
-    portions, tokens = [], EVAL_TOKENS
+    portions = []
+    tokens = EVAL_TOKENS
     for i, batches in enumerate(work):
         for batch in batches:
             if tokens + batch.input_ids.size > EVAL_TOKENS or not portions:

@@ -23,7 +23,9 @@ class StreamedEngine(StoreEngine):
 
     kind = "streamed"
 
-    def __init__(self, model, states: list[ClientState], groups, *, store: BaseStore, executor: Executor, clock):
+    def __init__(
+        self, model, states: list[ClientState], groups, *, store: BaseStore, executor: Executor, clock
+    ):
         super().__init__(model, states, groups, matched=store.matched, store=store, clock=clock)
         self._executor = executor
         self._piece_stage = PieceStage(model, store, executor.chunks, rows=self._logit_rows)
@@ -64,7 +66,8 @@ class StreamedEngine(StoreEngine):
         return MicroBatchTask(step.micro[number], slot, scale, seed_of(state.seed, self._steps, number))
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        sums, tensors = [Sums()] * len(work), self._states[0].tensors()
+        sums = [Sums()] * len(work)
+        tensors = self._states[0].tensors()
         for portion in portions(work):
             self._count_pass()
             with self._clock.stage("compute"):
@@ -79,7 +82,8 @@ class StreamedEngine(StoreEngine):
         return min(1, len(pieces))
 
     def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        stage, chunks = self._piece_stage, len(self._executor.chunks)
+        stage = self._piece_stage
+        chunks = len(self._executor.chunks)
         stream = layer_major(chunks, len(pieces), train=False)
         self.model.eval()
         stage.begin(pieces, [self._states[0].tensors()] * len(pieces), stream, ahead=True)

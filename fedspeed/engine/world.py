@@ -11,7 +11,9 @@ _OPEN_MPI_RANK = "OMPI_COMM_WORLD_LOCAL_RANK"
 
 
 def quiet(level: int = logging.ERROR) -> None:
-    """DeepSpeed, transformers and PEFT tell every rank's life story; a user reads our progress line instead."""
+    """DeepSpeed, transformers and PEFT tell every rank's life story; a user reads our progress line
+    instead.
+    """
     import warnings
 
     import transformers
@@ -26,7 +28,8 @@ def quiet(level: int = logging.ERROR) -> None:
 def import_deepspeed() -> None:
     """Import what DeepSpeed imports for any optimizer, without torch's compiler.
 
-    It looks whether the optimizer is its Muon, whose decorators would have the compiler loaded: 550 modules, over a second of every rank.
+    It looks whether the optimizer is its Muon, whose decorators would have the compiler loaded: 550 modules,
+    over a second of every rank.
     """
     as_set = os.environ.get(_NO_COMPILER)
     os.environ[_NO_COMPILER] = "1"
@@ -40,14 +43,16 @@ def import_deepspeed() -> None:
 
 
 def join_world(deadline_s: float) -> None:
-    """Initialise torch.distributed over this cluster's ranks only; collectives fail after `deadline_s` instead of hanging."""
+    """Initialise torch.distributed over this cluster's ranks only; collectives fail after `deadline_s`
+    instead of hanging.
+    """
     import deepspeed
     import deepspeed.ops as ops
     from deepspeed.accelerator import get_accelerator
 
     import_deepspeed()
-    # DeepSpeed would make this table when it is first read, by compiling a probe, in every rank. It looks up one operator in it, which only serves
-    # inference and would have to be built.
+    # DeepSpeed would make this table when it is first read, by compiling a probe, in every rank. It looks up
+    # one operator in it, which only serves inference and would have to be built.
     ops.__compatible_ops__ = {}
     if get_accelerator().device_name() != "cpu":
         take_device()
@@ -62,7 +67,8 @@ def take_device() -> None:
     """
     from deepspeed.accelerator import get_accelerator
 
-    accelerator, index = get_accelerator(), own_index(int(os.environ["LOCAL_RANK"]))
+    accelerator = get_accelerator()
+    index = own_index(int(os.environ["LOCAL_RANK"]))
     os.environ["LOCAL_RANK"] = str(index)
     if _OPEN_MPI_RANK in os.environ:
         os.environ[_OPEN_MPI_RANK] = str(index)
@@ -74,7 +80,8 @@ def take_device() -> None:
 def _ask_torch_for_memory() -> None:
     """Keep DeepSpeed from asking NVIDIA's library for free memory where CUDA_VISIBLE_DEVICES names devices
     otherwise than by whole numbers: it takes each name for one, and ZeRO-1 and 2 would end. Without that
-    library it asks torch."""
+    library it asks torch.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None or all(name.strip().isdecimal() for name in named.split(",")):
         return

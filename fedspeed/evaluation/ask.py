@@ -16,11 +16,12 @@ from fedspeed.errors import DataError
 def ask(engine: ClientEngine, task: EvalTask, rows: Sequence[Row], tokenizer: Any) -> Scores:
     """Score the model in client slot 0 of an engine on some rows.
 
-    Collective over the ranks of the client, which all have the same rows, and over the ranks that share the base, which all call
-    it equally often.
+    Collective over the ranks of the client, which all have the same rows, and over the ranks that share the
+    base, which all call it equally often.
 
     Returns:
-        Scores by category, on the first rank of the client; none on its others. So they can be added up over ranks.
+        Scores by category, on the first rank of the client; none on its others. So they can be added up over
+        ranks.
 
     Raises:
         ModelError: a prompt, with what is asked for, is longer than the model has positions.
@@ -38,23 +39,45 @@ def ask(engine: ClientEngine, task: EvalTask, rows: Sequence[Row], tokenizer: An
         return tally(task, rows, task.score(rows, found))
 
 
-def generate(engine: ClientEngine, task: GenerationTask, rows: Sequence[Row], tokenizer: Any) -> list[list[str]]:
+def generate(
+    engine: ClientEngine, task: GenerationTask, rows: Sequence[Row], tokenizer: Any
+) -> list[list[str]]:
     """Let the model answer each row; its answers as text, without special tokens."""
     asked = task.asked
     prompts = [np.array(asked_ids(task.prompt(row), tokenizer), dtype=np.int64) for row in rows]
-    answers = engine.generate(prompts, max_new=asked.max_new, temperature=asked.temperature, top_p=asked.top_p, n=asked.samples,
-                              seed=asked.seed, stop=[tokenizer.eos_token_id])
-    return [[tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for tokens in samples] for samples in answers]
+    answers = engine.generate(
+        prompts,
+        max_new=asked.max_new,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        n=asked.samples,
+        seed=asked.seed,
+        stop=[tokenizer.eos_token_id],
+    )
+    return [
+        [tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for tokens in samples]
+        for samples in answers
+    ]
 
 
-def choose(engine: ClientEngine, task: ChoiceTask, rows: Sequence[Row], tokenizer: Any) -> list[list[Likelihood]]:
-    """Find how likely the model finds each choice of each row; a prompt is computed once for all of its choices."""
-    sequences, spans, counts = [], [], []
+def choose(
+    engine: ClientEngine, task: ChoiceTask, rows: Sequence[Row], tokenizer: Any
+) -> list[list[Likelihood]]:
+    """Find how likely the model finds each choice of each row; a prompt is computed once for all of its
+    choices.
+    """
+    sequences = []
+    spans = []
+    counts = []
     for row in rows:
-        prompt, choices = asked_ids(task.prompt(row), tokenizer), [text_ids(text, tokenizer) for text in task.choices(row)]
+        prompt = asked_ids(task.prompt(row), tokenizer)
+        choices = [text_ids(text, tokenizer) for text in task.choices(row)]
         if not all(choices) or not choices:
-            raise DataError(f"{task.name}: a row whose prompt is {task.prompt(row)[-60:]!r} has no choices, or an empty one; "
-                            "give it some text each")
+            raise DataError(
+                f"{task.name}: a row whose prompt is {task.prompt(row)[-60:]!r} has no choices, or an empty "
+                "one; "
+                "give it some text each"
+            )
         sequences += [np.array([*prompt, *choice], dtype=np.int64) for choice in choices]
         spans += [(len(prompt), len(prompt) + len(choice)) for choice in choices]
         counts.append(len(choices))

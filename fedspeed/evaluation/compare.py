@@ -26,7 +26,8 @@ FIELDS = ("loss", "tokens", "exact", "rows")  # of a model's sums over held-out 
 @dataclass(frozen=True)
 class Score:
     """One line of the comparison on the held-out rows of all clients; `accuracy` is the share of answers that
-    greedy decoding gives exactly."""
+    greedy decoding gives exactly.
+    """
 
     name: str
     held_out_loss: float
@@ -59,7 +60,8 @@ def compare(
         start: the state before the first round. progress: after the last one.
         everyone: rows of all clients of the run, by client number.
     """
-    config, count = parts.config, parts.config.data.clients
+    config = parts.config
+    count = parts.config.data.clients
     everybody = range(count)
     alone = train_alone(parts, start)
     work = [_Scored(client + 1, model, everybody) for client, model in alone.items()]
@@ -96,7 +98,8 @@ def train_alone(parts: RankParts, start: Arrays) -> dict[int, Arrays]:
 
 def _federated(parts: RankParts, progress: Progress) -> list[tuple[Arrays, Sequence[int]]]:
     """Return what a run has come to as far as this rank is to score it: models, each with the clients on
-    whose rows. What is common to all clients is scored by the ranks of client 0."""
+    whose rows. What is common to all clients is scored by the ranks of client 0.
+    """
     models = models_of(parts.method, progress.state, progress.memory)
     if has_own_models(parts.method):
         return whose(models, parts.role.clients)

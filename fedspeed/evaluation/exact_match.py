@@ -17,10 +17,14 @@ class ExactMatch(GenerationTask):
     name = "exact match"
 
     def __init__(self, template: str, asked: Asked):
-        self._template, self.asked = template, asked
+        self._template = template
+        self.asked = asked
 
     def prompt(self, row: Row) -> str:
         return prompt(row, self._template)
 
     def score(self, rows: Sequence[Row], answers: Sequence[Sequence[str]]) -> list[float]:
-        return [sum(answer.strip() == row.output.strip() for answer in some) / len(some) for row, some in zip(rows, answers)]
+        return [
+            sum(answer.strip() == row.output.strip() for answer in some) / len(some)
+            for row, some in zip(rows, answers)
+        ]

@@ -1,5 +1,6 @@
 """The held-out loss, and how many answers greedy decoding would give exactly: what every round is measured
-by."""
+by.
+"""
 
 from collections.abc import Collection
 
@@ -14,17 +15,21 @@ from fedspeed.federation.tensors import as_torch
 
 class HeldOut:
     """Evaluates a model on the rows that this rank's clients hold out; the ranks of a client share its rows.
-    An evaluator (federation.evaluators)."""
+    An evaluator (federation.evaluators).
+    """
 
     def __init__(self, train: TrainConfig, role: RankRole):
-        self._train, self._role = train, role
+        self._train = train
+        self._role = role
 
     def __call__(
         self, engine: ClientEngine, state: Arrays, name: str, clients: Collection[int] | None = None
     ) -> dict[int, dict[str, float]]:
         """Return sums of loss (val_loss), answer tokens (val_tokens), exact answers (exact) and rows (rows)
-        by client. See `federation.evaluators.Evaluator`."""
-        (shares, share), size = engine.data_share, self._train.micro_batch
+        by client. See `federation.evaluators.Evaluator`.
+        """
+        (shares, share) = engine.data_share
+        size = self._train.micro_batch
         chosen = [client for client in self._role.clients if clients is None or client in clients]
         data = [self._role.clients[client] for client in chosen]
         work = [eval_batches(own.val[share::shares], size, own.pad_id, own.limit) for own in data]

@@ -1,6 +1,7 @@
 """What all participants of a run must have in common before its first round: the arrays of the global state,
 by name and shape. The ranks of one participant build the same engine, but a method may have its server build
-another one than clients (`Method.spec`)."""
+another one than clients (`Method.spec`).
+"""
 
 import hashlib
 from collections.abc import Sequence

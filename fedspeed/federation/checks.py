@@ -72,7 +72,8 @@ def adapted_modules(config: RunConfig, client: EngineSpec | None = None) -> int:
     Args:
         client: the engine that clients build; None: what the configuration asks for.
     """
-    base, adapter = local_base(config), config.adapter if client is None else client.adapter
+    base = local_base(config)
+    adapter = config.adapter if client is None else client.adapter
     if adapter.method != "lora" or base is None:
         return 0
     try:
@@ -84,10 +85,7 @@ def adapted_modules(config: RunConfig, client: EngineSpec | None = None) -> int:
 
 
 def masked_problem(
-    config: RunConfig,
-    method: type[Method],
-    participants: Mapping[int, int],
-    client: EngineSpec | None = None,
+    config: RunConfig, method: type[Method], participants: Mapping[int, int], client: EngineSpec | None = None
 ) -> str:
     """Return what stands against a method in a masked mode, empty if nothing does.
 
@@ -96,7 +94,9 @@ def masked_problem(
     """
     if not config.routing.sums_only:
         return ""
-    chosen, mode, least = config.federation.method, config.routing.mode, config.routing.min_participants
+    chosen = config.federation.method
+    mode = config.routing.mode
+    least = config.routing.min_participants
     named = f"federation.method={chosen.name}"
     if method.keeps_memory and not config.routing.between_organisations:
         return (
@@ -107,8 +107,10 @@ def masked_problem(
     if holders >= least:
         return ""
     return (
-        f"{named}: of {len(set(participants.values()))} participants only {holders} may meet in an element of "
-        f"the sum, which says too much about each; routing.mode={mode} asks for routing.min_participants={least}; take more "
+        f"{named}: of {len(set(participants.values()))} participants only {holders} may meet in an element "
+        "of "
+        f"the sum, which says too much about each; routing.mode={mode} asks for "
+        f"routing.min_participants={least}; take more "
         "participants, set routing.mode=plain inside one trust domain, or choose another method"
     )
 
@@ -122,13 +124,15 @@ def least_participants(
     Args:
         participants: of the whole sum, see `participants_of`. client: see `adapted_modules`.
     """
-    least, holders = config.routing.min_participants, _fewest_holders(config, participants, client)
+    least = config.routing.min_participants
+    holders = _fewest_holders(config, participants, client)
     return max(least, len(set(participants.values())) - (holders - least))
 
 
 def _fewest_holders(config: RunConfig, participants: Mapping[int, int], client: EngineSpec | None) -> int:
     """Return the fewest participants that meet in an element of the run's sums (`Method.min_holders`). All
-    clients train in every round: drawing some of them is refused in masked modes."""
+    clients train in every round: drawing some of them is refused in masked modes.
+    """
     chosen = config.federation.method
     return method_class(chosen.name).min_holders(chosen, participants, adapted_modules(config, client))
 

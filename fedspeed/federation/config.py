@@ -3,48 +3,109 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-SERVER_LR = {"none": 1.0, "momentum": 1.0, "adam": 0.01, "yogi": 0.01}  # what `auto` comes to, by server optimizer
+SERVER_LR = {
+    "none": 1.0,
+    "momentum": 1.0,
+    "adam": 0.01,
+    "yogi": 0.01,
+}  # what `auto` comes to, by server optimizer
 
 
 def settled_server_lr(server_lr: float | str, server_optimizer: str) -> float:
     """Return the server optimizer's step size, with the number that `auto` comes to.
 
-    The steps of adam and yogi have about that length in each parameter, however long the clients' changes are.
-    With 1.0, which is right for plain averaging, they leave every model behind.
+    The steps of adam and yogi have about that length in each parameter, however long the clients' changes
+    are. With 1.0, which is right for plain averaging, they leave every model behind.
     """
     return SERVER_LR[server_optimizer] if server_lr == "auto" else float(server_lr)
 
 
 @dataclass(frozen=True)
 class FederationConfig:
-    """The keys of the section but for `method` and `updates`, whose types are made of the tables of methods and
-    transforms: `config.run.FederationSection` adds them."""
+    """The keys of the section but for `method` and `updates`, whose types are made of the tables of methods
+    and
+    transforms: `config.run.FederationSection` adds them.
+    """
 
     rounds: int = field(default=10, metadata={"help": "number of rounds", "min": 1, "max": 1_000_000})
-    clients_per_round: int = field(default=0, metadata={"help": "clients sampled each round, 0: all", "min": 0})
-    server_optimizer: Literal["none", "momentum", "adam", "yogi"] = field(default="none", metadata={
-        "help": "what is done with the mean update"})
-    server_lr: float | Literal["auto"] = field(default="auto", metadata={
-        "help": "step size of the server optimizer; auto: 1.0 for none and momentum, 0.01 for adam and yogi", "above": 0.0})
-    server_momentum: float = field(default=0.9, metadata={"help": "momentum, and beta1 of adam and yogi", "min": 0.0, "below": 1.0})
-    server_beta2: float = field(default=0.99, metadata={"help": "beta2 of adam and yogi", "min": 0.0, "below": 1.0})
-    server_tau: float = field(default=1e-3, metadata={"help": "adaptivity of adam and yogi, added to the root", "above": 0.0})
-    local_optimizer: Literal["reset", "keep"] = field(default="reset", metadata={
-        "help": "state of the clients' optimizers between rounds"})
-    staleness: int = field(default=0, metadata={
-        "help": "1: the exchange of a round runs beside the local steps of the next, which start from the state of one round before and the "
-                "client's own update since", "min": 0, "max": 1})
-    round_budget: Literal["steps", "seconds"] = field(default="steps", metadata={
-        "help": "how long clients train in a round: steps: train.local_steps (or train.local_steps_by_cluster); seconds: as many steps as fit into "
-                "federation.round_seconds, at most train.local_steps, on every cluster by its own speed"})
-    round_seconds: float = field(default=0.0, metadata={"help": "round_budget=seconds: seconds of local steps in a round", "min": 0.0, "max": 10_000_000})
-    public_rows: str = field(default="", metadata={
-        "help": "rows that the server of a method trains on, a json, jsonl or jsonl.gz file that only the server's "
-                "host has, with the fields of the task's rows", "path": ()})
-    evaluate_every: int = field(default=1, metadata={"help": "rounds between evaluations on the held-out rows", "min": 1})
-    compare_alone: bool = field(default=False, metadata={
-        "help": "at the end, train each client alone and compare on all held-out rows; for simulations, since every rank reads all rows"})
-    patience: int = field(default=0, metadata={"help": "stop after so many evaluations without a better held-out loss, 0: never", "min": 0})
+    clients_per_round: int = field(
+        default=0, metadata={"help": "clients sampled each round, 0: all", "min": 0}
+    )
+    server_optimizer: Literal["none", "momentum", "adam", "yogi"] = field(
+        default="none", metadata={"help": "what is done with the mean update"}
+    )
+    server_lr: float | Literal["auto"] = field(
+        default="auto",
+        metadata={
+            "help": "step size of the server optimizer; auto: 1.0 for none and momentum, 0.01 for adam and "
+            "yogi",
+            "above": 0.0,
+        },
+    )
+    server_momentum: float = field(
+        default=0.9, metadata={"help": "momentum, and beta1 of adam and yogi", "min": 0.0, "below": 1.0}
+    )
+    server_beta2: float = field(
+        default=0.99, metadata={"help": "beta2 of adam and yogi", "min": 0.0, "below": 1.0}
+    )
+    server_tau: float = field(
+        default=1e-3, metadata={"help": "adaptivity of adam and yogi, added to the root", "above": 0.0}
+    )
+    local_optimizer: Literal["reset", "keep"] = field(
+        default="reset", metadata={"help": "state of the clients' optimizers between rounds"}
+    )
+    staleness: int = field(
+        default=0,
+        metadata={
+            "help": "1: the exchange of a round runs beside the local steps of the next, which start from "
+            "the state of one round before and the "
+            "client's own update since",
+            "min": 0,
+            "max": 1,
+        },
+    )
+    round_budget: Literal["steps", "seconds"] = field(
+        default="steps",
+        metadata={
+            "help": "how long clients train in a round: steps: train.local_steps (or "
+            "train.local_steps_by_cluster); seconds: as many steps as fit into "
+            "federation.round_seconds, at most train.local_steps, on every cluster by its own speed"
+        },
+    )
+    round_seconds: float = field(
+        default=0.0,
+        metadata={
+            "help": "round_budget=seconds: seconds of local steps in a round",
+            "min": 0.0,
+            "max": 10_000_000,
+        },
+    )
+    public_rows: str = field(
+        default="",
+        metadata={
+            "help": "rows that the server of a method trains on, a json, jsonl or jsonl.gz file that only "
+            "the server's "
+            "host has, with the fields of the task's rows",
+            "path": (),
+        },
+    )
+    evaluate_every: int = field(
+        default=1, metadata={"help": "rounds between evaluations on the held-out rows", "min": 1}
+    )
+    compare_alone: bool = field(
+        default=False,
+        metadata={
+            "help": "at the end, train each client alone and compare on all held-out rows; for simulations, "
+            "since every rank reads all rows"
+        },
+    )
+    patience: int = field(
+        default=0,
+        metadata={
+            "help": "stop after so many evaluations without a better held-out loss, 0: never",
+            "min": 0,
+        },
+    )
 
     @property
     def server_step(self) -> float:

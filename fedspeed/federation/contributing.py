@@ -55,7 +55,8 @@ class Contribution:
             factor: what its delta is multiplied by, and then kept; None: it is sent as it is.
             transform: what is done to its delta before it leaves: to what of it leaves (Method.unsent).
         """
-        end, steps = trained.end, trained.sums.steps
+        end = trained.end
+        steps = trained.sums.steps
         if factor is not None or transform is not None:
             delta = deltas_from(turn.start, end, 1.0 if factor is None else factor)
             unsent = method.unsent(turn.round)

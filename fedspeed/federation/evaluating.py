@@ -1,5 +1,6 @@
 """The evaluation of a round: which of the run's models are scored for which clients, by the evaluators that
-the session hands down."""
+the session hands down.
+"""
 
 from fedspeed.federation.keeping import Progress
 from fedspeed.federation.ledger import Ledger
@@ -15,7 +16,8 @@ def evaluate(parts: RankParts, progress: Progress, ledger: Ledger, name: str) ->
     Args:
         name: of the evaluation, for whoever watches.
     """
-    engine, method = parts.engine, parts.method
+    engine = parts.engine
+    method = parts.method
     found = whose(models_of(method, progress.state, progress.memory), parts.role.clients)
     fewest = 1
     if has_own_models(method):

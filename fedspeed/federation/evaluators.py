@@ -1,5 +1,6 @@
 """What the rounds ask to be evaluated. Evaluation stands above the federation: the session hands
-evaluators down."""
+evaluators down.
+"""
 
 from collections.abc import Collection
 from typing import Protocol

@@ -17,7 +17,7 @@ from fedspeed.models.factors import pairs
 from fedspeed.models.folded import LEFT, PREFIX, RIGHT, WHOLE, is_folded, module_of
 
 Shape = tuple[int, ...]
-MOST_TEXT = 1 << 20  # bytes of what is told of folded arrays
+MAX_TEXT = 1 << 20  # bytes of what is told of folded arrays
 
 
 def is_of_folded(name: str) -> bool:
@@ -62,8 +62,8 @@ def _written(layout: Layout) -> np.ndarray:
 
 def _length(told: float) -> int:
     """Return how many bytes of text follow, of what was told. Raises JournalError: no text has so many."""
-    if not (0 < told <= MOST_TEXT and told.is_integer()):
-        raise _refusal(f"{told:g} bytes are to tell what is folded, of at most {MOST_TEXT}")
+    if not (0 < told <= MAX_TEXT and told.is_integer()):
+        raise _refusal(f"{told:g} bytes are to tell what is folded, of at most {MAX_TEXT}")
     return int(told)
 
 

@@ -20,7 +20,8 @@ from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.federation.role import RankRole
 
-MEMORY, BEST = "memory/", "best/"
+MEMORY = "memory/"
+BEST = "best/"
 
 
 @dataclass
@@ -87,7 +88,8 @@ def ending(round: int, stale: int, *, rounds: int, patience: int) -> str:
 
 def pack(state: Arrays, moments: server.State, previous: Arrays | None = None) -> Arrays:
     """Return the global state, the server optimizer's moments, and under staleness the state before, under
-    one set of names, for the journal."""
+    one set of names, for the journal.
+    """
     packed = {f"global/{name}": array for name, array in state.items()}
     for moment, arrays in moments.items():
         packed |= {f"server/{moment}/{name}": array for name, array in arrays.items()}
@@ -194,8 +196,12 @@ class Keeper:
         fingerprint: str,
         record: dict,
     ):
-        self._config, self._role, self._journal, self._method = config, role, journal, method
-        self._fingerprint, self._record = fingerprint, record
+        self._config = config
+        self._role = role
+        self._journal = journal
+        self._method = method
+        self._fingerprint = fingerprint
+        self._record = record
         self._writer: ThreadPoolExecutor | None = None
         self._writing: Future | None = None
 
@@ -221,14 +227,17 @@ class Keeper:
         if not loss < progress.best_loss:  # neither is a loss that is no number
             progress.stale += 1
             return
-        progress.best_loss, progress.best_round, progress.stale = loss, progress.round, 0
+        progress.best_loss = loss
+        progress.best_round = progress.round
+        progress.stale = 0
         progress.best_memory = dict(progress.memory)
         if self._role.reporter:
             self._journal.save_best(progress.round, progress.state)
 
     def keep_clients(self, progress: Progress, link: ClientLink) -> None:
         """Write what clients alone go on with: on disk everywhere before the reporter makes the round
-        count."""
+        count.
+        """
         if not keeps_clients(self._config, type(self._method)):
             return
         if self._role.gateway:
@@ -238,18 +247,19 @@ class Keeper:
 
     def commit(self, progress: Progress) -> None:
         """Make the round count. Under staleness that goes on beside the next round's training: writing is
-        waiting, and nothing changes these arrays."""
+        waiting, and nothing changes these arrays.
+        """
         if not self._role.reporter:
             return
         entry = Entry(
             progress.round,
             self._fingerprint,
             self._config.run.seed,
-            self._record,
-            progress.best_round,
-            progress.best_loss,
-            progress.stale,
-            progress.done,
+            config=self._record,
+            best_round=progress.best_round,
+            best_loss=progress.best_loss,
+            stale=progress.stale,
+            done=progress.done,
             likeness=progress.update_alignment,
         )
         packed = pack(progress.state, progress.moments, progress.previous)
@@ -261,5 +271,6 @@ class Keeper:
     def wait(self) -> None:
         """Wait for a commit under way. Raises what it has failed with."""
         if self._writing is not None:
-            written, self._writing = self._writing, None
+            written = self._writing
+            self._writing = None
             written.result()

@@ -42,7 +42,8 @@ class Layout:
 
     def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """Return views into a vector [size], by name."""
-        out, at = {}, 0
+        out = {}
+        at = 0
         for name, shape, size in zip(self.names, self.shapes, self.sizes):
             out[name] = vector[at : at + size].reshape(shape)
             at += size

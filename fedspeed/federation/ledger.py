@@ -30,21 +30,34 @@ class Ledger:
             told at all, not even as sums: there are none.
     """
 
-    def __init__(self, clients: int, ranks: int, vector: np.ndarray | None = None, *, sums_only: bool = False,
-                 hides: frozenset[str] = NOTHING):
-        self.sums_only, self._hides = sums_only, hides
+    def __init__(
+        self,
+        clients: int,
+        ranks: int,
+        vector: np.ndarray | None = None,
+        *,
+        sums_only: bool = False,
+        hides: frozenset[str] = NOTHING,
+    ):
+        self.sums_only = sums_only
+        self._hides = hides
         if sums_only:
-            clients = ranks = 1
-        self._known = {"client": {*registry.slots("client", False), *CLIENT_SIGNALS},
-                       "rank": {*registry.slots("rank", False), *RANK_SIGNALS}}
+            clients = 1
+            ranks = 1
+        self._known = {
+            "client": {*registry.slots("client", False), *CLIENT_SIGNALS},
+            "rank": {*registry.slots("rank", False), *RANK_SIGNALS},
+        }
         client_slots = (*registry.slots("client", sums_only, hides), *CLIENT_SIGNALS)
         rank_slots = (*registry.slots("rank", sums_only, hides), *RANK_SIGNALS)
         split = clients * len(client_slots)
         size = split + ranks * len(rank_slots)
         self.vector = np.zeros(size) if vector is None else vector
         if self.vector.shape != (size,):
-            raise ValueError(f"the ledger of {clients} clients and {ranks} ranks has {size} values, "
-                             f"found {self.vector.shape}; all ranks must run one version of FedSpeed")
+            raise ValueError(
+                f"the ledger of {clients} clients and {ranks} ranks has {size} values, "
+                f"found {self.vector.shape}; all ranks must run one version of FedSpeed"
+            )
         by_client = self.vector[:split].reshape(clients, len(client_slots))
         by_rank = self.vector[split:].reshape(ranks, len(rank_slots))
         self._clients = {name: by_client[:, index] for index, name in enumerate(client_slots)}

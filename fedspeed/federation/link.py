@@ -1,5 +1,6 @@
 """A rank's way into the exchange: the gateway speaks for its client, the client's other ranks hear the
-result from it."""
+result from it.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ from fedspeed.federation.layout import Layout
 @dataclass(frozen=True)
 class Sum:
     """What an exchange gave, and what it cost: seconds of waiting for the last participant and of travelling,
-    bytes this rank sent. clipped: values of all participants that were beyond what the exchange carries."""
+    bytes this rank sent. clipped: values of all participants that were beyond what the exchange carries.
+    """
 
     vector: np.ndarray
     weight: float
@@ -41,7 +43,9 @@ class ClientLink:
     """
 
     def __init__(self, engine, exchange, deadline_s: float):
-        self._engine, self._exchange, self._deadline_s = engine, exchange, deadline_s
+        self._engine = engine
+        self._exchange = exchange
+        self._deadline_s = deadline_s
 
     def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
         """What the participant with the highest priority says to every rank of every client, None if nobody
@@ -111,7 +115,10 @@ class ClientLink:
 
     def finish(self, started: "Started") -> Sum:
         """The sum that was started. Raises as `sum` does."""
-        sent, failure, head, total = 0, None, np.zeros(5), np.zeros_like(started.vector)
+        sent = 0
+        failure = None
+        head = np.zeros(5)
+        total = np.zeros_like(started.vector)
         if self._exchange is not None:
             handle = started.handle
             try:
@@ -135,4 +142,4 @@ class ClientLink:
             reason = connection_text(error)
             raise LostPeerError(f"the gateway of this rank's client was lost: {reason}") from error
         weight, idle_s, exchange_s, clipped = (float(x) for x in head[1:])
-        return Sum(total, weight, idle_s, exchange_s, round(clipped), sent)
+        return Sum(total, weight, idle_s, exchange_s=exchange_s, clipped=round(clipped), bytes_sent=sent)

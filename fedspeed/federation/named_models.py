@@ -46,7 +46,8 @@ def models_of(method: Method, state: Arrays, memory: Mapping[int, Arrays]) -> di
 
 def whose(models: dict[str, Arrays], clients: Collection[int]) -> list[tuple[Arrays, list[int]]]:
     """Return the models to evaluate, each with the clients that it is evaluated for: a client's own one for
-    that client, the common one for all others. Models of other names are only exported."""
+    that client, the common one for all others. Models of other names are only exported.
+    """
     others = [client for client in clients if own_model(client) not in models]
     own = [(models[own_model(client)], [client]) for client in clients if own_model(client) in models]
     return [(models[COMMON], others), *own] if others else own

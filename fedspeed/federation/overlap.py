@@ -73,9 +73,8 @@ def carried_over(now: Arrays, start: Arrays, target: Arrays) -> Arrays:
 
 
 def deltas_from(start: Mapping[str, np.ndarray], end: Mapping[str, np.ndarray], factor: float) -> Arrays:
-    """Return `factor * (end - start)` by name of `end`, in float32; of what nobody trains (`KIND:NAME`), which
-    grows with no step, `end - start`."""
+    """Return `factor * (end - start)` by name of `end`, in float32; of what nobody trains (`KIND:NAME`),
+    which grows with no step, `end - start`.
+    """
     trained = trainable(end).keys()
-    return {
-        name: (factor if name in trained else 1.0) * (array - start[name]) for name, array in end.items()
-    }
+    return {name: (factor if name in trained else 1.0) * (array - start[name]) for name, array in end.items()}

@@ -34,7 +34,8 @@ def is_evaluated(federation: FederationConfig, round: int) -> bool:
 
 def is_uneven(config: RunConfig) -> bool:
     """Say whether clients may take different numbers of steps in a round and count by their rows all the
-    same."""
+    same.
+    """
     differs = config.train.local_steps_by_cluster or config.federation.round_budget == "seconds"
     return METHODS[config.federation.method.name].adds_deltas and bool(differs)
 
@@ -58,7 +59,8 @@ class Pace:
     """Decides for one rank how many steps its clients take, by the time that the last ones took."""
 
     def __init__(self, config: RunConfig, cluster: str, engine):
-        self._config, self._engine = config, engine
+        self._config = config
+        self._engine = engine
         self._most = local_steps_of(config.train, cluster)
         self._is_uneven = is_uneven(config)
         self._pass_s: float | None = None
@@ -86,14 +88,16 @@ class Pace:
 
     def factor(self, steps: int) -> float | None:
         """Return what a client's delta is multiplied by that took so many steps; None: nothing of it is asked
-        for but that it is sent."""
+        for but that it is sent.
+        """
         if self._is_uneven:
             return self._config.train.local_steps / steps
         return 1.0 if self._config.federation.staleness else None
 
     def scale(self, link, weight: float, weighted_steps: float) -> float:
         """Return `fednova_scale` of all ranks' clients, 1.0 where all take one number of steps.
-        Collective."""
+        Collective.
+        """
         if not self._is_uneven:
             return 1.0
         weight, steps = link.sum(np.array([weight, weighted_steps]), 0.0).vector

@@ -32,8 +32,8 @@ class RankParts:
     Attributes:
         weights: what each of the rank's clients counts, by client: the answer tokens of its training rows.
         transform: what is done to updates before they leave; None: nothing.
-        witness: of what the method's server says (routing.statement.Witness), on the ranks that speak to others;
-            None elsewhere, and where there is no server.
+        witness: of what the method's server says (routing.statement.Witness), on the ranks that speak to
+            others; None elsewhere, and where there is no server.
     """
 
     config: RunConfig
@@ -123,7 +123,8 @@ def assemble(
     Raises:
         ConfigError: the engine is not capable of what the method needs.
     """
-    around, chosen = surroundings, config.federation.method
+    around = surroundings
+    chosen = config.federation.method
     listed = config.federation.updates
     updates = make_updates(listed, shared_seed(engine) if listed else None)
     needs = method.server_needs if role.server else method.needs

@@ -33,7 +33,8 @@ def added(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 
 def held_out_loss(ledger: Ledger) -> float | None:
     """Return the mean held-out loss over all clients' answer tokens, None where nothing was evaluated, or
-    nobody may be told."""
+    nobody may be told.
+    """
     if not (ledger.tells("val_loss") and ledger.tells("val_tokens")):
         return None
     tokens = ledger.total("val_tokens")
@@ -43,7 +44,8 @@ def held_out_loss(ledger: Ledger) -> float | None:
 @dataclass
 class Training:
     """What a round's training measured: seconds by stage, `other` being one, and figures of the engine in
-    it."""
+    it.
+    """
 
     stages: Seconds = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
@@ -103,9 +105,16 @@ class Recorder:
         hides: frozenset[str] = NOTHING,
         spent: Callable[[], Mapping[str, float]] = dict,
     ):
-        self._config, self._role, self._engine, self._link = config, role, engine, link
-        self._monitor, self._clock, self._peak_bytes, self._signals = monitor, clock, peak_bytes, signals
-        self._hides, self._spent = hides, spent
+        self._config = config
+        self._role = role
+        self._engine = engine
+        self._link = link
+        self._monitor = monitor
+        self._clock = clock
+        self._peak_bytes = peak_bytes
+        self._signals = signals
+        self._hides = hides
+        self._spent = spent
         self._spent_before: Mapping[str, float] = spent()  # by the training of earlier rounds
         self._late_s = 0.0  # waited for others in the last sum of counters
         self._between: Seconds = {}  # since then, but for training: it counts for the round settled next
@@ -119,7 +128,8 @@ class Recorder:
     def forget(self) -> None:
         """Begin to measure now: what came before belongs to no round."""
         self._clock.snapshot_and_reset()
-        self._between, self._late_s = {}, 0.0
+        self._between = {}
+        self._late_s = 0.0
 
     def begin_training(self, round: int) -> None:
         """Measure from now on for the training of a round."""
@@ -129,7 +139,8 @@ class Recorder:
 
     def note_turns(self, ledger: Ledger, together: Sequence[tuple[Turn, Trained]]) -> None:
         """Note what turns that were taken together came to. Their time is shared equally: they did one
-        thing."""
+        thing.
+        """
         seconds = self._clock.snapshot_and_reset()
         self._training = added(self._training, seconds)
         size = self._engine.groups.client_size
@@ -153,7 +164,8 @@ class Recorder:
 
     def end_training(self, training: Training) -> None:
         """Add what was measured since `begin_training`, the engine's figures of the steps in it, and what
-        transforms of updates have spent in it."""
+        transforms of updates have spent in it.
+        """
         training.stages = added(training.stages, added(self._training, self._clock.snapshot_and_reset()))
         bubble_s, passes_s = self._engine.take_bubble()
         waits = {"bubble_s": bubble_s, "passes_s": passes_s}
@@ -213,7 +225,9 @@ class Recorder:
 
     def _fill(self, ledger: Ledger, stages: Seconds, training: Training | None) -> None:
         """Put what this rank has measured in its slots."""
-        done, engine, size = self._exchanged, self._engine, self._engine.groups.client_size
+        done = self._exchanged
+        engine = self._engine
+        size = self._engine.groups.client_size
         idle_s = stages["idle"] + self._late_s + done.idle_s
         ledger.set_rank(
             self._role.place,
@@ -244,5 +258,6 @@ class Recorder:
             )
 
     def _ledger(self, vector) -> Ledger:
-        clients, sums_only = self._config.data.clients, self._config.routing.sums_only
+        clients = self._config.data.clients
+        sums_only = self._config.routing.sums_only
         return Ledger(clients, self._role.ranks, vector, sums_only=sums_only, hides=self._hides)

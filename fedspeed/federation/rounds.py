@@ -1,5 +1,6 @@
 """The federated rounds: ask clients, let each take its local steps from the global state, sum, apply,
-evaluate, record, keep."""
+evaluate, record, keep.
+"""
 
 import math
 
@@ -36,7 +37,8 @@ def run(parts: RankParts, progress: Progress) -> Progress:
 def baseline(parts: RankParts, progress: Progress) -> None:
     """Do round 0, if it is to come yet: what the method's server makes of the first state, the held-out loss
     before any training, which the rounds have to beat, and the journal entry that makes a crash in round 1
-    resumable."""
+    resumable.
+    """
     if progress.round or progress.done:
         return
     if not progress.is_resumed:
@@ -60,7 +62,9 @@ def baseline(parts: RankParts, progress: Progress) -> None:
 
 
 def _run_in_turn(parts: RankParts, progress: Progress) -> None:
-    """Train a round and exchange its update, as often as the method exchanges, and settle it; then the next."""
+    """Train a round and exchange its update, as often as the method exchanges, and settle it; then the
+    next.
+    """
     while not progress.is_over:
         update = updating.begin(parts, progress.round + 1, start=progress.state, memory=progress.memory)
         for _ in range(parts.trainer.exchanges):
@@ -84,13 +88,15 @@ def _run_overlapped(parts: RankParts, progress: Progress) -> None:
     updating.send(parts, update)
     while not progress.is_over:
         # Without a round ahead too: what one would have begun with, for a run that is made longer.
-        starts, ahead = updating.predicted_starts(parts, progress, update), None
+        starts = updating.predicted_starts(parts, progress, update)
+        ahead = None
         if update.round < parts.config.federation.rounds:
             ahead = updating.begin(
                 parts, update.round + 1, start=progress.state, memory=update.memory, starts=starts
             )
             updating.train(parts, progress, ahead)
-        progress.previous, progress.starts = progress.state, starts
+        progress.previous = progress.state
+        progress.starts = starts
         updating.absorb(parts, progress, update)
         _settle(parts, progress, update, ahead)
         update = ahead
@@ -103,7 +109,8 @@ def _settle(parts: RankParts, progress: Progress, update: Update, ahead: Update 
         ahead: the round after it, whose local steps have been taken already. Its update is sent before this
             round is written down.
     """
-    progress.round, progress.memory = update.round, update.memory
+    progress.round = update.round
+    progress.memory = update.memory
     if pacing.is_evaluated(parts.config.federation, update.round):
         evaluate(parts, progress, update.ledger, f"the evaluation after round {update.round}")
     parts.recorder.note_updates(update.ledger, update.counted)

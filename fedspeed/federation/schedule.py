@@ -1,5 +1,6 @@
 """Decisions that depend on the round's number alone: who is asked, in which order, and how fast the clients
-learn."""
+learn.
+"""
 
 import math
 from collections import Counter
@@ -12,7 +13,8 @@ from fedspeed.data.config import TrainConfig
 
 def sample(seed: int, round: int, clients: int, asked: int) -> tuple[int, ...]:
     """Return the clients of a round, drawn without replacement from (seed, round); all of them where
-    `asked` is 0."""
+    `asked` is 0.
+    """
     if asked in (0, clients):
         return tuple(range(clients))
     rng = np.random.default_rng([seed, 0x5A3, round])
@@ -21,7 +23,8 @@ def sample(seed: int, round: int, clients: int, asked: int) -> tuple[int, ...]:
 
 def lr_at(train: TrainConfig, step: int, total: int) -> float:
     """Return the learning rate of local step `step` of `total`, both over the whole run: linear warm-up, then
-    the schedule down to zero."""
+    the schedule down to zero.
+    """
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     done = (step - train.warmup_steps) / max(1, total - train.warmup_steps)

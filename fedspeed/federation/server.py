@@ -74,7 +74,9 @@ def _step(config: FederationConfig, own: Arrays, delta: np.ndarray) -> tuple[np.
     if config.server_optimizer == "momentum":
         step = config.server_momentum * own["m"].astype(np.float64) + delta
         return step, {"m": step}
-    beta1, beta2, square = config.server_momentum, config.server_beta2, delta**2
+    beta1 = config.server_momentum
+    beta2 = config.server_beta2
+    square = delta**2
     m = beta1 * own["m"].astype(np.float64) + (1 - beta1) * delta
     v = own["v"].astype(np.float64)
     if config.server_optimizer == "adam":

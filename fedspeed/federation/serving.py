@@ -28,8 +28,10 @@ def server_stepped(parts: "RankParts", state: Arrays, *, round: int, exchange: i
     """
     if type(parts.method).server_step is Method.server_step:
         return state
-    layout, about = Layout.of(state), f"the server's step in round {round}, exchange {exchange}"
-    vector, signature = np.zeros(layout.size, dtype=np.float32), np.zeros(SIGNATURE, dtype=np.uint8)
+    layout = Layout.of(state)
+    about = f"the server's step in round {round}, exchange {exchange}"
+    vector = np.zeros(layout.size, dtype=np.float32)
+    signature = np.zeros(SIGNATURE, dtype=np.uint8)
     if parts.role.server:
         with activity.during(about):
             made = parts.method.server_step(

@@ -1,5 +1,6 @@
 """A participant's way to one other, on all of its ranks: its gateway speaks, and all of them hear what
-came."""
+came.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -30,7 +31,8 @@ class SharedChannel:
     def __init__(
         self, engine: "ClientEngine", channel: Channel | None, *, server: int, speakers: Sequence[int]
     ):
-        self._engine, self._channel = engine, channel
+        self._engine = engine
+        self._channel = channel
         self.server, self.speakers = server, tuple(speakers)
 
     def send(self, peer: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -59,8 +61,10 @@ class SharedChannel:
 
     def _from_gateway(self, speak: Callable[[Channel], bytes]) -> bytes:
         """Let the gateway speak, and return what came of it on all ranks. Where it fails, they hear so
-        too."""
-        failure, said = None, b""
+        too.
+        """
+        failure = None
+        said = b""
         if self._channel is not None:
             try:
                 said = speak(self._channel)

@@ -68,8 +68,12 @@ class Trainer:
         monitor: Any = None,
         channel: SharedChannel | None = None,
     ):
-        self._config, self._role, self._engine, self._method = config, role, engine, method
-        self._monitor, self.channel = monitor, channel
+        self._config = config
+        self._role = role
+        self._engine = engine
+        self._method = method
+        self._monitor = monitor
+        self.channel = channel
         self.steps_per_round = local_steps_of(config.train, role.cluster)
         self.exchanges = self.steps_per_round if method.exchange_every == "step" else 1
         self._optimizers: Mapping[int, Arrays] = {}
@@ -92,7 +96,8 @@ class Trainer:
 
     def alone(self, client: int, state: Arrays) -> Turn:
         """Return what a client is to do that trains without the others: all local steps of the run, from
-        `state`."""
+        `state`.
+        """
         steps = self._config.federation.rounds * self.steps_per_round
         return self._method.alone(client, state, steps=steps, seed=self.seed(client, ALONE))
 
@@ -102,11 +107,10 @@ class Trainer:
 
     def _dropout_seed(self, turn: Turn) -> int:
         """Return the seed of this rank's dropout in a turn: each rank of a client has rows of its own, and
-        masks of its own."""
+        masks of its own.
+        """
         share = self._engine.data_share[1]
-        return turn_seed(
-            self._config.run.seed, turn.client, turn.round, exchange=turn.exchange, share=share
-        )
+        return turn_seed(self._config.run.seed, turn.client, turn.round, exchange=turn.exchange, share=share)
 
     def train(
         self, turns: Sequence[Turn], optimizers: Mapping[int, Arrays] | None = None
@@ -119,7 +123,8 @@ class Trainer:
         Args:
             optimizers: states of local optimizers to go on with, by client; the others begin anew.
         """
-        engine, slots = self._engine, self._engine.client_slots
+        engine = self._engine
+        slots = self._engine.client_slots
         self._optimizers = optimizers or {}
         steps = turns[0].steps if turns else 0
         accumulation = self._config.train.accumulation
@@ -167,22 +172,25 @@ class Trainer:
 
     def rows(self, turn: Turn, number: int):
         """Return this rank's batches of a turn's local step `number`, from 0 (data.batches.StepBatches)."""
-        train, step = self._config.train, first_step(turn, self.steps_per_round) + number
+        train = self._config.train
+        step = first_step(turn, self.steps_per_round) + number
         data = self._role.clients[turn.client]
+        ranks, client_rank = self._engine.data_share
         return client_step(
             data,
             self._config.run.seed,
             turn.client,
             step,
             train.micro_batch,
-            train.accumulation,
-            *self._engine.data_share,
+            accumulation=train.accumulation,
+            ranks=ranks,
+            client_rank=client_rank,
         )
 
     def ask(self, arrays: Arrays) -> Arrays:
         """Tell the method's server some arrays, and return what it answers, of whatever names, shapes and
-        types (`Method.serve`). All ranks of a client ask together: what its gateway tells counts, and all hear the
-        answer. What each rank has a part of is brought together before.
+        types (`Method.serve`). All ranks of a client ask together: what its gateway tells counts, and all
+        hear the answer. What each rank has a part of is brought together before.
 
         Raises:
             LostPeerError: the server, or this client's gateway, is gone.
@@ -197,9 +205,11 @@ class Trainer:
         return lr_at(self._config.train, first_step(turn, self.steps_per_round) + number, whole)
 
     def round_lr(self, round: int, exchange: int = 0) -> float:
-        """Return the learning rate that clients begin a round's exchange with, those of this rank's cluster if
-        clusters take different numbers of steps; in round 0 that of round 1."""
-        whole, begun = self._config.federation.rounds * self.steps_per_round, max(0, round - 1)
+        """Return the learning rate that clients begin a round's exchange with, those of this rank's cluster
+        if clusters take different numbers of steps; in round 0 that of round 1.
+        """
+        whole = self._config.federation.rounds * self.steps_per_round
+        begun = max(0, round - 1)
         return lr_at(self._config.train, begun * self.steps_per_round + exchange, whole)
 
     def public_batches(self, step: int):
@@ -209,16 +219,19 @@ class Trainer:
         Args:
             step: of the server, from 0 over the whole run, as the method counts them.
         """
-        train, config = self._config.train, self._config
+        train = self._config.train
+        config = self._config
         assert self._role.public_rows is not None, "public_batches: only a server with public rows has some"
+        ranks, client_rank = self._engine.data_share
         return client_step(
             self._role.public_rows,
             config.run.seed,
             config.data.clients,  # a stream of its own, behind those of all clients
             step,
             train.micro_batch,
-            train.accumulation,
-            *self._engine.data_share,
+            accumulation=train.accumulation,
+            ranks=ranks,
+            client_rank=client_rank,
         )
 
     def stepped(self, turns: Sequence[Turn], number: int, done: Sequence[Sums]) -> None:

@@ -1,5 +1,6 @@
 """A round's update: trained, sent, summed, and made a new state. One function each; `rounds` says in which
-order."""
+order.
+"""
 
 import time
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ class Update:
         memory: by client, what this rank's clients alone go on with (Turn.memory): from the round before, and
             of this one for those that have taken their turns.
         exchange: which of the round's exchanges is next, from 0; methods that exchange every step have many.
-        contribution: of this rank's clients to that exchange, once they have trained. counted: by client, whether all its updates do.
+        contribution: of this rank's clients to that exchange, once they have trained. counted: by client,
+            whether all its updates do.
         ledger, training: what this rank measured.
         started, sent: the sum under way, and since when (time.perf_counter).
         before: the state before the round changed it. aggregate, weight, scale: of its last sum.
@@ -123,7 +125,8 @@ def _contribute(
         slot: of the engine, where the client still is.
     """
     turn, trained = ended
-    client, config = turn.client, parts.config
+    client = turn.client
+    config = parts.config
     is_counted = counts(trained)
     update.counted[client] = update.counted.get(client, True) and is_counted
     if not is_counted:
@@ -172,7 +175,8 @@ def absorb(parts: RankParts, progress: Progress, update: Update) -> None:
         FedSpeedError: there is no update that is finite, or their sum is not.
         LostPeerError: a participant is missing.
     """
-    name, round = f"exchange of round {update.round}", update.round
+    name = f"exchange of round {update.round}"
+    round = update.round
     begin = time.perf_counter()
     with activity.during(f"the {name}"):
         total = parts.link.finish(update.started)
@@ -197,7 +201,9 @@ def absorb(parts: RankParts, progress: Progress, update: Update) -> None:
 
 def _advance(parts: RankParts, progress: Progress, update: Update) -> None:
     """Move the global state by an update's aggregate, as the server optimizer and the server say."""
-    federation, before, target = parts.config.federation, progress.state, update.aggregate.state
+    federation = parts.config.federation
+    before = progress.state
+    target = update.aggregate.state
     if federation.staleness and update.start is not before:  # the state has moved since
         target = overlap.carried_over(before, update.start, target)
     moments, state = server.update(federation, progress.moments, before, target, update.frozen)

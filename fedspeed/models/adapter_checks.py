@@ -1,4 +1,6 @@
-"""What can be checked of the adapter that a run starts from or makes, before anything is started and without torch."""
+"""What can be checked of the adapter that a run starts from or makes, before anything is started and without
+torch.
+"""
 
 import difflib
 from pathlib import Path
@@ -19,27 +21,39 @@ DEFAULT_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 
 def check_adapter(loaded: Loaded) -> list[str]:
-    """The adapter a run starts from: its files are whole, one LoRA rank stands in all of them, and the configuration wants no other."""
+    """The adapter a run starts from: its files are whole, one LoRA rank stands in all of them, and the
+    configuration wants no other.
+    """
     adapter = loaded.config.adapter
     if not adapter.start_from:
         _check_new_targets(loaded)
         return []
     folder = Path(adapter.start_from)
     if not folder.is_dir():
-        raise ModelError(f"adapter.start_from: {folder} does not exist{loaded.searched('adapter.start_from')}; give a PEFT folder (adapter_config.json and "
-                         "adapter_model.safetensors)")
+        raise ModelError(
+            f"adapter.start_from: {folder} does not exist{loaded.searched('adapter.start_from')}; give a "
+            "PEFT folder (adapter_config.json and "
+            "adapter_model.safetensors)"
+        )
     saved = read_config(folder)
-    lora_rank, names = saved["r"], stored_tensors(folder, WEIGHTS_FILE)
+    lora_rank = saved["r"]
+    names = stored_tensors(folder, WEIGHTS_FILE)
     check_types(names.items())
     for name, stored in names.items():
         if is_factor_a(name) and stored.shape[0] != lora_rank:
-            raise ModelError(f"{stored.file}: {name} has shape {stored.shape}, but adapter_config.json says r={lora_rank}; the two files "
-                             "belong to different adapters, export it again")
+            raise ModelError(
+                f"{stored.file}: {name} has shape {stored.shape}, but adapter_config.json says "
+                f"r={lora_rank}; the two files "
+                "belong to different adapters, export it again"
+            )
     for key, ours, name in (("lora_rank", adapter.lora_rank, "r"), ("alpha", adapter.alpha, "lora_alpha")):
         source = loaded.sources[f"adapter.{key}"]
         if source != DEFAULT and ours != saved.get(name):
-            raise ModelError(f"{source}: adapter.{key}={ours}, but adapter.start_from={folder} has {name}={saved.get(name)}; leave "
-                             f"adapter.{key} out, or start from another adapter")
+            raise ModelError(
+                f"{source}: adapter.{key}={ours}, but adapter.start_from={folder} has "
+                f"{name}={saved.get(name)}; leave "
+                f"adapter.{key} out, or start from another adapter"
+            )
     if base := local_base(loaded.config):
         shape = shape_of(str(base))
         check_family(folder, saved, loaded.config.model.base, shape.family)
@@ -49,8 +63,9 @@ def check_adapter(loaded: Loaded) -> list[str]:
 
 
 def adapter_notes(loaded: Loaded) -> list[str]:
-    """What the adapter that a run starts from says of its base, where it sounds like another than the run's, and of a dropout that nobody
-    has decided against."""
+    """What the adapter that a run starts from says of its base, where it sounds like another than the run's,
+    and of a dropout that nobody has decided against.
+    """
     adapter = loaded.config.adapter
     if not adapter.start_from:
         return []
@@ -64,28 +79,45 @@ def adapter_notes(loaded: Loaded) -> list[str]:
 
 def _check_new_targets(loaded: Loaded) -> None:
     """That a fresh adapter's targets are names that the base has, but for the path before them."""
-    config, base = loaded.config, local_base(loaded.config)
-    if base is None or config.adapter.method != "lora" or config.adapter.targets in ("attention", "all-linear"):
+    config = loaded.config
+    base = local_base(loaded.config)
+    if (
+        base is None
+        or config.adapter.method != "lora"
+        or config.adapter.targets in ("attention", "all-linear")
+    ):
         return
     shape = shape_of(str(base))
     known = list(dict.fromkeys([*(linear.name for linear in shape.linears), *ends_of(shape.family)]))
     asked = config.adapter.targets
     if unknown := [name for name in asked if name.rpartition(".")[2] not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise ModelError(f"{loaded.sources['adapter.targets']}: adapter.targets={flow(asked)}: {base} ({shape.family}) has no "
-                         f"{', '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}; it has {', '.join(known)}. Or write attention or all-linear")
+        raise ModelError(
+            f"{loaded.sources['adapter.targets']}: adapter.targets={flow(asked)}: {base} ({shape.family}) "
+            "has no "
+            f"{', '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}; it has "
+            f"{', '.join(known)}. Or write attention or all-linear"
+        )
 
 
 def _check_targets(loaded: Loaded, saved: object) -> None:
-    """That the configuration, if it names targets, names those of the adapter it starts from. PEFT may save them with their place in the
-    model, so the last words count."""
-    adapter, source, base = loaded.config.adapter, loaded.sources["adapter.targets"], local_base(loaded.config)
+    """That the configuration, if it names targets, names those of the adapter it starts from. PEFT may save
+    them with their place in the model, so the last words count.
+    """
+    adapter = loaded.config.adapter
+    source = loaded.sources["adapter.targets"]
+    base = local_base(loaded.config)
     if source == DEFAULT or not isinstance(saved, list) or base is None:
         return
     kind = model_type(base)
-    ours = {"attention": ATTENTION_TARGETS.get(kind, DEFAULT_ATTENTION_TARGETS), "all-linear": LINEAR.get(kind, DEFAULT_LINEAR)}.get(
-        adapter.targets, adapter.targets)
+    ours = {
+        "attention": ATTENTION_TARGETS.get(kind, DEFAULT_ATTENTION_TARGETS),
+        "all-linear": LINEAR.get(kind, DEFAULT_LINEAR),
+    }.get(adapter.targets, adapter.targets)
     there = {str(name).rpartition(".")[2] for name in saved}
     if {name.rpartition(".")[2] for name in ours} != there:
-        raise ModelError(f"{source}: adapter.targets={flow(adapter.targets)}, but adapter.start_from={adapter.start_from} is on "
-                         f"{flow(sorted(there))}; leave adapter.targets out, or start from another adapter")
+        raise ModelError(
+            f"{source}: adapter.targets={flow(adapter.targets)}, but "
+            f"adapter.start_from={adapter.start_from} is on "
+            f"{flow(sorted(there))}; leave adapter.targets out, or start from another adapter"
+        )

@@ -83,7 +83,8 @@ def _equal(saved: Reader, name: str, base: Reader, names: Iterable[str]) -> bool
     if own is None or saved.shape(name) != base.shape(own):
         return False
     size = torch.Size(saved.shape(name))
-    mine, theirs = base.read(own, size), saved.read(name, size)
+    mine = base.read(own, size)
+    theirs = saved.read(name, size)
     return torch.equal(mine.to(theirs.dtype), theirs) or torch.equal(theirs.to(mine.dtype), mine)
 
 

@@ -1,6 +1,7 @@
 """How the tensors in a base's files fit the model that its config.json describes: which are used, whether the
 head is the embedding, and what is to be said about the rest. From headers; only where config.json ties the
-head, and the files hold one, are bytes compared."""
+head, and the files hold one, are bytes compared.
+"""
 
 import re
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ class Fit:
 
 def head_is_embedding(stored: Mapping[str, Stored], family: str, config_ties: bool) -> bool:
     """Whether one tensor is embedding and head, as transformers decides it: not where the files hold two that
-    differ, whatever config.json says, and always where it says so and they hold one of them only."""
+    differ, whatever config.json says, and always where it says so and they hold one of them only.
+    """
     if not config_ties:
         return False
     prefix = decoder_prefix(family)
@@ -51,7 +53,8 @@ def fit(stored: Mapping[str, Stored], shapes: Mapping[str, Shape], family: str, 
         ModelError: a parameter is not there, has another shape, or is stored in a type that is no plain
         number.
     """
-    prefix, embedding = decoder_prefix(family), embedding_name(family)
+    prefix = decoder_prefix(family)
+    embedding = embedding_name(family)
     keys = {name: key for name in {**shapes, HEAD: ()} if (key := key_of(name, stored, prefix))}
     if HEAD not in shapes and embedding not in keys and HEAD in keys:
         keys[embedding] = keys[HEAD]
@@ -95,7 +98,8 @@ def check_base(folder: Path) -> tuple[ModelShape, dict[str, Stored], list[str]]:
     Raises:
         ModelError: the files do not hold the model that config.json describes.
     """
-    stored, config = stored_tensors(folder), shape_of(str(folder))
+    stored = stored_tensors(folder)
+    config = shape_of(str(folder))
     shape = replace(config, tied=head_is_embedding(stored, config.family, config.tied))
     fitted = fit(stored, parameters(shape), shape.family, folder)
     return shape, stored, _notes(folder, config, shape, stored, fitted)

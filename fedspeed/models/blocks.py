@@ -34,9 +34,9 @@ def anatomy(model: nn.Module) -> Anatomy:
         decoder,
         name,
         blocks,
-        inner.get_input_embeddings(),
-        getattr(decoder, FINAL_NORM[inner.config.model_type]),
-        inner.get_output_embeddings(),
+        embedding=inner.get_input_embeddings(),
+        norm=getattr(decoder, FINAL_NORM[inner.config.model_type]),
+        head=inner.get_output_embeddings(),
     )
 
 
@@ -57,7 +57,8 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
 
 class KeptBlocks(nn.ModuleList):
     """Some decoder blocks of a model: indexed by their places among these, called by their numbers in the
-    whole model."""
+    whole model.
+    """
 
     def __init__(self, numbered: Mapping[int, nn.Module]):
         super().__init__()

@@ -1,7 +1,7 @@
 """How large a model is, to the parameter, from its dimensions alone. No torch, no weights.
 
-The dimensions come from a `config.json`, or from the table of models that FedSpeed was built for. Counts are exact: the tests hold them
-against the models that transformers builds from the same configuration.
+The dimensions come from a `config.json`, or from the table of models that FedSpeed was built for. Counts are
+exact: the tests hold them against the models that transformers builds from the same configuration.
 """
 
 import difflib
@@ -39,7 +39,8 @@ class ModelShape:
         family: one of FAMILIES, transformers' model_type.
         positions: length of a learned table of positions; 0 where positions are rotated into q and k.
         tied: the head is the embedding.
-        attention_bias, output_bias, mlp_bias: whether q, k and v, the attention's output, and the MLP have biases.
+        attention_bias, output_bias, mlp_bias: whether q, k and v, the attention's output, and the MLP have
+            biases.
     """
 
     name: str
@@ -60,12 +61,26 @@ class ModelShape:
     @property
     def linears(self) -> tuple[Linear, ...]:
         """The matrices of one block."""
-        q, kv, h, i = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden, self.intermediate
+        q = self.heads * self.head_dim
+        kv = self.kv_heads * self.head_dim
+        h = self.hidden
+        i = self.intermediate
         if self.family == "gpt2":
-            return (Linear("c_attn", h, 3 * h, True), Linear("c_proj", h, h, True), Linear("c_fc", h, i, True), Linear("c_proj", i, h, True))
-        return (Linear("q_proj", h, q, self.attention_bias), Linear("k_proj", h, kv, self.attention_bias),
-                Linear("v_proj", h, kv, self.attention_bias), Linear("o_proj", q, h, self.output_bias),
-                Linear("gate_proj", h, i, self.mlp_bias), Linear("up_proj", h, i, self.mlp_bias), Linear("down_proj", i, h, self.mlp_bias))
+            return (
+                Linear("c_attn", h, 3 * h, True),
+                Linear("c_proj", h, h, True),
+                Linear("c_fc", h, i, True),
+                Linear("c_proj", i, h, True),
+            )
+        return (
+            Linear("q_proj", h, q, self.attention_bias),
+            Linear("k_proj", h, kv, self.attention_bias),
+            Linear("v_proj", h, kv, self.attention_bias),
+            Linear("o_proj", q, h, self.output_bias),
+            Linear("gate_proj", h, i, self.mlp_bias),
+            Linear("up_proj", h, i, self.mlp_bias),
+            Linear("down_proj", i, h, self.mlp_bias),
+        )
 
     @property
     def norm(self) -> int:
@@ -111,48 +126,123 @@ class ModelShape:
             names = set(ATTENTION_TARGETS.get(self.family, DEFAULT_ATTENTION_TARGETS))
         else:
             # PEFT matches the end of a module's name, so `self_attn.q_proj` is `q_proj`.
-            names = {name.removeprefix("self_attn.").removeprefix("mlp.").removeprefix("attn.") for name in targets}
+            names = {
+                name.removeprefix("self_attn.").removeprefix("mlp.").removeprefix("attn.") for name in targets
+            }
         if unknown := sorted(names - {linear.name for linear in self.linears}):
-            raise ModelError(f"adapter.targets: a block of {self.name} has no {', '.join(unknown)}; it has "
-                             f"{', '.join(dict.fromkeys(linear.name for linear in self.linears))}")
+            raise ModelError(
+                f"adapter.targets: a block of {self.name} has no {', '.join(unknown)}; it has "
+                f"{', '.join(dict.fromkeys(linear.name for linear in self.linears))}"
+            )
         return tuple(linear for linear in self.linears if linear.name in names)
 
     def lora(self, targets: str | tuple[str, ...], lora_rank: int) -> int:
         """Parameters of a LoRA adapter on all blocks: A [r, in] and B [out, r] beside each matrix."""
-        return self.layers * sum(lora_rank * (linear.rows_in + linear.rows_out) for linear in self.adapted(targets))
+        return self.layers * sum(
+            lora_rank * (linear.rows_in + linear.rows_out) for linear in self.adapted(targets)
+        )
 
     def folded(self, targets: str | tuple[str, ...], rank: int) -> int:
-        """Values of a folded adapter of some rank beside the same matrices, none of which takes more than its matrix (models.folded)."""
+        """Values of a folded adapter of some rank beside the same matrices, none of which takes more than its
+        matrix (models.folded).
+        """
         sizes = [(linear.rows_in, linear.rows_out) for linear in self.adapted(targets)]
         return self.layers * sum(min(rank * (wide + out), wide * out) for wide, out in sizes)
 
 
-def _qwen(name: str, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocab: int) -> ModelShape:
-    return ModelShape(name, "qwen2", hidden, layers, heads, kv_heads, hidden // heads, intermediate, vocab, tied=False, attention_bias=True)
+def _qwen(
+    name: str, hidden: int, layers: int, heads: int, kv_heads: int, *, intermediate: int, vocab: int
+) -> ModelShape:
+    return ModelShape(
+        name,
+        "qwen2",
+        hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        intermediate=intermediate,
+        vocab=vocab,
+        tied=False,
+        attention_bias=True,
+    )
 
 
 def _gpt3(size: str, hidden: int, layers: int, heads: int) -> ModelShape:
-    return ModelShape(f"gpt3-{size}", "gpt2", hidden, layers, heads, heads, hidden // heads, 4 * hidden, 50257, tied=True, positions=2048,
-                      attention_bias=True, output_bias=True, mlp_bias=True)
+    return ModelShape(
+        f"gpt3-{size}",
+        "gpt2",
+        hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate=4 * hidden,
+        vocab=50257,
+        tied=True,
+        positions=2048,
+        attention_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+    )
 
 
-MOST_LAYERS = 1024
+MAX_LAYERS = 1024
 QUANTISED_BY = ("quantization_config", "compression_config")
-KNOWN = {shape.name: shape for shape in (
-    _qwen("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1536, 28, 12, 2, 8960, 151936),
-    _qwen("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 3584, 28, 28, 4, 18944, 152064),
-    ModelShape("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "llama", 4096, 32, 32, 8, 128, 14336, 128256, tied=False),
-    _qwen("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", 5120, 48, 40, 8, 13824, 152064),
-    # Brown et al., 2020, table 2.1, as GPT-2's architecture can hold them, whose heads divide the hidden size: the table gives 1.3B 24 heads
-    # of 128 on 2048 (here 16) and 13B a hidden size of 5140 for 40 heads of 128 (here 5120).
-    _gpt3("125m", 768, 12, 12),
-    _gpt3("350m", 1024, 24, 16),
-    _gpt3("760m", 1536, 24, 16),
-    _gpt3("1.3b", 2048, 24, 16),
-    _gpt3("2.7b", 2560, 32, 32),
-    _gpt3("6.7b", 4096, 32, 32),
-    _gpt3("13b", 5120, 40, 40),
-)}
+KNOWN = {
+    shape.name: shape
+    for shape in (
+        _qwen(
+            "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+            1536,
+            28,
+            heads=12,
+            kv_heads=2,
+            intermediate=8960,
+            vocab=151936,
+        ),
+        _qwen(
+            "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+            3584,
+            28,
+            heads=28,
+            kv_heads=4,
+            intermediate=18944,
+            vocab=152064,
+        ),
+        ModelShape(
+            "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+            "llama",
+            4096,
+            layers=32,
+            heads=32,
+            kv_heads=8,
+            head_dim=128,
+            intermediate=14336,
+            vocab=128256,
+            tied=False,
+        ),
+        _qwen(
+            "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B",
+            5120,
+            48,
+            heads=40,
+            kv_heads=8,
+            intermediate=13824,
+            vocab=152064,
+        ),
+        # Brown et al., 2020, table 2.1, as GPT-2's architecture can hold them, whose heads divide the hidden
+        # size: the table gives 1.3B 24 heads of 128 on 2048 (here 16) and 13B a hidden size of 5140 for 40
+        # heads of 128 (here 5120).
+        _gpt3("125m", 768, 12, 12),
+        _gpt3("350m", 1024, 24, 16),
+        _gpt3("760m", 1536, 24, 16),
+        _gpt3("1.3b", 2048, 24, 16),
+        _gpt3("2.7b", 2560, 32, 32),
+        _gpt3("6.7b", 4096, 32, 32),
+        _gpt3("13b", 5120, 40, 40),
+    )
+}
 
 
 def shape_of(base: str) -> ModelShape:
@@ -170,26 +260,36 @@ def shape_of(base: str) -> ModelShape:
     if base.lower() in by_name:
         return by_name[base.lower()]
     if path.name == "config.json" and path.parent.is_dir():
-        raise ModelError(f"{path}: no such file; name a folder with the config.json of a Hugging Face causal LM")
+        raise ModelError(
+            f"{path}: no such file; name a folder with the config.json of a Hugging Face causal LM"
+        )
     short = {name.rpartition("/")[2]: name for name in by_name}
     near = difflib.get_close_matches(base.lower().rpartition("/")[2], short, n=1)
     hint = f"did you mean {by_name[short[near[0]]].name}? " if near else ""
-    raise ModelError(f"model {base!r} is neither a folder with config.json nor in the catalogue; {hint}Known are {', '.join(KNOWN)}; of any other, "
-                     "give the folder or its config.json")
+    raise ModelError(
+        f"model {base!r} is neither a folder with config.json nor in the catalogue; {hint}Known are "
+        f"{', '.join(KNOWN)}; of any other, "
+        "give the folder or its config.json"
+    )
 
 
 def _read(path: Path) -> dict:
     try:
         config = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as a model configuration ({error}); copy the file again") from error
+        raise ModelError(
+            f"{path}: cannot be read as a model configuration ({error}); copy the file again"
+        ) from error
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: not a model configuration but {type(config).__name__}; copy the file again")
+        raise ModelError(
+            f"{path}: not a model configuration but {type(config).__name__}; copy the file again"
+        )
     return config
 
 
 def from_config(config: Mapping, name: str, where: str) -> ModelShape:
-    """The dimensions that a Hugging Face configuration states; keys it leaves out have transformers' defaults.
+    """The dimensions that a Hugging Face configuration states; keys it leaves out have transformers'
+    defaults.
 
     Args:
         where: the file, for messages.
@@ -197,20 +297,28 @@ def from_config(config: Mapping, name: str, where: str) -> ModelShape:
     Raises:
         ModelError: an unsupported architecture, or a missing or impossible number.
     """
-    family, most = config.get("model_type"), {"num_hidden_layers": MOST_LAYERS, "n_layer": MOST_LAYERS}
+    family = config.get("model_type")
+    most = {"num_hidden_layers": MAX_LAYERS, "n_layer": MAX_LAYERS}
     if family not in FAMILIES:
         raise ModelError(f"{where}: model_type is {family!r}; FedSpeed knows {', '.join(FAMILIES)}")
     for key in QUANTISED_BY:
         if config.get(key) is not None:
-            raise ModelError(f"{where}: {key} says that the weights are quantised, which FedSpeed does not read; take the unquantised original, or "
-                             "dequantise the model in transformers (model.dequantize(), or dequantize=True in its quantization config) and write it "
-                             "with save_pretrained")
+            raise ModelError(
+                f"{where}: {key} says that the weights are quantised, which FedSpeed does not read; take "
+                "the unquantised original, or "
+                "dequantise the model in transformers (model.dequantize(), or dequantize=True in its "
+                "quantization config) and write it "
+                "with save_pretrained"
+            )
 
     def number(key: str, default: int | None = None) -> int:
         value = config.get(key)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most.get(key, 1 << 24):
-            raise ModelError(f"{where}: {key} is {value!r}, but must be a whole number from 1 to {most.get(key, 1 << 24)}; give a complete config.json")
+            raise ModelError(
+                f"{where}: {key} is {value!r}, but must be a whole number from 1 to "
+                f"{most.get(key, 1 << 24)}; give a complete config.json"
+            )
         return value
 
     def flag(key: str, default: bool) -> bool:
@@ -220,20 +328,48 @@ def from_config(config: Mapping, name: str, where: str) -> ModelShape:
         return value
 
     if family == "gpt2":
-        hidden, heads = number("n_embd"), number("n_head")
-        shape = ModelShape(name, family, hidden, number("n_layer"), heads, heads, hidden // heads, number("n_inner", 4 * hidden),
-                           number("vocab_size"), flag("tie_word_embeddings", True), number("n_positions", 1024),
-                           attention_bias=True, output_bias=True, mlp_bias=True)
+        hidden = number("n_embd")
+        heads = number("n_head")
+        shape = ModelShape(
+            name,
+            family,
+            hidden,
+            layers=number("n_layer"),
+            heads=heads,
+            kv_heads=heads,
+            head_dim=hidden // heads,
+            intermediate=number("n_inner", 4 * hidden),
+            vocab=number("vocab_size"),
+            tied=flag("tie_word_embeddings", True),
+            positions=number("n_positions", 1024),
+            attention_bias=True,
+            output_bias=True,
+            mlp_bias=True,
+        )
     else:
-        hidden, heads = number("hidden_size"), number("num_attention_heads")
+        hidden = number("hidden_size")
+        heads = number("num_attention_heads")
         bias = family == "llama" and flag("attention_bias", False)
         kv_heads = 32 if family == "qwen2" and "num_key_value_heads" not in config else heads
-        shape = ModelShape(name, family, hidden, number("num_hidden_layers"), heads, number("num_key_value_heads", kv_heads),
-                           number("head_dim", hidden // heads), number("intermediate_size"), number("vocab_size"),
-                           flag("tie_word_embeddings", False), attention_bias=bias or family == "qwen2", output_bias=bias,
-                           mlp_bias=family == "llama" and flag("mlp_bias", False))
+        shape = ModelShape(
+            name,
+            family,
+            hidden,
+            layers=number("num_hidden_layers"),
+            heads=heads,
+            kv_heads=number("num_key_value_heads", kv_heads),
+            head_dim=number("head_dim", hidden // heads),
+            intermediate=number("intermediate_size"),
+            vocab=number("vocab_size"),
+            tied=flag("tie_word_embeddings", False),
+            attention_bias=bias or family == "qwen2",
+            output_bias=bias,
+            mlp_bias=family == "llama" and flag("mlp_bias", False),
+        )
     if hidden % heads and config.get("head_dim") is None:
         raise ModelError(f"{where}: {heads} heads do not divide a hidden size of {hidden}")
     if heads % shape.kv_heads:
-        raise ModelError(f"{where}: num_key_value_heads={shape.kv_heads} does not divide num_attention_heads={heads}")
+        raise ModelError(
+            f"{where}: num_key_value_heads={shape.kv_heads} does not divide num_attention_heads={heads}"
+        )
     return shape

@@ -1,4 +1,6 @@
-"""What can be checked of the base that a configuration names, before anything is started and without torch."""
+"""What can be checked of the base that a configuration names, before anything is started and without
+torch.
+"""
 
 from pathlib import Path
 
@@ -19,7 +21,9 @@ QUICKSTART_BASE = "runs/quickstart-base"  # pretrained on the spot where it is m
 def check_model(loaded: Loaded) -> list[str]:
     """Check the base; returns what is to be said about it. Raises: ModelError."""
     config = loaded.config
-    return _base(loaded) + [f"note     {text}" for text in check_length(config.model.base, config.data.max_tokens)]
+    return _base(loaded) + [
+        f"note     {text}" for text in check_length(config.model.base, config.data.max_tokens)
+    ]
 
 
 def _base(loaded: Loaded) -> list[str]:
@@ -31,22 +35,34 @@ def _base(loaded: Loaded) -> list[str]:
         if is_hub_name(model.base):
             check_hub(model.base, model.init == "pretrained")
             return [f"model    {model.base}, to be downloaded from the hub when the run starts"]
-        raise ModelError(f"model.base: {model.base} does not exist{loaded.searched('model.base')}; "
-                         "give a folder with config.json, or a hub name such as org/model")
+        raise ModelError(
+            f"model.base: {model.base} does not exist{loaded.searched('model.base')}; "
+            "give a folder with config.json, or a hub name such as org/model"
+        )
     if Path(model.base).is_file() and Path(model.base).name != "config.json":
-        raise ModelError(f"model.base: {model.base} is a file; give the folder it is in, or the config.json there")
+        raise ModelError(
+            f"model.base: {model.base} is a file; give the folder it is in, or the config.json there"
+        )
     kind = model_type(folder)
     if not isinstance(kind, str):
-        raise ModelError(f"{folder / 'config.json'}: no model_type in it; give the config.json of a Hugging Face causal LM")
+        raise ModelError(
+            f"{folder / 'config.json'}: no model_type in it; give the config.json of a Hugging Face causal LM"
+        )
     if kind not in FAMILIES:
-        raise ModelError(f"{folder / 'config.json'}: model_type {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
+        raise ModelError(
+            f"{folder / 'config.json'}: model_type {kind!r} is not supported; supported are "
+            f"{', '.join(FAMILIES)}"
+        )
     if model.init == "random":
         shape_of(str(folder))
         return [f"model    {folder} ({kind}, weights drawn from run.seed)"]
     _, stored, texts = check_base(folder)
     files = {tensor.file for tensor in stored.values()}
-    return [f"model    {folder} ({kind}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in {len(files)} file(s))",
-            *(f"note     {text}" for text in texts)]
+    return [
+        f"model    {folder} ({kind}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB in "
+        f"{len(files)} file(s))",
+        *(f"note     {text}" for text in texts),
+    ]
 
 
 def weight_notes(config: RunConfig) -> list[str]:
@@ -56,8 +72,12 @@ def weight_notes(config: RunConfig) -> list[str]:
 
 
 def local_base(config: RunConfig) -> Path | None:
-    """The base's folder, None for a hub name that is not in the cache and for the quickstart's base before it is made."""
-    return local_folder(config.model.base, config.model.init == "pretrained", config.model.tokenizer == "auto")
+    """The base's folder, None for a hub name that is not in the cache and for the quickstart's base before it
+    is made.
+    """
+    return local_folder(
+        config.model.base, config.model.init == "pretrained", config.model.tokenizer == "auto"
+    )
 
 
 def model_type(folder: Path) -> object:

@@ -6,37 +6,80 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ModelConfig:
-    base: str = field(default="", metadata={
-        "help": "folder of a Hugging Face causal LM (config.json + *.safetensors), a hub name, or with init random a folder of "
-                "ds_configs/models by its name, such as gpt3-125m", "path": ()})
-    init: Literal["pretrained", "random"] = field(default="pretrained", metadata={
-        "help": "random: only config.json is read and the weights are drawn from run.seed"})
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto", metadata={
-        "help": "numeric type of weights and arithmetic; fp32 masters are kept in every case. auto, decided once for all ranks of a run: bf16, or "
-                "fp16 where a GPU has no bf16, or fp32 where a CPU takes part"})
-    tokenizer: str = field(default="auto", metadata={
-        "help": "auto (the base's own), bytes (built in, 260 tokens), or a folder", "path": ("auto", "bytes")})
+    base: str = field(
+        default="",
+        metadata={
+            "help": "folder of a Hugging Face causal LM (config.json + *.safetensors), a hub name, or with "
+            "init random a folder of "
+            "ds_configs/models by its name, such as gpt3-125m",
+            "path": (),
+        },
+    )
+    init: Literal["pretrained", "random"] = field(
+        default="pretrained",
+        metadata={"help": "random: only config.json is read and the weights are drawn from run.seed"},
+    )
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(
+        default="auto",
+        metadata={
+            "help": "numeric type of weights and arithmetic; fp32 masters are kept in every case. auto, "
+            "decided once for all ranks of a run: bf16, or "
+            "fp16 where a GPU has no bf16, or fp32 where a CPU takes part"
+        },
+    )
+    tokenizer: str = field(
+        default="auto",
+        metadata={
+            "help": "auto (the base's own), bytes (built in, 260 tokens), or a folder",
+            "path": ("auto", "bytes"),
+        },
+    )
 
 
 @dataclass(frozen=True)
 class LastBlocks:
-    last: int = field(default=2, metadata={"help": "so many of the last decoder blocks", "min": 1, "max": 1024})
+    last: int = field(
+        default=2, metadata={"help": "so many of the last decoder blocks", "min": 1, "max": 1024}
+    )
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    method: Literal["lora", "blocks", "full"] = field(default="lora", metadata={
-        "help": "what is trained and exchanged: LoRA, some decoder blocks as a whole, or everything"})
-    blocks: LastBlocks | tuple[int, ...] = field(default=LastBlocks(), metadata={
-        "help": "for method blocks: which decoder blocks, {last: N} or their numbers from 0, such as "
-                "[10, 12, 13]",
-        "min": 0, "max": 1023})
-    lora_rank: int = field(default=8, metadata={"help": "r of LoRA: the inner dimension of the product B A", "min": 1, "max": 65_536})
-    alpha: float = field(default=16.0, metadata={"help": "LoRA scale numerator; the update is alpha / lora_rank * B A", "above": 0.0})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the adapter's input", "min": 0.0, "max": 0.99})
-    targets: Literal["attention", "all-linear"] | tuple[str, ...] = field(default="attention", metadata={
-        "help": "attention (q and v), all-linear, or a list of module names, such as [q_proj, v_proj]"})
-    start_from: str = field(default="", metadata={"help": "PEFT folder to start from; empty: a fresh adapter", "path": ()})
+    method: Literal["lora", "blocks", "full"] = field(
+        default="lora",
+        metadata={
+            "help": "what is trained and exchanged: LoRA, some decoder blocks as a whole, or everything"
+        },
+    )
+    blocks: LastBlocks | tuple[int, ...] = field(
+        default=LastBlocks(),
+        metadata={
+            "help": "for method blocks: which decoder blocks, {last: N} or their numbers from 0, such as "
+            "[10, 12, 13]",
+            "min": 0,
+            "max": 1023,
+        },
+    )
+    lora_rank: int = field(
+        default=8,
+        metadata={"help": "r of LoRA: the inner dimension of the product B A", "min": 1, "max": 65_536},
+    )
+    alpha: float = field(
+        default=16.0,
+        metadata={"help": "LoRA scale numerator; the update is alpha / lora_rank * B A", "above": 0.0},
+    )
+    dropout: float = field(
+        default=0.0, metadata={"help": "dropout on the adapter's input", "min": 0.0, "max": 0.99}
+    )
+    targets: Literal["attention", "all-linear"] | tuple[str, ...] = field(
+        default="attention",
+        metadata={
+            "help": "attention (q and v), all-linear, or a list of module names, such as [q_proj, v_proj]"
+        },
+    )
+    start_from: str = field(
+        default="", metadata={"help": "PEFT folder to start from; empty: a fresh adapter", "path": ()}
+    )
 
 
 def chosen_blocks(blocks: LastBlocks | tuple[int, ...], depth: int) -> set[int]:
@@ -47,11 +90,14 @@ def chosen_blocks(blocks: LastBlocks | tuple[int, ...], depth: int) -> set[int]:
     """
     if isinstance(blocks, LastBlocks):
         if blocks.last > depth:
-            raise ValueError(f"adapter.blocks.last={blocks.last}, but the model has {depth} blocks; choose at "
-                             f"most {depth}")
+            raise ValueError(
+                f"adapter.blocks.last={blocks.last}, but the model has {depth} blocks; choose at most {depth}"
+            )
         return set(range(depth - blocks.last, depth))
     if not blocks or max(blocks) >= depth:
         wrong = f"names {max(blocks)}" if blocks else "names no block"
-        raise ValueError(f"adapter.blocks={list(blocks)} {wrong}, but the model has blocks 0 to {depth - 1}; "
-                         "write some of those, or {last: N}")
+        raise ValueError(
+            f"adapter.blocks={list(blocks)} {wrong}, but the model has blocks 0 to {depth - 1}; "
+            "write some of those, or {last: N}"
+        )
     return set(blocks)

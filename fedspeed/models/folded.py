@@ -33,7 +33,8 @@ def is_folded(name: str) -> bool:
 def trainable(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return those arrays of a global state that clients train. Others have names of the form KIND:NAME,
     which no parameter has: the folded ones, and what else a method tells everybody, such as control
-    variates."""
+    variates.
+    """
     return {name: array for name, array in state.items() if ":" not in name}
 
 
@@ -59,7 +60,8 @@ def named(module: str, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 def as_factors(parts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return factors [out, R] and [R, in] of a module's folded product; a whole one has a unit matrix as the
-    other."""
+    other.
+    """
     if WHOLE not in parts:
         return parts[LEFT], parts[RIGHT]
     whole = parts[WHOLE]
@@ -76,7 +78,8 @@ def as_one_adapter(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     B becomes [B left] and A becomes [A; right]. PEFT knows one rank for all modules unless it is told
     otherwise, so where R differs the factors are filled up with zeros.
     """
-    folded, own = folded_parts(state), trainable(state)
+    folded = folded_parts(state)
+    own = trainable(state)
     if not folded:
         return own
     found = {module: as_factors(parts) for module, parts in folded.items()}

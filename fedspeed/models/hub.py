@@ -1,5 +1,6 @@
 """Models of the Hugging Face hub: whether one is there, found out quickly, and its files in the hub's
-cache."""
+cache.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""A JSON file that must hold an object, for whoever reads a model's or an adapter's configuration without its library."""
+"""A JSON file that must hold an object, for whoever reads a model's or an adapter's configuration without its
+library.
+"""
 
 from pathlib import Path
 

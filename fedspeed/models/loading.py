@@ -1,7 +1,9 @@
-"""From a model folder to weights in place, one decoder block at a time, so that no rank ever holds the whole model.
+"""From a model folder to weights in place, one decoder block at a time, so that no rank ever holds the whole
+model.
 
-The model is built on the meta device, the adapter is added, and then each unit (a block, the embedding, the head) is read, handed to
-`place` (which keeps, moves or partitions it) and forgotten before the next one is read.
+The model is built on the meta device, the adapter is added, and then each unit (a block, the embedding, the
+head) is read, handed to `place` (which keeps, moves or partitions it) and forgotten before the next one is
+read.
 """
 
 import zlib
@@ -24,8 +26,9 @@ from fedspeed.models.hub import model_folder
 from fedspeed.models.saved_adapter import WEIGHTS_FILE
 from fedspeed.models.stored import BASE_FILE, check_types, stored_tensors
 
-# What draws the weights of `model.init=random`. Benchmarks let the card do it, since a processor draws bf16 with one thread; but a card's draws
-# depend on the card, and the ranks of a federation must begin with one base.
+# What draws the weights of `model.init=random`. Benchmarks let the card do it, since a processor draws bf16
+# with one thread; but a card's draws depend on the card, and the ranks of a federation must begin with one
+# base.
 draw_device = "cpu"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,21 +62,30 @@ class WeightFiles:
             with safe_open(self._stored[key].file, framework="pt") as file:
                 return file.get_tensor(key)
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{self._stored[key].file}: {key} cannot be read ({error}); copy the file again") from error
+            raise ModelError(
+                f"{self._stored[key].file}: {key} cannot be read ({error}); copy the file again"
+            ) from error
 
     def check(self, name: str, shape: torch.Size) -> None:
         """Raises what `read` would raise, without reading the tensor."""
         key = self._keys.get(name, name)
         if key not in self._stored:
-            raise ModelError(f"{self._folder}: no weight named {name}; the files belong to another architecture than config.json")
+            raise ModelError(
+                f"{self._folder}: no weight named {name}; the files belong to another architecture than "
+                "config.json"
+            )
         stored = self._stored[key]
         check_types([(key, stored)])
         if stored.shape != tuple(shape):
-            raise ModelError(f"{stored.file}: {key} has shape {stored.shape}, config.json asks for {tuple(shape)}")
+            raise ModelError(
+                f"{stored.file}: {key} has shape {stored.shape}, config.json asks for {tuple(shape)}"
+            )
 
 
 def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
-    """The model with its adapter, without memory: every tensor on the meta device, in the dtype of the run, which must have been decided."""
+    """The model with its adapter, without memory: every tensor on the meta device, in the dtype of the run,
+    which must have been decided.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = model_folder(config.base, config.init == "pretrained")
@@ -82,11 +94,18 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
     try:
         hf = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{folder / 'config.json'}: not a model configuration transformers knows ({error})") from error
+        raise ModelError(
+            f"{folder / 'config.json'}: not a model configuration transformers knows ({error})"
+        ) from error
     if hf.model_type not in FAMILIES:
-        raise ModelError(f"{folder / 'config.json'}: model_type {hf.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+        raise ModelError(
+            f"{folder / 'config.json'}: model_type {hf.model_type!r} is not supported; supported are "
+            f"{', '.join(FAMILIES)}"
+        )
     if (hf.pad_token_id or 0) >= hf.vocab_size:
-        hf.pad_token_id = None  # a pad token behind the vocabulary has no embedding, and needs none: padding is masked
+        hf.pad_token_id = (
+            None  # a pad token behind the vocabulary has no embedding, and needs none: padding is masked
+        )
     hf.tie_word_embeddings = base_shape(folder, config.init == "pretrained").tied
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf, dtype=DTYPES[config.dtype])
@@ -99,16 +118,27 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
 Place = Callable[[str, nn.Parameter], nn.Parameter]
 
 
-def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, seed: int, place: Place,
-                only: Container[nn.Parameter] | None = None) -> None:
-    """Give every parameter of a meta model its value; `place(name, parameter)` returns what the model shall hold instead of it. Where a rank needs a part of
-    the model, `only` holds the parameters of it; nothing is read for the others, which stay on the meta device.
+def materialise(
+    model: nn.Module,
+    config: ModelConfig,
+    adapter: AdapterConfig,
+    seed: int,
+    place: Place,
+    *,
+    only: Container[nn.Parameter] | None = None,
+) -> None:
+    """Give every parameter of a meta model its value; `place(name, parameter)` returns what the model shall
+    hold instead of it. Where a rank needs a part of the model, `only` holds the parameters of it; nothing is
+    read for the others, which stay on the meta device.
 
-    Tied parameters stay tied. Non-persistent buffers (rotary frequencies) are computed anew: strict loading would leave them undefined.
+    Tied parameters stay tied. Non-persistent buffers (rotary frequencies) are computed anew: strict loading
+    would leave them undefined.
     """
     inner, files, started = _sources(model, config, adapter)
     placed: dict[nn.Parameter, nn.Parameter] = {}  # meta parameter -> what stands for it now
-    for unit_name, unit, recurse in activity.counted(list(units(model)), "the loading of the base" if files else "the drawing of weights", "part"):
+    for unit_name, unit, recurse in activity.counted(
+        list(units(model)), "the loading of the base" if files else "the drawing of weights", "part"
+    ):
         entries = list(_parameters(unit_name, unit, recurse))
         fresh = [e for e in entries if e[3] not in placed and (only is None or e[3] in only)]
         if not fresh and only is not None and not any(e[3] in placed for e in entries):
@@ -117,14 +147,24 @@ def materialise(model: nn.Module, config: ModelConfig, adapter: AdapterConfig, s
             _draw(inner, unit, recurse, fresh, seed ^ zlib.crc32(base_name(unit_name).encode()))
         for name, parent, leaf, meta in fresh:
             if is_adapter(name):
-                value = started.read(portable_name(name), meta.shape) if started else initial_adapter(name, meta.shape, seed)
+                value = (
+                    started.read(portable_name(name), meta.shape)
+                    if started
+                    else initial_adapter(name, meta.shape, seed)
+                )
             else:
                 value = files.read(base_name(name), meta.shape) if files else getattr(parent, leaf).data
-            placed[meta] = place(name, nn.Parameter(_cast(name, value, meta.dtype), requires_grad=meta.requires_grad))
+            placed[meta] = place(
+                name, nn.Parameter(_cast(name, value, meta.dtype), requires_grad=meta.requires_grad)
+            )
         for _, parent, leaf, meta in entries:  # a tied parameter gets what its first name got
             setattr(parent, leaf, placed.get(meta, meta))
     _compute_buffers(model, inner)
-    left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta and (only is None or t in only)]
+    left = [
+        n
+        for n, t in [*model.named_parameters(), *model.named_buffers()]
+        if t.is_meta and (only is None or t in only)
+    ]
     assert not left, f"tensors without a value: {left}"
 
 
@@ -136,20 +176,29 @@ def check_weights(model: nn.Module, config: ModelConfig, adapter: AdapterConfig)
             files.check(base_name(name), meta.shape)
 
 
-def _sources(model: nn.Module, config: ModelConfig, adapter: AdapterConfig) -> tuple[nn.Module, WeightFiles | None, WeightFiles | None]:
-    """(the model below the adapter, where its weights come from, where the adapter's come from); None: drawn. What is in the adapter's file is what
-    the model has a place for."""
+def _sources(
+    model: nn.Module, config: ModelConfig, adapter: AdapterConfig
+) -> tuple[nn.Module, WeightFiles | None, WeightFiles | None]:
+    """(the model below the adapter, where its weights come from, where the adapter's come from); None: drawn.
+    What is in the adapter's file is what the model has a place for.
+    """
     inner = model.base_model.model if adapter.method == "lora" else model
     files = None
     if config.init == "pretrained":
         base = model_folder(config.base)
-        shapes = {base_name(name): tuple(p.shape) for name, p in model.named_parameters() if not is_adapter(name)}
+        shapes = {
+            base_name(name): tuple(p.shape) for name, p in model.named_parameters() if not is_adapter(name)
+        }
         files = WeightFiles(base, keys=fit(stored_tensors(base), shapes, inner.config.model_type, base).keys)
     if not adapter.start_from:
         return inner, files, None
     folder = Path(adapter.start_from)
     started = WeightFiles(folder, WEIGHTS_FILE)
-    wanted = {portable_name(name): parameter.shape for name, parameter in model.named_parameters() if is_adapter(name)}
+    wanted = {
+        portable_name(name): parameter.shape
+        for name, parameter in model.named_parameters()
+        if is_adapter(name)
+    }
     check_keys(folder, started, wanted, places_of(model, f"{inner.base_model_prefix}."), files)
     return inner, files, started
 
@@ -162,7 +211,10 @@ def _cast(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     cast = value.to(dtype)
     if dtype == torch.float16 and value.dtype != dtype and not torch.equal(cast.isfinite(), value.isfinite()):
-        raise ModelError(f"{name}: has values up to {value.abs().max().item():.3g}, and fp16 ends at 65504; set model.dtype=bf16 or fp32")
+        raise ModelError(
+            f"{name}: has values up to {value.abs().max().item():.3g}, and fp16 ends at 65504; set "
+            "model.dtype=bf16 or fp32"
+        )
     return cast
 
 
@@ -174,10 +226,15 @@ def _parameters(unit_name: str, unit: nn.Module, recurse: bool):
 
 
 def _draw(inner: nn.Module, unit: nn.Module, recurse: bool, fresh: list, seed: int) -> None:
-    """Fill a unit's weights by the model's own initialisation, from a seed that depends only on the run's and the unit's name. They lie
-    where they are drawn until `place` puts them elsewhere."""
+    """Fill a unit's weights by the model's own initialisation, from a seed that depends only on the run's and
+    the unit's name. They lie where they are drawn until `place` puts them elsewhere.
+    """
     for _, parent, leaf, meta in fresh:
-        setattr(parent, leaf, nn.Parameter(torch.empty_like(meta, device=draw_device), requires_grad=meta.requires_grad))
+        setattr(
+            parent,
+            leaf,
+            nn.Parameter(torch.empty_like(meta, device=draw_device), requires_grad=meta.requires_grad),
+        )
     with torch.random.fork_rng(devices=[0] if draw_device == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         if fresh:
@@ -187,7 +244,9 @@ def _draw(inner: nn.Module, unit: nn.Module, recurse: bool, fresh: list, seed: i
 
 
 def _compute_buffers(model: nn.Module, inner: nn.Module) -> None:
-    """Buffers are functions of the configuration in the supported families; transformers' own initialisation computes them."""
+    """Buffers are functions of the configuration in the supported families; transformers' own initialisation
+    computes them.
+    """
     for module in model.modules():
         own = list(module.named_buffers(recurse=False))
         if any(buffer.is_meta for _, buffer in own):

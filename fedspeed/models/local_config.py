@@ -1,5 +1,6 @@
 """Where a base is that can be read without a network: a folder, one that FedSpeed ships, or one in the hub's
-cache."""
+cache.
+"""
 
 from pathlib import Path
 
@@ -11,8 +12,15 @@ from fedspeed.models.stored import stored_tensors
 # Folders with a config.json alone, for model.init=random.
 SHIPPED = Path(__file__).resolve().parents[2] / "ds_configs" / "models"
 # All that a tokenizer may consist of, and those of them that a folder with a tokenizer has one of.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "vocab.json", "merges.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 TOKENIZER_SIGNS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -50,7 +58,8 @@ def local_folder(base: str, weights: bool = True, tokenizer: bool = False) -> Pa
 
 def config_file(base: str) -> Path | None:
     """The config.json of `model.base`: a folder's, the file itself, or that of a hub name that was downloaded
-    before; None if none is at hand."""
+    before; None if none is at hand.
+    """
     if Path(base).is_file():
         return Path(base)
     folder = local_folder(base, weights=False)

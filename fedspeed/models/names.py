@@ -1,5 +1,6 @@
 """What the parameters of a model are called, and their shapes, from its dimensions alone. Tests hold them
-against transformers' models."""
+against transformers' models.
+"""
 
 from collections.abc import Iterator
 
@@ -21,7 +22,8 @@ def decoder_prefix(family: str) -> str:
 
 def parameters(shape: ModelShape) -> dict[str, Shape]:
     """Every parameter of a model once, by its name; a tied head is the embedding, and has no name of its
-    own."""
+    own.
+    """
     found = dict(_gpt2(shape) if shape.family == "gpt2" else _llama(shape))
     if not shape.tied:
         found[HEAD] = (shape.vocab, shape.hidden)

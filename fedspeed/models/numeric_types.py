@@ -1,5 +1,6 @@
 """Which numeric type a federation computes in where the configuration leaves it open. Pure: the planner, the
-dry run and a run ask the same rule."""
+dry run and a run ask the same rule.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ NAMES = ("fp32", "bf16", "fp16")
 @dataclass(frozen=True)
 class DeviceTypes:
     """A device and the types it computes in at full speed, of NAMES. `name` says whose it is, for
-    messages."""
+    messages.
+    """
 
     name: str
     kind: Literal["cpu", "gpu"]
@@ -23,7 +25,8 @@ class DeviceTypes:
 def lowest_common(devices: Sequence[DeviceTypes]) -> str:
     """The type with the fewest bits that all devices have: on GPUs bf16, or fp16 where one is too old for
     bf16. Where a CPU takes part, fp32: most CPUs emulate 16 bits, at a fraction of the speed, and many refuse
-    fp16 altogether."""
+    fp16 altogether.
+    """
     if devices and all(device.kind == "gpu" for device in devices):
         for name in ("bf16", "fp16"):
             if all(name in device.types for device in devices):
@@ -36,8 +39,8 @@ def told(dtype: str, devices: Sequence[DeviceTypes]) -> str:
     if dtype == "bf16":
         return "model.dtype=bf16 (auto: every GPU has it)"
     too_old = sorted({device.name for device in devices if dtype == "fp16" and "bf16" not in device.types})
-    deciding = too_old or sorted(
-        {device.name for device in devices if device.kind == "cpu" or "fp16" not in device.types}
-    )
+    deciding = too_old or sorted({
+        device.name for device in devices if device.kind == "cpu" or "fp16" not in device.types
+    })
     lack = "cannot do bf16" if dtype == "fp16" else "would be slow in 16 bits"
     return f"model.dtype={dtype} (auto: {some_text(deciding, 3)} {lack})"

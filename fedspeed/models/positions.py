@@ -1,5 +1,6 @@
 """How long a row may be for a base: a table of positions has an end, and rotated positions beyond those of
-pretraining have never been met. Pure, from the values of a config.json."""
+pretraining have never been met. Pure, from the values of a config.json.
+"""
 
 from collections.abc import Mapping
 
@@ -56,7 +57,8 @@ def _learned(config: Mapping) -> tuple[str, int]:
 
 def rotary_reach(config: Mapping) -> int:
     """Positions that a base with rotary embeddings was made for, stretched by its scaling if that has a
-    factor; 0 if it does not say."""
+    factor; 0 if it does not say.
+    """
     known = config.get("max_position_embeddings")
     if not isinstance(known, int) or isinstance(known, bool):
         return 0

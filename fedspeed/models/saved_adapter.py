@@ -24,39 +24,36 @@ MERGE = (
 )
 CONVERT = (
     "convert it where it was trained (PEFT: save_pretrained(FOLDER, "
-    "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)), or "
-    + MERGE
+    "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)), or " + MERGE
 )
 # What a LoRA of plain A and B says; other keys are told, since a newer PEFT may mean something by them.
-_PLAIN = frozenset(
-    (
-        "peft_type",
-        "task_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "r",
-        "target_modules",
-        "exclude_modules",
-        "lora_alpha",
-        "lora_dropout",
-        "fan_in_fan_out",
-        "use_rslora",
-        "init_lora_weights",
-        "layers_to_transform",
-        "layers_pattern",
-        "megatron_core",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-        "qalora_group_size",
-        "runtime_config",
-        "lora_bias",
-    )
-)
+_PLAIN = frozenset((
+    "peft_type",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "target_modules",
+    "exclude_modules",
+    "lora_alpha",
+    "lora_dropout",
+    "fan_in_fan_out",
+    "use_rslora",
+    "init_lora_weights",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "qalora_group_size",
+    "runtime_config",
+    "lora_bias",
+))
 # Key -> what it makes of an adapter, and why that cannot be trained here.
 _REFUSED = {
     "use_dora": "is DoRA, which also trains a magnitude for every row of a matrix",
@@ -137,7 +134,8 @@ def read_config(folder: Path) -> dict:
 
 def _check_start(path: Path, start: object) -> None:
     """That A and B are relative to the base's own weights: some ways to draw them take their product off the
-    base, whenever it is loaded."""
+    base, whenever it is loaded.
+    """
     if start in _STARTS:
         return
     if isinstance(start, str) and _BASE_CHANGED.match(start.lower()):
@@ -184,7 +182,8 @@ def ends_of(family: str) -> tuple[str, ...]:
 
 def outside_blocks(adapter: AdapterConfig) -> str:
     """A target of an adapter that is an embedding or the head, empty if it has none; by name only, so a
-    pattern has none."""
+    pattern has none.
+    """
     targets: object = [adapter.targets] if isinstance(adapter.targets, str) else list(adapter.targets)
     if adapter.start_from:
         targets = read_config(Path(adapter.start_from))["target_modules"]
@@ -233,7 +232,8 @@ def _family_of(named: str) -> str | None:
 
 def notes(folder: Path, saved: Mapping, base: str) -> list[str]:
     """What the adapter says that does not keep a run from starting: another name of its base, keys that
-    nobody here knows."""
+    nobody here knows.
+    """
     told = []
     named = saved.get("base_model_name_or_path")
     if named and not _same(str(named), base):
@@ -269,8 +269,10 @@ def dropout_notes(folder: Path, saved: Mapping, dropout: float) -> list[str]:
 def _same(one: str, other: str) -> bool:
     """Whether two names may well mean one base. Two folders that are here must be one, or hold equal
     configurations and weights; else the last part of the name decides, be it a hub name, a path
-    of another machine or a snapshot in the hub's cache."""
-    first, second = Path(one), Path(other)
+    of another machine or a snapshot in the hub's cache.
+    """
+    first = Path(one)
+    second = Path(other)
     if first.is_dir() and second.is_dir():
         return first.samefile(second) or _outline(first) == _outline(second)
     return _last(one) == _last(other)

@@ -23,7 +23,8 @@ COMPARED_BYTES = 1 << 24  # at a time
 @dataclass(frozen=True)
 class Stored:
     """A tensor in a file; `dtype` as safetensors writes it (F32, BF16, ...), `begin` and `end` are byte
-    positions in the file."""
+    positions in the file.
+    """
 
     file: Path
     dtype: str
@@ -58,17 +59,22 @@ def weight_files(folder: Path, single: str) -> list[Path]:
 
 
 def other_weights(names: Iterable[str], single: str = BASE_FILE) -> list[str]:
-    """Which files hold weights in a format that FedSpeed does not read, those with a library's own names first.
+    """Which files hold weights in a format that FedSpeed does not read, those with a library's own names
+    first.
 
     Args:
-        names: of files, perhaps with folders before them. single: what the file would be called as safetensors:
-            an adapter's files begin with its name, a base's do not begin with an adapter's.
+        names: of files, perhaps with folders before them. single: what the file would be called as
+            safetensors: an adapter's files begin with its name, a base's do not begin with an adapter's.
     """
     found = []
     for name in names:
         file = name.rpartition("/")[2].lower()
         of_adapter = file.startswith("adapter_")
-        if file.endswith(_OTHER_FORMATS) and not file.startswith(_NO_WEIGHTS) and of_adapter == (single != BASE_FILE):
+        if (
+            file.endswith(_OTHER_FORMATS)
+            and not file.startswith(_NO_WEIGHTS)
+            and of_adapter == (single != BASE_FILE)
+        ):
             found.append((not file.startswith(("pytorch_model", "adapter_model", "model")), name))
     return [name for _, name in sorted(found)]
 
@@ -118,7 +124,9 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor; the first number in a type's name is its bits (F32, BF16, F8_E4M3), and BOOL has eight."""
+    """Bytes of a tensor; the first number in a type's name is its bits (F32, BF16, F8_E4M3), and BOOL has
+    eight.
+    """
     bits = re.search(r"\d+", dtype)
     return (int(bits[0]) if bits else 8) * math.prod(shape) // 8
 
@@ -145,7 +153,8 @@ def check_types(tensors: Iterable[tuple[str, Stored]]) -> None:
 
 def key_of(name: str, keys: Iterable[str], prefix: str) -> str | None:
     """The key under which a model's parameter `name` is stored. Files may leave out the decoder's `prefix`
-    ("model."), or put it before what is outside the decoder."""
+    ("model."), or put it before what is outside the decoder.
+    """
     return next((key for key in (name, name.removeprefix(prefix), prefix + name) if key in keys), None)
 
 

@@ -14,11 +14,13 @@ _SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "u
 def byte_tokenizer():
     """A tokenizer that needs no file: ids 0 to 255 are the bytes of the UTF-8 text, then pad, bos, eos, unk.
 
-    Lossless for any text: nothing is normalised, merged or cleaned, and the names of the special tokens in a text
+    Lossless for any text: nothing is normalised, merged or cleaned, and the names of the special tokens in a
+        text
     are read as ordinary bytes. A text begins with bos, as with Llama.
 
     Returns:
-        a transformers PreTrainedTokenizerFast; `save_pretrained` writes a folder that AutoTokenizer reads offline.
+        a transformers PreTrainedTokenizerFast; `save_pretrained` writes a folder that AutoTokenizer reads
+        offline.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -29,29 +31,44 @@ def byte_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     bos = _SPECIAL["bos_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, split_special_tokens=True,
-                                   padding_side="right", **_SPECIAL)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, vocabulary[bos])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+        padding_side="right",
+        **_SPECIAL,
+    )
 
 
 def load_tokenizer(config: ModelConfig):
     """The tokenizer that `model.tokenizer` names, with a pad token.
 
     Raises:
-        ModelError: there is no tokenizer at that place, it cannot be read, or it has no end-of-sequence token.
+        ModelError: there is no tokenizer at that place, it cannot be read, or it has no end-of-sequence
+            token.
     """
     if config.tokenizer == "bytes":
         return byte_tokenizer()
-    key, place = ("model.base", config.base) if config.tokenizer == "auto" else ("model.tokenizer", config.tokenizer)
+    key, place = (
+        ("model.base", config.base) if config.tokenizer == "auto" else ("model.tokenizer", config.tokenizer)
+    )
     if not place:
-        raise ModelError("model.tokenizer=auto takes the tokenizer of model.base, which is empty; set model.base, or model.tokenizer=bytes")
+        raise ModelError(
+            "model.tokenizer=auto takes the tokenizer of model.base, which is empty; set model.base, or "
+            "model.tokenizer=bytes"
+        )
     if key == "model.base":
         place = str(model_folder(place, config.init == "pretrained", tokenizer=True))
     return _with_pad(_read(key, place), f"{key}={place}")
 
 
 def check_ids(largest: int, config: ModelConfig) -> None:
-    """Raises ModelError if the base has no embedding for the largest token id of the data: an index error deep in the first pass."""
+    """Raises ModelError if the base has no embedding for the largest token id of the data: an index error
+    deep in the first pass.
+    """
     from transformers import AutoConfig
 
     try:
@@ -59,8 +76,11 @@ def check_ids(largest: int, config: ModelConfig) -> None:
     except (OSError, ValueError, KeyError, AttributeError):
         return  # a folder that cannot be read is refused where the model is built, with a better reason
     if largest >= size:
-        raise ModelError(f"model.base={config.base}: its config.json has vocab_size={size}, but model.tokenizer={config.tokenizer} gives token ids "
-                         f"up to {largest}; choose the tokenizer that belongs to this base")
+        raise ModelError(
+            f"model.base={config.base}: its config.json has vocab_size={size}, but "
+            f"model.tokenizer={config.tokenizer} gives token ids "
+            f"up to {largest}; choose the tokenizer that belongs to this base"
+        )
 
 
 def _read(key: str, place: str):
@@ -69,26 +89,37 @@ def _read(key: str, place: str):
     remedy = "give a folder with tokenizer.json in model.tokenizer, or use model.tokenizer=bytes"
     folder = Path(place)
     if folder.is_dir() and not has_tokenizer(folder):
-        raise ModelError(f"{key}={place}: the folder holds no tokenizer (none of {', '.join(TOKENIZER_SIGNS)}); {remedy}")
+        raise ModelError(
+            f"{key}={place}: the folder holds no tokenizer (none of {', '.join(TOKENIZER_SIGNS)}); {remedy}"
+        )
     if key == "model.tokenizer" and not folder.is_dir():
         raise ModelError(f"{key}={place}: no such folder; {remedy}")
     try:
         return AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # what a damaged or absent tokenizer raises differs by its class and by the library's version
-        raise ModelError(f"{key}={place}: the tokenizer cannot be read ({type(error).__name__}: {error}); {remedy}") from error
+    except (
+        Exception
+    ) as error:  # what a damaged or absent tokenizer raises differs by its class and by the library's version
+        raise ModelError(
+            f"{key}={place}: the tokenizer cannot be read ({type(error).__name__}: {error}); {remedy}"
+        ) from error
 
 
 def _with_pad(tokenizer, place: str):
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{place}: the tokenizer has no end-of-sequence token, so no answer could end; "
-                         "add eos_token to its tokenizer_config.json")
+        raise ModelError(
+            f"{place}: the tokenizer has no end-of-sequence token, so no answer could end; "
+            "add eos_token to its tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked in attention and in the loss, so its id is of no consequence
+        tokenizer.pad_token = (
+            tokenizer.eos_token
+        )  # padding is masked in attention and in the loss, so its id is of no consequence
     return tokenizer
 
 
 def _byte_characters() -> list[str]:
-    """The printable stand-in of each byte, by byte value, as the ByteLevel pre-tokenizer writes them (GPT-2's table).
+    """The printable stand-in of each byte, by byte value, as the ByteLevel pre-tokenizer writes them (GPT-2's
+    table).
 
     Printable Latin-1 bytes stand for themselves, the other 68 for the characters from U+0100 on.
     """

@@ -13,17 +13,19 @@ STAGES = ("compute", "gather", "exchange", "idle")
 class StageClock:
     """Seconds by stage for one rank; every moment belongs to exactly one stage, or to `other`.
 
-    Stages nest, and a moment counts for the innermost one only: a gather inside a backward pass is gather, not compute. The sum over
+    Stages nest, and a moment counts for the innermost one only: a gather inside a backward pass is gather,
+        not compute. The sum over
     `snapshot_and_reset()` is therefore the wall time since the last snapshot.
 
-    The clock reads host time. On an accelerator, kernels run on after their launch, so a stage that launches some must synchronise before
-    it ends, or the next stage is charged for them.
+    The clock reads host time. On an accelerator, kernels run on after their launch, so a stage that launches
+    some must synchronise before it ends, or the next stage is charged for them.
 
     Args:
         trace: what keeps the spans of stages (monitor.trace).
 
-    Threads may share it while they take turns (autograd runs backward hooks in a thread of its own while the caller waits). Two threads
-    at once would make more seconds than the wall has; the assertion on leaving a stage is there to catch them.
+    Threads may share it while they take turns (autograd runs backward hooks in a thread of its own while the
+    caller waits). Two threads at once would make more seconds than the wall has; the assertion on leaving a
+    stage is there to catch them.
     """
 
     def __init__(self, now=time.perf_counter, trace=None):
@@ -49,9 +51,12 @@ class StageClock:
             assert left == name, f"stage {name!r} ended while {left!r} was the innermost one"
 
     def snapshot_and_reset(self) -> dict[str, float]:
-        """Seconds per stage, and `other`, since the last call (or since the clock was made). Stages that are open stay open."""
+        """Seconds per stage, and `other`, since the last call (or since the clock was made). Stages that are
+        open stay open.
+        """
         self._charge()
-        taken, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
+        taken = self._seconds
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
         return taken
 
     def _charge(self):
@@ -63,9 +68,10 @@ class StageClock:
 def peak_bytes() -> int:
     """The most memory this rank has held: of its GPU if it uses one, else of the process in RAM.
 
-    Both are peaks since the process started: there is no peak per round or per run. The RAM figure is the kernel's VmHWM and contains the
-    interpreter and all libraries. It is read from /proc because ru_maxrss of getrusage survives exec, and so gives a small child the
-    peak of the launcher that started it.
+    Both are peaks since the process started: there is no peak per round or per run. The RAM figure is the
+        kernel's VmHWM and contains the
+    interpreter and all libraries. It is read from /proc because ru_maxrss of getrusage survives exec, and so
+    gives a small child the peak of the launcher that started it.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -73,4 +79,6 @@ def peak_bytes() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no line VmHWM: this kernel does not report the peak memory of a process")
+    raise RuntimeError(
+        "/proc/self/status has no line VmHWM: this kernel does not report the peak memory of a process"
+    )

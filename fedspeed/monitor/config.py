@@ -5,9 +5,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    tensorboard: bool = field(default=True, metadata={"help": "write TensorBoard events to <run>/tensorboard"})
+    tensorboard: bool = field(
+        default=True, metadata={"help": "write TensorBoard events to <run>/tensorboard"}
+    )
     progress: bool = field(default=True, metadata={"help": "live progress line with ETA"})
-    trace_rounds: int = field(default=0, metadata={
-        "help": "write what each rank did when, in so many rounds from the start, to <run>/trace on its own host (for https://ui.perfetto.dev)", "min": 0,
-        "max": 1000})
+    trace_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "write what each rank did when, in so many rounds from the start, to <run>/trace on its "
+            "own host (for https://ui.perfetto.dev)",
+            "min": 0,
+            "max": 1000,
+        },
+    )
     plot: bool = field(default=True, metadata={"help": "draw report.png at the end"})

@@ -13,7 +13,8 @@ NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 def encode(value: Any) -> Any:
     """Turn a number, a text, a record, or a tuple of these into what `json.dumps(..., allow_nan=False)`
-    takes."""
+    takes.
+    """
     if hasattr(value, "to_json"):
         return value.to_json()
     if isinstance(value, tuple):

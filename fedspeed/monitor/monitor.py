@@ -32,9 +32,17 @@ class Monitor:
     """
 
     def __init__(
-        self, folder: Path, config: MonitorConfig, routing_mode: str, total_rounds: int, *,
-        json_out: TextIO | None = None, resume_round: int = 0, config_text: str = "",
-        data: DataReport | None = None, hides: frozenset[str] = NOTHING,
+        self,
+        folder: Path,
+        config: MonitorConfig,
+        routing_mode: str,
+        total_rounds: int,
+        *,
+        json_out: TextIO | None = None,
+        resume_round: int = 0,
+        config_text: str = "",
+        data: DataReport | None = None,
+        hides: frozenset[str] = NOTHING,
         progress_stream: TextIO | None = None,
     ):
         self._folder = Path(folder)
@@ -57,8 +65,10 @@ class Monitor:
             self._progress = NotesOnly(progress_stream)
         if self._absent:
             what = "them" if len(self._absent) > 1 else "it"
-            self._progress.note(f"fedspeed: {self._folder / 'rounds.jsonl'}: {absent_text(self._absent)}; "
-                                f"the report is without {what}, the run is not")
+            self._progress.note(
+                f"fedspeed: {self._folder / 'rounds.jsonl'}: {absent_text(self._absent)}; "
+                f"the report is without {what}, the run is not"
+            )
         if data is not None:
             self._progress.note(f"fedspeed: {data.table.line()}")
             for note in data.notes:
@@ -67,7 +77,8 @@ class Monitor:
     @property
     def records(self) -> tuple[RoundRecord, ...]:
         """The visible records of all finished rounds, those before a restart included: what `summarise`
-        takes."""
+        takes.
+        """
         return tuple(self._records)
 
     @property
@@ -77,7 +88,8 @@ class Monitor:
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
         """`local_step` (from 1) of `local_steps` is done on this rank. The loss is this rank's own, so only
-        `plain` shows it, where no transform of updates hides it."""
+        `plain` shows it, where no transform of updates hides it.
+        """
         shown = loss if shows_everything(self._routing_mode) and LOSSES not in self._hides else None
         self._progress.step(round_number, local_step, local_steps, shown)
 
@@ -93,8 +105,10 @@ class Monitor:
             gap = MissingUpdates(record.round, record.missing_count, record.missing)
             self._progress.note(f"missing in {missing_text(gap)}")
         if record.clipped:
-            self._progress.note(f"fedspeed: round {record.round}: {record.clipped} values of the updates "
-                                f"counted for less than they should: {CLIPPED}")
+            self._progress.note(
+                f"fedspeed: round {record.round}: {record.clipped} values of the updates "
+                f"counted for less than they should: {CLIPPED}"
+            )
         self._progress.round(record)
 
     def finish(self, summary: Summary, facts: Facts, comparison: Comparison | None = None) -> Path:
@@ -102,8 +116,16 @@ class Monitor:
         summary = visible(summary, self._routing_mode)
         self.close()
         path = write_report(
-            self._folder, self._records, summary, self._config_text, facts,
-            routing_mode=self._routing_mode, comparison=comparison, plot=self._config.plot, data=self._data)
+            self._folder,
+            self._records,
+            summary,
+            self._config_text,
+            facts,
+            routing_mode=self._routing_mode,
+            comparison=comparison,
+            plot=self._config.plot,
+            data=self._data,
+        )
         self._json.write("summary", summary.to_json())
         if comparison and shows_everything(self._routing_mode):
             self._progress.note(f"on the held-out rows of all clients:\n{comparison_text(comparison)}")

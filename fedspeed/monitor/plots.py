@@ -16,23 +16,35 @@ from fedspeed.units import seconds_text
 BLUE, SKY, GREEN, ORANGE, RED = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00"
 GREY, INK = "#BBBBBB", "#333333"
 STAGE_COLOURS = {"compute": BLUE, "gather": SKY, "exchange": ORANGE, "idle": GREY, "other": "#E8E8E8"}
-TRACE_COLOURS = {"compute": BLUE, "load": SKY, "gather": SKY, "step": GREEN, "wait": GREY, "idle": GREY,
-                 "send": ORANGE, "exchange": RED}
-MOST_BARS = 400  # of a rank in a timeline
+TRACE_COLOURS = {
+    "compute": BLUE,
+    "load": SKY,
+    "gather": SKY,
+    "step": GREEN,
+    "wait": GREY,
+    "idle": GREY,
+    "send": ORANGE,
+    "exchange": RED,
+}
+MAX_BARS = 400  # of a rank in a timeline
 DPI = 130
-FEW_ROUNDS, MANY_ROUNDS = 5, 40
+FEW_ROUNDS = 5
+MANY_ROUNDS = 40
 
 
 def run_figure(records: Sequence[RoundRecord], summary: Summary, title: str):
     """Losses with the best round, time per round by stage, and a chart for each metric that has one
-    (`Metric.panel`) and was measured, all over the rounds. Needs a round that was trained."""
+    (`Metric.panel`) and was measured, all over the rounds. Needs a round that was trained.
+    """
     from matplotlib.ticker import MaxNLocator
 
     with_chart = [metric for metric in registry.of_round() if metric.panel]
     charts = [(metric, shown) for metric in with_chart if (shown := _charted(metric, records))]
     figure = _figure(9.0, 7.8 + 1.8 * len(charts))
-    heading = (f"{title}: {summary.status}, {summary.rounds} of {summary.total_rounds} rounds "
-               f"in {seconds_text(summary.seconds)}")
+    heading = (
+        f"{title}: {summary.status}, {summary.rounds} of {summary.total_rounds} rounds "
+        f"in {seconds_text(summary.seconds)}"
+    )
     figure.suptitle(heading, x=0.015, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
     heights = [2.2, 1.2, *(0.8 for _ in charts)]
     panels = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
@@ -85,8 +97,11 @@ def timeline_figure(spans):
         inside = [span for span in own if span[2] < until]
         detailed = any(kind in ("compute", "wait") for kind, *_ in inside)
         for kind, colour in TRACE_COLOURS.items():
-            bars = [(begin, min(end, until) - begin) for k, name, begin, end in inside
-                    if (name if k == "stage" and not detailed else k) == kind]
+            bars = [
+                (begin, min(end, until) - begin)
+                for k, name, begin, end in inside
+                if (name if k == "stage" and not detailed else k) == kind
+            ]
             thin = kind in ("send", "exchange")
             height = (row + 0.34, 0.1) if thin else (row - 0.3, 0.6)
             axes.broken_barh(bars, height, color=colour, linewidth=0)
@@ -98,16 +113,23 @@ def timeline_figure(spans):
     for kind, colour in TRACE_COLOURS.items():
         names.setdefault(colour, []).append(kind)
     handles = [axes.barh([0], [0], color=colour) for colour in names]
-    axes.legend(handles, [", ".join(kinds) for kinds in names.values()], frameon=False, fontsize=9,
-                ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(
+        handles,
+        [", ".join(kinds) for kinds in names.values()],
+        frameon=False,
+        fontsize=9,
+        ncols=len(names),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+    )
     return figure
 
 
 def _legible(spans) -> float:
-    """Seconds in which no rank has more than MOST_BARS spans."""
-    ends = [sorted(begin for _, _, begin, _ in own)[:MOST_BARS + 1] for own in spans.values()]
+    """Seconds in which no rank has more than MAX_BARS spans."""
+    ends = [sorted(begin for _, _, begin, _ in own)[: MAX_BARS + 1] for own in spans.values()]
     last = max((end for own in spans.values() for *_, end in own), default=1.0)
-    return min([last, *(begins[-1] for begins in ends if len(begins) > MOST_BARS)]) or 1.0
+    return min([last, *(begins[-1] for begins in ends if len(begins) > MAX_BARS)]) or 1.0
 
 
 def png(figure) -> bytes:
@@ -132,27 +154,58 @@ def _draw_losses(axes, records, summary):
     marker = "o" if len(records) <= MANY_ROUNDS else None
     if trained:
         axes.plot(
-            [r.round for r in trained], [r.train_loss for r in trained],
-            color=ORANGE, marker=marker, markersize=3.5, linewidth=1.4, label="training")
+            [r.round for r in trained],
+            [r.train_loss for r in trained],
+            color=ORANGE,
+            marker=marker,
+            markersize=3.5,
+            linewidth=1.4,
+            label="training",
+        )
     if held_out:
         axes.plot(
-            [r.round for r in held_out], [r.val_loss for r in held_out],
-            color=BLUE, marker=marker, markersize=4.5, linewidth=2.0, label="held out")
+            [r.round for r in held_out],
+            [r.val_loss for r in held_out],
+            color=BLUE,
+            marker=marker,
+            markersize=4.5,
+            linewidth=2.0,
+            label="held out",
+        )
     if not (trained or held_out):
         axes.text(0.5, 0.5, "losses are not told", ha="center", color=INK, transform=axes.transAxes)
         axes.set_yticks([])
     if summary.best_round is not None:
         axes.plot(
-            [summary.best_round], [summary.best_val_loss], color=GREEN, marker="*", markersize=15,
-            linestyle="none", zorder=5, markeredgecolor="white", markeredgewidth=0.8,
-            label=f"best: {summary.best_val_loss:.4f} in round {summary.best_round}")
-    first, last = records[0].round, records[-1].round
+            [summary.best_round],
+            [summary.best_val_loss],
+            color=GREEN,
+            marker="*",
+            markersize=15,
+            linestyle="none",
+            zorder=5,
+            markeredgecolor="white",
+            markeredgewidth=0.8,
+            label=f"best: {summary.best_val_loss:.4f} in round {summary.best_round}",
+        )
+    first = records[0].round
+    last = records[-1].round
     gaps = sorted({gap.round for gap in summary.missing if first <= gap.round <= last})
     for number, round_number in enumerate(gaps):
-        axes.axvline(round_number, color=RED, linestyle=":", linewidth=1.4, zorder=1,
-                     label=None if number else "an update is missing")
-    diverged = [r.round for r in records for loss in (r.train_loss, r.val_loss)
-                if loss is not None and not math.isfinite(loss)]
+        axes.axvline(
+            round_number,
+            color=RED,
+            linestyle=":",
+            linewidth=1.4,
+            zorder=1,
+            label=None if number else "an update is missing",
+        )
+    diverged = [
+        r.round
+        for r in records
+        for loss in (r.train_loss, r.val_loss)
+        if loss is not None and not math.isfinite(loss)
+    ]
     if diverged:
         axes.axvline(min(diverged), color=RED, linewidth=1.4, label=f"not finite from round {min(diverged)}")
     axes.set_ylabel("loss per answer token")
@@ -171,13 +224,20 @@ def _draw_seconds(axes, records):
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}s" if value < 60 else seconds_text(value))
     axes.set_ylabel("time per round")
     _from_zero(axes, floor)
-    axes.legend(frameon=False, fontsize=9, ncols=len(STAGE_COLOURS), loc="lower left",
-                bbox_to_anchor=(-0.01, 0.98), handlelength=1.2)
+    axes.legend(
+        frameon=False,
+        fontsize=9,
+        ncols=len(STAGE_COLOURS),
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 0.98),
+        handlelength=1.2,
+    )
 
 
 def _charted(metric: Metric, records: Sequence[RoundRecord]) -> list[tuple[int, float]]:
     """Round and value of what a chart of a metric shows. Round 0 has a place in it for what clients are
-    evaluated by."""
+    evaluated by.
+    """
     wanted = [record for record in records if record.round or metric.per == "client"]
     return [(r.round, value) for r in wanted if (value := getattr(r, metric.name)) is not None]
 

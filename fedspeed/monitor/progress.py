@@ -23,7 +23,9 @@ BAR_CELLS = 16
 DEFAULT_COLUMNS = 80
 
 
-def remaining_seconds(recent_s: list[float], rounds_left: int, elapsed_s: float, done_share: float) -> float | None:
+def remaining_seconds(
+    recent_s: list[float], rounds_left: int, elapsed_s: float, done_share: float
+) -> float | None:
     """Seconds to the end of the run, or None while nothing is known.
 
     The median of recent rounds forgives a first round that compiles and a round that waited for a late
@@ -53,7 +55,8 @@ def bar_text(share: float, filled: str, empty: str) -> str:
 
 def fit(parts: list[tuple[int, str]], columns: int) -> str:
     """Join the parts by two spaces; while that is wider than `columns`, drop the part of the lowest
-    importance (the number)."""
+    importance (the number).
+    """
     kept = list(parts)
     while len(kept) > 1 and len("  ".join(text for _, text in kept)) > columns:
         kept.remove(min(kept, key=lambda part: part[0]))
@@ -78,7 +81,10 @@ class Progress:
         self._began = now()
         self._drawn = -math.inf if self._terminal else now()
         self._position = (resume_round + 1, 0, 1)
-        self._train_loss = self._val_loss = self._val_exact = self._tokens_per_s = None
+        self._train_loss = None
+        self._val_loss = None
+        self._val_exact = None
+        self._tokens_per_s = None
         self._line_open = False
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
@@ -121,7 +127,9 @@ class Progress:
     def _remaining(self) -> list[tuple[int, str]]:
         round_number, local_step, local_steps = self._position
         rounds_left = self._total_rounds - round_number + 1
-        left = remaining_seconds(list(self._recent_s), rounds_left, self._now() - self._began, local_step / max(1, local_steps))
+        left = remaining_seconds(
+            list(self._recent_s), rounds_left, self._now() - self._began, local_step / max(1, local_steps)
+        )
         return [] if left is None else [(80, f"ETA {seconds_text(left)}")]
 
     def _running_parts(self) -> list[tuple[int, str]]:

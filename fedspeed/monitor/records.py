@@ -71,8 +71,11 @@ class _Record:
         kinds |= {metric.name: UNITS[metric.unit].kind | None for metric in cls.metrics()}
         if lacking := sorted(_fields(cls).keys() - values.keys()):
             raise ValueError(f"{cls.__name__} lacks the field {', '.join(lacking)}")
-        known = {name: decode(value, kinds[name], f"{cls.__name__}.{name}")
-                 for name, value in values.items() if name in kinds}
+        known = {
+            name: decode(value, kinds[name], f"{cls.__name__}.{name}")
+            for name, value in values.items()
+            if name in kinds
+        }
         return cls.of(**values | known)
 
     def __getattr__(self, name: str) -> Value:
@@ -115,8 +118,9 @@ class RoundRecord(_Record):
 
     def __post_init__(self):
         assert 0 <= self.received <= self.clients, f"{self.received} updates of {self.clients} clients"
-        assert len(self.missing) in (0, self.missing_count), \
+        assert len(self.missing) in (0, self.missing_count), (
             f"missing clients {self.missing}, but {self.missing_count} missing updates"
+        )
 
     @classmethod
     def metrics(cls):
@@ -184,7 +188,8 @@ class Summary(_Record):
 
 def absent_rounds(records, newest: int) -> tuple[int, ...]:
     """Find the rounds up to `newest`, which is in the journal, that have no record; none for -1, an empty
-    journal."""
+    journal.
+    """
     known = {record.round for record in records}
     return tuple(number for number in range(newest + 1) if number not in known)
 
@@ -210,8 +215,14 @@ def finished_rounds(records, absent: tuple[int, ...]) -> int:
 
 
 def summarise(
-    records: Sequence[RoundRecord], *, status: Status, total_rounds: int, reason: str = "",
-    exit_code: int = 0, restarts: int = 0, also_missing: tuple[MissingUpdates, ...] = (),
+    records: Sequence[RoundRecord],
+    *,
+    status: Status,
+    total_rounds: int,
+    reason: str = "",
+    exit_code: int = 0,
+    restarts: int = 0,
+    also_missing: tuple[MissingUpdates, ...] = (),
     absent: tuple[int, ...] = (),
 ) -> Summary:
     """Add the records of a run up.
@@ -228,8 +239,11 @@ def summarise(
     best = min(finite, key=lambda record: record.val_loss, default=None)
     # A later loss must not pass for the first one.
     has_first = bool(evaluated) and not any(number < evaluated[0].round for number in absent)
-    gaps = [MissingUpdates(record.round, record.missing_count, record.missing)
-            for record in records if record.missing_count]
+    gaps = [
+        MissingUpdates(record.round, record.missing_count, record.missing)
+        for record in records
+        if record.missing_count
+    ]
     return Summary(
         status=status,
         rounds=max(0, finished_rounds(records, absent)),
@@ -262,7 +276,8 @@ def _over_rounds(records: Sequence[RoundRecord], absent: tuple[int, ...]) -> dic
             case "last":
                 amount = _last(records, metric.name, absent)
             case "ratio":
-                whole, part = values.get(metric.over), values.get(metric.of)
+                whole = values.get(metric.over)
+                part = values.get(metric.of)
                 amount = part / whole if whole and part is not None else None
         values[metric.name] = metric.value(amount)
     return values

@@ -1,5 +1,6 @@
 """The report of a run: `report.md`, `report.png`, where models are compared `comparison.png`, and
-`summary.json` for programs."""
+`summary.json` for programs.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from fedspeed.monitor.trace import read_spans
 from fedspeed.monitor.visibility import shows_everything, visible
 from fedspeed.units import bytes_text, seconds_text
 
-CLIPPED = ("a participant told a wrong size of its update, "
-           "and what was beyond the sizes that all told was cut off")
+CLIPPED = (
+    "a participant told a wrong size of its update, and what was beyond the sizes that all told was cut off"
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Export:
     """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in;
     `base` is a folder or hub name; `dtype` is the run's numeric type as torch calls it, in which the result
     computes what the run has computed; `prompt` is the format of the rows, `drawn` says that the base's
-    weights are in no file, and `others` are the folders of the run's other models."""
+    weights are in no file, and `others` are the folders of the run's other models.
+    """
 
     kind: Literal["adapter", "model"]
     folder: str
@@ -72,15 +75,23 @@ class ComparisonRow(NamedTuple):
 @dataclass(frozen=True)
 class Comparison:
     """Models side by side on the same held-out items. `federated` names the row that is the result of the
-    run."""
+    run.
+    """
 
     rows: tuple[ComparisonRow, ...]
     federated: str = "federated"
 
 
 def write_report(
-    folder: Path, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
-    routing_mode: str, comparison: Comparison | None = None, plot: bool = True,
+    folder: Path,
+    records: Sequence[RoundRecord],
+    summary: Summary,
+    config_text: str,
+    facts: Facts,
+    *,
+    routing_mode: str,
+    comparison: Comparison | None = None,
+    plot: bool = True,
     data: DataReport | None = None,
 ) -> Path:
     """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole,
@@ -97,8 +108,18 @@ def write_report(
     spans = read_spans(folder) if plot and shows_everything(routing_mode) else {}
     if spans:
         write_atomically(folder / "timeline.png", plots.png(plots.timeline_figure(spans)))
-    text = report_text(folder.name, records, summary, config_text, facts, routing_mode=routing_mode,
-                       comparison=comparison, plot=plot, timeline=bool(spans), data=data)
+    text = report_text(
+        folder.name,
+        records,
+        summary,
+        config_text,
+        facts,
+        routing_mode=routing_mode,
+        comparison=comparison,
+        plot=plot,
+        timeline=bool(spans),
+        data=data,
+    )
     write_atomically(folder / "report.md", text.encode())
     if plot and _trained(records):
         write_atomically(folder / "report.png", plots.png(plots.run_figure(records, summary, folder.name)))
@@ -109,8 +130,16 @@ def write_report(
 
 
 def report_text(
-    name: str, records: Sequence[RoundRecord], summary: Summary, config_text: str, facts: Facts, *,
-    routing_mode: str, comparison: Comparison | None, plot: bool, timeline: bool = False,
+    name: str,
+    records: Sequence[RoundRecord],
+    summary: Summary,
+    config_text: str,
+    facts: Facts,
+    *,
+    routing_mode: str,
+    comparison: Comparison | None,
+    plot: bool,
+    timeline: bool = False,
     data: DataReport | None = None,
 ) -> str:
     """The Markdown of the report. `records` and `summary` are what `visible` leaves of them."""
@@ -131,9 +160,11 @@ def report_text(
         sections.append("## Rounds\n\n" + rounds_section(records, summary))
         sections.append("## Where the time went\n\n" + time_section(records))
     if timeline:
-        sections.append("## What ranks did when\n\n![a row for each rank](timeline.png)\n\n"
-                        "Of the first rounds; all of it is in the files of `trace/`, "
-                        "for https://ui.perfetto.dev.")
+        sections.append(
+            "## What ranks did when\n\n![a row for each rank](timeline.png)\n\n"
+            "Of the first rounds; all of it is in the files of `trace/`, "
+            "for https://ui.perfetto.dev."
+        )
     if facts.predicted and summary.device_bytes:
         sections.append("## Predicted and measured\n\n" + _prediction(facts.predicted, summary))
     if any(record.per_client for record in records):
@@ -173,15 +204,19 @@ def _status(summary: Summary, facts: Facts) -> str:
         lines.append(_sentence(summary.reason))
     if summary.missing:
         verb = "is" if summary.missing_count == 1 else "are"
-        lines.append(f"**{_count(summary.missing_count, 'update')} {verb} missing** from the result: "
-                     "see [below](#missing-updates-and-restarts).")
+        lines.append(
+            f"**{_count(summary.missing_count, 'update')} {verb} missing** from the result: "
+            "see [below](#missing-updates-and-restarts)."
+        )
     if summary.clipped:
         values = _count(summary.clipped, "value")
         lines.append(f"**{values} of the updates counted for less than they should**: {CLIPPED}.")
     if summary.absent:
         text = absent_text(summary.absent)
-        lines.append(f"{text[0].upper()}{text[1:]} from `rounds.jsonl`: the numbers below are without "
-                     f"{'them' if len(summary.absent) > 1 else 'it'}.")
+        lines.append(
+            f"{text[0].upper()}{text[1:]} from `rounds.jsonl`: the numbers below are without "
+            f"{'them' if len(summary.absent) > 1 else 'it'}."
+        )
     if summary.exit_code:
         lines.append(f"Exit code {summary.exit_code}.")
     if summary.exit_code == EXIT_RESUMABLE:
@@ -206,8 +241,9 @@ def _comparison_section(comparison: Comparison, plot: bool) -> str:
         cells = (row.name, f"{row.held_out_loss:.4f}", accuracy)
         mark = "**" if row.name == comparison.federated else ""
         rows.append(tuple(f"{mark}{cell(content)}{mark}" for content in cells))
-    text = ("## Federated against alone\n\n"
-            "All models answer the same held-out items, those of every client.\n\n")
+    text = (
+        "## Federated against alone\n\nAll models answer the same held-out items, those of every client.\n\n"
+    )
     text += table(("model", "held-out loss", "accuracy"), rows, right=(1, 2), escape=False)
     return text + ("\n\n![held-out loss and accuracy of each model](comparison.png)" if plot else "")
 
@@ -221,8 +257,10 @@ def _usage(export: Export | None) -> str:
     text = f"The {export.kind} of {whence} is an ordinary {what} folder"
     is_usable = not export.drawn or export.kind != "adapter"
     if not is_usable:
-        text += (". The base's weights were drawn at random and are in no file, "
-                 "so that only a run with the same seed can use it.")
+        text += (
+            ". The base's weights were drawn at random and are in no file, "
+            "so that only a run with the same seed can use it."
+        )
     else:
         text += f":\n\n{fenced(code, 'python')}"
     if export.prompt:
@@ -230,8 +268,10 @@ def _usage(export: Export | None) -> str:
         text += f"\n\n{asked}The prompt:\n\n{export.prompt.described()}"
     if export.others:
         named = ", ".join(f"`{folder}/`" for folder in export.others)
-        text += (f"\n\nThat is what all clients have in common. Other models of the run: {named}, in the "
-                 "run's folder; a client's own on the host of the client.")
+        text += (
+            f"\n\nThat is what all clients have in common. Other models of the run: {named}, in the "
+            "run's folder; a client's own on the host of the client."
+        )
     return f"{text}\n\nTo train on from it: `{key}={export.folder}`."
 
 
@@ -240,8 +280,10 @@ def _what_ran(facts: Facts, routing_mode: str) -> str:
     if not facts.hosts:
         return text
     if not shows_everything(routing_mode):
-        return (f"{text}\n\n{len(facts.hosts)} hosts; "
-                "in this routing mode a report does not describe them one by one.")
+        return (
+            f"{text}\n\n{len(facts.hosts)} hosts; "
+            "in this routing mode a report does not describe them one by one."
+        )
     columns = list(dict.fromkeys(column for host in facts.hosts for column in host))
     rows = [[host.get(column, "-") for column in columns] for host in facts.hosts]
     return f"{text}\n\n{table(columns, rows)}"
@@ -258,13 +300,25 @@ def _rows_section(data: DataReport) -> str:
 
 def _prediction(predicted: Predicted, summary: Summary) -> str:
     """The planner's numbers beside those of the run."""
-    rows = [("device memory of the fullest rank", bytes_text(predicted.device_bytes),
-             bytes_text(summary.device_bytes), _off(predicted.device_bytes, summary.device_bytes))]
+    rows = [
+        (
+            "device memory of the fullest rank",
+            bytes_text(predicted.device_bytes),
+            bytes_text(summary.device_bytes),
+            _off(predicted.device_bytes, summary.device_bytes),
+        )
+    ]
     if predicted.step_s is not None and summary.step_s:
-        rows.append(("a local step of the slowest rank", f"{predicted.step_s:.3f} s",
-                     f"{summary.step_s:.3f} s", _off(predicted.step_s, summary.step_s)))
-    legend = ("For the longest row of the reporting rank's clients; see docs/planner.md. "
-              "Tensors only: driver and libraries are not in it.")
+        rows.append((
+            "a local step of the slowest rank",
+            f"{predicted.step_s:.3f} s",
+            f"{summary.step_s:.3f} s",
+            _off(predicted.step_s, summary.step_s),
+        ))
+    legend = (
+        "For the longest row of the reporting rank's clients; see docs/planner.md. "
+        "Tensors only: driver and libraries are not in it."
+    )
     return f"{legend}\n\n{table(('', 'predicted', 'measured', 'off by'), rows, right=(1, 2, 3))}"
 
 

@@ -12,8 +12,9 @@ from fedspeed.monitor.records import RoundRecord
 class RoundLog:
     """Appends rounds to a file and gives them back after a restart.
 
-    Opening it keeps the rounds up to `resume_round` and drops the rest: later ones will be trained again, and a last line without its
-    newline is one that a crash cut off. `resume_round=0` is a fresh start and drops everything.
+    Opening it keeps the rounds up to `resume_round` and drops the rest: later ones will be trained again, and
+    a last line without its newline is one that a crash cut off. `resume_round=0` is a fresh start and drops
+    everything.
     """
 
     def __init__(self, path: Path, resume_round: int = 0):
@@ -33,7 +34,9 @@ class RoundLog:
 
 
 def read_rounds(path: Path) -> tuple[RoundRecord, ...]:
-    """All complete rounds in a log, in order; none if there is no log. Raises JournalError for a line in the middle that is no record."""
+    """All complete rounds in a log, in order; none if there is no log. Raises JournalError for a line in the
+    middle that is no record.
+    """
     if not path.exists():
         return ()
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty, or cut off
@@ -46,7 +49,9 @@ def _parse(path: Path, number: int, line: bytes) -> RoundRecord:
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise JournalError(
             f"{path}, line {number}: not the record of a round ({error}). The file only feeds the report: "
-            "move it away and start again, and the rounds so far are missing from the report, but not from the run") from error
+            "move it away and start again, and the rounds so far are missing from the report, but not from "
+            "the run"
+        ) from error
 
 
 def _line(record: RoundRecord) -> bytes:

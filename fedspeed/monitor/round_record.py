@@ -83,7 +83,8 @@ def _client_record(client: int, ledger: Sums) -> ClientRecord:
 
 def _ratio(metric: Metric, of: float, over: float) -> float | None:
     """The ratio of two sums; a share stays within 0 and 1, whatever clocks have measured. None where there is
-    no whole."""
+    no whole.
+    """
     if not over > 0:
         return None
     ratio = of / over

@@ -12,7 +12,8 @@ NAME = "summary.json"
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Replace the summary in the folder of a run. It holds what `visible` has left of `summary`, as strict
-    JSON."""
+    JSON.
+    """
     write_atomically(folder / NAME, json.dumps(summary.to_json(), allow_nan=False, indent=1).encode() + b"\n")
 
 
@@ -30,5 +31,7 @@ def read_summary(folder: Path) -> Summary | None:
     try:
         return Summary.from_json(json_value(content))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise JournalError(f"{path}: not the summary of a run ({error}). Move it away and start again: "
-                           "the run goes on from its journal, and writes it anew when it ends") from error
+        raise JournalError(
+            f"{path}: not the summary of a run ({error}). Move it away and start again: "
+            "the run goes on from its journal, and writes it anew when it ends"
+        ) from error

@@ -46,7 +46,8 @@ def results_table(summary: Summary) -> str:
 
 def rounds_to_show(records: Sequence[RoundRecord], best_round: int | None) -> list[RoundRecord]:
     """Select the rounds that a table shows: all of up to ROUNDS_SHOWN; else an even selection, first and last
-    included, the best one, and every one that lacks an update or a part of one."""
+    included, the best one, and every one that lacks an update or a part of one.
+    """
     if len(records) <= ROUNDS_SHOWN:
         return list(records)
     even = {round(index * (len(records) - 1) / (ROUNDS_SHOWN - 1)) for index in range(ROUNDS_SHOWN)}
@@ -65,8 +66,10 @@ def rounds_section(records: Sequence[RoundRecord], summary: Summary) -> str:
     header = ("round", *(metric.column for metric in columns))
     text = table(header, rows, right=range(len(header)))
     if any(str(content).startswith(ESTIMATED) for row in rows for content in row):
-        text += (f"\n\n{ESTIMATED}: the factor error is estimated from random probes, and right to "
-                 "about 40 % with one adapted matrix, 10 % with 16, 3 % with 200.")
+        text += (
+            f"\n\n{ESTIMATED}: the factor error is estimated from random probes, and right to "
+            "about 40 % with one adapted matrix, 10 % with 16, 3 % with 200."
+        )
     if len(shown) < len(records):
         text += f"\n\n{len(shown)} of {len(records)} rounds; all of them are in `rounds.jsonl`."
     return text
@@ -79,9 +82,11 @@ def time_section(records: Sequence[RoundRecord]) -> str:
     for stage in (*STAGES, "other"):
         seconds = sum(getattr(record, f"{stage}_s") for record in records)
         rows.append((stage, seconds_text(seconds), f"{100 * seconds / total:.1f} %" if total else "-"))
-    legend = ("Mean over the ranks, of the wall time of all rounds. `gather` fetches partitioned weights, "
-              "`exchange` moves updates between clients, `idle` waits for others, `other` is evaluation, "
-              "data and bookkeeping that no stage accounts for.")
+    legend = (
+        "Mean over the ranks, of the wall time of all rounds. `gather` fetches partitioned weights, "
+        "`exchange` moves updates between clients, `idle` waits for others, `other` is evaluation, "
+        "data and bookkeeping that no stage accounts for."
+    )
     return f"{legend}\n\n{table(('stage', 'time', 'share'), rows, right=(1, 2))}"
 
 
@@ -92,14 +97,22 @@ def clients_table(records: Sequence[RoundRecord]) -> str:
         for client in record.per_client:
             by_client.setdefault(client.client, []).append(client)
     asked_in_vain = [client for record in records for client in record.missing]
-    counted = [part.client for record in records for part in record.per_client
-               if part.local_steps and part.client not in record.missing]
+    counted = [
+        part.client
+        for record in records
+        for part in record.per_client
+        if part.local_steps and part.client not in record.missing
+    ]
     columns = _measured(registry.of_client(), [part for parts in by_client.values() for part in parts])
     rows = []
     for client in sorted(by_client.keys() | set(asked_in_vain)):
         parts = by_client.get(client, [])
-        rows.append((client, counted.count(client), asked_in_vain.count(client),
-                     *(metric.text(_over_rounds(metric, parts)) for metric in columns)))
+        rows.append((
+            client,
+            counted.count(client),
+            asked_in_vain.count(client),
+            *(metric.text(_over_rounds(metric, parts)) for metric in columns),
+        ))
     headings = (f"last {metric.column}" if metric.reduce == "ratio" else metric.column for metric in columns)
     header = ("client", "updates", "missing", *headings)
     return table(header, rows, right=range(len(header)))
@@ -113,8 +126,11 @@ def _has_row(metric: Metric, value: Value) -> bool:
 
 def _measured(metrics: Sequence[Metric], records: Sequence) -> list[Metric]:
     """The metrics with a column that any of the records has a value of."""
-    return [metric for metric in metrics
-            if metric.column and any(getattr(record, metric.name) is not None for record in records)]
+    return [
+        metric
+        for metric in metrics
+        if metric.column and any(getattr(record, metric.name) is not None for record in records)
+    ]
 
 
 def _round_cell(metric: Metric, record: RoundRecord, summary: Summary) -> str:

@@ -17,7 +17,8 @@ OWN_FILES = "events.out.tfevents.*.fedspeed"  # readers look for "tfevents" in t
 
 def scalars(record: RoundRecord) -> dict[str, float]:
     """Tag -> value. What was not measured has no tag; per-client tags exist only if the record names
-    clients."""
+    clients.
+    """
     values = _tagged(record, "")
     for client in record.per_client:
         values |= _tagged(client, f"client_{client.client}/")
@@ -60,7 +61,11 @@ class TensorBoardWriter:
         self._records = RecordWriter(open(_next_file(folder), "xb"))  # noqa: SIM115 (closed by close)
         first_step = resume_after_round + 1 if resume_after_round else 0
         self._write(event_pb2.Event(step=first_step, file_version="brain.Event:2"))
-        self._write(event_pb2.Event(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+        self._write(
+            event_pb2.Event(
+                step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            )
+        )
         if not resume_after_round:
             self._write(_text_event("config", config_text))
         self._records.flush()
@@ -83,9 +88,13 @@ class TensorBoardWriter:
 
 def _next_file(folder: Path) -> Path:
     """Readers take the files of a folder in the order of their names, so a new one must sort last even if the
-    clock went back."""
+    clock went back.
+    """
     earlier = [int(path.name.split(".")[3]) for path in folder.glob(OWN_FILES)]
-    return folder / f"events.out.tfevents.{max([int(time.time()), *(stamp + 1 for stamp in earlier)]):010d}.fedspeed"
+    return (
+        folder
+        / f"events.out.tfevents.{max([int(time.time()), *(stamp + 1 for stamp in earlier)]):010d}.fedspeed"
+    )
 
 
 def _text_event(tag: str, text: str):
@@ -95,10 +104,14 @@ def _text_event(tag: str, text: str):
     from tensorboard.plugins.text.metadata import create_summary_metadata
 
     event = event_pb2.Event(step=0)
-    shown = "".join(f"    {line}\n" for line in text.splitlines())  # the page renders Markdown; indented text is left as it is
+    shown = "".join(
+        f"    {line}\n" for line in text.splitlines()
+    )  # the page renders Markdown; indented text is left as it is
     event.summary.value.add(
         tag=tag,
-        metadata=create_summary_metadata(display_name=tag, description="the resolved configuration of the run"),
+        metadata=create_summary_metadata(
+            display_name=tag, description="the resolved configuration of the run"
+        ),
         tensor=TensorProto(dtype=DT_STRING, string_val=[shown.encode()]),
     )
     return event

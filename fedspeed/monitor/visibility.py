@@ -1,5 +1,6 @@
 """The rule that says which part of a record outputs may show. It lists what may be shown: what it does not
-know is hidden."""
+know is hidden.
+"""
 
 from dataclasses import replace
 
@@ -11,8 +12,8 @@ TOLD = ("finished", "early stop")  # endings whose reason names no host and no c
 
 
 def shows_everything(routing_mode: str) -> bool:
-    """Whether outputs may show all that a record holds. Any mode but `plain` is masked, one we do not know yet
-    included.
+    """Whether outputs may show all that a record holds. Any mode but `plain` is masked, one we do not know
+    yet included.
 
     This is not the opposite of `RoutingConfig.sums_only`: in `plain` between organisations a ledger tells
     sums only, and what else there is to be shown is what this site knows of itself.

@@ -1,6 +1,8 @@
-"""The line on stderr about work that takes longer than a few seconds and is no local step: loading, evaluating, exporting.
+"""The line on stderr about work that takes longer than a few seconds and is no local step: loading,
+evaluating, exporting.
 
-A thread of its own looks at what the process is at (`fedspeed.activity`), so that work which cannot be interrupted is shown too.
+A thread of its own looks at what the process is at (`fedspeed.activity`), so that work which cannot be
+interrupted is shown too.
 """
 
 import math
@@ -27,7 +29,8 @@ class Working:
     """
 
     def __init__(self, stream=None, now: Callable[[], float] = time.monotonic):
-        self._stream, self._now = Stream(stream), now
+        self._stream = Stream(stream)
+        self._now = now
         self._terminal = self._stream.is_terminal
         self._shown: Activity | None = None
         self._drawn = -math.inf
@@ -49,7 +52,8 @@ class Working:
 
     def look(self) -> None:
         """Show the work at hand, if it is time to."""
-        work, now = activity.current(), self._now()
+        work = activity.current()
+        now = self._now()
         if self._ended.is_set() or work is not self._shown:
             self._erase()
         if self._ended.is_set() or work is None or work.quiet or now - work.began < PATIENCE_S:
@@ -73,5 +77,8 @@ class Working:
         if work.total:
             parts.append((60, work.position))
         left = work.remaining_s(now)
-        parts.append((80, f"{seconds_text(now - work.began)} so far" if left is None else f"ETA {seconds_text(left)}"))
+        parts.append((
+            80,
+            f"{seconds_text(now - work.began)} so far" if left is None else f"ETA {seconds_text(left)}",
+        ))
         return parts

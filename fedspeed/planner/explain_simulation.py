@@ -10,11 +10,28 @@ from fedspeed.units import parameters_text
 
 
 def as_values(found: Sequence[Simulated]) -> list[dict]:
-    return [{"model": one.tasks[0][1].shape.name,
-             "tasks": [{"task": job.name, "clients": job.clients, "rows": job.rows, "dtype": task.dtype, "tokens": task.tokens,
-                        "ways": [dataclasses.asdict(way) | ({} if ended is None else dataclasses.asdict(ended)) for way, ended in all_ways]}
-                       for job, task, all_ways in one.tasks],
-             "alone": dataclasses.asdict(one.alone), "scales": [dataclasses.asdict(s) for s in one.scales]} for one in found]
+    return [
+        {
+            "model": one.tasks[0][1].shape.name,
+            "tasks": [
+                {
+                    "task": job.name,
+                    "clients": job.clients,
+                    "rows": job.rows,
+                    "dtype": task.dtype,
+                    "tokens": task.tokens,
+                    "ways": [
+                        dataclasses.asdict(way) | ({} if ended is None else dataclasses.asdict(ended))
+                        for way, ended in all_ways
+                    ],
+                }
+                for job, task, all_ways in one.tasks
+            ],
+            "alone": dataclasses.asdict(one.alone),
+            "scales": [dataclasses.asdict(s) for s in one.scales],
+        }
+        for one in found
+    ]
 
 
 def told(found: Sequence[Simulated], epochs: int) -> str:
@@ -23,22 +40,70 @@ def told(found: Sequence[Simulated], epochs: int) -> str:
 
 def _tasks(one: Simulated, epochs: int) -> str:
     task = one.tasks[0][1]
-    rows = [[f"{job.name} ({job.clients}, {own.dtype})", way.name, *_numbers(way, ended), way.note] for job, own, all_ways in one.tasks
-            for way, ended in all_ways]
-    head = ["task (clients, type)", "way", "device GiB", "RAM GiB", "step s", "exchange s", "round s", "rounds", "whole h", "tokens/s", ""]
-    return (f"{task.shape.name}: {parameters_text(task.shape.total)} parameters, {parameters_text(task.trainable)} train, rows of {task.tokens} tokens, "
-            f"{task.local_steps} local steps a round, {epochs} epoch{'s' if epochs > 1 else ''}\n{table(head, rows)}")
+    rows = [
+        [f"{job.name} ({job.clients}, {own.dtype})", way.name, *_numbers(way, ended), way.note]
+        for job, own, all_ways in one.tasks
+        for way, ended in all_ways
+    ]
+    head = [
+        "task (clients, type)",
+        "way",
+        "device GiB",
+        "RAM GiB",
+        "step s",
+        "exchange s",
+        "round s",
+        "rounds",
+        "whole h",
+        "tokens/s",
+        "",
+    ]
+    return (
+        f"{task.shape.name}: {parameters_text(task.shape.total)} parameters, "
+        f"{parameters_text(task.trainable)} train, rows of {task.tokens} tokens, "
+        f"{task.local_steps} local steps a round, {epochs} "
+        f"epoch{'s' if epochs > 1 else ''}\n{table(head, rows)}"
+    )
 
 
 def _numbers(way: Way, ended: Outcome | None) -> list[str]:
     if ended is None:
         return ["-"] * 8
-    return [f"{way.device_bytes / GIB:.1f}", f"{way.ram_bytes / GIB:.1f}", f"{way.step:.2f}", f"{way.exchange:.3f}", f"{ended.round:.1f}", str(ended.rounds),
-            f"{ended.whole / 3600:.2f}", f"{ended.rate:,.0f}"]
+    return [
+        f"{way.device_bytes / GIB:.1f}",
+        f"{way.ram_bytes / GIB:.1f}",
+        f"{way.step:.2f}",
+        f"{way.exchange:.3f}",
+        f"{ended.round:.1f}",
+        str(ended.rounds),
+        f"{ended.whole / 3600:.2f}",
+        f"{ended.rate:,.0f}",
+    ]
 
 
 def _scales(one: Simulated) -> str:
-    head = ["clients", "in the clear s", f"masked s, {RELAYS} relays", "its CPU s a client", "round s", "round s, staleness 1", "tokens/s then"]
-    rows = [[f"{s.clients:,}", f"{s.plain:.2f}", f"{s.masked:.2f}", f"{s.masked_cpu:.2f}", f"{s.round:.1f}", f"{s.hidden:.1f}", f"{s.rate:,.0f}"]
-            for s in one.scales]
-    return f"Many clients, each on a server like the slowest here, with {one.alone.name} ({one.alone.note})\n{table(head, rows)}"
+    head = [
+        "clients",
+        "in the clear s",
+        f"masked s, {RELAYS} relays",
+        "its CPU s a client",
+        "round s",
+        "round s, staleness 1",
+        "tokens/s then",
+    ]
+    rows = [
+        [
+            f"{s.clients:,}",
+            f"{s.plain:.2f}",
+            f"{s.masked:.2f}",
+            f"{s.masked_cpu:.2f}",
+            f"{s.round:.1f}",
+            f"{s.hidden:.1f}",
+            f"{s.rate:,.0f}",
+        ]
+        for s in one.scales
+    ]
+    return (
+        f"Many clients, each on a server like the slowest here, with {one.alone.name} "
+        f"({one.alone.note})\n{table(head, rows)}"
+    )

@@ -14,22 +14,37 @@ from fedspeed.schedule.limits import QUANTISED
 
 def families(task: Task, places: Sequence[Place]) -> Iterator[Setting]:
     """Every setting to be weighed, with one slot, no block resident and no activations kept: `grown` finds
-    how many fit."""
+    how many fit.
+    """
     carried = max(place.carried for place in places)
     gpu = any(place.node.device.kind == "gpu" for place in places)
-    for micro in [task.micro_batch] if task.micro_batch else [m for m in range(task.rows, 0, -1) if task.rows % m == 0]:
+    for micro in (
+        [task.micro_batch] if task.micro_batch else [m for m in range(task.rows, 0, -1) if task.rows % m == 0]
+    ):
         steps = task.rows // micro
         for checkpointing in (False, True):
-            yield Setting("stock", micro, steps, slots=0, block_inputs="device", checkpointing=checkpointing)
+            yield Setting(
+                "stock", micro, steps, block_slots=0, block_inputs="device", checkpointing=checkpointing
+            )
         if task.method == "full":
             continue
         for inputs in ("device", "host") if gpu else ("device",):
-            for seats in sorted({carried, -(-carried // 2), 1}, reverse=True):
-                yield Setting("resident", micro, steps, slots=0, seats=seats, block_inputs=inputs)
+            for client_slots in sorted({carried, -(-carried // 2), 1}, reverse=True):
+                yield Setting(
+                    "resident", micro, steps, block_slots=0, client_slots=client_slots, block_inputs=inputs
+                )
                 for tier in SLOTTED if task.quantised else STREAMED:
                     if tier == "client" and all(place.client_ranks == 1 for place in places):
                         continue  # a client of one rank would hold all of it, and slots besides
-                    yield Setting(tier, micro, steps, 0, 1, seats, inputs)
+                    yield Setting(
+                        tier,
+                        micro,
+                        steps,
+                        resident_blocks=0,
+                        block_slots=1,
+                        client_slots=client_slots,
+                        block_inputs=inputs,
+                    )
 
 
 def grown(task: Task, family: Setting, places: Sequence[Place]) -> Iterator[Setting]:
@@ -47,7 +62,8 @@ def grown(task: Task, family: Setting, places: Sequence[Place]) -> Iterator[Sett
         spent = [replace(base, resident_blocks=resident) for resident in range(task.shape.layers)]
     elif family.tier in STREAMED:
         spent = [
-            replace(base, slots=slots) for slots in range(1, task.shape.layers - base.resident_blocks + 1)
+            replace(base, block_slots=slots)
+            for slots in range(1, task.shape.layers - base.resident_blocks + 1)
         ]
     else:
         spent = [base]
@@ -100,7 +116,7 @@ def keeping(task: Task, setting: Setting, places: Sequence[Place]) -> Setting:
 
 
 def _micro_batches(setting: Setting, place: Place) -> int:
-    return min(setting.seats, place.carried) * setting.accumulation
+    return min(setting.client_slots, place.carried) * setting.accumulation
 
 
 def _lacking(task: Task, setting: Setting, place: Place) -> int:
@@ -111,7 +127,11 @@ def _lacking(task: Task, setting: Setting, place: Place) -> int:
 
 def spare_bytes(memory: Memory, place: Place) -> tuple[int, int, int]:
     """GPU, RAM and NVMe bytes left over; negative: so many are lacking."""
-    return place.node.device.memory - memory.gpu_bytes, place.node.ram - memory.ram_bytes, place.node.nvme - memory.nvme_bytes
+    return (
+        place.node.device.memory - memory.gpu_bytes,
+        place.node.ram - memory.ram_bytes,
+        place.node.nvme - memory.nvme_bytes,
+    )
 
 
 def fits(task: Task, setting: Setting, place: Place) -> bool:
@@ -124,21 +144,29 @@ def possible(task: Task, places: Sequence[Place]) -> bool:
 
 
 def frugal(task: Task, places: Sequence[Place]) -> list[Setting]:
-    """Of every family the settings that take least; of what is traded (block inputs in one memory or the other) both."""
+    """Of every family the settings that take least; of what is traded (block inputs in one memory or the
+    other) both.
+    """
     return most_frugal(list(families(task, places)))
 
 
 def most_frugal(settings: Sequence[Setting]) -> list[Setting]:
-    """Those with the smallest micro-batch and fewest seats of their tier."""
-    def demand(setting: Setting) -> tuple[int, int]:
-        return setting.micro_batch, setting.seats
+    """Those with the smallest micro-batch and fewest client slots of their tier."""
 
-    least = {tier: min(demand(setting) for setting in settings if setting.tier == tier) for tier in {setting.tier for setting in settings}}
+    def demand(setting: Setting) -> tuple[int, int]:
+        return setting.micro_batch, setting.client_slots
+
+    least = {
+        tier: min(demand(setting) for setting in settings if setting.tier == tier)
+        for tier in {setting.tier for setting in settings}
+    }
     return [setting for setting in settings if demand(setting) == least[setting.tier]]
 
 
 def shortage(task: Task, settings: Sequence[Setting], places: Sequence[Place]) -> str:
-    """What the least demanding of some settings lacks where it lacks most, in words with numbers; with as many resident blocks as lack least."""
+    """What the least demanding of some settings lacks where it lacks most, in words with numbers; with as
+    many resident blocks as lack least.
+    """
     lacks = []
     for setting in settings:
         most = task.shape.layers - 1 if setting.tier in SLOTTED else 0
@@ -154,11 +182,16 @@ def lack(task: Task, setting: Setting, place: Place) -> tuple[int, str]:
     """(bytes lacking in all, what lacks)."""
     memory = memory_of(task, setting, place)
     needs = (memory.gpu_bytes, memory.ram_bytes, memory.nvme_bytes)
-    words, total = [], 0
+    words = []
+    total = 0
     for name, need, spare in zip(("GPU memory", "RAM", "NVMe"), needs, spare_bytes(memory, place)):
         if spare < 0:
             total -= spare
-            had = f"{(need + spare) / GIB:.1f} to be had" if need + spare else "the hostfile names 0 folders (nvme=)"
+            had = (
+                f"{(need + spare) / GIB:.1f} to be had"
+                if need + spare
+                else "the hostfile names 0 folders (nvme=)"
+            )
             words.append(f"{need / GIB:.1f} GiB of {name} needed, {had}")
     where = f" with {setting.resident_blocks} blocks resident" if setting.resident_blocks else ""
     return total, f"{' and '.join(words)} (on {place.node.device.name}{where})"

@@ -1,4 +1,5 @@
-"""What the machines can do: measured by `fedspeed probe`, else published facts of the card that the hostfile names.
+"""What the machines can do: measured by `fedspeed probe`, else published facts of the card that the hostfile
+names.
 
 Rates are per second, of one device or one node. `flops` is what training gets out of a device, not its peak.
 """
@@ -13,13 +14,15 @@ from fedspeed.errors import PlanError
 from fedspeed.models.numeric_types import DeviceTypes, lowest_common
 
 GIB = 2**30
-# Of the dense matrix peak; 32 TFLOP/s on a 3090 and 24 on a 2080 Ti, which LoRA fine-tuning with fp32 accumulation reaches.
+# Of the dense matrix peak; 32 TFLOP/s on a 3090 and 24 on a 2080 Ti, which LoRA fine-tuning with fp32
+# accumulation reaches.
 OF_PEAK = 0.45
-# Of what a large matrix product alone reaches, which is what the probe measures: a step also has norms, attention and small products, which
-# weigh more where matrix products are fast (benchmarks/plan_accuracy.py).
+# Of what a large matrix product alone reaches, which is what the probe measures: a step also has norms,
+# attention and small products, which weigh more where matrix products are fast (benchmarks/plan_accuracy.py).
 OF_MEASURED = {"fp32": 0.8, "bf16": 0.6, "fp16": 0.6}
 OF_LINK = 0.88  # what a stream of TCP gets of the nominal bandwidth
-OF_GPU_MEMORY = 0.93  # of the nominal size; the driver leaves 0.97, the rest is kept for what the memory model does not know
+# of the nominal size; the driver leaves 0.97, the rest is kept for what the memory model does not know
+OF_GPU_MEMORY = 0.93
 RAM_KEPT = 3 * GIB  # for the operating system, of a stated size
 RAM_ASSUMED = 64.0  # GiB, where the hostfile does not say
 NVME_ASSUMED = 500.0  # GiB free in a stated folder
@@ -59,18 +62,50 @@ class Card:
 # of it. From NVIDIA's papers: "Turing GPU Architecture" (2080 Ti, T4), "Ampere GA102 GPU Architecture" (3080,
 # 3090, A6000), "Ada GPU Architecture" (4090); "Tesla V100 GPU Architecture", "A100 Tensor Core GPU
 # Architecture", "H100 Tensor Core GPU Architecture", and the H200's data sheet, the SXM modules.
-CARDS = {card.name: card for card in (
-    Card("rtx2080ti", 11, 53.8, 13.4, 616, 3, bf16=False, tflops_16_sum_16=107.6),
-    Card("rtx3080", 10, 59.5, 29.8, 760, 4, tflops_16_sum_16=119.0, tflops_tf32=29.8),
-    Card("rtx3090", 24, 71.0, 35.6, 936, 4, tflops_16_sum_16=142.0, tflops_tf32=35.6),
-    Card("rtx4090", 24, 165.2, 82.6, 1008, 4, tflops_16_sum_16=330.3, tflops_tf32=82.6),
-    Card("a6000", 48, 154.8, 38.7, 768, 4, tflops_tf32=77.4),
-    Card("t4", 16, 65.0, 8.1, 320, 3, bf16=False),
-    Card("v100", 32, 125.0, 15.7, 900, 3, bf16=False),
-    Card("a100", 40, 312.0, 19.5, 1555, 4, tflops_tf32=156.0),
-    Card("h100", 80, 989.0, 67.0, 3350, 5, tflops_tf32=494.7),
-    Card("h200", 141, 989.0, 67.0, 4800, 5, tflops_tf32=494.7),
-)}
+CARDS = {
+    card.name: card
+    for card in (
+        Card(
+            "rtx2080ti", 11, 53.8, tflops_32=13.4, memory_gbs=616, pcie=3, bf16=False, tflops_16_sum_16=107.6
+        ),
+        Card(
+            "rtx3080",
+            10,
+            59.5,
+            tflops_32=29.8,
+            memory_gbs=760,
+            pcie=4,
+            tflops_16_sum_16=119.0,
+            tflops_tf32=29.8,
+        ),
+        Card(
+            "rtx3090",
+            24,
+            71.0,
+            tflops_32=35.6,
+            memory_gbs=936,
+            pcie=4,
+            tflops_16_sum_16=142.0,
+            tflops_tf32=35.6,
+        ),
+        Card(
+            "rtx4090",
+            24,
+            165.2,
+            tflops_32=82.6,
+            memory_gbs=1008,
+            pcie=4,
+            tflops_16_sum_16=330.3,
+            tflops_tf32=82.6,
+        ),
+        Card("a6000", 48, 154.8, tflops_32=38.7, memory_gbs=768, pcie=4, tflops_tf32=77.4),
+        Card("t4", 16, 65.0, tflops_32=8.1, memory_gbs=320, pcie=3, bf16=False),
+        Card("v100", 32, 125.0, tflops_32=15.7, memory_gbs=900, pcie=3, bf16=False),
+        Card("a100", 40, 312.0, tflops_32=19.5, memory_gbs=1555, pcie=4, tflops_tf32=156.0),
+        Card("h100", 80, 989.0, tflops_32=67.0, memory_gbs=3350, pcie=5, tflops_tf32=494.7),
+        Card("h200", 141, 989.0, tflops_32=67.0, memory_gbs=4800, pcie=5, tflops_tf32=494.7),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +116,8 @@ class Device:
         kind: gpu, or cpu: then its memory is the node's RAM, and the ranks of a node share its cores.
         memory: bytes a rank may use; 0 for cpu.
         flops: numeric type -> FLOP/s; a type it cannot compute in is missing.
-        memory_rate: bandwidth of its memory, bytes/s. host_rate: copies from page-locked host memory, bytes/s.
+        memory_rate: bandwidth of its memory, bytes/s. host_rate: copies from page-locked host memory,
+            bytes/s.
         source: measured or published.
         down_rate: copies to page-locked host memory. both_rate: copies from it while as many bytes go there.
             0: as host_rate.
@@ -106,7 +142,8 @@ class Device:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine. Bytes that ranks may use and bytes/s; `local_rate` is between two ranks of the node, `nvme` 0 where there is no folder for it.
+    """A machine. Bytes that ranks may use and bytes/s; `local_rate` is between two ranks of the node, `nvme`
+    0 where there is no folder for it.
 
     Attributes:
         assumed: facts nobody stated or measured, in words.
@@ -156,7 +193,9 @@ def published(card: Card, memory_gib: float | None = None) -> Device:
 def measured(facts: Mapping) -> Device:
     """The device of a probe's file."""
     device = facts["device"]
-    flops = {name: _share(device, name) * rate for name, rate in device["flops"].items() if name in OF_MEASURED}
+    flops = {
+        name: _share(device, name) * rate for name, rate in device["flops"].items() if name in OF_MEASURED
+    }
     memory = device["free_bytes"] if device["kind"] == "gpu" else 0
     fp16_accumulation, tf32 = _measured_fast(device)
     return Device(
@@ -176,34 +215,43 @@ def measured(facts: Mapping) -> Device:
 
 
 def _share(device: Mapping, name: str) -> float:
-    """Part of a large product's rate that a decoder block reaches, measured or, by an older probe, assumed."""
+    """Part of a large product's rate that a decoder block reaches, measured or, by an older probe,
+    assumed.
+    """
     block = device.get("block_flops", {})
     return block[name] / device["flops"][name] if name in block else OF_MEASURED[name]
 
 
 def _measured_launch(device: Mapping) -> tuple[float, float] | None:
-    forward, backward = device.get("launch_forward_s"), device.get("launch_backward_s")
+    forward = device.get("launch_forward_s")
+    backward = device.get("launch_backward_s")
     return (forward, backward) if forward and backward else None
 
 
 def _measured_fast(device: Mapping) -> tuple[float, float]:
     """(fp16_accumulation, tf32) of a device. What the probe does not tell is taken to be to what it tells as
-    published rates are to each other."""
-    card, rates = card_of(device["name"]), device["flops"]
+    published rates are to each other.
+    """
+    card = card_of(device["name"])
+    rates = device["flops"]
     found = []
     for name, plain, ratio in (
         ("fp16_accumulation", "fp16", card and (card.tflops_16_sum_16 or card.tflops_16) / card.tflops_16),
         ("tf32", "fp32", card and card.tflops_tf32 / card.tflops_32),
     ):
         rate = rates[name] if name in rates else rates.get(plain, 0.0) * (ratio or 0.0)
-        found.append(min(_share(device, plain), OF_MEASURED["bf16"]) * rate)  # fast products wait more for the rest
+        found.append(
+            min(_share(device, plain), OF_MEASURED["bf16"]) * rate
+        )  # fast products wait more for the rest
     return found[0], found[1]
 
 
 def node_of(host: Host, probes: Sequence[Mapping] = ()) -> Node:
-    """What is known of a host: its probe if there is one, over it what the hostfile states, then published facts, then assumptions.
+    """What is known of a host: its probe if there is one, over it what the hostfile states, then published
+    facts, then assumptions.
 
-    A probe speaks for the host it was made on, for hosts with the same card, and for hosts of which no card is stated.
+    A probe speaks for the host it was made on, for hosts with the same card, and for hosts of which no card
+    is stated.
 
     Raises:
         PlanError: neither a probe nor a known card.
@@ -212,9 +260,11 @@ def node_of(host: Host, probes: Sequence[Mapping] = ()) -> Node:
     assumed = []
     device = _device(host, probe)
     if probe:
-        ram, nvme = probe["ram"]["free_bytes"], probe["disk"]["free_bytes"] if host.nvme or probe["host"] == host.name else 0
+        ram = probe["ram"]["free_bytes"]
+        nvme = probe["disk"]["free_bytes"] if host.nvme or probe["host"] == host.name else 0
     else:
-        ram, nvme = 0, 0
+        ram = 0
+        nvme = 0
     if host.ram_gib:
         ram = int(host.ram_gib * GIB) - RAM_KEPT
     elif not probe:
@@ -231,7 +281,17 @@ def node_of(host: Host, probes: Sequence[Mapping] = ()) -> Node:
     # GeForce cards have no direct path to each other: a byte goes up to the host and down again.
     local = device.host_rate / 2 if device.kind == "gpu" else loopback
     disk_rate = probe["disk"]["bytes_s"] if probe else DISK_RATE
-    return Node(host.name, device, ram, ram_rate, nvme, disk_rate, link, local, tuple(assumed))
+    return Node(
+        host.name,
+        device,
+        ram,
+        ram_rate=ram_rate,
+        nvme=nvme,
+        disk_rate=disk_rate,
+        link_rate=link,
+        local_rate=local,
+        assumed=tuple(assumed),
+    )
 
 
 def _device(host: Host, probe: Mapping | None) -> Device:
@@ -241,18 +301,29 @@ def _device(host: Host, probe: Mapping | None) -> Device:
             device = replace(device, memory=min(device.memory, int(host.gpu_mem_gib * GIB * OF_GPU_MEMORY)))
         return device
     if not host.gpu:
-        raise PlanError(f"host {host.name}: neither its card nor a measurement is known; state gpu= (one of {len(CARDS)} cards: {', '.join(CARDS)}) in "
-                        f"the hostfile, or run `fedspeed probe --out FILE` there and pass `--probe FILE`")
+        raise PlanError(
+            f"host {host.name}: neither its card nor a measurement is known; state gpu= (one of "
+            f"{len(CARDS)} cards: {', '.join(CARDS)}) in "
+            f"the hostfile, or run `fedspeed probe --out FILE` there and pass `--probe FILE`"
+        )
     card = card_of(host.gpu)
     if card is None:
-        raise PlanError(f"host {host.name}: nothing is published here about gpu={host.gpu} (known are {len(CARDS)}: {', '.join(CARDS)}); run `fedspeed "
-                        f"probe --out FILE` on it and pass `--probe FILE`")
+        raise PlanError(
+            f"host {host.name}: nothing is published here about gpu={host.gpu} (known are {len(CARDS)}: "
+            f"{', '.join(CARDS)}); run `fedspeed "
+            f"probe --out FILE` on it and pass `--probe FILE`"
+        )
     return published(card, host.gpu_mem_gib)
 
 
 def _probe_for(host: Host, probes: Sequence[Mapping]) -> Mapping | None:
-    by_name = next((probe for probe in probes if probe["host"].split(".")[0] == host.name.split(".")[0]), None)
-    alike = next((probe for probe in probes if host.gpu and kind_of(host.gpu) == kind_of(probe["device"]["name"])), None)
+    by_name = next(
+        (probe for probe in probes if probe["host"].split(".")[0] == host.name.split(".")[0]), None
+    )
+    alike = next(
+        (probe for probe in probes if host.gpu and kind_of(host.gpu) == kind_of(probe["device"]["name"])),
+        None,
+    )
     anyone = next(iter(probes), None) if not host.gpu else None
     return by_name or alike or anyone
 
@@ -263,36 +334,78 @@ def read_probe(facts: object, where: str) -> Mapping:
     Raises:
         PlanError: it is not one.
     """
-    wanted = {"host": str, "device": ("name", "kind", "flops", "free_bytes", "memory_bytes_s", "host_bytes_s"),
-              "ram": ("free_bytes", "bytes_s"), "disk": ("free_bytes", "bytes_s"), "link": ("loopback_bytes_s",)}
+    wanted = {
+        "host": str,
+        "device": ("name", "kind", "flops", "free_bytes", "memory_bytes_s", "host_bytes_s"),
+        "ram": ("free_bytes", "bytes_s"),
+        "disk": ("free_bytes", "bytes_s"),
+        "link": ("loopback_bytes_s",),
+    }
     if not isinstance(facts, dict):
-        raise PlanError(f"{where}: holds 0 of the {len(wanted)} parts of a probe; write it with `fedspeed probe --out FILE`")
+        raise PlanError(
+            f"{where}: holds 0 of the {len(wanted)} parts of a probe; write it with `fedspeed probe --out "
+            "FILE`"
+        )
     for key, inside in wanted.items():
         value = facts.get(key)
-        missing = [key] if not isinstance(value, str if inside is str else dict) else [] if inside is str else [f"{key}.{k}" for k in inside if k not in value]
+        missing = (
+            [key]
+            if not isinstance(value, str if inside is str else dict)
+            else []
+            if inside is str
+            else [f"{key}.{k}" for k in inside if k not in value]
+        )
         if missing:
             raise PlanError(f"{where}: lacks {', '.join(missing)}; write it with `fedspeed probe --out FILE`")
     rates = facts["device"]["flops"]
     if not isinstance(rates, dict) or not rates.keys() & {"fp32", "bf16", "fp16"}:
-        raise PlanError(f"{where}: device.flops has no rate of fp32, bf16 or fp16; write it with `fedspeed probe --out FILE`")
+        raise PlanError(
+            f"{where}: device.flops has no rate of fp32, bf16 or fp16; write it with `fedspeed probe --out "
+            "FILE`"
+        )
     optional = {f"device.{name}": facts["device"][name] for name in MEASURED_LATER if name in facts["device"]}
     blocks = facts["device"].get("block_flops", {})
     if not isinstance(blocks, dict) or not blocks.keys() <= rates.keys():
-        raise PlanError(f"{where}: device.block_flops must have rates of types that device.flops has; write it with `fedspeed probe --out FILE`")
+        raise PlanError(
+            f"{where}: device.block_flops must have rates of types that device.flops has; write it with "
+            "`fedspeed probe --out FILE`"
+        )
     optional |= {f"device.block_flops.{name}": rate for name, rate in blocks.items()}
-    numbers = optional | {f"device.flops.{name}": rate for name, rate in rates.items()} | {
-        f"{part}.{name}": facts[part][name] for part, names in wanted.items() if names is not str for name in names if name.endswith(("_bytes", "_s"))}
+    numbers = (
+        optional
+        | {f"device.flops.{name}": rate for name, rate in rates.items()}
+        | {
+            f"{part}.{name}": facts[part][name]
+            for part, names in wanted.items()
+            if names is not str
+            for name in names
+            if name.endswith(("_bytes", "_s"))
+        }
+    )
     for name, value in numbers.items():
         may_be_zero = name.endswith("free_bytes")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
-            raise PlanError(f"{where}: {name} is {value!r}, but must be a number above 0; write it with `fedspeed probe --out FILE`")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or value < 0
+            or (value == 0 and not may_be_zero)
+        ):
+            raise PlanError(
+                f"{where}: {name} is {value!r}, but must be a number above 0; write it with `fedspeed probe "
+                "--out FILE`"
+            )
     if not isinstance(facts["device"]["name"], str) or facts["device"]["kind"] not in ("gpu", "cpu"):
-        raise PlanError(f"{where}: device.name must be text and device.kind gpu or cpu; write it with `fedspeed probe --out FILE`")
+        raise PlanError(
+            f"{where}: device.name must be text and device.kind gpu or cpu; write it with `fedspeed probe "
+            "--out FILE`"
+        )
     return facts
 
 
 def common_type(devices: Sequence[Device], wanted: str) -> str:
-    """What a run of these devices computes in: by the rule of model.dtype=auto, or as the user asks. A 2080 Ti has no bf16, so a mixed run gets fp16.
+    """What a run of these devices computes in: by the rule of model.dtype=auto, or as the user asks. A 2080
+    Ti has no bf16, so a mixed run gets fp16.
 
     Args:
         wanted: what the user asks for, auto to choose.
@@ -300,8 +413,13 @@ def common_type(devices: Sequence[Device], wanted: str) -> str:
     Raises:
         PlanError: a device cannot do what is asked for.
     """
-    best = lowest_common([DeviceTypes(device.name, device.kind, frozenset(device.flops)) for device in devices])
+    best = lowest_common([
+        DeviceTypes(device.name, device.kind, frozenset(device.flops)) for device in devices
+    ])
     chosen = best if wanted == "auto" else wanted
     if without := sorted({device.name for device in devices if chosen not in device.flops}):
-        raise PlanError(f"model.dtype={chosen}: {len(without)} of the cards ({', '.join(without)}) cannot compute in it; set model.dtype={best}")
+        raise PlanError(
+            f"model.dtype={chosen}: {len(without)} of the cards ({', '.join(without)}) cannot compute in "
+            f"it; set model.dtype={best}"
+        )
     return chosen

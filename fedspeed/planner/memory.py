@@ -1,7 +1,8 @@
 """Peak bytes of a setting, by cause: of each GPU, of a node's RAM, of its disk. Pure.
 
-The terms follow what the executors hold (engine/executor.py, engine/stage.py, engine/base/): B sequences of a micro-batch, T tokens, s bytes per number,
-M micro-batches of a pass over all seated clients, N blocks, R of them resident.
+The terms follow what the executors hold (engine/executor.py, engine/stage.py, engine/base/): B sequences of a
+micro-batch, T tokens, s bytes per number, M micro-batches of a pass over all seated clients, N blocks, R of
+them resident.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, Place, Setting, Tas
 from fedspeed.schedule.limits import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTISED, READ_STAGES, UNIT_ALIGN
 
 DRIVER = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
-PROCESS = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}  # RAM of a rank that holds nothing yet: Python, libraries, driver
+PROCESS = {
+    "gpu": 3 * GIB,
+    "cpu": int(0.9 * GIB),
+}  # RAM of a rank that holds nothing yet: Python, libraries, driver
 FRAGMENTS = 0.08  # of what comes and goes: what PyTorch's allocator holds beside it
 
 
@@ -32,23 +36,33 @@ class Sizes:
 
 
 def sizes(shape: ModelShape, type_bytes: int) -> Sizes:
-    return Sizes(_aligned(shape.block * type_bytes), _aligned(shape.embedding * type_bytes), _aligned(shape.head * type_bytes),
-                 shape.beside * type_bytes)
+    return Sizes(
+        _aligned(shape.block * type_bytes),
+        _aligned(shape.embedding * type_bytes),
+        _aligned(shape.head * type_bytes),
+        shape.beside * type_bytes,
+    )
 
 
 def slots_of(task: Task, setting: Setting) -> int:
     """Slots that blocks really get: no more than there are blocks to stream."""
-    return max(0, min(setting.slots, task.shape.layers - setting.resident_blocks)) if setting.tier in SLOTTED else 0
+    return (
+        max(0, min(setting.block_slots, task.shape.layers - setting.resident_blocks))
+        if setting.tier in SLOTTED
+        else 0
+    )
 
 
 def memory_of(task: Task, setting: Setting, place: Place) -> Memory:
     """Peak bytes on one kind of rank, and on its node."""
     standing, moving = device_memory(task, setting, place)
-    device, seats, streamed = standing | moving, seats_of(setting, place), setting.tier != "stock"
+    device = standing | moving
+    client_slots = client_slots_of(setting, place)
+    streamed = setting.tier != "stock"
     host = _base_on_host(task, setting, place)
     waiting = 0
     if streamed and setting.block_inputs == "host":
-        cells = seats * setting.accumulation
+        cells = client_slots * setting.accumulation
         waiting = shelf_bytes(task, setting) * (
             cells * (task.shape.layers - 1) - kept_of(task, setting, cells)
         )
@@ -66,25 +80,28 @@ def memory_of(task: Task, setting: Setting, place: Place) -> Memory:
     return Memory(device, host, disk)
 
 
-def seats_of(setting: Setting, place: Place) -> int:
+def client_slots_of(setting: Setting, place: Place) -> int:
     """Clients that train at the same time."""
-    return 1 if setting.tier == "stock" else min(setting.seats, place.carried)
+    return 1 if setting.tier == "stock" else min(setting.client_slots, place.carried)
 
 
-def device_memory(task: Task, setting: Setting, place: Place, evaluation: bool = True) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of tensors on one rank's device, by cause: (what stands there all the time, the most that comes and goes).
+def device_memory(
+    task: Task, setting: Setting, place: Place, evaluation: bool = True
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of tensors on one rank's device, by cause: (what stands there all the time, the most that comes
+    and goes).
 
     Args:
         evaluation: whether evaluation passes count, or training steps only.
     """
-    seats = seats_of(setting, place)
-    standing = _base_on_device(task, setting, place) | trainable_bytes(task, seats, place)
-    if task.folded_rank:  # one for all seats
+    client_slots = client_slots_of(setting, place)
+    standing = _base_on_device(task, setting, place) | trainable_bytes(task, client_slots, place)
+    if task.folded_rank:  # one for all client slots
         standing["folded adapter"] = task.shape.folded(task.targets, task.folded_rank) * task.type_bytes
     if setting.tier == "stock":
         return standing, _stock_activations(task, setting)
     return standing, _streamed_activations(
-        task, setting, seats, place.node.device.kind, evaluation=evaluation
+        task, setting, client_slots, place.node.device.kind, evaluation=evaluation
     )
 
 
@@ -95,14 +112,16 @@ def input_bytes(task: Task, setting: Setting) -> int:
 
 def kept_bytes(task: Task, setting: Setting) -> int:
     """Bytes of the activation budget that one block takes for one micro-batch; with its input, where inputs
-    wait on the host otherwise."""
+    wait on the host otherwise.
+    """
     beside = input_bytes(task, setting) if setting.block_inputs == "host" else 0
     return setting.micro_batch * task.tokens * saved_per_token(task) + beside
 
 
 def kept_of(task: Task, setting: Setting, cells: int) -> int:
     """Blocks and micro-batches, counted in pairs, that the activation budget keeps of a pass with so many
-    micro-batches."""
+    micro-batches.
+    """
     return min(setting.activation_bytes // kept_bytes(task, setting), cells * (task.shape.layers - 1))
 
 
@@ -113,18 +132,27 @@ def base_away(task: Task, setting: Setting) -> int:
 
 
 def _base_on_device(task: Task, setting: Setting, place: Place) -> dict[str, int]:
-    unit, shape = sizes(task.shape, task.type_bytes), task.shape
+    unit = sizes(task.shape, task.type_bytes)
+    shape = task.shape
     whole = shape.layers * unit.block + unit.ends + unit.beside
     if task.method == "full":
         return {}
     if setting.tier in QUANTISED:
-        stays, rounded = setting.resident_blocks * unit.block, (shape.layers - setting.resident_blocks) * quantised_block(task, setting.tier)
-        return {"base": stays + rounded + unit.ends + unit.beside, "slots": slots_of(task, setting) * unit.block}
+        stays = setting.resident_blocks * unit.block
+        rounded = (shape.layers - setting.resident_blocks) * quantised_block(task, setting.tier)
+        return {
+            "base": stays + rounded + unit.ends + unit.beside,
+            "slots": slots_of(task, setting) * unit.block,
+        }
     if setting.tier not in STREAMED:
         return {"base": whole}
     group = {"client": place.client_ranks, "cluster": place.cluster_ranks}.get(setting.tier)
-    # The end slot takes the head, and where the embedding is not read in host memory, that too; both have one size.
-    found = {"base": setting.resident_blocks * unit.block + unit.beside, "slots": slots_of(task, setting) * unit.block + (unit.head or unit.embedding)}
+    # The end slot takes the head, and where the embedding is not read in host memory, that too; both have one
+    # size.
+    found = {
+        "base": setting.resident_blocks * unit.block + unit.beside,
+        "slots": slots_of(task, setting) * unit.block + (unit.head or unit.embedding),
+    }
     if group and not task.offload:
         found["share of the base"] = -(-base_away(task, setting) // group)
     return found
@@ -149,25 +177,34 @@ def _base_on_host(task: Task, setting: Setting, place: Place) -> dict[str, int]:
     return {}
 
 
-def trainable_bytes(task: Task, seats: int, place: Place) -> dict[str, int]:
-    """Of every seat: working copy, fp32 masters and moments, and the gradients: fp32 sums, their copy in the model's type, ZeRO's own fp32."""
-    p, s = task.trainable, task.type_bytes
+def trainable_bytes(task: Task, client_slots: int, place: Place) -> dict[str, int]:
+    """Of every seat: working copy, fp32 masters and moments, and the gradients: fp32 sums, their copy in the
+    model's type, ZeRO's own fp32.
+    """
+    p = task.trainable
+    s = task.type_bytes
     moments = {"adamw": 8, "sgd": 4}[task.optimizer]
     parts = place.client_ranks if task.stage >= 1 else 1
     copies = -(-p * s // (place.client_ranks if task.method == "full" and task.stage >= 3 else 1))
-    return {"adapter" if task.method == "lora" else "model": seats * copies,
-            "masters and optimizer": seats * -(-p * (4 + moments) // parts),
-            "gradients": seats * (p * 4 + -(-p * 4 // parts)) + p * s}
+    return {
+        "adapter" if task.method == "lora" else "model": client_slots * copies,
+        "masters and optimizer": client_slots * -(-p * (4 + moments) // parts),
+        "gradients": client_slots * (p * 4 + -(-p * 4 // parts)) + p * s,
+    }
 
 
 def _streamed_activations(
-    task: Task, setting: Setting, seats: int, kind: str, *, evaluation: bool
+    task: Task, setting: Setting, client_slots: int, kind: str, *, evaluation: bool
 ) -> dict[str, int]:
-    """The larger of training and (if it counts) evaluation, which keeps whole passes of EVAL_TOKENS between two blocks."""
-    shape, s = task.shape, task.type_bytes
+    """The larger of training and (if it counts) evaluation, which keeps whole passes of EVAL_TOKENS between
+    two blocks.
+    """
+    shape = task.shape
+    s = task.type_bytes
     batch = setting.micro_batch * task.tokens
-    cells = seats * setting.accumulation
-    hidden, kept = batch * shape.hidden * s, kept_of(task, setting, cells)
+    cells = client_slots * setting.accumulation
+    hidden = batch * shape.hidden * s
+    kept = kept_of(task, setting, cells)
     between = cells * hidden  # where a micro-batch is now (backward: its gradient)
     if setting.block_inputs == "device":
         between += cells * (shape.layers - 1) * hidden
@@ -193,17 +230,24 @@ def _larger(working: int, head: int) -> dict[str, int]:
 
 
 def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
-    shape, s = task.shape, task.type_bytes
+    shape = task.shape
+    s = task.type_bytes
     batch = setting.micro_batch * task.tokens
-    saved, working = saved_per_token(task) * batch, working_per_token(task) * batch
-    blocks = shape.layers * shape.hidden * s * batch + saved if setting.checkpointing else shape.layers * saved
+    saved = saved_per_token(task) * batch
+    working = working_per_token(task) * batch
+    blocks = (
+        shape.layers * shape.hidden * s * batch + saved if setting.checkpointing else shape.layers * saved
+    )
     # transformers' logits of all tokens, their fp32 copy, its log-softmax, and the gradients of both.
     return {"activations": blocks + working, "head and loss": batch * shape.vocab * (2 * s + 12)}
 
 
 def head_bytes(task: Task, batch: int, kind: str) -> int:
-    """Final norm of all tokens; of answer tokens input and its gradient; a chunk of logits, its gradient, two fp32 copies."""
-    shape, s = task.shape, task.type_bytes
+    """Final norm of all tokens; of answer tokens input and its gradient; a chunk of logits, its gradient, two
+    fp32 copies.
+    """
+    shape = task.shape
+    s = task.type_bytes
     chunk = LOGITS_BYTES[kind]
     rows = max(1, min(int(task.answer_share * batch), chunk // (shape.vocab * s)))
     return batch * shape.hidden * (8 + 5 * s) + rows * shape.vocab * (2 * s + 8)
@@ -218,12 +262,17 @@ def shelf_bytes(task: Task, setting: Setting) -> int:
 def saved_per_token(task: Task) -> int:
     """Bytes per token that autograd keeps of one block; frozen matrices keep no input.
 
-    A matrix with an adapter keeps its input for A's gradient, once for all matrices that read the same one; with dropout each keeps its own, and the mask.
+    A matrix with an adapter keeps its input for A's gradient, once for all matrices that read the same one;
+    with dropout each keeps its own, and the mask.
     """
-    shape, s = task.shape, task.type_bytes
-    h, i, q = shape.hidden, shape.intermediate, shape.heads * shape.head_dim
+    shape = task.shape
+    s = task.type_bytes
+    h = shape.hidden
+    i = shape.intermediate
+    q = shape.heads * shape.head_dim
     if shape.family == "gpt2":
-        # The norms' inputs; q, k, v, fused and apart, and the attention's output; masks of two dropouts; GELU written out in four tensors.
+        # The norms' inputs; q, k, v, fused and apart, and the attention's output; masks of two dropouts; GELU
+        # written out in four tensors.
         kept = s * (8 * h + 4 * i) + 2 * h
     else:
         # Both norms compute in fp32 and keep that; q and the output, k and v; gate, silu(gate) and up. Cards
@@ -241,13 +290,29 @@ def saved_per_token(task: Task) -> int:
 
 def _distinct_inputs(shape: ModelShape, targets: str | tuple[str, ...]) -> list[int]:
     """Widths of the tensors that adapted matrices read, each once."""
-    source = {"q_proj": "norm1", "k_proj": "norm1", "v_proj": "norm1", "c_attn": "norm1", "gate_proj": "norm2", "up_proj": "norm2", "c_fc": "norm2"}
-    return list({source.get(linear.name, (linear.name, linear.rows_in)): linear.rows_in for linear in shape.adapted(targets)}.values())
+    source = {
+        "q_proj": "norm1",
+        "k_proj": "norm1",
+        "v_proj": "norm1",
+        "c_attn": "norm1",
+        "gate_proj": "norm2",
+        "up_proj": "norm2",
+        "c_fc": "norm2",
+    }
+    return list(
+        {
+            source.get(linear.name, (linear.name, linear.rows_in)): linear.rows_in
+            for linear in shape.adapted(targets)
+        }.values()
+    )
 
 
 def working_per_token(task: Task) -> int:
-    """Bytes per token that live while a block is computed or differentiated, and are not kept: gradients of the widest tensors, fp32 norms."""
-    shape, s = task.shape, task.type_bytes
+    """Bytes per token that live while a block is computed or differentiated, and are not kept: gradients of
+    the widest tensors, fp32 norms.
+    """
+    shape = task.shape
+    s = task.type_bytes
     return s * (3 * shape.intermediate + 4 * shape.hidden) + 8 * shape.hidden
 
 

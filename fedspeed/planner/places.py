@@ -14,7 +14,9 @@ def places_of(topology: Topology, nodes: Mapping[str, Node]) -> dict[str, list[P
     """The different kinds of ranks of each cluster. Nodes that differ by name only are one kind."""
     found: dict[str, list[Place]] = {}
     for rank in topology.ranks:
-        if rank.clients and (place := place_of(topology, nodes, rank.world_rank)) not in found.setdefault(rank.cluster, []):
+        if rank.clients and (place := place_of(topology, nodes, rank.world_rank)) not in found.setdefault(
+            rank.cluster, []
+        ):
             found[rank.cluster].append(place)
     return found
 
@@ -27,5 +29,14 @@ def place_of(topology: Topology, nodes: Mapping[str, Node], world_rank: int) -> 
     ranks_here = sum(place.host == rank.host for place in topology.ranks if place.clients)
     gateways_here = sum(hosts[gateway] == rank.host for gateway in topology.participants)
     own = topology.clients[rank.clients[0]].ranks
-    return Place(replace(nodes[rank.host], name="", assumed=()), ranks_here, len(own), len(cluster.ranks), len({hosts[r] for r in cluster.ranks}),
-                 len(rank.clients), len(topology.participants), gateways_here, len({hosts[r] for r in own}))
+    return Place(
+        replace(nodes[rank.host], name="", assumed=()),
+        ranks_here,
+        len(own),
+        cluster_ranks=len(cluster.ranks),
+        cluster_nodes=len({hosts[r] for r in cluster.ranks}),
+        carried=len(rank.clients),
+        participants=len(topology.participants),
+        participants_here=gateways_here,
+        client_nodes=len({hosts[r] for r in own}),
+    )

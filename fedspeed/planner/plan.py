@@ -22,8 +22,8 @@ class Task:
 
     Attributes:
         tokens: length of every sequence; padding counts, so this is the longest.
-        rows: sequences of one optimizer step on each rank, train.micro_batch * train.accumulation. A plan may divide them otherwise, which
-            does not change the step.
+        rows: sequences of one optimizer step on each rank, train.micro_batch * train.accumulation. A plan may
+            divide them otherwise, which does not change the step.
         micro_batch: sequences of one forward and backward, None where the plan chooses.
         answer_share: part of the tokens that carry loss; the head computes only these.
         stage: ZeRO stage of what trains.
@@ -78,8 +78,8 @@ class Setting:
     micro_batch: int
     accumulation: int
     resident_blocks: int = 0
-    slots: int = 2
-    seats: int = 1
+    block_slots: int = 2
+    client_slots: int = 1
     block_inputs: str = "host"
     checkpointing: bool = False
     activation_bytes: int = 0
@@ -92,12 +92,15 @@ class Setting:
             keys += [f"engine.activation_checkpointing={str(self.checkpointing).lower()}"]
         else:
             keys += [
-                f"engine.seats={self.seats}",
+                f"engine.client_slots={self.client_slots}",
                 f"engine.block_inputs={self.block_inputs}",
                 f"engine.activation_gib={self._activation_gib:.{ACTIVATION_DIGITS}f}",
             ]
         if self.tier in SLOTTED:
-            keys += [f"engine.resident_blocks={self.resident_blocks}", f"engine.slots={self.slots}"]
+            keys += [
+                f"engine.resident_blocks={self.resident_blocks}",
+                f"engine.block_slots={self.block_slots}",
+            ]
         return (*keys, f"train.micro_batch={self.micro_batch}", f"train.accumulation={self.accumulation}")
 
     @property
@@ -108,7 +111,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Place:
-    """A rank, as far as its memory and time depend on where it stands. Ranks that are alike have equal places.
+    """A rank, as far as its memory and time depend on where it stands. Ranks that are alike have equal
+    places.
 
     Attributes:
         ranks_here: ranks that work on its node and share its RAM, disk and link.
@@ -156,7 +160,8 @@ class Seconds:
 
     Attributes:
         causes: what the step's time is made of; they add up.
-        loads: how long loading takes in all; what of it is not in `causes["waiting for loads"]` is hidden behind arithmetic.
+        loads: how long loading takes in all; what of it is not in `causes["waiting for loads"]` is hidden
+            behind arithmetic.
         exchange: of one round's exchange of updates; not part of the step.
     """
 
@@ -179,7 +184,9 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a setting costs on the ranks of one cluster: the memory of its fullest rank, the time of its slowest."""
+    """What a setting costs on the ranks of one cluster: the memory of its fullest rank, the time of its
+    slowest.
+    """
 
     cluster: str
     memory: Memory

@@ -1,6 +1,7 @@
 """The fastest setting that fits, and why the others lost. Pure.
 
-Every setting is weighed on every kind of rank; the slowest rank of the slowest cluster counts, since a round ends with it.
+Every setting is weighed on every kind of rank; the slowest rank of the slowest cluster counts, since a round
+ends with it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,12 +38,25 @@ def plan(task: Task, topology: Topology, nodes: Mapping[str, Node], notes: Seque
     clusters = []
     for name, group in places.items():
         own = best if len(places) == 1 else fastest(task, group)
-        clusters.append(ClusterPlan(name, tuple(group), _forecast(task, best, name, group), own, _forecast(task, own, name, group)))
-    return Plan(task, topology, best, tuple(clusters), tuple(alternatives(task, everywhere, best)), tuple(notes))
+        clusters.append(
+            ClusterPlan(
+                name, tuple(group), _forecast(task, best, name, group), own, _forecast(task, own, name, group)
+            )
+        )
+    return Plan(
+        task,
+        topology,
+        best,
+        clusters=tuple(clusters),
+        alternatives=tuple(alternatives(task, everywhere, best)),
+        notes=tuple(notes),
+    )
 
 
 def fastest(task: Task, places: Sequence[Place]) -> Setting | None:
-    """The setting with the shortest step on the slowest of `places`; among equals the one that takes least device memory. None: none fits."""
+    """The setting with the shortest step on the slowest of `places`; among equals the one that takes least
+    device memory. None: none fits.
+    """
     found = []
     shortest = float("inf")
     for family in families(task, places):
@@ -59,7 +73,8 @@ def _best_of(
     task: Task, family: Setting, places: Sequence[Place], bound: float = float("inf")
 ) -> tuple[float, Setting] | None:
     """(time, setting) of the fastest way to spend memory on a family, the one with the fewest slots among
-    equals. None: it does not fit, or not even its arithmetic is done within `bound`."""
+    equals. None: it does not fit, or not even its arithmetic is done within `bound`.
+    """
     best = None
     for setting in grown(task, family, places):
         at_least = _rounded(max(arithmetic_of(task, setting, place) for place in places))
@@ -73,9 +88,11 @@ def _best_of(
 
 def narrowest(task: Task, setting: Setting, places: Sequence[Place], time: float) -> Setting:
     """The setting with as few kept activations, then as few slots (quantised: resident blocks) as keep its
-    time, which leaves memory free where loads hide anyway."""
+    time, which leaves memory free where loads hide anyway.
+    """
     if setting.tier == "stock":
         return setting
+
     def keeps(changed: Setting) -> bool:
         return _time(task, changed, places) <= time
 
@@ -85,7 +102,10 @@ def narrowest(task: Task, setting: Setting, places: Sequence[Place], time: float
     )
     setting = replace(setting, activation_bytes=fewest * one)
     if setting.tier in STREAMED:
-        return replace(setting, slots=least(1, setting.slots, lambda n: keeps(replace(setting, slots=n))))
+        return replace(
+            setting,
+            block_slots=least(1, setting.block_slots, lambda n: keeps(replace(setting, block_slots=n))),
+        )
     if setting.tier in QUANTISED:
         fewest = least(0, setting.resident_blocks, lambda n: keeps(replace(setting, resident_blocks=n)))
         return replace(setting, resident_blocks=fewest)
@@ -93,8 +113,9 @@ def narrowest(task: Task, setting: Setting, places: Sequence[Place], time: float
 
 
 def alternatives(task: Task, places: Sequence[Place], best: Setting) -> Iterator[Alternative]:
-    """The best of every other tier; of the winner's own tier the best with another micro-batch, seats, or
-    place for block inputs, and itself with other slots or no activations."""
+    """The best of every other tier; of the winner's own tier the best with another micro-batch, client slots,
+    or place for block inputs, and itself with other slots or no activations.
+    """
     kinds: dict[str, list[Setting]] = {}
     for family in families(task, places):
         same = _label(family) == _label(best)
@@ -104,7 +125,7 @@ def alternatives(task: Task, places: Sequence[Place], best: Setting) -> Iterator
                 f"{name}={value}"
                 for name, value, chosen in (
                     ("train.micro_batch", family.micro_batch, best.micro_batch),
-                    ("engine.seats", family.seats, best.seats),
+                    ("engine.client_slots", family.client_slots, best.client_slots),
                     ("engine.block_inputs", family.block_inputs, best.block_inputs),
                 )
                 if value != chosen
@@ -130,9 +151,9 @@ def alternatives(task: Task, places: Sequence[Place], best: Setting) -> Iterator
 
 def _varied(task: Task, best: Setting) -> Iterator[tuple[str, Setting]]:
     if best.tier in STREAMED:
-        for slots in (best.slots - 1, best.slots + 1):
+        for slots in (best.block_slots - 1, best.block_slots + 1):
             if 1 <= slots <= task.shape.layers - best.resident_blocks:
-                yield f"engine.slots={slots}", replace(best, slots=slots)
+                yield f"engine.block_slots={slots}", replace(best, block_slots=slots)
     if best.activation_bytes:
         yield "engine.activation_gib=0", replace(best, activation_bytes=0)
 
@@ -150,8 +171,14 @@ def _slower(
 
 
 def _more_memory(task: Task, setting: Setting, best: Setting, places: Sequence[Place]) -> str:
-    more = max(_peak(task, setting, place) for place in places) - max(_peak(task, best, place) for place in places)
-    return f"but takes {more / GIB:.2f} GiB more device memory" if more > 0 else f"device memory differs by {more / GIB:.2f} GiB"
+    more = max(_peak(task, setting, place) for place in places) - max(
+        _peak(task, best, place) for place in places
+    )
+    return (
+        f"but takes {more / GIB:.2f} GiB more device memory"
+        if more > 0
+        else f"device memory differs by {more / GIB:.2f} GiB"
+    )
 
 
 def _label(setting: Setting) -> str:

@@ -1,5 +1,5 @@
-"""What training would take on machines that are not here: the planner's choice and both pipelines, on the mission's models and tasks; and how rounds grow with
-the number of clients. Pure.
+"""What training would take on machines that are not here: the planner's choice and both pipelines, on the
+mission's models and tasks; and how rounds grow with the number of clients. Pure.
 """
 
 import math
@@ -15,13 +15,17 @@ from fedspeed.planner.plan import Place, Task
 from fedspeed.planner.search import plan
 from fedspeed.planner.timing import exchange_s
 
-MODELS = (*(f"deepseek-ai/DeepSeek-R1-Distill-{name}" for name in ("Qwen-1.5B", "Qwen-7B", "Llama-8B", "Qwen-14B")), "gpt3-6.7b")
+MODELS = (
+    *(f"deepseek-ai/DeepSeek-R1-Distill-{name}" for name in ("Qwen-1.5B", "Qwen-7B", "Llama-8B", "Qwen-14B")),
+    "gpt3-6.7b",
+)
 SCALES = (100, 1_000, 10_000)
 MICRO_BATCHES = (1, 2, 4, 8)
 RELAYS = 2  # of an update's cells, on their way
-# CPU-seconds of a masked exchange for each byte of the update: by itself, and for the key stream with each other participant. Least squares through the 3, 9
-# and 16 clients of benchmarks/results/anonymous.md.
-MASK_S, STREAM_S = 1.3e-9, 0.22e-9
+# CPU-seconds of a masked exchange for each byte of the update: by itself, and for the key stream with each
+# other participant. Least squares through the 3, 9 and 16 clients of benchmarks/results/anonymous.md.
+MASK_S = 1.3e-9
+STREAM_S = 0.22e-9
 STATES, MESSAGE_S = 11, 5e-5  # of an anonymous exchange; of each small message between two participants
 
 
@@ -34,7 +38,11 @@ class Job:
     rows: int
 
 
-TASKS = (Job("code generation", 9, 7_954), Job("question answering", 8, 15_015), Job("mathematical reasoning", 3, 7_473))
+TASKS = (
+    Job("code generation", 9, 7_954),
+    Job("question answering", 8, 15_015),
+    Job("mathematical reasoning", 3, 7_473),
+)
 
 
 @dataclass(frozen=True)
@@ -67,16 +75,28 @@ class Outcome:
 
 
 def outcome(way: Way, task: Task, rows: int) -> Outcome:
-    """A training that sees `rows` rows in all. With federation.staleness=1 the exchange hides behind the next round's local steps."""
+    """A training that sees `rows` rows in all. With federation.staleness=1 the exchange hides behind the next
+    round's local steps.
+    """
     train = task.local_steps * way.step
     one = max(train, way.exchange) if task.staleness else train + way.exchange
     rounds = math.ceil(rows / (way.rows * task.local_steps))
-    return Outcome(rounds, one, rounds * one + (min(train, way.exchange) if task.staleness else 0.0), way.rows * task.tokens * task.local_steps / one)
+    return Outcome(
+        rounds,
+        one,
+        rounds * one + (min(train, way.exchange) if task.staleness else 0.0),
+        way.rows * task.tokens * task.local_steps / one,
+    )
 
 
 def ways(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> list[Way]:
-    """The planner's choice, each client's pipeline over its ranks, and each cluster's over all of them; all with the same rows in a step of a client."""
-    return [_planned(task, topology, nodes), *(_pipelined(scope, task, topology, nodes) for scope in ("client", "cluster"))]
+    """The planner's choice, each client's pipeline over its ranks, and each cluster's over all of them; all
+    with the same rows in a step of a client.
+    """
+    return [
+        _planned(task, topology, nodes),
+        *(_pipelined(scope, task, topology, nodes) for scope in ("client", "cluster")),
+    ]
 
 
 def _planned(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Way:
@@ -84,10 +104,18 @@ def _planned(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Way:
         found = plan(task, topology, nodes)
     except PlanError as error:
         return Way("planned", str(error).partition(". Each of these")[0])
-    memories, seconds = [c.forecast.memory for c in found.clusters], [c.forecast.seconds for c in found.clusters]
-    return Way("planned", f"engine.tier={found.setting.tier}, {found.setting.accumulation} x {found.setting.micro_batch} rows a rank",
-               max(m.gpu_bytes for m in memories), max(m.ram_bytes for m in memories), max(s.total for s in seconds),
-               _rows(task, topology), max(s.exchange for s in seconds))
+    memories = [c.forecast.memory for c in found.clusters]
+    seconds = [c.forecast.seconds for c in found.clusters]
+    return Way(
+        "planned",
+        f"engine.tier={found.setting.tier}, {found.setting.accumulation} x {found.setting.micro_batch} rows "
+        "a rank",
+        max(m.gpu_bytes for m in memories),
+        ram_bytes=max(m.ram_bytes for m in memories),
+        step=max(s.total for s in seconds),
+        rows=_rows(task, topology),
+        exchange=max(s.exchange for s in seconds),
+    )
 
 
 def _rows(task: Task, topology: Topology) -> int:
@@ -111,34 +139,57 @@ def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, N
     for ranks, owners in pipelines.items():
         places = [place_of(topology, nodes, rank) for rank in ranks]
         kinds += [(places, owners)] if (places, owners) not in kinds else []
-    # A client's step has the rows that all of its ranks would take by themselves; in a cluster of unlike clients, those of the largest.
-    found = [_best(scope, task, places, owners, task.rows * max(place.client_ranks for place in places)) for places, owners in kinds]
+    # A client's step has the rows that all of its ranks would take by themselves; in a cluster of unlike
+    # clients, those of the largest.
+    found = [
+        _best(scope, task, places, owners, task.rows * max(place.client_ranks for place in places))
+        for places, owners in kinds
+    ]
     if None in found:
         return Way(name, "does not fit: weights and activations of some stage are too large")
     slowest = max(found, key=lambda one: one.seconds)
     exchange = max(exchange_s(task, places[0]) for places, _ in kinds)
-    return Way(name, _told(slowest), max(one.device for one in found), max(one.ram for one in found), slowest.seconds, _rows(task, topology), exchange)
+    return Way(
+        name,
+        _told(slowest),
+        max(one.device for one in found),
+        ram_bytes=max(one.ram for one in found),
+        step=slowest.seconds,
+        rows=_rows(task, topology),
+        exchange=exchange,
+    )
 
 
-def _best(scope: str, task: Task, places: Sequence[Place], owners: Sequence[int], rows: int) -> PipelineForecast | None:
+def _best(
+    scope: str, task: Task, places: Sequence[Place], owners: Sequence[int], rows: int
+) -> PipelineForecast | None:
     """The fastest division of a client's rows into micro-batches."""
     found = []
     for micro_batch in (size for size in MICRO_BATCHES if rows % size == 0):
         micros = rows // micro_batch
-        found.append(cluster_pipeline(task, places, owners, micro_batch, micros) if scope == "cluster" else
-                     client_pipeline(task, places, len(owners), micro_batch, micros))
+        found.append(
+            cluster_pipeline(task, places, owners, micro_batch, micros)
+            if scope == "cluster"
+            else client_pipeline(task, places, len(owners), micro_batch, micros)
+        )
     return min(filter(None, found), key=lambda one: one.seconds, default=None)
 
 
 def _told(found: PipelineForecast) -> str:
-    sizes = "blocks loaded by turns" if found.loads else f"stages of {'+'.join(map(str, found.chunks))} blocks"
-    return f"{sizes}, idle {found.bubble:.0%}" + (", computed again" if found.recompute and not found.loads else "")
+    sizes = (
+        "blocks loaded by turns" if found.loads else f"stages of {'+'.join(map(str, found.chunks))} blocks"
+    )
+    return f"{sizes}, idle {found.bubble:.0%}" + (
+        ", computed again" if found.recompute and not found.loads else ""
+    )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Rounds of many clients, each on a server of its own. Seconds of a round's exchange, in the clear and masked; CPU-seconds of the latter for each client;
-    seconds of a masked round, one after the other and with the exchange behind the next round's training."""
+    """Rounds of many clients, each on a server of its own. Seconds of a round's exchange, in the clear and
+    masked; CPU-seconds of the latter for each client; seconds of a masked round, one after the other and with
+    the exchange behind the next round's training.
+    """
 
     clients: int
     plain: float
@@ -151,32 +202,54 @@ class Scale:
 
 def scale(task: Task, way: Way, link_rate: float, clients: int) -> Scale:
     """Args: way: of one client, on one server. link_rate: bytes/s of each server's link."""
-    nbytes, train = 4 * task.trainable, task.local_steps * way.step
+    nbytes = 4 * task.trainable
+    train = task.local_steps * way.step
     plain = 2 * (clients - 1) / clients * nbytes / link_rate + 2 * clients * MESSAGE_S
     cpu = nbytes * (MASK_S + STREAM_S * clients)
     masked = (RELAYS + 2) * nbytes / link_rate + STATES * clients * MESSAGE_S + cpu
     hidden = max(train, masked)
-    return Scale(clients, plain, masked, cpu, train + masked, hidden, clients * way.rows * task.tokens * task.local_steps / hidden)
+    return Scale(
+        clients,
+        plain,
+        masked,
+        masked_cpu=cpu,
+        round=train + masked,
+        hidden=hidden,
+        rate=clients * way.rows * task.tokens * task.local_steps / hidden,
+    )
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """One model: (task, what is trained, ways with their outcomes); the fastest way of a client that has a server to itself, at scale."""
+    """One model: (task, what is trained, ways with their outcomes); the fastest way of a client that has a
+    server to itself, at scale.
+    """
 
     tasks: list[tuple[Job, Task, list[tuple[Way, Outcome | None]]]]
     alone: Way
     scales: list[Scale]
 
 
-def simulated(jobs: Sequence[tuple[Job, Task, Topology, Mapping[str, Node]]], alone: Sequence[tuple[Task, Topology, Mapping[str, Node]]], epochs: int,
-              counts: Sequence[int]) -> Simulated:
+def simulated(
+    jobs: Sequence[tuple[Job, Task, Topology, Mapping[str, Node]]],
+    alone: Sequence[tuple[Task, Topology, Mapping[str, Node]]],
+    epochs: int,
+    counts: Sequence[int],
+) -> Simulated:
     """Args: alone: one client on each kind of host by itself; the slowest counts at scale."""
     tasks = []
     for job, task, topology, nodes in jobs:
         found = ways(task, topology, nodes)
-        tasks.append((job, task, [(way, outcome(way, task, epochs * job.rows) if way.step is not None else None) for way in found]))
-    best = [(task, min(able, key=lambda way: way.step), nodes) for task, topology, nodes in alone
-            if (able := [way for way in ways(task, topology, nodes)[:2] if way.step is not None])]
+        tasks.append((
+            job,
+            task,
+            [(way, outcome(way, task, epochs * job.rows) if way.step is not None else None) for way in found],
+        ))
+    best = [
+        (task, min(able, key=lambda way: way.step), nodes)
+        for task, topology, nodes in alone
+        if (able := [way for way in ways(task, topology, nodes)[:2] if way.step is not None])
+    ]
     if len(best) < len(alone):
         return Simulated(tasks, Way("none", "some host holds no way by itself"), [])
     task, slowest, _ = max(best, key=lambda one: one[1].step / one[1].rows)

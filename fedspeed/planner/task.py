@@ -14,17 +14,26 @@ from fedspeed.planner.hardware import OF_PEAK, Device, Node, common_type
 from fedspeed.planner.plan import Task
 from fedspeed.planner.timing import matrix_rate
 
-MOST_ROWS = 4096
+MAX_ROWS = 4096
 
 
-def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: Sequence, *, rows: int | None = None,
-            micro_batch: int | None = None, quantised: bool = False) -> Task:
+def task_of(
+    config: RunConfig,
+    ds_config: Mapping,
+    shape: ModelShape,
+    devices: Sequence,
+    *,
+    rows: int | None = None,
+    micro_batch: int | None = None,
+    quantised: bool = False,
+) -> Task:
     """The task that a configuration describes.
 
     Args:
         ds_config: its merged DeepSpeed section.
         devices: those that will work; they decide about the numeric type where model.dtype is auto.
-        rows: sequences of a step on each rank, where they shall differ from train.micro_batch * train.accumulation.
+        rows: sequences of a step on each rank, where they shall differ from train.micro_batch *
+            train.accumulation.
         micro_batch: to be kept as it is; else the plan chooses how to divide the rows.
         quantised: whether a base in 8 or 4 bits may be proposed.
 
@@ -33,21 +42,46 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
             does not fit the model.
     """
     if config.adapter.method == "blocks":
-        raise PlanError("adapter.method=blocks: the planner knows lora and full only; what chosen blocks need lies between the two")
+        raise PlanError(
+            "adapter.method=blocks: the planner knows lora and full only; what chosen blocks need lies "
+            "between the two"
+        )
     if config.data.max_tokens > shape.positions > 0:
-        raise PlanError(f"data.max_tokens={config.data.max_tokens}: {shape.name} has {shape.positions} positions; set data.max_tokens={shape.positions}")
+        raise PlanError(
+            f"data.max_tokens={config.data.max_tokens}: {shape.name} has {shape.positions} positions; set "
+            f"data.max_tokens={shape.positions}"
+        )
     rows = rows or config.train.micro_batch * config.train.accumulation
-    if rows > MOST_ROWS:
-        raise PlanError(f"{rows} rows in a step: the planner takes at most {MOST_ROWS}")
+    if rows > MAX_ROWS:
+        raise PlanError(f"{rows} rows in a step: the planner takes at most {MAX_ROWS}")
     if micro_batch and rows % micro_batch:
         fitting = max(m for m in range(1, min(micro_batch, rows) + 1) if rows % m == 0)
-        raise PlanError(f"--micro-batch={micro_batch} does not divide the {rows} rows of a step; choose --micro-batch={fitting}, or other --rows")
-    task = Task(shape, config.data.clients, config.data.max_tokens, rows, micro_batch, common_type(devices, config.model.dtype),
-                config.adapter.method, config.adapter.lora_rank, config.adapter.targets, config.adapter.dropout, config.train.optimizer,
-                config.train.local_steps, stage=zero_stage(ds_config),
-                offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu" or config.engine.base_reads == "one_sided",
-                quantised=quantised, cleared=_cleared(config),
-                staleness=config.federation.staleness, matmul=config.engine.matmul, folded_rank=_folded_rank(config))
+        raise PlanError(
+            f"--micro-batch={micro_batch} does not divide the {rows} rows of a step; choose "
+            f"--micro-batch={fitting}, or other --rows"
+        )
+    task = Task(
+        shape,
+        config.data.clients,
+        config.data.max_tokens,
+        rows=rows,
+        micro_batch=micro_batch,
+        dtype=common_type(devices, config.model.dtype),
+        method=config.adapter.method,
+        lora_rank=config.adapter.lora_rank,
+        targets=config.adapter.targets,
+        dropout=config.adapter.dropout,
+        optimizer=config.train.optimizer,
+        local_steps=config.train.local_steps,
+        stage=zero_stage(ds_config),
+        offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu"
+        or config.engine.base_reads == "one_sided",
+        quantised=quantised,
+        cleared=_cleared(config),
+        staleness=config.federation.staleness,
+        matmul=config.engine.matmul,
+        folded_rank=_folded_rank(config),
+    )
     _ = task.trainable  # names of targets that the model lacks are met here
     for device in devices:
         _check_arithmetic(task, device)
@@ -55,15 +89,22 @@ def task_of(config: RunConfig, ds_config: Mapping, shape: ModelShape, devices: S
 
 
 def _folded_rank(config: RunConfig) -> int:
-    """The most that a method's folded adapter grows to: each round by the factors of all clients that are asked."""
+    """The most that a method's folded adapter grows to: each round by the factors of all clients that are
+    asked.
+    """
     if not METHODS[config.federation.method.name].folds:
         return 0
-    return config.federation.rounds * (config.federation.clients_per_round or config.data.clients) * config.adapter.lora_rank
+    return (
+        config.federation.rounds
+        * (config.federation.clients_per_round or config.data.clients)
+        * config.adapter.lora_rank
+    )
 
 
 def _cleared(config: RunConfig) -> tuple[str, ...]:
-    """Words that take back what a configuration says of the engine and the plan does not, and that say what it
-    counts on."""
+    """Words that take back what a configuration says of the engine and the plan does not, and that say what
+    it counts on.
+    """
     words = ["engine.base_gib=0"] if config.engine.base_gib else []
     words += ["engine.pipeline=none"] if config.engine.pipeline != "none" else []
     words += [f"engine.matmul={config.engine.matmul}"] if config.engine.matmul != "default" else []
@@ -76,10 +117,16 @@ def _check_arithmetic(task: Task, device: Device) -> None:
     if wanted is None:
         return
     if device.kind != "gpu":
-        raise PlanError(f"engine.matmul={task.matmul} is arithmetic of NVIDIA cards, and {device.name} is none; set engine.matmul=default")
+        raise PlanError(
+            f"engine.matmul={task.matmul} is arithmetic of NVIDIA cards, and {device.name} is none; set "
+            "engine.matmul=default"
+        )
     if task.dtype != wanted:
-        raise PlanError(f"engine.matmul={task.matmul} changes products of {wanted} numbers, but this run computes in {task.dtype}; set "
-                        f"engine.matmul=default, or model.dtype={wanted}")
+        raise PlanError(
+            f"engine.matmul={task.matmul} changes products of {wanted} numbers, but this run computes in "
+            f"{task.dtype}; set "
+            f"engine.matmul=default, or model.dtype={wanted}"
+        )
     matrix_rate(task, device)
 
 
@@ -89,8 +136,15 @@ def notes_of(topology: Topology, nodes: Mapping[str, Node]) -> list[str]:
     for name, node in nodes.items():
         if node.assumed:
             assumed.setdefault(node.assumed, []).append(name)
-    notes = [f"{', '.join(hosts)}: {' and '.join(facts)} assumed; state them in the hostfile, or measure with `fedspeed probe`"
-             for facts, hosts in assumed.items()]
+    notes = [
+        f"{', '.join(hosts)}: {' and '.join(facts)} assumed; state them in the hostfile, or measure with "
+        "`fedspeed probe`"
+        for facts, hosts in assumed.items()
+    ]
     sources = {node.device.name: node.device.source for node in nodes.values()}
-    notes += [f"{name}: speeds {source}" + (f", {OF_PEAK:.0%} of the peak matrix rate" if source == "published" else "") for name, source in sources.items()]
+    notes += [
+        f"{name}: speeds {source}"
+        + (f", {OF_PEAK:.0%} of the peak matrix rate" if source == "published" else "")
+        for name, source in sources.items()
+    ]
     return notes + list(warnings(topology))

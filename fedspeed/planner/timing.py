@@ -1,8 +1,8 @@
 """Seconds of one optimizer step, by cause. Pure.
 
-Arithmetic is c N t operations for t tokens through N frozen parameters: c = 4 for forward and gradients of inputs, 6 where blocks are computed
-again. Loads and block inputs travel beside it; what does not hide is found by walking through one step
-(`walk`).
+Arithmetic is c N t operations for t tokens through N frozen parameters: c = 4 for forward and gradients of
+inputs, 6 where blocks are computed again. Loads and block inputs travel beside it; what does not hide is
+found by walking through one step (`walk`).
 """
 
 from fedspeed.errors import PlanError
@@ -24,27 +24,35 @@ COLLECTIVE_START = 5e-5  # of one collective, per rank that takes part
 def seconds_of(task: Task, setting: Setting, place: Place) -> Seconds:
     """One optimizer step of every client of a rank: as many passes as it takes to seat them all."""
     if setting.tier == "stock":
-        causes, loads = _stock(task, setting, place), 0.0
-        return Seconds({cause: place.carried * t for cause, t in causes.items()}, loads, exchange_s(task, place))
-    seats = min(setting.seats, place.carried)
-    full, rest = divmod(place.carried, seats)
-    causes, loads = _pass(task, setting, place, seats)
-    causes, loads = {cause: full * t for cause, t in causes.items()}, full * loads
+        causes = _stock(task, setting, place)
+        loads = 0.0
+        return Seconds(
+            {cause: place.carried * t for cause, t in causes.items()}, loads, exchange_s(task, place)
+        )
+    client_slots = min(setting.client_slots, place.carried)
+    full, rest = divmod(place.carried, client_slots)
+    causes, loads = _pass(task, setting, place, client_slots)
+    causes = {cause: full * t for cause, t in causes.items()}
+    loads = full * loads
     if rest:
         more, more_loads = _pass(task, setting, place, rest)
-        causes, loads = {cause: t + more[cause] for cause, t in causes.items()}, loads + more_loads
+        causes = {cause: t + more[cause] for cause, t in causes.items()}
+        loads = loads + more_loads
     return Seconds(causes, loads, exchange_s(task, place))
 
 
 def arithmetic_of(task: Task, setting: Setting, place: Place) -> float:
     """Seconds of a step if nothing had to be waited for: no setting with as many kept activations can be
-    faster."""
+    faster.
+    """
     if setting.tier == "stock":
         return seconds_of(task, setting, place).total
-    visits, n, seats = visits_of(task, setting, place), task.shape.layers, min(setting.seats, place.carried)
-    full, rest = divmod(place.carried, seats)
+    visits = visits_of(task, setting, place)
+    n = task.shape.layers
+    client_slots = min(setting.client_slots, place.carried)
+    full, rest = divmod(place.carried, client_slots)
     cells = place.carried * setting.accumulation
-    kept = full * kept_of(task, setting, seats * setting.accumulation)
+    kept = full * kept_of(task, setting, client_slots * setting.accumulation)
     kept += kept_of(task, setting, rest * setting.accumulation)
     computed = (
         cells * (n * (visits.forward + visits.gradients) + visits.head)
@@ -54,7 +62,9 @@ def arithmetic_of(task: Task, setting: Setting, place: Place) -> float:
 
 
 def exchange_s(task: Task, place: Place) -> float:
-    """One round's exchange of updates: every gateway sends and receives 2 (n-1)/n of a vector of fp32; gateways of a node share its link."""
+    """One round's exchange of updates: every gateway sends and receives 2 (n-1)/n of a vector of fp32;
+    gateways of a node share its link.
+    """
     n = place.participants
     rate = place.node.link_rate if n > place.participants_here else place.node.local_rate
     return 2 * (n - 1) / n * task.trainable * 4 * place.participants_here / rate if n > 1 else 0.0
@@ -62,8 +72,10 @@ def exchange_s(task: Task, place: Place) -> float:
 
 def load_s(nbytes: int, setting: Setting, place: Place) -> float:
     """Bringing one unit of the base onto the device, one of many. Ranks of a node share its memory's, its
-    disk's and its link's bandwidth."""
-    node, here = place.node, place.ranks_here
+    disk's and its link's bandwidth.
+    """
+    node = place.node
+    here = place.ranks_here
     copying = nbytes / copy_rate(node.device.host_rate, place)
     if setting.tier == "ram":
         return LOAD_START + copying
@@ -77,13 +89,17 @@ def load_s(nbytes: int, setting: Setting, place: Place) -> float:
 
 def copy_rate(rate: float, place: Place) -> float:
     """Bytes/s of a copy between host memory and the device at `rate`, or within host memory where that is the
-    device's."""
-    node, here = place.node, place.ranks_here
+    device's.
+    """
+    node = place.node
+    here = place.ranks_here
     return min(rate, 2 * node.ram_rate / here) if node.device.kind == "gpu" else node.ram_rate / here
 
 
 def gather_s(nbytes: int, ranks: int, nodes: int, place: Place) -> float:
-    """All-gather in a ring: across nodes all but a node's own part crosses its link once, however many ranks it has."""
+    """All-gather in a ring: across nodes all but a node's own part crosses its link once, however many ranks
+    it has.
+    """
     start = COLLECTIVE_START * ranks
     if nodes > 1:
         return start + nbytes * (nodes - 1) / nodes / place.node.link_rate
@@ -104,7 +120,8 @@ def matrix_rate(task: Task, device: Device) -> float:
     if task.matmul == "tf32" and task.dtype == "fp32":
         if not device.tf32:
             raise PlanError(
-                f"engine.matmul=tf32: no rate of tf32 is known of {device.name}, which cards before Ampere do not "
+                f"engine.matmul=tf32: no rate of tf32 is known of {device.name}, which cards before Ampere "
+                "do not "
                 "have; set engine.matmul=default, or run `fedspeed probe` on it"
             )
         return device.tf32
@@ -113,8 +130,10 @@ def matrix_rate(task: Task, device: Device) -> float:
 
 def visits_of(task: Task, setting: Setting, place: Place) -> Visits:
     """What one micro-batch takes in one block: arithmetic and reading the weights once (which makes small
-    micro-batches dearer), but not less than starting the kernels."""
-    shape, device = task.shape, place.node.device
+    micro-batches dearer), but not less than starting the kernels.
+    """
+    shape = task.shape
+    device = place.node.device
     shared = place.ranks_here if device.kind == "cpu" else 1
     rate = matrix_rate(task, device) / shared
     attention_rate = device.flops[task.dtype] / shared
@@ -145,8 +164,10 @@ def _carry_s(nbytes: int, setting: Setting, place: Place) -> float:
 
 def base_of(task: Task, setting: Setting, place: Place, carried: float) -> Base:
     """Where the blocks are and how long they take to come. `carried`: seconds in which the inputs of one
-    block go to the host."""
-    n, unit = task.shape.layers, sizes(task.shape, task.type_bytes)
+    block go to the host.
+    """
+    n = task.shape.layers
+    unit = sizes(task.shape, task.type_bytes)
     if setting.tier not in STREAMED:
         return Base(n, 0, 0.0, frozenset(range(n)))
     resident = frozenset(spread(n, setting.resident_blocks)) if setting.resident_blocks else frozenset()
@@ -154,7 +175,8 @@ def base_of(task: Task, setting: Setting, place: Place, carried: float) -> Base:
     # stays in it.
     ahead = load_s(unit.head, setting, place) if setting.tier in ("client", "cluster") and unit.head else 0.0
     shares_engine = setting.tier == "ram"
-    alone, both = place.node.device.host_rate, place.node.device.both_rate
+    alone = place.node.device.host_rate
+    both = place.node.device.both_rate
     slowed = carried * max(0.0, 1 - both / alone) if shares_engine and both else 0.0
     load = load_s(unit.block, setting, place)
     return Base(
@@ -162,12 +184,12 @@ def base_of(task: Task, setting: Setting, place: Place, carried: float) -> Base:
     )
 
 
-def _pass(task: Task, setting: Setting, place: Place, seats: int) -> tuple[dict[str, float], float]:
-    """(causes, seconds of all loads) of one layer-major pass over `seats` clients."""
+def _pass(task: Task, setting: Setting, place: Place, client_slots: int) -> tuple[dict[str, float], float]:
+    """(causes, seconds of all loads) of one layer-major pass over `client_slots` clients."""
     n = task.shape.layers
-    cells = seats * setting.accumulation
+    cells = client_slots * setting.accumulation
     visits = visits_of(task, setting, place)
-    update = _update(task, place, seats)
+    update = _update(task, place, client_slots)
     base = base_of(task, setting, place, cells * visits.carry)
     kept = kept_of(task, setting, cells)
     step = walk(visits, base, cells, inputs=setting.block_inputs, kept=kept, fixed=sum(update.values()))
@@ -190,7 +212,9 @@ def _pass(task: Task, setting: Setting, place: Place, seats: int) -> tuple[dict[
 
 
 def _stock(task: Task, setting: Setting, place: Place) -> dict[str, float]:
-    visits, n, cells = visits_of(task, setting, place), task.shape.layers, setting.accumulation
+    visits = visits_of(task, setting, place)
+    n = task.shape.layers
+    cells = setting.accumulation
     return {
         "forward": n * cells * visits.forward,
         "again": n * cells * visits.again,
@@ -199,9 +223,14 @@ def _stock(task: Task, setting: Setting, place: Place) -> dict[str, float]:
     } | _update(task, place, 1)
 
 
-def _update(task: Task, place: Place, seats: int) -> dict[str, float]:
-    """Summing gradients over a client's ranks, and the optimizer, which reads and writes copies, masters, moments and gradients."""
-    p, n = task.trainable, place.client_ranks
+def _update(task: Task, place: Place, client_slots: int) -> dict[str, float]:
+    """Summing gradients over a client's ranks, and the optimizer, which reads and writes copies, masters,
+    moments and gradients.
+    """
+    p = task.trainable
+    n = place.client_ranks
     reduce = 2 * gather_s(p * task.type_bytes, n, place.client_nodes, place) if n > 1 else 0.0
-    return {"optimizer": seats * (OPTIMIZER_START + 40 * p / place.node.device.memory_rate), "client's ranks": seats * reduce}
-
+    return {
+        "optimizer": client_slots * (OPTIMIZER_START + 40 * p / place.node.device.memory_rate),
+        "client's ranks": client_slots * reduce,
+    }

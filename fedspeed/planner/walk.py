@@ -17,13 +17,15 @@ DEVICE = "device"  # block inputs stay on the device
 HOST = "host"  # they travel on streams of their own, one block ahead
 # What the engine did before, for comparison: they travel on the compute stream, either between the loads or
 # behind those that are under way.
-INLINE, BEHIND_LOADS = "inline", "behind loads"
+INLINE = "inline"
+BEHIND_LOADS = "behind loads"
 
 
 @dataclass(frozen=True)
 class Visits:
     """Seconds that one micro-batch spends in one block: forward, again in the backward pass, its gradients;
-    in the head; and one of its block inputs on the way to the host or back."""
+    in the head; and one of its block inputs on the way to the host or back.
+    """
 
     forward: float
     again: float
@@ -57,7 +59,8 @@ class Base:
 @dataclass(frozen=True)
 class Step:
     """Seconds of a step; of them the compute stream waited for loads, and for block inputs or their
-    transfers."""
+    transfers.
+    """
 
     seconds: float
     waited_for_loads: float

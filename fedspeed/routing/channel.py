@@ -1,4 +1,5 @@
-"""Messages from one participant to one other, beside the exchange that all make together: what split learning needs.
+"""Messages from one participant to one other, beside the exchange that all make together: what split learning
+needs.
 
 A message is a set of named arrays in the safetensors format, so nothing that was received is ever executed.
 """
@@ -40,7 +41,9 @@ class Channel:
         Raises:
             LostPeerError: the peer is gone.
         """
-        data = bytearray(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))  # torch takes no read-only ones
+        data = bytearray(
+            save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        )  # torch takes no read-only ones
         try:
             self._transport.send(peer, np.frombuffer(data, np.uint8), self._deadline_s)
         except TransportError as error:
@@ -60,8 +63,11 @@ class Channel:
         try:
             return load(data.tobytes())
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise FedSpeedError(f"{self._named(peer)} sent a message that holds no arrays ({error}); all must run the same version "
-                                "of FedSpeed") from error
+            raise FedSpeedError(
+                f"{self._named(peer)} sent a message that holds no arrays ({error}); all must run the same "
+                "version "
+                "of FedSpeed"
+            ) from error
 
     def _named(self, peer: int) -> str:
         return self._names[peer] if self._names else f"participant {peer}"

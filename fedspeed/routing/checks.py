@@ -18,12 +18,15 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
         ConfigError: too few participants, what the settled mode forbids, or a package that it lacks.
             FedSpeedError: a site's files are wrong.
     """
-    routing, count = config.routing, len(topology.contributors)
+    routing = config.routing
+    count = len(topology.contributors)
     if routing.between_organisations:
         if count != 1:
-            raise ConfigError(f"routing.transport={routing.transport}: a site is one participant, but its "
-                              f"{len(topology.ranks)} ranks carry clients of {count}; set data.clients=1, or "
-                              "cluster.local_ranks=1")
+            raise ConfigError(
+                f"routing.transport={routing.transport}: a site is one participant, but its "
+                f"{len(topology.ranks)} ranks carry clients of {count}; set data.clients=1, or "
+                "cluster.local_ranks=1"
+            )
         from fedspeed.routing.identity import membership  # needs cryptography, which a plain run does without
 
         count = len(membership(routing)[1].members)
@@ -31,16 +34,23 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
     if broken := problems(replace(config, routing=routing)):
         raise ConfigError("; ".join(broken))
     if routing.anonymous and find_spec("cryptography") is None:
-        raise ConfigError(f"routing.mode={routing.mode} needs the package cryptography, which is not "
-                          f"installed for {sys.executable}: pip install "
-                          "cryptography, or set routing.mode=plain inside one trust domain")
+        raise ConfigError(
+            f"routing.mode={routing.mode} needs the package cryptography, which is not "
+            f"installed for {sys.executable}: pip install "
+            "cryptography, or set routing.mode=plain inside one trust domain"
+        )
     if config.has_server and find_spec("cryptography") is None:
-        raise ConfigError(f"federation.method={config.federation.method.name} has a server, whose results are signed by the "
-                          f"package cryptography, which is not installed for {sys.executable}: pip install cryptography")
+        raise ConfigError(
+            f"federation.method={config.federation.method.name} has a server, whose results are signed by "
+            "the "
+            f"package cryptography, which is not installed for {sys.executable}: pip install cryptography"
+        )
     if routing.anonymous and count < routing.min_participants:
-        raise ConfigError(f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: "
-                          f"a sum of fewer than {routing.min_participants} says too much about each; set "
-                          "routing.mode=plain inside one trust domain, or more ranks (cluster.local_ranks, or the hostfile)")
+        raise ConfigError(
+            f"routing.mode={routing.mode} with {count} participant{'s' if count > 1 else ''}: "
+            f"a sum of fewer than {routing.min_participants} says too much about each; set "
+            "routing.mode=plain inside one trust domain, or more ranks (cluster.local_ranks, or the hostfile)"
+        )
     return routing, count
 
 
@@ -48,6 +58,8 @@ def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:
     """What `routing.mode=auto` has come to, where it is not what its name is known for."""
     if asked.mode != "auto" or asked.settled(participants).anonymous or participants < 2:
         return []
-    return [f"routing.mode=plain for {participants} participants: a masked sum of fewer than "
-            f"{asked.min_participants} would say too much about each, so that updates travel in the clear "
-            "inside this job"]
+    return [
+        f"routing.mode=plain for {participants} participants: a masked sum of fewer than "
+        f"{asked.min_participants} would say too much about each, so that updates travel in the clear "
+        "inside this job"
+    ]

@@ -24,7 +24,8 @@ _LOOK_S = 1.0  # between two looks at who has been lost
 
 class RollCall(Protocol):
     """Out-of-band knowledge of who has reached an exchange, used to name the missing when one fails, and of
-    who has been lost, which makes it fail."""
+    who has been lost, which makes it fail.
+    """
 
     def arrive(self, tag: int) -> None: ...
 
@@ -68,10 +69,12 @@ class Handle:
     """An exchange under way."""
 
     def __init__(self, future: futures.Future, tag: int, roll: RollCall):
-        self._future, self._tag, self._roll = future, tag, roll
-        self.idle_s = 0.0      # seconds until the last participant had arrived
+        self._future = future
+        self._tag = tag
+        self._roll = roll
+        self.idle_s = 0.0  # seconds until the last participant had arrived
         self.exchange_s = 0.0  # seconds the vectors travelled
-        self.clipped = 0       # see Outcome
+        self.clipped = 0  # see Outcome
 
     def wait(self, deadline_s: float) -> tuple[np.ndarray, float]:
         """(sum of the vectors, sum of the weights).
@@ -92,12 +95,16 @@ class Handle:
             outcome = self._future.result()
         except TransportError as error:
             raise self._failure(str(error)) from error
-        self.idle_s, self.exchange_s, self.clipped = outcome.idle_s, outcome.exchange_s, outcome.clipped
+        self.idle_s = outcome.idle_s
+        self.exchange_s = outcome.exchange_s
+        self.clipped = outcome.clipped
         return outcome.total, outcome.weight
 
     def _failure(self, reason: str) -> LostPeerError:
         missing = self._roll.missing(self._tag)
-        names = ", ".join(missing) if missing else "at least one participant (all had arrived: lost on the way)"
+        names = (
+            ", ".join(missing) if missing else "at least one participant (all had arrived: lost on the way)"
+        )
         return LostPeerError(f"the update of {names} is missing: {reason}")
 
 
@@ -119,7 +126,8 @@ class Exchange(ABC):
     @property
     def patience_s(self) -> float:
         """How long `Handle.wait` should wait at most: longer than the exchange itself, which knows better
-        what it lacks."""
+        what it lacks.
+        """
         return self._deadline_s
 
     def start(self, vector: np.ndarray, weight: float, parts: Sequence[int] | None = None) -> Handle:
@@ -136,7 +144,9 @@ class Exchange(ABC):
         """
         parts = (vector.size,) if parts is None else tuple(parts)
         if vector.dtype not in DTYPES or vector.ndim != 1:
-            raise ValueError(f"an exchange takes a float32 or float64 vector, not {vector.dtype} {vector.shape}")
+            raise ValueError(
+                f"an exchange takes a float32 or float64 vector, not {vector.dtype} {vector.shape}"
+            )
         if sum(parts) != vector.size:
             raise ValueError(f"parts of {sum(parts)} values together, in a vector of {vector.size}")
         tag = self._tag
@@ -188,8 +198,8 @@ class Exchange(ABC):
             raise LostPeerError(f"a participant is missing: {error}") from error
 
     def gather(self, mine: np.ndarray) -> np.ndarray:
-        """What every participant says to all, in the clear: [participants, n] on everyone. Not while an exchange is under
-        way.
+        """What every participant says to all, in the clear: [participants, n] on everyone. Not while an
+        exchange is under way.
 
         Args:
             mine: [n]; its length and dtype are the same on all.
@@ -228,23 +238,26 @@ class PlainExchange(Exchange):
     """
 
     def _run(self, tag: int, vector: np.ndarray, weight: float, parts: tuple[int, ...]) -> Outcome:
-        transport, begin = self._transport, time.perf_counter()
+        transport = self._transport
+        begin = time.perf_counter()
         head = np.array([tag, vector.size, DTYPES.index(vector.dtype), weight])
         heads = all_gather(transport, head, self._deadline_s)
         arrived = time.perf_counter()
         if (heads[:, :3] != head[:3]).any():
             told = ", ".join(f"({tag:.0f}, {length:.0f}, {dtype:.0f})" for tag, length, dtype in heads[:, :3])
-            raise FedSpeedError(f"participants disagree on the exchange: (tag, length, dtype) are [{told}]; "
-                                "all sites must run the same configuration and version")
+            raise FedSpeedError(
+                f"participants disagree on the exchange: (tag, length, dtype) are [{told}]; "
+                "all sites must run the same configuration and version"
+            )
         _check_amounts("a weight", heads[:, 3])
         chunk = -(-vector.size // transport.size)
-        parts = [vector[i * chunk:(i + 1) * chunk] for i in range(transport.size)]
+        parts = [vector[i * chunk : (i + 1) * chunk] for i in range(transport.size)]
         parts = [np.pad(p, (0, chunk - p.size)) if p.size < chunk else p for p in parts]
         mine = all_to_all(transport, parts, self._deadline_s)
         total = np.zeros(chunk)
         for part in mine:
             total += part
-        whole = all_gather(transport, total.astype(vector.dtype), self._deadline_s).reshape(-1)[:vector.size]
+        whole = all_gather(transport, total.astype(vector.dtype), self._deadline_s).reshape(-1)[: vector.size]
         return Outcome(whole, float(heads[:, 3].sum()), arrived - begin, time.perf_counter() - arrived)
 
 
@@ -259,5 +272,7 @@ def _check_amounts(what: str, told: np.ndarray) -> None:
     """
     wrong = np.flatnonzero(~(np.isfinite(told) & (told >= 0)))
     if wrong.size:
-        raise FedSpeedError(f"participant {wrong[0]} tells {what} of {told[wrong[0]]}, which is none; all "
-                            "must run the same version of FedSpeed")
+        raise FedSpeedError(
+            f"participant {wrong[0]} tells {what} of {told[wrong[0]]}, which is none; all "
+            "must run the same version of FedSpeed"
+        )

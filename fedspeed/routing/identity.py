@@ -1,7 +1,8 @@
 """Who takes part: identities, and the signed roster that says whose they are.
 
-An identity is an Ed25519 key with a certificate that it has signed itself; the certificate is public, and its key is the name of the organisation as far
-as machines are concerned. A roster lists the members of a federation, signed by whoever runs it; every site pins the signer's key.
+An identity is an Ed25519 key with a certificate that it has signed itself; the certificate is public, and its
+key is the name of the organisation as far as machines are concerned. A roster lists the members of a
+federation, signed by whoever runs it; every site pins the signer's key.
 """
 
 import datetime
@@ -14,7 +15,13 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from fedspeed.errors import FedSpeedError
@@ -45,7 +52,12 @@ class Card:
     @cached_property
     def key(self) -> bytes:
         """The identity: 32 bytes."""
-        return x509.load_pem_x509_certificate(self.certificate.encode()).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return (
+            x509
+            .load_pem_x509_certificate(self.certificate.encode())
+            .public_key()
+            .public_bytes(Encoding.Raw, PublicFormat.Raw)
+        )
 
     @property
     def place(self) -> tuple[str, int]:
@@ -54,8 +66,9 @@ class Card:
 
 @dataclass(frozen=True)
 class Roster:
-    """Members in their order, which numbers them. `digest` is of all that the signer has signed, `server` the number of the one that is the
-    server of a method that has one."""
+    """Members in their order, which numbers them. `digest` is of all that the signer has signed, `server` the
+    number of the one that is the server of a method that has one.
+    """
 
     members: tuple[Card, ...]
     epoch: int
@@ -72,7 +85,8 @@ class Roster:
 
 
 def make(name: str, address: str, folder: Path) -> tuple[Path, Path]:
-    """A new identity: NAME.key (private key and certificate, readable for its owner only) and NAME.json (the card).
+    """A new identity: NAME.key (private key and certificate, readable for its owner only) and NAME.json (the
+    card).
 
     Raises:
         FedSpeedError: there is one already, or the address is none.
@@ -80,20 +94,38 @@ def make(name: str, address: str, folder: Path) -> tuple[Path, Path]:
     address_of(address, "--address")
     if not name or "/" in name or name.startswith("."):
         raise FedSpeedError(f"name {name!r}: give a plain word; it becomes the name of two files")
-    secret, public = folder / f"{name}.key", folder / f"{name}.json"
+    secret = folder / f"{name}.key"
+    public = folder / f"{name}.json"
     for path in (secret, public):
         if path.exists():
-            raise FedSpeedError(f"{path}: is there already; an identity is made once. Choose another name, or remove it if it is not in use")
+            raise FedSpeedError(
+                f"{path}: is there already; an identity is made once. Choose another name, or remove it if "
+                "it is not in use"
+            )
     private = Ed25519PrivateKey.generate()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
     now = datetime.datetime.now(datetime.UTC)
-    certificate = (x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(private.public_key())
-                   .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=1))
-                   .not_valid_after(now + datetime.timedelta(days=365 * _YEARS)).sign(private, None)).public_bytes(Encoding.PEM)
+    certificate = (
+        x509
+        .CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=365 * _YEARS))
+        .sign(private, None)
+    ).public_bytes(Encoding.PEM)
     folder.mkdir(parents=True, exist_ok=True)
     with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + certificate)
-    write_atomically(public, (json.dumps({"name": name, "address": address, "certificate": certificate.decode()}, indent=1) + "\n").encode())
+    write_atomically(
+        public,
+        (
+            json.dumps({"name": name, "address": address, "certificate": certificate.decode()}, indent=1)
+            + "\n"
+        ).encode(),
+    )
     return secret, public
 
 
@@ -104,7 +136,9 @@ def read_key(path: Path) -> Ed25519PrivateKey:
             raise FedSpeedError(f"{path}: others may read this private key; chmod 600 {path}")
         key = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise FedSpeedError(f"{path}: cannot be read as a private key ({error}); make one with `fedspeed keys new`") from error
+        raise FedSpeedError(
+            f"{path}: cannot be read as a private key ({error}); make one with `fedspeed keys new`"
+        ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise FedSpeedError(f"{path}: not an Ed25519 key; make one with `fedspeed keys new`")
     return key
@@ -123,21 +157,41 @@ def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int, se
     Raises:
         FedSpeedError: two members have the same name, key or address, or the server is no member.
     """
-    for what, values in (("name", [c.name for c in cards]), ("key", [c.key for c in cards]), ("address", [c.address for c in cards])):
+    for what, values in (
+        ("name", [c.name for c in cards]),
+        ("key", [c.key for c in cards]),
+        ("address", [c.address for c in cards]),
+    ):
         if len(set(values)) < len(values):
             twice = next(v for v in values if values.count(v) > 1)
-            raise FedSpeedError(f"two members have the same {what}" + (f", {twice}" if isinstance(twice, str) else "") + "; every member needs its own")
-    body = {"format": FORMAT, "epoch": epoch, "members": [{"name": c.name, "address": c.address, "certificate": c.certificate} for c in cards]}
+            raise FedSpeedError(
+                f"two members have the same {what}"
+                + (f", {twice}" if isinstance(twice, str) else "")
+                + "; every member needs its own"
+            )
+    body = {
+        "format": FORMAT,
+        "epoch": epoch,
+        "members": [{"name": c.name, "address": c.address, "certificate": c.certificate} for c in cards],
+    }
     if server:
         if server not in [c.name for c in cards]:
-            raise FedSpeedError(f"the server {server} is no member; members are {', '.join(c.name for c in cards)}")
+            raise FedSpeedError(
+                f"the server {server} is no member; members are {', '.join(c.name for c in cards)}"
+            )
         body["server"] = server
-    return json.dumps({**body, "signer": fingerprint(public_of(signer)),
-                       "signature": signer.sign(_signed(body)).hex()}, indent=1) + "\n"
+    return (
+        json.dumps(
+            {**body, "signer": fingerprint(public_of(signer)), "signature": signer.sign(_signed(body)).hex()},
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 def read_roster(path: Path, signer: str) -> Roster:
-    """Args: signer: the pinned key of who signs rosters, as `fedspeed keys show` prints it, or the file of its card.
+    """Args: signer: the pinned key of who signs rosters, as `fedspeed keys show` prints it, or the file of
+    its card.
 
     Raises:
         FedSpeedError: damaged, not signed by the pinned key, or not a roster.
@@ -145,20 +199,36 @@ def read_roster(path: Path, signer: str) -> Roster:
     text = _json(path)
     signer = pinned(signer)
     try:
-        body = {key: text[key] for key in ("format", "epoch", "members")} | {key: text[key] for key in ("server",) if key in text}
-        found, signature = text["signer"], bytes.fromhex(text["signature"])
-        if body["format"] != FORMAT or not isinstance(body["epoch"], int) or not isinstance(body["members"], list):
+        body = {key: text[key] for key in ("format", "epoch", "members")} | {
+            key: text[key] for key in ("server",) if key in text
+        }
+        found = text["signer"]
+        signature = bytes.fromhex(text["signature"])
+        if (
+            body["format"] != FORMAT
+            or not isinstance(body["epoch"], int)
+            or not isinstance(body["members"], list)
+        ):
             raise ValueError("its parts have other kinds than they should")
     except (KeyError, ValueError, TypeError) as error:
-        raise FedSpeedError(f"{path}: not a roster ({error}); make one with `fedspeed keys roster`") from error
+        raise FedSpeedError(
+            f"{path}: not a roster ({error}); make one with `fedspeed keys roster`"
+        ) from error
     if found != signer:
-        raise FedSpeedError(f"{path}: signed by {found}, but routing.roster_signer={signer or '(empty)'}; pin the key of who runs the federation, told to "
-                            "you by other means than this file")
+        raise FedSpeedError(
+            f"{path}: signed by {found}, but routing.roster_signer={signer or '(empty)'}; pin the key of "
+            "who runs the federation, told to "
+            "you by other means than this file"
+        )
     try:
         check_signature(bytes.fromhex(signer), signature, _signed(body))
     except (Refused, ValueError) as error:
-        raise FedSpeedError(f"{path}: its signature does not hold; it was changed after it was signed, ask for it again") from error
-    members = tuple(_card(member, str(path)) for member in body["members"])  # parsed only once the signer answers for them
+        raise FedSpeedError(
+            f"{path}: its signature does not hold; it was changed after it was signed, ask for it again"
+        ) from error
+    members = tuple(
+        _card(member, str(path)) for member in body["members"]
+    )  # parsed only once the signer answers for them
     names = [card.name for card in members]
     server = names.index(body["server"]) if "server" in body else None
     return Roster(members, body["epoch"], digest(_signed(body)), server)
@@ -172,11 +242,18 @@ def membership(config: RoutingConfig) -> tuple[Ed25519PrivateKey, Roster]:
     """
     for key in ("identity", "roster", "roster_signer"):
         if not getattr(config, key):
-            raise FedSpeedError(f"routing.{key} is empty; routing.transport={config.transport} needs it (docs/organisations.md)")
-    roster, private = read_roster(Path(config.roster), config.roster_signer), read_key(Path(config.identity))
+            raise FedSpeedError(
+                f"routing.{key} is empty; routing.transport={config.transport} needs it "
+                "(docs/organisations.md)"
+            )
+    roster = read_roster(Path(config.roster), config.roster_signer)
+    private = read_key(Path(config.identity))
     if (public := public_of(private)) not in roster.keys:
-        raise FedSpeedError(f"{config.identity}: its key {fingerprint(public)} is in no card of the roster (epoch {roster.epoch}); ask for a roster with "
-                            "this site in it")
+        raise FedSpeedError(
+            f"{config.identity}: its key {fingerprint(public)} is in no card of the roster (epoch "
+            f"{roster.epoch}); ask for a roster with "
+            "this site in it"
+        )
     return private, roster
 
 
@@ -198,7 +275,9 @@ def _json(path: Path) -> dict:
     try:
         values = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FedSpeedError(f"{path}: cannot be read ({error}); give the file that `fedspeed keys` has written") from error
+        raise FedSpeedError(
+            f"{path}: cannot be read ({error}); give the file that `fedspeed keys` has written"
+        ) from error
     if not isinstance(values, dict):
         raise FedSpeedError(f"{path}: holds no JSON object; give the file that `fedspeed keys` has written")
     return values
@@ -212,7 +291,9 @@ def _card(values: object, where: str) -> Card:
             raise ValueError("no Ed25519 key")
         return card
     except (KeyError, TypeError, ValueError) as error:
-        raise FedSpeedError(f"{where}: not a member's card ({error}); make one with `fedspeed keys new`") from error
+        raise FedSpeedError(
+            f"{where}: not a member's card ({error}); make one with `fedspeed keys new`"
+        ) from error
 
 
 def address_of(text: str, where: str) -> tuple[str, int]:

@@ -16,7 +16,8 @@ from fedspeed.routing.identity import Card, Roster, address_of, membership
 @dataclass(frozen=True)
 class ListenAddress:
     """Host and port to listen on. `source` says who has given them: a site's configuration or its card in the
-    roster."""
+    roster.
+    """
 
     host: str
     port: int
@@ -43,7 +44,8 @@ class Membership:
 
 def own_membership(routing: RoutingConfig) -> Membership:
     """Return this site's membership. Raises FedSpeedError: a file is wrong, or the files do not fit each
-    other."""
+    other.
+    """
     key, roster = membership(routing)
     listen = listen_address(routing, roster.card_of(public_of(key)))
     return Membership(routing.identity, key, roster, listen)
@@ -51,7 +53,8 @@ def own_membership(routing: RoutingConfig) -> Membership:
 
 def listen_address(routing: RoutingConfig, card: Card) -> ListenAddress:
     """Where the site of this card listens: `routing.listen`, else its address in the roster. Raises
-    FedSpeedError: neither is HOST:PORT."""
+    FedSpeedError: neither is HOST:PORT.
+    """
     if routing.listen:
         host, port = address_of(routing.listen, "routing.listen")
         return ListenAddress(host, port, f"routing.listen={routing.listen}")
@@ -69,23 +72,29 @@ def open_port(address: ListenAddress) -> socket.socket:
     except OSError as error:
         known = error.errno in errno.errorcode  # name services have numbers of their own
         why = os.strerror(error.errno) if known else error.strerror or error
-        raise ConfigError(f"cannot listen on {address}, which {address.source} says: {why}; "
-                          f"{_remedy(error, address)}") from error
+        raise ConfigError(
+            f"cannot listen on {address}, which {address.source} says: {why}; {_remedy(error, address)}"
+        ) from error
 
 
 def check_port(routing: RoutingConfig) -> None:
     """Raises ConfigError where `open_port` would for this site, FedSpeedError where its files are wrong;
-    leaves nothing open."""
+    leaves nothing open.
+    """
     open_port(own_membership(routing).listen).close()
 
 
 def _remedy(error: OSError, address: ListenAddress) -> str:
     forwarded = "set routing.listen=HOST:PORT to another one here, to which the roster's is forwarded"
     if error.errno == errno.EADDRINUSE:
-        return (f"end the program that listens there (`ss -ltnp sport = :{address.port}` names it; it may "
-                f"be an earlier start of this site), {forwarded}, "
-                "or make a card with another port")
+        return (
+            f"end the program that listens there (`ss -ltnp sport = :{address.port}` names it; it may "
+            f"be an earlier start of this site), {forwarded}, "
+            "or make a card with another port"
+        )
     if error.errno == errno.EACCES:
         return f"ports below 1024 are for root: {forwarded}"
-    return (f"it must be an address of this machine: correct it, or {forwarded} (0.0.0.0:{address.port} for "
-            "all that it has)")
+    return (
+        f"it must be an address of this machine: correct it, or {forwarded} (0.0.0.0:{address.port} for "
+        "all that it has)"
+    )

@@ -55,8 +55,11 @@ class Witness:
             is_signed = False
         table = self._exchange.gather(np.frombuffer(statement + bytes([is_signed]), np.uint8).copy())
         unsigned = [name for name, row in zip(self._names, table, strict=True) if not row[-1]]
-        other = [name for name, row in zip(self._names, table, strict=True)
-                 if row[:-1].tobytes() != table[self._speaker, :-1].tobytes()]
+        other = [
+            name
+            for name, row in zip(self._names, table, strict=True)
+            if row[:-1].tobytes() != table[self._speaker, :-1].tobytes()
+        ]
         found = []
         if other:
             found.append(f"{', '.join(other)} heard another result than it has itself")

@@ -1,5 +1,6 @@
 """The seam under every exchange: how equal-standing participants move buffers. One contract suite tests all
-implementations."""
+implementations.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,7 +10,8 @@ import numpy as np
 
 class TransportError(Exception):
     """A peer did not answer before the deadline, or its connection broke. Buffers given to the call are
-    undefined."""
+    undefined.
+    """
 
 
 class PeersLost(TransportError):
@@ -22,7 +24,8 @@ class PeersLost(TransportError):
 
     def __init__(self, peers: frozenset[int], reasons: Sequence[str] = (), settling: bool = False):
         super().__init__("; ".join(reasons) or "a participant is settling a loss")
-        self.peers, self.settling = peers, settling
+        self.peers = peers
+        self.settling = settling
 
 
 class Transport(Protocol):
@@ -37,7 +40,9 @@ class Transport(Protocol):
     size: int
     bytes_sent: int  # payload this participant has sent to others since the start
 
-    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int] = (0, 1)) -> list[np.ndarray]:
+    def swap(
+        self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int] = (0, 1)
+    ) -> list[np.ndarray]:
         """Give `parts[i]` to participant i, who expects so many bytes; returns what came from each,
         `sizes[i]` bytes [uint8].
 
@@ -60,7 +65,8 @@ class Transport(Protocol):
 
     def receive(self, peer: int, deadline_s: float) -> np.ndarray:
         """Wait for the next message of a participant; returns its bytes [n] uint8. Messages of one sender
-        keep their order."""
+        keep their order.
+        """
         ...
 
     def close(self) -> None: ...
@@ -75,7 +81,8 @@ def all_gather(transport: Transport, mine: np.ndarray, deadline_s: float) -> np.
 
 def all_to_all(transport: Transport, parts: Sequence[np.ndarray], deadline_s: float) -> np.ndarray:
     """Give `parts[i]` to participant i. Parts for one receiver have equal lengths on all senders. Returns
-    what came: [size, n]."""
+    what came: [size, n].
+    """
     size = parts[transport.rank].nbytes
     came = transport.swap([as_bytes(part) for part in parts], [size] * transport.size, deadline_s)
     return np.concatenate(came).view(parts[0].dtype).reshape(transport.size, -1)

@@ -1,7 +1,9 @@
-"""What a rank of a pipeline does, one thing after the other: an instruction stream. Pure values, which the engine and the simulator execute alike.
+"""What a rank of a pipeline does, one thing after the other: an instruction stream. Pure values, which the
+engine and the simulator execute alike.
 
-A model is cut into chunks of consecutive blocks. A micro-batch is embedded by one rank, passes the chunks in order, gets its loss and the loss's gradient from
-the rank that holds its labels, and passes the chunks again backwards:
+A model is cut into chunks of consecutive blocks. A micro-batch is embedded by one rank, passes the chunks in
+order, gets its loss and the loss's gradient from the rank that holds its labels, and passes the chunks again
+backwards:
 
     activation 0: embedding -> chunk 0;  activation k: chunk k-1 -> chunk k;  activation K: chunk K-1 -> head
     gradient K-1: head -> chunk K-1;     gradient k: chunk k+1 -> chunk k
@@ -26,7 +28,9 @@ class Micro:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """`chunks`: the rank that holds each chunk, in the model's order. `ranks`: their number; ranks may hold several chunks, or none."""
+    """`chunks`: the rank that holds each chunk, in the model's order. `ranks`: their number; ranks may hold
+    several chunks, or none.
+    """
 
     ranks: int
     chunks: tuple[int, ...]
@@ -38,7 +42,9 @@ class Pipeline:
         return self.micros[micro].head if hop == len(self.chunks) - 1 else self.chunks[hop + 1]
 
     def receiver(self, micro: int, kind: Kind, hop: int) -> int:
-        return self.micros[micro].head if kind == "activation" and hop == len(self.chunks) else self.chunks[hop]
+        return (
+            self.micros[micro].head if kind == "activation" and hop == len(self.chunks) else self.chunks[hop]
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,9 @@ class Backward(Instruction):
 
 @dataclass(frozen=True)
 class Load(Instruction):
-    """Wait until the chunk's weights are on the device; they are fetched ahead in the order of the stream's loads."""
+    """Wait until the chunk's weights are on the device; they are fetched ahead in the order of the stream's
+    loads.
+    """
 
     chunk: Loaded
 
@@ -90,7 +98,9 @@ class Release(Instruction):
 
 @dataclass(frozen=True)
 class Decide(Instruction):
-    """Decide what of the pass stays on the device until its way back, of this chunk and of those behind it."""
+    """Decide what of the pass stays on the device until its way back, of this chunk and of those behind
+    it.
+    """
 
     chunk: int
 
@@ -132,9 +142,12 @@ class Step(Instruction):
 Stream = tuple[Instruction, ...]
 
 
-def with_transfers(pipeline: Pipeline, computed: Sequence[Sequence[Instruction]], train: bool = True) -> tuple[Stream, ...]:
-    """Put a Receive before whatever needs another rank's result, a Send behind whatever another rank needs, and the clients' Steps at the end: in the same
-    order on all ranks, since a norm or an overflow is found out together.
+def with_transfers(
+    pipeline: Pipeline, computed: Sequence[Sequence[Instruction]], train: bool = True
+) -> tuple[Stream, ...]:
+    """Put a Receive before whatever needs another rank's result, a Send behind whatever another rank needs,
+    and the clients' Steps at the end: in the same order on all ranks, since a norm or an overflow is found
+    out together.
 
     Args:
         computed: by rank, everything but transfers and steps. train: whether there is a way back.
@@ -167,7 +180,9 @@ def needs(pipeline: Pipeline, work: Instruction) -> list[tuple[Kind, int]]:
 
 
 def gives(pipeline: Pipeline, work: Instruction) -> list[tuple[Kind, int]]:
-    """The (kind, hop) of what a computation makes. Nothing is trained below the first chunk, so its gradient goes nowhere."""
+    """The (kind, hop) of what a computation makes. Nothing is trained below the first chunk, so its gradient
+    goes nowhere.
+    """
     if isinstance(work, Embed):
         return [("activation", 0)]
     if isinstance(work, Forward):

@@ -1,4 +1,6 @@
-"""Which activations of a step are kept for its backward pass, within a budget; the others are computed again. Pure."""
+"""Which activations of a step are kept for its backward pass, within a budget; the others are computed again.
+Pure.
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +8,8 @@ from collections.abc import Sequence
 def kept_counts(budget: int, nbytes: Sequence[int], blocks: int, lowest: int = 0) -> list[int]:
     """For each block, how many micro-batches, the first ones, keep what their backward needs.
 
-    The last blocks come first: theirs are needed soonest. The last block itself keeps nothing, since its backward follows its forward; blocks below
+    The last blocks come first: theirs are needed soonest. The last block itself keeps nothing, since its
+        backward follows its forward; blocks below
     `lowest` have none.
 
     Args:
@@ -24,7 +27,8 @@ def kept_counts(budget: int, nbytes: Sequence[int], blocks: int, lowest: int = 0
 
 def equal_kept_counts(count: int, micro_batches: int, blocks: int) -> list[int]:
     """Tell what `kept_counts` gives where all micro-batches are of one size and `count` of them, over all
-    blocks, fit into the budget."""
+    blocks, fit into the budget.
+    """
     full, rest = divmod(min(count, micro_batches * (blocks - 1)), micro_batches)
     kept = [0] * (blocks - 1 - full) + [micro_batches] * full + [0]
     if rest:

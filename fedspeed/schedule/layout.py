@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """`chunks`: consecutive blocks, in the model's order; `holders`: the rank of each. A chunk's micro-batches stay on its rank until they are through."""
+    """`chunks`: consecutive blocks, in the model's order; `holders`: the rank of each. A chunk's
+    micro-batches stay on its rank until they are through.
+    """
 
     chunks: tuple[range, ...]
     holders: tuple[int, ...]

@@ -1,15 +1,22 @@
-"""Which unit to load next, and into whose place. Pure: the same sequence gives the same loads on every rank."""
+"""Which unit to load next, and into whose place. Pure: the same sequence gives the same loads on every
+rank.
+"""
 
 from collections.abc import Collection, Sequence
 
 from fedspeed.schedule.instructions import Load, Loaded, Stream
 
 
-def next_load(upcoming: Sequence[int], held: Collection[int], busy: Collection[int], slots: int) -> tuple[int, int | None] | None:
-    """(unit to load, unit whose slot it takes or None for a free slot), or None while nothing should be loaded.
+def next_load(
+    upcoming: Sequence[int], held: Collection[int], busy: Collection[int], slots: int
+) -> tuple[int, int | None] | None:
+    """(unit to load, unit whose slot it takes or None for a free slot), or None while nothing should be
+    loaded.
 
-    Belady's rule (1966): the unit that is needed last goes. A training step visits the blocks forwards and then backwards, so what is held
-    at a turn is what the other direction begins with: with S slots and N blocks a step loads 2 (N - S) blocks instead of 2 N.
+    Belady's rule (1966): the unit that is needed last goes. A training step visits the blocks forwards and
+    then backwards, so what is held
+    at a turn is what the other direction begins with: with S slots and N blocks a step loads 2 (N - S) blocks
+        instead of 2 N.
 
     Args:
         upcoming: units in the order of their use from now on; one may come more than once.
@@ -32,8 +39,9 @@ def next_load(upcoming: Sequence[int], held: Collection[int], busy: Collection[i
 
 
 def step_order(blocks: int, lowest: int = 0) -> list[int]:
-    """Blocks in the order in which a training step visits them: forwards, then backwards down to the lowest one that trains. The last one is visited once:
-    its backward follows its forward."""
+    """Blocks in the order in which a training step visits them: forwards, then backwards down to the lowest
+    one that trains. The last one is visited once: its backward follows its forward.
+    """
     return [*range(blocks), *range(blocks - 2, lowest - 1, -1)]
 
 
@@ -44,5 +52,6 @@ def loads_of(stream: Stream) -> list[Loaded]:
 
 def spread(blocks: int, count: int) -> list[int]:
     """Choose `count` of the blocks that live on the device for good, evenly over the depth, so that loads
-    find arithmetic between them to hide behind."""
+    find arithmetic between them to hide behind.
+    """
     return [i * blocks // count for i in range(count)]

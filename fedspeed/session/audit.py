@@ -1,6 +1,8 @@
-"""`fedspeed audit`: real updates of a configuration's clients, the anonymous exchange played over them, and what a coalition makes of its views.
+"""`fedspeed audit`: real updates of a configuration's clients, the anonymous exchange played over them, and
+what a coalition makes of its views.
 
-A simulation in one process: it trains every client in turn, which in a real federation nobody could. Only the referee sees single updates; the
+A simulation in one process: it trains every client in turn, which in a real federation nobody could. Only the
+    referee sees single updates; the
 adversary gets the views of the coalition.
 """
 
@@ -34,7 +36,16 @@ from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.anonymous.spans import size_of
 from fedspeed.routing.anonymous.terms import Terms
 from fedspeed.routing.anonymous.traffic import traffic
-from fedspeed.routing.audit.adversary import Coalition, View, compromised, link, named_share, observe, timing_auc, traced_share
+from fedspeed.routing.audit.adversary import (
+    Coalition,
+    View,
+    compromised,
+    link,
+    named_share,
+    observe,
+    timing_auc,
+    traced_share,
+)
 from fedspeed.routing.audit.linkers import LINKERS
 from fedspeed.routing.config import MODES
 from fedspeed.session.engine_spec import engine_spec
@@ -44,14 +55,18 @@ from fedspeed.session.request import RunRequest
 
 @dataclass(frozen=True)
 class Finding:
-    """What a coalition has achieved in one mode; `rows` are (linker, accuracy, advantage, upper bound of it)."""
+    """What a coalition has achieved in one mode; `rows` are (linker, accuracy, advantage, upper bound of
+    it).
+    """
 
     mode: str
     rows: tuple[tuple[str, float, float, float], ...]
     games: int
     traced: float
     formula: float
-    named: tuple[float, float]  # part of the cells whose member the coalition's masks tell, and what chance gives
+    named: tuple[
+        float, float
+    ]  # part of the cells whose member the coalition's masks tell, and what chance gives
     timing: float  # area under the curve of an attacker on the order of arrival
     even: bool  # whether bytes between members were the same whatever the data
 
@@ -65,10 +80,19 @@ class Audit:
     findings: list[Finding] = field(default_factory=list)
 
 
-def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coalition: Coalition | None, seed: int = 0) -> Audit:
+def audit(
+    loaded: Loaded,
+    rounds: int,
+    words: int,
+    modes: Sequence[str],
+    coalition: Coalition | None,
+    *,
+    seed: int = 0,
+) -> Audit:
     """Args:
-        rounds: how many are trained and exchanged. words: how many values (drawn once) of the vector that each client sends are exchanged;
-            content enough for a linker. seed: of that choice and of the linkers.
+        rounds: how many are trained and exchanged. words: how many values (drawn once) of the vector that
+            each client sends are exchanged; content enough for a linker. seed: of that choice and of the
+            linkers.
         coalition: None: all owners, and no relay.
 
     Raises:
@@ -76,17 +100,29 @@ def audit(loaded: Loaded, rounds: int, words: int, modes: Sequence[str], coaliti
     """
     config = loaded.config
     if config.data.clients < 3:
-        raise ConfigError(f"data.clients={config.data.clients}: there is nobody to be confused with; an audit needs at least 3 clients")
+        raise ConfigError(
+            f"data.clients={config.data.clients}: there is nobody to be confused with; an audit needs at "
+            "least 3 clients"
+        )
     if config.has_server:
-        raise ConfigError(f"federation.method={config.federation.method.name} has a server, which an audit has not; choose another method")
+        raise ConfigError(
+            f"federation.method={config.federation.method.name} has a server, which an audit has not; "
+            "choose another method"
+        )
     coalition = coalition or Coalition(frozenset(range(config.data.clients)))
-    unknown = sorted(m for m in coalition.owners | coalition.relays | coalition.clients if not 0 <= m < config.data.clients)
+    unknown = sorted(
+        m for m in coalition.owners | coalition.relays | coalition.clients if not 0 <= m < config.data.clients
+    )
     if unknown:
-        raise ConfigError(f"no client {', '.join(map(str, unknown))}: there are {config.data.clients}, numbered from 0")
+        raise ConfigError(
+            f"no client {', '.join(map(str, unknown))}: there are {config.data.clients}, numbered from 0"
+        )
     loaded = alone(loaded)
     check_length(config.model.base, config.data.max_tokens)
     updates = train(loaded, rounds, words, seed)
-    found = Audit(config.data.clients, rounds, updates[0].shape[1], f"{config.data.task}, split {config.data.split}")
+    found = Audit(
+        config.data.clients, rounds, updates[0].shape[1], f"{config.data.task}, split {config.data.split}"
+    )
     for mode in modes:
         found.findings.append(play_all(mode, updates, coalition, config, seed))
     return found
@@ -105,14 +141,21 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
 
     config = loaded.config
     tokenizer = load_tokenizer(config.model)
-    data = {c: encode_client(rows, tokenizer, config.data) for c, rows in enumerate(client_rows(config.data, config.run.seed))}
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # any port: nobody else joins
+    data = {
+        c: encode_client(rows, tokenizer, config.data)
+        for c, rows in enumerate(client_rows(config.data, config.run.seed))
+    }
+    os.environ.update(
+        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
+    )  # any port: nobody else joins
     quiet()
     join_world(600)
     try:
         with tempfile.TemporaryDirectory() as folder:
             spec = engine_spec(config, RunRequest(loaded).deepspeed, "client")
-            context = EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed)
+            context = EngineContext(
+                client_sets=[(0,)], clock=StageClock(), nvme=Path(folder), seed=config.run.seed
+            )
             with contextlib.closing(build_engine(spec, context)) as engine:
                 method = run_method(config, engine)
                 least = min(method.values(number) for number in range(1, rounds + 1))
@@ -122,48 +165,86 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
         leave_world()
 
 
-def _sent(config: RunConfig, engine, method, data: dict, *, rounds: int, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """Train rounds of all clients one after the other, and yield of what they give to each exchange the chosen
-    coordinates: [clients, words] float32."""
+def _sent(
+    config: RunConfig, engine, method, data: dict, *, rounds: int, chosen: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Train rounds of all clients one after the other, and yield of what they give to each exchange the
+    chosen
+    coordinates: [clients, words] float32.
+    """
     from fedspeed.federation.parts import start, weights_of
     from fedspeed.federation.tensors import as_torch
     from fedspeed.federation.trainer import Trainer
 
     role = RankRole(clients=data)
-    progress, transform = start(config, engine, method), make_updates(config.federation.updates)
-    trainer, weights, memory = Trainer(config, role, engine, method), weights_of(role), {}
+    progress = start(config, engine, method)
+    transform = make_updates(config.federation.updates)
+    trainer = Trainer(config, role, engine, method)
+    weights = weights_of(role)
+    memory = {}
     steps = trainer.steps_per_round if trainer.exchanges == 1 else 1
-    with activity.during("the training of the clients", rounds * len(data) * trainer.steps_per_round, "local step"):
+    with activity.during(
+        "the training of the clients", rounds * len(data) * trainer.steps_per_round, "local step"
+    ):
         for number, exchange in itertools.product(range(1, rounds + 1), range(trainer.exchanges)):
-            state, values = progress.state, method.values(number)
+            state = progress.state
+            values = method.values(number)
             given = {client: Contribution.empty(values) for client in data}
             engine.load_folded(as_torch(state))
-            turns = [trainer.turn(client, number, state, steps=steps, exchange=exchange, memory=memory.get(client)) for client in data]
+            turns = [
+                trainer.turn(client, number, state, steps=steps, exchange=exchange, memory=memory.get(client))
+                for client in data
+            ]
             for turn, trained in itertools.chain.from_iterable(trainer.train(turns)):
                 if counts(trained):
-                    given[turn.client].add(method, turn, trained, start=state, weight=weights[turn.client], transform=transform or None)
+                    given[turn.client].add(
+                        method,
+                        turn,
+                        trained,
+                        start=state,
+                        weight=weights[turn.client],
+                        transform=transform or None,
+                    )
                     memory[turn.client] = trained.memory
             yield np.stack([own.vector[chosen] for own in given.values()])
-            total, weight = sum(own.vector for own in given.values()), sum(own.weight for own in given.values())
+            total = sum(own.vector for own in given.values())
+            weight = sum(own.weight for own in given.values())
             if weight <= 0:
-                raise FedSpeedError(f"round {number}: no client's update is finite; lower train.lr, or set train.clip")
+                raise FedSpeedError(
+                    f"round {number}: no client's update is finite; lower train.lr, or set train.clip"
+                )
             target = method.aggregate(state, total, weight, round=number, exchange=exchange).state
-            progress.moments, progress.state = server.update(config.federation, progress.moments, state, target, method.frozen(number))
+            progress.moments, progress.state = server.update(
+                config.federation, progress.moments, state, target, method.frozen(number)
+            )
 
 
-def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, config: RunConfig, seed: int) -> Finding:
+def play_all(
+    mode: str, updates: Sequence[np.ndarray], coalition: Coalition, config: RunConfig, seed: int
+) -> Finding:
     """Exchange the updates of all rounds in a mode, and let the coalition's linkers at it."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     n, words = updates[0].shape
     identities = [Ed25519PrivateKey.generate() for _ in range(n)]
     # What owners of chunks see of a plain sum is what cells without masks or relays would show them.
-    chosen, routing = MODES[mode], config.routing
+    chosen = MODES[mode]
+    routing = config.routing
     hops = min(routing.relays, n - 1) if chosen.mixed else 0
     keys = tuple(public_of(key) for key in identities)
 
     def members(number: int, update: np.ndarray) -> list[Member]:
-        terms = Terms(keys, words, b"audit", number, chosen.masked, hops, -(-words // n), routing.cipher, n // 2 + 1)
+        terms = Terms(
+            keys,
+            words,
+            b"audit",
+            attempt=number,
+            masked=chosen.masked,
+            hops=hops,
+            chunk_words=-(-words // n),
+            cipher=routing.cipher,
+            threshold=n // 2 + 1,
+        )
         span = sum(size_of(row) for row in update)
         payloads = [_words(row, span) for row in update]
         return [Member(terms, i, identities[i], lambda i=i: payloads[i]) for i in range(n)]
@@ -174,16 +255,29 @@ def play_all(mode: str, updates: Sequence[np.ndarray], coalition: Coalition, con
     with activity.during(f"the linking of what the coalition has seen of {mode}"):
         outcomes = link(views, seed)
     if not all(outcome.pairs for outcome in outcomes.values()):
-        raise ConfigError(f"{mode}: the coalition sees no cells in two rounds in a row, so that there is nothing to link; give it more owners "
-                          "(--owners), or more rounds (--rounds)")
+        raise ConfigError(
+            f"{mode}: the coalition sees no cells in two rounds in a row, so that there is nothing to link; "
+            "give it more owners "
+            "(--owners), or more rounds (--rounds)"
+        )
     rows = tuple((name, o.accuracy, o.advantage, o.upper(len(LINKERS))) for name, o in outcomes.items())
     games = len(next(iter(outcomes.values())).candidates)
-    return Finding(mode, rows, games, traced_share(views), compromised(n, len(coalition.relays), hops), named_share(views),
-                   timing_auc(views), _even(members, updates))
+    return Finding(
+        mode,
+        rows,
+        games,
+        traced=traced_share(views),
+        formula=compromised(n, len(coalition.relays), hops),
+        named=named_share(views),
+        timing=timing_auc(views),
+        even=_even(members, updates),
+    )
 
 
 def _words(values: np.ndarray, span: float) -> np.ndarray:
-    out, part, key = np.empty(len(values), np.uint32), iter(range(2**32)), os.urandom(32)
+    out = np.empty(len(values), np.uint32)
+    part = iter(range(2**32))
+    key = os.urandom(32)
     ring.encode(values, span, lambda bits: stream(AesGcm, key, next(part), bits), out)
     return out
 
@@ -192,7 +286,8 @@ def _even(members, updates: Sequence[np.ndarray]) -> bool:
     """Whether the bytes between members are those that public facts give, for real updates and for none."""
     even = True
     for update in (updates[0], np.zeros_like(updates[0])):
-        present, seen = members(0, update), {}
+        present = members(0, update)
+        seen = {}
 
         def count(state, messages, seen=seen):
             seen[state] = {pair: len(text) for pair, text in messages.items()}
@@ -205,16 +300,44 @@ def _even(members, updates: Sequence[np.ndarray]) -> bool:
 
 def render(found: Audit, coalition: Coalition | None) -> str:
     """The audit in words."""
-    who = "all owners of chunks" if coalition is None else ", ".join(
-        f"{role} {sorted(getattr(coalition, role))}" for role in ("owners", "relays", "clients") if getattr(coalition, role))
-    lines = [f"{found.clients} clients on {found.task}; {found.rounds} rounds, {found.words} words of each update; the coalition: {who}"]
+    who = (
+        "all owners of chunks"
+        if coalition is None
+        else ", ".join(
+            f"{role} {sorted(getattr(coalition, role))}"
+            for role in ("owners", "relays", "clients")
+            if getattr(coalition, role)
+        )
+    )
+    lines = [
+        f"{found.clients} clients on {found.task}; {found.rounds} rounds, {found.words} words of each "
+        f"update; the coalition: {who}"
+    ]
     for finding in found.findings:
-        lines.append(f"\n{finding.mode}: {finding.games} pairs of rounds, in which chance pairs 1 of {found.clients} cells rightly")
-        lines += [f"  {name:<18} accuracy {accuracy:6.3f}   advantage {advantage:+7.3f}   upper 95 % bound {upper:6.3f} (for {len(finding.rows)} linkers)"
-                  for name, accuracy, advantage, upper in finding.rows]
-        lines.append(f"  cells followed from their source by the coalition's relays: {finding.traced:.3f} (formula {finding.formula:.3f})")
+        lines.append(
+            f"\n{finding.mode}: {finding.games} pairs of rounds, in which chance pairs 1 of {found.clients} "
+            "cells rightly"
+        )
+        lines += [
+            f"  {name:<18} accuracy {accuracy:6.3f}   advantage {advantage:+7.3f}   upper 95 % bound "
+            f"{upper:6.3f} (for {len(finding.rows)} linkers)"
+            for name, accuracy, advantage, upper in finding.rows
+        ]
+        lines.append(
+            f"  cells followed from their source by the coalition's relays: {finding.traced:.3f} (formula "
+            f"{finding.formula:.3f})"
+        )
         if finding.named[1]:
-            lines.append(f"  cells given to their members by the masks that the coalition knows: {finding.named[0]:.3f} (chance {finding.named[1]:.3f})")
-        lines.append(f"  order of arrival: area under the curve {finding.timing:.3f} (0.5 is chance; 1: the first to send is the first to come)")
-        lines.append(f"  bytes between members are those that the public plan gives, for updates and for none: {'yes' if finding.even else 'NO'}")
+            lines.append(
+                "  cells given to their members by the masks that the coalition knows: "
+                f"{finding.named[0]:.3f} (chance {finding.named[1]:.3f})"
+            )
+        lines.append(
+            f"  order of arrival: area under the curve {finding.timing:.3f} (0.5 is chance; 1: the first to "
+            "send is the first to come)"
+        )
+        lines.append(
+            "  bytes between members are those that the public plan gives, for updates and for none: "
+            f"{'yes' if finding.even else 'NO'}"
+        )
     return "\n".join(lines)

@@ -13,7 +13,10 @@ from fedspeed.data.encode import prompt_ids
 from fedspeed.data.rows import Row
 from fedspeed.errors import FedSpeedError, ModelError
 
-KINDS = {"adapter": "adapter_config.json", "model": "config.json"}  # exported folder -> the file that tells what it is
+KINDS = {
+    "adapter": "adapter_config.json",
+    "model": "config.json",
+}  # exported folder -> the file that tells what it is
 RUNS = Path("runs")  # where runs are put, from where a command is called
 
 
@@ -42,16 +45,28 @@ def exported_folder(name: str) -> Path:
     folder = next((place for place in (Path(name), RUNS / name) if place.is_dir()), None)
     if folder is None:
         there = sorted(path.parent.name for path in RUNS.glob("*/journal")) if RUNS.is_dir() else []
-        raise FedSpeedError(f"{name}: there is no such folder and no such run; "
-                            + (f"{RUNS}/ holds {', '.join(there[:8])}" if there else f"{RUNS}/ holds no run, name the folder of one"))
+        raise FedSpeedError(
+            f"{name}: there is no such folder and no such run; "
+            + (
+                f"{RUNS}/ holds {', '.join(there[:8])}"
+                if there
+                else f"{RUNS}/ holds no run, name the folder of one"
+            )
+        )
     for place in (folder, *(folder / kind for kind in KINDS)):
         if any((place / file).is_file() for file in KINDS.values()):
             return place
     journal = Journal(folder, 1)
     if journal.newest() < 0:
-        raise FedSpeedError(f"{folder}: holds no adapter/, no model/ and no journal of a run; name the folder of a finished run")
-    raise FedSpeedError(f"{folder}: the run has not finished (its journal ends with round {journal.newest()}), so that nothing is exported yet; "
-                        "the command that started it goes on from there")
+        raise FedSpeedError(
+            f"{folder}: holds no adapter/, no model/ and no journal of a run; name the folder of a finished "
+            "run"
+        )
+    raise FedSpeedError(
+        f"{folder}: the run has not finished (its journal ends with round {journal.newest()}), so that "
+        "nothing is exported yet; "
+        "the command that started it goes on from there"
+    )
 
 
 def load(folder: Path) -> Loaded:
@@ -67,47 +82,71 @@ def load(folder: Path) -> Loaded:
     template, dtype = read_card(folder)
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
-        raise ModelError(f"{folder / 'README.md'}: dtype {dtype!r} is no type of torch; write float32, bfloat16 or float16")
+        raise ModelError(
+            f"{folder / 'README.md'}: dtype {dtype!r} is no type of torch; write float32, bfloat16 or float16"
+        )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     adapted = (folder / KINDS["adapter"]).is_file()
     base = _base_of(folder) if adapted else str(folder)
     try:
-        with activity.during(f"the loading of {base}"), warnings.catch_warnings(action="ignore"):  # of the libraries, about themselves
+        with (
+            activity.during(f"the loading of {base}"),
+            warnings.catch_warnings(action="ignore"),
+        ):  # of the libraries, about themselves
             model = AutoModelForCausalLM.from_pretrained(base, dtype=kind)
             if adapted:
                 from peft import PeftModel
 
-                model = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=kind == torch.float32)
+                model = PeftModel.from_pretrained(
+                    model, str(folder), autocast_adapter_dtype=kind == torch.float32
+                )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # what a damaged or absent model raises differs by its class and by the library's version
+    except (
+        Exception
+    ) as error:  # what a damaged or absent model raises differs by its class and by the library's version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{base if adapted else folder}: cannot be loaded ({type(error).__name__}: {reason}); "
-                         "copy the folder again, or correct base_model_name_or_path in adapter_config.json") from error
+        raise ModelError(
+            f"{base if adapted else folder}: cannot be loaded ({type(error).__name__}: {reason}); "
+            "copy the folder again, or correct base_model_name_or_path in adapter_config.json"
+        ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Loaded(model.to(device).eval(), tokenizer, template)
 
 
 def answer(loaded: Loaded, row: Row, max_new_tokens: int, temperature: float = 0.0) -> str:
-    """What the model says to a row's instruction and input; with `temperature` 0 the most likely token each time.
+    """What the model says to a row's instruction and input; with `temperature` 0 the most likely token each
+    time.
 
     Raises:
         ModelError: the prompt alone is longer than the model has positions.
     """
     import torch
 
-    tokenizer, device = loaded.tokenizer, next(loaded.model.parameters()).device
+    tokenizer = loaded.tokenizer
+    device = next(loaded.model.parameters()).device
     tokens = prompt_ids(row, tokenizer, loaded.template)
     room = loaded.model.config.max_position_embeddings - len(tokens)
     if room < 1:
-        raise ModelError(f"the prompt has {len(tokens)} tokens, and the model {loaded.model.config.max_position_embeddings} positions; shorten it")
+        raise ModelError(
+            f"the prompt has {len(tokens)} tokens, and the model "
+            f"{loaded.model.config.max_position_embeddings} positions; shorten it"
+        )
     ids = torch.tensor([tokens], device=device)
-    sampled = {"temperature": temperature} if temperature else {"temperature": None, "top_p": None, "top_k": None}
+    sampled = (
+        {"temperature": temperature} if temperature else {"temperature": None, "top_p": None, "top_k": None}
+    )
     with torch.no_grad():
-        output = loaded.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(max_new_tokens, room),
-                                       do_sample=temperature > 0, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                                       **sampled)
-    return tokenizer.decode(output[0, len(tokens):], skip_special_tokens=True)
+        output = loaded.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=min(max_new_tokens, room),
+            do_sample=temperature > 0,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampled,
+        )
+    return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
 
 
 def _base_of(folder: Path) -> str:
@@ -116,11 +155,17 @@ def _base_of(folder: Path) -> str:
     try:
         base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: does not name its base ({type(error).__name__}); export it again, the command of the run does so") from error
+        raise ModelError(
+            f"{path}: does not name its base ({type(error).__name__}); export it again, the command of the "
+            "run does so"
+        ) from error
     remedy = "bring it back, or correct base_model_name_or_path there"
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise ModelError(f"{path}: its base {base} is not there; {remedy}")
     if Path(base).is_dir() and not any(Path(base).glob("*.safetensors")):
-        raise ModelError(f"{path}: its base {base} holds no weights, as with model.init=random, where they were drawn for the run alone; "
-                         "train the adapter of a base that has some, or a whole model with adapter.method=full")
+        raise ModelError(
+            f"{path}: its base {base} holds no weights, as with model.init=random, where they were drawn "
+            "for the run alone; "
+            "train the adapter of a base that has some, or a whole model with adapter.method=full"
+        )
     return base

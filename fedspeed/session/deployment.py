@@ -123,7 +123,8 @@ class Deployment(ABC):
 
 class JobDeployment(Deployment):
     """One job of one operator: its participants trust the launcher that has started them all, and one of them
-    keeps the journal for all."""
+    keeps the journal for all.
+    """
 
     def open_transport(self, name: str, meeting: Meeting) -> Transport:
         try:
@@ -148,7 +149,8 @@ class JobDeployment(Deployment):
 
 class SiteDeployment(Deployment):
     """A job of one organisation among others: its identity is in a signed roster, its settings are compared
-    with the others', and it keeps a journal of its own."""
+    with the others', and it keeps a journal of its own.
+    """
 
     @cached_property
     def site(self):
@@ -185,13 +187,15 @@ class SiteDeployment(Deployment):
 
     def give_up(self, transport: Transport | None) -> None:
         """Close it: sending is a thread's there, and what this site had to say goes out first, so that the
-        others end for the same reason."""
+        others end for the same reason.
+        """
         if transport is not None:
             transport.close()
 
     def renewal(self, speaks: bool) -> Callable[[], bool]:
         """Ask the rank that speaks for the site, which has read the present roster. The others would read the
-        file at another time, and take for the present roster what is the newer one."""
+        file at another time, and take for the present roster what is the newer one.
+        """
         return self.site.renewed if speaks else lambda: True
 
     def check_epoch(self, folder: Path) -> None:
@@ -244,5 +248,6 @@ class SiteDeployment(Deployment):
 
 def deployment_of(config: RunConfig) -> Deployment:
     """Return the deployment that a configuration means: by whether its transport is one between
-    organisations."""
+    organisations.
+    """
     return SiteDeployment(config) if config.routing.between_organisations else JobDeployment(config)

@@ -46,7 +46,8 @@ class Ending:
     def code_for_supervisor(self) -> int:
         """The exit code of a rank that the supervisor of this machine has started: 0 for a run that has
         finished but lacks updates. The supervisor reads that in the summary, and takes ends with other codes
-        for crashes."""
+        for crashes.
+        """
         return EXIT_OK if self.status in ("finished", "early stop") else self.exit_code
 
     def summary(
@@ -72,7 +73,8 @@ class Ending:
 
 def of_error(error: BaseException) -> Ending:
     """Return the ending that an exception means: one message and its own exit code for what a user can mend,
-    else an unexpected error."""
+    else an unexpected error.
+    """
     if not isinstance(error, FedSpeedError):
         return Ending(status="failed", exit_code=EXIT_FAILED, reason=str(error), error=error)
     status = "preempted" if isinstance(error, Preempted) else "failed"
@@ -83,7 +85,8 @@ def of_error(error: BaseException) -> Ending:
 
 def with_losses(ending: Ending, names: Sequence[str], missing: tuple[MissingUpdates, ...]) -> Ending:
     """Return an ending that also tells which ranks were lost, as far as its text does not, and what is
-    missing of the round that did not finish."""
+    missing of the round that did not finish.
+    """
     untold = [name for name in names if name not in ending.text]
     if not untold:
         return replace(ending, missing=missing)

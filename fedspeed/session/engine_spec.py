@@ -16,7 +16,7 @@ FIXED = (
     "model",
     "adapter.method",
     "engine.pipeline",
-    "engine.seats",
+    "engine.client_slots",
     "train.micro_batch",
     "train.accumulation",
     "train.local_steps",
@@ -47,7 +47,8 @@ def engine_spec(config: RunConfig, deepspeed: Mapping, role: Literal["client", "
         old, new = (operator.attrgetter(name)(which) for which in (spec, changed))
         if old != new:
             raise ValueError(
-                f"federation.method={chosen.name} would build an engine with {name}={new}, but others decide by "
+                f"federation.method={chosen.name} would build an engine with {name}={new}, but others "
+                "decide by "
                 f"the configuration's {old}; its `spec` must leave that as it is"
             )
     return changed

@@ -26,7 +26,8 @@ RESUMES = "the same command resumes from the journal"
 
 def explained(error: BaseException, job: Job) -> BaseException:
     """Return the error; a full disk, a full device and a broken connection inside the cluster as what they
-    are."""
+    are.
+    """
     if isinstance(error, FedSpeedError):
         return error
     if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
@@ -44,13 +45,17 @@ def explained(error: BaseException, job: Job) -> BaseException:
 
 def silence(job: Job, lost: tuple[int, ...]) -> LostPeerError:
     """Return the error that ranks, lost without a word, mean."""
-    names, have = ", ".join(job.named(rank) for rank in lost), "has" if len(lost) == 1 else "have"
-    return LostPeerError(f"{names} {have} been silent for {job.config.cluster.silence_s:g} s", remedy=RESUMES)
+    names = ", ".join(job.named(rank) for rank in lost)
+    have = "has" if len(lost) == 1 else "have"
+    return LostPeerError(
+        f"{names} {have} been silent for {job.config.cluster.heartbeat_timeout_s:g} s", remedy=RESUMES
+    )
 
 
 def out_of_memory(error: Exception) -> bool:
     """Return whether there was no RAM to be had: Python, the system and torch's allocator each say so in
-    their own way. Of a device that is full `explained` tells."""
+    their own way. Of a device that is full `explained` tells.
+    """
     if out_of_device_memory(error):
         return False
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:

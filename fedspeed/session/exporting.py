@@ -63,7 +63,16 @@ def export_models(job: Job, federated, progress: Progress, tokenizer) -> Export 
         return None
     card = _card(job, federated.engine, tokenizer, told.round)
     folder = str(job.request.folder / kind)
-    return Export(kind, folder, card.base, card.round, card.dtype, card.format, card.drawn, others)
+    return Export(
+        kind,
+        folder,
+        card.base,
+        round=card.round,
+        dtype=card.dtype,
+        prompt=card.format,
+        drawn=card.drawn,
+        others=others,
+    )
 
 
 def export_kind(config: RunConfig) -> str:
@@ -111,7 +120,9 @@ def _write(
     Args:
         suffix: of the folders' names. is_last: whether no round after it is exported beside it.
     """
-    role, engine, kind = federated.role, federated.engine, export_kind(job.config)
+    role = federated.role
+    engine = federated.engine
+    kind = export_kind(job.config)
     carried = role.clients if role.gateway else ()
     models = models_of(federated.method, standing.state, standing.memory)
     ours = {name for name in models if is_ours(name, reporter=job.reporter, carried=carried)}
@@ -120,7 +131,14 @@ def _write(
         folder = job.request.folder / folder_of(kind, name, suffix)
         folder.parent.mkdir(parents=True, exist_ok=True)
         card = _card(job, engine, tokenizer, standing.round, name=name, has_more=has_more)
-        export(folder, engine.model, tokenizer, models[name], job.config.model.base, card.text())
+        export(
+            folder,
+            engine.model,
+            tokenizer,
+            tensors=models[name],
+            base=job.config.model.base,
+            card=card.text(),
+        )
         if is_last:  # that of an earlier end of this run, whose last round was not its best
             shutil.rmtree(_last(folder), ignore_errors=True)
     return ours
@@ -132,8 +150,10 @@ def _last(folder: Path) -> Path:
 
 def _others(job: Job, link, written: set[str]) -> tuple[str, ...]:
     """Return the folders beside the common one, once all ranks have written theirs. Collective. Where clients
-    may learn no more than sums, nobody is told which of them have models of their own."""
-    config, kind = job.config, export_kind(job.config)
+    may learn no more than sums, nobody is told which of them have models of their own.
+    """
+    config = job.config
+    kind = export_kind(job.config)
     sums_only = config.routing.sums_only
     flags = np.zeros(1 if sums_only else config.data.clients)
     for client in () if sums_only else range(config.data.clients):
@@ -146,7 +166,8 @@ def _others(job: Job, link, written: set[str]) -> tuple[str, ...]:
 
 def _card(job: Job, engine, tokenizer, round: int, *, name: str = COMMON, has_more: bool = False) -> Card:
     """Return the card of a model of a round; `has_more`: whether the run has others beside the common one."""
-    config, kind = job.config, export_kind(job.config)
+    config = job.config
+    kind = export_kind(job.config)
     return Card(
         run=job.request.folder.name,
         kind=kind,

@@ -19,7 +19,8 @@ def facts(job: Job, exported: Export | None, predicted: Predicted | None = None)
         exported: None where nothing was. predicted: memory and time of a step, None where the planner has no
             model.
     """
-    config, topology = job.config, job.topology
+    config = job.config
+    topology = job.topology
     federation = config.federation
     sequences = config.train.micro_batch * config.train.accumulation
     clusters = sum(bool(cluster.clients) for cluster in topology.clusters)
@@ -40,19 +41,18 @@ def facts(job: Job, exported: Export | None, predicted: Predicted | None = None)
 
 
 def _hosts(job: Job) -> list[dict[str, str]]:
-    found, serving = [], {job.topology.place(rank).host for rank in job.topology.server}
+    found = []
+    serving = {job.topology.place(rank).host for rank in job.topology.server}
     for host in job.launch.hosts:
-        clients = sorted(
-            {c for place in job.topology.ranks if place.host == host.name for c in place.clients}
-        )
-        found.append(
-            {
-                "host": host.name if host.name != "localhost" else socket.gethostname(),
-                "ranks": str(host.slots),
-                "clients": ", ".join(map(str, clients)) or ("the server" if host.name in serving else "idle"),
-                "gpu": host.gpu or "-",
-            }
-        )
+        clients = sorted({
+            c for place in job.topology.ranks if place.host == host.name for c in place.clients
+        })
+        found.append({
+            "host": host.name if host.name != "localhost" else socket.gethostname(),
+            "ranks": str(host.slots),
+            "clients": ", ".join(map(str, clients)) or ("the server" if host.name in serving else "idle"),
+            "gpu": host.gpu or "-",
+        })
     return found
 
 

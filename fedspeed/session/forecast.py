@@ -20,12 +20,20 @@ from fedspeed.planner.timing import seconds_of
 from fedspeed.session.measured import base_sizes, read_probe_file
 from fedspeed.session.request import Job
 
-UNKNOWN = Device("unknown", "cpu", 0, dict.fromkeys(("fp32", "bf16", "fp16"), 1.0), 1.0, 1.0, "assumed")
+UNKNOWN = Device(
+    "unknown",
+    "cpu",
+    0,
+    flops=dict.fromkeys(("fp32", "bf16", "fp16"), 1.0),
+    memory_rate=1.0,
+    host_rate=1.0,
+    source="assumed",
+)
 
 
 def forecast(job: Job, data: dict):
-    """Memory and time of a step (monitor.report.Predicted), None where the planner does not model the execution. Never raises: the run it speaks
-    of has been trained, and must be exported.
+    """Memory and time of a step (monitor.report.Predicted), None where the planner does not model the
+    execution. Never raises: the run it speaks of has been trained, and must be exported.
 
     Args:
         data: encoded rows of this rank's clients; their longest stands for all.
@@ -37,25 +45,39 @@ def forecast(job: Job, data: dict):
 
 
 def _forecast(job: Job, data: dict):
-    config, ds_config = job.config, job.request.deepspeed
+    config = job.config
+    ds_config = job.request.deepspeed
     if config.engine.pipeline != "none":
         return None
     tier = choose_tier(config.engine, ds_config, frozen=config.adapter.method != "full")
-    if tier not in TIERS or (tier == "stock" and zero_stage(ds_config) == 3) or config.adapter.method == "blocks":
+    if (
+        tier not in TIERS
+        or (tier == "stock" and zero_stage(ds_config) == 3)
+        or config.adapter.method == "blocks"
+    ):
         return None
     shape = planned_shape(config.model.base)
     probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
-    nodes, timed = {}, True
+    nodes = {}
+    timed = True
     for host in job.launch.hosts:
         try:
             nodes[host.name] = node_of(host, probes)
         except FedSpeedError:  # neither measured nor a known card: its memory is asked for all the same
-            nodes[host.name], timed = Node(host.name, UNKNOWN, 0, 1.0, 0, 1.0, 1.0, 1.0), False
+            nodes[host.name], timed = (
+                Node(
+                    host.name, UNKNOWN, 0, ram_rate=1.0, nvme=0, disk_rate=1.0, link_rate=1.0, local_rate=1.0
+                ),
+                False,
+            )
     examples = [example for client in data.values() for example in client.train]
     longest = max(len(example.input_ids) for example in examples)
     task = task_of(config, ds_config, shape, [node.device for node in nodes.values()])
-    task = replace(task, tokens=-(-longest // 8) * 8,
-                   answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples))
+    task = replace(
+        task,
+        tokens=-(-longest // 8) * 8,
+        answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples),
+    )
     places = [place for group in places_of(job.topology, nodes).values() for place in group]
     group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
     resident, slots = (
@@ -67,15 +89,20 @@ def _forecast(job: Job, data: dict):
         tier,
         config.train.micro_batch,
         config.train.accumulation,
-        resident,
-        slots,
-        config.engine.seats or task.clients,
-        "device" if config.engine.block_inputs == "auto" else config.engine.block_inputs,
-        config.engine.activation_checkpointing,
+        resident_blocks=resident,
+        block_slots=slots,
+        client_slots=config.engine.client_slots or task.clients,
+        block_inputs="device" if config.engine.block_inputs == "auto" else config.engine.block_inputs,
+        checkpointing=config.engine.activation_checkpointing,
     )
     setting = _with_activations(task, setting, config.engine, places)
-    return Predicted(max(sum(map(sum, (part.values() for part in device_memory(task, setting, place, evaluation=False)))) for place in places),
-                     max(seconds_of(task, setting, place).total for place in places) if timed else None)
+    return Predicted(
+        max(
+            sum(map(sum, (part.values() for part in device_memory(task, setting, place, evaluation=False))))
+            for place in places
+        ),
+        max(seconds_of(task, setting, place).total for place in places) if timed else None,
+    )
 
 
 def _placed(engine, held) -> tuple[int, int]:
@@ -85,7 +112,8 @@ def _placed(engine, held) -> tuple[int, int]:
 
 def _with_activations(task: Task, setting: Setting, engine: EngineConfig, places: Sequence[Place]) -> Setting:
     """The setting with what waits for the backward pass where the engine lets it wait, as far as it can be
-    known before: under auto, as much as the memory model says that there is room for."""
+    known before: under auto, as much as the memory model says that there is room for.
+    """
     if setting.tier == "stock":
         return setting
     chooses = engine.block_inputs == "auto"
@@ -96,7 +124,7 @@ def _with_activations(task: Task, setting: Setting, engine: EngineConfig, places
     budget = int(engine.activation_gib * GIB)
     if not chooses:
         return replace(setting, activation_bytes=budget)
-    micro_batches = max(min(setting.seats, place.carried) for place in places) * setting.accumulation
+    micro_batches = max(min(setting.client_slots, place.carried) for place in places) * setting.accumulation
     inputs = micro_batches * (task.shape.layers - 1) * input_bytes(task, setting)
     on_card = any(place.node.device.kind == "gpu" for place in places)
     if inputs > budget and on_card:

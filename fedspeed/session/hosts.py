@@ -35,10 +35,14 @@ def check_hosts(job: Job, store: Store) -> None:
     found = dict(zip(firsts, map(json.loads, store.get(*map(_key, firsts.values()))), strict=True))
     server = {job.topology.place(rank).host for rank in job.topology.server}
     carrying = [host for host in firsts if host not in server]
-    first, differing = carrying[0], []
+    first = carrying[0]
+    differing = []
     for host in firsts:
-        texts = [text for name, text in words(job.config).items()
-                 if found[host].get(name) != found[first].get(name) and not (name == ROWS and host in server)]
+        texts = [
+            text
+            for name, text in words(job.config).items()
+            if found[host].get(name) != found[first].get(name) and not (name == ROWS and host in server)
+        ]
         if texts:
             differing.append(f"host {host} has read another content than host {first}: {'; '.join(texts)}")
     if differing:

@@ -1,5 +1,6 @@
 """What a run has read, by its content. A resumed run must go on with the same base, tokenizer, adapter and
-rows, not only with the same names of them."""
+rows, not only with the same names of them.
+"""
 
 import hashlib
 import json
@@ -22,8 +23,9 @@ ADAPTER = "adapter"
 ROWS = "rows"
 
 
-def check_inputs(journal: Journal, entry: Entry, config: RunConfig,
-                 rows: Sequence[ClientRows] | None) -> list[str]:
+def check_inputs(
+    journal: Journal, entry: Entry, config: RunConfig, rows: Sequence[ClientRows] | None
+) -> list[str]:
     """Holds what a run has read so far against what lies there now.
 
     A journal of a version that kept no digests of inputs passes, and so do rows that were noted with another
@@ -40,18 +42,24 @@ def check_inputs(journal: Journal, entry: Entry, config: RunConfig,
     """
     before = entry.config.get("inputs")
     if not before:
-        return [f"{journal.folder} is of an earlier version, which did not keep what the base, the tokenizer "
-                f"and the rows were: whether they have changed since round {entry.round} is not known. From "
-                "the next round on it is kept"]
+        return [
+            f"{journal.folder} is of an earlier version, which did not keep what the base, the tokenizer "
+            f"and the rows were: whether they have changed since round {entry.round} is not known. From "
+            "the next round on it is kept"
+        ]
     now = to_keep(config, rows)
     if found := changed(config, before, now):
-        raise JournalError(f"{journal.folder}: belongs to a run that has read other files; changed since its "
-                           f"round {entry.round}: {'; '.join(found)}. Put back what it has read, give the "
-                           "new run its own name with run.name=..., or start anew with --fresh")
+        raise JournalError(
+            f"{journal.folder}: belongs to a run that has read other files; changed since its "
+            f"round {entry.round}: {'; '.join(found)}. Put back what it has read, give the "
+            "new run its own name with run.name=..., or start anew with --fresh"
+        )
     if ROWS in before and ROWS in now and not _same_key(before[ROWS], now[ROWS]):
-        return [f"{journal.folder}: its digest of the rows was not made with the key in routing.identity="
-                f"{config.routing.identity}: whether the rows have changed since round {entry.round} is not "
-                "known. From the next round on the digest is made with this key"]
+        return [
+            f"{journal.folder}: its digest of the rows was not made with the key in routing.identity="
+            f"{config.routing.identity}: whether the rows have changed since round {entry.round} is not "
+            "known. From the next round on the digest is made with this key"
+        ]
     return []
 
 
@@ -85,7 +93,8 @@ def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
         rows: of all clients of this job, as this machine reads them. One digest covers all and tells of none.
     """
     found: dict[str, str] = {}
-    base, tokenizer = _folder(config.model.base), _folder(tokenizer_place(config.model))
+    base = _folder(config.model.base)
+    tokenizer = _folder(tokenizer_place(config.model))
     if base is not None:
         found[BASE_CONFIG] = content.of_config(base / "config.json")
     if base is not None and config.model.init == "pretrained":
@@ -108,7 +117,8 @@ def changed(config: RunConfig, before: Mapping[str, str], now: Mapping[str, str]
 
 def words(config: RunConfig) -> dict[str, str]:
     """Input -> what it is called in a message."""
-    base, data = config.model.base, config.data
+    base = config.model.base
+    data = config.data
     source = f"data.path={data.path}" if data.path else f"data.task={data.task}"
     return {
         BASE_CONFIG: f"the config.json of model.base={base}",

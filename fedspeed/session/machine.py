@@ -1,5 +1,6 @@
 """A run on one machine, as its supervisor sees it: starts the ranks, and says what they could not say
-themselves."""
+themselves.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -43,7 +44,8 @@ def supervise(
         FedSpeedError: what the run cannot go on with.
     """
     request = as_begun(request)
-    config, journal = request.config, journal_of(request)
+    config = request.config
+    journal = journal_of(request)
     if request.fresh and request.folder.is_dir():
         _make_room(request)
     entry = journal_entry(journal, request)
@@ -120,7 +122,8 @@ def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode:
     Args:
         ranks: how many there were. routing_mode: with its mode settled.
     """
-    config, folder = request.config, request.folder
+    config = request.config
+    folder = request.folder
     asked = folder / ASKED_FILE
     where = [asked.read_text()] if _is_of_this_start(asked, run) else []
     records = read_rounds(folder / "rounds.jsonl")

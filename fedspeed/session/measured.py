@@ -14,7 +14,14 @@ from fedspeed.planner.memory import sizes
 def base_sizes(shape: ModelShape, type_bytes: int, holders: int = 0) -> BaseSizes:
     """What `engine.base_gib` is held against, known before there is a model. holders: as in BaseSizes."""
     unit = sizes(shape, type_bytes)
-    return BaseSizes(unit.block, shape.layers, unit.ends, max(unit.embedding, unit.head), unit.beside, holders)
+    return BaseSizes(
+        unit.block,
+        shape.layers,
+        unit.ends,
+        end=max(unit.embedding, unit.head),
+        beside=unit.beside,
+        holders=holders,
+    )
 
 
 def read_probe_file(path: Path) -> Mapping:
@@ -26,4 +33,6 @@ def read_probe_file(path: Path) -> Mapping:
     try:
         return read_probe(json_value(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
-        raise PlanError(f"{path}: cannot be read as a probe's file ({error}); write it with `fedspeed probe --out FILE`") from error
+        raise PlanError(
+            f"{path}: cannot be read as a probe's file ({error}); write it with `fedspeed probe --out FILE`"
+        ) from error

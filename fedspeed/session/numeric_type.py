@@ -1,5 +1,6 @@
 """What model.dtype=auto comes to: decided once for all ranks of a job, by their devices, and kept for the
-whole life of a run."""
+whole life of a run.
+"""
 
 import json
 import os
@@ -24,7 +25,8 @@ from fedspeed.session.together import CheckIn
 
 def begun_type(request: RunRequest) -> str:
     """The type that the run in the folder began with; empty for a new one. A journal that cannot be read is
-    refused elsewhere."""
+    refused elsewhere.
+    """
     if request.fresh:
         return ""
     try:
@@ -36,7 +38,9 @@ def begun_type(request: RunRequest) -> str:
 
 
 def as_begun(request: RunRequest) -> RunRequest:
-    """The request in the type that its run began with, if there is one and the configuration names no other."""
+    """The request in the type that its run began with, if there is one and the configuration names no
+    other.
+    """
     begun = begun_type(request) if request.config.model.dtype == "auto" else ""
     return request.settled(begun) if begun else request
 
@@ -44,7 +48,8 @@ def as_begun(request: RunRequest) -> RunRequest:
 @dataclass(frozen=True)
 class Decided:
     """A job whose type is decided. `text` tells how, empty where the configuration names one; `begun`: by an
-    earlier start of the same run."""
+    earlier start of the same run.
+    """
 
     job: Job
     text: str = ""
@@ -53,7 +58,8 @@ class Decided:
 
 def agree(job: Job, store: Store) -> Decided:
     """Decide the type of a job. Collective over the ranks that carry clients; rank 0 passes the check-in in
-    any case."""
+    any case.
+    """
     if job.config.model.dtype != "auto":
         return Decided(job)
     with CheckIn(job, store, "devices"):
@@ -100,10 +106,12 @@ def expect(request: RunRequest) -> tuple[RunRequest, str]:
         ModelError: this machine cannot compute in the type. ConfigError: nor as engine.matmul and
             engine.deterministic say. PlanError: a stated card cannot compute in the type.
     """
-    asked, begun = request.config.model.dtype, begun_type(request)
+    asked = request.config.model.dtype
+    begun = begun_type(request)
     stated, unstated, unknown = _stated_devices(request)
     if asked != "auto":
-        dtype, text = asked, ""
+        dtype = asked
+        text = ""
     elif unknown and not begun:
         return request, f"model.dtype=auto: decided when the ranks meet ({unknown})"
     else:
@@ -128,8 +136,10 @@ def expect(request: RunRequest) -> tuple[RunRequest, str]:
 
 def _stated_devices(request: RunRequest) -> tuple[list[tuple[str, Device]], bool, str]:
     """(host and device of the hosts that work, by the hostfile and probes; whether there are hosts without a
-    word; why a stated card is unknown)."""
-    config, launch = request.config, from_process(request.hostfile)
+    word; why a stated card is unknown).
+    """
+    config = request.config
+    launch = from_process(request.hostfile)
     hosts = (
         local_hosts(launch, config.cluster.local_ranks, config.data.clients)
         if launch.kind == "none"
@@ -138,7 +148,9 @@ def _stated_devices(request: RunRequest) -> tuple[list[tuple[str, Device]], bool
     topology = lay_out(config, hosts)
     working = {topology.place(rank).host for rank in topology.workers}
     probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
-    stated, unstated, unknown = [], False, ""
+    stated = []
+    unstated = False
+    unknown = ""
     for host in hosts:
         if host.name not in working:
             continue

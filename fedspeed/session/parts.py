@@ -63,7 +63,6 @@ def preload() -> None:
         import peft  # noqa: F401
         import transformers.models.auto.modeling_auto  # noqa: F401
 
-        import fedspeed.engine.build
         import fedspeed.federation.rounds  # noqa: F401
 
         import_deepspeed()
@@ -74,7 +73,8 @@ def preload() -> None:
 
 def early_transport(job: Job, store: Store) -> Transport | None:
     """Build the transport that all ranks of a job build together, before anything is read, as MPI's is; None
-    where the job takes another one. Collective over all ranks."""
+    where the job takes another one. Collective over all ranks.
+    """
     return _opened(job, store) if TRANSPORTS[job.transport].started_by_mpi else None
 
 
@@ -112,15 +112,14 @@ def engine(job: Job, clock, sharers: int):
 
     from fedspeed.engine.build import EngineContext, build_engine
 
-    config, topology = job.config, job.topology
+    config = job.config
+    topology = job.topology
     torch.set_num_threads(config.engine.threads or _own_threads(os.environ))
-    sets = sorted(
-        {
-            tuple(job.world.index(r) for r in client.ranks)
-            for client in topology.clients
-            if client.ranks[0] in job.world
-        }
-    )
+    sets = sorted({
+        tuple(job.world.index(r) for r in client.ranks)
+        for client in topology.clients
+        if client.ranks[0] in job.world
+    })
     role = "server" if job.serves else "client"
     if config.engine.pipeline != "none":
         config = replace(config, engine=replace(config.engine, cuts=stage_cuts(job)))
@@ -147,14 +146,17 @@ def engine(job: Job, clock, sharers: int):
 
 def _own_threads(env: Mapping[str, str]) -> int:
     """Return how many threads a rank computes with: what the launcher says, else its part of the host's
-    cores."""
+    cores.
+    """
     return int(env.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // int(env["LOCAL_SIZE"])))
 
 
 def stage_cuts(job: Job) -> tuple[int, ...] | str:
     """Where this rank's pipeline is cut, as engine.cuts says it: by the speed and memory of the devices that
-    the hostfile or a probe tells of; evenly where they tell of none."""
-    config, ds_config = job.config, job.request.deepspeed
+    the hostfile or a probe tells of; evenly where they tell of none.
+    """
+    config = job.config
+    ds_config = job.request.deepspeed
     if config.engine.cuts != "auto" or pipeline_tier(config.engine, ds_config, "") != "resident":
         return config.engine.cuts
     probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
@@ -176,14 +178,16 @@ def stage_cuts(job: Job) -> tuple[int, ...] | str:
 
 def _traffic(job: Job) -> Traffic:
     """What this rank's pipeline is to carry."""
-    config, ranks = job.config, len(job.world)
+    config = job.config
+    ranks = len(job.world)
     gateways = [client.gateway for client in job.topology.clients if client.ranks[0] in job.world]
     owners = [
         job.world.index(gateway)
         for i, gateway in enumerate(gateways)
-        if gateways[:i].count(gateway) < (config.engine.seats or len(gateways))
+        if gateways[:i].count(gateway) < (config.engine.client_slots or len(gateways))
     ]
-    rows, micros = config.train.micro_batch, config.train.accumulation * len(owners)
+    rows = config.train.micro_batch
+    micros = config.train.accumulation * len(owners)
     recompute = config.engine.activation_checkpointing
     if config.engine.pipeline == "cluster":
         return cluster_traffic(ranks, owners, rows, micros, recompute)
@@ -192,7 +196,8 @@ def _traffic(job: Job) -> Traffic:
 
 def swap_folder(job: Job) -> Path:
     """Return where this rank alone keeps what it offloads to NVMe. The name says whose it is: many runs may
-    share the disk."""
+    share the disk.
+    """
     host, _ = host_of_rank(job.launch.hosts, job.me)
     folder = job.request.folder
     return (Path(host.nvme) if host.nvme else folder / "nvme") / f"{folder.name}-rank-{job.me}"
@@ -200,7 +205,8 @@ def swap_folder(job: Job) -> Path:
 
 def identity(job: Job, transport: Transport | None) -> Identity | None:
     """Return who this rank is among the participants, where anything is masked or signed; None elsewhere, and
-    on a rank that does not speak to them. Collective over the participants."""
+    on a rank that does not speak to them. Collective over the participants.
+    """
     if not (job.speaks and (job.config.routing.anonymous or job.topology.server)):
         return None
     return job.deployment.identity(transport, job.request.marks)
@@ -227,7 +233,9 @@ def exchange(
     client = engine_spec(job.config, job.request.deepspeed, "client")
     least = least_participants(job.config, spoken, client)
     routing = replace(routing, min_participants=least + servers)
-    return AnonymousExchange(transport, routing, own.key, own.members, own.settings, roll)
+    return AnonymousExchange(
+        transport, routing, own.key, roster=own.members, settings=own.settings, roll=roll
+    )
 
 
 def channel(job: Job, engine, transport: Transport | None) -> SharedChannel | None:
@@ -251,7 +259,8 @@ def channel(job: Job, engine, transport: Transport | None) -> SharedChannel | No
 
 def witness(job: Job, exchange: Exchange | None, own: Identity | None):
     """Return the witness of what the method's server says (routing.statement.Witness); None on a rank that
-    does not speak to others, and where there is no server."""
+    does not speak to others, and where there is no server.
+    """
     if not (job.topology.server and job.speaks):
         return None
     from fedspeed.routing.statement import Witness
@@ -369,7 +378,9 @@ def monitor(job: Job, resume_round: int, claim: Claim, data: DataReport | None =
     """
     if not job.reporter:
         return NoMonitor()
-    request, config, folder = job.request, job.config, job.request.folder
+    request = job.request
+    config = job.config
+    folder = job.request.folder
     folder.mkdir(parents=True, exist_ok=True)
     claim.take(folder)
     job.deployment.keep_epoch(folder)

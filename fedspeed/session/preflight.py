@@ -1,4 +1,5 @@
-"""What can be checked without starting a rank or reading a weight: for `--dry-run`, and before any run starts.
+"""What can be checked without starting a rank or reading a weight: for `--dry-run`, and before any run
+starts.
 
 Each room checks its own part; here they are put together. `look_inside` alone imports torch.
 """
@@ -45,15 +46,19 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
         FedSpeedError: the first fault of each part, all in one message.
     """
     config = loaded.config
-    lines = _all((_place, check_model, check_adapter, _engine, _data, lambda loaded: _layout(loaded, hostfile)), loaded)
+    lines = _all(
+        (_place, check_model, check_adapter, _engine, _data, lambda loaded: _layout(loaded, hostfile)), loaded
+    )
     how = execution(config, merge(config.deepspeed, config, loaded.folder), outside_blocks(config.adapter))
-    lines.append(f"engine   {how}, {config.federation.rounds} rounds of {config.train.local_steps} local steps")
+    lines.append(
+        f"engine   {how}, {config.federation.rounds} rounds of {config.train.local_steps} local steps"
+    )
     return "\n".join([*lines, *(f"note     {text}" for text in [*notes(config), *engine_notes(loaded)])])
 
 
 def look_inside(loaded: Loaded) -> str:
-    """What a rank would find out only with the heavy libraries at hand: the model without memory and its weights' shapes, the tokenizer, and
-    every client's rows as tokens. `check` has passed.
+    """What a rank would find out only with the heavy libraries at hand: the model without memory and its
+    weights' shapes, the tokenizer, and every client's rows as tokens. `check` has passed.
 
     Returns:
         what is to be said about the rows, in a few lines; may be empty.
@@ -65,17 +70,26 @@ def look_inside(loaded: Loaded) -> str:
 
 
 def check_files(loaded: Loaded) -> None:
-    """The part of `check` that one host may fail and another pass, but for the data, which a rank reads anyway."""
+    """The part of `check` that one host may fail and another pass, but for the data, which a rank reads
+    anyway.
+    """
     _all((_rules, _place, check_model, check_adapter, _engine), loaded)
 
 
 def start_notes(loaded: Loaded) -> list[str]:
-    """What a run's reader should know of the base and the adapter that it starts from, and of settings that change nothing."""
-    return [*check_length(loaded.config.model.base, loaded.config.data.max_tokens), *adapter_notes(loaded), *engine_notes(loaded)]
+    """What a run's reader should know of the base and the adapter that it starts from, and of settings that
+    change nothing.
+    """
+    return [
+        *check_length(loaded.config.model.base, loaded.config.data.max_tokens),
+        *adapter_notes(loaded),
+        *engine_notes(loaded),
+    ]
 
 
 def _all(parts, loaded: Loaded) -> list[str]:
-    lines, faults = [], []
+    lines = []
+    faults = []
     for part in parts:
         try:
             lines += part(loaded)
@@ -83,7 +97,9 @@ def _all(parts, loaded: Loaded) -> list[str]:
             raise
         except FedSpeedError as error:
             faults += [str(error)] if str(error) not in faults else []  # two parts may find the same one
-        except OSError as error:  # of a path that cannot even be asked for, such as one with a name that is too long
+        except (
+            OSError
+        ) as error:  # of a path that cannot even be asked for, such as one with a name that is too long
             faults.append(f"{error.filename or 'a path'}: cannot be used ({error.strerror}); correct it")
     if faults:
         raise FedSpeedError("\n  ".join(faults))
@@ -117,7 +133,9 @@ def _engine(loaded: Loaded) -> list[str]:
 def _data(loaded: Loaded) -> list[str]:
     config = loaded.config
     rows = client_rows(config.data, config.run.seed)
-    counts = ", ".join(f"{len(r.train)}+{len(r.val)}" for r in rows[:16]) + (", ..." if len(rows) > 16 else "")
+    counts = ", ".join(f"{len(r.train)}+{len(r.val)}" for r in rows[:16]) + (
+        ", ..." if len(rows) > 16 else ""
+    )
     return [f"data     {config.data.task}: {len(rows)} clients, training + held-out rows {counts}"]
 
 
@@ -128,19 +146,32 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
     routing, count = check_plan(config, deepspeed, topology, launch.hostfile)
     resolve(routing.transport, launch.kind, len(topology.participants))
     if routing.between_organisations:
-        from fedspeed.routing.listening import check_port  # needs the package cryptography, which a plain run does not
+        from fedspeed.routing.listening import (
+            check_port,
+        )  # needs the package cryptography, which a plain run does not
 
         check_port(routing)
     server = []
     if topology.server:
-        host, ranks = topology.place(topology.server[0]).host, len(topology.server)
+        host = topology.place(topology.server[0]).host
+        ranks = len(topology.server)
         server.append(f"server   {host}: {ranks} rank{'s' if ranks > 1 else ''}, no clients")
-    return [*(f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}" for c in topology.clusters if c.clients), *server,
-            f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}",
-            *(f"idle     {text}" for text in warnings(topology)), *(f"note     {text}" for text in crowded)]
+    return [
+        *(
+            f"cluster  {c.name}: {len(c.ranks)} ranks, clients {_ranges(c.clients)}"
+            for c in topology.clusters
+            if c.clients
+        ),
+        *server,
+        f"routing  {routing.mode}, {count} participant{'s' if count > 1 else ''}",
+        *(f"idle     {text}" for text in warnings(topology)),
+        *(f"note     {text}" for text in crowded),
+    ]
 
 
-def check_plan(config: RunConfig, deepspeed: Mapping, topology: Topology, hostfile: Hostfile | None) -> tuple[RoutingConfig, int]:
+def check_plan(
+    config: RunConfig, deepspeed: Mapping, topology: Topology, hostfile: Hostfile | None
+) -> tuple[RoutingConfig, int]:
     """Check that routing, method and engine can do with this topology what is asked of them.
 
     Args:
@@ -172,7 +203,8 @@ def _built(loaded: Loaded) -> list[str]:
             spec = engine_spec(config, deepspeed, role)
             model = meta_model(spec.model, spec.adapter)
             check_weights(model, spec.model, spec.adapter)
-            frozen, outside = any(not p.requires_grad for p in model.parameters()), trained_outside(model)
+            frozen = any(not p.requires_grad for p in model.parameters())
+            outside = trained_outside(model)
             if spec.engine.pipeline == "none":
                 check_operators(choose_tier(spec.engine, spec.deepspeed, frozen, outside), spec.deepspeed)
             else:
@@ -188,10 +220,13 @@ def _rows(loaded: Loaded) -> list[str]:
 
 def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
     """What is left of every client's rows as tokens; nothing where the tokenizer is not to be had here."""
-    config, base = loaded.config, local_base(loaded.config)
+    config = loaded.config
+    base = local_base(loaded.config)
     if base is None and config.model.tokenizer == "auto":
         return []
-    tokenizer, largest, counts = load_tokenizer(config.model), 0, []
+    tokenizer = load_tokenizer(config.model)
+    largest = 0
+    counts = []
     for rows in clients:
         data = encode_client(rows, tokenizer, config.data)
         largest = max(largest, largest_id(data))
@@ -199,7 +234,11 @@ def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
     if base is not None:
         check_ids(largest, config.model)
     table = RowTable.of(counts, config.data.max_tokens)
-    return [f"rows     {table.line()}", *(f"         {line}" for line in table.client_lines()), *(f"note     {text}" for text in table.warnings())]
+    return [
+        f"rows     {table.line()}",
+        *(f"         {line}" for line in table.client_lines()),
+        *(f"note     {text}" for text in table.warnings()),
+    ]
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

@@ -116,14 +116,22 @@ def _work(job: Job, store: rendezvous.Store, early: Transport | None, stop: Stop
 @contextmanager
 def _closed_in_order() -> Iterator[ExitStack]:
     """Give a stack that is unwound where nothing was raised: closing a part waits for other ranks, who may be
-    lost."""
+    lost.
+    """
     stack = ExitStack()
     yield stack
     stack.close()
 
 
-def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
-              inputs: Inputs, claim: resume.Claim, stop: StopFlag) -> Ending:
+def _federate(
+    job: Job,
+    meeting: _Meeting,
+    transport: Transport | None,
+    *,
+    inputs: Inputs,
+    claim: resume.Claim,
+    stop: StopFlag,
+) -> Ending:
     """Build the parts of this rank, go on from what the journal holds, and run the rounds that are left."""
     from fedspeed.federation.parts import run_method, start
 
@@ -140,22 +148,31 @@ def _federate(job: Job, meeting: _Meeting, transport: Transport | None, *,
         if open_part := exchange or transport:  # MPI's transport is closed by ranks too that have no exchange
             closing.callback(open_part.close)
         closing.callback(meeting.heartbeat.close)
-        link, role = parts.link(job, engine, exchange), parts.role(job, inputs.data, inputs.public)
+        link = parts.link(job, engine, exchange)
+        role = parts.role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
         method = run_method(job.config, engine)
         fresh = start(job.config, engine, method)
         first = fresh.state  # what a client alone would start from too
         _agree(job, link, first)
-        progress = resume.resume(job.config, job.deployment, link,
-                                 journal=journal, entry=inputs.entry, role=role, fresh=fresh)
+        progress = resume.resume(
+            job.config, job.deployment, link, journal=journal, entry=inputs.entry, role=role, fresh=fresh
+        )
         data = parts.data_report(job, link, inputs.data, inputs.everyone)
         monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
         always.callback(monitor.close)
         always.callback(clock.trace.close)
         meeting.last_resort.monitor = monitor
         surroundings = parts.surroundings(
-            job, journal=journal, record=_record(job, inputs), monitor=monitor, clock=clock, stop=stop,
-            channel=parts.channel(job, engine, transport), witness=parts.witness(job, exchange, own))
+            job,
+            journal=journal,
+            record=_record(job, inputs),
+            monitor=monitor,
+            clock=clock,
+            stop=stop,
+            channel=parts.channel(job, engine, transport),
+            witness=parts.witness(job, exchange, own),
+        )
         federated = parts.federated(job, role, engine, link, method=method, surroundings=surroundings)
         try:
             progress = _run_rounds(job, federated, progress, stop)
@@ -186,7 +203,8 @@ def _record(job: Job, inputs: Inputs) -> dict:
 
 def _run_rounds(job: Job, federated, progress, stop: StopFlag):
     """Run all rounds that are left. Asked to end before the first one, a run ends at once: there is nothing
-    to lose."""
+    to lose.
+    """
     from fedspeed.federation import rounds
 
     if job.reporter:
@@ -210,8 +228,9 @@ def _end(job: Job, federated, progress, inputs: Inputs, *, start, monitor) -> En
         return Ending(status=status, exit_code=code)
     if not progress.done:
         return reporting.stop_early(job, progress.round, monitor, progress.renewed)
-    return reporting.finish(job, progress, monitor, exported=exported, comparison=comparison,
-                            predicted=forecast(job, inputs.data))
+    return reporting.finish(
+        job, progress, monitor, exported=exported, comparison=comparison, predicted=forecast(job, inputs.data)
+    )
 
 
 def _compare(job: Job, federated, progress, inputs: Inputs, *, start) -> Comparison | None:
@@ -227,7 +246,8 @@ def _compare(job: Job, federated, progress, inputs: Inputs, *, start) -> Compari
 
 def _tell_all(job: Job, meeting: _Meeting, monitor, error: Exception) -> BaseException:
     """Leave word of a failure in the rounds; the reporter finds out who was lost, and reports. Return the
-    error in a user's words."""
+    error in a user's words.
+    """
     meant = explained(error, job)
     rendezvous.publish(meeting.store, f"failed/{job.me}", str(meant))
     lost = (
@@ -247,9 +267,11 @@ def _tell_all(job: Job, meeting: _Meeting, monitor, error: Exception) -> BaseExc
 
 def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> Ending:
     """Leave at once, as a rank without work does; but rank 0 holds the store, and stays until all that
-    work have left."""
+    work have left.
+    """
     if job.me == 0:
-        several, undecided = sharing.are_several(job), job.config.model.dtype == "auto"
+        several = sharing.are_several(job)
+        undecided = job.config.model.dtype == "auto"
         points = {
             "cards": several,
             "devices": undecided,
@@ -272,10 +294,17 @@ def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> End
 
 
 def _heartbeat(job: Job, store: rendezvous.Store, last_resort: reporting.LastResort) -> Heartbeat:
-    silence_s = job.config.cluster.silence_s
+    heartbeat_timeout_s = job.config.cluster.heartbeat_timeout_s
     grace_s = GRACE_S if job.reporter else GRACE_S + REPORT_S
-    return Heartbeat(store, job.vital_ranks, job.me, interval_s=silence_s / 12, silence_s=silence_s,
-                     on_stuck=last_resort, grace_s=grace_s)
+    return Heartbeat(
+        store,
+        job.vital_ranks,
+        job.me,
+        interval_s=heartbeat_timeout_s / 12,
+        heartbeat_timeout_s=heartbeat_timeout_s,
+        on_stuck=last_resort,
+        grace_s=grace_s,
+    )
 
 
 def _join_cluster(job: Job, store: rendezvous.Store) -> None:

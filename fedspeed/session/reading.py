@@ -64,12 +64,15 @@ def read_inputs(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_ty
     return inputs
 
 
-def _read_own(job: Job, store: rendezvous.Store, claim: resume.Claim,
-              begun_type: bool) -> tuple[Inputs, list[str]]:
+def _read_own(
+    job: Job, store: rendezvous.Store, claim: resume.Claim, begun_type: bool
+) -> tuple[Inputs, list[str]]:
     """Return what this rank has read, and what is to be said about it."""
     from fedspeed.engine.arithmetic import check_arithmetic
 
-    request, config, local_rank = job.request, job.config, job.launch.local_rank
+    request = job.request
+    config = job.config
+    local_rank = job.launch.local_rank
     _check_plan(job)
     remarks, sharers = sharing.check_shared(job, store)
     check_dtype(config.model.dtype, str(request.folder) if begun_type else "", local_rank)
@@ -89,7 +92,7 @@ def _read_own(job: Job, store: rendezvous.Store, claim: resume.Claim,
         remarks += found
     if several_hosts(job):
         leave_for_hosts(job, store, everyone)
-    return Inputs(tokenizer, everyone, data, entry, sharers, public), remarks
+    return Inputs(tokenizer, everyone, data, entry=entry, sharers=sharers, public=public), remarks
 
 
 def _check_plan(job: Job) -> None:

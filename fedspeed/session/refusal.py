@@ -1,5 +1,6 @@
 """The end of a rank for all ranks: bad input is told once in the words of `--json`, and an MPI job is
-ended."""
+ended.
+"""
 
 import traceback
 from typing import TextIO
@@ -17,7 +18,8 @@ TOLD_S = 30.0  # for the first to know to say it; then another one does
 
 def tell_refusal(error: BaseException, json_out: TextIO | None, store: Store) -> None:
     """Tell bad input in the words of `--json`, once for all ranks, by whichever is the first to know. The
-    others come back when it is told: the end of any rank may be that of all."""
+    others come back when it is told: the end of any rank may be that of all.
+    """
     if json_out is None or not isinstance(error, FedSpeedError) or error.exit_code != EXIT_USAGE:
         return
     if store.is_first("refused") or (store.wait([TOLD], TOLD_S) and store.is_first("refused, but not told")):

@@ -11,7 +11,8 @@ SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC
 
 def out_of_device_memory(error: BaseException) -> bool:
     """Whether a device, and not the host, had no memory left: torch's allocator, CUDA and cuBLAS say so in
-    their own ways."""
+    their own ways.
+    """
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):
@@ -30,12 +31,14 @@ def device_memory_text(error: BaseException, who: str, config: RunConfig, tier: 
     said = (str(error).splitlines() or [type(error).__name__])[0]
     said = said.partition(" Including non-PyTorch memory")[0].rstrip(".")
     remedies = [*(_layer_by_layer(config, tier) if tier not in ("", "stock") else ()), *_step(config, tier)]
-    return (f"{who}: the GPU's memory is full ({said}). Set one or more of these, the mildest first: "
-            f"{', '.join(remedies)}. `fedspeed plan --config FILE --hostfile FILE` says what fits on which "
-            "card, and what each setting takes; another program on the card takes of it too (nvidia-smi). "
-            "Where nothing but engine.activation_gib, block_inputs, base_gib and slots changes, a run "
-            "goes on from its journal with the same results; other changes begin a new run "
-            "(run.name=NAME or --fresh)")
+    return (
+        f"{who}: the GPU's memory is full ({said}). Set one or more of these, the mildest first: "
+        f"{', '.join(remedies)}. `fedspeed plan --config FILE --hostfile FILE` says what fits on which "
+        "card, and what each setting takes; another program on the card takes of it too (nvidia-smi). "
+        "Where nothing but engine.activation_gib, block_inputs, base_gib and slots changes, a run "
+        "goes on from its journal with the same results; other changes begin a new run "
+        "(run.name=NAME or --fresh)"
+    )
 
 
 def _layer_by_layer(config: RunConfig, tier: str) -> Iterator[str]:
@@ -49,21 +52,23 @@ def _layer_by_layer(config: RunConfig, tier: str) -> Iterator[str]:
         return
     if engine.base_gib:
         yield f"engine.base_gib={engine.base_gib / 2:g}"
-    elif engine.slots > 2:
-        yield "engine.slots=2"
+    elif engine.block_slots > 2:
+        yield "engine.block_slots=2"
 
 
 def _step(config: RunConfig, tier: str) -> Iterator[str]:
     """Settings of a step, whatever executes it."""
-    train, engine, stock = config.train, config.engine, tier in ("", "stock")
+    train = config.train
+    engine = config.engine
+    stock = tier in ("", "stock")
     if stock and not engine.activation_checkpointing:
         yield "engine.activation_checkpointing=true"
     if train.micro_batch > 1:
         whole = train.micro_batch % 2 == 0
         same = f" with train.accumulation={train.accumulation * 2} (the same step)" if whole else ""
         yield f"train.micro_batch={train.micro_batch // 2}{same}"
-    if not stock and engine.seats != 1:
-        yield "engine.seats=1"
+    if not stock and engine.client_slots != 1:
+        yield "engine.client_slots=1"
     if tier in ("stock", "resident", *QUANTISED) and config.adapter.method != "full":
         yield "engine.tier=ram"
     yield f"data.max_tokens={max(1, config.data.max_tokens // 2)} (shorter rows)"

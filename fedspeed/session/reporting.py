@@ -65,7 +65,8 @@ def report_failure(job: Job, monitor, error: BaseException, lost: Sequence[int])
 
 def unbeaten(progress, kind: str) -> str:
     """Return that no round of a run was better than its start; empty if one was, or there was nothing to
-    compare on."""
+    compare on.
+    """
     if not progress.has_best or progress.best_round:
         return ""
     return (

@@ -1,5 +1,6 @@
 """What a run was asked to be, and where in it this rank stands: values that every part of a session reads and
-none changes."""
+none changes.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,7 +42,8 @@ class RunRequest:
     @property
     def marks(self) -> str:
         """What a resumed run must have in common with the one in the journal, wherever the command is
-        given."""
+        given.
+        """
         return fingerprint(replace(self.loaded.as_written, deepspeed=self.deepspeed))
 
     def marks_as(self, earlier: Mapping) -> str:
@@ -51,7 +53,8 @@ class RunRequest:
         Args:
             earlier: the `record` of that start.
         """
-        theirs, config = earlier.get("places", {}), self.loaded.as_written
+        theirs = earlier.get("places", {})
+        config = self.loaded.as_written
         same = {
             key: _value(earlier, key) for key, place in self.loaded.places.items() if theirs.get(key) == place
         }
@@ -60,12 +63,14 @@ class RunRequest:
     @property
     def record(self) -> dict:
         """What the journal keeps of the configuration: the values as they were written, and where the inputs
-        were."""
+        were.
+        """
         return as_dict(self.loaded.as_written) | {"places": self.loaded.places}
 
     def settled(self, dtype: str) -> "RunRequest":
         """Return the same request, with what model.dtype=auto has come to in its place."""
-        config, sources = self.config, self.loaded.sources
+        config = self.config
+        sources = self.loaded.sources
         settled = replace(config, model=replace(config.model, dtype=dtype))
         said = sources | {"model.dtype": f"auto ({sources['model.dtype']})"}
         return replace(self, loaded=replace(self.loaded, config=settled, sources=said))
@@ -77,7 +82,8 @@ class RunRequest:
 
     def make_room(self) -> None:
         """Move an earlier run of the same name aside."""
-        folder, number = self.folder, 1
+        folder = self.folder
+        number = 1
         while (target := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
         if folder.exists():
@@ -122,7 +128,8 @@ class Job:
     @property
     def world(self) -> tuple[int, ...]:
         """World ranks of this rank's torch world: its cluster, or its client where the client's ranks are a
-        pipeline, which takes all of a torch world."""
+        pipeline, which takes all of a torch world.
+        """
         return self.topology.world_of(self.me, self.config.engine.pipeline)
 
     @property
@@ -178,7 +185,8 @@ class Job:
     @cached_property
     def required_ranks(self) -> tuple[int, ...]:
         """World ranks that the run cannot begin without: the workers, and rank 0, which holds the store even
-        if it has no client."""
+        if it has no client.
+        """
         return tuple(sorted({0, *self.workers}))
 
     @cached_property

@@ -1,5 +1,6 @@
 """Where a run goes on from: its folder, claimed by one process; its journal; the state that all ranks begin
-with."""
+with.
+"""
 
 import fcntl
 import os
@@ -26,7 +27,8 @@ NONE = -1  # in place of the best round's number where nothing has been evaluate
 
 class Claim:
     """The sole right to write a run: a lock on its folder, which the kernel drops with the process, however
-    that ends."""
+    that ends.
+    """
 
     def __init__(self):
         self._held = -1
@@ -101,8 +103,16 @@ def why_over(number: int, stale: int, config: FederationConfig) -> str:
     return ending(number, stale, rounds=config.rounds, patience=config.patience)
 
 
-def resume(config: RunConfig, deployment: Deployment, link, *,
-           journal: Journal, entry: Entry | None, role: RankRole, fresh: Progress) -> Progress:
+def resume(
+    config: RunConfig,
+    deployment: Deployment,
+    link,
+    *,
+    journal: Journal,
+    entry: Entry | None,
+    role: RankRole,
+    fresh: Progress,
+) -> Progress:
     """Return the progress to go on from: the `fresh` one, or the newest journal entry that anybody
     has, told to everyone. Collective over all ranks that carry clients.
 
@@ -126,7 +136,8 @@ def resume(config: RunConfig, deployment: Deployment, link, *,
     is_alike = saved is not None and Layout.of(saved) == layout
     own = layout.flatten(saved) if is_alike else np.zeros(layout.size, dtype=np.float32)
     vector = link.share(own, priority)
-    number, best = int(head[0]), int(head[1])
+    number = int(head[0])
+    best = int(head[1])
     differs = entry is not None and entry.round == number and not (is_alike and np.array_equal(own, vector))
     deployment.check_alike(link, journal, number, differs)
     progress = _progress(config, head, layout.unflatten(vector))
@@ -142,7 +153,9 @@ def resume(config: RunConfig, deployment: Deployment, link, *,
 def _progress(config: RunConfig, head: np.ndarray, packed: Arrays) -> Progress:
     """Return the progress that a head (see `_head`) and the tensors of an entry tell of."""
     state, moments, previous = keeping.unpack(packed)
-    number, best, stale = int(head[0]), int(head[1]), int(head[3])
+    number = int(head[0])
+    best = int(head[1])
+    stale = int(head[3])
     return Progress(
         number,
         state,
@@ -166,7 +179,8 @@ def _saved(journal: Journal, entry: Entry, layout: Layout) -> dict[str, np.ndarr
 
 def _head(entry: Entry) -> np.ndarray:
     """Return what is told of an entry beside its tensors: round, best round and its loss, evaluations without
-    a better one, how far updates were alike [5]."""
+    a better one, how far updates were alike [5].
+    """
     best = [entry.best_round, entry.best_loss] if entry.has_best else [NONE, 0.0]
     return np.array([entry.round, *best, entry.stale, -1.0 if entry.likeness is None else entry.likeness])
 
@@ -183,5 +197,6 @@ def _check_head(head: np.ndarray) -> None:
         raise JournalError(
             "the state to go on from, as the participant with the newest round tells it: it is of round "
             f"{number:g}, the best one is {best:g} with a loss of {loss:g}, and {stale:g} evaluations since "
-            "were no better, which is no round's; start anew with --fresh, or without that participant's journal"
+            "were no better, which is no round's; start anew with --fresh, or without that participant's "
+            "journal"
         )

@@ -7,7 +7,15 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.files import check_writable
 
 # What stands in a run's folder, should something else have its name.
-RUN_FILES = ("report.md", "report.png", "comparison.png", "timeline.png", "summary.json", "rounds.jsonl", "roster-epoch")
+RUN_FILES = (
+    "report.md",
+    "report.png",
+    "comparison.png",
+    "timeline.png",
+    "summary.json",
+    "rounds.jsonl",
+    "roster-epoch",
+)
 RUN_FOLDERS = ("journal", "tensorboard", "trace", "adapter", "adapter-last", "model", "model-last")
 
 
@@ -17,18 +25,26 @@ def check_run_folder(loaded: Loaded) -> None:
     Raises:
         FedSpeedError: it cannot, or something else has one of its names.
     """
-    out, run = Path(loaded.config.run.out), loaded.run_folder
+    out = Path(loaded.config.run.out)
+    run = loaded.run_folder
     existing = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not existing.is_dir():
         raise FedSpeedError(f"run.out={out}: {existing} is not a folder; choose another place for the runs")
     if run.exists() and not run.is_dir():
-        raise FedSpeedError(f"{run}: is a file, where the run's folder would be; move it away, or choose another run.name")
+        raise FedSpeedError(
+            f"{run}: is a file, where the run's folder would be; move it away, or choose another run.name"
+        )
     try:
         check_writable(run)
     except OSError as error:
-        raise FedSpeedError(f"run.out={out}: {run if run.is_dir() else existing} cannot be written to ({error.strerror}); mend its permissions, "
-                            "or choose another place") from error
-    for names, is_other, kinds in ((RUN_FILES, Path.is_dir, "a folder, where the run writes a file"),
-                                   (RUN_FOLDERS, Path.is_file, "a file, where the run makes a folder")):
+        raise FedSpeedError(
+            f"run.out={out}: {run if run.is_dir() else existing} cannot be written to ({error.strerror}); "
+            "mend its permissions, "
+            "or choose another place"
+        ) from error
+    for names, is_other, kinds in (
+        (RUN_FILES, Path.is_dir, "a folder, where the run writes a file"),
+        (RUN_FOLDERS, Path.is_file, "a file, where the run makes a folder"),
+    ):
         if found := next((run / name for name in names if is_other(run / name)), None):
             raise FedSpeedError(f"{found}: is {kinds}; move it away, or choose another run.name")

@@ -17,7 +17,8 @@ def are_several(job: Job) -> bool:
 
 def tell_card(job: Job, store: Store) -> None:
     """Leave word of the card that this rank computes on. Collective over the ranks that carry clients; rank 0
-    passes the check-in in any case."""
+    passes the check-in in any case.
+    """
     if not are_several(job):
         return
     with CheckIn(job, store, "cards"):

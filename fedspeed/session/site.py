@@ -81,7 +81,8 @@ class Site:
 
     def renewed(self) -> bool:
         """Return whether the roster's file holds a newer one by now. One that is no roster of the pinned
-        signer's is none yet."""
+        signer's is none yet.
+        """
         routing = self.config.routing
         try:
             found = identity.read_roster(Path(routing.roster), routing.roster_signer)
@@ -96,7 +97,8 @@ class Site:
             FedSpeedError: the run has gone on with a newer one already: members that have left it would be
                 back.
         """
-        file, epoch = folder / EPOCH_FILE, self.membership.roster.epoch
+        file = folder / EPOCH_FILE
+        epoch = self.membership.roster.epoch
         try:
             known = int(file.read_text()) if file.exists() else 0
         except (OSError, ValueError) as error:
@@ -178,8 +180,10 @@ def sealed(text: str, key_file: Path) -> str:
 def content(config: RunConfig) -> dict[str, str]:
     """Return SHA-256 over the files that decide about training: of the base, of the tokenizer, and of the
     adapter to start from where there is one. What is no folder here, nor in the hub's cache, counts with its
-    name."""
-    model, adapter = config.model, config.adapter
+    name.
+    """
+    model = config.model
+    adapter = config.adapter
     base = ["config.json"]
     if model.init == "pretrained":
         base += ["model.safetensors.index.json", "*.safetensors"]

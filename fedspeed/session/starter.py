@@ -26,10 +26,22 @@ _TINY: Values = {  # learns the built-in task in a minute on two cores
 _USUAL: Values = {
     "adapter": {"method": "lora", "lora_rank": 8, "alpha": 16.0, "targets": "attention"},
     "data": {"max_tokens": 512, "val_fraction": 0.02},
-    "train": {"local_steps": 30, "micro_batch": 4, "lr": 3e-4, "clip": 1.0, "schedule": "cosine", "warmup_steps": 30},
+    "train": {
+        "local_steps": 30,
+        "micro_batch": 4,
+        "lr": 3e-4,
+        "clip": 1.0,
+        "schedule": "cosine",
+        "warmup_steps": 30,
+    },
     "federation": {"rounds": 30},
 }
-TASKS = {"builtin": (4, "meta"), "gsm8k": (3, "iid"), "dolly": (8, "meta"), "codealpaca": (9, "meta")}  # (clients, split)
+TASKS = {
+    "builtin": (4, "meta"),
+    "gsm8k": (3, "iid"),
+    "dolly": (8, "meta"),
+    "codealpaca": (9, "meta"),
+}  # (clients, split)
 CLIENTS = 3  # of rows of one's own
 
 
@@ -49,14 +61,17 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
         base: model.base as the command names it; empty: one that suits the task.
 
     Raises:
-        DataError: the rows cannot be read, or not be told apart. HostfileError, PlanError: the hosts are none, or too few.
+        DataError: the rows cannot be read, or not be told apart. HostfileError, PlanError: the hosts are
+            none, or too few.
     """
     said = []
     if rows is None:
-        (clients, split), data = TASKS[task], {"task": task}
+        (clients, split) = TASKS[task]
+        data = {"task": task}
     else:
         found = detect(rows)
-        clients, split = CLIENTS, "iid"
+        clients = CLIENTS
+        split = "iid"
         data = {"task": "file", "path": _beside(rows, target), **_fields(found)}
         said.append(_told(rows, found))
     hosts = read(hostfile).hosts if hostfile else ()
@@ -67,9 +82,13 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
     shared = bool(hosts) and any(host.slots > 1 and host.gpu for host in hosts)
     if hosts:
         plan(hosts, clients, "auto")
-        said.append(f"{hostfile}: {len(hosts)} hosts, {sum(host.slots for host in hosts)} ranks, {clients} clients")
+        said.append(
+            f"{hostfile}: {len(hosts)} hosts, {sum(host.slots for host in hosts)} ranks, {clients} clients"
+        )
     tiny = rows is None and task == "builtin"
-    values = {"model": {"base": _base(base, target) or (QUICKSTART_BASE if tiny else HUB_BASE), "dtype": "auto"}}
+    values = {
+        "model": {"base": _base(base, target) or (QUICKSTART_BASE if tiny else HUB_BASE), "dtype": "auto"}
+    }
     for section, block in (_TINY if tiny else _USUAL).items():
         values[section] = dict(block)
     values["data"] = {**data, "clients": clients, "split": split, **values["data"]}
@@ -82,9 +101,12 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
 
 def _text(target: Path, hostfile: Path | None, values: Values) -> str:
     command = f"deepspeed --hostfile {hostfile} launch.py" if hostfile else "python launch.py"
-    lines = [f"# Check it:  python launch.py --config {target} --dry-run", f"# Run it:    {command} --config {target}",
-             f"# Ask it:    python -m fedspeed chat {target.stem} \"...\"",
-             "# Keys that are not here have their defaults: docs/config.md explains them all."]
+    lines = [
+        f"# Check it:  python launch.py --config {target} --dry-run",
+        f"# Run it:    {command} --config {target}",
+        f'# Ask it:    python -m fedspeed chat {target.stem} "..."',
+        "# Keys that are not here have their defaults: docs/config.md explains them all.",
+    ]
     for section, block in values.items():
         lines += ["", *comment(section_meaning(section), ""), f"{section}:"]
         for name, value in block.items():
@@ -95,12 +117,16 @@ def _text(target: Path, hostfile: Path | None, values: Values) -> str:
 
 
 def _base(base: str, target: Path) -> str:
-    """`model.base` as the YAML names it: the path of a folder or file that is here, and any other name as it is."""
+    """`model.base` as the YAML names it: the path of a folder or file that is here, and any other name as it
+    is.
+    """
     return _beside(Path(base), target) if base and place(base) else base
 
 
 def _beside(path: Path, target: Path) -> str:
-    """An input's path as the YAML names it: relative to itself where both move together, absolute elsewhere."""
+    """An input's path as the YAML names it: relative to itself where both move together, absolute
+    elsewhere.
+    """
     relative = os.path.relpath(path, target.parent)
     return os.path.abspath(path) if relative.startswith("..") else relative
 
@@ -113,17 +139,25 @@ def _fields(found: Detected) -> dict[str, str]:
 
 def _told(rows: Path, found: Detected) -> str:
     fields = found.fields
-    parts = [f"instruction from {fields.instruction!r}", f"input from {fields.input!r}" if fields.input else "no input",
-             f"answer from {fields.output!r}",
-             f"category from {fields.category!r} ({found.kinds} kinds)" if fields.category else "no category"]
+    parts = [
+        f"instruction from {fields.instruction!r}",
+        f"input from {fields.input!r}" if fields.input else "no input",
+        f"answer from {fields.output!r}",
+        f"category from {fields.category!r} ({found.kinds} kinds)" if fields.category else "no category",
+    ]
     return f"{rows}: {', '.join(parts)}, by the first {found.rows} rows; correct the YAML if this is not so"
 
 
 def check_target(target: Path) -> None:
     """Raises: ConfigError: there is something already, or no YAML could be there."""
     if target.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{target}: a run's configuration is a YAML file; give it a name such as {target.name or 'run'}.yaml")
+        raise ConfigError(
+            f"{target}: a run's configuration is a YAML file; give it a name such as "
+            f"{target.name or 'run'}.yaml"
+        )
     if target.exists() or target.is_symlink():
-        raise ConfigError(f"{target}: is there already, and is not written over; move it away, or give another name")
+        raise ConfigError(
+            f"{target}: is there already, and is not written over; move it away, or give another name"
+        )
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: there is no folder {target.parent}; make it, or give another name")

@@ -1,5 +1,6 @@
 """How the ranks of a run act as one: they start together or not at all, know who is missing, and end when
-asked to."""
+asked to.
+"""
 
 import signal
 import time
@@ -28,13 +29,15 @@ class StopFlag:
     """
 
     def __init__(self):
-        self._asked, self.in_rounds = False, False
+        self._asked = False
+        self.in_rounds = False
         self.on_asked: Callable[[str], None] = lambda where: None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, *_) -> None:
-        first, self._asked = not self._asked, True
+        first = not self._asked
+        self._asked = True
         where = activity.where()
         if not self.in_rounds:
             at = f"during {where}" if where else "before a round had begun"
@@ -48,10 +51,14 @@ class StopFlag:
 
 class CheckIn:
     """A point that all ranks that a run needs pass together, or nobody: one rank's bad input ends the others
-    at once instead of at a deadline."""
+    at once instead of at a deadline.
+    """
 
     def __init__(self, job: Job, store: rendezvous.Store, point: str):
-        self._store, self._me, self._ranks, self._point = store, job.me, job.required_ranks, point
+        self._store = store
+        self._me = job.me
+        self._ranks = job.required_ranks
+        self._point = point
 
     def __enter__(self):
         return self
@@ -71,8 +78,9 @@ class CheckIn:
         late = self._store.wait(keys, CHECK_IN_S)
         if late:
             ranks = ", ".join(key.rsplit("/", 1)[1] for key in sorted(late))
-            raise LostPeerError(f"ranks {ranks} did not get ready within {CHECK_IN_S:.0f} s; look at their "
-                                "output")
+            raise LostPeerError(
+                f"ranks {ranks} did not get ready within {CHECK_IN_S:.0f} s; look at their output"
+            )
         for rank, word in zip(self._ranks, self._store.get(*keys), strict=True):
             code, _, text = word.partition(" ")
             if int(code) != EXIT_OK:
@@ -85,7 +93,9 @@ class RollCall:
     """Who has reached an exchange, by notes in the store; who is lost, by the heartbeat."""
 
     def __init__(self, job: Job, store: rendezvous.Store, heartbeat: Heartbeat):
-        self._job, self._store, self._heartbeat = job, store, heartbeat
+        self._job = job
+        self._store = store
+        self._heartbeat = heartbeat
 
     def arrive(self, tag: int) -> None:
         if len(self._job.topology.participants) > 1:
@@ -103,7 +113,8 @@ class RollCall:
 
 def find_lost(job: Job, store: rendezvous.Store, heartbeat: Heartbeat) -> list[int]:
     """The ranks that a run has lost: those whose heartbeat has stopped. Until it does, survivors leave a note
-    that they failed too, and who leaves none within a few seconds is the one."""
+    that they failed too, and who leaves none within a few seconds is the one.
+    """
     end = time.monotonic() + NOTE_S
     while True:
         if lost := heartbeat.lost():

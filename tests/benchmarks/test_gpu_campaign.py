@@ -41,7 +41,8 @@ def test_every_phase_runs_on_a_cpu(tmp_path):
     assert {one["status"] for one in found.values()} == {"finished"} and ended.returncode == 0, ended.stderr
     results = {name: one["results"] for name, one in found.items()}
     for name in ("perf-7b-11gib", "perf-14b-24gib", "perf-14b-11gib"):
-        planned, alone = results[name]["32k planned"], results[name]["32k arithmetic"]
+        planned = results[name]["32k planned"]
+        alone = results[name]["32k arithmetic"]
         assert planned["losses"] == pytest.approx(alone["losses"], rel=1e-6) and alone["loads"] == 0
         assert {"tokens/s", "of arithmetic", "predicted GiB", "predicted s", "waited s"} <= planned.keys()
         assert results[name]["8k two slots, inputs in RAM, all recomputed"]["loads"] == 2 * (DRY_BLOCKS - 2)

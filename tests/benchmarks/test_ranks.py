@@ -33,7 +33,7 @@ def test_importing_a_benchmark_does_not_choose_the_device():
         "layer_major",
         "memory",
         "plan_accuracy",
-        "seats",
+        "client_slots",
         "gpu.__main__",
         "gpu.engines",
         "gpu.perf",
@@ -55,7 +55,11 @@ def test_ratios_are_of_neighbours():
 def test_resident_systems_are_compared_on_equal_losses():
     words = "resident --blocks 2 --hidden 64 --micro 2 --tokens 16 --vocab 260 --repeat 1 --threads 1".split()
     ended = subprocess.run(
-        [sys.executable, "benchmarks/layer_major.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S
+        [sys.executable, "benchmarks/layer_major.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
     )
     assert ended.returncode == 0, ended.stderr
     losses = [line.partition("loss ")[2].split() for line in ended.stdout.splitlines() if "loss " in line]

@@ -1,4 +1,6 @@
-"""What a run leaves behind loads in PEFT and transformers, offline, and computes what the run's own model computes."""
+"""What a run leaves behind loads in PEFT and transformers, offline, and computes what the run's own model
+computes.
+"""
 
 import contextlib
 import io
@@ -50,24 +52,41 @@ def write_base(family, folder, kind=""):
     """A random base.
 
     Args:
-        kind: narrow: its weights are stored in bf16. sharded: in several files. untied: with a head that differs from the embedding, which
-            config.json ties. head: without the embedding.
+        kind: narrow: its weights are stored in bf16. sharded: in several files. untied: with a head that
+            differs from the embedding, which config.json ties. head: without the embedding.
     """
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"llama": {"num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64},
-             "qwen2": {"num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64, "tie_word_embeddings": True},
-             "gpt2": {"n_positions": 64, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}}[family]
+    sizes = {
+        "llama": {"num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64},
+        "qwen2": {
+            "num_key_value_heads": 1,
+            "intermediate_size": 48,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+        },
+        "gpt2": {"n_positions": 64, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    }[family]
     if kind in ("untied", "head"):
         sizes["tie_word_embeddings"] = True
     torch.manual_seed(1)
-    config = AutoConfig.for_model(family, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=260, bos_token_id=257,
-                                  eos_token_id=258, pad_token_id=256, **sizes)
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=260,
+        bos_token_id=257,
+        eos_token_id=258,
+        pad_token_id=256,
+        **sizes,
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.to(torch.bfloat16 if kind == "narrow" else torch.float32).save_pretrained(
-        folder, max_shard_size="20KB" if kind == "sharded" else "1GB")
+        folder, max_shard_size="20KB" if kind == "sharded" else "1GB"
+    )
     if kind in ("untied", "head"):
         tensors = load_file(folder / "model.safetensors")
         tensors["lm_head.weight"] = torch.randn(260, 32) / 10
@@ -99,7 +118,7 @@ def exported(rank, folder):
     join_world(LIMIT_S)
     out = Scenarios()
     for name in CASES:
-        out.play(name, one, name, *CASES[name], folder)
+        out.play(name, one, name, *CASES[name], folder=folder)
     out.play("continued", continued, folder)
     leave_world()
     return out
@@ -110,25 +129,38 @@ def build(model, adapter, kind, folder):
     from tests.engine.engines import ds_config
     from tests.tiny import NoClock
 
-    spec = EngineSpec(model=model, adapter=adapter, train=TrainConfig(), engine=EngineConfig(tier="stock"),
-                      deepspeed=ds_config(kind, model.dtype))
-    return build_engine(spec, EngineContext(client_sets=[(0,)], clock=NoClock(), nvme=folder / "nvme", seed=0))
+    spec = EngineSpec(
+        model=model,
+        adapter=adapter,
+        train=TrainConfig(),
+        engine=EngineConfig(tier="stock"),
+        deepspeed=ds_config(kind, model.dtype),
+    )
+    return build_engine(
+        spec, EngineContext(client_sets=[(0,)], clock=NoClock(), nvme=folder / "nvme", seed=0)
+    )
 
 
 def trained(engine, folded=False):
     """Weights that no base and no fresh adapter has. folded: with what two rounds of `stack` have folded."""
     rng = np.random.default_rng(2)
-    state = {n: (t.detach().numpy() + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in sorted(engine.state().items())}
+    state = {
+        n: (t.detach().numpy() + 0.1 * rng.standard_normal(t.shape)).astype(np.float32)
+        for n, t in sorted(engine.state().items())
+    }
     method = make_method(arm_of("stack")(), state, clients=2, seed=0)
     for number in (1, 2) if folded else ():
-        drawn = [{n: (t + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in state.items()} for _ in range(2)]
+        drawn = [
+            {n: (t + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in state.items()}
+            for _ in range(2)
+        ]
         turns = [method.turn(client, number, state, steps=1, seed=0, memory={}) for client in range(2)]
         total = sum(method.encode(turn, end, 1.0) for turn, end in zip(turns, drawn))
         state = method.aggregate(state, total, 2.0, round=number).state
     return state
 
 
-def one(name, family, method, kind, dtype, folder):
+def one(name, family, method, kind, dtype, *, folder):
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -139,7 +171,8 @@ def one(name, family, method, kind, dtype, folder):
     from fedspeed.data.prompt_format import format_of
     from fedspeed.models.tokenizer import byte_tokenizer
 
-    base, target = write_base(family, folder / f"base of {name}", name.partition(" ")[0]), folder / name
+    base = write_base(family, folder / f"base of {name}", name.partition(" ")[0])
+    target = folder / name
     adapter = AdapterConfig(method=method, blocks=LastBlocks(1), targets="all-linear", lora_rank=4)
     engine = build(ModelConfig(base=base, dtype=dtype), adapter, kind, folder)
     state = trained(engine, folded=name.startswith("folded"))
@@ -149,24 +182,37 @@ def one(name, family, method, kind, dtype, folder):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ messages }}"
     format = format_of(tokenizer, DataConfig(max_tokens=40))
-    card = Card(name, "adapter" if method == "lora" else "model", 3, base, TORCH_TYPE[dtype], format)
-    export(target, engine.model, tokenizer, state, base, card.text())
+    card = Card(
+        name, "adapter" if method == "lora" else "model", 3, base=base, dtype=TORCH_TYPE[dtype], format=format
+    )
+    export(target, engine.model, tokenizer, tensors=state, base=base, card=card.text())
     if method == "lora":
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, TORCH_TYPE[dtype]))
         loaded = PeftModel.from_pretrained(plain, target, autocast_adapter_dtype=False)
     else:
         loaded = AutoModelForCausalLM.from_pretrained(target)
-    written = {n: tensor for file in target.glob("model*.safetensors") for n, tensor in load_file(file).items()}
+    written = {
+        n: tensor for file in target.glob("model*.safetensors") for n, tensor in load_file(file).items()
+    }
     kept = all(torch.equal(tensor, torch.from_numpy(state[n])) for n, tensor in written.items() if n in state)
-    return {"kept": kept, "ours": logits(engine.ds_engine), "theirs": logits(loaded),
-            "base": logits(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)), "files": sorted(p.name for p in target.iterdir()),
-            "asked": asked(target, loaded) if name in ASKED else None, "template": AutoTokenizer.from_pretrained(target).chat_template,
-            "words": AutoTokenizer.from_pretrained(target)("a é")["input_ids"], "dtype": str(loaded.dtype),
-            "beside": sorted(p.name for p in folder.iterdir() if name in p.name)}
+    return {
+        "kept": kept,
+        "ours": logits(engine.ds_engine),
+        "theirs": logits(loaded),
+        "base": logits(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)),
+        "files": sorted(p.name for p in target.iterdir()),
+        "asked": asked(target, loaded) if name in ASKED else None,
+        "template": AutoTokenizer.from_pretrained(target).chat_template,
+        "words": AutoTokenizer.from_pretrained(target)("a é")["input_ids"],
+        "dtype": str(loaded.dtype),
+        "beside": sorted(p.name for p in folder.iterdir() if name in p.name),
+    }
 
 
 def asked(target, loaded):
-    """The answer to the example of an export's card, by (the code in the card, `fedspeed chat`, by lines of standard input, greedy decoding)."""
+    """The answer to the example of an export's card, by (the code in the card, `fedspeed chat`, by lines of
+    standard input, greedy decoding).
+    """
     import torch
 
     from fedspeed.cli import main
@@ -175,7 +221,8 @@ def asked(target, loaded):
     from fedspeed.models.tokenizer import byte_tokenizer
 
     code = (target / "README.md").read_text().partition("```python\n")[2].partition("\n```")[0]
-    here, told = Path.cwd(), []
+    here = Path.cwd()
+    told = []
     os.chdir(target)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code, {})  # noqa: S102
@@ -200,7 +247,8 @@ def asked(target, loaded):
 def continued(folder):
     """An exported adapter as the start of another run."""
     name = "llama adapter"
-    model, fresh = ModelConfig(base=str(folder / f"base of {name}"), dtype="fp32"), AdapterConfig(targets="all-linear", lora_rank=4)
+    model = ModelConfig(base=str(folder / f"base of {name}"), dtype="fp32")
+    fresh = AdapterConfig(targets="all-linear", lora_rank=4)
     first = build(model, fresh, "zero0", folder)
     again = build(model, AdapterConfig(start_from=str(folder / name)), "zero0", folder)
     return {"exported": trained(first), "started": {n: t.detach().numpy() for n, t in again.state().items()}}
@@ -218,7 +266,9 @@ def test_the_export_computes_what_the_run_computed(results, case):
     dtype = CASES[case][3]
     assert np.abs(seen["ours"] - seen["theirs"]).max() <= (0 if dtype == "bf16" else 2e-6)
     assert np.abs(seen["ours"] - seen["base"]).max() > 0.1
-    assert seen["dtype"] == f"torch.{TORCH_TYPE[dtype]}", "as config.json says, without a word from who loads it"
+    assert seen["dtype"] == f"torch.{TORCH_TYPE[dtype]}", (
+        "as config.json says, without a word from who loads it"
+    )
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "blocks" in case])
@@ -235,30 +285,54 @@ def test_answers_of_an_exported_model_end_with_the_token_of_its_tokenizer(result
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_folder_is_an_ordinary_one(results, case):
-    folder, seen = results[0], results[1][case]
-    weights = {"adapter_config.json", "adapter_model.safetensors"} if "adapter" in case else {"config.json", "model.safetensors"}
+    folder = results[0]
+    seen = results[1][case]
+    weights = (
+        {"adapter_config.json", "adapter_model.safetensors"}
+        if "adapter" in case
+        else {"config.json", "model.safetensors"}
+    )
     if case.startswith("sharded"):
         index = json.loads((folder / case / "model.safetensors.index.json").read_text())
         weights = {"config.json", "model.safetensors.index.json", *index["weight_map"].values()}
         assert len(weights) > 3
-    assert weights <= set(seen["files"]) <= weights | {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                                                             "README.md"}
+    assert (
+        weights
+        <= set(seen["files"])
+        <= weights
+        | {
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "README.md",
+        }
+    )
     assert seen["beside"] == sorted([case, f"base of {case}"]), "no half-written folder beside it"
     assert seen["words"] == [257, 97, 32, 195, 169], "bos, then the bytes"
     if "adapter" in case:
         config = json.loads((folder / case / "adapter_config.json").read_text())
-        assert (config["base_model_name_or_path"], config["inference_mode"]) == (str(folder / f"base of {case}"), True)
-        grown = 32 if case.startswith("folded") else 0  # of matrices with 32 rows, whose products are whole by now
+        assert (config["base_model_name_or_path"], config["inference_mode"]) == (
+            str(folder / f"base of {case}"),
+            True,
+        )
+        grown = (
+            32 if case.startswith("folded") else 0
+        )  # of matrices with 32 rows, whose products are whole by now
         assert (config["r"], config["lora_alpha"]) == (4 + grown, 16 / 4 * (4 + grown))
         assert config["fan_in_fan_out"] is (CASES[case][0] == "gpt2")
     else:
-        assert json.loads((folder / case / "config.json").read_text())["use_cache"] is True, "off only while training"
+        assert json.loads((folder / case / "config.json").read_text())["use_cache"] is True, (
+            "off only while training"
+        )
 
 
 def test_all_files_are_as_readable_as_new_files_are(results, tmp_path):
     (tmp_path / "new").touch()
     for case in CASES:
-        found = {path.name: oct(path.stat().st_mode) for path in [tmp_path / "new", *(results[0] / case).iterdir()]}
+        found = {
+            path.name: oct(path.stat().st_mode) for path in [tmp_path / "new", *(results[0] / case).iterdir()]
+        }
         assert len(set(found.values())) == 1, (case, found)
 
 
@@ -266,8 +340,9 @@ def test_a_pretrained_base_is_as_readable_as_new_files_are(tmp_path, monkeypatch
     monkeypatch.setattr(quickstart, "STEPS", 1)
     quickstart.pretrain(tmp_path / "base", 0)
     (tmp_path / "new").touch()
-    assert {oct(path.stat().st_mode) for path in [tmp_path / "new", *(tmp_path / "base").iterdir()]} == {oct((tmp_path / "new").stat().st_mode)}
-
+    assert {oct(path.stat().st_mode) for path in [tmp_path / "new", *(tmp_path / "base").iterdir()]} == {
+        oct((tmp_path / "new").stat().st_mode)
+    }
 
 
 @pytest.mark.parametrize("case", ASKED)
@@ -280,7 +355,10 @@ def test_the_code_in_the_card_and_chat_give_the_answer_that_training_meant(resul
 def test_no_chat_template_is_exported_and_the_card_says_so(results, case):
     assert results[1][case]["template"] is None and not (results[0] / case / "chat_template.jinja").exists()
     text = (results[0] / case / "README.md").read_text()
-    assert "it is not exported, because nothing was trained with it" in text and "```text\n{instruction} {input} \n```" in text
+    assert (
+        "it is not exported, because nothing was trained with it" in text
+        and "```text\n{instruction} {input} \n```" in text
+    )
 
 
 def test_an_exported_adapter_starts_another_run(results):
@@ -297,8 +375,14 @@ def test_the_files_of_an_export_are_counted(tmp_path, monkeypatch):
     from fedspeed import activity
     from fedspeed.checkpoint.export import _write_around
 
-    base, at, write = write_base("llama", tmp_path / "base", "sharded"), [], safetensors.torch.save_file
-    monkeypatch.setattr(safetensors.torch, "save_file", lambda *given, **named: at.append(activity.where()) or write(*given, **named))
+    base = write_base("llama", tmp_path / "base", "sharded")
+    at = []
+    write = safetensors.torch.save_file
+    monkeypatch.setattr(
+        safetensors.torch,
+        "save_file",
+        lambda *given, **named: at.append(activity.where()) or write(*given, **named),
+    )
     (tmp_path / "model").mkdir()
     _write_around(tmp_path / "model", {"model.norm.weight": np.ones(32, np.float32)}, base, "model.")
     count = len(list((tmp_path / "model").glob("*.safetensors")))

@@ -1,4 +1,6 @@
-"""The round journal: what it keeps, what it refuses, and that it is whole whenever the process that writes it dies."""
+"""The round journal: what it keeps, what it refuses, and that it is whole whenever the process that writes it
+dies.
+"""
 
 import multiprocessing
 import os
@@ -22,11 +24,16 @@ def entry(round, **fields):
 
 
 def tensors(round, size=50):
-    return {"global/a": np.full((size, 2), round, dtype=np.float32), "server/m/a": np.arange(size, dtype=np.float32) * round}
+    return {
+        "global/a": np.full((size, 2), round, dtype=np.float32),
+        "server/m/a": np.arange(size, dtype=np.float32) * round,
+    }
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a)
+    return a.keys() == b.keys() and all(
+        a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a
+    )
 
 
 def round_folders(journal):
@@ -45,7 +52,9 @@ def test_an_entry_comes_back_as_it_was(tmp_path):
     journal.commit(entry(1, best_round=1, best_loss=0.1 + 0.2, stale=3, done="early stop"), tensors(1))
     again = Journal(tmp_path, keep=2)
     latest = again.latest()
-    assert latest == entry(1, best_round=1, best_loss=0.1 + 0.2, stale=3, done="early stop", sha256=latest.sha256)
+    assert latest == entry(
+        1, best_round=1, best_loss=0.1 + 0.2, stale=3, done="early stop", sha256=latest.sha256
+    )
     assert latest.config == {"run": {"seed": 7}}
     assert same(again.tensors(latest), tensors(1)) and again.newest() == 1
 
@@ -95,7 +104,10 @@ def test_going_back_a_round_goes_back_to_its_best(tmp_path):
     for number in (1, 2, 3):
         journal.save_best(number, tensors(number))
         journal.commit(entry(number, best_round=number, best_loss=1 / number), tensors(number))
-    assert sorted(p.name for p in journal.folder.glob("best*")) == ["best-000002.safetensors", "best-000003.safetensors"]
+    assert sorted(p.name for p in journal.folder.glob("best*")) == [
+        "best-000002.safetensors",
+        "best-000003.safetensors",
+    ]
     shutil.rmtree(journal.folder / "round-000003")
     earlier = Journal(tmp_path, keep=2).latest()
     assert earlier.best_round == 2 and same(journal.load_best(earlier.best_round), tensors(2))
@@ -114,7 +126,9 @@ def test_clients_keep_their_optimizers_by_round(tmp_path):
     journal = Journal(tmp_path, keep=2)
     for number in (1, 2, 3):
         for client in (0, 4):
-            journal.save_client(number, client, {"w/exp_avg": np.full(3, 10 * number + client, dtype=np.float32)})
+            journal.save_client(
+                number, client, {"w/exp_avg": np.full(3, 10 * number + client, dtype=np.float32)}
+            )
         journal.commit(entry(number), tensors(number))
     for number in (2, 3):
         assert journal.load_client(number, 4)["w/exp_avg"].tolist() == [10 * number + 4] * 3
@@ -129,12 +143,14 @@ def test_a_client_that_was_never_asked_has_an_empty_optimizer(tmp_path):
 
 @pytest.mark.parametrize(("keep", "step"), [(1, 1), (1, 5), (2, 5), (3, 1)])
 def test_a_host_that_does_not_commit_keeps_what_a_resume_may_need(tmp_path, keep, step):
-    """Until the reporter has committed, the round to resume from is an earlier one; with checkpoint.every=5 that is round - 5."""
+    """Until the reporter has committed, the round to resume from is an earlier one; with checkpoint.every=5
+    that is round - 5.
+    """
     journal = Journal(tmp_path, keep)
     numbers = list(range(step, 8 * step, step))
     for number in numbers:
         journal.save_client(number, 0, tensors(number))
-    assert round_folders(journal) == [f"round-{n:06d}" for n in numbers[-(keep + 1):]]
+    assert round_folders(journal) == [f"round-{n:06d}" for n in numbers[-(keep + 1) :]]
     assert same(journal.load_client(numbers[-2], 0), tensors(numbers[-2]))
 
 
@@ -170,15 +186,18 @@ def refusal(call, *arguments):
 
 def truncate(path, share=0.5):
     data = path.read_bytes()
-    path.write_bytes(data[:int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * share)])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_truncated_state(two_rounds, share):
     folder = two_rounds.folder / "round-000004"
     truncate(folder / "state.safetensors", share)
-    assert re.fullmatch(rf"{folder}/state.safetensors: damaged .*; delete the folder {folder} to resume from round 3, {REMEDY}",
-                        refusal(two_rounds.latest))
+    assert re.fullmatch(
+        rf"{folder}/state.safetensors: damaged .*; delete the folder {folder} to resume from round 3, "
+        rf"{REMEDY}",
+        refusal(two_rounds.latest),
+    )
 
 
 def test_one_flipped_bit_of_the_state(two_rounds):
@@ -189,13 +208,29 @@ def test_one_flipped_bit_of_the_state(two_rounds):
     assert "damaged (sha256 is " in refusal(two_rounds.latest)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"round": 4', b"[]", b"7", b'"text"', b"null", b"{}", b'{"best_loss": 1.0}',
-                                     b'{"best_loss": 1, "x": 2}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"round": 4',
+        b"[]",
+        b"7",
+        b'"text"',
+        b"null",
+        b"{}",
+        b'{"best_loss": 1.0}',
+        b'{"best_loss": 1, "x": 2}',
+        b"\xff\xfe",
+    ],
+)
 def test_damaged_entry(two_rounds, content):
     folder = two_rounds.folder / "round-000004"
     (folder / "entry.json").write_bytes(content)
-    assert re.fullmatch(rf"(?s){folder}/entry.json: damaged .*; delete the folder {folder} to resume from round 3, {REMEDY}",
-                        refusal(two_rounds.latest))
+    assert re.fullmatch(
+        rf"(?s){folder}/entry.json: damaged .*; delete the folder {folder} to resume from round 3, {REMEDY}",
+        refusal(two_rounds.latest),
+    )
 
 
 def test_the_remedy_is_true(two_rounds):
@@ -218,11 +253,15 @@ def test_missing_state(two_rounds):
 def test_lost_or_truncated_best(two_rounds):
     path = two_rounds.folder / "best-000003.safetensors"
     truncate(path)
-    assert re.fullmatch(rf"{path}: cannot be read .*; copy this file back .*{REMEDY}", refusal(two_rounds.load_best, 3))
+    assert re.fullmatch(
+        rf"{path}: cannot be read .*; copy this file back .*{REMEDY}", refusal(two_rounds.load_best, 3)
+    )
     assert refusal(two_rounds.check_best, two_rounds.latest()) == refusal(two_rounds.load_best, 3)
     path.unlink()
     for text in (refusal(two_rounds.load_best, 3), refusal(two_rounds.check_best, two_rounds.latest())):
-        assert str(path) in text and REMEDY in text and "delete" not in text, "deleting its folder would delete the journal"
+        assert str(path) in text and REMEDY in text and "delete" not in text, (
+            "deleting its folder would delete the journal"
+        )
 
 
 def test_the_best_of_another_model(two_rounds):
@@ -231,14 +270,18 @@ def test_the_best_of_another_model(two_rounds):
     two_rounds.check_best(two_rounds.latest())
     for other in ({"a": np.ones((50, 3), dtype=np.float32)}, {"b": np.ones((50, 2), dtype=np.float32)}, {}):
         two_rounds.save_best(3, other)
-        assert "best-000003.safetensors: holds other tensors than" in refusal(two_rounds.check_best, two_rounds.latest())
+        assert "best-000003.safetensors: holds other tensors than" in refusal(
+            two_rounds.check_best, two_rounds.latest()
+        )
 
 
 def test_lost_or_truncated_client(two_rounds):
     path = two_rounds.folder / "round-000004" / "client-1.safetensors"
     truncate(path)
-    assert re.fullmatch(rf"{path}: cannot be read .*; delete the folder {path.parent} on the first host .*{REMEDY}",
-                        refusal(two_rounds.load_client, 4, 1))
+    assert re.fullmatch(
+        rf"{path}: cannot be read .*; delete the folder {path.parent} on the first host .*{REMEDY}",
+        refusal(two_rounds.load_client, 4, 1),
+    )
     path.unlink()
     text = refusal(two_rounds.load_client, 4, 1)
     assert str(path) in text and "client 1" in text and "same hosts" in text and REMEDY in text
@@ -271,9 +314,12 @@ def whole(run):
 
 
 def test_death_at_every_step_of_a_commit(tmp_path, monkeypatch):
-    """Every call that changes the disk is the last one once; afterwards not even a `finally` gets to change it."""
+    """Every call that changes the disk is the last one once; afterwards not even a `finally` gets to change
+    it.
+    """
     names = [(os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")]
-    real, calls = {name: getattr(module, name) for module, name in names}, {"left": 0, "dead": False}
+    real = {name: getattr(module, name) for module, name in names}
+    calls = {"left": 0, "dead": False}
 
     def mortal(name):
         def call(*args, **kwargs):
@@ -282,6 +328,7 @@ def test_death_at_every_step_of_a_commit(tmp_path, monkeypatch):
                 calls["dead"] = True
                 raise Died
             return real[name](*args, **kwargs)
+
         return call
 
     def fresh(run):
@@ -290,7 +337,8 @@ def test_death_at_every_step_of_a_commit(tmp_path, monkeypatch):
         journal.commit(entry(1, best_round=1, best_loss=1.0), tensors(1))
         return journal
 
-    outcomes, step = [], 0
+    outcomes = []
+    step = 0
     while True:
         run = tmp_path / f"{step}"
         journal = fresh(run)
@@ -325,13 +373,19 @@ def commit_for_ever(run, pipe):
         if number % 3 == 0:
             journal.save_best(number, tensors(number, 20_000))
         journal.save_client(number, 0, tensors(number, 20_000))
-        journal.commit(entry(number, best_round=number - number % 3, best_loss=1.0 if number > 2 else float("inf")), tensors(number, 20_000))
+        journal.commit(
+            entry(number, best_round=number - number % 3, best_loss=1.0 if number > 2 else float("inf")),
+            tensors(number, 20_000),
+        )
         pipe.send(number)
 
 
 def test_kill_at_random_moments(tmp_path):
     """One journal, killed and resumed twenty times over."""
-    context, rng, acknowledged, at_work = multiprocessing.get_context("fork"), random.Random(4), 0, 0
+    context = multiprocessing.get_context("fork")
+    rng = random.Random(4)
+    acknowledged = 0
+    at_work = 0
     for _ in range(20):
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=commit_for_ever, args=(tmp_path, theirs), daemon=True)
@@ -350,11 +404,15 @@ def test_kill_at_random_moments(tmp_path):
         ours.close()
         journal = Journal(tmp_path, keep=2)
         newest = journal.latest()
-        assert newest.round in (acknowledged, acknowledged + 1), "committed before it was acknowledged, or not begun"
+        assert newest.round in (acknowledged, acknowledged + 1), (
+            "committed before it was acknowledged, or not begun"
+        )
         assert same(journal.tensors(newest), tensors(newest.round, 20_000))
         assert same(journal.load_client(newest.round, 0), tensors(newest.round, 20_000))
         if newest.has_best:
             assert same(journal.load_best(newest.best_round), tensors(newest.best_round, 20_000))
         assert len(round_folders(journal)) <= 4, "two that are kept, one half written, one half forgotten"
-        at_work += len(round_folders(journal)) > 2 or any(p.suffix == ".tmp" for p in journal.folder.rglob("*"))
+        at_work += len(round_folders(journal)) > 2 or any(
+            p.suffix == ".tmp" for p in journal.folder.rglob("*")
+        )
     assert at_work >= 3, "some kills must have met the journal at work"

@@ -1,4 +1,6 @@
-"""What a machine lacks for DeepSpeed's async_io, with this machine's own compiler and with environments in which parts of it are missing."""
+"""What a machine lacks for DeepSpeed's async_io, with this machine's own compiler and with environments in
+which parts of it are missing.
+"""
 
 import os
 import shutil
@@ -25,7 +27,9 @@ def test_a_machine_with_everything(monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.parametrize("flags", [{"CFLAGS": "-include /nowhere/libaio.h"}, {"LDFLAGS": "-Wl,--no-such-option"}])
+@pytest.mark.parametrize(
+    "flags", [{"CFLAGS": "-include /nowhere/libaio.h"}, {"LDFLAGS": "-Wl,--no-such-option"}]
+)
 def test_libaio_is_looked_for_by_building_a_program(flags):
     assert lacking({**HERE, **flags})[-1] == "libaio with its header"
     assert "apt install libaio-dev" in str(lacks_for_async_io({**HERE, **flags})[-1])
@@ -37,8 +41,19 @@ def test_every_lack_has_a_name_and_a_remedy(monkeypatch, tmp_path):
     monkeypatch.setattr(compilers, "_cuda_toolkit", lambda env: False)
     monkeypatch.setattr(compilers.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     env = {"PATH": str(tmp_path), "CC": "mycc -m64", "CXX": "myc++"}
-    assert lacking(env) == ["a C++ compiler (`myc++`)", "ninja", "Python.h", "the CUDA toolkit (nvcc)", "a C compiler (`mycc -m64`)"]
-    assert lacking({**env, "DS_ACCELERATOR": "cpu"}) == ["a C++ compiler (`myc++`)", "ninja", "Python.h", "a C compiler (`mycc -m64`)"]
+    assert lacking(env) == [
+        "a C++ compiler (`myc++`)",
+        "ninja",
+        "Python.h",
+        "the CUDA toolkit (nvcc)",
+        "a C compiler (`mycc -m64`)",
+    ]
+    assert lacking({**env, "DS_ACCELERATOR": "cpu"}) == [
+        "a C++ compiler (`myc++`)",
+        "ninja",
+        "Python.h",
+        "a C compiler (`mycc -m64`)",
+    ]
     assert all(lack.remedy for lack in lacks_for_async_io(env))
 
 
@@ -47,9 +62,15 @@ def test_a_deepspeed_that_was_installed_with_it_needs_nothing(monkeypatch, tmp_p
     package = tmp_path / "deepspeed"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "git_version_info_installed.py").write_text(f"version='1'\ninstalled_ops={{'async_io': {built}, 'cpu_adam': True}}\n")
+    (package / "git_version_info_installed.py").write_text(
+        f"version='1'\ninstalled_ops={{'async_io': {built}, 'cpu_adam': True}}\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(compilers, "find_spec", lambda name: __import__("importlib.machinery").machinery.PathFinder.find_spec(name, [str(tmp_path)]))
+    monkeypatch.setattr(
+        compilers,
+        "find_spec",
+        lambda name: __import__("importlib.machinery").machinery.PathFinder.find_spec(name, [str(tmp_path)]),
+    )
     assert (lacking({"PATH": str(tmp_path), "CXX": "no"}) == []) == built
 
 

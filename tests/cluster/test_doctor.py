@@ -63,15 +63,27 @@ def test_what_mpirun_wants_of_root_and_beyond_the_cores_is_told(monkeypatch, use
 @pytest.mark.parametrize("code", [0, 255])
 def test_a_machine_that_takes_no_login_is_told_how_deepspeed_does_without(monkeypatch, code):
     monkeypatch.setattr(doctor, "_tool", lambda *_: Check("ssh", True, "/bin/ssh"))
-    monkeypatch.setattr(doctor.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, code))
+    monkeypatch.setattr(
+        doctor.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, code)
+    )
     check = doctor._ssh()
     assert check.ok and ("deepspeed --num_gpus N" in check.detail) == (code != 0)
 
 
-@pytest.mark.parametrize(("env", "gpus", "other", "chosen"), [
-    ({}, 0, False, "cpu"), ({"DS_ACCELERATOR": ""}, 0, False, "cpu"), ({"DS_ACCELERATOR": "cuda"}, 0, False, "cuda"), ({}, 2, False, None),
-    ({"DS_ACCELERATOR": ""}, 2, False, None), ({}, 0, True, None)])
-def test_deepspeed_is_told_what_it_computes_on_where_that_is_certain(monkeypatch, tmp_path, env, gpus, other, chosen):
+@pytest.mark.parametrize(
+    ("env", "gpus", "other", "chosen"),
+    [
+        ({}, 0, False, "cpu"),
+        ({"DS_ACCELERATOR": ""}, 0, False, "cpu"),
+        ({"DS_ACCELERATOR": "cuda"}, 0, False, "cuda"),
+        ({}, 2, False, None),
+        ({"DS_ACCELERATOR": ""}, 2, False, None),
+        ({}, 0, True, None),
+    ],
+)
+def test_deepspeed_is_told_what_it_computes_on_where_that_is_certain(
+    monkeypatch, tmp_path, env, gpus, other, *, chosen
+):
     monkeypatch.setattr(devices, "installed_gpus", lambda: gpus)
     monkeypatch.setattr(devices, "_OTHER_ACCELERATORS", (tmp_path if other else tmp_path / "none",))
     devices.choose_accelerator(env)
@@ -79,10 +91,16 @@ def test_deepspeed_is_told_what_it_computes_on_where_that_is_certain(monkeypatch
 
 
 def test_what_async_io_lacks_is_told(monkeypatch):
-    monkeypatch.setattr(doctor, "lacks_for_async_io", lambda: [Lack("ninja", "pip install ninja"), Lack("Python.h", "apt install python3-dev")])
+    monkeypatch.setattr(
+        doctor,
+        "lacks_for_async_io",
+        lambda: [Lack("ninja", "pip install ninja"), Lack("Python.h", "apt install python3-dev")],
+    )
     check = doctor._async_io()
     assert not check.ok and check.detail == "cannot be built without ninja and Python.h"
-    assert check.remedy.startswith("pip install ninja; apt install python3-dev. DeepSpeed's own NVMe offload needs it")
+    assert check.remedy.startswith(
+        "pip install ninja; apt install python3-dev. DeepSpeed's own NVMe offload needs it"
+    )
     monkeypatch.setattr(doctor, "lacks_for_async_io", list)
     assert doctor._async_io().ok
 
@@ -90,7 +108,10 @@ def test_what_async_io_lacks_is_told(monkeypatch):
 def test_little_locked_memory_is_a_note_and_no_fault(monkeypatch):
     monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (2**23, 2**23))
     check = doctor._locked_memory()
-    assert check.ok and "0.01 GiB (pinned offload buffers and InfiniBand need more: ulimit -l unlimited)" in check.detail
+    assert (
+        check.ok
+        and "0.01 GiB (pinned offload buffers and InfiniBand need more: ulimit -l unlimited)" in check.detail
+    )
 
 
 def test_16_bit_arithmetic_of_the_cpu_is_told(monkeypatch):
@@ -100,11 +121,28 @@ def test_16_bit_arithmetic_of_the_cpu_is_told(monkeypatch):
     assert "emulated" in doctor._cores().detail
 
 
-@pytest.mark.parametrize(("chosen", "installed", "visible"), [
-    (None, 4, 4), ("", 4, 0), ("-1", 4, 0), ("0", 4, 1), ("0,2", 4, 2), ("1,9,2", 4, 1), ("GPU-abc,GPU-def", 4, 2), ("0,1", 0, 0),
-    ("NoDevFiles", 4, 0), ("none", 4, 0), ("void", 4, 0), ("0,0", 4, 0), ("GPU-abc,GPU-abc", 4, 0),
-    ("GPU-abc,1", 4, 1),
-    ("MIG-a,MIG-b,MIG-c", 1, 3), ("MIG-a,0", 2, 1), ("MIG-a", 0, 0)])
+@pytest.mark.parametrize(
+    ("chosen", "installed", "visible"),
+    [
+        (None, 4, 4),
+        ("", 4, 0),
+        ("-1", 4, 0),
+        ("0", 4, 1),
+        ("0,2", 4, 2),
+        ("1,9,2", 4, 1),
+        ("GPU-abc,GPU-def", 4, 2),
+        ("0,1", 0, 0),
+        ("NoDevFiles", 4, 0),
+        ("none", 4, 0),
+        ("void", 4, 0),
+        ("0,0", 4, 0),
+        ("GPU-abc,GPU-abc", 4, 0),
+        ("GPU-abc,1", 4, 1),
+        ("MIG-a,MIG-b,MIG-c", 1, 3),
+        ("MIG-a,0", 2, 1),
+        ("MIG-a", 0, 0),
+    ],
+)
 def test_cuda_visible_devices(monkeypatch, chosen, installed, visible):
     monkeypatch.setattr(devices, "installed_gpus", lambda: installed)
     assert devices.visible_gpus({} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}) == visible
@@ -112,28 +150,39 @@ def test_cuda_visible_devices(monkeypatch, chosen, installed, visible):
 
 def test_each_rank_is_shown_one_mig_instance_and_all_other_devices():
     assert [devices.rank_devices({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, rank) for rank in range(3)] == [
-        {"CUDA_VISIBLE_DEVICES": name} for name in ("MIG-a", "MIG-b", "MIG-a")]
+        {"CUDA_VISIBLE_DEVICES": name} for name in ("MIG-a", "MIG-b", "MIG-a")
+    ]
     assert devices.rank_devices({}, 1) == {}
     for chosen in ("0,1", "GPU-a,GPU-b", "MIG-a,MIG-a"):
         assert devices.rank_devices({"CUDA_VISIBLE_DEVICES": chosen}, 1) == {}
 
 
-@pytest.mark.parametrize(("env", "gpus", "found"), [
-    ({}, 1, "expandable_segments:True"), ({}, 0, None), ({"DS_ACCELERATOR": "cpu"}, 1, None),
-    ({"PYTORCH_ALLOC_CONF": "backend:native"}, 1, "backend:native"),
-    ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, 1, None)])
+@pytest.mark.parametrize(
+    ("env", "gpus", "found"),
+    [
+        ({}, 1, "expandable_segments:True"),
+        ({}, 0, None),
+        ({"DS_ACCELERATOR": "cpu"}, 1, None),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, 1, "backend:native"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, 1, None),
+    ],
+)
 def test_torchs_allocator_grows_in_place_on_gpus_unless_told_otherwise(monkeypatch, env, gpus, found):
     monkeypatch.setattr(devices, "installed_gpus", lambda: gpus)
     devices.choose_allocator(env)
     assert env.get("PYTORCH_ALLOC_CONF") == found
 
 
-@pytest.mark.parametrize(("env", "gpus", "ok", "told"), [
-    ({}, 0, True, "none"), ({}, 2, True, "2: a, b; a rank takes one, and `python launch.py` starts up to 2"),
-    ({"CUDA_VISIBLE_DEVICES": "GPU-x"}, 2, True, "CUDA_VISIBLE_DEVICES=GPU-x shows 1; a rank takes one"),
-    ({"CUDA_VISIBLE_DEVICES": "7"}, 2, False, "CUDA_VISIBLE_DEVICES=7 shows "
-                                              "none"), ({"DS_ACCELERATOR": "cpu"}, 2, True, "on the CPU all "
-                                                                                            "the same")])
+@pytest.mark.parametrize(
+    ("env", "gpus", "ok", "told"),
+    [
+        ({}, 0, True, "none"),
+        ({}, 2, True, "2: a, b; a rank takes one, and `python launch.py` starts up to 2"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-x"}, 2, True, "CUDA_VISIBLE_DEVICES=GPU-x shows 1; a rank takes one"),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, 2, False, "CUDA_VISIBLE_DEVICES=7 shows none"),
+        ({"DS_ACCELERATOR": "cpu"}, 2, True, "on the CPU all the same"),
+    ],
+)
 def test_the_doctor_tells_what_ranks_see(monkeypatch, env, gpus, ok, told):
     for module in (devices, doctor):
         monkeypatch.setattr(module, "installed_gpus", lambda: gpus)
@@ -147,7 +196,9 @@ def test_cuda_visible_devices_is_read_as_torch_reads_it(monkeypatch):
     from torch.cuda import _parse_visible_devices
 
     entries = ("0", "1", "9", "", " 1 ", "-1", "+1", "00", "1gpu", "none", "GPU-a", "GPU-b", "MIG-a")
-    for text in (",".join(chosen) for length in (1, 2, 3) for chosen in itertools.product(entries, repeat=length)):
+    for text in (
+        ",".join(chosen) for length in (1, 2, 3) for chosen in itertools.product(entries, repeat=length)
+    ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
         theirs = _parse_visible_devices()
         there = itertools.takewhile(lambda device: isinstance(device, str) or device < 2, theirs)
@@ -159,15 +210,22 @@ def test_gpus_are_counted_from_the_driver_else_from_its_tool(monkeypatch, tmp_pa
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)
     assert devices.installed_gpus() == 0
     monkeypatch.setattr(devices.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    listing = "GPU 0: NVIDIA GeForce RTX 3090 (UUID: x)\nGPU 1: NVIDIA GeForce RTX 3090 (UUID: y)\n  MIG 1g.5gb Device 0: (UUID: z)\n"
-    monkeypatch.setattr(devices.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=listing))
+    listing = (
+        "GPU 0: NVIDIA GeForce RTX 3090 (UUID: x)\nGPU 1: NVIDIA GeForce RTX 3090 (UUID: y)\n  MIG "
+        "1g.5gb Device 0: (UUID: z)\n"
+    )
+    monkeypatch.setattr(
+        devices.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout=listing)
+    )
     assert devices.installed_gpus() == 2
     for name in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
         (tmp_path / "gpus" / name).mkdir(parents=True)
     assert devices.installed_gpus() == 3
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)])
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)]
+)
 def test_a_container_quota_limits_the_cores(monkeypatch, tmp_path, quota, cores):
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(devices, "_QUOTA_FILE", tmp_path / "cpu.max")

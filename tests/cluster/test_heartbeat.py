@@ -13,20 +13,33 @@ from tests.limits import LIMIT_S
 from tests.processes import free_port, run_ranks
 
 RANKS = (0, 1, 2)
-INTERVAL_S, SILENCE_S, GRACE_S = 0.05, 0.7, 0.3
+INTERVAL_S = 0.05
+HEARTBEAT_TIMEOUT_S = 0.7
+GRACE_S = 0.3
 
 
 def store_of(rank, port):
     from torch.distributed import TCPStore
 
-    tcp = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False, timeout=timedelta(seconds=10))
+    tcp = TCPStore(
+        "127.0.0.1", port, is_master=rank == 0, wait_for_workers=False, timeout=timedelta(seconds=10)
+    )
     return Store(tcp, ("127.0.0.1", port), rank)
 
 
 def begin(rank, port):
     """(heartbeat, what it called on_stuck with, store), once all three beat."""
-    store, calls = store_of(rank, port), []
-    heartbeat = Heartbeat(store, RANKS, rank, interval_s=INTERVAL_S, silence_s=SILENCE_S, on_stuck=calls.append, grace_s=GRACE_S)
+    store = store_of(rank, port)
+    calls = []
+    heartbeat = Heartbeat(
+        store,
+        RANKS,
+        rank,
+        interval_s=INTERVAL_S,
+        heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S,
+        on_stuck=calls.append,
+        grace_s=GRACE_S,
+    )
     store.put(f"here/{rank}", "")
     assert not store.wait([f"here/{r}" for r in RANKS], LIMIT_S)
     return heartbeat, calls, store
@@ -50,7 +63,7 @@ def fall(rank, port, number):
         os._exit(0)
     os.read(ours, 1)
     os.kill(child, number)
-    time.sleep(SILENCE_S + 2 * GRACE_S)
+    time.sleep(HEARTBEAT_TIMEOUT_S + 2 * GRACE_S)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 
@@ -59,10 +72,12 @@ def falls_or_watches(rank, port, victim, number, closer):
     if rank == victim:
         return fall(rank, port, number)
     heartbeat, calls, store = begin(rank, port)
-    before, begun = heartbeat.lost(), time.monotonic()
+    before = heartbeat.lost()
+    begun = time.monotonic()
     store.put(f"watches/{rank}", "")
     until(heartbeat.lost)
-    lost, seconds = heartbeat.lost(), time.monotonic() - begun
+    lost = heartbeat.lost()
+    seconds = time.monotonic() - begun
     if rank == closer:
         heartbeat.close()
     else:
@@ -72,9 +87,10 @@ def falls_or_watches(rank, port, victim, number, closer):
     return before, lost, seconds, calls
 
 
-@pytest.mark.parametrize(("victim", "number", "closer"), [
-    (1, signal.SIGSTOP, None), (2, signal.SIGKILL, 1), (0, signal.SIGKILL, None), (0, signal.SIGSTOP, None),
-])
+@pytest.mark.parametrize(
+    ("victim", "number", "closer"),
+    [(1, signal.SIGSTOP, None), (2, signal.SIGKILL, 1), (0, signal.SIGKILL, None), (0, signal.SIGSTOP, None)],
+)
 def test_a_rank_that_falls_silent_is_lost_and_who_is_stuck_is_told_once(victim, number, closer):
     results = run_ranks(3, falls_or_watches, free_port(), victim, number, closer, timeout=LIMIT_S)
     for rank in set(RANKS) - {victim}:
@@ -83,9 +99,9 @@ def test_a_rank_that_falls_silent_is_lost_and_who_is_stuck_is_told_once(victim, 
         assert lost == (victim,)
         assert calls == ([] if rank == closer else [(victim,)])
         if victim == 0 and number == signal.SIGKILL:
-            assert seconds < SILENCE_S, "a broken connection to the store needs no waiting"
+            assert seconds < HEARTBEAT_TIMEOUT_S, "a broken connection to the store needs no waiting"
         else:
-            assert seconds > SILENCE_S - 4 * INTERVAL_S
+            assert seconds > HEARTBEAT_TIMEOUT_S - 4 * INTERVAL_S
 
 
 def leaves_or_stays(rank, port):
@@ -94,7 +110,7 @@ def leaves_or_stays(rank, port):
         heartbeat.close()
         heartbeat.close()
         return (), calls
-    time.sleep(SILENCE_S + 8 * INTERVAL_S)
+    time.sleep(HEARTBEAT_TIMEOUT_S + 8 * INTERVAL_S)
     lost = heartbeat.lost()
     heartbeat.close()
     return lost, calls
@@ -105,15 +121,22 @@ def test_a_rank_that_leaves_in_order_is_not_lost():
 
 
 def test_a_rank_that_fails_says_no_goodbye_and_a_rank_heard_again_is_not_lost():
-    port, calls = free_port(), []
+    port = free_port()
+    calls = []
     store = store_of(0, port)
-    here = Heartbeat(store, (0, 1), 0, interval_s=INTERVAL_S, silence_s=0.3, on_stuck=calls.append, grace_s=60.0)
-    first = Heartbeat(store, (0, 1), 1, interval_s=INTERVAL_S, silence_s=60.0, on_stuck=calls.append, grace_s=60.0)
+    here = Heartbeat(
+        store, (0, 1), 0, interval_s=INTERVAL_S, heartbeat_timeout_s=0.3, on_stuck=calls.append, grace_s=60.0
+    )
+    first = Heartbeat(
+        store, (0, 1), 1, interval_s=INTERVAL_S, heartbeat_timeout_s=60.0, on_stuck=calls.append, grace_s=60.0
+    )
     time.sleep(0.2)
     first.close(goodbye=False)
     until(here.lost)
     assert here.lost() == (1,)
-    again = Heartbeat(store, (0, 1), 1, interval_s=INTERVAL_S, silence_s=60.0, on_stuck=calls.append, grace_s=60.0)
+    again = Heartbeat(
+        store, (0, 1), 1, interval_s=INTERVAL_S, heartbeat_timeout_s=60.0, on_stuck=calls.append, grace_s=60.0
+    )
     until(lambda: not here.lost())
     assert here.lost() == ()
     again.close()
@@ -127,7 +150,12 @@ def test_a_store_on_a_rank_that_does_not_work_may_go():
             raise RuntimeError("Connection refused")
 
     calls = []
-    heartbeats = [Heartbeat(Gone(), ranks, 1, interval_s=0.02, silence_s=0.1, on_stuck=calls.append, grace_s=0.1) for ranks in ((1, 2), (0, 1, 2))]
+    heartbeats = [
+        Heartbeat(
+            Gone(), ranks, 1, interval_s=0.02, heartbeat_timeout_s=0.1, on_stuck=calls.append, grace_s=0.1
+        )
+        for ranks in ((1, 2), (0, 1, 2))
+    ]
     until(lambda: calls)
     assert [heartbeat.lost() for heartbeat in heartbeats] == [(), (0,)]
     assert calls == [(0,)]
@@ -152,18 +180,27 @@ def test_a_process_that_was_stopped_itself_takes_nobody_for_lost():
     assert idle.at_least(10.1) == ()
 
 
-@pytest.mark.parametrize(("before", "snapshot", "gone", "unresponsive", "lost"), [
-    ((), Snapshot((), (3,)), False, False, ()),
-    ((), Snapshot((3,), (3, 4)), False, False, (3, 4)),           # one host, whose ranks did not stop in the same snapshot
-    ((3,), Snapshot((3, 5), (3, 5)), False, False, (3,)),         # 5 has given up since
-    ((3, 4), Snapshot((3,), (3,)), False, False, (3,)),           # 4 is heard again
-    ((3,), Snapshot((), ()), False, False, ()),
-    ((), Snapshot(), True, False, (0,)),
-    ((), Snapshot((), (3,)), True, False, (3,)),                  # rank 0 saw the loss first, and has gone because of it
-    ((3,), Snapshot((3,), (3,)), True, False, (3,)),
-    ((), Snapshot((), (3,)), False, True, (0, 3)),
-    ((0,), Snapshot(), False, False, ()),                         # the store answers again
-    ((), Snapshot((), (), frozenset([0])), True, False, ()),      # rank 0 left in order
-])
+@pytest.mark.parametrize(
+    ("before", "snapshot", "gone", "unresponsive", "lost"),
+    [
+        ((), Snapshot((), (3,)), False, False, ()),
+        (
+            (),
+            Snapshot((3,), (3, 4)),
+            False,
+            False,
+            (3, 4),
+        ),  # one host, whose ranks did not stop in the same snapshot
+        ((3,), Snapshot((3, 5), (3, 5)), False, False, (3,)),  # 5 has given up since
+        ((3, 4), Snapshot((3,), (3,)), False, False, (3,)),  # 4 is heard again
+        ((3,), Snapshot((), ()), False, False, ()),
+        ((), Snapshot(), True, False, (0,)),
+        ((), Snapshot((), (3,)), True, False, (3,)),  # rank 0 saw the loss first, and has gone because of it
+        ((3,), Snapshot((3,), (3,)), True, False, (3,)),
+        ((), Snapshot((), (3,)), False, True, (0, 3)),
+        ((0,), Snapshot(), False, False, ()),  # the store answers again
+        ((), Snapshot((), (), frozenset([0])), True, False, ()),  # rank 0 left in order
+    ],
+)
 def test_judgement(before, snapshot, gone, unresponsive, lost):
     assert judge(before, snapshot, gone, unresponsive, (0,)) == lost

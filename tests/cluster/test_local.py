@@ -1,4 +1,6 @@
-"""The local supervisor with real processes: it starts, names what died, starts again, passes signals on, and leaves nobody behind."""
+"""The local supervisor with real processes: it starts, names what died, starts again, passes signals on, and
+leaves nobody behind.
+"""
 
 import json
 import os
@@ -20,8 +22,9 @@ ROOT = Path(__file__).parents[2]
 RANKS = 3
 BOTH = pytest.mark.parametrize("way", ["fork", "spawn"])
 
-# One script is supervisor and, when it finds RANK, a rank, as launch.py is. Ranks leave a file per life in the folder.
-SCRIPT = '''
+# One script is supervisor and, when it finds RANK, a rank, as launch.py is. Ranks leave a file per life in
+# the folder.
+SCRIPT = """
 import json, logging, os, signal, sys, threading, time
 from pathlib import Path
 from fedspeed.cluster import local
@@ -125,7 +128,7 @@ def main():
     return ended.exit_code
 
 sys.exit(main())
-'''
+"""
 
 
 class Supervised:
@@ -133,9 +136,18 @@ class Supervised:
         self.folder = folder
         script = folder / "start.py"
         script.write_text(SCRIPT)
-        env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")}
-        self.process = subprocess.Popen([sys.executable, str(script), str(folder), way, mode], env={**env, "PYTHONPATH": str(ROOT)},
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        env = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS")
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(folder), way, mode],
+            env={**env, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def end(self):
         """Exit code, output, errors; and that no rank of any life is left."""
@@ -161,7 +173,11 @@ class Supervised:
 
     def nobody_is_left(self, within_s=LIMIT_S):
         deadline = time.monotonic() + within_s
-        pids = {json.loads(path.read_text())[key] for path in self.folder.glob("life-*-rank-?") for key in ("pid", "parent")}
+        pids = {
+            json.loads(path.read_text())[key]
+            for path in self.folder.glob("life-*-rank-?")
+            for key in ("pid", "parent")
+        }
         while any(is_running(pid) for pid in pids):
             assert time.monotonic() < deadline, "a rank or its parent outlived the supervisor"
             time.sleep(0.02)
@@ -193,10 +209,20 @@ def test_ranks_get_their_environment_and_all_end_well(supervise, way):
     run = supervise(way, "well")
     assert run.end() == (0, "", "")
     notes = run.notes()
-    assert [note["env"]["RANK"] for note in notes] == ["0", "1", "2"] == [note["env"]["LOCAL_RANK"] for note in notes]
+    assert (
+        [note["env"]["RANK"] for note in notes]
+        == ["0", "1", "2"]
+        == [note["env"]["LOCAL_RANK"] for note in notes]
+    )
     env = notes[0]["env"]
-    wanted = {"WORLD_SIZE": "3", "LOCAL_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "FEDSPEED_LAUNCH": "local", "FEDSPEED_RESTARTS": "0",
-              "OMP_NUM_THREADS": str(max(1, devices.usable_cores() // 3))}
+    wanted = {
+        "WORLD_SIZE": "3",
+        "LOCAL_SIZE": "3",
+        "MASTER_ADDR": "127.0.0.1",
+        "FEDSPEED_LAUNCH": "local",
+        "FEDSPEED_RESTARTS": "0",
+        "OMP_NUM_THREADS": str(max(1, devices.usable_cores() // 3)),
+    }
     assert {key: env[key] for key in wanted} == wanted
     assert len({note["env"]["FEDSPEED_MEETING"] for note in notes}) == 1 and "MASTER_PORT" not in env
     assert len({note["pid"] for note in notes}) == 3
@@ -253,8 +279,10 @@ def test_a_usage_error_of_one_rank_ends_all(supervise):
     assert (code, errors) == (2, "fedspeed: error: only rank 1 sees it\n")
 
 
-@pytest.mark.parametrize(("way", "mode", "told", "trace"), [
-    ("fork", "other bug", "exit code 1", "ValueError: bug 2"), ("fork", "exit 7", "exit code 7", "")])
+@pytest.mark.parametrize(
+    ("way", "mode", "told", "trace"),
+    [("fork", "other bug", "exit code 1", "ValueError: bug 2"), ("fork", "exit 7", "exit code 7", "")],
+)
 def test_another_failure_is_tried_again_and_ends_with_1(supervise, way, mode, told, trace):
     run = supervise(way, mode)
     code, output, errors = run.end()
@@ -268,7 +296,10 @@ def test_an_exception_that_comes_again_is_not_tried_a_third_time(supervise, way)
     run = supervise(way, "bug")
     code, output, errors = run.end()
     assert (code, run.lives()) == (1, 2)
-    assert "not starting again: ValueError: a bug of <object object at 0x...> ended this attempt as it ended the one before it" in output
+    assert (
+        "not starting again: ValueError: a bug of <object object at 0x...> ended this attempt as it ended "
+        "the one before it" in output
+    )
     assert errors.count("ValueError: a bug of") == 2 and "no restart is left" not in output
 
 
@@ -280,7 +311,10 @@ def test_an_exception_of_another_round_or_behind_a_killed_rank_is_another_one(su
     assert "not starting again" not in output
 
 
-@pytest.mark.parametrize(("way", "number"), [("fork", signal.SIGTERM), ("fork", signal.SIGINT), ("fork", signal.SIGUSR1), ("spawn", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("way", "number"),
+    [("fork", signal.SIGTERM), ("fork", signal.SIGINT), ("fork", signal.SIGUSR1), ("spawn", signal.SIGTERM)],
+)
 def test_a_signal_lets_the_ranks_finish(supervise, way, number):
     run = supervise(way, "finish")
     run.await_ranks()
@@ -337,8 +371,14 @@ def test_threads_left_by_imports_are_told_and_ranks_start_fresh(supervise):
     assert {note["parent"] for note in run.notes()} == {run.process.pid}
 
 
-@pytest.mark.parametrize(("mode", "code", "told"), [
-    ("broken preload", 1, "RuntimeError: no such library"), ("no fork", 1, "BlockingIOError: no more processes"), ("bad preload", 2, "preload dislikes it")])
+@pytest.mark.parametrize(
+    ("mode", "code", "told"),
+    [
+        ("broken preload", 1, "RuntimeError: no such library"),
+        ("no fork", 1, "BlockingIOError: no more processes"),
+        ("bad preload", 2, "preload dislikes it"),
+    ],
+)
 def test_imports_and_forks_that_fail_end_the_run(supervise, mode, code, told):
     """And the server ends with them: unwound into its parent's stack, it would be a second supervisor."""
     run = supervise("fork", mode)
@@ -347,8 +387,10 @@ def test_imports_and_forks_that_fail_end_the_run(supervise, mode, code, told):
     assert run.lives() == 0
 
 
-@pytest.mark.parametrize(("codes", "verdict"), [
-    ([0, 0], 0), ([0, 75], 75), ([-9], 75), ([-9, 1], 75), ([75, 1], 1), ([3], 1), ([2, 1, -9], 2)])
+@pytest.mark.parametrize(
+    ("codes", "verdict"),
+    [([0, 0], 0), ([0, 75], 75), ([-9], 75), ([-9, 1], 75), ([75, 1], 1), ([3], 1), ([2, 1, -9], 2)],
+)
 def test_the_verdict_follows_the_cause(codes, verdict):
     assert local._verdict([End(rank, 1, code) for rank, code in enumerate(codes)]) == verdict
 
@@ -359,10 +401,21 @@ def test_ends_in_words():
     assert how_it_ended(-63) == "was killed by signal 63"
 
 
-@pytest.mark.parametrize(("setting", "clients", "gpus", "cores", "ranks"), [
-    ("auto", 3, 0, 8, 3), ("auto", 3, 0, 2, 1), ("auto", 4, 0, 2, 2), ("auto", 3, 0, 1, 1),
-    ("auto", 10, 0, 64, 10), ("auto", 3, 2, 8, 2), ("auto", 3, 8, 8, 6), ("auto", 2, 2, 8, 2), (5, 3, 2, 8, 5)])
-def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, ranks):
+@pytest.mark.parametrize(
+    ("setting", "clients", "gpus", "cores", "ranks"),
+    [
+        ("auto", 3, 0, 8, 3),
+        ("auto", 3, 0, 2, 1),
+        ("auto", 4, 0, 2, 2),
+        ("auto", 3, 0, 1, 1),
+        ("auto", 10, 0, 64, 10),
+        ("auto", 3, 2, 8, 2),
+        ("auto", 3, 8, 8, 6),
+        ("auto", 2, 2, 8, 2),
+        (5, 3, 2, 8, 5),
+    ],
+)
+def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, *, ranks):
     monkeypatch.setattr(local, "computing_gpus", lambda env: gpus)
     monkeypatch.setattr(local, "usable_cores", lambda: cores)
     assert local.local_rank_count(setting, clients) == ranks
@@ -371,14 +424,36 @@ def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, ranks)
 def test_more_ranks_than_a_machine_has_processes_for(monkeypatch):
     monkeypatch.setattr(local, "usable_cores", lambda: 2)
     assert local.local_rank_count(128, 3) == 128
-    with pytest.raises(ConfigError, match="cluster.local_ranks=129: 129 ranks are too many for one machine of 2 cores; ask for at most 128"):
+    with pytest.raises(
+        ConfigError,
+        match="cluster.local_ranks=129: 129 ranks are too many for one machine of 2 cores; ask for at most "
+        "128",
+    ):
         local.local_rank_count(129, 3)
 
 
 def test_the_supervisor_and_all_that_help_and_dry_run_reach_import_no_torch():
-    modules = ["devices", "discover", "doctor", "forkserver", "hostfile", "layout", "local", "once", "rendezvous", "topology", "worker_group"]
+    modules = [
+        "devices",
+        "discover",
+        "doctor",
+        "forkserver",
+        "hostfile",
+        "layout",
+        "local",
+        "once",
+        "rendezvous",
+        "topology",
+        "worker_group",
+    ]
     script = "import sys\n" + "".join(f"import fedspeed.cluster.{name}\n" for name in modules)
     script += "print(sorted({'torch', 'numpy', 'mpi4py', 'deepspeed'} & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                            timeout=LIMIT_S, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
     assert answer.stdout.strip() == "[]"

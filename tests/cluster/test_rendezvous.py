@@ -1,4 +1,6 @@
-"""Ranks finding each other over a real TCP store: in real processes where that matters, else as threads of this one."""
+"""Ranks finding each other over a real TCP store: in real processes where that matters, else as threads of
+this one.
+"""
 
 import json
 import os
@@ -25,7 +27,7 @@ from tests.processes import free_port
 ROOT = Path(__file__).parents[2]
 HOSTS = (Host("alpha", 2, "fast"), Host("beta", 1, "slow"))
 
-RANK_SCRIPT = '''
+RANK_SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from fedspeed.cluster.discover import from_process
@@ -51,16 +53,26 @@ dist.all_reduce(total)
 publish(store, f"round/7/{launch.world_rank}", "there")
 store.wait([f"round/7/{rank}" for rank in range(3)], 120)
 pids = [peer.pid for peer in store.peers]
-print(json.dumps({"rank": launch.world_rank, "pid": os.getpid(), "pids": pids, "world": world, "sum": total.item(),
-                  "stolen": stolen, "seen": sorted(seen(store, "round/7", range(4)))}), flush=True)
+found = {"rank": launch.world_rank, "pid": os.getpid(), "pids": pids, "world": world, "sum": total.item()}
+found |= {"stolen": stolen, "seen": sorted(seen(store, "round/7", range(4)))}
+print(json.dumps(found), flush=True)
 dist.destroy_process_group()
 assert leave(store, 120) == set()
-'''
+"""
 
 
 def launch_of(rank, port, hosts=HOSTS, kind="openmpi"):
     size = sum(host.slots for host in hosts)
-    return Launch(kind, rank, size, rank, None, hosts, "127.0.0.1", port)
+    return Launch(
+        kind,
+        rank,
+        size,
+        local_rank=rank,
+        hostfile=None,
+        hosts=hosts,
+        master_addr="127.0.0.1",
+        master_port=port,
+    )
 
 
 def in_threads(work, ranks=3):
@@ -89,13 +101,32 @@ def port():
 
 def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp_path, port):
     hostfile = tmp_path / "hosts"
-    hostfile.write_text("alpha slots=2\nbeta slots=1\n# fed-host alpha cluster=fast\n# fed-host beta cluster=slow\n")
-    base = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI", "PMIX", "SLURM", "PMI", "RANK", "WORLD"))}
+    hostfile.write_text(
+        "alpha slots=2\nbeta slots=1\n# fed-host alpha cluster=fast\n# fed-host beta cluster=slow\n"
+    )
+    base = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("OMPI", "PMIX", "SLURM", "PMI", "RANK", "WORLD"))
+    }
     processes = []
     for rank in range(3):
-        env = {**base, "PYTHONPATH": str(ROOT), "RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(rank), "LOCAL_SIZE": "3",
-               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        processes.append(subprocess.Popen([sys.executable, "-c", RANK_SCRIPT, str(hostfile)], env=env, stdout=subprocess.PIPE, text=True))
+        env = {
+            **base,
+            "PYTHONPATH": str(ROOT),
+            "RANK": str(rank),
+            "WORLD_SIZE": "3",
+            "LOCAL_RANK": str(rank),
+            "LOCAL_SIZE": "3",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", RANK_SCRIPT, str(hostfile)], env=env, stdout=subprocess.PIPE, text=True
+            )
+        )
     try:
         outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:
@@ -103,12 +134,18 @@ def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp
             process.kill()
     assert [process.returncode for process in processes] == [0, 0, 0]
     said = [json.loads(output.splitlines()[-1]) for output in outputs]
-    assert [words["sum"] for words in said] == [3.0, 3.0, 3.0], "1 + 2 in cluster fast, 3 alone in cluster slow"
+    assert [words["sum"] for words in said] == [3.0, 3.0, 3.0], (
+        "1 + 2 in cluster fast, 3 alone in cluster slow"
+    )
     assert all(words["pids"] == [process.pid for process in processes] for words in said)
     assert all(words["seen"] == [0, 1, 2] for words in said)
     worlds = [words["world"] for words in said]
     assert [(world["RANK"], world["WORLD_SIZE"]) for world in worlds] == [("0", "2"), ("1", "2"), ("0", "1")]
-    assert [(world["LOCAL_RANK"], world["LOCAL_SIZE"]) for world in worlds] == [("0", "3"), ("1", "3"), ("2", "3")]
+    assert [(world["LOCAL_RANK"], world["LOCAL_SIZE"]) for world in worlds] == [
+        ("0", "3"),
+        ("1", "3"),
+        ("2", "3"),
+    ]
     assert {(world["CROSS_RANK"], world["CROSS_SIZE"]) for world in worlds} == {("0", "1")}
     assert worlds[0]["MASTER_PORT"] == worlds[1]["MASTER_PORT"] != worlds[2]["MASTER_PORT"]
     assert str(port) not in {world["MASTER_PORT"] for world in worlds}
@@ -116,8 +153,11 @@ def test_three_processes_meet_and_each_cluster_gets_a_torch_world_of_its_own(tmp
 
 
 def test_local_ranks_are_told_a_port_that_nobody_can_take_any_more(tmp_path):
-    """Rank 0 comes last, as on a busy machine; who watches for the number of the port comes too late to take it."""
-    file, thefts = tmp_path / "meeting", []
+    """Rank 0 comes last, as on a busy machine; who watches for the number of the port comes too late to take
+    it.
+    """
+    file = tmp_path / "meeting"
+    thefts = []
 
     def steal():
         while not file.exists():
@@ -138,7 +178,9 @@ def test_local_ranks_are_told_a_port_that_nobody_can_take_any_more(tmp_path):
 
 
 def test_a_rank_0_that_says_no_port_is_named(tmp_path):
-    with pytest.raises(LostPeerError, match=r"rank 0 \(host alpha, slot 0\) did not open a meeting port within 1 s"):
+    with pytest.raises(
+        LostPeerError, match=r"rank 0 \(host alpha, slot 0\) did not open a meeting port within 1 s"
+    ):
         meet(replace(launch_of(1, 0, kind="local"), meeting=tmp_path / "meeting"), 1)
 
 
@@ -156,7 +198,10 @@ def test_the_missing_are_named_at_the_deadline(port, capfd):
 
 
 def test_a_missing_rank_0_is_named_without_a_stack_trace(port, capfd):
-    with pytest.raises(LostPeerError, match=rf"rank 0 \(host alpha, slot 0\) did not open 127.0.0.1:{port + STORE_PORT_OFFSET} within 1 s"):
+    with pytest.raises(
+        LostPeerError,
+        match=rf"rank 0 \(host alpha, slot 0\) did not open 127.0.0.1:{port + STORE_PORT_OFFSET} within 1 s",
+    ):
         meet(launch_of(1, port), 1)
     assert capfd.readouterr().err == ""
 
@@ -169,32 +214,43 @@ def test_a_host_of_rank_0_that_nobody_knows_is_refused(monkeypatch, port):
 
 def test_a_taken_port_is_told_with_a_way_out(port):
     with socket.create_server(("", port + STORE_PORT_OFFSET)):
-        with pytest.raises(LostPeerError, match=rf"meeting port {port + STORE_PORT_OFFSET} .*in use.*MASTER_PORT=\d+"):
+        with pytest.raises(
+            LostPeerError, match=rf"meeting port {port + STORE_PORT_OFFSET} .*in use.*MASTER_PORT=\d+"
+        ):
             meet(launch_of(0, port), 2)
 
 
 def test_ranks_that_found_different_hosts_are_refused(port):
     other = (replace(HOSTS[0], gpu="A"), HOSTS[1])
     results = in_threads(lambda rank: meet(launch_of(rank, port, other if rank == 2 else HOSTS), LIMIT_S))
-    assert all(isinstance(result, HostfileError) and "rank 2" in str(result) and "--hostfile FILE" in str(result) for result in results)
+    assert all(
+        isinstance(result, HostfileError) and "rank 2" in str(result) and "--hostfile FILE" in str(result)
+        for result in results
+    )
 
 
 def machines(monkeypatch, names):
     """Makes the ranks of this process believe that they run on the machines `names`, by rank."""
-    monkeypatch.setattr("fedspeed.cluster.rendezvous.socket.gethostname", lambda: names[int(threading.current_thread().name)])
+    monkeypatch.setattr(
+        "fedspeed.cluster.rendezvous.socket.gethostname", lambda: names[int(threading.current_thread().name)]
+    )
 
 
 def named_threads(work, ranks=3):
     def run(rank):
         threading.current_thread().name = str(rank)
         return work(rank)
+
     return in_threads(run, ranks)
 
 
-@pytest.mark.parametrize(("names", "says"), [
-    (["m1", "m2", "m2"], "ranks 0 and 1 belong to host alpha, but run on m1 and m2"),
-    (["beta", "beta", "alpha"], "rank 0 belongs to host alpha, but runs on beta"),
-])
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["m1", "m2", "m2"], "ranks 0 and 1 belong to host alpha, but run on m1 and m2"),
+        (["beta", "beta", "alpha"], "rank 0 belongs to host alpha, but runs on beta"),
+    ],
+)
 def test_ranks_that_run_elsewhere_than_planned_are_refused(monkeypatch, port, names, says):
     machines(monkeypatch, names)
     for result in named_threads(lambda rank: meet(launch_of(rank, port), LIMIT_S)):
@@ -202,7 +258,10 @@ def test_ranks_that_run_elsewhere_than_planned_are_refused(monkeypatch, port, na
         assert says in str(result)
 
 
-@pytest.mark.parametrize("names", [["alpha", "alpha", "beta.lab"], ["vm", "vm", "vm"], ["alpha", "alpha", "alpha"], ["x", "x", "y"]])
+@pytest.mark.parametrize(
+    "names",
+    [["alpha", "alpha", "beta.lab"], ["vm", "vm", "vm"], ["alpha", "alpha", "alpha"], ["x", "x", "y"]],
+)
 def test_machines_that_fit_the_plan_are_accepted(monkeypatch, port, names):
     machines(monkeypatch, names)
     for result in named_threads(lambda rank: meet(launch_of(rank, port), LIMIT_S)):
@@ -231,7 +290,9 @@ def test_a_cluster_over_two_machines_counts_them(monkeypatch, port):
 def test_machines_that_call_themselves_alike_are_told_apart(monkeypatch, port):
     """`hostname` is often without its domain: gpu1 at one organisation, and gpu1 at another."""
     machines(monkeypatch, ["gpu1", "gpu1", "gpu1"])
-    monkeypatch.setattr("fedspeed.cluster.rendezvous._boot_id", lambda: "b" if threading.current_thread().name == "2" else "a")
+    monkeypatch.setattr(
+        "fedspeed.cluster.rendezvous._boot_id", lambda: "b" if threading.current_thread().name == "2" else "a"
+    )
     hosts = (Host("gpu1.site-a.org", 2), Host("gpu1.site-b.org", 1))
     ranks = plan(hosts, 3, "auto").clusters[0].ranks
 
@@ -244,11 +305,18 @@ def test_machines_that_call_themselves_alike_are_told_apart(monkeypatch, port):
 
     worlds = named_threads(work)
     assert [(world["CROSS_RANK"], world["CROSS_SIZE"], world["LOCAL_SIZE"]) for world in worlds] == [
-        ("0", "2", "2"), ("0", "2", "2"), ("1", "2", "1")]
-    swapped, second = (Host("gpu1.site-a.org", 1), Host("gpu1.site-b.org", 2)), free_port() - STORE_PORT_OFFSET
+        ("0", "2", "2"),
+        ("0", "2", "2"),
+        ("1", "2", "1"),
+    ]
+    swapped = (Host("gpu1.site-a.org", 1), Host("gpu1.site-b.org", 2))
+    second = free_port() - STORE_PORT_OFFSET
     for result in named_threads(lambda rank: meet(launch_of(rank, second, swapped), LIMIT_S)):
         assert isinstance(result, HostfileError)
-        assert "ranks 1 and 2 belong to host gpu1.site-b.org, but run on two machines that are both called gpu1" in str(result)
+        assert (
+            "ranks 1 and 2 belong to host gpu1.site-b.org, but run on two machines that are both called gpu1"
+            in str(result)
+        )
 
 
 def test_machines_that_differ_in_the_domain_only(monkeypatch, port):
@@ -263,7 +331,13 @@ def test_a_cluster_whose_first_rank_is_gone_is_told(port):
 
     def work(rank):
         store = meet(launch_of(rank, port), LIMIT_S)
-        return torch_world(store, topology.cluster_of(topology.place(rank).cluster).ranks, launch_of(rank, port), 1) if rank == 1 else store
+        return (
+            torch_world(
+                store, topology.cluster_of(topology.place(rank).cluster).ranks, launch_of(rank, port), 1
+            )
+            if rank == 1
+            else store
+        )
 
     result = in_threads(work)[1]
     assert isinstance(result, LostPeerError)
@@ -296,7 +370,8 @@ class DeadStore:
     """A TCPStore whose server has crashed, or (silent) whose machine has vanished."""
 
     def __init__(self, silent):
-        self.silent, self.asked = silent, 0
+        self.silent = silent
+        self.asked = 0
 
     def check(self, keys):
         self.asked += 1

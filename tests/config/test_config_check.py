@@ -8,15 +8,21 @@ from fedspeed.config.check import conflicts, notes, problems
 from fedspeed.config.run import METHOD_ARMS, UPDATE_ARMS, RunConfig, _arms
 from fedspeed.federation.methods.config import METHODS, Entry
 
-AVERAGE, FLEXLORA = METHOD_ARMS["lora_average"], METHOD_ARMS["flexlora"]()
+AVERAGE = METHOD_ARMS["lora_average"]
+FLEXLORA = METHOD_ARMS["flexlora"]()
 
 
 def config(**sections) -> RunConfig:
     """RunConfig with a base, and the given values: section={field: value}."""
     run = RunConfig()
     sections = {"model": {"base": "m"}, **sections}
-    return dataclasses.replace(run, **{
-        name: values if name == "deepspeed" else dataclasses.replace(getattr(run, name), **values) for name, values in sections.items()})
+    return dataclasses.replace(
+        run,
+        **{
+            name: values if name == "deepspeed" else dataclasses.replace(getattr(run, name), **values)
+            for name, values in sections.items()
+        },
+    )
 
 
 def test_defaults_lack_only_a_model():
@@ -24,78 +30,158 @@ def test_defaults_lack_only_a_model():
     assert [p.partition(" ")[0] for p in problems(RunConfig())] == ["model.base"]
 
 
-@pytest.mark.parametrize(("sections", "said"), [
-    ({"adapter": {"method": "full"}, "federation": {"method": FLEXLORA}},
-     "federation.method.name=flexlora works on LoRA factors, but adapter.method is full"),
-    ({"adapter": {"method": "full"}, "federation": {"method": AVERAGE(rule="freeze_a")}}, "federation.method.rule=freeze_a works on LoRA factors"),
-    ({"adapter": {"method": "full"}, "federation": {"method": AVERAGE(rule="alternate")}}, "federation.method.rule=alternate works on LoRA factors"),
-    ({"federation": {"method": AVERAGE(rule="alternate"), "local_optimizer": "keep"}}, "federation.local_optimizer=keep ages the moments"),
-    ({"federation": {"method": FLEXLORA, "local_optimizer": "keep"}},
-     "federation.method.name=flexlora does not say that its new state is the old one and a change of each array"),
-    ({"federation": {"method": FLEXLORA, "server_optimizer": "momentum"}}, "federation.server_optimizer=momentum might mix"),
-    ({"federation": {"method": FLEXLORA, "server_lr": 0.5}}, "federation.server_lr=0.5 might mix what does not belong together; set it to 1.0"),
-    ({"federation": {"method": FLEXLORA, "staleness": 1}}, "federation.method.name=flexlora does not say that a late update may be added"),
-    ({"federation": {"method": FLEXLORA, "round_budget": "seconds", "round_seconds": 1.0}}, "have trained for different numbers of steps"),
-    ({"federation": {"method": FLEXLORA}, "routing": {"mode": "mask"}}, "federation.method.name=flexlora needs every client's own values, which routing.mode"),
-    ({"federation": {"method": METHOD_ARMS["stack"](), "updates": (UPDATE_ARMS["clip"](),)}},
-     "federation.updates (clip) are about deltas that are averaged, but federation.method.name=stack does not say that it averages any"),
-    ({"federation": {"public_rows": "rows.jsonl"}}, "federation.public_rows=rows.jsonl would not be read, because federation.method.name=lora_average"),
-    ({"federation": {"method": METHOD_ARMS["residual"]()}, "engine": {"compile_blocks": True}},
-     "federation.method.name=residual adds to each block what is its own; set engine.compile_blocks=false"),
-    ({"adapter": {"method": "full", "start_from": "runs/x"}}, "adapter.start_from=runs/x is a PEFT adapter, but adapter.method is full"),
-    ({"adapter": {"targets": ()}}, "adapter.targets is []"),
-    ({"adapter": {"targets": ("q_proj", "")}}, 'adapter.targets is [q_proj, ""]'),
-    ({"adapter": {"method": "blocks", "blocks": ()}}, "adapter.blocks is [], so that nothing would train"),
-    ({"train": {"momentum": 0.9}}, "train.momentum=0.9 is for sgd, but train.optimizer is adamw"),
-    ({"federation": {"clients_per_round": 4}}, "federation.clients_per_round=4 of data.clients=3"),
-    ({"data": {"task": "file"}}, "data.task=file needs data.path"),
-    ({"run": {"name": "../x"}}, "run.name is '../x'"),
-    ({"engine": {"matmul": "fp16_accumulation"}, "model": {"base": "m", "dtype": "bf16"}},
-     "engine.matmul=fp16_accumulation changes products of fp16 numbers, but model.dtype=bf16 has none"),
-    ({"engine": {"matmul": "tf32"}, "model": {"base": "m", "dtype": "fp16"}}, "engine.matmul=tf32 changes "
-                                                                              "products of fp32 numbers"),
-    ({"run": {"name": ".."}}, "run.name is '..'"),
-    ({"run": {"name": "x" * 201}}, "run.name has 201 bytes; give one of at most 200"),
-    ({"run": {"name": "\u00fc" * 150}}, "run.name has 300 bytes"),
-    ({"run": {"out": ""}}, "run.out is empty"),
-    ({"data": {"path": "rows.jsonl"}}, "data.path=rows.jsonl would not be read, because data.task=builtin makes its rows"),
-    ({"deepspeed": {"fp16": {"enabled": True}}}, "deepspeed.fp16.enabled is true, but model.dtype is auto"),
-    ({"routing": {"transport": "tls"}}, "model.dtype=auto is decided among the ranks of one job, but routing.transport=tls has a job on each site"),
-    ({"deepspeed": {"bf16": {"enabled": False}}}, "deepspeed.bf16.enabled is false, but model.dtype is auto"),
-])
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"adapter": {"method": "full"}, "federation": {"method": FLEXLORA}},
+            "federation.method.name=flexlora works on LoRA factors, but adapter.method is full",
+        ),
+        (
+            {"adapter": {"method": "full"}, "federation": {"method": AVERAGE(rule="freeze_a")}},
+            "federation.method.rule=freeze_a works on LoRA factors",
+        ),
+        (
+            {"adapter": {"method": "full"}, "federation": {"method": AVERAGE(rule="alternate")}},
+            "federation.method.rule=alternate works on LoRA factors",
+        ),
+        (
+            {"federation": {"method": AVERAGE(rule="alternate"), "local_optimizer": "keep"}},
+            "federation.local_optimizer=keep ages the moments",
+        ),
+        (
+            {"federation": {"method": FLEXLORA, "local_optimizer": "keep"}},
+            "federation.method.name=flexlora does not say that its new state is the old one and a change of "
+            "each array",
+        ),
+        (
+            {"federation": {"method": FLEXLORA, "server_optimizer": "momentum"}},
+            "federation.server_optimizer=momentum might mix",
+        ),
+        (
+            {"federation": {"method": FLEXLORA, "server_lr": 0.5}},
+            "federation.server_lr=0.5 might mix what does not belong together; set it to 1.0",
+        ),
+        (
+            {"federation": {"method": FLEXLORA, "staleness": 1}},
+            "federation.method.name=flexlora does not say that a late update may be added",
+        ),
+        (
+            {"federation": {"method": FLEXLORA, "round_budget": "seconds", "round_seconds": 1.0}},
+            "have trained for different numbers of steps",
+        ),
+        (
+            {"federation": {"method": FLEXLORA}, "routing": {"mode": "mask"}},
+            "federation.method.name=flexlora needs every client's own values, which routing.mode",
+        ),
+        (
+            {"federation": {"method": METHOD_ARMS["stack"](), "updates": (UPDATE_ARMS["clip"](),)}},
+            "federation.updates (clip) are about deltas that are averaged, but federation.method.name=stack "
+            "does not say that it averages any",
+        ),
+        (
+            {"federation": {"public_rows": "rows.jsonl"}},
+            "federation.public_rows=rows.jsonl would not be read, because "
+            "federation.method.name=lora_average",
+        ),
+        (
+            {"federation": {"method": METHOD_ARMS["residual"]()}, "engine": {"compile_blocks": True}},
+            "federation.method.name=residual adds to each block what is its own; set "
+            "engine.compile_blocks=false",
+        ),
+        (
+            {"adapter": {"method": "full", "start_from": "runs/x"}},
+            "adapter.start_from=runs/x is a PEFT adapter, but adapter.method is full",
+        ),
+        ({"adapter": {"targets": ()}}, "adapter.targets is []"),
+        ({"adapter": {"targets": ("q_proj", "")}}, 'adapter.targets is [q_proj, ""]'),
+        (
+            {"adapter": {"method": "blocks", "blocks": ()}},
+            "adapter.blocks is [], so that nothing would train",
+        ),
+        ({"train": {"momentum": 0.9}}, "train.momentum=0.9 is for sgd, but train.optimizer is adamw"),
+        ({"federation": {"clients_per_round": 4}}, "federation.clients_per_round=4 of data.clients=3"),
+        ({"data": {"task": "file"}}, "data.task=file needs data.path"),
+        ({"run": {"name": "../x"}}, "run.name is '../x'"),
+        (
+            {"engine": {"matmul": "fp16_accumulation"}, "model": {"base": "m", "dtype": "bf16"}},
+            "engine.matmul=fp16_accumulation changes products of fp16 numbers, but model.dtype=bf16 has none",
+        ),
+        (
+            {"engine": {"matmul": "tf32"}, "model": {"base": "m", "dtype": "fp16"}},
+            "engine.matmul=tf32 changes products of fp32 numbers",
+        ),
+        ({"run": {"name": ".."}}, "run.name is '..'"),
+        ({"run": {"name": "x" * 201}}, "run.name has 201 bytes; give one of at most 200"),
+        ({"run": {"name": "\u00fc" * 150}}, "run.name has 300 bytes"),
+        ({"run": {"out": ""}}, "run.out is empty"),
+        (
+            {"data": {"path": "rows.jsonl"}},
+            "data.path=rows.jsonl would not be read, because data.task=builtin makes its rows",
+        ),
+        (
+            {"deepspeed": {"fp16": {"enabled": True}}},
+            "deepspeed.fp16.enabled is true, but model.dtype is auto",
+        ),
+        (
+            {"routing": {"transport": "tls"}},
+            "model.dtype=auto is decided among the ranks of one job, but routing.transport=tls has a job on "
+            "each site",
+        ),
+        (
+            {"deepspeed": {"bf16": {"enabled": False}}},
+            "deepspeed.bf16.enabled is false, but model.dtype is auto",
+        ),
+    ],
+)
 def test_each_rule(sections, said):
     found = problems(config(**sections))
     assert len(found) == 1 and said in found[0]
 
 
-@pytest.mark.parametrize("sections", [
-    {"adapter": {"method": "lora"}, "federation": {"method": FLEXLORA}},
-    {"adapter": {"method": "full"}, "federation": {"method": AVERAGE(rule="avg_factors")}},
-    {"adapter": {"method": "blocks", "blocks": (0, 2)}, "federation": {"method": AVERAGE()}},
-    {"adapter": {"start_from": "runs/x"}},
-    {"train": {"momentum": 0.9, "optimizer": "sgd"}},
-    {"train": {"local_steps_by_cluster": {"fast": 3, "slow": 1}}},
-    {"federation": {"clients_per_round": 3}},
-    {"engine": {"matmul": "fp16_accumulation"}},
-    {"engine": {"matmul": "tf32"}, "model": {"base": "m", "dtype": "fp32"}},
-    {"data": {"task": "file", "path": "rows.jsonl"}},
-    {"cluster": {"ranks_per_client": 2, "local_ranks": 1}},
-    {"deepspeed": {"base": "zero3.json", "bf16": {"enabled": True}, "fp16": {"enabled": "auto"}}, "model": {"base": "m", "dtype": "bf16"}},
-    {"deepspeed": {"base": "zero3.json", "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto", "initial_scale_power": 12}}},
-])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"adapter": {"method": "lora"}, "federation": {"method": FLEXLORA}},
+        {"adapter": {"method": "full"}, "federation": {"method": AVERAGE(rule="avg_factors")}},
+        {"adapter": {"method": "blocks", "blocks": (0, 2)}, "federation": {"method": AVERAGE()}},
+        {"adapter": {"start_from": "runs/x"}},
+        {"train": {"momentum": 0.9, "optimizer": "sgd"}},
+        {"train": {"local_steps_by_cluster": {"fast": 3, "slow": 1}}},
+        {"federation": {"clients_per_round": 3}},
+        {"engine": {"matmul": "fp16_accumulation"}},
+        {"engine": {"matmul": "tf32"}, "model": {"base": "m", "dtype": "fp32"}},
+        {"data": {"task": "file", "path": "rows.jsonl"}},
+        {"cluster": {"ranks_per_client": 2, "local_ranks": 1}},
+        {
+            "deepspeed": {"base": "zero3.json", "bf16": {"enabled": True}, "fp16": {"enabled": "auto"}},
+            "model": {"base": "m", "dtype": "bf16"},
+        },
+        {
+            "deepspeed": {
+                "base": "zero3.json",
+                "bf16": {"enabled": "auto"},
+                "fp16": {"enabled": "auto", "initial_scale_power": 12},
+            }
+        },
+    ],
+)
 def test_what_goes_together(sections):
     assert problems(config(**sections)) == []
 
 
 def test_a_method_brings_rules_of_its_own(monkeypatch):
     """No line of check.py knows it."""
+
     @dataclasses.dataclass(frozen=True)
     class Own:
         name: str = "own"
         depth: int = 9
 
         def problems(self, config):
-            return [(("federation.method", "train.lr"), f"depth={self.depth} with train.lr={config.train.lr:g}")]
+            return [
+                (("federation.method", "train.lr"), f"depth={self.depth} with train.lr={config.train.lr:g}")
+            ]
 
     monkeypatch.setitem(METHODS, "own", Entry(module="nowhere", any_weights=True))
     for chosen in ({"method": Own()}, {"updates": (UPDATE_ARMS["clip"](), Own())}):  # and so does a transform
@@ -110,16 +196,37 @@ def test_an_arm_has_the_name_that_it_is_registered_by():
 
 @pytest.mark.parametrize(("warmup", "told"), [(0, False), (20, False), (21, True)])
 def test_a_warm_up_that_never_ends_is_noted(warmup, told):
-    found = notes(config(train={"warmup_steps": warmup, "local_steps": 1, "local_steps_by_cluster": {"a": 10}}, federation={"rounds": 2}))
-    assert found == ([] if not told else ["train.warmup_steps=21, but the run has only 2 x 10 local steps, so that train.lr=0.001 is never reached; "
-                                          "lower train.warmup_steps"])
+    found = notes(
+        config(
+            train={"warmup_steps": warmup, "local_steps": 1, "local_steps_by_cluster": {"a": 10}},
+            federation={"rounds": 2},
+        )
+    )
+    assert found == (
+        []
+        if not told
+        else [
+            "train.warmup_steps=21, but the run has only 2 x 10 local steps, so that train.lr=0.001 is "
+            "never reached; "
+            "lower train.warmup_steps"
+        ]
+    )
 
 
 def test_what_a_server_does_not_go_with(monkeypatch):
-    monkeypatch.setitem(METHODS, "lora_average", dataclasses.replace(METHODS["lora_average"], server=True, public_rows=True))
+    monkeypatch.setitem(
+        METHODS, "lora_average", dataclasses.replace(METHODS["lora_average"], server=True, public_rows=True)
+    )
     federation = {"staleness": 1, "compare_alone": True}
-    found = "; ".join(problems(config(federation=federation, engine={"pipeline": "client"}, routing={"transport": "tls"})))
-    for text in ("engine.pipeline=client is laid over", "federation.staleness=1 trains while", "federation.compare_alone=true trains",
-                 "routing.transport=tls has a job on each site, but a server needs one job", "federation.public_rows is empty"):
+    found = "; ".join(
+        problems(config(federation=federation, engine={"pipeline": "client"}, routing={"transport": "tls"}))
+    )
+    for text in (
+        "engine.pipeline=client is laid over",
+        "federation.staleness=1 trains while",
+        "federation.compare_alone=true trains",
+        "routing.transport=tls has a job on each site, but a server needs one job",
+        "federation.public_rows is empty",
+    ):
         assert text in found
     assert problems(config(federation={"public_rows": "rows.jsonl"})) == []

@@ -1,4 +1,6 @@
-"""The deepspeed section: base file, filling of `auto`, conflicts, and our tables against the installed DeepSpeed."""
+"""The deepspeed section: base file, filling of `auto`, conflicts, and our tables against the installed
+DeepSpeed.
+"""
 
 import dataclasses
 import json
@@ -28,22 +30,47 @@ def conflicts_of(section: dict, *overrides: str, root: Path = ROOT) -> list[str]
 
 def test_an_empty_section_is_zero_0_and_silent():
     assert merge({}, config("model.dtype=fp32", "train.micro_batch=3"), ROOT) == {
-        "train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1, "gradient_clipping": 0.0,
-        "steps_per_print": None, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+        "train_micro_batch_size_per_gpu": 3,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
 
 
-@pytest.mark.parametrize(("dtype", "fp16", "bf16"), [("fp32", False, False), ("fp16", True, False), ("bf16", False, True)])
+@pytest.mark.parametrize(
+    ("dtype", "fp16", "bf16"), [("fp32", False, False), ("fp16", True, False), ("bf16", False, True)]
+)
 def test_auto_is_filled_from_the_run(dtype, fp16, bf16):
-    section = {"train_micro_batch_size_per_gpu": AUTO, "gradient_accumulation_steps": AUTO, "gradient_clipping": AUTO,
-               "train_batch_size": AUTO,
-               "fp16": {"enabled": AUTO, "hysteresis": 1}, "bf16": {"enabled": AUTO}, "zero_allow_untested_optimizer": AUTO,
-               "optimizer": {"type": AUTO, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}},
-               "managed_gradient_accumulation": False, "steps_per_print": 5}
-    merged = merge(section, config(f"model.dtype={dtype}", "train.micro_batch=2", "train.accumulation=3", "train.clip=0.5"), ROOT)
+    section = {
+        "train_micro_batch_size_per_gpu": AUTO,
+        "gradient_accumulation_steps": AUTO,
+        "gradient_clipping": AUTO,
+        "train_batch_size": AUTO,
+        "fp16": {"enabled": AUTO, "hysteresis": 1},
+        "bf16": {"enabled": AUTO},
+        "zero_allow_untested_optimizer": AUTO,
+        "optimizer": {"type": AUTO, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}},
+        "managed_gradient_accumulation": False,
+        "steps_per_print": 5,
+    }
+    merged = merge(
+        section,
+        config(f"model.dtype={dtype}", "train.micro_batch=2", "train.accumulation=3", "train.clip=0.5"),
+        ROOT,
+    )
     assert merged == {
-        "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3, "gradient_clipping": 0.5,
-        "fp16": {"enabled": fp16, "hysteresis": 1}, "bf16": {"enabled": bf16}, "managed_gradient_accumulation": False,
-        "steps_per_print": 5, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 3,
+        "gradient_clipping": 0.5,
+        "fp16": {"enabled": fp16, "hysteresis": 1},
+        "bf16": {"enabled": bf16},
+        "managed_gradient_accumulation": False,
+        "steps_per_print": 5,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
     assert section["bf16"] == {"enabled": AUTO}  # the caller's section is left alone
 
 
@@ -53,8 +80,11 @@ def test_only_the_chosen_precision_block_is_added():
 
 
 def test_the_section_lies_on_top_of_its_base(tmp_path):
-    base = {"zero_optimization": {"stage": 3, "overlap_comm": True, "offload_param": {"device": "cpu"}}, "wall_clock_breakdown": True,
-        "log_level": None}
+    base = {
+        "zero_optimization": {"stage": 3, "overlap_comm": True, "offload_param": {"device": "cpu"}},
+        "wall_clock_breakdown": True,
+        "log_level": None,
+    }
     (tmp_path / "b.json").write_text(json.dumps(base))
     section = {"base": "b.json", "zero_optimization": {"overlap_comm": False, "offload_param": None}}
     merged = merge(section, config(), tmp_path)
@@ -66,7 +96,9 @@ def test_the_section_lies_on_top_of_its_base(tmp_path):
 
 def test_null_lets_go_of_a_conflict_in_the_base(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps({"scheduler": {"type": "WarmupLR"}, "train_batch_size": 64}))
-    assert "scheduler" not in merge({"base": "b.json", "scheduler": None, "train_batch_size": None}, config(), tmp_path)
+    assert "scheduler" not in merge(
+        {"base": "b.json", "scheduler": None, "train_batch_size": None}, config(), tmp_path
+    )
 
 
 def test_where_a_base_is_looked_for(tmp_path, monkeypatch):
@@ -86,13 +118,16 @@ def test_where_a_base_is_looked_for(tmp_path, monkeypatch):
         assert str(folder / "zero9.json") in problem
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    ('{"a": 1,\n "b": }', ":2: is not JSON"),
-    ("", ":1: is not JSON"),
-    ("[1]", "holds list, not the keys of a DeepSpeed configuration"),
-    ('{"fp16": {"enabled": 1, "enabled": 2}}', "'enabled' stands there twice"),
-    ('{"base": "other.json"}', "b.json: base is not a key of DeepSpeed 0.19.8"),
-])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"a": 1,\n "b": }', ":2: is not JSON"),
+        ("", ":1: is not JSON"),
+        ("[1]", "holds list, not the keys of a DeepSpeed configuration"),
+        ('{"fp16": {"enabled": 1, "enabled": 2}}', "'enabled' stands there twice"),
+        ('{"base": "other.json"}', "b.json: base is not a key of DeepSpeed 0.19.8"),
+    ],
+)
 def test_bad_base_files(tmp_path, content, said):
     (tmp_path / "b.json").write_text(content)
     [problem] = conflicts_of({"base": "b.json"}, root=tmp_path)
@@ -103,76 +138,230 @@ def test_a_base_that_is_no_name():
     assert "deepspeed.base is 3, but names a JSON file" in conflicts_of({"base": 3})[0]
 
 
-@pytest.mark.parametrize(("section", "overrides", "said"), [
-    ({"train_micro_batch_size_per_gpu": 8}, ["train.micro_batch=4"],
-     "deepspeed.train_micro_batch_size_per_gpu is 8, but train.micro_batch is 4; write auto for it, or set train.micro_batch=8"),
-    ({"gradient_accumulation_steps": 2}, [], "train.accumulation is 1; write auto for it, or set train.accumulation=2"),
-    ({"gradient_clipping": 1.0}, [], "gradient_clipping is 1.0, but train.clip is 0.0; write auto for it, or set train.clip=1.0"),
-    ({"bf16": {"enabled": True}}, ["model.dtype=fp32"],
-     "bf16.enabled is true, but model.dtype is fp32; write auto for it, or set model.dtype=bf16"),
-    ({"fp16": {"enabled": True}}, [], "fp16.enabled is true, but model.dtype is auto"),
-    ({"bf16": {"enabled": False}}, [], "bf16.enabled is false, but model.dtype is auto; write auto for it, or set another model.dtype"),
-    ({"train_batch_size": 32}, [], "train_batch_size=32 has no place in a federated run; remove it; it follows from train.micro_batch"),
-    ({"train_batch_size": "many"}, [], 'train_batch_size is "many", but must be a whole number'),
-    ({"scheduler": {"type": "WarmupLR"}}, [], "scheduler has no place in a federated run; remove it; train.schedule"),
-    ({"optimizer": {"type": "Lion"}}, [], "optimizer.type is Lion, but train.optimizer is adamw; remove the optimizer block"),
-    ({"optimizer": {"type": "AdamW", "params": {"lr": 0.5}}}, [], "optimizer.params.lr is 0.5, but train.lr is 0.001"),
-    ({"optimizer": {"params": {"betas": [0.9, 0.95]}}}, [], "betas is [0.9, 0.95], but train.beta1 and train.beta2 are [0.9, 0.999]"),
-    ({"optimizer": {"params": {"momentum": 0.9}}}, [], "optimizer.params.momentum=0.9 is not a setting of FedSpeed's adamw; remove it"),
-    ({"tensorboard": {"enabled": True}}, [],
-     "tensorboard.enabled=true has no place in a federated run; remove it; FedSpeed writes TensorBoard"),
-    ({"wandb": {"enabled": True}}, [], "wandb.enabled=true"),
-    ({"csv_monitor": {"enabled": True}}, [], "csv_monitor.enabled=true"),
-    ({"comet": {"enabled": True}}, [], "comet.enabled=true"),
-    ({"activation_checkpointing": {}}, [], "set engine.activation_checkpointing=true"),
-    ({"pipeline": {"stages": "auto"}}, [], "pipeline is there, but engine.pipeline is none; set engine.pipeline=client"),
-    ({"pipeline": {"stages": 2}}, ["engine.pipeline=client"], "pipeline.stages=2, but engine.pipeline=client makes a stage of every rank; write auto"),
-    ({"pipeline": {"partition": "uniform"}}, ["engine.pipeline=client"], 'pipeline.partition="uniform", but engine.cuts says'),
-    ({"pipeline": {"activation_checkpoint_interval": 1}}, ["engine.pipeline=client"],
-     "engine.activation_checkpointing is 0; write auto for it, or set engine.activation_checkpointing=True"),
-    ({"pipeline": {"seed_layers": True}}, ["engine.pipeline=client"], "pipeline.seed_layers=true has no place"),
-    ({"tensor_parallel": {"autotp_size": 2}}, [], "tensor_parallel has no place"),
-    ({"sequence_parallel_size": 2}, [], "sequence_parallel_size=2 has no place"),
-    ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, [], "engine.base_partition=client keeps"),
-    ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, [], "zero_optimization.zero_quantized_weights=true"),
-    ({"zero_optimization": {"stage": 3, "zero_quantized_nontrainable_weights": True}}, [], "zero_quantized_nontrainable_weights=true"),
-    ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, [], "it is deprecated; write offload_optimizer: {device: cpu}"),
-    ({"bf16": {"bf16_master_weights_and_grads": True}}, [], "masters are kept in fp32"),
-    ({"gradient_allreduce_op": "sum"}, [], 'gradient_allreduce_op="sum" would scale'),
-    ({"zero_allow_untested_optimizer": False}, [],
-     "zero_allow_untested_optimizer is false, but FedSpeed runs torch's own optimizers; remove it"),
-    ({"zero_force_ds_cpu_optimizer": True}, [], "zero_force_ds_cpu_optimizer is true, but FedSpeed"),
-    ({"bfloat16": {"enabled": True}}, [], "bfloat16 is gone from DeepSpeed 0.19.8; call it bf16"),
-    ({"elasticity": {"enabled": True}}, [], "elasticity is gone from DeepSpeed 0.19.8"),
-    ({"nebula": {}}, [], "nebula is gone"),
-    ({"compression_training": {}}, [], "compression_training is gone"),
-    ({"zero_optimization": {"stage": 3, "mics_shard_size": 8}}, [],
-     "zero_optimization.mics_shard_size is gone from DeepSpeed 0.19.8; remove it; engine.base_partition"),
-    ({"aio": {"thread_count": 4}}, [], "aio.thread_count is gone from DeepSpeed 0.19.8; call it aio.intra_op_parallelism"),
-    ({"zero_optimisation": {"stage": 3}}, [], "zero_optimisation is not a key of DeepSpeed 0.19.8; did you mean zero_optimization?"),
-    ({"zero_optimization": {"stag": 3}}, [],
-     "zero_optimization.stag is not a key of DeepSpeed 0.19.8; did you mean zero_optimization.stage?"),
-    ({"zero_optimization": {"prefetch_bucket_size": 3}}, [], "did you mean zero_optimization.stage3_prefetch_bucket_size?"),
-    ({"zero_optimization": True}, [], "zero_optimization is true, but it is a block"),
-    ({"zero_optimization": {"stage": "3"}}, [], 'zero_optimization.stage is "3", but must be a whole number'),
-    ({"zero_optimization": {"stage": 4}}, [], "zero_optimization.stage is 4; there are 0, 1, 2 and 3"),
-    ({"zero_optimization": {"stage": AUTO}}, [], "zero_optimization.stage is auto, but nobody decides it"),
-    ({"zero_optimization": {"reduce_bucket_size": 2.5}}, [], "reduce_bucket_size is 2.5, but must be a whole number"),
-    ({"wall_clock_breakdown": "yes"}, [], 'wall_clock_breakdown is "yes", but must be true or false'),
-    ({"communication_data_type": AUTO}, [], "communication_data_type is auto, but nobody decides it; write a value"),
-    ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, [],
-     "zero_optimization.offload_param.device=cpu needs stage 3, but zero_optimization.stage is 2; raise the stage, or choose device none"),
-    ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, [],
-     "offload_optimizer.device=cpu needs stage 1 or higher"),
-    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}, [],
-     "device=nvme needs stage 3, at stage 2 DeepSpeed"),
-    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, [], "offload_param.nvme_path is missing; give a folder"),
-    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "gpu"}}}, [],
-     'offload_param.device is "gpu"; there are none, cpu and nvme'),
-    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, [], "ratio=0.5 needs stage 3"),
-    ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}}, [],
-     "super_offload=true has no place"),
-])
+@pytest.mark.parametrize(
+    ("section", "overrides", "said"),
+    [
+        (
+            {"train_micro_batch_size_per_gpu": 8},
+            ["train.micro_batch=4"],
+            "deepspeed.train_micro_batch_size_per_gpu is 8, but train.micro_batch is 4; write auto for it, "
+            "or set train.micro_batch=8",
+        ),
+        (
+            {"gradient_accumulation_steps": 2},
+            [],
+            "train.accumulation is 1; write auto for it, or set train.accumulation=2",
+        ),
+        (
+            {"gradient_clipping": 1.0},
+            [],
+            "gradient_clipping is 1.0, but train.clip is 0.0; write auto for it, or set train.clip=1.0",
+        ),
+        (
+            {"bf16": {"enabled": True}},
+            ["model.dtype=fp32"],
+            "bf16.enabled is true, but model.dtype is fp32; write auto for it, or set model.dtype=bf16",
+        ),
+        ({"fp16": {"enabled": True}}, [], "fp16.enabled is true, but model.dtype is auto"),
+        (
+            {"bf16": {"enabled": False}},
+            [],
+            "bf16.enabled is false, but model.dtype is auto; write auto for it, or set another model.dtype",
+        ),
+        (
+            {"train_batch_size": 32},
+            [],
+            "train_batch_size=32 has no place in a federated run; remove it; it follows from "
+            "train.micro_batch",
+        ),
+        ({"train_batch_size": "many"}, [], 'train_batch_size is "many", but must be a whole number'),
+        (
+            {"scheduler": {"type": "WarmupLR"}},
+            [],
+            "scheduler has no place in a federated run; remove it; train.schedule",
+        ),
+        (
+            {"optimizer": {"type": "Lion"}},
+            [],
+            "optimizer.type is Lion, but train.optimizer is adamw; remove the optimizer block",
+        ),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"lr": 0.5}}},
+            [],
+            "optimizer.params.lr is 0.5, but train.lr is 0.001",
+        ),
+        (
+            {"optimizer": {"params": {"betas": [0.9, 0.95]}}},
+            [],
+            "betas is [0.9, 0.95], but train.beta1 and train.beta2 are [0.9, 0.999]",
+        ),
+        (
+            {"optimizer": {"params": {"momentum": 0.9}}},
+            [],
+            "optimizer.params.momentum=0.9 is not a setting of FedSpeed's adamw; remove it",
+        ),
+        (
+            {"tensorboard": {"enabled": True}},
+            [],
+            "tensorboard.enabled=true has no place in a federated run; remove it; FedSpeed writes "
+            "TensorBoard",
+        ),
+        ({"wandb": {"enabled": True}}, [], "wandb.enabled=true"),
+        ({"csv_monitor": {"enabled": True}}, [], "csv_monitor.enabled=true"),
+        ({"comet": {"enabled": True}}, [], "comet.enabled=true"),
+        ({"activation_checkpointing": {}}, [], "set engine.activation_checkpointing=true"),
+        (
+            {"pipeline": {"stages": "auto"}},
+            [],
+            "pipeline is there, but engine.pipeline is none; set engine.pipeline=client",
+        ),
+        (
+            {"pipeline": {"stages": 2}},
+            ["engine.pipeline=client"],
+            "pipeline.stages=2, but engine.pipeline=client makes a stage of every rank; write auto",
+        ),
+        (
+            {"pipeline": {"partition": "uniform"}},
+            ["engine.pipeline=client"],
+            'pipeline.partition="uniform", but engine.cuts says',
+        ),
+        (
+            {"pipeline": {"activation_checkpoint_interval": 1}},
+            ["engine.pipeline=client"],
+            "engine.activation_checkpointing is 0; write auto for it, or set "
+            "engine.activation_checkpointing=True",
+        ),
+        (
+            {"pipeline": {"seed_layers": True}},
+            ["engine.pipeline=client"],
+            "pipeline.seed_layers=true has no place",
+        ),
+        ({"tensor_parallel": {"autotp_size": 2}}, [], "tensor_parallel has no place"),
+        ({"sequence_parallel_size": 2}, [], "sequence_parallel_size=2 has no place"),
+        (
+            {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}},
+            [],
+            "engine.base_partition=client keeps",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
+            [],
+            "zero_optimization.zero_quantized_weights=true",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_nontrainable_weights": True}},
+            [],
+            "zero_quantized_nontrainable_weights=true",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "cpu_offload": True}},
+            [],
+            "it is deprecated; write offload_optimizer: {device: cpu}",
+        ),
+        ({"bf16": {"bf16_master_weights_and_grads": True}}, [], "masters are kept in fp32"),
+        ({"gradient_allreduce_op": "sum"}, [], 'gradient_allreduce_op="sum" would scale'),
+        (
+            {"zero_allow_untested_optimizer": False},
+            [],
+            "zero_allow_untested_optimizer is false, but FedSpeed runs torch's own optimizers; remove it",
+        ),
+        ({"zero_force_ds_cpu_optimizer": True}, [], "zero_force_ds_cpu_optimizer is true, but FedSpeed"),
+        ({"bfloat16": {"enabled": True}}, [], "bfloat16 is gone from DeepSpeed 0.19.8; call it bf16"),
+        ({"elasticity": {"enabled": True}}, [], "elasticity is gone from DeepSpeed 0.19.8"),
+        ({"nebula": {}}, [], "nebula is gone"),
+        ({"compression_training": {}}, [], "compression_training is gone"),
+        (
+            {"zero_optimization": {"stage": 3, "mics_shard_size": 8}},
+            [],
+            "zero_optimization.mics_shard_size is gone from DeepSpeed 0.19.8; remove it; "
+            "engine.base_partition",
+        ),
+        (
+            {"aio": {"thread_count": 4}},
+            [],
+            "aio.thread_count is gone from DeepSpeed 0.19.8; call it aio.intra_op_parallelism",
+        ),
+        (
+            {"zero_optimisation": {"stage": 3}},
+            [],
+            "zero_optimisation is not a key of DeepSpeed 0.19.8; did you mean zero_optimization?",
+        ),
+        (
+            {"zero_optimization": {"stag": 3}},
+            [],
+            "zero_optimization.stag is not a key of DeepSpeed 0.19.8; did you mean zero_optimization.stage?",
+        ),
+        (
+            {"zero_optimization": {"prefetch_bucket_size": 3}},
+            [],
+            "did you mean zero_optimization.stage3_prefetch_bucket_size?",
+        ),
+        ({"zero_optimization": True}, [], "zero_optimization is true, but it is a block"),
+        (
+            {"zero_optimization": {"stage": "3"}},
+            [],
+            'zero_optimization.stage is "3", but must be a whole number',
+        ),
+        ({"zero_optimization": {"stage": 4}}, [], "zero_optimization.stage is 4; there are 0, 1, 2 and 3"),
+        (
+            {"zero_optimization": {"stage": AUTO}},
+            [],
+            "zero_optimization.stage is auto, but nobody decides it",
+        ),
+        (
+            {"zero_optimization": {"reduce_bucket_size": 2.5}},
+            [],
+            "reduce_bucket_size is 2.5, but must be a whole number",
+        ),
+        ({"wall_clock_breakdown": "yes"}, [], 'wall_clock_breakdown is "yes", but must be true or false'),
+        (
+            {"communication_data_type": AUTO},
+            [],
+            "communication_data_type is auto, but nobody decides it; write a value",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            [],
+            "zero_optimization.offload_param.device=cpu needs stage 3, but zero_optimization.stage is 2; "
+            "raise the stage, or choose device none",
+        ),
+        (
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            [],
+            "offload_optimizer.device=cpu needs stage 1 or higher",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}},
+            [],
+            "device=nvme needs stage 3, at stage 2 DeepSpeed",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            [],
+            "offload_param.nvme_path is missing; give a folder",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "gpu"}}},
+            [],
+            'offload_param.device is "gpu"; there are none, cpu and nvme',
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            [],
+            "ratio=0.5 needs stage 3",
+        ),
+        (
+            {
+                "zero_optimization": {
+                    "stage": 3,
+                    "offload_optimizer": {"device": "cpu", "super_offload": True},
+                }
+            },
+            [],
+            "super_offload=true has no place",
+        ),
+    ],
+)
 def test_each_conflict(section, overrides, said):
     with pytest.raises(ConfigError) as caught:
         merge(section, dataclasses.replace(config(*overrides), deepspeed=section), ROOT)
@@ -181,25 +370,46 @@ def test_each_conflict(section, overrides, said):
 
 
 def test_all_conflicts_come_at_once_and_name_their_file(tmp_path):
-    (tmp_path / "b.json").write_text(json.dumps({
-        "train_micro_batch_size_per_gpu": 8, "scheduler": {"type": "WarmupLR"}, "elasticity": {},
-        "zero_optimization": {"stage": 1, "stge": 1}}))
-    problems = conflicts_of({"base": "b.json", "bf16": {"enabled": True}, "zero_optimization": {"offload_param": {"device": "cpu"}}},
-                            "model.dtype=fp32", root=tmp_path)
+    (tmp_path / "b.json").write_text(
+        json.dumps({
+            "train_micro_batch_size_per_gpu": 8,
+            "scheduler": {"type": "WarmupLR"},
+            "elasticity": {},
+            "zero_optimization": {"stage": 1, "stge": 1},
+        })
+    )
+    problems = conflicts_of(
+        {
+            "base": "b.json",
+            "bf16": {"enabled": True},
+            "zero_optimization": {"offload_param": {"device": "cpu"}},
+        },
+        "model.dtype=fp32",
+        root=tmp_path,
+    )
     assert [problem.partition(" is ")[0].partition(" has ")[0] for problem in problems] == [
-        "b.json: elasticity", "b.json: zero_optimization.stge", "b.json: scheduler", "b.json: train_micro_batch_size_per_gpu",
-        "deepspeed.bf16.enabled", "deepspeed.zero_optimization.offload_param.device=cpu needs stage 3, but zero_optimization.stage"]
+        "b.json: elasticity",
+        "b.json: zero_optimization.stge",
+        "b.json: scheduler",
+        "b.json: train_micro_batch_size_per_gpu",
+        "deepspeed.bf16.enabled",
+        "deepspeed.zero_optimization.offload_param.device=cpu needs stage 3, but zero_optimization.stage",
+    ]
 
 
 def test_a_block_that_is_switched_off_is_harmless():
-    section = {"tensorboard": {"enabled": False},
-               "zero_optimization": {"stage": 3, "zero_hpz_partition_size": 1, "zero_quantized_weights": False},
-               "optimizer": {"type": "adamw", "params": {"lr": 1e-3, "torch_adam": True, "betas": [0.9, 0.999]}}}
+    section = {
+        "tensorboard": {"enabled": False},
+        "zero_optimization": {"stage": 3, "zero_hpz_partition_size": 1, "zero_quantized_weights": False},
+        "optimizer": {"type": "adamw", "params": {"lr": 1e-3, "torch_adam": True, "betas": [0.9, 0.999]}},
+    }
     merged = merge(section, config(), ROOT)
     assert merged["tensorboard"] == {"enabled": False} and "optimizer" not in merged
 
 
-# --- against the installed DeepSpeed ---------------------------------------------------------------------------------
+# --- against the installed DeepSpeed
+# ---------------------------------------------------------------------------------
+
 
 def names_of(model) -> set[str]:
     return {field.alias or name for name, field in model.model_fields.items()}
@@ -210,7 +420,10 @@ def test_our_tables_are_those_of_the_installed_deepspeed():
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
 
     zero = schema.SCHEMA["zero_optimization"]
     assert set(zero) == names_of(DeepSpeedZeroConfig)
@@ -229,7 +442,9 @@ def test_shipped_jsons_are_valid_deepspeed_once_the_engine_has_decided(path, dty
     from deepspeed.runtime.config import DeepSpeedConfig
 
     pipeline = ["engine.pipeline=client"] if path.stem == "pipeline" else []
-    merged = merge({"base": path.name}, config(f"model.dtype={dtype}", "train.clip=1", *pipeline), path.parent)
+    merged = merge(
+        {"base": path.name}, config(f"model.dtype={dtype}", "train.clip=1", *pipeline), path.parent
+    )
     undecided = set()
 
     def decide(block: dict, prefix: str = "") -> None:
@@ -244,8 +459,17 @@ def test_shipped_jsons_are_valid_deepspeed_once_the_engine_has_decided(path, dty
     assert undecided <= ENGINE_AUTOS
     parsed = DeepSpeedConfig(merged)
     assert parsed.zero_config.stage == zero_stage(merged) == (0 if pipeline else int(path.stem[4]))
-    assert (parsed.float16_config.enabled, parsed.bfloat16_config.enabled) == (dtype == "fp16", dtype == "bf16")
+    assert (parsed.float16_config.enabled, parsed.bfloat16_config.enabled) == (
+        dtype == "fp16",
+        dtype == "bf16",
+    )
     assert (parsed.gradient_clipping, parsed.steps_per_print, parsed.optimizer_name) == (1.0, None, None)
     offload = {name: getattr(parsed.zero_config, name) for name in ("offload_param", "offload_optimizer")}
-    expected = {"zero2_offload": (None, "cpu"), "zero3_offload": ("cpu", "cpu"), "zero3_nvme": ("nvme", "nvme")}
-    assert tuple(block and block.device for block in offload.values()) == expected.get(path.stem, (None, None))
+    expected = {
+        "zero2_offload": (None, "cpu"),
+        "zero3_offload": ("cpu", "cpu"),
+        "zero3_nvme": ("nvme", "nvme"),
+    }
+    assert tuple(block and block.device for block in offload.values()) == expected.get(
+        path.stem, (None, None)
+    )

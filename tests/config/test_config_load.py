@@ -37,7 +37,9 @@ def test_defaults_and_their_sources():
 def test_sources_name_file_and_line(tmp_path):
     path = write(
         tmp_path,
-        "model:\n  base: m\ntrain:\n  lr: 1e-3\n  micro_batch: 2\ndeepspeed:\n  zero_optimization:\n    stage: 2\n  aio: {}\n")
+        "model:\n  base: m\ntrain:\n  lr: 1e-3\n  micro_batch: 2\ndeepspeed:\n  zero_optimization:\n    "
+        "stage: 2\n  aio: {}\n",
+    )
     loaded = load(path, ["train.micro_batch=8", "deepspeed.zero_optimization.overlap_comm=true"])
     assert loaded.config.train.micro_batch == 8
     assert loaded.config.deepspeed == {"zero_optimization": {"stage": 2, "overlap_comm": True}, "aio": {}}
@@ -57,18 +59,29 @@ def test_folder_is_where_a_relative_base_starts(tmp_path, monkeypatch):
     assert Loaded(RunConfig(), {}, Path("ds_configs/x.yaml")).folder == Path("ds_configs")
 
 
-@pytest.mark.parametrize(("written", "expected"), [
-    ("1e-3", 0.001), ("1.0e-3", 0.001), ("2", 2.0), (".5", 0.5), ("1E-2", 0.01), ("0.25", 0.25),
-])
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("1e-3", 0.001), ("1.0e-3", 0.001), ("2", 2.0), (".5", 0.5), ("1E-2", 0.01), ("0.25", 0.25)],
+)
 def test_numbers_of_yaml_1_2_are_floats(tmp_path, written, expected):
     lr = load(write(tmp_path, f"model: {{base: m}}\ntrain:\n  lr: {written}\n")).config.train.lr
     assert lr == expected and type(lr) is float
     assert load(None, [BASE, f"train.lr={written}"]).config.train.lr == expected
 
 
-@pytest.mark.parametrize(("written", "expected"), [
-    ("no", "no"), ("2026-11-23", "2026-11-23"), ("1:30", "1:30"), ("007", "007"), ("1e3", "1e3"), ('"true"', "true"), ('""', ""), ("", ""),
-])
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("no", "no"),
+        ("2026-11-23", "2026-11-23"),
+        ("1:30", "1:30"),
+        ("007", "007"),
+        ("1e3", "1e3"),
+        ('"true"', "true"),
+        ('""', ""),
+        ("", ""),
+    ],
+)
 def test_text_stays_as_it_was_written(written, expected):
     assert load(None, [BASE, f"run.name={written}"]).config.run.name == expected
 
@@ -79,104 +92,177 @@ def test_a_number_may_stand_for_a_text_field(tmp_path):
 
 
 def test_numbers_in_the_deepspeed_section_keep_their_type():
-    loaded = load(None, [BASE, "deepspeed.zero_optimization={reduce_bucket_size: 2e6, overlap_comm: true}", "deepspeed.log_level='7'"])
-    assert loaded.config.deepspeed == {"zero_optimization": {"reduce_bucket_size": 2e6, "overlap_comm": True}, "log_level": "7"}
+    loaded = load(
+        None,
+        [
+            BASE,
+            "deepspeed.zero_optimization={reduce_bucket_size: 2e6, overlap_comm: true}",
+            "deepspeed.log_level='7'",
+        ],
+    )
+    assert loaded.config.deepspeed == {
+        "zero_optimization": {"reduce_bucket_size": 2e6, "overlap_comm": True},
+        "log_level": "7",
+    }
 
 
 def test_a_section_whose_lines_are_all_commented_out_is_empty(tmp_path):
-    assert load(write(tmp_path, "model: {base: m}\ntrain:\n  # lr: 1\ndeepspeed:\n")).config == load(None, ["model.base=m"]).config
+    assert (
+        load(write(tmp_path, "model: {base: m}\ntrain:\n  # lr: 1\ndeepspeed:\n")).config
+        == load(None, ["model.base=m"]).config
+    )
 
 
 def test_overrides_reach_everywhere_and_the_last_one_counts():
-    loaded = load(None, [BASE, "train.lr=1", "train.lr=2", "data={clients: 5, split: lda, task: file}", "deepspeed.base=x.json",
-        "train.local_steps_by_cluster={a: 5, b: 4}", "train.local_steps_by_cluster.b=3",
-                         "data.path=s3=x"])
+    loaded = load(
+        None,
+        [
+            BASE,
+            "train.lr=1",
+            "train.lr=2",
+            "data={clients: 5, split: lda, task: file}",
+            "deepspeed.base=x.json",
+            "train.local_steps_by_cluster={a: 5, b: 4}",
+            "train.local_steps_by_cluster.b=3",
+            "data.path=s3=x",
+        ],
+    )
     assert loaded.config.train.lr == 2.0
-    assert (loaded.config.data.clients, loaded.config.data.split, loaded.config.data.path) == (5, "lda", "s3=x")
+    assert (loaded.config.data.clients, loaded.config.data.split, loaded.config.data.path) == (
+        5,
+        "lda",
+        "s3=x",
+    )
     assert loaded.config.deepspeed == {"base": "x.json"}
-    assert [local_steps_of(loaded.config.train, name) for name in ("a", "b", "c")] == [5, 3, loaded.config.train.local_steps]
+    assert [local_steps_of(loaded.config.train, name) for name in ("a", "b", "c")] == [
+        5,
+        3,
+        loaded.config.train.local_steps,
+    ]
 
 
 def test_an_override_replaces_a_scalar_by_a_block_and_back():
-    assert load(None, [BASE, "deepspeed.fp16=null", "deepspeed.fp16.hysteresis=1"]).config.deepspeed == {"fp16": {"hysteresis": 1}}
+    assert load(None, [BASE, "deepspeed.fp16=null", "deepspeed.fp16.hysteresis=1"]).config.deepspeed == {
+        "fp16": {"hysteresis": 1}
+    }
     loaded = load(None, [BASE, "deepspeed.fp16.hysteresis=1", "deepspeed.fp16=null"])
     assert loaded.config.deepspeed == {"fp16": None}
     assert "deepspeed.fp16.hysteresis" not in loaded.sources
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("train.lr=fast", "train.lr is 'fast', but must be a number, at least 0"),
-    ("train.lr=-1", "train.lr is -1, but must be a number, at least 0"),
-    ("train.lr=.inf", "train.lr is .inf, but must be a number"),
-    ("train.lr=.nan", "train.lr is .nan, but must be a number"),
-    ("train.lr=true", "train.lr is true, but must be a number"),
-    ("train.lr=", "train.lr is '', but must be a number"),
-    ("train.lr=null", "train.lr is null, but must be a number"),
-    ("train.lr=[1]", "train.lr is a list, but must be a number"),
-    ("train.lr={a: 1}", "train.lr is a section, but must be a number"),
-    ("train.lr.a=1", "train.lr is a section, but must be a number"),
-    ("train.lr='1'", "train.lr is '1', but must be a number"),
-    ("train.beta1=1", "train.beta1 is 1, but must be a number, at least 0 and below 1"),
-    ("federation.server_lr=0", "federation.server_lr is 0, but must be auto or a number, above 0"),
-    ("federation.server_lr=-.inf", "federation.server_lr is -.inf, but must be auto or a number, above 0"),
-    ("federation.server_lr=atuo", "federation.server_lr is 'atuo', but must be auto or a number, above 0"),
-    ("data.val_fraction=0.95", "data.val_fraction is 0.95, but must be a number, at least 0 and at most 0.9"),
-    ("train.micro_batch=2.0", "train.micro_batch is 2.0, but must be a whole number, at least 1"),
-    ("train.micro_batch=1e1", "train.micro_batch is 1e1, but must be a whole number"),
-    ("train.micro_batch=0", "train.micro_batch is 0, but must be a whole number, at least 1"),
-    ("train.micro_batch=true", "train.micro_batch is true, but must be a whole number"),
-    (f"train.micro_batch={'9' * 5000}", "but must be a whole number, at least 1"),
-    ("train.micro_batch=!!int x", "the tag 'tag:yaml.org,2002:int' does not fit here"),
-    ("monitor.plot=yes", "monitor.plot is 'yes', but must be true or false"),
-    ("monitor.plot=1", "monitor.plot is 1, but must be true or false"),
-    ("run.out=true", "run.out is true, but must be text"),
-    ("run.out=[a]", "run.out is a list, but must be text"),
-    ("run.out=!!python/name:os.system x", "the tag 'tag:yaml.org,2002:python/name:os.system' does not fit here; remove it"),
-    ("data.split=idd", "data.split is 'idd', but must be one of iid, meta, lda; did you mean iid?"),
-    ("data.split=1", "data.split is 1, but must be one of iid, meta, lda"),
-    ("routing.first_span=1", "there is no key routing.first_span; leave it out: the participants of a masked sum agree"),
-    ("train.lrr=1", "there is no key train.lrr; did you mean train.lr?"),
-    ("trian.lr=1", "there is no key trian; did you mean train?"),
-    ("lr=1", "there is no key lr; did you mean train.lr?"),
-    ("train.rounds=1", "there is no key train.rounds; did you mean federation.rounds?"),
-    ("monitor.wxyz=1", "there is no key monitor.wxyz; known there: monitor.plot, monitor.progress, monitor.tensorboard"),
-    ("train=5", "train is 5, but it is a section; write train.KEY=VALUE"),
-    ("deepspeed=zero3.json", "deepspeed is 'zero3.json', but it is a section"),
-    ("train.lr", "'train.lr' is not an override; write key=value"),
-    ("=1", "'=1' is not an override"),
-    ("train..lr=1", "'train..lr=1' is not an override"),
-    ("run.name=[x", "the value of 'run.name=[x' is not YAML"),
-    ("run.name=#x", "the value of 'run.name=#x' is only a YAML comment"),
-    ("run.name=*x", "aliases such as *x are not supported"),
-    ("deepspeed={a: 1, a: 2}", "'a' stands there twice"),
-    ("deepspeed={a: [{b: 1, b: 2}]}", "'b' stands there twice"),
-    ("deepspeed={[1]: 2}", "a list stands where a key should be"),
-])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lr=fast", "train.lr is 'fast', but must be a number, at least 0"),
+        ("train.lr=-1", "train.lr is -1, but must be a number, at least 0"),
+        ("train.lr=.inf", "train.lr is .inf, but must be a number"),
+        ("train.lr=.nan", "train.lr is .nan, but must be a number"),
+        ("train.lr=true", "train.lr is true, but must be a number"),
+        ("train.lr=", "train.lr is '', but must be a number"),
+        ("train.lr=null", "train.lr is null, but must be a number"),
+        ("train.lr=[1]", "train.lr is a list, but must be a number"),
+        ("train.lr={a: 1}", "train.lr is a section, but must be a number"),
+        ("train.lr.a=1", "train.lr is a section, but must be a number"),
+        ("train.lr='1'", "train.lr is '1', but must be a number"),
+        ("train.beta1=1", "train.beta1 is 1, but must be a number, at least 0 and below 1"),
+        ("federation.server_lr=0", "federation.server_lr is 0, but must be auto or a number, above 0"),
+        (
+            "federation.server_lr=-.inf",
+            "federation.server_lr is -.inf, but must be auto or a number, above 0",
+        ),
+        (
+            "federation.server_lr=atuo",
+            "federation.server_lr is 'atuo', but must be auto or a number, above 0",
+        ),
+        (
+            "data.val_fraction=0.95",
+            "data.val_fraction is 0.95, but must be a number, at least 0 and at most 0.9",
+        ),
+        ("train.micro_batch=2.0", "train.micro_batch is 2.0, but must be a whole number, at least 1"),
+        ("train.micro_batch=1e1", "train.micro_batch is 1e1, but must be a whole number"),
+        ("train.micro_batch=0", "train.micro_batch is 0, but must be a whole number, at least 1"),
+        ("train.micro_batch=true", "train.micro_batch is true, but must be a whole number"),
+        (f"train.micro_batch={'9' * 5000}", "but must be a whole number, at least 1"),
+        ("train.micro_batch=!!int x", "the tag 'tag:yaml.org,2002:int' does not fit here"),
+        ("monitor.plot=yes", "monitor.plot is 'yes', but must be true or false"),
+        ("monitor.plot=1", "monitor.plot is 1, but must be true or false"),
+        ("run.out=true", "run.out is true, but must be text"),
+        ("run.out=[a]", "run.out is a list, but must be text"),
+        (
+            "run.out=!!python/name:os.system x",
+            "the tag 'tag:yaml.org,2002:python/name:os.system' does not fit here; remove it",
+        ),
+        ("data.split=idd", "data.split is 'idd', but must be one of iid, meta, lda; did you mean iid?"),
+        ("data.split=1", "data.split is 1, but must be one of iid, meta, lda"),
+        (
+            "routing.first_span=1",
+            "there is no key routing.first_span; leave it out: the participants of a masked sum agree",
+        ),
+        ("train.lrr=1", "there is no key train.lrr; did you mean train.lr?"),
+        ("trian.lr=1", "there is no key trian; did you mean train?"),
+        ("lr=1", "there is no key lr; did you mean train.lr?"),
+        ("train.rounds=1", "there is no key train.rounds; did you mean federation.rounds?"),
+        (
+            "monitor.wxyz=1",
+            "there is no key monitor.wxyz; known there: monitor.plot, monitor.progress, monitor.tensorboard",
+        ),
+        ("train=5", "train is 5, but it is a section; write train.KEY=VALUE"),
+        ("deepspeed=zero3.json", "deepspeed is 'zero3.json', but it is a section"),
+        ("train.lr", "'train.lr' is not an override; write key=value"),
+        ("=1", "'=1' is not an override"),
+        ("train..lr=1", "'train..lr=1' is not an override"),
+        ("run.name=[x", "the value of 'run.name=[x' is not YAML"),
+        ("run.name=#x", "the value of 'run.name=#x' is only a YAML comment"),
+        ("run.name=*x", "aliases such as *x are not supported"),
+        ("deepspeed={a: 1, a: 2}", "'a' stands there twice"),
+        ("deepspeed={a: [{b: 1, b: 2}]}", "'b' stands there twice"),
+        ("deepspeed={[1]: 2}", "a list stands where a key should be"),
+    ],
+)
 def test_bad_overrides(override, said):
     problems = problems_of(None, BASE, override)
     assert said in problems[0]
     assert problems[0].startswith("command line: ")
 
 
-@pytest.mark.parametrize(("text", "line", "said"), [
-    ("", None, "is empty; a run's YAML holds sections"),
-    ("# only a comment\n", None, "is empty"),
-    ("null\n", None, "is empty"),
-    ("- a\n- b\n", None, "holds a list; a run's YAML holds sections"),
-    ("just words\n", None, "holds 'just words'"),
-    ("model:\n  base: m\n bad\n", 3, "is not YAML"),
-    ("model: [\n", 2, "is not YAML"),
-    ("a: 1\n---\nb: 2\n", 2, "is not YAML"),
-    ("model:\n\tbase: m\n", 2, "is not YAML"),
-    ("model:\n  base: m\n  dtype: fp32\n  base: n\n", 4, "'base' stands there twice, first in line 2; remove one"),
-    ("model: {base: m}\ntrain:\n  lr: 1\ntrain:\n  clip: 1\n", 4, "'train' stands there twice, first in line 2"),
-    ("model: {base: m}\ndeepspeed:\n  fp16:\n    enabled: auto\n    enabled: auto\n", 5, "'enabled' stands there twice"),
-    ("model: {base: m}\ntrain:\n  ? [a]\n  : 1\n", 3, "a list stands where a key should be"),
-    ("model: &m {base: m}\ndata: *m\n", 2, "aliases such as *m are not supported"),
-    ("model:\n  base: m\ntrain:\n  micro_bach: 1\n", 4, "there is no key train.micro_bach; did you mean train.micro_batch?"),
-    ("model:\n  base: m\ntrain:\n  clip:\n", 4, "train.clip is empty, but must be a number, at least 0"),
-    ("model:\n  base: m\ntrain:\n- lr\n", 4, "train is a list, but it is a section"),
-])
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("", None, "is empty; a run's YAML holds sections"),
+        ("# only a comment\n", None, "is empty"),
+        ("null\n", None, "is empty"),
+        ("- a\n- b\n", None, "holds a list; a run's YAML holds sections"),
+        ("just words\n", None, "holds 'just words'"),
+        ("model:\n  base: m\n bad\n", 3, "is not YAML"),
+        ("model: [\n", 2, "is not YAML"),
+        ("a: 1\n---\nb: 2\n", 2, "is not YAML"),
+        ("model:\n\tbase: m\n", 2, "is not YAML"),
+        (
+            "model:\n  base: m\n  dtype: fp32\n  base: n\n",
+            4,
+            "'base' stands there twice, first in line 2; remove one",
+        ),
+        (
+            "model: {base: m}\ntrain:\n  lr: 1\ntrain:\n  clip: 1\n",
+            4,
+            "'train' stands there twice, first in line 2",
+        ),
+        (
+            "model: {base: m}\ndeepspeed:\n  fp16:\n    enabled: auto\n    enabled: auto\n",
+            5,
+            "'enabled' stands there twice",
+        ),
+        ("model: {base: m}\ntrain:\n  ? [a]\n  : 1\n", 3, "a list stands where a key should be"),
+        ("model: &m {base: m}\ndata: *m\n", 2, "aliases such as *m are not supported"),
+        (
+            "model:\n  base: m\ntrain:\n  micro_bach: 1\n",
+            4,
+            "there is no key train.micro_bach; did you mean train.micro_batch?",
+        ),
+        ("model:\n  base: m\ntrain:\n  clip:\n", 4, "train.clip is empty, but must be a number, at least 0"),
+        ("model:\n  base: m\ntrain:\n- lr\n", 4, "train is a list, but it is a section"),
+    ],
+)
 def test_bad_files(tmp_path, text, line, said):
     path = write(tmp_path, text)
     problems = problems_of(path)
@@ -186,8 +272,12 @@ def test_bad_files(tmp_path, text, line, said):
 
 def test_unreadable_files(tmp_path):
     (tmp_path / "gsm8k.yaml").write_text("model: {base: m}")
-    assert problems_of(tmp_path / "gsm8.yaml") == [f"{tmp_path}/gsm8.yaml: there is no such file; {tmp_path} holds gsm8k.yaml"]
-    assert problems_of(tmp_path / "nowhere" / "x.yaml") == [f"{tmp_path}/nowhere/x.yaml: there is no such file; check the path"]
+    assert problems_of(tmp_path / "gsm8.yaml") == [
+        f"{tmp_path}/gsm8.yaml: there is no such file; {tmp_path} holds gsm8k.yaml"
+    ]
+    assert problems_of(tmp_path / "nowhere" / "x.yaml") == [
+        f"{tmp_path}/nowhere/x.yaml: there is no such file; check the path"
+    ]
     assert "cannot be read" in problems_of(tmp_path)[0]
     (tmp_path / "binary.yaml").write_bytes(b"model: \xff\xfe")
     assert "is not UTF-8 text (byte 7)" in problems_of(tmp_path / "binary.yaml")[0]
@@ -198,30 +288,68 @@ def test_unreadable_files(tmp_path):
 def test_all_problems_come_at_once(tmp_path):
     path = write(
         tmp_path,
-        "modle:\n  base: m\ntrain:\n  lr: fast\n  momentum: 0.9\n  micro_batch: 0\n  lr: 1\ndeepspeed:\n  scheduler: {type: WarmupLR}\n")
+        "modle:\n  base: m\ntrain:\n  lr: fast\n  momentum: 0.9\n  micro_batch: 0\n  lr: 1\ndeepspeed:\n  "
+        "scheduler: {type: WarmupLR}\n",
+    )
     problems = problems_of(path, "data.clients=x", "oops", "federation.clients_per_round=9")
     assert [problem.partition(": ")[0] for problem in problems] == [
-        f"{path}:7", f"{path}:1", f"{path}:4", f"{path}:6", "command line", "command line", str(path), f"{path}:5", f"{path}:9"]
+        f"{path}:7",
+        f"{path}:1",
+        f"{path}:4",
+        f"{path}:6",
+        "command line",
+        "command line",
+        str(path),
+        f"{path}:5",
+        f"{path}:9",
+    ]
     assert "model.base is empty" in problems[6]
     # data.clients was refused, so nothing is said about clients_per_round=9 of the default's 3
     assert not any("clients_per_round" in problem for problem in problems)
 
 
-@pytest.mark.parametrize("override", [
-    f"run.seed={'9' * 20}", "run.seed=4294967296", f"train.micro_batch={'9' * 23}", "train.accumulation=65537", "train.local_steps=1000001",
-    "data.clients=10001", "data.max_tokens=1048577", "adapter.lora_rank=65537", "federation.rounds=1000001", "engine.threads=1025",
-    "routing.deadline_s=1e300", "cluster.silence_s=1e300", "cluster.start_timeout_s=1e8", "cluster.finish_s=1e8",
-])
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"run.seed={'9' * 20}",
+        "run.seed=4294967296",
+        f"train.micro_batch={'9' * 23}",
+        "train.accumulation=65537",
+        "train.local_steps=1000001",
+        "data.clients=10001",
+        "data.max_tokens=1048577",
+        "adapter.lora_rank=65537",
+        "federation.rounds=1000001",
+        "engine.threads=1025",
+        "routing.deadline_s=1e300",
+        "cluster.heartbeat_timeout_s=1e300",
+        "cluster.start_timeout_s=1e8",
+        "cluster.finish_s=1e8",
+    ],
+)
 def test_what_would_exhaust_a_machine_is_refused_with_the_limit(override):
     found = problems_of(None, BASE, override)
-    assert len(found) == 1 and override.partition("=")[0] in found[0] and " and at most " in found[0] and "e+" not in found[0].partition("at most")[2][:8]
+    assert (
+        len(found) == 1
+        and override.partition("=")[0] in found[0]
+        and " and at most " in found[0]
+        and "e+" not in found[0].partition("at most")[2][:8]
+    )
 
 
 def test_nesting_without_end_is_refused(tmp_path):
     path = write(tmp_path, "[" * 5000)
-    assert problems_of(path) == [f"{path}: is nested too deeply to be a configuration; give a run's YAML, such as ds_configs/quickstart.yaml"]
+    assert problems_of(path) == [
+        f"{path}: is nested too deeply to be a configuration; give a run's YAML, such as "
+        "ds_configs/quickstart.yaml"
+    ]
     found = problems_of(None, BASE, f"train.lr={'[' * 5000}", f"deepspeed{'.a' * 5000}=1")
-    assert len(found) == 2 and "nested too deeply" in found[0] and len(found[0]) < 300 and "is not an override" in found[1]
+    assert (
+        len(found) == 2
+        and "nested too deeply" in found[0]
+        and len(found[0]) < 300
+        and "is not an override" in found[1]
+    )
 
 
 @pytest.mark.parametrize("text", ['"a\\nb"', '"a\\0b"', '"\\ud800"', '"\\t"'])
@@ -233,12 +361,22 @@ def test_a_name_is_text_on_one_line(key, text):
 
 def test_an_unreadable_file_does_not_hide_bad_overrides(tmp_path):
     problems = problems_of(tmp_path / "x.yaml", "train.lr=fast")
-    assert len(problems) == 2 and "there is no such file" in problems[0] and "train.lr is 'fast'" in problems[1]
+    assert (
+        len(problems) == 2 and "there is no such file" in problems[0] and "train.lr is 'fast'" in problems[1]
+    )
 
 
 def test_cross_section_problems_name_both_places(tmp_path):
-    path = write(tmp_path, "model:\n  base: m\n  dtype: fp32\nadapter:\n  method: full\ndeepspeed:\n  bf16:\n    enabled: true\n")
+    path = write(
+        tmp_path,
+        "model:\n  base: m\n  dtype: fp32\nadapter:\n  method: full\ndeepspeed:\n  bf16:\n    enabled: "
+        "true\n",
+    )
     problems = problems_of(path, "federation.method=flexlora")
-    assert problems[0].startswith(f"command line and {path}:5: federation.method.name=flexlora works on LoRA factors")
-    assert problems[1].startswith(f"{path}:8 and {path}:3: deepspeed.bf16.enabled is true, but model.dtype is fp32")
+    assert problems[0].startswith(
+        f"command line and {path}:5: federation.method.name=flexlora works on LoRA factors"
+    )
+    assert problems[1].startswith(
+        f"{path}:8 and {path}:3: deepspeed.bf16.enabled is true, but model.dtype is fp32"
+    )
     assert len(problems) == 2

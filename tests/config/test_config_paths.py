@@ -42,8 +42,17 @@ def value(loaded, key: str) -> str:
 
 
 def test_every_key_that_names_something_to_read_is_known():
-    assert KEYS == ["model.base", "model.tokenizer", "adapter.start_from", "data.path", "federation.public_rows", "cluster.probe", "routing.identity",
-                    "routing.roster", "routing.roster_signer"]
+    assert KEYS == [
+        "model.base",
+        "model.tokenizer",
+        "adapter.start_from",
+        "data.path",
+        "federation.public_rows",
+        "cluster.probe",
+        "routing.identity",
+        "routing.roster",
+        "routing.roster_signer",
+    ]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -51,7 +60,9 @@ def test_a_path_in_a_yaml_is_beside_it(project, key, monkeypatch):
     if key == "federation.public_rows":  # a method whose server reads some
         monkeypatch.setitem(METHODS, "lora_average", replace(METHODS["lora_average"], public_rows=True))
     section, _, name = key.partition(".")
-    text = f"{section}:\n  {name}: base\n" + ("" if section == "model" and name == "base" else "model:\n  base: m\n")
+    text = f"{section}:\n  {name}: base\n" + (
+        "" if section == "model" and name == "base" else "model:\n  base: m\n"
+    )
     if key == "model.tokenizer":
         text = "model:\n  base: m\n  tokenizer: base\n"
     extra = {"data.path": ["data.task=file"]}.get(key, [])
@@ -60,14 +71,17 @@ def test_a_path_in_a_yaml_is_beside_it(project, key, monkeypatch):
     assert loaded.written == {key: "base"} and loaded.places[key] == str(project / "conf" / "base")
 
 
-@pytest.mark.parametrize(("written", "meant"), [
-    ("elsewhere", "elsewhere"),  # not beside the YAML: in the folder of the command, as it was written
-    ("../elsewhere", "{project}/elsewhere"),
-    ("{project}/conf/base", "{project}/conf/base"),
-    ("org/model", "org/model"),  # nowhere: a hub name
-    ("./base", "{project}/conf/base"),
-    ("base/", "{project}/conf/base"),
-])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("elsewhere", "elsewhere"),  # not beside the YAML: in the folder of the command, as it was written
+        ("../elsewhere", "{project}/elsewhere"),
+        ("{project}/conf/base", "{project}/conf/base"),
+        ("org/model", "org/model"),  # nowhere: a hub name
+        ("./base", "{project}/conf/base"),
+        ("base/", "{project}/conf/base"),
+    ],
+)
 def test_where_a_base_is_looked_for(project, written, meant):
     loaded = load(write(project / "conf", f"model:\n  base: {written.format(project=project)}\n"))
     assert loaded.config.model.base == meant.format(project=project)
@@ -78,7 +92,11 @@ def test_words_and_empty_texts_are_no_paths(project):
     for name in ("auto", "bytes"):
         (project / "conf" / name).mkdir()
     path = write(project / "conf", "model:\n  base: m\n  tokenizer: bytes\nadapter:\n  start_from: ''\n")
-    assert (load(path).config.model.tokenizer, load(path).config.adapter.start_from, load(path).written) == ("bytes", "", {})
+    assert (load(path).config.model.tokenizer, load(path).config.adapter.start_from, load(path).written) == (
+        "bytes",
+        "",
+        {},
+    )
 
 
 def test_on_the_command_line_a_path_is_relative_to_the_command(project):
@@ -89,7 +107,9 @@ def test_on_the_command_line_a_path_is_relative_to_the_command(project):
 
 def test_a_home_folder_is_a_home_folder(project, monkeypatch):
     monkeypatch.setenv("HOME", str(project))
-    assert load(write(project / "conf", "model:\n  base: ~/base\n")).config.model.base == str(project / "base")
+    assert load(write(project / "conf", "model:\n  base: ~/base\n")).config.model.base == str(
+        project / "base"
+    )
     assert load(None, ["model.base=~/base"]).config.model.base == str(project / "base")
 
 
@@ -103,13 +123,17 @@ def test_who_names_an_input_that_is_nowhere_is_told_where_it_was_looked_for(proj
     assert load(path).searched("model.base") == f" (looked for in {project / 'conf'} and {project})"
     assert load(path, ["model.base=x"]).searched("model.base") == f" (looked for in {project})"
     assert load(path, ["model.base=/x"]).searched("model.base") == ""
-    with pytest.raises(FedSpeedError, match=r"\./nowhere does not exist \(looked for in .*conf and .*\); give a folder"):
+    with pytest.raises(
+        FedSpeedError, match=r"\./nowhere does not exist \(looked for in .*conf and .*\); give a folder"
+    ):
         check(load(path), None)
 
 
 def test_outputs_stay_relative_to_the_command(project):
     (project / "conf" / "runs").mkdir()
-    assert load(write(project / "conf", "model:\n  base: base\nrun:\n  out: runs\n")).run_folder == Path("runs/run")
+    assert load(write(project / "conf", "model:\n  base: base\nrun:\n  out: runs\n")).run_folder == Path(
+        "runs/run"
+    )
 
 
 def test_a_base_file_of_deepspeed_follows_the_same_rule(project):
@@ -118,13 +142,17 @@ def test_a_base_file_of_deepspeed_follows_the_same_rule(project):
     path = write(project / "conf", "model:\n  base: m\ndeepspeed:\n  base: ds.json\n")
     for words, stage in (([], 2), (["deepspeed.base=ds.json"], 1)):
         loaded = load(path, words)
-        assert merge(loaded.config.deepspeed, loaded.config, loaded.folder)["zero_optimization"]["stage"] == stage
+        assert (
+            merge(loaded.config.deepspeed, loaded.config, loaded.folder)["zero_optimization"]["stage"]
+            == stage
+        )
 
 
 @pytest.mark.parametrize("text", ["base", "../elsewhere", "org/model"])
 def test_the_folder_of_the_command_does_not_change_the_fingerprint(project, monkeypatch, text):
     path = write(project / "conf", f"model:\n  base: {text}\n")
-    here, record = RunRequest(load(path)).marks, RunRequest(load(path)).record
+    here = RunRequest(load(path)).marks
+    record = RunRequest(load(path)).record
     for folder in (project / "elsewhere", project / "conf"):
         monkeypatch.chdir(folder)
         again = RunRequest(load(Path(os.path.relpath(path))))
@@ -134,10 +162,14 @@ def test_the_folder_of_the_command_does_not_change_the_fingerprint(project, monk
 def test_a_run_goes_on_with_the_same_input_spelled_in_another_way_and_not_with_another(project, monkeypatch):
     path = write(project / "conf", "model:\n  base: m\n")
     first = RunRequest(load(path, ["model.base=conf/base"]))
-    journal, before = Journal(project / "kept", 2), Journal(project / "from before there were places", 2)
+    journal = Journal(project / "kept", 2)
+    before = Journal(project / "from before there were places", 2)
     tensors = {"global/w": np.zeros(2, np.float32)}
     journal.commit(Entry(1, first.marks, 0, first.record), tensors)
-    before.commit(Entry(1, first.marks, 0, {key: value for key, value in first.record.items() if key != "places"}), tensors)
+    before.commit(
+        Entry(1, first.marks, 0, {key: value for key, value in first.record.items() if key != "places"}),
+        tensors,
+    )
     assert journal_entry(before, first).round == 1
     monkeypatch.chdir(project / "elsewhere")
     for text in ("../conf/base", str(project / "conf" / "base")):

@@ -16,13 +16,16 @@ SHIPPED = sorted((ROOT / "ds_configs").glob("*.yaml"))
 
 def explained(path: Path | None, *overrides: str) -> tuple:
     loaded = load(path, overrides)
-    return loaded, render(loaded, merge(loaded.config.deepspeed, loaded.config, loaded.folder), explained=True)
+    return loaded, render(
+        loaded, merge(loaded.config.deepspeed, loaded.config, loaded.folder), explained=True
+    )
 
 
 def test_the_reference_is_current():
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == markdown(), (
         "docs/config.md is older than the configuration's dataclasses; write it anew: "
-        "python -m fedspeed config-reference --out docs/config.md")
+        "python -m fedspeed config-reference --out docs/config.md"
+    )
 
 
 @pytest.mark.parametrize("key", FIELDS)
@@ -35,14 +38,17 @@ def test_every_section_says_what_it_is_about(name):
     assert f"## {name}\n\n{section_meaning(name)}" in markdown()
 
 
-@pytest.mark.parametrize(("key", "words"), [
-    ("train.lr", "[a number, at least 0]"),
-    ("adapter.method", "[one of lora, blocks, full]"),
-    ("monitor.plot", "[true or false]"),
-    ("routing.deadline_s", "in seconds]"),
-    ("engine.base_gib", "in GiB]"),
-    ("routing.cell_kib", "in KiB]"),
-])
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("train.lr", "[a number, at least 0]"),
+        ("adapter.method", "[one of lora, blocks, full]"),
+        ("monitor.plot", "[true or false]"),
+        ("routing.deadline_s", "in seconds]"),
+        ("engine.base_gib", "in GiB]"),
+        ("routing.cell_kib", "in KiB]"),
+    ],
+)
 def test_bounds_choices_and_units_are_said(key, words):
     assert meaning(key).startswith(FIELDS[key].help) and meaning(key).endswith(words)
 
@@ -54,7 +60,9 @@ def test_a_printed_configuration_explains_each_value_above_it():
     assert lines[at - 1] == "  # peak learning rate of the local optimizer [a number, at least 0]"
     assert lines[lines.index("train:") - 1] == f"# {section_meaning('train')}"
     assert max(len(line) for line in lines if line.lstrip().startswith("#") and "http" not in line) <= 110
-    assert "initial_scale_power: 12" in text and sum("initial_scale_power" in line for line in lines) == 2  # not ours to explain
+    assert (
+        "initial_scale_power: 12" in text and sum("initial_scale_power" in line for line in lines) == 2
+    )  # not ours to explain
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

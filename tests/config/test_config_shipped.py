@@ -1,4 +1,6 @@
-"""The files users read first: each YAML loads, merges, and works with each JSON; and reading them is cheap."""
+"""The files users read first: each YAML loads, merges, and works with each JSON; and reading them is
+cheap.
+"""
 
 import subprocess
 import sys
@@ -20,7 +22,16 @@ STAGES = {path: int(path.stem[4]) if path.stem.startswith("zero") else 0 for pat
 
 def test_what_is_shipped():
     assert {"quickstart", "gsm8k", "pipeline"} <= {path.stem for path in YAMLS}
-    assert {"zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme", "pipeline"} == {path.stem for path in JSONS}
+    assert {
+        "zero0",
+        "zero1",
+        "zero2",
+        "zero3",
+        "zero2_offload",
+        "zero3_offload",
+        "zero3_nvme",
+        "pipeline",
+    } == {path.stem for path in JSONS}
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -49,9 +60,17 @@ def test_recomputing_with_parameters_on_nvme_is_refused_where_deepspeed_would_do
 
 @pytest.mark.parametrize("base", JSONS, ids=lambda path: path.stem)
 def test_the_engine_answers_every_auto_of_a_shipped_file(base):
-    loaded = load(ROOT / "ds_configs" / "quickstart.yaml", [f"deepspeed.base={base.name}", *(["engine.pipeline=client"] if base.stem == "pipeline" else [])])
+    loaded = load(
+        ROOT / "ds_configs" / "quickstart.yaml",
+        [f"deepspeed.base={base.name}", *(["engine.pipeline=client"] if base.stem == "pipeline" else [])],
+    )
     facts = ModelFacts(hidden=64, block=1000, trainable=500, largest=4000)
-    finish(merge(loaded.config.deepspeed, loaded.config, loaded.folder), facts, Path("swap"), shared_base=STAGES[base] == 3)
+    finish(
+        merge(loaded.config.deepspeed, loaded.config, loaded.folder),
+        facts,
+        Path("swap"),
+        shared_base=STAGES[base] == 3,
+    )
 
 
 def test_the_mission_run_is_what_was_promised():
@@ -60,20 +79,32 @@ def test_the_mission_run_is_what_was_promised():
     assert (config.data.task, config.data.clients, config.data.split) == ("gsm8k", 3, "iid")
 
 
-@pytest.mark.parametrize("line", [
-    "load(path)",
-    "loaded = load(path); show.render(loaded, merge(loaded.config.deepspeed, loaded.config, loaded.folder))",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "load(path)",
+        "loaded = load(path); show.render(loaded, merge(loaded.config.deepspeed, loaded.config, "
+        "loaded.folder))",
+    ],
+)
 def test_reading_a_configuration_imports_no_torch(line):
-    code = ("import sys; from pathlib import Path; from fedspeed.config import check, convert, deepspeed, names, run, show, tree\n"
-            "from fedspeed.config.load import load; from fedspeed.config.deepspeed import merge\n"
-            f"path = Path('ds_configs/gsm8k.yaml'); {line}\n"
-            "heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'mpi4py', 'numpy'} & set(sys.modules); assert not heavy, heavy")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    code = (
+        "import sys; from pathlib import Path; from fedspeed.config import check, convert, deepspeed, "
+        "names, run, show, tree\n"
+        "from fedspeed.config.load import load; from fedspeed.config.deepspeed import merge\n"
+        f"path = Path('ds_configs/gsm8k.yaml'); {line}\n"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'mpi4py', 'numpy'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_shipped_base_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = load(ROOT / "ds_configs" / "gsm8k_small.yaml").config.model.base
-    assert base == str(ROOT / "ds_configs" / "models" / "small-llama" / "config.json") and Path(base).is_file()
+    assert (
+        base == str(ROOT / "ds_configs" / "models" / "small-llama" / "config.json") and Path(base).is_file()
+    )

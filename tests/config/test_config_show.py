@@ -30,11 +30,19 @@ def test_what_is_printed_loads_back_from_anywhere(path, tmp_path):
     again, text_again = shown(copy)
     assert again.config == loaded.config
     assert fingerprint(again.config) == fingerprint(loaded.config)
-    assert [line.partition("  #")[0] for line in text_again.splitlines()] == [line.partition("  #")[0] for line in text.splitlines()]
+    assert [line.partition("  #")[0] for line in text_again.splitlines()] == [
+        line.partition("  #")[0] for line in text.splitlines()
+    ]
 
 
 def test_it_is_yaml_for_other_readers_too():
-    loaded, text = shown(ROOT / "ds_configs" / "gsm8k.yaml", "train.lr=1e-5", "run.name=no", "data.path=1e-3", "cluster.local_ranks=2")
+    loaded, text = shown(
+        ROOT / "ds_configs" / "gsm8k.yaml",
+        "train.lr=1e-5",
+        "run.name=no",
+        "data.path=1e-3",
+        "cluster.local_ranks=2",
+    )
     assert yaml.safe_load(text) == as_dict(loaded.config)
 
 
@@ -50,10 +58,18 @@ def test_every_value_has_its_source():
 
 def test_the_resolved_section_says_who_decided():
     _, text = shown(ROOT / "ds_configs" / "gsm8k.yaml", "deepspeed.zero_optimization.overlap_comm=false")
-    resolved = {line.split(":")[0].strip("# "): line for line in text.partition("# What DeepSpeed receives")[2].splitlines()[1:]}
-    for key, value, origin in [("train_micro_batch_size_per_gpu", "4", "train.micro_batch"), ("stage", "3", "zero3.json"),
-                               ("overlap_comm", "false", "command line"), ("reduce_bucket_size", "auto", "engine"),
-                               ("zero_allow_untested_optimizer", "true", "FedSpeed"), ("steps_per_print", "null", "FedSpeed")]:
+    resolved = {
+        line.split(":")[0].strip("# "): line
+        for line in text.partition("# What DeepSpeed receives")[2].splitlines()[1:]
+    }
+    for key, value, origin in [
+        ("train_micro_batch_size_per_gpu", "4", "train.micro_batch"),
+        ("stage", "3", "zero3.json"),
+        ("overlap_comm", "false", "command line"),
+        ("reduce_bucket_size", "auto", "engine"),
+        ("zero_allow_untested_optimizer", "true", "FedSpeed"),
+        ("steps_per_print", "null", "FedSpeed"),
+    ]:
         assert resolved[key].split(": ")[1].split() == [value, "#", *origin.split()], resolved[key]
     assert resolved["initial_scale_power"].endswith("gsm8k.yaml:38")
 
@@ -69,13 +85,19 @@ SCALARS = st.integers(-9, 9) | st.booleans() | TEXTS
 
 
 @settings(database=None, max_examples=60)
-@given(name=NAMES.filter(lambda name: "/" not in name and name not in (".", "..")), lr=st.floats(0, 1e30),
-       value=st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_leaves=4))
+@given(
+    name=NAMES.filter(lambda name: "/" not in name and name not in (".", "..")),
+    lr=st.floats(0, 1e30),
+    value=st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_leaves=4),
+)
 def test_any_text_and_number_survives_printing(tmp_path_factory, name, lr, value):
     loaded = load(None, ["model.base=m"])
     config = dataclasses.replace(
-        loaded.config, run=dataclasses.replace(loaded.config.run, name=name), train=dataclasses.replace(loaded.config.train, lr=lr),
-        deepspeed={"timers": {"throughput": value}})
+        loaded.config,
+        run=dataclasses.replace(loaded.config.run, name=name),
+        train=dataclasses.replace(loaded.config.train, lr=lr),
+        deepspeed={"timers": {"throughput": value}},
+    )
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     path.write_text(render(dataclasses.replace(loaded, config=config), {}), encoding="utf-8")
     assert load(path).config == config
@@ -89,29 +111,63 @@ def test_as_dict_is_a_copy():
     assert values["train"]["lr"] == config.train.lr
 
 
-@pytest.mark.parametrize("override", [
-    "run.name=x", "run.out=x", "monitor.plot=false", "checkpoint.keep=9", "routing.deadline_s=9", "cluster.start_timeout_s=9",
-    "cluster.silence_s=9", "cluster.max_restarts=9", "federation.rounds=99", "federation.patience=9",
-    "engine.slots=3", "engine.activation_gib=0",
-    "engine.block_inputs=host", "engine.base_gib=1",
-])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.name=x",
+        "run.out=x",
+        "monitor.plot=false",
+        "checkpoint.keep=9",
+        "routing.deadline_s=9",
+        "cluster.start_timeout_s=9",
+        "cluster.heartbeat_timeout_s=9",
+        "cluster.max_restarts=9",
+        "federation.rounds=99",
+        "federation.patience=9",
+        "engine.block_slots=3",
+        "engine.activation_gib=0",
+        "engine.block_inputs=host",
+        "engine.base_gib=1",
+    ],
+)
 def test_fingerprint_passes_over_what_does_not_change_the_arithmetic(override):
-    assert fingerprint(load(None, ["model.base=m", override]).config) == fingerprint(load(None, ["model.base=m"]).config)
+    assert fingerprint(load(None, ["model.base=m", override]).config) == fingerprint(
+        load(None, ["model.base=m"]).config
+    )
 
 
-@pytest.mark.parametrize("override", [
-    "run.seed=1", "model.base=n", "train.lr=0.5", "data.clients=4", "adapter.lora_rank=2",
-    "federation.method=flexlora", "federation.method.rule=freeze_a", "train.local_steps_by_cluster={a: 2}",
-    "adapter.targets=[q_proj]", "adapter.blocks.last=1", "federation.updates=[clip]",
-    "cluster.ranks_per_client=1", "engine.base_partition=rank", "engine.matmul=tf32",
-    "engine.resident_blocks=1",  # keeps a block from being rounded where the tier is int8 or nf4
-    "engine.deterministic=true", "deepspeed.zero_optimization.stage=1", "routing.transport=mpi",
-])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.seed=1",
+        "model.base=n",
+        "train.lr=0.5",
+        "data.clients=4",
+        "adapter.lora_rank=2",
+        "federation.method=flexlora",
+        "federation.method.rule=freeze_a",
+        "train.local_steps_by_cluster={a: 2}",
+        "adapter.targets=[q_proj]",
+        "adapter.blocks.last=1",
+        "federation.updates=[clip]",
+        "cluster.ranks_per_client=1",
+        "engine.base_partition=rank",
+        "engine.matmul=tf32",
+        "engine.resident_blocks=1",  # keeps a block from being rounded where the tier is int8 or nf4
+        "engine.deterministic=true",
+        "deepspeed.zero_optimization.stage=1",
+        "routing.transport=mpi",
+    ],
+)
 def test_fingerprint_sees_the_rest(override):
-    assert fingerprint(load(None, ["model.base=m", override]).config) != fingerprint(load(None, ["model.base=m"]).config)
+    assert fingerprint(load(None, ["model.base=m", override]).config) != fingerprint(
+        load(None, ["model.base=m"]).config
+    )
 
 
-@pytest.mark.parametrize(("optimizer", "number"), [("none", "1.0"), ("momentum", "1.0"), ("adam", "0.01"), ("yogi", "0.01")])
+@pytest.mark.parametrize(
+    ("optimizer", "number"), [("none", "1.0"), ("momentum", "1.0"), ("adam", "0.01"), ("yogi", "0.01")]
+)
 def test_auto_step_of_the_server_is_shown_and_counts_as_what_it_comes_to(optimizer, number):
     words = ("model.base=m", f"federation.server_optimizer={optimizer}")
     loaded, text = shown(None, *words)
@@ -126,5 +182,7 @@ def test_auto_step_of_the_server_is_shown_and_counts_as_what_it_comes_to(optimiz
 def test_fingerprint_is_a_sha256_that_ignores_the_order_of_keys():
     config = load(None, ["model.base=m"]).config
     assert len(fingerprint(config)) == 64 and int(fingerprint(config), 16)
-    one, other = (dataclasses.replace(config, deepspeed=section) for section in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    one, other = (
+        dataclasses.replace(config, deepspeed=section) for section in ({"a": 1, "b": 2}, {"b": 2, "a": 1})
+    )
     assert fingerprint(one) == fingerprint(other)

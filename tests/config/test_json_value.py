@@ -19,8 +19,15 @@ def test_what_json_holds():
     assert json_value('{"a": 1, "a": 2}', object_pairs_hook=len) == 2
 
 
-@pytest.mark.parametrize(("text", "words"), [(LONG, "a whole number of 5001 digits, -77777777777"), ("[" * 100_000, "nested too deeply"),
-                                             ("{", "line 1 column 2"), (b"\xff", "utf-8")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LONG, "a whole number of 5001 digits, -77777777777"),
+        ("[" * 100_000, "nested too deeply"),
+        ("{", "line 1 column 2"),
+        (b"\xff", "utf-8"),
+    ],
+)
 def test_every_fault_is_a_value_error(text, words):
     with pytest.raises(ValueError, match=words):
         json_value(text)
@@ -31,8 +38,11 @@ def deepspeed_base(path):
 
 
 @pytest.mark.parametrize("text", [LONG, "[" * 100_000], ids=["digits", "depth"])
-@pytest.mark.parametrize("reader", [deepspeed_base, lambda path: shape_of(str(path.parent)), read_card, read_probe_file],
-                         ids=["deepspeed.base", "config.json", "card", "probe"])
+@pytest.mark.parametrize(
+    "reader",
+    [deepspeed_base, lambda path: shape_of(str(path.parent)), read_card, read_probe_file],
+    ids=["deepspeed.base", "config.json", "card", "probe"],
+)
 def test_each_reader_names_the_file(tmp_path, reader, text):
     path = tmp_path / "config.json"
     path.write_text(text)

@@ -1,4 +1,6 @@
-"""Positions are arithmetic: epochs without gap or repeat, any cut over ranks sees the same rows, resuming is asking again."""
+"""Positions are arithmetic: epochs without gap or repeat, any cut over ranks sees the same rows, resuming is
+asking again.
+"""
 
 from dataclasses import replace
 
@@ -18,7 +20,9 @@ def example(length, labels_start, first=0):
 
 def client_data(n):
     """Example i holds the ids 100 i, 100 i + 1, ..., has 4 to 14 tokens and 1 to 3 of them in the prompt."""
-    return ClientData([example(4 + i % 11, 1 + i % 3, first=100 * i) for i in range(n)], [], dropped=0, pad_id=9)
+    return ClientData(
+        [example(4 + i % 11, 1 + i % 3, first=100 * i) for i in range(n)], [], dropped=0, pad_id=9
+    )
 
 
 @given(st.integers(1, 30), st.integers(1, 17), st.integers(0, 2**32 - 1))
@@ -26,11 +30,14 @@ def test_steps_walk_through_whole_epochs(n_rows, rows_per_step, seed):
     steps = -(-3 * n_rows // rows_per_step)
     walk = np.concatenate([step_rows(seed, 2, step, rows_per_step, n_rows) for step in range(steps)])
     for epoch in range(3):
-        assert sorted(walk[epoch * n_rows:(epoch + 1) * n_rows].tolist()) == list(range(n_rows))
+        assert sorted(walk[epoch * n_rows : (epoch + 1) * n_rows].tolist()) == list(range(n_rows))
 
 
 def test_order_differs_by_epoch_client_and_seed():
-    orders = [step_rows(seed, client, step, 50, 50).tolist() for seed, client, step in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
+    orders = [
+        step_rows(seed, client, step, 50, 50).tolist()
+        for seed, client, step in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
+    ]
     assert len(set(map(tuple, orders))) == 4
     assert orders[0] == step_rows(0, 0, 0, 50, 50).tolist()
 
@@ -65,15 +72,24 @@ def test_answer_tokens_are_counted_after_the_shift(shapes):
 def rows_of(batch):
     """Each row of a batch without its padding: its ids, and the same with the prompt masked."""
     lengths = batch.attention_mask.sum(axis=1)
-    assert all((row[n:] == 9).all() and (labels[n:] == -100).all() for row, labels, n in zip(batch.input_ids, batch.labels, lengths))
-    return [(row[:n].tolist(), labels[:n].tolist()) for row, labels, n in zip(batch.input_ids, batch.labels, lengths)]
+    assert all(
+        (row[n:] == 9).all() and (labels[n:] == -100).all()
+        for row, labels, n in zip(batch.input_ids, batch.labels, lengths)
+    )
+    return [
+        (row[:n].tolist(), labels[:n].tolist())
+        for row, labels, n in zip(batch.input_ids, batch.labels, lengths)
+    ]
 
 
 @pytest.mark.parametrize("step", [0, 1, 7])
 def test_two_ranks_see_what_one_rank_of_twice_the_batch_sees(step):
     data = client_data(13)
     one = client_step(data, 0, 4, step, micro_batch=4, accumulation=3, ranks=1, client_rank=0)
-    two = [client_step(data, 0, 4, step, micro_batch=2, accumulation=3, ranks=2, client_rank=rank) for rank in (0, 1)]
+    two = [
+        client_step(data, 0, 4, step, micro_batch=2, accumulation=3, ranks=2, client_rank=rank)
+        for rank in (0, 1)
+    ]
     for whole, first, second in zip(one.micro, two[0].micro, two[1].micro, strict=True):
         assert rows_of(whole) == rows_of(first) + rows_of(second)
     assert one.step_answer_tokens == two[0].step_answer_tokens == two[1].step_answer_tokens
@@ -90,15 +106,22 @@ def test_a_step_holds_the_rows_of_step_rows_and_counts_their_tokens():
 
 def test_ranks_share_a_step_without_overlap():
     data = client_data(24)
-    ranks = [client_step(data, 0, 0, 0, micro_batch=2, accumulation=4, ranks=3, client_rank=rank) for rank in range(3)]
+    ranks = [
+        client_step(data, 0, 0, 0, micro_batch=2, accumulation=4, ranks=3, client_rank=rank)
+        for rank in range(3)
+    ]
     firsts = [ids[0] for of in ranks for micro in of.micro for ids, _ in rows_of(micro)]
     assert sorted(firsts) == [100 * i for i in range(24)]
-    assert {of.step_answer_tokens for of in ranks} == {sum(micro.answer_tokens for of in ranks for micro in of.micro)}
+    assert {of.step_answer_tokens for of in ranks} == {
+        sum(micro.answer_tokens for of in ranks for micro in of.micro)
+    }
 
 
 def test_eval_batches_hold_every_example_once_in_order():
     examples = client_data(7).train
     batches = eval_batches(examples, 3, pad_id=9)
     assert [len(batch.input_ids) for batch in batches] == [3, 3, 1]
-    assert [ids for batch in batches for ids, _ in rows_of(batch)] == [example.input_ids.tolist() for example in examples]
+    assert [ids for batch in batches for ids, _ in rows_of(batch)] == [
+        example.input_ids.tolist() for example in examples
+    ]
     assert eval_batches([], 3, pad_id=9) == []

@@ -12,13 +12,21 @@ def test_rows_are_distinct_balanced_and_right():
     assert len(rows) == len({(row.instruction, row.input) for row in rows}) == 603
     counts = [sum(row.category == skill for row in rows) for skill in SKILLS]
     assert sorted(counts) == [100, 100, 100, 101, 101, 101]
-    assert all(row.instruction == row.category and row.output == SKILLS[row.category](row.input) for row in rows)
+    assert all(
+        row.instruction == row.category and row.output == SKILLS[row.category](row.input) for row in rows
+    )
     assert len(SKILLS) >= 4 and len({skill[0] for skill in SKILLS}) == len(SKILLS)
 
 
 def test_skills_by_example():
     assert {skill: answer("habe") for skill, answer in SKILLS.items()} == {
-        "copy": "habe", "double": "hhaabbee", "last": "e", "next": "abcf", "reverse": "ebah", "upper": "HABE"}
+        "copy": "habe",
+        "double": "hhaabbee",
+        "last": "e",
+        "next": "abcf",
+        "reverse": "ebah",
+        "upper": "HABE",
+    }
 
 
 def test_rows_depend_on_the_seed_only():
@@ -33,7 +41,9 @@ def test_rows_are_short():
 
 
 def test_every_row_there_is_and_not_one_more():
-    assert len({(row.instruction, row.input) for row in builtin_rows(0, 4096 * len(SKILLS))}) == 4096 * len(SKILLS)
+    assert len({(row.instruction, row.input) for row in builtin_rows(0, 4096 * len(SKILLS))}) == 4096 * len(
+        SKILLS
+    )
     with pytest.raises(DataError, match="24576 different rows, 24577 were asked for; lower data.max_rows"):
         builtin_rows(0, 4096 * len(SKILLS) + 1)
 
@@ -42,6 +52,8 @@ def test_pretraining_teaches_every_skill_under_other_words():
     meaning = {}
     for row in pretraining_rows(0, 3000) + pretraining_rows(1, 3000):
         assert row.output == SKILLS[row.category](row.input)
-        assert meaning.setdefault(row.instruction, row.category) == row.category  # one word means one skill, whatever the seed
+        assert (
+            meaning.setdefault(row.instruction, row.category) == row.category
+        )  # one word means one skill, whatever the seed
     assert not set(meaning) & set(SKILLS)
     assert {skill: list(meaning.values()).count(skill) for skill in SKILLS} == dict.fromkeys(SKILLS, 16)

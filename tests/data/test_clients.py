@@ -55,18 +55,31 @@ def test_split_and_held_out_rows_each_depend_on_the_seed_only(tmp_path):
     assert clients(1, 1)[0].val != clients(1, 2)[0].val
 
 
-@pytest.mark.parametrize(("rows", "fraction", "limit", "held_out"), [
-    (100, 0.1, 64, 10), (100, 0.5, 20, 20), (100, 0.0, 64, 0), (10, 0.02, 64, 1), (1, 0.5, 64, 0), (2, 0.9, 64, 1)])
+@pytest.mark.parametrize(
+    ("rows", "fraction", "limit", "held_out"),
+    [
+        (100, 0.1, 64, 10),
+        (100, 0.5, 20, 20),
+        (100, 0.0, 64, 0),
+        (10, 0.02, 64, 1),
+        (1, 0.5, 64, 0),
+        (2, 0.9, 64, 1),
+    ],
+)
 def test_how_many_rows_are_held_out(tmp_path, rows, fraction, limit, held_out):
     path = write(tmp_path, [{"instruction": str(i), "output": "a"} for i in range(rows)])
-    client, = client_rows(DataConfig(task="file", path=path, clients=1, val_fraction=fraction, max_val_rows=limit), 0)
+    (client,) = client_rows(
+        DataConfig(task="file", path=path, clients=1, val_fraction=fraction, max_val_rows=limit), 0
+    )
     assert (len(client.train), len(client.val)) == (rows - held_out, held_out)
 
 
 @pytest.mark.parametrize("split", ["meta", "lda"])
 def test_split_by_category_needs_categories(tmp_path, split):
     path = write(tmp_path, [{"instruction": "a", "output": "b"}] * 10)
-    with pytest.raises(DataError, match=f"data.split={split} .*data.split=iid.*data.category_field=category names no field"):
+    with pytest.raises(
+        DataError, match=f"data.split={split} .*data.split=iid.*data.category_field=category names no field"
+    ):
         client_rows(DataConfig(task="file", path=path, split=split), 0)
 
 
@@ -80,7 +93,7 @@ def test_encoding_counts_what_it_drops(tmp_path):
     lengths = [3, 3, 3, 3, 3, 3, 90, 90]
     path = write(tmp_path, [{"instruction": str(i) * n, "output": "a"} for i, n in enumerate(lengths)])
     config = DataConfig(task="file", path=path, clients=1, val_fraction=0.25, max_tokens=32, template="plain")
-    rows, = client_rows(config, 0)
+    (rows,) = client_rows(config, 0)
     data = encode_client(rows, byte_tokenizer(), config)
     assert data.dropped == 2
     assert len(data.train) + len(data.val) == 6
@@ -89,7 +102,9 @@ def test_encoding_counts_what_it_drops(tmp_path):
 
 
 def test_a_pad_token_behind_the_vocabulary_is_not_needed(tmp_path):
-    """Added to the tokenizer alone, as many fine-tuning recipes do: padding is masked, so another id serves."""
+    """Added to the tokenizer alone, as many fine-tuning recipes do: padding is masked, so another id
+    serves.
+    """
     base = write_llama(tmp_path, vocab=260)
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
@@ -105,14 +120,21 @@ def test_a_pad_token_behind_the_vocabulary_is_not_needed(tmp_path):
 
 def test_builtin_is_read_with_the_plain_template():
     config = DataConfig(clients=1, max_rows=6)
-    rows, = client_rows(config, 0)
+    (rows,) = client_rows(config, 0)
     example = encode_client(rows, byte_tokenizer(), config).train[0]
-    assert bytes(example.input_ids[1:example.labels_start].tolist()).decode() == f"{rows.train[0].instruction} {rows.train[0].input} "
+    assert (
+        bytes(example.input_ids[1 : example.labels_start].tolist()).decode()
+        == f"{rows.train[0].instruction} {rows.train[0].input} "
+    )
 
 
 def test_a_client_whose_rows_are_all_cut_away_is_named():
     config = DataConfig(clients=3, max_rows=30, template="alpaca", max_tokens=16)
-    with pytest.raises(DataError, match="client 2: data.max_tokens=16 cuts away .* 9 training rows .template alpaca.; raise data.max_tokens"):
+    with pytest.raises(
+        DataError,
+        match="client 2: data.max_tokens=16 cuts away .* 9 training rows .template alpaca.; raise "
+        "data.max_tokens",
+    ):
         encode_client(client_rows(config, 0)[2], byte_tokenizer(), config)
 
 
@@ -125,5 +147,9 @@ def test_fed_gsm8k_3(monkeypatch):
     data = encode_client(clients[0], byte_tokenizer(), config)
     text = byte_tokenizer().decode(data.val[0].input_ids)
     assert "### Input" not in text and "None" not in text and "\n\n### Response:" in text
-    too_long = [row for row in clients[0].train + clients[0].val if 1 + len(prompt(row, "alpaca").encode()) >= config.max_tokens]
+    too_long = [
+        row
+        for row in clients[0].train + clients[0].val
+        if 1 + len(prompt(row, "alpaca").encode()) >= config.max_tokens
+    ]
     assert 0 < data.dropped == len(too_long)

@@ -1,4 +1,6 @@
-"""Encoding: loss on answer and end only, the prompt's ids never depend on the answer, nothing without loss survives."""
+"""Encoding: loss on answer and end only, the prompt's ids never depend on the answer, nothing without loss
+survives.
+"""
 
 import numpy as np
 import pytest
@@ -41,14 +43,26 @@ def merging_tokenizer(**special):
     vocabulary = {token: i for i, token in enumerate(["s", "a", "y", " ", "c", " c", "d", "<s>", "</s>"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(" ", "c")]))
     if "bos_token" in special:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 7), ("</s>", 8)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", clean_up_tokenization_spaces=False, **special)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 7), ("</s>", 8)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", clean_up_tokenization_spaces=False, **special
+    )
 
 
 def test_no_merge_over_the_boundary():
     tokenizer = merging_tokenizer()
     assert tokenizer("say cd").input_ids == [0, 1, 2, 5, 6]
-    assert encode(Row("say", "", "cd", ""), tokenizer, "plain", 64).input_ids.tolist() == [0, 1, 2, 3, 4, 6, 8]
+    assert encode(Row("say", "", "cd", ""), tokenizer, "plain", 64).input_ids.tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+        8,
+    ]
 
 
 def test_bos_where_the_tokenizer_adds_one_and_a_single_eos():
@@ -76,27 +90,43 @@ def test_names_of_special_tokens_in_the_text_are_text():
 
 @pytest.mark.parametrize("saved", [False, True], ids=["made", "loaded"])
 def test_special_tokens_of_a_trained_tokenizer_are_text_in_a_row(tmp_path, saved):
-    """Of a tokenizer with tokens of its own for them, which it would find in any text; bos and eos stay where the encoding puts them."""
+    """Of a tokenizer with tokens of its own for them, which it would find in any text; bos and eos stay where
+    the encoding puts them.
+    """
     tokenizer = byte_pair_tokenizer()
     if saved:
         tokenizer.save_pretrained(tmp_path)
         tokenizer = load_tokenizer(ModelConfig(base=str(tmp_path)))
     row = Row("Strike <s>out</s>", "a</s>b", "<p>Use <s>old</s>, or <unk>?</p>", "")
     ids = encode(row, tokenizer, "alpaca", 2048).input_ids.tolist()
-    assert tokenizer.eos_token_id in tokenizer(row.output).input_ids, "the tokenizer itself reads it as a token"
-    assert [i for i in ids if i in tokenizer.all_special_ids] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert tokenizer.eos_token_id in tokenizer(row.output).input_ids, (
+        "the tokenizer itself reads it as a token"
+    )
+    assert [i for i in ids if i in tokenizer.all_special_ids] == [
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    ]
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert tokenizer.decode(ids[1:-1]).endswith("### Response:<p>Use <s>old</s>, or <unk>?</p>")
-    assert tokenizer.eos_token_id in tokenizer(row.output).input_ids, "and so it stays: what is exported is the base's own tokenizer"
+    assert tokenizer.eos_token_id in tokenizer(row.output).input_ids, (
+        "and so it stays: what is exported is the base's own tokenizer"
+    )
 
 
 def test_a_vocabulary_that_holds_the_names_itself_spells_them_out_too():
     """Of a Unigram model, whose pieces are chosen by their score: it finds `</s>` in plain text."""
     letters = "abcdefghijklmnopqrstuvwxyz<>/\u2581"
-    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((c, -5.0) for c in letters)], unk_id=0))
+    tokenizer = Tokenizer(
+        models.Unigram([("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((c, -5.0) for c in letters)], unk_id=0)
+    )
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-                                   clean_up_tokenization_spaces=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
     ids = encode(Row("say", "", "use <s>old</s> 7 it", ""), fast, "plain", 64).input_ids.tolist()
     assert ids.count(fast.eos_token_id) == 1 and ids[-1] == fast.eos_token_id and fast.bos_token_id not in ids
     assert fast.decode(ids[:-1]).endswith("use <s>old</s> <unk> it")
@@ -107,12 +137,21 @@ def byte_pair_tokenizer():
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(["some text, some more text: <p>Use it</p>"] * 4, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def test_no_warning_about_long_texts(caplog):

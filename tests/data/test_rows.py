@@ -10,8 +10,10 @@ import pytest
 from fedspeed.data.rows import Fields, Row, hub_rows, read_rows
 from fedspeed.errors import DataError
 
-RECORDS = [{"instruction": "add", "input": "1 2", "output": "3", "category": "maths"},
-           {"instruction": "greet", "input": None, "output": "h\u00e9 \u2028 \u6f22", "extra": 7}]
+RECORDS = [
+    {"instruction": "add", "input": "1 2", "output": "3", "category": "maths"},
+    {"instruction": "greet", "input": None, "output": "h\u00e9 \u2028 \u6f22", "extra": 7},
+]
 ROWS = [Row("add", "1 2", "3", "maths"), Row("greet", "", "h\u00e9 \u2028 \u6f22", "")]
 LINES = "\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS) + "\n"
 
@@ -23,9 +25,16 @@ def write(folder, name, content):
     return path
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("a.jsonl", LINES), ("a.jsonl.gz", LINES), ("a.jsonl", "\ufeff\n" + LINES.replace("\n", "\r\n\r\n")),
-    ("a.json", json.dumps(RECORDS, indent=1)), ("a.json.gz", json.dumps(RECORDS))])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", LINES),
+        ("a.jsonl.gz", LINES),
+        ("a.jsonl", "\ufeff\n" + LINES.replace("\n", "\r\n\r\n")),
+        ("a.json", json.dumps(RECORDS, indent=1)),
+        ("a.json.gz", json.dumps(RECORDS)),
+    ],
+)
 def test_every_format_gives_the_same_rows(tmp_path, name, text):
     assert [row for _, row in read_rows(write(tmp_path, name, text), Fields())] == ROWS
 
@@ -38,26 +47,62 @@ def test_fields_are_mapped(tmp_path):
 GOOD = '{"instruction": "a", "output": "b"}\n'
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("a.jsonl", GOOD + "{oops\n", ("a.jsonl:2:", "not JSON", "{oops", "one JSON object a line")),
-    ("a.jsonl", GOOD + "[1]\n", ("a.jsonl:2:", "JSON object", "list [1]")),
-    ("a.jsonl", GOOD + '{"instruction": "a", "answer": "b"}', ("a.jsonl:2:", "'output'", "instruction, answer", "data.output_field")),
-    ("a.jsonl", '{"instruction": "a", "output": 3}', ("a.jsonl:1:", "'output'", "int 3", "must be text")),
-    ("a.jsonl", '{"instruction": "a", "output": "b", "input": ["c"]}', ("a.jsonl:1:", "'input'", 'list ["c"]')),
-    ("a.jsonl", '{"instruction": "a", "output": "b", "category": {"c": 1}}', ("a.jsonl:1:", "data.category_field")),
-    ("a.jsonl", GOOD.encode() + b'{"instruction": "\xe9"}', ("a.jsonl:2:", "not UTF-8", "0xe9", "save the file as UTF-8")),
-    ("a.jsonl", "\n \n", ("a.jsonl:", "no rows")),
-    ("a.json", "", ("a.json:", "no rows")),
-    ("a.json", "[]", ("a.json:", "no rows")),
-    ("a.json", '[\n{"instruction": 1,,}]', ("a.json:2:", "not JSON", "column 19", ".jsonl")),
-    ("a.json", "[" * 100_000, ("a.json:", "nested too deeply")),
-    ("a.jsonl", GOOD + "[" * 100_000, ("a.jsonl:2:", "nested too deeply")),
-    ("a.json", '[{"instruction": "a", "output": "b", "id": ' + "7" * 5000 + "}]", ("a.json:", "whole number of 5000 digits, 777777777777")),
-    ("a.jsonl", GOOD + '{"id": -' + "7" * 5000 + "}\n", ("a.jsonl:2:", "whole number of 5001 digits, -77777777777")),
-    ("a.jsonl", GOOD + '{"instruction": " ", "input": "", "output": "\\n"}', ("a.jsonl:2:", "the row is empty", "remove it")),
-    ("a.json", '{"instruction": "a", "output": "b"}', ("a.json:", "one JSON list", "dict")),
-    ("a.json", '[{"instruction": "a", "output": "b"}, {}]', ("a.json, item 1:", "'instruction'", "nothing")),
-    ("a.csv", "a,b", ("a.csv:", "unknown kind of file", ".jsonl.gz"))])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", GOOD + "{oops\n", ("a.jsonl:2:", "not JSON", "{oops", "one JSON object a line")),
+        ("a.jsonl", GOOD + "[1]\n", ("a.jsonl:2:", "JSON object", "list [1]")),
+        (
+            "a.jsonl",
+            GOOD + '{"instruction": "a", "answer": "b"}',
+            ("a.jsonl:2:", "'output'", "instruction, answer", "data.output_field"),
+        ),
+        ("a.jsonl", '{"instruction": "a", "output": 3}', ("a.jsonl:1:", "'output'", "int 3", "must be text")),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "output": "b", "input": ["c"]}',
+            ("a.jsonl:1:", "'input'", 'list ["c"]'),
+        ),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "output": "b", "category": {"c": 1}}',
+            ("a.jsonl:1:", "data.category_field"),
+        ),
+        (
+            "a.jsonl",
+            GOOD.encode() + b'{"instruction": "\xe9"}',
+            ("a.jsonl:2:", "not UTF-8", "0xe9", "save the file as UTF-8"),
+        ),
+        ("a.jsonl", "\n \n", ("a.jsonl:", "no rows")),
+        ("a.json", "", ("a.json:", "no rows")),
+        ("a.json", "[]", ("a.json:", "no rows")),
+        ("a.json", '[\n{"instruction": 1,,}]', ("a.json:2:", "not JSON", "column 19", ".jsonl")),
+        ("a.json", "[" * 100_000, ("a.json:", "nested too deeply")),
+        ("a.jsonl", GOOD + "[" * 100_000, ("a.jsonl:2:", "nested too deeply")),
+        (
+            "a.json",
+            '[{"instruction": "a", "output": "b", "id": ' + "7" * 5000 + "}]",
+            ("a.json:", "whole number of 5000 digits, 777777777777"),
+        ),
+        (
+            "a.jsonl",
+            GOOD + '{"id": -' + "7" * 5000 + "}\n",
+            ("a.jsonl:2:", "whole number of 5001 digits, -77777777777"),
+        ),
+        (
+            "a.jsonl",
+            GOOD + '{"instruction": " ", "input": "", "output": "\\n"}',
+            ("a.jsonl:2:", "the row is empty", "remove it"),
+        ),
+        ("a.json", '{"instruction": "a", "output": "b"}', ("a.json:", "one JSON list", "dict")),
+        (
+            "a.json",
+            '[{"instruction": "a", "output": "b"}, {}]',
+            ("a.json, item 1:", "'instruction'", "nothing"),
+        ),
+        ("a.csv", "a,b", ("a.csv:", "unknown kind of file", ".jsonl.gz")),
+    ],
+)
 def test_a_fault_names_file_place_and_remedy(tmp_path, name, content, words):
     with pytest.raises(DataError) as error:
         read_rows(write(tmp_path, name, content), Fields())
@@ -66,14 +111,20 @@ def test_a_fault_names_file_place_and_remedy(tmp_path, name, content, words):
 
 
 def test_truncated_gzip(tmp_path):
-    whole = gzip.compress(b"".join(json.dumps({"instruction": str(i * i), "output": "b"}).encode() + b"\n" for i in range(2000)))
+    whole = gzip.compress(
+        b"".join(json.dumps({"instruction": str(i * i), "output": "b"}).encode() + b"\n" for i in range(2000))
+    )
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz: the gzip stream ends after line \d+.*truncated.*download it again"):
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        DataError, match=r"a\.jsonl\.gz: the gzip stream ends after line \d+.*truncated.*download it again"
+    ):
         read_rows(path, Fields())
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"plain text", lambda data: data[:40] + bytes(20) + data[60:]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"plain text", lambda data: data[:40] + bytes(20) + data[60:]]
+)
 def test_damaged_gzip(tmp_path, damage):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(damage(gzip.compress(LINES.encode() * 20)))
@@ -135,7 +186,11 @@ def test_half_a_character_is_named(tmp_path):
     """JSON may escape a lone surrogate, which no tokenizer takes."""
     path = tmp_path / "a.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": "b\\ud800"}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:2: field 'output' holds '\\ud800' at character 1, half of a character; correct the record"):
+    with pytest.raises(
+        DataError,
+        match=r"a\.jsonl:2: field 'output' holds '\\ud800' at character 1, half of a character; correct the "
+        r"record",
+    ):
         read_rows(path, Fields())
     path.write_text('{"instruction": "a", "output": "\\ud83d\\ude00"}\n')
     assert read_rows(path, Fields())[0][1].output == "\U0001f600"

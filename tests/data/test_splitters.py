@@ -1,4 +1,6 @@
-"""Splitters, as properties: every row at exactly one client, nobody empty, and each splitter's own promise."""
+"""Splitters, as properties: every row at exactly one client, nobody empty, and each splitter's own
+promise.
+"""
 
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def test_meta(categories, clients, seed):
     names = set(categories)
     per_client = [len(of) for of in held(split, categories)]
     assert sum(per_client) == max(len(names), clients)  # a category is divided only where there are too few
-    assert max(per_client) - min(per_client) <= 1       # surplus is merged round-robin
+    assert max(per_client) - min(per_client) <= 1  # surplus is merged round-robin
 
 
 def test_meta_divides_the_largest_evenly():
@@ -66,7 +68,10 @@ def test_meta_divides_the_largest_evenly():
 
 def test_meta_deals_categories_in_shuffled_order():
     categories = [name for name in "abcdef" for _ in range(3)]
-    orders = {tuple(map(frozenset, held(meta(categories, 6, np.random.default_rng(seed)), categories))) for seed in range(5)}
+    orders = {
+        tuple(map(frozenset, held(meta(categories, 6, np.random.default_rng(seed)), categories)))
+        for seed in range(5)
+    }
     assert len(orders) > 1
 
 
@@ -86,7 +91,9 @@ def test_lda_alpha_sets_the_skew():
 
     def skew(alpha):
         split = lda(categories, 4, alpha, np.random.default_rng(1))
-        shares = np.array([[sum(categories[i] == name for i in rows) for name in "abcd"] for rows in split]) / 1000
+        shares = (
+            np.array([[sum(categories[i] == name for i in rows) for name in "abcd"] for rows in split]) / 1000
+        )
         return shares.max(axis=0).mean()
 
     assert skew(1000.0) < 0.3
@@ -94,17 +101,26 @@ def test_lda_alpha_sets_the_skew():
 
 
 def test_lda_gives_up_with_a_remedy():
-    with pytest.raises(DataError, match=r"data.alpha=0.001 left one of 3 clients without rows in each of 1000 draws.*raise data.alpha or lower"):
+    with pytest.raises(
+        DataError,
+        match=r"data.alpha=0.001 left one of 3 clients without rows in each of 1000 draws.*raise data.alpha "
+        r"or lower",
+    ):
         lda(["a", "a", "a"], 3, 0.001, np.random.default_rng(0))
 
 
 def test_lda_does_not_try_what_cannot_be():
-    with pytest.raises(DataError, match="2 rows are too few for 10000 clients: no row for client 2, 3, 4, 5, 6, 7, 8, 9 and 9990 more"):
+    with pytest.raises(
+        DataError,
+        match="2 rows are too few for 10000 clients: no row for client 2, 3, 4, 5, 6, 7, 8, 9 and 9990 more",
+    ):
         lda(["a", "a"], 10000, 0.5, np.random.default_rng(0))
 
 
 def test_a_client_without_rows_is_named():
-    with pytest.raises(DataError, match="2 rows are too few for 4 clients: no row for client 2, 3; lower data.clients"):
+    with pytest.raises(
+        DataError, match="2 rows are too few for 4 clients: no row for client 2, 3; lower data.clients"
+    ):
         iid(2, 4, np.random.default_rng(0))
 
 

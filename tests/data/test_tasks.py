@@ -1,4 +1,6 @@
-"""The table of tasks: where files are looked for, what becomes of their rows, and what is said when they are missing."""
+"""The table of tasks: where files are looked for, what becomes of their rows, and what is said when they are
+missing.
+"""
 
 import json
 from pathlib import Path
@@ -38,13 +40,17 @@ def test_config_offers_exactly_the_tasks_there_are():
 
 
 def test_auto_template():
-    assert [template_of(DataConfig(task=task)) for task in ("builtin", "gsm8k", "dolly", "codealpaca", "file")] == ["plain"] + 4 * ["alpaca"]
+    assert [
+        template_of(DataConfig(task=task)) for task in ("builtin", "gsm8k", "dolly", "codealpaca", "file")
+    ] == ["plain"] + 4 * ["alpaca"]
     assert template_of(DataConfig(task="builtin", template="alpaca")) == "alpaca"
 
 
 def test_gsm8k_row(bare):
     write(bare / "x.jsonl", GSM)
-    assert load_rows(DataConfig(task="gsm8k", path="x.jsonl"), 0) == [Row("2*3?", "", "2*3 = <<2*3=6>>6\nThe answer is 6", "")]
+    assert load_rows(DataConfig(task="gsm8k", path="x.jsonl"), 0) == [
+        Row("2*3?", "", "2*3 = <<2*3=6>>6\nThe answer is 6", "")
+    ]
 
 
 def test_gsm8k_row_without_result_is_refused(bare):
@@ -55,14 +61,24 @@ def test_gsm8k_row_without_result_is_refused(bare):
 
 def test_dolly_and_codealpaca_rows(bare):
     write(bare / "d.jsonl", {"instruction": "a", "context": "b", "response": "c", "category": "open_qa"})
-    write(bare / "c.jsonl", *({"instruction": "a", "input": language, "output": "p"} for language in ("Go", "X86-64 Assembly")))
+    write(
+        bare / "c.jsonl",
+        *({"instruction": "a", "input": language, "output": "p"} for language in ("Go", "X86-64 Assembly")),
+    )
     assert load_rows(DataConfig(task="dolly", path="d.jsonl"), 0) == [Row("a", "b", "c", "open_qa")]
     assert load_rows(DataConfig(task="codealpaca", path="c.jsonl"), 0) == [Row("a", "Go", "p", "Go")]
 
 
 def test_file_task_uses_the_configured_fields(bare):
     write(bare / "x.jsonl", {"q": "a", "c": "b", "a": "c", "k": "d"})
-    config = DataConfig(task="file", path="x.jsonl", instruction_field="q", input_field="c", output_field="a", category_field="k")
+    config = DataConfig(
+        task="file",
+        path="x.jsonl",
+        instruction_field="q",
+        input_field="c",
+        output_field="a",
+        category_field="k",
+    )
     assert load_rows(config, 0) == [Row("a", "b", "c", "d")]
 
 
@@ -85,7 +101,14 @@ def test_missing_file_says_where_it_looked_and_how_to_get_it(bare, monkeypatch):
     monkeypatch.setenv(tasks.FOLDER_VARIABLE, str(bare / "v"))
     with pytest.raises(DataError) as error:
         load_rows(DataConfig(task="gsm8k"), 0)
-    words = (bare / "v", bare / "data", bare.parent / "shared" / "data", "gsm8k_train.jsonl.gz", "data.path", "openai/grade-school-math")
+    words = (
+        bare / "v",
+        bare / "data",
+        bare.parent / "shared" / "data",
+        "gsm8k_train.jsonl.gz",
+        "data.path",
+        "openai/grade-school-math",
+    )
     assert [word for word in map(str, words) if word not in str(error.value)] == []
 
 
@@ -109,7 +132,9 @@ def test_file_task_needs_exactly_one_file(bare):
 
 def test_only_names_of_the_form_owner_slash_name_are_hub_sets(bare, monkeypatch):
     asked = []
-    monkeypatch.setattr(tasks, "hub_rows", lambda name, fields: asked.append(name) or [("x", Row("a", "", "#### 1", ""))])
+    monkeypatch.setattr(
+        tasks, "hub_rows", lambda name, fields: asked.append(name) or [("x", Row("a", "", "#### 1", ""))]
+    )
     for path in ("openai/gsm8k:main", "owner/name"):
         assert load_rows(DataConfig(task="gsm8k", path=path), 0)[0].output == "The answer is 1"
     for path in ("folder/rows.jsonl", "/a/b/c", "name"):
@@ -125,7 +150,10 @@ def test_max_rows_keeps_a_seeded_choice_in_order(bare):
     write(bare / "x.jsonl", *({"instruction": f"{i:02d}", "output": "b"} for i in range(50)))
 
     def kept(max_rows, seed=0):
-        return [row.instruction for row in load_rows(DataConfig(task="file", path="x.jsonl", max_rows=max_rows), seed)]
+        return [
+            row.instruction
+            for row in load_rows(DataConfig(task="file", path="x.jsonl", max_rows=max_rows), seed)
+        ]
 
     assert len(kept(10)) == 10 and kept(10) == sorted(kept(10)) and kept(10) == kept(10)
     assert kept(10) != kept(10, seed=1)
@@ -142,5 +170,12 @@ def test_shared_files_have_the_published_counts(monkeypatch):
     monkeypatch.setenv(tasks.FOLDER_VARIABLE, str(SHARED))
     rows = {task: load_rows(DataConfig(task=task), 0) for task in TASKS}
     assert {task: len(of) for task, of in rows.items()} == {"gsm8k": 7473, "dolly": 15011, "codealpaca": 7955}
-    assert {task: len({row.category for row in of}) for task, of in rows.items()} == {"gsm8k": 1, "dolly": 8, "codealpaca": 9}
-    assert all(row.output.splitlines()[-1].startswith("The answer is ") and "####" not in row.output for row in rows["gsm8k"])
+    assert {task: len({row.category for row in of}) for task, of in rows.items()} == {
+        "gsm8k": 1,
+        "dolly": 8,
+        "codealpaca": 9,
+    }
+    assert all(
+        row.output.splitlines()[-1].startswith("The answer is ") and "####" not in row.output
+        for row in rows["gsm8k"]
+    )

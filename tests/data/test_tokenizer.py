@@ -12,7 +12,17 @@ from fedspeed.models.config import ModelConfig
 from fedspeed.models.tokenizer import byte_tokenizer, load_tokenizer
 
 BYTES = byte_tokenizer()
-TRICKY = ["", " ", "  a  b\n\t\r\0", "h\u00e9llo \u6f22\u5b57 \U0001f600", "<eos><bos> <pad>", "it 's n't a , b .", "\u0120\u010a", "e\u0301", "\ufeffx"]
+TRICKY = [
+    "",
+    " ",
+    "  a  b\n\t\r\0",
+    "h\u00e9llo \u6f22\u5b57 \U0001f600",
+    "<eos><bos> <pad>",
+    "it 's n't a , b .",
+    "\u0120\u010a",
+    "e\u0301",
+    "\ufeffx",
+]
 
 
 @given(st.one_of(st.text(), st.sampled_from(TRICKY)))
@@ -25,7 +35,12 @@ def test_ids_are_the_bytes_of_the_text(text):
 
 def test_special_tokens():
     assert len(BYTES) == 260
-    assert (BYTES.pad_token_id, BYTES.bos_token_id, BYTES.eos_token_id, BYTES.unk_token_id) == (256, 257, 258, 259)
+    assert (BYTES.pad_token_id, BYTES.bos_token_id, BYTES.eos_token_id, BYTES.unk_token_id) == (
+        256,
+        257,
+        258,
+        259,
+    )
     assert BYTES(["a", "abc"], padding=True).input_ids == [[257, 97, 256, 256], [257, 97, 98, 99]]
 
 
@@ -40,7 +55,11 @@ def test_saved_and_reloaded_offline(tmp_path):
 
 def test_loading_by_each_way(tmp_path):
     BYTES.save_pretrained(tmp_path)
-    for config in (ModelConfig(tokenizer="bytes"), ModelConfig(base=str(tmp_path)), ModelConfig(base="elsewhere", tokenizer=str(tmp_path))):
+    for config in (
+        ModelConfig(tokenizer="bytes"),
+        ModelConfig(base=str(tmp_path)),
+        ModelConfig(base="elsewhere", tokenizer=str(tmp_path)),
+    ):
         assert load_tokenizer(config)("a").input_ids == [257, 97]
 
 
@@ -66,10 +85,17 @@ def test_missing_tokenizers(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
     for config, words in [
-            (ModelConfig(), "model.base, which is empty; set model.base, or model.tokenizer=bytes"),
-            (ModelConfig(base=str(tmp_path)), f"model.base={tmp_path}: the folder holds no tokenizer.*model.tokenizer=bytes"),
-            (ModelConfig(base=str(tmp_path / "broken")), "model.base=.*broken: the tokenizer cannot be read.*model.tokenizer=bytes"),
-            (ModelConfig(base="no-owner/no-name"), "model.base: no-owner/no-name is no folder here.*hf download"),
-            (ModelConfig(tokenizer="absent"), "model.tokenizer=absent: no such folder.*model.tokenizer=bytes")]:
+        (ModelConfig(), "model.base, which is empty; set model.base, or model.tokenizer=bytes"),
+        (
+            ModelConfig(base=str(tmp_path)),
+            f"model.base={tmp_path}: the folder holds no tokenizer.*model.tokenizer=bytes",
+        ),
+        (
+            ModelConfig(base=str(tmp_path / "broken")),
+            "model.base=.*broken: the tokenizer cannot be read.*model.tokenizer=bytes",
+        ),
+        (ModelConfig(base="no-owner/no-name"), "model.base: no-owner/no-name is no folder here.*hf download"),
+        (ModelConfig(tokenizer="absent"), "model.tokenizer=absent: no such folder.*model.tokenizer=bytes"),
+    ]:
         with pytest.raises(ModelError, match=f"(?s){words}"):
             load_tokenizer(config)

@@ -25,9 +25,21 @@ ZERO = {
     "zero3-cpu": {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}},
     "zero3-nvme-optimizer": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "auto"}},
     "zero3-nvme-base": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "auto"}},
-    "zero3-nvme": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "auto"}, "offload_optimizer": {"device": "nvme", "nvme_path": "auto"}},
+    "zero3-nvme": {
+        "stage": 3,
+        "offload_param": {"device": "nvme", "nvme_path": "auto"},
+        "offload_optimizer": {"device": "nvme", "nvme_path": "auto"},
+    },
 }
-TIERS = ("resident", "int8", "nf4", "ram", "nvme", "client", "cluster")  # kinds beside those of ZERO: the base in a store, executed layer by layer
+TIERS = (
+    "resident",
+    "int8",
+    "nf4",
+    "ram",
+    "nvme",
+    "client",
+    "cluster",
+)  # kinds beside those of ZERO: the base in a store, executed layer by layer
 
 OPTIONAL = ROOT / ".venv" / "optional"  # what launchers/test.sh installs apart from the rest
 
@@ -46,15 +58,35 @@ def options_of(kind: str, options: EngineConfig | None = None) -> EngineConfig:
 def ds_config(kind: str, dtype: str, micro: int = 4, **extra) -> dict:
     zero = {"reduce_bucket_size": "auto", **ZERO.get(kind, {"stage": 2}), "overlap_comm": False}
     if zero["stage"] == 3:
-        zero.update(dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-                                   "stage3_param_persistence_threshold"), "auto"))
-    return {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": 1, "gradient_clipping": 0.0, "zero_optimization": zero,
-            "bf16": {"enabled": dtype == "bf16"}, "fp16": {"enabled": dtype == "fp16", "initial_scale_power": 8},
-            "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "steps_per_print": None, **extra}
+        zero.update(
+            dict.fromkeys(
+                (
+                    "stage3_prefetch_bucket_size",
+                    "stage3_max_live_parameters",
+                    "stage3_max_reuse_distance",
+                    "stage3_param_persistence_threshold",
+                ),
+                "auto",
+            )
+        )
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "bf16": {"enabled": dtype == "bf16"},
+        "fp16": {"enabled": dtype == "fp16", "initial_scale_power": 8},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        **extra,
+    }
 
 
 def compute_in(dtype: str) -> None:
-    """Let this process compute in a type on any CPU, as torch does: for fp16 DeepSpeed asks for AVX512-FP16, to be fast."""
+    """Let this process compute in a type on any CPU, as torch does: for fp16 DeepSpeed asks for AVX512-FP16,
+    to be fast.
+    """
     if dtype == "fp16":
         from deepspeed.accelerator import get_accelerator
 
@@ -62,14 +94,28 @@ def compute_in(dtype: str) -> None:
 
 
 @contextlib.contextmanager
-def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),), nvme="unused", adapter: AdapterConfig | None = None,
-           train: TrainConfig | None = None, options: EngineConfig | None = None, seed: int = 0, join: bool = True, seats: int = 1,
-           blocks: tuple[int, ...] | None = None, **extra):
+def engine(
+    base: str,
+    kind: str = "zero0",
+    dtype: str = "fp32",
+    clients=((0,),),
+    nvme="unused",
+    *,
+    adapter: AdapterConfig | None = None,
+    train: TrainConfig | None = None,
+    options: EngineConfig | None = None,
+    seed: int = 0,
+    join: bool = True,
+    client_slots: int = 1,
+    blocks: tuple[int, ...] | None = None,
+    **extra,
+):
     """Join this rank's world and build its engine."""
     import torch
 
     from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
     from fedspeed.engine.world import join_world, leave_world, quiet
+
     torch.set_num_threads(1)
     quiet()
     if kind in QUANTISED:
@@ -80,11 +126,25 @@ def engine(base: str, kind: str = "zero0", dtype: str = "fp32", clients=((0,),),
     try:
         import os
         from pathlib import Path
-        spec = EngineSpec(model=ModelConfig(base=base, dtype=dtype), adapter=adapter or AdapterConfig(targets="all-linear"),
-                          train=train or TrainConfig(), engine=options_of(kind, options), deepspeed=ds_config(kind, dtype, **extra),
-                          blocks=blocks)
-        yield build_engine(spec, EngineContext(client_sets=list(clients), clock=NoClock(), nvme=Path(nvme) / f"rank{os.environ['RANK']}",
-                                               seed=seed, clients=seats))
+
+        spec = EngineSpec(
+            model=ModelConfig(base=base, dtype=dtype),
+            adapter=adapter or AdapterConfig(targets="all-linear"),
+            train=train or TrainConfig(),
+            engine=options_of(kind, options),
+            deepspeed=ds_config(kind, dtype, **extra),
+            blocks=blocks,
+        )
+        yield build_engine(
+            spec,
+            EngineContext(
+                client_sets=list(clients),
+                clock=NoClock(),
+                nvme=Path(nvme) / f"rank{os.environ['RANK']}",
+                seed=seed,
+                clients=client_slots,
+            ),
+        )
     finally:
         if join:
             leave_world()

@@ -1,4 +1,6 @@
-"""Activations that are kept instead of computed again, and the inputs of blocks that travel: the same bits, whatever stays where."""
+"""Activations that are kept instead of computed again, and the inputs of blocks that travel: the same bits,
+whatever stays where.
+"""
 
 import itertools
 import random
@@ -32,41 +34,69 @@ def steps_of(seeds):
     for seed in seeds:
         step = random_step(seed, 2, 3)
         short = step.micro[1]
-        step.micro[1] = replace(short, input_ids=short.input_ids[:, :16], labels=short.labels[:, :16], attention_mask=short.attention_mask[:, :16],
-                                answer_tokens=int((short.labels[:, 1:16] != -100).sum()))
+        step.micro[1] = replace(
+            short,
+            input_ids=short.input_ids[:, :16],
+            labels=short.labels[:, :16],
+            attention_mask=short.attention_mask[:, :16],
+            answer_tokens=int((short.labels[:, 1:16] != -100).sum()),
+        )
         yield step
 
 
 def kept_and_not(rank, base, kind, dtype, nvme):
-    """By budget: (losses, gradients' sums, state) as bytes, blocks that were computed in a step, micro-batches of blocks that were kept."""
+    """By budget: (losses, gradients' sums, state) as bytes, blocks that were computed in a step,
+    micro-batches of blocks that were kept.
+    """
     import torch
 
     from fedspeed.engine.activations import ActivationBudget
 
     seen = []
-    with engine(base, kind, dtype, adapter=AdapterConfig(targets="all-linear", dropout=0.2), nvme=nvme, options=EngineConfig(slots=2, activation_gib=0.0),
-                seats=2) as own:
+    with engine(
+        base,
+        kind,
+        dtype,
+        adapter=AdapterConfig(targets="all-linear", dropout=0.2),
+        nvme=nvme,
+        options=EngineConfig(block_slots=2, activation_gib=0.0),
+        client_slots=2,
+    ) as own:
         start = {name: stirred(own.state(seat)) for seat, name in enumerate("ab")}
-        keeping, blocks = own._executor.keeping, own._executor.stage._parts.blocks
+        keeping = own._executor.keeping
+        blocks = own._executor.stage._parts.blocks
         one = measured_bytes(own, next(steps_of([7])))
         for budget in (0, one * 2, one * 9, 10**9):
             keeping.budget = ActivationBudget(budget / GIB, 1)
-            keeping._saved_per_value, keeping._measured_input = 0.0, 0
+            keeping._saved_per_value = 0.0
+            keeping._measured_input = 0
             for seat, name in enumerate("ab"):
                 own.load(start[name], seed=3, slot=seat)
             calls = []
             hooks = [block.register_forward_pre_hook(lambda *_: calls.append(1)) for block in blocks]
-            sums = [own.train_step([one_step, other], 0.1) for one_step, other in itertools.pairwise(steps_of(range(3)))]
+            sums = [
+                own.train_step([one_step, other], 0.1)
+                for one_step, other in itertools.pairwise(steps_of(range(3)))
+            ]
             for hook in hooks:
                 hook.remove()
-            state = torch.cat([v.reshape(-1) for seat in range(2) for _, v in sorted(own.state(seat).items())])
+            state = torch.cat([
+                v.reshape(-1) for seat in range(2) for _, v in sorted(own.state(seat).items())
+            ])
             evaluated = own.evaluate([next(steps_of([9])).micro])[0].loss
-            seen.append(([s.loss for both in sums for s in both], evaluated, state.numpy().tobytes(), len(calls) / 2))
+            seen.append((
+                [s.loss for both in sums for s in both],
+                evaluated,
+                state.numpy().tobytes(),
+                len(calls) / 2,
+            ))
     return seen
 
 
 def measured_bytes(own, step) -> int:
-    """What a block keeps of the largest micro-batch, as the engine measures it; leaves the engine as it was."""
+    """What a block keeps of the largest micro-batch, as the engine measures it; leaves the engine as it
+    was.
+    """
     from fedspeed.engine.activations import ActivationBudget
 
     keeping = own._executor.keeping
@@ -75,8 +105,15 @@ def measured_bytes(own, step) -> int:
     return int(keeping._saved_per_value * step.micro[0].input_ids.size * own.model.config.hidden_size)
 
 
-@pytest.mark.parametrize("family,kind,dtype", [("llama", "resident", "fp32"), pytest.param("qwen2", "ram", "fp32", marks=pytest.mark.slow),
-                                               ("gpt2", "ram", "bf16"), ("llama", "nvme", "fp32")])
+@pytest.mark.parametrize(
+    "family,kind,dtype",
+    [
+        ("llama", "resident", "fp32"),
+        pytest.param("qwen2", "ram", "fp32", marks=pytest.mark.slow),
+        ("gpt2", "ram", "bf16"),
+        ("llama", "nvme", "fp32"),
+    ],
+)
 def test_what_is_kept_changes_no_bit(bases, tmp_path, family, kind, dtype):  # noqa: F811
     [seen] = run_clusters([1], kept_and_not, bases[family], kind, dtype, tmp_path)
     for losses, evaluated, state, _ in seen[1:]:
@@ -85,19 +122,26 @@ def test_what_is_kept_changes_no_bit(bases, tmp_path, family, kind, dtype):  # n
     # 4 blocks, 6 micro-batches: each once, and 3 of the blocks again.
     assert again[0] == 6 * 4 + 6 * 3
     assert again[0] > again[1] > again[2] > again[3]
-    assert again[3] <= 6 * 4 + 1, "with room for all of them nothing is computed twice, but for one that is measured"
+    assert again[3] <= 6 * 4 + 1, (
+        "with room for all of them nothing is computed twice, but for one that is measured"
+    )
 
 
 def filled_up(rank, base, nvme):
-    """Losses of three steps, in the second of which there is no room for what is kept; what is said; the same with nothing kept."""
+    """Losses of three steps, in the second of which there is no room for what is kept; what is said; the same
+    with nothing kept.
+    """
     import contextlib
     import io
 
     import torch
 
     with engine(base, "ram", adapter=LORA, nvme=nvme) as own:
-        start, executor, said = stirred(own.state()), own._executor, io.StringIO()
-        whole, number = executor.stage.compute.block, 0
+        start = stirred(own.state())
+        executor = own._executor
+        said = io.StringIO()
+        whole = executor.stage.compute.block
+        number = 0
 
         def block(b, *args):
             if number == 1 and b == 2 and torch.is_grad_enabled() and executor.budget._found:
@@ -108,7 +152,8 @@ def filled_up(rank, base, nvme):
         for kept in (True, False):
             own.load(start)
             executor.budget._found *= kept
-            executor.stage.compute.block, found[kept] = block, []
+            executor.stage.compute.block = block
+            found[kept] = []
             with contextlib.redirect_stderr(said):
                 for number in range(3):
                     found[kept].append(own.train_step([random_step(number, 2, 2)], 0.1)[0].loss)
@@ -131,15 +176,24 @@ def card(monkeypatch, free, reserved, total=24 * GIB, fraction=1.0):
     def reset():
         seen.resets += 1
 
-    monkeypatch.setattr("fedspeed.engine.activations.get_accelerator", lambda: SimpleNamespace(
-        is_synchronized_device=lambda: False, device_name=lambda: "cuda", memory_reserved=lambda: reserved, max_memory_allocated=lambda: seen.peak,
-        reset_peak_memory_stats=reset))
+    monkeypatch.setattr(
+        "fedspeed.engine.activations.get_accelerator",
+        lambda: SimpleNamespace(
+            is_synchronized_device=lambda: False,
+            device_name=lambda: "cuda",
+            memory_reserved=lambda: reserved,
+            max_memory_allocated=lambda: seen.peak,
+            reset_peak_memory_stats=reset,
+        ),
+    )
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, total))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: fraction)
     return seen
 
 
-@pytest.mark.parametrize("sharers,fraction,expected", [(1, 1.0, 0.9 * 14), (2, 1.0, 0.9 * 8), (1, 0.5, 0.9 * 6)])
+@pytest.mark.parametrize(
+    "sharers,fraction,expected", [(1, 1.0, 0.9 * 14), (2, 1.0, 0.9 * 8), (1, 0.5, 0.9 * 6)]
+)
 def test_what_a_step_has_left_free_is_the_budget_of_the_next(monkeypatch, sharers, fraction, expected):
     from fedspeed.engine.activations import ActivationBudget
 
@@ -162,10 +216,18 @@ def test_what_a_step_has_left_free_is_the_budget_of_the_next(monkeypatch, sharer
 
 
 BROKEN = {
-    "the copy down does not wait for the input": lambda inputs: setattr(inputs._down, "wait_event", lambda event: None),
-    "the copy up does not wait for what had its place": lambda inputs: setattr(inputs._up, "wait_event", lambda event: None),
-    "the copy up does not wait for the copy down": lambda inputs: setattr(inputs, "turn", inputs._going.clear),
-    "the arithmetic does not wait for the copy up": lambda inputs: setattr(inputs, "bring", without_events(inputs.bring)),
+    "the copy down does not wait for the input": lambda inputs: setattr(
+        inputs._down, "wait_event", lambda event: None
+    ),
+    "the copy up does not wait for what had its place": lambda inputs: setattr(
+        inputs._up, "wait_event", lambda event: None
+    ),
+    "the copy up does not wait for the copy down": lambda inputs: setattr(
+        inputs, "turn", inputs._going.clear
+    ),
+    "the arithmetic does not wait for the copy up": lambda inputs: setattr(
+        inputs, "bring", without_events(inputs.bring)
+    ),
     "the memory of an input is given away": lambda inputs: setattr(inputs, "put", without_keeping(inputs)),
 }
 
@@ -191,7 +253,9 @@ def without_keeping(inputs):
 
 
 def under_the_fake(rank, base, nvme, schedules):
-    """(races, by how much losses differ from the CPU's, copies) of random schedules of block inputs on their way; what each error leads to."""
+    """(races, by how much losses differ from the CPU's, copies) of random schedules of block inputs on their
+    way; what each error leads to.
+    """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.fake_cuda import fake_cuda
     from tests.limits import LIMIT_S
@@ -201,30 +265,50 @@ def under_the_fake(rank, base, nvme, schedules):
     def losses(micro):
         steps = [random_step(seed, 2, micro) for seed in range(2)]
         own.load(start, seed=1)
-        return [own.train_step([step], 0.1)[0].loss for step in steps] + [own.evaluate([steps[0].micro])[0].loss]
+        return [own.train_step([step], 0.1)[0].loss for step in steps] + [
+            own.evaluate([steps[0].micro])[0].loss
+        ]
 
-    found, errors, draw = [], {}, random.Random(0)
+    found = []
+    errors = {}
+    draw = random.Random(0)
     join_world(LIMIT_S)
     with engine(base, "ram", adapter=LORA, nvme=nvme, join=False) as own:
         start = stirred(own.state())
         expected = {micro: losses(micro) for micro in (1, 2, 4)}
     for number in range(schedules):
-        options = EngineConfig(slots=draw.choice((1, 2, 3, 4)), block_inputs=draw.choice(("auto", "host", "device")),
-                               activation_gib=draw.choice((0.0, 3e-4, 1.0)))
+        options = EngineConfig(
+            block_slots=draw.choice((1, 2, 3, 4)),
+            block_inputs=draw.choice(("auto", "host", "device")),
+            activation_gib=draw.choice((0.0, 3e-4, 1.0)),
+        )
         micro = draw.choice((1, 2, 4))
-        with fake_cuda(number) as fake, engine(base, draw.choice(("ram", "resident")), adapter=LORA, nvme=nvme, options=options, join=False) as own:
+        with (
+            fake_cuda(number) as fake,
+            engine(
+                base, draw.choice(("ram", "resident")), adapter=LORA, nvme=nvme, options=options, join=False
+            ) as own,
+        ):
             got = losses(micro)
             own.close()
         found.append((fake.races[:2], max(abs(a / b - 1) for a, b in zip(got, expected[micro])), fake.copies))
     for name, breaks in BROKEN.items():
         options = EngineConfig(block_inputs="host", activation_gib=0.0)
-        with fake_cuda(1) as fake, engine(base, "resident", adapter=LORA, nvme=nvme, options=options, join=False) as own:
+        with (
+            fake_cuda(1) as fake,
+            engine(base, "resident", adapter=LORA, nvme=nvme, options=options, join=False) as own,
+        ):
             breaks(own._executor.keeping.inputs)
             losses(2)
             own.close()
         errors[name] = len(fake.races)
     stops = {}
-    with fake_cuda(1) as fake, engine(base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(block_inputs="host"), join=False) as own:
+    with (
+        fake_cuda(1) as fake,
+        engine(
+            base, "ram", adapter=LORA, nvme=nvme, options=EngineConfig(block_inputs="host"), join=False
+        ) as own,
+    ):
         passes = own._executor.train
 
         def counted(tasks, owners):
@@ -273,7 +357,9 @@ def compiled_losses(rank, base, nvme):
     join_world(LIMIT_S)
     found = {}
     for compiled in (False, True):
-        with engine(base, "ram", adapter=LORA, nvme=nvme, join=False, options=EngineConfig(compile_blocks=compiled)) as own:
+        with engine(
+            base, "ram", adapter=LORA, nvme=nvme, join=False, options=EngineConfig(compile_blocks=compiled)
+        ) as own:
             own.load(stirred(own.state()))
             found[compiled] = [own.train_step([next(steps_of([seed]))], 0.1)[0].loss for seed in range(3)]
             functions = len(own._executor.stage.compute._compiled._function_of) if compiled else 0

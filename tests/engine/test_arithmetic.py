@@ -39,7 +39,8 @@ def card(monkeypatch):
     [("default", False, False), ("fp16_accumulation", True, False), ("tf32", False, True)],
 )
 def test_products_are_what_was_asked_whatever_they_were(matmul, short_sums, tf32):
-    MATMUL.allow_fp16_accumulation, MATMUL.allow_tf32 = not short_sums, not tf32
+    MATMUL.allow_fp16_accumulation = not short_sums
+    MATMUL.allow_tf32 = not tf32
     set_arithmetic(matmul, False)
     assert (MATMUL.allow_fp16_accumulation, MATMUL.allow_tf32) == (short_sums, tf32)
 

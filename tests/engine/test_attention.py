@@ -1,4 +1,6 @@
-"""Attention without a mask for padding on the right, and with keys repeated on cards that know no grouped queries."""
+"""Attention without a mask for padding on the right, and with keys repeated on cards that know no grouped
+queries.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +16,9 @@ from tests.tiny import random_step
 
 
 def padded_step():
-    """Two rows, of which one ends early; what stands behind its end is no padding token, so that looking at it would show."""
+    """Two rows, of which one ends early; what stands behind its end is no padding token, so that looking at
+    it would show.
+    """
     step = random_step(4, 2, 1)
     step.micro[0].attention_mask[0, -7:] = 0
     step.micro[0].labels[0, -7:] = -100
@@ -44,11 +48,17 @@ def test_padding_on_the_right_needs_no_mask(bases, tmp_path, family):  # noqa: F
 
     [found] = run_clusters([1], losses_of, bases[family], ("resident", "zero0"), tmp_path)
     batch = padded_step().micro[0]
-    model = AutoModelForCausalLM.from_pretrained(bases[family], attn_implementation="eager", dtype=torch.float32)
-    ids, labels, mask = (torch.from_numpy(array) for array in (batch.input_ids, batch.labels, batch.attention_mask))
+    model = AutoModelForCausalLM.from_pretrained(
+        bases[family], attn_implementation="eager", dtype=torch.float32
+    )
+    ids, labels, mask = (
+        torch.from_numpy(array) for array in (batch.input_ids, batch.labels, batch.attention_mask)
+    )
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").item()
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
+    ).item()
     assert found == {kind: pytest.approx(expected, rel=1e-5) for kind in found}
 
 
@@ -73,7 +83,9 @@ def test_repeated_keys_give_what_grouped_queries_give(bases, monkeypatch):  # no
         return plain(*args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
-    monkeypatch.setattr("deepspeed.accelerator.get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
+    monkeypatch.setattr(
+        "deepspeed.accelerator.get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda")
+    )
     ids = torch.arange(3, 27)[None]
     for family in ("llama", "qwen2"):
         model = AutoModelForCausalLM.from_pretrained(bases[family], dtype=torch.float32)

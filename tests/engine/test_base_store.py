@@ -1,4 +1,6 @@
-"""Where the frozen base lives: the order of loads, the files that ranks of a node share, and what happens when there is no room."""
+"""Where the frozen base lives: the order of loads, the files that ranks of a node share, and what happens
+when there is no room.
+"""
 
 import os
 import signal
@@ -20,11 +22,13 @@ from tests.tiny import random_step, write_llama
 def simulate(blocks: int, slots: int, passes: int) -> list[list[int]]:
     """What is loaded in each forward and backward pass, when loads run ahead as far as they may."""
     step = [*range(blocks), *range(blocks - 1, -1, -1)]
-    order, held, loaded = step * (passes + 1), [], []
+    order = step * (passes + 1)
+    held = []
+    loaded = []
     for start in range(0, passes * len(step), len(step)):
         loaded.append([])
         for i in range(start, start + len(step)):
-            for busy, upcoming in ((set(), order[i:]), ({order[i]}, order[i + 1:])):
+            for busy, upcoming in ((set(), order[i:]), ({order[i]}, order[i + 1 :])):
                 while choice := next_load(upcoming, held, busy, slots):
                     unit, victim = choice
                     assert victim not in busy and (victim is None) == (len(held) < slots)
@@ -45,28 +49,41 @@ def test_a_step_loads_what_the_turns_do_not_keep(blocks, slots):
 
 @pytest.mark.parametrize("lowest", [0, 3])
 def test_a_block_comes_back_to_the_slot_where_its_graph_was_built(lowest):
-    """So a graph that is kept still finds the weights of its block, in training steps with and without evaluations between."""
+    """So a graph that is kept still finds the weights of its block, in training steps with and without
+    evaluations between.
+    """
     for blocks in range(2, 13):
         step = step_order(blocks, min(lowest, blocks - 1))
         forward = list(range(blocks))
         for slots in range(1, blocks + 1):
-            places, free = {}, list(range(slots))
+            places = {}
+            free = list(range(slots))
             for order in (step, forward, step, step, forward, forward, step):
                 first = {}
                 for i, block in enumerate(order):
-                    for busy, upcoming in ((set(), order[i:] + forward), ({block}, order[i + 1:] + forward), (set(), order[i + 1:] + forward)):
+                    for busy, upcoming in (
+                        (set(), order[i:] + forward),
+                        ({block}, order[i + 1 :] + forward),
+                        (set(), order[i + 1 :] + forward),
+                    ):
                         while choice := next_load(upcoming, places.keys(), busy, slots):
                             unit, victim = choice
                             places[unit] = free.pop() if victim is None else places.pop(victim)
                         if busy:
-                            assert first.setdefault(block, places[block]) == places[block], (blocks, slots, block)
+                            assert first.setdefault(block, places[block]) == places[block], (
+                                blocks,
+                                slots,
+                                block,
+                            )
 
 
 def test_the_unit_that_is_needed_last_makes_room():
     assert next_load([3, 1, 2], held=[1, 2], busy=[], slots=2) == (3, 2)
     assert next_load([3, 1, 2], held=[1, 2], busy=[2], slots=2) == (3, 1)
     assert next_load([3, 1], held=[1, 9], busy=[], slots=2) == (3, 9), "what is never used again goes first"
-    assert next_load([1, 2, 3], held=[1, 2], busy=[], slots=2) is None, "nothing goes that is needed before what would come"
+    assert next_load([1, 2, 3], held=[1, 2], busy=[], slots=2) is None, (
+        "nothing goes that is needed before what would come"
+    )
     assert next_load([1, 2], held=[1], busy=[1], slots=2) == (2, None)
     assert next_load([1], held=[1], busy=[], slots=1) is None
 
@@ -101,14 +118,21 @@ def test_ranks_of_a_node_share_one_file_without_a_name(tmp_path, where):
 
 
 def test_kill_9_leaves_nothing_on_the_disk(tmp_path):
-    script = (f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-              "from pathlib import Path\n"
-              "from fedspeed.engine.base.shared import _anonymous\n"
-              f"fd = _anonymous(50_000_000, Path({str(tmp_path)!r}))\n"
-              "print('ready', flush=True)\n"
-              "time.sleep(600)")
+    script = (
+        f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from fedspeed.engine.base.shared import _anonymous\n"
+        f"fd = _anonymous(50_000_000, Path({str(tmp_path)!r}))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)"
+    )
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env={**os.environ, "DS_ACCELERATOR": "cpu"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+    )
     try:
         while (line := process.stdout.readline()) and "ready" not in line:
             pass
@@ -126,10 +150,14 @@ def test_kill_9_leaves_nothing_on_the_disk(tmp_path):
 
 class Memory:
     """Memory of which so much is free; of a machine that gets `growth` more with every piece that is taken,
-    `left` times."""
+    `left` times.
+    """
 
     def __init__(self, free: int, growth: int = 0, left: int = 0):
-        self.bytes, self._growth, self._left, self.taken = free, growth, left, []
+        self.bytes = free
+        self._growth = growth
+        self._left = left
+        self.taken = []
 
     def free(self) -> int:
         return self.bytes
@@ -139,13 +167,15 @@ class Memory:
         self.taken.append(size)
         self.bytes -= size
         if self._left:
-            self.bytes, self._left = self.bytes + self._growth, self._left - 1
+            self.bytes = self.bytes + self._growth
+            self._left = self._left - 1
 
 
 def test_memory_that_grows_with_its_use_is_had():
     from fedspeed.engine.base.shared import reserve
 
-    grows, whole = Memory(25, growth=10, left=9), Memory(35)
+    grows = Memory(25, growth=10, left=9)
+    whole = Memory(35)
     reserve(35, grows.free, grows.take, piece=10)
     reserve(35, whole.free, whole.take, piece=10)
     assert grows.taken == whole.taken == [10, 10, 10, 5]
@@ -157,10 +187,17 @@ def test_memory_that_ends_is_refused_with_what_there_was(memory):
     from fedspeed.errors import FedSpeedError
 
     there = memory.bytes + (8 if memory.bytes == 12 else 0)
-    with pytest.raises(FedSpeedError, match=f"the base takes 35.00 GiB of RAM and {there}.00 GiB are free; "
-                                            f"free some, or set engine.tier=nvme"):
-        reserve(35 << 30, lambda: memory.free() << 30, lambda at, size: memory.take(at >> 30, size >> 30),
-                piece=10 << 30)
+    with pytest.raises(
+        FedSpeedError,
+        match=f"the base takes 35.00 GiB of RAM and {there}.00 GiB are free; "
+        f"free some, or set engine.tier=nvme",
+    ):
+        reserve(
+            35 << 30,
+            lambda: memory.free() << 30,
+            lambda at, size: memory.take(at >> 30, size >> 30),
+            piece=10 << 30,
+        )
 
 
 def test_what_was_reserved_is_given_back_where_there_is_no_more(monkeypatch):
@@ -198,14 +235,17 @@ def test_every_rank_hears_that_there_is_no_room(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_told_and_left_as_it_was(tmp_path):
-    base, disk = write_llama(tmp_path / "llama"), tmp_path / "disk"
+    base = write_llama(tmp_path / "llama")
+    disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
         pytest.skip("no mount in this container")
     try:
         told = run_clusters([2], without_room, base, "nvme", disk)
         assert told[0] == told[1] and str(disk) in told[0] and "No space left" in told[0]
-        assert [p for p in disk.rglob("*") if p.is_file()] == [] and os.statvfs(disk).f_bfree == os.statvfs(disk).f_blocks
+        assert [p for p in disk.rglob("*") if p.is_file()] == [] and os.statvfs(disk).f_bfree == os.statvfs(
+            disk
+        ).f_blocks
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
@@ -268,8 +308,11 @@ def test_a_limit_of_memory_reached_while_loading_is_seen_to_be_one(tmp_path, kin
 def test_limits_of_control_groups_are_known_in_both_versions(tmp_path):
     from fedspeed.cluster.devices import _group_limits
 
-    for folder, names, values in (("a/b", ("memory.max", "memory.current"), ("900", "100")), ("a", ("memory.max", "memory.current"), ("max", "5")),
-                                  ("memory/job", ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("800", "300"))):
+    for folder, names, values in (
+        ("a/b", ("memory.max", "memory.current"), ("900", "100")),
+        ("a", ("memory.max", "memory.current"), ("max", "5")),
+        ("memory/job", ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("800", "300")),
+    ):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         for name, value in zip(names, values):
             (tmp_path / folder / name).write_text(f"{value}\n")
@@ -302,7 +345,7 @@ def test_a_budget_that_nothing_fits_names_one_that_does():
     from fedspeed.errors import FedSpeedError
 
     sizes = BaseSizes(600 * 2**20, 48, 200 * 2**20, 100 * 2**20, 5000)
-    pipeline = EngineConfig(base_gib=1.0, pipeline="client", slots=4)
+    pipeline = EngineConfig(base_gib=1.0, pipeline="client", block_slots=4)
     for options, least in ((EngineConfig(base_gib=0.6), 1), (pipeline, 4)):
         with pytest.raises(FedSpeedError, match=r"set engine.base_gib=([\d.]+) or more") as refused:
             slots_of(options, sizes)
@@ -316,8 +359,10 @@ def test_no_more_slots_or_blocks_that_stay_than_there_are_blocks():
 
     sizes = BaseSizes(9, 10, 8, 4, 1)
     assert [resident_count(EngineConfig(resident_blocks=n), sizes) for n in (0, 4, 999)] == [0, 4, 10]
-    assert [slots_of(EngineConfig(resident_blocks=n, slots=7), sizes) for n in (0, 4, 999)] == [7, 6, 0]
-    assert BaseSizes(9, 4, 8, 4, 1).on_device(0, slots=64) == 4 * 9 + 5, "slots beyond the blocks are not made"
+    assert [slots_of(EngineConfig(resident_blocks=n, block_slots=7), sizes) for n in (0, 4, 999)] == [7, 6, 0]
+    assert BaseSizes(9, 4, 8, 4, 1).on_device(0, slots=64) == 4 * 9 + 5, (
+        "slots beyond the blocks are not made"
+    )
     assert slots_of(EngineConfig(base_gib=1.0), BaseSizes(0, 0, 8, 4, 1)) == 0, "all blocks train"
 
 

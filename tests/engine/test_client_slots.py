@@ -11,7 +11,10 @@ from tests.engine.test_layer_major import bases, stirred  # noqa: F401
 from tests.processes import run_clusters
 from tests.tiny import random_step
 
-DECAY = {"sgd": TrainConfig(optimizer="sgd", momentum=0.9, weight_decay=0.1), "adamw": TrainConfig(weight_decay=0.1)}
+DECAY = {
+    "sgd": TrainConfig(optimizer="sgd", momentum=0.9, weight_decay=0.1),
+    "adamw": TrainConfig(weight_decay=0.1),
+}
 
 
 def test_tensors_lie_apart_in_a_flat_parameter():
@@ -29,10 +32,11 @@ def test_tensors_lie_apart_in_a_flat_parameter():
 
 
 def partly_held(rank, base, kinds, dtype, nvme):
-    """By kind: (what was held and has moved, what was not and has not, parameters of DeepSpeed's engine, ends of two steps).
+    """By kind: (what was held and has moved, what was not and has not, parameters of DeepSpeed's engine, ends
+    of two steps).
 
-    A flat parameter is larger than the bucket that ZeRO reduces at a time. Gradients are clipped, so that one which is held and not zeroed shows in
-    the others.
+    A flat parameter is larger than the bucket that ZeRO reduces at a time. Gradients are clipped, so that one
+    which is held and not zeroed shows in the others.
     """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
@@ -41,8 +45,21 @@ def partly_held(rank, base, kinds, dtype, nvme):
     join_world(LIMIT_S)
     found = {}
     for kind, zero, optimizer in kinds:
-        with engine(base, kind, dtype, adapter=AdapterConfig(targets="all-linear"), train=DECAY[optimizer], nvme=nvme, join=False, gradient_clipping=0.05,
-                    **({"zero_optimization": {"stage": zero, "overlap_comm": False, "reduce_bucket_size": 100}} if zero is not None else {})) as own:
+        with engine(
+            base,
+            kind,
+            dtype,
+            adapter=AdapterConfig(targets="all-linear"),
+            train=DECAY[optimizer],
+            nvme=nvme,
+            join=False,
+            gradient_clipping=0.05,
+            **(
+                {"zero_optimization": {"stage": zero, "overlap_comm": False, "reduce_bucket_size": 100}}
+                if zero is not None
+                else {}
+            ),
+        ) as own:
             start = stirred(own.state())
             names = sorted(start)
             held = frozenset(names[::3])
@@ -51,15 +68,26 @@ def partly_held(rank, base, kinds, dtype, nvme):
                 own.train_step([random_step(seed, 2, 2)], 0.05)
             end = own.state()
             moved = {name for name in names if (end[name] - start[name]).abs().max() > 0}
-            found[kind, zero, optimizer] = (sorted(moved & held), sorted(set(names) - held - moved), len(own._states[0].parameters),
-                                            {name: end[name].numpy() for name in names})
+            found[kind, zero, optimizer] = (
+                sorted(moved & held),
+                sorted(set(names) - held - moved),
+                len(own._states[0].parameters),
+                {name: end[name].numpy() for name in names},
+            )
             own.close()
     leave_world()
     return found
 
 
-KINDS = [("ram", 0, "sgd"), ("ram", 0, "adamw"), ("ram", 1, "adamw"), ("ram", 2, "sgd"), ("zero0", None, "adamw"),
-         ("zero2", None, "sgd"), ("zero3", None, "sgd")]
+KINDS = [
+    ("ram", 0, "sgd"),
+    ("ram", 0, "adamw"),
+    ("ram", 1, "adamw"),
+    ("ram", 2, "sgd"),
+    ("zero0", None, "adamw"),
+    ("zero2", None, "sgd"),
+    ("zero3", None, "sgd"),
+]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -16,14 +16,23 @@ def zero3(threshold) -> dict:
 
 def test_nothing_of_a_shared_base_stays_resident():
     asked = zero3("auto")
-    assert finish(asked, FACTS, Path("x"), False)["zero_optimization"]["stage3_param_persistence_threshold"] == 256
+    assert (
+        finish(asked, FACTS, Path("x"), False)["zero_optimization"]["stage3_param_persistence_threshold"]
+        == 256
+    )
     for silent in (asked, {"zero_optimization": {"stage": 3}}):
-        assert finish(silent, FACTS, Path("x"), True)["zero_optimization"]["stage3_param_persistence_threshold"] == 0
+        assert (
+            finish(silent, FACTS, Path("x"), True)["zero_optimization"]["stage3_param_persistence_threshold"]
+            == 0
+        )
     assert asked == zero3("auto"), "the caller's configuration is left alone"
 
 
 def test_a_threshold_that_would_tear_the_gathers_of_a_shared_base_apart_is_refused():
-    assert finish(zero3(100), FACTS, Path("x"), False)["zero_optimization"]["stage3_param_persistence_threshold"] == 100
+    assert (
+        finish(zero3(100), FACTS, Path("x"), False)["zero_optimization"]["stage3_param_persistence_threshold"]
+        == 100
+    )
     with pytest.raises(ConfigError, match="stage3_param_persistence_threshold=100: .* set it to 0 or auto"):
         finish(zero3(100), FACTS, Path("x"), True)
 

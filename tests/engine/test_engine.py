@@ -1,4 +1,6 @@
-"""The engine against plain PyTorch, over every ZeRO stage and offload setting. Real DeepSpeed engines in real processes."""
+"""The engine against plain PyTorch, over every ZeRO stage and offload setting. Real DeepSpeed engines in real
+processes.
+"""
 
 import os
 import sysconfig
@@ -27,7 +29,14 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def wide_base(tmp_path_factory):
     """4.3 M parameters, most of them in matrices far above the persistence threshold."""
-    return write_llama(tmp_path_factory.mktemp("base") / "wide", hidden=256, intermediate=1024, layers=4, kv_heads=4, vocab=512)
+    return write_llama(
+        tmp_path_factory.mktemp("base") / "wide",
+        hidden=256,
+        intermediate=1024,
+        layers=4,
+        kv_heads=4,
+        vocab=512,
+    )
 
 
 def drawn(state, scale=0.02, seed=5):
@@ -52,7 +61,14 @@ def plain_losses(base, steps, optimizer, adapter: AdapterConfig, micro=4):
 
     model = AutoModelForCausalLM.from_pretrained(base)
     if adapter.method == "lora":
-        model = get_peft_model(model, LoraConfig(r=adapter.lora_rank, lora_alpha=adapter.alpha, target_modules=lora_config(adapter, "llama").target_modules))
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=adapter.lora_rank,
+                lora_alpha=adapter.alpha,
+                target_modules=lora_config(adapter, "llama").target_modules,
+            ),
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_" in name:
@@ -63,8 +79,11 @@ def plain_losses(base, steps, optimizer, adapter: AdapterConfig, micro=4):
     losses = []
     for i in range(steps):
         step = random_step(i % 2, micro, 1)  # two batches in turn: something to learn
-        ids, labels = torch.from_numpy(step.micro[0].input_ids), torch.from_numpy(step.micro[0].labels)
-        loss = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        ids = torch.from_numpy(step.micro[0].input_ids)
+        labels = torch.from_numpy(step.micro[0].labels)
+        loss = torch.nn.functional.cross_entropy(
+            model(input_ids=ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -72,7 +91,7 @@ def plain_losses(base, steps, optimizer, adapter: AdapterConfig, micro=4):
     return losses
 
 
-def federated_losses(rank, base, kind, steps, adapter, train, micro, accumulation, ranks, nvme):
+def federated_losses(rank, base, kind, steps, adapter, *, train, micro, accumulation, ranks, nvme):
     with engine(base, kind, clients=[tuple(range(ranks))], adapter=adapter, train=train, nvme=nvme) as own:
         own.load(own.state())
         losses = []
@@ -87,36 +106,102 @@ ADAMW = TrainConfig(lr=LR, weight_decay=0.1)
 
 @pytest.mark.parametrize("kind", ["zero0", "zero1", "zero2", "zero3", "resident", "ram", "nvme"])
 def test_one_client_equals_a_plain_loop(base, tmp_path, kind):
-    expected = plain_losses(base, 20, lambda p: torch.optim.AdamW(p, lr=LR, weight_decay=0.1), AdapterConfig(targets="all-linear"))
-    [losses] = run_clusters([1], federated_losses, base, kind, 20, AdapterConfig(targets="all-linear"), ADAMW, 4, 1, 1, tmp_path)
+    expected = plain_losses(
+        base, 20, lambda p: torch.optim.AdamW(p, lr=LR, weight_decay=0.1), AdapterConfig(targets="all-linear")
+    )
+    [losses] = run_clusters(
+        [1],
+        federated_losses,
+        base,
+        kind,
+        20,
+        AdapterConfig(targets="all-linear"),
+        train=ADAMW,
+        micro=4,
+        accumulation=1,
+        ranks=1,
+        nvme=tmp_path,
+    )
     assert expected[-1] < expected[0] - 0.3, "the loop must learn, or equality shows nothing"
     assert max(abs(a - b) for a, b in zip(losses, expected)) < 1e-5
 
 
 def test_lora_on_the_embedding_equals_a_plain_loop(base, tmp_path):
-    """PEFT keeps its factors outside of any module that is called, where a partitioned tensor is easily met before it was gathered."""
+    """PEFT keeps its factors outside of any module that is called, where a partitioned tensor is easily met
+    before it was gathered.
+    """
     adapter = AdapterConfig(targets=("q_proj", "embed_tokens"))
     expected = plain_losses(base, 6, lambda p: torch.optim.SGD(p, lr=0.1), adapter)
-    [losses] = run_clusters([1], federated_losses, base, "zero3", 6, adapter, TrainConfig(optimizer="sgd", lr=0.1), 4, 1, 1, tmp_path)
+    [losses] = run_clusters(
+        [1],
+        federated_losses,
+        base,
+        "zero3",
+        6,
+        adapter,
+        train=TrainConfig(optimizer="sgd", lr=0.1),
+        micro=4,
+        accumulation=1,
+        ranks=1,
+        nvme=tmp_path,
+    )
     assert expected[-2] < expected[0] - 0.02, "the loop must learn, or equality shows nothing"
     assert max(abs(a - b) for a, b in zip(losses, expected)) < 1e-5
 
 
 def test_full_fine_tuning_equals_a_plain_loop(base, tmp_path):
-    full, sgd = AdapterConfig(method="full"), TrainConfig(lr=0.3, optimizer="sgd", momentum=0.9)
+    full = AdapterConfig(method="full")
+    sgd = TrainConfig(lr=0.3, optimizer="sgd", momentum=0.9)
     expected = plain_losses(base, 20, lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9), full)
-    [losses] = run_clusters([1], federated_losses, base, "zero3", 20, full, sgd, 4, 1, 1, tmp_path)
+    [losses] = run_clusters(
+        [1],
+        federated_losses,
+        base,
+        "zero3",
+        20,
+        full,
+        train=sgd,
+        micro=4,
+        accumulation=1,
+        ranks=1,
+        nvme=tmp_path,
+    )
     assert expected[-1] < expected[0] - 0.1
     assert max(abs(a - b) for a, b in zip(losses, expected)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", [
-    "zero0", pytest.param("zero2", marks=pytest.mark.slow), "zero3", "ram", pytest.param("client", marks=pytest.mark.slow), "cluster"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "zero0",
+        pytest.param("zero2", marks=pytest.mark.slow),
+        "zero3",
+        "ram",
+        pytest.param("client", marks=pytest.mark.slow),
+        "cluster",
+    ],
+)
 def test_two_ranks_a_client_equal_one_rank_with_twice_the_batch(base, tmp_path, kind):
-    """And accumulation is the same step again: 2 ranks x 2 micro-batches x 1 row = 1 rank x 4 rows. Answers fall unevenly on the ranks."""
+    """And accumulation is the same step again: 2 ranks x 2 micro-batches x 1 row = 1 rank x 4 rows. Answers
+    fall unevenly on the ranks.
+    """
     adapter = AdapterConfig(targets="all-linear")
-    one, two, four = (run_clusters([ranks], federated_losses, base, kind, 10, adapter, ADAMW, micro, accumulation, ranks, tmp_path / str(ranks))
-                      for micro, accumulation, ranks in ((4, 1, 1), (2, 1, 2), (1, 2, 2)))
+    one, two, four = (
+        run_clusters(
+            [ranks],
+            federated_losses,
+            base,
+            kind,
+            10,
+            adapter,
+            train=ADAMW,
+            micro=micro,
+            accumulation=accumulation,
+            ranks=ranks,
+            nvme=tmp_path / str(ranks),
+        )
+        for micro, accumulation, ranks in ((4, 1, 1), (2, 1, 2), (1, 2, 2))
+    )
     for ranks in (two, four):
         together = [sum(parts) for parts in zip(*ranks)]
         assert max(abs(a - b) for a, b in zip(together, one[0])) < 1e-5
@@ -125,7 +210,7 @@ def test_two_ranks_a_client_equal_one_rank_with_twice_the_batch(base, tmp_path, 
 # The aggregate arrives, and stays.
 
 
-def aggregate_then_lr_zero(rank, base, nvme, kinds, dtypes, clients, adapter):
+def aggregate_then_lr_zero(rank, base, nvme, kinds, dtypes, *, clients, adapter):
     """Largest differences from the aggregate, of the masters and of the working copies, per (kind, dtype)."""
     from fedspeed.engine.world import join_world, leave_world
 
@@ -134,8 +219,18 @@ def aggregate_then_lr_zero(rank, base, nvme, kinds, dtypes, clients, adapter):
     for kind in kinds:
         for dtype in dtypes:
             train = TrainConfig(weight_decay=0.1)
-            with engine(base, kind, dtype, clients, nvme / kind / dtype, adapter, train, join=False) as own:
-                size, mine = own.groups.client_size, own.groups.client_rank
+            with engine(
+                base,
+                kind,
+                dtype,
+                clients=clients,
+                nvme=nvme / kind / dtype,
+                adapter=adapter,
+                train=train,
+                join=False,
+            ) as own:
+                size = own.groups.client_size
+                mine = own.groups.client_rank
                 aggregate = drawn(own.state())
                 own.load(aggregate)
                 before = own.evaluate([random_step(9, 2, 1).micro])[0].loss
@@ -150,8 +245,14 @@ def aggregate_then_lr_zero(rank, base, nvme, kinds, dtypes, clients, adapter):
                 after = own.evaluate([random_step(9, 2, 1).micro])[0].loss
                 own.load(aggregate, kept)
                 restored = largest_difference(own.optimizer_state(), kept)
-                out[kind, dtype] = {"masters": masters, "copies": abs(after - before), "moved": moved, "reset": reset, "restored": restored,
-                                    "state": max(v.abs().max().item() for v in kept.values())}
+                out[kind, dtype] = {
+                    "masters": masters,
+                    "copies": abs(after - before),
+                    "moved": moved,
+                    "reset": reset,
+                    "restored": restored,
+                    "state": max(v.abs().max().item() for v in kept.values()),
+                }
     leave_world()
     return out
 
@@ -167,58 +268,134 @@ def check(results):
 
 IN_MEMORY = [kind for kind in ZERO if "nvme" not in kind]
 ON_NVME = [kind for kind in ZERO if "nvme" in kind]
-needs_aio = pytest.mark.skipif(not (os.path.exists("/usr/include/libaio.h") and os.path.exists(f"{sysconfig.get_paths()['include']}/Python.h")),
-                               reason="NVMe offload needs libaio-dev and python3-dev")
+needs_aio = pytest.mark.skipif(
+    not (
+        os.path.exists("/usr/include/libaio.h")
+        and os.path.exists(f"{sysconfig.get_paths()['include']}/Python.h")
+    ),
+    reason="NVMe offload needs libaio-dev and python3-dev",
+)
 
 
-@pytest.mark.parametrize(("clients", "dtypes"), [
-    pytest.param([(0, 1)], ["bf16"], id="one client of two ranks"), pytest.param([(0,), (1,)], ["fp32"], id="two clients in fp32", marks=pytest.mark.slow),
-    pytest.param([(0, 1)], ["fp32"], id="one client of two ranks in fp32", marks=pytest.mark.slow),
-    pytest.param([(0,), (1,)], ["bf16"], id="two clients", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("clients", "dtypes"),
+    [
+        pytest.param([(0, 1)], ["bf16"], id="one client of two ranks"),
+        pytest.param([(0,), (1,)], ["fp32"], id="two clients in fp32", marks=pytest.mark.slow),
+        pytest.param([(0, 1)], ["fp32"], id="one client of two ranks in fp32", marks=pytest.mark.slow),
+        pytest.param([(0,), (1,)], ["bf16"], id="two clients", marks=pytest.mark.slow),
+    ],
+)
 def test_every_client_holds_the_aggregate(base, tmp_path, clients, dtypes):
     kinds = [*IN_MEMORY, *(tier for tier in TIERS if tier not in QUANTISED)]
-    check(run_clusters([2], aggregate_then_lr_zero, base, tmp_path, kinds, dtypes, clients, AdapterConfig(targets="all-linear")))
+    check(
+        run_clusters(
+            [2],
+            aggregate_then_lr_zero,
+            base,
+            tmp_path,
+            kinds,
+            dtypes,
+            clients=clients,
+            adapter=AdapterConfig(targets="all-linear"),
+        )
+    )
 
 
 @needs_aio
-@pytest.mark.slow  # it builds DeepSpeed's operator first: six minutes of a core, more where others are at work
+# it builds DeepSpeed's operator first: six minutes of a core, more where others are at work
+@pytest.mark.slow
 @pytest.mark.timeout(5 * LIMIT_S)
 def test_every_client_holds_the_aggregate_with_nvme(tmp_path):
-    """DeepSpeed keeps tensors under 1 MiB off NVMe, so this model trains matrices that are larger, in bf16 too."""
+    """DeepSpeed keeps tensors under 1 MiB off NVMe, so this model trains matrices that are larger, in bf16
+    too.
+    """
     base = write_llama(tmp_path / "llama", hidden=256, intermediate=2048, layers=2, kv_heads=4)
-    check(run_clusters([1], aggregate_then_lr_zero, base, tmp_path, ON_NVME, ["fp32", "bf16"], [(0,)], AdapterConfig(method="full"),
-                       timeout=4 * LIMIT_S))
-    for kind, files in (("zero3-nvme-optimizer", "optimizer"), ("zero3-nvme-base", "params"), ("zero3-nvme", "params")):
+    check(
+        run_clusters(
+            [1],
+            aggregate_then_lr_zero,
+            base,
+            tmp_path,
+            ON_NVME,
+            ["fp32", "bf16"],
+            clients=[(0,)],
+            adapter=AdapterConfig(method="full"),
+            timeout=4 * LIMIT_S,
+        )
+    )
+    for kind, files in (
+        ("zero3-nvme-optimizer", "optimizer"),
+        ("zero3-nvme-base", "params"),
+        ("zero3-nvme", "params"),
+    ):
         for dtype in ("fp32", "bf16"):
-            swapped = [p for p in (tmp_path / kind / dtype).rglob("*.swp") if files in str(p) and p.stat().st_size >= 2**20]
+            swapped = [
+                p
+                for p in (tmp_path / kind / dtype).rglob("*.swp")
+                if files in str(p) and p.stat().st_size >= 2**20
+            ]
             assert swapped, f"{kind} {dtype}: nothing was large enough to be offloaded"
 
 
 def test_every_client_holds_the_aggregate_in_fp16(base, tmp_path):
-    check(run_clusters([1], aggregate_then_lr_zero, base, tmp_path, ["zero0", "zero2", "zero3", "ram"], ["fp16"], [(0,)],
-                       AdapterConfig(targets="all-linear")))
+    check(
+        run_clusters(
+            [1],
+            aggregate_then_lr_zero,
+            base,
+            tmp_path,
+            ["zero0", "zero2", "zero3", "ram"],
+            ["fp16"],
+            clients=[(0,)],
+            adapter=AdapterConfig(targets="all-linear"),
+        )
+    )
 
 
 # Who holds what.
 
 
 def holdings(rank, base, nvme, partition):
-    """(bytes of the frozen base on this rank, adapter checksum after a step of its own, adapter bytes that other clients could gather)."""
-    with engine(base, "zero3", clients=[(0,), (1,), (2, 3)], nvme=nvme, options=EngineConfig(base_partition=partition)) as own:
+    """(bytes of the frozen base on this rank, adapter checksum after a step of its own, adapter bytes that
+    other clients could gather).
+    """
+    with engine(
+        base, "zero3", clients=[(0,), (1,), (2, 3)], nvme=nvme, options=EngineConfig(base_partition=partition)
+    ) as own:
         frozen = [p for p in own.model.parameters() if not p.requires_grad]
         trained = [p for p in own.model.parameters() if p.requires_grad]
-        held = sum((p.ds_tensor.numel() + p.numel()) * p.element_size() for p in frozen)  # p itself holds nothing between passes
+        held = sum(
+            (p.ds_tensor.numel() + p.numel()) * p.element_size() for p in frozen
+        )  # p itself holds nothing between passes
         whole = sum(p.ds_numel * p.element_size() for p in frozen)
         own.load(own.state())
         steps = 1 + own.groups.client_ranks[0] % 2  # different numbers of steps on the ranks of one cluster
         with own.lockstep(steps, backward=True):
             for i in range(steps):
-                own.train_step([random_step(100 * own.groups.client_ranks[0] + i, 2, 1, own.groups.client_size, own.groups.client_rank)], LR)[0]
+                own.train_step(
+                    [
+                        random_step(
+                            100 * own.groups.client_ranks[0] + i,
+                            2,
+                            1,
+                            own.groups.client_size,
+                            own.groups.client_rank,
+                        )
+                    ],
+                    LR,
+                )[0]
         held = max(held, sum((p.ds_tensor.numel() + p.numel()) * p.element_size() for p in frozen))
-        # after load, reading the masters is a collective over the client alone: nobody else may be needed for it
-        return {"held": held, "whole": whole, "groups": {p.ds_zero_partition_world_size for p in trained}, "client": own.groups.client_size,
-                "storage": {id(p.ds_process_group) for p in trained} == {id(own.groups.client)},
-                "sum": sum(v.double().sum().item() for v in own.state().values())}
+        # after load, reading the masters is a collective over the client alone: nobody else may be needed for
+        # it
+        return {
+            "held": held,
+            "whole": whole,
+            "groups": {p.ds_zero_partition_world_size for p in trained},
+            "client": own.groups.client_size,
+            "storage": {id(p.ds_process_group) for p in trained} == {id(own.groups.client)},
+            "sum": sum(v.double().sum().item() for v in own.state().values()),
+        }
 
 
 def test_the_base_is_partitioned_and_adapters_are_private(wide_base, tmp_path):
@@ -238,7 +415,9 @@ def test_each_rank_may_keep_the_whole_base(wide_base, tmp_path):
 
 
 def whose_adapters(rank, base, nvme, kind):
-    """Ranks whose trained adapter (its masters, or their 16-bit copies) lies in some tensor of this rank's memory, by its bytes."""
+    """Ranks whose trained adapter (its masters, or their 16-bit copies) lies in some tensor of this rank's
+    memory, by its bytes.
+    """
     import gc
 
     import torch
@@ -247,15 +426,30 @@ def whose_adapters(rank, base, nvme, kind):
         own.load(own.state())
         with own.lockstep(1, backward=True):
             own.train_step([random_step(100 * rank, 2, 1, 1, 0)], LR)[0]
-        trained = [value.flatten() for name, value in own.state().items() if ".lora_B." in name]  # A starts alike everywhere
-        marks = [value[:64].to(dtype).view(torch.uint8).numpy().tobytes() for value in trained for dtype in (torch.float32, torch.bfloat16)]
+        trained = [
+            value.flatten() for name, value in own.state().items() if ".lora_B." in name
+        ]  # A starts alike everywhere
+        marks = [
+            value[:64].to(dtype).view(torch.uint8).numpy().tobytes()
+            for value in trained
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
         del trained
         gc.collect()
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in gc.get_objects()
-                    if torch.is_tensor(t) and t.numel() and t.device.type == "cpu"}
-        storages |= {t.untyped_storage().data_ptr(): t.untyped_storage() for state in own._states[0].ds_engine.optimizer.state.values()
-                     for t in state.values() if torch.is_tensor(t)}
-        memory = b"".join(torch.tensor([], dtype=torch.uint8).set_(s).numpy().tobytes() for s in storages.values())
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage()
+            for t in gc.get_objects()
+            if torch.is_tensor(t) and t.numel() and t.device.type == "cpu"
+        }
+        storages |= {
+            t.untyped_storage().data_ptr(): t.untyped_storage()
+            for state in own._states[0].ds_engine.optimizer.state.values()
+            for t in state.values()
+            if torch.is_tensor(t)
+        }
+        memory = b"".join(
+            torch.tensor([], dtype=torch.uint8).set_(s).numpy().tobytes() for s in storages.values()
+        )
         everyone = [None, None]
         torch.distributed.all_gather_object(everyone, marks)
         return {other for other, theirs in enumerate(everyone) if any(mark in memory for mark in theirs)}
@@ -269,19 +463,40 @@ def test_an_adapter_is_in_no_other_clients_memory(base, tmp_path, kind):
 # Holding still.
 
 
-def hold_half(rank, base, nvme, kind, dtype, targets):
-    with engine(base, kind, dtype, adapter=AdapterConfig(targets=targets), train=TrainConfig(weight_decay=0.1, clip=1.0), nvme=nvme,
-                gradient_clipping=1.0) as own:
+def hold_half(rank, base, nvme, kind, dtype, *, targets):
+    with engine(
+        base,
+        kind,
+        dtype,
+        adapter=AdapterConfig(targets=targets),
+        train=TrainConfig(weight_decay=0.1, clip=1.0),
+        nvme=nvme,
+        gradient_clipping=1.0,
+    ) as own:
         start = drawn(own.state())
         held = frozenset(filter(is_factor_a, start))
         own.load(start, frozen=held)
         for i in range(3):
             own.train_step([random_step(i, 2, 1)], 1e-2)[0]
         end = own.state()
-        return (max((end[n] - start[n]).abs().max().item() for n in held), min((end[n] - start[n]).abs().max().item() for n in start if n not in held))
+        return (
+            max((end[n] - start[n]).abs().max().item() for n in held),
+            min((end[n] - start[n]).abs().max().item() for n in start if n not in held),
+        )
 
 
-@pytest.mark.parametrize("kind,dtype", [("zero0", "fp32"), ("zero0", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("ram", "bf16")])
+@pytest.mark.parametrize(
+    "kind,dtype",
+    [("zero0", "fp32"), ("zero0", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("ram", "bf16")],
+)
 def test_held_tensors_do_not_move(base, tmp_path, kind, dtype):
-    [(held, trained)] = run_clusters([1], hold_half, base, tmp_path, kind, dtype, ("q_proj", "embed_tokens") if dtype == "fp32" else "all-linear")
+    [(held, trained)] = run_clusters(
+        [1],
+        hold_half,
+        base,
+        tmp_path,
+        kind,
+        dtype,
+        targets=("q_proj", "embed_tokens") if dtype == "fp32" else "all-linear",
+    )
     assert held == 0.0 and trained > 1e-3

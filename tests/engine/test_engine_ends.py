@@ -1,5 +1,6 @@
 """Embedding and head as the base's files hold them, whatever config.json says of them: the losses of plain
-transformers in every tier."""
+transformers in every tier.
+"""
 
 import pytest
 
@@ -64,10 +65,12 @@ def plain_loss(base: str, step) -> float:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, total = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), 0.0
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    total = 0.0
     with torch.no_grad():
         for batch in step.micro:
-            ids, labels = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels)
+            ids = torch.from_numpy(batch.input_ids)
+            labels = torch.from_numpy(batch.labels)
             logits = model(input_ids=ids, attention_mask=torch.from_numpy(batch.attention_mask)).logits
             total += float(
                 torch.nn.functional.cross_entropy(
@@ -83,15 +86,18 @@ def losses(rank, folder):
 
     quiet()
     join_world(LIMIT_S)
-    step, found = random_step(4, 2, 2), []
+    step = random_step(4, 2, 2)
+    found = []
     for (family, ends, method), kinds in CASES.items():
         base = write_ends(family, ends, folder / f"{family}-{ends}-{method}")
         expected = plain_loss(base, step)
         for kind in kinds:
             with engine(base, kind, adapter=METHODS[method], join=False, nvme=folder / "nvme") as own:
-                found.append(
-                    (f"{family} {ends} {method} {kind}", own.evaluate([step.micro])[0].loss, expected)
-                )
+                found.append((
+                    f"{family} {ends} {method} {kind}",
+                    own.evaluate([step.micro])[0].loss,
+                    expected,
+                ))
                 own.close()
     leave_world()
     return found
@@ -114,7 +120,8 @@ def piped(rank, folder, scope):
     torch.set_num_threads(1)
     quiet()
     join_world(LIMIT_S)
-    step, found = random_step(4, 2, 2), []
+    step = random_step(4, 2, 2)
+    found = []
     for ends in ENDS:
         base = folder / ends
         if rank == 0:

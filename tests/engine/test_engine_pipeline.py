@@ -22,19 +22,29 @@ def bases(tmp_path_factory):
     return {family: write_family(family, folder / family) for family in ("llama", "qwen2", "gpt2")}
 
 
-def trained(rank, base, kind, options, ranks, dtype="fp32", seats=1, clip=0.0, nvme="unused"):
-    steps = [random_step(3 + seat, 2, 3) for seat in range(seats)]
+def trained(rank, base, kind, options, ranks, *, dtype="fp32", client_slots=1, clip=0.0, nvme="unused"):
+    steps = [random_step(3 + seat, 2, 3) for seat in range(client_slots)]
     steps[0].micro[1].attention_mask[0, -5:] = 0  # padding: the blocks' masks differ between micro-batches
     steps[0].micro[1].labels[0, -5:] = -100
-    with engine(base, kind, dtype, clients=(tuple(range(ranks)),), adapter=LORA, train=DETERMINED, options=options, seats=seats,
-                gradient_clipping=clip, nvme=nvme) as own:
+    with engine(
+        base,
+        kind,
+        dtype,
+        clients=(tuple(range(ranks)),),
+        adapter=LORA,
+        train=DETERMINED,
+        options=options,
+        client_slots=client_slots,
+        gradient_clipping=clip,
+        nvme=nvme,
+    ) as own:
         start = stirred(own.state())
         own.load(start)
         before = own.evaluate([steps[0].micro, steps[0].micro[:1]])
-        for seat in range(seats):
+        for seat in range(client_slots):
             own.load(start, slot=seat, seed=seat)
         losses = [[s.loss for s in own.train_step(steps, RATE)] for _ in range(3)]
-        ends = [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(seats)]
+        ends = [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(client_slots)]
         return before, losses, ends, own.take_loaded()
 
 
@@ -50,49 +60,103 @@ def same(found, expected, tolerance=1e-5):
         assert max(np.abs(end[n] - reference[n]).max() for n in end) < 20 * tolerance
 
 
-@pytest.mark.parametrize("family,ranks,cuts", [("llama", 2, "auto"), ("llama", 3, (1, 2)), ("llama", 4, "auto"), ("qwen2", 2, (3,)), ("gpt2", 3, (2, 3))])
+@pytest.mark.parametrize(
+    "family,ranks,cuts",
+    [
+        ("llama", 2, "auto"),
+        ("llama", 3, (1, 2)),
+        ("llama", 4, "auto"),
+        ("qwen2", 2, (3,)),
+        ("gpt2", 3, (2, 3)),
+    ],
+)
 def test_stages_train_as_one_process(bases, family, ranks, cuts):
-    found = run_clusters([ranks], trained, bases[family], "resident", EngineConfig(pipeline="client", cuts=cuts), ranks)
+    found = run_clusters(
+        [ranks], trained, bases[family], "resident", EngineConfig(pipeline="client", cuts=cuts), ranks
+    )
     [expected] = run_clusters([1], trained, bases[family], "resident", EngineConfig(), 1)
     same(found[0], expected)
     for other in found[1:]:
-        assert all(np.array_equal(other[2][0][n], found[0][2][0][n]) for n in found[0][2][0])  # every rank knows the whole state
+        assert all(
+            np.array_equal(other[2][0][n], found[0][2][0][n]) for n in found[0][2][0]
+        )  # every rank knows the whole state
 
 
-@pytest.mark.parametrize("kind,options", [("ram", {"slots": 2}), ("nvme", {"slots": 4}), ("resident", {"activation_checkpointing": True})])
+@pytest.mark.parametrize(
+    "kind,options",
+    [("ram", {"block_slots": 2}), ("nvme", {"slots": 4}), ("resident", {"activation_checkpointing": True})],
+)
 def test_chunks_that_are_loaded_or_computed_again_change_nothing(bases, tmp_path, kind, options):
     options = EngineConfig(pipeline="client", **options)
-    found = run_clusters([2], trained, bases["llama"], kind, options, 2, "fp32", 1, 0.0, tmp_path)
+    found = run_clusters(
+        [2], trained, bases["llama"], kind, options, 2, dtype="fp32", client_slots=1, clip=0.0, nvme=tmp_path
+    )
     [expected] = run_clusters([1], trained, bases["llama"], "resident", EngineConfig(), 1)
     same(found[0], expected)
     if kind != "resident":
         assert all(f[3] > 0 for f in found)
 
 
-@pytest.mark.parametrize("dtype,clip,seats", [("fp32", 0.05, 1), ("fp32", 0.0, 2), ("bf16", 0.05, 1), ("fp16", 0.05, 2)])
-def test_norms_scales_and_seats_are_those_of_the_whole_pipeline(bases, dtype, clip, seats):
-    """Clipping by the norm over all stages; fp16's scale the same everywhere; clients that share the ranks take turns."""
-    found = run_clusters([3], trained, bases["llama"], "resident", EngineConfig(pipeline="client", cuts=(1, 2)), 3, dtype, seats, clip)
-    [expected] = run_clusters([1], trained, bases["llama"], "resident", EngineConfig(), 1, dtype, seats, clip)
+@pytest.mark.parametrize(
+    "dtype,clip,client_slots", [("fp32", 0.05, 1), ("fp32", 0.0, 2), ("bf16", 0.05, 1), ("fp16", 0.05, 2)]
+)
+def test_norms_scales_and_seats_are_those_of_the_whole_pipeline(bases, dtype, clip, client_slots):
+    """Clipping by the norm over all stages; fp16's scale the same everywhere; clients that share the ranks
+    take turns.
+    """
+    found = run_clusters(
+        [3],
+        trained,
+        bases["llama"],
+        "resident",
+        EngineConfig(pipeline="client", cuts=(1, 2)),
+        3,
+        dtype=dtype,
+        client_slots=client_slots,
+        clip=clip,
+    )
+    [expected] = run_clusters(
+        [1],
+        trained,
+        bases["llama"],
+        "resident",
+        EngineConfig(),
+        1,
+        dtype=dtype,
+        client_slots=client_slots,
+        clip=clip,
+    )
     same(found[0], expected, 1e-5 if dtype == "fp32" else 2e-2)
 
 
 def clipped(rank, base, dtype, options, ranks):
     """How far one step of plain SGD with rate 1 goes, which is the norm that gradients were clipped to."""
-    with engine(base, "resident", dtype, clients=(tuple(range(ranks)),), adapter=LORA, train=TrainConfig(optimizer="sgd"), options=options,
-                gradient_clipping=0.05) as own:
+    with engine(
+        base,
+        "resident",
+        dtype,
+        clients=(tuple(range(ranks)),),
+        adapter=LORA,
+        train=TrainConfig(optimizer="sgd"),
+        options=options,
+        gradient_clipping=0.05,
+    ) as own:
         start = stirred(own.state())
         own.load(start)
         before = own.state()  # as the type rounds it
         own.train_step([random_step(3, 2, 3)], 1.0)
         kept = own.optimizer_state()
-        assert all(key.endswith("momentum_buffer") for key in kept)  # plain SGD remembers nothing, on no stage
+        assert all(
+            key.endswith("momentum_buffer") for key in kept
+        )  # plain SGD remembers nothing, on no stage
         return float(sum(((own.state()[n] - before[n]).double() ** 2).sum() for n in before) ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_the_norm_that_is_clipped_is_that_of_all_stages(bases, dtype):
-    for went in run_clusters([3], clipped, bases["llama"], dtype, EngineConfig(pipeline="client", cuts=(1, 2)), 3):
+    for went in run_clusters(
+        [3], clipped, bases["llama"], dtype, EngineConfig(pipeline="client", cuts=(1, 2)), 3
+    ):
         assert went == pytest.approx(0.05, rel=1e-3 if dtype == "fp32" else 3e-2)
 
 
@@ -101,7 +165,15 @@ def crowded(rank, base, kind, scope, micros):
     steps = [random_step(5 + seat, 1, micros, length=8) for seat in range(2)]
     ranks = 2 if scope != "none" else 1
     clients = ((0,), (1,)) if scope == "cluster" else (tuple(range(ranks)),)
-    with engine(base, kind, clients=clients, adapter=LORA, options=EngineConfig(pipeline=scope), seats=1, micro=1) as own:
+    with engine(
+        base,
+        kind,
+        clients=clients,
+        adapter=LORA,
+        options=EngineConfig(pipeline=scope),
+        client_slots=1,
+        micro=1,
+    ) as own:
         start = stirred(own.state())
         own.load(start)
         work = steps[rank] if scope == "cluster" else steps[0]
@@ -114,9 +186,16 @@ def crowded(rank, base, kind, scope, micros):
         return before.loss, loss
 
 
-@pytest.mark.parametrize("kind,scope,micros", [
-    ("resident", "cluster", 10 * AHEAD), *(pytest.param(kind, scope, 150, marks=pytest.mark.slow) for kind, scope in (
-        ("resident", "cluster"), ("resident", "client"), ("ram", "client")))])
+@pytest.mark.parametrize(
+    "kind,scope,micros",
+    [
+        ("resident", "cluster", 10 * AHEAD),
+        *(
+            pytest.param(kind, scope, 150, marks=pytest.mark.slow)
+            for kind, scope in (("resident", "cluster"), ("resident", "client"), ("ram", "client"))
+        ),
+    ],
+)
 def test_a_crowd_of_micro_batches_goes_through(bases, kind, scope, micros):
     """Nobody may wait for room on a side that itself waits."""
     found = run_clusters([2], crowded, bases["llama"], kind, scope, micros)
@@ -138,8 +217,16 @@ def test_the_first_ranks_cuts_hold_for_all(bases):
 def refused(rank, base):
     from fedspeed.errors import FedSpeedError
 
-    with pytest.raises(FedSpeedError, match="nothing trains in the blocks of stage 1"), \
-            engine(base, "resident", clients=((0, 1),), adapter=AdapterConfig(targets=("layers.0.self_attn.q_proj",)), options=EngineConfig(pipeline="client")):
+    with (
+        pytest.raises(FedSpeedError, match="nothing trains in the blocks of stage 1"),
+        engine(
+            base,
+            "resident",
+            clients=((0, 1),),
+            adapter=AdapterConfig(targets=("layers.0.self_attn.q_proj",)),
+            options=EngineConfig(pipeline="client"),
+        ),
+    ):
         pass
 
 
@@ -148,16 +235,29 @@ def test_a_stage_that_trains_nothing_is_refused(bases):
 
 
 def scaled_turns(rank, base, clients):
-    """Of two turns: which steps were taken, from a loss scale that is too large at first, and how far they went."""
+    """Of two turns: which steps were taken, from a loss scale that is too large at first, and how far they
+    went.
+    """
     scope = "cluster" if len(clients) > 1 else "none"
-    with engine(base, "resident", "fp16", clients=tuple((r,) for r in range(len(clients))), adapter=LORA, options=EngineConfig(pipeline=scope),
-                fp16={"enabled": True, "initial_scale_power": 18}) as own:
-        start, found = stirred(own.state()), []
+    with engine(
+        base,
+        "resident",
+        "fp16",
+        clients=tuple((r,) for r in range(len(clients))),
+        adapter=LORA,
+        options=EngineConfig(pipeline=scope),
+        fp16={"enabled": True, "initial_scale_power": 18},
+    ) as own:
+        start = stirred(own.state())
+        found = []
         for _ in range(2):
             with own.lockstep(own.train_passes(1, 6, 1), backward=True):
                 own.load(start, seed=1)
                 taken = [own.train_step([a_clients_step(clients[rank], n)], 0.01)[0].steps for n in range(6)]
-                found.append((taken, float(sum((t.double() - start[n]).abs().sum() for n, t in own.state().items()))))
+                found.append((
+                    taken,
+                    float(sum((t.double() - start[n]).abs().sum() for n, t in own.state().items())),
+                ))
         return found
 
 
@@ -167,7 +267,11 @@ def test_each_turn_of_a_cluster_begins_with_a_fresh_loss_scale(bases):
         [expected] = run_clusters([1], scaled_turns, bases["llama"], [client])
         (taken, went), again = expected
         assert again == (taken, went) and 0 in taken and 1 in taken
-        assert found[client][0] == found[client][1] and found[client][0][0] == taken and found[client][0][1] == pytest.approx(went, rel=2e-2)
+        assert (
+            found[client][0] == found[client][1]
+            and found[client][0][0] == taken
+            and found[client][0][1] == pytest.approx(went, rel=2e-2)
+        )
 
 
 def test_a_stage_reads_its_own_weights_only(bases, tmp_path):
@@ -187,11 +291,20 @@ def held_bytes(rank, base, nvme):
 
     from fedspeed.models import loading
 
-    read, honest = [], loading.WeightFiles.read
+    read = []
+    honest = loading.WeightFiles.read
     loading.WeightFiles.read = lambda self, name, *rest: (read.append(name), honest(self, name, *rest))[1]
     try:
-        options = EngineConfig(pipeline="client" if int(os.environ["WORLD_SIZE"]) > 1 else "none", cuts=(1, 2))
-        with engine(base, "resident", clients=(tuple(range(int(os.environ["WORLD_SIZE"]))),), adapter=LORA, options=options) as own:
+        options = EngineConfig(
+            pipeline="client" if int(os.environ["WORLD_SIZE"]) > 1 else "none", cuts=(1, 2)
+        )
+        with engine(
+            base,
+            "resident",
+            clients=(tuple(range(int(os.environ["WORLD_SIZE"]))),),
+            adapter=LORA,
+            options=options,
+        ) as own:
             real = {n for n, p in own.model.named_parameters() if not p.is_meta and not p.requires_grad}
             assert {n.replace(".base_layer", "").removeprefix("base_model.model.") for n in real} == set(read)
             return sorted(real)
@@ -199,7 +312,10 @@ def held_bytes(rank, base, nvme):
         loading.WeightFiles.read = honest
 
 
-@pytest.mark.parametrize("cuts,text", [((1,), "2 ascending numbers between 0 and 4"), ((2, 2), "ascending"), ((0, 2), "write auto")])
+@pytest.mark.parametrize(
+    "cuts,text",
+    [((1,), "2 ascending numbers between 0 and 4"), ((2, 2), "ascending"), ((0, 2), "write auto")],
+)
 def test_cuts_that_do_not_fit_are_told(cuts, text):
     from fedspeed.engine.base.choose import layout_of
     from fedspeed.errors import FedSpeedError
@@ -210,24 +326,32 @@ def test_cuts_that_do_not_fit_are_told(cuts, text):
 
 def a_clients_step(client: int, number: int):
     step = random_step(10 * client + number, 2, 1 + client)
-    step.micro[0].attention_mask[1, -3 - client:] = 0
-    step.micro[0].labels[1, -3 - client:] = -100
+    step.micro[0].attention_mask[1, -3 - client :] = 0
+    step.micro[0].labels[1, -3 - client :] = -100
     return step
 
 
 def turn(own, clients, start, steps):
-    """A turn of the clients in this rank's seats, as the rounds take it: (losses by step, end states, held-out sums under the start)."""
+    """A turn of the clients in this rank's client slots, as the rounds take it: (losses by step, end states,
+    held-out sums under the start).
+    """
     own.load(start)
     with own.lockstep(own.eval_passes([a_clients_step(c, 9).micro for c in clients]), backward=False):
         before = own.evaluate([a_clients_step(c, 9).micro for c in clients])
-    losses, ends = [], []
+    losses = []
+    ends = []
     with own.lockstep(own.train_passes(len(clients), steps, 1), backward=True):
         for first in range(0, len(clients), own.client_slots):
-            together = clients[first:first + own.client_slots]
+            together = clients[first : first + own.client_slots]
             for seat, client in enumerate(together):
                 own.load(start, seed=client, slot=seat)
-            losses.append([[s.loss for s in own.train_step([a_clients_step(c, n) for c in together], RATE)] for n in range(steps)])
-            ends += [{n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(len(together))]
+            losses.append([
+                [s.loss for s in own.train_step([a_clients_step(c, n) for c in together], RATE)]
+                for n in range(steps)
+            ])
+            ends += [
+                {n: v.detach().numpy() for n, v in own.state(seat).items()} for seat in range(len(together))
+            ]
     return before, losses, ends
 
 
@@ -236,41 +360,83 @@ def alone(rank, base, client, dtype="fp32", clip=0.0):
         return turn(own, [client], stirred(own.state()), 3)
 
 
-@pytest.mark.parametrize("sets,carried,seats,options", [
-    pytest.param([(0,), (1,)], [[0], [1]], 0, {}, marks=pytest.mark.slow),
-    ([(0,), (1,), (2,)], [[0], [1], [2]], 0, {"cuts": (1, 2)}),
-    ([(0,), (1,), (2,)], [[0], [], [2]], 0, {"clip": 0.05}),  # one is not asked in this round, and serves the others
-    ([(0, 1), (2,)], [[0], [1]], 0, {"dtype": "bf16"}),
-    ([(0,), (1,)], [[0, 1, 2], [3]], 2, {"dtype": "fp16"})])
-def test_a_cluster_in_one_pipeline_trains_each_client_as_alone(bases, sets, carried, seats, options):
+@pytest.mark.parametrize(
+    "sets,carried,client_slots,options",
+    [
+        pytest.param([(0,), (1,)], [[0], [1]], 0, {}, marks=pytest.mark.slow),
+        ([(0,), (1,), (2,)], [[0], [1], [2]], 0, {"cuts": (1, 2)}),
+        (
+            [(0,), (1,), (2,)],
+            [[0], [], [2]],
+            0,
+            {"clip": 0.05},
+        ),  # one is not asked in this round, and serves the others
+        ([(0, 1), (2,)], [[0], [1]], 0, {"dtype": "bf16"}),
+        ([(0,), (1,)], [[0, 1, 2], [3]], 2, {"dtype": "fp16"}),
+    ],
+)
+def test_a_cluster_in_one_pipeline_trains_each_client_as_alone(bases, sets, carried, client_slots, options):
     filled = [clients or [9] for clients in carried]  # a rank has a seat, whether its client is asked or not
-    found = run_clusters([sum(map(len, sets))], cluster_turn, bases["llama"], sets, filled, carried, seats, options)
+    found = run_clusters(
+        [sum(map(len, sets))],
+        cluster_turn,
+        bases["llama"],
+        sets,
+        filled,
+        carried,
+        client_slots=client_slots,
+        options=options,
+    )
     tolerance = 1e-5 if options.get("dtype", "fp32") == "fp32" else 2e-2
     for ranks, clients in zip(sets, carried):
-        expected = [run_clusters([1], alone, bases["llama"], c, options.get("dtype", "fp32"), options.get("clip", 0.0))[0] for c in clients]
+        expected = [
+            run_clusters(
+                [1], alone, bases["llama"], c, options.get("dtype", "fp32"), options.get("clip", 0.0)
+            )[0]
+            for c in clients
+        ]
         for rank in ranks:
             before, losses, ends = found[rank]
             assert len(ends) == len(clients)
             for at, (one_before, one_losses, one_ends) in enumerate(expected):
                 assert max(np.abs(ends[at][n] - one_ends[0][n]).max() for n in one_ends[0]) < 20 * tolerance
                 if rank == ranks[0]:
-                    group, seat = divmod(at, seats or len(clients))
+                    group, seat = divmod(at, client_slots or len(clients))
                     got = [step[seat] for step in losses[group]]
-                    assert np.abs(np.array(got) / np.array([step[0] for step in one_losses[0]]) - 1).max() < tolerance
-                    assert before[at].loss == pytest.approx(one_before[0].loss, rel=tolerance) and before[at].tokens == one_before[0].tokens
+                    assert (
+                        np.abs(np.array(got) / np.array([step[0] for step in one_losses[0]]) - 1).max()
+                        < tolerance
+                    )
+                    assert (
+                        before[at].loss == pytest.approx(one_before[0].loss, rel=tolerance)
+                        and before[at].tokens == one_before[0].tokens
+                    )
                 else:
                     assert before[at].tokens == 0 and losses[0][0][0] == 0.0
 
 
-def cluster_turn(rank, base, sets, filled, carried, seats, options):
+def cluster_turn(rank, base, sets, filled, carried, *, client_slots, options):
     ranks = next(ranks for ranks in sets if rank in ranks)
     me = sets.index(ranks)
-    engine_options = EngineConfig(pipeline="cluster", seats=seats, cuts=options.get("cuts", "auto"))
-    with engine(base, "resident", options.get("dtype", "fp32"), clients=sets, adapter=LORA, train=DETERMINED, options=engine_options,
-                seats=len(filled[me]), gradient_clipping=options.get("clip", 0.0)) as own:
+    engine_options = EngineConfig(
+        pipeline="cluster", client_slots=client_slots, cuts=options.get("cuts", "auto")
+    )
+    with engine(
+        base,
+        "resident",
+        options.get("dtype", "fp32"),
+        clients=sets,
+        adapter=LORA,
+        train=DETERMINED,
+        options=engine_options,
+        client_slots=len(filled[me]),
+        gradient_clipping=options.get("clip", 0.0),
+    ) as own:
         start = stirred(own.state())
         turns = [turn(own, carried[me], start, 3) for _ in range(2)]
-        assert all(np.array_equal(a[n], b[n]) for a, b in zip(turns[0][2], turns[1][2]) for n in a)  # nothing is left of the turn before
+        assert all(
+            np.array_equal(a[n], b[n]) for a, b in zip(turns[0][2], turns[1][2]) for n in a
+        )  # nothing is left of the turn before
         return turns[0]
 
 
@@ -294,15 +460,29 @@ def dies(rank, base, victim, kind):
     instruction, method = next((i, m) for i, m in table.items() if i.__name__ == kind)
     table[instruction] = mortally
     options = EngineConfig(pipeline="client", cuts=(1, 2))
-    with engine(base, "resident", clients=((0, 1, 2),), adapter=LORA, options=options, gradient_clipping=0.05) as own, pytest.raises(LostPeerError) as error:
+    with (
+        engine(
+            base, "resident", clients=((0, 1, 2),), adapter=LORA, options=options, gradient_clipping=0.05
+        ) as own,
+        pytest.raises(LostPeerError) as error,
+    ):
         own.load(stirred(own.state()))
         own.train_step([random_step(3, 2, 6)], 0.01)
     return str(error.value)
 
 
-@pytest.mark.parametrize("victim,kind", [(0, "Forward"), (1, "Backward"), (2, "Forward"), (2, "Backward"), (1, "Step")])
+@pytest.mark.parametrize(
+    "victim,kind", [(0, "Forward"), (1, "Backward"), (2, "Forward"), (2, "Backward"), (1, "Step")]
+)
 def test_survivors_say_who_was_lost_and_in_which_instruction(bases, victim, kind):
     told = run_clusters([3], dies, bases["llama"], victim, kind, mortal=frozenset({victim}))
     texts = [text for rank, text in enumerate(told) if rank != victim]
-    assert all("of this pipeline was lost" in text and "(in " in text and "resumes from the journal" in text for text in texts)
-    assert any(f"rank {victim} of this pipeline was lost" in text for text in texts) or kind == "Step" and all("in Step(client=0)" in text for text in texts)
+    assert all(
+        "of this pipeline was lost" in text and "(in " in text and "resumes from the journal" in text
+        for text in texts
+    )
+    assert (
+        any(f"rank {victim} of this pipeline was lost" in text for text in texts)
+        or kind == "Step"
+        and all("in Step(client=0)" in text for text in texts)
+    )

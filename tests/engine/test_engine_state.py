@@ -1,4 +1,6 @@
-"""What a turn starts from and leaves: optimizers kept and restored, loss scales, steps that were not taken."""
+"""What a turn starts from and leaves: optimizers kept and restored, loss scales, steps that were not
+taken.
+"""
 
 import pytest
 
@@ -20,7 +22,9 @@ def base(tmp_path_factory):
 
 
 def built(rank, base, nvme, kinds):
-    """Largest difference of an untrained engine's masters from the adapter's own start; its parameters' types."""
+    """Largest difference of an untrained engine's masters from the adapter's own start; its parameters'
+    types.
+    """
     import torch
 
     from fedspeed.engine.world import join_world, leave_world
@@ -29,16 +33,27 @@ def built(rank, base, nvme, kinds):
     join_world(LIMIT_S)
     out = {}
     for kind, dtype in kinds:
-        with engine(base, kind, dtype, nvme=nvme, train=TrainConfig(lr=0.1, weight_decay=0.5), join=False) as own:
-            start = {n: initial_adapter(n, v.shape, 0).to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).float()
-                     for n, v in own.state().items()}
-            out[kind, dtype] = largest_difference(own.state(), start), {str(p.dtype) for p in own.model.parameters()}
+        with engine(
+            base, kind, dtype, nvme=nvme, train=TrainConfig(lr=0.1, weight_decay=0.5), join=False
+        ) as own:
+            start = {
+                n: initial_adapter(n, v.shape, 0)
+                .to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+                .float()
+                for n, v in own.state().items()
+            }
+            out[kind, dtype] = (
+                largest_difference(own.state(), start),
+                {str(p.dtype) for p in own.model.parameters()},
+            )
     leave_world()
     return out
 
 
 def test_building_an_engine_moves_nothing(base, tmp_path):
-    """Where DeepSpeed steps once without gradients, weight decay must not bite; and adapters of a 16-bit model are 16 bit."""
+    """Where DeepSpeed steps once without gradients, weight decay must not bite; and adapters of a 16-bit
+    model are 16 bit.
+    """
     kinds = [(kind, dtype) for kind in ("zero0", "zero2", "zero3", "ram") for dtype in ("fp32", "bf16")]
     [seen] = run_clusters([1], built, base, tmp_path, kinds)
     for (kind, dtype), (difference, types) in seen.items():
@@ -55,7 +70,8 @@ def kept_by_a_fresh_engine(rank, base, nvme, kinds):
         with engine(base, kind, nvme=nvme, clients=[(0, 1)], join=False) as own:
             own.load(drawn(own.state()))
             own.train_step([random_step(1, 2, 1, 2, rank)], LR)[0]
-            state, kept = own.state(), own.optimizer_state()
+            state = own.state()
+            kept = own.optimizer_state()
             own.train_step([random_step(2, 2, 1, 2, rank)], LR)[0]
             on = own.state()
         with engine(base, kind, nvme=nvme, clients=[(0, 1)], join=False) as other:
@@ -69,7 +85,9 @@ def kept_by_a_fresh_engine(rank, base, nvme, kinds):
 
 def test_a_fresh_engine_takes_up_a_kept_optimizer(base, tmp_path):
     """As a resumed run does: before its first step."""
-    for seen in run_clusters([2], kept_by_a_fresh_engine, base, tmp_path, ["zero0", "zero1", "zero2", "zero3", "client"]):
+    for seen in run_clusters(
+        [2], kept_by_a_fresh_engine, base, tmp_path, ["zero0", "zero1", "zero2", "zero3", "client"]
+    ):
         for kind, (same_shapes, difference) in seen.items():
             assert same_shapes and difference == 0.0, kind
 
@@ -92,8 +110,20 @@ def without_finite_gradient(rank, base, nvme, kinds):
 
 def test_a_step_that_is_not_taken_is_not_counted(base, tmp_path):
     """And it leaves nothing behind for the next turn."""
-    [seen] = run_clusters([1], without_finite_gradient, base, tmp_path, [("zero0", "bf16"), ("zero2", "bf16"), ("zero3", "bf16"), ("zero2", "fp32"),
-                                                                                  ("ram", "bf16"), ("ram", "fp32")])
+    [seen] = run_clusters(
+        [1],
+        without_finite_gradient,
+        base,
+        tmp_path,
+        [
+            ("zero0", "bf16"),
+            ("zero2", "bf16"),
+            ("zero3", "bf16"),
+            ("zero2", "fp32"),
+            ("ram", "bf16"),
+            ("ram", "fp32"),
+        ],
+    )
     assert seen == dict.fromkeys(seen, (0, 1))
 
 
@@ -101,7 +131,8 @@ def fp16_steps(rank, base, nvme, kinds):
     from fedspeed.engine.world import join_world, leave_world
 
     join_world(LIMIT_S)
-    out, sgd = {}, TrainConfig(optimizer="sgd")
+    out = {}
+    sgd = TrainConfig(optimizer="sgd")
     for kind, dtype in kinds:
         with engine(base, kind, dtype, nvme=nvme, train=sgd, join=False) as own:
             start = drawn(own.state())
@@ -114,13 +145,27 @@ def fp16_steps(rank, base, nvme, kinds):
             lower = getattr(own._states[0].ds_engine.optimizer, "loss_scale", 1.0)
             own.load(start)
             again = getattr(own._states[0].ds_engine.optimizer, "loss_scale", 1.0)
-            out[kind, dtype] = (float((sum(((moved[n] - start[n]) ** 2).sum() for n in start)) ** 0.5), taken.steps, lost.steps, scale, lower, again)
+            out[kind, dtype] = (
+                float((sum(((moved[n] - start[n]) ** 2).sum() for n in start)) ** 0.5),
+                taken.steps,
+                lost.steps,
+                scale,
+                lower,
+                again,
+            )
     leave_world()
     return out
 
 
 def test_fp16_steps_are_as_long_as_fp32_steps_and_scales_start_anew(base, tmp_path):
-    kinds = [("zero0", "fp32"), ("zero0", "fp16"), ("zero1", "fp16"), ("zero2", "fp16"), ("zero3", "fp16"), ("ram", "fp16")]
+    kinds = [
+        ("zero0", "fp32"),
+        ("zero0", "fp16"),
+        ("zero1", "fp16"),
+        ("zero2", "fp16"),
+        ("zero3", "fp16"),
+        ("ram", "fp16"),
+    ]
     [seen] = run_clusters([1], fp16_steps, base, tmp_path, kinds)
     length = seen["zero0", "fp32"][0]
     for kind, dtype in kinds[1:]:
@@ -131,15 +176,27 @@ def test_fp16_steps_are_as_long_as_fp32_steps_and_scales_start_anew(base, tmp_pa
 
 
 def recomputed(rank, base, nvme, kind):
-    with engine(base, kind, nvme=nvme, adapter=ADAPTER, options=EngineConfig(activation_checkpointing=True), train=TrainConfig(weight_decay=0.1)) as own:
+    with engine(
+        base,
+        kind,
+        nvme=nvme,
+        adapter=ADAPTER,
+        options=EngineConfig(activation_checkpointing=True),
+        train=TrainConfig(weight_decay=0.1),
+    ) as own:
         own.load(own.state())
-        return [own.train_step([step], LR)[0].loss / step.step_answer_tokens for step in (random_step(i % 2, 4, 1) for i in range(5))]
+        return [
+            own.train_step([step], LR)[0].loss / step.step_answer_tokens
+            for step in (random_step(i % 2, 4, 1) for i in range(5))
+        ]
 
 
 @pytest.mark.parametrize("kind", ["zero0", "zero3"])
 def test_recomputing_activations_changes_no_loss(base, tmp_path, kind):
     import torch
 
-    expected = plain_losses(base, 5, lambda p: torch.optim.AdamW(p, lr=LR, weight_decay=0.1), AdapterConfig(targets="all-linear"))
+    expected = plain_losses(
+        base, 5, lambda p: torch.optim.AdamW(p, lr=LR, weight_decay=0.1), AdapterConfig(targets="all-linear")
+    )
     [losses] = run_clusters([1], recomputed, base, tmp_path, kind)
     assert max(abs(a - b) for a, b in zip(losses, expected)) < 1e-5

@@ -23,7 +23,8 @@ STEPS = [random_step(3, 2, 3), random_step(4, 2, 3)]
 
 def folded(state):
     """Drawn folded arrays beside a state: factors and whole matrices in turn, and one module without any."""
-    rng, found = np.random.default_rng(1), {}
+    rng = np.random.default_rng(1)
+    found = {}
     for i, (a, b) in enumerate(pairs(state)[1:]):
         shapes = (state[b].shape[0], 6), (6, state[a].shape[1])
         left, right = (0.1 * rng.standard_normal(shape).astype(np.float32) for shape in shapes)
@@ -66,7 +67,8 @@ def course(own, start, mine=0):
 
 def alone(rank, base, kinds, dtype, folder):
     """The course on the merged base, and by kind the one with the folded adapter, the one without it
-    afterwards, and bytes."""
+    afterwards, and bytes.
+    """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
 
@@ -83,7 +85,8 @@ def alone(rank, base, kinds, dtype, folder):
         own.close()
     for kind in kinds:
         with engine(base, kind, dtype, **given) as own:
-            plain, peak = course(own, start), own.device_bytes
+            plain = course(own, start)
+            peak = own.device_bytes
             found[kind] = course(own, whole), own.device_bytes - peak, plain, course(own, start)
             own.close()
     leave_world()

@@ -21,7 +21,8 @@ PROMPTS = [np.concatenate([EXAMPLES, _RNG.integers(3, 260, length)]) for length 
 SPANS = [(9, 11), (6, 7), (2, 14), (1, 11), (7, 8)]
 # Three that follow the same tokens, as choices do, of different lengths.
 CHOICES = [np.concatenate([PROMPTS[0], _RNG.integers(3, 260, length)]) for length in (3, 1, 4)]
-SEQUENCES, ASKED = [*PROMPTS, *CHOICES], [*SPANS, *((len(PROMPTS[0]), len(choice)) for choice in CHOICES)]
+SEQUENCES = [*PROMPTS, *CHOICES]
+ASKED = [*SPANS, *((len(PROMPTS[0]), len(choice)) for choice in CHOICES)]
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +42,15 @@ def asked(own, stop=()):
     }
 
 
-def of_tiers(rank, base, kinds, stop, nvme, options=None):
+def of_tiers(rank, base, kinds, stop, nvme, *, options=None):
     """What engines of some kinds answer, one after the other; and what a prompt costs in loads."""
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
 
     quiet()
     join_world(LIMIT_S)
-    found, loads = {}, {}
+    found = {}
+    loads = {}
     for kind in kinds:
         with engine(base, kind, adapter=LORA, nvme=nvme, join=False, options=options) as own:
             own.load(stirred(own.state()))
@@ -64,7 +66,9 @@ def of_tiers(rank, base, kinds, stop, nvme, options=None):
 
 
 def plain(base, stop, seed=5):
-    """The greedy answers and the log-probabilities of an ordinary model with the same adapter, one sequence at a time."""
+    """The greedy answers and the log-probabilities of an ordinary model with the same adapter, one sequence
+    at a time.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -73,21 +77,32 @@ def plain(base, stop, seed=5):
 
     model = AutoModelForCausalLM.from_pretrained(base)
     targets = lora_config(LORA, model.config.model_type).target_modules
-    model = get_peft_model(model, LoraConfig(r=LORA.lora_rank, lora_alpha=LORA.alpha, target_modules=targets)).eval()
+    model = get_peft_model(
+        model, LoraConfig(r=LORA.lora_rank, lora_alpha=LORA.alpha, target_modules=targets)
+    ).eval()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
-        for name, value in stirred({n: initial_adapter(n, p.shape, 0) for n, p in trained.items()}, seed).items():
+        for name, value in stirred(
+            {n: initial_adapter(n, p.shape, 0) for n, p in trained.items()}, seed
+        ).items():
             trained[name].copy_(value)
-        answers, logprobs = [], []
+        answers = []
+        logprobs = []
         for prompt in PROMPTS:
             ids = torch.from_numpy(prompt)[None]
-            whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW, do_sample=False,
-                                   eos_token_id=stop, pad_token_id=0)[0, len(prompt):].tolist()
-            answers.append(whole[:whole.index(stop)] if stop in whole else whole)
+            whole = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=MAX_NEW,
+                do_sample=False,
+                eos_token_id=stop,
+                pad_token_id=0,
+            )[0, len(prompt) :].tolist()
+            answers.append(whole[: whole.index(stop)] if stop in whole else whole)
         for sequence, (a, b) in zip(SEQUENCES, ASKED):
             ids = torch.from_numpy(sequence)
             told = model(input_ids=ids[None]).logits[0].log_softmax(-1)
-            logprobs.append(told[a - 1:b - 1].gather(-1, ids[a:b, None])[:, 0].numpy())
+            logprobs.append(told[a - 1 : b - 1].gather(-1, ids[a:b, None])[:, 0].numpy())
     return answers, logprobs
 
 
@@ -106,12 +121,21 @@ def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
     stop = free[2][4]  # ends one answer in its middle
     greedy, logprobs = plain(bases[family], stop)
     assert greedy[2] != free[2] and len({tuple(answer) for answer in greedy}) > 1
-    [(found, loads)] = run_clusters([1], of_tiers, bases[family], ("zero0", "zero3", "resident", "ram", "nvme"), (stop,), tmp_path,
-                                    EngineConfig(slots=2))
+    [(found, loads)] = run_clusters(
+        [1],
+        of_tiers,
+        bases[family],
+        ("zero0", "zero3", "resident", "ram", "nvme"),
+        (stop,),
+        tmp_path,
+        options=EngineConfig(block_slots=2),
+    )
     for kind, answers in found.items():
         same_answers(answers["greedy"], [[answer] for answer in greedy])
         same_answers(answers["alone"], [[free[2]]])
-        same_answers(answers["sampled"], [[one.tolist() for one in some] for some in found["zero0"]["sampled"]])
+        same_answers(
+            answers["sampled"], [[one.tolist() for one in some] for some in found["zero0"]["sampled"]]
+        )
         for own, expected in zip(answers["logprobs"], logprobs, strict=True):
             assert np.abs(own - expected).max() < 1e-5
     samples = {tuple(one.tolist()) for one in found["ram"]["sampled"][0]}
@@ -119,13 +143,21 @@ def test_every_tier_answers_as_transformers_does(bases, tmp_path, family):
     for kind in ("ram", "nvme"):  # bit for bit
         for own, expected in zip(found[kind]["logprobs"], found["resident"]["logprobs"]):
             assert np.array_equal(own, expected)
-    # A token step loads each of the 4 blocks once at most, and the ends; beginning takes a pass for each of prefix and prompts.
+    # A token step loads each of the 4 blocks once at most, and the ends; beginning takes a pass for each of
+    # prefix and prompts.
     assert loads[5] <= (MAX_NEW + 1) * (4 + 2)
     assert loads[1] <= loads[5] <= loads[1] + 4 + 2
 
 
-def of_client(rank, base, kind, ranks, nvme, options=None):
-    with engine(base, kind, clients=(tuple(range(ranks)),), adapter=LORA, nvme=nvme, options=options or EngineConfig(slots=2)) as own:
+def of_client(rank, base, kind, ranks, nvme, *, options=None):
+    with engine(
+        base,
+        kind,
+        clients=(tuple(range(ranks)),),
+        adapter=LORA,
+        nvme=nvme,
+        options=options or EngineConfig(block_slots=2),
+    ) as own:
         own.load(stirred(own.state()))
         found = asked(own)
         own.close()
@@ -136,7 +168,7 @@ WAYS = {
     "zero3": ("zero3", 2, None),
     "client": ("client", 2, None),
     "pipeline": ("resident", 3, EngineConfig(pipeline="client")),
-    "streamed pipeline": ("ram", 2, EngineConfig(pipeline="client", slots=1)),
+    "streamed pipeline": ("ram", 2, EngineConfig(pipeline="client", block_slots=1)),
 }
 
 
@@ -144,19 +176,23 @@ WAYS = {
 def test_the_ranks_of_a_client_share_the_work_and_all_know_the_answers(bases, tmp_path, way):
     kind, ranks, options = WAYS[way]
     [alone] = run_clusters([1], of_client, bases["gpt2"], "resident", 1, tmp_path)
-    for found in run_clusters([ranks], of_client, bases["gpt2"], kind, ranks, tmp_path, options):
+    for found in run_clusters([ranks], of_client, bases["gpt2"], kind, ranks, tmp_path, options=options):
         for name in ("greedy", "sampled", "alone"):
             same_answers(found[name], [[one.tolist() for one in some] for some in alone[name]])
         for own, expected in zip(found["logprobs"], alone["logprobs"], strict=True):
             assert np.abs(own - expected).max() < 1e-5
 
 
-def uneven(rank, base, kind, clients, nvme, options):
-    """Two clients that share a base and ask for different numbers of answers, one of them in the end for none."""
+def uneven(rank, base, kind, clients, nvme, *, options):
+    """Two clients that share a base and ask for different numbers of answers, one of them in the end for
+    none.
+    """
     second = rank in clients[1]
     with engine(base, kind, clients=clients, adapter=LORA, nvme=nvme, options=options) as own:
         own.load(stirred(own.state(), seed=6 if second else 5))
-        first = own.generate(PROMPTS[:3 if second else 1], max_new=2 if second else MAX_NEW, n=1 if second else 2)
+        first = own.generate(
+            PROMPTS[: 3 if second else 1], max_new=2 if second else MAX_NEW, n=1 if second else 2
+        )
         last = own.generate([] if second else PROMPTS, max_new=3)
         scores = own.logprobs(SEQUENCES, ASKED)
         own.close()
@@ -176,18 +212,25 @@ def test_clients_that_share_a_base_ask_each_for_what_they_like(bases, tmp_path, 
     kind, clients, options = SHARED[way]
     free, _ = plain(bases["llama"], -1)
     other, logprobs = plain(bases["llama"], -1, seed=6)
-    told = run_clusters([sum(map(len, clients))], uneven, bases["llama"], kind, clients, tmp_path, options)
+    told = run_clusters(
+        [sum(map(len, clients))], uneven, bases["llama"], kind, clients, tmp_path, options=options
+    )
     for rank in clients[0]:
         same_answers(told[rank][0], [[free[0]] * 2])
         same_answers(told[rank][1], [[answer[:3]] for answer in free])
     for rank in clients[1]:
         same_answers(told[rank][0], [[answer[:2]] for answer in other[:3]])
         assert told[rank][1] == []
-        assert max(np.abs(own - expected).max() for own, expected in zip(told[rank][2], logprobs, strict=True)) < 1e-5
+        assert (
+            max(np.abs(own - expected).max() for own, expected in zip(told[rank][2], logprobs, strict=True))
+            < 1e-5
+        )
 
 
 def in_narrow_rooms(rank, base, nvme):
-    """What two tiers answer in bf16, with all the room there is, and with hardly any; and how many passes that took."""
+    """What two tiers answer in bf16, with all the room there is, and with hardly any; and how many passes
+    that took.
+    """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
 
@@ -197,7 +240,9 @@ def in_narrow_rooms(rank, base, nvme):
     for kind in ("resident", "ram"):
         with engine(base, kind, "bf16", adapter=LORA, nvme=nvme, join=False) as own:
             own.load(stirred(own.state()))
-            room, passes, compute = own._room(), [], own.compute_pieces
+            room = own._room()
+            passes = []
+            compute = own.compute_pieces
             own.compute_pieces = lambda pieces: passes.append(len(pieces)) or compute(pieces)
             for narrow in (room, replace(room, batch_tokens=12, piece_tokens=8, step_tokens=4)):
                 own._room = lambda narrow=narrow: narrow
@@ -216,15 +261,21 @@ def test_little_room_takes_more_passes_to_the_same_answers(bases, tmp_path):
     for one, other in ((wide, streamed), (narrow, streamed_narrow)):  # bit for bit, in 16 bit too
         same_answers(other[0], [[answer.tolist() for answer in some] for some in one[0]])
         assert all(np.array_equal(*pair) for pair in zip(one[1], other[1], strict=True))
-    assert max(np.abs(one - other).max() for one, other in zip(wide[1], narrow[1])) < 0.05  # products of other sizes round otherwise
+    assert (
+        max(np.abs(one - other).max() for one, other in zip(wide[1], narrow[1])) < 0.05
+    )  # products of other sizes round otherwise
 
 
 def refused(rank, base):
     messages = []
     with engine(base, "resident", adapter=LORA) as own:
-        for call in (lambda: own.generate([PROMPTS[0], PROMPTS[0][:0]], max_new=1), lambda: own.generate([PROMPTS[0]], max_new=118),
-                     lambda: own.logprobs([PROMPTS[0]], [(0, 3)]), lambda: own.logprobs([PROMPTS[0]], [(3, 12)]),
-                     lambda: own.generate([PROMPTS[0]], max_new=1, n=0)):
+        for call in (
+            lambda: own.generate([PROMPTS[0], PROMPTS[0][:0]], max_new=1),
+            lambda: own.generate([PROMPTS[0]], max_new=118),
+            lambda: own.logprobs([PROMPTS[0]], [(0, 3)]),
+            lambda: own.logprobs([PROMPTS[0]], [(3, 12)]),
+            lambda: own.generate([PROMPTS[0]], max_new=1, n=0),
+        ):
             try:
                 call()
             except (ModelError, FedSpeedError) as error:
@@ -235,6 +286,10 @@ def refused(rank, base):
 
 def test_what_cannot_be_asked_is_refused_by_its_number(bases):
     [(messages, full)] = run_clusters([1], refused, bases["gpt2"])
-    for message, said in zip(messages, ("prompt 1 is empty", "11 tokens, and 118 more", "span 0:3", "span 3:12", "n=0"), strict=True):
+    for message, said in zip(
+        messages,
+        ("prompt 1 is empty", "11 tokens, and 118 more", "span 0:3", "span 3:12", "n=0"),
+        strict=True,
+    ):
         assert said in message
     assert full == 117

@@ -16,7 +16,9 @@ ROOM = Room(slot_bytes=1, blocks=2, cache_bytes=10_000, batch_tokens=1_000, piec
 
 
 def chosen(sampling, logits, count=1):
-    return sampling.choose(torch.tensor(logits).log().expand(count, -1), [Draw(i, 0, 0) for i in range(count)]).tolist()
+    return sampling.choose(
+        torch.tensor(logits).log().expand(count, -1), [Draw(i, 0, 0) for i in range(count)]
+    ).tolist()
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable():
@@ -27,22 +29,27 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
     assert np.abs(found - squared).max() < 0.03
 
 
-@pytest.mark.parametrize("top_p,drawn", [(0.5, {1}), (0.6, {1}), (0.61, {1, 2}), (0.95, {0, 1, 2}), (1.0, {0, 1, 2})])
+@pytest.mark.parametrize(
+    "top_p,drawn", [(0.5, {1}), (0.6, {1}), (0.61, {1, 2}), (0.95, {0, 1, 2}), (1.0, {0, 1, 2})]
+)
 def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p, drawn):
     assert set(chosen(Sampling(temperature=1.0, top_p=top_p), [0.1, 0.6, 0.3], 500)) == drawn
 
 
 def test_a_choice_depends_on_its_own_numbers_only():
-    sampling, logits = Sampling(temperature=1.0, seed=3), torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
+    sampling = Sampling(temperature=1.0, seed=3)
+    logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
     draws = [Draw(i % 3, i, i * i) for i in range(8)]
     together = sampling.choose(logits, draws).tolist()
-    assert together == [int(sampling.choose(logits[i:i + 1], draws[i:i + 1])) for i in range(8)]
+    assert together == [int(sampling.choose(logits[i : i + 1], draws[i : i + 1])) for i in range(8)]
     numbers = sampling.random_numbers([Draw(0, 0, 0), Draw(0, 0, 1), Draw(0, 1, 0), Draw(1, 0, 0)])
     assert len(set(numbers)) == 4
     assert not set(numbers) & set(Sampling(temperature=1.0, seed=4).random_numbers(draws))
 
 
-@pytest.mark.parametrize("values", [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "values", [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
 def test_values_out_of_range_are_refused(values):
     with pytest.raises(FedSpeedError, match=f"{next(iter(values))}="):
         Sampling(**values)
@@ -50,12 +57,20 @@ def test_values_out_of_range_are_refused(values):
 
 def test_a_common_prefix_leaves_each_prompt_a_token():
     rows = [np.array(row) for row in ([1, 2, 3, 4], [1, 2, 3], [1, 2, 5, 6])]
-    assert [common_prefix(rows), common_prefix(rows[:2]), common_prefix(rows[:1]), common_prefix([np.array([7]), np.array([7])])] == [2, 2, 3, 0]
+    assert [
+        common_prefix(rows),
+        common_prefix(rows[:2]),
+        common_prefix(rows[:1]),
+        common_prefix([np.array([7]), np.array([7])]),
+    ] == [2, 2, 3, 0]
 
 
 def test_batches_hold_every_context_once_and_no_more_than_there_is_room_for():
     rng = np.random.default_rng(0)
-    contexts = [Context(int(tokens), int(rows), 20, 1) for tokens, rows in zip(rng.integers(1, 60, 40), rng.integers(1, 9, 40))]
+    contexts = [
+        Context(int(tokens), int(rows), 20, 1)
+        for tokens, rows in zip(rng.integers(1, 60, 40), rng.integers(1, 9, 40))
+    ]
     batches = cut(contexts, ROOM, 7)
     assert sorted(i for batch in batches for group in batch for i in group) == list(range(40))
     for batch in batches:
@@ -72,9 +87,13 @@ def test_batches_hold_every_context_once_and_no_more_than_there_is_room_for():
 def test_a_view_shows_tokens_before_and_never_padding():
     tokens, real = right_aligned([np.array([5, 6, 7]), np.array([8])])
     assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]] and real.tolist() == [[True] * 3, [False, False, True]]
-    tail, own = Segment(2), Segment(3)
+    tail = Segment(2)
+    own = Segment(3)
     first = View([], tail, np.array([[0, 1, 2], [-1, -1, 0]]))
-    assert first.sees().astype(int).tolist() == [[[1, 0, 0], [1, 1, 0], [1, 1, 1]], [[0, 0, 0], [0, 0, 0], [0, 0, 1]]]
+    assert first.sees().astype(int).tolist() == [
+        [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
+        [[0, 0, 0], [0, 0, 0], [0, 0, 1]],
+    ]
     assert first.sees(2)[0].astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     keys = torch.arange(6.0).view(2, 1, 3, 1)
     assert torch.equal(first.update(keys, -keys, 4)[0], keys)
@@ -85,19 +104,31 @@ def test_a_view_shows_tokens_before_and_never_padding():
     new = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1, 1)
     assert step.update(new, -new, 4)[0].flatten(1).tolist() == [[3, 4, 5, 10], [0, 1, 2, 20], [0, 1, 2, 30]]
     again = View([(tail, behind[[0, 2]])], own, np.array([[2], [4]]), kept=np.array([0, 2]))
-    assert again.update(new[:2], -new[:2], 4)[1].flatten(1).tolist() == [[-3, -4, -5, -10, -10], [0, -1, -2, -30, -20]]
+    assert again.update(new[:2], -new[:2], 4)[1].flatten(1).tolist() == [
+        [-3, -4, -5, -10, -10],
+        [0, -1, -2, -30, -20],
+    ]
 
 
 def test_a_rank_that_is_told_of_pieces_follows_them_without_a_token():
-    told, followed = Told(), Followed()
-    group, shown = Group([np.array([5, 6, 7]), np.array([8])], None), []
+    told = Told()
+    followed = Followed()
+    group = Group([np.array([5, 6, 7]), np.array([8])], None)
+    shown = []
 
     def follow(piece):
         integers = told.integers([piece])
         [other] = followed.pieces(integers)
-        assert np.array_equal(other.view.sees(), piece.view.sees()) and np.array_equal(other.positions, piece.positions)
+        assert np.array_equal(other.view.sees(), piece.view.sees()) and np.array_equal(
+            other.positions, piece.positions
+        )
         assert not other.tokens.any() and other.count == 0
-        shown.append(other.view.update(*[torch.full((*piece.tokens.shape, 1), float(len(shown))).unsqueeze(1)] * 2, 0)[0].flatten(1).tolist())
+        shown.append(
+            other.view
+            .update(*[torch.full((*piece.tokens.shape, 1), float(len(shown))).unsqueeze(1)] * 2, 0)[0]
+            .flatten(1)
+            .tolist()
+        )
 
     follow(group.begin(np.array([0, 1]), unread, True))
     follow(group.follow(np.array([0, 0, 1]), [np.array([9])] * 3, unread, True))
@@ -113,8 +144,11 @@ def test_a_rank_that_is_told_of_pieces_follows_them_without_a_token():
 def test_what_prompts_begin_with_is_computed_once_and_rows_that_stop_are_let_go():
     """Driven by a model that always continues with the number of tokens a row has had."""
     prompts = [np.array([9, 9, 9, *own]) for own in ([1], [2, 2], [3, 3, 3])]
-    work = generated(list(enumerate(prompts)), Wanted(max_new=4, samples=2, stop=frozenset([6]), sampling=Sampling()), ROOM)
-    values, passes = None, []
+    work = generated(
+        list(enumerate(prompts)), Wanted(max_new=4, samples=2, stop=frozenset([6]), sampling=Sampling()), ROOM
+    )
+    values = None
+    passes = []
     try:
         while True:
             pieces = work.send(values)

@@ -1,4 +1,6 @@
-"""What lies between a step's gradients and its move: they add up, something may be added to them, masters may be perturbed."""
+"""What lies between a step's gradients and its move: they add up, something may be added to them, masters may
+be perturbed.
+"""
 
 import numpy as np
 import pytest
@@ -13,16 +15,19 @@ from tests.tiny import random_step
 
 SGD = TrainConfig(optimizer="sgd", momentum=0.0)
 LORA = AdapterConfig(targets="all-linear", lora_rank=4)
-RATE, PULL = 0.25, 2.0
+RATE = 0.25
+PULL = 2.0
 
 
 def as_arrays(tensors):
     return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
 
 
-def probed(rank, base, kinds, dtype, clients, pipeline):
-    """By kind, states of one client slot: at the start, after a step, after another one with what was added to its gradients, without, after one on
-    gradients that were computed twice, after perturbations that undo each other, and after a step with nothing but what was added."""
+def probed(rank, base, kinds, dtype, clients, *, pipeline):
+    """By kind, states of one client slot: at the start, after a step, after another one with what was added
+    to its gradients, without, after one on gradients that were computed twice, after perturbations that undo
+    each other, and after a step with nothing but what was added.
+    """
     from fedspeed.engine.world import join_world, leave_world, quiet
     from tests.limits import LIMIT_S
 
@@ -30,7 +35,16 @@ def probed(rank, base, kinds, dtype, clients, pipeline):
     join_world(LIMIT_S)
     found = {}
     for kind in kinds:
-        with engine(base, kind, dtype, clients=clients, adapter=LORA, train=SGD, join=False, options=EngineConfig(pipeline=pipeline)) as own:
+        with engine(
+            base,
+            kind,
+            dtype,
+            clients=clients,
+            adapter=LORA,
+            train=SGD,
+            join=False,
+            options=EngineConfig(pipeline=pipeline),
+        ) as own:
             ranks, rank_of_client = own.data_share
             start = stirred(own.state())
             frozen = frozenset(own.names[:1])
@@ -86,9 +100,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kinds,dtype,clients,pipeline", CASES, ids=["one rank", "fp16", "two ranks", "pipeline", "cluster"])
+@pytest.mark.parametrize(
+    "kinds,dtype,clients,pipeline", CASES, ids=["one rank", "fp16", "two ranks", "pipeline", "cluster"]
+)
 def test_gradients_wait_for_their_step(bases, kinds, dtype, clients, pipeline):  # noqa: F811
-    ranks = run_clusters([sum(map(len, clients))], probed, bases["llama"], kinds, dtype, clients, pipeline)
+    ranks = run_clusters(
+        [sum(map(len, clients))], probed, bases["llama"], kinds, dtype, clients, pipeline=pipeline
+    )
     rounding = 1e-3 if dtype == "fp32" else 0.05  # of a step's length
     for kind in kinds:
         for states, frozen in (found[kind] for found in ranks):
@@ -97,16 +115,31 @@ def test_gradients_wait_for_their_step(bases, kinds, dtype, clients, pipeline): 
                 case = f"{kind} {dtype}: {name}"
                 assert np.array_equal(start[name], before[name]), f"{case} moved before its step"
                 if name in frozen:
-                    assert all(np.array_equal(start[name], state[name]) for state in states), f"{case} is frozen, and moved"
+                    assert all(np.array_equal(start[name], state[name]) for state in states), (
+                        f"{case} is frozen, and moved"
+                    )
                     continue
                 length = np.abs(after[name] - start[name]).max()
                 assert length > 0, f"{case} has not moved"
                 exact = rounding * length + 2e-8
                 expected = plain[name] - RATE * PULL * (after[name] - start[name])
-                assert np.abs(pulled[name] - expected).max() < exact, f"{case}: what was added is not in the step"
-                assert np.abs(alone[name] - (start[name] - RATE * PULL * (after[name] - start[name]))).max() < exact, f"{case}: not from zero"
+                assert np.abs(pulled[name] - expected).max() < exact, (
+                    f"{case}: what was added is not in the step"
+                )
+                assert (
+                    np.abs(alone[name] - (start[name] - RATE * PULL * (after[name] - start[name]))).max()
+                    < exact
+                ), f"{case}: not from zero"
                 doubled = after[name] + 2 * (plain[name] - after[name])
                 assert np.abs(twice[name] - doubled).max() < exact, f"{case}: two gradients are not their sum"
-                assert 0.001 < np.abs(perturbed[name] - start[name]).mean() < 0.02, f"{case} was not perturbed"
-                assert np.abs(back[name] - start[name]).max() < 1e-6, f"{case}: the perturbations do not undo each other"
-        assert all(np.array_equal(found[kind][0][6][n], ranks[0][kind][0][6][n]) for found in ranks for n in ranks[0][kind][0][6])
+                assert 0.001 < np.abs(perturbed[name] - start[name]).mean() < 0.02, (
+                    f"{case} was not perturbed"
+                )
+                assert np.abs(back[name] - start[name]).max() < 1e-6, (
+                    f"{case}: the perturbations do not undo each other"
+                )
+        assert all(
+            np.array_equal(found[kind][0][6][n], ranks[0][kind][0][6][n])
+            for found in ranks
+            for n in ranks[0][kind][0][6]
+        )

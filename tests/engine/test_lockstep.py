@@ -11,7 +11,8 @@ class Passing(ClientEngine):
 
     def __init__(self, matched):
         self._matched, self._clock, self.idle = matched, NoClock(), 0
-        self._passes_declared, self._passes_made = None, 0
+        self._passes_declared = None
+        self._passes_made = 0
 
     def _agree(self, passes):
         return 4

@@ -1,4 +1,6 @@
-"""DeepSpeed's compiled operators: which tier needs them, what is said when they cannot be had, and while they are built."""
+"""DeepSpeed's compiled operators: which tier needs them, what is said when they cannot be had, and while they
+are built.
+"""
 
 import os
 import threading
@@ -11,26 +13,45 @@ from fedspeed.engine import operators
 from fedspeed.errors import FedSpeedError
 from tests.limits import LIMIT_S
 
-NVME = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}, "offload_optimizer": {"device": "cpu"}}}
+NVME = {
+    "zero_optimization": {
+        "stage": 3,
+        "offload_param": {"device": "nvme"},
+        "offload_optimizer": {"device": "cpu"},
+    }
+}
 PLAIN = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
 
 
-@pytest.mark.parametrize(("tier", "section", "needed"), [("stock", NVME, True), ("nvme", NVME, False), ("stock", PLAIN, False), ("stock", {}, False)])
+@pytest.mark.parametrize(
+    ("tier", "section", "needed"),
+    [("stock", NVME, True), ("nvme", NVME, False), ("stock", PLAIN, False), ("stock", {}, False)],
+)
 def test_stock_execution_with_nvme_alone_needs_async_io(monkeypatch, tier, section, needed):
-    monkeypatch.setattr(operators, "lacks_for_async_io", lambda: [Lack("Python.h", "apt install python3-dev"), Lack("ninja", "pip install ninja")])
+    monkeypatch.setattr(
+        operators,
+        "lacks_for_async_io",
+        lambda: [Lack("Python.h", "apt install python3-dev"), Lack("ninja", "pip install ninja")],
+    )
     if not needed:
         operators.check_operators(tier, section)
         operators.build_operators(tier, section)
         return
     for act in (operators.check_operators, operators.build_operators):
-        with pytest.raises(FedSpeedError, match=r"offload_param.device=nvme in stock execution needs DeepSpeed's async_io, .* lacks for it\n"
-                                                r" *Python.h: apt install python3-dev\n *ninja: pip install ninja\n *or leave engine.tier=auto"):
+        with pytest.raises(
+            FedSpeedError,
+            match=r"offload_param.device=nvme in stock execution needs DeepSpeed's async_io, .* lacks for "
+            r"it\n"
+            r" *Python.h: apt install python3-dev\n *ninja: pip install ninja\n *or leave engine.tier=auto",
+        ):
             act(tier, section)
 
 
 @pytest.fixture
 def builder(monkeypatch, tmp_path):
-    """DeepSpeed's builder of async_io, which leaves its files and says nothing; given a text, it fails with it."""
+    """DeepSpeed's builder of async_io, which leaves its files and says nothing; given a text, it fails with
+    it.
+    """
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     def load(self, verbose):
@@ -56,13 +77,22 @@ def test_a_build_is_told_by_the_one_that_builds(builder, tmp_path, capsys):
     for rank in ranks:
         rank.join(LIMIT_S)
     first, second = capsys.readouterr().err.splitlines()
-    assert first == f"fedspeed: building DeepSpeed's async_io in {tmp_path}: once on this machine, about six minutes of a core"
+    assert (
+        first
+        == f"fedspeed: building DeepSpeed's async_io in {tmp_path}: once on this machine, about six minutes "
+        "of a core"
+    )
     assert second.startswith("fedspeed: built in ")
 
 
 def test_a_build_that_fails_is_told(builder, tmp_path):
-    builder.append("Error building extension 'async_io'\n\nfatal error: x.h: No such file\nninja: build stopped\n")
-    with pytest.raises(FedSpeedError, match=f"async_io could not be built in {tmp_path}: .*x.h: No such file / ninja: build stopped"):
+    builder.append(
+        "Error building extension 'async_io'\n\nfatal error: x.h: No such file\nninja: build stopped\n"
+    )
+    with pytest.raises(
+        FedSpeedError,
+        match=f"async_io could not be built in {tmp_path}: .*x.h: No such file / ninja: build stopped",
+    ):
         operators.build_operators("stock", NVME)
 
 

@@ -101,9 +101,9 @@ def of_some_blocks(rank, base, blocks, nvme):
                 if f".layers.{b}." in name
             }
             assert len(names) == len(own.names), "named as in the whole model"
-            start = stirred(
-                {short: 0.0 * own.state()[name] for short, name in names.items()}
-            )  # an adapter is drawn by its names
+            start = stirred({
+                short: 0.0 * own.state()[name] for short, name in names.items()
+            })  # an adapter is drawn by its names
             own.load({name: start[short] for short, name in names.items()})
             losses = [own.train_step([random_step(3, 2, 2)], 0.1)[0].loss for _ in range(2)]
             end = own.state()
@@ -141,5 +141,8 @@ def test_blocks_that_are_not_there_are_told(numbers):
 
 
 def test_a_need_that_is_no_capability_is_no_matter_of_engines():
-    with pytest.raises(ValueError, match="any needs distil, which is no capability; .* has gradients, .*a new one is a name there"):
+    with pytest.raises(
+        ValueError,
+        match="any needs distil, which is no capability; .* has gradients, .*a new one is a name there",
+    ):
         check_capabilities({"gradients", "distil"}, "stock", "federation.method=any")

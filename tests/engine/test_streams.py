@@ -1,5 +1,6 @@
 """The order of streams where there is an accelerator, on a faked one (tests/fake_cuda.py): every tier trains
-as on the CPU, and nothing races."""
+as on the CPU, and nothing races.
+"""
 
 import io
 import threading
@@ -15,17 +16,18 @@ from tests.limits import LIMIT_S
 from tests.processes import Scenarios, run_clusters, run_ranks
 from tests.tiny import NoClock, random_step, write_llama
 
-BLOCKS, WIDTH = 6, 40
+BLOCKS = 6
+WIDTH = 40
 OFFLOADED = {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}
 SETTINGS = {  # of whole engines: tier, options, what else
-    "ram, one slot": ("ram", EngineConfig(slots=1), {}),
-    "ram, two slots": ("ram", EngineConfig(slots=2), {}),
-    "ram, a slot for each block": ("ram", EngineConfig(slots=9), {}),
-    "ram, a block resident": ("ram", EngineConfig(slots=1, resident_blocks=1), {}),
-    "nvme, two slots": ("nvme", EngineConfig(slots=2), {}),
+    "ram, one slot": ("ram", EngineConfig(block_slots=1), {}),
+    "ram, two slots": ("ram", EngineConfig(block_slots=2), {}),
+    "ram, a slot for each block": ("ram", EngineConfig(block_slots=9), {}),
+    "ram, a block resident": ("ram", EngineConfig(block_slots=1, resident_blocks=1), {}),
+    "nvme, two slots": ("nvme", EngineConfig(block_slots=2), {}),
     "nvme, a budget": ("nvme", EngineConfig(base_gib=1.0), {}),
-    "client": ("client", EngineConfig(slots=2), {}),
-    "client, slices in host memory": ("client", EngineConfig(slots=3), OFFLOADED),
+    "client": ("client", EngineConfig(block_slots=2), {}),
+    "client, slices in host memory": ("client", EngineConfig(block_slots=3), OFFLOADED),
 }
 STEPS = 2  # of each engine, each under another schedule
 
@@ -103,7 +105,9 @@ def sealed_store(kind, slots, folder):
         data = torch.zeros(unit.nbytes, dtype=torch.uint8)
         unit.view(data, unit.pieces[0]).copy_(values[i])
         tier.put(i, data)
-    store = BaseStore(units, [tier] * len(units), parameters, set(range(BLOCKS)), slots, NoClock())
+    store = BaseStore(
+        units, [tier] * len(units), parameters, block_units=set(range(BLOCKS)), slots=slots, clock=NoClock()
+    )
     store.seal()
     return store, [parameters[name] for name in names]
 
@@ -124,12 +128,14 @@ def a_pass(store, parameters) -> float:
     return total
 
 
-def stores(kind, slots, folder, schedules, broken=(), chance=None):
+def stores(kind, slots, folder, schedules, broken=(), *, chance=None):
     """(schedules that gave a wrong sum, schedules with a race) of `schedules`, with parts of the code
-    replaced."""
+    replaced.
+    """
     from tests.fake_cuda import fake_cuda
 
-    wrong = races = 0
+    wrong = 0
+    races = 0
     for seed in range(schedules):
         with fake_cuda(seed, chance=chance) as fake, ExitStack() as stack:
             for owner, name, value in broken:
@@ -188,7 +194,8 @@ def locked_pages(folder, broken=()):
 
 def without_pinned_memory(kind, folder):
     """(what is said, memory still registered, races, whether the sums are right) where the driver locks less
-    than the base takes, or nothing."""
+    than the base takes, or nothing.
+    """
     from tests.fake_cuda import fake_cuda
 
     def refuse(*_, **__):
@@ -204,17 +211,20 @@ def without_pinned_memory(kind, folder):
         registered = len(fake.registered)
         sums = [float(a_pass(store, parameters)) for _ in range(2)]
         store.close()
-    # The fake takes ordinary memory that torch makes for the device's, and so its making for something to wait for.
+    # The fake takes ordinary memory that torch makes for the device's, and so its making for something to
+    # wait for.
     races = [race for race in fake.races if "aten::empty" not in race]
     return said.getvalue(), registered, races, sums == pytest.approx([RIGHT, RIGHT], rel=1e-6)
 
 
 def waited(folder):
     """Loads and milliseconds that the arithmetic waited for them, where every copy is made when it is waited
-    for, and how often the host stopped."""
+    for, and how often the host stopped.
+    """
     from tests.fake_cuda import FakeEvent, fake_cuda
 
-    stops, whole = [], FakeEvent.synchronize
+    stops = []
+    whole = FakeEvent.synchronize
     with fake_cuda(chance=0.0):
         store, parameters = sealed_store("ram", 2, folder)
         with patch.object(FakeEvent, "synchronize", lambda event: (stops.append(1), whole(event))):
@@ -239,15 +249,20 @@ def loaded_again(folder):
 
 def two_stages(folder):
     """Whether the next unit is read while the copy of the last one is under way, and the order of reads and
-    of copies."""
+    of copies.
+    """
     import torch
 
     from fedspeed.engine.base import copies as ways
     from fedspeed.engine.base import node
     from tests.fake_cuda import fake_cuda
 
-    reads, copies, made, both = [], [], [], threading.Event()
-    read, copy = node.Disk._read, ways.copy_in_stream
+    reads = []
+    copies = []
+    made = []
+    both = threading.Event()
+    read = node.Disk._read
+    copy = ways.copy_in_stream
 
     def reading(self, index, into):
         reads.append(index)
@@ -389,7 +404,8 @@ def test_the_next_unit_is_read_while_the_last_is_copied_and_in_order(seen):
 def dequantised(rank):
     """By kind, and whether there is a kernel that writes where it is told: (whether the unit has
     bitsandbytes' own values, the most bytes made on the
-    way, bytes of the matrix). The CPU has no such kernel; the one that stands in for it knows the values."""
+    way, bytes of the matrix). The CPU has no such kernel; the one that stands in for it knows the values.
+    """
     import torch
 
     assert find_optional()
@@ -400,7 +416,8 @@ def dequantised(rank):
     from fedspeed.engine.live_bytes import LiveBytes
 
     unit = pack("block", [("matrix", torch.Size([64, 128])), ("bias", torch.Size([64]))], torch.bfloat16)
-    data, seen = torch.zeros(unit.nbytes, dtype=torch.uint8), {}
+    data = torch.zeros(unit.nbytes, dtype=torch.uint8)
+    seen = {}
     for piece in unit.pieces:
         unit.view(data, piece).copy_(torch.randn(piece.shape))
     for kind, name in (("int8", "dequantize_blockwise"), ("nf4", "dequantize_4bit")):

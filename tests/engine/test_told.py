@@ -8,17 +8,31 @@ from fedspeed.engine.base.told import _KEYS, _READ, unread
 from fedspeed.engine.config import EngineConfig
 from tests.tiny import run_config
 
-EVERY = {"seats": 1, "slots": 3, "resident_blocks": 1, "base_reads": "one_sided", "block_inputs": "host", "activation_gib": 1.0, "compile_blocks": True,
-         "activation_checkpointing": True}
+EVERY = {
+    "client_slots": 1,
+    "block_slots": 3,
+    "resident_blocks": 1,
+    "base_reads": "one_sided",
+    "block_inputs": "host",
+    "activation_gib": 1.0,
+    "compile_blocks": True,
+    "activation_checkpointing": True,
+}
 
 
-@pytest.mark.parametrize(("tier", "names"), [
-    ("stock", "seats slots resident_blocks base_reads block_inputs activation_gib compile_blocks"),
-    ("resident", "slots resident_blocks base_reads activation_checkpointing"),
-    ("nf4", "base_reads activation_checkpointing"),
-    ("ram", "base_reads activation_checkpointing"),
-    ("cluster", "activation_checkpointing"),
-])
+@pytest.mark.parametrize(
+    ("tier", "names"),
+    [
+        (
+            "stock",
+            "client_slots block_slots resident_blocks base_reads block_inputs activation_gib compile_blocks",
+        ),
+        ("resident", "block_slots resident_blocks base_reads activation_checkpointing"),
+        ("nf4", "base_reads activation_checkpointing"),
+        ("ram", "base_reads activation_checkpointing"),
+        ("cluster", "activation_checkpointing"),
+    ],
+)
 def test_a_setting_that_is_not_read_is_told(tier, names):
     told = unread(run_config(engine={"tier": tier, **EVERY}), {})
     assert [line.partition("=")[0] for line in told] == [f"engine.{name}" for name in names.split()]
@@ -28,10 +42,10 @@ def test_a_setting_that_is_not_read_is_told(tier, names):
 def test_nothing_is_told_of_defaults_and_a_budget_says_how_many_slots():
     for tier in _READ:
         assert unread(run_config(engine={"tier": tier}), {}) == []
-    [line] = unread(run_config(engine={"tier": "ram", "base_gib": 1.0, "slots": 5}), {})
-    assert line.startswith("engine.slots=5 changes nothing")
-    assert unread(run_config(engine={"pipeline": "client", "tier": "ram", "slots": 4}), {}) == []
-    [line] = unread(run_config(engine={"pipeline": "client", "slots": 4}), {})
+    [line] = unread(run_config(engine={"tier": "ram", "base_gib": 1.0, "block_slots": 5}), {})
+    assert line.startswith("engine.block_slots=5 changes nothing")
+    assert unread(run_config(engine={"pipeline": "client", "tier": "ram", "block_slots": 4}), {}) == []
+    [line] = unread(run_config(engine={"pipeline": "client", "block_slots": 4}), {})
     assert line.endswith("a pipeline over each client's ranks, whose parts of the base stay on their devices")
 
 

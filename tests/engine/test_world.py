@@ -29,18 +29,30 @@ def loaded(base) -> list[str]:
 def in_a_fresh_interpreter(code: str, **env: str) -> str:
     """What it prints in the end."""
     env = {key: value for key, value in os.environ.items() if key != "TORCHDYNAMO_DISABLE"} | env
-    return subprocess.run([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=True).stdout.splitlines()[-1]
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=True
+    ).stdout.splitlines()[-1]
 
 
 def test_no_rank_loads_a_compiler(tmp_path):
-    """Neither torch's, which DeepSpeed's Muon asks for, nor the one that DeepSpeed looks for its operators with."""
+    """Neither torch's, which DeepSpeed's Muon asks for, nor the one that DeepSpeed looks for its operators
+    with.
+    """
     base = write_llama(tmp_path / "llama")
-    assert in_a_fresh_interpreter(f"from tests.engine.test_world import loaded; print(loaded({base!r}))", **world_env([1])[0]) == "[]"
+    assert (
+        in_a_fresh_interpreter(
+            f"from tests.engine.test_world import loaded; print(loaded({base!r}))", **world_env([1])[0]
+        )
+        == "[]"
+    )
 
 
 def test_without_it_deepspeed_loads_torchs_compiler():
     """As long as this holds, import_deepspeed has something to do."""
-    code = "import sys; import deepspeed.runtime.zero.muon.muon_optimizer; print('torch._functorch.aot_autograd' in sys.modules)"
+    code = (
+        "import sys; import deepspeed.runtime.zero.muon.muon_optimizer; "
+        "print('torch._functorch.aot_autograd' in sys.modules)"
+    )
     assert in_a_fresh_interpreter(code) == "True"
 
 
@@ -87,8 +99,11 @@ def cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, "set_device", taken.append)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: taken[-1])
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda index=None: 7)
-        monkeypatch.setattr(torch.cuda, "get_device_properties",
-                            lambda index: SimpleNamespace(total_memory=507, uuid=f"id-{index}"))
+        monkeypatch.setattr(
+            torch.cuda,
+            "get_device_properties",
+            lambda index: SimpleNamespace(total_memory=507, uuid=f"id-{index}"),
+        )
         accelerator = cuda_accelerator.CUDA_Accelerator()
         monkeypatch.setattr(deepspeed_accelerator, "get_accelerator", lambda: accelerator)
         return accelerator, taken
@@ -107,8 +122,10 @@ def test_a_rank_and_deepspeed_take_a_device_that_they_see(cuda, monkeypatch, dev
     assert os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] == str(index)
 
 
-@pytest.mark.parametrize(("names", "asks_nvidia"), [
-    (None, True), ("3,5", True), ("GPU-1a,GPU-2b", False), ("MIG-1a", False), ("3,5,none", False)])
+@pytest.mark.parametrize(
+    ("names", "asks_nvidia"),
+    [(None, True), ("3,5", True), ("GPU-1a,GPU-2b", False), ("MIG-1a", False), ("3,5,none", False)],
+)
 def test_names_of_devices_do_not_end_zero(cuda, monkeypatch, names, asks_nvidia):
     """ZeRO-1 and 2 ask for free memory, for which DeepSpeed takes each name for a whole number."""
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -16,25 +16,45 @@ from tests.conftest import ROOT
 from tests.processes import run_clusters
 from tests.tiny import write_llama
 
-ROWS = [Row("reverse", "dabe", "ebad", "reverse"), Row("copy", "dabe", "dabe", "copy"), Row("copy", "fade", "fade", "copy"),
-        Row("last", "fade", "e", ""), Row("double", "ab", "aabb", "double"), Row("reverse", "ab", "ba", "reverse")]
+ROWS = [
+    Row("reverse", "dabe", "ebad", "reverse"),
+    Row("copy", "dabe", "dabe", "copy"),
+    Row("copy", "fade", "fade", "copy"),
+    Row("last", "fade", "e", ""),
+    Row("double", "ab", "aabb", "double"),
+    Row("reverse", "ab", "ba", "reverse"),
+]
 
 
 class Played:
-    """An engine that answers a prompt with its last characters, reversed, and finds a text likely that holds many of 'd'."""
+    """An engine that answers a prompt with its last characters, reversed, and finds a text likely that holds
+    many of 'd'.
+    """
 
     def __init__(self, tokenizer, client_rank=0):
         self.tokenizer, self.groups = tokenizer, SimpleNamespace(client_rank=client_rank)
 
     def generate(self, prompts, *, max_new, n, stop, **asked):
-        assert stop == [self.tokenizer.eos_token_id] and asked == {"temperature": 0.5, "top_p": 0.9, "seed": 4}
+        assert stop == [self.tokenizer.eos_token_id] and asked == {
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "seed": 4,
+        }
         texts = [self.tokenizer.decode(prompt.tolist()).strip()[-4:][::-1] for prompt in prompts]
-        return [[np.array(self.tokenizer(text + " " * sample, add_special_tokens=False).input_ids) for sample in range(n - 1)] + [np.array([7])]
-                for text in texts]
+        return [
+            [
+                np.array(self.tokenizer(text + " " * sample, add_special_tokens=False).input_ids)
+                for sample in range(n - 1)
+            ]
+            + [np.array([7])]
+            for text in texts
+        ]
 
     def logprobs(self, tokens, spans):
         letter = self.tokenizer("d", add_special_tokens=False).input_ids[0]
-        return [np.where(own[a:b] == letter, -0.5, -2.0).astype(np.float32) for own, (a, b) in zip(tokens, spans)]
+        return [
+            np.where(own[a:b] == letter, -0.5, -2.0).astype(np.float32) for own, (a, b) in zip(tokens, spans)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +68,17 @@ def tokenizer():
 def test_scores_are_counted_by_category_and_add_up():
     task = ExactMatch("plain", Asked(max_new=4))
     scores = tally(task, ROWS, [1, 0, 1, 1, 0, 0.5])
-    assert scores == {ALL: Tally(3.5, 6), "reverse": Tally(1.5, 2), "copy": Tally(1, 2), "double": Tally(0, 1)}
+    assert scores == {
+        ALL: Tally(3.5, 6),
+        "reverse": Tally(1.5, 2),
+        "copy": Tally(1, 2),
+        "double": Tally(0, 1),
+    }
     assert scores["reverse"].mean == 0.75 and np.isnan(Tally().mean)
-    assert added([scores, {}, {ALL: Tally(1, 1), "new": Tally(1, 1)}]) == scores | {ALL: Tally(4.5, 7), "new": Tally(1, 1)}
+    assert added([scores, {}, {ALL: Tally(1, 1), "new": Tally(1, 1)}]) == scores | {
+        ALL: Tally(4.5, 7),
+        "new": Tally(1, 1),
+    }
 
 
 def test_the_likeliest_choice_may_be_so_by_token():
@@ -61,14 +89,20 @@ def test_the_likeliest_choice_may_be_so_by_token():
 def test_all_samples_of_a_row_count_and_the_first_rank_speaks(tokenizer):
     task = ExactMatch("plain", Asked(max_new=4, samples=3, temperature=0.5, top_p=0.9, seed=4))
     scores = ask(Played(tokenizer), task, ROWS, tokenizer)
-    assert scores["reverse"].mean == pytest.approx(1 / 3)  # of dabe both texts are right, of "ab" none: "ba e"
+    assert scores["reverse"].mean == pytest.approx(
+        1 / 3
+    )  # of dabe both texts are right, of "ab" none: "ba e"
     assert scores["copy"].total == 0 and scores[ALL].count == 6
     assert ask(Played(tokenizer, client_rank=1), task, ROWS, tokenizer) == {}
 
 
 def test_choices_are_told_by_likelihood(tokenizer):
     task = AmongOthers(ROWS, "plain", count=2)
-    assert task.choices(ROWS[0]) == ["ebad", "dabe", "fade"] and task.choices(ROWS[5]) == ["ba", "ebad", "dabe"]
+    assert task.choices(ROWS[0]) == ["ebad", "dabe", "fade"] and task.choices(ROWS[5]) == [
+        "ba",
+        "ebad",
+        "dabe",
+    ]
     scores = ask(Played(tokenizer), task, ROWS, tokenizer)
     # Of texts that are as likely by token, the first one counts.
     assert scores[ALL] == Tally(4, 6) and scores["copy"] == Tally(2, 2) and scores["reverse"] == Tally(1, 2)
@@ -87,29 +121,48 @@ def test_a_choice_without_text_is_refused(tokenizer):
         def score(self, rows, likelihoods):
             raise AssertionError
 
-    with pytest.raises(DataError, match="empty: a row whose prompt is 'which one\\?' has no choices, or an empty one"):
+    with pytest.raises(
+        DataError, match="empty: a row whose prompt is 'which one\\?' has no choices, or an empty one"
+    ):
         ask(Played(tokenizer), Empty(), ROWS[:1], tokenizer)
 
 
 def test_the_example_of_a_new_task(tokenizer):
     """As it stands in docs/extending.md."""
-    section = (ROOT / "docs" / "extending.md").read_text().partition("\n## A new evaluation task\n")[2].partition("\n## ")[0]
+    section = (
+        (ROOT / "docs" / "extending.md")
+        .read_text()
+        .partition("\n## A new evaluation task\n")[2]
+        .partition("\n## ")[0]
+    )
     [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     made = {}
     exec(code, made)
 
     class Counts(Played):
         def generate(self, prompts, *, n, **asked):
-            assert all(self.tokenizer.decode(prompt.tolist(), skip_special_tokens=True).startswith(made["EXAMPLE"]) for prompt in prompts)
+            assert all(
+                self.tokenizer.decode(prompt.tolist(), skip_special_tokens=True).startswith(made["EXAMPLE"])
+                for prompt in prompts
+            )
             said = ["1 + 1 = 2", "no", "so -3.5 it is", "2", "3"]
-            return [[np.array(self.tokenizer(text, add_special_tokens=False).input_ids) for text in said[:n]] for _ in prompts]
+            return [
+                [np.array(self.tokenizer(text, add_special_tokens=False).input_ids) for text in said[:n]]
+                for _ in prompts
+            ]
 
     rows = [Row("1 + 1?", "", "It is 2", "sum"), Row("1 - 4.5?", "", "-3.5", "difference")]
-    assert ask(Counts(tokenizer), made["LastNumber"](), rows, tokenizer) == {ALL: Tally(1, 2), "sum": Tally(1, 1), "difference": Tally(0, 1)}
+    assert ask(Counts(tokenizer), made["LastNumber"](), rows, tokenizer) == {
+        ALL: Tally(1, 2),
+        "sum": Tally(1, 1),
+        "difference": Tally(0, 1),
+    }
 
 
 def learned(rank, base):
-    """A model that has learned some rows and not others, and what it comes to by generation, by choice, and by its losses."""
+    """A model that has learned some rows and not others, and what it comes to by generation, by choice, and
+    by its losses.
+    """
     from fedspeed.data.batches import StepBatches, eval_batches
     from fedspeed.data.config import TrainConfig
     from fedspeed.data.encode import encode
@@ -119,13 +172,18 @@ def learned(rank, base):
 
     tokenizer = load_tokenizer(ModelConfig(tokenizer="bytes"))
     examples = [encode(row, tokenizer, "plain", 64) for row in ROWS]
-    batch, = eval_batches(examples[:4], 4, tokenizer.pad_token_id)
-    with engine(base, "resident", adapter=AdapterConfig(targets="all-linear", lora_rank=16), train=TrainConfig()) as own:
+    (batch,) = eval_batches(examples[:4], 4, tokenizer.pad_token_id)
+    with engine(
+        base, "resident", adapter=AdapterConfig(targets="all-linear", lora_rank=16), train=TrainConfig()
+    ) as own:
         own.load(own.state())
         for _ in range(60):
             own.train_step([StepBatches([batch], batch.answer_tokens)], 1e-2)
         exact = [own.evaluate([eval_batches([one], 1, tokenizer.pad_token_id)])[0].exact for one in examples]
-        found = ask(own, ExactMatch("plain", Asked(max_new=8)), ROWS, tokenizer), ask(own, AmongOthers(ROWS, "plain"), ROWS, tokenizer)
+        found = (
+            ask(own, ExactMatch("plain", Asked(max_new=8)), ROWS, tokenizer),
+            ask(own, AmongOthers(ROWS, "plain"), ROWS, tokenizer),
+        )
         own.close()
     return exact, *found
 

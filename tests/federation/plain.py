@@ -1,4 +1,6 @@
-"""What federated training has to equal: ordinary PyTorch and PEFT, one row at a time, no padding, no DeepSpeed."""
+"""What federated training has to equal: ordinary PyTorch and PEFT, one row at a time, no padding, no
+DeepSpeed.
+"""
 
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ class Plain:
         self.config = config
         model = AutoModelForCausalLM.from_pretrained(config.model.base, dtype=torch.float32)
         if config.adapter.method == "lora":
-            lora = LoraConfig(r=config.adapter.lora_rank, lora_alpha=config.adapter.alpha, target_modules="all-linear")
+            lora = LoraConfig(
+                r=config.adapter.lora_rank, lora_alpha=config.adapter.alpha, target_modules="all-linear"
+            )
             model = get_peft_model(model, lora)
         self.model = model.train()
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -36,12 +40,18 @@ class Plain:
         """Summed over the answer's tokens."""
         ids = torch.from_numpy(row.input_ids.astype(np.int64))
         logits = self.model(input_ids=ids[None]).logits[0]
-        return functional.cross_entropy(logits[row.labels_start - 1:-1], ids[row.labels_start:], reduction="sum")
+        return functional.cross_entropy(
+            logits[row.labels_start - 1 : -1], ids[row.labels_start :], reduction="sum"
+        )
 
     def gradient(self, client: int, step: int) -> dict[str, torch.Tensor]:
         """Of the mean loss over the answer tokens of the client's rows in local step `step` of the run."""
-        train, data = self.config.train, client_data(client)
-        rows = [data.train[i] for i in step_rows(self.config.run.seed, client, step, train.micro_batch, len(data.train))]
+        train = self.config.train
+        data = client_data(client)
+        rows = [
+            data.train[i]
+            for i in step_rows(self.config.run.seed, client, step, train.micro_batch, len(data.train))
+        ]
         self.model.zero_grad()
         tokens = sum(len(e.input_ids) - e.labels_start for e in rows)
         for row in rows:
@@ -50,19 +60,21 @@ class Plain:
 
     def local_steps(self, client: int, first: int, steps: int) -> None:
         """SGD with momentum from rest."""
-        train, velocity = self.config.train, {n: torch.zeros_like(p) for n, p in self.parameters.items()}
+        train = self.config.train
+        velocity = {n: torch.zeros_like(p) for n, p in self.parameters.items()}
         for step in range(first, first + steps):
             for name, gradient in self.gradient(client, step).items():
                 velocity[name] = train.momentum * velocity[name] + gradient
                 with torch.no_grad():
                     self.parameters[name] -= train.lr * velocity[name]
 
-
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Mean per answer token over the held-out rows of all clients."""
         rows = [row for client in range(3) for row in client_data(client).val]
-        return sum(self._answer_loss(row).item() for row in rows) / sum(len(r.input_ids) - r.labels_start for r in rows)
+        return sum(self._answer_loss(row).item() for row in rows) / sum(
+            len(r.input_ids) - r.labels_start for r in rows
+        )
 
 
 def one_step_on_the_mean(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -78,12 +90,21 @@ def one_step_on_the_mean(config, start: dict[str, np.ndarray]) -> dict[str, np.n
 
 
 def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All rounds of plain federated averaging over the three clients. Under staleness the last update is still under way when a round
-    starts: a client starts from the state before it, and from as much of its own part of it as changes were alike in the round before."""
-    plain, state, steps = Plain(config), start, config.train.local_steps
-    whole, waiting, own, part = sum(share_of(c) for c in range(3)), [], {}, 1 / 3
+    """All rounds of plain federated averaging over the three clients. Under staleness the last update is
+    still under way when a round
+    starts: a client starts from the state before it, and from as much of its own part of it as changes were
+        alike in the round before.
+    """
+    plain = Plain(config)
+    state = start
+    steps = config.train.local_steps
+    whole = sum(share_of(c) for c in range(3))
+    waiting = []
+    own = {}
+    part = 1 / 3
     for number in range(config.federation.rounds):
-        change, square = {n: np.zeros(t.shape) for n, t in state.items()}, 0.0
+        change = {n: np.zeros(t.shape) for n, t in state.items()}
+        square = 0.0
         for client in range(3):
             begin = _moved(state, {n: part * t for n, t in own[client].items()}) if client in own else state
             plain.load(begin)
@@ -97,7 +118,8 @@ def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         waiting.append((change, square))
         if len(waiting) > config.federation.staleness:
             first, mean_square = waiting.pop(0)
-            state, part = _moved(state, first), sum((t**2).sum() for t in first.values()) / mean_square
+            state = _moved(state, first)
+            part = sum((t**2).sum() for t in first.values()) / mean_square
     for change, _ in waiting:
         state = _moved(state, change)
     return state
@@ -109,7 +131,8 @@ def _moved(state: dict[str, np.ndarray], change: dict[str, np.ndarray]) -> dict[
 
 def alone(config, start: dict[str, np.ndarray]) -> list[float]:
     """Held-out loss of every client trained for the whole run on its own rows."""
-    plain, losses = Plain(config), []
+    plain = Plain(config)
+    losses = []
     for client in range(3):
         plain.load(start)
         plain.local_steps(client, 0, config.federation.rounds * config.train.local_steps)

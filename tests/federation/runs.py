@@ -1,4 +1,6 @@
-"""Whole federations on tiny models, in a rank of a torn-off world: real engines, real processes, a real exchange."""
+"""Whole federations on tiny models, in a rank of a torn-off world: real engines, real processes, a real
+exchange.
+"""
 
 import contextlib
 import gc
@@ -14,7 +16,11 @@ from tests.processes import free_port, run_clusters, run_ranks
 from tests.tiny import run_config
 
 DEADLINE_S = 150  # of a machine that is busy with others
-ROWS = (11, 5, 7)  # training rows of clients 0, 1, 2: different, so that a mean without weights is another mean
+ROWS = (
+    11,
+    5,
+    7,
+)  # training rows of clients 0, 1, 2: different, so that a mean without weights is another mean
 VOCAB = 64
 
 
@@ -35,9 +41,13 @@ def client_data(client: int, val_rows: int = 3) -> ClientData:
 
     def example() -> Example:
         length = int(rng.integers(6, 17))
-        return Example(rng.integers(3, VOCAB, length).astype(np.int32), labels_start=int(rng.integers(1, length - 2)))
+        return Example(
+            rng.integers(3, VOCAB, length).astype(np.int32), labels_start=int(rng.integers(1, length - 2))
+        )
 
-    return ClientData([example() for _ in range(ROWS[client])], [example() for _ in range(val_rows)], dropped=0, pad_id=0)
+    return ClientData(
+        [example() for _ in range(ROWS[client])], [example() for _ in range(val_rows)], dropped=0, pad_id=0
+    )
 
 
 def share_of(client: int) -> float:
@@ -45,17 +55,38 @@ def share_of(client: int) -> float:
     return float(sum(len(e.input_ids) - e.labels_start for e in client_data(client).train))
 
 
-def settings(base: str, *, clients: int = 3, dtype: str = "fp32", train: dict | None = None, adapter: dict | None = None, **sections):
+def settings(
+    base: str,
+    *,
+    clients: int = 3,
+    dtype: str = "fp32",
+    train: dict | None = None,
+    adapter: dict | None = None,
+    **sections,
+):
     """A configuration of short rounds."""
-    return run_config(model={"base": base, "dtype": dtype}, data={"clients": clients},
-                      train={"local_steps": 2, "micro_batch": 2, "optimizer": "sgd", "momentum": 0.9, "lr": 0.1, **(train or {})},
-                      adapter={"targets": "all-linear", "lora_rank": 4, "alpha": 8.0, **(adapter or {})}, **sections)
+    return run_config(
+        model={"base": base, "dtype": dtype},
+        data={"clients": clients},
+        train={
+            "local_steps": 2,
+            "micro_batch": 2,
+            "optimizer": "sgd",
+            "momentum": 0.9,
+            "lr": 0.1,
+            **(train or {}),
+        },
+        adapter={"targets": "all-linear", "lora_rank": 4, "alpha": 8.0, **(adapter or {})},
+        **sections,
+    )
 
 
 def stirred(tensors: dict) -> dict:
     """Starting values with a B that is not zero, so that A has a gradient from the first step on."""
     rng = np.random.default_rng(3)
-    return {n: (t + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in sorted(tensors.items())}
+    return {
+        n: (t + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in sorted(tensors.items())
+    }
 
 
 def largest(a: dict, b: dict) -> float:
@@ -72,7 +103,10 @@ class Notes:
     """A monitor that keeps every record, and the trained weights at the end of every turn."""
 
     def __init__(self):
-        self.records, self.turns, self.engine, self.steps = [], [], None, []
+        self.records = []
+        self.turns = []
+        self.engine = None
+        self.steps = []
 
     def step(self, round_number, local_step, local_steps, loss=None):
         self.steps.append((round_number, local_step, local_steps))
@@ -85,7 +119,9 @@ class Notes:
 
 @dataclass(frozen=True)
 class World:
-    """A rank's surroundings: sizes of the torch worlds side by side, its number over all of them, and a store common to all."""
+    """A rank's surroundings: sizes of the torch worlds side by side, its number over all of them, and a store
+    common to all.
+    """
 
     clusters: tuple[int, ...]
     rank: int
@@ -98,16 +134,16 @@ class World:
     @property
     def neighbours(self) -> range:
         """World ranks of this cluster."""
-        first = sum(self.clusters[:self.cluster])
+        first = sum(self.clusters[: self.cluster])
         return range(first, first + self.clusters[self.cluster])
 
 
-def run_worlds(clusters: tuple[int, ...], function, *args) -> list:
+def run_worlds(clusters: tuple[int, ...], function, *args, **named) -> list:
     """`[function(World, *args)]` of all ranks, each in the torch world of its cluster."""
-    return run_clusters(list(clusters), _in_world, clusters, free_port(), function, *args)
+    return run_clusters(list(clusters), _in_world, clusters, free_port(), function, *args, **named)
 
 
-def _in_world(rank, clusters, port, function, *args):
+def _in_world(rank, clusters, port, function, *args, **named):
     import torch
     from torch.distributed import TCPStore
 
@@ -115,11 +151,14 @@ def _in_world(rank, clusters, port, function, *args):
 
     torch.set_num_threads(1)
     quiet()
-    gc.freeze()  # DeepSpeed collects garbage for every ZeRO-3 engine, which would look through all that was ever imported
-    store = TCPStore("127.0.0.1", port, sum(clusters), is_master=rank == 0, timeout=timedelta(seconds=DEADLINE_S))
+    # DeepSpeed collects garbage for every ZeRO-3 engine, which would look through all that was ever imported
+    gc.freeze()
+    store = TCPStore(
+        "127.0.0.1", port, sum(clusters), is_master=rank == 0, timeout=timedelta(seconds=DEADLINE_S)
+    )
     join_world(DEADLINE_S)
     try:
-        result = function(World(clusters, rank, store), *args)
+        result = function(World(clusters, rank, store), *args, **named)
     finally:
         leave_world()
     store.set(f"done/{rank}", "1")
@@ -164,13 +203,27 @@ class Federated:
 
 
 @contextlib.contextmanager
-def federation(world: World, name: str, config, carries: dict[int, tuple[int, ...]], folder, kind: str = "zero0", *, notes=None,
-               watch=lambda exchange: exchange, stop=lambda: False, base_partition: str = "cluster", val_rows: int = 3, **facts):
+def federation(
+    world: World,
+    name: str,
+    config,
+    carries: dict[int, tuple[int, ...]],
+    folder,
+    *,
+    kind: str = "zero0",
+    notes=None,
+    watch=lambda exchange: exchange,
+    stop=lambda: False,
+    base_partition: str = "cluster",
+    val_rows: int = 3,
+    **facts,
+):
     """This rank's `Federated`.
 
     Args:
         name: of the run, the same on all its ranks and used once: names the exchange.
-        carries: clients of each world rank that takes part; neighbours that carry the same are the ranks of those clients.
+        carries: clients of each world rank that takes part; neighbours that carry the same are the ranks of
+            those clients.
         watch: wraps the exchange. facts: more of this rank's RankRole.
     """
     from torch.distributed import PrefixStore
@@ -190,29 +243,72 @@ def federation(world: World, name: str, config, carries: dict[int, tuple[int, ..
 
     compute_in(config.model.dtype)
 
-    ranks, mine = sorted(carries), carries[world.rank]
+    ranks = sorted(carries)
+    mine = carries[world.rank]
     here = {r - world.neighbours.start: carries[r] for r in world.neighbours}
     sets = [tuple(r for r in here if here[r] == c) for c in dict.fromkeys(here.values())]
     speakers = [next(r for r in ranks if carries[r] == c) for c in dict.fromkeys(carries[r] for r in ranks)]
-    clock, notes = StageClock(), notes or Notes()
+    clock = StageClock()
+    notes = notes or Notes()
     # Clipping is DeepSpeed's own default.
-    spec = EngineSpec(model=config.model, adapter=config.adapter, train=config.train,
-                      engine=options_of(kind, EngineConfig(base_partition=base_partition)),
-                      deepspeed=ds_config(kind, config.model.dtype, gradient_clipping=config.train.clip))
-    context = EngineContext(client_sets=sets, clock=clock, nvme=Path(folder) / f"nvme-{world.rank}", seed=config.run.seed, clients=len(mine))
+    spec = EngineSpec(
+        model=config.model,
+        adapter=config.adapter,
+        train=config.train,
+        engine=options_of(kind, EngineConfig(base_partition=base_partition)),
+        deepspeed=ds_config(kind, config.model.dtype, gradient_clipping=config.train.clip),
+    )
+    context = EngineContext(
+        client_sets=sets,
+        clock=clock,
+        nvme=Path(folder) / f"nvme-{world.rank}",
+        seed=config.run.seed,
+        clients=len(mine),
+    )
     engine = notes.engine = build_engine(spec, context)
     exchange = None
     if world.rank in speakers:
-        transport = LocalTransport.set_of(1)[0] if len(speakers) == 1 else GlooTransport(
-            PrefixStore(name, world.store), speakers.index(world.rank), len(speakers), DEADLINE_S)
+        transport = (
+            LocalTransport.set_of(1)[0]
+            if len(speakers) == 1
+            else GlooTransport(
+                PrefixStore(name, world.store), speakers.index(world.rank), len(speakers), DEADLINE_S
+            )
+        )
         exchange = watch(exchange_over(transport, config.routing))
-    role = RankRole(clients={c: client_data(c, val_rows) for c in mine}, place=ranks.index(world.rank), ranks=len(ranks),
-                    gateway=exchange is not None, reporter=world.rank == ranks[0], cluster=f"cluster{world.cluster}", **facts)
+    role = RankRole(
+        clients={c: client_data(c, val_rows) for c in mine},
+        place=ranks.index(world.rank),
+        ranks=len(ranks),
+        gateway=exchange is not None,
+        reporter=world.rank == ranks[0],
+        cluster=f"cluster{world.cluster}",
+        **facts,
+    )
     journal = Journal(Path(folder) / name, 2)
-    around = Surroundings(journal=journal, fingerprint="marks", record={}, monitor=notes, clock=clock, peak_bytes=lambda: 1, signals=Signals(stop))
+    around = Surroundings(
+        journal=journal,
+        fingerprint="marks",
+        record={},
+        monitor=notes,
+        clock=clock,
+        peak_bytes=lambda: 1,
+        signals=Signals(stop),
+    )
     link = ClientLink(engine, exchange, DEADLINE_S)
     method = run_method(config, engine)
-    yield Federated(assemble(config, role, engine, link, method=method, surroundings=around, evaluators=[HeldOut(config.train, role)]), journal)
+    yield Federated(
+        assemble(
+            config,
+            role,
+            engine,
+            link,
+            method=method,
+            surroundings=around,
+            evaluators=[HeldOut(config.train, role)],
+        ),
+        journal,
+    )
     if exchange is not None:
         exchange.close()
 
@@ -245,13 +341,22 @@ def from_journal(fed: Federated):
     from fedspeed.session.deployment import JobDeployment
     from fedspeed.session.resume import resume
 
-    return resume(fed.config, JobDeployment(fed.config), fed.link, journal=fed.journal,
-                  entry=fed.journal.latest(), role=fed.role, fresh=begin(fed))
+    return resume(
+        fed.config,
+        JobDeployment(fed.config),
+        fed.link,
+        journal=fed.journal,
+        entry=fed.journal.latest(),
+        role=fed.role,
+        fresh=begin(fed),
+    )
 
 
 @dataclass
 class Course:
-    """What a rank saw of a run: global tensors at the start and after every round, what `Notes` kept, and the journal's best."""
+    """What a rank saw of a run: global tensors at the start and after every round, what `Notes` kept, and the
+    journal's best.
+    """
 
     states: list[dict]
     records: list
@@ -261,14 +366,28 @@ class Course:
     best: dict | None
 
 
-def course(world: World, name: str, config, carries, folder, kind: str = "zero0", notes=None, **options) -> Course:
+def course(
+    world: World, name: str, config, carries, folder, *, kind: str = "zero0", notes=None, **options
+) -> Course:
     """Run all rounds; asked to stop after each, so that the state between them can be seen."""
     notes = notes or Notes()
-    with federation(world, name, config, carries, folder, kind, notes=notes, stop=lambda: True, **options) as fed:
+    with federation(
+        world,
+        name,
+        config,
+        carries=carries,
+        folder=folder,
+        kind=kind,
+        notes=notes,
+        stop=lambda: True,
+        **options,
+    ) as fed:
         progress = begin(fed)
         states = [progress.state]
         while not progress.done:
             progress = fed.run(progress)
             states.append(progress.state)
         best = fed.journal.load_best(progress.best_round) if fed.role.reporter and progress.has_best else None
-    return Course(states, notes.records, notes.turns, progress.done, progress.best_round, best)
+    return Course(
+        states, notes.records, notes.turns, done=progress.done, best_round=progress.best_round, best=best
+    )

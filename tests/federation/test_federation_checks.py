@@ -20,7 +20,14 @@ from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 from tests.tiny import run_config
 
-LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 260}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 260,
+}
 
 
 def configured(method, **sections):
@@ -48,17 +55,22 @@ def test_masked_modes_take_what_needs_sums_of_enough():
     masked = {"mode": "mix+mask", "min_participants": 4}
     check_method(configured("lora_average", routing=masked), spoken(4), "stock")
     assert checks.least_participants(configured("lora_average", routing=masked), spoken(9)) == 4
-    with pytest.raises(ConfigError, match="of 3 participants only 3 may meet .*routing.min_participants=4; take more"):
+    with pytest.raises(
+        ConfigError, match="of 3 participants only 3 may meet .*routing.min_participants=4; take more"
+    ):
         check_method(configured("lora_average", routing=masked), spoken(3), "stock")
     for method in ("flexlora", "stack", "residual"):
-        with pytest.raises(ConfigError, match=f"federation.method={method}: of 9 participants only 1 may meet"):
+        with pytest.raises(
+            ConfigError, match=f"federation.method={method}: of 9 participants only 1 may meet"
+        ):
             check_method(configured(method, routing=masked), spoken(9), "stock")
 
 
 @pytest.fixture
 def slices(monkeypatch, tmp_path):
     """A method that deals modules to the clients in turn; gives a masked configuration of it, on a base of
-    two blocks with two adapted matrices each."""
+    two blocks with two adapted matrices each.
+    """
     from fedspeed.federation.methods.lora_average.method import LoraAverage
 
     def min_holders(cls, config, participants, modules):
@@ -67,8 +79,12 @@ def slices(monkeypatch, tmp_path):
 
     monkeypatch.setattr(LoraAverage, "min_holders", classmethod(min_holders))
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    return configured("lora_average", model={"base": str(tmp_path), "init": "random", "tokenizer": "bytes"},
-                      adapter={"targets": ("q_proj", "v_proj")}, routing={"mode": "mask", "min_participants": 3})
+    return configured(
+        "lora_average",
+        model={"base": str(tmp_path), "init": "random", "tokenizer": "bytes"},
+        adapter={"targets": ("q_proj", "v_proj")},
+        routing={"mode": "mask", "min_participants": 3},
+    )
 
 
 def test_a_slice_that_few_hold_is_no_sum(slices):
@@ -98,27 +114,41 @@ def test_who_speaks_for_whom():
 
 
 def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
-    with pytest.raises(ConfigError, match="control_variates keeps what is a client's own in the run's folder"):
+    with pytest.raises(
+        ConfigError, match="control_variates keeps what is a client's own in the run's folder"
+    ):
         check_method(configured("control_variates", routing={"mode": "mask"}), spoken(5), "stock")
-    check_method(configured("control_variates", routing={"mode": "mask", "transport": "tls"}), spoken(5), "stock")
+    check_method(
+        configured("control_variates", routing={"mode": "mask", "transport": "tls"}), spoken(5), "stock"
+    )
     check_method(configured("control_variates", routing={"mode": "plain"}), spoken(5), "stock")
 
 
-@pytest.mark.parametrize(("sections", "told"), [
-    ({"federation": {"staleness": 1}}, "federation.staleness=1"),
-    ({"federation": {"round_budget": "seconds", "round_seconds": 3.0}}, "federation.round_budget=seconds"),
-    ({"train": {"local_steps_by_cluster": {"slow": 2}}}, "train.local_steps_by_cluster"),
-    ({"federation": {"compare_alone": True}}, "federation.compare_alone=true"),
-])
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"federation": {"staleness": 1}}, "federation.staleness=1"),
+        (
+            {"federation": {"round_budget": "seconds", "round_seconds": 3.0}},
+            "federation.round_budget=seconds",
+        ),
+        ({"train": {"local_steps_by_cluster": {"slow": 2}}}, "train.local_steps_by_cluster"),
+        ({"federation": {"compare_alone": True}}, "federation.compare_alone=true"),
+    ],
+)
 def test_an_exchange_in_every_step_is_taken_by_all_together(others, sections, told):
-    with pytest.raises(ConfigError, match=f"every_step exchanges updates in every local step.* with no {told}"):
+    with pytest.raises(
+        ConfigError, match=f"every_step exchanges updates in every local step.* with no {told}"
+    ):
         check_method(configured("every_step", routing={"mode": "plain"}, **sections), spoken(3), "stock")
     check_method(configured("every_step", routing={"mode": "plain"}), spoken(3), "stock")
 
 
 def test_all_that_stands_against_a_method_is_told_at_once(others, monkeypatch):
     monkeypatch.setitem(CAPABILITIES, "stock", frozenset({"perturb"}))
-    config = configured("every_step", routing={"mode": "mask", "min_participants": 5}, federation={"staleness": 1})
+    config = configured(
+        "every_step", routing={"mode": "mask", "min_participants": 5}, federation={"staleness": 1}
+    )
     with pytest.raises(ConfigError, match="only 3 may meet.*; .*staleness=1; .*capable of gradients"):
         check_method(config, spoken(3), "stock")
 
@@ -131,12 +161,19 @@ def test_what_a_server_needs_is_held_against_its_own_engine(monkeypatch):
     config = configured("lora_average", routing={"mode": "plain"})
     check_method(config, 2, "streamed")
     check_method(config, 2, "streamed", "stock")
-    with pytest.raises(ConfigError, match="the server of federation.method=lora_average needs an engine .* generate, which streamed"):
+    with pytest.raises(
+        ConfigError,
+        match="the server of federation.method=lora_average needs an engine .* generate, which streamed",
+    ):
         check_method(config, 2, "stock", "streamed")
 
 
 def test_checks_load_no_torch():
-    done = subprocess.run([sys.executable, "-c", f"import sys, {checks.__name__}; sys.exit('torch' in sys.modules)"], cwd=ROOT, timeout=LIMIT_S)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, {checks.__name__}; sys.exit('torch' in sys.modules)"],
+        cwd=ROOT,
+        timeout=LIMIT_S,
+    )
     assert done.returncode == 0
 
 
@@ -150,9 +187,15 @@ def test_a_client_is_evaluated_by_its_own_model_if_it_has_one():
     assert whose({"adapter": common}, ()) == []
 
 
-@pytest.mark.parametrize(("names", "what"), [
-    (("client-0",), "no 'adapter'"), (("adapter", "Full"), "'Full'"), (("adapter", "a/b"), "'a/b'"), (("adapter", "client-0-last"), "last"),
-])
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("client-0",), "no 'adapter'"),
+        (("adapter", "Full"), "'Full'"),
+        (("adapter", "a/b"), "'a/b'"),
+        (("adapter", "client-0-last"), "last"),
+    ],
+)
 def test_models_have_names_that_folders_can_have(names, what):
     from fedspeed.federation.named_models import models_of
 
@@ -163,7 +206,9 @@ def test_models_have_names_that_folders_can_have(names, what):
 
 @pytest.mark.parametrize("name", FIXED)
 def test_a_method_builds_nothing_that_others_decide_by(name, monkeypatch, tmp_path):
-    """Which blocks there are and how they are executed is the engine's alone; how many rows a step has, not."""
+    """Which blocks there are and how they are executed is the engine's alone; how many rows a step has,
+    not.
+    """
     from fedspeed.federation.methods.lora_average.method import LoraAverage
 
     def changed(cls, config, spec, *, shape):
@@ -174,10 +219,14 @@ def test_a_method_builds_nothing_that_others_decide_by(name, monkeypatch, tmp_pa
 
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     config = configured("lora_average", model={"base": str(tmp_path), "init": "random", "tokenizer": "bytes"})
-    monkeypatch.setattr(LoraAverage, "spec", classmethod(lambda cls, config, spec, *, shape: replace(spec, blocks=(0,))))
+    monkeypatch.setattr(
+        LoraAverage, "spec", classmethod(lambda cls, config, spec, *, shape: replace(spec, blocks=(0,)))
+    )
     assert engine_spec(config, {}, "client").blocks == (0,)
     monkeypatch.setattr(LoraAverage, "spec", classmethod(changed))
-    with pytest.raises(ValueError, match=f"federation.method=lora_average would build an engine with {name}=other"):
+    with pytest.raises(
+        ValueError, match=f"federation.method=lora_average would build an engine with {name}=other"
+    ):
         engine_spec(config, {}, "client")
 
 
@@ -187,7 +236,13 @@ def test_an_exchange_of_slices_asks_for_as_many_as_its_fewest_need(slices, monke
 
     monkeypatch.setattr(exchange, "AnonymousExchange", lambda transport, routing, *rest: routing)
     topology = SimpleNamespace(gateways=tuple(range(16)), server=())
-    job = SimpleNamespace(speaks=True, config=slices, outlives_losses=True, topology=topology, request=SimpleNamespace(deepspeed={}))
+    job = SimpleNamespace(
+        speaks=True,
+        config=slices,
+        outlives_losses=True,
+        topology=topology,
+        request=SimpleNamespace(deepspeed={}),
+    )
     own = SimpleNamespace(key=None, members=None, settings=None)
     assert parts.exchange(job, None, SimpleNamespace(size=16), None, own).min_participants == 15
 
@@ -196,4 +251,6 @@ def test_modules_are_those_of_the_engine_that_a_method_builds(slices):
     spec = engine_spec(slices, {}, "client")
     assert checks.adapted_modules(slices, spec) == checks.adapted_modules(slices) == 4
     assert checks.adapted_modules(slices, replace(spec, blocks=(1,))) == 2
-    assert checks.adapted_modules(slices, replace(spec, adapter=replace(spec.adapter, targets=("q_proj",)))) == 2
+    assert (
+        checks.adapted_modules(slices, replace(spec, adapter=replace(spec.adapter, targets=("q_proj",)))) == 2
+    )

@@ -8,7 +8,9 @@ from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import CLIENT_SIGNALS, RANK_SIGNALS, Ledger
 from fedspeed.monitor.metrics import registry
 
-SHAPES = st.dictionaries(st.text("abAB.", min_size=1, max_size=6), st.lists(st.integers(1, 4), max_size=3).map(tuple), max_size=6)
+SHAPES = st.dictionaries(
+    st.text("abAB.", min_size=1, max_size=6), st.lists(st.integers(1, 4), max_size=3).map(tuple), max_size=6
+)
 
 
 def drawn(shapes):
@@ -61,12 +63,20 @@ def test_ledgers_of_all_ranks_add_up_to_one():
     for slot, part in enumerate(parts):
         part.set_rank(slot, compute_s=float(slot), stop=float(slot == 1))
     whole = Ledger(2, 3, sum(p.vector for p in parts))
-    assert whole.of_clients("train_loss").tolist() == [5.0, 0.0] and whole.of_clients("tokens").tolist() == [8.0, 5.0]
-    assert whole.of_ranks("compute_s").tolist() == [0.0, 1.0, 2.0] and whole.of_ranks("stop").tolist() == [0.0, 1.0, 0.0]
+    assert whole.of_clients("train_loss").tolist() == [5.0, 0.0] and whole.of_clients("tokens").tolist() == [
+        8.0,
+        5.0,
+    ]
+    assert whole.of_ranks("compute_s").tolist() == [0.0, 1.0, 2.0] and whole.of_ranks("stop").tolist() == [
+        0.0,
+        1.0,
+        0.0,
+    ]
 
 
 def test_no_two_words_of_a_ledger_share_a_slot():
-    ledger, value = Ledger(2, 2), 0
+    ledger = Ledger(2, 2)
+    value = 0
     expected = {}
     for index in range(2):
         for word in (*registry.slots("client", False), *CLIENT_SIGNALS):

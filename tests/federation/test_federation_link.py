@@ -49,9 +49,19 @@ class PairOfRanks:
 def test_every_rank_of_every_client_hears_the_sum():
     first, second = (PlainExchange(t, LIMIT_S) for t in LocalTransport.set_of(2))
     pair = PairOfRanks()
-    links = [ClientLink(pair.gateway(), first, 10), ClientLink(pair, None, 10), ClientLink(Alone(), second, 10)]
-    vectors, sums = [np.array([1.0, 2.0]), np.array([50.0, 60.0]), np.array([0.5, 0.25])], {}
-    threads = [threading.Thread(target=lambda i=i: sums.update({i: links[i].sum(vectors[i], float(i + 1))}), daemon=True) for i in range(3)]
+    links = [
+        ClientLink(pair.gateway(), first, 10),
+        ClientLink(pair, None, 10),
+        ClientLink(Alone(), second, 10),
+    ]
+    vectors = [np.array([1.0, 2.0]), np.array([50.0, 60.0]), np.array([0.5, 0.25])]
+    sums = {}
+    threads = [
+        threading.Thread(
+            target=lambda i=i: sums.update({i: links[i].sum(vectors[i], float(i + 1))}), daemon=True
+        )
+        for i in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -60,7 +70,9 @@ def test_every_rank_of_every_client_hears_the_sum():
         assert sums[i].vector.tolist() == [1.5, 2.25], "only gateways' vectors count"
         assert sums[i].weight == 1 + 3
     assert (sums[1].idle_s, sums[1].exchange_s) == (sums[0].idle_s, sums[0].exchange_s)
-    assert (sums[0].bytes_sent, sums[1].bytes_sent, sums[2].bytes_sent) == (32 + 8 + 8, 0, 32 + 8 + 8), "a head, a part, a summed part"
+    assert (sums[0].bytes_sent, sums[1].bytes_sent, sums[2].bytes_sent) == (32 + 8 + 8, 0, 32 + 8 + 8), (
+        "a head, a part, a summed part"
+    )
 
 
 def test_bytes_are_those_of_one_exchange():
@@ -82,7 +94,9 @@ def test_a_lost_gateway_is_a_lost_peer():
         def share_from_gateway(self, values):
             raise RuntimeError("Connection closed by peer\nwith a trace of many lines")
 
-    with pytest.raises(LostPeerError, match="gateway of this rank's client was lost: Connection closed by peer$"):
+    with pytest.raises(
+        LostPeerError, match="gateway of this rank's client was lost: Connection closed by peer$"
+    ):
         ClientLink(Broken(), None, 10).sum(np.zeros(3), 0.0)
 
 
@@ -93,20 +107,32 @@ def test_all_ranks_of_a_client_get_the_arrays_of_their_gateway():
         own = ClientLink(pair.gateway(), None, 10).arrays_from_gateway(arrays)
         heard = ClientLink(pair, None, 10).arrays_from_gateway(None)
         for found in (own, heard):
-            assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+            assert found.keys() == arrays.keys() and all(
+                np.array_equal(found[name], arrays[name]) for name in arrays
+            )
 
 
 def test_participants_whose_states_have_other_arrays_are_told_so_on_all_ranks():
     first, second = (PlainExchange(t, LIMIT_S) for t in LocalTransport.set_of(2))
     pair = PairOfRanks()
-    links = [ClientLink(pair.gateway(), first, 10), ClientLink(pair, None, 10), ClientLink(Alone(), second, 10)]
+    links = [
+        ClientLink(pair.gateway(), first, 10),
+        ClientLink(pair, None, 10),
+        ClientLink(Alone(), second, 10),
+    ]
 
     def agree(*states):
-        found, threads = {}, []
+        found = {}
+        threads = []
 
         def agreed(i):
             try:
-                check_arrays(links[i], {n: np.zeros(s) for n, s in states[i].items()}, method="m", names=["client 0", "the server"])
+                check_arrays(
+                    links[i],
+                    {n: np.zeros(s) for n, s in states[i].items()},
+                    method="m",
+                    names=["client 0", "the server"],
+                )
                 found[i] = ""
             except ConfigError as error:
                 found[i] = str(error)
@@ -122,14 +148,20 @@ def test_participants_whose_states_have_other_arrays_are_told_so_on_all_ranks():
     client = {"a": (2, 3), "b": (4,)}
     assert agree(client, client, client) == ""
     told = agree(client, client, {"a": (2, 3), "b": (5,), **{f"c{i}": () for i in range(9)}})
-    assert "beside 1 that all have, client 0 has b [4]; the server has b [5], c0 [], c1 [] and 7 more. All roles must" in told
+    assert (
+        "beside 1 that all have, client 0 has b [4]; the server has b [5], c0 [], c1 [] and 7 more. All "
+        "roles must" in told
+    )
     assert "client 0 has b [4]; the server has no more." in agree(client, client, {"a": (2, 3)})
 
 
 def test_what_comes_by_a_channel_is_heard_by_all_ranks_and_so_is_that_nothing_comes():
     own, other = (Channel(t, 5.0) for t in LocalTransport.set_of(2))
     pair = PairOfRanks()
-    ranks = [SharedChannel(engine, channel, server=1, speakers=(0,)) for engine, channel in ((pair.gateway(), own), (pair, None))]
+    ranks = [
+        SharedChannel(engine, channel, server=1, speakers=(0,))
+        for engine, channel in ((pair.gateway(), own), (pair, None))
+    ]
     for number, rank in enumerate(ranks):
         rank.send(1, {"x": np.full(2, number, np.int32)})
     assert other.receive(0)["x"].tolist() == [0, 0], "the gateway's"
@@ -137,8 +169,12 @@ def test_what_comes_by_a_channel_is_heard_by_all_ranks_and_so_is_that_nothing_co
     other.send(0, sent)
     for rank in ranks:
         heard = rank.receive(1)
-        assert {n: (a.dtype, a.tolist()) for n, a in heard.items()} == {n: (a.dtype, a.tolist()) for n, a in sent.items()}
+        assert {n: (a.dtype, a.tolist()) for n, a in heard.items()} == {
+            n: (a.dtype, a.tolist()) for n, a in sent.items()
+        }
     other._transport.close()
-    for rank, text in zip(ranks, ("participant 1 sent no message", "this rank's gateway could not speak"), strict=True):
+    for rank, text in zip(
+        ranks, ("participant 1 sent no message", "this rank's gateway could not speak"), strict=True
+    ):
         with pytest.raises(LostPeerError, match=text):
             rank.receive(1)

@@ -1,25 +1,69 @@
-"""A run that was interrupted and resumed equals one that was not, bit for bit: whatever a round changes is in the journal."""
+"""A run that was interrupted and resumed equals one that was not, bit for bit: whatever a round changes is in
+the journal.
+"""
 
 import pytest
 
 from fedspeed.config.run import METHOD_ARMS
 from fedspeed.federation.methods.config import METHODS, Entry, arm_of
-from tests.federation.runs import Notes, begin, federation, from_journal, run_worlds, same_bits, settings, tiny_llama
+from tests.federation.runs import (
+    Notes,
+    begin,
+    federation,
+    from_journal,
+    run_worlds,
+    same_bits,
+    settings,
+    tiny_llama,
+)
 from tests.processes import Scenarios
 
 ALONE = {0: (0, 1, 2)}
-CASES = {  # each with state of its own: server moments, held factors, kept optimizers, clients that were never asked
-    "server moments": ("zero0", {"train": {}, "federation": {"server_optimizer": "yogi", "server_lr": 0.02,
-                                                             "method": {"name": "lora_average", "rule": "alternate"}}}),
+# each with state of its own: server moments, held factors, kept optimizers, clients that were never asked
+CASES = {
+    "server moments": (
+        "zero0",
+        {
+            "train": {},
+            "federation": {
+                "server_optimizer": "yogi",
+                "server_lr": 0.02,
+                "method": {"name": "lora_average", "rule": "alternate"},
+            },
+        },
+    ),
     "kept sgd": ("zero0", {"train": {}, "federation": {"local_optimizer": "keep", "clients_per_round": 1}}),
-    "kept adamw": ("zero0", {"train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01}, "federation": {"local_optimizer": "keep"}}),
-    "kept zero3": ("zero3", {"train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01},
-                             "federation": {"local_optimizer": "keep", "clients_per_round": 2}}),
-    "dropout": ("zero2", {"train": {"schedule": "cosine", "warmup_steps": 3}, "adapter": {"dropout": 0.2},
-                          "federation": {"method": {"name": "flexlora"}}}),
+    "kept adamw": (
+        "zero0",
+        {
+            "train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01},
+            "federation": {"local_optimizer": "keep"},
+        },
+    ),
+    "kept zero3": (
+        "zero3",
+        {
+            "train": {"optimizer": "adamw", "momentum": 0.0, "lr": 0.01},
+            "federation": {"local_optimizer": "keep", "clients_per_round": 2},
+        },
+    ),
+    "dropout": (
+        "zero2",
+        {
+            "train": {"schedule": "cosine", "warmup_steps": 3},
+            "adapter": {"dropout": 0.2},
+            "federation": {"method": {"name": "flexlora"}},
+        },
+    ),
     "folded": ("ram", {"train": {}, "federation": {"method": {"name": "residual"}, "clients_per_round": 2}}),
-    "stale memory": ("zero0", {"train": {"momentum": 0.0}, "federation": {"staleness": 1, "method": {"name": "control_variates"}}}),
-    "stale": ("zero0", {"train": {}, "federation": {"staleness": 1, "server_optimizer": "momentum", "server_lr": 0.5}}),
+    "stale memory": (
+        "zero0",
+        {"train": {"momentum": 0.0}, "federation": {"staleness": 1, "method": {"name": "control_variates"}}},
+    ),
+    "stale": (
+        "zero0",
+        {"train": {}, "federation": {"staleness": 1, "server_optimizer": "momentum", "server_lr": 0.5}},
+    ),
 }
 
 
@@ -28,7 +72,7 @@ def late_by_one(world, base, folder):
     from tests.federation.runs import largest
 
     config = settings(base, federation={"rounds": 4, "staleness": 1})
-    with federation(world, "late", config, ALONE, folder, "zero0") as fed:
+    with federation(world, "late", config, carries=ALONE, folder=folder, kind="zero0") as fed:
         first = begin(fed)
         start = dict(first.state)
         end = fed.run(first).state
@@ -37,7 +81,7 @@ def late_by_one(world, base, folder):
 
 
 def test_staleness_is_federated_averaging_a_round_late(tmp_path):
-    (off, from_prompt), = run_worlds((1,), late_by_one, tiny_llama(tmp_path / "llama"), str(tmp_path))
+    ((off, from_prompt),) = run_worlds((1,), late_by_one, tiny_llama(tmp_path / "llama"), str(tmp_path))
     assert off < 1e-5 and from_prompt > 100 * off, "late is not the same as in time"
 
 
@@ -45,8 +89,10 @@ def one_client(world, base, folder):
     """(in time, late) ends of a federation of one, with a step size that is close to what it bears."""
     ends = []
     for stale in (0, 1):
-        config = settings(base, clients=1, train={"momentum": 0.0, "lr": 0.3}, federation={"rounds": 6, "staleness": stale})
-        with federation(world, f"one{stale}", config, {0: (0,)}, folder, "zero0") as fed:
+        config = settings(
+            base, clients=1, train={"momentum": 0.0, "lr": 0.3}, federation={"rounds": 6, "staleness": stale}
+        )
+        with federation(world, f"one{stale}", config, carries={0: (0,)}, folder=folder, kind="zero0") as fed:
             ends.append(fed.run(begin(fed)).state)
     return ends
 
@@ -55,7 +101,7 @@ def test_nothing_is_late_for_one_who_is_alone(tmp_path):
     """Its own update is foreseen exactly: the correction undoes the delay."""
     from tests.federation.runs import largest
 
-    (in_time, late), = run_worlds((1,), one_client, tiny_llama(tmp_path / "llama"), str(tmp_path))
+    ((in_time, late),) = run_worlds((1,), one_client, tiny_llama(tmp_path / "llama"), str(tmp_path))
     assert largest(late, in_time) < 1e-5
 
 
@@ -76,15 +122,22 @@ def all_cases(world, base, folder):
 
 def once_and_again(world, base, folder, name):
     kind, sections = CASES[name]
-    config = settings(base, train=sections["train"], adapter=sections.get("adapter"), federation={"rounds": 4, **sections["federation"]})
-    with federation(world, f"{name}, at once", config, ALONE, folder, kind) as fed:
+    config = settings(
+        base,
+        train=sections["train"],
+        adapter=sections.get("adapter"),
+        federation={"rounds": 4, **sections["federation"]},
+    )
+    with federation(world, f"{name}, at once", config, carries=ALONE, folder=folder, kind=kind) as fed:
         whole = fed.run(begin(fed))
-    with federation(world, name, config, ALONE, folder, kind, stop=lambda: True) as fed:
+    with federation(world, name, config, carries=ALONE, folder=folder, kind=kind, stop=lambda: True) as fed:
         early = begin(fed)
         while early.round < 2:
             early = fed.run(early)
     notes = Notes()
-    with federation(world, name, config, ALONE, folder, kind, notes=notes) as fed:  # as a new process would
+    with federation(
+        world, name, config, carries=ALONE, folder=folder, kind=kind, notes=notes
+    ) as fed:  # as a new process would
         late = fed.run(from_journal(fed))
     return {"whole": whole, "early": early, "late": late, "rounds": [r.round for r in notes.records]}
 
@@ -92,7 +145,9 @@ def once_and_again(world, base, folder, name):
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_equals_uninterrupted(resumed, case):
     seen = resumed[case]
-    whole, early, late = seen["whole"], seen["early"], seen["late"]
+    whole = seen["whole"]
+    early = seen["early"]
+    late = seen["late"]
     assert (early.round, early.done) == (2, "") and (late.round, late.done) == (4, "finished")
     assert seen["rounds"] == [3, 4]
     assert same_bits(late.state, whole.state)
@@ -117,5 +172,5 @@ def ended_in_round_1(world, base, folder):
 
 
 def test_starts_that_reach_no_round_are_no_rounds_without_a_better_loss(tmp_path):
-    entries, = run_worlds((1,), ended_in_round_1, tiny_llama(tmp_path / "llama"), str(tmp_path))
+    (entries,) = run_worlds((1,), ended_in_round_1, tiny_llama(tmp_path / "llama"), str(tmp_path))
     assert entries == [(0, 0, 0)] * 3

@@ -35,10 +35,16 @@ def test_every_client_is_asked_equally_often():
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_learning_rate_is_continuous_over_rounds(schedule, warmup):
-    """No jump anywhere, rounds of 10 steps included: neighbours differ by no more than the steepest slope allows."""
-    train, total = TrainConfig(lr=1.0, schedule=schedule, warmup_steps=warmup), 50
+    """No jump anywhere, rounds of 10 steps included: neighbours differ by no more than the steepest slope
+    allows.
+    """
+    train = TrainConfig(lr=1.0, schedule=schedule, warmup_steps=warmup)
+    total = 50
     rates = [lr_at(train, s, total) for s in range(total)]
-    slope = max(1 / warmup if warmup else 0, {"constant": 0, "linear": 1, "cosine": math.pi / 2}[schedule] / (total - warmup))
+    slope = max(
+        1 / warmup if warmup else 0,
+        {"constant": 0, "linear": 1, "cosine": math.pi / 2}[schedule] / (total - warmup),
+    )
     assert all(abs(b - a) <= slope + 1e-12 for a, b in zip(rates, rates[1:]))
     assert max(rates) == 1.0 and rates.index(1.0) == max(0, warmup - 1)
     assert all(0 < r <= 1 for r in rates)
@@ -54,7 +60,9 @@ def test_learning_rates_by_hand():
 
 
 def test_turns_come_in_the_order_in_which_ranks_take_them():
-    """Clients 0 to 2 on participant 0, 3 and 4 on participant 2: the first of each, the second of each, the third."""
+    """Clients 0 to 2 on participant 0, 3 and 4 on participant 2: the first of each, the second of each, the
+    third.
+    """
     speakers = (0, 0, 0, 2, 2)
     assert turn_order(range(5), speakers) == (0, 3, 1, 4, 2)
     assert turn_order((1, 2, 4), speakers) == (1, 4, 2)

@@ -1,5 +1,6 @@
 """`stack` and `residual`: exact whatever the round, as factors and as whole matrices, against dense sums in
-float64."""
+float64.
+"""
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def rounds(name, count, asked=lambda number: (0, 1, 2)):
     state = drawn(99)
     method = make_method(arm_of(name)(), state, clients=3, seed=5)
     for number in range(1, count + 1):
-        ends, total = {}, np.zeros(method.values(number))
+        ends = {}
+        total = np.zeros(method.values(number))
         for client in asked(number):
             turn = method.turn(client, number, state, steps=1, seed=0, memory={})
             delta = drawn(10 * number + client, 0.1)
@@ -112,10 +114,8 @@ def test_stack_begins_anew_and_residual_goes_on():
 def test_what_a_folded_product_became_more():
     """Whatever form it had before and has after."""
     rng = np.random.default_rng(0)
-    left, right = (
-        rng.standard_normal((8, 2)).astype(np.float32),
-        rng.standard_normal((2, 9)).astype(np.float32),
-    )
+    left = rng.standard_normal((8, 2)).astype(np.float32)
+    right = rng.standard_normal((2, 9)).astype(np.float32)
     forms = [{}, fold({}, left, right), fold({}, -left, right), fold(fold({}, left, right), left, 2 * right)]
     forms += [{WHOLE: left @ right}]
     assert all(form.keys() == {LEFT, RIGHT} for form in forms[1:4])
@@ -164,7 +164,8 @@ def packed(state):
 def test_who_resumes_learns_what_is_folded():
     """A participant without the state, and one whose own state is of another round."""
     states = [after for *_, after in rounds("stack", 4)]
-    offered, fresh = packed(states[3]), packed(trainable(states[3]))
+    offered = packed(states[3])
+    fresh = packed(trainable(states[3]))
     teller = Teller()
     assert shared_layout(teller, fresh, offered, 4.0) == offered
     for known, own, priority in (
@@ -195,7 +196,7 @@ def test_who_resumes_learns_what_is_folded():
         '[["global/folded:x.q.left", [80, 9]], ["global/folded:x.q.right", [8, 90]]]',
         '[["global/folded:x.q.left", [80, 0]], ["global/folded:x.q.right", [0, 90]]]',
         '[["global/folded:x.q.left", [80, 43]], ["global/folded:x.q.right", [43, 90]]]',
-        '[[7, [80, 90]]]',
+        "[[7, [80, 90]]]",
         "[" * 100_000,
         "{",
         "[1]",

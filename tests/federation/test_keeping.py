@@ -26,7 +26,8 @@ class Saved:
     """A journal that notes what is saved."""
 
     def __init__(self):
-        self.best, self.entries = [], []
+        self.best = []
+        self.entries = []
 
     def save_best(self, number, state):
         self.best.append(number)
@@ -38,18 +39,27 @@ class Saved:
 def test_what_is_packed_for_the_journal_comes_back():
     moments = {"m": {"w": A["w"] * 2}, "v": {"w": A["w"] * 3}}
     packed = keeping.pack(A, moments, B)
-    assert sorted(packed) == ["global/w", "previous/w", "server/m/w", "server/v/w"], "names that journals of earlier versions have"
+    assert sorted(packed) == ["global/w", "previous/w", "server/m/w", "server/v/w"], (
+        "names that journals of earlier versions have"
+    )
     state, back, previous = keeping.unpack(packed)
-    assert same_bits(state, A) and same_bits(previous, B) and all(same_bits(back[m], moments[m]) for m in moments)
+    assert (
+        same_bits(state, A)
+        and same_bits(previous, B)
+        and all(same_bits(back[m], moments[m]) for m in moments)
+    )
     assert keeping.unpack(keeping.pack(A, {}))[2] is None
 
 
-@pytest.mark.parametrize(("settings", "kept"), [
-    ({}, None), ({"local_optimizer": "keep"}, "optimizers"), ({"staleness": 1}, "starts"),
-])
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({}, None), ({"local_optimizer": "keep"}, "optimizers"), ({"staleness": 1}, "starts")],
+)
 def test_what_a_client_alone_goes_on_with_comes_back(settings, kept):
     config = run_config(federation=settings)
-    progress = Progress(3, A, {}, optimizers={0: {"w/exp_avg": A["w"]}}, starts={0: dict(B)}, memory={0: {"w": A["w"] * 5}})
+    progress = Progress(
+        3, A, {}, optimizers={0: {"w/exp_avg": A["w"]}}, starts={0: dict(B)}, memory={0: {"w": A["w"] * 5}}
+    )
     packed = keeping.pack_client(config, progress, 0)
     own = {None: [], "optimizers": ["w/exp_avg"], "starts": ["w"]}[kept]
     assert sorted(packed) == sorted([*own, "memory/w"])
@@ -63,7 +73,9 @@ def test_what_a_client_alone_goes_on_with_comes_back(settings, kept):
 
 def test_what_clients_had_in_the_best_round_comes_back():
     """In a file of its own name only where it is another than what they go on with."""
-    config, best, now = run_config(), {"w": A["w"] * 5}, {"w": A["w"] * 6}
+    config = run_config()
+    best = {"w": A["w"] * 5}
+    now = {"w": A["w"] * 6}
     progress = Progress(2, A, {}, memory={0: best})
     keeper(Saved()).note_loss(progress, 1.0)
     progress.memory = {0: now}
@@ -76,9 +88,15 @@ def test_what_clients_had_in_the_best_round_comes_back():
         assert same_bits(back.memory[0], now) and same_bits(back.best_memory[0], now if round == 2 else best)
 
 
-@pytest.mark.parametrize(("settings", "method", "keeps"), [
-    ({}, Method, False), ({"local_optimizer": "keep"}, Method, True), ({"staleness": 1}, Method, True), ({}, Remembering, True),
-])
+@pytest.mark.parametrize(
+    ("settings", "method", "keeps"),
+    [
+        ({}, Method, False),
+        ({"local_optimizer": "keep"}, Method, True),
+        ({"staleness": 1}, Method, True),
+        ({}, Remembering, True),
+    ],
+)
 def test_clients_have_files_where_they_have_something_to_go_on_with(settings, method, keeps):
     assert keeping.keeps_clients(run_config(federation=settings), method) == keeps
 
@@ -88,7 +106,10 @@ def test_what_tells_an_update_is_not_written_where_it_is_a_secret():
     assert not keeping.keeps_starts(config) and not keeping.keeps_clients(config, Method)
 
 
-@pytest.mark.parametrize(("round", "stale", "why"), [(4, 0, ""), (5, 0, "finished"), (5, 9, "finished"), (4, 2, "early stop"), (4, 1, "")])
+@pytest.mark.parametrize(
+    ("round", "stale", "why"),
+    [(4, 0, ""), (5, 0, "finished"), (5, 9, "finished"), (4, 2, "early stop"), (4, 1, "")],
+)
 def test_why_a_run_is_over(round, stale, why):
     assert keeping.ending(round, stale, rounds=5, patience=2) == why
     assert keeping.ending(4, 9, rounds=5, patience=0) == ""
@@ -96,11 +117,19 @@ def test_why_a_run_is_over(round, stale, why):
 
 def keeper(journal, **settings):
     role = RankRole(clients={}, reporter=True)
-    return Keeper(run_config(federation=settings), role, journal, method=SimpleNamespace(), fingerprint="marks", record={"key": 1})
+    return Keeper(
+        run_config(federation=settings),
+        role,
+        journal,
+        method=SimpleNamespace(),
+        fingerprint="marks",
+        record={"key": 1},
+    )
 
 
 def test_the_best_round_is_the_one_with_the_least_loss():
-    journal, progress = Saved(), Progress(0, A, {})
+    journal = Saved()
+    progress = Progress(0, A, {})
     kept = keeper(journal)
     for round, loss in enumerate([2.0, 2.0, math.nan, None, 1.0, 1.5]):
         progress.round = round
@@ -109,11 +138,21 @@ def test_the_best_round_is_the_one_with_the_least_loss():
 
 
 def test_an_entry_tells_all_that_a_resumed_run_needs():
-    journal, progress = Saved(), replace(Progress(2, A, {"m": B}), best_round=1, best_loss=0.5, stale=1, update_alignment=0.25, previous=B)
+    journal = Saved()
+    progress = replace(
+        Progress(2, A, {"m": B}), best_round=1, best_loss=0.5, stale=1, update_alignment=0.25, previous=B
+    )
     with keeper(journal, staleness=1) as kept:
         kept.commit(progress)
-    (entry, tensors), = journal.entries
-    assert (entry.round, entry.fingerprint, entry.best_round, entry.best_loss, entry.stale, entry.likeness) == (2, "marks", 1, 0.5, 1, 0.25)
+    ((entry, tensors),) = journal.entries
+    assert (
+        entry.round,
+        entry.fingerprint,
+        entry.best_round,
+        entry.best_loss,
+        entry.stale,
+        entry.likeness,
+    ) == (2, "marks", 1, 0.5, 1, 0.25)
     assert entry.config == {"key": 1} and sorted(tensors) == ["global/w", "previous/w", "server/m/w"]
 
 

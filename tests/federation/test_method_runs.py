@@ -1,5 +1,6 @@
-"""Whole runs: `stack` and `residual` against the same rounds in plain torch with every product merged into the base, and a
-clipped one."""
+"""Whole runs: `stack` and `residual` against the same rounds in plain torch with every product merged into
+the base, and a clipped one.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from fedspeed.models.factors import pairs
 from fedspeed.models.folded import is_folded, module_of
 from tests.federation.runs import largest, run_worlds, settings, share_of, tiny_llama
 
-ROUNDS, STEPS, SCALE = 2, 2, 2.0
+ROUNDS = 2
+STEPS = 2
+SCALE = 2.0
 
 
 def by_rounds(world, configs, folder):
@@ -16,18 +19,24 @@ def by_rounds(world, configs, folder):
     from tests.federation.runs import course
 
     played = {
-        name: course(world, name, config, {0: (0, 1, 2)}, folder, "ram") for name, config in configs.items()
+        name: course(world, name, config, carries={0: (0, 1, 2)}, folder=folder, kind="ram")
+        for name, config in configs.items()
     }
     return {name: (found.states, found.records, found.best_round) for name, found in played.items()}
 
 
 def by_hand(world, config, name, start, states):
-    """(ends of every round's A and B, held-out loss) of plain torch. `states`: for the A that `stack` draws anew."""
+    """(ends of every round's A and B, held-out loss) of plain torch. `states`: for the A that `stack` draws
+    anew.
+    """
     import torch
 
     from tests.federation.plain import Plain
 
-    plain, whole, state, ends = Plain(config), sum(share_of(c) for c in range(3)), start, []
+    plain = Plain(config)
+    whole = sum(share_of(c) for c in range(3))
+    state = start
+    ends = []
     weights = {
         n.removesuffix(".base_layer.weight"): p
         for n, p in plain.model.named_parameters()
@@ -67,7 +76,8 @@ def played(tmp_path_factory):
 @pytest.mark.parametrize("name", ["stack", "residual"])
 def test_a_run_learns_what_merging_every_product_would(played, name):
     """And evaluates, from round to round, what it has learned."""
-    config, (states, records, best) = played[0][name], played[1][name]
+    config = played[0][name]
+    (states, records, best) = played[1][name]
     [(ends, expected)] = run_worlds((1,), by_hand, config, name, states[0], states[1:])
     for state, end in zip(states[1:], ends, strict=True):
         assert largest({n: state[n] for n in end}, end) < 2e-6

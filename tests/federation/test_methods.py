@@ -156,7 +156,8 @@ def test_a_factor_that_is_zero_and_frozen_is_found():
     [("avg_factors", 1), ("freeze_a", 1), ("alternate", 1), ("alternate", 2), ("flexlora", 1)],
 )
 def test_every_rule_aggregates_every_tensor(name, round):
-    start, stays = drawn(99, WHOLE), frozen(name, round, WHOLE)
+    start = drawn(99, WHOLE)
+    stays = frozen(name, round, WHOLE)
     ends = {
         c: {n: t if n in stays else t + drawn(c, WHOLE, 0.1)[n] for n, t in start.items()} for c in WEIGHTS
     }
@@ -187,7 +188,8 @@ def test_every_rule_aggregates_every_tensor(name, round):
 def test_sum_rules_give_the_weighted_mean(name, round):
     start, ends = trained(name, round)
     result = aggregate(Round(name, round=round), start, ends)
-    expected, stays = weighted_mean(ends), frozen(name, round)
+    expected = weighted_mean(ends)
+    stays = frozen(name, round)
     assert result.state.keys() == start.keys()
     for n in SHAPES:
         assert result.state[n].dtype == np.float32
@@ -247,7 +249,8 @@ def test_a_client_that_was_not_asked_changes_nothing():
 
 def test_full_fine_tuning_has_no_factors():
     shapes = {"wte.weight": (5, 4), "ln.weight": (4,)}
-    start, ends = drawn(9, shapes), {c: drawn(c, shapes) for c in range(3)}
+    start = drawn(9, shapes)
+    ends = {c: drawn(c, shapes) for c in range(3)}
     rule = Round("avg_factors", shapes)
     assert rule.values == 24
     result = aggregate(rule, start, ends)
@@ -261,7 +264,8 @@ def test_full_fine_tuning_has_no_factors():
 
 
 def true_error(ends, state):
-    gap = whole = 0.0
+    gap = 0.0
+    whole = 0.0
     for a, b in pairs(SHAPES):
         mean = mean_product(ends, a, b)
         gap += np.linalg.norm(mean - state[b].astype(np.float64) @ state[a]) ** 2
@@ -271,10 +275,12 @@ def true_error(ends, state):
 
 def test_sketch_estimates_the_relative_frobenius_error():
     """Every probe pair gives E (u^T M v)^2 = |M|^2, so the mean of the squared estimates over many rounds is
-    the squared truth."""
+    the squared truth.
+    """
     start, ends = trained("avg_factors", scale=3.0)
     results = [aggregate(Round("avg_factors", round=r), start, ends) for r in range(1, 201)]
-    estimates, truth = [r.factor_error for r in results], true_error(ends, results[0].state)
+    estimates = [r.factor_error for r in results]
+    truth = true_error(ends, results[0].state)
     assert 0.2 < truth < 0.9, "the case must have an error worth estimating"
     assert np.median(estimates) == pytest.approx(truth, rel=0.05)
     assert np.quantile(np.abs(np.array(estimates) / truth - 1), 0.9) < 0.5, (
@@ -317,7 +323,8 @@ def truncated(matrix, r):
 def test_svd_is_the_best_approximation_of_the_mean_product():
     start, ends = trained("flexlora", scale=1.0)
     result = aggregate(Round("flexlora"), start, ends)
-    lost = whole = 0.0
+    lost = 0.0
+    whole = 0.0
     for a, b in pairs(SHAPES):
         assert result.state[a].shape == SHAPES[a] and result.state[b].shape == SHAPES[b]
         mean = mean_product(ends, a, b)
@@ -328,7 +335,8 @@ def test_svd_is_the_best_approximation_of_the_mean_product():
         assert np.linalg.norm(result.state[a]) == pytest.approx(np.linalg.norm(result.state[b]), rel=1e-5), (
             "evenly split"
         )
-        lost, whole = lost + cut**2, whole + np.linalg.norm(mean) ** 2
+        lost = lost + cut**2
+        whole = whole + np.linalg.norm(mean) ** 2
     assert result.factor_error == pytest.approx((lost / whole) ** 0.5, rel=1e-5)
 
 
@@ -363,9 +371,11 @@ def test_svd_slots_are_bitwise_what_the_client_sent():
 
 def test_svd_of_matrices_smaller_than_r():
     shapes = {"m.lora_A.default.weight": (8, 3), "m.lora_B.default.weight": (2, 8)}
-    start, ends = drawn(9, shapes), {c: drawn(c, shapes) for c in range(3)}
+    start = drawn(9, shapes)
+    ends = {c: drawn(c, shapes) for c in range(3)}
     result = aggregate(Round("flexlora", shapes), start, ends)
-    a, b = "m.lora_A.default.weight", "m.lora_B.default.weight"
+    a = "m.lora_A.default.weight"
+    b = "m.lora_B.default.weight"
     np.testing.assert_allclose(
         result.state[b].astype(np.float64) @ result.state[a], mean_product(ends, a, b), rtol=0, atol=2e-6
     )
@@ -374,7 +384,8 @@ def test_svd_of_matrices_smaller_than_r():
 
 def test_svd_of_nothing_learned_can_still_learn():
     """All steps of fp16's first round may be skipped for overflow; factors that are both zero would stay zero
-    for ever."""
+    for ever.
+    """
     start = {n: t * (n in A_NAMES) for n, t in drawn(1).items()}
     result = aggregate(Round("flexlora"), start, {0: start, 1: start, 2: start})
     for a, b in pairs(SHAPES):
@@ -388,7 +399,9 @@ def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
     """Whatever rotation the factors come in; and without forming a product."""
     out, wide, r = shape
     rng = np.random.default_rng(0)
-    a, b, bias = "m.lora_A.default.weight", "m.lora_B.default.weight", "m.lora_B.default.bias"
+    a = "m.lora_A.default.weight"
+    b = "m.lora_B.default.weight"
+    bias = "m.lora_B.default.bias"
     before, after = (
         {
             a: rng.normal(size=(r, wide)).astype(np.float32),
@@ -410,12 +423,21 @@ def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
     assert method.update_norm({**after, bias: before[bias]}, only_turned) == pytest.approx(0.0, abs=1e-5)
 
 
-@pytest.mark.parametrize(("entry", "text"), [
-    (Entry(module="tests.federation.methods.served"), "Served has serve and server_step; say server=True"),
-    (Entry(module="tests.federation.methods.served", server=True, sums_only=True), "what a client tells serve is its own"),
-    (replace(METHODS["lora_average"], server=True), "has neither serve nor server_step"),
-    (replace(METHODS["lora_average"], public_rows=True), "has neither serve nor server_step"),
-])
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (
+            Entry(module="tests.federation.methods.served"),
+            "Served has serve and server_step; say server=True",
+        ),
+        (
+            Entry(module="tests.federation.methods.served", server=True, sums_only=True),
+            "what a client tells serve is its own",
+        ),
+        (replace(METHODS["lora_average"], server=True), "has neither serve nor server_step"),
+        (replace(METHODS["lora_average"], public_rows=True), "has neither serve nor server_step"),
+    ],
+)
 def test_what_is_said_of_a_server_and_what_it_has_to_do_are_held_against_each_other(entry, text, monkeypatch):
     monkeypatch.setitem(METHODS, "own", entry)
     with pytest.raises(ConfigError) as told:

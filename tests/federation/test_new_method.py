@@ -1,5 +1,6 @@
 """The section `A new method` of docs/extending.md, run as it stands there: in a copy of the package, with the
-new file and the one line."""
+new file and the one line.
+"""
 
 import json
 import os
@@ -75,7 +76,8 @@ def test_the_example_of_a_new_method_trains(copy, tmp_path):
     workshop = Workshop(tmp_path / "workshop")
     federation = {"method": "trimmed_mean", "rounds": 1}
     config = workshop.write_config("run.yaml", {**SETTINGS, "federation": federation})
-    out, err = tmp_path / "out", tmp_path / "err"
+    out = tmp_path / "out"
+    err = tmp_path / "err"
     for path in (out, err):
         path.touch()
     command = [str(copy / "launch.py"), "--config", str(config), "run.name=trimmed", "monitor.plot=false"]
@@ -92,12 +94,7 @@ def test_the_example_of_a_new_method_trains(copy, tmp_path):
 
 def test_the_example_of_a_new_method_works_as_it_stands(copy):
     done = subprocess.run(
-        [sys.executable, "-c", USE],
-        cwd=copy,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
+        [sys.executable, "-c", USE], cwd=copy, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

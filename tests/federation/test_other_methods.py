@@ -1,4 +1,6 @@
-"""What the protocol has for methods that are not here yet: gradients that are added to, memory of clients, an exchange in every step, a server."""
+"""What the protocol has for methods that are not here yet: gradients that are added to, memory of clients, an
+exchange in every step, a server.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -39,17 +41,42 @@ def all_runs(world, base, folder):
         METHODS[name] = Entry(module=f"tests.federation.methods.{name}", adds_deltas=True, any_weights=True)
     out = Scenarios()
     for steps in (1, 2):
-        out.play(f"plain {steps}", whole, world, f"plain {steps}", configured(base, "lora_average", rounds=1, local_steps=steps), folder)
-    out.play("plain, three rounds", whole, world, "plain 3", configured(base, "lora_average", rounds=3, local_steps=1), folder)
-    out.play("proximal", whole, world, "proximal", configured(base, "proximal", rounds=1, local_steps=2), folder)
-    out.play("every step", whole, world, "every step", configured(base, "every_step", rounds=1, local_steps=3), folder)
+        out.play(
+            f"plain {steps}",
+            whole,
+            world,
+            f"plain {steps}",
+            configured(base, "lora_average", rounds=1, local_steps=steps),
+            folder,
+        )
+    out.play(
+        "plain, three rounds",
+        whole,
+        world,
+        "plain 3",
+        configured(base, "lora_average", rounds=3, local_steps=1),
+        folder,
+    )
+    out.play(
+        "proximal", whole, world, "proximal", configured(base, "proximal", rounds=1, local_steps=2), folder
+    )
+    out.play(
+        "every step",
+        whole,
+        world,
+        "every step",
+        configured(base, "every_step", rounds=1, local_steps=3),
+        folder,
+    )
     out.play("compared", compared, world, base, folder)
     out.play("variates", variates, world, base, folder)
     return out
 
 
 def configured(base, method, *, rounds, local_steps):
-    config = settings(base, train={"momentum": 0.0, "lr": LR, "local_steps": local_steps}, federation={"rounds": rounds})
+    config = settings(
+        base, train={"momentum": 0.0, "lr": LR, "local_steps": local_steps}, federation={"rounds": rounds}
+    )
     return replace(config, federation=replace(config.federation, method=arm_of(method)()))
 
 
@@ -60,12 +87,15 @@ def whole(world, name, config, folder):
         first = begin(fed)
         start = dict(first.state)
         end = fed.run(first)
-    return SimpleNamespace(start=start, end=end.state, turns=notes.turns, records=notes.records, steps=notes.steps)
+    return SimpleNamespace(
+        start=start, end=end.state, turns=notes.turns, records=notes.records, steps=notes.steps
+    )
 
 
 def compared(world, base, folder):
-    """(comparison with each client alone, by name, and held-out loss of the last round) of a method in which clients have
-    models of their own."""
+    """(comparison with each client alone, by name, and held-out loss of the last round) of a method in which
+    clients have models of their own.
+    """
     from fedspeed.evaluation.compare import compare
 
     config = configured(base, "shared_a", rounds=2, local_steps=1)
@@ -73,12 +103,16 @@ def compared(world, base, folder):
     with federation(world, "compared", config, ALONE, folder, notes=notes) as fed:
         first = begin(fed)
         start = dict(first.state)
-        scores = compare(fed.parts, fed.run(first), start=start, everyone=[client_data(client) for client in CLIENTS])
+        scores = compare(
+            fed.parts, fed.run(first), start=start, everyone=[client_data(client) for client in CLIENTS]
+        )
     return {score.name: score.held_out_loss for score in scores}, notes.records[-1].val_loss
 
 
 def variates(world, base, folder):
-    """(run at once, run that was interrupted after the first round, ends of the second round's turns without any variate)."""
+    """(run at once, run that was interrupted after the first round, ends of the second round's turns without
+    any variate).
+    """
     config = configured(base, "control_variates", rounds=2, local_steps=1)
     notes = Notes()
     with federation(world, "variates, at once", config, ALONE, folder, notes=notes) as fed:
@@ -89,7 +123,14 @@ def variates(world, base, folder):
     with federation(world, "variates", config, ALONE, folder) as fed:
         late = fed.run(from_journal(fed))
     plain = Notes()
-    with federation(world, "without", configured(base, "lora_average", rounds=2, local_steps=1), ALONE, folder, notes=plain) as fed:
+    with federation(
+        world,
+        "without",
+        configured(base, "lora_average", rounds=2, local_steps=1),
+        ALONE,
+        folder,
+        notes=plain,
+    ) as fed:
         first = begin(fed)
         first.round, first.state = 1, {n: t for n, t in middle.state.items() if ":" not in n}
         fed.run(first)
@@ -97,25 +138,37 @@ def variates(world, base, folder):
 
 
 def test_what_a_method_adds_to_gradients_is_part_of_the_step(seen):
-    """Two steps of FedProx are two steps without, less the way gone in the first one times mu: it is zero then."""
+    """Two steps of FedProx are two steps without, less the way gone in the first one times mu: it is zero
+    then.
+    """
     from tests.federation.methods.proximal import MU
 
-    one, two, proximal = seen["plain 1"], seen["plain 2"], seen["proximal"]
+    one = seen["plain 1"]
+    two = seen["plain 2"]
+    proximal = seen["proximal"]
     for client in CLIENTS:
         way = {n: t - one.start[n] for n, t in one.turns[client].items()}
         expected = {n: t - LR * MU * way[n] for n, t in two.turns[client].items()}
-        assert largest(proximal.turns[client], expected) < 1e-6 < largest(proximal.turns[client], two.turns[client]) / 100
+        assert (
+            largest(proximal.turns[client], expected)
+            < 1e-6
+            < largest(proximal.turns[client], two.turns[client]) / 100
+        )
 
 
 def test_an_exchange_in_every_step_is_as_many_rounds_of_one_step(seen):
-    often, reference = seen["every step"], seen["plain, three rounds"]
+    often = seen["every step"]
+    reference = seen["plain, three rounds"]
     assert same_bits(often.end, reference.end)
     assert often.steps == [(1, step, 3) for step in (1, 2, 3) for _ in CLIENTS]
-    (record,), others = often.records[1:], reference.records[1:]
+    (record,) = often.records[1:]
+    others = reference.records[1:]
     assert (record.clients, record.received, [c.local_steps for c in record.per_client]) == (3, 3, [3, 3, 3])
     assert record.tokens == sum(other.tokens for other in others)
     assert record.val_loss == others[-1].val_loss, "evaluated once, in the end"
-    assert record.update_norm == pytest.approx(np.sqrt(sum(np.sum((often.end[n] - t) ** 2.0) for n, t in often.start.items())), rel=1e-5)
+    assert record.update_norm == pytest.approx(
+        np.sqrt(sum(np.sum((often.end[n] - t) ** 2.0) for n, t in often.start.items())), rel=1e-5
+    )
 
 
 def test_each_client_alone_is_compared_with_what_the_rounds_evaluate(seen):
@@ -170,13 +223,23 @@ def served(server, link, witness=None, value=None):
     class Served(LoraAverage):
         def server_step(self, state, engine, public_rows, *, round, exchange, trainer):
             assert (round, exchange, trainer) == (3, 0, "the server's")
-            return {name: array + (len(public_rows) if value is None else value) for name, array in state.items()}
+            return {
+                name: array + (len(public_rows) if value is None else value) for name, array in state.items()
+            }
 
     state = {"a": np.zeros((1, 2), np.float32), "b": np.ones(1, np.float32)}
     method = Served(arm_of("lora_average")(), None, clients=2, seed=0)
     role = SimpleNamespace(server=server, public_rows=["row"] * 5)
     chosen = SimpleNamespace(federation=SimpleNamespace(method=SimpleNamespace(name="served")))
-    parts = SimpleNamespace(method=method, role=role, engine=None, link=link, config=chosen, witness=witness, trainer="the server's")
+    parts = SimpleNamespace(
+        method=method,
+        role=role,
+        engine=None,
+        link=link,
+        config=chosen,
+        witness=witness,
+        trainer="the server's",
+    )
     return server_stepped(parts, state, round=3)
 
 
@@ -205,15 +268,27 @@ def test_what_the_server_has_not_signed_or_not_told_to_all_is_refused():
         row[0] ^= 1
         return row
 
-    server, client = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    keys, about = [public_of(server), public_of(client)], "the server's step in round 3, exchange 0"
+    server = Ed25519PrivateKey.generate()
+    client = Ed25519PrivateKey.generate()
+    keys = [public_of(server), public_of(client)]
+    about = "the server's step in round 3, exchange 0"
     good = witness(server, keys, Wire())
     signature = good.sign(about, STEPPED)
-    assert served(True, Told(), good)["b"] == [6] == served(False, Told(STEPPED, signature), witness(client, keys, Wire()))["b"]
-    with pytest.raises(FedSpeedError, match="round 3, exchange 0: what the server told is not the same for all: client 0 heard another"):
+    assert (
+        served(True, Told(), good)["b"]
+        == [6]
+        == served(False, Told(STEPPED, signature), witness(client, keys, Wire()))["b"]
+    )
+    with pytest.raises(
+        FedSpeedError,
+        match="round 3, exchange 0: what the server told is not the same for all: client 0 heard another",
+    ):
         served(True, Told(), witness(server, keys, Wire(another)))
-    for said, signed in [(STEPPED + 1, signature), (STEPPED, good.sign("another round", STEPPED)),
-                         (STEPPED, witness(client, keys, Wire()).sign(about, STEPPED))]:
+    for said, signed in [
+        (STEPPED + 1, signature),
+        (STEPPED, good.sign("another round", STEPPED)),
+        (STEPPED, witness(client, keys, Wire()).sign(about, STEPPED)),
+    ]:
         with pytest.raises(FedSpeedError, match="the server, client 0 heard one that it has not signed"):
             served(False, Told(said, signed), witness(client, keys, Wire()))
 

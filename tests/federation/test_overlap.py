@@ -1,4 +1,6 @@
-"""Staleness and pacing as functions: what a client predicts, how alike updates were, how many steps fit, who counts for what."""
+"""Staleness and pacing as functions: what a client predicts, how alike updates were, how many steps fit, who
+counts for what.
+"""
 
 from types import SimpleNamespace
 
@@ -24,13 +26,18 @@ def test_a_client_expects_its_share_until_it_knows_how_alike_updates_are(known, 
 
 
 def test_a_prediction_is_the_part_of_the_own_delta_by_the_server_optimizer():
-    config, now = FederationConfig(), state(1.0, 2.0)
+    config = FederationConfig()
+    now = state(1.0, 2.0)
     plain = overlap.predicted_start(config, now, {}, delta([2.0, 4.0]), part=0.5, frozen=frozenset())
     assert plain["w"].tolist() == [2.0, 4.0] and plain["x"].tolist() == [1.0]
     config = FederationConfig(server_optimizer="momentum", server_lr=0.5)
     moments = server.init(config, now)
-    found = overlap.predicted_start(config, now, moments, delta([2.0, 4.0], 6.0), part=0.5, frozen=frozenset({"x"}))
-    assert found["w"].tolist() == [1.5, 3.0] and found["x"].tolist() == [1.0], "what is frozen is not predicted to move"
+    found = overlap.predicted_start(
+        config, now, moments, delta([2.0, 4.0], 6.0), part=0.5, frozen=frozenset({"x"})
+    )
+    assert found["w"].tolist() == [1.5, 3.0] and found["x"].tolist() == [1.0], (
+        "what is frozen is not predicted to move"
+    )
     assert all(not array.any() for array in moments["m"].values()), "nothing is spent on a prediction"
 
 
@@ -49,14 +56,17 @@ def test_a_late_update_is_added_to_what_the_state_is_now():
     assert moved["w"].tolist() == [6.0, 5.0] and moved["x"].tolist() == [6.0]
 
 
-@pytest.mark.parametrize(("budget_s", "pass_s", "turns", "limit", "steps"), [
-    (6.0, None, 2, 9, 2),  # nobody knows yet
-    (6.0, None, 2, 1, 1),
-    (6.0, 1.0, 2, 9, 3),
-    (6.0, 1.0, 2, 2, 2),
-    (0.1, 1.0, 2, 9, 1),  # one at least
-    (6.0, 1.0, 0, 9, 9),  # others decide
-])
+@pytest.mark.parametrize(
+    ("budget_s", "pass_s", "turns", "limit", "steps"),
+    [
+        (6.0, None, 2, 9, 2),  # nobody knows yet
+        (6.0, None, 2, 1, 1),
+        (6.0, 1.0, 2, 9, 3),
+        (6.0, 1.0, 2, 2, 2),
+        (0.1, 1.0, 2, 9, 1),  # one at least
+        (6.0, 1.0, 0, 9, 9),  # others decide
+    ],
+)
 def test_as_many_steps_as_fit(budget_s, pass_s, turns, limit, steps):
     assert pacing.fitting_steps(budget_s, pass_s, turns=turns, limit=limit) == steps
 
@@ -66,12 +76,21 @@ def test_the_mean_delta_is_scaled_to_the_mean_number_of_steps():
     assert pacing.fednova_scale(4.0, 1 * 2 + 3 * 6, 8) == pytest.approx(5 / 8)
 
 
-@pytest.mark.parametrize(("settings", "factor"), [
-    ({}, None),
-    ({"federation": {"staleness": 1}}, 1.0),
-    ({"federation": {"round_budget": "seconds", "round_seconds": 3.0}}, 2.0),
-    ({"train": {"local_steps": 4, "local_steps_by_cluster": {"slow": 2}}, "federation": {"staleness": 1}}, 2.0),
-])
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        ({}, None),
+        ({"federation": {"staleness": 1}}, 1.0),
+        ({"federation": {"round_budget": "seconds", "round_seconds": 3.0}}, 2.0),
+        (
+            {
+                "train": {"local_steps": 4, "local_steps_by_cluster": {"slow": 2}},
+                "federation": {"staleness": 1},
+            },
+            2.0,
+        ),
+    ],
+)
 def test_deltas_are_brought_to_one_number_of_steps_where_clients_take_unequal_ones(settings, factor):
     config = run_config(**{"train": {"local_steps": 4}, **settings})
     assert pacing.Pace(config, "fast", engine=None).factor(2) == factor
@@ -90,7 +109,9 @@ def test_unequal_steps_of_a_method_without_deltas_are_left_as_they_are():
 def test_the_time_of_steps_decides_over_the_next_ones(monkeypatch):
     now = iter([10.0, 16.0])
     monkeypatch.setattr(pacing, "time", SimpleNamespace(perf_counter=lambda: next(now)))
-    config = run_config(train={"local_steps": 50}, federation={"round_budget": "seconds", "round_seconds": 4.0})
+    config = run_config(
+        train={"local_steps": 50}, federation={"round_budget": "seconds", "round_seconds": 4.0}
+    )
     pace = pacing.Pace(config, "", SimpleNamespace(client_slots=2, agree_least=lambda steps: steps))
     assert pace.steps(3) == pacing.FIRST_STEPS
     with pace.measured(3, steps=6):  # three clients in two slots: 6 s for 6 steps, twice

@@ -41,8 +41,12 @@ def fedavgm(config, x, deltas):
 
 def fedadaptive(config, x, deltas):
     """Reddi et al., 2021, algorithm 2."""
-    beta1, beta2, tau, eta = config.server_momentum, config.server_beta2, config.server_tau, config.server_lr
-    m, v = np.zeros_like(x), np.full_like(x, tau**2)
+    beta1 = config.server_momentum
+    beta2 = config.server_beta2
+    tau = config.server_tau
+    eta = config.server_lr
+    m = np.zeros_like(x)
+    v = np.full_like(x, tau**2)
     for delta in deltas:
         m = beta1 * m + (1 - beta1) * delta
         if config.server_optimizer == "yogi":
@@ -53,11 +57,20 @@ def fedadaptive(config, x, deltas):
     return x
 
 
-@pytest.mark.parametrize(("kind", "lr", "paper"), [
-    ("none", 0.5, plain_step), ("momentum", 1.0, fedavgm), ("momentum", 0.3, fedavgm), ("adam", 0.05, fedadaptive),
-    ("yogi", 0.05, fedadaptive)])
+@pytest.mark.parametrize(
+    ("kind", "lr", "paper"),
+    [
+        ("none", 0.5, plain_step),
+        ("momentum", 1.0, fedavgm),
+        ("momentum", 0.3, fedavgm),
+        ("adam", 0.05, fedadaptive),
+        ("yogi", 0.05, fedadaptive),
+    ],
+)
 def test_rounds_follow_the_paper(kind, lr, paper):
-    config = FederationConfig(server_optimizer=kind, server_lr=lr, server_momentum=0.8, server_beta2=0.95, server_tau=1e-2)
+    config = FederationConfig(
+        server_optimizer=kind, server_lr=lr, server_momentum=0.8, server_beta2=0.95, server_tau=1e-2
+    )
     x = drawn(1)
     state = server.init(config, x)
     for round in range(ROUNDS):
@@ -71,8 +84,9 @@ def test_rounds_follow_the_paper(kind, lr, paper):
 
 
 def test_plain_step_of_one_is_exactly_the_aggregate():
-    """old + (aggregate - old) is not the aggregate in floating point."""
-    config, old = FederationConfig(), {"a": np.array([1e8, 1.0], dtype=np.float32)}
+    """Old + (aggregate - old) is not the aggregate in floating point."""
+    config = FederationConfig()
+    old = {"a": np.array([1e8, 1.0], dtype=np.float32)}
     aggregate = {"a": np.array([1.0, 1e-8], dtype=np.float32)}
     state, new = server.update(config, server.init(config, old), old, aggregate)
     assert state == {} and new.keys() == old.keys()
@@ -81,8 +95,11 @@ def test_plain_step_of_one_is_exactly_the_aggregate():
 
 @pytest.mark.parametrize("kind", ["none", "momentum", "adam", "yogi"])
 def test_frozen_names_do_not_move(kind):
-    """Momentum left from the round in which `b` was trained must not move it in the one in which it is not."""
-    config, x = FederationConfig(server_optimizer=kind, server_lr=0.1), drawn(1)
+    """Momentum left from the round in which `b` was trained must not move it in the one in which it is
+    not.
+    """
+    config = FederationConfig(server_optimizer=kind, server_lr=0.1)
+    x = drawn(1)
     state, x = server.update(config, server.init(config, x), x, clients_end(0, x))
     kept = {k: v["b"].tobytes() for k, v in state.items()}
     aggregate = clients_end(1, x) | {"b": x["b"]}
@@ -94,9 +111,13 @@ def test_frozen_names_do_not_move(kind):
 
 def test_update_leaves_its_arguments_alone():
     """The journal and the next round read the old values after the step."""
-    config, x = FederationConfig(server_optimizer="adam"), drawn(1)
+    config = FederationConfig(server_optimizer="adam")
+    x = drawn(1)
     state = server.init(config, x)
-    copies = {n: t.copy() for n, t in x.items()}, {k: {n: t.copy() for n, t in ts.items()} for k, ts in state.items()}
+    copies = (
+        {n: t.copy() for n, t in x.items()},
+        {k: {n: t.copy() for n, t in ts.items()} for k, ts in state.items()},
+    )
     server.update(config, state, x, clients_end(0, x))
     for n in NAMES:
         np.testing.assert_array_equal(x[n], copies[0][n])

@@ -14,7 +14,8 @@ from fedspeed.federation.role import RankRole
 from fedspeed.federation.trainer import Trainer, turn_seed
 from tests.tiny import run_config
 
-A, B = "x.q.lora_A.default.weight", "x.q.lora_B.default.weight"
+A = "x.q.lora_A.default.weight"
+B = "x.q.lora_B.default.weight"
 STATE = {A: np.ones((2, 3), np.float32), B: np.ones((4, 2), np.float32)}
 CLIENT = 1
 
@@ -37,7 +38,9 @@ def trainer(kind=LoraAverage, rule="avg_factors", share=0):
     return Trainer(config, role, engine, method), told
 
 
-@pytest.mark.parametrize(("rule", "frozen"), [("avg_factors", set()), ("freeze_a", {A}), ("alternate", set())])
+@pytest.mark.parametrize(
+    ("rule", "frozen"), [("avg_factors", set()), ("freeze_a", {A}), ("alternate", set())]
+)
 def test_a_client_alone_does_all_steps_and_need_not_alternate(rule, frozen):
     turn = trainer(rule=rule)[0].alone(CLIENT, STATE)
     assert (turn.frozen, turn.steps, turn.round, turn.memory) == (frozen, 12, 0, {})
@@ -45,7 +48,9 @@ def test_a_client_alone_does_all_steps_and_need_not_alternate(rule, frozen):
 
 
 def test_ranks_of_a_client_share_a_turns_seed_and_draw_dropout_apart():
-    """The dropout of each by (run, client, round, share of the rows, exchange), which a resumed round finds again."""
+    """The dropout of each by (run, client, round, share of the rows, exchange), which a resumed round finds
+    again.
+    """
     ranks = [trainer(share=share) for share in (0, 1)]
     turns = [own.turn(CLIENT, 3, STATE, steps=1, exchange=2) for own, _ in ranks]
     assert turns[0].seed == turns[1].seed != ranks[0][0].turn(CLIENT, 3, STATE, steps=1, exchange=1).seed

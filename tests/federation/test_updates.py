@@ -1,5 +1,6 @@
 """Transforms of updates: what leaves a client is transformed as a whole, and nothing tells what was there
-before."""
+before.
+"""
 
 from types import SimpleNamespace
 
@@ -50,10 +51,14 @@ def norm(delta):
 
 def played(updates, **options):
     """(state, ends of the clients, as they are told, weight of each, aggregate, values) of a round of three
-    clients."""
+    clients.
+    """
     start = drawn(9)
     found = make_method(method_arm("lora_average")(**options), start, clients=3, seed=5, hides=updates.hides)
-    ends, told, weights, total = [], [], [], 0.0
+    ends = []
+    told = []
+    weights = []
+    total = 0.0
     for client, weight in enumerate(WEIGHTS):
         turn = found.turn(client, 1, start, steps=1, seed=0, memory={})
         delta = {n: t for n, t in drawn(client, 0.1 * (client + 1)).items() if n not in turn.frozen}
@@ -110,10 +115,14 @@ def test_only_what_trains_counts_for_the_norm():
 
 
 def test_what_a_client_keeps_to_itself_is_not_clipped():
-    """The A that FedSA sends is clipped by its own length, and the sketch beside it is that of the client's own B."""
+    """The A that FedSA sends is clipped by its own length, and the sketch beside it is that of the client's
+    own B.
+    """
     from tests.federation.methods.shared_a import SharedA
 
-    start, own, away = drawn(9), drawn(1), drawn(2, 0.1)
+    start = drawn(9)
+    own = drawn(1)
+    away = drawn(2, 0.1)
     method = SharedA(method_arm("lora_average")(), Layout.of(start), clients=3, seed=5)
     turn = method.turn(0, 1, start, steps=1, seed=0, memory={B: own[B]})
     end = {A: start[A] + away[A], B: own[B] + 100 * away[B]}
@@ -142,9 +151,7 @@ class Secret(Update):
 
 def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
     """Its sketch is not sent, its clients count alike, and losses stay where they are."""
-    updates = Updates(
-        [update_class("clip")(arm_of("clip")()), Secret(None), Secret(None)], (1,)
-    )
+    updates = Updates([update_class("clip")(arm_of("clip")()), Secret(None), Secret(None)], (1,))
     assert updates.hides == BESIDE
     start, _, told, weights, result, values = played(updates)
     assert weights == [1.0, 1.0, 1.0] and result.factor_error is None
@@ -213,7 +220,15 @@ def test_what_is_hidden_is_told_to_nobody():
         factor_error_exact=False,
         clipped=0,
     )
-    hidden = ("train_loss", "val_loss", "val_exact", "tokens", "tokens_per_s", "factor_error", "unclipped_norm")
+    hidden = (
+        "train_loss",
+        "val_loss",
+        "val_exact",
+        "tokens",
+        "tokens_per_s",
+        "factor_error",
+        "unclipped_norm",
+    )
     assert [getattr(record, name) for name in hidden] == [None] * len(hidden)
     assert [(client.train_loss, client.tokens) for client in record.per_client] == [(None, None)] * 2
     assert (record.clients, record.received, record.seconds) == (2, 2, 1.0)
@@ -254,7 +269,9 @@ def records_of_rounds(updates, mode, rounds):
         take_loaded=lambda: 0,
         sum_over_client=lambda vector: vector,
     )
-    link = SimpleNamespace(sum=lambda vector, weight: Sum(vector, weight, 0.0, 0.0, 0, 0))
+    link = SimpleNamespace(
+        sum=lambda vector, weight: Sum(vector, weight, 0.0, exchange_s=0.0, clipped=0, bytes_sent=0)
+    )
     told = []
     recorder = Recorder(
         run_config(routing={"mode": mode}),
@@ -268,7 +285,8 @@ def records_of_rounds(updates, mode, rounds):
         spent=updates.spent,
     )
     for number, deltas_of_round in enumerate(rounds, 1):
-        ledger, training = recorder.ledger(), Training()
+        ledger = recorder.ledger()
+        training = Training()
         recorder.begin_training(number)
         for delta in deltas_of_round:
             updates(SimpleNamespace(client=0, frozen=frozenset()), delta, 1.0)
@@ -298,10 +316,13 @@ def test_what_is_spent_without_a_metric_is_refused_at_once(monkeypatch):
 
 
 def test_what_a_server_is_told_before_the_sum_has_seen_no_transform(monkeypatch):
-    clip, averaging = [arm_of("clip")()], method_class("lora_average")
+    clip = [arm_of("clip")()]
+    averaging = method_class("lora_average")
     assert updates_problem(clip, averaging) == ""
     monkeypatch.setattr(averaging, "serve", lambda self, *how, asked: None)
-    assert "federation.updates (clip) is about what clients send to the sum" in updates_problem(clip, averaging)
+    assert "federation.updates (clip) is about what clients send to the sum" in updates_problem(
+        clip, averaging
+    )
     assert updates_problem([], averaging) == ""
 
 

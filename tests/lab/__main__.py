@@ -1,6 +1,7 @@
-"""python -m tests.lab run HOSTFILE [--rate 1gbit] [--host NAME] [--env NAME=VALUE] -- COMMAND ...   run a command on a virtual cluster
-python -m tests.lab list                                                                       what is running, and what has crashed
-python -m tests.lab down [ID ...] [--all]                                          remove what crashed labs have left, or end running ones
+"""python -m tests.lab run HOSTFILE [--rate 1gbit] [--host NAME] [--env NAME=VALUE] -- COMMAND ...   run a
+command on a virtual cluster python -m tests.lab list
+what is running, and what has crashed python -m tests.lab down [ID ...] [--all]
+remove what crashed labs have left, or end running ones
 """
 
 import argparse
@@ -17,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     cut = words.index("--") if "--" in words else len(words)  # the command's own options are not ours to read
     args = _parser().parse_args(words[:cut])
-    args.command = words[cut + 1:]
+    args.command = words[cut + 1 :]
     try:
         return args.action(args)
     except (LabError, FedSpeedError) as error:
@@ -26,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(args) -> int:
-    """Runs the command with this process's own standard streams and returns its exit status, 128 + N after signal N."""
+    """Runs the command with this process's own standard streams and returns its exit status, 128 + N after
+    signal N.
+    """
     if not args.command:
         raise LabError("no command; write it after `--`, for instance `-- bash`")
     process = None
@@ -70,13 +73,26 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    run = actions.add_parser("run", help="run a command, written after `--`, on a virtual cluster that lives as long")
+    run = actions.add_parser(
+        "run", help="run a command, written after `--`, on a virtual cluster that lives as long"
+    )
     run.add_argument("hostfile")
-    run.add_argument("--rate", help="speed of every host's link, such as 200mbit or 1gbit; default: what the hostfile says")
+    run.add_argument(
+        "--rate", help="speed of every host's link, such as 200mbit or 1gbit; default: what the hostfile says"
+    )
     run.add_argument("--host", help="where the command runs; default: the first host")
-    run.add_argument("--env", type=_variable, action="append", default=[], metavar="NAME=VALUE", help="variable for the ranks on all hosts")
+    run.add_argument(
+        "--env",
+        type=_variable,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="variable for the ranks on all hosts",
+    )
     run.set_defaults(action=_run)
     show = actions.add_parser("list", help="show the labs of this machine")
     show.set_defaults(action=_list)

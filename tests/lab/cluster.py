@@ -1,11 +1,12 @@
-"""A cluster on one machine: every host of a hostfile with its own network, host name, processes, $TMPDIR and sshd.
+"""A cluster on one machine: every host of a hostfile with its own network, host name, processes, $TMPDIR and
+sshd.
 
     with VirtualCluster("hostfiles/hetero10", rate="1gbit") as lab:
         lab.run(["deepspeed", "--hostfile", "hostfiles/hetero10", "launch.py"], timeout=300)
 
-A host is a set of Linux namespaces (network, PID, mount, UTS, IPC) nested in those of the lab. Nothing of it has a name outside:
-the machine's own links, routes, mounts, /etc and ~/.ssh are neither changed nor used. All hosts share the disk, as on most
-clusters, except $TMPDIR, /dev/shm and /run.
+A host is a set of Linux namespaces (network, PID, mount, UTS, IPC) nested in those of the lab. Nothing of it
+has a name outside: the machine's own links, routes, mounts, /etc and ~/.ssh are neither changed nor used. All
+hosts share the disk, as on most clusters, except $TMPDIR, /dev/shm and /run.
 """
 
 import os
@@ -35,10 +36,16 @@ def why_not() -> str | None:
         return "needs root, for namespaces"
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"needs {', '.join(missing)}; docs/virtual-cluster.md lists the packages"
-    attempt = subprocess.run(["unshare", "--net", "--pid", "--uts", "--ipc", "--mount", "--fork", "--mount-proc", "true"],
-                             check=False, capture_output=True, text=True)
+    attempt = subprocess.run(
+        ["unshare", "--net", "--pid", "--uts", "--ipc", "--mount", "--fork", "--mount-proc", "true"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     if attempt.returncode != 0:
-        return f"this machine refuses new namespaces ({attempt.stderr.strip()}); a container must be privileged"
+        return (
+            f"this machine refuses new namespaces ({attempt.stderr.strip()}); a container must be privileged"
+        )
     return None
 
 
@@ -46,17 +53,24 @@ class VirtualCluster:
     """The hosts of a hostfile, up while the `with` block runs.
 
     Args:
-        hostfile: a DeepSpeed hostfile, or a tuple of LabHost. The first host is the head, where commands run by default.
-        rate: speed of every host's link, such as "200mbit"; None: as the hostfile says, and unshaped where it says nothing.
-        env: variables of every rank, beside the lab's own. They reach the other hosts as on a real cluster, through DeepSpeed's
-            environment file, and are also set for what `run` and `spawn` start.
+        hostfile: a DeepSpeed hostfile, or a tuple of LabHost. The first host is the head, where commands run
+            by default.
+        rate: speed of every host's link, such as "200mbit"; None: as the hostfile says, and unshaped where it
+            says nothing.
+        env: variables of every rank, beside the lab's own. They reach the other hosts as on a real cluster,
+            through DeepSpeed's environment file, and are also set for what `run` and `spawn` start.
 
     Attributes:
         hosts: tuple of LabHost, in the hostfile's order.
         folder: the lab's temporary folder; it ends with the lab.
     """
 
-    def __init__(self, hostfile: Path | str | tuple[LabHost, ...], rate: str | None = None, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        hostfile: Path | str | tuple[LabHost, ...],
+        rate: str | None = None,
+        env: dict[str, str] | None = None,
+    ):
         self.hosts = hostfile if isinstance(hostfile, tuple) else read_hosts(hostfile, rate)
         self.folder: Path | None = None
         self._rank_env = {**_rank_env(), **(env or {})}
@@ -76,13 +90,21 @@ class VirtualCluster:
     def __exit__(self, *_) -> None:
         self._end()
 
-    def run(self, command: list[str], timeout: float, host: str | None = None, env: dict[str, str] | None = None,
-            cwd: Path | str | None = None, stdin: str | None = None) -> subprocess.CompletedProcess:
+    def run(
+        self,
+        command: list[str],
+        timeout: float,
+        host: str | None = None,
+        env: dict[str, str] | None = None,
+        cwd: Path | str | None = None,
+        *,
+        stdin: str | None = None,
+    ) -> subprocess.CompletedProcess:
         """Runs `command` on `host` (default: the head) and returns its exit status and its output as text.
 
         Args:
-            timeout: seconds; then the command gets SIGTERM, a short grace, and SIGKILL with all that it started on this host.
-                What it started on other hosts may live on until the lab ends.
+            timeout: seconds; then the command gets SIGTERM, a short grace, and SIGKILL with all that it
+                started on this host. What it started on other hosts may live on until the lab ends.
             env: variables of this command alone.
             cwd: default: the current directory.
             stdin: text for its standard input.
@@ -91,8 +113,16 @@ class VirtualCluster:
             subprocess.TimeoutExpired: with the output so far.
             LabError: there is no such host, or it is down.
         """
-        process = self.spawn(command, host, env, cwd, stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = self.spawn(
+            command,
+            host,
+            env,
+            cwd,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         with process:
             try:
                 out, err = process.communicate(stdin, timeout=timeout)
@@ -104,21 +134,35 @@ class VirtualCluster:
                 raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-    def spawn(self, command: list[str], host: str | None = None, env: dict[str, str] | None = None, cwd: Path | str | None = None,
-              **popen) -> EnteredProcess:
-        """Starts `command` on `host` and returns at once. The result has the interface of subprocess.Popen, whose arguments `popen` takes.
+    def spawn(
+        self,
+        command: list[str],
+        host: str | None = None,
+        env: dict[str, str] | None = None,
+        cwd: Path | str | None = None,
+        **popen,
+    ) -> EnteredProcess:
+        """Starts `command` on `host` and returns at once. The result has the interface of subprocess.Popen,
+        whose arguments `popen` takes.
 
         Raises:
             LabError: there is no such host, or it is down.
         """
         machine = self._machine(self.hosts[0].name if host is None else host)
         popen.setdefault("stdin", subprocess.DEVNULL)
-        variables = {**os.environ, **self._rank_env, **self._login_env(), "DS_ENV_FILE": str(self.folder / "deepspeed_env"),
-                     "HOSTNAME": machine.host.name, **(env or {})}
+        variables = {
+            **os.environ,
+            **self._rank_env,
+            **self._login_env(),
+            "DS_ENV_FILE": str(self.folder / "deepspeed_env"),
+            "HOSTNAME": machine.host.name,
+            **(env or {}),
+        }
         return machine.enter(command, str(cwd or Path.cwd()), env=variables, **popen)
 
     def kill_host(self, name: str) -> None:
-        """Cuts the power of a host: its peers hear nothing more, and all its processes are gone when this returns.
+        """Cuts the power of a host: its peers hear nothing more, and all its processes are gone when this
+        returns.
 
         Raises:
             LabError: there is no such host, or it is down already.
@@ -139,7 +183,9 @@ class VirtualCluster:
     def _start(self) -> None:
         self.folder = make_folder()
         (self.folder / "etc-hosts").write_text(etc_hosts(self.hosts))
-        (self.folder / "deepspeed_env").write_text("".join(f"{name}={value}\n" for name, value in self._rank_env.items()))
+        (self.folder / "deepspeed_env").write_text(
+            "".join(f"{name}={value}\n" for name, value in self._rank_env.items())
+        )
         for part in ("tmp", "ssh", *(f"hosts/{host.name}" for host in self.hosts)):
             (self.folder / part).mkdir(parents=True)
         write_ssh(self.folder / "ssh", self.hosts, self._login_env())
@@ -159,7 +205,9 @@ class VirtualCluster:
         last = self.hosts[-1].name
         answer = self.run(["ssh", last, "hostname"], timeout=_LOGIN_TIMEOUT_S, cwd="/")
         if answer.stdout.strip() != last:
-            raise LabError(f"ssh between the virtual hosts fails: {answer.stderr.strip() or answer.stdout.strip()}")
+            raise LabError(
+                f"ssh between the virtual hosts fails: {answer.stderr.strip() or answer.stdout.strip()}"
+            )
 
     def _end(self) -> None:
         if self._supervisor is not None:
@@ -171,11 +219,16 @@ class VirtualCluster:
 
     def _machine(self, name: str) -> Machine:
         if name not in self._machines:
-            raise LabError(f"no host {name!r} in this lab; there are: {', '.join(self._machines) or 'none, for it is not running'}")
+            raise LabError(
+                f"no host {name!r} in this lab; there are: "
+                f"{', '.join(self._machines) or 'none, for it is not running'}"
+            )
         return self._machines[name]
 
     def _login_env(self) -> dict[str, str]:
-        """What every login on a host gets, as from a site's profile: the folder that is the host's own behind the same path."""
+        """What every login on a host gets, as from a site's profile: the folder that is the host's own behind
+        the same path.
+        """
         return {"TMPDIR": str(self.folder / "tmp")}
 
 
@@ -192,10 +245,11 @@ def _stop(process: EnteredProcess) -> tuple[str, str]:
 
 
 def _rank_env() -> dict[str, str]:
-    """What a rank needs on a virtual host: the interpreter's own tools first in PATH, the CPU, and the interface that leads to the others.
+    """What a rank needs on a virtual host: the interpreter's own tools first in PATH, the CPU, and the
+    interface that leads to the others.
 
-    The rest is about the machine being small and root being the only user: one thread a rank, mpirun allowed, and waiting ranks of
-    Open MPI that hand the core on.
+    The rest is about the machine being small and root being the only user: one thread a rank, mpirun allowed,
+    and waiting ranks of Open MPI that hand the core on.
     """
     return {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),

@@ -1,8 +1,9 @@
 """The folder of a lab, and what is found there when the lab has crashed.
 
-A lab needs no clean-up to be rid of its processes, namespaces, links and mounts: they end with its first process, which ends
-with its owner (see supervisor.py). Only the folder can stay behind, and only when the supervisor was killed as well. Its
-`lab.json` says which processes belonged to it, each by (pid, start time), so that a recycled pid is never mistaken for one.
+A lab needs no clean-up to be rid of its processes, namespaces, links and mounts: they end with its first
+process, which ends with its owner (see supervisor.py). Only the folder can stay behind, and only when the
+supervisor was killed as well. Its `lab.json` says which processes belonged to it, each by (pid, start time),
+so that a recycled pid is never mistaken for one.
 """
 
 import json
@@ -35,7 +36,9 @@ class LabState:
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab as its folder describes it. `running`: somebody is left who will remove the folder. `state` is None while it is being made."""
+    """A lab as its folder describes it. `running`: somebody is left who will remove the folder. `state` is
+    None while it is being made.
+    """
 
     folder: Path
     state: LabState | None
@@ -73,7 +76,11 @@ def identity(pid: int) -> tuple[int, int]:
 
 def find_labs() -> list[Lab]:
     """All labs of this machine, running or not, by name."""
-    return [lab for folder in sorted(Path(tempfile.gettempdir()).resolve().glob(f"{PREFIX}*")) if (lab := _look(folder)) is not None]
+    return [
+        lab
+        for folder in sorted(Path(tempfile.gettempdir()).resolve().glob(f"{PREFIX}*"))
+        if (lab := _look(folder)) is not None
+    ]
 
 
 def remove_lab(lab: Lab) -> None:
@@ -83,14 +90,17 @@ def remove_lab(lab: Lab) -> None:
         LabError: they did not end in time.
     """
     if lab.state is not None:
-        # The first process of the lab takes the whole tree of namespaces with it; a living supervisor then removes the folder itself.
+        # The first process of the lab takes the whole tree of namespaces with it; a living supervisor then
+        # removes the folder itself.
         for process in (lab.state.init, lab.state.supervisor):
             if process is None or not _alive(process):
                 continue
             if process == lab.state.init:
                 os.kill(process[0], signal.SIGKILL)
             if not wait_gone(*process, _END_TIMEOUT_S):
-                raise LabError(f"lab {lab.id}: process {process[0]} did not end within {_END_TIMEOUT_S:.0f} s")
+                raise LabError(
+                    f"lab {lab.id}: process {process[0]} did not end within {_END_TIMEOUT_S:.0f} s"
+                )
     if lab.folder.exists():
         shutil.rmtree(lab.folder)
 
@@ -104,7 +114,9 @@ def _look(folder: Path) -> Lab | None:
         content = json.loads((folder / _STATE).read_text())
     except FileNotFoundError:
         return None
-    state = LabState(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+    state = LabState(**{
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+    })
     return Lab(folder, state, running=_alive(state.supervisor or state.owner))
 
 

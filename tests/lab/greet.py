@@ -17,8 +17,14 @@ def main() -> None:
     total = torch.tensor([dist.get_rank() + 1.0])
     dist.all_reduce(total)
     # One write, so that lines of different ranks cannot mix.
-    os.write(1, (f"greet rank={dist.get_rank()} size={dist.get_world_size()} host={socket.gethostname()} sum={total.item():.0f} "
-                 f"mark={os.environ.get('LAB_MARK')}\n").encode())
+    os.write(
+        1,
+        (
+            f"greet rank={dist.get_rank()} size={dist.get_world_size()} host={socket.gethostname()} "
+            f"sum={total.item():.0f} "
+            f"mark={os.environ.get('LAB_MARK')}\n"
+        ).encode(),
+    )
     dist.destroy_process_group()  # its threads may abort the process when the interpreter ends under them
 
 

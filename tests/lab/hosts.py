@@ -8,7 +8,8 @@ from pathlib import Path
 from fedspeed.cluster.hostfile import Host, read
 from tests.lab.errors import LabError
 
-# Used only inside the lab's own network namespaces, which have no route to anything else, so that every lab can use the same range.
+# Used only inside the lab's own network namespaces, which have no route to anything else, so that every lab
+# can use the same range.
 NETWORK = ipaddress.ip_network("10.77.0.0/24")
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")  # safe as the name of a folder
@@ -18,7 +19,9 @@ _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9}
 
 @dataclass(frozen=True)
 class LabHost:
-    """One virtual host. `rate` is the speed of its link in bit/s, the same in both directions; None: not shaped."""
+    """One virtual host. `rate` is the speed of its link in bit/s, the same in both directions; None: not
+    shaped.
+    """
 
     name: str
     slots: int
@@ -30,7 +33,8 @@ def read_hosts(hostfile: Path | str, rate: str | None = None) -> tuple[LabHost, 
     """Returns the hosts of `hostfile` in its order.
 
     Args:
-        rate: link speed of all hosts, such as "200mbit"; None: each host's `link_gbps`, and no limit where the file states none.
+        rate: link speed of all hosts, such as "200mbit"; None: each host's `link_gbps`, and no limit where
+            the file states none.
 
     Raises:
         HostfileError: the file is missing or wrong.
@@ -41,23 +45,36 @@ def read_hosts(hostfile: Path | str, rate: str | None = None) -> tuple[LabHost, 
     def speed(host: Host) -> int | None:
         return bits if bits or host.link_gbps is None else int(host.link_gbps * 10**9)
 
-    return place([(host.name, host.slots, speed(host)) for host in read(hostfile).hosts], source=str(hostfile))
+    return place(
+        [(host.name, host.slots, speed(host)) for host in read(hostfile).hosts], source=str(hostfile)
+    )
 
 
 def place(hosts: list[tuple[str, int, int | None]], source: str = "hosts") -> tuple[LabHost, ...]:
-    """Gives each (name, slots, rate in bit/s) its address: the first host has the first address of NETWORK, and so on."""
+    """Gives each (name, slots, rate in bit/s) its address: the first host has the first address of NETWORK,
+    and so on.
+    """
     addresses = list(NETWORK.hosts())
     if not hosts:
         raise LabError(f"{source}: no host; write one `NAME slots=N` a line")
     if len(hosts) > len(addresses):
-        raise LabError(f"{source}: {len(hosts)} hosts, but the lab's network {NETWORK} holds {len(addresses)}")
+        raise LabError(
+            f"{source}: {len(hosts)} hosts, but the lab's network {NETWORK} holds {len(addresses)}"
+        )
     seen = set()
     for name, _, _ in hosts:
         if name == "localhost" or _is_address(name) or not _NAME.match(name) or name in seen:
-            reason = "is named twice" if name in seen else "cannot be a virtual host; give it a host name of its own, such as node1"
+            reason = (
+                "is named twice"
+                if name in seen
+                else "cannot be a virtual host; give it a host name of its own, such as node1"
+            )
             raise LabError(f"{source}: {name!r} {reason}")
         seen.add(name)
-    return tuple(LabHost(name, slots, str(address), rate) for (name, slots, rate), address in zip(hosts, addresses, strict=False))
+    return tuple(
+        LabHost(name, slots, str(address), rate)
+        for (name, slots, rate), address in zip(hosts, addresses, strict=False)
+    )
 
 
 def parse_rate(text: str) -> int:

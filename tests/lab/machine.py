@@ -15,9 +15,9 @@ from tests.lab.ssh import SSHD
 
 _END_TIMEOUT_S = 120.0
 
-# Runs as the first process of the host; `ready` says that all mounts are in place. /sys is mounted anew because it shows the
-# network devices of the namespace that mounted it. The lab's ssh is mounted over the machine's, so that no program on the host,
-# whatever its PATH, reaches the user's own keys and configuration.
+# Runs as the first process of the host; `ready` says that all mounts are in place. /sys is mounted anew
+# because it shows the network devices of the namespace that mounted it. The lab's ssh is mounted over the
+# machine's, so that no program on the host, whatever its PATH, reaches the user's own keys and configuration.
 _BOOT = """\
 set -e
 name=$1 folder=$2 ssh=$3
@@ -36,22 +36,50 @@ exec env --ignore-signal=CHLD sleep infinity
 
 
 class Machine:
-    """A virtual host on its way up, running, or down again. Construction starts it, so that several can start at the same time.
+    """A virtual host on its way up, running, or down again. Construction starts it, so that several can start
+    at the same time.
 
     Args:
-        folder: the lab's folder, which holds what is mounted: hosts/NAME (the host's own files), tmp, etc-hosts and ssh/.
+        folder: the lab's folder, which holds what is mounted: hosts/NAME (the host's own files), tmp,
+            etc-hosts and ssh/.
         lab_pid: the first process of the lab's namespaces.
     """
 
     def __init__(self, host: LabHost, folder: Path, lab_pid: int):
         self.host = host
-        self._folder, self._lab_pid = folder, lab_pid
+        self._folder = folder
+        self._lab_pid = lab_pid
         self._pid: int | None = None
         self._process = subprocess.Popen(
-            ["nsenter", f"--target={lab_pid}", "--net", "--pid", "--",
-             "unshare", "--net", "--pid", "--uts", "--ipc", "--mount", "--fork", "--mount-proc", "--",
-             "sh", "-c", _BOOT, "boot", host.name, str(folder), shutil.which("ssh")],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            [
+                "nsenter",
+                f"--target={lab_pid}",
+                "--net",
+                "--pid",
+                "--",
+                "unshare",
+                "--net",
+                "--pid",
+                "--uts",
+                "--ipc",
+                "--mount",
+                "--fork",
+                "--mount-proc",
+                "--",
+                "sh",
+                "-c",
+                _BOOT,
+                "boot",
+                host.name,
+                str(folder),
+                shutil.which("ssh"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def finish_boot(self) -> None:
         """Waits for the mounts, plugs the host in and starts its sshd.
@@ -66,8 +94,14 @@ class Machine:
                 raise LabError(f"host {self.host.name} does not start: {err.read().strip() or 'no answer'}")
         self._pid = descend(self._process, 2)  # nsenter, then unshare, then the host
         plug(self.host, self._lab_pid, self._pid)
-        sshd = self.enter([SSHD, "-f", str(self._folder / "ssh" / "sshd_config")], "/", stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        sshd = self.enter(
+            [SSHD, "-f", str(self._folder / "ssh" / "sshd_config")],
+            "/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         said, _ = sshd.communicate(timeout=START_TIMEOUT_S)  # it goes to the background once it listens
         if sshd.returncode != 0:
             raise LabError(f"host {self.host.name}: sshd does not start: {said.strip()}")
@@ -87,7 +121,8 @@ class Machine:
         return EnteredProcess(self._pid, command, cwd, **popen)
 
     def power_off(self) -> None:
-        """The cable goes first, so that no connection is closed politely; then every process of the host is killed.
+        """The cable goes first, so that no connection is closed politely; then every process of the host is
+        killed.
 
         Raises:
             LabError: it is down already, or does not end in time.

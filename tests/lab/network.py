@@ -1,4 +1,6 @@
-"""The lab's network: a switch (a bridge) in the lab's namespace, and a cable (a veth pair) from it to each host."""
+"""The lab's network: a switch (a bridge) in the lab's namespace, and a cable (a veth pair) from it to each
+host.
+"""
 
 import subprocess
 
@@ -8,8 +10,8 @@ from tests.lab.hosts import NETWORK, LabHost
 SWITCH = "switch"
 _TIMEOUT_S = 120.0
 
-# A link's bucket holds the traffic of 2 ms, but never less than two segmentation-offload packets of 64 KiB, which tbf would
-# otherwise cut up. Up to 50 ms of traffic wait in its queue before packets are dropped.
+# A link's bucket holds the traffic of 2 ms, but never less than two segmentation-offload packets of 64 KiB,
+# which tbf would otherwise cut up. Up to 50 ms of traffic wait in its queue before packets are dropped.
 _BURST_S = 0.002
 _SMALLEST_BURST = 128 * 1024
 _QUEUE_MS = 50
@@ -26,12 +28,26 @@ def plug(host: LabHost, lab_pid: int, host_pid: int) -> None:
     Raises:
         LabError: the kernel refuses a step.
     """
-    _batch(lab_pid, "ip", [f"link add {port(host)} type veth peer name eth0 netns {host_pid}",
-                           f"link set {port(host)} master {SWITCH} up"])
-    _batch(host_pid, "ip", ["link set lo up", f"link set eth0 address {hardware_address(host)} up",
-                            f"address add {host.address}/{NETWORK.prefixlen} dev eth0"])
+    _batch(
+        lab_pid,
+        "ip",
+        [
+            f"link add {port(host)} type veth peer name eth0 netns {host_pid}",
+            f"link set {port(host)} master {SWITCH} up",
+        ],
+    )
+    _batch(
+        host_pid,
+        "ip",
+        [
+            "link set lo up",
+            f"link set eth0 address {hardware_address(host)} up",
+            f"address add {host.address}/{NETWORK.prefixlen} dev eth0",
+        ],
+    )
     if host.rate is not None:
-        # tc limits what leaves a link, so the host's end limits what it sends and the switch's end what it receives.
+        # tc limits what leaves a link, so the host's end limits what it sends and the switch's end what it
+        # receives.
         _batch(host_pid, "tc", [shaping("eth0", host.rate)])
         _batch(lab_pid, "tc", [shaping(port(host), host.rate)])
 
@@ -42,12 +58,16 @@ def unplug(host: LabHost, lab_pid: int) -> None:
 
 
 def port(host: LabHost) -> str:
-    """The switch's port that `host` is plugged into: unique within the lab, and short enough for the name of a link."""
+    """The switch's port that `host` is plugged into: unique within the lab, and short enough for the name of
+    a link.
+    """
     return "port" + host.address.rpartition(".")[2]
 
 
 def hardware_address(host: LabHost) -> str:
-    """The same at every boot of a host: its neighbours would look for an unknown one in vain until their ARP entries expire."""
+    """The same at every boot of a host: its neighbours would look for an unknown one in vain until their ARP
+    entries expire.
+    """
     return ":".join(["02", "00", *(f"{int(part):02x}" for part in host.address.split("."))])
 
 
@@ -58,7 +78,13 @@ def shaping(device: str, rate: int) -> str:
 
 
 def _batch(pid: int, tool: str, lines: list[str]) -> None:
-    done = subprocess.run(["nsenter", f"--target={pid}", "--net", "--", tool, "-batch", "-"],
-                          check=False, input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=_TIMEOUT_S)
+    done = subprocess.run(
+        ["nsenter", f"--target={pid}", "--net", "--", tool, "-batch", "-"],
+        check=False,
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+    )
     if done.returncode != 0:
         raise LabError(f"the lab's network: {done.stderr.strip() or done.stdout.strip()}")

@@ -15,7 +15,9 @@ START_TIMEOUT_S = 120.0
 
 
 def start_time(pid: int) -> int | None:
-    """Clock ticks from boot to the start of process `pid`, None if there is no such process. With the pid it names a process for good."""
+    """Clock ticks from boot to the start of process `pid`, None if there is no such process. With the pid it
+    names a process for good.
+    """
     fields = _stat(pid)
     return None if fields is None or fields[0] == "Z" else int(fields[19])
 
@@ -38,7 +40,8 @@ def session_members(session: int) -> list[int]:
 
 
 def descend(process: subprocess.Popen, generations: int) -> int | None:
-    """Waits for the only child of the only child ... of `process`, and returns its pid; None if `process` ended before it was seen.
+    """Waits for the only child of the only child ... of `process`, and returns its pid; None if `process`
+    ended before it was seen.
 
     Raises:
         LabError: it did not appear within START_TIMEOUT_S.
@@ -54,11 +57,15 @@ def descend(process: subprocess.Popen, generations: int) -> int | None:
         if ended:
             return None
         time.sleep(0.002)
-    raise LabError(f"`{process.args[0]}` started nothing within {START_TIMEOUT_S:.0f} s; is the machine overloaded?")
+    raise LabError(
+        f"`{process.args[0]}` started nothing within {START_TIMEOUT_S:.0f} s; is the machine overloaded?"
+    )
 
 
 def wait_gone(pid: int, started: int, timeout_s: float) -> bool:
-    """Waits until the process that had `pid` since `started` (see start_time) has ended; False if it has not by the deadline."""
+    """Waits until the process that had `pid` since `started` (see start_time) has ended; False if it has not
+    by the deadline.
+    """
     deadline = time.monotonic() + timeout_s
     while start_time(pid) == started:
         if time.monotonic() > deadline:
@@ -70,9 +77,12 @@ def wait_gone(pid: int, started: int, timeout_s: float) -> bool:
 class EnteredProcess(subprocess.Popen):
     """A command inside all namespaces of another process, with the interface of Popen.
 
-    `nsenter` has to stay outside and fork (a process cannot move itself into a PID namespace), so the process that Popen knows
-    is nsenter: it returns the command's exit status, but does not pass signals on. Signals are therefore sent to the command
-    itself. The command leads a session of its own, and `kill` ends that whole session: mpirun or pdsh with all they started here.
+    `nsenter` has to stay outside and fork (a process cannot move itself into a PID namespace), so the process
+    that Popen knows
+    is nsenter: it returns the command's exit status, but does not pass signals on. Signals are therefore sent
+        to the command
+    itself. The command leads a session of its own, and `kill` ends that whole session: mpirun or pdsh with
+    all they started here.
 
     Args:
         init_pid: a process in the wanted namespaces, usually their first one.
@@ -82,10 +92,14 @@ class EnteredProcess(subprocess.Popen):
     """
 
     def __init__(self, init_pid: int, command: list[str], cwd: str, **popen):
-        # nsenter changes to the root directory of the new mount namespace, so the directory is entered afterwards, by `env`.
+        # nsenter changes to the root directory of the new mount namespace, so the directory is entered
+        # afterwards, by `env`.
         inside = ["env", f"--chdir={cwd}", "setsid", "--", *map(str, command)]
-        super().__init__(["nsenter", f"--target={init_pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--", *inside],
-                         start_new_session=True, **popen)
+        super().__init__(
+            ["nsenter", f"--target={init_pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--", *inside],
+            start_new_session=True,
+            **popen,
+        )
 
     def send_signal(self, sig: int) -> None:
         if self.poll() is not None:
@@ -93,7 +107,8 @@ class EnteredProcess(subprocess.Popen):
         command = descend(self, 1)
         if command is None:
             return
-        # Before setsid has run, the command still shares nsenter's session, and killing it alone is all that is needed.
+        # Before setsid has run, the command still shares nsenter's session, and killing it alone is all that
+        # is needed.
         targets = session_members(command) if sig == signal.SIGKILL else []
         for pid in targets or [command]:
             try:

@@ -1,6 +1,8 @@
-"""A stand-in for launch.py in tests of what starts it: every rank says who it is, and how it was asked to stop.
+"""A stand-in for launch.py in tests of what starts it: every rank says who it is, and how it was asked to
+stop.
 
-Arguments are echoed. `wait` among them: the rank goes on until a SIGTERM or SIGUSR1, then needs a while to "save" and ends with exit
+Arguments are echoed. `wait` among them: the rank goes on until a SIGTERM or SIGUSR1, then needs a while to
+    "save" and ends with exit
 status 75; with `stagger` every rank needs much longer than the one before.
 """
 
@@ -25,7 +27,11 @@ def main() -> int:
         from mpi4py import MPI
 
         mpi_size = MPI.COMM_WORLD.size
-    environ = {name: os.environ[name] for name in ("DS_ACCELERATOR", "VENV_MARK", "PBS_NODEFILE") if name in os.environ}
+    environ = {
+        name: os.environ[name]
+        for name in ("DS_ACCELERATOR", "VENV_MARK", "PBS_NODEFILE")
+        if name in os.environ
+    }
     say(rank=int(rank), host=socket.gethostname(), args=sys.argv[1:], mpi_size=mpi_size, environ=environ)
     if "wait" not in sys.argv:
         return 0

@@ -30,10 +30,11 @@ _MUNGE_SOCKET = "/run/munge.socket"  # munged wants it where everybody could rea
 _NULL_DEVICE = (1, 3)  # what /dev/null is; Slurm wants a device behind every GPU, and never opens it
 _UNFINISHED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
 
-# No cgroups and no accounting, for both would reach out of the lab; `config_overrides` and OverSubscribe let a node have more
-# CPUs than the machine. The GPUs are /dev/null by other names: they let a script that asks for some be submitted unchanged.
-# Paths under the lab's tmp are each host's own. KillWait is the pause between SIGTERM and SIGKILL in seconds. KillOnBadExit is what strict
-# sites set, and a launch script must cope with.
+# No cgroups and no accounting, for both would reach out of the lab; `config_overrides` and OverSubscribe let
+# a node have more CPUs than the machine. The GPUs are /dev/null by other names: they let a script that asks
+# for some be submitted unchanged. Paths under the lab's tmp are each host's own. KillWait is the pause
+# between SIGTERM and SIGKILL in seconds. KillOnBadExit is what strict sites set, and a launch script must
+# cope with.
 _CONFIG = """\
 ClusterName=lab
 SlurmctldHost={head}
@@ -76,7 +77,9 @@ def why_not() -> str | None:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """`state` as Slurm names it, such as COMPLETED or CANCELLED; `exit_code` of the batch script; `restarts`: how often it was requeued."""
+    """`state` as Slurm names it, such as COMPLETED or CANCELLED; `exit_code` of the batch script; `restarts`:
+    how often it was requeued.
+    """
 
     state: str
     exit_code: int
@@ -97,7 +100,9 @@ class SlurmJob:
     def status(self) -> JobStatus:
         said = self._slurm.check(["scontrol", "--oneliner", "show", "job", self.id])
         fields = dict(re.findall(r"(\S+?)=(\S*)", said))
-        return JobStatus(fields["JobState"], int(fields["ExitCode"].partition(":")[0]), int(fields["Restarts"]))
+        return JobStatus(
+            fields["JobState"], int(fields["ExitCode"].partition(":")[0]), int(fields["Restarts"])
+        )
 
     def wait(self, timeout: float) -> JobStatus:
         """Waits until the job has ended, in whichever way.
@@ -126,7 +131,8 @@ class SlurmJob:
 
 
 class SlurmOnOneMachine:
-    """A Slurm cluster of `nodes` virtual hosts, up while the `with` block runs. The first node is the controller too.
+    """A Slurm cluster of `nodes` virtual hosts, up while the `with` block runs. The first node is the
+    controller too.
 
     Args:
         cpus: CPUs that each node claims to have; they may exceed the machine's.
@@ -139,7 +145,8 @@ class SlurmOnOneMachine:
 
     def __init__(self, nodes: int = 1, cpus: int = 4, gpus: int = 0):
         self._names = [f"node{number}" for number in range(1, nodes + 1)]
-        self._cpus, self._gpus = cpus, gpus
+        self._cpus = cpus
+        self._gpus = gpus
         self.lab = cluster.VirtualCluster(place([(name, cpus, None) for name in self._names]))
         self.env: dict[str, str] = {}
 
@@ -157,12 +164,19 @@ class SlurmOnOneMachine:
     def __exit__(self, *_) -> None:
         self.lab.__exit__()
 
-    def run(self, command: list[str], timeout: float = _COMMAND_TIMEOUT_S, env: dict[str, str] | None = None,
-            cwd: Path | str | None = None) -> subprocess.CompletedProcess:
+    def run(
+        self,
+        command: list[str],
+        timeout: float = _COMMAND_TIMEOUT_S,
+        env: dict[str, str] | None = None,
+        cwd: Path | str | None = None,
+    ) -> subprocess.CompletedProcess:
         """Runs `command`, such as srun, on the first node; as VirtualCluster.run."""
         return self.lab.run(command, timeout, env={**self.env, **(env or {})}, cwd=cwd)
 
-    def check(self, command: list[str], env: dict[str, str] | None = None, cwd: Path | str | None = None) -> str:
+    def check(
+        self, command: list[str], env: dict[str, str] | None = None, cwd: Path | str | None = None
+    ) -> str:
         """As `run`, and returns what the command printed.
 
         Raises:
@@ -170,12 +184,21 @@ class SlurmOnOneMachine:
         """
         done = self.run(command, env=env, cwd=cwd)
         if done.returncode != 0:
-            raise LabError(f"`{' '.join(map(str, command))}` failed with {done.returncode}: {done.stderr.strip()}")
+            raise LabError(
+                f"`{' '.join(map(str, command))}` failed with {done.returncode}: {done.stderr.strip()}"
+            )
         return done.stdout
 
-    def sbatch(self, script: Path | str, args: list[str] = (), options: list[str] = (), env: dict[str, str] | None = None,
-               cwd: Path | str | None = None) -> SlurmJob:
-        """Submits a batch script with `args`; `options` are sbatch's own and override the script's #SBATCH lines.
+    def sbatch(
+        self,
+        script: Path | str,
+        args: list[str] = (),
+        options: list[str] = (),
+        env: dict[str, str] | None = None,
+        cwd: Path | str | None = None,
+    ) -> SlurmJob:
+        """Submits a batch script with `args`; `options` are sbatch's own and override the script's #SBATCH
+        lines.
 
         Raises:
             LabError: Slurm refuses it.
@@ -191,10 +214,13 @@ class SlurmOnOneMachine:
         tmp = folder / "tmp"
         names = ",".join(self._names)
         nodes = f"NodeName={names} CPUs={self._cpus} Gres=gpu:{self._gpus} State=UNKNOWN"
-        (folder / "slurm.conf").write_text(_CONFIG.format(head=self._names[0], tmp=tmp, socket=_MUNGE_SOCKET, nodes=nodes))
+        (folder / "slurm.conf").write_text(
+            _CONFIG.format(head=self._names[0], tmp=tmp, socket=_MUNGE_SOCKET, nodes=nodes)
+        )
         gpus = [tmp / f"gpu{number}" for number in range(self._gpus)]
         (folder / "gres.conf").write_text("".join(f"Name=gpu File={gpu}\n" for gpu in gpus))
-        # Nothing here uses cgroups, but slurmd insists on a plugin and would look for the machine's if it were not told which.
+        # Nothing here uses cgroups, but slurmd insists on a plugin and would look for the machine's if it
+        # were not told which.
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         self.env["SLURM_CONF"] = str(folder / "slurm.conf")
 
@@ -204,8 +230,17 @@ class SlurmOnOneMachine:
                 (own / part).mkdir()
             for gpu in gpus:
                 os.mknod(own / gpu.name, stat.S_IFCHR | 0o600, os.makedev(*_NULL_DEVICE))
-            self._daemon(name, ["munged", f"--key-file={key}", f"--socket={_MUNGE_SOCKET}", f"--pid-file={tmp}/munged.pid",
-                                f"--log-file={tmp}/munged.log", f"--seed-file={tmp}/munged.seed"])
+            self._daemon(
+                name,
+                [
+                    "munged",
+                    f"--key-file={key}",
+                    f"--socket={_MUNGE_SOCKET}",
+                    f"--pid-file={tmp}/munged.pid",
+                    f"--log-file={tmp}/munged.log",
+                    f"--seed-file={tmp}/munged.seed",
+                ],
+            )
         self._daemon(self._names[0], ["slurmctld"])
         for name in self._names:
             self._daemon(name, ["slurmd"])
@@ -219,12 +254,20 @@ class SlurmOnOneMachine:
 
     def _wait_idle(self) -> None:
         deadline = time.monotonic() + _READY_TIMEOUT_S
-        while (done := self.run(["sinfo", "--noheader", "--Node", "--format=%T"])).stdout.split() != ["idle"] * len(self._names):
+        while (done := self.run(["sinfo", "--noheader", "--Node", "--format=%T"])).stdout.split() != [
+            "idle"
+        ] * len(self._names):
             if time.monotonic() > deadline:
-                raise LabError(f"Slurm's nodes are not ready after {_READY_TIMEOUT_S:.0f} s: {done.stdout} {done.stderr}\n{self.logs()}")
+                raise LabError(
+                    f"Slurm's nodes are not ready after {_READY_TIMEOUT_S:.0f} s: {done.stdout} "
+                    f"{done.stderr}\n{self.logs()}"
+                )
             time.sleep(_POLL_S)
 
     def logs(self) -> str:
         """The last words of all daemons; a host's tmp is found outside under hosts/NAME."""
         logs = sorted(self.lab.folder.glob("hosts/*/*.log"))
-        return "\n".join(f"--- {log.parent.name} {log.name}\n" + "\n".join(log.read_text().splitlines()[-10:]) for log in logs)
+        return "\n".join(
+            f"--- {log.parent.name} {log.name}\n" + "\n".join(log.read_text().splitlines()[-10:])
+            for log in logs
+        )

@@ -1,4 +1,6 @@
-"""The lab's own ssh: keys, known hosts and configuration in its folder, so that nobody's ~/.ssh or /etc/ssh is read or written."""
+"""The lab's own ssh: keys, known hosts and configuration in its folder, so that nobody's ~/.ssh or /etc/ssh
+is read or written.
+"""
 
 import os
 import shlex
@@ -14,7 +16,9 @@ SSHD = "/usr/sbin/sshd"  # sshd insists on being started by its full path
 
 @dataclass(frozen=True)
 class SshFiles:
-    """`sshd_config` is for the hosts' servers; `client` is the program that takes the place of `/usr/bin/ssh` on the hosts."""
+    """`sshd_config` is for the hosts' servers; `client` is the program that takes the place of `/usr/bin/ssh`
+    on the hosts.
+    """
 
     sshd_config: Path
     client: Path
@@ -29,11 +33,15 @@ def write_ssh(folder: Path, hosts: tuple[LabHost, ...], session_env: dict[str, s
         session_env: variables of every login, as a site's profile would set them.
     """
     for key in ("host_key", "user_key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "fedspeed lab", "-f", str(folder / key)], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "fedspeed lab", "-f", str(folder / key)],
+            check=True,
+        )
     host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])
     (folder / "known_hosts").write_text("".join(f"{host.name},{host.address} {host_key}\n" for host in hosts))
 
-    # A host that loses power answers nothing; without the keep-alive, pdsh and mpirun would wait for it for ever.
+    # A host that loses power answers nothing; without the keep-alive, pdsh and mpirun would wait for it for
+    # ever.
     (folder / "ssh_config").write_text(f"""\
 IdentityFile {folder}/user_key
 IdentitiesOnly yes
@@ -46,8 +54,8 @@ ServerAliveInterval 5
 ServerAliveCountMax 3
 LogLevel ERROR
 """)
-    # StrictModes would refuse the key because the folder lies in the world-writable /tmp; PAM may not be set up for logins at all.
-    # One login per rank's launcher arrives at once: MaxStartups must not drop any.
+    # StrictModes would refuse the key because the folder lies in the world-writable /tmp; PAM may not be set
+    # up for logins at all. One login per rank's launcher arrives at once: MaxStartups must not drop any.
     variables = " ".join(f'{name}="{value}"' for name, value in session_env.items())
     (folder / "sshd_config").write_text(f"""\
 HostKey {folder}/host_key
@@ -66,6 +74,8 @@ SetEnv {variables}
     # A copy is started, because the wrapper is mounted over the original.
     shutil.copy2(shutil.which("ssh"), folder / "ssh.real")
     client = folder / "ssh"
-    client.write_text(f'#!/bin/sh\nexec {shlex.quote(str(folder))}/ssh.real -F {shlex.quote(str(folder))}/ssh_config "$@"\n')
+    client.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(str(folder))}/ssh.real -F {shlex.quote(str(folder))}/ssh_config "$@"\n'
+    )
     os.chmod(client, 0o755)
     return SshFiles(folder / "sshd_config", client)

@@ -16,7 +16,9 @@ def test_hosts_get_addresses_in_the_order_of_the_file(tmp_path):
     assert port(alpha) != port(beta)
 
 
-@pytest.mark.parametrize("text, bits", [("200mbit", 200_000_000), ("2.5gbit", 2_500_000_000), ("64KBIT", 64_000)])
+@pytest.mark.parametrize(
+    "text, bits", [("200mbit", 200_000_000), ("2.5gbit", 2_500_000_000), ("64KBIT", 64_000)]
+)
 def test_rates(text, bits):
     assert parse_rate(text) == bits
 
@@ -27,14 +29,17 @@ def test_a_rate_without_sense_is_refused(text):
         parse_rate(text)
 
 
-@pytest.mark.parametrize("hosts, says", [
-    ([], "no host"),
-    ([("localhost", 1, None)], "localhost"),
-    ([("127.0.0.1", 1, None)], "127.0.0.1"),
-    ([("../up", 1, None)], "up"),
-    ([("a", 1, None), ("a", 2, None)], "twice"),
-    ([(f"h{number}", 1, None) for number in range(255)], "255 hosts"),
-])
+@pytest.mark.parametrize(
+    "hosts, says",
+    [
+        ([], "no host"),
+        ([("localhost", 1, None)], "localhost"),
+        ([("127.0.0.1", 1, None)], "127.0.0.1"),
+        ([("../up", 1, None)], "up"),
+        ([("a", 1, None), ("a", 2, None)], "twice"),
+        ([(f"h{number}", 1, None) for number in range(255)], "255 hosts"),
+    ],
+)
 def test_hosts_that_cannot_be_are_refused(hosts, says):
     with pytest.raises(LabError, match=says):
         place(hosts, source="hosts")

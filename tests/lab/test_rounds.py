@@ -1,4 +1,6 @@
-"""Federated rounds as users start them: by DeepSpeed's launchers over the hosts of a virtual cluster, and as a Slurm job."""
+"""Federated rounds as users start them: by DeepSpeed's launchers over the hosts of a virtual cluster, and as
+a Slurm job.
+"""
 
 import json
 import subprocess
@@ -13,9 +15,20 @@ from tests.limits import LIMIT_S
 ROOT = Path(__file__).parents[2]
 on_virtual_hosts = pytest.mark.skipif(why_not() is not None, reason=f"virtual cluster: {why_not()}")
 
-MODEL = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 260, "max_position_embeddings": 128, "bos_token_id": 257,
-         "eos_token_id": 258, "pad_token_id": 256}
+MODEL = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 260,
+    "max_position_embeddings": 128,
+    "bos_token_id": 257,
+    "eos_token_id": 258,
+    "pad_token_id": 256,
+}
 
 
 @pytest.fixture
@@ -38,7 +51,11 @@ deepspeed: {{base: zero3.json}}
 
 def hostfile(folder: Path, *hosts: tuple[str, int, str]) -> Path:
     path = folder / "hosts"
-    path.write_text("".join(f"{name} slots={slots}\n# fed-host {name} cluster={cluster}\n" for name, slots, cluster in hosts))
+    path.write_text(
+        "".join(
+            f"{name} slots={slots}\n# fed-host {name} cluster={cluster}\n" for name, slots, cluster in hosts
+        )
+    )
     return path
 
 
@@ -65,11 +82,22 @@ def check(config: Path, rounds: int, clients: int, ranks: int) -> str:
 @on_virtual_hosts
 @pytest.mark.parametrize("launcher", ["pdsh", pytest.param("openmpi", marks=pytest.mark.slow)])
 def test_three_hosts_in_two_clusters(config, tmp_path, launcher):
-    """Two clusters that never share a torch world, one of them over two hosts, and a client of two ranks on each host."""
+    """Two clusters that never share a torch world, one of them over two hosts, and a client of two ranks on
+    each host.
+    """
     hosts = hostfile(tmp_path, ("alpha", 2, "fast"), ("beta", 2, "fast"), ("gamma", 2, "slow"))
     with VirtualCluster(hosts) as lab:
-        done = lab.run([*deepspeed(hosts), "--launcher", launcher, *launch(hosts, config), "train.local_steps_by_cluster.slow=1"],
-                       timeout=LIMIT_S, cwd=ROOT)
+        done = lab.run(
+            [
+                *deepspeed(hosts),
+                "--launcher",
+                launcher,
+                *launch(hosts, config),
+                "train.local_steps_by_cluster.slow=1",
+            ],
+            timeout=LIMIT_S,
+            cwd=ROOT,
+        )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "2 clusters" in check(config, 2, 3, 6)
 
@@ -78,8 +106,16 @@ def test_three_hosts_in_two_clusters(config, tmp_path, launcher):
 def test_a_lost_host_is_no_success(config, tmp_path):
     hosts = hostfile(tmp_path, ("alpha", 1, "fast"), ("gamma", 1, "slow"))
     with VirtualCluster(hosts) as lab:
-        command = [*deepspeed(hosts), *launch(hosts, config), "data.clients=2", "federation.rounds=500", "cluster.silence_s=10"]
-        with lab.spawn(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        command = [
+            *deepspeed(hosts),
+            *launch(hosts, config),
+            "data.clients=2",
+            "federation.rounds=500",
+            "cluster.heartbeat_timeout_s=10",
+        ]
+        with lab.spawn(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
             seen = ""
             while "round 1/500" not in seen:
                 line = process.stdout.readline()
@@ -97,17 +133,35 @@ ONE_FOR_ALL = ("engine.pipeline=cluster", "routing.mode=mix+mask")
 
 
 @on_virtual_hosts
-@pytest.mark.parametrize("ranks, clients, words", [
-    (3, 3, ONE_FOR_ALL), pytest.param(2, 1, CLIENTS_OVER_HOSTS, marks=pytest.mark.slow),
-    pytest.param(4, 2, CLIENTS_OVER_HOSTS, marks=pytest.mark.slow), pytest.param(4, 4, ONE_FOR_ALL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "ranks, clients, words",
+    [
+        (3, 3, ONE_FOR_ALL),
+        pytest.param(2, 1, CLIENTS_OVER_HOSTS, marks=pytest.mark.slow),
+        pytest.param(4, 2, CLIENTS_OVER_HOSTS, marks=pytest.mark.slow),
+        pytest.param(4, 4, ONE_FOR_ALL, marks=pytest.mark.slow),
+    ],
+)
 def test_pipelines_over_hosts(config, tmp_path, ranks, clients, words):
-    """Clients whose model lies over two servers each; one pipeline over all of a cluster's, whose hostfile says that its clients trust each other."""
+    """Clients whose model lies over two servers each; one pipeline over all of a cluster's, whose hostfile
+    says that its clients trust each other.
+    """
     hosts = hostfile(tmp_path, *((name, 1, "near") for name in "abcd"[:ranks]))
     hosts.write_text(hosts.read_text() + "# fed-cluster near trust=shared\n")
     (tmp_path / "config.json").write_text(json.dumps(MODEL | {"num_hidden_layers": 4}))
     with VirtualCluster(hosts) as lab:
-        done = lab.run([*deepspeed(hosts), *launch(hosts, config), "deepspeed.base=pipeline.json", "federation.local_optimizer=reset",
-                        f"data.clients={clients}", *words], timeout=LIMIT_S, cwd=ROOT)
+        done = lab.run(
+            [
+                *deepspeed(hosts),
+                *launch(hosts, config),
+                "deepspeed.base=pipeline.json",
+                "federation.local_optimizer=reset",
+                f"data.clients={clients}",
+                *words,
+            ],
+            timeout=LIMIT_S,
+            cwd=ROOT,
+        )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     check(config, 2, clients, ranks)
     traces = tmp_path / "runs" / "run" / "trace"
@@ -119,8 +173,19 @@ def test_pipelines_over_hosts(config, tmp_path, ranks, clients, words):
 def test_hetero10(config):
     """The mission's command on its ten hosts: 10 clients of two ranks each in clusters of 14 and 6 ranks."""
     with VirtualCluster(ROOT / "hostfiles" / "hetero10") as lab:
-        done = lab.run(["deepspeed", "--hostfile", "hostfiles/hetero10", "launch.py", "--config", str(config), "data.clients=10"],
-                       timeout=900, cwd=ROOT)
+        done = lab.run(
+            [
+                "deepspeed",
+                "--hostfile",
+                "hostfiles/hetero10",
+                "launch.py",
+                "--config",
+                str(config),
+                "data.clients=10",
+            ],
+            timeout=900,
+            cwd=ROOT,
+        )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "2 clusters" in check(config, 2, 10, 20)
 
@@ -128,9 +193,17 @@ def test_hetero10(config):
 @pytest.mark.skipif(slurm.why_not() is not None, reason=f"Slurm: {slurm.why_not()}")
 def test_slurm_runs_the_job_script(config, tmp_path):
     with slurm.SlurmOnOneMachine(nodes=1, cpus=4, gpus=2) as cluster:
-        job = cluster.sbatch(ROOT / "launchers" / "slurm.sbatch", options=["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2",
-                                                                             f"--output={tmp_path}/slurm.out"],
-                             env={"CONFIG": str(config), "DS_ACCELERATOR": "cpu"}, cwd=ROOT)
+        job = cluster.sbatch(
+            ROOT / "launchers" / "slurm.sbatch",
+            options=[
+                "--nodes=1",
+                "--ntasks-per-node=2",
+                "--gpus-per-node=2",
+                f"--output={tmp_path}/slurm.out",
+            ],
+            env={"CONFIG": str(config), "DS_ACCELERATOR": "cpu"},
+            cwd=ROOT,
+        )
         status = job.wait(timeout=LIMIT_S)
     assert status.state == "COMPLETED", (tmp_path / "slurm.out").read_text()[-4000:]
     check(config, 2, 3, 2)

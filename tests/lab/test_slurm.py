@@ -37,7 +37,11 @@ def submit(slurm, project, args=(), env=None, script=SCRIPT):
 def lines(project: Path, key: str) -> list[dict]:
     """What the ranks have said so far, of the lines that hold `key`."""
     out = project / "out"
-    spoken = [json.loads(line) for line in out.read_text().splitlines() if line.startswith("{")] if out.exists() else []
+    spoken = (
+        [json.loads(line) for line in out.read_text().splitlines() if line.startswith("{")]
+        if out.exists()
+        else []
+    )
     return [line for line in spoken if key in line]
 
 
@@ -52,7 +56,15 @@ def wait_for_ranks(project: Path, count: int, timeout_s: float = LIMIT_S) -> Non
 
 
 def test_srun_starts_tasks_on_both_nodes(slurm):
-    done = slurm.run(["srun", "--nodes=2", "--ntasks=4", "--distribution=block", "sh", "-c", "echo $SLURM_PROCID $(hostname)"])
+    done = slurm.run([
+        "srun",
+        "--nodes=2",
+        "--ntasks=4",
+        "--distribution=block",
+        "sh",
+        "-c",
+        "echo $SLURM_PROCID $(hostname)",
+    ])
     assert done.returncode == 0, done.stderr
     tasks = dict(line.split() for line in done.stdout.splitlines())
     assert sorted(tasks) == ["0", "1", "2", "3"]
@@ -61,8 +73,10 @@ def test_srun_starts_tasks_on_both_nodes(slurm):
 
 def test_a_batch_script_may_call_mpirun(slurm, project):
     script = project / "mpi.sh"
-    script.write_text("#!/bin/sh\nexec mpirun --bind-to none python3 launch.py \"$@\"\n")
-    status = slurm.sbatch(script, ["hello"], ["--nodes=2", "--ntasks-per-node=2", "--output=out"], cwd=project).wait(LIMIT_S)
+    script.write_text('#!/bin/sh\nexec mpirun --bind-to none python3 launch.py "$@"\n')
+    status = slurm.sbatch(
+        script, ["hello"], ["--nodes=2", "--ntasks-per-node=2", "--output=out"], cwd=project
+    ).wait(LIMIT_S)
     assert (status.state, status.exit_code) == ("COMPLETED", 0), (project / "out").read_text()
     ranks = {line["rank"]: line["host"] for line in lines(project, "rank")}
     assert ranks == {0: "node1", 1: "node1", 2: "node2", 3: "node2"}
@@ -71,7 +85,10 @@ def test_a_batch_script_may_call_mpirun(slurm, project):
 
 def test_scancel_sends_sigterm_to_the_step_first(slurm, project):
     script = project / "step.sh"
-    script.write_text("#!/bin/sh\nsrun sh -c 'trap \"echo asked; exit 0\" TERM; echo \"{\\\"rank\\\": 0}\"; while :; do sleep 0.1; done'\n")
+    script.write_text(
+        '#!/bin/sh\nsrun sh -c \'trap "echo asked; exit 0" TERM; echo "{\\"rank\\": 0}"; while :; do sleep '
+        "0.1; done'\n"
+    )
     job = slurm.sbatch(script, [], ["--nodes=1", "--ntasks=1", "--output=out"], cwd=project)
     wait_for_ranks(project, 1)
     job.cancel()
@@ -85,10 +102,20 @@ def test_scancel_sends_sigterm_to_the_step_first(slurm, project):
 def test_a_rank_starts_for_every_gpu_with_the_arguments(slurm, project):
     (project / ".venv" / "bin").mkdir(parents=True)
     (project / ".venv" / "bin" / "activate").write_text("export VENV_MARK=activated\n")
-    status = submit(slurm, project, ["run.name=two words", "x=1"], {"CONFIG": "ds configs/a.yaml", "SLURM_MPI_TYPE": "none"}).wait(LIMIT_S)
+    status = submit(
+        slurm,
+        project,
+        ["run.name=two words", "x=1"],
+        {"CONFIG": "ds configs/a.yaml", "SLURM_MPI_TYPE": "none"},
+    ).wait(LIMIT_S)
     assert (status.state, status.exit_code) == ("COMPLETED", 0), (project / "out").read_text()
     ranks = {line["rank"]: line for line in lines(project, "rank")}
-    assert {rank: line["host"] for rank, line in ranks.items()} == {0: "node1", 1: "node1", 2: "node2", 3: "node2"}
+    assert {rank: line["host"] for rank, line in ranks.items()} == {
+        0: "node1",
+        1: "node1",
+        2: "node2",
+        3: "node2",
+    }
     for line in ranks.values():
         assert line["args"] == ["--config", "ds configs/a.yaml", "run.name=two words", "x=1"]
         assert line["environ"] == {"DS_ACCELERATOR": "cpu", "VENV_MARK": "activated"}
@@ -96,7 +123,9 @@ def test_a_rank_starts_for_every_gpu_with_the_arguments(slurm, project):
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["as installed", "without the library"])
 def test_mpi_is_used_where_slurm_really_offers_pmix(slurm, project, hidden):
-    """Debian's Slurm lists PMIx even when the library behind it is missing, which is made so here, on the virtual hosts alone."""
+    """Debian's Slurm lists PMIx even when the library behind it is missing, which is made so here, on the
+    virtual hosts alone.
+    """
     libraries = list(Path("/usr/lib").glob("*/pmix2/lib")) if hidden else []
     for host in slurm.lab.hosts:
         for folder in libraries:
@@ -115,12 +144,16 @@ def test_mpi_is_used_where_slurm_really_offers_pmix(slurm, project, hidden):
 
 def test_every_rank_finishes_its_round_before_the_time_is_up(slurm, project):
     """The signal is the one that `--signal=B:TERM@120` sends. The ranks end one after another, and
-    the first does not take the others with it, though this Slurm is told to end a step of which a task has failed."""
+    the first does not take the others with it, though this Slurm is told to end a step of which a task has
+    failed.
+    """
     job = submit(slurm, project, ["wait", "stagger"], {"SLURM_MPI_TYPE": "none"})
     wait_for_ranks(project, 4)
     job.cancel("--signal=TERM", "--batch")
     status = job.wait(LIMIT_S)
-    assert (status.state, status.exit_code, status.restarts) == ("FAILED", 75, 0), (project / "out").read_text()
+    assert (status.state, status.exit_code, status.restarts) == ("FAILED", 75, 0), (
+        project / "out"
+    ).read_text()
     assert sorted(line["saved"] for line in lines(project, "saved")) == [0, 1, 2, 3]
     assert all(line["asked"] for line in lines(project, "saved"))
 
@@ -139,8 +172,9 @@ def test_an_unfinished_job_requeues_itself_when_told_so(slurm, project):
     wait_for_ranks(project, 4)
     job.cancel("--signal=TERM", "--batch")
     job.wait_for(lambda status: status.restarts == 1, LIMIT_S)
-    # Slurm holds a requeued job back for two minutes, from the moment when its first start has been cleared up. Let go within the same
-    # second, the node would refuse it as a job that was killed already.
+
+    # Slurm holds a requeued job back for two minutes, from the moment when its first start has been cleared
+    # up. Let go within the same second, the node would refuse it as a job that was killed already.
     def started_again(status):
         time.sleep(2)
         slurm.run(["scontrol", "update", f"JobId={job.id}", "StartTime=now"])
@@ -150,7 +184,9 @@ def test_an_unfinished_job_requeues_itself_when_told_so(slurm, project):
     wait_for_ranks(project, 8)
     job.cancel("--signal=TERM", "--batch")
     status = job.wait(LIMIT_S)
-    assert (status.state, status.exit_code, status.restarts) == ("FAILED", 75, 1), (project / "out").read_text()
+    assert (status.state, status.exit_code, status.restarts) == ("FAILED", 75, 1), (
+        project / "out"
+    ).read_text()
     assert len(lines(project, "saved")) == 8, "the log of the first start is kept"
 
 

@@ -50,13 +50,22 @@ def family(pid: int) -> list[int]:
 
 def namespaces(pids: list[int]) -> set[str]:
     """The namespaces of `pids` that are not this process's own, such as "net:[4026532001]"."""
-    return {link for pid in pids for kind in KINDS if (link := namespace(pid, kind)) not in (None, namespace(os.getpid(), kind))}
+    return {
+        link
+        for pid in pids
+        for kind in KINDS
+        if (link := namespace(pid, kind)) not in (None, namespace(os.getpid(), kind))
+    }
 
 
 def namespace(pid: int, kind: str) -> str | None:
     try:
         return os.readlink(f"/proc/{pid}/ns/{kind}")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is the machine's own process 1
+    except (
+        FileNotFoundError,
+        ProcessLookupError,
+        PermissionError,
+    ):  # it has ended, or is the machine's own process 1
         return None
 
 
@@ -81,10 +90,16 @@ def wait_until(condition, timeout_s: float = 15.0) -> None:
 
 @contextmanager
 def another_owner(hostfile: Path):
-    """Another process that owns a lab with a command running on it; yields it and the lab's folder, and kills it."""
+    """Another process that owns a lab with a command running on it; yields it and the lab's folder, and kills
+    it.
+    """
     command = "trap 'echo asked; exit 9' TERM; dirname $TMPDIR; while :; do sleep 0.1; done"
-    owner = subprocess.Popen([sys.executable, "-m", "tests.lab", "run", str(hostfile), "--", "sh", "-c", command],
-                             cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(
+        [sys.executable, "-m", "tests.lab", "run", str(hostfile), "--", "sh", "-c", command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     with owner:
         try:
             yield owner, Path(owner.stdout.readline().strip())
@@ -111,8 +126,13 @@ def test_hosts_share_the_disk_but_not_their_temporary_files(lab, tmp_path):
 
 
 def test_the_machine_sees_nothing_of_the_lab(lab):
-    assert not {"switch", "port1"} & set(re.findall(r"^\d+: ([^:@]+)", said(subprocess.run(
-        ["ip", "-o", "link"], check=False, capture_output=True, text=True)), re.MULTILINE))
+    assert not {"switch", "port1"} & set(
+        re.findall(
+            r"^\d+: ([^:@]+)",
+            said(subprocess.run(["ip", "-o", "link"], check=False, capture_output=True, text=True)),
+            re.MULTILINE,
+        )
+    )
     assert str(lab.folder) not in Path("/proc/self/mountinfo").read_text()
     assert "alpha" not in Path("/etc/hosts").read_text()
     # Nor does a host see the machine: one device, and no processes but its own.
@@ -125,7 +145,10 @@ def test_a_login_neither_reads_nor_makes_the_users_ssh_folder(hostfile, tmp_path
     broken.mkdir(parents=True)
     (broken / "config").write_text("this is no configuration\n")
     with VirtualCluster(hostfile) as cluster:
-        assert said(cluster.run(["ssh", "beta", "hostname"], timeout=20, env={"HOME": str(broken.parent)})) == "beta"
+        assert (
+            said(cluster.run(["ssh", "beta", "hostname"], timeout=20, env={"HOME": str(broken.parent)}))
+            == "beta"
+        )
     assert [path.name for path in broken.iterdir()] == ["config"]
 
 
@@ -141,15 +164,23 @@ def test_run_passes_status_output_input_variables_and_directory(lab, tmp_path):
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children(lab):
     with pytest.raises(subprocess.TimeoutExpired) as late:
-        lab.run(["sh", "-c", "echo started; sleep 600 & trap '' TERM; while :; do sleep 0.1; done"], timeout=0.5)
+        lab.run(
+            ["sh", "-c", "echo started; sleep 600 & trap '' TERM; while :; do sleep 0.1; done"], timeout=0.5
+        )
     assert late.value.output == "started\n"
     # Process 1 of every host is a `sleep` too.
-    wait_until(lambda: said(lab.run(["sh", "-c", "grep -lx sleep /proc/[0-9]*/comm"], timeout=20)) == "/proc/1/comm")
+    wait_until(
+        lambda: said(lab.run(["sh", "-c", "grep -lx sleep /proc/[0-9]*/comm"], timeout=20)) == "/proc/1/comm"
+    )
 
 
 def test_a_signal_reaches_the_command(lab):
-    process = lab.spawn(["sh", "-c", "trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.1; done"],
-                        host="beta", stdout=subprocess.PIPE, text=True)
+    process = lab.spawn(
+        ["sh", "-c", "trap 'echo asked; exit 5' TERM; echo up; while :; do sleep 0.1; done"],
+        host="beta",
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     with process:
         assert process.stdout.readline() == "up\n"
         process.terminate()
@@ -168,7 +199,9 @@ def test_unknown_hosts_are_named(lab):
 # That pdsh does is shown by test_rounds.
 @pytest.mark.parametrize("launcher", [pytest.param("pdsh", marks=pytest.mark.slow), "openmpi"])
 def test_deepspeed_starts_a_rank_in_every_slot(lab, hostfile, launcher):
-    done = lab.run(["deepspeed", "--hostfile", str(hostfile), "--launcher", launcher, str(GREET)], timeout=LIMIT_S)
+    done = lab.run(
+        ["deepspeed", "--hostfile", str(hostfile), "--launcher", launcher, str(GREET)], timeout=LIMIT_S
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     ranks = re.findall(r"greet rank=(\d) size=4 host=(\w+) sum=10 mark=seen-everywhere", done.stdout)
     assert sorted(ranks) == [("0", "alpha"), ("1", "alpha"), ("2", "beta"), ("3", "gamma")], done.stdout
@@ -206,7 +239,8 @@ print(time.monotonic() - start)
 """
     with server:
         seconds = float(said(lab.run([sys.executable, "-c", client], timeout=LIMIT_S)))
-    # Queues and the first burst take something off; a link that is not shaped needs less than a tenth of this.
+    # Queues and the first burst take something off; a link that is not shaped needs less than a tenth of
+    # this.
     assert seconds > 0.8 * megabytes * 8 / 200
 
 
@@ -241,8 +275,11 @@ def test_nothing_is_left_of_a_lab_that_ended_in_any_way(hostfile):
     others = namespaces(family(os.getpid()))
     with pytest.raises(KeyboardInterrupt), VirtualCluster(hostfile) as cluster:
         cluster.spawn(["sleep", "600"], host="gamma")
-        cluster.run(["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 &"], timeout=20)  # one that has left its session
-        spaces, folder = namespaces(family(os.getpid())) - others, cluster.folder
+        cluster.run(
+            ["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 &"], timeout=20
+        )  # one that has left its session
+        spaces = namespaces(family(os.getpid())) - others
+        folder = cluster.folder
         assert len(inhabitants(spaces)) > len(cluster.hosts)
         raise KeyboardInterrupt
     assert_nothing_left(folder, spaces)
@@ -292,7 +329,11 @@ def test_two_labs_coexist_and_down_ends_the_named_one_only(lab, hostfile):
     with another_owner(hostfile) as (owner, folder):
         spaces = namespaces(family(owner.pid))
         assert {lab.folder, folder} <= {other.folder for other in find_labs() if other.running}
-        subprocess.run([sys.executable, "-m", "tests.lab", "down", folder.name.removeprefix("fedspeed-lab-")], cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "tests.lab", "down", folder.name.removeprefix("fedspeed-lab-")],
+            cwd=ROOT,
+            check=True,
+        )
         owner.wait(20)
     assert_nothing_left(folder, spaces)
     assert said(lab.run(["ssh", "gamma", "hostname"], timeout=20)) == "gamma"

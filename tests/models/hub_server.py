@@ -36,29 +36,25 @@ def hub(models: dict[str, dict[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
             if words[:2] == ["api", "models"] and (files := models.get("/".join(words[2:4]))) is not None:
                 if words[4:5] == ["tree"]:
                     self._send(
-                        json.dumps(
-                            [
-                                {
-                                    "type": "file",
-                                    "path": name,
-                                    "size": len(body),
-                                    "oid": hashlib.sha1(body).hexdigest(),
-                                }
-                                for name, body in files.items()
-                            ]
-                        ).encode()
+                        json.dumps([
+                            {
+                                "type": "file",
+                                "path": name,
+                                "size": len(body),
+                                "oid": hashlib.sha1(body).hexdigest(),
+                            }
+                            for name, body in files.items()
+                        ]).encode()
                     )
                     return
                 config = json.loads(files["config.json"]) if "config.json" in files else {}
                 self._send(
-                    json.dumps(
-                        {
-                            "id": "/".join(words[2:4]),
-                            "sha": COMMIT,
-                            "siblings": [{"rfilename": name} for name in files],
-                            "config": {"model_type": config.get("model_type")},
-                        }
-                    ).encode()
+                    json.dumps({
+                        "id": "/".join(words[2:4]),
+                        "sha": COMMIT,
+                        "siblings": [{"rfilename": name} for name in files],
+                        "config": {"model_type": config.get("model_type")},
+                    }).encode()
                 )
             elif (
                 words[2:3] == ["resolve"]

@@ -1,5 +1,6 @@
 """What a base's files hold decides: tied or not, as in transformers; stored types; tensors without a
-place."""
+place.
+"""
 
 import json
 
@@ -25,19 +26,17 @@ def tied(tmp_path_factory):
     """A tied model of each family: its folder, and its tensors by name."""
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
-    root, small = (
-        tmp_path_factory.mktemp("tied"),
-        {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "vocab_size": 60,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "tie_word_embeddings": True,
-        },
-    )
+    root = tmp_path_factory.mktemp("tied")
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 60,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": True,
+    }
     configs = {
         "llama": LlamaConfig(**small),
         "qwen2": Qwen2Config(**small, num_key_value_heads=1),
@@ -70,10 +69,8 @@ def reconfigured(folder, **values):
 
 
 def built(folder, method="full", dtype="fp32"):
-    config, adapter = (
-        ModelConfig(base=str(folder), dtype=dtype),
-        AdapterConfig(method=method, blocks=LastBlocks(1)),
-    )
+    config = ModelConfig(base=str(folder), dtype=dtype)
+    adapter = AdapterConfig(method=method, blocks=LastBlocks(1))
     model = meta_model(config, adapter)
     check_weights(model, config, adapter)
     materialise(model, config, adapter, 0, lambda name, parameter: parameter)

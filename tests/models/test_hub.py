@@ -1,5 +1,6 @@
 """Hub names: found out quickly whether the model is to be had, downloaded once, read from the cache without a
-network. Against a hub on this machine, with the real client in processes of their own."""
+network. Against a hub on this machine, with the real client in processes of their own.
+"""
 
 import json
 import os
@@ -23,7 +24,8 @@ from tests.tiny import write_llama
 
 def ask(code: str, place, home, **environment: str) -> str:
     """What a process says in which `place` is the hub and `home` its cache: the result of an expression, or
-    the error's text."""
+    the error's text.
+    """
     program = (
         "import json, sys\nfrom fedspeed.errors import ModelError\nfrom fedspeed.models import hub, "
         "local_config, planned\n"
@@ -61,7 +63,8 @@ def models(tmp_path_factory):
         "README.md": b"#",
     }
     pickled = {
-        name: b"x" for name in ("optimizer.pt", "original/params.pth", "pytorch_model.bin", "training_args.bin")
+        name: b"x"
+        for name in ("optimizer.pt", "original/params.pth", "pytorch_model.bin", "training_args.bin")
     }
     pickled["config.json"] = whole["config.json"]
     return {

@@ -10,7 +10,9 @@ def gpu(name: str, *types: str) -> DeviceTypes:
     return DeviceTypes(name, "gpu", frozenset({"fp32", *types}))
 
 
-NEW, OLD, ANCIENT = gpu("ampere", "bf16", "fp16"), gpu("turing", "fp16"), gpu("pascal")
+NEW = gpu("ampere", "bf16", "fp16")
+OLD = gpu("turing", "fp16")
+ANCIENT = gpu("pascal")
 CPU, FAST_CPU = (
     DeviceTypes(name, "cpu", frozenset({"fp32", *types}))
     for name, types in (("cpu", ()), ("amx", ("bf16", "fp16")))
@@ -41,6 +43,6 @@ def test_the_type_of_the_fewest_bits_that_all_have(devices, dtype, whose):
 def test_the_planner_asks_the_same_rule():
     for names in (["rtx3090"], ["rtx3090", "rtx2080ti"], ["v100", "t4"], ["h100", "a100"]):
         cards = [published(CARDS[name]) for name in names]
-        assert common_type(cards, "auto") == lowest_common(
-            [DeviceTypes(c.name, c.kind, frozenset(c.flops)) for c in cards]
-        )
+        assert common_type(cards, "auto") == lowest_common([
+            DeviceTypes(c.name, c.kind, frozenset(c.flops)) for c in cards
+        ])

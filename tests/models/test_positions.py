@@ -1,5 +1,6 @@
 """Rows longer than a base has positions for: refused where its table ends, told where it has learned nothing
-beyond."""
+beyond.
+"""
 
 import json
 

@@ -1,5 +1,6 @@
 """Adapters to start from: those that are taken have the losses that PEFT gives them, and the others are
-refused with the reason and a remedy."""
+refused with the reason and a remedy.
+"""
 
 import json
 import re
@@ -71,7 +72,8 @@ def adapter(folder: Path, base: str, *, change=lambda model: None, seed=0, save=
 
 def ours(base: str, folder: Path) -> torch.Tensor:
     """Logits of the base with the adapter, as a run reads them; the dry run has nothing against it."""
-    config, start = ModelConfig(base=base, dtype="fp32"), AdapterConfig(start_from=str(folder))
+    config = ModelConfig(base=base, dtype="fp32")
+    start = AdapterConfig(start_from=str(folder))
     model = meta_model(config, start)
     check_weights(model, config, start)
     materialise(model, config, start, 0, lambda name, parameter: parameter)
@@ -84,7 +86,8 @@ def theirs(base: str, folder: Path) -> torch.Tensor:
 
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         return (
-            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
+            PeftModel
+            .from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
             .eval()(input_ids=IDS)
             .logits
         )
@@ -98,7 +101,9 @@ def edit(folder: Path, **values) -> Path:
 
 def dry_run(base: str, folder: Path, *words: str) -> str:
     """What the dry run says of the adapter before it looks at the model."""
-    return "\n".join(check_adapter(load(None, [f"model.base={base}", f"adapter.start_from={folder}", *words])))
+    return "\n".join(
+        check_adapter(load(None, [f"model.base={base}", f"adapter.start_from={folder}", *words]))
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,9 @@ def test_an_adapter_means_what_it_means_to_peft(base, tmp_path, config):
 def test_another_dropout_than_it_was_trained_with_is_told_unless_it_was_chosen(base, tmp_path):
     folder = edit(adapter(tmp_path / "adapter", base), lora_dropout=0.05)
     said = dry_run(base, folder)
-    assert f"note     adapter.start_from={folder}: was trained with lora_dropout=0.05, and goes on with " in said
+    assert (
+        f"note     adapter.start_from={folder}: was trained with lora_dropout=0.05, and goes on with " in said
+    )
     assert "adapter.dropout=0, the default; name adapter.dropout to have another" in said
     for chosen in ("0", "0.05", "0.1"):
         assert "note" not in dry_run(base, folder, f"adapter.dropout={chosen}")
@@ -290,7 +297,8 @@ def gpt2(folder: Path) -> str:
 
 
 def test_another_family_is_named_and_not_the_targets(base, tmp_path):
-    other, folder = gpt2(tmp_path / "gpt2"), adapter(tmp_path / "adapter", base)
+    other = gpt2(tmp_path / "gpt2")
+    folder = adapter(tmp_path / "adapter", base)
     with pytest.raises(ModelError, match="was trained on a llama.*is a gpt2; give the base") as caught:
         dry_run(other, folder)
     assert "adapter.targets" not in str(caught.value)
@@ -372,20 +380,34 @@ def test_a_key_of_a_newer_peft_is_told(base, tmp_path):
 # Names of a fresh adapter's targets.
 
 
-@pytest.mark.parametrize("targets", [("qproj",), ("q_proj", "vproj"), ("self_attn.q_prj",), ("attention", "v_proj")])
+@pytest.mark.parametrize(
+    "targets", [("qproj",), ("q_proj", "vproj"), ("self_attn.q_prj",), ("attention", "v_proj")]
+)
 def test_targets_that_the_base_lacks_are_refused_with_those_it_has(base, targets):
     with pytest.raises(ModelError) as caught:
         check_adapter(load(None, [f"model.base={base}", f"adapter.targets={flow(targets)}"]))
     assert all(
         word in str(caught.value)
-        for word in ("command line", f"adapter.targets={flow(targets)}", "gate_proj", "embed_tokens", "q_proj")
+        for word in (
+            "command line",
+            f"adapter.targets={flow(targets)}",
+            "gate_proj",
+            "embed_tokens",
+            "q_proj",
+        )
     )
     with pytest.raises(FedSpeedError, match="does not fit llama.*q_proj, k_proj"):
         meta_model(ModelConfig(base=base, dtype="fp32"), AdapterConfig(targets=targets))
 
 
 @pytest.mark.parametrize(
-    "targets", [("q_proj",), ("self_attn.q_proj", "down_proj"), ("embed_tokens", "lm_head"), ("model.layers.1.mlp.up_proj",)]
+    "targets",
+    [
+        ("q_proj",),
+        ("self_attn.q_proj", "down_proj"),
+        ("embed_tokens", "lm_head"),
+        ("model.layers.1.mlp.up_proj",),
+    ],
 )
 def test_targets_that_it_has_are_not(base, targets):
     assert check_adapter(load(None, [f"model.base={base}", f"adapter.targets={flow(targets)}"])) == []

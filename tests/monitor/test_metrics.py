@@ -16,19 +16,22 @@ METRICS = registry.METRICS
 SUM = {"name": "x", "unit": "count", "per": "rank", "reduce": "sum"}
 
 
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"unit": "furlongs"}, "unit is 'furlongs', but must be one of loss, "),
-    ({"per": "client", "reduce": "max"}, "per='client' cannot be reduced by 'max'"),
-    ({"per": "round"}, "per='round' cannot be reduced by 'sum'"),
-    ({"reduce": "ratio"}, "a ratio has a denominator"),
-    ({"over": "y"}, "a ratio has a denominator"),
-    ({"record": "both"}, "only a client's metric"),
-    ({"reduce": "max", "shown_masked": True}, "masked modes never show a maximum"),
-    ({"reveals": frozenset({"loss"})}, "reveals ['loss'], but can reveal ['losses', "),
-    ({"per": "client", "record": "client", "shown_masked": True}, "never show a client's own value"),
-    ({"always": True}, "masked modes have too"),
-    ({"per": "client", "measure": float}, "only a rank can measure"),
-])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"unit": "furlongs"}, "unit is 'furlongs', but must be one of loss, "),
+        ({"per": "client", "reduce": "max"}, "per='client' cannot be reduced by 'max'"),
+        ({"per": "round"}, "per='round' cannot be reduced by 'sum'"),
+        ({"reduce": "ratio"}, "a ratio has a denominator"),
+        ({"over": "y"}, "a ratio has a denominator"),
+        ({"record": "both"}, "only a client's metric"),
+        ({"reduce": "max", "shown_masked": True}, "masked modes never show a maximum"),
+        ({"reveals": frozenset({"loss"})}, "reveals ['loss'], but can reveal ['losses', "),
+        ({"per": "client", "record": "client", "shown_masked": True}, "never show a client's own value"),
+        ({"always": True}, "masked modes have too"),
+        ({"per": "client", "measure": float}, "only a rank can measure"),
+    ],
+)
 def test_a_metric_that_contradicts_itself_is_refused(changes, told):
     Metric(**SUM)
     with pytest.raises(ValueError, match=re.escape(told)) as caught:
@@ -36,13 +39,18 @@ def test_a_metric_that_contradicts_itself_is_refused(changes, told):
     assert "metric 'x'" in str(caught.value)
 
 
-@pytest.mark.parametrize(("metrics", "told"), [
-    ([{}, {"tag": "t"}], "the name of a metric of a round is given twice: x"),
-    ([{"tag": "t"}, {"name": "y", "tag": "t"}], "the tag of a metric of a round is given twice: t"),
-    ([{"name": "missing"}], "may not be called missing"),
-    ([{"name": "r", "per": "round", "reduce": "ratio", "of": "x", "over": "y"}, {}, {"name": "y"}],
-     "'r' divides x by y"),
-])
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ([{}, {"tag": "t"}], "the name of a metric of a round is given twice: x"),
+        ([{"tag": "t"}, {"name": "y", "tag": "t"}], "the tag of a metric of a round is given twice: t"),
+        ([{"name": "missing"}], "may not be called missing"),
+        (
+            [{"name": "r", "per": "round", "reduce": "ratio", "of": "x", "over": "y"}, {}, {"name": "y"}],
+            "'r' divides x by y",
+        ),
+    ],
+)
 def test_a_list_that_contradicts_itself_is_refused(monkeypatch, metrics, told):
     module = type("Module", (), {"METRICS": tuple(Metric(**SUM | changes) for changes in metrics)})
     monkeypatch.setattr(registry, "import_module", lambda name: module)
@@ -55,13 +63,45 @@ def filled(make_ledger, added=()):
     whole = make_ledger()
     for place, wall_s in enumerate((8.0, 12.0)):
         own = make_ledger()
-        own.add_client(place, asked=1, received=1 - place, train_loss=6.0, tokens=4 * (place + 1),
-                       val_loss=5.0, val_tokens=10, exact=place, rows=4, steps=3, compute_s=2.0, gather_s=1.0,
-                       exchange_s=0.5, idle_s=0.25, bytes_sent=100, peak_bytes=1000)
-        own.set_rank(place, ranks=1, wall_s=wall_s, compute_s=3.0, gather_s=1.0, exchange_s=0.5, idle_s=0.5,
-                     bytes_sent=100 + place, peak_bytes=1000 * (1 + place), device_bytes=50, loaded_bytes=7,
-                     step_s=0.5 + place, bubble_s=1.0, passes_s=4.0, exchanged_s=4.0, waited_s=1.0 + place,
-                     clip_updates=2.0, clip_shortened=place, clip_norms=3.0)
+        own.add_client(
+            place,
+            asked=1,
+            received=1 - place,
+            train_loss=6.0,
+            tokens=4 * (place + 1),
+            val_loss=5.0,
+            val_tokens=10,
+            exact=place,
+            rows=4,
+            steps=3,
+            compute_s=2.0,
+            gather_s=1.0,
+            exchange_s=0.5,
+            idle_s=0.25,
+            bytes_sent=100,
+            peak_bytes=1000,
+        )
+        own.set_rank(
+            place,
+            ranks=1,
+            wall_s=wall_s,
+            compute_s=3.0,
+            gather_s=1.0,
+            exchange_s=0.5,
+            idle_s=0.5,
+            bytes_sent=100 + place,
+            peak_bytes=1000 * (1 + place),
+            device_bytes=50,
+            loaded_bytes=7,
+            step_s=0.5 + place,
+            bubble_s=1.0,
+            passes_s=4.0,
+            exchanged_s=4.0,
+            waited_s=1.0 + place,
+            clip_updates=2.0,
+            clip_shortened=place,
+            clip_norms=3.0,
+        )
         for slot, value, per in added:
             (own.add_client if per == "client" else own.set_rank)(place, **{slot: value + place})
         whole.vector += own.vector
@@ -70,13 +110,45 @@ def filled(make_ledger, added=()):
 
 SAME = {"lr": 0.001, "factor_error_exact": False, "clipped": 0}
 FIELDS = {
-    "round": 3, "train_loss": 1.0, "val_loss": 0.5, "val_exact": 0.125, "clients": 2, "received": 1,
-    "seconds": 10.0, "tokens": 12, "tokens_per_s": 1.2, "compute_s": 3.0, "gather_s": 1.0, "exchange_s": 0.5,
-    "idle_s": 0.5, "bytes_sent": 201, "peak_bytes": 2000, "device_bytes": 50, "loaded_bytes": 14,
-    "step_s": 1.5, "bubble": 0.25, "overlap": 0.625, "lr": 0.001, "update_norm": None, "factor_error": None,
-    "factor_error_exact": False, "clipped": 0, "shortened": 0.25, "unclipped_norm": 1.5}
-UNMEASURED = ("train_loss", "val_loss", "val_exact", "peak_bytes", "device_bytes", "step_s", "bubble",
-              "overlap", "update_norm")
+    "round": 3,
+    "train_loss": 1.0,
+    "val_loss": 0.5,
+    "val_exact": 0.125,
+    "clients": 2,
+    "received": 1,
+    "seconds": 10.0,
+    "tokens": 12,
+    "tokens_per_s": 1.2,
+    "compute_s": 3.0,
+    "gather_s": 1.0,
+    "exchange_s": 0.5,
+    "idle_s": 0.5,
+    "bytes_sent": 201,
+    "peak_bytes": 2000,
+    "device_bytes": 50,
+    "loaded_bytes": 14,
+    "step_s": 1.5,
+    "bubble": 0.25,
+    "overlap": 0.625,
+    "lr": 0.001,
+    "update_norm": None,
+    "factor_error": None,
+    "factor_error_exact": False,
+    "clipped": 0,
+    "shortened": 0.25,
+    "unclipped_norm": 1.5,
+}
+UNMEASURED = (
+    "train_loss",
+    "val_loss",
+    "val_exact",
+    "peak_bytes",
+    "device_bytes",
+    "step_s",
+    "bubble",
+    "overlap",
+    "update_norm",
+)
 
 
 def test_a_ledger_becomes_a_record():
@@ -84,9 +156,19 @@ def test_a_ledger_becomes_a_record():
     clients = found.pop("per_client")
     assert found == FIELDS | {"missing": [1]}
     assert clients[1] == {
-        "client": 1, "train_loss": 0.75, "val_loss": 0.5, "val_exact": 0.25, "local_steps": 3, "tokens": 8,
-        "compute_s": 2.0, "gather_s": 1.0, "exchange_s": 0.5, "idle_s": 0.25, "bytes_sent": 100,
-        "peak_bytes": 1000}
+        "client": 1,
+        "train_loss": 0.75,
+        "val_loss": 0.5,
+        "val_exact": 0.25,
+        "local_steps": 3,
+        "tokens": 8,
+        "compute_s": 2.0,
+        "gather_s": 1.0,
+        "exchange_s": 0.5,
+        "idle_s": 0.25,
+        "bytes_sent": 100,
+        "peak_bytes": 1000,
+    }
 
 
 def test_a_ledger_of_sums_becomes_the_same_record_without_what_one_rank_or_client_knows():
@@ -115,8 +197,10 @@ def test_a_loss_that_has_diverged_is_not_one_that_was_told_to_nobody():
     assert hidden.val_loss == diverged.val_loss
 
 
-@pytest.mark.parametrize(("same", "told"), [
-    ({"lr": 0.1}, "lacks a value of factor_error_exact, clipped"), (SAME | {"tokens": 3}, "called tokens")])
+@pytest.mark.parametrize(
+    ("same", "told"),
+    [({"lr": 0.1}, "lacks a value of factor_error_exact, clipped"), (SAME | {"tokens": 3}, "called tokens")],
+)
 def test_what_is_known_alike_is_told_by_its_name(same, told):
     with pytest.raises(ValueError, match=told):
         round_record(filled(lambda: Ledger(2, 2)), 1, (0, 1), **same)
@@ -146,7 +230,11 @@ def test_a_metric_that_says_so_is_shown_in_masked_modes(tmp_path, monkeypatch):
 
 
 def test_a_metric_that_does_not_say_what_it_reveals_is_hidden_where_anything_is(monkeypatch):
-    for reveals, is_told in (({}, False), ({"reveals": frozenset({WEIGHTS})}, False), ({"reveals": NOTHING}, True)):
+    for reveals, is_told in (
+        ({}, False),
+        ({"reveals": frozenset({WEIGHTS})}, False),
+        ({"reveals": NOTHING}, True),
+    ):
         metric = Metric(name="of_ranks", unit="number", per="rank", reduce="sum", **reveals)
         monkeypatch.setattr(registry, "METRICS", (*METRICS, metric))
         ledger = Ledger(1, 1, hides=frozenset({WEIGHTS}))
@@ -161,9 +249,13 @@ def test_no_metric_tells_in_its_slots_what_another_says_that_it_reveals(monkeypa
     secret = Metric(name="answers", **count, reveals=frozenset({WEIGHTS}))
     ratio = {"unit": "number", "per": "client", "reduce": "ratio", "reveals": NOTHING}
     hits = Metric(name="hit_rate", **ratio | {"reveals": frozenset({LOSSES})}, of="hits", over="asked")
-    for first, second in ((secret, Metric(name="mean", **ratio, over="answers")),
-                          (hits, Metric(name="right", **count, of="hits", reveals=NOTHING))):
+    for first, second in (
+        (secret, Metric(name="mean", **ratio, over="answers")),
+        (hits, Metric(name="right", **count, of="hits", reveals=NOTHING)),
+    ):
         module = SimpleNamespace(METRICS=(first, second))
         monkeypatch.setattr(registry, "import_module", lambda name, module=module: module)
-        with pytest.raises(ValueError, match=f"'{second.name}' shares a slot with '{first.name}', which reveals"):
+        with pytest.raises(
+            ValueError, match=f"'{second.name}' shares a slot with '{first.name}', which reveals"
+        ):
             registry.collected(("one",))

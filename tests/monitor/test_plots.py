@@ -28,16 +28,31 @@ def test_the_curves_are_the_records(make_round):
 def test_a_chart_for_each_metric_that_has_one_and_was_measured(make_round):
     records = [make_round(0, val_exact=0.0), make_round(1, val_exact=None), make_round(2, val_exact=0.25)]
     *_, exact, speed = figure_of(records).axes
-    assert (exact.get_ylabel(), speed.get_ylabel(), speed.get_xlabel()) == ("held-out answers\nexactly right", "trained tokens/s", "round")
+    assert (exact.get_ylabel(), speed.get_ylabel(), speed.get_xlabel()) == (
+        "held-out answers\nexactly right",
+        "trained tokens/s",
+        "round",
+    )
     assert list(exact.lines[0].get_xdata()) == [0, 2] and list(exact.lines[0].get_ydata()) == [0.0, 0.25]
     assert exact.yaxis.get_major_formatter()(0.25).startswith("25")
     assert list(speed.lines[0].get_xdata()) == [1, 2]
 
 
 def test_the_legend_names_what_is_marked(make_round):
-    records = [make_round(1), make_round(2, received=2, missing=(0,)), make_round(3, received=2), make_round(4, train_loss=math.nan)]
+    records = [
+        make_round(1),
+        make_round(2, received=2, missing=(0,)),
+        make_round(3, received=2),
+        make_round(4, train_loss=math.nan),
+    ]
     figure = figure_of(records, status="failed")
-    assert legend(figure.axes[0]) == ["training", "held out", "best: 0.6400 in round 4", "an update is missing", "not finite from round 4"]
+    assert legend(figure.axes[0]) == [
+        "training",
+        "held out",
+        "best: 0.6400 in round 4",
+        "an update is missing",
+        "not finite from round 4",
+    ]
     assert figure.get_suptitle() == "name: failed, 4 of 9 rounds in 40s"
 
 
@@ -53,7 +68,11 @@ def test_few_rounds_have_no_fractions_on_the_axis(make_round):
 
 
 def test_the_federated_bar_stands_out():
-    rows = (ComparisonRow("client 0 alone", 2.0, 0.2), ComparisonRow("all", 1.0, 0.8), ComparisonRow("client 1 alone", 2.0, 0.3))
+    rows = (
+        ComparisonRow("client 0 alone", 2.0, 0.2),
+        ComparisonRow("all", 1.0, 0.8),
+        ComparisonRow("client 1 alone", 2.0, 0.3),
+    )
     for axes in comparison_figure(Comparison(rows, federated="all")).axes:
         colours = [bar.get_facecolor() for bar in axes.patches]
         assert colours[0] == colours[2] != colours[1]

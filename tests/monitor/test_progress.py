@@ -87,7 +87,10 @@ def test_eta_of_a_round_that_takes_too_long_never_goes_below_the_other_rounds():
     assert remaining_seconds([10.0], rounds_left=3, elapsed_s=500.0, done_share=0.9) == 20.0
 
 
-@pytest.mark.parametrize(("share", "cells"), [(0.0, 0), (0.5, BAR_CELLS // 2), (0.999, BAR_CELLS - 1), (1.0, BAR_CELLS), (1.2, BAR_CELLS)])
+@pytest.mark.parametrize(
+    ("share", "cells"),
+    [(0.0, 0), (0.5, BAR_CELLS // 2), (0.999, BAR_CELLS - 1), (1.0, BAR_CELLS), (1.2, BAR_CELLS)],
+)
 def test_bar(share, cells):
     assert bar_text(share, "#", "-") == "#" * cells + "-" * (BAR_CELLS - cells)
 
@@ -101,7 +104,8 @@ def test_fit_drops_the_least_important_first_and_keeps_the_order():
 
 
 def test_terminal_shows_one_line_that_rewrites_itself(terminal, make_round):
-    time, screen = ManualTime(), terminal()
+    time = ManualTime()
+    screen = terminal()
     progress = Progress(4, screen.stream, now=time)
     for step in range(1, 11):
         time.now += 1.0
@@ -110,7 +114,12 @@ def test_terminal_shows_one_line_that_rewrites_itself(terminal, make_round):
     progress.round(make_round(1))
     time.now += 4.0
     progress.step(2, 5, 10, loss=1.25)
-    assert screen.shown() == ["round 2/4  " + "█" * 6 + "░" * 10 + "  step 5/10  loss 1.2500  held-out 1.6000  300 tokens/s  ETA 26s"]
+    assert screen.shown() == [
+        "round 2/4  "
+        + "█" * 6
+        + "░" * 10
+        + "  step 5/10  loss 1.2500  held-out 1.6000  300 tokens/s  ETA 26s"
+    ]
     progress.close()
     assert screen.shown()[1:] == [""]
 
@@ -130,16 +139,19 @@ def test_no_line_reaches_the_last_column(terminal, make_round, columns):
     progress.step(999, 10, 10, loss=1.0)
     for drawn in re.split(r"\r|\x1b\[K", screen.drain()):
         assert len(drawn) < columns
-    assert screen.shown()[0].startswith("round 999/1000"[:columns - 1])
+    assert screen.shown()[0].startswith("round 999/1000"[: columns - 1])
 
 
 def test_steps_are_throttled(terminal):
-    time, screen = ManualTime(), terminal()
+    time = ManualTime()
+    screen = terminal()
     progress = Progress(4, screen.stream, now=time)
     for step in range(1, 1001):
         time.now += 0.001
         progress.step(1, step, 1000)
-        screen.drain()  # a terminal holds few bytes that nobody reads, and a writer that is not throttled would wait here for ever
+        # a terminal holds few bytes that nobody reads, and a writer that is not throttled would wait here for
+        # ever
+        screen.drain()
     assert 5 <= screen.drain().count("\r") <= 11
 
 
@@ -172,16 +184,22 @@ def test_a_log_gets_one_line_per_round(make_round):
     progress.close()
     assert log.getvalue() == (
         "round 1/2  loss 1.5000  held-out 1.6000  300 tokens/s  10s  ETA 10s\n"
-        "round 2/2  loss 1.0000  held-out 1.0667  exact 12.5 %  300 tokens/s  10s\n")
+        "round 2/2  loss 1.0000  held-out 1.0667  exact 12.5 %  300 tokens/s  10s\n"
+    )
 
 
 def test_a_log_hears_of_a_long_round_once_a_minute():
-    log, time = io.StringIO(), ManualTime()
+    log = io.StringIO()
+    time = ManualTime()
     progress = Progress(2, log, now=time)
     for step in range(1, 151):
         time.now += 1.0
         progress.step(1, step, 300, loss=2.5)
-    assert log.getvalue() == "round 1/2  step 60/300  loss 2.5000  ETA 9m 00s\nround 1/2  step 120/300  loss 2.5000  ETA 8m 00s\n"
+    assert (
+        log.getvalue()
+        == "round 1/2  step 60/300  loss 2.5000  ETA 9m 00s\nround 1/2  step 120/300  loss 2.5000  ETA 8m "
+        "00s\n"
+    )
 
 
 def test_a_resumed_run_counts_on(terminal):
@@ -205,9 +223,15 @@ class Broken(io.StringIO):
         raise self.error
 
 
-@pytest.mark.parametrize("error", [
-    BrokenPipeError(), OSError(errno.EIO, "gone"), ValueError("I/O operation on closed file"),
-    UnicodeEncodeError("ascii", "x", 0, 1, "no")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenPipeError(),
+        OSError(errno.EIO, "gone"),
+        ValueError("I/O operation on closed file"),
+        UnicodeEncodeError("ascii", "x", 0, 1, "no"),
+    ],
+)
 def test_a_stream_that_fails_never_stops_the_run(error, make_round):
     for display in (Progress(3, Broken(error)), NotesOnly(Broken(error))):
         display.round(make_round(1))
@@ -240,7 +264,9 @@ def test_an_ascii_terminal_gets_an_ascii_bar():
     master, slave = pty.openpty()
     try:
         environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "TERM": "xterm"}
-        subprocess.run([sys.executable, "-c", code], stderr=slave, check=True, timeout=LIMIT_S, env=environment)
+        subprocess.run(
+            [sys.executable, "-c", code], stderr=slave, check=True, timeout=LIMIT_S, env=environment
+        )
         assert b"########--------" in os.read(master, 4096)
     finally:
         os.close(slave)

@@ -3,20 +3,36 @@ import math
 
 import pytest
 
-from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text, summarise
+from fedspeed.monitor.records import (
+    MissingUpdates,
+    RoundRecord,
+    Summary,
+    absent_rounds,
+    absent_text,
+    summarise,
+)
 from fedspeed.monitor.visibility import visible
 
 
 def test_round_survives_strict_json(make_round, make_client):
     record = make_round(
-        4, train_loss=math.inf, val_loss=None, factor_error=None, update_norm=-math.inf, received=2, missing=(1,),
-        per_client=(make_client(0), make_client(2, val_loss=None)))
+        4,
+        train_loss=math.inf,
+        val_loss=None,
+        factor_error=None,
+        update_norm=-math.inf,
+        received=2,
+        missing=(1,),
+        per_client=(make_client(0), make_client(2, val_loss=None)),
+    )
     text = json.dumps(record.to_json(), allow_nan=False)  # raises on a NaN or Infinity literal
     assert RoundRecord.from_json(json.loads(text)) == record
 
 
 def test_nan_and_not_measured_stay_different(make_round):
-    values = json.loads(json.dumps(make_round(1, train_loss=math.nan, val_loss=None).to_json(), allow_nan=False))
+    values = json.loads(
+        json.dumps(make_round(1, train_loss=math.nan, val_loss=None).to_json(), allow_nan=False)
+    )
     assert values["train_loss"] == "NaN"
     assert values["val_loss"] is None
     back = RoundRecord.from_json(values)
@@ -30,9 +46,19 @@ def test_summary_survives_strict_json(make_round):
     assert Summary.from_json(json.loads(json.dumps(summary.to_json(), allow_nan=False))) == summary
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("round", "3"), ("round", True), ("factor_error_exact", 1),
-    ("factor_error_exact", None), ("tokens", 1.5), ("missing", 3), ("train_loss", "high"), ("per_client", [{}])])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("round", "3"),
+        ("round", True),
+        ("factor_error_exact", 1),
+        ("factor_error_exact", None),
+        ("tokens", 1.5),
+        ("missing", 3),
+        ("train_loss", "high"),
+        ("per_client", [{}]),
+    ],
+)
 def test_a_wrong_value_is_refused_by_name(make_round, field, value):
     values = make_round(1).to_json() | {field: value}
     with pytest.raises(ValueError, match=f"{field}|ClientRecord"):
@@ -63,7 +89,9 @@ def test_counts_that_contradict_each_other_are_a_bug(make_round):
 
 def test_summary_adds_up(make_round):
     records = [
-        make_round(0, train_loss=None, val_loss=3.0, tokens=0, seconds=1.0, bytes_sent=0, clients=0, received=0),
+        make_round(
+            0, train_loss=None, val_loss=3.0, tokens=0, seconds=1.0, bytes_sent=0, clients=0, received=0
+        ),
         make_round(1, val_loss=1.5, bubble=0.2, overlap=0.9),
         make_round(2, val_loss=None, bubble=0.4, overlap=0.8, peak_bytes=2**32, received=2, missing=(2,)),
         make_round(3, val_loss=1.75, bubble=0.3),
@@ -72,7 +100,13 @@ def test_summary_adds_up(make_round):
     summary = summarise(records, status="failed", total_rounds=9, also_missing=(MissingUpdates(5, 1, (0,)),))
     assert (summary.first_val_loss, summary.best_val_loss, summary.best_round) == (3.0, 1.5, 1)
     assert math.isnan(summary.last_val_loss)
-    assert (summary.rounds, summary.total_rounds, summary.seconds, summary.tokens, summary.bytes_sent) == (4, 9, 41.0, 12000, 16384)
+    assert (summary.rounds, summary.total_rounds, summary.seconds, summary.tokens, summary.bytes_sent) == (
+        4,
+        9,
+        41.0,
+        12000,
+        16384,
+    )
     assert summary.peak_bytes == 2**32
     assert summary.missing == (MissingUpdates(2, 1, (2,)), MissingUpdates(5, 1, (0,)))
     assert summary.missing_count == 2
@@ -80,18 +114,30 @@ def test_summary_adds_up(make_round):
 
 
 def test_a_loss_that_is_not_finite_is_never_the_best(make_round):
-    summary = summarise([make_round(1, val_loss=math.nan), make_round(2, val_loss=2.0)], status="finished", total_rounds=2)
+    summary = summarise(
+        [make_round(1, val_loss=math.nan), make_round(2, val_loss=2.0)], status="finished", total_rounds=2
+    )
     assert (summary.best_val_loss, summary.best_round) == (2.0, 2)
     assert math.isnan(summary.first_val_loss)
     for first, best in ((1.0, 0), (2.0, 0), (2.5, 1)):
         records = [make_round(0, val_loss=first), make_round(1, val_loss=2.0)]
-        assert summarise(records, status="finished", total_rounds=1).best_round == best, "the start counts, and wins where equal"
-    assert summarise([make_round(1, val_loss=-math.inf)], status="finished", total_rounds=1).best_round is None
+        assert summarise(records, status="finished", total_rounds=1).best_round == best, (
+            "the start counts, and wins where equal"
+        )
+    assert (
+        summarise([make_round(1, val_loss=-math.inf)], status="finished", total_rounds=1).best_round is None
+    )
 
 
 def test_summary_of_nothing():
     summary = summarise([], status="failed", total_rounds=3, exit_code=1)
-    assert (summary.rounds, summary.best_round, summary.first_val_loss, summary.peak_bytes, summary.missing) == (0, None, None, None, ())
+    assert (
+        summary.rounds,
+        summary.best_round,
+        summary.first_val_loss,
+        summary.peak_bytes,
+        summary.missing,
+    ) == (0, None, None, None, ())
 
 
 def test_other_seconds_are_what_no_stage_claims(make_round):
@@ -110,13 +156,19 @@ def test_any_other_mode_shows_counts_and_sums_only(make_round, make_client, mode
     shown = visible(record, mode)
     assert (shown.missing, shown.per_client, shown.peak_bytes) == ((), (), None)
     assert shown.missing_count == 2
-    assert (shown.train_loss, shown.tokens, shown.bytes_sent) == (record.train_loss, record.tokens, record.bytes_sent)
+    assert (shown.train_loss, shown.tokens, shown.bytes_sent) == (
+        record.train_loss,
+        record.tokens,
+        record.bytes_sent,
+    )
     assert visible(shown, mode) == shown
 
 
 def test_masked_summary_counts_but_does_not_name(make_round):
     records = [make_round(1, received=2, missing=(1,))]
-    summary = summarise(records, status="failed", total_rounds=2, reason="client 1 on host b is gone", exit_code=75)
+    summary = summarise(
+        records, status="failed", total_rounds=2, reason="client 1 on host b is gone", exit_code=75
+    )
     shown = visible(summary, "masked")
     assert shown.missing == (MissingUpdates(1, 1, ()),)
     assert "client 1" not in shown.reason
@@ -125,7 +177,12 @@ def test_masked_summary_counts_but_does_not_name(make_round):
 
 
 def test_masked_early_stop_keeps_its_reason(make_round):
-    summary = summarise([make_round(1)], status="early stop", total_rounds=2, reason="no better held-out loss in 3 evaluations")
+    summary = summarise(
+        [make_round(1)],
+        status="early stop",
+        total_rounds=2,
+        reason="no better held-out loss in 3 evaluations",
+    )
     assert visible(summary, "masked").reason == summary.reason
 
 

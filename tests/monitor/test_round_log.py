@@ -22,7 +22,10 @@ def fill(path, make_round, rounds):
 
 def test_what_is_appended_is_read_back(path, make_round, make_client):
     log = RoundLog(path)
-    records = (make_round(1, val_loss=None), make_round(2, train_loss=math.inf, received=2, missing=(1,), per_client=(make_client(0),)))
+    records = (
+        make_round(1, val_loss=None),
+        make_round(2, train_loss=math.inf, received=2, missing=(1,), per_client=(make_client(0),)),
+    )
     for record in records:
         log.append(record)
     assert log.read() == records

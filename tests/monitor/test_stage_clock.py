@@ -30,7 +30,13 @@ def test_time_in_an_inner_stage_is_not_counted_in_the_outer():
                 time.now += 8
         time.now += 16
     time.now += 32
-    assert clock.snapshot_and_reset() == {"compute": 18.0, "gather": 4.0, "exchange": 0.0, "idle": 8.0, "other": 33.0}
+    assert clock.snapshot_and_reset() == {
+        "compute": 18.0,
+        "gather": 4.0,
+        "exchange": 0.0,
+        "idle": 8.0,
+        "other": 33.0,
+    }
 
 
 def test_a_stage_inside_itself_counts_once():
@@ -59,7 +65,13 @@ def test_an_error_inside_closes_the_stage():
         time.now += 1
         raise KeyError
     time.now += 2
-    assert clock.snapshot_and_reset() == {"compute": 1.0, "gather": 0.0, "exchange": 0.0, "idle": 0.0, "other": 2.0}
+    assert clock.snapshot_and_reset() == {
+        "compute": 1.0,
+        "gather": 0.0,
+        "exchange": 0.0,
+        "idle": 0.0,
+        "other": 2.0,
+    }
 
 
 def test_an_unknown_stage_is_a_bug():
@@ -82,11 +94,20 @@ def test_a_stage_opened_by_another_thread_while_this_one_waits():
         thread.start()
         thread.join(LIMIT_S)
         time.now += 1
-    assert clock.snapshot_and_reset() == {"compute": 2.0, "gather": 3.0, "exchange": 0.0, "idle": 0.0, "other": 0.0}
+    assert clock.snapshot_and_reset() == {
+        "compute": 2.0,
+        "gather": 3.0,
+        "exchange": 0.0,
+        "idle": 0.0,
+        "other": 0.0,
+    }
 
 
 MOVES = st.recursive(
-    st.integers(0, 5), lambda inner: st.tuples(st.sampled_from((*STAGES, "snapshot")), st.lists(inner, max_size=4)), max_leaves=20)
+    st.integers(0, 5),
+    lambda inner: st.tuples(st.sampled_from((*STAGES, "snapshot")), st.lists(inner, max_size=4)),
+    max_leaves=20,
+)
 
 
 @given(st.lists(MOVES, max_size=6))
@@ -114,15 +135,22 @@ def test_the_parts_always_add_up_to_the_wall(moves):
 
 
 def test_peak_memory_sees_a_block_that_is_gone_again():
-    code = "block = b'x' * (96 << 20); del block; from fedspeed.monitor.clock import peak_bytes; print(peak_bytes())"
-    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=LIMIT_S).stdout)
+    code = (
+        "block = b'x' * (96 << 20); del block; from fedspeed.monitor.clock import peak_bytes; "
+        "print(peak_bytes())"
+    )
+    child = int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=LIMIT_S).stdout
+    )
     assert 96 << 20 < child < 200 << 20
 
 
 def test_peak_memory_of_a_child_is_its_own():
     block = b"x" * (256 << 20)
     code = "from fedspeed.monitor.clock import peak_bytes; print(peak_bytes())"
-    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=LIMIT_S).stdout)
+    child = int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=LIMIT_S).stdout
+    )
     assert 1 << 20 < child < 200 << 20
     del block
 

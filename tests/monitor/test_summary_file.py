@@ -9,8 +9,16 @@ from fedspeed.monitor.summary_file import read_summary, write_summary
 
 def test_what_is_written_is_read_back(tmp_path, make_round):
     assert read_summary(tmp_path) is None
-    summary = summarise([make_round(1, received=1, missing=(0, 2)), make_round(2, val_loss=-math.inf)], status="early stop", total_rounds=5,
-                        reason="no better held-out loss", exit_code=1, restarts=2, also_missing=(MissingUpdates(3, 1),), absent=(0,))
+    summary = summarise(
+        [make_round(1, received=1, missing=(0, 2)), make_round(2, val_loss=-math.inf)],
+        status="early stop",
+        total_rounds=5,
+        reason="no better held-out loss",
+        exit_code=1,
+        restarts=2,
+        also_missing=(MissingUpdates(3, 1),),
+        absent=(0,),
+    )
     write_summary(tmp_path, summary)
     assert read_summary(tmp_path) == summary
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]

@@ -29,7 +29,10 @@ def series(events, tag):
 
 
 def test_tags_and_values_over_rounds(tmp_path, make_round, make_client):
-    write(tmp_path, [make_round(1, per_client=(make_client(7),)), make_round(2, val_loss=None, factor_error=None)]).close()
+    write(
+        tmp_path,
+        [make_round(1, per_client=(make_client(7),)), make_round(2, val_loss=None, factor_error=None)],
+    ).close()
     events = read(tmp_path)
     assert series(events, "loss/train") == [(1, 1.5), (2, 1.0)]
     assert series(events, "loss/held_out") == [(1, pytest.approx(1.6))]
@@ -37,9 +40,21 @@ def test_tags_and_values_over_rounds(tmp_path, make_round, make_client):
     assert series(events, "seconds/compute") == [(1, 6.0), (2, 6.0)]
     assert series(events, "client_7/loss/held_out") == [(1, 9.5)]
     assert {tag for tag in events.Tags()["scalars"] if not tag.startswith("client_")} == {
-        "loss/train", "loss/held_out", "speed/tokens_per_s", "memory/peak_gib", "network/bytes_sent",
-        "seconds/compute", "seconds/gather", "seconds/exchange", "seconds/idle", "seconds/round",
-        "federation/factor_error", "federation/update_norm", "federation/learning_rate", "federation/updates_received"}
+        "loss/train",
+        "loss/held_out",
+        "speed/tokens_per_s",
+        "memory/peak_gib",
+        "network/bytes_sent",
+        "seconds/compute",
+        "seconds/gather",
+        "seconds/exchange",
+        "seconds/idle",
+        "seconds/round",
+        "federation/factor_error",
+        "federation/update_norm",
+        "federation/learning_rate",
+        "federation/updates_received",
+    }
     assert b"    run:\n      seed: 0\n" in events.Tensors("config")[0].tensor_proto.string_val[0]
 
 
@@ -50,8 +65,14 @@ def test_a_round_is_readable_while_the_run_goes_on(tmp_path, make_round):
 
 
 def test_resume_leaves_no_round_twice(tmp_path, make_round):
-    write(tmp_path, [make_round(number, train_loss=float(number), per_client=()) for number in range(1, 6)])  # killed: never closed
-    write(tmp_path, [make_round(number, train_loss=number + 0.5, val_loss=None) for number in (4, 5, 6)], resume_after_round=3).close()
+    write(
+        tmp_path, [make_round(number, train_loss=float(number), per_client=()) for number in range(1, 6)]
+    )  # killed: never closed
+    write(
+        tmp_path,
+        [make_round(number, train_loss=number + 0.5, val_loss=None) for number in (4, 5, 6)],
+        resume_after_round=3,
+    ).close()
     events = read(tmp_path)
     assert series(events, "loss/train") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.5), (5, 5.5), (6, 6.5)]
     assert [step for step, _ in series(events, "loss/held_out")] == [1, 2, 3]
@@ -102,13 +123,26 @@ def test_held_out_answers_exactly_right_of_all_and_of_each(make_round, make_clie
 
 
 def test_what_was_not_measured_has_no_value(make_round):
-    values = scalars(make_round(1, train_loss=None, val_loss=None, peak_bytes=None, factor_error=None, update_norm=None))
+    values = scalars(
+        make_round(1, train_loss=None, val_loss=None, peak_bytes=None, factor_error=None, update_norm=None)
+    )
     assert None not in values.values()
-    assert not {"loss/train", "loss/held_out", "memory/peak_gib", "federation/factor_error", "federation/update_norm"} & values.keys()
+    assert (
+        not {
+            "loss/train",
+            "loss/held_out",
+            "memory/peak_gib",
+            "federation/factor_error",
+            "federation/update_norm",
+        }
+        & values.keys()
+    )
 
 
 def test_writing_events_needs_no_torch(tmp_path):
-    code = ("import sys; from fedspeed.monitor.tensorboard import TensorBoardWriter; "
-            f"TensorBoardWriter({str(tmp_path)!r}, 0, 'plain', 'a: 1').close(); "
-            "assert not {'torch', 'tensorflow'} & set(sys.modules)")
+    code = (
+        "import sys; from fedspeed.monitor.tensorboard import TensorBoardWriter; "
+        f"TensorBoardWriter({str(tmp_path)!r}, 0, 'plain', 'a: 1').close(); "
+        "assert not {'torch', 'tensorflow'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=LIMIT_S)

@@ -24,7 +24,12 @@ def test_the_first_rounds_are_kept(tmp_path):
     events = json.loads((tmp_path / "trace" / "rank-3.json").read_text())["traceEvents"]
     assert [e["name"] for e in events if e.get("cat") == "compute"] == ["forward 1", "forward 2"]
     assert all(e["pid"] == 3 and e["ph"] in "XM" for e in events)
-    assert sorted(e["name"] for e in events if e.get("cat") == "stage") == ["compute", "compute", "gather", "gather"]
+    assert sorted(e["name"] for e in events if e.get("cat") == "stage") == [
+        "compute",
+        "compute",
+        "gather",
+        "gather",
+    ]
 
 
 def test_a_run_that_ends_earlier_leaves_what_there_is(tmp_path):

@@ -32,7 +32,8 @@ def test_a_log_says_what_takes_long_once_and_then_once_a_minute(clock):
     assert stream.getvalue().splitlines() == [
         "evaluation before round 1  batch 2 of 40  ETA 3m 15s",
         "evaluation before round 1  batch 14 of 40  ETA 2m 15s",
-        "evaluation before round 1  batch 26 of 40  ETA 1m 15s"]
+        "evaluation before round 1  batch 26 of 40  ETA 1m 15s",
+    ]
 
 
 def test_what_is_short_is_not_shown(clock):
@@ -82,7 +83,10 @@ def test_it_looks_by_itself_and_ends(monkeypatch):
 
 def test_counted_work_ends_with_its_items_and_with_an_error():
     seen = [(item, activity.where()) for item in activity.counted("ab", "the loading", "part")]
-    assert seen == [("a", "the loading, part 1 of 2"), ("b", "the loading, part 2 of 2")] and activity.where() == ""
+    assert (
+        seen == [("a", "the loading, part 1 of 2"), ("b", "the loading, part 2 of 2")]
+        and activity.where() == ""
+    )
     with pytest.raises(ValueError), activity.during("the outer", 3, "step"), activity.during("the inner"):
         assert activity.where() == "the inner"
         raise ValueError
@@ -100,7 +104,11 @@ def stop():
 def test_a_run_that_is_asked_to_end_before_its_rounds_says_where_it_was(stop):
     with activity.during("the evaluation before round 1", 40, "batch"):
         activity.advance(11)
-        with pytest.raises(Preempted, match="asked to end during the evaluation before round 1, batch 12 of 40; the same command goes on"):
+        with pytest.raises(
+            Preempted,
+            match="asked to end during the evaluation before round 1, batch 12 of 40; the same command goes "
+            "on",
+        ):
             signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Preempted, match="asked to end before a round had begun"):
         signal.raise_signal(signal.SIGUSR1)
@@ -108,7 +116,8 @@ def test_a_run_that_is_asked_to_end_before_its_rounds_says_where_it_was(stop):
 
 def test_a_run_that_is_asked_to_end_in_a_round_tells_it_once(stop):
     told = []
-    stop.in_rounds, stop.on_asked = True, told.append
+    stop.in_rounds = True
+    stop.on_asked = told.append
     with activity.during("round 3", 10, "local step", quiet=True):
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
@@ -120,7 +129,8 @@ def test_an_audit_shows_how_far_it_is(monkeypatch):
     from fedspeed.routing.audit.adversary import Coalition
     from fedspeed.session import audit
 
-    seen, observe = [], audit.observe
+    seen = []
+    observe = audit.observe
     monkeypatch.setattr(audit, "observe", lambda *args: seen.append(activity.where()) or observe(*args))
     updates = [np.random.default_rng(i).standard_normal((3, 12)).astype(np.float32) for i in range(3)]
     audit.play_all("mix", updates, Coalition(frozenset(range(3))), RunConfig(), 0)

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedspeed.models.catalogue import shape_of
-from fedspeed.planner.pipeline.division import boundaries, client_traffic, cluster_traffic, divide, room, stage_bytes
+from fedspeed.planner.pipeline.division import (
+    boundaries,
+    client_traffic,
+    cluster_traffic,
+    divide,
+    room,
+    stage_bytes,
+)
 from fedspeed.planner.plan import Task
 from tests.planner.cases import HUB, one_place
 
@@ -21,9 +28,15 @@ def holds(cuts, sizes, caps):
 
 
 def cut(costs, speeds, sizes=(), caps=()):
-    sizes, caps = sizes or [0] * len(costs), caps or [0] * len(speeds)
-    return boundaries(len(costs), len(speeds), lambda rank, start, end: (
-        sum(costs[start:end]) / speeds[rank] if sum(sizes[start:end]) <= caps[rank] else float("inf")))
+    sizes = sizes or [0] * len(costs)
+    caps = caps or [0] * len(speeds)
+    return boundaries(
+        len(costs),
+        len(speeds),
+        lambda rank, start, end: (
+            sum(costs[start:end]) / speeds[rank] if sum(sizes[start:end]) <= caps[rank] else float("inf")
+        ),
+    )
 
 
 def all_cuts(blocks, ranks):
@@ -45,7 +58,9 @@ def test_no_other_division_is_faster(data):
         assert found is None
     else:
         assert found in fitting
-        assert slowest(found, costs, speeds) == pytest.approx(min(slowest(cuts, costs, speeds) for cuts in fitting))
+        assert slowest(found, costs, speeds) == pytest.approx(
+            min(slowest(cuts, costs, speeds) for cuts in fitting)
+        )
 
 
 def test_a_rank_twice_as_fast_takes_twice_the_blocks():
@@ -74,19 +89,25 @@ def blocks_of(cuts):
 
 
 def test_a_faster_card_gets_more_blocks():
-    cuts = divide(task(), [*places(1), *places(1, "gpu=rtx2080ti ram_gib=64")], client_traffic(2, 1, 4, recompute=True))
+    cuts = divide(
+        task(), [*places(1), *places(1, "gpu=rtx2080ti ram_gib=64")], client_traffic(2, 1, 4, recompute=True)
+    )
     fast, slow = blocks_of(cuts)
     assert fast + slow == 28 and fast > slow
 
 
 def test_activations_of_the_micro_batches_under_way_move_a_cut():
-    """The first stage of 1F1B keeps most of them, so that it gets fewest blocks where memory is short; with blocks computed again that is no matter."""
+    """The first stage of 1F1B keeps most of them, so that it gets fewest blocks where memory is short; with
+    blocks computed again that is no matter.
+    """
     cards = places(4, "gpu=rtx3090 gpu_mem_gib=11 ram_gib=64")
     kept, again = (divide(task(), cards, client_traffic(4, 3, 8, recompute)) for recompute in (False, True))
     assert blocks_of(kept)[0] < blocks_of(again)[0]
     assert divide(task(), cards, client_traffic(4, 5, 8, recompute=False)) is None
     for rank, blocks in enumerate(blocks_of(kept)):
-        assert stage_bytes(task(), cards[rank], client_traffic(4, 3, 8, False), rank, blocks) <= room(cards[rank])
+        assert stage_bytes(task(), cards[rank], client_traffic(4, 3, 8, False), rank, blocks) <= room(
+            cards[rank]
+        )
 
 
 def test_the_head_is_work_of_its_stage_and_weights_where_labels_are():

@@ -6,23 +6,57 @@ import pytest
 
 from fedspeed.cluster.hostfile import Host
 from fedspeed.errors import PlanError
-from fedspeed.planner.hardware import CARDS, GIB, RAM_KEPT, card_of, common_type, measured, node_of, published, read_probe
+from fedspeed.planner.hardware import (
+    CARDS,
+    GIB,
+    RAM_KEPT,
+    card_of,
+    common_type,
+    measured,
+    node_of,
+    published,
+    read_probe,
+)
 
-PROBE = {"format": 1, "host": "alpha", "device": {"name": "NVIDIA GeForce RTX 3090", "kind": "gpu", "count": 2, "flops": {"bf16": 60e12, "fp16": 61e12},
-                                                  "free_bytes": 20 * GIB, "memory_bytes_s": 8e11, "host_bytes_s": 25e9},
-         "ram": {"free_bytes": 100 * GIB, "bytes_s": 30e9}, "disk": {"free_bytes": 900 * GIB, "bytes_s": 6e9}, "link": {"loopback_bytes_s": 4e9}}
+PROBE = {
+    "format": 1,
+    "host": "alpha",
+    "device": {
+        "name": "NVIDIA GeForce RTX 3090",
+        "kind": "gpu",
+        "count": 2,
+        "flops": {"bf16": 60e12, "fp16": 61e12},
+        "free_bytes": 20 * GIB,
+        "memory_bytes_s": 8e11,
+        "host_bytes_s": 25e9,
+    },
+    "ram": {"free_bytes": 100 * GIB, "bytes_s": 30e9},
+    "disk": {"free_bytes": 900 * GIB, "bytes_s": 6e9},
+    "link": {"loopback_bytes_s": 4e9},
+}
 
 
-@pytest.mark.parametrize(("name", "card"), [
-    ("RTX-3090", "rtx3090"), ("NVIDIA GeForce RTX 3090", "rtx3090"), ("rtx_2080_ti", "rtx2080ti"), ("NVIDIA A100-SXM4-40GB", "a100"),
-    ("NVIDIA RTX A6000", "a6000"), ("Tesla V100-PCIE-32GB", "v100"), ("H200", "h200")])
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("RTX-3090", "rtx3090"),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("rtx_2080_ti", "rtx2080ti"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("Tesla V100-PCIE-32GB", "v100"),
+        ("H200", "h200"),
+    ],
+)
 def test_a_card_by_any_name(name, card):
     assert card_of(name) is CARDS[card]
 
 
 def test_cards_nobody_published():
     assert card_of("Voodoo2") is None
-    with pytest.raises(PlanError, match="host h: nothing is published here about gpu=Voodoo2 .*fedspeed probe"):
+    with pytest.raises(
+        PlanError, match="host h: nothing is published here about gpu=Voodoo2 .*fedspeed probe"
+    ):
         node_of(Host("h", 1, gpu="Voodoo2"))
     with pytest.raises(PlanError, match="host h: neither its card nor a measurement.*gpu="):
         node_of(Host("h", 1))
@@ -39,19 +73,28 @@ def test_the_hostfile_outweighs_what_is_published():
 
 
 def test_a_probe_outweighs_what_is_published():
-    for host in (Host("alpha", 2), Host("alpha.example.org", 2, gpu="RTX-2080-Ti"), Host("beta", 2, gpu="RTX-3090"), Host("gamma", 1)):
+    for host in (
+        Host("alpha", 2),
+        Host("alpha.example.org", 2, gpu="RTX-2080-Ti"),
+        Host("beta", 2, gpu="RTX-3090"),
+        Host("gamma", 1),
+    ):
         node = node_of(host, [PROBE])
         assert node.device.source == "measured" and node.device.memory == 20 * GIB and node.ram == 100 * GIB
         assert node.device.flops["bf16"] == pytest.approx(36e12)
     other = node_of(Host("delta", 2, gpu="RTX-2080-Ti"), [PROBE])
     assert other.device.source == "published"
     assert node_of(Host("beta", 2, gpu="RTX-3090", gpu_mem_gib=10), [PROBE]).device.memory < 10 * GIB
-    assert node_of(Host("alpha", 2), [PROBE]).nvme == 900 * GIB and node_of(Host("beta", 2, gpu="RTX-3090"), [PROBE]).nvme == 0
+    assert (
+        node_of(Host("alpha", 2), [PROBE]).nvme == 900 * GIB
+        and node_of(Host("beta", 2, gpu="RTX-3090"), [PROBE]).nvme == 0
+    )
 
 
 def test_what_probes_tell_since_their_second_version():
     """Files of the first one go on working, with published ratios in the place of rates that they do not
-    have."""
+    have.
+    """
     rates = {**PROBE["device"]["flops"], "fp32": 20e12}
     first = {**PROBE, "device": {**PROBE["device"], "flops": rates}}
     second = {
@@ -85,8 +128,11 @@ def test_what_probes_tell_since_their_second_version():
 
 def test_a_file_that_is_no_probe():
     assert read_probe(PROBE, "p.json") is PROBE
-    for broken, message in (([], "p.json: holds 0 of the 5 parts"), ({**PROBE, "ram": {"free_bytes": 1}}, "p.json: lacks ram.bytes_s"),
-                            ({**PROBE, "host": None}, "p.json: lacks host")):
+    for broken, message in (
+        ([], "p.json: holds 0 of the 5 parts"),
+        ({**PROBE, "ram": {"free_bytes": 1}}, "p.json: lacks ram.bytes_s"),
+        ({**PROBE, "host": None}, "p.json: lacks host"),
+    ):
         with pytest.raises(PlanError, match=message):
             read_probe(broken, "p.json")
 
@@ -115,16 +161,20 @@ def test_numbers_of_a_probe_that_cannot_be(part, name, value):
 
 
 def test_a_mixed_run_takes_fp16():
-    old, new = published(CARDS["rtx2080ti"]), published(CARDS["rtx3090"])
+    old = published(CARDS["rtx2080ti"])
+    new = published(CARDS["rtx3090"])
     assert common_type([new], "auto") == "bf16" and common_type([new, old], "auto") == "fp16"
     assert common_type([new, old], "fp32") == "fp32"
-    with pytest.raises(PlanError, match=r"model.dtype=bf16: 1 of the cards \(rtx2080ti\).*set model.dtype=fp16"):
+    with pytest.raises(
+        PlanError, match=r"model.dtype=bf16: 1 of the cards \(rtx2080ti\).*set model.dtype=fp16"
+    ):
         common_type([new, old], "bf16")
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_sums_in_fp16_are_twice_as_fast_on_geforce_cards_only(name):
-    card, device = CARDS[name], published(CARDS[name])
+    card = CARDS[name]
+    device = published(CARDS[name])
     assert device.fp16_accumulation == pytest.approx(
         (2 if name.startswith("rtx") else 1) * device.flops["fp16"], rel=1e-3
     )
@@ -139,13 +189,27 @@ def test_rates_are_those_of_the_reference():
 
 
 def test_what_a_block_reaches_counts_and_an_older_probe_goes_on_working():
-    device = {"name": "cpu", "kind": "cpu", "flops": {"fp32": 100e9, "bf16": 400e9}, "free_bytes": 0, "memory_bytes_s": 1e10, "host_bytes_s": 1e10}
-    facts = {"host": "vm", "device": device, "ram": {"free_bytes": 1, "bytes_s": 1e10}, "disk": {"free_bytes": 1, "bytes_s": 1e9},
-             "link": {"loopback_bytes_s": 1e9}}
+    device = {
+        "name": "cpu",
+        "kind": "cpu",
+        "flops": {"fp32": 100e9, "bf16": 400e9},
+        "free_bytes": 0,
+        "memory_bytes_s": 1e10,
+        "host_bytes_s": 1e10,
+    }
+    facts = {
+        "host": "vm",
+        "device": device,
+        "ram": {"free_bytes": 1, "bytes_s": 1e10},
+        "disk": {"free_bytes": 1, "bytes_s": 1e9},
+        "link": {"loopback_bytes_s": 1e9},
+    }
     assert measured(read_probe(facts, "old.json")).flops == {"fp32": 80e9, "bf16": 240e9}
     facts["device"] = device | {"block_flops": {"bf16": 100e9}}
     assert measured(read_probe(facts, "new.json")).flops == {"fp32": 80e9, "bf16": 100e9}
     for wrong in ({"bf16": 0.0}, {"int8": 1e9}, []):
         facts["device"] = device | {"block_flops": wrong}
-        with pytest.raises(PlanError, match="bad.json: device.block_flops.* write it with `fedspeed probe --out FILE`"):
+        with pytest.raises(
+            PlanError, match="bad.json: device.block_flops.* write it with `fedspeed probe --out FILE`"
+        ):
             read_probe(facts, "bad.json")

@@ -1,4 +1,6 @@
-"""The memory model against the real parts: units of the base as the engine packs them, tensors that autograd keeps of a block."""
+"""The memory model against the real parts: units of the base as the engine packs them, tensors that autograd
+keeps of a block.
+"""
 
 from dataclasses import replace
 
@@ -25,17 +27,46 @@ from tests.planner.cases import FIVE, HUB, one_place
 from tests.tiny import run_config
 
 BLOCKS = {
-    "llama": {"model_type": "llama", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
-              "intermediate_size": 704, "vocab_size": 97},
-    "qwen2": {"model_type": "qwen2", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
-              "intermediate_size": 1024, "vocab_size": 97},
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "intermediate_size": 704,
+        "vocab_size": 97,
+    },
+    "qwen2": {
+        "model_type": "qwen2",
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "intermediate_size": 1024,
+        "vocab_size": 97,
+    },
     # Attention without dropout: with it, a CPU (not a GPU) keeps the scores.
-    "gpt2": {"model_type": "gpt2", "n_embd": 256, "n_layer": 2, "n_head": 8, "vocab_size": 97, "n_positions": 256, "attn_pdrop": 0.0,
-             "bos_token_id": 1, "eos_token_id": 1},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 256,
+        "n_layer": 2,
+        "n_head": 8,
+        "vocab_size": 97,
+        "n_positions": 256,
+        "attn_pdrop": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    },
 }
-SETTINGS = [Setting("stock", 4, 1), Setting("stock", 4, 1, checkpointing=True), Setting("resident", 4, 1, block_inputs="device"),
-            Setting("ram", 2, 2, 5, 2, 1, "host"), Setting("nvme", 4, 1, 0, 3, 1, "device"), Setting("client", 1, 4, 3, 2, 1, "host"),
-            Setting("cluster", 4, 1, 0, 1, 1, "device")]
+SETTINGS = [
+    Setting("stock", 4, 1),
+    Setting("stock", 4, 1, checkpointing=True),
+    Setting("resident", 4, 1, block_inputs="device"),
+    Setting("ram", 2, 2, resident_blocks=5, block_slots=2, client_slots=1, block_inputs="host"),
+    Setting("nvme", 4, 1, resident_blocks=0, block_slots=3, client_slots=1, block_inputs="device"),
+    Setting("client", 1, 4, resident_blocks=3, block_slots=2, client_slots=1, block_inputs="host"),
+    Setting("cluster", 4, 1, resident_blocks=0, block_slots=1, client_slots=1, block_inputs="device"),
+]
 TASK = Task(shape_of(f"{HUB}Qwen-7B"), clients=1)
 
 
@@ -61,7 +92,9 @@ def test_units_are_packed_as_predicted(name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_autograd_keeps_of_a_block(name, targets, dropout):
     real = saved_by_autograd(BLOCKS[name], targets, dropout, batch=2, tokens=128) / 256
-    predicted = saved_per_token(Task(from_config(BLOCKS[name], name, name), 1, tokens=128, targets=targets, dropout=dropout))
+    predicted = saved_per_token(
+        Task(from_config(BLOCKS[name], name, name), 1, tokens=128, targets=targets, dropout=dropout)
+    )
     assert predicted == pytest.approx(real, rel=0.05)
 
 
@@ -73,7 +106,8 @@ def test_cards_that_need_fp16_keep_keys_and_values_for_every_head():
 
 def saved_by_autograd(config, targets, dropout, batch, tokens):
     """Bytes of the tensors a block's forward saves, its parameters and its input aside. Rows are padded on
-    the right, which needs no mask."""
+    the right, which needs no mask.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -85,8 +119,12 @@ def saved_by_autograd(config, targets, dropout, batch, tokens):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
     model = add_adapter(model, AdapterConfig(targets=targets, dropout=dropout)).train()
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    parts, entered, calls = anatomy(model), [], []
-    setattr(parts.decoder, parts.blocks_name, torch.nn.ModuleList(_Recorder(entered, calls) for _ in parts.blocks))
+    parts = anatomy(model)
+    entered = []
+    calls = []
+    setattr(
+        parts.decoder, parts.blocks_name, torch.nn.ModuleList(_Recorder(entered, calls) for _ in parts.blocks)
+    )
     with torch.no_grad():
         parts.decoder(inputs_embeds=torch.randn(batch, tokens, 256, dtype=torch.bfloat16))
     entry = entered[0].detach().requires_grad_()
@@ -113,7 +151,10 @@ def test_what_waits_between_two_blocks():
     from fedspeed.models.blocks import anatomy
     from fedspeed.models.config import AdapterConfig
 
-    model = add_adapter(AutoModelForCausalLM.from_config(AutoConfig.for_model(**BLOCKS["llama"]), dtype=torch.bfloat16), AdapterConfig())
+    model = add_adapter(
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**BLOCKS["llama"]), dtype=torch.bfloat16),
+        AdapterConfig(),
+    )
     parts = anatomy(model)
 
     class Store:
@@ -125,27 +166,38 @@ def test_what_waits_between_two_blocks():
         def rows(self, unit, name):
             return parts.embedding.weight
 
-    ids, mask = np.ones((2, 128), dtype=np.int64), np.ones((2, 128), dtype=np.int64)
-    stage, owner = Executor(model, parts, Store(), ActivationBudget(0.0, 1)).stage, dict(model.named_parameters())
+    ids = np.ones((2, 128), dtype=np.int64)
+    mask = np.ones((2, 128), dtype=np.int64)
+    stage = Executor(model, parts, Store(), ActivationBudget(0.0, 1)).stage
+    owner = dict(model.named_parameters())
     stage.begin([MicroBatchTask(Batch(ids, ids, mask, 1), 0) for _ in range(3)], [owner], (), train=False)
     waiting = {}
     for hidden in [stage.forward(m, 0, stage.embed(m)) for m in range(3)]:
         waiting[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()
     for calls in stage._calls.values():
         inputs = [v for call in calls for v in call.kwargs.values()]
-        waiting |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in inputs if isinstance(t, torch.Tensor)}
+        waiting |= {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in inputs
+            if isinstance(t, torch.Tensor)
+        }
     task = Task(from_config(BLOCKS["llama"], "llama", "llama"), 1, tokens=128)
     many = memory_of(task, Setting("resident", 2, 3000), one_place()).gpu  # more than evaluation has there
     # Half of it: where inputs wait on the host, those of the first of the two blocks are there or on their
     # way besides.
     assert many["between blocks"] / 2 * 3 / 3000 == pytest.approx(sum(waiting.values()), rel=0.05)
     few = memory_of(task, Setting("resident", 2, 3), one_place()).gpu
-    assert few["between blocks (evaluation)"] * 3 * 256 / 32_768 == pytest.approx(sum(waiting.values()), rel=0.05)
+    assert few["between blocks (evaluation)"] * 3 * 256 / 32_768 == pytest.approx(
+        sum(waiting.values()), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.tier}-{s.checkpointing}")
 def test_fewer_tokens_never_take_more(setting):
-    found = [memory_of(replace(TASK, tokens=tokens), setting, one_place()) for tokens in (8, 64, 256, 512, 1024, 4096)]
+    found = [
+        memory_of(replace(TASK, tokens=tokens), setting, one_place())
+        for tokens in (8, 64, 256, 512, 1024, 4096)
+    ]
     for of in ("gpu_bytes", "ram_bytes", "nvme_bytes"):
         numbers = [getattr(memory, of) for memory in found]
         assert numbers == sorted(numbers)
@@ -159,7 +211,8 @@ def test_a_resident_block_moves_from_one_memory_to_the_other():
 
 
 def test_a_divided_base_costs_each_rank_its_part():
-    setting, place = Setting("cluster", 4, 1), one_place()
+    setting = Setting("cluster", 4, 1)
+    place = one_place()
     two = memory_of(TASK, setting, place).gpu["share of the base"]
     eight = memory_of(TASK, setting, replace(place, cluster_ranks=8)).gpu["share of the base"]
     assert two == base_away(TASK, setting) / 2 and eight == base_away(TASK, setting) / 8
@@ -182,14 +235,18 @@ def test_reading_from_disk_takes_a_page_locked_buffer_a_rank():
 
 def test_seats_hold_an_adapter_each():
     place = one_place(slots=1, clients=4)
-    one, four = (memory_of(TASK, Setting("ram", 4, 1, seats=seats), place).gpu for seats in (1, 4))
+    one, four = (
+        memory_of(TASK, Setting("ram", 4, 1, client_slots=client_slots), place).gpu for client_slots in (1, 4)
+    )
     assert four["masters and optimizer"] == 4 * one["masters and optimizer"]
     assert four["slots"] == one["slots"]
 
 
 def test_waiting_inputs_lie_where_the_setting_says():
     deep = replace(TASK, tokens=2048, rows=16)
-    host, device = (memory_of(deep, Setting("ram", 4, 4, block_inputs=where), one_place()) for where in ("host", "device"))
+    host, device = (
+        memory_of(deep, Setting("ram", 4, 4, block_inputs=where), one_place()) for where in ("host", "device")
+    )
     assert host.ram["block inputs"] == 2 * 27 * 4 * shelf_bytes(deep, Setting("ram", 4, 4))
     # On the device none is rounded up; those of two blocks are there in any case, in use and on their way.
     assert device.gpu["between blocks"] - host.gpu["between blocks"] == (27 - 2) * 4 * 4 * 2048 * 3584 * 2
@@ -212,7 +269,8 @@ def test_kept_activations_are_what_a_block_saves_of_a_micro_batch():
 
 def test_logits_come_in_larger_chunks_on_a_gpu():
     """Of the head's bytes only the chunk differs: rows of the vocabulary with their gradient and two fp32
-    copies."""
+    copies.
+    """
     vocab = TASK.shape.vocab
     assert (
         head_bytes(TASK, 8192, "gpu") - head_bytes(TASK, 8192, "cpu")
@@ -224,12 +282,17 @@ def test_on_a_cpu_everything_is_ram():
     place = one_place()
     cpu = replace(place, node=replace(place.node, device=replace(place.node.device, kind="cpu", memory=0)))
     memory = memory_of(TASK, Setting("resident", 4, 1, block_inputs="device"), cpu)
-    assert memory.gpu == {} and memory.ram["base"] == 2 * memory_of(TASK, Setting("resident", 4, 1), place).gpu["base"]
+    assert (
+        memory.gpu == {}
+        and memory.ram["base"] == 2 * memory_of(TASK, Setting("resident", 4, 1), place).gpu["base"]
+    )
 
 
 def test_a_full_fine_tune_divides_its_optimizer_at_stage_1():
     full = replace(TASK, method="full")
-    whole, divided = (memory_of(replace(full, stage=stage), Setting("stock", 1, 4), one_place()).gpu for stage in (0, 1))
+    whole, divided = (
+        memory_of(replace(full, stage=stage), Setting("stock", 1, 4), one_place()).gpu for stage in (0, 1)
+    )
     assert whole["model"] == 2 * TASK.shape.total == divided["model"]
     assert whole["masters and optimizer"] == 12 * TASK.shape.total == 2 * divided["masters and optimizer"]
 
@@ -238,7 +301,11 @@ def test_a_full_fine_tune_divides_its_optimizer_at_stage_1():
 def test_a_folded_adapter_grows_no_further_than_predicted(count):
     """With `stack` exactly so far, as factors and where it is whole."""
     shape = from_config(BLOCKS["llama"], "llama", "llama")
-    config = run_config(federation={"method": {"name": "stack"}, "rounds": count}, adapter={"lora_rank": 2}, data={"clients": 3})
+    config = run_config(
+        federation={"method": {"name": "stack"}, "rounds": count},
+        adapter={"lora_rank": 2},
+        data={"clients": 3},
+    )
     task = task_of(config, {}, shape, [])
     assert task.folded_rank == 6 * count
     folded = 0

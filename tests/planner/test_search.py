@@ -65,7 +65,8 @@ def test_the_models_fit_the_cards(hostfile, clients, model):
 )
 def test_nothing_faster_fits(rows, tokens, cards, quantised):
     """All settings of a small model, every number of slots and activations included, against what the search
-    finds."""
+    finds.
+    """
     task = Task(
         replace(shape_of("gpt3-350m"), layers=8),
         clients=2,
@@ -89,15 +90,20 @@ def test_nothing_faster_fits(rows, tokens, cards, quantised):
 
 def every_way(task, family):
     """Slots where a base streams, resident blocks where it is quantised, and every second number of kept
-    activations."""
+    activations.
+    """
     if family.tier == "stock":
         return [family]
-    layers, kept = task.shape.layers, kept_bytes(task, family)
+    layers = task.shape.layers
+    kept = kept_bytes(task, family)
     spent = [family]
     if family.tier in SLOTTED:
-        spent = ([replace(family, resident_blocks=n) for n in range(layers)] if family.tier in QUANTISED else
-                 [replace(family, slots=n) for n in range(1, layers + 1)])
-    most = family.seats * family.accumulation * (layers - 1)
+        spent = (
+            [replace(family, resident_blocks=n) for n in range(layers)]
+            if family.tier in QUANTISED
+            else [replace(family, block_slots=n) for n in range(1, layers + 1)]
+        )
+    most = family.client_slots * family.accumulation * (layers - 1)
     return [
         replace(setting, activation_bytes=n * kept) for setting in spent for n in {*range(0, most, 2), most}
     ]
@@ -109,9 +115,10 @@ def test_among_equals_the_one_that_takes_least():
     task = replace(TASK, shape=shape_of(f"{HUB}Qwen-14B"), rows=16)
     found = fastest(task, [place])
     assert found.tier == "ram" and found.resident_blocks == 0
-    time, one = seconds_of(task, found, place).total, kept_bytes(task, found)
+    time = seconds_of(task, found, place).total
+    one = kept_bytes(task, found)
     for fewer in (
-        replace(found, slots=found.slots - 1),
+        replace(found, block_slots=found.block_slots - 1),
         replace(found, activation_bytes=found.activation_bytes - one),
     ):
         assert seconds_of(task, fewer, place).total > time + 5e-7
@@ -121,7 +128,7 @@ def test_spare_memory_goes_where_it_saves_more():
     """Loads that do not hide get slots; where they hide, activations are kept."""
     place = one_place("gpu=rtx3090 ram_gib=64", slots=1)
     short, long = (fastest(replace(TASK, rows=1, tokens=tokens), [place]) for tokens in (64, 2048))
-    assert short.tier == long.tier == "ram" and short.slots > 10 > long.slots
+    assert short.tier == long.tier == "ram" and short.block_slots > 10 > long.block_slots
     assert long.activation_bytes > 10 * kept_bytes(replace(TASK, tokens=2048), long)
 
 
@@ -146,7 +153,11 @@ def test_blocks_are_resident_only_where_the_host_has_no_room_for_their_copy():
 def test_more_memory_is_never_slower(grow, rows):
     times = []
     for gib in (2, 3, 4, 5, 6, 8, 10, 12, 14, 18, 22, 30):
-        facts = f"gpu=rtx2080ti gpu_mem_gib={gib} ram_gib=40" if grow == "gpu" else f"gpu=rtx2080ti ram_gib={3 * gib} nvme=/n"
+        facts = (
+            f"gpu=rtx2080ti gpu_mem_gib={gib} ram_gib=40"
+            if grow == "gpu"
+            else f"gpu=rtx2080ti ram_gib={3 * gib} nvme=/n"
+        )
         place = one_place(facts)
         task = replace(TASK, dtype="fp16", rows=rows)
         setting = fastest(task, [place])
@@ -160,7 +171,9 @@ def test_every_reason_has_a_number_and_names_what_it_is_about():
     found = shipped("hetero10", 10, f"{HUB}Qwen-14B")
     reasons = {alternative.label: alternative.reason for alternative in found.alternatives}
     assert all(re.search(r"\d", reason) for reason in reasons.values())
-    assert {"stock", "resident", "client", "nvme", "cluster"} <= set(reasons) and found.setting.tier not in reasons
+    assert {"stock", "resident", "client", "nvme", "cluster"} <= set(
+        reasons
+    ) and found.setting.tier not in reasons
     assert "GiB of GPU memory needed" in reasons["stock"] and "nvme=" in reasons["nvme"]
     for alternative in found.alternatives:
         assert (alternative.seconds is None) == alternative.reason.startswith("does not fit")
@@ -168,7 +181,9 @@ def test_every_reason_has_a_number_and_names_what_it_is_about():
             assert alternative.seconds >= slowest_step(found) - 1e-6
 
 
-@pytest.mark.parametrize("wishes", [{"rows": 1, "tokens": 64}, {"rows": 16, "tokens": 1024}, {"quantised": True}])
+@pytest.mark.parametrize(
+    "wishes", [{"rows": 1, "tokens": 64}, {"rows": 16, "tokens": 1024}, {"quantised": True}]
+)
 @pytest.mark.parametrize("model", [f"{HUB}Qwen-1.5B", f"{HUB}Qwen-14B"])
 def test_no_alternative_is_faster_than_the_plan(model, wishes):
     found = shipped("hetero10", 10, model, **wishes)
@@ -215,8 +230,14 @@ def test_a_refusal_names_changes_that_do(case):
                 assert slowest_step(plan(task, *laid(one_host(facts, slots), 1))) > 0
         facts = REFUSED[case][0]
     keys = {change.key for change in refused.value.changes}
-    expected = {"a card too small": "gpu_gib", "a host too small": "ram_gib", "both": "both", "a micro-batch too large": "train.micro_batch",
-                "sequences too long": "data.max_tokens", "numbers too wide": "model.dtype"}
+    expected = {
+        "a card too small": "gpu_gib",
+        "a host too small": "ram_gib",
+        "both": "both",
+        "a micro-batch too large": "train.micro_batch",
+        "sequences too long": "data.max_tokens",
+        "numbers too wide": "model.dtype",
+    }
     assert expected[case] in keys
 
 
@@ -228,7 +249,11 @@ def test_a_change_is_the_smallest_of_its_kind(case):
     with pytest.raises(PlanError) as refused:
         plan(task, topology, nodes)
     smaller = {"gpu_gib": -0.1, "ram_gib": -1, "data.max_tokens": 8}
-    tried = [replace(change, value=change.value + smaller[change.key]) for change in refused.value.changes if change.key in smaller]
+    tried = [
+        replace(change, value=change.value + smaller[change.key])
+        for change in refused.value.changes
+        if change.key in smaller
+    ]
     assert tried
     for change in tried:
         with pytest.raises(PlanError):
@@ -237,13 +262,17 @@ def test_a_change_is_the_smallest_of_its_kind(case):
 
 
 def test_the_weakest_rank_of_a_cluster_decides():
-    text = "a slots=2\nb slots=2\n# fed-host a gpu=rtx3090 ram_gib=64\n# fed-host b gpu=rtx2080ti ram_gib=64\n"
+    text = (
+        "a slots=2\nb slots=2\n# fed-host a gpu=rtx3090 ram_gib=64\n# fed-host b gpu=rtx2080ti ram_gib=64\n"
+    )
     topology, nodes = laid(parse(text, "test").hosts, 2)
     (places,) = places_of(topology, nodes).values()
     assert len(places) == 2
     found = plan(replace(TASK, clients=2, dtype="fp16"), topology, nodes)
     assert all(fits(found.task, found.setting, place) for place in places)
-    assert found.clusters[0].forecast.seconds.total == max(seconds_of(found.task, found.setting, place).total for place in places)
+    assert found.clusters[0].forecast.seconds.total == max(
+        seconds_of(found.task, found.setting, place).total for place in places
+    )
 
 
 def test_ranks_that_are_alike_are_weighed_once():
@@ -253,7 +282,10 @@ def test_ranks_that_are_alike_are_weighed_once():
 
 def test_clients_sit_together_where_loads_do_not_hide():
     task = replace(TASK, clients=4, tokens=64, rows=1)
-    assert fastest(task, [one_place("gpu=rtx3090 ram_gib=64 gpu_mem_gib=8", slots=1, clients=4)]).seats == 4
+    assert (
+        fastest(task, [one_place("gpu=rtx3090 ram_gib=64 gpu_mem_gib=8", slots=1, clients=4)]).client_slots
+        == 4
+    )
 
 
 def test_fewer_bits_are_proposed_only_where_they_were_asked_for():
@@ -280,14 +312,23 @@ def test_stock_leaves_stage_3():
 
 
 def test_settings_as_overrides():
-    words = Setting("ram", 2, 4, 5, 3, 2, "host", activation_bytes=GIB // 3).overrides
+    words = Setting(
+        "ram",
+        2,
+        4,
+        resident_blocks=5,
+        slots=3,
+        client_slots=2,
+        block_inputs="host",
+        activation_bytes=GIB // 3,
+    ).overrides
     assert words == (
         "engine.tier=ram",
-        "engine.seats=2",
+        "engine.client_slots=2",
         "engine.block_inputs=host",
         "engine.activation_gib=0.33334",
         "engine.resident_blocks=5",
-        "engine.slots=3",
+        "engine.block_slots=3",
         "train.micro_batch=2",
         "train.accumulation=4",
     )

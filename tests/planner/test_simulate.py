@@ -1,4 +1,6 @@
-"""Simulated training: steps of pipelines against what can be worked out by hand, and `fedspeed simulate` as a user calls it."""
+"""Simulated training: steps of pipelines against what can be worked out by hand, and `fedspeed simulate` as a
+user calls it.
+"""
 
 import json
 from dataclasses import replace
@@ -14,7 +16,8 @@ from fedspeed.schedule.layout import stages
 from tests.planner.cases import HUB, laid, one_host, one_place
 from tests.planner.test_plan_command import run
 
-SMALL, LARGE = f"{HUB}Qwen-1.5B", f"{HUB}Qwen-14B"
+SMALL = f"{HUB}Qwen-1.5B"
+LARGE = f"{HUB}Qwen-14B"
 
 
 def task(model=SMALL, **changed):
@@ -22,15 +25,19 @@ def task(model=SMALL, **changed):
 
 
 def test_a_clients_step_is_what_its_schedule_takes():
-    """Two equal stages, M micro-batches: (M + 1) turns of the slower stage but for what the ends lack, and transfers that nobody waits for but once."""
+    """Two equal stages, M micro-batches: (M + 1) turns of the slower stage but for what the ends lack, and
+    transfers that nobody waits for but once.
+    """
     place = one_place()
     found = client_pipeline(task(), [place] * 2, 1, 1, 8)
     assert not found.loads and not found.recompute and sum(found.chunks) == 28
     a, b = found.chunks
     times = times_of(task(), client_traffic(2, 1, 8, False), [place] * 2, stages((0, a, 28)))
-    first, second = times.forward[0] + times.backward[0], times.forward[1] + times.backward[1] + times.heads[1]
+    first = times.forward[0] + times.backward[0]
+    second = times.forward[1] + times.backward[1] + times.heads[1]
     across = 2 * (LATENCY_S + times.nbytes / times.local_rate)
-    least, most = 8 * max(first, second) + min(first, second), 9 * max(first, second) + 8 * across + max(times.steps)
+    least = 8 * max(first, second) + min(first, second)
+    most = 9 * max(first, second) + 8 * across + max(times.steps)
     assert least <= found.seconds <= most
     assert found.bubble == pytest.approx(1 - 8 * (first + second) / (2 * found.seconds), abs=0.02)
 
@@ -42,15 +49,24 @@ def test_longer_steps_are_multiples():
 
 
 def test_loads_do_not_grow_with_the_step():
-    """14B on two cards of 11 GB is loaded block by block; four times the rows take less than four times as long, as loads are as many."""
+    """14B on two cards of 11 GB is loaded block by block; four times the rows take less than four times as
+    long, as loads are as many.
+    """
     place = one_place("gpu=rtx2080ti ram_gib=64")
     short, long = (client_pipeline(task(LARGE), [place] * 2, 1, 1, micros) for micros in (1, 4))
     assert short.loads and long.loads and short.seconds < long.seconds < 2 * short.seconds
-    assert client_pipeline(task(LARGE), [one_place("gpu=rtx2080ti ram_gib=24")] * 2, 1, 1, 1) is None  # nor does RAM hold it
+    assert (
+        client_pipeline(task(LARGE), [one_place("gpu=rtx2080ti ram_gib=24")] * 2, 1, 1, 1) is None
+    )  # nor does RAM hold it
 
 
 def test_slow_links_cost_a_cluster_time():
-    fast, slow = (cluster_pipeline(task(), [one_place(f"gpu=rtx3090 ram_gib=64 link_gbps={rate}", slots=1)] * 4, [0, 1, 2, 3], 1, 2) for rate in (10, 0.1))
+    fast, slow = (
+        cluster_pipeline(
+            task(), [one_place(f"gpu=rtx3090 ram_gib=64 link_gbps={rate}", slots=1)] * 4, [0, 1, 2, 3], 1, 2
+        )
+        for rate in (10, 0.1)
+    )
     assert slow.seconds > 1.5 * fast.seconds and slow.device == fast.device > 0
 
 
@@ -85,9 +101,15 @@ def test_the_command():
     found = json.loads(done.stdout)
     assert [one["model"] for one in found] == [SMALL, LARGE]
     for one in found:
-        assert [t["task"] for t in one["tasks"]] == [job.name for job in TASKS] and [s["clients"] for s in one["scales"]] == list(SCALES)
+        assert [t["task"] for t in one["tasks"]] == [job.name for job in TASKS] and [
+            s["clients"] for s in one["scales"]
+        ] == list(SCALES)
         for t in one["tasks"]:
-            assert [way["name"] for way in t["ways"]] == ["planned", "engine.pipeline=client", "engine.pipeline=cluster"]
+            assert [way["name"] for way in t["ways"]] == [
+                "planned",
+                "engine.pipeline=client",
+                "engine.pipeline=cluster",
+            ]
             for way in t["ways"]:
                 assert (
                     way["step"] is None
@@ -99,8 +121,13 @@ def test_the_command():
 def test_at_scale_the_slowest_host_counts_whatever_the_configuration_lays_out():
     """Three clients of a configuration would lie on 3090s only."""
     words = ("simulate", "--hostfile", "hostfiles/hetero10", "--model", SMALL, "--scale", "100", "--json")
-    plain, configured = (json.loads(run(*words, *more).stdout)[0] for more in (
-        ["train.micro_batch=4", "train.accumulation=1"], ["--config", "ds_configs/gsm8k.yaml", "cluster.ranks_per_client=4", "train.local_steps=10"]))
+    plain, configured = (
+        json.loads(run(*words, *more).stdout)[0]
+        for more in (
+            ["train.micro_batch=4", "train.accumulation=1"],
+            ["--config", "ds_configs/gsm8k.yaml", "cluster.ranks_per_client=4", "train.local_steps=10"],
+        )
+    )
     assert configured["scales"] == plain["scales"] and "fp16" not in plain["alone"]["note"]
 
 
@@ -112,13 +139,30 @@ def test_more_ranks_than_blocks_are_told():
 
 
 def test_the_text_and_one_model():
-    done = run("simulate", "--hostfile", "hostfiles/hetero10", "--model", LARGE, "--scale", "50", "--epochs", "3")
+    done = run(
+        "simulate", "--hostfile", "hostfiles/hetero10", "--model", LARGE, "--scale", "50", "--epochs", "3"
+    )
     assert done.returncode == 0, done.stderr
-    for words in ("14.77 B", "3 epochs", "mathematical reasoning (3, bf16)", "blocks loaded by turns", "does not fit", "staleness 1", "\n  50 "):
+    for words in (
+        "14.77 B",
+        "3 epochs",
+        "mathematical reasoning (3, bf16)",
+        "blocks loaded by turns",
+        "does not fit",
+        "staleness 1",
+        "\n  50 ",
+    ):
         assert words in done.stdout
 
 
-@pytest.mark.parametrize("words,told", [(["--scale", "0"], "at least 1"), (["--model", "gpt5"], "neither a folder"), (["--rows", "0"], "--rows=0")])
+@pytest.mark.parametrize(
+    "words,told",
+    [
+        (["--scale", "0"], "at least 1"),
+        (["--model", "gpt5"], "neither a folder"),
+        (["--rows", "0"], "--rows=0"),
+    ],
+)
 def test_bad_input(words, told):
     done = run("simulate", "--hostfile", "hostfiles/hetero10", *words)
     assert done.returncode == 2 and told in done.stderr

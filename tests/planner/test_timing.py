@@ -27,12 +27,19 @@ ARITHMETIC = ("forward", "again", "gradients")
 def test_four_operations_a_parameter_and_token_or_six_where_blocks_are_computed_again():
     place = one_place()
     unit = TASK.shape.block * TASK.shape.layers * TASK.rows * TASK.tokens / place.node.device.flops["bf16"]
-    for setting, c in ((Setting("stock", 4, 1), 4), (Setting("stock", 4, 1, checkpointing=True), 6), (Setting("resident", 4, 1), 6)):
+    for setting, c in (
+        (Setting("stock", 4, 1), 4),
+        (Setting("stock", 4, 1, checkpointing=True), 6),
+        (Setting("resident", 4, 1), 6),
+    ):
         causes = seconds_of(TASK, setting, place).causes
         assert sum(causes[cause] for cause in ARITHMETIC) / unit == pytest.approx(c, rel=0.12)
 
 
-@pytest.mark.parametrize(("facts", "pcie", "dtype", "tokens"), [("gpu=rtx3090", 4, "bf16", 890), ("gpu=rtx2080ti", 3, "fp16", 1330)])
+@pytest.mark.parametrize(
+    ("facts", "pcie", "dtype", "tokens"),
+    [("gpu=rtx3090", 4, "bf16", 890), ("gpu=rtx2080ti", 3, "fp16", 1330)],
+)
 def test_loads_hide_from_about_as_many_tokens_as_the_rule_of_thumb_says(facts, pcie, dtype, tokens):
     """T >= 2 beta F / (c B); one rank, so that the bus is its own."""
     place = one_place(f"{facts} ram_gib=64", slots=1)
@@ -43,7 +50,8 @@ def test_loads_hide_from_about_as_many_tokens_as_the_rule_of_thumb_says(facts, p
         seconds = seconds_of(task, Setting("ram", rows, 1, block_inputs="device"), place)
         return seconds.waited / seconds.loads
 
-    # Forward has a third of the arithmetic and half of the loads: there loads hide only from half as many tokens again.
+    # Forward has a third of the arithmetic and half of the loads: there loads hide only from half as many
+    # tokens again.
     assert waits(round(0.6 * tokens / 64)) > 0.25
     assert waits(round(1.7 * tokens / 64)) < 0.02
 
@@ -55,23 +63,33 @@ def test_hidden_and_waited_make_up_the_loads():
 
 
 def test_what_a_step_loads():
-    """Blocks twice, but for those that are held; head and embedding in turn where the embedding cannot be read row by row."""
-    place, n = replace(one_place(), cluster_nodes=7, cluster_ranks=14), TASK.shape.layers
+    """Blocks twice, but for those that are held; head and embedding in turn where the embedding cannot be
+    read row by row.
+    """
+    place = replace(one_place(), cluster_nodes=7, cluster_ranks=14)
+    n = TASK.shape.layers
     unit = sizes(TASK.shape, 2)
     for tier, ends in (("ram", 0), ("nvme", 0), ("client", 2), ("cluster", 2)):
-        setting = Setting(tier, 4, 1, resident_blocks=5, slots=3)
+        setting = Setting(tier, 4, 1, resident_blocks=5, block_slots=3)
         expected = 2 * (n - 8) * load_s(unit.block, setting, place) + ends * load_s(unit.head, setting, place)
         assert seconds_of(TASK, setting, place).loads == pytest.approx(expected)
     tied = replace(TASK, shape=shape_of("gpt3-13b"))
     setting = Setting("cluster", 4, 1)
-    assert seconds_of(tied, setting, place).loads == pytest.approx(2 * 38 * load_s(sizes(tied.shape, 2).block, setting, place))
+    assert seconds_of(tied, setting, place).loads == pytest.approx(
+        2 * 38 * load_s(sizes(tied.shape, 2).block, setting, place)
+    )
 
 
 def test_slower_ways_to_load_take_longer():
     place = one_place()
-    times = {tier: load_s(10**9, Setting(tier, 4, 1), replace(place, cluster_nodes=7, cluster_ranks=14)) for tier in ("ram", "nvme", "cluster")}
+    times = {
+        tier: load_s(10**9, Setting(tier, 4, 1), replace(place, cluster_nodes=7, cluster_ranks=14))
+        for tier in ("ram", "nvme", "cluster")
+    }
     assert times["ram"] < times["nvme"] < times["cluster"]
-    assert load_s(10**9, Setting("nvme", 4, 1), replace(place, ranks_here=4)) > 1.8 * times["nvme"]  # a disk is shared
+    assert (
+        load_s(10**9, Setting("nvme", 4, 1), replace(place, ranks_here=4)) > 1.8 * times["nvme"]
+    )  # a disk is shared
     # Of two buffers one is read into while the other is copied: the slower of the two counts.
     fast = replace(place, node=replace(place.node, disk_rate=1e15))
     assert load_s(10**9, Setting("nvme", 4, 1), fast) == pytest.approx(times["ram"])
@@ -85,23 +103,33 @@ def test_a_gather_brings_what_a_node_lacks_over_its_link():
 
 def test_clients_that_share_a_pass_share_its_loads():
     place = one_place(slots=1, clients=4)
-    one, two, four = (seconds_of(replace(TASK, tokens=128), Setting("ram", 4, 1, seats=seats), place) for seats in (1, 2, 4))
+    one, two, four = (
+        seconds_of(replace(TASK, tokens=128), Setting("ram", 4, 1, client_slots=client_slots), place)
+        for client_slots in (1, 2, 4)
+    )
     assert one.loads == pytest.approx(4 * four.loads) and two.loads == pytest.approx(2 * four.loads)
     assert one.causes["forward"] == pytest.approx(four.causes["forward"])
     assert four.total < two.total < one.total
-    three = seconds_of(replace(TASK, tokens=128), Setting("ram", 4, 1, seats=3), place)  # three together, then one
+    three = seconds_of(
+        replace(TASK, tokens=128), Setting("ram", 4, 1, client_slots=3), place
+    )  # three together, then one
     assert three.loads == pytest.approx(2 * four.loads)
 
 
 def test_small_micro_batches_read_the_weights_more_often():
-    times = [seconds_of(TASK, Setting("resident", micro, 4 // micro, block_inputs="device"), one_place()).total for micro in (4, 2, 1)]
+    times = [
+        seconds_of(TASK, Setting("resident", micro, 4 // micro, block_inputs="device"), one_place()).total
+        for micro in (4, 2, 1)
+    ]
     assert times == sorted(times) and times[0] < times[2]
 
 
 def test_nobody_to_exchange_with():
     place = one_place()
     assert exchange_s(TASK, place) == 0.0
-    assert exchange_s(TASK, replace(place, participants=10)) == pytest.approx(2 * 0.9 * TASK.trainable * 4 / place.node.link_rate)
+    assert exchange_s(TASK, replace(place, participants=10)) == pytest.approx(
+        2 * 0.9 * TASK.trainable * 4 / place.node.link_rate
+    )
 
 
 def shaped(place, **facts):
@@ -127,7 +155,8 @@ def places():
 def test_resident_blocks_with_their_activations_are_no_slower_than_stock(model, micro, tokens):
     """What engine.tier=auto executes block by block would not have been faster in DeepSpeed's order, on the
     same rows and in the same memory; with block inputs on the host neither, since those of blocks that are
-    not computed again do not travel."""
+    not computed again do not travel.
+    """
     task = Task(shape_of(model), clients=1, tokens=tokens, rows=8, dtype="fp16")
     for place in places():
         stock = seconds_of(task, Setting("stock", micro, 8 // micro), place).total
@@ -136,27 +165,26 @@ def test_resident_blocks_with_their_activations_are_no_slower_than_stock(model, 
             assert seconds_of(task, resident, place).total <= stock
             assert seconds_of(task, resident, place).causes["again"] == 0.0
         # Computing all blocks again takes no longer than stock that does so.
-        again, recomputing = (
-            Setting("resident", micro, 8 // micro, block_inputs="device"),
-            Setting("stock", micro, 8 // micro, checkpointing=True),
-        )
+        again = Setting("resident", micro, 8 // micro, block_inputs="device")
+        recomputing = Setting("stock", micro, 8 // micro, checkpointing=True)
         assert seconds_of(task, again, place).total <= seconds_of(task, recomputing, place).total
 
 
 def test_arithmetic_is_a_step_without_waiting():
     place = one_place(slots=1, clients=3)
     for setting in (
-        Setting("resident", 2, 2, seats=2, block_inputs="device", activation_bytes=2**31),
-        Setting("ram", 4, 1, slots=48, seats=3, block_inputs="device"),
+        Setting("resident", 2, 2, client_slots=2, block_inputs="device", activation_bytes=2**31),
+        Setting("ram", 4, 1, block_slots=48, client_slots=3, block_inputs="device"),
         Setting("stock", 1, 4),
     ):
         assert arithmetic_of(TASK, setting, place) == pytest.approx(seconds_of(TASK, setting, place).total)
-    waiting = Setting("ram", 1, 4, slots=1, seats=1)
+    waiting = Setting("ram", 1, 4, block_slots=1, client_slots=1)
     assert arithmetic_of(TASK, waiting, place) < seconds_of(TASK, waiting, place).total
 
 
 def test_what_a_probe_says_of_a_card_is_what_the_step_takes():
-    place, setting = one_place(slots=1), Setting("ram", 1, 4, block_inputs="host")
+    place = one_place(slots=1)
+    setting = Setting("ram", 1, 4, block_inputs="host")
     visits = visits_of(TASK, setting, place)
     carried = TASK.tokens * TASK.shape.hidden * 2
     assert visits.carry == pytest.approx(carried / place.node.device.host_rate)
@@ -175,10 +203,8 @@ def test_what_a_probe_says_of_a_card_is_what_the_step_takes():
 
 def test_matrix_products_as_engine_matmul_says():
     device = one_place().node.device
-    halves, singles = (
-        replace(TASK, dtype="fp16", matmul="fp16_accumulation"),
-        replace(TASK, dtype="fp32", matmul="tf32"),
-    )
+    halves = replace(TASK, dtype="fp16", matmul="fp16_accumulation")
+    singles = replace(TASK, dtype="fp32", matmul="tf32")
     assert matrix_rate(halves, device) == pytest.approx(2 * device.flops["fp16"], rel=1e-3)
     assert matrix_rate(replace(halves, dtype="bf16"), device) == device.flops["bf16"]  # sums of fp16 only
     assert matrix_rate(singles, replace(device, tf32=3e13)) == 3e13

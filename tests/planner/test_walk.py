@@ -1,5 +1,6 @@
 """The timeline of a step: against the store's own order of loads, against the paper budget of its mends, and
-against sums done by hand."""
+against sums done by hand.
+"""
 
 from dataclasses import replace
 
@@ -28,7 +29,12 @@ def simulate(visits, base):
         + [visits.forward + visits.head + visits.gradients]
         + [visits.again + visits.gradients] * (blocks - 1)
     )
-    held, busy, ready, clock, channel, waited = set(), set(), {}, 0.0, 0.0, 0.0
+    held = set()
+    busy = set()
+    ready = {}
+    clock = 0.0
+    channel = 0.0
+    waited = 0.0
 
     def load_ahead(upcoming):
         nonlocal channel
@@ -41,7 +47,8 @@ def simulate(visits, base):
             ready[block] = channel
 
     for _ in range(3):
-        start, waited = clock, 0.0
+        start = clock
+        waited = 0.0
         for i, (block, cost) in enumerate(zip(order, costs)):
             upcoming = order[i:] + order[:blocks]
             load_ahead(upcoming)
@@ -65,11 +72,9 @@ def simulate(visits, base):
     again=st.floats(0.1, 3.0),
     gradients=st.floats(0.1, 3.0),
 )
-def test_a_step_waits_as_long_as_the_store_would(blocks, slots, resident, load, forward, again, gradients):
-    visits, base = (
-        Visits(forward, again, gradients, head=0.5),
-        Base(blocks, slots, load, frozenset(block for block in resident if block < blocks)),
-    )
+def test_a_step_waits_as_long_as_the_store_would(blocks, slots, resident, load, forward, *, again, gradients):
+    visits = Visits(forward, again, gradients, head=0.5)
+    base = Base(blocks, slots, load, frozenset(block for block in resident if block < blocks))
     found = walk(visits, base, 1)
     assert (found.seconds, found.waited_for_loads) == pytest.approx(simulate(visits, base))
 
@@ -83,11 +88,13 @@ def test_a_step_waits_as_long_as_the_store_would(blocks, slots, resident, load, 
     forward=st.floats(0.1, 3.0),
     kept=st.integers(0, 30),
 )
-def test_more_memory_never_costs_time(blocks, slots, resident, load, forward, kept):
+def test_more_memory_never_costs_time(blocks, slots, resident, load, forward, *, kept):
     """One more slot, one more resident block, one more kept activation; and of a slot and a resident block,
     the slot. Inputs are on the device: where they travel, loads stand in line behind them, and another order
-    of what comes when may cost a percent."""
-    visits, resident = Visits(forward, forward, 1.2 * forward, 0.5, 0.0), min(resident, blocks - 1)
+    of what comes when may cost a percent.
+    """
+    visits = Visits(forward, forward, 1.2 * forward, 0.5, 0.0)
+    resident = min(resident, blocks - 1)
 
     def seconds(slots, resident, kept=kept):
         stay = frozenset(spread(blocks, resident)) if resident else frozenset()
@@ -103,8 +110,12 @@ def test_more_memory_never_costs_time(blocks, slots, resident, load, forward, ke
 
 # The paper budget: inputs behind loads, between loads, hidden; a quarter of the blocks
 # spread; fixed cost of 10 instead of 50 ms.
-PAPER = {("7B", 8192): (0.64, 0.83, 0.86, 0.91, 0.96), ("14B", 8192): (0.65, 0.86, 0.90, 0.95, 0.97),
-         ("7B", 32768): (0.83, 0.90, 0.98, 0.98, 0.996), ("14B", 32768): (0.83, 0.89, 0.99, 0.99, 0.998)}
+PAPER = {
+    ("7B", 8192): (0.64, 0.83, 0.86, 0.91, 0.96),
+    ("14B", 8192): (0.65, 0.86, 0.90, 0.95, 0.97),
+    ("7B", 32768): (0.83, 0.90, 0.98, 0.98, 0.996),
+    ("14B", 32768): (0.83, 0.89, 0.99, 0.99, 0.998),
+}
 
 
 @pytest.mark.parametrize(("model", "tokens"), PAPER)
@@ -115,7 +126,8 @@ def test_the_paper_budget(model, tokens):
 
 def test_slots_are_worth_more_than_resident_blocks():
     """7B, 8k tokens, 7 blocks more than two slots: as the lowest blocks, spread, or as slots; and what a bus
-    of half the speed leaves of it."""
+    of half the speed leaves of it.
+    """
     work = step_model.Work(shape_of(step_model.MODELS["7B"]), 8192, micro_batch=2048)
     shares = [
         work.share(resident=tuple(range(7)), fixed=0.01),
@@ -130,13 +142,14 @@ def test_slots_are_worth_more_than_resident_blocks():
 
 def test_the_mended_step_is_what_was_asked_for():
     """Of pure arithmetic, with blocks computed again like it: 0.93 of 7B at 8k tokens, 0.98 of 14B at 32k, in
-    11 GiB."""
+    11 GiB.
+    """
     for model, tokens, least in (("7B", 8192, 0.93), ("14B", 32768, 0.98)):
         work = step_model.Work(shape_of(step_model.MODELS[model]), tokens)
         found = step_model.mended(work, 11)
         assert found.share >= least
         # Without activations too.
-        assert work.share(slots=found.slots, inputs=found.inputs, fixed=step_model.FIXED) >= least
+        assert work.share(slots=found.block_slots, inputs=found.inputs, fixed=step_model.FIXED) >= least
         assert work.share(inputs=BEHIND_LOADS, fixed=step_model.FIXED_NOW) < 0.84
 
 
@@ -152,8 +165,12 @@ def test_nothing_moves_and_nothing_is_waited_for():
 
 
 def test_what_is_kept_is_not_computed_again():
-    assert all(equal_kept_counts(count, cells, blocks) == kept_counts(3 * count + 2, [3] * cells, blocks)
-               for blocks in (1, 2, 5) for cells in (1, 3) for count in range(20))
+    assert all(
+        equal_kept_counts(count, cells, blocks) == kept_counts(3 * count + 2, [3] * cells, blocks)
+        for blocks in (1, 2, 5)
+        for cells in (1, 3)
+        for count in range(20)
+    )
     visits = Visits(1.0, 2.0, 3.0, 0.5, 0.125)
     # The input needs no way down and up.
     for inputs, saved in ((DEVICE, 2.0), (INLINE, 2.25), (BEHIND_LOADS, 2.25)):
@@ -168,7 +185,8 @@ def test_what_is_kept_is_not_computed_again():
 
 def test_block_inputs_travel_beside_the_arithmetic():
     """Three blocks, one micro-batch, worked out by hand."""
-    visits, resident = Visits(1.0, 1.0, 2.0, 0.0, 0.5), Base(3, 0, 0.0, frozenset(range(3)))
+    visits = Visits(1.0, 1.0, 2.0, 0.0, 0.5)
+    resident = Base(3, 0, 0.0, frozenset(range(3)))
     # Forward ends at 2, the last block at 5; the middle one's inputs went down until 1.5 and come up from 2
     # on. All is hidden.
     assert walk(visits, resident, 1, inputs=HOST).seconds == 2 + 3 + 3 + 3
@@ -186,8 +204,10 @@ def test_block_inputs_travel_beside_the_arithmetic():
 
 def test_block_inputs_wait_behind_a_load_that_was_possible_before():
     """Three blocks, two slots: one load forward (of the last block, in the first one's slot) and one back (of
-    the first, in the last one's)."""
-    visits, base = Visits(1.0, 1.0, 2.0, 0.0, 0.5), Base(3, 2, 10.0)
+    the first, in the last one's).
+    """
+    visits = Visits(1.0, 1.0, 2.0, 0.0, 0.5)
+    base = Base(3, 2, 10.0)
     # The load of block 2 begins at 1 and ends at 11; it computes until 14, when the load of block 0 begins.
     # Block 1's inputs came after the first load, from 11 on. Block 1 computes until 17. Block 0's inputs,
     # asked for at 14 too, come behind its weights, from 24 to 24.5.

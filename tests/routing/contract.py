@@ -14,17 +14,25 @@ from tests.limits import LIMIT_S
 
 def contract(transport) -> dict:
     """What every participant does; the checks that need only its own view are made here."""
-    rank, size = transport.rank, transport.size
+    rank = transport.rank
+    size = transport.size
     gathered = all_gather(transport, np.array([rank, 10.0 + rank]), LIMIT_S)
     assert gathered.tolist() == [[r, 10.0 + r] for r in range(size)]
-    came = all_to_all(transport, [np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)], LIMIT_S)
+    came = all_to_all(
+        transport, [np.full(3 + i, 100 * rank + i, dtype=np.float32) for i in range(size)], LIMIT_S
+    )
     assert came.dtype == np.float32 and came.shape == (size, 3 + rank)
     assert came[:, 0].tolist() == [100.0 * sender + rank for sender in range(size)]
 
     talk(Channel(transport, LIMIT_S))
     exchange = PlainExchange(transport, deadline_s=LIMIT_S)
-    vectors = {n: [np.random.default_rng([n, r]).normal(size=n).astype(np.float32) for r in range(size)] for n in (1, 2, 1001)}
-    handles = {n: exchange.start(v[rank], weight=float(rank + 1)) for n, v in vectors.items()}  # three under way at once
+    vectors = {
+        n: [np.random.default_rng([n, r]).normal(size=n).astype(np.float32) for r in range(size)]
+        for n in (1, 2, 1001)
+    }
+    handles = {
+        n: exchange.start(v[rank], weight=float(rank + 1)) for n, v in vectors.items()
+    }  # three under way at once
     for n, handle in handles.items():
         total, weight = handle.wait(LIMIT_S)
         assert weight == size * (size + 1) / 2
@@ -35,13 +43,16 @@ def contract(transport) -> dict:
     total, _ = exchange.start(np.full(size * 1000, 2.0**-30), 0.0).wait(LIMIT_S)
     sent = transport.bytes_sent - before
     assert total.dtype == np.float64 and (total == size * 2.0**-30).all()
-    assert sent == 2 * (size - 1) * 1000 * 8 + (size - 1) * 32, "each participant sends 2 (n-1)/n vectors and one head"
+    assert sent == 2 * (size - 1) * 1000 * 8 + (size - 1) * 32, (
+        "each participant sends 2 (n-1)/n vectors and one head"
+    )
     return {"digest": total.tobytes().hex()[:32], "sent": sent}
 
 
 def talk(channel) -> None:
     """Messages between pairs, of which one answers the other, between two exchanges of all."""
-    rank, size = channel.rank, channel.size
+    rank = channel.rank
+    size = channel.size
     for low, high in itertools.combinations(range(size), 2):
         question = {"hidden": np.full((2, 3 + high), low, np.float32), "none": np.empty((0, 4), np.int64)}
         answer = {"flow": np.arange(70_000 + low, dtype=np.float64)}
@@ -51,14 +62,19 @@ def talk(channel) -> None:
             back = channel.receive(high)
             assert back.keys() == answer.keys() and np.array_equal(back["flow"], answer["flow"])
         if rank == high:
-            came, more = channel.receive(low), channel.receive(low)
-            assert all(np.array_equal(came[name], array) and came[name].dtype == array.dtype for name, array in question.items())
+            came = channel.receive(low)
+            more = channel.receive(low)
+            assert all(
+                np.array_equal(came[name], array) and came[name].dtype == array.dtype
+                for name, array in question.items()
+            )
             assert more["more"].tolist() == [high], "messages keep their order"
             channel.send(low, answer)
 
 
 def in_threads(transports, act):
-    results, errors = {}, []
+    results = {}
+    errors = []
 
     def run(t):
         try:
@@ -78,7 +94,12 @@ def in_threads(transports, act):
 
 def opened(name: str, rank: int, size: int, **more):
     """The transport of one of `size` participants, opened as a session does."""
-    return open_transport(name, Meeting(asked=name, me=rank, participants=tuple(range(size)), world_size=size, timeout_s=LIMIT_S, **more))
+    return open_transport(
+        name,
+        Meeting(
+            asked=name, me=rank, participants=tuple(range(size)), world_size=size, timeout_s=LIMIT_S, **more
+        ),
+    )
 
 
 def gloo_rank(rank, size, port, act):

@@ -14,8 +14,12 @@ class Sites:
     """Members of a roster on loopback."""
 
     def __init__(self, folder, size: int, epoch: int = 1):
-        self.folder, self.size = folder, size
-        cards = [identity.read_card(identity.make(f"site{i}", f"127.0.0.1:{port}", folder)[1]) for i, port in enumerate(free_ports(size))]
+        self.folder = folder
+        self.size = size
+        cards = [
+            identity.read_card(identity.make(f"site{i}", f"127.0.0.1:{port}", folder)[1])
+            for i, port in enumerate(free_ports(size))
+        ]
         identity.make("operator", "127.0.0.1:1", folder)
         self.signer = identity.read_key(folder / "operator.key")
         self.pinned = identity.read_card(folder / "operator.json").key.hex()
@@ -24,11 +28,25 @@ class Sites:
         self.roster = identity.read_roster(self.roster_file, self.pinned)
 
     def routing(self, i: int, **more) -> RoutingConfig:
-        return RoutingConfig(transport="tls", identity=str(self.folder / f"site{i}.key"), roster=str(self.roster_file), roster_signer=self.pinned, **more)
+        return RoutingConfig(
+            transport="tls",
+            identity=str(self.folder / f"site{i}.key"),
+            roster=str(self.roster_file),
+            roster_signer=self.pinned,
+            **more,
+        )
 
-    def transport(self, i: int, timeout_s: float = LIMIT_S, roster=None, key: str | None = None) -> TlsTransport:
+    def transport(
+        self, i: int, timeout_s: float = LIMIT_S, roster=None, key: str | None = None
+    ) -> TlsTransport:
         listen = listen_address(self.routing(i), self.roster.members[i])
-        return TlsTransport(str(self.folder / (key or f"site{i}.key")), self.roster.keys[i], roster or self.roster, timeout_s, listen)
+        return TlsTransport(
+            str(self.folder / (key or f"site{i}.key")),
+            self.roster.keys[i],
+            roster or self.roster,
+            timeout_s,
+            listen,
+        )
 
     def all(self, crowded=lambda: None, timeout_s: float = LIMIT_S) -> list[TlsTransport]:
         """crowded: called when the first one listens, and before any of the others is there."""

@@ -56,8 +56,14 @@ def test_the_example_of_a_new_transport(tmp_path):
     text = config.read_text()
     assert text.count("\nTRANSPORTS = {\n") == 1
     config.write_text(text.replace("\nTRANSPORTS = {\n", f"\nTRANSPORTS = {{\n{line}"))
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, capture_output=True,
-                          text=True, timeout=LIMIT_S)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
     assert done.returncode == 0, done.stderr
     _, folder, where = done.stdout.split()
     assert not os.path.exists(folder), "the last participant has removed it"

@@ -13,7 +13,7 @@ from fedspeed.errors import FedSpeedError, JournalError
 from fedspeed.routing.exchange import PlainExchange
 from fedspeed.routing.transport import PeersLost, TransportError
 from fedspeed.routing.transports import frames, gloo, tls
-from fedspeed.routing.transports.frames import FRAMES_AHEAD, MESSAGE, MOST_BYTES, MOST_PIECES, Frame, is_frame
+from fedspeed.routing.transports.frames import FRAMES_AHEAD, MAX_BYTES, MAX_PIECES, MESSAGE, Frame, is_frame
 from fedspeed.routing.transports.inbox import Inbox
 from fedspeed.routing.transports.local import LocalTransport
 from fedspeed.session import resume
@@ -29,7 +29,8 @@ class Flood:
     """A mailbox that always has another frame; after very many it is empty, so that no test hangs."""
 
     def __init__(self, step):
-        self.step, self.given = step, 0
+        self.step = step
+        self.given = 0
 
     def get(self, timeout):
         self.given += 1
@@ -40,7 +41,8 @@ class Flood:
 
 def flooded(step) -> tuple[LocalTransport, Flood]:
     """Participant 1 of two, and what comes to it from participant 0."""
-    transport, flood = LocalTransport.set_of(2)[1], Flood(step)
+    transport = LocalTransport.set_of(2)[1]
+    flood = Flood(step)
     transport._mailboxes[1][0] = flood
     return transport, flood
 
@@ -81,14 +83,26 @@ def test_what_may_be_kept_is_kept_in_order():
 
 @pytest.mark.parametrize(
     ("count", "length", "well"),
-    [(1, 1, True), (1, MOST_BYTES, True), (MOST_PIECES, 1, True), (1, MOST_BYTES + 1, False), (MOST_PIECES + 1, 1, False),
-     (2, MOST_BYTES, False), (0, 1, False), (1, 0, False), (-1, -1, False), (1, -1, False)])
+    [
+        (1, 1, True),
+        (1, MAX_BYTES, True),
+        (MAX_PIECES, 1, True),
+        (1, MAX_BYTES + 1, False),
+        (MAX_PIECES + 1, 1, False),
+        (2, MAX_BYTES, False),
+        (0, 1, False),
+        (1, 0, False),
+        (-1, -1, False),
+        (1, -1, False),
+    ],
+)
 def test_what_is_a_frame(count, length, well):
     assert is_frame(count, length) == well
 
 
 def test_a_full_inbox_holds_up_who_reads_until_it_is_emptied_or_closed():
-    inbox, released = Inbox(2, 100), []
+    inbox = Inbox(2, 100)
+    released = []
     assert inbox._has_room(500), "one alone may be larger than all together"
     inbox.put("large", 500)
     assert not inbox._has_room(1) and inbox.get(0.0) == "large"
@@ -115,7 +129,8 @@ def test_a_full_inbox_holds_up_who_reads_until_it_is_emptied_or_closed():
 
 def test_a_site_reads_no_more_than_it_may_keep(tmp_path, monkeypatch):
     monkeypatch.setattr(tls, "BYTES_AHEAD", 1500)
-    waiting, put = [], Inbox.put
+    waiting = []
+    put = Inbox.put
 
     def watched(self, entry, nbytes=0):
         put(self, entry, nbytes)
@@ -135,7 +150,9 @@ class Group:
     """A gloo group in which a peer announces a length; each wait takes 3 s of a clock."""
 
     def __init__(self, length: int):
-        self.length, self.now, self.waits = length, 100.0, []
+        self.length = length
+        self.now = 100.0
+        self.waits = []
 
     def recv(self, tensors, peer, tag):
         if not self.waits:
@@ -152,16 +169,21 @@ class Group:
 
 def over_gloo(length: int, monkeypatch) -> gloo.GlooTransport:
     transport = gloo.GlooTransport.__new__(gloo.GlooTransport)
-    transport._group, transport.bytes_sent = Group(length), 0
+    transport._group = Group(length)
+    transport.bytes_sent = 0
     monkeypatch.setattr(gloo, "time", SimpleNamespace(monotonic=lambda: transport._group.now))
     return transport
 
 
-@pytest.mark.parametrize(("length", "most", "reason"), [(-1, MOST_BYTES, "at most"), (MOST_BYTES + 1, MOST_BYTES, "at most"),
-                                                        (1 << 61, 1 << 62, "no memory")])
+@pytest.mark.parametrize(
+    ("length", "most", "reason"),
+    [(-1, MAX_BYTES, "at most"), (MAX_BYTES + 1, MAX_BYTES, "at most"), (1 << 61, 1 << 62, "no memory")],
+)
 def test_the_length_of_a_message_is_bounded(length, most, reason, monkeypatch):
-    monkeypatch.setattr(gloo, "MOST_BYTES", most)
-    with pytest.raises(TransportError, match=f"participant 1 announced a message of {length} bytes.*{reason}"):
+    monkeypatch.setattr(gloo, "MAX_BYTES", most)
+    with pytest.raises(
+        TransportError, match=f"participant 1 announced a message of {length} bytes.*{reason}"
+    ):
         over_gloo(length, monkeypatch).receive(1, 1.0)
 
 
@@ -170,7 +192,7 @@ def test_a_message_over_gloo_has_one_deadline(monkeypatch):
     assert transport.receive(1, 10.0).shape == (5,)
     transport.send(1, np.zeros(5, np.uint8), 4.0)
     transport.send(1, np.zeros(5, np.uint8), 2.0)
-    assert transport._group.waits == [10.0, 7.0, 4.0, 1.0, 2.0, gloo._LEAST_S]
+    assert transport._group.waits == [10.0, 7.0, 4.0, 1.0, 2.0, gloo._MIN_S]
 
 
 @pytest.mark.parametrize("amount", [np.nan, np.inf, -1.0])
@@ -178,7 +200,8 @@ def test_an_amount_that_is_none_is_refused_by_all(amount):
     """A NaN would be the highest of all priorities."""
 
     def act(transport):
-        exchange, own = PlainExchange(transport, LIMIT_S), amount if transport.rank == 1 else 2.0
+        exchange = PlainExchange(transport, LIMIT_S)
+        own = amount if transport.rank == 1 else 2.0
         with pytest.raises(FedSpeedError, match=f"participant 1 tells a priority of {amount}, which is none"):
             exchange.share(np.zeros(3), own)
         with pytest.raises(FedSpeedError, match=f"participant 1 tells a weight of {amount}, which is none"):
@@ -193,7 +216,9 @@ def test_a_tag_that_is_no_number_is_a_disagreement():
         exchange = PlainExchange(transport, LIMIT_S)
         if transport.rank:
             exchange._tag = np.nan
-        with pytest.raises(FedSpeedError, match=r"disagree on the exchange: .* are \[\(0, 3, 1\), \(nan, 3, 1\)\]"):
+        with pytest.raises(
+            FedSpeedError, match=r"disagree on the exchange: .* are \[\(0, 3, 1\), \(nan, 3, 1\)\]"
+        ):
             exchange.start(np.zeros(3), 1.0).wait(LIMIT_S)
         return True
 

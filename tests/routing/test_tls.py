@@ -1,4 +1,6 @@
-"""The transport between organisations beyond the contract: sites that stop, and strangers who reach the port."""
+"""The transport between organisations beyond the contract: sites that stop, and strangers who reach the
+port.
+"""
 
 import contextlib
 import json
@@ -37,21 +39,29 @@ def test_large_frames_in_both_directions_at_once(tmp_path):
 
 def test_one_that_is_frozen_holds_nobody_else_up(tmp_path, monkeypatch):
     """It takes nothing any more, while large frames are on their way to it; its connection stands."""
-    frozen, read = threading.Event(), TlsTransport._read
-    monkeypatch.setattr(TlsTransport, "_read", lambda self, *peer: frozen.wait(LIMIT_S) if self.rank == 1 else read(self, *peer))
+    frozen = threading.Event()
+    read = TlsTransport._read
+    monkeypatch.setattr(
+        TlsTransport,
+        "_read",
+        lambda self, *peer: frozen.wait(LIMIT_S) if self.rank == 1 else read(self, *peer),
+    )
     transports = Sites(tmp_path, 4).all()
 
     def act(t):
         if t.rank == 1:
             return None
-        begin, part = time.monotonic(), np.full(12_000_000, t.rank, np.uint8)
+        begin = time.monotonic()
+        part = np.full(12_000_000, t.rank, np.uint8)
         with pytest.raises(PeersLost) as lost:
             t.swap([part] * 4, [part.size] * 4, 4)
         apart = t.swap([part[:100]] * 4, [100 if i != 1 else 0 for i in range(4)], LIMIT_S)
         return lost.value.peers, [int(c[0]) for i, c in enumerate(apart) if i != 1], time.monotonic() - begin
 
     found = [one for one in in_threads(transports, act) if one]
-    assert [f[:2] for f in found] == 3 * [(frozenset({1}), [0, 2, 3])] and all(f[2] < LIMIT_S / 10 for f in found)
+    assert [f[:2] for f in found] == 3 * [(frozenset({1}), [0, 2, 3])] and all(
+        f[2] < LIMIT_S / 10 for f in found
+    )
     frozen.set()
     for transport in transports:
         transport.close()
@@ -71,16 +81,20 @@ def knock(place, sent: bytes, shut: bool = True) -> bytes:
 
 def stranger_context(folder, key: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     if key:
         context.load_cert_chain(str(folder / key))
     return context
 
 
 def test_strangers_get_no_further_than_the_handshake_and_the_run_goes_on(tmp_path, capfd):
-    """Without TLS, without a certificate, with one of nobody's, with a member's but the wrong roster, one that says nothing, a flood."""
+    """Without TLS, without a certificate, with one of nobody's, with a member's but the wrong roster, one
+    that says nothing, a flood.
+    """
     sites = Sites(tmp_path, 3)
-    transports, place = sites.all(), sites.roster.members[0].place
+    transports = sites.all()
+    place = sites.roster.members[0].place
     assert knock(place, b"GET / HTTP/1.0\r\n\r\n")[:4] != b"HTTP"
     identity.make("stranger", "127.0.0.1:9", tmp_path)
     for key in ("", "stranger.key"):
@@ -101,13 +115,19 @@ def test_strangers_get_no_further_than_the_handshake_and_the_run_goes_on(tmp_pat
         one.close()
     for transport in transports:
         transport.close()
-    lines = [line for line in capfd.readouterr().err.splitlines() if "refused a connection from 127.0.0.1" in line]
+    lines = [
+        line for line in capfd.readouterr().err.splitlines() if "refused a connection from 127.0.0.1" in line
+    ]
     assert 2 <= len(lines) <= 10, lines
 
 
 def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
-    """More of them than there are places for handshakes, from before the members come until after they have met."""
-    sites, done, opened = Sites(tmp_path, 3), threading.Event(), []
+    """More of them than there are places for handshakes, from before the members come until after they have
+    met.
+    """
+    sites = Sites(tmp_path, 3)
+    done = threading.Event()
+    opened = []
 
     def crowd():
         while not done.wait(0.005):
@@ -137,13 +157,21 @@ def test_strangers_who_never_stop_do_not_keep_members_apart(tmp_path):
 def test_who_is_awaited_is_said_at_once_and_again(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(tls, "SAY_S", 0.1)
     sites = Sites(tmp_path, 3)
-    with pytest.raises(TransportError, match="site0, site2 did not connect within 1 s: site0 .127.0.0.1:.*Connection refused"):
+    with pytest.raises(
+        TransportError, match="site0, site2 did not connect within 1 s: site0 .127.0.0.1:.*Connection refused"
+    ):
         sites.transport(1, 1)
     said = capfd.readouterr().err.splitlines()
     addresses = [card.address for card in sites.roster.members]
-    assert said[0] == f"fedspeed: site1 listens on {addresses[1]}, which site1's card in {sites.roster_file} says"
+    assert (
+        said[0]
+        == f"fedspeed: site1 listens on {addresses[1]}, which site1's card in {sites.roster_file} says"
+    )
     first = said[1].replace("Connection refused", "no answer yet")  # as the case may be
-    assert first == f"fedspeed: waiting for site0 ({addresses[0]}: no answer yet); site2 (which dials {addresses[1]}); 1 s left"
+    assert (
+        first == f"fedspeed: waiting for site0 ({addresses[0]}: no answer yet); site2 (which dials "
+        f"{addresses[1]}); 1 s left"
+    )
     assert f"site0 ({addresses[0]}: Connection refused)" in said[-1] and len(said) > 5
     for transport in sites.all():
         transport.close()
@@ -154,15 +182,23 @@ def test_a_port_that_cannot_be_had_is_bad_input(tmp_path):
     sites = Sites(tmp_path, 2)
     _, port = sites.roster.members[0].place
     with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1:{port}, which site0's card in .*roster.json says: Address already in use; "
-                                              rf"end the program .*sport = :{port}.*routing.listen=HOST:PORT") as caught:
+        with pytest.raises(
+            ConfigError,
+            match=rf"cannot listen on 127.0.0.1:{port}, which site0's card in .*roster.json says: Address "
+            rf"already in use; "
+            rf"end the program .*sport = :{port}.*routing.listen=HOST:PORT",
+        ) as caught:
             sites.transport(0)
         assert caught.value.exit_code == 2
-        with pytest.raises(ConfigError, match=f"which routing.listen=127.0.0.1:{port} says: Address already in use"):
+        with pytest.raises(
+            ConfigError, match=f"which routing.listen=127.0.0.1:{port} says: Address already in use"
+        ):
             check_port(sites.routing(0, listen=f"127.0.0.1:{port}"))
     check_port(sites.routing(0))
     check_port(sites.routing(0))  # nothing is left open
-    with pytest.raises(ConfigError, match=r"cannot listen on 192.0.2.1:4, .*an address of this machine.*0.0.0.0:4"):
+    with pytest.raises(
+        ConfigError, match=r"cannot listen on 192.0.2.1:4, .*an address of this machine.*0.0.0.0:4"
+    ):
         check_port(sites.routing(0, listen="192.0.2.1:4"))
 
 
@@ -219,10 +255,18 @@ def test_a_roster_is_what_the_pinned_key_has_signed(tmp_path):
         identity.read_roster(sites.roster_file, "")
     identity.make("mallory", "127.0.0.1:1", tmp_path)
     forged = tmp_path / "forged.json"
-    forged.write_text(identity.sign_roster(sites.roster.members, identity.read_key(tmp_path / "mallory.key"), 1))
+    forged.write_text(
+        identity.sign_roster(sites.roster.members, identity.read_key(tmp_path / "mallory.key"), 1)
+    )
     with pytest.raises(FedSpeedError, match="signed by .*, but routing.roster_signer="):
         identity.read_roster(forged, sites.pinned)
-    for text in ("", "[]", "{}", json.dumps({**values, "members": [{}]}), json.dumps({**values, "signature": "zz"})):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        json.dumps({**values, "members": [{}]}),
+        json.dumps({**values, "signature": "zz"}),
+    ):
         changed.write_text(text)
         with pytest.raises(FedSpeedError, match="changed.json"):
             identity.read_roster(changed, sites.pinned)
@@ -233,7 +277,9 @@ def test_a_roster_says_who_is_the_server(tmp_path):
     assert sites.roster.server is None
     sites.roster_file.write_text(identity.sign_roster(sites.roster.members, sites.signer, 2, server="site1"))
     assert identity.read_roster(sites.roster_file, sites.pinned).server == 1
-    sites.roster_file.write_text(sites.roster_file.read_text().replace('"server": "site1"', '"server": "site2"'))
+    sites.roster_file.write_text(
+        sites.roster_file.read_text().replace('"server": "site1"', '"server": "site2"')
+    )
     with pytest.raises(FedSpeedError, match="signature does not hold"):
         identity.read_roster(sites.roster_file, sites.pinned)
     with pytest.raises(FedSpeedError, match="the server site7 is no member"):

@@ -1,4 +1,6 @@
-"""One contract for every transport, and for the exchange on top of it. Each implementation runs as it is used: threads, processes, mpirun."""
+"""One contract for every transport, and for the exchange on top of it. Each implementation runs as it is
+used: threads, processes, mpirun.
+"""
 
 import functools
 import json
@@ -45,12 +47,15 @@ from tests.routing.contract import contract
 from fedspeed.routing.opening import Meeting, open_transport
 idle, size = {idle}, {size}
 world = MPI.COMM_WORLD
-t = open_transport("mpi", Meeting(asked="mpi", me=world.rank, participants=tuple(range(idle, idle + size)), world_size=world.size, timeout_s=60))
+gateways = tuple(range(idle, idle + size))
+meeting = Meeting(asked="mpi", me=world.rank, participants=gateways, world_size=world.size, timeout_s=60)
+t = open_transport("mpi", meeting)
 r = contract(t) if t.rank >= 0 else None
 if size > 1 and t.rank == 0:
     t._comm.Send(np.array([0, 1, 1 << 40, 1 << 40]), 1)
 if size > 1 and t.rank == 1:
-    with pytest.raises(PeersLost, match="participant 0 announced 1099511627776 pieces of .* which are no frame"):
+    announced = "participant 0 announced 1099511627776 pieces of .* which are no frame"
+    with pytest.raises(PeersLost, match=announced):
         t.receive(0, 60)
 t.close()
 print("RESULT", json.dumps(r))
@@ -58,13 +63,30 @@ print("RESULT", json.dumps(r))
 
 
 def by_mpirun(folder, size: int) -> list:
-    """Rank 0 and the last one stand aside where there are several: participants need not be the first ranks."""
+    """Rank 0 and the last one stand aside where there are several: participants need not be the first
+    ranks.
+    """
     idle = int(size > 1)
     ranks = size + 2 * idle
-    done = subprocess.run(["mpirun", "--oversubscribe", "-n", str(ranks), sys.executable, "-c", MPI_PROGRAM.format(idle=idle, size=size)], cwd=ROOT,
-                          capture_output=True, text=True, timeout=LIMIT_S)
+    done = subprocess.run(
+        [
+            "mpirun",
+            "--oversubscribe",
+            "-n",
+            str(ranks),
+            sys.executable,
+            "-c",
+            MPI_PROGRAM.format(idle=idle, size=size),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
     assert done.returncode == 0, done.stderr
-    results = [json.loads(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    results = [
+        json.loads(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("RESULT")
+    ]
     assert len(results) == ranks
     return [result for result in results if result]
 
@@ -84,30 +106,53 @@ def by_sites(folder, size: int) -> list:
 
 
 # Transport -> how its participants are started, and how many.
-STARTED = {"local": (by_threads, (1, 2, 3, 5)), "gloo": (by_processes, (1, 3)), "mpi": (by_mpirun, (1, 3)), "tls": (by_sites, (2, 3, 5))}
+STARTED = {
+    "local": (by_threads, (1, 2, 3, 5)),
+    "gloo": (by_processes, (1, 3)),
+    "mpi": (by_mpirun, (1, 3)),
+    "tls": (by_sites, (2, 3, 5)),
+}
 
 
 def test_every_transport_is_held_to_the_contract():
     assert STARTED.keys() == TRANSPORTS.keys()
 
 
-@pytest.mark.parametrize(("name", "size"), [(name, size) for name, (_, sizes) in STARTED.items() for size in sizes])
+@pytest.mark.parametrize(
+    ("name", "size"), [(name, size) for name, (_, sizes) in STARTED.items() for size in sizes]
+)
 def test_contract(tmp_path, name, size):
     results = STARTED[name][0](tmp_path, size)
     assert len(results) == size
     assert len({result["digest"] for result in results}) == 1
 
 
-@pytest.mark.parametrize(("asked", "launcher", "participants", "name"), [
-    ("auto", "local", 1, "local"), ("auto", "local", 3, "gloo"), ("auto", "deepspeed", 3, "gloo"), ("auto", "slurm", 2, "gloo"),
-    ("auto", "openmpi", 1, "local"), ("auto", "openmpi", 2, "mpi"), ("mpi", "slurm", 1, "mpi"), ("gloo", "openmpi", 2, "gloo"),
-    ("gloo", "local", 1, "local"), ("local", "local", 1, "local"), ("tls", "openmpi", 1, "tls")])
+@pytest.mark.parametrize(
+    ("asked", "launcher", "participants", "name"),
+    [
+        ("auto", "local", 1, "local"),
+        ("auto", "local", 3, "gloo"),
+        ("auto", "deepspeed", 3, "gloo"),
+        ("auto", "slurm", 2, "gloo"),
+        ("auto", "openmpi", 1, "local"),
+        ("auto", "openmpi", 2, "mpi"),
+        ("mpi", "slurm", 1, "mpi"),
+        ("gloo", "openmpi", 2, "gloo"),
+        ("gloo", "local", 1, "local"),
+        ("local", "local", 1, "local"),
+        ("tls", "openmpi", 1, "tls"),
+    ],
+)
 def test_what_a_job_takes(asked, launcher, participants, name):
     assert resolve(asked, launcher, participants) == name
 
 
 def test_several_processes_are_no_threads():
-    with pytest.raises(ConfigError, match="routing.transport=local is for a single participant, but 3 ranks speak for clients; set routing.transport=auto"):
+    with pytest.raises(
+        ConfigError,
+        match="routing.transport=local is for a single participant, but 3 ranks speak for clients; set "
+        "routing.transport=auto",
+    ):
         resolve("local", "local", 3)
 
 
@@ -142,7 +187,9 @@ def dies_or_tells(told, transport):
 
 def test_gloo_notices_a_killed_participant_long_before_the_deadline(tmp_path):
     with pytest.raises(AssertionError, match="rank 1:\ndied without a word"):
-        run_ranks(2, gloo_rank, 2, free_port(), functools.partial(dies_or_tells, tmp_path / "told"), timeout=LIMIT_S)
+        run_ranks(
+            2, gloo_rank, 2, free_port(), functools.partial(dies_or_tells, tmp_path / "told"), timeout=LIMIT_S
+        )
     assert float((tmp_path / "told").read_text().split()[0]) < LIMIT_S / 10
 
 
@@ -176,21 +223,32 @@ except LostPeerError as error:
 
 
 def test_a_lost_participant_ends_the_wait_and_the_process_long_before_the_deadline():
-    done = subprocess.run([sys.executable, "-c", LOST_SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    done = subprocess.run(
+        [sys.executable, "-c", LOST_SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S
+    )
     seconds, _, said = done.stdout.partition(" ")
     assert float(seconds) < LIMIT_S / 10
     assert "the update of client 1 (rank 1 on beta) is missing" in said
 
 
 def test_a_broken_connection_is_told_without_torchs_own_words():
-    text = ("[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:26021. This is typically "
-            "caused by a remote worker crashing. Check the logs of the remote worker before reporting an error. GLHF! \U0001f3d6\nand a trace")
+    text = (
+        "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer "
+        "[127.0.0.1]:26021. This is typically "
+        "caused by a remote worker crashing. Check the logs of the remote worker before reporting an error. "
+        "GLHF! \U0001f3d6\nand a trace"
+    )
     assert connection_text(RuntimeError(text)) == "Connection closed by peer [127.0.0.1]:26021"
-    assert connection_text(RuntimeError("timed out\nmore")) == "timed out" and connection_text(RuntimeError()) == "RuntimeError"
+    assert (
+        connection_text(RuntimeError("timed out\nmore")) == "timed out"
+        and connection_text(RuntimeError()) == "RuntimeError"
+    )
 
 
 def test_a_message_does_not_come_between_swaps():
-    """One that arrives while a swap is waited for stays for its receiver, and a swap that comes while a message is waited for, for its swap."""
+    """One that arrives while a swap is waited for stays for its receiver, and a swap that comes while a
+    message is waited for, for its swap.
+    """
     one, other = LocalTransport.set_of(2)
     one.send(1, np.arange(5, dtype=np.uint8), 1.0)
     with pytest.raises(PeersLost, match="in time"):

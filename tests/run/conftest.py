@@ -29,6 +29,7 @@ def whole(shared_workshop):
 @pytest.fixture
 def copy_of_whole(whole, shared_workshop):
     """Makes copies of the finished run under other names; gives their folders."""
+
     def copy(name: str) -> Path:
         return Path(shutil.copytree(whole[1], shared_workshop.runs / name))
 
@@ -37,6 +38,8 @@ def copy_of_whole(whole, shared_workshop):
 
 @pytest.fixture(scope="session")
 def rises(shared_workshop):
-    """The folder of a run with server steps so long that the held-out loss rises in the end: its best round is not its last."""
+    """The folder of a run with server steps so long that the held-out loss rises in the end: its best round
+    is not its last.
+    """
     shared_workshop.finish("run.name=rises", "federation.server_lr=3", "monitor.plot=false")
     return shared_workshop.runs / "rises"

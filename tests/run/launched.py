@@ -1,6 +1,8 @@
-"""Real runs of `launch.py` for the tests of this folder: a tiny model, a way to start them, to hurt them, and to compare what they leave.
+"""Real runs of `launch.py` for the tests of this folder: a tiny model, a way to start them, to hurt them, and
+to compare what they leave.
 
-Whatever a test starts leads a session and carries a mark in its environment, by which all of its processes are found again, whoever forked them.
+Whatever a test starts leads a session and carries a mark in its environment, by which all of its processes
+are found again, whoever forked them.
 """
 
 import contextlib
@@ -26,26 +28,45 @@ COLD = (sys.executable,)  # the launcher of whoever types `python launch.py`
 LAUNCH = ROOT / "launch.py"
 MARK = "FEDSPEED_TEST_MARK"
 
-# A run of 5 s with everything in it that a resumed run could get wrong: dropout, kept local optimizers, a server optimizer with moments,
-# unequal clients, and more clients than ranks.
+# A run of 5 s with everything in it that a resumed run could get wrong: dropout, kept local optimizers, a
+# server optimizer with moments, unequal clients, and more clients than ranks.
 SETTINGS = {
     "model": {"init": "random", "tokenizer": "bytes"},
     "adapter": {"lora_rank": 4, "dropout": 0.1},
-    "data": {"task": "builtin", "clients": 3, "split": "meta", "max_tokens": 64, "template": "plain", "max_rows": 120, "val_fraction": 0.1},
+    "data": {
+        "task": "builtin",
+        "clients": 3,
+        "split": "meta",
+        "max_tokens": 64,
+        "template": "plain",
+        "max_rows": 120,
+        "val_fraction": 0.1,
+    },
     "train": {"local_steps": 3, "micro_batch": 4, "lr": 3e-3},
     "federation": {"rounds": 4, "server_optimizer": "adam", "server_lr": 0.02, "local_optimizer": "keep"},
     "cluster": {"local_ranks": 2},
     "routing": {"mode": "plain"},  # most tests look at single clients
 }
 LLAMA = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 260, "max_position_embeddings": 256, "bos_token_id": 257,
-    "eos_token_id": 258, "pad_token_id": 256, "tie_word_embeddings": False}
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 260,
+    "max_position_embeddings": 256,
+    "bos_token_id": 257,
+    "eos_token_id": 258,
+    "pad_token_id": 256,
+    "tie_word_embeddings": False,
+}
 
-# Put into every interpreter that finds it on PYTHONPATH: a disk that stalls at one rename, or takes its time over each journal entry; a network
-# that takes its time over whatever is sent over TLS; a package that is not installed; another method in place of the default one; a GPU
-# whose memory ends in the first round.
-FAULTS = '''
+# Put into every interpreter that finds it on PYTHONPATH: a disk that stalls at one rename, or takes its time
+# over each journal entry; a network that takes its time over whatever is sent over TLS; a package that is not
+# installed; another method in place of the default one; a GPU whose memory ends in the first round.
+FAULTS = """
 import os, sys, time
 
 if "TEST_LACKS" in os.environ:
@@ -88,7 +109,7 @@ if "TEST_SLOW_SENDS_S" in os.environ:
         return _sendall(self, data, *flags)
 
     ssl.SSLSocket.sendall = _slowly
-'''
+"""
 
 
 @dataclass
@@ -128,20 +149,31 @@ class Started:
         except subprocess.TimeoutExpired:
             self.kill_all()
             raise AssertionError(f"still running after {limit_s} s:\n{self.said()}") from None
-        return Ended(code, (self.logs / "out").read_text(), (self.logs / "err").read_text(), time.monotonic() - self.begun)
+        return Ended(
+            code,
+            (self.logs / "out").read_text(),
+            (self.logs / "err").read_text(),
+            time.monotonic() - self.begun,
+        )
 
     def said(self) -> str:
         return (self.logs / "out").read_text() + (self.logs / "err").read_text()
 
     def family(self) -> dict[int, dict[str, str]]:
-        """Living processes of its session, and others that carry the mark: pid -> environment they were started with, in the order of their start."""
+        """Living processes of its session, and others that carry the mark: pid -> environment they were
+        started with, in the order of their start.
+        """
         found = {}
         for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
             with contextlib.suppress(OSError):
                 words = (folder / "environ").read_bytes().split(b"\0")
                 state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                if (int(session) == self.process.pid or f"{MARK}={self.mark}".encode() in words) and state != "Z":
-                    found[int(folder.name)] = dict(word.decode().split("=", 1) for word in words if b"=" in word)
+                if (
+                    int(session) == self.process.pid or f"{MARK}={self.mark}".encode() in words
+                ) and state != "Z":
+                    found[int(folder.name)] = dict(
+                        word.decode().split("=", 1) for word in words if b"=" in word
+                    )
         return found
 
     def local_ranks(self) -> list[int]:
@@ -150,11 +182,13 @@ class Started:
         return sorted(_children(server[0])) if server else []
 
     def rank_pid(self, variable: str, rank: int) -> int:
-        """The process that a launcher started with this rank in its environment: the first of them, not what it started itself."""
+        """The process that a launcher started with this rank in its environment: the first of them, not what
+        it started itself.
+        """
         return next(pid for pid, env in self.family().items() if env.get(variable) == str(rank))
 
     def kill_all(self) -> None:
-        """kill -9 for the whole family, as a machine that loses power would."""
+        """Kill -9 for the whole family, as a machine that loses power would."""
         while family := self.family():
             for pid in family:
                 with contextlib.suppress(ProcessLookupError):
@@ -166,7 +200,9 @@ class Started:
         """Waits until `happened()` is true; returns what it gave."""
         end = time.monotonic() + limit_s
         while not (value := happened()):
-            assert self.process.poll() is None, f"ended with {self.process.returncode} before it happened:\n{self.said()}"
+            assert self.process.poll() is None, (
+                f"ended with {self.process.returncode} before it happened:\n{self.said()}"
+            )
             assert time.monotonic() < end, f"did not happen within {limit_s} s:\n{self.said()}"
             time.sleep(0.005)
         return value
@@ -176,9 +212,11 @@ class Workshop:
     """A folder with a model, a run's YAML and the runs made from it. `runs` is where they lie."""
 
     def __init__(self, folder: Path):
-        self.folder, self.runs = folder, folder / "runs"
+        self.folder = folder
+        self.runs = folder / "runs"
         self._started: list[Started] = []
-        model, faults = folder / "model", folder / "faults"
+        model = folder / "model"
+        faults = folder / "faults"
         model.mkdir(parents=True)
         faults.mkdir()
         (model / "config.json").write_text(json.dumps(LLAMA))
@@ -187,13 +225,21 @@ class Workshop:
 
     def write_config(self, name: str, settings: dict) -> Path:
         path = self.folder / name
-        settings = {**settings, "model": {"base": str(self.folder / "model"), **settings.get("model", {})},
-                    "run": {"out": str(self.runs)}, "monitor": {"progress": False}}
+        settings = {
+            **settings,
+            "model": {"base": str(self.folder / "model"), **settings.get("model", {})},
+            "run": {"out": str(self.runs)},
+            "monitor": {"progress": False},
+        }
         path.write_text(yaml.safe_dump(settings))
         return path
 
-    def start(self, *words: str, launcher: tuple[str, ...] = (), config: Path | None = None, env: dict | None = None) -> Started:
-        """`launcher launch.py --config CONFIG words...`, in a session of its own; without a launcher as `python launch.py`, started warm (tests/warm.py)."""
+    def start(
+        self, *words: str, launcher: tuple[str, ...] = (), config: Path | None = None, env: dict | None = None
+    ) -> Started:
+        """`launcher launch.py --config CONFIG words...`, in a session of its own; without a launcher as
+        `python launch.py`, started warm (tests/warm.py).
+        """
         mark = uuid.uuid4().hex
         logs = self.folder / "logs" / mark
         logs.mkdir(parents=True)
@@ -202,10 +248,19 @@ class Workshop:
         environment = {**os.environ, "PYTHONPATH": faults, MARK: mark, **(env or {})}
         with (logs / "out").open("w") as out, (logs / "err").open("w") as err:
             if launcher:
-                process = subprocess.Popen([*launcher, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.folder,
-                                           start_new_session=True, env=environment)
+                process = subprocess.Popen(
+                    [*launcher, *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    cwd=self.folder,
+                    start_new_session=True,
+                    env=environment,
+                )
             else:
-                process = WarmProcess(command, self.folder, environment, logs / "out", logs / "err", before=FAULTS)
+                process = WarmProcess(
+                    command, self.folder, environment, logs / "out", logs / "err", before=FAULTS
+                )
         self._started.append(Started(process, mark, logs))
         return self._started[-1]
 
@@ -228,7 +283,11 @@ class Workshop:
 
 def _children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
-        return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+        return [
+            int(word)
+            for path in Path(f"/proc/{pid}/task").glob("*/children")
+            for word in path.read_text().split()
+        ]
     return []
 
 
@@ -254,14 +313,21 @@ def last_round(run: Path) -> Path:
 
 
 def bits(run: Path) -> dict[str, bytes]:
-    """Everything a run has learned, as bytes by name: global tensors, server moments, kept optimizers, the exported adapter."""
+    """Everything a run has learned, as bytes by name: global tensors, server moments, kept optimizers, the
+    exported adapter.
+    """
     files = [*sorted(last_round(run).glob("*.safetensors")), run / "adapter" / "adapter_model.safetensors"]
-    return {f"{file.name}:{name}": np.ascontiguousarray(tensor).tobytes() for file in files for name, tensor in load_file(file).items()}
+    return {
+        f"{file.name}:{name}": np.ascontiguousarray(tensor).tobytes()
+        for file in files
+        for name, tensor in load_file(file).items()
+    }
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
     """Bit for bit the same result, and every round told once."""
-    ours, theirs = bits(run), bits(reference)
+    ours = bits(run)
+    theirs = bits(reference)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
     assert [_learned(r) for r in records(run)] == [_learned(r) for r in records(reference)]
@@ -269,7 +335,20 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 def _learned(record: dict) -> tuple:
     """What a record says besides time and memory."""
-    return tuple(record[key] for key in ("round", "train_loss", "val_loss", "tokens", "lr", "factor_error", "update_norm", "received", "missing"))
+    return tuple(
+        record[key]
+        for key in (
+            "round",
+            "train_loss",
+            "val_loss",
+            "tokens",
+            "lr",
+            "factor_error",
+            "update_norm",
+            "received",
+            "missing",
+        )
+    )
 
 
 def headline(run: Path) -> str:
@@ -278,4 +357,7 @@ def headline(run: Path) -> str:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its content."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+    }

@@ -39,10 +39,20 @@ def meet(order, slots: int, function, hosts: tuple[Host, ...] = ()) -> list:
         hosts: one with so many slots where there are none.
     """
     hosts = hosts or (Host("here", slots),)
-    store, found = Meeting(), [None] * slots
+    store = Meeting()
+    found = [None] * slots
 
     def rank(number: int) -> None:
-        launch = Launch("local", number, slots, number, None, hosts, "127.0.0.1", 0)
+        launch = Launch(
+            "local",
+            number,
+            slots,
+            local_rank=number,
+            hostfile=None,
+            hosts=hosts,
+            master_addr="127.0.0.1",
+            master_port=0,
+        )
         try:
             found[number] = function(Job(order, launch, plan(hosts, 3, "auto")), store)
         except FedSpeedError as error:

@@ -1,4 +1,6 @@
-"""`fedspeed chat`: which folder is asked, and what is said where there is nothing to ask. (Answers: tests/checkpoint/test_export.py.)"""
+"""`fedspeed chat`: which folder is asked, and what is said where there is nothing to ask. (Answers:
+tests/checkpoint/test_export.py.)
+"""
 
 import io
 import json
@@ -15,7 +17,9 @@ CARD = "---\nfedspeed:\n  template: plain\n  dtype: float32\n---\n"
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with a finished run, one whose result is a model, one that has not finished, and a folder that is none."""
+    """A folder with a finished run, one whose result is a model, one that has not finished, and a folder that
+    is none.
+    """
     for run, kind, file in (("done", "adapter", "adapter_config.json"), ("whole", "model", "config.json")):
         folder = tmp_path / "runs" / run / kind
         folder.mkdir(parents=True)
@@ -26,10 +30,16 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "folder"), [
-    ("done", "runs/done/adapter"), ("runs/done", "runs/done/adapter"), ("runs/done/adapter", "runs/done/adapter"), ("whole", "runs/whole/model"),
-    ("{project}/runs/whole/", "{project}/runs/whole/model"),
-])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("done", "runs/done/adapter"),
+        ("runs/done", "runs/done/adapter"),
+        ("runs/done/adapter", "runs/done/adapter"),
+        ("whole", "runs/whole/model"),
+        ("{project}/runs/whole/", "{project}/runs/whole/model"),
+    ],
+)
 def test_a_run_is_found_by_its_name_or_folder(project, name, folder):
     assert str(exported_folder(name.format(project=project))) == folder.format(project=project)
 
@@ -39,36 +49,66 @@ def refused(words, capsys) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["nothing", "hello"], "nothing: there is no such folder and no such run; runs/ holds going"),
-    (["going", "hello"], "runs/going: the run has not finished (its journal ends with round 3), so that nothing is exported yet; the command that"),
-    (["other", "hello"], "other: holds no adapter/, no model/ and no journal of a run; name the folder of a finished run"),
-    (["done", "hello"], "runs/done/adapter/README.md: no such file, and only it says which prompt the weights were trained with"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing", "hello"], "nothing: there is no such folder and no such run; runs/ holds going"),
+        (
+            ["going", "hello"],
+            "runs/going: the run has not finished (its journal ends with round 3), so that nothing is "
+            "exported yet; the command that",
+        ),
+        (
+            ["other", "hello"],
+            "other: holds no adapter/, no model/ and no journal of a run; name the folder of a finished run",
+        ),
+        (
+            ["done", "hello"],
+            "runs/done/adapter/README.md: no such file, and only it says which prompt the weights were "
+            "trained with",
+        ),
+    ],
+)
 def test_what_cannot_be_asked_is_told(project, capsys, words, said):
     assert said in refused(words, capsys)
 
 
-@pytest.mark.parametrize(("card", "config", "said"), [
-    ("# mine\n", {}, "README.md: does not say which prompt the weights were trained with"),
-    ("---\nfedspeed: 3\n---\n", {}, "README.md: does not say which prompt"),
-    (CARD.replace("float32", "load"), {}, "README.md: dtype 'load' is no type of torch"),
-    (CARD, {}, "adapter_config.json: does not name its base (KeyError)"),
-    (CARD, {"base_model_name_or_path": "{project}/gone"}, "its base {project}/gone is not there; bring it back"),
-    (CARD, {"base_model_name_or_path": "{project}/other"}, "its base {project}/other holds no weights, as with model.init=random"),
-])
+@pytest.mark.parametrize(
+    ("card", "config", "said"),
+    [
+        ("# mine\n", {}, "README.md: does not say which prompt the weights were trained with"),
+        ("---\nfedspeed: 3\n---\n", {}, "README.md: does not say which prompt"),
+        (CARD.replace("float32", "load"), {}, "README.md: dtype 'load' is no type of torch"),
+        (CARD, {}, "adapter_config.json: does not name its base (KeyError)"),
+        (
+            CARD,
+            {"base_model_name_or_path": "{project}/gone"},
+            "its base {project}/gone is not there; bring it back",
+        ),
+        (
+            CARD,
+            {"base_model_name_or_path": "{project}/other"},
+            "its base {project}/other holds no weights, as with model.init=random",
+        ),
+    ],
+)
 def test_an_export_that_is_not_whole_is_told(project, capsys, card, config, said):
     folder = project / "runs" / "done" / "adapter"
     (folder / "README.md").write_text(card)
-    (folder / "adapter_config.json").write_text(json.dumps({key: value.format(project=project) for key, value in config.items()}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({key: value.format(project=project) for key, value in config.items()})
+    )
     assert said.format(project=project) in refused(["done", "hello"], capsys)
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["done", "x", "--max-new-tokens", "0"], "is not a whole number of at least 1"),
-    (["done", "x", "--temperature", "-1"], "is not a number of at least 0"),
-    (["done", "x", "--temperature", "hot"], "is not a number of at least 0"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["done", "x", "--max-new-tokens", "0"], "is not a whole number of at least 1"),
+        (["done", "x", "--temperature", "-1"], "is not a number of at least 0"),
+        (["done", "x", "--temperature", "hot"], "is not a number of at least 0"),
+    ],
+)
 def test_bad_words_are_refused(project, capsys, words, said):
     with pytest.raises(SystemExit, match="2"):
         main(["chat", *words])

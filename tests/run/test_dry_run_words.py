@@ -74,5 +74,7 @@ def test_a_method_that_asks_for_more_than_the_engine_can_is_refused(said, monkey
 
     said(*words)
     monkeypatch.setattr(LoraAverage, "needs", frozenset({"gradients", "forward_gradients"}))
-    with pytest.raises(FedSpeedError, match="lora_average needs an engine that is capable of forward_gradients"):
+    with pytest.raises(
+        FedSpeedError, match="lora_average needs an engine that is capable of forward_gradients"
+    ):
         said(*words)

@@ -14,17 +14,31 @@ from fedspeed.errors import ConfigError, JournalError, LostPeerError, PlanError,
 from fedspeed.monitor.records import MissingUpdates, summarise
 from fedspeed.session import rank
 from fedspeed.session.deployment import JobDeployment, SiteDeployment, deployment_of
-from fedspeed.session.ending import gaps, of_complete, of_error, of_ranks, of_rounds, of_stop, of_summary, uncounted, with_losses
+from fedspeed.session.ending import (
+    gaps,
+    of_complete,
+    of_error,
+    of_ranks,
+    of_rounds,
+    of_stop,
+    of_summary,
+    uncounted,
+    with_losses,
+)
 
 RESUME = "the same command resumes"
 
 
-@pytest.mark.parametrize(("error", "status", "code", "text"), [
-    (ConfigError(["a", "b"]), "failed", 2, "2 problems in the configuration:\n  - a\n  - b"),
-    (PlanError("too large; take more"), "failed", 2, "too large; take more"),
-    (LostPeerError("rank 1 is gone", remedy=RESUME), "failed", 75, f"rank 1 is gone; {RESUME}"),
-    (Preempted("asked to end"), "preempted", 75, "asked to end"),
-    (ZeroDivisionError("by zero"), "failed", 1, "by zero")])
+@pytest.mark.parametrize(
+    ("error", "status", "code", "text"),
+    [
+        (ConfigError(["a", "b"]), "failed", 2, "2 problems in the configuration:\n  - a\n  - b"),
+        (PlanError("too large; take more"), "failed", 2, "too large; take more"),
+        (LostPeerError("rank 1 is gone", remedy=RESUME), "failed", 75, f"rank 1 is gone; {RESUME}"),
+        (Preempted("asked to end"), "preempted", 75, "asked to end"),
+        (ZeroDivisionError("by zero"), "failed", 1, "by zero"),
+    ],
+)
 def test_of_an_error(error, status, code, text):
     ending = of_error(error)
     assert (ending.status, ending.exit_code, ending.text, ending.error) == (status, code, text, error)
@@ -33,19 +47,34 @@ def test_of_an_error(error, status, code, text):
 
 def test_lost_ranks_are_named_once_and_their_updates_are_missing():
     missing = gaps((), (0, 1), (4,), range(5))
-    assert missing == (MissingUpdates(2, 1, (4,)),) and gaps((), (), (4,), range(1, 5)) == gaps((), (0, 1), (), range(5)) == ()
+    assert (
+        missing == (MissingUpdates(2, 1, (4,)),)
+        and gaps((), (), (4,), range(1, 5)) == gaps((), (0, 1), (), range(5)) == ()
+    )
     lost = ["client 4 (rank 1 on b)", "client 5 (rank 2 on b)"]
-    ending = with_losses(of_error(LostPeerError("client 4 (rank 1 on b) is gone", remedy=RESUME)), lost, missing)
+    ending = with_losses(
+        of_error(LostPeerError("client 4 (rank 1 on b) is gone", remedy=RESUME)), lost, missing
+    )
     assert ending.text == f"client 4 (rank 1 on b) is gone; {RESUME} (lost: client 5 (rank 2 on b))"
     assert ending.summary((), rounds=4, restarts=1, absent=(0, 1)).to_json() == {
-        **summarise((), status="failed", total_rounds=4, absent=(0, 1)).to_json(), "exit_code": 75, "restarts": 1, "reason": ending.text,
-        "missing": [missing[0].to_json()]}
+        **summarise((), status="failed", total_rounds=4, absent=(0, 1)).to_json(),
+        "exit_code": 75,
+        "restarts": 1,
+        "reason": ending.text,
+        "missing": [missing[0].to_json()],
+    }
     assert with_losses(ending, ["client 4 (rank 1 on b)"], ()).text == ending.text
 
 
-@pytest.mark.parametrize(("lost", "clipped", "text", "code"), [
-    (0, 0, "", 0), (1, 0, "1 update did not count, see the report", 1), (0, 9, "some updates did not count fully", 1),
-    (2, 1, "2 updates did not count, see the report; some updates did not count fully", 1)])
+@pytest.mark.parametrize(
+    ("lost", "clipped", "text", "code"),
+    [
+        (0, 0, "", 0),
+        (1, 0, "1 update did not count, see the report", 1),
+        (0, 9, "some updates did not count fully", 1),
+        (2, 1, "2 updates did not count, see the report; some updates did not count fully", 1),
+    ],
+)
 def test_rounds_that_are_over(lost, clipped, text, code):
     assert uncounted(lost, clipped) == text
     ending = of_rounds("early stop", ["no round beat the start", ""], uncounted(lost, clipped))
@@ -65,17 +94,33 @@ def test_a_run_that_was_asked_to_stop_goes_on():
 def test_a_run_that_is_complete():
     done = summarise((), status="finished", total_rounds=4, absent=(4,))
     ending = of_complete(done, folder="runs/a", number=4, asked=3)
-    assert (ending.exit_code, ending.note) == (0, "runs/a is complete (finished, 4 rounds; federation.rounds=3 asks for fewer, which changes nothing): see "
-                                                  "runs/a/report.md. A larger federation.rounds goes on from there, --fresh starts anew.")
+    assert (ending.exit_code, ending.note) == (
+        0,
+        "runs/a is complete (finished, 4 rounds; federation.rounds=3 asks for fewer, which changes "
+        "nothing): see "
+        "runs/a/report.md. A larger federation.rounds goes on from there, --fresh starts anew.",
+    )
     lacking = summarise((), status="early stop", total_rounds=4, also_missing=(MissingUpdates(2, 1),))
     ending = of_complete(lacking, folder="runs/a", number=4, asked=4)
-    assert ending.exit_code == 1 and "(early stop, 4 rounds; 1 update did not count, see the report)" in ending.note and "federation.patience" in ending.note
+    assert (
+        ending.exit_code == 1
+        and "(early stop, 4 rounds; 1 update did not count, see the report)" in ending.note
+        and "federation.patience" in ending.note
+    )
 
 
-@pytest.mark.parametrize(("asked", "status", "missing"), [(True, "preempted", ()), (False, "failed", (MissingUpdates(1, 1, (0,)),))])
+@pytest.mark.parametrize(
+    ("asked", "status", "missing"),
+    [(True, "preempted", ()), (False, "failed", (MissingUpdates(1, 1, (0,)),))],
+)
 def test_ranks_that_could_say_nothing(asked, status, missing):
     ending = of_ranks(75, asked, ["a rank was killed", "no restart is left"], (MissingUpdates(1, 1, (0,)),))
-    assert (ending.status, ending.exit_code, ending.missing, ending.text) == (status, 75, missing, "a rank was killed; no restart is left")
+    assert (ending.status, ending.exit_code, ending.missing, ending.text) == (
+        status,
+        75,
+        missing,
+        "a rank was killed; no restart is left",
+    )
 
 
 def test_what_is_said_of_it(tmp_path, monkeypatch, capsys):
@@ -87,7 +132,10 @@ def test_what_is_said_of_it(tmp_path, monkeypatch, capsys):
     assert tell_ending(of_error(ZeroDivisionError("by zero")), None) == 1
     assert noted_faults(tmp_path / "fault") == {"ZeroDivisionError: by zero"}
     said = capsys.readouterr().err
-    assert said.startswith("fedspeed: error: x is wrong\nfedspeed: stopped after round 1 of 2 (asked to end)") and "ZeroDivisionError: by zero" in said
+    assert (
+        said.startswith("fedspeed: error: x is wrong\nfedspeed: stopped after round 1 of 2 (asked to end)")
+        and "ZeroDivisionError: by zero" in said
+    )
     assert tell_ending(of_rounds("finished", [], ""), None) == 0 and capsys.readouterr().err == ""
 
 
@@ -95,7 +143,8 @@ class Link:
     """Of one site among several, of which none, or another one, objects."""
 
     def __init__(self, answer):
-        self.answer, self.asked = answer, []
+        self.answer = answer
+        self.asked = []
 
     def share(self, vector, priority):
         self.asked.append(priority)
@@ -104,19 +153,30 @@ class Link:
 
 def test_who_has_started_it_is_decided_once():
     def config(transport):
-        return load(None, ["model.base=m", "model.dtype=fp32", f"routing.transport={transport}", "routing.identity=no.key"]).config
+        return load(
+            None,
+            ["model.base=m", "model.dtype=fp32", f"routing.transport={transport}", "routing.identity=no.key"],
+        ).config
 
     for transport in ("auto", "mpi", "gloo", "local"):
         job = deployment_of(config(transport))
-        assert type(job) is JobDeployment and job.membership is None and job.seal_rows("abc") == "abc" and not job.renewal(True)()
+        assert (
+            type(job) is JobDeployment
+            and job.membership is None
+            and job.seal_rows("abc") == "abc"
+            and not job.renewal(True)()
+        )
         job.check_alike(None, None, 3, True)  # one of them keeps the journal for all: there is nobody to ask
         job.share_best(None, None, 3, None)
-    site, journal = deployment_of(config("tls")), SimpleNamespace(folder="runs/a/journal")
+    site = deployment_of(config("tls"))
+    journal = SimpleNamespace(folder="runs/a/journal")
     assert type(site) is SiteDeployment
     link = Link(None)
     site.check_alike(link, journal, 3, False)
     assert link.asked == [0.0]
-    with pytest.raises(JournalError, match="runs/a/journal: the sites hold different states of round 3; another differs"):
+    with pytest.raises(
+        JournalError, match="runs/a/journal: the sites hold different states of round 3; another differs"
+    ):
         site.check_alike(Link(np.ones(1)), journal, 3, False)
 
 

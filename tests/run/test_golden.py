@@ -32,8 +32,11 @@ def test_all_golden_runs_are_recorded():
 
 
 def test_a_difference_is_told_with_both_values():
-    old = {"rounds": [{"train_loss": 5.0, "tokens": 8, "update_norm": 0.5}], "adapter": {"a": "00"},
-           "summary": {"rounds": 1}}
+    old = {
+        "rounds": [{"train_loss": 5.0, "tokens": 8, "update_norm": 0.5}],
+        "adapter": {"a": "00"},
+        "summary": {"rounds": 1},
+    }
 
     def told(near: float, **changed) -> list[str]:
         return differences(old, {**old, **changed}, near)
@@ -46,8 +49,10 @@ def test_a_difference_is_told_with_both_values():
     far = [{"train_loss": 5.01, "tokens": 9, "update_norm": 0.6}]
     assert len(told(1e-4, rounds=far)) == 3
     assert told(1e-4, rounds=[]) == ["rounds: expected 1 entries, found 0"]
-    assert told(1e-4, adapter={"b": "00"}) == ['adapter.a: expected "00", found nothing',
-                                                'adapter.b: expected nothing, found "00"']
+    assert told(1e-4, adapter={"b": "00"}) == [
+        'adapter.a: expected "00", found nothing',
+        'adapter.b: expected nothing, found "00"',
+    ]
     assert told(0.0, summary={"rounds": 1.0}) and told(0.0, summary={"rounds": True})
 
 
@@ -62,8 +67,12 @@ def test_values_are_read_as_they_were_written(tmp_path):
 
 
 def test_steps_that_were_taken_again_count_once_and_must_be_the_same(tmp_path):
-    lines = ['{"process": 1, "round": 1, "loss": 2.5}', '{"process": 1, "round": 2, "loss": 2.25}',
-             '{"process": 2, "round": 2, "loss": 2.25}', '{"process": 2, "round": 2, "loss": NaN}']
+    lines = [
+        '{"process": 1, "round": 1, "loss": 2.5}',
+        '{"process": 1, "round": 2, "loss": 2.25}',
+        '{"process": 2, "round": 2, "loss": 2.25}',
+        '{"process": 2, "round": 2, "loss": NaN}',
+    ]
     (tmp_path / "steps-0.jsonl").write_text("\n".join(lines))
     found = steps_of(tmp_path)["rank 0"]
     assert found["round 1"] == [2.5] and repr(found["round 2"]) == "[2.25, nan]"

@@ -75,7 +75,11 @@ def test_too_many_ranks_are_refused_before_they_are_started(workshop, monkeypatc
 def job_of(*words: str) -> SimpleNamespace:
     asked = order(*words)
     return SimpleNamespace(
-        request=asked, config=asked.config, me=0, serves=False, named=lambda rank: f"client 0 (rank {rank} on alpha)"
+        request=asked,
+        config=asked.config,
+        me=0,
+        serves=False,
+        named=lambda rank: f"client 0 (rank {rank} on alpha)",
     )
 
 
@@ -86,7 +90,7 @@ def test_a_full_device_is_told_as_that_with_what_to_set():
             "engine.tier=ram",
             "train.micro_batch=4",
             "train.accumulation=2",
-            "engine.slots=6",
+            "engine.block_slots=6",
             "data.max_tokens=512",
         ),
     )
@@ -98,9 +102,9 @@ def test_a_full_device_is_told_as_that_with_what_to_set():
         "capacity of 10.75 GiB of which 1.25 GiB is free). Set"
     )
     assert (
-        "engine.activation_gib=0, engine.block_inputs=host, engine.slots=2, train.micro_batch=2 with "
+        "engine.activation_gib=0, engine.block_inputs=host, engine.block_slots=2, train.micro_batch=2 with "
         "train.accumulation=4 (the same step), "
-        "engine.seats=1, data.max_tokens=256"
+        "engine.client_slots=1, data.max_tokens=256"
     ) in text
     assert "`fedspeed plan" in text and "RAM" not in text and "ulimit" not in text
 
@@ -118,7 +122,7 @@ def test_a_full_device_is_told_as_that_with_what_to_set():
                 "engine.activation_gib=0",
                 "engine.block_inputs=host",
                 "train.micro_batch=1",
-                "engine.seats=1",
+                "engine.client_slots=1",
             ),
             "engine.tier=ram, data",
         ),

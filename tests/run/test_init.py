@@ -1,4 +1,6 @@
-"""`fedspeed init`: what it writes loads, is commented, and passes what can be checked without starting anything."""
+"""`fedspeed init`: what it writes loads, is commented, and passes what can be checked without starting
+anything.
+"""
 
 import json
 from pathlib import Path
@@ -13,8 +15,16 @@ from tests.conftest import ROOT
 from tests.run.launched import LLAMA
 
 RUN = Path("run.yaml")
-ROWS = [{"question": f"What is {i}?", "answer": f"It is {i}.", "context": None if i % 2 else "numbers", "topic": "ab"[i % 2], "id": i}
-        for i in range(60)]
+ROWS = [
+    {
+        "question": f"What is {i}?",
+        "answer": f"It is {i}.",
+        "context": None if i % 2 else "numbers",
+        "topic": "ab"[i % 2],
+        "id": i,
+    }
+    for i in range(60)
+]
 
 
 @pytest.fixture
@@ -24,7 +34,9 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "base").mkdir()
     write_rows(tmp_path / "rows" / "mine.jsonl", ROWS)
     (tmp_path / "base" / "config.json").write_text(json.dumps(LLAMA | {"max_position_embeddings": 512}))
-    (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n# fed-host a gpu=rtx3090\n# fed-host b gpu=rtx3090\n")
+    (tmp_path / "hosts").write_text(
+        "a slots=2\nb slots=2\n# fed-host a gpu=rtx3090\n# fed-host b gpu=rtx3090\n"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -44,10 +56,17 @@ def refused(capsys, *words) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("task", "clients", "split"), [("builtin", 4, "meta"), ("gsm8k", 3, "iid"), ("dolly", 8, "meta"), ("codealpaca", 9, "meta")])
+@pytest.mark.parametrize(
+    ("task", "clients", "split"),
+    [("builtin", 4, "meta"), ("gsm8k", 3, "iid"), ("dolly", 8, "meta"), ("codealpaca", 9, "meta")],
+)
 def test_a_task_becomes_a_commented_configuration(project, capsys, task, clients, split):
     loaded, text, said = written(capsys, "--task", task)
-    assert (loaded.config.data.task, loaded.config.data.clients, loaded.config.data.split) == (task, clients, split)
+    assert (loaded.config.data.task, loaded.config.data.clients, loaded.config.data.split) == (
+        task,
+        clients,
+        split,
+    )
     assert "run.yaml: written; check it with `python launch.py --config run.yaml --dry-run`" in said
     flat = " ".join(line.strip().removeprefix("# ") for line in text.splitlines())
     given = [key for key, source in loaded.sources.items() if source != "default" and key in FIELDS]
@@ -63,9 +82,18 @@ def test_the_first_file_passes_the_dry_run(project, capsys):
 def test_rows_of_ones_own_are_understood(project, capsys):
     loaded, _, said = written(capsys, "--data", "rows/mine.jsonl", "--model", "base")
     data = loaded.config.data
-    assert (data.task, data.instruction_field, data.output_field, data.input_field, data.category_field) == ("file", "question", "answer", "context", "topic")
-    assert ("rows/mine.jsonl: instruction from 'question', input from 'context', answer from 'answer', category from 'topic' (2 kinds), by the first "
-            "60 rows; correct the YAML if this is not so") in said
+    assert (data.task, data.instruction_field, data.output_field, data.input_field, data.category_field) == (
+        "file",
+        "question",
+        "answer",
+        "context",
+        "topic",
+    )
+    assert (
+        "rows/mine.jsonl: instruction from 'question', input from 'context', answer from 'answer', category "
+        "from 'topic' (2 kinds), by the first "
+        "60 rows; correct the YAML if this is not so"
+    ) in said
     text = check(load(RUN, ["model.init=random"]), None)
     assert "file: 3 clients" in text
 
@@ -93,7 +121,10 @@ def test_a_base_that_is_no_folder_here_keeps_its_name(project, capsys, name):
 def test_a_hostfile_gives_clients_and_the_command(project, capsys):
     loaded, text, said = written(capsys, "--hostfile", "hosts")
     assert loaded.config.data.clients == 2 and loaded.config.deepspeed == {"base": "zero3.json"}
-    assert "# Run it:    deepspeed --hostfile hosts launch.py --config run.yaml" in text and "hosts: 2 hosts, 4 ranks, 2 clients" in said
+    assert (
+        "# Run it:    deepspeed --hostfile hosts launch.py --config run.yaml" in text
+        and "hosts: 2 hosts, 4 ranks, 2 clients" in said
+    )
 
 
 def test_the_shipped_hostfile_serves(project, capsys):
@@ -101,28 +132,46 @@ def test_the_shipped_hostfile_serves(project, capsys):
     assert (loaded.config.data.clients, loaded.config.data.split) == (10, "iid")
 
 
-@pytest.mark.parametrize(("row", "said"), [
-    ({"title": "a", "body": "b"}, "no field is called as an instruction usually is (instruction, question, "),
-    ({"prompt": "a", "text": "b"}, "no field is called as an output usually is (output, response, "),
-    ({"messages": [{"role": "user", "content": "a"}]}, "(conversations under 'messages' must be made into pairs first)"),
-    ([1], "a record must be a JSON object"),
-    (None, "the file holds no rows"),
-])
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"title": "a", "body": "b"},
+            "no field is called as an instruction usually is (instruction, question, ",
+        ),
+        ({"prompt": "a", "text": "b"}, "no field is called as an output usually is (output, response, "),
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            "(conversations under 'messages' must be made into pairs first)",
+        ),
+        ([1], "a record must be a JSON object"),
+        (None, "the file holds no rows"),
+    ],
+)
 def test_rows_that_cannot_be_understood_are_told(project, capsys, row, said):
     write_rows(project / "rows" / "odd.jsonl", [] if row is None else [row] * 3)
     assert said in refused(capsys, "run.yaml", "--data", "rows/odd.jsonl")
     assert not (project / "run.yaml").exists()
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["there.yaml"], "there.yaml: is there already, and is not written over; move it away, or give another name"),
-    (["run.txt"], "run.txt: a run's configuration is a YAML file; give it a name such as run.txt.yaml"),
-    (["no/run.yaml"], "no/run.yaml: there is no folder no; make it"),
-    (["run.yaml", "--task", "gsm8k", "--data", "rows/mine.jsonl"], "a run has the rows of one of them; leave the other out"),
-    (["run.yaml", "--data", "rows/none.jsonl"], "rows/none.jsonl: cannot be read"),
-    (["run.yaml", "--data", "rows"], "unknown kind of file"),
-    (["run.yaml", "--hostfile", "nowhere"], "nowhere"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["there.yaml"],
+            "there.yaml: is there already, and is not written over; move it away, or give another name",
+        ),
+        (["run.txt"], "run.txt: a run's configuration is a YAML file; give it a name such as run.txt.yaml"),
+        (["no/run.yaml"], "no/run.yaml: there is no folder no; make it"),
+        (
+            ["run.yaml", "--task", "gsm8k", "--data", "rows/mine.jsonl"],
+            "a run has the rows of one of them; leave the other out",
+        ),
+        (["run.yaml", "--data", "rows/none.jsonl"], "rows/none.jsonl: cannot be read"),
+        (["run.yaml", "--data", "rows"], "unknown kind of file"),
+        (["run.yaml", "--hostfile", "nowhere"], "nowhere"),
+    ],
+)
 def test_nothing_is_written_over_and_mistakes_are_told(project, capsys, words, said):
     (project / "there.yaml").write_text("mine")
     assert said in refused(capsys, *words)

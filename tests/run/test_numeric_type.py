@@ -34,7 +34,9 @@ def order(tmp_path, monkeypatch):
 
     def make(*words: str, hosts: str = "", fresh: bool = False) -> RunRequest:
         (tmp_path / "hosts").write_text(hosts)
-        return RunRequest(load(tmp_path / "run.yaml", words), tmp_path / "hosts" if hosts else None, fresh=fresh)
+        return RunRequest(
+            load(tmp_path / "run.yaml", words), tmp_path / "hosts" if hosts else None, fresh=fresh
+        )
 
     return make
 
@@ -176,9 +178,9 @@ def test_a_run_does_not_go_on_where_its_type_is_missing(order, monkeypatch):
 def test_all_ranks_take_what_the_oldest_card_has(order, monkeypatch):
     gpus(monkeypatch, ("bf16", "fp16"), ("fp16",), ("bf16", "fp16"))
     found = meet(order(), 3, numeric_type.agree)
-    assert {one.job.config.model.dtype for one in found} == {"fp16"} and len(
-        {one.job.request.marks for one in found}
-    ) == 1
+    assert {one.job.config.model.dtype for one in found} == {"fp16"} and len({
+        one.job.request.marks for one in found
+    }) == 1
     assert "cuda:1 of here cannot do bf16" in found[0].text and not found[0].begun
 
 
@@ -210,14 +212,17 @@ def test_a_device_that_cannot_be_asked_ends_all_at_once(order, monkeypatch):
     [((9, 0), {"bf16", "fp16"}), ((8, 0), {"bf16", "fp16"}), ((7, 5), {"fp16"}), ((6, 1), set())],
 )
 def test_emulated_types_of_old_cards_do_not_count(monkeypatch, capability, types):
-    """torch says of every card that it can do bf16: it counts emulation."""
+    """Torch says of every card that it can do bf16: it counts emulation."""
     import deepspeed.accelerator as deepspeed_accelerator
 
     from fedspeed.engine import device_types
 
     card = SimpleNamespace(
-        device_name=lambda: "cuda", device_count=lambda: 2, is_bf16_supported=lambda: True,
-        is_fp16_supported=lambda: True)
+        device_name=lambda: "cuda",
+        device_count=lambda: 2,
+        is_bf16_supported=lambda: True,
+        is_fp16_supported=lambda: True,
+    )
     monkeypatch.delenv("DS_ACCELERATOR")
     monkeypatch.setattr(deepspeed_accelerator, "get_accelerator", lambda: card)
     monkeypatch.setattr(device_types, "_capability", lambda index: capability)

@@ -1,4 +1,6 @@
-"""launchers/organisations.sh with stand-ins for everything that it starts: what becomes of the sites when it is told to end."""
+"""launchers/organisations.sh with stand-ins for everything that it starts: what becomes of the sites when it
+is told to end.
+"""
 
 import contextlib
 import os
@@ -13,8 +15,9 @@ import pytest
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
 
-# A site that, like launch.py, ends a while after it was asked to, and writes down how often it was asked. Everything else is done at once.
-PYTHON = '''#!/usr/bin/env bash
+# A site that, like launch.py, ends a while after it was asked to, and writes down how often it was asked.
+# Everything else is done at once.
+PYTHON = """#!/usr/bin/env bash
 [ "$1" = launch.py ] || exit 0
 name=$(basename "$3" .yaml)
 trap 'echo asked >> "$name.asked"; stop=1' TERM
@@ -24,11 +27,13 @@ while [ -z "${stop:-}" ]; do sleep 0.05; done
 sleep 0.3
 echo "ended"
 exit 75
-'''
+"""
 
 
 def hear_signals() -> None:
-    """Undoes what `nohup` and `&` do to the signals of the tests: a shell that inherits an ignored signal cannot trap it."""
+    """Undoes what `nohup` and `&` do to the signals of the tests: a shell that inherits an ignored signal
+    cannot trap it.
+    """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -42,8 +47,14 @@ def script(tmp_path):
     python.parent.mkdir(parents=True)
     python.write_text(PYTHON)
     python.chmod(0o755)
-    started = subprocess.Popen(["bash", "launchers/organisations.sh", "run.name=x"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-                               start_new_session=True, preexec_fn=hear_signals)
+    started = subprocess.Popen(
+        ["bash", "launchers/organisations.sh", "run.name=x"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_signals,
+    )
     try:
         end = time.monotonic() + LIMIT_S
         while len(list(tmp_path.glob("*.pid"))) < 3:
@@ -78,5 +89,9 @@ def test_sites_end_with_the_script(script, tmp_path, how):
     said, _ = script.communicate(timeout=LIMIT_S)
     assert script.returncode == 75
     assert not any(map(alive, pids(tmp_path)))
-    assert sorted(said.splitlines()) == [line for i in (1, 2, 3) for line in (f"client{i}  ended", f"client{i}  started with run.name=x")]
-    assert [(tmp_path / f"client{i}.asked").read_text() for i in (1, 2, 3)] == 3 * ["asked\n"], "asked twice, a site would end at once"
+    assert sorted(said.splitlines()) == [
+        line for i in (1, 2, 3) for line in (f"client{i}  ended", f"client{i}  started with run.name=x")
+    ]
+    assert [(tmp_path / f"client{i}.asked").read_text() for i in (1, 2, 3)] == 3 * ["asked\n"], (
+        "asked twice, a site would end at once"
+    )

@@ -1,6 +1,8 @@
-"""Bad input ends a launched run at once, on all ranks, with one message that names the fault and the remedy, and leaves no file behind.
+"""Bad input ends a launched run at once, on all ranks, with one message that names the fault and the remedy,
+and leaves no file behind.
 
-The list of mistakes and their messages is in `test_mistakes.py`; here are those that take a run, a journal, a disk or a process to be seen.
+The list of mistakes and their messages is in `test_mistakes.py`; here are those that take a run, a journal, a
+disk or a process to be seen.
 """
 
 import fcntl
@@ -21,7 +23,9 @@ from tests.limits import LIMIT_S
 SOON_S = 120.0  # found before any rank starts; takes half a second on an idle machine
 
 
-def refuse(workshop, *words: str, named: tuple[str, ...], limit_s: float = 120.0, run: str = "refused", **options) -> Ended:
+def refuse(
+    workshop, *words: str, named: tuple[str, ...], limit_s: float = 120.0, run: str = "refused", **options
+) -> Ended:
     """Runs, and holds the refusal to what every refusal owes its reader."""
     before = tree(workshop.runs) if workshop.runs.exists() else {}
     ended = workshop.run(f"run.name={run}", *words, limit_s=limit_s, **options)
@@ -56,11 +60,17 @@ def cut(path: Path, bytes_left: int) -> None:
 # The command line and the configuration.
 
 
-@pytest.mark.parametrize(("words", "named"), [
-    (("train.lr=fast",), ("command line", "train.lr", "fast")),
-    (("--hostfile", "nowhere"), ("nowhere", "no such hostfile", "NAME slots=N")),
-    (("model.base=gone/", "data.max_rows=2"), ("gone/", "does not exist", "2 rows are too few for 3 clients")),
-])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("train.lr=fast",), ("command line", "train.lr", "fast")),
+        (("--hostfile", "nowhere"), ("nowhere", "no such hostfile", "NAME slots=N")),
+        (
+            ("model.base=gone/", "data.max_rows=2"),
+            ("gone/", "does not exist", "2 rows are too few for 3 clients"),
+        ),
+    ],
+)
 def test_command_line(workshop, words, named):
     refuse(workshop, *words, named=named, limit_s=SOON_S)
 
@@ -80,8 +90,15 @@ def test_one_client_whose_answers_are_all_cut_away_ends_every_rank(workshop):
     rows = [{"instruction": "1 + 1 =", "output": "2", "category": "short"}] * 20
     rows += [{"instruction": "one " * 50 + "=", "output": "50", "category": "long"}] * 20
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ended = refuse(workshop, "--json", "data.task=file", "data.template=plain", "data.clients=2", f"data.path={path}",
-                   named=("data.max_tokens=64", "whole answer", "training rows", "raise data.max_tokens"))
+    ended = refuse(
+        workshop,
+        "--json",
+        "data.task=file",
+        "data.template=plain",
+        "data.clients=2",
+        f"data.path={path}",
+        named=("data.max_tokens=64", "whole answer", "training rows", "raise data.max_tokens"),
+    )
     assert "restart" not in ended.err
 
 
@@ -89,8 +106,16 @@ def test_one_client_whose_answers_are_all_cut_away_ends_every_rank(workshop):
 
 
 def test_tokenizer_with_more_ids_than_the_base_knows(workshop):
-    folder = model_folder(workshop, "small-vocabulary", {**LLAMA, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
-    refuse(workshop, f"model.base={folder}", named=(f"model.base={folder}", "vocab_size=10", "ids up to 258", "model.tokenizer=bytes"))
+    folder = model_folder(
+        workshop,
+        "small-vocabulary",
+        {**LLAMA, "vocab_size": 10, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    )
+    refuse(
+        workshop,
+        f"model.base={folder}",
+        named=(f"model.base={folder}", "vocab_size=10", "ids up to 258", "model.tokenizer=bytes"),
+    )
 
 
 def adapter_folder(workshop, whole, name: str) -> Path:
@@ -101,22 +126,41 @@ def test_adapter_whose_files_disagree(workshop, whole):
     folder = adapter_folder(workshop, whole, "adapter-r")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 16}))
-    refuse(workshop, f"adapter.start_from={folder}", named=(str(folder / "adapter_model.safetensors"), "r=16", "shape (4, 64)"), limit_s=SOON_S)
+    refuse(
+        workshop,
+        f"adapter.start_from={folder}",
+        named=(str(folder / "adapter_model.safetensors"), "r=16", "shape (4, 64)"),
+        limit_s=SOON_S,
+    )
 
 
 def test_adapter_of_another_lora_rank_than_the_run_asks_for(workshop, whole):
     folder = adapter_folder(workshop, whole, "adapter-8")
-    refuse(workshop, f"adapter.start_from={folder}", "adapter.lora_rank=8", named=("adapter.lora_rank=8", str(folder), "r=4"), limit_s=SOON_S)
+    refuse(
+        workshop,
+        f"adapter.start_from={folder}",
+        "adapter.lora_rank=8",
+        named=("adapter.lora_rank=8", str(folder), "r=4"),
+        limit_s=SOON_S,
+    )
 
 
-@pytest.mark.parametrize(("targets", "good"), [("all-linear", False), ("[q_proj]", False), ("attention", True), ("[v_proj, q_proj]", True)])
+@pytest.mark.parametrize(
+    ("targets", "good"),
+    [("all-linear", False), ("[q_proj]", False), ("attention", True), ("[v_proj, q_proj]", True)],
+)
 def test_adapter_on_other_targets_than_the_run_asks_for(workshop, whole, targets, good):
     folder = adapter_folder(workshop, whole, f"adapter-on-{targets}")
     words = (f"adapter.start_from={folder}", f"adapter.targets={targets}")
     if good:
         workshop.finish("--dry-run", *words)
     else:
-        refuse(workshop, *words, named=(f"adapter.targets={targets}", str(folder), "is on [q_proj, v_proj]"), limit_s=SOON_S)
+        refuse(
+            workshop,
+            *words,
+            named=(f"adapter.targets={targets}", str(folder), "is on [q_proj, v_proj]"),
+            limit_s=SOON_S,
+        )
 
 
 def test_adapter_that_is_not_a_number(workshop, whole):
@@ -125,20 +169,37 @@ def test_adapter_that_is_not_a_number(workshop, whole):
     file = folder / "adapter_model.safetensors"
     save_file({name: np.full_like(tensor, np.nan) for name, tensor in load_file(file).items()}, file)
     ended = workshop.run(f"adapter.start_from={folder}", "run.name=nan", "monitor.plot=false")
-    assert ended.code == 2 and "Traceback" not in ended.err and "starting all ranks again" not in ended.err, ended.text
-    assert "not finite before any training" in ended.err and "adapter.start_from" in ended.err and "train.lr" not in ended.err
+    assert ended.code == 2 and "Traceback" not in ended.err and "starting all ranks again" not in ended.err, (
+        ended.text
+    )
+    assert (
+        "not finite before any training" in ended.err
+        and "adapter.start_from" in ended.err
+        and "train.lr" not in ended.err
+    )
     assert headline(workshop.runs / "nan") == "# Run `nan`: failed"
 
 
 def test_truncated_adapter(workshop, whole):
     folder = adapter_folder(workshop, whole, "adapter-cut")
     cut(folder / "adapter_model.safetensors", 500)
-    refuse(workshop, f"adapter.start_from={folder}", named=(str(folder / "adapter_model.safetensors"), "truncated"), limit_s=SOON_S)
+    refuse(
+        workshop,
+        f"adapter.start_from={folder}",
+        named=(str(folder / "adapter_model.safetensors"), "truncated"),
+        limit_s=SOON_S,
+    )
 
 
 def test_16_bit_type_that_the_processor_lacks(workshop):
     """The variable lets this processor pass for an older one."""
-    refuse(workshop, "model.dtype=fp16", named=("model.dtype=fp16", "choose fp32"), env={"ONEDNN_MAX_CPU_ISA": "AVX2"}, launcher=COLD)
+    refuse(
+        workshop,
+        "model.dtype=fp16",
+        named=("model.dtype=fp16", "choose fp32"),
+        env={"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        launcher=COLD,
+    )
 
 
 # The journal and the disk.
@@ -150,14 +211,22 @@ def test_truncated_journal(workshop, copy_of_whole, file, bytes_left):
     run = copy_of_whole(f"journal-{file}-{bytes_left}")
     path = last_round(run) / file
     cut(path, bytes_left)
-    refuse(workshop, "federation.rounds=9", run=run.name, named=(str(path), "damaged", str(path.parent), "--fresh"), limit_s=SOON_S)
+    refuse(
+        workshop,
+        "federation.rounds=9",
+        run=run.name,
+        named=(str(path), "damaged", str(path.parent), "--fresh"),
+        limit_s=SOON_S,
+    )
 
 
 def test_missing_state(workshop, copy_of_whole):
     run = copy_of_whole("journal-gone")
     path = last_round(run) / "state.safetensors"
     path.unlink()
-    refuse(workshop, "federation.rounds=9", run=run.name, named=(str(path), "damaged", "--fresh"), limit_s=SOON_S)
+    refuse(
+        workshop, "federation.rounds=9", run=run.name, named=(str(path), "damaged", "--fresh"), limit_s=SOON_S
+    )
 
 
 @pytest.mark.parametrize("damage", [lambda path: cut(path, 100), Path.unlink])
@@ -168,7 +237,14 @@ def test_best_round_that_is_lost(workshop, rises, damage):
         path = max((run / "journal").glob("best-*.safetensors"))
         damage(path)
         for words in (("federation.rounds=9",), ("federation.rounds=9", "--dry-run")):
-            refuse(workshop, *words, "federation.server_lr=3", run=run.name, named=(str(path), "cannot be read", "--fresh"), limit_s=SOON_S)
+            refuse(
+                workshop,
+                *words,
+                "federation.server_lr=3",
+                run=run.name,
+                named=(str(path), "cannot be read", "--fresh"),
+                limit_s=SOON_S,
+            )
     finally:
         shutil.rmtree(run)
 
@@ -195,11 +271,17 @@ def test_truncated_optimizer_of_one_client_ends_every_rank(workshop, copy_of_who
     assert tree(run) == before
 
 
-@pytest.mark.parametrize(("make", "named"), [
-    (lambda run: run.write_text("mine"), ("is a file", "run.name")),
-    (lambda run: (run / "report.md").mkdir(parents=True), ("report.md", "is a folder", "move it away")),
-    (lambda run: (run.mkdir(), (run / "journal").write_text("mine")), ("journal", "is a file", "move it away")),
-])
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda run: run.write_text("mine"), ("is a file", "run.name")),
+        (lambda run: (run / "report.md").mkdir(parents=True), ("report.md", "is a folder", "move it away")),
+        (
+            lambda run: (run.mkdir(), (run / "journal").write_text("mine")),
+            ("journal", "is a file", "move it away"),
+        ),
+    ],
+)
 def test_name_that_is_taken(workshop, make, named):
     run = workshop.runs / "taken"
     workshop.runs.mkdir(exist_ok=True)
@@ -215,26 +297,47 @@ def test_run_that_another_process_is_at_work_on(workshop, copy_of_whole):
     held = os.open(run, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
-        refuse(workshop, "--dry-run", run="claimed", named=(str(run), "another process is at work"), limit_s=SOON_S)
+        refuse(
+            workshop,
+            "--dry-run",
+            run="claimed",
+            named=(str(run), "another process is at work"),
+            limit_s=SOON_S,
+        )
     finally:
         os.close(held)
 
 
-@pytest.mark.parametrize(("words", "named"), [
-    (("adapter.targets=[nothing]",), ("adapter.targets=[nothing]", "it has q_proj, k_proj")),
-    (("train.lr=1", "run.name=whole"), ("train.lr: 0.003 -> 1.0",)),
-])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("adapter.targets=[nothing]",), ("adapter.targets=[nothing]", "it has q_proj, k_proj")),
+        (("train.lr=1", "run.name=whole"), ("train.lr: 0.003 -> 1.0",)),
+    ],
+)
 def test_dry_run_finds_what_the_run_would_refuse(workshop, whole, words, named):
     before = tree(workshop.folder)
     ended = workshop.run("--dry-run", *words)
-    assert ended.code == 2 and "Traceback" not in ended.text and ended.err.count("fedspeed: error:") == 1, ended.text
+    assert ended.code == 2 and "Traceback" not in ended.text and ended.err.count("fedspeed: error:") == 1, (
+        ended.text
+    )
     for word in named:
         assert word in ended.err
-    assert {name for name in tree(workshop.folder) if not name.startswith("logs")} == {name for name in before if not name.startswith("logs")}
+    assert {name for name in tree(workshop.folder) if not name.startswith("logs")} == {
+        name for name in before if not name.startswith("logs")
+    }
 
 
 def test_changed_keys_that_matter_are_told_alone(workshop, whole):
-    ended = refuse(workshop, "train.lr=1", "federation.rounds=9", "checkpoint.keep=7", run="whole", named=("(train.lr: 0.003 -> 1.0)",), limit_s=SOON_S)
+    ended = refuse(
+        workshop,
+        "train.lr=1",
+        "federation.rounds=9",
+        "checkpoint.keep=7",
+        run="whole",
+        named=("(train.lr: 0.003 -> 1.0)",),
+        limit_s=SOON_S,
+    )
     assert "checkpoint" not in ended.err and "rounds:" not in ended.err
 
 
@@ -247,15 +350,32 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("words", [("launch.py",), ("launch.py", "--dry-run"), ("fedspeed/__main__.py", "pretrain-base", "new-base")])
+@pytest.mark.parametrize(
+    "words",
+    [("launch.py",), ("launch.py", "--dry-run"), ("fedspeed/__main__.py", "pretrain-base", "new-base")],
+)
 def test_python_without_the_packages(workshop, words):
     """As a system's own python would be, where the virtual environment was not activated."""
-    argv = [str(ROOT / words[0]), *words[1:], *(["--config", str(workshop.config)] if words[0] == "launch.py" else [])]
-    done = subprocess.run([sys.executable, "-c", WITHOUT_PEFT, json.dumps(argv)], cwd=workshop.folder, capture_output=True, text=True, timeout=LIMIT_S,
-                          check=False)
+    argv = [
+        str(ROOT / words[0]),
+        *words[1:],
+        *(["--config", str(workshop.config)] if words[0] == "launch.py" else []),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PEFT, json.dumps(argv)],
+        cwd=workshop.folder,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"fedspeed: error: peft is not installed for {sys.executable}; activate the virtual environment")
-    assert ".venv/bin/activate" in done.stderr and "doctor" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(
+        f"fedspeed: error: peft is not installed for {sys.executable}; activate the virtual environment"
+    )
+    assert (
+        ".venv/bin/activate" in done.stderr and "doctor" in done.stderr and len(done.stderr.splitlines()) == 1
+    )
     assert not (workshop.folder / "new-base").exists()
 
 
@@ -263,7 +383,12 @@ def test_python_without_the_packages(workshop, words):
 def small_disk(workshop):
     place = workshop.folder / "small-disk"
     place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=768k", "tmpfs", str(place)], check=False).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=768k", "tmpfs", str(place)], check=False
+        ).returncode
+    ):
         pytest.skip("needs the right to mount a tmpfs")
     yield place
     workshop.close()
@@ -271,12 +396,24 @@ def small_disk(workshop):
 
 
 def test_full_disk(workshop, small_disk):
-    """Ends with one message at the round that does not fit any more, and goes on from the one before once there is room."""
-    words = (f"run.out={small_disk}", "run.name=full", "checkpoint.keep=30", "monitor.plot=false", "cluster.max_restarts=2")
+    """Ends with one message at the round that does not fit any more, and goes on from the one before once
+    there is room.
+    """
+    words = (
+        f"run.out={small_disk}",
+        "run.name=full",
+        "checkpoint.keep=30",
+        "monitor.plot=false",
+        "cluster.max_restarts=2",
+    )
     ended = workshop.run(*words, "federation.rounds=30")
     assert ended.code == 2, ended.text
     assert "Traceback" not in ended.text, ended.text
-    assert "cannot be written (No space left on device)" in ended.err and "run.out=FOLDER" in ended.err and str(small_disk) in ended.err
+    assert (
+        "cannot be written (No space left on device)" in ended.err
+        and "run.out=FOLDER" in ended.err
+        and str(small_disk) in ended.err
+    )
     assert "starting all ranks again" not in ended.err
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     run = small_disk / "full"
@@ -297,7 +434,9 @@ def test_it_is_all_of_a_refusal_that_is_checked(workshop):
 
 def test_what_a_forecast_does_not_know_ends_no_run(workshop):
     """PEFT takes a part of a name, the planner may not: the run is trained and exported all the same."""
-    workshop.finish("adapter.targets=[layers.0.self_attn.q_proj,v_proj]", "run.name=parts", "federation.rounds=1")
+    workshop.finish(
+        "adapter.targets=[layers.0.self_attn.q_proj,v_proj]", "run.name=parts", "federation.rounds=1"
+    )
     assert (workshop.runs / "parts" / "adapter" / "adapter_model.safetensors").exists()
     assert "predicted" not in (workshop.runs / "parts" / "report.md").read_text()
 

@@ -24,19 +24,29 @@ print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]))
 
 def ask(*words: str, cwd) -> tuple[int, list[str], str]:
     """(exit code, heavy libraries that were imported, what was printed) of a command."""
-    done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(words)], cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
     *said, last = done.stdout.splitlines()
     return *json.loads(last), "\n".join(said)
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (("--help",), "doctor"),
-    (("run", "--help"), "exit codes:"),
-    (("--version",), "fedspeed "),
-    (("run", "--print-config"), "# What DeepSpeed receives"),
-    (("doctor",), "checks passed"),
-    (("config-reference",), "| `train.lr` | "),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--help",), "doctor"),
+        (("run", "--help"), "exit codes:"),
+        (("--version",), "fedspeed "),
+        (("run", "--print-config"), "# What DeepSpeed receives"),
+        (("doctor",), "checks passed"),
+        (("config-reference",), "| `train.lr` | "),
+    ],
+)
 def test_answers_without_heavy_libraries(workshop, words, said):
     options = ("--config", str(workshop.config)) if words[-1] == "--print-config" else ()
     before = tree(workshop.folder)
@@ -48,8 +58,14 @@ def test_answers_without_heavy_libraries(workshop, words, said):
 
 
 def test_the_probe_sees_a_heavy_library(workshop):
-    done = subprocess.run([sys.executable, "-c", PROBE.replace("import json", "import tensorboard, json", 1), '["--version"]'],
-                          cwd=workshop.folder, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.replace("import json", "import tensorboard, json", 1), '["--version"]'],
+        cwd=workshop.folder,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
     assert '["tensorboard"]' in done.stdout
 
 
@@ -57,17 +73,34 @@ def test_the_probe_sees_a_heavy_library(workshop):
 def test_output_that_cannot_be_written(workshop, words):
     options = ("--config", str(workshop.config)) if words[0] == "run" else ()
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "fedspeed", *words, *options], cwd=workshop.folder, stdout=full, stderr=subprocess.PIPE,
-                              text=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "fedspeed", *words, *options],
+            cwd=workshop.folder,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
     assert done.returncode == 2
-    assert done.stderr == "fedspeed: error: standard output cannot be written (No space left on device); send it elsewhere\n"
+    assert (
+        done.stderr
+        == "fedspeed: error: standard output cannot be written (No space left on device); send it elsewhere\n"
+    )
 
 
 def test_a_reader_that_goes_away_is_no_fault(workshop):
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-m", "fedspeed", "run", "--print-config", "--config", str(workshop.config)], cwd=workshop.folder,
-                          stdout=write, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedspeed", "run", "--print-config", "--config", str(workshop.config)],
+        cwd=workshop.folder,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -78,30 +111,65 @@ def base_files(folder, names):
         (folder / name).write_text("{}")
 
 
-@pytest.mark.parametrize(("make", "told"), [
-    (lambda folder: folder.write_text("mine"), "is a file; name a folder"),
-    (lambda folder: base_files(folder, ["config.json"]), "is an incomplete base, without model.safetensors, tokenizer.json; delete the folder"),
-    (lambda folder: base_files(folder, ["notes.txt"]), "is not empty and holds no base (notes.txt, ...); delete the folder, or name another"),
-])
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: folder.write_text("mine"), "is a file; name a folder"),
+        (
+            lambda folder: base_files(folder, ["config.json"]),
+            "is an incomplete base, without model.safetensors, tokenizer.json; delete the folder",
+        ),
+        (
+            lambda folder: base_files(folder, ["notes.txt"]),
+            "is not empty and holds no base (notes.txt, ...); delete the folder, or name another",
+        ),
+    ],
+)
 def test_pretrain_base_refuses_a_place_before_it_trains(tmp_path, make, told):
     folder = tmp_path / "base"
     make(folder)
     before = tree(tmp_path)
     code, heavy, _ = ask("pretrain-base", str(folder), cwd=tmp_path)
     assert (code, heavy) == (2, [])
-    done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)], capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    assert done.returncode == 2 and done.stderr.startswith(f"fedspeed: error: {folder}: {told}") and done.stdout == ""
+    done = subprocess.run(
+        [sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith(f"fedspeed: error: {folder}: {told}")
+        and done.stdout == ""
+    )
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (("/proc/base",), "/proc/base: cannot be written"), (("base", "--seed", "-1"), "--seed"), (("base", "--seed", "4294967296"), "at most 4294967295"),
-    (("",), "is empty; name a file"),
-])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("/proc/base",), "/proc/base: cannot be written"),
+        (("base", "--seed", "-1"), "--seed"),
+        (("base", "--seed", "4294967296"), "at most 4294967295"),
+        (("",), "is empty; name a file"),
+    ],
+)
 def test_pretrain_base_refuses_its_arguments(tmp_path, words, told):
-    done = subprocess.run([sys.executable, "-m", "fedspeed", "pretrain-base", *words], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S,
-                          check=False)
-    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr and tree(tmp_path) == {}
+    done = subprocess.run(
+        [sys.executable, "-m", "fedspeed", "pretrain-base", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert (
+        done.returncode == 2
+        and told in done.stderr
+        and "Traceback" not in done.stderr
+        and tree(tmp_path) == {}
+    )
 
 
 def test_pretrain_base_leaves_a_whole_one_alone(tmp_path):
@@ -112,12 +180,20 @@ def test_pretrain_base_leaves_a_whole_one_alone(tmp_path):
 
 
 def test_a_warm_up_that_never_ends_is_noted_by_dry_run(workshop):
-    assert "note     train.warmup_steps=99, but the run has only 4 x 3 local steps" in workshop.finish("--dry-run", "train.warmup_steps=99").out
+    assert (
+        "note     train.warmup_steps=99, but the run has only 4 x 3 local steps"
+        in workshop.finish("--dry-run", "train.warmup_steps=99").out
+    )
 
 
 def test_dry_run_tells_what_would_run_where(workshop):
     ended = workshop.finish("--dry-run", "data.clients=4")
-    for line in ("(llama, weights drawn from run.seed)", "builtin: 4 clients", "cluster  default: 2 ranks, clients 0 to 3", "ZeRO-0, 4 rounds"):
+    for line in (
+        "(llama, weights drawn from run.seed)",
+        "builtin: 4 clients",
+        "cluster  default: 2 ranks, clients 0 to 3",
+        "ZeRO-0, 4 rounds",
+    ):
         assert line in ended.out
     assert ended.err == ""
 
@@ -143,12 +219,20 @@ def test_print_config_loads_back_to_the_same(workshop):
 
 
 def test_overrides_and_options_stand_in_any_order(workshop):
-    ended = workshop.finish("data.clients=2", "--dry-run", "federation.rounds=7", "--json", "data.split=iid", "data.max_rows=100")
+    ended = workshop.finish(
+        "data.clients=2", "--dry-run", "federation.rounds=7", "--json", "data.split=iid", "data.max_rows=100"
+    )
     assert "2 clients, training + held-out rows 45+5, 45+5" in ended.out and "7 rounds" in ended.out
 
 
 @pytest.mark.parametrize("door", [("-m", "fedspeed", "run"), (str(ROOT / "launch.py"),)])
 def test_both_doors_lead_to_the_same_run_command(workshop, door):
-    done = subprocess.run([sys.executable, *door, "--config", str(workshop.config), "--dry-run"], cwd=workshop.folder,
-                          capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    done = subprocess.run(
+        [sys.executable, *door, "--config", str(workshop.config), "--dry-run"],
+        cwd=workshop.folder,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
     assert "nothing was started" in done.stdout

@@ -26,9 +26,13 @@ HOSTS = (Host("alpha", 1), Host("beta", 2))
 def disk(folder: Path) -> Path:
     """What every host has on a disk of its own."""
     write_llama(folder / "base")
-    (folder / "rows.jsonl").write_text("".join(json.dumps({"instruction": f"say {n}", "output": f"{n}"}) + "\n" for n in range(40)))
-    (folder / "run.yaml").write_text("model: {base: base, dtype: fp32, tokenizer: bytes}\n"
-                                     "data: {task: file, path: rows.jsonl, clients: 3, split: iid, max_tokens: 64, template: plain}\n")
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"instruction": f"say {n}", "output": f"{n}"}) + "\n" for n in range(40))
+    )
+    (folder / "run.yaml").write_text(
+        "model: {base: base, dtype: fp32, tokenizer: bytes}\n"
+        "data: {task: file, path: rows.jsonl, clients: 3, split: iid, max_tokens: 64, template: plain}\n"
+    )
     return folder
 
 
@@ -48,10 +52,20 @@ def other_config(folder: Path) -> None:
 
 def read(orders: dict[str, RunRequest]) -> list:
     """What the ranks of all hosts read, each from its own host's disk; an error stands for it."""
-    store, found = Meeting(), [None] * 3
+    store = Meeting()
+    found = [None] * 3
 
     def life(number: int) -> None:
-        launch = Launch("local", number, 3, number, None, HOSTS, "127.0.0.1", 0)
+        launch = Launch(
+            "local",
+            number,
+            3,
+            local_rank=number,
+            hostfile=None,
+            hosts=HOSTS,
+            master_addr="127.0.0.1",
+            master_port=0,
+        )
         order = orders["beta" if number else "alpha"]
         try:
             job = Job(order, launch, plan(HOSTS, 3, "auto"))
@@ -68,19 +82,36 @@ def read(orders: dict[str, RunRequest]) -> list:
     return found
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    (another_row, "the rows of data.path="), (other_weights, "the weights of model.base="), (other_config, "the config.json of model.base=")])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (another_row, "the rows of data.path="),
+        (other_weights, "the weights of model.base="),
+        (other_config, "the config.json of model.base="),
+    ],
+)
 def test_a_host_that_has_read_something_else_is_named_to_all(tmp_path, change: Callable, named: str):
     places = {host.name: disk(tmp_path / host.name) for host in HOSTS}
     orders = {name: RunRequest(load(place / "run.yaml")) for name, place in places.items()}
-    assert [one for one in read(orders) if not isinstance(one, reading.Inputs)] == [], "copies on other disks are the same"
+    assert [one for one in read(orders) if not isinstance(one, reading.Inputs)] == [], (
+        "copies on other disks are the same"
+    )
     change(places["beta"])
     for error in read(orders):
         assert isinstance(error, FedSpeedError) and error.exit_code == 2
-        assert f"host beta has read another content than host alpha: {named}" in str(error) and "to all hosts" in str(error)
+        assert f"host beta has read another content than host alpha: {named}" in str(
+            error
+        ) and "to all hosts" in str(error)
 
 
-FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 
 @pytest.mark.parametrize("file", FILES)

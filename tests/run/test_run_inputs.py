@@ -42,8 +42,10 @@ def project(tmp_path):
     write_json(tmp_path / "start" / "adapter_config.json", {"r": 8})
     save_file({"a": np.ones(3)}, tmp_path / "start" / "adapter_model.safetensors")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (tmp_path / "run.yaml").write_text("model: {base: base}\nadapter: {start_from: start}\n"
-                                       "data: {task: file, path: rows.jsonl, clients: 2}\n")
+    (tmp_path / "run.yaml").write_text(
+        "model: {base: base}\nadapter: {start_from: start}\n"
+        "data: {task: file, path: rows.jsonl, clients: 2}\n"
+    )
     return tmp_path
 
 
@@ -61,7 +63,9 @@ class Run:
         return client_rows(self.order.config.data, 0)
 
     def go_on(self) -> list[str]:
-        return check_inputs(self.journal, journal_entry(self.journal, self.order), self.order.config, self.rows)
+        return check_inputs(
+            self.journal, journal_entry(self.journal, self.order), self.order.config, self.rows
+        )
 
 
 def other_weights(project):
@@ -88,16 +92,42 @@ def write_rows(project, rows):
     (project / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    (lambda project: edit(project / "base" / "config.json", rope_theta=1e6), "the config.json of model.base"),
-    (lambda project: edit(project / "base" / "config.json", model_type="qwen2"), "the config.json of model.base"),
-    (other_weights, "the weights of model.base="), (more_weights, "the weights of model.base="),
-    (lambda project: edit(project / "base" / "tokenizer.json", model=2), "the tokenizer in "),
-    (lambda project: write_json(project / "base" / "added_tokens.json", {}), "the tokenizer in "),
-    (lambda project: edit(project / "start" / "adapter_config.json", r=4), "the adapter in adapter.start_from="),
-    (other_adapter, "the adapter in adapter.start_from="),
-    (other_row, "the rows of data.path="), (other_order, "the rows of data.path="),
-], ids=["config", "family", "weights", "shards", "tokenizer", "tokens", "adapter config", "adapter", "row", "split"])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            lambda project: edit(project / "base" / "config.json", rope_theta=1e6),
+            "the config.json of model.base",
+        ),
+        (
+            lambda project: edit(project / "base" / "config.json", model_type="qwen2"),
+            "the config.json of model.base",
+        ),
+        (other_weights, "the weights of model.base="),
+        (more_weights, "the weights of model.base="),
+        (lambda project: edit(project / "base" / "tokenizer.json", model=2), "the tokenizer in "),
+        (lambda project: write_json(project / "base" / "added_tokens.json", {}), "the tokenizer in "),
+        (
+            lambda project: edit(project / "start" / "adapter_config.json", r=4),
+            "the adapter in adapter.start_from=",
+        ),
+        (other_adapter, "the adapter in adapter.start_from="),
+        (other_row, "the rows of data.path="),
+        (other_order, "the rows of data.path="),
+    ],
+    ids=[
+        "config",
+        "family",
+        "weights",
+        "shards",
+        "tokenizer",
+        "tokens",
+        "adapter config",
+        "adapter",
+        "row",
+        "split",
+    ],
+)
 def test_what_has_changed_is_named(project, change, named):
     run = Run(project)
     assert run.go_on() == []
@@ -106,12 +136,16 @@ def test_what_has_changed_is_named(project, change, named):
         run.go_on()
     text = str(error.value)
     assert all(part in text for part in (str(run.journal.folder), named, "run.name=", "--fresh"))
-    inputs_named = [name for name in ("config.json", "weights", "tokenizer", "adapter", "rows") if f"the {name} " in text]
+    inputs_named = [
+        name for name in ("config.json", "weights", "tokenizer", "adapter", "rows") if f"the {name} " in text
+    ]
     assert inputs_named == [named.split()[1]], "only what has changed"
 
 
 def test_what_changes_nothing_is_no_change(project):
-    """Files that were copied and written again, keys that say who wrote them, and files that a run does not read."""
+    """Files that were copied and written again, keys that say who wrote them, and files that a run does not
+    read.
+    """
     run = Run(project)
     edit(project / "base" / "config.json", transformers_version="9.9", _name_or_path="elsewhere")
     for path in (project / "base" / "model.safetensors", project / "rows.jsonl"):
@@ -123,7 +157,8 @@ def test_what_changes_nothing_is_no_change(project):
 def test_a_large_file_counts_with_size_header_and_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(content, "WHOLE_BYTES", 1 << 10)
     monkeypatch.setattr(content, "SAMPLE_BYTES", 16)
-    path, held = tmp_path / "model.safetensors", bytearray(10_000)
+    path = tmp_path / "model.safetensors"
+    held = bytearray(10_000)
     path.write_bytes(held)
     digest = content.of_files([path])
     for at in (3, 9_999, (10_000 - 16) * 10 // 63):
@@ -156,13 +191,17 @@ def test_a_shipped_base_counts_with_its_content(project):
 def organisation(project):
     """The same files, of an organisation that has a key."""
     identity.make("north", "127.0.0.1:1", project / "keys")
-    (project / "run.yaml").write_text("model: {base: base, dtype: fp32}\ndata: {task: file, path: rows.jsonl, clients: 1}\n"
-                                      "routing: {transport: tls, identity: keys/north.key, roster: roster.json}\n")
+    (project / "run.yaml").write_text(
+        "model: {base: base, dtype: fp32}\ndata: {task: file, path: rows.jsonl, clients: 1}\n"
+        "routing: {transport: tls, identity: keys/north.key, roster: roster.json}\n"
+    )
     return project
 
 
 def test_an_organisations_journal_does_not_tell_which_rows_it_belongs_to(organisation):
-    """Whoever is handed the journal knows all but the key: the digest of the right guess must not be in it."""
+    """Whoever is handed the journal knows all but the key: the digest of the right guess must not be in
+    it.
+    """
     run = Run(organisation)
     kept = json.loads(next(run.journal.folder.rglob("entry.json")).read_text())["config"]["inputs"]
     guessed = inputs.digests(run.order.config, run.rows)
@@ -179,7 +218,7 @@ def test_rows_that_were_noted_with_another_key_pass_and_are_told(organisation):
     (organisation / "keys" / "north.key").unlink()
     (organisation / "keys" / "north.json").unlink()
     identity.make("north", "127.0.0.1:1", organisation / "keys")
-    note, = run.go_on()
+    (note,) = run.go_on()
     assert "routing.identity=" in note and "since round 3 is not known" in note
     other_weights(organisation)
     with pytest.raises(JournalError, match="changed since its round 3: the weights of ") as error:
@@ -188,7 +227,7 @@ def test_rows_that_were_noted_with_another_key_pass_and_are_told(organisation):
 
 
 def test_a_journal_of_an_earlier_version_passes_and_is_told(project):
-    note, = Run(project, inputs={}).go_on()
+    (note,) = Run(project, inputs={}).go_on()
     assert "is of an earlier version" in note and "since round 3 is not known" in note
 
 
@@ -204,7 +243,10 @@ def test_a_run_with_a_changed_base_is_refused_before_it_starts(workshop, copy_of
         for words in ((), ("federation.rounds=9",)):
             ended = workshop.run("run.name=rebased", *words)
             assert ended.code == 2 and "Traceback" not in ended.text
-            assert f"since its round {ROUNDS}: the config.json of model.base={workshop.folder / 'model'}. Put" in ended.err
+            assert (
+                f"since its round {ROUNDS}: the config.json of model.base={workshop.folder / 'model'}. Put"
+                in ended.err
+            )
         with pytest.raises(JournalError, match="the config.json of model.base"):
             rehearse(RunRequest(load(workshop.config, ["run.name=rebased"])))
     finally:

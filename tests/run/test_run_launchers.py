@@ -25,20 +25,35 @@ QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
 def test_mpirun_over_mpi(workshop, whole, copy_of_whole):
     """`--fresh` is one rank's to obey: the run of that name is moved aside once, and a new one made."""
     before = tree(copy_of_whole("mpi"))
-    ended = workshop.finish("run.name=mpi", "--fresh", "--json", *QUIET, launcher=MPIRUN, env={"DS_ACCELERATOR": ""})  # as where nobody has set it
+    ended = workshop.finish(
+        "run.name=mpi", "--fresh", "--json", *QUIET, launcher=MPIRUN, env={"DS_ACCELERATOR": ""}
+    )  # as where nobody has set it
     assert "WARNING" not in ended.err, "DeepSpeed warns on every rank that it has found no GPU"
     run = workshop.runs / "mpi"
     assert_same_run(run, whole[1])
-    assert len(ended.out.splitlines()) == SETTINGS["federation"]["rounds"] + 2 and "Traceback" not in ended.text
+    assert (
+        len(ended.out.splitlines()) == SETTINGS["federation"]["rounds"] + 2 and "Traceback" not in ended.text
+    )
     assert "launched by openmpi" in (run / "report.md").read_text()
     assert tree(workshop.runs / "mpi.1") == before and not (workshop.runs / "mpi.2").exists()
 
 
 def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
-    """ULFM: four participants, of which one dies after the first round. Nobody starts again; later sums are the others'."""
+    """ULFM: four participants, of which one dies after the first round. Nobody starts again; later sums are
+    the others'.
+    """
     run = workshop.runs / "ulfm"
-    started = workshop.start("run.name=ulfm", "data.clients=4", "routing.mode=mix+mask", "federation.local_optimizer=reset", "federation.rounds=6",
-                             "routing.step_deadline_s=20", *QUIET, launcher=MPIRUN_FT, env=SLOW)
+    started = workshop.start(
+        "run.name=ulfm",
+        "data.clients=4",
+        "routing.mode=mix+mask",
+        "federation.local_optimizer=reset",
+        "federation.rounds=6",
+        "routing.step_deadline_s=20",
+        *QUIET,
+        launcher=MPIRUN_FT,
+        env=SLOW,
+    )
     started.until(lambda: rounds_seen(run) >= 1)
     os.kill(started.rank_pid("OMPI_COMM_WORLD_RANK", 3), signal.SIGKILL)
     ended = started.wait()
@@ -51,9 +66,20 @@ def test_mpi_survivors_go_on_without_a_killed_rank(workshop):
 
 def test_what_masked_sums_forbid_is_refused_under_every_launcher(workshop):
     """routing.mode=auto is masked for three, which only the ranks know."""
-    ended = workshop.run("--json", "run.name=forbidden", "routing.mode=auto", "federation.local_optimizer=keep", *QUIET, launcher=TORCHRUN_3)
+    ended = workshop.run(
+        "--json",
+        "run.name=forbidden",
+        "routing.mode=auto",
+        "federation.local_optimizer=keep",
+        *QUIET,
+        launcher=TORCHRUN_3,
+    )
     assert "keeps each client's moments" in refusal(ended)
-    assert ended.code != 0 and "keeps each client's moments" in ended.err and not (workshop.runs / "forbidden" / "journal").exists()
+    assert (
+        ended.code != 0
+        and "keeps each client's moments" in ended.err
+        and not (workshop.runs / "forbidden" / "journal").exists()
+    )
 
 
 def test_deepspeed_over_gloo(workshop, whole):
@@ -69,7 +95,9 @@ def rank_0_without_clients(workshop, more: str = "") -> Path:
 
 
 def test_an_idle_rank_0_holds_the_store_until_all_have_left(workshop):
-    """A host too small for a client comes first: rank 1 reports, and rank 0 neither leaves early nor is waited for."""
+    """A host too small for a client comes first: rank 1 reports, and rank 0 neither leaves early nor is
+    waited for.
+    """
     hosts = rank_0_without_clients(workshop, more="gamma slots=2\n")
     words = ("--hostfile", str(hosts), "cluster.ranks_per_client=2", "federation.rounds=2", *QUIET)
     ended = workshop.finish("run.name=idle", *words)
@@ -80,8 +108,16 @@ def test_an_idle_rank_0_holds_the_store_until_all_have_left(workshop):
 @pytest.mark.slow
 def test_an_idle_rank_0_ends_when_a_worker_is_lost(workshop):
     run = workshop.runs / "idle-lost"
-    started = workshop.start("run.name=idle-lost", "--hostfile", str(rank_0_without_clients(workshop)), "cluster.ranks_per_client=2",
-                             "cluster.silence_s=5", *QUIET, launcher=TORCHRUN_3, env=SLOW)
+    started = workshop.start(
+        "run.name=idle-lost",
+        "--hostfile",
+        str(rank_0_without_clients(workshop)),
+        "cluster.ranks_per_client=2",
+        "cluster.heartbeat_timeout_s=5",
+        *QUIET,
+        launcher=TORCHRUN_3,
+        env=SLOW,
+    )
     started.until(lambda: rounds_seen(run) == 1)
     os.kill(started.rank_pid("RANK", 2), signal.SIGKILL)
     assert started.wait().code != 0
@@ -90,9 +126,17 @@ def test_an_idle_rank_0_ends_when_a_worker_is_lost(workshop):
 
 def test_comparing_with_clients_alone_on_two_ranks_a_client(workshop):
     """ZeRO-3: every pass is matched between the ranks of a client, those for the comparison too."""
-    ended = workshop.finish("run.name=compared", "cluster.ranks_per_client=2", "federation.compare_alone=true", "federation.rounds=1",
-                            "deepspeed.base=zero3.json", *QUIET)
-    assert all(f"{name} " in ended.err for name in ("before", "client 0 alone", "client 2 alone", "federated"))
+    ended = workshop.finish(
+        "run.name=compared",
+        "cluster.ranks_per_client=2",
+        "federation.compare_alone=true",
+        "federation.rounds=1",
+        "deepspeed.base=zero3.json",
+        *QUIET,
+    )
+    assert all(
+        f"{name} " in ended.err for name in ("before", "client 0 alone", "client 2 alone", "federated")
+    )
 
 
 @pytest.mark.slow
@@ -126,11 +170,14 @@ def killed_rank(workshop, name: str, launcher, variable: str):
     return started, started.wait()
 
 
-@pytest.mark.parametrize(("name", "launcher", "variable"), [
-    ("killed-mpi", MPIRUN, "OMPI_COMM_WORLD_RANK"),
-    pytest.param("killed-deepspeed", DEEPSPEED, "RANK", marks=pytest.mark.slow),
-    pytest.param("killed-torchrun", TORCHRUN, "RANK", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("name", "launcher", "variable"),
+    [
+        ("killed-mpi", MPIRUN, "OMPI_COMM_WORLD_RANK"),
+        pytest.param("killed-deepspeed", DEEPSPEED, "RANK", marks=pytest.mark.slow),
+        pytest.param("killed-torchrun", TORCHRUN, "RANK", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_rank_ends_the_job(workshop, name, launcher, variable):
     started, ended = killed_rank(workshop, name, launcher, variable)
     assert ended.code != 0, ended.text
@@ -140,16 +187,30 @@ def test_a_killed_rank_ends_the_job(workshop, name, launcher, variable):
     assert not (run / "adapter").exists()
 
 
-@pytest.mark.parametrize(("launcher", "sign"), [(MPIRUN, "MPI_ABORT"), pytest.param(DEEPSPEED, "", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("launcher", "sign"), [(MPIRUN, "MPI_ABORT"), pytest.param(DEEPSPEED, "", marks=pytest.mark.slow)]
+)
 def test_bad_input_of_one_client_ends_all_ranks(workshop, launcher, sign):
-    """Found by one rank only; MPI_ABORT also shows that the ranks had chosen the MPI transport by themselves."""
+    """Found by one rank only; MPI_ABORT also shows that the ranks had chosen the MPI transport by
+    themselves.
+    """
     path = workshop.folder / "one-bad-client.jsonl"
     rows = ['{"instruction": "1 + 1 =", "output": "2", "category": "short"}\n'] * 20
     rows += [f'{{"instruction": "{"one " * 50}", "output": "50", "category": "long"}}\n'] * 20
     path.write_text("".join(rows))
-    started = workshop.start("--json", "run.name=one-bad", "data.task=file", f"data.path={path}", "data.clients=2", *QUIET, launcher=launcher)
+    started = workshop.start(
+        "--json",
+        "run.name=one-bad",
+        "data.task=file",
+        f"data.path={path}",
+        "data.clients=2",
+        *QUIET,
+        launcher=launcher,
+    )
     ended = started.wait()
-    assert launcher is DEEPSPEED or "cuts away the whole answer" in refusal(ended)  # DeepSpeed's launcher speaks on stdout itself
+    assert launcher is DEEPSPEED or "cuts away the whole answer" in refusal(
+        ended
+    )  # DeepSpeed's launcher speaks on stdout itself
     assert ended.code == 2, ended.text
     assert "Traceback" not in ended.text and "cuts away the whole answer" in ended.err and sign in ended.err
     assert not (workshop.runs / "one-bad").exists()
@@ -167,9 +228,17 @@ def test_a_bad_configuration_ends_all_ranks_at_once(workshop, launcher):
 
 @pytest.mark.parametrize("clients", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_clients_of_two_ranks(workshop, clients):
-    """Both ranks of a client train on its rows: twice the sequences a step; with two clients they take turns on the same two ranks."""
+    """Both ranks of a client train on its rows: twice the sequences a step; with two clients they take turns
+    on the same two ranks.
+    """
     name = f"pairs-{clients}"
-    words = (f"run.name={name}", "cluster.ranks_per_client=2", f"data.clients={clients}", "federation.rounds=3", *QUIET)
+    words = (
+        f"run.name={name}",
+        "cluster.ranks_per_client=2",
+        f"data.clients={clients}",
+        "federation.rounds=3",
+        *QUIET,
+    )
     started = workshop.start(*words, env=SLOW)
     started.until(lambda: rounds_seen(workshop.runs / name) == 1)
     started.kill_all()  # the kept optimizers of a client of two ranks come back to both
@@ -177,7 +246,9 @@ def test_clients_of_two_ranks(workshop, clients):
     workshop.finish(f"run.name={name}-whole", *words[1:])
     assert_same_run(workshop.runs / name, workshop.runs / f"{name}-whole")
     rounds = records(workshop.runs / name)
-    assert [(client["client"], client["local_steps"]) for client in rounds[-1]["per_client"]] == [(c, 3) for c in range(clients)]
+    assert [(client["client"], client["local_steps"]) for client in rounds[-1]["per_client"]] == [
+        (c, 3) for c in range(clients)
+    ]
     assert rounds[-1]["val_loss"] < rounds[0]["val_loss"]
     state = load_file(last_round(workshop.runs / name) / "state.safetensors")
     assert any(".lora_B." in tensor and abs(state[tensor]).max() > 0 for tensor in state)

@@ -1,4 +1,6 @@
-"""Runs in the masked modes: the same result as in the clear, and nothing in any output that belongs to one client."""
+"""Runs in the masked modes: the same result as in the clear, and nothing in any output that belongs to one
+client.
+"""
 
 import json
 import os
@@ -13,7 +15,13 @@ from tests.run.launched import records, rounds_seen
 from tests.run.test_run_resume import SLOW
 
 # With 18 tokens the longest answers of the built-in task lose their end.
-WORDS = ("routing.mode=mix+mask", "federation.local_optimizer=reset", "cluster.local_ranks=3", "monitor.progress=true", "data.max_tokens=18")
+WORDS = (
+    "routing.mode=mix+mask",
+    "federation.local_optimizer=reset",
+    "cluster.local_ranks=3",
+    "monitor.progress=true",
+    "data.max_tokens=18",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +44,11 @@ def test_the_result_is_that_of_a_plain_sum(masked, clear):
         for key in ("round", "tokens", "clients", "received", "missing"):
             assert hidden[key] == clear[key]
         for key in ("train_loss", "val_loss", "update_norm"):
-            assert hidden[key] == pytest.approx(clear[key], rel=1e-4) if clear[key] else hidden[key] == clear[key]
+            assert (
+                hidden[key] == pytest.approx(clear[key], rel=1e-4)
+                if clear[key]
+                else hidden[key] == clear[key]
+            )
         assert clear["per_client"] and not hidden["per_client"] and hidden["peak_bytes"] is None
 
 
@@ -45,15 +57,23 @@ def test_rows_that_are_cut_are_told_as_sums(masked, clear):
     line = re.search(r"fedspeed: (120 rows: 120 kept, \d+ of them cut .*; 0 lost .*)\n", masked[0].err)[1]
     assert "fedspeed: data.max_tokens=18 takes the end of the answer from" in masked[0].err
     report = (masked[1] / "report.md").read_text()
-    assert f"{line}." in report and "> data.max_tokens=18 takes the end" in report and "of them cut |" not in report
+    assert (
+        f"{line}." in report
+        and "> data.max_tokens=18 takes the end" in report
+        and "of them cut |" not in report
+    )
     clear = (clear / "report.md").read_text()
-    rows = re.findall(r"^\| (\d) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", clear[clear.index("| client | rows |"):], re.M)
+    rows = re.findall(
+        r"^\| (\d) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", clear[clear.index("| client | rows |") :], re.M
+    )
     assert f"{line}." in clear and [row[0] for row in rows] == ["0", "1", "2"]
     assert f"120 kept, {sum(int(row[3]) for row in rows)} of them cut" in line
 
 
 def test_no_output_says_anything_of_one_client(masked, clear):
-    """Every file of the run, and all that was printed. `clear` does name clients, so the search finds what there is to find."""
+    """Every file of the run, and all that was printed. `clear` does name clients, so the search finds what
+    there is to find.
+    """
     ended, folder = masked
     speaks = re.compile(rb"client[ _-]?\d|clients \d+ and|participant \d", re.I)
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -65,12 +85,22 @@ def test_no_output_says_anything_of_one_client(masked, clear):
     assert any(speaks.search(path.read_bytes()) for path in clear.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("words,named", [
-    (("federation.compare_alone=true",), "federation.compare_alone=true shows what each client's rows are worth"),
-    (("federation.clients_per_round=2",), "makes sums of few clients"),
-    (("federation.local_optimizer=keep",), "keeps each client's moments in the run's folder"),
-    (("federation.method=flexlora", "federation.server_optimizer=none", "federation.server_lr=1"), "needs every client's own values"),
-    (("cluster.local_ranks=2",), "routing.mode=mix+mask with 2 participants")])
+@pytest.mark.parametrize(
+    "words,named",
+    [
+        (
+            ("federation.compare_alone=true",),
+            "federation.compare_alone=true shows what each client's rows are worth",
+        ),
+        (("federation.clients_per_round=2",), "makes sums of few clients"),
+        (("federation.local_optimizer=keep",), "keeps each client's moments in the run's folder"),
+        (
+            ("federation.method=flexlora", "federation.server_optimizer=none", "federation.server_lr=1"),
+            "needs every client's own values",
+        ),
+        (("cluster.local_ranks=2",), "routing.mode=mix+mask with 2 participants"),
+    ],
+)
 def test_what_would_undo_it_is_refused(workshop, words, named):
     ended = workshop.run(*WORDS, "run.name=refused", *words)
     assert ended.code == 2 and named in ended.text and "Traceback" not in ended.text
@@ -78,21 +108,29 @@ def test_what_would_undo_it_is_refused(workshop, words, named):
 
 
 def test_a_killed_rank_costs_a_restart_and_no_update(workshop, masked):
-    """gloo cannot go on without a participant: the supervisor starts all again from the journal, with fresh keys and masks."""
+    """Gloo cannot go on without a participant: the supervisor starts all again from the journal, with fresh
+    keys and masks.
+    """
     run = workshop.runs / "masked-killed"
     started = workshop.start(*WORDS, "run.name=masked-killed", env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
     os.kill(started.local_ranks()[1], signal.SIGKILL)
     ended = started.wait()
     assert ended.code == 0, ended.text
-    found, expected = records(run), records(workshop.runs / "masked")
+    found = records(run)
+    expected = records(workshop.runs / "masked")
     assert [r["received"] for r in found] == [r["received"] for r in expected]
     assert found[-1]["val_loss"] == pytest.approx(expected[-1]["val_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("ranks,line", [(3, "  mix+mask, 3 participants"), (2, "  plain, 2 participants"), (1, "  plain, 1 participant\n")])
+@pytest.mark.parametrize(
+    "ranks,line",
+    [(3, "  mix+mask, 3 participants"), (2, "  plain, 2 participants"), (1, "  plain, 1 participant\n")],
+)
 def test_updates_are_masked_unless_somebody_says_otherwise(workshop, ranks, line):
-    ended = workshop.run("--dry-run", "routing.mode=auto", "federation.local_optimizer=reset", f"cluster.local_ranks={ranks}")
+    ended = workshop.run(
+        "--dry-run", "routing.mode=auto", "federation.local_optimizer=reset", f"cluster.local_ranks={ranks}"
+    )
     assert ended.code == 0 and f"routing{line}" in ended.out
 
 
@@ -102,16 +140,25 @@ def test_too_few_to_mask_is_said_aloud(workshop):
     assert "routing.mode=plain for 2 participants" in two.err and "in the clear" in two.err
     three = workshop.finish(*words, "cluster.local_ranks=3", "run.name=three")
     assert "in the clear" not in three.err
-    assert records(workshop.runs / "two")[-1]["per_client"] and not records(workshop.runs / "three")[-1]["per_client"]
+    assert (
+        records(workshop.runs / "two")[-1]["per_client"]
+        and not records(workshop.runs / "three")[-1]["per_client"]
+    )
 
 
-@pytest.mark.parametrize(("rounds", "said"), [
-    ([(0, 0), (0, 0)], ""),
-    ([(1, 0), (0, 0)], "1 update did not count, see the report"),
-    ([(0, 0), (0, 30)], "some updates did not count fully"),
-    ([(2, 0), (0, 7)], "2 updates did not count, see the report; some updates did not count fully")])
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [
+        ([(0, 0), (0, 0)], ""),
+        ([(1, 0), (0, 0)], "1 update did not count, see the report"),
+        ([(0, 0), (0, 30)], "some updates did not count fully"),
+        ([(2, 0), (0, 7)], "2 updates did not count, see the report; some updates did not count fully"),
+    ],
+)
 def test_only_a_run_in_which_all_counted_fully_ends_with_0(rounds, said):
-    """Values that were clipped count as updates that are missing: the exit code is 0 where nothing is said."""
+    """Values that were clipped count as updates that are missing: the exit code is 0 where nothing is
+    said.
+    """
     records = [SimpleNamespace(missing_count=missing, clipped=clipped) for missing, clipped in rounds]
     assert uncounted(sum(r.missing_count for r in records), sum(r.clipped for r in records)) == said
 
@@ -122,4 +169,6 @@ def test_a_finished_run_whose_values_were_clipped_ends_with_1_again(workshop, co
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"clipped": 7, "exit_code": 1}))
     ended = workshop.run(f"run.name={run.name}")
-    assert ended.code == 1 and "is complete (finished, 4 rounds; some updates did not count fully)" in ended.err
+    assert (
+        ended.code == 1 and "is complete (finished, 4 rounds; some updates did not count fully)" in ended.err
+    )

@@ -1,4 +1,6 @@
-"""One participant per organisation: separate processes with separate folders that share a roster and nothing else."""
+"""One participant per organisation: separate processes with separate folders that share a roster and nothing
+else.
+"""
 
 import contextlib
 import json
@@ -22,37 +24,61 @@ from tests.processes import free_port, free_ports
 from tests.run.launched import COLD, journal_rounds, records, rounds_seen
 from tests.run.test_run_resume import SLOW
 
-SLOW_SENDS = {"TEST_SLOW_SENDS_S": "0.2"}  # a site that ends without waiting for what it has sent is found out
+SLOW_SENDS = {
+    "TEST_SLOW_SENDS_S": "0.2"
+}  # a site that ends without waiting for what it has sent is found out
 
 
 class Federation:
     """Sites with their own YAML; `start` runs them."""
 
     def __init__(self, workshop, name: str, size: int):
-        self.workshop, self.size, self.folder = workshop, size, workshop.folder / name
+        self.workshop = workshop
+        self.size = size
+        self.folder = workshop.folder / name
         self.places = free_ports(size)
         cards = []
         for i, port in enumerate(self.places):
-            self.keys("new", f"site{i}", "--address", f"127.0.0.1:{port}", "--out", str(self.folder / f"keys{i}"))
+            self.keys(
+                "new", f"site{i}", "--address", f"127.0.0.1:{port}", "--out", str(self.folder / f"keys{i}")
+            )
             cards.append(str(self.folder / f"keys{i}" / f"site{i}.json"))
         self.keys("new", "operator", "--address", "127.0.0.1:1", "--out", str(self.folder / "keys"))
         self.cards = cards
         self.sign(1)
         for i in range(size):
-            (self.folder / f"rows{i}.jsonl").write_text("".join(
-                json.dumps({"instruction": f"say {word}", "output": word}) + "\n" for word in (f"{i}{n:03d}" for n in range(40 + 10 * i))))
+            (self.folder / f"rows{i}.jsonl").write_text(
+                "".join(
+                    json.dumps({"instruction": f"say {word}", "output": word}) + "\n"
+                    for word in (f"{i}{n:03d}" for n in range(40 + 10 * i))
+                )
+            )
             if i == 2:  # a row that has no answer within 64 tokens
                 with (self.folder / "rows2.jsonl").open("a") as file:
                     file.write(json.dumps({"instruction": "2 " * 40, "output": "2"}) + "\n")
 
     def keys(self, *words: str) -> str:
-        done = subprocess.run([sys.executable, "-m", "fedspeed", "keys", *words], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run(
+            [sys.executable, "-m", "fedspeed", "keys", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def sign(self, epoch: int, cards=None) -> None:
-        self.keys("roster", *(cards or self.cards), "--signer", str(self.folder / "keys" / "operator.key"), "--epoch", str(epoch),
-                  "--out", str(self.folder / "roster.json"))
+        self.keys(
+            "roster",
+            *(cards or self.cards),
+            "--signer",
+            str(self.folder / "keys" / "operator.key"),
+            "--epoch",
+            str(epoch),
+            "--out",
+            str(self.folder / "roster.json"),
+        )
 
     def roster_of(self, i: int):
         """The site's own copy where it has one."""
@@ -61,17 +87,39 @@ class Federation:
 
     def config(self, i: int, **routing):
         path = self.folder / f"site{i}.yaml"
-        path.write_text(yaml.safe_dump({
-            "model": {"base": str(self.workshop.folder / "model"), "init": "random", "dtype": "fp32", "tokenizer": "bytes"},
-            "adapter": {"lora_rank": 4},
-            "data": {"task": "file", "path": str(self.folder / f"rows{i}.jsonl"), "clients": 1, "split": "iid", "max_tokens": 64, "template": "plain",
-                     "val_fraction": 0.1},
-            "train": {"local_steps": 2, "micro_batch": 4, "lr": 3e-3},
-            "federation": {"rounds": 4},
-            "routing": {"mode": "mix+mask", "transport": "tls", "identity": str(self.folder / f"keys{i}" / f"site{i}.key"),
-                        "roster": str(self.roster_of(i)), "roster_signer": str(self.folder / "keys" / "operator.json"), **routing},
-            "cluster": {"local_ranks": 1, "start_timeout_s": 40, "max_restarts": 0},
-            "run": {"name": f"site{i}", "out": str(self.folder / f"runs{i}")}, "monitor": {"progress": False, "plot": False}}))
+        path.write_text(
+            yaml.safe_dump({
+                "model": {
+                    "base": str(self.workshop.folder / "model"),
+                    "init": "random",
+                    "dtype": "fp32",
+                    "tokenizer": "bytes",
+                },
+                "adapter": {"lora_rank": 4},
+                "data": {
+                    "task": "file",
+                    "path": str(self.folder / f"rows{i}.jsonl"),
+                    "clients": 1,
+                    "split": "iid",
+                    "max_tokens": 64,
+                    "template": "plain",
+                    "val_fraction": 0.1,
+                },
+                "train": {"local_steps": 2, "micro_batch": 4, "lr": 3e-3},
+                "federation": {"rounds": 4},
+                "routing": {
+                    "mode": "mix+mask",
+                    "transport": "tls",
+                    "identity": str(self.folder / f"keys{i}" / f"site{i}.key"),
+                    "roster": str(self.roster_of(i)),
+                    "roster_signer": str(self.folder / "keys" / "operator.json"),
+                    **routing,
+                },
+                "cluster": {"local_ranks": 1, "start_timeout_s": 40, "max_restarts": 0},
+                "run": {"name": f"site{i}", "out": str(self.folder / f"runs{i}")},
+                "monitor": {"progress": False, "plot": False},
+            })
+        )
         return path
 
     def run(self, i: int):
@@ -85,8 +133,10 @@ class Federation:
             raise AssertionError("\n".join(f"site{i}: {s.said()}" for i, s in enumerate(started))) from error
 
     def start(self, *words: str, sites=None, env=None, launcher=(), **routing) -> list:
-        return [self.workshop.start(*words, launcher=launcher, config=self.config(i, **routing), env=env)
-                for i in (range(self.size) if sites is None else sites)]
+        return [
+            self.workshop.start(*words, launcher=launcher, config=self.config(i, **routing), env=env)
+            for i in (range(self.size) if sites is None else sites)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +158,17 @@ def test_three_sites_train_one_adapter(three):
 
 
 def test_nothing_of_another_site_is_in_a_sites_files(three):
-    """Rows of a site are in no other's output; a site's numbers are in nobody's but its own (tests/run/test_run_masked.py reads the rest). Names are in the
-    roster, and are told of who is awaited."""
+    """Rows of a site are in no other's output; a site's numbers are in nobody's but its own
+    (tests/run/test_run_masked.py reads the rest). Names are in the roster, and are told of who is awaited.
+    """
     federation, ended = three
     for i in range(3):
-        said = [line for line in ended[i].text.splitlines() if not line.startswith("fedspeed: waiting for site")]
-        texts = [path.read_bytes() for path in federation.run(i).rglob("*") if path.is_file()] + ["\n".join(said).encode()]
+        said = [
+            line for line in ended[i].text.splitlines() if not line.startswith("fedspeed: waiting for site")
+        ]
+        texts = [path.read_bytes() for path in federation.run(i).rglob("*") if path.is_file()] + [
+            "\n".join(said).encode()
+        ]
         for other in range(3):
             if other != i:
                 assert not any(re.search(rf"say {other}\d\d\d|site{other}".encode(), text) for text in texts)
@@ -129,13 +184,19 @@ def test_lost_rows_are_told_as_a_sum_and_to_the_site_they_belong_to(three):
 
 def test_sites_that_mean_different_runs_are_told_before_training(three):
     federation = three[0]
-    started = [federation.workshop.start(*words, "run.name=differing", config=federation.config(i), env=SLOW_SENDS)
-               for i, words in enumerate([(), ("train.lr=0.1",), ("adapter.lora_rank=4", "adapter.alpha=99")])]
+    started = [
+        federation.workshop.start(*words, "run.name=differing", config=federation.config(i), env=SLOW_SENDS)
+        for i, words in enumerate([(), ("train.lr=0.1",), ("adapter.lora_rank=4", "adapter.alpha=99")])
+    ]
     ended = [s.wait() for s in started]
     for i, e in enumerate(ended):
         assert e.code == 2 and "Traceback" not in e.text, e.text
         assert "the sites are about to run different things" in e.text
-    assert "train.lr: 0.003 here, 0.1 at site1" in ended[0].text and "adapter.alpha: " in ended[0].text and "at site2" in ended[0].text
+    assert (
+        "train.lr: 0.003 here, 0.1 at site1" in ended[0].text
+        and "adapter.alpha: " in ended[0].text
+        and "at site2" in ended[0].text
+    )
     assert not any((federation.folder / f"runs{i}" / "differing" / "journal").exists() for i in range(3))
 
 
@@ -152,9 +213,15 @@ def test_a_site_with_another_base_model_is_refused(three, tmp_path):
         assert e.code == 2 and "the base model's files: " in e.text
 
 
-@pytest.mark.parametrize("key,value,named", [
-    ("identity", "", "routing.identity is empty"), ("roster", "/nosuch/roster.json", "/nosuch/roster.json: cannot be read"),
-    ("roster_signer", "00" * 32, "pin the key of who runs the federation"), ("identity", "OPERATOR", "is in no card of the roster")])
+@pytest.mark.parametrize(
+    "key,value,named",
+    [
+        ("identity", "", "routing.identity is empty"),
+        ("roster", "/nosuch/roster.json", "/nosuch/roster.json: cannot be read"),
+        ("roster_signer", "00" * 32, "pin the key of who runs the federation"),
+        ("identity", "OPERATOR", "is in no card of the roster"),
+    ],
+)
 def test_what_is_wrong_with_a_sites_files_is_told_at_once(three, key, value, named):
     federation = three[0]
     value = str(federation.folder / "keys" / "operator.key") if value == "OPERATOR" else value
@@ -166,7 +233,10 @@ def test_a_port_in_use_is_told_before_anything_starts(three):
     federation = three[0]
     config = federation.config(0)
     preflight.check(load(config, []), None)
-    with socket.create_server(("127.0.0.1", federation.places[0])), pytest.raises(FedSpeedError, match="site0's card in .*: Address already in use"):
+    with (
+        socket.create_server(("127.0.0.1", federation.places[0])),
+        pytest.raises(FedSpeedError, match="site0's card in .*: Address already in use"),
+    ):
         preflight.check(load(config, []), None)
 
 
@@ -176,17 +246,24 @@ def test_a_stranger_at_the_port_changes_nothing(three, shared_workshop):
     federation.until_a_round(started)
     for sent in (b"\0" * 100, b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000)):
         for port in federation.places:
-            with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as stranger, contextlib.suppress(ConnectionError):
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as stranger,
+                contextlib.suppress(ConnectionError),
+            ):
                 stranger.sendall(sent)
     ended = [s.wait() for s in started]
     assert [e.code for e in ended] == [0, 0, 0], "\n".join(e.text for e in ended)
     assert all(1 <= e.err.count("refused a connection from 127.0.0.1") <= 3 for e in ended)
-    for rounds, expected in zip((records(federation.run(i)) for i in range(3)), (records(three[0].run(i)) for i in range(3))):
+    for rounds, expected in zip(
+        (records(federation.run(i)) for i in range(3)), (records(three[0].run(i)) for i in range(3))
+    ):
         assert rounds[-1]["val_loss"] == pytest.approx(expected[-1]["val_loss"], rel=1e-3)
 
 
 def test_survivors_go_on_without_a_killed_site(shared_workshop):
-    """Four sites, of which a sum needs three; the fourth comes back with a newer roster only, at the next start."""
+    """Four sites, of which a sum needs three; the fourth comes back with a newer roster only, at the next
+    start.
+    """
     federation = Federation(shared_workshop, "four", 4)
     started = federation.start("federation.rounds=6", env=SLOW)
     federation.until_a_round(started)
@@ -197,7 +274,10 @@ def test_survivors_go_on_without_a_killed_site(shared_workshop):
     rounds = records(federation.run(0))
     counts = [r["received"] for r in rounds]
     assert counts[1] == 4 and counts[-1] == 3 and len({e.code for e in ended[:3]}) == 1
-    assert len({(federation.run(i) / "adapter" / "adapter_model.safetensors").read_bytes() for i in range(3)}) == 1
+    assert (
+        len({(federation.run(i) / "adapter" / "adapter_model.safetensors").read_bytes() for i in range(3)})
+        == 1
+    )
 
 
 def test_a_state_that_one_site_has_made_up_is_refused_by_all(shared_workshop):
@@ -210,7 +290,11 @@ def test_a_state_that_one_site_has_made_up_is_refused_by_all(shared_workshop):
     journal.commit(entry, tensors | {name: tensors[name] + 1})
     ended = [s.wait() for s in federation.start("federation.rounds=2", env=SLOW_SENDS)]
     for i, e in enumerate(ended):
-        assert e.code not in (0, None) and "hold different states of round 1" in e.text and "Traceback" not in e.text, e.text
+        assert (
+            e.code not in (0, None)
+            and "hold different states of round 1" in e.text
+            and "Traceback" not in e.text
+        ), e.text
         assert max(journal_rounds(federation.run(i))) == 1
     assert sum("this one differs" in e.text for e in ended) == 2
 
@@ -238,22 +322,35 @@ def test_members_leave_and_join_with_a_newer_roster(three):
     words = ("run.name=changing", "federation.rounds=2")
     assert all(s.wait().code == 0 for s in federation.start(*words))
     port = free_port()
-    federation.keys("new", "site3", "--address", f"127.0.0.1:{port}", "--out", str(federation.folder / "keys3"))
+    federation.keys(
+        "new", "site3", "--address", f"127.0.0.1:{port}", "--out", str(federation.folder / "keys3")
+    )
     (federation.folder / "rows3.jsonl").write_text((federation.folder / "rows0.jsonl").read_text())
-    federation.sign(2, [federation.cards[0], federation.cards[2], str(federation.folder / "keys3" / "site3.json")])
+    federation.sign(
+        2, [federation.cards[0], federation.cards[2], str(federation.folder / "keys3" / "site3.json")]
+    )
     try:
-        ended = [s.wait() for s in federation.start("run.name=changing", "federation.rounds=4", sites=(0, 2, 3))]
+        ended = [
+            s.wait() for s in federation.start("run.name=changing", "federation.rounds=4", sites=(0, 2, 3))
+        ]
         assert [e.code for e in ended] == [0, 0, 0], "\n".join(e.text for e in ended)
         assert [r["round"] for r in records(federation.folder / "runs0" / "changing")] == [0, 1, 2, 3, 4]
         assert [r["round"] for r in records(federation.folder / "runs3" / "changing")] == [3, 4]
-        adapters = {(federation.folder / f"runs{i}" / "changing" / "adapter" / "adapter_model.safetensors").read_bytes() for i in (0, 2, 3)}
+        adapters = {
+            (
+                federation.folder / f"runs{i}" / "changing" / "adapter" / "adapter_model.safetensors"
+            ).read_bytes()
+            for i in (0, 2, 3)
+        }
         assert len(adapters) == 1
     finally:
         federation.sign(1)
 
 
 def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
-    """One leaves, one joins, one has a new key, while the program runs, on two ranks at one site; and nobody is brought back by an older roster."""
+    """One leaves, one joins, one has a new key, while the program runs, on two ranks at one site; and nobody
+    is brought back by an older roster.
+    """
     federation = Federation(shared_workshop, "rolling", 4)
     folder = federation.folder
     federation.sign(1, federation.cards[:3])
@@ -261,31 +358,51 @@ def test_a_newer_roster_is_taken_up_between_rounds(shared_workshop):
     for i in range(3):
         (folder / f"roster{i}.json").write_bytes(older)
     words = ("federation.rounds=20", "cluster.max_restarts=1")
-    started = [federation.start(*words, *(["cluster.local_ranks=2"] if i == 0 else []), env=SLOW, sites=(i,))[0] for i in range(3)]
+    started = [
+        federation.start(*words, *(["cluster.local_ranks=2"] if i == 0 else []), env=SLOW, sites=(i,))[0]
+        for i in range(3)
+    ]
     federation.until_a_round(started)
-    federation.keys("new", "site1", "--address", f"127.0.0.1:{federation.places[1]}", "--out", str(folder / "rotated"))
+    federation.keys(
+        "new", "site1", "--address", f"127.0.0.1:{federation.places[1]}", "--out", str(folder / "rotated")
+    )
     federation.sign(2, [federation.cards[0], str(folder / "rotated" / "site1.json"), federation.cards[3]])
     (folder / "rotated" / "site1.key").replace(folder / "keys1" / "site1.key")
     newer = (folder / "roster.json").read_bytes()
     started += federation.start(*words, env=SLOW, sites=(3,))
-    for i, half in ((2, newer), (0, newer[:len(newer) // 2]), (0, newer)):
+    for i, half in ((2, newer), (0, newer[: len(newer) // 2]), (0, newer)):
         (folder / f"roster{i}.json").write_bytes(half)
         seen = rounds_seen(federation.run(0))
-        started[0].until(lambda seen=seen: rounds_seen(federation.run(0)) >= seen + 2)  # not before all have it
+        started[0].until(
+            lambda seen=seen: rounds_seen(federation.run(0)) >= seen + 2
+        )  # not before all have it
     assert not any("newer roster" in s.said() for s in started)
     (folder / "roster1.json").write_bytes(newer)
     ended = [s.wait() for s in started]
     assert [e.code for e in ended] == [0, 0, 2, 0], "\n".join(e.text for e in ended)
-    assert all("all sites have a newer roster" in e.err for e in ended[:3]) and "is in no card of the roster (epoch 2)" in ended[2].err
-    assert [r["round"] for r in records(federation.run(0))] == list(range(21)) and records(federation.run(3))[-1]["round"] == 20
+    assert (
+        all("all sites have a newer roster" in e.err for e in ended[:3])
+        and "is in no card of the roster (epoch 2)" in ended[2].err
+    )
+    assert [r["round"] for r in records(federation.run(0))] == list(range(21)) and records(federation.run(3))[
+        -1
+    ]["round"] == 20
     (folder / "roster0.json").write_bytes(older)
     for words in ((), ("--dry-run",)):
-        again = federation.start("federation.rounds=22", "cluster.local_ranks=2", *words, sites=(0,))[0].wait()
+        again = federation.start("federation.rounds=22", "cluster.local_ranks=2", *words, sites=(0,))[
+            0
+        ].wait()
         assert again.code == 2 and "its epoch 1 is older than 2" in again.text
 
 
 @pytest.mark.slow
 def test_the_example_runs_as_written():
-    done = subprocess.run(["bash", "launchers/organisations.sh", "--fresh"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    done = subprocess.run(
+        ["bash", "launchers/organisations.sh", "--fresh"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("finished: 8 of 8 rounds") == 3

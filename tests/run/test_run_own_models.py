@@ -1,4 +1,6 @@
-"""A method in which every client has a model of its own, as a whole run: evaluated, resumed and exported for each client."""
+"""A method in which every client has a model of its own, as a whole run: evaluated, resumed and exported for
+each client.
+"""
 
 from functools import cache
 
@@ -8,7 +10,8 @@ from launched import LLAMA, SETTINGS, assert_same_run, records
 from safetensors.numpy import load_file
 
 CLIENTS = range(SETTINGS["data"]["clients"])
-ROUNDS, BEFORE = 3, 2
+ROUNDS = 3
+BEFORE = 2
 METHOD = {"TEST_METHOD": "tests.federation.methods.spoiled_a"}
 
 
@@ -50,14 +53,21 @@ def loss(config, folder, client):
     from fedspeed.models.tokenizer import load_tokenizer
 
     found = load(config, []).config
-    data = encode_client(client_rows(found.data, found.run.seed)[client], load_tokenizer(found.model), found.data)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(found.model.base, dtype=torch.float32), str(folder)).eval()
-    total, tokens = 0.0, 0
+    data = encode_client(
+        client_rows(found.data, found.run.seed)[client], load_tokenizer(found.model), found.data
+    )
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(found.model.base, dtype=torch.float32), str(folder)
+    ).eval()
+    total = 0.0
+    tokens = 0
     for row in data.val:
         ids = torch.from_numpy(row.input_ids.astype(np.int64))
         with torch.no_grad():
             logits = model(input_ids=ids[None]).logits[0]
-        total += functional.cross_entropy(logits[row.labels_start - 1:-1], ids[row.labels_start:], reduction="sum").item()
+        total += functional.cross_entropy(
+            logits[row.labels_start - 1 : -1], ids[row.labels_start :], reduction="sum"
+        ).item()
         tokens += len(ids) - row.labels_start
     return total / tokens
 
@@ -77,12 +87,15 @@ def test_a_resumed_run_goes_on_with_what_each_client_has(runs):
     _, apart, at_once = runs
     assert_same_run(apart, at_once)
     for folder in sorted(at_once.glob("adapter*")):
-        ours, theirs = (load_file(run / folder.name / "adapter_model.safetensors") for run in (apart, at_once))
+        ours, theirs = (
+            load_file(run / folder.name / "adapter_model.safetensors") for run in (apart, at_once)
+        )
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
 
 
 def test_report_and_cards_name_all_models(runs):
-    run, best = runs[1], best_of(runs[1])
+    run = runs[1]
+    best = best_of(runs[1])
     names = {"adapter", *(f"adapter-client-{client}" for client in CLIENTS)}
     assert {folder.name for folder in run.glob("adapter*")} == names | {f"{name}-last" for name in names}
     assert "`adapter-client-0/`, `adapter-client-1/`, `adapter-client-2/`" in (run / "report.md").read_text()
@@ -95,13 +108,21 @@ def test_a_clients_model_is_written_by_the_rank_that_speaks_for_it():
     from fedspeed.session.exporting import folder_of, is_ours
 
     names = ("adapter", "full", "client-1", "client-11")
-    written = {reporter: [name for name in names if is_ours(name, reporter=reporter, carried=(0, 1))] for reporter in (True, False)}
+    written = {
+        reporter: [name for name in names if is_ours(name, reporter=reporter, carried=(0, 1))]
+        for reporter in (True, False)
+    }
     assert written == {True: ["adapter", "full", "client-1"], False: ["client-1"]}
     assert [folder_of("model", name, "-last") for name in names[:2]] == ["model-last", "model-full-last"]
 
 
-@pytest.mark.parametrize(("mode", "told", "folders"), [
-    ("plain", [0, 1, 0], ("adapter-full", "adapter-client-1", "adapter-client-2")), ("mask", [0], ("adapter-full", "adapter-client-N"))])
+@pytest.mark.parametrize(
+    ("mode", "told", "folders"),
+    [
+        ("plain", [0, 1, 0], ("adapter-full", "adapter-client-1", "adapter-client-2")),
+        ("mask", [0], ("adapter-full", "adapter-client-N")),
+    ],
+)
 def test_masked_modes_tell_nobody_which_clients_have_their_own(mode, told, folders):
     from types import SimpleNamespace
 
@@ -112,7 +133,7 @@ def test_masked_modes_tell_nobody_which_clients_have_their_own(mode, told, folde
 
     def summed(vector, weight):
         sent.append(vector.tolist())
-        return SimpleNamespace(vector=vector + np.array([0, 0, 1])[-len(vector):])
+        return SimpleNamespace(vector=vector + np.array([0, 0, 1])[-len(vector) :])
 
     job = SimpleNamespace(config=run_config(routing={"mode": mode}, data={"clients": 3}))
     assert _others(job, SimpleNamespace(sum=summed), {"adapter", "full", "client-1"}) == folders

@@ -1,4 +1,6 @@
-"""Whole runs whose model lies across ranks: the same training as where every rank has all of it, and what happens when a stage is lost."""
+"""Whole runs whose model lies across ranks: the same training as where every rank has all of it, and what
+happens when a stage is lost.
+"""
 
 import os
 import signal
@@ -37,37 +39,83 @@ def plain(shared_workshop):
     return found
 
 
-@pytest.mark.parametrize("name,words,kept", [
-    ("client", ("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"), "keep"),
-    ("loaded", ("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2", "engine.tier=ram", "routing.mode=auto"), "keep"),
-    ("cluster", SHARED, "reset"),
-    ("masked", (*SHARED, "cluster.one_trust_domain=true", "routing.mode=mix+mask", "routing.min_participants=2"), "reset")])
+@pytest.mark.parametrize(
+    "name,words,kept",
+    [
+        ("client", ("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"), "keep"),
+        (
+            "loaded",
+            (
+                "engine.pipeline=client",
+                "cluster.local_ranks=4",
+                "cluster.ranks_per_client=2",
+                "engine.tier=ram",
+                "routing.mode=auto",
+            ),
+            "keep",
+        ),
+        ("cluster", SHARED, "reset"),
+        (
+            "masked",
+            (*SHARED, "cluster.one_trust_domain=true", "routing.mode=mix+mask", "routing.min_participants=2"),
+            "reset",
+        ),
+    ],
+)
 def test_a_pipeline_trains_what_whole_models_train(shared_workshop, plain, name, words, kept):
-    ended = shared_workshop.run(*COMMON, *words, f"run.name=pipelined-{name}", "monitor.trace_rounds=2", "monitor.plot=true")
+    ended = shared_workshop.run(
+        *COMMON, *words, f"run.name=pipelined-{name}", "monitor.trace_rounds=2", "monitor.plot=true"
+    )
     assert ended.code == 0, ended.text
     run = shared_workshop.runs / f"pipelined-{name}"
-    expected, found = adapter(plain[kept]), adapter(run)
+    expected = adapter(plain[kept])
+    found = adapter(run)
     assert found.keys() == expected.keys()
     assert max(np.abs(found[n] - expected[n]).max() for n in found) < (1e-4 if name != "masked" else 2e-2)
     traced = read_spans(run)
     assert len(traced) == len(list((run / "trace").iterdir())) == (2 if "cluster" in words[0] else 4)
     for spans in traced.values():
         kinds = {kind for kind, *_ in spans}
-        assert {"compute", "wait", "send", "step", "stage"} <= kinds and ("load" in kinds) == (name == "loaded")
-        assert any(what.startswith("backward") for _, what, *_ in spans) and all(0 <= begin <= end for *_, begin, end in spans)
+        assert {"compute", "wait", "send", "step", "stage"} <= kinds and ("load" in kinds) == (
+            name == "loaded"
+        )
+        assert any(what.startswith("backward") for _, what, *_ in spans) and all(
+            0 <= begin <= end for *_, begin, end in spans
+        )
     assert any(kind == "exchange" for spans in traced.values() for kind, *_ in spans)
-    assert (run / "timeline.png").exists() == (name != "masked") == ("timeline.png" in (run / "report.md").read_text())
+    assert (
+        (run / "timeline.png").exists()
+        == (name != "masked")
+        == ("timeline.png" in (run / "report.md").read_text())
+    )
     assert all(0 < r["bubble"] < 1 and r["overlap"] == pytest.approx(0, abs=0.9) for r in records(run)[1:])
     for ours, theirs in zip(records(run), records(plain[kept]), strict=True):
-        assert (ours["round"], ours["tokens"], ours["clients"], ours["received"]) == (theirs["round"], theirs["tokens"], theirs["clients"], theirs["received"])
+        assert (ours["round"], ours["tokens"], ours["clients"], ours["received"]) == (
+            theirs["round"],
+            theirs["tokens"],
+            theirs["clients"],
+            theirs["received"],
+        )
         for key in ("train_loss", "val_loss"):
-            assert ours[key] == (theirs[key] and pytest.approx(theirs[key], rel=1e-4 if name != "masked" else 1e-2))
+            assert ours[key] == (
+                theirs[key] and pytest.approx(theirs[key], rel=1e-4 if name != "masked" else 1e-2)
+            )
 
 
-@pytest.mark.parametrize("words", [
-    pytest.param(("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"), marks=pytest.mark.slow), SHARED])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(
+            ("engine.pipeline=client", "cluster.local_ranks=4", "cluster.ranks_per_client=2"),
+            marks=pytest.mark.slow,
+        ),
+        SHARED,
+    ],
+)
 def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
-    """kill -9 of a stage: the run goes on from the journal by itself. (In which instruction: tests/engine/test_engine_pipeline.py.)"""
+    """Kill -9 of a stage: the run goes on from the journal by itself. (In which instruction:
+    tests/engine/test_engine_pipeline.py.)
+    """
     name = f"lost-{words[0][-6:]}"
     started = shared_workshop.start(*COMMON, *words, f"run.name={name}", "federation.rounds=6", env=SLOW)
     run = shared_workshop.runs / name
@@ -79,24 +127,53 @@ def test_a_lost_stage_is_named_and_the_run_goes_on(shared_workshop, words):
     assert [r["round"] for r in records(run)] == list(range(7))
 
 
-@pytest.mark.parametrize("words,text", [
-    (("engine.pipeline=client", "cluster.local_ranks=2"), "client 0 has one rank, and a pipeline needs two"),
-    ((*SHARED, "cluster.local_ranks=1"), "has one rank, and a pipeline needs two"),
-    ((*SHARED, "routing.mode=mix+mask", "routing.min_participants=2"), "cluster.one_trust_domain=true"), (("engine.cuts=[1]",), "engine.pipeline=none"),
-    ((*SHARED, "engine.cuts=[7]"), "engine.cuts=[7]: write auto, or 1 ascending numbers"), ((*SHARED, "cluster.local_ranks=9"), "so take fewer ranks"),
-    (("engine.pipeline=client", "engine.cuts=[1]", "engine.tier=ram"), "leave engine.cuts out"),
-    ((*SHARED, "adapter.method=full", "adapter.dropout=0"), "adapter.method=full"),
-    ((*SHARED, "engine.tier=ram"), "set engine.tier=resident"), (("engine.pipeline=cluster",), "federation.local_optimizer=reset")])
+@pytest.mark.parametrize(
+    "words,text",
+    [
+        (
+            ("engine.pipeline=client", "cluster.local_ranks=2"),
+            "client 0 has one rank, and a pipeline needs two",
+        ),
+        ((*SHARED, "cluster.local_ranks=1"), "has one rank, and a pipeline needs two"),
+        ((*SHARED, "routing.mode=mix+mask", "routing.min_participants=2"), "cluster.one_trust_domain=true"),
+        (("engine.cuts=[1]",), "engine.pipeline=none"),
+        ((*SHARED, "engine.cuts=[7]"), "engine.cuts=[7]: write auto, or 1 ascending numbers"),
+        ((*SHARED, "cluster.local_ranks=9"), "so take fewer ranks"),
+        (("engine.pipeline=client", "engine.cuts=[1]", "engine.tier=ram"), "leave engine.cuts out"),
+        ((*SHARED, "adapter.method=full", "adapter.dropout=0"), "adapter.method=full"),
+        ((*SHARED, "engine.tier=ram"), "set engine.tier=resident"),
+        (("engine.pipeline=cluster",), "federation.local_optimizer=reset"),
+    ],
+)
 def test_what_a_pipeline_cannot_do_is_told_before_it_starts(shared_workshop, words, text):
     ended = shared_workshop.run("data.clients=2", *words, "--dry-run")
     assert ended.code == 2 and text in ended.err and "Traceback" not in ended.text
 
 
-@pytest.mark.parametrize("trust,declared,mode,refused", [
-    ("shared", False, "mix+mask", False), ("separate", False, "mix+mask", True), ("separate", True, "mix+mask", False), ("separate", False, "plain", False)])
-def test_clients_of_a_cluster_declare_their_trust_in_the_hostfile_or_the_configuration(trust, declared, mode, refused):
-    hosts = parse(f"a slots=1\nb slots=1\n# fed-cluster near trust={trust}\n# fed-host a cluster=near\n# fed-host b cluster=near\n", "hosts")
-    config = run_config(model={"base": "gpt3-125m"}, engine={"pipeline": "cluster"}, cluster={"one_trust_domain": declared})
-    told = pytest.raises(ConfigError, match="cluster near trust each other.*`# fed-cluster near trust=shared`") if refused else nullcontext()
+@pytest.mark.parametrize(
+    "trust,declared,mode,refused",
+    [
+        ("shared", False, "mix+mask", False),
+        ("separate", False, "mix+mask", True),
+        ("separate", True, "mix+mask", False),
+        ("separate", False, "plain", False),
+    ],
+)
+def test_clients_of_a_cluster_declare_their_trust_in_the_hostfile_or_the_configuration(
+    trust, declared, mode, refused
+):
+    hosts = parse(
+        f"a slots=1\nb slots=1\n# fed-cluster near trust={trust}\n# fed-host a cluster=near\n# fed-host b "
+        "cluster=near\n",
+        "hosts",
+    )
+    config = run_config(
+        model={"base": "gpt3-125m"}, engine={"pipeline": "cluster"}, cluster={"one_trust_domain": declared}
+    )
+    told = (
+        pytest.raises(ConfigError, match="cluster near trust each other.*`# fed-cluster near trust=shared`")
+        if refused
+        else nullcontext()
+    )
     with told:
         check_pipeline(config, {}, RoutingConfig(mode=mode), plan(hosts.hosts, 2, "auto"), hosts)

@@ -1,4 +1,6 @@
-"""Runs that are killed, ended, changed and extended: the same command goes on, and nothing of it shows in the result."""
+"""Runs that are killed, ended, changed and extended: the same command goes on, and nothing of it shows in the
+result.
+"""
 
 import os
 import re
@@ -7,22 +9,39 @@ import signal
 from pathlib import Path
 
 import pytest
-from launched import COLD, SETTINGS, assert_same_run, bits, headline, journal_rounds, last_round, records, rounds_seen, tree
+from launched import (
+    COLD,
+    SETTINGS,
+    assert_same_run,
+    bits,
+    headline,
+    journal_rounds,
+    last_round,
+    records,
+    rounds_seen,
+    tree,
+)
 
 ROUNDS = SETTINGS["federation"]["rounds"]
-SLOW = {"TEST_SLOW_S": "0.4"}  # each journal entry takes so long: a round in which something can be done to a run
+SLOW = {
+    "TEST_SLOW_S": "0.4"
+}  # each journal entry takes so long: a round in which something can be done to a run
 
 
 def stalled(workshop, run: Path, at: str):
     """A run that stands still at the moment when it renames something to `at`."""
     flag = workshop.folder / f"stalled-{run.name}-{at.replace('/', '-')}"
-    started = workshop.start(f"run.name={run.name}", "monitor.plot=false", env={"TEST_STALL_AT": at, "TEST_STALLED": str(flag)})
+    started = workshop.start(
+        f"run.name={run.name}", "monitor.plot=false", env={"TEST_STALL_AT": at, "TEST_STALLED": str(flag)}
+    )
     started.until(flag.exists)
     return started
 
 
 def test_kill_9_of_everything_at_any_moment(workshop, whole):
-    """Killed while it starts, in a round, between the state and the entry of the journal, and before the export: the same command resumes."""
+    """Killed while it starts, in a round, between the state and the entry of the journal, and before the
+    export: the same command resumes.
+    """
     run = workshop.runs / "killed"
     started = workshop.start("run.name=killed", launcher=COLD)
     started.until(lambda: len(started.family()) > 1)
@@ -54,7 +73,9 @@ def test_sigterm_ends_after_the_round_in_progress(workshop, whole):
     run = workshop.runs / "asked"
     started = workshop.start("run.name=asked", "monitor.plot=false", launcher=COLD, env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
-    assert "libtorch" not in Path(f"/proc/{started.process.pid}/maps").read_text()  # the supervisor stays small
+    assert (
+        "libtorch" not in Path(f"/proc/{started.process.pid}/maps").read_text()
+    )  # the supervisor stays small
     started.process.terminate()
     ended = started.wait()
     assert ended.code == 75, ended.text
@@ -62,7 +83,10 @@ def test_sigterm_ends_after_the_round_in_progress(workshop, whole):
     number = journal_rounds(run)[-1]
     assert 1 <= number < ROUNDS and rounds_seen(run) == number
     assert headline(run) == "# Run `asked`: preempted"
-    assert f"stopped after round {number} of {ROUNDS} (asked to end); the same command goes on from there" in ended.err
+    assert (
+        f"stopped after round {number} of {ROUNDS} (asked to end); the same command goes on from there"
+        in ended.err
+    )
     assert "Traceback" not in ended.err
 
     workshop.finish("run.name=asked", "monitor.plot=false")
@@ -82,14 +106,25 @@ def test_sigterm_before_the_first_round(workshop):
 
 def test_sigterm_during_the_evaluation_before_the_first_round_says_where_it_was(workshop):
     run = workshop.runs / "evaluating"
-    started = workshop.start("run.name=evaluating", "data.max_rows=9000", "data.val_fraction=0.9", "data.max_val_rows=2700",
-                             "train.micro_batch=1", "monitor.progress=true")
+    started = workshop.start(
+        "run.name=evaluating",
+        "data.max_rows=9000",
+        "data.val_fraction=0.9",
+        "data.max_val_rows=2700",
+        "train.micro_batch=1",
+        "monitor.progress=true",
+    )
     started.until(lambda: re.search(r"evaluation before round 1  batch \d+ of 5400  ETA ", started.said()))
     started.process.terminate()
     ended = started.wait()
     assert ended.code == 75, ended.text
-    where = r"sked to end during the evaluation before round 1, batch \d+ of (2700|5400); the same command goes on"
-    assert re.search(where, ended.err) and re.search(where, (run / "report.md").read_text())  # of the first rank to speak, of the reporter
+    where = (
+        r"sked to end during the evaluation before round 1, batch \d+ of (2700|5400); the same command "
+        r"goes on"
+    )
+    assert re.search(where, ended.err) and re.search(
+        where, (run / "report.md").read_text()
+    )  # of the first rank to speak, of the reporter
     assert headline(run) == "# Run `evaluating`: preempted"
     assert "Traceback" not in ended.err and started.family() == {}
 
@@ -109,10 +144,17 @@ def test_a_lost_rank_is_started_again(workshop, whole):
     assert started.family() == {}
 
 
-@pytest.mark.parametrize(("rank", "clients", "named"), [(0, "3 updates (clients 0, 1 and 2)", "rank 0 (pid"),
-                                                        (1, "1 update (client 2)", "client 2 (rank 1 on localhost)")])
+@pytest.mark.parametrize(
+    ("rank", "clients", "named"),
+    [
+        (0, "3 updates (clients 0, 1 and 2)", "rank 0 (pid"),
+        (1, "1 update (client 2)", "client 2 (rank 1 on localhost)"),
+    ],
+)
 def test_a_lost_rank_without_restarts_is_no_success(workshop, rank, clients, named):
-    """Rank 1 is reported by rank 0; rank 0 takes the report with it, and the supervisor tells what it knows."""
+    """Rank 1 is reported by rank 0; rank 0 takes the report with it, and the supervisor tells what it
+    knows.
+    """
     run = workshop.runs / f"gone-{rank}"
     started = workshop.start(f"run.name={run.name}", "monitor.plot=false", "cluster.max_restarts=0", env=SLOW)
     started.until(lambda: rounds_seen(run) == 1)
@@ -129,9 +171,13 @@ def test_a_lost_rank_without_restarts_is_no_success(workshop, rank, clients, nam
 
 
 def test_a_report_of_an_earlier_end_does_not_outlive_a_killed_extension(workshop, copy_of_whole):
-    """A finished run is extended and rank 0 is killed at once: the report must not go on saying "finished"."""
+    """A finished run is extended and rank 0 is killed at once: the report must not go on saying
+    "finished".
+    """
     run = copy_of_whole("stale")
-    started = workshop.start("run.name=stale", "federation.rounds=9", "cluster.max_restarts=0", "monitor.plot=false", env=SLOW)
+    started = workshop.start(
+        "run.name=stale", "federation.rounds=9", "cluster.max_restarts=0", "monitor.plot=false", env=SLOW
+    )
     started.until(lambda: rounds_seen(run) > ROUNDS)
     os.kill(started.local_ranks()[0], signal.SIGKILL)
     assert started.wait().code == 75
@@ -142,8 +188,14 @@ def test_a_finished_run_says_so(workshop, whole):
     before = tree(whole[1])
     ended = workshop.run("run.name=whole")
     assert ended.code == 0 and "complete (finished, 4 rounds)" in ended.err and "--fresh" in ended.err
-    assert f"journal  {whole[1]} is complete (finished, 4 rounds)" in workshop.finish("--dry-run", "run.name=whole").out
-    assert f"journal  goes on behind round 4 in {whole[1]}" in workshop.finish("--dry-run", "run.name=whole", "federation.rounds=9").out
+    assert (
+        f"journal  {whole[1]} is complete (finished, 4 rounds)"
+        in workshop.finish("--dry-run", "run.name=whole").out
+    )
+    assert (
+        f"journal  goes on behind round 4 in {whole[1]}"
+        in workshop.finish("--dry-run", "run.name=whole", "federation.rounds=9").out
+    )
     assert tree(whole[1]) == before
 
 
@@ -165,18 +217,24 @@ def test_the_last_adapter_of_an_earlier_end_does_not_outlive_it(workshop, copy_o
     run = copy_of_whole("stale-last")
     shutil.copytree(run / "adapter", run / "adapter-last")
     workshop.finish("run.name=stale-last", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
-    assert min(records(run)[1:], key=lambda record: record["val_loss"])["round"] == ROUNDS + 1, "else there is nothing to tell"
+    assert min(records(run)[1:], key=lambda record: record["val_loss"])["round"] == ROUNDS + 1, (
+        "else there is nothing to tell"
+    )
     assert not (run / "adapter-last").exists()
 
 
 def test_an_export_that_fails_is_reported(workshop, rises):
     run = workshop.runs / "unexportable"
-    started = workshop.start("run.name=unexportable", "federation.server_lr=3", "monitor.plot=false", env=SLOW)
+    started = workshop.start(
+        "run.name=unexportable", "federation.server_lr=3", "monitor.plot=false", env=SLOW
+    )
     started.until(lambda: rounds_seen(run) == ROUNDS)
     best = max((run / "journal").glob("best-*.safetensors"))
     best.write_bytes(best.read_bytes()[:100])
     ended = started.wait()
-    assert ended.code == 2 and "Traceback" not in ended.err and f"{best}: cannot be read" in ended.err, ended.text
+    assert ended.code == 2 and "Traceback" not in ended.err and f"{best}: cannot be read" in ended.err, (
+        ended.text
+    )
     assert headline(run) == "# Run `unexportable`: failed"
     assert best.name in (run / "report.md").read_text() and "starting all ranks again" not in ended.err
 
@@ -186,12 +244,15 @@ def remove_lines(path, *numbers):
     path.write_bytes(b"".join(line for number, line in enumerate(lines) if number not in numbers))
 
 
-@pytest.mark.parametrize(("damage", "told"), [
-    (lambda path: remove_lines(path, 2), "the record of round 2 is missing"),
-    (lambda path: path.unlink(), "the records of rounds 0 to 4 are missing"),
-    (lambda path: path.write_bytes(bytes(range(128, 256))), "the records of rounds 0 to 4 are missing"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-5]), "the record of round 4 is missing"),
-])
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: remove_lines(path, 2), "the record of round 2 is missing"),
+        (lambda path: path.unlink(), "the records of rounds 0 to 4 are missing"),
+        (lambda path: path.write_bytes(bytes(range(128, 256))), "the records of rounds 0 to 4 are missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "the record of round 4 is missing"),
+    ],
+)
 def test_lost_records_are_told(workshop, copy_of_whole, damage, told):
     run = copy_of_whole("forgetful")
     try:
@@ -209,7 +270,7 @@ def test_more_rounds_extend_a_finished_run(workshop, whole, copy_of_whole):
     run = copy_of_whole("longer")
     workshop.finish("run.name=longer", f"federation.rounds={ROUNDS + 1}", "monitor.plot=false")
     assert [record["round"] for record in records(run)] == list(range(ROUNDS + 2))
-    assert records(run)[:ROUNDS + 1] == records(whole[1])
+    assert records(run)[: ROUNDS + 1] == records(whole[1])
     assert journal_rounds(run)[-1] == ROUNDS + 1
     assert headline(run) == "# Run `longer`: finished"
 
@@ -225,12 +286,15 @@ def test_fewer_rounds_than_the_journal_has_end_the_run(workshop, copy_of_whole):
     assert (run / "adapter" / "adapter_model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("override", "told"), [
-    ("train.lr=1", "train.lr: 0.003 -> 1.0"),
-    ("adapter.lora_rank=8", "adapter.lora_rank: 4 -> 8"),
-    ("data.clients=2", "data.clients: 3 -> 2"),
-    ("deepspeed.zero_optimization.stage=1", "deepspeed.zero_optimization: None -> {'stage': 1}"),
-])
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.lr=1", "train.lr: 0.003 -> 1.0"),
+        ("adapter.lora_rank=8", "adapter.lora_rank: 4 -> 8"),
+        ("data.clients=2", "data.clients: 3 -> 2"),
+        ("deepspeed.zero_optimization.stage=1", "deepspeed.zero_optimization: None -> {'stage': 1}"),
+    ],
+)
 def test_another_configuration_is_refused_by_name(workshop, whole, override, told):
     before = tree(whole[1])
     ended = workshop.run("run.name=whole", override)
@@ -250,16 +314,31 @@ def test_fresh_moves_the_earlier_run_aside_only_when_the_new_one_can_start(works
 
 
 def test_a_missing_update_is_told_by_report_and_exit_code(workshop):
-    """A client whose training diverges: its update does not count, the run goes on without it and does not end as a success, nor twice.
+    """A client whose training diverges: its update does not count, the run goes on without it and does not
+    end as a success, nor twice.
 
     Weights grow by the factor lr * decay in each step, beyond fp32 in the third.
     """
     hosts = workshop.folder / "two-clusters"
-    hosts.write_text("alpha slots=1\nbeta slots=1\n# fed-host alpha cluster=one\n# fed-host beta cluster=two\n")
-    words = ("run.name=diverged", "--hostfile", str(hosts), "train.optimizer=sgd", "train.lr=1e18", "train.weight_decay=1", "train.local_steps=1",
-             "train.local_steps_by_cluster.two=3", "federation.server_optimizer=none", "federation.server_lr=1", "federation.rounds=1",
-             "monitor.plot=false")
-    ended, run = workshop.run(*words), workshop.runs / "diverged"
+    hosts.write_text(
+        "alpha slots=1\nbeta slots=1\n# fed-host alpha cluster=one\n# fed-host beta cluster=two\n"
+    )
+    words = (
+        "run.name=diverged",
+        "--hostfile",
+        str(hosts),
+        "train.optimizer=sgd",
+        "train.lr=1e18",
+        "train.weight_decay=1",
+        "train.local_steps=1",
+        "train.local_steps_by_cluster.two=3",
+        "federation.server_optimizer=none",
+        "federation.server_lr=1",
+        "federation.rounds=1",
+        "monitor.plot=false",
+    )
+    ended = workshop.run(*words)
+    run = workshop.runs / "diverged"
     assert ended.code == 1, ended.text
     assert "starting all ranks again" not in ended.err
     assert "- round 1: 1 update (client 2)" in (run / "report.md").read_text()

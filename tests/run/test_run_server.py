@@ -12,20 +12,31 @@ from safetensors.numpy import load_file
 from tests.processes import run_ranks
 
 QUIET = ("monitor.plot=false", "monitor.tensorboard=false")
-ROUNDS, LR = 2, 0.1
+ROUNDS = 2
+LR = 0.1
 
 
 @pytest.fixture(scope="module")
 def server(shared_workshop):
     """(words of a run on three hosts, the middle one the server; its configuration)."""
-    hosts, rows = shared_workshop.folder / "with-server", shared_workshop.folder / "public.jsonl"
+    hosts = shared_workshop.folder / "with-server"
+    rows = shared_workshop.folder / "public.jsonl"
     hosts.write_text("alpha slots=1\nbeta slots=1\ngamma slots=1\n# fed-host beta role=server\n")
-    rows.write_text("".join(json.dumps({"instruction": f"double {n}", "output": f"{2 * n}"}) + "\n" for n in range(6)))
-    config = shared_workshop.write_config("served.yaml", {
-        **SETTINGS, "model": {"init": "random", "tokenizer": "bytes", "dtype": "fp32"},
-        "adapter": {"lora_rank": 4, "dropout": 0.0}, "data": {**SETTINGS["data"], "clients": 2, "split": "iid"},
-        "train": {"local_steps": 2, "micro_batch": 4, "optimizer": "sgd", "lr": LR},
-        "federation": {"rounds": ROUNDS, "method": "served", "public_rows": str(rows)}, "cluster": {"max_restarts": 0}})
+    rows.write_text(
+        "".join(json.dumps({"instruction": f"double {n}", "output": f"{2 * n}"}) + "\n" for n in range(6))
+    )
+    config = shared_workshop.write_config(
+        "served.yaml",
+        {
+            **SETTINGS,
+            "model": {"init": "random", "tokenizer": "bytes", "dtype": "fp32"},
+            "adapter": {"lora_rank": 4, "dropout": 0.0},
+            "data": {**SETTINGS["data"], "clients": 2, "split": "iid"},
+            "train": {"local_steps": 2, "micro_batch": 4, "optimizer": "sgd", "lr": LR},
+            "federation": {"rounds": ROUNDS, "method": "served", "public_rows": str(rows)},
+            "cluster": {"max_restarts": 0},
+        },
+    )
     yield ("--hostfile", str(hosts), *QUIET), config
     shared_workshop.close()
 
@@ -55,14 +66,23 @@ def by_hand(rank, path, public):
 
     loaded = load(path, ["federation.method=lora_average", "federation.public_rows="])
     config = loaded.config
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    os.environ.update(
+        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
+    )
     join_world(60.0)
     tokenizer = load_tokenizer(config.model)
     data = [encode_client(rows, tokenizer, config.data) for rows in client_rows(config.data, config.run.seed)]
     weights = [sum(row.answer_tokens for row in own.train) for own in data]
-    spec = EngineSpec(model=config.model, adapter=config.adapter, train=config.train, engine=config.engine,
-                      deepspeed=RunRequest(loaded).deepspeed)
-    engine = build_engine(spec, EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=path.parent, seed=config.run.seed))
+    spec = EngineSpec(
+        model=config.model,
+        adapter=config.adapter,
+        train=config.train,
+        engine=config.engine,
+        deepspeed=RunRequest(loaded).deepspeed,
+    )
+    engine = build_engine(
+        spec, EngineContext(client_sets=[(0,)], clock=StageClock(), nvme=path.parent, seed=config.run.seed)
+    )
     torch.set_num_threads(1)
 
     def stepped(state, steps, lr):
@@ -73,16 +93,37 @@ def by_hand(rank, path, public):
 
     def served(before, number):
         """The server's step of a round, on four public rows of its own stream."""
-        after = stepped(before, [client_step(rows, 0, 2, number, 4, 1, 1, 0)], LR_PART * LR)
+        after = stepped(
+            before,
+            [client_step(rows, 0, 2, step=number, micro_batch=4, accumulation=1, ranks=1, client_rank=0)],
+            LR_PART * LR,
+        )
         assert max(np.abs(after[n] - before[n]).max() for n in before) > 1e-4, "the server moves it"
         return after
 
     rows = public_data(public, config.data, tokenizer)
     state = served({n: t.numpy().copy() for n, t in engine.state().items()}, 0)
     for number in range(ROUNDS):
-        start, state = state, {n: a.astype(np.float64) for n, a in state.items()}
+        start = state
+        state = {n: a.astype(np.float64) for n, a in state.items()}
         for client, own in enumerate(data):
-            end = stepped(start, [client_step(own, 0, client, 2 * number + step, 4, 1, 1, 0) for step in range(2)], LR)
+            end = stepped(
+                start,
+                [
+                    client_step(
+                        own,
+                        0,
+                        client,
+                        step=2 * number + step,
+                        micro_batch=4,
+                        accumulation=1,
+                        ranks=1,
+                        client_rank=0,
+                    )
+                    for step in range(2)
+                ],
+                LR,
+            )
             for n in state:
                 state[n] += 2.0 * weights[client] / sum(weights) * (end[n].astype(np.float64) - start[n])
         state = served({n: a.astype(np.float32) for n, a in state.items()}, number + 1)
@@ -103,26 +144,48 @@ def test_a_run_with_a_server_is_the_same_arithmetic_by_hand(served, server, shar
 
 def test_clients_and_a_server_of_two_ranks_each_learn_the_same(served, server, workshop):
     """Halves of micro-batches are the same rows."""
-    hosts, (words, config) = workshop.folder / "of-two-ranks", server
+    hosts = workshop.folder / "of-two-ranks"
+    (words, config) = server
     hosts.write_text("alpha slots=2\nbeta slots=2\ngamma slots=2\n# fed-host beta role=server\n")
-    workshop.finish("run.name=twos", *words, "--hostfile", str(hosts), "cluster.ranks_per_client=2", "train.micro_batch=2", config=config)
-    found, expected = (load_file(last_round(run) / "state.safetensors") for run in (workshop.runs / "twos", served))
+    workshop.finish(
+        "run.name=twos",
+        *words,
+        "--hostfile",
+        str(hosts),
+        "cluster.ranks_per_client=2",
+        "train.micro_batch=2",
+        config=config,
+    )
+    found, expected = (
+        load_file(last_round(run) / "state.safetensors") for run in (workshop.runs / "twos", served)
+    )
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, atol=2e-6, err_msg=name)
 
 
-def test_clients_that_share_ranks_which_share_a_base_are_answered_in_the_order_of_their_turns(server, workshop):
+def test_clients_that_share_ranks_which_share_a_base_are_answered_in_the_order_of_their_turns(
+    server, workshop
+):
     """Two clients a rank, one at a time: whoever answers client 1 before client 2 waits for ever."""
     words, config = server
-    workshop.finish("run.name=four", *words, "data.clients=4", "engine.tier=stock", "deepspeed.base=zero3.json", "federation.rounds=1",
-                    "routing.deadline_s=20", config=config)
+    workshop.finish(
+        "run.name=four",
+        *words,
+        "data.clients=4",
+        "engine.tier=stock",
+        "deepspeed.base=zero3.json",
+        "federation.rounds=1",
+        "routing.deadline_s=20",
+        config=config,
+    )
     assert [record["received"] for record in records(workshop.runs / "four")] == [0, 4]
 
 
 def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(served, server, workshop):
     """From round 0, whose step of the server is not taken again."""
-    run, (words, config) = workshop.runs / "unserved", server
+    run = workshop.runs / "unserved"
+    (words, config) = server
     started = workshop.start("run.name=unserved", *words, config=config, env={"TEST_SLOW_S": "0.4"})
     started.until(lambda: (run / "journal" / "round-000000" / "entry.json").exists())
     os.kill(started.local_ranks()[1], signal.SIGKILL)
@@ -135,16 +198,32 @@ def test_a_killed_server_ends_the_job_and_the_same_command_goes_on(served, serve
 
 def test_a_server_without_its_rows_is_told_by_all(server, workshop):
     words, config = server
-    ended = workshop.run("--json", "run.name=rowless", *words, "federation.public_rows=nowhere.jsonl", config=config)
-    assert ended.code == 2 and "federation.public_rows=nowhere.jsonl: no such file on the server's host" in refusal(ended)
+    ended = workshop.run(
+        "--json", "run.name=rowless", *words, "federation.public_rows=nowhere.jsonl", config=config
+    )
+    assert (
+        ended.code == 2
+        and "federation.public_rows=nowhere.jsonl: no such file on the server's host" in refusal(ended)
+    )
 
 
 def test_roles_that_train_other_arrays_are_told_before_any_round(server, workshop):
     words, config = server
-    ended = workshop.run("--json", "run.name=unlike", *words, "federation.public_rows=", "federation.method=unlike", config=config)
+    ended = workshop.run(
+        "--json",
+        "run.name=unlike",
+        *words,
+        "federation.public_rows=",
+        "federation.method=unlike",
+        config=config,
+    )
     assert ended.code == 2
-    told, layer = refusal(ended), "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.default.weight [4, 64]"
-    assert "federation.method=unlike: the state has not the same arrays everywhere; beside 0 that all have" in told
+    told = refusal(ended)
+    layer = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.default.weight [4, 64]"
+    assert (
+        "federation.method=unlike: the state has not the same arrays everywhere; beside 0 that all have"
+        in told
+    )
     assert f"client 0 (rank 0 on alpha), client 1 (rank 2 on gamma) have {layer.format(1)}" in told
     assert f"the server (rank 1 on beta) has {layer.format(0)}" in told
     assert not (workshop.runs / "unlike" / "rounds.jsonl").exists()
@@ -152,16 +231,29 @@ def test_roles_that_train_other_arrays_are_told_before_any_round(server, worksho
 
 def test_a_server_with_more_blocks_than_clients_holds_the_same_arrays(server, workshop):
     words, config = server
-    workshop.finish("run.name=emulated", *words, "federation.method=emulated", "federation.rounds=1", config=config)
+    workshop.finish(
+        "run.name=emulated", *words, "federation.method=emulated", "federation.rounds=1", config=config
+    )
     found = load_file(last_round(workshop.runs / "emulated") / "state.safetensors")
-    assert len(found) == 4 and all(".layers.1.self_attn." in name and np.abs(array).max() > 0 for name, array in found.items())
+    assert len(found) == 4 and all(
+        ".layers.1.self_attn." in name and np.abs(array).max() > 0 for name, array in found.items()
+    )
     before = load_file(workshop.runs / "emulated" / "journal" / "round-000000" / "state.safetensors")
-    assert {name.split(".")[-4] for name, array in before.items() if "lora_B" in name and array.any()} == {"v_proj"}, "the server's alone"
+    assert {name.split(".")[-4] for name, array in before.items() if "lora_B" in name and array.any()} == {
+        "v_proj"
+    }, "the server's alone"
 
 
 def test_a_dry_run_says_who_the_server_is(server, workshop):
     (_, hosts, *quiet), config = server
     dry = workshop.run("--dry-run", "--hostfile", hosts, *quiet, config=config)
-    assert dry.code == 0 and "server   beta: 1 rank," in dry.text and "routing  plain, 2 participants" in dry.text
+    assert (
+        dry.code == 0
+        and "server   beta: 1 rank," in dry.text
+        and "routing  plain, 2 participants" in dry.text
+    )
     without = workshop.run("--dry-run", *quiet, config=config)
-    assert without.code == 2 and "has a server, and no host is one; write `# fed-host NAME role=server`" in without.err
+    assert (
+        without.code == 2
+        and "has a server, and no host is one; write `# fed-host NAME role=server`" in without.err
+    )

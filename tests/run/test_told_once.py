@@ -40,7 +40,9 @@ def as_rank(number: int, monkeypatch, *words: str) -> int:
         return ended.code
 
 
-@pytest.mark.parametrize("words", [["run", "--json", "--bogus"], ["run", "--json", "--config", "nosuch.yaml"]])
+@pytest.mark.parametrize(
+    "words", [["run", "--json", "--bogus"], ["run", "--json", "--config", "nosuch.yaml"]]
+)
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_what_all_ranks_refuse_is_told_by_whoever_comes_first(place, monkeypatch, capfd, words, order):
     assert [as_rank(number, monkeypatch, *words) for number in order] == [2, 2, 2]
@@ -55,7 +57,9 @@ def test_what_one_rank_alone_refuses_is_told(place, monkeypatch, capfd):
 
 
 def test_files_of_starts_that_are_over_are_removed(place):
-    left, other = (place / f"fedspeed-told-{os.getuid()}-{os.getpid()}-{began}" for began in ("0", _began(os.getpid())))
+    left, other = (
+        place / f"fedspeed-told-{os.getuid()}-{os.getpid()}-{began}" for began in ("0", _began(os.getpid()))
+    )
     left.touch()
     other.touch()
     for number in range(RANKS):
@@ -72,7 +76,9 @@ def test_a_later_start_by_the_same_parent_is_told_again(place):
 
 
 def test_nobody_goes_on_before_it_is_told(place):
-    begun, word, passed = threading.Event(), threading.Event(), []
+    begun = threading.Event()
+    word = threading.Event()
+    passed = []
 
     def tell():
         begun.set()
@@ -141,7 +147,9 @@ def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
     monkeypatch.setattr(refusal, "TOLD_S", LIMIT_S)
     store = Meeting()
     out = Slow(store.waits)
-    ranks = [threading.Thread(target=refusal.tell_refusal, args=(ConfigError("x"), out, store)) for _ in range(2)]
+    ranks = [
+        threading.Thread(target=refusal.tell_refusal, args=(ConfigError("x"), out, store)) for _ in range(2)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -151,7 +159,8 @@ def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
 
 def test_one_that_was_to_tell_and_did_not_is_stood_in_for(monkeypatch):
     monkeypatch.setattr(refusal, "TOLD_S", 0.05)
-    store, out = Meeting(), io.StringIO()
+    store = Meeting()
+    out = io.StringIO()
     assert store.is_first("refused")  # and is killed
     for _ in range(2):
         refusal.tell_refusal(ConfigError("x"), out, store)

@@ -1,4 +1,6 @@
-"""How bytes of a unit come into its slot, and what is waited for: by a thread, or in an accelerator's own stream."""
+"""How bytes of a unit come into its slot, and what is waited for: by a thread, or in an accelerator's own
+stream.
+"""
 
 import numpy as np
 import torch
@@ -16,10 +18,13 @@ class Done:
 
 
 class Copied:
-    """Handle of copies in an accelerator's own stream: waiting holds up the device's arithmetic, not the host."""
+    """Handle of copies in an accelerator's own stream: waiting holds up the device's arithmetic, not the
+    host.
+    """
 
     def __init__(self, event, nbytes: int):
-        self._event, self._nbytes = event, nbytes
+        self._event = event
+        self._nbytes = nbytes
 
     def wait(self) -> int:
         get_accelerator().current_stream().wait_event(self._event)
@@ -41,7 +46,9 @@ class Passed:
 
 
 def copy(into: torch.Tensor, source: torch.Tensor) -> int:
-    np.copyto(into.numpy()[:len(source)], source.numpy())  # in this thread alone: torch would take the cores of the arithmetic
+    np.copyto(
+        into.numpy()[: len(source)], source.numpy()
+    )  # in this thread alone: torch would take the cores of the arithmetic
     return len(source)
 
 
@@ -50,7 +57,7 @@ def copy_in_stream(stream, into: torch.Tensor, source: torch.Tensor, free) -> Co
     with get_accelerator().stream(stream):
         if free is not None:
             stream.wait_event(free)
-        into[:len(source)].copy_(source, non_blocking=True)
+        into[: len(source)].copy_(source, non_blocking=True)
         event = get_accelerator().Event()
         event.record(stream)
     return Copied(event, len(source))

@@ -10,10 +10,14 @@ from fedspeed.engine.base.tier import Tier
 
 
 class Partitioned(Tier):
-    """Each rank of a group holds an equal slice of every unit; loading is a gather that all of them make in the same order."""
+    """Each rank of a group holds an equal slice of every unit; loading is a gather that all of them make in
+    the same order.
+    """
 
     def __init__(self, units: dict[int, Unit], group, name: str, offload: bool):
-        self._units, self._group, self.name = units, group, name
+        self._units = units
+        self._group = group
+        self.name = name
         self._ranks, self._rank = dist.get_world_size(group), dist.get_rank(group)
         self._slices: dict[int, torch.Tensor] = {}
         self._home = torch.device("cpu") if offload else torch.device(get_accelerator().current_device_name())
@@ -22,9 +26,9 @@ class Partitioned(Tier):
 
     def put(self, index: int, data: torch.Tensor) -> None:
         size = self.slot_bytes(self._units[index]) // self._ranks
-        mine = data[self._rank * size:(self._rank + 1) * size]
+        mine = data[self._rank * size : (self._rank + 1) * size]
         own = torch.zeros(size, dtype=torch.uint8)
-        own[:len(mine)] = mine
+        own[: len(mine)] = mine
         self._slices[index] = self._pinned(own) if self._offload else own.to(self._home)
 
     def _pinned(self, own: torch.Tensor) -> torch.Tensor:
@@ -46,7 +50,9 @@ class Partitioned(Tier):
 
     def fetch(self, index: int, into: torch.Tensor, free):
         own = self._slices[index].to(into.device, non_blocking=True)
-        work = torch.distributed.all_gather_into_tensor(into[:self.slot_bytes(self._units[index])], own, group=self._group, async_op=True)
+        work = torch.distributed.all_gather_into_tensor(
+            into[: self.slot_bytes(self._units[index])], own, group=self._group, async_op=True
+        )
         return _Gathered(work, own, self._units[index].nbytes)
 
     def close(self) -> None:
@@ -55,7 +61,9 @@ class Partitioned(Tier):
 
 class _Gathered:
     def __init__(self, work, source: torch.Tensor, nbytes: int):
-        self._work, self._source, self._nbytes = work, source, nbytes
+        self._work = work
+        self._source = source
+        self._nbytes = nbytes
 
     def wait(self) -> int:
         self._work.wait()

@@ -1,4 +1,6 @@
-"""How the frozen base lies in memory: one run of bytes a unit. A unit is a decoder block, or a module outside the blocks."""
+"""How the frozen base lies in memory: one run of bytes a unit. A unit is a decoder block, or a module outside
+the blocks.
+"""
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
@@ -33,12 +35,13 @@ class Unit:
 
     def view(self, data: torch.Tensor, piece: Piece) -> torch.Tensor:
         """The parameter in `data` [nbytes] uint8, without a copy."""
-        return data[piece.offset:piece.offset + piece.nbytes].view(self.dtype).view(piece.shape)
+        return data[piece.offset : piece.offset + piece.nbytes].view(self.dtype).view(piece.shape)
 
 
 def pack(name: str, shapes: Iterable[tuple[str, torch.Size]], dtype: torch.dtype) -> Unit:
     """Lay parameters behind each other."""
-    pieces, at = [], 0
+    pieces = []
+    at = 0
     for piece, shape in shapes:
         nbytes = shape.numel() * dtype.itemsize
         pieces.append(Piece(piece, shape, at, nbytes))
@@ -47,11 +50,17 @@ def pack(name: str, shapes: Iterable[tuple[str, torch.Size]], dtype: torch.dtype
 
 
 def frozen_units(model: nn.Module, only: Container[nn.Parameter] | None = None) -> list[Unit]:
-    """The frozen parameters of a model (it may be on the meta device), each once, in the order of `models.blocks.units`; all, or those in `only`."""
-    seen, out = set(), []
+    """The frozen parameters of a model (it may be on the meta device), each once, in the order of
+    `models.blocks.units`; all, or those in `only`.
+    """
+    seen = set()
+    out = []
     for name, module, recurse in units(model):
-        fresh = [(f"{name}.{n}", p) for n, p in module.named_parameters(recurse=recurse) if not p.requires_grad and p not in seen
-                 and (only is None or p in only)]
+        fresh = [
+            (f"{name}.{n}", p)
+            for n, p in module.named_parameters(recurse=recurse)
+            if not p.requires_grad and p not in seen and (only is None or p in only)
+        ]
         seen.update(p for _, p in fresh)
         if fresh:
             out.append(pack(name, [(n, p.shape) for n, p in fresh], fresh[0][1].dtype))

@@ -24,19 +24,25 @@ from fedspeed.schedule.limits import READ_BYTES, READ_STAGES, READERS, UNIT_ALIG
 
 
 class Placed(Tier):
-    """What the tiers of a node have in common: units, or this node's parts of them, one behind the other in one file of the node.
+    """What the tiers of a node have in common: units, or this node's parts of them, one behind the other in
+    one file of the node.
 
     Args:
         spans: (start, end) of the bytes of each unit that lie on this node.
     """
 
     def __init__(self, units: dict[int, Unit], spans: dict[int, tuple[int, int]], folder: Path | None, group):
-        self._units, self._spans, self._at, at = units, spans, {}, 0
+        self._units = units
+        self._spans = spans
+        self._at = {}
+        at = 0
         for index, (start, end) in spans.items():
             self._at[index] = at
             at += end - start
         self._file = NodeFile(at, folder, group)
-        self._stream = None if get_accelerator().is_synchronized_device() else get_accelerator().Stream()  # of copies to an accelerator
+        self._stream = (
+            None if get_accelerator().is_synchronized_device() else get_accelerator().Stream()
+        )  # of copies to an accelerator
 
     def put(self, index: int, data: torch.Tensor) -> None:
         start, end = self._spans[index]
@@ -52,7 +58,7 @@ class Placed(Tier):
     def _here(self, index: int) -> torch.Tensor:
         """The unit's bytes that lie on this node."""
         start, end = self._spans[index]
-        return self._memory[self._at[index]:][:end - start]
+        return self._memory[self._at[index] :][: end - start]
 
     def host(self, index: int) -> torch.Tensor | None:
         here = self._here(index)
@@ -111,7 +117,8 @@ class _Stage:
 
 class ReadThrough(Placed):
     """Units that threads read into host memory: the slot itself, or one of two page-locked stages where the
-    slots are an accelerator's. One is read into while the other is copied from."""
+    slots are an accelerator's. One is read into while the other is copied from.
+    """
 
     def __init__(self, units, spans, folder, group):
         super().__init__(units, spans, folder, group)
@@ -122,9 +129,11 @@ class ReadThrough(Placed):
         super().seal()
         if self._stream is not None:
             largest = max(unit.nbytes for unit in self._units.values())
-            memory = pinned_empty(READ_STAGES * largest + UNIT_ALIGN, f"the stages of engine.tier={self.name}")
+            memory = pinned_empty(
+                READ_STAGES * largest + UNIT_ALIGN, f"the stages of engine.tier={self.name}"
+            )
             start = -memory.data_ptr() % UNIT_ALIGN
-            self._stages.extend(_Stage(memory[start + i * largest:][:largest]) for i in range(READ_STAGES))
+            self._stages.extend(_Stage(memory[start + i * largest :][:largest]) for i in range(READ_STAGES))
 
     def fetch(self, index: int, into: torch.Tensor, free) -> copies.Done | copies.Passed:
         if self._stream is None:
@@ -133,14 +142,16 @@ class ReadThrough(Placed):
 
     @abstractmethod
     def _read(self, index: int, into: torch.Tensor) -> list:
-        """Begin to read the unit into host memory [nbytes] uint8; the futures give how many bytes each has read."""
+        """Begin to read the unit into host memory [nbytes] uint8; the futures give how many bytes each has
+        read.
+        """
 
     def _through(self, index: int, into: torch.Tensor, free) -> copies.Copied:
         """Read the unit into a stage and ask for its copy."""
         stage = self._stages[0]
         self._stages.rotate(-1)
         stage.settle()
-        memory = stage.memory[:self._units[index].nbytes]
+        memory = stage.memory[: self._units[index].nbytes]
         for future in self._read(index, memory):
             future.result()
         stage.copied = copies.copy_in_stream(self._stream, into, memory, free)
@@ -172,16 +183,23 @@ class Disk(ReadThrough):
             self._direct = os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY)
 
     def _read(self, index: int, into: torch.Tensor) -> list:
-        unit, view = self._units[index], memoryview(into.numpy())
-        return [self._threads.submit(self._pread, view[at:min(at + READ_BYTES, unit.nbytes)], self._at[index] + at)
-                for at in range(0, unit.nbytes, READ_BYTES)]
+        unit = self._units[index]
+        view = memoryview(into.numpy())
+        return [
+            self._threads.submit(
+                self._pread, view[at : min(at + READ_BYTES, unit.nbytes)], self._at[index] + at
+            )
+            for at in range(0, unit.nbytes, READ_BYTES)
+        ]
 
     def _pread(self, view: memoryview, at: int) -> int:
         done = 0
         while done < len(view):
             n = os.preadv(self._direct, [view[done:]], at + done)
             if n == 0:
-                raise FedSpeedError(f"the base on disk ends before byte {at + done + 1}; was its file cut by another process?")
+                raise FedSpeedError(
+                    f"the base on disk ends before byte {at + done + 1}; was its file cut by another process?"
+                )
             done += n
         return done
 
@@ -192,14 +210,20 @@ class Disk(ReadThrough):
 
 
 class Served(ReadThrough):
-    """Divided over the nodes of a group, in proportion to their ranks; each part waits in its node's RAM, once, and is read by whoever needs it.
-    No rank waits for another's pass."""
+    """Divided over the nodes of a group, in proportion to their ranks; each part waits in its node's RAM,
+    once, and is read by whoever needs it. No rank waits for another's pass.
+    """
 
     def __init__(self, units: dict[int, Unit], group, name: str, deadline_s: float):
-        self.name, self._group, self._deadline_s = name, group, deadline_s
+        self.name = name
+        self._group = group
+        self._deadline_s = deadline_s
         self._nodes = nodes_of(group)
         self._me = next(i for i, node in enumerate(self._nodes) if dist.get_rank() in node)
-        self._parts = {index: parts_of(unit.nbytes, [len(node) for node in self._nodes], UNIT_ALIGN) for index, unit in units.items()}
+        self._parts = {
+            index: parts_of(unit.nbytes, [len(node) for node in self._nodes], UNIT_ALIGN)
+            for index, unit in units.items()
+        }
         super().__init__(units, {index: parts[self._me] for index, parts in self._parts.items()}, None, group)
         self._threads = [ThreadPoolExecutor(1, "base-part") for _ in self._nodes]
         self._places = []  # of each node: where units begin in its memory
@@ -213,19 +237,26 @@ class Served(ReadThrough):
         if len(self._nodes) == 1:
             return
         if self._file.writes:
-            self._server = PartServer(self._memory, own_address(os.environ["MASTER_ADDR"], self._me == 0), self._deadline_s)
+            self._server = PartServer(
+                self._memory, own_address(os.environ["MASTER_ADDR"], self._me == 0), self._deadline_s
+            )
         mine = [self._me, *self._server.address, self._server.token.hex()] if self._server else None
         for node, host, port, token in filter(None, share(mine, self._group)):
             if node != self._me:
                 self._readers[node] = PartReader((host, port), bytes.fromhex(token), self._deadline_s)
 
     def _read(self, index: int, into: torch.Tensor) -> list:
-        view, reads = memoryview(into.numpy()), []
+        view = memoryview(into.numpy())
+        reads = []
         for node, (start, end) in enumerate(self._parts[index]):
             if node == self._me:
                 reads.append(self._threads[node].submit(copies.copy, into[start:end], self._here(index)))
             elif end > start:
-                reads.append(self._threads[node].submit(self._readers[node].read, self._places[node][index], view[start:end]))
+                reads.append(
+                    self._threads[node].submit(
+                        self._readers[node].read, self._places[node][index], view[start:end]
+                    )
+                )
         return reads
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Page-locked host memory, which an accelerator reads and writes by itself while the host goes on. Where it
-cannot be had, ordinary memory does, and that is said."""
+cannot be had, ordinary memory does, and that is said.
+"""
 
 import socket
 from collections.abc import Iterable
@@ -26,7 +27,8 @@ class PageLocks:
     """
 
     def __init__(self, memory: torch.Tensor, spans: Iterable[tuple[int, int]], what: str):
-        driver, base = torch.cuda.cudart(), memory.data_ptr()
+        driver = torch.cuda.cudart()
+        base = memory.data_ptr()
         places = [(base + start, end - start) for start, end in spans if end > start]
         codes = _in_threads(lambda place: int(driver.cudaHostRegister(*place, 0)), places)
         self._driver = driver
@@ -45,7 +47,8 @@ class PageLocks:
 
     def _undo(self) -> None:
         _in_threads(lambda address: int(self._driver.cudaHostUnregister(address)), self._addresses)
-        self._addresses, self.held = [], False
+        self._addresses = []
+        self.held = False
 
 
 def pinned_empty(nbytes: int, what: str) -> torch.Tensor:
@@ -71,14 +74,16 @@ def told_ordinary(what: str, nbytes: int, error: str) -> None:
         return
     _TOLD.add(what)
     LOG.info(
-        f"{socket.gethostname()}: {nbytes / 2**30:.2f} GiB for {what} cannot be page-locked ({error}): copies from "
+        f"{socket.gethostname()}: {nbytes / 2**30:.2f} GiB for {what} cannot be page-locked ({error}): "
+        "copies from "
         "ordinary memory are slower; raise the limit of locked memory (ulimit -l unlimited)"
     )
 
 
 def _in_threads(function, values: list) -> list:
     """Results in order. The threads are new ones: what fails there leaves no CUDA error behind for the next
-    kernel of this thread."""
+    kernel of this thread.
+    """
     device = get_accelerator().current_device()
     with ThreadPoolExecutor(LOCKERS, "page-lock", lambda: get_accelerator().set_device(device)) as pool:
         return list(pool.map(function, values))

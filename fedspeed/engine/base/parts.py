@@ -1,7 +1,9 @@
-"""Parts of a divided base, read by whoever needs them at the moment he does: no rank waits for another's pass.
+"""Parts of a divided base, read by whoever needs them at the moment he does: no rank waits for another's
+pass.
 
-A thread of the node that holds a part answers out of RAM. (MPI's one-sided calls promise the same, but over TCP they make progress only while
-the target is inside MPI.) Connections open with a token that the ranks of the cluster have given each other.
+A thread of the node that holds a part answers out of RAM. (MPI's one-sided calls promise the same, but over
+TCP they make progress only while the target is inside MPI.) Connections open with a token that the ranks of
+the cluster have given each other.
 """
 
 import hmac
@@ -45,7 +47,7 @@ class PartServer:
                         if at + count > len(view):
                             return
                         self.request.settimeout(deadline_s)
-                        self.request.sendall(view[at:at + count])
+                        self.request.sendall(view[at : at + count])
                 except OSError:
                     return  # it is gone; whoever misses it says so
 
@@ -55,7 +57,9 @@ class PartServer:
         threading.Thread(target=self._server.serve_forever, name="base-parts", daemon=True).start()
 
     def close(self) -> None:
-        """Accept nobody any more. Readers that are connected are served as long as the process lives: they may be a pass behind."""
+        """Accept nobody any more. Readers that are connected are served as long as the process lives: they
+        may be a pass behind.
+        """
         self._server.shutdown()
         self._server.socket.close()
 
@@ -96,12 +100,18 @@ class PartReader:
         self._socket.close()
 
     def _lost(self, error: OSError) -> LostPeerError:
-        return LostPeerError(f"the part of the base at {self._name} cannot be read: {error.strerror or error}")
+        return LostPeerError(
+            f"the part of the base at {self._name} cannot be read: {error.strerror or error}"
+        )
 
 
 def parts_of(nbytes: int, weights: list[int], align: int) -> list[tuple[int, int]]:
-    """Divide [0, nbytes) among holders: (start, end) of each, in proportion to its weight up to the alignment, in order, without a gap."""
-    total, ends, so_far = sum(weights), [0], 0
+    """Divide [0, nbytes) among holders: (start, end) of each, in proportion to its weight up to the
+    alignment, in order, without a gap.
+    """
+    total = sum(weights)
+    ends = [0]
+    so_far = 0
     for weight in weights:
         so_far += weight
         ends.append(nbytes if so_far == total else min(nbytes, nbytes * so_far // total // align * align))

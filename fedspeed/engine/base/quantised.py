@@ -11,7 +11,8 @@ from fedspeed.errors import FedSpeedError
 
 
 class Quantised(Tier):
-    """On the device in 8 or 4 bits; loading computes the model's own type anew. Only matrices: norms and biases keep all their bits.
+    """On the device in 8 or 4 bits; loading computes the model's own type anew. Only matrices: norms and
+    biases keep all their bits.
 
     By bitsandbytes: int8 with one scale for 256 weights, or NF4 (Dettmers et al., 2023) with one for 64.
 
@@ -23,12 +24,19 @@ class Quantised(Tier):
         try:
             import bitsandbytes.functional
         except ImportError as error:
-            raise FedSpeedError(f"engine.tier={name} needs bitsandbytes: pip install -r requirements-quantised.txt ({error})") from error
-        self.name, self._units, self._library = name, units, bitsandbytes.functional
-        self._parts: dict[int, list[tuple]] = {}  # of each piece: (values, state); the state is None where the values are exact
+            raise FedSpeedError(
+                f"engine.tier={name} needs bitsandbytes: pip install -r requirements-quantised.txt ({error})"
+            ) from error
+        self.name = name
+        self._units = units
+        self._library = bitsandbytes.functional
+        self._parts: dict[
+            int, list[tuple]
+        ] = {}  # of each piece: (values, state); the state is None where the values are exact
 
     def put(self, index: int, data: torch.Tensor) -> None:
-        data, unit = data.to(get_accelerator().current_device_name()), self._units[index]
+        data = data.to(get_accelerator().current_device_name())
+        unit = self._units[index]
         self._parts[index] = [self._quantise(unit.view(data, piece)) for piece in unit.pieces]
 
     def _quantise(self, weight: torch.Tensor) -> tuple:

@@ -1,4 +1,6 @@
-"""Memory and disk space that the ranks of one node share, and that vanishes with the last of them, however they end."""
+"""Memory and disk space that the ranks of one node share, and that vanishes with the last of them, however
+they end.
+"""
 
 import json
 import mmap
@@ -24,19 +26,23 @@ class NodeFile:
     The others open it through /proc of the first, so nothing is left behind even by `kill -9`.
 
     Args:
-        nbytes: its size; all of it is reserved at once, so that a lack of space is met here and not in the middle.
+        nbytes: its size; all of it is reserved at once, so that a lack of space is met here and not in the
+            middle.
         folder: where on disk; None for main memory.
 
     Raises:
-        FedSpeedError: there is not enough room (raised on all ranks of the node), or the first rank's memory cannot be opened.
+        FedSpeedError: there is not enough room (raised on all ranks of the node), or the first rank's memory
+            cannot be opened.
     """
 
     def __init__(self, nbytes: int, folder: Path | None, group):
-        self._group, self.nbytes = group, nbytes
+        self._group = group
+        self.nbytes = nbytes
         rank = dist.get_rank()
         self.node = next(node for node in nodes_of(group) if rank in node)
         self.writes = rank == self.node[0]
-        self.fd, problem = -1, ""
+        self.fd = -1
+        problem = ""
         if self.writes:
             try:
                 self.fd = _anonymous(nbytes, folder)
@@ -53,19 +59,24 @@ class NodeFile:
             try:
                 self.fd = os.open(f"/proc/{first['pid']}/fd/{first['fd']}", os.O_RDWR)
             except OSError as error:
-                raise FedSpeedError(f"{socket.gethostname()}: the memory of rank {self.node[0]} cannot be opened ({error.strerror}); start the ranks of a "
-                                    "machine in one container and as one user, or set engine.tier=cluster") from error
+                raise FedSpeedError(
+                    f"{socket.gethostname()}: the memory of rank {self.node[0]} cannot be opened "
+                    f"({error.strerror}); start the ranks of a "
+                    "machine in one container and as one user, or set engine.tier=cluster"
+                ) from error
 
     def write(self, at: int, data: torch.Tensor) -> None:
         """Put bytes [n] uint8 (CPU) at offset `at`; nothing on a rank that only reads."""
         if self.writes:
-            view, done = memoryview(data.numpy()), 0
+            view = memoryview(data.numpy())
+            done = 0
             while done < len(view):
                 done += os.pwrite(self.fd, view[done:], at + done)
 
     def map(self) -> torch.Tensor:
-        """The whole content [nbytes] uint8, without a copy. To be read only; that it could be written is for the driver, which page-locks no
-        other memory."""
+        """The whole content [nbytes] uint8, without a copy. To be read only; that it could be written is for
+        the driver, which page-locks no other memory.
+        """
         return torch.frombuffer(mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED), dtype=torch.uint8)
 
     def settle(self) -> None:
@@ -77,7 +88,9 @@ class NodeFile:
 
 
 def nodes_of(group) -> list[list[int]]:
-    """The group's ranks by the machine they run on; in the same order everywhere. Collective over the group."""
+    """The group's ranks by the machine they run on; in the same order everywhere. Collective over the
+    group.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     nodes: dict[tuple, list[int]] = {}
     for word in share([dist.get_rank(), socket.gethostname(), boot], group):
@@ -87,18 +100,24 @@ def nodes_of(group) -> list[list[int]]:
 
 def share(value, group) -> list:
     """Everyone's value (of JSON's types), in the order of ranks. Collective over the group."""
-    device, ranks = get_accelerator().current_device_name(), dist.get_world_size(group)
+    device = get_accelerator().current_device_name()
+    ranks = dist.get_world_size(group)
     mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
     lengths = torch.zeros(ranks, dtype=torch.int64, device=device)
     torch.distributed.all_gather_into_tensor(lengths, torch.tensor([len(mine)], device=device), group=group)
     longest = int(lengths.max())
     texts = torch.zeros(ranks * longest, dtype=torch.uint8, device=device)
-    torch.distributed.all_gather_into_tensor(texts, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=group)
-    return [json.loads(bytes(text[:n].tolist())) for text, n in zip(texts.view(ranks, longest), lengths.tolist())]
+    torch.distributed.all_gather_into_tensor(
+        texts, torch.nn.functional.pad(mine, (0, longest - len(mine))), group=group
+    )
+    return [
+        json.loads(bytes(text[:n].tolist())) for text, n in zip(texts.view(ranks, longest), lengths.tolist())
+    ]
 
 
-def reserve(nbytes: int, free: Callable[[], int], take: Callable[[int, int], None],
-            piece: int = PIECE) -> None:
+def reserve(
+    nbytes: int, free: Callable[[], int], take: Callable[[int, int], None], piece: int = PIECE
+) -> None:
     """Take memory piece by piece, and ask anew what is free before each of them: there are machines whose
     memory grows as it is used.
 
@@ -113,9 +132,11 @@ def reserve(nbytes: int, free: Callable[[], int], take: Callable[[int, int], Non
     for at in range(0, nbytes, piece):
         wanted = min(piece, nbytes - at)
         if (left := free()) < wanted:
-            raise FedSpeedError(f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB of RAM and "
-                                f"{(at + left) / 2**30:.2f} GiB "
-                                "are free; free some, or set engine.tier=nvme or engine.tier=cluster")
+            raise FedSpeedError(
+                f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB of RAM and "
+                f"{(at + left) / 2**30:.2f} GiB "
+                "are free; free some, or set engine.tier=nvme or engine.tier=cluster"
+            )
         take(at, wanted)
 
 
@@ -129,9 +150,11 @@ def _anonymous(nbytes: int, folder: Path | None) -> int:
             os.posix_fallocate(fd, 0, max(1, nbytes))
     except OSError as error:
         os.close(fd)
-        raise FedSpeedError(f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB in "
-                            f"{folder or 'RAM'}, which does not have them "
-                            f"({error.strerror}); make room, or choose another engine.tier") from error
+        raise FedSpeedError(
+            f"{socket.gethostname()}: the base takes {nbytes / 2**30:.2f} GiB in "
+            f"{folder or 'RAM'}, which does not have them "
+            f"({error.strerror}); make room, or choose another engine.tier"
+        ) from error
     except FedSpeedError:
         os.close(fd)
         raise
@@ -145,6 +168,8 @@ def _nameless(folder: Path) -> int:
         fd, name = tempfile.mkstemp(dir=folder, prefix="base-")
         os.unlink(name)
     except OSError as error:
-        raise FedSpeedError(f"{folder}: cannot be written ({error.strerror}); name a folder on a local disk "
-                            f"with nvme= in the hostfile") from error
+        raise FedSpeedError(
+            f"{folder}: cannot be written ({error.strerror}); name a folder on a local disk "
+            f"with nvme= in the hostfile"
+        ) from error
     return fd

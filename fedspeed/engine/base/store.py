@@ -1,4 +1,6 @@
-"""The frozen base of one rank: units in tiers, a few slots on the device, and loads that run ahead of the arithmetic."""
+"""The frozen base of one rank: units in tiers, a few slots on the device, and loads that run ahead of the
+arithmetic.
+"""
 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,7 +21,8 @@ EMPTY = torch.empty(0)
 @dataclass
 class Loads:
     """Says what was moved since the last `take_loads`: bytes by tier, number of loads, seconds the arithmetic
-    waited for them."""
+    waited for them.
+    """
 
     bytes: dict[str, int] = field(default_factory=dict)
     count: int = 0
@@ -32,7 +35,8 @@ class Pool:
     def __init__(self, slot_bytes: int, slots: int):
         device = get_accelerator().current_device_name()
         self._free = [_aligned(slot_bytes, device) for _ in range(slots)]
-        self.slots, self.nbytes = slots, slots * slot_bytes
+        self.slots = slots
+        self.nbytes = slots * slot_bytes
         self.memory: dict[int, torch.Tensor] = {}  # unit -> its slot
         self.handles: dict[int, object] = {}  # units under way
         self.read_until: dict[int, object] = {}  # data_ptr of a slot -> event after which nothing reads it
@@ -59,16 +63,31 @@ class BaseStore:
 
     Args:
         tier_of: the tier of each unit, by its number; all units have been put.
-        parameters: the model's parameters by name, whose `data` is bound to a slot while a unit is in use and empty otherwise.
-        block_units: numbers of the decoder blocks; the other units (embedding, head) have a slot of their own.
+        parameters: the model's parameters by name, whose `data` is bound to a slot while a unit is in use and
+            empty otherwise.
+        block_units: numbers of the decoder blocks; the other units (embedding, head) have a slot of their
+            own.
     """
 
-    def __init__(self, units: list[Unit], tier_of: list, parameters: dict[str, nn.Parameter], block_units: set[int], slots: int, clock):
-        self.units, self._tier_of, self._clock = units, tier_of, clock
+    def __init__(
+        self,
+        units: list[Unit],
+        tier_of: list,
+        parameters: dict[str, nn.Parameter],
+        block_units: set[int],
+        slots: int,
+        *,
+        clock,
+    ):
+        self.units = units
+        self._tier_of = tier_of
+        self._clock = clock
         self._parameters = [[(parameters[p.name], p) for p in unit.pieces] for unit in units]
         streamed = [i for i in range(len(units)) if tier_of[i].resident(i) is None]
-        blocks, ends = [i for i in streamed if i in block_units], [i for i in streamed if i not in block_units]
-        self._pools, self._pool_of = [], {}
+        blocks = [i for i in streamed if i in block_units]
+        ends = [i for i in streamed if i not in block_units]
+        self._pools = []
+        self._pool_of = {}
         for members, number in ((blocks, slots), (ends, 1)):
             if members:
                 self._pools.append(Pool(max(self._slot_bytes(i) for i in members), min(number, len(members))))
@@ -103,14 +122,17 @@ class BaseStore:
 
     def rows(self, index: int, name: str) -> torch.Tensor | None:
         """A parameter that lies where single rows can be read without loading it, else None."""
-        tier, unit = self._tier_of[index], self.units[index]
+        tier = self._tier_of[index]
+        unit = self.units[index]
         piece = next(p for p in unit.pieces if p.name == name)
         memory = tier.resident(index)
         memory = tier.host(index) if memory is None else memory
         return None if memory is None else unit.view(memory, piece)
 
     def begin(self, sequence: list[int]) -> None:
-        """Announce the units that will be used, in order, from here on; loads run ahead of it as far as there are slots."""
+        """Announce the units that will be used, in order, from here on; loads run ahead of it as far as there
+        are slots.
+        """
         self._upcoming = [i for i in sequence if i in self._pool_of]
         self._load_ahead()
 
@@ -121,7 +143,9 @@ class BaseStore:
         if pool is None:
             yield
             return
-        assert self._upcoming and self._upcoming[0] == index, f"unit {index} used, {self._upcoming[:1]} announced"
+        assert self._upcoming and self._upcoming[0] == index, (
+            f"unit {index} used, {self._upcoming[:1]} announced"
+        )
         self._load_ahead()
         self._upcoming.pop(0)
         pool.busy.add(index)
@@ -143,8 +167,9 @@ class BaseStore:
     def address(self, index: int) -> int:
         """Give the address of a unit that is in use, 0 where it never moves.
 
-        A block that a step loads again for its backward pass comes back to where it was: the backward pass undoes what the forward pass exchanged
-        (tests/engine/test_base_store.py). So graphs that were built on it in between still find its weights.
+        A block that a step loads again for its backward pass comes back to where it was: the backward pass
+        undoes what the forward pass exchanged (tests/engine/test_base_store.py). So graphs that were built on
+        it in between still find its weights.
         """
         pool = self._pool_of.get(index)
         return 0 if pool is None else pool.memory[index].data_ptr()
@@ -155,8 +180,10 @@ class BaseStore:
 
     def take_loads(self) -> Loads:
         """What was loaded since the last call. Waits for the device, to know how long its arithmetic
-        waited."""
-        taken, self._loads = self._loads, Loads()
+        waited.
+        """
+        taken = self._loads
+        self._loads = Loads()
         taken.waited_s = self._waits.take()
         return taken
 
@@ -185,10 +212,14 @@ class BaseStore:
             order = [i for i in self._upcoming if self._pool_of[i] is pool]
             while choice := next_load(order, pool.memory.keys(), pool.busy, pool.slots):
                 index, victim = choice
-                if victim in pool.handles:  # loaded ahead for nothing; its slot is free once the load has ended
+                if (
+                    victim in pool.handles
+                ):  # loaded ahead for nothing; its slot is free once the load has ended
                     self._count(victim, pool.handles.pop(victim).wait())
                 slot = pool.take(index, victim)
-                pool.handles[index] = self._tier_of[index].fetch(index, slot[:self._slot_bytes(index)], pool.read_until.get(slot.data_ptr()))
+                pool.handles[index] = self._tier_of[index].fetch(
+                    index, slot[: self._slot_bytes(index)], pool.read_until.get(slot.data_ptr())
+                )
 
     def _count(self, index: int, moved: int) -> None:
         name = self._tier_of[index].name
@@ -199,4 +230,4 @@ class BaseStore:
 def _aligned(nbytes: int, device) -> torch.Tensor:
     whole = torch.empty(nbytes + UNIT_ALIGN, dtype=torch.uint8, device=device)
     start = -whole.data_ptr() % UNIT_ALIGN
-    return whole[start:start + nbytes]
+    return whole[start : start + nbytes]

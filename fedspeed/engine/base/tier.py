@@ -9,8 +9,8 @@ from fedspeed.engine.base.layout import Unit
 
 
 class Tier(ABC):
-    """What all tiers have: `put` takes a unit once, at the start; `fetch` begins to bring it into a slot and returns a handle whose `wait` gives
-    the bytes that were moved.
+    """What all tiers have: `put` takes a unit once, at the start; `fetch` begins to bring it into a slot and
+    returns a handle whose `wait` gives the bytes that were moved.
 
     Attributes:
         matched: group of the ranks that must fetch in the same order; None where every rank may go on alone.

@@ -24,38 +24,62 @@ _STAGE_PLACES = {
     "nvme": "whose parts of the base are loaded from NVMe",
 }
 
-_LAYERS = {"seats", "block_inputs", "activation_gib", "compile_blocks"}
-_SLOTS = {"slots", "base_gib", "resident_blocks"}
+_LAYERS = {"client_slots", "block_inputs", "activation_gib", "compile_blocks"}
+_SLOTS = {"block_slots", "base_gib", "resident_blocks"}
 _READ = {  # what an execution reads of the keys that say where something is, by its tier
     "stock": {"activation_checkpointing"},
     "resident": _LAYERS,
-    "int8": _LAYERS | {"slots", "resident_blocks"},
-    "nf4": _LAYERS | {"slots", "resident_blocks"},
+    "int8": _LAYERS | {"block_slots", "resident_blocks"},
+    "nf4": _LAYERS | {"block_slots", "resident_blocks"},
     "ram": _LAYERS | _SLOTS,
     "nvme": _LAYERS | _SLOTS,
     "client": _LAYERS | _SLOTS | {"base_reads"},
     "cluster": _LAYERS | _SLOTS | {"base_reads"},
 }
-_STAGE_READ = {"resident": {"seats", "activation_checkpointing"}, "ram": {"seats"} | _SLOTS, "nvme": {"seats"} | _SLOTS}
-_KEYS = ("seats", "slots", "base_gib", "resident_blocks", "base_reads", "block_inputs", "activation_gib", "compile_blocks", "activation_checkpointing")
+_STAGE_READ = {
+    "resident": {"client_slots", "activation_checkpointing"},
+    "ram": {"client_slots"} | _SLOTS,
+    "nvme": {"client_slots"} | _SLOTS,
+}
+_KEYS = (
+    "client_slots",
+    "block_slots",
+    "base_gib",
+    "resident_blocks",
+    "base_reads",
+    "block_inputs",
+    "activation_gib",
+    "compile_blocks",
+    "activation_checkpointing",
+)
 
 
 def unread(config: RunConfig, ds_config: Mapping, outside: str = "") -> list[str]:
-    """A line for each setting of the engine that is made and changes nothing, since this execution does not read it. Arguments as of `execution`."""
+    """A line for each setting of the engine that is made and changes nothing, since this execution does not
+    read it. Arguments as of `execution`.
+    """
     engine = config.engine
     if engine.pipeline != "none":
         read = _STAGE_READ[pipeline_tier(engine, dict(ds_config), outside)]
     else:
-        read = _READ[choose_tier(engine, dict(ds_config), frozen=config.adapter.method != "full", outside=outside)]
+        read = _READ[
+            choose_tier(engine, dict(ds_config), frozen=config.adapter.method != "full", outside=outside)
+        ]
     if engine.base_gib and engine.pipeline == "none":
-        read = read - {"slots"}  # as many as fit
+        read = read - {"block_slots"}  # as many as fit
     made = [key for key in _KEYS if getattr(engine, key) != getattr(_DEFAULT, key) and key not in read]
     how = execution(config, ds_config, outside)
     return [f"engine.{key}={_text(getattr(engine, key))} changes nothing in this run: {how}" for key in made]
 
 
 def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def execution(config: RunConfig, ds_config: Mapping, outside: str = "") -> str:
@@ -65,7 +89,8 @@ def execution(config: RunConfig, ds_config: Mapping, outside: str = "") -> str:
         ds_config: the merged DeepSpeed section.
         outside: name of something that trains outside the decoder blocks, which only stock execution can do.
     """
-    engine, stage = config.engine, zero_stage(dict(ds_config))
+    engine = config.engine
+    stage = zero_stage(dict(ds_config))
     if engine.pipeline != "none":
         place = _STAGE_PLACES[pipeline_tier(engine, dict(ds_config), outside)]
         return f"a pipeline over each {engine.pipeline}'s ranks, {place}"

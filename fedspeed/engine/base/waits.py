@@ -9,7 +9,8 @@ from deepspeed.accelerator import get_accelerator
 
 class Waits:
     """Adds up waiting times. On an accelerator they are its stream's own, between two events; the host does
-    not stop to read them."""
+    not stop to read them.
+    """
 
     def __init__(self):
         self._seconds = 0.0
@@ -36,7 +37,8 @@ class Waits:
         while self._open:
             self._open[0][1].synchronize()
             self._close_one()
-        taken, self._seconds = self._seconds, 0.0
+        taken = self._seconds
+        self._seconds = 0.0
         return taken
 
     def _close_one(self) -> None:

@@ -11,11 +11,14 @@ from fedspeed.engine.spec import EngineContext, EngineSpec
 
 def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups) -> ClientPipeline:
     """Build it from a model on the meta device. Collective over the torch world, which is the client's
-    ranks."""
-    me, cut = dist.get_rank(), cut_model(net, spec)
-    embeds, heads = me == 0, me == cut.layout.holders[-1]
+    ranks.
+    """
+    me = dist.get_rank()
+    cut = cut_model(net, spec)
+    embeds = me == 0
+    heads = me == cut.layout.holders[-1]
     store = fill_store(net, spec, context, groups, cut=cut, embeds=embeds, heads=heads)
     player = make_player(net, spec, store, cut)
-    count = min(context.clients, spec.engine.seats or context.clients)
+    count = min(context.clients, spec.engine.client_slots or context.clients)
     states = make_slots(net, spec, context, groups, cut=cut, count=count)
     return ClientPipeline(net, states, groups, loads=cut.loads, clock=context.clock, **player)

@@ -13,7 +13,8 @@ from fedspeed.engine.spec import EngineContext, EngineSpec
 
 def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups) -> ClusterPipeline:
     """Build it from a model on the meta device. Collective over the cluster's torch world."""
-    me, own = dist.get_rank(), min(context.clients, spec.engine.seats or context.clients)
+    me = dist.get_rank()
+    own = min(context.clients, spec.engine.client_slots or context.clients)
     owners, mine = _places(context.client_sets, me, own)
     cut = cut_model(net, spec)
     store = fill_store(net, spec, context, groups, cut=cut, embeds=me in owners, heads=me in owners)
@@ -34,7 +35,8 @@ def _places(client_sets: list[tuple[int, ...]], me: int, own: int) -> tuple[list
     device = get_accelerator().current_device_name()
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
     dist.all_gather_into_tensor(counts, torch.tensor([own], device=device))
-    owners, mine = [], []
+    owners = []
+    mine = []
     for ranks in client_sets:
         if me in ranks:
             mine = list(range(len(owners), len(owners) + own))

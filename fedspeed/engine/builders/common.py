@@ -17,7 +17,8 @@ def make_client_slot(
     named: Mapping[str, torch.Tensor], train: TrainConfig, config: dict, *, mpu, groups
 ) -> ClientState:
     """Make a DeepSpeed engine over copies of what trains: LoRA's factors A in one flat parameter, all others
-    in a second one."""
+    in a second one.
+    """
     found: dict[str, Place] = {}
     for part in _by_factor(named):
         found |= flattened({name: named[name] for name in part})
@@ -68,7 +69,8 @@ def put_buffers_on_device(net: nn.Module) -> None:
 
 def _by_factor(names: Iterable[str]) -> list[list[str]]:
     """LoRA's factors A, and all other tensors; a part that is empty is left out."""
-    factors, others = [], []
+    factors = []
+    others = []
     for name in names:
         (factors if is_factor_a(name) else others).append(name)
     return [part for part in (factors, others) if part]

@@ -1,5 +1,6 @@
 """What builders of pipelines have in common: a part of the model on each rank of the torch world; nothing is
-read of the others' parts."""
+read of the others' parts.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ def cut_model(net: nn.Module, spec: EngineSpec) -> Cut:
     Raises:
         FedSpeedError: engine.tier or engine.cuts do not fit, or nothing trains in a stage.
     """
-    ranks, parts, engine = dist.get_world_size(), anatomy(net), spec.engine
+    ranks = dist.get_world_size()
+    parts = anatomy(net)
+    engine = spec.engine
     tier = pipeline_tier(engine, spec.deepspeed, trained_outside(net))
     layout = _agreed(layout_of(engine, tier, len(parts.blocks), ranks))
     block_of = {p: b for b, block in enumerate(parts.blocks) for p in block.parameters()}
@@ -90,7 +93,7 @@ def fill_store(
         nvme=context.nvme,
         only=only,
     )
-    materialise(net, spec.model, spec.adapter, context.seed, builder.place, only)
+    materialise(net, spec.model, spec.adapter, seed=context.seed, place=builder.place, only=only)
     put_buffers_on_device(net)
     return builder.seal(context.clock)
 
@@ -99,7 +102,8 @@ def _needed(
     net: nn.Module, parts: Anatomy, blocks: Collection[int], ends: dict[nn.Module, bool]
 ) -> set[nn.Parameter]:
     """The parameters of some blocks, of the ends that are needed here, and of what is neither block nor
-    end."""
+    end.
+    """
     inside = {p for module in (*parts.blocks, *ends) for p in module.parameters()}
     held = [*(parts.blocks[b] for b in blocks), *(end for end, here in ends.items() if here)]
     return {p for p in net.parameters() if p not in inside} | {

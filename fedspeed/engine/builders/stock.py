@@ -15,7 +15,8 @@ from fedspeed.models.loading import materialise
 
 def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups) -> StockEngine:
     """Build it from a model on the meta device. Collective over the cluster."""
-    mpu, partition = ClientMpu(groups), spec.engine.base_partition
+    mpu = ClientMpu(groups)
+    partition = spec.engine.base_partition
     stage = spec.deepspeed.get("zero_optimization", {}).get("stage", 0)
     shared_base = stage == 3 and partition == "cluster" and groups.cluster_size > 1
     config = finish(spec.deepspeed, model_facts(net), context.nvme, shared_base)

@@ -45,7 +45,8 @@ class StoreBuilder:
         nvme: Path,
         only: Container[nn.Parameter] | None = None,
     ):
-        self._net, self._groups = net, groups
+        self._net = net
+        self._groups = groups
         self._units = frozen_units(net, only)
         self._place_of = {p.name: (i, p) for i, unit in enumerate(self._units) for p in unit.pieces}
         self._blocks = _units_of(self._place_of, net, parts.blocks)
@@ -62,7 +63,14 @@ class StoreBuilder:
         device = Device()
         self._tier_of: list = [device] * len(self._units)
         if streamed:
-            away = _make(tier, {i: self._units[i] for i in streamed}, engine, groups, ds_config, nvme)
+            away = _make(
+                tier,
+                {i: self._units[i] for i in streamed},
+                engine,
+                groups=groups,
+                ds_config=ds_config,
+                nvme=nvme,
+            )
             for i in streamed:
                 self._tier_of[i] = away
         self._current: tuple[int, torch.Tensor] | None = None
@@ -78,9 +86,9 @@ class StoreBuilder:
             max((nbytes[i] for i in self._blocks), default=0),
             len(self._blocks),
             sum(nbytes[i] for i in ends),
-            max((nbytes[i] for i in ends), default=0),
-            sum(n for i, n in enumerate(nbytes) if i not in self._blocks | ends),
-            dist.get_world_size(partition_set(tier, groups)) if on_devices else 0,
+            end=max((nbytes[i] for i in ends), default=0),
+            beside=sum(n for i, n in enumerate(nbytes) if i not in self._blocks | ends),
+            holders=dist.get_world_size(partition_set(tier, groups)) if on_devices else 0,
         )
 
     def place(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
@@ -102,7 +110,12 @@ class StoreBuilder:
         """The store, filled. Collective over the cluster."""
         self._flush()
         store = BaseStore(
-            self._units, self._tier_of, dict(self._net.named_parameters()), self._blocks, self._slots, clock
+            self._units,
+            self._tier_of,
+            dict(self._net.named_parameters()),
+            block_units=self._blocks,
+            slots=self._slots,
+            clock=clock,
         )
         store.seal()
         return store
@@ -119,7 +132,7 @@ def _units_of(place_of: dict, net: nn.Module, modules) -> set[int]:
     }
 
 
-def _make(tier: str, units: dict, engine: EngineConfig, groups: Groups, ds_config: dict, nvme: Path):
+def _make(tier: str, units: dict, engine: EngineConfig, groups: Groups, ds_config: dict, *, nvme: Path):
     if tier in QUANTISED:
         return Quantised(units, tier)
     if tier == "ram":

@@ -17,7 +17,8 @@ from fedspeed.models.loading import materialise
 
 def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups) -> StreamedEngine:
     """Build it from a model on the meta device. Collective over the cluster."""
-    engine, parts = spec.engine, anatomy(net)
+    engine = spec.engine
+    parts = anatomy(net)
     tier = choose_tier(engine, spec.deepspeed, frozen=True, outside=trained_outside(net))
     builder = StoreBuilder(
         net, parts, tier, engine, groups=groups, ds_config=spec.deepspeed, nvme=context.nvme
@@ -31,7 +32,7 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
     )  # the net's own trainable tensors are places that the slots' are bound to
     config = finish(for_trainable(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
     states = []
-    for _ in range(min(context.clients, engine.seats or context.clients)):
+    for _ in range(min(context.clients, engine.client_slots or context.clients)):
         values = {name: named[name].data for name in names}
         states.append(make_client_slot(values, spec.train, config, mpu=ClientMpu(groups), groups=groups))
     for name, tensor in states[0].tensors().items():

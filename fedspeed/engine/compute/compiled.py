@@ -5,12 +5,16 @@ from torch import nn
 
 
 class CompiledBlocks:
-    """One compiled function for all blocks of a kind, which takes a block's weights as arguments: so it is compiled once, not once for each block."""
+    """One compiled function for all blocks of a kind, which takes a block's weights as arguments: so it is
+    compiled once, not once for each block.
+    """
 
     def __init__(self, blocks: nn.ModuleList, config):
         kinds = getattr(config, "layer_types", None) or [""] * len(blocks)
         self._blocks = blocks
-        self._function_of = {kind: torch.compile(_function(blocks[kinds.index(kind)])) for kind in dict.fromkeys(kinds)}
+        self._function_of = {
+            kind: torch.compile(_function(blocks[kinds.index(kind)])) for kind in dict.fromkeys(kinds)
+        }
         self._kinds = kinds
 
     def __call__(self, b: int, args: tuple, kwargs: dict):

@@ -1,5 +1,6 @@
 """What a model computes of single micro-batches: their embedding, one block at a time, head and loss. In
-which order, others decide."""
+which order, others decide.
+"""
 
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -39,7 +40,9 @@ class MicroBatchTask:
 
 
 def seed_of(turn: int, step: int, number: int) -> int:
-    """The seed of a micro-batch's dropout, by that of its client's turn, its step in the turn and its number in the step."""
+    """The seed of a micro-batch's dropout, by that of its client's turn, its step in the turn and its number
+    in the step.
+    """
     return turn * 1_000_003 + step * 1_009 + number
 
 
@@ -123,7 +126,8 @@ class MicroBatchModel:
     @contextmanager
     def recorded(self):
         """The decoder's blocks only note what they were called with: ([what enters the first block], what
-        each gets beside it)."""
+        each gets beside it).
+        """
         entered: list[torch.Tensor] = []
         calls: list[Call] = []
         recorders = nn.ModuleList(_Recorder(entered, calls) for _ in self._parts.blocks)
@@ -136,7 +140,8 @@ class MicroBatchModel:
     @contextmanager
     def _seeded(self, task: MicroBatchTask, b: int):
         """The same dropout masks whenever this block computes this task, in whatever order tasks are
-        computed."""
+        computed.
+        """
         if not self._dropout:
             yield
             return
@@ -148,7 +153,8 @@ class MicroBatchModel:
         self, hidden: torch.Tensor, task: MicroBatchTask, differentiate: bool = True
     ) -> tuple[Score, torch.Tensor | None]:
         """Norm, head and loss of the answer tokens only, some rows at a time; also the gradient of scale *
-        loss by `hidden`."""
+        loss by `hidden`.
+        """
         labels = task.batch.labels
         at = np.nonzero(labels[:, 1:] != IGNORED)
         # One small copy: which tokens of the batch, counted through, are asked for an answer, and which.
@@ -156,7 +162,8 @@ class MicroBatchModel:
             torch.from_numpy(np.stack([at[0] * labels.shape[1] + at[1], labels[:, 1:][at]]))
         )
         rows = max(1, self._logits_bytes // (self._parts.head.weight.shape[0] * hidden.element_size()))
-        loss, right = torch.zeros((), dtype=torch.float64, device=self.device), []
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        right = []
         with torch.set_grad_enabled(differentiate):
             x = hidden.requires_grad_(differentiate)
             normed = self._parts.norm(x).flatten(0, 1).index_select(0, where)
@@ -201,7 +208,8 @@ class _Recorder(nn.Module):
 
     def __init__(self, entered: list[torch.Tensor], calls: list[Call]):
         super().__init__()
-        self._entered, self._calls = entered, calls
+        self._entered = entered
+        self._calls = calls
 
     def forward(self, hidden, *args, **kwargs):
         if not self._entered:
@@ -213,7 +221,8 @@ class _Recorder(nn.Module):
 @contextmanager
 def not_packed():
     """Say that rows are not packed behind each other. transformers would find out by asking the device, which
-    stops the host once a micro-batch."""
+    stops the host once a micro-batch.
+    """
     find = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
@@ -231,7 +240,8 @@ def told(scores: Sequence[Score], tasks: Sequence[MicroBatchTask]) -> None:
     counted = [(score, task) for score, task in zip(scores, tasks) if score.right is not None]
     if counted:
         right = (
-            torch.cat([score.right for score, _ in counted])
+            torch
+            .cat([score.right for score, _ in counted])
             .cpu()
             .split([len(score.right) for score, _ in counted])
         )
@@ -242,7 +252,8 @@ def told(scores: Sequence[Score], tasks: Sequence[MicroBatchTask]) -> None:
 
 def _whole_rows(right: torch.Tensor, batch: Batch) -> tuple[int, int]:
     """(rows of which all answer tokens are right, rows that have any). One whose answer was cut is never
-    right: its end is unknown."""
+    right: its end is unknown.
+    """
     answers = torch.from_numpy(batch.labels)[:, 1:] != IGNORED
     wrong = torch.zeros(answers.shape, dtype=torch.bool)
     wrong[answers] = ~right

@@ -19,7 +19,9 @@ def pinned_tensor(shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.
 
 
 def upload(tensor: torch.Tensor) -> torch.Tensor:
-    """Give a small tensor of host memory on the device, without waiting for what the device has to do before."""
+    """Give a small tensor of host memory on the device, without waiting for what the device has to do
+    before.
+    """
     accelerator = get_accelerator()
     if accelerator.is_synchronized_device():
         return tensor

@@ -14,8 +14,8 @@ class Context:
     """What is computed once for some rows that follow it.
 
     Attributes:
-        tokens: beyond the prefix of all contexts. rows: that follow it. more: tokens of a row at most. step: of them that are
-            computed at once.
+        tokens: beyond the prefix of all contexts. rows: that follow it. more: tokens of a row at most. step:
+            of them that are computed at once.
     """
 
     tokens: int
@@ -30,8 +30,8 @@ class Room:
 
     Attributes:
         slot_bytes: of one token's key and value in one block. blocks: of the model.
-        cache_bytes: for keys and values of all rows of a batch. batch_tokens: of contexts in a batch, whose activations wait
-            between two blocks where a base is streamed.
+        cache_bytes: for keys and values of all rows of a batch. batch_tokens: of contexts in a batch, whose
+            activations wait between two blocks where a base is streamed.
         piece_tokens: of contexts that are computed at once, as padded. step_tokens: of rows that are.
     """
 
@@ -43,9 +43,11 @@ class Room:
     step_tokens: int
 
     def bytes_of(self, group: Sequence[Context], prefix: int) -> int:
-        """Give the bytes of keys and values of a group, and of the copy that one block's attention reads, in which each row
-        has the prefix and its context for itself. As padded."""
-        widest, rows = max(c.tokens for c in group), sum(c.rows for c in group)
+        """Give the bytes of keys and values of a group, and of the copy that one block's attention reads, in
+        which each row has the prefix and its context for itself. As padded.
+        """
+        widest = max(c.tokens for c in group)
+        rows = sum(c.rows for c in group)
         more = max(c.more for c in group)
         kept = len(group) * widest + rows * more
         copied = rows * (prefix + widest + more)
@@ -61,7 +63,10 @@ class Room:
     def holds_batch(self, groups: Sequence[Sequence[Context]], prefix: int) -> bool:
         """Whether groups may go through the model together."""
         padded = sum(len(group) * max(c.tokens for c in group) for group in groups)
-        return padded <= self.batch_tokens and sum(self.bytes_of(group, prefix) for group in groups) <= self.cache_bytes
+        return (
+            padded <= self.batch_tokens
+            and sum(self.bytes_of(group, prefix) for group in groups) <= self.cache_bytes
+        )
 
 
 def common_prefix(sequences: Sequence[np.ndarray]) -> int:
@@ -75,11 +80,15 @@ def common_prefix(sequences: Sequence[np.ndarray]) -> int:
 
 
 def cut(contexts: Sequence[Context], room: Room, prefix: int) -> list[list[list[int]]]:
-    """Divide contexts, by number, into batches of groups: a group is computed as one piece, a batch goes through the model
-    together. The longest come first, so that a group is of about one length. One alone may be larger than the room."""
+    """Divide contexts, by number, into batches of groups: a group is computed as one piece, a batch goes
+    through the model together. The longest come first, so that a group is of about one length. One alone may
+    be larger than the room.
+    """
     order = sorted(range(len(contexts)), key=lambda i: (-contexts[i].tokens, i))
     groups = _filled(order, lambda group: room.holds_group([contexts[i] for i in group], prefix))
-    return _filled(groups, lambda batch: room.holds_batch([[contexts[i] for i in group] for group in batch], prefix))
+    return _filled(
+        groups, lambda batch: room.holds_batch([[contexts[i] for i in group] for group in batch], prefix)
+    )
 
 
 def _filled(items: Iterable[T], fits: Callable[[list[T]], bool]) -> list[list[T]]:
@@ -102,8 +111,9 @@ def parts_of_rows(context: Context, room: Room, prefix: int) -> list[range]:
 
 
 def right_aligned(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Put sequences under each other, their ends aligned: (tokens [rows, longest] int64, which are tokens [rows, longest] bool).
-    What stands before them is token 0."""
+    """Put sequences under each other, their ends aligned: (tokens [rows, longest] int64, which are tokens
+    [rows, longest] bool). What stands before them is token 0.
+    """
     lengths = np.array([len(sequence) for sequence in sequences])
     width = int(lengths.max())
     real = np.arange(width) >= width - lengths[:, None]

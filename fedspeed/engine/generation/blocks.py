@@ -23,25 +23,34 @@ class PieceModel:
     """
 
     def __init__(self, model: nn.Module, parts: Anatomy, rows: int):
-        self._parts, self._rows, self._config = parts, rows, model.config
+        self._parts = parts
+        self._rows = rows
+        self._config = model.config
         self._model = MicroBatchModel(model, parts)
         self._device = self._model.device
         names = {id(p): n for n, p in model.named_parameters()}
-        self._places = [[(names[id(p)], local) for local, p in block.named_parameters() if p.requires_grad]
-                        for block in parts.blocks]
+        self._places = [
+            [(names[id(p)], local) for local, p in block.named_parameters() if p.requires_grad]
+            for block in parts.blocks
+        ]
 
     @torch.no_grad()
     def enter(self, piece: Piece, table: torch.Tensor | None) -> tuple[torch.Tensor, list[Call]]:
-        """Give what enters the first block, [rows, T, hidden], and what each block is called with beside its input.
+        """Give what enters the first block, [rows, T, hidden], and what each block is called with beside its
+        input.
 
         Args:
             table: see `MicroBatchModel.embedded`.
         """
         hidden = self._model.embedded(piece.tokens, table)
         with self._model.recorded() as (entered, calls), not_packed():
-            self._parts.decoder(inputs_embeds=hidden,
-                                attention_mask=attention_masks(piece.view, self._config, hidden.dtype, self._device),
-                                position_ids=upload(torch.from_numpy(piece.positions)), past_key_values=piece.view, use_cache=True)
+            self._parts.decoder(
+                inputs_embeds=hidden,
+                attention_mask=attention_masks(piece.view, self._config, hidden.dtype, self._device),
+                position_ids=upload(torch.from_numpy(piece.positions)),
+                past_key_values=piece.view,
+                use_cache=True,
+            )
         return entered[0], calls
 
     @torch.no_grad()

@@ -1,8 +1,9 @@
 """Keys and values of tokens that have been computed, for the tokens that look back at them.
 
-What several rows begin with is kept once: a prefix of all prompts, then a prompt for all of its samples, then each row's own
-tokens. Each slot's position in its sequence is known beside the values, and that no token is there: what a token sees follows
-from positions alone, so a slot may be anywhere.
+What several rows begin with is kept once: a prefix of all prompts, then a prompt for all of its samples, then
+    each row's own
+tokens. Each slot's position in its sequence is known beside the values, and that no token is there: what a
+token sees follows from positions alone, so a slot may be anywhere.
 """
 
 import itertools
@@ -41,7 +42,9 @@ class Segment:
         return keys, values
 
     def rows(self, block: int, which: torch.Tensor) -> Pair:
-        """Give keys and values of some rows, [k] int64, which may come several times. Those of a single row are no copy."""
+        """Give keys and values of some rows, [k] int64, which may come several times. Those of a single row
+        are no copy.
+        """
         keys, values = self._values[block]
         if keys.shape[0] == 1:
             return keys.expand(len(which), -1, -1, -1), values.expand(len(which), -1, -1, -1)
@@ -56,10 +59,12 @@ class Segment:
 
 
 class View:
-    """Stand for transformers' cache while one piece of tokens is computed: what the tokens see, and where they are kept.
+    """Stand for transformers' cache while one piece of tokens is computed: what the tokens see, and where
+    they are kept.
 
     Args:
-        before: segments that the rows look back at, each with the row of it that every row sees, [rows] int64.
+        before: segments that the rows look back at, each with the row of it that every row sees, [rows]
+            int64.
         into: what the new tokens are added to, and what it holds is seen too.
         positions: [rows, new slots] int64, of the new tokens; NOTHING where there is none.
         kept: rows of `into` that go on, [rows] int64, where others have been let go; None: all.
@@ -69,24 +74,40 @@ class View:
 
     is_compileable = False
 
-    def __init__(self, before: Sequence[tuple[Segment, np.ndarray]], into: Segment, positions: np.ndarray,
-                 kept: np.ndarray | None = None):
-        self.before, self.into, self.positions, self.kept = before, into, positions, kept
+    def __init__(
+        self,
+        before: Sequence[tuple[Segment, np.ndarray]],
+        into: Segment,
+        positions: np.ndarray,
+        kept: np.ndarray | None = None,
+    ):
+        self.before = before
+        self.into = into
+        self.positions = positions
+        self.kept = kept
         if kept is not None:
             into.keep(kept)
         into.positions = np.concatenate([into.positions, positions], axis=1)
-        self._all = np.concatenate([*(segment.positions[rows] for segment, rows in before), into.positions], axis=1)
+        self._all = np.concatenate(
+            [*(segment.positions[rows] for segment, rows in before), into.positions], axis=1
+        )
 
     def sees(self, window: int | None = None) -> np.ndarray:
-        """Tell which slots a new one sees, [rows, new slots, all slots] bool: tokens up to itself, of the last `window` ones
-        where there is a window."""
-        query, key = self.positions[:, :, None], self._all[:, None, :]
+        """Tell which slots a new one sees, [rows, new slots, all slots] bool: tokens up to itself, of the
+        last `window` ones where there is a window.
+        """
+        query = self.positions[:, :, None]
+        key = self._all[:, None, :]
         seen = (key != NOTHING) & (key <= query)
         return seen if window is None else seen & (key > query - window)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> Pair:
-        """Keep a block's new keys and values; returns all that its tokens may look at. Called by the block."""
-        found = [segment.rows(layer_idx, torch.from_numpy(rows).to(keys.device)) for segment, rows in self.before]
+        """Keep a block's new keys and values; returns all that its tokens may look at. Called by the
+        block.
+        """
+        found = [
+            segment.rows(layer_idx, torch.from_numpy(rows).to(keys.device)) for segment, rows in self.before
+        ]
         found.append(self.into.append(layer_idx, keys, values))
         return torch.cat([pair[0] for pair in found], 2), torch.cat([pair[1] for pair in found], 2)
 
@@ -95,8 +116,11 @@ class View:
         return self._all.shape[1] - self.positions.shape[1]
 
 
-def attention_masks(view: View, config, dtype: torch.dtype, device: torch.device) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Make what a model adds to its attention's scores, [rows, 1, new slots, all slots]: 0 where a slot is seen.
+def attention_masks(
+    view: View, config, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Make what a model adds to its attention's scores, [rows, 1, new slots, all slots]: 0 where a slot is
+    seen.
 
     Slots that hold no token see nothing, evenly, and their output is asked for by nobody.
 
@@ -106,10 +130,14 @@ def attention_masks(view: View, config, dtype: torch.dtype, device: torch.device
     Raises:
         ModelError: the model has another kind of attention.
     """
-    kinds, window = set(getattr(config, "layer_types", None) or ()), getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
     if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise ModelError(f"{config.model_type}: generation knows no attention of kind {', '.join(sorted(unknown))}; evaluate this "
-                         "model by its held-out loss")
+        raise ModelError(
+            f"{config.model_type}: generation knows no attention of kind {', '.join(sorted(unknown))}; "
+            "evaluate this "
+            "model by its held-out loss"
+        )
     if kinds == {"full_attention"} or not window:
         return _mask(view.sees(), dtype, device)
     windowed = _mask(view.sees(window), dtype, device)

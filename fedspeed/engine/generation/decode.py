@@ -1,6 +1,8 @@
-"""Generate answers, and score given ones, as a series of pieces: whoever drives it computes them, under whatever engine.
+"""Generate answers, and score given ones, as a series of pieces: whoever drives it computes them, under
+whatever engine.
 
-Both are generators: they yield the pieces that can be computed now, in any order, get the values of each back, and end with
+Both are generators: they yield the pieces that can be computed now, in any order, get the values of each
+    back, and end with
 their result. So they know no engine, no ranks and no weights.
 """
 
@@ -22,7 +24,8 @@ class Wanted:
     """What is asked of each prompt.
 
     Attributes:
-        max_new: tokens at most. samples: answers a prompt. stop: tokens that end an answer and are not part of it.
+        max_new: tokens at most. samples: answers a prompt. stop: tokens that end an answer and are not part
+            of it.
         sampling: how tokens are chosen.
     """
 
@@ -40,7 +43,8 @@ class Answers:
     """
 
     def __init__(self, rows: Sequence[Sequence[tuple[int, int]]], group: Group, wanted: Wanted):
-        self._group, self._wanted = group, wanted
+        self._group = group
+        self._wanted = wanted
         self._behind = np.repeat(np.arange(len(rows)), [len(some) for some in rows])
         self._who = [who for some in rows for who in some]
         self._last = np.zeros(0, dtype=np.int64)
@@ -66,12 +70,14 @@ class Answers:
         for who, token, goes in zip(self._who, chosen.tolist(), going):
             if goes:
                 self.tokens[who].append(token)
-        self._last, self._position = chosen, self._position + 1
+        self._last = chosen
+        self._position = self._position + 1
         if going.all():
             return
         rows = np.nonzero(going)[0]
         self._group.keep(rows)
-        self._behind, self._last = self._behind[rows], self._last[rows]
+        self._behind = self._behind[rows]
+        self._last = self._last[rows]
         self._who = [self._who[row] for row in rows]
 
 
@@ -82,7 +88,11 @@ def generated(prompts: Sequence[tuple[int, np.ndarray]], wanted: Wanted, room: R
         prompts: (number in the whole call, tokens [t] int64) of those that are computed here.
     """
     if not prompts or not wanted.max_new:
-        return [(number, sample, np.zeros(0, dtype=np.int64)) for number, _ in prompts for sample in range(wanted.samples)]
+        return [
+            (number, sample, np.zeros(0, dtype=np.int64))
+            for number, _ in prompts
+            for sample in range(wanted.samples)
+        ]
     prefix, before = yield from _prefix([tokens for _, tokens in prompts])
     jobs = []  # (tokens beyond the prefix, the samples that follow them)
     for number, tokens in prompts:
@@ -106,7 +116,8 @@ def generated(prompts: Sequence[tuple[int, np.ndarray]], wanted: Wanted, room: R
 
 
 def scored(sequences: Sequence[tuple[int, np.ndarray, tuple[int, int]]], room: Room) -> Work:
-    """Find the log-probabilities of spans, given all that is before each token; ends with [(sequence, [b - a] fp32)].
+    """Find the log-probabilities of spans, given all that is before each token; ends with [(sequence, [b - a]
+    fp32)].
 
     What several spans follow is computed once, as is what all sequences begin with.
 
@@ -117,7 +128,10 @@ def scored(sequences: Sequence[tuple[int, np.ndarray, tuple[int, int]]], room: R
         return []
     behind: dict[bytes, list[tuple[int, np.ndarray]]] = {}  # context -> (sequence, tokens of its span)
     for number, tokens, (a, b) in sequences:
-        behind.setdefault(tokens[:a].astype(np.int64).tobytes(), []).append((number, tokens[a:b].astype(np.int64)))
+        behind.setdefault(tokens[:a].astype(np.int64).tobytes(), []).append((
+            number,
+            tokens[a:b].astype(np.int64),
+        ))
     whole = [np.frombuffer(context, dtype=np.int64) for context in behind]
     prefix, before = yield from _prefix(whole)
     jobs = []  # (tokens beyond the prefix, the spans that follow them)
@@ -138,7 +152,10 @@ def scored(sequences: Sequence[tuple[int, np.ndarray, tuple[int, int]]], room: R
             rest |= {number: part for (_, number, _), part in zip(own, np.split(given, ends))}
         for own, given in zip(rows, first):
             for (_, number, _), value in zip(own, given):
-                found.append((number, np.concatenate([value[None], rest.get(number, np.zeros(0, dtype=np.float32))])))
+                found.append((
+                    number,
+                    np.concatenate([value[None], rest.get(number, np.zeros(0, dtype=np.float32))]),
+                ))
     return found
 
 
@@ -161,7 +178,9 @@ def _rest(group: Group, rows: list[tuple[int, int, np.ndarray]]) -> Piece:
     return group.follow(behind, [span[:-1] for _, _, span in rows], LogProbability(targets), whole=False)
 
 
-def _prefix(contexts: Sequence[np.ndarray]) -> Generator[list[Piece], list[np.ndarray], tuple[Segment | None, int]]:
+def _prefix(
+    contexts: Sequence[np.ndarray],
+) -> Generator[list[Piece], list[np.ndarray], tuple[Segment | None, int]]:
     """Compute what all contexts begin with: (its keys and values, its tokens)."""
     before = common_prefix(contexts)
     if not before or len(contexts) == 1:

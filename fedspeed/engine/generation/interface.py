@@ -1,9 +1,9 @@
 """What an engine offers beside training: answers to prompts, and the probabilities of given ones.
 
-A rank gets the results of all prompts of its client, whose ranks share the work as they share the rows of a step
-(`ClientEngine.data_share`). Ranks that gather weights from each other make their passes together: before each of them they agree
-on whether there is one, and who has nothing left to do answers with a pass that computes nothing. So all of them call together,
-with as many prompts as they like.
+A rank gets the results of all prompts of its client, whose ranks share the work as they share the rows of a
+step (`ClientEngine.data_share`). Ranks that gather weights from each other make their passes together: before
+each of them they agree on whether there is one, and who has nothing left to do answers with a pass that
+computes nothing. So all of them call together, with as many prompts as they like.
 """
 
 from abc import ABC, abstractmethod
@@ -25,12 +25,22 @@ from fedspeed.schedule.limits import CACHE_BYTES, EVAL_TOKENS, LOGITS_BYTES, PIE
 class Generating(ABC):
     """The part of a `ClientEngine` that generates, under the state of client slot 0."""
 
-    def generate(self, prompts: Sequence[np.ndarray], *, max_new: int, temperature: float = 0.0, top_p: float = 1.0, n: int = 1,
-                 seed: int = 0, stop: Iterable[int] = ()) -> list[list[np.ndarray]]:
-        """Continue prompts, each with a cache of keys and values; what prompts begin with alike is computed once.
+    def generate(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_new: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        n: int = 1,
+        seed: int = 0,
+        stop: Iterable[int] = (),
+    ) -> list[list[np.ndarray]]:
+        """Continue prompts, each with a cache of keys and values; what prompts begin with alike is computed
+        once.
 
-        A streamed base is loaded once a token, whatever the number of prompts in a batch. Collective over the client's ranks,
-        which give the same prompts, and over the ranks that share the base.
+        A streamed base is loaded once a token, whatever the number of prompts in a batch. Collective over the
+        client's ranks, which give the same prompts, and over the ranks that share the base.
 
         Args:
             prompts: tokens [t] of each. max_new: tokens of an answer at most. stop: tokens that end one.
@@ -45,23 +55,33 @@ class Generating(ABC):
             FedSpeedError: a setting is out of its range.
         """
         if n < 1 or max_new < 0:
-            raise FedSpeedError(f"n={n}, max_new={max_new}: ask for at least one answer, of no less than 0 tokens")
-        wanted = Wanted(max_new=max_new, samples=n, stop=frozenset(stop), sampling=Sampling(temperature=temperature, top_p=top_p,
-                                                                                           seed=seed))
+            raise FedSpeedError(
+                f"n={n}, max_new={max_new}: ask for at least one answer, of no less than 0 tokens"
+            )
+        wanted = Wanted(
+            max_new=max_new,
+            samples=n,
+            stop=frozenset(stop),
+            sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
+        )
         self._check([len(prompt) for prompt in prompts], max_new)
         (shares, share), numbered = self.data_share, list(enumerate(prompts))
-        found = {(prompt, sample): tokens for prompt, sample, tokens in
-                 self._driven(generated(numbered[share::shares], wanted, self._room()))}
+        found = {
+            (prompt, sample): tokens
+            for prompt, sample, tokens in self._driven(
+                generated(numbered[share::shares], wanted, self._room())
+            )
+        }
         table = np.full((len(prompts), n, max_new + 1), 0.0)
         for at, tokens in found.items():
-            table[at][0], table[at][1:len(tokens) + 1] = len(tokens), tokens
+            table[at][0], table[at][1 : len(tokens) + 1] = len(tokens), tokens
         if shares > 1:
             table = self.sum_over_client(table.reshape(-1)).reshape(table.shape)
-        return [[row[1:int(row[0]) + 1].astype(np.int64) for row in answers] for answers in table]
+        return [[row[1 : int(row[0]) + 1].astype(np.int64) for row in answers] for answers in table]
 
     def logprobs(self, tokens: Sequence[np.ndarray], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Find the log-probability of each token of a span, given all tokens before it. What spans follow alike is computed once.
-        Collective as `generate` is.
+        """Find the log-probability of each token of a span, given all tokens before it. What spans follow
+        alike is computed once. Collective as `generate` is.
 
         Args:
             tokens: [t] of each sequence. spans: (a, b) of each, from a, at least 1, up to b, at most t.
@@ -70,12 +90,16 @@ class Generating(ABC):
             [b - a] fp32 of each sequence.
 
         Raises:
-            ModelError: a span is empty, begins before token 1 or ends behind the sequence, or the table of positions does.
+            ModelError: a span is empty, begins before token 1 or ends behind the sequence, or the table of
+                positions does.
         """
         for i, (sequence, (a, b)) in enumerate(zip(tokens, spans, strict=True)):
             if not 1 <= a < b <= len(sequence):
-                raise ModelError(f"sequence {i} has {len(sequence)} tokens, and the span {a}:{b}: it must begin at token 1 or later "
-                                 "(nothing stands before token 0), hold a token, and end with the sequence at the latest")
+                raise ModelError(
+                    f"sequence {i} has {len(sequence)} tokens, and the span {a}:{b}: it must begin at token "
+                    "1 or later "
+                    "(nothing stands before token 0), hold a token, and end with the sequence at the latest"
+                )
         self._check([b for _, b in spans], 0)
         shares, share = self.data_share
         numbered = list(zip(range(len(tokens)), tokens, spans))
@@ -83,20 +107,27 @@ class Generating(ABC):
         ends = np.cumsum([0, *(b - a for a, b in spans)])
         values = np.zeros(ends[-1])
         for i, own in found.items():
-            values[ends[i]:ends[i + 1]] = own
+            values[ends[i] : ends[i + 1]] = own
         if shares > 1:
             values = self.sum_over_client(values)
         return [values[start:end].astype(np.float32) for start, end in zip(ends, ends[1:])]
 
     def _driven(self, work: Work) -> list:
-        """Compute the pieces of a series of passes, in step with the ranks that share the base; returns its result."""
-        pieces, values, result, ended = [], None, [], False
+        """Compute the pieces of a series of passes, in step with the ranks that share the base; returns its
+        result.
+        """
+        pieces = []
+        values = None
+        result = []
+        ended = False
         self.begin_pieces()
         while True:
             try:
                 pieces = [] if ended else work.send(values)
             except StopIteration as end:
-                pieces, result, ended = [], end.value, True
+                pieces = []
+                result = end.value
+                ended = True
             own = self.piece_passes(pieces)
             most = self._agree(own)
             if not most:
@@ -114,25 +145,40 @@ class Generating(ABC):
         end = table_end(self.model.config.to_dict())
         for i, length in enumerate(lengths):
             if not length:
-                raise ModelError(f"prompt {i} is empty: give it at least one token, the tokenizer's first special one for example")
+                raise ModelError(
+                    f"prompt {i} is empty: give it at least one token, the tokenizer's first special one "
+                    "for example"
+                )
             if end is not None and length + more > end:
-                raise ModelError(f"prompt {i} has {length} tokens, and {more} more are asked for: the model has a table of {end} positions "
-                                 "and none beyond; shorten it, or ask for fewer tokens")
+                raise ModelError(
+                    f"prompt {i} has {length} tokens, and {more} more are asked for: the model has a table "
+                    f"of {end} positions "
+                    "and none beyond; shorten it, or ask for fewer tokens"
+                )
 
     def _room(self) -> Room:
         """What this rank's device computes together."""
-        config, kind = self.model.config, "cpu" if get_accelerator().is_synchronized_device() else "gpu"
+        config = self.model.config
+        kind = "cpu" if get_accelerator().is_synchronized_device() else "gpu"
         nbytes = torch.finfo(self._computing_dtype).bits // 8
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return Room(slot_bytes=2 * heads * width * nbytes, blocks=config.num_hidden_layers, cache_bytes=CACHE_BYTES[kind],
-                    batch_tokens=EVAL_TOKENS, piece_tokens=PIECE_TOKENS, step_tokens=self._logit_rows)
+        return Room(
+            slot_bytes=2 * heads * width * nbytes,
+            blocks=config.num_hidden_layers,
+            cache_bytes=CACHE_BYTES[kind],
+            batch_tokens=EVAL_TOKENS,
+            piece_tokens=PIECE_TOKENS,
+            step_tokens=self._logit_rows,
+        )
 
     @property
     def _logit_rows(self) -> int:
         """Tokens whose logits are held at once."""
         kind = "cpu" if get_accelerator().is_synchronized_device() else "gpu"
-        return max(1, LOGITS_BYTES[kind] // (self.model.config.vocab_size * torch.finfo(torch.float32).bits // 8))
+        return max(
+            1, LOGITS_BYTES[kind] // (self.model.config.vocab_size * torch.finfo(torch.float32).bits // 8)
+        )
 
     @property
     def _computing_dtype(self) -> torch.dtype:
@@ -152,4 +198,6 @@ class Generating(ABC):
 
     @abstractmethod
     def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
-        """Take pieces through the model; returns the values of each, [k]. Without any, make a pass that only answers the others."""
+        """Take pieces through the model; returns the values of each, [k]. Without any, make a pass that only
+        answers the others.
+        """

@@ -18,11 +18,13 @@ class Piece:
     """Tokens of some rows, with all that the model must be told about them.
 
     Attributes:
-        tokens, positions: [rows, T] int64; tokens stand on the right, positions are those in their sequences, 0 where no
-            token is.
+        tokens, positions: [rows, T] int64; tokens stand on the right, positions are those in their sequences,
+            0 where no token is.
         view: what they see, and where their keys and values go.
-        wanted: (row, column) of the tokens whose logits are read, [k] int64 each. A token may come several times.
-        read: makes a value of each wanted token's logits. It gets some of them, [c, vocabulary] fp32, and which they are.
+        wanted: (row, column) of the tokens whose logits are read, [k] int64 each. A token may come several
+            times.
+        read: makes a value of each wanted token's logits. It gets some of them, [c, vocabulary] fp32, and
+            which they are.
         whole: whether a value is a token (int64), and not a log-probability (fp32).
     """
 
@@ -75,12 +77,13 @@ class Group:
     """Contexts that are computed together, and the rows that follow them, each behind one of the contexts.
 
     Args:
-        contexts: their tokens, [t] int64 each, without what `prefix` holds. prefix: keys and values that all of them begin
-            with, None if there are none.
+        contexts: their tokens, [t] int64 each, without what `prefix` holds. prefix: keys and values that all
+            of them begin with, None if there are none.
     """
 
     def __init__(self, contexts: Sequence[np.ndarray], prefix: Segment | None):
-        self._contexts, self._prefix = contexts, prefix
+        self._contexts = contexts
+        self._prefix = prefix
         self._before = 0 if prefix is None else prefix.positions.shape[1]
         self._tail = Segment(len(contexts))
         self._own: Segment | None = None
@@ -92,25 +95,30 @@ class Group:
         positions = _positions(real, np.full(len(tokens), self._before))
         view = View(self._shared(len(tokens)), self._tail, positions)
         columns = np.full(len(rows), tokens.shape[1] - 1)
-        return Piece(tokens, np.maximum(positions, 0), view, (rows, columns), read, whole)
+        return Piece(tokens, np.maximum(positions, 0), view, wanted=(rows, columns), read=read, whole=whole)
 
     def follow(self, behind: np.ndarray, tokens: Sequence[np.ndarray], read: Reader, whole: bool) -> Piece:
         """Make the piece of what follows in each row, all of whose tokens are read.
 
         Args:
-            behind: the context of each row, [rows] int64, the same as in the last call but for rows that were let go.
+            behind: the context of each row, [rows] int64, the same as in the last call but for rows that were
+                let go.
             tokens: [t] int64 of each row.
         """
         together, real = right_aligned(tokens)
-        kept, self._kept = self._kept, None
+        kept = self._kept
+        self._kept = None
         if self._own is None:
-            self._own, kept = Segment(len(tokens)), None
+            self._own = Segment(len(tokens))
+            kept = None
         lengths = np.array([len(context) for context in self._contexts])[behind]
         own = self._own.positions if kept is None else self._own.positions[kept]
         start = self._before + lengths + (own != NOTHING).sum(1)
         positions = _positions(real, start)
         view = View([*self._shared(len(tokens)), (self._tail, behind)], self._own, positions, kept)
-        return Piece(together, np.maximum(positions, 0), view, np.nonzero(real), read, whole)
+        return Piece(
+            together, np.maximum(positions, 0), view, wanted=np.nonzero(real), read=read, whole=whole
+        )
 
     def keep(self, rows: np.ndarray) -> None:
         """Let go of all rows but some, [k] int64, from the next piece on."""
@@ -121,11 +129,16 @@ class Group:
 
 
 def prefix_piece(tokens: np.ndarray) -> tuple[Segment, Piece]:
-    """Make the piece of what all contexts begin with, [t] int64, of which nothing is read; and where its keys will be."""
-    segment, positions = Segment(1), np.arange(len(tokens))[None]
+    """Make the piece of what all contexts begin with, [t] int64, of which nothing is read; and where its keys
+    will be.
+    """
+    segment = Segment(1)
+    positions = np.arange(len(tokens))[None]
     none = np.zeros(0, dtype=np.int64)
     view = View([], segment, positions)
-    return segment, Piece(tokens[None].astype(np.int64), positions, view, (none, none), unread, True)
+    return segment, Piece(
+        tokens[None].astype(np.int64), positions, view, wanted=(none, none), read=unread, whole=True
+    )
 
 
 def unread(logits: torch.Tensor, part: slice) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Choose the next token of a row from its logits: greedily, or at random.
 
-A random choice depends on nothing but the logits and (seed, prompt, sample, position): so it is the same in whatever batch,
-on whatever rank and with whatever tier a row is computed.
+A random choice depends on nothing but the logits and (seed, prompt, sample, position): so it is the same in
+whatever batch, on whatever rank and with whatever tier a row is computed.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ from fedspeed.errors import FedSpeedError
 
 @dataclass(frozen=True)
 class Draw:
-    """Say which random number a choice takes: of which prompt and sample, both counted over the whole call, and for which
-    of its new tokens. All count from 0."""
+    """Say which random number a choice takes: of which prompt and sample, both counted over the whole call,
+    and for which of its new tokens. All count from 0.
+    """
 
     prompt: int
     sample: int
@@ -30,8 +31,8 @@ class Sampling:
 
     Attributes:
         temperature: what logits are divided by; 0 chooses the most likely token.
-        top_p: only the most likely tokens are drawn from, as few as have this probability together (nucleus sampling,
-            Holtzman et al., 2020).
+        top_p: only the most likely tokens are drawn from, as few as have this probability together (nucleus
+            sampling, Holtzman et al., 2020).
         seed: of all random numbers.
 
     Raises:

@@ -35,16 +35,24 @@ class PieceStage:
         self._calls: dict[int, list[Call]] = {}
         self._values: dict[int, torch.Tensor] = {}
 
-    def begin(self, pieces: Sequence[Piece], tensors: Sequence[Mapping[str, torch.Tensor]], stream: Stream, *,
-              ahead: bool = False) -> None:
+    def begin(
+        self,
+        pieces: Sequence[Piece],
+        tensors: Sequence[Mapping[str, torch.Tensor]],
+        stream: Stream,
+        *,
+        ahead: bool = False,
+    ) -> None:
         """Begin a pass over some pieces.
 
         Args:
-            tensors: this rank's trainable ones that each piece is computed with, by name. stream: what this rank will do.
+            tensors: this rank's trainable ones that each piece is computed with, by name. stream: what this
+                rank will do.
             ahead: whether the pass after this one begins with the same loads.
         """
         self._clear()
-        self._pieces, self._tensors = pieces, tensors
+        self._pieces = pieces
+        self._tensors = tensors
         self._loads.begin(stream, ahead=ahead)
 
     def end(self) -> dict[int, torch.Tensor]:

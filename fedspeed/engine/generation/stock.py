@@ -9,19 +9,25 @@ from fedspeed.engine.generation.cache import attention_masks
 from fedspeed.engine.generation.pieces import Piece, read_in_parts
 
 
-def compute_piece(execute: Callable, config, piece: Piece, *, dtype: torch.dtype, device: torch.device, rows: int) -> np.ndarray:
+def compute_piece(
+    execute: Callable, config, piece: Piece, *, dtype: torch.dtype, device: torch.device, rows: int
+) -> np.ndarray:
     """Take a piece through the whole model; returns its values [k].
 
     Args:
-        execute: DeepSpeed's engine. config: of the model. dtype: that the model computes in. rows: tokens whose logits are read at once.
+        execute: DeepSpeed's engine. config: of the model. dtype: that the model computes in. rows: tokens
+            whose logits are read at once.
     """
     # A model gives the logits of some columns; at least of one.
     columns, place = np.unique(piece.wanted[1] if piece.count else [0], return_inverse=True)
-    output = execute(input_ids=torch.from_numpy(piece.tokens).to(device),
-                     position_ids=torch.from_numpy(piece.positions).to(device),
-                     attention_mask=attention_masks(piece.view, config, dtype, device),
-                     past_key_values=piece.view, use_cache=True,
-                     logits_to_keep=torch.from_numpy(columns).to(device))
+    output = execute(
+        input_ids=torch.from_numpy(piece.tokens).to(device),
+        position_ids=torch.from_numpy(piece.positions).to(device),
+        attention_mask=attention_masks(piece.view, config, dtype, device),
+        past_key_values=piece.view,
+        use_cache=True,
+        logits_to_keep=torch.from_numpy(columns).to(device),
+    )
     if not piece.count:
         return np.zeros(0, dtype=np.int64)
     wanted = torch.from_numpy(piece.wanted[0]).to(device), torch.from_numpy(place).to(device)

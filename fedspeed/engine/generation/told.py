@@ -1,7 +1,8 @@
-"""What the ranks of a cluster's pipeline tell each other of pieces: where tokens stand, and what they look back at; no token.
+"""What the ranks of a cluster's pipeline tell each other of pieces: where tokens stand, and what they look
+back at; no token.
 
-Each rank keeps keys and values of its own blocks for the rows of all clients. So it follows, by numbers, which segments of its
-own stand for those of a row's owner.
+Each rank keeps keys and values of its own blocks for the rows of all clients. So it follows, by numbers,
+which segments of its own stand for those of a row's owner.
 """
 
 import weakref
@@ -38,7 +39,13 @@ class ToldPiece:
         view = piece.view
         before = tuple((segment.number, tuple(rows.tolist())) for segment, rows in view.before)
         kept = None if view.kept is None else tuple(view.kept.tolist())
-        return cls(view.into.number, kept, before, view.positions.shape[1], tuple(view.positions.reshape(-1).tolist()))
+        return cls(
+            view.into.number,
+            kept,
+            before,
+            view.positions.shape[1],
+            tuple(view.positions.reshape(-1).tolist()),
+        )
 
     def integers(self) -> list[int]:
         """All of it, as `read` takes it."""
@@ -64,7 +71,9 @@ class ToldPiece:
 
 
 class Told:
-    """The pieces of one pass as a rank tells them, and which of its segments are gone since it told the last ones."""
+    """The pieces of one pass as a rank tells them, and which of its segments are gone since it told the last
+    ones.
+    """
 
     def __init__(self):
         self._alive: dict[int, weakref.ref] = {}
@@ -85,7 +94,9 @@ class Followed:
         self._segments: dict[int, Segment] = {}
 
     def pieces(self, integers: Sequence[int]) -> list[Piece]:
-        """Make pieces of what `Told.integers` gives, to be computed without tokens, from what comes from other ranks."""
+        """Make pieces of what `Told.integers` gives, to be computed without tokens, from what comes from
+        other ranks.
+        """
         rest = iter(integers)
         for _ in range(next(rest)):
             self._segments.pop(next(rest), None)
@@ -98,4 +109,11 @@ class Followed:
         kept = None if told.kept is None else np.array(told.kept, dtype=np.int64)
         none = np.zeros(0, dtype=np.int64)
         view = View(before, into, positions, kept)
-        return Piece(np.zeros_like(positions), np.maximum(positions, 0), view, (none, none), unread, True)
+        return Piece(
+            np.zeros_like(positions),
+            np.maximum(positions, 0),
+            view,
+            wanted=(none, none),
+            read=unread,
+            whole=True,
+        )

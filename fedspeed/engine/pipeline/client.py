@@ -1,5 +1,6 @@
 """A client's pipeline over its own ranks, or over those of clients that share them, whose micro-batches take
-turns."""
+turns.
+"""
 
 from collections.abc import Sequence
 
@@ -21,7 +22,8 @@ from fedspeed.schedule.schedules import one_f_one_b, streamed, taking_turns
 
 class ClientPipeline(ClientPieces, PipelinedEngine):
     """The torch world is these ranks. The first stage embeds, the last one holds the labels; every rank has
-    all rows."""
+    all rows.
+    """
 
     kind = "client_pipeline"
 
@@ -47,18 +49,17 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
         """Every stage's tensors on all of them, on the CPU."""
         if not shapes:  # of an optimizer that remembers nothing
             return {}
-        flat = torch.cat(
-            [
-                own[name].reshape(-1) if name in own else torch.zeros(shape.numel())
-                for name, shape in shapes.items()
-            ]
-        ).to(self._device)
+        flat = torch.cat([
+            own[name].reshape(-1) if name in own else torch.zeros(shape.numel())
+            for name, shape in shapes.items()
+        ]).to(self._device)
         dist.all_reduce(flat, group=self.groups.client)
         parts = flat.cpu().split([shape.numel() for shape in shapes.values()])
         return {name: part.view(shape).clone() for (name, shape), part in zip(shapes.items(), parts)}
 
     def _schedule(self, micros):
-        clients, chunks = [micro.client for micro in micros], len(self.layout.chunks)
+        clients = [micro.client for micro in micros]
+        chunks = len(self.layout.chunks)
         if self._loads:
             return streamed(self.layout.ranks, chunks, clients)
         return one_f_one_b(self.layout.ranks, clients)

@@ -166,7 +166,8 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         return [moved[place] for place in places]
 
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
-        sums, place = [Sums()] * len(work), self._mine[0]
+        sums = [Sums()] * len(work)
+        place = self._mine[0]
         with self._clock.stage("compute"):
             for portion in portions(work):
                 self._count_pass()
@@ -195,14 +196,16 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         return Header(kind, fresh=fresh, moves=self._told_moves(), **fields)
 
     def _told_moves(self) -> tuple[tuple[int, int, float], ...]:
-        told, self._moves = tuple(self._moves), []
+        told = tuple(self._moves)
+        self._moves = []
         return told if self._speaks else ()
 
     def _pass(
         self, mine: Header, tasks: dict | None = None
     ) -> tuple[dict[tuple[int, int], Score], dict[int, bool]]:
         """One pass, together with all ranks: ((place, number) -> score of own micro-batches, in STEP: place
-        -> whether it moved)."""
+        -> whether it moved).
+        """
         headers = self._everyones(mine)
         kinds = [header.kind for header in headers]
         kind = max(kinds)
@@ -218,7 +221,8 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         )
         if not told:
             return {}, {}
-        known, all_tasks = tasks or {}, []
+        known = tasks or {}
+        all_tasks = []
         for micro in told:
             task = known.get((micro.place, micro.number)) or MicroBatchTask(micro.batch(), micro.place)
             all_tasks.append(replace(task, seed=micro.seed))

@@ -45,7 +45,8 @@ class FederatedPipelineModule(PipelineModule):
 
     def _partition_layers(self, method: str = "") -> None:
         """Where the planner cuts. DeepSpeed's own methods weigh all stages alike, and count trainable
-        parameters only."""
+        parameters only.
+        """
         self.parts = self._cuts
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])

@@ -1,5 +1,6 @@
 """What ranks of a cluster's pipeline tell each other before a pass that all of them make together. Pure
-values."""
+values.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ class Header:
             return tuple(next(rest) for _ in range(count))
 
         fresh = tuple(take(2) for _ in range(counts[0]))
-        named, added = take(counts[1]), take(counts[2])
+        named = take(counts[1])
+        added = take(counts[2])
         moves = tuple(
             (place, seed, _number(bits)) for place, seed, bits in (take(3) for _ in range(counts[3]))
         )

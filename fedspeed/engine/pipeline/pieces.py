@@ -1,6 +1,7 @@
 """Pieces of tokens through the pipelines: what is added to their engines.
 
-Every rank keeps keys and values of its own blocks: in a client's pipeline all ranks make the same pieces of the same prompts; in a
+Every rank keeps keys and values of its own blocks: in a client's pipeline all ranks make the same pieces of
+    the same prompts; in a
 cluster's each owner tells the others where its tokens stand (`told`), embeds them, and reads their logits.
 """
 
@@ -25,11 +26,14 @@ class PipelinedPieces(Generating):
         return min(1, len(pieces))
 
     def _play_pieces(self, micros: Sequence[Micro], pieces: Sequence[Piece]) -> dict[int, torch.Tensor]:
-        """Take pieces through the pipeline, each under the state of its micro-batch's client; the values of those whose head
-        is here, by number."""
+        """Take pieces through the pipeline, each under the state of its micro-batch's client; the values of
+        those whose head is here, by number.
+        """
         streams = self._streams(tuple(micros), False)
         self.model.eval()
-        self._piece_stage.begin(pieces, [self._states[micro.client].tensors() for micro in micros], streams[self._me])
+        self._piece_stage.begin(
+            pieces, [self._states[micro.client].tensors() for micro in micros], streams[self._me]
+        )
         self._execute(streams, self._piece_stage, lambda m: pieces[m].tokens.shape, train=False)
         return self._piece_stage.end()
 
@@ -40,7 +44,9 @@ class ClientPieces(PipelinedPieces):
     @losses_named("while generated tokens were told")
     def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         found = self._play_pieces([self._micro(0)] * len(pieces), pieces)
-        flat = torch.from_numpy(_joined(pieces, {m: values.cpu().numpy() for m, values in found.items()})).to(self._device)
+        flat = torch.from_numpy(_joined(pieces, {m: values.cpu().numpy() for m, values in found.items()})).to(
+            self._device
+        )
         dist.all_reduce(flat, group=self.groups.client)
         return _parted(pieces, flat.cpu().numpy())
 
@@ -50,7 +56,8 @@ class ClusterPieces(PipelinedPieces):
 
     def begin_pieces(self) -> None:
         self._idle_pass(backward=False)  # in which states are told
-        self._told, self._followed = Told(), {}
+        self._told = Told()
+        self._followed = {}
 
     def end_pieces(self) -> None:
         del self._told, self._followed
@@ -87,4 +94,7 @@ def _joined(pieces: Sequence[Piece], values: Mapping[int, np.ndarray]) -> np.nda
 def _parted(pieces: Sequence[Piece], flat: np.ndarray) -> list[np.ndarray]:
     """The values of each piece, in its own type."""
     ends = np.cumsum([piece.count for piece in pieces])[:-1]
-    return [part.astype(np.int64 if piece.whole else np.float32) for piece, part in zip(pieces, np.split(flat, ends))]
+    return [
+        part.astype(np.int64 if piece.whole else np.float32)
+        for piece, part in zip(pieces, np.split(flat, ends))
+    ]

@@ -53,7 +53,8 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
         clock,
     ):
         super().__init__(net, states, groups, matched=matched, store=store, clock=clock)
-        self.pipe, self.layout = pipe, layout
+        self.pipe = pipe
+        self.layout = layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
         self._piece_stage = PieceStage(net, store, layout.chunks, rows=self._logit_rows)
         self._routes = Routes(world_deadline(), self._device)
@@ -116,14 +117,15 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
         Args:
             streams: of all ranks. shape_of: rows and tokens of a micro-batch.
         """
-        hidden, before = self.model.config.hidden_size, self._busy_s
+        hidden = self.model.config.hidden_size
+        before = self._busy_s
         transfers = Transfers(
             self._routes,
             streams,
             self._me,
-            lambda m: torch.Size((*shape_of(m), hidden)),
-            self._dtype,
-            self._device,
+            shape_of=lambda m: torch.Size((*shape_of(m), hidden)),
+            dtype=self._dtype,
+            device=self._device,
         )
         self.pipe.play(streams[self._me], len(self.layout.chunks), stage, transfers, self._noted)
         if not train:
@@ -131,7 +133,8 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
 
     def _play_steps(self, slots: Sequence[int], lr: float) -> list[bool]:
         """Take the steps of some slots, in the same order on all ranks, since a norm or an overflow is found
-        out together; by slot, whether it moved."""
+        out together; by slot, whether it moved.
+        """
         moved: dict[int, bool] = {}
 
         def step(slot: int) -> None:
@@ -143,7 +146,8 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
     @contextmanager
     def _passing(self):
         """Account to training what is done inside. It begins or ends with words from all ranks, so that
-        waiting for the slowest is a part of it."""
+        waiting for the slowest is a part of it.
+        """
         begin = time.perf_counter()
         yield
         self._pass_s += time.perf_counter() - begin
@@ -170,7 +174,8 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
 
     def take_bubble(self) -> tuple[float, float]:
         taken = self._pass_s - self._busy_s, self._pass_s
-        self._busy_s = self._pass_s = 0.0
+        self._busy_s = 0.0
+        self._pass_s = 0.0
         return taken
 
     @property

@@ -1,5 +1,6 @@
 """Parts of clients' states between the ranks of a cluster's pipeline: each stage gets and gives its own part
-only."""
+only.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -27,7 +28,10 @@ class StageParts:
         shapes: Mapping[str, torch.Size],
         device: torch.device,
     ):
-        self._routes, self._owners, self._held, self._shapes = routes, owners, held, shapes
+        self._routes = routes
+        self._owners = owners
+        self._held = held
+        self._shapes = shapes
         self._device, self._me = device, dist.get_rank()
 
     @losses_named("while stages were told states")
@@ -44,12 +48,15 @@ class StageParts:
             by place (values of this stage's tensors, which of them are marked); an own place has all of its
             tensors.
         """
-        sends, receives, found = [], [], {}
+        sends = []
+        receives = []
+        found = {}
         mine = self._held[self._me]
         for place in places:
             owner = self._owners[place]
             if owner == self._me:
-                values, marks = own(place), marked(place)
+                values = own(place)
+                marks = marked(place)
                 found[place] = values, marks
                 for rank, names in enumerate(self._held):
                     if rank != self._me and names:
@@ -57,14 +64,10 @@ class StageParts:
                         flat = torch.cat([*(values[n].reshape(-1).float() for n in names), flags]).to(
                             self._device
                         )
-                        sends.append(
-                            (
-                                flat,
-                                dist.isend(
-                                    flat, rank, group=self._routes.group("activation", self._me, rank)
-                                ),
-                            )
-                        )
+                        sends.append((
+                            flat,
+                            dist.isend(flat, rank, group=self._routes.group("activation", self._me, rank)),
+                        ))
             else:
                 flat = torch.empty(
                     sum(self._shapes[n].numel() for n in mine) + len(mine), device=self._device
@@ -86,9 +89,13 @@ class StageParts:
         Args:
             own: this stage's full fp32 tensors of a place, by name.
         """
-        sends, receives, found = [], [], {}
+        sends = []
+        receives = []
+        found = {}
         for place in places:
-            owner, names, values = self._owners[place], self._held[self._me], own(place)
+            owner = self._owners[place]
+            names = self._held[self._me]
+            values = own(place)
             if owner == self._me:
                 found[place] = dict(values)
                 for rank, theirs in enumerate(self._held):
@@ -98,9 +105,10 @@ class StageParts:
                         receives.append((place, theirs, flat, dist.irecv(flat, rank, group=group)))
             elif names:
                 flat = torch.cat([values[n].reshape(-1) for n in names]).to(self._device)
-                sends.append(
-                    (flat, dist.isend(flat, owner, group=self._routes.group("gradient", self._me, owner)))
-                )
+                sends.append((
+                    flat,
+                    dist.isend(flat, owner, group=self._routes.group("gradient", self._me, owner)),
+                ))
         for place, names, flat, work in receives:
             work.wait(self._routes.deadline)
             found[place] |= self.parted(flat.cpu(), names)[0]

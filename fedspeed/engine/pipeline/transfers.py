@@ -1,7 +1,8 @@
 """Activations and gradients between ranks of a pipeline, sent and received beside the arithmetic.
 
-DeepSpeed's own point-to-point calls wait for the other side and know neighbours only. Here a rank posts its receives ahead, in the order in which the
-other one's stream sends; so nothing depends on tags, which NCCL does not have.
+DeepSpeed's own point-to-point calls wait for the other side and know neighbours only. Here a rank posts its
+receives ahead, in the order in which the other one's stream sends; so nothing depends on tags, which NCCL
+does not have.
 """
 
 from collections import deque
@@ -23,23 +24,35 @@ AHEAD = 4  # receives of one kind from one rank that are posted before they are 
 
 
 class Routes:
-    """The process groups that carry each kind in each direction, for as long as the engine lives. Collective over the world.
+    """The process groups that carry each kind in each direction, for as long as the engine lives. Collective
+    over the world.
 
-    Directions have groups of their own because a pair of ranks has one queue in each of NCCL's: receives posted ahead would stand before the sends that
-    the other side waits for.
+    Directions have groups of their own because a pair of ranks has one queue in each of NCCL's: receives
+    posted ahead would stand before the sends that the other side waits for.
     """
 
     def __init__(self, deadline: timedelta, device: torch.device):
-        ranks, me = dist.get_world_size(), dist.get_rank()
-        self._groups = {(kind, up): dist.new_group(list(range(ranks)), timeout=deadline) for kind in ("activation", "gradient") for up in (True, False)}
+        ranks = dist.get_world_size()
+        me = dist.get_rank()
+        self._groups = {
+            (kind, up): dist.new_group(list(range(ranks)), timeout=deadline)
+            for kind in ("activation", "gradient")
+            for up in (True, False)
+        }
         self.deadline = deadline
         self._queue: SimpleQueue[tuple[object, Future]] = SimpleQueue()
         if device.type == "cpu":
             Thread(target=self._watch, daemon=True).start()
         self._watches = device.type == "cpu"
-        # Connections are made by the first message of a pair, which waits for the other side: in an order that all ranks know.
-        for kind, source, to in ((kind, *pair) for a in range(ranks) for b in range(a + 1, ranks) for kind in ("activation", "gradient")
-                                 for pair in ((a, b), (b, a))):
+        # Connections are made by the first message of a pair, which waits for the other side: in an order
+        # that all ranks know.
+        for kind, source, to in (
+            (kind, *pair)
+            for a in range(ranks)
+            for b in range(a + 1, ranks)
+            for kind in ("activation", "gradient")
+            for pair in ((a, b), (b, a))
+        ):
             if me == source:
                 dist.send(torch.zeros(1, device=device), to, group=self.group(kind, source, to))
             elif me == to:
@@ -49,7 +62,9 @@ class Routes:
         return self._groups[kind, source < to]
 
     def watched(self, work):
-        """A send that knows when it is complete. Those of gloo do only when somebody has waited for them: a thread does."""
+        """A send that knows when it is complete. Those of gloo do only when somebody has waited for them: a
+        thread does.
+        """
         if not self._watches:
             return work
         done: Future = Future()
@@ -85,8 +100,11 @@ def losses_named(what: str):
     except RuntimeError as error:
         if isinstance(error, LostPeerError) or not lost_connection(error):
             raise
-        raise LostPeerError(f"a rank of this pipeline was lost or silent: {str(error).splitlines()[0]} ({what}); the same command resumes from the "
-                            "journal") from error
+        raise LostPeerError(
+            f"a rank of this pipeline was lost or silent: {str(error).splitlines()[0]} ({what}); the same "
+            "command resumes from the "
+            "journal"
+        ) from error
 
 
 class Transfers:
@@ -98,11 +116,26 @@ class Transfers:
     `send` and `receive` raise LostPeerError, which names the other rank and what was waited for.
     """
 
-    def __init__(self, routes: Routes, streams: Sequence[Stream], me: int, shape_of: Callable[[int], torch.Size], dtype: torch.dtype, device: torch.device):
-        self._routes, self._me, self._shape_of, self._dtype, self._device = routes, me, shape_of, dtype, device
+    def __init__(
+        self,
+        routes: Routes,
+        streams: Sequence[Stream],
+        me: int,
+        shape_of: Callable[[int], torch.Size],
+        dtype: torch.dtype,
+        *,
+        device: torch.device,
+    ):
+        self._routes = routes
+        self._me = me
+        self._shape_of = shape_of
+        self._dtype = dtype
+        self._device = device
         self._due: dict[tuple[int, Kind], deque] = {}  # (source, kind) -> (micro, hop) not posted yet
         self._posted: dict[tuple[int, Kind], deque] = {}
-        self._early: dict[tuple, torch.Tensor] = {}  # (micro, kind, hop) -> what has come and was not asked for yet
+        self._early: dict[
+            tuple, torch.Tensor
+        ] = {}  # (micro, kind, hop) -> what has come and was not asked for yet
         self._sends: deque = deque()
         for source, stream in enumerate(streams):
             for work in stream:
@@ -116,14 +149,24 @@ class Transfers:
             self._post(channel)
 
     def _post(self, channel: tuple[int, Kind]) -> None:
-        (source, kind), due, posted = channel, self._due[channel], self._posted[channel]
+        (source, kind) = channel
+        due = self._due[channel]
+        posted = self._posted[channel]
         while due and len(posted) < AHEAD:
             micro, hop = due.popleft()
             room = torch.empty(self._shape_of(micro), dtype=self._dtype, device=self._device)
-            posted.append((micro, hop, room, self._guarded(source, "receive", dist.irecv, room, source, self._routes.group(kind, source, self._me))))
+            posted.append((
+                micro,
+                hop,
+                room,
+                self._guarded(
+                    source, "receive", dist.irecv, room, source, self._routes.group(kind, source, self._me)
+                ),
+            ))
 
     def receive(self, micro: int, kind: Kind, hop: int, source: int) -> torch.Tensor:
-        channel, wanted = (source, kind), (micro, kind, hop)
+        channel = (source, kind)
+        wanted = (micro, kind, hop)
         while wanted not in self._early:  # what the other rank sent before has come before
             *which, room, work = self._posted[channel].popleft()
             self._guarded(source, f"{kind} {which[1]} of micro-batch {which[0]}", self._finished, work)
@@ -132,7 +175,9 @@ class Transfers:
         return self._early.pop(wanted)
 
     def send(self, tensor: torch.Tensor, micro: int, kind: Kind, hop: int, to: int) -> None:
-        """Never waits: the other rank may post its receive only after something that it expects from here. What has left is let go."""
+        """Never waits: the other rank may post its receive only after something that it expects from here.
+        What has left is let go.
+        """
         tensor = tensor.contiguous()
         what = f"room for {kind} {hop} of micro-batch {micro}"
         work = self._guarded(to, what, dist.isend, tensor, to, self._routes.group(kind, self._me, to))
@@ -159,4 +204,7 @@ class Transfers:
             if not lost_connection(error):
                 raise
             how = "was silent" if "imed out" in str(error) else "was lost"
-            raise LostPeerError(f"rank {other} of this pipeline {how} while {what} was waited for: {str(error).splitlines()[0]}") from error
+            raise LostPeerError(
+                f"rank {other} of this pipeline {how} while {what} was waited for: "
+                f"{str(error).splitlines()[0]}"
+            ) from error

@@ -69,7 +69,8 @@ class Turn:
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a turn has come to: where the client ended, its sums (losses, tokens, steps that were taken), and
-    its memory from now on."""
+    its memory from now on.
+    """
 
     end: Arrays
     sums: "Sums"
@@ -78,8 +79,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What a sum means: the whole state before any server optimizer, with what nobody trained. `factor_error` is the relative error of
-    averaging LoRA's factors instead of their products, None where no product is trained."""
+    """What a sum means: the whole state before any server optimizer, with what nobody trained. `factor_error`
+    is the relative error of averaging LoRA's factors instead of their products, None where no product is
+    trained.
+    """
 
     state: Arrays
     factor_error: float | None
@@ -92,13 +95,13 @@ class Method(ABC):
     Attributes:
         needs, server_needs: what a client's and the server's engine must be capable of
             (engine.capabilities.Capability), held against them before anything is built.
-        hides: what the run's transforms of updates want hidden beside them (monitor.metrics.metric.BESIDE). The method
-            does not send its sketch if that is among it.
+        hides: what the run's transforms of updates want hidden beside them (monitor.metrics.metric.BESIDE).
+            The method does not send its sketch if that is among it.
         keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
             journalled.
         exact_error: whether `Aggregate.factor_error` is the error itself, or an estimate.
-        exchange_every: "round", or "step": after every local step. Evaluation and journal keep to rounds. Each
-            step is then a turn of its own, for which federation.local_optimizer=reset begins anew.
+        exchange_every: "round", or "step": after every local step. Evaluation and journal keep to rounds.
+            Each step is then a turn of its own, for which federation.local_optimizer=reset begins anew.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({"gradients"})
@@ -108,13 +111,7 @@ class Method(ABC):
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
 
     def __init__(
-        self,
-        config: Any,
-        layout: Layout,
-        *,
-        clients: int,
-        seed: int,
-        hides: frozenset[str] = frozenset(),
+        self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
     ):
         """Prepare the method for a run.
 
@@ -122,7 +119,10 @@ class Method(ABC):
             config: its arm of the configuration. layout: of the arrays that clients train. clients: of the
                 whole run. seed: of the run. hides: see above.
         """
-        self.config, self.layout, self.clients, self.seed = config, layout, clients, seed
+        self.config = config
+        self.layout = layout
+        self.clients = clients
+        self.seed = seed
         self.hides = hides
 
     # Before anything is built.
@@ -158,14 +158,17 @@ class Method(ABC):
 
     def first_state(self, state: Arrays) -> Arrays:
         """Return the state that a run begins with, given what the engine was built with: a method adds what
-        all know and nobody trains (`KIND:NAME`) here, with the shapes that it keeps."""
+        all know and nobody trains (`KIND:NAME`) here, with the shapes that it keeps.
+        """
         return state
 
     # A client's part.
 
     def frozen(self, round: int) -> frozenset[str]:
         """Return the names that no client trains in a round, which server optimizers leave alone, with their
-        moments; rounds count from 1. `turn` freezes these, and where clients differ may freeze more for one."""
+        moments; rounds count from 1. `turn` freezes these, and where clients differ may freeze more for
+        one.
+        """
         return frozenset()
 
     def turn(
@@ -203,7 +206,8 @@ class Method(ABC):
 
     def unsent(self, round: int) -> frozenset[str]:
         """Return the names that clients train in a round and keep to themselves: transforms of updates, which
-        measure and change what leaves a client, do not see them."""
+        measure and change what leaves a client, do not see them.
+        """
         return frozenset()
 
     def passes(self, engine: "ClientEngine", turns: int, steps: int, accumulation: int) -> tuple[int, bool]:
@@ -229,13 +233,15 @@ class Method(ABC):
 
     def parts(self, round: int) -> tuple[int, ...]:
         """Return the lengths of what belongs together in that vector, in its order (routing.exchange gives
-        each part a range of its own)."""
+        each part a range of its own).
+        """
         return (self.values(round),)
 
     @abstractmethod
     def encode(self, turn: Turn, end: Arrays, weight: float) -> np.ndarray:
         """Return [values] float32: what a client adds to the sum for having moved from `turn.start` to `end`,
-        at its weight (answer tokens)."""
+        at its weight (answer tokens).
+        """
 
     # The common part: the same on every rank.
 
@@ -276,9 +282,9 @@ class Method(ABC):
 
         Args:
             channel: to all clients. The first of the server's ranks speaks; all hear what a client has sent.
-            asked: clients of the round, in the order of their turns: those of one rank that share client slots
-                come one after the other, and ranks that share a base wait for each other, so whoever answers in
-                another order waits for ever. `channel.speakers` tells whom to speak to.
+            asked: clients of the round, in the order of their turns: those of one rank that share client
+                slots come one after the other, and ranks that share a base wait for each other, so whoever
+                answers in another order waits for ever. `channel.speakers` tells whom to speak to.
         """
 
     def server_step(
@@ -339,13 +345,15 @@ def server_problem(name: str, entry: Entry, method: type[Method]) -> str:
         entry: where the method `name` is registered. method: its class.
     """
     given = [part for part in ("serve", "server_step") if getattr(method, part) is not getattr(Method, part)]
-    where, head = "fedspeed/federation/methods/config.py", f"federation.method={name}"
+    where = "fedspeed/federation/methods/config.py"
+    head = f"federation.method={name}"
     if given and not entry.server:
         has = f"{method.__name__} has {' and '.join(given)}"
         return f"{head}: {has}; say server=True of it in METHODS of {where}"
     if "serve" in given and entry.sums_only:
         return (
-            f"{head}: METHODS of {where} says that sums over all clients are all that {method.__name__} needs "
+            f"{head}: METHODS of {where} says that sums over all clients are all that {method.__name__} "
+            "needs "
             "(sums_only=True), but what a client tells serve is its own; leave one of them out"
         )
     if (entry.server or entry.public_rows) and not given:

@@ -40,7 +40,8 @@ def product_norm(products: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
 
 def fresh_a(name: str, shape: tuple[int, ...], seed: Sequence[int]) -> np.ndarray:
     """Draw a new factor A [r, in] as LoRA's is drawn at the start (models.adapters.initial_adapter), from
-    `seed` alone."""
+    `seed` alone.
+    """
     rng = np.random.default_rng([0xF2A, *seed])
     if ".lora_embedding_A" in name:
         return rng.standard_normal(shape).astype(np.float32)
@@ -51,7 +52,8 @@ def fresh_a(name: str, shape: tuple[int, ...], seed: Sequence[int]) -> np.ndarra
 @dataclass(frozen=True)
 class Truncated:
     """Factors B [out, r] and A [r, in] of a sum of products, the Frobenius norm that truncation to r has
-    lost, and the norm of the whole sum."""
+    lost, and the norm of the whole sum.
+    """
 
     b: np.ndarray
     a: np.ndarray
@@ -107,7 +109,8 @@ class Sketch:
 
     def error(self, mean_of_products: np.ndarray, averaged: Tensors) -> float | None:
         """Return |mean of products - product of means| / |mean of products|, over all matrices; None without
-        LoRA."""
+        LoRA.
+        """
         if not self._probes:
             return None
         norm = float(np.linalg.norm(mean_of_products))

@@ -17,13 +17,16 @@ class FlexLora(ProductMethod):
 
     def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
         shares, present = self._slots.read(total)
-        new, lost, whole = {}, 0.0, 0.0
+        new = {}
+        lost = 0.0
+        whole = 0.0
         for a, b in pairs(self.layout.names):
             mean = mean_product([t[b] for t in present], [t[a] for t in present], shares)
             new[b] = mean.b
             # Where nobody has moved off B = 0, A stays: with both at zero, neither would ever have a gradient
             # again.
             new[a] = mean.a if mean.norm else state[a]
-            lost, whole = lost + mean.lost**2, whole + mean.norm**2
+            lost = lost + mean.lost**2
+            whole = whole + mean.norm**2
         new |= self._slots.means(total, set(self.layout.names) - new.keys())
         return Aggregate(new, (lost / whole) ** 0.5 if whole else 0.0)

@@ -49,7 +49,8 @@ def _product(parts: Parts, shape: tuple[int, ...]) -> np.ndarray:
 
 def folded_delta(before: Parts, after: Parts) -> tuple[list[Factors], np.ndarray | None]:
     """Return what a module's folded product has become more: as products to be added up, or as a whole [out,
-    in]."""
+    in].
+    """
     if WHOLE in after:
         return [], after[WHOLE] - _product(before, after[WHOLE].shape)
     if not after:
@@ -71,7 +72,8 @@ def _norm_with(whole: np.ndarray, products: Sequence[Factors]) -> float:
 
 class ProductMethod(Method):
     """A method that is exact about products: every client's factors travel in a slot of their own, so the sum
-    hides nobody."""
+    hides nobody.
+    """
 
     exact_error = True
 
@@ -87,7 +89,10 @@ class ProductMethod(Method):
 
     def update_norm(self, before, after):
         """Return the norm of what has changed, of products: those of the factors, and the folded ones."""
-        old, new, norms, found = folded_parts(before), folded_parts(after), [], pairs(self.layout.names)
+        old = folded_parts(before)
+        new = folded_parts(after)
+        norms = []
+        found = pairs(self.layout.names)
         for a, b in found:
             module = module_of(a)
             products = [(after[b], after[a]), (-before[b], before[a])]
@@ -102,7 +107,8 @@ class FoldingMethod(ProductMethod):
 
     def folded(self, state: Arrays, additions: Mapping[str, Factors]) -> Arrays:
         """Return all folded arrays of a state, with a product added to some modules, by their factor A's
-        names."""
+        names.
+        """
         parts = folded_parts(state)
         for a, (left, right) in additions.items():
             module = module_of(a)

@@ -1,5 +1,6 @@
 """A summed vector that keeps clients apart, for methods that need more than the sum of their states. It hides
-nobody."""
+nobody.
+"""
 
 from collections.abc import Iterable
 
@@ -13,7 +14,8 @@ class PerClient:
     """A vector in which every client has a slot of its own: its weight, then its state."""
 
     def __init__(self, layout: Layout, clients: int):
-        self._layout, self._clients = layout, clients
+        self._layout = layout
+        self._clients = clients
         self.values = clients * (layout.size + 1)
 
     def fill(self, client: int, state: Arrays, weight: float) -> np.ndarray:
@@ -34,7 +36,8 @@ class PerClient:
 
     def read(self, total: np.ndarray) -> tuple[list[float], list[Arrays]]:
         """Return (shares, which sum to 1, and states) of the clients whose slot is filled, in the order of
-        their numbers."""
+        their numbers.
+        """
         slots = total.reshape(self._clients, -1)
         present = [(float(s[0]), self._layout.unflatten(s[1:])) for s in slots if s[0] > 0]
         shares = [w / sum(w for w, _ in present) for w, _ in present]

@@ -21,7 +21,8 @@ class Residual(FoldingMethod):
 
     def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
         shares, ends = self._slots.read(total)
-        new, residuals = self._slots.means(total, self.layout.names), {}
+        new = self._slots.means(total, self.layout.names)
+        residuals = {}
         for a, b in pairs(self.layout.names):
             mean = sum(share * end[b].astype(np.float64) for share, end in zip(shares, ends))
             last = ends[-1][a].astype(np.float64)

@@ -19,7 +19,8 @@ class Stack(FoldingMethod):
 
     def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
         shares, ends = self._slots.read(total)
-        new, stacked = {}, {}
+        new = {}
+        stacked = {}
         for number, (a, b) in enumerate(pairs(self.layout.names)):
             left = np.concatenate(
                 [share * end[b].astype(np.float64) for share, end in zip(shares, ends)], axis=1

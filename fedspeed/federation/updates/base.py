@@ -47,8 +47,8 @@ class Update(ABC):
 
         Args:
             delta: fp32 arrays of all that the client sends, by name: what trains in the round, less what the
-                method keeps on the client (Method.unsent), and what it tells beside (`KIND:NAME`). weight: what
-                the client counts.
+                method keeps on the client (Method.unsent), and what it tells beside (`KIND:NAME`). weight:
+                what the client counts.
             rng: of this client alone; nobody else may know what it draws. All ranks of the client draw the
                 same.
         """
@@ -121,7 +121,8 @@ def hidden_by(configs: Sequence[Any]) -> frozenset[str]:
 
 def shared_seed(engine: "ClientEngine") -> tuple[int, ...]:
     """Return SEED_BYTES random bytes that the gateway's operating system has drawn, known to the ranks of its
-    clients and to nobody else, and not to be repeated. Collective over the client."""
+    clients and to nobody else, and not to be repeated. Collective over the client.
+    """
     drawn = np.frombuffer(os.urandom(SEED_BYTES), dtype=np.uint8).copy()
     return tuple(engine.share_from_gateway(drawn).tolist())
 

@@ -10,5 +10,6 @@ UPDATES = {"clip": "fedspeed.federation.updates.clip"}  # name -> path of its fo
 
 def arm_of(name: str) -> type:
     """Return the dataclass of the transform `name`: its arm of the union that `federation.updates` lists. No
-    transform is imported."""
+    transform is imported.
+    """
     return import_module(f"{UPDATES[name]}.config").Config

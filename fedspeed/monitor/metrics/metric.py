@@ -9,9 +9,11 @@ from fedspeed.units import bytes_text, count_text, loss_text, seconds_text
 Value = float | int | bool | None  # None: not measured, or not to be shown
 GIB = 2**30
 # What is told of a client's training beside its update, and what a transform of updates may want hidden with
-# it (federation.updates): its losses, its exact weight (answer tokens), and the sketch that the averaging error
-# is estimated from.
-LOSSES, WEIGHTS, SKETCH = "losses", "weights", "sketch"
+# it (federation.updates): its losses, its exact weight (answer tokens), and the sketch that the averaging
+# error is estimated from.
+LOSSES = "losses"
+WEIGHTS = "weights"
+SKETCH = "sketch"
 BESIDE = frozenset({LOSSES, WEIGHTS, SKETCH})
 NOTHING: frozenset[str] = frozenset()
 
@@ -113,12 +115,14 @@ class Metric:
             "only a client's metric is in a client's record": self.record != "round" and self.per != "client",
             "masked modes never show a maximum, one rank's own value": not is_hidden and self.reduce == "max",
             "masked modes never show a client's own value": not is_hidden and self.record == "client",
-            "what every round has (always=True) masked modes have too":
-                self.always and is_hidden and self.record != "client",
-            f"reveals {sorted(self.reveals - BESIDE)}, but can reveal {sorted(BESIDE)}":
-                bool(self.reveals - BESIDE),
-            "what every round has (always=True) reveals nothing that may have to be hidden":
-                self.always and bool(self.reveals),
+            "what every round has (always=True) masked modes have too": self.always
+            and is_hidden
+            and self.record != "client",
+            f"reveals {sorted(self.reveals - BESIDE)}, but can reveal {sorted(BESIDE)}": bool(
+                self.reveals - BESIDE
+            ),
+            "what every round has (always=True) reveals nothing that may have to be hidden": self.always
+            and bool(self.reveals),
             "only a rank can measure by itself, and one number": measures_wrongly,
         }
         if found := [text for text, is_so in faults.items() if is_so]:

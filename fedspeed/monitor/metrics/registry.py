@@ -11,10 +11,33 @@ from typing import Literal
 
 from fedspeed.monitor.metrics.metric import NOTHING, Metric
 
-MODULES = ("losses", "speed", "traffic", "waits", "federation", "updates")  # in the order of tables and records
+MODULES = (
+    "losses",
+    "speed",
+    "traffic",
+    "waits",
+    "federation",
+    "updates",
+)  # in the order of tables and records
 # What records hold beside metrics: no metric may be called so.
-TAKEN = {"round", "missing", "per_client", "client", "values", "status", "rounds", "total_rounds", "reason",
-         "exit_code", "first_val_loss", "last_val_loss", "best_val_loss", "best_round", "restarts", "absent"}
+TAKEN = {
+    "round",
+    "missing",
+    "per_client",
+    "client",
+    "values",
+    "status",
+    "rounds",
+    "total_rounds",
+    "reason",
+    "exit_code",
+    "first_val_loss",
+    "last_val_loss",
+    "best_val_loss",
+    "best_round",
+    "restarts",
+    "absent",
+}
 
 
 def collected(modules: Iterable[str]) -> tuple[Metric, ...]:
@@ -39,13 +62,17 @@ def collected(modules: Iterable[str]) -> tuple[Metric, ...]:
     for index, metric in enumerate(found):
         before = {other.name for other in found[:index] if other.over_rounds or not metric.over_rounds}
         if metric.per == "round" and metric.over and not {metric.of, metric.over} <= before:
-            raise ValueError(f"metric {metric.name!r} divides {metric.of} by {metric.over}, which must be "
-                             "metrics before it, with a value in the summary if it is to have one")
+            raise ValueError(
+                f"metric {metric.name!r} divides {metric.of} by {metric.over}, which must be "
+                "metrics before it, with a value in the summary if it is to have one"
+            )
     for metric, other in permutations(found, 2):
         is_part = other.per == metric.per and other.slots[:1] != () and other.slots[0] in metric.slots
         if is_part and (unsaid := sorted(other.reveals - metric.reveals)):
-            raise ValueError(f"metric {metric.name!r} shares a slot with {other.name!r}, which reveals "
-                             f"{', '.join(unsaid)}; say so of it too")
+            raise ValueError(
+                f"metric {metric.name!r} shares a slot with {other.name!r}, which reveals "
+                f"{', '.join(unsaid)}; say so of it too"
+            )
     return found
 
 
@@ -75,8 +102,11 @@ def slots(
     Args:
         sums_only: only those of masked modes. hides: only those of metrics that reveal nothing of it.
     """
-    told = [metric for metric in METRICS
-            if metric.per == per and (metric.shown_masked or not sums_only) and not metric.reveals & hides]
+    told = [
+        metric
+        for metric in METRICS
+        if metric.per == per and (metric.shown_masked or not sums_only) and not metric.reveals & hides
+    ]
     return tuple(dict.fromkeys(slot for metric in told for slot in metric.slots))
 
 

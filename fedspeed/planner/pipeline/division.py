@@ -1,13 +1,24 @@
-"""Where a model is cut for the ranks of a pipeline: by their arithmetic, and by what each stage keeps in memory. Pure.
+"""Where a model is cut for the ranks of a pipeline: by their arithmetic, and by what each stage keeps in
+memory. Pure.
 
-Links do not move a cut: an activation is as large behind one block as behind another. They count where the time of a whole step is asked for (`forecast`).
+Links do not move a cut: an activation is as large behind one block as behind another. They count where the
+    time of a whole step is asked for (`forecast`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from fedspeed.planner.memory import DRIVER, FRAGMENTS, PROCESS, head_bytes, saved_per_token, sizes, trainable_bytes, working_per_token
+from fedspeed.planner.memory import (
+    DRIVER,
+    FRAGMENTS,
+    PROCESS,
+    head_bytes,
+    saved_per_token,
+    sizes,
+    trainable_bytes,
+    working_per_token,
+)
 from fedspeed.planner.plan import Place, Setting, Task
 from fedspeed.planner.timing import visits_of
 from fedspeed.schedule.schedules import SPARE
@@ -41,16 +52,35 @@ class Traffic:
 
 
 def client_traffic(ranks: int, micro_batch: int, micros: int, recompute: bool, clients: int = 1) -> Traffic:
-    """1F1B over a client's ranks: the first one embeds, the last one has the labels. micros: of all clients that train at the same time."""
+    """1F1B over a client's ranks: the first one embeds, the last one has the labels. micros: of all clients
+    that train at the same time.
+    """
     last = ranks - 1
-    return Traffic(micro_batch, clients, tuple(min(micros, ranks - rank) for rank in range(ranks)), tuple(float(rank == 0) for rank in range(ranks)),
-                   tuple(float(rank == last) for rank in range(ranks)), recompute)
+    return Traffic(
+        micro_batch,
+        clients,
+        tuple(min(micros, ranks - rank) for rank in range(ranks)),
+        embeds=tuple(float(rank == 0) for rank in range(ranks)),
+        heads=tuple(float(rank == last) for rank in range(ranks)),
+        recompute=recompute,
+    )
 
 
-def cluster_traffic(ranks: int, owners: Sequence[int], micro_batch: int, micros: int, recompute: bool) -> Traffic:
-    """A cluster's clients together. owners: the rank that embeds and has the labels, of each client. micros: of all of them."""
+def cluster_traffic(
+    ranks: int, owners: Sequence[int], micro_batch: int, micros: int, recompute: bool
+) -> Traffic:
+    """A cluster's clients together. owners: the rank that embeds and has the labels, of each client. micros:
+    of all of them.
+    """
     shares = tuple(owners.count(rank) / len(owners) for rank in range(ranks))
-    return Traffic(micro_batch, len(owners), tuple(min(micros, ranks - rank + SPARE) for rank in range(ranks)), shares, shares, recompute)
+    return Traffic(
+        micro_batch,
+        len(owners),
+        tuple(min(micros, ranks - rank + SPARE) for rank in range(ranks)),
+        embeds=shares,
+        heads=shares,
+        recompute=recompute,
+    )
 
 
 def divide(task: Task, places: Sequence[Place], traffic: Traffic) -> tuple[int, ...] | None:
@@ -74,13 +104,23 @@ def room(place: Place) -> int:
 
 
 def stage_bytes(task: Task, place: Place, traffic: Traffic, rank: int, blocks: int) -> int:
-    """Peak bytes where a rank with so many blocks computes: weights, what trains of them for every client, activations of the micro-batches under way and
-    the buffers they come and go in, and the work of one block or of the head."""
-    unit, batch = sizes(task.shape, task.type_bytes), traffic.tokens(task)
-    hidden, saved = batch * task.shape.hidden * task.type_bytes, batch * saved_per_token(task)
+    """Peak bytes where a rank with so many blocks computes: weights, what trains of them for every client,
+    activations of the micro-batches under way and the buffers they come and go in, and the work of one block
+    or of the head.
+    """
+    unit = sizes(task.shape, task.type_bytes)
+    batch = traffic.tokens(task)
+    hidden = batch * task.shape.hidden * task.type_bytes
+    saved = batch * saved_per_token(task)
     weights = min(blocks, traffic.slots or blocks) * unit.block + unit.beside
-    weights += (unit.embedding if traffic.embeds[rank] else 0) + (unit.head or unit.embedding if traffic.heads[rank] else 0)
-    trained = sum(trainable_bytes(replace(task, stage=0), traffic.clients, place).values()) * blocks // task.shape.layers
+    weights += (unit.embedding if traffic.embeds[rank] else 0) + (
+        unit.head or unit.embedding if traffic.heads[rank] else 0
+    )
+    trained = (
+        sum(trainable_bytes(replace(task, stage=0), traffic.clients, place).values())
+        * blocks
+        // task.shape.layers
+    )
     block = batch * working_per_token(task) + (saved if traffic.recompute else 0)
     moving = traffic.held[rank] * (blocks * (hidden if traffic.recompute else saved) + 2 * hidden)
     moving += max(block, head_bytes(task, batch, place.node.device.kind) if traffic.heads[rank] else 0)
@@ -90,12 +130,15 @@ def stage_bytes(task: Task, place: Place, traffic: Traffic, rank: int, blocks: i
 
 
 def boundaries(blocks: int, ranks: int, seconds: Callable[[int, int, int], float]) -> tuple[int, ...] | None:
-    """Cuts that make the slowest stage as fast as can be: stage i holds blocks [cuts[i], cuts[i + 1]); every stage holds at least one.
+    """Cuts that make the slowest stage as fast as can be: stage i holds blocks [cuts[i], cuts[i + 1]); every
+    stage holds at least one.
 
-    Dynamic programming over (ranks used, blocks placed): the classic partition of a chain (Bokhari, 1988), exact, O(ranks * blocks^2).
+    Dynamic programming over (ranks used, blocks placed): the classic partition of a chain (Bokhari, 1988),
+    exact, O(ranks * blocks^2).
 
     Args:
-        seconds: of a rank, in the order of the pipeline, with the blocks [start, end); infinite if it cannot hold them, nor then any more than these.
+        seconds: of a rank, in the order of the pipeline, with the blocks [start, end); infinite if it cannot
+            hold them, nor then any more than these.
 
     Returns:
         ranks + 1 cuts from 0 to `blocks`, or None if no division fits.

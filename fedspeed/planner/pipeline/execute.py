@@ -6,7 +6,11 @@ from typing import Protocol
 
 from fedspeed.schedule.instructions import Instruction, Load, Receive, Release, Send, Step, Stream
 
-COMPUTE, SEND, WAIT, LOAD, STEP = "compute", "send", "wait", "load", "step"
+COMPUTE = "compute"
+SEND = "send"
+WAIT = "wait"
+LOAD = "load"
+STEP = "step"
 
 
 class Times(Protocol):
@@ -47,7 +51,9 @@ class Timeline:
 
     def busy(self, rank: int) -> float:
         """Seconds in which a rank computed."""
-        return sum(span.end - span.begin for span in self.spans if span.rank == rank and span.kind in (COMPUTE, STEP))
+        return sum(
+            span.end - span.begin for span in self.spans if span.rank == rank and span.kind in (COMPUTE, STEP)
+        )
 
     @property
     def bubble(self) -> float:
@@ -60,19 +66,24 @@ class Deadlock(Exception):
 
 
 def execute(streams: Sequence[Stream], times: Times) -> Timeline:
-    """Every rank goes through its stream in order. A send begins when its links are free, and the rank goes on meanwhile. Loads are fetched one after the
-    other in the order of the stream, each as soon as fewer than `slots` chunks are held.
+    """Every rank goes through its stream in order. A send begins when its links are free, and the rank goes
+    on meanwhile. Loads are fetched one after the other in the order of the stream, each as soon as fewer than
+    `slots` chunks are held.
 
     Raises:
         Deadlock: a Receive without its Send before it.
     """
     ranks = [_Rank(number, stream, times) for number, stream in enumerate(streams)]
-    line, links, arrived = Timeline(len(streams)), {}, {}
+    line = Timeline(len(streams))
+    links = {}
+    arrived = {}
     while any(rank.left for rank in ranks):
         able = [(rank.can_begin(arrived), rank.number) for rank in ranks if rank.left]
         begin, number = min(able)
         if begin == float("inf"):
-            raise Deadlock("; ".join(f"rank {rank.number} waits in {rank.next}" for rank in ranks if rank.left))
+            raise Deadlock(
+                "; ".join(f"rank {rank.number} waits in {rank.next}" for rank in ranks if rank.left)
+            )
         rank = ranks[number]
         work = rank.next
         if isinstance(work, Send):
@@ -88,7 +99,9 @@ def execute(streams: Sequence[Stream], times: Times) -> Timeline:
         end = begin
         if not isinstance(work, Receive | Load | Release):
             end += times.compute(work, number)
-            line.spans.append(Span(number, STEP if isinstance(work, Step) else COMPUTE, begin, end, str(work)))
+            line.spans.append(
+                Span(number, STEP if isinstance(work, Step) else COMPUTE, begin, end, str(work))
+            )
         rank.done(end)
     for rank in ranks:
         line.spans += rank.loads
@@ -97,9 +110,13 @@ def execute(streams: Sequence[Stream], times: Times) -> Timeline:
 
 class _Rank:
     def __init__(self, number: int, stream: Stream, times: Times):
-        self.number, self._stream, self._at, self.now = number, stream, 0, 0.0
+        self.number = number
+        self._stream = stream
+        self._at = 0
+        self.now = 0.0
         self.loads: list[Span] = []
-        self._times, self._released = times, []
+        self._times = times
+        self._released = []
         self._to_load = [work.chunk for work in stream if isinstance(work, Load)]
         self._ready: list[float] = []  # when the loads that could be planned so far have come
         self._loaded = 0  # of them, how many the stream has waited for
@@ -117,13 +134,19 @@ class _Rank:
         """When the next instruction can begin, infinite while what it needs is not under way."""
         work = self.next
         if isinstance(work, Receive):
-            return max(self.now, arrived.get((self.number, work.source, work.kind, work.hop, work.micro), float("inf")))
+            return max(
+                self.now,
+                arrived.get((self.number, work.source, work.kind, work.hop, work.micro), float("inf")),
+            )
         if isinstance(work, Load):
-            return max(self.now, self._ready[self._loaded]) if self._loaded < len(self._ready) else float("inf")
+            return (
+                max(self.now, self._ready[self._loaded]) if self._loaded < len(self._ready) else float("inf")
+            )
         return self.now
 
     def done(self, end: float) -> None:
-        work, self.now = self.next, end
+        work = self.next
+        self.now = end
         self._at += 1
         if isinstance(work, Load):
             self._loaded += 1
@@ -136,4 +159,6 @@ class _Rank:
             free = self._released[i - self._times.slots] if i >= self._times.slots else 0.0
             begin = max(free, self._ready[-1] if self._ready else 0.0)
             self._ready.append(begin + self._times.load(self._to_load[i], self.number))
-            self.loads.append(Span(self.number, LOAD, begin, self._ready[-1], f"Load(chunk={self._to_load[i]})"))
+            self.loads.append(
+                Span(self.number, LOAD, begin, self._ready[-1], f"Load(chunk={self._to_load[i]})")
+            )

@@ -15,7 +15,8 @@ class PipelineTimes:
         heads, steps, embeds: seconds of a head, an optimizer step and an embedding, by rank.
         nbytes: of an activation, and of its gradient.
         hosts: of each rank; ranks of one host have its link to the others in common.
-        rates: bytes/s of each host's link, each way; local_rate: between ranks of one host. latency: seconds of every transfer beside.
+        rates: bytes/s of each host's link, each way; local_rate: between ranks of one host. latency: seconds
+            of every transfer beside.
         loads: seconds in which each chunk is fetched; empty where chunks stay. slots: as in `execute.Times`.
     """
 
@@ -40,10 +41,14 @@ class PipelineTimes:
         return {Head: self.heads, Step: self.steps, Embed: self.embeds}[type(work)][rank]
 
     def transfer(self, work: Send, rank: int) -> tuple[float, tuple[object, ...]]:
-        here, there = self.hosts[rank], self.hosts[work.to]
+        here = self.hosts[rank]
+        there = self.hosts[work.to]
         if here == there:
             return self.latency + self.nbytes / self.local_rate, ((here, "inside"),)
-        return self.latency + self.nbytes / min(self.rates[here], self.rates[there]), ((here, "out"), (there, "in"))
+        return self.latency + self.nbytes / min(self.rates[here], self.rates[there]), (
+            (here, "out"),
+            (there, "in"),
+        )
 
     def load(self, chunk: int, rank: int) -> float:
         return self.loads[chunk]

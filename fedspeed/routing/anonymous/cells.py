@@ -1,5 +1,6 @@
-"""Cells: a chunk of one member, sealed to its owner, and around that once more for every relay on the way, so that no station can tell where it
-comes from beyond the one before. All cells of one level have the same size, and nothing in a cell repeats in the next level. (The layers follow
+"""Cells: a chunk of one member, sealed to its owner, and around that once more for every relay on the way, so
+that no station can tell where it comes from beyond the one before. All cells of one level have the same size,
+and nothing in a cell repeats in the next level. (The layers follow
 Outfox, Rial, Piotrowska and Halpin, 2024: a fixed number of hops needs no padding and no packet header.)
 """
 
@@ -8,8 +9,17 @@ from collections.abc import Sequence
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedspeed.routing.anonymous.crypto import KEY, TAG, Refused, agree, derive, open_into, public_of, seal_into
-from fedspeed.routing.rooms import ROOMS
+from fedspeed.routing.anonymous.crypto import (
+    KEY,
+    TAG,
+    Refused,
+    agree,
+    derive,
+    open_into,
+    public_of,
+    seal_into,
+)
+from fedspeed.routing.buffer_pool import BUFFERS
 
 SERIAL = 16  # random bytes by which its source, and nobody else, knows a cell again
 LAYER = KEY + TAG  # what each layer adds: a fresh public key, and the seal
@@ -22,7 +32,7 @@ def size(plan, level: int) -> int:
 
 def room(plan, level: int, count: int) -> np.ndarray:
     """[count, size] uint8, for cells of a level."""
-    return ROOMS.take(count, size(plan, level))
+    return BUFFERS.take(count, size(plan, level))
 
 
 def words_of(core: np.ndarray) -> np.ndarray:
@@ -30,8 +40,17 @@ def words_of(core: np.ndarray) -> np.ndarray:
     return core[SERIAL:].view(np.uint32)
 
 
-def build(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], core: np.ndarray, ephemeral: Sequence[X25519PrivateKey],
-          out: np.ndarray) -> None:
+def build(
+    cipher,
+    context: bytes,
+    plan,
+    chunk: int,
+    keys: Sequence[bytes],
+    *,
+    core: np.ndarray,
+    ephemeral: Sequence[X25519PrivateKey],
+    out: np.ndarray,
+) -> None:
     """The cell as its source sends it, into `out` [size of level 0] uint8.
 
     Args:
@@ -42,24 +61,51 @@ def build(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], core:
     """
     inside = core
     for level in range(plan.hops, -1, -1):
-        private, station = ephemeral[level], plan.stations[chunk][level]
-        public, cell = public_of(private), room(plan, level, 1)[0] if level else out
+        private = ephemeral[level]
+        station = plan.stations[chunk][level]
+        public = public_of(private)
+        cell = room(plan, level, 1)[0] if level else out
         cell[:KEY] = np.frombuffer(public, np.uint8)
-        seal_into(cipher, _key(agree(private, keys[station]), context, level, chunk, public), inside, context, cell[KEY:])
+        seal_into(
+            cipher,
+            _key(agree(private, keys[station]), context, level, chunk, public),
+            inside,
+            context,
+            cell[KEY:],
+        )
         inside = cell
 
 
-def peel(cipher, context: bytes, level: int, chunk: int, private: X25519PrivateKey, cell: np.ndarray, out: np.ndarray) -> None:
+def peel(
+    cipher,
+    context: bytes,
+    level: int,
+    chunk: int,
+    private: X25519PrivateKey,
+    *,
+    cell: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """What is inside the layer for this station, into `out` [size of the next level] uint8.
 
     Raises:
-        Refused: it was not sealed for this station, chunk, level and round, or was changed since; `out` is undefined then.
+        Refused: it was not sealed for this station, chunk, level and round, or was changed since; `out` is
+            undefined then.
     """
     public = cell[:KEY].tobytes()
     open_into(cipher, _key(agree(private, public), context, level, chunk, public), cell[KEY:], context, out)
 
 
-def trace(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], cell: np.ndarray, ephemeral: Sequence[X25519PrivateKey]) -> list[np.ndarray]:
+def trace(
+    cipher,
+    context: bytes,
+    plan,
+    chunk: int,
+    keys: Sequence[bytes],
+    *,
+    cell: np.ndarray,
+    ephemeral: Sequence[X25519PrivateKey],
+) -> list[np.ndarray]:
     """The cell as it is at every level, and its core at the end, told from the source's own keys.
 
     Raises:
@@ -67,11 +113,19 @@ def trace(cipher, context: bytes, plan, chunk: int, keys: Sequence[bytes], cell:
     """
     found = [cell]
     for level in range(plan.hops + 1):
-        private, station = ephemeral[level], plan.stations[chunk][level]
-        public, inside = public_of(private), room(plan, level + 1, 1)[0]
+        private = ephemeral[level]
+        station = plan.stations[chunk][level]
+        public = public_of(private)
+        inside = room(plan, level + 1, 1)[0]
         if found[-1][:KEY].tobytes() != public:
             raise Refused("a layer with another key than its source says")
-        open_into(cipher, _key(agree(private, keys[station]), context, level, chunk, public), found[-1][KEY:], context, inside)
+        open_into(
+            cipher,
+            _key(agree(private, keys[station]), context, level, chunk, public),
+            found[-1][KEY:],
+            context,
+            inside,
+        )
         found.append(inside)
     return found
 

@@ -1,4 +1,6 @@
-"""The cryptography of a round, each primitive from the `cryptography` package: key agreement, derivation, sealing, key streams, signatures."""
+"""The cryptography of a round, each primitive from the `cryptography` package: key agreement, derivation,
+sealing, key streams, signatures.
+"""
 
 from collections.abc import Iterator
 
@@ -68,40 +70,48 @@ def check_signature(public: bytes, signature: bytes, message: bytes) -> None:
 class AesGcm:
     """AES-128: the faster where processors have instructions for it."""
 
-    name, key_bytes = "aes-128-gcm", 16
+    name = "aes-128-gcm"
+    key_bytes = 16
     aead = AESGCM
 
     @staticmethod
     def blocks(key: bytes, part: int, words: int) -> Iterator[np.ndarray]:
-        """AES-128 in counter mode, a block at a time, each in place of the one before. Encrypting zeros with GCM gives just that, and is the fastest
-        way to it; the tag is thrown away."""
-        cipher, room = AESGCM(key[:16]), np.empty(4 * min(BLOCK, words) + TAG, np.uint8)
+        """AES-128 in counter mode, a block at a time, each in place of the one before. Encrypting zeros with
+        GCM gives just that, and is the fastest way to it; the tag is thrown away.
+        """
+        cipher = AESGCM(key[:16])
+        room = np.empty(4 * min(BLOCK, words) + TAG, np.uint8)
         for i, start in enumerate(range(0, words, BLOCK)):
             count = min(BLOCK, words - start)
-            cipher.encrypt_into((part << 32 | i).to_bytes(12, "big"), _ZEROS[:4 * count], None, room[:4 * count + TAG])
-            yield room[:4 * count].view(np.uint32)
+            cipher.encrypt_into(
+                (part << 32 | i).to_bytes(12, "big"), _ZEROS[: 4 * count], None, room[: 4 * count + TAG]
+            )
+            yield room[: 4 * count].view(np.uint32)
 
 
 class ChaCha20:
     """ChaCha20 and Poly1305 (RFC 8439): the faster elsewhere, and as fast on every processor."""
 
-    name, key_bytes = "chacha20-poly1305", 32
+    name = "chacha20-poly1305"
+    key_bytes = 32
     aead = ChaCha20Poly1305
 
     @staticmethod
     def blocks(key: bytes, part: int, words: int) -> Iterator[np.ndarray]:
-        encryptor = _Cipher(algorithms.ChaCha20(key, (0).to_bytes(4, "little") + part.to_bytes(12, "big")), None).encryptor()
+        encryptor = _Cipher(
+            algorithms.ChaCha20(key, (0).to_bytes(4, "little") + part.to_bytes(12, "big")), None
+        ).encryptor()
         room = np.empty(4 * min(BLOCK, words), np.uint8)
         for start in range(0, words, BLOCK):
             count = min(BLOCK, words - start)
-            encryptor.update_into(_ZEROS[:4 * count], room[:4 * count])
-            yield room[:4 * count].view(np.uint32)
+            encryptor.update_into(_ZEROS[: 4 * count], room[: 4 * count])
+            yield room[: 4 * count].view(np.uint32)
 
 
 def stream(cipher, key: bytes, part: int, out: np.ndarray) -> None:
     """Fill `out` [n] uint32 with a key stream; every part of a key is a stream of its own."""
     for i, block in enumerate(cipher.blocks(key, part, len(out))):
-        out[i * BLOCK:i * BLOCK + len(block)] = block
+        out[i * BLOCK : i * BLOCK + len(block)] = block
 
 
 CIPHERS = {cipher.name: cipher for cipher in (AesGcm, ChaCha20)}
@@ -109,12 +119,12 @@ CIPHERS = {cipher.name: cipher for cipher in (AesGcm, ChaCha20)}
 
 def seal(cipher, key: bytes, plain, context: bytes) -> bytes:
     """AEAD with a key that is used for nothing else; `TAG` bytes longer than `plain`."""
-    return cipher.aead(key[:cipher.key_bytes]).encrypt(_NONCE, plain, context)
+    return cipher.aead(key[: cipher.key_bytes]).encrypt(_NONCE, plain, context)
 
 
 def seal_into(cipher, key: bytes, plain, context: bytes, out) -> None:
     """`seal`, into a buffer of the right size."""
-    cipher.aead(key[:cipher.key_bytes]).encrypt_into(_NONCE, plain, context, out)
+    cipher.aead(key[: cipher.key_bytes]).encrypt_into(_NONCE, plain, context, out)
 
 
 def open_sealed(cipher, key: bytes, sealed, context: bytes) -> bytes:
@@ -127,6 +137,6 @@ def open_sealed(cipher, key: bytes, sealed, context: bytes) -> bytes:
 def open_into(cipher, key: bytes, sealed, context: bytes, out) -> None:
     """`open_sealed`, into a buffer of the right size, whose content is undefined where it does not open."""
     try:
-        cipher.aead(key[:cipher.key_bytes]).decrypt_into(_NONCE, sealed, context, out)
+        cipher.aead(key[: cipher.key_bytes]).decrypt_into(_NONCE, sealed, context, out)
     except InvalidTag as error:
         raise Refused("a cell that does not open") from error

@@ -1,7 +1,7 @@
 """The anonymous exchange: attempts at a sum over a transport, one after the other until one is agreed upon.
 
-A vector of an update is fixed-point (`ring.encode`), with a span for each block that an exact masked sum has told before (`spans`). A float64 vector
-(counts, losses) is summed exactly.
+A vector of an update is fixed-point (`ring.encode`), with a span for each block that an exact masked sum has
+told before (`spans`). A float64 vector (counts, losses) is summed exactly.
 """
 
 import math
@@ -18,31 +18,55 @@ from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, public_of, stream
 from fedspeed.routing.anonymous.protocol import Member
 from fedspeed.routing.anonymous.spans import LARGEST, blocks_of, sizes_of
 from fedspeed.routing.anonymous.terms import Agreed, Lost, Terms, Void
+from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.config import MODES, RoutingConfig
 from fedspeed.routing.exchange import Exchange, Outcome
-from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import PeersLost, Transport
 
-STATES = ("settle", "announce", "reveal", *(f"hop {level}" for level in range(8)), "collect", "vote", "confirm", "testify", "unmask", "sums", "done",
-          "void")
+STATES = (
+    "settle",
+    "announce",
+    "reveal",
+    *(f"hop {level}" for level in range(8)),
+    "collect",
+    "vote",
+    "confirm",
+    "testify",
+    "unmask",
+    "sums",
+    "done",
+    "void",
+)
 
 
 class AnonymousExchange(Exchange):
     """Args:
         rules: what all participants must have in common.
-        identity: this participant's key. roster: everyone's public keys, in the order of the transport's numbers.
+        identity: this participant's key. roster: everyone's public keys, in the order of the transport's
+            numbers.
         settings: digest of what must be equal on all sites.
 
     Raises:
         FedSpeedError: too few participants.
     """
 
-    def __init__(self, transport: Transport, rules: RoutingConfig, identity: Ed25519PrivateKey, roster: Sequence[bytes], settings: bytes,
-                 roll=None):
+    def __init__(
+        self,
+        transport: Transport,
+        rules: RoutingConfig,
+        identity: Ed25519PrivateKey,
+        roster: Sequence[bytes],
+        settings: bytes,
+        *,
+        roll=None,
+    ):
         if transport.size < rules.min_participants:
-            raise FedSpeedError(f"routing.mode={rules.mode} with {transport.size} participants: a sum of fewer than {rules.min_participants} says too much "
-                                "about each; set routing.mode=plain inside one trust domain, or "
-                                f"routing.min_participants={transport.size} if you know what it means")
+            raise FedSpeedError(
+                f"routing.mode={rules.mode} with {transport.size} participants: a sum of fewer than "
+                f"{rules.min_participants} says too much "
+                "about each; set routing.mode=plain inside one trust domain, or "
+                f"routing.min_participants={transport.size} if you know what it means"
+            )
         self._rules, self._identity, self._roster, self._settings = rules, identity, tuple(roster), settings
         self._present = list(range(transport.size))
         self._count = 0  # attempts so far
@@ -50,15 +74,18 @@ class AnonymousExchange(Exchange):
 
     def close(self) -> None:
         super().close()
-        ROOMS.clear()
+        BUFFERS.clear()
 
     @property
     def patience_s(self) -> float:
-        """No exchange takes longer: all must have begun one, and each state of each attempt has a deadline of its own."""
+        """No exchange takes longer: all must have begun one, and each state of each attempt has a deadline of
+        its own.
+        """
         return self._deadline_s + 2 * self._rules.attempts * len(STATES) * self._rules.step_deadline_s
 
     def _run(self, tag: int, vector: np.ndarray, weight: float, parts: tuple[int, ...]) -> Outcome:
-        begin, clipped = time.perf_counter(), 0
+        begin = time.perf_counter()
+        clipped = 0
         self._arrived = None
         if vector.dtype == np.float64:
             total = self._exact(tag, np.append(vector, weight))
@@ -68,33 +95,50 @@ class AnonymousExchange(Exchange):
         return Outcome(total, weights, self._arrived - begin, time.perf_counter() - self._arrived, clipped)
 
     def _exact(self, tag: int, values: np.ndarray) -> np.ndarray:
-        """Sums of [n] float64, to 2^-48. A word that somebody cannot give (not finite, too large) is not a number in the sum."""
-        n, wrong = len(values), ~(np.abs(values) < ring.EXACT_LIMIT)
+        """Sums of [n] float64, to 2^-48. A word that somebody cannot give (not finite, too large) is not a
+        number in the sum.
+        """
+        n = len(values)
+        wrong = ~(np.abs(values) < ring.EXACT_LIMIT)
         words = ring.encode_exact(np.concatenate([np.where(wrong, 0.0, values), wrong]))
         total = ring.decode_exact(self._agree(tag, len(words), lambda: words).words)
         return np.where(total[n:] > 0.5, np.nan, total[:n])
 
-    def _fixed(self, tag: int, vector: np.ndarray, weight: float, blocks: list[slice]) -> tuple[np.ndarray, float, int]:
-        """(sum, sum of weights, values that were clipped). The sizes of all updates are summed before, and updates once only."""
-        n, bits = len(vector), np.empty(len(blocks), np.uint32)
+    def _fixed(
+        self, tag: int, vector: np.ndarray, weight: float, blocks: list[slice]
+    ) -> tuple[np.ndarray, float, int]:
+        """(sum, sum of weights, values that were clipped). The sizes of all updates are summed before, and
+        updates once only.
+        """
+        n = len(vector)
+        bits = np.empty(len(blocks), np.uint32)
         _random(CIPHERS[self._rules.cipher])(bits)
         spans = self._exact(tag, sizes_of(vector, blocks, bits))
         if not (np.isfinite(spans).all() and (spans >= 0).all()):
-            raise FedSpeedError(f"exchange {tag}: the sizes of all participants' updates sum to {_first_wrong(spans)}: an update is beyond {LARGEST:.3g}, or "
-                                "somebody gives a size that is none; lower train.lr, or set train.clip")
+            raise FedSpeedError(
+                f"exchange {tag}: the sizes of all participants' updates sum to {_first_wrong(spans)}: an "
+                f"update is beyond {LARGEST:.3g}, or "
+                "somebody gives a size that is none; lower train.lr, or set train.clip"
+            )
         agreed = self._agree(tag, n + 2 * ring.LIMBS, lambda: self._words(vector, weight, blocks, spans))
         weights, clipped = ring.decode_exact(agreed.words[n:])
         if not 0 <= weights < math.inf:
-            raise FedSpeedError(f"exchange {tag}: the weights of all participants sum to {weights}: somebody gives one that is none")
-        total = ROOMS.take(n, dtype=np.float32)
+            raise FedSpeedError(
+                f"exchange {tag}: the weights of all participants sum to {weights}: somebody gives one that "
+                "is none"
+            )
+        total = BUFFERS.take(n, dtype=np.float32)
         for block, span in zip(blocks, spans):
             ring.decode(agreed.words[block], span, total[block])
         return total, float(weights), max(0, round(clipped))
 
     def _words(self, vector: np.ndarray, weight: float, blocks: list[slice], spans: np.ndarray) -> np.ndarray:
         n = len(vector)
-        words, random = ROOMS.take(n + 2 * ring.LIMBS, dtype=np.uint32), _random(CIPHERS[self._rules.cipher])
-        clipped = sum(ring.encode(vector[block], span, random, words[block]) for block, span in zip(blocks, spans))
+        words = BUFFERS.take(n + 2 * ring.LIMBS, dtype=np.uint32)
+        random = _random(CIPHERS[self._rules.cipher])
+        clipped = sum(
+            ring.encode(vector[block], span, random, words[block]) for block, span in zip(blocks, spans)
+        )
         words[n:] = ring.encode_exact(np.array([weight, clipped]))
         return words
 
@@ -107,8 +151,11 @@ class AnonymousExchange(Exchange):
             threshold = len(self._roster) // 2 + 1
             needed = max(threshold, self._rules.min_participants)
             if len(self._present) < needed:
-                raise LostPeerError(f"{len(self._present)} of {len(self._roster)} participants are left, fewer than the {needed} that a sum needs "
-                                    f"({'; '.join(reasons)}); the same command goes on from the journal")
+                raise LostPeerError(
+                    f"{len(self._present)} of {len(self._roster)} participants are left, fewer than the "
+                    f"{needed} that a sum needs "
+                    f"({'; '.join(reasons)}); the same command goes on from the journal"
+                )
             self._count += 1
             try:
                 return self._attempt(words, payload, threshold)
@@ -119,29 +166,51 @@ class AnonymousExchange(Exchange):
                 alone = {next(iter(group)) for group in void.blamed if len(group) == 1}
                 gone = [self._present[i] for i in (void.lost | alone)]
                 if self._transport.rank in gone:
-                    raise FedSpeedError(f"the others have convicted this participant of spoiling the exchange: {void}") from void
+                    raise FedSpeedError(
+                        f"the others have convicted this participant of spoiling the exchange: {void}"
+                    ) from void
                 self._present = [p for p in self._present if p not in gone]
                 LOG.info(f"exchange {tag}: {reasons[-1]}; once more with fresh masks")
-        raise LostPeerError(f"the exchange failed: {'; '.join(reasons)}; the same command goes on from the journal")
+        raise LostPeerError(
+            f"the exchange failed: {'; '.join(reasons)}; the same command goes on from the journal"
+        )
 
     def _told(self, void: Void) -> str:
         """The reason, with the participants' own numbers in place of those of the attempt."""
         gone = f" (lost: {', '.join(str(self._present[i]) for i in sorted(void.lost))})" if void.lost else ""
         blamed = " or ".join("/".join(str(self._present[i]) for i in sorted(group)) for group in void.blamed)
-        return f"{void}{gone}" + (f" (participants {blamed})" if blamed and self._present != list(range(len(self._roster))) else "")
+        return f"{void}{gone}" + (
+            f" (participants {blamed})" if blamed and self._present != list(range(len(self._roster))) else ""
+        )
 
     def _attempt(self, words: int, payload, threshold: int) -> Agreed:
-        mode, n = MODES[self._rules.mode], len(self._present)
-        terms = Terms(tuple(self._roster[p] for p in self._present), words, self._settings, self._count, mode.masked,
-                      min(self._rules.relays, n - 1) if mode.mixed else 0, self._rules.cell_kib * 256, self._rules.cipher, threshold)
+        mode = MODES[self._rules.mode]
+        n = len(self._present)
+        terms = Terms(
+            tuple(self._roster[p] for p in self._present),
+            words,
+            self._settings,
+            attempt=self._count,
+            masked=mode.masked,
+            hops=min(self._rules.relays, n - 1) if mode.mixed else 0,
+            chunk_words=self._rules.cell_kib * 256,
+            cipher=self._rules.cipher,
+            threshold=threshold,
+        )
         member = Member(terms, self._present.index(self._transport.rank), self._identity, payload)
         steps = member.run()
         swap = next(steps)
         while True:
-            parts, sizes = [b""] * self._transport.size, [0] * self._transport.size
+            parts = [b""] * self._transport.size
+            sizes = [0] * self._transport.size
             for i, p in enumerate(self._present):
                 parts[p], sizes[p] = swap.parts[i], swap.sizes[i]
-            lost, patience = None, self._deadline_s if swap.state == "announce" and not self._begun else self._rules.step_deadline_s
+            lost = None
+            patience = (
+                self._deadline_s
+                if swap.state == "announce" and not self._begun
+                else self._rules.step_deadline_s
+            )
             try:
                 came = self._transport.swap(parts, sizes, patience, (self._count, STATES.index(swap.state)))
                 if self._arrived is None:
@@ -163,11 +232,17 @@ def _random(cipher) -> ring.Stream:
     """Random bits from the system's generator, stretched."""
     import secrets
 
-    key, part = secrets.token_bytes(KEY), iter(range(2**32))
+    key = secrets.token_bytes(KEY)
+    part = iter(range(2**32))
     return lambda out: stream(cipher, key, next(part), out)
 
 
 def meet(transport: Transport, deadline_s: float, identity: Ed25519PrivateKey) -> list[bytes]:
-    """Everyone's public keys, told over the transport itself: for participants of one job, who trust the launcher that started them."""
+    """Everyone's public keys, told over the transport itself: for participants of one job, who trust the
+    launcher that started them.
+    """
     own = public_of(identity)
-    return [bytes(came) for came in transport.swap([own] * transport.size, [len(own)] * transport.size, deadline_s)]
+    return [
+        bytes(came)
+        for came in transport.swap([own] * transport.size, [len(own)] * transport.size, deadline_s)
+    ]

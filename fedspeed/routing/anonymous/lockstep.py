@@ -1,5 +1,5 @@
-"""All members of an attempt in one process and one thread, step by step: for tests, for simulation, and for the audit. Whoever uses it may change,
-drop or keep any message on its way, and kill any member in any state.
+"""All members of an attempt in one process and one thread, step by step: for tests, for simulation, and for
+the audit. Whoever uses it may change, drop or keep any message on its way, and kill any member in any state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,15 +30,21 @@ class _Player:
 
 @dataclass
 class Played:
-    """How each member ended, None for those who were killed; `states` are those that anyone was in, in order."""
+    """How each member ended, None for those who were killed; `states` are those that anyone was in, in
+    order.
+    """
 
     ends: list[Agreed | Void | None]
     states: list[str] = field(default_factory=list)
 
 
-def play(members: Sequence[Member], on_messages: Callable[[str, Messages], None] | None = None, kills: Sequence[Kill] = ()) -> Played:
+def play(
+    members: Sequence[Member],
+    on_messages: Callable[[str, Messages], None] | None = None,
+    kills: Sequence[Kill] = (),
+) -> Played:
     """Args:
-        on_messages: sees all messages of a state before they arrive, and may change them.
+    on_messages: sees all messages of a state before they arrive, and may change them.
     """
     players = [_Player(member, member.run()) for member in members]
     doomed: Mapping[tuple[int, str], Kill] = {(kill.member, kill.state): kill for kill in kills}
@@ -48,7 +54,9 @@ def play(members: Sequence[Member], on_messages: Callable[[str, Messages], None]
         _go_on(player, lambda steps: next(steps))
     while any(player.swap for i, player in enumerate(players) if i not in dead):
         waiting = {i: player.swap for i, player in enumerate(players) if player.swap and i not in dead}
-        settling = any(swap.state == "settle" for swap in waiting.values()) and any(swap.state != "settle" for swap in waiting.values())
+        settling = any(swap.state == "settle" for swap in waiting.values()) and any(
+            swap.state != "settle" for swap in waiting.values()
+        )
         if not settling and len({swap.state for swap in waiting.values()}) > 1:
             for i in waiting:
                 _go_on(players[i], lambda steps: steps.throw(Lost(frozenset(), settling=True)))
@@ -56,7 +64,12 @@ def play(members: Sequence[Member], on_messages: Callable[[str, Messages], None]
         state = "settle" if settling else next(iter(waiting.values())).state
         states.append(state)
         dying = {i: doomed[i, swap.state] for i, swap in waiting.items() if (i, swap.state) in doomed}
-        messages = {(i, j): _whole(swap.parts[j]) for i, swap in waiting.items() for j in range(len(players)) if swap.state == state}
+        messages = {
+            (i, j): _whole(swap.parts[j])
+            for i, swap in waiting.items()
+            for j in range(len(players))
+            if swap.state == state
+        }
         if on_messages:
             on_messages(state, messages)
         dead |= dying.keys()
@@ -67,8 +80,16 @@ def play(members: Sequence[Member], on_messages: Callable[[str, Messages], None]
                 _go_on(players[i], lambda steps: steps.throw(Lost(frozenset(), settling=True)))
                 continue
             # One that sends another number of bytes than everybody knows it must is as good as gone.
-            missing = {j for j, size in enumerate(swap.sizes) if size and (j in dead and not (j in dying and i in dying[j].heard) or
-                                                                         len(messages.get((j, i), b"")) != size)}
+            missing = {
+                j
+                for j, size in enumerate(swap.sizes)
+                if size
+                and (
+                    j in dead
+                    and not (j in dying and i in dying[j].heard)
+                    or len(messages.get((j, i), b"")) != size
+                )
+            }
             if settling and missing - dead:  # they are on their way to settle too
                 continue
             if missing:
@@ -88,6 +109,8 @@ def _go_on(player: _Player, step) -> None:
         player.swap = step(player.steps)
         player.member.state = player.swap.state
     except StopIteration as stop:
-        player.swap, player.end = None, stop.value
+        player.swap = None
+        player.end = stop.value
     except Void as void:
-        player.swap, player.end = None, void
+        player.swap = None
+        player.end = void

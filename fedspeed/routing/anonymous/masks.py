@@ -1,5 +1,6 @@
-"""Masks that hide a member's words and vanish in the sum: one for each pair of members, added by one and subtracted by the other, and one of each
-member alone, which is told only when the set of updates is settled (Bonawitz et al., 2017).
+"""Masks that hide a member's words and vanish in the sum: one for each pair of members, added by one and
+subtracted by the other, and one of each member alone, which is told only when the set of updates is settled
+(Bonawitz et al., 2017).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,13 +22,18 @@ class Masks:
         own: the secret of its own mask.
     """
 
-    def __init__(self, cipher, context: bytes, me: int, private: X25519PrivateKey, keys: Sequence[bytes], own: bytes):
-        self._cipher, self._me = cipher, me
+    def __init__(
+        self, cipher, context: bytes, me: int, private: X25519PrivateKey, keys: Sequence[bytes], *, own: bytes
+    ):
+        self._cipher = cipher
+        self._me = me
         self.pairs: dict[int, bytes] = {}
         for other, key in enumerate(keys):
             if other != me:
                 low, high = sorted((me, other))
-                self.pairs[other] = derive(agree(private, key), b"mask", context, low.to_bytes(4, "big"), high.to_bytes(4, "big"))
+                self.pairs[other] = derive(
+                    agree(private, key), b"mask", context, low.to_bytes(4, "big"), high.to_bytes(4, "big")
+                )
         self._own = own
 
     def only_with(self, others: Collection[int]) -> "Masks":
@@ -53,7 +59,7 @@ def add_stream(cipher, seed: bytes, chunk: int, words: np.ndarray, sign: int) ->
     """Add or subtract a key stream, modulo 2^32."""
     operate = np.add if sign > 0 else np.subtract
     for i, block in enumerate(cipher.blocks(seed, chunk, len(words))):
-        piece = words[i * BLOCK:i * BLOCK + len(block)]
+        piece = words[i * BLOCK : i * BLOCK + len(block)]
         operate(piece, block, out=piece)
 
 

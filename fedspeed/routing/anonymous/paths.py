@@ -1,7 +1,8 @@
-"""Which way a chunk goes: a cascade of relays and an owner, drawn anew for each chunk and round from public randomness. Pure.
+"""Which way a chunk goes: a cascade of relays and an owner, drawn anew for each chunk and round from public
+randomness. Pure.
 
-All participants send a chunk's cells through the same relays, so that they mix with each other; who sends how much to whom follows from the
-beacon alone, whatever anyone has to say.
+All participants send a chunk's cells through the same relays, so that they mix with each other; who sends how
+much to whom follows from the beacon alone, whatever anyone has to say.
 """
 
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ class Plan:
         return [{member: tuple(chunks) for member, chunks in level.items()} for level in out]
 
     def between(self, level: int, sender: int, receiver: int) -> tuple[int, ...]:
-        """Chunks of which `sender` gives cells to `receiver` in hop `level`: at level 0 a source its own, then a relay all members'."""
+        """Chunks of which `sender` gives cells to `receiver` in hop `level`: at level 0 a source its own,
+        then a relay all members'.
+        """
         at = self.at(level, receiver)
         return at if level == 0 else tuple(c for c in at if self.stations[c][level - 1] == sender)
 
@@ -72,19 +75,25 @@ def chunks_for(words: int, members: int, most_words: int) -> tuple[int, int]:
 def draw(beacon: bytes, members: int, words: int, hops: int, most_words: int) -> Plan:
     """Routes for a vector of `words` ring elements.
 
-    Chunks come in groups of one for each member. A group has a random order of members, and each level another random distance along it: so
-    every member serves one chunk of a group at each level, the stations of a route differ, and each route is a uniformly random one.
+    Chunks come in groups of one for each member. A group has a random order of members, and each level
+    another random distance along it: so every member serves one chunk of a group at each level, the stations
+    of a route differ, and each route is a uniformly random one.
 
     Args:
         beacon: public randomness, known to nobody before all have committed to their part of it.
         hops: relays of a cascade; at most members - 1.
     """
-    assert 0 <= hops < members or (hops, members) == (0, 1), f"{hops} relays and an owner among {members} members"
+    assert 0 <= hops < members or (hops, members) == (0, 1), (
+        f"{hops} relays and an owner among {members} members"
+    )
     chunks, chunk_words = chunks_for(words, members, most_words)
     random = np.random.Generator(np.random.PCG64(int.from_bytes(digest(b"paths", beacon), "big")))
     stations: list[tuple[int, ...]] = []
     for _ in range(chunks // members):
         order = random.permutation(members)
-        distances = random.permutation(members)[:hops + 1]
-        stations += [tuple(int(order[(place + distance) % members]) for distance in distances) for place in range(members)]
+        distances = random.permutation(members)[: hops + 1]
+        stations += [
+            tuple(int(order[(place + distance) % members]) for distance in distances)
+            for place in range(members)
+        ]
     return Plan(members, tuple(stations[i] for i in random.permutation(chunks)), chunk_words)

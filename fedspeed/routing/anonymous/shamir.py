@@ -1,4 +1,6 @@
-"""Sharing a 32-byte secret among n holders, any t of whom can rebuild it (Shamir, 1979), over the field of 2^256 - 189 elements."""
+"""Sharing a 32-byte secret among n holders, any t of whom can rebuild it (Shamir, 1979), over the field of
+2^256 - 189 elements.
+"""
 
 import secrets
 
@@ -7,7 +9,9 @@ BYTES = 32
 
 
 def split(secret: int, holders: int, threshold: int) -> list[int]:
-    """Shares of holders 0 to n-1: a random polynomial of degree t-1 with `secret` at 0, at the points 1 to n."""
+    """Shares of holders 0 to n-1: a random polynomial of degree t-1 with `secret` at 0, at the points 1 to
+    n.
+    """
     coefficients = [secret, *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
     shares = []
     for x in range(1, holders + 1):
@@ -22,10 +26,12 @@ def rebuild(shares: dict[int, int]) -> int:
     """The secret, from at least t shares by holder (Lagrange's formula at 0)."""
     total = 0
     for i, share in shares.items():
-        over, under = 1, 1
+        over = 1
+        under = 1
         for j in shares:
             if j != i:
-                over, under = over * (j + 1) % PRIME, under * (j - i) % PRIME
+                over = over * (j + 1) % PRIME
+                under = under * (j - i) % PRIME
         total += share * over * pow(under, -1, PRIME)
     return total % PRIME
 

@@ -1,16 +1,19 @@
 """Agree on how large the values of a sum may be, so that none of them is cut. Pure.
 
-An update travels in fixed-point numbers, and these need a span that no member's value and no sum of values is beyond. A span
-that the last round's update gives fits neither the first round nor one in which other tensors train. So each member tells, in an
-exact masked sum before its update, a size for each block of values: their Euclidean norm, times a factor between 1 and 2 that it
-draws anew each time. The sum of all sizes bounds every value and every sum of values. A largest value is never told. The factor
-keeps the summands apart from what they sum to (of powers of two, say, each could be read from the sum), and leaves of the size of
-a member that is lost between the two sums no more than its order of magnitude.
+An update travels in fixed-point numbers, and these need a span that no member's value and no sum of values is
+beyond. A span that the last round's update gives fits neither the first round nor one in which other tensors
+train. So each member tells, in an exact masked sum before its update, a size for each block of values: their
+Euclidean norm, times a factor between 1 and 2 that it draws anew each time. The sum of all sizes bounds every
+value and every sum of values. A largest value is never told. The factor keeps the summands apart from what
+they sum to (of powers of two, say, each could be read from the sum), and leaves of the size of a member that
+is lost between the two sums no more than its order of magnitude.
 
-What it costs: the span is at most 2.02 * sqrt(n) * K times the root mean square of a member's values, for n values in a block and K
-members. One unit of the fixed-point numbers is span / 2^30, so that with blocks of BLOCK_VALUES the rounding error of a sum is at
-most 2e-7 * K of the sum where updates have nothing in common, and 2e-7 * sqrt(K) where they are equal (root mean squares;
-tests/routing/anonymous/test_spans.py). One float32 number is rounded by up to 6e-8 of itself.
+What it costs: the span is at most 2.02 * sqrt(n) * K times the root mean square of a member's values, for n
+    values in a block and K
+members. One unit of the fixed-point numbers is span / 2^30, so that with blocks of BLOCK_VALUES the rounding
+error of a sum is at most 2e-7 * K of the sum where updates have nothing in common, and 2e-7 * sqrt(K) where
+they are equal (root mean squares; tests/routing/anonymous/test_spans.py). One float32 number is rounded by up
+to 6e-8 of itself.
 """
 
 import math
@@ -20,23 +23,30 @@ import numpy as np
 
 from fedspeed.routing.anonymous.ring import EXACT_LIMIT, FRACTION_BITS
 
-BLOCK_VALUES = 1 << 16  # most values that share a span: fewer would be told apart more finely, at the price of more sums
+BLOCK_VALUES = (
+    1 << 16
+)  # most values that share a span: fewer would be told apart more finely, at the price of more sums
 LARGEST = EXACT_LIMIT / 2  # that a size can be
 SMALLEST = 2.0**-FRACTION_BITS  # that one is, unless all values are zero
 _ABOVE = 1.01  # no rounding of a sum of BLOCK_VALUES squares takes more away
-_EASY = (2.0**-80, 2.0**100)  # sums of squares that float32 gets right: no square is lost that counts, and none is infinite
+_EASY = (
+    2.0**-80,
+    2.0**100,
+)  # sums of squares that float32 gets right: no square is lost that counts, and none is infinite
 
 
 def blocks_of(parts: Sequence[int]) -> list[slice]:
     """Cut a vector into the ranges that have a span of their own.
 
     Args:
-        parts: lengths of what belongs together in the vector, such as tensors. No block contains values of two of them.
+        parts: lengths of what belongs together in the vector, such as tensors. No block contains values of
+            two of them.
 
     Returns:
         Ranges of at most BLOCK_VALUES values, in order; those of one part are equally long, but for the last.
     """
-    found, start = [], 0
+    found = []
+    start = 0
     for length in parts:
         count = -(-length // BLOCK_VALUES)
         width = -(-length // count) if count else 0
@@ -71,4 +81,7 @@ def sizes_of(vector: np.ndarray, blocks: Sequence[slice], bits: np.ndarray) -> n
         bits: [blocks] uint32, random: which factor from 1 to 2 each size gets, even on a scale of logarithms.
     """
     factors = np.exp2(bits * 2.0**-32)
-    return np.array([size_of(vector[block], factor) for block, factor in zip(blocks, factors, strict=True)], dtype=np.float64)
+    return np.array(
+        [size_of(vector[block], factor) for block, factor in zip(blocks, factors, strict=True)],
+        dtype=np.float64,
+    )

@@ -1,5 +1,6 @@
 """A member of an attempt as the cells see it: it builds its own, relays those of others, and adds up those it
-owns."""
+owns.
+"""
 
 import secrets
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from fedspeed.routing.anonymous.blame import add_up, list_of
 from fedspeed.routing.anonymous.crypto import CIPHERS, SIGNATURE, Refused, check_signature, digest
 from fedspeed.routing.anonymous.masks import Masks
 from fedspeed.routing.anonymous.terms import HASH, Steps, Suspicion, Swap, Terms
-from fedspeed.routing.rooms import ROOMS
+from fedspeed.routing.buffer_pool import BUFFERS
 
 
 @dataclass
@@ -49,8 +50,12 @@ class Station:
     _words: np.ndarray
 
     def __init__(self, terms: Terms, me: int, identity: Ed25519PrivateKey):
-        self.terms, self.me, self._identity = terms, me, identity
-        self.n, self.context, self._cipher = len(terms.members), terms.context, CIPHERS[terms.cipher]
+        self.terms = terms
+        self.me = me
+        self._identity = identity
+        self.n = len(terms.members)
+        self.context = terms.context
+        self._cipher = CIPHERS[terms.cipher]
         self._onion = X25519PrivateKey.generate()
         self._complaints: set[int] = set()
         self._inputs: list[dict[int, list]] = []  # by level: chunk -> its cells, as they came
@@ -83,10 +88,8 @@ class Station:
             came = yield Swap(f"hop {level}", parts, sizes)
             self._inputs.append(self._sorted(level, came))
             if level < plan.hops:
-                room, here = (
-                    cells.room(plan, level + 1, self.n * len(self._inputs[level])),
-                    self._inputs[level],
-                )
+                room = cells.room(plan, level + 1, self.n * len(self._inputs[level]))
+                here = self._inputs[level]
                 outgoing = {
                     chunk: self._mixed(level, chunk, room[i * self.n : (i + 1) * self.n])
                     for i, chunk in enumerate(here)
@@ -94,9 +97,11 @@ class Station:
 
     def _build_own(self, chunk: int, cell: np.ndarray) -> None:
         """This member's cell of a chunk, as it sends it."""
-        core, start = cells.room(self.plan, self.plan.hops + 1, 1)[0], chunk * self.plan.chunk_words
+        core = cells.room(self.plan, self.plan.hops + 1, 1)[0]
+        start = chunk * self.plan.chunk_words
         core[: cells.SERIAL] = np.frombuffer(self._sent[chunk].serial, np.uint8)
-        own, words = self._words[start : start + self.plan.chunk_words], cells.words_of(core)
+        own = self._words[start : start + self.plan.chunk_words]
+        words = cells.words_of(core)
         words[: len(own)], words[len(own) :] = own, 0
         if self._masks:
             self._masks.apply(chunk, words)
@@ -104,11 +109,11 @@ class Station:
             self._cipher,
             self.context,
             self.plan,
-            chunk,
-            self._known.onion,
-            core,
-            self._sent[chunk].ephemeral,
-            cell,
+            chunk=chunk,
+            keys=self._known.onion,
+            core=core,
+            ephemeral=self._sent[chunk].ephemeral,
+            out=cell,
         )
 
     def _given(self, level: int, sender: int, receiver: int) -> tuple[int, ...]:
@@ -116,7 +121,8 @@ class Station:
 
     def _sorted(self, level: int, came: list) -> dict[int, list[np.ndarray]]:
         """The cells of each chunk: by sender at level 0, afterwards as the relay before gave them."""
-        size, found = cells.size(self.plan, level), {}
+        size = cells.size(self.plan, level)
+        found = {}
         for sender, data in enumerate(came):
             whole = isinstance(data, list) and all(len(piece) == size for piece in data)
             flat = data if whole else b"".join(data) if isinstance(data, list) else data
@@ -130,10 +136,13 @@ class Station:
     def _open(self, level: int, chunk: int, out: np.ndarray) -> None:
         """What is in the cells of a chunk, into `out` [n, size of the next level]. One that does not open is
         replaced by noise, so that the next station gets its number; the complaint stops the attempt before
-        anything is unmasked. (One that came twice pushes out another, whose source will miss it.)"""
+        anything is unmasked. (One that came twice pushes out another, whose source will miss it.)
+        """
         for cell, inside in zip(self._inputs[level][chunk], out):
             try:
-                cells.peel(self._cipher, self.context, level, chunk, self._onion, cell, inside)
+                cells.peel(
+                    self._cipher, self.context, level, chunk=chunk, private=self._onion, cell=cell, out=inside
+                )
             except Refused:
                 self._complaints.add(chunk)
                 inside[:] = np.frombuffer(secrets.token_bytes(len(inside)), np.uint8)
@@ -144,13 +153,14 @@ class Station:
         return [room[i] for i in self._orders.setdefault((level, chunk), secret_order(self.n))]
 
     def _collect(self) -> Steps:
-        owned, heir = self.plan.owned(self.me), paths.backup_of(self.me, self.n)
-        kept = ROOMS.take(len(owned), self.plan.chunk_words, dtype=np.uint32)
+        owned = self.plan.owned(self.me)
+        heir = paths.backup_of(self.me, self.n)
+        kept = BUFFERS.take(len(owned), self.plan.chunk_words, dtype=np.uint32)
         self._sums.update(zip(owned, kept))
         room = cells.room(self.plan, self.plan.hops + 1, self.n)
         listed = b"".join(self._list_of(chunk, room) for chunk in owned)
         body = listed + self._identity.sign(digest(b"collect", self.context, listed))
-        with_sums = ROOMS.take(len(body) + kept.nbytes)
+        with_sums = BUFFERS.take(len(body) + kept.nbytes)
         with_sums[: len(body)], with_sums[len(body) :] = (
             np.frombuffer(body, np.uint8),
             kept.reshape(-1).view(np.uint8),
@@ -167,10 +177,8 @@ class Station:
         came = yield Swap("collect", parts, [a + SIGNATURE + b for a, b in zip(lists, sums)])
         texts = []
         for owner, data in enumerate(came):
-            text, signature = (
-                bytes(data[: lists[owner]]),
-                bytes(data[lists[owner] : lists[owner] + SIGNATURE]),
-            )
+            text = bytes(data[: lists[owner]])
+            signature = bytes(data[lists[owner] : lists[owner] + SIGNATURE])
             try:
                 check_signature(self.terms.members[owner], signature, digest(b"collect", self.context, text))
             except Refused:
@@ -189,7 +197,8 @@ class Station:
 
     def _list_of(self, chunk: int, cores: np.ndarray) -> bytes:
         """What this owner says of a chunk; makes the sum of its cells, whose cores [n, size] it leaves in
-        `cores`."""
+        `cores`.
+        """
         self._open(self.plan.hops, chunk, cores)
         if len({core[: cells.SERIAL].tobytes() for core in cores}) < self.n:
             self._complaints.add(chunk)

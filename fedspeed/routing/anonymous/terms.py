@@ -1,5 +1,6 @@
 """What the members of an attempt agree on beforehand, what they exchange in it, and how it may end. Values
-only."""
+only.
+"""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class Terms:
 @dataclass
 class Swap:
     """Give `parts[i]` to member i: bytes, or a list of pieces of one size, which may come as such a list too.
-    `sizes[i]` bytes will come from it. One that is lost gets and gives nothing."""
+    `sizes[i]` bytes will come from it. One that is lost gets and gives nothing.
+    """
 
     state: str
     parts: list
@@ -79,7 +81,8 @@ class Lost(Exception):
 
     def __init__(self, members: frozenset[int], settling: bool = False):
         super().__init__(f"lost: {sorted(members)}")
-        self.members, self.settling = members, settling
+        self.members = members
+        self.settling = settling
 
 
 class Void(Exception):

@@ -9,19 +9,20 @@ from fedspeed.routing.anonymous.terms import HASH, Terms
 
 def traffic(terms: Terms, plan: paths.Plan) -> dict[str, np.ndarray]:
     """[members, members] bytes from row to column in every state of an attempt without losses: a function of
-    public facts only."""
-    n, entry = len(terms.members), len(terms.members) * cells.SERIAL + HASH
-    ones, found = np.ones((n, n), np.int64), {}
+    public facts only.
+    """
+    n = len(terms.members)
+    entry = len(terms.members) * cells.SERIAL + HASH
+    ones = np.ones((n, n), np.int64)
+    found = {}
     found["announce"] = ones * (4 * KEY + SIGNATURE)
     found["reveal"] = ones * (KEY + KEY + TAG)
     for level in range(plan.hops + 1):
         each = 1 if level == 0 else n
-        found[f"hop {level}"] = np.array(
-            [
-                [len(plan.between(level, s, r)) * each * cells.size(plan, level) for r in range(n)]
-                for s in range(n)
-            ]
-        )
+        found[f"hop {level}"] = np.array([
+            [len(plan.between(level, s, r)) * each * cells.size(plan, level) for r in range(n)]
+            for s in range(n)
+        ])
     owned = np.array([len(plan.owned(i)) for i in range(n)])
     found["collect"] = ones * (owned * entry + SIGNATURE)[:, None]
     for i in range(n):

@@ -1,6 +1,8 @@
-"""Who belongs to whom across two rounds, told from content alone: attackers that are given two anonymous sets of vectors and pair them. Pure.
+"""Who belongs to whom across two rounds, told from content alone: attackers that are given two anonymous sets
+of vectors and pair them. Pure.
 
-After "Fingerprint Attack" (Xu, Cohn and Ohrimenko, ECAI 2023), which re-links shuffled updates of federated language models, and its elders.
+After "Fingerprint Attack" (Xu, Cohn and Ohrimenko, ECAI 2023), which re-links shuffled updates of federated
+language models, and its elders.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,10 @@ def centred(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.nda
 
 def norms(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """By the sizes of pieces, as of layers: some rows train some of them more."""
-    one, two = (np.log1p(np.stack([np.linalg.norm(piece, axis=1) for piece in np.array_split(x, LAYERS, axis=1)], 1)) for x in (a, b))
+    one, two = (
+        np.log1p(np.stack([np.linalg.norm(piece, axis=1) for piece in np.array_split(x, LAYERS, axis=1)], 1))
+        for x in (a, b)
+    )
     return match(-np.linalg.norm(one[:, None] - two[None], axis=2))
 
 
@@ -39,7 +44,8 @@ def signs(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarr
 def greedy(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """In a random projection, the closest pair first."""
     one, two = _projected(a, b, random)
-    near, out = unit(one) @ unit(two).T, np.full(len(a), -1)
+    near = unit(one) @ unit(two).T
+    out = np.full(len(a), -1)
     for _ in range(len(a)):
         i, j = np.unravel_index(np.argmax(near), near.shape)
         out[i] = j
@@ -48,16 +54,24 @@ def greedy(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndar
 
 
 def clusters(a: np.ndarray, b: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """k-means over both rounds together in a random projection; pairs are those of the same cluster, as far as there are any."""
+    """k-means over both rounds together in a random projection; pairs are those of the same cluster, as far
+    as there are any.
+    """
     one, two = _projected(a, b, random)
     both = unit(np.concatenate([one, two]))
     _, labels = kmeans2(both, len(a), minit="++", rng=random, missing="warn")
-    same = (labels[:len(a), None] == labels[None, len(a):]).astype(float)
-    return match(same + 1e-6 * (both[:len(a)] @ both[len(a):].T))
+    same = (labels[: len(a), None] == labels[None, len(a) :]).astype(float)
+    return match(same + 1e-6 * (both[: len(a)] @ both[len(a) :].T))
 
 
-LINKERS: dict[str, Linker] = {"cosine": cosine, "cosine, centred": centred, "norms of layers": norms, "signs": signs, "greedy": greedy,
-                              "k-means": clusters}
+LINKERS: dict[str, Linker] = {
+    "cosine": cosine,
+    "cosine, centred": centred,
+    "norms of layers": norms,
+    "signs": signs,
+    "greedy": greedy,
+    "k-means": clusters,
+}
 
 
 def match(nearness: np.ndarray) -> np.ndarray:

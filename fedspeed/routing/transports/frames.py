@@ -1,5 +1,6 @@
 """What transports have in common that can send to one peer at a time: swaps that go on without those who are
-lost."""
+lost.
+"""
 
 import itertools
 import time
@@ -14,15 +15,16 @@ from fedspeed.routing.transport import PeersLost, as_bytes
 
 SETTLE = 0
 MESSAGE = (2**32 - 1, 1)  # the step of what goes from one participant to one other, outside of swaps
-MOST_BYTES, MOST_PIECES = 1 << 36, 1 << 24  # of one frame
+MAX_BYTES, MAX_PIECES = 1 << 36, 1 << 24  # of one frame
 PIECE_BYTES = 128  # of memory that a piece takes beside its content
 # What one peer may have lying here that nobody has asked for yet; one frame alone may be larger.
-FRAMES_AHEAD, BYTES_AHEAD = 16, 1 << 32
+FRAMES_AHEAD = 16
+BYTES_AHEAD = 1 << 32
 
 
 def is_frame(count: int, length: int) -> bool:
     """Say whether a frame may have so many pieces of so many bytes each."""
-    return 0 < count <= MOST_PIECES and 0 < count * length <= MOST_BYTES
+    return 0 < count <= MAX_PIECES and 0 < count * length <= MAX_BYTES
 
 
 def memory_bytes(count: int, length: int) -> int:
@@ -48,17 +50,21 @@ class Gone(Exception):
 
 class FrameTransport(ABC):
     """Subclasses give `_send` and `_receive`, both of which raise Gone. Frames between two participants keep
-    their order."""
+    their order.
+    """
 
     def __init__(self, rank: int, size: int):
-        self.rank, self.size, self.bytes_sent = rank, size, 0
+        self.rank = rank
+        self.size = size
+        self.bytes_sent = 0
         # What came before it was waited for, by sender: frames of swaps, and messages.
         self._kept: dict[int, deque[Frame]] = defaultdict(deque)
         self._messages: dict[int, deque[Frame]] = defaultdict(deque)
         self._gone: dict[int, str] = {}
 
-    def swap(self, parts: Sequence, sizes: Sequence[int], deadline_s: float,
-             step: tuple[int, int] = (0, 1)) -> list[np.ndarray]:
+    def swap(
+        self, parts: Sequence, sizes: Sequence[int], deadline_s: float, step: tuple[int, int] = (0, 1)
+    ) -> list[np.ndarray]:
         end = time.monotonic() + deadline_s
         for peer, part in enumerate(parts):
             frame = Frame(step, [as_bytes(piece) for piece in (part if isinstance(part, list) else [part])])
@@ -68,8 +74,12 @@ class FrameTransport(ABC):
                     self.bytes_sent += frame.nbytes
                 except Gone as gone:
                     self._gone[peer] = str(gone)
-        came, lost, settling = [np.empty(0, np.uint8)] * self.size, {}, False
-        came[self.rank] = parts[self.rank] if isinstance(parts[self.rank], list) else as_bytes(parts[self.rank])
+        came = [np.empty(0, np.uint8)] * self.size
+        lost = {}
+        settling = False
+        came[self.rank] = (
+            parts[self.rank] if isinstance(parts[self.rank], list) else as_bytes(parts[self.rank])
+        )
         for peer, size in enumerate(sizes):
             if peer == self.rank or not size:
                 continue
@@ -104,7 +114,8 @@ class FrameTransport(ABC):
                 continue
             if frame.step == step:
                 return frame
-            (attempt, state), theirs = step, frame.step[0]
+            (attempt, state) = step
+            theirs = frame.step[0]
             if theirs == attempt and state != SETTLE:  # settling, or somewhere else, which is to be settled
                 self._kept[peer].appendleft(frame)
                 return None
@@ -119,14 +130,17 @@ class FrameTransport(ABC):
         Raises:
             Gone: the peer has more lying here than it may; nothing of it is kept then.
         """
-        kept, messages = self._kept[peer], self._messages[peer]
+        kept = self._kept[peer]
+        messages = self._messages[peer]
         (messages if frame.step == MESSAGE else kept).append(frame)
         ahead = [memory_bytes(len(one.pieces), one.pieces[0].size) for one in (*kept, *messages)]
         if len(ahead) > FRAMES_AHEAD or (len(ahead) > 1 and sum(ahead) > BYTES_AHEAD):
             kept.clear()
             messages.clear()
-            raise Gone(f"participant {peer} sent {len(ahead)} frames of {sum(ahead)} bytes together that "
-                       f"nobody had asked for; at most {FRAMES_AHEAD} of {BYTES_AHEAD} bytes are kept")
+            raise Gone(
+                f"participant {peer} sent {len(ahead)} frames of {sum(ahead)} bytes together that "
+                f"nobody had asked for; at most {FRAMES_AHEAD} of {BYTES_AHEAD} bytes are kept"
+            )
 
     def _fresh(self, peer: int, end: float) -> Frame:
         """The next frame of a peer that has not been looked at."""
@@ -135,7 +149,8 @@ class FrameTransport(ABC):
         return self._receive(peer, max(0.0, end - time.monotonic()))
 
     def send(self, peer: int, data: np.ndarray, deadline_s: float) -> None:
-        end, frame = time.monotonic() + deadline_s, Frame(MESSAGE, [as_bytes(data)])
+        end = time.monotonic() + deadline_s
+        frame = Frame(MESSAGE, [as_bytes(data)])
         try:
             if peer in self._gone:
                 raise Gone(self._gone[peer])

@@ -1,5 +1,6 @@
 """Participants as processes that share a TCP store: a gloo group of their own beside the clusters' torch
-worlds."""
+worlds.
+"""
 
 import time
 from datetime import timedelta
@@ -12,10 +13,10 @@ from torch.distributed.distributed_c10d import AllToAllOptions
 from fedspeed.errors import connection_text
 from fedspeed.routing.opening import Meeting
 from fedspeed.routing.transport import TransportError, as_bytes
-from fedspeed.routing.transports.frames import MOST_BYTES
+from fedspeed.routing.transports.frames import MAX_BYTES
 
 MESSAGE_TAG = 1
-_LEAST_S = 0.001  # gloo waits for ever where a wait has no millisecond
+_MIN_S = 0.001  # gloo waits for ever where a wait has no millisecond
 
 
 class GlooTransport:
@@ -28,52 +29,64 @@ class GlooTransport:
     """
 
     def __init__(self, store, rank: int, size: int, start_timeout_s: float):
-        self.rank, self.size, self.bytes_sent = rank, size, 0
+        self.rank = rank
+        self.size = size
+        self.bytes_sent = 0
         try:
-            self._group = ProcessGroupGloo(PrefixStore("gloo-transport", store), rank, size,
-                                           timedelta(seconds=start_timeout_s))
+            self._group = ProcessGroupGloo(
+                PrefixStore("gloo-transport", store), rank, size, timedelta(seconds=start_timeout_s)
+            )
         except RuntimeError as error:
-            raise TransportError(f"the participants could not connect within {start_timeout_s:.0f} s "
-                                 f"({connection_text(error)}); if a host has several network interfaces, set "
-                                 "GLOO_SOCKET_IFNAME to the right one") from error
+            raise TransportError(
+                f"the participants could not connect within {start_timeout_s:.0f} s "
+                f"({connection_text(error)}); if a host has several network interfaces, set "
+                "GLOO_SOCKET_IFNAME to the right one"
+            ) from error
 
     def swap(self, parts, sizes, deadline_s, step=(0, 1)):
         data = [as_bytes(part) for part in parts]
-        sent, lengths = torch.from_numpy(np.concatenate(data)), [part.size for part in data]
+        sent = torch.from_numpy(np.concatenate(data))
+        lengths = [part.size for part in data]
         out = torch.empty(sum(sizes), dtype=torch.uint8)
         options = AllToAllOptions()
         options.timeout = timedelta(seconds=deadline_s)
-        self._wait(lambda: self._group.alltoall_base(out, sent, list(sizes), lengths, options),
-                   time.monotonic() + deadline_s)
+        self._wait(
+            lambda: self._group.alltoall_base(out, sent, list(sizes), lengths, options),
+            time.monotonic() + deadline_s,
+        )
         self.bytes_sent += sent.numel() - lengths[self.rank]
         return np.split(out.numpy(), np.cumsum(sizes)[:-1])
 
     def send(self, peer, data, deadline_s):
-        end, data = time.monotonic() + deadline_s, as_bytes(data)
+        end = time.monotonic() + deadline_s
+        data = as_bytes(data)
         for content in (np.array([data.size], np.int64).view(np.uint8), data):
             tensor = torch.from_numpy(content)
             self._wait(lambda tensor=tensor: self._group.send([tensor], peer, MESSAGE_TAG), end)
         self.bytes_sent += data.size
 
     def receive(self, peer, deadline_s):
-        end, head = time.monotonic() + deadline_s, torch.empty(8, dtype=torch.uint8)
+        end = time.monotonic() + deadline_s
+        head = torch.empty(8, dtype=torch.uint8)
         self._wait(lambda: self._group.recv([head], peer, MESSAGE_TAG), end)
         length = int(head.numpy().view(np.int64)[0])
-        if not 0 <= length <= MOST_BYTES:
-            raise TransportError(f"participant {peer} announced a message of {length} bytes; one has at most "
-                                 f"{MOST_BYTES}")
+        if not 0 <= length <= MAX_BYTES:
+            raise TransportError(
+                f"participant {peer} announced a message of {length} bytes; one has at most {MAX_BYTES}"
+            )
         try:
             data = torch.empty(length, dtype=torch.uint8)
         except RuntimeError as error:
-            raise TransportError(f"participant {peer} announced a message of {length} bytes, for which "
-                                 "there is no memory") from error
+            raise TransportError(
+                f"participant {peer} announced a message of {length} bytes, for which there is no memory"
+            ) from error
         self._wait(lambda: self._group.recv([data], peer, MESSAGE_TAG), end)
         return data.numpy()
 
     def _wait(self, call, end):
         """Wait for what a call begins, until a time of `time.monotonic`. Raises: TransportError."""
         try:
-            call().wait(timedelta(seconds=max(_LEAST_S, end - time.monotonic())))
+            call().wait(timedelta(seconds=max(_MIN_S, end - time.monotonic())))
         except RuntimeError as error:  # gloo has one kind for time-outs and broken connections
             raise TransportError(connection_text(error)) from error
 
@@ -83,5 +96,6 @@ class GlooTransport:
 
 def open_transport(meeting: Meeting) -> GlooTransport:
     """Connect to the other participants of this job. Raises TransportError: somebody did not come."""
-    place, size = meeting.participants.index(meeting.me), len(meeting.participants)
+    place = meeting.participants.index(meeting.me)
+    size = len(meeting.participants)
     return GlooTransport(meeting.connect("exchange"), place, size, meeting.timeout_s)

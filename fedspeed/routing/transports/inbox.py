@@ -1,5 +1,6 @@
 """What has come from one peer before it was asked for, between the thread that reads and the one that
-asks."""
+asks.
+"""
 
 import queue
 import threading
@@ -15,7 +16,8 @@ class Inbox:
     """
 
     def __init__(self, most: int, most_bytes: int):
-        self._most, self._most_bytes = most, most_bytes
+        self._most = most
+        self._most_bytes = most_bytes
         self._entries: deque[tuple[Any, int]] = deque()
         self._bytes, self._closed, self._changed = 0, False, threading.Condition()
 
@@ -54,7 +56,8 @@ class Inbox:
     def close(self) -> None:
         """Drop what waits, and release who waits for room."""
         with self._changed:
-            self._closed, self._bytes = True, 0
+            self._closed = True
+            self._bytes = 0
             self._entries.clear()
             self._changed.notify_all()
 

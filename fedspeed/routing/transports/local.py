@@ -4,14 +4,15 @@ import queue
 
 import numpy as np
 
+from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.opening import Meeting
-from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
 
 class LocalTransport(FrameTransport):
     """One participant; make a whole set of them with `LocalTransport.set_of(size)`. `close` is the end of it
-    for the others."""
+    for the others.
+    """
 
     def __init__(self, rank: int, mailboxes: list[list[queue.Queue]]):
         super().__init__(rank, len(mailboxes))
@@ -23,7 +24,9 @@ class LocalTransport(FrameTransport):
         return [cls(rank, mailboxes) for rank in range(size)]
 
     def _send(self, peer: int, frame: Frame, deadline_s: float) -> None:
-        self._mailboxes[peer][self.rank].put(Frame(frame.step, frame.pieces if len(frame.pieces) > 1 else [_copied(frame.pieces[0])]))
+        self._mailboxes[peer][self.rank].put(
+            Frame(frame.step, frame.pieces if len(frame.pieces) > 1 else [_copied(frame.pieces[0])])
+        )
 
     def _receive(self, peer: int, timeout_s: float) -> Frame:
         try:
@@ -41,7 +44,7 @@ class LocalTransport(FrameTransport):
 
 
 def _copied(piece: np.ndarray) -> np.ndarray:
-    copy = ROOMS.take(piece.size)
+    copy = BUFFERS.take(piece.size)
     copy[:] = piece
     return copy
 

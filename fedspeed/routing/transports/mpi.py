@@ -13,8 +13,8 @@ import numpy as np
 
 from fedspeed.cluster.discover import mpi_outlives_ranks
 from fedspeed.errors import FedSpeedError
+from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.opening import Meeting
-from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, is_frame
 
 mpi4py.rc.finalize = not mpi_outlives_ranks()  # MPI's own end has been seen to wait for the dead, for ever
@@ -22,7 +22,12 @@ mpi4py.rc.finalize = not mpi_outlives_ranks()  # MPI's own end has been seen to 
 from mpi4py import MPI  # noqa: E402
 
 _CALL_BYTES = 1 << 30  # of one call; MPI counts in 32 bits
-POLL_S = (0.0002, 0.01)  # MPI's own wait spins a core that training needs; sleeping between tests doubles from the first to the second
+POLL_S = (
+    0.0002,
+    0.01,
+    # MPI's own wait spins a core that training needs; sleeping between tests doubles from the first to the
+    # second
+)
 _HEADER = 4  # int64: attempt, state, number of pieces, bytes of each
 
 
@@ -38,7 +43,9 @@ class MpiTransport(FrameTransport):
         world = MPI.COMM_WORLD
         takes_part = world.rank in participants
         self._world = world
-        self._comm = world.Split(0 if takes_part else MPI.UNDEFINED, participants.index(world.rank) if takes_part else 0)
+        self._comm = world.Split(
+            0 if takes_part else MPI.UNDEFINED, participants.index(world.rank) if takes_part else 0
+        )
         self._sending: dict[int, list[tuple[MPI.Request, np.ndarray]]] = {}
         super().__init__(self._comm.rank if takes_part else -1, len(participants))
 
@@ -67,19 +74,23 @@ class MpiTransport(FrameTransport):
             raise Gone(f"participant {peer}: {_reason(error)}") from error
 
     def _receive(self, peer: int, timeout_s: float) -> Frame:
-        end, header = time.monotonic() + timeout_s, np.empty(_HEADER, np.int64)
+        end = time.monotonic() + timeout_s
+        header = np.empty(_HEADER, np.int64)
         try:
             self._wait(peer, [self._comm.Irecv(header, peer)], end)
             attempt, state, count, length = header.tolist()
             if not is_frame(count, length):
-                raise Gone(f"participant {peer} announced {count} pieces of {length} bytes, which are no frame")
-            pieces = list(ROOMS.take(count, length))
+                raise Gone(
+                    f"participant {peer} announced {count} pieces of {length} bytes, which are no frame"
+                )
+            pieces = list(BUFFERS.take(count, length))
             self._wait(peer, [self._comm.Irecv(buffer, peer) for buffer in _messages(pieces)], end)
         except MPI.Exception as error:
             raise Gone(f"participant {peer}: {_reason(error)}") from error
         except MemoryError as error:
-            raise Gone(f"participant {peer} announced {count} pieces of {length} bytes, for which there is no "
-                       "memory") from error
+            raise Gone(
+                f"participant {peer} announced {count} pieces of {length} bytes, for which there is no memory"
+            ) from error
         return Frame((attempt, state), pieces)
 
     def _wait(self, peer: int, requests: list, end: float) -> None:
@@ -97,7 +108,8 @@ class MpiTransport(FrameTransport):
 
     def abort(self, code: int) -> None:
         """End every rank of the job with an exit code: a rank that left quietly would let the others wait for
-        their deadlines."""
+        their deadlines.
+        """
         self._world.Abort(code)
 
     def close(self):
@@ -119,7 +131,7 @@ class MpiTransport(FrameTransport):
 
 
 def _messages(pieces: list[np.ndarray]) -> Iterator[np.ndarray]:
-    return (piece[at:at + _CALL_BYTES] for piece in pieces for at in range(0, piece.size, _CALL_BYTES))
+    return (piece[at : at + _CALL_BYTES] for piece in pieces for at in range(0, piece.size, _CALL_BYTES))
 
 
 def _reason(error: MPI.Exception) -> str:
@@ -135,6 +147,8 @@ def open_transport(meeting: Meeting) -> MpiTransport:
     """
     seen = MPI.COMM_WORLD.size
     if seen != meeting.world_size:
-        raise FedSpeedError(f"routing.transport={meeting.asked}: MPI sees {seen} ranks, the launcher started "
-                            f"{meeting.world_size}; start with mpirun, or set routing.transport=gloo")
+        raise FedSpeedError(
+            f"routing.transport={meeting.asked}: MPI sees {seen} ranks, the launcher started "
+            f"{meeting.world_size}; start with mpirun, or set routing.transport=gloo"
+        )
     return MpiTransport(list(meeting.participants))

@@ -16,19 +16,30 @@ import time
 
 from fedspeed.log import LOG
 from fedspeed.net.sockets import exactly, fill
+from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.identity import Roster
 from fedspeed.routing.listening import ListenAddress, open_port
 from fedspeed.routing.opening import Meeting
-from fedspeed.routing.rooms import ROOMS
 from fedspeed.routing.transport import TransportError
-from fedspeed.routing.transports.frames import BYTES_AHEAD, Frame, FrameTransport, Gone, is_frame, memory_bytes
+from fedspeed.routing.transports.frames import (
+    BYTES_AHEAD,
+    Frame,
+    FrameTransport,
+    Gone,
+    is_frame,
+    memory_bytes,
+)
 from fedspeed.routing.transports.inbox import Inbox
 
 _HEADER = struct.Struct(">4sIIIQ")  # mark, attempt, state, number of pieces, bytes of each
 _MARK = b"FdSp"
-_WRITES, _READS, _WELCOME = b"w", b"r", b"y"
+_WRITES = b"w"
+_READS = b"r"
+_WELCOME = b"y"
 HANDSHAKE_S = 10.0
-STRANGERS = 64  # that may be shaking hands at the same time; who comes then takes the place of the one that has been at it for longest
+# that may be shaking hands at the same time; who comes then takes the place of the one that has been at it
+# for longest
+STRANGERS = 64
 WAITING = 4  # frames of one peer that may lie here before they are asked for
 _RETRY_S = 0.3
 SAY_S = 15.0  # how often a site that waits says for whom
@@ -46,10 +57,14 @@ class TlsTransport(FrameTransport):
         TransportError: somebody did not come.
     """
 
-    def __init__(self, key_file: str, public: bytes, roster: Roster, start_timeout_s: float, listen: ListenAddress):
+    def __init__(
+        self, key_file: str, public: bytes, roster: Roster, start_timeout_s: float, listen: ListenAddress
+    ):
         super().__init__(roster.keys.index(public), len(roster.members))
         self._roster, self._closed = roster, threading.Event()
-        self._server, self._client = (_context(side, key_file, roster) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
+        self._server, self._client = (
+            _context(side, key_file, roster) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
+        )
         self._writers: dict[int, ssl.SSLSocket] = {}
         self._readers: dict[int, ssl.SSLSocket] = {}
         peers = [i for i in range(self.size) if i != self.rank]
@@ -65,18 +80,27 @@ class TlsTransport(FrameTransport):
         self._start(self._listener, self._accept)
         for peer in range(self.rank):
             for direction in (_WRITES, _READS):
-                threading.Thread(target=self._dial, args=(peer, direction, time.monotonic() + start_timeout_s), name="tls-dial", daemon=True).start()
+                threading.Thread(
+                    target=self._dial,
+                    args=(peer, direction, time.monotonic() + start_timeout_s),
+                    name="tls-dial",
+                    daemon=True,
+                ).start()
         self._await_all(start_timeout_s)
 
     def _await_all(self, timeout_s: float) -> None:
         """Until all are connected; says at once, and every SAY_S seconds, who is not."""
-        end, members = time.monotonic() + timeout_s, self._roster.members
+        end = time.monotonic() + timeout_s
+        members = self._roster.members
         while missing := self._missing():
             left_s = end - time.monotonic()
             if left_s <= 0:
                 self.close()
-                raise TransportError(f"{', '.join(members[i].name for i in missing)} did not connect within {timeout_s:.0f} s: "
-                                     f"{self._awaited(missing)}")
+                raise TransportError(
+                    f"{', '.join(members[i].name for i in missing)} did not connect within {timeout_s:.0f} "
+                    "s: "
+                    f"{self._awaited(missing)}"
+                )
             LOG.info(f"waiting for {self._awaited(missing)}; {left_s:.0f} s left")
             with self._changed:
                 self._changed.wait_for(lambda: not self._missing(), min(SAY_S, left_s))
@@ -87,10 +111,15 @@ class TlsTransport(FrameTransport):
 
     def _awaited(self, peers: list[int]) -> str:
         """What is known of members that are not connected: those before this one in the roster it dials, the
-        others dial it."""
+        others dial it.
+        """
         cards = self._roster.members
-        return "; ".join(f"{cards[i].name} ({cards[i].address}: {self._failures.get(i, 'no answer yet')})" if i < self.rank else
-                         f"{cards[i].name} (which dials {cards[self.rank].address})" for i in peers)
+        return "; ".join(
+            f"{cards[i].name} ({cards[i].address}: {self._failures.get(i, 'no answer yet')})"
+            if i < self.rank
+            else f"{cards[i].name} (which dials {cards[self.rank].address})"
+            for i in peers
+        )
 
     def _start(self, end, work, *args) -> None:
         self._workers[end] = threading.Thread(target=work, args=args, name=f"tls{work.__name__}", daemon=True)
@@ -107,19 +136,25 @@ class TlsTransport(FrameTransport):
                 continue
             try:
                 connection.settimeout(HANDSHAKE_S)
-                secured = self._server.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                secured = self._server.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
             except (OSError, ValueError) as error:
                 self._refuse(address, _reason(error), connection)
                 continue
             with self._changed:
-                if len(self._strangers) == STRANGERS:  # a member needs milliseconds: those who hold places for long are none
+                if (
+                    len(self._strangers) == STRANGERS
+                ):  # a member needs milliseconds: those who hold places for long are none
                     first = next(iter(self._strangers))
                     del self._strangers[first]
                     with contextlib.suppress(OSError):
                         socket.socket.shutdown(first, socket.SHUT_RDWR)
                 self._strangers[secured] = None
             try:
-                threading.Thread(target=self._greet, args=(secured, address), name="tls-greet", daemon=True).start()
+                threading.Thread(
+                    target=self._greet, args=(secured, address), name="tls-greet", daemon=True
+                ).start()
             except RuntimeError as error:  # no thread to be had
                 with self._changed:
                     self._strangers.pop(secured, None)
@@ -127,13 +162,17 @@ class TlsTransport(FrameTransport):
 
     def _greet(self, secured: ssl.SSLSocket, address) -> None:
         """Find out who has dialled; a member of the roster that is not connected yet stays, everybody else
-        goes."""
+        goes.
+        """
         try:
             secured.do_handshake()
             peer = self._member(secured)
             hello = exactly(secured, 1 + len(self._roster.digest))
             if hello[1:] != self._roster.digest:
-                raise ValueError(f"{self._roster.members[peer].name} has another roster (epochs must be the same on all sites)")
+                raise ValueError(
+                    f"{self._roster.members[peer].name} has another roster (epochs must be the same on all "
+                    "sites)"
+                )
             if peer <= self.rank or hello[:1] not in (_WRITES, _READS):
                 raise ValueError(f"{self._roster.members[peer].name} is not to dial here")
             self._keep(peer, secured, reads=hello[:1] == _WRITES, word=_WELCOME)
@@ -146,13 +185,19 @@ class TlsTransport(FrameTransport):
                 self._strangers.pop(secured, None)
 
     def _dial(self, peer: int, direction: bytes, end: float) -> None:
-        card, last = self._roster.members[peer], ""
+        card = self._roster.members[peer]
+        last = ""
         while not self._closed.is_set() and time.monotonic() < end:
             try:
-                connection = socket.create_connection(card.place, timeout=min(HANDSHAKE_S, max(0.1, end - time.monotonic())))
+                connection = socket.create_connection(
+                    card.place, timeout=min(HANDSHAKE_S, max(0.1, end - time.monotonic()))
+                )
                 secured = self._client.wrap_socket(connection)
                 if self._member(secured) != peer:
-                    raise ValueError(f"{card.address} is not {card.name}, but {self._roster.members[self._member(secured)].name}")
+                    raise ValueError(
+                        f"{card.address} is not {card.name}, but "
+                        f"{self._roster.members[self._member(secured)].name}"
+                    )
                 secured.sendall(direction + self._roster.digest)
                 if exactly(secured, 1) != _WELCOME:
                     raise ValueError(f"{card.name} does not welcome this site")
@@ -190,7 +235,11 @@ class TlsTransport(FrameTransport):
     def _refuse(self, address, reason: str, connection: socket.socket) -> None:
         """One line for each address and reason, however often it comes."""
         connection.close()
-        if (address[0], reason) not in self._refused and len(self._refused) < 1000 and not self._closed.is_set():
+        if (
+            (address[0], reason) not in self._refused
+            and len(self._refused) < 1000
+            and not self._closed.is_set()
+        ):
             self._refused.add((address[0], reason))
             LOG.info(f"refused a connection from {address[0]}:{address[1]}: {reason}")
 
@@ -205,7 +254,7 @@ class TlsTransport(FrameTransport):
                     raise ValueError("it sent something that is no frame")
                 nbytes = memory_bytes(count, length)
                 self._came[peer].make_room(nbytes)
-                pieces = ROOMS.take(count, length)
+                pieces = BUFFERS.take(count, length)
                 fill(secured, memoryview(pieces.reshape(-1)))
                 self._came[peer].put(Frame((attempt, state), list(pieces)), nbytes)
         except (OSError, ValueError, MemoryError) as error:
@@ -216,7 +265,10 @@ class TlsTransport(FrameTransport):
         while (order := self._outgoing[peer].get()) is not None:
             frame, end = order
             try:
-                for piece in (_HEADER.pack(_MARK, *frame.step, len(frame.pieces), frame.pieces[0].size), *frame.pieces):
+                for piece in (
+                    _HEADER.pack(_MARK, *frame.step, len(frame.pieces), frame.pieces[0].size),
+                    *frame.pieces,
+                ):
                     secured.settimeout(max(0.1, end - time.monotonic()))
                     secured.sendall(memoryview(piece))
             except OSError as error:
@@ -240,7 +292,8 @@ class TlsTransport(FrameTransport):
 
     def close(self) -> None:
         """What is on its way goes out first. A socket is closed when its thread has ended and not before: the
-        number of its file may belong to another file at once, which the thread would read and write."""
+        number of its file may belong to another file at once, which the thread would read and write.
+        """
         self._closed.set()
         for outgoing in self._outgoing.values():
             outgoing.put(None)
@@ -251,7 +304,9 @@ class TlsTransport(FrameTransport):
             workers[secured].join(max(0.0, end - time.monotonic()))
         for socket_ in workers:  # a thread in accept() would hold the port open behind a mere close
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(socket_, socket.SHUT_RDWR)  # an SSLSocket's own takes the encryption away first
+                socket.socket.shutdown(
+                    socket_, socket.SHUT_RDWR
+                )  # an SSLSocket's own takes the encryption away first
         for came in self._came.values():  # a reader may wait for room
             came.close()
         end = time.monotonic() + CLOSE_S
@@ -263,7 +318,8 @@ class TlsTransport(FrameTransport):
 
 def open_transport(meeting: Meeting) -> TlsTransport:
     """Connect to all other sites. Raises ConfigError: the port cannot be had. TransportError: somebody did
-    not come."""
+    not come.
+    """
     site = meeting.member
     return TlsTransport(site.key_file, site.public, site.roster, meeting.timeout_s, site.listen)
 

@@ -1,5 +1,6 @@
 """SCAFFOLD (Karimireddy et al., ICML 2020, option II): a client's gradients are corrected by a common control
-variate, less its own one, which it keeps for itself."""
+variate, less its own one, which it keeps for itself.
+"""
 
 from dataclasses import replace
 
@@ -28,11 +29,14 @@ class ControlVariates(LoraAverage):
             correction = {n: turn.start[common(n)] - turn.memory.get(n, 0.0) for n in self.layout.names}
             engine.add_to_gradients(slot, correction, 1.0)
 
-        return [self._remembered(*pair, trainer) for pair in zip(
-            turns, trainer.local_steps(engine, turns, between=between))]
+        return [
+            self._remembered(*pair, trainer)
+            for pair in zip(turns, trainer.local_steps(engine, turns, between=between))
+        ]
 
     def _remembered(self, turn, trained, trainer):
-        memory, told = {}, {}
+        memory = {}
+        told = {}
         for name in self.layout.names:
             way = (turn.start[name] - trained.end[name]) / (turn.steps * trainer.lr(turn, 0))
             own = turn.memory.get(name, np.zeros_like(way))
@@ -41,8 +45,14 @@ class ControlVariates(LoraAverage):
         return replace(trained, end=trained.end | told, memory=memory)
 
     def encode(self, turn, end, weight):
-        change = np.concatenate([(end[common(n)] - turn.start[common(n)]).reshape(-1) for n in self.layout.names])
-        return np.concatenate([super().encode(turn, end, weight), np.float32(weight) * change, [np.float32(1)]])
+        change = np.concatenate([
+            (end[common(n)] - turn.start[common(n)]).reshape(-1) for n in self.layout.names
+        ])
+        return np.concatenate([
+            super().encode(turn, end, weight),
+            np.float32(weight) * change,
+            [np.float32(1)],
+        ])
 
     def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
         rest, changes, (trained,) = np.split(total, [total.size - self.layout.size - 1, total.size - 1])

@@ -1,4 +1,6 @@
-"""A method whose clients have one block of the model and whose server has all: what is adapted is named for both."""
+"""A method whose clients have one block of the model and whose server has all: what is adapted is named for
+both.
+"""
 
 from dataclasses import replace
 

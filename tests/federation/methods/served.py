@@ -1,5 +1,6 @@
-"""A method with a server: it answers each client's delta with twice as much, which the client then sends, and takes a
-step of the state on public rows."""
+"""A method with a server: it answers each client's delta with twice as much, which the client then sends, and
+takes a step of the state on public rows.
+"""
 
 from dataclasses import replace
 

@@ -1,4 +1,6 @@
-"""Messages that were changed on their way, and members that cheat: found before anything is unmasked, and laid at the right door."""
+"""Messages that were changed on their way, and members that cheat: found before anything is unmasked, and
+laid at the right door.
+"""
 
 import contextlib
 import random
@@ -20,15 +22,24 @@ class Wire:
     """Changes one message between two members, once."""
 
     def __init__(self, kind: str, seed: int, members):
-        self.kind, self.random, self.members, self.edge, self.old = kind, random.Random(seed), members, None, {}
+        self.kind, self.random, self.members, self.edge, self.old = (
+            kind,
+            random.Random(seed),
+            members,
+            None,
+            {},
+        )
         self.state = self.random.choice(["hop 0", "hop 1", "hop 2"])
 
     def __call__(self, state, messages):
         if state != self.state or self.edge:
             return
-        level, plan = int(state[-1]), self.members[0].plan
+        level = int(state[-1])
+        plan = self.members[0].plan
         size = cells.size(plan, level)
-        each = 1 if level == 0 else len(self.members)  # cells that go together: to swap two of these changes nothing
+        each = (
+            1 if level == 0 else len(self.members)
+        )  # cells that go together: to swap two of these changes nothing
         least = {"replay": 2, "swap": each + 1}.get(self.kind, 1)
         full = [pair for pair, text in messages.items() if pair[0] != pair[1] and len(text) >= size * least]
         if not full:
@@ -40,18 +51,23 @@ class Wire:
         if self.kind == "tamper":
             text[at + self.random.randrange(size)] ^= 1 << self.random.randrange(8)
         elif self.kind == "drop":  # its place is filled with noise, as a missing cell would show
-            text[at:at + size] = self.random.randbytes(size)
+            text[at : at + size] = self.random.randbytes(size)
         elif self.kind == "replay":
             other = self.random.choice([p for p in places if p != at])
-            text[at:at + size] = text[other:other + size]
+            text[at : at + size] = text[other : other + size]
         elif self.kind == "swap":
             other = self.random.choice([p for p in places if p // size // each != at // size // each])
-            text[at:at + size], text[other:other + size] = text[other:other + size], text[at:at + size]
+            text[at : at + size], text[other : other + size] = (
+                text[other : other + size],
+                text[at : at + size],
+            )
         messages[sender, receiver] = bytes(text)
         self.edge = frozenset({sender, receiver})
 
 
-@pytest.mark.parametrize("seeds", [range(75), pytest.param(range(75, 300), marks=pytest.mark.slow)])  # over a thousand cases with the slow ones
+@pytest.mark.parametrize(
+    "seeds", [range(75), pytest.param(range(75, 300), marks=pytest.mark.slow)]
+)  # over a thousand cases with the slow ones
 @pytest.mark.parametrize("kind", ["tamper", "drop", "replay", "swap"])
 def test_what_is_changed_on_the_way_is_found_and_its_edge_named(kind, seeds):
     done = 0
@@ -66,7 +82,9 @@ def test_what_is_changed_on_the_way_is_found_and_its_edge_named(kind, seeds):
         done += 1
         assert all(isinstance(end, Void) and not end.fatal for end in ends), f"seed {seed}: not noticed"
         assert "unmask" not in told
-        assert all(end.blamed == (wire.edge,) for end in ends), f"seed {seed}: {wire.edge} was it, {ends[0].blamed} named"
+        assert all(end.blamed == (wire.edge,) for end in ends), (
+            f"seed {seed}: {wire.edge} was it, {ends[0].blamed} named"
+        )
     assert done > 0.6 * len(seeds)
 
 
@@ -93,7 +111,9 @@ def test_one_that_tells_some_of_other_lists_keeps_all_from_committing():
 
 @pytest.mark.parametrize("state", ["announce", "hop 0", "collect", "confirm"])
 def test_a_truncated_message_is_as_good_as_none(state):
-    """Nobody can tell whether member 2 sent too little or member 0 says so: both are left out, and neither is blamed."""
+    """Nobody can tell whether member 2 sent too little or member 0 says so: both are left out, and neither is
+    blamed.
+    """
     parties = Parties(6)
 
     def cut(now, messages):
@@ -110,10 +130,30 @@ def test_a_truncated_message_is_as_good_as_none(state):
 
 
 def test_colluders_cannot_have_the_others_left_out():
-    """Members 0 and 1 say that 3 and 4 are lost, who answer everybody: the claim costs whoever makes it as much."""
-    assert outvoted({0: frozenset({3, 4}), 1: frozenset({3, 4}), 2: frozenset(), 3: frozenset(), 4: frozenset()}) == {0, 1, 3, 4}
-    assert outvoted({0: frozenset({3}), 1: frozenset({3}), 2: frozenset({3}), 3: frozenset(), 4: frozenset()}) == {3}
-    assert outvoted({0: frozenset({3}), 1: frozenset(), 2: frozenset(), 3: frozenset({0}), 4: frozenset()}) == {0, 3}
+    """Members 0 and 1 say that 3 and 4 are lost, who answer everybody: the claim costs whoever makes it as
+    much.
+    """
+    assert outvoted({
+        0: frozenset({3, 4}),
+        1: frozenset({3, 4}),
+        2: frozenset(),
+        3: frozenset(),
+        4: frozenset(),
+    }) == {0, 1, 3, 4}
+    assert outvoted({
+        0: frozenset({3}),
+        1: frozenset({3}),
+        2: frozenset({3}),
+        3: frozenset(),
+        4: frozenset(),
+    }) == {3}
+    assert outvoted({
+        0: frozenset({3}),
+        1: frozenset(),
+        2: frozenset(),
+        3: frozenset({0}),
+        4: frozenset(),
+    }) == {0, 3}
 
 
 def test_an_owner_cannot_have_a_member_blamed_by_a_list_that_it_did_not_sign():
@@ -131,7 +171,7 @@ class TwinSource(Member):
     """Uses serials that another one knows too."""
 
     def _build_own(self, chunk, cell):
-        self._sent[chunk].serial = digest(self.context, bytes([chunk]))[:cells.SERIAL]
+        self._sent[chunk].serial = digest(self.context, bytes([chunk]))[: cells.SERIAL]
         super()._build_own(chunk, cell)
 
 
@@ -148,14 +188,16 @@ def test_a_key_that_agrees_on_nothing_is_its_members_fault(at):
             steps = super()._announce()
             swap = next(steps)
             body = bytearray(swap.parts[0][:-64])
-            body[at:at + 32] = bytes(32)
+            body[at : at + 32] = bytes(32)
             message = bytes(body) + self._identity.sign(digest(b"announce", self.context, bytes(body)))
             swap.parts = [message] * self.n
             with contextlib.suppress(StopIteration):
                 steps.send((yield swap))
 
     ends = play(Parties(4, kinds={2: Small}).attempt()).ends
-    assert all(isinstance(end, Void) and end.blamed == (frozenset({2}),) for i, end in enumerate(ends) if i != 2)
+    assert all(
+        isinstance(end, Void) and end.blamed == (frozenset({2}),) for i, end in enumerate(ends) if i != 2
+    )
 
 
 # Members that cheat and stand by it.
@@ -185,12 +227,18 @@ class BadSource(Member):
         if chunk != 1:
             return
         station = self.plan.stations[chunk][0]
-        key, private = self._known.onion[station], self._sent[chunk].ephemeral[0]
+        key = self._known.onion[station]
+        private = self._sent[chunk].ephemeral[0]
         inside = b"\7" * (cells.size(self.plan, 0) - cells.LAYER)
         from fedspeed.routing.anonymous.crypto import agree, public_of, seal
 
         public = public_of(private)
-        sealed = seal(self._cipher, cells._key(agree(private, key), self.context, 0, chunk, public), inside, self.context)
+        sealed = seal(
+            self._cipher,
+            cells._key(agree(private, key), self.context, 0, chunk, public),
+            inside,
+            self.context,
+        )
         cell[:] = np.frombuffer(public + sealed, np.uint8)
 
 
@@ -199,7 +247,7 @@ class LyingOwner(Member):
 
     def _list_of(self, chunk, cores):
         text = super()._list_of(chunk, cores)
-        return b"\0" * cells.SERIAL + text[cells.SERIAL:]
+        return b"\0" * cells.SERIAL + text[cells.SERIAL :]
 
 
 class ForgingOwner(Member):
@@ -215,7 +263,9 @@ class Slanderer(Member):
     """Complains about what was right."""
 
     def _vote(self):
-        self._complaints.add(next(c for c in range(self.plan.chunks) if backup_of(self.plan.owner(c), self.n) != self.me))
+        self._complaints.add(
+            next(c for c in range(self.plan.chunks) if backup_of(self.plan.owner(c), self.n) != self.me)
+        )
         return super()._vote()
 
 
@@ -224,7 +274,9 @@ class Slanderer(Member):
 def test_one_that_cheats_is_named_alone(kind, guilty):
     parties = Parties(4, kinds={guilty: kind})
     ends = play(parties.attempt()).ends
-    assert all(isinstance(end, Void) and end.blamed == (frozenset({guilty}),) for end in ends), [getattr(e, "blamed", e) for e in ends]
+    assert all(isinstance(end, Void) and end.blamed == (frozenset({guilty}),) for end in ends), [
+        getattr(e, "blamed", e) for e in ends
+    ]
 
 
 def test_a_sum_that_was_forged_does_not_pass_the_check():
@@ -243,8 +295,12 @@ class TwoFaced(Member):
         entry = self.n * cells.SERIAL + 32
         width = len(self.plan.owned(self.me)) * entry
         other = (self.me + 2) % self.n
-        text = swap.parts[other][:width - 1] + b"?"
-        swap.parts[other] = text + self._identity.sign(digest(b"collect", self.context, text)) + swap.parts[other][width + SIGNATURE:]
+        text = swap.parts[other][: width - 1] + b"?"
+        swap.parts[other] = (
+            text
+            + self._identity.sign(digest(b"collect", self.context, text))
+            + swap.parts[other][width + SIGNATURE :]
+        )
         came = yield swap
         try:
             steps.send(came)
@@ -284,6 +340,7 @@ def test_one_that_tells_a_wrong_secret_is_done_without():
 @pytest.mark.parametrize("state", ["announce", "reveal"])
 def test_what_only_one_member_has_seen_ends_the_attempt_for_all(state):
     """Else the one that left would be taken for lost."""
+
     def spoil(now, messages):
         if now == state:
             messages[1, 2] = messages[1, 2][:-1] + bytes([messages[1, 2][-1] ^ 1])
@@ -315,15 +372,20 @@ def test_a_backup_that_could_not_stand_in_is_noticed_before_it_must():
 def test_different_lists_for_different_members_are_noticed():
     parties = Parties(4, kinds={1: TwoFaced})
     ends = play(parties.attempt()).ends
-    assert all(isinstance(end, Void) for end in ends) and all(1 in group for end in ends for group in end.blamed)
+    assert all(isinstance(end, Void) for end in ends) and all(
+        1 in group for end in ends for group in end.blamed
+    )
     assert any("different lists" in str(end) for end in ends)
 
 
 def test_another_roster_or_other_settings_are_refused_at_the_first_message():
     parties = Parties(3)
-    one, other = parties.attempt(), parties.attempt(settings=b"another base model")
+    one = parties.attempt()
+    other = parties.attempt(settings=b"another base model")
     ends = play([one[0], one[1], other[2]]).ends
-    assert "member 2 announced itself with other settings" in str(ends[0]) and ends[0].blamed == (frozenset({2}),)
+    assert "member 2 announced itself with other settings" in str(ends[0]) and ends[0].blamed == (
+        frozenset({2}),
+    )
     old = parties.attempt(number=7)
     ends = play([one[0], one[1], old[2]]).ends
     assert all(isinstance(end, Void) for end in ends), "an announcement of another attempt"

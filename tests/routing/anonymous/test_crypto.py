@@ -1,4 +1,6 @@
-"""The primitives against their standards' own vectors, and what is built of them: streams, shares, ring words, routes, masks."""
+"""The primitives against their standards' own vectors, and what is built of them: streams, shares, ring
+words, routes, masks.
+"""
 
 import hashlib
 import hmac
@@ -14,7 +16,19 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedspeed.routing.anonymous import cells, crypto, paths, ring, shamir
-from fedspeed.routing.anonymous.crypto import CIPHERS, AesGcm, ChaCha20, Refused, agree, check_signature, derive, digest, open_sealed, public_of, seal
+from fedspeed.routing.anonymous.crypto import (
+    CIPHERS,
+    AesGcm,
+    ChaCha20,
+    Refused,
+    agree,
+    check_signature,
+    derive,
+    digest,
+    open_sealed,
+    public_of,
+    seal,
+)
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.masks import Masks
 from fedspeed.routing.anonymous.station import secret_order
@@ -30,23 +44,33 @@ def stream(cipher, key, part, nbytes) -> bytes:
 
 
 def test_rfc_8439_key_stream():
-    assert stream(ChaCha20, bytes(32), 0, 64) == hexed("76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
-                                                       "da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586")
-    assert stream(ChaCha20, bytes(32), 2, 64) == hexed("c2c64d378cd536374ae204b9ef933fcd1a8b2288b3dfa49672ab765b54ee27c7"
-                                                       "8a970e0e955c14f3a88e741b97c286f75f8fc299e8148362fa198a39531bed6d")
+    assert stream(ChaCha20, bytes(32), 0, 64) == hexed(
+        "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
+        "da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586"
+    )
+    assert stream(ChaCha20, bytes(32), 2, 64) == hexed(
+        "c2c64d378cd536374ae204b9ef933fcd1a8b2288b3dfa49672ab765b54ee27c7"
+        "8a970e0e955c14f3a88e741b97c286f75f8fc299e8148362fa198a39531bed6d"
+    )
 
 
 def test_rfc_8439_sealing():
     sealed = ChaCha20.aead(bytes(range(0x80, 0xA0))).encrypt(
         hexed("070000004041424344454647"),
-        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it.",
-        hexed("50515253c0c1c2c3c4c5c6c7"))
-    assert sealed[-16:] == hexed("1ae10b594f09e26a7e902ecbd0600691") and sealed[:16] == hexed("d31a8d34648e60db7b86afbc53ef7ec2")
+        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the "
+        b"future, sunscreen would be it.",
+        hexed("50515253c0c1c2c3c4c5c6c7"),
+    )
+    assert sealed[-16:] == hexed("1ae10b594f09e26a7e902ecbd0600691") and sealed[:16] == hexed(
+        "d31a8d34648e60db7b86afbc53ef7ec2"
+    )
 
 
 def test_rfc_5869_derivation():
     okm = HKDF(SHA256(), 42, None, b"").derive(b"\x0b" * 22)
-    assert okm == hexed("8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8")
+    assert okm == hexed(
+        "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8"
+    )
     info = digest(b"one", b"two")
     extracted = hmac.digest(bytes(32), b"secret", hashlib.sha256)
     assert derive(b"secret", b"one", b"two") == hmac.digest(extracted, info + b"\x01", hashlib.sha256)
@@ -54,7 +78,9 @@ def test_rfc_5869_derivation():
 
 
 def test_rfc_7748_agreement():
-    bob = X25519PrivateKey.from_private_bytes(hexed("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
+    bob = X25519PrivateKey.from_private_bytes(
+        hexed("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+    )
     alice = hexed("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
     assert public_of(bob) == hexed("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
     assert agree(bob, alice) == hexed("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
@@ -63,9 +89,13 @@ def test_rfc_7748_agreement():
 
 
 def test_rfc_8032_signatures():
-    private = Ed25519PrivateKey.from_private_bytes(hexed("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"))
+    private = Ed25519PrivateKey.from_private_bytes(
+        hexed("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+    )
     public = hexed("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
-    signature = hexed("e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b")
+    signature = hexed(
+        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"
+    )
     assert public_of(private) == public and private.sign(b"") == signature
     check_signature(public, signature, b"")
     for wrong in ((public, signature, b"x"), (public, bytes(64), b""), (bytes(32), signature, b"")):
@@ -76,7 +106,8 @@ def test_rfc_8032_signatures():
 @pytest.mark.parametrize("nbytes", [4, 64, (1 << 18) - 4, (1 << 18) + 20, 1 << 20])
 def test_aes_stream_is_counter_mode(nbytes):
     """Each piece of 256 KiB is a counter of its own: nonce, then counts from 2 on."""
-    key, expected = b"k" * 32, b""
+    key = b"k" * 32
+    expected = b""
     for i in range(-(-nbytes // (1 << 18))):
         counter = (7 << 32 | i).to_bytes(12, "big") + (2).to_bytes(4, "big")
         expected += Cipher(algorithms.AES(key[:16]), modes.CTR(counter)).encryptor().update(bytes(1 << 18))
@@ -86,17 +117,21 @@ def test_aes_stream_is_counter_mode(nbytes):
 @pytest.mark.parametrize("cipher", CIPHERS.values(), ids=lambda c: c.name)
 def test_streams_of_chunks_have_nothing_in_common(cipher):
     pieces = [stream(cipher, b"k" * 32, part, 1 << 12) for part in range(20)]
-    blocks = [piece[at:at + 16] for piece in pieces for at in range(0, len(piece), 16)]
+    blocks = [piece[at : at + 16] for piece in pieces for at in range(0, len(piece), 16)]
     assert len(set(blocks)) == len(blocks)
     # One stream begun later is not another one's end.
-    assert stream(cipher, b"k" * 32, 3, 1 << 12)[:1 << 11] == stream(cipher, b"k" * 32, 3, 1 << 11)
+    assert stream(cipher, b"k" * 32, 3, 1 << 12)[: 1 << 11] == stream(cipher, b"k" * 32, 3, 1 << 11)
 
 
 @pytest.mark.parametrize("cipher", CIPHERS.values(), ids=lambda c: c.name)
 def test_what_is_sealed_opens_with_its_key_and_context_only(cipher):
     sealed = seal(cipher, b"k" * 32, b"text", b"here")
     assert open_sealed(cipher, b"k" * 32, sealed, b"here") == b"text"
-    for key, data, context in ((b"j" * 32, sealed, b"here"), (b"k" * 32, sealed, b"there"), (b"k" * 32, sealed[:-1] + b"?", b"here")):
+    for key, data, context in (
+        (b"j" * 32, sealed, b"here"),
+        (b"k" * 32, sealed, b"there"),
+        (b"k" * 32, sealed[:-1] + b"?", b"here"),
+    ):
         with pytest.raises(Refused):
             open_sealed(cipher, key, data, context)
 
@@ -120,10 +155,13 @@ def noise(seed):
 
 @pytest.mark.parametrize("n", [3, 5, 9, 16, 64])
 def test_the_sum_is_float64_fedavg_within_the_quantisation(n):
-    random, words = np.random.default_rng(n), 70_001
+    random = np.random.default_rng(n)
+    words = 70_001
     weights = random.integers(1, 1000, n).astype(float)
     updates = [random.normal(size=words).astype(np.float32) * 0.01 for _ in range(n)]
-    total, span, whole = np.zeros(words, np.uint32), 0.05 * 64, weights.sum()
+    total = np.zeros(words, np.uint32)
+    span = 0.05 * 64
+    whole = weights.sum()
     for i in range(n):
         out = np.empty(words, np.uint32)
         assert ring.encode((updates[i] * np.float32(weights[i] / whole)), span, noise(i), out) == 0
@@ -136,7 +174,8 @@ def test_the_sum_is_float64_fedavg_within_the_quantisation(n):
 
 
 def test_rounding_has_no_bias():
-    values, out = np.full(200_000, 0.3, np.float32), np.empty(200_000, np.uint32)
+    values = np.full(200_000, 0.3, np.float32)
+    out = np.empty(200_000, np.uint32)
     ring.encode(values, 2.0**ring.BITS, noise(1), out)
     assert abs(out.mean() - 0.3) < 4 * np.sqrt(0.21 / 200_000) and set(out.tolist()) == {0, 1}
     ring.encode(-values, 2.0**ring.BITS, noise(1), out)
@@ -154,7 +193,7 @@ def test_what_is_beyond_the_span_is_cut_and_counted():
 def test_exact_words():
     random = np.random.default_rng(0)
     columns = [random.normal(size=50) * 10.0 ** random.integers(-9, 9, 50) for _ in range(64)]
-    columns[0][:4] = [0.0, 2**40, -2**40 - 0.5, 1e9 / 3]
+    columns[0][:4] = [0.0, 2**40, -(2**40) - 0.5, 1e9 / 3]
     total = np.sum([ring.encode_exact(c) for c in columns], axis=0, dtype=np.uint32)
     exact = np.sum([np.round(c * 2**48) / 2**48 for c in columns], axis=0)
     np.testing.assert_allclose(ring.decode_exact(total), exact, rtol=1e-14, atol=64 * 2.0**-48)
@@ -165,7 +204,7 @@ def test_exact_words():
 
 def test_the_check_word_adds_up_and_sees_every_change():
     random = np.random.default_rng(0)
-    vectors = [random.integers(-2**20, 2**20, 100_000).astype(np.int32).view(np.uint32) for _ in range(5)]
+    vectors = [random.integers(-(2**20), 2**20, 100_000).astype(np.int32).view(np.uint32) for _ in range(5)]
     total = np.sum(vectors, axis=0, dtype=np.uint32)
     assert sum(ring.check_word(v, noise(9)) for v in vectors) % 2**64 == ring.check_word(total, noise(9))
     for bit in range(32):
@@ -197,18 +236,23 @@ def test_routes_change_with_the_beacon_and_with_nothing_else():
 
 @pytest.mark.parametrize("members,corrupt,hops", [(8, 2, 2), (9, 3, 2), (9, 3, 3), (16, 5, 3)])
 def test_paths_are_compromised_as_often_as_the_formula_says(members, corrupt, hops):
-    draws, whole = 0, 0
+    draws = 0
+    whole = 0
     for beacon in range(1_500):
         for route in paths.draw(beacon.to_bytes(4, "big"), members, 2 * members, hops, 1).stations:
             draws += 1
             whole += all(station < corrupt for station in route[:-1])
     p = comb(corrupt, hops) / comb(members, hops)
-    assert abs(whole / draws - p) < 5 * np.sqrt(p * (1 - p) / draws * members)  # routes of one group are not independent
+    assert abs(whole / draws - p) < 5 * np.sqrt(
+        p * (1 - p) / draws * members
+    )  # routes of one group are not independent
 
 
 def test_orders_are_uniform():
     counts = Counter(tuple(secret_order(3)) for _ in range(6_000))
-    assert len(counts) == 6 and sum((c - 1000) ** 2 / 1000 for c in counts.values()) < 25  # chi-square, 5 degrees, p = 1e-4
+    assert (
+        len(counts) == 6 and sum((c - 1000) ** 2 / 1000 for c in counts.values()) < 25
+    )  # chi-square, 5 degrees, p = 1e-4
 
 
 # Masks and cells.
@@ -216,8 +260,9 @@ def test_orders_are_uniform():
 
 def test_masks_vanish_in_the_sum_and_nowhere_else():
     private = [X25519PrivateKey.generate() for _ in range(4)]
-    keys, owns = [public_of(p) for p in private], [bytes([i]) * 32 for i in range(4)]
-    masks = [Masks(AesGcm, b"context", i, private[i], keys, owns[i]) for i in range(4)]
+    keys = [public_of(p) for p in private]
+    owns = [bytes([i]) * 32 for i in range(4)]
+    masks = [Masks(AesGcm, b"context", i, private=private[i], keys=keys, own=owns[i]) for i in range(4)]
     for i in range(4):
         for j in range(i):
             assert masks[i].pairs[j] == masks[j].pairs[i]
@@ -237,12 +282,21 @@ def test_masks_vanish_in_the_sum_and_nowhere_else():
 
 def test_masks_take_secrets_that_nobody_has_published():
     """All that travels in the clear, hashed in every way the protocol hashes things, gives no pair's seed."""
-    parties, seen = Parties(3), []
+    parties = Parties(3)
+    seen = []
     members = parties.attempt()
     play(members, lambda state, messages: seen.extend(messages.values()))
     seeds = {seed for member in members for seed in member._masks.pairs.values()}
-    public = {text[at:at + 32] for text in seen for at in range(0, len(text) - 31, 4)} | {members[0].context, members[0].terms.context}
-    candidates = {derive(p, b"mask", members[0].context, i.to_bytes(4, "big"), j.to_bytes(4, "big")) for p in public for i in range(3) for j in range(i, 3)}
+    public = {text[at : at + 32] for text in seen for at in range(0, len(text) - 31, 4)} | {
+        members[0].context,
+        members[0].terms.context,
+    }
+    candidates = {
+        derive(p, b"mask", members[0].context, i.to_bytes(4, "big"), j.to_bytes(4, "big"))
+        for p in public
+        for i in range(3)
+        for j in range(i, 3)
+    }
     assert len(seeds) == 3 and not seeds & (candidates | public)
 
 
@@ -255,6 +309,6 @@ def test_masked_cells_look_random():
     plan = members[0].plan
     cores = cells.room(plan, plan.hops + 1, 3)
     members[0]._open(plan.hops, plan.owned(0)[0], cores)
-    counts = np.bincount(cores[0, cells.SERIAL:], minlength=256)
+    counts = np.bincount(cores[0, cells.SERIAL :], minlength=256)
     expected = counts.sum() / 256
     assert ((counts - expected) ** 2 / expected).sum() < 255 + 5 * np.sqrt(2 * 255)

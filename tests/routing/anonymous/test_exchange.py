@@ -25,21 +25,31 @@ RULES = RoutingConfig("mix+mask", cell_kib=4, step_deadline_s=LIMIT_S, deadline_
 
 def exchange_of(transport, rules=RULES, **changes):
     identity = Ed25519PrivateKey.generate()
-    return AnonymousExchange(transport, rules, identity, meet(transport, LIMIT_S, identity), changes.get("settings", b"run"))
+    return AnonymousExchange(
+        transport, rules, identity, meet(transport, LIMIT_S, identity), changes.get("settings", b"run")
+    )
 
 
 def rounds(transport, rules=RULES):
-    """Two updates and a ledger, with unequal weights; what each participant ends with, and the largest error beside float64."""
-    exchange, n, errors = exchange_of(transport, rules), transport.size, []
+    """Two updates and a ledger, with unequal weights; what each participant ends with, and the largest error
+    beside float64.
+    """
+    exchange = exchange_of(transport, rules)
+    n = transport.size
+    errors = []
     for number in range(3):
-        updates = [np.random.default_rng([number, r]).normal(size=3001).astype(np.float32) * 1e-3 for r in range(n)]
+        updates = [
+            np.random.default_rng([number, r]).normal(size=3001).astype(np.float32) * 1e-3 for r in range(n)
+        ]
         weights = [float(10 * r + number) for r in range(n)]
-        handle = exchange.start(updates[transport.rank] * np.float32(weights[transport.rank]), weights[transport.rank])
+        handle = exchange.start(
+            updates[transport.rank] * np.float32(weights[transport.rank]), weights[transport.rank]
+        )
         total, weight = handle.wait(LIMIT_S)
         exact = sum(w * u.astype(np.float64) for w, u in zip(weights, updates))
         assert weight == sum(weights) and total.dtype == np.float32 and handle.clipped == 0
         errors.append(float(np.abs(total - exact).max() / weight))
-        ledger, _ = exchange.start(np.array([1.5, transport.rank, -2.0**-40]), 0.0).wait(LIMIT_S)
+        ledger, _ = exchange.start(np.array([1.5, transport.rank, -(2.0**-40)]), 0.0).wait(LIMIT_S)
         np.testing.assert_array_equal(ledger, [1.5 * n, n * (n - 1) / 2, -n * 2.0**-40])
     return total.tobytes().hex()[:64], errors
 
@@ -58,9 +68,18 @@ def test_over_gloo():
 
 
 def test_over_mpi():
-    program = ("import json; from tests.routing.anonymous.test_exchange import rounds; from fedspeed.routing.transports.mpi import MpiTransport;"
-               "t = MpiTransport([0, 1, 2]); r = rounds(t); t.close(); print('RESULT', json.dumps(r[0]))")
-    done = subprocess.run(["mpirun", "--oversubscribe", "-n", "3", sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    program = (
+        "import json; from tests.routing.anonymous.test_exchange import rounds; from "
+        "fedspeed.routing.transports.mpi import MpiTransport;"
+        "t = MpiTransport([0, 1, 2]); r = rounds(t); t.close(); print('RESULT', json.dumps(r[0]))"
+    )
+    done = subprocess.run(
+        ["mpirun", "--oversubscribe", "-n", "3", sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
     assert done.returncode == 0, done.stderr
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert len(results) == 3 and len(set(results)) == 1
@@ -85,6 +104,7 @@ def test_fewer_participants_than_a_sum_needs_are_refused():
 
 def test_one_that_leaves_is_done_without(capfd):
     """The others end the exchange it is missing in, and all that come after, among themselves."""
+
     def act(transport):
         exchange = exchange_of(transport)
         totals = []
@@ -92,7 +112,9 @@ def test_one_that_leaves_is_done_without(capfd):
             if transport.rank == 2 and number == 1:
                 exchange.close()
                 return None
-            totals.append(exchange.start(np.full(500, (transport.rank + 1) / 10, np.float32), 1.0).wait(LIMIT_S))
+            totals.append(
+                exchange.start(np.full(500, (transport.rank + 1) / 10, np.float32), 1.0).wait(LIMIT_S)
+            )
         return [(total[0], weight) for total, weight in totals]
 
     results = [r for r in in_threads(LocalTransport.set_of(5), act) if r]
@@ -133,11 +155,16 @@ def test_one_that_is_silent_is_lost_at_the_deadline():
 
 def test_updates_are_summed_once_however_the_weights_grow():
     """A second sum of the same updates, over one member less, would tell that member's."""
+
     def act(transport):
-        exchange, sums = exchange_of(transport), []
+        exchange = exchange_of(transport)
+        sums = []
         summed = exchange._agree
         exchange._agree = lambda tag, words, payload: sums.append(words) or summed(tag, words, payload)
-        totals = [exchange.start(np.full(600, weight, np.float32), weight).wait(LIMIT_S) for weight in (1.0, 1000.0, 3.0)]
+        totals = [
+            exchange.start(np.full(600, weight, np.float32), weight).wait(LIMIT_S)
+            for weight in (1.0, 1000.0, 3.0)
+        ]
         return [(float(total[0]), weight) for total, weight in totals], [words > 600 for words in sums]
 
     for totals, sums in in_threads(LocalTransport.set_of(3), act):
@@ -148,7 +175,13 @@ def test_updates_are_summed_once_however_the_weights_grow():
 def test_what_is_no_number_spoils_its_own_word_only():
     def act(transport):
         exchange = exchange_of(transport)
-        values = np.array([1.0, np.nan if transport.rank == 1 else 1.0, np.inf if transport.rank == 2 else 2.0, 1e300 if transport.rank == 0 else 1.0, 5.0])
+        values = np.array([
+            1.0,
+            np.nan if transport.rank == 1 else 1.0,
+            np.inf if transport.rank == 2 else 2.0,
+            1e300 if transport.rank == 0 else 1.0,
+            5.0,
+        ])
         exact, weight = exchange.start(values, 1.0).wait(LIMIT_S)
         vector = np.full(300, 0.1, np.float32)
         vector[7] = np.nan if transport.rank == 1 else 0.1
@@ -175,7 +208,9 @@ def test_weights_that_are_none_are_refused_by_all():
 def test_other_settings_are_refused():
     def act(transport):
         exchange = exchange_of(transport, settings=b"other" if transport.rank == 1 else b"run")
-        with pytest.raises(FedSpeedError, match="announced itself with other settings|convicted this participant"):
+        with pytest.raises(
+            FedSpeedError, match="announced itself with other settings|convicted this participant"
+        ):
             exchange.start(np.zeros(10, np.float32), 1.0).wait(LIMIT_S)
 
     in_threads(LocalTransport.set_of(3), act)
@@ -191,16 +226,26 @@ def test_threads_end_with_the_exchange():
 
 
 def test_any_first_update_comes_through_whole_and_each_part_with_its_digits():
-    """Nothing about updates is known beforehand: neither in the first round, nor where other tensors train than in the last one."""
+    """Nothing about updates is known beforehand: neither in the first round, nor where other tensors train
+    than in the last one.
+    """
+
     def act(transport):
-        exchange, found = exchange_of(transport, replace(RULES, mode="mask", cell_kib=64)), []
+        exchange = exchange_of(transport, replace(RULES, mode="mask", cell_kib=64))
+        found = []
         for scales in ((1e4, 1e-7), (1e-7, 1e4)):
             parts = (1000, 700)
-            vectors = [np.random.default_rng([r]).normal(size=1700) * np.repeat(scales, parts) for r in range(3)]
+            vectors = [
+                np.random.default_rng([r]).normal(size=1700) * np.repeat(scales, parts) for r in range(3)
+            ]
             handle = exchange.start(vectors[transport.rank].astype(np.float32), 1.0, parts)
             total, _ = handle.wait(LIMIT_S)
             exact = sum(v.astype(np.float32).astype(np.float64) for v in vectors)
-            found += [handle.clipped, np.abs(total - exact)[:1000].max() / scales[0], np.abs(total - exact)[1000:].max() / scales[1]]
+            found += [
+                handle.clipped,
+                np.abs(total - exact)[:1000].max() / scales[0],
+                np.abs(total - exact)[1000:].max() / scales[1],
+            ]
         return found
 
     for first, a, b, second, c, d in in_threads(LocalTransport.set_of(3), act):
@@ -218,11 +263,15 @@ class Liar(AnonymousExchange):
 
 @pytest.mark.parametrize("factor", [0.0, -1.5, 1e-3, -1e9, np.nan, 1e12])
 def test_a_lie_about_sizes_ends_alike_for_all(factor):
-    """Whatever one tells, all hold the same sum and know that values were clipped, or all end with the same error."""
+    """Whatever one tells, all hold the same sum and know that values were clipped, or all end with the same
+    error.
+    """
+
     def act(transport):
         exchange = exchange_of(transport, replace(RULES, mode="mask"))
         if transport.rank == 1:
-            exchange.__class__, exchange.factor = Liar, factor
+            exchange.__class__ = Liar
+            exchange.factor = factor
         handle = exchange.start(np.full(10, [1.0, 100.0, 1.0][transport.rank], np.float32), 1.0)
         try:
             total, weight = handle.wait(LIMIT_S)

@@ -1,4 +1,6 @@
-"""kill -9 in every state of the protocol: real processes that meet over TLS, one of which dies (and another one, while they settle it)."""
+"""kill -9 in every state of the protocol: real processes that meet over TLS, one of which dies (and another
+one, while they settle it).
+"""
 
 import os
 import signal
@@ -16,16 +18,35 @@ from tests.limits import LIMIT_S
 from tests.processes import run_ranks
 from tests.routing.sites import Sites
 
-MEMBERS, WORDS = 5, 1500
-RULES = RoutingConfig(mode="mix+mask", transport="tls", cell_kib=1, deadline_s=LIMIT_S, step_deadline_s=LIMIT_S)
-STATES_PLAYED = ("announce", "reveal", "hop 0", "hop 1", "hop 2", "collect", "vote", "confirm", "unmask", "sums", "done")
+MEMBERS = 5
+WORDS = 1500
+RULES = RoutingConfig(
+    mode="mix+mask", transport="tls", cell_kib=1, deadline_s=LIMIT_S, step_deadline_s=LIMIT_S
+)
+STATES_PLAYED = (
+    "announce",
+    "reveal",
+    "hop 0",
+    "hop 1",
+    "hop 2",
+    "collect",
+    "vote",
+    "confirm",
+    "unmask",
+    "sums",
+    "done",
+)
 MOMENTS = ("before", "midway", "after")
 
 
 class Mortal(TlsTransport):
-    """Dies in a state of the second exchange: before it says a word, when some have heard it, or when all have and it has heard nobody."""
+    """Dies in a state of the second exchange: before it says a word, when some have heard it, or when all
+    have and it has heard nobody.
+    """
 
-    dies_in, moment, exchange = -1, "", 0
+    dies_in = -1
+    moment = ""
+    exchange = 0
     _said = 0
 
     def swap(self, parts, sizes, deadline_s, step=(0, 1)):
@@ -56,9 +77,13 @@ def vector(rank: int, number: int) -> np.ndarray:
 
 
 def member(rank, folder, pinned, deaths, moment):
-    roster, key_file = read_roster(folder / "roster.json", pinned), folder / f"site{rank}.key"
-    transport = Mortal(str(key_file), roster.keys[rank], roster, LIMIT_S, listen_address(RULES, roster.members[rank]))
-    transport.dies_in, transport.moment = STATES.index(deaths[rank]) if rank in deaths else -1, moment
+    roster = read_roster(folder / "roster.json", pinned)
+    key_file = folder / f"site{rank}.key"
+    transport = Mortal(
+        str(key_file), roster.keys[rank], roster, LIMIT_S, listen_address(RULES, roster.members[rank])
+    )
+    transport.dies_in = STATES.index(deaths[rank]) if rank in deaths else -1
+    transport.moment = moment
     exchange = AnonymousExchange(transport, RULES, read_key(key_file), roster.keys, b"settings")
     told = []
     for number in (1, 2, 3):
@@ -71,7 +96,9 @@ def member(rank, folder, pinned, deaths, moment):
 
 def all_go_on(tmp_path, deaths: dict[int, str], moment: str) -> None:
     sites = Sites(tmp_path, MEMBERS)
-    found = run_ranks(MEMBERS, member, tmp_path, sites.pinned, deaths, moment, timeout=LIMIT_S, mortal=frozenset(deaths))
+    found = run_ranks(
+        MEMBERS, member, tmp_path, sites.pinned, deaths, moment, timeout=LIMIT_S, mortal=frozenset(deaths)
+    )
     survivors = [i for i in range(MEMBERS) if i not in deaths]
     assert [i for i, told in enumerate(found) if told is not None] == survivors
     for at in range(3):
@@ -84,12 +111,16 @@ def all_go_on(tmp_path, deaths: dict[int, str], moment: str) -> None:
             assert counted == (survivors if at else list(range(MEMBERS)))
     committed = all(STATES.index(state) > STATES.index("confirm") for state in deaths.values())
     if committed or all(STATES.index(state) < STATES.index("confirm") for state in deaths.values()):
-        assert found[survivors[0]][1][1] == (2 ** MEMBERS - 1 if committed else sum(1 << i for i in survivors))
+        assert found[survivors[0]][1][1] == (2**MEMBERS - 1 if committed else sum(1 << i for i in survivors))
 
 
-@pytest.mark.parametrize("state,moment,victim", [(state, MOMENTS[i % 3], i % MEMBERS) for i, state in enumerate(STATES_PLAYED)])
+@pytest.mark.parametrize(
+    "state,moment,victim", [(state, MOMENTS[i % 3], i % MEMBERS) for i, state in enumerate(STATES_PLAYED)]
+)
 def test_one_dies(tmp_path, state, moment, victim):
-    """Everybody is source, relay, owner and keeper of another's sums; which of them for which chunk, the beacon decides."""
+    """Everybody is source, relay, owner and keeper of another's sums; which of them for which chunk, the
+    beacon decides.
+    """
     all_go_on(tmp_path, {victim: state}, moment)
 
 

@@ -1,4 +1,6 @@
-"""The anonymous sum, played in one process: exact sums, nothing lost with a member, the guilty named, nothing told too early."""
+"""The anonymous sum, played in one process: exact sums, nothing lost with a member, the guilty named, nothing
+told too early.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,19 @@ from fedspeed.routing.anonymous.traffic import traffic
 from tests.routing.anonymous.parties import Parties
 
 MODES = {"mask": {"hops": 0}, "mix": {"masked": False}, "mix+mask": {}}
-STATES = ("announce", "reveal", "hop 0", "hop 1", "hop 2", "collect", "vote", "confirm", "unmask", "sums", "done")
+STATES = (
+    "announce",
+    "reveal",
+    "hop 0",
+    "hop 1",
+    "hop 2",
+    "collect",
+    "vote",
+    "confirm",
+    "unmask",
+    "sums",
+    "done",
+)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -36,12 +50,20 @@ def test_sixty_four_members():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_who_sends_how_much_follows_from_public_facts(mode):
-    """The same bytes between the same members for other data, and for none; and they are those of `traffic`."""
-    parties, seen = Parties(5, 200, **MODES[mode]), []
+    """The same bytes between the same members for other data, and for none; and they are those of
+    `traffic`.
+    """
+    parties = Parties(5, 200, **MODES[mode])
+    seen = []
 
     def count(state, messages):
         sizes = np.array([[len(messages[i, j]) for j in range(5)] for i in range(5)])
-        np.testing.assert_array_equal(sizes, traffic(members[0].terms, members[0].plan)[state] if state not in ("announce", "reveal") else sizes)
+        np.testing.assert_array_equal(
+            sizes,
+            traffic(members[0].terms, members[0].plan)[state]
+            if state not in ("announce", "reveal")
+            else sizes,
+        )
         seen.append(sizes)
 
     members = parties.attempt()
@@ -62,7 +84,9 @@ def test_who_sends_how_much_follows_from_public_facts(mode):
 @pytest.mark.parametrize("dead", range(4))
 @pytest.mark.parametrize("heard", [set(), {0}, {1, 3}, {0, 1, 2, 3}])
 def test_a_member_killed_in_any_state(state, dead, heard):
-    """Either all survivors have the sum of all four, or none has any, and the next attempt gives that of the survivors."""
+    """Either all survivors have the sum of all four, or none has any, and the next attempt gives that of the
+    survivors.
+    """
     parties = Parties(4)
     played = play(parties.attempt(), kills=[Kill(dead, state, frozenset(heard - {dead}))])
     ends = [end for i, end in enumerate(played.ends) if i != dead]

@@ -15,13 +15,21 @@ def noise(seed):
 
 
 def summed(vectors, blocks):
-    """(sum of fixed-point vectors, spans, values that were clipped), as an exchange of these members computes it."""
-    bits = np.random.default_rng(len(vectors)).integers(0, 2**32, (len(vectors), len(blocks)), dtype=np.uint32)
+    """(sum of fixed-point vectors, spans, values that were clipped), as an exchange of these members computes
+    it.
+    """
+    bits = np.random.default_rng(len(vectors)).integers(
+        0, 2**32, (len(vectors), len(blocks)), dtype=np.uint32
+    )
     spans = sum(sizes_of(vector, blocks, own) for vector, own in zip(vectors, bits))
-    words, clipped = np.zeros(len(vectors[0]), np.uint32), 0
+    words = np.zeros(len(vectors[0]), np.uint32)
+    clipped = 0
     for i, vector in enumerate(vectors):
         own = np.empty(len(vector), np.uint32)
-        clipped += sum(ring.encode(vector[b], span, noise([i, k]), own[b]) for k, (b, span) in enumerate(zip(blocks, spans)))
+        clipped += sum(
+            ring.encode(vector[b], span, noise([i, k]), own[b])
+            for k, (b, span) in enumerate(zip(blocks, spans))
+        )
         words += own
     total = np.empty(len(words), np.float32)
     for b, span in zip(blocks, spans):
@@ -37,8 +45,20 @@ def test_parts_are_cut_into_blocks_of_one_part_each():
     assert all(a.stop == b.start for a, b in zip(blocks, blocks[1:]))
 
 
-@pytest.mark.parametrize("values", [
-    [1.0], [2.0], [0.5, -0.5], [3.0, 4.0], [1e-30, 0.0], [1e-12] * 9, [1e15, 1.0], [-(2.0**30)], [float(np.float32(1) - np.float32(2**-24))]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0],
+        [2.0],
+        [0.5, -0.5],
+        [3.0, 4.0],
+        [1e-30, 0.0],
+        [1e-12] * 9,
+        [1e15, 1.0],
+        [-(2.0**30)],
+        [float(np.float32(1) - np.float32(2**-24))],
+    ],
+)
 def test_a_size_bounds_the_norm(values):
     norm = math.hypot(*values)
     for bits, most in ((0, 1.02), (2**31, 1.44), (2**32 - 1, 2.03)):
@@ -52,9 +72,13 @@ def test_a_sum_of_sizes_does_not_tell_its_summands():
 
     def sums(norms):
         vectors = [np.full(1, norm, np.float32) for norm in norms]
-        return np.array([sum(sizes_of(v, [slice(0, 1)], random.integers(0, 2**32, 1, dtype=np.uint32))[0] for v in vectors) for _ in range(2000)])
+        return np.array([
+            sum(sizes_of(v, [slice(0, 1)], random.integers(0, 2**32, 1, dtype=np.uint32))[0] for v in vectors)
+            for _ in range(2000)
+        ])
 
-    unlike, alike = sums([1.0, 4.0]), sums([2.5, 2.5])
+    unlike = sums([1.0, 4.0])
+    alike = sums([2.5, 2.5])
     inside = (unlike > alike.min()) & (unlike < alike.max())
     assert len(set(unlike)) == 2000 and inside.mean() > 0.9
 
@@ -64,7 +88,9 @@ def test_sizes_of_nothing_and_of_too_much():
     assert size_of(np.array([1e-45], np.float32)) == SMALLEST
     assert size_of(np.array([2 * LARGEST], np.float32)) == math.inf
     assert size_of(np.array([3e38, 3e38], np.float32)) == math.inf
-    assert 3.0 < size_of(np.array([np.nan, np.inf, 3.0], np.float32)) < 3.1, "what is no number does not count"
+    assert 3.0 < size_of(np.array([np.nan, np.inf, 3.0], np.float32)) < 3.1, (
+        "what is no number does not count"
+    )
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -74,7 +100,9 @@ def test_sums_of_the_largest_values_are_not_clipped_and_do_not_overflow(members,
     for value in (1.0, float(np.nextafter(np.float32(2), np.float32(1))), 1e-20, 1e12):
         vectors = [np.array([value if alike or not i else 0.0, 0.0], np.float32) for i in range(members)]
         total, _, clipped = summed(vectors, [slice(0, 2)])
-        assert clipped == 0 and total[0] == pytest.approx(sum(float(v[0]) for v in vectors), rel=1e-6, abs=1e-22)
+        assert clipped == 0 and total[0] == pytest.approx(
+            sum(float(v[0]) for v in vectors), rel=1e-6, abs=1e-22
+        )
 
 
 @pytest.mark.parametrize("members", [3, 16])
@@ -88,7 +116,10 @@ def test_rounding_stays_far_below_what_an_update_is(members):
 
 
 def test_parts_of_very_different_size_keep_their_digits():
-    vectors = [np.concatenate([np.full(8, 1e3 + i), np.full(8, 1e-9 * (i + 1)), np.zeros(4)]).astype(np.float32) for i in range(3)]
+    vectors = [
+        np.concatenate([np.full(8, 1e3 + i), np.full(8, 1e-9 * (i + 1)), np.zeros(4)]).astype(np.float32)
+        for i in range(3)
+    ]
     for parts, good in (((8, 8, 4), True), ((20,), False)):
         total, _, _ = summed(vectors, blocks_of(parts))
         assert (np.abs(total[8:16] / 6e-9 - 1).max() < 1e-6) == good

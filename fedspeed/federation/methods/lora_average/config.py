@@ -17,8 +17,10 @@ class Config:
 
     def problems(self, config: Any) -> list[tuple[tuple[str, ...], str]]:
         """Return the method's own rules that a run's configuration breaks, each as (dotted keys that do not
-        go together, why not and what to do)."""
-        found, named = [], f"federation.method.rule={self.rule}"
+        go together, why not and what to do).
+        """
+        found = []
+        named = f"federation.method.rule={self.rule}"
         if config.adapter.method != "lora" and self.rule != "avg_factors":
             found.append((
                 ("federation.method", "adapter.method"),

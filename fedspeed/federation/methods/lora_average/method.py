@@ -31,7 +31,8 @@ def rule_of(config) -> str:
 
 class LoraAverage(Method):
     """The vector is the weighted delta of the tensors that train, followed by the weighted sketch of the
-    products."""
+    products.
+    """
 
     def __init__(self, config, layout: Layout, **run):
         super().__init__(config, layout, **run)
@@ -40,7 +41,8 @@ class LoraAverage(Method):
 
     def _plan_of(self, round: int) -> tuple[Layout, Sketch]:
         """Return (layout of the deltas that travel in a round, the round's sketch, which may have no
-        values)."""
+        values).
+        """
         sketched = self.layout.without(self.layout.names if SKETCH in self.hides else ())
         return self.layout.without(self.frozen(round)), Sketch(sketched, self.seed, round)
 
@@ -51,7 +53,8 @@ class LoraAverage(Method):
     @classmethod
     def start_problem(cls, config, state):
         """Find a factor A that is zero and would stay so: its B never has a gradient. PEFT leaves the A of a
-        fresh LoRA beside an embedding at zero."""
+        fresh LoRA beside an embedding at zero.
+        """
         if rule_of(config) != "freeze_a":
             return ""
         stuck = next((name for name in sorted(state) if is_factor_a(name) and not np.any(state[name])), "")
@@ -65,8 +68,10 @@ class LoraAverage(Method):
 
     def frozen(self, round):
         """Return the names that keep their value; `alternate` begins with B: while B = 0, A has no
-        gradient."""
-        rule, names = rule_of(self.config), self.layout.names
+        gradient.
+        """
+        rule = rule_of(self.config)
+        names = self.layout.names
         if rule == "freeze_a" or (rule == "alternate" and round % 2 == 1):
             return frozenset(filter(is_factor_a, names))
         if rule == "alternate":
@@ -75,14 +80,16 @@ class LoraAverage(Method):
 
     def alone(self, client, state, **how):
         """Return a client's turn without the others, in which nothing is frozen that only every second round
-        freezes: what a client trains alone is no mean, so it need not alternate."""
+        freezes: what a client trains alone is no mean, so it need not alternate.
+        """
         turn = super().alone(client, state, **how)
         by_turns = self.frozen(turn.round) - self.frozen(turn.round + 1)
         return replace(turn, frozen=turn.frozen - by_turns)
 
     def unsent(self, round):
         """Return what is trained but not in the round's plan, where a method that is made from this one sends
-        less than all."""
+        less than all.
+        """
         return frozenset(self.layout.names) - set(self._plan(round)[0].names) - self.frozen(round)
 
     def values(self, round):

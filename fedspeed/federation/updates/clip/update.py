@@ -1,5 +1,6 @@
 """`clip`: no client's delta is longer than a bound, so that none moves the mean by more than its share of
-that."""
+that.
+"""
 
 import math
 
@@ -11,7 +12,8 @@ from fedspeed.federation.updates.base import Update
 
 class Clip(Update):
     """Scales a delta down to `norm` where it is longer. It promises nothing about what a delta tells, so
-    nothing else has to be hidden with it."""
+    nothing else has to be hidden with it.
+    """
 
     hides = frozenset()
 
@@ -31,5 +33,6 @@ class Clip(Update):
 
     def spent(self):
         """Return updates that were seen, those of them that were shortened, and the sum of their norms
-        before."""
+        before.
+        """
         return dict(self._spent)

@@ -1,5 +1,6 @@
-"""Memory for what travels. An exchange needs several times its vector, and getting that from the system costs as much as encrypting it: a page at a
-time, each filled with zeros. So it stays with the process between exchanges, and is used again once nobody holds any part of it.
+"""Memory for what travels. An exchange needs several times its vector, and getting that from the system costs
+as much as encrypting it: a page at a time, each filled with zeros. So it stays with the process between
+exchanges, and is used again once nobody holds any part of it.
 """
 
 import sys
@@ -7,12 +8,14 @@ import threading
 
 import numpy as np
 
-LEAST_BYTES = 1 << 18  # smaller ones the allocator keeps by itself
+MIN_BYTES = 1 << 18  # smaller ones the allocator keeps by itself
 
 
-class Rooms:
-    """Whether a piece is in use is told by Python's count of references: every array made from it counts. Free ones are given back before more is taken
-    from the system, so that it never holds more than was needed at once."""
+class BufferPool:
+    """Whether a piece is in use is told by Python's count of references: every array made from it counts.
+    Free ones are given back before more is taken from the system, so that it never holds more than was needed
+    at once.
+    """
 
     def __init__(self):
         self._held: list[np.ndarray] = []
@@ -21,7 +24,7 @@ class Rooms:
     def take(self, *shape: int, dtype=np.uint8) -> np.ndarray:
         """An array of undefined content."""
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if nbytes < LEAST_BYTES:
+        if nbytes < MIN_BYTES:
             return np.empty(shape, dtype)
         with self._lock:
             free = self._free()
@@ -56,4 +59,4 @@ class Rooms:
 
 _only_listed = [np.empty(1, np.uint8)]
 _UNUSED = sys.getrefcount(_only_listed[0])  # counted just as `_free` does
-ROOMS = Rooms()
+BUFFERS = BufferPool()

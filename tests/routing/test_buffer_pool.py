@@ -1,0 +1,84 @@
+"""Memory that is used again: never while anybody holds a part of it, and never more than was needed at
+once.
+"""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+from fedspeed.routing.buffer_pool import MIN_BYTES, BufferPool
+
+N = 4 * MIN_BYTES
+
+
+def place(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def test_what_nobody_holds_is_used_again():
+    pool = BufferPool()
+    first = pool.take(N)
+    at = place(first)
+    del first
+    again = pool.take(3, N // 4, dtype=np.uint8)
+    assert place(again) == at and again.shape == (3, N // 4) and pool.held_bytes == N
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda a: a[5:9],
+        lambda a: a.view(np.uint32),
+        lambda a: memoryview(a),
+        lambda a: np.frombuffer(a, np.uint16),
+        lambda a: [a[:3]],
+        lambda a: a.reshape(4, -1)[1],
+    ],
+)
+def test_not_while_a_part_of_it_is_held(part):
+    pool = BufferPool()
+    first = pool.take(N)
+    at = place(first)
+    held = part(first)
+    del first
+    assert place(pool.take(N)) != at
+    del held
+    gc.collect()
+    places = {place(a) for a in [pool.take(N), pool.take(N)]}
+    assert at in places
+
+
+def test_it_never_holds_more_than_was_needed_at_once():
+    pool = BufferPool()
+    for size in range(N, 40 * N, N):
+        pool.take(size)
+        assert pool.held_bytes == size
+    pool.clear()
+    assert pool.held_bytes == 0 and pool.take(10).nbytes == 10 and pool.held_bytes == 0
+
+
+def test_a_small_need_does_not_get_a_large_piece():
+    pool = BufferPool()
+    pool.take(20 * N)
+    assert pool.take(N, dtype=np.uint8).base.nbytes <= 2 * N
+
+
+def test_threads_never_share_a_piece():
+    pool = BufferPool()
+    wrong = []
+
+    def use(number):
+        for _ in range(300):
+            mine = pool.take(N)
+            mine[:] = number
+            if not (mine == number).all():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and pool.held_bytes <= 12 * N

@@ -1,0 +1,90 @@
+"""What ruff has no rule for: how a page of ours reads. Line length, positional parameters and docstrings are
+ruff's part, types are mypy's (pyproject.toml).
+"""
+
+import ast
+from collections import defaultdict
+from functools import cache
+
+from tests.conftest import ROOT
+
+FOLDERS = ("fedspeed", "benchmarks", "tests")
+FILES = sorted([ROOT / "launch.py", *(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))])
+MAX_POSITIONAL = 5
+# Where mypy is told to look away, and why: a file and how often.
+IGNORED_TYPES: dict[str, int] = {}
+
+
+@cache
+def tree_of(path):
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
+def found(is_fault):
+    """Return (file:line) of every node of ours that is a fault."""
+    nodes = ((path, node) for path in FILES for node in ast.walk(tree_of(path)))
+    return [f"{path.relative_to(ROOT)}:{node.lineno}" for path, node in nodes if is_fault(node)]
+
+
+def is_swap(node):
+    """Say whether an assignment of several values reads what it assigns: `a, b = b, a + b`."""
+    assigned = {ast.unparse(target) for target in node.targets[0].elts}
+    return bool(assigned & {ast.unparse(part) for part in ast.walk(node.value) if isinstance(part, ast.expr)})
+
+
+def assigns_twice(node):
+    """Say whether a statement makes more than one assignment."""
+    if not isinstance(node, ast.Assign):
+        return False
+    if len(node.targets) > 1:
+        return True
+    several = isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
+    return several and not is_swap(node)
+
+
+def nests_conditions(node):
+    """Say whether a conditional expression has another one in it."""
+    if not isinstance(node, ast.IfExp):
+        return False
+    return any(isinstance(part, ast.IfExp) for part in ast.walk(node) if part is not node)
+
+
+def test_a_statement_makes_one_assignment():
+    assert found(assigns_twice) == []
+
+
+def test_conditional_expressions_are_not_nested():
+    assert found(nests_conditions) == []
+
+
+def own_functions():
+    """Return by name whether functions of ours, all of that name, take any number of positional arguments."""
+    takes_any = defaultdict(list)
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                takes_any[node.name].append(node.args.vararg is not None)
+    return {name: all(answers) for name, answers in takes_any.items()}
+
+
+def test_calls_have_few_positional_arguments():
+    """Those of functions that take any number of them, ours or others', may have more."""
+    takes_any = own_functions()
+
+    def is_long(node):
+        if not isinstance(node, ast.Call) or len(node.args) <= MAX_POSITIONAL:
+            return False
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        return not takes_any.get(name, False)
+
+    assert found(is_long) == []
+
+
+def test_types_are_ignored_only_where_it_is_listed():
+    counts = {}
+    for path in FILES:
+        lines = path.read_text().splitlines()
+        if path != ROOT / "tests" / "test_page.py":
+            counts[str(path.relative_to(ROOT))] = sum("# type: ignore" in line for line in lines)
+    assert {path: count for path, count in counts.items() if count} == IGNORED_TYPES
