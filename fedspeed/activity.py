@@ -79,7 +79,7 @@ def current() -> Activity | None:
     return _at_work[-1] if _at_work else None
 
 
-def where() -> str:
+def describe_current() -> str:
     """What this process is at: `the evaluation before round 1, batch 12 of 40`; empty if nobody has said."""
     activity = current()
     return ", ".join(filter(None, (activity.name, activity.position))) if activity else ""

@@ -21,7 +21,7 @@ class FedSpeedError(Exception):
     """
 
     exit_code = EXIT_USAGE
-    in_json = False  # whether it was told on stdout already, as `--json` tells it
+    printed_as_json = False  # whether it was told on stdout already, as `--json` tells it
 
     def __init__(self, reason: str = "", *, remedy: str = ""):
         super().__init__(f"{reason}; {remedy}" if remedy else reason)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 
-def some_text(names: Sequence[object], most: int) -> str:
+def shortened_list(names: Sequence[object], most: int) -> str:
     """The first `most` of some names, and how many more there are: `a, b, c and 4 more`."""
     more = len(names) - most
     return ", ".join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")

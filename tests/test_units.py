@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fedspeed.units import bytes_text, count_text, loss_text, parameters_text, seconds_text, some_text
+from fedspeed.units import bytes_text, count_text, loss_text, parameters_text, seconds_text, shortened_list
 
 
 @pytest.mark.parametrize(
@@ -75,5 +75,5 @@ def test_parameters(count, text):
 
 
 def test_some_of_many_names():
-    assert some_text([], 2) == "" and some_text([4, 5], 2) == "4, 5"
-    assert some_text(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert shortened_list([], 2) == "" and shortened_list([4, 5], 2) == "4, 5"
+    assert shortened_list(["a", "b", "c", "d"], 2) == "a, b and 2 more"

@@ -22,7 +22,7 @@ from fedspeed.cli import (
     run,
     simulate,
 )
-from fedspeed.cli.output import tell_ending, tell_json
+from fedspeed.cli.output import print_error_as_json, report_ending
 from fedspeed.cli.packages import missing_package
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.session.ending import of_error
@@ -51,9 +51,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         return arguments.command(arguments)
     except FedSpeedError as error:
-        return tell_ending(of_error(error), json_out)
+        return report_ending(of_error(error), json_out)
     except ModuleNotFoundError as error:
-        return tell_ending(of_error(missing_package(error)), json_out)
+        return report_ending(of_error(missing_package(error)), json_out)
     except KeyboardInterrupt:
         return 130
 
@@ -65,7 +65,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if self.as_json:
-            tell_json(ConfigError(message), sys.stdout)
+            print_error_as_json(ConfigError(message), sys.stdout)
         super().error(message)
 
 

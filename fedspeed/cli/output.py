@@ -5,9 +5,9 @@ import sys
 import traceback
 from typing import TextIO
 
-from fedspeed.cluster.discover import own_identity
-from fedspeed.cluster.faults import note_fault
-from fedspeed.cluster.once import first_to_speak, report, tell_once
+from fedspeed.cluster.discover import current_rank_identity
+from fedspeed.cluster.failures import record_failure
+from fedspeed.cluster.once import claim_report, report, run_once_per_host
 from fedspeed.errors import EXIT_USAGE, FedSpeedError, Preempted
 from fedspeed.log import LOG
 from fedspeed.monitor.stdout import tell_refusal
@@ -28,7 +28,7 @@ def say(text: str) -> None:
             ) from error
 
 
-def tell_ending(ending: Ending, json_out: TextIO | None) -> int:
+def report_ending(ending: Ending, json_out: TextIO | None) -> int:
     """Say how a command ended, as far as that is not said yet; return its exit code.
 
     What a user can mend is one message on stderr, and where `json_out` is given bad input is an object there
@@ -39,22 +39,22 @@ def tell_ending(ending: Ending, json_out: TextIO | None) -> int:
         _tell_error(ending.error, json_out)
     elif ending.error is not None:
         traceback.print_exception(ending.error)
-        note_fault(ending.error)
+        record_failure(ending.error)
     elif ending.note:
         LOG.info(ending.note)
     return ending.exit_code
 
 
 def _tell_error(error: FedSpeedError, json_out: TextIO | None) -> None:
-    if isinstance(error, Preempted) and not first_to_speak(os.environ):
+    if isinstance(error, Preempted) and not claim_report(os.environ):
         return  # all ranks are asked to end alike, perhaps for bad input that another one has told of
     report(error)
-    if json_out is not None and error.exit_code == EXIT_USAGE and not error.in_json:
-        tell_json(error, json_out)
+    if json_out is not None and error.exit_code == EXIT_USAGE and not error.printed_as_json:
+        print_error_as_json(error, json_out)
 
 
-def tell_json(error: FedSpeedError, json_out: TextIO) -> None:
+def print_error_as_json(error: FedSpeedError, json_out: TextIO) -> None:
     """Tell bad input in the words of `--json`, before the ranks have met: of those on this host, which may
     all have found the same, one speaks.
     """
-    tell_once(lambda: tell_refusal(json_out, error), own_identity())
+    run_once_per_host(lambda: tell_refusal(json_out, error), current_rank_identity())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fedspeed.cli.arguments import PROJECT, QUICKSTART, Commands, file_name
-from fedspeed.cli.output import say, tell_ending
+from fedspeed.cli.output import report_ending, say
 from fedspeed.cli.packages import missing_package, need_packages
 from fedspeed.errors import EXIT_OK, LostPeerError, ModelError
 from fedspeed.session.ending import Ending, of_error
@@ -154,7 +154,7 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
     choose_allocator(os.environ)
     json_out = claim_stdout() if arguments.json else None  # before anything keeps a reference to stdout
     ending = _ending_of_rank(arguments, json_out)
-    tell_ending(ending, json_out)
+    report_ending(ending, json_out)
     sys.stdout.flush()
     sys.stderr.flush()
     return ending.code_for_supervisor if os.environ.get("FEDSPEED_LAUNCH") == "local" else ending.exit_code
@@ -190,4 +190,4 @@ def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
     arguments.fresh = False
     argv = [a for a in sys.argv[1:] if a != "--fresh"]
     ending = supervise(request, launch, argv, lambda env: _rank(arguments, env))
-    return tell_ending(ending, None)
+    return report_ending(ending, None)

@@ -27,7 +27,7 @@ def device_index(local_rank: int, seen: int) -> int:
     """Return the index of the device that a rank computes on, among those that its process sees.
 
     A launcher that shows each rank one device shows it as number 0. Where there are more ranks than devices,
-    they are dealt out in turn, so that ranks which stand beside each other share none.
+    they are assigned round robin, so that ranks which stand beside each other share none.
 
     Args:
         local_rank: as the launcher numbers the ranks of a machine.
@@ -36,7 +36,7 @@ def device_index(local_rank: int, seen: int) -> int:
     return local_rank % max(1, seen)
 
 
-def dealt(ranks: int, seen: int, host: str) -> dict[int, Card]:
+def cards_of_ranks(ranks: int, seen: int, host: str) -> dict[int, Card]:
     """Return the card of each rank of a machine whose ranks all see the same cards."""
     return {rank: Card(f"GPU {device_index(rank, seen)}", host, seen) for rank in range(ranks)}
 

@@ -4,10 +4,10 @@ import os
 import socket
 from pathlib import Path
 
-from fedspeed.cluster.cards import check_cards, dealt
+from fedspeed.cluster.cards import cards_of_ranks, check_cards
 from fedspeed.cluster.devices import computing_gpus
 from fedspeed.cluster.discover import Launch, from_process
-from fedspeed.cluster.local import check_rank_count, crowding, local_hosts
+from fedspeed.cluster.local import check_rank_count, local_hosts, oversubscription_notes
 from fedspeed.cluster.topology import Topology, lay_out
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
@@ -59,5 +59,7 @@ def _crowded(config: RunConfig, topology: Topology) -> list[str]:
     ranks = len(topology.ranks)
     gpus = computing_gpus(os.environ)
     if not gpus:
-        return crowding(ranks)
-    return check_cards(topology.worlds(config.engine.pipeline), dealt(ranks, gpus, socket.gethostname()))
+        return oversubscription_notes(ranks)
+    return check_cards(
+        topology.worlds(config.engine.pipeline), cards_of_ranks(ranks, gpus, socket.gethostname())
+    )

@@ -25,17 +25,17 @@ _AIO_PROGRAM = (
 
 
 @dataclass(frozen=True)
-class Lack:
+class MissingRequirement:
     """Something that is not there, and how to get it."""
 
-    what: str
+    name: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.remedy}"
+        return f"{self.name}: {self.remedy}"
 
 
-def lacks_for_async_io(env: Mapping[str, str] = os.environ) -> list[Lack]:
+def missing_for_async_io(env: Mapping[str, str] = os.environ) -> list[MissingRequirement]:
     """What is missing here for `async_io`, DeepSpeed's way to NVMe; nothing where DeepSpeed was installed
     with it.
 
@@ -45,26 +45,32 @@ def lacks_for_async_io(env: Mapping[str, str] = os.environ) -> list[Lack]:
     return [] if _installed("async_io") else [*_lacks_for_any(env), *_lacks_of_libaio(env)]
 
 
-def _lacks_for_any(env: Mapping[str, str]) -> list[Lack]:
+def _lacks_for_any(env: Mapping[str, str]) -> list[MissingRequirement]:
     lacks = []
     if not _program(env.get("CXX", "c++"), env):
         lacks.append(
-            Lack(f"a C++ compiler (`{env.get('CXX', 'c++')}`)", "apt install g++, or name another with CXX")
+            MissingRequirement(
+                f"a C++ compiler (`{env.get('CXX', 'c++')}`)", "apt install g++, or name another with CXX"
+            )
         )
     if not ninja(env):
-        lacks.append(Lack("ninja", "pip install ninja"))
+        lacks.append(MissingRequirement("ninja", "pip install ninja"))
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
-        lacks.append(Lack("Python.h", "apt install python3-dev"))
+        lacks.append(MissingRequirement("Python.h", "apt install python3-dev"))
     if env.get("DS_ACCELERATOR") != "cpu" and visible_gpus(env) and not _cuda_toolkit(env):
-        lacks.append(Lack("the CUDA toolkit (nvcc)", "set CUDA_HOME to it, or put its nvcc on PATH"))
+        lacks.append(
+            MissingRequirement("the CUDA toolkit (nvcc)", "set CUDA_HOME to it, or put its nvcc on PATH")
+        )
     return lacks
 
 
-def _lacks_of_libaio(env: Mapping[str, str]) -> list[Lack]:
+def _lacks_of_libaio(env: Mapping[str, str]) -> list[MissingRequirement]:
     """DeepSpeed looks for the library by linking a program with Python's own C compiler, and so does this."""
     compiler = env.get("CC") or sysconfig.get_config_var("CC") or "cc"
     if not _program(compiler, env):
-        return [Lack(f"a C compiler (`{compiler}`)", "apt install gcc, or name another with CC")]
+        return [
+            MissingRequirement(f"a C compiler (`{compiler}`)", "apt install gcc, or name another with CC")
+        ]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "try.c"
         source.write_text(_AIO_PROGRAM, encoding="utf-8")
@@ -80,12 +86,14 @@ def _lacks_of_libaio(env: Mapping[str, str]) -> list[Lack]:
         try:
             done = subprocess.run(command, env=dict(env), capture_output=True, timeout=_TRY_S, check=False)
         except (OSError, subprocess.SubprocessError):
-            return [Lack(f"a C compiler that works (`{compiler}` does not)", "name another with CC")]
+            return [
+                MissingRequirement(f"a C compiler that works (`{compiler}` does not)", "name another with CC")
+            ]
     return (
         []
         if done.returncode == 0
         else [
-            Lack(
+            MissingRequirement(
                 "libaio with its header",
                 "apt install libaio-dev, or CFLAGS=-I... LDFLAGS=-L... where it is elsewhere",
             )

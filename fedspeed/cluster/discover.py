@@ -103,7 +103,7 @@ def from_process(hostfile_arg: Path | None) -> Launch:
     return discover(os.environ, ancestor_cmdlines(), hostfile_arg, Path.cwd(), socket.gethostname())
 
 
-def own_identity() -> RankIdentity:
+def current_rank_identity() -> RankIdentity:
     """Which rank this process is; one that stands alone where that cannot be told."""
     try:
         return identify(os.environ, layout.world_info_of(ancestor_cmdlines()) is not None)
@@ -111,7 +111,7 @@ def own_identity() -> RankIdentity:
         return ALONE
 
 
-def mpi_outlives_ranks() -> bool:
+def mpi_is_fault_tolerant() -> bool:
     """Whether mpirun was told to leave a job's ranks alone when one of them dies (`--with-ft mpi`), which it
     tells them so.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from fedspeed.cluster.compilers import lacks_for_async_io
+from fedspeed.cluster.compilers import missing_for_async_io
 from fedspeed.cluster.devices import installed_gpus, usable_cores, visible_gpus
 
 _GIB = 2**30
@@ -187,13 +187,13 @@ def _version(path: str, option: str) -> str:
 
 
 def _async_io() -> Check:
-    lacks = lacks_for_async_io()
+    lacks = missing_for_async_io()
     if not lacks:
         return Check("async_io", True, "DeepSpeed has it, or can build it when it is first used")
     return Check(
         "async_io",
         False,
-        f"cannot be built without {' and '.join(lack.what for lack in lacks)}",
+        f"cannot be built without {' and '.join(lack.name for lack in lacks)}",
         f"{'; '.join(lack.remedy for lack in lacks)}. DeepSpeed's own NVMe offload needs it "
         "(engine.tier=stock), engine.tier=nvme does not",
     )

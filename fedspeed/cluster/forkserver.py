@@ -18,7 +18,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from fedspeed.cluster.faults import note_fault
+from fedspeed.cluster.failures import record_failure
 from fedspeed.cluster.once import report
 from fedspeed.cluster.processes import die_with
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError
@@ -169,7 +169,7 @@ def _be_rank(target: Target, env: dict[str, str]) -> int:
     except KeyboardInterrupt:
         return EXIT_RESUMABLE
     except BaseException as error:
-        note_fault(error, env)
+        record_failure(error, env)
         raise
 
 

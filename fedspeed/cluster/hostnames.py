@@ -15,20 +15,20 @@ def is_same_host(name: str, other: str) -> bool:
     return shorter == longer or (longer.startswith(f"{shorter}.") and not _is_address(longer))
 
 
-def hosts_called(hosts: Sequence[Host], name: str) -> list[Host]:
+def matching_hosts(hosts: Sequence[Host], name: str) -> list[Host]:
     """The host whose name this is in full, else all that it may mean."""
     exact = [host for host in hosts if host.name.casefold() == name.casefold()]
     return exact[:1] or [host for host in hosts if is_same_host(host.name, name)]
 
 
-def own_host(hosts: Sequence[Host], hostname: str) -> Host | None:
+def find_host(hosts: Sequence[Host], hostname: str) -> Host | None:
     """That one of a job's hosts which calls itself `hostname`; None if its name leaves open which, or is
     another kind of name.
 
     One of them it must be, so a first label that only one of them has tells it too, whatever domain stands
     behind it (machines have names of their own in each of their networks).
     """
-    found = hosts_called(hosts, hostname) or [
+    found = matching_hosts(hosts, hostname) or [
         host for host in hosts if _first_label(host.name) == _first_label(hostname)
     ]
     return found[0] if len(found) == 1 else None

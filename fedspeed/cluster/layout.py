@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from fedspeed.cluster import nodelist
 from fedspeed.cluster.hostfile import Host, Hostfile, read
-from fedspeed.cluster.hostnames import hosts_called, is_same_host, own_host
+from fedspeed.cluster.hostnames import find_host, is_same_host, matching_hosts
 from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import HostfileError
 
@@ -239,7 +239,7 @@ def _slurm_job_layouts(names: list[str], clues: Clues) -> list[tuple[Host, ...] 
     layouts = []
     if "SLURM_STEP_ID" not in env and "SLURM_TASKS_PER_NODE" in env:
         layouts.append(_paired(names, nodelist.expand_counts(env["SLURM_TASKS_PER_NODE"])))
-    here = own_host([Host(name, 1) for name in names], clues.hostname)
+    here = find_host([Host(name, 1) for name in names], clues.hostname)
     if here and identity.local_size is not None:
         index = names.index(here.name)
         before = identity.world_rank - identity.local_rank
@@ -282,7 +282,7 @@ def _contradiction(hosts: Sequence[Host], clues: Clues) -> str | None:
     if identity.all_local:
         return None
     host, slot = host_of_rank(hosts, identity.world_rank)
-    actual = own_host(hosts, clues.hostname)
+    actual = find_host(hosts, clues.hostname)
     if actual and actual != host:
         return f"rank {identity.world_rank} runs on {actual.name}, but would belong to {host.name}"
     if identity.local_rank != slot or (identity.local_size is not None and identity.local_size != host.slots):
@@ -408,10 +408,10 @@ def _described(file: Hostfile, name: str) -> Host | None:
     Raises:
         HostfileError: it is short for several, about which the file states different facts.
     """
-    found = hosts_called(file.hosts, name)
+    found = matching_hosts(file.hosts, name)
     if len(found) > 1:
         # Asked only here: a name service may take seconds to answer.
-        found = hosts_called(found, socket.getfqdn(name))
+        found = matching_hosts(found, socket.getfqdn(name))
     if len({(host.facts, file.cluster(host.cluster).trust) for host in found}) > 1:
         raise HostfileError(
             f"{file.path}: host {name} of this job may be {' or '.join(host.name for host in found)}, about "

@@ -18,7 +18,7 @@ from typing import Self
 
 from fedspeed.cluster.devices import computing_gpus, rank_devices, usable_cores, visible_gpus
 from fedspeed.cluster.discover import MEETING_VARIABLE, Launch
-from fedspeed.cluster.faults import FAULT_VARIABLE, noted_faults
+from fedspeed.cluster.failures import FAILURE_VARIABLE, recorded_failures
 from fedspeed.cluster.hostfile import Host
 from fedspeed.cluster.once import ONCE_VARIABLE
 from fedspeed.cluster.worker_group import End, ForkedGroup, PreloadFailed, SpawnedGroup, WorkerGroup
@@ -62,7 +62,7 @@ def local_hosts(launch: Launch, setting: int | str, clients: int) -> tuple[Host,
     return launch.hosts if launch.hostfile else (Host("localhost", local_rank_count(setting, clients)),)
 
 
-def crowding(ranks: int) -> list[str]:
+def oversubscription_notes(ranks: int) -> list[str]:
     """A note where this machine is to start more ranks than it has cores, and no GPU. Ranks on GPUs are held
     to `cards.check_cards`.
     """
@@ -108,15 +108,15 @@ class LocalRun:
             left, or a signal asked to end; the same command resumes. 1: anything else.
         restarts: how often all ranks were started again.
         started: when they were last, in seconds since 1970.
-        asked_to_end: whether a signal has asked them to.
-        said: what was logged of it.
+        stop_requested: whether a signal has asked them to.
+        messages: what was logged of it.
     """
 
     exit_code: int
     restarts: int
     started: float
-    asked_to_end: bool
-    said: tuple[str, ...]
+    stop_requested: bool
+    messages: tuple[str, ...]
 
 
 def run_local(
@@ -182,8 +182,8 @@ def run_local(
         exit_code=code,
         restarts=supervisor.restarts,
         started=supervisor.started,
-        asked_to_end=supervisor.asked_to_end,
-        said=tuple(supervisor.said),
+        stop_requested=supervisor.stop_requested,
+        messages=tuple(supervisor.messages),
     )
 
 
@@ -223,14 +223,14 @@ class _Supervisor:
     end_s: float
     starts: int = 0
     restarts: int = 0
-    asked_to_end: bool = False
+    stop_requested: bool = False
     started: float = field(default_factory=time.time)
     killed: bool = False  # whether a rank of the last attempt died by a signal that is not of this supervisor
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def log(self, text: str) -> None:
         LOG.info(text)
-        self.said.append(text)
+        self.messages.append(text)
 
     def run(self, max_restarts: int, progressed: Callable[[], int]) -> int:
         spent = 0
@@ -271,7 +271,7 @@ class _Supervisor:
         """The exceptions that ended the last attempt; none where a rank was killed, which others' exceptions
         may only follow from.
         """
-        return frozenset() if self.killed else noted_faults(self._fault_path(self.starts - 1))
+        return frozenset() if self.killed else recorded_failures(self._fault_path(self.starts - 1))
 
     def _fault_path(self, start: int) -> Path:
         return self.folder / f"fault-{start}"
@@ -318,7 +318,7 @@ class _Supervisor:
         return Asked.END, time.monotonic() + self.end_s
 
     def _finish(self) -> tuple[Asked, float]:
-        self.asked_to_end = True
+        self.stop_requested = True
         name = signal.Signals(self.signals.received[0]).name
         self.log(
             f"asked to end by {name}: the ranks have {self.finish_s:g} s to finish the round "
@@ -331,7 +331,7 @@ class _Supervisor:
         shared = {
             MEETING_VARIABLE: str(self.folder / f"meeting-{self.starts}"),
             ONCE_VARIABLE: str(self.folder / f"said-{self.starts}"),
-            FAULT_VARIABLE: str(self._fault_path(self.starts)),
+            FAILURE_VARIABLE: str(self._fault_path(self.starts)),
             "FEDSPEED_RESTARTS": str(self.starts),
         }
         return [

@@ -43,7 +43,7 @@ def open_server(port: int, timeout_s: float) -> Any:
     )
 
 
-def open_or_find(launch: Launch, timeout_s: float) -> tuple[Any, tuple[str, int]]:
+def open_or_connect(launch: Launch, timeout_s: float) -> tuple[Any, tuple[str, int]]:
     """The job's torch TCPStore, opened by world rank 0 and found by the others, and the address it was
     reached at.
 

@@ -13,7 +13,7 @@ from fedspeed.errors import EXIT_USAGE, FedSpeedError
 from fedspeed.log import LOG
 
 ONCE_VARIABLE = "FEDSPEED_ONCE"
-# files of `tell_once` in the folder for temporary ones: this, user, parent, when the parent began
+# files of `run_once_per_host` in the folder for temporary ones: this, user, parent, when the parent began
 _TOLD = "fedspeed-told"
 
 
@@ -23,11 +23,11 @@ def report(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> None:
     Bad input looks the same from every rank of a machine, so under our own supervisor only one of them prints
     it. A lost peer is what a rank alone can tell; each says what it saw.
     """
-    if error.exit_code != EXIT_USAGE or first_to_speak(env):
+    if error.exit_code != EXIT_USAGE or claim_report(env):
         LOG.error(str(error))
 
 
-def first_to_speak(env: Mapping[str, str]) -> bool:
+def claim_report(env: Mapping[str, str]) -> bool:
     """True for one process per attempt of the local supervisor; always True under any other launcher."""
     path = env.get(ONCE_VARIABLE)
     if not path:
@@ -42,7 +42,7 @@ def first_to_speak(env: Mapping[str, str]) -> bool:
     return True
 
 
-def tell_once(tell: Callable[[], None], identity: RankIdentity) -> None:
+def run_once_per_host(tell: Callable[[], None], identity: RankIdentity) -> None:
     """Call `tell` on the first of this host's ranks that comes here. The others come back when it has told: a
     launcher may end all ranks when one of them ends, and none may end before the word is out. Should the
     teller die, the next one tells.

@@ -18,7 +18,7 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def how_it_ended(code: int) -> str:
+def exit_text(code: int) -> str:
     """In words: an exit code, or minus the signal that killed the process."""
     if code >= 0:
         return f"ended with exit code {code}"

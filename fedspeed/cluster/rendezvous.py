@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from fedspeed.cluster.discover import Launch
-from fedspeed.cluster.hostnames import own_host
+from fedspeed.cluster.hostnames import find_host
 from fedspeed.cluster.layout import host_of_rank
-from fedspeed.cluster.meeting import named, open_or_find, open_server
+from fedspeed.cluster.meeting import named, open_or_connect, open_server
 from fedspeed.errors import HostfileError, LostPeerError
-from fedspeed.net.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, own_address
+from fedspeed.net.ports import RESOLVER_OPTIONS, RESOLVER_VARIABLE, reachable_address
 
 _LONGEST_PAUSE_S = 0.25
 # Time for the others to read what rank 0 has read already.
@@ -170,7 +170,7 @@ def meet(launch: Launch, timeout_s: float) -> Store:
     """
     os.environ.setdefault(RESOLVER_VARIABLE, RESOLVER_OPTIONS)
     deadline = time.monotonic() + timeout_s
-    tcp, address = open_or_find(launch, timeout_s)
+    tcp, address = open_or_connect(launch, timeout_s)
     store = Store(tcp, address, launch.world_rank)
     mine = {
         "hostname": socket.gethostname(),
@@ -202,7 +202,7 @@ def meet(launch: Launch, timeout_s: float) -> Store:
     return store
 
 
-def torch_world(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: float) -> dict[str, str]:
+def torch_world_env(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: float) -> dict[str, str]:
     """The environment of this rank's torch world; to be set before anything initialises torch.distributed.
 
     RANK and WORLD_SIZE count in that world. LOCAL_RANK and LOCAL_SIZE stay the machine's, as the launcher
@@ -221,7 +221,7 @@ def torch_world(store: Store, ranks: Sequence[int], launch: Launch, timeout_s: f
     machine = store.peers[world_rank].machine
     key = f"fedspeed/world/{ranks[0]}"
     if world_rank == ranks[0]:
-        address = own_address(launch.master_addr, machine == store.peers[0].machine)
+        address = reachable_address(launch.master_addr, machine == store.peers[0].machine)
         store.opened_world = open_server(0, timeout_s)
         store.put(key, json.dumps([address, store.opened_world.port]))
     elif store.wait([key], timeout_s):
@@ -267,10 +267,10 @@ def leave(store: Store, timeout_s: float) -> set[int]:
     publish(store, _bye(store.world_rank), "bye")
     if store.world_rank != 0:
         return set()
-    return still_here(store, [peer.world_rank for peer in store.peers], timeout_s)
+    return ranks_not_left(store, [peer.world_rank for peer in store.peers], timeout_s)
 
 
-def still_here(store: Store, ranks: Iterable[int], timeout_s: float) -> set[int]:
+def ranks_not_left(store: Store, ranks: Iterable[int], timeout_s: float) -> set[int]:
     """Waits until all of `ranks` have said goodbye; returns those that have not at the deadline."""
     ranks = list(ranks)
     missing = store.wait([_bye(rank) for rank in ranks], timeout_s)
@@ -329,7 +329,7 @@ def _check_machines(launch: Launch, peers: tuple[Peer, ...]) -> None:
                 "be numbered host by host (mpirun --map-by slot, srun --distribution=block), or correct the "
                 "hostfile"
             )
-        known = own_host(launch.hosts, peer.hostname)
+        known = find_host(launch.hosts, peer.hostname)
         if known and not emulated and host != known:
             raise HostfileError(
                 f"rank {peer.world_rank} belongs to host {host.name}, but runs on {peer.hostname}; write "

@@ -18,7 +18,7 @@ SERVER = "the server"  # the cluster that its ranks form; no hostfile can call o
 
 
 @dataclass(frozen=True)
-class RankPlace:
+class RankPlacement:
     """Where one rank stands. `cluster`, `cluster_rank` are None and `clients` is empty on an idle rank; on
     the server's only `clients` is.
 
@@ -35,7 +35,7 @@ class RankPlace:
 
 
 @dataclass(frozen=True)
-class ClientPlace:
+class ClientPlacement:
     """A client and its ranks: consecutive world ranks of one host, or of whole hosts of one cluster.
     `gateway` is the first of them.
     """
@@ -47,7 +47,7 @@ class ClientPlace:
 
 
 @dataclass(frozen=True)
-class ClusterPlace:
+class ClusterPlacement:
     """A torch world: its ranks ascending, so that `ranks[cluster_rank]` is the world rank, and its clients
     ascending.
     """
@@ -64,9 +64,9 @@ class Topology:
     `spare` the idle ones of a host that is there to be one.
     """
 
-    ranks: tuple[RankPlace, ...]
-    clients: tuple[ClientPlace, ...]
-    clusters: tuple[ClusterPlace, ...]
+    ranks: tuple[RankPlacement, ...]
+    clients: tuple[ClientPlacement, ...]
+    clusters: tuple[ClusterPlacement, ...]
     idle: tuple[int, ...]
     server: tuple[int, ...] = ()
     spare: tuple[int, ...] = ()
@@ -95,7 +95,7 @@ class Topology:
         """World ranks that carry clients or are the server's, ascending."""
         return tuple(place.world_rank for place in self.ranks if place.cluster is not None)
 
-    def place(self, world_rank: int) -> RankPlace:
+    def place(self, world_rank: int) -> RankPlacement:
         return self.ranks[world_rank]
 
     def worlds(self, pipeline: str) -> dict[str, tuple[int, ...]]:
@@ -115,7 +115,7 @@ class Topology:
         """
         return next(ranks for ranks in self.worlds(pipeline).values() if world_rank in ranks)
 
-    def cluster_of(self, name: str) -> ClusterPlace:
+    def cluster_of(self, name: str) -> ClusterPlacement:
         """The cluster of that name. Raises KeyError: an idle rank has None for a cluster, and no place
         here.
         """
@@ -305,7 +305,7 @@ def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]], ser
         cluster_ranks.setdefault(host.cluster, []).extend(ranks)
         cluster_clients.setdefault(host.cluster, []).extend(block)
         carried.update(dict.fromkeys(ranks, tuple(block)))
-        clients += [ClientPlace(client, host.cluster, tuple(ranks), ranks[0]) for client in block]
+        clients += [ClientPlacement(client, host.cluster, tuple(ranks), ranks[0]) for client in block]
     slots = [(host, local_rank) for host in hosts for local_rank in range(host.slots)]
     places = []
     serving = []
@@ -314,7 +314,7 @@ def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]], ser
         if world_rank in carried:
             cluster_rank = cluster_ranks[host.cluster].index(world_rank)
             places.append(
-                RankPlace(
+                RankPlacement(
                     world_rank,
                     host.name,
                     local_rank,
@@ -326,21 +326,21 @@ def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]], ser
         elif server and host.role == "server":
             serving.append(world_rank)
             places.append(
-                RankPlace(
+                RankPlacement(
                     world_rank, host.name, local_rank, cluster=SERVER, cluster_rank=local_rank, clients=()
                 )
             )
         else:
             spare += [world_rank] * (host.role == "server")
             places.append(
-                RankPlace(world_rank, host.name, local_rank, cluster=None, cluster_rank=None, clients=())
+                RankPlacement(world_rank, host.name, local_rank, cluster=None, cluster_rank=None, clients=())
             )
     clusters = tuple(
-        ClusterPlace(name, tuple(ranks), tuple(cluster_clients[name]))
+        ClusterPlacement(name, tuple(ranks), tuple(cluster_clients[name]))
         for name, ranks in cluster_ranks.items()
     )
     if serving:
-        clusters = (*clusters, ClusterPlace(SERVER, tuple(serving), ()))
+        clusters = (*clusters, ClusterPlacement(SERVER, tuple(serving), ()))
     idle = tuple(place.world_rank for place in places if place.cluster is None)
     return Topology(
         tuple(places), tuple(clients), clusters, idle=idle, server=tuple(serving), spare=tuple(spare)

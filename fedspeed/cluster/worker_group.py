@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from fedspeed.cluster import forkserver
-from fedspeed.cluster.processes import die_with, how_it_ended
+from fedspeed.cluster.processes import die_with, exit_text
 
 _CLOSE_S = 2.0
 
@@ -40,7 +40,7 @@ class End:
     def __str__(self) -> str:
         if self.because:
             return self.because
-        return f"rank {self.rank} (pid {self.pid}) {how_it_ended(self.code)}"
+        return f"rank {self.rank} (pid {self.pid}) {exit_text(self.code)}"
 
 
 class PreloadFailed(Exception):
@@ -174,5 +174,5 @@ class ForkedGroup:
         self._connection.close()
         self._server = 0
         code = os.waitstatus_to_exitcode(status)
-        because = f"the fork server {how_it_ended(code)}, and its ranks ended with it"
+        because = f"the fork server {exit_text(code)}, and its ranks ended with it"
         return [End(rank, pid, code, because) for rank in sorted(self._running)]

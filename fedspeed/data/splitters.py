@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from fedspeed.errors import DataError
-from fedspeed.units import some_text
+from fedspeed.units import shortened_list
 
 _LDA_TRIES = 1000
 
@@ -119,7 +119,7 @@ def _complete(split: list[np.ndarray], n: int) -> list[np.ndarray]:
 
 def _too_few(n: int, clients: int, empty: Sequence[int]) -> DataError:
     return DataError(
-        f"{n} rows are too few for {clients} clients: no row for client {some_text(empty, 8)}; lower "
+        f"{n} rows are too few for {clients} clients: no row for client {shortened_list(empty, 8)}; lower "
         "data.clients or give more rows "
         "(data.max_rows, data.path)"
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedspeed.cluster.compilers import lacks_for_async_io, ninja
+from fedspeed.cluster.compilers import missing_for_async_io, ninja
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.errors import FedSpeedError
 from fedspeed.log import LOG
@@ -38,7 +38,7 @@ def check_operators(tier: str, ds_config: Mapping) -> None:
         FedSpeedError: it cannot; says what is missing and how to get it.
     """
     keys = needs_async_io(tier, ds_config)
-    if keys and (lacks := lacks_for_async_io()):
+    if keys and (lacks := missing_for_async_io()):
         raise FedSpeedError(
             f"{', '.join(keys)} in stock execution needs DeepSpeed's async_io, which is built when it is "
             "first used, and this machine "

@@ -12,7 +12,7 @@ from fedspeed.errors import ConfigError
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.link import ClientLink
-from fedspeed.units import some_text
+from fedspeed.units import shortened_list
 
 MAX_NAMED = 3  # arrays, or participants, that a message names
 
@@ -59,8 +59,8 @@ def difference(method: str, names: Sequence[str], arrays: Sequence[frozenset[str
     parts = []
     for own, who in groups.items():
         has = "has" if len(who) == 1 else "have"
-        own_arrays = some_text(sorted(own - common), MAX_NAMED)
-        parts.append(f"{some_text(who, MAX_NAMED)} {has} {own_arrays or 'no more'}")
+        own_arrays = shortened_list(sorted(own - common), MAX_NAMED)
+        parts.append(f"{shortened_list(who, MAX_NAMED)} {has} {own_arrays or 'no more'}")
     return (
         f"federation.method={method}: the state has not the same arrays everywhere; beside {len(common)} "
         f"that all have, {'; '.join(parts)}. All roles must hold the same arrays by name and shape: what "

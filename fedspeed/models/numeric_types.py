@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedspeed.units import some_text
+from fedspeed.units import shortened_list
 
 NAMES = ("fp32", "bf16", "fp16")
 
@@ -43,4 +43,4 @@ def told(dtype: str, devices: Sequence[DeviceTypes]) -> str:
         device.name for device in devices if device.kind == "cpu" or "fp16" not in device.types
     })
     lack = "cannot do bf16" if dtype == "fp16" else "would be slow in 16 bits"
-    return f"model.dtype={dtype} (auto: {some_text(deciding, 3)} {lack})"
+    return f"model.dtype={dtype} (auto: {shortened_list(deciding, 3)} {lack})"

@@ -51,7 +51,7 @@ def tell_refusal(stream: TextIO, error: FedSpeedError) -> None:
     code.
     """
     JsonLines(stream).write("error", {"error": str(error), "exit_code": error.exit_code})
-    error.in_json = True
+    error.printed_as_json = True
 
 
 class NoJson:

@@ -35,7 +35,7 @@ def free_port() -> int:
     raise OSError(f"none of {_TRIES} ports tried between {PORTS.start} and {PORTS.stop} is free")
 
 
-def own_address(master: str, same_machine: bool) -> str:
+def reachable_address(master: str, same_machine: bool) -> str:
     """An address of this machine that the others can reach: the one the first rank is known by, or the one
     that faces it.
 

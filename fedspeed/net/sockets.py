@@ -1,7 +1,7 @@
 """Reading from stream sockets."""
 
 
-def fill(connection, into: memoryview) -> None:
+def receive_into(connection, into: memoryview) -> None:
     """Read until `into` is full.
 
     Raises:
@@ -15,8 +15,8 @@ def fill(connection, into: memoryview) -> None:
         done += n
 
 
-def exactly(connection, count: int) -> bytes:
+def receive_exactly(connection, count: int) -> bytes:
     """The next `count` bytes. Raises as `fill` does."""
     data = bytearray(count)
-    fill(connection, memoryview(data))
+    receive_into(connection, memoryview(data))
     return bytes(data)

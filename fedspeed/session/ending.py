@@ -154,7 +154,7 @@ def of_summary(summary: Summary) -> Ending:
 
 
 def of_ranks(
-    exit_code: int, asked_to_end: bool, said: Sequence[str], missing: tuple[MissingUpdates, ...]
+    exit_code: int, stop_requested: bool, said: Sequence[str], missing: tuple[MissingUpdates, ...]
 ) -> Ending:
     """Return the ending of local ranks that the supervisor has seen end.
 
@@ -163,10 +163,10 @@ def of_ranks(
             end.
     """
     return Ending(
-        status="preempted" if asked_to_end else "failed",
+        status="preempted" if stop_requested else "failed",
         exit_code=exit_code,
         reason="; ".join(said),
-        missing=() if asked_to_end else missing,
+        missing=() if stop_requested else missing,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import Launch
-from fedspeed.cluster.local import LocalRun, crowding, local_hosts, run_local
+from fedspeed.cluster.local import LocalRun, local_hosts, oversubscription_notes, run_local
 from fedspeed.cluster.topology import lay_out
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
@@ -59,7 +59,7 @@ def supervise(
     hosts = local_hosts(launch, config.cluster.local_ranks, config.data.clients)
     ranks = sum(host.slots for host in hosts)
     choose_accelerator(os.environ)
-    for text in crowding(ranks):
+    for text in oversubscription_notes(ranks):
         LOG.info(text)
     run = run_local(
         argv,
@@ -129,7 +129,7 @@ def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode:
     records = read_rounds(folder / "rounds.jsonl")
     absent = absent_rounds(records, journal_of(request).newest())
     missing = gaps(records, absent, range(config.data.clients), range(1, config.federation.rounds + 1))
-    ending = of_ranks(run.exit_code, run.asked_to_end, [*run.said, *where], missing)
+    ending = of_ranks(run.exit_code, run.stop_requested, [*run.messages, *where], missing)
     if not folder.is_dir() or _is_of_this_start(folder / summary_file.NAME, run):
         return ending
     summary = ending.summary(records, rounds=config.federation.rounds, restarts=run.restarts, absent=absent)

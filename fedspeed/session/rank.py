@@ -283,7 +283,7 @@ def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> End
             with CheckIn(job, store, point):
                 pass
         heartbeat = _heartbeat(job, store, reporting.LastResort(job))
-        while rendezvous.still_here(store, job.workers, 1.0):
+        while rendezvous.ranks_not_left(store, job.workers, 1.0):
             if lost := heartbeat.lost():
                 store.wait([REPORTED], GRACE_S)
                 raise silence(job, lost)
@@ -312,7 +312,7 @@ def _join_cluster(job: Job, store: rendezvous.Store) -> None:
     from fedspeed.engine.arithmetic import set_arithmetic
 
     timeout_s = job.config.cluster.start_timeout_s
-    os.environ.update(rendezvous.torch_world(store, job.world, job.launch, timeout_s))
+    os.environ.update(rendezvous.torch_world_env(store, job.world, job.launch, timeout_s))
     # torchrun's agent holds a store for its own world, which is not this cluster's.
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     quiet()

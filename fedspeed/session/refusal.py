@@ -25,7 +25,7 @@ def tell_refusal(error: BaseException, json_out: TextIO | None, store: Store) ->
     if store.is_first("refused") or (store.wait([TOLD], TOLD_S) and store.is_first("refused, but not told")):
         stdout.tell_refusal(json_out, error)
         store.note(TOLD, "")
-    error.in_json = True
+    error.printed_as_json = True
 
 
 def abort(error: BaseException, transport: Transport) -> None:

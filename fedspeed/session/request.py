@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
-from fedspeed.cluster.discover import Launch, mpi_outlives_ranks
-from fedspeed.cluster.topology import RankPlace, Topology
+from fedspeed.cluster.discover import Launch, mpi_is_fault_tolerant
+from fedspeed.cluster.topology import RankPlacement, Topology
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import Loaded, with_values
 from fedspeed.config.run import RunConfig
@@ -121,7 +121,7 @@ class Job:
         return self.launch.world_rank
 
     @property
-    def place(self) -> RankPlace:
+    def place(self) -> RankPlacement:
         """Where this rank stands in the topology."""
         return self.topology.place(self.me)
 
@@ -174,7 +174,7 @@ class Job:
         facts = TRANSPORTS[self.transport]
         if facts.outlives_losses:
             return True
-        spared = self.launch.kind in facts.outlives_under and mpi_outlives_ranks()
+        spared = self.launch.kind in facts.outlives_under and mpi_is_fault_tolerant()
         return spared and self.config.routing.anonymous
 
     @cached_property

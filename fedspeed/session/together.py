@@ -38,7 +38,7 @@ class StopFlag:
     def _on_signal(self, *_) -> None:
         first = not self._asked
         self._asked = True
-        where = activity.where()
+        where = activity.describe_current()
         if not self.in_rounds:
             at = f"during {where}" if where else "before a round had begun"
             raise Preempted(f"asked to end {at}; the same command goes on")

@@ -381,7 +381,7 @@ def test_the_files_of_an_export_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(
         safetensors.torch,
         "save_file",
-        lambda *given, **named: at.append(activity.where()) or write(*given, **named),
+        lambda *given, **named: at.append(activity.describe_current()) or write(*given, **named),
     )
     (tmp_path / "model").mkdir()
     _write_around(tmp_path / "model", {"model.norm.weight": np.ones(32, np.float32)}, base, "model.")

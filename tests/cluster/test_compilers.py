@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from fedspeed.cluster import compilers
-from fedspeed.cluster.compilers import lacks_for_async_io
+from fedspeed.cluster.compilers import missing_for_async_io
 
 HERE = {**os.environ, "DS_ACCELERATOR": "cpu"}
 COMPILER = shutil.which("gcc") or ""
@@ -16,7 +16,7 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason="needs gcc")
 
 
 def lacking(env) -> list[str]:
-    return [lack.what for lack in lacks_for_async_io(env)]
+    return [lack.name for lack in missing_for_async_io(env)]
 
 
 @needs_compiler
@@ -32,7 +32,7 @@ def test_a_machine_with_everything(monkeypatch):
 )
 def test_libaio_is_looked_for_by_building_a_program(flags):
     assert lacking({**HERE, **flags})[-1] == "libaio with its header"
-    assert "apt install libaio-dev" in str(lacks_for_async_io({**HERE, **flags})[-1])
+    assert "apt install libaio-dev" in str(missing_for_async_io({**HERE, **flags})[-1])
 
 
 def test_every_lack_has_a_name_and_a_remedy(monkeypatch, tmp_path):
@@ -54,7 +54,7 @@ def test_every_lack_has_a_name_and_a_remedy(monkeypatch, tmp_path):
         "Python.h",
         "a C compiler (`mycc -m64`)",
     ]
-    assert all(lack.remedy for lack in lacks_for_async_io(env))
+    assert all(lack.remedy for lack in missing_for_async_io(env))
 
 
 @pytest.mark.parametrize("built", [True, False])

@@ -17,7 +17,7 @@ import pytest
 from fedspeed.cluster import layout
 from fedspeed.cluster.discover import discover
 from fedspeed.cluster.hostfile import Host, read
-from fedspeed.cluster.hostnames import is_same_host, own_host
+from fedspeed.cluster.hostnames import find_host, is_same_host
 from fedspeed.errors import HostfileError
 from tests.limits import LIMIT_S
 
@@ -463,7 +463,7 @@ def test_names_are_compared_as_far_as_both_are_told():
 )
 def test_a_host_of_the_job_is_found_by_its_full_name_and_by_a_short_one_that_only_it_has(hostname, found):
     hosts = [Host(name, 1) for name in ("gpu1.site-a.org", "gpu1.site-b.org", "gpu2.site-b.org")]
-    assert own_host(hosts, hostname) == (None if found is None else hosts[found])
+    assert find_host(hosts, hostname) == (None if found is None else hosts[found])
 
 
 @pytest.mark.parametrize("hostname", ["gpu1.site-b.org", "gpu1"])

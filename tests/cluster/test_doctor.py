@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 
 from fedspeed.cluster import devices, doctor
-from fedspeed.cluster.compilers import Lack
+from fedspeed.cluster.compilers import MissingRequirement
 from fedspeed.cluster.doctor import Check, checks, pinned, render
 
 
@@ -93,15 +93,18 @@ def test_deepspeed_is_told_what_it_computes_on_where_that_is_certain(
 def test_what_async_io_lacks_is_told(monkeypatch):
     monkeypatch.setattr(
         doctor,
-        "lacks_for_async_io",
-        lambda: [Lack("ninja", "pip install ninja"), Lack("Python.h", "apt install python3-dev")],
+        "missing_for_async_io",
+        lambda: [
+            MissingRequirement("ninja", "pip install ninja"),
+            MissingRequirement("Python.h", "apt install python3-dev"),
+        ],
     )
     check = doctor._async_io()
     assert not check.ok and check.detail == "cannot be built without ninja and Python.h"
     assert check.remedy.startswith(
         "pip install ninja; apt install python3-dev. DeepSpeed's own NVMe offload needs it"
     )
-    monkeypatch.setattr(doctor, "lacks_for_async_io", list)
+    monkeypatch.setattr(doctor, "missing_for_async_io", list)
     assert doctor._async_io().ok
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedspeed.cluster import devices, local
-from fedspeed.cluster.processes import how_it_ended
+from fedspeed.cluster.processes import exit_text
 from fedspeed.cluster.worker_group import End
 from fedspeed.errors import ConfigError
 from tests.limits import LIMIT_S
@@ -28,7 +28,7 @@ SCRIPT = """
 import json, logging, os, signal, sys, threading, time
 from pathlib import Path
 from fedspeed.cluster import local
-from fedspeed.cluster.faults import note_fault
+from fedspeed.cluster.failures import record_failure
 from fedspeed.cluster.once import report
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.log import LOG
@@ -112,7 +112,7 @@ def main():
             report(error)
             return error.exit_code
         except Exception as error:
-            note_fault(error)
+            record_failure(error)
             raise
     journal = folder / "journal"
     journal.write_text("0")
@@ -396,9 +396,9 @@ def test_the_verdict_follows_the_cause(codes, verdict):
 
 
 def test_ends_in_words():
-    assert how_it_ended(-11) == "was killed by SIGSEGV"
-    assert "memory" in how_it_ended(-9)
-    assert how_it_ended(-63) == "was killed by signal 63"
+    assert exit_text(-11) == "was killed by SIGSEGV"
+    assert "memory" in exit_text(-9)
+    assert exit_text(-63) == "was killed by signal 63"
 
 
 @pytest.mark.parametrize(

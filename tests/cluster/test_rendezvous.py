@@ -17,7 +17,7 @@ import torch.distributed  # noqa: F401 - importing it in the first rank would co
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, seen, torch_world
+from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, seen, torch_world_env
 from fedspeed.cluster.topology import plan
 from fedspeed.errors import HostfileError, LostPeerError
 from fedspeed.net.ports import STORE_PORT_OFFSET
@@ -31,12 +31,12 @@ RANK_SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from fedspeed.cluster.discover import from_process
-from fedspeed.cluster.rendezvous import leave, meet, publish, seen, torch_world
+from fedspeed.cluster.rendezvous import leave, meet, publish, seen, torch_world_env
 from fedspeed.cluster.topology import plan
 launch = from_process(Path(sys.argv[1]))
 store = meet(launch, 120)
 topology = plan(launch.hosts, 3, "auto")
-world = torch_world(store, topology.cluster_of(topology.place(launch.world_rank).cluster).ranks, launch, 120)
+world = torch_world_env(store, topology.cluster_of(topology.place(launch.world_rank).cluster).ranks, launch, 120)
 os.environ.update(world)
 import socket, torch, torch.distributed as dist
 thief = socket.socket()
@@ -277,7 +277,9 @@ def test_a_cluster_over_two_machines_counts_them(monkeypatch, port):
     def work(rank):
         launch = replace(launch_of(rank, port, hosts), local_rank=rank % 2)
         store = meet(launch, LIMIT_S)
-        world = torch_world(store, topology.cluster_of(topology.place(rank).cluster).ranks, launch, LIMIT_S)
+        world = torch_world_env(
+            store, topology.cluster_of(topology.place(rank).cluster).ranks, launch, LIMIT_S
+        )
         assert leave(store, LIMIT_S) == set()
         return world
 
@@ -299,7 +301,7 @@ def test_machines_that_call_themselves_alike_are_told_apart(monkeypatch, port):
     def work(rank):
         launch = replace(launch_of(rank, port, hosts), local_rank=rank % 2)
         store = meet(launch, LIMIT_S)
-        world = torch_world(store, ranks, launch, LIMIT_S)
+        world = torch_world_env(store, ranks, launch, LIMIT_S)
         assert leave(store, LIMIT_S) == set()
         return world
 
@@ -332,7 +334,7 @@ def test_a_cluster_whose_first_rank_is_gone_is_told(port):
     def work(rank):
         store = meet(launch_of(rank, port), LIMIT_S)
         return (
-            torch_world(
+            torch_world_env(
                 store, topology.cluster_of(topology.place(rank).cluster).ranks, launch_of(rank, port), 1
             )
             if rank == 1

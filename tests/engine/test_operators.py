@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedspeed.cluster.compilers import Lack
+from fedspeed.cluster.compilers import MissingRequirement
 from fedspeed.engine import operators
 from fedspeed.errors import FedSpeedError
 from tests.limits import LIMIT_S
@@ -30,8 +30,11 @@ PLAIN = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
 def test_stock_execution_with_nvme_alone_needs_async_io(monkeypatch, tier, section, needed):
     monkeypatch.setattr(
         operators,
-        "lacks_for_async_io",
-        lambda: [Lack("Python.h", "apt install python3-dev"), Lack("ninja", "pip install ninja")],
+        "missing_for_async_io",
+        lambda: [
+            MissingRequirement("Python.h", "apt install python3-dev"),
+            MissingRequirement("ninja", "pip install ninja"),
+        ],
     )
     if not needed:
         operators.check_operators(tier, section)
@@ -62,7 +65,7 @@ def builder(monkeypatch, tmp_path):
             (tmp_path / part / f"{part}.so").touch()
 
     failing = []
-    monkeypatch.setattr(operators, "lacks_for_async_io", list)
+    monkeypatch.setattr(operators, "missing_for_async_io", list)
     monkeypatch.setattr(operators, "build_folder", lambda operator: tmp_path / operator)
     monkeypatch.setattr(AsyncIOBuilder, "load", load)
     return failing

@@ -82,13 +82,13 @@ def test_it_looks_by_itself_and_ends(monkeypatch):
 
 
 def test_counted_work_ends_with_its_items_and_with_an_error():
-    seen = [(item, activity.where()) for item in activity.counted("ab", "the loading", "part")]
+    seen = [(item, activity.describe_current()) for item in activity.counted("ab", "the loading", "part")]
     assert (
         seen == [("a", "the loading, part 1 of 2"), ("b", "the loading, part 2 of 2")]
-        and activity.where() == ""
+        and activity.describe_current() == ""
     )
     with pytest.raises(ValueError), activity.during("the outer", 3, "step"), activity.during("the inner"):
-        assert activity.where() == "the inner"
+        assert activity.describe_current() == "the inner"
         raise ValueError
     assert activity.current() is None
 
@@ -131,9 +131,14 @@ def test_an_audit_shows_how_far_it_is(monkeypatch):
 
     seen = []
     observe = audit.observe
-    monkeypatch.setattr(audit, "observe", lambda *args: seen.append(activity.where()) or observe(*args))
+    monkeypatch.setattr(
+        audit, "observe", lambda *args: seen.append(activity.describe_current()) or observe(*args)
+    )
     updates = [np.random.default_rng(i).standard_normal((3, 12)).astype(np.float32) for i in range(3)]
     audit.play_all("mix", updates, Coalition(frozenset(range(3))), RunConfig(), 0)
-    assert seen == [f"the exchange by mix, round {i} of 3" for i in (1, 2, 3)] and activity.where() == ""
+    assert (
+        seen == [f"the exchange by mix, round {i} of 3" for i in (1, 2, 3)]
+        and activity.describe_current() == ""
+    )
     with pytest.raises(ConfigError, match="no cells in two rounds in a row"):
         audit.play_all("mix", updates[:1], Coalition(frozenset(range(3))), RunConfig(), 0)

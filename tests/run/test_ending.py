@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedspeed.cli.output import tell_ending
-from fedspeed.cluster.faults import FAULT_VARIABLE, noted_faults
+from fedspeed.cli.output import report_ending
+from fedspeed.cluster.failures import FAILURE_VARIABLE, recorded_failures
 from fedspeed.config.load import load
 from fedspeed.errors import ConfigError, JournalError, LostPeerError, PlanError, Preempted
 from fedspeed.monitor.records import MissingUpdates, summarise
@@ -125,18 +125,18 @@ def test_ranks_that_could_say_nothing(asked, status, missing):
 
 def test_what_is_said_of_it(tmp_path, monkeypatch, capsys):
     out = io.StringIO()
-    assert tell_ending(of_error(ConfigError("x is wrong")), out) == 2
+    assert report_ending(of_error(ConfigError("x is wrong")), out) == 2
     assert json.loads(out.getvalue()) == {"event": "error", "error": "x is wrong", "exit_code": 2}
-    assert tell_ending(of_stop(1, 2, "asked to end"), None) == 75
-    monkeypatch.setenv(FAULT_VARIABLE, str(tmp_path / "fault"))
-    assert tell_ending(of_error(ZeroDivisionError("by zero")), None) == 1
-    assert noted_faults(tmp_path / "fault") == {"ZeroDivisionError: by zero"}
+    assert report_ending(of_stop(1, 2, "asked to end"), None) == 75
+    monkeypatch.setenv(FAILURE_VARIABLE, str(tmp_path / "fault"))
+    assert report_ending(of_error(ZeroDivisionError("by zero")), None) == 1
+    assert recorded_failures(tmp_path / "fault") == {"ZeroDivisionError: by zero"}
     said = capsys.readouterr().err
     assert (
         said.startswith("fedspeed: error: x is wrong\nfedspeed: stopped after round 1 of 2 (asked to end)")
         and "ZeroDivisionError: by zero" in said
     )
-    assert tell_ending(of_rounds("finished", [], ""), None) == 0 and capsys.readouterr().err == ""
+    assert report_ending(of_rounds("finished", [], ""), None) == 0 and capsys.readouterr().err == ""
 
 
 class Link:

@@ -268,11 +268,11 @@ def test_a_signal_while_files_are_checked_is_no_fault_of_theirs():
     from fedspeed.errors import FedSpeedError, Preempted
     from fedspeed.session import preflight
 
-    def asked_to_end(loaded):
+    def stop_requested(loaded):
         raise Preempted("asked to end")
 
     def faulty(loaded):
         raise FedSpeedError("a fault")
 
     with pytest.raises(Preempted):
-        preflight._all((faulty, asked_to_end), None)
+        preflight._all((faulty, stop_requested), None)

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from fedspeed.cli import main
-from fedspeed.cluster.once import ONCE_VARIABLE, _began, tell_once
+from fedspeed.cluster.once import ONCE_VARIABLE, _began, run_once_per_host
 from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import ConfigError
 from fedspeed.session import refusal
@@ -63,7 +63,7 @@ def test_files_of_starts_that_are_over_are_removed(place):
     left.touch()
     other.touch()
     for number in range(RANKS):
-        tell_once(lambda: None, rank_of(number))
+        run_once_per_host(lambda: None, rank_of(number))
     assert list(place.iterdir()) == [other]
 
 
@@ -71,7 +71,7 @@ def test_a_later_start_by_the_same_parent_is_told_again(place):
     told = []
     for start in ("first", "second"):
         for number in (0, 1):  # the third is ended by its launcher before it comes
-            tell_once(lambda start=start: told.append(start), rank_of(number))
+            run_once_per_host(lambda start=start: told.append(start), rank_of(number))
     assert told == ["first", "second"]
 
 
@@ -86,10 +86,10 @@ def test_nobody_goes_on_before_it_is_told(place):
         passed.append("told")
 
     def other(number):
-        tell_once(lambda: passed.append("told twice"), rank_of(number))
+        run_once_per_host(lambda: passed.append("told twice"), rank_of(number))
         passed.append(number)
 
-    threads = [threading.Thread(target=tell_once, args=(tell, rank_of(0)))]
+    threads = [threading.Thread(target=run_once_per_host, args=(tell, rank_of(0)))]
     threads[0].start()
     assert begun.wait(LIMIT_S)
     threads += [threading.Thread(target=other, args=(number,)) for number in (1, 2)]
@@ -106,7 +106,7 @@ def test_ranks_that_cannot_find_each_other_all_tell(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     told = []
     for number in range(RANKS):
-        tell_once(lambda number=number: told.append(number), rank_of(number))
+        run_once_per_host(lambda number=number: told.append(number), rank_of(number))
     assert told == [0, 1, 2]
 
 

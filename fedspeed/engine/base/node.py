@@ -19,7 +19,7 @@ from fedspeed.engine.base.parts import PartReader, PartServer, parts_of
 from fedspeed.engine.base.shared import NodeFile, nodes_of, share
 from fedspeed.engine.base.tier import Tier
 from fedspeed.errors import FedSpeedError
-from fedspeed.net.ports import own_address
+from fedspeed.net.ports import reachable_address
 from fedspeed.schedule.limits import READ_BYTES, READ_STAGES, READERS, UNIT_ALIGN
 
 
@@ -238,7 +238,7 @@ class Served(ReadThrough):
             return
         if self._file.writes:
             self._server = PartServer(
-                self._memory, own_address(os.environ["MASTER_ADDR"], self._me == 0), self._deadline_s
+                self._memory, reachable_address(os.environ["MASTER_ADDR"], self._me == 0), self._deadline_s
             )
         mine = [self._me, *self._server.address, self._server.token.hex()] if self._server else None
         for node, host, port, token in filter(None, share(mine, self._group)):

@@ -16,7 +16,7 @@ import threading
 import torch
 
 from fedspeed.errors import LostPeerError
-from fedspeed.net.sockets import exactly, fill
+from fedspeed.net.sockets import receive_exactly, receive_into
 
 _REQUEST = struct.Struct(">QQ")  # offset and length, in bytes
 _TOKEN_BYTES = 32
@@ -39,11 +39,11 @@ class PartServer:
             def handle(self):
                 try:
                     self.request.settimeout(_HELLO_S)
-                    if not hmac.compare_digest(exactly(self.request, _TOKEN_BYTES), token):
+                    if not hmac.compare_digest(receive_exactly(self.request, _TOKEN_BYTES), token):
                         return
                     while True:
                         self.request.settimeout(None)  # it asks whenever it needs something
-                        at, count = _REQUEST.unpack(exactly(self.request, _REQUEST.size))
+                        at, count = _REQUEST.unpack(receive_exactly(self.request, _REQUEST.size))
                         if at + count > len(view):
                             return
                         self.request.settimeout(deadline_s)
@@ -91,7 +91,7 @@ class PartReader:
         """
         try:
             self._socket.sendall(_REQUEST.pack(at, len(into)))
-            fill(self._socket, into)
+            receive_into(self._socket, into)
         except OSError as error:
             raise self._lost(error) from error
         return len(into)

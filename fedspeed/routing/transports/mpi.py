@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import mpi4py
 import numpy as np
 
-from fedspeed.cluster.discover import mpi_outlives_ranks
+from fedspeed.cluster.discover import mpi_is_fault_tolerant
 from fedspeed.errors import FedSpeedError
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.opening import Meeting
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, is_frame
 
-mpi4py.rc.finalize = not mpi_outlives_ranks()  # MPI's own end has been seen to wait for the dead, for ever
+mpi4py.rc.finalize = not mpi_is_fault_tolerant()  # MPI's own end has been seen to wait for the dead, for ever
 
 from mpi4py import MPI  # noqa: E402
 
@@ -119,14 +119,14 @@ class MpiTransport(FrameTransport):
         every rank when one dies, or MPI itself where it survives that. Without the lost ones there is nothing
         to wait for together.
         """
-        if self._gone and mpi_outlives_ranks():
+        if self._gone and mpi_is_fault_tolerant():
             return
         try:
             request = self._world.Ibarrier()
             while not request.Test():
                 time.sleep(0.05)
         except MPI.Exception:
-            if not mpi_outlives_ranks():
+            if not mpi_is_fault_tolerant():
                 raise
 
 

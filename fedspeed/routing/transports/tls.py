@@ -15,7 +15,7 @@ import threading
 import time
 
 from fedspeed.log import LOG
-from fedspeed.net.sockets import exactly, fill
+from fedspeed.net.sockets import receive_exactly, receive_into
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.identity import Roster
 from fedspeed.routing.listening import ListenAddress, open_port
@@ -167,7 +167,7 @@ class TlsTransport(FrameTransport):
         try:
             secured.do_handshake()
             peer = self._member(secured)
-            hello = exactly(secured, 1 + len(self._roster.digest))
+            hello = receive_exactly(secured, 1 + len(self._roster.digest))
             if hello[1:] != self._roster.digest:
                 raise ValueError(
                     f"{self._roster.members[peer].name} has another roster (epochs must be the same on all "
@@ -199,7 +199,7 @@ class TlsTransport(FrameTransport):
                         f"{self._roster.members[self._member(secured)].name}"
                     )
                 secured.sendall(direction + self._roster.digest)
-                if exactly(secured, 1) != _WELCOME:
+                if receive_exactly(secured, 1) != _WELCOME:
                     raise ValueError(f"{card.name} does not welcome this site")
                 self._keep(peer, secured, reads=direction == _READS)
                 return
@@ -249,13 +249,13 @@ class TlsTransport(FrameTransport):
         """Frames of one peer, until it is gone. A full inbox holds the peer up, not this process."""
         try:
             while True:
-                mark, attempt, state, count, length = _HEADER.unpack(exactly(secured, _HEADER.size))
+                mark, attempt, state, count, length = _HEADER.unpack(receive_exactly(secured, _HEADER.size))
                 if mark != _MARK or not is_frame(count, length):
                     raise ValueError("it sent something that is no frame")
                 nbytes = memory_bytes(count, length)
                 self._came[peer].make_room(nbytes)
                 pieces = BUFFERS.take(count, length)
-                fill(secured, memoryview(pieces.reshape(-1)))
+                receive_into(secured, memoryview(pieces.reshape(-1)))
                 self._came[peer].put(Frame((attempt, state), list(pieces)), nbytes)
         except (OSError, ValueError, MemoryError) as error:
             self._came[peer].put(_reason(error))

@@ -7,22 +7,22 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-FAULT_VARIABLE = "FEDSPEED_FAULT"  # where a rank's note goes, less the rank
+FAILURE_VARIABLE = "FEDSPEED_FAULT"  # where a rank's note goes, less the rank
 _LONGEST = 4000
 
 
-def note_fault(error: BaseException, env: Mapping[str, str] = os.environ) -> None:
+def record_failure(error: BaseException, env: Mapping[str, str] = os.environ) -> None:
     """Leaves word of an exception that ends this rank; nothing under other launchers, which start no rank
     again.
     """
-    if path := env.get(FAULT_VARIABLE):
+    if path := env.get(FAILURE_VARIABLE):
         try:
             Path(f"{path}-{env.get('RANK', '')}").write_text(_text(error), encoding="utf-8", errors="replace")
         except OSError:
             pass  # the supervisor and its folder are gone
 
 
-def noted_faults(path: Path) -> frozenset[str]:
+def recorded_failures(path: Path) -> frozenset[str]:
     """What the ranks of one attempt have left under this path."""
     return frozenset(note.read_text(encoding="utf-8") for note in path.parent.glob(f"{path.name}-*"))
 
