@@ -2,7 +2,7 @@
 
     python benchmarks/rank_start.py [--repeat 5]
 
-Both sides import the same libraries, as `fedspeed.session.parts.preload` lists them. On one side as they
+Both sides import the same libraries, as `fedspeed.session.components.preload` lists them. On one side as they
 come: with torch's compiler, which DeepSpeed's Muon asks for; with the garbage collector at work meanwhile;
 and with DeepSpeed's table of operators, for which it compiles a probe.
 """
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = "from fedspeed.session.parts import preload; preload()"
+OURS = "from fedspeed.session.components import preload; preload()"
 AS_THEY_COME = f"""
 import gc
 from importlib import import_module

@@ -12,7 +12,7 @@ METHODS["served"] = Entry(module="tests.federation.methods.served", server=True,
 METHODS["emulated"] = Entry(module="tests.federation.methods.emulated", server=True, public_rows=True)
 METHODS["unlike"] = Entry(module="tests.federation.methods.unlike", server=True)
 
-from fedspeed.session.parts import preload  # noqa: E402
+from fedspeed.session.components import preload  # noqa: E402
 
 _BESIDE = (
     "deepspeed.runtime.zero.stage3",

@@ -65,14 +65,14 @@ def run_config(**sections) -> RunConfig:
     """
     from dataclasses import replace
 
-    from fedspeed.config.run import METHOD_ARMS, UPDATE_ARMS
+    from fedspeed.config.run import METHOD_VARIANTS, UPDATE_VARIANTS
 
     config = RunConfig()
     federation = dict(sections.get("federation", {}))
     if method := federation.get("method"):
-        federation["method"] = METHOD_ARMS[method["name"]](**method)
+        federation["method"] = METHOD_VARIANTS[method["name"]](**method)
     if updates := federation.get("updates"):
-        federation["updates"] = tuple(UPDATE_ARMS[update["name"]](**update) for update in updates)
+        federation["updates"] = tuple(UPDATE_VARIANTS[update["name"]](**update) for update in updates)
     sections["federation"] = federation
     return replace(
         config,

@@ -140,7 +140,7 @@ def check_card(parser: argparse.ArgumentParser) -> None:
 
 def import_libraries() -> None:
     """Import once what the forked phases of a dry run share."""
-    from fedspeed.session.parts import preload
+    from fedspeed.session.components import preload
 
     preload()
     import deepspeed.runtime.zero.stage3  # noqa: F401

@@ -25,7 +25,7 @@ from fedspeed.cli import (
 from fedspeed.cli.output import print_error_as_json, report_ending
 from fedspeed.cli.packages import missing_package
 from fedspeed.errors import ConfigError, FedSpeedError
-from fedspeed.session.ending import of_error
+from fedspeed.session.ending import error_ending
 
 COMMANDS = (
     run,
@@ -51,9 +51,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         return arguments.command(arguments)
     except FedSpeedError as error:
-        return report_ending(of_error(error), json_out)
+        return report_ending(error_ending(error), json_out)
     except ModuleNotFoundError as error:
-        return report_ending(of_error(missing_package(error)), json_out)
+        return report_ending(error_ending(missing_package(error)), json_out)
     except KeyboardInterrupt:
         return 130
 

@@ -14,7 +14,7 @@ from fedspeed.cli.arguments import PROJECT, QUICKSTART, Commands, file_name
 from fedspeed.cli.output import report_ending, say
 from fedspeed.cli.packages import missing_package, need_packages
 from fedspeed.errors import EXIT_OK, LostPeerError, ModelError
-from fedspeed.session.ending import Ending, of_error
+from fedspeed.session.ending import Ending, error_ending
 
 BASE_S = 600.0  # for the quickstart's base to be pretrained
 EXIT_CODES = """exit codes:
@@ -130,11 +130,11 @@ def _show(loaded, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         need_packages()
         from fedspeed.monitor.working import Working
-        from fedspeed.session.rehearsal import rehearse
+        from fedspeed.session.dry_run import dry_run
         from fedspeed.session.request import RunRequest
 
         with Working() if loaded.config.monitor.progress else contextlib.nullcontext():
-            text = rehearse(RunRequest(loaded, arguments.hostfile, fresh=arguments.fresh))
+            text = dry_run(RunRequest(loaded, arguments.hostfile, fresh=arguments.fresh))
         say(f"{text}\nnothing was started")
     return EXIT_OK
 
@@ -169,9 +169,9 @@ def _ending_of_rank(arguments: argparse.Namespace, json_out: TextIO | None) -> E
         loaded = load(arguments.config, arguments.overrides)
         return run_rank(RunRequest(loaded, arguments.hostfile, json_out, arguments.fresh))
     except ModuleNotFoundError as error:
-        return of_error(missing_package(error))
+        return error_ending(missing_package(error))
     except Exception as error:
-        return of_error(error)
+        return error_ending(error)
 
 
 def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:

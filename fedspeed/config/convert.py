@@ -20,13 +20,13 @@ from fedspeed.config.fields import (
     REQUIRED,
     Field,
     alternatives,
-    arms,
     choices,
     item_type,
-    listed_arms,
+    item_variants,
     members,
     shape_of,
     takes,
+    variants,
 )
 from fedspeed.config.names import remedy_for_unknown
 
@@ -36,7 +36,7 @@ _ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
 _PYDANTIC = {"min": "ge", "above": "gt", "max": "le", "below": "lt"}
 
 
-class Unfit(Exception):
+class InvalidValue(Exception):
     """A value that a field does not take.
 
     Attributes:
@@ -49,23 +49,23 @@ class Unfit(Exception):
 
 
 def convert(node: yaml.Node, field: Field, key: str) -> Any:
-    """Return the value of `node` as the type of the field that has this dotted key. Raises Unfit."""
+    """Return the value of `node` as the type of the field that has this dotted key. Raises InvalidValue."""
     try:
         return _adapter(field).validate_python(tree.written(node))
     except pydantic.ValidationError as error:
         spots = [_spot(_Spot(field, node, key), found["loc"]) for found in error.errors(include_url=False)]
-        raise Unfit([fault for spot in spots if (fault := _fault(spot))]) from None
+        raise InvalidValue([fault for spot in spots if (fault := _fault(spot))]) from None
 
 
-def long_form(node: yaml.Node, type_: Any) -> yaml.Node:
-    """Return the node with every arm that is named only by its name (`method: flexlora`) written out."""
-    if arms(type_):
+def expand_shorthand(node: yaml.Node, type_: Any) -> yaml.Node:
+    """Return the node with every variant that is named only by its name (`method: flexlora`) written out."""
+    if variants(type_):
         named = isinstance(node, yaml.ScalarNode) and tree.kind(node) != "null"
         return tree.nested(["name"], node) if named else node
-    inner = listed_arms(type_)
+    inner = item_variants(type_)
     if inner is None or not isinstance(node, yaml.SequenceNode):
         return node
-    items = [long_form(item, inner) for item in node.value]
+    items = [expand_shorthand(item, inner) for item in node.value]
     return yaml.SequenceNode(node.tag, items, node.start_mark, node.end_mark)
 
 
@@ -76,8 +76,8 @@ def _adapter(field: Field) -> pydantic.TypeAdapter:
 
 def _annotated(field: Field) -> Any:
     """Return the field's type as pydantic takes it: strict, with its bounds, every union with its tags."""
-    if (named := arms(field.type)) and len(named) > 1:
-        return _union({name: field.of(arm) for name, arm in named.items()}, _name)
+    if (named := variants(field.type)) and len(named) > 1:
+        return _union({name: field.of(variant) for name, variant in named.items()}, _name)
     if len(types_ := alternatives(field.type)) > 1 and not named:
         return _union({shape_of(type_): field.of(type_) for type_ in types_}, _shape)
     if choices(field.type):
@@ -151,7 +151,7 @@ def _spot(spot: _Spot, loc: tuple[str | int, ...]) -> _Spot:
         return spot
     field = spot.field
     (first, *rest) = loc
-    if (named := arms(field.type)) and len(named) > 1:
+    if (named := variants(field.type)) and len(named) > 1:
         return _spot(dataclasses.replace(spot, field=field.of(named[first])), tuple(rest))
     if len(types_ := alternatives(field.type)) > 1 and not named:
         if not rest and first not in ("list", "map"):
@@ -187,7 +187,7 @@ def _fault(spot: _Spot) -> tuple[yaml.Node, str] | None:
     if tree.kind(node) == "foreign":  # that is among the faults already
         return None
     words = [word for type_ in alternatives(field.type) for word in choices(type_)]
-    if named := arms(field.type):
+    if named := variants(field.type):
         words = list(named)
         if isinstance(node, yaml.MappingNode):
             key = f"{key}.name"
@@ -201,8 +201,8 @@ def _fault(spot: _Spot) -> tuple[yaml.Node, str] | None:
 
 
 def _brackets(spot: _Spot) -> str:
-    """Return the remedy for one arm where a list of arms belongs, empty for anything else."""
-    if not listed_arms(spot.field.type) or tree.kind(spot.node) == "null":
+    """Return the remedy for one variant where a list of variants belongs, empty for anything else."""
+    if not item_variants(spot.field.type) or tree.kind(spot.node) == "null":
         return ""
     entry = spot.node.value if isinstance(spot.node, yaml.ScalarNode) else "{...}"
     return f"; put it into brackets: [{entry}]"
@@ -212,7 +212,7 @@ def _unknown(spot: _Spot) -> str:
     """Say that there is no such key, and which was meant."""
     parent = spot.key.rpartition(".")[0]
     fields = members(spot.inside)
-    named = fields["name"].default if arms(spot.inside) else ""
+    named = fields["name"].default if variants(spot.inside) else ""
     where = f" where {parent}.name is {named}" if named else ""
     remedy = remedy_for_unknown(spot.key, [f"{parent}.{name}" for name in fields])
     return f"there is no key {spot.key}{where}; {remedy}"

@@ -1,7 +1,7 @@
 """What a configuration may hold: the fields of its dataclasses, and in words which values each takes.
 
 A field holds a scalar, one of a few words, a list (`tuple[int, ...]`), a dictionary (`dict[str, int]`), a
-dataclass, or one of several of these. Dataclasses that each have a `name: Literal[...]` are the arms of a
+dataclass, or one of several of these. Dataclasses that each have a `name: Literal[...]` are the variants of a
 union that the name decides (`federation.method: {name: flexlora}`).
 """
 
@@ -60,7 +60,7 @@ def fields_of(cls: type, prefix: str = "") -> tuple[dict[str, Field], list[str]]
     sections = []
     for name, field in members(cls).items():
         key = prefix + name
-        if dataclasses.is_dataclass(field.type) and not arms(field.type):
+        if dataclasses.is_dataclass(field.type) and not variants(field.type):
             inner, deeper = fields_of(field.type, key + ".")
             fields |= inner
             sections += [key, *deeper]
@@ -110,26 +110,28 @@ def shape_of(type_: Any) -> str:
     return {bool: "bool", int: "number", float: "number"}.get(type_, "word")
 
 
-def arms(type_: Any) -> dict[str, type]:
+def variants(type_: Any) -> dict[str, type]:
     """Return the dataclasses of a union by the name that each stands for; empty if the type is none."""
     found = {}
-    for arm in alternatives(type_):
-        names = choices(typing.get_type_hints(arm).get("name")) if dataclasses.is_dataclass(arm) else ()
+    for variant in alternatives(type_):
+        names = (
+            choices(typing.get_type_hints(variant).get("name")) if dataclasses.is_dataclass(variant) else ()
+        )
         if len(names) != 1:
             return {}
-        found[names[0]] = arm
+        found[names[0]] = variant
     return found
 
 
-def listed_arms(type_: Any) -> Any:
-    """Return the union of arms that a list or a dictionary holds, None of any other type."""
+def item_variants(type_: Any) -> Any:
+    """Return the union of variants that a list or a dictionary holds, None of any other type."""
     items = (item_type(part) for part in alternatives(type_))
-    return next((item for item in items if item is not None and arms(item)), None)
+    return next((item for item in items if item is not None and variants(item)), None)
 
 
 def takes(field: Field) -> str:
     """Say which values a field takes: `one of fp32, bf16, fp16`, `a whole number, at least 1`."""
-    if named := arms(field.type):
+    if named := variants(field.type):
         return one_of(tuple(named))
     if len(types_ := alternatives(field.type)) > 1:  # words first: `auto or a number`
         ordered = sorted(types_, key=lambda type_: not choices(type_))

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from fedspeed.config import tree
-from fedspeed.config.convert import Unfit, convert, long_form
-from fedspeed.config.fields import Field, arms, fields_of
+from fedspeed.config.convert import InvalidValue, convert, expand_shorthand
+from fedspeed.config.fields import Field, fields_of, variants
 from fedspeed.config.names import new_spelling, remedy_for_unknown
 from fedspeed.config.run import RunConfig
 from fedspeed.config.tree import COMMAND_LINE, place
@@ -138,7 +138,7 @@ class Reader:
     def _field(self, key: str, node: yaml.Node) -> None:
         field = FIELDS[key]
         if field.nested:
-            above = long_form(node, field.type)
+            above = expand_shorthand(node, field.type)
             self._nodes[key] = tree.laid(self._nodes.get(key), above, _default_name(field))
         elif self._convert(key, node):
             self._nodes[key] = node
@@ -149,7 +149,7 @@ class Reader:
         try:
             self._values[key] = convert(_named(node, field), field, key)
             return True
-        except Unfit as unfit:
+        except InvalidValue as unfit:
             self.refused.add(key)
             for at, text in unfit.faults:
                 new = new_spelling(key, at.value) if at is node and "did you mean" not in text else ""
@@ -159,12 +159,12 @@ class Reader:
 
 
 def _default_name(field: Field) -> str | None:
-    """Return the name of the arm that a field has by default, None if it has none."""
-    return getattr(field.default, "name", None) if arms(field.type) else None
+    """Return the name of the variant that a field has by default, None if it has none."""
+    return getattr(field.default, "name", None) if variants(field.type) else None
 
 
 def _named(node: yaml.Node, field: Field) -> yaml.Node:
-    """Return the node of an arm with the name that it has by default, where it says none."""
+    """Return the node of a variant with the name that it has by default, where it says none."""
     name = _default_name(field)
     if name is None or not isinstance(node, yaml.MappingNode) or tree.entry(node, "name"):
         return node

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from fedspeed.config.fields import REQUIRED, Field, alternatives, arms, listed_arms, members, takes
+from fedspeed.config.fields import REQUIRED, Field, alternatives, item_variants, members, takes, variants
 from fedspeed.config.reader import FIELDS, FREE
 from fedspeed.config.run import RunConfig
 from fedspeed.config.spelling import flow
@@ -63,16 +63,16 @@ def _meaning(key: str, field: Field) -> str:
 
 
 def _inside(key: str) -> Iterator[tuple[str, str, Field]]:
-    """(dotted key, name of the arm that it belongs to, field) of what a value of several values is made
+    """(dotted key, name of the variant that it belongs to, field) of what a value of several values is made
     of.
     """
     type_ = FIELDS[key].type
-    if union := listed_arms(type_):
+    if union := item_variants(type_):
         type_ = union
         key = f"{key}[N]"
-    named = arms(type_)
+    named = variants(type_)
     for part in named.values() or filter(dataclasses.is_dataclass, alternatives(type_)):
-        name = next((name for name, arm in named.items() if arm is part), "")
+        name = next((name for name, variant in named.items() if variant is part), "")
         for inner, field in members(part).items():
             if not (named and inner == "name"):
                 yield f"{key}.{inner}", name, field

@@ -6,14 +6,14 @@ from typing import Union
 
 from fedspeed.checkpoint.config import CheckpointConfig
 from fedspeed.cluster.config import ClusterConfig
-from fedspeed.config.fields import arms
+from fedspeed.config.fields import variants
 from fedspeed.data.config import DataConfig, TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.federation.config import FederationConfig
 from fedspeed.federation.methods.config import METHODS
-from fedspeed.federation.methods.config import arm_of as arm_of_method
+from fedspeed.federation.methods.config import variant_of as variant_of_method
 from fedspeed.federation.updates.config import UPDATES
-from fedspeed.federation.updates.config import arm_of as arm_of_update
+from fedspeed.federation.updates.config import variant_of as variant_of_update
 from fedspeed.models.config import AdapterConfig, ModelConfig
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.routing.config import RoutingConfig
@@ -28,20 +28,20 @@ class RunSection:
     seed: int = field(default=0, metadata={"help": "seed of everything random", "min": 0, "max": 2**32 - 1})
 
 
-def _arms(names: Iterable[str], arm_of: Callable[[str], type]) -> dict[str, type]:
-    """Return the arms of a union by name. Raises ValueError: one says that it has another name."""
-    found = {name: arm_of(name) for name in names}
-    for name, arm in found.items():
-        if (said := ", ".join(arms(arm))) != name:
-            raise ValueError(f"{arm.__module__}: `name` is {said!r}, but it is registered as {name!r}")
+def _variants(names: Iterable[str], variant_of: Callable[[str], type]) -> dict[str, type]:
+    """Return the variants of a union by name. Raises ValueError: one says that it has another name."""
+    found = {name: variant_of(name) for name in names}
+    for name, variant in found.items():
+        if (said := ", ".join(variants(variant))) != name:
+            raise ValueError(f"{variant.__module__}: `name` is {said!r}, but it is registered as {name!r}")
     return found
 
 
-METHOD_ARMS = _arms(METHODS, arm_of_method)
-UPDATE_ARMS = _arms(UPDATES, arm_of_update)
-# The arms are known at run time only.
-_Method = Union[tuple(METHOD_ARMS.values())]  # noqa: UP007
-_Update = Union[tuple(UPDATE_ARMS.values())]  # noqa: UP007
+METHOD_VARIANTS = _variants(METHODS, variant_of_method)
+UPDATE_VARIANTS = _variants(UPDATES, variant_of_update)
+# The variants are known at run time only.
+_Method = Union[tuple(METHOD_VARIANTS.values())]  # noqa: UP007
+_Update = Union[tuple(UPDATE_VARIANTS.values())]  # noqa: UP007
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FederationSection(FederationConfig):
     """The section with its two unions, which a leaf cannot have: it imports nothing of ours."""
 
     method: _Method = field(
-        default=METHOD_ARMS["lora_average"](),
+        default=METHOD_VARIANTS["lora_average"](),
         metadata={
             "help": "how clients train and what becomes of their updates: {name: flexlora}, or the name "
             "alone; "

@@ -154,8 +154,9 @@ def laid(below: yaml.Node | None, above: yaml.Node, name: str | None = None) -> 
     """Lay `above` on top of `below`: mappings key by key; anything else replaces what is there, as does `{}`.
 
     Args:
-        name: for an arm of a union: the one that is meant where `below` has no key `name`. Where `above` is
-            from another source and names another arm, what `below` says of its own arm is left out.
+        name: the variant of a union that is meant where `below` has no key `name`; None for other values.
+            Where `above` is from another source and names another variant, the options of `below` are
+            dropped.
     """
     if not (isinstance(below, yaml.MappingNode) and isinstance(above, yaml.MappingNode) and above.value):
         return above

@@ -64,11 +64,11 @@ class Deployment(ABC):
         """
 
     @abstractmethod
-    def identity(self, transport: Transport, marks: str) -> Identity:
+    def identity(self, transport: Transport, fingerprint: str) -> Identity:
         """Return who this participant is in a masked exchange. Collective over the participants.
 
         Args:
-            marks: what all ranks of this job have in common (`RunRequest.marks`).
+            fingerprint: what all ranks of this job have in common (`RunRequest.fingerprint`).
         """
 
     @abstractmethod
@@ -132,7 +132,7 @@ class JobDeployment(Deployment):
         except TransportError as error:
             raise LostPeerError(f"the gateways could not connect with each other: {error}") from error
 
-    def identity(self, transport: Transport, marks: str) -> Identity:
+    def identity(self, transport: Transport, fingerprint: str) -> Identity:
         """Make a key for this start, and tell it to the others."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -141,7 +141,7 @@ class JobDeployment(Deployment):
 
         key = Ed25519PrivateKey.generate()
         members = meet(transport, self._config.cluster.start_timeout_s, key)
-        return Identity(key, members, digest(marks.encode()))
+        return Identity(key, members, digest(fingerprint.encode()))
 
     def give_up(self, transport: Transport | None) -> None:
         """Do nothing: closing would wait for the others, and the end of this rank is what ends them."""
@@ -181,7 +181,7 @@ class SiteDeployment(Deployment):
             ) from error
         return transport
 
-    def identity(self, transport: Transport, marks: str) -> Identity:
+    def identity(self, transport: Transport, fingerprint: str) -> Identity:
         member = self.membership
         return Identity(member.key, member.roster.keys, self.site.digest)
 

@@ -71,7 +71,7 @@ class Ending:
         )
 
 
-def of_error(error: BaseException) -> Ending:
+def error_ending(error: BaseException) -> Ending:
     """Return the ending that an exception means: one message and its own exit code for what a user can mend,
     else an unexpected error.
     """
@@ -107,7 +107,7 @@ def gaps(
     return (MissingUpdates(number, len(clients), tuple(clients)),)
 
 
-def of_rounds(done: Status, remarks: Sequence[str], lost: str) -> Ending:
+def rounds_ending(done: Status, remarks: Sequence[str], lost: str) -> Ending:
     """Return the ending of a run whose rounds are over; its exit code is 0 only if every update counted.
 
     Args:
@@ -117,7 +117,7 @@ def of_rounds(done: Status, remarks: Sequence[str], lost: str) -> Ending:
     return Ending(status=done, exit_code=EXIT_FAILED if lost else EXIT_OK, reason=reason)
 
 
-def of_stop(number: int, rounds: int, why: str) -> Ending:
+def stop_ending(number: int, rounds: int, why: str) -> Ending:
     """Return the ending of a run that was asked to stop after round `number` of so many; `why`: by whom."""
     return Ending(
         status="preempted",
@@ -127,7 +127,7 @@ def of_stop(number: int, rounds: int, why: str) -> Ending:
     )
 
 
-def of_complete(summary: Summary, *, folder: str, number: int, asked: int) -> Ending:
+def complete_ending(summary: Summary, *, folder: str, number: int, asked: int) -> Ending:
     """Return the ending of a start that finds its run complete.
 
     Args:
@@ -148,12 +148,12 @@ def of_complete(summary: Summary, *, folder: str, number: int, asked: int) -> En
     )
 
 
-def of_summary(summary: Summary) -> Ending:
+def summary_ending(summary: Summary) -> Ending:
     """Return the ending that the ranks of a run have written down themselves."""
     return Ending(status=summary.status, exit_code=summary.exit_code, reason=summary.reason)
 
 
-def of_ranks(
+def ranks_ending(
     exit_code: int, stop_requested: bool, said: Sequence[str], missing: tuple[MissingUpdates, ...]
 ) -> Ending:
     """Return the ending of local ranks that the supervisor has seen end.

@@ -5,7 +5,7 @@ import errno
 from fedspeed.engine.base.choose import choose_tier
 from fedspeed.engine.world import lost_connection
 from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
-from fedspeed.session.remedies import device_memory_text, out_of_device_memory
+from fedspeed.session.device_memory import device_memory_text, out_of_device_memory
 from fedspeed.session.request import Job
 
 PLACE_ERRORS = (
@@ -24,7 +24,7 @@ PLACE_ERRORS = (
 RESUMES = "the same command resumes from the journal"
 
 
-def explained(error: BaseException, job: Job) -> BaseException:
+def as_user_error(error: BaseException, job: Job) -> BaseException:
     """Return the error; a full disk, a full device and a broken connection inside the cluster as what they
     are.
     """
@@ -37,15 +37,15 @@ def explained(error: BaseException, job: Job) -> BaseException:
             "round in the journal"
         )
     if out_of_device_memory(error):
-        return FedSpeedError(device_memory_text(error, job.named(job.me), job.config, _tier(job)))
+        return FedSpeedError(device_memory_text(error, job.describe(job.world_rank), job.config, _tier(job)))
     if not lost_connection(error):
         return error
     return LostPeerError(f"a rank of this cluster was lost: {connection_text(error)}", remedy=RESUMES)
 
 
-def silence(job: Job, lost: tuple[int, ...]) -> LostPeerError:
+def lost_ranks_error(job: Job, lost: tuple[int, ...]) -> LostPeerError:
     """Return the error that ranks, lost without a word, mean."""
-    names = ", ".join(job.named(rank) for rank in lost)
+    names = ", ".join(job.describe(rank) for rank in lost)
     have = "has" if len(lost) == 1 else "have"
     return LostPeerError(
         f"{names} {have} been silent for {job.config.cluster.heartbeat_timeout_s:g} s", remedy=RESUMES

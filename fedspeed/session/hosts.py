@@ -15,14 +15,14 @@ def several_hosts(job: Job) -> bool:
     return len(_first_ranks(job)) > 1
 
 
-def leave_for_hosts(job: Job, store: Store, everyone: Sequence[ClientRows]) -> None:
+def publish_digests(job: Job, store: Store, everyone: Sequence[ClientRows]) -> None:
     """Tell the other hosts what this one has read; its first working rank does so for all.
 
     Args:
         everyone: the rows of all clients, as this host reads them.
     """
-    if job.me in _first_ranks(job).values():
-        store.put(_key(job.me), json.dumps(digests(job.config, None if job.serves else everyone)))
+    if job.world_rank in _first_ranks(job).values():
+        store.put(_key(job.world_rank), json.dumps(digests(job.config, None if job.is_server else everyone)))
 
 
 def check_hosts(job: Job, store: Store) -> None:

@@ -47,7 +47,7 @@ def check_inputs(
             f"and the rows were: whether they have changed since round {entry.round} is not known. From "
             "the next round on it is kept"
         ]
-    now = to_keep(config, rows)
+    now = journal_digests(config, rows)
     if found := changed(config, before, now):
         raise JournalError(
             f"{journal.folder}: belongs to a run that has read other files; changed since its "
@@ -73,7 +73,7 @@ def rows_without_libraries(config: RunConfig) -> list[ClientRows] | None:
         return None
 
 
-def to_keep(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, str]:
+def journal_digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, str]:
     """Return the digests as a journal keeps them: that of the rows as `Deployment.seal_rows` leaves it.
 
     Raises:

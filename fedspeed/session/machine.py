@@ -18,14 +18,14 @@ from fedspeed.monitor import summary_file
 from fedspeed.monitor.records import Summary, absent_rounds
 from fedspeed.monitor.report import Facts, write_report
 from fedspeed.monitor.round_log import read_rounds
-from fedspeed.session.ending import Ending, gaps, of_complete, of_ranks, of_summary
+from fedspeed.session.components import preload
+from fedspeed.session.ending import Ending, complete_ending, gaps, ranks_ending, summary_ending
 from fedspeed.session.exporting import export_kind
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
-from fedspeed.session.numeric_type import as_begun
-from fedspeed.session.parts import preload
-from fedspeed.session.reporting import ASKED_FILE
+from fedspeed.session.numeric_type import with_original_dtype
+from fedspeed.session.reporting import STOP_REQUEST_FILE
 from fedspeed.session.request import RunRequest
-from fedspeed.session.resume import Claim, check_best, journal_entry, journal_of, why_over
+from fedspeed.session.resume import RunLock, check_best, end_reason, journal_entry, journal_of
 
 REPORT_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
 
@@ -43,16 +43,16 @@ def supervise(
     Raises:
         FedSpeedError: what the run cannot go on with.
     """
-    request = as_begun(request)
+    request = with_original_dtype(request)
     config = request.config
     journal = journal_of(request)
     if request.fresh and request.folder.is_dir():
-        _make_room(request)
+        _move_aside(request)
     entry = journal_entry(journal, request)
     if entry is not None:
         check_inputs(journal, entry, config, rows_without_libraries(config))
         if summary := complete(request, entry):
-            return of_complete(
+            return complete_ending(
                 summary, folder=str(request.folder), number=entry.round, asked=config.federation.rounds
             )
         check_best(journal, entry)
@@ -87,18 +87,18 @@ def complete(request: RunRequest, entry: Entry) -> Summary | None:
     Args:
         entry: the newest of its journal.
     """
-    end = why_over(entry.round, entry.stale, request.config.federation)
+    end = end_reason(entry.round, entry.stale, request.config.federation)
     if not end or not (request.folder / export_kind(request.config)).is_dir():
         return None
     summary = summary_file.read_summary(request.folder)
     return summary if summary is not None and summary.status == end else None
 
 
-def _make_room(request: RunRequest) -> None:
+def _move_aside(request: RunRequest) -> None:
     """Move an earlier run of the same name aside, not from under a process that is at work on it."""
-    claim = Claim()
+    claim = RunLock()
     claim.take(request.folder)
-    request.make_room()
+    request.move_aside()
     claim.drop()
 
 
@@ -112,7 +112,7 @@ def _own_word(request: RunRequest) -> Ending:
             note=f"{request.folder}: the ranks have ended well, but left no {summary_file.NAME}; look at "
             "their output, and start again: the run goes on from its journal",
         )
-    return of_summary(summary)
+    return summary_ending(summary)
 
 
 def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode: str) -> Ending:
@@ -124,12 +124,12 @@ def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode:
     """
     config = request.config
     folder = request.folder
-    asked = folder / ASKED_FILE
+    asked = folder / STOP_REQUEST_FILE
     where = [asked.read_text()] if _is_of_this_start(asked, run) else []
     records = read_rounds(folder / "rounds.jsonl")
     absent = absent_rounds(records, journal_of(request).newest())
     missing = gaps(records, absent, range(config.data.clients), range(1, config.federation.rounds + 1))
-    ending = of_ranks(run.exit_code, run.stop_requested, [*run.messages, *where], missing)
+    ending = ranks_ending(run.exit_code, run.stop_requested, [*run.messages, *where], missing)
     if not folder.is_dir() or _is_of_this_start(folder / summary_file.NAME, run):
         return ending
     summary = ending.summary(records, rounds=config.federation.rounds, restarts=run.restarts, absent=absent)

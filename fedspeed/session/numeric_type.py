@@ -17,13 +17,13 @@ from fedspeed.engine import device_types
 from fedspeed.errors import JournalError, PlanError
 from fedspeed.models.numeric_types import NAMES, DeviceTypes, lowest_common, told
 from fedspeed.planner.hardware import Device, common_type, node_of
+from fedspeed.session.coordination import CheckIn
 from fedspeed.session.measured import read_probe_file
 from fedspeed.session.request import Job, RunRequest
 from fedspeed.session.resume import journal_of
-from fedspeed.session.together import CheckIn
 
 
-def begun_type(request: RunRequest) -> str:
+def original_dtype(request: RunRequest) -> str:
     """The type that the run in the folder began with; empty for a new one. A journal that cannot be read is
     refused elsewhere.
     """
@@ -37,11 +37,11 @@ def begun_type(request: RunRequest) -> str:
     return dtype if dtype in NAMES else ""
 
 
-def as_begun(request: RunRequest) -> RunRequest:
+def with_original_dtype(request: RunRequest) -> RunRequest:
     """The request in the type that its run began with, if there is one and the configuration names no
     other.
     """
-    begun = begun_type(request) if request.config.model.dtype == "auto" else ""
+    begun = original_dtype(request) if request.config.model.dtype == "auto" else ""
     return request.settled(begun) if begun else request
 
 
@@ -64,9 +64,9 @@ def agree(job: Job, store: Store) -> Decided:
         return Decided(job)
     with CheckIn(job, store, "devices"):
         [mine] = device_types.device_types(job.launch.local_rank)
-        store.put(_types_key(job.me), json.dumps([mine.name, mine.kind, sorted(mine.types)]))
+        store.put(_types_key(job.world_rank), json.dumps([mine.name, mine.kind, sorted(mine.types)]))
         if job.reporter:
-            store.put("types/begun", begun_type(job.request))
+            store.put("types/begun", original_dtype(job.request))
     begun, *words = store.get("types/begun", *map(_types_key, job.workers))
     devices = [DeviceTypes(name, kind, frozenset(types)) for name, kind, types in map(json.loads, words)]
     dtype = begun or lowest_common(devices)
@@ -107,7 +107,7 @@ def expect(request: RunRequest) -> tuple[RunRequest, str]:
             engine.deterministic say. PlanError: a stated card cannot compute in the type.
     """
     asked = request.config.model.dtype
-    begun = begun_type(request)
+    begun = original_dtype(request)
     stated, unstated, unknown = _stated_devices(request)
     if asked != "auto":
         dtype = asked

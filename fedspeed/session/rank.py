@@ -24,16 +24,16 @@ from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.report import Comparison, ComparisonRow
 from fedspeed.routing.checks import routing_notes
 from fedspeed.routing.transport import Transport
-from fedspeed.session import exporting, numeric_type, parts, reporting, resume, sharing
+from fedspeed.session import components, exporting, numeric_type, reporting, resume, sharing
+from fedspeed.session.coordination import CheckIn, StopFlag, find_lost
 from fedspeed.session.ending import Ending
-from fedspeed.session.explain import explained, silence
+from fedspeed.session.explain import as_user_error, lost_ranks_error
 from fedspeed.session.forecast import forecast
 from fedspeed.session.hosts import several_hosts
-from fedspeed.session.inputs import to_keep
+from fedspeed.session.inputs import journal_digests
 from fedspeed.session.reading import Inputs, read_inputs
-from fedspeed.session.refusal import abort, tell_refusal
+from fedspeed.session.refusal import abort, report_refusal
 from fedspeed.session.request import Job, RunRequest
-from fedspeed.session.together import CheckIn, StopFlag, find_lost
 
 GOODBYE_S = 60.0
 BRIEF_GOODBYE_S = 10.0  # where ranks may be gone for good
@@ -54,15 +54,15 @@ def run_rank(request: RunRequest) -> Ending:
     job = Job(request, launch, lay_out(config, launch.hosts))
     with activity.during("the wait for all ranks"):
         store = rendezvous.meet(launch, config.cluster.start_timeout_s)
-    if job.me == 0:
+    if job.world_rank == 0:
         asked_of = routing_notes(config.routing, len(job.topology.contributors))
         _say([*warnings(job.topology), *notes(config), *asked_of])
-    early = parts.early_transport(job, store)
+    early = components.mpi_transport(job, store)
     try:
-        with parts.working(job):
-            ending = _work(job, store, early, stop) if job.works else _stand_by(job, store, early)
+        with components.working(job):
+            ending = _work(job, store, early, stop) if job.is_worker else _stand_by(job, store, early)
     except BaseException as error:
-        meant = explained(error, job)
+        meant = as_user_error(error, job)
         _end_for_all(meant, job, store, early)
         if meant is error:
             raise
@@ -73,7 +73,7 @@ def run_rank(request: RunRequest) -> Ending:
 
 def _end_for_all(error: BaseException, job: Job, store: rendezvous.Store, early: Transport | None) -> None:
     """Tell a failure of this rank as far as it is for all of them; under MPI, end them."""
-    tell_refusal(error, job.request.json_out, store)
+    report_refusal(error, job.request.json_out, store)
     if early is None or job.launch.world_size == 1:
         return
     if isinstance(error, LostPeerError) and not job.reporter:
@@ -88,13 +88,13 @@ class _Meeting:
 
     store: rendezvous.Store
     heartbeat: Heartbeat
-    last_resort: reporting.LastResort
+    last_resort: reporting.ExitWhenStuck
 
 
 def _work(job: Job, store: rendezvous.Store, early: Transport | None, stop: StopFlag) -> Ending:
     """Agree with the others on what is to be done, read it, connect, and take part in the rounds."""
-    claim = resume.Claim()
-    sharing.tell_card(job, store)
+    claim = resume.RunLock()
+    sharing.publish_card(job, store)
     decided = numeric_type.agree(job, store)
     job = decided.job
     if decided.text and job.reporter:
@@ -102,10 +102,10 @@ def _work(job: Job, store: rendezvous.Store, early: Transport | None, stop: Stop
     inputs = read_inputs(job, store, claim, decided.begun)
     if job.reporter:
         _say(weight_notes(job.config))
-    last_resort = reporting.LastResort(job)
+    last_resort = reporting.ExitWhenStuck(job)
     meeting = _Meeting(store, _heartbeat(job, store, last_resort), last_resort)
     _join_cluster(job, store)
-    transport = parts.transport(job, store, early)
+    transport = components.transport(job, store, early)
     try:
         return _federate(job, meeting, transport, inputs=inputs, claim=claim, stop=stop)
     except BaseException:
@@ -129,7 +129,7 @@ def _federate(
     transport: Transport | None,
     *,
     inputs: Inputs,
-    claim: resume.Claim,
+    claim: resume.RunLock,
     stop: StopFlag,
 ) -> Ending:
     """Build the parts of this rank, go on from what the journal holds, and run the rounds that are left."""
@@ -137,19 +137,19 @@ def _federate(
 
     with ExitStack() as always, _closed_in_order() as closing:
         # As large as the model, and of no use to a later start.
-        closing.callback(shutil.rmtree, parts.swap_folder(job), ignore_errors=True)
+        closing.callback(shutil.rmtree, components.swap_folder(job), ignore_errors=True)
         closing.callback(leave_world)
-        clock = StageClock(trace=parts.trace(job))
+        clock = StageClock(trace=components.trace(job))
         with activity.during("the building of the engine"):
-            engine = parts.engine(job, clock, inputs.sharers)
+            engine = components.engine(job, clock, inputs.sharers)
         closing.callback(engine.close)
-        own = parts.identity(job, transport)
-        exchange = parts.exchange(job, meeting.store, transport, meeting.heartbeat, own)
+        own = components.identity(job, transport)
+        exchange = components.exchange(job, meeting.store, transport, meeting.heartbeat, own)
         if open_part := exchange or transport:  # MPI's transport is closed by ranks too that have no exchange
             closing.callback(open_part.close)
         closing.callback(meeting.heartbeat.close)
-        link = parts.link(job, engine, exchange)
-        role = parts.role(job, inputs.data, inputs.public)
+        link = components.link(job, engine, exchange)
+        role = components.role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
         method = run_method(job.config, engine)
         fresh = start(job.config, engine, method)
@@ -158,22 +158,22 @@ def _federate(
         progress = resume.resume(
             job.config, job.deployment, link, journal=journal, entry=inputs.entry, role=role, fresh=fresh
         )
-        data = parts.data_report(job, link, inputs.data, inputs.everyone)
-        monitor = parts.monitor(job, progress.round if inputs.entry else 0, claim, data)
+        data = components.data_report(job, link, inputs.data, inputs.everyone)
+        monitor = components.monitor(job, progress.round if inputs.entry else 0, claim, data)
         always.callback(monitor.close)
         always.callback(clock.trace.close)
         meeting.last_resort.monitor = monitor
-        surroundings = parts.surroundings(
+        surroundings = components.surroundings(
             job,
             journal=journal,
             record=_record(job, inputs),
             monitor=monitor,
             clock=clock,
             stop=stop,
-            channel=parts.channel(job, engine, transport),
-            witness=parts.witness(job, exchange, own),
+            channel=components.channel(job, engine, transport),
+            witness=components.witness(job, exchange, own),
         )
-        federated = parts.federated(job, role, engine, link, method=method, surroundings=surroundings)
+        federated = components.federated(job, role, engine, link, method=method, surroundings=surroundings)
         try:
             progress = _run_rounds(job, federated, progress, stop)
             clock.trace.close()
@@ -192,13 +192,15 @@ def _agree(job: Job, link: ClientLink, state: Arrays) -> None:
         ConfigError: its arrays are not those that others have.
     """
     if job.topology.server:
-        names = [job.named(rank) for rank in job.topology.participants]
+        names = [job.describe(rank) for rank in job.topology.participants]
         check_arrays(link, state, method=job.config.federation.method.name, names=names)
 
 
 def _record(job: Job, inputs: Inputs) -> dict:
     """Return what the journal is to keep of the configuration, and of what was read."""
-    return job.request.record | ({"inputs": to_keep(job.config, inputs.everyone)} if job.reporter else {})
+    return job.request.record | (
+        {"inputs": journal_digests(job.config, inputs.everyone)} if job.reporter else {}
+    )
 
 
 def _run_rounds(job: Job, federated, progress, stop: StopFlag):
@@ -208,7 +210,7 @@ def _run_rounds(job: Job, federated, progress, stop: StopFlag):
     from fedspeed.federation import rounds
 
     if job.reporter:
-        stop.on_asked = lambda where: reporting.tell_where(job.request.folder, where)
+        stop.on_asked = lambda where: reporting.note_stop_request(job.request.folder, where)
     rounds.baseline(federated, progress)
     stop.in_rounds = True
     return rounds.run(federated, progress)
@@ -248,8 +250,8 @@ def _tell_all(job: Job, meeting: _Meeting, monitor, error: Exception) -> BaseExc
     """Leave word of a failure in the rounds; the reporter finds out who was lost, and reports. Return the
     error in a user's words.
     """
-    meant = explained(error, job)
-    rendezvous.publish(meeting.store, f"failed/{job.me}", str(meant))
+    meant = as_user_error(error, job)
+    rendezvous.publish(meeting.store, f"failed/{job.world_rank}", str(meant))
     lost = (
         find_lost(job, meeting.store, meeting.heartbeat)
         if job.reporter and isinstance(meant, LostPeerError)
@@ -269,8 +271,8 @@ def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> End
     """Leave at once, as a rank without work does; but rank 0 holds the store, and stays until all that
     work have left.
     """
-    if job.me == 0:
-        several = sharing.are_several(job)
+    if job.world_rank == 0:
+        several = sharing.may_share_cards(job)
         undecided = job.config.model.dtype == "auto"
         points = {
             "cards": several,
@@ -282,24 +284,24 @@ def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> End
         for point in (point for point, passed in points.items() if passed):
             with CheckIn(job, store, point):
                 pass
-        heartbeat = _heartbeat(job, store, reporting.LastResort(job))
+        heartbeat = _heartbeat(job, store, reporting.ExitWhenStuck(job))
         while rendezvous.ranks_not_left(store, job.workers, 1.0):
             if lost := heartbeat.lost():
                 store.wait([REPORTED], GRACE_S)
-                raise silence(job, lost)
+                raise lost_ranks_error(job, lost)
         heartbeat.close()
     if early is not None:
         early.close()
     return Ending(status="finished", exit_code=EXIT_OK)
 
 
-def _heartbeat(job: Job, store: rendezvous.Store, last_resort: reporting.LastResort) -> Heartbeat:
+def _heartbeat(job: Job, store: rendezvous.Store, last_resort: reporting.ExitWhenStuck) -> Heartbeat:
     heartbeat_timeout_s = job.config.cluster.heartbeat_timeout_s
     grace_s = GRACE_S if job.reporter else GRACE_S + REPORT_S
     return Heartbeat(
         store,
         job.vital_ranks,
-        job.me,
+        job.world_rank,
         interval_s=heartbeat_timeout_s / 12,
         heartbeat_timeout_s=heartbeat_timeout_s,
         on_stuck=last_resort,
@@ -317,7 +319,7 @@ def _join_cluster(job: Job, store: rendezvous.Store) -> None:
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     quiet()
     set_arithmetic(job.config.engine.matmul, job.config.engine.deterministic)
-    parts.preload()  # a forked rank has it all
+    components.preload()  # a forked rank has it all
     join_world(job.config.routing.deadline_s)
 
 

@@ -12,10 +12,10 @@ from fedspeed.engine.device_types import check_dtype
 from fedspeed.log import LOG
 from fedspeed.models.tokenizer import check_ids, load_tokenizer
 from fedspeed.session import preflight, resume, sharing
-from fedspeed.session.hosts import check_hosts, leave_for_hosts, several_hosts
+from fedspeed.session.coordination import CheckIn
+from fedspeed.session.hosts import check_hosts, publish_digests, several_hosts
 from fedspeed.session.inputs import check_inputs
 from fedspeed.session.request import Job
-from fedspeed.session.together import CheckIn
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Inputs:
     public: ClientData | None = None
 
 
-def read_inputs(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_type: bool) -> Inputs:
+def read_inputs(job: Job, store: rendezvous.Store, claim: resume.RunLock, original_dtype: bool) -> Inputs:
     """Read and check what may fail for reasons of this rank alone, so that all can agree to go on.
     Collective.
 
     Args:
-        begun_type: whether an earlier start of this run, and not the configuration, asks for the numeric
+        original_dtype: whether an earlier start of this run, and not the configuration, asks for the numeric
             type.
 
     Raises:
@@ -50,7 +50,7 @@ def read_inputs(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_ty
     """
     request = job.request
     with CheckIn(job, store, "ready"):
-        inputs, remarks = _read_own(job, store, claim, begun_type)
+        inputs, remarks = _read_own(job, store, claim, original_dtype)
     if several_hosts(job):
         with CheckIn(job, store, "inputs"):
             check_hosts(job, store)
@@ -60,12 +60,12 @@ def read_inputs(job: Job, store: rendezvous.Store, claim: resume.Claim, begun_ty
     if request.fresh:
         with CheckIn(job, store, "fresh"):
             if job.reporter:
-                request.make_room()
+                request.move_aside()
     return inputs
 
 
 def _read_own(
-    job: Job, store: rendezvous.Store, claim: resume.Claim, begun_type: bool
+    job: Job, store: rendezvous.Store, claim: resume.RunLock, original_dtype: bool
 ) -> tuple[Inputs, list[str]]:
     """Return what this rank has read, and what is to be said about it."""
     from fedspeed.engine.arithmetic import check_arithmetic
@@ -75,13 +75,13 @@ def _read_own(
     local_rank = job.launch.local_rank
     _check_plan(job)
     remarks, sharers = sharing.check_shared(job, store)
-    check_dtype(config.model.dtype, str(request.folder) if begun_type else "", local_rank)
+    check_dtype(config.model.dtype, str(request.folder) if original_dtype else "", local_rank)
     check_arithmetic(config.engine.matmul, config.engine.deterministic, local_rank)
     tokenizer = load_tokenizer(config.model)
-    everyone = [] if job.serves else client_rows(config.data, config.run.seed)
+    everyone = [] if job.is_server else client_rows(config.data, config.run.seed)
     data = {c: encode_client(everyone[c], tokenizer, config.data) for c in job.place.clients}
     public = None
-    if job.serves and config.federation.public_rows:
+    if job.is_server and config.federation.public_rows:
         public = public_data(config.federation.public_rows, config.data, tokenizer)
     read = [*data.values(), *([public] if public else [])]
     check_ids(max(map(largest_id, read), default=0), config.model)
@@ -91,7 +91,7 @@ def _read_own(
         entry, found = _read_journal(job, claim, everyone)
         remarks += found
     if several_hosts(job):
-        leave_for_hosts(job, store, everyone)
+        publish_digests(job, store, everyone)
     return Inputs(tokenizer, everyone, data, entry=entry, sharers=sharers, public=public), remarks
 
 
@@ -107,8 +107,8 @@ def _check_plan(job: Job) -> None:
     preflight.check_plan(request.config, request.deepspeed, job.topology, job.launch.hostfile)
 
 
-def _read_journal(job: Job, claim: resume.Claim, everyone: list) -> tuple[Entry | None, list[str]]:
-    """Claim the run's folder; return the journal's newest entry, and what is to be said of what it was
+def _read_journal(job: Job, claim: resume.RunLock, everyone: list) -> tuple[Entry | None, list[str]]:
+    """RunLock the run's folder; return the journal's newest entry, and what is to be said of what it was
     trained on.
 
     Raises:

@@ -10,13 +10,13 @@ from fedspeed.errors import EXIT_USAGE, FedSpeedError
 from fedspeed.log import LOG
 from fedspeed.monitor import stdout
 from fedspeed.routing.transport import Transport
-from fedspeed.session.ending import of_error
+from fedspeed.session.ending import error_ending
 
 TOLD = "refusal told"  # the key that says so
 TOLD_S = 30.0  # for the first to know to say it; then another one does
 
 
-def tell_refusal(error: BaseException, json_out: TextIO | None, store: Store) -> None:
+def report_refusal(error: BaseException, json_out: TextIO | None, store: Store) -> None:
     """Tell bad input in the words of `--json`, once for all ranks, by whichever is the first to know. The
     others come back when it is told: the end of any rank may be that of all.
     """
@@ -34,4 +34,4 @@ def abort(error: BaseException, transport: Transport) -> None:
         LOG.error(str(error))
     else:
         traceback.print_exception(error)
-    transport.abort(of_error(error).exit_code)
+    transport.abort(error_ending(error).exit_code)

@@ -9,13 +9,21 @@ from fedspeed.cluster.once import report
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.monitor.report import Comparison, Export, Predicted
-from fedspeed.session.ending import Ending, gaps, of_error, of_rounds, of_stop, uncounted, with_losses
-from fedspeed.session.explain import silence
+from fedspeed.session.ending import (
+    Ending,
+    error_ending,
+    gaps,
+    rounds_ending,
+    stop_ending,
+    uncounted,
+    with_losses,
+)
+from fedspeed.session.explain import lost_ranks_error
 from fedspeed.session.facts import facts
 from fedspeed.session.request import Job
 from fedspeed.units import loss_text
 
-ASKED_FILE = ".asked-to-end"  # in a run's folder: what the reporter was at then
+STOP_REQUEST_FILE = ".asked-to-end"  # in a run's folder: what the reporter was at then
 
 
 def finish(
@@ -33,7 +41,7 @@ def finish(
         progress: what the last round left.
     """
     lost = uncounted(sum(r.missing_count for r in monitor.records), sum(r.clipped for r in monitor.records))
-    ending = of_rounds(progress.done, [unbeaten(progress, exported.kind)], lost)
+    ending = rounds_ending(progress.done, [unbeaten(progress, exported.kind)], lost)
     monitor.finish(_summary(job.config, monitor, ending), facts(job, exported, predicted), comparison)
     return ending
 
@@ -45,7 +53,7 @@ def stop_early(job: Job, number: int, monitor, renewed: bool) -> Ending:
         renewed: whether because there is a newer list of participants; else because it was asked to.
     """
     why = "all sites have a newer roster" if renewed else "asked to end"
-    ending = of_stop(number, job.config.federation.rounds, why)
+    ending = stop_ending(number, job.config.federation.rounds, why)
     monitor.finish(_summary(job.config, monitor, ending), facts(job, None))
     return ending
 
@@ -58,7 +66,7 @@ def report_failure(job: Job, monitor, error: BaseException, lost: Sequence[int])
     """
     clients = tuple(sorted({c for rank in lost for c in job.topology.place(rank).clients}))
     missing = gaps(monitor.records, monitor.absent, clients, range(job.config.federation.rounds + 1))
-    ending = with_losses(of_error(error), [job.named(rank) for rank in lost], missing)
+    ending = with_losses(error_ending(error), [job.describe(rank) for rank in lost], missing)
     monitor.finish(_summary(job.config, monitor, ending), facts(job, None))
     return ending
 
@@ -75,7 +83,7 @@ def unbeaten(progress, kind: str) -> str:
     )
 
 
-def tell_where(folder: Path, where: str) -> None:
+def note_stop_request(folder: Path, where: str) -> None:
     """Tell that a run was asked to end in a round, at once: should the round be too long, nobody could say it
     later.
 
@@ -88,10 +96,10 @@ def tell_where(folder: Path, where: str) -> None:
     text = f"asked to end during {where}" if where else "asked to end"
     with contextlib.suppress(OSError):
         os.write(2, f"fedspeed: {text}; this round is finished first, if there is time\n".encode())
-        (folder / ASKED_FILE).write_text(text)
+        (folder / STOP_REQUEST_FILE).write_text(text)
 
 
-class LastResort:
+class ExitWhenStuck:
     """Ends this rank where its main thread waits for a lost one in a call that no exception reaches; the
     reporter reports first.
 
@@ -105,7 +113,7 @@ class LastResort:
 
     def __call__(self, lost: tuple[int, ...]) -> None:
         try:
-            error = silence(self._job, lost)
+            error = lost_ranks_error(self._job, lost)
             report(error)
             if self._job.reporter and self.monitor is not None:
                 report_failure(self._job, self.monitor, error, lost)

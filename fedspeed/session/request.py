@@ -40,15 +40,15 @@ class RunRequest:
         return merge(self.config.deepspeed, self.config, self.loaded.folder)
 
     @property
-    def marks(self) -> str:
+    def fingerprint(self) -> str:
         """What a resumed run must have in common with the one in the journal, wherever the command is
         given.
         """
         return fingerprint(replace(self.loaded.as_written, deepspeed=self.deepspeed))
 
-    def marks_as(self, earlier: Mapping) -> str:
-        """Return the marks, had the inputs that lie where an earlier start found them been written as they
-        were then.
+    def fingerprint_as(self, earlier: Mapping) -> str:
+        """Return the fingerprint that this request would have if every input that is still where an earlier
+        start found it were written as it was then.
 
         Args:
             earlier: the `record` of that start.
@@ -80,7 +80,7 @@ class RunRequest:
         """The folder of the run."""
         return self.loaded.run_folder
 
-    def make_room(self) -> None:
+    def move_aside(self) -> None:
         """Move an earlier run of the same name aside."""
         folder = self.folder
         number = 1
@@ -116,26 +116,26 @@ class Job:
         return deployment_of(self.config)
 
     @property
-    def me(self) -> int:
+    def world_rank(self) -> int:
         """This world rank."""
         return self.launch.world_rank
 
     @property
     def place(self) -> RankPlacement:
         """Where this rank stands in the topology."""
-        return self.topology.place(self.me)
+        return self.topology.place(self.world_rank)
 
     @property
     def world(self) -> tuple[int, ...]:
         """World ranks of this rank's torch world: its cluster, or its client where the client's ranks are a
         pipeline, which takes all of a torch world.
         """
-        return self.topology.world_of(self.me, self.config.engine.pipeline)
+        return self.topology.world_of(self.world_rank, self.config.engine.pipeline)
 
     @property
     def reporter(self) -> bool:
         """Whether this rank commits the journal and reports: exactly one does."""
-        return self.me == self._reporting_rank
+        return self.world_rank == self._reporting_rank
 
     @property
     def _reporting_rank(self) -> int:
@@ -143,19 +143,19 @@ class Job:
         return self.topology.contributors[0]
 
     @property
-    def works(self) -> bool:
+    def is_worker(self) -> bool:
         """Whether this rank carries clients, or is one of the server's."""
-        return self.me in self.workers
+        return self.world_rank in self.workers
 
     @property
-    def serves(self) -> bool:
+    def is_server(self) -> bool:
         """Whether this rank is one of the server's."""
-        return self.me in self.topology.server
+        return self.world_rank in self.topology.server
 
     @property
-    def speaks(self) -> bool:
+    def is_participant(self) -> bool:
         """Whether this rank speaks for its clients in the exchange."""
-        return self.me in self.topology.participants
+        return self.world_rank in self.topology.participants
 
     @cached_property
     def transport(self) -> str:
@@ -196,7 +196,7 @@ class Job:
             return tuple(sorted({0, self._reporting_rank}))
         return self.required_ranks
 
-    def named(self, rank: int) -> str:
+    def describe(self, rank: int) -> str:
         """Return how messages call a world rank: by its clients, and the host it runs on."""
         place = self.topology.place(rank)
         where = f"rank {rank} on {place.host}"

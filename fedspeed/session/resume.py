@@ -25,7 +25,7 @@ from fedspeed.session.request import RunRequest
 NONE = -1  # in place of the best round's number where nothing has been evaluated
 
 
-class Claim:
+class RunLock:
     """The sole right to write a run: a lock on its folder, which the kernel drops with the process, however
     that ends.
     """
@@ -34,7 +34,7 @@ class Claim:
         self._held = -1
 
     def take(self, folder: Path) -> None:
-        """Claim a folder that is there; again and again, if need be.
+        """RunLock a folder that is there; again and again, if need be.
 
         Raises:
             JournalError: another process has it.
@@ -71,7 +71,7 @@ def journal_entry(journal: Journal, request: RunRequest) -> Entry | None:
         JournalError: it is damaged, or belongs to a run with another configuration.
     """
     entry = journal.latest()
-    if entry is None or entry.fingerprint in (request.marks, request.marks_as(entry.config)):
+    if entry is None or entry.fingerprint in (request.fingerprint, request.fingerprint_as(entry.config)):
         return entry
     differing = changes(decisive(entry.config), decisive(request.record)) or [
         "the content of the DeepSpeed base file"
@@ -93,7 +93,7 @@ def check_best(journal: Journal, entry: Entry) -> None:
         journal.check_best(entry)
 
 
-def why_over(number: int, stale: int, config: FederationConfig) -> str:
+def end_reason(number: int, stale: int, config: FederationConfig) -> str:
     """Return why a run that stands at round `number` is over, empty while it goes on. What the journal says
     does not count here: rounds and patience may have changed since.
 
@@ -163,7 +163,7 @@ def _progress(config: RunConfig, head: np.ndarray, packed: Arrays) -> Progress:
         best_round=max(0, best),
         best_loss=float("inf") if best == NONE else float(head[2]),
         stale=stale,
-        done=why_over(number, stale, config.federation),
+        done=end_reason(number, stale, config.federation),
         previous=previous if number else None,
         update_alignment=float(head[4]) if head[4] >= 0 else None,
         is_resumed=True,

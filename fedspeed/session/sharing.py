@@ -6,24 +6,24 @@ from dataclasses import asdict
 from fedspeed.cluster.cards import Card, check_cards
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.engine import device_types
+from fedspeed.session.coordination import CheckIn
 from fedspeed.session.request import Job
-from fedspeed.session.together import CheckIn
 
 
-def are_several(job: Job) -> bool:
+def may_share_cards(job: Job) -> bool:
     """Whether there are ranks that could share a card."""
     return len(job.workers) > 1
 
 
-def tell_card(job: Job, store: Store) -> None:
+def publish_card(job: Job, store: Store) -> None:
     """Leave word of the card that this rank computes on. Collective over the ranks that carry clients; rank 0
     passes the check-in in any case.
     """
-    if not are_several(job):
+    if not may_share_cards(job):
         return
     with CheckIn(job, store, "cards"):
         card = device_types.own_card(job.launch.local_rank)
-        store.put(_key(job.me), json.dumps(asdict(card) if card else None))
+        store.put(_key(job.world_rank), json.dumps(asdict(card) if card else None))
 
 
 def check_shared(job: Job, store: Store) -> tuple[list[str], int]:
@@ -36,14 +36,14 @@ def check_shared(job: Job, store: Store) -> tuple[list[str], int]:
     Raises:
         ConfigError: two ranks of one torch world would compute on one card.
     """
-    if not are_several(job):
+    if not may_share_cards(job):
         return [], 1
     told = [json.loads(text) for text in store.get(*map(_key, job.workers))]
     cards = {rank: Card(**words) for rank, words in zip(job.workers, told, strict=True) if words}
     notes = check_cards(job.topology.worlds(job.config.engine.pipeline), cards)
-    if job.me not in cards:  # it computes on its host, with all ranks there
+    if job.world_rank not in cards:  # it computes on its host, with all ranks there
         return notes, sum(job.topology.place(rank).host == job.place.host for rank in job.workers)
-    return notes, list(cards.values()).count(cards[job.me])
+    return notes, list(cards.values()).count(cards[job.world_rank])
 
 
 def _key(rank: int) -> str:

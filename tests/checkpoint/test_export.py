@@ -17,7 +17,7 @@ from fedspeed import quickstart
 from fedspeed.data.config import DataConfig, TrainConfig
 from fedspeed.engine.config import EngineConfig
 from fedspeed.federation.methods.base import make_method
-from fedspeed.federation.methods.config import arm_of
+from fedspeed.federation.methods.config import variant_of
 from fedspeed.models.config import AdapterConfig, LastBlocks, ModelConfig
 from tests.limits import LIMIT_S
 from tests.processes import Scenarios, run_clusters
@@ -148,7 +148,7 @@ def trained(engine, folded=False):
         n: (t.detach().numpy() + 0.1 * rng.standard_normal(t.shape)).astype(np.float32)
         for n, t in sorted(engine.state().items())
     }
-    method = make_method(arm_of("stack")(), state, clients=2, seed=0)
+    method = make_method(variant_of("stack")(), state, clients=2, seed=0)
     for number in (1, 2) if folded else ():
         drawn = [
             {n: (t + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in state.items()}

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from fedspeed.config.check import conflicts, notes, problems
-from fedspeed.config.run import METHOD_ARMS, UPDATE_ARMS, RunConfig, _arms
+from fedspeed.config.run import METHOD_VARIANTS, UPDATE_VARIANTS, RunConfig, _variants
 from fedspeed.federation.methods.config import METHODS, Entry
 
-AVERAGE = METHOD_ARMS["lora_average"]
-FLEXLORA = METHOD_ARMS["flexlora"]()
+AVERAGE = METHOD_VARIANTS["lora_average"]
+FLEXLORA = METHOD_VARIANTS["flexlora"]()
 
 
 def config(**sections) -> RunConfig:
@@ -75,7 +75,7 @@ def test_defaults_lack_only_a_model():
             "federation.method.name=flexlora needs every client's own values, which routing.mode",
         ),
         (
-            {"federation": {"method": METHOD_ARMS["stack"](), "updates": (UPDATE_ARMS["clip"](),)}},
+            {"federation": {"method": METHOD_VARIANTS["stack"](), "updates": (UPDATE_VARIANTS["clip"](),)}},
             "federation.updates (clip) are about deltas that are averaged, but federation.method.name=stack "
             "does not say that it averages any",
         ),
@@ -85,7 +85,7 @@ def test_defaults_lack_only_a_model():
             "federation.method.name=lora_average",
         ),
         (
-            {"federation": {"method": METHOD_ARMS["residual"]()}, "engine": {"compile_blocks": True}},
+            {"federation": {"method": METHOD_VARIANTS["residual"]()}, "engine": {"compile_blocks": True}},
             "federation.method.name=residual adds to each block what is its own; set "
             "engine.compile_blocks=false",
         ),
@@ -184,14 +184,17 @@ def test_a_method_brings_rules_of_its_own(monkeypatch):
             ]
 
     monkeypatch.setitem(METHODS, "own", Entry(module="nowhere", any_weights=True))
-    for chosen in ({"method": Own()}, {"updates": (UPDATE_ARMS["clip"](), Own())}):  # and so does a transform
+    for chosen in (
+        {"method": Own()},
+        {"updates": (UPDATE_VARIANTS["clip"](), Own())},
+    ):  # and so does a transform
         (found,) = conflicts(config(train={"lr": 0.5}, federation=chosen))
         assert (found.keys, found.text) == (("federation.method", "train.lr"), "depth=9 with train.lr=0.5")
 
 
 def test_an_arm_has_the_name_that_it_is_registered_by():
     with pytest.raises(ValueError, match="`name` is 'clip', but it is registered as 'clop'"):
-        _arms(["clop"], lambda name: UPDATE_ARMS["clip"])
+        _variants(["clop"], lambda name: UPDATE_VARIANTS["clip"])
 
 
 @pytest.mark.parametrize(("warmup", "told"), [(0, False), (20, False), (21, True)])

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from fedspeed.config import tree
-from fedspeed.config.convert import Unfit, convert, long_form
+from fedspeed.config.convert import InvalidValue, convert, expand_shorthand
 from fedspeed.config.deepspeed import merge
 from fedspeed.config.fields import fields_of
 from fedspeed.config.load import load
@@ -45,8 +45,8 @@ FIELDS, _ = fields_of(Updates)
 def read(key: str, text: str):
     """What a field of `Updates` makes of a text, or what is wrong with it."""
     try:
-        return convert(long_form(tree.compose(text), FIELDS[key].type), FIELDS[key], key)
-    except Unfit as unfit:
+        return convert(expand_shorthand(tree.compose(text), FIELDS[key].type), FIELDS[key], key)
+    except InvalidValue as unfit:
         return [said for _, said in unfit.faults]
 
 

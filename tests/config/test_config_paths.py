@@ -151,12 +151,12 @@ def test_a_base_file_of_deepspeed_follows_the_same_rule(project):
 @pytest.mark.parametrize("text", ["base", "../elsewhere", "org/model"])
 def test_the_folder_of_the_command_does_not_change_the_fingerprint(project, monkeypatch, text):
     path = write(project / "conf", f"model:\n  base: {text}\n")
-    here = RunRequest(load(path)).marks
+    here = RunRequest(load(path)).fingerprint
     record = RunRequest(load(path)).record
     for folder in (project / "elsewhere", project / "conf"):
         monkeypatch.chdir(folder)
         again = RunRequest(load(Path(os.path.relpath(path))))
-        assert again.marks == here and again.record == record
+        assert again.fingerprint == here and again.record == record
 
 
 def test_a_run_goes_on_with_the_same_input_spelled_in_another_way_and_not_with_another(project, monkeypatch):
@@ -165,16 +165,18 @@ def test_a_run_goes_on_with_the_same_input_spelled_in_another_way_and_not_with_a
     journal = Journal(project / "kept", 2)
     before = Journal(project / "from before there were places", 2)
     tensors = {"global/w": np.zeros(2, np.float32)}
-    journal.commit(Entry(1, first.marks, 0, first.record), tensors)
+    journal.commit(Entry(1, first.fingerprint, 0, first.record), tensors)
     before.commit(
-        Entry(1, first.marks, 0, {key: value for key, value in first.record.items() if key != "places"}),
+        Entry(
+            1, first.fingerprint, 0, {key: value for key, value in first.record.items() if key != "places"}
+        ),
         tensors,
     )
     assert journal_entry(before, first).round == 1
     monkeypatch.chdir(project / "elsewhere")
     for text in ("../conf/base", str(project / "conf" / "base")):
         again = RunRequest(load(path, [f"model.base={text}"]))
-        assert again.marks != first.marks and journal_entry(journal, again).round == 1
+        assert again.fingerprint != first.fingerprint and journal_entry(journal, again).round == 1
     with pytest.raises(JournalError, match="model.base: 'conf/base' -> '../base'"):
         journal_entry(journal, RunRequest(load(path, ["model.base=../base"])))
 

@@ -11,7 +11,7 @@ import torch
 
 from fedspeed.engine.device_types import own_card
 from fedspeed.engine.world import import_deepspeed, take_device
-from fedspeed.session.parts import preload
+from fedspeed.session.components import preload
 from tests.engine.engines import engine
 from tests.limits import LIMIT_S
 from tests.processes import world_env

@@ -13,8 +13,8 @@ from fedspeed.engine.capabilities import CAPABILITIES
 from fedspeed.errors import ConfigError
 from fedspeed.federation import checks
 from fedspeed.federation.checks import check_method
-from fedspeed.federation.methods.config import METHODS, Entry, arm_of
-from fedspeed.session import parts
+from fedspeed.federation.methods.config import METHODS, Entry, variant_of
+from fedspeed.session import components
 from fedspeed.session.engine_spec import FIXED, engine_spec
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
@@ -32,7 +32,7 @@ LLAMA = {
 
 def configured(method, **sections):
     config = run_config(**sections)
-    return replace(config, federation=replace(config.federation, method=arm_of(method)()))
+    return replace(config, federation=replace(config.federation, method=variant_of(method)()))
 
 
 def spoken(count):
@@ -231,20 +231,20 @@ def test_a_method_builds_nothing_that_others_decide_by(name, monkeypatch, tmp_pa
 
 
 def test_an_exchange_of_slices_asks_for_as_many_as_its_fewest_need(slices, monkeypatch):
-    """What `session.parts.exchange` gives to the anonymous exchange."""
+    """What `session.components.exchange` gives to the anonymous exchange."""
     from fedspeed.routing.anonymous import exchange
 
     monkeypatch.setattr(exchange, "AnonymousExchange", lambda transport, routing, *rest: routing)
     topology = SimpleNamespace(gateways=tuple(range(16)), server=())
     job = SimpleNamespace(
-        speaks=True,
+        is_participant=True,
         config=slices,
         outlives_losses=True,
         topology=topology,
         request=SimpleNamespace(deepspeed={}),
     )
     own = SimpleNamespace(key=None, members=None, settings=None)
-    assert parts.exchange(job, None, SimpleNamespace(size=16), None, own).min_participants == 15
+    assert components.exchange(job, None, SimpleNamespace(size=16), None, own).min_participants == 15
 
 
 def test_modules_are_those_of_the_engine_that_a_method_builds(slices):

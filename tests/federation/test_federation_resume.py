@@ -4,8 +4,8 @@ the journal.
 
 import pytest
 
-from fedspeed.config.run import METHOD_ARMS
-from fedspeed.federation.methods.config import METHODS, Entry, arm_of
+from fedspeed.config.run import METHOD_VARIANTS
+from fedspeed.federation.methods.config import METHODS, Entry, variant_of
 from tests.federation.runs import (
     Notes,
     begin,
@@ -114,7 +114,7 @@ def resumed(tmp_path_factory):
 def all_cases(world, base, folder):
     out = Scenarios()
     METHODS["control_variates"] = Entry(module="tests.federation.methods.control_variates", adds_deltas=True)
-    METHOD_ARMS["control_variates"] = arm_of("control_variates")
+    METHOD_VARIANTS["control_variates"] = variant_of("control_variates")
     for name in CASES:
         out.play(name, once_and_again, world, base, folder, name)
     return out

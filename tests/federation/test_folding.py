@@ -9,7 +9,7 @@ from fedspeed.errors import JournalError
 from fedspeed.federation.folded_layout import fits, shared_layout
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import make_method
-from fedspeed.federation.methods.config import arm_of
+from fedspeed.federation.methods.config import variant_of
 from fedspeed.federation.methods.folding import fold, folded_delta
 from fedspeed.models.factors import pairs
 from fedspeed.models.folded import (
@@ -50,7 +50,7 @@ def product(state, a, b):
 def rounds(name, count, asked=lambda number: (0, 1, 2)):
     """(state before, ends of its clients, state after) of some rounds in a row."""
     state = drawn(99)
-    method = make_method(arm_of(name)(), state, clients=3, seed=5)
+    method = make_method(variant_of(name)(), state, clients=3, seed=5)
     for number in range(1, count + 1):
         ends = {}
         total = np.zeros(method.values(number))

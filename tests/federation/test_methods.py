@@ -10,7 +10,7 @@ import pytest
 from fedspeed.errors import ConfigError
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import make_method, method_class
-from fedspeed.federation.methods.config import METHODS, Entry, arm_of
+from fedspeed.federation.methods.config import METHODS, Entry, variant_of
 from fedspeed.models.factors import is_factor_a, pairs
 
 SHAPES = {
@@ -32,16 +32,16 @@ def drawn(seed, shapes=SHAPES, scale=1.0):
 RULES = ("avg_factors", "freeze_a", "alternate")
 
 
-def arm(name):
+def variant(name):
     """The configuration of a method, or of a rule of `lora_average`."""
-    return arm_of("lora_average")(rule=name) if name in RULES else arm_of(name)()
+    return variant_of("lora_average")(rule=name) if name in RULES else variant_of(name)()
 
 
 class Round:
     """A method in one round."""
 
     def __init__(self, name, shapes=SHAPES, clients=3, seed=5, round=1):
-        self.method = make_method(arm(name), drawn(0, shapes), clients=clients, seed=seed)
+        self.method = make_method(variant(name), drawn(0, shapes), clients=clients, seed=seed)
         self.round = round
         self.values, self.frozen = self.method.values(round), self.method.frozen(round)
 
@@ -60,7 +60,7 @@ def frozen(name, round, shapes=SHAPES):
 
 def problem(name, start):
     """What is wrong with starting from these tensors."""
-    return method_class(arm(name).name).start_problem(arm(name), start)
+    return method_class(variant(name).name).start_problem(variant(name), start)
 
 
 def aggregate(rule, start, ends, weights=WEIGHTS):
@@ -95,7 +95,7 @@ def mean_product(ends, a, b, weights=WEIGHTS):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_configuration_travels_between_processes(name):
-    assert pickle.loads(pickle.dumps(arm_of(name)())) == arm_of(name)()
+    assert pickle.loads(pickle.dumps(variant_of(name)())) == variant_of(name)()
 
 
 # What is frozen.
@@ -410,7 +410,7 @@ def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
         }
         for _ in range(2)
     )
-    method = make_method(arm("flexlora"), before, clients=1, seed=0)
+    method = make_method(variant("flexlora"), before, clients=1, seed=0)
     turn = np.linalg.qr(rng.normal(size=(r, r)))[0]
     turned = after | {a: (turn.T @ after[a]).astype(np.float32), b: (after[b] @ turn).astype(np.float32)}
     products = [state[b].astype(float) @ state[a] for state in (before, after)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedspeed.errors import FedSpeedError
-from fedspeed.federation.methods.config import METHODS, Entry, arm_of
+from fedspeed.federation.methods.config import METHODS, Entry, variant_of
 from tests.federation.runs import (
     Notes,
     begin,
@@ -77,7 +77,7 @@ def configured(base, method, *, rounds, local_steps):
     config = settings(
         base, train={"momentum": 0.0, "lr": LR, "local_steps": local_steps}, federation={"rounds": rounds}
     )
-    return replace(config, federation=replace(config.federation, method=arm_of(method)()))
+    return replace(config, federation=replace(config.federation, method=variant_of(method)()))
 
 
 def whole(world, name, config, folder):
@@ -228,7 +228,7 @@ def served(server, link, witness=None, value=None):
             }
 
     state = {"a": np.zeros((1, 2), np.float32), "b": np.ones(1, np.float32)}
-    method = Served(arm_of("lora_average")(), None, clients=2, seed=0)
+    method = Served(variant_of("lora_average")(), None, clients=2, seed=0)
     role = SimpleNamespace(server=server, public_rows=["row"] * 5)
     chosen = SimpleNamespace(federation=SimpleNamespace(method=SimpleNamespace(name="served")))
     parts = SimpleNamespace(

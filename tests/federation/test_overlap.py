@@ -99,10 +99,10 @@ def test_deltas_are_brought_to_one_number_of_steps_where_clients_take_unequal_on
 def test_unequal_steps_of_a_method_without_deltas_are_left_as_they_are():
     from dataclasses import replace
 
-    from fedspeed.federation.methods.config import arm_of
+    from fedspeed.federation.methods.config import variant_of
 
     config = run_config(train={"local_steps_by_cluster": {"slow": 2}})
-    config = replace(config, federation=replace(config.federation, method=arm_of("flexlora")()))
+    config = replace(config, federation=replace(config.federation, method=variant_of("flexlora")()))
     assert pacing.Pace(config, "fast", engine=None).factor(2) is None
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedspeed.data.clients import ClientData
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.config import arm_of
+from fedspeed.federation.methods.config import variant_of
 from fedspeed.federation.methods.lora_average.method import LoraAverage
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.trainer import Trainer, turn_seed
@@ -33,7 +33,7 @@ def trainer(kind=LoraAverage, rule="avg_factors", share=0):
     config = run_config(train={"local_steps": 3}, federation={"rounds": 4}, run={"seed": 17})
     told = []
     engine = SimpleNamespace(data_share=(2, share), load=lambda *state, **how: told.append(how))
-    method = kind(arm_of("lora_average")(rule=rule), Layout.of(STATE), clients=3, seed=17)
+    method = kind(variant_of("lora_average")(rule=rule), Layout.of(STATE), clients=3, seed=17)
     role = RankRole(clients={CLIENT: ClientData([], [], dropped=0, pad_id=0)})
     return Trainer(config, role, engine, method), told
 

@@ -14,7 +14,7 @@ from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Sum
 from fedspeed.federation.methods.base import Trained, Turn, make_method, method_class
-from fedspeed.federation.methods.config import arm_of as method_arm
+from fedspeed.federation.methods.config import variant_of as method_variant
 from fedspeed.federation.overlap import deltas_from
 from fedspeed.federation.recording import Recorder, Signals, Training, held_out_loss
 from fedspeed.federation.role import RankRole
@@ -26,7 +26,7 @@ from fedspeed.federation.updates.base import (
     shared_seed,
     update_class,
 )
-from fedspeed.federation.updates.config import arm_of
+from fedspeed.federation.updates.config import variant_of
 from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.metrics import registry
 from fedspeed.monitor.metrics.metric import BESIDE, LOSSES, SKETCH
@@ -54,7 +54,9 @@ def played(updates, **options):
     clients.
     """
     start = drawn(9)
-    found = make_method(method_arm("lora_average")(**options), start, clients=3, seed=5, hides=updates.hides)
+    found = make_method(
+        method_variant("lora_average")(**options), start, clients=3, seed=5, hides=updates.hides
+    )
     ends = []
     told = []
     weights = []
@@ -78,7 +80,7 @@ def deltas(start, ends):
 
 
 def test_the_aggregate_of_a_clipped_run_is_the_mean_of_clipped_deltas():
-    updates = make_updates([arm_of("clip")(norm=0.9)])
+    updates = make_updates([variant_of("clip")(norm=0.9)])
     start, ends, _, weights, result, _ = played(updates)
     lengths = [norm(delta) for delta in deltas(start, ends)]
     assert lengths[0] < 0.9 < lengths[1] < lengths[2]
@@ -96,9 +98,9 @@ def test_the_aggregate_of_a_clipped_run_is_the_mean_of_clipped_deltas():
 
 def test_the_sketch_is_that_of_what_was_clipped():
     """So the averaging error that it estimates is the one that was made."""
-    updates = make_updates([arm_of("clip")(norm=0.9)])
+    updates = make_updates([variant_of("clip")(norm=0.9)])
     start, _, told, _, clipped, _ = played(updates)
-    method = make_method(method_arm("lora_average")(), start, clients=3, seed=5)
+    method = make_method(method_variant("lora_average")(), start, clients=3, seed=5)
     turns = [method.turn(client, 1, start, steps=1, seed=0, memory={}) for client in range(3)]
     total = sum(method.encode(turn, end, w).astype(np.float64) for turn, end, w in zip(turns, told, WEIGHTS))
     expected = method.aggregate(start, total.astype(np.float32), sum(WEIGHTS), round=1)
@@ -108,7 +110,7 @@ def test_the_sketch_is_that_of_what_was_clipped():
 
 def test_only_what_trains_counts_for_the_norm():
     """And what is frozen stays as it is, to the bit."""
-    start, ends, told, *_ = played(make_updates([arm_of("clip")(norm=0.05)]), rule="freeze_a")
+    start, ends, told, *_ = played(make_updates([variant_of("clip")(norm=0.05)]), rule="freeze_a")
     for end, delta in zip(told, deltas(start, told)):
         assert end[A].tobytes() == start[A].tobytes()
         assert norm(delta) == pytest.approx(0.05, rel=1e-4)
@@ -123,11 +125,11 @@ def test_what_a_client_keeps_to_itself_is_not_clipped():
     start = drawn(9)
     own = drawn(1)
     away = drawn(2, 0.1)
-    method = SharedA(method_arm("lora_average")(), Layout.of(start), clients=3, seed=5)
+    method = SharedA(method_variant("lora_average")(), Layout.of(start), clients=3, seed=5)
     turn = method.turn(0, 1, start, steps=1, seed=0, memory={B: own[B]})
     end = {A: start[A] + away[A], B: own[B] + 100 * away[B]}
     clipped = {A: start[A] + 0.5 * away[A], B: end[B]}
-    updates = make_updates([arm_of("clip")(norm=0.5 * norm({A: away[A]}))])
+    updates = make_updates([variant_of("clip")(norm=0.5 * norm({A: away[A]}))])
     contribution = Contribution.empty(method.values(1))
     trained = SimpleNamespace(end=end, sums=SimpleNamespace(steps=1))
     contribution.add(method, turn, trained, start=start, weight=2.0, transform=updates)
@@ -151,7 +153,7 @@ class Secret(Update):
 
 def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
     """Its sketch is not sent, its clients count alike, and losses stay where they are."""
-    updates = Updates([update_class("clip")(arm_of("clip")()), Secret(None), Secret(None)], (1,))
+    updates = Updates([update_class("clip")(variant_of("clip")()), Secret(None), Secret(None)], (1,))
     assert updates.hides == BESIDE
     start, _, told, weights, result, values = played(updates)
     assert weights == [1.0, 1.0, 1.0] and result.factor_error is None
@@ -189,7 +191,7 @@ def test_the_ranks_of_a_client_draw_the_same_and_nobody_else_does():
 
 
 def test_what_is_hidden_is_known_before_anything_is_built():
-    assert hidden_by([arm_of("clip")()]) == hidden_by([]) == frozenset()
+    assert hidden_by([variant_of("clip")()]) == hidden_by([]) == frozenset()
 
 
 def test_what_is_hidden_is_told_to_nobody():
@@ -301,7 +303,7 @@ def test_a_round_tells_what_transforms_have_spent_in_it():
     short, long, longer = ({"w": np.array([value], np.float32)} for value in (0.5, 3.0, 4.0))
     rounds = [[short, long, longer, long], [short], []]
     for mode, norms in (("plain", [2.625, 0.5, None]), ("mask", [None] * 3)):
-        told = records_of_rounds(make_updates([arm_of("clip")(norm=1.0)]), mode, rounds)
+        told = records_of_rounds(make_updates([variant_of("clip")(norm=1.0)]), mode, rounds)
         assert [record.shortened for record in told] == [0.75, 0.0, None]
         assert [record.unclipped_norm for record in told] == norms
     (record,) = records_of_rounds(Updates([]), "plain", rounds[:1])
@@ -311,12 +313,12 @@ def test_a_round_tells_what_transforms_have_spent_in_it():
 def test_what_is_spent_without_a_metric_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(update_class("clip"), "spent", lambda self: {"epsilon": 0.0})
     with pytest.raises(ValueError, match="epsilon is spent, but no metric per rank has such a slot; add one"):
-        make_updates([arm_of("clip")()])
-    assert "epsilon is spent" in updates_problem([arm_of("clip")()], method_class("lora_average"))
+        make_updates([variant_of("clip")()])
+    assert "epsilon is spent" in updates_problem([variant_of("clip")()], method_class("lora_average"))
 
 
 def test_what_a_server_is_told_before_the_sum_has_seen_no_transform(monkeypatch):
-    clip = [arm_of("clip")()]
+    clip = [variant_of("clip")()]
     averaging = method_class("lora_average")
     assert updates_problem(clip, averaging) == ""
     monkeypatch.setattr(averaging, "serve", lambda self, *how, asked: None)
@@ -336,7 +338,7 @@ def test_only_what_trains_is_brought_to_one_number_of_steps():
 
 def test_a_contribution_of_another_length_than_was_announced_names_its_method():
     start = drawn(0)
-    method = make_method(method_arm("lora_average")(), start, clients=3, seed=5)
+    method = make_method(method_variant("lora_average")(), start, clients=3, seed=5)
     turn = method.turn(2, 4, start, steps=1, seed=0, memory={})
     trained = Trained(end=drawn(1), sums=Sums(steps=1), memory={})
     with pytest.raises(ValueError, match=r"LoraAverage.encode gives \(\d+,\) values for client 2 in round 4"):

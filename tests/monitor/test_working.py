@@ -9,7 +9,7 @@ import pytest
 from fedspeed import activity
 from fedspeed.errors import ConfigError, Preempted
 from fedspeed.monitor.working import PATIENCE_S, Working
-from fedspeed.session.together import StopFlag
+from fedspeed.session.coordination import StopFlag
 from tests.monitor.test_progress import ManualTime, Terminal
 
 

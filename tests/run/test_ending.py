@@ -15,13 +15,13 @@ from fedspeed.monitor.records import MissingUpdates, summarise
 from fedspeed.session import rank
 from fedspeed.session.deployment import JobDeployment, SiteDeployment, deployment_of
 from fedspeed.session.ending import (
+    complete_ending,
+    error_ending,
     gaps,
-    of_complete,
-    of_error,
-    of_ranks,
-    of_rounds,
-    of_stop,
-    of_summary,
+    ranks_ending,
+    rounds_ending,
+    stop_ending,
+    summary_ending,
     uncounted,
     with_losses,
 )
@@ -40,7 +40,7 @@ RESUME = "the same command resumes"
     ],
 )
 def test_of_an_error(error, status, code, text):
-    ending = of_error(error)
+    ending = error_ending(error)
     assert (ending.status, ending.exit_code, ending.text, ending.error) == (status, code, text, error)
     assert ending.code_for_supervisor == code and text in (str(error), ending.reason + "; " + ending.remedy)
 
@@ -53,7 +53,7 @@ def test_lost_ranks_are_named_once_and_their_updates_are_missing():
     )
     lost = ["client 4 (rank 1 on b)", "client 5 (rank 2 on b)"]
     ending = with_losses(
-        of_error(LostPeerError("client 4 (rank 1 on b) is gone", remedy=RESUME)), lost, missing
+        error_ending(LostPeerError("client 4 (rank 1 on b) is gone", remedy=RESUME)), lost, missing
     )
     assert ending.text == f"client 4 (rank 1 on b) is gone; {RESUME} (lost: client 5 (rank 2 on b))"
     assert ending.summary((), rounds=4, restarts=1, absent=(0, 1)).to_json() == {
@@ -77,15 +77,15 @@ def test_lost_ranks_are_named_once_and_their_updates_are_missing():
 )
 def test_rounds_that_are_over(lost, clipped, text, code):
     assert uncounted(lost, clipped) == text
-    ending = of_rounds("early stop", ["no round beat the start", ""], uncounted(lost, clipped))
+    ending = rounds_ending("early stop", ["no round beat the start", ""], uncounted(lost, clipped))
     assert (ending.status, ending.exit_code, ending.code_for_supervisor) == ("early stop", code, 0)
     assert ending.text == "; ".join(["no round beat the start"] + [text] * bool(text))
     summary = ending.summary((), rounds=4, restarts=0, absent=())
-    assert (of_summary(summary).status, of_summary(summary).exit_code) == ("early stop", code)
+    assert (summary_ending(summary).status, summary_ending(summary).exit_code) == ("early stop", code)
 
 
 def test_a_run_that_was_asked_to_stop_goes_on():
-    ending = of_stop(3, 8, "asked to end")
+    ending = stop_ending(3, 8, "asked to end")
     assert (ending.status, ending.exit_code, ending.code_for_supervisor) == ("preempted", 75, 75)
     assert ending.text == "asked to end; round 3 is in the journal"
     assert ending.note == "stopped after round 3 of 8 (asked to end); the same command goes on from there"
@@ -93,7 +93,7 @@ def test_a_run_that_was_asked_to_stop_goes_on():
 
 def test_a_run_that_is_complete():
     done = summarise((), status="finished", total_rounds=4, absent=(4,))
-    ending = of_complete(done, folder="runs/a", number=4, asked=3)
+    ending = complete_ending(done, folder="runs/a", number=4, asked=3)
     assert (ending.exit_code, ending.note) == (
         0,
         "runs/a is complete (finished, 4 rounds; federation.rounds=3 asks for fewer, which changes "
@@ -101,7 +101,7 @@ def test_a_run_that_is_complete():
         "runs/a/report.md. A larger federation.rounds goes on from there, --fresh starts anew.",
     )
     lacking = summarise((), status="early stop", total_rounds=4, also_missing=(MissingUpdates(2, 1),))
-    ending = of_complete(lacking, folder="runs/a", number=4, asked=4)
+    ending = complete_ending(lacking, folder="runs/a", number=4, asked=4)
     assert (
         ending.exit_code == 1
         and "(early stop, 4 rounds; 1 update did not count, see the report)" in ending.note
@@ -114,7 +114,9 @@ def test_a_run_that_is_complete():
     [(True, "preempted", ()), (False, "failed", (MissingUpdates(1, 1, (0,)),))],
 )
 def test_ranks_that_could_say_nothing(asked, status, missing):
-    ending = of_ranks(75, asked, ["a rank was killed", "no restart is left"], (MissingUpdates(1, 1, (0,)),))
+    ending = ranks_ending(
+        75, asked, ["a rank was killed", "no restart is left"], (MissingUpdates(1, 1, (0,)),)
+    )
     assert (ending.status, ending.exit_code, ending.missing, ending.text) == (
         status,
         75,
@@ -125,18 +127,18 @@ def test_ranks_that_could_say_nothing(asked, status, missing):
 
 def test_what_is_said_of_it(tmp_path, monkeypatch, capsys):
     out = io.StringIO()
-    assert report_ending(of_error(ConfigError("x is wrong")), out) == 2
+    assert report_ending(error_ending(ConfigError("x is wrong")), out) == 2
     assert json.loads(out.getvalue()) == {"event": "error", "error": "x is wrong", "exit_code": 2}
-    assert report_ending(of_stop(1, 2, "asked to end"), None) == 75
+    assert report_ending(stop_ending(1, 2, "asked to end"), None) == 75
     monkeypatch.setenv(FAILURE_VARIABLE, str(tmp_path / "fault"))
-    assert report_ending(of_error(ZeroDivisionError("by zero")), None) == 1
+    assert report_ending(error_ending(ZeroDivisionError("by zero")), None) == 1
     assert recorded_failures(tmp_path / "fault") == {"ZeroDivisionError: by zero"}
     said = capsys.readouterr().err
     assert (
         said.startswith("fedspeed: error: x is wrong\nfedspeed: stopped after round 1 of 2 (asked to end)")
         and "ZeroDivisionError: by zero" in said
     )
-    assert report_ending(of_rounds("finished", [], ""), None) == 0 and capsys.readouterr().err == ""
+    assert report_ending(rounds_ending("finished", [], ""), None) == 0 and capsys.readouterr().err == ""
 
 
 class Link:

@@ -13,8 +13,8 @@ from fedspeed.cluster.cards import Card
 from fedspeed.cluster.hostfile import Host
 from fedspeed.config.load import load
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
-from fedspeed.session import parts, sharing
-from fedspeed.session.explain import explained
+from fedspeed.session import components, sharing
+from fedspeed.session.explain import as_user_error
 
 OWN_CARD = "fedspeed.engine.device_types.own_card"
 FULL = torch.OutOfMemoryError(
@@ -29,7 +29,7 @@ def order(*words: str) -> SimpleNamespace:
 
 
 def agreed(job, store):
-    sharing.tell_card(job, store)
+    sharing.publish_card(job, store)
     return sharing.check_shared(job, store)
 
 
@@ -77,14 +77,14 @@ def job_of(*words: str) -> SimpleNamespace:
     return SimpleNamespace(
         request=asked,
         config=asked.config,
-        me=0,
-        serves=False,
-        named=lambda rank: f"client 0 (rank {rank} on alpha)",
+        world_rank=0,
+        is_server=False,
+        describe=lambda rank: f"client 0 (rank {rank} on alpha)",
     )
 
 
 def test_a_full_device_is_told_as_that_with_what_to_set():
-    told = explained(
+    told = as_user_error(
         FULL,
         job_of(
             "engine.tier=ram",
@@ -142,7 +142,7 @@ def test_a_full_device_is_told_as_that_with_what_to_set():
     ],
 )
 def test_only_what_can_be_lowered_is_named(words, first):
-    text = str(explained(FULL, job_of(*words)))
+    text = str(as_user_error(FULL, job_of(*words)))
     assert text.partition("the mildest first: ")[2].startswith(first), text
 
 
@@ -151,9 +151,9 @@ def test_cuda_and_cublas_say_it_in_their_own_words():
         "CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ):
-        assert "the GPU's memory is full" in str(explained(RuntimeError(said), job_of()))
+        assert "the GPU's memory is full" in str(as_user_error(RuntimeError(said), job_of()))
     other = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-    assert explained(other, job_of()) is other
+    assert as_user_error(other, job_of()) is other
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_a_full_device_is_no_lack_of_ram_while_loading(monkeypatch, error, raise
     monkeypatch.setenv("LOCAL_SIZE", "1")
     job = job_of()
     job.topology, job.place, job.world = SimpleNamespace(clients=()), SimpleNamespace(clients=(0,)), (0,)
-    monkeypatch.setattr(parts, "swap_folder", lambda job: None)
+    monkeypatch.setattr(components, "swap_folder", lambda job: None)
     with pytest.raises(raised, match=text):
-        parts.engine(job, None, 1)
+        components.engine(job, None, 1)
 
 
 def test_a_run_whose_device_is_full_ends_with_what_to_set(workshop):

@@ -44,7 +44,7 @@ def order(tmp_path, monkeypatch):
 def begin(order: RunRequest, dtype: str) -> None:
     """What a first round in a type leaves."""
     config = as_dict(order.settled(dtype).config)
-    Journal(order.folder, 2).commit(Entry(1, order.settled(dtype).marks, 0, config), {})
+    Journal(order.folder, 2).commit(Entry(1, order.settled(dtype).fingerprint, 0, config), {})
 
 
 def gpus(monkeypatch, *types: tuple[str, ...]) -> None:
@@ -151,13 +151,13 @@ def test_a_run_goes_on_in_the_type_it_began_in(order):
     settled, said = numeric_type.expect(order())
     assert settled.config.model.dtype == "bf16" and "mine began in it" in said
     assert (
-        numeric_type.as_begun(order()).marks
-        == settled.marks
-        == order("model.dtype=bf16").marks
-        != order("model.dtype=fp32").marks
+        numeric_type.with_original_dtype(order()).fingerprint
+        == settled.fingerprint
+        == order("model.dtype=bf16").fingerprint
+        != order("model.dtype=fp32").fingerprint
     )
     assert numeric_type.expect(order(fresh=True))[0].config.model.dtype == "fp32"
-    assert numeric_type.as_begun(order("model.dtype=fp32")).config.model.dtype == "fp32"
+    assert numeric_type.with_original_dtype(order("model.dtype=fp32")).config.model.dtype == "fp32"
 
 
 def test_a_run_does_not_go_on_where_its_type_is_missing(order, monkeypatch):
@@ -179,7 +179,7 @@ def test_all_ranks_take_what_the_oldest_card_has(order, monkeypatch):
     gpus(monkeypatch, ("bf16", "fp16"), ("fp16",), ("bf16", "fp16"))
     found = meet(order(), 3, numeric_type.agree)
     assert {one.job.config.model.dtype for one in found} == {"fp16"} and len({
-        one.job.request.marks for one in found
+        one.job.request.fingerprint for one in found
     }) == 1
     assert "cuda:1 of here cannot do bf16" in found[0].text and not found[0].begun
 

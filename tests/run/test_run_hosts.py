@@ -15,7 +15,7 @@ from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
 from fedspeed.session import reading, sharing, site
 from fedspeed.session.request import Job, RunRequest
-from fedspeed.session.resume import Claim
+from fedspeed.session.resume import RunLock
 from tests.limits import LIMIT_S
 from tests.run.meeting import Meeting
 from tests.tiny import write_llama
@@ -69,8 +69,8 @@ def read(orders: dict[str, RunRequest]) -> list:
         order = orders["beta" if number else "alpha"]
         try:
             job = Job(order, launch, plan(HOSTS, 3, "auto"))
-            sharing.tell_card(job, store)
-            found[number] = reading.read_inputs(job, store, Claim(), False)
+            sharing.publish_card(job, store)
+            found[number] = reading.read_inputs(job, store, RunLock(), False)
         except FedSpeedError as error:
             found[number] = error
 

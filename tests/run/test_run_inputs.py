@@ -15,8 +15,8 @@ from fedspeed.errors import JournalError
 from fedspeed.models import content
 from fedspeed.routing import identity
 from fedspeed.session import inputs
+from fedspeed.session.dry_run import dry_run
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
-from fedspeed.session.rehearsal import rehearse
 from fedspeed.session.request import RunRequest
 from fedspeed.session.resume import journal_entry
 
@@ -55,8 +55,10 @@ class Run:
     def __init__(self, project: Path, **kept):
         self.order = RunRequest(load(project / "run.yaml", [f"run.out={project / 'runs'}"]))
         self.journal = Journal(self.order.folder, 2)
-        record = self.order.record | {"inputs": inputs.to_keep(self.order.config, self.rows)} | kept
-        self.journal.commit(Entry(3, self.order.marks, 0, record), {"global/w": np.zeros(2, np.float32)})
+        record = self.order.record | {"inputs": inputs.journal_digests(self.order.config, self.rows)} | kept
+        self.journal.commit(
+            Entry(3, self.order.fingerprint, 0, record), {"global/w": np.zeros(2, np.float32)}
+        )
 
     @property
     def rows(self):
@@ -248,7 +250,7 @@ def test_a_run_with_a_changed_base_is_refused_before_it_starts(workshop, copy_of
                 in ended.err
             )
         with pytest.raises(JournalError, match="the config.json of model.base"):
-            rehearse(RunRequest(load(workshop.config, ["run.name=rebased"])))
+            dry_run(RunRequest(load(workshop.config, ["run.name=rebased"])))
     finally:
         path.write_text(before)
 

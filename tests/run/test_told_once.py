@@ -148,7 +148,7 @@ def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
     store = Meeting()
     out = Slow(store.waits)
     ranks = [
-        threading.Thread(target=refusal.tell_refusal, args=(ConfigError("x"), out, store)) for _ in range(2)
+        threading.Thread(target=refusal.report_refusal, args=(ConfigError("x"), out, store)) for _ in range(2)
     ]
     for rank in ranks:
         rank.start()
@@ -163,5 +163,5 @@ def test_one_that_was_to_tell_and_did_not_is_stood_in_for(monkeypatch):
     out = io.StringIO()
     assert store.is_first("refused")  # and is killed
     for _ in range(2):
-        refusal.tell_refusal(ConfigError("x"), out, store)
+        refusal.report_refusal(ConfigError("x"), out, store)
     assert len(out.getvalue().splitlines()) == 1

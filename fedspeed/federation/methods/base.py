@@ -116,8 +116,8 @@ class Method(ABC):
         """Prepare the method for a run.
 
         Args:
-            config: its arm of the configuration. layout: of the arrays that clients train. clients: of the
-                whole run. seed: of the run. hides: see above.
+            config: its options. layout: of the arrays that clients train. clients: of the whole run.
+                seed: of the run. hides: see above.
         """
         self.config = config
         self.layout = layout
@@ -133,7 +133,7 @@ class Method(ABC):
         model, say, or another optimizer.
 
         Args:
-            config: the method's arm. spec: for the role that it names. shape: of the base
+            config: the method's variant. spec: for the role that it names. shape: of the base
                 (models.catalogue.ModelShape).
         """
         return spec
@@ -146,7 +146,7 @@ class Method(ABC):
         slice whose clients all have one gateway is that gateway's alone.
 
         Args:
-            config: the method's arm. participants: by client of a round, the participant that speaks for it.
+            config: the method's options. participants: by client of a round, the participant that carries it.
             modules: matrices that are adapted, 0 where that is not known.
         """
         return 1

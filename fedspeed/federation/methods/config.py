@@ -64,20 +64,20 @@ def is_folder(name: str) -> bool:
 
 
 @cache
-def arm_of(name: str) -> type:
-    """Return the dataclass of the method `name`: its arm of the union `federation.method: {name: ..., ...}`.
+def variant_of(name: str) -> type:
+    """Return the dataclass of the method `name`, one variant of the union `federation.method`.
 
-    A method that is one module has no options, and its arm has a name only. No method is imported.
+    The variant of a method that is one module has no options but its name. No method is imported.
     """
     if is_folder(name):
         return import_module(f"{METHODS[name].module}.config").Config
     kind = Literal[name]
     # A configuration that is handed to another process is pickled, and pickle finds a class by its name in a
-    # module, where one that is made here does not stand: so an arm is pickled as a call of `named`.
+    # module, where one that is made here does not stand: so a variant is pickled as a call of `named`.
     by_name = {"__reduce__": lambda self: (named, (self.name,))}
     return make_dataclass("Config", [("name", kind, field(default=name))], frozen=True, namespace=by_name)
 
 
 def named(name: str) -> object:
-    """Return the arm of the method `name` with its defaults: what `federation.method: NAME` is short for."""
-    return arm_of(name)()
+    """Return the variant of the method `name` with its defaults, which `federation.method: NAME` means."""
+    return variant_of(name)()

@@ -38,7 +38,7 @@ class Update(ABC):
     hides: ClassVar[frozenset[str]] = BESIDE
 
     def __init__(self, config: Any):
-        """Prepare the transform: `config` is its arm of the configuration."""
+        """Prepare the transform: `config` is its variant of the configuration."""
         self.config = config
 
     @abstractmethod

@@ -8,8 +8,8 @@ from importlib import import_module
 UPDATES = {"clip": "fedspeed.federation.updates.clip"}  # name -> path of its folder
 
 
-def arm_of(name: str) -> type:
-    """Return the dataclass of the transform `name`: its arm of the union that `federation.updates` lists. No
-    transform is imported.
+def variant_of(name: str) -> type:
+    """Return the dataclass of the transform `name`, one variant of the union that `federation.updates` lists.
+    No transform is imported.
     """
     return import_module(f"{UPDATES[name]}.config").Config

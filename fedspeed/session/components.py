@@ -41,14 +41,14 @@ from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.exchange import Exchange, PlainExchange
 from fedspeed.routing.opening import Meeting
 from fedspeed.routing.transport import Transport
+from fedspeed.session.coordination import RollCall
 from fedspeed.session.deployment import Identity
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.explain import out_of_memory
 from fedspeed.session.measured import read_probe_file
-from fedspeed.session.reporting import ASKED_FILE
+from fedspeed.session.reporting import STOP_REQUEST_FILE
 from fedspeed.session.request import Job
-from fedspeed.session.resume import Claim
-from fedspeed.session.together import RollCall
+from fedspeed.session.resume import RunLock
 
 
 def preload() -> None:
@@ -71,7 +71,7 @@ def preload() -> None:
             gc.enable()
 
 
-def early_transport(job: Job, store: Store) -> Transport | None:
+def mpi_transport(job: Job, store: Store) -> Transport | None:
     """Build the transport that all ranks of a job build together, before anything is read, as MPI's is; None
     where the job takes another one. Collective over all ranks.
     """
@@ -83,12 +83,12 @@ def transport(job: Job, store: Store, early: Transport | None) -> Transport | No
     participants together, before the engines, which take unequal times.
 
     Args:
-        early: what `early_transport` has built.
+        early: what `mpi_transport` has built.
 
     Raises:
         LostPeerError: the others could not be reached.
     """
-    return early if early is not None or not job.speaks else _opened(job, store)
+    return early if early is not None or not job.is_participant else _opened(job, store)
 
 
 def _opened(job: Job, store: Store) -> Transport:
@@ -96,7 +96,7 @@ def _opened(job: Job, store: Store) -> Transport:
     deployment = job.deployment
     meeting = Meeting(
         asked=job.config.routing.transport,
-        me=job.me,
+        me=job.world_rank,
         participants=job.topology.participants,
         world_size=job.launch.world_size,
         timeout_s=timeout_s,
@@ -120,17 +120,17 @@ def engine(job: Job, clock, sharers: int):
         for client in topology.clients
         if client.ranks[0] in job.world
     })
-    role = "server" if job.serves else "client"
+    role = "server" if job.is_server else "client"
     if config.engine.pipeline != "none":
         config = replace(config, engine=replace(config.engine, cuts=stage_cuts(job)))
     try:
         spec = engine_spec(config, job.request.deepspeed, role)
         context = EngineContext(
-            client_sets=[tuple(range(len(job.world)))] if job.serves else sets,
+            client_sets=[tuple(range(len(job.world)))] if job.is_server else sets,
             clock=clock,
             nvme=swap_folder(job),
             seed=config.run.seed,
-            clients=1 if job.serves else len(job.place.clients),
+            clients=1 if job.is_server else len(job.place.clients),
             sharers=sharers,
         )
         return build_engine(spec, context)
@@ -138,7 +138,7 @@ def engine(job: Job, clock, sharers: int):
         if not out_of_memory(error):
             raise
         raise FedSpeedError(
-            f"{job.named(job.me)}: no memory left while the model was loaded "
+            f"{job.describe(job.world_rank)}: no memory left while the model was loaded "
             f"({str(error).splitlines()[0]}); free some, raise the limit (ulimit -v, the scheduler's "
             "--mem), or choose another engine.tier: `fedspeed plan` says what each needs"
         ) from error
@@ -198,18 +198,18 @@ def swap_folder(job: Job) -> Path:
     """Return where this rank alone keeps what it offloads to NVMe. The name says whose it is: many runs may
     share the disk.
     """
-    host, _ = host_of_rank(job.launch.hosts, job.me)
+    host, _ = host_of_rank(job.launch.hosts, job.world_rank)
     folder = job.request.folder
-    return (Path(host.nvme) if host.nvme else folder / "nvme") / f"{folder.name}-rank-{job.me}"
+    return (Path(host.nvme) if host.nvme else folder / "nvme") / f"{folder.name}-rank-{job.world_rank}"
 
 
 def identity(job: Job, transport: Transport | None) -> Identity | None:
     """Return who this rank is among the participants, where anything is masked or signed; None elsewhere, and
     on a rank that does not speak to them. Collective over the participants.
     """
-    if not (job.speaks and (job.config.routing.anonymous or job.topology.server)):
+    if not (job.is_participant and (job.config.routing.anonymous or job.topology.server)):
         return None
-    return job.deployment.identity(transport, job.request.marks)
+    return job.deployment.identity(transport, job.request.fingerprint)
 
 
 def exchange(
@@ -220,7 +220,7 @@ def exchange(
     Args:
         own: see `identity`.
     """
-    if not job.speaks:
+    if not job.is_participant:
         return None
     routing = job.config.routing
     roll = None if job.outlives_losses else RollCall(job, store, heartbeat)
@@ -247,8 +247,8 @@ def channel(job: Job, engine, transport: Transport | None) -> SharedChannel | No
     if not job.topology.server:
         return None
     number = job.topology.participants.index
-    names = [job.named(rank) for rank in job.topology.participants]
-    own = Channel(transport, job.config.routing.deadline_s, names=names) if job.speaks else None
+    names = [job.describe(rank) for rank in job.topology.participants]
+    own = Channel(transport, job.config.routing.deadline_s, names=names) if job.is_participant else None
     return SharedChannel(
         engine,
         own,
@@ -261,7 +261,7 @@ def witness(job: Job, exchange: Exchange | None, own: Identity | None):
     """Return the witness of what the method's server says (routing.statement.Witness); None on a rank that
     does not speak to others, and where there is no server.
     """
-    if not (job.topology.server and job.speaks):
+    if not (job.topology.server and job.is_participant):
         return None
     from fedspeed.routing.statement import Witness
 
@@ -272,7 +272,7 @@ def witness(job: Job, exchange: Exchange | None, own: Identity | None):
         own.members,
         own.settings,
         speaker=participants.index(job.topology.server[0]),
-        names=[job.named(rank) for rank in participants],
+        names=[job.describe(rank) for rank in participants],
     )
 
 
@@ -290,12 +290,12 @@ def role(job: Job, data: dict, public: ClientData | None) -> RankRole:
     """
     return RankRole(
         clients=data,
-        place=job.workers.index(job.me),
+        place=job.workers.index(job.world_rank),
         ranks=len(job.workers),
-        gateway=job.speaks,
+        gateway=job.is_participant,
         reporter=job.reporter,
         cluster=job.place.cluster,
-        server=job.serves,
+        server=job.is_server,
         public_rows=public,
     )
 
@@ -313,12 +313,12 @@ def surroundings(
 
     return Surroundings(
         journal=journal,
-        fingerprint=job.request.marks,
+        fingerprint=job.request.fingerprint,
         record=record,
         monitor=monitor,
         clock=clock,
         peak_bytes=peak_bytes,
-        signals=Signals(stop, job.deployment.renewal(job.speaks)),
+        signals=Signals(stop, job.deployment.renewal(job.is_participant)),
         channel=channel,
         witness=witness,
     )
@@ -362,7 +362,7 @@ def trace(job: Job):
     """Return what keeps what this rank does in the first rounds, as far as it is to be kept."""
     rounds = job.config.monitor.trace_rounds
     late = job.config.federation.staleness  # a round ends in the next one then
-    return Trace(job.request.folder, job.me, rounds + late) if rounds else NoTrace()
+    return Trace(job.request.folder, job.world_rank, rounds + late) if rounds else NoTrace()
 
 
 def working(job: Job):
@@ -370,7 +370,7 @@ def working(job: Job):
     return Working() if job.reporter and job.config.monitor.progress else contextlib.nullcontext()
 
 
-def monitor(job: Job, resume_round: int, claim: Claim, data: DataReport | None = None):
+def monitor(job: Job, resume_round: int, claim: RunLock, data: DataReport | None = None):
     """Return what shows and keeps what the run does, on the rank that reports; takes its folder.
 
     Args:
@@ -385,7 +385,7 @@ def monitor(job: Job, resume_round: int, claim: Claim, data: DataReport | None =
     claim.take(folder)
     job.deployment.keep_epoch(folder)
     # These speak of how an earlier start ended, and this one may end without a word.
-    for name in (ASKED_FILE, "report.md", summary_file.NAME):
+    for name in (STOP_REQUEST_FILE, "report.md", summary_file.NAME):
         (folder / name).unlink(missing_ok=True)
     return Monitor(
         folder,

@@ -56,7 +56,7 @@ class CheckIn:
 
     def __init__(self, job: Job, store: rendezvous.Store, point: str):
         self._store = store
-        self._me = job.me
+        self._me = job.world_rank
         self._ranks = job.required_ranks
         self._point = point
 
@@ -99,16 +99,16 @@ class RollCall:
 
     def arrive(self, tag: int) -> None:
         if len(self._job.topology.participants) > 1:
-            rendezvous.publish(self._store, f"exchange/{tag}/{self._job.me}", "here")
+            rendezvous.publish(self._store, f"exchange/{tag}/{self._job.world_rank}", "here")
 
     def missing(self, tag: int) -> list[str]:
         here = rendezvous.seen(self._store, f"exchange/{tag}", self._job.topology.participants)
-        if self._job.me not in here:
-            return [self._job.named(0)]  # our own note is gone: so is the store, and rank 0 that held it
-        return [self._job.named(rank) for rank in self._job.topology.participants if rank not in here]
+        if self._job.world_rank not in here:
+            return [self._job.describe(0)]  # our own note is gone: so is the store, and rank 0 that held it
+        return [self._job.describe(rank) for rank in self._job.topology.participants if rank not in here]
 
     def lost(self) -> list[str]:
-        return [self._job.named(rank) for rank in self._heartbeat.lost()]
+        return [self._job.describe(rank) for rank in self._heartbeat.lost()]
 
 
 def find_lost(job: Job, store: rendezvous.Store, heartbeat: Heartbeat) -> list[int]:

@@ -9,10 +9,10 @@ from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.machine import complete
 from fedspeed.session.numeric_type import expect
 from fedspeed.session.request import RunRequest
-from fedspeed.session.resume import Claim, check_best, journal_entry, journal_of
+from fedspeed.session.resume import RunLock, check_best, journal_entry, journal_of
 
 
-def rehearse(request: RunRequest) -> str:
+def dry_run(request: RunRequest) -> str:
     """What would run where, in a few lines.
 
     Raises:
@@ -31,7 +31,7 @@ def rehearse(request: RunRequest) -> str:
     elif dtype:
         preflight.check_files(request.loaded)  # once more, as the ranks do: the type was unknown to `check`
     if request.folder.is_dir():
-        claim = Claim()
+        claim = RunLock()
         claim.take(request.folder)
         claim.drop()
         if not request.fresh:
