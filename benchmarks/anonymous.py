@@ -32,7 +32,7 @@ import numpy as np  # noqa: E402
 def exchange_of(transport, mode: str, args):
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
+    from fedspeed.routing.anonymous.exchange import AnonymousExchange, exchange_public_keys
     from fedspeed.routing.config import RoutingConfig
     from fedspeed.routing.exchange import PlainExchange
 
@@ -55,7 +55,7 @@ def exchange_of(transport, mode: str, args):
         return working(PlainExchange)(transport, 600)
     key = Ed25519PrivateKey.generate()
     with turn:
-        roster = meet(transport, 60, key)
+        roster = exchange_public_keys(transport, 60, key)
     return working(AnonymousExchange)(
         transport, RoutingConfig(mode, cell_kib=args.cell_kib, step_deadline_s=600), key, roster, b"benchmark"
     )

@@ -124,12 +124,12 @@ def noting_end(finish):
 
 def seeded_bits(_random):
     """Return a source of random bits like the product's, its keys made of the rank and a count."""
-    from fedspeed.routing.anonymous.crypto import KEY, stream
+    from fedspeed.routing.anonymous.crypto import KEY, fill_key_stream
 
     def seeded(cipher):
         key = hashlib.sha256(f"golden {_rank()} {next(_draws)}".encode()).digest()[:KEY]
         part = itertools.count()
-        return lambda out: stream(cipher, key, next(part), out)
+        return lambda out: fill_key_stream(cipher, key, next(part), out)
 
     return seeded
 

@@ -83,7 +83,7 @@ def _new(arguments: argparse.Namespace) -> int:
 def _roster(arguments: argparse.Namespace) -> int:
     from fedspeed.files import write_atomically
     from fedspeed.routing import identity
-    from fedspeed.routing.anonymous.crypto import public_of
+    from fedspeed.routing.anonymous.crypto import public_bytes
 
     signer = identity.read_key(arguments.signer)
     cards = [identity.read_card(path) for path in arguments.cards]
@@ -97,19 +97,21 @@ def _roster(arguments: argparse.Namespace) -> int:
     )
     say(
         f"{arguments.out}: epoch {arguments.epoch}, {len(cards)} members\n{members}\n"
-        f"every site pins routing.roster_signer={identity.fingerprint(public_of(signer))}"
+        f"every site pins routing.roster_signer={identity.fingerprint(public_bytes(signer))}"
     )
     return EXIT_OK
 
 
 def _show(arguments: argparse.Namespace) -> int:
     from fedspeed.routing import identity
-    from fedspeed.routing.anonymous.crypto import public_of
+    from fedspeed.routing.anonymous.crypto import public_bytes
 
     card = arguments.file.suffix == ".json"
     say(
         identity.fingerprint(
-            identity.read_card(arguments.file).key if card else public_of(identity.read_key(arguments.file))
+            identity.read_card(arguments.file).key
+            if card
+            else public_bytes(identity.read_key(arguments.file))
         )
     )
     return EXIT_OK

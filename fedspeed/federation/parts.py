@@ -32,7 +32,7 @@ class RankParts:
     Attributes:
         weights: what each of the rank's clients counts, by client: the answer tokens of its training rows.
         transform: what is done to updates before they leave; None: nothing.
-        witness: of what the method's server says (routing.statement.Witness), on the ranks that speak to
+        witness: of what the method's server says (routing.signed_broadcast.SignedBroadcast), on the ranks that speak to
             others; None elsewhere, and where there is no server.
     """
 

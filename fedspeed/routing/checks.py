@@ -30,7 +30,7 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
         from fedspeed.routing.identity import membership  # needs cryptography, which a plain run does without
 
         count = len(membership(routing)[1].members)
-    routing = routing.settled(count)
+    routing = routing.resolved(count)
     if broken := problems(replace(config, routing=routing)):
         raise ConfigError("; ".join(broken))
     if routing.anonymous and find_spec("cryptography") is None:
@@ -56,7 +56,7 @@ def check_routing(config: RunConfig, topology: Topology) -> tuple[RoutingConfig,
 
 def routing_notes(asked: RoutingConfig, participants: int) -> list[str]:
     """What `routing.mode=auto` has come to, where it is not what its name is known for."""
-    if asked.mode != "auto" or asked.settled(participants).anonymous or participants < 2:
+    if asked.mode != "auto" or asked.resolved(participants).anonymous or participants < 2:
         return []
     return [
         f"routing.mode=plain for {participants} participants: a masked sum of fewer than "

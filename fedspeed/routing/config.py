@@ -29,7 +29,7 @@ class TransportFacts:
     """Describe a transport as far as the rest of FedSpeed decides by it.
 
     Attributes:
-        module: the module whose `open_transport(meeting)` gives one (see `routing.opening.Meeting`).
+        module: the module whose `open_transport(meeting)` gives one (see `routing.opening.TransportContext`).
         between_organisations: whether every participant is a job of its own, which its organisation starts.
         in_process: whether all participants live in one process: what a single one takes, who has nobody to
             send to.
@@ -159,7 +159,7 @@ class RoutingConfig:
         metadata={"help": "mix, mask: tries at one exchange, each with fresh masks", "min": 1, "max": 100},
     )
 
-    def settled(self, participants: int) -> "RoutingConfig":
+    def resolved(self, participants: int) -> "RoutingConfig":
         """Return this configuration with what mode `auto` means for so many participants of a job.
 
         Organisations among themselves never fall back to plain.

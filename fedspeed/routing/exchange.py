@@ -124,7 +124,7 @@ class Exchange(ABC):
         return self._transport.bytes_sent
 
     @property
-    def patience_s(self) -> float:
+    def max_wait_s(self) -> float:
         """How long `Handle.wait` should wait at most: longer than the exchange itself, which knows better
         what it lacks.
         """

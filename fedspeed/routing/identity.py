@@ -26,7 +26,7 @@ from cryptography.x509.oid import NameOID
 
 from fedspeed.errors import FedSpeedError
 from fedspeed.files import json_value, write_atomically
-from fedspeed.routing.anonymous.crypto import Refused, check_signature, digest, public_of
+from fedspeed.routing.anonymous.crypto import Refused, check_signature, digest, public_bytes
 from fedspeed.routing.config import RoutingConfig
 
 FORMAT = 1
@@ -182,7 +182,11 @@ def sign_roster(cards: Sequence[Card], signer: Ed25519PrivateKey, epoch: int, se
         body["server"] = server
     return (
         json.dumps(
-            {**body, "signer": fingerprint(public_of(signer)), "signature": signer.sign(_signed(body)).hex()},
+            {
+                **body,
+                "signer": fingerprint(public_bytes(signer)),
+                "signature": signer.sign(_signed(body)).hex(),
+            },
             indent=1,
         )
         + "\n"
@@ -248,7 +252,7 @@ def membership(config: RoutingConfig) -> tuple[Ed25519PrivateKey, Roster]:
             )
     roster = read_roster(Path(config.roster), config.roster_signer)
     private = read_key(Path(config.identity))
-    if (public := public_of(private)) not in roster.keys:
+    if (public := public_bytes(private)) not in roster.keys:
         raise FedSpeedError(
             f"{config.identity}: its key {fingerprint(public)} is in no card of the roster (epoch "
             f"{roster.epoch}); ask for a roster with "

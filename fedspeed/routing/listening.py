@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeed.errors import ConfigError
-from fedspeed.routing.anonymous.crypto import public_of
+from fedspeed.routing.anonymous.crypto import public_bytes
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.identity import Card, Roster, address_of, membership
 
@@ -39,7 +39,7 @@ class Membership:
     @property
     def public(self) -> bytes:
         """The site's identity: 32 bytes."""
-        return public_of(self.key)
+        return public_bytes(self.key)
 
 
 def own_membership(routing: RoutingConfig) -> Membership:
@@ -47,7 +47,7 @@ def own_membership(routing: RoutingConfig) -> Membership:
     other.
     """
     key, roster = membership(routing)
-    listen = listen_address(routing, roster.card_of(public_of(key)))
+    listen = listen_address(routing, roster.card_of(public_bytes(key)))
     return Membership(routing.identity, key, roster, listen)
 
 

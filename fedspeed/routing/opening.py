@@ -14,7 +14,7 @@ USUAL = next(name for name, facts in TRANSPORTS.items() if facts.usual)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meeting:
+class TransportContext:
     """Describe where the participants of an exchange find each other.
 
     Attributes:
@@ -62,11 +62,11 @@ def resolve(asked: str, launcher: str, participants: int) -> str:
     return asked if participants > 1 else ALONE
 
 
-def open_transport(name: str, meeting: Meeting) -> Transport:
+def open_transport(name: str, context: TransportContext) -> Transport:
     """Connect to the other participants. Collective over them, or over all ranks of a job that MPI has
     started.
 
     Raises:
         TransportError: somebody did not come. FedSpeedError: what the transport needs is not there.
     """
-    return import_module(TRANSPORTS[name].module).open_transport(meeting)
+    return import_module(TRANSPORTS[name].module).open_transport(context)

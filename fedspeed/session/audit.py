@@ -30,11 +30,11 @@ from fedspeed.models.positions import check_length
 from fedspeed.models.tokenizer import load_tokenizer
 from fedspeed.monitor.clock import StageClock
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.anonymous.crypto import AesGcm, public_of, stream
+from fedspeed.routing.anonymous.bounds import norm_bound
+from fedspeed.routing.anonymous.crypto import AesGcm, fill_key_stream, public_bytes
 from fedspeed.routing.anonymous.lockstep import play
+from fedspeed.routing.anonymous.parameters import PublicParameters
 from fedspeed.routing.anonymous.protocol import Member
-from fedspeed.routing.anonymous.spans import size_of
-from fedspeed.routing.anonymous.terms import Terms
 from fedspeed.routing.anonymous.traffic import traffic
 from fedspeed.routing.audit.adversary import (
     Coalition,
@@ -231,10 +231,10 @@ def play_all(
     chosen = MODES[mode]
     routing = config.routing
     hops = min(routing.relays, n - 1) if chosen.mixed else 0
-    keys = tuple(public_of(key) for key in identities)
+    keys = tuple(public_bytes(key) for key in identities)
 
     def members(number: int, update: np.ndarray) -> list[Member]:
-        terms = Terms(
+        terms = PublicParameters(
             keys,
             words,
             b"audit",
@@ -245,7 +245,7 @@ def play_all(
             cipher=routing.cipher,
             threshold=n // 2 + 1,
         )
-        span = sum(size_of(row) for row in update)
+        span = sum(norm_bound(row) for row in update)
         payloads = [_words(row, span) for row in update]
         return [Member(terms, i, identities[i], lambda i=i: payloads[i]) for i in range(n)]
 
@@ -278,7 +278,7 @@ def _words(values: np.ndarray, span: float) -> np.ndarray:
     out = np.empty(len(values), np.uint32)
     part = iter(range(2**32))
     key = os.urandom(32)
-    ring.encode(values, span, lambda bits: stream(AesGcm, key, next(part), bits), out)
+    ring.encode(values, span, lambda bits: fill_key_stream(AesGcm, key, next(part), bits), out)
     return out
 
 

@@ -39,7 +39,7 @@ from fedspeed.planner.task import task_of
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.exchange import Exchange, PlainExchange
-from fedspeed.routing.opening import Meeting
+from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import Transport
 from fedspeed.session.coordination import RollCall
 from fedspeed.session.deployment import Identity
@@ -94,7 +94,7 @@ def transport(job: Job, store: Store, early: Transport | None) -> Transport | No
 def _opened(job: Job, store: Store) -> Transport:
     timeout_s = job.config.cluster.start_timeout_s
     deployment = job.deployment
-    meeting = Meeting(
+    meeting = TransportContext(
         asked=job.config.routing.transport,
         me=job.world_rank,
         participants=job.topology.participants,
@@ -258,15 +258,15 @@ def channel(job: Job, engine, transport: Transport | None) -> SharedChannel | No
 
 
 def witness(job: Job, exchange: Exchange | None, own: Identity | None):
-    """Return the witness of what the method's server says (routing.statement.Witness); None on a rank that
-    does not speak to others, and where there is no server.
+    """Return the signed broadcast of the method's server (routing.signed_broadcast.SignedBroadcast); None on
+    a rank that does not speak to others, and where there is no server.
     """
     if not (job.topology.server and job.is_participant):
         return None
-    from fedspeed.routing.statement import Witness
+    from fedspeed.routing.signed_broadcast import SignedBroadcast
 
     participants = job.topology.participants
-    return Witness(
+    return SignedBroadcast(
         exchange,
         own.key,
         own.members,
@@ -278,8 +278,8 @@ def witness(job: Job, exchange: Exchange | None, own: Identity | None):
 
 def link(job: Job, engine, exchange: Exchange | None) -> ClientLink:
     """Return the way of this rank into the exchange."""
-    patience_s = job.config.routing.deadline_s if exchange is None else exchange.patience_s
-    return ClientLink(engine, exchange, patience_s)
+    max_wait_s = job.config.routing.deadline_s if exchange is None else exchange.max_wait_s
+    return ClientLink(engine, exchange, max_wait_s)
 
 
 def role(job: Job, data: dict, public: ClientData | None) -> RankRole:

@@ -20,7 +20,7 @@ from fedspeed.data.row_counts import RowCounts, counts_text
 from fedspeed.errors import FedSpeedError, JournalError, LostPeerError
 from fedspeed.federation.folded_layout import shared_layout
 from fedspeed.federation.layout import Layout
-from fedspeed.routing.opening import Meeting, open_transport
+from fedspeed.routing.opening import TransportContext, open_transport
 from fedspeed.routing.transport import Transport, TransportError
 
 
@@ -55,7 +55,7 @@ class Deployment(ABC):
         return None
 
     @abstractmethod
-    def open_transport(self, name: str, meeting: Meeting) -> Transport:
+    def open_transport(self, name: str, meeting: TransportContext) -> Transport:
         """Connect to the other participants, which are about to do the same run.
 
         Raises:
@@ -126,7 +126,7 @@ class JobDeployment(Deployment):
     keeps the journal for all.
     """
 
-    def open_transport(self, name: str, meeting: Meeting) -> Transport:
+    def open_transport(self, name: str, meeting: TransportContext) -> Transport:
         try:
             return open_transport(name, meeting)
         except TransportError as error:
@@ -137,10 +137,10 @@ class JobDeployment(Deployment):
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         from fedspeed.routing.anonymous.crypto import digest
-        from fedspeed.routing.anonymous.exchange import meet
+        from fedspeed.routing.anonymous.exchange import exchange_public_keys
 
         key = Ed25519PrivateKey.generate()
-        members = meet(transport, self._config.cluster.start_timeout_s, key)
+        members = exchange_public_keys(transport, self._config.cluster.start_timeout_s, key)
         return Identity(key, members, digest(fingerprint.encode()))
 
     def give_up(self, transport: Transport | None) -> None:
@@ -163,7 +163,7 @@ class SiteDeployment(Deployment):
     def membership(self) -> Any:
         return self.site.membership
 
-    def open_transport(self, name: str, meeting: Meeting) -> Transport:
+    def open_transport(self, name: str, meeting: TransportContext) -> Transport:
         try:
             transport = open_transport(name, meeting)
         except TransportError as error:

@@ -77,7 +77,7 @@ def supervise(
     if run.exit_code == EXIT_USAGE:  # the ranks have said what is wrong
         return Ending(status="failed", exit_code=EXIT_USAGE)
     contributors = len(lay_out(config, hosts).contributors)
-    return _report_killed(request, run, ranks, config.routing.settled(contributors).mode)
+    return _report_killed(request, run, ranks, config.routing.resolved(contributors).mode)
 
 
 def complete(request: RunRequest, entry: Entry) -> Summary | None:

@@ -108,7 +108,7 @@ class Job:
     def config(self) -> RunConfig:
         """The configuration, with what routing.mode=auto means for the participants of this job."""
         config = self.request.config
-        return replace(config, routing=config.routing.settled(len(self.topology.contributors)))
+        return replace(config, routing=config.routing.resolved(len(self.topology.contributors)))
 
     @cached_property
     def deployment(self) -> Deployment:

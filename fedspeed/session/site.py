@@ -16,7 +16,7 @@ from fedspeed.errors import FedSpeedError
 from fedspeed.files import json_value, write_atomically
 from fedspeed.models.local_config import TOKENIZER_FILES, local_folder, tokenizer_place
 from fedspeed.routing import identity
-from fedspeed.routing.anonymous.crypto import derive, digest, public_of
+from fedspeed.routing.anonymous.crypto import derive_key, digest, public_bytes
 from fedspeed.routing.listening import own_membership
 from fedspeed.routing.transport import Transport
 
@@ -173,8 +173,8 @@ def sealed(text: str, key_file: Path) -> str:
         FedSpeedError: the key cannot be read.
     """
     key = identity.read_key(key_file)
-    secret = derive(key.private_bytes_raw(), b"digest of rows in a journal")
-    return f"{identity.fingerprint(public_of(key))}:{hmac.digest(secret, text.encode(), 'sha256').hex()}"
+    secret = derive_key(key.private_bytes_raw(), b"digest of rows in a journal")
+    return f"{identity.fingerprint(public_bytes(key))}:{hmac.digest(secret, text.encode(), 'sha256').hex()}"
 
 
 def content(config: RunConfig) -> dict[str, str]:

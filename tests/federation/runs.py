@@ -317,13 +317,15 @@ def exchange_over(transport, routing):
     """A plain one, unless the configuration says otherwise."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
+    from fedspeed.routing.anonymous.exchange import AnonymousExchange, exchange_public_keys
     from fedspeed.routing.exchange import PlainExchange
 
     if routing.mode in ("auto", "plain"):
         return PlainExchange(transport, DEADLINE_S)
     key = Ed25519PrivateKey.generate()
-    return AnonymousExchange(transport, routing, key, meet(transport, DEADLINE_S, key), b"run")
+    return AnonymousExchange(
+        transport, routing, key, exchange_public_keys(transport, DEADLINE_S, key), b"run"
+    )
 
 
 def begin(fed: Federated):

@@ -244,9 +244,9 @@ def served(server, link, witness=None, value=None):
 
 
 def witness(key, keys, wire):
-    from fedspeed.routing.statement import Witness
+    from fedspeed.routing.signed_broadcast import SignedBroadcast
 
-    return Witness(wire, key, keys, b"this run", speaker=0, names=["the server", "client 0"])
+    return SignedBroadcast(wire, key, keys, b"this run", speaker=0, names=["the server", "client 0"])
 
 
 STEPPED = np.array([5, 5, 6], np.float32)
@@ -262,7 +262,7 @@ def test_what_the_server_makes_of_a_state_is_told_to_all():
 def test_what_the_server_has_not_signed_or_not_told_to_all_is_refused():
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from fedspeed.routing.anonymous.crypto import public_of
+    from fedspeed.routing.anonymous.crypto import public_bytes
 
     def another(row):
         row[0] ^= 1
@@ -270,7 +270,7 @@ def test_what_the_server_has_not_signed_or_not_told_to_all_is_refused():
 
     server = Ed25519PrivateKey.generate()
     client = Ed25519PrivateKey.generate()
-    keys = [public_of(server), public_of(client)]
+    keys = [public_bytes(server), public_bytes(client)]
     about = "the server's step in round 3, exchange 0"
     good = witness(server, keys, Wire())
     signature = good.sign(about, STEPPED)

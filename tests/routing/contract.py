@@ -7,7 +7,7 @@ import numpy as np
 
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.exchange import PlainExchange
-from fedspeed.routing.opening import Meeting, open_transport
+from fedspeed.routing.opening import TransportContext, open_transport
 from fedspeed.routing.transport import all_gather, all_to_all
 from tests.limits import LIMIT_S
 
@@ -96,7 +96,7 @@ def opened(name: str, rank: int, size: int, **more):
     """The transport of one of `size` participants, opened as a session does."""
     return open_transport(
         name,
-        Meeting(
+        TransportContext(
             asked=name, me=rank, participants=tuple(range(size)), world_size=size, timeout_s=LIMIT_S, **more
         ),
     )

@@ -44,12 +44,13 @@ import pytest
 from mpi4py import MPI
 from fedspeed.routing.transport import PeersLost
 from tests.routing.contract import contract
-from fedspeed.routing.opening import Meeting, open_transport
+from fedspeed.routing.opening import TransportContext, open_transport
 idle, size = {idle}, {size}
 world = MPI.COMM_WORLD
 gateways = tuple(range(idle, idle + size))
-meeting = Meeting(asked="mpi", me=world.rank, participants=gateways, world_size=world.size, timeout_s=60)
-t = open_transport("mpi", meeting)
+given = dict(participants=gateways, world_size=world.size, timeout_s=60)
+context = TransportContext(asked="mpi", me=world.rank, **given)
+t = open_transport("mpi", context)
 r = contract(t) if t.rank >= 0 else None
 if size > 1 and t.rank == 0:
     t._comm.Send(np.array([0, 1, 1 << 40, 1 << 40]), 1)

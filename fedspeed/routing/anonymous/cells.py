@@ -14,9 +14,9 @@ from fedspeed.routing.anonymous.crypto import (
     TAG,
     Refused,
     agree,
-    derive,
+    derive_key,
     open_into,
-    public_of,
+    public_bytes,
     seal_into,
 )
 from fedspeed.routing.buffer_pool import BUFFERS
@@ -63,7 +63,7 @@ def build(
     for level in range(plan.hops, -1, -1):
         private = ephemeral[level]
         station = plan.stations[chunk][level]
-        public = public_of(private)
+        public = public_bytes(private)
         cell = room(plan, level, 1)[0] if level else out
         cell[:KEY] = np.frombuffer(public, np.uint8)
         seal_into(
@@ -115,7 +115,7 @@ def trace(
     for level in range(plan.hops + 1):
         private = ephemeral[level]
         station = plan.stations[chunk][level]
-        public = public_of(private)
+        public = public_bytes(private)
         inside = room(plan, level + 1, 1)[0]
         if found[-1][:KEY].tobytes() != public:
             raise Refused("a layer with another key than its source says")
@@ -131,4 +131,4 @@ def trace(
 
 
 def _key(shared: bytes, context: bytes, level: int, chunk: int, public: bytes) -> bytes:
-    return derive(shared, b"cell", context, level.to_bytes(4, "big"), chunk.to_bytes(4, "big"), public)
+    return derive_key(shared, b"cell", context, level.to_bytes(4, "big"), chunk.to_bytes(4, "big"), public)

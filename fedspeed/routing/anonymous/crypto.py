@@ -34,12 +34,12 @@ def digest(*parts: bytes) -> bytes:
     return state.finalize()
 
 
-def derive(secret: bytes, *context: bytes, length: int = KEY) -> bytes:
+def derive_key(secret: bytes, *context: bytes, length: int = KEY) -> bytes:
     """A key for one purpose (HKDF-SHA256, RFC 5869)."""
     return HKDF(SHA256(), length, None, digest(*context)).derive(secret)
 
 
-def public_of(private: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
+def public_bytes(private: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
     return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
@@ -108,7 +108,7 @@ class ChaCha20:
             yield room[: 4 * count].view(np.uint32)
 
 
-def stream(cipher, key: bytes, part: int, out: np.ndarray) -> None:
+def fill_key_stream(cipher, key: bytes, part: int, out: np.ndarray) -> None:
     """Fill `out` [n] uint32 with a key stream; every part of a key is a stream of its own."""
     for i, block in enumerate(cipher.blocks(key, part, len(out))):
         out[i * BLOCK : i * BLOCK + len(block)] = block

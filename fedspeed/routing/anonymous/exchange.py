@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedspeed.errors import FedSpeedError, LostPeerError
 from fedspeed.log import LOG
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, public_of, stream
+from fedspeed.routing.anonymous.bounds import LARGEST, blocks_of, norm_bounds
+from fedspeed.routing.anonymous.crypto import CIPHERS, KEY, fill_key_stream, public_bytes
+from fedspeed.routing.anonymous.parameters import Agreed, Lost, PublicParameters, Void
 from fedspeed.routing.anonymous.protocol import Member
-from fedspeed.routing.anonymous.spans import LARGEST, blocks_of, sizes_of
-from fedspeed.routing.anonymous.terms import Agreed, Lost, Terms, Void
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.config import MODES, RoutingConfig
 from fedspeed.routing.exchange import Exchange, Outcome
@@ -77,7 +77,7 @@ class AnonymousExchange(Exchange):
         BUFFERS.clear()
 
     @property
-    def patience_s(self) -> float:
+    def max_wait_s(self) -> float:
         """No exchange takes longer: all must have begun one, and each state of each attempt has a deadline of
         its own.
         """
@@ -113,7 +113,7 @@ class AnonymousExchange(Exchange):
         n = len(vector)
         bits = np.empty(len(blocks), np.uint32)
         _random(CIPHERS[self._rules.cipher])(bits)
-        spans = self._exact(tag, sizes_of(vector, blocks, bits))
+        spans = self._exact(tag, norm_bounds(vector, blocks, bits))
         if not (np.isfinite(spans).all() and (spans >= 0).all()):
             raise FedSpeedError(
                 f"exchange {tag}: the sizes of all participants' updates sum to {_first_wrong(spans)}: an "
@@ -186,7 +186,7 @@ class AnonymousExchange(Exchange):
     def _attempt(self, words: int, payload, threshold: int) -> Agreed:
         mode = MODES[self._rules.mode]
         n = len(self._present)
-        terms = Terms(
+        terms = PublicParameters(
             tuple(self._roster[p] for p in self._present),
             words,
             self._settings,
@@ -234,14 +234,14 @@ def _random(cipher) -> ring.Stream:
 
     key = secrets.token_bytes(KEY)
     part = iter(range(2**32))
-    return lambda out: stream(cipher, key, next(part), out)
+    return lambda out: fill_key_stream(cipher, key, next(part), out)
 
 
-def meet(transport: Transport, deadline_s: float, identity: Ed25519PrivateKey) -> list[bytes]:
+def exchange_public_keys(transport: Transport, deadline_s: float, identity: Ed25519PrivateKey) -> list[bytes]:
     """Everyone's public keys, told over the transport itself: for participants of one job, who trust the
     launcher that started them.
     """
-    own = public_of(identity)
+    own = public_bytes(identity)
     return [
         bytes(came)
         for came in transport.swap([own] * transport.size, [len(own)] * transport.size, deadline_s)

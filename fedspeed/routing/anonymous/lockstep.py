@@ -5,8 +5,8 @@ the audit. Whoever uses it may change, drop or keep any message on its way, and 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedspeed.routing.anonymous.parameters import Agreed, Lost, Swap, Void
 from fedspeed.routing.anonymous.protocol import Member
-from fedspeed.routing.anonymous.terms import Agreed, Lost, Swap, Void
 
 Messages = dict[tuple[int, int], bytes]  # by (sender, receiver)
 

@@ -9,7 +9,7 @@ from copy import copy
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedspeed.routing.anonymous.crypto import BLOCK, agree, derive
+from fedspeed.routing.anonymous.crypto import BLOCK, agree, derive_key
 
 _SCALAR = 2**64
 
@@ -31,7 +31,7 @@ class Masks:
         for other, key in enumerate(keys):
             if other != me:
                 low, high = sorted((me, other))
-                self.pairs[other] = derive(
+                self.pairs[other] = derive_key(
                     agree(private, key), b"mask", context, low.to_bytes(4, "big"), high.to_bytes(4, "big")
                 )
         self._own = own
@@ -74,8 +74,8 @@ def remove_own_scalars(secrets: Mapping[int, bytes], value: int) -> int:
 
 
 def own_seed(secret: bytes) -> bytes:
-    return derive(secret, b"own mask")
+    return derive_key(secret, b"own mask")
 
 
 def scalar_of(seed: bytes) -> int:
-    return int.from_bytes(derive(seed, b"scalar", length=8), "big")
+    return int.from_bytes(derive_key(seed, b"scalar", length=8), "big")

@@ -36,16 +36,26 @@ from fedspeed.routing.anonymous.crypto import (
     Refused,
     agree,
     check_signature,
-    derive,
+    derive_key,
     digest,
     open_sealed,
-    public_of,
+    public_bytes,
     seal,
 )
 from fedspeed.routing.anonymous.masks import Masks, remove_own, remove_own_scalars
-from fedspeed.routing.anonymous.settling import outvoted, pack_members, suspicions, unpack_members
-from fedspeed.routing.anonymous.station import Known, Station
-from fedspeed.routing.anonymous.terms import HASH, NO_CHUNK, Agreed, Lost, Steps, Suspicion, Swap, Terms, Void
+from fedspeed.routing.anonymous.mix_node import Known, Station
+from fedspeed.routing.anonymous.parameters import (
+    HASH,
+    NO_CHUNK,
+    Agreed,
+    Lost,
+    PublicParameters,
+    Steps,
+    Suspicion,
+    Swap,
+    Void,
+)
+from fedspeed.routing.anonymous.recovery import outvoted, pack_members, suspicions, unpack_members
 from fedspeed.routing.buffer_pool import BUFFERS
 
 _REBUILDS = 256  # sets of shares to try
@@ -63,7 +73,9 @@ class Member(Station):
         payload: gives this member's words [words] uint32.
     """
 
-    def __init__(self, terms: Terms, me: int, identity: Ed25519PrivateKey, payload: Callable[[], np.ndarray]):
+    def __init__(
+        self, terms: PublicParameters, me: int, identity: Ed25519PrivateKey, payload: Callable[[], np.ndarray]
+    ):
         super().__init__(terms, me, identity)
         self._payload, self._mask = payload, X25519PrivateKey.generate()
         self._own, self._nonce = shamir.to_bytes(shamir.draw()), secrets.token_bytes(KEY)
@@ -113,8 +125,8 @@ class Member(Station):
 
     def _announce(self) -> Steps:
         body = (
-            public_of(self._onion)
-            + public_of(self._mask)
+            public_bytes(self._onion)
+            + public_bytes(self._mask)
             + digest(b"nonce", self._nonce)
             + digest(b"own", self._own)
         )
@@ -176,7 +188,7 @@ class Member(Station):
     def _share_key(self, giver: int, holder: int) -> bytes:
         other = holder if giver == self.me else giver
         secret = agree(self._mask, self._known.mask[other])
-        return derive(
+        return derive_key(
             secret, b"share", self.terms.context, giver.to_bytes(4, "big"), holder.to_bytes(4, "big")
         )
 
@@ -233,9 +245,9 @@ class Member(Station):
 
     def _factors(self) -> ring.Stream:
         """Random factors of the check, that nobody could know before the lists were told."""
-        seed = derive(self._digest, b"factors")
+        seed = derive_key(self._digest, b"factors")
         part = iter(range(2**32))
-        return lambda out: crypto.stream(self._cipher, seed, next(part), out)
+        return lambda out: crypto.fill_key_stream(self._cipher, seed, next(part), out)
 
     def _testify(self, chunk: int, accusers: frozenset[int]) -> Steps:
         """All tell what they know of one chunk of this attempt, which is void. Masked, it says nothing about

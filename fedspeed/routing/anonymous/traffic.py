@@ -4,10 +4,10 @@ import numpy as np
 
 from fedspeed.routing.anonymous import cells, paths
 from fedspeed.routing.anonymous.crypto import KEY, SIGNATURE, TAG
-from fedspeed.routing.anonymous.terms import HASH, Terms
+from fedspeed.routing.anonymous.parameters import HASH, PublicParameters
 
 
-def traffic(terms: Terms, plan: paths.Plan) -> dict[str, np.ndarray]:
+def traffic(terms: PublicParameters, plan: paths.Plan) -> dict[str, np.ndarray]:
     """[members, members] bytes from row to column in every state of an attempt without losses: a function of
     public facts only.
     """

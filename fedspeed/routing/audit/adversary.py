@@ -16,8 +16,8 @@ from scipy.stats import rankdata
 
 from fedspeed.routing.anonymous import cells
 from fedspeed.routing.anonymous.lockstep import play
+from fedspeed.routing.anonymous.parameters import Agreed
 from fedspeed.routing.anonymous.protocol import Member
-from fedspeed.routing.anonymous.terms import Agreed
 from fedspeed.routing.audit.linkers import LINKERS, Linker, match
 
 

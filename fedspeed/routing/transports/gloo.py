@@ -11,7 +11,7 @@ from torch.distributed import PrefixStore, ProcessGroupGloo
 from torch.distributed.distributed_c10d import AllToAllOptions
 
 from fedspeed.errors import connection_text
-from fedspeed.routing.opening import Meeting
+from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import TransportError, as_bytes
 from fedspeed.routing.transports.frames import MAX_BYTES
 
@@ -94,8 +94,8 @@ class GlooTransport:
         self._group = None
 
 
-def open_transport(meeting: Meeting) -> GlooTransport:
+def open_transport(context: TransportContext) -> GlooTransport:
     """Connect to the other participants of this job. Raises TransportError: somebody did not come."""
-    place = meeting.participants.index(meeting.me)
-    size = len(meeting.participants)
-    return GlooTransport(meeting.connect("exchange"), place, size, meeting.timeout_s)
+    place = context.participants.index(context.me)
+    size = len(context.participants)
+    return GlooTransport(context.connect("exchange"), place, size, context.timeout_s)

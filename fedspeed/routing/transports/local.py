@@ -5,7 +5,7 @@ import queue
 import numpy as np
 
 from fedspeed.routing.buffer_pool import BUFFERS
-from fedspeed.routing.opening import Meeting
+from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone
 
 
@@ -49,7 +49,7 @@ def _copied(piece: np.ndarray) -> np.ndarray:
     return copy
 
 
-def open_transport(meeting: Meeting) -> LocalTransport:
+def open_transport(context: TransportContext) -> LocalTransport:
     """Return the transport of a single participant, who has nobody to connect to."""
-    assert len(meeting.participants) == 1, "participants of one process are made together, by `set_of`"
+    assert len(context.participants) == 1, "participants of one process are made together, by `set_of`"
     return LocalTransport.set_of(1)[0]

@@ -14,7 +14,7 @@ import numpy as np
 from fedspeed.cluster.discover import mpi_is_fault_tolerant
 from fedspeed.errors import FedSpeedError
 from fedspeed.routing.buffer_pool import BUFFERS
-from fedspeed.routing.opening import Meeting
+from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transports.frames import Frame, FrameTransport, Gone, is_frame
 
 mpi4py.rc.finalize = not mpi_is_fault_tolerant()  # MPI's own end has been seen to wait for the dead, for ever
@@ -138,7 +138,7 @@ def _reason(error: MPI.Exception) -> str:
     return "its process is gone" if error.Get_error_class() == MPI.ERR_PROC_FAILED else f"MPI: {error}"
 
 
-def open_transport(meeting: Meeting) -> MpiTransport:
+def open_transport(context: TransportContext) -> MpiTransport:
     """Build the transport; all ranks of the job do, together.
 
     Raises:
@@ -146,9 +146,9 @@ def open_transport(meeting: Meeting) -> MpiTransport:
             job, whatever another launcher has started.
     """
     seen = MPI.COMM_WORLD.size
-    if seen != meeting.world_size:
+    if seen != context.world_size:
         raise FedSpeedError(
-            f"routing.transport={meeting.asked}: MPI sees {seen} ranks, the launcher started "
-            f"{meeting.world_size}; start with mpirun, or set routing.transport=gloo"
+            f"routing.transport={context.asked}: MPI sees {seen} ranks, the launcher started "
+            f"{context.world_size}; start with mpirun, or set routing.transport=gloo"
         )
-    return MpiTransport(list(meeting.participants))
+    return MpiTransport(list(context.participants))

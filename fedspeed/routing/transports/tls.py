@@ -19,7 +19,7 @@ from fedspeed.net.sockets import receive_exactly, receive_into
 from fedspeed.routing.buffer_pool import BUFFERS
 from fedspeed.routing.identity import Roster
 from fedspeed.routing.listening import ListenAddress, open_port
-from fedspeed.routing.opening import Meeting
+from fedspeed.routing.opening import TransportContext
 from fedspeed.routing.transport import TransportError
 from fedspeed.routing.transports.frames import (
     BYTES_AHEAD,
@@ -316,12 +316,12 @@ class TlsTransport(FrameTransport):
                 socket_.close()
 
 
-def open_transport(meeting: Meeting) -> TlsTransport:
+def open_transport(context: TransportContext) -> TlsTransport:
     """Connect to all other sites. Raises ConfigError: the port cannot be had. TransportError: somebody did
     not come.
     """
-    site = meeting.member
-    return TlsTransport(site.key_file, site.public, site.roster, meeting.timeout_s, site.listen)
+    site = context.member
+    return TlsTransport(site.key_file, site.public, site.roster, context.timeout_s, site.listen)
 
 
 def _context(side: int, key_file: str, roster: Roster) -> ssl.SSLContext:

@@ -3,9 +3,9 @@
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedspeed.routing.anonymous.crypto import public_of
+from fedspeed.routing.anonymous.crypto import public_bytes
+from fedspeed.routing.anonymous.parameters import PublicParameters
 from fedspeed.routing.anonymous.protocol import Member
-from fedspeed.routing.anonymous.terms import Terms
 
 
 class Parties:
@@ -31,9 +31,9 @@ class Parties:
 
     def attempt(self, number: int = 0, without: frozenset[int] = frozenset(), **changes) -> list[Member]:
         present = [i for i in range(len(self.identities)) if i not in without]
-        keys = tuple(public_of(self.identities[i]) for i in present)
+        keys = tuple(public_bytes(self.identities[i]) for i in present)
         hops = min(self._terms["hops"], len(present) - 1)
-        terms = Terms(members=keys, attempt=number, **{**self._terms, "hops": hops, **changes})
+        terms = PublicParameters(members=keys, attempt=number, **{**self._terms, "hops": hops, **changes})
         return [
             self._kinds.get(i, Member)(terms, place, self.identities[i], lambda i=i: self.vectors[i])
             for place, i in enumerate(present)

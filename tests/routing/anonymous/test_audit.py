@@ -5,7 +5,7 @@ import pytest
 
 from fedspeed.routing.anonymous import ring
 from fedspeed.routing.anonymous.masks import Masks
-from fedspeed.routing.anonymous.terms import Agreed
+from fedspeed.routing.anonymous.parameters import Agreed
 from fedspeed.routing.audit.adversary import (
     Coalition,
     Linkage,
@@ -111,7 +111,7 @@ def test_the_order_of_arrival_tells_nothing_unless_a_relay_keeps_it(monkeypatch)
     assert (
         abs(auc - 0.5) < 4.5 / np.sqrt(12 * pairs) * 3
     )  # a permutation's places depend on each other: with room
-    monkeypatch.setattr("fedspeed.routing.anonymous.station.secret_order", lambda n: list(range(n)))
+    monkeypatch.setattr("fedspeed.routing.anonymous.mix_node.secret_order", lambda n: list(range(n)))
     assert timing_auc(views(8, 4)) == 1.0
 
 

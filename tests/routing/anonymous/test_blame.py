@@ -11,10 +11,10 @@ import pytest
 from fedspeed.routing.anonymous import cells
 from fedspeed.routing.anonymous.crypto import digest
 from fedspeed.routing.anonymous.lockstep import play
+from fedspeed.routing.anonymous.parameters import Void
 from fedspeed.routing.anonymous.paths import backup_of
 from fedspeed.routing.anonymous.protocol import Member
-from fedspeed.routing.anonymous.settling import outvoted
-from fedspeed.routing.anonymous.terms import Void
+from fedspeed.routing.anonymous.recovery import outvoted
 from tests.routing.anonymous.parties import Parties
 
 
@@ -230,9 +230,9 @@ class BadSource(Member):
         key = self._known.onion[station]
         private = self._sent[chunk].ephemeral[0]
         inside = b"\7" * (cells.size(self.plan, 0) - cells.LAYER)
-        from fedspeed.routing.anonymous.crypto import agree, public_of, seal
+        from fedspeed.routing.anonymous.crypto import agree, public_bytes, seal
 
-        public = public_of(private)
+        public = public_bytes(private)
         sealed = seal(
             self._cipher,
             cells._key(agree(private, key), self.context, 0, chunk, public),

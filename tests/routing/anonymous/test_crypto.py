@@ -23,15 +23,15 @@ from fedspeed.routing.anonymous.crypto import (
     Refused,
     agree,
     check_signature,
-    derive,
+    derive_key,
     digest,
     open_sealed,
-    public_of,
+    public_bytes,
     seal,
 )
 from fedspeed.routing.anonymous.lockstep import play
 from fedspeed.routing.anonymous.masks import Masks
-from fedspeed.routing.anonymous.station import secret_order
+from fedspeed.routing.anonymous.mix_node import secret_order
 from tests.routing.anonymous.parties import Parties
 
 hexed = bytes.fromhex
@@ -39,7 +39,7 @@ hexed = bytes.fromhex
 
 def stream(cipher, key, part, nbytes) -> bytes:
     out = np.empty(nbytes // 4, np.uint32)
-    crypto.stream(cipher, key, part, out)
+    crypto.fill_key_stream(cipher, key, part, out)
     return out.tobytes()
 
 
@@ -73,7 +73,7 @@ def test_rfc_5869_derivation():
     )
     info = digest(b"one", b"two")
     extracted = hmac.digest(bytes(32), b"secret", hashlib.sha256)
-    assert derive(b"secret", b"one", b"two") == hmac.digest(extracted, info + b"\x01", hashlib.sha256)
+    assert derive_key(b"secret", b"one", b"two") == hmac.digest(extracted, info + b"\x01", hashlib.sha256)
     assert digest(b"ab", b"c") != digest(b"a", b"bc")
 
 
@@ -82,7 +82,7 @@ def test_rfc_7748_agreement():
         hexed("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
     )
     alice = hexed("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
-    assert public_of(bob) == hexed("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
+    assert public_bytes(bob) == hexed("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
     assert agree(bob, alice) == hexed("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
     with pytest.raises(Refused):
         agree(bob, bytes(32))
@@ -96,7 +96,7 @@ def test_rfc_8032_signatures():
     signature = hexed(
         "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"
     )
-    assert public_of(private) == public and private.sign(b"") == signature
+    assert public_bytes(private) == public and private.sign(b"") == signature
     check_signature(public, signature, b"")
     for wrong in ((public, signature, b"x"), (public, bytes(64), b""), (bytes(32), signature, b"")):
         with pytest.raises(Refused):
@@ -260,7 +260,7 @@ def test_orders_are_uniform():
 
 def test_masks_vanish_in_the_sum_and_nowhere_else():
     private = [X25519PrivateKey.generate() for _ in range(4)]
-    keys = [public_of(p) for p in private]
+    keys = [public_bytes(p) for p in private]
     owns = [bytes([i]) * 32 for i in range(4)]
     masks = [Masks(AesGcm, b"context", i, private=private[i], keys=keys, own=owns[i]) for i in range(4)]
     for i in range(4):
@@ -292,7 +292,7 @@ def test_masks_take_secrets_that_nobody_has_published():
         members[0].terms.context,
     }
     candidates = {
-        derive(p, b"mask", members[0].context, i.to_bytes(4, "big"), j.to_bytes(4, "big"))
+        derive_key(p, b"mask", members[0].context, i.to_bytes(4, "big"), j.to_bytes(4, "big"))
         for p in public
         for i in range(3)
         for j in range(i, 3)

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedspeed.errors import FedSpeedError, LostPeerError
-from fedspeed.routing.anonymous.exchange import AnonymousExchange, meet
+from fedspeed.routing.anonymous.exchange import AnonymousExchange, exchange_public_keys
 from fedspeed.routing.config import RoutingConfig
 from fedspeed.routing.transports.local import LocalTransport
 from tests.conftest import ROOT
@@ -26,7 +26,11 @@ RULES = RoutingConfig("mix+mask", cell_kib=4, step_deadline_s=LIMIT_S, deadline_
 def exchange_of(transport, rules=RULES, **changes):
     identity = Ed25519PrivateKey.generate()
     return AnonymousExchange(
-        transport, rules, identity, meet(transport, LIMIT_S, identity), changes.get("settings", b"run")
+        transport,
+        rules,
+        identity,
+        exchange_public_keys(transport, LIMIT_S, identity),
+        changes.get("settings", b"run"),
     )
 
 
@@ -142,7 +146,7 @@ def test_one_that_is_silent_is_lost_at_the_deadline():
 
     def act(transport):
         identity = Ed25519PrivateKey.generate()
-        roster = meet(transport, LIMIT_S, identity)
+        roster = exchange_public_keys(transport, LIMIT_S, identity)
         exchange = AnonymousExchange(transport, replace(RULES, deadline_s=3.0), identity, roster, b"run")
         weight = None
         if transport.rank != 3:

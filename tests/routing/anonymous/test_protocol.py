@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedspeed.routing.anonymous.lockstep import Kill, play
-from fedspeed.routing.anonymous.terms import Agreed, Void
+from fedspeed.routing.anonymous.parameters import Agreed, Void
 from fedspeed.routing.anonymous.traffic import traffic
 from tests.routing.anonymous.parties import Parties
 

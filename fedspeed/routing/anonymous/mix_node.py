@@ -13,7 +13,7 @@ from fedspeed.routing.anonymous import cells, paths
 from fedspeed.routing.anonymous.blame import add_up, list_of
 from fedspeed.routing.anonymous.crypto import CIPHERS, SIGNATURE, Refused, check_signature, digest
 from fedspeed.routing.anonymous.masks import Masks
-from fedspeed.routing.anonymous.terms import HASH, Steps, Suspicion, Swap, Terms
+from fedspeed.routing.anonymous.parameters import HASH, PublicParameters, Steps, Suspicion, Swap
 from fedspeed.routing.buffer_pool import BUFFERS
 
 
@@ -49,7 +49,7 @@ class Station:
     _masks: Masks | None
     _words: np.ndarray
 
-    def __init__(self, terms: Terms, me: int, identity: Ed25519PrivateKey):
+    def __init__(self, terms: PublicParameters, me: int, identity: Ed25519PrivateKey):
         self.terms = terms
         self.me = me
         self._identity = identity

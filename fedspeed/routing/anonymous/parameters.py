@@ -14,7 +14,7 @@ HASH = 32  # bytes of a digest
 
 
 @dataclass(frozen=True)
-class Terms:
+class PublicParameters:
     """What the members of an attempt agree on beforehand; an attempt in which they do not fails at its first
     message.
 

@@ -9,7 +9,7 @@ from fedspeed.routing.anonymous.crypto import Refused, check_signature, digest
 from fedspeed.routing.exchange import Exchange
 
 
-class Witness:
+class SignedBroadcast:
     """Signs what the speaker says, and finds out whether it has said the same to all; one a participant.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fedspeed.routing.anonymous.terms import HASH
+from fedspeed.routing.anonymous.parameters import HASH
 
 
 def pack_members(numbers: frozenset[int]) -> bytes:

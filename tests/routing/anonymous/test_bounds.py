@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from fedspeed.routing.anonymous import ring
-from fedspeed.routing.anonymous.spans import BLOCK_VALUES, LARGEST, SMALLEST, blocks_of, size_of, sizes_of
+from fedspeed.routing.anonymous.bounds import (
+    BLOCK_VALUES,
+    LARGEST,
+    SMALLEST,
+    blocks_of,
+    norm_bound,
+    norm_bounds,
+)
 
 
 def noise(seed):
@@ -21,7 +28,7 @@ def summed(vectors, blocks):
     bits = np.random.default_rng(len(vectors)).integers(
         0, 2**32, (len(vectors), len(blocks)), dtype=np.uint32
     )
-    spans = sum(sizes_of(vector, blocks, own) for vector, own in zip(vectors, bits))
+    spans = sum(norm_bounds(vector, blocks, own) for vector, own in zip(vectors, bits))
     words = np.zeros(len(vectors[0]), np.uint32)
     clipped = 0
     for i, vector in enumerate(vectors):
@@ -62,7 +69,7 @@ def test_parts_are_cut_into_blocks_of_one_part_each():
 def test_a_size_bounds_the_norm(values):
     norm = math.hypot(*values)
     for bits, most in ((0, 1.02), (2**31, 1.44), (2**32 - 1, 2.03)):
-        size = float(sizes_of(np.array(values, np.float32), [slice(None)], np.array([bits], np.uint32))[0])
+        size = float(norm_bounds(np.array(values, np.float32), [slice(None)], np.array([bits], np.uint32))[0])
         assert norm < size <= max(most * norm, SMALLEST)
 
 
@@ -73,7 +80,10 @@ def test_a_sum_of_sizes_does_not_tell_its_summands():
     def sums(norms):
         vectors = [np.full(1, norm, np.float32) for norm in norms]
         return np.array([
-            sum(sizes_of(v, [slice(0, 1)], random.integers(0, 2**32, 1, dtype=np.uint32))[0] for v in vectors)
+            sum(
+                norm_bounds(v, [slice(0, 1)], random.integers(0, 2**32, 1, dtype=np.uint32))[0]
+                for v in vectors
+            )
             for _ in range(2000)
         ])
 
@@ -84,11 +94,11 @@ def test_a_sum_of_sizes_does_not_tell_its_summands():
 
 
 def test_sizes_of_nothing_and_of_too_much():
-    assert size_of(np.zeros(5, np.float32)) == 0
-    assert size_of(np.array([1e-45], np.float32)) == SMALLEST
-    assert size_of(np.array([2 * LARGEST], np.float32)) == math.inf
-    assert size_of(np.array([3e38, 3e38], np.float32)) == math.inf
-    assert 3.0 < size_of(np.array([np.nan, np.inf, 3.0], np.float32)) < 3.1, (
+    assert norm_bound(np.zeros(5, np.float32)) == 0
+    assert norm_bound(np.array([1e-45], np.float32)) == SMALLEST
+    assert norm_bound(np.array([2 * LARGEST], np.float32)) == math.inf
+    assert norm_bound(np.array([3e38, 3e38], np.float32)) == math.inf
+    assert 3.0 < norm_bound(np.array([np.nan, np.inf, 3.0], np.float32)) < 3.1, (
         "what is no number does not count"
     )
 

@@ -12,8 +12,8 @@ What it costs: the span is at most 2.02 * sqrt(n) * K times the root mean square
     values in a block and K
 members. One unit of the fixed-point numbers is span / 2^30, so that with blocks of BLOCK_VALUES the rounding
 error of a sum is at most 2e-7 * K of the sum where updates have nothing in common, and 2e-7 * sqrt(K) where
-they are equal (root mean squares; tests/routing/anonymous/test_spans.py). One float32 number is rounded by up
-to 6e-8 of itself.
+they are equal (root mean squares; tests/routing/anonymous/test_bounds.py). One float32 number is rounded by
+up to 6e-8 of itself.
 """
 
 import math
@@ -55,7 +55,7 @@ def blocks_of(parts: Sequence[int]) -> list[slice]:
     return found
 
 
-def size_of(values: np.ndarray, factor: float = 1.0) -> float:
+def norm_bound(values: np.ndarray, factor: float = 1.0) -> float:
     """Return the Euclidean norm of `values` [n] float32, more by more than all rounding, times `factor`.
 
     Values that are no numbers do not count. 0 where all are zero, infinity where the size is beyond LARGEST.
@@ -74,7 +74,7 @@ def size_of(values: np.ndarray, factor: float = 1.0) -> float:
     return size if size <= LARGEST else math.inf
 
 
-def sizes_of(vector: np.ndarray, blocks: Sequence[slice], bits: np.ndarray) -> np.ndarray:
+def norm_bounds(vector: np.ndarray, blocks: Sequence[slice], bits: np.ndarray) -> np.ndarray:
     """Return [blocks] float64: the size of each block of `vector` [n] float32.
 
     Args:
@@ -82,6 +82,6 @@ def sizes_of(vector: np.ndarray, blocks: Sequence[slice], bits: np.ndarray) -> n
     """
     factors = np.exp2(bits * 2.0**-32)
     return np.array(
-        [size_of(vector[block], factor) for block, factor in zip(blocks, factors, strict=True)],
+        [norm_bound(vector[block], factor) for block, factor in zip(blocks, factors, strict=True)],
         dtype=np.float64,
     )
