@@ -7,7 +7,7 @@ from typing import TextIO
 
 from fedspeed.cluster.discover import current_rank_identity
 from fedspeed.cluster.failures import record_failure
-from fedspeed.cluster.once import claim_report, report, run_once_per_host
+from fedspeed.cluster.once import claim_report, report_error, run_once_per_host
 from fedspeed.errors import EXIT_USAGE, FedSpeedError, Preempted
 from fedspeed.log import LOG
 from fedspeed.monitor.stdout import tell_refusal
@@ -48,7 +48,7 @@ def report_ending(ending: Ending, json_out: TextIO | None) -> int:
 def _tell_error(error: FedSpeedError, json_out: TextIO | None) -> None:
     if isinstance(error, Preempted) and not claim_report(os.environ):
         return  # all ranks are asked to end alike, perhaps for bad input that another one has told of
-    report(error)
+    report_error(error)
     if json_out is not None and error.exit_code == EXIT_USAGE and not error.printed_as_json:
         print_error_as_json(error, json_out)
 

@@ -85,7 +85,7 @@ def planned_task(
         if value is not None and value < 1:
             raise PlanError(f"--{name}={value}: must be at least 1")
     probes = [read_probe_file(path) for path in arguments.probe]
-    places = topology.plan(hosts, loaded.config.data.clients, loaded.config.cluster.ranks_per_client)
+    places = topology.place_clients(hosts, loaded.config.data.clients, loaded.config.cluster.ranks_per_client)
     working = {place.host for place in places.ranks if place.clients}
     nodes = {host.name: node_of(host, probes) for host in hosts if host.name in working}
     task = task_of(

@@ -8,7 +8,7 @@ from fedspeed.cluster.cards import cards_of_ranks, check_cards
 from fedspeed.cluster.devices import computing_gpus
 from fedspeed.cluster.discover import Launch, from_process
 from fedspeed.cluster.local import check_rank_count, local_hosts, oversubscription_notes
-from fedspeed.cluster.topology import Topology, lay_out
+from fedspeed.cluster.topology import Topology, topology_of
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
 
@@ -33,7 +33,7 @@ def check_layout(config: RunConfig, hostfile: Path | None) -> tuple[Topology, La
             f"routing.transport={config.routing.transport}: plain python starts its ranks without MPI; "
             "start with `mpirun -n N python launch.py ...`, or set routing.transport=gloo"
         )
-    topology = lay_out(config, hosts)
+    topology = topology_of(config, hosts)
     check_clusters(config, topology)
     return topology, launch, _crowded(config, topology) if alone else []
 

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fedspeed.cluster.failures import record_failure
-from fedspeed.cluster.once import report
+from fedspeed.cluster.once import report_error
 from fedspeed.cluster.processes import die_with
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError
 
@@ -106,7 +106,7 @@ def serve(supervisor: Connection, env: Mapping[str, str], preload: Callable[[], 
         _Server(supervisor, env, target).run()
         return EXIT_OK
     except FedSpeedError as error:
-        report(error, env)
+        report_error(error, env)
         tell(supervisor, failed=str(error), code=error.exit_code, threads=False)
         return error.exit_code
     except BaseException as error:
@@ -160,7 +160,7 @@ def _be_rank(target: Target, env: dict[str, str]) -> int:
         _set_environment(env)
         return target(env)
     except FedSpeedError as error:
-        report(error, env)
+        report_error(error, env)
         return error.exit_code
     except SystemExit as end:
         if isinstance(end.code, int):

@@ -17,7 +17,7 @@ ONCE_VARIABLE = "FEDSPEED_ONCE"
 _TOLD = "fedspeed-told"
 
 
-def report(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> None:
+def report_error(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> None:
     """Prints an error without a traceback.
 
     Bad input looks the same from every rank of a machine, so under our own supervisor only one of them prints

@@ -251,7 +251,7 @@ def publish(store: Store, key: str, text: str) -> None:
     store.note(key, text)
 
 
-def seen(store: Store, prefix: str, ranks: Iterable[int]) -> set[int]:
+def published(store: Store, prefix: str, ranks: Iterable[int]) -> set[int]:
     """Those of `ranks` that have published `prefix/RANK`; what is known within a few seconds if the store
     does not answer.
     """

@@ -1,9 +1,9 @@
 """From hosts and a number of clients to places: which rank carries which client, in which cluster, through
 which gateway.
 
-Pure arithmetic; `plan` is the only decision. World ranks number the slots host by host in hostfile order,
-which is how the DeepSpeed launchers and a by-slot `mpirun` number them, so every rank can compute the same
-topology from the same file.
+Pure arithmetic; `place_clients` is the only decision. World ranks number the slots host by host in hostfile
+order, which is how the DeepSpeed launchers and a by-slot `mpirun` number them, so every rank can compute the
+same topology from the same file.
 """
 
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ class Topology:
         """World ranks that carry clients or are the server's, ascending."""
         return tuple(place.world_rank for place in self.ranks if place.cluster is not None)
 
-    def place(self, world_rank: int) -> RankPlacement:
+    def placement(self, world_rank: int) -> RankPlacement:
         return self.ranks[world_rank]
 
     def worlds(self, pipeline: str) -> dict[str, tuple[int, ...]]:
@@ -116,8 +116,7 @@ class Topology:
         return next(ranks for ranks in self.worlds(pipeline).values() if world_rank in ranks)
 
     def cluster_of(self, name: str) -> ClusterPlacement:
-        """The cluster of that name. Raises KeyError: an idle rank has None for a cluster, and no place
-        here.
+        """The cluster of that name. Raises KeyError: an idle rank has None for a cluster, and no place here.
         """
         for cluster in self.clusters:
             if cluster.name == name:
@@ -125,7 +124,7 @@ class Topology:
         raise KeyError(name)
 
 
-def plan(
+def place_clients(
     hosts: Sequence[Host], clients: int, ranks_per_client: int | str, *, server: bool = False
 ) -> Topology:
     """Lays `clients` on the slots of `hosts`.
@@ -162,8 +161,7 @@ def plan(
     if server and not any(host.role == "server" for host in hosts):
         raise ConfigError(
             "federation.method has a server, and no host is one; write `# fed-host NAME role=server` in the "
-            "hostfile, of a host that "
-            "carries no clients"
+            "hostfile, of a host that carries no clients"
         )
     groups = _groups(hosts, clients, ranks_per_client)
     used = groups[:clients]
@@ -173,9 +171,13 @@ def plan(
     )
 
 
-def lay_out(config: RunConfig, hosts: Sequence[Host]) -> Topology:
-    """Lay a run's clients, and the server of its method if it has one, on hosts. Raises as `plan` does."""
-    return plan(hosts, config.data.clients, config.cluster.ranks_per_client, server=config.has_server)
+def topology_of(config: RunConfig, hosts: Sequence[Host]) -> Topology:
+    """Lay a run's clients, and the server of its method if it has one, on hosts. Raises as `place_clients`
+    does.
+    """
+    return place_clients(
+        hosts, config.data.clients, config.cluster.ranks_per_client, server=config.has_server
+    )
 
 
 def warnings(topology: Topology) -> list[str]:
@@ -185,8 +187,7 @@ def warnings(topology: Topology) -> list[str]:
         host = topology.ranks[topology.spare[0]].host
         messages.append(
             f"{host} with {_counted(len(topology.spare), 'rank')} has role=server, and federation.method "
-            "has no server: it "
-            "stays idle; write role=client in the hostfile to use it"
+            "has no server: it stays idle; write role=client in the hostfile to use it"
         )
     idle_by_host: dict[str, list[int]] = {}
     for world_rank in sorted({*topology.idle} - {*topology.spare}):
@@ -231,9 +232,8 @@ def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: int | str) ->
             return groups
         raise ConfigError(
             f"cluster.ranks_per_client={size}: the largest host ({largest.name}) has slots={largest.slots}, "
-            "and no neighbours of one cluster "
-            f"have {size} together; ask for at most {largest.slots} or what whole hosts have, or raise "
-            "slots in the hostfile"
+            f"and no neighbours of one cluster have {size} together; ask for at most {largest.slots} or "
+            "what whole hosts have, or raise slots in the hostfile"
         )
     groups = _cut(hosts, size)
     for host in dict.fromkeys(host for host, _ in groups[:clients]):
@@ -241,8 +241,8 @@ def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: int | str) ->
             divisors = [str(number) for number in range(1, host.slots + 1) if host.slots % number == 0]
             raise ConfigError(
                 f"cluster.ranks_per_client={size}: leaves {rest} of the {host.slots} slots of {host.name} "
-                "unused; ask for "
-                f"{' or '.join(divisors)}, or write slots={host.slots - rest} for {host.name}"
+                f"unused; ask for {' or '.join(divisors)}, or write slots={host.slots - rest} for "
+                f"{host.name}"
             )
     return groups
 

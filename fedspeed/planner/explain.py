@@ -135,7 +135,7 @@ def _clusters(plan: Plan) -> str:
         cluster = plan.topology.cluster_of(c.name)
         memory = c.forecast.memory
         node = c.forecast.tightest.node
-        hosts = len({plan.topology.place(rank).host for rank in cluster.ranks})
+        hosts = len({plan.topology.placement(rank).host for rank in cluster.ranks})
         tokens = (
             max(place.carried for place in c.places)
             * plan.task.rows
@@ -179,8 +179,8 @@ def _clients(plan: Plan) -> str:
     """Clients that lie alike are one row."""
     rows: list[list] = []
     for client in plan.topology.clients:
-        host = plan.topology.place(client.gateway).host
-        shared = len(plan.topology.place(client.gateway).clients)
+        host = plan.topology.placement(client.gateway).host
+        shared = len(plan.topology.placement(client.gateway).clients)
         rows.append([
             client.client,
             client.cluster,

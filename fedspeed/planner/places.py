@@ -24,7 +24,7 @@ def places_of(topology: Topology, nodes: Mapping[str, Node]) -> dict[str, list[P
 def place_of(topology: Topology, nodes: Mapping[str, Node], world_rank: int) -> Place:
     """Where a rank that works stands."""
     hosts = {place.world_rank: place.host for place in topology.ranks}
-    rank = topology.place(world_rank)
+    rank = topology.placement(world_rank)
     cluster = topology.cluster_of(rank.cluster)
     ranks_here = sum(place.host == rank.host for place in topology.ranks if place.clients)
     gateways_here = sum(hosts[gateway] == rank.host for gateway in topology.participants)

@@ -102,7 +102,7 @@ class RollCall:
             rendezvous.publish(self._store, f"exchange/{tag}/{self._job.world_rank}", "here")
 
     def missing(self, tag: int) -> list[str]:
-        here = rendezvous.seen(self._store, f"exchange/{tag}", self._job.topology.participants)
+        here = rendezvous.published(self._store, f"exchange/{tag}", self._job.topology.participants)
         if self._job.world_rank not in here:
             return [self._job.describe(0)]  # our own note is gone: so is the store, and rank 0 that held it
         return [self._job.describe(rank) for rank in self._job.topology.participants if rank not in here]
@@ -119,7 +119,7 @@ def find_lost(job: Job, store: rendezvous.Store, heartbeat: Heartbeat) -> list[i
     while True:
         if lost := heartbeat.lost():
             return list(lost)
-        silent = sorted(set(job.workers) - rendezvous.seen(store, "failed", job.workers))
+        silent = sorted(set(job.workers) - rendezvous.published(store, "failed", job.workers))
         if not silent or time.monotonic() >= end:
             return silent
         time.sleep(0.2)

@@ -42,7 +42,7 @@ def facts(job: Job, exported: Export | None, predicted: Predicted | None = None)
 
 def _hosts(job: Job) -> list[dict[str, str]]:
     found = []
-    serving = {job.topology.place(rank).host for rank in job.topology.server}
+    serving = {job.topology.placement(rank).host for rank in job.topology.server}
     for host in job.launch.hosts:
         clients = sorted({
             c for place in job.topology.ranks if place.host == host.name for c in place.clients

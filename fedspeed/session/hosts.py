@@ -33,7 +33,7 @@ def check_hosts(job: Job, store: Store) -> None:
     """
     firsts = _first_ranks(job)
     found = dict(zip(firsts, map(json.loads, store.get(*map(_key, firsts.values()))), strict=True))
-    server = {job.topology.place(rank).host for rank in job.topology.server}
+    server = {job.topology.placement(rank).host for rank in job.topology.server}
     carrying = [host for host in firsts if host not in server]
     first = carrying[0]
     differing = []
@@ -53,7 +53,7 @@ def _first_ranks(job: Job) -> dict[str, int]:
     """Host -> its first rank that works, in the order of ranks."""
     found: dict[str, int] = {}
     for rank in job.workers:
-        found.setdefault(job.topology.place(rank).host, rank)
+        found.setdefault(job.topology.placement(rank).host, rank)
     return found
 
 

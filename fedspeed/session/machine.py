@@ -10,7 +10,7 @@ from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.local import LocalRun, local_hosts, oversubscription_notes, run_local
-from fedspeed.cluster.topology import lay_out
+from fedspeed.cluster.topology import topology_of
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from fedspeed.log import LOG
@@ -76,7 +76,7 @@ def supervise(
         return _own_word(request)
     if run.exit_code == EXIT_USAGE:  # the ranks have said what is wrong
         return Ending(status="failed", exit_code=EXIT_USAGE)
-    contributors = len(lay_out(config, hosts).contributors)
+    contributors = len(topology_of(config, hosts).contributors)
     return _report_killed(request, run, ranks, config.routing.resolved(contributors).mode)
 
 

@@ -11,7 +11,7 @@ from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.local import local_hosts
 from fedspeed.cluster.rendezvous import Store
-from fedspeed.cluster.topology import lay_out
+from fedspeed.cluster.topology import topology_of
 from fedspeed.config.load import Loaded
 from fedspeed.engine import device_types
 from fedspeed.errors import JournalError, PlanError
@@ -145,8 +145,8 @@ def _stated_devices(request: RunRequest) -> tuple[list[tuple[str, Device]], bool
         if launch.kind == "none"
         else launch.hosts
     )
-    topology = lay_out(config, hosts)
-    working = {topology.place(rank).host for rank in topology.workers}
+    topology = topology_of(config, hosts)
+    working = {topology.placement(rank).host for rank in topology.workers}
     probes = [read_probe_file(Path(config.cluster.probe))] if config.cluster.probe else []
     stated = []
     unstated = False

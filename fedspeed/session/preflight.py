@@ -153,7 +153,7 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
         check_port(routing)
     server = []
     if topology.server:
-        host = topology.place(topology.server[0]).host
+        host = topology.placement(topology.server[0]).host
         ranks = len(topology.server)
         server.append(f"server   {host}: {ranks} rank{'s' if ranks > 1 else ''}, no clients")
     return [

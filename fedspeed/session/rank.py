@@ -10,7 +10,7 @@ from fedspeed import activity
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.discover import from_process
 from fedspeed.cluster.heartbeat import Heartbeat
-from fedspeed.cluster.topology import lay_out, warnings
+from fedspeed.cluster.topology import topology_of, warnings
 from fedspeed.config.check import notes
 from fedspeed.data.clients import encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
@@ -51,7 +51,7 @@ def run_rank(request: RunRequest) -> Ending:
     stop = StopFlag()
     launch = from_process(request.hostfile)
     config = request.config
-    job = Job(request, launch, lay_out(config, launch.hosts))
+    job = Job(request, launch, topology_of(config, launch.hosts))
     with activity.during("the wait for all ranks"):
         store = rendezvous.meet(launch, config.cluster.start_timeout_s)
     if job.world_rank == 0:

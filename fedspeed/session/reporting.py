@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedspeed.cluster.once import report
+from fedspeed.cluster.once import report_error
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.monitor.report import Comparison, Export, Predicted
@@ -64,7 +64,7 @@ def report_failure(job: Job, monitor, error: BaseException, lost: Sequence[int])
     Args:
         lost: world ranks that are known to be gone.
     """
-    clients = tuple(sorted({c for rank in lost for c in job.topology.place(rank).clients}))
+    clients = tuple(sorted({c for rank in lost for c in job.topology.placement(rank).clients}))
     missing = gaps(monitor.records, monitor.absent, clients, range(job.config.federation.rounds + 1))
     ending = with_losses(error_ending(error), [job.describe(rank) for rank in lost], missing)
     monitor.finish(_summary(job.config, monitor, ending), facts(job, None))
@@ -114,7 +114,7 @@ class ExitWhenStuck:
     def __call__(self, lost: tuple[int, ...]) -> None:
         try:
             error = lost_ranks_error(self._job, lost)
-            report(error)
+            report_error(error)
             if self._job.reporter and self.monitor is not None:
                 report_failure(self._job, self.monitor, error, lost)
         finally:

@@ -123,7 +123,7 @@ class Job:
     @property
     def place(self) -> RankPlacement:
         """Where this rank stands in the topology."""
-        return self.topology.place(self.world_rank)
+        return self.topology.placement(self.world_rank)
 
     @property
     def world(self) -> tuple[int, ...]:
@@ -198,7 +198,7 @@ class Job:
 
     def describe(self, rank: int) -> str:
         """Return how messages call a world rank: by its clients, and the host it runs on."""
-        place = self.topology.place(rank)
+        place = self.topology.placement(rank)
         where = f"rank {rank} on {place.host}"
         if rank in self.topology.server:
             return f"the server ({where})"

@@ -42,7 +42,7 @@ def check_shared(job: Job, store: Store) -> tuple[list[str], int]:
     cards = {rank: Card(**words) for rank, words in zip(job.workers, told, strict=True) if words}
     notes = check_cards(job.topology.worlds(job.config.engine.pipeline), cards)
     if job.world_rank not in cards:  # it computes on its host, with all ranks there
-        return notes, sum(job.topology.place(rank).host == job.place.host for rank in job.workers)
+        return notes, sum(job.topology.placement(rank).host == job.place.host for rank in job.workers)
     return notes, list(cards.values()).count(cards[job.world_rank])
 
 

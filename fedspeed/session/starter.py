@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedspeed.cluster.hostfile import read
-from fedspeed.cluster.topology import plan
+from fedspeed.cluster.topology import place_clients
 from fedspeed.config.paths import place
 from fedspeed.config.reference import comment, meaning, section_meaning
 from fedspeed.config.spelling import scalar
@@ -81,7 +81,7 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
             split = "iid"
     shared = bool(hosts) and any(host.slots > 1 and host.gpu for host in hosts)
     if hosts:
-        plan(hosts, clients, "auto")
+        place_clients(hosts, clients, "auto")
         said.append(
             f"{hostfile}: {len(hosts)} hosts, {sum(host.slots for host in hosts)} ranks, {clients} clients"
         )

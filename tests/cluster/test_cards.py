@@ -7,7 +7,7 @@ import pytest
 from fedspeed.cluster import local
 from fedspeed.cluster.cards import Card, cards_of_ranks, check_cards, device_index
 from fedspeed.cluster.hostfile import read
-from fedspeed.cluster.topology import plan
+from fedspeed.cluster.topology import place_clients
 from fedspeed.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -61,14 +61,14 @@ def test_a_card_is_known_by_its_name_whatever_else_is_told_of_it():
 def test_the_page_shows_how_three_participants_share_a_card(tmp_path):
     [text] = re.findall(r"```hostfile\n(.*?)```", (ROOT / "docs" / "gpu.md").read_text(), re.DOTALL)
     (tmp_path / "hosts").write_text(text)
-    topology = plan(read(tmp_path / "hosts").hosts, 3, "auto")
+    topology = place_clients(read(tmp_path / "hosts").hosts, 3, "auto")
     assert len(topology.participants) == 3
     [note] = check_cards(topology.worlds("none"), cards_of_ranks(3, 1, "here"))
     assert note.startswith("ranks 0, 1 and 2 share GPU 0 of here")
 
 
 def test_a_world_is_a_cluster_or_a_client_that_is_a_pipeline():
-    topology = plan(read(ROOT / "hostfiles" / "local").hosts, 2, 1)
+    topology = place_clients(read(ROOT / "hostfiles" / "local").hosts, 2, 1)
     assert list(topology.worlds("client")) == ["client 0", "client 1"]
     assert all(name.startswith("cluster ") for name in topology.worlds("cluster"))
 

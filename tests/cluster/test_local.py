@@ -29,7 +29,7 @@ import json, logging, os, signal, sys, threading, time
 from pathlib import Path
 from fedspeed.cluster import local
 from fedspeed.cluster.failures import record_failure
-from fedspeed.cluster.once import report
+from fedspeed.cluster.once import report_error
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.log import LOG
 
@@ -109,7 +109,7 @@ def main():
         try:
             return target(dict(os.environ))
         except FedSpeedError as error:
-            report(error)
+            report_error(error)
             return error.exit_code
         except Exception as error:
             record_failure(error)

@@ -17,8 +17,8 @@ import torch.distributed  # noqa: F401 - importing it in the first rank would co
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, seen, torch_world_env
-from fedspeed.cluster.topology import plan
+from fedspeed.cluster.rendezvous import Peer, Store, leave, meet, publish, published, torch_world_env
+from fedspeed.cluster.topology import place_clients
 from fedspeed.errors import HostfileError, LostPeerError
 from fedspeed.net.ports import STORE_PORT_OFFSET
 from tests.limits import LIMIT_S
@@ -31,12 +31,13 @@ RANK_SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from fedspeed.cluster.discover import from_process
-from fedspeed.cluster.rendezvous import leave, meet, publish, seen, torch_world_env
-from fedspeed.cluster.topology import plan
+from fedspeed.cluster.rendezvous import leave, meet, publish, published, torch_world_env
+from fedspeed.cluster.topology import place_clients
 launch = from_process(Path(sys.argv[1]))
 store = meet(launch, 120)
-topology = plan(launch.hosts, 3, "auto")
-world = torch_world_env(store, topology.cluster_of(topology.place(launch.world_rank).cluster).ranks, launch, 120)
+topology = place_clients(launch.hosts, 3, "auto")
+cluster = topology.cluster_of(topology.placement(launch.world_rank).cluster)
+world = torch_world_env(store, cluster.ranks, launch, 120)
 os.environ.update(world)
 import socket, torch, torch.distributed as dist
 thief = socket.socket()
@@ -54,7 +55,7 @@ publish(store, f"round/7/{launch.world_rank}", "there")
 store.wait([f"round/7/{rank}" for rank in range(3)], 120)
 pids = [peer.pid for peer in store.peers]
 found = {"rank": launch.world_rank, "pid": os.getpid(), "pids": pids, "world": world, "sum": total.item()}
-found |= {"stolen": stolen, "seen": sorted(seen(store, "round/7", range(4)))}
+found |= {"stolen": stolen, "seen": sorted(published(store, "round/7", range(4)))}
 print(json.dumps(found), flush=True)
 dist.destroy_process_group()
 assert leave(store, 120) == set()
@@ -272,13 +273,13 @@ def test_machines_that_fit_the_plan_are_accepted(monkeypatch, port, names):
 def test_a_cluster_over_two_machines_counts_them(monkeypatch, port):
     machines(monkeypatch, ["alpha", "alpha", "beta"])
     hosts = (Host("alpha", 2), Host("beta", 1))
-    topology = plan(hosts, 3, "auto")
+    topology = place_clients(hosts, 3, "auto")
 
     def work(rank):
         launch = replace(launch_of(rank, port, hosts), local_rank=rank % 2)
         store = meet(launch, LIMIT_S)
         world = torch_world_env(
-            store, topology.cluster_of(topology.place(rank).cluster).ranks, launch, LIMIT_S
+            store, topology.cluster_of(topology.placement(rank).cluster).ranks, launch, LIMIT_S
         )
         assert leave(store, LIMIT_S) == set()
         return world
@@ -296,7 +297,7 @@ def test_machines_that_call_themselves_alike_are_told_apart(monkeypatch, port):
         "fedspeed.cluster.rendezvous._boot_id", lambda: "b" if threading.current_thread().name == "2" else "a"
     )
     hosts = (Host("gpu1.site-a.org", 2), Host("gpu1.site-b.org", 1))
-    ranks = plan(hosts, 3, "auto").clusters[0].ranks
+    ranks = place_clients(hosts, 3, "auto").clusters[0].ranks
 
     def work(rank):
         launch = replace(launch_of(rank, port, hosts), local_rank=rank % 2)
@@ -329,13 +330,13 @@ def test_machines_that_differ_in_the_domain_only(monkeypatch, port):
 
 
 def test_a_cluster_whose_first_rank_is_gone_is_told(port):
-    topology = plan(HOSTS, 2, "auto")
+    topology = place_clients(HOSTS, 2, "auto")
 
     def work(rank):
         store = meet(launch_of(rank, port), LIMIT_S)
         return (
             torch_world_env(
-                store, topology.cluster_of(topology.place(rank).cluster).ranks, launch_of(rank, port), 1
+                store, topology.cluster_of(topology.placement(rank).cluster).ranks, launch_of(rank, port), 1
             )
             if rank == 1
             else store
@@ -354,7 +355,7 @@ def test_the_store_tells_who_was_seen_and_rank_0_leaves_last(port):
         if rank == 2:
             return leave(store, 5)
         missing = store.wait([f"round/3/{other}" for other in range(3)], 0.3)
-        return missing, seen(store, "round/3", range(3)), leave(store, 0.5) if rank == 0 else None
+        return missing, published(store, "round/3", range(3)), leave(store, 0.5) if rank == 0 else None
 
     first, second, third = in_threads(work)
     assert first == ({"round/3/1"}, {0, 2}, {1}), "rank 1 neither arrived nor said goodbye"
@@ -396,7 +397,7 @@ def test_a_dead_store_makes_no_second_failure(monkeypatch, silent):
     store.peers = (Peer(0, "a", 1), Peer(1, "a", 2))
     started = time.monotonic()
     publish(store, "round/1/1", "here")
-    assert seen(store, "round/1", range(20)) == set()
+    assert published(store, "round/1", range(20)) == set()
     assert not store.is_first("a")
     assert leave(store, 5) == set()
     assert store.wait(["a", "b"], 0.5) == {"a", "b"}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedspeed.cluster.hostfile import Host, parse
-from fedspeed.cluster.topology import plan, warnings
+from fedspeed.cluster.topology import place_clients, warnings
 from fedspeed.errors import ConfigError
 
 
@@ -44,26 +44,28 @@ def client_ranks(topology):
     ],
 )
 def test_clients_take_ranks(slots, clients, setting, expected):
-    assert client_ranks(plan(hosts(*slots), clients, setting)) == expected
+    assert client_ranks(place_clients(hosts(*slots), clients, setting)) == expected
 
 
 def test_clusters_hold_only_working_ranks_and_keep_their_own_numbering():
-    topology = plan(hosts(2, 2, 2, 2, clusters={0: "fast", 1: "slow", 2: "fast", 3: "slow"}), 3, "auto")
+    topology = place_clients(
+        hosts(2, 2, 2, 2, clusters={0: "fast", 1: "slow", 2: "fast", 3: "slow"}), 3, "auto"
+    )
     assert [(cluster.name, cluster.ranks, cluster.clients) for cluster in topology.clusters] == [
         ("fast", (0, 1, 4, 5), (0, 2)),
         ("slow", (2, 3), (1,)),
     ]
     assert topology.idle == (6, 7)
-    assert (topology.place(4).host, topology.place(4).local_rank, topology.place(4).cluster_rank) == (
-        "h2",
-        0,
-        2,
-    )
-    assert (topology.place(6).cluster, topology.place(6).cluster_rank, topology.place(6).clients) == (
-        None,
-        None,
-        (),
-    )
+    assert (
+        topology.placement(4).host,
+        topology.placement(4).local_rank,
+        topology.placement(4).cluster_rank,
+    ) == ("h2", 0, 2)
+    assert (
+        topology.placement(6).cluster,
+        topology.placement(6).cluster_rank,
+        topology.placement(6).clients,
+    ) == (None, None, ())
     assert topology.gateways == topology.participants == (0, 2, 4)
     assert topology.cluster_of("slow").ranks == (2, 3)
 
@@ -73,25 +75,24 @@ def with_server(*slots, at):
 
 
 def test_a_server_carries_no_client_and_takes_part():
-    topology = plan(with_server(2, 2, 2, at=1), 2, "auto", server=True)
+    topology = place_clients(with_server(2, 2, 2, at=1), 2, "auto", server=True)
     assert client_ranks(topology) == [(0, 1), (4, 5)] and topology.server == (2, 3) and topology.idle == ()
     assert (
         topology.participants == (0, 2, 4)
         and topology.contributors == (0, 4)
         and topology.workers == tuple(range(6))
     )
-    assert topology.place(3).cluster_rank == 1 and topology.cluster_of(topology.place(3).cluster).ranks == (
-        2,
-        3,
-    )
-    assert client_ranks(plan(with_server(8, 2, 2, at=0), 2, 2, server=True)) == [(8, 9), (10, 11)]
-    assert client_ranks(plan(with_server(1, 1, 1, 1, at=1), 1, 2, server=True)) == [(2, 3)], (
+    assert topology.placement(3).cluster_rank == 1 and topology.cluster_of(
+        topology.placement(3).cluster
+    ).ranks == (2, 3)
+    assert client_ranks(place_clients(with_server(8, 2, 2, at=0), 2, 2, server=True)) == [(8, 9), (10, 11)]
+    assert client_ranks(place_clients(with_server(1, 1, 1, 1, at=1), 1, 2, server=True)) == [(2, 3)], (
         "a client does not span the server"
     )
 
 
 def test_a_method_without_a_server_leaves_it_idle():
-    topology = plan(with_server(2, 2, at=0), 2, "auto")
+    topology = place_clients(with_server(2, 2, at=0), 2, "auto")
     assert (
         client_ranks(topology) == [(2,), (3,)] and topology.idle == (0, 1) and topology.participants == (2, 3)
     )
@@ -108,31 +109,31 @@ def test_a_method_without_a_server_leaves_it_idle():
 )
 def test_a_server_that_is_not_there_is_asked_for(machines, says):
     with pytest.raises(ConfigError, match=says):
-        plan(machines, 1, "auto", server=True)
+        place_clients(machines, 1, "auto", server=True)
 
 
 def test_a_client_over_hosts_stays_in_one_cluster():
-    topology = plan(hosts(2, 2, 2, 2, clusters={0: "a", 1: "b", 2: "b", 3: "a"}), 1, 4)
+    topology = place_clients(hosts(2, 2, 2, 2, clusters={0: "a", 1: "b", 2: "b", 3: "a"}), 1, 4)
     assert (
         topology.clients[0].ranks == (2, 3, 4, 5)
         and topology.clients[0].cluster == "b"
         and topology.idle == (0, 1, 6, 7)
     )
     with pytest.raises(ConfigError, match="no neighbours of one cluster have 4 together"):
-        plan(hosts(2, 2, 2, clusters={1: "b"}), 1, 4)
+        place_clients(hosts(2, 2, 2, clusters={1: "b"}), 1, 4)
 
 
 def test_clients_that_share_a_rank_share_its_gateway():
-    topology = plan(hosts(1, 1), 3, "auto")
+    topology = place_clients(hosts(1, 1), 3, "auto")
     assert topology.gateways == (0, 0, 1)
     assert topology.participants == (0, 1)
-    assert topology.place(0).clients == (0, 1)
+    assert topology.placement(0).clients == (0, 1)
 
 
 def test_sixteen_clients_use_the_3090s_first():
     text = "".join(f"n{index} slots=2\n" for index in range(10))
     text += "".join(f"# fed-host n{index} cluster={'fast' if index < 7 else 'slow'}\n" for index in range(10))
-    topology = plan(parse(text, "hosts").hosts, 16, "auto")
+    topology = place_clients(parse(text, "hosts").hosts, 16, "auto")
     assert [(cluster.name, len(cluster.clients)) for cluster in topology.clusters] == [
         ("fast", 14),
         ("slow", 2),
@@ -156,15 +157,15 @@ def test_sixteen_clients_use_the_3090s_first():
 )
 def test_a_plan_that_cannot_be_is_refused_with_a_remedy(slots, clients, setting, says):
     with pytest.raises(ConfigError) as caught:
-        plan(hosts(*slots), clients, setting)
+        place_clients(hosts(*slots), clients, setting)
     assert says in str(caught.value)
 
 
 def test_idle_capacity_is_told():
-    assert warnings(plan(hosts(2, 2), 2, "auto")) == []
-    (whole,) = warnings(plan(hosts(2, 2, 2), 1, "auto"))
+    assert warnings(place_clients(hosts(2, 2), 2, "auto")) == []
+    (whole,) = warnings(place_clients(hosts(2, 2, 2), 1, "auto"))
     assert "2 hosts with 4 ranks idle (h1, h2)" in whole and "data.clients" in whole
-    (part,) = warnings(plan(hosts(3), 2, "auto"))
+    (part,) = warnings(place_clients(hosts(3), 2, "auto"))
     assert "world ranks 2" in part and "h0" in part
 
 
@@ -177,7 +178,7 @@ some_hosts = st.lists(
 @given(some_hosts, st.integers(1, 60), st.sampled_from(["auto", 1, 2, 3, 10]))
 def test_nothing_is_lost_and_nothing_is_doubled(machines, clients, setting):
     try:
-        topology = plan(machines, clients, setting)
+        topology = place_clients(machines, clients, setting)
     except ConfigError:
         assert setting != "auto", "auto always finds a plan"
         return
@@ -193,9 +194,10 @@ def test_nothing_is_lost_and_nothing_is_doubled(machines, clients, setting):
         if len(set(over)) > 1:
             assert setting != "auto" and int(setting) > max(host.slots for host in machines)
             assert all(over.count(host.name) == host.slots for host in machines if host.name in over)
-        assert all(client.client in topology.place(rank).clients for rank in client.ranks)
+        assert all(client.client in topology.placement(rank).clients for rank in client.ranks)
         assert all(
-            topology.place(rank).cluster == client.cluster == host_of[rank].cluster for rank in client.ranks
+            topology.placement(rank).cluster == client.cluster == host_of[rank].cluster
+            for rank in client.ranks
         )
     for place in topology.ranks:
         sharing = {topology.clients[client].ranks for client in place.clients}
@@ -206,7 +208,7 @@ def test_nothing_is_lost_and_nothing_is_doubled(machines, clients, setting):
     members = [rank for cluster in topology.clusters for rank in cluster.ranks]
     assert sorted(members) == sorted(working)
     for cluster in topology.clusters:
-        assert [topology.place(rank).cluster_rank for rank in cluster.ranks] == list(
+        assert [topology.placement(rank).cluster_rank for rank in cluster.ranks] == list(
             range(len(cluster.ranks))
         )
         assert list(cluster.ranks) == sorted(cluster.ranks)
@@ -214,7 +216,7 @@ def test_nothing_is_lost_and_nothing_is_doubled(machines, clients, setting):
         range(clients)
     )
 
-    loads = [len(topology.place(gateway).clients) for gateway in topology.participants]
+    loads = [len(topology.placement(gateway).clients) for gateway in topology.participants]
     assert max(loads) - min(loads) <= 1
     if setting == "auto" and clients <= len(host_of):
         assert max(loads) == 1, "every client has ranks of its own while there is one for each"

@@ -1,7 +1,7 @@
 """Hosts, tasks and places that the planner's tests share."""
 
 from fedspeed.cluster.hostfile import parse, read
-from fedspeed.cluster.topology import plan as lay_out
+from fedspeed.cluster.topology import place_clients
 from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.hardware import common_type, node_of
 from fedspeed.planner.places import places_of
@@ -19,7 +19,7 @@ def one_host(facts="gpu=rtx3090 ram_gib=64", slots=2):
 
 def laid(hosts, clients):
     """(topology, nodes) of clients on hosts."""
-    topology = lay_out(hosts, clients, "auto")
+    topology = place_clients(hosts, clients, "auto")
     busy = {place.host for place in topology.ranks if place.clients}
     return topology, {host.name: node_of(host) for host in hosts if host.name in busy}
 

@@ -4,7 +4,7 @@ import threading
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.topology import plan
+from fedspeed.cluster.topology import place_clients
 from fedspeed.errors import FedSpeedError
 from fedspeed.session.request import Job
 from tests.limits import LIMIT_S
@@ -54,7 +54,7 @@ def meet(order, slots: int, function, hosts: tuple[Host, ...] = ()) -> list:
             master_port=0,
         )
         try:
-            found[number] = function(Job(order, launch, plan(hosts, 3, "auto")), store)
+            found[number] = function(Job(order, launch, place_clients(hosts, 3, "auto")), store)
         except FedSpeedError as error:
             found[number] = error
 

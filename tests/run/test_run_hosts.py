@@ -10,7 +10,7 @@ from launched import LLAMA
 
 from fedspeed.cluster.discover import Launch
 from fedspeed.cluster.hostfile import Host
-from fedspeed.cluster.topology import plan
+from fedspeed.cluster.topology import place_clients
 from fedspeed.config.load import load
 from fedspeed.errors import FedSpeedError
 from fedspeed.session import reading, sharing, site
@@ -68,7 +68,7 @@ def read(orders: dict[str, RunRequest]) -> list:
         )
         order = orders["beta" if number else "alpha"]
         try:
-            job = Job(order, launch, plan(HOSTS, 3, "auto"))
+            job = Job(order, launch, place_clients(HOSTS, 3, "auto"))
             sharing.publish_card(job, store)
             found[number] = reading.read_inputs(job, store, RunLock(), False)
         except FedSpeedError as error:

@@ -12,7 +12,7 @@ from launched import journal_rounds, records, rounds_seen
 from safetensors.numpy import load_file
 
 from fedspeed.cluster.hostfile import parse
-from fedspeed.cluster.topology import plan
+from fedspeed.cluster.topology import place_clients
 from fedspeed.engine.checks import check_pipeline
 from fedspeed.errors import ConfigError
 from fedspeed.monitor.trace import read_spans
@@ -176,4 +176,4 @@ def test_clients_of_a_cluster_declare_their_trust_in_the_hostfile_or_the_configu
         else nullcontext()
     )
     with told:
-        check_pipeline(config, {}, RoutingConfig(mode=mode), plan(hosts.hosts, 2, "auto"), hosts)
+        check_pipeline(config, {}, RoutingConfig(mode=mode), place_clients(hosts.hosts, 2, "auto"), hosts)
