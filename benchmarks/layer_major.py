@@ -137,14 +137,14 @@ class PlainLoop:
 
     def __init__(self, model, adapter, train):
         from fedspeed.engine.builders.common import make_optimizer
-        from fedspeed.engine.masters import whole_places
+        from fedspeed.engine.masters import whole_parameters
         from fedspeed.models.loading import materialise, meta_model
 
         self._net = meta_model(model, adapter)
         materialise(self._net, model, adapter, 0, lambda name, parameter: parameter)
         self._net.train()
         trains = {n: p for n, p in self._net.named_parameters() if p.requires_grad}
-        self._optimizer = make_optimizer(whole_places(trains), train)
+        self._optimizer = make_optimizer(whole_parameters(trains), train)
 
     def train_step(self, work: list, lr: float) -> list:
         """One optimizer step; the sum of the loss over the step's answer tokens."""

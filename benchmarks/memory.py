@@ -7,8 +7,8 @@ layer-major execution.
 
 Every system runs in a process of its own, on the same rows. On a CPU "device memory" is what would lie on the
 device: weights, gathered weights, activations, gradients, optimizer; what is offloaded to RAM or NVMe is not
-counted (fedspeed/engine/live_bytes.py; a test holds the count against the allocator's). On an accelerator it
-is the allocator's own peak.
+counted (fedspeed/engine/memory_counter.py; a test holds the count against the allocator's). On an accelerator
+it is the allocator's own peak.
 """
 
 import argparse

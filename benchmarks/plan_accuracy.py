@@ -5,7 +5,7 @@ several settings.
 
 First the machine is probed (fedspeed probe); then each setting runs in a process of its own, one rank of all
 cores. Device memory on a CPU is that of
-fedspeed/engine/live_bytes.py. The machine must be quiet: the probe and the steps must see the same one.
+fedspeed/engine/memory_counter.py. The machine must be quiet: the probe and the steps must see the same one.
 """
 
 import argparse

@@ -67,7 +67,7 @@ class ActivationBudget:
             self._learns = False
             empty_host_cache()  # inputs that waited on the host may stay on the device from now on
             self._found = max(
-                0, int((self._to_be_had() - get_accelerator().max_memory_allocated()) * OF_FREE_DEVICE)
+                0, int((self._obtainable_bytes() - get_accelerator().max_memory_allocated()) * OF_FREE_DEVICE)
             )
 
     def give_up(self) -> bool:
@@ -81,7 +81,7 @@ class ActivationBudget:
         self._learns = False
         return True
 
-    def _to_be_had(self) -> int:
+    def _obtainable_bytes(self) -> int:
         """Bytes of the card that this process has or could get."""
         accelerator = get_accelerator()
         held = accelerator.memory_reserved()
@@ -94,7 +94,7 @@ class ActivationBudget:
         return min(held + free // self._sharers, int(fraction() * total))
 
 
-class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+class SavedBytesCounter(torch.autograd.graph.saved_tensors_hooks):
     """While active, counts the bytes of tensors that graphs save, each storage once; those of `others`
     (weights, inputs, what blocks share) are not counted.
     """
@@ -104,7 +104,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         self.nbytes = 0
         super().__init__(self._count, lambda saved: saved)
 
-    def __enter__(self) -> "SavedBytes":
+    def __enter__(self) -> "SavedBytesCounter":
         super().__enter__()
         return self
 

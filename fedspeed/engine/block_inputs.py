@@ -17,7 +17,7 @@ from fedspeed.schedule.limits import CARRIED
 
 
 @dataclass
-class Waiting:
+class StoredInput:
     """One input. `home`: where it waits; `here`: on the device, None while it is away; `ready`: the event
     after which it is there.
     """
@@ -37,7 +37,7 @@ class Waiting:
 
 
 @dataclass
-class _Going:
+class _Departure:
     """Inputs of one block on their way down: kept here until the arithmetic waits for the event behind the
     last of them.
     """
@@ -56,7 +56,7 @@ class BlockInputs:
         self._down, self._up = (
             (get_accelerator().Stream(), get_accelerator().Stream()) if self._apart else (None, None)
         )
-        self._going: deque[_Going] = deque()
+        self._going: deque[_Departure] = deque()
 
     def begin_block(self) -> None:
         """The next block's inputs follow. At most two blocks' are on their way, so that a bounded number
@@ -64,12 +64,12 @@ class BlockInputs:
         """
         while len(self._going) >= CARRIED:
             self._gone(self._going.popleft())
-        self._going.append(_Going())
+        self._going.append(_Departure())
 
-    def put(self, hidden: torch.Tensor, on_host: bool) -> Waiting:
+    def put(self, hidden: torch.Tensor, on_host: bool) -> StoredInput:
         """Take a block's input; with `on_host` its copy to host memory begins."""
         if not (on_host and self._apart):
-            return Waiting(None, hidden)
+            return StoredInput(None, hidden)
         accelerator = get_accelerator()
         home = pinned_tensor(hidden.shape, hidden.dtype, "the inputs of blocks")
         self._down.wait_event(_now())
@@ -78,7 +78,7 @@ class BlockInputs:
             self._going[-1].sent = accelerator.Event()
             self._going[-1].sent.record(self._down)
         self._going[-1].inputs.append(hidden)
-        return Waiting(home, None)
+        return StoredInput(home, None)
 
     def turn(self) -> None:
         """No more inputs are put away in this pass."""
@@ -91,14 +91,14 @@ class BlockInputs:
         """
         self._going.clear()
 
-    def _gone(self, going: "_Going") -> None:
+    def _gone(self, going: "_Departure") -> None:
         """Let the arithmetic wait until a block's inputs have gone down; only then may it write where they
         were.
         """
         if going.sent is not None:
             get_accelerator().current_stream().wait_event(going.sent)
 
-    def bring(self, inputs: Sequence[Waiting]) -> None:
+    def bring(self, inputs: Sequence[StoredInput]) -> None:
         """Begin to bring a block's inputs back: call it one block early."""
         away = [waiting for waiting in inputs if waiting.here is None]
         if not away:

@@ -9,7 +9,7 @@ from fedspeed.config.deepspeed import merge
 from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.base.choose import choose_tier, layout_of, pipeline_tier
-from fedspeed.engine.base.told import unread
+from fedspeed.engine.base.describe import unread
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.models.planned import planned_shape

@@ -27,8 +27,8 @@ from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.folded import FoldedAdapter
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.groups import Groups
-from fedspeed.engine.live_bytes import LiveBytes, storage_bytes
-from fedspeed.engine.lockstep import InLockstep
+from fedspeed.engine.matched_passes import MatchedPasses
+from fedspeed.engine.memory_counter import TensorMemoryCounter, storage_bytes
 from fedspeed.models.folded import trainable
 
 
@@ -58,7 +58,7 @@ class Sums:
         return self.loss / self.tokens if self.tokens else float("nan")
 
 
-class ClientEngine(InLockstep, Generating):
+class ClientEngine(MatchedPasses, Generating):
     """See the module's docstring. Built by `engine.build.build_engine`.
 
     Attributes:
@@ -69,22 +69,24 @@ class ClientEngine(InLockstep, Generating):
 
     kind: Kind
 
-    def __init__(self, model: nn.Module, states: list[ClientState], groups: Groups, matched, clock):
+    def __init__(self, model: nn.Module, states: list[ClientState], groups: Groups, matched_group, clock):
         """
         Args:
-            matched: group of the ranks that must make the same passes; None where every rank may go on alone.
+            matched_group: the ranks that must make the same passes; None where every rank may go on alone.
         """
         self.model = model
         self.groups = groups
         self._states = states
         self._clock = clock
-        self._matched = matched if matched is not None and dist.get_world_size(matched) > 1 else None
+        self._matched_group = (
+            matched_group if matched_group is not None and dist.get_world_size(matched_group) > 1 else None
+        )
         self._begin_alone()
         self._device = torch.device(get_accelerator().current_device_name())
         self._folded = FoldedAdapter(model)
         self._folded_then = 0  # bytes of the folded adapter among those that the first step counted
         self._waiting: set[int] = set()  # client slots whose gradients wait for a step
-        self._live: LiveBytes | None = None  # counts the first step; see device_bytes
+        self._live: TensorMemoryCounter | None = None  # counts the first step; see device_bytes
         self._standing_bytes = 0
         self._counted = 0
         self._halves_s = 0.0  # seconds that the step which has begun has taken so far
@@ -248,7 +250,7 @@ class ClientEngine(InLockstep, Generating):
     def _measured(self):
         """Half of a step: its seconds, or on a CPU in the first step its memory."""
         if self._live is None and not self._counted and get_accelerator().is_synchronized_device():
-            self._standing_bytes, self._live = storage_bytes(self._standing()), LiveBytes()
+            self._standing_bytes, self._live = storage_bytes(self._standing()), TensorMemoryCounter()
         begin = time.perf_counter()
         with self._live or nullcontext():
             yield
@@ -307,7 +309,7 @@ class ClientEngine(InLockstep, Generating):
     @abstractmethod
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         """For each list of batches: loss, and answers that greedy decoding would give exactly, under the
-        state of client slot 0. Call within `lockstep`.
+        state of client slot 0. Call within `matched_passes`.
         """
 
     # Keeping step with the ranks that share the base.

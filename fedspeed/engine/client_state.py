@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from fedspeed.engine.directions import perturbed
-from fedspeed.engine.masters import Place, Tensors, open_masters, parameters_of
+from fedspeed.engine.masters import ParameterSlice, Tensors, open_masters, parameters_of
 
 ALIGN = 64  # elements; where a tensor begins in a flat parameter: matrix products like aligned addresses
 
 
-def flattened(named: Mapping[str, torch.Tensor]) -> dict[str, Place]:
+def flatten(named: Mapping[str, torch.Tensor]) -> dict[str, ParameterSlice]:
     """Places of some tensors in one new parameter, behind each other; it begins with their values.
 
     An optimizer step, its reduction and its checks then are a few operations instead of some for each tensor.
@@ -25,7 +25,7 @@ def flattened(named: Mapping[str, torch.Tensor]) -> dict[str, Place]:
         end += -(-tensor.numel() // ALIGN) * ALIGN
     first = next(iter(named.values()))
     parameter = nn.Parameter(torch.zeros(end, dtype=first.dtype, device=first.device))
-    places = {name: Place(parameter, starts[name], tensor.shape) for name, tensor in named.items()}
+    places = {name: ParameterSlice(parameter, starts[name], tensor.shape) for name, tensor in named.items()}
     for name, place in places.items():
         place.of(parameter.data).copy_(named[name])
     return places
@@ -72,7 +72,7 @@ class ClientState:
             tensors that are in them.
     """
 
-    def __init__(self, ds_engine, places: Mapping[str, Place], groups):
+    def __init__(self, ds_engine, places: Mapping[str, ParameterSlice], groups):
         self.ds_engine = ds_engine
         self.places = places
         self.parameters = parameters_of(places.values())
@@ -85,7 +85,7 @@ class ClientState:
             own = {name: place for name, place in places.items() if place.parameter is parameter}
             parameter.register_hook(lambda grad, own=own: self._without_frozen(grad, own))
 
-    def _without_frozen(self, grad: torch.Tensor, own: Mapping[str, Place]) -> torch.Tensor:
+    def _without_frozen(self, grad: torch.Tensor, own: Mapping[str, ParameterSlice]) -> torch.Tensor:
         frozen = [place for name, place in own.items() if name in self.frozen]
         if not frozen:
             return grad

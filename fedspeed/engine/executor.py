@@ -18,11 +18,11 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed import activity
+from fedspeed.engine.activation_policy import BudgetedActivationPolicy
 from fedspeed.engine.activations import ActivationBudget
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score, Tensors
-from fedspeed.engine.keeping import BudgetedKeeping
-from fedspeed.engine.player import Played, Player
+from fedspeed.engine.player import Player, StreamSchedule
 from fedspeed.engine.stage import Stage
 from fedspeed.log import LOG
 from fedspeed.models.blocks import Anatomy
@@ -59,16 +59,16 @@ class Executor:
         self._lowest = next(
             b for b, block in enumerate(parts.blocks) if any(p.requires_grad for p in block.parameters())
         )
-        self.keeping = BudgetedKeeping(budget, inputs, blocks=depth, lowest=self._lowest)
+        self.policy = BudgetedActivationPolicy(budget, inputs, blocks=depth, lowest=self._lowest)
         self.chunks = [range(b, b + 1) for b in range(depth)]
         self.stage = Stage(
-            model, parts, store, self.chunks, keeping=self.keeping, lowest=self._lowest, compiled=compiled
+            model, parts, store, self.chunks, policy=self.policy, lowest=self._lowest, compiled=compiled
         )
         self._player, self._streams = Player(), lru_cache(STREAMS)(layer_major)
 
     @property
     def budget(self) -> ActivationBudget:
-        return self.keeping.budget
+        return self.policy.budget
 
     def train(
         self, tasks: Sequence[MicroBatchTask], owners: Sequence[Tensors]
@@ -86,7 +86,7 @@ class Executor:
             return self._play(tasks, owners, train=True)
         except torch.OutOfMemoryError:
             # Others may have taken what was free. Ranks that load together would not do so again together.
-            if self._store.matched is not None or not self.budget.give_up():
+            if self._store.matched_group is not None or not self.budget.give_up():
                 raise
         LOG.info(
             f"{socket.gethostname()}: the device has become too full for activations that were kept for the "
@@ -94,7 +94,7 @@ class Executor:
             "pass; they are computed again from now on (engine.activation_gib=auto)"
         )
         get_accelerator().synchronize()  # nothing may still be on its way into memory that is given out anew
-        self.keeping.inputs.forget()
+        self.policy.inputs.forget()
         gc.collect()
         get_accelerator().empty_cache()
         return self._play(tasks, owners, train=True)
@@ -119,6 +119,6 @@ class Executor:
     ) -> tuple[list[Score], list[Tensors]]:
         stream = self._streams(self._depth, len(tasks), lowest=self._lowest, train=train)
         self.stage.begin(tasks, owners, stream, train=train, ahead=True)
-        self._player.execute_alone(Played(stream, done), chunks=self._depth, computes=self.stage)
+        self._player.execute_standalone(StreamSchedule(stream, done), chunks=self._depth, computes=self.stage)
         scores, grads = self.stage.end()
         return list(scores.values()), grads

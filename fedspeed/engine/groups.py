@@ -133,7 +133,7 @@ def alone(groups: Groups) -> Groups:
     )
 
 
-def partition_group(parameter: nn.Parameter, persistence_threshold: int, base_partition: str, groups: Groups):
+def parameter_group(parameter: nn.Parameter, persistence_threshold: int, base_partition: str, groups: Groups):
     """The group a parameter is partitioned over.
 
     Small frozen tensors go to the client: DeepSpeed keeps tensors up to the threshold resident, and gathers
@@ -142,9 +142,9 @@ def partition_group(parameter: nn.Parameter, persistence_threshold: int, base_pa
     """
     if parameter.requires_grad or parameter.numel() <= persistence_threshold:
         return groups.client
-    return partition_set(base_partition, groups)
+    return base_group(base_partition, groups)
 
 
-def partition_set(base_partition: str, groups: Groups):
+def base_group(base_partition: str, groups: Groups):
     """The ranks that share one copy of the frozen base."""
     return {"cluster": groups.cluster, "client": groups.client, "rank": groups.alone}[base_partition]

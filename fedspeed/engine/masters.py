@@ -22,7 +22,7 @@ STATE_KEYS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterSlice:
     """Where a tensor of the model lies among an engine's parameters: the values from `start` on of one of
     them.
     """
@@ -40,21 +40,21 @@ class Place:
         return flat[self.start : self.end].view(self.shape)
 
 
-def whole_places(named: Mapping[str, torch.nn.Parameter]) -> dict[str, Place]:
+def whole_parameters(named: Mapping[str, torch.nn.Parameter]) -> dict[str, ParameterSlice]:
     """Places of tensors that are parameters of their own."""
     # ZeRO-3 leaves no values in a parameter between its uses, and notes its shape.
     return {
-        name: Place(parameter, 0, getattr(parameter, "ds_shape", parameter.shape))
+        name: ParameterSlice(parameter, 0, getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in named.items()
     }
 
 
-def parameters_of(places: Iterable[Place]) -> list[torch.nn.Parameter]:
+def parameters_of(places: Iterable[ParameterSlice]) -> list[torch.nn.Parameter]:
     """Each parameter once, in the order of the places."""
     return list({id(place.parameter): place.parameter for place in places}.values())
 
 
-def open_masters(engine, places: Mapping[str, Place], groups):
+def open_masters(engine, places: Mapping[str, ParameterSlice], groups):
     """Give the view that fits the engine. `places` has the trainable tensors by name, in the same order on
     all ranks of a client.
     """
@@ -68,7 +68,7 @@ def open_masters(engine, places: Mapping[str, Place], groups):
 class PlainMasters:
     """ZeRO-0: the masters are whole tensors on every rank."""
 
-    def __init__(self, engine, places: Mapping[str, Place], groups):
+    def __init__(self, engine, places: Mapping[str, ParameterSlice], groups):
         self._places = places
         self._base = getattr(engine.optimizer, "optimizer", engine.optimizer)
         self._parameters = {id(parameter): parameter for parameter in parameters_of(places.values())}
@@ -115,7 +115,7 @@ class PlainMasters:
             place.of(self._master[id(place.parameter)].view(-1)).copy_(values[name])
             place.of(place.parameter.view(-1)).copy_(values[name])
 
-    def _here(self, values: Tensors) -> Iterator[tuple[str, Place]]:
+    def _here(self, values: Tensors) -> Iterator[tuple[str, ParameterSlice]]:
         """The places of what is in `values`, which may hold tensors of others too."""
         return ((name, place) for name, place in self._places.items() if name in values)
 
@@ -185,7 +185,7 @@ class FragmentMasters(PlainMasters):
                 return state
         return {}
 
-    def _write_fragment(self, place: Place, value: torch.Tensor, key=None) -> None:
+    def _write_fragment(self, place: ParameterSlice, value: torch.Tensor, key=None) -> None:
         """Write the part of a tensor that this rank holds, if it holds any."""
         mapping = place.parameter._hp_mapping
         if mapping is None:

@@ -6,7 +6,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
 from deepspeed.runtime.zero.partition_parameters import Init
 
-from fedspeed.engine.groups import Groups, partition_group, partition_set
+from fedspeed.engine.groups import Groups, base_group, parameter_group
 
 PERSISTENCE_THRESHOLD = 100_000  # DeepSpeed's default, in elements
 
@@ -35,12 +35,12 @@ class TaggedInit(Init):
         self._clock = clock
         # DeepSpeed compares the first traces over the whole world, which only ranks that share the base reach
         # together.
-        coordinator.assert_ints_same_as_other_ranks = SameOnAll(partition_set(base_partition, groups))
+        coordinator.assert_ints_same_as_other_ranks = EqualAcrossRanks(base_group(base_partition, groups))
 
     def place(self, name, parameter):
         """Partition one full parameter in place; what stays of it on this rank is its shard."""
         parameter.data = parameter.data.to(self.local_device)
-        parameter.ds_zero_partition_process_group = partition_group(
+        parameter.ds_zero_partition_process_group = parameter_group(
             parameter, self._persistence_threshold, self._base_partition, self._groups
         )
         self._convert_to_deepspeed_param(parameter)
@@ -59,7 +59,7 @@ class TaggedInit(Init):
         param.all_gather_coalesced = ordered
 
 
-class SameOnAll:
+class EqualAcrossRanks:
     """Checks that a list of integers is the same on all ranks of a group."""
 
     def __init__(self, group):

@@ -28,7 +28,7 @@ from fedspeed.schedule.instructions import (
 Note = Callable[[str, str, float, float], None]
 
 
-class Computes(Protocol):
+class StageCompute(Protocol):
     """What a player asks of a rank. `hidden`: activations [B, T, hidden]; what is not in a stream is not
     asked for.
     """
@@ -50,13 +50,13 @@ class Computes(Protocol):
     def bring(self, chunk: int) -> None: ...
 
 
-class Alone(Computes, Protocol):
+class StandaloneCompute(StageCompute, Protocol):
     """The same of a rank that goes on after a pass that has failed."""
 
     def abandon(self) -> None: ...
 
 
-class Carries(Protocol):
+class TransferChannel(Protocol):
     """What a player asks of the transfers between ranks (`pipeline.transfers.Transfers`)."""
 
     def send(self, tensor: torch.Tensor, micro: int, kind: Kind, hop: int, to: int) -> None: ...
@@ -64,7 +64,7 @@ class Carries(Protocol):
     def receive(self, micro: int, kind: Kind, hop: int, source: int) -> torch.Tensor: ...
 
 
-class Played:
+class StreamSchedule:
     """A stream, as DeepSpeed iterates over schedules; remembers where it is.
 
     Args:
@@ -117,11 +117,11 @@ class Player:
 
     def execute(
         self,
-        schedule: Played,
+        schedule: StreamSchedule,
         *,
         chunks: int,
-        computes: Computes,
-        carries: Carries | None = None,
+        computes: StageCompute,
+        carries: TransferChannel | None = None,
         note: Note | None = None,
     ) -> None:
         """Execute a stream.
@@ -136,7 +136,9 @@ class Player:
         self._held: dict[tuple[int, Kind, int], torch.Tensor | None] = {}
         self._exec_schedule(schedule)
 
-    def execute_alone(self, schedule: Played, *, chunks: int, computes: Alone) -> None:
+    def execute_standalone(
+        self, schedule: StreamSchedule, *, chunks: int, computes: StandaloneCompute
+    ) -> None:
         """Execute the stream of a rank that computes by itself; what it has loaded and kept is let go of
         where that fails.
         """
@@ -149,13 +151,15 @@ class Player:
             self._held = {}
             self._computes = None
 
-    def execute_steps(self, schedule: Played, step: Callable[[int], None], note: Note | None = None) -> None:
+    def execute_steps(
+        self, schedule: StreamSchedule, step: Callable[[int], None], note: Note | None = None
+    ) -> None:
         """Execute the optimizer steps of some clients; `step` takes that of one."""
         self._step_client = step
         self._note = note
         self._exec_schedule(schedule)
 
-    def _exec_schedule(self, schedule: Played) -> None:
+    def _exec_schedule(self, schedule: StreamSchedule) -> None:
         for instructions in schedule:
             for work in instructions:
                 self._INSTRUCTION_MAP[type(work)](self, **work.kwargs)

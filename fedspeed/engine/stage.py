@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_leaves
 
-from fedspeed.engine.activations import SavedBytes
+from fedspeed.engine.activation_policy import ActivationPolicy
+from fedspeed.engine.activations import SavedBytesCounter
 from fedspeed.engine.base.store import BaseStore
-from fedspeed.engine.block_inputs import Waiting
+from fedspeed.engine.block_inputs import StoredInput
 from fedspeed.engine.compute.micro_batches import Call, MicroBatchModel, MicroBatchTask, Score, Tensors, told
-from fedspeed.engine.keeping import Keeping
-from fedspeed.engine.stage_loads import StageLoads
+from fedspeed.engine.stage_weights import StageWeights
 from fedspeed.models.blocks import Anatomy
 from fedspeed.schedule.instructions import Loaded, Stream
 
@@ -37,7 +37,7 @@ class Stage:
             tensors are bound to.
         store: the frozen parameters of this rank.
         chunks: the blocks of each chunk of the whole model; this rank has the weights of some.
-        keeping: what waits for the way back.
+        policy: what waits for the way back.
         lowest: the block in which the way back ends.
         compiled: whether blocks are compiled.
     """
@@ -49,17 +49,17 @@ class Stage:
         store: BaseStore,
         chunks: Sequence[range],
         *,
-        keeping: Keeping,
+        policy: ActivationPolicy,
         lowest: int = 0,
         compiled: bool = False,
     ):
         self._model = model
         self._parts = parts
         self._chunks = chunks
-        self._keeping = keeping
+        self._policy = policy
         self._lowest = lowest
         self.compute = MicroBatchModel(model, parts, compiled)
-        self._loads = StageLoads(model, parts, store, chunks)
+        self._loads = StageWeights(model, parts, store, chunks)
         names = {id(p): n for n, p in model.named_parameters()}
         self.places = [
             [(names[id(p)], p) for p in block.parameters() if p.requires_grad] for block in parts.blocks
@@ -73,7 +73,7 @@ class Stage:
         self._calls: dict[int, list[Call]] = {}  # of each micro-batch's blocks
         self._bound: dict[int, int] = {}  # block -> the owner whose tensors its places are bound to
         # By chunk and micro-batch: the chunk's graph, or the inputs of its blocks.
-        self._kept: dict[int, dict[int, _Graph | list[Waiting]]] = {}
+        self._kept: dict[int, dict[int, _Graph | list[StoredInput]]] = {}
         self.grads: list[Tensors] = []
         self._scores: dict[int, Score] = {}
         self._putting: int | None = None  # the chunk whose inputs are put away
@@ -102,7 +102,7 @@ class Stage:
         self._train = train
         self.grads = [{} for _ in owners]
         if train:
-            self._keeping.begin()
+            self._policy.begin()
         self._loads.begin(stream, ahead=ahead)
 
     def load(self, chunk: Loaded) -> None:
@@ -121,7 +121,7 @@ class Stage:
         return hidden
 
     def decide(self, chunk: int, hidden: dict[int, torch.Tensor]) -> None:
-        self._keeping.decide(
+        self._policy.decide(
             hidden, lambda micro: self._measured(micro, self._chunks[chunk][0], hidden[micro])
         )
 
@@ -131,7 +131,10 @@ class Stage:
         call = self._calls[micro][block]
         self._bind((block,), self._tasks[micro].owner)
         shared = [value for value in tree_leaves((call.args, call.kwargs)) if isinstance(value, torch.Tensor)]
-        with SavedBytes([*self._parts.blocks[block].parameters(), *shared, x]) as saved, torch.enable_grad():
+        with (
+            SavedBytesCounter([*self._parts.blocks[block].parameters(), *shared, x]) as saved,
+            torch.enable_grad(),
+        ):
             y = self.compute.block(block, self._tasks[micro], self._calls[micro], x)
         del y
         return saved.nbytes / x.numel()
@@ -144,8 +147,8 @@ class Stage:
             return self._through(micro, blocks, x)
         if chunk != self._putting:
             self._putting = chunk
-            self._keeping.begin_block(blocks[0])
-        if self._keeping.keeps_graph(blocks[0], micro):
+            self._policy.begin_block(blocks[0])
+        if self._policy.keeps_graph(blocks[0], micro):
             x.requires_grad_(blocks[0] > self._lowest)
             with torch.enable_grad():
                 y = self._through(micro, blocks, x, grad=True)
@@ -154,7 +157,7 @@ class Stage:
         inputs = self._kept.setdefault(chunk, {})[micro] = []
         with torch.no_grad():
             for b in blocks:
-                inputs.append(self._keeping.put(x, b, micro))
+                inputs.append(self._policy.put(x, b, micro))
                 x = self.compute.block(b, self._tasks[micro], self._calls_of(micro), x)
         return x
 
@@ -177,7 +180,7 @@ class Stage:
 
     def bring(self, chunk: int) -> None:
         kept = self._kept.get(chunk, {}).values()
-        self._keeping.bring([waiting for own in kept if isinstance(own, list) for waiting in own])
+        self._policy.bring([waiting for own in kept if isinstance(own, list) for waiting in own])
 
     def backward(self, micro: int, chunk: int, upward: torch.Tensor) -> torch.Tensor | None:
         """The gradient by the chunk's input; None where nothing trains below it."""
@@ -206,7 +209,7 @@ class Stage:
         grads = self.grads
         told(list(scores.values()), [self._tasks[micro] for micro in scores])
         if self._train:
-            self._keeping.end()
+            self._policy.end()
         self._clear()
         return scores, grads
 

@@ -15,8 +15,8 @@ from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.compute.micro_batches import needed_mask
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stock import compute_piece
-from fedspeed.engine.hand_over import hand_over
-from fedspeed.engine.masters import whole_places
+from fedspeed.engine.masters import whole_parameters
+from fedspeed.engine.surrogate_loss import surrogate_loss
 
 IDLE = np.zeros((1, 8), dtype=np.int64)
 
@@ -26,10 +26,14 @@ class StockEngine(ClientEngine):
 
     kind = "stock"
 
-    def __init__(self, ds_engine, groups, matched, clock):
+    def __init__(self, ds_engine, groups, matched_group, clock):
         named = {n: p for n, p in sorted(ds_engine.module.named_parameters()) if p.requires_grad}
         super().__init__(
-            ds_engine.module, [ClientState(ds_engine, whole_places(named), groups)], groups, matched, clock
+            ds_engine.module,
+            [ClientState(ds_engine, whole_parameters(named), groups)],
+            groups,
+            matched_group,
+            clock,
         )
         self.ds_engine = ds_engine
 
@@ -73,7 +77,7 @@ class StockEngine(ClientEngine):
         # Parameters that ZeRO-3 has cut have no values, and take no gradient of their shape, unless they are
         # gathered.
         with GatheredParameters(state.parameters, enabled=partitioned):
-            state.backward(hand_over(state, grads))
+            state.backward(surrogate_loss(state, grads))
 
     def _step(self, slots: Sequence[int], lr: float) -> list[bool]:
         with self._clock.stage("compute"):

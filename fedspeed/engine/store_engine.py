@@ -11,8 +11,8 @@ from fedspeed.data.batches import Batch
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.hand_over import hand_over
 from fedspeed.engine.masters import Tensors
+from fedspeed.engine.surrogate_loss import surrogate_loss
 from fedspeed.schedule.limits import EVAL_TOKENS
 
 
@@ -22,8 +22,8 @@ class StoreEngine(ClientEngine):
     DeepSpeed engines.
     """
 
-    def __init__(self, model, states: list[ClientState], groups, *, matched, store: BaseStore, clock):
-        super().__init__(model, states, groups, matched, clock)
+    def __init__(self, model, states: list[ClientState], groups, *, matched_group, store: BaseStore, clock):
+        super().__init__(model, states, groups, matched_group, clock)
         self.store = store
         self._grads: dict[int, Tensors] = {}  # by slot: [fp32] by name, times the loss scale
 
@@ -55,11 +55,11 @@ class StoreEngine(ClientEngine):
     def _move(self, slot: int, lr: float) -> bool:
         """Step with the gradients that wait in a slot."""
         state = self._states[slot]
-        state.backward(hand_over(state, self._grads.pop(slot)))
+        state.backward(surrogate_loss(state, self._grads.pop(slot)))
         return state.step(lr)
 
     def eval_passes(self, work: list[list[Batch]]) -> int:
-        return len(portions(work))
+        return len(evaluation_passes(work))
 
     def _away(self):
         return self.store.away()
@@ -71,15 +71,15 @@ class StoreEngine(ClientEngine):
         self.store.close()
 
 
-def portions(work: list[list[Batch]]) -> list[list[tuple[int, Batch]]]:
+def evaluation_passes(work: list[list[Batch]]) -> list[list[tuple[int, Batch]]]:
     """(list number, batch) of all batches in order, cut into passes of bounded size."""
-    portions = []
+    passes: list[list[tuple[int, Batch]]] = []
     tokens = EVAL_TOKENS
     for i, batches in enumerate(work):
         for batch in batches:
-            if tokens + batch.input_ids.size > EVAL_TOKENS or not portions:
-                portions.append([])
+            if tokens + batch.input_ids.size > EVAL_TOKENS or not passes:
+                passes.append([])
                 tokens = 0
-            portions[-1].append((i, batch))
+            passes[-1].append((i, batch))
             tokens += batch.input_ids.size
-    return portions
+    return passes

@@ -13,8 +13,8 @@ from fedspeed.engine.compute.micro_batches import MicroBatchTask, seed_of
 from fedspeed.engine.executor import Executor
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stage import PieceStage
-from fedspeed.engine.player import Played, Player
-from fedspeed.engine.store_engine import StoreEngine, portions
+from fedspeed.engine.player import Player, StreamSchedule
+from fedspeed.engine.store_engine import StoreEngine, evaluation_passes
 from fedspeed.schedule.schedules import layer_major
 
 
@@ -26,7 +26,7 @@ class StreamedEngine(StoreEngine):
     def __init__(
         self, model, states: list[ClientState], groups, *, store: BaseStore, executor: Executor, clock
     ):
-        super().__init__(model, states, groups, matched=store.matched, store=store, clock=clock)
+        super().__init__(model, states, groups, matched_group=store.matched_group, store=store, clock=clock)
         self._executor = executor
         self._piece_stage = PieceStage(model, store, executor.chunks, rows=self._logit_rows)
         self._player = Player()
@@ -68,7 +68,7 @@ class StreamedEngine(StoreEngine):
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums = [Sums()] * len(work)
         tensors = self._states[0].tensors()
-        for portion in portions(work):
+        for portion in evaluation_passes(work):
             self._count_pass()
             with self._clock.stage("compute"):
                 scores = self._executor.evaluate(
@@ -87,7 +87,7 @@ class StreamedEngine(StoreEngine):
         stream = layer_major(chunks, len(pieces), train=False)
         self.model.eval()
         stage.begin(pieces, [self._states[0].tensors()] * len(pieces), stream, ahead=True)
-        self._player.execute_alone(Played(stream), chunks=chunks, computes=stage)
+        self._player.execute_standalone(StreamSchedule(stream), chunks=chunks, computes=stage)
         return [values.cpu().numpy() for _, values in sorted(stage.end().items())]
 
     def _idle_pass(self, backward: bool) -> None:

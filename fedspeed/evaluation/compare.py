@@ -119,7 +119,7 @@ def _evaluated(
     count = sum(len(batch) for own in batches for batch in own)
     with (
         activity.during("the evaluation of each client alone", count, "batch"),
-        engine.lockstep(passes, backward=False),
+        engine.matched_passes(passes, backward=False),
     ):
         for scored, own in zip(work, batches):
             engine.load(as_torch(scored.model))

@@ -35,7 +35,7 @@ class HeldOut:
         work = [eval_batches(own.val[share::shares], size, own.pad_id, own.limit) for own in data]
         with activity.during(name, sum(map(len, work)), "batch"):
             engine.load(as_torch(state))
-            with engine.lockstep(engine.eval_passes(work), backward=False):
+            with engine.matched_passes(engine.eval_passes(work), backward=False):
                 evaluated = engine.evaluate(work)
         return {
             client: {"val_loss": sums.loss, "val_tokens": sums.tokens, "exact": sums.exact, "rows": sums.rows}

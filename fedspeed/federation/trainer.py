@@ -129,7 +129,7 @@ class Trainer:
         steps = turns[0].steps if turns else 0
         accumulation = self._config.train.accumulation
         passes, backward = self._method.passes(engine, len(turns), steps, accumulation)
-        with engine.lockstep(passes, backward):
+        with engine.matched_passes(passes, backward):
             for first in range(0, len(turns), slots):
                 together = list(turns[first : first + slots])
                 trained = self._method.train(engine, together, self)

@@ -4,7 +4,7 @@ import socket
 
 from fedspeed.config.run import RunConfig
 from fedspeed.config.spelling import flow
-from fedspeed.engine.base.told import execution
+from fedspeed.engine.base.describe import execution
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.checks import weight_notes
 from fedspeed.models.saved_adapter import outside_blocks

@@ -19,7 +19,7 @@ from fedspeed.data.clients import ClientRows, client_rows, encode_client, larges
 from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import RowTable
 from fedspeed.engine.base.choose import choose_tier, pipeline_tier, slots_of
-from fedspeed.engine.base.told import execution
+from fedspeed.engine.base.describe import execution
 from fedspeed.engine.checks import check_engine, check_pipeline, engine_notes
 from fedspeed.engine.operators import check_operators
 from fedspeed.errors import ConfigError, FedSpeedError, Preempted

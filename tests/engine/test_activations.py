@@ -63,13 +63,13 @@ def kept_and_not(rank, base, kind, dtype, nvme):
         client_slots=2,
     ) as own:
         start = {name: stirred(own.state(seat)) for seat, name in enumerate("ab")}
-        keeping = own._executor.keeping
+        policy = own._executor.policy
         blocks = own._executor.stage._parts.blocks
         one = measured_bytes(own, next(steps_of([7])))
         for budget in (0, one * 2, one * 9, 10**9):
-            keeping.budget = ActivationBudget(budget / GIB, 1)
-            keeping._saved_per_value = 0.0
-            keeping._measured_input = 0
+            policy.budget = ActivationBudget(budget / GIB, 1)
+            policy._saved_per_value = 0.0
+            policy._measured_input = 0
             for seat, name in enumerate("ab"):
                 own.load(start[name], seed=3, slot=seat)
             calls = []
@@ -99,10 +99,10 @@ def measured_bytes(own, step) -> int:
     """
     from fedspeed.engine.activations import ActivationBudget
 
-    keeping = own._executor.keeping
-    keeping.budget = ActivationBudget(1.0, 1)
+    policy = own._executor.policy
+    policy.budget = ActivationBudget(1.0, 1)
     own.train_step([step, step], 0.0)
-    return int(keeping._saved_per_value * step.micro[0].input_ids.size * own.model.config.hidden_size)
+    return int(policy._saved_per_value * step.micro[0].input_ids.size * own.model.config.hidden_size)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def under_the_fake(rank, base, nvme, schedules):
             fake_cuda(1) as fake,
             engine(base, "resident", adapter=LORA, nvme=nvme, options=options, join=False) as own,
         ):
-            breaks(own._executor.keeping.inputs)
+            breaks(own._executor.policy.inputs)
             losses(2)
             own.close()
         errors[name] = len(fake.races)

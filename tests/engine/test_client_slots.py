@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.client_state import ALIGN, flattened
+from fedspeed.engine.client_state import ALIGN, flatten
 from fedspeed.models.config import AdapterConfig
 from tests.engine.engines import engine
 from tests.engine.test_layer_major import bases, stirred  # noqa: F401
@@ -21,7 +21,7 @@ def test_tensors_lie_apart_in_a_flat_parameter():
     import torch
 
     named = {"a": torch.arange(6.0).view(2, 3), "b": torch.full((ALIGN,), 7.0), "c": torch.tensor(5.0)}
-    places = flattened(named)
+    places = flatten(named)
     parameter = places["a"].parameter
     assert all(place.parameter is parameter for place in places.values())
     assert [place.start for place in places.values()] == [0, ALIGN, 2 * ALIGN]

@@ -371,7 +371,7 @@ def holdings(rank, base, nvme, partition):
         whole = sum(p.ds_numel * p.element_size() for p in frozen)
         own.load(own.state())
         steps = 1 + own.groups.client_ranks[0] % 2  # different numbers of steps on the ranks of one cluster
-        with own.lockstep(steps, backward=True):
+        with own.matched_passes(steps, backward=True):
             for i in range(steps):
                 own.train_step(
                     [
@@ -424,7 +424,7 @@ def whose_adapters(rank, base, nvme, kind):
 
     with engine(base, kind, "bf16", clients=[(0,), (1,)], nvme=nvme) as own:
         own.load(own.state())
-        with own.lockstep(1, backward=True):
+        with own.matched_passes(1, backward=True):
             own.train_step([random_step(100 * rank, 2, 1, 1, 0)], LR)[0]
         trained = [
             value.flatten() for name, value in own.state().items() if ".lora_B." in name

@@ -137,7 +137,7 @@ def piped(rank, folder, scope):
             join=False,
         ) as own:
             own.load(own.state())
-            with own.lockstep(1, backward=False):
+            with own.matched_passes(1, backward=False):
                 found.append((own.evaluate([step.micro])[0].loss, plain_loss(str(base), step)))
     leave_world()
     return found

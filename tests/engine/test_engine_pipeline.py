@@ -177,9 +177,9 @@ def crowded(rank, base, kind, scope, micros):
         start = stirred(own.state())
         own.load(start)
         work = steps[rank] if scope == "cluster" else steps[0]
-        with own.lockstep(1, backward=False):
+        with own.matched_passes(1, backward=False):
             before = own.evaluate([work.micro])[0]
-        with own.lockstep(own.train_passes(1, 1, micros), backward=True):
+        with own.matched_passes(own.train_passes(1, 1, micros), backward=True):
             own.load(start)
             loss = own.train_step([work], 0.01)[0].loss
             own.state()
@@ -251,7 +251,7 @@ def scaled_turns(rank, base, clients):
         start = stirred(own.state())
         found = []
         for _ in range(2):
-            with own.lockstep(own.train_passes(1, 6, 1), backward=True):
+            with own.matched_passes(own.train_passes(1, 6, 1), backward=True):
                 own.load(start, seed=1)
                 taken = [own.train_step([a_clients_step(clients[rank], n)], 0.01)[0].steps for n in range(6)]
                 found.append((
@@ -336,11 +336,11 @@ def turn(own, clients, start, steps):
     held-out sums under the start).
     """
     own.load(start)
-    with own.lockstep(own.eval_passes([a_clients_step(c, 9).micro for c in clients]), backward=False):
+    with own.matched_passes(own.eval_passes([a_clients_step(c, 9).micro for c in clients]), backward=False):
         before = own.evaluate([a_clients_step(c, 9).micro for c in clients])
     losses = []
     ends = []
-    with own.lockstep(own.train_passes(len(clients), steps, 1), backward=True):
+    with own.matched_passes(own.train_passes(len(clients), steps, 1), backward=True):
         for first in range(0, len(clients), own.client_slots):
             together = clients[first : first + own.client_slots]
             for seat, client in enumerate(together):

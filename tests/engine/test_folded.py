@@ -56,9 +56,9 @@ def write_merged(base, state, folder):
 def course(own, start, mine=0):
     """(held-out loss, losses of two steps, end) of this rank's client from a start."""
     own.load(start)
-    with own.lockstep(own.eval_passes([STEPS[mine].micro]), backward=False):
+    with own.matched_passes(own.eval_passes([STEPS[mine].micro]), backward=False):
         before = own.evaluate([STEPS[mine].micro])[0].loss
-    with own.lockstep(own.train_passes(1, 2, 3), backward=True):
+    with own.matched_passes(own.train_passes(1, 2, 3), backward=True):
         own.load(start)
         losses = [own.train_step([STEPS[mine]], 0.1)[0].loss for _ in range(2)]
         end = own.state()

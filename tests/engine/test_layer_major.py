@@ -198,7 +198,7 @@ def beside_stock(rank, base, kind, dtype):
         options=options,
     ) as own:
         own.load({n: v.to(v.dtype) for n, v in stirred(own.state()).items()})
-        with own.lockstep(own.train_passes(1, 4, 3), backward=True):
+        with own.matched_passes(own.train_passes(1, 4, 3), backward=True):
             losses = [own.train_step([random_step(rank, 2, 3)], 0.5)[0].loss for _ in range(4)]
         return losses, {n: v.detach().float().numpy() for n, v in own.state().items()}
 
@@ -486,7 +486,7 @@ def divided(rank, base, kind, nvme):
         kept = sum(t.numel() for tier in own.store._tiers for t in getattr(tier, "_slices", {}).values())
         steps = 1 + 2 * rank
         if kind == "cluster":
-            with own.lockstep(own.train_passes(1, steps, 1), backward=True):
+            with own.matched_passes(own.train_passes(1, steps, 1), backward=True):
                 losses = [own.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(steps)]
         else:  # no word to the other rank
             losses = [own.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(steps)]
@@ -526,11 +526,11 @@ def one_sided(rank, base, nodes):
         options=EngineConfig(base_reads="one_sided"),
     ) as own:
         own.load(own.state())
-        with own.lockstep(own.train_passes(1, 1 + 2 * rank, 1), backward=True):  # nothing to agree on
+        with own.matched_passes(own.train_passes(1, 1 + 2 * rank, 1), backward=True):  # nothing to agree on
             losses = [own.train_step([random_step(rank, 2, 2)], LR)[0].loss for _ in range(1 + 2 * rank)]
         sums = own.evaluate([random_step(rank, 2, 2).micro])[0]
         torch.distributed.barrier()
-        return losses, own.store.matched, sum(t.numel() for t in own._away()), sums.loss
+        return losses, own.store.matched_group, sum(t.numel() for t in own._away()), sums.loss
 
 
 @pytest.mark.parametrize(

@@ -77,14 +77,14 @@ def engine_on_fake(base, folder, number, setting):
 def tier_of(kind, units, folder):
     import torch
 
-    from fedspeed.engine.base import divided, node
+    from fedspeed.engine.base import gathered, node
 
     group = torch.distributed.group.WORLD
     if kind == "ram":
-        return node.Ram(units, group)
+        return node.RamTier(units, group)
     if kind == "nvme":
-        return node.Disk(units, folder, group)
-    return divided.Partitioned(units, group, "cluster", offload=kind == "slices in host memory")
+        return node.NvmeTier(units, folder, group)
+    return gathered.GatheredTier(units, group, "cluster", offload=kind == "slices in host memory")
 
 
 def sealed_store(kind, slots, folder):
@@ -150,7 +150,7 @@ def stores(kind, slots, folder, schedules, broken=(), *, chance=None):
 
 def broken_parts():
     """For each kind of event: the tier, and what is put in the place of the code that keeps it."""
-    from fedspeed.engine.base import copies, divided, node
+    from fedspeed.engine.base import copies, gathered, node
 
     whole = copies.copy_in_stream
     return {
@@ -172,7 +172,7 @@ def broken_parts():
             "nvme",
             [(node._Stage, "settle", lambda self: None)],
         ),
-        "a gather is not waited for": ("divided", [(divided._Gathered, "wait", lambda self: self._nbytes)]),
+        "a gather is not waited for": ("divided", [(gathered._Gathered, "wait", lambda self: self._nbytes)]),
     }
 
 
@@ -261,7 +261,7 @@ def two_stages(folder):
     copies = []
     made = []
     both = threading.Event()
-    read = node.Disk._read
+    read = node.NvmeTier._read
     copy = ways.copy_in_stream
 
     def reading(self, index, into):
@@ -277,7 +277,7 @@ def two_stages(folder):
 
     with (
         fake_cuda(chance=0.0) as fake,
-        patch.object(node.Disk, "_read", reading),
+        patch.object(node.NvmeTier, "_read", reading),
         patch.object(ways, "copy_in_stream", copying),
     ):
         store, parameters = sealed_store("nvme", 2, folder)
@@ -412,8 +412,8 @@ def dequantised(rank):
     import bitsandbytes.functional as library
 
     from fedspeed.engine.base.layout import pack
-    from fedspeed.engine.base.quantised import Quantised
-    from fedspeed.engine.live_bytes import LiveBytes
+    from fedspeed.engine.base.quantised import QuantisedTier
+    from fedspeed.engine.memory_counter import TensorMemoryCounter
 
     unit = pack("block", [("matrix", torch.Size([64, 128])), ("bias", torch.Size([64]))], torch.bfloat16)
     data = torch.zeros(unit.nbytes, dtype=torch.uint8)
@@ -421,7 +421,7 @@ def dequantised(rank):
     for piece in unit.pieces:
         unit.view(data, piece).copy_(torch.randn(piece.shape))
     for kind, name in (("int8", "dequantize_blockwise"), ("nf4", "dequantize_4bit")):
-        tier = Quantised({0: unit}, kind)
+        tier = QuantisedTier({0: unit}, kind)
         tier.put(0, data)
         (values, state), (bias, _) = tier._parts[0]
         exact = getattr(library, name)(values, state)
@@ -431,7 +431,7 @@ def dequantised(rank):
                     f"bitsandbytes::{name}.out", "cpu", lambda *args: (args[-1].copy_(exact), None)[1]
                 )
             into = torch.full((unit.nbytes,), 0xFF, dtype=torch.uint8)
-            with LiveBytes() as live:
+            with TensorMemoryCounter() as live:
                 tier.fetch(0, into, None).wait()
             matrix, other = (unit.view(into, piece) for piece in unit.pieces)
             seen[kind, kernel] = (

@@ -107,7 +107,7 @@ def offloaded(ds_config: dict) -> bool:
     return at(ds_config, "zero_optimization.offload_param.device") == "cpu"
 
 
-def for_trainable(ds_config: dict) -> dict:
+def trainable_section(ds_config: dict) -> dict:
     """The section without what concerns the base. ZeRO-3 becomes ZeRO-2: gradients and optimizer stay divided
     over a client's ranks, and what trains is whole on each while its layer is computed.
     """
@@ -174,11 +174,11 @@ def layout_of(engine: EngineConfig, tier: str, blocks: int, ranks: int) -> Layou
     return stages(cuts)
 
 
-def for_stage(ds_config: dict) -> dict:
+def stage_section(ds_config: dict) -> dict:
     """The section for what a stage trains: it is nobody else's, so that there is nothing for ZeRO to
     divide.
     """
-    config = for_trainable(ds_config)
+    config = trainable_section(ds_config)
     config["zero_optimization"] = {"stage": 0}
     return config
 

@@ -15,7 +15,7 @@ from deepspeed.accelerator import get_accelerator
 from fedspeed.engine.base import copies
 from fedspeed.engine.base.layout import Unit
 from fedspeed.engine.base.page_locks import PageLocks, pinned_empty
-from fedspeed.engine.base.parts import PartReader, PartServer, parts_of
+from fedspeed.engine.base.shards import ShardReader, ShardServer, shards_of
 from fedspeed.engine.base.shared import NodeFile, nodes_of, share
 from fedspeed.engine.base.tier import Tier
 from fedspeed.errors import FedSpeedError
@@ -23,7 +23,7 @@ from fedspeed.net.ports import reachable_address
 from fedspeed.schedule.limits import READ_BYTES, READ_STAGES, READERS, UNIT_ALIGN
 
 
-class Placed(Tier):
+class NodeTier(Tier):
     """What the tiers of a node have in common: units, or this node's parts of them, one behind the other in
     one file of the node.
 
@@ -70,7 +70,7 @@ def whole(units: dict[int, Unit]) -> dict[int, tuple[int, int]]:
     return {index: (0, unit.nbytes) for index, unit in units.items()}
 
 
-class Ram(Placed):
+class RamTier(NodeTier):
     """Node RAM: one copy for all ranks of a node, page-locked where there is an accelerator to copy it to."""
 
     name = "ram"
@@ -115,7 +115,7 @@ class _Stage:
             self.copied.synchronize()
 
 
-class ReadThrough(Placed):
+class StagedReadTier(NodeTier):
     """Units that threads read into host memory: the slot itself, or one of two page-locked stages where the
     slots are an accelerator's. One is read into while the other is copied from.
     """
@@ -165,7 +165,7 @@ class ReadThrough(Placed):
         self._file.close()
 
 
-class Disk(ReadThrough):
+class NvmeTier(StagedReadTier):
     """NVMe: read past the page cache, which would fill the RAM that this tier is there to spare."""
 
     name = "nvme"
@@ -209,7 +209,7 @@ class Disk(ReadThrough):
         os.close(self._direct)
 
 
-class Served(ReadThrough):
+class OneSidedTier(StagedReadTier):
     """Divided over the nodes of a group, in proportion to their ranks; each part waits in its node's RAM,
     once, and is read by whoever needs it. No rank waits for another's pass.
     """
@@ -221,7 +221,7 @@ class Served(ReadThrough):
         self._nodes = nodes_of(group)
         self._me = next(i for i, node in enumerate(self._nodes) if dist.get_rank() in node)
         self._parts = {
-            index: parts_of(unit.nbytes, [len(node) for node in self._nodes], UNIT_ALIGN)
+            index: shards_of(unit.nbytes, [len(node) for node in self._nodes], UNIT_ALIGN)
             for index, unit in units.items()
         }
         super().__init__(units, {index: parts[self._me] for index, parts in self._parts.items()}, None, group)
@@ -237,13 +237,13 @@ class Served(ReadThrough):
         if len(self._nodes) == 1:
             return
         if self._file.writes:
-            self._server = PartServer(
+            self._server = ShardServer(
                 self._memory, reachable_address(os.environ["MASTER_ADDR"], self._me == 0), self._deadline_s
             )
         mine = [self._me, *self._server.address, self._server.token.hex()] if self._server else None
         for node, host, port, token in filter(None, share(mine, self._group)):
             if node != self._me:
-                self._readers[node] = PartReader((host, port), bytes.fromhex(token), self._deadline_s)
+                self._readers[node] = ShardReader((host, port), bytes.fromhex(token), self._deadline_s)
 
     def _read(self, index: int, into: torch.Tensor) -> list:
         view = memoryview(into.numpy())

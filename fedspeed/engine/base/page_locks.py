@@ -36,7 +36,7 @@ class PageLocks:
         self.held = not any(codes)
         if not self.held:
             self._undo()
-            told_ordinary(
+            report_unpinned(
                 what, sum(nbytes for _, nbytes in places), f"CUDA error {next(filter(None, codes))}"
             )
 
@@ -61,14 +61,14 @@ def pinned_empty(nbytes: int, what: str) -> torch.Tensor:
     try:
         return get_accelerator().pin_memory(buffer)
     except RuntimeError as error:
-        told_ordinary(what, nbytes, str(error).partition("\n")[0])
+        report_unpinned(what, nbytes, str(error).partition("\n")[0])
         return buffer
 
 
 _TOLD: set[str] = set()
 
 
-def told_ordinary(what: str, nbytes: int, error: str) -> None:
+def report_unpinned(what: str, nbytes: int, error: str) -> None:
     """Say that memory is not page-locked, and what would help; once of each kind."""
     if what in _TOLD:
         return

@@ -10,7 +10,7 @@ from fedspeed.engine.base.tier import Tier
 from fedspeed.errors import FedSpeedError
 
 
-class Quantised(Tier):
+class QuantisedTier(Tier):
     """On the device in 8 or 4 bits; loading computes the model's own type anew. Only matrices: norms and
     biases keep all their bits.
 
@@ -76,7 +76,7 @@ class Quantised(Tier):
 class _Dequantised:
     """There is nothing to run ahead with: it is the device's own arithmetic, made when it is needed."""
 
-    tier: Quantised
+    tier: QuantisedTier
     index: int
     into: torch.Tensor
 

@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from fedspeed.engine.base.layout import Unit
-from fedspeed.engine.base.waits import Waits
+from fedspeed.engine.base.wait_timer import WaitTimer
 from fedspeed.errors import LostPeerError
 from fedspeed.schedule.limits import UNIT_ALIGN
 from fedspeed.schedule.loads import next_load
@@ -19,7 +19,7 @@ EMPTY = torch.empty(0)
 
 
 @dataclass
-class Loads:
+class LoadStats:
     """Says what was moved since the last `take_loads`: bytes by tier, number of loads, seconds the arithmetic
     waited for them.
     """
@@ -29,7 +29,7 @@ class Loads:
     waited_s: float = 0.0
 
 
-class Pool:
+class SlotPool:
     """Units of about one size that share slots on the device."""
 
     def __init__(self, slot_bytes: int, slots: int):
@@ -90,11 +90,13 @@ class BaseStore:
         self._pool_of = {}
         for members, number in ((blocks, slots), (ends, 1)):
             if members:
-                self._pools.append(Pool(max(self._slot_bytes(i) for i in members), min(number, len(members))))
+                self._pools.append(
+                    SlotPool(max(self._slot_bytes(i) for i in members), min(number, len(members)))
+                )
                 self._pool_of.update(dict.fromkeys(members, self._pools[-1]))
         self._tiers = list(dict.fromkeys(tier_of))  # in an order that all ranks agree on
         self._upcoming: list[int] = []
-        self._loads, self._waits = Loads(), Waits()
+        self._loads, self._waits = LoadStats(), WaitTimer()
 
     def _slot_bytes(self, index: int) -> int:
         return self._tier_of[index].slot_bytes(self.units[index])
@@ -105,9 +107,9 @@ class BaseStore:
         return sum(pool.nbytes for pool in self._pools)
 
     @property
-    def matched(self):
+    def matched_group(self):
         """The group whose ranks must visit units in the same order, None if every rank may go on alone."""
-        return next((tier.matched for tier in self._tier_of if tier.matched is not None), None)
+        return next((tier.matched_group for tier in self._tier_of if tier.matched_group is not None), None)
 
     def seal(self) -> None:
         """From here on the units are only read. Collective over the ranks that share a tier."""
@@ -178,12 +180,12 @@ class BaseStore:
         """Host memory that units wait in."""
         return [tensor for tier in self._tiers for tensor in tier.away()]
 
-    def take_loads(self) -> Loads:
+    def take_loads(self) -> LoadStats:
         """What was loaded since the last call. Waits for the device, to know how long its arithmetic
         waited.
         """
         taken = self._loads
-        self._loads = Loads()
+        self._loads = LoadStats()
         taken.waited_s = self._waits.take()
         return taken
 

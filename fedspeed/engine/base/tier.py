@@ -13,11 +13,11 @@ class Tier(ABC):
     returns a handle whose `wait` gives the bytes that were moved.
 
     Attributes:
-        matched: group of the ranks that must fetch in the same order; None where every rank may go on alone.
+        matched_group: the ranks that must fetch in the same order; None where every rank may go on alone.
     """
 
     name = ""
-    matched = None
+    matched_group = None
 
     @abstractmethod
     def put(self, index: int, data: torch.Tensor) -> None:
@@ -50,7 +50,7 @@ class Tier(ABC):
         """Give back what the tier holds."""
 
 
-class Device(Tier):
+class ResidentTier(Tier):
     """Resident: units stay where they are computed with."""
 
     name = "resident"

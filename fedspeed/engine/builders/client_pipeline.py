@@ -3,7 +3,7 @@
 from deepspeed import comm as dist
 from torch import nn
 
-from fedspeed.engine.builders.pipeline import cut_model, fill_store, make_player, make_slots
+from fedspeed.engine.builders.pipeline import fill_store, make_player, make_slots, split_model
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.pipeline.client import ClientPipeline
 from fedspeed.engine.spec import EngineContext, EngineSpec
@@ -14,7 +14,7 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
     ranks.
     """
     me = dist.get_rank()
-    cut = cut_model(net, spec)
+    cut = split_model(net, spec)
     embeds = me == 0
     heads = me == cut.layout.holders[-1]
     store = fill_store(net, spec, context, groups, cut=cut, embeds=embeds, heads=heads)

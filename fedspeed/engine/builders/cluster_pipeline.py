@@ -5,7 +5,7 @@ from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from fedspeed.engine.builders.pipeline import cut_model, fill_store, make_player, make_slots
+from fedspeed.engine.builders.pipeline import fill_store, make_player, make_slots, split_model
 from fedspeed.engine.groups import Groups
 from fedspeed.engine.pipeline.cluster import ClusterPipeline
 from fedspeed.engine.spec import EngineContext, EngineSpec
@@ -16,7 +16,7 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
     me = dist.get_rank()
     own = min(context.clients, spec.engine.client_slots or context.clients)
     owners, mine = _places(context.client_sets, me, own)
-    cut = cut_model(net, spec)
+    cut = split_model(net, spec)
     store = fill_store(net, spec, context, groups, cut=cut, embeds=me in owners, heads=me in owners)
     player = make_player(net, spec, store, cut)
     states = make_slots(net, spec, context, groups, cut=cut, count=len(owners))

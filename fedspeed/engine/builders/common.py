@@ -8,8 +8,8 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.engine.client_state import ClientState, flattened
-from fedspeed.engine.masters import Place, parameters_of
+from fedspeed.engine.client_state import ClientState, flatten
+from fedspeed.engine.masters import ParameterSlice, parameters_of
 from fedspeed.models.factors import is_factor_a
 
 
@@ -19,15 +19,17 @@ def make_client_slot(
     """Make a DeepSpeed engine over copies of what trains: LoRA's factors A in one flat parameter, all others
     in a second one.
     """
-    found: dict[str, Place] = {}
+    found: dict[str, ParameterSlice] = {}
     for part in _by_factor(named):
-        found |= flattened({name: named[name] for name in part})
+        found |= flatten({name: named[name] for name in part})
     places = {name: found[name] for name in named}
     own = nn.ParameterList(parameters_of(places.values()))
     return ClientState(initialise(own, places, train, config, mpu=mpu), places, groups)
 
 
-def initialise(module: nn.Module, places: Mapping[str, Place], train: TrainConfig, config: dict, *, mpu):
+def initialise(
+    module: nn.Module, places: Mapping[str, ParameterSlice], train: TrainConfig, config: dict, *, mpu
+):
     """Make DeepSpeed's engine over a module whose trainable tensors lie at `places`."""
     engine, *_ = deepspeed.initialize(
         model=module,
@@ -40,7 +42,7 @@ def initialise(module: nn.Module, places: Mapping[str, Place], train: TrainConfi
     return engine
 
 
-def make_optimizer(places: Mapping[str, Place], train: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(places: Mapping[str, ParameterSlice], train: TrainConfig) -> torch.optim.Optimizer:
     """Make the local optimizer; LoRA's A and B are groups of their own, so that one of them can be frozen."""
     groups = [
         {"params": parameters_of(places[name] for name in part), "names": frozenset(part)}

@@ -10,14 +10,14 @@ from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from fedspeed.engine.base.choose import for_stage, layout_of, pipeline_section, pipeline_tier
+from fedspeed.engine.activation_policy import FixedActivationPolicy
+from fedspeed.engine.base.choose import layout_of, pipeline_section, pipeline_tier, stage_section
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.builders.common import make_client_slot, put_buffers_on_device
 from fedspeed.engine.builders.store import StoreBuilder
 from fedspeed.engine.client_state import ClientState
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import Groups, StageMpu, alone
-from fedspeed.engine.keeping import FixedKeeping
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine, FederatedPipelineModule
 from fedspeed.engine.spec import EngineContext, EngineSpec
 from fedspeed.engine.stage import Stage
@@ -28,7 +28,7 @@ from fedspeed.schedule.layout import Layout
 
 
 @dataclass(frozen=True)
-class Cut:
+class PipelineSplit:
     """How a model is divided over the ranks of a pipeline.
 
     Attributes:
@@ -42,7 +42,7 @@ class Cut:
     names: list[list[str]]
 
 
-def cut_model(net: nn.Module, spec: EngineSpec) -> Cut:
+def split_model(net: nn.Module, spec: EngineSpec) -> PipelineSplit:
     """Decide which rank holds which blocks. Collective over the torch world.
 
     Raises:
@@ -61,7 +61,7 @@ def cut_model(net: nn.Module, spec: EngineSpec) -> Cut:
             f"engine.pipeline={engine.pipeline}: nothing trains in the blocks of stage {idle[0]}; choose "
             "adapter.targets in every block, or other engine.cuts"
         )
-    return Cut(parts, layout, tier, tier != "resident", names)
+    return PipelineSplit(parts, layout, tier, tier != "resident", names)
 
 
 def fill_store(
@@ -70,7 +70,7 @@ def fill_store(
     context: EngineContext,
     groups: Groups,
     *,
-    cut: Cut,
+    cut: PipelineSplit,
     embeds: bool,
     heads: bool,
 ) -> BaseStore:
@@ -112,11 +112,17 @@ def _needed(
 
 
 def make_slots(
-    net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups, *, cut: Cut, count: int
+    net: nn.Module,
+    spec: EngineSpec,
+    context: EngineContext,
+    groups: Groups,
+    *,
+    cut: PipelineSplit,
+    count: int,
 ) -> list[ClientState]:
     """Make client slots over what trains in this rank's stage."""
     named = dict(net.named_parameters())
-    config = finish(for_stage(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
+    config = finish(stage_section(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
     states = []
     for _ in range(count):
         mpu = StageMpu(alone(groups), groups.cluster, dist.get_world_size())
@@ -125,14 +131,14 @@ def make_slots(
     return states
 
 
-def make_player(net: nn.Module, spec: EngineSpec, store: BaseStore, cut: Cut) -> dict:
+def make_player(net: nn.Module, spec: EngineSpec, store: BaseStore, cut: PipelineSplit) -> dict:
     """Make what executes: arguments of a `PipelinedEngine`. Collective over the torch world."""
     layout = cut.layout
     module = FederatedPipelineModule(cut.parts.blocks, layout.chunks, layout.holders, dist.get_world_size())
     pipe = FederatedPipelineEngine(module, pipeline_section(spec.deepspeed))
     # Where weights do not stay, what the way back needs of them is computed again.
-    keeping = FixedKeeping(graphs=not (cut.loads or spec.engine.activation_checkpointing))
-    stage = Stage(net, cut.parts, store, layout.chunks, keeping=keeping)
+    policy = FixedActivationPolicy(graphs=not (cut.loads or spec.engine.activation_checkpointing))
+    stage = Stage(net, cut.parts, store, layout.chunks, policy=policy)
     return {"store": store, "pipe": pipe, "stage": stage, "layout": layout}
 
 

@@ -5,7 +5,7 @@ from torch import nn
 from fedspeed.engine.builders.common import initialise, put_buffers_on_device, put_on_device
 from fedspeed.engine.ds_config import finish, model_facts
 from fedspeed.engine.groups import ClientMpu, Groups
-from fedspeed.engine.masters import whole_places
+from fedspeed.engine.masters import whole_parameters
 from fedspeed.engine.operators import build_operators
 from fedspeed.engine.partition import TaggedInit
 from fedspeed.engine.spec import EngineContext, EngineSpec
@@ -35,7 +35,7 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
         f"parameters of several types ({', '.join(mixed)}): DeepSpeed would keep no masters for some"
     )
     trained = {name: p for name, p in sorted(net.named_parameters()) if p.requires_grad}
-    ds_engine = initialise(net, whole_places(trained), spec.train, config, mpu=mpu)
+    ds_engine = initialise(net, whole_parameters(trained), spec.train, config, mpu=mpu)
     if stage == 3:
         # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an
         # error.
@@ -45,10 +45,10 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
             if p.requires_grad and p.ds_zero_partition_world_size != groups.client_size
         ]
         assert not loose, f"trainable parameters partitioned beyond their client: {loose}"
-    return StockEngine(ds_engine, groups, _matched(stage, partition, groups), context.clock)
+    return StockEngine(ds_engine, groups, _matched_group(stage, partition, groups), context.clock)
 
 
-def _matched(stage: int, partition: str, groups: Groups):
+def _matched_group(stage: int, partition: str, groups: Groups):
     """The group of the ranks that must make the same passes; None where every rank may go on alone."""
     if stage != 3:
         return None

@@ -9,14 +9,14 @@ from torch import nn
 
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.engine.base.choose import BaseSizes, offloaded, resident_count, slots_of
-from fedspeed.engine.base.divided import Partitioned
+from fedspeed.engine.base.gathered import GatheredTier
 from fedspeed.engine.base.layout import frozen_units
-from fedspeed.engine.base.node import Disk, Ram, Served
-from fedspeed.engine.base.quantised import Quantised
+from fedspeed.engine.base.node import NvmeTier, OneSidedTier, RamTier
+from fedspeed.engine.base.quantised import QuantisedTier
 from fedspeed.engine.base.store import EMPTY, BaseStore
-from fedspeed.engine.base.tier import Device
+from fedspeed.engine.base.tier import ResidentTier
 from fedspeed.engine.config import EngineConfig
-from fedspeed.engine.groups import Groups, partition_set, world_deadline
+from fedspeed.engine.groups import Groups, base_group, world_deadline
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.blocks import Anatomy
 from fedspeed.schedule.limits import QUANTISED
@@ -60,7 +60,7 @@ class StoreBuilder:
             kept |= ends  # few bytes beside the blocks, and where quantisation costs most
         # Norms and the like outside the blocks are needed at odd moments and are small.
         streamed = [i for i in sorted(self._blocks | ends) if i not in kept]
-        device = Device()
+        device = ResidentTier()
         self._tier_of: list = [device] * len(self._units)
         if streamed:
             away = _make(
@@ -88,7 +88,7 @@ class StoreBuilder:
             sum(nbytes[i] for i in ends),
             end=max((nbytes[i] for i in ends), default=0),
             beside=sum(n for i, n in enumerate(nbytes) if i not in self._blocks | ends),
-            holders=dist.get_world_size(partition_set(tier, groups)) if on_devices else 0,
+            holders=dist.get_world_size(base_group(tier, groups)) if on_devices else 0,
         )
 
     def place(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
@@ -134,14 +134,14 @@ def _units_of(place_of: dict, net: nn.Module, modules) -> set[int]:
 
 def _make(tier: str, units: dict, engine: EngineConfig, groups: Groups, ds_config: dict, *, nvme: Path):
     if tier in QUANTISED:
-        return Quantised(units, tier)
+        return QuantisedTier(units, tier)
     if tier == "ram":
-        return Ram(units, groups.cluster)
+        return RamTier(units, groups.cluster)
     if tier == "nvme":
         path = at(ds_config, "zero_optimization.offload_param.nvme_path") or "auto"
-        return Disk(units, nvme if path == "auto" else Path(path), groups.cluster)
+        return NvmeTier(units, nvme if path == "auto" else Path(path), groups.cluster)
     if tier in ("client", "cluster") and engine.base_reads == "one_sided":
-        return Served(units, partition_set(tier, groups), tier, world_deadline().total_seconds())
+        return OneSidedTier(units, base_group(tier, groups), tier, world_deadline().total_seconds())
     if tier in ("client", "cluster"):
-        return Partitioned(units, partition_set(tier, groups), tier, offloaded(ds_config))
+        return GatheredTier(units, base_group(tier, groups), tier, offloaded(ds_config))
     raise FedSpeedError(f"engine.tier={tier}: not a tier that streams")

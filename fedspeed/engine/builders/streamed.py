@@ -3,7 +3,7 @@
 from torch import nn
 
 from fedspeed.engine.activations import ActivationBudget
-from fedspeed.engine.base.choose import choose_tier, for_trainable
+from fedspeed.engine.base.choose import choose_tier, trainable_section
 from fedspeed.engine.builders.common import make_client_slot, put_buffers_on_device
 from fedspeed.engine.builders.store import StoreBuilder
 from fedspeed.engine.ds_config import finish, model_facts
@@ -30,7 +30,7 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
     named = dict(
         net.named_parameters()
     )  # the net's own trainable tensors are places that the slots' are bound to
-    config = finish(for_trainable(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
+    config = finish(trainable_section(spec.deepspeed), model_facts(net), context.nvme, shared_base=False)
     states = []
     for _ in range(min(context.clients, engine.client_slots or context.clients)):
         values = {name: named[name].data for name in names}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from fedspeed.engine.base.page_locks import told_ordinary
+from fedspeed.engine.base.page_locks import report_unpinned
 
 
 def pinned_tensor(shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.Tensor:
@@ -14,7 +14,7 @@ def pinned_tensor(shape: Sequence[int], dtype: torch.dtype, what: str) -> torch.
         return torch.empty(shape, dtype=dtype, pin_memory=True)
     except RuntimeError as error:
         ordinary = torch.empty(shape, dtype=dtype)
-        told_ordinary(what, ordinary.nbytes, str(error).partition("\n")[0])
+        report_unpinned(what, ordinary.nbytes, str(error).partition("\n")[0])
         return ordinary
 
 

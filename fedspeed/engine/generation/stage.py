@@ -8,7 +8,7 @@ from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.compute.micro_batches import Call
 from fedspeed.engine.generation.blocks import PieceModel
 from fedspeed.engine.generation.pieces import Piece
-from fedspeed.engine.stage_loads import StageLoads
+from fedspeed.engine.stage_weights import StageWeights
 from fedspeed.models.blocks import anatomy
 from fedspeed.schedule.instructions import Loaded, Stream
 
@@ -25,7 +25,7 @@ class PieceStage:
     def __init__(self, model: torch.nn.Module, store: BaseStore, chunks: Sequence[range], *, rows: int):
         parts = anatomy(model)
         self._chunks, self._compute = chunks, PieceModel(model, parts, rows)
-        self._loads = StageLoads(model, parts, store, chunks)
+        self._loads = StageWeights(model, parts, store, chunks)
         self._clear()
 
     def _clear(self) -> None:

@@ -12,15 +12,15 @@ from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.compute.micro_batches import MicroBatchTask, seed_of
-from fedspeed.engine.pipeline.pieces import ClientPieces
+from fedspeed.engine.pipeline.generation import ClientGeneration
 from fedspeed.engine.pipeline.pipelined import PipelinedEngine
-from fedspeed.engine.pipeline.transfers import losses_named
-from fedspeed.engine.store_engine import portions
+from fedspeed.engine.pipeline.transfers import naming_lost_ranks
+from fedspeed.engine.store_engine import evaluation_passes
 from fedspeed.schedule.instructions import Micro
 from fedspeed.schedule.schedules import one_f_one_b, streamed, taking_turns
 
 
-class ClientPipeline(ClientPieces, PipelinedEngine):
+class ClientPipeline(ClientGeneration, PipelinedEngine):
     """The torch world is these ranks. The first stage embeds, the last one holds the labels; every rank has
     all rows.
     """
@@ -28,7 +28,7 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
     kind = "client_pipeline"
 
     def __init__(self, net, states, groups, **parts):
-        super().__init__(net, states, groups, matched=None, **parts)
+        super().__init__(net, states, groups, matched_group=None, **parts)
         self._steps = 0  # since the turn began
 
     def _load(self, slot, state, optimizer, frozen, seed):
@@ -44,7 +44,7 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
         shapes = {f"{name}/{kind}": shape for name, shape in self._shapes.items() for kind in kinds}
         return self._whole(own, shapes) | {key: value for key, value in own.items() if "/" not in key}
 
-    @losses_named("while a client's state was put together")
+    @naming_lost_ranks("while a client's state was put together")
     def _whole(self, own: dict[str, torch.Tensor], shapes: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
         """Every stage's tensors on all of them, on the CPU."""
         if not shapes:  # of an optimizer that remembers nothing
@@ -94,7 +94,7 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
     def evaluate(self, work: list[list[Batch]]) -> list[Sums]:
         sums = [Sums()] * len(work)
         with self._clock.stage("compute"):
-            for portion in portions(work):
+            for portion in evaluation_passes(work):
                 scores = self._play(
                     [self._micro(0)] * len(portion),
                     [MicroBatchTask(batch, 0) for _, batch in portion],
@@ -106,7 +106,7 @@ class ClientPipeline(ClientPieces, PipelinedEngine):
                 activity.advance(len(portion))
             return self._first(sums)
 
-    @losses_named("while losses were summed")
+    @naming_lost_ranks("while losses were summed")
     def _first(self, sums: list[Sums]) -> list[Sums]:
         """The last stage's sums on the first one, which speaks for the clients; nothing elsewhere."""
         table = torch.tensor(

@@ -13,19 +13,19 @@ from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_engine import Sums
 from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score, seed_of
 from fedspeed.engine.directions import perturbed
-from fedspeed.engine.pipeline.headers import EVALUATE, GATHER, IDLE, STEP, TRAIN, Header, tell
-from fedspeed.engine.pipeline.pieces import ClusterPieces
+from fedspeed.engine.pipeline.generation import ClusterGeneration
+from fedspeed.engine.pipeline.headers import EVALUATE, GATHER, IDLE, STEP, TRAIN, PassHeader, tell
 from fedspeed.engine.pipeline.pipelined import PipelinedEngine
-from fedspeed.engine.pipeline.stage_parts import StageParts
-from fedspeed.engine.pipeline.transfers import losses_named
-from fedspeed.engine.store_engine import portions
+from fedspeed.engine.pipeline.stage_states import StageStates
+from fedspeed.engine.pipeline.transfers import naming_lost_ranks
+from fedspeed.engine.store_engine import evaluation_passes
 from fedspeed.schedule.instructions import Micro
 from fedspeed.schedule.schedules import shared
 
 Tensors = dict[str, torch.Tensor]
 
 
-class ClusterPipeline(ClusterPieces, PipelinedEngine):
+class ClusterPipeline(ClusterGeneration, PipelinedEngine):
     """The first rank of each client embeds its micro-batches and holds its labels; every rank has a part of
     every client's adapter.
 
@@ -51,10 +51,10 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         held: Sequence[Sequence[str]],
         **parts,
     ):
-        super().__init__(net, states, groups, matched=groups.cluster, loads=False, **parts)
+        super().__init__(net, states, groups, matched_group=groups.cluster, loads=False, **parts)
         self._owners, self._mine = list(owners), list(mine)
         self._speaks = groups.client_rank == 0
-        self._parts = StageParts(self._routes, self._owners, held, shapes=self._shapes, device=self._device)
+        self._parts = StageStates(self._routes, self._owners, held, shapes=self._shapes, device=self._device)
         # By own place: what was loaded and not told yet.
         self._fresh: dict[int, tuple[Tensors, frozenset[str], int]] = {}
         self._seeds = [0] * len(self._mine)
@@ -96,7 +96,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         if place not in self._known:
             self._count_pass()
             wanted = tuple(p for p in self._mine if p not in self._fresh) if self._speaks else ()
-            self._pass(Header(GATHER, named=wanted, moves=self._told_moves()))
+            self._pass(PassHeader(GATHER, named=wanted, moves=self._told_moves()))
         return {name: tensor.clone() for name, tensor in self._known[place].items()}
 
     def optimizer_state(self, slot: int = 0):
@@ -169,7 +169,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         sums = [Sums()] * len(work)
         place = self._mine[0]
         with self._clock.stage("compute"):
-            for portion in portions(work):
+            for portion in evaluation_passes(work):
                 self._count_pass()
                 own = {(place, i): batch for i, (_, batch) in enumerate(portion)} if self._speaks else {}
                 told = tuple(tell(place, i, 0, batch) for (_, i), batch in own.items())
@@ -190,10 +190,10 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         with self._passing():
             self._pass(self._header(IDLE))
 
-    def _header(self, kind: int, **fields) -> Header:
+    def _header(self, kind: int, **fields) -> PassHeader:
         """What this rank says before a pass, with what is new since the last one."""
         fresh = tuple((place, seed) for place, (_, _, seed) in self._fresh.items()) if self._speaks else ()
-        return Header(kind, fresh=fresh, moves=self._told_moves(), **fields)
+        return PassHeader(kind, fresh=fresh, moves=self._told_moves(), **fields)
 
     def _told_moves(self) -> tuple[tuple[int, int, float], ...]:
         told = tuple(self._moves)
@@ -201,7 +201,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         return told if self._speaks else ()
 
     def _pass(
-        self, mine: Header, tasks: dict | None = None
+        self, mine: PassHeader, tasks: dict | None = None
     ) -> tuple[dict[tuple[int, int], Score], dict[int, bool]]:
         """One pass, together with all ranks: ((place, number) -> score of own micro-batches, in STEP: place
         -> whether it moved).
@@ -230,7 +230,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         scores = self._play(micros, all_tasks, train=kind == TRAIN)
         return {(told[m].place, told[m].number): score for m, score in scores.items()}, {}
 
-    @losses_named("while ranks agreed on a pass")
+    @naming_lost_ranks("while ranks agreed on a pass")
     def _everyones_integers(self, mine: list[int]) -> list[list[int]]:
         own = torch.tensor(mine, dtype=torch.int64)
         ranks = self.groups.cluster_size
@@ -244,10 +244,10 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         dist.all_gather_into_tensor(whole, padded, group=self.groups.cluster)
         return [row[:size].tolist() for row, size in zip(whole.cpu().view(ranks, -1), sizes.tolist())]
 
-    def _everyones(self, mine: Header) -> list[Header]:
-        return [Header.read(integers) for integers in self._everyones_integers(mine.integers())]
+    def _everyones(self, mine: PassHeader) -> list[PassHeader]:
+        return [PassHeader.read(integers) for integers in self._everyones_integers(mine.integers())]
 
-    def _hear(self, headers: Sequence[Header]) -> None:
+    def _hear(self, headers: Sequence[PassHeader]) -> None:
         """Load what owners have loaded and move what they have perturbed, on every stage."""
         seeds = dict(pair for header in headers for pair in header.fresh)
         told = self._parts.scatter(
@@ -260,7 +260,7 @@ class ClusterPipeline(ClusterPieces, PipelinedEngine):
         for place, seed, scale in (move for header in headers for move in header.moves):
             self._states[place].perturb(seed, scale)
 
-    def _step_places(self, headers: Sequence[Header]) -> dict[int, bool]:
+    def _step_places(self, headers: Sequence[PassHeader]) -> dict[int, bool]:
         """Step all clients whose gradients wait; by place, whether it moved."""
         added = [place for header in headers for place in header.added]
         for place, (values, _) in self._parts.scatter(

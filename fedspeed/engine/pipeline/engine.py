@@ -16,8 +16,8 @@ from deepspeed.runtime.pipe.module import PipelineModule
 from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import nn
 
-from fedspeed.engine.pipeline.transfers import Transfers, losses_named
-from fedspeed.engine.player import Computes, Note, Played, Player
+from fedspeed.engine.pipeline.transfers import Transfers, naming_lost_ranks
+from fedspeed.engine.player import Note, Player, StageCompute, StreamSchedule
 from fedspeed.errors import LostPeerError
 from fedspeed.schedule.instructions import Stream
 
@@ -75,7 +75,9 @@ class FederatedPipelineEngine(PipelineEngine, Player):
     def _configure_bf16_optimizer(self, optimizer):
         return super()._configure_bf16_optimizer(optimizer) if optimizer is not None else None
 
-    def play(self, stream: Stream, chunks: int, stage: Computes, transfers: Transfers, note: Note) -> None:
+    def play(
+        self, stream: Stream, chunks: int, stage: StageCompute, transfers: Transfers, note: Note
+    ) -> None:
         """Execute this rank's stream.
 
         Args:
@@ -84,8 +86,8 @@ class FederatedPipelineEngine(PipelineEngine, Player):
         Raises:
             LostPeerError: another rank is gone; says in which instruction of this one.
         """
-        schedule = Played(stream)
-        with _told_where(schedule):
+        schedule = StreamSchedule(stream)
+        with _naming_instruction(schedule):
             transfers.begin()
             self.execute(schedule, chunks=chunks, computes=stage, carries=transfers, note=note)
             transfers.finish()
@@ -96,13 +98,13 @@ class FederatedPipelineEngine(PipelineEngine, Player):
         Raises:
             LostPeerError: see `play`.
         """
-        schedule = Played(stream)
-        with _told_where(schedule):
+        schedule = StreamSchedule(stream)
+        with _naming_instruction(schedule):
             self.execute_steps(schedule, step, note)
 
 
 @contextlib.contextmanager
-def _told_where(schedule: Played):
+def _naming_instruction(schedule: StreamSchedule):
     """Say of a rank that is lost in which instruction it was missed."""
     try:
         yield
@@ -111,5 +113,5 @@ def _told_where(schedule: Played):
             f"{error} (in {schedule.current}); the same command resumes from the journal"
         ) from error
     except RuntimeError as error:  # in DeepSpeed's own collectives, which a Step has
-        with losses_named(f"in {schedule.current}"):
+        with naming_lost_ranks(f"in {schedule.current}"):
             raise error

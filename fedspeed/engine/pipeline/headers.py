@@ -13,7 +13,7 @@ IDLE, TRAIN, EVALUATE, STEP, GATHER = range(5)  # what a pass of a cluster is
 
 
 @dataclass(frozen=True)
-class ToldMicro:
+class MicroBatchHeader:
     """A micro-batch as its owner tells the others: whose it is, its shape and padding, the seed of its
     dropout; no token and no label.
 
@@ -36,14 +36,14 @@ class ToldMicro:
         return Batch(np.zeros(shape, np.int64), np.zeros(shape, np.int64), mask, 0)
 
 
-def tell(place: int, number: int, seed: int, batch: Batch) -> ToldMicro:
+def tell(place: int, number: int, seed: int, batch: Batch) -> MicroBatchHeader:
     """Make what is told of a micro-batch."""
     lengths = tuple(int(n) for n in batch.attention_mask.sum(1))
-    return ToldMicro(place, number, seed % 2**62, batch.input_ids.shape[1], lengths)
+    return MicroBatchHeader(place, number, seed % 2**62, batch.input_ids.shape[1], lengths)
 
 
 @dataclass(frozen=True)
-class Header:
+class PassHeader:
     """What a rank says before a pass.
 
     Attributes:
@@ -62,7 +62,7 @@ class Header:
     named: tuple[int, ...] = ()
     added: tuple[int, ...] = ()
     moves: tuple[tuple[int, int, float], ...] = ()
-    micros: tuple[ToldMicro, ...] = ()
+    micros: tuple[MicroBatchHeader, ...] = ()
 
     def integers(self) -> list[int]:
         """All of it as 64-bit integers."""
@@ -73,7 +73,7 @@ class Header:
         return [self.kind, _bits(self.lr), *counts, *pairs, *self.named, *self.added, *moves, *micros]
 
     @classmethod
-    def read(cls, integers: Sequence[int]) -> "Header":
+    def read(cls, integers: Sequence[int]) -> "PassHeader":
         """Read what `integers` gives."""
         kind, lr, *counts = integers[:6]
         rest = iter(integers[6:])
@@ -90,7 +90,7 @@ class Header:
         micros = []
         for place in rest:
             number, seed, width, rows = take(4)
-            micros.append(ToldMicro(place, number, seed, width, take(rows)))
+            micros.append(MicroBatchHeader(place, number, seed, width, take(rows)))
         return cls(kind, _number(lr), fresh, named, added, moves, tuple(micros))
 
 

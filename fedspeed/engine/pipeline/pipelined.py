@@ -17,9 +17,9 @@ from fedspeed.engine.compute.micro_batches import MicroBatchTask, Score
 from fedspeed.engine.generation.stage import PieceStage
 from fedspeed.engine.groups import Groups, world_deadline
 from fedspeed.engine.pipeline.engine import FederatedPipelineEngine
-from fedspeed.engine.pipeline.pieces import PipelinedPieces
+from fedspeed.engine.pipeline.generation import PipelinedGeneration
 from fedspeed.engine.pipeline.transfers import Routes, Transfers
-from fedspeed.engine.player import Computes
+from fedspeed.engine.player import StageCompute
 from fedspeed.engine.stage import Stage
 from fedspeed.engine.store_engine import StoreEngine
 from fedspeed.schedule.instructions import Micro, Pipeline, Step, Stream
@@ -29,7 +29,7 @@ from fedspeed.schedule.schedules import forward_only
 SCHEDULES = 64  # kept, by what they were made for
 
 
-class PipelinedEngine(PipelinedPieces, StoreEngine):
+class PipelinedEngine(PipelinedGeneration, StoreEngine):
     """Every rank of the torch world is a stage; it holds the trainable tensors of its blocks, for every
     client that trains there.
 
@@ -44,7 +44,7 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
         states: list[ClientState],
         groups: Groups,
         *,
-        matched,
+        matched_group,
         store: BaseStore,
         pipe: FederatedPipelineEngine,
         stage: Stage,
@@ -52,7 +52,7 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
         loads: bool,
         clock,
     ):
-        super().__init__(net, states, groups, matched=matched, store=store, clock=clock)
+        super().__init__(net, states, groups, matched_group=matched_group, store=store, clock=clock)
         self.pipe = pipe
         self.layout = layout
         self._stage, self._loads, self._me = stage, loads, dist.get_rank()
@@ -107,7 +107,7 @@ class PipelinedEngine(PipelinedPieces, StoreEngine):
     def _execute(
         self,
         streams: Sequence[Stream],
-        stage: Computes,
+        stage: StageCompute,
         shape_of: Callable[[int], tuple[int, ...]],
         *,
         train: bool,

@@ -93,7 +93,7 @@ class _Watched:
 
 
 @contextmanager
-def losses_named(what: str):
+def naming_lost_ranks(what: str):
     """A rank that is lost in here is a LostPeerError that says in what."""
     try:
         yield

@@ -23,7 +23,7 @@ _TOKEN_BYTES = 32
 _HELLO_S = 10.0  # for the token of whoever connects
 
 
-class PartServer:
+class ShardServer:
     """Answers reads of `memory` [n] uint8 (CPU) until the process ends or `close`.
 
     Args:
@@ -64,8 +64,8 @@ class PartServer:
         self._server.socket.close()
 
 
-class PartReader:
-    """One connection to a PartServer; one read at a time.
+class ShardReader:
+    """One connection to a ShardServer; one read at a time.
 
     Args:
         deadline_s: for each piece of an answer.
@@ -105,7 +105,7 @@ class PartReader:
         )
 
 
-def parts_of(nbytes: int, weights: list[int], align: int) -> list[tuple[int, int]]:
+def shards_of(nbytes: int, weights: list[int], align: int) -> list[tuple[int, int]]:
     """Divide [0, nbytes) among holders: (start, end) of each, in proportion to its weight up to the
     alignment, in order, without a gap.
     """

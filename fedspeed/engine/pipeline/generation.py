@@ -15,11 +15,11 @@ from deepspeed import comm as dist
 from fedspeed.engine.generation.interface import Generating
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.told import Followed, Told
-from fedspeed.engine.pipeline.transfers import losses_named
+from fedspeed.engine.pipeline.transfers import naming_lost_ranks
 from fedspeed.schedule.instructions import Micro
 
 
-class PipelinedPieces(Generating):
+class PipelinedGeneration(Generating):
     """Of every pipeline: a pass takes all pieces through it."""
 
     def piece_passes(self, pieces: Sequence[Piece]) -> int:
@@ -38,10 +38,10 @@ class PipelinedPieces(Generating):
         return self._piece_stage.end()
 
 
-class ClientPieces(PipelinedPieces):
+class ClientGeneration(PipelinedGeneration):
     """Of a client's pipeline, whose last stage tells the others what it has read."""
 
-    @losses_named("while generated tokens were told")
+    @naming_lost_ranks("while generated tokens were told")
     def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         found = self._play_pieces([self._micro(0)] * len(pieces), pieces)
         flat = torch.from_numpy(_joined(pieces, {m: values.cpu().numpy() for m, values in found.items()})).to(
@@ -51,7 +51,7 @@ class ClientPieces(PipelinedPieces):
         return _parted(pieces, flat.cpu().numpy())
 
 
-class ClusterPieces(PipelinedPieces):
+class ClusterGeneration(PipelinedGeneration):
     """Of a cluster's pipeline, in which a pass takes the pieces of all its clients."""
 
     def begin_pieces(self) -> None:

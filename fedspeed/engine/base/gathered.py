@@ -5,11 +5,11 @@ from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
 from fedspeed.engine.base.layout import Unit
-from fedspeed.engine.base.page_locks import told_ordinary
+from fedspeed.engine.base.page_locks import report_unpinned
 from fedspeed.engine.base.tier import Tier
 
 
-class Partitioned(Tier):
+class GatheredTier(Tier):
     """Each rank of a group holds an equal slice of every unit; loading is a gather that all of them make in
     the same order.
     """
@@ -22,7 +22,7 @@ class Partitioned(Tier):
         self._slices: dict[int, torch.Tensor] = {}
         self._home = torch.device("cpu") if offload else torch.device(get_accelerator().current_device_name())
         self._offload = self._pins = offload
-        self.matched = group if self._ranks > 1 else None
+        self.matched_group = group if self._ranks > 1 else None
 
     def put(self, index: int, data: torch.Tensor) -> None:
         size = self.slot_bytes(self._units[index]) // self._ranks
@@ -39,7 +39,7 @@ class Partitioned(Tier):
             except RuntimeError as error:
                 self._pins = False
                 whole = sum(self.slot_bytes(unit) for unit in self._units.values()) // self._ranks
-                told_ordinary(f"engine.tier={self.name}", whole, str(error).partition("\n")[0])
+                report_unpinned(f"engine.tier={self.name}", whole, str(error).partition("\n")[0])
         return own
 
     def away(self) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 from fedspeed.engine.client_state import ClientState
 
 
-def hand_over(state: ClientState, grads: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def surrogate_loss(state: ClientState, grads: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Make a loss whose backward gives the trainable parameters these gradients, scaled as `state` wants
     them.
 

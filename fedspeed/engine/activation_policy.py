@@ -9,11 +9,11 @@ from typing import Literal, Protocol
 import torch
 
 from fedspeed.engine.activations import ActivationBudget
-from fedspeed.engine.block_inputs import BlockInputs, Waiting
+from fedspeed.engine.block_inputs import BlockInputs, StoredInput
 from fedspeed.schedule.kept import kept_counts
 
 
-class Keeping(Protocol):
+class ActivationPolicy(Protocol):
     """Decides what waits, and looks after what does. Blocks and micro-batches go by their numbers."""
 
     def begin(self) -> None:
@@ -27,17 +27,17 @@ class Keeping(Protocol):
         again.
         """
 
-    def put(self, hidden: torch.Tensor, block: int, micro: int) -> Waiting:
+    def put(self, hidden: torch.Tensor, block: int, micro: int) -> StoredInput:
         """Put a block's input away."""
 
-    def bring(self, inputs: Sequence[Waiting]) -> None:
+    def bring(self, inputs: Sequence[StoredInput]) -> None:
         """Begin to bring a block's inputs back."""
 
     def end(self) -> None:
         """End the pass."""
 
 
-class FixedKeeping:
+class FixedActivationPolicy:
     """Keep every graph, or every input on the device. The stages of a pipeline do."""
 
     def __init__(self, graphs: bool):
@@ -52,10 +52,10 @@ class FixedKeeping:
     def keeps_graph(self, block: int, micro: int) -> bool:
         return self._graphs
 
-    def put(self, hidden: torch.Tensor, block: int, micro: int) -> Waiting:
-        return Waiting(None, hidden)
+    def put(self, hidden: torch.Tensor, block: int, micro: int) -> StoredInput:
+        return StoredInput(None, hidden)
 
-    def bring(self, inputs: Sequence[Waiting]) -> None:
+    def bring(self, inputs: Sequence[StoredInput]) -> None:
         """Nothing is away."""
 
     def end(self) -> None:
@@ -63,7 +63,7 @@ class FixedKeeping:
 
 
 @dataclass(frozen=True)
-class Stays:
+class KeptCounts:
     """What of a step stays on the device until its backward pass: of each block, of how many micro-batches
     (the first ones) all activations, and of how many at least the input.
     """
@@ -72,7 +72,7 @@ class Stays:
     inputs: Sequence[int]
 
 
-class BudgetedKeeping:
+class BudgetedActivationPolicy:
     """Keep on the device what a budget allows; the last block's graphs always, whose backward follows its
     forward.
 
@@ -89,17 +89,17 @@ class BudgetedKeeping:
         self._place_of_inputs = inputs
         self._blocks = blocks
         self._lowest = lowest
-        self._stays = self._none()
+        self._kept = self._none()
         self._measured_input = 0  # bytes of the largest input in a step whose activations were measured
         self._saved_per_value = (
             0.0  # bytes that a block's graph saves for each value of its input, the most that was seen
         )
 
-    def _none(self) -> Stays:
-        return Stays([0] * self._blocks, [0] * self._blocks)
+    def _none(self) -> KeptCounts:
+        return KeptCounts([0] * self._blocks, [0] * self._blocks)
 
     def begin(self) -> None:
-        self._stays = self._none()
+        self._kept = self._none()
 
     def decide(self, hidden: Mapping[int, torch.Tensor], measure: Callable[[int], float]) -> None:
         """Keep as much of this pass as fits into the budget: first inputs of blocks (auto), then activations,
@@ -119,7 +119,7 @@ class BudgetedKeeping:
             budget -= sum(sum(sizes[:count]) for count in stay)
         else:
             stay = [len(sizes) if self._place_of_inputs == "device" else 0] * self._blocks
-        self._stays = Stays([0] * self._blocks, stay)
+        self._kept = KeptCounts([0] * self._blocks, stay)
         if budget < max(sizes):  # activations take more than an input
             return
         if max(sizes) > self._measured_input:
@@ -130,19 +130,19 @@ class BudgetedKeeping:
         beside = [0 if self._place_of_inputs != "host" else size for size in sizes]
         values = [hidden[micro].numel() for micro in sorted(hidden)]
         saved = [int(self._saved_per_value * count) + size for count, size in zip(values, beside)]
-        self._stays = Stays(kept_counts(budget, saved, self._blocks, self._lowest), stay)
+        self._kept = KeptCounts(kept_counts(budget, saved, self._blocks, self._lowest), stay)
 
     def begin_block(self, block: int) -> None:
         if block < self._blocks - 1:
             self.inputs.begin_block()
 
     def keeps_graph(self, block: int, micro: int) -> bool:
-        return block == self._blocks - 1 or micro < self._stays.activations[block]
+        return block == self._blocks - 1 or micro < self._kept.activations[block]
 
-    def put(self, hidden: torch.Tensor, block: int, micro: int) -> Waiting:
-        return self.inputs.put(hidden, on_host=micro >= self._stays.inputs[block])
+    def put(self, hidden: torch.Tensor, block: int, micro: int) -> StoredInput:
+        return self.inputs.put(hidden, on_host=micro >= self._kept.inputs[block])
 
-    def bring(self, inputs: Sequence[Waiting]) -> None:
+    def bring(self, inputs: Sequence[StoredInput]) -> None:
         self.inputs.turn()  # the way back has begun
         self.inputs.bring(inputs)
 

@@ -11,7 +11,7 @@ from fedspeed.schedule.instructions import Head, Load, Loaded, Stream
 from fedspeed.schedule.loads import loads_of
 
 
-class StageLoads:
+class StageWeights:
     """Loads chunks, embedding and head of one rank.
 
     Args:

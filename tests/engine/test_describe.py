@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from fedspeed.engine.base.told import _KEYS, _READ, unread
+from fedspeed.engine.base.describe import _KEYS, _READ, unread
 from fedspeed.engine.config import EngineConfig
 from tests.tiny import run_config
 

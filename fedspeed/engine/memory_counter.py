@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class LiveBytes(TorchDispatchMode):
+class TensorMemoryCounter(TorchDispatchMode):
     """While active, counts the bytes of tensors that operations make, from their making until nothing refers
     to them any more.
 

@@ -1,7 +1,7 @@
 """How a rank keeps step with those that share its base.
 
 Where ranks gather weights from each other, every pass is a matched collective: all of them must make the same
-number of passes. `lockstep` finds that number and fills up to it with passes that train nothing.
+number of passes. `matched_passes` finds that number and fills up to it with passes that train nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from deepspeed import comm as dist
 from fedspeed.engine.groups import Groups
 
 
-class InLockstep(ABC):
+class MatchedPasses(ABC):
     """The part of a `ClientEngine` that keeps step.
 
     Attributes:
@@ -22,17 +22,19 @@ class InLockstep(ABC):
     """
 
     groups: Groups
-    _matched: Any  # group of the ranks that must make the same passes; None where every rank may go on alone
+    _matched_group: (
+        Any  # group of the ranks that must make the same passes; None where every rank may go on alone
+    )
     _device: torch.device
     _clock: Any
 
     def _begin_alone(self) -> None:
-        """Begin outside of any `lockstep`, where nobody waits for a pass."""
+        """Begin outside of any `matched_passes`, where nobody waits for a pass."""
         self._passes_declared: int | None = None
         self._passes_made = 0
 
     @contextmanager
-    def lockstep(self, passes: int, backward: bool):
+    def matched_passes(self, passes: int, backward: bool):
         """Surround the `passes` forward (and backward) passes this rank is about to make; ends level with the
         rest of the cluster.
 
@@ -44,7 +46,7 @@ class InLockstep(ABC):
                 each other forever.
         """
         most = self._agree(passes)
-        self._passes_declared = None if self._matched is None else passes
+        self._passes_declared = None if self._matched_group is None else passes
         self._passes_made = 0
         try:
             yield
@@ -59,7 +61,7 @@ class InLockstep(ABC):
         """Count a pass that this rank is about to make. Idle passes are not counted.
 
         Raises:
-            AssertionError: it is one more than `lockstep` was told, for which other ranks would not come.
+            AssertionError: it is one more than was declared, and other ranks would not join it.
         """
         self._passes_made += 1
         assert self._passes_declared is None or self._passes_made <= self._passes_declared, self._miscounted()
@@ -75,16 +77,16 @@ class InLockstep(ABC):
         """The largest number of passes of any rank that must keep step with this one; `passes` where none
         does.
         """
-        if self._matched is None:
+        if self._matched_group is None:
             return passes
         word = torch.tensor([float(passes)], device=self._device)
         with self._clock.stage("idle"):
-            dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._matched)
+            dist.all_reduce(word, op=dist.ReduceOp.MAX, group=self._matched_group)
         return int(word.item())
 
     def agree_least(self, value: int) -> int:
         """The least value of the ranks that take steps together: a client's, or all that must keep step."""
-        group = self._matched or (self.groups.client if self.groups.client_size > 1 else None)
+        group = self._matched_group or (self.groups.client if self.groups.client_size > 1 else None)
         if group is None:
             return value
         word = torch.tensor([value], device=self._device)

@@ -10,7 +10,7 @@ class Passing(ClientEngine):
     """Makes passes of nothing; the rank that it keeps step with makes four."""
 
     def __init__(self, matched):
-        self._matched, self._clock, self.idle = matched, NoClock(), 0
+        self._matched_group, self._clock, self.idle = matched, NoClock(), 0
         self._passes_declared = None
         self._passes_made = 0
 
@@ -21,7 +21,7 @@ class Passing(ClientEngine):
         self.idle += 1
 
     def make(self, declared, made):
-        with self.lockstep(declared, backward=True):
+        with self.matched_passes(declared, backward=True):
             for _ in range(made):
                 self._count_pass()
 
@@ -48,6 +48,6 @@ def test_where_nobody_keeps_step_nobody_counts():
 
 def test_a_failure_inside_is_told_as_it_is():
     engine = Passing("others")
-    with pytest.raises(KeyError), engine.lockstep(3, backward=True):
+    with pytest.raises(KeyError), engine.matched_passes(3, backward=True):
         raise KeyError("x")
     engine.make(4, 4)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import distributed as dist
 
-from fedspeed.engine.pipeline.transfers import Routes, losses_named
+from fedspeed.engine.pipeline.transfers import Routes, naming_lost_ranks
 
 Tensors = dict[str, torch.Tensor]
 
 
-class StageParts:
+class StageStates:
     """Args:
     owners: of all client slots of the cluster, the rank whose data it is.
     held: by rank, the names of the trainable tensors of its stage.
@@ -34,7 +34,7 @@ class StageParts:
         self._shapes = shapes
         self._device, self._me = device, dist.get_rank()
 
-    @losses_named("while stages were told states")
+    @naming_lost_ranks("while stages were told states")
     def scatter(
         self, places: Sequence[int], own: Callable[[int], Tensors], marked: Callable[[int], frozenset[str]]
     ) -> dict[int, tuple[Tensors, frozenset[str]]]:
@@ -82,7 +82,7 @@ class StageParts:
             work.wait(self._routes.deadline)
         return found
 
-    @losses_named("while stages told their states")
+    @naming_lost_ranks("while stages told their states")
     def gather(self, places: Sequence[int], own: Callable[[int], Tensors]) -> dict[int, Tensors]:
         """Give owners the whole of what all stages have of their client slots: by own place.
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from deepspeed.accelerator import get_accelerator
 
 
-class Waits:
+class WaitTimer:
     """Adds up waiting times. On an accelerator they are its stream's own, between two events; the host does
     not stop to read them.
     """
