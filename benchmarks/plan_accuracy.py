@@ -120,7 +120,7 @@ def predicted(case: Case, folder: str, node):
     """(bytes on the device, seconds of a step)."""
     from fedspeed.models.catalogue import shape_of
     from fedspeed.planner.memory import device_memory
-    from fedspeed.planner.plan import Place, Setting, Task
+    from fedspeed.planner.plan import RankProfile, Setting, Task
     from fedspeed.planner.timing import seconds_of
 
     task = Task(shape_of(folder), case.clients, case.tokens, case.rows, dtype=case.dtype, stage=0)
@@ -135,7 +135,7 @@ def predicted(case: Case, folder: str, node):
         checkpointing=case.checkpointing,
         activation_bytes=int(case.activations * 2**30),
     )
-    place = Place(
+    place = RankProfile(
         node,
         1,
         1,

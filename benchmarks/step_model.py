@@ -2,7 +2,7 @@
 
     python benchmarks/step_model.py
 
-The timeline is the planner's (fedspeed/planner/walk.py). Here it is fed with assumptions about an H100
+The timeline is the planner's (fedspeed/planner/step_timeline.py). Here it gets assumptions about an H100
 and its bus instead of a probe's facts, so that nothing in the table was measured on a card. Shares are of
 pure arithmetic: all blocks resident, all but the last computed again, and nothing else.
 """
@@ -16,11 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fedspeed.models.catalogue import ModelShape, shape_of  # noqa: E402
-from fedspeed.planner.hardware import CARDS, GIB, Node, published  # noqa: E402
+from fedspeed.planner.hardware import CARDS, GIB, Node, published_device  # noqa: E402
 from fedspeed.planner.memory import kept_bytes, memory_of  # noqa: E402
-from fedspeed.planner.plan import Place, Setting, Task  # noqa: E402
-from fedspeed.planner.timing import VISIT  # noqa: E402
-from fedspeed.planner.walk import BEHIND_LOADS, DEVICE, HOST, INLINE, Base, Visits, walk  # noqa: E402
+from fedspeed.planner.plan import RankProfile, Setting, Task  # noqa: E402
+from fedspeed.planner.step_timeline import (  # noqa: E402
+    BEHIND_LOADS,
+    DEVICE,
+    HOST,
+    INLINE,
+    BlockTimes,
+    StreamedBase,
+    step_time,
+)
+from fedspeed.planner.timing import MIN_BLOCK_S  # noqa: E402
 from fedspeed.schedule.loads import spread  # noqa: E402
 
 MATRICES = 790e12  # FLOP/s of large products on an H100, of a peak of 989
@@ -56,7 +64,7 @@ class Work:
         return self.tokens // self.micro_batch
 
     @property
-    def visits(self) -> Visits:
+    def times(self) -> BlockTimes:
         """Adapters are left out: they are a hundredth of a block's work."""
         shape = self.shape
         tokens = self.micro_batch
@@ -64,7 +72,7 @@ class Work:
         attention = 2 * tokens**2 * shape.hidden / ATTENTION  # causal: half of the scores
         forward = max((products + attention) * (1 + ELEMENTWISE), self.launch_s[0])
         gradients = max((products + 2.5 * attention) * (1 + 1.4 * ELEMENTWISE), self.launch_s[1])
-        return Visits(
+        return BlockTimes(
             forward,
             forward,
             gradients,
@@ -80,8 +88,8 @@ class Work:
         kept: int = 0,
         fixed: float = 0.0,
     ) -> float:
-        base = Base(self.shape.layers, slots, 2 * self.shape.block / self.bus, frozenset(resident))
-        return walk(self.visits, base, self.micro_batches, inputs=inputs, kept=kept, fixed=fixed).seconds
+        base = StreamedBase(self.shape.layers, slots, 2 * self.shape.block / self.bus, frozenset(resident))
+        return step_time(self.times, base, self.micro_batches, inputs=inputs, kept=kept, fixed=fixed).seconds
 
     def share(self, **how) -> float:
         """Tell which part of a step is pure arithmetic; above 1 where activations are kept, which saves some
@@ -107,10 +115,10 @@ def task_of(work: Work) -> Task:
     return Task(work.shape, 1, work.micro_batch, work.micro_batches, 1, answer_share=ANSWERS)
 
 
-def card_with(gib: float) -> Place:
+def card_with(gib: float) -> RankProfile:
     """An H100 of which a rank may use so many GiB, in a host with 128 GiB."""
-    device = replace(published(CARDS["h100"]), memory=int(gib * GIB))
-    return Place(
+    device = replace(published_device(CARDS["h100"]), memory=int(gib * GIB))
+    return RankProfile(
         Node("h", device, 125 * GIB, ram_rate=100e9, nvme=0, disk_rate=1.0, link_rate=1.0, local_rate=1.0),
         1,
         1,
@@ -163,7 +171,7 @@ def mended(work: Work, gib: float) -> Mended:
     return max(found, key=lambda one: (round(one.share, 4), one.inputs == DEVICE, -one.slots))
 
 
-def _most_kept(task: Task, place: Place, setting: Setting) -> int | None:
+def _most_kept(task: Task, place: RankProfile, setting: Setting) -> int | None:
     """The most blocks and micro-batches whose activations fit; None: not even without any."""
 
     def fits(kept: int) -> bool:
@@ -271,10 +279,10 @@ def main() -> None:
     rows = []
     for tokens in (512, 1_024, 2_048, 4_096):
         small = replace(seven, micro_batch=tokens)
-        bound = replace(small, launch_s=VISIT["gpu"])
+        bound = replace(small, launch_s=MIN_BLOCK_S["gpu"])
         shares = (work.share(slots=9, inputs=HOST, fixed=FIXED) for work in (small, bound))
         rows.append([f"{tokens} tokens", *(f"{share:.3f}" for share in shares)])
-    floor = " + ".join(f"{1000 * seconds:g}" for seconds in VISIT["gpu"])
+    floor = " + ".join(f"{1000 * seconds:g}" for seconds in MIN_BLOCK_S["gpu"])
     print(table(["", "launches hidden", f"launches of {floor} ms"], rows))
 
 

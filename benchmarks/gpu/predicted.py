@@ -10,10 +10,10 @@ from benchmarks.gpu.shapes import Step
 from fedspeed.cluster.hostfile import Host
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.catalogue import ModelShape
-from fedspeed.planner.fitting import fits, keeping
+from fedspeed.planner.fitting import fits, with_kept_activations
 from fedspeed.planner.hardware import Node, card_of, node_of
-from fedspeed.planner.memory import DRIVER, FRAGMENTS, device_memory
-from fedspeed.planner.plan import Place, Setting, Task
+from fedspeed.planner.memory import DRIVER_BYTES, FRAGMENTATION, device_memory
+from fedspeed.planner.plan import RankProfile, Setting, Task
 from fedspeed.planner.timing import seconds_of
 
 DRY_CARD = "rtx3090"
@@ -57,9 +57,9 @@ def task_of(shape: ModelShape, step: Step) -> Task:
     return Task(shape, 1, step.tokens, step.rows * step.micro, step.rows, stage=2)
 
 
-def place_of(where: Node) -> Place:
+def profile_of(where: Node) -> RankProfile:
     """One card by itself."""
-    return Place(
+    return RankProfile(
         where, 1, 1, cluster_ranks=1, cluster_nodes=1, carried=1, participants=1, participants_here=1
     )
 
@@ -67,9 +67,9 @@ def place_of(where: Node) -> Place:
 def predict(shape: ModelShape, step: Step, setting: Setting, where: Node) -> Prediction:
     """A step in a setting."""
     task = task_of(shape, step)
-    place = place_of(where)
+    place = profile_of(where)
     standing, moving = device_memory(task, setting, place, evaluation=False)
-    nbytes = sum(standing.values()) + int(sum(moving.values()) * (1 + FRAGMENTS))
+    nbytes = sum(standing.values()) + int(sum(moving.values()) * (1 + FRAGMENTATION))
     return Prediction(nbytes, seconds_of(task, setting, place).total, setting)
 
 
@@ -83,15 +83,17 @@ def within(shape: ModelShape, step: Step, where: Node, cap_gib: float) -> Predic
 
     Where not even two slots fit by the prediction, it is that of two slots.
     """
-    capped = replace(where, device=replace(where.device, memory=int(KEPT * cap_gib * GIB) + DRIVER))
+    capped = replace(where, device=replace(where.device, memory=int(KEPT * cap_gib * GIB) + DRIVER_BYTES))
     task = task_of(shape, step)
-    place = place_of(capped)
+    place = profile_of(capped)
     settings = [
         setting_of(step, slots, block_inputs)
         for block_inputs in ("device", "host")
         for slots in range(2, shape.layers + 1)
     ]
-    fitting = [keeping(task, setting, [place]) for setting in settings if fits(task, setting, place)]
+    fitting = [
+        with_kept_activations(task, setting, [place]) for setting in settings if fits(task, setting, place)
+    ]
     if not fitting:
         return predict(shape, step, setting_of(step, 2, "host"), where)
     return min((predict(shape, step, setting, where) for setting in fitting), key=lambda one: one.seconds)

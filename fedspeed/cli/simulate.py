@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from fedspeed.cluster.hostfile import read
-    from fedspeed.planner.explain_simulation import as_values, told
-    from fedspeed.planner.simulate import MODELS, SCALES, TASKS, simulated
+    from fedspeed.planner.explain_simulation import as_text, as_values
+    from fedspeed.planner.simulate import MODELS, SCALES, TASKS, simulate_model
 
     def alone(model: str) -> list:
         """A client by itself on each kind of host."""
@@ -61,6 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
     found = []
     for model in arguments.model or MODELS:
         jobs = [(job, *planned_task(arguments, model, job.clients)) for job in TASKS]
-        found.append(simulated(jobs, alone(model), arguments.epochs, arguments.scale or SCALES))
-    say(json.dumps(as_values(found), indent=1) if arguments.json else told(found, arguments.epochs))
+        found.append(simulate_model(jobs, alone(model), arguments.epochs, arguments.scale or SCALES))
+    say(json.dumps(as_values(found), indent=1) if arguments.json else as_text(found, arguments.epochs))
     return EXIT_OK

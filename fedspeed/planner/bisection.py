@@ -1,32 +1,38 @@
-"""The number from which, or up to which, something holds. Pure."""
+"""Bisection over integers: where a condition begins to be true, or ends. Pure."""
 
 from collections.abc import Callable
 
+Condition = Callable[[int], bool]
 
-def least(low: int, high: int, does: Callable[[int], bool]) -> int:
-    """Find the smallest number of `low` to `high` for which `does` holds. It must hold from some number on,
-    and for `high`.
+
+def smallest(low: int, high: int, condition: Condition) -> int:
+    """Find the smallest number from `low` to `high` that meets a condition.
+
+    If a number meets it, all larger ones must too, and `high` must meet it.
     """
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if does(middle) else (middle + 1, high)
+        low, high = (low, middle) if condition(middle) else (middle + 1, high)
     return high
 
 
-def smallest(does, most: int) -> int | None:
-    """The smallest number of 1 to `most` for which `does` holds, None if it holds for none. It must hold from
-    some number on.
+def smallest_up_to(high: int, condition: Condition) -> int | None:
+    """Find the smallest number from 1 to `high` that meets a condition, or None if none does.
+
+    If a number meets it, all larger ones must too.
     """
-    return least(1, most, does) if does(most) else None
+    return smallest(1, high, condition) if condition(high) else None
 
 
-def largest(does, below: int) -> int | None:
-    """The largest number of 1 to `below` for which `does` holds. It must hold up to some number."""
-    if below < 1 or not does(1):
+def largest_up_to(high: int, condition: Condition) -> int | None:
+    """Find the largest number from 1 to `high` that meets a condition, or None if none does.
+
+    If a number meets it, all smaller ones must too.
+    """
+    if high < 1 or not condition(1):
         return None
     low = 1
-    high = below
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if does(middle) else (low, middle - 1)
+        low, high = (middle, high) if condition(middle) else (low, middle - 1)
     return low

@@ -1,25 +1,29 @@
-"""What would help where nothing fits. Pure."""
+"""The changes to a task or its hosts that would make it fit, where nothing fits. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from fedspeed.errors import PlanError
-from fedspeed.planner.bisection import largest, smallest
-from fedspeed.planner.fitting import frugal, possible, shortage
-from fedspeed.planner.hardware import GIB, OF_GPU_MEMORY, RAM_KEPT, Node
-from fedspeed.planner.places import Places
-from fedspeed.planner.plan import Task
+from fedspeed.planner.bisection import largest_up_to, smallest_up_to
+from fedspeed.planner.fitting import any_fits, describe_shortage, least_demanding
+from fedspeed.planner.hardware import GIB, GPU_MEMORY_SHARE, RAM_RESERVED, Node
+from fedspeed.planner.plan import RankProfile, Task
+from fedspeed.planner.profiles import Profiles
 
-TOKENS_STEP = 8  # lengths are padded to multiples of it
+LENGTH_MULTIPLE = 8  # sequence lengths are padded to multiples of it
+MAX_GIB = 1 << 14  # of RAM or NVMe that is proposed; of GPU memory in tenths
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something to change so that a task fits.
+    """One change that makes a task fit.
 
     Attributes:
-        key: a key of a run, or quantised (allow it), gpu_gib (nominal size of each card), ram_gib (whole size
-            of each host), nvme (GiB of each host), or both: two changes.
+        key: a configuration key; or quantised (allow a base in 8 or 4 bits), gpu_gib (nominal size of each
+            card), ram_gib (total RAM of each host), nvme (GiB on each host); or both, for two changes.
+        value: the new value; for both, the two changes.
+        text: the change as the user reads it.
     """
 
     key: str
@@ -27,121 +31,126 @@ class Change:
     text: str
 
 
-def refusal(task: Task, places: Places) -> PlanError:
-    """The error that says what lacks, and every single change that would do, the one that costs least
-    first.
+class FitsWith(Protocol):
+    """Tell whether a task fits after changes to its hosts."""
+
+    def __call__(self, task: Task, *changes: Change) -> bool: ...
+
+
+def refusal(task: Task, profiles: Profiles) -> PlanError:
+    """Return the error that says what is lacking and lists every single change that would be enough, the
+    cheapest first.
     """
-    everywhere = [place for group in places.values() for place in group]
-    short = shortage(task, frugal(task, everywhere), everywhere)
-    changes = list(_changes(task, places))
+    everywhere = [profile for group in profiles.values() for profile in group]
+    shortage = describe_shortage(task, least_demanding(task, everywhere), everywhere)
+    changes = list(_changes(task, everywhere))
     lines = "".join(f"\n  - {change.text}" for change in changes)
     return PlanError(
         f"{task.shape.name} with {task.rows} rows of {task.tokens} tokens does not fit in any tier: "
-        f"{short}. Each of these would do:{lines}",
+        f"{shortage}. Each of these would do:{lines}",
         changes,
     )
 
 
-def grown(node: Node, change: Change) -> Node:
-    """Return a host with the memory that a change asks for."""
+def with_memory(node: Node, change: Change) -> Node:
+    """Return a node with at least the memory that a change names."""
+    assert isinstance(change.value, int | float), "a change of memory has a size"
+    nbytes = int(change.value * GIB)
     if change.key == "gpu_gib":
         if node.device.kind == "cpu":
             return node
-        return replace(
-            node,
-            device=replace(
-                node.device, memory=max(node.device.memory, int(change.value * GIB * OF_GPU_MEMORY))
-            ),
-        )
+        memory = max(node.device.memory, int(change.value * GIB * GPU_MEMORY_SHARE))
+        return replace(node, device=replace(node.device, memory=memory))
     if change.key == "ram_gib":
-        return replace(node, ram=max(node.ram, int(change.value * GIB) - RAM_KEPT))
-    return replace(node, nvme=max(node.nvme, int(change.value * GIB)))
+        return replace(node, ram=max(node.ram, nbytes - RAM_RESERVED))
+    return replace(node, nvme=max(node.nvme, nbytes))
 
 
-def _changes(task: Task, places: Places) -> Iterator[Change]:
-    everywhere = [place for group in places.values() for place in group]
+def _changes(task: Task, everywhere: Sequence[RankProfile]) -> Iterator[Change]:
+    """Yield the changes that make a task fit on profiles where it does not."""
 
-    def does(changed: Task, *parts: Change) -> bool:
-        grown = [replace(place, node=_with(place.node, parts)) for place in everywhere]
-        return possible(changed, grown)
+    def fits_with(changed: Task, *changes: Change) -> bool:
+        return any_fits(
+            changed, [replace(profile, node=_changed(profile.node, changes)) for profile in everywhere]
+        )
 
-    if task.micro_batch and task.micro_batch > 1:
-        fitting = [
-            m
-            for m in range(task.micro_batch - 1, 0, -1)
-            if task.rows % m == 0 and does(replace(task, micro_batch=m))
-        ]
-        if fitting:
+    yield from _changes_of_task(task, everywhere, fits_with)
+    gpu = _gpu_change(fits_with, task)
+    ram = _ram_change(fits_with, task)
+    yield from filter(None, (gpu, ram, _nvme_change(fits_with, task)))
+    if not (gpu or ram):
+        yield from _gpu_and_ram_change(fits_with, task)
+
+
+def _changes_of_task(task: Task, everywhere: Sequence[RankProfile], fits_with: FitsWith) -> Iterator[Change]:
+    """Yield the changes that need no other hosts."""
+    if task.micro_batch:
+        smaller = (size for size in range(task.micro_batch - 1, 0, -1) if task.rows % size == 0)
+        micro_batch = next((size for size in smaller if fits_with(replace(task, micro_batch=size))), None)
+        if micro_batch:
             yield Change(
                 "train.micro_batch",
-                fitting[0],
-                f"train.micro_batch={fitting[0]} with train.accumulation={task.rows // fitting[0]} (the "
+                micro_batch,
+                f"train.micro_batch={micro_batch} with train.accumulation={task.rows // micro_batch} (the "
                 "same step)",
             )
     if task.dtype == "fp32":
         for dtype in ("bf16", "fp16"):
-            if all(dtype in place.node.device.flops for place in everywhere) and does(
-                replace(task, dtype=dtype)
-            ):
+            supported = all(dtype in profile.node.device.flops for profile in everywhere)
+            if supported and fits_with(replace(task, dtype=dtype)):
                 yield Change("model.dtype", dtype, f"model.dtype={dtype}, 2 bytes a number instead of 4")
                 break
-    if not task.quantised and does(replace(task, quantised=True)):
+    if not task.quantised and fits_with(replace(task, quantised=True)):
         yield Change(
             "quantised",
             True,
             "a base in 8 or 4 bits, which gives other losses (fedspeed plan --quantised; engine.tier=int8 "
             "or nf4)",
         )
-    tokens = largest(lambda n: does(replace(task, tokens=n * TOKENS_STEP)), task.tokens // TOKENS_STEP)
-    if tokens:
-        yield Change("data.max_tokens", tokens * TOKENS_STEP, f"data.max_tokens={tokens * TOKENS_STEP}")
-    gpu = _of_gpu(does, task)
-    ram = _of_ram(does, task)
-    nvme = _of_nvme(does, task)
-    yield from filter(None, (gpu, ram, nvme))
-    if not (gpu or ram):
-        unlimited = Change("ram_gib", 1 << 20, "")
-        most = _of_gpu(lambda changed, *parts: does(changed, unlimited, *parts), task) or Change(
-            "gpu_gib", 0.0, "the same cards"
-        )
-        size = _of_ram(lambda changed, *parts: does(changed, most, *parts), task)
-        if size:
-            yield Change("both", (most, size), f"{most.text} together with {size.text}")
+    multiples = largest_up_to(
+        task.tokens // LENGTH_MULTIPLE, lambda n: fits_with(replace(task, tokens=n * LENGTH_MULTIPLE))
+    )
+    if multiples:
+        tokens = multiples * LENGTH_MULTIPLE
+        yield Change("data.max_tokens", tokens, f"data.max_tokens={tokens}")
 
 
-def _with(node: Node, parts: Sequence[Change]) -> Node:
-    for part in parts:
-        node = grown(node, part)
+def _gpu_and_ram_change(fits_with: FitsWith, task: Task) -> Iterator[Change]:
+    """Yield the change of both memories: the smallest cards with unlimited RAM, then the RAM with these."""
+    unlimited = Change("ram_gib", 1 << 20, "")
+    gpu = _gpu_change(lambda changed, *changes: fits_with(changed, unlimited, *changes), task)
+    gpu = gpu or Change("gpu_gib", 0.0, "the same cards")
+    ram = _ram_change(lambda changed, *changes: fits_with(changed, gpu, *changes), task)
+    if ram:
+        yield Change("both", (gpu, ram), f"{gpu.text} together with {ram.text}")
+
+
+def _changed(node: Node, changes: Sequence[Change]) -> Node:
+    for change in changes:
+        node = with_memory(node, change)
     return node
 
 
-def _of_gpu(does, task: Task) -> Change | None:
-    """The least that cards must have, in tenths of a GiB."""
-    tenths = smallest(lambda n: does(task, Change("gpu_gib", n / 10, "")), 1 << 14)
+def _gpu_change(fits_with: FitsWith, task: Task) -> Change | None:
+    """Return the smallest sufficient size of the cards, in tenths of a GiB."""
+    tenths = smallest_up_to(MAX_GIB, lambda n: fits_with(task, Change("gpu_gib", n / 10, "")))
+    if not tenths:
+        return None
+    gib = tenths / 10
+    return Change("gpu_gib", gib, f"cards with {gib:.1f} GiB (gpu_mem_gib={gib:.1f} in the hostfile)")
+
+
+def _ram_change(fits_with: FitsWith, task: Task) -> Change | None:
+    gib = smallest_up_to(MAX_GIB, lambda n: fits_with(task, Change("ram_gib", n, "")))
     return (
-        Change(
-            "gpu_gib",
-            tenths / 10,
-            f"cards with {tenths / 10:.1f} GiB (gpu_mem_gib={tenths / 10:.1f} in the hostfile)",
-        )
-        if tenths
-        else None
+        Change("ram_gib", gib, f"hosts with {gib} GiB RAM (ram_gib={gib} in the hostfile)") if gib else None
     )
 
 
-def _of_ram(does, task: Task) -> Change | None:
-    size = smallest(lambda n: does(task, Change("ram_gib", n, "")), 1 << 14)
+def _nvme_change(fits_with: FitsWith, task: Task) -> Change | None:
+    gib = smallest_up_to(MAX_GIB, lambda n: fits_with(task, Change("nvme", n, "")))
     return (
-        Change("ram_gib", size, f"hosts with {size} GiB RAM (ram_gib={size} in the hostfile)")
-        if size
-        else None
-    )
-
-
-def _of_nvme(does, task: Task) -> Change | None:
-    size = smallest(lambda n: does(task, Change("nvme", n, "")), 1 << 14)
-    return (
-        Change("nvme", size, f"{size} GiB of NVMe on every host (nvme=/FOLDER in the hostfile)")
-        if size
+        Change("nvme", gib, f"{gib} GiB of NVMe on every host (nvme=/FOLDER in the hostfile)")
+        if gib
         else None
     )

@@ -7,7 +7,7 @@ from fedspeed.config.spelling import flow
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import sizes, slots_of
 from fedspeed.planner.pipeline.division import client_traffic, divide
-from fedspeed.planner.plan import SLOTTED, Memory, Place, Plan, Setting, Task, overrides
+from fedspeed.planner.plan import SLOTTED, Memory, Plan, RankProfile, Setting, Task, overrides
 from fedspeed.schedule.limits import QUANTISED
 from fedspeed.schedule.loads import spread
 from fedspeed.units import bytes_text, parameters_text
@@ -89,9 +89,9 @@ def as_values(plan: Plan) -> dict:
             "clients": list(plan.topology.cluster_of(c.name).clients),
             **forecast(c.forecast),
             "own": {
-                "setting": dataclasses.asdict(c.own),
-                "overrides": list(overrides(plan.task, c.own)),
-                **forecast(c.own_forecast),
+                "setting": dataclasses.asdict(c.preferred),
+                "overrides": list(overrides(plan.task, c.preferred)),
+                **forecast(c.preferred_forecast),
             },
         }
         for c in plan.clusters
@@ -101,7 +101,7 @@ def as_values(plan: Plan) -> dict:
         "task": task,
         "setting": dataclasses.asdict(plan.setting),
         "blocks": _ranges(plan.task, plan.setting),
-        "stages": {c.name: [_cuts(plan, place) for place in c.places] for c in plan.clusters},
+        "stages": {c.name: [_cuts(plan, profile) for profile in c.profiles] for c in plan.clusters},
         "clusters": clusters,
         "clients": clients,
         "alternatives": [dataclasses.asdict(a) for a in plan.alternatives],
@@ -137,7 +137,7 @@ def _clusters(plan: Plan) -> str:
         node = c.forecast.tightest.node
         hosts = len({plan.topology.placement(rank).host for rank in cluster.ranks})
         tokens = (
-            max(place.carried for place in c.places)
+            max(profile.carried for profile in c.profiles)
             * plan.task.rows
             * plan.task.tokens
             / c.forecast.seconds.total
@@ -235,23 +235,23 @@ def _stages(plan: Plan) -> str:
     """Where the ranks of a client would cut the model if they formed a pipeline."""
     rows = []
     for c in plan.clusters:
-        for place in c.places:
-            cuts = _cuts(plan, place)
+        for profile in c.profiles:
+            cuts = _cuts(plan, profile)
             words = (
                 " | ".join(_range(a, b - 1) for a, b in zip(cuts, cuts[1:]))
                 if cuts
                 else "does not fit: the ranks do not hold the blocks together"
             )
-            rows.append([c.name, place.client_ranks, words])
+            rows.append([c.name, profile.client_ranks, words])
     return "Stage boundaries with engine.pipeline=client\n" + table(["cluster", "stages", ""], rows)
 
 
-def _cuts(plan: Plan, place: Place) -> tuple[int, ...] | None:
+def _cuts(plan: Plan, profile: RankProfile) -> tuple[int, ...] | None:
     recompute = plan.setting.tier != "stock" or plan.setting.checkpointing
     return divide(
         plan.task,
-        [place] * place.client_ranks,
-        client_traffic(place.client_ranks, plan.setting.micro_batch, plan.setting.accumulation, recompute),
+        [profile] * profile.client_ranks,
+        client_traffic(profile.client_ranks, plan.setting.micro_batch, plan.setting.accumulation, recompute),
     )
 
 
@@ -301,11 +301,11 @@ def _own(plan: Plan) -> str:
     """Where clusters alone would choose otherwise. A run has one engine section, so they cannot have both
     today.
     """
-    differing = [c for c in plan.clusters if c.own != plan.setting]
+    differing = [c for c in plan.clusters if c.preferred != plan.setting]
     lines = [
-        f"  {c.name} by itself: {c.own_forecast.seconds.total:.2f} s a step instead of "
+        f"  {c.name} by itself: {c.preferred_forecast.seconds.total:.2f} s a step instead of "
         f"{c.forecast.seconds.total:.2f} s with "
-        f"{' '.join(c.own.overrides)}"
+        f"{' '.join(c.preferred.overrides)}"
         for c in differing
     ]
     return (

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from fedspeed.planner.explain import table
 from fedspeed.planner.hardware import GIB
-from fedspeed.planner.simulate import RELAYS, Outcome, Simulated, Way
+from fedspeed.planner.simulate import RELAYS, ModelSimulation, Outcome, Strategy
 from fedspeed.units import parameters_text
 
 
-def as_values(found: Sequence[Simulated]) -> list[dict]:
+def as_values(found: Sequence[ModelSimulation]) -> list[dict]:
     return [
         {
             "model": one.tasks[0][1].shape.name,
@@ -21,8 +21,8 @@ def as_values(found: Sequence[Simulated]) -> list[dict]:
                     "dtype": task.dtype,
                     "tokens": task.tokens,
                     "ways": [
-                        dataclasses.asdict(way) | ({} if ended is None else dataclasses.asdict(ended))
-                        for way, ended in all_ways
+                        dataclasses.asdict(strategy) | ({} if ended is None else dataclasses.asdict(ended))
+                        for strategy, ended in all_ways
                     ],
                 }
                 for job, task, all_ways in one.tasks
@@ -34,16 +34,16 @@ def as_values(found: Sequence[Simulated]) -> list[dict]:
     ]
 
 
-def told(found: Sequence[Simulated], epochs: int) -> str:
+def as_text(found: Sequence[ModelSimulation], epochs: int) -> str:
     return "\n\n".join(part for one in found for part in (_tasks(one, epochs), _scales(one)))
 
 
-def _tasks(one: Simulated, epochs: int) -> str:
+def _tasks(one: ModelSimulation, epochs: int) -> str:
     task = one.tasks[0][1]
     rows = [
-        [f"{job.name} ({job.clients}, {own.dtype})", way.name, *_numbers(way, ended), way.note]
+        [f"{job.name} ({job.clients}, {own.dtype})", strategy.name, *_numbers(strategy, ended), strategy.note]
         for job, own, all_ways in one.tasks
-        for way, ended in all_ways
+        for strategy, ended in all_ways
     ]
     head = [
         "task (clients, type)",
@@ -66,14 +66,14 @@ def _tasks(one: Simulated, epochs: int) -> str:
     )
 
 
-def _numbers(way: Way, ended: Outcome | None) -> list[str]:
+def _numbers(strategy: Strategy, ended: Outcome | None) -> list[str]:
     if ended is None:
         return ["-"] * 8
     return [
-        f"{way.device_bytes / GIB:.1f}",
-        f"{way.ram_bytes / GIB:.1f}",
-        f"{way.step:.2f}",
-        f"{way.exchange:.3f}",
+        f"{strategy.device_bytes / GIB:.1f}",
+        f"{strategy.ram_bytes / GIB:.1f}",
+        f"{strategy.step:.2f}",
+        f"{strategy.exchange:.3f}",
         f"{ended.round:.1f}",
         str(ended.rounds),
         f"{ended.whole / 3600:.2f}",
@@ -81,7 +81,7 @@ def _numbers(way: Way, ended: Outcome | None) -> list[str]:
     ]
 
 
-def _scales(one: Simulated) -> str:
+def _scales(one: ModelSimulation) -> str:
     head = [
         "clients",
         "in the clear s",

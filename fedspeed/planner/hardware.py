@@ -16,14 +16,14 @@ from fedspeed.models.numeric_types import DeviceTypes, lowest_common
 GIB = 2**30
 # Of the dense matrix peak; 32 TFLOP/s on a 3090 and 24 on a 2080 Ti, which LoRA fine-tuning with fp32
 # accumulation reaches.
-OF_PEAK = 0.45
+PEAK_SHARE = 0.45
 # Of what a large matrix product alone reaches, which is what the probe measures: a step also has norms,
 # attention and small products, which weigh more where matrix products are fast (benchmarks/plan_accuracy.py).
-OF_MEASURED = {"fp32": 0.8, "bf16": 0.6, "fp16": 0.6}
-OF_LINK = 0.88  # what a stream of TCP gets of the nominal bandwidth
+MEASURED_SHARE = {"fp32": 0.8, "bf16": 0.6, "fp16": 0.6}
+LINK_SHARE = 0.88  # what a stream of TCP gets of the nominal bandwidth
 # of the nominal size; the driver leaves 0.97, the rest is kept for what the memory model does not know
-OF_GPU_MEMORY = 0.93
-RAM_KEPT = 3 * GIB  # for the operating system, of a stated size
+GPU_MEMORY_SHARE = 0.93
+RAM_RESERVED = 3 * GIB  # for the operating system, of a stated size
 RAM_ASSUMED = 64.0  # GiB, where the hostfile does not say
 NVME_ASSUMED = 500.0  # GiB free in a stated folder
 LINK_ASSUMED = 10.0  # Gbit/s
@@ -171,12 +171,12 @@ def card_of(name: str) -> Card | None:
     return CARDS[max(found, key=len)] if found else None
 
 
-def published(card: Card, memory_gib: float | None = None) -> Device:
+def published_device(card: Card, memory_gib: float | None = None) -> Device:
     """A card that was not measured."""
-    flops = {"fp16": OF_PEAK * card.tflops_16 * 1e12, "fp32": OF_PEAK * card.tflops_32 * 1e12}
+    flops = {"fp16": PEAK_SHARE * card.tflops_16 * 1e12, "fp32": PEAK_SHARE * card.tflops_32 * 1e12}
     if card.bf16:
         flops["bf16"] = flops["fp16"]
-    memory = int((memory_gib or card.memory_gib) * GIB * OF_GPU_MEMORY)
+    memory = int((memory_gib or card.memory_gib) * GIB * GPU_MEMORY_SHARE)
     return Device(
         card.name,
         "gpu",
@@ -185,16 +185,16 @@ def published(card: Card, memory_gib: float | None = None) -> Device:
         card.memory_gbs * 1e9,
         host_rate=PCIE[card.pcie],
         source="published",
-        fp16_accumulation=OF_PEAK * (card.tflops_16_sum_16 or card.tflops_16) * 1e12,
-        tf32=OF_PEAK * card.tflops_tf32 * 1e12,
+        fp16_accumulation=PEAK_SHARE * (card.tflops_16_sum_16 or card.tflops_16) * 1e12,
+        tf32=PEAK_SHARE * card.tflops_tf32 * 1e12,
     )
 
 
-def measured(facts: Mapping) -> Device:
+def measured_device(facts: Mapping) -> Device:
     """The device of a probe's file."""
     device = facts["device"]
     flops = {
-        name: _share(device, name) * rate for name, rate in device["flops"].items() if name in OF_MEASURED
+        name: _share(device, name) * rate for name, rate in device["flops"].items() if name in MEASURED_SHARE
     }
     memory = device["free_bytes"] if device["kind"] == "gpu" else 0
     fp16_accumulation, tf32 = _measured_fast(device)
@@ -219,7 +219,7 @@ def _share(device: Mapping, name: str) -> float:
     assumed.
     """
     block = device.get("block_flops", {})
-    return block[name] / device["flops"][name] if name in block else OF_MEASURED[name]
+    return block[name] / device["flops"][name] if name in block else MEASURED_SHARE[name]
 
 
 def _measured_launch(device: Mapping) -> tuple[float, float] | None:
@@ -241,7 +241,7 @@ def _measured_fast(device: Mapping) -> tuple[float, float]:
     ):
         rate = rates[name] if name in rates else rates.get(plain, 0.0) * (ratio or 0.0)
         found.append(
-            min(_share(device, plain), OF_MEASURED["bf16"]) * rate
+            min(_share(device, plain), MEASURED_SHARE["bf16"]) * rate
         )  # fast products wait more for the rest
     return found[0], found[1]
 
@@ -266,16 +266,16 @@ def node_of(host: Host, probes: Sequence[Mapping] = ()) -> Node:
         ram = 0
         nvme = 0
     if host.ram_gib:
-        ram = int(host.ram_gib * GIB) - RAM_KEPT
+        ram = int(host.ram_gib * GIB) - RAM_RESERVED
     elif not probe:
-        ram = int(RAM_ASSUMED * GIB) - RAM_KEPT
+        ram = int(RAM_ASSUMED * GIB) - RAM_RESERVED
         assumed.append(f"{RAM_ASSUMED:g} GiB RAM")
     if host.nvme and not nvme:
         nvme = int(NVME_ASSUMED * GIB)
         assumed.append(f"{NVME_ASSUMED:g} GiB free in {host.nvme}")
     if not host.link_gbps:
         assumed.append(f"{LINK_ASSUMED:g} Gbit/s to other hosts")
-    link = (host.link_gbps or LINK_ASSUMED) * 1e9 / 8 * OF_LINK
+    link = (host.link_gbps or LINK_ASSUMED) * 1e9 / 8 * LINK_SHARE
     ram_rate = probe["ram"]["bytes_s"] if probe else RAM_RATE
     loopback = probe["link"]["loopback_bytes_s"] if probe else LOOPBACK_RATE
     # GeForce cards have no direct path to each other: a byte goes up to the host and down again.
@@ -296,9 +296,11 @@ def node_of(host: Host, probes: Sequence[Mapping] = ()) -> Node:
 
 def _device(host: Host, probe: Mapping | None) -> Device:
     if probe:
-        device = measured(probe)
+        device = measured_device(probe)
         if host.gpu_mem_gib and device.kind == "gpu":
-            device = replace(device, memory=min(device.memory, int(host.gpu_mem_gib * GIB * OF_GPU_MEMORY)))
+            device = replace(
+                device, memory=min(device.memory, int(host.gpu_mem_gib * GIB * GPU_MEMORY_SHARE))
+            )
         return device
     if not host.gpu:
         raise PlanError(
@@ -313,7 +315,7 @@ def _device(host: Host, probe: Mapping | None) -> Device:
             f"{', '.join(CARDS)}); run `fedspeed "
             f"probe --out FILE` on it and pass `--probe FILE`"
         )
-    return published(card, host.gpu_mem_gib)
+    return published_device(card, host.gpu_mem_gib)
 
 
 def _probe_for(host: Host, probes: Sequence[Mapping]) -> Mapping | None:
@@ -328,7 +330,7 @@ def _probe_for(host: Host, probes: Sequence[Mapping]) -> Mapping | None:
     return by_name or alike or anyone
 
 
-def read_probe(facts: object, where: str) -> Mapping:
+def checked_probe(facts: object, where: str) -> Mapping:
     """Checks the content of a probe's file.
 
     Raises:

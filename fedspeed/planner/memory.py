@@ -10,15 +10,15 @@ from functools import lru_cache
 
 from fedspeed.models.catalogue import ModelShape
 from fedspeed.planner.hardware import GIB
-from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, Place, Setting, Task
+from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, RankProfile, Setting, Task
 from fedspeed.schedule.limits import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTISED, READ_STAGES, UNIT_ALIGN
 
-DRIVER = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
-PROCESS = {
+DRIVER_BYTES = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
+PROCESS_BYTES = {
     "gpu": 3 * GIB,
     "cpu": int(0.9 * GIB),
 }  # RAM of a rank that holds nothing yet: Python, libraries, driver
-FRAGMENTS = 0.08  # of what comes and goes: what PyTorch's allocator holds beside it
+FRAGMENTATION = 0.08  # of what comes and goes: what PyTorch's allocator holds beside it
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Sizes:
     block: int
     embedding: int
     head: int
-    beside: int
+    other: int
 
     @property
-    def ends(self) -> int:
+    def embedding_and_head(self) -> int:
         return self.embedding + self.head
 
 
@@ -53,40 +53,40 @@ def slots_of(task: Task, setting: Setting) -> int:
     )
 
 
-def memory_of(task: Task, setting: Setting, place: Place) -> Memory:
+def memory_of(task: Task, setting: Setting, profile: RankProfile) -> Memory:
     """Peak bytes on one kind of rank, and on its node."""
-    standing, moving = device_memory(task, setting, place)
+    standing, moving = device_memory(task, setting, profile)
     device = standing | moving
-    client_slots = client_slots_of(setting, place)
+    client_slots = client_slots_of(setting, profile)
     streamed = setting.tier != "stock"
-    host = _base_on_host(task, setting, place)
+    host = _base_on_host(task, setting, profile)
     waiting = 0
     if streamed and setting.block_inputs == "host":
-        cells = client_slots * setting.accumulation
-        waiting = shelf_bytes(task, setting) * (
-            cells * (task.shape.layers - 1) - kept_of(task, setting, cells)
+        micro_batches = client_slots * setting.accumulation
+        waiting = pinned_input_bytes(task, setting) * (
+            micro_batches * (task.shape.layers - 1) - kept_count(task, setting, micro_batches)
         )
     unit = sizes(task.shape, task.type_bytes)
     loading = 2 * max(unit.block, unit.embedding)  # a unit as read, and as packed; gone when training begins
-    host["block inputs" if waiting > loading else "loading"] = max(waiting, loading) * place.ranks_here
-    host["processes"] = PROCESS[place.node.device.kind] * place.ranks_here
-    disk = {"base": base_away(task, setting)} if setting.tier == "nvme" else {}
-    if place.node.device.kind == "cpu":
+    host["block inputs" if waiting > loading else "loading"] = max(waiting, loading) * profile.ranks_here
+    host["processes"] = PROCESS_BYTES[profile.node.device.kind] * profile.ranks_here
+    disk = {"base": streamed_bytes(task, setting)} if setting.tier == "nvme" else {}
+    if profile.node.device.kind == "cpu":
         for cause, count in device.items():
-            host[cause] = host.get(cause, 0) + count * place.ranks_here
+            host[cause] = host.get(cause, 0) + count * profile.ranks_here
         return Memory({}, host, disk)
-    device["allocator"] = int(FRAGMENTS * sum(moving.values()))
-    device["driver"] = DRIVER
+    device["allocator"] = int(FRAGMENTATION * sum(moving.values()))
+    device["driver"] = DRIVER_BYTES
     return Memory(device, host, disk)
 
 
-def client_slots_of(setting: Setting, place: Place) -> int:
+def client_slots_of(setting: Setting, profile: RankProfile) -> int:
     """Clients that train at the same time."""
-    return 1 if setting.tier == "stock" else min(setting.client_slots, place.carried)
+    return 1 if setting.tier == "stock" else min(setting.client_slots, profile.carried)
 
 
 def device_memory(
-    task: Task, setting: Setting, place: Place, evaluation: bool = True
+    task: Task, setting: Setting, profile: RankProfile, evaluation: bool = True
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes of tensors on one rank's device, by cause: (what stands there all the time, the most that comes
     and goes).
@@ -94,14 +94,14 @@ def device_memory(
     Args:
         evaluation: whether evaluation passes count, or training steps only.
     """
-    client_slots = client_slots_of(setting, place)
-    standing = _base_on_device(task, setting, place) | trainable_bytes(task, client_slots, place)
+    client_slots = client_slots_of(setting, profile)
+    standing = _base_on_device(task, setting, profile) | trainable_bytes(task, client_slots, profile)
     if task.folded_rank:  # one for all client slots
         standing["folded adapter"] = task.shape.folded(task.targets, task.folded_rank) * task.type_bytes
     if setting.tier == "stock":
         return standing, _stock_activations(task, setting)
     return standing, _streamed_activations(
-        task, setting, client_slots, place.node.device.kind, evaluation=evaluation
+        task, setting, client_slots, profile.node.device.kind, evaluation=evaluation
     )
 
 
@@ -118,43 +118,43 @@ def kept_bytes(task: Task, setting: Setting) -> int:
     return setting.micro_batch * task.tokens * saved_per_token(task) + beside
 
 
-def kept_of(task: Task, setting: Setting, cells: int) -> int:
+def kept_count(task: Task, setting: Setting, micro_batches: int) -> int:
     """Blocks and micro-batches, counted in pairs, that the activation budget keeps of a pass with so many
     micro-batches.
     """
-    return min(setting.activation_bytes // kept_bytes(task, setting), cells * (task.shape.layers - 1))
+    return min(setting.activation_bytes // kept_bytes(task, setting), micro_batches * (task.shape.layers - 1))
 
 
-def base_away(task: Task, setting: Setting) -> int:
+def streamed_bytes(task: Task, setting: Setting) -> int:
     """Bytes of the base that one complete copy off the device takes: what streams."""
     unit = sizes(task.shape, task.type_bytes)
-    return (task.shape.layers - setting.resident_blocks) * unit.block + unit.ends
+    return (task.shape.layers - setting.resident_blocks) * unit.block + unit.embedding_and_head
 
 
-def _base_on_device(task: Task, setting: Setting, place: Place) -> dict[str, int]:
+def _base_on_device(task: Task, setting: Setting, profile: RankProfile) -> dict[str, int]:
     unit = sizes(task.shape, task.type_bytes)
     shape = task.shape
-    whole = shape.layers * unit.block + unit.ends + unit.beside
+    whole = shape.layers * unit.block + unit.embedding_and_head + unit.other
     if task.method == "full":
         return {}
     if setting.tier in QUANTISED:
         stays = setting.resident_blocks * unit.block
         rounded = (shape.layers - setting.resident_blocks) * quantised_block(task, setting.tier)
         return {
-            "base": stays + rounded + unit.ends + unit.beside,
+            "base": stays + rounded + unit.embedding_and_head + unit.other,
             "slots": slots_of(task, setting) * unit.block,
         }
     if setting.tier not in STREAMED:
         return {"base": whole}
-    group = {"client": place.client_ranks, "cluster": place.cluster_ranks}.get(setting.tier)
+    group = {"client": profile.client_ranks, "cluster": profile.cluster_ranks}.get(setting.tier)
     # The end slot takes the head, and where the embedding is not read in host memory, that too; both have one
     # size.
     found = {
-        "base": setting.resident_blocks * unit.block + unit.beside,
+        "base": setting.resident_blocks * unit.block + unit.other,
         "slots": slots_of(task, setting) * unit.block + (unit.head or unit.embedding),
     }
     if group and not task.offload:
-        found["share of the base"] = -(-base_away(task, setting) // group)
+        found["share of the base"] = -(-streamed_bytes(task, setting) // group)
     return found
 
 
@@ -165,27 +165,27 @@ def quantised_block(task: Task, tier: str) -> int:
     return rounded + (task.shape.block - matrices) * task.type_bytes
 
 
-def _base_on_host(task: Task, setting: Setting, place: Place) -> dict[str, int]:
+def _base_on_host(task: Task, setting: Setting, profile: RankProfile) -> dict[str, int]:
     unit = sizes(task.shape, task.type_bytes)
-    group = {"client": place.client_ranks, "cluster": place.cluster_ranks}.get(setting.tier)
+    group = {"client": profile.client_ranks, "cluster": profile.cluster_ranks}.get(setting.tier)
     if setting.tier == "ram":
-        return {"base": base_away(task, setting)}
-    if setting.tier == "nvme" and place.node.device.kind == "gpu":
-        return {"read buffers": READ_STAGES * _pinned(max(unit.block, unit.embedding)) * place.ranks_here}
+        return {"base": streamed_bytes(task, setting)}
+    if setting.tier == "nvme" and profile.node.device.kind == "gpu":
+        return {"read buffers": READ_STAGES * _pinned(max(unit.block, unit.embedding)) * profile.ranks_here}
     if group and task.offload:
-        return {"share of the base": -(-base_away(task, setting) // group) * place.ranks_here}
+        return {"share of the base": -(-streamed_bytes(task, setting) // group) * profile.ranks_here}
     return {}
 
 
-def trainable_bytes(task: Task, client_slots: int, place: Place) -> dict[str, int]:
+def trainable_bytes(task: Task, client_slots: int, profile: RankProfile) -> dict[str, int]:
     """Of every seat: working copy, fp32 masters and moments, and the gradients: fp32 sums, their copy in the
     model's type, ZeRO's own fp32.
     """
     p = task.trainable
     s = task.type_bytes
     moments = {"adamw": 8, "sgd": 4}[task.optimizer]
-    parts = place.client_ranks if task.stage >= 1 else 1
-    copies = -(-p * s // (place.client_ranks if task.method == "full" and task.stage >= 3 else 1))
+    parts = profile.client_ranks if task.stage >= 1 else 1
+    copies = -(-p * s // (profile.client_ranks if task.method == "full" and task.stage >= 3 else 1))
     return {
         "adapter" if task.method == "lora" else "model": client_slots * copies,
         "masters and optimizer": client_slots * -(-p * (4 + moments) // parts),
@@ -202,14 +202,14 @@ def _streamed_activations(
     shape = task.shape
     s = task.type_bytes
     batch = setting.micro_batch * task.tokens
-    cells = client_slots * setting.accumulation
+    micro_batches = client_slots * setting.accumulation
     hidden = batch * shape.hidden * s
-    kept = kept_of(task, setting, cells)
-    between = cells * hidden  # where a micro-batch is now (backward: its gradient)
+    kept = kept_count(task, setting, micro_batches)
+    between = micro_batches * hidden  # where a micro-batch is now (backward: its gradient)
     if setting.block_inputs == "device":
-        between += cells * (shape.layers - 1) * hidden
+        between += micro_batches * (shape.layers - 1) * hidden
     else:
-        between += min(CARRIED, shape.layers - 1) * cells * hidden
+        between += min(CARRIED, shape.layers - 1) * micro_batches * hidden
     # Head and loss are computed while the last block's graph is kept, and its gradients after them.
     block = batch * saved_per_token(task)
     working = batch * working_per_token(task)
@@ -253,7 +253,7 @@ def head_bytes(task: Task, batch: int, kind: str) -> int:
     return batch * shape.hidden * (8 + 5 * s) + rows * shape.vocab * (2 * s + 8)
 
 
-def shelf_bytes(task: Task, setting: Setting) -> int:
+def pinned_input_bytes(task: Task, setting: Setting) -> int:
     """Host memory of one block's input of one micro-batch."""
     return _pinned(input_bytes(task, setting))
 

@@ -110,9 +110,9 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankProfile:
     """A rank, as far as its memory and time depend on where it stands. Ranks that are alike have equal
-    places.
+    profiles.
 
     Attributes:
         ranks_here: ranks that work on its node and share its RAM, disk and link.
@@ -191,7 +191,7 @@ class Forecast:
     cluster: str
     memory: Memory
     seconds: Seconds
-    tightest: Place
+    tightest: RankProfile
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,10 @@ class ClusterPlan:
     """A cluster under the common setting, and the setting it would take by itself."""
 
     name: str
-    places: tuple[Place, ...]
+    profiles: tuple[RankProfile, ...]
     forecast: Forecast
-    own: Setting
-    own_forecast: Forecast
+    preferred: Setting
+    preferred_forecast: Forecast
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from fedspeed.cluster.topology import Topology
 from fedspeed.errors import PlanError
 from fedspeed.planner.hardware import Node
 from fedspeed.planner.pipeline.forecast import PipelineForecast, client_pipeline, cluster_pipeline
-from fedspeed.planner.places import place_of
-from fedspeed.planner.plan import Place, Task
+from fedspeed.planner.plan import RankProfile, Task
+from fedspeed.planner.profiles import profile_of
 from fedspeed.planner.search import plan
 from fedspeed.planner.timing import exchange_s
 
@@ -21,7 +21,7 @@ MODELS = (
 )
 SCALES = (100, 1_000, 10_000)
 MICRO_BATCHES = (1, 2, 4, 8)
-RELAYS = 2  # of an update's cells, on their way
+RELAYS = 2  # of an update's cells, on their strategy
 # CPU-seconds of a masked exchange for each byte of the update: by itself, and for the key stream with each
 # other participant. Least squares through the 3, 9 and 16 clients of benchmarks/results/anonymous.md.
 MASK_S = 1.3e-9
@@ -46,8 +46,8 @@ TASKS = (
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to train; with `step` None it is none, and `note` says why.
+class Strategy:
+    """One strategy to train; with `step` None it is none, and `note` says why.
 
     Attributes:
         device_bytes: of the fullest device. ram_bytes: of the fullest node.
@@ -74,22 +74,22 @@ class Outcome:
     rate: float
 
 
-def outcome(way: Way, task: Task, rows: int) -> Outcome:
+def outcome(strategy: Strategy, task: Task, rows: int) -> Outcome:
     """A training that sees `rows` rows in all. With federation.staleness=1 the exchange hides behind the next
     round's local steps.
     """
-    train = task.local_steps * way.step
-    one = max(train, way.exchange) if task.staleness else train + way.exchange
-    rounds = math.ceil(rows / (way.rows * task.local_steps))
+    train = task.local_steps * strategy.step
+    one = max(train, strategy.exchange) if task.staleness else train + strategy.exchange
+    rounds = math.ceil(rows / (strategy.rows * task.local_steps))
     return Outcome(
         rounds,
         one,
-        rounds * one + (min(train, way.exchange) if task.staleness else 0.0),
-        way.rows * task.tokens * task.local_steps / one,
+        rounds * one + (min(train, strategy.exchange) if task.staleness else 0.0),
+        strategy.rows * task.tokens * task.local_steps / one,
     )
 
 
-def ways(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> list[Way]:
+def strategies(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> list[Strategy]:
     """The planner's choice, each client's pipeline over its ranks, and each cluster's over all of them; all
     with the same rows in a step of a client.
     """
@@ -99,14 +99,14 @@ def ways(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> list[Way]
     ]
 
 
-def _planned(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Way:
+def _planned(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Strategy:
     try:
         found = plan(task, topology, nodes)
     except PlanError as error:
-        return Way("planned", str(error).partition(". Each of these")[0])
+        return Strategy("planned", str(error).partition(". Each of these")[0])
     memories = [c.forecast.memory for c in found.clusters]
     seconds = [c.forecast.seconds for c in found.clusters]
-    return Way(
+    return Strategy(
         "planned",
         f"engine.tier={found.setting.tier}, {found.setting.accumulation} x {found.setting.micro_batch} rows "
         "a rank",
@@ -123,35 +123,37 @@ def _rows(task: Task, topology: Topology) -> int:
     return task.rows * sum(len(client.ranks) for client in topology.clients)
 
 
-def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Way:
+def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Strategy:
     name = f"engine.pipeline={scope}"
-    pipelines: dict[tuple[int, ...], list[int]] = {}  # ranks -> the place among them of each client's gateway
+    pipelines: dict[
+        tuple[int, ...], list[int]
+    ] = {}  # ranks -> the profile among them of each client's gateway
     for client in topology.clients:
         ranks = client.ranks if scope == "client" else topology.cluster_of(client.cluster).ranks
         pipelines.setdefault(tuple(ranks), []).append(ranks.index(client.gateway))
     if any(len(ranks) < 2 for ranks in pipelines):
-        return Way(name, "some would have one rank only")
+        return Strategy(name, "some would have one rank only")
     if task.method == "full":
-        return Way(name, "trains adapters inside the blocks only")
+        return Strategy(name, "trains adapters inside the blocks only")
     if (most := max(map(len, pipelines))) > task.shape.layers:
-        return Way(name, f"{most} ranks for {task.shape.layers} blocks")
-    kinds: list[tuple[list[Place], list[int]]] = []  # different ones only
+        return Strategy(name, f"{most} ranks for {task.shape.layers} blocks")
+    kinds: list[tuple[list[RankProfile], list[int]]] = []  # different ones only
     for ranks, owners in pipelines.items():
-        places = [place_of(topology, nodes, rank) for rank in ranks]
-        kinds += [(places, owners)] if (places, owners) not in kinds else []
+        profiles = [profile_of(topology, nodes, rank) for rank in ranks]
+        kinds += [(profiles, owners)] if (profiles, owners) not in kinds else []
     # A client's step has the rows that all of its ranks would take by themselves; in a cluster of unlike
     # clients, those of the largest.
     found = [
-        _best(scope, task, places, owners, task.rows * max(place.client_ranks for place in places))
-        for places, owners in kinds
+        _best(scope, task, profiles, owners, task.rows * max(profile.client_ranks for profile in profiles))
+        for profiles, owners in kinds
     ]
     if None in found:
-        return Way(name, "does not fit: weights and activations of some stage are too large")
+        return Strategy(name, "does not fit: weights and activations of some stage are too large")
     slowest = max(found, key=lambda one: one.seconds)
-    exchange = max(exchange_s(task, places[0]) for places, _ in kinds)
-    return Way(
+    exchange = max(exchange_s(task, profiles[0]) for profiles, _ in kinds)
+    return Strategy(
         name,
-        _told(slowest),
+        _describe(slowest),
         max(one.device for one in found),
         ram_bytes=max(one.ram for one in found),
         step=slowest.seconds,
@@ -161,21 +163,21 @@ def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, N
 
 
 def _best(
-    scope: str, task: Task, places: Sequence[Place], owners: Sequence[int], rows: int
+    scope: str, task: Task, profiles: Sequence[RankProfile], owners: Sequence[int], rows: int
 ) -> PipelineForecast | None:
     """The fastest division of a client's rows into micro-batches."""
     found = []
     for micro_batch in (size for size in MICRO_BATCHES if rows % size == 0):
         micros = rows // micro_batch
         found.append(
-            cluster_pipeline(task, places, owners, micro_batch, micros)
+            cluster_pipeline(task, profiles, owners, micro_batch, micros)
             if scope == "cluster"
-            else client_pipeline(task, places, len(owners), micro_batch, micros)
+            else client_pipeline(task, profiles, len(owners), micro_batch, micros)
         )
     return min(filter(None, found), key=lambda one: one.seconds, default=None)
 
 
-def _told(found: PipelineForecast) -> str:
+def _describe(found: PipelineForecast) -> str:
     sizes = (
         "blocks loaded by turns" if found.loads else f"stages of {'+'.join(map(str, found.chunks))} blocks"
     )
@@ -200,10 +202,10 @@ class Scale:
     rate: float
 
 
-def scale(task: Task, way: Way, link_rate: float, clients: int) -> Scale:
-    """Args: way: of one client, on one server. link_rate: bytes/s of each server's link."""
+def scale(task: Task, strategy: Strategy, link_rate: float, clients: int) -> Scale:
+    """Args: strategy: of one client, on one server. link_rate: bytes/s of each server's link."""
     nbytes = 4 * task.trainable
-    train = task.local_steps * way.step
+    train = task.local_steps * strategy.step
     plain = 2 * (clients - 1) / clients * nbytes / link_rate + 2 * clients * MESSAGE_S
     cpu = nbytes * (MASK_S + STREAM_S * clients)
     masked = (RELAYS + 2) * nbytes / link_rate + STATES * clients * MESSAGE_S + cpu
@@ -215,43 +217,54 @@ def scale(task: Task, way: Way, link_rate: float, clients: int) -> Scale:
         masked_cpu=cpu,
         round=train + masked,
         hidden=hidden,
-        rate=clients * way.rows * task.tokens * task.local_steps / hidden,
+        rate=clients * strategy.rows * task.tokens * task.local_steps / hidden,
     )
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """One model: (task, what is trained, ways with their outcomes); the fastest way of a client that has a
-    server to itself, at scale.
+class ModelSimulation:
+    """The simulated training of one model.
+
+    Attributes:
+        tasks: (job, task, strategies with their outcomes; None where a strategy is impossible).
+        alone: the fastest strategy of a client that has a server to itself.
+        scales: rounds of many such clients.
     """
 
-    tasks: list[tuple[Job, Task, list[tuple[Way, Outcome | None]]]]
-    alone: Way
+    tasks: list[tuple[Job, Task, list[tuple[Strategy, Outcome | None]]]]
+    alone: Strategy
     scales: list[Scale]
 
 
-def simulated(
+def simulate_model(
     jobs: Sequence[tuple[Job, Task, Topology, Mapping[str, Node]]],
     alone: Sequence[tuple[Task, Topology, Mapping[str, Node]]],
     epochs: int,
     counts: Sequence[int],
-) -> Simulated:
+) -> ModelSimulation:
     """Args: alone: one client on each kind of host by itself; the slowest counts at scale."""
     tasks = []
     for job, task, topology, nodes in jobs:
-        found = ways(task, topology, nodes)
+        found = strategies(task, topology, nodes)
         tasks.append((
             job,
             task,
-            [(way, outcome(way, task, epochs * job.rows) if way.step is not None else None) for way in found],
+            [
+                (strategy, outcome(strategy, task, epochs * job.rows) if strategy.step is not None else None)
+                for strategy in found
+            ],
         ))
     best = [
-        (task, min(able, key=lambda way: way.step), nodes)
+        (task, min(able, key=lambda strategy: strategy.step), nodes)
         for task, topology, nodes in alone
-        if (able := [way for way in ways(task, topology, nodes)[:2] if way.step is not None])
+        if (
+            able := [
+                strategy for strategy in strategies(task, topology, nodes)[:2] if strategy.step is not None
+            ]
+        )
     ]
     if len(best) < len(alone):
-        return Simulated(tasks, Way("none", "some host holds no way by itself"), [])
+        return ModelSimulation(tasks, Strategy("none", "some host holds no strategy by itself"), [])
     task, slowest, _ = max(best, key=lambda one: one[1].step / one[1].rows)
     link_rate = min(node.link_rate for _, _, nodes in best for node in nodes.values())
-    return Simulated(tasks, slowest, [scale(task, slowest, link_rate, count) for count in counts])
+    return ModelSimulation(tasks, slowest, [scale(task, slowest, link_rate, count) for count in counts])

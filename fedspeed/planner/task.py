@@ -10,7 +10,7 @@ from fedspeed.config.run import RunConfig
 from fedspeed.errors import PlanError
 from fedspeed.federation.methods.config import METHODS
 from fedspeed.models.catalogue import ModelShape
-from fedspeed.planner.hardware import OF_PEAK, Device, Node, common_type
+from fedspeed.planner.hardware import PEAK_SHARE, Device, Node, common_type
 from fedspeed.planner.plan import Task
 from fedspeed.planner.timing import matrix_rate
 
@@ -144,7 +144,7 @@ def notes_of(topology: Topology, nodes: Mapping[str, Node]) -> list[str]:
     sources = {node.device.name: node.device.source for node in nodes.values()}
     notes += [
         f"{name}: speeds {source}"
-        + (f", {OF_PEAK:.0%} of the peak matrix rate" if source == "published" else "")
+        + (f", {PEAK_SHARE:.0%} of the peak matrix rate" if source == "published" else "")
         for name, source in sources.items()
     ]
     return notes + list(warnings(topology))

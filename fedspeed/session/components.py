@@ -34,7 +34,7 @@ from fedspeed.monitor.trace import NoTrace, Trace
 from fedspeed.monitor.working import Working
 from fedspeed.planner.hardware import node_of
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
-from fedspeed.planner.places import place_of
+from fedspeed.planner.profiles import profile_of
 from fedspeed.planner.task import task_of
 from fedspeed.routing.channel import Channel
 from fedspeed.routing.config import TRANSPORTS
@@ -167,7 +167,7 @@ def stage_cuts(job: Job) -> tuple[int, ...] | str:
     task = task_of(
         config, ds_config, planned_shape(config.model.base), [node.device for node in nodes.values()]
     )
-    cuts = divide(task, [place_of(job.topology, nodes, rank) for rank in job.world], _traffic(job))
+    cuts = divide(task, [profile_of(job.topology, nodes, rank) for rank in job.world], _traffic(job))
     if cuts is None:
         raise PlanError(
             f"engine.pipeline={config.engine.pipeline}: {len(job.world)} ranks do not hold the model's "

@@ -10,11 +10,11 @@ from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.planned import planned_shape
 from fedspeed.monitor.report import Predicted
-from fedspeed.planner.fitting import fits, keeping
+from fedspeed.planner.fitting import fits, with_kept_activations
 from fedspeed.planner.hardware import GIB, Device, Node, node_of
 from fedspeed.planner.memory import device_memory, input_bytes
-from fedspeed.planner.places import places_of
-from fedspeed.planner.plan import SLOTTED, TIERS, Place, Setting, Task
+from fedspeed.planner.plan import SLOTTED, TIERS, RankProfile, Setting, Task
+from fedspeed.planner.profiles import profiles_of
 from fedspeed.planner.task import task_of
 from fedspeed.planner.timing import seconds_of
 from fedspeed.session.measured import base_sizes, read_probe_file
@@ -78,7 +78,7 @@ def _forecast(job: Job, data: dict):
         tokens=-(-longest // 8) * 8,
         answer_share=sum(e.answer_tokens for e in examples) / sum(len(e.input_ids) for e in examples),
     )
-    places = [place for group in places_of(job.topology, nodes).values() for place in group]
+    places = [place for group in profiles_of(job.topology, nodes).values() for place in group]
     group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
     resident, slots = (
         _placed(config.engine, base_sizes(shape, task.type_bytes, 0 if task.offload else group))
@@ -110,7 +110,9 @@ def _placed(engine, held) -> tuple[int, int]:
     return resident_count(engine, held), slots_of(engine, held)
 
 
-def _with_activations(task: Task, setting: Setting, engine: EngineConfig, places: Sequence[Place]) -> Setting:
+def _with_activations(
+    task: Task, setting: Setting, engine: EngineConfig, places: Sequence[RankProfile]
+) -> Setting:
     """The setting with what waits for the backward pass where the engine lets it wait, as far as it can be
     known before: under auto, as much as the memory model says that there is room for.
     """
@@ -120,7 +122,7 @@ def _with_activations(task: Task, setting: Setting, engine: EngineConfig, places
     if engine.activation_gib == "auto":
         if chooses and not all(fits(task, setting, place) for place in places):
             setting = replace(setting, block_inputs="host")
-        return keeping(task, setting, places)
+        return with_kept_activations(task, setting, places)
     budget = int(engine.activation_gib * GIB)
     if not chooses:
         return replace(setting, activation_bytes=budget)

@@ -7,7 +7,7 @@ from fedspeed.engine.base.choose import BaseSizes
 from fedspeed.errors import PlanError
 from fedspeed.files import json_value
 from fedspeed.models.catalogue import ModelShape
-from fedspeed.planner.hardware import read_probe
+from fedspeed.planner.hardware import checked_probe
 from fedspeed.planner.memory import sizes
 
 
@@ -17,9 +17,9 @@ def base_sizes(shape: ModelShape, type_bytes: int, holders: int = 0) -> BaseSize
     return BaseSizes(
         unit.block,
         shape.layers,
-        unit.ends,
+        unit.embedding_and_head,
         end=max(unit.embedding, unit.head),
-        beside=unit.beside,
+        beside=unit.other,
         holders=holders,
     )
 
@@ -31,7 +31,7 @@ def read_probe_file(path: Path) -> Mapping:
         PlanError: it cannot be read, or is something else.
     """
     try:
-        return read_probe(json_value(path.read_text(encoding="utf-8")), str(path))
+        return checked_probe(json_value(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError) as error:
         raise PlanError(
             f"{path}: cannot be read as a probe's file ({error}); write it with `fedspeed probe --out FILE`"

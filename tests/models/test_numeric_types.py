@@ -3,7 +3,7 @@
 import pytest
 
 from fedspeed.models.numeric_types import DeviceTypes, lowest_common, told
-from fedspeed.planner.hardware import CARDS, common_type, published
+from fedspeed.planner.hardware import CARDS, common_type, published_device
 
 
 def gpu(name: str, *types: str) -> DeviceTypes:
@@ -42,7 +42,7 @@ def test_the_type_of_the_fewest_bits_that_all_have(devices, dtype, whose):
 
 def test_the_planner_asks_the_same_rule():
     for names in (["rtx3090"], ["rtx3090", "rtx2080ti"], ["v100", "t4"], ["h100", "a100"]):
-        cards = [published(CARDS[name]) for name in names]
+        cards = [published_device(CARDS[name]) for name in names]
         assert common_type(cards, "auto") == lowest_common([
             DeviceTypes(c.name, c.kind, frozenset(c.flops)) for c in cards
         ])

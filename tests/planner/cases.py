@@ -1,11 +1,11 @@
-"""Hosts, tasks and places that the planner's tests share."""
+"""Hosts, tasks and profiles that the planner's tests share."""
 
 from fedspeed.cluster.hostfile import parse, read
 from fedspeed.cluster.topology import place_clients
 from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.hardware import common_type, node_of
-from fedspeed.planner.places import places_of
 from fedspeed.planner.plan import Task
+from fedspeed.planner.profiles import profiles_of
 from fedspeed.planner.search import plan
 from tests.conftest import ROOT
 
@@ -20,7 +20,7 @@ def one_host(facts="gpu=rtx3090 ram_gib=64", slots=2):
 def laid(hosts, clients):
     """(topology, nodes) of clients on hosts."""
     topology = place_clients(hosts, clients, "auto")
-    busy = {place.host for place in topology.ranks if place.clients}
+    busy = {rank.host for rank in topology.ranks if rank.clients}
     return topology, {host.name: node_of(host) for host in hosts if host.name in busy}
 
 
@@ -31,9 +31,9 @@ def shipped(name, clients, model, **task):
     return plan(Task(shape_of(model), clients, dtype=dtype, **task), topology, nodes)
 
 
-def one_place(facts="gpu=rtx3090 ram_gib=64", slots=2, clients=1):
+def one_profile(facts="gpu=rtx3090 ram_gib=64", slots=2, clients=1):
     """The only kind of rank on a host."""
     topology, nodes = laid(one_host(facts, slots), clients)
-    (places,) = places_of(topology, nodes).values()
-    (place,) = places
-    return place
+    (profiles,) = profiles_of(topology, nodes).values()
+    (profile,) = profiles
+    return profile

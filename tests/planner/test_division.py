@@ -1,4 +1,4 @@
-"""Cuts of a chain of blocks: exact, held against trying all of them."""
+"""Cuts of a chain of blocks: exact, compared with trying all of them."""
 
 from itertools import combinations
 
@@ -12,11 +12,11 @@ from fedspeed.planner.pipeline.division import (
     client_traffic,
     cluster_traffic,
     divide,
-    room,
     stage_bytes,
+    usable_bytes,
 )
 from fedspeed.planner.plan import Task
-from tests.planner.cases import HUB, one_place
+from tests.planner.cases import HUB, one_profile
 
 
 def slowest(cuts, costs, speeds):
@@ -77,7 +77,7 @@ def test_more_ranks_than_blocks():
 
 
 def places(count, facts="gpu=rtx3090 ram_gib=64"):
-    return [one_place(facts)] * count
+    return [one_profile(facts)] * count
 
 
 def task(**changed):
@@ -105,7 +105,7 @@ def test_activations_of_the_micro_batches_under_way_move_a_cut():
     assert blocks_of(kept)[0] < blocks_of(again)[0]
     assert divide(task(), cards, client_traffic(4, 5, 8, recompute=False)) is None
     for rank, blocks in enumerate(blocks_of(kept)):
-        assert stage_bytes(task(), cards[rank], client_traffic(4, 3, 8, False), rank, blocks) <= room(
+        assert stage_bytes(task(), cards[rank], client_traffic(4, 3, 8, False), rank, blocks) <= usable_bytes(
             cards[rank]
         )
 

@@ -9,13 +9,13 @@ from fedspeed.errors import PlanError
 from fedspeed.planner.hardware import (
     CARDS,
     GIB,
-    RAM_KEPT,
+    RAM_RESERVED,
     card_of,
+    checked_probe,
     common_type,
-    measured,
+    measured_device,
     node_of,
-    published,
-    read_probe,
+    published_device,
 )
 
 PROBE = {
@@ -66,7 +66,7 @@ def test_the_hostfile_outweighs_what_is_published():
     stated = node_of(Host("h", 2, gpu="RTX-3090", gpu_mem_gib=12, ram_gib=40, link_gbps=100))
     plain = node_of(Host("h", 2, gpu="RTX-3090"))
     assert stated.device.memory == plain.device.memory // 2 < 12 * GIB
-    assert stated.ram == 40 * GIB - RAM_KEPT
+    assert stated.ram == 40 * GIB - RAM_RESERVED
     assert stated.link_rate == pytest.approx(10 * plain.link_rate)
     assert stated.assumed == () and plain.assumed == ("64 GiB RAM", "10 Gbit/s to other hosts")
     assert plain.nvme == 0 and node_of(Host("h", 2, gpu="RTX-3090", nvme="/n")).nvme > 0
@@ -92,7 +92,7 @@ def test_a_probe_outweighs_what_is_published():
 
 
 def test_what_probes_tell_since_their_second_version():
-    """Files of the first one go on working, with published ratios in the place of rates that they do not
+    """Files of the first one go on working, with published ratios for rates that they do not
     have.
     """
     rates = {**PROBE["device"]["flops"], "fp32": 20e12}
@@ -108,7 +108,9 @@ def test_what_probes_tell_since_their_second_version():
             "launch_backward_s": 1.1e-3,
         },
     }
-    old, new = (node_of(Host("alpha", 1), [read_probe(probe, "p.json")]).device for probe in (first, second))
+    old, new = (
+        node_of(Host("alpha", 1), [checked_probe(probe, "p.json")]).device for probe in (first, second)
+    )
     assert (old.down_rate, old.both_rate, old.launch_s) == (0.0, 0.0, None)
     assert (new.down_rate, new.both_rate, new.launch_s) == (22e9, 18e9, (7e-4, 1.1e-3))
     assert (new.fp16_accumulation, new.tf32) == (
@@ -127,14 +129,14 @@ def test_what_probes_tell_since_their_second_version():
 
 
 def test_a_file_that_is_no_probe():
-    assert read_probe(PROBE, "p.json") is PROBE
+    assert checked_probe(PROBE, "p.json") is PROBE
     for broken, message in (
         ([], "p.json: holds 0 of the 5 parts"),
         ({**PROBE, "ram": {"free_bytes": 1}}, "p.json: lacks ram.bytes_s"),
         ({**PROBE, "host": None}, "p.json: lacks host"),
     ):
         with pytest.raises(PlanError, match=message):
-            read_probe(broken, "p.json")
+            checked_probe(broken, "p.json")
 
 
 @pytest.mark.parametrize(
@@ -157,12 +159,12 @@ def test_numbers_of_a_probe_that_cannot_be(part, name, value):
     facts = json.loads(json.dumps(PROBE))
     facts[part][name] = value
     with pytest.raises(PlanError, match=rf"here.json: {part}.*write it with `fedspeed probe"):
-        read_probe(facts, "here.json")
+        checked_probe(facts, "here.json")
 
 
 def test_a_mixed_run_takes_fp16():
-    old = published(CARDS["rtx2080ti"])
-    new = published(CARDS["rtx3090"])
+    old = published_device(CARDS["rtx2080ti"])
+    new = published_device(CARDS["rtx3090"])
     assert common_type([new], "auto") == "bf16" and common_type([new, old], "auto") == "fp16"
     assert common_type([new, old], "fp32") == "fp32"
     with pytest.raises(
@@ -174,7 +176,7 @@ def test_a_mixed_run_takes_fp16():
 @pytest.mark.parametrize("name", CARDS)
 def test_sums_in_fp16_are_twice_as_fast_on_geforce_cards_only(name):
     card = CARDS[name]
-    device = published(CARDS[name])
+    device = published_device(CARDS[name])
     assert device.fp16_accumulation == pytest.approx(
         (2 if name.startswith("rtx") else 1) * device.flops["fp16"], rel=1e-3
     )
@@ -184,8 +186,8 @@ def test_sums_in_fp16_are_twice_as_fast_on_geforce_cards_only(name):
 
 def test_rates_are_those_of_the_reference():
     """32 and 24 TFLOP/s of training, docs/planner.md."""
-    assert published(CARDS["rtx3090"]).flops["bf16"] == pytest.approx(32e12, rel=0.01)
-    assert published(CARDS["rtx2080ti"]).flops["fp16"] == pytest.approx(24e12, rel=0.02)
+    assert published_device(CARDS["rtx3090"]).flops["bf16"] == pytest.approx(32e12, rel=0.01)
+    assert published_device(CARDS["rtx2080ti"]).flops["fp16"] == pytest.approx(24e12, rel=0.02)
 
 
 def test_what_a_block_reaches_counts_and_an_older_probe_goes_on_working():
@@ -204,12 +206,12 @@ def test_what_a_block_reaches_counts_and_an_older_probe_goes_on_working():
         "disk": {"free_bytes": 1, "bytes_s": 1e9},
         "link": {"loopback_bytes_s": 1e9},
     }
-    assert measured(read_probe(facts, "old.json")).flops == {"fp32": 80e9, "bf16": 240e9}
+    assert measured_device(checked_probe(facts, "old.json")).flops == {"fp32": 80e9, "bf16": 240e9}
     facts["device"] = device | {"block_flops": {"bf16": 100e9}}
-    assert measured(read_probe(facts, "new.json")).flops == {"fp32": 80e9, "bf16": 100e9}
+    assert measured_device(checked_probe(facts, "new.json")).flops == {"fp32": 80e9, "bf16": 100e9}
     for wrong in ({"bf16": 0.0}, {"int8": 1e9}, []):
         facts["device"] = device | {"block_flops": wrong}
         with pytest.raises(
             PlanError, match="bad.json: device.block_flops.* write it with `fedspeed probe --out FILE`"
         ):
-            read_probe(facts, "bad.json")
+            checked_probe(facts, "bad.json")

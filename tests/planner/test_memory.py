@@ -10,20 +10,20 @@ import pytest
 from fedspeed.federation.methods.folding import fold
 from fedspeed.models.catalogue import KNOWN, from_config, shape_of
 from fedspeed.planner.memory import (
-    base_away,
     device_memory,
     head_bytes,
     kept_bytes,
-    kept_of,
+    kept_count,
     memory_of,
+    pinned_input_bytes,
     saved_per_token,
-    shelf_bytes,
     sizes,
+    streamed_bytes,
 )
 from fedspeed.planner.plan import Setting, Task
 from fedspeed.planner.task import task_of
 from tests.models.test_catalogue import config_of, meta
-from tests.planner.cases import FIVE, HUB, one_place
+from tests.planner.cases import FIVE, HUB, one_profile
 from tests.tiny import run_config
 
 BLOCKS = {
@@ -182,11 +182,11 @@ def test_what_waits_between_two_blocks():
             if isinstance(t, torch.Tensor)
         }
     task = Task(from_config(BLOCKS["llama"], "llama", "llama"), 1, tokens=128)
-    many = memory_of(task, Setting("resident", 2, 3000), one_place()).gpu  # more than evaluation has there
+    many = memory_of(task, Setting("resident", 2, 3000), one_profile()).gpu  # more than evaluation has there
     # Half of it: where inputs wait on the host, those of the first of the two blocks are there or on their
     # way besides.
     assert many["between blocks"] / 2 * 3 / 3000 == pytest.approx(sum(waiting.values()), rel=0.05)
-    few = memory_of(task, Setting("resident", 2, 3), one_place()).gpu
+    few = memory_of(task, Setting("resident", 2, 3), one_profile()).gpu
     assert few["between blocks (evaluation)"] * 3 * 256 / 32_768 == pytest.approx(
         sum(waiting.values()), rel=0.05
     )
@@ -195,7 +195,7 @@ def test_what_waits_between_two_blocks():
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.tier}-{s.checkpointing}")
 def test_fewer_tokens_never_take_more(setting):
     found = [
-        memory_of(replace(TASK, tokens=tokens), setting, one_place())
+        memory_of(replace(TASK, tokens=tokens), setting, one_profile())
         for tokens in (8, 64, 256, 512, 1024, 4096)
     ]
     for of in ("gpu_bytes", "ram_bytes", "nvme_bytes"):
@@ -205,38 +205,39 @@ def test_fewer_tokens_never_take_more(setting):
 
 
 def test_a_resident_block_moves_from_one_memory_to_the_other():
-    none, one = (memory_of(TASK, Setting("ram", 4, 1, resident), one_place()) for resident in (0, 1))
+    none, one = (memory_of(TASK, Setting("ram", 4, 1, resident), one_profile()) for resident in (0, 1))
     block = sizes(TASK.shape, 2).block
     assert one.gpu_bytes - none.gpu_bytes == block == none.ram_bytes - one.ram_bytes
 
 
 def test_a_divided_base_costs_each_rank_its_part():
     setting = Setting("cluster", 4, 1)
-    place = one_place()
-    two = memory_of(TASK, setting, place).gpu["share of the base"]
-    eight = memory_of(TASK, setting, replace(place, cluster_ranks=8)).gpu["share of the base"]
-    assert two == base_away(TASK, setting) / 2 and eight == base_away(TASK, setting) / 8
-    away = memory_of(replace(TASK, offload=True), setting, place)
+    profile = one_profile()
+    two = memory_of(TASK, setting, profile).gpu["share of the base"]
+    eight = memory_of(TASK, setting, replace(profile, cluster_ranks=8)).gpu["share of the base"]
+    assert two == streamed_bytes(TASK, setting) / 2 and eight == streamed_bytes(TASK, setting) / 8
+    away = memory_of(replace(TASK, offload=True), setting, profile)
     assert "share of the base" not in away.gpu and away.ram["share of the base"] == 2 * two
 
 
 def test_the_base_is_once_in_a_node_however_many_ranks():
-    one, two = (memory_of(TASK, Setting("ram", 4, 1), one_place(slots=slots)) for slots in (1, 2))
+    one, two = (memory_of(TASK, Setting("ram", 4, 1), one_profile(slots=slots)) for slots in (1, 2))
     assert one.ram["base"] == two.ram["base"]
     assert two.ram["processes"] == 2 * one.ram["processes"]
 
 
 def test_reading_from_disk_takes_a_page_locked_buffer_a_rank():
-    memory = memory_of(TASK, Setting("nvme", 4, 1), one_place())
+    memory = memory_of(TASK, Setting("nvme", 4, 1), one_profile())
     # Two of the embedding's 1.09e9 bytes, up to a power of two, for each of two ranks.
     assert memory.ram["read buffers"] == 2 * 2 * 2**31
-    assert memory.nvme == {"base": base_away(TASK, Setting("nvme", 4, 1))} and "base" not in memory.ram
+    assert memory.nvme == {"base": streamed_bytes(TASK, Setting("nvme", 4, 1))} and "base" not in memory.ram
 
 
 def test_seats_hold_an_adapter_each():
-    place = one_place(slots=1, clients=4)
+    profile = one_profile(slots=1, clients=4)
     one, four = (
-        memory_of(TASK, Setting("ram", 4, 1, client_slots=client_slots), place).gpu for client_slots in (1, 4)
+        memory_of(TASK, Setting("ram", 4, 1, client_slots=client_slots), profile).gpu
+        for client_slots in (1, 4)
     )
     assert four["masters and optimizer"] == 4 * one["masters and optimizer"]
     assert four["slots"] == one["slots"]
@@ -245,26 +246,31 @@ def test_seats_hold_an_adapter_each():
 def test_waiting_inputs_lie_where_the_setting_says():
     deep = replace(TASK, tokens=2048, rows=16)
     host, device = (
-        memory_of(deep, Setting("ram", 4, 4, block_inputs=where), one_place()) for where in ("host", "device")
+        memory_of(deep, Setting("ram", 4, 4, block_inputs=where), one_profile())
+        for where in ("host", "device")
     )
-    assert host.ram["block inputs"] == 2 * 27 * 4 * shelf_bytes(deep, Setting("ram", 4, 4))
+    assert host.ram["block inputs"] == 2 * 27 * 4 * pinned_input_bytes(deep, Setting("ram", 4, 4))
     # On the device none is rounded up; those of two blocks are there in any case, in use and on their way.
     assert device.gpu["between blocks"] - host.gpu["between blocks"] == (27 - 2) * 4 * 4 * 2048 * 3584 * 2
-    assert shelf_bytes(deep, Setting("ram", 4, 4)) == 2**26  # 4 x 2048 x 3584 x 2 bytes, up to a power of two
+    assert (
+        pinned_input_bytes(deep, Setting("ram", 4, 4)) == 2**26
+    )  # 4 x 2048 x 3584 x 2 bytes, up to a power of two
 
 
 def test_kept_activations_are_what_a_block_saves_of_a_micro_batch():
-    """Their inputs need no place on the host, but stay on the device."""
+    """Their inputs need no memory on the host, but stay on the device."""
     deep = replace(TASK, tokens=2048, rows=8)
     for where, beside in (("device", 0), ("host", 2 * 2048 * 3584 * 2)):
         plain = Setting("ram", 2, 4, block_inputs=where)
         five = replace(plain, activation_bytes=5 * kept_bytes(deep, plain) + 17)
-        without, kept = (memory_of(deep, setting, one_place()) for setting in (plain, five))
+        without, kept = (memory_of(deep, setting, one_profile()) for setting in (plain, five))
         saved = 5 * (2 * 2048 * saved_per_token(deep) + beside)
         assert kept.gpu["activations"] == saved and "activations" not in without.gpu
         assert kept.gpu_bytes - without.gpu_bytes == pytest.approx(1.08 * saved, abs=2)
-        assert without.ram_bytes - kept.ram_bytes == (2 * 5 * shelf_bytes(deep, plain) if beside else 0)
-    assert kept_of(deep, replace(plain, activation_bytes=2**60), 4) == 4 * 27  # all blocks but the last
+        assert without.ram_bytes - kept.ram_bytes == (
+            2 * 5 * pinned_input_bytes(deep, plain) if beside else 0
+        )
+    assert kept_count(deep, replace(plain, activation_bytes=2**60), 4) == 4 * 27  # all blocks but the last
 
 
 def test_logits_come_in_larger_chunks_on_a_gpu():
@@ -279,19 +285,21 @@ def test_logits_come_in_larger_chunks_on_a_gpu():
 
 
 def test_on_a_cpu_everything_is_ram():
-    place = one_place()
-    cpu = replace(place, node=replace(place.node, device=replace(place.node.device, kind="cpu", memory=0)))
+    profile = one_profile()
+    cpu = replace(
+        profile, node=replace(profile.node, device=replace(profile.node.device, kind="cpu", memory=0))
+    )
     memory = memory_of(TASK, Setting("resident", 4, 1, block_inputs="device"), cpu)
     assert (
         memory.gpu == {}
-        and memory.ram["base"] == 2 * memory_of(TASK, Setting("resident", 4, 1), place).gpu["base"]
+        and memory.ram["base"] == 2 * memory_of(TASK, Setting("resident", 4, 1), profile).gpu["base"]
     )
 
 
 def test_a_full_fine_tune_divides_its_optimizer_at_stage_1():
     full = replace(TASK, method="full")
     whole, divided = (
-        memory_of(replace(full, stage=stage), Setting("stock", 1, 4), one_place()).gpu for stage in (0, 1)
+        memory_of(replace(full, stage=stage), Setting("stock", 1, 4), one_profile()).gpu for stage in (0, 1)
     )
     assert whole["model"] == 2 * TASK.shape.total == divided["model"]
     assert whole["masters and optimizer"] == 12 * TASK.shape.total == 2 * divided["masters and optimizer"]
@@ -314,6 +322,6 @@ def test_a_folded_adapter_grows_no_further_than_predicted(count):
         for _ in range(count):
             parts = fold(parts, np.zeros((linear.rows_out, 6)), np.zeros((6, linear.rows_in)))
         folded += shape.layers * sum(part.size for part in parts.values())
-    standing, _ = device_memory(task, SETTINGS[0], one_place())
+    standing, _ = device_memory(task, SETTINGS[0], one_profile())
     assert standing["folded adapter"] == folded * task.type_bytes
-    assert "folded adapter" not in device_memory(replace(task, folded_rank=0), SETTINGS[0], one_place())[0]
+    assert "folded adapter" not in device_memory(replace(task, folded_rank=0), SETTINGS[0], one_profile())[0]

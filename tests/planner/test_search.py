@@ -8,17 +8,17 @@ import pytest
 from fedspeed.cluster.hostfile import parse
 from fedspeed.errors import PlanError
 from fedspeed.models.catalogue import shape_of
-from fedspeed.planner.changes import grown
+from fedspeed.planner.changes import with_memory
 from fedspeed.planner.explain import explain
-from fedspeed.planner.fitting import families, fits
+from fedspeed.planner.fitting import candidates, fits
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import kept_bytes, memory_of
-from fedspeed.planner.places import places_of
 from fedspeed.planner.plan import SLOTTED, Setting, Task, overrides
+from fedspeed.planner.profiles import profiles_of
 from fedspeed.planner.search import fastest, plan
 from fedspeed.planner.timing import seconds_of
 from fedspeed.schedule.limits import QUANTISED
-from tests.planner.cases import FIVE, HUB, laid, one_host, one_place, shipped
+from tests.planner.cases import FIVE, HUB, laid, one_host, one_profile, shipped
 
 CARD = {"rtx3090": 24 * GIB, "rtx2080ti": 11 * GIB}
 TASK = Task(shape_of(f"{HUB}Qwen-7B"), clients=1)
@@ -42,7 +42,7 @@ def apply(change, task, nodes):
         elif part.key == "model.dtype":
             task = replace(task, dtype=str(part.value))
         else:
-            nodes = {name: grown(node, part) for name, node in nodes.items()}
+            nodes = {name: with_memory(node, part) for name, node in nodes.items()}
     return task, nodes
 
 
@@ -51,11 +51,14 @@ def apply(change, task, nodes):
 def test_the_models_fit_the_cards(hostfile, clients, model):
     found = shipped(hostfile, clients, model)
     for cluster in found.clusters:
-        for forecast, setting in ((cluster.forecast, found.setting), (cluster.own_forecast, cluster.own)):
-            for place in cluster.places:
-                assert memory_of(found.task, setting, place).gpu_bytes < CARD[cluster.name]
+        for forecast, setting in (
+            (cluster.forecast, found.setting),
+            (cluster.preferred_forecast, cluster.preferred),
+        ):
+            for profile in cluster.profiles:
+                assert memory_of(found.task, setting, profile).gpu_bytes < CARD[cluster.name]
             assert 0 < forecast.seconds.total < 60
-        assert cluster.own_forecast.seconds.total <= cluster.forecast.seconds.total
+        assert cluster.preferred_forecast.seconds.total <= cluster.forecast.seconds.total
     assert found.task.dtype == ("bf16" if clients == 3 else "fp16")
 
 
@@ -78,32 +81,34 @@ def test_nothing_faster_fits(rows, tokens, cards, quantised):
     for card, facts in zip(
         cards, ("gpu=rtx2080ti ram_gib=16", "gpu=rtx2080ti ram_gib=12 nvme=/n", "gpu=rtx3090 ram_gib=12")
     ):
-        place = one_place(f"{facts} gpu_mem_gib={card}", slots=1, clients=2)
-        weighed = [chosen for family in families(task, [place]) for chosen in every_way(task, family)]
-        fitting = [setting for setting in weighed if fits(task, setting, place)]
+        profile = one_profile(f"{facts} gpu_mem_gib={card}", slots=1, clients=2)
+        weighed = [
+            chosen for candidate in candidates(task, [profile]) for chosen in every_way(task, candidate)
+        ]
+        fitting = [setting for setting in weighed if fits(task, setting, profile)]
         assert 0 < len(fitting) < len(weighed)
-        best = min(seconds_of(task, setting, place).total for setting in fitting)
-        found = fastest(task, [place])
-        assert fits(task, found, place)
-        assert seconds_of(task, found, place).total == pytest.approx(best, abs=2e-6)
+        best = min(seconds_of(task, setting, profile).total for setting in fitting)
+        found = fastest(task, [profile])
+        assert fits(task, found, profile)
+        assert seconds_of(task, found, profile).total == pytest.approx(best, abs=2e-6)
 
 
-def every_way(task, family):
+def every_way(task, candidate):
     """Slots where a base streams, resident blocks where it is quantised, and every second number of kept
     activations.
     """
-    if family.tier == "stock":
-        return [family]
+    if candidate.tier == "stock":
+        return [candidate]
     layers = task.shape.layers
-    kept = kept_bytes(task, family)
-    spent = [family]
-    if family.tier in SLOTTED:
+    kept = kept_bytes(task, candidate)
+    spent = [candidate]
+    if candidate.tier in SLOTTED:
         spent = (
-            [replace(family, resident_blocks=n) for n in range(layers)]
-            if family.tier in QUANTISED
-            else [replace(family, block_slots=n) for n in range(1, layers + 1)]
+            [replace(candidate, resident_blocks=n) for n in range(layers)]
+            if candidate.tier in QUANTISED
+            else [replace(candidate, block_slots=n) for n in range(1, layers + 1)]
         )
-    most = family.client_slots * family.accumulation * (layers - 1)
+    most = candidate.client_slots * candidate.accumulation * (layers - 1)
     return [
         replace(setting, activation_bytes=n * kept) for setting in spent for n in {*range(0, most, 2), most}
     ]
@@ -111,38 +116,38 @@ def every_way(task, family):
 
 def test_among_equals_the_one_that_takes_least():
     """Where loads hide, memory for more slots, or for all activations, is left alone."""
-    place = one_place("gpu=rtx3090 ram_gib=64", slots=1)
+    profile = one_profile("gpu=rtx3090 ram_gib=64", slots=1)
     task = replace(TASK, shape=shape_of(f"{HUB}Qwen-14B"), rows=16)
-    found = fastest(task, [place])
+    found = fastest(task, [profile])
     assert found.tier == "ram" and found.resident_blocks == 0
-    time = seconds_of(task, found, place).total
+    time = seconds_of(task, found, profile).total
     one = kept_bytes(task, found)
     for fewer in (
         replace(found, block_slots=found.block_slots - 1),
         replace(found, activation_bytes=found.activation_bytes - one),
     ):
-        assert seconds_of(task, fewer, place).total > time + 5e-7
+        assert seconds_of(task, fewer, profile).total > time + 5e-7
 
 
 def test_spare_memory_goes_where_it_saves_more():
     """Loads that do not hide get slots; where they hide, activations are kept."""
-    place = one_place("gpu=rtx3090 ram_gib=64", slots=1)
-    short, long = (fastest(replace(TASK, rows=1, tokens=tokens), [place]) for tokens in (64, 2048))
+    profile = one_profile("gpu=rtx3090 ram_gib=64", slots=1)
+    short, long = (fastest(replace(TASK, rows=1, tokens=tokens), [profile]) for tokens in (64, 2048))
     assert short.tier == long.tier == "ram" and short.block_slots > 10 > long.block_slots
     assert long.activation_bytes > 10 * kept_bytes(replace(TASK, tokens=2048), long)
 
 
 def test_blocks_are_resident_only_where_the_host_has_no_room_for_their_copy():
     for facts, room in (("gpu=rtx3090 ram_gib=64", True), ("gpu=rtx3090 ram_gib=18", False)):
-        place = one_place(facts, slots=1)
-        found = fastest(TASK, [place])
+        profile = one_profile(facts, slots=1)
+        found = fastest(TASK, [profile])
         fewer = replace(found, resident_blocks=found.resident_blocks - 1)
         assert found.tier == "ram" and (found.resident_blocks == 0) is room
         assert (
             room
-            or memory_of(TASK, fewer, place).ram_bytes
-            > place.node.ram
-            >= memory_of(TASK, found, place).ram_bytes
+            or memory_of(TASK, fewer, profile).ram_bytes
+            > profile.node.ram
+            >= memory_of(TASK, found, profile).ram_bytes
         )
     device = explain(plan(TASK, *laid(one_host(facts, 1), 1)))
     assert re.search(r"blocks 0, .*device\n", device) and "the other blocks" in device
@@ -158,10 +163,10 @@ def test_more_memory_is_never_slower(grow, rows):
             if grow == "gpu"
             else f"gpu=rtx2080ti ram_gib={3 * gib} nvme=/n"
         )
-        place = one_place(facts)
+        profile = one_profile(facts)
         task = replace(TASK, dtype="fp16", rows=rows)
-        setting = fastest(task, [place])
-        times.append(seconds_of(task, setting, place).total if setting else float("inf"))
+        setting = fastest(task, [profile])
+        times.append(seconds_of(task, setting, profile).total if setting else float("inf"))
     assert all(later <= earlier + 2e-6 for earlier, later in zip(times, times[1:]))
     assert times[0] == float("inf") and times[-1] < float("inf")
     assert len({round(time, 3) for time in times}) > 2  # memory does matter here
@@ -189,15 +194,15 @@ def test_no_alternative_is_faster_than_the_plan(model, wishes):
     found = shipped("hetero10", 10, model, **wishes)
     times = [alternative.seconds for alternative in found.alternatives if alternative.seconds is not None]
     assert len(times) > 2 and min(times) >= slowest_step(found) - 1e-6
-    everywhere = [place for cluster in found.clusters for place in cluster.places]
+    everywhere = [profile for cluster in found.clusters for profile in cluster.profiles]
     for alternative in found.alternatives:
         if alternative.seconds is not None:
-            assert all(fits(found.task, alternative.setting, place) for place in everywhere)
+            assert all(fits(found.task, alternative.setting, profile) for profile in everywhere)
 
 
 def test_clusters_may_wish_otherwise():
     found = shipped("hetero10", 10, f"{HUB}Llama-8B")
-    wishes = {cluster.name: cluster.own for cluster in found.clusters}
+    wishes = {cluster.name: cluster.preferred for cluster in found.clusters}
     assert wishes["rtx3090"] != found.setting  # it could hold more
     assert "rtx3090 by itself" in explain(found)
 
@@ -266,24 +271,24 @@ def test_the_weakest_rank_of_a_cluster_decides():
         "a slots=2\nb slots=2\n# fed-host a gpu=rtx3090 ram_gib=64\n# fed-host b gpu=rtx2080ti ram_gib=64\n"
     )
     topology, nodes = laid(parse(text, "test").hosts, 2)
-    (places,) = places_of(topology, nodes).values()
-    assert len(places) == 2
+    (profiles,) = profiles_of(topology, nodes).values()
+    assert len(profiles) == 2
     found = plan(replace(TASK, clients=2, dtype="fp16"), topology, nodes)
-    assert all(fits(found.task, found.setting, place) for place in places)
+    assert all(fits(found.task, found.setting, profile) for profile in profiles)
     assert found.clusters[0].forecast.seconds.total == max(
-        seconds_of(found.task, found.setting, place).total for place in places
+        seconds_of(found.task, found.setting, profile).total for profile in profiles
     )
 
 
 def test_ranks_that_are_alike_are_weighed_once():
     found = shipped("hetero10", 10, "gpt3-125m")
-    assert [len(cluster.places) for cluster in found.clusters] == [1, 1]
+    assert [len(cluster.profiles) for cluster in found.clusters] == [1, 1]
 
 
 def test_clients_sit_together_where_loads_do_not_hide():
     task = replace(TASK, clients=4, tokens=64, rows=1)
     assert (
-        fastest(task, [one_place("gpu=rtx3090 ram_gib=64 gpu_mem_gib=8", slots=1, clients=4)]).client_slots
+        fastest(task, [one_profile("gpu=rtx3090 ram_gib=64 gpu_mem_gib=8", slots=1, clients=4)]).client_slots
         == 4
     )
 
@@ -317,7 +322,7 @@ def test_settings_as_overrides():
         2,
         4,
         resident_blocks=5,
-        slots=3,
+        block_slots=3,
         client_slots=2,
         block_inputs="host",
         activation_bytes=GIB // 3,

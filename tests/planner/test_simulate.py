@@ -1,5 +1,5 @@
-"""Simulated training: steps of pipelines against what can be worked out by hand, and `fedspeed simulate` as a
-user calls it.
+"""Simulated training: steps of pipelines compared with results worked out by hand, and `fedspeed simulate`
+as a user calls it.
 """
 
 import json
@@ -11,9 +11,9 @@ from fedspeed.models.catalogue import shape_of
 from fedspeed.planner.pipeline.division import client_traffic
 from fedspeed.planner.pipeline.forecast import LATENCY_S, client_pipeline, cluster_pipeline, times_of
 from fedspeed.planner.plan import Task
-from fedspeed.planner.simulate import SCALES, TASKS, Way, outcome, scale, ways
+from fedspeed.planner.simulate import SCALES, TASKS, Strategy, outcome, scale, strategies
 from fedspeed.schedule.layout import stages
-from tests.planner.cases import HUB, laid, one_host, one_place
+from tests.planner.cases import HUB, laid, one_host, one_profile
 from tests.planner.test_plan_command import run
 
 SMALL = f"{HUB}Qwen-1.5B"
@@ -28,11 +28,11 @@ def test_a_clients_step_is_what_its_schedule_takes():
     """Two equal stages, M micro-batches: (M + 1) turns of the slower stage but for what the ends lack, and
     transfers that nobody waits for but once.
     """
-    place = one_place()
-    found = client_pipeline(task(), [place] * 2, 1, 1, 8)
+    profile = one_profile()
+    found = client_pipeline(task(), [profile] * 2, 1, 1, 8)
     assert not found.loads and not found.recompute and sum(found.chunks) == 28
     a, b = found.chunks
-    times = times_of(task(), client_traffic(2, 1, 8, False), [place] * 2, stages((0, a, 28)))
+    times = times_of(task(), client_traffic(2, 1, 8, False), [profile] * 2, stages((0, a, 28)))
     first = times.forward[0] + times.backward[0]
     second = times.forward[1] + times.backward[1] + times.heads[1]
     across = 2 * (LATENCY_S + times.nbytes / times.local_rate)
@@ -43,8 +43,8 @@ def test_a_clients_step_is_what_its_schedule_takes():
 
 
 def test_longer_steps_are_multiples():
-    place = one_place()
-    short, long = (client_pipeline(task(), [place] * 2, 1, 1, micros).seconds for micros in (64, 256))
+    profile = one_profile()
+    short, long = (client_pipeline(task(), [profile] * 2, 1, 1, micros).seconds for micros in (64, 256))
     assert long == pytest.approx(4 * short)
 
 
@@ -52,18 +52,18 @@ def test_loads_do_not_grow_with_the_step():
     """14B on two cards of 11 GB is loaded block by block; four times the rows take less than four times as
     long, as loads are as many.
     """
-    place = one_place("gpu=rtx2080ti ram_gib=64")
-    short, long = (client_pipeline(task(LARGE), [place] * 2, 1, 1, micros) for micros in (1, 4))
+    profile = one_profile("gpu=rtx2080ti ram_gib=64")
+    short, long = (client_pipeline(task(LARGE), [profile] * 2, 1, 1, micros) for micros in (1, 4))
     assert short.loads and long.loads and short.seconds < long.seconds < 2 * short.seconds
     assert (
-        client_pipeline(task(LARGE), [one_place("gpu=rtx2080ti ram_gib=24")] * 2, 1, 1, 1) is None
+        client_pipeline(task(LARGE), [one_profile("gpu=rtx2080ti ram_gib=24")] * 2, 1, 1, 1) is None
     )  # nor does RAM hold it
 
 
 def test_slow_links_cost_a_cluster_time():
     fast, slow = (
         cluster_pipeline(
-            task(), [one_place(f"gpu=rtx3090 ram_gib=64 link_gbps={rate}", slots=1)] * 4, [0, 1, 2, 3], 1, 2
+            task(), [one_profile(f"gpu=rtx3090 ram_gib=64 link_gbps={rate}", slots=1)] * 4, [0, 1, 2, 3], 1, 2
         )
         for rate in (10, 0.1)
     )
@@ -72,23 +72,27 @@ def test_slow_links_cost_a_cluster_time():
 
 def test_ways_do_the_same_work():
     topology, nodes = laid(one_host("gpu=rtx3090 ram_gib=64", slots=4), 2)
-    planned, client, cluster = ways(replace(task(), clients=2, rows=4), topology, nodes)
+    planned, client, cluster = strategies(replace(task(), clients=2, rows=4), topology, nodes)
     assert planned.rows == client.rows == cluster.rows == 4 * 4
-    assert all(way.step > 0 and 0 < way.device_bytes < 24e9 for way in (planned, client, cluster))
+    assert all(
+        strategy.step > 0 and 0 < strategy.device_bytes < 24e9 for strategy in (planned, client, cluster)
+    )
     alone, nodes = laid(one_host("gpu=rtx3090 ram_gib=64", slots=1), 1)
-    assert [way.step is None for way in ways(task(), alone, nodes)] == [False, True, True]
+    assert [strategy.step is None for strategy in strategies(task(), alone, nodes)] == [False, True, True]
 
 
 def test_a_whole_training():
-    way = Way("w", "", step=2.0, rows=8, exchange=5.0)
-    one = outcome(way, task(local_steps=10, tokens=100), 1_000)
+    strategy = Strategy("w", "", step=2.0, rows=8, exchange=5.0)
+    one = outcome(strategy, task(local_steps=10, tokens=100), 1_000)
     assert (one.rounds, one.round, one.whole, one.rate) == (13, 25.0, 325.0, 8 * 100 * 10 / 25.0)
-    hidden = outcome(way, task(local_steps=10, staleness=1), 1_000)
+    hidden = outcome(strategy, task(local_steps=10, staleness=1), 1_000)
     assert (hidden.round, hidden.whole) == (20.0, 13 * 20.0 + 5.0)  # the last exchange hides behind nothing
 
 
 def test_masks_grow_with_clients_and_the_clear_does_not():
-    found = [scale(task(local_steps=10), Way("w", "", step=1.0, rows=4), 1e9, clients) for clients in SCALES]
+    found = [
+        scale(task(local_steps=10), Strategy("w", "", step=1.0, rows=4), 1e9, clients) for clients in SCALES
+    ]
     assert found[2].masked_cpu > 9 * found[1].masked_cpu > 80 * found[0].masked_cpu
     nbytes = 4 * task().trainable / 1e9
     assert all(one.plain - 2 * one.clients * 5e-5 == pytest.approx(2 * nbytes, rel=0.02) for one in found)
@@ -105,16 +109,16 @@ def test_the_command():
             s["clients"] for s in one["scales"]
         ] == list(SCALES)
         for t in one["tasks"]:
-            assert [way["name"] for way in t["ways"]] == [
+            assert [strategy["name"] for strategy in t["ways"]] == [
                 "planned",
                 "engine.pipeline=client",
                 "engine.pipeline=cluster",
             ]
-            for way in t["ways"]:
+            for strategy in t["ways"]:
                 assert (
-                    way["step"] is None
-                    or way["whole"] == pytest.approx(way["rounds"] * way["round"])
-                    and way["device_bytes"] < 0.93 * 24 * 2**30
+                    strategy["step"] is None
+                    or strategy["whole"] == pytest.approx(strategy["rounds"] * strategy["round"])
+                    and strategy["device_bytes"] < 0.93 * 24 * 2**30
                 )
 
 
@@ -134,7 +138,7 @@ def test_at_scale_the_slowest_host_counts_whatever_the_configuration_lays_out():
 def test_more_ranks_than_blocks_are_told():
     done = run("simulate", "--hostfile", "hostfiles/scale16", "--model", "gpt3-125m", "--json")
     assert done.returncode == 0, done.stderr
-    notes = [way["note"] for one in json.loads(done.stdout)[0]["tasks"] for way in one["ways"]]
+    notes = [strategy["note"] for one in json.loads(done.stdout)[0]["tasks"] for strategy in one["ways"]]
     assert any(note.endswith("ranks for 12 blocks") for note in notes)
 
 

@@ -11,28 +11,28 @@ from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import Setting, Task
 from fedspeed.planner.timing import (
     arithmetic_of,
+    block_times_of,
     exchange_s,
     gather_s,
     load_s,
     matrix_rate,
     seconds_of,
-    visits_of,
 )
-from tests.planner.cases import HUB, one_place
+from tests.planner.cases import HUB, one_profile
 
 TASK = Task(shape_of(f"{HUB}Qwen-14B"), clients=1)
 ARITHMETIC = ("forward", "again", "gradients")
 
 
 def test_four_operations_a_parameter_and_token_or_six_where_blocks_are_computed_again():
-    place = one_place()
-    unit = TASK.shape.block * TASK.shape.layers * TASK.rows * TASK.tokens / place.node.device.flops["bf16"]
+    profile = one_profile()
+    unit = TASK.shape.block * TASK.shape.layers * TASK.rows * TASK.tokens / profile.node.device.flops["bf16"]
     for setting, c in (
         (Setting("stock", 4, 1), 4),
         (Setting("stock", 4, 1, checkpointing=True), 6),
         (Setting("resident", 4, 1), 6),
     ):
-        causes = seconds_of(TASK, setting, place).causes
+        causes = seconds_of(TASK, setting, profile).causes
         assert sum(causes[cause] for cause in ARITHMETIC) / unit == pytest.approx(c, rel=0.12)
 
 
@@ -42,12 +42,12 @@ def test_four_operations_a_parameter_and_token_or_six_where_blocks_are_computed_
 )
 def test_loads_hide_from_about_as_many_tokens_as_the_rule_of_thumb_says(facts, pcie, dtype, tokens):
     """T >= 2 beta F / (c B); one rank, so that the bus is its own."""
-    place = one_place(f"{facts} ram_gib=64", slots=1)
-    assert place.node.device.host_rate == PCIE[pcie]
+    profile = one_profile(f"{facts} ram_gib=64", slots=1)
+    assert profile.node.device.host_rate == PCIE[pcie]
 
     def waits(rows):
         task = replace(TASK, tokens=64, rows=rows, dtype=dtype)
-        seconds = seconds_of(task, Setting("ram", rows, 1, block_inputs="device"), place)
+        seconds = seconds_of(task, Setting("ram", rows, 1, block_inputs="device"), profile)
         return seconds.waited / seconds.loads
 
     # Forward has a third of the arithmetic and half of the loads: there loads hide only from half as many
@@ -57,7 +57,7 @@ def test_loads_hide_from_about_as_many_tokens_as_the_rule_of_thumb_says(facts, p
 
 
 def test_hidden_and_waited_make_up_the_loads():
-    seconds = seconds_of(replace(TASK, rows=1, tokens=256), Setting("nvme", 1, 1), one_place())
+    seconds = seconds_of(replace(TASK, rows=1, tokens=256), Setting("nvme", 1, 1), one_profile())
     assert 0 < seconds.hidden < seconds.loads == pytest.approx(seconds.hidden + seconds.waited)
     assert seconds.total == pytest.approx(sum(seconds.causes.values()))
 
@@ -66,79 +66,83 @@ def test_what_a_step_loads():
     """Blocks twice, but for those that are held; head and embedding in turn where the embedding cannot be
     read row by row.
     """
-    place = replace(one_place(), cluster_nodes=7, cluster_ranks=14)
+    profile = replace(one_profile(), cluster_nodes=7, cluster_ranks=14)
     n = TASK.shape.layers
     unit = sizes(TASK.shape, 2)
     for tier, ends in (("ram", 0), ("nvme", 0), ("client", 2), ("cluster", 2)):
         setting = Setting(tier, 4, 1, resident_blocks=5, block_slots=3)
-        expected = 2 * (n - 8) * load_s(unit.block, setting, place) + ends * load_s(unit.head, setting, place)
-        assert seconds_of(TASK, setting, place).loads == pytest.approx(expected)
+        expected = 2 * (n - 8) * load_s(unit.block, setting, profile) + ends * load_s(
+            unit.head, setting, profile
+        )
+        assert seconds_of(TASK, setting, profile).loads == pytest.approx(expected)
     tied = replace(TASK, shape=shape_of("gpt3-13b"))
     setting = Setting("cluster", 4, 1)
-    assert seconds_of(tied, setting, place).loads == pytest.approx(
-        2 * 38 * load_s(sizes(tied.shape, 2).block, setting, place)
+    assert seconds_of(tied, setting, profile).loads == pytest.approx(
+        2 * 38 * load_s(sizes(tied.shape, 2).block, setting, profile)
     )
 
 
 def test_slower_ways_to_load_take_longer():
-    place = one_place()
+    profile = one_profile()
     times = {
-        tier: load_s(10**9, Setting(tier, 4, 1), replace(place, cluster_nodes=7, cluster_ranks=14))
+        tier: load_s(10**9, Setting(tier, 4, 1), replace(profile, cluster_nodes=7, cluster_ranks=14))
         for tier in ("ram", "nvme", "cluster")
     }
     assert times["ram"] < times["nvme"] < times["cluster"]
     assert (
-        load_s(10**9, Setting("nvme", 4, 1), replace(place, ranks_here=4)) > 1.8 * times["nvme"]
+        load_s(10**9, Setting("nvme", 4, 1), replace(profile, ranks_here=4)) > 1.8 * times["nvme"]
     )  # a disk is shared
     # Of two buffers one is read into while the other is copied: the slower of the two counts.
-    fast = replace(place, node=replace(place.node, disk_rate=1e15))
+    fast = replace(profile, node=replace(profile.node, disk_rate=1e15))
     assert load_s(10**9, Setting("nvme", 4, 1), fast) == pytest.approx(times["ram"])
 
 
 def test_a_gather_brings_what_a_node_lacks_over_its_link():
-    place = one_place()
-    assert gather_s(14 * 10**9, 14, 7, place) == pytest.approx(12 * 10**9 / place.node.link_rate, rel=1e-3)
-    assert gather_s(14 * 10**9, 2, 1, place) == pytest.approx(7 * 10**9 / place.node.local_rate, rel=1e-3)
+    profile = one_profile()
+    assert gather_s(14 * 10**9, 14, 7, profile) == pytest.approx(
+        12 * 10**9 / profile.node.link_rate, rel=1e-3
+    )
+    assert gather_s(14 * 10**9, 2, 1, profile) == pytest.approx(7 * 10**9 / profile.node.local_rate, rel=1e-3)
 
 
 def test_clients_that_share_a_pass_share_its_loads():
-    place = one_place(slots=1, clients=4)
+    profile = one_profile(slots=1, clients=4)
     one, two, four = (
-        seconds_of(replace(TASK, tokens=128), Setting("ram", 4, 1, client_slots=client_slots), place)
+        seconds_of(replace(TASK, tokens=128), Setting("ram", 4, 1, client_slots=client_slots), profile)
         for client_slots in (1, 2, 4)
     )
     assert one.loads == pytest.approx(4 * four.loads) and two.loads == pytest.approx(2 * four.loads)
     assert one.causes["forward"] == pytest.approx(four.causes["forward"])
     assert four.total < two.total < one.total
     three = seconds_of(
-        replace(TASK, tokens=128), Setting("ram", 4, 1, client_slots=3), place
+        replace(TASK, tokens=128), Setting("ram", 4, 1, client_slots=3), profile
     )  # three together, then one
     assert three.loads == pytest.approx(2 * four.loads)
 
 
 def test_small_micro_batches_read_the_weights_more_often():
     times = [
-        seconds_of(TASK, Setting("resident", micro, 4 // micro, block_inputs="device"), one_place()).total
+        seconds_of(TASK, Setting("resident", micro, 4 // micro, block_inputs="device"), one_profile()).total
         for micro in (4, 2, 1)
     ]
     assert times == sorted(times) and times[0] < times[2]
 
 
 def test_nobody_to_exchange_with():
-    place = one_place()
-    assert exchange_s(TASK, place) == 0.0
-    assert exchange_s(TASK, replace(place, participants=10)) == pytest.approx(
-        2 * 0.9 * TASK.trainable * 4 / place.node.link_rate
+    profile = one_profile()
+    assert exchange_s(TASK, profile) == 0.0
+    assert exchange_s(TASK, replace(profile, participants=10)) == pytest.approx(
+        2 * 0.9 * TASK.trainable * 4 / profile.node.link_rate
     )
 
 
-def shaped(place, **facts):
-    return replace(place, node=replace(place.node, device=replace(place.node.device, **facts)))
+def shaped(profile, **facts):
+    return replace(profile, node=replace(profile.node, device=replace(profile.node.device, **facts)))
 
 
 def places():
     """A card, a slow host's card, and a CPU that four ranks share."""
-    card = one_place()
+    card = one_profile()
     cpu = replace(
         card,
         node=replace(
@@ -147,7 +151,7 @@ def places():
             device=replace(card.node.device, kind="cpu", memory=0, flops={"fp16": 1e11, "fp32": 1e11}),
         ),
     )
-    return card, one_place("gpu=rtx2080ti ram_gib=64"), replace(cpu, ranks_here=4)
+    return card, one_profile("gpu=rtx2080ti ram_gib=64"), replace(cpu, ranks_here=4)
 
 
 @pytest.mark.parametrize("model", [f"{HUB}Qwen-14B", f"{HUB}Qwen-1.5B", "gpt3-125m"])
@@ -158,62 +162,66 @@ def test_resident_blocks_with_their_activations_are_no_slower_than_stock(model, 
     not computed again do not travel.
     """
     task = Task(shape_of(model), clients=1, tokens=tokens, rows=8, dtype="fp16")
-    for place in places():
-        stock = seconds_of(task, Setting("stock", micro, 8 // micro), place).total
+    for profile in places():
+        stock = seconds_of(task, Setting("stock", micro, 8 // micro), profile).total
         for inputs in ("device", "host"):
             resident = Setting("resident", micro, 8 // micro, block_inputs=inputs, activation_bytes=2**60)
-            assert seconds_of(task, resident, place).total <= stock
-            assert seconds_of(task, resident, place).causes["again"] == 0.0
+            assert seconds_of(task, resident, profile).total <= stock
+            assert seconds_of(task, resident, profile).causes["again"] == 0.0
         # Computing all blocks again takes no longer than stock that does so.
         again = Setting("resident", micro, 8 // micro, block_inputs="device")
         recomputing = Setting("stock", micro, 8 // micro, checkpointing=True)
-        assert seconds_of(task, again, place).total <= seconds_of(task, recomputing, place).total
+        assert seconds_of(task, again, profile).total <= seconds_of(task, recomputing, profile).total
 
 
 def test_arithmetic_is_a_step_without_waiting():
-    place = one_place(slots=1, clients=3)
+    profile = one_profile(slots=1, clients=3)
     for setting in (
         Setting("resident", 2, 2, client_slots=2, block_inputs="device", activation_bytes=2**31),
         Setting("ram", 4, 1, block_slots=48, client_slots=3, block_inputs="device"),
         Setting("stock", 1, 4),
     ):
-        assert arithmetic_of(TASK, setting, place) == pytest.approx(seconds_of(TASK, setting, place).total)
+        assert arithmetic_of(TASK, setting, profile) == pytest.approx(
+            seconds_of(TASK, setting, profile).total
+        )
     waiting = Setting("ram", 1, 4, block_slots=1, client_slots=1)
-    assert arithmetic_of(TASK, waiting, place) < seconds_of(TASK, waiting, place).total
+    assert arithmetic_of(TASK, waiting, profile) < seconds_of(TASK, waiting, profile).total
 
 
 def test_what_a_probe_says_of_a_card_is_what_the_step_takes():
-    place = one_place(slots=1)
+    profile = one_profile(slots=1)
     setting = Setting("ram", 1, 4, block_inputs="host")
-    visits = visits_of(TASK, setting, place)
+    times = block_times_of(TASK, setting, profile)
     carried = TASK.tokens * TASK.shape.hidden * 2
-    assert visits.carry == pytest.approx(carried / place.node.device.host_rate)
+    assert times.input_transfer == pytest.approx(carried / profile.node.device.host_rate)
     # The slower way counts.
-    assert visits_of(TASK, setting, shaped(place, down_rate=1e9)).carry == pytest.approx(carried / 1e9)
-    assert visits_of(TASK, replace(setting, block_inputs="device"), place).carry == 0.0
-    floor = visits_of(replace(TASK, tokens=8), setting, shaped(place, launch_s=(0.5, 0.75)))
-    assert (floor.forward, floor.again, floor.gradients) == (0.5, 0.5, 0.75)
+    assert block_times_of(TASK, setting, shaped(profile, down_rate=1e9)).input_transfer == pytest.approx(
+        carried / 1e9
+    )
+    assert block_times_of(TASK, replace(setting, block_inputs="device"), profile).input_transfer == 0.0
+    floor = block_times_of(replace(TASK, tokens=8), setting, shaped(profile, launch_s=(0.5, 0.75)))
+    assert (floor.forward, floor.recompute, floor.gradients) == (0.5, 0.5, 0.75)
     few = replace(TASK, tokens=64)
     alone, beside = (
-        seconds_of(few, setting, shaped(place, both_rate=rate)).total
-        for rate in (place.node.device.host_rate, 1e9)
+        seconds_of(few, setting, shaped(profile, both_rate=rate)).total
+        for rate in (profile.node.device.host_rate, 1e9)
     )
     assert beside > alone  # loads and inputs on their way down share the bus
 
 
 def test_matrix_products_as_engine_matmul_says():
-    device = one_place().node.device
+    device = one_profile().node.device
     halves = replace(TASK, dtype="fp16", matmul="fp16_accumulation")
     singles = replace(TASK, dtype="fp32", matmul="tf32")
     assert matrix_rate(halves, device) == pytest.approx(2 * device.flops["fp16"], rel=1e-3)
     assert matrix_rate(replace(halves, dtype="bf16"), device) == device.flops["bf16"]  # sums of fp16 only
     assert matrix_rate(singles, replace(device, tf32=3e13)) == 3e13
     with pytest.raises(PlanError, match="engine.matmul=tf32: .*rtx2080ti.* set engine.matmul=default"):
-        matrix_rate(singles, one_place("gpu=rtx2080ti").node.device)
+        matrix_rate(singles, one_profile("gpu=rtx2080ti").node.device)
     assert matrix_rate(singles, places()[2].node.device) == 1e11  # a switch of NVIDIA's cards
     # Fused attention has arithmetic of its own.
     fast, slow = (
-        visits_of(replace(halves, tokens=4096, matmul=how), Setting("resident", 1, 4), one_place())
+        block_times_of(replace(halves, tokens=4096, matmul=how), Setting("resident", 1, 4), one_profile())
         for how in ("fp16_accumulation", "default")
     )
     scores = 4 * TASK.shape.heads * TASK.shape.head_dim * 4096**2 / device.flops["fp16"]

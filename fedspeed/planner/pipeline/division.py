@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from fedspeed.planner.memory import (
-    DRIVER,
-    FRAGMENTS,
-    PROCESS,
+    DRIVER_BYTES,
+    FRAGMENTATION,
+    PROCESS_BYTES,
     head_bytes,
     saved_per_token,
     sizes,
     trainable_bytes,
     working_per_token,
 )
-from fedspeed.planner.plan import Place, Setting, Task
-from fedspeed.planner.timing import visits_of
+from fedspeed.planner.plan import RankProfile, Setting, Task
+from fedspeed.planner.timing import block_times_of
 from fedspeed.schedule.schedules import SPARE
 
 
@@ -30,7 +30,7 @@ class Traffic:
 
     Attributes:
         micro_batch: rows of each micro-batch. clients: whose adapters and optimizers every stage has.
-        held: by rank, micro-batches that are between its forward and its backward, at most.
+        in_flight: by rank, micro-batches that are between its forward and its backward, at most.
         embeds, heads: by rank, the part of all micro-batches that it embeds, and whose labels it holds.
         recompute: whether blocks keep their inputs only and are computed again.
         slots: blocks that have their weights where a rank computes at a time; 0: all of its own.
@@ -38,7 +38,7 @@ class Traffic:
 
     micro_batch: int
     clients: int
-    held: tuple[int, ...]
+    in_flight: tuple[int, ...]
     embeds: tuple[float, ...]
     heads: tuple[float, ...]
     recompute: bool
@@ -83,27 +83,27 @@ def cluster_traffic(
     )
 
 
-def divide(task: Task, places: Sequence[Place], traffic: Traffic) -> tuple[int, ...] | None:
+def divide(task: Task, profiles: Sequence[RankProfile], traffic: Traffic) -> tuple[int, ...] | None:
     """Cuts for ranks that form a pipeline in this order, as `boundaries` gives them."""
     setting = traffic.setting()
-    visits = [visits_of(task, setting, place) for place in places]
+    block_times = [block_times_of(task, setting, profile) for profile in profiles]
 
     @cache
     def of(rank: int, blocks: int) -> float:
-        if stage_bytes(task, places[rank], traffic, rank, blocks) > room(places[rank]):
+        if stage_bytes(task, profiles[rank], traffic, rank, blocks) > usable_bytes(profiles[rank]):
             return float("inf")
-        visit = visits[rank]
-        return blocks * (visit.forward + visit.again + visit.gradients) + traffic.heads[rank] * visit.head
+        times = block_times[rank]
+        return blocks * (times.forward + times.recompute + times.gradients) + traffic.heads[rank] * times.head
 
-    return boundaries(task.shape.layers, len(places), lambda rank, start, end: of(rank, end - start))
+    return boundaries(task.shape.layers, len(profiles), lambda rank, start, end: of(rank, end - start))
 
 
-def room(place: Place) -> int:
+def usable_bytes(profile: RankProfile) -> int:
     """Bytes that a rank may take where it computes."""
-    return place.node.device.memory or place.node.ram // place.ranks_here
+    return profile.node.device.memory or profile.node.ram // profile.ranks_here
 
 
-def stage_bytes(task: Task, place: Place, traffic: Traffic, rank: int, blocks: int) -> int:
+def stage_bytes(task: Task, profile: RankProfile, traffic: Traffic, rank: int, blocks: int) -> int:
     """Peak bytes where a rank with so many blocks computes: weights, what trains of them for every client,
     activations of the micro-batches under way and the buffers they come and go in, and the work of one block
     or of the head.
@@ -112,21 +112,21 @@ def stage_bytes(task: Task, place: Place, traffic: Traffic, rank: int, blocks: i
     batch = traffic.tokens(task)
     hidden = batch * task.shape.hidden * task.type_bytes
     saved = batch * saved_per_token(task)
-    weights = min(blocks, traffic.slots or blocks) * unit.block + unit.beside
+    weights = min(blocks, traffic.slots or blocks) * unit.block + unit.other
     weights += (unit.embedding if traffic.embeds[rank] else 0) + (
         unit.head or unit.embedding if traffic.heads[rank] else 0
     )
     trained = (
-        sum(trainable_bytes(replace(task, stage=0), traffic.clients, place).values())
+        sum(trainable_bytes(replace(task, stage=0), traffic.clients, profile).values())
         * blocks
         // task.shape.layers
     )
     block = batch * working_per_token(task) + (saved if traffic.recompute else 0)
-    moving = traffic.held[rank] * (blocks * (hidden if traffic.recompute else saved) + 2 * hidden)
-    moving += max(block, head_bytes(task, batch, place.node.device.kind) if traffic.heads[rank] else 0)
-    if place.node.device.kind == "cpu":
-        return weights + trained + moving + PROCESS["cpu"]
-    return weights + trained + int((1 + FRAGMENTS) * moving) + DRIVER
+    moving = traffic.in_flight[rank] * (blocks * (hidden if traffic.recompute else saved) + 2 * hidden)
+    moving += max(block, head_bytes(task, batch, profile.node.device.kind) if traffic.heads[rank] else 0)
+    if profile.node.device.kind == "cpu":
+        return weights + trained + moving + PROCESS_BYTES["cpu"]
+    return weights + trained + int((1 + FRAGMENTATION) * moving) + DRIVER_BYTES
 
 
 def boundaries(blocks: int, ranks: int, seconds: Callable[[int, int, int], float]) -> tuple[int, ...] | None:

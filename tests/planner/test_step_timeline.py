@@ -10,12 +10,20 @@ from hypothesis import strategies as st
 
 from benchmarks import step_model
 from fedspeed.models.catalogue import shape_of
-from fedspeed.planner.walk import BEHIND_LOADS, DEVICE, HOST, INLINE, Base, Visits, walk
+from fedspeed.planner.step_timeline import (
+    BEHIND_LOADS,
+    DEVICE,
+    HOST,
+    INLINE,
+    BlockTimes,
+    StreamedBase,
+    step_time,
+)
 from fedspeed.schedule.kept import equal_kept_counts, kept_counts
 from fedspeed.schedule.loads import next_load, spread
 
 
-def simulate(visits, base):
+def simulate(times, base):
     """A training pass with the store's own rule for what to load next (schedule/loads.py), once it
     repeats itself.
 
@@ -25,9 +33,9 @@ def simulate(visits, base):
     blocks = base.blocks
     order = [*range(blocks), *range(blocks - 2, -1, -1)]
     costs = (
-        [visits.forward] * (blocks - 1)
-        + [visits.forward + visits.head + visits.gradients]
-        + [visits.again + visits.gradients] * (blocks - 1)
+        [times.forward] * (blocks - 1)
+        + [times.forward + times.head + times.gradients]
+        + [times.recompute + times.gradients] * (blocks - 1)
     )
     held = set()
     busy = set()
@@ -73,10 +81,10 @@ def simulate(visits, base):
     gradients=st.floats(0.1, 3.0),
 )
 def test_a_step_waits_as_long_as_the_store_would(blocks, slots, resident, load, forward, *, again, gradients):
-    visits = Visits(forward, again, gradients, head=0.5)
-    base = Base(blocks, slots, load, frozenset(block for block in resident if block < blocks))
-    found = walk(visits, base, 1)
-    assert (found.seconds, found.waited_for_loads) == pytest.approx(simulate(visits, base))
+    times = BlockTimes(forward, again, gradients, head=0.5)
+    base = StreamedBase(blocks, slots, load, frozenset(block for block in resident if block < blocks))
+    found = step_time(times, base, 1)
+    assert (found.seconds, found.waited_for_loads) == pytest.approx(simulate(times, base))
 
 
 @settings(deadline=None, max_examples=150)
@@ -93,12 +101,12 @@ def test_more_memory_never_costs_time(blocks, slots, resident, load, forward, *,
     the slot. Inputs are on the device: where they travel, loads stand in line behind them, and another order
     of what comes when may cost a percent.
     """
-    visits = Visits(forward, forward, 1.2 * forward, 0.5, 0.0)
+    times = BlockTimes(forward, forward, 1.2 * forward, 0.5, 0.0)
     resident = min(resident, blocks - 1)
 
     def seconds(slots, resident, kept=kept):
         stay = frozenset(spread(blocks, resident)) if resident else frozenset()
-        return walk(visits, Base(blocks, slots, load, stay), 2, inputs=DEVICE, kept=kept).seconds
+        return step_time(times, StreamedBase(blocks, slots, load, stay), 2, inputs=DEVICE, kept=kept).seconds
 
     now = seconds(slots, resident) + 1e-9
     assert seconds(slots + 1, resident) <= now
@@ -149,19 +157,22 @@ def test_the_mended_step_is_what_was_asked_for():
         found = step_model.mended(work, 11)
         assert found.share >= least
         # Without activations too.
-        assert work.share(slots=found.block_slots, inputs=found.inputs, fixed=step_model.FIXED) >= least
+        assert work.share(slots=found.slots, inputs=found.inputs, fixed=step_model.FIXED) >= least
         assert work.share(inputs=BEHIND_LOADS, fixed=step_model.FIXED_NOW) < 0.84
 
 
 def test_nothing_moves_and_nothing_is_waited_for():
-    visits = Visits(1.0, 2.0, 3.0, 0.5)
-    assert walk(visits, Base(4, 0, 9.0, frozenset(range(4))), 2, fixed=0.25) == walk(
-        visits, Base(4, 4, 9.0), 2, fixed=0.25
+    times = BlockTimes(1.0, 2.0, 3.0, 0.5)
+    assert step_time(times, StreamedBase(4, 0, 9.0, frozenset(range(4))), 2, fixed=0.25) == step_time(
+        times, StreamedBase(4, 4, 9.0), 2, fixed=0.25
     )
-    assert walk(visits, Base(4, 4, 9.0), 2, fixed=0.25).seconds == 2 * (4 * (1 + 3) + 3 * 2 + 0.5) + 0.25
+    assert (
+        step_time(times, StreamedBase(4, 4, 9.0), 2, fixed=0.25).seconds
+        == 2 * (4 * (1 + 3) + 3 * 2 + 0.5) + 0.25
+    )
     # One slot: nothing is loaded ahead.
-    assert walk(visits, Base(4, 1, 9.0), 2).waited_for_loads == 2 * 3 * 9.0
-    assert walk(visits, Base(1, 1, 9.0), 2).seconds == 2 * 4.5
+    assert step_time(times, StreamedBase(4, 1, 9.0), 2).waited_for_loads == 2 * 3 * 9.0
+    assert step_time(times, StreamedBase(1, 1, 9.0), 2).seconds == 2 * 4.5
 
 
 def test_what_is_kept_is_not_computed_again():
@@ -171,62 +182,66 @@ def test_what_is_kept_is_not_computed_again():
         for cells in (1, 3)
         for count in range(20)
     )
-    visits = Visits(1.0, 2.0, 3.0, 0.5, 0.125)
+    times = BlockTimes(1.0, 2.0, 3.0, 0.5, 0.125)
     # The input needs no way down and up.
     for inputs, saved in ((DEVICE, 2.0), (INLINE, 2.25), (BEHIND_LOADS, 2.25)):
-        times = [
-            walk(visits, Base(4, 0, 9.0, frozenset(range(4))), 3, inputs=inputs, kept=kept).seconds
+        seconds = [
+            step_time(
+                times, StreamedBase(4, 0, 9.0, frozenset(range(4))), 3, inputs=inputs, kept=kept
+            ).seconds
             for kept in range(12)
         ]
-        assert [before - after for before, after in zip(times, times[1:])] == pytest.approx(
+        assert [before - after for before, after in zip(seconds, seconds[1:])] == pytest.approx(
             [saved] * 9 + [0.0] * 2
         )
 
 
 def test_block_inputs_travel_beside_the_arithmetic():
     """Three blocks, one micro-batch, worked out by hand."""
-    visits = Visits(1.0, 1.0, 2.0, 0.0, 0.5)
-    resident = Base(3, 0, 0.0, frozenset(range(3)))
+    times = BlockTimes(1.0, 1.0, 2.0, 0.0, 0.5)
+    resident = StreamedBase(3, 0, 0.0, frozenset(range(3)))
     # Forward ends at 2, the last block at 5; the middle one's inputs went down until 1.5 and come up from 2
     # on. All is hidden.
-    assert walk(visits, resident, 1, inputs=HOST).seconds == 2 + 3 + 3 + 3
+    assert step_time(times, resident, 1, inputs=HOST).seconds == 2 + 3 + 3 + 3
     # A bus so slow that they go down until 5 and 10 and come up until 15 (the first block's behind them,
     # until 20).
-    slow = walk(replace(visits, carry=5.0), resident, 1, inputs=HOST)
+    slow = step_time(replace(times, input_transfer=5.0), resident, 1, inputs=HOST)
     assert slow.seconds == 20 + 3 and slow.waited_for_inputs == slow.seconds - 11
     # The same where all micro-batches are on their way before the first is computed: the last one's arrival
     # decides.
-    many = walk(replace(visits, carry=5.0), resident, 2, inputs=HOST)
+    many = step_time(replace(times, input_transfer=5.0), resident, 2, inputs=HOST)
     assert many.seconds == 40 + 3
     # On the compute stream each way counts: twice two blocks.
-    assert walk(visits, resident, 1, inputs=INLINE).seconds == 11 + 4 * 0.5
+    assert step_time(times, resident, 1, inputs=INLINE).seconds == 11 + 4 * 0.5
 
 
 def test_block_inputs_wait_behind_a_load_that_was_possible_before():
     """Three blocks, two slots: one load forward (of the last block, in the first one's slot) and one back (of
     the first, in the last one's).
     """
-    visits = Visits(1.0, 1.0, 2.0, 0.0, 0.5)
-    base = Base(3, 2, 10.0)
+    times = BlockTimes(1.0, 1.0, 2.0, 0.0, 0.5)
+    base = StreamedBase(3, 2, 10.0)
     # The load of block 2 begins at 1 and ends at 11; it computes until 14, when the load of block 0 begins.
     # Block 1's inputs came after the first load, from 11 on. Block 1 computes until 17. Block 0's inputs,
     # asked for at 14 too, come behind its weights, from 24 to 24.5.
-    assert walk(visits, base, 1, inputs=HOST).seconds == 24.5 + 3
+    assert step_time(times, base, 1, inputs=HOST).seconds == 24.5 + 3
     # Where they have an engine of their own, they come from 14 on.
-    assert walk(visits, replace(base, shares_engine=False), 1, inputs=HOST).seconds == 24 + 3
+    assert step_time(times, replace(base, shares_copy_engine=False), 1, inputs=HOST).seconds == 24 + 3
     # On the compute stream they wait behind the weights, or go between: forward to 1.5 and 3, load from 1.5
     # to 11.5, last block to 14.5. Behind the load of block 0, to 24.5: block 1's to 25, computed to 28; block
     # 0's to 28.5.
-    assert walk(visits, base, 1, inputs=BEHIND_LOADS).seconds == 31.5
-    assert walk(visits, base, 1, inputs=INLINE).seconds == 24.5 + 0.5 + 3
+    assert step_time(times, base, 1, inputs=BEHIND_LOADS).seconds == 31.5
+    assert step_time(times, base, 1, inputs=INLINE).seconds == 24.5 + 0.5 + 3
     # Inputs on their way down slow the load beside them.
-    assert walk(visits, replace(base, slowed=1.5), 1, inputs=HOST).seconds == 24.5 + 3 + 1.5
+    assert step_time(times, replace(base, slowdown=1.5), 1, inputs=HOST).seconds == 24.5 + 3 + 1.5
 
 
 def test_the_head_takes_its_turn_among_the_blocks():
-    visits = Visits(1.0, 1.0, 1.0, 0.0)
-    waited = [walk(visits, Base(6, 2, 2.0, ahead=ahead), 1).waited_for_loads for ahead in (0.0, 5.0)]
+    times = BlockTimes(1.0, 1.0, 1.0, 0.0)
+    waited = [
+        step_time(times, StreamedBase(6, 2, 2.0, head_load=ahead), 1).waited_for_loads for ahead in (0.0, 5.0)
+    ]
     assert waited[0] < waited[1] < waited[0] + 2 * 5.0
     # With nothing else to load: the head is there at 5, when all blocks but the last have taken 1 each; the
     # embedding at 5 + 2 + 5, and the step ends then.
-    assert walk(visits, Base(3, 3, 2.0, ahead=5.0), 1).seconds == 5 + 2 + 5
+    assert step_time(times, StreamedBase(3, 3, 2.0, head_load=5.0), 1).seconds == 5 + 2 + 5
