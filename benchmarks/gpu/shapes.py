@@ -4,20 +4,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from fedspeed.models.catalogue import KNOWN, ModelShape
+from fedspeed.models.catalogue import KNOWN, from_config
+from fedspeed.models.families.shape import ModelShape
 
-TINY = ModelShape(
+TINY = from_config(
+    {
+        "model_type": "qwen2",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": 320,
+    },
     "tiny",
-    "qwen2",
-    64,
-    layers=4,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    intermediate=128,
-    vocab=320,
-    tied=False,
-    attention_bias=True,
+    "tiny",
 )
 # Where there is no card: tokens of a row, micro-batches, blocks.
 DRY_TOKENS = 16

@@ -9,15 +9,12 @@ from fedspeed.config.load import DEFAULT, Loaded
 from fedspeed.config.spelling import flow
 from fedspeed.errors import ModelError
 from fedspeed.models import saved_adapter
-from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS, shape_of
-from fedspeed.models.checks import local_base, model_type
+from fedspeed.models.catalogue import shape_of
+from fedspeed.models.checks import local_base
 from fedspeed.models.factors import is_factor_a
-from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, ends_of, read_config
+from fedspeed.models.families.registry import FAMILIES
+from fedspeed.models.saved_adapter import WEIGHTS_FILE, check_family, check_modules, read_config
 from fedspeed.models.stored import check_types, stored_tensors
-
-# The names in a saved adapter for which adapter.targets=all-linear stands.
-LINEAR = {"gpt2": {"c_attn", "c_proj", "c_fc"}}
-DEFAULT_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def check_adapter(loaded: Loaded) -> list[str]:
@@ -88,7 +85,7 @@ def _check_new_targets(loaded: Loaded) -> None:
     ):
         return
     shape = shape_of(str(base))
-    known = list(dict.fromkeys([*(linear.name for linear in shape.linears), *ends_of(shape.family)]))
+    known = [*shape.linear_names, *FAMILIES[shape.family].outside_blocks]
     asked = config.adapter.targets
     if unknown := [name for name in asked if name.rpartition(".")[2] not in known]:
         near = difflib.get_close_matches(unknown[0], known, n=1)
@@ -109,11 +106,10 @@ def _check_targets(loaded: Loaded, saved: object) -> None:
     base = local_base(loaded.config)
     if source == DEFAULT or not isinstance(saved, list) or base is None:
         return
-    kind = model_type(base)
-    ours = {
-        "attention": ATTENTION_TARGETS.get(kind, DEFAULT_ATTENTION_TARGETS),
-        "all-linear": LINEAR.get(kind, DEFAULT_LINEAR),
-    }.get(adapter.targets, adapter.targets)
+    shape = shape_of(str(base))
+    ours = adapter.targets
+    if isinstance(ours, str):
+        ours = shape.attention_targets if ours == "attention" else shape.linear_names
     there = {str(name).rpartition(".")[2] for name in saved}
     if {name.rpartition(".")[2] for name in ours} != there:
         raise ModelError(

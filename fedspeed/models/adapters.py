@@ -11,9 +11,9 @@ from torch import nn
 from fedspeed.config.spelling import flow
 from fedspeed.errors import ModelError
 from fedspeed.models.blocks import decoder_blocks
-from fedspeed.models.catalogue import ATTENTION_TARGETS, DEFAULT_ATTENTION_TARGETS
 from fedspeed.models.config import AdapterConfig, chosen_blocks
 from fedspeed.models.factors import is_factor_a, is_factor_b
+from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.saved_adapter import read_config
 
 
@@ -36,7 +36,7 @@ def lora_config(config: AdapterConfig, model_type: str):
         )
         return loaded
     if config.targets == "attention":
-        targets = list(ATTENTION_TARGETS.get(model_type, DEFAULT_ATTENTION_TARGETS))
+        targets = list(FAMILIES[model_type].attention_targets)
     elif config.targets == "all-linear":
         targets = "all-linear"
     else:
@@ -47,7 +47,7 @@ def lora_config(config: AdapterConfig, model_type: str):
         lora_dropout=config.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
-        fan_in_fan_out=model_type == "gpt2",
+        fan_in_fan_out=FAMILIES[model_type].transposed,
     )
 
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedspeed.errors import ModelError
-from fedspeed.models.catalogue import ModelShape, shape_of
-from fedspeed.models.names import HEAD, Shape, decoder_prefix, embedding_name, parameters
+from fedspeed.models.catalogue import shape_of
+from fedspeed.models.families.base import Family, Shape
+from fedspeed.models.families.registry import FAMILIES
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.models.stored import FLOATS, Stored, check_types, key_of, same_bytes, stored_tensors
 
 # Tables that older files hold although every library computes them: masks and rotary frequencies.
-COMPUTED = re.compile(r"(^|\.)(attn\.(bias|masked_bias)|(rotary_emb\.)?inv_freq|position_ids)$")
+COMPUTED = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias)|(rotary_emb\.)?inv_freq|position_ids)$")
 NAMES_SHOWN = 5
 
 
@@ -31,18 +33,18 @@ class Fit:
     unused: tuple[str, ...]
 
 
-def head_is_embedding(stored: Mapping[str, Stored], family: str, config_ties: bool) -> bool:
+def head_is_embedding(stored: Mapping[str, Stored], family: Family, config_ties: bool) -> bool:
     """Whether one tensor is embedding and head, as transformers decides it: not where the files hold two that
     differ, whatever config.json says, and always where it says so and they hold one of them only.
     """
     if not config_ties:
         return False
-    prefix = decoder_prefix(family)
-    ends = [key_of(name, stored, prefix) for name in (embedding_name(family), HEAD)]
-    return None in ends or same_bytes(*(stored[key] for key in ends))
+    embedding = _stored_name(family.embedding, stored, family)
+    head = _stored_name(family.head, stored, family)
+    return embedding is None or head is None or same_bytes(stored[embedding], stored[head])
 
 
-def fit(stored: Mapping[str, Stored], shapes: Mapping[str, Shape], family: str, where: Path) -> Fit:
+def fit(stored: Mapping[str, Stored], shapes: Mapping[str, Shape], family: Family, where: Path) -> Fit:
     """Find every parameter among the tensors of a base.
 
     Args:
@@ -53,17 +55,16 @@ def fit(stored: Mapping[str, Stored], shapes: Mapping[str, Shape], family: str, 
         ModelError: a parameter is not there, has another shape, or is stored in a type that is no plain
         number.
     """
-    prefix = decoder_prefix(family)
-    embedding = embedding_name(family)
-    keys = {name: key for name in {**shapes, HEAD: ()} if (key := key_of(name, stored, prefix))}
-    if HEAD not in shapes and embedding not in keys and HEAD in keys:
-        keys[embedding] = keys[HEAD]
+    head = family.head
+    keys = {name: key for name in {**shapes, head: ()} if (key := _stored_name(name, stored, family))}
+    if head not in shapes and family.embedding not in keys and head in keys:
+        keys[family.embedding] = keys[head]
     for name in shapes:
         if name not in keys:
             tie = "; if the head is the embedding, set tie_word_embeddings to true in config.json"
             raise ModelError(
                 f"{where}: no weight named {name}; the files belong to another architecture than "
-                f"config.json{tie if name == HEAD else ''}"
+                f"config.json{tie if name == head else ''}"
             )
     check_types((keys[name], stored[keys[name]]) for name in shapes)
     for name, shape in shapes.items():
@@ -75,6 +76,13 @@ def fit(stored: Mapping[str, Stored], shapes: Mapping[str, Shape], family: str, 
     used = set(keys.values())
     unused = tuple(sorted(key for key in stored if key not in used and not COMPUTED.search(key)))
     return Fit({name: keys[name] for name in shapes}, unused)
+
+
+def _stored_name(name: str, stored: Mapping[str, Stored], family: Family) -> str | None:
+    """Return the name that a parameter has in the files; None if it is not there."""
+    aliases = (name, *(other for parameter, other in family.stored_as if parameter == name))
+    found = (key_of(alias, stored, family.decoder) for alias in aliases)
+    return next((key for key in found if key is not None), None)
 
 
 def base_shape(folder: Path, pretrained: bool = True) -> ModelShape:
@@ -89,7 +97,7 @@ def base_shape(folder: Path, pretrained: bool = True) -> ModelShape:
     shape = shape_of(str(folder))
     if not (pretrained and shape.tied):
         return shape
-    return replace(shape, tied=head_is_embedding(stored_tensors(folder), shape.family, shape.tied))
+    return replace(shape, tied=head_is_embedding(stored_tensors(folder), FAMILIES[shape.family], shape.tied))
 
 
 def check_base(folder: Path) -> tuple[ModelShape, dict[str, Stored], list[str]]:
@@ -100,8 +108,9 @@ def check_base(folder: Path) -> tuple[ModelShape, dict[str, Stored], list[str]]:
     """
     stored = stored_tensors(folder)
     config = shape_of(str(folder))
-    shape = replace(config, tied=head_is_embedding(stored, config.family, config.tied))
-    fitted = fit(stored, parameters(shape), shape.family, folder)
+    family = FAMILIES[config.family]
+    shape = replace(config, tied=head_is_embedding(stored, family, config.tied))
+    fitted = fit(stored, dict(family.parameters(shape)), family, folder)
     return shape, stored, _notes(folder, config, shape, stored, fitted)
 
 
@@ -111,8 +120,8 @@ def _notes(
     notes = []
     if config.tied and not shape.tied:
         notes.append(
-            f"{folder}: config.json ties the head to the embedding, but the files hold a {HEAD} that "
-            "differs; both are kept apart, as in transformers (tie_word_embeddings: false in "
+            f"{folder}: config.json ties the head to the embedding, but the files hold a "
+            f"{FAMILIES[shape.family].head} that differs; both are kept apart, as in transformers (tie_word_embeddings: false in "
             "config.json would say so)"
         )
     if fitted.unused:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-FINAL_NORM = {"llama": "norm", "qwen2": "norm", "gpt2": "ln_f"}
+from fedspeed.models.families.base import Family
+from fedspeed.models.families.registry import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -13,9 +14,11 @@ class Anatomy:
     """The parts of a causal LM, under names that do not depend on its family.
 
     Attributes:
+        family: what FedSpeed knows of the model's family.
         decoder: takes token ids (or embeddings) through `blocks`, its list `blocks_name`, and the final norm.
     """
 
+    family: Family
     decoder: nn.Module
     blocks_name: str
     blocks: nn.ModuleList
@@ -30,12 +33,14 @@ def anatomy(model: nn.Module) -> Anatomy:
     decoder = getattr(inner, inner.base_model_prefix)
     blocks = decoder_blocks(model)
     name = next(name for name, child in decoder.named_children() if child is blocks)
+    family = FAMILIES[inner.config.model_type]
     return Anatomy(
-        decoder,
-        name,
-        blocks,
+        family=family,
+        decoder=decoder,
+        blocks_name=name,
+        blocks=blocks,
         embedding=inner.get_input_embeddings(),
-        norm=getattr(decoder, FINAL_NORM[inner.config.model_type]),
+        norm=getattr(decoder, family.final_norm),
         head=inner.get_output_embeddings(),
     )
 

@@ -9,7 +9,8 @@ from fedspeed.config.run import RunConfig
 from fedspeed.errors import ModelError
 from fedspeed.hub_names import is_hub_name
 from fedspeed.models.base_files import check_base
-from fedspeed.models.catalogue import FAMILIES, shape_of
+from fedspeed.models.catalogue import shape_of
+from fedspeed.models.families.registry import family_of
 from fedspeed.models.hub import check_hub
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import local_folder
@@ -43,16 +44,8 @@ def _base(loaded: Loaded) -> list[str]:
         raise ModelError(
             f"model.base: {model.base} is a file; give the folder it is in, or the config.json there"
         )
-    kind = model_type(folder)
-    if not isinstance(kind, str):
-        raise ModelError(
-            f"{folder / 'config.json'}: no model_type in it; give the config.json of a Hugging Face causal LM"
-        )
-    if kind not in FAMILIES:
-        raise ModelError(
-            f"{folder / 'config.json'}: model_type {kind!r} is not supported; supported are "
-            f"{', '.join(FAMILIES)}"
-        )
+    config = folder / "config.json"
+    kind = family_of(read_object(config, "a model configuration").get("model_type"), str(config)).model_type
     if model.init == "random":
         shape_of(str(folder))
         return [f"model    {folder} ({kind}, weights drawn from run.seed)"]
@@ -78,8 +71,3 @@ def local_base(config: RunConfig) -> Path | None:
     return local_folder(
         config.model.base, config.model.init == "pretrained", config.model.tokenizer == "auto"
     )
-
-
-def model_type(folder: Path) -> object:
-    """Read what a base's config.json calls its family; None where it does not say."""
-    return read_object(folder / "config.json", "a model configuration").get("model_type")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedspeed.errors import ModelError
 from fedspeed.hub_names import is_hub_name
-from fedspeed.models.catalogue import FAMILIES
+from fedspeed.models.families.registry import family_of
 from fedspeed.models.local_config import cached_file, local_folder
 from fedspeed.models.stored import other_weights
 
@@ -37,10 +37,8 @@ def check_hub(name: str, weights: bool = True) -> None:
     except Exception as error:  # the hub's client and its network libraries raise a dozen kinds
         raise _missing(name, f"the hub cannot be reached ({type(error).__name__})") from error
     kind = (info.config or {}).get("model_type")
-    if kind is not None and kind not in FAMILIES:
-        raise ModelError(
-            f"model.base={name}: its model_type is {kind!r}; FedSpeed knows {', '.join(FAMILIES)}"
-        )
+    if kind is not None:
+        family_of(kind, f"model.base={name}")
     files = [sibling.rfilename for sibling in info.siblings or []]
     if weights and not any(file.endswith(".safetensors") for file in files):
         others = other_weights(files)

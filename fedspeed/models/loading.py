@@ -20,8 +20,8 @@ from fedspeed.models.adapter_keys import check_keys, places_of
 from fedspeed.models.adapters import add_adapter, base_name, initial_adapter, is_adapter, portable_name
 from fedspeed.models.base_files import base_shape, fit
 from fedspeed.models.blocks import units
-from fedspeed.models.catalogue import FAMILIES
 from fedspeed.models.config import AdapterConfig, ModelConfig
+from fedspeed.models.families.registry import FAMILIES, family_of
 from fedspeed.models.hub import model_folder
 from fedspeed.models.saved_adapter import WEIGHTS_FILE
 from fedspeed.models.stored import BASE_FILE, check_types, stored_tensors
@@ -97,11 +97,7 @@ def meta_model(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
         raise ModelError(
             f"{folder / 'config.json'}: not a model configuration transformers knows ({error})"
         ) from error
-    if hf.model_type not in FAMILIES:
-        raise ModelError(
-            f"{folder / 'config.json'}: model_type {hf.model_type!r} is not supported; supported are "
-            f"{', '.join(FAMILIES)}"
-        )
+    family_of(hf.model_type, str(folder / "config.json"))
     if (hf.pad_token_id or 0) >= hf.vocab_size:
         hf.pad_token_id = (
             None  # a pad token behind the vocabulary has no embedding, and needs none: padding is masked
@@ -189,7 +185,9 @@ def _sources(
         shapes = {
             base_name(name): tuple(p.shape) for name, p in model.named_parameters() if not is_adapter(name)
         }
-        files = WeightFiles(base, keys=fit(stored_tensors(base), shapes, inner.config.model_type, base).keys)
+        files = WeightFiles(
+            base, keys=fit(stored_tensors(base), shapes, FAMILIES[inner.config.model_type], base).keys
+        )
     if not adapter.start_from:
         return inner, files, None
     folder = Path(adapter.start_from)

@@ -6,7 +6,8 @@ from pathlib import Path
 from fedspeed.errors import ModelError
 from fedspeed.hub_names import is_hub_name
 from fedspeed.models.base_files import base_shape
-from fedspeed.models.catalogue import KNOWN, ModelShape, shape_of
+from fedspeed.models.catalogue import KNOWN, shape_of
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.models.hub import hub_config
 from fedspeed.models.local_config import config_file, shipped_names
 

@@ -5,12 +5,9 @@ pretraining have never been met. Pure, from the values of a config.json.
 from collections.abc import Mapping
 
 from fedspeed.errors import ModelError
+from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import config_file
-
-_LEARNED = {
-    "gpt2": ("n_positions", 1024)
-}  # family -> (key of the length of its table, transformers' default)
 
 
 def check_length(base: str, max_tokens: int) -> list[str]:
@@ -51,8 +48,10 @@ def table_end(config: Mapping) -> int | None:
 
 def _learned(config: Mapping) -> tuple[str, int]:
     """(key of the length of a base's table of learned positions, the length); an empty key if it has none."""
-    key, default = _LEARNED.get(str(config.get("model_type")), ("", 0))
-    return key, (config.get(key) or default) if key else 0
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or family.table is None:
+        return "", 0
+    return family.table.key, config.get(family.table.key) or family.table.default
 
 
 def rotary_reach(config: Mapping) -> int:

@@ -11,8 +11,10 @@ from pathlib import Path
 from fedspeed.errors import ModelError
 from fedspeed.files import json_value
 from fedspeed.models import content
-from fedspeed.models.catalogue import KNOWN, ModelShape
+from fedspeed.models.catalogue import KNOWN
 from fedspeed.models.config import AdapterConfig
+from fedspeed.models.families.registry import FAMILIES
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.models.json_object import read_object
 from fedspeed.models.local_config import config_file
 
@@ -82,9 +84,7 @@ _REFUSED = {
 # from the file.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _BASE_CHANGED = re.compile(r"pissa|olora|corda|loftq|lora_ga")
-_FAMILY_OF_CLASS = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "GPT2LMHeadModel": "gpt2"}
-_ENDS = {"gpt2": ("wte", "wpe", "lm_head")}
-_DEFAULT_ENDS = ("embed_tokens", "lm_head")
+_FAMILY_OF_CLASS = {family.architecture: family.model_type for family in FAMILIES.values()}
 
 
 def read_config(folder: Path) -> dict:
@@ -166,18 +166,14 @@ def check_modules(folder: Path, saved: Mapping, names: Iterable[str], base: str,
         ModelError: they are another family's.
     """
     beside = {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
-    if strange := sorted(beside - {linear.name for linear in shape.linears} - set(ends_of(shape.family))):
+    outside = FAMILIES[shape.family].outside_blocks
+    if strange := sorted(beside - {*shape.linear_names, *outside}):
         raise ModelError(
             f"adapter.start_from={folder}: is on {', '.join(strange)}, but a block of model.base={base} "
             f"({shape.family}) has "
-            f"{', '.join(dict.fromkeys(linear.name for linear in shape.linears))}; the adapter belongs to "
+            f"{', '.join(shape.linear_names)}; the adapter belongs to "
             f"another base{_named(saved)}"
         )
-
-
-def ends_of(family: str) -> tuple[str, ...]:
-    """The modules beside the blocks that an adapter may stand on: embeddings and the head."""
-    return _ENDS.get(family, _DEFAULT_ENDS)
 
 
 def outside_blocks(adapter: AdapterConfig) -> str:
@@ -187,9 +183,9 @@ def outside_blocks(adapter: AdapterConfig) -> str:
     targets: object = [adapter.targets] if isinstance(adapter.targets, str) else list(adapter.targets)
     if adapter.start_from:
         targets = read_config(Path(adapter.start_from))["target_modules"]
-    ends = {*_DEFAULT_ENDS, *(name for names in _ENDS.values() for name in names)}
+    outside = {name for family in FAMILIES.values() for name in family.outside_blocks}
     leaves = [name.rpartition(".")[2] for name in targets] if isinstance(targets, list) else []
-    return next((name for name in leaves if name in ends), "") if adapter.method == "lora" else ""
+    return next((name for name in leaves if name in outside), "") if adapter.method == "lora" else ""
 
 
 def _named(saved: Mapping) -> str:

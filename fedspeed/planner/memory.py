@@ -8,7 +8,9 @@ them resident.
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fedspeed.models.catalogue import ModelShape
+from fedspeed.models.families.base import SavedBytes
+from fedspeed.models.families.registry import FAMILIES
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, RankProfile, Setting, Task
 from fedspeed.schedule.limits import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTISED, READ_STAGES, UNIT_ALIGN
@@ -269,17 +271,10 @@ def saved_per_token(task: Task) -> int:
     s = task.type_bytes
     h = shape.hidden
     i = shape.intermediate
-    q = shape.heads * shape.head_dim
-    if shape.family == "gpt2":
-        # The norms' inputs; q, k, v, fused and apart, and the attention's output; masks of two dropouts; GELU
-        # written out in four tensors.
-        kept = s * (8 * h + 4 * i) + 2 * h
-    else:
-        # Both norms compute in fp32 and keep that; q and the output, k and v; gate, silu(gate) and up. Cards
-        # before Ampere, which make a run fp16, compute attention fast only with k and v repeated for every
-        # head of q.
-        kv = (shape.heads if task.dtype == "fp16" else shape.kv_heads) * shape.head_dim
-        kept = 8 * h + s * (2 * q + 2 * kv + 3 * i)
+    # Cards before Ampere, which make a run fp16, compute attention fast only with k and v repeated for every
+    # head of q.
+    saved = SavedBytes(s, shape.heads if task.dtype == "fp16" else shape.kv_heads)
+    kept = FAMILIES[shape.family].saved_bytes_per_token(shape, saved)
     if task.method == "full":
         return kept + s * (3 * h + i)
     inputs = [linear.rows_in for linear in shape.adapted(task.targets)]
@@ -290,21 +285,7 @@ def saved_per_token(task: Task) -> int:
 
 def _distinct_inputs(shape: ModelShape, targets: str | tuple[str, ...]) -> list[int]:
     """Widths of the tensors that adapted matrices read, each once."""
-    source = {
-        "q_proj": "norm1",
-        "k_proj": "norm1",
-        "v_proj": "norm1",
-        "c_attn": "norm1",
-        "gate_proj": "norm2",
-        "up_proj": "norm2",
-        "c_fc": "norm2",
-    }
-    return list(
-        {
-            source.get(linear.name, (linear.name, linear.rows_in)): linear.rows_in
-            for linear in shape.adapted(targets)
-        }.values()
-    )
+    return list({linear.reads: linear.rows_in for linear in shape.adapted(targets)}.values())
 
 
 def working_per_token(task: Task) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedspeed.cluster.topology import Topology
-from fedspeed.models.catalogue import ModelShape
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.planner.hardware import GIB, Node
 from fedspeed.schedule.limits import QUANTISED
 

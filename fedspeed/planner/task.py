@@ -9,7 +9,7 @@ from fedspeed.config.deepspeed_rules import at
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import PlanError
 from fedspeed.federation.methods.config import METHODS
-from fedspeed.models.catalogue import ModelShape
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.planner.hardware import PEAK_SHARE, Device, Node, common_type
 from fedspeed.planner.plan import Task
 from fedspeed.planner.timing import matrix_rate

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedspeed.engine.base.choose import BaseSizes
 from fedspeed.errors import PlanError
 from fedspeed.files import json_value
-from fedspeed.models.catalogue import ModelShape
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.planner.hardware import checked_probe
 from fedspeed.planner.memory import sizes
 

@@ -12,12 +12,12 @@ from fedspeed.errors import ModelError
 from fedspeed.models.base_files import base_shape, check_base
 from fedspeed.models.catalogue import from_config
 from fedspeed.models.config import AdapterConfig, LastBlocks, ModelConfig
+from fedspeed.models.families.registry import FAMILIES
 from fedspeed.models.loading import check_weights, materialise, meta_model
-from fedspeed.models.names import HEAD, embedding_name, parameters
 from fedspeed.models.stored import stored_tensors
 from tests.models.test_catalogue import SMALL, meta
 
-FAMILIES = ("llama", "qwen2", "gpt2")
+TIED = ("llama", "qwen2", "gpt2")
 IDS = torch.arange(20).view(2, 10)
 
 
@@ -92,21 +92,21 @@ HEADS = {  # what the files hold of the two ends -> whether they are one tensor
 
 
 def with_ends(tied, family, folder, ends):
-    name = embedding_name(family)
+    name = FAMILIES[family].embedding
     table = load_file(tied / family / "model.safetensors")[name]
     other = torch.randn(table.shape, generator=torch.Generator().manual_seed(5))
     changes = {
-        "equal": {HEAD: table.clone()},
-        "different": {HEAD: other},
-        "head only": {HEAD: other, name: None},
+        "equal": {"lm_head.weight": table.clone()},
+        "different": {"lm_head.weight": other},
+        "head only": {"lm_head.weight": other, name: None},
         "embedding only": {},
-        "without prefix, different": {HEAD: other, name: None, name.partition(".")[2]: table},
+        "without prefix, different": {"lm_head.weight": other, name: None, name.partition(".")[2]: table},
     }[ends]
     return variant(tied, family, folder, **changes)
 
 
 @pytest.mark.parametrize("ends", HEADS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TIED)
 def test_ends_are_tied_as_in_transformers(tied, tmp_path, family, ends):
     from transformers import AutoModelForCausalLM
 
@@ -139,7 +139,8 @@ def test_untied_ends_without_a_head_are_refused_with_the_remedy(tied, tmp_path):
 @pytest.mark.parametrize("name", SMALL)
 def test_names_and_shapes_are_those_of_transformers(name):
     expected = {n: tuple(p.shape) for n, p in meta(SMALL[name]).named_parameters()}
-    assert parameters(from_config(SMALL[name], name, name)) == expected
+    shape = from_config(SMALL[name], name, name)
+    assert dict(FAMILIES[shape.family].parameters(shape)) == expected
 
 
 OTHER_TYPES = (
@@ -222,7 +223,7 @@ PLACELESS = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TIED)
 def test_tensors_without_a_place_are_told_and_computed_tables_are_not(tied, tmp_path, family):
     folder = variant(tied, family, tmp_path / "silent", **BUFFERS[family])
     assert check_base(folder)[2] == []

@@ -183,7 +183,10 @@ def test_a_folder_its_file_and_a_name_in_any_case(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "mistral"}, "model_type is 'mistral'; FedSpeed knows llama, qwen2, gpt2"),
+        (
+            {"model_type": "mamba"},
+            "model_type is 'mamba', which FedSpeed does not train; it trains llama, qwen2, gpt2.*extending.md",
+        ),
         ({**SMALL["llama"], "hidden_size": None}, "hidden_size is None"),
         ({**SMALL["llama"], "vocab_size": "many"}, "vocab_size is 'many'"),
         ({**SMALL["gpt2"], "n_head": 5}, "5 heads do not divide a hidden size of 48"),

@@ -449,7 +449,7 @@ MODELS = {
     ),
     "another family": Mistake(
         "run model.base=base",
-        ("'mamba' is not supported", "llama, qwen2, gpt2"),
+        ("model_type is 'mamba', which FedSpeed does not train", "llama, qwen2, gpt2"),
         model("base", {**LLAMA, "model_type": "mamba"}),
     ),
     "no weights": Mistake("run model.init=pretrained", ("no model.safetensors",)),

@@ -1,0 +1,1 @@
+"""The model families that FedSpeed trains: one module a family, registered in `registry`."""

@@ -1,0 +1,119 @@
+"""What FedSpeed has to know of a model family. Importing it loads no torch: only functions that are given
+tensors work with them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedspeed.models.families.shape import Linear, ModelShape, Norm
+from fedspeed.models.families.values import ConfigValues
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+def unchanged(tensor: "Tensor", config: Any) -> "Tensor":
+    """Return the tensor: the family neither scales nor caps it."""
+    return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionTable:
+    """A learned table of positions: its parameter, and the key of its length in config.json with
+    transformers' default.
+    """
+
+    parameter: str
+    key: str
+    default: int
+
+
+@dataclass(frozen=True)
+class SavedBytes:
+    """What decides, besides the shape, how many bytes autograd saves of a block.
+
+    Attributes:
+        type_bytes: of one number in the model's type.
+        kv_heads: heads of keys and values as attention saves them: cards before Ampere repeat them.
+    """
+
+    type_bytes: int
+    kv_heads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A model family as transformers implements it. Parameter names are those of transformers' modules.
+
+    Attributes:
+        model_type: in config.json.
+        architecture: the class of the causal LM in transformers.
+        decoder: prefix of the decoder's parameters, which some files leave out.
+        blocks: prefix of the blocks' parameters below the decoder, before the block's number.
+        embedding, head: full names of the weights of the token embedding and of the head.
+        stored_as: parameter -> another name that it has in files.
+        final_norm: attribute of the decoder that holds the norm before the head.
+        table: the learned table of positions; None where positions are rotated into q and k.
+        attention_targets: names of the linear modules that `adapter.targets=attention` means.
+        transposed: whether weights of linear modules are stored [in, out] (PEFT: fan_in_fan_out).
+        shape: from the values of a config.json and the model's name to its dimensions. Refuses with a
+            ModelError what FedSpeed cannot train exactly.
+        saved_bytes_per_token: bytes that autograd saves of one block for each token, its parameters, its
+            input and what adapters read aside.
+        embed: applied to the rows [B, T, hidden] that were looked up in the embedding's weight, given the
+            model's config: what transformers' embedding module does after the look-up.
+        logits: applied to the head's output [..., vocab]: what transformers' causal LM does after the head.
+    """
+
+    model_type: str
+    architecture: str
+    decoder: str = "model."
+    blocks: str = "layers."
+    embedding: str = "model.embed_tokens.weight"
+    head: str = "lm_head.weight"
+    stored_as: tuple[tuple[str, str], ...] = ()
+    final_norm: str = "norm"
+    table: PositionTable | None = None
+    attention_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    transposed: bool = False
+    shape: Callable[[ConfigValues, str], ModelShape]
+    saved_bytes_per_token: Callable[[ModelShape, SavedBytes], int]
+    embed: Callable[["Tensor", Any], "Tensor"] = unchanged
+    logits: Callable[["Tensor", Any], "Tensor"] = unchanged
+
+    def parameters(self, shape: ModelShape) -> Iterator[tuple[str, Shape]]:
+        """Yield the name and the shape of every parameter once; a tied head is the embedding."""
+        yield self.embedding, (shape.vocab, shape.hidden)
+        if self.table is not None:
+            yield self.table.parameter, (shape.positions, shape.hidden)
+        for number in range(shape.layers):
+            block = f"{self.decoder}{self.blocks}{number}."
+            for linear in shape.linears:
+                yield from _linear(block, linear)
+            for norm in shape.norms:
+                yield from _norm(block, norm)
+        yield from _norm(self.decoder, shape.final_norm)
+        if not shape.tied:
+            yield self.head, (shape.vocab, shape.hidden)
+
+    @property
+    def outside_blocks(self) -> tuple[str, ...]:
+        """Return the names of the modules outside the blocks to which an adapter could be added."""
+        tables = (self.table.parameter,) if self.table is not None else ()
+        return tuple(name.split(".")[-2] for name in (self.embedding, *tables, self.head))
+
+
+def _linear(prefix: str, linear: Linear) -> Iterator[tuple[str, Shape]]:
+    matrix = (linear.rows_out, linear.rows_in)
+    yield f"{prefix}{linear.path}.weight", matrix[::-1] if linear.transposed else matrix
+    if linear.bias:
+        yield f"{prefix}{linear.path}.bias", (linear.rows_out,)
+
+
+def _norm(prefix: str, norm: Norm) -> Iterator[tuple[str, Shape]]:
+    yield f"{prefix}{norm.path}.weight", (norm.size,)
+    if norm.bias:
+        yield f"{prefix}{norm.path}.bias", (norm.size,)

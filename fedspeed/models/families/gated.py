@@ -1,0 +1,90 @@
+"""What the families after Llama have in common: four projections of attention, a gated MLP, RMSNorm."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedspeed.models.families.base import SavedBytes
+from fedspeed.models.families.shape import Linear, ModelShape, Norm
+from fedspeed.models.families.values import MAX_LAYERS, ConfigValues
+
+NORMS_BEFORE = ("input_layernorm", "post_attention_layernorm")
+TARGETS = ("q_proj", "v_proj")
+
+
+def gated_shape(
+    values: ConfigValues,
+    name: str,
+    family: str,
+    *,
+    head_dim: int | None = None,
+    kv_heads: int | None = None,
+    tied: bool = False,
+    attention_bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    norms: Sequence[str] = NORMS_BEFORE,
+    head_norms: str = "",
+    window: int = 0,
+    logits_copies: int = 0,
+) -> ModelShape:
+    """Read the dimensions of a family with Llama's modules.
+
+    Args:
+        family: its model_type.
+        head_dim, kv_heads, tied: transformers' defaults for keys that the file leaves out; None: the hidden
+            size divided by the heads, and as many as heads.
+        attention_bias, output_bias, mlp_bias: whether q, k and v, the attention's output, and the MLP have
+            biases.
+        norms: of a block, over the hidden size.
+        head_norms: "each": q and k have a norm over each head; "all": a norm over all heads together.
+
+    Raises:
+        ModelError: a number is missing or impossible.
+    """
+    hidden = values.number("hidden_size")
+    heads = values.number("num_attention_heads")
+    width = values.head_width(hidden, heads, head_dim)
+    shape = ModelShape(
+        name,
+        family,
+        hidden,
+        layers=values.number("num_hidden_layers", largest=MAX_LAYERS),
+        heads=heads,
+        kv_heads=values.kv_heads(heads, kv_heads),
+        head_dim=width,
+        intermediate=values.number("intermediate_size"),
+        vocab=values.number("vocab_size"),
+        tied=values.flag("tie_word_embeddings", tied),
+        window=window,
+        logits_copies=logits_copies,
+        final_norm=Norm("norm", hidden),
+        attention_targets=TARGETS,
+    )
+    query = heads * width
+    key = shape.kv_heads * width
+    inner = shape.intermediate
+    linears = (
+        Linear("self_attn.q_proj", hidden, query, attention_bias, "attention"),
+        Linear("self_attn.k_proj", hidden, key, attention_bias, "attention"),
+        Linear("self_attn.v_proj", hidden, key, attention_bias, "attention"),
+        Linear("self_attn.o_proj", query, hidden, output_bias, "attended"),
+        Linear("mlp.gate_proj", hidden, inner, mlp_bias, "mlp"),
+        Linear("mlp.up_proj", hidden, inner, mlp_bias, "mlp"),
+        Linear("mlp.down_proj", inner, hidden, mlp_bias, "gated"),
+    )
+    inside = {"": (), "each": (width, width), "all": (query, key)}[head_norms]
+    names = ("self_attn.q_norm", "self_attn.k_norm")
+    over = [Norm(n, size, width=total) for n, size, total in zip(names, inside, (query, key))]
+    return replace(shape, linears=linears, norms=(*over, *(Norm(norm, hidden) for norm in norms)))
+
+
+def gated_saved_bytes(shape: ModelShape, saved: SavedBytes) -> int:
+    """Count the bytes that autograd saves of a block with these modules, for each token.
+
+    Norms compute in fp32 and save their input in it. Attention saves q, k, v and its output; the MLP its
+    gate, the activated gate and the other factor.
+    """
+    norms = sum(4 * norm.elements for norm in shape.norms)
+    query = shape.heads * shape.head_dim
+    key = saved.kv_heads * shape.head_dim
+    return norms + saved.type_bytes * (2 * query + 2 * key + 3 * shape.intermediate)

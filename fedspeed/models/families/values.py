@@ -1,0 +1,87 @@
+"""Checked reading of a model's config.json."""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from fedspeed.errors import ModelError
+
+MAX_LAYERS = 1024
+MAX_SIZE = 1 << 24
+
+
+class ConfigValues:
+    """The values of a config.json. Keys that it leaves out, and keys that are null, have defaults.
+
+    Args:
+        values: as parsed. file: its path, for messages.
+    """
+
+    def __init__(self, values: Mapping[str, Any], file: str):
+        self._values = values
+        self.file = file
+
+    def get(self, key: str) -> Any:
+        """Return a value as it is, None where the file leaves it out."""
+        return self._values.get(key)
+
+    def number(self, key: str, default: int | None = None, largest: int = MAX_SIZE) -> int:
+        """Return a whole number from 1 to `largest`.
+
+        Raises:
+            ModelError: it is something else, or left out without a default.
+        """
+        value = self._values.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+            raise ModelError(
+                f"{self.file}: {key} is {value!r}, but must be a whole number from 1 to {largest}; give a "
+                "complete config.json"
+            )
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return true or false.
+
+        Raises:
+            ModelError: it is something else.
+        """
+        value = self._values.get(key, default)
+        if not isinstance(value, bool):
+            raise ModelError(f"{self.file}: {key} is {value!r}, but must be true or false; correct the file")
+        return value
+
+    def head_width(self, hidden: int, heads: int, default: int | None = None) -> int:
+        """Return head_dim, by default the hidden size divided by the heads.
+
+        Raises:
+            ModelError: it is no size, or left out where the heads do not divide the hidden size.
+        """
+        if self._values.get("head_dim") is None and default is None:
+            self.check_heads(hidden, heads)
+        return self.number("head_dim", default or hidden // heads)
+
+    def check_heads(self, hidden: int, heads: int) -> None:
+        """Raise ModelError where the heads do not divide the hidden size."""
+        if hidden % heads:
+            raise ModelError(f"{self.file}: {heads} heads do not divide a hidden size of {hidden}")
+
+    def kv_heads(self, heads: int, default: int | None = None) -> int:
+        """Return num_key_value_heads; null means as many as heads.
+
+        Args:
+            default: of transformers, where the file leaves the key out.
+
+        Raises:
+            ModelError: it does not divide the heads.
+        """
+        left_out = "num_key_value_heads" not in self._values
+        count = self.number("num_key_value_heads", default if left_out and default else heads)
+        if heads % count:
+            raise ModelError(
+                f"{self.file}: num_key_value_heads={count} does not divide num_attention_heads={heads}"
+            )
+        return count
+
+    def refuse(self, key: str, reason: str, remedy: str) -> NoReturn:
+        """Raise a ModelError about a value that FedSpeed cannot train as it is meant."""
+        raise ModelError(f"{self.file}: {key}={self._values.get(key)!r}: {reason}; {remedy}")
