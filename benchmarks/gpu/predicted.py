@@ -9,7 +9,7 @@ from benchmarks.gpu.link import PROBE_FILE
 from benchmarks.gpu.shapes import Step
 from fedspeed.cluster.hostfile import Host
 from fedspeed.engine.config import EngineConfig
-from fedspeed.models.catalogue import ModelShape
+from fedspeed.models.families.shape import ModelShape
 from fedspeed.planner.fitting import fits, with_kept_activations
 from fedspeed.planner.hardware import Node, card_of, node_of
 from fedspeed.planner.memory import DRIVER_BYTES, FRAGMENTATION, device_memory
