@@ -54,7 +54,7 @@ def timed_stage(stage) -> None:
     """Sleeps in place of arithmetic; shapes, sends and the optimizer stay."""
     import torch
 
-    from fedspeed.engine.compute.micro_batches import Score
+    from fedspeed.engine.compute.micro_batches import DeviceScore
 
     def empty(micro):
         return torch.zeros((*stage._tasks[micro].batch.attention_mask.shape, HIDDEN))
@@ -71,7 +71,7 @@ def timed_stage(stage) -> None:
         return slept(2 * FORWARD_S * len(stage._chunks[chunk]), micro)
 
     def head(micro, hidden):
-        stage._scores[micro] = Score(torch.zeros(()))
+        stage._scores[micro] = DeviceScore(torch.zeros(()), None)
         return slept(HEAD_S, micro)
 
     stage.embed = empty

@@ -12,7 +12,15 @@ from fedspeed.engine.activation_policy import ActivationPolicy
 from fedspeed.engine.activations import SavedBytesCounter
 from fedspeed.engine.base.store import BaseStore
 from fedspeed.engine.block_inputs import StoredInput
-from fedspeed.engine.compute.micro_batches import Call, MicroBatchModel, MicroBatchTask, Score, Tensors, told
+from fedspeed.engine.compute.micro_batches import (
+    Call,
+    DeviceScore,
+    MicroBatchModel,
+    MicroBatchTask,
+    Score,
+    Tensors,
+    fetch_scores,
+)
 from fedspeed.engine.stage_weights import StageWeights
 from fedspeed.models.blocks import Anatomy
 from fedspeed.schedule.instructions import Loaded, Stream
@@ -75,7 +83,7 @@ class Stage:
         # By chunk and micro-batch: the chunk's graph, or the inputs of its blocks.
         self._kept: dict[int, dict[int, _Graph | list[StoredInput]]] = {}
         self.grads: list[Tensors] = []
-        self._scores: dict[int, Score] = {}
+        self._scores: dict[int, DeviceScore] = {}
         self._putting: int | None = None  # the chunk whose inputs are put away
 
     def begin(
@@ -205,9 +213,9 @@ class Stage:
         """End the pass: (the scores, as numbers, of the micro-batches whose labels this rank holds; by owner
         the gradients [fp32, by name]).
         """
-        scores = self._scores
+        fetched = fetch_scores(list(self._scores.values()), [self._tasks[micro] for micro in self._scores])
+        scores = dict(zip(self._scores, fetched, strict=True))
         grads = self.grads
-        told(list(scores.values()), [self._tasks[micro] for micro in scores])
         if self._train:
             self._policy.end()
         self._clear()

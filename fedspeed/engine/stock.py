@@ -12,7 +12,7 @@ from fedspeed import activity
 from fedspeed.data.batches import Batch, StepBatches
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.engine.client_state import ClientState
-from fedspeed.engine.compute.micro_batches import needed_mask
+from fedspeed.engine.compute.micro_batches import check_padding
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.stock import compute_piece
 from fedspeed.engine.masters import whole_parameters
@@ -173,9 +173,8 @@ class StockEngine(ClientEngine):
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of the answer tokens' cross-entropy in fp32, logits [batch, tokens, vocabulary])."""
-        logits = self.ds_engine(
-            input_ids=self._tensor(batch.input_ids), attention_mask=needed_mask(batch)
-        ).logits
+        check_padding(batch)
+        logits = self.ds_engine(input_ids=self._tensor(batch.input_ids), attention_mask=None).logits
         labels = self._tensor(batch.labels)[:, 1:]
         loss = nn.functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"

@@ -7,7 +7,8 @@ read.
 """
 
 import zlib
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -242,12 +243,25 @@ def _draw(inner: nn.Module, unit: nn.Module, recurse: bool, fresh: list, seed: i
 
 
 def _compute_buffers(model: nn.Module, inner: nn.Module) -> None:
-    """Buffers are functions of the configuration in the supported families; transformers' own initialisation
-    computes them.
+    """Compute the buffers that are on the meta device by transformers' own initialisation: in the supported
+    families they are functions of the configuration. Parameters keep their values.
     """
     for module in model.modules():
         own = list(module.named_buffers(recurse=False))
         if any(buffer.is_meta for _, buffer in own):
             for name, buffer in own:
                 setattr(module, name, torch.empty_like(buffer, device="cpu"))
-            inner._init_weights(module)
+            with _kept(list(module.parameters(recurse=False))):
+                inner._init_weights(module)
+
+
+@contextmanager
+def _kept(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let transformers' initialisation pass over some parameters, by the flag that it looks at."""
+    for parameter in parameters:
+        setattr(parameter, "_is_hf_initialized", True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            delattr(parameter, "_is_hf_initialized")

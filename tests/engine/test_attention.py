@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedspeed.engine.compute.micro_batches import needed_mask
+from fedspeed.engine.compute.micro_batches import check_padding
 from tests.engine.engines import engine
 from tests.engine.test_layer_major import bases  # noqa: F401
 from tests.processes import run_clusters
@@ -64,9 +64,9 @@ def test_padding_on_the_right_needs_no_mask(bases, tmp_path, family):  # noqa: F
 
 def test_padding_elsewhere_is_met():
     batch = padded_step().micro[0]
-    needed_mask(batch)
+    check_padding(batch)
     with pytest.raises(AssertionError, match="not on the right"):
-        needed_mask(replace(batch, attention_mask=np.flip(batch.attention_mask, 1)))
+        check_padding(replace(batch, attention_mask=np.flip(batch.attention_mask, 1)))
 
 
 def test_repeated_keys_give_what_grouped_queries_give(bases, monkeypatch):  # noqa: F811

@@ -1,8 +1,8 @@
-"""What a model computes of single micro-batches: their embedding, one block at a time, head and loss. In
-which order, others decide.
+"""Compute single micro-batches: their embedding, one decoder block at a time, head and loss. Others decide in
+which order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 from torch import nn
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
 
 from fedspeed.data.batches import Batch
 from fedspeed.data.encode import IGNORED
@@ -25,12 +25,13 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class MicroBatchTask:
-    """One micro-batch of one owner.
+    """One micro-batch of one client.
 
     Attributes:
-        owner: whose trainable tensors it is computed with.
+        batch: its rows.
+        owner: number of the client whose trainable tensors it is computed with.
         scale: factor of its summed loss in what is differentiated.
-        seed: of its dropout.
+        seed: of its dropout masks.
     """
 
     batch: Batch
@@ -40,77 +41,109 @@ class MicroBatchTask:
 
 
 def seed_of(turn: int, step: int, number: int) -> int:
-    """The seed of a micro-batch's dropout, by that of its client's turn, its step in the turn and its number
-    in the step.
+    """Return the seed of a micro-batch's dropout masks.
+
+    Args:
+        turn: seed of its client's turn. step: its step in the turn. number: of the micro-batch in the step.
     """
     return turn * 1_000_003 + step * 1_009 + number
 
 
 @dataclass
-class Score:
-    """Sums over one micro-batch: cross-entropy of its answer tokens, rows whose answer greedy decoding would
-    give, rows with an answer.
+class DeviceScore:
+    """Sums over one micro-batch that are still on the device: asking it for a number waits for all work that
+    it has queued, so `fetch_scores` reads those of a whole pass at once.
 
-    `loss` and `right` (by answer token, whether greedy decoding would give it; None where nobody asked) lie
-    on the device until `told` reads those of a whole pass at once: asking the device for a number waits for
-    all it has to do.
+    Attributes:
+        loss: cross-entropy of all answer tokens, a scalar in float64.
+        right: whether greedy decoding would give each answer token, [answer tokens] bool; None while training,
+            and where there are none.
     """
 
-    loss: float | torch.Tensor
-    right: torch.Tensor | None = None
+    loss: torch.Tensor
+    right: torch.Tensor | None
+
+
+@dataclass
+class Score:
+    """Sums over one micro-batch.
+
+    Attributes:
+        loss: cross-entropy of all answer tokens.
+        exact: rows whose whole answer greedy decoding would give. rows: rows that have an answer. Both are 0
+            while training.
+    """
+
+    loss: float
     exact: int = 0
     rows: int = 0
 
 
+@dataclass
+class Call:
+    """The arguments with which a model calls one of its blocks, after the block's input."""
+
+    args: tuple
+    kwargs: dict
+
+
 class MicroBatchModel:
-    """Args:
-    model: as built, its trainable parameters inside the blocks.
-    compiled: whether blocks are computed by code that torch compiles.
+    """A causal LM, computed in steps: embedding, single blocks, head and loss.
+
+    Args:
+        model: as built, with its trainable parameters inside the blocks.
+        parts: of the model.
+        compiled: whether blocks are computed by code that torch compiles.
     """
 
-    def __init__(self, model: nn.Module, parts: Anatomy, compiled: bool = False):
+    def __init__(self, model: PreTrainedModel, parts: Anatomy, compiled: bool = False):
         self._parts = parts
         self.device = torch.device(get_accelerator().current_device_name())
         self._logits_bytes = LOGITS_BYTES["cpu" if get_accelerator().is_synchronized_device() else "gpu"]
-        # Some families give attention's dropout to a function, with no module that would show it.
-        stated = any(
+        # Some families give attention's dropout to a function, without a module that would show it.
+        configured = any(
             value for key, value in model.config.to_dict().items() if key.endswith(("dropout", "_pdrop"))
         )
-        self._dropout = stated or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
-        self._compiled = CompiledBlocks(parts.blocks, model.config) if compiled else None
+        self._dropout = configured or any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+        self._compiled = CompiledBlocks(parts.blocks) if compiled else None
 
     @torch.no_grad()
-    def enter(self, task: MicroBatchTask, table: torch.Tensor | None) -> tuple[torch.Tensor, "list[Call]"]:
-        """Embed a micro-batch: (what enters the first block, [B, T, hidden], what each block is called with
-        beside its input). What the model computes once for all blocks (positions, the masks of sliding
-        windows) is recorded, not rebuilt.
+    def enter(self, task: MicroBatchTask, table: torch.Tensor | None) -> tuple[torch.Tensor, list[Call]]:
+        """Embed a micro-batch, and record with which arguments the model calls its blocks: positions, rotary
+        embeddings and the masks of sliding windows are the model's own.
 
         Args:
             table: see `embedded`.
+
+        Returns:
+            (the first block's input [B, T, hidden], the call of each block).
         """
         embedded = self.embedded(task.batch.input_ids, table)
         with self.recorded() as (entered, calls), self._seeded(task, -1), not_packed():
-            self._parts.decoder(inputs_embeds=embedded, attention_mask=needed_mask(task.batch))
+            check_padding(task.batch)
+            self._parts.decoder(inputs_embeds=embedded, attention_mask=None)
         return entered[0], calls
 
     def embedded(self, ids: np.ndarray, table: torch.Tensor | None) -> torch.Tensor:
-        """Look up tokens [B, T].
+        """Return what the model's embedding makes of token ids [B, T]: [B, T, hidden] on the device.
 
         Args:
-            table: the embedding's weights, wherever they lie; None: what enters the first block comes from
-                elsewhere, and only the shape of the result is true.
+            table: the embedding's weights [vocabulary, hidden], on the device or in host memory; None on a
+                rank that does not embed: then only the shape of the result is right, and it is zero.
         """
         if table is None:
             shape = (*ids.shape, self._parts.embedding.embedding_dim)
-            return torch.zeros(shape, dtype=self._parts.norm.weight.dtype, device=self.device)
+            return torch.zeros(shape, dtype=next(self._parts.norm.parameters()).dtype, device=self.device)
         if table.device.type == "cpu":
-            return upload_rows(table, torch.from_numpy(ids))
-        return nn.functional.embedding(upload(torch.from_numpy(ids)), table)
+            looked_up = upload_rows(table, torch.from_numpy(ids))
+        else:
+            looked_up = nn.functional.embedding(upload(torch.from_numpy(ids)), table)
+        return looked_up
 
     def block(
-        self, b: int, task: MicroBatchTask, calls: "Sequence[Call]", hidden: torch.Tensor
+        self, b: int, task: MicroBatchTask, calls: Sequence[Call], hidden: torch.Tensor
     ) -> torch.Tensor:
-        """One block's output.
+        """Compute block `b` for a micro-batch: [B, T, hidden] from [B, T, hidden].
 
         Args:
             calls: what `enter` recorded.
@@ -124,9 +157,9 @@ class MicroBatchModel:
         return out[0] if isinstance(out, tuple) else out
 
     @contextmanager
-    def recorded(self):
-        """The decoder's blocks only note what they were called with: ([what enters the first block], what
-        each gets beside it).
+    def recorded(self) -> Iterator[tuple[list[torch.Tensor], list[Call]]]:
+        """Let the decoder's blocks only record how they are called; yields ([the first block's input], the
+        call of each block), both filled by a forward of the decoder.
         """
         entered: list[torch.Tensor] = []
         calls: list[Call] = []
@@ -138,9 +171,9 @@ class MicroBatchModel:
             setattr(self._parts.decoder, self._parts.blocks_name, self._parts.blocks)
 
     @contextmanager
-    def _seeded(self, task: MicroBatchTask, b: int):
-        """The same dropout masks whenever this block computes this task, in whatever order tasks are
-        computed.
+    def _seeded(self, task: MicroBatchTask, b: int) -> Iterator[None]:
+        """Draw the same dropout masks whenever block `b` computes this task, in whatever order tasks are
+        computed; -1 stands for what the model computes before its blocks.
         """
         if not self._dropout:
             yield
@@ -149,42 +182,72 @@ class MicroBatchModel:
             torch.manual_seed((task.seed * 1_000_003 + b + 1) % 2**63)
             yield
 
+    def logits(self, normed: torch.Tensor) -> torch.Tensor:
+        """Compute logits [..., vocabulary] from the final norm's output [..., hidden]; the head's weights must
+        be on the device.
+        """
+        return self._parts.head(normed)
+
     def head(
         self, hidden: torch.Tensor, task: MicroBatchTask, differentiate: bool = True
-    ) -> tuple[Score, torch.Tensor | None]:
-        """Norm, head and loss of the answer tokens only, some rows at a time; also the gradient of scale *
-        loss by `hidden`.
+    ) -> tuple[DeviceScore, torch.Tensor | None]:
+        """Compute final norm, logits and loss of the answer tokens only, in pieces of bounded bytes.
+
+        Args:
+            hidden: the last block's output [B, T, hidden].
+            differentiate: whether the gradient is asked for; else which tokens greedy decoding would give.
+
+        Returns:
+            (the sums, the gradient of scale * loss by `hidden`).
         """
         labels = task.batch.labels
         at = np.nonzero(labels[:, 1:] != IGNORED)
-        # One small copy: which tokens of the batch, counted through, are asked for an answer, and which.
+        # One small copy to the device: the answer tokens' positions in the flat batch, and the tokens.
         where, targets = upload(
             torch.from_numpy(np.stack([at[0] * labels.shape[1] + at[1], labels[:, 1:][at]]))
         )
-        rows = max(1, self._logits_bytes // (self._parts.head.weight.shape[0] * hidden.element_size()))
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        right = []
         with torch.set_grad_enabled(differentiate):
             x = hidden.requires_grad_(differentiate)
             normed = self._parts.norm(x).flatten(0, 1).index_select(0, where)
-            leaf = normed.detach()
-            downward = torch.empty_like(leaf) if differentiate else None
-            for start in range(0, len(targets), rows):
-                part = slice(start, start + rows)
-                piece = leaf[part].requires_grad_(differentiate)
-                logits = self._parts.head(piece)
-                lost = chunked_cross_entropy(logits, targets[part], reduction="sum")
-                loss += lost.detach()
-                if differentiate:
-                    (downward[part],) = torch.autograd.grad(lost * task.scale, piece)
-                else:
-                    right.append(logits.argmax(-1) == targets[part])
-            flow = torch.autograd.grad(normed, x, downward)[0] if differentiate else None
-        return Score(loss, torch.cat(right) if right else None), flow
+        if differentiate:
+            loss, downward = self._differentiated(normed.detach(), targets, task.scale)
+            return DeviceScore(loss, None), torch.autograd.grad(normed, x, downward)[0]
+        return self._evaluated(normed, targets), None
+
+    def _differentiated(
+        self, normed: torch.Tensor, targets: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (the summed loss of answer tokens [n], the gradient of scale * loss by the final norm's output
+        [n, hidden]).
+        """
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        downward = torch.empty_like(normed)
+        for part in self._parts_of(normed):
+            piece = normed[part].requires_grad_()
+            with torch.enable_grad():
+                lost = chunked_cross_entropy(self.logits(piece), targets[part], reduction="sum")
+                (downward[part],) = torch.autograd.grad(lost * scale, piece)
+            loss += lost.detach()
+        return loss, downward
+
+    @torch.no_grad()
+    def _evaluated(self, normed: torch.Tensor, targets: torch.Tensor) -> DeviceScore:
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        right = []
+        for part in self._parts_of(normed):
+            logits = self.logits(normed[part])
+            loss += chunked_cross_entropy(logits, targets[part], reduction="sum")
+            right.append(logits.argmax(-1) == targets[part])
+        return DeviceScore(loss, torch.cat(right) if right else None)
+
+    def _parts_of(self, normed: torch.Tensor) -> list[slice]:
+        """Divide rows so that the logits of each part take a bounded number of bytes."""
+        rows = max(1, self._logits_bytes // (self._parts.head.weight.shape[0] * normed.element_size()))
+        return [slice(start, start + rows) for start in range(0, len(normed), rows)]
 
 
-def needed_mask(batch: Batch) -> None:
-    """The attention mask that a micro-batch needs beside the causal one: none.
+def check_padding(batch: Batch) -> None:
+    """Assert that a micro-batch needs no attention mask beside the causal one, or that of a sliding window.
 
     Padding stands on the right of all tokens, which look to the left only, and its own output is asked for by
     nobody. A mask would make attention hold all T x T scores instead of going through a fused kernel. A
@@ -195,23 +258,15 @@ def needed_mask(batch: Batch) -> None:
     assert np.array_equal(batch.attention_mask, on_the_right), "padding is not on the right"
 
 
-@dataclass
-class Call:
-    """What a block is called with beside its input."""
-
-    args: tuple
-    kwargs: dict
-
-
 class _Recorder(nn.Module):
-    """Stands where a block stands while the decoder computes what it gives to its blocks."""
+    """Stands in for a block while the decoder computes what it gives to its blocks."""
 
     def __init__(self, entered: list[torch.Tensor], calls: list[Call]):
         super().__init__()
         self._entered = entered
         self._calls = calls
 
-    def forward(self, hidden, *args, **kwargs):
+    def forward(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         if not self._entered:
             self._entered.append(hidden)
         self._calls.append(Call(args, kwargs))
@@ -219,9 +274,9 @@ class _Recorder(nn.Module):
 
 
 @contextmanager
-def not_packed():
+def not_packed() -> Iterator[None]:
     """Say that rows are not packed behind each other. transformers would find out by asking the device, which
-    stops the host once a micro-batch.
+    makes the host wait once a micro-batch.
     """
     find = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
@@ -231,28 +286,31 @@ def not_packed():
         masking_utils.find_packed_sequence_indices = find
 
 
-def told(scores: Sequence[Score], tasks: Sequence[MicroBatchTask]) -> None:
-    """Make numbers of the scores of a pass, in one go."""
+def fetch_scores(scores: Sequence[DeviceScore], tasks: Sequence[MicroBatchTask]) -> list[Score]:
+    """Read the sums of a pass from the device, all in one copy of each kind."""
     if not scores:
-        return
-    for score, loss in zip(scores, torch.stack([score.loss for score in scores]).tolist()):
-        score.loss = loss
-    counted = [(score, task) for score, task in zip(scores, tasks) if score.right is not None]
+        return []
+    found = [Score(loss) for loss in torch.stack([score.loss for score in scores]).tolist()]
+    counted = [
+        (score, task, device.right)
+        for score, task, device in zip(found, tasks, scores)
+        if device.right is not None
+    ]
     if counted:
-        right = (
-            torch
-            .cat([score.right for score, _ in counted])
-            .cpu()
-            .split([len(score.right) for score, _ in counted])
-        )
-        for (score, task), own in zip(counted, right):
-            score.exact, score.rows = _whole_rows(own, task.batch)
-            score.right = None
+        lengths = [len(right) for _, _, right in counted]
+        for (score, task, _), right in zip(
+            counted, torch.cat([right for _, _, right in counted]).cpu().split(lengths)
+        ):
+            score.exact, score.rows = _whole_rows(right, task.batch)
+    return found
 
 
 def _whole_rows(right: torch.Tensor, batch: Batch) -> tuple[int, int]:
-    """(rows of which all answer tokens are right, rows that have any). One whose answer was cut is never
+    """Count (rows whose answer tokens are all right, rows that have any). A row whose answer was cut is never
     right: its end is unknown.
+
+    Args:
+        right: whether each answer token is, in the order of the batch, [answer tokens] bool.
     """
     answers = torch.from_numpy(batch.labels)[:, 1:] != IGNORED
     wrong = torch.zeros(answers.shape, dtype=torch.bool)

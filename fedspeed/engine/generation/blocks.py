@@ -71,4 +71,4 @@ class PieceModel:
             return torch.zeros(0, dtype=torch.int64, device=self._device)
         rows, columns = (upload(torch.from_numpy(part)) for part in piece.wanted)
         normed = self._parts.norm(hidden[rows, columns])
-        return read_in_parts(piece, lambda part: self._parts.head(normed[part]), self._rows)
+        return read_in_parts(piece, lambda part: self._model.logits(normed[part]), self._rows)
