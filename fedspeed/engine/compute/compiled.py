@@ -1,6 +1,6 @@
 """Compute blocks by code that torch compiles: fewer kernel launches, where a GPU waits for Python."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ def _plain(value: object) -> object:
     return None
 
 
-def _function(block: nn.Module) -> Callable[[Mapping[str, torch.Tensor], tuple, dict], Any]:
-    def compute(tensors: Mapping[str, torch.Tensor], args: tuple, kwargs: dict) -> Any:
+def _function(block: nn.Module) -> Callable[[dict[str, torch.Tensor], tuple, dict], Any]:
+    def compute(tensors: dict[str, torch.Tensor], args: tuple, kwargs: dict) -> Any:
         return torch.func.functional_call(block, tensors, args, kwargs)
 
     return compute
