@@ -95,6 +95,40 @@ def new_files_of(text):
     return set(re.findall(r"[Oo]ne new file, `([^`]+)`", text))
 
 
+def links_of(text):
+    """Return (text, target) of the links that a page has to files of the repository."""
+    found = re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    return [(shown, target) for shown, target in found if not target.startswith("http")]
+
+
+def headings_of(page):
+    """Return the anchors of a page's headings, as they are made of them by GitHub."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken_link(page, shown, target):
+    """Say whether a link leads nowhere, or to a module that does not define the names in its text."""
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    if not file.exists() or (anchor and anchor not in headings_of(file)):
+        return True
+    if file.suffix != ".py":
+        return False
+    stem = file.relative_to(ROOT).as_posix().removesuffix(".py").rpartition("/")[2]
+    names = [
+        name for name in re.findall(r"`(\w+(?:\.\w+)?)`", shown) if not (ROOT / "fedspeed" / name).exists()
+    ]
+    defined = {name for holder, name in names_of_ours() if holder == stem}
+    return any(name.partition(".")[0] not in {*defined, stem} for name in names if not name.endswith(".py"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_somewhere(page):
+    path = ROOT / page
+    assert [link for link in links_of(path.read_text()) if broken_link(path, *link)] == []
+
+
 def gone_from(text):
     """Return what a page names that is not there."""
     named = named_in(text) - new_files_of(text)

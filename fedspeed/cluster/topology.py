@@ -116,8 +116,7 @@ class Topology:
         return next(ranks for ranks in self.worlds(pipeline).values() if world_rank in ranks)
 
     def cluster_of(self, name: str) -> ClusterPlacement:
-        """The cluster of that name. Raises KeyError: an idle rank has None for a cluster, and no place here.
-        """
+        """The cluster of that name. Raises KeyError: an idle rank has None for a cluster, and no place here."""
         for cluster in self.clusters:
             if cluster.name == name:
                 return cluster

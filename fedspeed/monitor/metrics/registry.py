@@ -11,14 +11,8 @@ from typing import Literal
 
 from fedspeed.monitor.metrics.metric import NOTHING, Metric
 
-MODULES = (
-    "losses",
-    "speed",
-    "traffic",
-    "waits",
-    "federation",
-    "updates",
-)  # in the order of tables and records
+# In the order of tables and records.
+MODULES = ("losses", "speed", "traffic", "waits", "federation", "updates")
 # What records hold beside metrics: no metric may be called so.
 TAKEN = {
     "round",
