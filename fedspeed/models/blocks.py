@@ -1,12 +1,19 @@
-"""Where the decoder blocks of a causal LM are, whatever its family calls them."""
+"""Find the decoder blocks of a causal LM and what surrounds them, whatever its family calls them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fedspeed.models.families.base import Family
 from fedspeed.models.families.registry import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Lists of a configuration with an entry for each decoder block, by its number.
+PER_BLOCK = ("layer_types", "no_rope_layers")
 
 
 @dataclass(frozen=True)
@@ -24,16 +31,15 @@ class Anatomy:
     blocks: nn.ModuleList
     embedding: nn.Embedding
     norm: nn.Module
-    head: nn.Module
+    head: nn.Linear
 
 
-def anatomy(model: nn.Module) -> Anatomy:
-    """The parts of a model of a supported family, with or without a PEFT adapter around it."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder = getattr(inner, inner.base_model_prefix)
-    blocks = decoder_blocks(model)
-    name = next(name for name, child in decoder.named_children() if child is blocks)
+def anatomy(model: "PreTrainedModel") -> Anatomy:
+    """Find the parts of a model of a supported family, with or without a PEFT adapter around it."""
+    inner = _without_adapter(model)
     family = FAMILIES[inner.config.model_type]
+    decoder = getattr(inner, inner.base_model_prefix)
+    name, blocks = _named_blocks(inner)
     return Anatomy(
         family=family,
         decoder=decoder,
@@ -45,23 +51,36 @@ def anatomy(model: nn.Module) -> Anatomy:
     )
 
 
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder blocks: the only ModuleList as long as `num_hidden_layers` says.
+def decoder_blocks(model: "PreTrainedModel") -> nn.ModuleList:
+    """Return the list of a model's decoder blocks: the only module list that its decoder has.
 
     Raises:
-        ValueError: the model has none, or more than one candidate.
+        ValueError: the decoder has none, or more than one, or one of another length than the configuration
+            says.
     """
-    depth = model.config.num_hidden_layers
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(found) != 1:
+    return _named_blocks(_without_adapter(model))[1]
+
+
+def _without_adapter(model: "PreTrainedModel") -> "PreTrainedModel":
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _named_blocks(inner: "PreTrainedModel") -> tuple[str, nn.ModuleList]:
+    """Return the decoder's list of blocks with the name that it has there."""
+    decoder = getattr(inner, inner.base_model_prefix)
+    lists = [(name, child) for name, child in decoder.named_children() if isinstance(child, nn.ModuleList)]
+    depth = inner.config.num_hidden_layers
+    if len(lists) != 1 or len(lists[0][1]) != depth:
+        lengths = ", ".join(str(len(child)) for _, child in lists) or "none"
         raise ValueError(
-            f"{type(model).__name__} has {len(found)} module lists of {depth} blocks, expected one"
+            f"{type(decoder).__name__} has module lists of these lengths: {lengths}; expected one of {depth} "
+            "blocks"
         )
-    return found[0]
+    return lists[0]
 
 
 class KeptBlocks(nn.ModuleList):
-    """Some decoder blocks of a model: indexed by their places among these, called by their numbers in the
+    """Some decoder blocks of a model: indexed by their positions among these, named by their numbers in the
     whole model.
     """
 
@@ -70,12 +89,13 @@ class KeptBlocks(nn.ModuleList):
         for number, block in numbered.items():
             self.add_module(str(number), block)
 
-    def __getitem__(self, at: int | slice) -> nn.Module | list[nn.Module]:
+    def __getitem__(self, at: int | slice) -> Any:
         return list(self._modules.values())[at]
 
 
-def keep_blocks(model: nn.Module, numbers: Sequence[int]) -> None:
-    """Leave only some decoder blocks in a model; parameters keep the names that they have in the whole one.
+def keep_blocks(model: "PreTrainedModel", numbers: Sequence[int]) -> None:
+    """Remove all decoder blocks of a model but some; parameters keep the names that they have in the whole
+    model.
 
     Args:
         numbers: of the blocks that stay, in ascending order.
@@ -91,27 +111,29 @@ def keep_blocks(model: nn.Module, numbers: Sequence[int]) -> None:
             "ascending order"
         )
     setattr(parts.decoder, parts.blocks_name, KeptBlocks({b: parts.blocks[b] for b in numbers}))
-    for place, number in enumerate(numbers):
+    for position, number in enumerate(numbers):
         for module in parts.blocks[number].modules():
-            if hasattr(module, "layer_idx"):  # where a cache keeps its keys and values
-                module.layer_idx = place
+            if hasattr(module, "layer_idx"):  # by which a cache of keys and values knows the block
+                setattr(module, "layer_idx", position)
     for config in {id(config): config for config in (model.config, parts.decoder.config)}.values():
         config.num_hidden_layers = len(numbers)
-        if getattr(config, "layer_types", None):  # by the place in the list
-            config.layer_types = [config.layer_types[b] for b in numbers]
+        for name in PER_BLOCK:
+            if entries := getattr(config, name, None):
+                setattr(config, name, [entries[b] for b in numbers])
 
 
-def trained_outside(model: nn.Module) -> str:
-    """The name of a trainable parameter outside the decoder blocks, empty if there is none."""
+def trained_outside(model: "PreTrainedModel") -> str:
+    """Return the name of a trainable parameter outside the decoder blocks, empty if there is none."""
     inside = {p for block in decoder_blocks(model) for p in block.parameters()}
     return next((name for name, p in model.named_parameters() if p.requires_grad and p not in inside), "")
 
 
-def units(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Every parameter once, in pieces small enough to hold whole: (name, module, recurse).
+def units(model: "PreTrainedModel") -> Iterator[tuple[str, nn.Module, bool]]:
+    """Yield modules that together own every parameter once, each small enough to be held whole in memory:
+    (name, module, recurse).
 
-    A decoder block is one piece; what lies outside the blocks (embedding, final norm, head) comes module by
-    module, `recurse=False`.
+    A decoder block is one unit. What lies outside the blocks (embedding, final norm, head) comes module by
+    module, `recurse=False`: only the parameters that the module owns itself.
     """
     blocks = set(decoder_blocks(model))
     inside = {m for block in blocks for m in block.modules()}

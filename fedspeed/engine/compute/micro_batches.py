@@ -56,8 +56,8 @@ class DeviceScore:
 
     Attributes:
         loss: cross-entropy of all answer tokens, a scalar in float64.
-        right: whether greedy decoding would give each answer token, [answer tokens] bool; None while training,
-            and where there are none.
+        right: whether greedy decoding would give each answer token, [answer tokens] bool; None while
+            training, and where there are none.
     """
 
     loss: torch.Tensor
@@ -98,6 +98,7 @@ class MicroBatchModel:
 
     def __init__(self, model: PreTrainedModel, parts: Anatomy, compiled: bool = False):
         self._parts = parts
+        self._config = model.config
         self.device = torch.device(get_accelerator().current_device_name())
         self._logits_bytes = LOGITS_BYTES["cpu" if get_accelerator().is_synchronized_device() else "gpu"]
         # Some families give attention's dropout to a function, without a module that would show it.
@@ -138,7 +139,7 @@ class MicroBatchModel:
             looked_up = upload_rows(table, torch.from_numpy(ids))
         else:
             looked_up = nn.functional.embedding(upload(torch.from_numpy(ids)), table)
-        return looked_up
+        return self._parts.family.embed(looked_up, self._config)
 
     def block(
         self, b: int, task: MicroBatchTask, calls: Sequence[Call], hidden: torch.Tensor
@@ -183,10 +184,10 @@ class MicroBatchModel:
             yield
 
     def logits(self, normed: torch.Tensor) -> torch.Tensor:
-        """Compute logits [..., vocabulary] from the final norm's output [..., hidden]; the head's weights must
-        be on the device.
+        """Compute logits [..., vocabulary] from the final norm's output [..., hidden]. The head's weights
+        must be on the device.
         """
-        return self._parts.head(normed)
+        return self._parts.family.logits(self._parts.head(normed), self._config)
 
     def head(
         self, hidden: torch.Tensor, task: MicroBatchTask, differentiate: bool = True
@@ -217,8 +218,13 @@ class MicroBatchModel:
     def _differentiated(
         self, normed: torch.Tensor, targets: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (the summed loss of answer tokens [n], the gradient of scale * loss by the final norm's output
-        [n, hidden]).
+        """Differentiate the loss by the final norm's output of answer tokens.
+
+        Args:
+            normed: [n, hidden]. targets: the tokens, [n]. scale: factor of the loss.
+
+        Returns:
+            (the summed loss, the gradient of scale * loss [n, hidden]).
         """
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         downward = torch.empty_like(normed)

@@ -46,7 +46,9 @@ class PieceModel:
         with self._model.recorded() as (entered, calls), not_packed():
             self._parts.decoder(
                 inputs_embeds=hidden,
-                attention_mask=attention_masks(piece.view, self._config, hidden.dtype, self._device),
+                attention_mask=attention_masks(
+                    piece.view, self._parts.family, self._config, hidden.dtype, self._device
+                ),
                 position_ids=upload(torch.from_numpy(piece.positions)),
                 past_key_values=piece.view,
                 use_cache=True,

@@ -11,11 +11,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from fedspeed.errors import ModelError
+from fedspeed.models.families.base import Family
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 NOTHING = -1  # position of a slot that holds no token
+# Kinds of attention, as transformers names them in `layer_types`.
+FULL = "full_attention"
+SLIDING = "sliding_attention"
 _numbers = itertools.count()
 
 
@@ -117,7 +122,7 @@ class View:
 
 
 def attention_masks(
-    view: View, config, dtype: torch.dtype, device: torch.device
+    view: View, family: Family, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """Make what a model adds to its attention's scores, [rows, 1, new slots, all slots]: 0 where a slot is
     seen.
@@ -125,25 +130,25 @@ def attention_masks(
     Slots that hold no token see nothing, evenly, and their output is asked for by nobody.
 
     Args:
-        config: of the model. One with blocks of several kinds takes a mask for each kind.
+        family, config: of the model. One with blocks of several kinds takes a mask for each kind.
+        dtype: in which the model computes. device: on which.
 
     Raises:
         ModelError: the model has another kind of attention.
     """
-    kinds = set(getattr(config, "layer_types", None) or ())
+    causal = _mask(view.sees(), dtype, device)
     window = getattr(config, "sliding_window", None)
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
+    if family.masks == "causal" or (family.masks == "window" and window is None):
+        return causal
+    if family.masks == "window":
+        return _mask(view.sees(window), dtype, device)
+    kinds = set(config.layer_types)
+    if unknown := kinds - {FULL, SLIDING}:
         raise ModelError(
             f"{config.model_type}: generation knows no attention of kind {', '.join(sorted(unknown))}; "
-            "evaluate this "
-            "model by its held-out loss"
+            "evaluate this model by its held-out loss"
         )
-    if kinds == {"full_attention"} or not window:
-        return _mask(view.sees(), dtype, device)
-    windowed = _mask(view.sees(window), dtype, device)
-    if not kinds:
-        return windowed
-    return {"full_attention": _mask(view.sees(), dtype, device), "sliding_attention": windowed}
+    return {FULL: causal} | ({SLIDING: _mask(view.sees(window), dtype, device)} if SLIDING in kinds else {})
 
 
 def _mask(sees: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -4,13 +4,21 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from fedspeed.engine.generation.cache import attention_masks
 from fedspeed.engine.generation.pieces import Piece, read_in_parts
+from fedspeed.models.families.registry import FAMILIES
 
 
 def compute_piece(
-    execute: Callable, config, piece: Piece, *, dtype: torch.dtype, device: torch.device, rows: int
+    execute: Callable,
+    config: PretrainedConfig,
+    piece: Piece,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    rows: int,
 ) -> np.ndarray:
     """Take a piece through the whole model; returns its values [k].
 
@@ -23,7 +31,7 @@ def compute_piece(
     output = execute(
         input_ids=torch.from_numpy(piece.tokens).to(device),
         position_ids=torch.from_numpy(piece.positions).to(device),
-        attention_mask=attention_masks(piece.view, config, dtype, device),
+        attention_mask=attention_masks(piece.view, FAMILIES[config.model_type], config, dtype, device),
         past_key_values=piece.view,
         use_cache=True,
         logits_to_keep=torch.from_numpy(columns).to(device),

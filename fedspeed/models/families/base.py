@@ -4,7 +4,7 @@ tensors work with them.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedspeed.models.families.shape import Linear, ModelShape, Norm
 from fedspeed.models.families.values import ConfigValues
@@ -66,6 +66,9 @@ class Family:
         embed: applied to the rows [B, T, hidden] that were looked up in the embedding's weight, given the
             model's config: what transformers' embedding module does after the look-up.
         logits: applied to the head's output [..., vocab]: what transformers' causal LM does after the head.
+        masks: what a token attends to. causal: in every block all tokens up to itself, whatever config.json
+            says of windows. window: in every block the last `sliding_window` tokens, all where that is not
+            set. layers: in each block what its entry of `layer_types` says.
     """
 
     model_type: str
@@ -83,6 +86,7 @@ class Family:
     saved_bytes_per_token: Callable[[ModelShape, SavedBytes], int]
     embed: Callable[["Tensor", Any], "Tensor"] = unchanged
     logits: Callable[["Tensor", Any], "Tensor"] = unchanged
+    masks: Literal["causal", "window", "layers"] = "causal"
 
     def parameters(self, shape: ModelShape) -> Iterator[tuple[str, Shape]]:
         """Yield the name and the shape of every parameter once; a tied head is the embedding."""
