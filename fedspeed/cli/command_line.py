@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     json_out = sys.stdout if getattr(arguments, "json", False) else None
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings tell of every poll of a store
     try:
+        _check_overrides(arguments)
         return arguments.command(arguments)
     except FedSpeedError as error:
         return report_ending(error_ending(error), json_out)
@@ -70,14 +71,52 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Argparse takes positional words from one place only; `a=1 --json b=2` has overrides in two."""
+    """Parse the command line.
+
+    argparse accepts positional arguments in one place only, but `a=1 --json b=2` has overrides in two.
+    """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if rest and not unknown:
         arguments.overrides += rest
+    if unknown:
+        problems = [f"unrecognized arguments: {' '.join(unknown)}", *_configuration_problems(arguments, rest)]
+        parser.error("\n  - ".join(problems))
     return arguments
+
+
+def _check_overrides(arguments: argparse.Namespace) -> None:
+    """Refuse a command line that gives a key twice, together with all other faults of the configuration.
+
+    Raises:
+        ConfigError: a key is given twice.
+    """
+    overrides = getattr(arguments, "overrides", [])
+    if len(overrides) < 2:
+        return
+    from fedspeed.config.load import repeated_keys
+
+    if repeated := repeated_keys(overrides):
+        raise ConfigError([*repeated, *_configuration_problems(arguments, [])])
+
+
+def _configuration_problems(arguments: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """Return the faults of a command's configuration, to report them with those of its arguments.
+
+    Args:
+        rest: arguments that argparse did not recognise, overrides among them.
+    """
+    if getattr(arguments, "config", None) is None or not hasattr(arguments, "overrides"):
+        return []
+    from fedspeed.config.load import load
+
+    overrides = [*arguments.overrides, *(word for word in rest if not word.startswith("-"))]
+    try:
+        load(arguments.config, overrides)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def _parser() -> argparse.ArgumentParser:

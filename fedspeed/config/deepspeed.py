@@ -1,8 +1,8 @@
-"""From a run's `deepspeed:` section to one plain DeepSpeed configuration.
+"""Merging of a run's `deepspeed:` section into one plain DeepSpeed configuration.
 
-The section names a JSON with `base` and lays its own keys on top. `auto` means that FedSpeed decides: what
-the run says itself is filled in here; what depends on the model stays `auto` (`ENGINE_AUTOS`) until the
-engine knows it.
+The section names a JSON file as `base`, and its other keys override that file. `auto` means that FedSpeed
+decides: values that the run's other sections give are filled in here; values that depend on the model stay
+`auto` (`ENGINE_AUTOS`) until the engine is built.
 """
 
 import json
@@ -21,18 +21,18 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 def merge(section: dict[str, Any], config: RunConfig, root: Path) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run.
+    """Return the DeepSpeed configuration of a run.
 
     Args:
         section: `RunConfig.deepspeed`: an optional `base` (a JSON file) and keys that override it. `null`
             removes a key.
-        config: where `auto` is filled from.
+        config: the run's configuration, whose values replace `auto`.
         root: folder of the run's YAML (`Loaded.folder`); a relative `base` is looked for there, then in the
             working folder, the project and its ds_configs.
 
     Returns:
-        Plain DeepSpeed configuration without `optimizer` and `scheduler` (the engine brings its own), in
-        which only keys of `ENGINE_AUTOS` may still be `auto`.
+        Plain DeepSpeed configuration without `optimizer` and `scheduler` (the engine builds its own). Only
+        keys of `ENGINE_AUTOS` may still be `auto`.
 
     Raises:
         ConfigError: with every conflict between the file, the section and the run.
@@ -49,12 +49,12 @@ def merge(section: dict[str, Any], config: RunConfig, root: Path) -> dict[str, A
 
 
 def zero_stage(merged: dict[str, Any]) -> int:
-    """ZeRO stage, 0 to 3, of a merged configuration."""
+    """Return the ZeRO stage, 0 to 3, of a merged configuration."""
     return int(at(merged, "zero_optimization.stage") or 0)
 
 
 def _fill(merged: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Changes and returns `merged`, which has no findings."""
+    """Fill in the run's values; change and return `merged`, which has been checked."""
     merged.pop("optimizer", None)  # says the same as train.*
     merged.pop("train_batch_size", None)  # DeepSpeed computes it from the ranks of a client
     for key, (value, _) in run_values(config).items():
@@ -68,7 +68,7 @@ def _fill(merged: dict[str, Any], config: RunConfig) -> dict[str, Any]:
 
 
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Deep merge into new dicts; None in `above` removes the key."""
+    """Merge nested dicts into new ones; None in `above` removes the key."""
     result = dict(below)
     for key, value in above.items():
         if value is None:
@@ -86,12 +86,12 @@ def _placed(finding: Finding, section: dict[str, Any], base: dict[str, Any], bas
 
 
 def _read_base(base: Any, root: Path) -> tuple[dict[str, Any], str]:
-    """(content, name for messages) of the base file; an empty configuration if there is none."""
+    """Return (content, name for messages) of the base file; an empty configuration if there is none."""
     if base in (None, ""):
         return {}, ""
     if not isinstance(base, str):
         raise ConfigError(
-            f"deepspeed.base is {json.dumps(base)}, but names a JSON file, for example zero3.json"
+            f"deepspeed.base is {json.dumps(base)}, but must name a JSON file, for example zero3.json"
         )
     path = Path(base).expanduser()
     folders = (root, Path.cwd(), _PROJECT, _PROJECT / "ds_configs")
@@ -123,5 +123,5 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
     return result

@@ -1,7 +1,7 @@
-"""What cannot stand in a DeepSpeed configuration of a federated run. Pure functions over plain dicts.
+"""Rules about the DeepSpeed configuration of a federated run. Pure functions over plain dicts.
 
-`clashes` holds for any part of a configuration, so it may judge a section whose base file has not been read;
-`incoherences` needs the whole.
+`clashes` applies to any part of a configuration, so that a section can be checked before its base file is
+read; `incoherences` needs the whole configuration.
 """
 
 import json
@@ -26,8 +26,12 @@ from fedspeed.config.run import RunConfig
 
 @dataclass(frozen=True)
 class Finding:
-    """`key` is dotted, as in `zero_optimization.stage`; `text` begins with it. `run_keys` are the keys of the
-    run it contradicts.
+    """A fault of a DeepSpeed configuration.
+
+    Attributes:
+        key: dotted, as in `zero_optimization.stage`.
+        text: the message; it begins with the key.
+        run_keys: keys of the run's own sections that the value contradicts.
     """
 
     key: str
@@ -39,7 +43,7 @@ _INTERVAL = "pipeline.activation_checkpoint_interval"
 
 
 def run_values(config: RunConfig) -> dict[str, tuple[Any, str]]:
-    """DeepSpeed key -> (value that the run gives it, the run's own key)."""
+    """Return DeepSpeed key -> (value that the run gives it, the run's own key)."""
     values = {
         "train_micro_batch_size_per_gpu": (config.train.micro_batch, "train.micro_batch"),
         "gradient_accumulation_steps": (config.train.accumulation, "train.accumulation"),
@@ -53,12 +57,12 @@ def run_values(config: RunConfig) -> dict[str, tuple[Any, str]]:
 
 
 def _enabled(dtype: str, config: RunConfig) -> bool | str:
-    """Whether a run computes in this 16-bit type; `auto` until it is decided."""
+    """Return whether a run computes in this 16-bit type; `auto` until that is decided."""
     return AUTO if config.model.dtype == "auto" else config.model.dtype == dtype
 
 
 def clashes(section: dict[str, Any], config: RunConfig) -> list[Finding]:
-    """Keys that DeepSpeed or FedSpeed does not know, and values that contradict the run's own."""
+    """Return unknown keys, values of the wrong type, and values that contradict the run's own sections."""
     misshapen = [finding for key, value in section.items() for finding in _shape(key, value, SCHEMA)]
     known = {finding.key for finding in misshapen}
     judged = [
@@ -71,19 +75,19 @@ def clashes(section: dict[str, Any], config: RunConfig) -> list[Finding]:
 
 
 def incoherences(merged: dict[str, Any], config: RunConfig) -> list[Finding]:
-    """Values of a whole configuration that do not go together, and `auto` where nobody decides."""
+    """Return contradictions inside a merged configuration, and values `auto` that nothing replaces."""
     return [*_undecided(merged, config), *_stage_and_offload(merged), *_checkpointing(merged, config)]
 
 
 def at(block: Any, key: str) -> Any:
-    """The value of a dotted key, None if it is absent."""
+    """Return the value of a dotted key; None if it is absent."""
     for name in key.split("."):
         block = block.get(name) if isinstance(block, dict) else None
     return block
 
 
 def leaves(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested dicts; an empty dict is a leaf."""
+    """Yield (dotted key, value) of every leaf of nested dicts; an empty dict is a leaf."""
     for name, value in block.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{name}.")
@@ -94,7 +98,7 @@ def leaves(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def _shape(key: str, value: Any, known: dict[str, Any], prefix: str = "") -> Iterator[Finding]:
     full = prefix + key
     if full in REMOVED:
-        yield Finding(full, f"{full} is gone from DeepSpeed 0.19.8; {REMOVED[full]}")
+        yield Finding(full, f"{full} was removed from DeepSpeed before 0.19.8; {REMOVED[full]}")
     elif key not in known:
         yield Finding(
             full,
@@ -108,7 +112,7 @@ def _shape(key: str, value: Any, known: dict[str, Any], prefix: str = "") -> Ite
         elif value is not None:
             yield Finding(full, f"{full} is {json.dumps(value)}, but it is a block; write its keys below it")
     elif value not in (None, AUTO) and not _fits(value, known[key]):
-        yield Finding(full, f"{full} is {json.dumps(value)}, but must be {_WORDS[known[key]]}")
+        yield Finding(full, f"{full} is {json.dumps(value)}, but must be {_TYPE_NAMES[known[key]]}")
 
 
 def _fits(value: Any, type_: Any) -> bool:
@@ -122,7 +126,7 @@ def _fits(value: Any, type_: Any) -> bool:
     return isinstance(value, type_)
 
 
-_WORDS = {
+_TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -139,7 +143,7 @@ def _refused(section: dict[str, Any]) -> Iterator[Finding]:
     for key, remedy in REFUSED.items():
         value = at(section, key)
         if value not in (None, False, *REFUSED_OFF.get(key, ())):
-            yield Finding(key, f"{key}{_is(value)} has no place in a federated run; {remedy}")
+            yield Finding(key, f"{key}{_is(value)} is not possible in a federated run; {remedy}")
     for key, forced in FORCED.items():
         if at(section, key) not in (None, AUTO, forced):
             yield Finding(
@@ -158,8 +162,9 @@ def _is(value: Any) -> str:
 
 
 def _pipeline(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
-    """A pipeline section is accepted as long as it says what engine.* says. How tensors would be divided over
-    tensor-parallel ranks does not matter.
+    """Refuse a pipeline section that contradicts engine.*.
+
+    Settings of tensor parallelism are accepted, because they have no effect.
     """
     block = section.get("pipeline")
     scope = config.engine.pipeline
@@ -168,7 +173,7 @@ def _pipeline(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
     if scope == "none":
         yield Finding(
             "pipeline",
-            "pipeline is there, but engine.pipeline is none; set "
+            "pipeline is given, but engine.pipeline is none; set "
             "engine.pipeline=client (or cluster), or remove the block",
             ("engine.pipeline",),
         )
@@ -206,9 +211,7 @@ def _dtype_cure(key: str, value: Any) -> str:
 
 
 def _optimizer(section: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
-    """An optimizer block is accepted as long as it says what train.* says; the engine then builds the
-    optimizer from train.*.
-    """
+    """Refuse an optimizer block that contradicts train.*, from which the engine builds the optimizer."""
     train = config.train
     block = section.get("optimizer")
     if not isinstance(block, dict):
@@ -270,7 +273,8 @@ def _undecided(merged: dict[str, Any], config: RunConfig) -> Iterator[Finding]:
         if value == AUTO and key not in decided and not key.startswith("optimizer."):
             yield Finding(
                 key,
-                f"{key} is auto, but nobody decides it; write a value, or remove it for DeepSpeed's default",
+                f"{key} is auto, but FedSpeed does not choose it; write a value, or remove it for "
+                "DeepSpeed's default",
             )
 
 
@@ -301,7 +305,7 @@ def _stage_and_offload(merged: dict[str, Any]) -> Iterator[Finding]:
         )
         return
     least = {"offload_param": ("stage 3", 3), "offload_optimizer": ("stage 1 or higher", 1)}
-    for block, (words, least_stage) in least.items():
+    for block, (requirement, least_stage) in least.items():
         device = zero(f"{block}.device")
         key = f"zero_optimization.{block}"
         if device not in (None, "none", "cpu", "nvme"):
@@ -311,14 +315,14 @@ def _stage_and_offload(merged: dict[str, Any]) -> Iterator[Finding]:
         elif device in ("cpu", "nvme") and stage < least_stage:
             yield Finding(
                 f"{key}.device",
-                f"{key}.device={device} needs {words}, but "
+                f"{key}.device={device} needs {requirement}, but "
                 f"zero_optimization.stage is {stage}; raise the stage, or choose device none",
             )
         elif device == "nvme" and stage < 3:
             yield Finding(
                 f"{key}.device",
                 f"{key}.device=nvme needs stage 3, at stage {stage} DeepSpeed "
-                "would use the CPU without a word; raise the stage, or choose device cpu",
+                "would silently use the CPU; raise the stage, or choose device cpu",
             )
         if device == "nvme" and not zero(f"{block}.nvme_path"):
             yield Finding(

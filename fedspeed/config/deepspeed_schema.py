@@ -1,16 +1,16 @@
-"""Names of DeepSpeed 0.19.8's configuration, and who decides each of them. Data only.
+"""The keys of DeepSpeed 0.19.8's configuration, and who decides each of them. Data only.
 
-DeepSpeed itself passes over unknown keys at the top level without a word, and refuses them deeper down only
-after every process has started; a misspelt `zero_optimisation` would silently train without ZeRO.
-`tests/config` holds these tables against the installed DeepSpeed.
+DeepSpeed itself ignores unknown keys at the top level, and refuses nested ones only after every process has
+started; a misspelt `zero_optimisation` would silently train without ZeRO. `tests/config` compares these
+tables with the installed DeepSpeed.
 """
 
 AUTO = "auto"
 
 _OFFLOAD = {"device": str, "nvme_path": str, "buffer_count": int, "buffer_size": int, "pin_memory": bool}
 
-# Dotted structure of what a user may write. A type stands for a value of it, a dict for a block with just
-# these keys, the type `dict` for a block that is passed on as it is.
+# Keys that a user may write. A type stands for a value of it, a dict for a block with exactly these keys, the
+# type `dict` for a block that is passed on unchecked.
 SCHEMA = {
     "train_batch_size": int,
     "train_micro_batch_size_per_gpu": int,
@@ -172,37 +172,37 @@ ENGINE_AUTOS = frozenset({
     "zero_optimization.offload_optimizer.nvme_path",
 })
 
-# `auto` is a value of DeepSpeed's own here, or stands in files made for the Hugging Face Trainer where
-# nothing is to be decided.
+# DeepSpeed accepts `auto` here itself, or files made for the Hugging Face Trainer have it where it has no
+# effect.
 HARMLESS_AUTOS = frozenset({"data_types.keep_in_fp32_modules", "train_batch_size"})
 
-# Set whatever the file says, because the engine is built on them; another value in the file is reported.
+# Always set, because the engine relies on them; another value in the file is refused.
 FORCED = {
     "zero_allow_untested_optimizer": True,  # our optimizers are torch's own
-    # torch's optimizer also steps offloaded states; DeepSpeedCPUAdam would need a compiler.
+    # torch's optimizer also updates offloaded states; DeepSpeedCPUAdam would need a compiler.
     "zero_force_ds_cpu_optimizer": False,
 }
 
-# Gone from DeepSpeed: key -> what to do instead.
+# Removed from DeepSpeed: key -> remedy.
 _MICS = "remove it; engine.base_partition says which ranks share a copy of the base"
-_GONE = "remove it"
+_REMOVE = "remove it"
 REMOVED = {
     "nebula": "remove it; the round journal is FedSpeed's checkpoint",
-    "compression_training": _GONE,
+    "compression_training": _REMOVE,
     "amp": "remove it; model.dtype sets the numeric type",
-    "bfloat16": "call it bf16",
-    "quantize_training": _GONE,
-    "sparse_gradients": _GONE,
-    "eigenvalue": _GONE,
-    "sparse_attention": _GONE,
+    "bfloat16": "write bf16",
+    "quantize_training": _REMOVE,
+    "sparse_gradients": _REMOVE,
+    "eigenvalue": _REMOVE,
+    "sparse_attention": _REMOVE,
     "elasticity": "remove it; a run that lost a rank resumes from its journal",
-    "graph_harvesting": _GONE,
-    "curriculum_learning": _GONE,
-    "progressive_layer_drop": _GONE,
-    "aio.thread_count": "call it aio.intra_op_parallelism",
+    "graph_harvesting": _REMOVE,
+    "curriculum_learning": _REMOVE,
+    "progressive_layer_drop": _REMOVE,
+    "aio.thread_count": "write aio.intra_op_parallelism",
     "zero_optimization.mics_shard_size": _MICS,
     "zero_optimization.mics_hierarchical_params_gather": _MICS,
-    "zero_optimization.zeropp_loco_param": _GONE,
+    "zero_optimization.zeropp_loco_param": _REMOVE,
 }
 
 _MONITOR = (
@@ -219,8 +219,8 @@ _QUANTISED = (
 _OURS = "remove it; FedSpeed's own optimizer, engine and journal take its place"
 _DATA = "remove it; the data section sets what is read"
 
-# Exists in DeepSpeed, but not in a federated run: key -> what to do instead. `false`, `null` and REFUSED_OFF
-# are harmless.
+# Keys of DeepSpeed that a federated run does not support: key -> remedy. `false`, `null` and the values of
+# REFUSED_OFF switch the feature off and are accepted.
 REFUSED = {
     "train_batch_size": "remove it; it follows from train.micro_batch, train.accumulation and the ranks of "
     "a client",
@@ -245,7 +245,7 @@ REFUSED = {
     "autotuning.enabled": "remove it; it expects equal GPUs",
     "weight_quantization": "remove it; it is for inference",
     "torch_autocast.enabled": "remove it; model.dtype sets the numeric type",
-    "compile.deepcompile": "remove it; it replaces the gradient path that federated ZeRO stands on",
+    "compile.deepcompile": "remove it; it replaces the gradient path that federated ZeRO relies on",
     "fp16.fp16_master_weights_and_grads": "remove it; masters are kept in fp32, or the aggregate would be "
     "rounded",
     "bf16.bf16_master_weights_and_grads": "remove it; masters are kept in fp32, or the aggregate would be "

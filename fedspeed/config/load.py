@@ -1,7 +1,6 @@
-"""A run's YAML and `key=value` overrides to a typed `RunConfig`, with the place every value came from.
+"""Loading of a run's YAML file and `key=value` overrides as a typed `RunConfig`, with every value's source.
 
-All problems are collected and raised as one `ConfigError`, so that a file is mended once and not once per
-mistake.
+All problems are collected and raised as one `ConfigError`, so that a user sees every mistake at once.
 """
 
 import operator
@@ -11,28 +10,37 @@ from pathlib import Path
 
 from fedspeed.config import paths
 from fedspeed.config.check import conflicts
-from fedspeed.config.reader import FIELDS, FREE, SECTIONS, Reader
+from fedspeed.config.reader import DEEPSPEED, FIELDS, SECTIONS, Reader
 from fedspeed.config.run import RunConfig
 from fedspeed.config.tree import COMMAND_LINE
 from fedspeed.errors import ConfigError
 
-__all__ = ["COMMAND_LINE", "DEFAULT", "FIELDS", "FREE", "SECTIONS", "Loaded", "load", "with_values"]
+__all__ = [
+    "COMMAND_LINE",
+    "DEEPSPEED",
+    "DEFAULT",
+    "FIELDS",
+    "SECTIONS",
+    "Loaded",
+    "load",
+    "repeated_keys",
+    "with_values",
+]
 
 DEFAULT = "default"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checked configuration.
+    """Hold a checked configuration and where its values came from.
 
     Args:
-        config: the values.
-        sources: dotted key -> `default`, `FILE:LINE` or `command line`; of a value with values of its own,
-            all its places. What was given inside such a value has an entry too. The deepspeed section has an
-            entry for each of its leaves, and the one entry `deepspeed` if it is empty.
-        path: the YAML, None if there was none.
-        written: dotted key -> text, of inputs whose path was written in another way than `config` has it (see
-            `paths.found`).
+        config: the values, with resolved paths.
+        sources: dotted key -> `default`, `FILE:LINE` or `command line`. A nested value lists the sources of
+            all its leaves, and each leaf has an entry of its own. So has each leaf of the deepspeed section;
+            an empty one has the single entry `deepspeed`.
+        path: the YAML file; None if there was none.
+        written: dotted key -> the path as it was written, for inputs that `paths.resolve` has changed.
     """
 
     config: RunConfig
@@ -42,43 +50,49 @@ class Loaded:
 
     @property
     def as_written(self) -> RunConfig:
-        """The configuration as it was written, which is the same from wherever the command is given."""
+        """Return the configuration with paths as they were written, independent of the working folder."""
         return with_values(self.config, self.written)
 
     @property
     def places(self) -> dict[str, str]:
-        """Dotted key -> absolute path of every input that is a file or folder here."""
-        return {key: place for key, text in _inputs(self.config) if (place := paths.place(text))}
+        """Return dotted key -> absolute path of every input that is an existing file or folder."""
+        return {key: path for key, text in _inputs(self.config) if (path := paths.existing_path(text))}
 
     @property
     def folder(self) -> Path:
-        """Where a relative `deepspeed.base` starts: beside the YAML, or at the command that gave it."""
-        by_command = self.path is None or self.sources.get(f"{FREE}.base") == COMMAND_LINE
-        return Path.cwd() if by_command else self.path.parent
+        """Return the folder that a relative `deepspeed.base` starts from.
+
+        It is the folder of the YAML file, or the working folder where the command line gives the base.
+        """
+        if self.path is None or self.sources.get(f"{DEEPSPEED}.base") == COMMAND_LINE:
+            return Path.cwd()
+        return self.path.parent
 
     def searched(self, key: str) -> str:
-        """Say in brackets where the input `key` was looked for, which is nowhere; empty for an absolute
-        path.
+        """Return, in brackets, the folders in which the missing input `key` was looked for.
+
+        Empty for an absolute path.
         """
         text = operator.attrgetter(key)(self.as_written)
         if Path(text).is_absolute() or text.startswith("~"):
             return ""
-        given_here = self.path is None or self.sources.get(key) == COMMAND_LINE
-        folders = [Path.cwd()] if given_here else [self.path.parent.resolve(), Path.cwd()]
+        folders = [Path.cwd()]
+        if self.path is not None and self.sources.get(key) != COMMAND_LINE:
+            folders.insert(0, self.path.parent.resolve())
         return f" (looked for in {' and '.join(map(str, dict.fromkeys(folders)))})"
 
     @property
     def run_folder(self) -> Path:
-        """`runs/<name>`; the name is the YAML's unless the run has its own."""
+        """Return the folder of the run: run.out/run.name, with the name of the YAML file as default."""
         return Path(self.config.run.out) / (self.config.run.name or (self.path.stem if self.path else "run"))
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
-    """Reads a run's YAML and lays the overrides on top.
+    """Read a run's YAML file and apply the overrides.
 
     Args:
         path: the YAML file, None for the defaults alone.
-        overrides: `key=value` with a dotted key; the value is read as YAML. The last one of a key counts.
+        overrides: `key=value` with a dotted key; the value is read as YAML, and the last one of a key counts.
 
     Raises:
         ConfigError: with every problem of the file, of the overrides and between the sections.
@@ -95,35 +109,45 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Loaded:
     if problems:
         raise ConfigError(problems)
     sources = dict.fromkeys(FIELDS, DEFAULT) | given
-    moved = _moved(config, sources, path)
+    resolved = _resolved(config, sources, path)
     if not config.deepspeed:
-        sources[FREE] = DEFAULT
-    written = {key: text for key, text in _inputs(config) if key in moved}
-    return Loaded(with_values(config, moved), sources, path, written)
+        sources[DEEPSPEED] = DEFAULT
+    written = {key: text for key, text in _inputs(config) if key in resolved}
+    return Loaded(with_values(config, resolved), sources, path, written)
+
+
+def repeated_keys(overrides: Sequence[str]) -> list[str]:
+    """Return a message for each key that the overrides of a command line give more than once."""
+    by_key: dict[str, list[str]] = {}
+    for override in overrides:
+        by_key.setdefault(override.partition("=")[0].strip(), []).append(override)
+    return [
+        f"{COMMAND_LINE}: {key} is given {len(given)} times ({', '.join(given)}); leave one of them"
+        for key, given in by_key.items()
+        if len(given) > 1
+    ]
 
 
 def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of the keys that name files and folders to be read, but for those that hold a word
-    instead.
-    """
-    for key, known in FIELDS.items():
+    """Yield (dotted key, path as text) of the keys that name files and folders to read."""
+    for key, field_ in FIELDS.items():
         text = operator.attrgetter(key)(config)
-        if known.path is not None and text not in known.path:
+        if field_.path is not None and text not in field_.path:
             yield key, text
 
 
-def _moved(config: RunConfig, sources: dict[str, str], path: Path | None) -> dict[str, str]:
-    """Dotted key -> where an input is, of those that are elsewhere than their text says to this process."""
-    found = {}
+def _resolved(config: RunConfig, sources: dict[str, str], path: Path | None) -> dict[str, str]:
+    """Return dotted key -> path of the inputs that `paths.resolve` changes."""
+    changed = {}
     for key, text in _inputs(config):
-        place = paths.found(text, None if sources[key] == COMMAND_LINE or path is None else path.parent)
-        if place != text:
-            found[key] = place
-    return found
+        resolved = paths.resolve(text, None if sources[key] == COMMAND_LINE or path is None else path.parent)
+        if resolved != text:
+            changed[key] = resolved
+    return changed
 
 
 def with_values(config: RunConfig, values: dict[str, str]) -> RunConfig:
-    """The configuration with some values replaced, given by dotted keys of two words."""
+    """Return the configuration with some values replaced, given by keys SECTION.NAME."""
     for key, value in values.items():
         section, _, name = key.partition(".")
         changed = replace(getattr(config, section), **{name: value})
@@ -134,18 +158,19 @@ def with_values(config: RunConfig, values: dict[str, str]) -> RunConfig:
 def _cross_section_problems(
     config: RunConfig, given: dict[str, str], refused: set[str], path: Path | None
 ) -> list[str]:
-    """What `check` finds, with places. A rule about a key whose value was refused has nothing to add and is
-    left out.
+    """Return the conflicts between keys, each with the places of the keys.
+
+    Conflicts of a key with an invalid value are left out: it has a message already.
     """
 
     def places(keys: Sequence[str]) -> str:
-        found = [source for wanted in keys if (source := _source(wanted, given))]
-        return " and ".join(dict.fromkeys(found)) or str(path or COMMAND_LINE)
+        sources = [source for key in keys if (source := _source(key, given))]
+        return " and ".join(dict.fromkeys(sources)) or str(path or COMMAND_LINE)
 
-    heard = [conflict for conflict in conflicts(config) if refused.isdisjoint(conflict.keys)]
-    return [f"{places(conflict.keys)}: {conflict.text}" for conflict in heard]
+    relevant = [conflict for conflict in conflicts(config) if refused.isdisjoint(conflict.keys)]
+    return [f"{places(conflict.keys)}: {conflict.text}" for conflict in relevant]
 
 
 def _source(wanted: str, given: dict[str, str]) -> str:
-    """Return where a key, or the first one below it, was given; empty if nothing was."""
+    """Return where a key, or the first key below it, was given; empty for a default."""
     return next((source for key, source in given.items() if f"{key}.".startswith(f"{wanted}.")), "")

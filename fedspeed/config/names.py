@@ -1,12 +1,12 @@
-"""What a mistyped key was probably meant to be, and how what earlier versions took is written now."""
+"""Remedies for unknown keys, and the current form of keys and values of earlier versions."""
 
 import difflib
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# What other trainers call what we call otherwise; names alone would not lead from one to the other.
-_CALLED_ELSEWHERE = {
+# Keys of other trainers whose names are not similar to ours.
+_OTHER_TRAINERS = {
     "learning_rate": "train.lr",
     "batch_size": "train.micro_batch",
     "gradient_accumulation_steps": "train.accumulation",
@@ -30,9 +30,9 @@ _CALLED_ELSEWHERE = {
     "output_dir": "run.out",
 }
 
-# Keys of earlier versions, and what to do about them: by the value, where that decides; "" stands for all
-# other values.
-GONE: dict[str, str | dict[str, str]] = {
+# Keys of earlier versions and their remedies. Where the remedy depends on the value, it is given by value;
+# "" stands for all other values.
+FORMER_KEYS: dict[str, str | dict[str, str]] = {
     "cluster.silence_s": "write cluster.heartbeat_timeout_s",
     "engine.seats": "write engine.client_slots",
     "engine.slots": "write engine.block_slots",
@@ -48,23 +48,25 @@ GONE: dict[str, str | dict[str, str]] = {
 
 
 def remedy_for_unknown(key: str, known: Iterable[str], value: str = "") -> str:
-    """The remedy for an unknown dotted `key`: the likeliest of the known ones, or a list of what exists
-    beside it.
+    """Return the remedy for an unknown dotted `key`.
+
+    It is the current name of a key of an earlier version, else the likeliest of the known keys, else the list
+    of the keys of that section.
 
     Args:
-        value: as it was written; one of earlier versions has a name of today.
+        value: the value that was given, as text.
     """
-    if gone := GONE.get(key):
-        return gone if isinstance(gone, str) else gone.get(value, gone[""])
+    if former := FORMER_KEYS.get(key):
+        return former if isinstance(former, str) else former.get(value, former[""])
     known = list(known)
     parent, _, name = key.rpartition(".")
     siblings = {_name(k): k for k in known if k.rpartition(".")[0] == parent}
     near_siblings = [siblings[n] for n in difflib.get_close_matches(name, siblings, n=1, cutoff=0.65)]
-    same_name_elsewhere = [k for k in known if _name(k) == name]
-    near_elsewhere = difflib.get_close_matches(name, [_name(k) for k in known], n=1, cutoff=0.75)
-    elsewhere = [k for k in known if k == _CALLED_ELSEWHERE.get(name)]
-    likely = elsewhere or near_siblings or same_name_elsewhere
-    if likely := likely or [k for k in known if _name(k) in near_elsewhere]:
+    same_name = [k for k in known if _name(k) == name]
+    near_names = difflib.get_close_matches(name, [_name(k) for k in known], n=1, cutoff=0.75)
+    translated = [k for k in known if k == _OTHER_TRAINERS.get(name)]
+    likely = translated or near_siblings or same_name
+    if likely := likely or [k for k in known if _name(k) in near_names]:
         return f"did you mean {' or '.join(likely)}?"
     return f"known there: {', '.join(sorted(siblings.values() or known))}"
 
@@ -74,36 +76,36 @@ def _name(key: str) -> str:
 
 
 def _names(text: str) -> str:
-    """Return a list with commas in brackets."""
+    """Return names with commas between them as a YAML list."""
     return f"[{', '.join(part.strip() for part in text.split(',') if part.strip())}]"
 
 
 def _numbers(text: str) -> str:
-    """Return the same of numbers, empty if some are none."""
+    """Return numbers with commas between them as a YAML list; empty if the text is anything else."""
     return _names(text) if re.fullmatch(r"[0-9,\s]+", text) else ""
 
 
 def _table(text: str) -> str:
-    """Return `name:steps,name:steps` as a dictionary, empty if it is none."""
+    """Return `name:steps,name:steps` as a YAML dictionary; empty if the text is anything else."""
     pairs = re.findall(r"([^,:=\s]+)\s*[:=]\s*([0-9]+)", text)
     return f"{{{', '.join(f'{name}: {steps}' for name, steps in pairs)}}}" if pairs else ""
 
 
 def _blocks(text: str) -> str:
-    """Return `last:N`, or numbers and ranges such as `10,12-15`, as they are written today; empty if they are
-    neither.
-    """
+    """Return `last:N`, or numbers and ranges such as `10,12-15`, as YAML; empty for any other text."""
     if last := re.fullmatch(r"\s*last\s*:\s*([0-9]{1,9})\s*", text):
         return f"{{last: {last[1]}}}"
-    spans = [re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part) for part in text.split(",")]
-    if not all(spans):
-        return ""
-    numbers = [number for span in spans for number in range(int(span[1]), int(span[2] or span[1]) + 1)]
+    numbers: list[int] = []
+    for item in text.split(","):
+        span = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", item)
+        if span is None:
+            return ""
+        numbers += range(int(span[1]), int(span[2] or span[1]) + 1)
     return f"[{', '.join(map(str, numbers))}]"
 
 
-# Keys whose text of earlier versions is a list or a dictionary now.
-_SPELLED: dict[str, Callable[[str], str]] = {
+# Keys that were text in earlier versions and are a list or a dictionary now.
+_FORMER_TEXTS: dict[str, Callable[[str], str]] = {
     "engine.cuts": _numbers,
     "adapter.targets": _names,
     "adapter.blocks": _blocks,
@@ -111,6 +113,8 @@ _SPELLED: dict[str, Callable[[str], str]] = {
 }
 
 
-def new_spelling(key: str, text: Any) -> str:
-    """Return how a text that stood for a list or a dictionary is written today; empty if it did not."""
-    return _SPELLED[key](text) if key in _SPELLED and isinstance(text, str) and text.strip() else ""
+def current_spelling(key: str, text: Any) -> str:
+    """Return the list or dictionary that a text of an earlier version stood for; empty for other values."""
+    if key not in _FORMER_TEXTS or not isinstance(text, str) or not text.strip():
+        return ""
+    return _FORMER_TEXTS[key](text)

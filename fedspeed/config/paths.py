@@ -1,18 +1,18 @@
-"""Where the files and folders that a configuration names are: beside its YAML, or in the folder of the
-command.
-"""
+"""Resolution of the paths in a configuration: relative to its YAML file, or to the working folder."""
 
 import os
 from pathlib import Path
 
 
-def found(text: str, folder: Path | None) -> str:
-    """The place that an input's path means; the text itself where it is as good, or names no file here (a hub
-    name, say).
+def resolve(text: str, folder: Path | None) -> str:
+    """Return the path of an input file or folder.
+
+    The text is returned unchanged where it needs no resolution, and where it names no existing file, as a hub
+    name does.
 
     Args:
-        text: as it was written; `~` is a home folder.
-        folder: of the YAML it was written in; None: it was given on the command line.
+        text: the path as it was written; `~` is a home folder.
+        folder: the folder of the YAML file that it was written in; None for the command line.
     """
     if not text:
         return text
@@ -29,8 +29,8 @@ def found(text: str, folder: Path | None) -> str:
         return text
 
 
-def place(text: str) -> str:
-    """The absolute path of a file or folder that is here, empty for a text that names none."""
+def existing_path(text: str) -> str:
+    """Return the absolute path of an existing file or folder; empty for a text that names none."""
     try:
         return os.path.abspath(text) if text and Path(text).exists() else ""
     except OSError:

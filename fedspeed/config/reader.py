@@ -1,4 +1,4 @@
-"""Reads the documents of a configuration, a YAML file and `key=value` overrides."""
+"""Reading of the documents that make up a configuration: a YAML file and `key=value` overrides."""
 
 import dataclasses
 import difflib
@@ -11,35 +11,36 @@ import yaml
 from fedspeed.config import tree
 from fedspeed.config.convert import InvalidValue, convert, expand_shorthand
 from fedspeed.config.fields import Field, fields_of, variants
-from fedspeed.config.names import new_spelling, remedy_for_unknown
+from fedspeed.config.names import current_spelling, remedy_for_unknown
 from fedspeed.config.run import RunConfig
 from fedspeed.config.tree import COMMAND_LINE, place
 
-FREE = "deepspeed"  # the one section whose keys are not ours
-DEEPEST = 32  # dots in a key; DeepSpeed's deepest has four
+DEEPSPEED = "deepspeed"  # the one section whose keys are DeepSpeed's
+MAX_DOTS = 32  # in a key; DeepSpeed's longest has four
 FIELDS, SECTIONS = fields_of(RunConfig)
 
 
 class Reader:
-    """Collects values, sources and problems over several documents; a later value replaces an earlier one.
+    """Collects values, sources and problems over several documents; later documents override earlier ones.
 
-    A scalar is converted as it comes, so that one that is replaced is held to its type too. A value that has
-    values of its own is laid together from all documents first: `federation.method.name=...` and
-    `federation.method.rule=...` are two of them.
+    A scalar is converted as soon as it is read, so that a value that is overridden is checked too. Nested
+    values are merged over all documents before conversion, because `federation.method.name=...` and
+    `federation.method.rule=...` give one value in two overrides.
 
     Attributes:
-        refused: keys whose value was no good.
+        problems: messages, each with the place.
+        refused: keys with an invalid value.
     """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.refused: set[str] = set()
         self._values: dict[str, Any] = {}
-        self._nodes: dict[str, yaml.Node] = {}  # of every key that was given
-        self._free: yaml.Node | None = None  # the deepspeed section
+        self._nodes: dict[str, yaml.Node] = {}  # by key, of every key that was given
+        self._deepspeed: yaml.Node | None = None  # that section
 
     def read_file(self, path: Path) -> bool:
-        """False if nothing could be read."""
+        """Read a YAML file; return False if it holds no configuration."""
         try:
             root = tree.compose(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
@@ -58,7 +59,7 @@ class Reader:
     def read_override(self, override: str) -> None:
         """Read one `key=value` of the command line."""
         key, equals, text = (part.strip() for part in override.partition("="))
-        if not equals or not all(key.split(".")) or key.count(".") > DEEPEST:
+        if not equals or not all(key.split(".")) or key.count(".") > MAX_DOTS:
             self.problems.append(
                 f"{COMMAND_LINE}: {override!r} is not an override; write key=value, for example train.lr=1e-3"
             )
@@ -80,8 +81,9 @@ class Reader:
         self._document(tree.nested(key.split("."), node))
 
     def config(self) -> RunConfig:
-        """Build the configuration of all good values; defaults stand in for the refused ones. Call it once,
-        when all documents are read.
+        """Build the configuration from all valid values, with defaults in place of the refused ones.
+
+        Call it once, after all documents are read.
         """
         for key, node in self._nodes.items():
             if FIELDS[key].nested:
@@ -97,21 +99,23 @@ class Reader:
                     arguments[name] = build(type_, key + ".")
             return cls(**arguments)
 
-        free = {} if self._free is None else tree.plain(self._free)
-        return dataclasses.replace(build(RunConfig, ""), deepspeed=free)
+        deepspeed = {} if self._deepspeed is None else tree.plain(self._deepspeed)
+        return dataclasses.replace(build(RunConfig, ""), deepspeed=deepspeed)
 
     def given(self) -> dict[str, str]:
-        """Return (dotted key -> source) of everything that is not a default."""
-        found = {}
+        """Return dotted key -> source of everything that is not a default."""
+        sources: dict[str, str] = {}
         for key, node in self._nodes.items():
             if key in self._values:
-                parts = {part: place(value) for part, value in tree.leaves(node, key)}
-                found[key] = " and ".join(dict.fromkeys(parts.values()))
-                found |= parts if key not in parts else {}
-        free = [] if self._free is None else tree.leaves(self._free, FREE)
-        return found | {key: place(node) for key, node in free}
+                inner = {leaf: place(value) for leaf, value in tree.leaves(node, key)}
+                sources[key] = " and ".join(dict.fromkeys(inner.values()))
+                sources |= inner if key not in inner else {}
+        if self._deepspeed is not None:
+            sources |= {key: place(node) for key, node in tree.leaves(self._deepspeed, DEEPSPEED)}
+        return sources
 
-    def _document(self, root: yaml.MappingNode) -> None:
+    def _document(self, root: yaml.Node) -> None:
+        assert isinstance(root, yaml.MappingNode)
         self.problems += [f"{place(node)}: {fault}" for node, fault in tree.faults(root)]
         self._section(root, "")
 
@@ -120,16 +124,16 @@ class Reader:
             key = prefix + name
             if key in FIELDS:
                 self._field(key, value)
-            elif key not in (FREE, *SECTIONS):
+            elif key not in (DEEPSPEED, *SECTIONS):
                 text = value.value if isinstance(value, yaml.ScalarNode) else ""
-                remedy = remedy_for_unknown(key, [*FIELDS, *SECTIONS, FREE], text)
+                remedy = remedy_for_unknown(key, [*FIELDS, *SECTIONS, DEEPSPEED], text)
                 self.problems.append(f"{place(key_node)}: there is no key {key}; {remedy}")
             elif isinstance(value, yaml.MappingNode):
-                if key == FREE:
-                    self._free = tree.laid(self._free, value) if value.value else self._free
+                if key == DEEPSPEED:
+                    self._deepspeed = tree.overlay(self._deepspeed, value) if value.value else self._deepspeed
                 else:
                     self._section(value, key + ".")
-            elif tree.kind(value) != "null":  # `train:` with all below it commented out is an empty section
+            elif tree.kind(value) != "null":  # a section whose keys are all commented out is empty
                 self.problems.append(
                     f"{place(value)}: {key} is {tree.shown(value)}, but it is a section; "
                     f"write {key}.KEY=VALUE, in YAML the key below {key}:"
@@ -139,37 +143,39 @@ class Reader:
         field = FIELDS[key]
         if field.nested:
             above = expand_shorthand(node, field.type)
-            self._nodes[key] = tree.laid(self._nodes.get(key), above, _default_name(field))
+            self._nodes[key] = tree.overlay(self._nodes.get(key), above, _default_name(field))
         elif self._convert(key, node):
             self._nodes[key] = node
 
     def _convert(self, key: str, node: yaml.Node) -> bool:
-        """Whether the field takes the value."""
+        """Convert the value of a key; return whether the field accepts it."""
         field = FIELDS[key]
         try:
             self._values[key] = convert(_named(node, field), field, key)
             return True
-        except InvalidValue as unfit:
+        except InvalidValue as error:
             self.refused.add(key)
-            for at, text in unfit.faults:
-                new = new_spelling(key, at.value) if at is node and "did you mean" not in text else ""
+            for at, text in error.faults:
+                new = current_spelling(key, at.value) if at is node and "did you mean" not in text else ""
                 remedy = f"; write '{key}={new}', in YAML {key.rpartition('.')[2]}: {new}" if new else ""
                 self.problems.append(f"{place(at)}: {text}{remedy}")
             return False
 
 
 def _default_name(field: Field) -> str | None:
-    """Return the name of the variant that a field has by default, None if it has none."""
+    """Return the name of a field's default variant; None for a field without variants."""
     return getattr(field.default, "name", None) if variants(field.type) else None
 
 
 def _named(node: yaml.Node, field: Field) -> yaml.Node:
-    """Return the node of a variant with the name that it has by default, where it says none."""
+    """Add the name of the default variant to a node that gives options and no name."""
     name = _default_name(field)
     if name is None or not isinstance(node, yaml.MappingNode) or tree.entry(node, "name"):
         return node
-    said = tree.nested(["name"], tree.compose(name))
-    return yaml.MappingNode(node.tag, [*said.value, *node.value], node.start_mark, node.end_mark)
+    default = tree.compose(name)
+    assert default is not None  # a name is not empty
+    pair = tree.nested(["name"], default).value
+    return yaml.MappingNode(node.tag, [*pair, *node.value], node.start_mark, node.end_mark)
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -192,7 +198,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"{path}{line}: is not YAML ({_reason(error)}); mend this line or the one above it"
 
 
-def _reason(error: yaml.YAMLError | RecursionError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -1,7 +1,6 @@
-"""What every key of a configuration means: the comments of `--print-config`, and docs/config.md.
+"""Descriptions of all configuration keys: the comments of `--print-config`, and docs/config.md.
 
-Both are made from the `help` texts and bounds in the configuration dataclasses, so that there is one place to
-say it.
+Both are made from the `help` texts and bounds in the configuration dataclasses.
 """
 
 import dataclasses
@@ -9,8 +8,17 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from fedspeed.config.fields import REQUIRED, Field, alternatives, item_variants, members, takes, variants
-from fedspeed.config.reader import FIELDS, FREE
+from fedspeed.config.fields import (
+    REQUIRED,
+    Field,
+    alternatives,
+    describe,
+    is_dataclass_type,
+    item_variants,
+    members,
+    variants,
+)
+from fedspeed.config.reader import DEEPSPEED, FIELDS
 from fedspeed.config.run import RunConfig
 from fedspeed.config.spelling import flow
 
@@ -23,39 +31,40 @@ _HEAD = """\
 Made by `python -m fedspeed config-reference --out docs/config.md` from the `help` texts in the code; do not
 edit it by hand.
 
-A run is configured by one YAML file (`--config FILE`) and by `key=value` words on the command line, which
-count more: `python launch.py --config FILE train.lr=1e-4`. Every key has a default, so a file holds only what
-differs. `python launch.py --config FILE --print-config` shows every value of a run with its meaning and where
-it came from; `python -m fedspeed init run.yaml` writes a commented file to start from.
+A run is configured by one YAML file (`--config FILE`) and by `key=value` arguments on the command line, which
+override the file: `python launch.py --config FILE train.lr=1e-4`. Every key has a default, so a file holds
+only what differs. `python launch.py --config FILE --print-config` shows every value of a run with its meaning
+and where it came from; `python -m fedspeed init run.yaml` writes a commented file to start from.
 
 ## Lists, dictionaries, and values with a name
 
-A list is written as `[9, 20]`, a dictionary as `{fast: 40, slow: 10}`; quote them on a command line. What is
-inside a dictionary is a key of its own there: `train.local_steps_by_cluster.fast=40` changes one value of
-those that the YAML has. A method has a name, which decides what else it may be told: `federation.method:
+A list is written as `[9, 20]`, a dictionary as `{fast: 40, slow: 10}`; quote them on a command line. There,
+an entry of a dictionary can also be given as a key: `train.local_steps_by_cluster.fast=40` changes one entry
+and keeps the others of the YAML. A method has a name, which decides its other options: `federation.method:
 {name: lora_average, rule: freeze_a}`, on the command line `federation.method.name=lora_average
-federation.method.rule=freeze_a`; `federation.method: flexlora` is short for `{name: flexlora}`. Another name
-on the command line leaves the YAML's options of the first one out.
+federation.method.rule=freeze_a`; `federation.method: flexlora` is short for `{name: flexlora}`. Where the
+command line names another method, the YAML's options of the first one are dropped.
 
 ## Paths
 
-A relative path of something that is read (a key marked "path" below) is looked for beside the YAML that names
-it, and if it is not there, in the folder of the command. On the command line it is relative to the folder of
-the command. `~` is the home folder. A name such as `org/model` that is no folder in either place is a hub
-name. Where something is written (`run.out`), a relative path starts in the folder of the command. A run
-resumes from wherever the command is given, as long as `run.out` names the same folder.
+A relative path of something that is read (a key marked "path" below) is looked for in the folder of the YAML
+that names it, then in the working folder. On the command line it is relative to the working folder. `~` is
+the home folder. A name such as `org/model` that is no folder in either place is a hub name. Where something
+is written (`run.out`), a relative path starts in the working folder. A run can be resumed from any working
+folder, as long as `run.out` names the same folder.
 """
 
 
 def meaning(key: str) -> str:
-    """What a dotted key means, and in brackets which values it takes and in which unit; empty for a key that
-    somebody else has chosen, such as the name of a cluster.
+    """Return the description of a dotted key, with its accepted values and unit in brackets.
+
+    Empty for a key that the user has chosen, such as the name of a cluster.
     """
     if key in FIELDS:
         return _meaning(key, FIELDS[key])
     parent = next(known for known in FIELDS if key.startswith(f"{known}."))
-    told = [_meaning(key, field) for inner, _, field in _inside(parent) if inner == key and field.help]
-    return " Or: ".join(dict.fromkeys(told))
+    texts = [_meaning(key, field) for inner, _, field in _inside(parent) if inner == key and field.help]
+    return " Or: ".join(dict.fromkeys(texts))
 
 
 def _meaning(key: str, field: Field) -> str:
@@ -63,28 +72,26 @@ def _meaning(key: str, field: Field) -> str:
 
 
 def _inside(key: str) -> Iterator[tuple[str, str, Field]]:
-    """(dotted key, name of the variant that it belongs to, field) of what a value of several values is made
-    of.
-    """
+    """Yield (dotted key, name of the variant it belongs to, field) of the fields inside a nested value."""
     type_ = FIELDS[key].type
     if union := item_variants(type_):
         type_ = union
         key = f"{key}[N]"
-    named = variants(type_)
-    for part in named.values() or filter(dataclasses.is_dataclass, alternatives(type_)):
-        name = next((name for name, variant in named.items() if variant is part), "")
-        for inner, field in members(part).items():
-            if not (named and inner == "name"):
+    by_name = variants(type_)
+    for cls in by_name.values() or filter(is_dataclass_type, alternatives(type_)):
+        name = next((name for name, variant in by_name.items() if variant is cls), "")
+        for inner, field in members(cls).items():
+            if not (by_name and inner == "name"):
                 yield f"{key}.{inner}", name, field
 
 
 def section_meaning(name: str) -> str:
-    """What a section of the configuration is about."""
+    """Return the description of a section of the configuration."""
     return next(f.metadata["help"] for f in dataclasses.fields(RunConfig) if f.name == name)
 
 
 def comment(text: str, indent: str) -> Iterator[str]:
-    """The lines of a YAML comment that says `text`."""
+    """Wrap a text into the lines of a YAML comment."""
     start = f"{indent}# "
     yield from textwrap.wrap(
         text,
@@ -97,15 +104,16 @@ def comment(text: str, indent: str) -> Iterator[str]:
 
 
 def markdown() -> str:
-    """The configuration reference, docs/config.md."""
-    names = [field.name for field in dataclasses.fields(RunConfig) if field.name != FREE]
+    """Return the configuration reference, docs/config.md."""
+    names = [field.name for field in dataclasses.fields(RunConfig) if field.name != DEEPSPEED]
     sections = [f"## {name}\n\n{section_meaning(name)}\n\n{_table(name)}" for name in names]
-    return "\n".join([_HEAD, *sections, f"## {FREE}\n\n{section_meaning(FREE)} {_DEEPSPEED}"])
+    return "\n".join([_HEAD, *sections, f"## {DEEPSPEED}\n\n{section_meaning(DEEPSPEED)} {_DEEPSPEED}"])
 
 
-_DEEPSPEED = """`ds_configs/` holds `zero0.json` to `zero3.json` and variants with offload. A relative `base`
-is looked for beside the YAML, in the working folder, in the project and in `ds_configs/`. `null` removes a
-key of the base file. `--print-config` shows what DeepSpeed receives in the end.
+_DEEPSPEED = """\
+`ds_configs/` holds `zero0.json` to `zero3.json` and variants with offload. A relative `base` is looked for
+in the folder of the YAML, the working folder, the project and `ds_configs/`. `null` removes a key of the
+base file. `--print-config` shows the configuration that DeepSpeed receives.
 """
 
 
@@ -126,15 +134,15 @@ def _row(key: str, field: Field, help_: str) -> str:
 
 
 def _values(key: str, field: Field) -> str:
-    """Which values a key takes, with their unit."""
+    """Return the accepted values of a key, with their unit."""
     if field.type is str:
         return "text" if field.path is None else "path"
     unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
-    return takes(field) + (f", in {unit}" if unit else "")
+    return describe(field) + (f", in {unit}" if unit else "")
 
 
 def _shown(value: Any) -> str:
-    """A default as a YAML would say it."""
+    """Return a default as it would be written in YAML."""
     if isinstance(value, float):
         return f"{value:g}"
     return flow(value)

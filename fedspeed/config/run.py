@@ -1,8 +1,8 @@
-"""The whole configuration of one run: it only composes what the rooms own."""
+"""The configuration of a run, composed of the sections that the other packages define."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Union
+from typing import TYPE_CHECKING, Protocol, Union
 
 from fedspeed.checkpoint.config import CheckpointConfig
 from fedspeed.cluster.config import ClusterConfig
@@ -19,8 +19,17 @@ from fedspeed.monitor.config import MonitorConfig
 from fedspeed.routing.config import RoutingConfig
 
 
+class NamedOptions(Protocol):
+    """The options of a method or a transform: a dataclass with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class RunSection:
+    """The section `run`."""
+
     name: str = field(
         default="", metadata={"help": "folder of the run under run.out; empty: the name of the YAML"}
     )
@@ -29,24 +38,33 @@ class RunSection:
 
 
 def _variants(names: Iterable[str], variant_of: Callable[[str], type]) -> dict[str, type]:
-    """Return the variants of a union by name. Raises ValueError: one says that it has another name."""
-    found = {name: variant_of(name) for name in names}
-    for name, variant in found.items():
-        if (said := ", ".join(variants(variant))) != name:
-            raise ValueError(f"{variant.__module__}: `name` is {said!r}, but it is registered as {name!r}")
-    return found
+    """Return the variants of a tagged union by name.
+
+    Raises:
+        ValueError: a variant is registered under another name than its own.
+    """
+    by_name = {name: variant_of(name) for name in names}
+    for name, variant in by_name.items():
+        if (own_name := ", ".join(variants(variant))) != name:
+            raise ValueError(
+                f"{variant.__module__}: `name` is {own_name!r}, but it is registered as {name!r}"
+            )
+    return by_name
 
 
 METHOD_VARIANTS = _variants(METHODS, variant_of_method)
 UPDATE_VARIANTS = _variants(UPDATES, variant_of_update)
-# The variants are known at run time only.
-_Method = Union[tuple(METHOD_VARIANTS.values())]  # noqa: UP007
-_Update = Union[tuple(UPDATE_VARIANTS.values())]  # noqa: UP007
+if TYPE_CHECKING:  # the variants are registered at run time
+    _Method = NamedOptions
+    _Update = NamedOptions
+else:
+    _Method = Union[tuple(METHOD_VARIANTS.values())]  # noqa: UP007
+    _Update = Union[tuple(UPDATE_VARIANTS.values())]  # noqa: UP007
 
 
 @dataclass(frozen=True)
 class FederationSection(FederationConfig):
-    """The section with its two unions, which a leaf cannot have: it imports nothing of ours."""
+    """The section `federation`: the fields of its room and the registered methods and transforms."""
 
     method: _Method = field(
         default=METHOD_VARIANTS["lora_average"](),
@@ -67,6 +85,8 @@ class FederationSection(FederationConfig):
 
 @dataclass(frozen=True)
 class RunConfig:
+    """The configuration of a run: one field a section."""
+
     run: RunSection = field(
         default_factory=RunSection, metadata={"help": "The run itself: its name, its place, its seed."}
     )
@@ -116,5 +136,5 @@ class RunConfig:
 
     @property
     def has_server(self) -> bool:
-        """Whether the method has a server, which takes a host of its own."""
+        """Whether the method has a server, which runs on a host of its own."""
         return METHODS[self.federation.method.name].server

@@ -1,4 +1,4 @@
-"""The configuration as text (`--print-config`), as plain types (the run journal) and as a fingerprint."""
+"""The configuration as text (`--print-config`), as plain types (for the journal) and as a fingerprint."""
 
 import hashlib
 import json
@@ -8,17 +8,17 @@ from typing import Any
 
 from fedspeed.config.deepspeed_rules import leaves, run_values
 from fedspeed.config.deepspeed_schema import AUTO, FORCED
-from fedspeed.config.load import DEFAULT, FREE, Loaded
+from fedspeed.config.load import DEEPSPEED, DEFAULT, Loaded
 from fedspeed.config.reference import comment, meaning, section_meaning
 from fedspeed.config.run import RunConfig
 from fedspeed.config.spelling import flow, plain, scalar
 from fedspeed.federation.config import settled_server_lr
 
-_WIDEST = 60  # a longer line does not push the comments of all others to the right
+MAX_ALIGNED = 60  # columns of a line; longer lines do not move the comments of the others
 
-# What does not change the arithmetic of a round. federation.rounds and patience are here so that a run may be
-# extended. `inputs` stands in a journal's record only: the content of what was read, which is compared for
-# itself.
+# Sections and keys that do not change the arithmetic of a round. With federation.rounds and patience among
+# them a run can be extended. `inputs` and `places` are in a journal's record only; the contents of inputs are
+# compared separately (session.inputs).
 _OUTSIDE_FINGERPRINT = (
     "inputs",
     "places",
@@ -36,7 +36,7 @@ _OUTSIDE_FINGERPRINT = (
     "cluster.max_restarts",
     "federation.rounds",
     "federation.patience",
-    # Where something is, and not what comes out.
+    # These decide where data lies, not what is computed.
     "engine.activation_gib",
     "engine.base_gib",
     "engine.block_inputs",
@@ -45,27 +45,29 @@ _OUTSIDE_FINGERPRINT = (
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
-    """Every value as nested dicts and lists of plain types."""
+    """Return every value as nested dicts and lists of plain types."""
     return plain(config)
 
 
 def fingerprint(config: RunConfig) -> str:
-    """SHA-256, in hex, over everything that changes the arithmetic of a run.
+    """Return the SHA-256, in hex, over everything that changes the arithmetic of a run.
 
-    The section names its base file only; pass `replace(config, deepspeed=merged)` to have the content of the
-    file count instead of its name.
+    The deepspeed section only names its base file. Pass `replace(config, deepspeed=merged)` to include the
+    content of the file instead of its name.
     """
     return hashlib.sha256(json.dumps(decisive(as_dict(config)), sort_keys=True).encode()).hexdigest()
 
 
 def decisive(values: dict[str, Any]) -> dict[str, Any]:
-    """The part of `as_dict`, or of what an earlier version kept of it, that changes the arithmetic of a
-    run.
+    """Return the values that change the arithmetic of a run.
+
+    Args:
+        values: from `as_dict`, or the record of an earlier version.
     """
     values = {section: dict(block) for section, block in values.items()}
     federation = values.get("federation", {})
     if federation.get("server_lr") == "auto":
-        # A run that was started with the number that it comes to goes on under either.
+        # auto and the number that it resolves to have the same fingerprint.
         federation["server_lr"] = settled_server_lr("auto", federation["server_optimizer"])
     if not federation.get("public_rows"):  # earlier versions had no such key
         federation.pop("public_rows", None)
@@ -79,14 +81,14 @@ def decisive(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(loaded: Loaded, deepspeed: dict[str, Any], explained: bool = False) -> str:
-    """YAML of every value with its source, which loads back to the same configuration.
+    """Return YAML of every value with its source; loading it gives the same configuration.
 
-    The resolved DeepSpeed configuration follows as comments, because as YAML it would replace the section it
-    comes from.
+    The resolved DeepSpeed configuration follows as comments, because as YAML it would replace the section
+    that it was made from.
 
     Args:
-        deepspeed: what `deepspeed.merge` made of the section.
-        explained: whether comments above each value say what it means and what else it may be.
+        deepspeed: the merged section (`deepspeed.merge`).
+        explained: whether a comment above each key describes it and its accepted values.
     """
     values = as_dict(loaded.config)
     sources = dict(loaded.sources)
@@ -102,7 +104,7 @@ def render(loaded: Loaded, deepspeed: dict[str, Any], explained: bool = False) -
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of YAML, the dotted key that it is about, and its source: empty where it only opens a block."""
+    """A line of YAML with its dotted key and its source; a line that only opens a block has no source."""
 
     text: str
     key: str
@@ -110,20 +112,21 @@ class _Line:
 
 
 def _explained(lines: Sequence[_Line]) -> Iterator[str]:
-    """The lines of all sections with comments above each key. A key of the deepspeed section is not ours to
-    explain, nor is one that somebody else has chosen, such as the name of a cluster.
+    """Yield the lines of all sections with a comment above each key.
+
+    Keys of DeepSpeed, and keys that the user has chosen (names of clusters), have no comment.
     """
     for line in lines:
         section, dot, _ = line.key.partition(".")
         if not dot:
             yield from ("", *comment(section_meaning(section), ""))
-        elif section != FREE and (text := meaning(line.key)):
+        elif section != DEEPSPEED and (text := meaning(line.key)):
             yield from comment(text, line.text[: len(line.text) - len(line.text.lstrip())])
         yield line.text
 
 
 class _Origin:
-    """Who decided a key of the resolved DeepSpeed configuration."""
+    """Tells which source decided a key of the resolved DeepSpeed configuration."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._sources = loaded.sources
@@ -143,7 +146,7 @@ class _Origin:
 def _lines(
     block: dict[str, Any], sources: dict[str, str], prefix: str = "", depth: int = 0
 ) -> Iterator[_Line]:
-    """The lines of nested dicts."""
+    """Yield the lines of nested dicts."""
     indent = "  " * depth
     for name, value in block.items():
         key = prefix + name
@@ -156,7 +159,7 @@ def _lines(
 
 def _aligned(lines: Iterator[_Line]) -> Sequence[_Line]:
     rows = list(lines)
-    width = max((len(line.text) for line in rows if line.source and len(line.text) <= _WIDEST), default=0)
+    width = max((len(line.text) for line in rows if line.source and len(line.text) <= MAX_ALIGNED), default=0)
     return [
         replace(line, text=f"{line.text:<{width}}  # {line.source}") if line.source else line for line in rows
     ]

@@ -1,4 +1,4 @@
-"""Values as a YAML, or a `key=value` on the command line, spells them."""
+"""Values written as YAML, or as a `key=value` override on the command line."""
 
 import dataclasses
 import json
@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-# Not text to a reader of YAML 1.1 or 1.2.
+# YAML 1.1 or 1.2 reads these as something else than text.
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 def plain(value: Any) -> Any:
-    """Return a value of a configuration as dicts, lists and scalars, none of them shared with it."""
+    """Copy a value of a configuration into dicts, lists and scalars."""
     if dataclasses.is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -31,12 +31,12 @@ def flow(value: Any) -> str:
 
 
 def scalar(value: Any) -> str:
-    """A YAML scalar that YAML 1.1 and 1.2 both read as `value`."""
+    """Return a YAML scalar that YAML 1.1 and YAML 1.2 both read as `value`."""
     if isinstance(value, str):
         if re.fullmatch(r"[A-Za-z/][\w./-]*", value, re.ASCII) and value.lower() not in _YAML_WORDS:
             return value
         return yaml.safe_dump(value, default_style='"', width=float("inf"), allow_unicode=True).rstrip("\n")
     if isinstance(value, float):
         text = repr(value)
-        return text if "." in text else text.replace("e", ".0e")  # YAML 1.1 takes 1e-05 for text
+        return text if "." in text else text.replace("e", ".0e")  # YAML 1.1 reads 1e-05 as text
     return json.dumps(value)

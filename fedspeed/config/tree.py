@@ -1,13 +1,12 @@
-"""YAML text to nodes that still know their line.
+"""YAML text as a tree of nodes that know the file and line they were written in.
 
 Scalars follow YAML 1.2, not PyYAML's 1.1: `1e-3` is a number, while `no`, `on`, `1:30` and dates are text, so
-nobody has to know which words need quotes. Aliases are refused: every value has one place, and that place can
-be named in an error.
+that they need no quotes. Aliases are refused: each value is written in one line, which an error can name.
 """
 
 import re
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
@@ -25,7 +24,7 @@ _PATTERNS = {  # in this order, the first that fits decides
     ),
     "str": re.compile(r".*", re.DOTALL),
 }
-_CONVERT = {
+_CONVERT: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
     "bool": lambda text: text.lower() == "true",
     "int": int,
@@ -34,14 +33,15 @@ _CONVERT = {
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            told = f"aliases such as *{event.anchor} are not supported, write the value out"
-            raise ComposerError(None, None, told, event.start_mark)
+            problem = f"aliases such as *{event.anchor} are not supported, write the value out"
+            raise ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {}  # instead of those for YAML 1.1
 
 
 for _kind, _pattern in _PATTERNS.items():
@@ -49,10 +49,13 @@ for _kind, _pattern in _PATTERNS.items():
 
 
 def compose(text: str, source: str = COMMAND_LINE) -> yaml.Node | None:
-    """The root node of one YAML document, None if there is none. Raises yaml.YAMLError.
+    """Parse one YAML document and return its root node; None for an empty document.
 
     Args:
-        source: the file that the text is from, or `COMMAND_LINE`; every node knows it, see `place`.
+        source: name of the file, or `COMMAND_LINE`; `place` reports it for every node.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML.
     """
     loader = _Loader(text)
     loader.name = source
@@ -63,14 +66,15 @@ def compose(text: str, source: str = COMMAND_LINE) -> yaml.Node | None:
 
 
 def place(node: yaml.Node) -> str:
-    """Where a node was written: `FILE:LINE`, or `COMMAND_LINE`."""
+    """Return where a node was written: `FILE:LINE`, or `COMMAND_LINE`."""
     mark = node.start_mark
     return COMMAND_LINE if mark.name == COMMAND_LINE else f"{mark.name}:{mark.line + 1}"
 
 
 def kind(node: yaml.Node) -> str:
-    """`null`, `bool`, `int`, `float`, `str`, `seq` or `map`; `foreign` for a tag that is none of these or
-    does not fit.
+    """Return `null`, `bool`, `int`, `float`, `str`, `seq` or `map`.
+
+    A node with another tag, or with a tag that does not fit its content, is `foreign`.
     """
     name = node.tag.removeprefix(_TAG)
     if isinstance(node, yaml.ScalarNode):
@@ -79,7 +83,7 @@ def kind(node: yaml.Node) -> str:
 
 
 def shown(node: yaml.Node) -> str:
-    """The value as an error message shows it."""
+    """Return the value as an error message shows it."""
     if isinstance(node, yaml.MappingNode):
         return "a section"
     if isinstance(node, yaml.SequenceNode):
@@ -88,17 +92,17 @@ def shown(node: yaml.Node) -> str:
 
 
 def entries(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """(key, key node, value node) of a mapping; what `faults` reports about its keys is passed over."""
+    """Return (key, key node, value node) of a mapping; keys that `faults` reports are left out."""
     return ((key.value, key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
 
 
 def entry(node: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node] | None:
-    """(key node, value node) of the first entry of that name, None if there is none."""
+    """Return (key node, value node) of the first entry with that name; None if there is none."""
     return next(((key, value) for text, key, value in entries(node) if text == name), None)
 
 
 def plain(node: yaml.Node) -> Any:
-    """The node as plain Python types; a foreign scalar (see `faults`) is its text."""
+    """Convert the node to plain Python types; a foreign scalar (see `faults`) becomes its text."""
     if isinstance(node, yaml.MappingNode):
         return {key: plain(value) for key, _, value in entries(node)}
     if isinstance(node, yaml.SequenceNode):
@@ -107,31 +111,33 @@ def plain(node: yaml.Node) -> Any:
 
 
 class _Int(int):
-    """A whole number that remembers its `text`."""
+    """A whole number with the text that it was written as."""
+
+    text: str
 
 
 class _Float(float):
-    """A number that remembers its `text`."""
+    """A number with the text that it was written as."""
+
+    text: str
 
 
-def written(node: yaml.Node) -> Any:
-    """The same, but every number has an attribute `text`, which is how it was written: `007`, `2026`."""
+def with_source_text(node: yaml.Node) -> Any:
+    """Convert the node as `plain` does; every number has an attribute `text`, such as `007` or `2026`."""
     if isinstance(node, yaml.MappingNode):
-        return {key: written(value) for key, _, value in entries(node)}
+        return {key: with_source_text(value) for key, _, value in entries(node)}
     if isinstance(node, yaml.SequenceNode):
-        return [written(item) for item in node.value]
+        return [with_source_text(item) for item in node.value]
     value = plain(node)
     if kind(node) not in ("int", "float"):
         return value
-    number = (_Int if kind(node) == "int" else _Float)(value)
+    number: _Int | _Float = _Int(value) if kind(node) == "int" else _Float(value)
     number.text = node.value
     return number
 
 
 def faults(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
-    """(node, what is wrong with it) for everything below `node` that YAML allows and a configuration does
-    not.
-    """
+    """Yield (node, message) for everything below `node` that YAML allows and a configuration does not."""
     if kind(node) == "foreign":
         yield node, f"the tag {node.tag!r} does not fit here; remove it"
     if isinstance(node, yaml.SequenceNode):
@@ -141,17 +147,17 @@ def faults(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
         first_line: dict[str, int] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                yield key, f"{shown(key)} stands where a key should be; a key is one word"
+                yield key, f"{shown(key)} stands where a key should be; write the key as text"
             elif key.value in first_line:
                 first = first_line[key.value]
-                yield key, f"{key.value!r} stands there twice, first in line {first}; remove one"
+                yield key, f"{key.value!r} is given twice, first in line {first}; remove one"
             else:
                 first_line[key.value] = key.start_mark.line + 1
             yield from faults(value)
 
 
-def laid(below: yaml.Node | None, above: yaml.Node, name: str | None = None) -> yaml.Node:
-    """Lay `above` on top of `below`: mappings key by key; anything else replaces what is there, as does `{}`.
+def overlay(below: yaml.Node | None, above: yaml.Node, name: str | None = None) -> yaml.Node:
+    """Merge two nodes: mappings key by key; any other value of `above`, and `{}`, replaces that of `below`.
 
     Args:
         name: the variant of a union that is meant where `below` has no key `name`; None for other values.
@@ -167,12 +173,12 @@ def laid(below: yaml.Node | None, above: yaml.Node, name: str | None = None) -> 
             source = above.start_mark.name
             old = {text: pair for text, pair in old.items() if pair[0].start_mark.name == source}
     for text, (key, value) in new.items():
-        old[text] = (key, laid(old[text][1], value) if text in old else value)
+        old[text] = (key, overlay(old[text][1], value) if text in old else value)
     return yaml.MappingNode(above.tag, list(old.values()), above.start_mark, above.end_mark)
 
 
 def leaves(node: yaml.Node, key: str) -> Iterator[tuple[str, yaml.Node]]:
-    """(dotted key, node) of every value below mappings; a list and an empty mapping are leaves."""
+    """Yield (dotted key, node) of every leaf; a list and an empty mapping are leaves."""
     if not (isinstance(node, yaml.MappingNode) and node.value):
         yield key, node
         return
@@ -181,7 +187,7 @@ def leaves(node: yaml.Node, key: str) -> Iterator[tuple[str, yaml.Node]]:
 
 
 def nested(keys: list[str], node: yaml.Node) -> yaml.Node:
-    """`node` below the given keys, outermost first."""
+    """Return mappings that hold `node` below the given keys, outermost first."""
     for key in reversed(keys):
         name = yaml.ScalarNode(_TAG + "str", key, node.start_mark, node.end_mark)
         node = yaml.MappingNode(_TAG + "map", [(name, node)], node.start_mark, node.end_mark)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fedspeed.cluster.topology import Topology, warnings
-from fedspeed.config.check import MATMUL_TYPES
+from fedspeed.config.rules.engine import MATMUL_TYPES
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.deepspeed_rules import at
 from fedspeed.config.run import RunConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedspeed.cluster.hostfile import read
 from fedspeed.cluster.topology import place_clients
-from fedspeed.config.paths import place
+from fedspeed.config.paths import existing_path
 from fedspeed.config.reference import comment, meaning, section_meaning
 from fedspeed.config.spelling import scalar
 from fedspeed.data.detect import Detected, detect
@@ -120,7 +120,7 @@ def _base(base: str, target: Path) -> str:
     """`model.base` as the YAML names it: the path of a folder or file that is here, and any other name as it
     is.
     """
-    return _beside(Path(base), target) if base and place(base) else base
+    return _beside(Path(base), target) if base and existing_path(base) else base
 
 
 def _beside(path: Path, target: Path) -> str:

@@ -51,20 +51,20 @@ def test_defaults_lack_only_a_model():
         ),
         (
             {"federation": {"method": FLEXLORA, "local_optimizer": "keep"}},
-            "federation.method.name=flexlora does not say that its new state is the old one and a change of "
-            "each array",
+            "federation.method.name=flexlora does not declare that its new state is the old one plus a delta "
+            "of each array",
         ),
         (
             {"federation": {"method": FLEXLORA, "server_optimizer": "momentum"}},
-            "federation.server_optimizer=momentum might mix",
+            "federation.server_optimizer=momentum might combine arrays",
         ),
         (
             {"federation": {"method": FLEXLORA, "server_lr": 0.5}},
-            "federation.server_lr=0.5 might mix what does not belong together; set it to 1.0",
+            "federation.server_lr=0.5 might combine arrays that do not correspond; set it to 1.0",
         ),
         (
             {"federation": {"method": FLEXLORA, "staleness": 1}},
-            "federation.method.name=flexlora does not say that a late update may be added",
+            "federation.method.name=flexlora does not declare that late updates may be added",
         ),
         (
             {"federation": {"method": FLEXLORA, "round_budget": "seconds", "round_seconds": 1.0}},
@@ -76,8 +76,8 @@ def test_defaults_lack_only_a_model():
         ),
         (
             {"federation": {"method": METHOD_VARIANTS["stack"](), "updates": (UPDATE_VARIANTS["clip"](),)}},
-            "federation.updates (clip) are about deltas that are averaged, but federation.method.name=stack "
-            "does not say that it averages any",
+            "federation.updates (clip) transform deltas that are averaged, but federation.method.name=stack "
+            "does not declare that it averages any",
         ),
         (
             {"federation": {"public_rows": "rows.jsonl"}},
@@ -86,7 +86,7 @@ def test_defaults_lack_only_a_model():
         ),
         (
             {"federation": {"method": METHOD_VARIANTS["residual"]()}, "engine": {"compile_blocks": True}},
-            "federation.method.name=residual adds to each block what is its own; set "
+            "federation.method.name=residual adds different weights to each block; set "
             "engine.compile_blocks=false",
         ),
         (
@@ -105,14 +105,15 @@ def test_defaults_lack_only_a_model():
         ({"run": {"name": "../x"}}, "run.name is '../x'"),
         (
             {"engine": {"matmul": "fp16_accumulation"}, "model": {"base": "m", "dtype": "bf16"}},
-            "engine.matmul=fp16_accumulation changes products of fp16 numbers, but model.dtype=bf16 has none",
+            "engine.matmul=fp16_accumulation changes products of fp16 numbers, but the run computes in "
+            "model.dtype=bf16",
         ),
         (
             {"engine": {"matmul": "tf32"}, "model": {"base": "m", "dtype": "fp16"}},
             "engine.matmul=tf32 changes products of fp32 numbers",
         ),
         ({"run": {"name": ".."}}, "run.name is '..'"),
-        ({"run": {"name": "x" * 201}}, "run.name has 201 bytes; give one of at most 200"),
+        ({"run": {"name": "x" * 201}}, "run.name has 201 bytes; choose one of at most 200"),
         ({"run": {"name": "\u00fc" * 150}}, "run.name has 300 bytes"),
         ({"run": {"out": ""}}, "run.out is empty"),
         (
@@ -225,8 +226,8 @@ def test_what_a_server_does_not_go_with(monkeypatch):
         problems(config(federation=federation, engine={"pipeline": "client"}, routing={"transport": "tls"}))
     )
     for text in (
-        "engine.pipeline=client is laid over",
-        "federation.staleness=1 trains while",
+        "engine.pipeline=client divides the model over",
+        "federation.staleness=1 trains during",
         "federation.compare_alone=true trains",
         "routing.transport=tls has a job on each site, but a server needs one job",
         "federation.public_rows is empty",

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedspeed.config.load import FIELDS, Loaded, load
+from fedspeed.config.names import FORMER_KEYS
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import local_steps_of
 from fedspeed.errors import ConfigError
@@ -214,8 +215,8 @@ def test_an_override_replaces_a_scalar_by_a_block_and_back():
         ("run.name=[x", "the value of 'run.name=[x' is not YAML"),
         ("run.name=#x", "the value of 'run.name=#x' is only a YAML comment"),
         ("run.name=*x", "aliases such as *x are not supported"),
-        ("deepspeed={a: 1, a: 2}", "'a' stands there twice"),
-        ("deepspeed={a: [{b: 1, b: 2}]}", "'b' stands there twice"),
+        ("deepspeed={a: 1, a: 2}", "'a' is given twice"),
+        ("deepspeed={a: [{b: 1, b: 2}]}", "'b' is given twice"),
         ("deepspeed={[1]: 2}", "a list stands where a key should be"),
     ],
 )
@@ -240,17 +241,17 @@ def test_bad_overrides(override, said):
         (
             "model:\n  base: m\n  dtype: fp32\n  base: n\n",
             4,
-            "'base' stands there twice, first in line 2; remove one",
+            "'base' is given twice, first in line 2; remove one",
         ),
         (
             "model: {base: m}\ntrain:\n  lr: 1\ntrain:\n  clip: 1\n",
             4,
-            "'train' stands there twice, first in line 2",
+            "'train' is given twice, first in line 2",
         ),
         (
             "model: {base: m}\ndeepspeed:\n  fp16:\n    enabled: auto\n    enabled: auto\n",
             5,
-            "'enabled' stands there twice",
+            "'enabled' is given twice",
         ),
         ("model: {base: m}\ntrain:\n  ? [a]\n  : 1\n", 3, "a list stands where a key should be"),
         ("model: &m {base: m}\ndata: *m\n", 2, "aliases such as *m are not supported"),
@@ -380,3 +381,20 @@ def test_cross_section_problems_name_both_places(tmp_path):
         f"{path}:8 and {path}:3: deepspeed.bf16.enabled is true, but model.dtype is fp32"
     )
     assert len(problems) == 2
+
+
+RENAMED = [(key, remedy.removeprefix("write ")) for key, remedy in FORMER_KEYS.items() if "write " in remedy]
+
+
+@pytest.mark.parametrize(("former", "current"), RENAMED)
+def test_a_former_key_is_refused_with_its_current_name_and_its_place(tmp_path, former, current):
+    section, _, name = former.partition(".")
+    path = write(tmp_path, f"model:\n  base: m\n{section}:\n  {name}: 4\n")
+    text = f"there is no key {former}; write {current}"
+    assert problems_of(path) == [f"{path}:4: {text}"]
+    assert problems_of(None, BASE, f"{former}=4") == [f"command line: {text}"]
+    assert current in FIELDS
+
+
+def test_the_keys_that_were_renamed_last_are_among_them():
+    assert {"engine.seats", "engine.slots", "cluster.silence_s"} <= dict(RENAMED).keys()

@@ -238,7 +238,7 @@ def test_a_method_is_named_and_has_options_of_its_own(overrides, name, rule):
             "train.local_steps_by_cluster.fast.x=1",
             "train.local_steps_by_cluster.fast is a section, but must be a whole number",
         ),
-        ("train.local_steps_by_cluster={a: 1, a: 2}", "'a' stands there twice"),
+        ("train.local_steps_by_cluster={a: 1, a: 2}", "'a' is given twice"),
         ("adapter.targets=[!!int x]", "the tag 'tag:yaml.org,2002:int' does not fit here"),
     ],
 )

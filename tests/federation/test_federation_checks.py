@@ -234,7 +234,7 @@ def test_an_exchange_of_slices_asks_for_as_many_as_its_fewest_need(slices, monke
     """What `session.components.exchange` gives to the anonymous exchange."""
     from fedspeed.routing.anonymous import exchange
 
-    monkeypatch.setattr(exchange, "AnonymousExchange", lambda transport, routing, *rest: routing)
+    monkeypatch.setattr(exchange, "AnonymousExchange", lambda transport, routing, *rest, **named: routing)
     topology = SimpleNamespace(gateways=tuple(range(16)), server=())
     job = SimpleNamespace(
         is_participant=True,

@@ -302,7 +302,7 @@ CONFIGURATION = {
     ),
     "key twice": Mistake(
         "run --config bad.yaml",
-        ("bad.yaml:2", "'lr' stands there twice"),
+        ("bad.yaml:2", "'lr' is given twice"),
         written("bad.yaml", "train: {lr: 1,\n lr: 2}\n"),
     ),
     "list": Mistake("run --config bad.yaml", ("bad.yaml",), written("bad.yaml", "- train\n")),
