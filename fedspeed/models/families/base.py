@@ -20,6 +20,12 @@ def unchanged(tensor: "Tensor", config: Any) -> "Tensor":
     return tensor
 
 
+def soft_capped(tensor: "Tensor", config: Any) -> "Tensor":
+    """Cap logits softly at `final_logit_softcapping`, if the model has it, in the steps of transformers."""
+    cap = config.final_logit_softcapping
+    return tensor if cap is None else (tensor / cap).tanh() * cap
+
+
 @dataclass(frozen=True, kw_only=True)
 class PositionTable:
     """A learned table of positions: its parameter, and the key of its length in config.json with

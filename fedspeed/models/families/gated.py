@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fedspeed.models.families.base import SavedBytes
 from fedspeed.models.families.shape import Linear, ModelShape, Norm
-from fedspeed.models.families.values import MAX_LAYERS, ConfigValues
+from fedspeed.models.families.values import ConfigValues
 
 NORMS_BEFORE = ("input_layernorm", "post_attention_layernorm")
 TARGETS = ("q_proj", "v_proj")
@@ -25,6 +25,7 @@ def gated_shape(
     norms: Sequence[str] = NORMS_BEFORE,
     head_norms: str = "",
     window: int = 0,
+    windowed: int = 0,
     logits_copies: int = 0,
 ) -> ModelShape:
     """Read the dimensions of a family with Llama's modules.
@@ -48,14 +49,15 @@ def gated_shape(
         name,
         family,
         hidden,
-        layers=values.number("num_hidden_layers", largest=MAX_LAYERS),
+        layers=values.layers(),
         heads=heads,
         kv_heads=values.kv_heads(heads, kv_heads),
         head_dim=width,
         intermediate=values.number("intermediate_size"),
         vocab=values.number("vocab_size"),
         tied=values.flag("tie_word_embeddings", tied),
-        window=window,
+        window=window if windowed else 0,
+        windowed=windowed if window else 0,
         logits_copies=logits_copies,
         final_norm=Norm("norm", hidden),
         attention_targets=TARGETS,

@@ -8,9 +8,21 @@ from fedspeed.models.families.shape import ModelShape
 from fedspeed.models.families.values import ConfigValues
 
 
+def upper_window(values: ConfigValues) -> tuple[int, int]:
+    """Read (length of the sliding window, number of blocks that have it) of a Qwen2 or Qwen3."""
+    if not values.flag("use_sliding_window", False):
+        return 0, 0
+    window = values.optional_number("sliding_window", 4096)
+    full = values.number("max_window_layers", 28)
+    return window, values.windowed_blocks(max(0, values.layers() - full) if window else 0)
+
+
 def shape(values: ConfigValues, name: str) -> ModelShape:
     """Read the dimensions of a Qwen2."""
-    return gated_shape(values, name, "qwen2", kv_heads=32, attention_bias=True)
+    window, windowed = upper_window(values)
+    return gated_shape(
+        values, name, "qwen2", kv_heads=32, attention_bias=True, window=window, windowed=windowed
+    )
 
 
 FAMILY = Family(

@@ -6,7 +6,19 @@ from fedspeed.errors import ModelError
 from fedspeed.models.families.base import Family
 
 # Modules of this folder, each with its FAMILY; messages list the families in this order.
-MODULES = ("llama", "qwen2", "gpt2")
+MODULES = (
+    "llama",
+    "qwen2",
+    "gpt2",
+    "mistral",
+    "qwen3",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+    "gpt_neox",
+    "smollm3",
+    "granite",
+)
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (import_module(f"fedspeed.models.families.{module}").FAMILY for module in MODULES)

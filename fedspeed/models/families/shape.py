@@ -67,7 +67,8 @@ class ModelShape:
         family: transformers' model_type, a key of FAMILIES.
         tied: whether the head is the embedding.
         positions: length of the learned table of positions; 0 where positions are rotated into q and k.
-        window: tokens that the blocks with a sliding window attend to; 0: no block has a window.
+        window, windowed: length of the sliding window in tokens, and the number of blocks that have one.
+        parallel: whether attention and MLP read the same input, and are added to it together.
         logits_copies: tensors of the logits' size that scaling or capping the logits takes besides them.
         linears, norms: the modules of one decoder block, in the order of its state dict.
         final_norm: the norm between the last block and the head.
@@ -86,6 +87,8 @@ class ModelShape:
     tied: bool
     positions: int = 0
     window: int = 0
+    windowed: int = 0
+    parallel: bool = False
     logits_copies: int = 0
     # Hashes leave these out: they follow from the family and the numbers above, nearly always.
     linears: tuple[Linear, ...] = field(default=(), hash=False, repr=False)

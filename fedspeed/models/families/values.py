@@ -39,6 +39,37 @@ class ConfigValues:
             )
         return value
 
+    def layers(self) -> int:
+        """Return the number of decoder blocks."""
+        return self.number("num_hidden_layers", largest=MAX_LAYERS)
+
+    def optional_number(self, key: str, default: int) -> int:
+        """Return a whole number; 0 where it is null. `default`: where it is left out."""
+        if key in self._values and self._values[key] is None:
+            return 0
+        return self.number(key, default) if key in self._values or default else 0
+
+    def has(self, key: str) -> bool:
+        """Tell whether the file has a key, be it null."""
+        return key in self._values
+
+    def windowed_blocks(self, default: int) -> int:
+        """Count the blocks with a sliding window in `layer_types`; `default`: where it is left out.
+
+        Raises:
+            ModelError: it does not name a known kind of attention for each block.
+        """
+        kinds = self._values.get("layer_types")
+        if kinds is None:
+            return default
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(kinds, list) or len(kinds) != self.layers() or any(k not in known for k in kinds):
+            raise ModelError(
+                f"{self.file}: layer_types is {kinds!r}, but must say {' or '.join(known)} for each of the "
+                f"{self.layers()} blocks; correct the file"
+            )
+        return kinds.count("sliding_attention")
+
     def flag(self, key: str, default: bool) -> bool:
         """Return true or false.
 
