@@ -64,10 +64,11 @@ def test_sliding_windows_are_those_of_transformers(name):
     config = AutoConfig.for_model(**ALL[name])
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    windowed = config.num_hidden_layers if kinds is None and window else 0
-    if kinds is not None:
-        windowed = kinds.count("sliding_attention")
     shape = shape_of(name)
+    masks = FAMILIES[shape.family].masks
+    windowed = config.num_hidden_layers if masks == "window" and window else 0
+    if masks == "layers":
+        windowed = kinds.count("sliding_attention")
     assert (shape.windowed, shape.window) == (windowed, window if windowed else 0)
 
 

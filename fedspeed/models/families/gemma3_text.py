@@ -66,6 +66,7 @@ FAMILY = Family(
     architecture="Gemma3ForCausalLM",
     shape=shape,
     saved_bytes_per_token=gated_saved_bytes,
+    masks="layers",
     embed=embed,
     logits=soft_capped,
 )

@@ -23,4 +23,5 @@ FAMILY = Family(
     architecture="MistralForCausalLM",
     shape=shape,
     saved_bytes_per_token=gated_saved_bytes,
+    masks="window",
 )

@@ -45,4 +45,5 @@ FAMILY = Family(
     attention_targets=TARGETS,
     shape=shape,
     saved_bytes_per_token=saved_bytes,
+    masks="window",
 )

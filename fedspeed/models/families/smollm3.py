@@ -40,4 +40,5 @@ FAMILY = Family(
     architecture="SmolLM3ForCausalLM",
     shape=shape,
     saved_bytes_per_token=gated_saved_bytes,
+    masks="layers",
 )
