@@ -26,5 +26,9 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
 
 
 FAMILY = Family(
-    model_type="qwen3", architecture="Qwen3ForCausalLM", shape=shape, saved_bytes_per_token=gated_saved_bytes
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    shape=shape,
+    saved_bytes_per_token=gated_saved_bytes,
+    masks="layers",
 )
