@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from fedspeed.models.catalogue import shape_of  # noqa: E402
 from fedspeed.models.families.shape import ModelShape  # noqa: E402
-from fedspeed.planner.hardware import CARDS, GIB, Node, published_device  # noqa: E402
+from fedspeed.planner.cards import CARDS  # noqa: E402
+from fedspeed.planner.hardware import GIB, Node, published_device  # noqa: E402
 from fedspeed.planner.memory import kept_bytes, memory_of  # noqa: E402
 from fedspeed.planner.plan import RankProfile, Setting, Task  # noqa: E402
 from fedspeed.planner.step_timeline import (  # noqa: E402

@@ -10,8 +10,9 @@ from benchmarks.gpu.shapes import Step
 from fedspeed.cluster.hostfile import Host
 from fedspeed.engine.config import EngineConfig
 from fedspeed.models.families.shape import ModelShape
+from fedspeed.planner.cards import card_of
 from fedspeed.planner.fitting import fits, with_kept_activations
-from fedspeed.planner.hardware import Node, card_of, node_of
+from fedspeed.planner.hardware import Node, node_of
 from fedspeed.planner.memory import DRIVER_BYTES, FRAGMENTATION, device_memory
 from fedspeed.planner.plan import RankProfile, Setting, Task
 from fedspeed.planner.timing import seconds_of

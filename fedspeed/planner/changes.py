@@ -34,7 +34,7 @@ class Change:
 class FitsWith(Protocol):
     """Tell whether a task fits after changes to its hosts."""
 
-    def __call__(self, task: Task, *changes: Change) -> bool: ...
+    def __call__(self, task: Task, /, *changes: Change) -> bool: ...
 
 
 def refusal(task: Task, profiles: Profiles) -> PlanError:
@@ -69,7 +69,7 @@ def with_memory(node: Node, change: Change) -> Node:
 def _changes(task: Task, everywhere: Sequence[RankProfile]) -> Iterator[Change]:
     """Yield the changes that make a task fit on profiles where it does not."""
 
-    def fits_with(changed: Task, *changes: Change) -> bool:
+    def fits_with(changed: Task, /, *changes: Change) -> bool:
         return any_fits(
             changed, [replace(profile, node=_changed(profile.node, changes)) for profile in everywhere]
         )

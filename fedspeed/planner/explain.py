@@ -1,4 +1,4 @@
-"""A plan in words and numbers for people, and as plain values for programs. Pure."""
+"""A plan as text for people, and as plain values for programs. Pure."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from fedspeed.config.spelling import flow
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.memory import sizes, slots_of
 from fedspeed.planner.pipeline.division import client_traffic, divide
-from fedspeed.planner.plan import SLOTTED, Memory, Plan, RankProfile, Setting, Task, overrides
+from fedspeed.planner.plan import SLOTTED, Forecast, Memory, Plan, RankProfile, Setting, Task, overrides
 from fedspeed.schedule.limits import QUANTISED
 from fedspeed.schedule.loads import spread
 from fedspeed.units import bytes_text, parameters_text
@@ -35,7 +35,7 @@ WHERE = {
 
 
 def explain(plan: Plan) -> str:
-    """The whole plan."""
+    """Describe a whole plan as text."""
     parts = [
         _head(plan),
         _clusters(plan),
@@ -46,16 +46,16 @@ def explain(plan: Plan) -> str:
         _seconds(plan),
         _alternatives(plan),
     ]
-    parts += [_own(plan), _overrides(plan)]
+    parts += [_preferred(plan), _overrides(plan)]
     if plan.notes:
         parts.append("Assumed or worth knowing\n" + "\n".join(f"  {note}" for note in plan.notes))
     return "\n\n".join(part for part in parts if part)
 
 
 def as_values(plan: Plan) -> dict:
-    """The plan as dicts, lists, numbers and texts, sums included."""
+    """Return a plan as dicts, lists, numbers and texts, with sums."""
 
-    def forecast(f) -> dict:
+    def forecast(f: Forecast) -> dict:
         return {
             "memory": dataclasses.asdict(f.memory)
             | {
@@ -124,7 +124,7 @@ def _head(plan: Plan) -> str:
         f"A step of a client: {task.rows} rows of {task.tokens} tokens on each of its ranks, as "
         f"{setting.accumulation} micro-batch"
         f"{'es' if setting.accumulation > 1 else ''} of {setting.micro_batch}\n"
-        f"Tier {setting.tier}: the base lies "
+        f"Tier {setting.tier}: the base is stored "
         f"{WHERE[setting.tier] if task.method == 'lora' else WHERE['stock']}"
     )
 
@@ -176,7 +176,6 @@ def _of(used: int, usable: int) -> str:
 
 
 def _clients(plan: Plan) -> str:
-    """Clients that lie alike are one row."""
     rows: list[list] = []
     for client in plan.topology.clients:
         host = plan.topology.placement(client.gateway).host
@@ -193,31 +192,31 @@ def _clients(plan: Plan) -> str:
 
 
 def _ranges(task: Task, setting: Setting) -> dict[str, str]:
-    """Which units live where: unit -> words."""
+    """Return where the units of the base are stored: units -> description."""
     n = task.shape.layers
     if setting.tier not in SLOTTED:
         return {f"embedding, blocks 0-{n - 1}, head": "device"}
     resident = spread(n, setting.resident_blocks) if setting.resident_blocks else []
     where = f"device, in {setting.tier}" if setting.tier in QUANTISED else setting.tier
-    found = {}
+    places: dict[str, str] = {}
     if resident:
-        found[f"block{'s' if len(resident) > 1 else ''} {', '.join(map(str, resident))}"] = "device"
+        places[f"block{'s' if len(resident) > 1 else ''} {', '.join(map(str, resident))}"] = "device"
     others = "the other blocks" if resident else _range(0, n - 1)
-    found[others] = f"{where}, through {slots_of(task, setting)} slots on the device"
+    places[others] = f"{where}, through {slots_of(task, setting)} slots on the device"
     if setting.tier in ("ram", "nvme"):
-        found["embedding"] = f"{setting.tier}, read there row by row"
-        found["head"] = f"{setting.tier}, loaded once into a slot of its own" + (
+        places["embedding"] = f"{setting.tier}, read there row by row"
+        places["head"] = f"{setting.tier}, loaded once into a slot of its own" + (
             " (it is the embedding)" if task.shape.tied else ""
         )
     elif setting.tier in QUANTISED:
-        found["embedding, head"] = "device"
+        places["embedding, head"] = "device"
     else:
-        found["embedding, head"] = f"{setting.tier}, " + (
+        places["embedding, head"] = f"{setting.tier}, " + (
             "one tensor, loaded once into a slot"
             if task.shape.tied
             else "in turn through a slot of their own"
         )
-    return found
+    return places
 
 
 def _range(first: int, last: int) -> str:
@@ -232,17 +231,17 @@ def _blocks(task: Task, setting: Setting) -> str:
 
 
 def _stages(plan: Plan) -> str:
-    """Where the ranks of a client would cut the model if they formed a pipeline."""
+    """List where the ranks of a client would cut the model as a pipeline."""
     rows = []
     for c in plan.clusters:
         for profile in c.profiles:
             cuts = _cuts(plan, profile)
-            words = (
+            stages = (
                 " | ".join(_range(a, b - 1) for a, b in zip(cuts, cuts[1:]))
                 if cuts
                 else "does not fit: the ranks do not hold the blocks together"
             )
-            rows.append([c.name, profile.client_ranks, words])
+            rows.append([c.name, profile.client_ranks, stages])
     return "Stage boundaries with engine.pipeline=client\n" + table(["cluster", "stages", ""], rows)
 
 
@@ -277,8 +276,8 @@ def _memory(plan: Plan) -> str:
 def _seconds(plan: Plan) -> str:
     seconds = [c.forecast.seconds for c in plan.clusters]
     rows = [
-        [words, *(f"{s.causes.get(cause, 0.0):.3f}" for s in seconds)]
-        for cause, words in CAUSES.items()
+        [title, *(f"{s.causes.get(cause, 0.0):.3f}" for s in seconds)]
+        for cause, title in CAUSES.items()
         if any(s.causes.get(cause) for s in seconds)
     ]
     rows.append(["a step of all clients of a rank", *(f"{s.total:.3f}" for s in seconds)])
@@ -297,9 +296,9 @@ def _alternatives(plan: Plan) -> str:
     )
 
 
-def _own(plan: Plan) -> str:
-    """Where clusters alone would choose otherwise. A run has one engine section, so they cannot have both
-    today.
+def _preferred(plan: Plan) -> str:
+    """List the clusters for which another setting would be faster. A run has one engine section, so that they
+    cannot have it.
     """
     differing = [c for c in plan.clusters if c.preferred != plan.setting]
     lines = [
@@ -320,7 +319,7 @@ def _overrides(plan: Plan) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """Columns of equal width; numbers to the right."""
+    """Format a table with aligned columns, numbers to the right."""
     texts = [[str(cell) for cell in row] for row in [head, *rows]]
     widths = [max(len(row[i]) for row in texts) for i in range(len(head))]
     right = [

@@ -1,4 +1,4 @@
-"""A simulation in words and numbers for people, and as plain values for programs. Pure."""
+"""A simulation as text for people, and as plain values for programs. Pure."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from fedspeed.planner.simulate import RELAYS, ModelSimulation, Outcome, Strategy
 from fedspeed.units import parameters_text
 
 
-def as_values(found: Sequence[ModelSimulation]) -> list[dict]:
+def as_values(simulations: Sequence[ModelSimulation]) -> list[dict]:
+    """Return simulations as dicts, lists, numbers and texts."""
     return [
         {
             "model": one.tasks[0][1].shape.name,
@@ -21,29 +22,36 @@ def as_values(found: Sequence[ModelSimulation]) -> list[dict]:
                     "dtype": task.dtype,
                     "tokens": task.tokens,
                     "ways": [
-                        dataclasses.asdict(strategy) | ({} if ended is None else dataclasses.asdict(ended))
-                        for strategy, ended in all_ways
+                        dataclasses.asdict(strategy)
+                        | ({} if outcome is None else dataclasses.asdict(outcome))
+                        for strategy, outcome in outcomes
                     ],
                 }
-                for job, task, all_ways in one.tasks
+                for job, task, outcomes in one.tasks
             ],
             "alone": dataclasses.asdict(one.alone),
             "scales": [dataclasses.asdict(s) for s in one.scales],
         }
-        for one in found
+        for one in simulations
     ]
 
 
-def as_text(found: Sequence[ModelSimulation], epochs: int) -> str:
-    return "\n\n".join(part for one in found for part in (_tasks(one, epochs), _scales(one)))
+def as_text(simulations: Sequence[ModelSimulation], epochs: int) -> str:
+    """Return simulations as tables: the tasks of each model, then its rounds with many clients."""
+    return "\n\n".join(part for one in simulations for part in (_tasks(one, epochs), _scales(one)))
 
 
 def _tasks(one: ModelSimulation, epochs: int) -> str:
     task = one.tasks[0][1]
     rows = [
-        [f"{job.name} ({job.clients}, {own.dtype})", strategy.name, *_numbers(strategy, ended), strategy.note]
-        for job, own, all_ways in one.tasks
-        for strategy, ended in all_ways
+        [
+            f"{job.name} ({job.clients}, {planned.dtype})",
+            strategy.name,
+            *_numbers(strategy, outcome),
+            strategy.note,
+        ]
+        for job, planned, outcomes in one.tasks
+        for strategy, outcome in outcomes
     ]
     head = [
         "task (clients, type)",
@@ -66,18 +74,18 @@ def _tasks(one: ModelSimulation, epochs: int) -> str:
     )
 
 
-def _numbers(strategy: Strategy, ended: Outcome | None) -> list[str]:
-    if ended is None:
+def _numbers(strategy: Strategy, outcome: Outcome | None) -> list[str]:
+    if outcome is None:
         return ["-"] * 8
     return [
         f"{strategy.device_bytes / GIB:.1f}",
         f"{strategy.ram_bytes / GIB:.1f}",
-        f"{strategy.step:.2f}",
+        f"{strategy.seconds:.2f}",
         f"{strategy.exchange:.3f}",
-        f"{ended.round:.1f}",
-        str(ended.rounds),
-        f"{ended.whole / 3600:.2f}",
-        f"{ended.rate:,.0f}",
+        f"{outcome.round:.1f}",
+        str(outcome.rounds),
+        f"{outcome.whole / 3600:.2f}",
+        f"{outcome.rate:,.0f}",
     ]
 
 

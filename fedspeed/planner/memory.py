@@ -1,8 +1,7 @@
-"""Peak bytes of a setting, by cause: of each GPU, of a node's RAM, of its disk. Pure.
+"""Peak bytes of a setting, by cause: on each GPU, in a node's RAM, on its disk. Pure.
 
-The terms follow what the executors hold (engine/executor.py, engine/stage.py, engine/base/): B sequences of a
-micro-batch, T tokens, s bytes per number, M micro-batches of a pass over all seated clients, N blocks, R of
-them resident.
+The terms follow the tensors of the executors (engine/executor.py, engine/stage.py, engine/base/);
+docs/planner.md gives them as formulas.
 """
 
 from dataclasses import dataclass
@@ -15,17 +14,20 @@ from fedspeed.planner.hardware import GIB
 from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, RankProfile, Setting, Task
 from fedspeed.schedule.limits import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTISED, READ_STAGES, UNIT_ALIGN
 
-DRIVER_BYTES = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL's buffers
-PROCESS_BYTES = {
-    "gpu": 3 * GIB,
-    "cpu": int(0.9 * GIB),
-}  # RAM of a rank that holds nothing yet: Python, libraries, driver
-FRAGMENTATION = 0.08  # of what comes and goes: what PyTorch's allocator holds beside it
+DRIVER_BYTES = int(0.9 * GIB)  # CUDA context, cuBLAS workspaces, NCCL buffers
+# RAM of a rank before it has a model: Python, libraries, driver.
+PROCESS_BYTES = {"gpu": 3 * GIB, "cpu": int(0.9 * GIB)}
+FRAGMENTATION = 0.08  # memory that PyTorch's allocator reserves in addition, as a share of transient tensors
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a base's units: one block; embedding and head (0: tied); what is never moved."""
+    """Bytes of the units of a base.
+
+    Attributes:
+        head: 0 if head and embedding are one tensor.
+        other: parameters that always stay on the device, such as the final norm.
+    """
 
     block: int
     embedding: int
@@ -34,10 +36,12 @@ class Sizes:
 
     @property
     def embedding_and_head(self) -> int:
+        """Return the bytes of embedding and head together."""
         return self.embedding + self.head
 
 
 def sizes(shape: ModelShape, type_bytes: int) -> Sizes:
+    """Return the bytes of a model's units as the engine packs them."""
     return Sizes(
         _aligned(shape.block * type_bytes),
         _aligned(shape.embedding * type_bytes),
@@ -47,7 +51,7 @@ def sizes(shape: ModelShape, type_bytes: int) -> Sizes:
 
 
 def slots_of(task: Task, setting: Setting) -> int:
-    """Slots that blocks really get: no more than there are blocks to stream."""
+    """Return the number of block slots in use: at most one for each block that streams."""
     return (
         max(0, min(setting.block_slots, task.shape.layers - setting.resident_blocks))
         if setting.tier in SLOTTED
@@ -56,9 +60,9 @@ def slots_of(task: Task, setting: Setting) -> int:
 
 
 def memory_of(task: Task, setting: Setting, profile: RankProfile) -> Memory:
-    """Peak bytes on one kind of rank, and on its node."""
-    standing, moving = device_memory(task, setting, profile)
-    device = standing | moving
+    """Predict the peak bytes of one rank and of its node."""
+    persistent, transient = device_memory(task, setting, profile)
+    device = persistent | transient
     client_slots = client_slots_of(setting, profile)
     streamed = setting.tier != "stock"
     host = _base_on_host(task, setting, profile)
@@ -69,7 +73,8 @@ def memory_of(task: Task, setting: Setting, profile: RankProfile) -> Memory:
             micro_batches * (task.shape.layers - 1) - kept_count(task, setting, micro_batches)
         )
     unit = sizes(task.shape, task.type_bytes)
-    loading = 2 * max(unit.block, unit.embedding)  # a unit as read, and as packed; gone when training begins
+    # While the base is loaded: a unit as read and as packed. It is freed before training begins.
+    loading = 2 * max(unit.block, unit.embedding)
     host["block inputs" if waiting > loading else "loading"] = max(waiting, loading) * profile.ranks_here
     host["processes"] = PROCESS_BYTES[profile.node.device.kind] * profile.ranks_here
     disk = {"base": streamed_bytes(task, setting)} if setting.tier == "nvme" else {}
@@ -77,58 +82,58 @@ def memory_of(task: Task, setting: Setting, profile: RankProfile) -> Memory:
         for cause, count in device.items():
             host[cause] = host.get(cause, 0) + count * profile.ranks_here
         return Memory({}, host, disk)
-    device["allocator"] = int(FRAGMENTATION * sum(moving.values()))
+    device["allocator"] = int(FRAGMENTATION * sum(transient.values()))
     device["driver"] = DRIVER_BYTES
     return Memory(device, host, disk)
 
 
 def client_slots_of(setting: Setting, profile: RankProfile) -> int:
-    """Clients that train at the same time."""
+    """Return the number of clients that train at the same time."""
     return 1 if setting.tier == "stock" else min(setting.client_slots, profile.carried)
 
 
 def device_memory(
     task: Task, setting: Setting, profile: RankProfile, evaluation: bool = True
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of tensors on one rank's device, by cause: (what stands there all the time, the most that comes
-    and goes).
+    """Return the bytes of tensors on one rank's device, by cause: (persistent, peak of the transient ones).
 
     Args:
-        evaluation: whether evaluation passes count, or training steps only.
+        evaluation: whether the peak includes evaluation passes, or training steps only.
     """
     client_slots = client_slots_of(setting, profile)
-    standing = _base_on_device(task, setting, profile) | trainable_bytes(task, client_slots, profile)
+    persistent = _base_on_device(task, setting, profile) | trainable_bytes(task, client_slots, profile)
     if task.folded_rank:  # one for all client slots
-        standing["folded adapter"] = task.shape.folded(task.targets, task.folded_rank) * task.type_bytes
+        persistent["folded adapter"] = task.shape.folded(task.targets, task.folded_rank) * task.type_bytes
     if setting.tier == "stock":
-        return standing, _stock_activations(task, setting)
-    return standing, _streamed_activations(
+        return persistent, _stock_activations(task, setting)
+    return persistent, _streamed_activations(
         task, setting, client_slots, profile.node.device.kind, evaluation=evaluation
     )
 
 
 def input_bytes(task: Task, setting: Setting) -> int:
-    """Bytes of one block's input of one micro-batch."""
+    """Return the bytes of one block input of one micro-batch."""
     return setting.micro_batch * task.tokens * task.shape.hidden * task.type_bytes
 
 
 def kept_bytes(task: Task, setting: Setting) -> int:
-    """Bytes of the activation budget that one block takes for one micro-batch; with its input, where inputs
-    wait on the host otherwise.
+    """Return the bytes of the activation budget that one pair of a block and a micro-batch takes.
+
+    Where block inputs wait on the host, the input of such a pair stays on the device and counts too.
     """
-    beside = input_bytes(task, setting) if setting.block_inputs == "host" else 0
-    return setting.micro_batch * task.tokens * saved_per_token(task) + beside
+    inputs = input_bytes(task, setting) if setting.block_inputs == "host" else 0
+    return setting.micro_batch * task.tokens * saved_per_token(task) + inputs
 
 
 def kept_count(task: Task, setting: Setting, micro_batches: int) -> int:
-    """Blocks and micro-batches, counted in pairs, that the activation budget keeps of a pass with so many
-    micro-batches.
+    """Return how many pairs of a block and a micro-batch the activation budget keeps in a pass with so many
+    micro-batches. The last block needs none.
     """
     return min(setting.activation_bytes // kept_bytes(task, setting), micro_batches * (task.shape.layers - 1))
 
 
 def streamed_bytes(task: Task, setting: Setting) -> int:
-    """Bytes of the base that one complete copy off the device takes: what streams."""
+    """Return the bytes of the streamed part of the base, of which one copy is stored off the device."""
     unit = sizes(task.shape, task.type_bytes)
     return (task.shape.layers - setting.resident_blocks) * unit.block + unit.embedding_and_head
 
@@ -140,17 +145,17 @@ def _base_on_device(task: Task, setting: Setting, profile: RankProfile) -> dict[
     if task.method == "full":
         return {}
     if setting.tier in QUANTISED:
-        stays = setting.resident_blocks * unit.block
-        rounded = (shape.layers - setting.resident_blocks) * quantised_block(task, setting.tier)
+        resident = setting.resident_blocks * unit.block
+        quantised = (shape.layers - setting.resident_blocks) * quantised_block(task, setting.tier)
         return {
-            "base": stays + rounded + unit.embedding_and_head + unit.other,
+            "base": resident + quantised + unit.embedding_and_head + unit.other,
             "slots": slots_of(task, setting) * unit.block,
         }
     if setting.tier not in STREAMED:
         return {"base": whole}
     group = {"client": profile.client_ranks, "cluster": profile.cluster_ranks}.get(setting.tier)
-    # The end slot takes the head, and where the embedding is not read in host memory, that too; both have one
-    # size.
+    # One slot more is for the head, and for the embedding if it is not read in host memory; both are equally
+    # large.
     found = {
         "base": setting.resident_blocks * unit.block + unit.other,
         "slots": slots_of(task, setting) * unit.block + (unit.head or unit.embedding),
@@ -161,7 +166,9 @@ def _base_on_device(task: Task, setting: Setting, profile: RankProfile) -> dict[
 
 
 def quantised_block(task: Task, tier: str) -> int:
-    """Bytes of a block whose matrices have 8 or 4 bits a number, and an fp32 scale for 256 or 64 of them."""
+    """Return the bytes of a block whose matrices have 8 or 4 bits a number and an fp32 scale for every 256 or
+    64 of them.
+    """
     matrices = sum(linear.rows_in * linear.rows_out for linear in task.shape.linears)
     rounded = matrices + matrices // 64 if tier == "int8" else matrices // 2 + matrices // 16
     return rounded + (task.shape.block - matrices) * task.type_bytes
@@ -180,26 +187,26 @@ def _base_on_host(task: Task, setting: Setting, profile: RankProfile) -> dict[st
 
 
 def trainable_bytes(task: Task, client_slots: int, profile: RankProfile) -> dict[str, int]:
-    """Of every seat: working copy, fp32 masters and moments, and the gradients: fp32 sums, their copy in the
-    model's type, ZeRO's own fp32.
+    """Return the bytes of the trainable parameters of all client slots: working copies, fp32 masters and
+    moments, and gradients (fp32 sums, a copy in the model's type and ZeRO's fp32 copy).
     """
     p = task.trainable
     s = task.type_bytes
     moments = {"adamw": 8, "sgd": 4}[task.optimizer]
-    parts = profile.client_ranks if task.stage >= 1 else 1
+    shards = profile.client_ranks if task.stage >= 1 else 1
     copies = -(-p * s // (profile.client_ranks if task.method == "full" and task.stage >= 3 else 1))
     return {
         "adapter" if task.method == "lora" else "model": client_slots * copies,
-        "masters and optimizer": client_slots * -(-p * (4 + moments) // parts),
-        "gradients": client_slots * (p * 4 + -(-p * 4 // parts)) + p * s,
+        "masters and optimizer": client_slots * -(-p * (4 + moments) // shards),
+        "gradients": client_slots * (p * 4 + -(-p * 4 // shards)) + p * s,
     }
 
 
 def _streamed_activations(
     task: Task, setting: Setting, client_slots: int, kind: str, *, evaluation: bool
 ) -> dict[str, int]:
-    """The larger of training and (if it counts) evaluation, which keeps whole passes of EVAL_TOKENS between
-    two blocks.
+    """Return the peak of transient bytes, by cause, of training or (if it counts) of evaluation, whichever is
+    larger. Evaluation keeps EVAL_TOKENS tokens between two blocks.
     """
     shape = task.shape
     s = task.type_bytes
@@ -207,12 +214,12 @@ def _streamed_activations(
     micro_batches = client_slots * setting.accumulation
     hidden = batch * shape.hidden * s
     kept = kept_count(task, setting, micro_batches)
-    between = micro_batches * hidden  # where a micro-batch is now (backward: its gradient)
+    between = micro_batches * hidden  # the current output of each micro-batch, or its gradient
     if setting.block_inputs == "device":
         between += micro_batches * (shape.layers - 1) * hidden
     else:
         between += min(CARRIED, shape.layers - 1) * micro_batches * hidden
-    # Head and loss are computed while the last block's graph is kept, and its gradients after them.
+    # Head and loss are computed while the graph of the last block exists, and its gradients afterwards.
     block = batch * saved_per_token(task)
     working = batch * working_per_token(task)
     head = head_bytes(task, batch, kind)
@@ -245,8 +252,8 @@ def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
 
 
 def head_bytes(task: Task, batch: int, kind: str) -> int:
-    """Final norm of all tokens; of answer tokens input and its gradient; a chunk of logits, its gradient, two
-    fp32 copies.
+    """Return the bytes of head and loss: the final norm of all tokens, the head's input and its gradient, and
+    a chunk of logits of answer tokens with its gradient and two fp32 copies.
     """
     shape = task.shape
     s = task.type_bytes
@@ -256,16 +263,16 @@ def head_bytes(task: Task, batch: int, kind: str) -> int:
 
 
 def pinned_input_bytes(task: Task, setting: Setting) -> int:
-    """Host memory of one block's input of one micro-batch."""
+    """Return the bytes of page-locked host memory for one block input of one micro-batch."""
     return _pinned(input_bytes(task, setting))
 
 
 @lru_cache(maxsize=1024)
 def saved_per_token(task: Task) -> int:
-    """Bytes per token that autograd keeps of one block; frozen matrices keep no input.
+    """Return the bytes per token that autograd saves for one block. Frozen matrices need no saved input.
 
-    A matrix with an adapter keeps its input for A's gradient, once for all matrices that read the same one;
-    with dropout each keeps its own, and the mask.
+    A matrix with an adapter saves its input for the gradient of A, once for all matrices with the same input.
+    With dropout, every matrix saves an input of its own and the mask.
     """
     shape = task.shape
     s = task.type_bytes
@@ -284,13 +291,13 @@ def saved_per_token(task: Task) -> int:
 
 
 def _distinct_inputs(shape: ModelShape, targets: str | tuple[str, ...]) -> list[int]:
-    """Widths of the tensors that adapted matrices read, each once."""
+    """Return the widths of the adapted matrices' inputs, a shared input once."""
     return list({linear.reads: linear.rows_in for linear in shape.adapted(targets)}.values())
 
 
 def working_per_token(task: Task) -> int:
-    """Bytes per token that live while a block is computed or differentiated, and are not kept: gradients of
-    the widest tensors, fp32 norms.
+    """Return the bytes per token that a block needs while it is computed or differentiated, in addition to
+    what is saved: gradients of the widest tensors and fp32 norms.
     """
     shape = task.shape
     s = task.type_bytes
@@ -302,5 +309,5 @@ def _aligned(nbytes: int) -> int:
 
 
 def _pinned(nbytes: int) -> int:
-    """PyTorch's page-locked memory comes in powers of two."""
+    """Round up to a power of two, as PyTorch does for page-locked memory."""
     return 1 << (nbytes - 1).bit_length()

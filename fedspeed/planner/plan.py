@@ -1,4 +1,7 @@
-"""What the planner is asked, and what it answers. Values only; bytes are bytes, times are seconds."""
+"""Input and output of the planner: tasks, settings, predictions and plans.
+
+Sizes are bytes, times are seconds.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -10,28 +13,29 @@ from fedspeed.planner.hardware import GIB, Node
 from fedspeed.schedule.limits import QUANTISED
 
 STREAMED = ("ram", "client", "nvme", "cluster")
-SLOTTED = (*STREAMED, *QUANTISED)  # tiers whose blocks are computed with in slots
+SLOTTED = (*STREAMED, *QUANTISED)  # tiers that load or dequantise blocks into slots
 TIERS = ("stock", "resident", *SLOTTED)
-ACTIVATION_DIGITS = 5  # behind the point, of engine.activation_gib
+ACTIVATION_DIGITS = 5  # decimals of engine.activation_gib
 TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What shall be trained.
+    """The training that is to be planned.
 
     Attributes:
-        tokens: length of every sequence; padding counts, so this is the longest.
+        tokens: length of every sequence; since rows are padded, that of the longest.
         rows: sequences of one optimizer step on each rank, train.micro_batch * train.accumulation. A plan may
-            divide them otherwise, which does not change the step.
-        micro_batch: sequences of one forward and backward, None where the plan chooses.
-        answer_share: part of the tokens that carry loss; the head computes only these.
-        stage: ZeRO stage of what trains.
-        offload: whether the ranks' shares of a divided base wait in host RAM.
-        quantised: whether a base in 8 or 4 bits will do; it gives other losses.
-        staleness: rounds by which an update may be late.
-        matmul: arithmetic of matrix products, as engine.matmul.
-        cleared: words that take back what the run's configuration says of the engine and a plan does not.
+            divide them into other micro-batches, which does not change the step.
+        micro_batch: sequences of one forward and backward pass; None: the plan chooses. answer_share: share
+            of the tokens that contribute to the loss; the head computes only these. stage: ZeRO stage of the
+            trainable parameters. offload: whether the ranks' shares of a divided base are stored in host RAM.
+            quantised: whether a base in 8 or 4 bits may be proposed, which gives other losses. staleness:
+            rounds by which an update may be late. matmul: arithmetic of matrix products, as engine.matmul.
+            cleared: overrides that a plan adds to those of its setting, such as resets of engine keys that it
+            does
+            not use.
+        folded_rank: the largest rank that the method's folded adapter reaches by the end of the run.
     """
 
     shape: ModelShape
@@ -53,25 +57,26 @@ class Task:
     cleared: tuple[str, ...] = ()
     staleness: int = 0
     matmul: str = "default"
-    folded_rank: int = 0  # what the method's folded adapter has grown to when the run ends, at most
+    folded_rank: int = 0
 
     @cached_property
     def trainable(self) -> int:
-        """Parameters that train."""
+        """Return the number of trainable parameters."""
         return self.shape.total if self.method == "full" else self.shape.lora(self.targets, self.lora_rank)
 
     @property
     def type_bytes(self) -> int:
+        """Return the bytes of a number of the base."""
         return TYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to execute a task: the engine's settings, and how a step's rows are divided into micro-batches.
+    """One execution of a task: the engine's settings, and the division of a step's rows into micro-batches.
 
     Attributes:
-        activation_bytes: device memory for activations of blocks that are then not computed again; stock
-            keeps all of them unless `checkpointing`.
+        activation_bytes: device memory for kept activations, which need not be recomputed. Stock keeps all of
+            them unless `checkpointing`.
     """
 
     tier: str
@@ -86,7 +91,7 @@ class Setting:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """The same as `key=value` of a run."""
+        """Return the setting as `key=value` overrides of a run's configuration."""
         keys = [f"engine.tier={self.tier}"]
         if self.tier == "stock":
             keys += [f"engine.activation_checkpointing={str(self.checkpointing).lower()}"]
@@ -105,21 +110,23 @@ class Setting:
 
     @property
     def _activation_gib(self) -> float:
-        """Round up, by 10 kB at most, so that what fits into the bytes fits into this."""
+        """Return the activation budget in GiB, rounded up by at most 10 kB so that it keeps no less."""
         return math.ceil(self.activation_bytes / GIB * 10**ACTIVATION_DIGITS) / 10**ACTIVATION_DIGITS
 
 
 @dataclass(frozen=True)
 class RankProfile:
-    """A rank, as far as its memory and time depend on where it stands. Ranks that are alike have equal
-    profiles.
+    """The facts of a rank that its memory and time depend on. Ranks that are alike have equal profiles.
 
     Attributes:
-        ranks_here: ranks that work on its node and share its RAM, disk and link.
-        client_ranks, client_nodes: of each of its clients.
-        cluster_ranks, cluster_nodes: ranks and nodes of its cluster.
+        ranks_here: training ranks on its node, which share its RAM, disk and link.
+        client_ranks: ranks of each of its clients.
+        client_nodes: nodes of each of its clients.
+        cluster_ranks: ranks of its cluster.
+        cluster_nodes: nodes of its cluster.
         carried: clients on the rank.
-        participants: gateways of the whole run, which exchange updates; those of this node.
+        participants: gateways of the whole run, which exchange updates.
+        participants_here: gateways on its node.
     """
 
     node: Node
@@ -135,7 +142,7 @@ class RankProfile:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes by cause: `gpu` of one rank, `ram` and `nvme` of a whole node."""
+    """Peak bytes by cause: `gpu` for one rank, `ram` and `nvme` for a whole node."""
 
     gpu: dict[str, int] = field(default_factory=dict)
     ram: dict[str, int] = field(default_factory=dict)
@@ -143,26 +150,29 @@ class Memory:
 
     @property
     def gpu_bytes(self) -> int:
+        """Return the peak bytes on one rank's GPU."""
         return sum(self.gpu.values())
 
     @property
     def ram_bytes(self) -> int:
+        """Return the peak bytes of a node's RAM."""
         return sum(self.ram.values())
 
     @property
     def nvme_bytes(self) -> int:
+        """Return the peak bytes of a node's disk."""
         return sum(self.nvme.values())
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one optimizer step of every client of a rank.
+    """Seconds of one optimizer step of every client of a rank.
 
     Attributes:
-        causes: what the step's time is made of; they add up.
-        loads: how long loading takes in all; what of it is not in `causes["waiting for loads"]` is hidden
+        causes: the parts of the step's time, by cause. loads: the duration of all loads. The part of it that
+            is not in `causes["waiting for loads"]` is hidden
             behind arithmetic.
-        exchange: of one round's exchange of updates; not part of the step.
+        exchange: one round's exchange of updates, which is not part of the step.
     """
 
     causes: dict[str, float]
@@ -171,21 +181,28 @@ class Seconds:
 
     @property
     def total(self) -> float:
+        """Return the seconds of the whole step."""
         return sum(self.causes.values())
 
     @property
     def waited(self) -> float:
+        """Return the seconds of loads that the arithmetic waits for."""
         return self.causes.get("waiting for loads", 0.0)
 
     @property
     def hidden(self) -> float:
+        """Return the seconds of loads that are hidden behind arithmetic."""
         return max(0.0, self.loads - self.waited)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a setting costs on the ranks of one cluster: the memory of its fullest rank, the time of its
-    slowest.
+    """The predicted cost of a setting on one cluster.
+
+    Attributes:
+        memory: of the rank with least memory to spare.
+        seconds: of the slowest rank.
+        tightest: the profile of the rank with least memory to spare.
     """
 
     cluster: str
@@ -196,7 +213,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A way that was weighed and lost. `seconds` is None where it does not fit."""
+    """A rejected setting and the reason; `seconds` of its step is None if it does not fit."""
 
     label: str
     reason: str
@@ -206,7 +223,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """A cluster under the common setting, and the setting it would take by itself."""
+    """A cluster under the common setting, and the setting that would be fastest for it alone."""
 
     name: str
     profiles: tuple[RankProfile, ...]
@@ -217,7 +234,7 @@ class ClusterPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer. A run has one engine section, so that `setting` is common to all clusters."""
+    """The fastest setting for a task. A run has one engine section, so all clusters have the same setting."""
 
     task: Task
     topology: Topology
@@ -228,10 +245,11 @@ class Plan:
 
     @property
     def overrides(self) -> tuple[str, ...]:
+        """Return the plan as `key=value` overrides of a run's configuration."""
         return overrides(self.task, self.setting)
 
 
 def overrides(task: Task, setting: Setting) -> tuple[str, ...]:
-    """What to put behind a run's command, or into its YAML."""
+    """Return a task's setting as `key=value` overrides for a run's command line or its YAML."""
     stage = ("deepspeed.zero_optimization.stage=0",) if setting.tier == "stock" and task.stage == 3 else ()
     return (f"model.dtype={task.dtype}", *setting.overrides, *stage, *task.cleared)

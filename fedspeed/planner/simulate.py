@@ -1,5 +1,7 @@
-"""What training would take on machines that are not here: the planner's choice and both pipelines, on the
-mission's models and tasks; and how rounds grow with the number of clients. Pure.
+"""Simulated training on machines that are not at hand. Pure.
+
+The planner's choice and both kinds of pipeline are compared on the reference models and tasks, and rounds are
+extrapolated to many clients.
 """
 
 import math
@@ -21,17 +23,18 @@ MODELS = (
 )
 SCALES = (100, 1_000, 10_000)
 MICRO_BATCHES = (1, 2, 4, 8)
-RELAYS = 2  # of an update's cells, on their strategy
-# CPU-seconds of a masked exchange for each byte of the update: by itself, and for the key stream with each
-# other participant. Least squares through the 3, 9 and 16 clients of benchmarks/results/anonymous.md.
+RELAYS = 2  # that the cells of a masked update pass through
+# CPU-seconds of a masked exchange for each byte of the update: a constant part, and the key stream for each
+# other participant. Least squares fit to the 3, 9 and 16 clients of benchmarks/results/anonymous.md.
 MASK_S = 1.3e-9
 STREAM_S = 0.22e-9
-STATES, MESSAGE_S = 11, 5e-5  # of an anonymous exchange; of each small message between two participants
+STATES = 11  # of the protocol of an anonymous exchange, each with a message between any two participants
+MESSAGE_S = 5e-5  # of each such message
 
 
 @dataclass(frozen=True)
 class Job:
-    """One of the mission's tasks: training rows of all clients together."""
+    """A reference task: its number of clients and the training rows of all of them together."""
 
     name: str
     clients: int
@@ -47,11 +50,13 @@ TASKS = (
 
 @dataclass(frozen=True)
 class Strategy:
-    """One strategy to train; with `step` None it is none, and `note` says why.
+    """A way to execute a task on given machines. If it is impossible, `step` is None and `note` says why.
 
     Attributes:
-        device_bytes: of the fullest device. ram_bytes: of the fullest node.
-        step: seconds of one local step of every client, of the slowest cluster. rows: of all clients in it.
+        device_bytes: peak bytes of the fullest device.
+        ram_bytes: peak bytes of the fullest node.
+        step: seconds of one local step of every client, in the slowest cluster.
+        rows: rows of all clients in that step.
         exchange: seconds of a round's exchange.
     """
 
@@ -63,10 +68,16 @@ class Strategy:
     rows: int = 0
     exchange: float = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of a step of a possible strategy."""
+        assert self.step is not None, f"{self.name} is impossible: {self.note}"
+        return self.step
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a whole training. Seconds; `rate`: tokens a second of all clients together, exchange and all."""
+    """A whole training: rounds, seconds of one round and of all, and the tokens/s of all clients together."""
 
     rounds: int
     round: float
@@ -75,10 +86,11 @@ class Outcome:
 
 
 def outcome(strategy: Strategy, task: Task, rows: int) -> Outcome:
-    """A training that sees `rows` rows in all. With federation.staleness=1 the exchange hides behind the next
-    round's local steps.
+    """Predict a training that sees `rows` rows in all.
+
+    With federation.staleness=1 the exchange is hidden behind the next round's local steps.
     """
-    train = task.local_steps * strategy.step
+    train = task.local_steps * strategy.seconds
     one = max(train, strategy.exchange) if task.staleness else train + strategy.exchange
     rounds = math.ceil(rows / (strategy.rows * task.local_steps))
     return Outcome(
@@ -90,8 +102,8 @@ def outcome(strategy: Strategy, task: Task, rows: int) -> Outcome:
 
 
 def strategies(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> list[Strategy]:
-    """The planner's choice, each client's pipeline over its ranks, and each cluster's over all of them; all
-    with the same rows in a step of a client.
+    """Return three strategies: the planner's choice, a pipeline of each client over its ranks, and a pipeline
+    of each cluster over all its ranks. A client's step has the same rows in all of them.
     """
     return [
         _planned(task, topology, nodes),
@@ -119,15 +131,14 @@ def _planned(task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Strat
 
 
 def _rows(task: Task, topology: Topology) -> int:
-    """Of all clients in a local step."""
+    """Return the rows of all clients in a local step."""
     return task.rows * sum(len(client.ranks) for client in topology.clients)
 
 
 def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, Node]) -> Strategy:
     name = f"engine.pipeline={scope}"
-    pipelines: dict[
-        tuple[int, ...], list[int]
-    ] = {}  # ranks -> the profile among them of each client's gateway
+    # Ranks of a pipeline -> for each of its clients, the index of the gateway among the ranks.
+    pipelines: dict[tuple[int, ...], list[int]] = {}
     for client in topology.clients:
         ranks = client.ranks if scope == "client" else topology.cluster_of(client.cluster).ranks
         pipelines.setdefault(tuple(ranks), []).append(ranks.index(client.gateway))
@@ -137,25 +148,26 @@ def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, N
         return Strategy(name, "trains adapters inside the blocks only")
     if (most := max(map(len, pipelines))) > task.shape.layers:
         return Strategy(name, f"{most} ranks for {task.shape.layers} blocks")
-    kinds: list[tuple[list[RankProfile], list[int]]] = []  # different ones only
+    distinct: list[tuple[list[RankProfile], list[int]]] = []
     for ranks, owners in pipelines.items():
         profiles = [profile_of(topology, nodes, rank) for rank in ranks]
-        kinds += [(profiles, owners)] if (profiles, owners) not in kinds else []
-    # A client's step has the rows that all of its ranks would take by themselves; in a cluster of unlike
-    # clients, those of the largest.
+        distinct += [(profiles, owners)] if (profiles, owners) not in distinct else []
+    # A client's step has as many rows as its ranks would take without a pipeline; in a cluster of unequal
+    # clients, as many as the largest one has.
     found = [
         _best(scope, task, profiles, owners, task.rows * max(profile.client_ranks for profile in profiles))
-        for profiles, owners in kinds
+        for profiles, owners in distinct
     ]
-    if None in found:
+    fitting = [forecast for forecast in found if forecast is not None]
+    if len(fitting) < len(found):
         return Strategy(name, "does not fit: weights and activations of some stage are too large")
-    slowest = max(found, key=lambda one: one.seconds)
-    exchange = max(exchange_s(task, profiles[0]) for profiles, _ in kinds)
+    slowest = max(fitting, key=lambda one: one.seconds)
+    exchange = max(exchange_s(task, profiles[0]) for profiles, _ in distinct)
     return Strategy(
         name,
         _describe(slowest),
-        max(one.device for one in found),
-        ram_bytes=max(one.ram for one in found),
+        max(one.device for one in fitting),
+        ram_bytes=max(one.ram for one in fitting),
         step=slowest.seconds,
         rows=_rows(task, topology),
         exchange=exchange,
@@ -165,7 +177,7 @@ def _pipelined(scope: str, task: Task, topology: Topology, nodes: Mapping[str, N
 def _best(
     scope: str, task: Task, profiles: Sequence[RankProfile], owners: Sequence[int], rows: int
 ) -> PipelineForecast | None:
-    """The fastest division of a client's rows into micro-batches."""
+    """Return the pipeline with the fastest division of the rows into micro-batches; None: none fits."""
     found = []
     for micro_batch in (size for size in MICRO_BATCHES if rows % size == 0):
         micros = rows // micro_batch
@@ -177,20 +189,28 @@ def _best(
     return min(filter(None, found), key=lambda one: one.seconds, default=None)
 
 
-def _describe(found: PipelineForecast) -> str:
+def _describe(forecast: PipelineForecast) -> str:
     sizes = (
-        "blocks loaded by turns" if found.loads else f"stages of {'+'.join(map(str, found.chunks))} blocks"
+        "blocks loaded by turns"
+        if forecast.loads
+        else f"stages of {'+'.join(map(str, forecast.chunks))} blocks"
     )
-    return f"{sizes}, idle {found.bubble:.0%}" + (
-        ", computed again" if found.recompute and not found.loads else ""
+    return f"{sizes}, idle {forecast.bubble:.0%}" + (
+        ", computed again" if forecast.recompute and not forecast.loads else ""
     )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Rounds of many clients, each on a server of its own. Seconds of a round's exchange, in the clear and
-    masked; CPU-seconds of the latter for each client; seconds of a masked round, one after the other and with
-    the exchange behind the next round's training.
+    """Rounds of many clients, each on a server of its own.
+
+    Attributes:
+        plain: seconds of an exchange in the clear.
+        masked: seconds of a masked exchange.
+        masked_cpu: CPU-seconds of a masked exchange for each client.
+        round: seconds of a round whose masked exchange follows the training.
+        hidden: seconds of a round whose masked exchange is hidden behind the next round's training.
+        rate: tokens/s of all clients together with the latter.
     """
 
     clients: int
@@ -203,9 +223,14 @@ class Scale:
 
 
 def scale(task: Task, strategy: Strategy, link_rate: float, clients: int) -> Scale:
-    """Args: strategy: of one client, on one server. link_rate: bytes/s of each server's link."""
+    """Extrapolate a client's strategy to a number of clients.
+
+    Args:
+        strategy: of one client on one server.
+        link_rate: bytes/s of each server's link.
+    """
     nbytes = 4 * task.trainable
-    train = task.local_steps * strategy.step
+    train = task.local_steps * strategy.seconds
     plain = 2 * (clients - 1) / clients * nbytes / link_rate + 2 * clients * MESSAGE_S
     cpu = nbytes * (MASK_S + STREAM_S * clients)
     masked = (RELAYS + 2) * nbytes / link_rate + STATES * clients * MESSAGE_S + cpu
@@ -242,29 +267,28 @@ def simulate_model(
     epochs: int,
     counts: Sequence[int],
 ) -> ModelSimulation:
-    """Args: alone: one client on each kind of host by itself; the slowest counts at scale."""
+    """Simulate the training of one model.
+
+    Args:
+        jobs: each with its task and its topology.
+        alone: one client by itself on each kind of host; the slowest one counts at scale.
+        epochs: passes over each job's rows.
+        counts: numbers of clients to extrapolate to.
+    """
     tasks = []
     for job, task, topology, nodes in jobs:
-        found = strategies(task, topology, nodes)
-        tasks.append((
-            job,
-            task,
-            [
-                (strategy, outcome(strategy, task, epochs * job.rows) if strategy.step is not None else None)
-                for strategy in found
-            ],
-        ))
-    best = [
-        (task, min(able, key=lambda strategy: strategy.step), nodes)
-        for task, topology, nodes in alone
-        if (
-            able := [
-                strategy for strategy in strategies(task, topology, nodes)[:2] if strategy.step is not None
-            ]
-        )
-    ]
-    if len(best) < len(alone):
-        return ModelSimulation(tasks, Strategy("none", "some host holds no strategy by itself"), [])
-    task, slowest, _ = max(best, key=lambda one: one[1].step / one[1].rows)
-    link_rate = min(node.link_rate for _, _, nodes in best for node in nodes.values())
+        outcomes: list[tuple[Strategy, Outcome | None]] = []
+        for strategy in strategies(task, topology, nodes):
+            is_possible = strategy.step is not None
+            outcomes.append((strategy, outcome(strategy, task, epochs * job.rows) if is_possible else None))
+        tasks.append((job, task, outcomes))
+    fastest = []
+    for task, topology, nodes in alone:
+        # A cluster's pipeline is left out: a client that is alone has no cluster.
+        possible = [one for one in strategies(task, topology, nodes)[:2] if one.step is not None]
+        if not possible:
+            return ModelSimulation(tasks, Strategy("none", "does not fit on one of the hosts by itself"), [])
+        fastest.append((task, min(possible, key=lambda strategy: strategy.seconds), nodes))
+    task, slowest, _ = max(fastest, key=lambda one: one[1].seconds / one[1].rows)
+    link_rate = min(node.link_rate for _, _, nodes in fastest for node in nodes.values())
     return ModelSimulation(tasks, slowest, [scale(task, slowest, link_rate, count) for count in counts])

@@ -1,11 +1,12 @@
-"""From a run's configuration and the hosts to what the planner is asked. Pure."""
+"""The planner's task, from a run's configuration and its hosts. Pure."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fedspeed.cluster.topology import Topology, warnings
-from fedspeed.config.rules.engine import MATMUL_TYPES
 from fedspeed.config.deepspeed import zero_stage
 from fedspeed.config.deepspeed_rules import at
+from fedspeed.config.rules.engine import MATMUL_TYPES
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import PlanError
 from fedspeed.federation.methods.config import METHODS
@@ -19,47 +20,31 @@ MAX_ROWS = 4096
 
 def task_of(
     config: RunConfig,
-    ds_config: Mapping,
+    ds_config: dict[str, Any],
     shape: ModelShape,
-    devices: Sequence,
+    devices: Sequence[Device],
     *,
     rows: int | None = None,
     micro_batch: int | None = None,
     quantised: bool = False,
 ) -> Task:
-    """The task that a configuration describes.
+    """Return the task that a configuration describes.
 
     Args:
         ds_config: its merged DeepSpeed section.
-        devices: those that will work; they decide about the numeric type where model.dtype is auto.
-        rows: sequences of a step on each rank, where they shall differ from train.micro_batch *
-            train.accumulation.
-        micro_batch: to be kept as it is; else the plan chooses how to divide the rows.
+        devices: those that train; they decide about the numeric type if model.dtype is auto.
+        rows: sequences of a step on each rank, instead of train.micro_batch * train.accumulation.
+        micro_batch: a fixed size; None: the plan chooses how to divide the rows.
         quantised: whether a base in 8 or 4 bits may be proposed.
 
     Raises:
-        PlanError: a device cannot compute in the type, or not as engine.matmul says. ModelError: the adapter
-            does not fit the model.
+        PlanError: a device does not support the numeric type or engine.matmul, or the planner does not model
+            the task.
+        ModelError: the adapter does not fit the model.
     """
-    if config.adapter.method == "blocks":
-        raise PlanError(
-            "adapter.method=blocks: the planner knows lora and full only; what chosen blocks need lies "
-            "between the two"
-        )
-    if config.data.max_tokens > shape.positions > 0:
-        raise PlanError(
-            f"data.max_tokens={config.data.max_tokens}: {shape.name} has {shape.positions} positions; set "
-            f"data.max_tokens={shape.positions}"
-        )
     rows = rows or config.train.micro_batch * config.train.accumulation
-    if rows > MAX_ROWS:
-        raise PlanError(f"{rows} rows in a step: the planner takes at most {MAX_ROWS}")
-    if micro_batch and rows % micro_batch:
-        fitting = max(m for m in range(1, min(micro_batch, rows) + 1) if rows % m == 0)
-        raise PlanError(
-            f"--micro-batch={micro_batch} does not divide the {rows} rows of a step; choose "
-            f"--micro-batch={fitting}, or other --rows"
-        )
+    _check_supported(config, shape)
+    _check_rows(rows, micro_batch)
     task = Task(
         shape,
         config.data.clients,
@@ -77,20 +62,44 @@ def task_of(
         offload=at(ds_config, "zero_optimization.offload_param.device") == "cpu"
         or config.engine.base_reads == "one_sided",
         quantised=quantised,
-        cleared=_cleared(config),
+        cleared=_engine_overrides(config),
         staleness=config.federation.staleness,
         matmul=config.engine.matmul,
         folded_rank=_folded_rank(config),
     )
-    _ = task.trainable  # names of targets that the model lacks are met here
+    _ = task.trainable  # raises ModelError where the model lacks a target
     for device in devices:
         _check_arithmetic(task, device)
     return task
 
 
+def _check_supported(config: RunConfig, shape: ModelShape) -> None:
+    if config.adapter.method == "blocks":
+        raise PlanError(
+            "adapter.method=blocks: the planner knows lora and full only; what chosen blocks need lies "
+            "between the two"
+        )
+    if config.data.max_tokens > shape.positions > 0:
+        raise PlanError(
+            f"data.max_tokens={config.data.max_tokens}: {shape.name} has {shape.positions} positions; set "
+            f"data.max_tokens={shape.positions}"
+        )
+
+
+def _check_rows(rows: int, micro_batch: int | None) -> None:
+    if rows > MAX_ROWS:
+        raise PlanError(f"{rows} rows in a step: the planner takes at most {MAX_ROWS}")
+    if micro_batch and rows % micro_batch:
+        fitting = max(m for m in range(1, min(micro_batch, rows) + 1) if rows % m == 0)
+        raise PlanError(
+            f"--micro-batch={micro_batch} does not divide the {rows} rows of a step; choose "
+            f"--micro-batch={fitting}, or other --rows"
+        )
+
+
 def _folded_rank(config: RunConfig) -> int:
-    """The most that a method's folded adapter grows to: each round by the factors of all clients that are
-    asked.
+    """Return the largest rank that a method's folded adapter can reach: every round adds the factors of all
+    participating clients. Return 0 for a method that folds nothing.
     """
     if not METHODS[config.federation.method.name].folds:
         return 0
@@ -101,18 +110,22 @@ def _folded_rank(config: RunConfig) -> int:
     )
 
 
-def _cleared(config: RunConfig) -> tuple[str, ...]:
-    """Words that take back what a configuration says of the engine and the plan does not, and that say what
-    it counts on.
+def _engine_overrides(config: RunConfig) -> tuple[str, ...]:
+    """Return the overrides that a plan adds to its setting: those that reset engine keys which the plan does
+    not use, and engine.matmul, which the plan relies on.
     """
-    words = ["engine.base_gib=0"] if config.engine.base_gib else []
-    words += ["engine.pipeline=none"] if config.engine.pipeline != "none" else []
-    words += [f"engine.matmul={config.engine.matmul}"] if config.engine.matmul != "default" else []
-    return tuple(words)
+    overrides = ["engine.base_gib=0"] if config.engine.base_gib else []
+    overrides += ["engine.pipeline=none"] if config.engine.pipeline != "none" else []
+    overrides += [f"engine.matmul={config.engine.matmul}"] if config.engine.matmul != "default" else []
+    return tuple(overrides)
 
 
 def _check_arithmetic(task: Task, device: Device) -> None:
-    """Raises PlanError where a run would refuse engine.matmul."""
+    """Check that a run would accept engine.matmul on a device.
+
+    Raises:
+        PlanError: it would not.
+    """
     wanted = MATMUL_TYPES.get(task.matmul)
     if wanted is None:
         return
@@ -124,14 +137,13 @@ def _check_arithmetic(task: Task, device: Device) -> None:
     if task.dtype != wanted:
         raise PlanError(
             f"engine.matmul={task.matmul} changes products of {wanted} numbers, but this run computes in "
-            f"{task.dtype}; set "
-            f"engine.matmul=default, or model.dtype={wanted}"
+            f"{task.dtype}; set engine.matmul=default, or model.dtype={wanted}"
         )
-    matrix_rate(task, device)
+    matrix_rate(task, device)  # raises PlanError where the rate is unknown
 
 
 def notes_of(topology: Topology, nodes: Mapping[str, Node]) -> list[str]:
-    """What was assumed about hosts that work, and what stays idle."""
+    """Return notes about assumed facts of the training hosts, the source of speeds, and idle hosts."""
     assumed: dict[tuple[str, ...], list[str]] = {}
     for name, node in nodes.items():
         if node.assumed:

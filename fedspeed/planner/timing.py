@@ -1,8 +1,8 @@
 """Seconds of one optimizer step, by cause. Pure.
 
-Arithmetic is c N t operations for t tokens through N frozen parameters: c = 4 for forward and gradients of
-inputs, 6 where blocks are computed again. Loads and block inputs travel beside it; what does not hide is
-found by walking through one step (`walk`).
+The arithmetic is c N t operations for t tokens through N frozen parameters: c = 4 for the forward pass and
+the gradients of the inputs, 6 where blocks are recomputed. Loads and block inputs are copied at the same
+time; how long a step waits for them is found by simulating it (`step_timeline`).
 """
 
 from fedspeed.errors import PlanError
@@ -13,16 +13,16 @@ from fedspeed.planner.step_timeline import BlockTimes, StreamedBase, step_time
 from fedspeed.schedule.limits import QUANTISED
 from fedspeed.schedule.loads import spread
 
-# Python and launches of one micro-batch in one block, forward and backward: the least it takes. On a GPU's
-# host some 310 launches in all.
+# Minimum seconds of one micro-batch in one block, forward and backward: Python and kernel launches, on a
+# GPU's host about 310 of them together.
 MIN_BLOCK_S = {"gpu": (1.0e-3, 1.5e-3), "cpu": (3e-4, 5e-4)}
-LOAD_START = 2e-4  # of one load, whatever its size
-OPTIMIZER_START = 1e-2  # of one optimizer step
-COLLECTIVE_START = 5e-5  # of one collective, per rank that takes part
+LOAD_START = 2e-4  # seconds that every load takes in addition, whatever its size
+OPTIMIZER_START = 1e-2  # the same of an optimizer step
+COLLECTIVE_START = 5e-5  # the same of a collective, for each rank that takes part
 
 
 def seconds_of(task: Task, setting: Setting, profile: RankProfile) -> Seconds:
-    """One optimizer step of every client of a rank: as many passes as it takes to seat them all."""
+    """Predict one optimizer step of every client of a rank, in as many passes as its client slots require."""
     if setting.tier == "stock":
         causes = _stock(task, setting, profile)
         loads = 0.0
@@ -42,8 +42,8 @@ def seconds_of(task: Task, setting: Setting, profile: RankProfile) -> Seconds:
 
 
 def arithmetic_of(task: Task, setting: Setting, profile: RankProfile) -> float:
-    """Seconds of a step if nothing had to be waited for: no setting with as many kept activations can be
-    faster.
+    """Return the seconds of a step without any waiting, a lower bound for all settings with as many kept
+    activations.
     """
     if setting.tier == "stock":
         return seconds_of(task, setting, profile).total
@@ -62,8 +62,10 @@ def arithmetic_of(task: Task, setting: Setting, profile: RankProfile) -> float:
 
 
 def exchange_s(task: Task, profile: RankProfile) -> float:
-    """One round's exchange of updates: every gateway sends and receives 2 (n-1)/n of a vector of fp32;
-    gateways of a node share its link.
+    """Return the seconds of one round's exchange of updates.
+
+    Each of n gateways sends and receives 2 (n-1)/n of a vector of fp32 values; gateways on a node share its
+    link.
     """
     n = profile.participants
     rate = profile.node.link_rate if n > profile.participants_here else profile.node.local_rate
@@ -71,8 +73,9 @@ def exchange_s(task: Task, profile: RankProfile) -> float:
 
 
 def load_s(nbytes: int, setting: Setting, profile: RankProfile) -> float:
-    """Bringing one unit of the base onto the device, one of many. Ranks of a node share its memory's, its
-    disk's and its link's bandwidth.
+    """Return the seconds to load one unit of the base onto the device, in a sequence of loads.
+
+    The ranks of a node share the bandwidth of its memory, its disk and its link.
     """
     node = profile.node
     here = profile.ranks_here
@@ -88,8 +91,8 @@ def load_s(nbytes: int, setting: Setting, profile: RankProfile) -> float:
 
 
 def copy_rate(rate: float, profile: RankProfile) -> float:
-    """Bytes/s of a copy between host memory and the device at `rate`, or within host memory where that is the
-    device's.
+    """Return the bytes/s of a copy between host memory and a GPU whose bus has `rate`; for a CPU, those of a
+    copy within host memory.
     """
     node = profile.node
     here = profile.ranks_here
@@ -97,8 +100,10 @@ def copy_rate(rate: float, profile: RankProfile) -> float:
 
 
 def gather_s(nbytes: int, ranks: int, nodes: int, profile: RankProfile) -> float:
-    """All-gather in a ring: across nodes all but a node's own part crosses its link once, however many ranks
-    it has.
+    """Return the seconds of an all-gather in a ring.
+
+    Between several nodes, everything but a node's own part crosses its link once, whatever its number of
+    ranks.
     """
     start = COLLECTIVE_START * ranks
     if nodes > 1:
@@ -107,10 +112,10 @@ def gather_s(nbytes: int, ranks: int, nodes: int, profile: RankProfile) -> float
 
 
 def matrix_rate(task: Task, device: Device) -> float:
-    """FLOP/s of matrix products under engine.matmul.
+    """Return the FLOP/s of matrix products under engine.matmul.
 
     Raises:
-        PlanError: the device has no such arithmetic, or nobody has measured or published it.
+        PlanError: the device has no such arithmetic, or its rate is neither measured nor published.
     """
     plain = device.flops[task.dtype]
     if device.kind != "gpu":
@@ -120,17 +125,18 @@ def matrix_rate(task: Task, device: Device) -> float:
     if task.matmul == "tf32" and task.dtype == "fp32":
         if not device.tf32:
             raise PlanError(
-                f"engine.matmul=tf32: no rate of tf32 is known of {device.name}, which cards before Ampere "
-                "do not "
-                "have; set engine.matmul=default, or run `fedspeed probe` on it"
+                f"engine.matmul=tf32: no rate of tf32 is known of {device.name} (cards before Ampere have "
+                "none); set engine.matmul=default, or run `fedspeed probe` on it"
             )
         return device.tf32
     return plain
 
 
 def block_times_of(task: Task, setting: Setting, profile: RankProfile) -> BlockTimes:
-    """What one micro-batch takes in one block: arithmetic and reading the weights once (which makes small
-    micro-batches dearer), but not less than starting the kernels.
+    """Predict the times of one micro-batch in one block.
+
+    They are those of the arithmetic and of reading the weights once (so that small micro-batches cost more a
+    token), but at least those of launching the kernels.
     """
     shape = task.shape
     device = profile.node.device
@@ -144,14 +150,16 @@ def block_times_of(task: Task, setting: Setting, profile: RankProfile) -> BlockT
     reading = shape.block * task.type_bytes / device.memory_rate
     start_forward, start_backward = device.launch_s or MIN_BLOCK_S[device.kind]
     forward = max((matrices + lora) / rate + scores / attention_rate + reading, start_forward)
-    own = matrices if task.method == "full" else 2 * lora  # gradients of what trains
-    gradients = max((matrices + lora + own) / rate + 2.5 * scores / attention_rate + reading, start_backward)
-    again = forward if setting.tier != "stock" or setting.checkpointing else 0.0
+    trained = matrices if task.method == "full" else 2 * lora  # gradients of the trainable parameters
+    gradients = max(
+        (matrices + lora + trained) / rate + 2.5 * scores / attention_rate + reading, start_backward
+    )
+    recompute = forward if setting.tier != "stock" or setting.checkpointing else 0.0
     answers = task.answer_share if setting.tier != "stock" else 1.0
     head = (6 if task.method == "full" else 4) * shape.embedding * answers * tokens / rate
     return BlockTimes(
         forward,
-        again,
+        recompute,
         gradients,
         head,
         _input_transfer_s(tokens * shape.hidden * task.type_bytes, setting, profile),
@@ -159,38 +167,40 @@ def block_times_of(task: Task, setting: Setting, profile: RankProfile) -> BlockT
 
 
 def _input_transfer_s(nbytes: int, setting: Setting, profile: RankProfile) -> float:
-    """One block input of one micro-batch to host memory, or back: the slower of the two."""
+    """Return the seconds to copy one block input of one micro-batch to the host or back (the slower one)."""
     device = profile.node.device
     if setting.tier == "stock" or setting.block_inputs != "host" or device.kind != "gpu":
         return 0.0
     return nbytes / copy_rate(min(device.host_rate, device.down_rate or device.host_rate), profile)
 
 
-def streamed_base_of(task: Task, setting: Setting, profile: RankProfile, carried: float) -> StreamedBase:
-    """Where the blocks are and how long they take to come. `carried`: seconds in which the inputs of one
-    block go to the host.
+def streamed_base_of(task: Task, setting: Setting, profile: RankProfile, input_s: float) -> StreamedBase:
+    """Describe the base of a setting as the timeline of a step needs it.
+
+    Args:
+        input_s: seconds to copy the inputs of one block, of all micro-batches, to the host.
     """
     n = task.shape.layers
     unit = sizes(task.shape, task.type_bytes)
     if setting.tier not in STREAMED:
         return StreamedBase(n, 0, 0.0, frozenset(range(n)))
     resident = frozenset(spread(n, setting.resident_blocks)) if setting.resident_blocks else frozenset()
-    # Where the embedding cannot be read row by row it takes turns with the head in their one slot; a tied one
-    # stays in it.
-    ahead = (
-        load_s(unit.head, setting, profile) if setting.tier in ("client", "cluster") and unit.head else 0.0
-    )
+    # Where the embedding cannot be read row by row, it and the head are loaded in turn into one slot; where
+    # they are one tensor, it stays there.
+    head_load = 0.0
+    if setting.tier in ("client", "cluster") and unit.head:
+        head_load = load_s(unit.head, setting, profile)
     shares_copy_engine = setting.tier == "ram"
     alone = profile.node.device.host_rate
     both = profile.node.device.both_rate
-    slowdown = carried * max(0.0, 1 - both / alone) if shares_copy_engine and both else 0.0
+    slowdown = input_s * max(0.0, 1 - both / alone) if shares_copy_engine and both else 0.0
     load = load_s(unit.block, setting, profile)
     return StreamedBase(
         n,
         slots_of(task, setting),
         load,
         resident,
-        head_load=ahead,
+        head_load=head_load,
         shares_copy_engine=shares_copy_engine,
         slowdown=slowdown,
     )
@@ -199,7 +209,7 @@ def streamed_base_of(task: Task, setting: Setting, profile: RankProfile, carried
 def _pass(
     task: Task, setting: Setting, profile: RankProfile, client_slots: int
 ) -> tuple[dict[str, float], float]:
-    """(causes, seconds of all loads) of one layer-major pass over `client_slots` clients."""
+    """Return (causes, seconds of all loads) of one layer-major pass over `client_slots` clients."""
     n = task.shape.layers
     micro_batches = client_slots * setting.accumulation
     times = block_times_of(task, setting, profile)
@@ -211,7 +221,7 @@ def _pass(
     )
     waited = step.waited_for_loads
     loads = 2 * max(0, n - len(base.resident) - base.slots) * base.load + 2 * base.head_load
-    if setting.tier in QUANTISED:  # the device's own arithmetic: nothing hides it
+    if setting.tier in QUANTISED:  # dequantisation occupies the device itself, so nothing hides it
         block = quantised_block(task, setting.tier) + sizes(task.shape, task.type_bytes).block
         once = LOAD_START + block / profile.node.device.memory_rate
         loads = 2 * max(0, n - setting.resident_blocks - slots_of(task, setting)) * once
@@ -240,8 +250,8 @@ def _stock(task: Task, setting: Setting, profile: RankProfile) -> dict[str, floa
 
 
 def _optimizer_step(task: Task, profile: RankProfile, client_slots: int) -> dict[str, float]:
-    """Summing gradients over a client's ranks, and the optimizer, which reads and writes copies, masters,
-    moments and gradients.
+    """Return the seconds of summing gradients over a client's ranks and of the optimizer, which reads and
+    writes working copies, masters, moments and gradients.
     """
     p = task.trainable
     n = profile.client_ranks

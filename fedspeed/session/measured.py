@@ -7,8 +7,8 @@ from fedspeed.engine.base.choose import BaseSizes
 from fedspeed.errors import PlanError
 from fedspeed.files import json_value
 from fedspeed.models.families.shape import ModelShape
-from fedspeed.planner.hardware import checked_probe
 from fedspeed.planner.memory import sizes
+from fedspeed.planner.probe_file import checked_probe
 
 
 def base_sizes(shape: ModelShape, type_bytes: int, holders: int = 0) -> BaseSizes:

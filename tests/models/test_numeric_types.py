@@ -3,7 +3,8 @@
 import pytest
 
 from fedspeed.models.numeric_types import DeviceTypes, lowest_common, told
-from fedspeed.planner.hardware import CARDS, common_type, published_device
+from fedspeed.planner.cards import CARDS
+from fedspeed.planner.hardware import common_type, published_device
 
 
 def gpu(name: str, *types: str) -> DeviceTypes:

@@ -6,17 +6,16 @@ import pytest
 
 from fedspeed.cluster.hostfile import Host
 from fedspeed.errors import PlanError
+from fedspeed.planner.cards import CARDS, card_of
 from fedspeed.planner.hardware import (
-    CARDS,
     GIB,
     RAM_RESERVED,
-    card_of,
-    checked_probe,
     common_type,
     measured_device,
     node_of,
     published_device,
 )
+from fedspeed.planner.probe_file import checked_probe
 
 PROBE = {
     "format": 1,

@@ -6,7 +6,7 @@ import pytest
 
 from fedspeed.errors import PlanError
 from fedspeed.models.catalogue import shape_of
-from fedspeed.planner.hardware import PCIE
+from fedspeed.planner.cards import PCIE
 from fedspeed.planner.memory import sizes
 from fedspeed.planner.plan import Setting, Task
 from fedspeed.planner.timing import (

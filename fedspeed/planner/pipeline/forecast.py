@@ -1,5 +1,5 @@
-"""What a pipeline costs on given machines: its instruction streams, executed against the planner's model of
-time. Pure.
+"""Memory and time of a pipeline on given machines: its instruction streams, executed against the planner's
+model of time. Pure.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,22 +22,23 @@ from fedspeed.schedule.instructions import Micro, Stream
 from fedspeed.schedule.layout import Layout, interleaved, stages
 from fedspeed.schedule.schedules import one_f_one_b, shared, streamed, taking_turns
 
-LATENCY_S = 2e-4  # of a transfer, whatever its size
-# of all clients, for which a schedule is made; a step of more takes as many times longer, which overstates
-# the bubble by little
+LATENCY_S = 2e-4  # that every transfer takes in addition
+# Micro-batches of all clients for which a schedule is made. A longer step is taken to be a multiple of that
+# one, which overestimates its bubble slightly.
 MAX_MICROS = 64
-SLOTS = 2  # chunks of one block each, where chunks are loaded
+SLOTS = 2  # chunks of one block each, if chunks are loaded
 
 
 @dataclass(frozen=True)
 class PipelineForecast:
-    """Of one optimizer step of every client of a pipeline.
+    """The predicted cost of one optimizer step of every client of a pipeline.
 
     Attributes:
-        chunks: blocks of each, in the model's order, dealt to the ranks in turn.
-        device, ram: peak bytes of the fullest device, 0 where ranks compute in RAM, and of the fullest node.
-        seconds: of the step. bubble: part of the ranks' time in which they do not compute.
-        recompute: whether blocks are computed again. loads: whether chunks come from host memory.
+        chunks: number of blocks of each chunk, in the model's order; chunks are assigned to the ranks in
+            turn. device: peak bytes of the fullest device; 0 if ranks compute in RAM. ram: peak bytes of the
+            fullest node's RAM. seconds: of the step. bubble: share of the ranks' time in which they do not
+            compute. recompute: whether blocks are recomputed. loads: whether chunks are loaded from host
+            memory.
     """
 
     chunks: tuple[int, ...]
@@ -52,20 +53,25 @@ class PipelineForecast:
 def client_pipeline(
     task: Task, profiles: Sequence[RankProfile], clients: int, micro_batch: int, micros: int
 ) -> PipelineForecast | None:
-    """The clients of some ranks over these, with `micros` micro-batches each: the fastest of all weights
-    resident, with blocks computed again or not, and
-    chunks that are loaded. None: none fits.
+    """Predict a pipeline of some clients over their ranks.
+
+    Args:
+        micros: micro-batches of each client.
+
+    Returns:
+        The fastest of three executions: all weights resident, with or without recomputing blocks, and chunks
+        that are loaded. None if none fits.
     """
-    made = min(micros, -(-MAX_MICROS // clients))
+    scheduled = min(micros, -(-MAX_MICROS // clients))
     ranks = len(profiles)
-    turns = [client for client, _ in taking_turns([made] * clients)]
+    turns = [client for client, _ in taking_turns([scheduled] * clients)]
     found = [
         _resident(
             task,
             profiles,
             client_traffic(ranks, micro_batch, micros * clients, recompute, clients),
             one_f_one_b(ranks, turns),
-            micros / made,
+            micros / scheduled,
         )
         for recompute in (False, True)
     ]
@@ -82,7 +88,7 @@ def client_pipeline(
             traffic,
             layout=layout,
             streams=streamed(ranks, len(layout.chunks), turns),
-            times=micros / made,
+            repeats=micros / scheduled,
         )
     )
     return min(filter(None, found), key=lambda one: one.seconds, default=None)
@@ -91,19 +97,27 @@ def client_pipeline(
 def cluster_pipeline(
     task: Task, profiles: Sequence[RankProfile], owners: Sequence[int], micro_batch: int, micros: int
 ) -> PipelineForecast | None:
-    """All clients of a cluster over all its ranks, with `micros` micro-batches each. owners: the rank that
-    embeds and has the labels, of each client.
+    """Predict a pipeline of all clients of a cluster over all its ranks, with all weights resident.
+
+    Args:
+        owners: by client, the rank that embeds its micro-batches and has their labels.
+        micros: micro-batches of each client.
+
+    Returns:
+        The faster of recomputing blocks or not; None if neither fits.
     """
-    made = min(micros, -(-MAX_MICROS // len(owners)))
+    scheduled = min(micros, -(-MAX_MICROS // len(owners)))
     ranks = len(profiles)
-    streams = shared([Micro(c, owners[c], owners[c]) for c, _ in taking_turns([made] * len(owners))], ranks)
+    streams = shared(
+        [Micro(c, owners[c], owners[c]) for c, _ in taking_turns([scheduled] * len(owners))], ranks
+    )
     found = [
         _resident(
             task,
             profiles,
             cluster_traffic(ranks, owners, micro_batch, micros * len(owners), recompute),
             streams,
-            micros / made,
+            micros / scheduled,
         )
         for recompute in (False, True)
     ]
@@ -111,12 +125,12 @@ def cluster_pipeline(
 
 
 def _resident(
-    task: Task, profiles: Sequence[RankProfile], traffic: Traffic, streams: Sequence[Stream], times: float
+    task: Task, profiles: Sequence[RankProfile], traffic: Traffic, streams: Sequence[Stream], repeats: float
 ) -> PipelineForecast | None:
     cuts = divide(task, profiles, traffic)
-    return cuts and _executed(
-        task, profiles, traffic, layout=stages(cuts), streams=streams, times=times, loads=()
-    )
+    if cuts is None:
+        return None
+    return _executed(task, profiles, traffic, layout=stages(cuts), streams=streams, repeats=repeats, loads=())
 
 
 def _loaded(
@@ -126,7 +140,7 @@ def _loaded(
     layout: Layout,
     streams: Sequence[Stream],
     *,
-    times: float,
+    repeats: float,
 ) -> PipelineForecast | None:
     setting = Setting("ram", traffic.micro_batch, 1)
     block = sizes(task.shape, task.type_bytes).block
@@ -134,7 +148,7 @@ def _loaded(
         load_s(len(chunk) * block, setting, profiles[holder])
         for chunk, holder in zip(layout.chunks, layout.holders)
     ]
-    return _executed(task, profiles, traffic, layout=layout, streams=streams, times=times, loads=loads)
+    return _executed(task, profiles, traffic, layout=layout, streams=streams, repeats=repeats, loads=loads)
 
 
 def _executed(
@@ -144,7 +158,7 @@ def _executed(
     layout: Layout,
     streams: Sequence[Stream],
     *,
-    times: float,
+    repeats: float,
     loads: Sequence[float],
 ) -> PipelineForecast | None:
     blocks = [len(layout.blocks_of(rank)) for rank in range(len(profiles))]
@@ -154,14 +168,15 @@ def _executed(
     )
     ram = {host: 0 for host in _hosts(profiles)}
     for host, profile, count, nbytes in zip(_hosts(profiles), profiles, blocks, memory):
-        beside = PROCESS_BYTES["gpu"] if profile.node.device.kind == "gpu" else nbytes
-        ram[host] += beside + (count * sizes(task.shape, task.type_bytes).block if loads else 0)
+        process = PROCESS_BYTES["gpu"] if profile.node.device.kind == "gpu" else nbytes
+        ram[host] += process + (count * sizes(task.shape, task.type_bytes).block if loads else 0)
     if any(nbytes > usable_bytes(profile) for nbytes, profile in zip(memory, profiles)) or any(
         ram[host] > profile.node.ram for host, profile in zip(_hosts(profiles), profiles)
     ):
         return None
-    # Loads are as many whatever the number of micro-batches: of a shortened step they are shortened too.
-    line = execute(streams, times_of(task, traffic, profiles, layout, [load / times for load in loads]))
+    # The number of loads does not grow with that of micro-batches. If the schedule is shortened, so are the
+    # loads, and the whole step is scaled up afterwards.
+    timeline = execute(streams, times_of(task, traffic, profiles, layout, [load / repeats for load in loads]))
     device = max(
         nbytes if profile.node.device.kind == "gpu" else 0 for nbytes, profile in zip(memory, profiles)
     )
@@ -169,8 +184,8 @@ def _executed(
         tuple(map(len, layout.chunks)),
         device,
         max(ram.values()),
-        seconds=line.seconds * times,
-        bubble=line.bubble,
+        seconds=timeline.seconds * repeats,
+        bubble=timeline.bubble,
         recompute=traffic.recompute,
         loads=bool(loads),
     )
@@ -179,7 +194,7 @@ def _executed(
 def times_of(
     task: Task, traffic: Traffic, profiles: Sequence[RankProfile], layout: Layout, loads: Sequence[float] = ()
 ) -> PipelineTimes:
-    """Of one micro-batch."""
+    """Return the seconds of the instructions of one micro-batch."""
     setting = traffic.setting()
     block_times = [block_times_of(task, setting, profile) for profile in profiles]
     forward = [
@@ -212,9 +227,9 @@ def times_of(
 
 
 def _hosts(profiles: Sequence[RankProfile]) -> Iterator[str]:
-    """A name for each rank's host: ranks of one stand behind each other."""
-    at = 0
-    while at < len(profiles):
-        here = min(profiles[at].ranks_here, len(profiles) - at)
-        yield from [f"host {at}"] * here
-        at += here
+    """Yield a name for each rank's host; the ranks of a host are consecutive."""
+    first = 0
+    while first < len(profiles):
+        here = min(profiles[first].ranks_here, len(profiles) - first)
+        yield from [f"host {first}"] * here
+        first += here
