@@ -54,6 +54,18 @@ def _learned(config: Mapping) -> tuple[str, int]:
     return family.table.key, config.get(family.table.key) or family.table.default
 
 
+def unscaled_end(config: Mapping) -> int | None:
+    """Return the number of positions up to which the rotary frequencies of a base are the same for rows of
+    all lengths; None where they always are. Beyond it, a token of a longer row gets other ones, at every
+    position (LongRoPE, Ding et al., 2024; dynamic NTK scaling).
+    """
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind == "longrope":
+        return scaling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return config.get("max_position_embeddings") if kind == "dynamic" else None
+
+
 def rotary_reach(config: Mapping) -> int:
     """Positions that a base with rotary embeddings was made for, stretched by its scaling if that has a
     factor; 0 if it does not say.

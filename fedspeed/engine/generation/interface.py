@@ -18,7 +18,7 @@ from fedspeed.engine.generation.decode import Wanted, Work, generated, scored
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.sampling import Sampling
 from fedspeed.errors import FedSpeedError, ModelError
-from fedspeed.models.positions import table_end
+from fedspeed.models.positions import table_end, unscaled_end
 from fedspeed.schedule.limits import CACHE_BYTES, EVAL_TOKENS, LOGITS_BYTES, PIECE_TOKENS
 
 
@@ -142,7 +142,9 @@ class Generating(ABC):
 
     def _check(self, lengths: Sequence[int], more: int) -> None:
         """Whether sequences of these lengths, and some tokens more, have positions."""
-        end = table_end(self.model.config.to_dict())
+        config = self.model.config.to_dict()
+        end = table_end(config)
+        unscaled = unscaled_end(config)
         for i, length in enumerate(lengths):
             if not length:
                 raise ModelError(
@@ -154,6 +156,13 @@ class Generating(ABC):
                     f"prompt {i} has {length} tokens, and {more} more are asked for: the model has a table "
                     f"of {end} positions "
                     "and none beyond; shorten it, or ask for fewer tokens"
+                )
+            if unscaled is not None and length + more > unscaled:
+                raise ModelError(
+                    f"prompt {i} has {length} tokens, and {more} more are asked for: the model scales the "
+                    f"positions of rows beyond {unscaled} tokens differently, and keys that were computed "
+                    "before would be wrong; shorten it, ask for fewer tokens, or evaluate this model by its "
+                    "held-out loss"
                 )
 
     def _room(self) -> Room:
