@@ -3,9 +3,12 @@ families and executions is `python benchmarks/families.py`.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from fedspeed.engine.generation.interface import Generating
+from fedspeed.errors import ModelError
 from fedspeed.models.families.registry import FAMILIES
 from tests.engine.families import PIPELINE, Differences, by_engine, by_transformers, compare
 from tests.engine.family_bases import WRITTEN, configuration, write_base, write_kept
@@ -139,3 +142,13 @@ def test_blocks_share_compiled_code_only_where_they_compute_alike(family, kinds)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(configuration(family, tied=False))
     assert len(CompiledBlocks(decoder_blocks(model))._function_of) == kinds
+
+
+def test_rows_at_whose_length_the_rotary_scaling_changes_are_refused():
+    """Keys in the cache would have been rotated by the frequencies of shorter rows."""
+    model = SimpleNamespace(config=configuration("phi3", tied=False))
+    Generating._check(SimpleNamespace(model=model), [20, 29], 3)
+    with pytest.raises(ModelError, match=r"prompt 1 has 30 tokens, .* beyond 32 tokens"):
+        Generating._check(SimpleNamespace(model=model), [20, 30], 3)
+    model.config = configuration("gemma3_text", tied=False)
+    Generating._check(SimpleNamespace(model=model), [20, 30], 3)
