@@ -1,6 +1,6 @@
-"""What all participants of a run must have in common before its first round: the arrays of the global state,
-by name and shape. The ranks of one participant build the same engine, but a method may have its server build
-another one than clients (`Method.spec`).
+"""The check, before the first round, that all participants have the same arrays in the global state, by name
+and shape. A method may have its server build another engine than its clients (`Method.spec`), so they could
+differ.
 """
 
 import hashlib
@@ -18,58 +18,58 @@ MAX_NAMED = 3  # arrays, or participants, that a message names
 
 
 def check_arrays(link: ClientLink, state: Arrays, *, method: str, names: Sequence[str]) -> None:
-    """Hold the arrays of this rank's first state against those of all participants. Collective over all
+    """Compare the arrays of this rank's first state with those of all participants. Collective over all
     ranks.
 
-    Each tells a digest and a length; only where they differ, the names as well.
+    Participants exchange a digest and a length, and the names and shapes only where the digests differ.
 
     Args:
         method: its name. names: of all participants, for the message.
 
     Raises:
-        ConfigError: some have others; the same message on all ranks.
+        ConfigError: the arrays differ; the same message on all ranks.
         LostPeerError: a participant is missing.
     """
-    text = "\n".join(described(state)).encode()
-    told = link.gather(_head(text))
-    if (told == told[0]).all():
+    text = "\n".join(array_lines(state)).encode()
+    headers = link.gather(_header(text))
+    if (headers == headers[0]).all():
         return
-    longest = int(np.ascontiguousarray(told[:, :8]).view(np.int64).max())
+    longest = int(np.ascontiguousarray(headers[:, :8]).view(np.int64).max())
     texts = link.gather(np.frombuffer(text.ljust(longest, b"\n"), np.uint8).copy())
-    arrays = [row.tobytes().decode(errors="replace").split("\n") for row in texts]
-    raise ConfigError(difference(method, names, [frozenset(filter(None, lines)) for lines in arrays]))
+    lines_of = [row.tobytes().decode(errors="replace").split("\n") for row in texts]
+    raise ConfigError(difference(method, names, [frozenset(filter(None, lines)) for lines in lines_of]))
 
 
-def described(state: Arrays) -> list[str]:
-    """Return a line for each array of a state: its name and its shape."""
+def array_lines(state: Arrays) -> list[str]:
+    """Return a line of text for each array of a state: its name and its shape."""
     layout = Layout.of(state)
     return [f"{name} {list(shape)}" for name, shape in zip(layout.names, layout.shapes, strict=True)]
 
 
 def difference(method: str, names: Sequence[str], arrays: Sequence[frozenset[str]]) -> str:
-    """Return the message for participants whose states have different arrays.
+    """Return the error message for participants whose states have different arrays.
 
     Args:
-        names: of the participants. arrays: of each of them, see `described`.
+        names: of the participants. arrays: by participant, its `array_lines`.
     """
     common = frozenset.intersection(*arrays)
     groups: dict[frozenset[str], list[str]] = {}
-    for name, own in zip(names, arrays, strict=True):
-        groups.setdefault(own, []).append(name)
-    parts = []
-    for own, who in groups.items():
-        has = "has" if len(who) == 1 else "have"
-        own_arrays = shortened_list(sorted(own - common), MAX_NAMED)
-        parts.append(f"{shortened_list(who, MAX_NAMED)} {has} {own_arrays or 'no more'}")
+    for name, lines in zip(names, arrays, strict=True):
+        groups.setdefault(lines, []).append(name)
+    differences = []
+    for lines, members in groups.items():
+        have = "has" if len(members) == 1 else "have"
+        additional = shortened_list(sorted(lines - common), MAX_NAMED)
+        differences.append(f"{shortened_list(members, MAX_NAMED)} {have} {additional or 'no more'}")
     return (
-        f"federation.method={method}: the state has not the same arrays everywhere; beside {len(common)} "
-        f"that all have, {'; '.join(parts)}. All roles must hold the same arrays by name and shape: what "
-        "one of them does not train is frozen there. Look at what the method's spec changes by role (blocks, "
-        "adapter.targets), and at its first_state"
+        f"federation.method={method}: participants have different arrays in their states; in addition to "
+        f"{len(common)} that all have, {'; '.join(differences)}. All roles must have the same arrays by name "
+        "and shape; an array that a role does not train is frozen there. Look at what the method's spec "
+        "changes by role (blocks, adapter.targets), and at its first_state"
     )
 
 
-def _head(text: bytes) -> np.ndarray:
+def _header(text: bytes) -> np.ndarray:
     """Return a text's length and digest: [40] uint8."""
     length = np.frombuffer(np.int64(len(text)).tobytes(), np.uint8)
     return np.concatenate([length, np.frombuffer(hashlib.sha256(text).digest(), np.uint8)])

@@ -1,14 +1,14 @@
-"""Named arrays, as the federation computes with them."""
+"""Named arrays, and the sums over their values that the federation computes."""
 
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]  # by name
 
 
 def square_norm(arrays: Mapping[str, np.ndarray]) -> float:
-    """Return the sum of the squares of all values, in float64."""
+    """Return the sum of the squares of all values of all arrays, in float64."""
     return sum(float(np.sum(array.astype(np.float64) ** 2)) for array in arrays.values())
 
 
@@ -20,5 +20,5 @@ def square_distance(
 
 
 def are_finite(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Say whether every value of all arrays is a finite number."""
+    """Return whether every value of all arrays is finite."""
     return all(np.isfinite(array).all() for array in arrays.values())

@@ -1,4 +1,4 @@
-"""What can be checked of a federation's method before anything is started. Pure, and without torch."""
+"""Checks of a run's method that need no started process. Pure, and without torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from fedspeed.engine.capabilities import Kind, check_capabilities
 from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError, ModelError
 from fedspeed.federation.methods.base import Method, method_class
-from fedspeed.federation.updates.base import hidden_by, make_updates
+from fedspeed.federation.updates.base import hidden_by, make_transforms
 from fedspeed.models.base_files import base_shape
 from fedspeed.models.checks import local_base
 from fedspeed.monitor.metrics.metric import LOSSES
@@ -23,15 +23,16 @@ def check_method(
     *,
     client: EngineSpec | None = None,
 ) -> None:
-    """Check that a run can use its method.
+    """Check that a run's method works with the rest of its configuration.
 
     Args:
-        config: with its routing mode settled. participants: of a sum, see `participants_of`. kind: of the
-            engine that is to be built. server_kind: of the server's engine, None where the method has no
-            server. client: see `adapted_modules`.
+        config: whose routing mode is no longer `auto`. participants: by client, see `participants_of`.
+        kind: of the engine that clients build. server_kind: of the server's engine; None where the method has
+            no server.
+        client: see `adapted_modules`.
 
     Raises:
-        ConfigError: all that stands against it, with the remedy.
+        ConfigError: all problems in one message, each with its remedy.
     """
     name = config.federation.method.name
     method = method_class(name)
@@ -49,16 +50,19 @@ def check_method(
             check_capabilities(needed, built, asker)
         except ConfigError as error:
             problems.append(str(error))
-    if found := [problem for problem in problems if problem]:
-        raise ConfigError("; ".join(found))
+    problems = [problem for problem in problems if problem]
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def participants_of(config: RunConfig, topology: Topology, count: int) -> dict[int, int]:
-    """Return by client of the whole run the participant that speaks for it in a sum: its gateway. A site of
-    several organisations is one participant, and knows of the others' clients no more than that.
+    """Return, for every client of the run, the number of the participant whose gateway speaks for it.
+
+    Between organisations each site is one participant; a site does not know how many clients another has, so
+    that they count as one client each.
 
     Args:
-        count: participants (routing.checks.check_routing).
+        count: number of participants (routing.checks.check_routing).
     """
     if config.routing.between_organisations:
         return {site: site for site in range(count)}
@@ -66,11 +70,11 @@ def participants_of(config: RunConfig, topology: Topology, count: int) -> dict[i
 
 
 def adapted_modules(config: RunConfig, client: EngineSpec | None = None) -> int:
-    """Return how many matrices LoRA stands beside, 0 where that is not known: other weights train, the base
-    is not here yet, or something else than the blocks' matrices is adapted.
+    """Return how many matrices have LoRA factors. It is 0 where that is not known: without LoRA, where the
+    base has not been downloaded yet, or where something other than the blocks' matrices is adapted.
 
     Args:
-        client: the engine that clients build; None: what the configuration asks for.
+        client: the engine that clients build; None: as the configuration describes it.
     """
     base = local_base(config)
     adapter = config.adapter if client is None else client.adapter
@@ -80,118 +84,122 @@ def adapted_modules(config: RunConfig, client: EngineSpec | None = None) -> int:
         shape = base_shape(base, config.model.init == "pretrained")
         blocks = shape.layers if client is None or client.blocks is None else len(client.blocks)
         return blocks * len(shape.adapted(adapter.targets))
-    except ModelError:  # told by models.checks where it is a fault
+    except ModelError:  # models.checks reports it
         return 0
 
 
 def masked_problem(
     config: RunConfig, method: type[Method], participants: Mapping[int, int], client: EngineSpec | None = None
 ) -> str:
-    """Return what stands against a method in a masked mode, empty if nothing does.
+    """Return why a method cannot run in a masked mode; empty if it can.
 
-    A sum tells an element that few clients hold as those clients' own value. What a client keeps for itself
-    lies in the run's folder, which in one job is common to all.
+    Where only few participants contribute to an element of a sum, the sum reveals their values. What a client
+    keeps for itself is in the run's folder, which all ranks of a job can read.
     """
     if not config.routing.sums_only:
         return ""
     chosen = config.federation.method
     mode = config.routing.mode
-    least = config.routing.min_participants
-    named = f"federation.method={chosen.name}"
+    required = config.routing.min_participants
+    setting = f"federation.method={chosen.name}"
     if method.keeps_memory and not config.routing.between_organisations:
         return (
-            f"{named} keeps what is a client's own in the run's folder, where all of one job can read what "
-            f"routing.mode={mode} is to hide; set routing.transport=tls or routing.mode=plain"
+            f"{setting} keeps clients' own arrays in the run's folder, where all processes of a job can read "
+            f"what routing.mode={mode} is to hide; set routing.transport=tls or routing.mode=plain"
         )
-    holders = _fewest_holders(config, participants, client)
-    if holders >= least:
+    holders = _min_holders(config, participants, client)
+    if holders >= required:
         return ""
     return (
-        f"{named}: of {len(set(participants.values()))} participants only {holders} may meet in an element "
-        "of "
-        f"the sum, which says too much about each; routing.mode={mode} asks for "
-        f"routing.min_participants={least}; take more "
-        "participants, set routing.mode=plain inside one trust domain, or choose another method"
+        f"{setting}: only {holders} of {len(set(participants.values()))} participants may contribute to an "
+        f"element of the sum, which reveals too much about each; routing.mode={mode} requires "
+        f"routing.min_participants={required}; add participants, set routing.mode=plain inside one trust "
+        "domain, or choose another method"
     )
 
 
 def least_participants(
     config: RunConfig, participants: Mapping[int, int], client: EngineSpec | None = None
 ) -> int:
-    """Return the fewest participants that a masked sum may be left with. Each that is lost may be one of the
-    fewest that meet in an element, so a method with slices of few can lose fewer.
+    """Return the smallest number of participants with which a masked sum may be finished after losses.
+
+    Every lost participant may be one of the fewest that contribute to some element, so a method whose
+    elements have few contributors can lose fewer participants.
 
     Args:
-        participants: of the whole sum, see `participants_of`. client: see `adapted_modules`.
+        participants: by client, see `participants_of`. client: see `adapted_modules`.
     """
-    least = config.routing.min_participants
-    holders = _fewest_holders(config, participants, client)
-    return max(least, len(set(participants.values())) - (holders - least))
+    required = config.routing.min_participants
+    holders = _min_holders(config, participants, client)
+    return max(required, len(set(participants.values())) - (holders - required))
 
 
-def _fewest_holders(config: RunConfig, participants: Mapping[int, int], client: EngineSpec | None) -> int:
-    """Return the fewest participants that meet in an element of the run's sums (`Method.min_holders`). All
-    clients train in every round: drawing some of them is refused in masked modes.
+def _min_holders(config: RunConfig, participants: Mapping[int, int], client: EngineSpec | None) -> int:
+    """Return the smallest number of participants that contribute to an element of the run's sums
+    (`Method.min_holders`). All clients train in every round, since masked modes refuse sampling.
     """
     chosen = config.federation.method
     return method_class(chosen.name).min_holders(chosen, participants, adapted_modules(config, client))
 
 
 def updates_problem(updates: Sequence[Any], method: type[Method]) -> str:
-    """Return what stands against a run's transforms of updates, empty if nothing does.
+    """Return why a method cannot run with transforms of updates; empty if it can.
 
     Args:
         updates: `federation.updates`.
     """
     try:
-        make_updates(updates)
+        make_transforms(updates)
     except ValueError as error:
         return str(error)
     if updates and method.serve is not Method.serve:
         names = ", ".join(update.name for update in updates)
         return (
-            f"federation.updates ({names}) is about what clients send to the sum, but a server answers them "
-            f"before: {method.__name__} tells it what no transform has seen; leave one of them out"
+            f"federation.updates ({names}) changes what clients send to the sum, but clients of "
+            f"{method.__name__} send arrays to a server before, which no transform sees; leave one of them "
+            "out"
         )
     return ""
 
 
 def losses_problem(config: RunConfig, hides: frozenset[str]) -> str:
-    """Return what stands against transforms of updates that hide losses, empty if nothing does.
+    """Return which settings need losses that transforms of updates hide; empty if there are none.
 
     Args:
-        hides: what the run's transforms hide together.
+        hides: what the run's transforms hide.
     """
     if LOSSES not in hides:
         return ""
-    asking = {
+    settings = {
         "federation.compare_alone=true": config.federation.compare_alone,
         f"federation.patience={config.federation.patience}": config.federation.patience,
     }
-    found = [setting for setting, is_set in asking.items() if is_set]
-    if not found:
+    needing = [setting for setting, is_set in settings.items() if is_set]
+    if not needing:
         return ""
     names = ", ".join(transform.name for transform in config.federation.updates)
     return (
-        f"federation.updates ({names}) hides losses, and {' and '.join(found)} needs them; leave one of them "
-        "out"
+        f"federation.updates ({names}) hides losses, and {' and '.join(needing)} needs them; leave one of "
+        "them out"
     )
 
 
 def step_problem(config: RunConfig, method: type[Method]) -> str:
-    """Return what stands against an exchange in every local step, empty if nothing does or there is none."""
+    """Return which settings exclude a method that exchanges in every local step; empty if none does, or the
+    method exchanges once a round.
+    """
     if method.exchange_every != "step":
         return ""
-    against = {
+    excluding = {
         "federation.staleness=1": config.federation.staleness,
         "federation.round_budget=seconds": config.federation.round_budget == "seconds",
         "train.local_steps_by_cluster": config.train.local_steps_by_cluster,
         "federation.compare_alone=true": config.federation.compare_alone,
     }
-    found = [setting for setting, is_set in against.items() if is_set]
-    if not found:
+    present = [setting for setting, is_set in excluding.items() if is_set]
+    if not present:
         return ""
     return (
         f"federation.method={config.federation.method.name} exchanges updates in every local step, which all "
-        f"clients take together; it goes with no {' and no '.join(found)}"
+        f"clients take together; it cannot be combined with {' or '.join(present)}"
     )

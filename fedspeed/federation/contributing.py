@@ -1,4 +1,4 @@
-"""What the turns of one rank's clients bring to one exchange."""
+"""What one rank's clients add to the sum of an exchange."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,20 +9,22 @@ from fedspeed.federation.arrays import Arrays, are_finite, square_norm
 from fedspeed.federation.methods.base import Method, Trained, Turn
 from fedspeed.federation.overlap import deltas_from
 
-MAX_SQUARE = 1e12  # that a client's delta counts for: sums of the masked modes have a range
-Transform = Callable[[Turn, Arrays, float], tuple[Arrays, float]]  # of a turn's delta and its weight
+MAX_SQUARE = 1e12  # bound of a delta's squared norm in the ledger, since masked sums have a limited range
+Transform = Callable[[Turn, Arrays, float], tuple[Arrays, float]]  # (turn, delta, weight) -> (delta, weight)
 
 
 @dataclass
 class Contribution:
-    """The summed vector of a rank's clients, and what goes with it.
+    """The vector that a rank adds to the sum for all its clients, with their weight.
 
     Attributes:
-        vector: [values] float32. weight: of the clients in it, together.
-        weighted_steps: their weights times the steps that they took.
-        deltas: by client, what each has changed; only where it differs from what was trained, or is needed
-            again (under staleness).
-        squares: of what each sends of these, times the client's weight.
+        vector: [values] float32, already multiplied by the clients' weights.
+        weight: sum of the weights of the clients in it.
+        weighted_steps: sum of weight times local steps taken.
+        deltas: by client, the delta that the update stands for. Filled only where it differs from the plain
+            trained delta, or is needed again under staleness.
+        squares: by client, the squared norm of the part of the delta that is sent, times the client's weight.
+            Filled together with `deltas`.
     """
 
     vector: np.ndarray
@@ -33,7 +35,7 @@ class Contribution:
 
     @classmethod
     def empty(cls, values: int) -> "Contribution":
-        """Return what a rank without clients brings."""
+        """Return the contribution of a rank without clients: a vector of `values` zeros."""
         return cls(np.zeros(values, dtype=np.float32))
 
     def add(
@@ -50,10 +52,15 @@ class Contribution:
         """Add what a client sends for a turn.
 
         Args:
-            start: the common state that the update counts from; the turn may have begun elsewhere.
+            start: the common state that the update is counted from; under staleness the turn may have started
+                from another one.
             weight: of the client.
-            factor: what its delta is multiplied by, and then kept; None: it is sent as it is.
-            transform: what is done to its delta before it leaves: to what of it leaves (Method.unsent).
+            factor: what the client's delta is multiplied by; the delta is then stored in `deltas`. None: the
+                delta is sent as it is.
+            transform: applied to the arrays of the delta that are sent (all but `Method.unsent`).
+
+        Raises:
+            ValueError: the method encodes a vector of another length than its `values` says.
         """
         end = trained.end
         steps = trained.sums.steps
@@ -66,25 +73,25 @@ class Contribution:
             end = end | shifted(start, sent)
             self.deltas[turn.client] = delta | sent
             self.squares[turn.client] = weight * min(square_norm(sent), MAX_SQUARE)
-        told = method.encode(turn.starting_at(start), end, weight)
-        if told.shape != self.vector.shape:
+        encoded = method.encode(turn.starting_at(start), end, weight)
+        if encoded.shape != self.vector.shape:
             raise ValueError(
-                f"{type(method).__name__}.encode gives {told.shape} values for client {turn.client} in round "
-                f"{turn.round}, but its `values` says {self.vector.shape}"
+                f"{type(method).__name__}.encode gives {encoded.shape} values for client {turn.client} in "
+                f"round {turn.round}, but its `values` says {self.vector.shape}"
             )
-        self.vector += told
+        self.vector += encoded
         self.weight += weight
         self.weighted_steps += weight * steps
 
 
 def shifted(start: Arrays, delta: Arrays) -> Arrays:
-    """Return `start + delta` by name of `delta`, in float32."""
+    """Return `start + delta` in float32, for the names of `delta` only."""
     return {name: (start[name] + change).astype(np.float32) for name, change in delta.items()}
 
 
-def counts(trained: Trained) -> bool:
-    """Say whether a turn's update counts: it moved the weights, and they are numbers.
+def is_usable(trained: Trained) -> bool:
+    """Return whether a turn's update may be added to the sum: it took a step, and its weights are finite.
 
-    A step without a finite gradient is not taken (fp16, ZeRO-1 to 3) or spoils the weights (ZeRO-0 in fp32).
+    Without a finite gradient, fp16 and ZeRO-1 to 3 skip the step; ZeRO-0 in fp32 makes the weights NaN.
     """
     return trained.sums.steps > 0 and are_finite(trained.end)

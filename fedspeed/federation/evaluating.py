@@ -1,29 +1,32 @@
 """The evaluation of a round: which of the run's models are scored for which clients, by the evaluators that
-the session hands down.
+the session passes to the rounds.
 """
 
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.keeping import Progress
 from fedspeed.federation.ledger import Ledger
-from fedspeed.federation.named_models import has_own_models, models_of, whose
+from fedspeed.federation.named_models import assigned_models, has_own_models, models_of
 from fedspeed.federation.parts import RankParts
 
 
 def evaluate(parts: RankParts, progress: Progress, ledger: Ledger, name: str) -> None:
-    """Fill a ledger with what the run's models come to on what this rank's clients hold out.
-
+    """Score the run's models on the held-out rows of this rank's clients, and add the sums to a ledger.
     Collective over the ranks that share the base.
 
     Args:
-        name: of the evaluation, for whoever watches.
+        name: of the evaluation, for the progress display.
     """
     engine = parts.engine
     method = parts.method
-    found = whose(models_of(method, progress.state, progress.memory), parts.role.clients)
-    fewest = 1
+    assigned: list[tuple[Arrays, list[int]]] = assigned_models(
+        models_of(method, progress.state, progress.memory), parts.role.clients
+    )
+    # Ranks that share the base evaluate equally many models; those with fewer evaluate one for no client.
+    count = 1
     if has_own_models(method):
-        fewest = max(1, -engine.agree_least(-len(found)))
-    found += [(progress.state, [])] * (fewest - len(found))
+        count = max(1, -engine.agree_least(-len(assigned)))
+    assigned += [(progress.state, [])] * (count - len(assigned))
     for evaluator in parts.evaluators:
-        for state, clients in found:
+        for state, clients in assigned:
             for client, values in evaluator(engine, state, name, clients).items():
                 ledger.add_client(client, **values)

@@ -1,5 +1,5 @@
-"""What the rounds ask to be evaluated. Evaluation stands above the federation: the session hands
-evaluators down.
+"""The interface of evaluators, which the rounds call. The room `evaluation` imports this one, not the
+reverse: the session passes its evaluators to the rounds.
 """
 
 from collections.abc import Collection
@@ -10,19 +10,19 @@ from fedspeed.federation.arrays import Arrays
 
 
 class Evaluator(Protocol):
-    """Scores a model on what this rank's clients hold out."""
+    """Scores a model on the held-out rows of this rank's clients."""
 
     def __call__(
         self, engine: ClientEngine, state: Arrays, name: str, clients: Collection[int] | None = None
     ) -> dict[int, dict[str, float]]:
-        """Evaluate `state` and return sums by client: names of the ledger's slots (val_loss, val_tokens,
+        """Return, by client, sums of the evaluation of `state` by slot of the ledger (val_loss, val_tokens,
         ...).
 
         Collective over the ranks that share the base, which all call it equally often.
 
         Args:
-            name: of the evaluation, for whoever watches.
-            clients: of this rank, whom the state is for; None: all of them. May be empty: then the rank only
-                keeps step with others.
+            name: of the evaluation, for the progress display.
+            clients: those of this rank to score the state for; None: all of them. Where it is empty, the rank
+                only takes part in the collectives.
         """
         ...

@@ -1,8 +1,8 @@
-"""What a run keeps of its rounds: the state that a round changes, and how it is written down.
+"""The progress of a run, which every round changes, and how it is written to the journal.
 
-The journal's names of arrays: `global/NAME`, `server/MOMENT/NAME` and `previous/NAME` in a round's state; in
-a client's own file its optimizer, or its start under staleness, by their own names, its memory as
-`memory/NAME`, and what that was in the best round, if it is another one, as `best/NAME`.
+Names of arrays in the journal: a round's state has `global/NAME`, `server/MOMENT/NAME` and `previous/NAME`. A
+client's own file has its optimizer, or under staleness its start, without a prefix; its memory as
+`memory/NAME`; and its memory in the best round, if that is another round, as `best/NAME`.
 """
 
 import math
@@ -26,24 +26,24 @@ BEST = "best/"
 
 @dataclass
 class Progress:
-    """All that a round changes, and the journal keeps but for the last three.
+    """Hold everything that a round changes. The journal stores all of it except the last three attributes.
 
     Attributes:
-        round: the last one that is finished, 0 before the first.
+        round: the last finished round, 0 before the first.
         state: global arrays by name. moments: of the server optimizer.
-        optimizers: of this rank's clients, where they are kept. memory: what each of them alone goes on with.
-        best_memory: what that was in the best round.
-        best_round: 0 is the start, if best_loss is finite: else there is none yet.
-        stale: evaluations since then.
-        done: why the run is over, empty while it is not.
-        previous: under staleness, the state that the round under way is trained from.
-        starts: under staleness, what each of this rank's clients goes on from itself.
-        update_alignment: under staleness, how far clients' updates were alike in the last round (see
-            `federation.overlap`).
-        stopped: whether this process is to end before the run is over. renewed: whether all have a newer list
-            of participants, and the run is to be started again with it.
-        is_resumed: whether the state that this process began with is a journal's: that of round 0 has had the
-            step of the method's server.
+        optimizers: states of local optimizers by client of this rank, under federation.local_optimizer=keep.
+        memory: by client of this rank, the arrays that only this client keeps (`Turn.memory`).
+        best_memory: `memory` in the best round.
+        best_round: the round with the lowest held-out loss; 0 is the start. Valid if `has_best`.
+        stale: number of evaluations since the best round.
+        done: why the run is over; empty while it is not.
+        previous: under staleness, the state that the round in progress is trained from.
+        starts: under staleness, the predicted state that each of this rank's clients starts from.
+        update_alignment: under staleness, the alignment of the last round's updates (`federation.overlap`).
+        stopped: whether this process is to end before the run is over.
+        renewed: whether all processes have a newer roster, and the run is to be restarted with it.
+        is_resumed: whether this process began from a journal. Its state of round 0 includes the first step of
+            the method's server.
     """
 
     round: int
@@ -65,21 +65,21 @@ class Progress:
 
     @property
     def has_best(self) -> bool:
-        """Say whether any round, or the start, has been evaluated."""
+        """Return whether any round, or the start, has been evaluated."""
         return math.isfinite(self.best_loss)
 
     @property
     def is_over(self) -> bool:
-        """Say whether no further round is to be run by this process."""
+        """Return whether this process is to run no further round."""
         return bool(self.done) or self.stopped
 
 
 def ending(round: int, stale: int, *, rounds: int, patience: int) -> str:
-    """Return why a run that stands at a round is over, empty while it goes on.
+    """Return why a run is over after a round; empty while it goes on.
 
     Args:
-        stale: evaluations without a better loss. rounds, patience: of the configuration (federation.rounds,
-            federation.patience).
+        stale: evaluations without a better loss.
+        rounds, patience: the settings federation.rounds and federation.patience.
     """
     if round >= rounds:
         return "finished"
@@ -87,8 +87,10 @@ def ending(round: int, stale: int, *, rounds: int, patience: int) -> str:
 
 
 def pack(state: Arrays, moments: server.State, previous: Arrays | None = None) -> Arrays:
-    """Return the global state, the server optimizer's moments, and under staleness the state before, under
-    one set of names, for the journal.
+    """Return all arrays of a round's state under the journal's names.
+
+    Args:
+        moments: of the server optimizer. previous: the state before, under staleness.
     """
     packed = {f"global/{name}": array for name, array in state.items()}
     for moment, arrays in moments.items():
@@ -97,7 +99,7 @@ def pack(state: Arrays, moments: server.State, previous: Arrays | None = None) -
 
 
 def unpack(packed: Arrays) -> tuple[Arrays, server.State, Arrays | None]:
-    """Return (state, moments, previous) of what `pack` made."""
+    """Return (state, moments, previous) from the arrays that `pack` returned."""
     state: Arrays = {}
     previous: Arrays = {}
     moments: server.State = {}
@@ -114,29 +116,30 @@ def unpack(packed: Arrays) -> tuple[Arrays, server.State, Arrays | None]:
 
 
 def keeps_starts(config: RunConfig) -> bool:
-    """Say whether what clients go on from under staleness is kept with the journal, so that a resumed run is
-    the same one.
+    """Return whether clients' predicted starts are written to the journal, so that a resumed run computes the
+    same as an uninterrupted one.
 
-    It tells a client's own update, and so stays in memory where that is a secret: then the first round after
-    a resume is trained from what was common.
+    A start reveals the client's own update. In the masked modes, where that is secret, it stays in memory,
+    and the first round after a resume starts from the common state.
     """
     return bool(config.federation.staleness) and not config.routing.sums_only
 
 
 def keeps_clients(config: RunConfig, method: type[Method]) -> bool:
-    """Say whether clients have files of their own in the journal."""
+    """Return whether each client has a file of its own in the journal."""
     return config.federation.local_optimizer == "keep" or keeps_starts(config) or method.keeps_memory
 
 
 def pack_client(config: RunConfig, progress: Progress, client: int) -> Arrays:
-    """Return what a client alone goes on with, for its own file; empty for one that was never asked."""
-    keeps_optimizer = config.federation.local_optimizer == "keep"
-    own: Arrays = {}
-    if keeps_optimizer:
-        own = progress.optimizers.get(client, {})
+    """Return the arrays of a client's own file; empty for a client that was never sampled."""
+    unprefixed: Arrays = {}
+    if config.federation.local_optimizer == "keep":
+        unprefixed = progress.optimizers.get(client, {})
     elif keeps_starts(config):
-        own = progress.starts.get(client, {})
-    packed = own | {f"{MEMORY}{name}": array for name, array in progress.memory.get(client, {}).items()}
+        unprefixed = progress.starts.get(client, {})
+    packed = unprefixed | {
+        f"{MEMORY}{name}": array for name, array in progress.memory.get(client, {}).items()
+    }
     if progress.best_round == progress.round:
         return packed
     best = progress.best_memory.get(client, {})
@@ -144,43 +147,46 @@ def pack_client(config: RunConfig, progress: Progress, client: int) -> Arrays:
 
 
 def unpack_client(config: RunConfig, progress: Progress, client: int, packed: Arrays) -> None:
-    """Put what `pack_client` made back into `progress`."""
-    own = {name: array for name, array in packed.items() if not name.startswith((MEMORY, BEST))}
-    if own:
-        kept = progress.optimizers if config.federation.local_optimizer == "keep" else progress.starts
-        kept[client] = own
-    if memory := _named(packed, MEMORY):
+    """Put the arrays that `pack_client` returned back into `progress`."""
+    unprefixed = {name: array for name, array in packed.items() if not name.startswith((MEMORY, BEST))}
+    if unprefixed:
+        by_client = progress.optimizers if config.federation.local_optimizer == "keep" else progress.starts
+        by_client[client] = unprefixed
+    memory = _with_prefix(packed, MEMORY)
+    if memory:
         progress.memory[client] = memory
-    if best := memory if progress.best_round == progress.round else _named(packed, BEST):
+    best = memory if progress.best_round == progress.round else _with_prefix(packed, BEST)
+    if best:
         progress.best_memory[client] = best
 
 
-def _named(packed: Arrays, kind: str) -> Arrays:
-    """Return the arrays of one kind by their own names."""
-    return {name.removeprefix(kind): array for name, array in packed.items() if name.startswith(kind)}
+def _with_prefix(packed: Arrays, prefix: str) -> Arrays:
+    """Return the arrays whose names have a prefix, under the names without it."""
+    return {name.removeprefix(prefix): array for name, array in packed.items() if name.startswith(prefix)}
 
 
 def load_clients(
     config: RunConfig, progress: Progress, *, journal: Journal, link: ClientLink, role: RankRole
 ) -> None:
-    """Read what a rank's clients alone go on with from their gateway's disk, on all their ranks. Collective.
+    """Read the files of a rank's clients on their gateway, and give the arrays to all ranks of the clients.
+    Collective over all ranks.
 
     Raises:
         JournalError: a client's file is missing or damaged.
+        LostPeerError: another participant could not read its files.
     """
     if not keeps_clients(config, method_class(config.federation.method.name)):
         return
     for client in role.clients:
         packed = journal.load_client(progress.round, client) if role.gateway else None
         unpack_client(config, progress, client, link.arrays_from_gateway(packed))
-    link.sum(
-        np.zeros(1), 0.0
-    )  # a rank that cannot read its own has gone by now, and nothing of the run is changed yet
+    # A barrier: if a rank could not read its files, all ranks end here, before the run has changed anything.
+    link.sum(np.zeros(1), 0.0)
 
 
 class Keeper:
-    """Writes down what rounds leave, on the ranks whose part it is. A context: a commit under way is waited
-    for at its end.
+    """Writes the progress to the journal: the reporter writes rounds and the best state, gateways write their
+    clients' files. Used as a context manager, it finishes a background commit on exit.
 
     Args:
         fingerprint, record: of the run's configuration, for the journal (checkpoint.journal.Entry).
@@ -190,11 +196,11 @@ class Keeper:
         self,
         config: RunConfig,
         role: RankRole,
-        journal: Journal | None,
+        journal: Journal,
         *,
         method: Method,
         fingerprint: str,
-        record: dict,
+        record: dict[str, Any],
     ):
         self._config = config
         self._role = role
@@ -203,28 +209,28 @@ class Keeper:
         self._fingerprint = fingerprint
         self._record = record
         self._writer: ThreadPoolExecutor | None = None
-        self._writing: Future | None = None
+        self._commit_in_progress: Future[None] | None = None
 
     def __enter__(self) -> "Keeper":
         self._writer = ThreadPoolExecutor(1, "journal")
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
+        assert self._writer is not None, "the keeper was entered"
         self._writer.shutdown()
         self._writer = None
         if kind is None:
             self.wait()
 
     def note_loss(self, progress: Progress, loss: float | None) -> None:
-        """Keep the best state by held-out loss, the start being one, and count evaluations without a better
-        one.
+        """Save the state if its held-out loss is the lowest so far, else count one more stale evaluation.
 
         Args:
             loss: of `progress.state`, None if it was not evaluated.
         """
         if loss is None:
             return
-        if not loss < progress.best_loss:  # neither is a loss that is no number
+        if not loss < progress.best_loss:  # NaN counts as stale too
             progress.stale += 1
             return
         progress.best_loss = loss
@@ -235,19 +241,22 @@ class Keeper:
             self._journal.save_best(progress.round, progress.state)
 
     def keep_clients(self, progress: Progress, link: ClientLink) -> None:
-        """Write what clients alone go on with: on disk everywhere before the reporter makes the round
-        count.
+        """Write the files of this rank's clients. They are on disk on all hosts before the reporter commits
+        the round. Collective over all ranks.
         """
         if not keeps_clients(self._config, type(self._method)):
             return
         if self._role.gateway:
-            for client in self._role.clients:  # one that was never asked has none, which is no lost file
+            for client in self._role.clients:  # no file is written for a client that was never sampled
                 self._journal.save_client(progress.round, client, pack_client(self._config, progress, client))
         link.sum(np.zeros(1), 0.0)
 
     def commit(self, progress: Progress) -> None:
-        """Make the round count. Under staleness that goes on beside the next round's training: writing is
-        waiting, and nothing changes these arrays.
+        """Commit the round to the journal, on the reporter. Under staleness this happens in the background,
+        during the next round's local steps, which do not change these arrays.
+
+        Raises:
+            FedSpeedError: the journal cannot be written; from a background commit, `wait` raises it.
         """
         if not self._role.reporter:
             return
@@ -264,13 +273,13 @@ class Keeper:
         )
         packed = pack(progress.state, progress.moments, progress.previous)
         if self._config.federation.staleness and self._writer is not None:
-            self._writing = self._writer.submit(self._journal.commit, entry, packed)
+            self._commit_in_progress = self._writer.submit(self._journal.commit, entry, packed)
         else:
             self._journal.commit(entry, packed)
 
     def wait(self) -> None:
-        """Wait for a commit under way. Raises what it has failed with."""
-        if self._writing is not None:
-            written = self._writing
-            self._writing = None
-            written.result()
+        """Wait for a background commit, and raise the error that it failed with."""
+        if self._commit_in_progress is not None:
+            commit = self._commit_in_progress
+            self._commit_in_progress = None
+            commit.result()

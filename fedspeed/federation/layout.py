@@ -1,4 +1,4 @@
-"""Named tensors as one flat vector, in an order every participant agrees on."""
+"""Named arrays as one flat vector, in an order that is the same on every participant."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,43 +8,43 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each tensor lies in the flat float32 vector of the trainable state."""
+    """The names and shapes of arrays, in the order of their values in a flat float32 vector."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, np.ndarray]) -> "Layout":
-        """Return the layout of some tensors, in the order of their names."""
-        names = tuple(sorted(tensors))
-        return cls(names, tuple(tuple(tensors[n].shape) for n in names))
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Layout":
+        """Return the layout of arrays, sorted by name."""
+        names = tuple(sorted(arrays))
+        return cls(names, tuple(tuple(arrays[n].shape) for n in names))
 
     @property
     def size(self) -> int:
-        """Values of all tensors together."""
+        """Return the number of values of all arrays."""
         return sum(self.sizes)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Values of each tensor."""
+        """Return the number of values of each array."""
         return tuple(int(np.prod(s)) for s in self.shapes)
 
     def without(self, names: Iterable[str]) -> "Layout":
-        """Return the layout without some of its tensors."""
-        gone = set(names)
-        kept = [(n, s) for n, s in zip(self.names, self.shapes) if n not in gone]
-        return Layout(tuple(n for n, _ in kept), tuple(s for _, s in kept))
+        """Return the layout without the arrays of the given names."""
+        excluded = set(names)
+        remaining = [(n, s) for n, s in zip(self.names, self.shapes) if n not in excluded]
+        return Layout(tuple(n for n, _ in remaining), tuple(s for _, s in remaining))
 
-    def flatten(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the tensors as one vector: [size] float32."""
-        parts = [np.asarray(tensors[n], dtype=np.float32).reshape(-1) for n in self.names]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+    def flatten(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the arrays' values as one vector: [size] float32."""
+        flat = [np.asarray(arrays[n], dtype=np.float32).reshape(-1) for n in self.names]
+        return np.concatenate(flat) if flat else np.zeros(0, dtype=np.float32)
 
     def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Return views into a vector [size], by name."""
-        out = {}
-        at = 0
+        """Return views into a vector of [size] values, by name."""
+        arrays = {}
+        offset = 0
         for name, shape, size in zip(self.names, self.shapes, self.sizes):
-            out[name] = vector[at : at + size].reshape(shape)
-            at += size
-        return out
+            arrays[name] = vector[offset : offset + size].reshape(shape)
+            offset += size
+        return arrays

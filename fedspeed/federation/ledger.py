@@ -1,8 +1,8 @@
-"""What each client and each rank did in a round, as the values of one sum: everyone fills its own slots, the
-sum of all fills the ledger. What the slots are follows from the list of metrics (monitor/metrics).
+"""Counters and losses of one round, of all clients and ranks, as one vector of float64: every rank fills its
+own slots, and the sum over ranks is the full ledger. The list of metrics (monitor/metrics) defines the slots.
 
 In the masked modes there is one slot for all clients and one for all ranks, and only of metrics that these
-modes may show: nobody learns more than those sums.
+modes may show, so that no participant learns more than those sums.
 """
 
 import numpy as np
@@ -10,24 +10,27 @@ import numpy as np
 from fedspeed.monitor.metrics import registry
 from fedspeed.monitor.metrics.metric import NOTHING, Metric
 
-# What no output shows, but all ranks decide by.
-CLIENT_SIGNALS = ("moved",)
+# Slots that no output shows; all ranks decide from their sums.
+CLIENT_SIGNALS = ("delta_square",)
 RANK_SIGNALS = ("ranks", "stop", "renew")
 
 
 class Ledger:
-    """One rank's share of what a round came to, or the sum of all shares.
+    """One rank's share of a round's counters, or the sum of all shares.
 
-    Losses are sums over answer tokens. Seconds are of one rank, and its stages are parts of its `wall_s`.
-    `moved` is a client's squared change by its weight, `ranks` is 1, `stop` is 1 where the scheduler asked
-    this rank to end, and `renew` where it has a newer roster.
+    Losses are sums over answer tokens. Seconds are of one rank, and the seconds of its stages add up to at
+    most its `wall_s`. `delta_square` is the squared norm of a client's delta times its weight, `ranks` is 1,
+    `stop` is 1 where the scheduler asked this rank to end, and `renew` is 1 where it has a newer roster.
 
     Args:
-        clients, ranks: of the whole run.
-        vector: the sum, float64; None: a share that is to be filled.
-        sums_only: whether only sums over all clients and ranks are told (the masked modes).
-        hides: what transforms of updates hide (monitor.metrics.metric.BESIDE). Slots that reveal it are not
-            told at all, not even as sums: there are none.
+        clients, ranks: numbers of them in the whole run.
+        vector: the sum, float64; None: an empty share.
+        sums_only: whether only sums over all clients and ranks may be known (the masked modes).
+        hides: what transforms of updates hide (monitor.metrics.metric.BESIDE). There is no slot for what
+            would reveal it, not even as a sum.
+
+    Raises:
+        ValueError: the vector has another length.
     """
 
     def __init__(
@@ -64,59 +67,61 @@ class Ledger:
         self._ranks = {name: by_rank[:, index] for index, name in enumerate(rank_slots)}
 
     def add_client(self, client: int, **values: float) -> None:
-        """Add what this rank did for a client, by slot. What may not be told stays on this rank.
+        """Add this rank's values for a client, by slot. Values without a slot in this mode stay on this rank.
 
         Raises:
-            ValueError: there is no such slot.
+            ValueError: there is no such slot in any mode.
         """
         for name, value in values.items():
-            if self._is_told("client", name):
+            if self._is_shared("client", name):
                 self._clients[name][0 if self.sums_only else client] += value
 
-    def set_rank(self, place: int, **values: float) -> None:
-        """Say what the rank at `place` among the working ranks did, by slot. What may not be told stays on
-        it.
+    def set_rank(self, index: int, **values: float) -> None:
+        """Set a rank's values, by slot. Values without a slot in this mode stay on the rank.
+
+        Args:
+            index: of the rank among those that work (`RankRole.worker_index`).
 
         Raises:
-            ValueError: there is no such slot.
+            ValueError: there is no such slot in any mode.
         """
         for name, value in values.items():
-            if self._is_told("rank", name):
-                self._ranks[name][0 if self.sums_only else place] = value
+            if self._is_shared("rank", name):
+                self._ranks[name][0 if self.sums_only else index] = value
 
     def hides(self, metric: Metric) -> bool:
-        """Say whether a metric is told to nobody, not even as a sum."""
+        """Return whether a metric has no slot because it would reveal what transforms of updates hide."""
         return bool(metric.reveals & self._hides)
 
-    def tells(self, name: str) -> bool:
-        """Say whether a slot of the clients is told."""
+    def has_client_slot(self, name: str) -> bool:
+        """Return whether there is a slot of this name for clients in this mode."""
         return name in self._clients
 
     def total(self, name: str) -> float:
-        """Sum a slot over all clients."""
+        """Return the sum of a slot over all clients."""
         return float(self._clients[name].sum())
 
     def rank_total(self, name: str) -> float:
-        """Sum a slot over all ranks."""
+        """Return the sum of a slot over all ranks."""
         return float(self._ranks[name].sum())
 
     def rank_mean(self, name: str) -> float:
-        """Average a slot over all ranks."""
+        """Return the mean of a slot over all ranks."""
         return self.rank_total(name) / max(1.0, self.rank_total("ranks"))
 
     def rank_max(self, name: str) -> float | None:
-        """Find the largest value of a slot over all ranks; None where only sums are known."""
+        """Return the largest value of a slot over all ranks; None where only sums are known."""
         return None if self.sums_only else float(self._ranks[name].max())
 
     def of_clients(self, name: str) -> np.ndarray:
-        """View a slot of all clients: [clients] float64; one number where only sums are known."""
+        """Return a view of a slot for all clients: [clients] float64, or [1] where only sums are known."""
         return self._clients[name]
 
     def of_ranks(self, name: str) -> np.ndarray:
-        """View a slot of all ranks: [ranks] float64; one number where only sums are known."""
+        """Return a view of a slot for all ranks: [ranks] float64, or [1] where only sums are known."""
         return self._ranks[name]
 
-    def _is_told(self, per: str, name: str) -> bool:
+    def _is_shared(self, per: str, name: str) -> bool:
         if name not in self._known[per]:
             known = ", ".join(sorted(self._known[per]))
             raise ValueError(f"no metric has a slot {name!r} for a {per}; there are {known}")

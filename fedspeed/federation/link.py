@@ -1,21 +1,31 @@
-"""A rank's way into the exchange: the gateway speaks for its client, the client's other ranks hear the
-result from it.
+"""One rank's access to the exchange: the gateway takes part for its clients, and passes each result on to the
+clients' other ranks.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedspeed.errors import LostPeerError, connection_text
 from fedspeed.federation.layout import Layout
 
+if TYPE_CHECKING:  # torch is not imported by modules that only pass a link on
+    from fedspeed.engine.client_engine import ClientEngine
+    from fedspeed.routing.exchange import Exchange, Handle
+
 
 @dataclass(frozen=True)
 class Sum:
-    """What an exchange gave, and what it cost: seconds of waiting for the last participant and of travelling,
-    bytes this rank sent. clipped: values of all participants that were beyond what the exchange carries.
+    """The result of an exchange, and its cost.
+
+    Attributes:
+        vector: the sum over all participants. weight: the sum of their weights.
+        idle_s: seconds until the last participant had sent its vector. exchange_s: seconds of the transfer.
+        clipped: values, over all participants, that were beyond the range of the exchange.
+        bytes_sent: by this rank.
     """
 
     vector: np.ndarray
@@ -27,59 +37,68 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Started:
-    """A sum under way; the handle is None on ranks that do not speak for their client."""
+class PendingSum:
+    """A sum in progress.
+
+    Attributes:
+        vector: this rank's, which must not change meanwhile.
+        handle: of the gateway's exchange; None on the clients' other ranks.
+        sent_before: bytes that this rank's exchange had sent before it.
+    """
 
     vector: np.ndarray
-    handle: object
+    handle: "Handle | None"
     sent_before: int
 
 
 class ClientLink:
-    """Args:
-    engine: for words between the client's own ranks.
-    exchange: the gateway's exchange; None on the client's other ranks.
-    deadline_s: longest wait for the other participants.
+    """Connects one rank to the exchange between participants. All ranks of a client call each method
+    together.
+
+    Args:
+        engine: for collectives between the client's own ranks.
+        exchange: of the gateway; None on the client's other ranks.
+        deadline_s: longest wait for the other participants.
     """
 
-    def __init__(self, engine, exchange, deadline_s: float):
+    def __init__(self, engine: "ClientEngine", exchange: "Exchange | None", deadline_s: float):
         self._engine = engine
         self._exchange = exchange
         self._deadline_s = deadline_s
 
     def share(self, vector: np.ndarray, priority: float) -> np.ndarray | None:
-        """What the participant with the highest priority says to every rank of every client, None if nobody
-        has any. In the clear.
+        """Return the vector of the participant with the highest priority, on every rank of every client; None
+        if no participant has a priority above 0. Sent in the clear.
 
         Raises:
             LostPeerError: a participant is missing.
         """
-        told = self._exchange.share(vector, priority) if self._exchange is not None else None
-        if not self._engine.share_from_gateway(np.array([float(told is not None)]))[0]:
+        shared = self._exchange.share(vector, priority) if self._exchange is not None else None
+        if not self._engine.share_from_gateway(np.array([float(shared is not None)]))[0]:
             return None
-        return self._engine.share_from_gateway(vector if told is None else told)
+        return self._engine.share_from_gateway(vector if shared is None else shared)
 
-    def gather(self, mine: np.ndarray) -> np.ndarray:
-        """Return what every participant says to all, on every rank of every client: [participants, n]. In the
-        clear.
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """Return the values of all participants, on every rank of every client: [participants, n]. Sent in
+        the clear.
 
         Args:
-            mine: [n] of the gateway, which alone counts; its length and dtype are the same on all.
+            values: [n], of the same length and dtype on all ranks; only the gateways' are used.
 
         Raises:
             LostPeerError: a participant is missing.
         """
-        told = self._exchange.gather(mine) if self._exchange is not None else None
-        rows = int(self._engine.share_from_gateway(np.array([0 if told is None else len(told)]))[0])
-        own = np.zeros((rows, mine.size), mine.dtype) if told is None else told
-        return self._engine.share_from_gateway(own)
+        gathered = self._exchange.gather(values) if self._exchange is not None else None
+        rows = int(self._engine.share_from_gateway(np.array([0 if gathered is None else len(gathered)]))[0])
+        buffer = np.zeros((rows, values.size), values.dtype) if gathered is None else gathered
+        return self._engine.share_from_gateway(buffer)
 
-    def any_of_client(self, found: bool) -> bool:
-        """Return what the client's gateway has found, on all its ranks. Collective over the client."""
-        return bool(self._engine.share_from_gateway(np.array([float(found)]))[0])
+    def any_of_client(self, flag: bool) -> bool:
+        """Return the gateway's flag on all ranks of the client. Collective over the client."""
+        return bool(self._engine.share_from_gateway(np.array([float(flag)]))[0])
 
     def arrays_from_gateway(self, arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
-        """Return what the client's gateway has, on all its ranks: float32 arrays by name, of whatever shapes.
+        """Return the gateway's float32 arrays by name, of any shapes, on all ranks of the client.
 
         Args:
             arrays: of the gateway; None on the client's other ranks.
@@ -87,59 +106,64 @@ class ClientLink:
         layout = None if arrays is None else Layout.of(arrays)
         text = b"" if layout is None else json.dumps([layout.names, layout.shapes]).encode()
         length = int(self._engine.share_from_gateway(np.array([len(text)], dtype=np.int64))[0])
-        told = np.frombuffer(text, dtype=np.uint8) if layout is not None else np.zeros(length, dtype=np.uint8)
-        names, shapes = json.loads(self._engine.share_from_gateway(told.copy()).tobytes())
+        header = (
+            np.frombuffer(text, dtype=np.uint8) if layout is not None else np.zeros(length, dtype=np.uint8)
+        )
+        names, shapes = json.loads(self._engine.share_from_gateway(header.copy()).tobytes())
         layout = Layout(tuple(names), tuple(map(tuple, shapes)))
         vector = np.zeros(layout.size, dtype=np.float32) if arrays is None else layout.flatten(arrays)
         return layout.unflatten(self._engine.share_from_gateway(vector))
 
     def sum(self, vector: np.ndarray, weight: float) -> Sum:
-        """Sum over all participants, known afterwards to every rank of every client. Only the gateway's
-        vector counts.
+        """Return the sum over all participants, on every rank of every client. Only the gateways' vectors are
+        used.
 
         Raises:
             LostPeerError: a participant is missing.
         """
         return self.finish(self.start(vector, weight))
 
-    def start(self, vector: np.ndarray, weight: float, parts: Sequence[int] | None = None) -> "Started":
-        """Begin a sum that goes on beside what the caller does next. The vector must not change until
-        `finish` returns.
+    def start(self, vector: np.ndarray, weight: float, segments: Sequence[int] | None = None) -> PendingSum:
+        """Start a sum in the background. The vector must not change until `finish` returns.
 
         Args:
-            parts: lengths of what belongs together in the vector, see `Exchange.start`.
+            segments: lengths of the consecutive segments of the vector that have ranges of their own, see
+                `Exchange.start`.
         """
         if self._exchange is None:
-            return Started(vector, None, 0)
-        return Started(vector, self._exchange.start(vector, weight, parts), self._exchange.bytes_sent)
+            return PendingSum(vector, None, 0)
+        return PendingSum(vector, self._exchange.start(vector, weight, segments), self._exchange.bytes_sent)
 
-    def finish(self, started: "Started") -> Sum:
-        """The sum that was started. Raises as `sum` does."""
+    def finish(self, pending: PendingSum) -> Sum:
+        """Wait for a sum that was started, and return it.
+
+        Raises:
+            LostPeerError: a participant, or this rank's gateway, is missing.
+        """
         sent = 0
         failure = None
-        head = np.zeros(5)
-        total = np.zeros_like(started.vector)
-        if self._exchange is not None:
-            handle = started.handle
+        header = np.zeros(5)
+        total = np.zeros_like(pending.vector)
+        if self._exchange is not None and pending.handle is not None:
+            handle = pending.handle
             try:
                 total, weight_sum = handle.wait(self._deadline_s)
-                head = np.array([1.0, weight_sum, handle.idle_s, handle.exchange_s, handle.clipped])
-            except Exception as error:  # noqa: BLE001 - told to the client's other ranks, then raised
+                header = np.array([1.0, weight_sum, handle.idle_s, handle.exchange_s, handle.clipped])
+            except Exception as error:  # noqa: BLE001 - the client's other ranks are informed, then it is raised
                 failure = error
-            sent = self._exchange.bytes_sent - started.sent_before
+            sent = self._exchange.bytes_sent - pending.sent_before
         try:
-            # The head first: where the exchange has failed, the client's other ranks hear so from their
-            # gateway.
-            head = self._engine.share_from_gateway(head)
+            # The header comes first: it says to the client's other ranks whether the exchange has failed.
+            header = self._engine.share_from_gateway(header)
             if failure is not None:
                 raise failure
-            if not head[0]:
+            if not header[0]:
                 raise LostPeerError(
                     "this client's gateway could not finish the exchange; its message says who is missing"
                 )
             total = self._engine.share_from_gateway(total)
-        except RuntimeError as error:  # torch's only kind for a lost connection
+        except RuntimeError as error:  # the only type that torch raises for a lost connection
             reason = connection_text(error)
             raise LostPeerError(f"the gateway of this rank's client was lost: {reason}") from error
-        weight, idle_s, exchange_s, clipped = (float(x) for x in head[1:])
+        weight, idle_s, exchange_s, clipped = (float(value) for value in header[1:])
         return Sum(total, weight, idle_s, exchange_s=exchange_s, clipped=round(clipped), bytes_sent=sent)

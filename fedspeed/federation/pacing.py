@@ -1,25 +1,32 @@
-"""How many local steps clients take in a round, and what is made of it that they take different numbers."""
+"""How many local steps clients take in a round, and how deltas of different numbers of steps are combined."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import local_steps_of
 from fedspeed.federation.config import FederationConfig
+from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.config import METHODS
 
-FIRST_STEPS = 2  # of a run with a budget of seconds, before it knows how long a step takes
+if TYPE_CHECKING:  # the planner's commands and the configuration checks import this without torch
+    from fedspeed.engine.client_engine import ClientEngine
+
+FIRST_STEPS = 2  # of a round with a budget of seconds, before any step has been timed
 
 
 def fitting_steps(budget_s: float, pass_s: float | None, *, turns: int, limit: int) -> int:
     """Return how many local steps fit into a budget of seconds, from 1 to `limit`.
 
     Args:
-        pass_s: seconds of a local step of as many clients as train at a time, None where nobody knows yet.
-        turns: how often clients have to take turns on this rank, 0 if none of them trains: others decide.
+        pass_s: seconds of a local step of as many clients as the engine trains at a time; None: not yet
+            known.
+        turns: how many such groups of clients train one after the other on this rank; 0 if none trains, which
+            leaves the decision to the other ranks.
     """
     if not turns:
         return limit
@@ -28,75 +35,77 @@ def fitting_steps(budget_s: float, pass_s: float | None, *, turns: int, limit: i
 
 
 def is_evaluated(federation: FederationConfig, round: int) -> bool:
-    """Say whether the state after a round is evaluated."""
+    """Return whether the state after a round is evaluated."""
     return round == federation.rounds or round % federation.evaluate_every == 0
 
 
 def is_uneven(config: RunConfig) -> bool:
-    """Say whether clients may take different numbers of steps in a round and count by their rows all the
-    same.
+    """Return whether clients may take different numbers of steps in a round, which FedNova's scaling evens
+    out so that they count by their rows only.
     """
     differs = config.train.local_steps_by_cluster or config.federation.round_budget == "seconds"
     return METHODS[config.federation.method.name].adds_deltas and bool(differs)
 
 
 def fednova_scale(weight: float, weighted_steps: float, local_steps: int) -> float:
-    """Return what the mean delta is multiplied by: the mean number of steps, of that all deltas were brought
-    to.
+    """Return the factor of the mean delta under FedNova (Wang et al., NeurIPS 2020): the mean number of steps
+    taken, divided by `local_steps`.
 
-    A client that takes more steps moves further, and would count for more than its rows do. So deltas are
-    brought to one number of steps before they are summed, and the mean is multiplied by the mean number of
-    steps (FedNova; Wang et al., NeurIPS 2020).
+    A client that takes more steps has a larger delta and would count for more than its rows. Each delta is
+    therefore scaled to the same number of steps before the sum, and the mean is scaled back by this factor.
 
     Args:
-        weight, weighted_steps: sums over all clients of their weights, and of weight times steps taken.
-        local_steps: the number that deltas were brought to.
+        weight: sum of all clients' weights. weighted_steps: sum of weight times steps taken.
+        local_steps: the number of steps that deltas were scaled to.
     """
     return float(weighted_steps / weight / local_steps)
 
 
 class Pace:
-    """Decides for one rank how many steps its clients take, by the time that the last ones took."""
+    """Decides how many local steps this rank's clients take, from the time that earlier steps took."""
 
-    def __init__(self, config: RunConfig, cluster: str, engine):
+    def __init__(self, config: RunConfig, cluster: str, engine: "ClientEngine"):
         self._config = config
         self._engine = engine
-        self._most = local_steps_of(config.train, cluster)
+        self._max_steps = local_steps_of(config.train, cluster)
         self._is_uneven = is_uneven(config)
         self._pass_s: float | None = None
 
     def steps(self, clients: int) -> int:
         """Return how many local steps this rank's clients take in a round in which `clients` of them train.
 
-        Collective over the ranks that make their passes together: they agree on the least.
+        Collective over the ranks that share the base, which agree on the smallest number.
         """
         federation = self._config.federation
         if federation.round_budget == "steps":
-            return self._most
+            return self._max_steps
         fitting = fitting_steps(
-            federation.round_seconds, self._pass_s, turns=self._turns(clients), limit=self._most
+            federation.round_seconds, self._pass_s, turns=self._turns(clients), limit=self._max_steps
         )
         return self._engine.agree_least(fitting)
 
     @contextmanager
-    def measured(self, clients: int, steps: int) -> Iterator[None]:
-        """Measure the local steps that are taken inside."""
-        begin = time.perf_counter()
+    def measure(self, clients: int, steps: int) -> Iterator[None]:
+        """Time the local steps that are taken inside the `with` block, for the next round's `steps`."""
+        began = time.perf_counter()
         yield
         if clients:
-            self._pass_s = (time.perf_counter() - begin) / steps / self._turns(clients)
+            self._pass_s = (time.perf_counter() - began) / steps / self._turns(clients)
 
-    def factor(self, steps: int) -> float | None:
-        """Return what a client's delta is multiplied by that took so many steps; None: nothing of it is asked
-        for but that it is sent.
+    def delta_factor(self, steps: int) -> float | None:
+        """Return what the delta of a client is multiplied by that took `steps` steps. None: deltas are sent
+        as they are, and are not needed again.
         """
         if self._is_uneven:
             return self._config.train.local_steps / steps
         return 1.0 if self._config.federation.staleness else None
 
-    def scale(self, link, weight: float, weighted_steps: float) -> float:
-        """Return `fednova_scale` of all ranks' clients, 1.0 where all take one number of steps.
-        Collective.
+    def mean_scale(self, link: ClientLink, weight: float, weighted_steps: float) -> float:
+        """Return `fednova_scale` over all ranks' clients; 1.0 where all take the same number of steps.
+        Collective over all ranks.
+
+        Args:
+            weight, weighted_steps: sums over this rank's clients.
         """
         if not self._is_uneven:
             return 1.0
@@ -104,5 +113,5 @@ class Pace:
         return fednova_scale(weight, steps, self._config.train.local_steps)
 
     def _turns(self, clients: int) -> int:
-        """Return how often `clients` take turns in the engine's client slots."""
+        """Return how many groups of clients train one after the other in the engine's client slots."""
         return -(-clients // self._engine.client_slots)

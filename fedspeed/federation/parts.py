@@ -1,4 +1,4 @@
-"""What one rank brings to the rounds: each part has one responsibility, and is put together here."""
+"""The components of one rank in the rounds, and the function that assembles them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,24 +16,25 @@ from fedspeed.federation.keeping import Keeper, Progress
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method, make_method
 from fedspeed.federation.pacing import Pace
-from fedspeed.federation.recording import Recorder, Signals
+from fedspeed.federation.recording import Recorder, StopSignals
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
-from fedspeed.federation.updates.base import hidden_by, make_updates, shared_seed
+from fedspeed.federation.updates.base import hidden_by, make_transforms, shared_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankParts:
-    """One rank's parts of a federated run. Every rank of every client runs the same rounds; see `RankRole`
-    for what differs.
+    """The components that one rank runs its rounds with. Every rank of every client runs the same rounds;
+    `RankRole` says what differs.
 
     Attributes:
-        weights: what each of the rank's clients counts, by client: the answer tokens of its training rows.
-        transform: what is done to updates before they leave; None: nothing.
-        witness: of what the method's server says (routing.signed_broadcast.SignedBroadcast), on the ranks that speak to
-            others; None elsewhere, and where there is no server.
+        weights: by client of the rank, its weight: the answer tokens of its training rows.
+        transform: applied to updates before they are sent; None: they are sent as they are.
+        witness: signs or verifies the results of the method's server
+            (routing.signed_broadcast.SignedBroadcast), on gateways; None on other ranks, and where there is
+            no server.
     """
 
     config: RunConfig
@@ -53,28 +54,29 @@ class RankParts:
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What a run writes to and is told from.
+    """The services of the session that the rounds use: what they write to and are stopped by.
 
     Attributes:
-        fingerprint, record: of its configuration, for the journal (checkpoint.journal.Entry).
-        channel: to the method's server and from it, None where there is none. witness: of what it says.
-        monitor: takes steps and records. clock: of this rank's stages. peak_bytes: the most memory it has
-            held.
+        fingerprint, record: of the run's configuration, for the journal (checkpoint.journal.Entry).
+        monitor: receives local steps and records of rounds. clock: of this rank's stages.
+        peak_bytes: returns the peak memory of this rank.
+        channel: between the method's server and the clients; None where there is no server.
+        witness: see `RankParts`.
     """
 
     journal: Journal
     fingerprint: str
-    record: dict
+    record: dict[str, Any]
     monitor: Any
     clock: Any
     peak_bytes: Callable[[], int]
-    signals: Signals
+    signals: StopSignals
     channel: SharedChannel | None = None
     witness: Any = None
 
 
 def run_method(config: RunConfig, engine: ClientEngine) -> Method:
-    """Build the run's method for the weights that the engine trains: one for all that this rank does."""
+    """Build this rank's instance of the run's method, for the weights that the engine trains."""
     return make_method(
         config.federation.method,
         as_arrays(engine.state()),
@@ -85,21 +87,21 @@ def run_method(config: RunConfig, engine: ClientEngine) -> Method:
 
 
 def start(config: RunConfig, engine: ClientEngine, method: Method) -> Progress:
-    """Return the state before round 1: what the engine was built with, the same on every rank.
+    """Return the progress before round 1: the weights that the engine was built with, alike on all ranks.
 
     Raises:
-        FedSpeedError: the method cannot start from it.
+        FedSpeedError: the method cannot start from them.
     """
     state = as_arrays(engine.state())
-    chosen = config.federation.method
-    if problem := method.start_problem(chosen, state):
+    problem = method.start_problem(config.federation.method, state)
+    if problem:
         raise FedSpeedError(problem)
     state = method.first_state(state)
     return Progress(0, state, server.init(config.federation, state))
 
 
 def weights_of(role: RankRole) -> dict[int, float]:
-    """Return what each of a rank's clients counts: the answer tokens of its training rows."""
+    """Return the weight of each of a rank's clients: the answer tokens of its training rows."""
     return {
         client: float(sum(row.answer_tokens for row in data.train)) for client, data in role.clients.items()
     }
@@ -115,45 +117,48 @@ def assemble(
     surroundings: Surroundings,
     evaluators: Sequence[Evaluator],
 ) -> RankParts:
-    """Put a rank's parts together. Collective over the client where the run has transforms of updates.
+    """Assemble the components of a rank. Collective over the client where the run has transforms of updates.
 
     Args:
-        method: that the run was started with, see `run_method`.
+        method: from `run_method`.
 
     Raises:
-        ConfigError: the engine is not capable of what the method needs.
+        ConfigError: the engine lacks a capability that the method needs.
     """
-    around = surroundings
-    chosen = config.federation.method
     listed = config.federation.updates
-    updates = make_updates(listed, shared_seed(engine) if listed else None)
+    transforms = make_transforms(listed, shared_seed(engine) if listed else None)
     needs = method.server_needs if role.server else method.needs
-    check_capabilities(needs, engine.kind, f"federation.method={chosen.name}")
+    check_capabilities(needs, engine.kind, f"federation.method={config.federation.method.name}")
     return RankParts(
         config=config,
         role=role,
         engine=engine,
         link=link,
         method=method,
-        trainer=Trainer(config, role, engine, method, monitor=around.monitor, channel=around.channel),
+        trainer=Trainer(config, role, engine, method, monitor=services.monitor, channel=services.channel),
         pace=Pace(config, role.cluster, engine),
         keeper=Keeper(
-            config, role, around.journal, method=method, fingerprint=around.fingerprint, record=around.record
+            config,
+            role,
+            services.journal,
+            method=method,
+            fingerprint=services.fingerprint,
+            record=services.record,
         ),
         recorder=Recorder(
             config,
             role,
             engine,
             link,
-            monitor=around.monitor,
-            clock=around.clock,
-            peak_bytes=around.peak_bytes,
-            signals=around.signals,
-            hides=updates.hides,
-            spent=updates.spent,
+            monitor=services.monitor,
+            clock=services.clock,
+            peak_bytes=services.peak_bytes,
+            signals=services.signals,
+            hides=transforms.hides,
+            spent=transforms.spent,
         ),
         evaluators=tuple(evaluators),
         weights=weights_of(role),
-        transform=updates or None,
-        witness=around.witness,
+        transform=transforms or None,
+        witness=services.witness,
     )

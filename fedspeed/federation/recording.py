@@ -1,15 +1,17 @@
-"""What rounds come to: counters and seconds that every rank measures, the sum that makes them known to all,
-and the record that is shown.
+"""Measurements of rounds: counters and seconds that every rank measures, their sum over ranks, and the record
+that the monitor shows.
 
-Every moment of a run belongs to one round, and to one stage of it at most. A round's seconds on a rank are
-those of its training, of its settlement, and of what came between the last round's measurement and this one's
-and was no training.
+Every moment of a run belongs to one round, and to at most one stage of it. A round's seconds on a rank are
+those of its local steps, of its settlement, and of everything else since the measurement of the round before
+ended, except the next round's local steps.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from fedspeed.config.run import RunConfig
 from fedspeed.data.config import local_steps_of
@@ -32,10 +34,10 @@ def added(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 
 
 def held_out_loss(ledger: Ledger) -> float | None:
-    """Return the mean held-out loss over all clients' answer tokens, None where nothing was evaluated, or
-    nobody may be told.
+    """Return the mean held-out loss over all clients' answer tokens; None where nothing was evaluated, or the
+    ledger has no slot for losses.
     """
-    if not (ledger.tells("val_loss") and ledger.tells("val_tokens")):
+    if not (ledger.has_client_slot("val_loss") and ledger.has_client_slot("val_tokens")):
         return None
     tokens = ledger.total("val_tokens")
     return ledger.total("val_loss") / tokens if tokens else None
@@ -43,8 +45,11 @@ def held_out_loss(ledger: Ledger) -> float | None:
 
 @dataclass
 class Training:
-    """What a round's training measured: seconds by stage, `other` being one, and figures of the engine in
-    it.
+    """Measurements of a round's local steps on one rank.
+
+    Attributes:
+        stages: seconds by stage, with `other` for the rest. figures: of the engine and of transforms of
+            updates, by slot of the ledger.
     """
 
     stages: Seconds = field(default_factory=dict)
@@ -52,12 +57,14 @@ class Training:
 
 
 @dataclass
-class Exchanged:
-    """What a round's exchanges have cost this rank.
+class ExchangeCost:
+    """Costs of a round's exchanges on one rank.
 
     Attributes:
-        exchanged_s: seconds from the sending of updates until all had come. waited_s: of these, waited here.
-        idle_s, travel_s: parts of what was waited: for the others' updates to come, and to travel.
+        exchanged_s: seconds from the sending of updates until all had arrived. waited_s: seconds in which
+            this rank waited for that.
+        idle_s, travel_s: what `waited_s` consists of: waiting for other participants to send, and the
+            transfer.
     """
 
     exchanged_s: float = 0.0
@@ -68,13 +75,13 @@ class Exchanged:
 
 
 @dataclass(frozen=True)
-class Signals:
-    """What the outside may ask a run, at the end of every round.
+class StopSignals:
+    """Requests from outside that a run checks at the end of every round.
 
     Attributes:
-        stop: whether the scheduler wants this process to end.
-        renew: whether this process has a newer list of participants. When all have, the run stops, to be
-            started again with it.
+        stop: returns whether the scheduler wants this process to end.
+        renew: returns whether this process has a newer roster of participants. When all have, the run stops,
+            to be restarted with it.
     """
 
     stop: Callable[[], bool]
@@ -82,13 +89,13 @@ class Signals:
 
 
 class Recorder:
-    """Measures one rank's rounds, and tells what all ranks measured.
+    """Measures one rank's rounds, sums measurements over ranks, and reports them.
 
     Args:
-        monitor: takes the records, on the rank that reports. clock: of this rank's stages.
-        peak_bytes: the most memory that this rank has held.
+        monitor: receives the records, on the reporter. clock: of this rank's stages.
+        peak_bytes: returns the peak memory of this rank.
         hides: what the run's transforms of updates hide (monitor.metrics.metric.BESIDE).
-        spent: what this rank's transforms of updates have spent so far, by slot.
+        spent: returns what this rank's transforms of updates have spent so far, by slot of the ledger.
     """
 
     def __init__(
@@ -96,12 +103,12 @@ class Recorder:
         config: RunConfig,
         role: RankRole,
         engine: ClientEngine,
-        link: ClientLink | None,
+        link: ClientLink,
         *,
         monitor: Any,
         clock: Any,
         peak_bytes: Callable[[], int],
-        signals: Signals,
+        signals: StopSignals,
         hides: frozenset[str] = NOTHING,
         spent: Callable[[], Mapping[str, float]] = dict,
     ):
@@ -115,37 +122,35 @@ class Recorder:
         self._signals = signals
         self._hides = hides
         self._spent = spent
-        self._spent_before: Mapping[str, float] = spent()  # by the training of earlier rounds
-        self._late_s = 0.0  # waited for others in the last sum of counters
-        self._between: Seconds = {}  # since then, but for training: it counts for the round settled next
-        self._training: Seconds = {}  # of the round in training, so far
-        self._exchanged = Exchanged()  # of the round that is settled next
+        self._spent_before: Mapping[str, float] = spent()  # in earlier rounds
+        self._late_s = 0.0  # waiting for other ranks in the last sum of ledgers
+        self._between: Seconds = {}  # since then, without local steps: part of the round that is settled next
+        self._training: Seconds = {}  # local steps of the current round so far
+        self._cost = ExchangeCost()  # of the round that is settled next
 
     def ledger(self) -> Ledger:
-        """Return an empty ledger, for this rank to fill in."""
+        """Return an empty ledger for this rank's values."""
         return self._ledger(None)
 
-    def forget(self) -> None:
-        """Begin to measure now: what came before belongs to no round."""
+    def start_measuring(self) -> None:
+        """Start measuring now; the time before belongs to no round."""
         self._clock.snapshot_and_reset()
         self._between = {}
         self._late_s = 0.0
 
     def begin_training(self, round: int) -> None:
-        """Measure from now on for the training of a round."""
+        """Count the time from now on as local steps of a round."""
         self._clock.trace.round(round)
         self._between = added(self._between, self._clock.snapshot_and_reset())
         self._training = {}
 
-    def note_turns(self, ledger: Ledger, together: Sequence[tuple[Turn, Trained]]) -> None:
-        """Note what turns that were taken together came to. Their time is shared equally: they did one
-        thing.
-        """
+    def note_turns(self, ledger: Ledger, simultaneous: Sequence[tuple[Turn, Trained]]) -> None:
+        """Note the sums of turns that were trained at the same time, and divide their time equally."""
         seconds = self._clock.snapshot_and_reset()
         self._training = added(self._training, seconds)
         size = self._engine.groups.client_size
-        shared = size * len(together)
-        for turn, trained in together:
+        shared = size * len(simultaneous)
+        for turn, trained in simultaneous:
             sums = trained.sums
             ledger.add_client(
                 turn.client,
@@ -157,107 +162,113 @@ class Recorder:
             )
 
     def note_updates(self, ledger: Ledger, counted: Mapping[int, bool]) -> None:
-        """Note which clients trained in a round, and whether the update of each counts."""
+        """Note which clients trained in a round, and whether each client's update was usable."""
         size = self._engine.groups.client_size
-        for client, counts in counted.items():
-            ledger.add_client(client, asked=1.0 / size, received=float(counts) / size)
+        for client, is_counted in counted.items():
+            ledger.add_client(client, asked=1.0 / size, received=float(is_counted) / size)
 
     def end_training(self, training: Training) -> None:
-        """Add what was measured since `begin_training`, the engine's figures of the steps in it, and what
-        transforms of updates have spent in it.
+        """Add the measurements since `begin_training` to `training`: seconds, the engine's figures, and what
+        transforms of updates have spent.
         """
         training.stages = added(training.stages, added(self._training, self._clock.snapshot_and_reset()))
         bubble_s, passes_s = self._engine.take_bubble()
-        waits = {"bubble_s": bubble_s, "passes_s": passes_s}
+        pipeline = {"bubble_s": bubble_s, "passes_s": passes_s}
         spent = self._spent()
-        more = {name: amount - self._spent_before[name] for name, amount in spent.items()}
+        newly_spent = {name: amount - self._spent_before[name] for name, amount in spent.items()}
         self._spent_before = spent
-        figures = added(training.figures, waits | more)
+        figures = added(training.figures, pipeline | newly_spent)
         training.figures = figures | {"step_s": self._engine.take_step_s()}
 
-    def note_exchange(self, name: str, total: Sum, *, sent: float, waited_s: float) -> None:
-        """Note what an exchange has cost.
+    def note_exchange(self, name: str, total: Sum, *, sent_at: float, waited_s: float) -> None:
+        """Note the costs of an exchange.
 
         Args:
-            sent: when it began (time.perf_counter). waited_s: how long this rank waited for it.
+            name: of the exchange, in the trace. sent_at: its start (time.perf_counter).
+            waited_s: how long this rank waited for it.
         """
-        took_s = total.idle_s + total.exchange_s
-        self._clock.trace.span("exchange", name, sent, sent + took_s)
-        # Only what this rank waited is lost time. Whom a round had to wait for under staleness shows in the
-        # sum of counters.
+        duration_s = total.idle_s + total.exchange_s
+        self._clock.trace.span("exchange", name, sent_at, sent_at + duration_s)
+        # Only the time that this rank waited is lost. Under staleness, the wait for slower participants is
+        # measured in the sum of ledgers instead.
         idle_s = 0.0 if self._config.federation.staleness else min(total.idle_s, waited_s)
-        done = self._exchanged
-        done.exchanged_s += took_s
-        done.waited_s += waited_s
-        done.idle_s += idle_s
-        done.travel_s += waited_s - idle_s
-        done.bytes_sent += total.bytes_sent
+        cost = self._cost
+        cost.exchanged_s += duration_s
+        cost.waited_s += waited_s
+        cost.idle_s += idle_s
+        cost.travel_s += waited_s - idle_s
+        cost.bytes_sent += total.bytes_sent
 
-    def share(self, ledger: Ledger, *, round: int = 0, training: Training | None = None) -> Ledger:
-        """Return the ledger with everyone's values in it. Ends the round's measurement: what this sum itself
-        takes counts for the next round. Collective.
+    def sum_over_ranks(self, ledger: Ledger, *, round: int = 0, training: Training | None = None) -> Ledger:
+        """Return the sum of all ranks' ledgers. This ends the round's measurement: the time of the sum itself
+        belongs to the next round. Collective over all ranks.
 
         Args:
-            training: of the round that is settled; None: there was no training.
+            ledger: with this rank's values. training: of the round that is settled; None: there was none.
+
+        Raises:
+            LostPeerError: a participant is missing.
         """
         before = training.stages if training else {}
         stages = added(added(before, self._between), self._clock.snapshot_and_reset())
         self._fill(ledger, stages, training)
-        self._between, self._late_s, self._exchanged = {}, 0.0, Exchanged()
-        own = self._engine.sum_over_client(ledger.vector)
-        begin = time.perf_counter()
-        total = self._link.sum(own, 0.0)
-        self._late_s = min(total.idle_s, time.perf_counter() - begin)
+        self._between = {}
+        self._late_s = 0.0
+        self._cost = ExchangeCost()
+        of_client = self._engine.sum_over_client(ledger.vector)
+        began = time.perf_counter()
+        total = self._link.sum(of_client, 0.0)
+        self._late_s = min(total.idle_s, time.perf_counter() - began)
         if training:
-            self._clock.trace.span("wait", f"others of round {round}", begin, begin + total.idle_s)
+            self._clock.trace.span("wait", f"others of round {round}", began, began + total.idle_s)
         return self._ledger(total.vector)
 
-    def record(self, round: int, asked: Sequence[int], ledger: Ledger, **known: Any) -> None:
-        """Tell the monitor what a round came to.
+    def report(self, round: int, clients: Sequence[int], ledger: Ledger, **values: Any) -> None:
+        """Give the monitor the record of a round.
 
         Args:
-            asked: clients of the round. ledger: with everyone's values. known: what no ledger tells, by the
-                record's names (factor_error, update_norm, ...).
+            clients: sampled for the round. ledger: summed over all ranks.
+            values: of the record that are in no ledger, by name (factor_error, update_norm, ...).
         """
         steps = local_steps_of(self._config.train, self._role.cluster)
         lr = lr_at(self._config.train, max(0, round * steps - 1), self._config.federation.rounds * steps)
-        self._monitor.round(round_record(ledger, round, tuple(asked), lr=lr, **known))
+        self._monitor.round(round_record(ledger, round, tuple(clients), lr=lr, **values))
 
     def _fill(self, ledger: Ledger, stages: Seconds, training: Training | None) -> None:
-        """Put what this rank has measured in its slots."""
-        done = self._exchanged
+        """Write this rank's measurements of a round into its slots of a ledger."""
+        cost = self._cost
         engine = self._engine
         size = self._engine.groups.client_size
-        idle_s = stages["idle"] + self._late_s + done.idle_s
+        idle_s = stages["idle"] + self._late_s + cost.idle_s
         ledger.set_rank(
-            self._role.place,
+            self._role.worker_index,
             **registry.measured(),
             ranks=1.0,
             compute_s=stages["compute"],
             gather_s=stages["gather"],
-            exchange_s=done.travel_s,
+            exchange_s=cost.travel_s,
             idle_s=idle_s,
             wall_s=sum(stages.values()),
-            bytes_sent=done.bytes_sent,
+            bytes_sent=cost.bytes_sent,
             peak_bytes=self._peak_bytes(),
             device_bytes=engine.device_bytes,
             loaded_bytes=engine.take_loaded(),
             stop=float(self._signals.stop()),
             renew=float(self._signals.renew()),
-            exchanged_s=done.exchanged_s,
-            waited_s=done.waited_s,
+            exchanged_s=cost.exchanged_s,
+            waited_s=cost.waited_s,
             **(training.figures if training else {}),
         )
-        for client in self._role.clients:  # what its ranks did for it and for those who share them
+        for client in self._role.clients:  # clients that share a rank share these figures
             ledger.add_client(
                 client,
-                exchange_s=done.travel_s / size,
+                exchange_s=cost.travel_s / size,
                 idle_s=idle_s / size,
-                bytes_sent=done.bytes_sent,
+                bytes_sent=cost.bytes_sent,
                 peak_bytes=self._peak_bytes(),
             )
 
-    def _ledger(self, vector) -> Ledger:
+    def _ledger(self, vector: np.ndarray | None) -> Ledger:
         clients = self._config.data.clients
         sums_only = self._config.routing.sums_only
         return Ledger(clients, self._role.ranks, vector, sums_only=sums_only, hides=self._hides)

@@ -1,4 +1,4 @@
-"""What a rank is in a federated run."""
+"""The role of a rank in a federated run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from fedspeed.data.clients import ClientData
 
 @dataclass(frozen=True, kw_only=True)
 class RankRole:
-    """Says what one rank is in the run, and for whom it works.
+    """The role of one rank: which clients it trains, and what else it does.
 
     Attributes:
-        clients: data of the clients that this rank carries, by client number; all ranks of a client carry
-            the same.
-        place: where the rank stands among the ranks that work, from 0. ranks: how many these are.
-        gateway: whether it speaks for its clients. reporter: whether it commits the journal and reports
-            (exactly one rank does).
+        clients: data of this rank's clients, by client number; the same on all ranks of a client.
+        worker_index: number of the rank among the ranks that train or serve, from 0. ranks: how many these
+            are.
+        gateway: whether it takes part in exchanges for its clients.
+        reporter: whether it commits the journal and reports; exactly one rank does.
         cluster: name of its cluster, which may have its own number of local steps.
-        server: whether it is one of the ranks of the method's server, which take its steps together
-            (Method.server_step); the gateway among them tells the result.
-        public_rows: what the server trains on; None elsewhere.
+        server: whether it is a rank of the method's server. The server's ranks take `Method.server_step`
+            together, and the gateway among them sends the result.
+        public_rows: rows that the server trains on; None on other ranks.
     """
 
     clients: Mapping[int, ClientData]
-    place: int = 0
+    worker_index: int = 0
     ranks: int = 1
     gateway: bool = True
     reporter: bool = True

@@ -1,23 +1,24 @@
-"""The federated rounds: ask clients, let each take its local steps from the global state, sum, apply,
-evaluate, record, keep.
+"""The federated rounds: clients train from the global state, their updates are summed and applied, the new
+state is evaluated, and the round is reported and journalled.
 """
 
 import math
 
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import overlap, pacing, updating
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.evaluating import evaluate
 from fedspeed.federation.keeping import Progress, ending
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.parts import RankParts
 from fedspeed.federation.recording import held_out_loss
 from fedspeed.federation.serving import server_stepped
-from fedspeed.federation.updating import Update
+from fedspeed.federation.updating import AppliedUpdate, SentUpdate, TrainedUpdate
 
 
 def run(parts: RankParts, progress: Progress) -> Progress:
-    """Run all rounds that are left after `baseline`, and return what the last one left: `done`, or `stopped`
-    if the run was asked to end.
+    """Run all rounds that are left after `baseline`, and return the progress after the last one: `done`, or
+    `stopped` if the run was asked to end. Collective over all ranks of the run.
 
     Raises:
         FedSpeedError: training has diverged, or the journal cannot be written.
@@ -26,27 +27,29 @@ def run(parts: RankParts, progress: Progress) -> Progress:
     progress.stopped = False
     with parts.keeper:
         if progress.round:
-            parts.recorder.forget()
+            parts.recorder.start_measuring()
         if parts.config.federation.staleness:
             _run_overlapped(parts, progress)
         else:
-            _run_in_turn(parts, progress)
+            _run_synchronous(parts, progress)
     return progress
 
 
 def baseline(parts: RankParts, progress: Progress) -> None:
-    """Do round 0, if it is to come yet: what the method's server makes of the first state, the held-out loss
-    before any training, which the rounds have to beat, and the journal entry that makes a crash in round 1
-    resumable.
+    """Do round 0 unless it is in the journal already: the method's server takes its first step, the state is
+    evaluated before any training, and the journal gets the entry from which round 1 can be repeated.
+
+    Raises:
+        FedSpeedError: the held-out loss is not finite.
     """
     if progress.round or progress.done:
         return
     if not progress.is_resumed:
         progress.state = server_stepped(parts, progress.state, round=0)
     ledger = parts.recorder.ledger()
-    parts.recorder.forget()
+    parts.recorder.start_measuring()
     evaluate(parts, progress, ledger, "the evaluation before round 1")
-    ledger = parts.recorder.share(ledger)
+    ledger = parts.recorder.sum_over_ranks(ledger)
     loss = held_out_loss(ledger)
     if loss is not None and not math.isfinite(loss):
         raise FedSpeedError(
@@ -54,90 +57,91 @@ def baseline(parts: RankParts, progress: Progress) -> None:
             "adapter.start_from, or choose another model.dtype"
         )
     if parts.role.reporter:
-        parts.recorder.record(0, (), ledger, factor_error_exact=False, clipped=0)
-    if not progress.has_best:  # a run that was ended in round 1 has noted it before
+        parts.recorder.report(0, (), ledger, factor_error_exact=False, clipped=0)
+    if not progress.has_best:  # a run that was resumed from round 0 has its best loss from the journal
         parts.keeper.note_loss(progress, loss)
     parts.keeper.keep_clients(progress, parts.link)
     parts.keeper.commit(progress)
 
 
-def _run_in_turn(parts: RankParts, progress: Progress) -> None:
-    """Train a round and exchange its update, as often as the method exchanges, and settle it; then the
-    next.
-    """
+def _run_synchronous(parts: RankParts, progress: Progress) -> None:
+    """Run rounds one after the other: train and exchange, as often as the method does, then settle."""
     while not progress.is_over:
-        update = updating.begin(parts, progress.round + 1, start=progress.state, memory=progress.memory)
-        for _ in range(parts.trainer.exchanges):
-            update.start = progress.state
-            updating.train(parts, progress, update)
-            updating.send(parts, update)
-            updating.absorb(parts, progress, update)
-        _settle(parts, progress, update)
+        before = progress.state
+        update = updating.begin(parts, progress.round + 1, memory=progress.memory)
+        for exchange in range(parts.trainer.exchanges):
+            trained = updating.train(parts, progress, update, start=progress.state, exchange=exchange)
+            applied = updating.apply(parts, progress, updating.send(parts, trained))
+        _settle(parts, progress, applied, before=before)
 
 
 def _run_overlapped(parts: RankParts, progress: Progress) -> None:
-    """Train a round while the update of the one before travels, then settle that one (see `overlap`)."""
+    """Train each round while the update of the round before is exchanged, then settle that one."""
     if progress.is_over:
         return
-    # After a resume the first one is trained from what it was trained from before.
+    # After a resume, the first round is trained again from the state that it was trained from before.
     start = progress.state if progress.previous is None else progress.previous
-    update = updating.begin(
-        parts, progress.round + 1, start=start, memory=progress.memory, starts=progress.starts
-    )
-    updating.train(parts, progress, update)
-    updating.send(parts, update)
-    while not progress.is_over:
-        # Without a round ahead too: what one would have begun with, for a run that is made longer.
-        starts = updating.predicted_starts(parts, progress, update)
+    update = updating.begin(parts, progress.round + 1, memory=progress.memory, starts=progress.starts)
+    sent: SentUpdate | None = updating.send(parts, updating.train(parts, progress, update, start=start))
+    while sent is not None:
+        # Computed after the last round as well: a later run with more federation.rounds begins with these.
+        starts = updating.predicted_starts(parts, progress, sent.trained)
         ahead = None
-        if update.round < parts.config.federation.rounds:
-            ahead = updating.begin(
-                parts, update.round + 1, start=progress.state, memory=update.memory, starts=starts
-            )
-            updating.train(parts, progress, ahead)
-        progress.previous = progress.state
+        if sent.round < parts.config.federation.rounds:
+            update = updating.begin(parts, sent.round + 1, memory=sent.update.memory, starts=starts)
+            ahead = updating.train(parts, progress, update, start=progress.state)
+        before = progress.state
+        progress.previous = before
         progress.starts = starts
-        updating.absorb(parts, progress, update)
-        _settle(parts, progress, update, ahead)
-        update = ahead
+        applied = updating.apply(parts, progress, sent)
+        sent = _settle(parts, progress, applied, before=before, ahead=ahead)
 
 
-def _settle(parts: RankParts, progress: Progress, update: Update, ahead: Update | None = None) -> None:
-    """Do the rest of a round whose update is in the state: its evaluation and records.
+def _settle(
+    parts: RankParts,
+    progress: Progress,
+    applied: AppliedUpdate,
+    *,
+    before: Arrays,
+    ahead: TrainedUpdate | None = None,
+) -> SentUpdate | None:
+    """Finish a round whose update has been applied: evaluate, decide whether to go on, report, and commit.
 
     Args:
-        ahead: the round after it, whose local steps have been taken already. Its update is sent before this
-            round is written down.
+        before: the global state before the round's update.
+        ahead: under staleness, the next round's trained update. It is sent before this round is written down,
+            and returned, unless the run is over.
     """
+    update = applied.update
     progress.round = update.round
     progress.memory = update.memory
     if pacing.is_evaluated(parts.config.federation, update.round):
         evaluate(parts, progress, update.ledger, f"the evaluation after round {update.round}")
     parts.recorder.note_updates(update.ledger, update.counted)
-    ledger = parts.recorder.share(update.ledger, round=update.round, training=update.training)
+    ledger = parts.recorder.sum_over_ranks(update.ledger, round=update.round, training=update.training)
     parts.keeper.note_loss(progress, held_out_loss(ledger))
-    _decide(parts, progress, update, ledger)
+    _decide(parts, progress, applied, ledger)
     is_kept = progress.is_over or update.round % parts.config.checkpoint.every == 0
     if is_kept:
         parts.keeper.keep_clients(progress, parts.link)
-    if ahead is not None and not progress.is_over:
-        updating.send(parts, ahead)
-    # A record comes before its commit: without one it is dropped on resuming, the reverse would leave a gap.
+    sent = updating.send(parts, ahead) if ahead is not None and not progress.is_over else None
+    # The record precedes the commit: resuming drops a record without a commit, but could not restore one.
     if parts.role.reporter:
-        updating.record(parts, progress, update, ledger)
+        updating.report(parts, progress, applied, before=before, ledger=ledger)
     if is_kept:
         parts.keeper.commit(progress)
+    return sent
 
 
-def _decide(parts: RankParts, progress: Progress, update: Update, ledger: Ledger) -> None:
-    """Decide by what all ranks told whether the run goes on, and from where."""
+def _decide(parts: RankParts, progress: Progress, applied: AppliedUpdate, ledger: Ledger) -> None:
+    """Decide from the summed ledger, alike on all ranks, whether the run goes on and how updates align."""
     federation = parts.config.federation
     if federation.staleness:
         progress.update_alignment = overlap.update_alignment(
-            update.aggregate.state,
-            update.start,
-            scale=update.scale,
-            mean_square=ledger.total("moved") / update.weight,
+            applied.aggregate.state,
+            applied.start,
+            scale=applied.scale,
+            mean_square=ledger.total("delta_square") / applied.weight,
         )
     progress.done = ending(
         progress.round, progress.stale, rounds=federation.rounds, patience=federation.patience

@@ -1,5 +1,5 @@
-"""Decisions that depend on the round's number alone: who is asked, in which order, and how fast the clients
-learn.
+"""Decisions that are functions of the round's number: which clients are sampled, in which order their turns
+come, and the learning rate.
 """
 
 import math
@@ -11,14 +11,14 @@ import numpy as np
 from fedspeed.data.config import TrainConfig
 
 
-def sample(seed: int, round: int, clients: int, asked: int) -> tuple[int, ...]:
-    """Return the clients of a round, drawn without replacement from (seed, round); all of them where
-    `asked` is 0.
+def sample_clients(seed: int, round: int, clients: int, count: int) -> tuple[int, ...]:
+    """Return the clients of a round in increasing order: `count` of `clients`, drawn without replacement from
+    (seed, round); all of them where `count` is 0.
     """
-    if asked in (0, clients):
+    if count in (0, clients):
         return tuple(range(clients))
     rng = np.random.default_rng([seed, 0x5A3, round])
-    return tuple(sorted(rng.choice(clients, asked, replace=False).tolist()))
+    return tuple(sorted(rng.choice(clients, count, replace=False).tolist()))
 
 
 def lr_at(train: TrainConfig, step: int, total: int) -> float:
@@ -32,16 +32,16 @@ def lr_at(train: TrainConfig, step: int, total: int) -> float:
     return train.lr * factors[train.schedule]
 
 
-def turn_order(asked: Sequence[int], speakers: Sequence[int]) -> tuple[int, ...]:
-    """Return the clients of a round in the order in which their turns come: the first of every participant,
-    then the second of each, and so on. Ranks that share a base take their turns at the same time.
+def turn_order(clients: Sequence[int], speakers: Sequence[int]) -> tuple[int, ...]:
+    """Return the clients of a round in the order of their turns: the first client of every participant, then
+    the second of each, and so on. Participants take their turns at the same time.
 
     Args:
-        speakers: by client of the whole run, the participant that carries it.
+        speakers: by client of the whole run, the participant that speaks for it.
     """
-    before: Counter[int] = Counter()
-    place = {}
-    for client in asked:
-        place[client] = before[speakers[client]]
-        before[speakers[client]] += 1
-    return tuple(sorted(asked, key=lambda client: (place[client], client)))
+    earlier: Counter[int] = Counter()
+    turn_numbers = {}
+    for client in clients:
+        turn_numbers[client] = earlier[speakers[client]]
+        earlier[speakers[client]] += 1
+    return tuple(sorted(clients, key=lambda client: (turn_numbers[client], client)))

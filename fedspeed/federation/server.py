@@ -1,9 +1,9 @@
-"""Server optimizers: the mean update as a pseudo-gradient. Every participant holds the same state and
-computes the same step.
+"""Server optimizers, which take the mean update as a pseudo-gradient. All participants have the same state
+and compute the same step; there need not be a server.
 
 `momentum` is FedAvgM (Hsu et al., 2019); `adam` and `yogi` are FedAdam and FedYogi (Reddi et al., ICLR 2021,
-algorithm 2, without bias correction, v starting at tau squared). What nobody trains (models.folded.trainable)
-takes no steps: it is what the aggregate says.
+algorithm 2, without bias correction, v starting at tau squared). Arrays that no client trains
+(models.folded.trainable) take no step: their new value is the aggregate's.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ State = dict[str, Arrays]  # moment -> name -> array
 
 
 def init(config: FederationConfig, tensors: Mapping[str, np.ndarray]) -> State:
-    """Return the moments before the first step."""
+    """Return the moments before the first step, float32, for every trained array."""
     moments = {"none": (), "momentum": ("m",), "adam": ("m", "v"), "yogi": ("m", "v")}
     start = {"m": 0.0, "v": config.server_tau**2}
     trained = trainable(tensors)
@@ -37,14 +37,14 @@ def update(
     aggregate: Mapping[str, np.ndarray],
     frozen: frozenset[str] = frozenset(),
 ) -> tuple[State, Arrays]:
-    """Take one step from the `old` global tensors towards the clients' `aggregate`.
+    """Take one step of the server optimizer from the global arrays `old` towards the clients' `aggregate`.
 
     Args:
-        state: moments of the last step.
-        frozen: names that nobody trained in this round; neither they nor their moments move.
+        state: moments after the step before.
+        frozen: names that no client trained in this round; these arrays and their moments stay unchanged.
 
     Returns:
-        The new moments and the new global tensors.
+        The new moments and the new global arrays.
     """
     if config.server_optimizer == "none" and config.server_step == 1.0:
         return state, dict(aggregate)  # exactly the aggregate: old + (aggregate - old) would round
@@ -55,30 +55,29 @@ def update(
         if name in frozen:
             continue
         delta = aggregate[name].astype(np.float64) - x
-        own = {moment: arrays[name] for moment, arrays in state.items()}
-        step, own = _step(config, own, delta)
-        for moment, array in own.items():
+        step, new_moments = _step(config, {moment: arrays[name] for moment, arrays in state.items()}, delta)
+        for moment, array in new_moments.items():
             moments[moment][name] = array.astype(np.float32)
         new[name] = (x + config.server_step * step).astype(np.float32)
     return moments, new
 
 
-def _step(config: FederationConfig, own: Arrays, delta: np.ndarray) -> tuple[np.ndarray, Arrays]:
-    """Return the step of one tensor and its new moments, all float64.
+def _step(config: FederationConfig, moments: Arrays, delta: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    """Return the step of one array, before the step size, and its new moments; all float64.
 
     Args:
-        own: its moments. delta: the pseudo-gradient.
+        moments: of this array. delta: the pseudo-gradient.
     """
     if config.server_optimizer == "none":
         return delta, {}
     if config.server_optimizer == "momentum":
-        step = config.server_momentum * own["m"].astype(np.float64) + delta
+        step = config.server_momentum * moments["m"].astype(np.float64) + delta
         return step, {"m": step}
     beta1 = config.server_momentum
     beta2 = config.server_beta2
     square = delta**2
-    m = beta1 * own["m"].astype(np.float64) + (1 - beta1) * delta
-    v = own["v"].astype(np.float64)
+    m = beta1 * moments["m"].astype(np.float64) + (1 - beta1) * delta
+    v = moments["v"].astype(np.float64)
     if config.server_optimizer == "adam":
         v = beta2 * v + (1 - beta2) * square
     else:

@@ -1,4 +1,4 @@
-"""What the server of a method does to the state, told to all ranks."""
+"""The step of a method's server: it computes a new state and broadcasts it to all ranks, signed."""
 
 from typing import TYPE_CHECKING
 
@@ -10,31 +10,32 @@ from fedspeed.federation.arrays import Arrays, are_finite
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.base import Method
 
-if TYPE_CHECKING:  # it imports what calls this
+if TYPE_CHECKING:  # `parts` imports, by way of the trainer, modules that import this one
     from fedspeed.federation.parts import RankParts
 
-SIGNATURE = 64  # bytes, of Ed25519
+SIGNATURE_BYTES = 64  # Ed25519
 
 
 def server_stepped(parts: "RankParts", state: Arrays, *, round: int, exchange: int = 0) -> Arrays:
-    """Return the state after the step of the method's server, which tells it to all, signed. Collective.
+    """Return the state after the step of the method's server, on all ranks; `state` itself if the method has
+    no such step. Collective over all ranks.
 
     Args:
         state: the same on all ranks. round: 0 before the first. exchange: of the round, from 0.
 
     Raises:
-        FedSpeedError: no rank is the server; its result is not finite, or it has not told the same to all.
+        FedSpeedError: no rank is the server, its result is not finite, or it has sent different results.
         LostPeerError: the server, or another participant, is missing.
     """
     if type(parts.method).server_step is Method.server_step:
         return state
     layout = Layout.of(state)
-    about = f"the server's step in round {round}, exchange {exchange}"
+    step_name = f"the server's step in round {round}, exchange {exchange}"
     vector = np.zeros(layout.size, dtype=np.float32)
-    signature = np.zeros(SIGNATURE, dtype=np.uint8)
+    signature = np.zeros(SIGNATURE_BYTES, dtype=np.uint8)
     if parts.role.server:
-        with activity.during(about):
-            made = parts.method.server_step(
+        with activity.during(step_name):
+            new_state = parts.method.server_step(
                 state,
                 parts.engine,
                 parts.role.public_rows,
@@ -42,35 +43,37 @@ def server_stepped(parts: "RankParts", state: Arrays, *, round: int, exchange: i
                 exchange=exchange,
                 trainer=parts.trainer,
             )
-        vector = layout.flatten(made)
+        vector = layout.flatten(new_state)
         if parts.witness is not None:
-            signature = parts.witness.sign(about, vector)
+            signature = parts.witness.sign(step_name, vector)
     priority = float(parts.role.server)
-    with activity.during(f"the wait for {about}"):
-        told = parts.link.share(vector, priority)
-    if told is None:
+    with activity.during(f"the wait for {step_name}"):
+        received = parts.link.share(vector, priority)
+    if received is None:
         raise FedSpeedError(
             f"federation.method={parts.config.federation.method.name} has a server, and no rank is one; "
             "write `# fed-host NAME role=server` in the hostfile"
         )
-    _check(parts, about, told, parts.link.share(signature, priority))
-    stepped = layout.unflatten(told)
+    received_signature = parts.link.share(signature, priority)
+    assert received_signature is not None, "the server that sent a vector with this priority signs it"
+    _check(parts, step_name, received, received_signature)
+    stepped = layout.unflatten(received)
     if not are_finite(stepped):
         raise FedSpeedError(
-            f"{about}: its result is not finite; look at federation.public_rows, or lower train.lr"
+            f"{step_name}: its result is not finite; look at federation.public_rows, or lower train.lr"
         )
     return stepped
 
 
-def _check(parts: "RankParts", about: str, told: np.ndarray, signature: np.ndarray) -> None:
-    """Hold what this rank has heard against what all have. Collective.
+def _check(parts: "RankParts", step_name: str, received: np.ndarray, signature: np.ndarray) -> None:
+    """Check that all participants received the same result with a valid signature. Collective over all ranks.
 
     Raises:
-        FedSpeedError: the server has not told, and signed, the same to all; on all ranks alike.
+        FedSpeedError: they did not; on all ranks alike.
     """
     problem = ""
     if parts.witness is not None:
-        problem = parts.witness.problem(about, told, signature)
+        problem = parts.witness.problem(step_name, received, signature)
     if parts.link.any_of_client(bool(problem)):
-        elsewhere = f"{about}: this rank's gateway has heard what others have not; its message says more"
+        elsewhere = f"{step_name}: this rank's gateway has heard what others have not; its message says more"
         raise FedSpeedError(problem or elsewhere)

@@ -1,5 +1,5 @@
-"""A participant's way to one other, on all of its ranks: its gateway speaks, and all of them hear what
-came.
+"""Messages between two participants, on all ranks of each: the gateway sends and receives, and passes what it
+receives on to the participant's other ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +12,21 @@ from fedspeed.errors import LostPeerError, connection_text
 from fedspeed.federation.arrays import Arrays
 from fedspeed.routing.channel import Channel
 
-if TYPE_CHECKING:  # torch stays away from whoever only gives it on
+if TYPE_CHECKING:  # torch is not imported by modules that only pass a channel on
     from fedspeed.engine.client_engine import ClientEngine
 
 
 class SharedChannel:
-    """Carries messages between a method's server and its clients (`routing.channel.Channel`), beside the
-    exchange. All ranks of a participant call it alike.
+    """Carries messages between a method's server and its clients (`routing.channel.Channel`), separately from
+    the exchange. All ranks of a participant call each method together.
 
     Args:
-        engine: for words between the participant's own ranks. channel: of its gateway; None on the others.
+        engine: for collectives between the participant's own ranks. channel: of its gateway; None on its
+            other ranks.
 
     Attributes:
-        server: number of the participant that is the server. speakers: by client, the number of the one that
-            speaks for it.
+        server: number of the participant that is the server.
+        speakers: by client, the number of the participant whose gateway speaks for it.
     """
 
     def __init__(
@@ -33,44 +34,42 @@ class SharedChannel:
     ):
         self._engine = engine
         self._channel = channel
-        self.server, self.speakers = server, tuple(speakers)
+        self.server = server
+        self.speakers = tuple(speakers)
 
     def send(self, peer: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Give participant `peer` some arrays by name: those of this participant's gateway, alone.
+        """Send arrays by name to participant `peer`. Only the gateway's arrays are sent.
 
         Raises:
             LostPeerError: the peer, or this participant's gateway, is gone.
         """
 
-        def speak(channel: Channel) -> bytes:
+        def send_arrays(channel: Channel) -> bytes:
             channel.send(peer, arrays)
             return b""
 
-        self._from_gateway(speak)
+        self._on_gateway(send_arrays)
 
     def receive(self, peer: int) -> Arrays:
-        """Wait for the next arrays that participant `peer` sends, of whatever types, and return them on all
-        ranks of this one.
+        """Wait for the next arrays that participant `peer` sends, of any types, and return them on all ranks.
 
         Raises:
-            LostPeerError: nothing came within the deadline, or the peer or this participant's gateway is
+            LostPeerError: nothing arrived within the deadline, or the peer or this participant's gateway is
                 gone.
-            FedSpeedError: what came is no set of arrays.
+            FedSpeedError: the message is not a set of arrays.
         """
-        return load(self._from_gateway(lambda channel: save(channel.receive(peer))))
+        return load(self._on_gateway(lambda channel: save(channel.receive(peer))))
 
-    def _from_gateway(self, speak: Callable[[Channel], bytes]) -> bytes:
-        """Let the gateway speak, and return what came of it on all ranks. Where it fails, they hear so
-        too.
-        """
+    def _on_gateway(self, call: Callable[[Channel], bytes]) -> bytes:
+        """Make a call on the gateway and return its result on all ranks. If it fails, all ranks raise."""
         failure = None
-        said = b""
+        result = b""
         if self._channel is not None:
             try:
-                said = speak(self._channel)
-            except Exception as error:  # noqa: BLE001 - told to the participant's other ranks, then raised
+                result = call(self._channel)
+            except Exception as error:  # noqa: BLE001 - the other ranks are informed, then it is raised
                 failure = error
-        length = len(said) if failure is None else -1
+        length = len(result) if failure is None else -1
         try:
             length = int(self._engine.share_from_gateway(np.array([length], dtype=np.int64))[0])
             if failure is not None:
@@ -81,7 +80,7 @@ class SharedChannel:
                 )
             if length == 0:
                 return b""
-            own = said if self._channel is not None else bytes(length)
-            return self._engine.share_from_gateway(np.frombuffer(bytearray(own), np.uint8)).tobytes()
-        except RuntimeError as error:  # torch's only kind for a lost connection
+            buffer = result if self._channel is not None else bytes(length)
+            return self._engine.share_from_gateway(np.frombuffer(bytearray(buffer), np.uint8)).tobytes()
+        except RuntimeError as error:  # the only type that torch raises for a lost connection
             raise LostPeerError(f"the gateway of this rank was lost: {connection_text(error)}") from error

@@ -1,4 +1,4 @@
-"""Named arrays as an engine takes and gives them."""
+"""Conversion between named arrays and the tensors of an engine."""
 
 from collections.abc import Mapping
 

@@ -1,9 +1,8 @@
-"""Clients' turns on one rank's engine: what the rounds, the audit and the comparison with a client alone
-call.
+"""Clients' turns on one rank's engine, for the rounds, the audit and the comparison with a client alone.
 
-A turn begins with the state that it starts from and an optimizer that is reset or restored, takes local steps
-on the client's own rows, and ends with what the weights are then. As many clients take their turns at the
-same time as the engine has client slots.
+A turn loads its start state and a fresh or restored optimizer, takes local steps on the client's own rows,
+and ends with the trained weights. As many clients take their turns at the same time as the engine has client
+slots.
 """
 
 import contextlib
@@ -15,7 +14,7 @@ import numpy as np
 
 from fedspeed import activity
 from fedspeed.config.run import RunConfig
-from fedspeed.data.batches import client_step
+from fedspeed.data.batches import StepBatches, client_step
 from fedspeed.data.config import local_steps_of
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
@@ -25,37 +24,38 @@ from fedspeed.federation.schedule import lr_at
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays, as_torch
 
-TURN = 0x7E4  # the stream of random numbers that turns draw from
-Between = Callable[[int, Turn], None]
+TURN_STREAM = 0x7E4  # the random stream of turns
+Between = Callable[[int, Turn], None]  # called with (client slot, turn)
 
 
 def turn_seed(seed: int, client: int, round: int, *, exchange: int = 0, share: int = 0) -> int:
-    """Return a seed of what is drawn in a turn: a resumed round draws the same.
+    """Return the random seed of a turn, a function of its arguments only, so that a resumed round draws the
+    same.
 
     Args:
-        seed: of the run. exchange: within the round.
-        share: a rank's share of the client's rows, for what the client's ranks draw apart; 0 for what they
-            draw alike.
+        seed: of the run. exchange: of the round, from 0.
+        share: number of the rank's share of the client's rows, for draws that differ between the client's
+            ranks; 0 for draws that are equal on all of them.
     """
-    key = [seed, TURN, client, round, share, *([exchange] if exchange else [])]
+    key = [seed, TURN_STREAM, client, round, share, *([exchange] if exchange else [])]
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def first_step(turn: Turn, steps_per_round: int) -> int:
-    """Return the number of a turn's first local step over the whole run, from 0."""
+    """Return the number of a turn's first local step, counted from 0 over the whole run."""
     return max(0, turn.round - 1) * steps_per_round + turn.exchange
 
 
 class Trainer:
-    """Takes turns on the engine of one rank.
+    """Trains clients' turns on the engine of one rank.
 
     Args:
-        monitor: is told of every local step; None: turns belong to no round that anybody watches.
+        monitor: informed of every local step; None: these turns are not shown.
         channel: between the method's server and the clients, on all ranks; None where there is no server.
 
     Attributes:
-        steps_per_round: local steps that this rank's clients take in a round at most.
-        exchanges: how often clients exchange updates in a round. channel: see above.
+        steps_per_round: the most local steps that this rank's clients take in a round.
+        exchanges: number of exchanges in a round.
     """
 
     def __init__(
@@ -73,10 +73,16 @@ class Trainer:
         self._engine = engine
         self._method = method
         self._monitor = monitor
-        self.channel = channel
+        self._channel = channel
         self.steps_per_round = local_steps_of(config.train, role.cluster)
         self.exchanges = self.steps_per_round if method.exchange_every == "step" else 1
         self._optimizers: Mapping[int, Arrays] = {}
+
+    @property
+    def channel(self) -> SharedChannel:
+        """Return the channel between the method's server and the clients; only for methods with a server."""
+        assert self._channel is not None, "a method without a server has no channel"
+        return self._channel
 
     def turn(
         self,
@@ -88,40 +94,39 @@ class Trainer:
         exchange: int = 0,
         memory: Arrays | None = None,
     ) -> Turn:
-        """Return what a client is to do in a round, from `state`."""
+        """Return a client's turn of a round that starts from `state`."""
         seed = self.seed(client, round, exchange)
         return self._method.turn(
             client, round, state, steps=steps, seed=seed, memory=memory or {}, exchange=exchange
         )
 
-    def alone(self, client: int, state: Arrays) -> Turn:
-        """Return what a client is to do that trains without the others: all local steps of the run, from
+    def turn_alone(self, client: int, state: Arrays) -> Turn:
+        """Return the turn of a client that trains without the others: all local steps of the run, from
         `state`.
         """
         steps = self._config.federation.rounds * self.steps_per_round
-        return self._method.alone(client, state, steps=steps, seed=self.seed(client, ALONE))
+        return self._method.turn_alone(client, state, steps=steps, seed=self.seed(client, ALONE))
 
     def seed(self, client: int, round: int, exchange: int = 0) -> int:
-        """Return the seed of a client's turn, which all ranks of the client know alike."""
+        """Return the seed of a client's turn, the same on all ranks of the client."""
         return turn_seed(self._config.run.seed, client, round, exchange=exchange)
 
     def _dropout_seed(self, turn: Turn) -> int:
-        """Return the seed of this rank's dropout in a turn: each rank of a client has rows of its own, and
-        masks of its own.
-        """
+        """Return the seed of this rank's dropout masks in a turn; each rank of a client draws its own."""
         share = self._engine.data_share[1]
         return turn_seed(self._config.run.seed, turn.client, turn.round, exchange=turn.exchange, share=share)
 
     def train(
         self, turns: Sequence[Turn], optimizers: Mapping[int, Arrays] | None = None
     ) -> Iterator[list[tuple[Turn, Trained]]]:
-        """Take turns of equally many steps, and yield those that were taken at the same time.
+        """Train turns with equal numbers of steps, and yield (turn, result) of those trained at the same
+        time.
 
-        The engine still holds them then, in its client slots from the first one on. Collective over the ranks
-        that share the base.
+        When they are yielded, they are still in the engine's client slots, from slot 0 on. Collective over
+        the ranks that share the base.
 
         Args:
-            optimizers: states of local optimizers to go on with, by client; the others begin anew.
+            optimizers: by client, the state of the local optimizer to restore; other clients start afresh.
         """
         engine = self._engine
         slots = self._engine.client_slots
@@ -131,11 +136,11 @@ class Trainer:
         passes, backward = self._method.passes(engine, len(turns), steps, accumulation)
         with engine.matched_passes(passes, backward):
             for first in range(0, len(turns), slots):
-                together = list(turns[first : first + slots])
-                trained = self._method.train(engine, together, self)
-                yield list(zip(together, trained, strict=True))
+                simultaneous = list(turns[first : first + slots])
+                trained = self._method.train(engine, simultaneous, self)
+                yield list(zip(simultaneous, trained, strict=True))
 
-    # For methods: one turn's parts.
+    # The steps of a turn, for methods that train in their own way.
 
     def begin(self, engine: ClientEngine, turns: Sequence[Turn]) -> None:
         """Load turns into the engine's first client slots, and seed this rank's dropout."""
@@ -152,15 +157,15 @@ class Trainer:
     def local_steps(
         self, engine: ClientEngine, turns: Sequence[Turn], *, between: Between | None = None
     ) -> list[Trained]:
-        """Train turns by gradients: each takes its steps, on its own rows.
+        """Train turns by gradient steps, each on its own rows.
 
         Args:
-            between: called with (client slot, turn) in every step once its gradients are there, before the
-                weights move; may add to them (ClientEngine.add_to_gradients).
+            between: called with (client slot, turn) between the gradients and the optimizer step; it may add
+                to the gradients (ClientEngine.add_to_gradients).
         """
         self.begin(engine, turns)
         sums = [Sums()] * len(turns)
-        with self._watched(turns):
+        with self._shown_progress(turns):
             for number in range(turns[0].steps):
                 done = self._step(engine, turns, number, between)
                 sums = [before + more for before, more in zip(sums, done)]
@@ -170,8 +175,8 @@ class Trainer:
             for slot, turn in enumerate(turns)
         ]
 
-    def rows(self, turn: Turn, number: int):
-        """Return this rank's batches of a turn's local step `number`, from 0 (data.batches.StepBatches)."""
+    def rows(self, turn: Turn, number: int) -> StepBatches:
+        """Return this rank's batches of a turn's local step `number`, from 0."""
         train = self._config.train
         step = first_step(turn, self.steps_per_round) + number
         data = self._role.clients[turn.client]
@@ -188,13 +193,13 @@ class Trainer:
         )
 
     def ask(self, arrays: Arrays) -> Arrays:
-        """Tell the method's server some arrays, and return what it answers, of whatever names, shapes and
-        types (`Method.serve`). All ranks of a client ask together: what its gateway tells counts, and all
-        hear the answer. What each rank has a part of is brought together before.
+        """Send arrays to the method's server, and return its answer: arrays of any names, shapes and types
+        (`Method.serve`). All ranks of a client call this together. The gateway's arrays are sent, so arrays
+        that are divided over ranks must be gathered before; all ranks receive the answer.
 
         Raises:
             LostPeerError: the server, or this client's gateway, is gone.
-            FedSpeedError: what came is no set of arrays.
+            FedSpeedError: the answer is not a set of arrays.
         """
         self.channel.send(self.channel.server, arrays)
         return self.channel.receive(self.channel.server)
@@ -205,28 +210,28 @@ class Trainer:
         return lr_at(self._config.train, first_step(turn, self.steps_per_round) + number, whole)
 
     def round_lr(self, round: int, exchange: int = 0) -> float:
-        """Return the learning rate that clients begin a round's exchange with, those of this rank's cluster
-        if clusters take different numbers of steps; in round 0 that of round 1.
+        """Return the learning rate of a round's first local step before an exchange; in round 0, that of
+        round 1. Where clusters take different numbers of steps, it is that of this rank's cluster.
         """
         whole = self._config.federation.rounds * self.steps_per_round
         begun = max(0, round - 1)
         return lr_at(self._config.train, begun * self.steps_per_round + exchange, whole)
 
-    def public_batches(self, step: int):
-        """Return this rank's batches of a step of the method's server over the public rows, as those of a
-        client's local step (data.batches.StepBatches): ranks of the server get different rows.
+    def public_batches(self, step: int) -> StepBatches:
+        """Return this rank's batches of public rows for a step of the method's server. As with a client's
+        local step, the server's ranks get different rows.
 
         Args:
-            step: of the server, from 0 over the whole run, as the method counts them.
+            step: counted by the method, from 0 over the whole run.
         """
         train = self._config.train
         config = self._config
-        assert self._role.public_rows is not None, "public_batches: only a server with public rows has some"
+        assert self._role.public_rows is not None, "only a server whose method has public rows calls this"
         ranks, client_rank = self._engine.data_share
         return client_step(
             self._role.public_rows,
             config.run.seed,
-            config.data.clients,  # a stream of its own, behind those of all clients
+            config.data.clients,  # the random stream that follows those of all clients
             step,
             train.micro_batch,
             accumulation=train.accumulation,
@@ -235,7 +240,11 @@ class Trainer:
         )
 
     def stepped(self, turns: Sequence[Turn], number: int, done: Sequence[Sums]) -> None:
-        """Tell whoever watches that local step `number` of some turns is taken, with its sums by turn."""
+        """Report a finished local step to the progress display and the monitor.
+
+        Args:
+            turns: trained at the same time. number: of the step, from 0. done: its sums, by turn.
+        """
         activity.advance()
         turn = turns[0]
         if self._monitor is not None:
@@ -245,16 +254,16 @@ class Trainer:
     def _step(
         self, engine: ClientEngine, turns: Sequence[Turn], number: int, between: Between | None
     ) -> list[Sums]:
-        """Take one local step of all turns; `Sums.steps` tells whether it moved the weights."""
+        """Take one local step of all turns; `Sums.steps` is 0 where the optimizer skipped it, else 1."""
         sums = engine.gradients([self.rows(turn, number) for turn in turns])
         if between is not None:
             for slot, turn in enumerate(turns):
                 between(slot, turn)
-        moved = engine.step(self.lr(turns[0], number))
-        return [replace(own, steps=int(has_moved)) for own, has_moved in zip(sums, moved, strict=True)]
+        were_taken = engine.step(self.lr(turns[0], number))
+        return [replace(of_turn, steps=int(taken)) for of_turn, taken in zip(sums, were_taken, strict=True)]
 
-    def _watched(self, turns: Sequence[Turn]):
-        """Surround the steps of turns that somebody watches."""
+    def _shown_progress(self, turns: Sequence[Turn]) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which the turns' steps are shown as progress, if there is a monitor."""
         if self._monitor is None:
             return contextlib.nullcontext()
         turn = turns[0]

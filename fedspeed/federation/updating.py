@@ -1,5 +1,5 @@
-"""A round's update: trained, sent, summed, and made a new state. One function each; `rounds` says in which
-order.
+"""A round's update, step by step: begun, trained, sent, applied to the global state, reported. There is one
+function for each step, and one type for what exists after it; `rounds` calls them in order.
 """
 
 import time
@@ -10,75 +10,114 @@ from fedspeed import activity
 from fedspeed.errors import FedSpeedError
 from fedspeed.federation import overlap, server
 from fedspeed.federation.arrays import Arrays, are_finite
-from fedspeed.federation.contributing import Contribution, counts
+from fedspeed.federation.contributing import Contribution, is_usable
 from fedspeed.federation.keeping import Progress
 from fedspeed.federation.ledger import Ledger
-from fedspeed.federation.link import Started
+from fedspeed.federation.link import PendingSum
 from fedspeed.federation.methods.base import Aggregate, Trained, Turn
 from fedspeed.federation.parts import RankParts
 from fedspeed.federation.recording import Training
-from fedspeed.federation.schedule import sample, turn_order
+from fedspeed.federation.schedule import sample_clients, turn_order
 from fedspeed.federation.serving import server_stepped
 from fedspeed.federation.tensors import as_arrays, as_torch
 
 
 @dataclass
-class Update:
-    """One round's update, from its local steps to the state that it makes.
+class RoundUpdate:
+    """What one rank collects over all exchanges of a round.
 
     Attributes:
-        asked: clients of the round. start: the common state that it is trained from.
-        starts: under staleness, what this rank's clients begin with instead.
-        frozen: names that nobody trains.
-        memory: by client, what this rank's clients alone go on with (Turn.memory): from the round before, and
-            of this one for those that have taken their turns.
-        exchange: which of the round's exchanges is next, from 0; methods that exchange every step have many.
-        contribution: of this rank's clients to that exchange, once they have trained. counted: by client,
-            whether all its updates do.
-        ledger, training: what this rank measured.
-        started, sent: the sum under way, and since when (time.perf_counter).
-        before: the state before the round changed it. aggregate, weight, scale: of its last sum.
-        clipped: values that were beyond what an exchange carries.
+        round: its number, from 1.
+        clients: those sampled for the round, over the whole run.
+        starts: under staleness, the predicted state that each of this rank's clients starts from; other
+            clients start from the common state.
+        frozen: names of arrays that no client trains in this round.
+        ledger: this rank's counters and losses.
+        memory: by client, the arrays that a client of this rank keeps for its next turn (`Turn.memory`): from
+            the round before, replaced as clients finish their turns.
+        counted: by client of this rank, whether all its updates of the round were usable.
+        training: seconds and engine figures of the round's local steps.
+        clipped: values beyond the range of the exchange, over all participants.
     """
 
     round: int
-    asked: tuple[int, ...]
-    start: Arrays
+    clients: tuple[int, ...]
     starts: dict[int, Arrays]
     frozen: frozenset[str]
     ledger: Ledger
     memory: dict[int, Arrays]
-    contribution: Contribution | None = None
-    exchange: int = 0
     counted: dict[int, bool] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
-    started: Started | None = None
-    sent: float = 0.0
-    before: Arrays | None = None
-    aggregate: Aggregate | None = None
-    weight: float = 0.0
-    scale: float = 1.0
     clipped: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedUpdate:
+    """Local steps that were taken for one exchange of a round, before anything is sent.
+
+    Attributes:
+        exchange: its number in the round, from 0; above 0 only for methods that exchange after every step.
+        start: the common state that deltas are counted from.
+        contribution: what this rank adds to the sum.
+    """
+
+    update: RoundUpdate
+    exchange: int
+    start: Arrays
+    contribution: Contribution
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentUpdate:
+    """An exchange in progress; `sent_at` is its start by time.perf_counter."""
+
+    trained: TrainedUpdate
+    pending: PendingSum
+    sent_at: float
+
+    @property
+    def update(self) -> RoundUpdate:
+        """Return the update of the round that the exchange belongs to."""
+        return self.trained.update
+
+    @property
+    def round(self) -> int:
+        """Return the number of the round that the exchange belongs to."""
+        return self.trained.update.round
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedUpdate:
+    """An exchange whose sum has been applied to the global state.
+
+    Attributes:
+        start: the common state that it was trained from.
+        aggregate: what the method made of the sum.
+        weight: sum of all clients' weights.
+        scale: what the mean delta was multiplied by (`pacing.fednova_scale`).
+    """
+
+    update: RoundUpdate
+    start: Arrays
+    aggregate: Aggregate
+    weight: float
+    scale: float
+
+
 def begin(
-    parts: RankParts,
-    round: int,
-    *,
-    start: Arrays,
-    memory: Mapping[int, Arrays],
-    starts: dict[int, Arrays] | None = None,
-) -> Update:
-    """Begin a round's update: sample its clients.
+    parts: RankParts, round: int, *, memory: Mapping[int, Arrays], starts: dict[int, Arrays] | None = None
+) -> RoundUpdate:
+    """Begin a round's update by sampling its clients.
 
     Args:
-        memory: of the round before, which stays as it is. start, starts: see `Update`.
+        memory: clients' memory after the round before; it is copied. starts: see `RoundUpdate`.
     """
     config = parts.config
-    return Update(
+    return RoundUpdate(
         round=round,
-        asked=sample(config.run.seed, round, config.data.clients, config.federation.clients_per_round),
-        start=start,
+        clients=sample_clients(
+            config.run.seed, round, config.data.clients, config.federation.clients_per_round
+        ),
         starts=starts or {},
         frozen=parts.method.frozen(round),
         ledger=parts.recorder.ledger(),
@@ -86,145 +125,167 @@ def begin(
     )
 
 
-def train(parts: RankParts, progress: Progress, update: Update) -> None:
-    """Let the clients of a round that this rank carries take their turns, for its next exchange."""
+def train(
+    parts: RankParts, progress: Progress, update: RoundUpdate, *, start: Arrays, exchange: int = 0
+) -> TrainedUpdate:
+    """Train this rank's clients of a round for one exchange. Collective over the ranks that share the base.
+
+    Args:
+        start: the common state that clients start from and deltas are counted from.
+        exchange: its number in the round, from 0.
+    """
     parts.recorder.begin_training(update.round)
-    mine = [client for client in parts.role.clients if client in update.asked]
-    steps = parts.pace.steps(len(mine)) if parts.trainer.exchanges == 1 else 1
-    update.contribution = Contribution.empty(parts.method.values(update.round))
-    parts.engine.load_folded(as_torch(update.start))  # a rank without turns may compute for others
+    clients = [client for client in parts.role.clients if client in update.clients]
+    steps = parts.pace.steps(len(clients)) if parts.trainer.exchanges == 1 else 1
+    contribution = Contribution.empty(parts.method.values(update.round))
+    trained = TrainedUpdate(update=update, exchange=exchange, start=start, contribution=contribution)
+    parts.engine.load_folded(as_torch(start))  # needed without turns too: pipeline ranks compute for others
     turns = [
         parts.trainer.turn(
             client,
             update.round,
-            update.starts.get(client, update.start),
+            update.starts.get(client, start),
             steps=steps,
-            exchange=update.exchange,
+            exchange=exchange,
             memory=update.memory.get(client),
         )
-        for client in mine
+        for client in clients
     ]
     if parts.role.server:
         channel = parts.trainer.channel
-        order = turn_order(update.asked, channel.speakers)
-        parts.method.serve(parts.engine, channel, update.round, update.exchange, asked=order)
-    with parts.pace.measured(len(mine), steps):
-        for together in parts.trainer.train(turns, progress.optimizers):
-            for slot, ended in enumerate(together):
-                _contribute(parts, progress, update, ended, slot)
-            parts.recorder.note_turns(update.ledger, together)
+        order = turn_order(update.clients, channel.speakers)
+        parts.method.serve(parts.engine, channel, update.round, exchange, clients=order)
+    with parts.pace.measure(len(clients), steps):
+        for simultaneous in parts.trainer.train(turns, progress.optimizers):
+            for slot, (turn, result) in enumerate(simultaneous):
+                _add_turn(parts, progress, trained, turn, result, slot=slot)
+            parts.recorder.note_turns(update.ledger, simultaneous)
     parts.recorder.end_training(update.training)
+    return trained
 
 
-def _contribute(
-    parts: RankParts, progress: Progress, update: Update, ended: tuple[Turn, Trained], slot: int
+def _add_turn(
+    parts: RankParts, progress: Progress, trained: TrainedUpdate, turn: Turn, result: Trained, *, slot: int
 ) -> None:
-    """Add a turn to what this rank sends, if it counts, and keep what its client goes on with.
+    """Add a turn's result to this rank's contribution if it is usable, and store what its client keeps.
 
     Args:
-        slot: of the engine, where the client still is.
+        slot: client slot of the engine that still contains the client.
     """
-    turn, trained = ended
+    update = trained.update
     client = turn.client
-    config = parts.config
-    is_counted = counts(trained)
-    update.counted[client] = update.counted.get(client, True) and is_counted
-    if not is_counted:
+    usable = is_usable(result)
+    update.counted[client] = update.counted.get(client, True) and usable
+    if not usable:
         return
-    factor = parts.pace.factor(trained.sums.steps)
-    update.contribution.add(
+    factor = parts.pace.delta_factor(result.sums.steps)
+    trained.contribution.add(
         parts.method,
         turn,
-        trained,
-        start=update.start,
+        result,
+        start=trained.start,
         weight=parts.weights[client],
         factor=factor,
         transform=parts.transform,
     )
     if factor is not None:
-        moved = update.contribution.squares[client]
-        update.ledger.add_client(client, moved=moved / parts.engine.groups.client_size)
-    if config.federation.local_optimizer == "keep":
+        # All ranks of the client add the same number, and the ledger sums over ranks.
+        square = trained.contribution.squares[client] / parts.engine.groups.client_size
+        update.ledger.add_client(client, delta_square=square)
+    if parts.config.federation.local_optimizer == "keep":
         progress.optimizers[client] = as_arrays(parts.engine.optimizer_state(slot))
     if parts.method.keeps_memory:
-        update.memory[client] = trained.memory
+        update.memory[client] = result.memory
 
 
-def send(parts: RankParts, update: Update) -> None:
-    """Begin the sum of all clients' updates."""
-    update.sent = time.perf_counter()
-    own = update.contribution
-    update.started = parts.link.start(own.vector, own.weight, parts.method.parts(update.round))
+def send(parts: RankParts, trained: TrainedUpdate) -> SentUpdate:
+    """Start the sum over all clients' updates; it proceeds in the background."""
+    sent_at = time.perf_counter()
+    contribution = trained.contribution
+    segments = parts.method.segments(trained.update.round)
+    pending = parts.link.start(contribution.vector, contribution.weight, segments)
+    return SentUpdate(trained=trained, pending=pending, sent_at=sent_at)
 
 
-def predicted_starts(parts: RankParts, progress: Progress, update: Update) -> dict[int, Arrays]:
-    """Return what each of this rank's clients goes on from while its update is under way (see `overlap`)."""
-    part = overlap.expected_part(progress.update_alignment, len(update.asked))
+def predicted_starts(parts: RankParts, progress: Progress, trained: TrainedUpdate) -> dict[int, Arrays]:
+    """Return the state that each of this rank's clients continues from during the exchange (`overlap`)."""
+    update = trained.update
+    fraction = overlap.expected_fraction(progress.update_alignment, len(update.clients))
     return {
         client: overlap.predicted_start(
-            parts.config.federation, progress.state, progress.moments, delta, part=part, frozen=update.frozen
+            parts.config.federation,
+            progress.state,
+            progress.moments,
+            delta,
+            fraction=fraction,
+            frozen=update.frozen,
         )
-        for client, delta in update.contribution.deltas.items()
+        for client, delta in trained.contribution.deltas.items()
     }
 
 
-def absorb(parts: RankParts, progress: Progress, update: Update) -> None:
-    """Wait for the sum of an update, and make the global state what it says.
+def apply(parts: RankParts, progress: Progress, sent: SentUpdate) -> AppliedUpdate:
+    """Wait for the sum of an exchange, and apply it to the global state in `progress`. Collective.
 
     Raises:
-        FedSpeedError: there is no update that is finite, or their sum is not.
+        FedSpeedError: no client's update is finite, or their sum is not.
         LostPeerError: a participant is missing.
     """
-    name = f"exchange of round {update.round}"
+    trained = sent.trained
+    update = sent.update
     round = update.round
-    begin = time.perf_counter()
+    name = f"exchange of round {round}"
+    wait_began = time.perf_counter()
     with activity.during(f"the {name}"):
-        total = parts.link.finish(update.started)
-    waited_s = time.perf_counter() - begin
-    parts.keeper.wait()  # of the round before: it clears away what no round needs
-    parts.recorder.note_exchange(name, total, sent=update.sent, waited_s=waited_s)
+        total = parts.link.finish(sent.pending)
+    waited_s = time.perf_counter() - wait_began
+    parts.keeper.wait()  # for the commit of the round before, which also deletes files that are out of date
+    parts.recorder.note_exchange(name, total, sent_at=sent.sent_at, waited_s=waited_s)
     if total.weight <= 0:
         raise FedSpeedError(f"round {round}: no client's update is finite; lower train.lr, or set train.clip")
-    own = update.contribution
-    update.scale = parts.pace.scale(parts.link, own.weight, own.weighted_steps)
-    update.weight = total.weight
+    contribution = trained.contribution
+    scale = parts.pace.mean_scale(parts.link, contribution.weight, contribution.weighted_steps)
     update.clipped += total.clipped
-    update.aggregate = parts.method.aggregate(
-        update.start, total.vector, total.weight, round=round, exchange=update.exchange, factor=update.scale
+    aggregate = parts.method.aggregate(
+        trained.start, total.vector, total.weight, round=round, exchange=trained.exchange, factor=scale
     )
-    if not are_finite(update.aggregate.state):
+    if not are_finite(aggregate.state):
         raise FedSpeedError(
             f"round {round}: the sum of the updates is beyond fp32; lower train.lr, or set train.clip"
         )
-    _advance(parts, progress, update)
+    _advance(parts, progress, trained, aggregate)
+    return AppliedUpdate(
+        update=update, start=trained.start, aggregate=aggregate, weight=total.weight, scale=scale
+    )
 
 
-def _advance(parts: RankParts, progress: Progress, update: Update) -> None:
-    """Move the global state by an update's aggregate, as the server optimizer and the server say."""
+def _advance(parts: RankParts, progress: Progress, trained: TrainedUpdate, aggregate: Aggregate) -> None:
+    """Advance the global state by an aggregate: server optimizer first, then the method's server."""
     federation = parts.config.federation
     before = progress.state
-    target = update.aggregate.state
-    if federation.staleness and update.start is not before:  # the state has moved since
-        target = overlap.carried_over(before, update.start, target)
-    moments, state = server.update(federation, progress.moments, before, target, update.frozen)
-    update.before = before if update.before is None else update.before
+    target = aggregate.state
+    if federation.staleness and trained.start is not before:  # another round was applied in the meantime
+        target = overlap.carried_over(before, trained.start, target)
+    moments, state = server.update(federation, progress.moments, before, target, trained.update.frozen)
     progress.moments = moments
-    progress.state = server_stepped(parts, state, round=update.round, exchange=update.exchange)
-    update.exchange += 1
+    progress.state = server_stepped(parts, state, round=trained.update.round, exchange=trained.exchange)
 
 
-def record(parts: RankParts, progress: Progress, update: Update, ledger: Ledger) -> None:
-    """Tell what a round came to.
+def report(
+    parts: RankParts, progress: Progress, applied: AppliedUpdate, *, before: Arrays, ledger: Ledger
+) -> None:
+    """Report a round to the monitor.
 
     Args:
-        ledger: with everyone's values.
+        before: the global state before the round's update. ledger: summed over all ranks.
     """
-    parts.recorder.record(
+    update = applied.update
+    parts.recorder.report(
         update.round,
-        update.asked,
+        update.clients,
         ledger,
-        update_norm=parts.method.update_norm(update.before, progress.state),
-        factor_error=update.aggregate.factor_error,
-        factor_error_exact=parts.method.exact_error,
+        update_norm=parts.method.update_norm(before, progress.state),
+        factor_error=applied.aggregate.factor_error,
+        factor_error_exact=parts.method.factor_error_is_exact,
         clipped=update.clipped,
     )

@@ -1,14 +1,15 @@
-"""What a method of federated training is: who trains what, what a client sends, and what the sum of it means.
+"""The interface of a method of federated training: which client trains what, what a client sends, and how the
+sum of all updates becomes a new state.
 
-The rounds (`federation.rounds`) call a method; it never calls them. All that decides is a function of arrays,
-so every rank of every client, which hold the same state and hear the same sum, come to the same new state.
+The rounds (`federation.rounds`) call a method; a method never calls the rounds. Its decisions are functions
+of arrays, so all ranks, which have the same state and receive the same sum, compute the same new state.
 
-The order of a round: `turn` for each client that is asked, `train` for as many turns as the engine has client
+The order of a round: `turn` for each sampled client, `train` for as many turns as the engine has client
 slots, `encode` for each of them, the sum over all clients, `aggregate`, the server optimizer, `server_step`.
-`models` says what is then evaluated and exported. A method that has a server (`RankRole.server`) computes on
-it in `serve`, while clients train, and in `server_step`.
+`models` returns what is then evaluated and exported. A method that has a server (`RankRole.server`) computes
+there in `serve`, while clients train, and in `server_step`.
 
-docs/methods.md says which member carries what of the methods that FedSpeed is compared with.
+docs/methods.md shows which member implements which part of published methods.
 """
 
 from abc import ABC, abstractmethod
@@ -29,26 +30,29 @@ from fedspeed.federation.registered import class_in
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.models.folded import trainable
 
-if TYPE_CHECKING:  # torch stays away from whoever only asks what a method needs
+if TYPE_CHECKING:  # torch is not imported by modules that only ask what a method needs
+    from fedspeed.data.clients import ClientData
     from fedspeed.engine.client_engine import ClientEngine, Sums
+    from fedspeed.federation.trainer import Trainer
+    from fedspeed.models.catalogue import ModelShape
 
-ALONE = 0  # the round of a turn that a client takes without the others
+ALONE = 0  # the round number of a turn that a client takes without the others
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One client's part of one round, before it is trained.
+    """One client's task in one round.
 
     Attributes:
-        start: full fp32 arrays by name that the client begins with.
-        frozen: names that keep their value in this turn: what the client does not train. What no client of
-            the round trains, `Method.frozen` says.
+        start: all fp32 arrays by name that the client starts from.
+        frozen: names of arrays that the client does not train in this turn. `Method.frozen` has those that no
+            client of the round trains.
         steps: optimizer steps to take.
-        seed: of what a method draws for the client in this turn: the turn's own, and alike on all ranks of
-            the client. Dropout, which ranks draw apart, is the trainer's to seed.
-        memory: what the client alone goes on with from its last turn that counted, empty before there was
-            one. Journalled on its own host, never sent.
-        exchange: which of the round's exchanges the turn leads to, from 0; always 0 unless
+        seed: of the method's random draws in this turn; the same on all ranks of the client. The trainer
+            seeds dropout, which differs between ranks.
+        memory: arrays that the client has kept from its last usable turn, empty before the first. They are
+            journalled on the client's own host and never sent.
+        exchange: number of the exchange that the turn belongs to, from 0 in each round. Always 0 unless
             `Method.exchange_every` is "step".
     """
 
@@ -62,14 +66,17 @@ class Turn:
     exchange: int = 0
 
     def starting_at(self, start: Arrays) -> "Turn":
-        """Return the same turn from another start."""
+        """Return the same turn with another start state."""
         return replace(self, start=start)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a turn has come to: where the client ended, its sums (losses, tokens, steps that were taken), and
-    its memory from now on.
+    """The result of a turn.
+
+    Attributes:
+        end: the client's arrays after training. sums: of losses, tokens and steps taken.
+        memory: arrays that the client keeps for its next turn.
     """
 
     end: Arrays
@@ -79,9 +86,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What a sum means: the whole state before any server optimizer, with what nobody trained. `factor_error`
-    is the relative error of averaging LoRA's factors instead of their products, None where no product is
-    trained.
+    """What a method makes of the sum of all updates.
+
+    Attributes:
+        state: the whole new state before any server optimizer, including arrays that no client trains.
+        factor_error: relative error of averaging LoRA's factors instead of their products; None where no
+            product is trained.
     """
 
     state: Arrays
@@ -89,25 +99,25 @@ class Aggregate:
 
 
 class Method(ABC):
-    """One method of federated training; one instance a run and rank. What excludes it from a configuration
-    stands where it is registered (`Entry`).
+    """One method of federated training; every rank has one instance in a run. The configurations that it
+    cannot be combined with follow from its registration (`Entry`).
 
     Attributes:
-        needs, server_needs: what a client's and the server's engine must be capable of
-            (engine.capabilities.Capability), held against them before anything is built.
-        hides: what the run's transforms of updates want hidden beside them (monitor.metrics.metric.BESIDE).
-            The method does not send its sketch if that is among it.
-        keeps_memory: whether clients go on with something of their own (`Turn.memory`), which is then
-            journalled.
-        exact_error: whether `Aggregate.factor_error` is the error itself, or an estimate.
-        exchange_every: "round", or "step": after every local step. Evaluation and journal keep to rounds.
-            Each step is then a turn of its own, for which federation.local_optimizer=reset begins anew.
+        needs, server_needs: capabilities of a client's and of the server's engine
+            (engine.capabilities.Capability), checked before anything is built.
+        hides: what the run's transforms of updates hide (monitor.metrics.metric.BESIDE). A method does not
+            send a sketch that is among it.
+        keeps_memory: whether clients keep arrays of their own (`Turn.memory`), which are then journalled.
+        factor_error_is_exact: whether `Aggregate.factor_error` is exact, not an estimate.
+        exchange_every: "round", or "step" for an exchange after every local step. Evaluation and journal are
+            once a round in both cases. With "step" each step is a turn of its own, before which
+            federation.local_optimizer=reset resets the optimizer.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({"gradients"})
     server_needs: ClassVar[frozenset[Capability]] = frozenset()
     keeps_memory: ClassVar[bool] = False
-    exact_error: ClassVar[bool] = False
+    factor_error_is_exact: ClassVar[bool] = False
     exchange_every: ClassVar[Literal["round", "step"]] = "round"
 
     def __init__(
@@ -116,8 +126,8 @@ class Method(ABC):
         """Prepare the method for a run.
 
         Args:
-            config: its options. layout: of the arrays that clients train. clients: of the whole run.
-                seed: of the run. hides: see above.
+            config: the method's options. layout: of the arrays that clients train.
+            clients: number of clients in the run. seed: of the run. hides: see the class.
         """
         self.config = config
         self.layout = layout
@@ -128,46 +138,50 @@ class Method(ABC):
     # Before anything is built.
 
     @classmethod
-    def spec(cls, config: Any, spec: EngineSpec, *, shape: Any) -> EngineSpec:
-        """Return what is to be built, given what the run's configuration asks for: other `blocks` of the
-        model, say, or another optimizer.
+    def spec(cls, config: Any, spec: EngineSpec, *, shape: "ModelShape") -> EngineSpec:
+        """Return the engine to build, derived from the one that the configuration describes; it may have
+        other `blocks` or another optimizer, for example.
 
         Args:
-            config: the method's variant. spec: for the role that it names. shape: of the base
-                (models.catalogue.ModelShape).
+            config: the method's options. spec: for the role that it names. shape: of the base.
         """
         return spec
 
     @classmethod
     def min_holders(cls, config: Any, participants: Mapping[int, int], modules: int) -> int:
-        """Return the fewest participants whose values meet in any element of any round's sum; 1 unless a
-        method says more. Masked modes refuse fewer than `routing.min_participants`: an element that one
-        participant holds alone is an update in the clear. What counts is who speaks, and not for how many: a
-        slice whose clients all have one gateway is that gateway's alone.
+        """Return the smallest number of participants that contribute to any element of any round's sum; 1
+        unless a method guarantees more.
+
+        Masked modes refuse less than `routing.min_participants`, because an element to which one participant
+        contributes alone reveals its update. Participants are counted, not clients: if all clients that
+        contribute to an element share one gateway, that element is the gateway's alone.
 
         Args:
-            config: the method's options. participants: by client of a round, the participant that carries it.
-            modules: matrices that are adapted, 0 where that is not known.
+            config: the method's options.
+            participants: by client of a round, the participant that speaks for it.
+            modules: number of matrices that are adapted, 0 where that is not known.
         """
         return 1
 
     @classmethod
     def start_problem(cls, config: Any, state: Arrays) -> str:
-        """Return what is wrong with starting from `state` and what to do about it, empty if nothing is."""
+        """Return why the method cannot start from `state`, and the remedy; empty if it can."""
         return ""
 
     def first_state(self, state: Arrays) -> Arrays:
-        """Return the state that a run begins with, given what the engine was built with: a method adds what
-        all know and nobody trains (`KIND:NAME`) here, with the shapes that it keeps.
+        """Return the state that a run begins with.
+
+        Args:
+            state: the arrays that the engine was built with. A method may add arrays that all ranks know and
+                no client trains (`KIND:NAME`); their shapes stay the same throughout the run.
         """
         return state
 
-    # A client's part.
+    # On clients.
 
     def frozen(self, round: int) -> frozenset[str]:
-        """Return the names that no client trains in a round, which server optimizers leave alone, with their
-        moments; rounds count from 1. `turn` freezes these, and where clients differ may freeze more for
-        one.
+        """Return the names of arrays that no client trains in a round (counted from 1). The server optimizer
+        changes neither them nor their moments. `turn` freezes them, and may freeze more for one client.
         """
         return frozenset()
 
@@ -182,7 +196,7 @@ class Method(ABC):
         memory: Arrays,
         exchange: int = 0,
     ) -> Turn:
-        """Return what a client is to do in a round that starts from `state`."""
+        """Return a client's turn in a round that starts from `state`; see `Turn` for the arguments."""
         return Turn(
             client=client,
             round=round,
@@ -194,56 +208,60 @@ class Method(ABC):
             exchange=exchange,
         )
 
-    def alone(self, client: int, state: Arrays, *, steps: int, seed: int) -> Turn:
-        """Return what a client is to do that trains without the others (federation.compare_alone): one turn
-        as long as the run, of round ALONE. The client has then come to what `models` says that it is
-        evaluated by, given its end as the common state, and its memory.
+    def turn_alone(self, client: int, state: Arrays, *, steps: int, seed: int) -> Turn:
+        """Return the turn of a client that trains without the others (federation.compare_alone): one turn as
+        long as the run, of round ALONE. The client is then evaluated by the model that `models` returns for
+        its end state and memory.
 
         Args:
-            state: that the run started from. steps: of the whole run.
+            state: the start of the run. steps: of the whole run.
         """
         return self.turn(client, ALONE, state, steps=steps, seed=seed, memory={})
 
     def unsent(self, round: int) -> frozenset[str]:
-        """Return the names that clients train in a round and keep to themselves: transforms of updates, which
-        measure and change what leaves a client, do not see them.
+        """Return the names of arrays that clients train in a round but do not send. Transforms of updates do
+        not see them.
         """
         return frozenset()
 
     def passes(self, engine: "ClientEngine", turns: int, steps: int, accumulation: int) -> tuple[int, bool]:
-        """Return (passes over the base that `train` makes on this rank, whether they have a backward): ranks
-        that share a base keep step by these.
+        """Return (number of passes over the base that `train` makes on this rank, whether they include a
+        backward). Ranks that share a base match their passes by these.
 
         Args:
-            turns: of this rank's clients in the round. steps: of each. accumulation: micro-batches of a step.
+            turns: of this rank's clients in the round. steps: of each turn. accumulation: micro-batches a
+                step.
         """
         return engine.train_passes(turns, steps, accumulation), True
 
-    def train(self, engine: "ClientEngine", turns: Sequence[Turn], trainer: Any) -> list[Trained]:
-        """Train the turns in the engine's first client slots, all at the same time.
+    def train(self, engine: "ClientEngine", turns: Sequence[Turn], trainer: "Trainer") -> list[Trained]:
+        """Train turns at the same time, in the engine's first client slots.
 
         Args:
-            trainer: takes local steps (federation.trainer.Trainer).
+            trainer: takes local steps.
         """
         return trainer.local_steps(engine, turns)
 
     @abstractmethod
     def values(self, round: int) -> int:
-        """Return the length of the vector that a round sums."""
+        """Return the length of the vector that is summed in a round."""
 
-    def parts(self, round: int) -> tuple[int, ...]:
-        """Return the lengths of what belongs together in that vector, in its order (routing.exchange gives
-        each part a range of its own).
+    def segments(self, round: int) -> tuple[int, ...]:
+        """Return the lengths of the consecutive segments of that vector. A masked exchange represents each
+        segment with a range of its own (routing.exchange).
         """
         return (self.values(round),)
 
     @abstractmethod
     def encode(self, turn: Turn, end: Arrays, weight: float) -> np.ndarray:
-        """Return [values] float32: what a client adds to the sum for having moved from `turn.start` to `end`,
-        at its weight (answer tokens).
+        """Return a client's contribution to the sum: [values] float32.
+
+        Args:
+            end: the client's arrays after training, and after transforms of updates.
+            weight: of the client; its contribution is already multiplied by it.
         """
 
-    # The common part: the same on every rank.
+    # On all ranks alike.
 
     @abstractmethod
     def aggregate(
@@ -256,15 +274,16 @@ class Method(ABC):
         exchange: int = 0,
         factor: float = 1.0,
     ) -> Aggregate:
-        """Return what the sum of all contributions makes of the state that the round was trained from.
+        """Return the new state that the sum of all contributions leads to.
 
         Args:
-            total: [values] float32, the sum. weight: the sum of all clients' weights, above 0.
-            factor: what the mean delta is multiplied by (FedNova's scale).
+            state: that the round was trained from. total: [values] float32, the sum.
+            weight: sum of all clients' weights, above 0.
+            factor: multiplies the mean delta (FedNova's scale).
         """
 
     def update_norm(self, before: Arrays, after: Arrays) -> float:
-        """Return the Euclidean norm of what has changed between two global states."""
+        """Return the Euclidean norm of the change between two global states."""
         return distance(before, after, trainable(before))
 
     def serve(
@@ -274,49 +293,48 @@ class Method(ABC):
         round: int,
         exchange: int,
         *,
-        asked: Sequence[int],
+        clients: Sequence[int],
     ) -> None:
-        """Answer the clients on the server, which are in `train` meanwhile, until they are done with the
-        exchange. Clients reach the server by `Trainer.ask`. Where the server has several ranks, all of them
-        call this together.
+        """Answer the clients while they are in `train`, until they have finished the exchange; on the server
+        only. Clients call `Trainer.ask`. If the server has several ranks, all of them call this together.
 
         Args:
-            channel: to all clients. The first of the server's ranks speaks; all hear what a client has sent.
-            asked: clients of the round, in the order of their turns: those of one rank that share client
-                slots come one after the other, and ranks that share a base wait for each other, so whoever
-                answers in another order waits for ever. `channel.speakers` tells whom to speak to.
+            channel: to all clients. The gateway of the server's ranks sends; all of them receive.
+            clients: of the round, in the order of their turns. Clients that share a rank take their turns one
+                after the other, and ranks that share a base wait for each other, so a server that answers in
+                another order deadlocks. `channel.speakers` has the participant to send to, by client.
         """
 
     def server_step(
         self,
         state: Arrays,
         engine: "ClientEngine",
-        public_rows: Any,
+        public_rows: "ClientData | None",
         *,
         round: int,
         exchange: int,
-        trainer: Any,
+        trainer: "Trainer",
     ) -> Arrays:
-        """Return the state after what the server alone does with it: arrays of the same names and shapes.
-        What it returns is told to all. Where the server has several ranks, all of them call this together.
+        """Return the state after the server's own step, with the same names and shapes; it is sent to all
+        ranks. If the server has several ranks, all of them call this together.
 
         Args:
-            state: after the aggregate and the server optimizer; in round 0, that before any training.
-                engine: the server's own, see `spec`.
-            public_rows: what federation.public_rows holds, as tokens (data.clients.ClientData, `train` only);
-                None where the method reads none (`Entry.public_rows`).
-            round: 0 once before round 1, and before what is evaluated there: what it makes is journalled with
-                round 0. exchange: of the round, from 0.
-            trainer: the server's own (federation.trainer.Trainer): draws this rank's batches of the public
-                rows in `public_batches`, and knows the learning rate of a round in `round_lr`.
+            state: after the aggregate and the server optimizer; in round 0, the state before any training.
+            engine: the server's own, see `spec`.
+            public_rows: the encoded rows of federation.public_rows (only `train` has any); None where the
+                method reads none (`Entry.public_rows`).
+            round: 0 once before round 1 and its evaluation; that result is journalled with round 0.
+            exchange: of the round, from 0.
+            trainer: the server's own. It draws this rank's batches of the public rows (`public_batches`) and
+                knows the learning rate of a round (`round_lr`).
         """
         return state
 
     def models(self, state: Arrays, memory: Mapping[int, Arrays]) -> dict[str, Arrays]:
-        """Return what is evaluated and exported, by name: full arrays for the engine.
+        """Return the models that are evaluated and exported, by name: all arrays of the engine each.
 
-        `adapter` is always there, and evaluated for all clients but those that have a model of their own,
-        `client-N`. Models of other names are exported only. A client's own model is exported on its own host.
+        `adapter` must be there, and is evaluated for all clients without a model of their own, `client-N`. A
+        client's own model is exported on its own host. Models of other names are exported only.
 
         Args:
             memory: of this rank's clients, by client.
@@ -325,41 +343,45 @@ class Method(ABC):
 
 
 def method_class(name: str) -> type[Method]:
-    """Import a method; its module defines one class of that kind.
+    """Import a method's module, and return the one class of a method that it defines.
 
     Raises:
-        ConfigError: its line in `METHODS` says that it has a server, and the class gives that nothing to do;
-            or the other way round.
+        ConfigError: its entry in `METHODS` and the class disagree about having a server.
     """
     path = METHODS[name].module
     method = class_in(f"{path}.method" if is_folder(name) else path, Method)
-    if problem := server_problem(name, METHODS[name], method):
+    assert issubclass(method, Method), "class_in returns a subclass"
+    problem = server_problem(name, METHODS[name], method)
+    if problem:
         raise ConfigError(problem)
     return method
 
 
 def server_problem(name: str, entry: Entry, method: type[Method]) -> str:
-    """Return what is wrong with what is said of a method's server, empty if nothing is.
+    """Return how a method's entry and its class disagree about having a server; empty if they agree.
 
     Args:
-        entry: where the method `name` is registered. method: its class.
+        entry: of the method `name` in `METHODS`. method: its class.
     """
-    given = [part for part in ("serve", "server_step") if getattr(method, part) is not getattr(Method, part)]
+    overridden = [
+        member
+        for member in ("serve", "server_step")
+        if getattr(method, member) is not getattr(Method, member)
+    ]
     where = "fedspeed/federation/methods/config.py"
-    head = f"federation.method={name}"
-    if given and not entry.server:
-        has = f"{method.__name__} has {' and '.join(given)}"
-        return f"{head}: {has}; say server=True of it in METHODS of {where}"
-    if "serve" in given and entry.sums_only:
+    setting = f"federation.method={name}"
+    if overridden and not entry.server:
+        has = f"{method.__name__} has {' and '.join(overridden)}"
+        return f"{setting}: {has}; say server=True of it in METHODS of {where}"
+    if "serve" in overridden and entry.sums_only:
         return (
-            f"{head}: METHODS of {where} says that sums over all clients are all that {method.__name__} "
-            "needs "
-            "(sums_only=True), but what a client tells serve is its own; leave one of them out"
+            f"{setting}: METHODS of {where} says that {method.__name__} needs only sums over all clients "
+            "(sums_only=True), but clients send it single values in serve; leave one of them out"
         )
-    if (entry.server or entry.public_rows) and not given:
+    if (entry.server or entry.public_rows) and not overridden:
         return (
-            f"{head}: METHODS of {where} says that it has a server, but {method.__name__} has neither serve "
-            "nor server_step; write one of them, or leave out server=True and public_rows=True"
+            f"{setting}: METHODS of {where} says that it has a server, but {method.__name__} has neither "
+            "serve nor server_step; write one of them, or leave out server=True and public_rows=True"
         )
     return ""
 
@@ -375,8 +397,8 @@ def make_method(
     """Build the method that a run's configuration names.
 
     Args:
-        config: `federation.method`. state: any global state of the run, for names and shapes.
-        hides: see `Method`.
+        config: `federation.method`. state: any global state of the run, for its names and shapes.
+        clients, seed, hides: see `Method`.
     """
     layout = Layout.of(trainable(state))
     return method_class(config.name)(config, layout, clients=clients, seed=seed, hides=hides)

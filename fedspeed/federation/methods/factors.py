@@ -1,4 +1,4 @@
-"""Linear algebra of LoRA's factors, which never forms a product B A, and how far two states are apart."""
+"""Linear algebra of LoRA's factors that never forms a product B A, and distances between states."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,37 +10,42 @@ from fedspeed.federation.arrays import square_distance
 from fedspeed.federation.layout import Layout
 from fedspeed.models.factors import pairs
 
-Tensors = Mapping[str, np.ndarray]
-PROBES = 4  # probes a side: 16 values a matrix, whatever its size
+Tensors = Mapping[str, np.ndarray]  # by name
+PROBES = 4  # random vectors on each side of a matrix, so that its sketch has 16 values
 
 
 def distance(before: Tensors, after: Tensors, names: Iterable[str]) -> float:
-    """Return the Euclidean distance of two states over some of their tensors."""
+    """Return the Euclidean distance between two states over the arrays of some names."""
     return math.sqrt(square_distance(before, after, names))
 
 
-def moved(start: Tensors, delta: Tensors, factor: float) -> dict[str, np.ndarray]:
-    """Return `start + factor * delta` in float32; what is not in `delta` stays as it is."""
+def add_scaled(start: Tensors, delta: Tensors, factor: float) -> dict[str, np.ndarray]:
+    """Return `start + factor * delta` in float32; arrays that `delta` does not have stay unchanged."""
     return {n: (v + factor * delta[n]).astype(np.float32) if n in delta else v for n, v in start.items()}
 
 
 def product_norm(products: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return the Frobenius norm of a sum of products, each given as its factors [out, r] and [r, in]; r may
-    differ.
+    """Return the Frobenius norm of a sum of products.
 
-    With the factors put beside each other the sum is L R = Q_l (R_l R_r^T) Q_r^T, whose norm is that of the
-    small matrix in the middle.
+    With the factors concatenated to L and R, the sum is L R = Q_l (R_l R_r^T) Q_r^T, whose norm is that of
+    the small matrix R_l R_r^T.
+
+    Args:
+        products: the factors [out, r] and [r, in] of each product; r may differ between products.
     """
-    r_l = np.linalg.qr(np.concatenate([left for left, _ in products], axis=1).astype(np.float64), mode="r")
-    r_r = np.linalg.qr(
-        np.concatenate([right for _, right in products], axis=0).astype(np.float64).T, mode="r"
-    )
+    all_left = np.concatenate([left for left, _ in products], axis=1).astype(np.float64)
+    all_right = np.concatenate([right for _, right in products], axis=0).astype(np.float64)
+    r_l = np.asarray(np.linalg.qr(all_left, mode="r"))
+    r_r = np.asarray(np.linalg.qr(all_right.T, mode="r"))
     return float(np.linalg.norm(r_l @ r_r.T))
 
 
 def fresh_a(name: str, shape: tuple[int, ...], seed: Sequence[int]) -> np.ndarray:
-    """Draw a new factor A [r, in] as LoRA's is drawn at the start (models.adapters.initial_adapter), from
-    `seed` alone.
+    """Return a new factor A [r, in] with the distribution of LoRA's initial one
+    (models.adapters.initial_adapter).
+
+    Args:
+        name: of the factor. seed: the values are a function of it.
     """
     rng = np.random.default_rng([0xF2A, *seed])
     if ".lora_embedding_A" in name:
@@ -51,8 +56,11 @@ def fresh_a(name: str, shape: tuple[int, ...], seed: Sequence[int]) -> np.ndarra
 
 @dataclass(frozen=True)
 class Truncated:
-    """Factors B [out, r] and A [r, in] of a sum of products, the Frobenius norm that truncation to r has
-    lost, and the norm of the whole sum.
+    """A sum of products, truncated to rank r.
+
+    Attributes:
+        b, a: its factors [out, r] and [r, in].
+        lost: Frobenius norm of what the truncation has removed. norm: Frobenius norm of the whole sum.
     """
 
     b: np.ndarray
@@ -62,11 +70,11 @@ class Truncated:
 
 
 def mean_product(bs: Sequence[np.ndarray], as_: Sequence[np.ndarray], shares: Sequence[float]) -> Truncated:
-    """Return the rank-r factors nearest (Frobenius) to the weighted mean of the products B_k A_k; the
-    singular values are split evenly between them.
+    """Return the rank-r factors whose product is nearest to the weighted mean of the products B_k A_k in the
+    Frobenius norm (Eckart and Young, 1936). Each factor is scaled by the square roots of the singular values.
 
     With B = [s_1 B_1 .. s_K B_K] = Q_b R_b and A = [A_1; ..; A_K] = (Q_a R_a)^T, the mean is Q_b (R_b R_a^T)
-    Q_a^T, and the middle matrix, whose SVD decides, has only K r rows (Eckart and Young, 1936).
+    Q_a^T, so that an SVD of the small matrix R_b R_a^T with K r rows is enough.
 
     Args:
         bs, as_: K factors of shapes [out, r] and [r, in]. shares: K weights that sum to 1.
@@ -85,16 +93,20 @@ def mean_product(bs: Sequence[np.ndarray], as_: Sequence[np.ndarray], shares: Se
 
 
 class Sketch:
-    """Estimates how far the product of averaged factors is from the average of the products, from 16 values a
-    matrix. The estimate is off by about 0.4 of itself for one matrix, and by 0.4 / sqrt(M) for M of them.
+    """Estimates the distance between the product of averaged factors and the average of the products, from 16
+    values a matrix. The relative error of the estimate is about 0.4 for one matrix, 0.4 / sqrt(M) for M of
+    them.
 
-    For Gaussian u and v, E (u^T M v)^2 = |M|_F^2. All participants draw the same probes from (seed, round),
-    and u^T B A v is linear in the product, so its weighted sum travels with the update.
+    For Gaussian u and v, E (u^T M v)^2 = |M|_F^2. All participants draw the same u and v from (seed, round),
+    and u^T B A v is linear in the product, so its weighted sum is sent along with the update.
+
+    Attributes:
+        values: number of values of a sketch.
     """
 
     def __init__(self, layout: Layout, seed: int, round: int):
         shapes = dict(zip(layout.names, layout.shapes))
-        self._probes = []
+        self._probes: list[tuple[str, str, np.ndarray, np.ndarray]] = []  # names of A and B; u and v
         for i, (a, b) in enumerate(pairs(layout.names)):
             rng = np.random.default_rng([seed, 0x5CE7C4, round, i])
             left = rng.standard_normal((PROBES, shapes[b][0]))
@@ -103,13 +115,16 @@ class Sketch:
         self.values = len(self._probes) * PROBES**2
 
     def of(self, tensors: Tensors) -> np.ndarray:
-        """Return the products of some factors as the probes see them: [values] float64."""
-        parts = [((u @ tensors[b]) @ (tensors[a] @ v)).reshape(-1) for a, b, u, v in self._probes]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        """Return the sketch u^T B A v of all products B A in `tensors`: [values] float64."""
+        sketches = [((u @ tensors[b]) @ (tensors[a] @ v)).reshape(-1) for a, b, u, v in self._probes]
+        return np.concatenate(sketches) if sketches else np.zeros(0)
 
     def error(self, mean_of_products: np.ndarray, averaged: Tensors) -> float | None:
-        """Return |mean of products - product of means| / |mean of products|, over all matrices; None without
-        LoRA.
+        """Return an estimate of |mean of products - product of means| / |mean of products| over all matrices;
+        None without LoRA.
+
+        Args:
+            mean_of_products: the mean of the clients' sketches. averaged: the averaged factors.
         """
         if not self._probes:
             return None

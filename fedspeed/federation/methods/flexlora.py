@@ -1,11 +1,14 @@
 """`flexlora`: the best rank-r approximation of the mean of the products B A (FlexLoRA, Bai et al., NeurIPS
 2024).
 
-Every client's factors travel in a slot of their own, so the sum hides nobody: for the plain exchange only.
-What is no factor (the bias of a B) is averaged. Factors are given anew each round, up to a rotation that
-changes nothing.
+The summed vector has separate values for every client's factors, so that only the plain exchange allows it.
+Arrays that are no factors (the bias of a B) are averaged. The factors are new in each round, determined by
+their product up to a rotation.
 """
 
+import numpy as np
+
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Aggregate
 from fedspeed.federation.methods.factors import mean_product
 from fedspeed.federation.methods.folding import ProductMethod
@@ -13,17 +16,26 @@ from fedspeed.models.factors import pairs
 
 
 class FlexLora(ProductMethod):
-    """See the module's docstring."""
+    """FlexLoRA: truncates the mean product of every module to rank r."""
 
-    def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
-        shares, present = self._slots.read(total)
-        new = {}
+    def aggregate(
+        self,
+        state: Arrays,
+        total: np.ndarray,
+        weight: float,
+        *,
+        round: int,
+        exchange: int = 0,
+        factor: float = 1.0,
+    ) -> Aggregate:
+        shares, ends = self._slots.read(total)
+        new: Arrays = {}
         lost = 0.0
         whole = 0.0
         for a, b in pairs(self.layout.names):
-            mean = mean_product([t[b] for t in present], [t[a] for t in present], shares)
+            mean = mean_product([end[b] for end in ends], [end[a] for end in ends], shares)
             new[b] = mean.b
-            # Where nobody has moved off B = 0, A stays: with both at zero, neither would ever have a gradient
+            # While B = 0 on all clients, A is not replaced by zeros: neither would ever have a gradient
             # again.
             new[a] = mean.a if mean.norm else state[a]
             lost = lost + mean.lost**2

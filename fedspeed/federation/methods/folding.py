@@ -1,11 +1,11 @@
-"""What `flexlora`, `stack` and `residual` have in common: they see every client's product B A. And what the
-last two have: an aggregate that is exact, because what is no LoRA of rank r is folded away.
-
-See `models.folded` for the folded adapter itself.
+"""Base classes of `flexlora`, `stack` and `residual`, which read every client's product B A; and of the last
+two, whose aggregate is exact because what exceeds rank r is added to a frozen folded adapter
+(`models.folded`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,39 +17,38 @@ from fedspeed.federation.methods.per_client import PerClient
 from fedspeed.models.factors import pairs
 from fedspeed.models.folded import LEFT, RIGHT, WHOLE, folded_parts, module_of, named
 
-Parts = Mapping[str, np.ndarray]  # of one module, as `folded_parts` gives them; empty where nothing is folded
+Folded = Mapping[str, np.ndarray]  # one module's arrays from `folded_parts`; empty where nothing is folded
 Factors = tuple[np.ndarray, np.ndarray]  # [out, R] and [R, in] float64, of a product
 
 
-def fold(parts: Parts, left: np.ndarray, right: np.ndarray) -> Arrays:
+def fold(folded: Folded, left: np.ndarray, right: np.ndarray) -> Arrays:
     """Return a module's folded arrays with the product of `left` [out, k] and `right` [k, in] added.
 
-    Factors are put beside those that are there. As soon as they would take as many values as their product,
-    the product is kept in their place, so that the folded adapter never becomes larger than the matrices that
-    it stands beside.
+    Factors are concatenated to the module's earlier ones. As soon as they would have as many values as their
+    product, the product replaces them, so that the folded adapter never becomes larger than the weights.
     """
-    if WHOLE in parts:
-        return {WHOLE: (parts[WHOLE] + left @ right).astype(np.float32)}
-    if parts:
-        left = np.concatenate([parts[LEFT], left], axis=1)
-        right = np.concatenate([parts[RIGHT], right], axis=0)
+    if WHOLE in folded:
+        return {WHOLE: (folded[WHOLE] + left @ right).astype(np.float32)}
+    if folded:
+        left = np.concatenate([folded[LEFT], left], axis=1)
+        right = np.concatenate([folded[RIGHT], right], axis=0)
     if left.size + right.size >= len(left) * right.shape[1]:
         return {WHOLE: (left.astype(np.float64) @ right).astype(np.float32)}
     return {LEFT: left.astype(np.float32), RIGHT: right.astype(np.float32)}
 
 
-def _product(parts: Parts, shape: tuple[int, ...]) -> np.ndarray:
+def _product(folded: Folded, shape: tuple[int, ...]) -> np.ndarray:
     """Return a module's folded product [out, in] in float64; zeros where nothing is folded."""
-    if not parts:
+    if not folded:
         return np.zeros(shape)
-    if WHOLE in parts:
-        return parts[WHOLE].astype(np.float64)
-    return parts[LEFT].astype(np.float64) @ parts[RIGHT]
+    if WHOLE in folded:
+        return folded[WHOLE].astype(np.float64)
+    return folded[LEFT].astype(np.float64) @ folded[RIGHT]
 
 
-def folded_delta(before: Parts, after: Parts) -> tuple[list[Factors], np.ndarray | None]:
-    """Return what a module's folded product has become more: as products to be added up, or as a whole [out,
-    in].
+def folded_delta(before: Folded, after: Folded) -> tuple[list[Factors], np.ndarray | None]:
+    """Return the change of a module's folded product: as (factors of products whose sum it is, None), or as
+    ([], the matrix [out, in]).
     """
     if WHOLE in after:
         return [], after[WHOLE] - _product(before, after[WHOLE].shape)
@@ -66,51 +65,61 @@ def folded_delta(before: Parts, after: Parts) -> tuple[list[Factors], np.ndarray
 
 
 def _norm_with(whole: np.ndarray, products: Sequence[Factors]) -> float:
-    """Return the Frobenius norm of a matrix and some products added up."""
+    """Return the Frobenius norm of the sum of a matrix and some products."""
     return float(np.linalg.norm(whole + sum(left.astype(np.float64) @ right for left, right in products)))
 
 
 class ProductMethod(Method):
-    """A method that is exact about products: every client's factors travel in a slot of their own, so the sum
-    hides nobody.
+    """A method that computes with every client's product. The summed vector has separate values for each
+    client's factors, so the sum hides no client's update.
     """
 
-    exact_error = True
+    factor_error_is_exact = True
 
-    def __init__(self, config, layout: Layout, **run):
-        super().__init__(config, layout, **run)
+    def __init__(
+        self, config: Any, layout: Layout, *, clients: int, seed: int, hides: frozenset[str] = frozenset()
+    ):
+        super().__init__(config, layout, clients=clients, seed=seed, hides=hides)
         self._slots = PerClient(layout, self.clients)
 
-    def values(self, round):
+    def values(self, round: int) -> int:
         return self._slots.values
 
     def encode(self, turn: Turn, end: Arrays, weight: float) -> np.ndarray:
         return self._slots.fill(turn.client, end, weight)
 
-    def update_norm(self, before, after):
-        """Return the norm of what has changed, of products: those of the factors, and the folded ones."""
+    def update_norm(self, before: Arrays, after: Arrays) -> float:
+        """Return the norm of the change between two states, computed from products of factors, folded ones
+        included, rather than from the factors.
+        """
         old = folded_parts(before)
         new = folded_parts(after)
         norms = []
-        found = pairs(self.layout.names)
-        for a, b in found:
+        factor_pairs = pairs(self.layout.names)
+        for a, b in factor_pairs:
             module = module_of(a)
             products = [(after[b], after[a]), (-before[b], before[a])]
             factors, whole = folded_delta(old.get(module, {}), new.get(module, {}))
             norms.append(product_norm(products + factors) if whole is None else _norm_with(whole, products))
-        others = set(self.layout.names) - {name for pair in found for name in pair}
+        others = set(self.layout.names) - {name for pair in factor_pairs for name in pair}
         return math.hypot(*norms, distance(before, after, others))
 
 
 class FoldingMethod(ProductMethod):
-    """One that folds what is no LoRA of rank r. What is no factor (the bias of a B) is averaged."""
+    """A method that folds what exceeds rank r. Arrays that are no factors (the bias of a B) are averaged."""
 
     def folded(self, state: Arrays, additions: Mapping[str, Factors]) -> Arrays:
-        """Return all folded arrays of a state, with a product added to some modules, by their factor A's
-        names.
+        """Return all folded arrays of a state after some products were added.
+
+        Args:
+            additions: factors of the product to add to a module, by the name of the module's factor A.
         """
-        parts = folded_parts(state)
+        by_module = folded_parts(state)
         for a, (left, right) in additions.items():
             module = module_of(a)
-            parts[module] = fold(parts.get(module, {}), left, right)
-        return {name: array for module, own in parts.items() for name, array in named(module, own).items()}
+            by_module[module] = fold(by_module.get(module, {}), left, right)
+        return {
+            name: array
+            for module, arrays in by_module.items()
+            for name, array in named(module, arrays).items()
+        }

@@ -1,25 +1,35 @@
-"""`residual`: the mean of A and of B, and beside it, folded, what they are off (FedEx-LoRA, Singhal et al.,
-ACL 2025).
+"""`residual`: the means of A and of B, with the error of their product added to the folded adapter
+(FedEx-LoRA, Singhal et al., ACL 2025).
 
-The mean of the products B_i A_i is the product of the means and
+The mean of the products B_i A_i is the product of the means plus
 
     sum p_i (B_i - mean B) (A_i - mean A)  =  sum over i < K of p_i (B_i - mean B) (A_i - A_K),
 
-since the p_i (B_i - mean B) add up to zero. So K clients fold away factors of rank (K - 1) r, never a matrix,
-and train on with the means.
+since the p_i (B_i - mean B) add up to zero. K clients therefore fold factors of rank (K - 1) r rather than a
+whole matrix, and continue with the means.
 """
 
 import numpy as np
 
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Aggregate
 from fedspeed.federation.methods.folding import FoldingMethod
 from fedspeed.models.factors import pairs
 
 
 class Residual(FoldingMethod):
-    """See the module's docstring."""
+    """FedEx-LoRA: averages factors, and folds the residual of their product."""
 
-    def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
+    def aggregate(
+        self,
+        state: Arrays,
+        total: np.ndarray,
+        weight: float,
+        *,
+        round: int,
+        exchange: int = 0,
+        factor: float = 1.0,
+    ) -> Aggregate:
         shares, ends = self._slots.read(total)
         new = self._slots.means(total, self.layout.names)
         residuals = {}

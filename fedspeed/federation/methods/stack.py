@@ -1,13 +1,15 @@
-"""`stack`: the clients' factors put beside each other, which is the mean of their products exactly (FLoRA,
+"""`stack`: the clients' factors stacked, whose product is exactly the mean of the clients' products (FLoRA,
 Wang et al., NeurIPS 2024).
 
 With shares p_i that sum to 1, the product of [p_1 B_1 .. p_K B_K] and [A_1; ..; A_K] is the mean of the B_i
-A_i. It is folded, and the clients begin the next round with a new A and B = 0. So every round trains r more
-directions, and the folded adapter grows by K r a round until it is as large as the matrices it stands beside.
+A_i. It is added to the folded adapter, and the clients begin the next round with a new A and B = 0. Every
+round therefore trains r new directions, and the rank of the folded adapter grows by K r a round until it has
+as many values as the weights.
 """
 
 import numpy as np
 
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Aggregate
 from fedspeed.federation.methods.factors import fresh_a
 from fedspeed.federation.methods.folding import FoldingMethod
@@ -15,11 +17,20 @@ from fedspeed.models.factors import pairs
 
 
 class Stack(FoldingMethod):
-    """See the module's docstring."""
+    """FLoRA: folds the stacked factors, and draws new ones."""
 
-    def aggregate(self, state, total, weight, *, round, exchange=0, factor=1.0):
+    def aggregate(
+        self,
+        state: Arrays,
+        total: np.ndarray,
+        weight: float,
+        *,
+        round: int,
+        exchange: int = 0,
+        factor: float = 1.0,
+    ) -> Aggregate:
         shares, ends = self._slots.read(total)
-        new = {}
+        new: Arrays = {}
         stacked = {}
         for number, (a, b) in enumerate(pairs(self.layout.names)):
             left = np.concatenate(

@@ -1,6 +1,6 @@
-"""The transforms of an update that a run may list in `federation.updates`, and what each may be told.
+"""The registry of transforms of updates (`federation.updates`), and the classes of their options.
 
-A transform is a folder with `update.py` and a leaf `config.py`. It is added by a line in `UPDATES`.
+A transform is a folder with `update.py` and a leaf `config.py`. A line in `UPDATES` registers it.
 """
 
 from importlib import import_module
@@ -9,7 +9,8 @@ UPDATES = {"clip": "fedspeed.federation.updates.clip"}  # name -> path of its fo
 
 
 def variant_of(name: str) -> type:
-    """Return the dataclass of the transform `name`, one variant of the union that `federation.updates` lists.
-    No transform is imported.
+    """Return the dataclass of the options of the transform `name`, one member of the union
+    `federation.updates`. No transform is imported.
     """
-    return import_module(f"{UPDATES[name]}.config").Config
+    options: type = import_module(f"{UPDATES[name]}.config").Config
+    return options

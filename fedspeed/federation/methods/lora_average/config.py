@@ -1,4 +1,4 @@
-"""What `federation.method: {name: lora_average}` may be told."""
+"""Options of the method `lora_average` (`federation.method: {name: lora_average}`)."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,22 +16,25 @@ class Config:
     )
 
     def problems(self, config: Any) -> list[tuple[tuple[str, ...], str]]:
-        """Return the method's own rules that a run's configuration breaks, each as (dotted keys that do not
-        go together, why not and what to do).
+        """Return the rules of this method that a run's configuration breaks, each as (dotted keys that cannot
+        be combined, reason and remedy).
+
+        Args:
+            config: of the run (config.run.RunConfig).
         """
-        found = []
-        named = f"federation.method.rule={self.rule}"
+        problems: list[tuple[tuple[str, ...], str]] = []
+        setting = f"federation.method.rule={self.rule}"
         if config.adapter.method != "lora" and self.rule != "avg_factors":
-            found.append((
+            problems.append((
                 ("federation.method", "adapter.method"),
-                f"{named} works on LoRA factors, but adapter.method is {config.adapter.method}; choose "
+                f"{setting} works on LoRA factors, but adapter.method is {config.adapter.method}; choose "
                 "federation.method.rule=avg_factors (which averages whatever is trained), or "
                 "adapter.method=lora",
             ))
         if config.federation.local_optimizer == "keep" and self.rule == "alternate":
-            found.append((
+            problems.append((
                 ("federation.method", "federation.local_optimizer"),
-                f"federation.local_optimizer=keep ages the moments of the factors that {named} freezes; set "
-                "federation.local_optimizer=reset, or choose another rule",
+                f"federation.local_optimizer=keep decays the moments of the factors that {setting} freezes; "
+                "set federation.local_optimizer=reset, or choose another rule",
             ))
-        return found
+        return problems

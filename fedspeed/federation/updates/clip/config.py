@@ -1,4 +1,4 @@
-"""What `federation.updates: [{name: clip}]` may be told."""
+"""Options of the transform `clip` (`federation.updates: [{name: clip}]`)."""
 
 from dataclasses import dataclass, field
 from typing import Literal

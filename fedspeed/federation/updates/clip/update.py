@@ -1,27 +1,26 @@
-"""`clip`: no client's delta is longer than a bound, so that none moves the mean by more than its share of
-that.
-"""
+"""`clip`: bounds the Euclidean norm of each client's delta, and so its influence on the mean."""
 
 import math
+from typing import Any
 
 import numpy as np
 
-from fedspeed.federation.arrays import square_norm
-from fedspeed.federation.updates.base import Update
+from fedspeed.federation.arrays import Arrays, square_norm
+from fedspeed.federation.updates.base import UpdateTransform
 
 
-class Clip(Update):
-    """Scales a delta down to `norm` where it is longer. It promises nothing about what a delta tells, so
-    nothing else has to be hidden with it.
+class Clip(UpdateTransform):
+    """Scales a delta down to the norm `norm` where it is longer. It gives no guarantee of privacy, so nothing
+    else has to be hidden.
     """
 
     hides = frozenset()
 
-    def __init__(self, config):
+    def __init__(self, config: Any):
         super().__init__(config)
         self._spent = {"clip_updates": 0.0, "clip_shortened": 0.0, "clip_norms": 0.0}
 
-    def __call__(self, delta, weight, rng):
+    def __call__(self, delta: Arrays, weight: float, rng: np.random.Generator) -> tuple[Arrays, float]:
         length = math.sqrt(square_norm(delta))
         self._spent["clip_updates"] += 1
         self._spent["clip_norms"] += length
@@ -31,8 +30,6 @@ class Clip(Update):
         factor = self.config.norm / length
         return {name: (factor * array).astype(np.float32) for name, array in delta.items()}, weight
 
-    def spent(self):
-        """Return updates that were seen, those of them that were shortened, and the sum of their norms
-        before.
-        """
+    def spent(self) -> dict[str, float]:
+        """Return the numbers of updates and of shortened ones, and the sum of norms before clipping."""
         return dict(self._spent)
