@@ -54,9 +54,15 @@ def _variants(names: Iterable[str], variant_of: Callable[[str], type]) -> dict[s
 
 METHOD_VARIANTS = _variants(METHODS, variant_of_method)
 UPDATE_VARIANTS = _variants(UPDATES, variant_of_update)
-if TYPE_CHECKING:  # the variants are registered at run time
-    _Method = NamedOptions
-    _Update = NamedOptions
+if TYPE_CHECKING:
+
+    class _Method(Protocol):
+        """What the variants, which are known at run time only, have in common."""
+
+        @property
+        def name(self) -> str: ...
+
+    _Update = _Method
 else:
     _Method = Union[tuple(METHOD_VARIANTS.values())]  # noqa: UP007
     _Update = Union[tuple(UPDATE_VARIANTS.values())]  # noqa: UP007

@@ -15,7 +15,7 @@ from fedspeed.data.clients import ClientData
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.keeping import Progress
-from fedspeed.federation.named_models import COMMON, has_own_models, models_of, whose
+from fedspeed.federation.named_models import COMMON, assigned_models, has_own_models, models_of
 from fedspeed.federation.parts import RankParts
 from fedspeed.federation.tensors import as_torch
 from fedspeed.federation.trainer import Trainer
@@ -84,7 +84,7 @@ def compare(
 def train_alone(parts: RankParts, start: Arrays) -> dict[int, Arrays]:
     """Return the model that each client of this rank comes to without the others, by client."""
     trainer = Trainer(parts.config, parts.role, parts.engine, parts.method)  # nobody watches these turns
-    turns = [trainer.alone(client, start) for client in parts.role.clients]
+    turns = [trainer.turn_alone(client, start) for client in parts.role.clients]
     together = -(-len(turns) // parts.engine.client_slots)
     steps = max((turn.steps for turn in turns), default=0)
     with activity.during("the training of each client alone", together * steps, "local step"):
@@ -92,7 +92,7 @@ def train_alone(parts: RankParts, start: Arrays) -> dict[int, Arrays]:
     found = {}
     for turn, trained in ended:
         models = models_of(parts.method, start | trained.end, {turn.client: trained.memory})
-        [(found[turn.client], _)] = whose(models, [turn.client])
+        [(found[turn.client], _)] = assigned_models(models, [turn.client])
     return found
 
 
@@ -102,7 +102,7 @@ def _federated(parts: RankParts, progress: Progress) -> list[tuple[Arrays, Seque
     """
     models = models_of(parts.method, progress.state, progress.memory)
     if has_own_models(parts.method):
-        return whose(models, parts.role.clients)
+        return assigned_models(models, parts.role.clients)
     return [(models[COMMON], range(parts.config.data.clients))] if 0 in parts.role.clients else []
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedspeed.federation.arrays import Arrays, are_finite, square_norm
-from fedspeed.federation.methods.base import Method, Trained, Turn
+from fedspeed.federation.methods.base import Method
+from fedspeed.federation.methods.turns import Trained, Turn
 from fedspeed.federation.overlap import deltas_from
 
 MAX_SQUARE = 1e12  # bound of a delta's squared norm in the ledger, since masked sums have a limited range

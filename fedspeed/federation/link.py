@@ -11,10 +11,10 @@ import numpy as np
 
 from fedspeed.errors import LostPeerError, connection_text
 from fedspeed.federation.layout import Layout
+from fedspeed.routing.exchange import Exchange, Handle
 
 if TYPE_CHECKING:  # torch is not imported by modules that only pass a link on
     from fedspeed.engine.client_engine import ClientEngine
-    from fedspeed.routing.exchange import Exchange, Handle
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PendingSum:
     """
 
     vector: np.ndarray
-    handle: "Handle | None"
+    handle: Handle | None
     sent_before: int
 
 
@@ -61,7 +61,7 @@ class ClientLink:
         deadline_s: longest wait for the other participants.
     """
 
-    def __init__(self, engine: "ClientEngine", exchange: "Exchange | None", deadline_s: float):
+    def __init__(self, engine: "ClientEngine", exchange: Exchange | None, deadline_s: float):
         self._engine = engine
         self._exchange = exchange
         self._deadline_s = deadline_s

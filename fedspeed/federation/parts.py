@@ -53,7 +53,7 @@ class RankParts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class RunServices:
     """The services of the session that the rounds use: what they write to and are stopped by.
 
     Attributes:
@@ -114,7 +114,7 @@ def assemble(
     link: ClientLink,
     *,
     method: Method,
-    surroundings: Surroundings,
+    services: RunServices,
     evaluators: Sequence[Evaluator],
 ) -> RankParts:
     """Assemble the components of a rank. Collective over the client where the run has transforms of updates.

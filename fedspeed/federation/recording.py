@@ -18,7 +18,7 @@ from fedspeed.data.config import local_steps_of
 from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import ClientLink, Sum
-from fedspeed.federation.methods.base import Trained, Turn
+from fedspeed.federation.methods.turns import Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
 from fedspeed.monitor.metrics import registry

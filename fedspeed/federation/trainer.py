@@ -6,7 +6,7 @@ slots.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +18,14 @@ from fedspeed.data.batches import StepBatches, client_step
 from fedspeed.data.config import local_steps_of
 from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.methods.base import ALONE, Method, Trained, Turn
+from fedspeed.federation.methods.base import Method
+from fedspeed.federation.methods.turns import ALONE, Between, Trained, Turn
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays, as_torch
 
 TURN_STREAM = 0x7E4  # the random stream of turns
-Between = Callable[[int, Turn], None]  # called with (client slot, turn)
 
 
 def turn_seed(seed: int, client: int, round: int, *, exchange: int = 0, share: int = 0) -> int:

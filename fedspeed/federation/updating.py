@@ -14,7 +14,8 @@ from fedspeed.federation.contributing import Contribution, is_usable
 from fedspeed.federation.keeping import Progress
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import PendingSum
-from fedspeed.federation.methods.base import Aggregate, Trained, Turn
+from fedspeed.federation.methods.base import Aggregate
+from fedspeed.federation.methods.turns import Trained, Turn
 from fedspeed.federation.parts import RankParts
 from fedspeed.federation.recording import Training
 from fedspeed.federation.schedule import sample_clients, turn_order

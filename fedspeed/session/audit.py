@@ -23,9 +23,9 @@ from fedspeed.data.clients import client_rows, encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.federation import server
-from fedspeed.federation.contributing import Contribution, counts
+from fedspeed.federation.contributing import Contribution, is_usable
 from fedspeed.federation.role import RankRole
-from fedspeed.federation.updates.base import make_updates
+from fedspeed.federation.updates.base import make_transforms
 from fedspeed.models.positions import check_length
 from fedspeed.models.tokenizer import load_tokenizer
 from fedspeed.monitor.clock import StageClock
@@ -178,7 +178,7 @@ def _sent(
 
     role = RankRole(clients=data)
     progress = start(config, engine, method)
-    transform = make_updates(config.federation.updates)
+    transform = make_transforms(config.federation.updates)
     trainer = Trainer(config, role, engine, method)
     weights = weights_of(role)
     memory = {}
@@ -196,7 +196,7 @@ def _sent(
                 for client in data
             ]
             for turn, trained in itertools.chain.from_iterable(trainer.train(turns)):
-                if counts(trained):
+                if is_usable(trained):
                     given[turn.client].add(
                         method,
                         turn,

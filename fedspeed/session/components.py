@@ -290,7 +290,7 @@ def role(job: Job, data: dict, public: ClientData | None) -> RankRole:
     """
     return RankRole(
         clients=data,
-        place=job.workers.index(job.world_rank),
+        worker_index=job.workers.index(job.world_rank),
         ranks=len(job.workers),
         gateway=job.is_participant,
         reporter=job.reporter,
@@ -300,31 +300,31 @@ def role(job: Job, data: dict, public: ClientData | None) -> RankRole:
     )
 
 
-def surroundings(
+def services(
     job: Job, *, journal: Journal, record: dict, monitor, clock, stop: Callable[[], bool], channel, witness
 ):
-    """Return what the rounds write to and are told from (federation.parts.Surroundings).
+    """Return the services of the session that the rounds use (federation.parts.RunServices).
 
     Args:
         record: of the configuration, for the journal. stop: whether this process is to end.
         channel, witness: see the functions of these names.
     """
-    from fedspeed.federation.parts import Signals, Surroundings
+    from fedspeed.federation.parts import RunServices, StopSignals
 
-    return Surroundings(
+    return RunServices(
         journal=journal,
         fingerprint=job.request.fingerprint,
         record=record,
         monitor=monitor,
         clock=clock,
         peak_bytes=peak_bytes,
-        signals=Signals(stop, job.deployment.renewal(job.is_participant)),
+        signals=StopSignals(stop, job.deployment.renewal(job.is_participant)),
         channel=channel,
         witness=witness,
     )
 
 
-def federated(job: Job, role: RankRole, engine, link: ClientLink, *, method, surroundings):
+def federated(job: Job, role: RankRole, engine, link: ClientLink, *, method, services):
     """Return this rank's parts of the rounds (federation.parts.RankParts).
 
     Args:
@@ -334,9 +334,7 @@ def federated(job: Job, role: RankRole, engine, link: ClientLink, *, method, sur
     from fedspeed.federation.parts import assemble
 
     evaluators = [HeldOut(job.config.train, role)]
-    return assemble(
-        job.config, role, engine, link, method=method, surroundings=surroundings, evaluators=evaluators
-    )
+    return assemble(job.config, role, engine, link, method=method, services=services, evaluators=evaluators)
 
 
 def data_report(job: Job, link: ClientLink, data: dict, everyone: list) -> DataReport:

@@ -163,7 +163,7 @@ def _federate(
         always.callback(monitor.close)
         always.callback(clock.trace.close)
         meeting.last_resort.monitor = monitor
-        surroundings = components.surroundings(
+        services = components.services(
             job,
             journal=journal,
             record=_record(job, inputs),
@@ -173,7 +173,7 @@ def _federate(
             channel=components.channel(job, engine, transport),
             witness=components.witness(job, exchange, own),
         )
-        federated = components.federated(job, role, engine, link, method=method, surroundings=surroundings)
+        federated = components.federated(job, role, engine, link, method=method, services=services)
         try:
             progress = _run_rounds(job, federated, progress, stop)
             clock.trace.close()

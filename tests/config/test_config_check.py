@@ -47,7 +47,7 @@ def test_defaults_lack_only_a_model():
         ),
         (
             {"federation": {"method": AVERAGE(rule="alternate"), "local_optimizer": "keep"}},
-            "federation.local_optimizer=keep ages the moments",
+            "federation.local_optimizer=keep decays the moments",
         ),
         (
             {"federation": {"method": FLEXLORA, "local_optimizer": "keep"}},

@@ -233,8 +233,8 @@ def federation(
     from fedspeed.engine.config import EngineConfig
     from fedspeed.evaluation.held_out import HeldOut
     from fedspeed.federation.link import ClientLink
-    from fedspeed.federation.parts import Surroundings, assemble, run_method
-    from fedspeed.federation.recording import Signals
+    from fedspeed.federation.parts import RunServices, assemble, run_method
+    from fedspeed.federation.recording import StopSignals
     from fedspeed.federation.role import RankRole
     from fedspeed.monitor.clock import StageClock
     from fedspeed.routing.transports.gloo import GlooTransport
@@ -278,7 +278,7 @@ def federation(
         exchange = watch(exchange_over(transport, config.routing))
     role = RankRole(
         clients={c: client_data(c, val_rows) for c in mine},
-        place=ranks.index(world.rank),
+        worker_index=ranks.index(world.rank),
         ranks=len(ranks),
         gateway=exchange is not None,
         reporter=world.rank == ranks[0],
@@ -286,14 +286,14 @@ def federation(
         **facts,
     )
     journal = Journal(Path(folder) / name, 2)
-    around = Surroundings(
+    services = RunServices(
         journal=journal,
         fingerprint="marks",
         record={},
         monitor=notes,
         clock=clock,
         peak_bytes=lambda: 1,
-        signals=Signals(stop),
+        signals=StopSignals(stop),
     )
     link = ClientLink(engine, exchange, DEADLINE_S)
     method = run_method(config, engine)
@@ -304,7 +304,7 @@ def federation(
             engine,
             link,
             method=method,
-            surroundings=around,
+            services=services,
             evaluators=[HeldOut(config.train, role)],
         ),
         journal,

@@ -56,12 +56,12 @@ def test_masked_modes_take_what_needs_sums_of_enough():
     check_method(configured("lora_average", routing=masked), spoken(4), "stock")
     assert checks.least_participants(configured("lora_average", routing=masked), spoken(9)) == 4
     with pytest.raises(
-        ConfigError, match="of 3 participants only 3 may meet .*routing.min_participants=4; take more"
+        ConfigError, match="only 3 of 3 participants may contribute .*routing.min_participants=4; add"
     ):
         check_method(configured("lora_average", routing=masked), spoken(3), "stock")
     for method in ("flexlora", "stack", "residual"):
         with pytest.raises(
-            ConfigError, match=f"federation.method={method}: of 9 participants only 1 may meet"
+            ConfigError, match=f"federation.method={method}: only 1 of 9 participants may contribute"
         ):
             check_method(configured(method, routing=masked), spoken(9), "stock")
 
@@ -89,7 +89,7 @@ def slices(monkeypatch, tmp_path):
 
 def test_a_slice_that_few_hold_is_no_sum(slices):
     check_method(slices, spoken(12), "stock")
-    with pytest.raises(ConfigError, match="of 11 participants only 2 may meet"):
+    with pytest.raises(ConfigError, match="only 2 of 11 participants may contribute"):
         check_method(slices, spoken(11), "stock")
 
 
@@ -101,7 +101,7 @@ def test_a_sum_goes_on_without_those_only_whose_loss_leaves_enough_in_every_slic
 
 def test_a_slice_that_one_gateway_holds_is_its_own(slices):
     """Twelve clients on four gateways: clients 0, 4 and 8 share module 0, and all have gateway 0."""
-    with pytest.raises(ConfigError, match="of 4 participants only 1 may meet"):
+    with pytest.raises(ConfigError, match="only 1 of 4 participants may contribute"):
         check_method(slices, {client: client % 4 for client in range(12)}, "stock")
 
 
@@ -115,7 +115,7 @@ def test_who_speaks_for_whom():
 
 def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
     with pytest.raises(
-        ConfigError, match="control_variates keeps what is a client's own in the run's folder"
+        ConfigError, match="control_variates keeps clients' own arrays in the run's folder"
     ):
         check_method(configured("control_variates", routing={"mode": "mask"}), spoken(5), "stock")
     check_method(
@@ -138,7 +138,7 @@ def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
 )
 def test_an_exchange_in_every_step_is_taken_by_all_together(others, sections, told):
     with pytest.raises(
-        ConfigError, match=f"every_step exchanges updates in every local step.* with no {told}"
+        ConfigError, match=f"every_step exchanges updates in every local step.* cannot be combined with {told}"
     ):
         check_method(configured("every_step", routing={"mode": "plain"}, **sections), spoken(3), "stock")
     check_method(configured("every_step", routing={"mode": "plain"}), spoken(3), "stock")
@@ -149,7 +149,7 @@ def test_all_that_stands_against_a_method_is_told_at_once(others, monkeypatch):
     config = configured(
         "every_step", routing={"mode": "mask", "min_participants": 5}, federation={"staleness": 1}
     )
-    with pytest.raises(ConfigError, match="only 3 may meet.*; .*staleness=1; .*capable of gradients"):
+    with pytest.raises(ConfigError, match="only 3 of 3 participants may contribute.*; .*staleness=1; .*capable of gradients"):
         check_method(config, spoken(3), "stock")
 
 
@@ -178,13 +178,16 @@ def test_checks_load_no_torch():
 
 
 def test_a_client_is_evaluated_by_its_own_model_if_it_has_one():
-    from fedspeed.federation.named_models import whose
+    from fedspeed.federation.named_models import assigned_models
 
     common, own = ({"w": np.full(1, value)} for value in (0.0, 1.0))
-    assert whose({"adapter": common}, (0, 2)) == [(common, [0, 2])]
-    assert whose({"adapter": common, "client-2": own, "full": own}, (0, 2)) == [(common, [0]), (own, [2])]
-    assert whose({"client-2": own}, (2,)) == [(own, [2])]
-    assert whose({"adapter": common}, ()) == []
+    assert assigned_models({"adapter": common}, (0, 2)) == [(common, [0, 2])]
+    assert assigned_models({"adapter": common, "client-2": own, "full": own}, (0, 2)) == [
+        (common, [0]),
+        (own, [2]),
+    ]
+    assert assigned_models({"client-2": own}, (2,)) == [(own, [2])]
+    assert assigned_models({"adapter": common}, ()) == []
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,7 @@ def test_an_exchange_of_slices_asks_for_as_many_as_its_fewest_need(slices, monke
     """What `session.components.exchange` gives to the anonymous exchange."""
     from fedspeed.routing.anonymous import exchange
 
-    monkeypatch.setattr(exchange, "AnonymousExchange", lambda transport, routing, *rest, **named: routing)
+    monkeypatch.setattr(exchange, "AnonymousExchange", lambda transport, routing, *_, **__: routing)
     topology = SimpleNamespace(gateways=tuple(range(16)), server=())
     job = SimpleNamespace(
         is_participant=True,

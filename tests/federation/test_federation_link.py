@@ -149,8 +149,8 @@ def test_participants_whose_states_have_other_arrays_are_told_so_on_all_ranks():
     assert agree(client, client, client) == ""
     told = agree(client, client, {"a": (2, 3), "b": (5,), **{f"c{i}": () for i in range(9)}})
     assert (
-        "beside 1 that all have, client 0 has b [4]; the server has b [5], c0 [], c1 [] and 7 more. All "
-        "roles must" in told
+        "in addition to 1 that all have, client 0 has b [4]; the server has b [5], c0 [], c1 [] and 7 more. "
+        "All roles must" in told
     )
     assert "client 0 has b [4]; the server has no more." in agree(client, client, {"a": (2, 3)})
 

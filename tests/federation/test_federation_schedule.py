@@ -6,29 +6,29 @@ from collections import Counter
 import pytest
 
 from fedspeed.data.config import TrainConfig
-from fedspeed.federation.schedule import lr_at, sample, turn_order
+from fedspeed.federation.schedule import lr_at, sample_clients, turn_order
 
 
 @pytest.mark.parametrize("asked", [1, 3, 6, 7])
 def test_a_sample_has_its_size_and_nobody_twice(asked):
     for round in range(1, 50):
-        drawn = sample(3, round, 7, asked)
+        drawn = sample_clients(3, round, 7, asked)
         assert len(drawn) == asked == len(set(drawn)) and list(drawn) == sorted(drawn)
         assert set(drawn) <= set(range(7)) and all(type(c) is int for c in drawn)
 
 
 def test_everyone_is_asked_unless_told_otherwise():
-    assert sample(3, 1, 4, 0) == sample(9, 5, 4, 4) == (0, 1, 2, 3)
+    assert sample_clients(3, 1, 4, 0) == sample_clients(9, 5, 4, 4) == (0, 1, 2, 3)
 
 
 def test_samples_depend_on_seed_and_round_only():
-    rounds = [sample(3, r, 20, 5) for r in range(1, 30)]
-    assert rounds == [sample(3, r, 20, 5) for r in range(1, 30)]
-    assert len(set(rounds)) > 25 and rounds != [sample(4, r, 20, 5) for r in range(1, 30)]
+    rounds = [sample_clients(3, r, 20, 5) for r in range(1, 30)]
+    assert rounds == [sample_clients(3, r, 20, 5) for r in range(1, 30)]
+    assert len(set(rounds)) > 25 and rounds != [sample_clients(4, r, 20, 5) for r in range(1, 30)]
 
 
 def test_every_client_is_asked_equally_often():
-    counts = Counter(c for r in range(1, 2001) for c in sample(1, r, 5, 2))
+    counts = Counter(c for r in range(1, 2001) for c in sample_clients(1, r, 5, 2))
     assert all(abs(n - 800) < 5 * math.sqrt(2000 * 0.4 * 0.6) for n in counts.values()), counts
 
 

@@ -432,7 +432,7 @@ def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
         ),
         (
             Entry(module="tests.federation.methods.served", server=True, sums_only=True),
-            "what a client tells serve is its own",
+            "clients send it single values in serve",
         ),
         (replace(METHODS["lora_average"], server=True), "has neither serve nor server_step"),
         (replace(METHODS["lora_average"], public_rows=True), "has neither serve nor server_step"),

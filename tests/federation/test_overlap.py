@@ -22,18 +22,18 @@ def delta(w, x=0.0):
 
 @pytest.mark.parametrize(("known", "part"), [(None, 0.25), (0.5, 0.5), (1.0, 1.0)])
 def test_a_client_expects_its_share_until_it_knows_how_alike_updates_are(known, part):
-    assert overlap.expected_part(known, asked=4) == part
+    assert overlap.expected_fraction(known, clients=4) == part
 
 
 def test_a_prediction_is_the_part_of_the_own_delta_by_the_server_optimizer():
     config = FederationConfig()
     now = state(1.0, 2.0)
-    plain = overlap.predicted_start(config, now, {}, delta([2.0, 4.0]), part=0.5, frozen=frozenset())
+    plain = overlap.predicted_start(config, now, {}, delta([2.0, 4.0]), fraction=0.5, frozen=frozenset())
     assert plain["w"].tolist() == [2.0, 4.0] and plain["x"].tolist() == [1.0]
     config = FederationConfig(server_optimizer="momentum", server_lr=0.5)
     moments = server.init(config, now)
     found = overlap.predicted_start(
-        config, now, moments, delta([2.0, 4.0], 6.0), part=0.5, frozen=frozenset({"x"})
+        config, now, moments, delta([2.0, 4.0], 6.0), fraction=0.5, frozen=frozenset({"x"})
     )
     assert found["w"].tolist() == [1.5, 3.0] and found["x"].tolist() == [1.0], (
         "what is frozen is not predicted to move"
@@ -93,7 +93,7 @@ def test_the_mean_delta_is_scaled_to_the_mean_number_of_steps():
 )
 def test_deltas_are_brought_to_one_number_of_steps_where_clients_take_unequal_ones(settings, factor):
     config = run_config(**{"train": {"local_steps": 4}, **settings})
-    assert pacing.Pace(config, "fast", engine=None).factor(2) == factor
+    assert pacing.Pace(config, "fast", engine=None).delta_factor(2) == factor
 
 
 def test_unequal_steps_of_a_method_without_deltas_are_left_as_they_are():
@@ -103,7 +103,7 @@ def test_unequal_steps_of_a_method_without_deltas_are_left_as_they_are():
 
     config = run_config(train={"local_steps_by_cluster": {"slow": 2}})
     config = replace(config, federation=replace(config.federation, method=variant_of("flexlora")()))
-    assert pacing.Pace(config, "fast", engine=None).factor(2) is None
+    assert pacing.Pace(config, "fast", engine=None).delta_factor(2) is None
 
 
 def test_the_time_of_steps_decides_over_the_next_ones(monkeypatch):
@@ -114,7 +114,7 @@ def test_the_time_of_steps_decides_over_the_next_ones(monkeypatch):
     )
     pace = pacing.Pace(config, "", SimpleNamespace(client_slots=2, agree_least=lambda steps: steps))
     assert pace.steps(3) == pacing.FIRST_STEPS
-    with pace.measured(3, steps=6):  # three clients in two slots: 6 s for 6 steps, twice
+    with pace.measure(3, steps=6):  # three clients in two slots: 6 s for 6 steps, twice
         pass
     assert (pace.steps(3), pace.steps(2), pace.steps(0)) == (4, 8, 50)
 

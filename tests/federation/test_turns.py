@@ -42,7 +42,7 @@ def trainer(kind=LoraAverage, rule="avg_factors", share=0):
     ("rule", "frozen"), [("avg_factors", set()), ("freeze_a", {A}), ("alternate", set())]
 )
 def test_a_client_alone_does_all_steps_and_need_not_alternate(rule, frozen):
-    turn = trainer(rule=rule)[0].alone(CLIENT, STATE)
+    turn = trainer(rule=rule)[0].turn_alone(CLIENT, STATE)
     assert (turn.frozen, turn.steps, turn.round, turn.memory) == (frozen, 12, 0, {})
     assert turn.seed == turn_seed(17, CLIENT, 0)
 
@@ -63,4 +63,4 @@ def test_ranks_of_a_client_share_a_turns_seed_and_draw_dropout_apart():
 @pytest.mark.parametrize("rule", ["avg_factors", "freeze_a"])
 def test_a_method_that_changes_turns_changes_those_of_a_client_alone(rule):
     own = trainer(OnlyB, rule)[0]
-    assert own.alone(CLIENT, STATE).frozen == own.turn(CLIENT, 3, STATE, steps=1).frozen == {A}
+    assert own.turn_alone(CLIENT, STATE).frozen == own.turn(CLIENT, 3, STATE, steps=1).frozen == {A}

@@ -13,18 +13,19 @@ from fedspeed.federation.contributing import Contribution
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import Sum
-from fedspeed.federation.methods.base import Trained, Turn, make_method, method_class
+from fedspeed.federation.methods.base import make_method, method_class
 from fedspeed.federation.methods.config import variant_of as method_variant
+from fedspeed.federation.methods.turns import Trained, Turn
 from fedspeed.federation.overlap import deltas_from
-from fedspeed.federation.recording import Recorder, Signals, Training, held_out_loss
+from fedspeed.federation.recording import Recorder, StopSignals, Training, held_out_loss
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.updates.base import (
-    Update,
-    Updates,
+    TransformChain,
+    UpdateTransform,
     hidden_by,
-    make_updates,
+    make_transforms,
     shared_seed,
-    update_class,
+    transform_class,
 )
 from fedspeed.federation.updates.config import variant_of
 from fedspeed.monitor.clock import StageClock
@@ -80,7 +81,7 @@ def deltas(start, ends):
 
 
 def test_the_aggregate_of_a_clipped_run_is_the_mean_of_clipped_deltas():
-    updates = make_updates([variant_of("clip")(norm=0.9)])
+    updates = make_transforms([variant_of("clip")(norm=0.9)])
     start, ends, _, weights, result, _ = played(updates)
     lengths = [norm(delta) for delta in deltas(start, ends)]
     assert lengths[0] < 0.9 < lengths[1] < lengths[2]
@@ -98,19 +99,19 @@ def test_the_aggregate_of_a_clipped_run_is_the_mean_of_clipped_deltas():
 
 def test_the_sketch_is_that_of_what_was_clipped():
     """So the averaging error that it estimates is the one that was made."""
-    updates = make_updates([variant_of("clip")(norm=0.9)])
+    updates = make_transforms([variant_of("clip")(norm=0.9)])
     start, _, told, _, clipped, _ = played(updates)
     method = make_method(method_variant("lora_average")(), start, clients=3, seed=5)
     turns = [method.turn(client, 1, start, steps=1, seed=0, memory={}) for client in range(3)]
     total = sum(method.encode(turn, end, w).astype(np.float64) for turn, end, w in zip(turns, told, WEIGHTS))
     expected = method.aggregate(start, total.astype(np.float32), sum(WEIGHTS), round=1)
     assert clipped.factor_error == expected.factor_error > 0
-    assert clipped.factor_error < played(Updates([]))[4].factor_error, "smaller deltas, smaller error"
+    assert clipped.factor_error < played(TransformChain([]))[4].factor_error, "smaller deltas, smaller error"
 
 
 def test_only_what_trains_counts_for_the_norm():
     """And what is frozen stays as it is, to the bit."""
-    start, ends, told, *_ = played(make_updates([variant_of("clip")(norm=0.05)]), rule="freeze_a")
+    start, ends, told, *_ = played(make_transforms([variant_of("clip")(norm=0.05)]), rule="freeze_a")
     for end, delta in zip(told, deltas(start, told)):
         assert end[A].tobytes() == start[A].tobytes()
         assert norm(delta) == pytest.approx(0.05, rel=1e-4)
@@ -129,7 +130,7 @@ def test_what_a_client_keeps_to_itself_is_not_clipped():
     turn = method.turn(0, 1, start, steps=1, seed=0, memory={B: own[B]})
     end = {A: start[A] + away[A], B: own[B] + 100 * away[B]}
     clipped = {A: start[A] + 0.5 * away[A], B: end[B]}
-    updates = make_updates([variant_of("clip")(norm=0.5 * norm({A: away[A]}))])
+    updates = make_transforms([variant_of("clip")(norm=0.5 * norm({A: away[A]}))])
     contribution = Contribution.empty(method.values(1))
     trained = SimpleNamespace(end=end, sums=SimpleNamespace(steps=1))
     contribution.add(method, turn, trained, start=start, weight=2.0, transform=updates)
@@ -138,7 +139,7 @@ def test_what_a_client_keeps_to_itself_is_not_clipped():
     assert updates.spent()["clip_norms"] == pytest.approx(norm({A: away[A]}), rel=1e-5)
 
 
-class Secret(Update):
+class Secret(UpdateTransform):
     """Adds up what it has spent; says nothing about what it hides."""
 
     steps = 0
@@ -153,7 +154,9 @@ class Secret(Update):
 
 def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
     """Its sketch is not sent, its clients count alike, and losses stay where they are."""
-    updates = Updates([update_class("clip")(variant_of("clip")()), Secret(None), Secret(None)], (1,))
+    updates = TransformChain(
+        [transform_class("clip")(variant_of("clip")()), Secret(None), Secret(None)], (1,)
+    )
     assert updates.hides == BESIDE
     start, _, told, weights, result, values = played(updates)
     assert weights == [1.0, 1.0, 1.0] and result.factor_error is None
@@ -182,12 +185,12 @@ def test_the_ranks_of_a_client_draw_the_same_and_nobody_else_does():
             said.append(values)
             return said[0]
 
-    gateway, other = (Updates([Secret(None)], shared_seed(Rank())) for _ in range(2))
+    gateway, other = (TransformChain([Secret(None)], shared_seed(Rank())) for _ in range(2))
     assert said[0].tobytes() != said[1].tobytes()
     noises(gateway, 5)
     assert noises(gateway, 2, 3) == noises(other, 2, 3)
     assert noises(gateway, 1) != noises(gateway, 3), "clients draw apart"
-    assert noises(Updates([Secret(None)]), 2) != noises(Updates([Secret(None)]), 2)
+    assert noises(TransformChain([Secret(None)]), 2) != noises(TransformChain([Secret(None)]), 2)
 
 
 def test_what_is_hidden_is_known_before_anything_is_built():
@@ -196,7 +199,7 @@ def test_what_is_hidden_is_known_before_anything_is_built():
 
 def test_what_is_hidden_is_told_to_nobody():
     """Not even as sums: the record has no value where they would be, and none of them is in the vector."""
-    hides = Updates([Secret(None)]).hides
+    hides = TransformChain([Secret(None)]).hides
     ledger = Ledger(2, 1, hides=hides)
     told = {
         "asked": 1.0,
@@ -283,7 +286,7 @@ def records_of_rounds(updates, mode, rounds):
         monitor=SimpleNamespace(round=told.append),
         clock=StageClock(),
         peak_bytes=lambda: 0,
-        signals=Signals(lambda: False),
+        signals=StopSignals(lambda: False),
         spent=updates.spent,
     )
     for number, deltas_of_round in enumerate(rounds, 1):
@@ -293,8 +296,8 @@ def records_of_rounds(updates, mode, rounds):
         for delta in deltas_of_round:
             updates(SimpleNamespace(client=0, frozen=frozenset()), delta, 1.0)
         recorder.end_training(training)
-        shared = recorder.share(ledger, round=number, training=training)
-        recorder.record(number, (), shared, factor_error_exact=False, clipped=0)
+        shared = recorder.sum_over_ranks(ledger, round=number, training=training)
+        recorder.report(number, (), shared, factor_error_exact=False, clipped=0)
     return told
 
 
@@ -303,17 +306,17 @@ def test_a_round_tells_what_transforms_have_spent_in_it():
     short, long, longer = ({"w": np.array([value], np.float32)} for value in (0.5, 3.0, 4.0))
     rounds = [[short, long, longer, long], [short], []]
     for mode, norms in (("plain", [2.625, 0.5, None]), ("mask", [None] * 3)):
-        told = records_of_rounds(make_updates([variant_of("clip")(norm=1.0)]), mode, rounds)
+        told = records_of_rounds(make_transforms([variant_of("clip")(norm=1.0)]), mode, rounds)
         assert [record.shortened for record in told] == [0.75, 0.0, None]
         assert [record.unclipped_norm for record in told] == norms
-    (record,) = records_of_rounds(Updates([]), "plain", rounds[:1])
+    (record,) = records_of_rounds(TransformChain([]), "plain", rounds[:1])
     assert (record.shortened, record.unclipped_norm) == (None, None)
 
 
 def test_what_is_spent_without_a_metric_is_refused_at_once(monkeypatch):
-    monkeypatch.setattr(update_class("clip"), "spent", lambda self: {"epsilon": 0.0})
+    monkeypatch.setattr(transform_class("clip"), "spent", lambda self: {"epsilon": 0.0})
     with pytest.raises(ValueError, match="epsilon is spent, but no metric per rank has such a slot; add one"):
-        make_updates([variant_of("clip")()])
+        make_transforms([variant_of("clip")()])
     assert "epsilon is spent" in updates_problem([variant_of("clip")()], method_class("lora_average"))
 
 
@@ -322,7 +325,7 @@ def test_what_a_server_is_told_before_the_sum_has_seen_no_transform(monkeypatch)
     averaging = method_class("lora_average")
     assert updates_problem(clip, averaging) == ""
     monkeypatch.setattr(averaging, "serve", lambda self, *how, asked: None)
-    assert "federation.updates (clip) is about what clients send to the sum" in updates_problem(
+    assert "federation.updates (clip) changes what clients send to the sum" in updates_problem(
         clip, averaging
     )
     assert updates_problem([], averaging) == ""

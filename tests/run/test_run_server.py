@@ -221,8 +221,8 @@ def test_roles_that_train_other_arrays_are_told_before_any_round(server, worksho
     told = refusal(ended)
     layer = "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.default.weight [4, 64]"
     assert (
-        "federation.method=unlike: the state has not the same arrays everywhere; beside 0 that all have"
-        in told
+        "federation.method=unlike: participants have different arrays in their states; in addition to 0 that "
+        "all have" in told
     )
     assert f"client 0 (rank 0 on alpha), client 1 (rank 2 on gamma) have {layer.format(1)}" in told
     assert f"the server (rank 1 on beta) has {layer.format(0)}" in told

@@ -14,11 +14,12 @@ docs/methods.md shows which member implements which part of published methods.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from fedspeed.data.clients import ClientData
 from fedspeed.engine.capabilities import Capability
 from fedspeed.engine.spec import EngineSpec
 from fedspeed.errors import ConfigError
@@ -26,62 +27,14 @@ from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
 from fedspeed.federation.methods.config import METHODS, Entry, is_folder
 from fedspeed.federation.methods.factors import distance
+from fedspeed.federation.methods.turns import ALONE, Trained, Turn, TurnTrainer
 from fedspeed.federation.registered import class_in
 from fedspeed.federation.shared_channel import SharedChannel
+from fedspeed.models.catalogue import ModelShape
 from fedspeed.models.folded import trainable
 
 if TYPE_CHECKING:  # torch is not imported by modules that only ask what a method needs
-    from fedspeed.data.clients import ClientData
-    from fedspeed.engine.client_engine import ClientEngine, Sums
-    from fedspeed.federation.trainer import Trainer
-    from fedspeed.models.catalogue import ModelShape
-
-ALONE = 0  # the round number of a turn that a client takes without the others
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One client's task in one round.
-
-    Attributes:
-        start: all fp32 arrays by name that the client starts from.
-        frozen: names of arrays that the client does not train in this turn. `Method.frozen` has those that no
-            client of the round trains.
-        steps: optimizer steps to take.
-        seed: of the method's random draws in this turn; the same on all ranks of the client. The trainer
-            seeds dropout, which differs between ranks.
-        memory: arrays that the client has kept from its last usable turn, empty before the first. They are
-            journalled on the client's own host and never sent.
-        exchange: number of the exchange that the turn belongs to, from 0 in each round. Always 0 unless
-            `Method.exchange_every` is "step".
-    """
-
-    client: int
-    round: int
-    start: Arrays
-    frozen: frozenset[str]
-    steps: int
-    seed: int
-    memory: Arrays
-    exchange: int = 0
-
-    def starting_at(self, start: Arrays) -> "Turn":
-        """Return the same turn with another start state."""
-        return replace(self, start=start)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """The result of a turn.
-
-    Attributes:
-        end: the client's arrays after training. sums: of losses, tokens and steps taken.
-        memory: arrays that the client keeps for its next turn.
-    """
-
-    end: Arrays
-    sums: "Sums"
-    memory: Arrays
+    from fedspeed.engine.client_engine import ClientEngine
 
 
 @dataclass(frozen=True)
@@ -138,7 +91,7 @@ class Method(ABC):
     # Before anything is built.
 
     @classmethod
-    def spec(cls, config: Any, spec: EngineSpec, *, shape: "ModelShape") -> EngineSpec:
+    def spec(cls, config: Any, spec: EngineSpec, *, shape: ModelShape) -> EngineSpec:
         """Return the engine to build, derived from the one that the configuration describes; it may have
         other `blocks` or another optimizer, for example.
 
@@ -234,7 +187,7 @@ class Method(ABC):
         """
         return engine.train_passes(turns, steps, accumulation), True
 
-    def train(self, engine: "ClientEngine", turns: Sequence[Turn], trainer: "Trainer") -> list[Trained]:
+    def train(self, engine: "ClientEngine", turns: Sequence[Turn], trainer: TurnTrainer) -> list[Trained]:
         """Train turns at the same time, in the engine's first client slots.
 
         Args:
@@ -309,11 +262,11 @@ class Method(ABC):
         self,
         state: Arrays,
         engine: "ClientEngine",
-        public_rows: "ClientData | None",
+        public_rows: ClientData | None,
         *,
         round: int,
         exchange: int,
-        trainer: "Trainer",
+        trainer: TurnTrainer,
     ) -> Arrays:
         """Return the state after the server's own step, with the same names and shapes; it is sent to all
         ranks. If the server has several ranks, all of them call this together.

@@ -11,9 +11,10 @@ import numpy as np
 
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Method, Turn
+from fedspeed.federation.methods.base import Method
 from fedspeed.federation.methods.factors import distance, product_norm
 from fedspeed.federation.methods.per_client import PerClient
+from fedspeed.federation.methods.turns import Turn
 from fedspeed.models.factors import pairs
 from fedspeed.models.folded import LEFT, RIGHT, WHOLE, folded_parts, module_of, named
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fedspeed.federation.arrays import Arrays
-from fedspeed.federation.methods.base import Turn
+from fedspeed.federation.methods.turns import Turn
 from fedspeed.federation.registered import class_in
 from fedspeed.federation.updates.config import UPDATES
 from fedspeed.monitor.metrics import registry

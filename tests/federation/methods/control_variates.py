@@ -21,8 +21,8 @@ class ControlVariates(LoraAverage):
     def first_state(self, state):
         return state | {common(name): np.zeros_like(state[name]) for name in self.layout.names}
 
-    def parts(self, round):
-        return (*super().parts(round), self.layout.size, 1)
+    def segments(self, round):
+        return (*super().segments(round), self.layout.size, 1)
 
     def train(self, engine, turns, trainer):
         def between(slot, turn):

@@ -20,8 +20,8 @@ class Served(LoraAverage):
         answer = trainer.ask({n: trained.end[n] - turn.start[n] for n in trained.end})
         return replace(trained, end={n: turn.start[n] + answer[n] for n in trained.end})
 
-    def serve(self, engine, channel, round, exchange, *, asked):
-        for speaker in (channel.speakers[client] for client in asked):
+    def serve(self, engine, channel, round, exchange, *, clients):
+        for speaker in (channel.speakers[client] for client in clients):
             channel.send(speaker, {n: 2 * delta for n, delta in channel.receive(speaker).items()})
 
     def server_step(self, state, engine, public_rows, *, round, exchange, trainer):

@@ -21,8 +21,9 @@ import numpy as np
 
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.layout import Layout
-from fedspeed.federation.methods.base import Aggregate, Method, Turn
+from fedspeed.federation.methods.base import Aggregate, Method
 from fedspeed.federation.methods.factors import Sketch, add_scaled
+from fedspeed.federation.methods.turns import Turn
 from fedspeed.models.factors import is_factor_a, is_factor_b
 from fedspeed.monitor.metrics.metric import SKETCH
 
