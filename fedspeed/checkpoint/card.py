@@ -54,7 +54,7 @@ class Card:
             f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n# The {self._named()} of run "
             f"`{self.run}`, {whence}\n\n"
             f"Trained with FedSpeed from `{self.base}`.{self._beside()}\n\n## "
-            f"Prompt\n\n{self.format.described()}\n\n## Use it\n\n{use}\n"
+            f"Prompt\n\n{self.format.to_markdown()}\n\n## Use it\n\n{use}\n"
         )
 
     def _named(self) -> str:

@@ -1,7 +1,8 @@
-"""Which rows a step trains on, and the arrays it trains with.
+"""The rows that a local step trains on, and the arrays that are made of them.
 
-Positions are pure functions of (seed, client, step): there is no iterator to save, so a resumed or rescaled
-run finds its place by arithmetic, and every rank of a client can compute what the others see.
+The rows of a step are a pure function of (seed, client, step). There is no iterator whose state must be
+saved: a resumed run computes the same rows, also on another number of ranks, and every rank of a client can
+compute what the others train on.
 
 B: sequences of a batch, T: padded length.
 """
@@ -14,7 +15,7 @@ from fedspeed.data import streams
 from fedspeed.data.clients import ClientData
 from fedspeed.data.encode import IGNORED, Example
 
-_PAD_MULTIPLE = 8  # lengths in steps of 8 suit tensor cores, and keep the number of distinct shapes small
+_PAD_MULTIPLE = 8  # suits tensor cores, and keeps the number of different shapes small
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +26,7 @@ class Batch:
         labels: -100 on prompt and padding.
         attention_mask: 1 on tokens, 0 on padding.
         answer_tokens: labels that carry loss after the causal shift, so those in labels[:, 1:].
-        cut: which sequences lack the end of their answer, by position in the batch; they are never answered
-            exactly.
+        cut: indices of the sequences whose answer was truncated; they never count as answered exactly.
     """
 
     input_ids: np.ndarray
@@ -43,8 +43,8 @@ class StepBatches:
     Attributes:
         micro: the rank's micro-batches, in order.
         step_answer_tokens: answer tokens of the whole step, over all micro-batches of all ranks of the
-            client. Dividing every summed loss by it gives the mean over the step's tokens, however unevenly
-            the answers fall on ranks and micro-batches.
+            client. Every summed loss is divided by it, which gives the mean over the step's tokens however
+            unevenly they are distributed over ranks and micro-batches.
     """
 
     micro: list[Batch]
@@ -52,24 +52,27 @@ class StepBatches:
 
 
 def step_rows(seed: int, client: int, step: int, rows_per_step: int, n_rows: int) -> np.ndarray:
-    """Indices [rows_per_step] of the rows of local step `step` (from 0, over the whole run).
+    """Return the indices [rows_per_step] of the rows of local step `step`, counted from 0 over the whole run.
 
-    The client walks through permutations of its rows, one an epoch, without a gap: a step may straddle two
-    epochs, or several where the client has fewer rows than a step takes.
+    A client goes through a new permutation of its rows in every epoch. A step may include the end of one
+    epoch and the beginning of the next, or several epochs where the client has fewer rows than a step takes.
     """
     positions = np.arange(step * rows_per_step, (step + 1) * rows_per_step)
     epochs = positions // n_rows
     rows = np.empty(rows_per_step, dtype=np.int64)
     for epoch in np.unique(epochs):
         order = np.random.default_rng([seed, streams.EPOCH, client, epoch]).permutation(n_rows)
-        here = epochs == epoch
-        rows[here] = order[positions[here] % n_rows]
+        in_epoch = epochs == epoch
+        rows[in_epoch] = order[positions[in_epoch] % n_rows]
     return rows
 
 
 def collate(examples: list[Example], pad_id: int, limit: int | None = None) -> Batch:
-    """Pads on the right to a multiple of 8, but not beyond `limit`: what no row exceeds, a model may have no
-    positions for.
+    """Return a batch of examples, padded on the right to a multiple of 8 tokens.
+
+    Args:
+        pad_id: token id of padding. limit: longest length to pad to, since the model may have no positions
+            beyond; no example is longer.
     """
     lengths = np.array([len(example.input_ids) for example in examples])
     width = -(-int(lengths.max()) // _PAD_MULTIPLE) * _PAD_MULTIPLE
@@ -100,21 +103,30 @@ def client_step(
     ranks: int,
     client_rank: int,
 ) -> StepBatches:
-    """The micro-batches of rank `client_rank` (0 to ranks - 1) of a client in one local step.
+    """Return the micro-batches of one rank of a client in one local step.
 
-    Micro-batch i of all ranks together holds the rows that micro-batch i of a single rank with `ranks` times
-    the micro_batch would hold, in the same order.
+    Micro-batch i of all ranks together has the rows, in the same order, that micro-batch i of a single rank
+    would have with `ranks` times the `micro_batch`.
+
+    Args:
+        step: counted from 0 over the whole run. micro_batch: sequences of a micro-batch on one rank.
+        accumulation: micro-batches of a step. client_rank: the rank's number among the client's `ranks`
+            ranks.
     """
     rows = step_rows(seed, client, step, accumulation * ranks * micro_batch, len(data.train))
-    mine = rows.reshape(accumulation, ranks, micro_batch)[:, client_rank]
+    of_rank = rows.reshape(accumulation, ranks, micro_batch)[:, client_rank]
     return StepBatches(
-        micro=[collate([data.train[row] for row in micro], data.pad_id, data.limit) for micro in mine],
+        micro=[collate([data.train[row] for row in micro], data.pad_id, data.limit) for micro in of_rank],
         step_answer_tokens=sum(data.train[row].answer_tokens for row in rows),
     )
 
 
 def eval_batches(examples: list[Example], batch: int, pad_id: int, limit: int | None = None) -> list[Batch]:
-    """All examples once, in order; the last batch may be smaller."""
+    """Return batches of all examples in order; the last one may be smaller.
+
+    Args:
+        batch: sequences of a batch. pad_id, limit: see `collate`.
+    """
     return [
         collate(examples[start : start + batch], pad_id, limit) for start in range(0, len(examples), batch)
     ]

@@ -1,10 +1,9 @@
-"""A small instruction task that is made, not downloaded: what to do with a word of four letters.
+"""A small generated instruction task, which needs no download: operations on words of four letters.
 
-It exists so that a fresh machine has something real to learn, and something only a federation learns well:
-each category is one instruction ("reverse dabe" -> "ebad"), so a client that holds one category alone never
-sees what the other instructions mean. The base is pretrained on the same skills under made-up instruction
-words; fine-tuning has to connect the real instructions with what the base can already do, which takes an
-adapter a few hundred steps.
+It lets a new machine train something real, on which a federation is better than a client alone: each category
+is one instruction ("reverse dabe" -> "ebad"), so a client with only one category never sees the other
+instructions. The quickstart's base is pretrained on the same skills under other, made-up instruction words.
+Fine-tuning connects the task's instructions with these skills, which takes an adapter a few hundred steps.
 """
 
 from collections.abc import Callable
@@ -36,11 +35,11 @@ _ALIASES_PER_SKILL = 16
 
 
 def builtin_rows(seed: int, n: int) -> list[Row]:
-    """`n` different rows, the categories in equal parts (to within one) and in turn. Deterministic in the
-    seed.
+    """Return `n` different rows, a function of the seed. Categories alternate, so their numbers of rows
+    differ by at most one.
 
     Raises:
-        DataError: there are not so many different rows.
+        DataError: there are fewer different rows than `n`.
     """
     per_skill = -(-n // len(SKILLS))
     if per_skill > _WORDS:
@@ -54,12 +53,12 @@ def builtin_rows(seed: int, n: int) -> list[Row]:
 
 
 def pretraining_rows(seed: int, n: int) -> list[Row]:
-    """`n` rows of the same skills under made-up instruction words; none of them is an instruction of the
-    task.
+    """Return `n` rows of the same skills under made-up instruction words, none of which is an instruction of
+    the task.
 
-    Sixteen words a skill, so that the base learns to look a skill up by a word, not to tell a few fixed ones
-    apart. Loss on the answer only, as in fine-tuning: the letters of the word are random and cannot be
-    learned.
+    Each skill has 16 words, so that the base learns to map words to skills rather than to distinguish a few
+    fixed words. The loss is on the answer only, as in fine-tuning, because the letters of the input are
+    random.
     """
     rng = np.random.default_rng([seed, streams.PRETRAIN])
     aliases = _aliases()
@@ -78,8 +77,8 @@ def _row(skill: str, instruction: str, number: int) -> Row:
 
 
 def _aliases() -> dict[str, list[str]]:
-    """The made-up words of each skill, the same for every seed: batches drawn with different seeds teach one
-    language.
+    """Return the made-up words of each skill. They do not depend on a seed, so that rows drawn with different
+    seeds use the same words.
     """
     rng = np.random.default_rng(0)
     words: dict[str, None] = {}

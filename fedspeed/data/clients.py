@@ -1,4 +1,4 @@
-"""The data of each client: its rows, its held-out rows, and both as tokens."""
+"""The data of each client: its training rows and held-out rows, as text and as tokens."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from fedspeed import activity
 from fedspeed.data import splitters, streams
 from fedspeed.data.config import DataConfig
-from fedspeed.data.encode import Example, encode
+from fedspeed.data.encode import Example, Tokenizer, encode
 from fedspeed.data.row_counts import RowCounts
 from fedspeed.data.rows import Row
 from fedspeed.data.tasks import load_rows, template_of
@@ -17,7 +17,7 @@ from fedspeed.errors import DataError
 
 @dataclass(frozen=True)
 class ClientRows:
-    """The text of one client. `val` is held out from training; it is empty where data.val_fraction is 0."""
+    """The rows of one client. `val` is held out from training; it is empty where data.val_fraction is 0."""
 
     train: tuple[Row, ...]
     val: tuple[Row, ...]
@@ -26,11 +26,12 @@ class ClientRows:
 
 @dataclass(frozen=True)
 class ClientData:
-    """The tokens of one client.
+    """The encoded rows of one client.
 
     Attributes:
-        dropped: rows (of both parts) left out because data.max_tokens cuts their answer away completely.
-        pad_id: token id that fills a batch; masked everywhere, so it is of no consequence which one it is.
+        dropped: number of training and held-out rows that are left out because data.max_tokens removes their
+            whole answer.
+        pad_id: token id of padding; it is masked everywhere, so any id will do.
         limit: data.max_tokens, which no batch is padded beyond.
     """
 
@@ -42,10 +43,10 @@ class ClientData:
 
 
 def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
-    """The rows of every client, the same on every rank.
+    """Return the rows of every client, the same on every rank.
 
-    Rows go to clients first, and each client then holds out some of its own: a client is evaluated on the
-    categories it trains on, and the federation on those of all clients.
+    Rows are assigned to clients first, and each client then holds out some of its own. So a client is
+    evaluated on the categories that it trains on, and the federation on those of all clients.
 
     Raises:
         DataError: see `load_rows` and `splitters`; or the split needs categories and the rows have none.
@@ -58,44 +59,37 @@ def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
     ]
 
 
-def encode_client(rows: ClientRows, tokenizer, config: DataConfig) -> ClientData:
-    """Tokens of one client, so that a rank encodes only what it trains on.
+def encode_client(rows: ClientRows, tokenizer: Tokenizer, config: DataConfig) -> ClientData:
+    """Return the encoded rows of one client; each rank encodes those of its own clients.
 
     Raises:
         DataError: no training row keeps an answer within data.max_tokens.
     """
     template = template_of(config)
-    together = activity.counted((*rows.train, *rows.val), "the encoding of rows", "row")
-    examples = [encode(row, tokenizer, template, config.max_tokens) for row in together]
-    train = examples[: len(rows.train)]
-    val = examples[len(rows.train) :]
-    kept_train, kept_val = ([example for example in part if example is not None] for part in (train, val))
-    if not kept_train:
+    all_rows = activity.counted((*rows.train, *rows.val), "the encoding of rows", "row")
+    examples = [encode(row, tokenizer, template, config.max_tokens) for row in all_rows]
+    train = [example for example in examples[: len(rows.train)] if example is not None]
+    val = [example for example in examples[len(rows.train) :] if example is not None]
+    if not train:
         raise DataError(
             f"client {rows.client}: data.max_tokens={config.max_tokens} cuts away the whole answer of each "
-            "of its "
-            f"{len(train)} training rows (template {template}); raise data.max_tokens"
+            f"of its {len(rows.train)} training rows (template {template}); raise data.max_tokens"
         )
-    # Many tokenizers have a pad token that was added behind the model's vocabulary: padding asks for no id
-    # that the rows do not need.
-    pad_id = min(
-        tokenizer.pad_token_id, max(int(example.input_ids.max()) for example in (*kept_train, *kept_val))
-    )
+    # The pad token of many tokenizers was added beyond the model's vocabulary, so padding uses no id above
+    # those of the rows.
+    pad_id = min(tokenizer.pad_token_id, max(int(example.input_ids.max()) for example in (*train, *val)))
     return ClientData(
-        kept_train,
-        kept_val,
-        dropped=len(train) + len(val) - len(kept_train) - len(kept_val),
-        pad_id=pad_id,
-        limit=config.max_tokens,
+        train, val, dropped=len(examples) - len(train) - len(val), pad_id=pad_id, limit=config.max_tokens
     )
 
 
 def largest_id(data: ClientData) -> int:
-    """The largest token id that a model meets in this data."""
+    """Return the largest token id in a client's data, padding included."""
     return max(data.pad_id, *(int(example.input_ids.max()) for example in (*data.train, *data.val)))
 
 
 def row_counts(data: ClientData) -> RowCounts:
+    """Return the numbers of a client's rows, of truncated ones, and of dropped ones."""
     examples = (*data.train, *data.val)
     return RowCounts(
         len(examples) + data.dropped, cut=sum(example.cut for example in examples), lost=data.dropped
@@ -107,14 +101,14 @@ def _split(config: DataConfig, rows: list[Row], rng: np.random.Generator) -> lis
         return splitters.iid(len(rows), config.clients, rng)
     categories = [row.category for row in rows]
     if not any(categories):
+        field_hint = ""
+        if config.task == "file":
+            field_hint = (
+                f" (for task=file: data.category_field={config.category_field} names no field of the rows)"
+            )
         raise DataError(
             f"data.split={config.split} splits by category and no row of task {config.task} has one; use "
-            "data.split=iid"
-            + (
-                f" (for task=file: data.category_field={config.category_field} names no field of the rows)"
-                if config.task == "file"
-                else ""
-            )
+            f"data.split=iid{field_hint}"
         )
     if config.split == "meta":
         return splitters.meta(categories, config.clients, rng)
@@ -133,7 +127,9 @@ def _held_out(client: int, rows: list[Row], config: DataConfig, seed: int) -> Cl
 
 
 def _n_val(n_rows: int, config: DataConfig) -> int:
-    """At least one row where anything is to be held out, but never a client's last training row."""
+    """Return how many rows a client holds out: at least one where data.val_fraction is above 0, but never its
+    only row.
+    """
     if config.val_fraction == 0:
         return 0
     return min(max(1, round(n_rows * config.val_fraction)), config.max_val_rows, n_rows - 1)

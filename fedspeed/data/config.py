@@ -1,9 +1,9 @@
-"""Whose text: the task, how its rows become clients, and how a row becomes tokens."""
+"""Configuration of the data and of clients' local training."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-MAX_STEPS = 1_000_000  # of a client in a round; more is a slip of the keyboard
+MAX_STEPS = 1_000_000  # of a client in a round; more is taken for a typing mistake
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A client's local work. One `local_step` is one optimizer step on `accumulation` micro-batches per
+    """Local training of a client. One local step is one optimizer step on `accumulation` micro-batches per
     rank.
     """
 
@@ -127,5 +127,5 @@ class TrainConfig:
 
 
 def local_steps_of(train: TrainConfig, cluster: str) -> int:
-    """Optimizer steps that the clients of `cluster` take in a round."""
+    """Return the number of local steps that the clients of `cluster` take in a round."""
     return train.local_steps_by_cluster.get(cluster, train.local_steps)

@@ -1,8 +1,6 @@
-"""What a model is asked about rows of text, and what its answers are worth.
+"""The interface of evaluation tasks: they make prompts of rows, and score a model's answers.
 
-A task knows no model and no engine: it makes prompts out of rows, and scores what came back.
-    `evaluation/ask.py` puts it to an
-engine.
+A task knows no model and no engine; `evaluation/scoring.py` evaluates it with an engine.
 """
 
 from abc import ABC, abstractmethod
@@ -11,12 +9,12 @@ from dataclasses import dataclass
 
 from fedspeed.data.rows import Row
 
-ALL = "all"  # the category of everything together
+ALL = "all"  # the category of all rows
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Scores of some rows: their sum and their number, which can be added up over ranks, clients and
+    """The sum of some rows' scores and their number, which can be added up over ranks, clients and
     categories.
     """
 
@@ -28,6 +26,7 @@ class Tally:
 
     @property
     def mean(self) -> float:
+        """Return the mean score, NaN without rows."""
         return self.total / self.count if self.count else float("nan")
 
 
@@ -35,33 +34,33 @@ Scores = dict[str, Tally]  # by category, and under ALL
 
 
 class EvalTask(ABC):
-    """Puts rows to a model as prompts.
+    """A task: a prompt for each row, and a score for the answer to it.
 
     Attributes:
-        name: in records and messages.
+        name: of the task, in records and messages.
     """
 
     name: str
 
     @abstractmethod
     def prompt(self, row: Row) -> str:
-        """Give the text in front of the answer, examples included; what all prompts begin with is computed
-        once.
+        """Return the text before the answer, few-shot examples included. The engine computes a common
+        beginning of all prompts once.
         """
 
     def category(self, row: Row) -> str:
-        """Give the name under which a row is counted beside ALL; empty: under none."""
+        """Return the category that a row is counted in besides ALL; empty: in none."""
         return row.category
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class GenerationSettings:
     """How answers are generated.
 
     Attributes:
-        max_new: tokens of an answer at most. samples: answers to each row.
-        temperature: 0 takes the most likely token. top_p: of the tokens that are drawn from. seed: of the
-            draws.
+        max_new: largest number of tokens of an answer. samples: answers to each row.
+        temperature: of sampling; 0: greedy decoding. top_p: probability mass of the tokens to sample from.
+        seed: of the sampling.
     """
 
     max_new: int
@@ -72,53 +71,53 @@ class Asked:
 
 
 class GenerationTask(EvalTask):
-    """A model writes its answers.
+    """A task whose answers the model generates.
 
     Attributes:
-        asked: how.
+        settings: of the generation.
     """
 
-    asked: Asked
+    settings: GenerationSettings
 
     @abstractmethod
     def score(self, rows: Sequence[Row], answers: Sequence[Sequence[str]]) -> Sequence[float]:
-        """Score each row, from all answers to it. All rows come at once, so that what is slow (a sandbox,
-        say) can be done for many of them together.
+        """Return a score for each row from all answers to it. All rows are passed at once, so that slow
+        scoring (in a sandbox, for example) can process them together.
         """
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How likely a model finds a text behind a prompt: log-probability of all its tokens, and their
-    number.
-    """
+    """The log-probability of a text after a prompt, and its number of tokens."""
 
     logprob: float
     tokens: int
 
 
 class ChoiceTask(EvalTask):
-    """A model chooses among given answers, by how likely it finds each of them."""
+    """A task whose answers are chosen from given texts, by their likelihoods under the model."""
 
     @abstractmethod
     def choices(self, row: Row) -> Sequence[str]:
-        """Give the answers to choose from, none of them empty."""
+        """Return the answers to choose from, none of them empty."""
 
     @abstractmethod
     def score(self, rows: Sequence[Row], likelihoods: Sequence[Sequence[Likelihood]]) -> Sequence[float]:
-        """Score each row, from the likelihoods of its choices."""
+        """Return a score for each row from the likelihoods of its choices."""
 
 
 def most_likely(likelihoods: Sequence[Likelihood], *, per_token: bool = False) -> int:
-    """Give the number of the likeliest choice, the first of several; `per_token` divides by length, which
-    long ones gain by.
+    """Return the index of the likeliest choice, the first if several are equal.
+
+    Args:
+        per_token: divide log-probabilities by the number of tokens, which favours longer choices.
     """
-    values = [one.logprob / one.tokens if per_token else one.logprob for one in likelihoods]
+    values = [choice.logprob / choice.tokens if per_token else choice.logprob for choice in likelihoods]
     return values.index(max(values))
 
 
 def tally(task: EvalTask, rows: Iterable[Row], values: Iterable[float]) -> Scores:
-    """Count the scores of rows, in all and by category."""
+    """Return the tallies of rows' scores, of all rows and by category."""
     scores: Scores = {}
     for row, value in zip(rows, values, strict=True):
         for category in filter(None, (ALL, task.category(row))):
@@ -126,10 +125,10 @@ def tally(task: EvalTask, rows: Iterable[Row], values: Iterable[float]) -> Score
     return scores
 
 
-def added(parts: Iterable[Mapping[str, Tally]]) -> Scores:
-    """Add up scores by category, those of several clients for example."""
+def added(tables: Iterable[Mapping[str, Tally]]) -> Scores:
+    """Return the sums of several tables of scores by category, of several clients for example."""
     scores: Scores = {}
-    for part in parts:
-        for category, one in part.items():
+    for table in tables:
+        for category, one in table.items():
             scores[category] = scores.get(category, Tally()) + one
     return scores

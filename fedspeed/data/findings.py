@@ -1,5 +1,5 @@
-"""What a person should know about the rows before training on them: counts over all clients, which tie
-nothing to one of them.
+"""Remarks on the rows before training: what is allowed, but probably a mistake. All counts are over all
+clients, so that they reveal nothing of a single one.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from fedspeed.data.templates import text_of
 
 
 def findings(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
-    """Names, in a sentence each, what about the rows of all clients is allowed, but hardly meant."""
+    """Return a sentence for each remark on the rows of all clients."""
     rows = [row for client in clients for row in (*client.train, *client.val)]
-    found = [_blank_answers(rows), _no_category(config, rows), _nothing_held_out(config, clients)]
-    return [text for text in found if text] + _in_several_places(config, clients)
+    remarks = [_blank_answers(rows), _no_category(config, rows), _nothing_held_out(config, clients)]
+    return [text for text in remarks if text] + _copies(config, clients)
 
 
 def _blank_answers(rows: Sequence[Row]) -> str:
@@ -33,8 +33,8 @@ def _no_category(config: DataConfig, rows: Sequence[Row]) -> str:
     if config.split == "iid" or not without:
         return ""
     return (
-        f"{without} of {len(rows)} rows have no category: data.split={config.split} takes them for one "
-        "category of their own; fill the field in, or remove these rows"
+        f"{without} of {len(rows)} rows have no category: data.split={config.split} treats them as one "
+        "category; fill the field in, or remove these rows"
     )
 
 
@@ -48,9 +48,9 @@ def _nothing_held_out(config: DataConfig, clients: Sequence[ClientRows]) -> str:
     )
 
 
-def _in_several_places(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
-    """Counts rows that several clients have. Equal rows of one client are on one side of its hold-out; those
-    of different clients need not be, since nobody may compare them.
+def _copies(config: DataConfig, clients: Sequence[ClientRows]) -> list[str]:
+    """Return remarks on rows that several clients have. The hold-out separates equal rows of one client, but
+    cannot separate those of different clients, which are not compared.
     """
     template = template_of(config)
     trained_by: dict[tuple[str, str], set[int]] = {}
@@ -59,13 +59,13 @@ def _in_several_places(config: DataConfig, clients: Sequence[ClientRows]) -> lis
             trained_by.setdefault(text_of(row, template), set()).add(client.client)
     held_out = [text_of(row, template) for client in clients for row in client.val]
     seen = sum(text in trained_by for text in held_out)
-    several = sum(len(who) > 1 for who in trained_by.values())
-    found = []
+    several = sum(len(owners) > 1 for owners in trained_by.values())
+    remarks = []
     if several:
-        found.append(f"{several} different rows are training rows of more than one client")
+        remarks.append(f"{several} different rows are training rows of more than one client")
     if seen:
-        found.append(
+        remarks.append(
             f"{seen} of {len(held_out)} held-out rows are also training rows of another client: the "
             "held-out loss is too good for them; remove the copies from the data"
         )
-    return found
+    return remarks

@@ -1,14 +1,14 @@
-"""The format of a run's prompts, as its tokenizer and its data say."""
+"""The format of a run's prompts, which follows from its tokenizer and its data configuration."""
 
 from fedspeed.data.config import DataConfig
-from fedspeed.data.encode import leading_special_ids, prompt_ids
+from fedspeed.data.encode import Tokenizer, leading_special_ids, prompt_ids
 from fedspeed.data.rows import Row
 from fedspeed.data.tasks import template_of
 from fedspeed.data.templates import prompt
 from fedspeed.data.usage import PromptFormat
 
-MAX_NEW_TOKENS = 64  # of the example
-EXAMPLES = {  # made up: no row of anybody's data is shown
+MAX_NEW_TOKENS = 64  # of the example's answer
+EXAMPLES = {  # invented, so that no row of a client is shown
     "builtin": Row("reverse", "dabe", "", ""),
     "gsm8k": Row("Tom has 3 apples and buys 2 more. How many apples does he have?", "", "", ""),
     "codealpaca": Row("Write a function that adds two numbers.", "Python", "", ""),
@@ -16,17 +16,17 @@ EXAMPLES = {  # made up: no row of anybody's data is shown
 EXAMPLE = Row("Name three colours.", "", "", "")
 
 
-def format_of(tokenizer, config: DataConfig) -> PromptFormat:
-    """Return the format of a run's rows, with a made up example."""
+def format_of(tokenizer: Tokenizer, config: DataConfig) -> PromptFormat:
+    """Return the format of a run's prompts, with an invented example."""
     template = template_of(config)
     row = EXAMPLES.get(config.task, EXAMPLE)
     leading = leading_special_ids(tokenizer)
-    left = config.max_tokens - len(prompt_ids(row, tokenizer, template))
+    remaining = config.max_tokens - len(prompt_ids(row, tokenizer, template))
     return PromptFormat(
         template,
         (tuple(leading), "".join(tokenizer.convert_ids_to_tokens(leading))),
         (tokenizer.eos_token_id, tokenizer.eos_token),
         pad_id=tokenizer.pad_token_id,
-        example=(prompt(row, template), min(MAX_NEW_TOKENS, max(1, left))),
+        example=(prompt(row, template), min(MAX_NEW_TOKENS, max(1, remaining))),
         chat_template=bool(tokenizer.chat_template),
     )

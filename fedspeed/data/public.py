@@ -1,41 +1,43 @@
-"""The rows that the server of a method trains on, which no client owns."""
+"""The public rows, which belong to no client and which the server of a method trains on."""
 
 from pathlib import Path
 
 from fedspeed.data.clients import ClientData, ClientRows, encode_client
 from fedspeed.data.config import DataConfig
+from fedspeed.data.encode import Tokenizer
 from fedspeed.data.rows import records, to_row
 from fedspeed.data.tasks import edited, task_of
 from fedspeed.errors import DataError
 
-WHERE = "federation.public_rows"
+KEY = "federation.public_rows"
 
 
-def public_data(text: str, config: DataConfig, tokenizer) -> ClientData:
+def public_data(text: str, config: DataConfig, tokenizer: Tokenizer) -> ClientData:
     """Read and encode public rows; all of them are training rows.
 
     Args:
-        text: the file's path (federation.public_rows). config: says which fields its records have, and how a
-            row becomes tokens.
+        text: the file's path (federation.public_rows).
+        config: names the fields of its records, and how a row becomes tokens.
 
     Raises:
-        DataError: there is no such file, it is malformed or has no rows, or none keeps an answer.
+        DataError: there is no such file, it is malformed or has no rows, or data.max_tokens removes all
+        answers.
     """
     path = Path(text).expanduser()
     task = task_of(config)
     if not path.is_file():
         raise DataError(
-            f"{WHERE}={text}: no such file on the server's host (looked for {path.resolve()}); "
+            f"{KEY}={text}: no such file on the server's host (looked for {path.resolve()}); "
             "put it there, or correct the path"
         )
     pairs = ((where, to_row(record, task.fields, where)) for where, record in records(path))
     rows = tuple(row for row in (edited(task, where, row) for where, row in pairs) if row is not None)
     if not rows:
-        raise DataError(f"{WHERE}={text}: the file holds no rows; name one that has some")
+        raise DataError(f"{KEY}={text}: the file holds no rows; name one that has some")
     try:
         return encode_client(ClientRows(train=rows, val=(), client=-1), tokenizer, config)
     except DataError:
         raise DataError(
-            f"{WHERE}={text}: data.max_tokens={config.max_tokens} cuts away the whole answer of "
+            f"{KEY}={text}: data.max_tokens={config.max_tokens} cuts away the whole answer of "
             f"each of its {len(rows)} rows; raise data.max_tokens"
         ) from None

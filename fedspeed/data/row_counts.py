@@ -1,10 +1,10 @@
-"""How many rows are trained on as they are, and what data.max_tokens takes from the others. Pure."""
+"""Counts of rows that are used whole, and of those that data.max_tokens truncates or removes. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
-WARN_ABOVE = 0.01  # share of rows that lose something; more is hardly meant
-CLIENTS_NAMED = 16
+WARN_ABOVE = 0.01  # share of rows that lose some of their answer
+CLIENTS_NAMED = 16  # at most, in messages
 
 
 @dataclass(frozen=True)
@@ -12,10 +12,9 @@ class RowCounts:
     """Counts of training and held-out rows together, of one client or of several.
 
     Attributes:
-        rows: as they were read.
-        cut: rows that have lost the end of their answer to data.max_tokens. They are used, and never answered
-            exactly.
-        lost: rows of which no answer token is left. They are not used.
+        rows: number of rows that were read.
+        cut: rows whose answer data.max_tokens truncates. They are used, but cannot be answered exactly.
+        lost: rows without any answer token within data.max_tokens. They are not used.
     """
 
     rows: int
@@ -27,22 +26,22 @@ class RowCounts:
 
     @property
     def kept(self) -> int:
+        """Return the number of rows that are used."""
         return self.rows - self.lost
 
     @property
     def harmed(self) -> float:
-        """Share of rows that lose some or all of their answer."""
+        """Return the share of rows that lose some or all of their answer."""
         return (self.cut + self.lost) / self.rows if self.rows else 0.0
 
 
 @dataclass(frozen=True)
 class RowTable:
-    """The counts of a run.
+    """The counts of all rows of a run.
 
     Attributes:
-        total: over all clients.
-        clients: of each client, by its number; empty where only sums may be known.
-        max_tokens: data.max_tokens.
+        total: over all clients. clients: by client number; empty where only sums may be known.
+        max_tokens: the setting data.max_tokens.
     """
 
     total: RowCounts
@@ -51,22 +50,27 @@ class RowTable:
 
     @classmethod
     def of(cls, clients: Sequence[RowCounts], max_tokens: int) -> "RowTable":
+        """Return the table of all clients' counts, by client number."""
         return cls(sum(clients, RowCounts(0, 0, 0)), tuple(clients), max_tokens)
 
     @classmethod
-    def from_words(cls, words: Sequence[float], max_tokens: int, sums_only: bool) -> "RowTable":
-        """From what `words` of all clients have added up to."""
-        numbers = [round(word) for word in words]
-        clients = [RowCounts(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
+    def from_values(cls, values: Sequence[float], max_tokens: int, sums_only: bool) -> "RowTable":
+        """Return the table from the sum over ranks of their vectors of `count_values`.
+
+        Args:
+            values: [3 a client], or [3] over all clients where only sums may be known (`sums_only`).
+        """
+        numbers = [round(value) for value in values]
+        clients = [RowCounts(*numbers[start : start + 3]) for start in range(0, len(numbers), 3)]
         return cls(clients[0], (), max_tokens) if sums_only else cls.of(clients, max_tokens)
 
     def line(self) -> str:
-        """`7473 rows: 7452 kept, 2057 of them cut (...); 21 lost (...)`."""
+        """Return the totals as text: `7473 rows: 7452 kept, 2057 of them cut (...); 21 lost (...)`."""
         cut = f"the end of the answer lies beyond data.max_tokens={self.max_tokens}"
         return counts_text(self.total, cut, lost="nothing of the answer lies within it")
 
     def client_lines(self) -> list[str]:
-        """A line for each of the first clients; none where nothing is cut or lost, or only sums are known."""
+        """Return a line for each of the first clients; none if no row is harmed, or only sums are known."""
         if not self.total.harmed:
             return []
         named = self.clients[:CLIENTS_NAMED]
@@ -76,47 +80,60 @@ class RowTable:
         return lines
 
     def warnings(self) -> list[str]:
-        """Says where more rows lose something than is likely to be meant, over all clients or at one."""
+        """Return a warning if the share of harmed rows, over all clients or at one, is above WARN_ABOVE."""
         shares = [counts.harmed for counts in self.clients]
         if max([self.total.harmed, *shares]) <= WARN_ABOVE:
             return []
         total = self.total
-        taken = []
+        losses = []
         if total.cut:
             cut = _share(total.cut, total.rows)
-            taken.append(f"the end of the answer from {cut}, so that the model does not learn to stop there")
+            losses.append(f"the end of the answer from {cut}, so that the model does not learn to stop there")
         if total.lost:
-            taken.append(f"the whole answer from {_share(total.lost, total.rows)}, which are left out")
+            losses.append(f"the whole answer from {_share(total.lost, total.rows)}, which are left out")
         where = ""
         if len(shares) > 1:
             where = f" (most at client {shares.index(max(shares))}: {_percent(max(shares))})"
-        told = f"data.max_tokens={self.max_tokens} takes {', and '.join(taken)}{where}"
-        return [f"{told}; raise it, or shorten the rows"]
+        effect = f"data.max_tokens={self.max_tokens} takes {', and '.join(losses)}{where}"
+        return [f"{effect}; raise it, or shorten the rows"]
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What is said about the rows of a run: in the dry run, at its start and in its report."""
+    """Counts of the rows of a run and remarks on them, shown in the dry run, at the start and in the report.
+
+    Attributes:
+        findings: remarks of data.findings.
+    """
 
     table: RowTable
-    findings: tuple[str, ...]  # see data.findings
+    findings: tuple[str, ...]
 
     @property
     def notes(self) -> list[str]:
+        """Return all warnings and remarks."""
         return [*self.table.warnings(), *self.findings]
 
 
-def words(counts: RowCounts) -> tuple[int, int, int]:
-    """What one client adds to the sum that `RowTable.from_words` reads."""
-    return astuple(counts)
+def count_values(counts: RowCounts) -> tuple[int, int, int]:
+    """Return one client's counts as values of the vector that `RowTable.from_values` reads."""
+    return counts.rows, counts.cut, counts.lost
 
 
 def counts_text(counts: RowCounts, cut: str = "", lost: str = "") -> str:
-    """The counts in words. cut, lost: what the words mean, where it is to be said."""
+    """Return counts as text.
+
+    Args:
+        cut, lost: explanations to add in brackets; empty: none.
+    """
     if not counts.harmed:
         return f"{counts.rows} rows, all kept whole"
-    cut, lost = (f" ({why})" if why else "" for why in (cut, lost))
-    return f"{counts.rows} rows: {counts.kept} kept, {counts.cut} of them cut{cut}; {counts.lost} lost{lost}"
+    cut_note = f" ({cut})" if cut else ""
+    lost_note = f" ({lost})" if lost else ""
+    return (
+        f"{counts.rows} rows: {counts.kept} kept, {counts.cut} of them cut{cut_note}; "
+        f"{counts.lost} lost{lost_note}"
+    )
 
 
 def _share(part: int, whole: int) -> str:

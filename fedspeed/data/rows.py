@@ -1,7 +1,6 @@
-"""Rows of text, and the readers that make them from files or from a hub data set.
+"""Rows of text, and their readers from files and hub data sets.
 
-A reader never guesses: whatever is wrong with a file ends in a `DataError` that names file, line, value and
-    remedy.
+A reader never guesses: every fault of a file is a `DataError` that names file, line, value and remedy.
 """
 
 import gzip
@@ -19,7 +18,7 @@ SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 @dataclass(frozen=True)
 class Row:
-    """One example. `input` and `category` are empty strings where the source has none."""
+    """One row of text. `input` and `category` are empty where the source has none."""
 
     instruction: str
     input: str
@@ -29,7 +28,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Fields:
-    """Which field of a record feeds which part of a row; an empty name: the source has no such field."""
+    """The names of a record's fields that become the fields of a row; empty where the source has no such
+    field.
+    """
 
     instruction: str = "instruction"
     input: str = "input"
@@ -38,11 +39,11 @@ class Fields:
 
 
 def read_rows(path: Path, fields: Fields) -> list[tuple[str, Row]]:
-    """All rows of a .json list or a .jsonl file, either of them gzipped or not.
+    """Read all rows of a .json list or a .jsonl file, gzipped or not.
 
     Returns:
-        pairs (where, row), in file order; `where` is "file:line" (of a .json list: "file, item n") for
-        messages.
+        Pairs (where, row) in file order; `where` is "file:line" for messages (of a .json list: "file, item
+        n").
 
     Raises:
         DataError: the file is unreadable, malformed or empty, or a record lacks a field.
@@ -56,13 +57,15 @@ def read_rows(path: Path, fields: Fields) -> list[tuple[str, Row]]:
 
 
 def hub_rows(name: str, fields: Fields) -> list[tuple[str, Row]]:
-    """All rows of the `train` split of a hub data set.
+    """Read all rows of the `train` split of a hub data set.
 
     Args:
         name: "owner/name", or "owner/name:configuration" where the set has several.
 
     Raises:
-        DataError: the library `datasets` is missing, or it cannot load the set (offline, no such set).
+        DataError: the library `datasets` is missing, it cannot load the set (offline, no such set), or a
+        record
+            lacks a field.
     """
     try:
         import datasets
@@ -74,9 +77,9 @@ def hub_rows(name: str, fields: Fields) -> list[tuple[str, Row]]:
     set_name, _, configuration = name.partition(":")
     try:
         records = datasets.load_dataset(set_name, configuration or None, split="train")
-    # the library raises a wide and changing family: OSError, ValueError, its own, and those of its network
-    # stack
-    except Exception as error:
+    except (
+        Exception
+    ) as error:  # of many types: OSError, ValueError, the library's, and those of its network stack
         raise DataError(
             f"data.path={name}: there is no such file or folder, and the hub data set cannot be loaded "
             f"({type(error).__name__}: {error}). Without network, give a local .json, .jsonl or .jsonl.gz "
@@ -94,8 +97,14 @@ def hub_rows(name: str, fields: Fields) -> list[tuple[str, Row]]:
 
 
 def to_row(record: object, fields: Fields, where: str) -> Row:
-    """Picks the fields of one record. Instruction and output must be there and be text; the others may be
-    absent or null. Something must stand in one of them.
+    """Return the row of one record. Instruction and output must be text; input and category may be absent or
+    null.
+
+    Args:
+        where: names the record in messages.
+
+    Raises:
+        DataError: a field is missing or of the wrong type, or the row has no text at all.
     """
     if not isinstance(record, dict):
         raise DataError(
@@ -119,9 +128,8 @@ def _text(record: dict, name: str, part: str, where: str) -> str:
     if name not in record:
         raise DataError(
             f"{where}: no field {name!r} for the {part} (the record has: "
-            f"{', '.join(map(str, record)) or 'nothing'}); "
-            f"name the right one with task=file and data.{part}_field, or choose the file that belongs to "
-            "the task"
+            f"{', '.join(map(str, record)) or 'nothing'}); name the right one with task=file and "
+            f"data.{part}_field, or choose the file that belongs to the task"
         )
     value = record[name]
     if not isinstance(value, str):
@@ -130,11 +138,10 @@ def _text(record: dict, name: str, part: str, where: str) -> str:
         )
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON may escape half a character, which no tokenizer takes
+    except UnicodeEncodeError as error:  # an escaped surrogate, which JSON allows and no tokenizer accepts
         raise DataError(
             f"{where}: field {name!r} holds {ascii(value[error.start])} at character {error.start}, half of "
-            "a character; correct the "
-            "record or remove it"
+            "a character; correct the record or remove it"
         ) from None
     return value
 
@@ -159,7 +166,11 @@ def _short(value: object) -> str:
 
 
 def records(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, JSON value) of every record of a file, unchecked."""
+    """Yield (where, JSON value) for every record of a file, without checking its fields.
+
+    Raises:
+        DataError: the file cannot be read, or is not JSON.
+    """
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         raise DataError(f"{path}: unknown kind of file; data files end in {', '.join(SUFFIXES)}")
@@ -168,8 +179,8 @@ def records(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Decoded lines with their numbers from 1. Split at newlines only: JSON text may hold U+2028 and its kind
-    unescaped.
+    """Yield (number from 1, decoded line). Lines end at newlines only, since JSON text may contain other line
+    separators such as U+2028.
     """
     number = 0
     try:
@@ -179,8 +190,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}:{number}: not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start} "
-            "of the line); "
-            "save the file as UTF-8"
+            "of the line); save the file as UTF-8"
         ) from None
     except EOFError:
         raise DataError(
@@ -205,8 +215,7 @@ def _json_lines(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[
             except ValueError as error:
                 raise DataError(
                     f"{path}:{number}: not JSON ({error}): {_short(line.strip())}; a .jsonl file holds one "
-                    "JSON object a line "
-                    "(name it .json if it is one JSON list)"
+                    "JSON object a line (name it .json if it is one JSON list)"
                 ) from None
 
 
@@ -219,8 +228,7 @@ def _json_list(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[s
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); a .json file holds one "
-            "JSON list of objects "
-            "(name it .jsonl if it holds one object a line)"
+            "JSON list of objects (name it .jsonl if it holds one object a line)"
         ) from None
     except ValueError as error:
         raise DataError(

@@ -1,7 +1,7 @@
-"""Which client owns which row. Pure functions: sizes or categories and a generator in, one index array a
-client out.
+"""Splitters, which assign rows to clients. Pure functions of sizes or categories and a random generator; each
+returns one index array a client.
 
-Every row lands at exactly one client; a client without rows is an error, never an empty participant.
+Every row is assigned to exactly one client, and a client without rows is an error.
 """
 
 import heapq
@@ -16,16 +16,23 @@ _LDA_TRIES = 1000
 
 
 def iid(n: int, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """A shuffle cut evenly; sizes differ by at most one."""
+    """Shuffle the rows and divide them evenly; sizes differ by at most one.
+
+    Raises:
+        DataError: fewer rows than clients.
+    """
     return _complete(np.array_split(rng.permutation(n), clients), n)
 
 
 def meta(categories: Sequence[str], clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One category a client.
+    """Assign one category to each client.
 
-    With more categories than clients, the surplus is merged round-robin; with fewer, the categories with the
-    most rows a client are shared evenly by several clients, so that no client mixes two. Which client gets
-    which category is shuffled.
+    If there are more categories than clients, clients get several, round-robin. If there are fewer, the
+    largest categories are divided evenly among several clients, so that no client has two. The order is
+    shuffled.
+
+    Raises:
+        DataError: a client would have no row.
     """
     groups = [rng.permutation(group) for group in _groups(categories)]
     groups = _divided(groups, clients) if len(groups) < clients else groups
@@ -37,38 +44,40 @@ def meta(categories: Sequence[str], clients: int, rng: np.random.Generator) -> l
 
 
 def lda(categories: Sequence[str], clients: int, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Each category is shared out by its own draw of Dirichlet(alpha) over the clients (Hsu et al. 2019,
-    arXiv 1909.06335).
+    """Divide each category among the clients by a draw from Dirichlet(alpha) (Hsu et al. 2019, arXiv
+    1909.06335).
 
-    Redrawn as a whole until every client has a row.
+    All draws are repeated until every client has a row.
 
     Raises:
-        DataError: no such draw in 1000 tries, or fewer rows than clients.
+        DataError: none of 1000 tries succeeded, or there are fewer rows than clients.
     """
     if len(categories) < clients:  # no draw can help
         raise _too_few(len(categories), clients, range(len(categories), clients))
     groups = [rng.permutation(group) for group in _groups(categories)]
     for _ in range(_LDA_TRIES):
         cuts = [_cuts(len(group), rng.dirichlet(np.full(clients, alpha))) for group in groups]
-        parts = [np.split(group, cut) for group, cut in zip(groups, cuts)]
-        split = [np.concatenate(rows) for rows in zip(*parts)]
+        divided = [np.split(group, cut) for group, cut in zip(groups, cuts)]
+        split = [np.concatenate(rows) for rows in zip(*divided)]
         if all(len(rows) for rows in split):
             return _complete(split, len(categories))
     raise DataError(
         f"data.split=lda with data.alpha={alpha:g} left one of {clients} clients without rows in each of "
-        f"{_LDA_TRIES} draws "
-        f"({len(categories)} rows, {len(groups)} categories); raise data.alpha or lower data.clients"
+        f"{_LDA_TRIES} draws ({len(categories)} rows, {len(groups)} categories); raise data.alpha or lower "
+        "data.clients"
     )
 
 
 def hold_out(order: np.ndarray, texts: Sequence[Hashable], count: int) -> list[int]:
-    """Which rows of a client are held out: the first `count` of `order`, but equal rows all go to one side.
+    """Return the rows that a client holds out: the first `count` of `order`, except that equal rows are never
+    separated.
 
-    Equal rows stand where the first of them stands, and are passed over where they would be more than `count`
-    together. If no rows are few enough, the fewest equal ones are held out, unless they are all there are.
+    Equal rows are treated as one group at the position of their first row. A group that would exceed `count`
+    is skipped. If every group is larger than `count`, the smallest group is held out, unless it is the only
+    one.
 
     Args:
-        order: [rows] the row numbers, shuffled. texts: [rows] what must be equal for two rows to be equal.
+        order: [rows] the row numbers, shuffled. texts: [rows] rows with the same text are equal.
     """
     groups: dict[Hashable, list[int]] = {}
     for row in order.tolist():
@@ -83,31 +92,32 @@ def hold_out(order: np.ndarray, texts: Sequence[Hashable], count: int) -> list[i
 
 
 def _groups(categories: Sequence[str]) -> list[np.ndarray]:
-    """Row indices by category, categories in sorted order."""
+    """Return the row indices of each category, categories in sorted order."""
     names = np.asarray(categories, dtype=str)
     return [np.flatnonzero(names == name) for name in np.unique(names)]
 
 
 def _cuts(size: int, shares: np.ndarray) -> np.ndarray:
-    """Where to cut `size` rows so that client i gets its share, rounded; the last client gets what is
-    left.
+    """Return the indices at which to divide `size` rows by the clients' shares, rounded; the last client gets
+    the rest.
     """
     return np.minimum(np.rint(np.cumsum(shares)[:-1] * size), size).astype(int)
 
 
 def _divided(groups: list[np.ndarray], clients: int) -> list[np.ndarray]:
-    """The groups cut evenly into `clients` parts, the next cut always where a part is largest."""
-    parts = [1] * len(groups)
-    heap = [(-len(group), i) for i, group in enumerate(groups)]
+    """Divide groups evenly until there are `clients` parts, next always the group with the largest."""
+    counts = [1] * len(groups)
+    heap = [(-float(len(group)), i) for i, group in enumerate(groups)]
     heapq.heapify(heap)
     for _ in range(clients - len(groups)):
         _, i = heap[0]
-        parts[i] += 1
-        heapq.heapreplace(heap, (-len(groups[i]) / parts[i], i))
-    return [part for group, count in zip(groups, parts) for part in np.array_split(group, count)]
+        counts[i] += 1
+        heapq.heapreplace(heap, (-len(groups[i]) / counts[i], i))
+    return [part for group, count in zip(groups, counts) for part in np.array_split(group, count)]
 
 
 def _complete(split: list[np.ndarray], n: int) -> list[np.ndarray]:
+    """Return a split with sorted indices; check that every client has rows and every row one client."""
     empty = [client for client, rows in enumerate(split) if len(rows) == 0]
     if empty:
         raise _too_few(n, len(split), empty)
@@ -120,6 +130,5 @@ def _complete(split: list[np.ndarray], n: int) -> list[np.ndarray]:
 def _too_few(n: int, clients: int, empty: Sequence[int]) -> DataError:
     return DataError(
         f"{n} rows are too few for {clients} clients: no row for client {shortened_list(empty, 8)}; lower "
-        "data.clients or give more rows "
-        "(data.max_rows, data.path)"
+        "data.clients or give more rows (data.max_rows, data.path)"
     )

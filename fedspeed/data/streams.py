@@ -1,11 +1,9 @@
-"""Numbers that keep independent draws with one run seed apart: a generator is seeded with [seed, stream,
-...].
-"""
+"""Numbers of independent random streams of one run: a generator is seeded with [seed, stream, ...]."""
 
-SUBSET = 0  # which rows data.max_rows keeps
-SPLIT = 1  # rows to clients
-HOLDOUT = 2  # a client's held-out rows
-EPOCH = 3  # a client's order of rows in an epoch
+SUBSET = 0  # choice of data.max_rows rows
+SPLIT = 1  # assignment of rows to clients
+HOLDOUT = 2  # choice of a client's held-out rows
+EPOCH = 3  # order of a client's rows in an epoch
 BUILTIN = 4  # rows of the built-in task
-PRETRAIN = 5  # rows the quickstart's base is pretrained on
-GENERATION = 6  # the choice of a generated token
+PRETRAIN = 5  # rows for the pretraining of the quickstart's base
+GENERATION = 6  # sampling of generated tokens

@@ -1,6 +1,6 @@
-"""The tasks by name: where their rows lie, how a record becomes a row, and which template they are read with.
+"""The registry of tasks: where their rows are found, how a record becomes a row, and their prompt template.
 
-A new published task is one entry of `TASKS` and its name in `DataConfig.task`.
+A new published task needs one entry in `TASKS` and its name in `DataConfig.task`.
 """
 
 import os
@@ -26,8 +26,8 @@ def _unchanged(row: Row) -> Row:
 
 
 def _gsm8k_edit(row: Row) -> Row:
-    """The published answer, calculator annotations included, with its result line "#### 72" as "The answer is
-    72".
+    """Return the row with the result line of its answer, "#### 72", as "The answer is 72". Calculator
+    annotations stay.
     """
     if "####" not in row.output:
         raise ValueError("the answer has no line '#### result', so this is not a row of GSM8K")
@@ -35,7 +35,8 @@ def _gsm8k_edit(row: Row) -> Row:
 
 
 def _codealpaca_edit(row: Row) -> Row | None:
-    # The published task has nine languages; the few assembly rows in the raw file belong to none of them.
+    # The published task has nine languages, and assembly, of which the raw file has a few rows, is not among
+    # them.
     return None if row.category == "X86-64 Assembly" else row
 
 
@@ -44,11 +45,12 @@ class Task:
     """A published data set.
 
     Attributes:
-        files: names it may have in a data folder, the preferred one first.
-        fields: which fields of its records feed a row.
-        source: where a person gets the file.
-        edit: what is changed in a row; None drops it, ValueError says that it does not belong to the task.
-        template: the prompt that data.template=auto stands for.
+        files: possible names of its file in a data folder, the preferred one first.
+        fields: names of its records' fields.
+        source: where a user can download the file.
+        edit: changes a row, or returns None to drop it; raises ValueError if the row does not belong to the
+            task.
+        template: the prompt template that data.template=auto stands for.
     """
 
     files: tuple[str, ...]
@@ -81,7 +83,7 @@ TASKS = {
 
 
 def template_of(config: DataConfig) -> str:
-    """The template a task is read with: the configured one, or for auto the task's own."""
+    """Return the prompt template of a configuration; for `auto`, that of its task."""
     if config.template != "auto":
         return config.template
     if config.task in TASKS:
@@ -90,12 +92,11 @@ def template_of(config: DataConfig) -> str:
 
 
 def load_rows(config: DataConfig, seed: int) -> list[Row]:
-    """All rows of the configured task, at most data.max_rows of them (a random choice by seed, in the file's
-    order).
+    """Return the rows of the configured task in the file's order. If there are more than data.max_rows, a
+    random choice by the seed.
 
     Raises:
-        DataError: the rows are not where they should be, or are malformed; names the places searched and the
-            remedy.
+        DataError: the file is not found, with the folders that were searched; or its rows are malformed.
     """
     if config.task == "builtin":
         return builtin_rows(seed, config.max_rows or DEFAULT_ROWS)
@@ -106,8 +107,8 @@ def load_rows(config: DataConfig, seed: int) -> list[Row]:
     if rows and not any(row.output.strip() for row in rows):
         raise DataError(
             f"task {config.task}: none of the {len(rows)} rows has an answer, field {task.fields.output!r} "
-            "is blank in all of them; name the right "
-            "field with task=file and data.output_field, or choose another file in data.path"
+            "is blank in all of them; name the right field with task=file and data.output_field, or choose "
+            "another file in data.path"
         )
     if not 0 < config.max_rows < len(rows):
         return rows
@@ -116,7 +117,7 @@ def load_rows(config: DataConfig, seed: int) -> list[Row]:
 
 
 def task_of(config: DataConfig) -> Task:
-    """Return the task that a configuration names; for rows of no published one, what it says of their
+    """Return the published task that a configuration names, or for other files a task with its configured
     fields.
     """
     if config.task in TASKS:
@@ -134,7 +135,11 @@ def task_of(config: DataConfig) -> Task:
 
 
 def edited(task: Task, where: str, row: Row) -> Row | None:
-    """Return a row as its task has it, None if it is left out. Raises DataError: it is no row of the task."""
+    """Return a row after its task's edit, None if it is dropped.
+
+    Raises:
+        DataError: the row does not belong to the task.
+    """
     try:
         return task.edit(row)
     except ValueError as error:
@@ -145,7 +150,7 @@ def edited(task: Task, where: str, row: Row) -> Row | None:
 
 def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
     if not config.path:
-        return read_rows(_in_usual_places(config.task, task), task.fields)
+        return read_rows(_in_usual_folders(config.task, task), task.fields)
     path = Path(config.path).expanduser()
     if path.is_dir():
         return read_rows(_in_folder(path, config.task, task), task.fields)
@@ -154,14 +159,14 @@ def _read(config: DataConfig, task: Task) -> list[tuple[str, Row]]:
     if not path.exists():
         raise DataError(
             f"data.path={config.path}: no such file or folder (looked for {path.resolve()}); correct the path"
-            + _how_to_get(task)
+            f"{_how_to_get(task)}"
         )
     return read_rows(path, task.fields)
 
 
 def reads_hub(config: DataConfig) -> bool:
-    """Whether data.path names a hub data set: there is no such file or folder here, and it has the form of a
-    name.
+    """Return whether data.path names a hub data set: it has the form of a name, and is no local file or
+    folder.
     """
     name, _, split = config.path.partition(":")
     if not is_hub_name(name) or "/" in split or Path(config.path).expanduser().exists():
@@ -172,14 +177,14 @@ def reads_hub(config: DataConfig) -> bool:
 def _in_folder(folder: Path, name: str, task: Task) -> Path:
     present = sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(SUFFIXES))
     if task.files:
-        found = [file for file in task.files if file in present]
-        if not found:
+        matching = [file for file in task.files if file in present]
+        if not matching:
             raise DataError(
                 f"data.path={folder}: the folder holds no file of task {name} (none of "
-                f"{', '.join(task.files)}; "
-                f"data files there: {', '.join(present) or 'none'}); name the file itself" + _how_to_get(task)
+                f"{', '.join(task.files)}; data files there: {', '.join(present) or 'none'}); name the file "
+                f"itself{_how_to_get(task)}"
             )
-        return folder / found[0]
+        return folder / matching[0]
     if len(present) != 1:
         raise DataError(
             f"data.path={folder}: task=file needs one data file and the folder holds {len(present)} "
@@ -188,7 +193,7 @@ def _in_folder(folder: Path, name: str, task: Task) -> Path:
     return folder / present[0]
 
 
-def _in_usual_places(name: str, task: Task) -> Path:
+def _in_usual_folders(name: str, task: Task) -> Path:
     if not task.files:
         raise DataError(
             "data.task=file needs data.path: a .json, .jsonl or .jsonl.gz file, a folder with one, or a hub "
@@ -204,9 +209,8 @@ def _in_usual_places(name: str, task: Task) -> Path:
                 return folder / file
     raise DataError(
         f"no rows for task {name}: none of {', '.join(task.files)} in "
-        f"{', '.join(str(folder.resolve()) for folder in folders)}; "
-        f"put the file there, or set data.path, or the environment variable {FOLDER_VARIABLE} to its folder"
-        + _how_to_get(task)
+        f"{', '.join(str(folder.resolve()) for folder in folders)}; put the file there, or set data.path, or "
+        f"the environment variable {FOLDER_VARIABLE} to its folder{_how_to_get(task)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""How a row is put to the model: the text in front of the answer."""
+"""Prompt templates: the text before the answer of a row."""
 
 from fedspeed.data.rows import Row
 
@@ -16,20 +16,19 @@ _ALPACA = (
 
 
 def _alpaca(row: Row) -> str:
-    # A row without an input has no Input section at all. (FederatedScope-LLM asks the model to read "None"
-    # there.)
+    # A row without an input has no Input section. (FederatedScope-LLM has one with the text "None" there.)
     return (_ALPACA_WITH_INPUT if row.input else _ALPACA).format(instruction=row.instruction, input=row.input)
 
 
 def _plain(row: Row) -> str:
-    return " ".join(part for part in (row.instruction, row.input) if part) + " "
+    return " ".join(text for text in (row.instruction, row.input) if text) + " "
 
 
 _TEMPLATES = {"alpaca": _alpaca, "plain": _plain}
 
 
 def prompt(row: Row, template: str) -> str:
-    """The text that the answer of `row` follows without any further separator.
+    """Return the text before the answer of `row`; the answer follows without a separator.
 
     Args:
         template: "alpaca", or "plain" (instruction, input if there is one, each followed by one space).
@@ -38,7 +37,5 @@ def prompt(row: Row, template: str) -> str:
 
 
 def text_of(row: Row, template: str) -> tuple[str, str]:
-    """(prompt, answer): all that a model is shown of a row, so that rows with the same text are the same to
-    it.
-    """
+    """Return (prompt, answer) of a row. Rows for which these are the same are equal to a model."""
     return prompt(row, template), row.output

@@ -1,5 +1,5 @@
-"""How a trained model is asked: with the very prompt it was trained with. What the report, the model card and
-`fedspeed chat` go by.
+"""How to prompt a trained model: with exactly the format that it was trained with. The report, the model card
+and `fedspeed chat` use it.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from fedspeed.data.templates import prompt
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """What stands around an instruction, and the call that asks for an answer.
+    """The format of prompts and answers that a model was trained with.
 
-    Args:
+    Attributes:
         template: of `data.templates`.
-        leading: ids and text of the tokens in front of every prompt, empty if there are none.
+        leading: ids and text of the tokens before every prompt; empty if there are none.
         end: id and text of the token that ends an answer.
-        pad_id: of the token that fills up.
-        example: a prompt as a text, and how many tokens there are left for its answer.
-        chat_template: whether the tokenizer has one, which was not trained with.
+        pad_id: id of the padding token.
+        example: a prompt as text, and the number of tokens that its answer may have.
+        chat_template: whether the tokenizer has a chat template, which was not used in training.
     """
 
     template: str
@@ -28,18 +28,15 @@ class PromptFormat:
     example: tuple[str, int]
     chat_template: bool = False
 
-    def described(self) -> str:
-        """The format in Markdown."""
+    def to_markdown(self) -> str:
+        """Return a description of the format in Markdown."""
         leading = f"the token `{self.leading[1]}`, then " if self.leading[0] else ""
         blocks = []
-        for title, given in (("with an input", "{input}"), ("without one", "")):
-            text = prompt(Row("{instruction}", given, "", ""), self.template)
+        for title, input_text in (("with an input", "{input}"), ("without one", "")):
+            text = prompt(Row("{instruction}", input_text, "", ""), self.template)
             blocks.append(f"An instruction {title}:\n\n{fenced(text)}")
-        space = (
-            ", with the one space at its end"
-            if prompt(Row("a", "", "", ""), self.template).endswith(" ")
-            else ""
-        )
+        ends_with_space = prompt(Row("a", "", "", ""), self.template).endswith(" ")
+        space = ", with the one space at its end" if ends_with_space else ""
         facts = (
             f"Every row was {leading}the prompt (template `{self.template}`){space}, the answer, and the "
             f"token `{self.end[1]}` at its end. "
@@ -52,7 +49,7 @@ class PromptFormat:
 
 
 def fenced(text: str, language: str = "text") -> str:
-    """A Markdown block that shows a text as it is."""
+    """Return a Markdown code block with a text."""
     fence = "```"
     while fence in text:
         fence += "`"
@@ -60,14 +57,14 @@ def fenced(text: str, language: str = "text") -> str:
 
 
 def snippet(kind: str, folder: str, base: str, dtype: str, format: PromptFormat | None) -> str:
-    """Python that loads an export and asks it for an answer.
+    """Return Python code that loads an export and generates an answer with it.
 
     Args:
         kind: `adapter` or `model`.
-        folder: of the export, from where the code is run. base: folder or hub name; only an adapter's is
-            loaded.
-        dtype: as torch calls it.
-        format: None: the code only loads.
+        folder: of the export, relative to where the code is run.
+        base: folder or hub name of the base; used for an adapter only.
+        dtype: its name in torch.
+        format: of the prompts; None: the code only loads the export.
     """
     lines = ["import torch"]
     names = "AutoModelForCausalLM" + (", AutoTokenizer" if format else "")
@@ -78,9 +75,8 @@ def snippet(kind: str, folder: str, base: str, dtype: str, format: PromptFormat 
             f"model = AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.{dtype})",
         ]
     else:
-        as_trained = (
-            "" if dtype == "float32" else ", autocast_adapter_dtype=False"
-        )  # PEFT would compute the adapter in fp32
+        # Without this option PEFT computes the adapter in fp32.
+        as_trained = "" if dtype == "float32" else ", autocast_adapter_dtype=False"
         lines += [
             "from peft import PeftModel",
             f"from transformers import {names}",
@@ -89,7 +85,7 @@ def snippet(kind: str, folder: str, base: str, dtype: str, format: PromptFormat 
             f"model = PeftModel.from_pretrained(base, {folder!r}{as_trained})",
         ]
     if format:
-        text, room = format.example
+        text, max_new_tokens = format.example
         leading = f"{list(format.leading[0])} + " if format.leading[0] else ""
         lines += [
             f"tokenizer = AutoTokenizer.from_pretrained({folder!r})",
@@ -99,7 +95,7 @@ def snippet(kind: str, folder: str, base: str, dtype: str, format: PromptFormat 
             "split_special_tokens=True).input_ids",
             "ids = torch.tensor([tokens])",
             "output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), "
-            f"max_new_tokens={room}, do_sample=False,",
+            f"max_new_tokens={max_new_tokens}, do_sample=False,",
             f"                        eos_token_id={format.end[0]}, pad_token_id={format.pad_id})",
             "print(tokenizer.decode(output[0, len(tokens):], skip_special_tokens=True))",
         ]

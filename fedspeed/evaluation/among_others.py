@@ -1,5 +1,5 @@
-"""Whether a model finds a row's answer likelier than the answers of other rows: defined for any data, and by
-likelihood alone.
+"""A task for any data that needs likelihoods only: whether a model finds a row's answer likelier than the
+answers of other rows.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from fedspeed.data.templates import prompt
 
 
 class AmongOthers(ChoiceTask):
-    """Gives each row its own answer, and those of the rows behind it (the first ones after the last), each
-    text once.
+    """The choices of a row are its own answer first, and then different answers of the rows that follow it in
+    the data; the first row follows the last.
 
     Args:
-        rows: that answers are taken from. count: of the others' answers. template: that the model was trained
-            with.
+        rows: whose answers are used. template: that the model was trained with. count: how many answers of
+            other rows a row gets at most.
     """
 
     name = "answer among others"
@@ -23,9 +23,9 @@ class AmongOthers(ChoiceTask):
     def __init__(self, rows: Sequence[Row], template: str, count: int = 3):
         self._template = template
         self._choices = {}
-        for at, row in enumerate(rows):
-            behind = (rows[(at + step) % len(rows)].output for step in range(1, len(rows)))
-            others = [text for text in dict.fromkeys(behind) if text != row.output]
+        for index, row in enumerate(rows):
+            following = (rows[(index + step) % len(rows)].output for step in range(1, len(rows)))
+            others = [text for text in dict.fromkeys(following) if text != row.output]
             self._choices[row] = [row.output, *others[:count]]
 
     def prompt(self, row: Row) -> str:
@@ -35,4 +35,4 @@ class AmongOthers(ChoiceTask):
         return self._choices[row]
 
     def score(self, rows: Sequence[Row], likelihoods: Sequence[Sequence[Likelihood]]) -> list[float]:
-        return [float(most_likely(some, per_token=True) == 0) for some in likelihoods]
+        return [float(most_likely(of_row, per_token=True) == 0) for of_row in likelihoods]

@@ -1,5 +1,5 @@
-"""The held-out loss, and how many answers greedy decoding would give exactly: what every round is measured
-by.
+"""The evaluation after each round: the held-out loss, and the number of answers that greedy decoding
+reproduces exactly.
 """
 
 from collections.abc import Collection
@@ -14,8 +14,8 @@ from fedspeed.federation.tensors import as_torch
 
 
 class HeldOut:
-    """Evaluates a model on the rows that this rank's clients hold out; the ranks of a client share its rows.
-    An evaluator (federation.evaluators).
+    """Evaluates a model on the held-out rows of this rank's clients; the ranks of a client divide its rows.
+    It is an evaluator (federation.evaluators).
     """
 
     def __init__(self, train: TrainConfig, role: RankRole):
@@ -25,19 +25,19 @@ class HeldOut:
     def __call__(
         self, engine: ClientEngine, state: Arrays, name: str, clients: Collection[int] | None = None
     ) -> dict[int, dict[str, float]]:
-        """Return sums of loss (val_loss), answer tokens (val_tokens), exact answers (exact) and rows (rows)
-        by client. See `federation.evaluators.Evaluator`.
+        """Return, by client, the sums of the loss (val_loss), of answer tokens (val_tokens), exact answers
+        (exact) and rows (rows). See `federation.evaluators.Evaluator`.
         """
-        (shares, share) = engine.data_share
+        shares, share = engine.data_share
         size = self._train.micro_batch
-        chosen = [client for client in self._role.clients if clients is None or client in clients]
-        data = [self._role.clients[client] for client in chosen]
-        work = [eval_batches(own.val[share::shares], size, own.pad_id, own.limit) for own in data]
+        evaluated_clients = [client for client in self._role.clients if clients is None or client in clients]
+        data = [self._role.clients[client] for client in evaluated_clients]
+        work = [eval_batches(rows.val[share::shares], size, rows.pad_id, rows.limit) for rows in data]
         with activity.during(name, sum(map(len, work)), "batch"):
             engine.load(as_torch(state))
             with engine.matched_passes(engine.eval_passes(work), backward=False):
-                evaluated = engine.evaluate(work)
+                results = engine.evaluate(work)
         return {
             client: {"val_loss": sums.loss, "val_tokens": sums.tokens, "exact": sums.exact, "rows": sums.rows}
-            for client, sums in zip(chosen, evaluated)
+            for client, sums in zip(evaluated_clients, results)
         }

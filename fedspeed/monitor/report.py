@@ -265,7 +265,7 @@ def _usage(export: Export | None) -> str:
         text += f":\n\n{fenced(code, 'python')}"
     if export.prompt:
         asked = f"`fedspeed chat {export.folder}` asks it in a terminal. " if is_usable else ""
-        text += f"\n\n{asked}The prompt:\n\n{export.prompt.described()}"
+        text += f"\n\n{asked}The prompt:\n\n{export.prompt.to_markdown()}"
     if export.others:
         named = ", ".join(f"`{folder}/`" for folder in export.others)
         text += (

@@ -16,7 +16,7 @@ from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.show import render
 from fedspeed.data.clients import ClientData, row_counts
 from fedspeed.data.findings import findings
-from fedspeed.data.row_counts import DataReport, RowTable, words
+from fedspeed.data.row_counts import DataReport, RowTable, count_values
 from fedspeed.engine.base.choose import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
@@ -349,9 +349,9 @@ def data_report(job: Job, link: ClientLink, data: dict, everyone: list) -> DataR
     sums_only = config.routing.sums_only or WEIGHTS in hidden_by(config.federation.updates)
     own = np.zeros((1 if sums_only else config.data.clients, 3))
     for client, rows in data.items():
-        own[0 if sums_only else client] += words(row_counts(rows))
+        own[0 if sums_only else client] += count_values(row_counts(rows))
     counted = link.sum(own.reshape(-1), 0.0).vector.tolist()
-    table = RowTable.from_words(counted, config.data.max_tokens, sums_only)
+    table = RowTable.from_values(counted, config.data.max_tokens, sums_only)
     mine = RowTable.of([row_counts(rows) for rows in data.values()], config.data.max_tokens).total
     return DataReport(table, (*job.deployment.own_rows_notes(mine), *findings(config.data, everyone)))
 

@@ -77,7 +77,7 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
     hosts = read(hostfile).hosts if hostfile else ()
     if hosts and (rows is not None or task == "builtin"):
         clients = len(hosts)
-        if split == "meta" and clients > 6:  # there are six kinds of the built-in task's rows
+        if split == "meta" and clients > 6:  # there are six categories of the built-in task's rows
             split = "iid"
     shared = bool(hosts) and any(host.slots > 1 and host.gpu for host in hosts)
     if hosts:
@@ -143,7 +143,9 @@ def _told(rows: Path, found: Detected) -> str:
         f"instruction from {fields.instruction!r}",
         f"input from {fields.input!r}" if fields.input else "no input",
         f"answer from {fields.output!r}",
-        f"category from {fields.category!r} ({found.kinds} kinds)" if fields.category else "no category",
+        f"category from {fields.category!r} ({found.categories} categories)"
+        if fields.category
+        else "no category",
     ]
     return f"{rows}: {', '.join(parts)}, by the first {found.rows} rows; correct the YAML if this is not so"
 

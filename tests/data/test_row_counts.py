@@ -8,7 +8,7 @@ from fedspeed.config.load import load
 from fedspeed.data.clients import client_rows, encode_client, row_counts
 from fedspeed.data.config import DataConfig
 from fedspeed.data.findings import findings
-from fedspeed.data.row_counts import RowCounts, RowTable, words
+from fedspeed.data.row_counts import RowCounts, RowTable, count_values
 from fedspeed.errors import DataError
 from fedspeed.models.tokenizer import byte_tokenizer
 from fedspeed.session import preflight
@@ -44,8 +44,8 @@ def test_kept_cut_and_lost_rows_are_counted(tmp_path):
 
 def test_only_sums_where_only_sums_may_be_known():
     clients = [RowCounts(10, 3, 2), RowCounts(30, 0, 0)]
-    each = RowTable.from_words([*words(clients[0]), *words(clients[1])], 64, sums_only=False)
-    total = RowTable.from_words([40.0, 3.0, 2.0], 64, sums_only=True)
+    each = RowTable.from_values([*count_values(clients[0]), *count_values(clients[1])], 64, sums_only=False)
+    total = RowTable.from_values([40.0, 3.0, 2.0], 64, sums_only=True)
     assert each == RowTable.of(clients, 64) and each.clients == tuple(clients)
     assert (total.total, total.clients, total.client_lines()) == (each.total, (), [])
     assert (
@@ -96,7 +96,7 @@ def test_blank_answers_and_missing_categories_are_told(tmp_path):
     found = findings(config, client_rows(config, 0))
     assert found[0].startswith("1 of 7 rows have a blank answer")
     assert found[1].startswith(
-        "2 of 7 rows have no category: data.split=meta takes them for one category of their own"
+        "2 of 7 rows have no category: data.split=meta treats them as one category"
     )
     assert len(found) == 2
 

@@ -6,12 +6,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedspeed.data.eval_task import ALL, Asked, ChoiceTask, Likelihood, Tally, added, most_likely, tally
+from fedspeed.data.eval_task import (
+    ALL,
+    ChoiceTask,
+    GenerationSettings,
+    Likelihood,
+    Tally,
+    added,
+    most_likely,
+    tally,
+)
 from fedspeed.data.rows import Row
 from fedspeed.errors import DataError
 from fedspeed.evaluation.among_others import AmongOthers
-from fedspeed.evaluation.ask import ask
 from fedspeed.evaluation.exact_match import ExactMatch
+from fedspeed.evaluation.scoring import score_task
 from tests.conftest import ROOT
 from tests.processes import run_clusters
 from tests.tiny import write_llama
@@ -66,7 +75,7 @@ def tokenizer():
 
 
 def test_scores_are_counted_by_category_and_add_up():
-    task = ExactMatch("plain", Asked(max_new=4))
+    task = ExactMatch("plain", GenerationSettings(max_new=4))
     scores = tally(task, ROWS, [1, 0, 1, 1, 0, 0.5])
     assert scores == {
         ALL: Tally(3.5, 6),
@@ -87,13 +96,13 @@ def test_the_likeliest_choice_may_be_so_by_token():
 
 
 def test_all_samples_of_a_row_count_and_the_first_rank_speaks(tokenizer):
-    task = ExactMatch("plain", Asked(max_new=4, samples=3, temperature=0.5, top_p=0.9, seed=4))
-    scores = ask(Played(tokenizer), task, ROWS, tokenizer)
+    task = ExactMatch("plain", GenerationSettings(max_new=4, samples=3, temperature=0.5, top_p=0.9, seed=4))
+    scores = score_task(Played(tokenizer), task, ROWS, tokenizer)
     assert scores["reverse"].mean == pytest.approx(
         1 / 3
     )  # of dabe both texts are right, of "ab" none: "ba e"
     assert scores["copy"].total == 0 and scores[ALL].count == 6
-    assert ask(Played(tokenizer, client_rank=1), task, ROWS, tokenizer) == {}
+    assert score_task(Played(tokenizer, client_rank=1), task, ROWS, tokenizer) == {}
 
 
 def test_choices_are_told_by_likelihood(tokenizer):
@@ -103,7 +112,7 @@ def test_choices_are_told_by_likelihood(tokenizer):
         "ebad",
         "dabe",
     ]
-    scores = ask(Played(tokenizer), task, ROWS, tokenizer)
+    scores = score_task(Played(tokenizer), task, ROWS, tokenizer)
     # Of texts that are as likely by token, the first one counts.
     assert scores[ALL] == Tally(4, 6) and scores["copy"] == Tally(2, 2) and scores["reverse"] == Tally(1, 2)
 
@@ -124,7 +133,7 @@ def test_a_choice_without_text_is_refused(tokenizer):
     with pytest.raises(
         DataError, match="empty: a row whose prompt is 'which one\\?' has no choices, or an empty one"
     ):
-        ask(Played(tokenizer), Empty(), ROWS[:1], tokenizer)
+        score_task(Played(tokenizer), Empty(), ROWS[:1], tokenizer)
 
 
 def test_the_example_of_a_new_task(tokenizer):
@@ -152,7 +161,7 @@ def test_the_example_of_a_new_task(tokenizer):
             ]
 
     rows = [Row("1 + 1?", "", "It is 2", "sum"), Row("1 - 4.5?", "", "-3.5", "difference")]
-    assert ask(Counts(tokenizer), made["LastNumber"](), rows, tokenizer) == {
+    assert score_task(Counts(tokenizer), made["LastNumber"](), rows, tokenizer) == {
         ALL: Tally(1, 2),
         "sum": Tally(1, 1),
         "difference": Tally(0, 1),
@@ -181,8 +190,8 @@ def learned(rank, base):
             own.train_step([StepBatches([batch], batch.answer_tokens)], 1e-2)
         exact = [own.evaluate([eval_batches([one], 1, tokenizer.pad_token_id)])[0].exact for one in examples]
         found = (
-            ask(own, ExactMatch("plain", Asked(max_new=8)), ROWS, tokenizer),
-            ask(own, AmongOthers(ROWS, "plain"), ROWS, tokenizer),
+            score_task(own, ExactMatch("plain", GenerationSettings(max_new=8)), ROWS, tokenizer),
+            score_task(own, AmongOthers(ROWS, "plain"), ROWS, tokenizer),
         )
         own.close()
     return exact, *found

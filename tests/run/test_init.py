@@ -91,7 +91,7 @@ def test_rows_of_ones_own_are_understood(project, capsys):
     )
     assert (
         "rows/mine.jsonl: instruction from 'question', input from 'context', answer from 'answer', category "
-        "from 'topic' (2 kinds), by the first "
+        "from 'topic' (2 categories), by the first "
         "60 rows; correct the YAML if this is not so"
     ) in said
     text = check(load(RUN, ["model.init=random"]), None)
