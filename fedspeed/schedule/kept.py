@@ -1,4 +1,4 @@
-"""Which activations of a step are kept for its backward pass, within a budget; the others are computed again.
+"""Which activations of a step are kept for its backward pass, within a budget; the others are recomputed.
 Pure.
 """
 
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 
 def kept_counts(budget: int, nbytes: Sequence[int], blocks: int, lowest: int = 0) -> list[int]:
-    """For each block, how many micro-batches, the first ones, keep what their backward needs.
+    """Return, for each block, how many micro-batches keep their activations; these are the first ones.
 
-    The last blocks come first: theirs are needed soonest. The last block itself keeps nothing, since its
-        backward follows its forward; blocks below
-    `lowest` have none.
+    The budget is spent from the last block backwards, because its activations are needed soonest. The last
+    block itself keeps none, since its backward pass follows its forward pass at once.
 
     Args:
-        budget: bytes. nbytes: what one block keeps of each micro-batch.
+        budget: bytes.
+        nbytes: for each micro-batch, the bytes of one block's activations.
+        lowest: the first block that has a backward pass.
     """
     counts = [0] * blocks
     for block in range(blocks - 2, lowest - 1, -1):
@@ -26,8 +27,8 @@ def kept_counts(budget: int, nbytes: Sequence[int], blocks: int, lowest: int = 0
 
 
 def equal_kept_counts(count: int, micro_batches: int, blocks: int) -> list[int]:
-    """Tell what `kept_counts` gives where all micro-batches are of one size and `count` of them, over all
-    blocks, fit into the budget.
+    """Return what `kept_counts` returns if all micro-batches are of one size and the budget is enough for
+    `count` pairs of a block and a micro-batch.
     """
     full, rest = divmod(min(count, micro_batches * (blocks - 1)), micro_batches)
     kept = [0] * (blocks - 1 - full) + [micro_batches] * full + [0]

@@ -1,4 +1,6 @@
-"""In which order ranks compute: schedules of pipelines, as instruction streams. Pure."""
+"""The orders in which ranks compute: layer-major execution and schedules of pipelines, as instruction
+streams. Pure.
+"""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -11,27 +13,32 @@ from fedspeed.schedule.instructions import (
     Forward,
     Head,
     Instruction,
+    Kind,
     Load,
     Micro,
+    MicroBatchInstruction,
     Pipeline,
     Release,
     Stream,
-    gives,
+    outputs_of,
     with_transfers,
 )
 
-# More micro-batches under way than 1F1B has. Four clients with 3 micro-batches each on four stages take 48
-# with 2, 46 with 3, and 45, the least, with 5.
+# How many micro-batches may be in flight beyond those of 1F1B. Four clients with 3 micro-batches each on four
+# stages take 48 forward times with 2, 46 with 3, and 45, the minimum, with 5.
 SPARE = 5
 
 
 def one_f_one_b(stages: int, clients: Sequence[int]) -> tuple[Stream, ...]:
-    """A pipeline whose first stage embeds and whose last holds the labels: forwards until it is full, then
-    one backward for each forward (PipeDream-flush; Narayanan et al., 2021). Stage s keeps at most stages - s
-    micro-batches; idle is (stages - 1) / (micro-batches + stages - 1).
+    """Schedule a pipeline whose first stage embeds and whose last stage has the labels: forward passes until
+    the pipeline is full, then one backward pass for each forward pass (PipeDream-flush; Narayanan et al.,
+    2021).
+
+    Stage s keeps the activations of at most stages - s micro-batches. The idle share of the time is
+    (stages - 1) / (micro-batches + stages - 1).
 
     Args:
-        clients: of each micro-batch, whose it is.
+        clients: the client of each micro-batch.
     """
     pipeline = Pipeline(
         stages, tuple(range(stages)), tuple(Micro(client, 0, stages - 1) for client in clients)
@@ -40,6 +47,7 @@ def one_f_one_b(stages: int, clients: Sequence[int]) -> tuple[Stream, ...]:
 
 
 def _alternating(pipeline: Pipeline, stage: int) -> list[Instruction]:
+    """Return a stage's computations in 1F1B order."""
     micros = len(pipeline.micros)
     warm = min(pipeline.ranks - 1 - stage, len(pipeline.micros))
 
@@ -58,12 +66,14 @@ def _alternating(pipeline: Pipeline, stage: int) -> list[Instruction]:
 
 
 def streamed(ranks: int, chunks: int, clients: Sequence[int]) -> tuple[Stream, ...]:
-    """A pipeline over more blocks than its ranks hold: chunk k is loaded by rank k mod ranks, takes all
-    micro-batches through, and is released; backwards again. So each rank loads its part of the base twice a
-    step (the last chunk of all once), while the chunks of the other ranks are computed.
+    """Schedule a pipeline over more blocks than fit on its ranks.
+
+    Rank k mod ranks loads chunk k, computes all micro-batches with it and releases it; the same backwards. So
+    each rank loads its share of the base twice a step (the last chunk once), while the other ranks compute.
 
     Args:
-        chunks: at least as many as ranks. clients: of each micro-batch, whose it is.
+        chunks: at least as many as ranks.
+        clients: the client of each micro-batch.
     """
     last = (chunks - 1) % ranks
     pipeline = Pipeline(
@@ -73,17 +83,19 @@ def streamed(ranks: int, chunks: int, clients: Sequence[int]) -> tuple[Stream, .
 
 
 def layer_major(blocks: int, micros: int, *, lowest: int = 0, train: bool = True) -> Stream:
-    """One rank takes all micro-batches of a step through one block, then through the next, and backwards
-    again: each block is loaded twice a step, whatever the number of micro-batches. The idea of running all
-    batches through a layer while it is loaded is FlexGen's (Sheng et al., 2023).
+    """Schedule one rank that computes all micro-batches of a step in one block, then in the next, and the
+    same backwards.
 
-    The last block is loaded once, and each micro-batch takes it and the head forwards and backwards at once,
-    so that it is not computed twice. Steps are apart.
+    So each block is loaded twice a step, whatever the number of micro-batches. Computing all batches with a
+    layer while it is loaded is the idea of FlexGen (Sheng et al., 2023). The last block is loaded once: each
+    micro-batch passes it and the head forwards and backwards at once, so that it is not recomputed. Optimizer
+    steps are not part of the stream.
 
     Args:
-        blocks: each a chunk of its own. micros: none: only the loads, for the ranks that load together.
-        lowest: the first block in which something trains, where the way back ends.
-        train: whether there is a way back.
+        blocks: their number; each is a chunk.
+        micros: number of micro-batches; with 0 the stream only loads, for ranks that load collectively.
+        lowest: the first block that trains, where the backward pass ends.
+        train: whether there is a backward pass.
     """
     last = blocks - 1
     everyone = range(micros)
@@ -107,23 +119,25 @@ def layer_major(blocks: int, micros: int, *, lowest: int = 0, train: bool = True
 def _chunk_by_chunk(pipeline: Pipeline, rank: int) -> list[Instruction]:
     everyone = range(len(pipeline.micros))
     last = len(pipeline.chunks) - 1
-    mine = [k for k, owner in enumerate(pipeline.chunks) if owner == rank]
+    own_chunks = [k for k, owner in enumerate(pipeline.chunks) if owner == rank]
     order: list[Instruction] = [Embed(m) for m in everyone if pipeline.micros[m].embed == rank]
-    for k in mine:
+    for k in own_chunks:
         order += [Load(k)]
         order += [
             work for m in everyone for work in ([Forward(m, k), Head(m)] if k == last else [Forward(m, k)])
         ]
-        order += [Release(k)] if k != mine[-1] else []
-    for k in reversed(mine):
-        order += [Load(k)] if k != mine[-1] else []
+        order += [Release(k)] if k != own_chunks[-1] else []
+    for k in reversed(own_chunks):
+        order += [Load(k)] if k != own_chunks[-1] else []
         order += [*(Backward(m, k) for m in everyone), Release(k)]
     return order
 
 
 def forward_only(pipeline: Pipeline, loads: bool = False) -> tuple[Stream, ...]:
-    """All micro-batches through each chunk, and no way back. loads: whether chunks are loaded and
-    released.
+    """Schedule the forward passes of all micro-batches through each chunk, without a backward pass.
+
+    Args:
+        loads: whether chunks are loaded and released.
     """
     everyone = range(len(pipeline.micros))
     computed = []
@@ -140,25 +154,27 @@ def forward_only(pipeline: Pipeline, loads: bool = False) -> tuple[Stream, ...]:
 
 
 def shared(micros: Sequence[Micro], ranks: int) -> tuple[Stream, ...]:
-    """All clients of a cluster in one pipeline, rank r holding chunk r. Each client's own rank embeds its
-    micro-batches and holds their labels, so that neither leaves it; the clients' micro-batches take turns,
-    and fill each other's bubbles.
+    """Schedule all clients of a cluster in one pipeline, in which rank r has chunk r.
 
-    The order is that of list scheduling: whoever is free takes of what is ready a backward before a head, a
-        head before a forward, a forward before an
-    embedding, and the micro-batch that entered first. Stage s has at most ranks - s + SPARE micro-batches
-    under way. Those whose owner is busy with another stage's work wait there. As many as in the first stage
-    are embedded ahead of it by each owner.
+    A client's own rank embeds its micro-batches and has their labels, so that neither tokens nor labels leave
+    it. The clients' micro-batches take turns and fill each other's bubbles.
+
+    The order is that of list scheduling: a free rank takes, among the instructions that are ready, a backward
+    before a head, a head before a forward and a forward before an embedding, and among these the micro-batch
+    that entered first. Stage s has at most ranks - s + SPARE micro-batches in flight, and each rank embeds at
+    most as many ahead of the first stage as that stage may have in flight.
 
     Args:
-        micros: of all clients, in the order in which they enter; those of different clients taking turns.
+        micros: of all clients, in the order in which they enter; those of different clients take turns.
     """
     pipeline = Pipeline(ranks, tuple(range(ranks)), tuple(micros))
-    return with_transfers(pipeline, _listed(pipeline))
+    return with_transfers(pipeline, _list_schedule(pipeline))
 
 
 def taking_turns(micro_batches: Sequence[int]) -> list[tuple[int, int]]:
-    """(client, number) of the clients' micro-batches, the first ones of all before the second ones."""
+    """Return (client, number) of all micro-batches: the first of every client, then the second of every
+    client.
+    """
     return [
         (c, i)
         for i in range(max(micro_batches, default=0))
@@ -168,18 +184,17 @@ def taking_turns(micro_batches: Sequence[int]) -> list[tuple[int, int]]:
 
 
 _URGENCY = {Backward: 0, Head: 1, Forward: 2, Embed: 3}
-_COST = {Embed: 0.0, Forward: 1.0, Head: 0.25, Backward: 2.0}  # in times of a forward
+_COST = {Embed: 0.0, Forward: 1.0, Head: 0.25, Backward: 2.0}  # relative to a forward pass
 
 
-def _listed(pipeline: Pipeline) -> list[list[Instruction]]:
+def _list_schedule(pipeline: Pipeline) -> list[list[Instruction]]:
     depth = len(pipeline.chunks)
-    orders = [[] for _ in range(pipeline.ranks)]
+    orders: list[list[Instruction]] = [[] for _ in range(pipeline.ranks)]
     free = [0.0] * pipeline.ranks
-    under_way = [0] * depth  # micro-batches between a chunk's forward and its backward
-    embedded = [0] * pipeline.ranks  # by each rank, ahead of the first chunk
-    ready: list[dict[Instruction, float]] = [
-        {} for _ in range(pipeline.ranks)
-    ]  # what could begin, and since when
+    in_flight = [0] * depth  # by chunk, micro-batches between its forward and backward pass
+    embedded = [0] * pipeline.ranks  # by rank, micro-batches embedded ahead of the first chunk
+    # By rank, the instructions that could begin, and since when.
+    ready: list[dict[MicroBatchInstruction, float]] = [{} for _ in range(pipeline.ranks)]
     for m, micro in enumerate(pipeline.micros):
         ready[micro.embed][Embed(m)] = 0.0
     while any(ready):
@@ -187,7 +202,7 @@ def _listed(pipeline: Pipeline) -> list[list[Instruction]]:
             ((max(free[rank], since), _URGENCY[type(work)], work.micro, rank), work)
             for rank, works in enumerate(ready)
             for work, since in works.items()
-            if not (isinstance(work, Forward) and under_way[work.chunk] >= depth - work.chunk + SPARE)
+            if not (isinstance(work, Forward) and in_flight[work.chunk] >= depth - work.chunk + SPARE)
             and not (isinstance(work, Embed) and embedded[rank] >= depth + SPARE)
         ]
         (start, _, _, rank), work = min(choices, key=lambda choice: choice[0])
@@ -197,18 +212,18 @@ def _listed(pipeline: Pipeline) -> list[list[Instruction]]:
         if isinstance(work, Embed):
             embedded[rank] += 1
         elif isinstance(work, Forward):
-            under_way[work.chunk] += 1
+            in_flight[work.chunk] += 1
             embedded[pipeline.micros[work.micro].embed] -= work.chunk == 0
         elif isinstance(work, Backward):
-            under_way[work.chunk] -= 1
-        for kind, hop in gives(pipeline, work):
-            ready[pipeline.receiver(work.micro, kind, hop)][_taker(pipeline, work.micro, kind, hop)] = free[
-                rank
-            ]
+            in_flight[work.chunk] -= 1
+        for kind, hop in outputs_of(pipeline, work):
+            receiver = pipeline.receiver(work.micro, kind, hop)
+            ready[receiver][_next_instruction(pipeline, work.micro, kind, hop)] = free[rank]
     return orders
 
 
-def _taker(pipeline: Pipeline, micro: int, kind: str, hop: int) -> Instruction:
+def _next_instruction(pipeline: Pipeline, micro: int, kind: Kind, hop: int) -> MicroBatchInstruction:
+    """Return the instruction that needs an activation or a gradient."""
     if kind == "gradient":
         return Backward(micro, hop)
     return Head(micro) if hop == len(pipeline.chunks) else Forward(micro, hop)

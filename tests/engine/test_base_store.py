@@ -78,14 +78,14 @@ def test_a_block_comes_back_to_the_slot_where_its_graph_was_built(lowest):
 
 
 def test_the_unit_that_is_needed_last_makes_room():
-    assert next_load([3, 1, 2], held=[1, 2], busy=[], slots=2) == (3, 2)
-    assert next_load([3, 1, 2], held=[1, 2], busy=[2], slots=2) == (3, 1)
-    assert next_load([3, 1], held=[1, 9], busy=[], slots=2) == (3, 9), "what is never used again goes first"
-    assert next_load([1, 2, 3], held=[1, 2], busy=[], slots=2) is None, (
+    assert next_load([3, 1, 2], loaded=[1, 2], busy=[], slots=2) == (3, 2)
+    assert next_load([3, 1, 2], loaded=[1, 2], busy=[2], slots=2) == (3, 1)
+    assert next_load([3, 1], loaded=[1, 9], busy=[], slots=2) == (3, 9), "what is never used again goes first"
+    assert next_load([1, 2, 3], loaded=[1, 2], busy=[], slots=2) is None, (
         "nothing goes that is needed before what would come"
     )
-    assert next_load([1, 2], held=[1], busy=[1], slots=2) == (2, None)
-    assert next_load([1], held=[1], busy=[], slots=1) is None
+    assert next_load([1, 2], loaded=[1], busy=[1], slots=2) == (2, None)
+    assert next_load([1], loaded=[1], busy=[], slots=1) is None
 
 
 # Files of a node.
