@@ -10,7 +10,7 @@ from fedspeed.cluster.failures import record_failure
 from fedspeed.cluster.once import claim_report, report_error, run_once_per_host
 from fedspeed.errors import EXIT_USAGE, FedSpeedError, Preempted
 from fedspeed.log import LOG
-from fedspeed.monitor.stdout import tell_refusal
+from fedspeed.monitor.stdout import write_refusal
 from fedspeed.session.ending import Ending
 
 
@@ -57,4 +57,4 @@ def print_error_as_json(error: FedSpeedError, json_out: TextIO) -> None:
     """Tell bad input in the words of `--json`, before the ranks have met: of those on this host, which may
     all have found the same, one speaks.
     """
-    run_once_per_host(lambda: tell_refusal(json_out, error), current_rank_identity())
+    run_once_per_host(lambda: write_refusal(json_out, error), current_rank_identity())

@@ -26,7 +26,7 @@ class Ledger:
         clients, ranks: numbers of them in the whole run.
         vector: the sum, float64; None: an empty share.
         sums_only: whether only sums over all clients and ranks may be known (the masked modes).
-        hides: what transforms of updates hide (monitor.metrics.metric.BESIDE). There is no slot for what
+        hides: what transforms of updates hide (monitor.metrics.metric.REVEALABLE). There is no slot for what
             would reveal it, not even as a sum.
 
     Raises:

@@ -94,7 +94,7 @@ class Recorder:
     Args:
         monitor: receives the records, on the reporter. clock: of this rank's stages.
         peak_bytes: returns the peak memory of this rank.
-        hides: what the run's transforms of updates hide (monitor.metrics.metric.BESIDE).
+        hides: what the run's transforms of updates hide (monitor.metrics.metric.REVEALABLE).
         spent: returns what this rank's transforms of updates have spent so far, by slot of the ledger.
     """
 

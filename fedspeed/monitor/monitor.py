@@ -7,7 +7,7 @@ from fedspeed.data.row_counts import DataReport
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.metrics.metric import LOSSES, NOTHING
 from fedspeed.monitor.progress import NotesOnly, Progress
-from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_rounds, absent_text
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, lost_rounds, lost_rounds_text
 from fedspeed.monitor.report import CLIPPED, Comparison, Facts, comparison_text, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
@@ -27,7 +27,7 @@ class Monitor:
         resume_round: last round that is finished and stays; 0 for a fresh start.
         config_text: the resolved configuration.
         data: what is to be said about the rows; without a client's own counts in the masked modes.
-        hides: what transforms of updates hide (monitor.metrics.metric.BESIDE).
+        hides: what transforms of updates hide (monitor.metrics.metric.REVEALABLE).
         progress_stream: where progress goes; None is stderr.
     """
 
@@ -53,7 +53,7 @@ class Monitor:
         self._data = data
         self._log = RoundLog(self._folder / "rounds.jsonl", resume_round)
         self._records = list(self._log.read())
-        self._absent = absent_rounds(self._records, resume_round) if resume_round else ()
+        self._lost = lost_rounds(self._records, resume_round) if resume_round else ()
         self._events = None
         if config.tensorboard:
             events = self._folder / "tensorboard"
@@ -63,10 +63,10 @@ class Monitor:
             self._progress = Progress(total_rounds, progress_stream, resume_round)
         else:
             self._progress = NotesOnly(progress_stream)
-        if self._absent:
-            what = "them" if len(self._absent) > 1 else "it"
+        if self._lost:
+            what = "them" if len(self._lost) > 1 else "it"
             self._progress.note(
-                f"fedspeed: {self._folder / 'rounds.jsonl'}: {absent_text(self._absent)}; "
+                f"fedspeed: {self._folder / 'rounds.jsonl'}: {lost_rounds_text(self._lost)}; "
                 f"the report is without {what}, the run is not"
             )
         if data is not None:
@@ -84,7 +84,7 @@ class Monitor:
     @property
     def absent(self) -> tuple[int, ...]:
         """Rounds before this start whose records are lost."""
-        return self._absent
+        return self._lost
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
         """`local_step` (from 1) of `local_steps` is done on this rank. The loss is this rank's own, so only
@@ -129,7 +129,7 @@ class Monitor:
         self._json.write("summary", summary.to_json())
         if comparison and shows_everything(self._routing_mode):
             self._progress.note(f"on the held-out rows of all clients:\n{comparison_text(comparison)}")
-        self._progress.note(_last_words(summary, path))
+        self._progress.note(_final_line(summary, path))
         return path
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class NoMonitor:
         pass
 
 
-def _last_words(summary: Summary, path: Path) -> str:
+def _final_line(summary: Summary, path: Path) -> str:
     rounds = f"{summary.rounds} of {summary.total_rounds} rounds"
     parts = [f"{summary.status}: {rounds} in {seconds_text(summary.seconds)}"]
     if summary.first_val_loss is not None and summary.last_val_loss is not None:

@@ -53,7 +53,7 @@ def bar_text(share: float, filled: str, empty: str) -> str:
     return filled * cells + empty * (BAR_CELLS - cells)
 
 
-def fit(parts: list[tuple[int, str]], columns: int) -> str:
+def fit_columns(parts: list[tuple[int, str]], columns: int) -> str:
     """Join the parts by two spaces; while that is wider than `columns`, drop the part of the lowest
     importance (the number).
     """
@@ -166,7 +166,7 @@ class Progress:
         if self._terminal:
             # One column stays free: a character in the last one makes some terminals wrap, and the line would
             # no longer rewrite itself.
-            self._stream.write("\r" + fit(parts, self._stream.columns() - 1) + "\x1b[K")
+            self._stream.write("\r" + fit_columns(parts, self._stream.columns() - 1) + "\x1b[K")
             self._line_open = True
         else:
             self._stream.write("  ".join(text for _, text in parts) + "\n")

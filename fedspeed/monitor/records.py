@@ -186,7 +186,7 @@ class Summary(_Record):
         return sum(gap.count for gap in self.missing)
 
 
-def absent_rounds(records, newest: int) -> tuple[int, ...]:
+def lost_rounds(records, newest: int) -> tuple[int, ...]:
     """Find the rounds up to `newest`, which is in the journal, that have no record; none for -1, an empty
     journal.
     """
@@ -194,7 +194,7 @@ def absent_rounds(records, newest: int) -> tuple[int, ...]:
     return tuple(number for number in range(newest + 1) if number not in known)
 
 
-def absent_text(absent: tuple[int, ...]) -> str:
+def lost_rounds_text(absent: tuple[int, ...]) -> str:
     """Say which records are lost: `the records of rounds 0 to 2 and 5 are missing`."""
     spans: list[list[int]] = []
     for number in absent:

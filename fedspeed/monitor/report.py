@@ -12,9 +12,16 @@ from fedspeed.data.usage import PromptFormat, fenced, snippet
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.files import write_atomically
 from fedspeed.monitor import plots
-from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, absent_text
+from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, lost_rounds_text
 from fedspeed.monitor.summary_file import write_summary
-from fedspeed.monitor.tables import cell, clients_table, results_table, rounds_section, table, time_section
+from fedspeed.monitor.tables import (
+    clients_table,
+    escape_cell,
+    results_table,
+    rounds_section,
+    table,
+    time_section,
+)
 from fedspeed.monitor.trace import read_spans
 from fedspeed.monitor.visibility import shows_everything, visible
 from fedspeed.units import bytes_text, seconds_text
@@ -212,7 +219,7 @@ def _status(summary: Summary, facts: Facts) -> str:
         values = _count(summary.clipped, "value")
         lines.append(f"**{values} of the updates counted for less than they should**: {CLIPPED}.")
     if summary.absent:
-        text = absent_text(summary.absent)
+        text = lost_rounds_text(summary.absent)
         lines.append(
             f"{text[0].upper()}{text[1:]} from `rounds.jsonl`: the numbers below are without "
             f"{'them' if len(summary.absent) > 1 else 'it'}."
@@ -240,7 +247,7 @@ def _comparison_section(comparison: Comparison, plot: bool) -> str:
         accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
         cells = (row.name, f"{row.held_out_loss:.4f}", accuracy)
         mark = "**" if row.name == comparison.federated else ""
-        rows.append(tuple(f"{mark}{cell(content)}{mark}" for content in cells))
+        rows.append(tuple(f"{mark}{escape_cell(content)}{mark}" for content in cells))
     text = (
         "## Federated against alone\n\nAll models answer the same held-out items, those of every client.\n\n"
     )

@@ -46,7 +46,7 @@ class JsonLines:
                 lost.close()
 
 
-def tell_refusal(stream: TextIO, error: FedSpeedError) -> None:
+def write_refusal(stream: TextIO, error: FedSpeedError) -> None:
     """A run that is refused, as an object on the stream of `--json`: what stands on stderr, and the exit
     code.
     """

@@ -17,11 +17,11 @@ def table(header: Sequence, rows: Iterable[Sequence], right: Iterable[int] = (),
     """Lay rows out as a Markdown table; the columns whose numbers are in `right` are right-aligned."""
     right = set(right)
     rule = ["---:" if column in right else "---" for column in range(len(header))]
-    cells = [[cell(str(content)) if escape else content for content in row] for row in rows]
+    cells = [[escape_cell(str(content)) if escape else content for content in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), rule, *cells])
 
 
-def cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     """Escape the text of a cell."""
     return " ".join(text.replace("|", "\\|").split()) or "-"
 

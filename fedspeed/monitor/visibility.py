@@ -8,7 +8,7 @@ from fedspeed.monitor.metrics.metric import Metric, Value
 from fedspeed.monitor.records import RoundRecord, Summary
 
 HIDDEN_REASON = "the details stay on the host where it happened"
-TOLD = ("finished", "early stop")  # endings whose reason names no host and no client
+STATUSES_WITH_REASON = ("finished", "early stop")  # endings whose reason names no host and no client
 
 
 def shows_everything(routing_mode: str) -> bool:
@@ -37,7 +37,7 @@ def visible(record: RoundRecord | Summary, routing_mode: str) -> RoundRecord | S
         status=record.status,
         rounds=record.rounds,
         total_rounds=record.total_rounds,
-        reason=record.reason if record.status in TOLD else HIDDEN_REASON,
+        reason=record.reason if record.status in STATUSES_WITH_REASON else HIDDEN_REASON,
         exit_code=record.exit_code,
         first_val_loss=record.first_val_loss,
         last_val_loss=record.last_val_loss,

@@ -13,11 +13,11 @@ from typing import Self
 
 from fedspeed import activity
 from fedspeed.activity import Activity
-from fedspeed.monitor.progress import LOG_INTERVAL_S, Stream, bar_text, fit
+from fedspeed.monitor.progress import LOG_INTERVAL_S, Stream, bar_text, fit_columns
 from fedspeed.units import seconds_text
 
-PATIENCE_S = 5.0  # work that is done sooner is not shown
-LOOK_S = 0.5
+MIN_SHOWN_S = 5.0  # work that is done sooner is not shown
+POLL_S = 0.5
 
 
 class Working:
@@ -44,22 +44,24 @@ class Working:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self.look()
+        self.update()
 
     def _watch(self) -> None:
-        while not self._ended.wait(LOOK_S):
-            self.look()
+        while not self._ended.wait(POLL_S):
+            self.update()
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Show the work at hand, if it is time to."""
         work = activity.current()
         now = self._now()
         if self._ended.is_set() or work is not self._shown:
             self._erase()
-        if self._ended.is_set() or work is None or work.quiet or now - work.began < PATIENCE_S:
+        if self._ended.is_set() or work is None or work.quiet or now - work.began < MIN_SHOWN_S:
             return
         if self._terminal:
-            self._stream.write("\r" + fit(self._parts(work, now), self._stream.columns() - 1) + "\x1b[K")
+            self._stream.write(
+                "\r" + fit_columns(self._parts(work, now), self._stream.columns() - 1) + "\x1b[K"
+            )
         elif work is not self._shown or now - self._drawn >= LOG_INTERVAL_S:
             self._stream.write("  ".join(text for _, text in self._parts(work, now)) + "\n")
             self._drawn = now

@@ -15,7 +15,7 @@ from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from fedspeed.log import LOG
 from fedspeed.monitor import summary_file
-from fedspeed.monitor.records import Summary, absent_rounds
+from fedspeed.monitor.records import Summary, lost_rounds
 from fedspeed.monitor.report import Facts, write_report
 from fedspeed.monitor.round_log import read_rounds
 from fedspeed.session.components import preload
@@ -127,7 +127,7 @@ def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode:
     asked = folder / STOP_REQUEST_FILE
     where = [asked.read_text()] if _is_of_this_start(asked, run) else []
     records = read_rounds(folder / "rounds.jsonl")
-    absent = absent_rounds(records, journal_of(request).newest())
+    absent = lost_rounds(records, journal_of(request).newest())
     missing = gaps(records, absent, range(config.data.clients), range(1, config.federation.rounds + 1))
     ending = ranks_ending(run.exit_code, run.stop_requested, [*run.messages, *where], missing)
     if not folder.is_dir() or _is_of_this_start(folder / summary_file.NAME, run):

@@ -23,7 +23,7 @@ def report_refusal(error: BaseException, json_out: TextIO | None, store: Store) 
     if json_out is None or not isinstance(error, FedSpeedError) or error.exit_code != EXIT_USAGE:
         return
     if store.is_first("refused") or (store.wait([TOLD], TOLD_S) and store.is_first("refused, but not told")):
-        stdout.tell_refusal(json_out, error)
+        stdout.write_refusal(json_out, error)
         store.note(TOLD, "")
     error.printed_as_json = True
 

@@ -30,7 +30,7 @@ from fedspeed.federation.updates.base import (
 from fedspeed.federation.updates.config import variant_of
 from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.metrics import registry
-from fedspeed.monitor.metrics.metric import BESIDE, LOSSES, SKETCH
+from fedspeed.monitor.metrics.metric import LOSSES, REVEALABLE, SKETCH
 from fedspeed.monitor.metrics.metric import WEIGHTS as EXACT_WEIGHTS
 from fedspeed.monitor.records import RoundRecord, summarise
 from fedspeed.monitor.round_record import round_record
@@ -157,7 +157,7 @@ def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
     updates = TransformChain(
         [transform_class("clip")(variant_of("clip")()), Secret(None), Secret(None)], (1,)
     )
-    assert updates.hides == BESIDE
+    assert updates.hides == REVEALABLE
     start, _, told, weights, result, values = played(updates)
     assert weights == [1.0, 1.0, 1.0] and result.factor_error is None
     assert values == sum(a.size for a in start.values()), "no sketch"
@@ -259,9 +259,9 @@ def test_runs_that_need_losses_go_with_nothing_that_hides_them():
     for setting, named in (({"compare_alone": True}, "compare_alone=true"), ({"patience": 2}, "patience=2")):
         config = run_config(federation={"updates": ({"name": "clip"},), **setting})
         assert losses_problem(config, frozenset({EXACT_WEIGHTS, SKETCH})) == ""
-        told = losses_problem(config, BESIDE)
+        told = losses_problem(config, REVEALABLE)
         assert "federation.updates (clip) hides losses" in told and named in told
-    assert losses_problem(run_config(), BESIDE) == ""
+    assert losses_problem(run_config(), REVEALABLE) == ""
 
 
 def records_of_rounds(updates, mode, rounds):

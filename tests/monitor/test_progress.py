@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from fedspeed.monitor.progress import BAR_CELLS, NotesOnly, Progress, bar_text, fit, remaining_seconds
+from fedspeed.monitor.progress import BAR_CELLS, NotesOnly, Progress, bar_text, fit_columns, remaining_seconds
 from tests.limits import LIMIT_S
 
 
@@ -97,10 +97,10 @@ def test_bar(share, cells):
 
 def test_fit_drops_the_least_important_first_and_keeps_the_order():
     parts = [(9, "round"), (1, "bar"), (5, "loss"), (3, "speed")]
-    assert fit(parts, 30) == "round  bar  loss  speed"
-    assert fit(parts, 22) == "round  loss  speed"
-    assert fit(parts, 12) == "round  loss"
-    assert fit(parts, 3) == "rou"
+    assert fit_columns(parts, 30) == "round  bar  loss  speed"
+    assert fit_columns(parts, 22) == "round  loss  speed"
+    assert fit_columns(parts, 12) == "round  loss"
+    assert fit_columns(parts, 3) == "rou"
 
 
 def test_terminal_shows_one_line_that_rewrites_itself(terminal, make_round):

@@ -7,8 +7,8 @@ from fedspeed.monitor.records import (
     MissingUpdates,
     RoundRecord,
     Summary,
-    absent_rounds,
-    absent_text,
+    lost_rounds,
+    lost_rounds_text,
     summarise,
 )
 from fedspeed.monitor.visibility import visible
@@ -191,11 +191,11 @@ def test_lost_records_are_found_and_told():
         def __init__(self, round):
             self.round = round
 
-    assert absent_rounds([], -1) == () and absent_rounds([Known(0), Known(1)], 1) == ()
-    assert absent_rounds([Known(1), Known(3)], 5) == (0, 2, 4, 5)
-    assert absent_text((0, 1, 2)) == "the records of rounds 0 to 2 are missing"
-    assert absent_text((0, 2, 4, 5)) == "the records of rounds 0, 2 and 4 to 5 are missing"
-    assert absent_text((3,)) == "the record of round 3 is missing"
+    assert lost_rounds([], -1) == () and lost_rounds([Known(0), Known(1)], 1) == ()
+    assert lost_rounds([Known(1), Known(3)], 5) == (0, 2, 4, 5)
+    assert lost_rounds_text((0, 1, 2)) == "the records of rounds 0 to 2 are missing"
+    assert lost_rounds_text((0, 2, 4, 5)) == "the records of rounds 0, 2 and 4 to 5 are missing"
+    assert lost_rounds_text((3,)) == "the record of round 3 is missing"
 
 
 def test_no_later_loss_passes_for_the_first_nor_an_earlier_one_for_the_last(make_round):

@@ -8,7 +8,7 @@ import pytest
 
 from fedspeed import activity
 from fedspeed.errors import ConfigError, Preempted
-from fedspeed.monitor.working import PATIENCE_S, Working
+from fedspeed.monitor.working import MIN_SHOWN_S, Working
 from fedspeed.session.coordination import StopFlag
 from tests.monitor.test_progress import ManualTime, Terminal
 
@@ -26,7 +26,7 @@ def test_a_log_says_what_takes_long_once_and_then_once_a_minute(clock):
     with activity.during("the evaluation before round 1", 40, "batch"):
         for second in range(130):
             clock.now = float(second)
-            working.look()
+            working.update()
             if second % 5 == 4:
                 activity.advance()
     assert stream.getvalue().splitlines() == [
@@ -41,11 +41,11 @@ def test_what_is_short_is_not_shown(clock):
     working = Working(stream, clock)
     for _ in range(10):
         with activity.during("the loading of the base", 3, "part"):
-            clock.now += PATIENCE_S - 0.1
-            working.look()
+            clock.now += MIN_SHOWN_S - 0.1
+            working.update()
     with activity.during("round 1", 10, "local step", quiet=True):
         clock.now += 1000
-        working.look()
+        working.update()
     assert stream.getvalue() == ""
 
 
@@ -53,7 +53,7 @@ def test_work_of_unknown_length_says_how_long_it_has_taken(clock):
     stream = io.StringIO()
     with activity.during("the export of the model"):
         clock.now = 7.0
-        Working(stream, clock).look()
+        Working(stream, clock).update()
     assert stream.getvalue() == "export of the model  7.0s so far\n"
 
 
@@ -64,16 +64,16 @@ def test_a_terminal_has_one_line_that_goes_away(clock, monkeypatch):
     with activity.during("the loading of the base", 4, "part"):
         activity.advance(2)
         for clock.now in (6.0, 8.0):
-            working.look()
+            working.update()
         assert terminal.shown() == ["loading of the base  ████████░░░░░░░░  part 3 of 4  ETA 8.0s"]
-    working.look()
+    working.update()
     assert terminal.shown() == [""]
     terminal.close()
 
 
 def test_it_looks_by_itself_and_ends(monkeypatch):
-    monkeypatch.setattr("fedspeed.monitor.working.LOOK_S", 0.01)
-    monkeypatch.setattr("fedspeed.monitor.working.PATIENCE_S", 0.0)
+    monkeypatch.setattr("fedspeed.monitor.working.POLL_S", 0.01)
+    monkeypatch.setattr("fedspeed.monitor.working.MIN_SHOWN_S", 0.0)
     stream = io.StringIO()
     with Working(stream) as working, activity.during("the report"):
         while not stream.getvalue():

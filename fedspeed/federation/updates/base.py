@@ -18,7 +18,7 @@ from fedspeed.federation.methods.turns import Turn
 from fedspeed.federation.registered import class_in
 from fedspeed.federation.updates.config import UPDATES
 from fedspeed.monitor.metrics import registry
-from fedspeed.monitor.metrics.metric import BESIDE, WEIGHTS
+from fedspeed.monitor.metrics.metric import REVEALABLE, WEIGHTS
 
 if TYPE_CHECKING:  # torch is not imported by modules that only ask what is hidden
     from fedspeed.engine.client_engine import ClientEngine
@@ -30,11 +30,11 @@ class UpdateTransform(ABC):
     """One transform of updates; every rank has one instance in a run.
 
     Attributes:
-        hides: what else must be hidden for the transform to be effective, of monitor.metrics.metric.BESIDE:
+        hides: what else must be hidden for the transform to be effective, of monitor.metrics.metric.REVEALABLE:
             what would reveal it is neither sent nor shown. By default all of it.
     """
 
-    hides: ClassVar[frozenset[str]] = BESIDE
+    hides: ClassVar[frozenset[str]] = REVEALABLE
 
     def __init__(self, config: Any):
         """Prepare the transform.
@@ -84,8 +84,8 @@ class TransformChain:
         self._seed = tuple(os.urandom(SEED_BYTES) if seed is None else seed)
         self._rngs: dict[int, np.random.Generator] = {}  # by client
         self.hides: frozenset[str] = frozenset().union(*(transform.hides for transform in transforms))
-        unknown = sorted(self.hides - BESIDE)
-        assert not unknown, f"a transform hides {unknown}, which is not in monitor.metrics.metric.BESIDE"
+        unknown = sorted(self.hides - REVEALABLE)
+        assert not unknown, f"a transform hides {unknown}, which is not in monitor.metrics.metric.REVEALABLE"
 
     def __bool__(self) -> bool:
         """Return whether there is any transform."""
@@ -122,7 +122,7 @@ def transform_class(name: str) -> type[UpdateTransform]:
 
 
 def hidden_by(configs: Sequence[Any]) -> frozenset[str]:
-    """Return what the transforms that a configuration lists hide together, of BESIDE."""
+    """Return what the transforms that a configuration lists hide together, of REVEALABLE."""
     return frozenset().union(*(transform_class(config.name).hides for config in configs))
 
 

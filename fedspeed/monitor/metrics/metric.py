@@ -14,7 +14,7 @@ GIB = 2**30
 LOSSES = "losses"
 WEIGHTS = "weights"
 SKETCH = "sketch"
-BESIDE = frozenset({LOSSES, WEIGHTS, SKETCH})
+REVEALABLE = frozenset({LOSSES, WEIGHTS, SKETCH})
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -65,7 +65,7 @@ class Metric:
         record: whose record has it: that of the `round`, of each `client` (per `client` only), or `both`.
         always: whether every round has it, so that a record without it is damaged.
         shown_masked: whether masked modes may show it. Never for a maximum, which is one rank's own value.
-        reveals: what its value, or one of its slots, tells of a client's training, of BESIDE.
+        reveals: what its value, or one of its slots, tells of a client's training, of REVEALABLE.
         tag: of TensorBoard; a client's stands behind `client_N/`. Empty: none.
         tag_scale: TensorBoard shows the value divided by it.
         tag_from: values below have no point in TensorBoard.
@@ -92,7 +92,7 @@ class Metric:
     record: Literal["round", "client", "both"] = "round"
     always: bool = False
     shown_masked: bool = False
-    reveals: frozenset[str] = BESIDE
+    reveals: frozenset[str] = REVEALABLE
     tag: str = ""
     tag_scale: float = 1.0
     tag_from: float | None = None
@@ -118,8 +118,8 @@ class Metric:
             "what every round has (always=True) masked modes have too": self.always
             and is_hidden
             and self.record != "client",
-            f"reveals {sorted(self.reveals - BESIDE)}, but can reveal {sorted(BESIDE)}": bool(
-                self.reveals - BESIDE
+            f"reveals {sorted(self.reveals - REVEALABLE)}, but can reveal {sorted(REVEALABLE)}": bool(
+                self.reveals - REVEALABLE
             ),
             "what every round has (always=True) reveals nothing that may have to be hidden": self.always
             and bool(self.reveals),
