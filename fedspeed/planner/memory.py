@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from fedspeed.models.families.base import SavedBytes
 from fedspeed.models.families.registry import FAMILIES
-from fedspeed.models.families.shape import ModelShape
+from fedspeed.models.families.shape import BLOCK_INPUT, ModelShape
 from fedspeed.planner.hardware import GIB
 from fedspeed.planner.plan import SLOTTED, STREAMED, Memory, RankProfile, Setting, Task
 from fedspeed.schedule.limits import CARRIED, EVAL_TOKENS, LOGITS_BYTES, QUANTISED, READ_STAGES, UNIT_ALIGN
@@ -219,13 +219,15 @@ def _streamed_activations(
         between += micro_batches * (shape.layers - 1) * hidden
     else:
         between += min(CARRIED, shape.layers - 1) * micro_batches * hidden
+    masks = task.tokens if has_masks(task) else 0  # a byte for each pair of tokens of a row
+    between += micro_batches * batch * masks
     # Head and loss are computed while the graph of the last block exists, and its gradients afterwards.
     block = batch * saved_per_token(task)
     working = batch * working_per_token(task)
     head = head_bytes(task, batch, kind)
     activations = kept * kept_bytes(task, setting)
     evaluated = max(batch, EVAL_TOKENS)
-    eval_between = evaluated * shape.hidden * s
+    eval_between = evaluated * (shape.hidden * s + masks)
     eval_block = batch * working_per_token(task)
     training = between + activations + block + max(working, head)
     if not evaluation or training >= eval_between + max(eval_block, head):
@@ -247,8 +249,10 @@ def _stock_activations(task: Task, setting: Setting) -> dict[str, int]:
     blocks = (
         shape.layers * shape.hidden * s * batch + saved if setting.checkpointing else shape.layers * saved
     )
+    copies = 2 + shape.logits_copies
+    masks = batch * task.tokens if has_masks(task) else 0
     # transformers' logits of all tokens, their fp32 copy, its log-softmax, and the gradients of both.
-    return {"activations": blocks + working, "head and loss": batch * shape.vocab * (2 * s + 12)}
+    return {"activations": blocks + working + masks, "head and loss": batch * shape.vocab * (copies * s + 12)}
 
 
 def head_bytes(task: Task, batch: int, kind: str) -> int:
@@ -259,7 +263,8 @@ def head_bytes(task: Task, batch: int, kind: str) -> int:
     s = task.type_bytes
     chunk = LOGITS_BYTES[kind]
     rows = max(1, min(int(task.answer_share * batch), chunk // (shape.vocab * s)))
-    return batch * shape.hidden * (8 + 5 * s) + rows * shape.vocab * (2 * s + 8)
+    copies = 2 + shape.logits_copies
+    return batch * shape.hidden * (8 + 5 * s) + rows * shape.vocab * (copies * s + 8)
 
 
 def pinned_input_bytes(task: Task, setting: Setting) -> int:
@@ -279,9 +284,12 @@ def saved_per_token(task: Task) -> int:
     h = shape.hidden
     i = shape.intermediate
     # Cards before Ampere, which make a run fp16, compute attention fast only with k and v repeated for every
-    # head of q.
-    saved = SavedBytes(s, shape.heads if task.dtype == "fp16" else shape.kv_heads)
+    # head of q. transformers repeats them where it gives attention a mask.
+    repeated = task.dtype == "fp16" or has_masks(task)
+    saved = SavedBytes(s, shape.heads if repeated else shape.kv_heads)
     kept = FAMILIES[shape.family].saved_bytes_per_token(shape, saved)
+    if has_masks(task):  # attention converts the mask to the model's type, [T, T] for each row
+        kept += s * task.tokens
     if task.method == "full":
         return kept + s * (3 * h + i)
     inputs = [linear.rows_in for linear in shape.adapted(task.targets)]
@@ -291,8 +299,17 @@ def saved_per_token(task: Task) -> int:
 
 
 def _distinct_inputs(shape: ModelShape, targets: str | tuple[str, ...]) -> list[int]:
-    """Return the widths of the adapted matrices' inputs, a shared input once."""
-    return list({linear.reads: linear.rows_in for linear in shape.adapted(targets)}.values())
+    """Return the widths of the adapted matrices' inputs, a shared input once, without the input of the block,
+    which is counted elsewhere.
+    """
+    widths = {linear.reads: linear.rows_in for linear in shape.adapted(targets)}
+    widths.pop(BLOCK_INPUT, None)
+    return list(widths.values())
+
+
+def has_masks(task: Task) -> bool:
+    """Tell whether blocks are given masks, as they are where rows are longer than a sliding window."""
+    return task.shape.windowed > 0 and task.tokens > task.shape.window
 
 
 def working_per_token(task: Task) -> int:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fedspeed.errors import ModelError
-from fedspeed.models.positions import check_length, rotary_reach
+from fedspeed.models.positions import check_length, rotary_reach, row_limit
 
 
 def base(folder, **config) -> str:
@@ -71,6 +71,10 @@ def test_a_table_of_positions_has_an_end(tmp_path, config, length, end):
 def test_how_far_rotated_positions_reach(tmp_path, config, reach):
     assert rotary_reach(config) == reach
     place = base(tmp_path, model_type="llama", **config)
+    if "dynamic" in str(config):
+        with pytest.raises(ModelError, match="data.max_tokens=513: .*type dynamic.*set data.max_tokens=512"):
+            check_length(place, 513)
+        return
     assert check_length(place, reach or 10**6) == []
     if reach:
         [note] = check_length(place, reach + 1)
@@ -106,3 +110,57 @@ def test_rows_as_long_as_the_table_are_not_padded_beyond_it():
     with torch.no_grad():
         for batch in batches:
             assert model(input_ids=torch.from_numpy(batch.input_ids)).logits.isfinite().all()
+
+
+PHI3 = {
+    "model_type": "phi3",
+    "max_position_embeddings": 131072,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "limit", "kind"),
+    [
+        ({**PHI3, "original_max_position_embeddings": 2048}, 2048, "longrope"),
+        (PHI3, 4096, "longrope"),
+        ({**PHI3, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 4096, "yarn"),
+        ({"model_type": "llama", "max_position_embeddings": 64}, None, ""),
+        (
+            {
+                "model_type": "gemma3_text",
+                "max_position_embeddings": 1024,
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default"},
+                    "full_attention": {"rope_type": "dynamic", "factor": 8.0},
+                },
+            },
+            1024,
+            "dynamic",
+        ),
+        (
+            {
+                "model_type": "llama",
+                "max_position_embeddings": 64,
+                "rope_scaling": {"type": "yarn", "factor": 2},
+            },
+            None,
+            "",
+        ),
+    ],
+)
+def test_rotations_that_depend_on_other_rows_are_refused(tmp_path, config, limit, kind):
+    """The result of a row would depend on the longest row in its micro-batch."""
+    place = base(tmp_path, **config)
+    found = row_limit(config)
+    assert (found and found.tokens) == limit
+    if limit is not None:
+        assert check_length(place, limit) == []
+        with pytest.raises(ModelError, match=f"{limit + 1}: .*type {kind}.*set data.max_tokens={limit}$"):
+            check_length(place, limit + 1)
+
+
+def test_positions_that_count_the_scaling_already_are_not_scaled_twice():
+    scaled = {"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    assert rotary_reach({"model_type": "gemma3_text", **scaled}) == 131072
+    assert rotary_reach({"model_type": "llama", **scaled}) == 8 * 131072

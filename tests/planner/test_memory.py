@@ -58,6 +58,30 @@ BLOCKS = {
         "eos_token_id": 1,
     },
 }
+_SMALL = {
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 704,
+    "vocab_size": 97,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "use_cache": False,
+}
+# Families whose blocks save something else. Rows of 128 tokens are longer than the windows of 32.
+BLOCKS |= {
+    "mistral": {**_SMALL, "model_type": "mistral", "sliding_window": 32},
+    "qwen3": {**_SMALL, "model_type": "qwen3", "head_dim": 48},
+    "gemma3_text": {**_SMALL, "model_type": "gemma3_text", "head_dim": 48},
+    "gemma3_text-windows": {**_SMALL, "model_type": "gemma3_text", "head_dim": 48, "sliding_window": 32},
+    "phi3": {**_SMALL, "model_type": "phi3"},
+    "phi3-windows": {**_SMALL, "model_type": "phi3", "sliding_window": 32},
+    "olmo2": {**_SMALL, "model_type": "olmo2"},
+    "gpt_neox": {**_SMALL, "model_type": "gpt_neox"},
+    "gpt_neox-one-after-the-other": {**_SMALL, "model_type": "gpt_neox", "use_parallel_residual": False},
+}
 SETTINGS = [
     Setting("stock", 4, 1),
     Setting("stock", 4, 1, checkpointing=True),
@@ -325,3 +349,22 @@ def test_a_folded_adapter_grows_no_further_than_predicted(count):
     standing, _ = device_memory(task, SETTINGS[0], one_profile())
     assert standing["folded adapter"] == folded * task.type_bytes
     assert "folded adapter" not in device_memory(replace(task, folded_rank=0), SETTINGS[0], one_profile())[0]
+
+
+def test_scaled_and_capped_logits_and_masks_of_windows_are_counted():
+    plain = from_config(BLOCKS["gemma3_text"], "g", "g")
+    capped = from_config({**BLOCKS["gemma3_text"], "final_logit_softcapping": 30.0}, "g", "g")
+    rows = int(0.5 * 128)
+    more = [head_bytes(Task(shape, 1, tokens=128), 128, "cpu") for shape in (capped, plain)]
+    assert more[0] - more[1] == rows * plain.vocab * 2 * 2
+    windowed = from_config(BLOCKS["gemma3_text-windows"], "g", "g")
+    setting = Setting("stock", 4, 1)
+    sizes_of = [
+        device_memory(Task(shape, 1, tokens=128), setting, one_profile())[1]["activations"]
+        for shape in (windowed, plain)
+    ]
+    repeated = 2 * (windowed.heads - windowed.kv_heads) * windowed.head_dim
+    masks = 4 * 128 * 128
+    assert sizes_of[0] - sizes_of[1] == masks + windowed.layers * 4 * 128 * 2 * (repeated + 128)
+    short = [device_memory(Task(shape, 1, tokens=32), setting, one_profile()) for shape in (windowed, plain)]
+    assert short[0] == short[1]

@@ -18,7 +18,7 @@ from fedspeed.engine.generation.decode import Wanted, Work, generated, scored
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.sampling import Sampling
 from fedspeed.errors import FedSpeedError, ModelError
-from fedspeed.models.positions import table_end, unscaled_end
+from fedspeed.models.positions import row_limit
 from fedspeed.schedule.limits import CACHE_BYTES, EVAL_TOKENS, LOGITS_BYTES, PIECE_TOKENS
 
 
@@ -142,26 +142,17 @@ class Generating(ABC):
 
     def _check(self, lengths: Sequence[int], more: int) -> None:
         """Whether sequences of these lengths, and some tokens more, have positions."""
-        config = self.model.config.to_dict()
-        end = table_end(config)
-        unscaled = unscaled_end(config)
+        limit = row_limit(self.model.config.to_dict())
         for i, length in enumerate(lengths):
             if not length:
                 raise ModelError(
                     f"prompt {i} is empty: give it at least one token, the tokenizer's first special one "
                     "for example"
                 )
-            if end is not None and length + more > end:
+            if limit is not None and length + more > limit.tokens:
                 raise ModelError(
-                    f"prompt {i} has {length} tokens, and {more} more are asked for: the model has a table "
-                    f"of {end} positions "
-                    "and none beyond; shorten it, or ask for fewer tokens"
-                )
-            if unscaled is not None and length + more > unscaled:
-                raise ModelError(
-                    f"prompt {i} has {length} tokens, and {more} more are asked for: the model scales the "
-                    f"positions of rows beyond {unscaled} tokens differently, and keys that were computed "
-                    "before would be wrong; shorten it, ask for fewer tokens, or evaluate this model by its "
+                    f"prompt {i} has {length} tokens, and {more} more are asked for: the model has "
+                    f"{limit.reason}; shorten it, ask for fewer tokens, or evaluate this model by its "
                     "held-out loss"
                 )
 

@@ -43,7 +43,8 @@ class SavedBytes:
 
     Attributes:
         type_bytes: of one number in the model's type.
-        kv_heads: heads of keys and values as attention saves them: cards before Ampere repeat them.
+        kv_heads: heads of keys and values as attention saves them: it repeats them for each head of q on cards
+            before Ampere, and where it is given a mask.
     """
 
     type_bytes: int
@@ -63,6 +64,9 @@ class Family:
         stored_as: parameter -> another name that it has in files.
         final_norm: attribute of the decoder that holds the norm before the head.
         table: the learned table of positions; None where positions are rotated into q and k.
+        read_as_longrope: other rotary types that transformers takes for longrope.
+        original_positions: transformers' default of original_max_position_embeddings.
+        positions_are_scaled: whether max_position_embeddings counts the scaled positions already.
         attention_targets: names of the linear modules that `adapter.targets=attention` means.
         transposed: whether weights of linear modules are stored [in, out] (PEFT: fan_in_fan_out).
         shape: from the values of a config.json and the model's name to its dimensions. Refuses with a
@@ -86,6 +90,9 @@ class Family:
     stored_as: tuple[tuple[str, str], ...] = ()
     final_norm: str = "norm"
     table: PositionTable | None = None
+    read_as_longrope: tuple[str, ...] = ()
+    original_positions: int = 0
+    positions_are_scaled: bool = False
     attention_targets: tuple[str, ...] = ("q_proj", "v_proj")
     transposed: bool = False
     shape: Callable[[ConfigValues, str], ModelShape]

@@ -24,6 +24,7 @@ def gated_shape(
     mlp_bias: bool = False,
     norms: Sequence[str] = NORMS_BEFORE,
     head_norms: str = "",
+    attention_reads: str = "attention",
     window: int = 0,
     windowed: int = 0,
     logits_copies: int = 0,
@@ -37,6 +38,7 @@ def gated_shape(
         attention_bias, output_bias, mlp_bias: whether q, k and v, the attention's output, and the MLP have
             biases.
         norms: of a block, over the hidden size.
+        attention_reads: name of the tensor that q, k and v read (Linear.reads).
         head_norms: "each": q and k have a norm over each head; "all": a norm over all heads together.
 
     Raises:
@@ -66,9 +68,9 @@ def gated_shape(
     key = shape.kv_heads * width
     inner = shape.intermediate
     linears = (
-        Linear("self_attn.q_proj", hidden, query, attention_bias, "attention"),
-        Linear("self_attn.k_proj", hidden, key, attention_bias, "attention"),
-        Linear("self_attn.v_proj", hidden, key, attention_bias, "attention"),
+        Linear("self_attn.q_proj", hidden, query, attention_bias, attention_reads),
+        Linear("self_attn.k_proj", hidden, key, attention_bias, attention_reads),
+        Linear("self_attn.v_proj", hidden, key, attention_bias, attention_reads),
         Linear("self_attn.o_proj", query, hidden, output_bias, "attended"),
         Linear("mlp.gate_proj", hidden, inner, mlp_bias, "mlp"),
         Linear("mlp.up_proj", hidden, inner, mlp_bias, "mlp"),

@@ -64,6 +64,7 @@ def embed(rows: "Tensor", config: Any) -> "Tensor":
 FAMILY = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    positions_are_scaled=True,
     shape=shape,
     saved_bytes_per_token=gated_saved_bytes,
     masks="layers",

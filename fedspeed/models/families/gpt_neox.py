@@ -27,6 +27,7 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
         intermediate=inner,
         vocab=values.number("vocab_size"),
         tied=values.flag("tie_word_embeddings", False),
+        dropout_masks=2 if values.get("hidden_dropout") else 0,
         parallel=values.flag("use_parallel_residual", True),
         linears=(
             Linear("attention.query_key_value", hidden, 3 * hidden, bias, "attention"),
@@ -49,7 +50,8 @@ def saved_bytes(shape: ModelShape, saved: SavedBytes) -> int:
     output; the MLP's activation input.
     """
     norms = 0 if shape.parallel else shape.hidden
-    return saved.type_bytes * (norms + 6 * shape.hidden + shape.intermediate)
+    masks = shape.dropout_masks * shape.hidden
+    return masks + saved.type_bytes * (norms + 6 * shape.hidden + shape.intermediate)
 
 
 FAMILY = Family(

@@ -2,7 +2,7 @@
 
 from fedspeed.models.families.base import Family
 from fedspeed.models.families.gated import gated_saved_bytes, gated_shape
-from fedspeed.models.families.shape import ModelShape
+from fedspeed.models.families.shape import BLOCK_INPUT, ModelShape
 from fedspeed.models.families.values import ConfigValues
 
 
@@ -17,6 +17,7 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
         output_bias=bias,
         norms=("post_attention_layernorm", "post_feedforward_layernorm"),
         head_norms="all",
+        attention_reads=BLOCK_INPUT,
     )
 
 

@@ -24,7 +24,8 @@ def shape(values: ConfigValues, name: str) -> ModelShape:
         Linear("mlp.gate_up_proj", hidden, 2 * inner, reads="mlp"),
         Linear("mlp.down_proj", inner, hidden, reads="gated"),
     )
-    return replace(gated, linears=linears, attention_targets=TARGETS)
+    masks = 2 if values.get("resid_pdrop") else 0
+    return replace(gated, linears=linears, attention_targets=TARGETS, dropout_masks=masks)
 
 
 def saved_bytes(shape: ModelShape, saved: SavedBytes) -> int:
@@ -35,13 +36,16 @@ def saved_bytes(shape: ModelShape, saved: SavedBytes) -> int:
     query = shape.heads * shape.head_dim
     key = shape.kv_heads * shape.head_dim
     repeated = saved.kv_heads * shape.head_dim
-    fused = query + 2 * key if repeated == key else repeated
-    return norms + saved.type_bytes * (fused + 2 * query + repeated + 3 * shape.intermediate)
+    fused = query + 2 * key if repeated == key else repeated  # kept whole by v, which is a part of it
+    masks = shape.dropout_masks * shape.hidden
+    return masks + norms + saved.type_bytes * (fused + 2 * query + repeated + 3 * shape.intermediate)
 
 
 FAMILY = Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
+    read_as_longrope=("yarn",),
+    original_positions=4096,
     attention_targets=TARGETS,
     shape=shape,
     saved_bytes_per_token=saved_bytes,

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from fedspeed.errors import ModelError
 
+BLOCK_INPUT = "block input"
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -11,7 +13,8 @@ class Linear:
 
     Attributes:
         path: the module's name below the block, such as "self_attn.q_proj".
-        reads: name of the tensor that it reads. Modules of one block that name the same one share an input.
+        reads: name of the tensor that it reads. Modules of one block that name the same one share an input;
+            BLOCK_INPUT is the block's own.
         transposed: whether its weight is stored [in, out], not [out, in].
     """
 
@@ -69,6 +72,7 @@ class ModelShape:
         positions: length of the learned table of positions; 0 where positions are rotated into q and k.
         window, windowed: length of the sliding window in tokens, and the number of blocks that have one.
         parallel: whether attention and MLP read the same input, and are added to it together.
+        dropout_masks: masks over the hidden size that dropout saves in a block, a byte an element.
         logits_copies: tensors of the logits' size that scaling or capping the logits takes besides them.
         linears, norms: the modules of one decoder block, in the order of its state dict.
         final_norm: the norm between the last block and the head.
@@ -89,6 +93,7 @@ class ModelShape:
     window: int = 0
     windowed: int = 0
     parallel: bool = False
+    dropout_masks: int = 0
     logits_copies: int = 0
     # Hashes leave these out: they follow from the family and the numbers above, nearly always.
     linears: tuple[Linear, ...] = field(default=(), hash=False, repr=False)
