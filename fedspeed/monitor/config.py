@@ -1,10 +1,12 @@
-"""What is shown and written while a run goes on."""
+"""The `monitor` section of the configuration: what a run shows and writes."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class MonitorConfig:
+    """The `monitor` section of the configuration."""
+
     tensorboard: bool = field(
         default=True, metadata={"help": "write TensorBoard events to <run>/tensorboard"}
     )

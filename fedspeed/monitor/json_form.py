@@ -12,9 +12,7 @@ NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encode(value: Any) -> Any:
-    """Turn a number, a text, a record, or a tuple of these into what `json.dumps(..., allow_nan=False)`
-    takes.
-    """
+    """Convert a number, a text, a record, or a tuple of these for `json.dumps(..., allow_nan=False)`."""
     if hasattr(value, "to_json"):
         return value.to_json()
     if isinstance(value, tuple):
@@ -26,25 +24,25 @@ def encode(value: Any) -> Any:
     return value
 
 
-def decode(value: Any, kind: Any, place: str) -> Any:
-    """Turn a value that `encode` wrote back into one of the type `kind`.
+def decode(value: Any, kind: Any, name: str) -> Any:
+    """Convert a value that `encode` has written back into the type `kind`.
 
     Args:
         kind: a type, a union of types, a Literal, a class with `from_json`, or a tuple of one of these.
-        place: what the value belongs to, for the error.
+        name: the name of the value, for the error.
 
     Raises:
-        ValueError: the value is no such thing.
+        ValueError: the value is not of that type.
     """
     if get_origin(kind) is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{place} must be a list, found {value!r}")
-        return tuple(decode(item, get_args(kind)[0], place) for item in value)
+            raise ValueError(f"{name} must be a list, found {value!r}")
+        return tuple(decode(item, get_args(kind)[0], name) for item in value)
     if hasattr(kind, "from_json"):
         return kind.from_json(value)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise ValueError(f"{place} must be one of {list(get_args(kind))}, found {value!r}")
+            raise ValueError(f"{name} must be one of {list(get_args(kind))}, found {value!r}")
         return value
     allowed = get_args(kind) or (kind,)
     if value is None and type(None) in allowed:
@@ -55,5 +53,5 @@ def decode(value: Any, kind: Any, place: str) -> Any:
         return float(value)
     if isinstance(value, bool) is not (bool in allowed) or not isinstance(value, allowed):
         expected = kind.__name__ if isinstance(kind, type) else kind
-        raise ValueError(f"{place} must be {expected}, found {value!r}")
+        raise ValueError(f"{name} must be {expected}, found {value!r}")
     return value

@@ -1,14 +1,15 @@
-"""What the one reporting rank of a run opens: progress, event file, round log and report behind one door."""
+"""The monitor of the reporting rank: progress, event file, round log and report behind one interface."""
 
 from pathlib import Path
 from typing import TextIO
 
 from fedspeed.data.row_counts import DataReport
+from fedspeed.monitor.comparison import Comparison, comparison_text
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.metrics.metric import LOSSES, NOTHING
 from fedspeed.monitor.progress import NotesOnly, Progress
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, lost_rounds, lost_rounds_text
-from fedspeed.monitor.report import CLIPPED, Comparison, Facts, comparison_text, missing_text, write_report
+from fedspeed.monitor.report import CLIPPED, Facts, missing_text, write_report
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.stdout import JsonLines, NoJson
 from fedspeed.monitor.tensorboard import TensorBoardWriter
@@ -17,18 +18,18 @@ from fedspeed.units import loss_text, seconds_text
 
 
 class Monitor:
-    """Shows and keeps what a run does. Whatever goes in, only what the routing mode allows comes out.
+    """Shows and records the progress and results of a run, as far as the routing mode allows.
 
     Args:
-        folder: folder of the run; holds `rounds.jsonl`, `tensorboard/`, `report.md`, `report.png`,
+        folder: folder of the run, for `rounds.jsonl`, `tensorboard/`, `report.md`, `report.png`,
             `comparison.png` and `summary.json`.
-        total_rounds: rounds the run is to have, those before a restart included.
-        json_out: what `claim_stdout` returned, or None without `--json`.
-        resume_round: last round that is finished and stays; 0 for a fresh start.
+        total_rounds: rounds of the whole run, including those before a restart.
+        json_out: the stream that `claim_stdout` has returned, or None without `--json`.
+        resume_round: the last finished round that is kept; 0 for a fresh start.
         config_text: the resolved configuration.
-        data: what is to be said about the rows; without a client's own counts in the masked modes.
-        hides: what transforms of updates hide (monitor.metrics.metric.REVEALABLE).
-        progress_stream: where progress goes; None is stderr.
+        data: counts of the rows; without those of single clients in masked modes.
+        hides: the information that transforms of updates hide (monitor.metrics.metric.REVEALABLE).
+        progress_stream: the stream of the progress line; None: stderr.
     """
 
     def __init__(
@@ -54,20 +55,21 @@ class Monitor:
         self._log = RoundLog(self._folder / "rounds.jsonl", resume_round)
         self._records = list(self._log.read())
         self._lost = lost_rounds(self._records, resume_round) if resume_round else ()
-        self._events = None
+        self._events: TensorBoardWriter | None = None
         if config.tensorboard:
             events = self._folder / "tensorboard"
             self._events = TensorBoardWriter(events, resume_round, routing_mode, config_text)
-        self._json = JsonLines(json_out) if json_out else NoJson()
+        self._json: JsonLines | NoJson = JsonLines(json_out) if json_out else NoJson()
+        self._progress: Progress | NotesOnly
         if config.progress:
             self._progress = Progress(total_rounds, progress_stream, resume_round)
         else:
             self._progress = NotesOnly(progress_stream)
         if self._lost:
-            what = "them" if len(self._lost) > 1 else "it"
+            pronoun = "them" if len(self._lost) > 1 else "it"
             self._progress.note(
                 f"fedspeed: {self._folder / 'rounds.jsonl'}: {lost_rounds_text(self._lost)}; "
-                f"the report is without {what}, the run is not"
+                f"the report is without {pronoun}, the run is not"
             )
         if data is not None:
             self._progress.note(f"fedspeed: {data.table.line()}")
@@ -76,25 +78,27 @@ class Monitor:
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:
-        """The visible records of all finished rounds, those before a restart included: what `summarise`
-        takes.
+        """Return the visible records of all finished rounds, including those before a restart, for
+        `summarise`.
         """
         return tuple(self._records)
 
     @property
     def absent(self) -> tuple[int, ...]:
-        """Rounds before this start whose records are lost."""
+        """Return the rounds before this start whose records are lost."""
         return self._lost
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
-        """`local_step` (from 1) of `local_steps` is done on this rank. The loss is this rank's own, so only
-        `plain` shows it, where no transform of updates hides it.
+        """Show that this rank has finished `local_step` (from 1) of `local_steps`.
+
+        The loss is that of this rank alone, so it is shown only in `plain`, if no transform of updates hides
+        losses.
         """
         shown = loss if shows_everything(self._routing_mode) and LOSSES not in self._hides else None
         self._progress.step(round_number, local_step, local_steps, shown)
 
     def round(self, record: RoundRecord) -> None:
-        """A round is over: log it, then show it."""
+        """Log a finished round, then show it."""
         record = visible(record, self._routing_mode)
         self._log.append(record)
         self._records.append(record)
@@ -112,7 +116,7 @@ class Monitor:
         self._progress.round(record)
 
     def finish(self, summary: Summary, facts: Facts, comparison: Comparison | None = None) -> Path:
-        """Write the report, print the last words, close everything; returns the path of the report."""
+        """Write the report, print a final line and close everything. Return the path of the report."""
         summary = visible(summary, self._routing_mode)
         self.close()
         path = write_report(
@@ -133,7 +137,9 @@ class Monitor:
         return path
 
     def close(self) -> None:
-        """End the live line and the event file. For a run that ends without `finish`; may be called twice."""
+        """Close the progress line and the event file, for a run that ends without `finish`. May be called
+        twice.
+        """
         self._progress.close()
         if self._events:
             self._events.close()
@@ -141,21 +147,22 @@ class Monitor:
 
 
 class NoMonitor:
-    """Does nothing, on every rank that does not report."""
+    """The monitor of a rank that does not report: it does nothing."""
 
-    records = absent = ()
+    records: tuple[RoundRecord, ...] = ()
+    absent: tuple[int, ...] = ()
 
-    def step(self, round_number, local_step, local_steps, loss=None):
-        pass
+    def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
+        """Ignore a step."""
 
-    def round(self, record):
-        pass
+    def round(self, record: RoundRecord) -> None:
+        """Ignore a round."""
 
-    def finish(self, summary, facts, comparison=None):
-        pass
+    def finish(self, summary: Summary, facts: Facts, comparison: Comparison | None = None) -> None:
+        """Ignore the end of the run."""
 
-    def close(self):
-        pass
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def _final_line(summary: Summary, path: Path) -> str:

@@ -1,18 +1,26 @@
-"""The pictures of a run: figures, and `png` that turns one into bytes.
+"""The figures of a run, and their rendering as PNG.
 
 Figures are built without pyplot, so no display is needed and no global state is touched.
 """
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fedspeed.monitor.metrics import registry
 from fedspeed.monitor.metrics.metric import Metric
 from fedspeed.monitor.records import RoundRecord, Summary
+from fedspeed.monitor.trace import Span
 from fedspeed.units import seconds_text
 
-# Okabe and Ito's palette: told apart with any colour vision, and in grey.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fedspeed.monitor.comparison import Comparison, ComparisonRow
+
+# The palette of Okabe and Ito: distinguishable with any colour vision, and in grey.
 BLUE, SKY, GREEN, ORANGE, RED = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00"
 GREY, INK = "#BBBBBB", "#333333"
 STAGE_COLOURS = {"compute": BLUE, "gather": SKY, "exchange": ORANGE, "idle": GREY, "other": "#E8E8E8"}
@@ -26,15 +34,15 @@ TRACE_COLOURS = {
     "send": ORANGE,
     "exchange": RED,
 }
-MAX_BARS = 400  # of a rank in a timeline
+MAX_BARS = 400  # of each rank in a timeline
 DPI = 130
 FEW_ROUNDS = 5
 MANY_ROUNDS = 40
 
 
-def run_figure(records: Sequence[RoundRecord], summary: Summary, title: str):
-    """Losses with the best round, time per round by stage, and a chart for each metric that has one
-    (`Metric.panel`) and was measured, all over the rounds. Needs a round that was trained.
+def run_figure(records: Sequence[RoundRecord], summary: Summary, title: str) -> "Figure":
+    """Draw the losses with the best round, the time per round by stage, and a chart for each measured metric
+    that has one (`Metric.panel`), all over the rounds. At least one round must have been trained.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -64,8 +72,8 @@ def run_figure(records: Sequence[RoundRecord], summary: Summary, title: str):
     return figure
 
 
-def comparison_figure(comparison):
-    """Bars for each row of a Comparison: held-out loss, and accuracy where every row has one."""
+def comparison_figure(comparison: "Comparison") -> "Figure":
+    """Draw bars for each row of a comparison: held-out loss, and accuracy if every row has one."""
     rows = comparison.rows
     with_accuracy = all(row.accuracy is not None for row in rows)
     figure = _figure(9.0, 1.5 + 0.42 * len(rows))
@@ -75,7 +83,7 @@ def comparison_figure(comparison):
     _draw_bars(panels[0], rows, losses, [f"{loss:.3f}" for loss in losses], colours)
     panels[0].set_title("held-out loss (lower is better)", loc="left", fontsize=10, color=INK)
     if with_accuracy:
-        percents = [100 * row.accuracy for row in rows]
+        percents = [100 * row.accuracy for row in rows if row.accuracy is not None]
         _draw_bars(panels[1], rows, percents, [f"{percent:.1f} %" for percent in percents], colours)
         panels[1].set_title("held-out accuracy (higher is better)", loc="left", fontsize=10, color=INK)
         panels[1].set_xlim(0, 118)
@@ -84,17 +92,18 @@ def comparison_figure(comparison):
     return figure
 
 
-def timeline_figure(spans):
-    """What ranks did when: a bar for each span, a row for each rank; exchanges and sends on thin bars below.
+def timeline_figure(spans: Mapping[int, Sequence[Span]]) -> "Figure":
+    """Draw the work of all ranks over time: a row for each rank, a bar for each span, and thin bars below for
+    exchanges and sends.
 
     Args:
-        spans: by rank, as `trace.read_spans` gives them.
+        spans: by rank (`trace.read_spans`).
     """
     figure = _figure(11.0, 1.4 + 0.5 * len(spans))
     axes = figure.subplots()
     until = _legible(spans)
-    for row, (rank, own) in enumerate(spans.items()):
-        inside = [span for span in own if span[2] < until]
+    for row, of_rank in enumerate(spans.values()):
+        inside = [span for span in of_rank if span[2] < until]
         detailed = any(kind in ("compute", "wait") for kind, *_ in inside)
         for kind, colour in TRACE_COLOURS.items():
             bars = [
@@ -125,15 +134,15 @@ def timeline_figure(spans):
     return figure
 
 
-def _legible(spans) -> float:
-    """Seconds in which no rank has more than MAX_BARS spans."""
-    ends = [sorted(begin for _, _, begin, _ in own)[: MAX_BARS + 1] for own in spans.values()]
-    last = max((end for own in spans.values() for *_, end in own), default=1.0)
+def _legible(spans: Mapping[int, Sequence[Span]]) -> float:
+    """Return the seconds from the start in which no rank has more than MAX_BARS spans."""
+    ends = [sorted(begin for _, _, begin, _ in of_rank)[: MAX_BARS + 1] for of_rank in spans.values()]
+    last = max((end for of_rank in spans.values() for *_, end in of_rank), default=1.0)
     return min([last, *(begins[-1] for begins in ends if len(begins) > MAX_BARS)]) or 1.0
 
 
-def png(figure) -> bytes:
-    """Give the figure the common looks and render it."""
+def png(figure: "Figure") -> bytes:
+    """Apply the common style to a figure and render it."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
@@ -148,7 +157,7 @@ def png(figure) -> bytes:
     return out.getvalue()
 
 
-def _draw_losses(axes, records, summary):
+def _draw_losses(axes: "Axes", records: Sequence[RoundRecord], summary: Summary) -> None:
     trained = [record for record in records if record.train_loss is not None]
     held_out = [record for record in records if record.val_loss is not None]
     marker = "o" if len(records) <= MANY_ROUNDS else None
@@ -173,9 +182,18 @@ def _draw_losses(axes, records, summary):
             label="held out",
         )
     if not (trained or held_out):
-        axes.text(0.5, 0.5, "losses are not told", ha="center", color=INK, transform=axes.transAxes)
+        axes.text(0.5, 0.5, "losses are hidden", ha="center", color=INK, transform=axes.transAxes)
         axes.set_yticks([])
-    if summary.best_round is not None:
+    _mark_best(axes, summary)
+    _mark_gaps(axes, records, summary)
+    _mark_divergence(axes, records)
+    axes.set_ylabel("loss per answer token")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _mark_best(axes: "Axes", summary: Summary) -> None:
+    if summary.best_round is not None and summary.best_val_loss is not None:
         axes.plot(
             [summary.best_round],
             [summary.best_val_loss],
@@ -188,6 +206,10 @@ def _draw_losses(axes, records, summary):
             markeredgewidth=0.8,
             label=f"best: {summary.best_val_loss:.4f} in round {summary.best_round}",
         )
+
+
+def _mark_gaps(axes: "Axes", records: Sequence[RoundRecord], summary: Summary) -> None:
+    """Mark the rounds that lack an update."""
     first = records[0].round
     last = records[-1].round
     gaps = sorted({gap.round for gap in summary.missing if first <= gap.round <= last})
@@ -200,6 +222,10 @@ def _draw_losses(axes, records, summary):
             zorder=1,
             label=None if number else "an update is missing",
         )
+
+
+def _mark_divergence(axes: "Axes", records: Sequence[RoundRecord]) -> None:
+    """Mark the first round with a loss that is not finite."""
     diverged = [
         r.round
         for r in records
@@ -208,12 +234,9 @@ def _draw_losses(axes, records, summary):
     ]
     if diverged:
         axes.axvline(min(diverged), color=RED, linewidth=1.4, label=f"not finite from round {min(diverged)}")
-    axes.set_ylabel("loss per answer token")
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9)
 
 
-def _draw_seconds(axes, records):
+def _draw_seconds(axes: "Axes", records: Sequence[RoundRecord]) -> None:
     rounds = [record.round for record in records]
     floor = [0.0] * len(records)
     width = 0.8 if len(records) <= MANY_ROUNDS else 1.0
@@ -235,14 +258,12 @@ def _draw_seconds(axes, records):
 
 
 def _charted(metric: Metric, records: Sequence[RoundRecord]) -> list[tuple[int, float]]:
-    """Round and value of what a chart of a metric shows. Round 0 has a place in it for what clients are
-    evaluated by.
-    """
+    """Return (round, value) of a metric's points. Round 0 is included for metrics of the evaluation."""
     wanted = [record for record in records if record.round or metric.per == "client"]
     return [(r.round, value) for r in wanted if (value := getattr(r, metric.name)) is not None]
 
 
-def _draw_chart(axes, metric: Metric, shown: list[tuple[int, float]]):
+def _draw_chart(axes: "Axes", metric: Metric, shown: list[tuple[int, float]]) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
     marker = "o" if len(shown) <= MANY_ROUNDS else None
@@ -256,11 +277,18 @@ def _draw_chart(axes, metric: Metric, shown: list[tuple[int, float]]):
     _from_zero(axes, values)
 
 
-def _from_zero(axes, values):
-    axes.set_ylim(0, 1.12 * max(values) or 1.0)  # with room above the highest value
+def _from_zero(axes: "Axes", values: Sequence[float]) -> None:
+    """Begin the axis at 0, with a margin above the highest value."""
+    axes.set_ylim(0, 1.12 * max(values) or 1.0)
 
 
-def _draw_bars(axes, rows, values, texts, colours):
+def _draw_bars(
+    axes: "Axes",
+    rows: Sequence["ComparisonRow"],
+    values: Sequence[float],
+    texts: Sequence[str],
+    colours: Sequence[str],
+) -> None:
     bars = axes.barh(range(len(rows)), values, color=colours, height=0.68)
     axes.bar_label(bars, labels=texts, padding=4, fontsize=9, color=INK)
     axes.set_yticks(range(len(rows)), [row.name for row in rows], parse_math=False)
@@ -271,7 +299,7 @@ def _draw_bars(axes, rows, values, texts, colours):
     axes.tick_params(axis="y", length=0)
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

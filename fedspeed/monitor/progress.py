@@ -1,8 +1,8 @@
-"""The live line on stderr: which round, which step, the losses, the speed and when it ends.
+"""The progress line on stderr: round, step, losses, speed and remaining time.
 
-On a terminal the line rewrites itself. In a log (a file, a pipe, a scheduler) each round is one line, and a
-long round says once a minute that it is alive. Nothing here may stop a run: a terminal that goes away ends
-the display, not the training.
+On a terminal the line is rewritten in place. In a log (a file, a pipe, a scheduler) each round is one line,
+and a long round writes a line every minute. Nothing here may stop a run: a closed terminal ends the display,
+not the training.
 """
 
 import math
@@ -11,6 +11,8 @@ import statistics
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import TextIO
 
 from fedspeed.monitor.metrics.metric import UNITS
 from fedspeed.monitor.records import RoundRecord
@@ -26,17 +28,16 @@ DEFAULT_COLUMNS = 80
 def remaining_seconds(
     recent_s: list[float], rounds_left: int, elapsed_s: float, done_share: float
 ) -> float | None:
-    """Seconds to the end of the run, or None while nothing is known.
+    """Estimate the seconds to the end of the run; None if there is nothing to estimate them from.
 
-    The median of recent rounds forgives a first round that compiles and a round that waited for a late
-    client. Before any round has finished, the share of the first round's local steps that is done stands in
-    for it.
+    The median of recent rounds is not affected by a first round that compiles or by a round that waited for a
+    late client. Before any round has finished, the finished local steps of the first round are extrapolated.
 
     Args:
         recent_s: wall seconds of the last rounds of this start.
-        rounds_left: rounds that are not finished, the running one included.
-        elapsed_s: seconds since the running round began.
-        done_share: share of the running round's local steps that is done, in [0, 1].
+        rounds_left: unfinished rounds, including the current one.
+        elapsed_s: seconds since the current round began.
+        done_share: share of the current round's local steps that is finished, in [0, 1].
     """
     if recent_s:
         per_round_s = statistics.median(recent_s)
@@ -48,14 +49,16 @@ def remaining_seconds(
 
 
 def bar_text(share: float, filled: str, empty: str) -> str:
-    """`share` in [0, 1] of a bar of BAR_CELLS characters."""
+    """Draw a bar of BAR_CELLS characters, a share in [0, 1] of which is filled."""
     cells = min(BAR_CELLS, math.floor(share * BAR_CELLS + 1e-9))
     return filled * cells + empty * (BAR_CELLS - cells)
 
 
 def fit_columns(parts: list[tuple[int, str]], columns: int) -> str:
-    """Join the parts by two spaces; while that is wider than `columns`, drop the part of the lowest
-    importance (the number).
+    """Join texts by two spaces; while the result is wider than `columns`, drop the least important text.
+
+    Args:
+        parts: (importance, text).
     """
     kept = list(parts)
     while len(kept) > 1 and len("  ".join(text for _, text in kept)) > columns:
@@ -64,31 +67,37 @@ def fit_columns(parts: list[tuple[int, str]], columns: int) -> str:
 
 
 class Progress:
-    """The display of the reporting rank.
+    """The progress line of the reporting rank.
 
     Args:
-        stream: a text stream; None is sys.stderr, and a process that has none shows nothing.
+        stream: a text stream; None: sys.stderr, and a process without one shows nothing.
         resume_round: rounds that were finished before this start.
-        now: monotonic seconds.
+        now: returns monotonic seconds.
     """
 
-    def __init__(self, total_rounds: int, stream=None, resume_round: int = 0, now=time.monotonic):
+    def __init__(
+        self,
+        total_rounds: int,
+        stream: TextIO | None = None,
+        resume_round: int = 0,
+        now: Callable[[], float] = time.monotonic,
+    ):
         self._total_rounds = total_rounds
         self._stream = Stream(stream)
         self._now = now
         self._terminal = self._stream.is_terminal
-        self._recent_s = deque(maxlen=RECENT_ROUNDS)
+        self._recent_s: deque[float] = deque(maxlen=RECENT_ROUNDS)
         self._began = now()
         self._drawn = -math.inf if self._terminal else now()
         self._position = (resume_round + 1, 0, 1)
-        self._train_loss = None
-        self._val_loss = None
-        self._val_exact = None
-        self._tokens_per_s = None
+        self._train_loss: float | None = None
+        self._val_loss: float | None = None
+        self._val_exact: float | None = None
+        self._tokens_per_s: float | None = None
         self._line_open = False
 
     def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
-        """`local_step` (from 1) of `local_steps` of this round is done."""
+        """Show that `local_step` (from 1) of `local_steps` of this round is finished."""
         self._position = (round_number, local_step, local_steps)
         if loss is not None:
             self._train_loss = loss
@@ -99,7 +108,7 @@ class Progress:
         self._draw(self._running_parts())
 
     def round(self, record: RoundRecord) -> None:
-        """A round is over."""
+        """Show a finished round."""
         if record.round:
             self._recent_s.append(record.seconds)
             self._tokens_per_s = record.tokens_per_s
@@ -114,12 +123,12 @@ class Progress:
             self._draw(self._round_parts(record))
 
     def note(self, text: str) -> None:
-        """A line that stays, above the live one."""
+        """Write a line that stays, above the progress line."""
         self._stream.write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
         self._line_open = False
 
     def close(self) -> None:
-        """Leave the cursor on a line of its own."""
+        """Move the cursor to a new line."""
         if self._line_open:
             self._stream.write("\n")
             self._line_open = False
@@ -155,7 +164,9 @@ class Progress:
         return parts if record.round >= self._total_rounds else parts + self._remaining()
 
     def _loss_parts(self) -> list[tuple[int, str]]:
-        parts = [] if self._train_loss is None else [(90, f"loss {loss_text(self._train_loss)}")]
+        parts: list[tuple[int, str]] = []
+        if self._train_loss is not None:
+            parts.append((90, f"loss {loss_text(self._train_loss)}"))
         if self._val_loss is not None:
             parts.append((70, f"held-out {loss_text(self._val_loss)}"))
         if self._val_exact is not None:
@@ -164,8 +175,8 @@ class Progress:
 
     def _draw(self, parts: list[tuple[int, str]]) -> None:
         if self._terminal:
-            # One column stays free: a character in the last one makes some terminals wrap, and the line would
-            # no longer rewrite itself.
+            # One column stays free: a character in the last one makes some terminals wrap, so that the line
+            # could not be rewritten in place.
             self._stream.write("\r" + fit_columns(parts, self._stream.columns() - 1) + "\x1b[K")
             self._line_open = True
         else:
@@ -173,32 +184,36 @@ class Progress:
 
 
 class NotesOnly:
-    """For `monitor.progress=false`: no live line, but what a user must not miss is still said."""
+    """The display with `monitor.progress=false`: no progress line, only notes that a user must not miss."""
 
-    def __init__(self, stream=None):
+    def __init__(self, stream: TextIO | None = None):
         self._stream = Stream(stream)
 
-    def step(self, round_number, local_step, local_steps, loss=None):
-        pass
+    def step(self, round_number: int, local_step: int, local_steps: int, loss: float | None = None) -> None:
+        """Ignore a step."""
 
-    def round(self, record):
-        pass
+    def round(self, record: RoundRecord) -> None:
+        """Ignore a round."""
 
     def note(self, text: str) -> None:
+        """Write a line."""
         self._stream.write(f"{text}\n")
 
-    def close(self):
-        pass
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Stream:
-    """A text stream that may be missing, closed, narrow or poor in characters; writing to it never raises."""
+    """A text stream that may be missing, closed or narrow, or lack characters. Writing to it never raises."""
 
-    def __init__(self, stream):
-        self._stream = sys.stderr if stream is None else stream
+    def __init__(self, stream: TextIO | None):
+        self._stream: TextIO | None = sys.stderr if stream is None else stream
 
     @property
     def is_terminal(self) -> bool:
+        """Tell whether a line on the stream can be rewritten in place."""
+        if self._stream is None:
+            return False
         try:
             return self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         except (AttributeError, OSError, ValueError):
@@ -206,7 +221,7 @@ class Stream:
 
     @property
     def bar_characters(self) -> tuple[str, str]:
-        """Filled, empty."""
+        """Return the characters of a bar that the stream can encode: (filled, empty)."""
         try:
             "█░".encode(getattr(self._stream, "encoding", None) or "ascii")
         except (UnicodeEncodeError, LookupError):
@@ -214,17 +229,20 @@ class Stream:
         return "█", "░"
 
     def columns(self) -> int:
-        """Width now: a window can be resized."""
+        """Return the current width, since a window can be resized."""
+        if self._stream is None:
+            return DEFAULT_COLUMNS
         try:
             return os.get_terminal_size(self._stream.fileno()).columns or DEFAULT_COLUMNS
         except (AttributeError, OSError, ValueError):
             return DEFAULT_COLUMNS
 
     def write(self, text: str) -> None:
+        """Write a text, and nothing more after the first failure."""
         if self._stream is None:
             return
         try:
             self._stream.write(text)
             self._stream.flush()
-        except (OSError, ValueError):  # it went away, was closed, or cannot encode a character
+        except (OSError, ValueError):  # closed, or it cannot encode a character
             self._stream = None

@@ -1,15 +1,15 @@
-"""The values that travel from the round loop to everything a user sees.
+"""Records of rounds, clients and runs: the values that the round loop passes to all outputs.
 
-Rounds count from 1. A record of round 0, if there is one, holds the losses before any training. What a record
-knows of a metric (monitor/metrics) is an attribute of the metric's name: `record.train_loss`.
+Rounds count from 1. A record of round 0, if there is one, contains the losses before any training. The value
+of a metric (monitor/metrics) is an attribute with the metric's name: `record.train_loss`.
 """
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from fedspeed.monitor.json_form import decode, encode
 from fedspeed.monitor.metrics import registry
@@ -19,24 +19,24 @@ Status = Literal["finished", "early stop", "preempted", "failed"]
 
 
 class _Record:
-    """Plain-dict form of the dataclasses below: strict JSON, with the values of metrics beside the fields."""
+    """A record as strict JSON: one object with its fields and the values of its metrics."""
 
     @classmethod
     def metrics(cls) -> tuple[Metric, ...]:
-        """The metrics that it holds values of."""
+        """Return the metrics that such a record has values of."""
         return ()
 
     @classmethod
     def is_always_there(cls, metric: Metric) -> bool:
-        """Whether a record without this metric is damaged."""
+        """Tell whether a record without this metric is damaged."""
         return metric.always
 
     @classmethod
-    def of(cls, **values):
-        """Build a record from its fields and metrics by name. Of a metric that is left out there is no value.
+    def of(cls, **values: Any) -> Self:
+        """Build a record from its fields and metrics, by name. A metric that is left out has no value.
 
         Raises:
-            ValueError: there is no such name, or a value is missing that such a record always has.
+            ValueError: a name is unknown, or a value is missing that such a record always has.
         """
         metrics = {metric.name: metric for metric in cls.metrics()}
         fields = _fields(cls)
@@ -48,22 +48,23 @@ class _Record:
         missing += [name for name in needed if values.get(name) is None]
         if missing:
             raise ValueError(f"{cls.__name__} lacks a value of {', '.join(missing)}")
-        own = {name: value for name, value in values.items() if name in fields}
+        arguments = {name: value for name, value in values.items() if name in fields}
         if metrics:
-            own["values"] = {name: metric.value(values.get(name)) for name, metric in metrics.items()}
-        return cls(**own)
+            arguments["values"] = {name: metric.value(values.get(name)) for name, metric in metrics.items()}
+        return cls(**arguments)
 
-    def to_json(self) -> dict:
-        """Turn the record into what `from_json` takes."""
-        own = {name: encode(getattr(self, name)) for name in _fields(type(self))}
-        return own | {name: encode(value) for name, value in self.__dict__.get("values", {}).items()}
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a JSON object."""
+        fields = {name: encode(getattr(self, name)) for name in _fields(type(self))}
+        return fields | {name: encode(value) for name, value in self.__dict__.get("values", {}).items()}
 
     @classmethod
-    def from_json(cls, values: dict):
-        """Read what `to_json` writes. Of a metric that is younger than the record there is no value.
+    def from_json(cls, values: object) -> Self:
+        """Return the record of a JSON object from `to_json`. A metric that the object does not have yet has
+        no value.
 
         Raises:
-            ValueError: `values` is something else; the class and the field are named.
+            ValueError: `values` is something else; the message names the class and the field.
         """
         if not isinstance(values, dict):
             raise ValueError(f"{cls.__name__} must be an object, found {type(values).__name__}")
@@ -78,8 +79,10 @@ class _Record:
         }
         return cls.of(**values | known)
 
-    def __getattr__(self, name: str) -> Value:
-        """The value of a metric. Asked for what is no field."""
+    def __getattr__(self, name: str) -> Any:
+        """Return the value of a metric; Python calls it for a name that is no field. The type depends on the
+        metric's unit.
+        """
         values = self.__dict__.get("values", {})
         if name not in values:
             raise AttributeError(f"{type(self).__name__} has no field and no metric {name!r}")
@@ -88,27 +91,24 @@ class _Record:
 
 @dataclass(frozen=True)
 class ClientRecord(_Record):
-    """What one client did in one round. Seconds are means over the client's ranks; losses are means per
-    answer token.
-
-    Exchange, idle, bytes and memory are those of its ranks, which clients may share.
-    """
+    """The record of one client in one round. Losses are means per answer token."""
 
     client: int
     values: Mapping[str, Value]
 
     @classmethod
-    def metrics(cls):
+    def metrics(cls) -> tuple[Metric, ...]:
+        """Return the metrics of a client."""
         return registry.of_client()
 
 
 @dataclass(frozen=True)
 class RoundRecord(_Record):
-    """One round over all clients.
+    """The record of one round, over all clients.
 
     Attributes:
-        missing: clients whose update did not count, where it may be known.
-        per_client: empty in the masked modes.
+        missing: clients whose update did not count; empty where this may not be known.
+        per_client: records of single clients; empty in masked modes.
     """
 
     round: int
@@ -116,30 +116,31 @@ class RoundRecord(_Record):
     missing: tuple[int, ...] = ()
     per_client: tuple[ClientRecord, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         assert 0 <= self.received <= self.clients, f"{self.received} updates of {self.clients} clients"
         assert len(self.missing) in (0, self.missing_count), (
             f"missing clients {self.missing}, but {self.missing_count} missing updates"
         )
 
     @classmethod
-    def metrics(cls):
+    def metrics(cls) -> tuple[Metric, ...]:
+        """Return the metrics of a round."""
         return registry.of_round()
 
     @property
     def missing_count(self) -> int:
-        """Updates that were asked for and did not count."""
-        return self.clients - self.received
+        """Return the number of requested updates that did not count."""
+        return int(self.clients - self.received)
 
     @property
     def other_s(self) -> float:
-        """The part of the round's wall time that no stage accounts for."""
+        """Return the seconds of the round's wall time that belong to no stage."""
         return max(0.0, self.seconds - self.compute_s - self.gather_s - self.exchange_s - self.idle_s)
 
 
 @dataclass(frozen=True)
 class MissingUpdates(_Record):
-    """Updates of one round that never counted. `clients` is empty where only their number may be known."""
+    """Updates of one round that did not count. `clients` is empty where only their number may be known."""
 
     round: int
     count: int
@@ -148,14 +149,15 @@ class MissingUpdates(_Record):
 
 @dataclass(frozen=True)
 class Summary(_Record):
-    """How a run ended, over all its restarts.
+    """The result of a run, over all its restarts.
 
     Attributes:
-        rounds: finished; total_rounds: asked for.
-        reason: one sentence; may be empty for a run that simply finished.
-        best_round: 0: no round beat the start.
-        values: of the metrics, over all rounds. Seconds are those of rounds; start-up is not in them.
-        absent: rounds that finished, but whose records are lost: no other number here knows of them.
+        rounds: finished rounds.
+        total_rounds: configured rounds.
+        reason: why the run ended, in one sentence; may be empty for a run that has finished.
+        best_round: the round with the best held-out loss; 0: no round improved on the start.
+        values: of the metrics, over all rounds. Seconds include the rounds only, not the start of the run.
+        absent: finished rounds whose records are lost; they are missing from all other values.
     """
 
     status: Status
@@ -173,29 +175,29 @@ class Summary(_Record):
     absent: tuple[int, ...] = ()
 
     @classmethod
-    def metrics(cls):
+    def metrics(cls) -> tuple[Metric, ...]:
+        """Return the metrics of a run."""
         return registry.of_summary()
 
     @classmethod
-    def is_always_there(cls, metric):
+    def is_always_there(cls, metric: Metric) -> bool:
+        """Tell whether a summary without this metric is damaged."""
         return metric.always and metric.over_rounds == "sum"
 
     @property
     def missing_count(self) -> int:
-        """Updates that did not count, of all rounds."""
+        """Return the number of updates that did not count, in all rounds."""
         return sum(gap.count for gap in self.missing)
 
 
-def lost_rounds(records, newest: int) -> tuple[int, ...]:
-    """Find the rounds up to `newest`, which is in the journal, that have no record; none for -1, an empty
-    journal.
-    """
+def lost_rounds(records: Iterable[RoundRecord], newest: int) -> tuple[int, ...]:
+    """Return the rounds up to `newest`, the last one in the journal (-1: none), that have no record."""
     known = {record.round for record in records}
     return tuple(number for number in range(newest + 1) if number not in known)
 
 
 def lost_rounds_text(absent: tuple[int, ...]) -> str:
-    """Say which records are lost: `the records of rounds 0 to 2 and 5 are missing`."""
+    """Describe which records are lost: `the records of rounds 0 to 2 and 5 are missing`."""
     spans: list[list[int]] = []
     for number in absent:
         if spans and spans[-1][1] == number - 1:
@@ -209,8 +211,8 @@ def lost_rounds_text(absent: tuple[int, ...]) -> str:
     return f"the records of rounds {listed} are missing"
 
 
-def finished_rounds(records, absent: tuple[int, ...]) -> int:
-    """Find the number of the last round that finished, -1 for none."""
+def finished_rounds(records: Sequence[RoundRecord], absent: tuple[int, ...]) -> int:
+    """Return the number of the last finished round, or -1 if there is none."""
     return max([*(record.round for record in records[-1:]), *absent[-1:]], default=-1)
 
 
@@ -225,19 +227,19 @@ def summarise(
     also_missing: tuple[MissingUpdates, ...] = (),
     absent: tuple[int, ...] = (),
 ) -> Summary:
-    """Add the records of a run up.
+    """Summarise the records of a run.
 
     Args:
-        records: all rounds that finished, in order, those before a restart too.
-        also_missing: updates that were missing in a round that did not finish and therefore has no record.
-        absent: rounds that finished, but whose records are lost.
+        records: all finished rounds in order, including those before a restart.
+        also_missing: updates that were missing in a round that has no record because it did not finish.
+        absent: finished rounds whose records are lost.
     """
     evaluated = [record for record in records if record.val_loss is not None]
-    # A loss that is not finite can be first or last, but never best. That of round 0, in which nothing was
-    # trained, can: no round beat the start then.
+    # A loss that is not finite can be first or last, but never best. The loss of round 0 can be best: then no
+    # round improved on the start.
     finite = [record for record in evaluated if math.isfinite(record.val_loss)]
     best = min(finite, key=lambda record: record.val_loss, default=None)
-    # A later loss must not pass for the first one.
+    # If earlier records are lost, the first known loss is not the first one.
     has_first = bool(evaluated) and not any(number < evaluated[0].round for number in absent)
     gaps = [
         MissingUpdates(record.round, record.missing_count, record.missing)
@@ -262,7 +264,7 @@ def summarise(
 
 
 def _over_rounds(records: Sequence[RoundRecord], absent: tuple[int, ...]) -> dict[str, Value]:
-    """Reduce each metric of the summary over the rounds."""
+    """Reduce each metric of the summary over all rounds."""
     values: dict[str, Value] = {}
     for metric in registry.of_summary():
         known = [value for record in records if (value := getattr(record, metric.name)) is not None]
@@ -284,13 +286,13 @@ def _over_rounds(records: Sequence[RoundRecord], absent: tuple[int, ...]) -> dic
 
 
 def _last(records: Sequence[RoundRecord], name: str, absent: tuple[int, ...]) -> Value:
-    """The last value that was measured; None if a later one may be lost."""
+    """Return the last measured value, or None if a later one may be lost."""
     measured = [record for record in records if getattr(record, name) is not None]
     if not measured or any(number > measured[-1].round for number in absent):
         return None
     return getattr(measured[-1], name)
 
 
-def _fields(kind: type) -> dict[str, dataclasses.Field]:
-    """The fields of a record beside the values of metrics."""
+def _fields(kind: Any) -> dict[str, dataclasses.Field]:
+    """Return the fields of a record class, without the values of metrics."""
     return {field.name: field for field in dataclasses.fields(kind) if field.name != "values"}

@@ -1,5 +1,5 @@
-"""The report of a run: `report.md`, `report.png`, where models are compared `comparison.png`, and
-`summary.json` for programs.
+"""The report of a run: `report.md`, `report.png`, `comparison.png` if models are compared, and `summary.json`
+for programs.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from fedspeed.data.usage import PromptFormat, fenced, snippet
 from fedspeed.errors import EXIT_RESUMABLE
 from fedspeed.files import write_atomically
 from fedspeed.monitor import plots
+from fedspeed.monitor.comparison import Comparison
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Summary, lost_rounds_text
 from fedspeed.monitor.summary_file import write_summary
 from fedspeed.monitor.tables import (
@@ -33,16 +34,22 @@ CLIPPED = (
 
 @dataclass(frozen=True)
 class Export:
-    """What the run leaves behind. `folder` is absolute, or relative to the folder the reader stands in;
-    `base` is a folder or hub name; `dtype` is the run's numeric type as torch calls it, in which the result
-    computes what the run has computed; `prompt` is the format of the rows, `drawn` says that the base's
-    weights are in no file, and `others` are the folders of the run's other models.
+    """The exported result of a run.
+
+    Attributes:
+        folder: absolute, or relative to the folder that the reader is in.
+        base: a folder or a hub name.
+        round: the exported round; 0: the start.
+        dtype: the run's numeric type, as torch calls it.
+        prompt: the format of the rows.
+        drawn: whether the base's weights were drawn at random, so that they are in no file.
+        others: folders of the run's other models.
     """
 
     kind: Literal["adapter", "model"]
     folder: str
     base: str
-    round: int  # 0: the start
+    round: int
     dtype: str = "float32"
     prompt: PromptFormat | None = None
     drawn: bool = False
@@ -51,14 +58,14 @@ class Export:
 
 @dataclass(frozen=True)
 class Facts:
-    """What ran, and on what.
+    """Facts about a run that the records do not contain.
 
-    Args:
-        run: rows of "what ran", in order; holds nothing about single hosts or clients.
-        hosts: one row per host, column -> text; in masked modes only their number is shown.
+    Attributes:
+        run: rows of the section "What ran", in order; nothing about single hosts or clients.
+        hosts: one row a host, column -> text; in masked modes only their number is shown.
         export: None if nothing was exported.
-        resume_command: what continues the run after a loss or a preemption.
-        predicted: what the planner expected; None where it does not know the execution or the machine.
+        resume_command: the command that continues the run after a failure or a preemption.
+        predicted: the planner's prediction; None if it does not model the execution.
     """
 
     run: dict[str, str] = field(default_factory=dict)
@@ -69,24 +76,15 @@ class Facts:
 
 
 class Predicted(NamedTuple):
-    device_bytes: int  # most that tensors take on the fullest device
-    step_s: float | None  # of a local step on the slowest rank; None: how fast the machine is is not known
+    """The planner's prediction of a run.
 
-
-class ComparisonRow(NamedTuple):
-    name: str
-    held_out_loss: float
-    accuracy: float | None  # share in [0, 1]; None: not measured
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Models side by side on the same held-out items. `federated` names the row that is the result of the
-    run.
+    Attributes:
+        device_bytes: peak bytes of tensors on the fullest device.
+        step_s: seconds of a local step on the slowest rank; None: the speed of the machine is unknown.
     """
 
-    rows: tuple[ComparisonRow, ...]
-    federated: str = "federated"
+    device_bytes: int
+    step_s: float | None
 
 
 def write_report(
@@ -101,11 +99,10 @@ def write_report(
     plot: bool = True,
     data: DataReport | None = None,
 ) -> Path:
-    """Write the report into `folder` and return the path of `report.md`. Each file is replaced as a whole,
-    `summary.json` last: where it is, all are.
+    """Write the report into `folder` and return the path of `report.md`.
 
-    In masked modes it shows counts and sums only; a comparison, which has a row per client, is left out
-    there.
+    Each file is replaced as a whole, `summary.json` last: if it exists, all others do. In masked modes the
+    report shows counts and sums only, without a comparison, which has a row for each client.
     """
     folder = Path(folder)
     records = [visible(record, routing_mode) for record in records]
@@ -149,7 +146,9 @@ def report_text(
     timeline: bool = False,
     data: DataReport | None = None,
 ) -> str:
-    """The Markdown of the report. `records` and `summary` are what `visible` leaves of them."""
+    """Return the Markdown of the report. Pass only `records` and a `summary` that outputs may show
+    (`visible`).
+    """
     sections = [
         f"# Run `{name}`: {summary.status}",
         _status(summary, facts),
@@ -182,7 +181,9 @@ def report_text(
 
 
 def missing_text(gap: MissingUpdates) -> str:
-    """`round 3: 2 updates (clients 1 and 4)`, without the clients where they may not be known."""
+    """Describe missing updates: `round 3: 2 updates (clients 1 and 4)`, without clients that may not be
+    known.
+    """
     text = f"round {gap.round}: {_count(gap.count, 'update')}"
     if not gap.clients:
         return text
@@ -193,7 +194,7 @@ def missing_text(gap: MissingUpdates) -> str:
 
 
 def _trained(records: Sequence[RoundRecord]) -> bool:
-    """Whether there is anything to draw."""
+    """Tell whether any round was trained."""
     return any(record.round for record in records)
 
 
@@ -231,16 +232,6 @@ def _status(summary: Summary, facts: Facts) -> str:
     return "\n".join(f"> {line}  " for line in lines).rstrip()
 
 
-def comparison_text(comparison: Comparison) -> str:
-    """The comparison as lines for a terminal."""
-    wide = max(len(row.name) for row in comparison.rows)
-    lines = []
-    for row in comparison.rows:
-        accuracy = "" if row.accuracy is None else f"  right answers {100 * row.accuracy:5.1f} %"
-        lines.append(f"  {row.name:<{wide}}  held-out loss {row.held_out_loss:7.4f}{accuracy}")
-    return "\n".join(lines)
-
-
 def _comparison_section(comparison: Comparison, plot: bool) -> str:
     rows = []
     for row in comparison.rows:
@@ -258,10 +249,12 @@ def _comparison_section(comparison: Comparison, plot: bool) -> str:
 def _usage(export: Export | None) -> str:
     if export is None:
         return "Nothing was exported."
-    whence = f"round {export.round}" if export.round else "the start, which no round beat,"
-    key, what = ("model.base", "Hugging Face") if export.kind == "model" else ("adapter.start_from", "PEFT")
+    source = f"round {export.round}" if export.round else "the start, which no round beat,"
+    key, library = (
+        ("model.base", "Hugging Face") if export.kind == "model" else ("adapter.start_from", "PEFT")
+    )
     code = snippet(export.kind, export.folder, export.base, export.dtype, export.prompt)
-    text = f"The {export.kind} of {whence} is an ordinary {what} folder"
+    text = f"The {export.kind} of {source} is an ordinary {library} folder"
     is_usable = not export.drawn or export.kind != "adapter"
     if not is_usable:
         text += (
@@ -297,7 +290,7 @@ def _what_ran(facts: Facts, routing_mode: str) -> str:
 
 
 def _rows_section(data: DataReport) -> str:
-    """What of the clients' text was trained on and evaluated with."""
+    """Describe how much of the clients' text was used for training and evaluation."""
     parts = [*(f"> {note}." for note in data.notes), f"{data.table.line()}."]
     if data.table.clients and data.table.total.harmed:
         rows = [(client, of.rows, of.kept, of.cut, of.lost) for client, of in enumerate(data.table.clients)]
@@ -306,7 +299,7 @@ def _rows_section(data: DataReport) -> str:
 
 
 def _prediction(predicted: Predicted, summary: Summary) -> str:
-    """The planner's numbers beside those of the run."""
+    """Compare the planner's prediction with the run."""
     rows = [
         (
             "device memory of the fullest rank",
@@ -343,7 +336,7 @@ def _failures(summary: Summary) -> str:
 
 def _configuration(config_text: str) -> str:
     fence = "~~~"
-    while fence in config_text:  # a fence ends at the first run of tildes that is as long
+    while fence in config_text:  # a fence ends at the first line with as many tildes
         fence += "~"
     block = f"{fence}yaml\n{config_text.rstrip()}\n{fence}"
     heading = "## Configuration\n\n<details><summary>the resolved configuration</summary>"

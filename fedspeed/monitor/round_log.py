@@ -10,11 +10,11 @@ from fedspeed.monitor.records import RoundRecord
 
 
 class RoundLog:
-    """Appends rounds to a file and gives them back after a restart.
+    """The file of a run's records, which survives a restart.
 
-    Opening it keeps the rounds up to `resume_round` and drops the rest: later ones will be trained again, and
-    a last line without its newline is one that a crash cut off. `resume_round=0` is a fresh start and drops
-    everything.
+    Opening it keeps the rounds up to `resume_round`. Later rounds are dropped, because they will be trained
+    again, and so is a last line without a newline, because a crash has cut it off. `resume_round=0` is a
+    fresh start and drops everything.
     """
 
     def __init__(self, path: Path, resume_round: int = 0):
@@ -23,23 +23,26 @@ class RoundLog:
         write_atomically(self._path, b"".join(_line(record) for record in kept))
 
     def append(self, record: RoundRecord) -> None:
-        """Add one round; it is on disk when this returns."""
+        """Append one round. It is on disk when this returns."""
         with open(self._path, "ab") as file:
             file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
 
     def read(self) -> tuple[RoundRecord, ...]:
+        """Return the records of all rounds in the file."""
         return read_rounds(self._path)
 
 
 def read_rounds(path: Path) -> tuple[RoundRecord, ...]:
-    """All complete rounds in a log, in order; none if there is no log. Raises JournalError for a line in the
-    middle that is no record.
+    """Return all complete rounds of a log in order; none if there is no log.
+
+    Raises:
+        JournalError: a line that ends with a newline is no record.
     """
     if not path.exists():
         return ()
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty, or cut off
+    lines = path.read_bytes().split(b"\n")[:-1]  # the text after the last newline is empty, or cut off
     return tuple(_parse(path, number, line) for number, line in enumerate(lines, 1))
 
 

@@ -1,42 +1,63 @@
-"""The ledger of a round as its record: every metric reduced as it says. Pure."""
+"""The record of a round from its ledger: every metric reduced by its own rule. Pure."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from fedspeed.monitor.metrics import registry
 from fedspeed.monitor.metrics.metric import Metric, Value
 from fedspeed.monitor.records import ClientRecord, RoundRecord
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 class Sums(Protocol):
-    """What is asked of a ledger (federation/ledger.py). Slots are called by name."""
+    """The sums of a ledger (federation/ledger.py), by the name of the slot."""
 
     sums_only: bool
 
-    def hides(self, metric: Metric) -> bool: ...  # whether it is told to nobody
-    def of_clients(self, name: str): ...  # [clients]
-    def total(self, name: str) -> float: ...  # over clients
-    def rank_total(self, name: str) -> float: ...
-    def rank_mean(self, name: str) -> float: ...
-    def rank_max(self, name: str) -> float | None: ...
+    def hides(self, metric: Metric) -> bool:
+        """Tell whether the ledger has no values of a metric because a transform of updates hides them."""
+        ...
+
+    def of_clients(self, name: str) -> "Sequence[float] | np.ndarray":
+        """Return the values of all clients [clients]."""
+        ...
+
+    def total(self, name: str) -> float:
+        """Return the sum over the clients."""
+        ...
+
+    def rank_total(self, name: str) -> float:
+        """Return the sum over the ranks."""
+        ...
+
+    def rank_mean(self, name: str) -> float:
+        """Return the mean over the ranks."""
+        ...
+
+    def rank_max(self, name: str) -> float | None:
+        """Return the maximum over the ranks."""
+        ...
 
 
 def round_record(ledger: Sums, number: int, asked: tuple[int, ...], **same: Value) -> RoundRecord:
     """Make the record of a round.
 
     Args:
-        ledger: the sum of what all ranks have told.
+        ledger: the sums of the values of all ranks.
         number: of the round; 0 is the evaluation before any training.
-        asked: the clients that were asked for an update.
-        same: values of metrics that every rank knows alike, by name. Without those that are left out.
+        asked: the clients from which an update was requested.
+        same: values of metrics that are equal on all ranks, by name. A metric that is left out has no value.
 
     Raises:
-        ValueError: `same` names no such metric, or lacks one that every round has.
+        ValueError: `same` has an unknown metric, or lacks one that every round has.
     """
     values: dict[str, Value] = {}
     for metric in registry.of_round():
         values[metric.name] = metric.value(_amount(metric, ledger, values, same))
-    told = {metric.name for metric in registry.of_round() if metric.reduce == "same"}
-    if unknown := sorted(same.keys() - told):
+    known = {metric.name for metric in registry.of_round() if metric.reduce == "same"}
+    if unknown := sorted(same.keys() - known):
         raise ValueError(f"there is no metric of a round that is called {', '.join(unknown)}")
     missing: tuple[int, ...] = ()
     clients: list[ClientRecord] = []
@@ -48,9 +69,9 @@ def round_record(ledger: Sums, number: int, asked: tuple[int, ...], **same: Valu
 
 
 def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[str, Value]) -> float | None:
-    """Reduce one metric. `values` are those of the metrics before it in the list."""
+    """Reduce one metric; `values` are those of the metrics before it in the list."""
     if ledger.sums_only and not metric.shown_masked:
-        return None  # it was not told
+        return None
     if ledger.hides(metric):
         return None
     of = metric.of or metric.name
@@ -63,14 +84,16 @@ def _amount(metric: Metric, ledger: Sums, values: dict[str, Value], same: dict[s
         case "mean":
             return ledger.rank_mean(of)
         case "max":
-            return ledger.rank_max(of) or None  # 0: nobody has measured it
+            return ledger.rank_max(of) or None  # 0: no rank has measured it
     if metric.per == "round":
-        both = values[of], values[metric.over]
-        return None if None in both else _ratio(metric, *both)
+        part = values[of]
+        whole = values[metric.over]
+        return None if part is None or whole is None else _ratio(metric, part, whole)
     return _ratio(metric, total(of), total(metric.over))
 
 
 def _client_record(client: int, ledger: Sums) -> ClientRecord:
+    """Return the record of one client."""
     values: dict[str, Value] = {}
     for metric in registry.of_client():
         if ledger.hides(metric):
@@ -82,8 +105,8 @@ def _client_record(client: int, ledger: Sums) -> ClientRecord:
 
 
 def _ratio(metric: Metric, of: float, over: float) -> float | None:
-    """The ratio of two sums; a share stays within 0 and 1, whatever clocks have measured. None where there is
-    no whole.
+    """Return the ratio of two sums, or None if the denominator is 0. A share is limited to [0, 1], since
+    clocks are not exact.
     """
     if not over > 0:
         return None

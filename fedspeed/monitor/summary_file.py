@@ -1,4 +1,4 @@
-"""`summary.json`: how a run ended, as values for programs. It is the last file that a run writes."""
+"""`summary.json`: the result of a run for programs. It is the last file that a run writes."""
 
 import json
 from pathlib import Path
@@ -11,17 +11,15 @@ NAME = "summary.json"
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Replace the summary in the folder of a run. It holds what `visible` has left of `summary`, as strict
-    JSON.
-    """
+    """Write a summary, reduced to what outputs may show (`visible`), into the folder of a run."""
     write_atomically(folder / NAME, json.dumps(summary.to_json(), allow_nan=False, indent=1).encode() + b"\n")
 
 
 def read_summary(folder: Path) -> Summary | None:
-    """Read the summary in the folder of a run; None if there is none, which is a run that has not ended yet.
+    """Return the summary in the folder of a run, or None if the run has not ended yet.
 
     Raises:
-        JournalError: the file is there, but it is not what `write_summary` writes.
+        JournalError: the file is no summary.
     """
     path = folder / NAME
     try:

@@ -1,4 +1,4 @@
-"""The tables of a report, as Markdown. Which rows and columns there are follows from the list of metrics."""
+"""The tables of a report, as Markdown. Their rows and columns follow from the list of metrics."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ ROUNDS_SHOWN = 21  # 20 and the losses before the first
 
 
 def table(header: Sequence, rows: Iterable[Sequence], right: Iterable[int] = (), escape: bool = True) -> str:
-    """Lay rows out as a Markdown table; the columns whose numbers are in `right` are right-aligned."""
+    """Format a Markdown table; the columns with the numbers in `right` are right-aligned."""
     right = set(right)
     rule = ["---:" if column in right else "---" for column in range(len(header))]
     cells = [[escape_cell(str(content)) if escape else content for content in row] for row in rows]
@@ -27,7 +27,7 @@ def escape_cell(text: str) -> str:
 
 
 def results_table(summary: Summary) -> str:
-    """Tabulate what the run came to: the losses, and every metric with a title."""
+    """Tabulate the results of a run: the losses, and every metric with a title."""
     where = f"round {summary.best_round}" if summary.best_round else "the start"
     best = "-" if summary.best_round is None else f"{loss_text(summary.best_val_loss)} ({where})"
     rows = [
@@ -45,8 +45,10 @@ def results_table(summary: Summary) -> str:
 
 
 def rounds_to_show(records: Sequence[RoundRecord], best_round: int | None) -> list[RoundRecord]:
-    """Select the rounds that a table shows: all of up to ROUNDS_SHOWN; else an even selection, first and last
-    included, the best one, and every one that lacks an update or a part of one.
+    """Select the rounds that a table shows.
+
+    These are all of up to ROUNDS_SHOWN. Of more they are an even selection with the first and the last one,
+    the best round, and every round with a missing or clipped update.
     """
     if len(records) <= ROUNDS_SHOWN:
         return list(records)
@@ -91,12 +93,12 @@ def time_section(records: Sequence[RoundRecord]) -> str:
 
 
 def clients_table(records: Sequence[RoundRecord]) -> str:
-    """Tabulate what each client did in all rounds: sums, and of means the last ones that were measured."""
+    """Tabulate the clients over all rounds: sums, and the last measured values of ratios."""
     by_client: dict[int, list[ClientRecord]] = {}
     for record in records:
-        for client in record.per_client:
-            by_client.setdefault(client.client, []).append(client)
-    asked_in_vain = [client for record in records for client in record.missing]
+        for part in record.per_client:
+            by_client.setdefault(part.client, []).append(part)
+    missing = [client for record in records for client in record.missing]
     counted = [
         part.client
         for record in records
@@ -105,12 +107,12 @@ def clients_table(records: Sequence[RoundRecord]) -> str:
     ]
     columns = _measured(registry.of_client(), [part for parts in by_client.values() for part in parts])
     rows = []
-    for client in sorted(by_client.keys() | set(asked_in_vain)):
+    for client in sorted(by_client.keys() | set(missing)):
         parts = by_client.get(client, [])
         rows.append((
             client,
             counted.count(client),
-            asked_in_vain.count(client),
+            missing.count(client),
             *(metric.text(_over_rounds(metric, parts)) for metric in columns),
         ))
     headings = (f"last {metric.column}" if metric.reduce == "ratio" else metric.column for metric in columns)
@@ -121,11 +123,11 @@ def clients_table(records: Sequence[RoundRecord]) -> str:
 def _has_row(metric: Metric, value: Value) -> bool:
     if value is None:
         return metric.always
-    return metric.row_from is None or value >= metric.row_from
+    return bool(metric.row_from is None or value >= metric.row_from)
 
 
 def _measured(metrics: Sequence[Metric], records: Sequence) -> list[Metric]:
-    """The metrics with a column that any of the records has a value of."""
+    """Return the metrics with a column that were measured in any of the records."""
     return [
         metric
         for metric in metrics
@@ -145,19 +147,19 @@ def _received_text(value: Value, record: RoundRecord) -> str:
 
 
 def _error_text(value: Value, record: RoundRecord) -> str:
-    """The factor error with the digits that it has."""
+    """Format the factor error with its significant digits."""
     if value is None:
         return "-"
     return f"{value:.2e}" if record.factor_error_exact else f"{ESTIMATED}{value:.0e}"
 
 
 CellText = Callable[[Any, RoundRecord], str]
-# Cells of the table of rounds that are more than the value.
+# Cells of the table of rounds that show more than the value.
 CELLS: dict[str, CellText] = {"received": _received_text, "factor_error": _error_text}
 
 
 def _over_rounds(metric: Metric, parts: Sequence[ClientRecord]) -> Value:
-    """One value of a client from those of its rounds: the last ratio that was measured, or the sum."""
+    """Reduce a client's values of all rounds: to the last measured ratio, or to the sum."""
     known = [value for part in parts if (value := getattr(part, metric.name)) is not None]
     if metric.reduce == "ratio":
         return known[-1] if known else None

@@ -1,13 +1,14 @@
 """Our own TensorBoard event file, with the round on the x-axis.
 
-DeepSpeed's monitor writes on rank 0 of every torch world, that is once per cluster into one folder. The event
-format is little more than protobuf, so it is written with TensorBoard's own record writer: without torch,
-without a thread, and with a file name that holds no host name. A round is one event, so a crash leaves all of
-its values or none.
+DeepSpeed's monitor writes on rank 0 of every torch world, which would be once per cluster into one folder.
+The event format is simple protobuf, so events are written with TensorBoard's record writer: without torch,
+without a thread, and with a file name that contains no host name. A round is one event, so that a crash
+leaves all of its values or none.
 """
 
 import time
 from pathlib import Path
+from typing import Any
 
 from fedspeed.monitor.records import ClientRecord, RoundRecord
 from fedspeed.monitor.visibility import visible
@@ -16,8 +17,9 @@ OWN_FILES = "events.out.tfevents.*.fedspeed"  # readers look for "tfevents" in t
 
 
 def scalars(record: RoundRecord) -> dict[str, float]:
-    """Tag -> value. What was not measured has no tag; per-client tags exist only if the record names
-    clients.
+    """Return the values of a record by tag.
+
+    A value that was not measured has no tag; clients have tags only if the record contains them.
     """
     values = _tagged(record, "")
     for client in record.per_client:
@@ -25,26 +27,25 @@ def scalars(record: RoundRecord) -> dict[str, float]:
     return values
 
 
-def _tagged(record: RoundRecord | ClientRecord, before: str) -> dict[str, float]:
-    """The values of a record that have a tag, behind `before`."""
+def _tagged(record: RoundRecord | ClientRecord, prefix: str) -> dict[str, float]:
+    """Return the values of a record by tag, with a prefix."""
     values = {}
     for metric in record.metrics():
         value = getattr(record, metric.name)
-        is_told = metric.tag and value is not None and (metric.tag_from is None or value >= metric.tag_from)
-        if is_told:
-            values[before + metric.tag] = value / metric.tag_scale
+        if metric.tag and value is not None and (metric.tag_from is None or value >= metric.tag_from):
+            values[prefix + metric.tag] = value / metric.tag_scale
     return values
 
 
 class TensorBoardWriter:
-    """One event file in `folder` for this start of the run.
+    """The event file of this start of the run.
 
     Args:
-        resume_after_round: rounds up to here stay; what earlier starts wrote for later ones is hidden by a
-            session mark, which tells every reader of the folder to drop steps from there on. 0 is a fresh
-            start and removes our earlier files: the mark would hide their numbers, but not their text.
-        config_text: the resolved configuration, shown under Text; written when the folder has no round to
-            continue.
+        folder: of the event files of all starts. resume_after_round: the last round that is kept. Later
+            rounds of earlier starts are hidden by a session mark, after which readers drop earlier values of
+            the same steps. With 0, a fresh start, our earlier files are removed, because the mark would hide
+            their numbers but not their text.
+        config_text: the resolved configuration, shown under Text; written at a fresh start only.
     """
 
     def __init__(self, folder: Path, resume_after_round: int, routing_mode: str, config_text: str):
@@ -71,7 +72,7 @@ class TensorBoardWriter:
         self._records.flush()
 
     def round(self, record: RoundRecord) -> None:
-        """Write one round; a TensorBoard that watches the folder sees it when this returns."""
+        """Write one round, which a TensorBoard that watches the folder can read as soon as this returns."""
         event = self._proto.Event(step=record.round)
         for tag, value in scalars(visible(record, self._routing_mode)).items():
             event.summary.value.add(tag=tag, simple_value=value)
@@ -79,16 +80,17 @@ class TensorBoardWriter:
         self._records.flush()
 
     def close(self) -> None:
+        """Close the event file."""
         self._records.close()
 
-    def _write(self, event) -> None:
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
 
 
 def _next_file(folder: Path) -> Path:
-    """Readers take the files of a folder in the order of their names, so a new one must sort last even if the
-    clock went back.
+    """Return a name for a new event file that sorts last even if the clock was set back, because readers take
+    the files in the order of their names.
     """
     earlier = [int(path.name.split(".")[3]) for path in folder.glob(OWN_FILES)]
     return (
@@ -97,16 +99,15 @@ def _next_file(folder: Path) -> Path:
     )
 
 
-def _text_event(tag: str, text: str):
+def _text_event(tag: str, text: str) -> Any:
+    """Return an event that TensorBoard shows under Text, indented because the page renders Markdown."""
     from tensorboard.compat.proto import event_pb2
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
     from tensorboard.plugins.text.metadata import create_summary_metadata
 
     event = event_pb2.Event(step=0)
-    shown = "".join(
-        f"    {line}\n" for line in text.splitlines()
-    )  # the page renders Markdown; indented text is left as it is
+    shown = "".join(f"    {line}\n" for line in text.splitlines())
     event.summary.value.add(
         tag=tag,
         metadata=create_summary_metadata(

@@ -1,68 +1,75 @@
-"""What a rank did when: spans in the form that Perfetto (https://ui.perfetto.dev) and chrome://tracing show,
-kept on the rank's own host.
+"""Traces: the spans of a rank's work, in the format of Perfetto (https://ui.perfetto.dev) and
+chrome://tracing.
 
-Times are of the host's monotonic clock, so that ranks of one host lie on one axis.
+They are written on the rank's own host. Times are those of the host's monotonic clock, so that the ranks of a
+host have a common time axis.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fedspeed.files import write_atomically
 
 FOLDER = "trace"
-MAX_SPANS = 200_000  # of a rank; then it stops
-# Kinds of spans. `stage` surrounds others: what the round's seconds are charged to.
+Span = tuple[str, str, float, float]  # kind, name, begin [s], end [s]
+MAX_SPANS = 200_000  # of a rank; later spans are dropped
+# Kinds of spans. A `stage` (monitor.clock) encloses others.
 KINDS = ("compute", "load", "step", "wait", "send", "exchange", "stage")
-_LANES = {"send": 1, "exchange": 2}  # beside what the rank's own thread does
+_LANES = {"send": 1, "exchange": 2}  # rows of their own, since they overlap with the rank's computation
 
 
 class NoTrace:
-    """Keeps nothing."""
+    """The trace of a rank that is not traced: it records nothing."""
 
     on = False
 
     def round(self, number: int) -> None:
-        pass
+        """Ignore the beginning of a round."""
 
     def span(self, kind: str, name: str, begin: float, end: float) -> None:
-        pass
+        """Ignore a span."""
 
     def close(self) -> None:
-        pass
+        """Do nothing."""
 
 
 class Trace(NoTrace):
-    """Args:
-    folder: of the run, on this host. rank: world rank. rounds: how many rounds are traced, from the first
-        that this start trains.
+    """Records the spans of a rank and writes them to a file.
+
+    Args:
+        folder: of the run, on this host.
+        rank: world rank.
+        rounds: number of rounds to trace, from the first one of this start.
     """
 
     def __init__(self, folder: Path, rank: int, rounds: int):
         self._path = folder / FOLDER / f"rank-{rank}.json"
         self._rank = rank
         self._left = rounds
-        self._spans: list[tuple[str, str, float, float]] = []
+        self._spans: list[Span] = []
         self.on = False
 
     def round(self, number: int) -> None:
-        """A round begins."""
+        """Begin a round; write the file after the last traced one."""
         if self._left == 0 and self.on:
             self._write()
         self.on = self._left > 0
         self._left = max(0, self._left - 1)
 
     def span(self, kind: str, name: str, begin: float, end: float) -> None:
-        """Something was done from `begin` to `end`, in seconds of time.perf_counter."""
+        """Record work from `begin` to `end`, in seconds of time.perf_counter."""
         if self.on and len(self._spans) < MAX_SPANS:
             self._spans.append((kind, name, begin, end))
 
     def close(self) -> None:
+        """Write the file if rounds are still being traced."""
         if self.on:
             self._write()
         self.on = False
 
     def _write(self) -> None:
-        events = [
+        events: list[dict[str, Any]] = [
             {
                 "name": "process_name",
                 "ph": "M",
@@ -86,11 +93,14 @@ class Trace(NoTrace):
         write_atomically(self._path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
 
 
-def read_spans(folder: Path) -> dict[int, list[tuple[str, str, float, float]]]:
-    """(kind, name, begin, end) of the ranks that have left a trace in a run's folder, in seconds from the
-    first of all.
+def read_spans(folder: Path) -> dict[int, list[Span]]:
+    """Read the traces in a run's folder.
+
+    Returns:
+        By rank, (kind, name, begin, end), in seconds since the first span of all ranks. Files that are
+        damaged or of another kind are left out.
     """
-    found = {}
+    found: dict[int, list[Span]] = {}
     for path in sorted((folder / FOLDER).glob("rank-*.json")):
         try:
             events = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
@@ -98,7 +108,7 @@ def read_spans(folder: Path) -> dict[int, list[tuple[str, str, float, float]]]:
                 (e["cat"], e["name"], e["ts"] / 1e6, (e["ts"] + e["dur"]) / 1e6) for e in events
             ]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # another one's, or half of one: a picture is made of what there is
+            continue
     first = min((span[2] for spans in found.values() for span in spans), default=0.0)
     return {
         rank: [(kind, name, begin - first, end - first) for kind, name, begin, end in spans]

@@ -1,32 +1,35 @@
-"""The rule that says which part of a record outputs may show. It lists what may be shown: what it does not
-know is hidden.
+"""The rule for which values of a record outputs may show. It lists what may be shown; everything else is
+hidden.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from fedspeed.monitor.metrics.metric import Metric, Value
 from fedspeed.monitor.records import RoundRecord, Summary
 
+Shown = TypeVar("Shown", RoundRecord, Summary)
 HIDDEN_REASON = "the details stay on the host where it happened"
-STATUSES_WITH_REASON = ("finished", "early stop")  # endings whose reason names no host and no client
+STATUSES_WITH_REASON = ("finished", "early stop")  # their reason names no host and no client
 
 
 def shows_everything(routing_mode: str) -> bool:
-    """Whether outputs may show all that a record holds. Any mode but `plain` is masked, one we do not know
-    yet included.
+    """Tell whether outputs may show all values of a record. Every mode but `plain` is masked, including modes
+    that do not exist yet.
 
-    This is not the opposite of `RoutingConfig.sums_only`: in `plain` between organisations a ledger tells
-    sums only, and what else there is to be shown is what this site knows of itself.
+    The opposite of `RoutingConfig.sums_only` is something else: in `plain` between organisations a ledger
+    sends sums only, and everything else that is shown is what this site knows about itself.
     """
     return routing_mode == "plain"
 
 
-def visible(record: RoundRecord | Summary, routing_mode: str) -> RoundRecord | Summary:
-    """The part of a record that outputs may show: in `plain` all of it, in masked modes the counts and sums
-    of metrics that say so (`Metric.shown_masked`).
+def visible(record: Shown, routing_mode: str) -> Shown:
+    """Return a record with the values that outputs may show: in `plain` all of them, in masked modes the
+    counts and sums of metrics with `Metric.shown_masked`.
 
-    A mean is a sum over a count. A maximum over ranks is one rank's own value. The text of a failure may name
-    a host or a client, so it stays where it happened. Idempotent.
+    A mean is a sum divided by a count; a maximum over ranks would be the value of a single rank. The text of
+    a failure may name a host or a client, so it is not shown elsewhere. Idempotent.
     """
     if shows_everything(routing_mode):
         return record
@@ -50,5 +53,5 @@ def visible(record: RoundRecord | Summary, routing_mode: str) -> RoundRecord | S
     )
 
 
-def _shown(metrics: tuple[Metric, ...], values: dict[str, Value]) -> dict[str, Value]:
+def _shown(metrics: tuple[Metric, ...], values: Mapping[str, Value]) -> dict[str, Value]:
     return {metric.name: values[metric.name] if metric.shown_masked else None for metric in metrics}

@@ -1,7 +1,6 @@
-"""The line on stderr about work that takes longer than a few seconds and is no local step: loading,
-evaluating, exporting.
+"""The progress line for long work other than local steps: loading, evaluating, exporting.
 
-A thread of its own looks at what the process is at (`fedspeed.activity`), so that work which cannot be
+A thread polls the current activity of the process (`fedspeed.activity`), so that work which cannot be
 interrupted is shown too.
 """
 
@@ -9,26 +8,26 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Self
+from typing import Self, TextIO
 
 from fedspeed import activity
 from fedspeed.activity import Activity
 from fedspeed.monitor.progress import LOG_INTERVAL_S, Stream, bar_text, fit_columns
 from fedspeed.units import seconds_text
 
-MIN_SHOWN_S = 5.0  # work that is done sooner is not shown
+MIN_SHOWN_S = 5.0  # shorter work is not shown
 POLL_S = 0.5
 
 
 class Working:
-    """Shows what takes long, while it is entered.
+    """A context manager that shows long work while it is entered.
 
     Args:
-        stream: a text stream; None is sys.stderr.
-        now: monotonic seconds.
+        stream: a text stream; None: sys.stderr.
+        now: returns monotonic seconds.
     """
 
-    def __init__(self, stream=None, now: Callable[[], float] = time.monotonic):
+    def __init__(self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic):
         self._stream = Stream(stream)
         self._now = now
         self._terminal = self._stream.is_terminal
@@ -51,7 +50,7 @@ class Working:
             self.update()
 
     def update(self) -> None:
-        """Show the work at hand, if it is time to."""
+        """Show the current work if it has taken long enough, and erase work that has ended."""
         work = activity.current()
         now = self._now()
         if self._ended.is_set() or work is not self._shown:

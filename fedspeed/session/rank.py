@@ -21,7 +21,7 @@ from fedspeed.federation.link import ClientLink
 from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
 from fedspeed.monitor.clock import StageClock
-from fedspeed.monitor.report import Comparison, ComparisonRow
+from fedspeed.monitor.comparison import Comparison, ComparisonRow
 from fedspeed.routing.checks import routing_notes
 from fedspeed.routing.transport import Transport
 from fedspeed.session import components, exporting, numeric_type, reporting, resume, sharing

@@ -8,7 +8,8 @@ from pathlib import Path
 from fedspeed.cluster.once import report_error
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import EXIT_RESUMABLE
-from fedspeed.monitor.report import Comparison, Export, Predicted
+from fedspeed.monitor.comparison import Comparison
+from fedspeed.monitor.report import Export, Predicted
 from fedspeed.session.ending import (
     Ending,
     error_ending,

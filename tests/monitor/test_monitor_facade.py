@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
+from fedspeed.monitor.comparison import Comparison, ComparisonRow
 from fedspeed.monitor.config import MonitorConfig
 from fedspeed.monitor.metrics import registry
 from fedspeed.monitor.metrics.metric import LOSSES, Metric
 from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.monitor.records import MissingUpdates, summarise
-from fedspeed.monitor.report import Comparison, ComparisonRow, Facts
+from fedspeed.monitor.report import Facts
 from fedspeed.monitor.round_log import RoundLog
 from fedspeed.monitor.trace import Trace
 from tests.limits import LIMIT_S

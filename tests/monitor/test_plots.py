@@ -1,8 +1,8 @@
 import math
 
+from fedspeed.monitor.comparison import Comparison, ComparisonRow
 from fedspeed.monitor.plots import comparison_figure, run_figure
 from fedspeed.monitor.records import summarise
-from fedspeed.monitor.report import Comparison, ComparisonRow
 
 
 def figure_of(records, **changes):
@@ -59,7 +59,7 @@ def test_the_legend_names_what_is_marked(make_round):
 def test_losses_that_nobody_is_told_are_no_empty_curve(make_round):
     axes = figure_of([make_round(number, train_loss=None, val_loss=None) for number in (1, 2)]).axes[0]
     assert not axes.lines and axes.get_legend() is None
-    assert [text.get_text() for text in axes.texts] == ["losses are not told"]
+    assert [text.get_text() for text in axes.texts] == ["losses are hidden"]
 
 
 def test_few_rounds_have_no_fractions_on_the_axis(make_round):

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from fedspeed.data.usage import PromptFormat
+from fedspeed.monitor.comparison import Comparison, ComparisonRow
 from fedspeed.monitor.records import MissingUpdates, summarise
-from fedspeed.monitor.report import Comparison, ComparisonRow, Export, Facts, missing_text, write_report
+from fedspeed.monitor.report import Export, Facts, missing_text, write_report
 from fedspeed.monitor.tables import clients_table, rounds_to_show
 from tests.limits import LIMIT_S
 

@@ -1,4 +1,4 @@
-"""What the federation did with the updates."""
+"""Metrics of the aggregation of updates."""
 
 from fedspeed.monitor.metrics.metric import NOTHING, SKETCH, Metric
 
@@ -15,7 +15,7 @@ METRICS = (
         tag="federation/learning_rate",
         column="learning rate",
     ),
-    # Euclidean norm of the aggregated update; of the change of the products B A where these are averaged.
+    # Euclidean norm of the aggregated update, or of the delta of the products B A if these are averaged.
     Metric(
         name="update_norm",
         unit="number",
@@ -26,7 +26,7 @@ METRICS = (
         tag="federation/update_norm",
         column="update norm",
     ),
-    # Relative error of averaging A and B apart from each other; no value where the method has none.
+    # Relative error of averaging A and B separately; no value for a method without this error.
     Metric(
         name="factor_error",
         unit="number",
@@ -37,7 +37,7 @@ METRICS = (
         tag="federation/factor_error",
         column="factor error",
     ),
-    # Else it is an estimate, from random probes, of which the first digit counts.
+    # Whether the factor error is exact; else it is estimated from random probes, with one significant digit.
     Metric(
         name="factor_error_exact",
         unit="flag",
@@ -47,7 +47,7 @@ METRICS = (
         shown_masked=True,
         reveals=NOTHING,
     ),
-    # Values of all updates beyond what a masked sum carries, which counted for less: a wrong size was told.
+    # Values of all updates that a masked sum has cut off, because a participant stated a wrong size.
     Metric(
         name="clipped",
         unit="count",

@@ -1,9 +1,9 @@
-"""How well the model answers, and on how many updates that rests."""
+"""Metrics of the model's quality, and the number of updates in each round."""
 
 from fedspeed.monitor.metrics.metric import LOSSES, NOTHING, WEIGHTS, Metric
 
 METRICS = (
-    # Mean per answer token over the clients, in training; no value in a round in which nothing was trained.
+    # Mean training loss per answer token over the clients; no value in a round without training.
     Metric(
         name="train_loss",
         unit="loss",
@@ -16,7 +16,7 @@ METRICS = (
         tag="loss/train",
         column="train loss",
     ),
-    # The same on held-out rows; no value in a round that was not evaluated, and so for the next one.
+    # The same on held-out rows; no value in a round without evaluation. Likewise the next metric.
     Metric(
         name="val_loss",
         unit="loss",
@@ -29,7 +29,8 @@ METRICS = (
         tag="loss/held_out",
         column="held-out loss",
     ),
-    # Part of the held-out answers whose every token is the likeliest one, given the right ones before it.
+    # Share of the held-out answers whose tokens are all the most likely ones, given the correct previous
+    # tokens.
     Metric(
         name="val_exact",
         unit="accuracy",
@@ -46,7 +47,7 @@ METRICS = (
         title="held-out answers exactly right, last",
         panel="held-out answers\nexactly right",
     ),
-    # Clients that were asked for an update, and updates that counted.
+    # Clients from which an update was requested, and updates that counted.
     Metric(
         name="clients",
         unit="count",

@@ -1,4 +1,4 @@
-"""What a metric is: who measures it, how it becomes one number of a round, and where it is shown."""
+"""The description of a metric: who measures it, how it becomes one number, and where it is shown."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from fedspeed.units import bytes_text, count_text, loss_text, seconds_text
 
 Value = float | int | bool | None  # None: not measured, or not to be shown
 GIB = 2**30
-# What is told of a client's training beside its update, and what a transform of updates may want hidden with
-# it (federation.updates): its losses, its exact weight (answer tokens), and the sketch that the averaging
-# error is estimated from.
+# Information about a client's training that it sends in addition to its update, and that a transform of
+# updates may have to hide (federation.updates): its losses, its exact weight (answer tokens), and the sketch
+# from which the averaging error is estimated.
 LOSSES = "losses"
 WEIGHTS = "weights"
 SKETCH = "sketch"
@@ -19,7 +19,7 @@ NOTHING: frozenset[str] = frozenset()
 
 
 class Unit(NamedTuple):
-    """How values are kept and read: the type they have in records and JSON, and their text for people."""
+    """The type of values in records and JSON, and their text for people."""
 
     kind: type
     text: Callable[[float], str]
@@ -43,43 +43,39 @@ REDUCTIONS = {"client": ("sum", "ratio"), "rank": ("sum", "mean", "max", "ratio"
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """Describe one metric; ledger slots, fields of records, tags, tables and visibility follow from it.
+    """Describe one metric. Ledger slots, fields of records, tags, tables and visibility follow from it.
 
-    A metric fails closed: unless `shown_masked` says otherwise, its value does not leave the rank that has
-    measured it in masked modes. The value of a single client never does. And unless `reveals` says otherwise,
-    it does not leave that rank in any mode where a transform of updates hides anything.
+    A metric is private by default: in masked modes its value does not leave the rank that has measured it
+    unless `shown_masked` is set, and the value of a single client never does. If a transform of updates hides
+    anything, it does not leave that rank in any mode unless `reveals` is narrower.
 
     Attributes:
-        name: of the field in records, `rounds.jsonl` and `--json`.
-        unit: one of UNITS.
-        per: who knows it. `client`: ranks add what they have done for each client, so that a client's value
-            is the sum over its ranks. `rank`: every rank says it of itself. `round`: it is no sum of the
-            ledger.
+        name: the field in records, `rounds.jsonl` and `--json`. unit: one of UNITS. per: who measures it.
+            `client`: ranks add values for each client, whose value is the sum over its ranks.
+            `rank`: every rank measures its own value. `round`: it is no sum of the ledger.
         reduce: how it becomes one number. `sum`, `mean` and `max` are over the clients or ranks; `ratio`
-            divides two sums over them, or for `round` two metrics of the round; `same` is known to every rank
-            alike. A maximum of 0 stands for a value that nobody has measured.
-        of: slot of the ledger that holds it, or the numerator; empty if it is called as the metric.
-        over: of a ratio, the slot (for `round` the metric) of the denominator. Where it is 0, there is no
-            value.
-        rest: whether a ratio stands for what is missing to 1.
-        record: whose record has it: that of the `round`, of each `client` (per `client` only), or `both`.
-        always: whether every round has it, so that a record without it is damaged.
-        shown_masked: whether masked modes may show it. Never for a maximum, which is one rank's own value.
-        reveals: what its value, or one of its slots, tells of a client's training, of REVEALABLE.
-        tag: of TensorBoard; a client's stands behind `client_N/`. Empty: none.
-        tag_scale: TensorBoard shows the value divided by it.
-        tag_from: values below have no point in TensorBoard.
-        column: its heading in the tables of rounds and of clients in the report. Empty: no column.
-        over_rounds: how the values of all rounds become one of the summary: `sum`, `max`, `median`, `last`,
-            or the `ratio` of the summary's own values. Empty: the summary is without it.
+            divides two sums over them, or for `round` two metrics of the round; `same` is equal on all ranks.
+            A maximum of 0 stands for a value that no rank has measured.
+        of: the slot of the ledger with its values, or with the numerator; empty: the slot has the metric's
+            name. over: the slot (for `round` the metric) with the denominator of a ratio. If that is 0, there
+            is no value. rest: whether the value is 1 minus the ratio. record: which record has it: that of
+            the `round`, of each `client` (per `client` only), or `both`. always: whether every round has it,
+            so that a record without it is damaged. shown_masked: whether masked modes may show it. Never for
+            a maximum, which is the value of one rank. reveals: the information about a client's training, of
+            REVEALABLE, in its value or one of its slots. tag: of TensorBoard, with the prefix `client_N/` for
+            a client. Empty: none. tag_scale: TensorBoard shows the value divided by it. tag_from: smaller
+            values have no point in TensorBoard. column: its heading in the tables of rounds and of clients in
+            the report. Empty: no column. over_rounds: how the values of all rounds become one of the summary:
+            `sum`, `max`, `median`, `last`,
+            or the `ratio` of two values of the summary. Empty: the summary does not have it.
         title: its row among the results in the report. Empty: no row.
-        row_from: values below have no row there.
+        row_from: smaller values have no row there.
         panel: label of its chart in `report.png`. Empty: no chart.
-        measure: asked on every rank at the end of each round (per `rank` only). None: whoever knows it tells
-            the ledger, by `set_rank` or `add_client`, or for `same` the record.
+        measure: called on every rank at the end of each round (per `rank` only). None: other code passes the
+            value to the ledger (`set_rank` or `add_client`), or for `same` to the record.
 
     Raises:
-        ValueError: the parts contradict each other.
+        ValueError: the attributes contradict each other.
     """
 
     name: str
@@ -103,7 +99,7 @@ class Metric:
     panel: str = ""
     measure: Callable[[], float] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         allowed = REDUCTIONS.get(self.per, ())
         is_ratio = self.reduce == "ratio"
         is_hidden = not self.shown_masked
@@ -130,18 +126,18 @@ class Metric:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The slots of the ledger that it is made of: those of a client or of a rank, see `per`."""
+        """Return the slots of the ledger that its value is computed from: of clients or ranks, see `per`."""
         if self.per == "round":
             return ()
         return tuple(slot for slot in (self.of or self.name, self.over) if slot)
 
     def value(self, amount: float | None) -> Value:
-        """Give a number the type of the unit; None stays."""
+        """Convert a number to the type of the unit; None stays None."""
         kind = UNITS[self.unit].kind
         if amount is None or isinstance(amount, kind):
             return amount
         return round(amount) if kind is int else kind(amount)
 
     def text(self, value: Value) -> str:
-        """Write a value for people; a dash where there is none."""
+        """Format a value for people, as a dash if there is none."""
         return "-" if value is None else UNITS[self.unit].text(value)

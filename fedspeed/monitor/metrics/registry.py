@@ -1,6 +1,6 @@
-"""The one list of metrics, and the questions that ledger, records, TensorBoard and report ask it.
+"""The list of all metrics, and the selections of it for ledger, records, TensorBoard and report.
 
-A new metric is one module in this folder with a tuple METRICS, and its name in MODULES (docs/extending.md).
+To add metrics, add a module with a tuple METRICS to this folder, and its name to MODULES (docs/extending.md).
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from fedspeed.monitor.metrics.metric import NOTHING, Metric
 
 # In the order of tables and records.
 MODULES = ("losses", "speed", "traffic", "waits", "federation", "updates")
-# What records hold beside metrics: no metric may be called so.
+# Fields of records that are no metrics. No metric may have such a name.
 TAKEN = {
     "round",
     "missing",
@@ -35,21 +35,22 @@ TAKEN = {
 
 
 def collected(modules: Iterable[str]) -> tuple[Metric, ...]:
-    """Collect the metrics of modules of this folder.
+    """Return the metrics of some modules of this folder.
 
     Raises:
-        ValueError: a record or a chart would have two of one name, or one of a name that records use
-            themselves, or a ratio of metrics stands before them, or one would show in its slots what another
-            says that it reveals.
+        ValueError: two metrics of a record have the same name, tag or title; a metric has the name of a
+        field;
+            a ratio precedes the metrics that it divides; or a metric shares a slot with one that reveals
+            more.
     """
     found = tuple(metric for name in modules for metric in import_module(f"{__package__}.{name}").METRICS)
     taken = sorted({metric.name for metric in found} & TAKEN)
     if taken:
         raise ValueError(f"metrics may not be called {', '.join(taken)}: records use the name themselves")
     for record in ("round", "client"):
-        own = [metric for metric in found if metric.record in (record, "both")]
+        members = [metric for metric in found if metric.record in (record, "both")]
         for kind in ("name", "tag", "title"):
-            counts = Counter(getattr(metric, kind) for metric in own)
+            counts = Counter(getattr(metric, kind) for metric in members)
             twice = [text for text, count in counts.items() if count > 1 and text]
             if twice:
                 raise ValueError(f"the {kind} of a metric of a {record} is given twice: {', '.join(twice)}")
@@ -74,36 +75,37 @@ METRICS = collected(MODULES)
 
 
 def of_round() -> tuple[Metric, ...]:
-    """List the metrics in the record of a round."""
+    """Return the metrics in the record of a round."""
     return tuple(metric for metric in METRICS if metric.record in ("round", "both"))
 
 
 def of_client() -> tuple[Metric, ...]:
-    """List the metrics in the record of a client, which no masked mode shows."""
+    """Return the metrics in the record of a client, which no masked mode shows."""
     return tuple(metric for metric in METRICS if metric.record in ("client", "both"))
 
 
 def of_summary() -> tuple[Metric, ...]:
-    """List the metrics that a run's summary has one value of."""
+    """Return the metrics in the summary of a run."""
     return tuple(metric for metric in METRICS if metric.over_rounds)
 
 
 def slots(
     per: Literal["client", "rank"], sums_only: bool, hides: frozenset[str] = NOTHING
 ) -> tuple[str, ...]:
-    """List the slots of the ledger that each client or rank fills and tells.
+    """Return the slots of the ledger that each client or rank fills and sends.
 
     Args:
-        sums_only: only those of masked modes. hides: only those of metrics that reveal nothing of it.
+        sums_only: return only the slots of masked modes.
+        hides: leave out the slots of metrics that reveal any of this.
     """
-    told = [
+    sent = [
         metric
         for metric in METRICS
         if metric.per == per and (metric.shown_masked or not sums_only) and not metric.reveals & hides
     ]
-    return tuple(dict.fromkeys(slot for metric in told for slot in metric.slots))
+    return tuple(dict.fromkeys(slot for metric in sent for slot in metric.slots))
 
 
 def measured() -> dict[str, float]:
-    """Measure, on this rank and now, the metrics that measure themselves; by the slot of the ledger."""
+    """Measure the metrics that have `measure` on this rank, and return their values by ledger slot."""
     return {metric.slots[0]: float(metric.measure()) for metric in METRICS if metric.measure is not None}

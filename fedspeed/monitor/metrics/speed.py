@@ -1,10 +1,10 @@
-"""How long a round takes, what for, and how much is trained in it."""
+"""Metrics of a round's duration by stage, and of the training speed."""
 
 from fedspeed.monitor.clock import STAGES
 from fedspeed.monitor.metrics.metric import NOTHING, WEIGHTS, Metric
 
 METRICS = (
-    # Wall time of the round, with what was done since the last one.
+    # Wall time from the end of the previous round to the end of this one.
     Metric(
         name="seconds",
         unit="seconds",
@@ -58,7 +58,7 @@ METRICS = (
         )
         for stage in STAGES
     ),
-    # Of each client. Exchange and idle time are those of its ranks, which clients may share.
+    # For each client. Exchange and idle time are those of its ranks, which clients may share.
     Metric(
         name="local_steps",
         unit="count",

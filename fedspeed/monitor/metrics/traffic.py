@@ -1,9 +1,9 @@
-"""What is sent, kept and loaded, in bytes."""
+"""Metrics of sent bytes, memory and loaded bytes."""
 
 from fedspeed.monitor.metrics.metric import GIB, NOTHING, Metric
 
 METRICS = (
-    # By all gateways together, in the exchange of updates.
+    # Bytes sent by all gateways together in the exchange of updates.
     Metric(
         name="bytes_sent",
         unit="bytes",
@@ -17,7 +17,7 @@ METRICS = (
         over_rounds="sum",
         title="sent between clients",
     ),
-    # The most that a process has held (monitor.clock.peak_bytes), and that tensors took on a device.
+    # Peak memory of a process (monitor.clock.peak_bytes), and of tensors on a device.
     Metric(
         name="peak_bytes",
         unit="bytes",
@@ -40,7 +40,8 @@ METRICS = (
         over_rounds="max",
         title="most that tensors took on a device",
     ),
-    # Of the frozen base, onto the devices of all ranks, from the run's tier; waiting for it is gather_s.
+    # Bytes of the frozen base that all ranks load onto their devices; the time to wait for them is in
+    # gather_s.
     Metric(
         name="loaded_bytes",
         unit="bytes",
@@ -56,7 +57,7 @@ METRICS = (
         title="base loaded onto devices",
         row_from=1,
     ),
-    # Of each client, those of its ranks, which clients may share.
+    # For each client, those of its ranks, which clients may share.
     Metric(
         name="bytes_sent",
         unit="bytes",

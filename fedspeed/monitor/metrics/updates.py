@@ -1,12 +1,12 @@
-"""What the transforms of updates (`federation.updates`) did. A transform tells amounts by slot; ranks of one
-client tell the same, so that ratios stay what they are.
+"""Metrics of the transforms of updates (`federation.updates`). A transform reports amounts by slot; ranks of
+one client tell the same, so that ratios stay what they are.
 """
 
 from fedspeed.monitor.metrics.metric import Metric
 
 METRICS = (
-    # Part of the clients' updates that `clip` has shortened; no value without one. The sum over all says no
-    # more of one client than that of its update.
+    # Share of the clients' updates that `clip` has shortened; no value without `clip`. The sum over all
+    # clients reveals no more about one client than the sum of the updates does.
     Metric(
         name="shortened",
         unit="share",
@@ -20,7 +20,7 @@ METRICS = (
         over_rounds="median",
         title="updates that were shortened, median round",
     ),
-    # Mean Euclidean norm of an update before `clip`, which nobody is told where updates are masked.
+    # Mean Euclidean norm of an update before `clip`; not published if updates are masked.
     Metric(
         name="unclipped_norm",
         unit="number",

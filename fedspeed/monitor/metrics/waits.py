@@ -1,11 +1,11 @@
-"""What a local step takes, and what is waited for in it and behind it."""
+"""Metrics of a local step's duration and of waiting in pipelines and exchanges."""
 
 from fedspeed.monitor.metrics.metric import NOTHING, Metric
 
 METRICS = (
-    # Of a local step, on the slowest rank; no value where no step was timed.
+    # Seconds of a local step on the slowest rank; no value if no step was timed.
     Metric(name="step_s", unit="seconds", per="rank", reduce="max", reveals=NOTHING, over_rounds="median"),
-    # Part of a pipeline's training passes in which its ranks did not compute; no value without a pipeline.
+    # Share of a pipeline's training time in which its ranks did not compute; no value without a pipeline.
     Metric(
         name="bubble",
         unit="share",
@@ -19,7 +19,8 @@ METRICS = (
         over_rounds="median",
         title="idle part of the pipelines' passes, median round",
     ),
-    # Part of the exchange that hid behind training. Less than 1 % is nothing but how the clocks are read.
+    # Share of the exchange that was hidden behind training. Less than 1 % is within the accuracy of the
+    # clocks.
     Metric(
         name="overlap",
         unit="share",
