@@ -6,6 +6,7 @@ from fedspeed.cli import main
 
 
 def console() -> int:
+    """Run the command that the arguments name; return the exit code."""
     return main(sys.argv[1:])
 
 

@@ -1,8 +1,7 @@
-"""What this process is at: for the line that shows progress, and for the last word of a run that is asked to
-end.
+"""What this process is working on, for the progress line and for the message of a run that is asked to end.
 
-One thing at a time, and by the main thread only. Whoever works says so with `during` and counts with
-`advance`; nothing is shown here.
+One activity at a time, in the main thread only. Code that does the work announces it with `during` and counts
+units with `advance`; nothing is displayed here.
 """
 
 import time
@@ -18,12 +17,12 @@ T = TypeVar("T")
 class Activity:
     """A piece of work.
 
-    Args:
+    Attributes:
         name: fits behind "during", such as `the evaluation before round 1`.
-        total: how many units there are, 0 where nobody knows.
-        unit: of what, in the singular.
-        quiet: whether others show it already.
-        done: units that are done; parts of one count.
+        total: number of units; 0 if unknown.
+        unit: name of a unit, in the singular.
+        quiet: whether something else displays it already.
+        done: units that are done, with fractions.
         began: monotonic seconds.
     """
 
@@ -36,32 +35,33 @@ class Activity:
 
     @property
     def position(self) -> str:
-        """`batch 12 of 40`, the twelfth being at work; empty where nothing is counted."""
+        """Return the unit in progress, such as `batch 12 of 40`; empty if nothing is counted."""
         return f"{self.unit} {min(int(self.done) + 1, self.total)} of {self.total}" if self.total else ""
 
     def remaining_s(self, now: float) -> float | None:
-        """Seconds until it is done, None while nothing is known."""
+        """Return the estimated seconds until it is done; None while there is no estimate."""
         if not self.total or not self.done:
             return None
         return max(0.0, (now - self.began) * (self.total / self.done - 1))
 
 
-_at_work: list[Activity] = []  # the outermost first
+# Nested activities, the outermost first.
+_active: list[Activity] = []
 
 
 @contextmanager
 def during(name: str, total: int = 0, unit: str = "", quiet: bool = False) -> Iterator[None]:
-    """Say what is done inside."""
+    """Announce an activity while the context is entered. Arguments as for `Activity`."""
     activity = Activity(name, total, unit, quiet)
-    _at_work.append(activity)
+    _active.append(activity)
     try:
         yield
     finally:
-        _at_work.remove(activity)
+        _active.remove(activity)
 
 
 def counted(items: Sequence[T], name: str, unit: str) -> Iterator[T]:
-    """The items one by one, as work that is counted: an item is done when the next one is asked for."""
+    """Yield items as a counted activity; an item is done when the next one is requested."""
     with during(name, len(items), unit):
         for item in items:
             yield item
@@ -69,17 +69,20 @@ def counted(items: Sequence[T], name: str, unit: str) -> Iterator[T]:
 
 
 def advance(units: float = 1.0) -> None:
-    """Count what is done of the innermost piece of work."""
-    if _at_work:
-        _at_work[-1].done += units
+    """Count units of the innermost activity as done."""
+    if _active:
+        _active[-1].done += units
 
 
 def current() -> Activity | None:
-    """The innermost piece of work."""
-    return _at_work[-1] if _at_work else None
+    """Return the innermost activity."""
+    return _active[-1] if _active else None
 
 
 def describe_current() -> str:
-    """What this process is at: `the evaluation before round 1, batch 12 of 40`; empty if nobody has said."""
+    """Return the innermost activity and its unit in progress; empty without one.
+
+    For example `the evaluation before round 1, batch 12 of 40`.
+    """
     activity = current()
     return ", ".join(filter(None, (activity.name, activity.position))) if activity else ""

@@ -1,27 +1,34 @@
-"""Every error a user can meet, and the exit code it ends with.
+"""Errors that are reported to the user, and the exit code of each.
 
-A message says what was wrong, where, and what to do about it. `ValueError`-like faults of the user derive
-from `FedSpeedError`; a broken invariant of ours stays an `assert`.
+A message says what was wrong, where, and what to do about it. Mistakes of the user derive from
+`FedSpeedError`; a broken invariant of this program is an `assert`.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 
 EXIT_OK = 0
-EXIT_FAILED = 1  # an unexpected error: a bug of ours, or of a library
-EXIT_USAGE = 2  # bad input: config, hostfile, data, model, journal
-EXIT_RESUMABLE = 75  # EX_TEMPFAIL: a rank was lost or the job was preempted; the same command resumes
+# An unexpected error: a bug of this program or of a library.
+EXIT_FAILED = 1
+# Bad input: configuration, hostfile, data, model or journal.
+EXIT_USAGE = 2
+# EX_TEMPFAIL: a rank was lost or the job was preempted. The same command resumes.
+EXIT_RESUMABLE = 75
 
 
 class FedSpeedError(Exception):
-    """Base of all errors that are reported as one message without a traceback.
+    """Base class of errors that are reported as one message without a traceback.
 
     Args:
-        reason: what was wrong, where; and what to do about it, where that is not given apart.
-        remedy: what to do about it. The message is both.
+        reason: what was wrong and where; and what to do about it, if `remedy` is empty.
+        remedy: what to do about it. The message consists of both.
+
+    Attributes:
+        printed_as_json: whether `--json` has already printed it on stdout.
     """
 
     exit_code = EXIT_USAGE
-    printed_as_json = False  # whether it was told on stdout already, as `--json` tells it
+    printed_as_json = False
 
     def __init__(self, reason: str = "", *, remedy: str = ""):
         super().__init__(f"{reason}; {remedy}" if remedy else reason)
@@ -30,13 +37,13 @@ class FedSpeedError(Exception):
 
 
 class ConfigError(FedSpeedError):
-    """The run's configuration is wrong. Carries every problem found, not only the first one.
+    """The run's configuration is wrong. Holds every problem found, not only the first.
 
     Args:
-        problems: one line per problem, each naming its place, its value and its remedy.
+        problems: one line per problem, each with key or file, value and remedy.
     """
 
-    def __init__(self, problems):
+    def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         head = "" if len(self.problems) == 1 else f"{len(self.problems)} problems in the configuration:\n  - "
         super().__init__(head + "\n  - ".join(self.problems))
@@ -55,13 +62,13 @@ class ModelError(FedSpeedError):
 
 
 class PlanError(FedSpeedError):
-    """No way to execute a task on the hardware, or too little is known of it.
+    """A task does not fit on the hardware, or too little is known of one of them.
 
     Args:
         changes: what would make it fit (planner.changes.Change), the smallest first.
     """
 
-    def __init__(self, message, changes=()):
+    def __init__(self, message: str, changes: Iterable = ()):
         super().__init__(message)
         self.changes = tuple(changes)
 
@@ -71,35 +78,36 @@ class JournalError(FedSpeedError):
 
 
 class MissingPackage(FedSpeedError):
-    """This Python lacks what the run needs.
+    """Packages that the run needs are not installed.
 
     Args:
         names: of the packages.
+        python: path of the interpreter.
     """
 
-    def __init__(self, names, python: str):
+    def __init__(self, names: Sequence[str], python: str):
         several = "are" if len(names) > 1 else "is"
         super().__init__(
             f"{', '.join(names)} {several} not installed for {python}; activate the virtual environment "
-            "(source .venv/bin/activate) "
-            "or start with .venv/bin/python (`python -m fedspeed doctor` lists all that is missing)"
+            "(source .venv/bin/activate) or start with .venv/bin/python (`python -m fedspeed doctor` lists "
+            "all that is missing)"
         )
 
 
 class LostPeerError(FedSpeedError):
-    """A rank or client did not answer in time; names the missing ones. The same command resumes."""
+    """Ranks or clients did not answer in time; the message names them. The same command resumes."""
 
     exit_code = EXIT_RESUMABLE
 
 
 class Preempted(FedSpeedError):
-    """The scheduler asked the run to end (SIGTERM); the last round is in the journal."""
+    """A signal (SIGTERM) requested the end of the run; the last round is in the journal."""
 
     exit_code = EXIT_RESUMABLE
 
 
 def connection_text(error: BaseException) -> str:
-    """What torch says of a broken connection, without its source file and its advice to its own
+    """Return torch's message about a broken connection, without source file and advice to torch's
     developers.
     """
     line = (str(error).splitlines() or [type(error).__name__])[0]

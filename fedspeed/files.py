@@ -1,6 +1,4 @@
-"""Writing a file so that a reader, or a crash, finds either the old one or the new one; whether a place can
-be written to at all; and JSON that a user wrote.
-"""
+"""Atomic writes, a check that a folder can be written to, and parsing of JSON that a user wrote."""
 
 import json
 import os
@@ -10,29 +8,32 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`. The content is on disk before the name points to it."""
+    """Write a file so that a reader, or a crash, finds either the old content or the new one.
+
+    The content is on disk before the name refers to it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(waiting, "wb") as file:
+        with open(draft, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(waiting, path)
-        folder = os.open(
-            path.parent, os.O_RDONLY
-        )  # the rename itself survives a power cut only once the folder is on disk
+        os.replace(draft, path)
+        # The rename itself survives a power failure only once the folder is on disk.
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     finally:
-        waiting.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def follow_umask(folder: Path) -> None:
-    """Give the files in a folder the mode that any new file gets there: libraries that write by way of
-    temporary files leave them readable for their owner alone.
+    """Give the files in a folder the mode that a new file gets there.
+
+    Libraries that write through temporary files make them readable for their owner alone.
     """
     sample = folder / f".mode.{os.getpid()}"
     sample.touch(exist_ok=False)
@@ -44,23 +45,25 @@ def follow_umask(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises OSError where `folder`, or the first folder above it that is there, takes no new file; leaves
-    nothing behind.
+    """Check that a folder, or its nearest existing ancestor, can be written to; leave nothing behind.
 
-    Tried, because permissions do not tell: root has all of them, and /proc or a read-only disk still take
-        nothing.
+    A file is created, because permissions do not decide: root has all of them, and /proc or a read-only disk
+    still accept no file.
+
+    Raises:
+        OSError: no file can be created.
     """
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryFile(dir=existing):
         pass
 
 
 def json_value(text: str | bytes, object_pairs_hook: Callable | None = None) -> object:
-    """What a JSON text holds; whatever is wrong with the text is a ValueError.
+    """Parse a JSON text; whatever is wrong with the text is a ValueError.
 
     Raises:
-        ValueError: the text is not JSON (then a json.JSONDecodeError, which knows line and column), it is
-            nested too deeply, or a whole number in it has more digits than Python converts (4300).
+        ValueError: the text is not JSON (then it is a json.JSONDecodeError, with line and column), it is
+            nested too deeply, or a whole number has more digits than Python converts (4300).
     """
     try:
         return json.loads(text, parse_int=_whole_number, object_pairs_hook=object_pairs_hook)

@@ -1,4 +1,4 @@
-"""What a name on the Hugging Face hub looks like."""
+"""The form of names on the Hugging Face hub."""
 
 import re
 
@@ -6,5 +6,5 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether a text that names no file here may be the name of a model or data set on the hub."""
+    """Return whether a text that is no existing path may name a model or data set on the hub."""
     return bool(_HUB_NAME.fullmatch(text)) and not text.startswith((".", "runs/"))

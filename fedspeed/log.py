@@ -1,7 +1,7 @@
-"""The logger of FedSpeed: lines on stderr that begin with `fedspeed:`, errors with `fedspeed: error:`. Set up
-here only.
+"""The logger of FedSpeed: lines on stderr that begin with `fedspeed:`, errors with `fedspeed: error:`.
 
-What a command was asked for goes to stdout (`cli.output`), and progress is shown by `monitor.progress`.
+It is configured here only. The result of a command goes to stdout (`cli.output`); `monitor.progress` displays
+progress.
 """
 
 import logging
@@ -9,7 +9,7 @@ import sys
 
 
 class _Lines(logging.Handler):
-    """Writes a record as one line to what sys.stderr is at that moment, at once and in one piece."""
+    """Writes each record as one line to the current sys.stderr, in one piece and without buffering."""
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = "error: " if record.levelno >= logging.ERROR else ""
@@ -20,9 +20,8 @@ class _Lines(logging.Handler):
 def _logger() -> logging.Logger:
     logger = logging.getLogger("fedspeed")
     logger.setLevel(logging.INFO)
-    logger.propagate = (
-        False  # DeepSpeed and transformers set handlers of their own on the root, which would say it twice
-    )
+    # DeepSpeed and transformers add handlers to the root logger, which would print each line again.
+    logger.propagate = False
     logger.handlers = [_Lines()]
     return logger
 

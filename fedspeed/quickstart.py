@@ -1,51 +1,69 @@
-"""The quickstart's base model: a tiny byte-level Llama, pretrained on the spot so that a machine without
-network has one.
-"""
+"""The quickstart's base model: a tiny byte-level Llama, pretrained locally so that no network is needed."""
 
 import math
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedspeed.data.batches import collate
 from fedspeed.data.builtin import pretraining_rows
-from fedspeed.data.encode import encode
+from fedspeed.data.encode import Example, encode
+from fedspeed.data.rows import Row
 from fedspeed.errors import ModelError
 from fedspeed.files import check_writable, follow_umask
 from fedspeed.log import LOG
 from fedspeed.models.tokenizer import byte_tokenizer
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of a whole base
-STEPS, ROWS = 600, 64  # 500 steps leave some seeds undertrained
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+# Files of a complete base.
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
+# 500 steps leave some seeds undertrained.
+STEPS = 600
+ROWS_PER_STEP = 64
+MAX_TOKENS = 64
 PEAK_LR = 3e-3
-WARMUP = 50
+WARMUP_STEPS = 50
 
 
 def pretrain(folder: Path, seed: int) -> None:
-    """Write the base as a Hugging Face folder (117 000 parameters, about 20 s on one core); leaves a finished
-    one alone.
+    """Write the base as a Hugging Face folder, unless it is there already.
 
-    It learns the built-in task's skills under other instruction words, so that fine-tuning has to teach it
-    the words only.
+    It has 117 000 parameters and takes about 20 s on one core. It learns the skills of the built-in task
+    under other instruction words, so that fine-tuning has to teach it the words only.
+
+    Args:
+        folder: to write to.
+        seed: of the weights and rows.
+
+    Raises:
+        ModelError: the folder cannot be written, or contains other files.
     """
     if all((folder / name).is_file() for name in FILES):
         LOG.info(f"{folder} is there already")
         return
-    _check_place(folder)
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # whoever imports DeepSpeed on the way need not look for GPUs
+    _check_folder(folder)
+    # Libraries import DeepSpeed, which would search for GPUs.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import torch
     import transformers
-    from tqdm import tqdm
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     transformers.logging.disable_progress_bar()
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
+    model = _new_model(tokenizer)
+    _train(model, tokenizer, seed)
+    _save(model, tokenizer, folder.resolve())
+
+
+def _new_model(tokenizer: "PreTrainedTokenizerBase") -> "LlamaForCausalLM":
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     # At Llama's usual initializer_range of 0.02 a model this narrow learns nothing for the first thousand
     # steps.
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=64,
@@ -53,7 +71,7 @@ def pretrain(folder: Path, seed: int) -> None:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=64,
+            max_position_embeddings=MAX_TOKENS,
             tie_word_embeddings=True,
             initializer_range=0.06,
             pad_token_id=tokenizer.pad_token_id,
@@ -61,60 +79,85 @@ def pretrain(folder: Path, seed: int) -> None:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+
+
+def _train(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", seed: int) -> None:
+    import torch
+    from tqdm import tqdm
+
     rows = tqdm(
-        pretraining_rows(seed, STEPS * ROWS), desc="making its rows", mininterval=1.0, delay=5.0, leave=False
+        pretraining_rows(seed, STEPS * ROWS_PER_STEP),
+        desc="making its rows",
+        mininterval=1.0,
+        delay=5.0,
+        leave=False,
     )
-    examples = [encode(row, tokenizer, "plain", 64) for row in rows]
+    examples = [_encode(row, tokenizer) for row in rows]
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
     with tqdm(range(STEPS), desc="pretraining a tiny base", mininterval=1.0) as steps:
         for step in steps:
-            batch = collate(examples[step * ROWS : (step + 1) * ROWS], tokenizer.pad_token_id)
+            step_examples = examples[step * ROWS_PER_STEP : (step + 1) * ROWS_PER_STEP]
+            batch = collate(step_examples, tokenizer.pad_token_id)
             loss = model(
                 input_ids=torch.from_numpy(batch.input_ids),
                 attention_mask=torch.from_numpy(batch.attention_mask),
                 labels=torch.from_numpy(batch.labels),
             ).loss
             for group in optimizer.param_groups:
-                group["lr"] = PEAK_LR * min(
-                    (step + 1) / WARMUP, max(0.02, 0.5 * (1 + math.cos(math.pi * step / STEPS)))
-                )
+                group["lr"] = _learning_rate(step)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             steps.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
-    folder = folder.resolve()
-    part = folder.with_name(
-        f".{folder.name}.{os.getpid()}.part"
-    )  # a run that starts meanwhile sees a whole base or none
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    follow_umask(part)
+
+
+def _encode(row: Row, tokenizer: "PreTrainedTokenizerBase") -> Example:
+    example = encode(row, tokenizer, "plain", MAX_TOKENS)
+    assert example is not None, "every row of the built-in task has an answer within the limit"
+    return example
+
+
+def _learning_rate(step: int) -> float:
+    """Return the rate of a step: linear warm-up, then a cosine down to 2 % of the peak."""
+    cosine = max(0.02, 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+    return PEAK_LR * min((step + 1) / WARMUP_STEPS, cosine)
+
+
+def _save(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write the base to a temporary folder and rename it, so that another run sees a complete base
+    or none.
+    """
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    follow_umask(draft)
     try:
-        part.rename(folder)
+        draft.rename(folder)
     except OSError:
-        shutil.rmtree(part)
-        if not all(
-            (folder / name).is_file() for name in FILES
-        ):  # else another host that shares this disk was faster; its base is the same
+        shutil.rmtree(draft)
+        # Another host that shares this disk may have been faster; its base is the same.
+        if not all((folder / name).is_file() for name in FILES):
             raise
 
 
-def _check_place(folder: Path) -> None:
-    """Raises ModelError where the base could not be put: found before it is pretrained."""
+def _check_folder(folder: Path) -> None:
+    """Check, before pretraining, that the base can be written to `folder`.
+
+    Raises:
+        ModelError: it cannot.
+    """
     try:
-        place = folder.resolve()
-        if place.exists() and not place.is_dir():
+        resolved = folder.resolve()
+        if resolved.exists() and not resolved.is_dir():
             raise ModelError(f"{folder}: is a file; name a folder for the base")
-        if place.is_dir() and (there := sorted(entry.name for entry in place.iterdir())):
-            lacks = ", ".join(name for name in FILES if name not in there)
-            found = (
-                f"is an incomplete base, without {lacks}"
-                if set(FILES) & set(there)
-                else f"is not empty and holds no base ({there[0]}, ...)"
-            )
-            raise ModelError(f"{folder}: {found}; delete the folder, or name another one")
-        check_writable(place.parent)
+        if resolved.is_dir() and (names := sorted(entry.name for entry in resolved.iterdir())):
+            missing = ", ".join(name for name in FILES if name not in names)
+            problem = f"is not empty and holds no base ({names[0]}, ...)"
+            if set(FILES) & set(names):
+                problem = f"is an incomplete base, without {missing}"
+            raise ModelError(f"{folder}: {problem}; delete the folder, or name another one")
+        check_writable(resolved.parent)
     except OSError as error:
         raise ModelError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error

@@ -1,6 +1,6 @@
-"""Which device of its machine a rank takes, and which ranks may take the same one. Pure."""
+"""Which GPU of its machine a rank computes on, and which ranks may share one. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedspeed.errors import ConfigError
@@ -10,12 +10,12 @@ REMEDY_PAGE = "docs/gpu.md"
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU as ranks tell it from others.
+    """A GPU, identified by its name.
 
     Attributes:
-        name: the same for two ranks exactly where they mean the same GPU.
-        host: the machine it is in, as a message names it.
-        seen: how many GPUs a rank there sees.
+        name: equal for two ranks exactly if they compute on the same GPU.
+        host: name of its machine, for messages.
+        seen: how many GPUs are visible to a rank on that machine.
     """
 
     name: str
@@ -24,40 +24,40 @@ class Card:
 
 
 def device_index(local_rank: int, seen: int) -> int:
-    """Return the index of the device that a rank computes on, among those that its process sees.
+    """Return the index of the device that a rank computes on, among those visible to its process.
 
     A launcher that shows each rank one device shows it as number 0. Where there are more ranks than devices,
-    they are assigned round robin, so that ranks which stand beside each other share none.
+    they are assigned round robin, so that neighbouring ranks share none.
 
     Args:
-        local_rank: as the launcher numbers the ranks of a machine.
-        seen: how many devices this process sees; 0 counts as one.
+        local_rank: counts the ranks of a machine.
+        seen: number of devices visible to the process; 0 counts as one.
     """
     return local_rank % max(1, seen)
 
 
 def cards_of_ranks(ranks: int, seen: int, host: str) -> dict[int, Card]:
-    """Return the card of each rank of a machine whose ranks all see the same cards."""
+    """Return the card of each rank of a machine on which `seen` GPUs are visible to every rank."""
     return {rank: Card(f"GPU {device_index(rank, seen)}", host, seen) for rank in range(ranks)}
 
 
 def check_cards(worlds: Mapping[str, Sequence[int]], cards: Mapping[int, Card]) -> list[str]:
-    """Hold the cards of all ranks against the torch worlds that they are to form.
+    """Check that no two ranks of a torch world compute on the same card.
 
     Args:
         worlds: the ranks of each world, by its name in messages.
-        cards: of the ranks that compute on one.
+        cards: by rank, for ranks that compute on a card.
 
     Returns:
-        a line for each card that ranks of several worlds share, which they may.
+        a note on each card that ranks of different worlds share, which is allowed.
 
     Raises:
-        ConfigError: two ranks of one world would share a card, which NCCL refuses too, but late.
+        ConfigError: two ranks of one world share a card. NCCL refuses that too, but only after the start.
     """
     problems = []
     notes = []
     world_of = {rank: world for world, ranks in worlds.items() for rank in ranks if rank in cards}
-    for card, ranks in _by_card(world_of, cards).items():
+    for card, ranks in _ranks_by_card(world_of, cards).items():
         if len(ranks) < 2:
             continue
         shared = [world for world in worlds if [world_of[rank] for rank in ranks].count(world) > 1]
@@ -66,32 +66,31 @@ def check_cards(worlds: Mapping[str, Sequence[int]], cards: Mapping[int, Card]) 
             problems.append(_problem(shared[0], card, together))
         else:
             notes.append(
-                f"ranks {_listed(ranks)} share {card.name} of {card.host}: each is of another torch "
-                "world, so that they may. The card's memory must hold them all, and they take turns"
+                f"ranks {_joined(ranks)} share {card.name} of {card.host}: each belongs to another torch "
+                "world, so this is allowed. The card's memory must hold them all, and they take turns"
             )
     if problems:
         raise ConfigError(problems[0])
     return notes
 
 
-def _by_card(ranks: Sequence[int] | Mapping, cards: Mapping[int, Card]) -> dict[Card, list[int]]:
-    found: dict[Card, list[int]] = {}
+def _ranks_by_card(ranks: Iterable[int], cards: Mapping[int, Card]) -> dict[Card, list[int]]:
+    ranks_by_card: dict[Card, list[int]] = {}
     for rank in sorted(ranks):
-        found.setdefault(cards[rank], []).append(rank)
-    return found
+        ranks_by_card.setdefault(cards[rank], []).append(rank)
+    return ranks_by_card
 
 
 def _problem(world: str, card: Card, ranks: Sequence[int]) -> str:
     plural = "s" if card.seen != 1 else ""
     return (
-        f"host {card.host}: ranks {_listed(ranks)} of {world} would compute on one GPU ({card.name}; a "
-        f"rank there sees {card.seen} GPU{plural}), but a torch world needs one for each of its ranks. Start "
+        f"host {card.host}: ranks {_joined(ranks)} of {world} would compute on one GPU ({card.name}; a rank "
+        f"there sees {card.seen} GPU{plural}), but a torch world needs one for each of its ranks. Start "
         f"{card.seen} rank{plural} on that host (cluster.local_ranks={card.seen}, slots={card.seen} in the "
         f"hostfile, --num_gpus {card.seen}), where clients take turns; or make each rank a cluster of its "
-        "own "
-        f"in a hostfile, since such ranks may share a card ({REMEDY_PAGE})"
+        f"own in a hostfile, since such ranks may share a card ({REMEDY_PAGE})"
     )
 
 
-def _listed(ranks: Sequence[int]) -> str:
+def _joined(ranks: Sequence[int]) -> str:
     return f"{', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"

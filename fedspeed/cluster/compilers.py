@@ -1,5 +1,6 @@
-"""What this machine lacks to build DeepSpeed's operators, which is done when they are first used. Found
-without torch; changes nothing.
+"""What this machine lacks to build DeepSpeed's operators, which happens when they are first used.
+
+Found without torch; nothing is changed.
 """
 
 import ast
@@ -17,8 +18,8 @@ from pathlib import Path
 
 from fedspeed.cluster.devices import visible_gpus
 
-_TRY_S = 60.0
-# What DeepSpeed itself tries, and the header that its sources include.
+_COMPILE_S = 60.0
+# The function that DeepSpeed itself tries to link, and the header that its sources include.
 _AIO_PROGRAM = (
     "#include <libaio.h>\nint main(void) { io_context_t context = 0; return io_setup(1, &context); }\n"
 )
@@ -26,7 +27,7 @@ _AIO_PROGRAM = (
 
 @dataclass(frozen=True)
 class MissingRequirement:
-    """Something that is not there, and how to get it."""
+    """Something that is not installed, and how to install it."""
 
     name: str
     remedy: str
@@ -36,36 +37,40 @@ class MissingRequirement:
 
 
 def missing_for_async_io(env: Mapping[str, str] = os.environ) -> list[MissingRequirement]:
-    """What is missing here for `async_io`, DeepSpeed's way to NVMe; nothing where DeepSpeed was installed
-    with it.
+    """Return what is missing for `async_io`, DeepSpeed's operator for NVMe; nothing if it is already built
+    in.
 
     Args:
-        env: CC, CXX, CFLAGS, LDFLAGS, CUDA_HOME and PATH are heeded, as its build heeds them.
+        env: CC, CXX, CFLAGS, LDFLAGS, CUDA_HOME and PATH are read, as DeepSpeed's build does.
     """
-    return [] if _installed("async_io") else [*_lacks_for_any(env), *_lacks_of_libaio(env)]
+    return [] if _is_built_in("async_io") else [*_missing_for_any(env), *_missing_libaio(env)]
 
 
-def _lacks_for_any(env: Mapping[str, str]) -> list[MissingRequirement]:
-    lacks = []
+def _missing_for_any(env: Mapping[str, str]) -> list[MissingRequirement]:
+    """Return what is missing for any operator."""
+    missing = []
     if not _program(env.get("CXX", "c++"), env):
-        lacks.append(
+        missing.append(
             MissingRequirement(
                 f"a C++ compiler (`{env.get('CXX', 'c++')}`)", "apt install g++, or name another with CXX"
             )
         )
     if not ninja(env):
-        lacks.append(MissingRequirement("ninja", "pip install ninja"))
+        missing.append(MissingRequirement("ninja", "pip install ninja"))
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
-        lacks.append(MissingRequirement("Python.h", "apt install python3-dev"))
+        missing.append(MissingRequirement("Python.h", "apt install python3-dev"))
     if env.get("DS_ACCELERATOR") != "cpu" and visible_gpus(env) and not _cuda_toolkit(env):
-        lacks.append(
+        missing.append(
             MissingRequirement("the CUDA toolkit (nvcc)", "set CUDA_HOME to it, or put its nvcc on PATH")
         )
-    return lacks
+    return missing
 
 
-def _lacks_of_libaio(env: Mapping[str, str]) -> list[MissingRequirement]:
-    """DeepSpeed looks for the library by linking a program with Python's own C compiler, and so does this."""
+def _missing_libaio(env: Mapping[str, str]) -> list[MissingRequirement]:
+    """Return the C compiler or libaio if they are missing.
+
+    As DeepSpeed does, this links a program with the C compiler that Python was built with.
+    """
     compiler = env.get("CC") or sysconfig.get_config_var("CC") or "cc"
     if not _program(compiler, env):
         return [
@@ -84,32 +89,27 @@ def _lacks_of_libaio(env: Mapping[str, str]) -> list[MissingRequirement]:
             "-laio",
         ]
         try:
-            done = subprocess.run(command, env=dict(env), capture_output=True, timeout=_TRY_S, check=False)
+            done = subprocess.run(
+                command, env=dict(env), capture_output=True, timeout=_COMPILE_S, check=False
+            )
         except (OSError, subprocess.SubprocessError):
             return [
                 MissingRequirement(f"a C compiler that works (`{compiler}` does not)", "name another with CC")
             ]
-    return (
-        []
-        if done.returncode == 0
-        else [
-            MissingRequirement(
-                "libaio with its header",
-                "apt install libaio-dev, or CFLAGS=-I... LDFLAGS=-L... where it is elsewhere",
-            )
-        ]
-    )
+    if done.returncode == 0:
+        return []
+    remedy = "apt install libaio-dev, or CFLAGS=-I... LDFLAGS=-L... where it is elsewhere"
+    return [MissingRequirement("libaio with its header", remedy)]
 
 
 def ninja(env: Mapping[str, str]) -> str | None:
-    """The path of ninja: on PATH, or beside this Python, whose virtual environment need not be activated."""
-    return shutil.which("ninja", path=env.get("PATH")) or shutil.which(
-        "ninja", path=str(Path(sys.executable).parent)
-    )
+    """Return the path of ninja: on PATH, or next to this Python if its environment is not active."""
+    beside_python = str(Path(sys.executable).parent)
+    return shutil.which("ninja", path=env.get("PATH")) or shutil.which("ninja", path=beside_python)
 
 
 def _program(command: str, env: Mapping[str, str]) -> str | None:
-    """The path of the program that a command line begins with."""
+    """Return the path of the program that a command line begins with."""
     return shutil.which((shlex.split(command) or [""])[0], path=env.get("PATH"))
 
 
@@ -122,14 +122,15 @@ def _cuda_toolkit(env: Mapping[str, str]) -> bool:
     )
 
 
-def _installed(operator: str) -> bool:
-    """Whether DeepSpeed was installed with this operator (DS_BUILD_OPS and the like). Read, not imported:
-    that would take seconds.
+def _is_built_in(operator: str) -> bool:
+    """Return whether DeepSpeed was installed with this operator (DS_BUILD_OPS and the like).
+
+    Its list of operators is read from the file, since importing it takes seconds.
     """
     package = find_spec("deepspeed")
-    file = (
-        Path(package.origin).parent / "git_version_info_installed.py" if package and package.origin else None
-    )
+    file = None
+    if package and package.origin:
+        file = Path(package.origin).parent / "git_version_info_installed.py"
     if file is None or not file.is_file():
         return False
     for line in file.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""How clients are laid on the ranks that the launcher provides."""
+"""How clients are placed on the ranks that the launcher provides."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,6 +6,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ClusterConfig:
+    """Keys of `cluster`."""
+
     ranks_per_client: int | Literal["auto"] = field(
         default="auto",
         metadata={

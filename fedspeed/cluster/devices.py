@@ -1,4 +1,4 @@
-"""What this machine offers to its ranks: GPUs and cores, found without torch and without starting a CUDA
+"""What this machine offers to its ranks: GPUs, cores and memory, found without torch and without a CUDA
 context.
 """
 
@@ -13,42 +13,42 @@ from itertools import takewhile
 from pathlib import Path
 
 _DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
-# Of AMD, Ascend and Habana, which DeepSpeed looks for itself.
+# Device files of AMD, Ascend and Habana, whose accelerators DeepSpeed finds by itself.
 _OTHER_ACCELERATORS = (Path("/dev/kfd"), Path("/dev/davinci_manager"), Path("/dev/hl0"))
 _QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
-
-
-_MIG = "MIG-"  # a name that begins so is an instance: a part of a card
+# Prefix of the names of MIG instances, which are parts of a GPU.
+_MIG = "MIG-"
 _ALLOCATOR = "PYTORCH_ALLOC_CONF"
-# Names under which torch reads the same: the second is what it called the first before 2.9.
+# All variables that configure torch's allocator: the second is the name of the first before torch 2.9.
 _ALLOCATORS = (_ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 def visible_gpus(env: Mapping[str, str]) -> int:
-    """Number of CUDA devices that the ranks of a machine can have with this environment.
+    """Return the number of CUDA devices that the ranks of a machine can use with this environment.
 
-    They are those that one process would see; of MIG instances all that are named, though a process would see
-    the first only (see `rank_devices`).
+    These are the devices that one process would see; of MIG instances all that are named, although one
+    process would see only the first (see `rank_devices`).
     """
     installed = installed_gpus()
     chosen = env.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return installed
-    named = chosen_gpus(chosen, installed)
-    return named if installed and chosen.startswith(_MIG) else min(installed, named)
+    listed = chosen_gpus(chosen, installed)
+    return listed if installed and chosen.startswith(_MIG) else min(installed, listed)
 
 
 def computing_gpus(env: Mapping[str, str]) -> int:
-    """Number of CUDA devices that ranks with this environment compute on: none where they were told to take
-    the CPU.
+    """Return the number of CUDA devices that ranks with this environment compute on; 0 with
+    DS_ACCELERATOR=cpu.
     """
     return 0 if env.get("DS_ACCELERATOR") == "cpu" else visible_gpus(env)
 
 
 def rank_devices(env: Mapping[str, str], local_rank: int) -> dict[str, str]:
-    """What a rank's environment needs beside its supervisor's to see its device: of several MIG instances
-    one, since CUDA shows a process no more than the first of them. All other devices are seen by every rank,
-    which takes its own by number.
+    """Return what must be added to a rank's environment so that it sees its device.
+
+    CUDA shows a process only the first of several MIG instances, so each rank is given one by name. All other
+    devices are visible to every rank, which selects its own by number.
     """
     chosen = env.get("CUDA_VISIBLE_DEVICES", "")
     if not chosen.startswith(_MIG) or not (count := chosen_gpus(chosen, 0)):
@@ -57,53 +57,47 @@ def rank_devices(env: Mapping[str, str], local_rank: int) -> dict[str, str]:
 
 
 def choose_allocator(env: MutableMapping[str, str]) -> None:
-    """Let torch grow its pieces of GPU memory in place, where ranks compute on one and nobody has configured
-    its allocator.
+    """Let torch's allocator grow its segments in place, where ranks use a GPU and nobody has configured it.
 
-    Micro-batches and blocks have many sizes, and pieces of fixed sizes would leave holes between them. To be
-    called before torch starts CUDA.
+    Micro-batches and blocks have many sizes, and segments of fixed sizes would fragment. To be called before
+    torch starts CUDA.
     """
     if computing_gpus(env) and not any(env.get(name) for name in _ALLOCATORS):
         env[_ALLOCATOR] = "expandable_segments:True"
 
 
 def chosen_gpus(text: str, installed: int) -> int:
-    """How many devices a value of CUDA_VISIBLE_DEVICES lets a process see, as CUDA and torch read it.
+    """Return how many devices a value of CUDA_VISIBLE_DEVICES shows to a process, as CUDA and torch read it.
 
-    Counting ends before the first entry that is no device: an index that is not there, a word (`NoDevFiles`,
-        `none`, `void`), a negative
-    number. A device named twice means none at all. Of an index only the digits at its beginning count. Ids of
-    devices (`GPU-...`, `MIG-...`) are taken at their word.
+    Counting ends before the first entry that is no device: an index that does not exist, a word
+    (`NoDevFiles`, `none`, `void`), a negative number. A device listed twice means none at all. Of an index,
+    only the leading digits count. Ids of devices (`GPU-...`, `MIG-...`) are not verified.
 
     Args:
         installed: number of devices of this machine.
     """
+    entries = text.split(",")
     prefix = text[:4]
-    named = prefix in ("GPU-", "MIG-")
-    found: list[str | int] = []
-    for entry in text.split(","):
-        device = entry if named else _leading_number(entry.strip())
-        if device in found:
-            return 0
-        if not entry.startswith(prefix) if named else device < 0:
-            break
-        found.append(device)
-    valid = takewhile(lambda device: named or device < installed, found)
-    return len(list(valid))
+    if prefix in ("GPU-", _MIG):
+        ids = list(takewhile(lambda entry: entry.startswith(prefix), entries))
+        return 0 if len(set(ids)) < len(ids) else len(ids)
+    indices = list(takewhile(lambda index: index >= 0, (_leading_number(entry.strip()) for entry in entries)))
+    if len(set(indices)) < len(indices):
+        return 0
+    return len(list(takewhile(lambda index: index < installed, indices)))
 
 
 def _leading_number(text: str) -> int:
-    """The whole number that a text begins with; -1 where it begins with none."""
+    """Return the whole number that a text begins with; -1 where it begins with none."""
     match = re.match(r"[+-]?\d+", text, re.ASCII)
     return int(match[0]) if match else -1
 
 
 def choose_accelerator(env: MutableMapping[str, str]) -> None:
-    """Tell DeepSpeed that this machine computes on its CPU, where no accelerator can be seen and nobody has
-    said otherwise.
+    """Tell DeepSpeed to compute on the CPU where no accelerator is visible and nobody has chosen one.
 
-    Left to itself it would warn on every rank that it has found none. Where NVIDIA's driver knows a GPU, that
-    warning matters, and stays.
+    Otherwise it would warn on every rank that it has found none. If NVIDIA's driver reports a GPU, that
+    warning matters and is kept.
     """
     if not env.get("DS_ACCELERATOR"):
         env.pop("DS_ACCELERATOR", None)
@@ -112,7 +106,7 @@ def choose_accelerator(env: MutableMapping[str, str]) -> None:
 
 
 def installed_gpus() -> int:
-    """GPUs that NVIDIA's driver knows: its /proc folder, else `nvidia-smi -L` (WSL has no such folder)."""
+    """Return the number of GPUs that NVIDIA's driver lists in /proc, else in `nvidia-smi -L` (WSL)."""
     if _DRIVER_FOLDER.is_dir():
         return sum(1 for _ in _DRIVER_FOLDER.iterdir())
     tool = shutil.which("nvidia-smi")
@@ -126,7 +120,7 @@ def installed_gpus() -> int:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its container (cgroup v2), rounded up."""
+    """Return the cores this process may use: by affinity and container quota (cgroup v2), rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _QUOTA_FILE.read_text(encoding="utf-8").split()
@@ -136,8 +130,9 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int:
-    """Bytes of RAM that can be had without swapping, also by the limits of this process: of its control
-    groups (container, scheduler), and of its address space (ulimit -v).
+    """Return the bytes of RAM that this process can use without swapping.
+
+    The limits of its control groups (container, scheduler) and of its address space (ulimit -v) count too.
     """
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
@@ -146,19 +141,18 @@ def free_memory() -> int:
         free = min(free, limit - used)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        free = min(
-            free, limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        )
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        free = min(free, limit - used)
     return max(0, free)
 
 
 def _group_limits(groups: str, root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, used) bytes of the control groups that this process is in and of those above them, in both
-    versions.
+    """Yield (limit, used) bytes of the control groups of this process and their ancestors, in both versions.
 
     Args:
-        groups: content of /proc/self/cgroup: lines of `number:controllers:/path`; version 2 has number 0 and
+        groups: content of /proc/self/cgroup: lines of `number:controllers:/path`. Version 2 has number 0 and
             no controllers.
+        root: where control groups are mounted.
     """
     for line in groups.splitlines():
         number, controllers, path = line.split(":", 2)
@@ -173,7 +167,7 @@ def _group_limits(groups: str, root: Path) -> Iterator[tuple[int, int]]:
         folder = base / path.lstrip("/")
         while folder != base.parent:
             try:
-                limit, used = ((folder / name).read_text().strip() for name in names)
+                limit, used = [(folder / name).read_text().strip() for name in names]
                 if limit != "max":
                     yield int(limit), int(used)
             except OSError:

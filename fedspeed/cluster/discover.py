@@ -1,8 +1,7 @@
-"""Finding out how this process was started: by which launcher, as which rank, over which hosts, and where
-rank 0 can be met.
+"""How this process was started: by which launcher, as which rank, over which hosts, and where rank 0 listens.
 
-`discover` decides and is pure but for reading hostfiles; `from_process` collects its inputs. No torch, no
-MPI: only the environment and the command lines of the ancestors.
+`discover` decides and is pure but for reading hostfiles; `from_process` collects its inputs: the environment
+and the command lines of the ancestor processes. Neither needs torch or MPI.
 """
 
 import hashlib
@@ -11,18 +10,19 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from fedspeed.cluster import layout, nodelist
+from fedspeed.cluster import nodelist
 from fedspeed.cluster.hostfile import Host, Hostfile, read
-from fedspeed.cluster.ranks import ALONE, RankIdentity, identify
+from fedspeed.cluster.hostfile_search import requested_hostfile
+from fedspeed.cluster.launch_context import LaunchContext
+from fedspeed.cluster.launcher_arguments import world_info_of
+from fedspeed.cluster.layout import find_layout
+from fedspeed.cluster.ranks import NOT_LAUNCHED, LauncherKind, RankIdentity, identify
 from fedspeed.errors import HostfileError
 from fedspeed.net.ports import PORTS
 
-Kind = Literal["deepspeed", "openmpi", "slurm", "mpi", "torchrun", "local", "none"]
-
-# Names a file to the ranks of the local supervisor; see `Launch.meeting`.
-MEETING_VARIABLE = "FEDSPEED_MEETING"
+# Holds, for the ranks of the local supervisor, the path of `Launch.port_file`.
+PORT_FILE_VARIABLE = "FEDSPEED_MEETING"
 _DEFAULT_PORT = 29500
 _MAX_ANCESTORS = 64
 
@@ -31,20 +31,22 @@ _MAX_ANCESTORS = 64
 class Launch:
     """How this process was started.
 
-    `kind` is the nearest launcher: `deepspeed` (its own per-host launcher: pdsh and single-host), `openmpi`
-    (mpirun, also `deepspeed --launcher openmpi`, also inside Slurm or PBS jobs), `slurm` (srun), `mpi` (other
-    MPIs), `torchrun` (or whoever sets torch's variables), `local` (started by fedspeed.cluster.local) and
-    `none`: a plain `python launch.py`, which is no rank yet.
-
-    `hosts` carry exactly `world_size` slots, ranks numbered host by host, except for kind `none`: there they
-    are the named hostfile's, or this machine with one slot. `hostfile` is the file the facts come from.
-    `local_rank` counts the processes on this machine and is the
-    index of the accelerator. `meeting`: the file in which rank 0 of a local run says at which port it
-        listens; None: everybody knows by
-    `master_port`.
+    Attributes:
+        kind: the nearest launcher: `deepspeed` (its per-host launcher: pdsh and single-host), `openmpi`
+            (mpirun, also `deepspeed --launcher openmpi`, also inside Slurm or PBS jobs), `slurm` (srun),
+            `mpi` (other MPIs), `torchrun` (or whoever sets torch's variables), `local` (started by
+            fedspeed.cluster.local), or `none`: a plain `python launch.py`, which is not a rank yet.
+        world_rank, world_size: this rank and the number of ranks.
+        local_rank: counts the ranks of this machine from 0, and is the index of the accelerator.
+        hostfile: states the facts of the hosts, if there is one.
+        hosts: with `world_size` slots in all, ranks being numbered host by host. For kind `none` they are
+            those of the requested hostfile, or this machine with one slot.
+        master_addr, master_port: address of rank 0.
+        port_file: the file in which rank 0 of a local run writes the port at which it listens. None: all
+            ranks know `master_port`.
     """
 
-    kind: Kind
+    kind: LauncherKind
     world_rank: int
     world_size: int
     local_rank: int
@@ -52,7 +54,7 @@ class Launch:
     hosts: tuple[Host, ...]
     master_addr: str
     master_port: int
-    meeting: Path | None = None
+    port_file: Path | None = None
 
 
 def discover(
@@ -62,86 +64,91 @@ def discover(
     cwd: Path,
     hostname: str,
 ) -> Launch:
-    """Decides how this process was started.
+    """Return how a process was started.
 
     Args:
-        env: the environment.
-        cmdlines: command lines of the ancestors, the parent's first.
-        hostfile_arg: what `--hostfile` named, relative to `cwd`.
-        hostname: this machine's name.
+        env: its environment variables.
+        cmdlines: command lines of its ancestors, the parent's first.
+        hostfile_arg: value of `--hostfile`, relative to `cwd`.
+        cwd: its working folder.
+        hostname: name of its machine.
 
     Raises:
-        HostfileError: the launcher's variables are incomplete, or the hosts cannot be told, or sources
+        HostfileError: the launcher's variables are incomplete, the hosts cannot be determined, or sources
             contradict each other.
     """
-    world_info = layout.world_info_of(cmdlines)
+    world_info = world_info_of(cmdlines)
     identity = identify(env, world_info is not None)
-    named = layout.named_hostfile(hostfile_arg, env, cwd)
+    hostfile_path = requested_hostfile(hostfile_arg, env, cwd)
     if identity.kind == "none":
-        return _alone(env, named)
-    hostfile, hosts = layout.find(
-        layout.Clues(identity, env, cmdlines, named=named, cwd=cwd, hostname=hostname), world_info
+        return _plain_launch(env, hostfile_path)
+    context = LaunchContext(
+        identity=identity,
+        env=env,
+        cmdlines=cmdlines,
+        requested_hostfile=hostfile_path,
+        cwd=cwd,
+        hostname=hostname,
     )
+    hostfile, hosts = find_layout(context, world_info)
     one_machine = identity.all_local or len(hosts) == 1
-    master_addr = env.get("MASTER_ADDR") or ("127.0.0.1" if one_machine else hosts[0].name)
-    meeting = Path(env[MEETING_VARIABLE]) if identity.kind == "local" and MEETING_VARIABLE in env else None
+    port_file = None
+    if identity.kind == "local" and PORT_FILE_VARIABLE in env:
+        port_file = Path(env[PORT_FILE_VARIABLE])
     return Launch(
-        identity.kind,
-        identity.world_rank,
-        identity.world_size,
+        kind=identity.kind,
+        world_rank=identity.world_rank,
+        world_size=identity.world_size,
         local_rank=identity.local_rank,
         hostfile=hostfile,
         hosts=hosts,
-        master_addr=master_addr,
-        master_port=0 if meeting else _master_port(env, identity),
-        meeting=meeting,
+        master_addr=env.get("MASTER_ADDR") or ("127.0.0.1" if one_machine else hosts[0].name),
+        master_port=0 if port_file else _master_port(env, identity),
+        port_file=port_file,
     )
 
 
 def from_process(hostfile_arg: Path | None) -> Launch:
-    """`discover` for this very process."""
+    """Return how this very process was started. Raises as `discover` does."""
     return discover(os.environ, ancestor_cmdlines(), hostfile_arg, Path.cwd(), socket.gethostname())
 
 
 def current_rank_identity() -> RankIdentity:
-    """Which rank this process is; one that stands alone where that cannot be told."""
+    """Return which rank this process is; `NOT_LAUNCHED` where the launcher's variables are incomplete."""
     try:
-        return identify(os.environ, layout.world_info_of(ancestor_cmdlines()) is not None)
+        return identify(os.environ, world_info_of(ancestor_cmdlines()) is not None)
     except HostfileError:
-        return ALONE
+        return NOT_LAUNCHED
 
 
 def mpi_is_fault_tolerant() -> bool:
-    """Whether mpirun was told to leave a job's ranks alone when one of them dies (`--with-ft mpi`), which it
-    tells them so.
-    """
+    """Return whether mpirun leaves the other ranks running when one dies (`mpirun --with-ft mpi`)."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")
 
 
 def ancestor_cmdlines() -> list[list[str]]:
-    """Command lines of parent, grandparent and so on, as far as /proc shows them; empty where there is no
-    /proc.
-    """
-    cmdlines = []
+    """Return the command lines of parent, grandparent and so on, as far as /proc shows them."""
+    cmdlines: list[list[str]] = []
     pid = os.getppid()
     while pid > 1 and len(cmdlines) < _MAX_ANCESTORS:
         folder = Path("/proc") / str(pid)
         try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")[:-1]
-            # The command's name may contain blanks and parentheses; the parent's pid stands second behind the
-            # last one.
-            pid = int(
-                (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
-            )
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")[:-1]
+            status = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+            # The parent's pid is the second field after the command's name, which is in parentheses and may
+            # contain blanks and parentheses itself.
+            pid = int(status.rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             break
-        cmdlines.append([os.fsdecode(word) for word in words])
+        cmdlines.append([os.fsdecode(argument) for argument in arguments])
     return cmdlines
 
 
-def _alone(env: Mapping[str, str], named: Path | None) -> Launch:
-    """A plain `python launch.py`. On one machine it may start local ranks; in a job of several hosts that
-    would leave the others unused.
+def _plain_launch(env: Mapping[str, str], hostfile_path: Path | None) -> Launch:
+    """Return the launch of a plain `python launch.py`, which may start the ranks of one machine.
+
+    Raises:
+        HostfileError: it runs in a job of several hosts, of which it would leave all but one unused.
     """
     nodes = env.get("SLURM_JOB_NUM_NODES", "1")
     if "SLURM_JOB_ID" in env and nodes.isdecimal() and int(nodes) > 1:
@@ -151,33 +158,39 @@ def _alone(env: Mapping[str, str], named: Path | None) -> Launch:
             "`mpirun python launch.py ...` (launchers/slurm.sbatch does), or ask for one node"
         )
     if "PBS_JOBID" in env and (nodefile := Path(env.get("PBS_NODEFILE", ""))).is_file():
-        nodes = nodelist.count_lines(nodefile.read_text(encoding="utf-8"))
-        if len(nodes) > 1:
+        names = nodelist.count_lines(nodefile.read_text(encoding="utf-8"))
+        if len(names) > 1:
             raise HostfileError(
-                f"this process stands alone in PBS job {env['PBS_JOBID']} of {len(nodes)} nodes "
-                f"({', '.join(nodes)}); "
-                "start the ranks with `mpirun python launch.py ...` (launchers/pbs.sh does), or ask for one "
-                "node"
+                f"this process stands alone in PBS job {env['PBS_JOBID']} of {len(names)} nodes "
+                f"({', '.join(names)}); start the ranks with `mpirun python launch.py ...` "
+                "(launchers/pbs.sh does), or ask for one node"
             )
-    hostfile = read(named) if named else None
-    hosts = hostfile.hosts if hostfile else (Host("localhost", 1),)
+    hostfile = read(hostfile_path) if hostfile_path else None
     return Launch(
-        "none", 0, 1, local_rank=0, hostfile=hostfile, hosts=hosts, master_addr="127.0.0.1", master_port=0
+        kind="none",
+        world_rank=0,
+        world_size=1,
+        local_rank=0,
+        hostfile=hostfile,
+        hosts=hostfile.hosts if hostfile else (Host("localhost", 1),),
+        master_addr="127.0.0.1",
+        master_port=0,
     )
 
 
 def _master_port(env: Mapping[str, str], identity: RankIdentity) -> int:
-    """MASTER_PORT, else a port that all ranks of a job derive alike from its id, so that jobs on one machine
-    do not collide.
+    """Return MASTER_PORT, else a port derived from the job's id.
+
+    All ranks derive the same port, and two jobs on one machine do not collide.
     """
-    given = env.get("MASTER_PORT")
-    if given:
-        # One above is the rendezvous' own, so 65535 has no room.
-        if not (given.isascii() and given.isdecimal() and 0 < int(given) < 65535):
+    text = env.get("MASTER_PORT")
+    if text:
+        # The rendezvous listens one port above, so 65535 is refused.
+        if not (text.isascii() and text.isdecimal() and 0 < int(text) < 65535):
             raise HostfileError(
-                f"MASTER_PORT={given!r} is not a port between 1 and 65534; correct or unset it"
+                f"MASTER_PORT={text!r} is not a port between 1 and 65534; correct or unset it"
             )
-        return int(given)
+        return int(text)
     job = _job_id(env, identity)
     if job is None:
         return _DEFAULT_PORT
@@ -185,13 +198,11 @@ def _master_port(env: Mapping[str, str], identity: RankIdentity) -> int:
 
 
 def _job_id(env: Mapping[str, str], identity: RankIdentity) -> str | None:
-    """The most specific id that is equal on all ranks: two starts in one batch job may run at the same
-    time.
-    """
+    """Return the most specific id that is equal on all ranks, since two starts in a job may run at once."""
     if identity.kind == "openmpi" and "PMIX_NAMESPACE" in env:
         return env["PMIX_NAMESPACE"]
     if identity.kind == "slurm":
-        # Only under srun: mpirun's daemons on other hosts stand in a step of their own, the head node's ranks
-        # in none.
+        # Under mpirun the step's id differs among ranks: its daemons on other hosts are a Slurm step, the
+        # ranks on the head node belong to none.
         return f"{env.get('SLURM_JOB_ID')}.{env['SLURM_STEP_ID']}"
     return env.get("SLURM_JOB_ID") or env.get("PBS_JOBID")

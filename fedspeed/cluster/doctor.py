@@ -1,5 +1,5 @@
-"""`fedspeed doctor`: what this machine has, what it lacks, and how to get it. Looks only; imports no torch
-and changes nothing.
+"""`fedspeed doctor`: what this machine has, what it lacks, and how to get it. Imports no torch, changes
+nothing.
 """
 
 import os
@@ -23,8 +23,10 @@ _REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `remedy` is empty if `ok`; something a run can do without still is not `ok`, and its
-    remedy says who needs it.
+    """The result of one check.
+
+    `remedy` is empty if `ok`. What is missing is not `ok` even if a run may do without it; then the remedy
+    says what needs it.
     """
 
     name: str
@@ -34,7 +36,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """All findings about this machine, the working folder and the Python that runs."""
+    """Return the results of all checks of this machine, the working folder and this Python."""
     return [
         _python(),
         *_packages(),
@@ -59,16 +61,16 @@ def checks() -> list[Check]:
     ]
 
 
-def render(findings: list[Check]) -> str:
-    """Aligned text: a mark, the name, what was found, and below it the remedy of what is missing."""
-    width = max((len(check.name) for check in findings), default=0)
+def render(results: list[Check]) -> str:
+    """Return results as aligned text: a mark, the name and the detail, with a line for each remedy."""
+    width = max((len(check.name) for check in results), default=0)
     lines = []
-    for check in findings:
+    for check in results:
         lines.append(f"{'ok  ' if check.ok else 'MISS'}  {check.name:<{width}}  {check.detail}")
         if check.remedy:
             lines.append(f"{'':6}{'':<{width}}  -> {check.remedy}")
-    missing = sum(not check.ok for check in findings)
-    lines.append(f"{len(findings) - missing} of {len(findings)} checks passed")
+    missing = sum(not check.ok for check in results)
+    lines.append(f"{len(results) - missing} of {len(results)} checks passed")
     return "\n".join(lines)
 
 
@@ -85,8 +87,9 @@ def _python() -> Check:
 
 
 def _packages() -> list[Check]:
-    """The pinned packages against what is installed. An installation without its requirements.txt (a wheel)
-    has pip's word for it.
+    """Compare installed packages with the pinned versions.
+
+    Nothing is checked without requirements.txt: in a wheel, pip has checked the versions.
     """
     if not _REQUIREMENTS.is_file():
         return []
@@ -96,7 +99,7 @@ def _packages() -> list[Check]:
 
 
 def pinned(requirements: str) -> dict[str, str]:
-    """Name -> version of the `name==version` lines; extras, comments and other lines are passed over."""
+    """Return name -> version of the `name==version` lines; other lines are skipped."""
     pins = re.findall(
         r"^\s*([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*==\s*([^\s;#]+)", requirements, re.MULTILINE
     )
@@ -127,21 +130,17 @@ def _mpirun() -> Check:
         os.environ.get(name) == "1" for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
     )
     as_root = "" if os.geteuid() or allowed else "; as root: mpirun --allow-run-as-root"
-    return (
-        replace(
-            found,
-            detail=f"{found.detail} (more than {usable_cores()} ranks here: mpirun --oversubscribe{as_root})",
-        )
-        if found.ok
-        else found
-    )
+    if not found.ok:
+        return found
+    hint = f"more than {usable_cores()} ranks here: mpirun --oversubscribe{as_root}"
+    return replace(found, detail=f"{found.detail} ({hint})")
 
 
 def _ssh() -> Check:
     found = _tool("ssh", "ssh", "starting ranks on other hosts needs it", "apt install openssh-client")
-    if not found.ok or _takes_logins():
+    if not found.ok or _accepts_logins():
         return found
-    # No fault: only deepspeed wants it of the machine itself, and only with a hostfile.
+    # This is ok: only deepspeed logs in to the machine itself, and only with a hostfile.
     return replace(
         found,
         detail=f"{found.detail} (no login here without a password, which `deepspeed --hostfile` wants even "
@@ -150,51 +149,42 @@ def _ssh() -> Check:
     )
 
 
-def _takes_logins() -> bool:
-    """Whether ssh reaches this machine itself without asking anything."""
-    command = [
-        "ssh",
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "StrictHostKeyChecking=yes",
-        "-o",
-        f"ConnectTimeout={_LOGIN_S}",
-        "localhost",
-        "true",
-    ]
+def _accepts_logins() -> bool:
+    """Return whether ssh can log in to this machine without a password."""
+    options = ("BatchMode=yes", "StrictHostKeyChecking=yes", f"ConnectTimeout={_LOGIN_S}")
+    command = ["ssh", *(part for option in options for part in ("-o", option)), "localhost", "true"]
     try:
-        return (
-            subprocess.run(
-                command, capture_output=True, stdin=subprocess.DEVNULL, timeout=2 * _LOGIN_S, check=False
-            ).returncode
-            == 0
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=2 * _LOGIN_S, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return False
+    return done.returncode == 0
 
 
 def _version(path: str, option: str) -> str:
-    """The first number with a dot that the tool prints, or nothing."""
+    """Return the first number with a dot that the tool prints, or an empty text."""
     if not option:
         return ""
     try:
-        said = subprocess.run([path, option], capture_output=True, text=True, timeout=10, check=False).stdout
+        output = subprocess.run(
+            [path, option], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-    match = re.search(r"\d+(?:\.\d+)+", said)
+    match = re.search(r"\d+(?:\.\d+)+", output)
     return match[0] if match else ""
 
 
 def _async_io() -> Check:
-    lacks = missing_for_async_io()
-    if not lacks:
+    missing = missing_for_async_io()
+    if not missing:
         return Check("async_io", True, "DeepSpeed has it, or can build it when it is first used")
     return Check(
         "async_io",
         False,
-        f"cannot be built without {' and '.join(lack.name for lack in lacks)}",
-        f"{'; '.join(lack.remedy for lack in lacks)}. DeepSpeed's own NVMe offload needs it "
+        f"cannot be built without {' and '.join(each.name for each in missing)}",
+        f"{'; '.join(each.remedy for each in missing)}. DeepSpeed's own NVMe offload needs it "
         "(engine.tier=stock), engine.tier=nvme does not",
     )
 
@@ -246,7 +236,7 @@ def _locked_memory() -> Check:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     if limit == resource.RLIM_INFINITY:
         return Check("locked memory", True, "unlimited")
-    # No fault: a run that needs more is a rare one.
+    # This is ok: few runs need more.
     hint = "" if limit >= _GIB else " (pinned offload buffers and InfiniBand need more: ulimit -l unlimited)"
     return Check("locked memory", True, f"{limit / _GIB:.2f} GiB{hint}")
 

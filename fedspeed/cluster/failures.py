@@ -1,5 +1,5 @@
-"""Which exceptions ended the ranks of an attempt: each leaves a note for the supervisor, who would meet the
-same ones again.
+"""Exceptions that ended ranks: each rank records its own, so that the supervisor can recognise a repeated
+one.
 """
 
 import os
@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-FAILURE_VARIABLE = "FEDSPEED_FAULT"  # where a rank's note goes, less the rank
-_LONGEST = 4000
+# Holds the path of a rank's record, without the rank's number.
+FAILURE_VARIABLE = "FEDSPEED_FAULT"
+_MAX_CHARACTERS = 4000
 
 
 def record_failure(error: BaseException, env: Mapping[str, str] = os.environ) -> None:
-    """Leaves word of an exception that ends this rank; nothing under other launchers, which start no rank
-    again.
+    """Record the exception that ends this rank, if the local supervisor has started it.
+
+    Other launchers start no rank again, so nothing is recorded under them.
     """
     if path := env.get(FAILURE_VARIABLE):
         try:
@@ -23,13 +25,11 @@ def record_failure(error: BaseException, env: Mapping[str, str] = os.environ) ->
 
 
 def recorded_failures(path: Path) -> frozenset[str]:
-    """What the ranks of one attempt have left under this path."""
-    return frozenset(note.read_text(encoding="utf-8") for note in path.parent.glob(f"{path.name}-*"))
+    """Return what the ranks of one attempt have recorded under this path."""
+    return frozenset(record.read_text(encoding="utf-8") for record in path.parent.glob(f"{path.name}-*"))
 
 
 def _text(error: BaseException) -> str:
-    """Equal for what happens again: type, text and notes, without addresses of memory, which differ in every
-    process.
-    """
+    """Return type, text and notes of an exception, without memory addresses, which differ per process."""
     text = " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
-    return re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)[:_LONGEST]
+    return re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)[:_MAX_CHARACTERS]

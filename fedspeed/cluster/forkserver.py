@@ -1,9 +1,9 @@
-"""The fork server: imports once, forks ranks on command, reports how each of them ended.
+"""The fork server: import once, fork ranks on command, report how each of them ended.
 
-It and its supervisor exchange JSON over one connection, as bytes that nobody unpickles. Commands are
-{"start": [changes to the environment, one a rank]} and {"signal": number}; where the connection ends, the
-ranks are killed and the server ends. News are {"rank", "pid", "code"} of a rank that has ended, and
-{"failed", "code", "threads"} where the server cannot serve.
+Server and supervisor exchange JSON over one connection; nothing is unpickled. Commands are {"start": [changes
+to the environment, one per rank]} and {"signal": number}. If the connection ends, the server kills its ranks
+and ends. Messages to the supervisor are {"rank", "pid", "code"} when a rank has ended, and {"failed", "code",
+"threads"} if the server cannot serve.
 """
 
 import gc
@@ -17,17 +17,19 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from fedspeed.cluster.failures import record_failure
 from fedspeed.cluster.once import report_error
-from fedspeed.cluster.processes import die_with
+from fedspeed.cluster.processes import die_with_parent
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError
 
 _POLL_S = 0.02
-# What a rank does with these signals until it says otherwise. The server blocks them: the supervisor decides
-# what ranks are told, and one for the whole group must not end the server before them. What comes to a rank
-# while it still has them blocked waits.
-_HANDLERS = {
+# How a rank reacts to these signals until it installs handlers of its own. The server blocks them: the
+# supervisor decides what the ranks receive, and a signal to the whole process group must not end the server
+# before the ranks. A signal to a rank that still has them blocked stays pending.
+_HANDLERS: dict[signal.Signals, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
@@ -37,28 +39,29 @@ _HANDLERS = {
 Target = Callable[[dict[str, str]], int]
 
 
-def tell(connection: Connection, **words: object) -> None:
-    """Send a message; none is sent where the other side is gone, as whoever reads next is told."""
+def send_message(connection: Connection, **fields: object) -> None:
+    """Send a message; do nothing if the other side is gone, which the next read reports."""
     with suppress(OSError):
-        connection.send_bytes(json.dumps(words).encode())
+        connection.send_bytes(json.dumps(fields).encode())
 
 
-def hear(connection: Connection) -> dict | None:
-    """Take the message that has come and return it; None: the other side is gone."""
+def receive_message(connection: Connection) -> dict | None:
+    """Receive a message and return it; None: the other side is gone."""
     try:
         return json.loads(connection.recv_bytes())
     except (EOFError, OSError):
         return None
 
 
-def fork(life: Callable[[], int], not_its_own: Connection) -> int:
-    """Fork a process that lives `life` and is killed if this one dies; return its pid.
+def fork_process(main: Callable[[], int], parent_end: Connection) -> int:
+    """Fork a process that runs `main` and is killed if this one dies; return its pid.
 
-    It ends with the exit code that `life` returns; with 1 and a traceback if that raises. No atexit function
-    runs and nothing unwinds into the stack below: both belong to its parent.
+    It ends with the exit code that `main` returns, or with 1 and a traceback if `main` raises. No atexit
+    function runs in it, and no exception leaves it: the stack below belongs to the parent.
 
     Args:
-        not_its_own: an end that is the parent's, which it closes first, so that this end can be missed.
+        parent_end: the parent's end of the connection to the new process, which closes its copy of it.
+            Otherwise the new process would not notice the end of its parent.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -68,9 +71,9 @@ def fork(life: Callable[[], int], not_its_own: Connection) -> int:
         return pid
     code = EXIT_FAILED
     try:
-        not_its_own.close()
-        die_with(parent)
-        code = life()
+        parent_end.close()
+        die_with_parent(parent)
+        code = main()
     except BaseException:  # noqa: BLE001 - the parent's stack lies below
         traceback.print_exc()
     finally:
@@ -82,12 +85,14 @@ def fork(life: Callable[[], int], not_its_own: Connection) -> int:
 
 
 def serve(supervisor: Connection, env: Mapping[str, str], preload: Callable[[], None], target: Target) -> int:
-    """Be the server until `supervisor` ends; return the exit code. Ranks end with this process.
+    """Serve until `supervisor` ends; return the exit code. The ranks end with this process.
 
     Args:
-        env: environment in which `preload` runs, and of the ranks. Libraries size their thread pools by it
+        supervisor: the connection to it.
+        env: environment of `preload` and of the ranks. Libraries read the size of their thread pools from it
             when they are imported.
-        target: runs in each rank, with that rank's environment already set; its result is the exit code.
+        preload: imports what all ranks need.
+        target: runs in each rank, whose environment is already set, and returns the rank's exit code.
     """
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLERS)
@@ -97,45 +102,48 @@ def serve(supervisor: Connection, env: Mapping[str, str], preload: Callable[[], 
         preload()
         if threads := _other_threads():
             text = f"threads are running after the imports ({', '.join(threads)})"
-            tell(supervisor, failed=text, code=EXIT_FAILED, threads=True)
+            send_message(supervisor, failed=text, code=EXIT_FAILED, threads=True)
             return EXIT_FAILED
-        # Objects of the imports leave the collector's lists: a collection in a rank would write to, and so
-        # copy, the shared pages.
+        # Imported objects are exempt from garbage collection: collecting in a rank would write to the shared
+        # memory pages and so copy them.
         gc.collect()
         gc.freeze()
         _Server(supervisor, env, target).run()
         return EXIT_OK
     except FedSpeedError as error:
         report_error(error, env)
-        tell(supervisor, failed=str(error), code=error.exit_code, threads=False)
+        send_message(supervisor, failed=str(error), code=error.exit_code, threads=False)
         return error.exit_code
     except BaseException as error:
-        tell(supervisor, failed=f"{type(error).__name__}: {error}", code=EXIT_FAILED, threads=False)
+        send_message(supervisor, failed=f"{type(error).__name__}: {error}", code=EXIT_FAILED, threads=False)
         raise
 
 
 class _Server:
+    """Executes the supervisor's commands and reports ranks that have ended."""
+
     def __init__(self, supervisor: Connection, env: Mapping[str, str], target: Target):
         self._supervisor = supervisor
         self._env = env
         self._target = target
-        self._pids: dict[int, int] = {}  # by rank; not reaped yet, so none can belong to anybody else
+        # By rank. Ranks that are not reaped keep their pids, so none can belong to another process.
+        self._pids: dict[int, int] = {}
 
     def run(self) -> None:
-        """Obey and report until the supervisor is gone, and kill what is left."""
+        """Execute commands until the supervisor is gone, then kill the ranks that are left."""
         while True:
             if self._supervisor.poll(_POLL_S):
-                command = hear(self._supervisor)
+                command = receive_message(self._supervisor)
                 if command is None:
                     self._signal(signal.SIGKILL)
                     return
-                self._obey(command)
+                self._execute(command)
             self._reap()
 
-    def _obey(self, command: dict) -> None:
+    def _execute(self, command: dict) -> None:
         for rank, changes in enumerate(command.get("start", [])):
-            life = partial(_be_rank, self._target, {**self._env, **changes})
-            self._pids[rank] = fork(life, self._supervisor)
+            main = partial(_run_rank, self._target, {**self._env, **changes})
+            self._pids[rank] = fork_process(main, self._supervisor)
         if "signal" in command:
             self._signal(command["signal"])
 
@@ -148,11 +156,11 @@ class _Server:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 del self._pids[rank]
-                tell(self._supervisor, rank=rank, pid=pid, code=os.waitstatus_to_exitcode(status))
+                send_message(self._supervisor, rank=rank, pid=pid, code=os.waitstatus_to_exitcode(status))
 
 
-def _be_rank(target: Target, env: dict[str, str]) -> int:
-    """Be a forked rank; return its exit code. The target closes what it opened."""
+def _run_rank(target: Target, env: dict[str, str]) -> int:
+    """Run `target` as a forked rank; return the exit code."""
     for number, handler in _HANDLERS.items():
         signal.signal(number, handler)
     try:
@@ -179,8 +187,9 @@ def _set_environment(env: Mapping[str, str]) -> None:
 
 
 def _other_threads() -> list[str]:
-    """Name the threads of this process beside the main one, which a fork would lose with the locks they hold;
-    none where the system does not tell (/proc).
+    """Return the names of this process's threads except the main one; none where there is no /proc.
+
+    A fork would lose them, but not the locks that they hold.
     """
     others = [entry for entry in Path("/proc/self/task").glob("*") if entry.name != str(os.getpid())]
     return [(entry / "comm").read_text(encoding="utf-8").strip() for entry in others]

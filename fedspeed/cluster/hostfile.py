@@ -1,9 +1,7 @@
-"""Hostfiles: `NAME slots=N` lines as DeepSpeed and Open MPI read them, and facts about hosts and clusters in
-comment lines.
+"""Hostfiles: `NAME slots=N` lines as DeepSpeed and Open MPI read them, and facts in comment lines.
 
-Facts stand in full comment lines because that is the one place where both launchers tolerate more words: Open
-MPI stops at an unknown `key=value` behind a host, DeepSpeed ignores it. The grammar is written down in
-docs/hostfile.md.
+Facts are written in full comment lines because both launchers ignore those: Open MPI refuses an unknown
+`key=value` behind a host, and DeepSpeed ignores it. docs/hostfile.md describes the grammar.
 """
 
 import difflib
@@ -17,22 +15,30 @@ from typing import Any, Literal
 from fedspeed.errors import HostfileError
 
 DEFAULT_CLUSTER = "default"
-MAX_SLOTS = 1024  # of one host
+# Per host.
+MAX_SLOTS = 1024
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_FACT_WORDS = ("fed-host", "fed-cluster")
-# First words of a comment that look meant as a fact; other prose may say what it likes, "federated" included.
+_KEYWORDS = ("fed-host", "fed-cluster")
+# First words of a comment that look like a misspelt fact line. Other comments are free text.
 _FACT_LIKE = re.compile(r"fed[-_].*|fed[-_]?(?:host|node|cluster|group)s?:?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Host:
-    """One machine (or one logical share of it) and what is known about each of its `slots` accelerators.
+    """A machine, or one logical share of it, with facts about each of its `slots` accelerators.
 
-    A fact that nobody stated is None. Memory is in GiB (`gpu_mem_gib` per GPU, `ram_gib` per host),
-    `link_gbps` is the bandwidth to the other hosts, `nvme` a folder on a local disk. `role` tells whether the
-    host carries clients, or is the server of a method that has one. `line` is where the hostfile names the
-    host, 0 if no file does.
+    A fact that nobody stated is None.
+
+    Attributes:
+        cluster: name of its cluster.
+        gpu: name of its GPUs.
+        gpu_mem_gib: memory of each GPU.
+        ram_gib: memory of the host.
+        nvme: a folder on a local disk.
+        link_gbps: bandwidth to the other hosts.
+        role: whether the host carries clients, or is the server of a method that has one.
+        line: where the hostfile names the host; 0 if no file does.
     """
 
     name: str
@@ -48,18 +54,16 @@ class Host:
 
     @property
     def facts(self) -> tuple:
-        """Everything stated about the host, so that two files can be compared; neither its slots nor its
-        line.
-        """
+        """Return all facts, to compare two hosts; neither slots nor line are facts."""
         return self.cluster, self.gpu, self.gpu_mem_gib, self.ram_gib, self.nvme, self.link_gbps, self.role
 
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """What a `# fed-cluster` line says; the hardware facts are the defaults of the cluster's hosts.
+    """The facts of a `# fed-cluster` line; hardware facts are defaults for the cluster's hosts.
 
-    `trust` tells whether the clients of the cluster share one trust domain (they may then hold each other's
-    adapters).
+    `trust` says whether the clients of the cluster share one trust domain, in which they may hold each
+    other's adapters.
     """
 
     name: str
@@ -74,7 +78,9 @@ class ClusterFacts:
 
 @dataclass(frozen=True)
 class Hostfile:
-    """A whole file: hosts in file order (which is the order of the world ranks) and the declared clusters."""
+    """A parsed file: hosts in file order, which is the order of the world ranks, and the declared
+    clusters.
+    """
 
     path: str
     hosts: tuple[Host, ...]
@@ -82,21 +88,27 @@ class Hostfile:
 
     @property
     def slots(self) -> int:
+        """Return the number of slots of all hosts."""
         return sum(host.slots for host in self.hosts)
 
     def host(self, name: str) -> Host | None:
+        """Return the host of that name; None without one."""
         return next((host for host in self.hosts if host.name == name), None)
 
     def cluster(self, name: str) -> ClusterFacts:
-        """Facts of a cluster; a cluster without a line of its own has none."""
+        """Return the facts of a cluster; all are None or default if the file has no line for it."""
         return next((facts for facts in self.clusters if facts.name == name), ClusterFacts(name))
 
 
 def read(path: Path | str) -> Hostfile:
-    """Reads and checks a hostfile. Raises HostfileError with every problem of the file."""
+    """Read and check a hostfile.
+
+    Raises:
+        HostfileError: with every problem of the file.
+    """
     path = Path(path)
     try:
-        # newline="" keeps carriage returns visible: Open MPI takes them for part of the word before.
+        # newline="" keeps carriage returns, which Open MPI takes for part of the word before.
         with path.open(encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except FileNotFoundError:
@@ -115,24 +127,26 @@ def read(path: Path | str) -> Hostfile:
 
 
 def parse(text: str, path: Path | str) -> Hostfile:
-    """Parses the text of a hostfile; `path` only serves the messages.
+    """Parse the text of a hostfile.
 
-    Raises HostfileError: all problems in one message, each as file:line, value and remedy.
+    Args:
+        path: of the file, for messages.
+
+    Raises:
+        HostfileError: all problems in one message, each with file, line, value and remedy.
     """
     return _Parser(str(path)).parse(text)
 
 
 class _Parser:
-    """Two passes: lines are taken apart and judged singly, then facts are held against the hosts they speak
-    of.
-    """
+    """Parses lines one by one, then checks facts against the hosts that they name; collects all problems."""
 
     def __init__(self, path: str):
         self.path = path
         self.problems: list[tuple[int, str]] = []
         self.hosts: dict[str, Host] = {}
         self.malformed: set[str] = set()
-        self.facts: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {word: {} for word in _FACT_WORDS}
+        self.facts: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {word: {} for word in _KEYWORDS}
 
     def parse(self, text: str) -> Hostfile:
         for number, line in enumerate(text.split("\n"), start=1):
@@ -190,18 +204,17 @@ class _Parser:
             self.hosts[name] = Host(name, slots, line=number)
 
     def _slots(self, number: int, name: str, words: list[str]) -> int | None:
-        """The number behind `slots=`, or None after the problem has been noted."""
+        """Return the number behind `slots=`; None if a problem was found."""
         wish = f"write `{name} slots=N` with the number of ranks the host may run"
         if not words or not words[0].startswith("slots="):
-            found = f"`{' '.join(words)}` stands where" if words else "there is nothing where"
-            self._refuse(number, f"{found} the slots of host {name} belong; {wish}")
+            problem = f"`{' '.join(words)}` stands where" if words else "there is nothing where"
+            self._refuse(number, f"{problem} the slots of host {name} belong; {wish}")
             return None
         if len(words) > 1:
             self._refuse(
                 number,
                 f"`{' '.join(words[1:])}` behind the slots of host {name} would stop Open MPI; move facts "
-                "to a line "
-                f"`# fed-host {name} key=value`",
+                f"to a line `# fed-host {name} key=value`",
             )
             return None
         value = words[0].removeprefix("slots=")
@@ -209,11 +222,10 @@ class _Parser:
             self._refuse(number, f"slots=`{value}` of host {name} is not a whole number; {wish}")
             return None
         if len(value) > 9 or int(value) > MAX_SLOTS:
+            shown = value if len(value) < 20 else value[:17] + "..."
             self._refuse(
                 number,
-                f"slots={value if len(value) < 20 else value[:17] + '...'} of host {name} are more than one "
-                f"host has; {wish}, "
-                f"at most {MAX_SLOTS}",
+                f"slots={shown} of host {name} are more than one host has; {wish}, at most {MAX_SLOTS}",
             )
             return None
         if int(value) < 1:
@@ -231,7 +243,7 @@ class _Parser:
         if not words or not _FACT_LIKE.fullmatch(words[0]):
             return
         word = words[0]
-        if word not in _FACT_WORDS or not re.match(r"#\s+fed", line):
+        if word not in _KEYWORDS or not re.match(r"#\s+fed", line):
             meant = "fed-cluster" if re.search("cluster|group", word, re.IGNORECASE) else "fed-host"
             self._refuse(
                 number,
@@ -250,17 +262,15 @@ class _Parser:
             self._refuse(
                 number,
                 f"facts of {word.removeprefix('fed-')} {name} are given twice (line "
-                f"{self.facts[word][name][0]}); "
-                "merge the two lines",
+                f"{self.facts[word][name][0]}); merge the two lines",
             )
             return
         self.facts[word][name] = (number, self._pairs(number, word, name, pairs))
 
     def _pairs(self, number: int, word: str, name: str, pairs: list[str]) -> dict[str, Any]:
-        readers, others = (
-            (_HOST_FACTS, _CLUSTER_FACTS) if word == "fed-host" else (_CLUSTER_FACTS, _HOST_FACTS)
-        )
-        known = {}
+        """Return the facts of a line, given as key=value words."""
+        readers = _HOST_FACTS if word == "fed-host" else _CLUSTER_FACTS
+        known: dict[str, Any] = {}
         if not pairs:
             self._refuse(
                 number,
@@ -274,14 +284,7 @@ class _Parser:
             )
         for key, _, value in (pair.partition("=") for pair in pairs if pair not in broken):
             if key not in readers:
-                near = difflib.get_close_matches(key, readers, n=1)
-                hint = (
-                    f"it is a fact of a `# {'fed-cluster' if word == 'fed-host' else 'fed-host'}` line"
-                    if key in others
-                    else f"did you mean `{near[0]}`?"
-                    if near
-                    else f"known are {', '.join(readers)}"
-                )
+                hint = _hint_for_key(word, key)
                 self._refuse(number, f"unknown fact `{key}` of {word.removeprefix('fed-')} {name}; {hint}")
             elif key in known:
                 self._refuse(number, f"fact `{key}` of {name} is given twice in this line; keep one")
@@ -293,6 +296,7 @@ class _Parser:
         return known
 
     def _with_facts(self) -> tuple[tuple[Host, ...], tuple[ClusterFacts, ...]]:
+        """Return hosts and clusters with their facts, after checking that the facts' subjects exist."""
         host_facts = self.facts["fed-host"]
         cluster_facts = self.facts["fed-cluster"]
         for name, (number, _) in host_facts.items():
@@ -300,42 +304,58 @@ class _Parser:
                 near = difflib.get_close_matches(name, self.hosts, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"add `{name} slots=N` or delete the line"
                 self._refuse(number, f"fact for host {name}, which the file does not name; {hint}")
-        hosts = []
-        for host in self.hosts.values():
-            own_line, own = host_facts.get(host.name, (host.line, {}))
-            cluster = own.get("cluster", DEFAULT_CLUSTER)
-            cluster_line, shared = cluster_facts.get(cluster, (0, {}))
-            if "gpu" in own and "gpu" in shared and own["gpu"] != shared["gpu"]:
-                self._refuse(
-                    own_line,
-                    f"gpu={own['gpu']} of host {host.name} contradicts gpu={shared['gpu']} of its cluster "
-                    f"{cluster} "
-                    f"(line {cluster_line}); give the host another cluster, or correct one of the two",
-                )
-            defaults = {key: value for key, value in shared.items() if key != "trust"}
-            hosts.append(replace(host, **{**defaults, **own}))
+        hosts = tuple(self._host_with_facts(host) for host in self.hosts.values())
         servers = [host for host in hosts if host.role == "server"]
         for other in servers[1:]:
             self._refuse(
                 host_facts[other.name][0],
                 f"role=server of {other.name}: {servers[0].name} is the server already; a federation has one",
             )
-        # A host line that could not be read may be the very host of that cluster: one mistake, one message.
-        lost = {host_facts.get(name, (0, {}))[1].get("cluster", DEFAULT_CLUSTER) for name in self.malformed}
-        used = {host.cluster for host in hosts} | lost
-        for name, (number, _) in cluster_facts.items():
+        self._check_clusters({host.cluster for host in hosts})
+        clusters = (ClusterFacts(name, line=line, **facts) for name, (line, facts) in cluster_facts.items())
+        return hosts, tuple(clusters)
+
+    def _host_with_facts(self, host: Host) -> Host:
+        """Return a host with its facts, and those of its cluster where it states none."""
+        line, stated = self.facts["fed-host"].get(host.name, (host.line, {}))
+        cluster = stated.get("cluster", DEFAULT_CLUSTER)
+        cluster_line, shared = self.facts["fed-cluster"].get(cluster, (0, {}))
+        if "gpu" in stated and "gpu" in shared and stated["gpu"] != shared["gpu"]:
+            self._refuse(
+                line,
+                f"gpu={stated['gpu']} of host {host.name} contradicts gpu={shared['gpu']} of its cluster "
+                f"{cluster} (line {cluster_line}); give the host another cluster, or correct one of the two",
+            )
+        defaults = {key: value for key, value in shared.items() if key != "trust"}
+        return replace(host, **{**defaults, **stated})
+
+    def _check_clusters(self, used: set[str]) -> None:
+        """Check that every declared cluster has a host.
+
+        A host line that could not be parsed may belong to such a cluster, which is then not reported too.
+        """
+        for name in self.malformed:
+            _, stated = self.facts["fed-host"].get(name, (0, {}))
+            used.add(stated.get("cluster", DEFAULT_CLUSTER))
+        for name, (number, _) in self.facts["fed-cluster"].items():
             if name not in used:
                 near = difflib.get_close_matches(name, used, n=1)
                 hint = f"did you mean {near[0]}? Otherwise " if near else ""
                 self._refuse(
                     number,
                     f"no host belongs to cluster {name}; {hint}write `# fed-host NAME cluster={name}` for "
-                    "its hosts, "
-                    "or delete the line",
+                    "its hosts, or delete the line",
                 )
-        return tuple(hosts), tuple(
-            ClusterFacts(name, line=number, **facts) for name, (number, facts) in cluster_facts.items()
-        )
+
+
+def _hint_for_key(word: str, key: str) -> str:
+    """Return the remedy for an unknown key of a `fed-host` or `fed-cluster` line."""
+    readers = _HOST_FACTS if word == "fed-host" else _CLUSTER_FACTS
+    others = _CLUSTER_FACTS if word == "fed-host" else _HOST_FACTS
+    if key in others:
+        return f"it is a fact of a `# {'fed-cluster' if word == 'fed-host' else 'fed-host'}` line"
+    near = difflib.get_close_matches(key, readers, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"known are {', '.join(readers)}"
 
 
 def _word(text: str) -> str:

@@ -1,6 +1,4 @@
-"""The notations in which schedulers name hosts: Slurm's bracket lists and counts, PBS's node file. Pure
-text.
-"""
+"""How schedulers write lists of hosts: Slurm's bracket lists and counts, and PBS's node file. Pure."""
 
 import re
 from collections import Counter
@@ -11,11 +9,13 @@ _BRACKET = re.compile(r"\[([^\[\]]*)\]")
 
 
 def expand_hosts(nodelist: str) -> list[str]:
-    """`node[1-3,07-09],gpu2` -> node1 node2 node3 node07 node08 node09 gpu2, zero padding kept, several
-    brackets allowed.
+    """Expand Slurm's bracket notation (man scontrol, "show hostnames") to host names.
 
-    The notation is Slurm's (man scontrol, "show hostnames"). Raises HostfileError for text that is not of
-    this form.
+    `node[1-3,07-09],gpu2` becomes node1 node2 node3 node07 node08 node09 gpu2: zero padding is kept. A name
+    may have several brackets.
+
+    Raises:
+        HostfileError: the text is not of this form, or names no host.
     """
     names: list[str] = []
     for word in _split_outside_brackets(nodelist):
@@ -23,15 +23,16 @@ def expand_hosts(nodelist: str) -> list[str]:
     if not names:
         raise HostfileError(
             f"Slurm's node list `{nodelist}` names no host; start ranks with srun or mpirun inside a job, "
-            "or pass "
-            "--hostfile"
+            "or pass --hostfile"
         )
     return names
 
 
 def expand_counts(counts: str) -> list[int]:
-    """`2(x3),1` -> [2, 2, 2, 1], the notation of SLURM_TASKS_PER_NODE. Raises HostfileError for other
-    text.
+    """Expand the notation of SLURM_TASKS_PER_NODE to numbers: `2(x3),1` becomes [2, 2, 2, 1].
+
+    Raises:
+        HostfileError: the text is not of this form.
     """
     numbers: list[int] = []
     for word in counts.split(","):
@@ -45,8 +46,9 @@ def expand_counts(counts: str) -> list[int]:
 
 
 def count_lines(text: str) -> dict[str, int]:
-    """A PBS node file names a host once per MPI rank: host -> number of its lines, in order of first
-    appearance.
+    """Return host -> number of its lines in a PBS node file, in order of first appearance.
+
+    The file names a host once per MPI rank.
     """
     return dict(Counter(line.strip() for line in text.splitlines() if line.strip()))
 

@@ -1,4 +1,4 @@
-"""One voice for many local ranks: a usage error that all of them find is told by the first one only."""
+"""Printing an error once that many local ranks find: the first of them prints it."""
 
 import fcntl
 import os
@@ -12,23 +12,28 @@ from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import EXIT_USAGE, FedSpeedError
 from fedspeed.log import LOG
 
+# Holds a path that the ranks of one attempt of the local supervisor share.
 ONCE_VARIABLE = "FEDSPEED_ONCE"
-# files of `run_once_per_host` in the folder for temporary ones: this, user, parent, when the parent began
-_TOLD = "fedspeed-told"
+# Prefix of the lock files of `run_once_per_host` in the folder for temporary files. The user's id, the
+# parent's pid and the parent's start time follow.
+_LOCK_PREFIX = "fedspeed-told"
 
 
 def report_error(error: FedSpeedError, env: Mapping[str, str] = os.environ) -> None:
-    """Prints an error without a traceback.
+    """Print an error without a traceback.
 
-    Bad input looks the same from every rank of a machine, so under our own supervisor only one of them prints
-    it. A lost peer is what a rank alone can tell; each says what it saw.
+    All ranks of a machine find the same bad input, so under our own supervisor only one of them prints it.
+    What a rank knows of a lost peer may differ from what others know, so each prints its own error.
     """
     if error.exit_code != EXIT_USAGE or claim_report(env):
         LOG.error(str(error))
 
 
 def claim_report(env: Mapping[str, str]) -> bool:
-    """True for one process per attempt of the local supervisor; always True under any other launcher."""
+    """Return whether this process is the one that reports an error which all ranks find.
+
+    True for one process per attempt of the local supervisor; always true under any other launcher.
+    """
     path = env.get(ONCE_VARIABLE)
     if not path:
         return True
@@ -37,38 +42,40 @@ def claim_report(env: Mapping[str, str]) -> bool:
     except FileExistsError:
         return False
     except OSError:
-        # The supervisor and its folder are gone; better said twice than not at all.
+        # The supervisor and its folder are gone. A message printed twice is better than none.
         return True
     return True
 
 
-def run_once_per_host(tell: Callable[[], None], identity: RankIdentity) -> None:
-    """Call `tell` on the first of this host's ranks that comes here. The others come back when it has told: a
-    launcher may end all ranks when one of them ends, and none may end before the word is out. Should the
-    teller die, the next one tells.
+def run_once_per_host(action: Callable[[], None], identity: RankIdentity) -> None:
+    """Run `action` on the first of this host's ranks that calls this; return on the others when it is done.
 
-    Ranks that cannot find each other all tell: better twice than not at all. So do those of another host,
-    which may have found something else.
+    The others must wait: a launcher may end all ranks when one of them ends, and the action, such as printing
+    an error, must be complete by then. If the first rank dies during the action, the next one runs it.
+
+    Ranks that cannot find each other all run it, as do ranks of other hosts.
 
     Args:
         identity: of this rank.
     """
     if identity.world_size == 1:
-        tell()
+        action()
         return
-    path = _meeting_place(os.environ)
+    path = _lock_path(os.environ)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError:
-        tell()
+        action()
         return
     with os.fdopen(descriptor, "r+") as file:
-        _tell_in_turn(tell, identity, path, file)
+        _run_in_turn(action, identity, path=path, file=file)
 
 
-def _tell_in_turn(tell: Callable[[], None], identity: RankIdentity, path: Path, file: TextIO) -> None:
-    """The file lists the ranks that have come by; it goes with the last one of this host. A rank that finds
-    itself there is in a later start by the same parent, whose list begins anew.
+def _run_in_turn(action: Callable[[], None], identity: RankIdentity, *, path: Path, file: TextIO) -> None:
+    """Take the lock, run `action` if no other rank has, and add this rank to the list in the file.
+
+    The last rank of this host removes the file. A rank that is already in the list belongs to a later start
+    by the same parent, which begins a new list.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -76,9 +83,9 @@ def _tell_in_turn(tell: Callable[[], None], identity: RankIdentity, path: Path, 
     except OSError:
         ranks = []
     if not ranks or str(identity.world_rank) in ranks:
-        tell()
+        action()
         ranks = []
-        _sweep(path)
+        _remove_stale_locks(path)
     ranks.append(str(identity.world_rank))
     try:
         file.seek(0)
@@ -87,38 +94,35 @@ def _tell_in_turn(tell: Callable[[], None], identity: RankIdentity, path: Path, 
         file.flush()
         if len(ranks) == identity.local_size:
             path.unlink()
-    except OSError:  # the others tell too
+    except OSError:  # the other ranks run the action too
         return
 
 
-def _meeting_place(env: Mapping[str, str]) -> Path:
-    """A file that the ranks of this host and start name alike: the supervisor's, or one named after what
-    started them all.
+def _lock_path(env: Mapping[str, str]) -> Path:
+    """Return a path that all ranks of this host and start compute alike.
+
+    It is derived from the supervisor's path, or from the process that has started all ranks.
     """
     if path := env.get(ONCE_VARIABLE):
         return Path(f"{path}-json")
     parent = os.getppid()
-    return Path(tempfile.gettempdir()) / f"{_TOLD}-{os.getuid()}-{parent}-{_began(parent)}"
+    return Path(tempfile.gettempdir()) / f"{_LOCK_PREFIX}-{os.getuid()}-{parent}-{_start_time(parent)}"
 
 
-def _began(pid: int | str) -> str:
-    """When a process began, in ticks since the machine did; empty where there is none, or no /proc."""
+def _start_time(pid: int | str) -> str:
+    """Return when a process started, in ticks since boot; empty if it is gone, or without /proc."""
     try:
-        return (
-            Path(f"/proc/{pid}/stat")
-            .read_text(encoding="utf-8", errors="replace")
-            .rpartition(")")[2]
-            .split()[19]
-        )
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return status.rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
 
 
-def _sweep(path: Path) -> None:
-    """Remove the files of earlier starts whose ranks were ended before the last of them came by."""
-    mine = f"{_TOLD}-{os.getuid()}-"
-    for old in path.parent.glob(f"{mine}*"):
-        parent, _, began = old.name.removeprefix(mine).partition("-")
-        if old != path and _began(parent) != began:
-            with suppress(OSError):  # of another's file by this name
-                old.unlink()
+def _remove_stale_locks(path: Path) -> None:
+    """Remove the lock files of earlier starts whose last rank was ended before it could do so."""
+    prefix = f"{_LOCK_PREFIX}-{os.getuid()}-"
+    for stale in path.parent.glob(f"{prefix}*"):
+        parent, _, started = stale.name.removeprefix(prefix).partition("-")
+        if stale != path and _start_time(parent) != started:
+            with suppress(OSError):  # another user may have made a file of this name
+                stale.unlink()

@@ -1,4 +1,4 @@
-"""Small facts about processes that the supervisor's modules share."""
+"""Process functions that the supervisor's modules share."""
 
 import ctypes
 import os
@@ -8,9 +8,11 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with(parent: int) -> None:
-    """Asks the kernel to kill this process when its parent dies, and leaves at once if that has already
-    happened.
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when its parent dies; exit at once if that has already happened.
+
+    Args:
+        parent: the parent's pid, read before the fork.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -19,16 +21,18 @@ def die_with(parent: int) -> None:
 
 
 def exit_text(code: int) -> str:
-    """In words: an exit code, or minus the signal that killed the process."""
+    """Return an exit code as a message says it: `ended with exit code 1`, `was killed by SIGTERM`.
+
+    Args:
+        code: an exit code, or minus the number of the signal that killed the process.
+    """
     if code >= 0:
         return f"ended with exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = (
-        " (by the kernel for want of memory, if nobody else did it: see dmesg)"
-        if -code == signal.SIGKILL
-        else ""
-    )
+    hint = ""
+    if -code == signal.SIGKILL:
+        hint = " (by the kernel for want of memory, if nobody else did it: see dmesg)"
     return f"was killed by {name}{hint}"

@@ -1,29 +1,30 @@
-"""From hosts and a number of clients to places: which rank carries which client, in which cluster, through
-which gateway.
+"""Placement of clients on hosts: which rank carries which client, in which cluster, through which gateway.
 
-Pure arithmetic; `place_clients` is the only decision. World ranks number the slots host by host in hostfile
-order, which is how the DeepSpeed launchers and a by-slot `mpirun` number them, so every rank can compute the
-same topology from the same file.
+Pure arithmetic; `place_clients` is the only decision. World ranks number the slots host by host in the order
+of the hostfile, as the DeepSpeed launchers and a by-slot `mpirun` do, so every rank computes the same
+topology from the same file.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from fedspeed.cluster.hostfile import Host
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import ConfigError
 
-SERVER = "the server"  # the cluster that its ranks form; no hostfile can call one so
+# Name of the cluster that the server's ranks form. No hostfile can contain it.
+SERVER = "the server"
 
 
 @dataclass(frozen=True)
 class RankPlacement:
-    """Where one rank stands. `cluster`, `cluster_rank` are None and `clients` is empty on an idle rank; on
-    the server's only `clients` is.
+    """The host, cluster and clients of one rank.
 
-    `local_rank` counts the slots of `host` from 0; the accelerator index of the process is the launcher's
-    business.
+    `local_rank` counts the slots of `host` from 0; which accelerator the process uses is up to the launcher.
+    On an idle rank `cluster` and `cluster_rank` are None and `clients` is empty; on a rank of the server only
+    `clients` is empty.
     """
 
     world_rank: int
@@ -36,7 +37,8 @@ class RankPlacement:
 
 @dataclass(frozen=True)
 class ClientPlacement:
-    """A client and its ranks: consecutive world ranks of one host, or of whole hosts of one cluster.
+    """The ranks of a client: consecutive world ranks of one host, or of whole hosts of one cluster.
+
     `gateway` is the first of them.
     """
 
@@ -48,8 +50,9 @@ class ClientPlacement:
 
 @dataclass(frozen=True)
 class ClusterPlacement:
-    """A torch world: its ranks ascending, so that `ranks[cluster_rank]` is the world rank, and its clients
-    ascending.
+    """The ranks and clients of a cluster, which is one torch world; both ascending.
+
+    The world rank of a cluster rank is `ranks[cluster_rank]`.
     """
 
     name: str
@@ -59,9 +62,15 @@ class ClusterPlacement:
 
 @dataclass(frozen=True)
 class Topology:
-    """All places. `ranks[world_rank]` and `clients[client]` are addressed by number; `idle` holds the world
-    ranks without work, `server` those of the federation's server, empty for a method that has none, and
-    `spare` the idle ones of a host that is there to be one.
+    """The placement of all ranks, clients and clusters.
+
+    Attributes:
+        ranks: by world rank.
+        clients: by client number.
+        clusters: in the order of their first ranks; the server's last.
+        idle: world ranks without work.
+        server: world ranks of the federation's server; empty for a method without one.
+        spare: the idle ranks of a host with role=server, where the method has no server.
     """
 
     ranks: tuple[RankPlacement, ...]
@@ -73,34 +82,32 @@ class Topology:
 
     @property
     def gateways(self) -> tuple[int, ...]:
-        """The gateway of every client, by client number; clients that share ranks share it."""
+        """Return the gateway of every client, by client number; clients that share ranks share it."""
         return tuple(client.gateway for client in self.clients)
 
     @cached_property
     def participants(self) -> tuple[int, ...]:
-        """World ranks that take part in the exchange: every gateway once, and the server's first rank,
-        ascending.
-        """
+        """Return the world ranks in the exchange, ascending: all gateways and the server's first rank."""
         return tuple(sorted({*self.gateways, *self.server[:1]}))
 
     @cached_property
     def contributors(self) -> tuple[int, ...]:
-        """World ranks whose values a sum hides among each other's: the participants without the server, which
-        adds nothing.
-        """
+        """Return the participants without the server, which adds nothing: a sum hides their values only."""
         return tuple(sorted({*self.gateways}))
 
     @property
     def workers(self) -> tuple[int, ...]:
-        """World ranks that carry clients or are the server's, ascending."""
+        """Return the world ranks that carry clients or belong to the server, ascending."""
         return tuple(place.world_rank for place in self.ranks if place.cluster is not None)
 
     def placement(self, world_rank: int) -> RankPlacement:
+        """Return host, cluster and clients of a world rank."""
         return self.ranks[world_rank]
 
     def worlds(self, pipeline: str) -> dict[str, tuple[int, ...]]:
-        """The ranks of each torch world, by its name in messages: a cluster's, or a client's where its ranks
-        are a pipeline.
+        """Return the ranks of each torch world by its name in messages.
+
+        A world is a cluster, or a client where each client's ranks form a pipeline.
 
         Args:
             pipeline: value of engine.pipeline.
@@ -110,13 +117,19 @@ class Topology:
         return {f"cluster {cluster.name}": cluster.ranks for cluster in self.clusters}
 
     def world_of(self, world_rank: int, pipeline: str) -> tuple[int, ...]:
-        """The ranks of the torch world that a rank with clients, or one of the server's, is in; `pipeline` as
-        for `worlds`, where a server has none.
+        """Return the ranks of the torch world of a rank that has work.
+
+        Args:
+            pipeline: as for `worlds`; a server has no pipeline.
         """
         return next(ranks for ranks in self.worlds(pipeline).values() if world_rank in ranks)
 
     def cluster_of(self, name: str) -> ClusterPlacement:
-        """The cluster of that name. Raises KeyError: an idle rank has None for a cluster, and no place here."""
+        """Return the cluster of that name.
+
+        Raises:
+            KeyError: there is none, as for the None of an idle rank.
+        """
         for cluster in self.clusters:
             if cluster.name == name:
                 return cluster
@@ -124,29 +137,30 @@ class Topology:
 
 
 def place_clients(
-    hosts: Sequence[Host], clients: int, ranks_per_client: int | str, *, server: bool = False
+    hosts: Sequence[Host], clients: int, ranks_per_client: int | Literal["auto"], *, server: bool = False
 ) -> Topology:
-    """Lays `clients` on the slots of `hosts`.
+    """Place clients on the slots of hosts.
 
-    Slots are cut into groups of consecutive ranks, and the groups are dealt out in file order:
+    Slots are divided into groups of consecutive ranks, and the groups are used in file order:
 
     - `auto`, at most as many clients as hosts: a group is a whole host, of whatever size;
     - `auto`, more clients than hosts: all groups have the largest size that still leaves one for each client;
     - a number R: all groups have R ranks, each of one host; hosts with fewer slots stay idle;
-    - a number R beyond the largest host: a group is whole hosts, one behind the other in one cluster, with R
-      slots together;
+    - a number R above the slots of the largest host: a group is several consecutive hosts of one cluster with
+      R slots together;
     - more clients than groups: the groups carry contiguous blocks of clients whose sizes differ by at most
       one.
 
     Args:
-        clients: how many, at least 1.
+        hosts: in the order of their ranks.
+        clients: their number, at least 1.
         ranks_per_client: `auto` or a whole number of at least 1.
-        server: whether the method has a server. The host that is one carries no clients; without such a
-            method it stays idle.
+        server: whether the method has a server. The host with role=server carries no clients; if the method
+            has no server, it stays idle.
 
     Raises:
-        ConfigError: no client, no host for clients, no server where there must be one, or a number of ranks
-            that the hosts do not offer.
+        ConfigError: there is no client, no host for clients, no server where there must be one, or the hosts
+            do not offer the number of ranks.
     """
     if clients < 1:
         raise ConfigError(f"data.clients={clients}: there is nothing to lay out; set it to 1 or more")
@@ -165,14 +179,13 @@ def place_clients(
     groups = _groups(hosts, clients, ranks_per_client)
     used = groups[:clients]
     blocks = _even_blocks(clients, len(used))
-    return _assemble(
-        hosts, [(host, ranks, block) for (host, ranks), block in zip(used, blocks, strict=True)], server
-    )
+    groups_of_clients = [(host, ranks, block) for (host, ranks), block in zip(used, blocks, strict=True)]
+    return _assemble(hosts, groups_of_clients, server)
 
 
 def topology_of(config: RunConfig, hosts: Sequence[Host]) -> Topology:
-    """Lay a run's clients, and the server of its method if it has one, on hosts. Raises as `place_clients`
-    does.
+    """Place a run's clients, and the server of its method if it has one, on hosts. Raises as
+    `place_clients`.
     """
     return place_clients(
         hosts, config.data.clients, config.cluster.ranks_per_client, server=config.has_server
@@ -180,7 +193,7 @@ def topology_of(config: RunConfig, hosts: Sequence[Host]) -> Topology:
 
 
 def warnings(topology: Topology) -> list[str]:
-    """What an owner of the machines would want to know about a plan: capacity that stays idle."""
+    """Return a warning about each part of the hosts' capacity that stays idle."""
     messages = []
     if topology.spare:
         host = topology.ranks[topology.spare[0]].host
@@ -193,9 +206,9 @@ def warnings(topology: Topology) -> list[str]:
         idle_by_host.setdefault(topology.ranks[world_rank].host, []).append(world_rank)
     working = {place.host for place in topology.ranks if place.clients}
     if whole := [host for host in idle_by_host if host not in working]:
-        ranks = sum(len(idle_by_host[host]) for host in whole)
+        count = sum(len(idle_by_host[host]) for host in whole)
         messages.append(
-            f"{_counted(len(whole), 'host')} with {_counted(ranks, 'rank')} idle ({', '.join(whole)}): the "
+            f"{_counted(len(whole), 'host')} with {_counted(count, 'rank')} idle ({', '.join(whole)}): the "
             f"others are enough for {_counted(len(topology.clients), 'client')}; raise data.clients to use "
             "more"
         )
@@ -208,33 +221,25 @@ def warnings(topology: Topology) -> list[str]:
     return messages
 
 
-def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: int | str) -> list[tuple[Host, range]]:
-    """Groups of world ranks in file order, at least one; more of them than clients are capacity left over."""
-    carrying = [host for host in hosts if host.role == "client"]
+def _groups(
+    hosts: Sequence[Host], clients: int, ranks_per_client: int | Literal["auto"]
+) -> list[tuple[Host, range]]:
+    """Return groups of world ranks in file order, at least one; those beyond the number of clients
+    stay idle.
+    """
     if ranks_per_client == "auto":
-        if clients <= len(carrying):
-            return _cut(hosts, None)
-        largest = max(host.slots for host in carrying)
-        size = next(
-            (
-                size
-                for size in range(largest, 1, -1)
-                if sum(host.slots // size for host in carrying) >= clients
-            ),
-            1,
-        )
-        return _cut(hosts, size)
+        return _split_hosts(hosts, _auto_size([host for host in hosts if host.role == "client"], clients))
     size = ranks_per_client
-    largest = max(carrying, key=lambda host: host.slots)
+    largest = max((host for host in hosts if host.role == "client"), key=lambda host: host.slots)
     if size > largest.slots:
-        if groups := _joined(hosts, size):
+        if groups := _join_hosts(hosts, size):
             return groups
         raise ConfigError(
             f"cluster.ranks_per_client={size}: the largest host ({largest.name}) has slots={largest.slots}, "
             f"and no neighbours of one cluster have {size} together; ask for at most {largest.slots} or "
             "what whole hosts have, or raise slots in the hostfile"
         )
-    groups = _cut(hosts, size)
+    groups = _split_hosts(hosts, size)
     for host in dict.fromkeys(host for host, _ in groups[:clients]):
         if rest := host.slots % size:
             divisors = [str(number) for number in range(1, host.slots + 1) if host.slots % number == 0]
@@ -246,45 +251,58 @@ def _groups(hosts: Sequence[Host], clients: int, ranks_per_client: int | str) ->
     return groups
 
 
-def _cut(hosts: Sequence[Host], size: int | None) -> list[tuple[Host, range]]:
-    """Ranks of each host that carries clients, in pieces of `size` (None: one piece); what is left over
-    belongs to no piece.
+def _auto_size(hosts: Sequence[Host], clients: int) -> int | None:
+    """Return the size of groups for `auto`; None: whole hosts."""
+    if clients <= len(hosts):
+        return None
+    for size in range(max(host.slots for host in hosts), 1, -1):
+        if sum(host.slots // size for host in hosts) >= clients:
+            return size
+    return 1
+
+
+def _split_hosts(hosts: Sequence[Host], size: int | None) -> list[tuple[Host, range]]:
+    """Return the ranks of each host that carries clients, in groups of `size` (None: one group per host).
+
+    Ranks that do not fill a group belong to none.
     """
-    pieces = []
+    groups = []
     start = 0
     for host in hosts:
         step = size or host.slots
         if host.role == "client":
-            pieces += [
-                (host, range(first, first + step))
-                for first in range(start, start + host.slots - step + 1, step)
-            ]
+            last = start + host.slots - step
+            groups += [(host, range(first, first + step)) for first in range(start, last + 1, step)]
         start += host.slots
-    return pieces
+    return groups
 
 
-def _joined(hosts: Sequence[Host], size: int) -> list[tuple[Host, range]]:
-    """Neighbouring hosts of one cluster that have `size` slots together, named by the first of them; what is
-    left over belongs to no piece.
+def _join_hosts(hosts: Sequence[Host], size: int) -> list[tuple[Host, range]]:
+    """Return groups of consecutive hosts of one cluster with exactly `size` slots, each with its first host.
+
+    Hosts that do not fill a group belong to none.
     """
-    pieces, run, end = [], [], 0  # run: hosts, and where their ranks begin
+    groups = []
+    open_group: list[tuple[Host, int]] = []  # each host with its first rank
+    end = 0
     for host in hosts:
-        if host.role == "server":
-            run = []
-            end = end + host.slots
-            continue
-        run = [*(run if run and run[0][0].cluster == host.cluster else []), (host, end)]
+        if host.role == "server" or (open_group and open_group[0][0].cluster != host.cluster):
+            open_group = []
+        start = end
         end += host.slots
-        while end - run[0][1] > size:
-            run.pop(0)
-        if end - run[0][1] == size:
-            pieces.append((run[0][0], range(run[0][1], end)))
-            run = []
-    return pieces
+        if host.role == "server":
+            continue
+        open_group.append((host, start))
+        while end - open_group[0][1] > size:
+            open_group.pop(0)
+        if end - open_group[0][1] == size:
+            groups.append((open_group[0][0], range(open_group[0][1], end)))
+            open_group = []
+    return groups
 
 
 def _even_blocks(clients: int, groups: int) -> list[range]:
-    """Contiguous blocks of client numbers; the first groups, on the faster hosts, take the surplus."""
+    """Return contiguous blocks of client numbers. The first groups, on the faster hosts, take the surplus."""
     size, surplus = divmod(clients, groups)
     blocks = []
     start = 0
@@ -295,54 +313,53 @@ def _even_blocks(clients: int, groups: int) -> list[range]:
     return blocks
 
 
-def _assemble(hosts: Sequence[Host], dealt: list[tuple[Host, range, range]], server: bool) -> Topology:
+def _assemble(hosts: Sequence[Host], groups: list[tuple[Host, range, range]], server: bool) -> Topology:
+    """Return the topology of (host, ranks, clients) groups; the other ranks are idle or the server's."""
     cluster_ranks: dict[str, list[int]] = {}
     cluster_clients: dict[str, list[int]] = {}
-    carried: dict[int, tuple[int, ...]] = {}
-    clients = []
-    for host, ranks, block in dealt:
+    clients_of: dict[int, tuple[int, ...]] = {}
+    clients: list[ClientPlacement] = []
+    for host, ranks, block in groups:
         cluster_ranks.setdefault(host.cluster, []).extend(ranks)
         cluster_clients.setdefault(host.cluster, []).extend(block)
-        carried.update(dict.fromkeys(ranks, tuple(block)))
+        clients_of.update(dict.fromkeys(ranks, tuple(block)))
         clients += [ClientPlacement(client, host.cluster, tuple(ranks), ranks[0]) for client in block]
     slots = [(host, local_rank) for host in hosts for local_rank in range(host.slots)]
     places = []
-    serving = []
-    spare = []
     for world_rank, (host, local_rank) in enumerate(slots):
-        if world_rank in carried:
-            cluster_rank = cluster_ranks[host.cluster].index(world_rank)
-            places.append(
-                RankPlacement(
-                    world_rank,
-                    host.name,
-                    local_rank,
-                    cluster=host.cluster,
-                    cluster_rank=cluster_rank,
-                    clients=carried[world_rank],
-                )
-            )
+        cluster = None
+        cluster_rank = None
+        if world_rank in clients_of:
+            cluster = host.cluster
+            cluster_rank = cluster_ranks[cluster].index(world_rank)
         elif server and host.role == "server":
-            serving.append(world_rank)
-            places.append(
-                RankPlacement(
-                    world_rank, host.name, local_rank, cluster=SERVER, cluster_rank=local_rank, clients=()
-                )
+            cluster = SERVER
+            cluster_rank = local_rank
+        places.append(
+            RankPlacement(
+                world_rank=world_rank,
+                host=host.name,
+                local_rank=local_rank,
+                cluster=cluster,
+                cluster_rank=cluster_rank,
+                clients=clients_of.get(world_rank, ()),
             )
-        else:
-            spare += [world_rank] * (host.role == "server")
-            places.append(
-                RankPlacement(world_rank, host.name, local_rank, cluster=None, cluster_rank=None, clients=())
-            )
-    clusters = tuple(
+        )
+    serving = tuple(place.world_rank for place in places if place.cluster == SERVER)
+    clusters = [
         ClusterPlacement(name, tuple(ranks), tuple(cluster_clients[name]))
         for name, ranks in cluster_ranks.items()
-    )
+    ]
     if serving:
-        clusters = (*clusters, ClusterPlacement(SERVER, tuple(serving), ()))
+        clusters.append(ClusterPlacement(SERVER, serving, ()))
     idle = tuple(place.world_rank for place in places if place.cluster is None)
     return Topology(
-        tuple(places), tuple(clients), clusters, idle=idle, server=tuple(serving), spare=tuple(spare)
+        ranks=tuple(places),
+        clients=tuple(clients),
+        clusters=tuple(clusters),
+        idle=idle,
+        server=serving,
+        spare=tuple(rank for rank in idle if slots[rank][0].role == "server"),
     )
 
 

@@ -1,11 +1,11 @@
-"""The local ranks as a group of processes: start, watch, signal, end. Two ways to make them, one contract.
+"""The local ranks as a group of processes: start, watch, signal and end them, in one of two ways.
 
-`SpawnedGroup` starts a fresh interpreter per rank. `ForkedGroup` asks a fork server, which has imported the
-heavy libraries once and forks the ranks from itself: they share its pages, and a restart takes milliseconds.
-A CUDA context does not survive a fork, so the fork server is for machines without GPUs.
+`SpawnedGroup` starts a new interpreter per rank. `ForkedGroup` asks a fork server, which has imported the
+heavy libraries once and forks the ranks from itself: they share its memory pages, and a restart takes
+milliseconds. A CUDA context does not survive a fork, so the fork server is for machines without GPUs.
 
-All processes die with their parent (PR_SET_PDEATHSIG) and stand in process groups of their own, so that a
-Ctrl-C in the terminal reaches the supervisor alone, which decides what the ranks are told.
+All processes die with their parent (PR_SET_PDEATHSIG) and have process groups of their own. So a Ctrl-C in
+the terminal reaches the supervisor alone, which decides what to send to the ranks.
 """
 
 import contextlib
@@ -21,31 +21,36 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from fedspeed.cluster import forkserver
-from fedspeed.cluster.processes import die_with, exit_text
+from fedspeed.cluster.processes import die_with_parent, exit_text
 
 _CLOSE_S = 2.0
 
 
 @dataclass(frozen=True)
-class End:
-    """A rank has ended. `code` is its exit code, or minus the signal that killed it. If another process died
-    and took it along, `because` says so, and `pid` and `code` are that one's.
+class RankExit:
+    """The end of a rank.
+
+    `code` is its exit code, or minus the signal that killed it. If another process died and the rank with it,
+    `cause` is a sentence about that, and `pid` and `code` are those of the other process.
     """
 
     rank: int
     pid: int
     code: int
-    because: str = ""
+    cause: str = ""
 
     def __str__(self) -> str:
-        if self.because:
-            return self.because
+        if self.cause:
+            return self.cause
         return f"rank {self.rank} (pid {self.pid}) {exit_text(self.code)}"
 
 
 class PreloadFailed(Exception):
-    """The fork server cannot serve. `code` is the exit code to end with; `threads`: it could not because
-    imports left threads running.
+    """The fork server cannot serve.
+
+    Attributes:
+        code: the exit code to end with.
+        threads: whether the reason is that the imports left threads running.
     """
 
     def __init__(self, text: str, code: int, threads: bool):
@@ -55,59 +60,76 @@ class PreloadFailed(Exception):
 
 
 class WorkerGroup(Protocol):
+    """A group of rank processes."""
+
     def start(self, rank_envs: Sequence[Mapping[str, str]]) -> None:
-        """Starts one process per entry, each in the common environment with these changes; all earlier ones
-        must have ended.
+        """Start one process per entry, in the common environment with these changes.
+
+        All processes started before must have ended.
         """
 
-    def poll(self) -> list[End]:
-        """Ranks that have ended since the last call; never blocks."""
+    def poll(self) -> list[RankExit]:
+        """Return the ranks that have ended since the last call, without blocking."""
 
-    def send(self, number: int) -> None:
-        """Signals every rank that has not ended."""
+    def send_signal(self, number: int) -> None:
+        """Signal every rank that has not ended."""
 
     def close(self) -> None:
-        """Ends everything that is left, at once."""
+        """Kill what is left, at once."""
 
 
 class SpawnedGroup:
-    """Fresh interpreters, each running `command`; `env` is the environment common to all ranks."""
+    """New interpreters, each running `command`; `env` is the environment common to all ranks."""
 
     def __init__(self, env: Mapping[str, str], command: Sequence[str]):
-        self._env, self._command = env, list(command)
+        self._env = env
+        self._command = list(command)
         self._processes: dict[int, subprocess.Popen] = {}
 
     def start(self, rank_envs: Sequence[Mapping[str, str]]) -> None:
+        """Start one process per entry."""
         parent = os.getpid()
         for rank, env in enumerate(rank_envs):
+            # preexec_fn is safe here because the supervisor has no threads.
             self._processes[rank] = subprocess.Popen(
                 self._command,
                 env={**self._env, **env},
                 stdin=subprocess.DEVNULL,
                 process_group=0,
-                preexec_fn=lambda: die_with(parent),
-            )  # noqa: PLW1509 - the supervisor has no threads
+                preexec_fn=lambda: die_with_parent(parent),
+            )
 
-    def poll(self) -> list[End]:
-        ends = [
-            End(rank, process.pid, process.returncode)
+    def poll(self) -> list[RankExit]:
+        """Return the ranks that have ended since the last call."""
+        exits = [
+            RankExit(rank, process.pid, process.returncode)
             for rank, process in self._processes.items()
             if process.poll() is not None
         ]
-        for end in ends:
-            del self._processes[end.rank]
-        return ends
+        for exited in exits:
+            del self._processes[exited.rank]
+        return exits
 
-    def send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
+        """Signal every rank that has not ended."""
         for process in self._processes.values():
             process.send_signal(number)
 
     def close(self) -> None:
-        self.send(signal.SIGKILL)
+        """Kill what is left."""
+        self.send_signal(signal.SIGKILL)
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_CLOSE_S)
         self._processes.clear()
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A running fork server and the connection to it."""
+
+    pid: int
+    connection: Connection
 
 
 class ForkedGroup:
@@ -123,56 +145,68 @@ class ForkedGroup:
         self._env = env
         self._preload = preload
         self._target = target
-        self._server = 0  # its pid; 0: none
-        self._connection: Connection | None = None
+        self._server: _Server | None = None
         self._running: set[int] = set()
 
     def start(self, rank_envs: Sequence[Mapping[str, str]]) -> None:
-        if not self._server:
-            self._connection, its_own = Pipe()
-            life = partial(forkserver.serve, its_own, self._env, self._preload, self._target)
-            self._server = forkserver.fork(life, self._connection)
-            its_own.close()
+        """Fork one rank per entry."""
+        server = self._server or self._start_server()
         self._running = set(range(len(rank_envs)))
-        # Only the differences travel: whole environments could fill the connection while the server imports.
-        forkserver.tell(self._connection, start=[dict(env) for env in rank_envs])
+        # Only the differences are sent: whole environments could fill the connection while the server
+        # imports.
+        forkserver.send_message(server.connection, start=[dict(env) for env in rank_envs])
 
-    def poll(self) -> list[End]:
-        ends = []
-        while self._server and self._connection.poll():
-            news = forkserver.hear(self._connection)
-            if news is None:
-                ends += self._bury_server()
-            elif "failed" in news:
+    def poll(self) -> list[RankExit]:
+        """Return the ranks that have ended since the last call.
+
+        Raises:
+            PreloadFailed: the server cannot serve; it is closed.
+        """
+        exits = []
+        while self._server and self._server.connection.poll():
+            message = forkserver.receive_message(self._server.connection)
+            if message is None:
+                exits += self._reap_server(self._server)
+            elif "failed" in message:
                 self.close()
-                raise PreloadFailed(news["failed"], news["code"], news["threads"])
+                raise PreloadFailed(message["failed"], message["code"], message["threads"])
             else:
-                self._running.remove(news["rank"])
-                ends.append(End(**news))
-        return ends
+                self._running.remove(message["rank"])
+                exits.append(RankExit(**message))
+        return exits
 
-    def send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
+        """Signal every rank that has not ended."""
         if self._server:
-            forkserver.tell(self._connection, signal=int(number))
+            forkserver.send_message(self._server.connection, signal=int(number))
 
     def close(self) -> None:
+        """End the server, which kills its ranks."""
         if not self._server:
             return
-        self._connection.close()  # upon which the server kills its ranks and ends
+        # The server kills its ranks and ends when its connection ends.
+        self._server.connection.close()
         deadline = time.monotonic() + _CLOSE_S
-        while not os.waitpid(self._server, os.WNOHANG)[0]:
+        while not os.waitpid(self._server.pid, os.WNOHANG)[0]:
             if time.monotonic() > deadline:
-                os.kill(self._server, signal.SIGKILL)
-                os.waitpid(self._server, 0)
+                os.kill(self._server.pid, signal.SIGKILL)
+                os.waitpid(self._server.pid, 0)
                 break
             time.sleep(0.01)
-        self._server = 0
+        self._server = None
 
-    def _bury_server(self) -> list[End]:
-        """Reap the server, which is gone from the connection; return the ends of the ranks it took along."""
-        pid, status = os.waitpid(self._server, 0)
-        self._connection.close()
-        self._server = 0
+    def _start_server(self) -> _Server:
+        connection, server_end = Pipe()
+        main = partial(forkserver.serve, server_end, self._env, self._preload, self._target)
+        self._server = _Server(forkserver.fork_process(main, connection), connection)
+        server_end.close()
+        return self._server
+
+    def _reap_server(self, server: _Server) -> list[RankExit]:
+        """Reap a server that has closed its connection; return the exits of the ranks that ended with it."""
+        pid, status = os.waitpid(server.pid, 0)
+        server.connection.close()
+        self._server = None
         code = os.waitstatus_to_exitcode(status)
-        because = f"the fork server {exit_text(code)}, and its ranks ended with it"
-        return [End(rank, pid, code, because) for rank in sorted(self._running)]
+        cause = f"the fork server {exit_text(code)}, and its ranks ended with it"
+        return [RankExit(rank, pid, code, cause) for rank in sorted(self._running)]

@@ -1,18 +1,18 @@
-"""Choosing addresses and TCP ports, and not being held up by the name service while connecting."""
+"""Choice of addresses and TCP ports, and protection against a slow name service while connecting."""
 
 import random
 import socket
 
-# Below Linux's default ephemeral ports (32768 and above), where any outgoing connection may take a port
-# between choice and use.
+# Below Linux's default ephemeral ports (32768 and above), where an outgoing connection may take a port
+# between its choice and its use.
 PORTS = range(20000, 32000)
 # The rendezvous listens this far above MASTER_PORT, which a launcher may use itself (torchrun's agent does).
 STORE_PORT_OFFSET = 1
 
-# torch looks up the name of each peer's address for its log lines, 127.0.0.1 included, on both sides of every
-# connection. One packet lost on the way to the name server then costs glibc's default of 5 s in which no rank
-# can connect. Measured on a machine whose resolver drops one packet in twelve: 5 s in every seventh meeting
-# of three ranks. Takes effect where the resolver has not been asked before.
+# torch looks up the name of each peer's address for its log lines, even of 127.0.0.1, on both sides of every
+# connection. One lost packet to the name server then costs glibc's default timeout of 5 s, in which no rank
+# can connect. Measured with a resolver that drops one packet in twelve: 5 s in every seventh rendezvous of
+# three ranks. The setting takes effect in processes that have not used the resolver yet.
 RESOLVER_VARIABLE = "RES_OPTIONS"
 RESOLVER_OPTIONS = "timeout:1 attempts:3"
 
@@ -21,8 +21,10 @@ _random = random.SystemRandom()
 
 
 def free_port() -> int:
-    """A port of PORTS on which nobody listens on this machine at this moment. Raises OSError if 200 random
-    ones are taken.
+    """Return a port of PORTS on which nobody listens on this machine at this moment.
+
+    Raises:
+        OSError: 200 random ports are taken.
     """
     for _ in range(_TRIES):
         port = _random.choice(PORTS)
@@ -36,11 +38,14 @@ def free_port() -> int:
 
 
 def reachable_address(master: str, same_machine: bool) -> str:
-    """An address of this machine that the others can reach: the one the first rank is known by, or the one
-    that faces it.
+    """Return an address at which the other ranks can reach this machine.
+
+    On the machine of the first rank it is the address that the ranks know; elsewhere the address of the
+    interface that faces the first rank.
 
     Args:
-        master: address or name of the first rank. same_machine: whether it runs here.
+        master: address or name of the first rank.
+        same_machine: whether the first rank runs on this machine.
     """
     if same_machine:
         return master

@@ -1,22 +1,24 @@
-"""Reading from stream sockets."""
+"""Reading a given number of bytes from stream sockets."""
+
+import socket
 
 
-def receive_into(connection, into: memoryview) -> None:
-    """Read until `into` is full.
+def receive_into(connection: socket.socket, buffer: memoryview) -> None:
+    """Read from a connection until `buffer` is full.
 
     Raises:
-        OSError: the other side is gone, or silent for longer than the socket's timeout.
+        OSError: the other side has closed the connection, or sent nothing for the socket's timeout.
     """
     done = 0
-    while done < len(into):
-        n = connection.recv_into(into[done:])
-        if n == 0:
+    while done < len(buffer):
+        count = connection.recv_into(buffer[done:])
+        if count == 0:
             raise ConnectionResetError("the other side has closed the connection")
-        done += n
+        done += count
 
 
-def receive_exactly(connection, count: int) -> bytes:
-    """The next `count` bytes. Raises as `fill` does."""
+def receive_exactly(connection: socket.socket, count: int) -> bytes:
+    """Return the next `count` bytes. Raises as `receive_into` does."""
     data = bytearray(count)
     receive_into(connection, memoryview(data))
     return bytes(data)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedspeed.checkpoint.journal import Journal
 from fedspeed.cluster.heartbeat import Heartbeat
-from fedspeed.cluster.layout import host_of_rank
+from fedspeed.cluster.launch_context import host_of_rank
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.show import render
 from fedspeed.data.clients import ClientData, row_counts

@@ -68,7 +68,7 @@ class CheckIn:
         if kind is not None:
             # A note: should the store be gone too, the error must still be heard.
             code = getattr(error, "exit_code", EXIT_FAILED)
-            self._store.note(f"{self._point}/{self._me}", f"{code} {error}")
+            self._store.try_put(f"{self._point}/{self._me}", f"{code} {error}")
             if self._me == 0 and len(keys) > 1:
                 with suppress(Preempted):  # another rank may be gone already, and this one told to end for it
                     self._store.wait(keys, NOTE_S)

@@ -9,7 +9,8 @@ from pathlib import Path
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import Launch
-from fedspeed.cluster.local import LocalRun, local_hosts, oversubscription_notes, run_local
+from fedspeed.cluster.local import LocalRun, run_local
+from fedspeed.cluster.local_ranks import local_hosts, oversubscription_notes
 from fedspeed.cluster.topology import topology_of
 from fedspeed.config.show import render
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE

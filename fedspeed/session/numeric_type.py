@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedspeed.cluster.devices import choose_accelerator
 from fedspeed.cluster.discover import from_process
-from fedspeed.cluster.local import local_hosts
+from fedspeed.cluster.local_ranks import local_hosts
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.cluster.topology import topology_of
 from fedspeed.config.load import Loaded

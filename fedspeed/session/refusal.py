@@ -24,7 +24,7 @@ def report_refusal(error: BaseException, json_out: TextIO | None, store: Store) 
         return
     if store.is_first("refused") or (store.wait([TOLD], TOLD_S) and store.is_first("refused, but not told")):
         stdout.write_refusal(json_out, error)
-        store.note(TOLD, "")
+        store.try_put(TOLD, "")
     error.printed_as_json = True
 
 

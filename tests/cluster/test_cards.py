@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fedspeed.cluster import local
+from fedspeed.cluster import local_ranks
 from fedspeed.cluster.cards import Card, cards_of_ranks, check_cards, device_index
 from fedspeed.cluster.hostfile import read
 from fedspeed.cluster.topology import place_clients
@@ -74,10 +74,10 @@ def test_a_world_is_a_cluster_or_a_client_that_is_a_pipeline():
 
 
 def test_cores_are_crowded_only_where_ranks_compute_on_them(monkeypatch):
-    monkeypatch.setattr(local, "usable_cores", lambda: 2)
-    monkeypatch.setattr(local, "computing_gpus", lambda env: 0)
-    assert local.oversubscription_notes(2) == [] and local.oversubscription_notes(3)[0].startswith(
-        "3 ranks on 2 cores: they take turns"
-    )
-    monkeypatch.setattr(local, "computing_gpus", lambda env: 1)
-    assert local.oversubscription_notes(3) == []
+    monkeypatch.setattr(local_ranks, "usable_cores", lambda: 2)
+    monkeypatch.setattr(local_ranks, "computing_gpus", lambda env: 0)
+    assert local_ranks.oversubscription_notes(2) == [] and local_ranks.oversubscription_notes(3)[
+        0
+    ].startswith("3 ranks on 2 cores: they take turns")
+    monkeypatch.setattr(local_ranks, "computing_gpus", lambda env: 1)
+    assert local_ranks.oversubscription_notes(3) == []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fedspeed.cluster import layout
+from fedspeed.cluster import hostfile_search
 from fedspeed.cluster.discover import discover
 from fedspeed.cluster.hostfile import Host, read
 from fedspeed.cluster.hostnames import find_host, is_same_host
@@ -30,7 +30,7 @@ TWO = "node1 slots=2\nnode2 slots=1\n# fed-host node1 gpu=A\n"
 def job(tmp_path, monkeypatch):
     """A working folder with an empty shelf of hostfiles, cut off from this machine's /job."""
     (tmp_path / "hostfiles").mkdir()
-    monkeypatch.setattr(layout, "_DEEPSPEED_DEFAULT", tmp_path / "nowhere")
+    monkeypatch.setattr(hostfile_search, "_DEEPSPEED_DEFAULT", tmp_path / "nowhere")
     return tmp_path
 
 
@@ -526,11 +526,13 @@ def test_a_short_name_takes_the_facts_of_one_host_or_of_none(job, monkeypatch):
     put(job, "sites", SITES)
     env = slurm_env(0, "gpu1")
     asked = []
-    monkeypatch.setattr(layout.socket, "getfqdn", lambda name: asked.append(name) or "gpu1.site-b.org")
+    monkeypatch.setattr(
+        hostfile_search.socket, "getfqdn", lambda name: asked.append(name) or "gpu1.site-b.org"
+    )
     assert start(job, env, hostname="gpu1").hosts[0].cluster == "b"
-    monkeypatch.setattr(layout.socket, "getfqdn", lambda name: "gpu1.site-c.org")
+    monkeypatch.setattr(hostfile_search.socket, "getfqdn", lambda name: "gpu1.site-c.org")
     assert start(job, env, hostname="gpu1").hosts[0].facts == Host("gpu1", 2).facts
-    monkeypatch.setattr(layout.socket, "getfqdn", lambda name: name)
+    monkeypatch.setattr(hostfile_search.socket, "getfqdn", lambda name: name)
     with pytest.raises(
         HostfileError,
         match=r"sites: host gpu1 of this job may be gpu1.site-a.org or gpu1.site-b.org, .*--hostfile FILE",

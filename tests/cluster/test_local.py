@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fedspeed.cluster import devices, local
+from fedspeed.cluster import devices, local_ranks
 from fedspeed.cluster.processes import exit_text
-from fedspeed.cluster.worker_group import End
+from fedspeed.cluster.supervisor import attempt_exit_code
+from fedspeed.cluster.worker_group import RankExit
 from fedspeed.errors import ConfigError
 from tests.limits import LIMIT_S
 
@@ -392,7 +393,7 @@ def test_imports_and_forks_that_fail_end_the_run(supervise, mode, code, told):
     [([0, 0], 0), ([0, 75], 75), ([-9], 75), ([-9, 1], 75), ([75, 1], 1), ([3], 1), ([2, 1, -9], 2)],
 )
 def test_the_verdict_follows_the_cause(codes, verdict):
-    assert local._verdict([End(rank, 1, code) for rank, code in enumerate(codes)]) == verdict
+    assert attempt_exit_code([RankExit(rank, 1, code) for rank, code in enumerate(codes)]) == verdict
 
 
 def test_ends_in_words():
@@ -416,20 +417,20 @@ def test_ends_in_words():
     ],
 )
 def test_how_many_local_ranks(monkeypatch, setting, clients, gpus, cores, *, ranks):
-    monkeypatch.setattr(local, "computing_gpus", lambda env: gpus)
-    monkeypatch.setattr(local, "usable_cores", lambda: cores)
-    assert local.local_rank_count(setting, clients) == ranks
+    monkeypatch.setattr(local_ranks, "computing_gpus", lambda env: gpus)
+    monkeypatch.setattr(local_ranks, "usable_cores", lambda: cores)
+    assert local_ranks.local_rank_count(setting, clients) == ranks
 
 
 def test_more_ranks_than_a_machine_has_processes_for(monkeypatch):
-    monkeypatch.setattr(local, "usable_cores", lambda: 2)
-    assert local.local_rank_count(128, 3) == 128
+    monkeypatch.setattr(local_ranks, "usable_cores", lambda: 2)
+    assert local_ranks.local_rank_count(128, 3) == 128
     with pytest.raises(
         ConfigError,
         match="cluster.local_ranks=129: 129 ranks are too many for one machine of 2 cores; ask for at most "
         "128",
     ):
-        local.local_rank_count(129, 3)
+        local_ranks.local_rank_count(129, 3)
 
 
 def test_the_supervisor_and_all_that_help_and_dry_run_reach_import_no_torch():

@@ -171,7 +171,7 @@ def test_local_ranks_are_told_a_port_that_nobody_can_take_any_more(tmp_path):
         if rank == 3:
             return steal()
         time.sleep(0.5 if rank == 0 else 0)
-        store = meet(replace(launch_of(rank, 0, kind="local"), meeting=file), LIMIT_S)
+        store = meet(replace(launch_of(rank, 0, kind="local"), port_file=file), LIMIT_S)
         return leave(store, LIMIT_S)
 
     assert in_threads(work, ranks=4) == [set(), set(), set(), None]
@@ -182,7 +182,7 @@ def test_a_rank_0_that_says_no_port_is_named(tmp_path):
     with pytest.raises(
         LostPeerError, match=r"rank 0 \(host alpha, slot 0\) did not open a meeting port within 1 s"
     ):
-        meet(replace(launch_of(1, 0, kind="local"), meeting=tmp_path / "meeting"), 1)
+        meet(replace(launch_of(1, 0, kind="local"), port_file=tmp_path / "port"), 1)
 
 
 def test_the_missing_are_named_at_the_deadline(port, capfd):
@@ -208,7 +208,7 @@ def test_a_missing_rank_0_is_named_without_a_stack_trace(port, capfd):
 
 
 def test_a_host_of_rank_0_that_nobody_knows_is_refused(monkeypatch, port):
-    monkeypatch.setattr("fedspeed.cluster.meeting._RESOLVE_S", 0.2)
+    monkeypatch.setattr("fedspeed.cluster.store_connection._RESOLVE_S", 0.2)
     with pytest.raises(HostfileError, match=r"cannot resolve .*`no-such-host.invalid`.*MASTER_ADDR"):
         meet(replace(launch_of(1, port), master_addr="no-such-host.invalid"), LIMIT_S)
 
@@ -391,7 +391,7 @@ class DeadStore:
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_dead_store_makes_no_second_failure(monkeypatch, silent):
-    monkeypatch.setattr("fedspeed.cluster.rendezvous._ASK_S", 0.2)
+    monkeypatch.setattr("fedspeed.cluster.rendezvous._QUERY_S", 0.2)
     dead = DeadStore(silent)
     store = Store(dead, ("127.0.0.1", 1), 1)
     store.peers = (Peer(0, "a", 1), Peer(1, "a", 2))

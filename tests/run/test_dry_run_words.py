@@ -19,7 +19,7 @@ def said(tmp_path, monkeypatch):
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
     settings = {**SETTINGS, "model": {"base": "model", **SETTINGS["model"]}, "monitor": {"progress": False}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    monkeypatch.setattr("fedspeed.cluster.local.usable_cores", lambda: 2)
+    monkeypatch.setattr("fedspeed.cluster.local_ranks.usable_cores", lambda: 2)
     return lambda *words: check(load(tmp_path / "run.yaml", words), None).splitlines()
 
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from fedspeed.cli import main
-from fedspeed.cluster.once import ONCE_VARIABLE, _began, run_once_per_host
+from fedspeed.cluster.once import ONCE_VARIABLE, _start_time, run_once_per_host
 from fedspeed.cluster.ranks import RankIdentity
 from fedspeed.errors import ConfigError
 from fedspeed.session import refusal
@@ -58,7 +58,7 @@ def test_what_one_rank_alone_refuses_is_told(place, monkeypatch, capfd):
 
 def test_files_of_starts_that_are_over_are_removed(place):
     left, other = (
-        place / f"fedspeed-told-{os.getuid()}-{os.getpid()}-{began}" for began in ("0", _began(os.getpid()))
+        place / f"fedspeed-told-{os.getuid()}-{os.getpid()}-{began}" for began in ("0", _start_time(os.getpid()))
     )
     left.touch()
     other.touch()
@@ -123,7 +123,7 @@ class Meeting:
             self._asked.add(key)
             return first
 
-    def note(self, key, text):
+    def try_put(self, key, text):
         self.notes.set()
 
     def wait(self, keys, timeout_s):
