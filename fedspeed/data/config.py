@@ -33,7 +33,7 @@ class DataConfig:
     alpha: float = field(
         default=0.5,
         metadata={
-            "help": "concentration of the lda splitter: the smaller, the less alike the clients",
+            "help": "concentration of the lda splitter: the smaller, the more the clients differ",
             "above": 0.0,
         },
     )
@@ -50,8 +50,8 @@ class DataConfig:
     val_fraction: float = field(
         default=0.02,
         metadata={
-            "help": "share of each client's rows held out for evaluation; of rows that are equal all are "
-            "held out, or none",
+            "help": "share of each client's rows held out for evaluation; equal rows are held out together, "
+            "or not at all",
             "min": 0.0,
             "max": 0.9,
         },

@@ -1,4 +1,4 @@
-"""The rounds: who takes part, how updates are combined, when to stop."""
+"""Configuration of the rounds: which clients take part, how updates are combined, and when the run stops."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,23 +8,22 @@ SERVER_LR = {
     "momentum": 1.0,
     "adam": 0.01,
     "yogi": 0.01,
-}  # what `auto` comes to, by server optimizer
+}  # what `auto` means, by server optimizer
 
 
 def settled_server_lr(server_lr: float | str, server_optimizer: str) -> float:
-    """Return the server optimizer's step size, with the number that `auto` comes to.
+    """Return the server optimizer's step size, with the number that `auto` stands for.
 
-    The steps of adam and yogi have about that length in each parameter, however long the clients' changes
-    are. With 1.0, which is right for plain averaging, they leave every model behind.
+    A step of adam or yogi changes each parameter by about the step size, however small the clients' deltas
+    are. With 1.0, which is right for plain averaging, such steps would destroy any model.
     """
     return SERVER_LR[server_optimizer] if server_lr == "auto" else float(server_lr)
 
 
 @dataclass(frozen=True)
 class FederationConfig:
-    """The keys of the section but for `method` and `updates`, whose types are made of the tables of methods
-    and
-    transforms: `config.run.FederationSection` adds them.
+    """The keys of the section `federation`, except `method` and `updates`. The types of those two are made of
+    the registries of methods and transforms, and `config.run.FederationSection` adds them.
     """
 
     rounds: int = field(default=10, metadata={"help": "number of rounds", "min": 1, "max": 1_000_000})
@@ -32,7 +31,7 @@ class FederationConfig:
         default=0, metadata={"help": "clients sampled each round, 0: all", "min": 0}
     )
     server_optimizer: Literal["none", "momentum", "adam", "yogi"] = field(
-        default="none", metadata={"help": "what is done with the mean update"}
+        default="none", metadata={"help": "optimizer that applies the mean update"}
     )
     server_lr: float | Literal["auto"] = field(
         default="auto",
@@ -57,9 +56,8 @@ class FederationConfig:
     staleness: int = field(
         default=0,
         metadata={
-            "help": "1: the exchange of a round runs beside the local steps of the next, which start from "
-            "the state of one round before and the "
-            "client's own update since",
+            "help": "1: the exchange of a round overlaps with the local steps of the next round, which start "
+            "from the state of one round before and the client's own update since",
             "min": 0,
             "max": 1,
         },
@@ -83,9 +81,8 @@ class FederationConfig:
     public_rows: str = field(
         default="",
         metadata={
-            "help": "rows that the server of a method trains on, a json, jsonl or jsonl.gz file that only "
-            "the server's "
-            "host has, with the fields of the task's rows",
+            "help": "rows that the server of a method trains on: a json, jsonl or jsonl.gz file that only "
+            "the server's host has, with the fields of the task's rows",
             "path": (),
         },
     )
@@ -109,5 +106,5 @@ class FederationConfig:
 
     @property
     def server_step(self) -> float:
-        """The step size of the server optimizer, see `settled_server_lr`."""
+        """Return the step size of the server optimizer, see `settled_server_lr`."""
         return settled_server_lr(self.server_lr, self.server_optimizer)

@@ -95,9 +95,7 @@ def test_blank_answers_and_missing_categories_are_told(tmp_path):
     config = file_config(tmp_path, records, split="meta", clients=3)
     found = findings(config, client_rows(config, 0))
     assert found[0].startswith("1 of 7 rows have a blank answer")
-    assert found[1].startswith(
-        "2 of 7 rows have no category: data.split=meta treats them as one category"
-    )
+    assert found[1].startswith("2 of 7 rows have no category: data.split=meta treats them as one category")
     assert len(found) == 2
 
 

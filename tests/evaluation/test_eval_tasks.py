@@ -1,4 +1,4 @@
-"""Tasks as values, and how they are put to an engine: one that is played here, and a real one."""
+"""Tasks and their scores, with a fake engine and with a real one."""
 
 import re
 from types import SimpleNamespace
@@ -35,16 +35,17 @@ ROWS = [
 ]
 
 
-class Played:
-    """An engine that answers a prompt with its last characters, reversed, and finds a text likely that holds
-    many of 'd'.
+class FakeEngine:
+    """An engine that answers a prompt with its last characters, reversed, and gives texts a high likelihood
+    that contain many of 'd'.
     """
 
     def __init__(self, tokenizer, client_rank=0):
-        self.tokenizer, self.groups = tokenizer, SimpleNamespace(client_rank=client_rank)
+        self.tokenizer = tokenizer
+        self.groups = SimpleNamespace(client_rank=client_rank)
 
-    def generate(self, prompts, *, max_new, n, stop, **asked):
-        assert stop == [self.tokenizer.eos_token_id] and asked == {
+    def generate(self, prompts, *, max_new, n, stop, **settings):
+        assert stop == [self.tokenizer.eos_token_id] and settings == {
             "temperature": 0.5,
             "top_p": 0.9,
             "seed": 4,
@@ -97,12 +98,12 @@ def test_the_likeliest_choice_may_be_so_by_token():
 
 def test_all_samples_of_a_row_count_and_the_first_rank_speaks(tokenizer):
     task = ExactMatch("plain", GenerationSettings(max_new=4, samples=3, temperature=0.5, top_p=0.9, seed=4))
-    scores = score_task(Played(tokenizer), task, ROWS, tokenizer)
+    scores = score_task(FakeEngine(tokenizer), task, ROWS, tokenizer)
     assert scores["reverse"].mean == pytest.approx(
         1 / 3
     )  # of dabe both texts are right, of "ab" none: "ba e"
     assert scores["copy"].total == 0 and scores[ALL].count == 6
-    assert score_task(Played(tokenizer, client_rank=1), task, ROWS, tokenizer) == {}
+    assert score_task(FakeEngine(tokenizer, client_rank=1), task, ROWS, tokenizer) == {}
 
 
 def test_choices_are_told_by_likelihood(tokenizer):
@@ -112,7 +113,7 @@ def test_choices_are_told_by_likelihood(tokenizer):
         "ebad",
         "dabe",
     ]
-    scores = score_task(Played(tokenizer), task, ROWS, tokenizer)
+    scores = score_task(FakeEngine(tokenizer), task, ROWS, tokenizer)
     # Of texts that are as likely by token, the first one counts.
     assert scores[ALL] == Tally(4, 6) and scores["copy"] == Tally(2, 2) and scores["reverse"] == Tally(1, 2)
 
@@ -133,7 +134,7 @@ def test_a_choice_without_text_is_refused(tokenizer):
     with pytest.raises(
         DataError, match="empty: a row whose prompt is 'which one\\?' has no choices, or an empty one"
     ):
-        score_task(Played(tokenizer), Empty(), ROWS[:1], tokenizer)
+        score_task(FakeEngine(tokenizer), Empty(), ROWS[:1], tokenizer)
 
 
 def test_the_example_of_a_new_task(tokenizer):
@@ -148,8 +149,8 @@ def test_the_example_of_a_new_task(tokenizer):
     made = {}
     exec(code, made)
 
-    class Counts(Played):
-        def generate(self, prompts, *, n, **asked):
+    class Counts(FakeEngine):
+        def generate(self, prompts, *, n, **_settings):
             assert all(
                 self.tokenizer.decode(prompt.tolist(), skip_special_tokens=True).startswith(made["EXAMPLE"])
                 for prompt in prompts

@@ -1,6 +1,4 @@
-"""Whole federations on tiny models, in a rank of a torn-off world: real engines, real processes, a real
-exchange.
-"""
+"""Whole federations on tiny models in worlds of real processes, with real engines and a real exchange."""
 
 import contextlib
 import gc
@@ -16,16 +14,12 @@ from tests.processes import free_port, run_clusters, run_ranks
 from tests.tiny import run_config
 
 DEADLINE_S = 150  # of a machine that is busy with others
-ROWS = (
-    11,
-    5,
-    7,
-)  # training rows of clients 0, 1, 2: different, so that a mean without weights is another mean
+ROWS = (11, 5, 7)  # training rows of clients 0, 1, 2: different, so that an unweighted mean differs
 VOCAB = 64
 
 
 def tiny_llama(folder) -> str:
-    """Written by a process of its own, so that the one that only compares arrays needs no torch."""
+    """Write a tiny base in a process of its own, so that the test process needs no torch."""
     return run_ranks(1, _write_llama, folder)[0]
 
 
@@ -36,7 +30,7 @@ def _write_llama(rank, folder):
 
 
 def client_data(client: int, val_rows: int = 3) -> ClientData:
-    """Rows drawn from the client's number alone: prompts and answers of different lengths."""
+    """Return rows that are a function of the client's number: prompts and answers of different lengths."""
     rng = np.random.default_rng([7, client])
 
     def example() -> Example:
@@ -51,7 +45,7 @@ def client_data(client: int, val_rows: int = 3) -> ClientData:
 
 
 def share_of(client: int) -> float:
-    """What a client counts: answer tokens of its training rows."""
+    """Return the weight of a client: the answer tokens of its training rows."""
     return float(sum(len(e.input_ids) - e.labels_start for e in client_data(client).train))
 
 
@@ -82,7 +76,7 @@ def settings(
 
 
 def stirred(tensors: dict) -> dict:
-    """Starting values with a B that is not zero, so that A has a gradient from the first step on."""
+    """Return start values with a B that is not zero, so that A has a gradient from the first step on."""
     rng = np.random.default_rng(3)
     return {
         n: (t + 0.1 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in sorted(tensors.items())
@@ -90,7 +84,7 @@ def stirred(tensors: dict) -> dict:
 
 
 def largest(a: dict, b: dict) -> float:
-    """The largest difference between two states."""
+    """Return the largest difference between two states."""
     assert a.keys() == b.keys()
     return max(float(np.abs(a[n] - b[n].astype(np.float64)).max()) for n in a)
 
@@ -119,8 +113,8 @@ class Notes:
 
 @dataclass(frozen=True)
 class World:
-    """A rank's surroundings: sizes of the torch worlds side by side, its number over all of them, and a store
-    common to all.
+    """The position of a rank: the sizes of all torch worlds, its number over all of them, and their common
+    store.
     """
 
     clusters: tuple[int, ...]
@@ -139,7 +133,7 @@ class World:
 
 
 def run_worlds(clusters: tuple[int, ...], function, *args, **named) -> list:
-    """`[function(World, *args)]` of all ranks, each in the torch world of its cluster."""
+    """Return `[function(World, *args)]` of all ranks, each in the torch world of its cluster."""
     return run_clusters(list(clusters), _in_world, clusters, free_port(), function, *args, **named)
 
 
@@ -151,7 +145,7 @@ def _in_world(rank, clusters, port, function, *args, **named):
 
     torch.set_num_threads(1)
     quiet()
-    # DeepSpeed collects garbage for every ZeRO-3 engine, which would look through all that was ever imported
+    # DeepSpeed collects garbage for every ZeRO-3 engine, which is slow over all imported modules.
     gc.freeze()
     store = TCPStore(
         "127.0.0.1", port, sum(clusters), is_master=rank == 0, timeout=timedelta(seconds=DEADLINE_S)
@@ -218,13 +212,13 @@ def federation(
     val_rows: int = 3,
     **facts,
 ):
-    """This rank's `Federated`.
+    """Build the `Federated` of this rank.
 
     Args:
-        name: of the run, the same on all its ranks and used once: names the exchange.
-        carries: clients of each world rank that takes part; neighbours that carry the same are the ranks of
-            those clients.
-        watch: wraps the exchange. facts: more of this rank's RankRole.
+        name: of the run and its exchange, the same on all ranks, and unique.
+        carries: clients of each world rank that takes part; neighbours with the same clients are the ranks of
+            these clients.
+        watch: wraps the exchange. facts: more fields of this rank's RankRole.
     """
     from torch.distributed import PrefixStore
 
@@ -265,7 +259,8 @@ def federation(
         seed=config.run.seed,
         clients=len(mine),
     )
-    engine = notes.engine = build_engine(spec, context)
+    engine = build_engine(spec, context)
+    notes.engine = engine
     exchange = None
     if world.rank in speakers:
         transport = (
@@ -314,7 +309,7 @@ def federation(
 
 
 def exchange_over(transport, routing):
-    """A plain one, unless the configuration says otherwise."""
+    """Return the exchange of a routing mode, plain by default."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from fedspeed.routing.anonymous.exchange import AnonymousExchange, exchange_public_keys
@@ -329,7 +324,7 @@ def exchange_over(transport, routing):
 
 
 def begin(fed: Federated):
-    """The run's start, stirred."""
+    """Return the start of a run, with a B that is not zero."""
     from fedspeed.federation.parts import start
     from fedspeed.models.folded import trainable
 
@@ -339,7 +334,7 @@ def begin(fed: Federated):
 
 
 def from_journal(fed: Federated):
-    """What a new process goes on from."""
+    """Return the progress that a new process resumes from the journal."""
     from fedspeed.session.deployment import JobDeployment
     from fedspeed.session.resume import resume
 
@@ -356,8 +351,8 @@ def from_journal(fed: Federated):
 
 @dataclass
 class Course:
-    """What a rank saw of a run: global tensors at the start and after every round, what `Notes` kept, and the
-    journal's best.
+    """The results of a run on one rank: global arrays at the start and after every round, what `Notes`
+    recorded, and the journal's best state.
     """
 
     states: list[dict]

@@ -23,25 +23,27 @@ class Alone:
 
 
 class PairOfRanks:
-    """The engines of a client with two ranks: what the gateway says is what the other hears."""
+    """The engines of a client with two ranks: the other rank receives what the gateway shares."""
 
     def __init__(self):
-        self._said, self._at, self._ready = [], 0, threading.Semaphore(0)
+        self._sent = []
+        self._received = 0
+        self._ready = threading.Semaphore(0)
 
     def gateway(self):
         return self._Gateway(self)
 
     def share_from_gateway(self, values):
         assert self._ready.acquire(timeout=LIMIT_S)
-        self._at += 1
-        return self._said[self._at - 1]
+        self._received += 1
+        return self._sent[self._received - 1]
 
     class _Gateway:
         def __init__(self, pair):
             self._pair = pair
 
         def share_from_gateway(self, values):
-            self._pair._said.append(values)
+            self._pair._sent.append(values)
             self._pair._ready.release()
             return values
 

@@ -121,12 +121,14 @@ def test_what_a_folded_product_became_more():
     assert all(form.keys() == {LEFT, RIGHT} for form in forms[1:4])
 
     def dense(form):
-        return form[WHOLE] if WHOLE in form else form[LEFT] @ form[RIGHT] if form else np.zeros((8, 9))
+        if WHOLE in form:
+            return form[WHOLE]
+        return form[LEFT] @ form[RIGHT] if form else np.zeros((8, 9))
 
     for before in forms:
         for after in forms:
             if WHOLE in before and WHOLE not in after:
-                continue  # whole once, whole for ever
+                continue  # a whole product never becomes factors again
             factors, whole = folded_delta(before, after)
             found = sum((one @ other for one, other in factors), np.zeros((8, 9))) + (
                 0 if whole is None else whole

@@ -53,7 +53,8 @@ def by_hand(world, config, name, start, states):
         for a, b in pairs(start):
             product = sum(p * (end[b].astype(np.float64) @ end[a]) for p, end in trained)
             if name == "stack":
-                state[a], state[b] = states[number][a], np.zeros_like(mean[b])
+                state[a] = states[number][a]
+                state[b] = np.zeros_like(mean[b])
             else:
                 product -= mean[b] @ mean[a]
             with torch.no_grad():

@@ -43,7 +43,8 @@ class Round:
     def __init__(self, name, shapes=SHAPES, clients=3, seed=5, round=1):
         self.method = make_method(variant(name), drawn(0, shapes), clients=clients, seed=seed)
         self.round = round
-        self.values, self.frozen = self.method.values(round), self.method.frozen(round)
+        self.values = self.method.values(round)
+        self.frozen = self.method.frozen(round)
 
     def contribution(self, client, weight, start, end):
         turn = self.method.turn(client, self.round, start, steps=1, seed=0, memory={})

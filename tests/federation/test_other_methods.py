@@ -132,7 +132,8 @@ def variates(world, base, folder):
         notes=plain,
     ) as fed:
         first = begin(fed)
-        first.round, first.state = 1, {n: t for n, t in middle.state.items() if ":" not in n}
+        first.round = 1
+        first.state = {n: t for n, t in middle.state.items() if ":" not in n}
         fed.run(first)
     return at_once, middle, late, notes.turns[3:], plain.turns
 
