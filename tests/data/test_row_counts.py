@@ -88,7 +88,7 @@ def test_many_clients_do_not_fill_the_screen():
     assert len(table.client_lines()) == 17 and table.client_lines()[-1] == "and 24 more clients"
 
 
-def test_blank_answers_and_missing_categories_are_told(tmp_path):
+def test_blank_answers_and_missing_categories_are_reported(tmp_path):
     records = [WHOLE | {"category": name} for name in ("x", "x", "y", "y", "", " ")] + [
         WHOLE | {"output": " ", "category": "x"}
     ]
@@ -112,7 +112,7 @@ def test_a_field_that_is_blank_in_every_row_is_the_wrong_one(tmp_path):
         client_rows(file_config(tmp_path, [WHOLE | {"output": "\n"}] * 4), 0)
 
 
-def test_copies_at_several_clients_are_told(tmp_path):
+def test_copies_at_several_clients_are_reported(tmp_path):
     """Every row is there twice, and the shuffle gives most of the copies to another client."""
     path = tmp_path / "twice.jsonl"
     path.write_text("".join(json.dumps({"instruction": f"{i}", "output": "a"}) + "\n" for i in range(40)) * 2)
@@ -137,7 +137,7 @@ def test_clients_whose_rows_are_all_equal_hold_out_none(tmp_path):
     assert any(text.startswith("clients that hold out no row") for text in findings(config, clients))
 
 
-def test_the_dry_run_tells_all_of_it(tmp_path):
+def test_the_dry_run_reports_all_of_it(tmp_path):
     config = file_config(tmp_path, [CUT] * 3 + [LOST] * 2 + [WHOLE] * 5 + [WHOLE | {"output": ""}])
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     path = tmp_path / "run.yaml"

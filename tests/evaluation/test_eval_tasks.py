@@ -106,7 +106,7 @@ def test_all_samples_of_a_row_count_and_the_first_rank_speaks(tokenizer):
     assert score_task(FakeEngine(tokenizer, client_rank=1), task, ROWS, tokenizer) == {}
 
 
-def test_choices_are_told_by_likelihood(tokenizer):
+def test_choices_are_ranked_by_likelihood(tokenizer):
     task = AmongOthers(ROWS, "plain", count=2)
     assert task.choices(ROWS[0]) == ["ebad", "dabe", "fade"] and task.choices(ROWS[5]) == [
         "ba",

@@ -90,42 +90,45 @@ def one_step_on_the_mean(config, start: dict[str, np.ndarray]) -> dict[str, np.n
 
 
 def fedavg(config, start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All rounds of plain federated averaging over the three clients. Under staleness the last update is
-    still under way when a round
-    starts: a client starts from the state before it, and from as much of its own part of it as changes were
-        alike in the round before.
+    """Run all rounds of plain federated averaging over the three clients. Under staleness, the last update
+    has not arrived when a round starts: a client starts from the state before it, plus a fraction of its own
+    delta, which is the alignment of the updates in the round before.
     """
     plain = Plain(config)
     state = start
     steps = config.train.local_steps
     whole = sum(share_of(c) for c in range(3))
     waiting = []
-    own = {}
-    part = 1 / 3
+    own_deltas = {}
+    fraction = 1 / 3
     for number in range(config.federation.rounds):
         change = {n: np.zeros(t.shape) for n, t in state.items()}
         square = 0.0
         for client in range(3):
-            begin = _moved(state, {n: part * t for n, t in own[client].items()}) if client in own else state
+            begin = (
+                _add(state, {n: fraction * t for n, t in own_deltas[client].items()})
+                if client in own_deltas
+                else state
+            )
             plain.load(begin)
             plain.local_steps(client, number * steps, steps)
-            moved = {n: t.astype(np.float64) - begin[n] for n, t in plain.state().items()}
+            delta = {n: t.astype(np.float64) - begin[n] for n, t in plain.state().items()}
             if config.federation.staleness:
-                own[client] = moved
+                own_deltas[client] = delta
             for name in change:
-                change[name] += share_of(client) / whole * moved[name]
-                square += share_of(client) / whole * (moved[name] ** 2).sum()
+                change[name] += share_of(client) / whole * delta[name]
+                square += share_of(client) / whole * (delta[name] ** 2).sum()
         waiting.append((change, square))
         if len(waiting) > config.federation.staleness:
             first, mean_square = waiting.pop(0)
-            state = _moved(state, first)
-            part = sum((t**2).sum() for t in first.values()) / mean_square
+            state = _add(state, first)
+            fraction = sum((t**2).sum() for t in first.values()) / mean_square
     for change, _ in waiting:
-        state = _moved(state, change)
+        state = _add(state, change)
     return state
 
 
-def _moved(state: dict[str, np.ndarray], change: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _add(state: dict[str, np.ndarray], change: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {n: (t + change[n]).astype(np.float32) for n, t in state.items()}
 
 

@@ -87,7 +87,7 @@ def slices(monkeypatch, tmp_path):
     )
 
 
-def test_a_slice_that_few_hold_is_no_sum(slices):
+def test_a_slice_of_few_participants_is_no_sum(slices):
     check_method(slices, spoken(12), "stock")
     with pytest.raises(ConfigError, match="only 2 of 11 participants may contribute"):
         check_method(slices, spoken(11), "stock")
@@ -99,7 +99,7 @@ def test_a_sum_goes_on_without_those_only_whose_loss_leaves_enough_in_every_slic
     assert checks.least_participants(slices, spoken(16)) == 15
 
 
-def test_a_slice_that_one_gateway_holds_is_its_own(slices):
+def test_a_slice_of_one_gateway_is_that_gateways_alone(slices):
     """Twelve clients on four gateways: clients 0, 4 and 8 share module 0, and all have gateway 0."""
     with pytest.raises(ConfigError, match="only 1 of 4 participants may contribute"):
         check_method(slices, {client: client % 4 for client in range(12)}, "stock")
@@ -123,7 +123,7 @@ def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "setting"),
     [
         ({"federation": {"staleness": 1}}, "federation.staleness=1"),
         (
@@ -134,16 +134,16 @@ def test_memory_of_clients_is_kept_where_only_they_can_read_it(others):
         ({"federation": {"compare_alone": True}}, "federation.compare_alone=true"),
     ],
 )
-def test_an_exchange_in_every_step_is_taken_by_all_together(others, sections, told):
+def test_an_exchange_in_every_step_is_taken_by_all_together(others, sections, setting):
     with pytest.raises(
         ConfigError,
-        match=f"every_step exchanges updates in every local step.* cannot be combined with {told}",
+        match=f"every_step exchanges updates in every local step.* cannot be combined with {setting}",
     ):
         check_method(configured("every_step", routing={"mode": "plain"}, **sections), spoken(3), "stock")
     check_method(configured("every_step", routing={"mode": "plain"}), spoken(3), "stock")
 
 
-def test_all_that_stands_against_a_method_is_told_at_once(others, monkeypatch):
+def test_all_problems_of_a_method_is_reported_at_once(others, monkeypatch):
     monkeypatch.setitem(CAPABILITIES, "stock", frozenset({"perturb"}))
     config = configured(
         "every_step", routing={"mode": "mask", "min_participants": 5}, federation={"staleness": 1}

@@ -48,7 +48,7 @@ class PairOfRanks:
             return values
 
 
-def test_every_rank_of_every_client_hears_the_sum():
+def test_every_rank_of_every_client_receives_the_sum():
     first, second = (PlainExchange(t, LIMIT_S) for t in LocalTransport.set_of(2))
     pair = PairOfRanks()
     links = [
@@ -107,14 +107,14 @@ def test_all_ranks_of_a_client_get_the_arrays_of_their_gateway():
     for arrays in ({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "memory/b": np.float32([7.0])}, {}):
         pair = PairOfRanks()
         own = ClientLink(pair.gateway(), None, 10).arrays_from_gateway(arrays)
-        heard = ClientLink(pair, None, 10).arrays_from_gateway(None)
-        for found in (own, heard):
+        received = ClientLink(pair, None, 10).arrays_from_gateway(None)
+        for found in (own, received):
             assert found.keys() == arrays.keys() and all(
                 np.array_equal(found[name], arrays[name]) for name in arrays
             )
 
 
-def test_participants_whose_states_have_other_arrays_are_told_so_on_all_ranks():
+def test_participants_whose_states_have_other_arrays_are_refused_on_all_ranks():
     first, second = (PlainExchange(t, LIMIT_S) for t in LocalTransport.set_of(2))
     pair = PairOfRanks()
     links = [
@@ -149,15 +149,15 @@ def test_participants_whose_states_have_other_arrays_are_told_so_on_all_ranks():
 
     client = {"a": (2, 3), "b": (4,)}
     assert agree(client, client, client) == ""
-    told = agree(client, client, {"a": (2, 3), "b": (5,), **{f"c{i}": () for i in range(9)}})
+    message = agree(client, client, {"a": (2, 3), "b": (5,), **{f"c{i}": () for i in range(9)}})
     assert (
         "in addition to 1 that all have, client 0 has b [4]; the server has b [5], c0 [], c1 [] and 7 more. "
-        "All roles must" in told
+        "All roles must" in message
     )
     assert "client 0 has b [4]; the server has no more." in agree(client, client, {"a": (2, 3)})
 
 
-def test_what_comes_by_a_channel_is_heard_by_all_ranks_and_so_is_that_nothing_comes():
+def test_what_comes_by_a_channel_reaches_all_ranks_and_so_does_a_failure():
     own, other = (Channel(t, 5.0) for t in LocalTransport.set_of(2))
     pair = PairOfRanks()
     ranks = [
@@ -170,8 +170,8 @@ def test_what_comes_by_a_channel_is_heard_by_all_ranks_and_so_is_that_nothing_co
     sent = {"long": np.arange(3), "half": np.ones((2, 1), np.float16), "none": np.zeros((0, 4), np.float32)}
     other.send(0, sent)
     for rank in ranks:
-        heard = rank.receive(1)
-        assert {n: (a.dtype, a.tolist()) for n, a in heard.items()} == {
+        received = rank.receive(1)
+        assert {n: (a.dtype, a.tolist()) for n, a in received.items()} == {
             n: (a.dtype, a.tolist()) for n, a in sent.items()
         }
     other._transport.close()

@@ -17,7 +17,7 @@ def test_a_sample_has_its_size_and_nobody_twice(asked):
         assert set(drawn) <= set(range(7)) and all(type(c) is int for c in drawn)
 
 
-def test_everyone_is_asked_unless_told_otherwise():
+def test_everyone_is_sampled_by_default():
     assert sample_clients(3, 1, 4, 0) == sample_clients(9, 5, 4, 4) == (0, 1, 2, 3)
 
 

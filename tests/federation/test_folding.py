@@ -136,27 +136,27 @@ def test_what_a_folded_product_became_more():
             np.testing.assert_allclose(found, dense(after) - dense(before), rtol=0, atol=1e-6)
 
 
-class Teller:
-    """The link of the participant that offers a state: notes what it tells."""
+class SendingLink:
+    """The link of the participant that sends a state; records what it sends."""
 
     def __init__(self):
-        self.told = []
+        self.sent = []
 
     def share(self, vector, priority):
-        self.told.append(vector)
+        self.sent.append(vector)
         return vector
 
 
-class Listener:
-    """The link of another one: it must know each length beforehand."""
+class ReceivingLink:
+    """The link of another participant, which must know each length before it receives."""
 
-    def __init__(self, told):
-        self.told = list(told)
+    def __init__(self, sent):
+        self.sent = list(sent)
 
     def share(self, vector, priority):
-        told = self.told.pop(0)
-        assert (vector.shape, vector.dtype) == (told.shape, told.dtype)
-        return told
+        sent = self.sent.pop(0)
+        assert (vector.shape, vector.dtype) == (sent.shape, sent.dtype)
+        return sent
 
 
 def packed(state):
@@ -168,17 +168,17 @@ def test_who_resumes_learns_what_is_folded():
     states = [after for *_, after in rounds("stack", 4)]
     offered = packed(states[3])
     fresh = packed(trainable(states[3]))
-    teller = Teller()
-    assert shared_layout(teller, fresh, offered, 4.0) == offered
+    sender = SendingLink()
+    assert shared_layout(sender, fresh, offered, 4.0) == offered
     for known, own, priority in (
         (fresh, None, 0.0),
         (fresh, packed(states[1]), 2.0),
         (packed(states[2]), None, 0.0),
     ):
-        assert shared_layout(Listener(teller.told), known, own, priority) == offered
+        assert shared_layout(ReceivingLink(sender.sent), known, own, priority) == offered
     assert fits(offered, fresh) and fits(packed(states[0]), offered)
     assert not fits(packed({**states[0], B: states[0][B][:5]}), offered)
-    nobody = Teller()
+    nobody = SendingLink()
     nobody.share = lambda vector, priority: None
     assert shared_layout(nobody, offered, None, 0.0) == fresh
 
@@ -206,15 +206,15 @@ def test_who_resumes_learns_what_is_folded():
     ids=lambda text: text[:40],
 )
 def test_nothing_else_is_learned(text):
-    told = [np.array([float(len(text))]), np.frombuffer(text.encode(), np.uint8)]
+    sent = [np.array([float(len(text))]), np.frombuffer(text.encode(), np.uint8)]
     with pytest.raises(JournalError, match="--fresh"):
-        shared_layout(Listener(told), packed(drawn(1)), None, 0.0)
+        shared_layout(ReceivingLink(sent), packed(drawn(1)), None, 0.0)
 
 
 @pytest.mark.parametrize("length", [np.nan, np.inf, -1.0, 0.0, 2.5, 2.0**20 + 1, 1e15])
 def test_no_memory_is_taken_for_a_length_that_is_none(length):
     with pytest.raises(JournalError, match="of at most 1048576"):
-        shared_layout(Listener([np.array([length])]), packed(drawn(1)), None, 0.0)
+        shared_layout(ReceivingLink([np.array([length])]), packed(drawn(1)), None, 0.0)
 
 
 @pytest.mark.parametrize("name", ["stack", "residual"])

@@ -156,7 +156,7 @@ def test_an_entry_tells_all_that_a_resumed_run_needs():
     assert entry.config == {"key": 1} and sorted(tensors) == ["global/w", "previous/w", "server/m/w"]
 
 
-def test_a_commit_beside_training_that_fails_is_told():
+def test_a_background_commit_that_fails_is_reported():
     journal = Saved()
     journal.commit = lambda *_: (_ for _ in ()).throw(OSError("no space"))
     kept = keeper(journal, staleness=1)

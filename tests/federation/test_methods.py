@@ -119,7 +119,7 @@ def test_pairs_are_matched_by_matrix():
     assert [is_factor_a(n) for n in SHAPES] == [n in A_NAMES for n in SHAPES]
 
 
-# LoRA beside an embedding, and with a bias.
+# LoRA on an embedding, and with a bias.
 
 WHOLE = {
     "x.embed.lora_embedding_A.default": (3, 11),
@@ -144,7 +144,7 @@ def test_embeddings_and_biases_have_a_side():
 
 
 def test_a_factor_that_is_zero_and_frozen_is_found():
-    """As PEFT leaves the A of a fresh LoRA beside an embedding."""
+    """As PEFT leaves the A of a fresh LoRA on an embedding."""
     start = drawn(3, WHOLE)
     assert problem("freeze_a", start) == ""
     start["x.embed.lora_embedding_A.default"][:] = 0
@@ -441,6 +441,6 @@ def test_the_norm_of_an_update_is_that_of_products_under_svd(shape):
 )
 def test_what_is_said_of_a_server_and_what_it_has_to_do_are_held_against_each_other(entry, text, monkeypatch):
     monkeypatch.setitem(METHODS, "own", entry)
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as refused:
         method_class("own")
-    assert text in str(told.value) and "federation/methods/config.py" in str(told.value)
+    assert text in str(refused.value) and "federation/methods/config.py" in str(refused.value)

@@ -195,7 +195,7 @@ def test_memory_of_clients_counts_and_survives_a_resume(seen):
 
 
 class Told:
-    """The link of a rank, and what it hears of others."""
+    """The link of a rank, with what others send."""
 
     def __init__(self, *others):
         self.others = list(others)
@@ -253,14 +253,14 @@ def witness(key, keys, wire):
 STEPPED = np.array([5, 5, 6], np.float32)
 
 
-def test_what_the_server_makes_of_a_state_is_told_to_all():
+def test_what_the_server_makes_of_a_state_is_sent_to_all():
     mine = served(True, Told())
     assert {n: t.tolist() for n, t in mine.items()} == {"a": [[5, 5]], "b": [6]}
     others = served(False, Told(STEPPED, np.zeros(64, np.uint8)))
     assert {n: t.tolist() for n, t in others.items()} == {"a": [[5, 5]], "b": [6]}
 
 
-def test_what_the_server_has_not_signed_or_not_told_to_all_is_refused():
+def test_what_the_server_has_not_signed_or_not_sent_to_all_is_refused():
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from fedspeed.routing.anonymous.crypto import public_bytes
@@ -299,6 +299,6 @@ def test_a_result_that_is_not_finite_is_refused():
         served(True, Told(), value=np.nan)
 
 
-def test_a_method_with_a_server_that_is_not_there_is_told_so():
+def test_a_method_with_a_server_that_is_not_there_is_refused():
     with pytest.raises(FedSpeedError, match="served has a server, and no rank is one; .*role=server"):
         served(False, Told(None))

@@ -48,12 +48,12 @@ def test_updates_are_aligned_by_what_remains_of_them_in_the_mean():
     assert overlap.update_alignment(mean, start, scale=1.0, mean_square=1.0) == pytest.approx(0.5)
     assert overlap.update_alignment(ends[0], start, scale=1.0, mean_square=1.0) == 1.0
     assert overlap.update_alignment(ends[0], start, scale=0.5, mean_square=4.0) == pytest.approx(0.5)
-    assert overlap.update_alignment(start, start, scale=1.0, mean_square=0.0) == 1.0, "nobody has moved"
+    assert overlap.update_alignment(start, start, scale=1.0, mean_square=0.0) == 1.0, "nothing has changed"
 
 
 def test_a_late_update_is_added_to_what_the_state_is_now():
-    moved = overlap.carried_over(state(5.0, 6.0), state(1.0, 2.0), state(2.0, 1.0))
-    assert moved["w"].tolist() == [6.0, 5.0] and moved["x"].tolist() == [6.0]
+    result = overlap.carried_over(state(5.0, 6.0), state(1.0, 2.0), state(2.0, 1.0))
+    assert result["w"].tolist() == [6.0, 5.0] and result["x"].tolist() == [6.0]
 
 
 @pytest.mark.parametrize(

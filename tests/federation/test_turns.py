@@ -29,13 +29,13 @@ class OnlyB(LoraAverage):
 
 
 def trainer(kind=LoraAverage, rule="avg_factors", share=0):
-    """The trainer of one of a client's two ranks, and what its engine is told."""
+    """The trainer of one of a client's two ranks, and the options that its engine is loaded with."""
     config = run_config(train={"local_steps": 3}, federation={"rounds": 4}, run={"seed": 17})
-    told = []
-    engine = SimpleNamespace(data_share=(2, share), load=lambda *state, **how: told.append(how))
+    loads = []
+    engine = SimpleNamespace(data_share=(2, share), load=lambda *state, **how: loads.append(how))
     method = kind(variant_of("lora_average")(rule=rule), Layout.of(STATE), clients=3, seed=17)
     role = RankRole(clients={CLIENT: ClientData([], [], dropped=0, pad_id=0)})
-    return Trainer(config, role, engine, method), told
+    return Trainer(config, role, engine, method), loads
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_ranks_of_a_client_share_a_turns_seed_and_draw_dropout_apart():
     ranks = [trainer(share=share) for share in (0, 1)]
     turns = [own.turn(CLIENT, 3, STATE, steps=1, exchange=2) for own, _ in ranks]
     assert turns[0].seed == turns[1].seed != ranks[0][0].turn(CLIENT, 3, STATE, steps=1, exchange=1).seed
-    for share, ((own, told), turn) in enumerate(zip(ranks, turns)):
+    for share, ((own, loads), turn) in enumerate(zip(ranks, turns)):
         own.begin(own._engine, [turn])
         key = [17, 0x7E4, CLIENT, 3, share, 2]
-        assert [how["seed"] for how in told] == [int(np.random.SeedSequence(key).generate_state(1)[0])]
+        assert [how["seed"] for how in loads] == [int(np.random.SeedSequence(key).generate_state(1)[0])]
 
 
 @pytest.mark.parametrize("rule", ["avg_factors", "freeze_a"])

@@ -51,7 +51,7 @@ def norm(delta):
 
 
 def played(updates, **options):
-    """(state, ends of the clients, as they are told, weight of each, aggregate, values) of a round of three
+    """(state, ends of the clients, as they are sent, weight of each, aggregate, values) of a round of three
     clients.
     """
     start = drawn(9)
@@ -59,21 +59,21 @@ def played(updates, **options):
         method_variant("lora_average")(**options), start, clients=3, seed=5, hides=updates.hides
     )
     ends = []
-    told = []
+    sent_ends = []
     weights = []
     total = 0.0
     for client, weight in enumerate(WEIGHTS):
         turn = found.turn(client, 1, start, steps=1, seed=0, memory={})
         delta = {n: t for n, t in drawn(client, 0.1 * (client + 1)).items() if n not in turn.frozen}
         ends.append({n: start[n] + delta[n] if n in delta else start[n] for n in start})
-        told.append(ends[-1])
+        sent_ends.append(ends[-1])
         if updates:
             sent, weight = updates(turn, {n: ends[-1][n] - start[n] for n in start}, weight)
-            told[-1] = {n: start[n] + sent[n] for n in start}
+            sent_ends[-1] = {n: start[n] + sent[n] for n in start}
         weights.append(weight)
-        total = total + found.encode(turn, told[-1], weight).astype(np.float64)
+        total = total + found.encode(turn, sent_ends[-1], weight).astype(np.float64)
     result = found.aggregate(start, total.astype(np.float32), sum(weights), round=1)
-    return start, ends, told, weights, result, found.values(1)
+    return start, ends, sent_ends, weights, result, found.values(1)
 
 
 def deltas(start, ends):
@@ -100,10 +100,12 @@ def test_the_aggregate_of_a_clipped_run_is_the_mean_of_clipped_deltas():
 def test_the_sketch_is_that_of_what_was_clipped():
     """So the averaging error that it estimates is the one that was made."""
     updates = make_transforms([variant_of("clip")(norm=0.9)])
-    start, _, told, _, clipped, _ = played(updates)
+    start, _, sent_ends, _, clipped, _ = played(updates)
     method = make_method(method_variant("lora_average")(), start, clients=3, seed=5)
     turns = [method.turn(client, 1, start, steps=1, seed=0, memory={}) for client in range(3)]
-    total = sum(method.encode(turn, end, w).astype(np.float64) for turn, end, w in zip(turns, told, WEIGHTS))
+    total = sum(
+        method.encode(turn, end, w).astype(np.float64) for turn, end, w in zip(turns, sent_ends, WEIGHTS)
+    )
     expected = method.aggregate(start, total.astype(np.float32), sum(WEIGHTS), round=1)
     assert clipped.factor_error == expected.factor_error > 0
     assert clipped.factor_error < played(TransformChain([]))[4].factor_error, "smaller deltas, smaller error"
@@ -111,15 +113,15 @@ def test_the_sketch_is_that_of_what_was_clipped():
 
 def test_only_what_trains_counts_for_the_norm():
     """And what is frozen stays as it is, to the bit."""
-    start, ends, told, *_ = played(make_transforms([variant_of("clip")(norm=0.05)]), rule="freeze_a")
-    for end, delta in zip(told, deltas(start, told)):
+    start, ends, sent_ends, *_ = played(make_transforms([variant_of("clip")(norm=0.05)]), rule="freeze_a")
+    for end, delta in zip(sent_ends, deltas(start, sent_ends)):
         assert end[A].tobytes() == start[A].tobytes()
         assert norm(delta) == pytest.approx(0.05, rel=1e-4)
 
 
 def test_what_a_client_keeps_to_itself_is_not_clipped():
-    """The A that FedSA sends is clipped by its own length, and the sketch beside it is that of the client's
-    own B.
+    """The A that FedSA sends is clipped by its own length, and the sketch sent with it is that of the
+    client's own B.
     """
     from tests.federation.methods.shared_a import SharedA
 
@@ -152,16 +154,16 @@ class Secret(UpdateTransform):
         return {"epsilon": 0.5 * self.steps}
 
 
-def test_a_transform_that_says_nothing_hides_everything_beside_the_update():
+def test_a_transform_that_says_nothing_hides_everything_but_the_update():
     """Its sketch is not sent, its clients count alike, and losses stay where they are."""
     updates = TransformChain(
         [transform_class("clip")(variant_of("clip")()), Secret(None), Secret(None)], (1,)
     )
     assert updates.hides == REVEALABLE
-    start, _, told, weights, result, values = played(updates)
+    start, _, sent_ends, weights, result, values = played(updates)
     assert weights == [1.0, 1.0, 1.0] and result.factor_error is None
     assert values == sum(a.size for a in start.values()), "no sketch"
-    mean = {n: sum(end[n].astype(np.float64) for end in told) / 3 for n in start}
+    mean = {n: sum(end[n].astype(np.float64) for end in sent_ends) / 3 for n in start}
     for name in start:
         np.testing.assert_allclose(result.state[name], mean[name], rtol=0, atol=1e-6)
     assert updates.spent()["epsilon"] == 3.0
@@ -197,11 +199,11 @@ def test_what_is_hidden_is_known_before_anything_is_built():
     assert hidden_by([variant_of("clip")()]) == hidden_by([]) == frozenset()
 
 
-def test_what_is_hidden_is_told_to_nobody():
+def test_what_is_hidden_has_no_slot():
     """Not even as sums: the record has no value where they would be, and none of them is in the vector."""
     hides = TransformChain([Secret(None)]).hides
     ledger = Ledger(2, 1, hides=hides)
-    told = {
+    sent_ends = {
         "asked": 1.0,
         "received": 1.0,
         "train_loss": 1e9,
@@ -212,7 +214,7 @@ def test_what_is_hidden_is_told_to_nobody():
         "rows": 2,
     }
     for client in range(2):
-        ledger.add_client(client, **told)
+        ledger.add_client(client, **sent_ends)
     ledger.set_rank(0, ranks=1.0, wall_s=1.0, clip_norms=1e9, clip_updates=1.0)
     assert not (ledger.vector >= 1e9).any() and np.isfinite(ledger.vector).all()
     assert held_out_loss(ledger) is None
@@ -259,8 +261,8 @@ def test_runs_that_need_losses_go_with_nothing_that_hides_them():
     for setting, named in (({"compare_alone": True}, "compare_alone=true"), ({"patience": 2}, "patience=2")):
         config = run_config(federation={"updates": ({"name": "clip"},), **setting})
         assert losses_problem(config, frozenset({EXACT_WEIGHTS, SKETCH})) == ""
-        told = losses_problem(config, REVEALABLE)
-        assert "federation.updates (clip) hides losses" in told and named in told
+        sent_ends = losses_problem(config, REVEALABLE)
+        assert "federation.updates (clip) hides losses" in sent_ends and named in sent_ends
     assert losses_problem(run_config(), REVEALABLE) == ""
 
 
@@ -277,13 +279,13 @@ def records_of_rounds(updates, mode, rounds):
     link = SimpleNamespace(
         sum=lambda vector, weight: Sum(vector, weight, 0.0, exchange_s=0.0, clipped=0, bytes_sent=0)
     )
-    told = []
+    sent_ends = []
     recorder = Recorder(
         run_config(routing={"mode": mode}),
         RankRole(clients={}),
         engine,
         link,
-        monitor=SimpleNamespace(round=told.append),
+        monitor=SimpleNamespace(round=sent_ends.append),
         clock=StageClock(),
         peak_bytes=lambda: 0,
         signals=StopSignals(lambda: False),
@@ -298,17 +300,17 @@ def records_of_rounds(updates, mode, rounds):
         recorder.end_training(training)
         shared = recorder.sum_over_ranks(ledger, round=number, training=training)
         recorder.report(number, (), shared, factor_error_exact=False, clipped=0)
-    return told
+    return sent_ends
 
 
 def test_a_round_tells_what_transforms_have_spent_in_it():
-    """In masked modes only as far as the metric says; without transforms nothing is told."""
+    """In masked modes only as far as the metric says; without transforms nothing is sent_ends."""
     short, long, longer = ({"w": np.array([value], np.float32)} for value in (0.5, 3.0, 4.0))
     rounds = [[short, long, longer, long], [short], []]
     for mode, norms in (("plain", [2.625, 0.5, None]), ("mask", [None] * 3)):
-        told = records_of_rounds(make_transforms([variant_of("clip")(norm=1.0)]), mode, rounds)
-        assert [record.shortened for record in told] == [0.75, 0.0, None]
-        assert [record.unclipped_norm for record in told] == norms
+        sent_ends = records_of_rounds(make_transforms([variant_of("clip")(norm=1.0)]), mode, rounds)
+        assert [record.shortened for record in sent_ends] == [0.75, 0.0, None]
+        assert [record.unclipped_norm for record in sent_ends] == norms
     (record,) = records_of_rounds(TransformChain([]), "plain", rounds[:1])
     assert (record.shortened, record.unclipped_norm) == (None, None)
 

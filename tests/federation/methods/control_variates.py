@@ -36,13 +36,13 @@ class ControlVariates(LoraAverage):
 
     def _remembered(self, turn, trained, trainer):
         memory = {}
-        told = {}
+        sent = {}
         for name in self.layout.names:
-            way = (turn.start[name] - trained.end[name]) / (turn.steps * trainer.lr(turn, 0))
-            own = turn.memory.get(name, np.zeros_like(way))
-            memory[name] = (own - turn.start[common(name)] + way).astype(np.float32)
-            told[common(name)] = turn.start[common(name)] + memory[name] - own
-        return replace(trained, end=trained.end | told, memory=memory)
+            slope = (turn.start[name] - trained.end[name]) / (turn.steps * trainer.lr(turn, 0))
+            own = turn.memory.get(name, np.zeros_like(slope))
+            memory[name] = (own - turn.start[common(name)] + slope).astype(np.float32)
+            sent[common(name)] = turn.start[common(name)] + memory[name] - own
+        return replace(trained, end=trained.end | sent, memory=memory)
 
     def encode(self, turn, end, weight):
         change = np.concatenate([
@@ -59,5 +59,5 @@ class ControlVariates(LoraAverage):
         found = super().aggregate(state, rest, weight, round=round, factor=factor)
         # The mean change of those who trained, of all clients the part that they are.
         change = self.layout.unflatten(changes / np.float32(weight) * np.float32(trained / self.clients))
-        told = {common(name): state[common(name)] + change[name] for name in self.layout.names}
-        return Aggregate(found.state | told, found.factor_error)
+        sent = {common(name): state[common(name)] + change[name] for name in self.layout.names}
+        return Aggregate(found.state | sent, found.factor_error)

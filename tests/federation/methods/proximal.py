@@ -14,7 +14,7 @@ class Proximal(LoraAverage):
     def train(self, engine, turns, trainer):
         def between(slot, turn):
             now = engine.masters(slot)
-            way = {name: now[name].numpy() - turn.start[name] for name in now}
-            engine.add_to_gradients(slot, way, MU)
+            change = {name: now[name].numpy() - turn.start[name] for name in now}
+            engine.add_to_gradients(slot, change, MU)
 
         return trainer.local_steps(engine, turns, between=between)
