@@ -58,8 +58,8 @@ class Method(ABC):
     Attributes:
         needs, server_needs: capabilities of a client's and of the server's engine
             (engine.capabilities.Capability), checked before anything is built.
-        hides: what the run's transforms of updates hide (monitor.metrics.metric.REVEALABLE). A method does not
-            send a sketch that is among it.
+        hides: what the run's transforms of updates hide (monitor.metrics.metric.REVEALABLE). A method does
+            not send a sketch that is among it.
         keeps_memory: whether clients keep arrays of their own (`Turn.memory`), which are then journalled.
         factor_error_is_exact: whether `Aggregate.factor_error` is exact, not an estimate.
         exchange_every: "round", or "step" for an exchange after every local step. Evaluation and journal are

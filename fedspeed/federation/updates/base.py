@@ -30,8 +30,9 @@ class UpdateTransform(ABC):
     """One transform of updates; every rank has one instance in a run.
 
     Attributes:
-        hides: what else must be hidden for the transform to be effective, of monitor.metrics.metric.REVEALABLE:
-            what would reveal it is neither sent nor shown. By default all of it.
+        hides: what else must be hidden for the transform to be effective, of
+            monitor.metrics.metric.REVEALABLE: what would reveal it is neither sent nor shown. By default all
+            of it.
     """
 
     hides: ClassVar[frozenset[str]] = REVEALABLE
