@@ -15,6 +15,7 @@ from fedspeed.federation.evaluators import Evaluator
 from fedspeed.federation.keeping import Keeper, Progress
 from fedspeed.federation.link import ClientLink
 from fedspeed.federation.methods.base import Method, make_method
+from fedspeed.federation.monitoring import RoundMonitor
 from fedspeed.federation.pacing import Pace
 from fedspeed.federation.recording import Recorder, StopSignals
 from fedspeed.federation.role import RankRole
@@ -22,6 +23,8 @@ from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.tensors import as_arrays
 from fedspeed.federation.trainer import Trainer
 from fedspeed.federation.updates.base import hidden_by, make_transforms, shared_seed
+from fedspeed.federation.witness import ServerWitness
+from fedspeed.monitor.clock import StageClock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class RankParts:
     evaluators: Sequence[Evaluator]
     weights: dict[int, float]
     transform: Transform | None = None
-    witness: Any = None
+    witness: ServerWitness | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +70,12 @@ class RunServices:
     journal: Journal
     fingerprint: str
     record: dict[str, Any]
-    monitor: Any
-    clock: Any
+    monitor: RoundMonitor
+    clock: StageClock
     peak_bytes: Callable[[], int]
     signals: StopSignals
     channel: SharedChannel | None = None
-    witness: Any = None
+    witness: ServerWitness | None = None
 
 
 def run_method(config: RunConfig, engine: ClientEngine) -> Method:

@@ -19,8 +19,10 @@ from fedspeed.engine.client_engine import ClientEngine
 from fedspeed.federation.ledger import Ledger
 from fedspeed.federation.link import ClientLink, Sum
 from fedspeed.federation.methods.turns import Trained, Turn
+from fedspeed.federation.monitoring import RoundMonitor
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
+from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.metrics import registry
 from fedspeed.monitor.metrics.metric import NOTHING
 from fedspeed.monitor.round_record import round_record
@@ -105,8 +107,8 @@ class Recorder:
         engine: ClientEngine,
         link: ClientLink,
         *,
-        monitor: Any,
-        clock: Any,
+        monitor: RoundMonitor,
+        clock: StageClock,
         peak_bytes: Callable[[], int],
         signals: StopSignals,
         hides: frozenset[str] = NOTHING,

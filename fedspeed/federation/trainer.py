@@ -8,7 +8,6 @@ slots.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from fedspeed.engine.client_engine import ClientEngine, Sums
 from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.methods.base import Method
 from fedspeed.federation.methods.turns import ALONE, Between, Trained, Turn
+from fedspeed.federation.monitoring import RoundMonitor
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.schedule import lr_at
 from fedspeed.federation.shared_channel import SharedChannel
@@ -65,7 +65,7 @@ class Trainer:
         engine: ClientEngine,
         method: Method,
         *,
-        monitor: Any = None,
+        monitor: RoundMonitor | None = None,
         channel: SharedChannel | None = None,
     ):
         self._config = config
