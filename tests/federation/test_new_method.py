@@ -41,9 +41,9 @@ except ConfigError as error:
 start = {"w": np.zeros((2, 2), np.float32), "x.lora_A.default.weight": np.ones((1, 3), np.float32)}
 method = make_method(chosen, start, clients=4, seed=0)
 total = np.zeros(method.values(1), np.float32)
-for client, moved in enumerate((1.0, 3.0, -1e9, 2.0)):
+for client, change in enumerate((1.0, 3.0, -1e9, 2.0)):
     turn = method.turn(client, 1, start, steps=1, seed=0, memory={})
-    total += method.encode(turn, {n: a + np.float32(moved) for n, a in start.items()}, 10.0 + client)
+    total += method.encode(turn, {n: a + np.float32(change) for n, a in start.items()}, 10.0 + client)
 state = method.aggregate(start, total, 46.0, round=1).state
 print(json.dumps({"state": {n: sorted(set(a.reshape(-1).tolist())) for n, a in state.items()},
                   "norm": method.update_norm(start, state), "models": sorted(method.models(state, {})),
@@ -104,4 +104,4 @@ def test_the_example_of_a_new_method_works_as_it_stands(copy):
     assert abs(found["norm"] - 1.5 * 7**0.5) < 1e-6 and found["models"] == ["adapter"]
     assert found["holders"] == 1
     assert "trimmed_mean needs every client's own values, which routing.mode=mask" in found["refused"]
-    assert "federation.server_optimizer=yogi might mix" in found["refused"]
+    assert "federation.server_optimizer=yogi might combine arrays" in found["refused"]
