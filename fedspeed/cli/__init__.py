@@ -1,3 +1,3 @@
-"""The door: one module a command."""
+"""The command line: one module per command."""
 
 from fedspeed.cli.command_line import main as main

@@ -1,4 +1,4 @@
-"""What several commands take: types of arguments, and words in common."""
+"""Types of arguments that several commands take."""
 
 import argparse
 from pathlib import Path
@@ -6,16 +6,19 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent.parent
 QUICKSTART = PROJECT / "ds_configs" / "quickstart.yaml"
 MAX_SEED = 2**32 - 1
-Commands = argparse._SubParsersAction  # what a command adds itself to; argparse has no public name for it
+# The object to which a command adds its parser. argparse has no public name for it.
+Commands = argparse._SubParsersAction
 
 
 def file_name(text: str) -> Path:
+    """Return the path that an argument names."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; name a file")
     return Path(text)
 
 
 def seed(text: str) -> int:
+    """Return the seed that an argument gives."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= MAX_SEED):
         raise argparse.ArgumentTypeError(
             f"{text[:40]!r} is not a whole number of at least 0 and at most {MAX_SEED}"
@@ -24,13 +27,15 @@ def seed(text: str) -> int:
 
 
 def positive(text: str) -> int:
+    """Return the whole number of at least 1 that an argument gives."""
     if not text.isdigit() or not 0 < int(text) < 10**9:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at least 1")
     return int(text)
 
 
 def numbers(text: str) -> frozenset[int]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and len(word) < 6 for word in words):
+    """Return the whole numbers that an argument lists with commas."""
+    items = [item.strip() for item in text.split(",")]
+    if not all(item.isdigit() and len(item) < 6 for item in items):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a list of whole numbers with commas")
-    return frozenset(map(int, words))
+    return frozenset(map(int, items))

@@ -1,9 +1,9 @@
-"""`fedspeed audit`."""
+"""`fedspeed audit`: measure what a coalition learns of single clients in the anonymous modes."""
 
 import argparse
 
 from fedspeed.cli.arguments import QUICKSTART, Commands, file_name, numbers, positive
-from fedspeed.cli.output import say
+from fedspeed.cli.output import print_result
 from fedspeed.cli.packages import need_packages
 from fedspeed.errors import EXIT_OK, ConfigError
 
@@ -37,9 +37,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--modes", default="mix,mix+mask", help="which routing modes (default: mix,mix+mask)")
     for role, helps in (
-        ("owners", "who tell the cells of their chunks (default: all)"),
-        ("relays", "who tell how they permute (default: none)"),
-        ("clients", "who tell their own cells (default: none)"),
+        ("owners", "who reveal the cells of their chunks (default: all)"),
+        ("relays", "who reveal their permutations (default: none)"),
+        ("clients", "who reveal their own cells (default: none)"),
     ):
         parser.add_argument(
             f"--{role}", type=numbers, metavar="0,1,...", help=f"members of the coalition {helps}"
@@ -49,6 +49,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run the audit and print its results."""
     import contextlib
     import dataclasses
     import json
@@ -76,5 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     with Working() if loaded.config.monitor.progress else contextlib.nullcontext():
         found = audit(loaded, arguments.rounds, arguments.words, modes, coalition)
-    say(json.dumps(dataclasses.asdict(found), indent=1) if arguments.json else render(found, coalition))
+    print_result(
+        json.dumps(dataclasses.asdict(found), indent=1) if arguments.json else render(found, coalition)
+    )
     return EXIT_OK

@@ -1,11 +1,11 @@
-"""`fedspeed chat`."""
+"""`fedspeed chat`: answer instructions with the model of a finished run."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 
 from fedspeed.cli.arguments import Commands, positive
-from fedspeed.cli.output import say
+from fedspeed.cli.output import print_result
 from fedspeed.cli.packages import need_packages
 from fedspeed.errors import EXIT_OK, FedSpeedError
 
@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Answer what was asked."""
+    """Answer the instruction, or each line of standard input."""
     from fedspeed.data.rows import Row
     from fedspeed.session.chat import answer, exported_folder, load
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     for text in [arguments.text] if arguments.text is not None else _lines():
         if not text.strip():
             raise FedSpeedError("there is nothing to answer; give an instruction, or lines on standard input")
-        say(
+        print_result(
             answer(
                 loaded, Row(text, arguments.input, "", ""), arguments.max_new_tokens, arguments.temperature
             )
@@ -68,17 +68,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines() -> Iterator[str]:
-    """The lines of standard input that say something."""
-    asked = False
+    """Yield the lines of standard input that are not blank; an empty one if there are none."""
+    yielded = False
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
         if not (line := sys.stdin.readline()):
             break
         if line.strip():
-            asked = True
+            yielded = True
             yield line.rstrip("\n")
-    if not asked and not sys.stdin.isatty():
+    if not yielded and not sys.stdin.isatty():
         yield ""
 
 

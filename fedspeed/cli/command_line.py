@@ -1,5 +1,7 @@
-"""The command line. Heavy libraries are imported where a model is looked at only: `--help`, `--print-config`,
-`plan`, `simulate` and `doctor` know no torch.
+"""The command line.
+
+Only commands that load a model import the heavy libraries: `--help`, `--print-config`, `plan`, `simulate` and
+`doctor` do without torch.
 """
 
 import argparse
@@ -27,27 +29,17 @@ from fedspeed.cli.packages import missing_package
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.session.ending import error_ending
 
-COMMANDS = (
-    run,
-    init,
-    chat,
-    doctor,
-    plan,
-    simulate,
-    probe,
-    audit,
-    keys,
-    pretrain_base,
-    config_reference,
-)  # in the order of --help
+# In the order of --help.
+COMMANDS = (run, init, chat, doctor, plan, simulate, probe, audit, keys, pretrain_base, config_reference)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; return the exit code."""
     _Parser.as_json = "--json" in argv
     arguments = _arguments(argv)
     json_out = sys.stdout if getattr(arguments, "json", False) else None
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings tell of every poll of a store
+    # torch would warn at every poll of a store.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         _check_overrides(arguments)
         return arguments.command(arguments)
@@ -60,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Arguments that are none are told as all bad input is: with `--json` as an object too."""
+    """Reports unknown arguments as all bad input is reported: with `--json` as an object too."""
 
     as_json = False
 

@@ -1,9 +1,9 @@
-"""`fedspeed config-reference`."""
+"""`fedspeed config-reference`: print the meaning of every configuration key (docs/config.md)."""
 
 import argparse
 
 from fedspeed.cli.arguments import Commands, file_name
-from fedspeed.cli.output import say
+from fedspeed.cli.output import print_result
 from fedspeed.errors import EXIT_OK
 
 
@@ -24,5 +24,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out:
         write_atomically(arguments.out, markdown().encode())
     else:
-        say(markdown().rstrip())
+        print_result(markdown().rstrip())
     return EXIT_OK

@@ -1,9 +1,9 @@
-"""`fedspeed doctor`."""
+"""`fedspeed doctor`: print what this machine lacks."""
 
 import argparse
 
 from fedspeed.cli.arguments import Commands
-from fedspeed.cli.output import say
+from fedspeed.cli.output import print_result
 from fedspeed.errors import EXIT_OK, EXIT_USAGE
 
 
@@ -14,8 +14,9 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print the results of all checks; return the exit code."""
     from fedspeed.cluster.doctor import checks, render
 
-    found = checks()
-    say(render(found))
-    return EXIT_OK if all(c.ok for c in found) else EXIT_USAGE
+    results = checks()
+    print_result(render(results))
+    return EXIT_OK if all(check.ok for check in results) else EXIT_USAGE

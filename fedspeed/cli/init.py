@@ -1,9 +1,9 @@
-"""`fedspeed init`."""
+"""`fedspeed init`: write a commented configuration to start from."""
 
 import argparse
 
 from fedspeed.cli.arguments import Commands, file_name
-from fedspeed.cli.output import say
+from fedspeed.cli.output import print_result
 from fedspeed.errors import EXIT_OK, ConfigError
 
 
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the file and say what was found out."""
+    """Write the file and print what was detected."""
     from fedspeed.session.starter import check_target, starter
 
     if arguments.task and arguments.data:
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"{arguments.file}: cannot be written ({error.strerror}); choose another place"
         ) from error
-    say(
+    print_result(
         "\n".join([
             *made.said,
             f"{arguments.file}: written; check it with `python launch.py --config {arguments.file} "

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from fedspeed.cli.arguments import Commands, file_name
-from fedspeed.cli.output import say
+from fedspeed.cli.output import print_result
 from fedspeed.errors import EXIT_OK
 
 
@@ -16,8 +16,8 @@ def add(commands: Commands) -> None:
         description="An identity is made once by each organisation, the roster once by who runs the "
         "federation (docs/organisations.md).",
     )
-    what = keys.add_subparsers(metavar="WHAT", required=True)
-    new = what.add_parser(
+    actions = keys.add_subparsers(metavar="WHAT", required=True)
+    new = actions.add_parser(
         "new",
         help="make an identity: NAME.key, to be kept secret, and NAME.json, to be given to who makes the "
         "roster",
@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
         help="where to write them (default: keys)",
     )
     new.set_defaults(command=_new)
-    roster = what.add_parser("roster", help="sign a roster of members")
+    roster = actions.add_parser("roster", help="sign a roster of members")
     roster.add_argument(
         "cards",
         nargs="+",
@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
     )
     roster.add_argument("--out", type=file_name, default=Path("roster.json"), metavar="FILE")
     roster.set_defaults(command=_roster)
-    show = what.add_parser(
+    show = actions.add_parser(
         "show", help="print the public key of a card or a private key's file, to be compared and pinned"
     )
     show.add_argument("file", type=file_name)
@@ -70,17 +70,20 @@ def add(commands: Commands) -> None:
 
 
 def _new(arguments: argparse.Namespace) -> int:
+    """Make an identity."""
     from fedspeed.routing import identity
 
     secret, public = identity.make(arguments.name, arguments.address, arguments.out)
-    say(
-        f"{secret}: keep it on this site, nobody else needs it\n{public}: give it to who makes the roster\n"
+    print_result(
+        f"{secret}: keep it on this site, nobody else needs it\n"
+        f"{public}: give it to who makes the roster\n"
         f"public key {identity.fingerprint(identity.read_card(public).key)}"
     )
     return EXIT_OK
 
 
 def _roster(arguments: argparse.Namespace) -> int:
+    """Sign a roster."""
     from fedspeed.files import write_atomically
     from fedspeed.routing import identity
     from fedspeed.routing.anonymous.crypto import public_bytes
@@ -91,23 +94,25 @@ def _roster(arguments: argparse.Namespace) -> int:
         arguments.out, identity.sign_roster(cards, signer, arguments.epoch, arguments.server).encode()
     )
     members = "\n".join(
-        f"  {i}  {card.name}  {card.address}  {identity.fingerprint(card.key)}"
-        f"{'  (server)' if card.name == arguments.server else ''}"
+        f"  {i}  {card.name}  {card.address}  "
+        f"{identity.fingerprint(card.key)}{'  (server)' if card.name == arguments.server else ''}"
         for i, card in enumerate(cards)
     )
-    say(
-        f"{arguments.out}: epoch {arguments.epoch}, {len(cards)} members\n{members}\n"
+    print_result(
+        f"{arguments.out}: epoch {arguments.epoch}, {len(cards)} members\n"
+        f"{members}\n"
         f"every site pins routing.roster_signer={identity.fingerprint(public_bytes(signer))}"
     )
     return EXIT_OK
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    """Print a public key."""
     from fedspeed.routing import identity
     from fedspeed.routing.anonymous.crypto import public_bytes
 
     card = arguments.file.suffix == ".json"
-    say(
+    print_result(
         identity.fingerprint(
             identity.read_card(arguments.file).key
             if card

@@ -1,4 +1,4 @@
-"""What a command prints: what it was asked for, and how it ended."""
+"""Output of commands: their results on stdout, and how they ended."""
 
 import os
 import sys
@@ -14,14 +14,19 @@ from fedspeed.monitor.stdout import write_refusal
 from fedspeed.session.ending import Ending
 
 
-def say(text: str) -> None:
-    """Print what a command was asked for. A reader that has seen enough (`| head`) is no fault; a full disk
-    is one.
+def print_result(text: str) -> None:
+    """Print the result of a command.
+
+    A reader that closes the pipe (`| head`) is no error; a full disk is one.
+
+    Raises:
+        FedSpeedError: standard output cannot be written.
     """
     try:
         print(text, flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more when it ends
+        # The interpreter flushes stdout once more when it ends, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):
             raise FedSpeedError(
                 f"standard output cannot be written ({error.strerror}); send it elsewhere"
@@ -29,14 +34,18 @@ def say(text: str) -> None:
 
 
 def report_ending(ending: Ending, json_out: TextIO | None) -> int:
-    """Say how a command ended, as far as that is not said yet; return its exit code.
+    """Print how a command ended, unless that was printed before; return its exit code.
 
-    What a user can mend is one message on stderr, and where `json_out` is given bad input is an object there
-    too. An unexpected error is told with its traceback, and noted for the supervisor of local ranks.
+    An error that a user can remedy is one message on stderr; bad input is also an object in `json_out`. An
+    unexpected error is printed with its traceback, and recorded for the supervisor of local ranks.
+
+    Args:
+        ending: of the command.
+        json_out: where `--json` writes; None without it.
     """
     sys.stdout.flush()
     if isinstance(ending.error, FedSpeedError):
-        _tell_error(ending.error, json_out)
+        _report_error(ending.error, json_out)
     elif ending.error is not None:
         traceback.print_exception(ending.error)
         record_failure(ending.error)
@@ -45,16 +54,18 @@ def report_ending(ending: Ending, json_out: TextIO | None) -> int:
     return ending.exit_code
 
 
-def _tell_error(error: FedSpeedError, json_out: TextIO | None) -> None:
+def _report_error(error: FedSpeedError, json_out: TextIO | None) -> None:
     if isinstance(error, Preempted) and not claim_report(os.environ):
-        return  # all ranks are asked to end alike, perhaps for bad input that another one has told of
+        # All ranks are asked to end, perhaps because of bad input that another rank has reported.
+        return
     report_error(error)
     if json_out is not None and error.exit_code == EXIT_USAGE and not error.printed_as_json:
         print_error_as_json(error, json_out)
 
 
 def print_error_as_json(error: FedSpeedError, json_out: TextIO) -> None:
-    """Tell bad input in the words of `--json`, before the ranks have met: of those on this host, which may
-    all have found the same, one speaks.
+    """Print bad input as an object on `json_out`, once per host: all its ranks may have found the same error.
+
+    For errors before the ranks have met.
     """
     run_once_per_host(lambda: write_refusal(json_out, error), current_rank_identity())

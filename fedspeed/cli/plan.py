@@ -1,9 +1,9 @@
-"""`fedspeed plan`."""
+"""`fedspeed plan`: predict how a model fits on hosts, how fast it trains, and with which settings."""
 
 import argparse
 
 from fedspeed.cli.arguments import Commands
-from fedspeed.cli.output import say
+from fedspeed.cli.output import print_result
 from fedspeed.cli.planned import add_planned_arguments, planned_task
 from fedspeed.errors import EXIT_OK
 
@@ -40,6 +40,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print the plan."""
     import json
 
     from fedspeed.planner import search
@@ -50,5 +51,5 @@ def run(arguments: argparse.Namespace) -> int:
         arguments, arguments.model, arguments.clients, arguments.micro_batch, arguments.quantised
     )
     found = search.plan(task, places, nodes, notes_of(places, nodes))
-    say(json.dumps(as_values(found), indent=1) if arguments.json else explain(found))
+    print_result(json.dumps(as_values(found), indent=1) if arguments.json else explain(found))
     return EXIT_OK

@@ -1,14 +1,21 @@
-"""What `plan` and `simulate` have in common: what is to be planned."""
+"""Arguments that `plan` and `simulate` share, and the task that they describe."""
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fedspeed.cli.arguments import file_name
 from fedspeed.errors import PlanError
 
+if TYPE_CHECKING:
+    from fedspeed.cluster.hostfile import Host
+    from fedspeed.cluster.topology import Topology
+    from fedspeed.planner.hardware import Node
+    from fedspeed.planner.plan import Task
+
 
 def add_planned_arguments(parser: argparse.ArgumentParser) -> None:
-    """Words that `plan` and `simulate` have in common."""
+    """Add the arguments that `plan` and `simulate` share."""
     parser.add_argument("--hostfile", type=file_name, required=True, help="the hosts and their facts")
     parser.add_argument(
         "--config", type=file_name, metavar="YAML", help="configuration of a run, to take its values from"
@@ -47,14 +54,22 @@ def planned_task(
     micro_batch: int | None = None,
     quantised: bool = False,
     *,
-    hosts=None,
+    hosts: "Sequence[Host] | None" = None,
     words: Sequence[str] = (),
-):
-    """(task, topology, nodes) that the arguments of `plan` and `simulate` describe.
+) -> "tuple[Task, Topology, dict[str, Node]]":
+    """Return the task, the placement of clients and the hosts' hardware that the arguments describe.
 
     Args:
-        model, clients: None: as the configuration says; without one, one client a host.
-        hosts: None: those of the hostfile. words: overrides, behind the user's.
+        arguments: of the command.
+        model: None: as configured.
+        clients: None: as configured; one client per host without a configuration.
+        micro_batch: None: the plan chooses it.
+        quantised: whether to consider a base in 8 and 4 bits.
+        hosts: None: those of the hostfile.
+        words: overrides of configuration keys, which take precedence over the user's.
+
+    Raises:
+        FedSpeedError: hostfile, configuration or arguments are wrong.
     """
     from fedspeed.cluster import topology
     from fedspeed.cluster.hostfile import read

@@ -1,4 +1,4 @@
-"""`fedspeed pretrain-base`."""
+"""`fedspeed pretrain-base`: pretrain the quickstart's tiny base model."""
 
 import argparse
 
@@ -18,6 +18,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Pretrain the model."""
     from fedspeed.quickstart import pretrain
 
     need_packages()

@@ -1,10 +1,10 @@
-"""`fedspeed probe`."""
+"""`fedspeed probe`: measure what this machine can do."""
 
 import argparse
 from pathlib import Path
 
 from fedspeed.cli.arguments import Commands, file_name
-from fedspeed.cli.output import say
+from fedspeed.cli.output import print_result
 from fedspeed.errors import EXIT_OK, PlanError
 
 
@@ -23,6 +23,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print the measurements, or write them to a file."""
     import json
 
     from fedspeed.engine.probe import probe
@@ -41,5 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
 
         write_atomically(arguments.out, f"{text}\n".encode())
     else:
-        say(text)
+        print_result(text)
     return EXIT_OK

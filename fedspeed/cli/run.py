@@ -1,4 +1,4 @@
-"""`fedspeed run`, which is what launch.py does."""
+"""`fedspeed run`: run a federated fine-tuning, as launch.py does."""
 
 import argparse
 import contextlib
@@ -8,15 +8,20 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from fedspeed.cli.arguments import PROJECT, QUICKSTART, Commands, file_name
-from fedspeed.cli.output import report_ending, say
+from fedspeed.cli.output import print_result, report_ending
 from fedspeed.cli.packages import missing_package, need_packages
 from fedspeed.errors import EXIT_OK, LostPeerError, ModelError
 from fedspeed.session.ending import Ending, error_ending
 
-BASE_S = 600.0  # for the quickstart's base to be pretrained
+if TYPE_CHECKING:
+    from fedspeed.cluster.discover import Launch
+    from fedspeed.config.load import Loaded
+
+# Timeout for the quickstart's base to be pretrained.
+BASE_TIMEOUT_S = 600.0
 EXIT_CODES = """exit codes:
   0   finished, and every update of every round counted
   1   an unexpected error, or updates that did not count (the report names them)
@@ -27,8 +32,8 @@ EXIT_CODES = """exit codes:
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments to the parser."""
-    # No abbreviations: what the supervisor takes out of the arguments for its ranks must be found there as it
-    # is called here.
+    # Abbreviations are not allowed: the supervisor removes some arguments before it starts the ranks, and
+    # looks for their full names.
     parser = commands.add_parser(
         "run",
         allow_abbrev=False,
@@ -76,6 +81,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run as a rank, start the local ranks, or show the configuration; return the exit code."""
     from fedspeed.cluster.discover import from_process
     from fedspeed.config.load import load
 
@@ -93,16 +99,17 @@ def run(arguments: argparse.Namespace) -> int:
     return _rank(arguments)
 
 
-def _make_base(folder: Path, launch) -> None:
-    """The quickstart's base, where it is not there yet: made by the first rank of every host, in a process of
-    its own (it needs torch).
+def _make_base(folder: Path, launch: "Launch") -> None:
+    """Pretrain the quickstart's base where it is missing: on the first rank of every host.
+
+    It is made by a process of its own, since it needs torch.
     """
-    end = time.monotonic() + BASE_S
+    deadline = time.monotonic() + BASE_TIMEOUT_S
     if not (folder / "config.json").exists() and launch.local_rank == 0:
         done = subprocess.run(
             [sys.executable, "-m", "fedspeed", "pretrain-base", str(folder)],
             cwd=Path.cwd(),
-            timeout=BASE_S,
+            timeout=BASE_TIMEOUT_S,
             check=False,
             env={**os.environ, "PYTHONPATH": str(PROJECT)},
         )
@@ -112,21 +119,22 @@ def _make_base(folder: Path, launch) -> None:
                 "another model.base"
             )
     while not (folder / "config.json").exists():
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise LostPeerError(
-                f"{folder} did not appear within {BASE_S:.0f} s; make it with `python -m fedspeed "
+                f"{folder} did not appear within {BASE_TIMEOUT_S:.0f} s; make it with `python -m fedspeed "
                 f"pretrain-base {folder}`"
             )
         time.sleep(0.5)
 
 
-def _show(loaded, arguments: argparse.Namespace) -> int:
+def _show(loaded: "Loaded", arguments: argparse.Namespace) -> int:
+    """Print the configuration or the results of a dry run, as the arguments request."""
     from fedspeed.config.deepspeed import merge
     from fedspeed.config.show import render
 
     merged = merge(loaded.config.deepspeed, loaded.config, loaded.folder)
     if arguments.print_config:
-        say(render(loaded, merged, explained=True).lstrip())
+        print_result(render(loaded, merged, explained=True).lstrip())
     if arguments.dry_run:
         need_packages()
         from fedspeed.monitor.working import Working
@@ -135,15 +143,16 @@ def _show(loaded, arguments: argparse.Namespace) -> int:
 
         with Working() if loaded.config.monitor.progress else contextlib.nullcontext():
             text = dry_run(RunRequest(loaded, arguments.hostfile, fresh=arguments.fresh))
-        say(f"{text}\nnothing was started")
+        print_result(f"{text}\nnothing was started")
     return EXIT_OK
 
 
 def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -> int:
-    """Be one rank; return its exit code.
+    """Run as one rank; return its exit code.
 
     Args:
-        env: the environment to be it in, where the process was forked rather than started.
+        arguments: of the command.
+        env: changes to the environment, if the process was forked rather than started.
     """
     if env is not None:
         os.environ.update(env)
@@ -161,6 +170,7 @@ def _rank(arguments: argparse.Namespace, env: Mapping[str, str] | None = None) -
 
 
 def _ending_of_rank(arguments: argparse.Namespace, json_out: TextIO | None) -> Ending:
+    """Run as one rank and return how the run ended for it."""
     try:
         from fedspeed.config.load import load
         from fedspeed.session.rank import run_rank
@@ -174,13 +184,11 @@ def _ending_of_rank(arguments: argparse.Namespace, json_out: TextIO | None) -> E
         return error_ending(error)
 
 
-def _run_local(loaded, arguments: argparse.Namespace, launch) -> int:
-    """Plain `python launch.py`: start the ranks, watch them, and start them again from the journal when one
-    is lost.
-    """
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # numpy comes next, and ranks are forked from what this forks
+def _run_local(loaded: "Loaded", arguments: argparse.Namespace, launch: "Launch") -> int:
+    """Start the local ranks under a supervisor, which restarts them from the journal if one is lost."""
+    # numpy is imported next, and ranks are forked from this process's children: its threads would not
+    # survive.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fedspeed.session.machine import supervise
     from fedspeed.session.preflight import check
     from fedspeed.session.request import RunRequest

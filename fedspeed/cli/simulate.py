@@ -1,9 +1,9 @@
-"""`fedspeed simulate`."""
+"""`fedspeed simulate`: predict training on hosts that are not available."""
 
 import argparse
 
 from fedspeed.cli.arguments import Commands, positive
-from fedspeed.cli.output import say
+from fedspeed.cli.output import print_result
 from fedspeed.cli.planned import add_planned_arguments, planned_task
 from fedspeed.errors import EXIT_OK
 
@@ -44,6 +44,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print the predictions."""
     import json
 
     from fedspeed.cluster.hostfile import read
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fedspeed.planner.simulate import MODELS, SCALES, TASKS, simulate_model
 
     def alone(model: str) -> list:
-        """A client by itself on each kind of host."""
+        """Return the plan of a single client on each kind of host."""
         kinds = {(host.slots, host.facts): host for host in read(arguments.hostfile).hosts}
         return [
             planned_task(arguments, model, 1, hosts=[host], words=["cluster.ranks_per_client=auto"])
@@ -62,5 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     for model in arguments.model or MODELS:
         jobs = [(job, *planned_task(arguments, model, job.clients)) for job in TASKS]
         found.append(simulate_model(jobs, alone(model), arguments.epochs, arguments.scale or SCALES))
-    say(json.dumps(as_values(found), indent=1) if arguments.json else as_text(found, arguments.epochs))
+    print_result(
+        json.dumps(as_values(found), indent=1) if arguments.json else as_text(found, arguments.epochs)
+    )
     return EXIT_OK

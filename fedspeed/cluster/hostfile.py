@@ -5,20 +5,18 @@ Facts are written in full comment lines because both launchers ignore those: Ope
 """
 
 import difflib
-import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fedspeed.cluster.hostfile_facts import CLUSTER_FACTS, HOST_FACTS, NAME, key_hint
 from fedspeed.errors import HostfileError
 
 DEFAULT_CLUSTER = "default"
 # Per host.
 MAX_SLOTS = 1024
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _KEYWORDS = ("fed-host", "fed-cluster")
 # First words of a comment that look like a misspelt fact line. Other comments are free text.
 _FACT_LIKE = re.compile(r"fed[-_].*|fed[-_]?(?:host|node|cluster|group)s?:?", re.IGNORECASE)
@@ -188,7 +186,7 @@ class _Parser:
                 "key=value`",
             )
         name, *words = line.split()
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             self._refuse(number, f"`{name}` is no host name; use letters, digits, `.`, `-` and `_`")
             return
         if name in self.hosts or name in self.malformed:
@@ -251,7 +249,7 @@ class _Parser:
                 "or start the comment with another word",
             )
             return
-        if len(words) < 2 or not _NAME.fullmatch(words[1]):
+        if len(words) < 2 or not NAME.fullmatch(words[1]):
             self._refuse(
                 number, f"`# {word}` lacks the name it speaks of; write `# {word} NAME key=value ...`"
             )
@@ -269,7 +267,7 @@ class _Parser:
 
     def _pairs(self, number: int, word: str, name: str, pairs: list[str]) -> dict[str, Any]:
         """Return the facts of a line, given as key=value words."""
-        readers = _HOST_FACTS if word == "fed-host" else _CLUSTER_FACTS
+        readers = HOST_FACTS if word == "fed-host" else CLUSTER_FACTS
         known: dict[str, Any] = {}
         if not pairs:
             self._refuse(
@@ -284,7 +282,7 @@ class _Parser:
             )
         for key, _, value in (pair.partition("=") for pair in pairs if pair not in broken):
             if key not in readers:
-                hint = _hint_for_key(word, key)
+                hint = key_hint(word, key)
                 self._refuse(number, f"unknown fact `{key}` of {word.removeprefix('fed-')} {name}; {hint}")
             elif key in known:
                 self._refuse(number, f"fact `{key}` of {name} is given twice in this line; keep one")
@@ -346,58 +344,3 @@ class _Parser:
                     f"no host belongs to cluster {name}; {hint}write `# fed-host NAME cluster={name}` for "
                     "its hosts, or delete the line",
                 )
-
-
-def _hint_for_key(word: str, key: str) -> str:
-    """Return the remedy for an unknown key of a `fed-host` or `fed-cluster` line."""
-    readers = _HOST_FACTS if word == "fed-host" else _CLUSTER_FACTS
-    others = _CLUSTER_FACTS if word == "fed-host" else _HOST_FACTS
-    if key in others:
-        return f"it is a fact of a `# {'fed-cluster' if word == 'fed-host' else 'fed-host'}` line"
-    near = difflib.get_close_matches(key, readers, n=1)
-    return f"did you mean `{near[0]}`?" if near else f"known are {', '.join(readers)}"
-
-
-def _word(text: str) -> str:
-    if not _NAME.fullmatch(text):
-        raise ValueError("is no plain word; use letters, digits, `.`, `-` and `_`")
-    return text
-
-
-def _folder(text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError("is not an absolute path; ranks do not share a working folder on every host")
-    return text
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError("is not a number; write it without a unit") from None
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError("must be above 0")
-    return value
-
-
-def _trust(text: str) -> str:
-    if text not in ("separate", "shared"):
-        raise ValueError("must be `separate` or `shared`")
-    return text
-
-
-def _role(text: str) -> str:
-    if text not in ("client", "server"):
-        raise ValueError("must be `client` or `server`")
-    return text
-
-
-_HARDWARE: dict[str, Callable[[str], Any]] = {
-    "gpu": _word,
-    "gpu_mem_gib": _positive,
-    "ram_gib": _positive,
-    "nvme": _folder,
-    "link_gbps": _positive,
-}
-_HOST_FACTS: dict[str, Callable[[str], Any]] = {"cluster": _word, "role": _role, **_HARDWARE}
-_CLUSTER_FACTS: dict[str, Callable[[str], Any]] = {**_HARDWARE, "trust": _trust}
