@@ -54,8 +54,8 @@ CASES = (
 Found = dict[tuple[str, str], list["Differences"]]  # by family and execution: of each case
 
 
-def compared(rank: int, families: Sequence[str], ranks: int, folder: Path) -> Found:
-    """Compare all families in the executions that take so many ranks. Runs in each of these ranks."""
+def compared(rank: int, family: str, ranks: int, folder: Path) -> Found:
+    """Compare a family in the executions that take so many ranks. Runs in each of these ranks."""
     import torch
     from deepspeed import comm as dist
 
@@ -69,7 +69,7 @@ def compared(rank: int, families: Sequence[str], ranks: int, folder: Path) -> Fo
     join_world(LIMIT_S)
     found: Found = {}
     options = PIPELINE if ranks > 1 else None
-    for family, case in itertools.product(families, CASES):
+    for case in CASES:
         base = folder / f"{ranks}-{family}-{case.tied}"
         if rank == 0 and not base.exists():
             write_base(family, base, tied=case.tied)
@@ -158,11 +158,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file to write; with all families, the page of results")
     args = parser.parse_args()
     families = tuple(args.families.split(",")) if args.families else WRITTEN
+    found: Found = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPool(2) as pool:
-        parts = pool.map(
-            lambda ranks: run_clusters([ranks], compared, families, ranks, Path(folder))[0], (1, 2)
-        )
-    page = report(families, parts[0] | parts[1], "python benchmarks/families.py")
+
+        def compare(work: tuple[str, int]) -> Found:
+            family, ranks = work
+            return run_clusters([ranks], compared, family, ranks, Path(folder))[0]
+
+        for part in pool.imap(compare, itertools.product(families, (1, 2))):
+            print(*{family for family, _ in part}, file=sys.stderr)
+            found |= part
+    page = report(families, found, "python benchmarks/families.py")
     print(page)
     out = args.out or (None if args.families else RESULT)
     if out is not None:
