@@ -1,15 +1,15 @@
-"""Attention on cards whose fused kernels know no grouped queries."""
+"""Compute attention on cards whose fused kernels do not support grouped queries."""
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 REPEATED = "sdpa_repeated"
 _GROUPED_FROM = (8, 0)  # CUDA compute capability: Ampere, where flash attention begins
 
 
-def choose_attention(model: nn.Module) -> None:
+def choose_attention(model: PreTrainedModel) -> None:
     """Let a model repeat keys and values where its card would otherwise compute grouped queries by torch's
     plain kernel, which holds all T x T scores.
     """
@@ -19,8 +19,8 @@ def choose_attention(model: nn.Module) -> None:
         repeat_keys(model)
 
 
-def repeat_keys(model: nn.Module) -> None:
-    """Make a model's attention that of `repeated_attention`."""
+def repeat_keys(model: PreTrainedModel) -> None:
+    """Let a model compute its attention by `repeated_attention`."""
     AttentionInterface.register(REPEATED, repeated_attention)
     AttentionMaskInterface.register(REPEATED, sdpa_mask)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -37,7 +37,7 @@ def repeated_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    **_,
+    **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Compute attention with a key and a value for each query head.
 
@@ -52,7 +52,7 @@ def repeated_attention(
     value = value.repeat_interleave(groups, 1)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = causal and attention_mask is None and query.shape[2] > 1
-    found = nn.functional.scaled_dot_product_attention(
+    output = nn.functional.scaled_dot_product_attention(
         query, key, value, attention_mask, dropout, causal, scale=scaling
     )
-    return found.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).contiguous(), None

@@ -10,7 +10,7 @@ from fedspeed.models.families.base import Family
 from fedspeed.models.families.registry import FAMILIES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Lists of a configuration with an entry for each decoder block, by its number.
 PER_BLOCK = ("layer_types", "no_rope_layers")
@@ -115,7 +115,8 @@ def keep_blocks(model: "PreTrainedModel", numbers: Sequence[int]) -> None:
         for module in parts.blocks[number].modules():
             if hasattr(module, "layer_idx"):  # by which a cache of keys and values knows the block
                 setattr(module, "layer_idx", position)
-    for config in {id(config): config for config in (model.config, parts.decoder.config)}.values():
+    configs: list[PretrainedConfig] = [model.config, parts.decoder.config]
+    for config in {id(config): config for config in configs}.values():
         config.num_hidden_layers = len(numbers)
         for name in PER_BLOCK:
             if entries := getattr(config, name, None):

@@ -112,7 +112,7 @@ def by_engine(
         losses = [sums.loss for sums in own.evaluate([[batch] for batch in step.micro])]
         greedy = own.generate(PROMPTS, max_new=MAX_NEW)
         logprobs = own.logprobs(SEQUENCES, [(1, len(tokens)) for tokens in SEQUENCES])
-        logits = own._driven(_all_logits(SEQUENCES[0], own.data_share[1] == 0))
+        logits = own._execute_series(_all_logits(SEQUENCES[0], own.data_share[1] == 0))
         own.load(start)
         losses.append(own.train_step([step], RATE)[0].loss)
         ended = {name: value.detach().numpy() for name, value in own.state().items()}
@@ -144,7 +144,7 @@ def _all_logits(tokens: np.ndarray, asks: bool):
         View([], Segment(1), positions),
         wanted=(np.zeros_like(where), where),
         read=lambda logits, part: logits.gather(-1, which[part, None])[:, 0],
-        whole=False,
+        reads_tokens=False,
     )
     return (yield [piece])
 

@@ -148,7 +148,7 @@ def test_rows_at_whose_length_the_rotary_scaling_changes_are_refused():
     """Keys in the cache would have been rotated by the frequencies of shorter rows."""
     model = SimpleNamespace(config=configuration("phi3", tied=False))
     Generating._check(SimpleNamespace(model=model), [20, 29], 3)
-    with pytest.raises(ModelError, match=r"prompt 1 has 30 tokens, .* beyond 32 tokens"):
+    with pytest.raises(ModelError, match=r"prompt 1 has 30 tokens, .* longer than 32 tokens"):
         Generating._check(SimpleNamespace(model=model), [20, 30], 3)
     model.config = configuration("gemma3_text", tied=False)
     Generating._check(SimpleNamespace(model=model), [20, 30], 3)

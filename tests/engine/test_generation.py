@@ -240,12 +240,12 @@ def in_narrow_rooms(rank, base, nvme):
     for kind in ("resident", "ram"):
         with engine(base, kind, "bf16", adapter=LORA, nvme=nvme, join=False) as own:
             own.load(stirred(own.state()))
-            room = own._room()
+            limits = own._batch_limits()
             passes = []
             compute = own.compute_pieces
             own.compute_pieces = lambda pieces: passes.append(len(pieces)) or compute(pieces)
-            for narrow in (room, replace(room, batch_tokens=12, piece_tokens=8, step_tokens=4)):
-                own._room = lambda narrow=narrow: narrow
+            for narrow in (limits, replace(limits, batch_tokens=12, piece_tokens=8, step_tokens=4)):
+                own._batch_limits = lambda narrow=narrow: narrow
                 passes.clear()
                 answers = own.generate(PROMPTS, max_new=4, temperature=1.0, n=2, seed=1)
                 found.append((answers, own.logprobs(SEQUENCES, ASKED), len(passes)))

@@ -4,15 +4,24 @@ import numpy as np
 import pytest
 import torch
 
-from fedspeed.engine.generation.batches import Context, Room, common_prefix, cut, parts_of_rows, right_aligned
+from fedspeed.engine.generation.batches import (
+    BatchLimits,
+    Context,
+    common_prefix,
+    divide_contexts,
+    divide_rows,
+    right_aligned,
+)
 from fedspeed.engine.generation.cache import Segment, View
-from fedspeed.engine.generation.decode import Wanted, generated
-from fedspeed.engine.generation.pieces import Group, unread
+from fedspeed.engine.generation.decode import AnswerSettings, generate_answers
+from fedspeed.engine.generation.piece_messages import PieceReceiver, PieceSender
+from fedspeed.engine.generation.pieces import Group, read_nothing
 from fedspeed.engine.generation.sampling import Draw, Sampling
-from fedspeed.engine.generation.told import Followed, Told
 from fedspeed.errors import FedSpeedError
 
-ROOM = Room(slot_bytes=1, blocks=2, cache_bytes=10_000, batch_tokens=1_000, piece_tokens=100, step_tokens=50)
+LIMITS = BatchLimits(
+    slot_bytes=1, blocks=2, cache_bytes=10_000, batch_tokens=1_000, piece_tokens=100, step_tokens=50
+)
 
 
 def chosen(sampling, logits, count=1):
@@ -71,16 +80,16 @@ def test_batches_hold_every_context_once_and_no_more_than_there_is_room_for():
         Context(int(tokens), int(rows), 20, 1)
         for tokens, rows in zip(rng.integers(1, 60, 40), rng.integers(1, 9, 40))
     ]
-    batches = cut(contexts, ROOM, 7)
+    batches = divide_contexts(contexts, LIMITS, 7)
     assert sorted(i for batch in batches for group in batch for i in group) == list(range(40))
     for batch in batches:
         sizes = [[contexts[i] for i in group] for group in batch]
-        assert ROOM.holds_batch(sizes, 7)
-        assert all(ROOM.holds_group(group, 7) for group in sizes)
+        assert LIMITS.allow_batch(sizes, 7)
+        assert all(LIMITS.allow_group(group, 7) for group in sizes)
     assert 1 < len(batches) < sum(map(len, batches)) < 40
     # One that is larger than all room comes alone, and rows are divided first.
-    assert cut([Context(5_000, 1, 1, 1)] * 2, ROOM, 0) == [[[0]], [[1]]]
-    parts = parts_of_rows(Context(10, 120, 20, 1), ROOM, 0)
+    assert divide_contexts([Context(5_000, 1, 1, 1)] * 2, LIMITS, 0) == [[[0]], [[1]]]
+    parts = divide_rows(Context(10, 120, 20, 1), LIMITS, 0)
     assert [i for part in parts for i in part] == list(range(120)) and max(map(len, parts)) <= 50
 
 
@@ -90,17 +99,17 @@ def test_a_view_shows_tokens_before_and_never_padding():
     tail = Segment(2)
     own = Segment(3)
     first = View([], tail, np.array([[0, 1, 2], [-1, -1, 0]]))
-    assert first.sees().astype(int).tolist() == [
+    assert first.attended().astype(int).tolist() == [
         [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
         [[0, 0, 0], [0, 0, 0], [0, 0, 1]],
     ]
-    assert first.sees(2)[0].astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert first.attended(2)[0].astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     keys = torch.arange(6.0).view(2, 1, 3, 1)
     assert torch.equal(first.update(keys, -keys, 4)[0], keys)
     behind = np.array([1, 0, 0])  # three rows behind two contexts
     step = View([(tail, behind)], own, np.array([[1], [3], [3]]))
-    assert step.sees()[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
-    assert step.sees(2)[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
+    assert step.attended()[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert step.attended(2)[:, 0].astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
     new = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1, 1)
     assert step.update(new, -new, 4)[0].flatten(1).tolist() == [[3, 4, 5, 10], [0, 1, 2, 20], [0, 1, 2, 30]]
     again = View([(tail, behind[[0, 2]])], own, np.array([[2], [4]]), kept=np.array([0, 2]))
@@ -111,15 +120,15 @@ def test_a_view_shows_tokens_before_and_never_padding():
 
 
 def test_a_rank_that_is_told_of_pieces_follows_them_without_a_token():
-    told = Told()
-    followed = Followed()
+    sender = PieceSender()
+    receiver = PieceReceiver()
     group = Group([np.array([5, 6, 7]), np.array([8])], None)
     shown = []
 
     def follow(piece):
-        integers = told.integers([piece])
-        [other] = followed.pieces(integers)
-        assert np.array_equal(other.view.sees(), piece.view.sees()) and np.array_equal(
+        integers = sender.integers([piece])
+        [other] = receiver.pieces(integers)
+        assert np.array_equal(other.view.attended(), piece.view.attended()) and np.array_equal(
             other.positions, piece.positions
         )
         assert not other.tokens.any() and other.count == 0
@@ -130,22 +139,24 @@ def test_a_rank_that_is_told_of_pieces_follows_them_without_a_token():
             .tolist()
         )
 
-    follow(group.begin(np.array([0, 1]), unread, True))
-    follow(group.follow(np.array([0, 0, 1]), [np.array([9])] * 3, unread, True))
+    follow(group.begin(np.array([0, 1]), read_nothing, reads_tokens=True))
+    follow(group.follow(np.array([0, 0, 1]), [np.array([9])] * 3, read_nothing, reads_tokens=True))
     group.keep(np.array([0, 2]))
     group.keep(np.array([1]))
-    follow(group.follow(np.array([1]), [np.array([9])], unread, True))
+    follow(group.follow(np.array([1]), [np.array([9])], read_nothing, reads_tokens=True))
     assert shown == [[[0] * 3] * 2, [[0] * 3 + [1]] * 3, [[0] * 3 + [1, 2]]]
-    assert len(followed._segments) == 2
+    assert len(receiver._segments) == 2
     del group
-    assert followed.pieces(told.integers([])) == [] and not followed._segments
+    assert receiver.pieces(sender.integers([])) == [] and not receiver._segments
 
 
 def test_what_prompts_begin_with_is_computed_once_and_rows_that_stop_are_let_go():
     """Driven by a model that always continues with the number of tokens a row has had."""
     prompts = [np.array([9, 9, 9, *own]) for own in ([1], [2, 2], [3, 3, 3])]
-    work = generated(
-        list(enumerate(prompts)), Wanted(max_new=4, samples=2, stop=frozenset([6]), sampling=Sampling()), ROOM
+    work = generate_answers(
+        list(enumerate(prompts)),
+        AnswerSettings(max_new=4, samples=2, stop=frozenset([6]), sampling=Sampling()),
+        LIMITS,
     )
     values = None
     passes = []

@@ -1,6 +1,7 @@
-"""Builds an engine whose model DeepSpeed holds and executes."""
+"""Build an engine whose model DeepSpeed holds and executes."""
 
-from torch import nn
+from torch.distributed import ProcessGroup
+from transformers import PreTrainedModel
 
 from fedspeed.engine.builders.common import initialise, put_buffers_on_device, put_on_device
 from fedspeed.engine.ds_config import finish, model_facts
@@ -13,14 +14,14 @@ from fedspeed.engine.stock import StockEngine
 from fedspeed.models.loading import materialise
 
 
-def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Groups) -> StockEngine:
-    """Build it from a model on the meta device. Collective over the cluster."""
+def build(net: PreTrainedModel, spec: EngineSpec, context: EngineContext, groups: Groups) -> StockEngine:
+    """Build the engine from a model on the meta device. Collective over the cluster."""
     mpu = ClientMpu(groups)
     partition = spec.engine.base_partition
     stage = spec.deepspeed.get("zero_optimization", {}).get("stage", 0)
     shared_base = stage == 3 and partition == "cluster" and groups.cluster_size > 1
     config = finish(spec.deepspeed, model_facts(net), context.nvme, shared_base)
-    build_operators("stock", config)  # before any part of DeepSpeed does it without a word
+    build_operators("stock", config)  # else DeepSpeed would build them itself, without saying so
     place = put_on_device
     if stage == 3:
         place = TaggedInit(groups, config, mpu, partition, context.clock).place
@@ -37,19 +38,18 @@ def build(net: nn.Module, spec: EngineSpec, context: EngineContext, groups: Grou
     trained = {name: p for name, p in sorted(net.named_parameters()) if p.requires_grad}
     ds_engine = initialise(net, whole_parameters(trained), spec.train, config, mpu=mpu)
     if stage == 3:
-        # A parameter that escaped tagging would be trained jointly by all clients of the cluster, without an
-        # error.
+        # All clients of the cluster would train a parameter without a tag together, without an error.
         loose = [
             n
             for n, p in net.named_parameters()
-            if p.requires_grad and p.ds_zero_partition_world_size != groups.client_size
+            if p.requires_grad and getattr(p, "ds_zero_partition_world_size") != groups.client_size
         ]
         assert not loose, f"trainable parameters partitioned beyond their client: {loose}"
     return StockEngine(ds_engine, groups, _matched_group(stage, partition, groups), context.clock)
 
 
-def _matched_group(stage: int, partition: str, groups: Groups):
-    """The group of the ranks that must make the same passes; None where every rank may go on alone."""
+def _matched_group(stage: int, partition: str, groups: Groups) -> ProcessGroup | None:
+    """Return the group of the ranks that must make the same passes; None where every rank may go on alone."""
     if stage != 3:
         return None
     return groups.cluster if partition == "cluster" else groups.client

@@ -1,9 +1,9 @@
-"""Pieces of tokens through a model block by block, whoever decides in which order."""
+"""Compute pieces of tokens block by block; others decide in which order."""
 
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from fedspeed.engine.compute.micro_batches import Call, MicroBatchModel, not_packed
 from fedspeed.engine.compute.uploads import upload
@@ -15,14 +15,15 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class PieceModel:
-    """Computes embeddings, single blocks and heads of pieces.
+    """A causal LM that computes pieces in steps: embedding, single blocks, head.
 
     Args:
-        model: as built, its trainable parameters inside the blocks.
+        model: as built, with its trainable parameters inside the blocks.
+        parts: of the model.
         rows: tokens whose logits are read at once.
     """
 
-    def __init__(self, model: nn.Module, parts: Anatomy, rows: int):
+    def __init__(self, model: PreTrainedModel, parts: Anatomy, rows: int):
         self._parts = parts
         self._rows = rows
         self._config = model.config
@@ -36,11 +37,13 @@ class PieceModel:
 
     @torch.no_grad()
     def enter(self, piece: Piece, table: torch.Tensor | None) -> tuple[torch.Tensor, list[Call]]:
-        """Give what enters the first block, [rows, T, hidden], and what each block is called with beside its
-        input.
+        """Embed a piece, and record with which arguments the model calls its blocks.
 
         Args:
             table: see `MicroBatchModel.embedded`.
+
+        Returns:
+            (the first block's input [rows, T, hidden], the call of each block).
         """
         hidden = self._model.embedded(piece.tokens, table)
         with self._model.recorded() as (entered, calls), not_packed():
@@ -57,18 +60,20 @@ class PieceModel:
 
     @torch.no_grad()
     def block(self, b: int, call: Call, hidden: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-        """Give one block's output.
+        """Compute block `b` for a piece: [rows, T, hidden] from [rows, T, hidden].
 
         Args:
-            call: what `enter` recorded for it. tensors: what trains, by name.
+            call: what `enter` recorded for the block. tensors: the model's trainable ones, by name.
         """
-        own = {local: tensors[name] for name, local in self._places[b]}
-        out = torch.func.functional_call(self._parts.blocks[b], own, (hidden, *call.args), call.kwargs)
+        trained = {local: tensors[name] for name, local in self._places[b]}
+        out = torch.func.functional_call(self._parts.blocks[b], trained, (hidden, *call.args), call.kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()
     def read(self, hidden: torch.Tensor, piece: Piece) -> torch.Tensor:
-        """Give a piece's values [k] by norm and head, which must be on the device."""
+        """Read a piece's values [k] from the last block's output [rows, T, hidden]; the weights of norm and
+        head must be on the device.
+        """
         if not piece.count:
             return torch.zeros(0, dtype=torch.int64, device=self._device)
         rows, columns = (upload(torch.from_numpy(part)) for part in piece.wanted)

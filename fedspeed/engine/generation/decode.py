@@ -1,9 +1,7 @@
-"""Generate answers, and score given ones, as a series of pieces: whoever drives it computes them, under
-whatever engine.
+"""Generate answers, and score given ones, as a series of pieces that any engine can compute.
 
-Both are generators: they yield the pieces that can be computed now, in any order, get the values of each
-    back, and end with
-their result. So they know no engine, no ranks and no weights.
+Both are generators: they yield the pieces that can be computed now, in any order, are sent the values of
+each, and return their result. So they depend on no engine, no ranks and no weights.
 """
 
 from collections.abc import Generator, Sequence
@@ -11,21 +9,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedspeed.engine.generation.batches import Context, Room, common_prefix, cut, parts_of_rows
+from fedspeed.engine.generation.batches import (
+    BatchLimits,
+    Context,
+    common_prefix,
+    divide_contexts,
+    divide_rows,
+)
 from fedspeed.engine.generation.cache import Segment
 from fedspeed.engine.generation.pieces import Choose, Group, LogProbability, Piece, prefix_piece
 from fedspeed.engine.generation.sampling import Draw, Sampling
 
-Work = Generator[list[Piece], list[np.ndarray], list]
+# Yields pieces, is sent their values, and returns a list.
+PieceSeries = Generator[list[Piece], list[np.ndarray], list]
+Row = tuple[int, int]  # an answer: (prompt, sample), both counted over the whole call
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens to score, [t] int64, of the sequence with this number in the whole call.
+
+    Attributes:
+        context: number of its context in a group.
+    """
+
+    context: int
+    sequence: int
+    tokens: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class AnswerSettings:
     """What is asked of each prompt.
 
     Attributes:
-        max_new: tokens at most. samples: answers a prompt. stop: tokens that end an answer and are not part
-            of it.
+        max_new: tokens of an answer at most. samples: answers a prompt.
+        stop: tokens that end an answer and are not part of it.
         sampling: how tokens are chosen.
     """
 
@@ -35,41 +54,42 @@ class Wanted:
     sampling: Sampling
 
 
-class Answers:
-    """The rows of one group while their answers grow.
+class GroupAnswers:
+    """The answers of one group while they grow.
 
     Args:
-        rows: of each context of the group, who follows it: (prompt, sample), in the whole call.
+        rows: of each context of the group, the answers that follow it.
     """
 
-    def __init__(self, rows: Sequence[Sequence[tuple[int, int]]], group: Group, wanted: Wanted):
+    def __init__(self, rows: Sequence[Sequence[Row]], group: Group, settings: AnswerSettings):
         self._group = group
-        self._wanted = wanted
+        self._settings = settings
         self._behind = np.repeat(np.arange(len(rows)), [len(some) for some in rows])
-        self._who = [who for some in rows for who in some]
+        self._open_rows = [row for some in rows for row in some]
         self._last = np.zeros(0, dtype=np.int64)
-        self.tokens: dict[tuple[int, int], list[int]] = {who: [] for who in self._who}
+        self.tokens: dict[Row, list[int]] = {row: [] for row in self._open_rows}
         self._position = 0
 
     @property
     def open(self) -> bool:
         """Whether any row may get another token."""
-        return bool(self._who) and self._position < self._wanted.max_new
+        return bool(self._open_rows) and self._position < self._settings.max_new
 
     def piece(self) -> Piece:
         """Make the piece whose values are each open row's next token."""
-        draws = [Draw(*who, self._position) for who in self._who]
-        read = Choose(self._wanted.sampling, draws)
+        draws = [Draw(prompt, sample, self._position) for prompt, sample in self._open_rows]
+        read = Choose(self._settings.sampling, draws)
         if self._position == 0:
-            return self._group.begin(self._behind, read, whole=True)
-        return self._group.follow(self._behind, [token[None] for token in self._last], read, whole=True)
+            return self._group.begin(self._behind, read, reads_tokens=True)
+        last = list(self._last.reshape(-1, 1))
+        return self._group.follow(self._behind, last, read, reads_tokens=True)
 
-    def take(self, chosen: np.ndarray) -> None:
-        """Add each open row's next token; rows that have stopped are let go."""
-        going = np.array([token not in self._wanted.stop for token in chosen.tolist()])
-        for who, token, goes in zip(self._who, chosen.tolist(), going):
+    def add(self, chosen: np.ndarray) -> None:
+        """Add each open row's next token, [open rows] int64; rows that have stopped are dropped."""
+        going = np.array([token not in self._settings.stop for token in chosen.tolist()])
+        for row, token, goes in zip(self._open_rows, chosen.tolist(), going):
             if goes:
-                self.tokens[who].append(token)
+                self.tokens[row].append(token)
         self._last = chosen
         self._position = self._position + 1
         if going.all():
@@ -78,46 +98,50 @@ class Answers:
         self._group.keep(rows)
         self._behind = self._behind[rows]
         self._last = self._last[rows]
-        self._who = [self._who[row] for row in rows]
+        self._open_rows = [self._open_rows[row] for row in rows]
 
 
-def generated(prompts: Sequence[tuple[int, np.ndarray]], wanted: Wanted, room: Room) -> Work:
-    """Generate answers; ends with [(prompt, sample, tokens [t] int64)].
+def generate_answers(
+    prompts: Sequence[tuple[int, np.ndarray]], settings: AnswerSettings, limits: BatchLimits
+) -> PieceSeries:
+    """Generate answers; returns [(prompt, sample, tokens [t] int64)].
 
     Args:
         prompts: (number in the whole call, tokens [t] int64) of those that are computed here.
     """
-    if not prompts or not wanted.max_new:
+    if not prompts or not settings.max_new:
         return [
             (number, sample, np.zeros(0, dtype=np.int64))
             for number, _ in prompts
-            for sample in range(wanted.samples)
+            for sample in range(settings.samples)
         ]
     prefix, before = yield from _prefix([tokens for _, tokens in prompts])
-    jobs = []  # (tokens beyond the prefix, the samples that follow them)
+    jobs = []  # (tokens of a context without the prefix, the rows that follow it)
     for number, tokens in prompts:
-        one = Context(len(tokens) - before, wanted.samples, wanted.max_new, 1)
-        for part in parts_of_rows(one, room, before):
+        context = Context(len(tokens) - before, settings.samples, settings.max_new, 1)
+        for part in divide_rows(context, limits, before):
             jobs.append((tokens[before:], [(number, sample) for sample in part]))
-    sizes = [Context(len(tokens), len(who), wanted.max_new, 1) for tokens, who in jobs]
-    found = []
-    for batch in cut(sizes, room, before):
-        answers = []
-        for group in batch:
-            contexts = Group([jobs[i][0] for i in group], prefix)
-            answers.append(Answers([jobs[i][1] for i in group], contexts, wanted))
-        while going := [one for one in answers if one.open]:
-            values = yield [one.piece() for one in going]
-            for one, chosen in zip(going, values):
-                one.take(chosen)
-        for one in answers:
-            found += [(*who, np.array(tokens, dtype=np.int64)) for who, tokens in one.tokens.items()]
-    return found
+    sizes = [Context(len(tokens), len(rows), settings.max_new, 1) for tokens, rows in jobs]
+    answers = []
+    for batch in divide_contexts(sizes, limits, before):
+        groups = []
+        for numbers in batch:
+            contexts = Group([jobs[i][0] for i in numbers], prefix)
+            groups.append(GroupAnswers([jobs[i][1] for i in numbers], contexts, settings))
+        while going := [group for group in groups if group.open]:
+            values = yield [group.piece() for group in going]
+            for group, chosen in zip(going, values):
+                group.add(chosen)
+        for group in groups:
+            answers += [(*row, np.array(tokens, dtype=np.int64)) for row, tokens in group.tokens.items()]
+    return answers
 
 
-def scored(sequences: Sequence[tuple[int, np.ndarray, tuple[int, int]]], room: Room) -> Work:
-    """Find the log-probabilities of spans, given all that is before each token; ends with [(sequence, [b - a]
-    fp32)].
+def score_spans(
+    sequences: Sequence[tuple[int, np.ndarray, tuple[int, int]]], limits: BatchLimits
+) -> PieceSeries:
+    """Compute the log-probabilities of spans, given all that stands before each token; returns [(sequence,
+    [b - a] fp32)].
 
     What several spans follow is computed once, as is what all sequences begin with.
 
@@ -128,60 +152,66 @@ def scored(sequences: Sequence[tuple[int, np.ndarray, tuple[int, int]]], room: R
         return []
     behind: dict[bytes, list[tuple[int, np.ndarray]]] = {}  # context -> (sequence, tokens of its span)
     for number, tokens, (a, b) in sequences:
-        behind.setdefault(tokens[:a].astype(np.int64).tobytes(), []).append((
-            number,
-            tokens[a:b].astype(np.int64),
-        ))
-    whole = [np.frombuffer(context, dtype=np.int64) for context in behind]
-    prefix, before = yield from _prefix(whole)
-    jobs = []  # (tokens beyond the prefix, the spans that follow them)
-    for context, spans in zip(whole, behind.values()):
-        for part in parts_of_rows(_size(context[before:], spans), room, before):
-            jobs.append((context[before:], [spans[i] for i in part]))
-    found = []
-    for batch in cut([_size(*job) for job in jobs], room, before):
-        groups = [Group([jobs[i][0] for i in group], prefix) for group in batch]
-        rows = [[(place, *one) for place, i in enumerate(group) for one in jobs[i][1]] for group in batch]
-        first = yield [_first(group, own) for group, own in zip(groups, rows)]
-        longer = [(group, [row for row in own if len(row[2]) > 1]) for group, own in zip(groups, rows)]
-        longer = [(group, own) for group, own in longer if own]
-        values = (yield [_rest(group, own) for group, own in longer]) if longer else []
-        rest = {}
-        for (_, own), given in zip(longer, values):
-            ends = np.cumsum([len(span) - 1 for _, _, span in own])[:-1]
-            rest |= {number: part for (_, number, _), part in zip(own, np.split(given, ends))}
-        for own, given in zip(rows, first):
-            for (_, number, _), value in zip(own, given):
-                found.append((
-                    number,
-                    np.concatenate([value[None], rest.get(number, np.zeros(0, dtype=np.float32))]),
-                ))
-    return found
+        context = tokens[:a].astype(np.int64).tobytes()
+        behind.setdefault(context, []).append((number, tokens[a:b].astype(np.int64)))
+    contexts = [np.frombuffer(context, dtype=np.int64) for context in behind]
+    prefix, before = yield from _prefix(contexts)
+    jobs = []  # (tokens of a context without the prefix, the spans that follow it)
+    for tokens, spans in zip(contexts, behind.values()):
+        for part in divide_rows(_context_of(tokens[before:], spans), limits, before):
+            jobs.append((tokens[before:], [spans[i] for i in part]))
+    scored = []
+    for batch in divide_contexts([_context_of(*job) for job in jobs], limits, before):
+        groups = []
+        for numbers in batch:
+            spans_of_group = [Span(at, *one) for at, i in enumerate(numbers) for one in jobs[i][1]]
+            groups.append((Group([jobs[i][0] for i in numbers], prefix), spans_of_group))
+        scored += yield from _score_batch(groups)
+    return scored
 
 
-def _size(context: np.ndarray, spans: Sequence[tuple[int, np.ndarray]]) -> Context:
-    """What a context and the spans that follow it take; the last token of a span is not computed."""
-    more = max(len(span) - 1 for _, span in spans)
+def _score_batch(groups: Sequence[tuple[Group, list[Span]]]) -> PieceSeries:
+    """Compute the log-probabilities of the spans of some groups; returns [(sequence, [t] fp32)]."""
+    first = yield [_contexts_piece(group, spans) for group, spans in groups]
+    longer = [(group, [span for span in spans if len(span.tokens) > 1]) for group, spans in groups]
+    longer = [(group, spans) for group, spans in longer if spans]
+    values = (yield [_spans_piece(group, spans) for group, spans in longer]) if longer else []
+    rest: dict[int, np.ndarray] = {}
+    for (_, spans), logprobs in zip(longer, values):
+        ends = np.cumsum([len(span.tokens) - 1 for span in spans])[:-1]
+        rest |= {span.sequence: part for span, part in zip(spans, np.split(logprobs, ends))}
+    none = np.zeros(0, dtype=np.float32)
+    return [
+        (span.sequence, np.concatenate([logprob[None], rest.get(span.sequence, none)]))
+        for (_, spans), logprobs in zip(groups, first)
+        for span, logprob in zip(spans, logprobs)
+    ]
+
+
+def _context_of(context: np.ndarray, spans: Sequence[tuple[int, np.ndarray]]) -> Context:
+    """Return the sizes of a context and the spans that follow it; a span's last token is not computed."""
+    more = max(len(tokens) - 1 for _, tokens in spans)
     return Context(len(context), len(spans), more, max(1, more))
 
 
-def _first(group: Group, rows: list[tuple[int, int, np.ndarray]]) -> Piece:
-    """The piece of a group's contexts, which tells the first token of each span."""
-    behind = np.array([place for place, _, _ in rows])
-    return group.begin(behind, LogProbability(np.array([span[0] for _, _, span in rows])), whole=False)
+def _contexts_piece(group: Group, spans: Sequence[Span]) -> Piece:
+    """Make the piece of a group's contexts, which scores the first token of each span."""
+    first = np.array([span.tokens[0] for span in spans])
+    return group.begin(np.array([span.context for span in spans]), LogProbability(first), reads_tokens=False)
 
 
-def _rest(group: Group, rows: list[tuple[int, int, np.ndarray]]) -> Piece:
-    """The piece of the spans but for their last tokens, which tells all tokens but their first."""
-    targets = np.concatenate([span[1:] for _, _, span in rows])
-    behind = np.array([place for place, _, _ in rows])
-    return group.follow(behind, [span[:-1] for _, _, span in rows], LogProbability(targets), whole=False)
+def _spans_piece(group: Group, spans: Sequence[Span]) -> Piece:
+    """Make the piece of spans without their last tokens, which scores all their tokens but the first."""
+    targets = np.concatenate([span.tokens[1:] for span in spans])
+    behind = np.array([span.context for span in spans])
+    before_last = [span.tokens[:-1] for span in spans]
+    return group.follow(behind, before_last, LogProbability(targets), reads_tokens=False)
 
 
 def _prefix(
     contexts: Sequence[np.ndarray],
 ) -> Generator[list[Piece], list[np.ndarray], tuple[Segment | None, int]]:
-    """Compute what all contexts begin with: (its keys and values, its tokens)."""
+    """Compute what all contexts begin with; returns (its keys and values, the number of its tokens)."""
     before = common_prefix(contexts)
     if not before or len(contexts) == 1:
         return None, 0

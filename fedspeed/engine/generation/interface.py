@@ -1,20 +1,22 @@
-"""What an engine offers beside training: answers to prompts, and the probabilities of given ones.
+"""The part of an engine that generates: answers to prompts, and the log-probabilities of given tokens.
 
 A rank gets the results of all prompts of its client, whose ranks share the work as they share the rows of a
 step (`ClientEngine.data_share`). Ranks that gather weights from each other make their passes together: before
-each of them they agree on whether there is one, and who has nothing left to do answers with a pass that
-computes nothing. So all of them call together, with as many prompts as they like.
+each pass they agree on whether there is one, and a rank that has nothing left to do joins it with a pass that
+computes nothing. So all of them call together, each with any number of prompts.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
+from transformers import PreTrainedModel
 
-from fedspeed.engine.generation.batches import Room
-from fedspeed.engine.generation.decode import Wanted, Work, generated, scored
+from fedspeed.engine.generation.batches import BatchLimits
+from fedspeed.engine.generation.decode import AnswerSettings, PieceSeries, generate_answers, score_spans
 from fedspeed.engine.generation.pieces import Piece
 from fedspeed.engine.generation.sampling import Sampling
 from fedspeed.errors import FedSpeedError, ModelError
@@ -23,7 +25,14 @@ from fedspeed.schedule.limits import CACHE_BYTES, EVAL_TOKENS, LOGITS_BYTES, PIE
 
 
 class Generating(ABC):
-    """The part of a `ClientEngine` that generates, under the state of client slot 0."""
+    """The part of a `ClientEngine` that generates, under the state of client slot 0.
+
+    Attributes:
+        model: as built.
+    """
+
+    model: PreTrainedModel
+    _clock: Any
 
     def generate(
         self,
@@ -36,8 +45,7 @@ class Generating(ABC):
         seed: int = 0,
         stop: Iterable[int] = (),
     ) -> list[list[np.ndarray]]:
-        """Continue prompts, each with a cache of keys and values; what prompts begin with alike is computed
-        once.
+        """Continue prompts, with a cache of keys and values; what all prompts begin with is computed once.
 
         A streamed base is loaded once a token, whatever the number of prompts in a batch. Collective over the
         client's ranks, which give the same prompts, and over the ranks that share the base.
@@ -58,30 +66,28 @@ class Generating(ABC):
             raise FedSpeedError(
                 f"n={n}, max_new={max_new}: ask for at least one answer, of no less than 0 tokens"
             )
-        wanted = Wanted(
+        settings = AnswerSettings(
             max_new=max_new,
             samples=n,
             stop=frozenset(stop),
             sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
         )
         self._check([len(prompt) for prompt in prompts], max_new)
-        (shares, share), numbered = self.data_share, list(enumerate(prompts))
-        found = {
-            (prompt, sample): tokens
-            for prompt, sample, tokens in self._driven(
-                generated(numbered[share::shares], wanted, self._room())
-            )
-        }
+        shares, share = self.data_share
+        numbered = list(enumerate(prompts))[share::shares]
         table = np.full((len(prompts), n, max_new + 1), 0.0)
-        for at, tokens in found.items():
-            table[at][0], table[at][1 : len(tokens) + 1] = len(tokens), tokens
+        for prompt, sample, tokens in self._execute_series(
+            generate_answers(numbered, settings, self._batch_limits())
+        ):
+            table[prompt, sample, 0] = len(tokens)
+            table[prompt, sample, 1 : len(tokens) + 1] = tokens
         if shares > 1:
             table = self.sum_over_client(table.reshape(-1)).reshape(table.shape)
         return [[row[1 : int(row[0]) + 1].astype(np.int64) for row in answers] for answers in table]
 
     def logprobs(self, tokens: Sequence[np.ndarray], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Find the log-probability of each token of a span, given all tokens before it. What spans follow
-        alike is computed once. Collective as `generate` is.
+        """Compute the log-probability of each token of a span, given all tokens before it. What several spans
+        follow is computed once. Collective as `generate` is.
 
         Args:
             tokens: [t] of each sequence. spans: (a, b) of each, from a, at least 1, up to b, at most t.
@@ -102,46 +108,50 @@ class Generating(ABC):
                 )
         self._check([b for _, b in spans], 0)
         shares, share = self.data_share
-        numbered = list(zip(range(len(tokens)), tokens, spans))
-        found = dict(self._driven(scored(numbered[share::shares], self._room())))
+        numbered = list(zip(range(len(tokens)), tokens, spans))[share::shares]
+        scored = self._execute_series(score_spans(numbered, self._batch_limits()))
         ends = np.cumsum([0, *(b - a for a, b in spans)])
         values = np.zeros(ends[-1])
-        for i, own in found.items():
-            values[ends[i] : ends[i + 1]] = own
+        for i, of_span in scored:
+            values[ends[i] : ends[i + 1]] = of_span
         if shares > 1:
             values = self.sum_over_client(values)
         return [values[start:end].astype(np.float32) for start, end in zip(ends, ends[1:])]
 
-    def _driven(self, work: Work) -> list:
-        """Compute the pieces of a series of passes, in step with the ranks that share the base; returns its
-        result.
+    def _execute_series(self, series: PieceSeries) -> list:
+        """Compute the pieces of a series, pass by pass, together with the ranks that share the base; returns
+        its result.
         """
-        pieces = []
-        values = None
-        result = []
-        ended = False
+        result: list = []
+        pieces: list[Piece] = []
         self.begin_pieces()
-        while True:
-            try:
-                pieces = [] if ended else work.send(values)
-            except StopIteration as end:
-                pieces = []
-                result = end.value
-                ended = True
-            own = self.piece_passes(pieces)
-            most = self._agree(own)
-            if not most:
-                self.end_pieces()
-                return result
+        try:
+            pieces = next(series)
+        except StopIteration as end:
+            result = end.value
+        while most := self._agree(own := self.piece_passes(pieces)):
+            values: list[np.ndarray] = []
             if pieces:
                 with self._clock.stage("compute"):
                     values = self.compute_pieces(pieces)
             for _ in range(most - own):
                 with self._clock.stage("idle"):
                     self.compute_pieces([])
+            if pieces:
+                try:
+                    pieces = series.send(values)
+                except StopIteration as end:
+                    pieces = []
+                    result = end.value
+        self.end_pieces()
+        return result
 
     def _check(self, lengths: Sequence[int], more: int) -> None:
-        """Whether sequences of these lengths, and some tokens more, have positions."""
+        """Refuse sequences that the model cannot continue by some tokens, given their lengths.
+
+        Raises:
+            ModelError: one is empty, or has too few positions.
+        """
         limit = row_limit(self.model.config.to_dict())
         for i, length in enumerate(lengths):
             if not length:
@@ -156,14 +166,14 @@ class Generating(ABC):
                     "held-out loss"
                 )
 
-    def _room(self) -> Room:
-        """What this rank's device computes together."""
+    def _batch_limits(self) -> BatchLimits:
+        """Return the bounds of what this rank's device computes together."""
         config = self.model.config
         kind = "cpu" if get_accelerator().is_synchronized_device() else "gpu"
         nbytes = torch.finfo(self._computing_dtype).bits // 8
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return Room(
+        return BatchLimits(
             slot_bytes=2 * heads * width * nbytes,
             blocks=config.num_hidden_layers,
             cache_bytes=CACHE_BYTES[kind],
@@ -174,7 +184,7 @@ class Generating(ABC):
 
     @property
     def _logit_rows(self) -> int:
-        """Tokens whose logits are held at once."""
+        """Return the number of tokens whose logits are in memory at once."""
         kind = "cpu" if get_accelerator().is_synchronized_device() else "gpu"
         return max(
             1, LOGITS_BYTES[kind] // (self.model.config.vocab_size * torch.finfo(torch.float32).bits // 8)
@@ -184,20 +194,35 @@ class Generating(ABC):
     def _computing_dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
-    # Of each kind of engine.
+    # Implemented by MatchedPasses and ClientEngine.
+
+    @property
+    @abstractmethod
+    def data_share(self) -> tuple[int, int]:
+        """Return (the number of shares that a client's rows are divided into, this rank's share)."""
+
+    @abstractmethod
+    def sum_over_client(self, values: np.ndarray) -> np.ndarray:
+        """Sum a float64 vector over the ranks of the client."""
+
+    @abstractmethod
+    def _agree(self, passes: int) -> int:
+        """Return the largest number of passes of the ranks that share the base."""
+
+    # Implemented by each kind of engine.
 
     def begin_pieces(self) -> None:
-        """Make ready for a series of passes; all ranks that share the base do so together."""
+        """Prepare for a series of passes; all ranks that share the base do so together."""
 
     def end_pieces(self) -> None:
-        """Let go of what a series of passes has needed."""
+        """Free what a series of passes has needed."""
 
     @abstractmethod
     def piece_passes(self, pieces: Sequence[Piece]) -> int:
-        """Count the passes that `compute_pieces` makes."""
+        """Return the number of passes that `compute_pieces` makes."""
 
     @abstractmethod
     def compute_pieces(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """Take pieces through the model; returns the values of each, [k]. Without any, make a pass that only
-        answers the others.
+        joins the collectives of other ranks.
         """

@@ -1,4 +1,6 @@
-"""Pieces of tokens, each of which goes through the model at once: prompts, and then what follows them."""
+"""Describe pieces of tokens, each of which goes through the model at once: prompts, and then what follows
+them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ import numpy as np
 import torch
 
 from fedspeed.engine.generation.batches import right_aligned
-from fedspeed.engine.generation.cache import NOTHING, Segment, View
+from fedspeed.engine.generation.cache import NO_TOKEN, Segment, View
 from fedspeed.engine.generation.sampling import Draw, Sampling
 
 Reader = Callable[[torch.Tensor, slice], torch.Tensor]
@@ -15,17 +17,17 @@ Reader = Callable[[torch.Tensor, slice], torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Tokens of some rows, with all that the model must be told about them.
+    """Tokens of some rows that are computed at once.
 
     Attributes:
         tokens, positions: [rows, T] int64; tokens stand on the right, positions are those in their sequences,
-            0 where no token is.
-        view: what they see, and where their keys and values go.
+            0 where there is no token.
+        view: what the tokens attend to, and where their keys and values go.
         wanted: (row, column) of the tokens whose logits are read, [k] int64 each. A token may come several
             times.
-        read: makes a value of each wanted token's logits. It gets some of them, [c, vocabulary] fp32, and
-            which they are.
-        whole: whether a value is a token (int64), and not a log-probability (fp32).
+        read: makes a value of each wanted token's logits, from some of these, [c, vocabulary] fp32, and the
+            slice of all wanted tokens that they are.
+        reads_tokens: whether a value is a token (int64), and not a log-probability (fp32).
     """
 
     tokens: np.ndarray
@@ -33,17 +35,17 @@ class Piece:
     view: View
     wanted: tuple[np.ndarray, np.ndarray]
     read: Reader
-    whole: bool
+    reads_tokens: bool
 
     @property
     def count(self) -> int:
-        """How many values it gives."""
+        """Return the number of values that are read."""
         return len(self.wanted[0])
 
 
 @dataclass(frozen=True)
 class Choose:
-    """Read logits by choosing a token for each of them."""
+    """A reader of logits that chooses a token by each of them."""
 
     sampling: Sampling
     draws: Sequence[Draw]
@@ -54,7 +56,11 @@ class Choose:
 
 @dataclass(frozen=True)
 class LogProbability:
-    """Read logits by taking the log-probability of one token of each. targets: [k] int64."""
+    """A reader of logits that takes the log-probability of one token of each.
+
+    Attributes:
+        targets: these tokens, [k] int64.
+    """
 
     targets: np.ndarray
 
@@ -67,7 +73,7 @@ def read_in_parts(piece: Piece, logits_of: Callable[[slice], torch.Tensor], rows
     """Read the logits of a piece, at most `rows` of them at a time; returns its values [k].
 
     Args:
-        logits_of: gives those of some wanted tokens, [c, vocabulary].
+        logits_of: computes those of some wanted tokens, [c, vocabulary].
     """
     parts = [slice(start, start + rows) for start in range(0, piece.count, rows)]
     return torch.cat([piece.read(logits_of(part).float(), part) for part in parts])
@@ -77,51 +83,73 @@ class Group:
     """Contexts that are computed together, and the rows that follow them, each behind one of the contexts.
 
     Args:
-        contexts: their tokens, [t] int64 each, without what `prefix` holds. prefix: keys and values that all
-            of them begin with, None if there are none.
+        contexts: their tokens, [t] int64 each, without the prefix.
+        prefix: keys and values that all of them begin with; None if there are none.
     """
 
     def __init__(self, contexts: Sequence[np.ndarray], prefix: Segment | None):
         self._contexts = contexts
         self._prefix = prefix
         self._before = 0 if prefix is None else prefix.positions.shape[1]
-        self._tail = Segment(len(contexts))
-        self._own: Segment | None = None
-        self._kept: np.ndarray | None = None  # rows that go on, where others were let go since the last piece
+        self._context_segment = Segment(len(contexts))
+        self._row_segment: Segment | None = None
+        self._kept: np.ndarray | None = (
+            None  # rows that go on, where others were dropped since the last piece
+        )
 
-    def begin(self, rows: np.ndarray, read: Reader, whole: bool) -> Piece:
-        """Make the piece of the contexts. rows: which contexts' last tokens are read, [k] int64."""
+    def begin(self, rows: np.ndarray, read: Reader, *, reads_tokens: bool) -> Piece:
+        """Make the piece of the contexts.
+
+        Args:
+            rows: numbers of the contexts whose last tokens' logits are read, [k] int64.
+            read, reads_tokens: see `Piece`.
+        """
         tokens, real = right_aligned(self._contexts)
         positions = _positions(real, np.full(len(tokens), self._before))
-        view = View(self._shared(len(tokens)), self._tail, positions)
-        columns = np.full(len(rows), tokens.shape[1] - 1)
-        return Piece(tokens, np.maximum(positions, 0), view, wanted=(rows, columns), read=read, whole=whole)
+        view = View(self._shared(len(tokens)), self._context_segment, positions)
+        return Piece(
+            tokens,
+            np.maximum(positions, 0),
+            view,
+            wanted=(rows, np.full(len(rows), tokens.shape[1] - 1)),
+            read=read,
+            reads_tokens=reads_tokens,
+        )
 
-    def follow(self, behind: np.ndarray, tokens: Sequence[np.ndarray], read: Reader, whole: bool) -> Piece:
-        """Make the piece of what follows in each row, all of whose tokens are read.
+    def follow(
+        self, behind: np.ndarray, tokens: Sequence[np.ndarray], read: Reader, *, reads_tokens: bool
+    ) -> Piece:
+        """Make the piece of what follows in each row; the logits of all its tokens are read.
 
         Args:
             behind: the context of each row, [rows] int64, the same as in the last call but for rows that were
-                let go.
+                dropped.
             tokens: [t] int64 of each row.
+            read, reads_tokens: see `Piece`.
         """
         together, real = right_aligned(tokens)
         kept = self._kept
         self._kept = None
-        if self._own is None:
-            self._own = Segment(len(tokens))
+        if self._row_segment is None:
+            self._row_segment = Segment(len(tokens))
             kept = None
         lengths = np.array([len(context) for context in self._contexts])[behind]
-        own = self._own.positions if kept is None else self._own.positions[kept]
-        start = self._before + lengths + (own != NOTHING).sum(1)
+        before = self._row_segment.positions if kept is None else self._row_segment.positions[kept]
+        start = self._before + lengths + (before != NO_TOKEN).sum(1)
         positions = _positions(real, start)
-        view = View([*self._shared(len(tokens)), (self._tail, behind)], self._own, positions, kept)
+        attended = [*self._shared(len(tokens)), (self._context_segment, behind)]
+        rows, columns = np.nonzero(real)
         return Piece(
-            together, np.maximum(positions, 0), view, wanted=np.nonzero(real), read=read, whole=whole
+            together,
+            np.maximum(positions, 0),
+            View(attended, self._row_segment, positions, kept),
+            wanted=(rows, columns),
+            read=read,
+            reads_tokens=reads_tokens,
         )
 
     def keep(self, rows: np.ndarray) -> None:
-        """Let go of all rows but some, [k] int64, from the next piece on."""
+        """Drop all rows but some, [k] int64, from the next piece on."""
         self._kept = rows if self._kept is None else self._kept[rows]
 
     def _shared(self, rows: int) -> list[tuple[Segment, np.ndarray]]:
@@ -129,23 +157,25 @@ class Group:
 
 
 def prefix_piece(tokens: np.ndarray) -> tuple[Segment, Piece]:
-    """Make the piece of what all contexts begin with, [t] int64, of which nothing is read; and where its keys
-    will be.
+    """Make the piece of what all contexts begin with, [t] int64, of which no logits are read; and the segment
+    that will have its keys and values.
     """
     segment = Segment(1)
     positions = np.arange(len(tokens))[None]
+    return segment, unread_piece(tokens[None].astype(np.int64), positions, View([], segment, positions))
+
+
+def unread_piece(tokens: np.ndarray, positions: np.ndarray, view: View) -> Piece:
+    """Make a piece of which no logits are read here; arguments as of `Piece`."""
     none = np.zeros(0, dtype=np.int64)
-    view = View([], segment, positions)
-    return segment, Piece(
-        tokens[None].astype(np.int64), positions, view, wanted=(none, none), read=unread, whole=True
-    )
+    return Piece(tokens, positions, view, wanted=(none, none), read=read_nothing, reads_tokens=True)
 
 
-def unread(logits: torch.Tensor, part: slice) -> torch.Tensor:
-    """Stand for the reader of a piece of which nothing is read."""
-    raise AssertionError("nothing of this piece is read here")
+def read_nothing(logits: torch.Tensor, part: slice) -> torch.Tensor:
+    """Stand in for the reader of a piece of which no logits are read here."""
+    raise AssertionError("no logits of this piece are read here")
 
 
 def _positions(real: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Positions [rows, T] of tokens on the right, from start [rows] on; NOTHING where there is none."""
-    return np.where(real, start[:, None] + np.cumsum(real, axis=1) - 1, NOTHING)
+    """Return the positions of tokens on the right, from start [rows] on; NO_TOKEN elsewhere."""
+    return np.where(real, start[:, None] + np.cumsum(real, axis=1) - 1, NO_TOKEN)

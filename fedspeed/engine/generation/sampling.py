@@ -16,8 +16,8 @@ from fedspeed.errors import FedSpeedError
 
 @dataclass(frozen=True)
 class Draw:
-    """Say which random number a choice takes: of which prompt and sample, both counted over the whole call,
-    and for which of its new tokens. All count from 0.
+    """Which random number a choice takes: that of a prompt and its sample, both counted over the whole call,
+    and of the position of the new token in the answer. All count from 0.
     """
 
     prompt: int
@@ -27,7 +27,7 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen.
+    """A rule by which tokens are chosen.
 
     Attributes:
         temperature: what logits are divided by; 0 chooses the most likely token.
@@ -43,7 +43,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise FedSpeedError(f"temperature={self.temperature}: must be 0 (the most likely token) or more")
         if not 0 < self.top_p <= 1:
@@ -59,11 +59,11 @@ class Sampling:
         # A token is drawn from if those before it have less than top_p.
         mass = torch.where(reached - ordered < self.top_p, ordered, 0.0).sum(-1, keepdim=True)
         at = torch.from_numpy(self.random_numbers(draws)).to(logits.device).unsqueeze(-1) * mass
-        place = torch.searchsorted(reached, at, right=True)
+        found = torch.searchsorted(reached, at, right=True)
         last = (reached - ordered < self.top_p).sum(-1, keepdim=True) - 1
-        return tokens.gather(-1, torch.minimum(place, last)).squeeze(-1)
+        return tokens.gather(-1, torch.minimum(found, last)).squeeze(-1)
 
     def random_numbers(self, draws: Sequence[Draw]) -> np.ndarray:
-        """Give the numbers of some choices, [k] float64, uniform in [0, 1)."""
+        """Draw the random numbers of some choices, [k] float64, uniform in [0, 1)."""
         keys = ([self.seed, streams.GENERATION, draw.prompt, draw.sample, draw.position] for draw in draws)
         return np.array([np.random.default_rng(key).random() for key in keys])

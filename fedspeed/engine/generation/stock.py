@@ -1,4 +1,4 @@
-"""Pieces of tokens through a model that DeepSpeed executes."""
+"""Compute pieces of tokens with a model that DeepSpeed executes."""
 
 from collections.abc import Callable
 
@@ -26,8 +26,8 @@ def compute_piece(
         execute: DeepSpeed's engine. config: of the model. dtype: that the model computes in. rows: tokens
             whose logits are read at once.
     """
-    # A model gives the logits of some columns; at least of one.
-    columns, place = np.unique(piece.wanted[1] if piece.count else [0], return_inverse=True)
+    # transformers computes the logits of given columns, of at least one.
+    columns, at = np.unique(piece.wanted[1] if piece.count else [0], return_inverse=True)
     output = execute(
         input_ids=torch.from_numpy(piece.tokens).to(device),
         position_ids=torch.from_numpy(piece.positions).to(device),
@@ -38,7 +38,7 @@ def compute_piece(
     )
     if not piece.count:
         return np.zeros(0, dtype=np.int64)
-    wanted = torch.from_numpy(piece.wanted[0]).to(device), torch.from_numpy(place).to(device)
+    wanted = torch.from_numpy(piece.wanted[0]).to(device), torch.from_numpy(at).to(device)
 
     def logits_of(part: slice) -> torch.Tensor:
         return output.logits[wanted[0][part], wanted[1][part]]

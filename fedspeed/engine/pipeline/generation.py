@@ -13,8 +13,8 @@ import torch
 from deepspeed import comm as dist
 
 from fedspeed.engine.generation.interface import Generating
+from fedspeed.engine.generation.piece_messages import PieceReceiver, PieceSender
 from fedspeed.engine.generation.pieces import Piece
-from fedspeed.engine.generation.told import Followed, Told
 from fedspeed.engine.pipeline.transfers import naming_lost_ranks
 from fedspeed.schedule.instructions import Micro
 
@@ -56,7 +56,7 @@ class ClusterGeneration(PipelinedGeneration):
 
     def begin_pieces(self) -> None:
         self._idle_pass(backward=False)  # in which states are told
-        self._told = Told()
+        self._told = PieceSender()
         self._followed = {}
 
     def end_pieces(self) -> None:
@@ -76,7 +76,9 @@ class ClusterGeneration(PipelinedGeneration):
         everyones = self._everyones_integers([self._mine[0], *self._told.integers(own)])
         found = []
         for rank, (place, *told) in enumerate(everyones):
-            pieces = own if rank == self._me else self._followed.setdefault(rank, Followed()).pieces(told)
+            pieces = (
+                own if rank == self._me else self._followed.setdefault(rank, PieceReceiver()).pieces(told)
+            )
             found += [((number, place), piece) for number, piece in enumerate(pieces)]
         return found
 
@@ -95,6 +97,6 @@ def _parted(pieces: Sequence[Piece], flat: np.ndarray) -> list[np.ndarray]:
     """The values of each piece, in its own type."""
     ends = np.cumsum([piece.count for piece in pieces])[:-1]
     return [
-        part.astype(np.int64 if piece.whole else np.float32)
+        part.astype(np.int64 if piece.reads_tokens else np.float32)
         for piece, part in zip(pieces, np.split(flat, ends))
     ]
