@@ -8,7 +8,8 @@ from typing import Literal
 
 from fedspeed.units import shortened_list
 
-NAMES = ("fp32", "bf16", "fp16")
+NumericType = Literal["fp32", "bf16", "fp16"]
+NAMES: tuple[NumericType, ...] = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,14 @@ class DeviceTypes:
     types: frozenset[str]
 
 
-def lowest_common(devices: Sequence[DeviceTypes]) -> str:
+def lowest_common(devices: Sequence[DeviceTypes]) -> NumericType:
     """The type with the fewest bits that all devices have: on GPUs bf16, or fp16 where one is too old for
     bf16. Where a CPU takes part, fp32: most CPUs emulate 16 bits, at a fraction of the speed, and many refuse
     fp16 altogether.
     """
     if devices and all(device.kind == "gpu" for device in devices):
-        for name in ("bf16", "fp16"):
+        candidates: tuple[NumericType, ...] = ("bf16", "fp16")
+        for name in candidates:
             if all(name in device.types for device in devices):
                 return name
     return "fp32"

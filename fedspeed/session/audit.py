@@ -49,7 +49,7 @@ from fedspeed.routing.audit.adversary import (
 from fedspeed.routing.audit.linkers import LINKERS
 from fedspeed.routing.config import MODES
 from fedspeed.session.engine_spec import engine_spec
-from fedspeed.session.numeric_type import alone
+from fedspeed.session.numeric_type import with_local_dtype
 from fedspeed.session.request import RunRequest
 
 
@@ -117,7 +117,7 @@ def audit(
         raise ConfigError(
             f"no client {', '.join(map(str, unknown))}: there are {config.data.clients}, numbered from 0"
         )
-    loaded = alone(loaded)
+    loaded = with_local_dtype(loaded)
     check_length(config.model.base, config.data.max_tokens)
     updates = train(loaded, rounds, words, seed)
     found = Audit(

@@ -1,33 +1,35 @@
-"""One short function for every part of a rank that is built from the configuration."""
+"""Building of a rank's parts from the configuration, one function each.
+
+`participant` builds those that only participants of the exchange have.
+"""
 
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from fedspeed.checkpoint.journal import Journal
-from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.cluster.launch_context import host_of_rank
-from fedspeed.cluster.rendezvous import Store
 from fedspeed.config.show import render
-from fedspeed.data.clients import ClientData, row_counts
+from fedspeed.data.clients import ClientData, ClientRows, row_counts
 from fedspeed.data.findings import findings
 from fedspeed.data.row_counts import DataReport, RowTable, count_values
 from fedspeed.engine.base.choose import pipeline_tier
 from fedspeed.engine.world import import_deepspeed
 from fedspeed.errors import FedSpeedError, PlanError
-from fedspeed.federation.checks import least_participants, participants_of
 from fedspeed.federation.link import ClientLink
+from fedspeed.federation.methods.base import Method
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.shared_channel import SharedChannel
 from fedspeed.federation.updates.base import hidden_by
 from fedspeed.models.planned import planned_shape
 from fedspeed.monitor import summary_file
-from fedspeed.monitor.clock import peak_bytes
+from fedspeed.monitor.clock import StageClock, peak_bytes
 from fedspeed.monitor.metrics.metric import WEIGHTS
 from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.monitor.trace import NoTrace, Trace
@@ -36,13 +38,6 @@ from fedspeed.planner.hardware import node_of
 from fedspeed.planner.pipeline.division import Traffic, client_traffic, cluster_traffic, divide
 from fedspeed.planner.profiles import profile_of
 from fedspeed.planner.task import task_of
-from fedspeed.routing.channel import Channel
-from fedspeed.routing.config import TRANSPORTS
-from fedspeed.routing.exchange import Exchange, PlainExchange
-from fedspeed.routing.opening import TransportContext
-from fedspeed.routing.transport import Transport
-from fedspeed.session.coordination import RollCall
-from fedspeed.session.deployment import Identity
 from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.explain import out_of_memory
 from fedspeed.session.measured import read_probe_file
@@ -50,12 +45,17 @@ from fedspeed.session.reporting import STOP_REQUEST_FILE
 from fedspeed.session.request import Job
 from fedspeed.session.resume import RunLock
 
+if TYPE_CHECKING:  # they load torch and cryptography, which a supervisor does without
+    from fedspeed.engine.client_engine import ClientEngine
+    from fedspeed.federation.parts import RankParts, RunServices
+    from fedspeed.routing.signed_broadcast import SignedBroadcast
+
 
 def preload() -> None:
-    """Import what all ranks of a machine share; nothing that starts a thread or touches a device.
+    """Import the libraries that all ranks of a machine share, before they are forked.
 
-    Of what the imports make nearly all stays: looking for garbage among it meanwhile would take a tenth of
-    their time.
+    None of them starts a thread or touches a device. Garbage collection is off meanwhile: nearly all objects
+    stay, and looking through them would take a tenth of the time.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -71,56 +71,28 @@ def preload() -> None:
             gc.enable()
 
 
-def mpi_transport(job: Job, store: Store) -> Transport | None:
-    """Build the transport that all ranks of a job build together, before anything is read, as MPI's is; None
-    where the job takes another one. Collective over all ranks.
-    """
-    return _opened(job, store) if TRANSPORTS[job.transport].started_by_mpi else None
-
-
-def transport(job: Job, store: Store, early: Transport | None) -> Transport | None:
-    """Return what the exchange travels by; None on a rank that does not speak for clients. Built by all
-    participants together, before the engines, which take unequal times.
+def make_engine(job: Job, clock: StageClock | None, sharers: int) -> "ClientEngine":
+    """Build this rank's engine. Collective over its torch world.
 
     Args:
-        early: what `mpi_transport` has built.
+        clock: measures the stages of a round. sharers: how many ranks compute on this rank's device.
 
     Raises:
-        LostPeerError: the others could not be reached.
+        FedSpeedError: the model does not fit, or there is no memory left.
     """
-    return early if early is not None or not job.is_participant else _opened(job, store)
-
-
-def _opened(job: Job, store: Store) -> Transport:
-    timeout_s = job.config.cluster.start_timeout_s
-    deployment = job.deployment
-    meeting = TransportContext(
-        asked=job.config.routing.transport,
-        me=job.world_rank,
-        participants=job.topology.participants,
-        world_size=job.launch.world_size,
-        timeout_s=timeout_s,
-        connect=lambda prefix: store.connect(prefix, timeout_s),
-        member=deployment.membership,
-    )
-    return deployment.open_transport(job.transport, meeting)
-
-
-def engine(job: Job, clock, sharers: int):
-    """Build this rank's engine; `sharers`: how many ranks compute on its device."""
     import torch
 
     from fedspeed.engine.build import EngineContext, build_engine
 
     config = job.config
     topology = job.topology
-    torch.set_num_threads(config.engine.threads or _own_threads(os.environ))
+    torch.set_num_threads(config.engine.threads or _thread_count(os.environ))
     sets = sorted({
         tuple(job.world.index(r) for r in client.ranks)
         for client in topology.clients
         if client.ranks[0] in job.world
     })
-    role = "server" if job.is_server else "client"
+    role: Literal["client", "server"] = "server" if job.is_server else "client"
     if config.engine.pipeline != "none":
         config = replace(config, engine=replace(config.engine, cuts=stage_cuts(job)))
     try:
@@ -144,16 +116,19 @@ def engine(job: Job, clock, sharers: int):
         ) from error
 
 
-def _own_threads(env: Mapping[str, str]) -> int:
-    """Return how many threads a rank computes with: what the launcher says, else its part of the host's
-    cores.
-    """
+def _thread_count(env: Mapping[str, str]) -> int:
+    """Return the number of CPU threads of a rank: the launcher's, else its share of the host's cores."""
     return int(env.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // int(env["LOCAL_SIZE"])))
 
 
-def stage_cuts(job: Job) -> tuple[int, ...] | str:
-    """Where this rank's pipeline is cut, as engine.cuts says it: by the speed and memory of the devices that
-    the hostfile or a probe tells of; evenly where they tell of none.
+def stage_cuts(job: Job) -> tuple[int, ...] | Literal["auto"]:
+    """Return the first block of each stage but the first of this rank's pipeline, as in engine.cuts.
+
+    Stages are balanced by the speed and memory of the devices, as the hostfile or a probe gives them; `auto`
+    (even stages) where neither does.
+
+    Raises:
+        PlanError: the ranks together do not have the memory.
     """
     config = job.config
     ds_config = job.request.deepspeed
@@ -177,7 +152,7 @@ def stage_cuts(job: Job) -> tuple[int, ...] | str:
 
 
 def _traffic(job: Job) -> Traffic:
-    """What this rank's pipeline is to carry."""
+    """Return the micro-batches that this rank's pipeline carries in a step."""
     config = job.config
     ranks = len(job.world)
     gateways = [client.gateway for client in job.topology.clients if client.ranks[0] in job.world]
@@ -195,119 +170,52 @@ def _traffic(job: Job) -> Traffic:
 
 
 def swap_folder(job: Job) -> Path:
-    """Return where this rank alone keeps what it offloads to NVMe. The name says whose it is: many runs may
-    share the disk.
+    """Return the folder for this rank's offloaded states on NVMe.
+
+    Its name holds the run and the rank, because several runs may share the drive.
     """
     host, _ = host_of_rank(job.launch.hosts, job.world_rank)
     folder = job.request.folder
     return (Path(host.nvme) if host.nvme else folder / "nvme") / f"{folder.name}-rank-{job.world_rank}"
 
 
-def identity(job: Job, transport: Transport | None) -> Identity | None:
-    """Return who this rank is among the participants, where anything is masked or signed; None elsewhere, and
-    on a rank that does not speak to them. Collective over the participants.
-    """
-    if not (job.is_participant and (job.config.routing.anonymous or job.topology.server)):
-        return None
-    return job.deployment.identity(transport, job.request.fingerprint)
-
-
-def exchange(
-    job: Job, store: Store, transport: Transport | None, heartbeat: Heartbeat, own: Identity | None
-) -> Exchange | None:
-    """Return the exchange of this rank; None on one that does not speak to other participants.
+def make_role(job: Job, data: Mapping[int, ClientData], public: ClientData | None) -> RankRole:
+    """Return this rank's role in the rounds.
 
     Args:
-        own: see `identity`.
+        data: encoded rows of its clients, by client.
+        public: encoded rows that the server trains on, on the server's ranks; None elsewhere.
     """
-    if not job.is_participant:
-        return None
-    routing = job.config.routing
-    roll = None if job.outlives_losses else RollCall(job, store, heartbeat)
-    if not routing.anonymous:
-        return PlainExchange(transport, routing.deadline_s, roll)
-    from fedspeed.routing.anonymous.exchange import AnonymousExchange
-
-    servers = int(bool(job.topology.server))  # it is one of the participants, and hides nobody
-    spoken = participants_of(job.config, job.topology, transport.size - servers)
-    client = engine_spec(job.config, job.request.deepspeed, "client")
-    least = least_participants(job.config, spoken, client)
-    routing = replace(routing, min_participants=least + servers)
-    return AnonymousExchange(
-        transport, routing, own.key, roster=own.members, settings=own.settings, roll=roll
-    )
-
-
-def channel(job: Job, engine, transport: Transport | None) -> SharedChannel | None:
-    """Return the way between the method's server and the clients; None where there is no server.
-
-    Args:
-        transport: that the gateway speaks over; any on a rank that does not speak to others.
-    """
-    if not job.topology.server:
-        return None
-    number = job.topology.participants.index
-    names = [job.describe(rank) for rank in job.topology.participants]
-    own = Channel(transport, job.config.routing.deadline_s, names=names) if job.is_participant else None
-    return SharedChannel(
-        engine,
-        own,
-        server=number(job.topology.server[0]),
-        speakers=[number(gateway) for gateway in job.topology.gateways],
-    )
-
-
-def witness(job: Job, exchange: Exchange | None, own: Identity | None):
-    """Return the signed broadcast of the method's server (routing.signed_broadcast.SignedBroadcast); None on
-    a rank that does not speak to others, and where there is no server.
-    """
-    if not (job.topology.server and job.is_participant):
-        return None
-    from fedspeed.routing.signed_broadcast import SignedBroadcast
-
-    participants = job.topology.participants
-    return SignedBroadcast(
-        exchange,
-        own.key,
-        own.members,
-        own.settings,
-        speaker=participants.index(job.topology.server[0]),
-        names=[job.describe(rank) for rank in participants],
-    )
-
-
-def link(job: Job, engine, exchange: Exchange | None) -> ClientLink:
-    """Return the way of this rank into the exchange."""
-    max_wait_s = job.config.routing.deadline_s if exchange is None else exchange.max_wait_s
-    return ClientLink(engine, exchange, max_wait_s)
-
-
-def role(job: Job, data: dict, public: ClientData | None) -> RankRole:
-    """Return what this rank is in the rounds.
-
-    Args:
-        data: encoded rows of its clients, by client. public: what the server trains on, on its ranks.
-    """
+    cluster = job.place.cluster
+    assert cluster is not None  # a rank that works is in a cluster
     return RankRole(
         clients=data,
         worker_index=job.workers.index(job.world_rank),
         ranks=len(job.workers),
         gateway=job.is_participant,
         reporter=job.reporter,
-        cluster=job.place.cluster,
+        cluster=cluster,
         server=job.is_server,
         public_rows=public,
     )
 
 
-def services(
-    job: Job, *, journal: Journal, record: dict, monitor, clock, stop: Callable[[], bool], channel, witness
-):
-    """Return the services of the session that the rounds use (federation.parts.RunServices).
+def make_services(
+    job: Job,
+    *,
+    journal: Journal,
+    record: dict,
+    monitor: Monitor | NoMonitor,
+    clock: StageClock,
+    stop: Callable[[], bool],
+    channel: SharedChannel | None,
+    witness: "SignedBroadcast | None",
+) -> "RunServices":
+    """Collect the services of the session that the rounds use.
 
     Args:
-        record: of the configuration, for the journal. stop: whether this process is to end.
-        channel, witness: see the functions of these names.
+        record: of the configuration, for the journal. stop: returns whether this process was asked to end.
+        channel, witness: see `participant.make_channel` and `participant.make_signed_broadcast`.
     """
     from fedspeed.federation.parts import RunServices, StopSignals
 
@@ -324,8 +232,16 @@ def services(
     )
 
 
-def federated(job: Job, role: RankRole, engine, link: ClientLink, *, method, services):
-    """Return this rank's parts of the rounds (federation.parts.RankParts).
+def make_rank_parts(
+    job: Job,
+    role: RankRole,
+    engine: "ClientEngine",
+    link: ClientLink,
+    *,
+    method: Method,
+    services: "RunServices",
+) -> "RankParts":
+    """Build this rank's parts of the rounds.
 
     Args:
         method: of the run (federation.parts.run_method).
@@ -337,13 +253,17 @@ def federated(job: Job, role: RankRole, engine, link: ClientLink, *, method, ser
     return assemble(job.config, role, engine, link, method=method, services=services, evaluators=evaluators)
 
 
-def data_report(job: Job, link: ClientLink, data: dict, everyone: list) -> DataReport:
-    """Return what is to be said about the rows. Collective: every rank counts the rows of its own clients
-    only, and what all have counted is summed; where clients may learn no more than sums, or a transform of
-    updates hides what each counts, over all clients.
+def make_data_report(
+    job: Job, link: ClientLink, data: Mapping[int, ClientData], everyone: Sequence[ClientRows]
+) -> DataReport:
+    """Count the rows of all clients for the report. Collective over all ranks that carry clients.
+
+    Each rank counts the rows of its own clients, and the counts are exchanged: per client, or summed over all
+    clients where clients may learn sums only, or a transform of updates hides each client's weight.
 
     Args:
-        data: encoded rows of this rank's clients, by client. everyone: rows of all clients of this job.
+        data: encoded rows of this rank's clients, by client.
+        everyone: rows of all clients of this job.
     """
     config = job.config
     sums_only = config.routing.sums_only or WEIGHTS in hidden_by(config.federation.updates)
@@ -356,23 +276,25 @@ def data_report(job: Job, link: ClientLink, data: dict, everyone: list) -> DataR
     return DataReport(table, (*job.deployment.own_rows_notes(mine), *findings(config.data, everyone)))
 
 
-def trace(job: Job):
-    """Return what keeps what this rank does in the first rounds, as far as it is to be kept."""
+def make_trace(job: Job) -> NoTrace:
+    """Return the trace of this rank's first rounds; one that records nothing where none is asked for."""
     rounds = job.config.monitor.trace_rounds
-    late = job.config.federation.staleness  # a round ends in the next one then
+    late = job.config.federation.staleness  # with staleness 1, a round ends during the next one
     return Trace(job.request.folder, job.world_rank, rounds + late) if rounds else NoTrace()
 
 
-def working(job: Job):
-    """Return what shows work that takes long, on the rank that reports."""
+def show_progress(job: Job) -> contextlib.AbstractContextManager:
+    """Return a context that shows what the reporting rank is doing; one that does nothing on other ranks."""
     return Working() if job.reporter and job.config.monitor.progress else contextlib.nullcontext()
 
 
-def monitor(job: Job, resume_round: int, claim: RunLock, data: DataReport | None = None):
-    """Return what shows and keeps what the run does, on the rank that reports; takes its folder.
+def make_monitor(
+    job: Job, resume_round: int, lock: RunLock, data: DataReport | None = None
+) -> Monitor | NoMonitor:
+    """Build the monitor of the reporting rank and lock the run's folder; other ranks get a NoMonitor.
 
     Args:
-        resume_round: the last round that is finished and stays.
+        resume_round: the last finished round; 0 for a new run.
     """
     if not job.reporter:
         return NoMonitor()
@@ -380,9 +302,9 @@ def monitor(job: Job, resume_round: int, claim: RunLock, data: DataReport | None
     config = job.config
     folder = job.request.folder
     folder.mkdir(parents=True, exist_ok=True)
-    claim.take(folder)
+    lock.take(folder)
     job.deployment.keep_epoch(folder)
-    # These speak of how an earlier start ended, and this one may end without a word.
+    # These files describe the end of an earlier start; this one may end without writing them.
     for name in (STOP_REQUEST_FILE, "report.md", summary_file.NAME):
         (folder / name).unlink(missing_ok=True)
     return Monitor(

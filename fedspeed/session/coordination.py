@@ -1,11 +1,10 @@
-"""How the ranks of a run act as one: they start together or not at all, know who is missing, and end when
-asked to.
-"""
+"""Coordination of a run's ranks: common start, requests to stop, and detection of lost ranks."""
 
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType, TracebackType
 
 from fedspeed import activity
 from fedspeed.cluster import rendezvous
@@ -13,45 +12,54 @@ from fedspeed.cluster.heartbeat import Heartbeat
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, FedSpeedError, LostPeerError, Preempted
 from fedspeed.session.request import Job
 
-# Ranks prepare alike; one that needs longer than this after the first is ready has a problem of its own.
-CHECK_IN_S = 120.0
-NOTE_S = 3.0
-HEAR_S = 0.5  # for the others to read why rank 0 goes, and the store with it
+CHECK_IN_S = 120.0  # from the first rank that is ready until all are
+NOTE_S = 3.0  # for the other ranks to note their own failure
+READ_S = 0.5  # for the other ranks to read why rank 0 ends, before its store ends with it
 
 
 class StopFlag:
-    """SIGTERM and SIGUSR1 (some schedulers' warning) ask to end: after the round in progress, or at once
-    while there is none.
+    """Whether SIGTERM or SIGUSR1 (a warning of some schedulers) has asked this process to stop.
+
+    A run stops after the round in progress. Before the first round it stops at once, by `Preempted`.
 
     Attributes:
         in_rounds: whether a round is in progress.
-        on_asked: takes what the process was at when it was asked, if a round is in progress.
+        on_request: called once with the activity that was interrupted, if a round is in progress.
     """
 
-    def __init__(self):
-        self._asked = False
+    def __init__(self) -> None:
+        self._requested = False
         self.in_rounds = False
-        self.on_asked: Callable[[str], None] = lambda where: None
+        self.on_request: Callable[[str], None] = lambda activity: None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
-    def _on_signal(self, *_) -> None:
-        first = not self._asked
-        self._asked = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first = not self._requested
+        self._requested = True
         where = activity.describe_current()
         if not self.in_rounds:
             at = f"during {where}" if where else "before a round had begun"
             raise Preempted(f"asked to end {at}; the same command goes on")
         if first:
-            self.on_asked(where)
+            self.on_request(where)
 
     def __call__(self) -> bool:
-        return self._asked
+        return self._requested
 
 
 class CheckIn:
-    """A point that all ranks that a run needs pass together, or nobody: one rank's bad input ends the others
-    at once instead of at a deadline.
+    """A barrier of the required ranks that also passes on failures.
+
+    Used as a context: if its body raises on one rank, all other ranks raise too, at once instead of at a
+    deadline.
+
+    Args:
+        point: name of the barrier; each is used once in a run.
+
+    Raises:
+        FedSpeedError: another rank failed; with its message and its exit code.
+        LostPeerError: a rank did not arrive in time.
     """
 
     def __init__(self, job: Job, store: rendezvous.Store, point: str):
@@ -60,19 +68,21 @@ class CheckIn:
         self._ranks = job.required_ranks
         self._point = point
 
-    def __enter__(self):
+    def __enter__(self) -> "CheckIn":
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         keys = [f"{self._point}/{rank}" for rank in self._ranks]
         if kind is not None:
-            # A note: should the store be gone too, the error must still be heard.
+            # `try_put` does not raise: if the store is gone too, the error of the body is the one to report.
             code = getattr(error, "exit_code", EXIT_FAILED)
             self._store.try_put(f"{self._point}/{self._me}", f"{code} {error}")
             if self._me == 0 and len(keys) > 1:
-                with suppress(Preempted):  # another rank may be gone already, and this one told to end for it
+                with suppress(Preempted):  # another rank has ended, and the launcher stops this one for it
                     self._store.wait(keys, NOTE_S)
-                    time.sleep(HEAR_S)
+                    time.sleep(READ_S)
             return
         self._store.put(f"{self._point}/{self._me}", f"{EXIT_OK}")
         late = self._store.wait(keys, CHECK_IN_S)
@@ -81,16 +91,19 @@ class CheckIn:
             raise LostPeerError(
                 f"ranks {ranks} did not get ready within {CHECK_IN_S:.0f} s; look at their output"
             )
-        for rank, word in zip(self._ranks, self._store.get(*keys), strict=True):
-            code, _, text = word.partition(" ")
+        for rank, status in zip(self._ranks, self._store.get(*keys), strict=True):
+            code, _, text = status.partition(" ")
             if int(code) != EXIT_OK:
                 failure = FedSpeedError(f"rank {rank} cannot take part: {text}")
                 failure.exit_code = int(code)
                 raise failure
 
 
-class RollCall:
-    """Who has reached an exchange, by notes in the store; who is lost, by the heartbeat."""
+class StoreRollCall:
+    """A `routing.exchange.RollCall` for the ranks of a job.
+
+    Notes in the store tell who has reached an exchange, the heartbeat tells who is lost.
+    """
 
     def __init__(self, job: Job, store: rendezvous.Store, heartbeat: Heartbeat):
         self._job = job
@@ -98,22 +111,29 @@ class RollCall:
         self._heartbeat = heartbeat
 
     def arrive(self, tag: int) -> None:
+        """Note that this participant has reached exchange number `tag`."""
         if len(self._job.topology.participants) > 1:
             rendezvous.publish(self._store, f"exchange/{tag}/{self._job.world_rank}", "here")
 
     def missing(self, tag: int) -> list[str]:
+        """Return the participants that have not reached exchange number `tag`, as messages name them."""
         here = rendezvous.published(self._store, f"exchange/{tag}", self._job.topology.participants)
         if self._job.world_rank not in here:
-            return [self._job.describe(0)]  # our own note is gone: so is the store, and rank 0 that held it
+            return [
+                self._job.describe(0)
+            ]  # the store has lost this rank's note: rank 0, which holds it, is gone
         return [self._job.describe(rank) for rank in self._job.topology.participants if rank not in here]
 
     def lost(self) -> list[str]:
+        """Return the ranks whose heartbeat has stopped, as messages name them."""
         return [self._job.describe(rank) for rank in self._heartbeat.lost()]
 
 
 def find_lost(job: Job, store: rendezvous.Store, heartbeat: Heartbeat) -> list[int]:
-    """The ranks that a run has lost: those whose heartbeat has stopped. Until it does, survivors leave a note
-    that they failed too, and who leaves none within a few seconds is the one.
+    """Return the ranks that a run has lost: those whose heartbeat has stopped.
+
+    A heartbeat stops some time after its rank. Meanwhile the survivors fail too and note it in the store, so
+    that ranks without a note after a few seconds are the lost ones.
     """
     end = time.monotonic() + NOTE_S
     while True:

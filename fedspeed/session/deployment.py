@@ -1,8 +1,6 @@
-"""Who the ranks of a job answer to: one operator who has started all of them, or one organisation among
-others.
+"""The two ways to deploy a run: one job of one operator, or one job per organisation.
 
-All that differs between the two stands here. It is chosen once, by `deployment_of`, from what the transport
-declares.
+Everything that differs between them is here. `deployment_of` chooses by what the transport declares.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,18 +18,22 @@ from fedspeed.data.row_counts import RowCounts, counts_text
 from fedspeed.errors import FedSpeedError, JournalError, LostPeerError
 from fedspeed.federation.folded_layout import shared_layout
 from fedspeed.federation.layout import Layout
+from fedspeed.federation.link import ClientLink
 from fedspeed.routing.opening import TransportContext, open_transport
 from fedspeed.routing.transport import Transport, TransportError
+
+if TYPE_CHECKING:  # it loads cryptography, which a plain run does without
+    from fedspeed.session.site import Site
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a participant is in a masked exchange.
+    """The identity of a participant in a masked exchange.
 
     Attributes:
-        key: its private key (Ed25519).
+        key: private key of this participant (Ed25519).
         members: public keys of all participants in their order, 32 bytes each.
-        settings: digest of everything that must be equal for all of them.
+        settings: digest of the settings that must be equal for all participants.
     """
 
     key: Any
@@ -40,10 +42,10 @@ class Identity:
 
 
 class Deployment(ABC):
-    """What a session asks about who has started it.
+    """What a session does differently by who has started its job.
 
     Args:
-        config: of this job; routing.mode is settled where it matters.
+        config: of this job, with routing.mode resolved.
     """
 
     def __init__(self, config: RunConfig):
@@ -51,89 +53,89 @@ class Deployment(ABC):
 
     @property
     def membership(self) -> Any:
-        """Who this organisation is among others (`routing.listening.Membership`); None inside one job."""
+        """The membership of this organisation (`routing.listening.Membership`); None for one operator's
+        job.
+        """
         return None
 
     @abstractmethod
-    def open_transport(self, name: str, meeting: TransportContext) -> Transport:
-        """Connect to the other participants, which are about to do the same run.
+    def open_transport(self, name: str, context: TransportContext) -> Transport:
+        """Connect to the other participants.
 
         Raises:
-            LostPeerError: somebody did not come. FedSpeedError: what the transport needs is not there, or
-                somebody means another run.
+            LostPeerError: a participant did not connect.
+            FedSpeedError: the transport lacks something it needs, or a participant has other settings.
         """
 
     @abstractmethod
     def identity(self, transport: Transport, fingerprint: str) -> Identity:
-        """Return who this participant is in a masked exchange. Collective over the participants.
+        """Return this participant's identity. Collective over the participants.
 
         Args:
-            fingerprint: what all ranks of this job have in common (`RunRequest.fingerprint`).
+            fingerprint: of the run (`RunRequest.fingerprint`), the same on all ranks of this job.
         """
 
     @abstractmethod
     def give_up(self, transport: Transport | None) -> None:
-        """Leave the transport of a run that has failed, which other participants may still be waiting in."""
+        """Leave the transport after a failure, while other participants may still wait for this one."""
 
-    def renewal(self, speaks: bool) -> Callable[[], bool]:
-        """Return what tells whether this rank has nothing against starting again with a newer list of
-        participants.
+    def renewal(self, is_participant: bool) -> Callable[[], bool]:
+        """Return a function that tells whether this rank agrees to restart with a newer roster.
 
         Args:
-            speaks: whether this rank speaks for its clients.
+            is_participant: whether this rank takes part in the exchange.
         """
         return lambda: False
 
     def check_epoch(self, folder: Path) -> None:
-        """Hold this start's list of participants against the newest one that the run in the folder has known.
+        """Compare this start's roster with the newest one that the run in the folder has used.
 
         Raises:
-            FedSpeedError: it is older.
+            FedSpeedError: this start's roster is older.
         """
 
     def keep_epoch(self, folder: Path) -> None:
-        """Note in the folder of a run which list of participants it goes on with."""
+        """Note in the folder of a run which roster it continues with."""
 
     def seal_rows(self, digest: str) -> str:
-        """Return the digest of a job's rows as its journal may keep it."""
+        """Return the digest of a job's rows in the form that its journal may store."""
         return digest
 
     def own_rows_notes(self, counts: RowCounts) -> list[str]:
-        """Return what is to be said about the rows of this job alone, whose counts these are."""
+        """Return remarks about the rows of this job alone, given their counts."""
         return []
 
-    def check_alike(self, link, journal: Journal, number: int, differs: bool) -> None:
-        """Agree that all who have the round that is offered have the same state of it. Collective over all
-        ranks.
+    def check_same_state(self, link: ClientLink, journal: Journal, number: int, differs: bool) -> None:
+        """Check that all journals with the round to resume from hold the same state of it.
+
+        Collective over all ranks.
 
         Args:
             number: of the round. differs: whether this rank's journal holds another state of it.
 
         Raises:
-            JournalError: somebody has another one; on all ranks alike.
+            JournalError: a journal holds another state; on all ranks.
         """
 
-    def share_best(self, link, journal: Journal, best: int, layout) -> None:
-        """Give the best round's tensors to those that do not have them. Collective over all ranks.
+    def share_best(self, link: ClientLink, journal: Journal, best: int, layout: Layout) -> None:
+        """Send the best round's tensors to journals that lack them. Collective over all ranks.
 
         Raises:
-            JournalError: nobody has them; on all ranks alike.
+            JournalError: no journal has them; on all ranks.
         """
 
 
 class JobDeployment(Deployment):
-    """One job of one operator: its participants trust the launcher that has started them all, and one of them
-    keeps the journal for all.
-    """
+    """One job of one operator: the launcher starts all participants, and one of them keeps the journal."""
 
-    def open_transport(self, name: str, meeting: TransportContext) -> Transport:
+    def open_transport(self, name: str, context: TransportContext) -> Transport:
         try:
-            return open_transport(name, meeting)
+            return open_transport(name, context)
         except TransportError as error:
             raise LostPeerError(f"the gateways could not connect with each other: {error}") from error
 
     def identity(self, transport: Transport, fingerprint: str) -> Identity:
-        """Make a key for this start, and tell it to the others."""
+        """Make a key for this start, and exchange public keys with the other participants."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         from fedspeed.routing.anonymous.crypto import digest
@@ -144,17 +146,19 @@ class JobDeployment(Deployment):
         return Identity(key, members, digest(fingerprint.encode()))
 
     def give_up(self, transport: Transport | None) -> None:
-        """Do nothing: closing would wait for the others, and the end of this rank is what ends them."""
+        """Do nothing: closing would wait for the other participants, which end when this rank ends."""
 
 
 class SiteDeployment(Deployment):
-    """A job of one organisation among others: its identity is in a signed roster, its settings are compared
-    with the others', and it keeps a journal of its own.
+    """A job of one organisation among others.
+
+    Its identity is in a signed roster, its settings are compared with those of the other sites, and it keeps
+    a journal of its own.
     """
 
     @cached_property
-    def site(self):
-        """This organisation (session.site.Site); reads its files and its base once."""
+    def site(self) -> "Site":
+        """The site of this organisation; its files and its base are read once."""
         from fedspeed.session.site import Site
 
         return Site(self._config)
@@ -163,13 +167,13 @@ class SiteDeployment(Deployment):
     def membership(self) -> Any:
         return self.site.membership
 
-    def open_transport(self, name: str, meeting: TransportContext) -> Transport:
+    def open_transport(self, name: str, context: TransportContext) -> Transport:
         try:
-            transport = open_transport(name, meeting)
+            transport = open_transport(name, context)
         except TransportError as error:
             raise LostPeerError(f"the sites could not connect with each other: {error}") from error
         try:
-            self.site.agree(transport, meeting.timeout_s)
+            self.site.agree(transport, context.timeout_s)
         except FedSpeedError:
             self.give_up(transport)
             raise
@@ -186,17 +190,16 @@ class SiteDeployment(Deployment):
         return Identity(member.key, member.roster.keys, self.site.digest)
 
     def give_up(self, transport: Transport | None) -> None:
-        """Close it: sending is a thread's there, and what this site had to say goes out first, so that the
-        others end for the same reason.
-        """
+        """Close the transport. Pending messages are sent first, so that all sites end for the same reason."""
         if transport is not None:
             transport.close()
 
-    def renewal(self, speaks: bool) -> Callable[[], bool]:
-        """Ask the rank that speaks for the site, which has read the present roster. The others would read the
-        file at another time, and take for the present roster what is the newer one.
+    def renewal(self, is_participant: bool) -> Callable[[], bool]:
+        """Let the site's participant decide, which has read the current roster.
+
+        Other ranks might read the file later and take a newer roster for the current one.
         """
-        return self.site.renewed if speaks else lambda: True
+        return self.site.renewed if is_participant else lambda: True
 
     def check_epoch(self, folder: Path) -> None:
         self.site.check_epoch(folder)
@@ -205,8 +208,9 @@ class SiteDeployment(Deployment):
         self.site.keep_epoch(folder)
 
     def seal_rows(self, digest: str) -> str:
-        """Return a digest made with a secret that follows from the site's private key: whoever is given the
-        journal cannot try out which rows it belongs to.
+        """Return a digest keyed with a secret that is derived from the site's private key.
+
+        Without the key, nobody who has the journal can test which rows it belongs to.
 
         Raises:
             FedSpeedError: the key of routing.identity cannot be read.
@@ -218,8 +222,8 @@ class SiteDeployment(Deployment):
     def own_rows_notes(self, counts: RowCounts) -> list[str]:
         return [f"of these rows, this site's own are {counts_text(counts)}"] if counts.harmed else []
 
-    def check_alike(self, link, journal: Journal, number: int, differs: bool) -> None:
-        """Agree on the state: one site alone cannot put another one in its place."""
+    def check_same_state(self, link: ClientLink, journal: Journal, number: int, differs: bool) -> None:
+        """Agree on the state, so that no single site can replace it."""
         if link.share(np.ones(1), float(differs)) is not None:
             whose = "this one differs" if differs else "another differs"
             raise JournalError(
@@ -228,7 +232,7 @@ class SiteDeployment(Deployment):
                 "state"
             )
 
-    def share_best(self, link, journal: Journal, best: int, layout) -> None:
+    def share_best(self, link: ClientLink, journal: Journal, best: int, layout: Layout) -> None:
         try:
             own = journal.load_best(best)
         except JournalError:
@@ -247,7 +251,5 @@ class SiteDeployment(Deployment):
 
 
 def deployment_of(config: RunConfig) -> Deployment:
-    """Return the deployment that a configuration means: by whether its transport is one between
-    organisations.
-    """
+    """Return the deployment of a configuration: by whether its transport connects organisations."""
     return SiteDeployment(config) if config.routing.between_organisations else JobDeployment(config)

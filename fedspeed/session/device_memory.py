@@ -1,4 +1,4 @@
-"""What makes a step smaller where a device has no memory left for it. Pure."""
+"""Detection of exhausted device memory, and the settings that make a step need less of it."""
 
 from collections.abc import Iterator
 
@@ -6,27 +6,29 @@ from fedspeed.config.run import RunConfig
 from fedspeed.planner.plan import SLOTTED
 from fedspeed.schedule.limits import QUANTISED
 
-SIGNS = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "HIP out of memory")
+MESSAGES = (  # of CUDA, cuBLAS and HIP
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "HIP out of memory",
+)
 
 
 def out_of_device_memory(error: BaseException) -> bool:
-    """Whether a device, and not the host, had no memory left: torch's allocator, CUDA and cuBLAS say so in
-    their own ways.
-    """
+    """Return whether an error of torch's allocator, CUDA or cuBLAS means that device memory is exhausted."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in MESSAGES)
 
 
 def device_memory_text(error: BaseException, who: str, config: RunConfig, tier: str) -> str:
-    """Return the message for a device without memory: who met it, what the device said, and what to set, the
-    mildest first.
+    """Return the message for exhausted device memory, with settings that reduce it, the mildest first.
 
     Args:
         who: the rank and its clients.
-        tier: what engine.tier has come to; empty for a pipeline.
+        tier: what engine.tier resolves to; empty for a pipeline.
     """
     said = (str(error).splitlines() or [type(error).__name__])[0]
     said = said.partition(" Including non-PyTorch memory")[0].rstrip(".")
@@ -35,14 +37,14 @@ def device_memory_text(error: BaseException, who: str, config: RunConfig, tier: 
         f"{who}: the GPU's memory is full ({said}). Set one or more of these, the mildest first: "
         f"{', '.join(remedies)}. `fedspeed plan --config FILE --hostfile FILE` says what fits on which "
         "card, and what each setting takes; another program on the card takes of it too (nvidia-smi). "
-        "Where nothing but engine.activation_gib, block_inputs, base_gib and slots changes, a run "
-        "goes on from its journal with the same results; other changes begin a new run "
+        "If only engine.activation_gib, block_inputs, base_gib and block_slots change, the run "
+        "resumes from its journal with the same results; other changes need a new run "
         "(run.name=NAME or --fresh)"
     )
 
 
 def _layer_by_layer(config: RunConfig, tier: str) -> Iterator[str]:
-    """Settings of layer-major execution that give the same results."""
+    """Yield settings of layer-major execution that reduce memory and keep the results."""
     engine = config.engine
     if engine.activation_gib != 0:
         yield "engine.activation_gib=0"
@@ -57,7 +59,7 @@ def _layer_by_layer(config: RunConfig, tier: str) -> Iterator[str]:
 
 
 def _step(config: RunConfig, tier: str) -> Iterator[str]:
-    """Settings of a step, whatever executes it."""
+    """Yield settings of a step that reduce memory under any execution."""
     train = config.train
     engine = config.engine
     stock = tier in ("", "stock")

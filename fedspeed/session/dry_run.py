@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would refuse, found without starting a rank, reading a weight or writing a file."""
+"""`--dry-run`: all checks of a run, without starting a rank, reading weights or writing a file."""
 
 import warnings
 
@@ -7,33 +7,33 @@ from fedspeed.session import preflight
 from fedspeed.session.deployment import deployment_of
 from fedspeed.session.inputs import check_inputs, rows_without_libraries
 from fedspeed.session.machine import complete
-from fedspeed.session.numeric_type import expect
+from fedspeed.session.numeric_type import predict
 from fedspeed.session.request import RunRequest
 from fedspeed.session.resume import RunLock, check_best, journal_entry, journal_of
 
 
 def dry_run(request: RunRequest) -> str:
-    """What would run where, in a few lines.
+    """Return a description of the run in a few lines.
 
     Raises:
-        FedSpeedError: what the run would end with.
+        FedSpeedError: the run would be refused.
     """
     text = preflight.check(request.loaded, request.hostfile)
-    request, dtype = expect(request)
+    request, dtype = predict(request)
     text += f"\ndtype    {dtype}" if dtype else ""
     inner = request
     if request.config.model.dtype == "auto":
-        inner = request.settled("fp32")  # the largest type, for what is looked at without memory
+        inner = request.with_dtype("fp32")  # the largest type; the model is built without memory
         try:
             preflight.check_files(inner.loaded)
         except FedSpeedError as error:
-            text += f"\nnote     should it come to fp32: {error}"
+            text += f"\nnote     if it is resolved to fp32: {error}"
     elif dtype:
-        preflight.check_files(request.loaded)  # once more, as the ranks do: the type was unknown to `check`
+        preflight.check_files(request.loaded)  # again, as the ranks do: `check` did not know the type
     if request.folder.is_dir():
-        claim = RunLock()
-        claim.take(request.folder)
-        claim.drop()
+        lock = RunLock()
+        lock.take(request.folder)
+        lock.release()
         if not request.fresh:
             deployment_of(request.config).check_epoch(request.folder)
         if not request.fresh and (entry := journal_entry(journal_of(request), request)):
@@ -44,10 +44,10 @@ def dry_run(request: RunRequest) -> str:
                 text += f"\njournal  {request.folder} is complete ({summary.status}, {entry.round} rounds)"
             else:
                 check_best(journal_of(request), entry)
-                text += f"\njournal  goes on behind round {entry.round} in {request.folder}"
+                text += f"\njournal  goes on after round {entry.round} in {request.folder}"
     import transformers
 
     transformers.logging.set_verbosity_error()
-    with warnings.catch_warnings(action="ignore"):  # of the libraries, about themselves
+    with warnings.catch_warnings(action="ignore"):  # libraries warn about themselves
         inside = preflight.look_inside(inner.loaded)
     return "\n".join(filter(None, (text, inside)))

@@ -1,9 +1,8 @@
-"""How one start of a run ends, as one value: from the last round, or from any failure, to the exit code.
-Pure.
+"""The ending of one start of a run as one value, whatever ended it. Pure.
 
-Whoever ends makes an `Ending`: a rank in its rounds, a rank that fails, the supervisor of local ranks, and a
-command that is refused before anything starts. The report, summary.json, stderr and the exit code are made
-from it (see "Endings" in docs/architecture.md).
+A rank that finishes its rounds, a rank that fails, the supervisor of local ranks, and a command that is
+refused before anything starts each make an `Ending`. The report, summary.json, the message on stderr and the
+exit code follow from it.
 """
 
 from collections.abc import Sequence
@@ -12,21 +11,21 @@ from dataclasses import dataclass, replace
 from fedspeed.errors import EXIT_FAILED, EXIT_OK, EXIT_RESUMABLE, FedSpeedError, Preempted
 from fedspeed.monitor.records import MissingUpdates, RoundRecord, Status, Summary, finished_rounds, summarise
 
-GOES_ON = "the same command goes on from there"
+RESUME_REMEDY = "the same command goes on from there"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How one start of a run, or a command, has ended.
+    """The ending of one start of a run, or of a command.
 
     Attributes:
-        status: as the summary of a run calls it.
+        status: as in the summary of a run.
         exit_code: of the process.
-        reason: what happened; empty for a run that simply finished.
-        remedy: what to do about it, where the reason does not say so itself.
-        missing: updates of a round that did not finish.
-        note: a line for stderr where nothing has failed; empty: there is nothing to be said.
-        error: the exception that ended it, None where none did.
+        reason: what happened; empty for a run that finished without incident.
+        remedy: what the user can do, where the reason does not say it.
+        missing: updates that are missing in an unfinished round.
+        note: a line for stderr where nothing has failed; may be empty.
+        error: the exception that caused it; None where there was none.
     """
 
     status: Status
@@ -39,25 +38,26 @@ class Ending:
 
     @property
     def text(self) -> str:
-        """Reason and remedy in one line."""
+        """Reason and remedy as one line."""
         return "; ".join(filter(None, (self.reason, self.remedy)))
 
     @property
     def code_for_supervisor(self) -> int:
-        """The exit code of a rank that the supervisor of this machine has started: 0 for a run that has
-        finished but lacks updates. The supervisor reads that in the summary, and takes ends with other codes
-        for crashes.
+        """The exit code of a rank that a supervisor has started.
+
+        It is 0 also for a run that has finished with missing updates: the supervisor reads those in the
+        summary, and treats other exit codes as crashes.
         """
         return EXIT_OK if self.status in ("finished", "early stop") else self.exit_code
 
     def summary(
         self, records: Sequence[RoundRecord], *, rounds: int, restarts: int, absent: tuple[int, ...]
     ) -> Summary:
-        """Return the summary of a run that ends like this.
+        """Return the summary of a run with this ending.
 
         Args:
-            records: of all rounds that finished. rounds: that were asked for. restarts: of all ranks so far.
-            absent: rounds that finished, but whose records are lost.
+            records: of all finished rounds. rounds: number that was configured. restarts: so far.
+            absent: finished rounds whose records are lost.
         """
         return summarise(
             records,
@@ -72,34 +72,34 @@ class Ending:
 
 
 def error_ending(error: BaseException) -> Ending:
-    """Return the ending that an exception means: one message and its own exit code for what a user can mend,
-    else an unexpected error.
-    """
+    """Return the ending for an exception: a FedSpeedError has its exit code, all others are unexpected."""
     if not isinstance(error, FedSpeedError):
         return Ending(status="failed", exit_code=EXIT_FAILED, reason=str(error), error=error)
-    status = "preempted" if isinstance(error, Preempted) else "failed"
+    status: Status = "preempted" if isinstance(error, Preempted) else "failed"
     return Ending(
         status=status, exit_code=error.exit_code, reason=error.reason, remedy=error.remedy, error=error
     )
 
 
 def with_losses(ending: Ending, names: Sequence[str], missing: tuple[MissingUpdates, ...]) -> Ending:
-    """Return an ending that also tells which ranks were lost, as far as its text does not, and what is
-    missing of the round that did not finish.
+    """Add the lost ranks, unless the text names them already, and the missing updates to an ending.
+
+    Args:
+        names: of the lost ranks. missing: updates of the round that did not finish.
     """
-    untold = [name for name in names if name not in ending.text]
-    if not untold:
+    unnamed = [name for name in names if name not in ending.text]
+    if not unnamed:
         return replace(ending, missing=missing)
-    return replace(ending, reason=f"{ending.text} (lost: {'; '.join(untold)})", remedy="", missing=missing)
+    return replace(ending, reason=f"{ending.text} (lost: {'; '.join(unnamed)})", remedy="", missing=missing)
 
 
 def gaps(
     records: Sequence[RoundRecord], absent: tuple[int, ...], clients: Sequence[int], possible: range
 ) -> tuple[MissingUpdates, ...]:
-    """Return what is missing of the round in progress: the updates of the clients given.
+    """Return the missing updates of the round in progress: those of the lost clients.
 
     Args:
-        possible: numbers of rounds of which something can be missing.
+        clients: the lost ones. possible: numbers of the rounds in which updates can be missing.
     """
     number = finished_rounds(records, absent) + 1
     if not clients or number not in possible:
@@ -108,31 +108,35 @@ def gaps(
 
 
 def rounds_ending(done: Status, remarks: Sequence[str], lost: str) -> Ending:
-    """Return the ending of a run whose rounds are over; its exit code is 0 only if every update counted.
+    """Return the ending of a run after its last round; the exit code is 0 only if every update counted.
 
     Args:
-        done: why they are over. remarks: what the summary is to say. lost: what did not count (`uncounted`).
+        done: why there are no more rounds. remarks: for the summary. lost: what did not count (`uncounted`).
     """
     reason = "; ".join(filter(None, (*remarks, lost)))
     return Ending(status=done, exit_code=EXIT_FAILED if lost else EXIT_OK, reason=reason)
 
 
 def stop_ending(number: int, rounds: int, why: str) -> Ending:
-    """Return the ending of a run that was asked to stop after round `number` of so many; `why`: by whom."""
+    """Return the ending of a run that stopped early on request.
+
+    Args:
+        number: of the last finished round. rounds: number that was configured. why: the reason of the
+            request.
+    """
     return Ending(
         status="preempted",
         exit_code=EXIT_RESUMABLE,
         reason=f"{why}; round {number} is in the journal",
-        note=f"stopped after round {number} of {rounds} ({why}); {GOES_ON}",
+        note=f"stopped after round {number} of {rounds} ({why}); {RESUME_REMEDY}",
     )
 
 
 def complete_ending(summary: Summary, *, folder: str, number: int, asked: int) -> Ending:
-    """Return the ending of a start that finds its run complete.
+    """Return the ending of a start whose run is already complete.
 
     Args:
-        summary: of the run. folder: of the run. number: of its last round. asked: rounds that are asked for
-            now.
+        summary: of the run. folder: of the run. number: of its last round. asked: federation.rounds now.
     """
     more = "federation.rounds" if summary.status == "finished" else "federation.patience"
     lost = uncounted(summary.missing_count, summary.clipped)
@@ -149,33 +153,32 @@ def complete_ending(summary: Summary, *, folder: str, number: int, asked: int) -
 
 
 def summary_ending(summary: Summary) -> Ending:
-    """Return the ending that the ranks of a run have written down themselves."""
+    """Return the ending that the ranks of a run have written into its summary."""
     return Ending(status=summary.status, exit_code=summary.exit_code, reason=summary.reason)
 
 
 def ranks_ending(
-    exit_code: int, stop_requested: bool, said: Sequence[str], missing: tuple[MissingUpdates, ...]
+    exit_code: int, stop_requested: bool, messages: Sequence[str], missing: tuple[MissingUpdates, ...]
 ) -> Ending:
-    """Return the ending of local ranks that the supervisor has seen end.
+    """Return the ending of local ranks, as their supervisor has observed it.
 
     Args:
-        said: what the supervisor has said of it. missing: of the round in progress, had nobody asked them to
-            end.
+        exit_code: of the run. stop_requested: whether the ranks were asked to stop.
+        messages: of the supervisor. missing: updates of the round in progress, where no stop was requested.
     """
     return Ending(
         status="preempted" if stop_requested else "failed",
         exit_code=exit_code,
-        reason="; ".join(said),
+        reason="; ".join(messages),
         missing=() if stop_requested else missing,
     )
 
 
 def uncounted(lost: int, clipped: int) -> str:
-    """Return what did not count, or not fully, in the rounds of a run; empty if all did.
+    """Describe the updates that did not count, or not fully, in the rounds of a run; empty if all counted.
 
     Args:
-        lost: updates that did not count. clipped: values of updates that were beyond what a masked sum
-            carries.
+        lost: number of missing updates. clipped: number of values beyond the range of a masked sum.
     """
     missing = f"{lost} update{'s' if lost > 1 else ''} did not count, see the report" if lost else ""
     return "; ".join(filter(None, (missing, "some updates did not count fully" if clipped else "")))

@@ -1,4 +1,4 @@
-"""Which engine a rank is to build: what the configuration asks for, as the method changes it by role."""
+"""The specification of a rank's engine: from the configuration, changed by the method for the rank's role."""
 
 import operator
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from fedspeed.engine.spec import EngineSpec
 from fedspeed.federation.methods.base import Method, method_class
 from fedspeed.models.planned import planned_shape
 
-# What others than the engine decide by too, from the configuration: a method may not build anything else.
+# Other parts of the run read these from the configuration, so that a method may not change them.
 FIXED = (
     "role",
     "model",
@@ -28,14 +28,16 @@ FIXED = (
 
 
 def engine_spec(config: RunConfig, deepspeed: Mapping, role: Literal["client", "server"]) -> EngineSpec:
-    """Return what is to be built. The base is looked at only for a method that asks for its shape.
+    """Return the specification of a rank's engine.
+
+    The base is read only for a method that changes the specification.
 
     Args:
-        deepspeed: the merged section (config.deepspeed.merge).
+        deepspeed: the merged section (config.deepspeed.merge). role: of the rank.
 
     Raises:
         ModelError: the base is not known.
-        ValueError: the method changes something that is not the engine's alone (FIXED).
+        ValueError: the method changes a value that other parts of the run rely on (FIXED).
     """
     spec = replace(EngineSpec.of(config, deepspeed), role=role)
     chosen = config.federation.method
@@ -47,8 +49,7 @@ def engine_spec(config: RunConfig, deepspeed: Mapping, role: Literal["client", "
         old, new = (operator.attrgetter(name)(which) for which in (spec, changed))
         if old != new:
             raise ValueError(
-                f"federation.method={chosen.name} would build an engine with {name}={new}, but others "
-                "decide by "
-                f"the configuration's {old}; its `spec` must leave that as it is"
+                f"federation.method={chosen.name} would build an engine with {name}={new}, but other "
+                f"parts of the run use the configuration's {old}; its `spec` must not change it"
             )
     return changed

@@ -1,4 +1,4 @@
-"""Errors of the system and of libraries, told as what a user can do something about."""
+"""Errors of the system and of libraries, translated into messages with a remedy for the user."""
 
 import errno
 
@@ -8,7 +8,7 @@ from fedspeed.errors import FedSpeedError, LostPeerError, connection_text
 from fedspeed.session.device_memory import device_memory_text, out_of_device_memory
 from fedspeed.session.request import Job
 
-PLACE_ERRORS = (
+FILE_ERRORS = (  # of a file or folder that cannot be written
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -21,16 +21,14 @@ PLACE_ERRORS = (
     errno.EEXIST,
     errno.ENAMETOOLONG,
 )
-RESUMES = "the same command resumes from the journal"
+RESUME_REMEDY = "the same command resumes from the journal"
 
 
 def as_user_error(error: BaseException, job: Job) -> BaseException:
-    """Return the error; a full disk, a full device and a broken connection inside the cluster as what they
-    are.
-    """
+    """Translate a full disk, full device memory or a lost connection; return any other error unchanged."""
     if isinstance(error, FedSpeedError):
         return error
-    if isinstance(error, OSError) and error.errno in PLACE_ERRORS:
+    if isinstance(error, OSError) and error.errno in FILE_ERRORS:
         return FedSpeedError(
             f"{error.filename or job.request.folder}: cannot be written ({error.strerror}); make room "
             "there or choose another place (run.out=FOLDER), and the same command goes on from the last "
@@ -38,23 +36,24 @@ def as_user_error(error: BaseException, job: Job) -> BaseException:
         )
     if out_of_device_memory(error):
         return FedSpeedError(device_memory_text(error, job.describe(job.world_rank), job.config, _tier(job)))
-    if not lost_connection(error):
+    if not isinstance(error, Exception) or not lost_connection(error):
         return error
-    return LostPeerError(f"a rank of this cluster was lost: {connection_text(error)}", remedy=RESUMES)
+    return LostPeerError(f"a rank of this cluster was lost: {connection_text(error)}", remedy=RESUME_REMEDY)
 
 
 def lost_ranks_error(job: Job, lost: tuple[int, ...]) -> LostPeerError:
-    """Return the error that ranks, lost without a word, mean."""
+    """Return the error for ranks whose heartbeat has stopped."""
     names = ", ".join(job.describe(rank) for rank in lost)
     have = "has" if len(lost) == 1 else "have"
     return LostPeerError(
-        f"{names} {have} been silent for {job.config.cluster.heartbeat_timeout_s:g} s", remedy=RESUMES
+        f"{names} {have} been silent for {job.config.cluster.heartbeat_timeout_s:g} s", remedy=RESUME_REMEDY
     )
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether there was no RAM to be had: Python, the system and torch's allocator each say so in
-    their own way. Of a device that is full `explained` tells.
+    """Return whether an error of Python, the system or torch's CPU allocator means that RAM is exhausted.
+
+    Exhausted device memory is reported by `as_user_error`.
     """
     if out_of_device_memory(error):
         return False
@@ -65,7 +64,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def _tier(job: Job) -> str:
-    """Return what engine.tier has come to, as far as the configuration tells; empty for a pipeline."""
+    """Return the tier that engine.tier resolves to by the configuration alone; empty for a pipeline."""
     config = job.config
     if config.engine.pipeline != "none":
         return ""

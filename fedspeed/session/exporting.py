@@ -1,14 +1,15 @@
-"""The export of a run that is over: every model that its method gives (`Method.models`) as a folder, of the
-best round, and beside it of the last one where that is another.
+"""Export of a finished run: every model of its method (`Method.models`) as a folder.
 
-What no single client owns, the reporting rank writes. A client's own model is made and written by the rank
-that speaks for the client, into the run's folder on that rank's host: nothing of it is sent.
+Models of the best round are exported, and those of the last round in folders of their own where that is
+another round. The reporting rank writes common models. A client's own model is written by the rank that
+carries the client, into the run's folder on that rank's host, and is never sent.
 """
 
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,47 +22,52 @@ from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.folded_layout import shared_layout
 from fedspeed.federation.keeping import Progress
 from fedspeed.federation.layout import Layout
+from fedspeed.federation.link import ClientLink
 from fedspeed.federation.named_models import COMMON, has_own_models, is_own_model, models_of, own_model
 from fedspeed.monitor.report import Export
 from fedspeed.session.request import Job
 from fedspeed.session.resume import journal_of
 
+if TYPE_CHECKING:  # they load torch
+    from fedspeed.engine.client_engine import ClientEngine
+    from fedspeed.federation.parts import RankParts
+
 LAST = "-last"
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What one round left: the state, and the memory of this rank's clients."""
+class RoundResult:
+    """The result of one round: the global state, and the memory of this rank's clients."""
 
     round: int
     state: Arrays
     memory: dict[int, Arrays]
 
 
-def export_models(job: Job, federated, progress: Progress, tokenizer) -> Export | None:
-    """Write the models that are this rank's to write; return on the reporting rank what the run has exported.
+def export_models(job: Job, rank_parts: "RankParts", progress: Progress, tokenizer: Any) -> Export | None:
+    """Write the models that this rank is responsible for; on the reporting rank, return what was exported.
 
-    Where the method gives more models than the common one, collective over all ranks that carry clients: it
-    ends when all have written theirs.
+    Collective over all ranks that carry clients if the method has other models than the common one: it
+    returns when all are written.
 
     Args:
-        federated: this rank's parts of the rounds (federation.parts.RankParts).
+        tokenizer: of the run, a transformers tokenizer.
     """
-    has_more = has_own_models(federated.method)
+    has_more = has_own_models(rank_parts.method)
     if not (job.reporter or has_more):
         return None
     kind = export_kind(job.config)
-    last = Standing(progress.round, progress.state, progress.memory)
-    best = _best(job, federated.link, progress, is_shared=has_more)
-    told = last if best is None else best
+    last = RoundResult(progress.round, progress.state, progress.memory)
+    best = _best(job, rank_parts.link, progress, is_shared=has_more)
+    exported = last if best is None else best
     with activity.during(f"the export of the {kind}"):
-        written = _write(job, federated, told, tokenizer, is_last=best is None)
+        written = _write(job, rank_parts, exported, tokenizer, is_last=best is None)
         if best is not None:
-            written |= _write(job, federated, last, tokenizer, suffix=LAST)
-    others = _others(job, federated.link, written) if has_more else ()
+            written |= _write(job, rank_parts, last, tokenizer, suffix=LAST)
+    others = _others(job, rank_parts.link, written) if has_more else ()
     if not job.reporter:
         return None
-    card = _card(job, federated.engine, tokenizer, told.round)
+    card = _card(job, rank_parts.engine, tokenizer, exported.round)
     folder = str(job.request.folder / kind)
     return Export(
         kind,
@@ -75,8 +81,8 @@ def export_models(job: Job, federated, progress: Progress, tokenizer) -> Export 
     )
 
 
-def export_kind(config: RunConfig) -> str:
-    """Return the name of the folder in a run's folder that holds its result."""
+def export_kind(config: RunConfig) -> Literal["adapter", "model"]:
+    """Return what a run exports, which is also the name of the folder in the run's folder."""
     return "adapter" if config.adapter.method == "lora" else "model"
 
 
@@ -86,19 +92,19 @@ def folder_of(kind: str, name: str, suffix: str = "") -> str:
 
 
 def is_ours(name: str, *, reporter: bool, carried: Collection[int]) -> bool:
-    """Say whether a model is this rank's to write.
+    """Return whether this rank writes a model.
 
     Args:
-        reporter: whether this rank reports. carried: clients that it speaks for.
+        reporter: whether this rank reports. carried: clients that it is the gateway of.
     """
     return name in map(own_model, carried) if is_own_model(name) else reporter
 
 
-def _best(job: Job, link, progress: Progress, *, is_shared: bool) -> Standing | None:
-    """Return what the best round left; None where that is the last one, or nothing was evaluated.
+def _best(job: Job, link: ClientLink, progress: Progress, *, is_shared: bool) -> RoundResult | None:
+    """Return the result of the best round; None if it is the last round, or nothing was evaluated.
 
     Args:
-        is_shared: whether ranks need it that do not report, and have no file of it. Collective then.
+        is_shared: whether all ranks need it. The reporting rank then sends it; collective.
     """
     if not progress.has_best or progress.best_round == progress.round:
         return None
@@ -108,29 +114,37 @@ def _best(job: Job, link, progress: Progress, *, is_shared: bool) -> Standing | 
         own = None if state is None else Layout.of(state)
         layout = shared_layout(link, Layout.of(progress.state), own, known)
         vector = np.zeros(layout.size, dtype=np.float32) if state is None else layout.flatten(state)
-        state = layout.unflatten(link.share(vector, known))
-    return Standing(progress.best_round, state, progress.best_memory)
+        shared = link.share(vector, known)
+        assert shared is not None  # the reporting rank has it
+        state = layout.unflatten(shared)
+    return RoundResult(progress.best_round, state, progress.best_memory)
 
 
 def _write(
-    job: Job, federated, standing: Standing, tokenizer, *, suffix: str = "", is_last: bool = False
+    job: Job,
+    rank_parts: "RankParts",
+    result: RoundResult,
+    tokenizer: Any,
+    *,
+    suffix: str = "",
+    is_last: bool = False,
 ) -> set[str]:
     """Write this rank's models of a round, and return their names.
 
     Args:
-        suffix: of the folders' names. is_last: whether no round after it is exported beside it.
+        suffix: of the folders' names. is_last: whether this is the last round, so that no other is exported.
     """
-    role = federated.role
-    engine = federated.engine
+    role = rank_parts.role
+    engine = rank_parts.engine
     kind = export_kind(job.config)
     carried = role.clients if role.gateway else ()
-    models = models_of(federated.method, standing.state, standing.memory)
+    models = models_of(rank_parts.method, result.state, result.memory)
     ours = {name for name in models if is_ours(name, reporter=job.reporter, carried=carried)}
-    has_more = has_own_models(federated.method)
+    has_more = has_own_models(rank_parts.method)
     for name in sorted(ours):
         folder = job.request.folder / folder_of(kind, name, suffix)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        card = _card(job, engine, tokenizer, standing.round, name=name, has_more=has_more)
+        card = _card(job, engine, tokenizer, result.round, name=name, has_more=has_more)
         export(
             folder,
             engine.model,
@@ -139,7 +153,7 @@ def _write(
             base=job.config.model.base,
             card=card.text(),
         )
-        if is_last:  # that of an earlier end of this run, whose last round was not its best
+        if is_last:  # an earlier, shorter run may have exported its last round
             shutil.rmtree(_last(folder), ignore_errors=True)
     return ours
 
@@ -148,9 +162,10 @@ def _last(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{LAST}")
 
 
-def _others(job: Job, link, written: set[str]) -> tuple[str, ...]:
-    """Return the folders beside the common one, once all ranks have written theirs. Collective. Where clients
-    may learn no more than sums, nobody is told which of them have models of their own.
+def _others(job: Job, link: ClientLink, written: set[str]) -> tuple[str, ...]:
+    """Return the folders of all models but the common one, once all ranks have written theirs. Collective.
+
+    Where clients may learn sums only, it is not revealed which clients have models of their own.
     """
     config = job.config
     kind = export_kind(job.config)
@@ -158,14 +173,28 @@ def _others(job: Job, link, written: set[str]) -> tuple[str, ...]:
     flags = np.zeros(1 if sums_only else config.data.clients)
     for client in () if sums_only else range(config.data.clients):
         flags[client] = float(own_model(client) in written)
-    told = link.sum(flags, 0.0).vector
+    totals = link.sum(flags, 0.0).vector
     common = sorted(name for name in written if name != COMMON and not is_own_model(name))
-    clients = ["client-N"] if sums_only else [own_model(client) for client in np.flatnonzero(told > 0.5)]
+    clients = (
+        ["client-N"] if sums_only else [own_model(int(client)) for client in np.flatnonzero(totals > 0.5)]
+    )
     return tuple(folder_of(kind, name) for name in (*common, *clients))
 
 
-def _card(job: Job, engine, tokenizer, round: int, *, name: str = COMMON, has_more: bool = False) -> Card:
-    """Return the card of a model of a round; `has_more`: whether the run has others beside the common one."""
+def _card(
+    job: Job,
+    engine: "ClientEngine",
+    tokenizer: Any,
+    round: int,
+    *,
+    name: str = COMMON,
+    has_more: bool = False,
+) -> Card:
+    """Return the card of an exported model.
+
+    Args:
+        round: that its weights are of. name: of the model. has_more: whether the run exports several models.
+    """
     config = job.config
     kind = export_kind(job.config)
     return Card(

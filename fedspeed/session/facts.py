@@ -1,4 +1,4 @@
-"""What the report says of a run beside its rounds: what was trained on what, where, and how."""
+"""The facts of a run for its report: model, data, method, engine, layout and hosts."""
 
 import socket
 
@@ -7,17 +7,18 @@ from fedspeed.config.spelling import flow
 from fedspeed.engine.base.describe import execution
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.checks import weight_notes
+from fedspeed.models.config import AdapterConfig
 from fedspeed.models.saved_adapter import outside_blocks
 from fedspeed.monitor.report import Export, Facts, Predicted
 from fedspeed.session.request import Job
 
 
 def facts(job: Job, exported: Export | None, predicted: Predicted | None = None) -> Facts:
-    """Return what is known of a job, for its report.
+    """Return the facts of a job for its report.
 
     Args:
-        exported: None where nothing was. predicted: memory and time of a step, None where the planner has no
-            model.
+        exported: None where nothing was exported.
+        predicted: memory and time of a step; None where the planner does not model the execution.
     """
     config = job.config
     topology = job.topology
@@ -56,7 +57,7 @@ def _hosts(job: Job) -> list[dict[str, str]]:
     return found
 
 
-def _trained(adapter) -> str:
+def _trained(adapter: AdapterConfig) -> str:
     if adapter.method == "full":
         return "everything"
     if adapter.method == "blocks":
@@ -70,18 +71,18 @@ def _budget(config: RunConfig) -> str:
     steps = f"{config.train.local_steps} local steps"
     if config.federation.round_budget == "seconds":
         steps = f"{config.federation.round_seconds:g} s of local steps, at most {config.train.local_steps},"
-    return f"{steps}{', exchanged behind the next ones,' if config.federation.staleness else ''}"
+    return f"{steps}{', exchanged during the next ones,' if config.federation.staleness else ''}"
 
 
 def _weight_texts(config: RunConfig) -> list[str]:
     try:
         return weight_notes(config)
-    except FedSpeedError:  # files that are gone by now; how the run ended is what is to be told
+    except FedSpeedError:  # the files are gone by now, which must not hide how the run ended
         return []
 
 
 def _execution(job: Job) -> str:
-    """Return how the model was executed, even where the adapter that the run started from is gone by now."""
+    """Describe how the model was executed, also if the adapter to start from is gone by now."""
     try:
         outside = outside_blocks(job.config.adapter)
     except FedSpeedError:

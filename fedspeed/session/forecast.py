@@ -1,11 +1,12 @@
-"""What the planner expects of the run that is under way, for its report."""
+"""The planner's prediction for the current run, for its report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fedspeed.config.deepspeed import zero_stage
-from fedspeed.engine.base.choose import choose_tier, resident_count, slots_of
+from fedspeed.data.clients import ClientData
+from fedspeed.engine.base.choose import BaseSizes, choose_tier, resident_count, slots_of
 from fedspeed.engine.config import EngineConfig
 from fedspeed.errors import FedSpeedError
 from fedspeed.models.planned import planned_shape
@@ -31,12 +32,13 @@ UNKNOWN = Device(
 )
 
 
-def forecast(job: Job, data: dict):
-    """Memory and time of a step (monitor.report.Predicted), None where the planner does not model the
-    execution. Never raises: the run it speaks of has been trained, and must be exported.
+def forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
+    """Predict memory and time of a step; return None where the planner does not model the execution.
+
+    Errors of the planner are ignored: the run has been trained already, and must be exported.
 
     Args:
-        data: encoded rows of this rank's clients; their longest stands for all.
+        data: encoded rows of this rank's clients; the longest row decides.
     """
     try:
         return _forecast(job, data)
@@ -44,7 +46,7 @@ def forecast(job: Job, data: dict):
         return None
 
 
-def _forecast(job: Job, data: dict):
+def _forecast(job: Job, data: Mapping[int, ClientData]) -> Predicted | None:
     config = job.config
     ds_config = job.request.deepspeed
     if config.engine.pipeline != "none":
@@ -63,7 +65,9 @@ def _forecast(job: Job, data: dict):
     for host in job.launch.hosts:
         try:
             nodes[host.name] = node_of(host, probes)
-        except FedSpeedError:  # neither measured nor a known card: its memory is asked for all the same
+        except (
+            FedSpeedError
+        ):  # neither measured nor a known card: memory is predicted all the same, time is not
             nodes[host.name], timed = (
                 Node(
                     host.name, UNKNOWN, 0, ram_rate=1.0, nvme=0, disk_rate=1.0, link_rate=1.0, local_rate=1.0
@@ -81,7 +85,7 @@ def _forecast(job: Job, data: dict):
     places = [place for group in profiles_of(job.topology, nodes).values() for place in group]
     group = {"client": places[0].client_ranks, "cluster": places[0].cluster_ranks}.get(tier, 0)
     resident, slots = (
-        _placed(config.engine, base_sizes(shape, task.type_bytes, 0 if task.offload else group))
+        _block_counts(config.engine, base_sizes(shape, task.type_bytes, 0 if task.offload else group))
         if tier in SLOTTED
         else (0, 0)
     )
@@ -105,26 +109,27 @@ def _forecast(job: Job, data: dict):
     )
 
 
-def _placed(engine, held) -> tuple[int, int]:
-    """(resident blocks, slots) that the engine makes of its configuration for a base of these sizes."""
-    return resident_count(engine, held), slots_of(engine, held)
+def _block_counts(engine: EngineConfig, sizes: BaseSizes) -> tuple[int, int]:
+    """Return (resident blocks, block slots) that the engine chooses for a base of these sizes."""
+    return resident_count(engine, sizes), slots_of(engine, sizes)
 
 
 def _with_activations(
     task: Task, setting: Setting, engine: EngineConfig, places: Sequence[RankProfile]
 ) -> Setting:
-    """The setting with what waits for the backward pass where the engine lets it wait, as far as it can be
-    known before: under auto, as much as the memory model says that there is room for.
+    """Add where block inputs and activations are stored until the backward pass.
+
+    With engine.activation_gib=auto it is as much as the memory model has room for.
     """
     if setting.tier == "stock":
         return setting
-    chooses = engine.block_inputs == "auto"
+    is_auto = engine.block_inputs == "auto"
     if engine.activation_gib == "auto":
-        if chooses and not all(fits(task, setting, place) for place in places):
+        if is_auto and not all(fits(task, setting, place) for place in places):
             setting = replace(setting, block_inputs="host")
         return with_kept_activations(task, setting, places)
     budget = int(engine.activation_gib * GIB)
-    if not chooses:
+    if not is_auto:
         return replace(setting, activation_bytes=budget)
     micro_batches = max(min(setting.client_slots, place.carried) for place in places) * setting.accumulation
     inputs = micro_batches * (task.shape.layers - 1) * input_bytes(task, setting)

@@ -1,4 +1,4 @@
-"""Whether all hosts of a job read the same: base, tokenizer, adapter and rows lie on each host's own disk."""
+"""Comparison of the inputs between the hosts of a job, each of which reads them from its own disk."""
 
 import json
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from fedspeed.cluster.rendezvous import Store
 from fedspeed.data.clients import ClientRows
 from fedspeed.errors import FedSpeedError
-from fedspeed.session.inputs import ROWS, digests, words
+from fedspeed.session.inputs import ROWS, descriptions, digests
 from fedspeed.session.request import Job
 
 
 def several_hosts(job: Job) -> bool:
-    """Whether ranks of more than one host work."""
+    """Return whether the working ranks are on more than one host."""
     return len(_first_ranks(job)) > 1
 
 
 def publish_digests(job: Job, store: Store, everyone: Sequence[ClientRows]) -> None:
-    """Tell the other hosts what this one has read; its first working rank does so for all.
+    """Publish digests of the inputs of this host; its first working rank does so.
 
     Args:
         everyone: the rows of all clients, as this host reads them.
@@ -26,10 +26,12 @@ def publish_digests(job: Job, store: Store, everyone: Sequence[ClientRows]) -> N
 
 
 def check_hosts(job: Job, store: Store) -> None:
-    """Compare what all hosts have read, once all have told. A server's host has read no rows of clients.
+    """Compare the inputs of all hosts, after all have published their digests.
+
+    The host of a server has no rows of clients.
 
     Raises:
-        FedSpeedError: some have read something else than the first one; says which host, and what.
+        FedSpeedError: inputs of a host differ from those of the first host; names the host and the inputs.
     """
     firsts = _first_ranks(job)
     found = dict(zip(firsts, map(json.loads, store.get(*map(_key, firsts.values()))), strict=True))
@@ -40,17 +42,17 @@ def check_hosts(job: Job, store: Store) -> None:
     for host in firsts:
         texts = [
             text
-            for name, text in words(job.config).items()
+            for name, text in descriptions(job.config).items()
             if found[host].get(name) != found[first].get(name) and not (name == ROWS and host in server)
         ]
         if texts:
             differing.append(f"host {host} has read another content than host {first}: {'; '.join(texts)}")
     if differing:
-        raise FedSpeedError(f"{'. '.join(differing)}. Copy those that are meant to all hosts")
+        raise FedSpeedError(f"{'. '.join(differing)}. Copy the right ones to all hosts")
 
 
 def _first_ranks(job: Job) -> dict[str, int]:
-    """Host -> its first rank that works, in the order of ranks."""
+    """Return host -> its first working rank, in the order of ranks."""
     found: dict[str, int] = {}
     for rank in job.workers:
         found.setdefault(job.topology.placement(rank).host, rank)

@@ -1,5 +1,6 @@
-"""What a run has read, by its content. A resumed run must go on with the same base, tokenizer, adapter and
-rows, not only with the same names of them.
+"""Digests of the inputs of a run: base, tokenizer, adapter and rows.
+
+A resumed run must have inputs of the same content, not only of the same name.
 """
 
 import hashlib
@@ -26,45 +27,45 @@ ROWS = "rows"
 def check_inputs(
     journal: Journal, entry: Entry, config: RunConfig, rows: Sequence[ClientRows] | None
 ) -> list[str]:
-    """Holds what a run has read so far against what lies there now.
+    """Compare the inputs of a run with those that its journal names.
 
-    A journal of a version that kept no digests of inputs passes, and so do rows that were noted with another
-    key; from the next round on they are kept.
+    A journal of an earlier version without digests passes, and so does a digest of rows that was made with
+    another key. The next round stores new digests.
 
     Args:
-        rows: of all clients; None where they are not to be had without a rank's libraries.
+        rows: of all clients; None where they cannot be read without the libraries of a rank.
 
     Returns:
-        what is to be said of a journal that passes unseen.
+        remarks about what could not be compared.
 
     Raises:
-        JournalError: base, tokenizer, adapter to start from or rows have another content; says which.
+        JournalError: base, tokenizer, adapter to start from or rows have changed; names them.
     """
     before = entry.config.get("inputs")
     if not before:
         return [
-            f"{journal.folder} is of an earlier version, which did not keep what the base, the tokenizer "
-            f"and the rows were: whether they have changed since round {entry.round} is not known. From "
-            "the next round on it is kept"
+            f"{journal.folder} is of an earlier version, which stored no digests of the base, the "
+            f"tokenizer and the rows: whether they have changed since round {entry.round} is not known. The "
+            "next round stores them"
         ]
     now = journal_digests(config, rows)
     if found := changed(config, before, now):
         raise JournalError(
-            f"{journal.folder}: belongs to a run that has read other files; changed since its "
-            f"round {entry.round}: {'; '.join(found)}. Put back what it has read, give the "
+            f"{journal.folder}: belongs to a run with other inputs; changed since its "
+            f"round {entry.round}: {'; '.join(found)}. Restore them, give the "
             "new run its own name with run.name=..., or start anew with --fresh"
         )
     if ROWS in before and ROWS in now and not _same_key(before[ROWS], now[ROWS]):
         return [
-            f"{journal.folder}: its digest of the rows was not made with the key in routing.identity="
+            f"{journal.folder}: its digest of the rows was made with another key than routing.identity="
             f"{config.routing.identity}: whether the rows have changed since round {entry.round} is not "
-            "known. From the next round on the digest is made with this key"
+            "known. The next round stores a digest made with this key"
         ]
     return []
 
 
 def rows_without_libraries(config: RunConfig) -> list[ClientRows] | None:
-    """The rows of all clients; None where only a rank can read them, or says what is wrong with them."""
+    """Return the rows of all clients; None where only a rank can read them, or report their fault."""
     if reads_hub(config.data):
         return None
     try:
@@ -74,7 +75,7 @@ def rows_without_libraries(config: RunConfig) -> list[ClientRows] | None:
 
 
 def journal_digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, str]:
-    """Return the digests as a journal keeps them: that of the rows as `Deployment.seal_rows` leaves it.
+    """Return the digests as a journal stores them: that of the rows in the form of `Deployment.seal_rows`.
 
     Raises:
         FedSpeedError: the key of routing.identity cannot be read.
@@ -86,11 +87,14 @@ def journal_digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dic
 
 
 def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, str]:
-    """Gives input -> digest of its content. What cannot be looked at here and now is left out: whoever needs
-    it says what is wrong with it.
+    """Return input -> digest of its content, for the inputs that can be read.
+
+    The others are left out; the code that needs them reports their fault.
 
     Args:
-        rows: of all clients of this job, as this machine reads them. One digest covers all and tells of none.
+        rows: of all clients of this job, as this machine reads them. One digest covers all of them, so that
+            it
+            tells nothing about a single row.
     """
     found: dict[str, str] = {}
     base = _folder(config.model.base)
@@ -105,18 +109,20 @@ def digests(config: RunConfig, rows: Sequence[ClientRows] | None) -> dict[str, s
         weights = sorted(adapter.glob("adapter_model*.safetensors"))
         found[ADAPTER] = content.of_files([adapter / "adapter_config.json", *weights])
     if rows is not None:
-        found[ROWS] = _of_rows(rows)
+        found[ROWS] = _rows_digest(rows)
     return {name: digest for name, digest in found.items() if digest}
 
 
 def changed(config: RunConfig, before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Says in words what differs of the inputs that are known on both sides."""
+    """Describe the inputs whose digests differ, of those that are known before and now."""
     known = {name for name in before if name in now and (name != ROWS or _same_key(before[name], now[name]))}
-    return [text for name, text in words(config).items() if name in known and before[name] != now[name]]
+    return [
+        text for name, text in descriptions(config).items() if name in known and before[name] != now[name]
+    ]
 
 
-def words(config: RunConfig) -> dict[str, str]:
-    """Input -> what it is called in a message."""
+def descriptions(config: RunConfig) -> dict[str, str]:
+    """Return input -> its description in messages."""
     base = config.model.base
     data = config.data
     source = f"data.path={data.path}" if data.path else f"data.task={data.task}"
@@ -125,21 +131,21 @@ def words(config: RunConfig) -> dict[str, str]:
         BASE_WEIGHTS: f"the weights of model.base={base}",
         TOKENIZER: f"the tokenizer in {tokenizer_place(config.model)}",
         ADAPTER: f"the adapter in adapter.start_from={config.adapter.start_from}",
-        ROWS: f"the rows of {source}, or how they fall to clients",
+        ROWS: f"the rows of {source}, or their split over clients",
     }
 
 
 def _folder(place: str) -> Path | None:
-    """The folder that a base, tokenizer or adapter is in, without a download; None where there is none."""
+    """Return the local folder of a base, tokenizer or adapter; None where there is none. No download."""
     return local_folder(place, weights=False) if place else None
 
 
 def _same_key(one: str, other: str) -> bool:
-    """Whether two digests of rows were made with the same key, or both without one."""
+    """Return whether two digests of rows were made with the same key, or both without a key."""
     return one.rpartition(":")[0] == other.rpartition(":")[0]
 
 
-def _of_rows(clients: Sequence[ClientRows]) -> str:
+def _rows_digest(clients: Sequence[ClientRows]) -> str:
     state = hashlib.sha256()
     for client in clients:
         for part in (client.train, client.val):

@@ -1,6 +1,4 @@
-"""A run on one machine, as its supervisor sees it: starts the ranks, and says what they could not say
-themselves.
-"""
+"""The supervisor of a run on one machine: it starts the ranks and reports what they could not report."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -28,21 +26,20 @@ from fedspeed.session.reporting import STOP_REQUEST_FILE
 from fedspeed.session.request import RunRequest
 from fedspeed.session.resume import RunLock, check_best, end_reason, journal_entry, journal_of
 
-REPORT_S = 15.0  # for the survivors of a lost rank to find out who it was, and to write the report
+REPORT_S = 15.0  # for the survivors of a lost rank to identify it and to write the report
 
 
 def supervise(
     request: RunRequest, launch: Launch, argv: Sequence[str], rank: Callable[[dict[str, str]], int]
 ) -> Ending:
-    """Start the local ranks, watch them, and start them again from the journal when one is lost; return how
-    it ended.
+    """Start the local ranks, watch them, and restart them from the journal when one is lost.
 
     Args:
-        argv: arguments for ranks that are fresh processes. rank: what a forked one runs, given its
-            environment.
+        argv: arguments for ranks that are started as processes.
+        rank: the function that a forked rank runs, given its environment.
 
     Raises:
-        FedSpeedError: what the run cannot go on with.
+        FedSpeedError: the run cannot be resumed.
     """
     request = with_original_dtype(request)
     config = request.config
@@ -74,19 +71,20 @@ def supervise(
         end_s=REPORT_S,
     )
     if run.exit_code == EXIT_OK:
-        return _own_word(request)
-    if run.exit_code == EXIT_USAGE:  # the ranks have said what is wrong
+        return _reported_ending(request)
+    if run.exit_code == EXIT_USAGE:  # the ranks have reported what is wrong
         return Ending(status="failed", exit_code=EXIT_USAGE)
     contributors = len(topology_of(config, hosts).contributors)
     return _report_killed(request, run, ranks, config.routing.resolved(contributors).mode)
 
 
 def complete(request: RunRequest, entry: Entry) -> Summary | None:
-    """Return the summary of a run that is over and has left what it should; None while there is something to
-    do: it may have been killed behind its last journal entry, or its export may be gone.
+    """Return the summary of a run that is complete; None if something is left to do.
+
+    A run may have been killed after its last journal entry, or its export may have been deleted.
 
     Args:
-        entry: the newest of its journal.
+        entry: the newest entry of its journal.
     """
     end = end_reason(entry.round, entry.stale, request.config.federation)
     if not end or not (request.folder / export_kind(request.config)).is_dir():
@@ -96,37 +94,38 @@ def complete(request: RunRequest, entry: Entry) -> Summary | None:
 
 
 def _move_aside(request: RunRequest) -> None:
-    """Move an earlier run of the same name aside, not from under a process that is at work on it."""
-    claim = RunLock()
-    claim.take(request.folder)
+    """Move an earlier run of the same name aside, unless another process works on it."""
+    lock = RunLock()
+    lock.take(request.folder)
     request.move_aside()
-    claim.drop()
+    lock.release()
 
 
-def _own_word(request: RunRequest) -> Ending:
-    """Return how ranks have ended that all ended well, as they have written it down."""
+def _reported_ending(request: RunRequest) -> Ending:
+    """Return the ending that ranks with exit code 0 have written into the summary."""
     summary = summary_file.read_summary(request.folder)
     if summary is None:
         return Ending(
             status="failed",
             exit_code=EXIT_FAILED,
-            note=f"{request.folder}: the ranks have ended well, but left no {summary_file.NAME}; look at "
-            "their output, and start again: the run goes on from its journal",
+            note=f"{request.folder}: the ranks have ended with exit code 0, but wrote no "
+            f"{summary_file.NAME}; look at their output, and start again: the run resumes from its journal",
         )
     return summary_ending(summary)
 
 
 def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode: str) -> Ending:
-    """Report a run whose reporting rank died without a word: what the supervisor knows. A rank's own report
-    knows more, and stays.
+    """Write the report of a run whose reporting rank was killed, from what the supervisor knows.
+
+    A report that a rank has written itself is kept, because it knows more.
 
     Args:
-        ranks: how many there were. routing_mode: with its mode settled.
+        ranks: number of local ranks. routing_mode: routing.mode, resolved.
     """
     config = request.config
     folder = request.folder
-    asked = folder / STOP_REQUEST_FILE
-    where = [asked.read_text()] if _is_of_this_start(asked, run) else []
+    request_file = folder / STOP_REQUEST_FILE
+    where = [request_file.read_text()] if _is_of_this_start(request_file, run) else []
     records = read_rounds(folder / "rounds.jsonl")
     absent = lost_rounds(records, journal_of(request).newest())
     missing = gaps(records, absent, range(config.data.clients), range(1, config.federation.rounds + 1))
@@ -144,7 +143,7 @@ def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode:
             routing_mode=routing_mode,
             plot=config.monitor.plot,
         )
-    except OSError as error:  # what stopped the run may stop its report too
+    except OSError as error:  # the cause of the failure, such as a full disk, may prevent the report too
         LOG.info(f"the report could not be written: {error}")
         return ending
     LOG.info(f"report: {path}")
@@ -152,5 +151,5 @@ def _report_killed(request: RunRequest, run: LocalRun, ranks: int, routing_mode:
 
 
 def _is_of_this_start(file: Path, run: LocalRun) -> bool:
-    """Return whether a file is there that was written since the ranks were started last."""
+    """Return whether a file exists and was written after the last start of the ranks."""
     return file.is_file() and file.stat().st_mtime >= run.started

@@ -1,4 +1,4 @@
-"""What planner and engine need to know of each other's measures: a probe's file, and the sizes of a base."""
+"""Measures that planner and engine share: a probe's file, and the sizes of a base."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,11 @@ from fedspeed.planner.probe_file import checked_probe
 
 
 def base_sizes(shape: ModelShape, type_bytes: int, holders: int = 0) -> BaseSizes:
-    """What `engine.base_gib` is held against, known before there is a model. holders: as in BaseSizes."""
+    """Return the sizes that `engine.base_gib` is compared with, without building the model.
+
+    Args:
+        holders: as in BaseSizes.
+    """
     unit = sizes(shape, type_bytes)
     return BaseSizes(
         unit.block,
@@ -25,10 +29,10 @@ def base_sizes(shape: ModelShape, type_bytes: int, holders: int = 0) -> BaseSize
 
 
 def read_probe_file(path: Path) -> Mapping:
-    """What `fedspeed probe` wrote.
+    """Read the file that `fedspeed probe` writes.
 
     Raises:
-        PlanError: it cannot be read, or is something else.
+        PlanError: it cannot be read, or is not a probe's file.
     """
     try:
         return checked_probe(json_value(path.read_text(encoding="utf-8")), str(path))

@@ -1,5 +1,5 @@
-"""What model.dtype=auto comes to: decided once for all ranks of a job, by their devices, and kept for the
-whole life of a run.
+"""Resolution of model.dtype=auto: once for all ranks of a job, by their devices, and kept for the whole
+run.
 """
 
 import json
@@ -24,8 +24,9 @@ from fedspeed.session.resume import journal_of
 
 
 def original_dtype(request: RunRequest) -> str:
-    """The type that the run in the folder began with; empty for a new one. A journal that cannot be read is
-    refused elsewhere.
+    """Return the type that the run in the folder was started with; empty for a new run.
+
+    A journal that cannot be read is reported by `journal_entry`.
     """
     if request.fresh:
         return ""
@@ -38,105 +39,111 @@ def original_dtype(request: RunRequest) -> str:
 
 
 def with_original_dtype(request: RunRequest) -> RunRequest:
-    """The request in the type that its run began with, if there is one and the configuration names no
-    other.
-    """
-    begun = original_dtype(request) if request.config.model.dtype == "auto" else ""
-    return request.settled(begun) if begun else request
+    """Resolve model.dtype=auto to the type that the run was started with, if there is such a run."""
+    original = original_dtype(request) if request.config.model.dtype == "auto" else ""
+    return request.with_dtype(original) if original else request
 
 
 @dataclass(frozen=True)
-class Decided:
-    """A job whose type is decided. `text` tells how, empty where the configuration names one; `begun`: by an
-    earlier start of the same run.
+class Resolved:
+    """A job whose numeric type is resolved.
+
+    Attributes:
+        job: with the type in its configuration.
+        text: how it was resolved; empty where the configuration names the type.
+        resumed: whether it is that of an earlier start of the same run.
     """
 
     job: Job
     text: str = ""
-    begun: bool = False
+    resumed: bool = False
 
 
-def agree(job: Job, store: Store) -> Decided:
-    """Decide the type of a job. Collective over the ranks that carry clients; rank 0 passes the check-in in
-    any case.
-    """
+def agree(job: Job, store: Store) -> Resolved:
+    """Resolve the numeric type of a job. Collective over the required ranks."""
     if job.config.model.dtype != "auto":
-        return Decided(job)
+        return Resolved(job)
     with CheckIn(job, store, "devices"):
-        [mine] = device_types.device_types(job.launch.local_rank)
-        store.put(_types_key(job.world_rank), json.dumps([mine.name, mine.kind, sorted(mine.types)]))
+        [own] = device_types.device_types(job.launch.local_rank)
+        store.put(_types_key(job.world_rank), json.dumps([own.name, own.kind, sorted(own.types)]))
         if job.reporter:
             store.put("types/begun", original_dtype(job.request))
-    begun, *words = store.get("types/begun", *map(_types_key, job.workers))
-    devices = [DeviceTypes(name, kind, frozenset(types)) for name, kind, types in map(json.loads, words)]
-    dtype = begun or lowest_common(devices)
-    return Decided(
-        Job(job.request.settled(dtype), job.launch, job.topology),
-        _why(dtype, begun, devices, job.request),
-        bool(begun),
+    original, *texts = store.get("types/begun", *map(_types_key, job.workers))
+    devices = [DeviceTypes(name, kind, frozenset(types)) for name, kind, types in map(json.loads, texts)]
+    dtype = original or lowest_common(devices)
+    return Resolved(
+        Job(job.request.with_dtype(dtype), job.launch, job.topology),
+        _reason(dtype, original, devices, job.request),
+        bool(original),
     )
 
 
-def alone(loaded: Loaded) -> Loaded:
-    """A configuration in the type that the devices of this process decide, for what runs in one process."""
+def with_local_dtype(loaded: Loaded) -> Loaded:
+    """Resolve model.dtype=auto by the devices of this process, for commands that run in one process."""
     if loaded.config.model.dtype != "auto":
         return loaded
     choose_accelerator(os.environ)
-    return RunRequest(loaded).settled(lowest_common(device_types.device_types())).loaded
+    return RunRequest(loaded).with_dtype(lowest_common(device_types.device_types())).loaded
 
 
 def _types_key(rank: int) -> str:
     return f"types/{rank}"
 
 
-def _why(dtype: str, begun: str, devices: list[DeviceTypes], request: RunRequest) -> str:
+def _reason(dtype: str, original: str, devices: list[DeviceTypes], request: RunRequest) -> str:
     return (
         f"model.dtype={dtype} (auto: the run in {request.folder} began in it)"
-        if begun
+        if original
         else told(dtype, devices)
     )
 
 
-def expect(request: RunRequest) -> tuple[RunRequest, str]:
-    """What `agree` will come to, as far as it can be known before the ranks meet: from the hostfile's cards
-    and probes, and from this machine's own devices for hosts of which nothing is stated. The text is empty
-    where the configuration names a type.
+def predict(request: RunRequest) -> tuple[RunRequest, str]:
+    """Predict what `agree` will resolve, before the ranks meet.
+
+    The devices are those of the hostfile and of probes, and for hosts without such facts those of this
+    machine.
+
+    Returns:
+        the request with the type, and how it was resolved: empty where the configuration names the type.
 
     Raises:
-        ModelError: this machine cannot compute in the type. ConfigError: nor as engine.matmul and
-            engine.deterministic say. PlanError: a stated card cannot compute in the type.
+        ModelError: this machine cannot compute in the type. ConfigError: it does not support engine.matmul or
+            engine.deterministic. PlanError: a card of the hostfile cannot compute in the type.
     """
-    asked = request.config.model.dtype
-    begun = original_dtype(request)
+    configured = request.config.model.dtype
+    original = original_dtype(request)
     stated, unstated, unknown = _stated_devices(request)
-    if asked != "auto":
-        dtype = asked
+    if configured != "auto":
+        dtype = configured
         text = ""
-    elif unknown and not begun:
+    elif unknown and not original:
         return request, f"model.dtype=auto: decided when the ranks meet ({unknown})"
     else:
         found = [
             DeviceTypes(f"the {device.name} of {host}", device.kind, frozenset(device.flops))
             for host, device in stated
         ]
-        if unstated and not begun:
+        if unstated and not original:
             choose_accelerator(os.environ)
             found += device_types.device_types()
-        dtype = begun or lowest_common(found)
-        text = _why(dtype, begun, found, request)
+        dtype = original or lowest_common(found)
+        text = _reason(dtype, original, found, request)
     common_type([device for _, device in stated], dtype)
     if unstated:
         from fedspeed.engine.arithmetic import check_arithmetic
 
         choose_accelerator(os.environ)
-        device_types.check_dtype(dtype, str(request.folder) if text and begun else "")
+        device_types.check_dtype(dtype, str(request.folder) if text and original else "")
         check_arithmetic(request.config.engine.matmul, request.config.engine.deterministic)
-    return (request.settled(dtype) if text else request), text
+    return (request.with_dtype(dtype) if text else request), text
 
 
 def _stated_devices(request: RunRequest) -> tuple[list[tuple[str, Device]], bool, str]:
-    """(host and device of the hosts that work, by the hostfile and probes; whether there are hosts without a
-    word; why a stated card is unknown).
+    """Return what the hostfile and probes state about the devices of the hosts that work.
+
+    Returns:
+        (host, device) of the hosts with facts; whether there are hosts without; why a card is unknown.
     """
     config = request.config
     launch = from_process(request.hostfile)

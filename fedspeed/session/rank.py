@@ -1,10 +1,11 @@
-"""The one place where parts are connected: the life of one rank, from meeting the others to its ending."""
+"""The life of one rank, from meeting the other ranks to its ending; all parts are connected here."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedspeed import activity
 from fedspeed.cluster import rendezvous
@@ -17,14 +18,16 @@ from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import EXIT_OK, EXIT_RESUMABLE, LostPeerError
 from fedspeed.federation.agreeing import check_arrays
 from fedspeed.federation.arrays import Arrays
+from fedspeed.federation.keeping import Progress
 from fedspeed.federation.link import ClientLink
 from fedspeed.log import LOG
 from fedspeed.models.checks import weight_notes
 from fedspeed.monitor.clock import StageClock
 from fedspeed.monitor.comparison import Comparison, ComparisonRow
+from fedspeed.monitor.monitor import Monitor, NoMonitor
 from fedspeed.routing.checks import routing_notes
 from fedspeed.routing.transport import Transport
-from fedspeed.session import components, exporting, numeric_type, reporting, resume, sharing
+from fedspeed.session import components, exporting, numeric_type, participant, reporting, resume, sharing
 from fedspeed.session.coordination import CheckIn, StopFlag, find_lost
 from fedspeed.session.ending import Ending
 from fedspeed.session.explain import as_user_error, lost_ranks_error
@@ -32,21 +35,24 @@ from fedspeed.session.forecast import forecast
 from fedspeed.session.hosts import several_hosts
 from fedspeed.session.inputs import journal_digests
 from fedspeed.session.reading import Inputs, read_inputs
-from fedspeed.session.refusal import abort, report_refusal
+from fedspeed.session.refusal import AbortableTransport, abort, report_refusal
 from fedspeed.session.request import Job, RunRequest
 
-GOODBYE_S = 60.0
-BRIEF_GOODBYE_S = 10.0  # where ranks may be gone for good
-GRACE_S = 30.0  # from a loss until a rank that is still waiting for the lost ends itself
-REPORT_S = 5.0  # for the reporting rank, before those end that take it along
-REPORTED = "reported"  # the key that says so
+if TYPE_CHECKING:  # it loads torch
+    from fedspeed.federation.parts import RankParts
+
+LEAVE_S = 60.0  # for rank 0, which holds the store, to wait for the other ranks at the end
+SHORT_LEAVE_S = 10.0  # the same where ranks may be lost and the run goes on
+GRACE_S = 30.0  # from a loss until a rank that still waits for the lost one ends itself
+REPORT_S = 5.0  # for the reporting rank to write its report before other ranks end, and end it with them
+REPORTED = "reported"  # key in the store: the report is written
 
 
 def run_rank(request: RunRequest) -> Ending:
-    """Take part in the run as the rank that the environment says; return how it ended for this rank.
+    """Take part in the run as the rank that the environment variables name; return how it ended.
 
     Raises:
-        FedSpeedError: what ended it, as a user can mend it. Any other exception is unexpected.
+        FedSpeedError: the run failed for a reason that the user can act on. Other exceptions are unexpected.
     """
     stop = StopFlag()
     launch = from_process(request.hostfile)
@@ -55,59 +61,71 @@ def run_rank(request: RunRequest) -> Ending:
     with activity.during("the wait for all ranks"):
         store = rendezvous.meet(launch, config.cluster.start_timeout_s)
     if job.world_rank == 0:
-        asked_of = routing_notes(config.routing, len(job.topology.contributors))
-        _say([*warnings(job.topology), *notes(config), *asked_of])
-    early = components.mpi_transport(job, store)
+        routing_remarks = routing_notes(config.routing, len(job.topology.contributors))
+        _log_all([*warnings(job.topology), *notes(config), *routing_remarks])
+    mpi_transport = participant.open_mpi_transport(job, store)
     try:
-        with components.working(job):
-            ending = _work(job, store, early, stop) if job.is_worker else _stand_by(job, store, early)
+        with components.show_progress(job):
+            if job.is_worker:
+                ending = _work(job, store, mpi_transport, stop)
+            else:
+                ending = _stand_by(job, store, mpi_transport)
     except BaseException as error:
-        meant = as_user_error(error, job)
-        _end_for_all(meant, job, store, early)
-        if meant is error:
+        reported = as_user_error(error, job)
+        _end_all_ranks(reported, job, store, mpi_transport)
+        if reported is error:
             raise
-        raise meant from error
-    rendezvous.leave(store, GOODBYE_S if job.vital_ranks == job.required_ranks else BRIEF_GOODBYE_S)
+        raise reported from error
+    rendezvous.leave(store, LEAVE_S if job.vital_ranks == job.required_ranks else SHORT_LEAVE_S)
     return ending
 
 
-def _end_for_all(error: BaseException, job: Job, store: rendezvous.Store, early: Transport | None) -> None:
-    """Tell a failure of this rank as far as it is for all of them; under MPI, end them."""
+def _end_all_ranks(
+    error: BaseException, job: Job, store: rendezvous.Store, mpi_transport: Transport | None
+) -> None:
+    """Report bad input once for all ranks; in an MPI job, end all of them."""
     report_refusal(error, job.request.json_out, store)
-    if early is None or job.launch.world_size == 1:
+    if mpi_transport is None or job.launch.world_size == 1:
         return
     if isinstance(error, LostPeerError) and not job.reporter:
-        # The reporter may be stuck still, and our end is the end of all ranks.
+        # The abort ends the reporting rank too, which may still be writing its report.
         store.wait([REPORTED], GRACE_S + REPORT_S)
-    abort(error, early)
+    assert isinstance(mpi_transport, AbortableTransport)
+    abort(error, mpi_transport)
 
 
 @dataclass(frozen=True)
-class _Meeting:
-    """How a rank knows of the others: their store, their heartbeat, and what ends it where neither helps."""
+class _OtherRanks:
+    """How a rank observes the others.
+
+    Attributes:
+        store: the store that all ranks share.
+        heartbeat: tells which ranks are lost.
+        exit_when_stuck: ends this rank where it waits for a lost one in a call that cannot be interrupted.
+    """
 
     store: rendezvous.Store
     heartbeat: Heartbeat
-    last_resort: reporting.ExitWhenStuck
+    exit_when_stuck: reporting.ExitWhenStuck
 
 
-def _work(job: Job, store: rendezvous.Store, early: Transport | None, stop: StopFlag) -> Ending:
-    """Agree with the others on what is to be done, read it, connect, and take part in the rounds."""
-    claim = resume.RunLock()
+def _work(job: Job, store: rendezvous.Store, mpi_transport: Transport | None, stop: StopFlag) -> Ending:
+    """Read and check the inputs, connect to the other ranks, and take part in the rounds."""
+    lock = resume.RunLock()
     sharing.publish_card(job, store)
     decided = numeric_type.agree(job, store)
     job = decided.job
     if decided.text and job.reporter:
-        _say([decided.text])
-    inputs = read_inputs(job, store, claim, decided.begun)
+        _log_all([decided.text])
+    inputs = read_inputs(job, store, lock, decided.resumed)
     if job.reporter:
-        _say(weight_notes(job.config))
-    last_resort = reporting.ExitWhenStuck(job)
-    meeting = _Meeting(store, _heartbeat(job, store, last_resort), last_resort)
+        _log_all(weight_notes(job.config))
+    exit_when_stuck = reporting.ExitWhenStuck(job)
+    others = _OtherRanks(store, _heartbeat(job, store, exit_when_stuck), exit_when_stuck)
     _join_cluster(job, store)
-    transport = components.transport(job, store, early)
+    transport = participant.open_transport(job, store, mpi_transport)
     try:
-        return _federate(job, meeting, transport, inputs=inputs, claim=claim, stop=stop)
+        return _federate(job, others, transport, inputs=inputs, lock=lock, stop=stop)
     except BaseException:
         job.deployment.give_up(transport)
         raise
@@ -115,8 +133,9 @@ def _work(job: Job, store: rendezvous.Store, early: Transport | None, stop: Stop
 
 @contextmanager
 def _closed_in_order() -> Iterator[ExitStack]:
-    """Give a stack that is unwound where nothing was raised: closing a part waits for other ranks, who may be
-    lost.
+    """Yield a stack that is unwound only if nothing was raised.
+
+    Closing a part waits for other ranks, which may be lost after a failure.
     """
     stack = ExitStack()
     yield stack
@@ -125,71 +144,75 @@ def _closed_in_order() -> Iterator[ExitStack]:
 
 def _federate(
     job: Job,
-    meeting: _Meeting,
+    others: _OtherRanks,
     transport: Transport | None,
     *,
     inputs: Inputs,
-    claim: resume.RunLock,
+    lock: resume.RunLock,
     stop: StopFlag,
 ) -> Ending:
-    """Build the parts of this rank, go on from what the journal holds, and run the rounds that are left."""
+    """Build the parts of this rank, resume from the journal, and run the remaining rounds."""
     from fedspeed.federation.parts import run_method, start
 
     with ExitStack() as always, _closed_in_order() as closing:
-        # As large as the model, and of no use to a later start.
+        # Swap files are as large as the model, and a later start cannot use them.
         closing.callback(shutil.rmtree, components.swap_folder(job), ignore_errors=True)
         closing.callback(leave_world)
-        clock = StageClock(trace=components.trace(job))
+        clock = StageClock(trace=components.make_trace(job))
         with activity.during("the building of the engine"):
-            engine = components.engine(job, clock, inputs.sharers)
+            engine = components.make_engine(job, clock, inputs.sharers)
         closing.callback(engine.close)
-        own = components.identity(job, transport)
-        exchange = components.exchange(job, meeting.store, transport, meeting.heartbeat, own)
-        if open_part := exchange or transport:  # MPI's transport is closed by ranks too that have no exchange
-            closing.callback(open_part.close)
-        closing.callback(meeting.heartbeat.close)
-        link = components.link(job, engine, exchange)
-        role = components.role(job, inputs.data, inputs.public)
+        own = participant.make_participant(job, others.store, transport, others.heartbeat)
+        if own is not None:
+            closing.callback(own.exchange.close)
+        elif transport is not None:  # of MPI, which all ranks open and close
+            closing.callback(transport.close)
+        closing.callback(others.heartbeat.close)
+        link = participant.make_link(job, engine, own)
+        role = components.make_role(job, inputs.data, inputs.public)
         journal = resume.journal_of(job.request)
         method = run_method(job.config, engine)
         fresh = start(job.config, engine, method)
-        first = fresh.state  # what a client alone would start from too
-        _agree(job, link, first)
+        first = fresh.state  # a client that is trained alone starts from it too
+        _check_first_state(job, link, first)
         progress = resume.resume(
             job.config, job.deployment, link, journal=journal, entry=inputs.entry, role=role, fresh=fresh
         )
-        data = components.data_report(job, link, inputs.data, inputs.everyone)
-        monitor = components.monitor(job, progress.round if inputs.entry else 0, claim, data)
+        if job.reporter and progress.is_resumed:
+            LOG.info(f"going on after round {progress.round} of {job.config.federation.rounds}")
+        data = components.make_data_report(job, link, inputs.data, inputs.everyone)
+        monitor = components.make_monitor(job, progress.round if inputs.entry else 0, lock, data)
         always.callback(monitor.close)
         always.callback(clock.trace.close)
-        meeting.last_resort.monitor = monitor
-        services = components.services(
+        others.exit_when_stuck.monitor = monitor
+        services = components.make_services(
             job,
             journal=journal,
             record=_record(job, inputs),
             monitor=monitor,
             clock=clock,
             stop=stop,
-            channel=components.channel(job, engine, transport),
-            witness=components.witness(job, exchange, own),
+            channel=participant.make_channel(job, engine, own),
+            witness=participant.make_signed_broadcast(job, own),
         )
-        federated = components.federated(job, role, engine, link, method=method, services=services)
+        rank_parts = components.make_rank_parts(job, role, engine, link, method=method, services=services)
         try:
-            progress = _run_rounds(job, federated, progress, stop)
+            progress = _run_rounds(job, rank_parts, progress, stop)
             clock.trace.close()
-            return _end(job, federated, progress, inputs, start=first, monitor=monitor)
+            return _finish(job, rank_parts, progress, inputs, start=first, monitor=monitor)
         except Exception as error:
-            error.add_note(f"round {progress.round} was the last to be finished")
-            meant = _tell_all(job, meeting, monitor, error)
-            raise meant from (None if meant is error else error)
+            error.add_note(f"round {progress.round} was the last finished round")
+            reported = _report_failure(job, others, monitor, error)
+            raise reported from (None if reported is error else error)
 
 
-def _agree(job: Job, link: ClientLink, state: Arrays) -> None:
-    """Hold the first state of this rank against everybody's, where a server may have built another engine
-    than clients. Collective over all ranks.
+def _check_first_state(job: Job, link: ClientLink, state: Arrays) -> None:
+    """Compare the names and shapes of the first state on all participants, if the method has a server.
+
+    A method may build another engine for its server than for clients. Collective over all ranks.
 
     Raises:
-        ConfigError: its arrays are not those that others have.
+        ConfigError: participants have different arrays.
     """
     if job.topology.server:
         names = [job.describe(rank) for rank in job.topology.participants]
@@ -197,86 +220,96 @@ def _agree(job: Job, link: ClientLink, state: Arrays) -> None:
 
 
 def _record(job: Job, inputs: Inputs) -> dict:
-    """Return what the journal is to keep of the configuration, and of what was read."""
+    """Return the journal's record of the configuration, with digests of the inputs on the reporting rank."""
     return job.request.record | (
         {"inputs": journal_digests(job.config, inputs.everyone)} if job.reporter else {}
     )
 
 
-def _run_rounds(job: Job, federated, progress, stop: StopFlag):
-    """Run all rounds that are left. Asked to end before the first one, a run ends at once: there is nothing
-    to lose.
-    """
+def _run_rounds(job: Job, rank_parts: "RankParts", progress: Progress, stop: StopFlag) -> Progress:
+    """Evaluate the start of a new run, and run all remaining rounds."""
     from fedspeed.federation import rounds
 
     if job.reporter:
-        stop.on_asked = lambda where: reporting.note_stop_request(job.request.folder, where)
-    rounds.baseline(federated, progress)
+        stop.on_request = lambda where: reporting.note_stop_request(job.request.folder, where)
+    rounds.baseline(rank_parts, progress)
     stop.in_rounds = True
-    return rounds.run(federated, progress)
+    return rounds.run(rank_parts, progress)
 
 
-def _end(job: Job, federated, progress, inputs: Inputs, *, start, monitor) -> Ending:
-    """Compare, export and report what the rounds have come to; the reporting rank does so for all, but each
-    client's own model is its own rank's to export.
+def _finish(
+    job: Job,
+    rank_parts: "RankParts",
+    progress: Progress,
+    inputs: Inputs,
+    *,
+    start: Arrays,
+    monitor: Monitor | NoMonitor,
+) -> Ending:
+    """Compare, export and report the result of the rounds.
+
+    The reporting rank does so for all; a client's own model is exported by the rank that carries the client.
 
     Args:
         start: the state before the first round.
     """
-    comparison = _compare(job, federated, progress, inputs, start=start)
-    exported = exporting.export_models(job, federated, progress, inputs.tokenizer) if progress.done else None
-    if not job.reporter:
-        status, code = (progress.done, EXIT_OK) if progress.done else ("preempted", EXIT_RESUMABLE)
-        return Ending(status=status, exit_code=code)
+    comparison = _compare(job, rank_parts, progress, inputs, start=start)
+    exported = None
+    if progress.done:
+        exported = exporting.export_models(job, rank_parts, progress, inputs.tokenizer)
+    if not isinstance(monitor, Monitor):  # another rank reports
+        if progress.done:
+            return Ending(status=progress.done, exit_code=EXIT_OK)
+        return Ending(status="preempted", exit_code=EXIT_RESUMABLE)
     if not progress.done:
         return reporting.stop_early(job, progress.round, monitor, progress.renewed)
+    assert exported is not None  # the reporting rank exports the common model
     return reporting.finish(
         job, progress, monitor, exported=exported, comparison=comparison, predicted=forecast(job, inputs.data)
     )
 
 
-def _compare(job: Job, federated, progress, inputs: Inputs, *, start) -> Comparison | None:
-    """Return the table of each client alone beside the federated model, where it is asked for."""
+def _compare(
+    job: Job, rank_parts: "RankParts", progress: Progress, inputs: Inputs, *, start: Arrays
+) -> Comparison | None:
+    """Train each client alone and compare with the federated model, where the configuration asks for it."""
     if not (progress.done and job.config.federation.compare_alone):
         return None
     from fedspeed.evaluation.compare import compare
 
     everyone = [encode_client(rows, inputs.tokenizer, job.config.data) for rows in inputs.everyone]
-    scores = compare(federated, progress, start=start, everyone=everyone)
+    scores = compare(rank_parts, progress, start=start, everyone=everyone)
     return Comparison(tuple(ComparisonRow(s.name, s.held_out_loss, s.accuracy) for s in scores))
 
 
-def _tell_all(job: Job, meeting: _Meeting, monitor, error: Exception) -> BaseException:
-    """Leave word of a failure in the rounds; the reporter finds out who was lost, and reports. Return the
-    error in a user's words.
+def _report_failure(
+    job: Job, others: _OtherRanks, monitor: Monitor | NoMonitor, error: Exception
+) -> BaseException:
+    """Note a failure in the store; the reporting rank finds the lost ranks and writes the report.
+
+    Return the error as users see it.
     """
-    meant = as_user_error(error, job)
-    rendezvous.publish(meeting.store, f"failed/{job.world_rank}", str(meant))
-    lost = (
-        find_lost(job, meeting.store, meeting.heartbeat)
-        if job.reporter and isinstance(meant, LostPeerError)
-        else []
-    )
-    meeting.heartbeat.close(goodbye=False)
-    if job.reporter:
+    reported = as_user_error(error, job)
+    rendezvous.publish(others.store, f"failed/{job.world_rank}", str(reported))
+    lost = []
+    if job.reporter and isinstance(reported, LostPeerError):
+        lost = find_lost(job, others.store, others.heartbeat)
+    others.heartbeat.close(goodbye=False)
+    if isinstance(monitor, Monitor):
         try:
-            reporting.report_failure(job, monitor, meant, lost)
-        except OSError as second:  # what stopped the run may stop its report too; its own error tells more
+            reporting.report_failure(job, monitor, reported, lost)
+        except OSError as second:  # the cause of the failure, such as a full disk, may prevent the report too
             LOG.info(f"the report could not be written: {second}")
-        rendezvous.publish(meeting.store, REPORTED, "")
-    return meant
+        rendezvous.publish(others.store, REPORTED, "")
+    return reported
 
 
-def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> Ending:
-    """Leave at once, as a rank without work does; but rank 0 holds the store, and stays until all that
-    work have left.
-    """
+def _stand_by(job: Job, store: rendezvous.Store, mpi_transport: Transport | None) -> Ending:
+    """Be a rank without work: leave at once, except rank 0, which holds the store until all workers left."""
     if job.world_rank == 0:
-        several = sharing.may_share_cards(job)
-        undecided = job.config.model.dtype == "auto"
         points = {
-            "cards": several,
-            "devices": undecided,
+            "cards": sharing.may_share_cards(job),
+            "devices": job.config.model.dtype == "auto",
             "ready": True,
             "inputs": several_hosts(job),
             "fresh": job.request.fresh,
@@ -290,12 +323,12 @@ def _stand_by(job: Job, store: rendezvous.Store, early: Transport | None) -> End
                 store.wait([REPORTED], GRACE_S)
                 raise lost_ranks_error(job, lost)
         heartbeat.close()
-    if early is not None:
-        early.close()
+    if mpi_transport is not None:
+        mpi_transport.close()
     return Ending(status="finished", exit_code=EXIT_OK)
 
 
-def _heartbeat(job: Job, store: rendezvous.Store, last_resort: reporting.ExitWhenStuck) -> Heartbeat:
+def _heartbeat(job: Job, store: rendezvous.Store, exit_when_stuck: reporting.ExitWhenStuck) -> Heartbeat:
     heartbeat_timeout_s = job.config.cluster.heartbeat_timeout_s
     grace_s = GRACE_S if job.reporter else GRACE_S + REPORT_S
     return Heartbeat(
@@ -304,25 +337,25 @@ def _heartbeat(job: Job, store: rendezvous.Store, last_resort: reporting.ExitWhe
         job.world_rank,
         interval_s=heartbeat_timeout_s / 12,
         heartbeat_timeout_s=heartbeat_timeout_s,
-        on_stuck=last_resort,
+        on_stuck=exit_when_stuck,
         grace_s=grace_s,
     )
 
 
 def _join_cluster(job: Job, store: rendezvous.Store) -> None:
-    """Join the torch world of this rank's cluster, or of its client where that is a pipeline."""
+    """Join the torch world of this rank's cluster, or of its client where the client is a pipeline."""
     from fedspeed.engine.arithmetic import set_arithmetic
 
     timeout_s = job.config.cluster.start_timeout_s
     os.environ.update(rendezvous.torch_world_env(store, job.world, job.launch, timeout_s))
-    # torchrun's agent holds a store for its own world, which is not this cluster's.
+    # torchrun's agent has a store for the world that it started, which is not this cluster's world.
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     quiet()
     set_arithmetic(job.config.engine.matmul, job.config.engine.deterministic)
-    components.preload()  # a forked rank has it all
+    components.preload()  # a forked rank has imported them already
     join_world(job.config.routing.deadline_s)
 
 
-def _say(texts: list[str]) -> None:
+def _log_all(texts: list[str]) -> None:
     for text in texts:
         LOG.info(text)

@@ -1,4 +1,4 @@
-"""What a rank reads and checks before anything starts, so that all can agree to go on."""
+"""Reading and checking of a rank's inputs, before all ranks agree to start."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from fedspeed.checkpoint.journal import Entry
 from fedspeed.cluster import rendezvous
 from fedspeed.cluster.checks import check_clusters
-from fedspeed.data.clients import ClientData, client_rows, encode_client, largest_id
+from fedspeed.data.clients import ClientData, ClientRows, client_rows, encode_client, largest_id
 from fedspeed.data.public import public_data
 from fedspeed.engine.device_types import check_dtype
 from fedspeed.log import LOG
@@ -20,37 +20,38 @@ from fedspeed.session.request import Job
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a rank has read before anything starts.
+    """Hold the inputs that a rank has read.
 
     Attributes:
-        everyone: the rows of all clients; none on a server. data: the encoded ones of its own, by client.
-        entry: the journal's newest, on the reporting rank, if there is one.
-        sharers: how many ranks compute on its device.
+        tokenizer: a transformers tokenizer.
+        everyone: rows of all clients; empty on a rank of the server.
+        data: encoded rows of this rank's clients, by client.
+        entry: the newest entry of the journal, on the reporting rank, if there is one.
+        sharers: number of ranks that compute on this rank's device.
         public: encoded rows that the server trains on, on its ranks; None elsewhere.
     """
 
     tokenizer: Any
-    everyone: list
-    data: dict
+    everyone: list[ClientRows]
+    data: dict[int, ClientData]
     entry: Entry | None
     sharers: int
     public: ClientData | None = None
 
 
-def read_inputs(job: Job, store: rendezvous.Store, claim: resume.RunLock, original_dtype: bool) -> Inputs:
-    """Read and check what may fail for reasons of this rank alone, so that all can agree to go on.
-    Collective.
+def read_inputs(job: Job, store: rendezvous.Store, lock: resume.RunLock, is_original_dtype: bool) -> Inputs:
+    """Read and check the inputs of this rank; return once all ranks have. Collective over the required ranks.
 
     Args:
-        original_dtype: whether an earlier start of this run, and not the configuration, asks for the numeric
-            type.
+        is_original_dtype: whether the numeric type is that of an earlier start of this run, and not named in
+            the configuration.
 
     Raises:
-        FedSpeedError: what this rank, or another one, cannot take part with.
+        FedSpeedError: inputs of this rank, or of another one, are wrong.
     """
     request = job.request
     with CheckIn(job, store, "ready"):
-        inputs, remarks = _read_own(job, store, claim, original_dtype)
+        inputs, remarks = _read(job, store, lock, is_original_dtype)
     if several_hosts(job):
         with CheckIn(job, store, "inputs"):
             check_hosts(job, store)
@@ -64,10 +65,10 @@ def read_inputs(job: Job, store: rendezvous.Store, claim: resume.RunLock, origin
     return inputs
 
 
-def _read_own(
-    job: Job, store: rendezvous.Store, claim: resume.RunLock, original_dtype: bool
+def _read(
+    job: Job, store: rendezvous.Store, lock: resume.RunLock, is_original_dtype: bool
 ) -> tuple[Inputs, list[str]]:
-    """Return what this rank has read, and what is to be said about it."""
+    """Read the inputs of this rank; return them with remarks for the user."""
     from fedspeed.engine.arithmetic import check_arithmetic
 
     request = job.request
@@ -75,7 +76,7 @@ def _read_own(
     local_rank = job.launch.local_rank
     _check_plan(job)
     remarks, sharers = sharing.check_shared(job, store)
-    check_dtype(config.model.dtype, str(request.folder) if original_dtype else "", local_rank)
+    check_dtype(config.model.dtype, str(request.folder) if is_original_dtype else "", local_rank)
     check_arithmetic(config.engine.matmul, config.engine.deterministic, local_rank)
     tokenizer = load_tokenizer(config.model)
     everyone = [] if job.is_server else client_rows(config.data, config.run.seed)
@@ -88,7 +89,7 @@ def _read_own(
     remarks = [*remarks, *preflight.start_notes(request.loaded)]
     entry = None
     if job.reporter:
-        entry, found = _read_journal(job, claim, everyone)
+        entry, found = _read_journal(job, lock, everyone)
         remarks += found
     if several_hosts(job):
         publish_digests(job, store, everyone)
@@ -96,7 +97,7 @@ def _read_own(
 
 
 def _check_plan(job: Job) -> None:
-    """Check the files of this host, and the plan of who does what.
+    """Check the files of this host, and the configuration against the topology.
 
     Raises:
         FedSpeedError: a file or a setting is wrong.
@@ -107,16 +108,17 @@ def _check_plan(job: Job) -> None:
     preflight.check_plan(request.config, request.deepspeed, job.topology, job.launch.hostfile)
 
 
-def _read_journal(job: Job, claim: resume.RunLock, everyone: list) -> tuple[Entry | None, list[str]]:
-    """RunLock the run's folder; return the journal's newest entry, and what is to be said of what it was
-    trained on.
+def _read_journal(
+    job: Job, lock: resume.RunLock, everyone: list[ClientRows]
+) -> tuple[Entry | None, list[str]]:
+    """Lock the run's folder; return the newest entry of its journal, and remarks about its inputs.
 
     Raises:
-        FedSpeedError: it cannot be gone on from with what was asked for and what lies there now.
+        FedSpeedError: the run cannot be resumed with this configuration and these inputs.
     """
     request = job.request
     if request.folder.is_dir():
-        claim.take(request.folder)
+        lock.take(request.folder)
     if request.fresh:
         return None, []
     job.deployment.check_epoch(request.folder)

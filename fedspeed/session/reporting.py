@@ -1,4 +1,4 @@
-"""What the reporting rank writes when a run ends: the report, and the line about a run that is to end."""
+"""Reports of the reporting rank at the end of a run, and its note of a request to stop."""
 
 import contextlib
 import os
@@ -8,7 +8,10 @@ from pathlib import Path
 from fedspeed.cluster.once import report_error
 from fedspeed.config.run import RunConfig
 from fedspeed.errors import EXIT_RESUMABLE
+from fedspeed.federation.keeping import Progress
 from fedspeed.monitor.comparison import Comparison
+from fedspeed.monitor.monitor import Monitor, NoMonitor
+from fedspeed.monitor.records import Summary
 from fedspeed.monitor.report import Export, Predicted
 from fedspeed.session.ending import (
     Ending,
@@ -24,22 +27,24 @@ from fedspeed.session.facts import facts
 from fedspeed.session.request import Job
 from fedspeed.units import loss_text
 
-STOP_REQUEST_FILE = ".asked-to-end"  # in a run's folder: what the reporter was at then
+STOP_REQUEST_FILE = ".asked-to-end"  # in a run's folder: a stop was requested, and during what
 
 
 def finish(
     job: Job,
-    progress,
-    monitor,
+    progress: Progress,
+    monitor: Monitor,
     *,
     exported: Export,
     comparison: Comparison | None,
     predicted: Predicted | None,
 ) -> Ending:
-    """Report a run whose rounds are over.
+    """Report a run after its last round.
 
     Args:
-        progress: what the last round left.
+        progress: after the last round. exported: the models. comparison: with each client alone, if asked
+            for.
+        predicted: memory and time of a step; None where the planner does not model the execution.
     """
     lost = uncounted(sum(r.missing_count for r in monitor.records), sum(r.clipped for r in monitor.records))
     ending = rounds_ending(progress.done, [unbeaten(progress, exported.kind)], lost)
@@ -47,11 +52,11 @@ def finish(
     return ending
 
 
-def stop_early(job: Job, number: int, monitor, renewed: bool) -> Ending:
-    """Report a run that ends after round `number` although there are more to come.
+def stop_early(job: Job, number: int, monitor: Monitor, renewed: bool) -> Ending:
+    """Report a run that stops after round `number` although more rounds are left.
 
     Args:
-        renewed: whether because there is a newer list of participants; else because it was asked to.
+        renewed: whether it stops for a newer roster, and not because a signal asked it to.
     """
     why = "all sites have a newer roster" if renewed else "asked to end"
     ending = stop_ending(number, job.config.federation.rounds, why)
@@ -59,11 +64,11 @@ def stop_early(job: Job, number: int, monitor, renewed: bool) -> Ending:
     return ending
 
 
-def report_failure(job: Job, monitor, error: BaseException, lost: Sequence[int]) -> Ending:
-    """Report a run that broke, with the updates that are missing of the round in progress.
+def report_failure(job: Job, monitor: Monitor, error: BaseException, lost: Sequence[int]) -> Ending:
+    """Report a run that failed, with the updates that are missing in the round in progress.
 
     Args:
-        lost: world ranks that are known to be gone.
+        lost: world ranks that are known to be lost.
     """
     clients = tuple(sorted({c for rank in lost for c in job.topology.placement(rank).clients}))
     missing = gaps(monitor.records, monitor.absent, clients, range(job.config.federation.rounds + 1))
@@ -72,10 +77,8 @@ def report_failure(job: Job, monitor, error: BaseException, lost: Sequence[int])
     return ending
 
 
-def unbeaten(progress, kind: str) -> str:
-    """Return that no round of a run was better than its start; empty if one was, or there was nothing to
-    compare on.
-    """
+def unbeaten(progress: Progress, kind: str) -> str:
+    """Return a remark if no round was better than the start; empty if one was, or nothing was evaluated."""
     if not progress.has_best or progress.best_round:
         return ""
     return (
@@ -101,28 +104,29 @@ def note_stop_request(folder: Path, where: str) -> None:
 
 
 class ExitWhenStuck:
-    """Ends this rank where its main thread waits for a lost one in a call that no exception reaches; the
-    reporter reports first.
+    """Ends this process if its main thread waits for a lost rank in a call that cannot be interrupted.
+
+    The reporting rank writes its report first. The heartbeat's thread calls it.
 
     Attributes:
-        monitor: what the report is written by; None until there is one.
+        monitor: of this rank, for the report; None until it is built.
     """
 
     def __init__(self, job: Job):
         self._job = job
-        self.monitor = None
+        self.monitor: Monitor | NoMonitor | None = None
 
     def __call__(self, lost: tuple[int, ...]) -> None:
         try:
             error = lost_ranks_error(self._job, lost)
             report_error(error)
-            if self._job.reporter and self.monitor is not None:
+            if isinstance(self.monitor, Monitor):
                 report_failure(self._job, self.monitor, error, lost)
         finally:
             os._exit(EXIT_RESUMABLE)
 
 
-def _summary(config: RunConfig, monitor, ending: Ending):
+def _summary(config: RunConfig, monitor: Monitor, ending: Ending) -> Summary:
     restarts = int(os.environ.get("FEDSPEED_RESTARTS", "0"))
     return ending.summary(
         monitor.records, rounds=config.federation.rounds, restarts=restarts, absent=monitor.absent

@@ -1,6 +1,4 @@
-"""What a run was asked to be, and where in it this rank stands: values that every part of a session reads and
-none changes.
-"""
+"""The request for a run, and the job of one rank in it: values that all parts of a session read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from fedspeed.config.load import Loaded, with_values
 from fedspeed.config.run import RunConfig
 from fedspeed.config.show import as_dict, fingerprint
 from fedspeed.log import LOG
+from fedspeed.models.numeric_types import NumericType
 from fedspeed.routing.config import TRANSPORTS
 from fedspeed.routing.opening import resolve
 from fedspeed.session.deployment import Deployment, deployment_of
@@ -22,7 +21,14 @@ from fedspeed.session.deployment import Deployment, deployment_of
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the command line asked for."""
+    """Describe the run that the command line asks for.
+
+    Args:
+        loaded: the configuration.
+        hostfile: None to find the launcher's.
+        json_out: stream for JSON objects; None without `--json`.
+        fresh: whether to start anew, and to move an earlier run of the same name aside.
+    """
 
     loaded: Loaded
     hostfile: Path | None = None
@@ -31,19 +37,17 @@ class RunRequest:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration that was asked for."""
+        """The configuration of the run."""
         return self.loaded.config
 
     @cached_property
     def deepspeed(self) -> dict:
-        """DeepSpeed's configuration: the base file, with what ours says in its place."""
+        """The merged DeepSpeed configuration (config.deepspeed.merge)."""
         return merge(self.config.deepspeed, self.config, self.loaded.folder)
 
     @property
     def fingerprint(self) -> str:
-        """What a resumed run must have in common with the one in the journal, wherever the command is
-        given.
-        """
+        """The fingerprint that a resumed run must share with its journal, from any working folder."""
         return fingerprint(replace(self.loaded.as_written, deepspeed=self.deepspeed))
 
     def fingerprint_as(self, earlier: Mapping) -> str:
@@ -53,27 +57,27 @@ class RunRequest:
         Args:
             earlier: the `record` of that start.
         """
-        theirs = earlier.get("places", {})
+        earlier_places = earlier.get("places", {})
         config = self.loaded.as_written
-        same = {
-            key: _value(earlier, key) for key, place in self.loaded.places.items() if theirs.get(key) == place
+        unmoved = {
+            key: _value(earlier, key)
+            for key, path in self.loaded.places.items()
+            if earlier_places.get(key) == path
         }
-        return fingerprint(replace(with_values(config, same), deepspeed=self.deepspeed))
+        return fingerprint(replace(with_values(config, unmoved), deepspeed=self.deepspeed))
 
     @property
     def record(self) -> dict:
-        """What the journal keeps of the configuration: the values as they were written, and where the inputs
-        were.
-        """
+        """The configuration as the journal stores it: the values as written, and the paths of the inputs."""
         return as_dict(self.loaded.as_written) | {"places": self.loaded.places}
 
-    def settled(self, dtype: str) -> "RunRequest":
-        """Return the same request, with what model.dtype=auto has come to in its place."""
+    def with_dtype(self, dtype: NumericType) -> "RunRequest":
+        """Return the same request with model.dtype=auto resolved to `dtype`."""
         config = self.config
         sources = self.loaded.sources
-        settled = replace(config, model=replace(config.model, dtype=dtype))
-        said = sources | {"model.dtype": f"auto ({sources['model.dtype']})"}
-        return replace(self, loaded=replace(self.loaded, config=settled, sources=said))
+        resolved = replace(config, model=replace(config.model, dtype=dtype))
+        resolved_sources = sources | {"model.dtype": f"auto ({sources['model.dtype']})"}
+        return replace(self, loaded=replace(self.loaded, config=resolved, sources=resolved_sources))
 
     @property
     def folder(self) -> Path:
@@ -98,7 +102,11 @@ def _value(values: Mapping, key: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """A request, on the ranks that carry it out, as one of them."""
+    """Describe a run as one of its ranks sees it.
+
+    Args:
+        request: for the run. launch: how this rank was started. topology: clients on ranks.
+    """
 
     request: RunRequest
     launch: Launch
@@ -106,98 +114,94 @@ class Job:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration, with what routing.mode=auto means for the participants of this job."""
+        """The configuration, with routing.mode=auto resolved for the participants of this job."""
         config = self.request.config
         return replace(config, routing=config.routing.resolved(len(self.topology.contributors)))
 
     @cached_property
     def deployment(self) -> Deployment:
-        """Who the ranks of this job answer to: one operator, or an organisation among others."""
+        """The deployment: one operator's job, or that of an organisation among others."""
         return deployment_of(self.config)
 
     @property
     def world_rank(self) -> int:
-        """This world rank."""
+        """The world rank of this process."""
         return self.launch.world_rank
 
     @property
     def place(self) -> RankPlacement:
-        """Where this rank stands in the topology."""
+        """The placement of this rank in the topology."""
         return self.topology.placement(self.world_rank)
 
     @property
     def world(self) -> tuple[int, ...]:
-        """World ranks of this rank's torch world: its cluster, or its client where the client's ranks are a
-        pipeline, which takes all of a torch world.
-        """
+        """World ranks of this rank's torch world: its cluster, or its client with engine.pipeline=client."""
         return self.topology.world_of(self.world_rank, self.config.engine.pipeline)
 
     @property
     def reporter(self) -> bool:
-        """Whether this rank commits the journal and reports: exactly one does."""
+        """Whether this rank commits the journal and writes the report; exactly one rank does."""
         return self.world_rank == self._reporting_rank
 
     @property
     def _reporting_rank(self) -> int:
-        """The first gateway: it has read what the journal keeps digests of, which a server has not."""
+        """The first gateway: unlike a server, it has read the rows that the journal stores a digest of."""
         return self.topology.contributors[0]
 
     @property
     def is_worker(self) -> bool:
-        """Whether this rank carries clients, or is one of the server's."""
+        """Whether this rank carries clients, or is a rank of the server."""
         return self.world_rank in self.workers
 
     @property
     def is_server(self) -> bool:
-        """Whether this rank is one of the server's."""
+        """Whether this rank is a rank of the method's server."""
         return self.world_rank in self.topology.server
 
     @property
     def is_participant(self) -> bool:
-        """Whether this rank speaks for its clients in the exchange."""
+        """Whether this rank takes part in the exchange: as a gateway, or for the server."""
         return self.world_rank in self.topology.participants
 
     @cached_property
     def transport(self) -> str:
-        """The name of the transport that the participants take."""
+        """The name of the transport between the participants."""
         return resolve(self.config.routing.transport, self.launch.kind, len(self.topology.participants))
 
     @cached_property
     def outlives_losses(self) -> bool:
-        """Whether the exchange goes on among the others when a rank dies.
+        """Whether the exchange continues without a participant that is lost.
 
-        Sites of their own do, and MPI where it was asked to (`mpirun --with-ft mpi`). A plain sum over the
-        ranks of a job has nothing to go on with, and a server tells its result to everybody or nobody.
+        It does between organisations, and masked under fault-tolerant MPI (`mpirun --with-ft mpi`). A plain
+        sum over the ranks of a job cannot continue, nor can the exchange with a server.
         """
         if self.topology.server:
             return False
         facts = TRANSPORTS[self.transport]
         if facts.outlives_losses:
             return True
-        spared = self.launch.kind in facts.outlives_under and mpi_is_fault_tolerant()
-        return spared and self.config.routing.anonymous
+        is_tolerant = self.launch.kind in facts.outlives_under and mpi_is_fault_tolerant()
+        return is_tolerant and self.config.routing.anonymous
 
     @cached_property
     def workers(self) -> tuple[int, ...]:
-        """World ranks that carry clients, or are the server's."""
+        """World ranks that carry clients, or are ranks of the server."""
         return self.topology.workers
 
     @cached_property
     def required_ranks(self) -> tuple[int, ...]:
-        """World ranks that the run cannot begin without: the workers, and rank 0, which holds the store even
-        if it has no client.
-        """
+        """World ranks that the run cannot start without: the workers, and rank 0, which holds the store."""
         return tuple(sorted({0, *self.workers}))
 
     @cached_property
     def vital_ranks(self) -> tuple[int, ...]:
-        """World ranks that the run cannot go on without."""
+        """World ranks that the run cannot continue without."""
         if TRANSPORTS[self.transport].started_by_mpi and self.outlives_losses:
             return tuple(sorted({0, self._reporting_rank}))
         return self.required_ranks
 
     def describe(self, rank: int) -> str:
-        """Return how messages call a world rank: by its clients, and the host it runs on."""
+        """Return the name of a world rank in messages: its clients and its host."""
         place = self.topology.placement(rank)
         where = f"rank {rank} on {place.host}"
         if rank in self.topology.server:

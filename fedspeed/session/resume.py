@@ -1,6 +1,4 @@
-"""Where a run goes on from: its folder, claimed by one process; its journal; the state that all ranks begin
-with.
-"""
+"""Resuming a run: the lock on its folder, its journal, and the state that all ranks start from."""
 
 import fcntl
 import os
@@ -18,45 +16,47 @@ from fedspeed.federation.config import FederationConfig
 from fedspeed.federation.folded_layout import fits, shared_layout
 from fedspeed.federation.keeping import Progress, ending
 from fedspeed.federation.layout import Layout
+from fedspeed.federation.link import ClientLink
 from fedspeed.federation.role import RankRole
 from fedspeed.session.deployment import Deployment
 from fedspeed.session.request import RunRequest
 
-NONE = -1  # in place of the best round's number where nothing has been evaluated
+NO_BEST = -1  # stands for the best round where nothing has been evaluated
 
 
 class RunLock:
-    """The sole right to write a run: a lock on its folder, which the kernel drops with the process, however
-    that ends.
+    """An exclusive lock on a run's folder. The kernel releases it when the process ends, for whatever
+    reason.
     """
 
-    def __init__(self):
-        self._held = -1
+    def __init__(self) -> None:
+        self._descriptor = -1
 
     def take(self, folder: Path) -> None:
-        """RunLock a folder that is there; again and again, if need be.
+        """Lock an existing folder; do nothing if this lock has it already.
 
         Raises:
-            JournalError: another process has it.
+            JournalError: another process has locked it.
         """
-        if self._held >= 0 and os.path.samestat(os.fstat(self._held), folder.stat()):
+        if self._descriptor >= 0 and os.path.samestat(os.fstat(self._descriptor), folder.stat()):
             return
-        self.drop()
-        self._held = os.open(folder, os.O_RDONLY)
+        self.release()
+        self._descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise JournalError(
                 f"{folder}: another process is at work on this run; wait for it or end it, or give this "
                 "one its own name with run.name=..."
             ) from error
         except OSError:
-            pass  # some network file systems cannot lock a folder; there nobody is refused
+            pass  # some network file systems cannot lock a folder; there no process is refused
 
-    def drop(self) -> None:
-        if self._held >= 0:
-            os.close(self._held)
-            self._held = -1
+    def release(self) -> None:
+        """Release the folder, if it is locked."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def journal_of(request: RunRequest) -> Journal:
@@ -83,19 +83,22 @@ def journal_entry(journal: Journal, request: RunRequest) -> Entry | None:
 
 
 def check_best(journal: Journal, entry: Entry) -> None:
-    """Check that the best round so far is still there to be exported in the end: before hours of training,
-    not after.
+    """Check, before training, that the best round can be exported after it.
+
+    Where the newest round is the best one, its own state is used and the file is not needed.
 
     Raises:
-        JournalError: it is not. Where the newest round is the best one, its own state stands in for the file.
+        JournalError: the file of the best round is missing or damaged.
     """
     if entry.has_best and entry.best_round != entry.round:
         journal.check_best(entry)
 
 
 def end_reason(number: int, stale: int, config: FederationConfig) -> str:
-    """Return why a run that stands at round `number` is over, empty while it goes on. What the journal says
-    does not count here: rounds and patience may have changed since.
+    """Return why a run is over after round `number`; empty if there are more rounds.
+
+    It is computed from the configuration and not read from the journal, because rounds and patience may have
+    changed since.
 
     Args:
         stale: evaluations without a better held-out loss.
@@ -106,52 +109,57 @@ def end_reason(number: int, stale: int, config: FederationConfig) -> str:
 def resume(
     config: RunConfig,
     deployment: Deployment,
-    link,
+    link: ClientLink,
     *,
     journal: Journal,
     entry: Entry | None,
     role: RankRole,
     fresh: Progress,
 ) -> Progress:
-    """Return the progress to go on from: the `fresh` one, or the newest journal entry that anybody
-    has, told to everyone. Collective over all ranks that carry clients.
+    """Return the progress to start from: the newest journal entry of any participant, or the `fresh` one.
+
+    The participant with the newest entry sends it to all. Collective over all ranks that carry clients.
 
     Args:
-        entry: this rank's newest one, if it has any. role: what this rank is in the rounds.
+        entry: the newest entry of this rank's journal, if there is one. role: of this rank in the rounds.
 
     Raises:
-        JournalError: the entry does not fit this model, participants hold different states of the same
-            round, or what was told is no round's.
+        JournalError: the entry does not fit this model, participants have different states of the same round,
+            or the received numbers are invalid.
     """
     previous = fresh.state if config.federation.staleness else None
     layout = Layout.of(keeping.pack(fresh.state, fresh.moments, previous))
     saved = None if entry is None else _saved(journal, entry, layout)
-    # Sites of their own may differ by the round in which one was lost.
+    # Journals of different sites may differ by the round in which a site was lost.
     priority = entry.round + 1.0 if entry else 0.0
     head = link.share(np.zeros(5) if entry is None else _head(entry), priority)
     if head is None:
         return fresh
     _check_head(head)
     layout = shared_layout(link, layout, None if saved is None else Layout.of(saved), priority)
-    is_alike = saved is not None and Layout.of(saved) == layout
-    own = layout.flatten(saved) if is_alike else np.zeros(layout.size, dtype=np.float32)
+    has_same_layout = saved is not None and Layout.of(saved) == layout
+    own = np.zeros(layout.size, dtype=np.float32)
+    if saved is not None and has_same_layout:
+        own = layout.flatten(saved)
     vector = link.share(own, priority)
+    assert vector is not None  # the participant that has sent a head sends a vector too
     number = int(head[0])
     best = int(head[1])
-    differs = entry is not None and entry.round == number and not (is_alike and np.array_equal(own, vector))
-    deployment.check_alike(link, journal, number, differs)
+    is_same = has_same_layout and np.array_equal(own, vector)
+    differs = entry is not None and entry.round == number and not is_same
+    deployment.check_same_state(link, journal, number, differs)
     progress = _progress(config, head, layout.unflatten(vector))
     if number:
         keeping.load_clients(config, progress, journal=journal, link=link, role=role)
-    if best not in (NONE, number):
+    if best not in (NO_BEST, number):
         deployment.share_best(link, journal, best, Layout.of(progress.state))
     if entry is not None and best == number:
-        journal.save_best(best, progress.state)  # whether the file is there or not, see `check_best`
+        journal.save_best(best, progress.state)  # `check_best` does not require the file
     return progress
 
 
 def _progress(config: RunConfig, head: np.ndarray, packed: Arrays) -> Progress:
-    """Return the progress that a head (see `_head`) and the tensors of an entry tell of."""
+    """Return the progress that a head (see `_head`) and the tensors of an entry describe."""
     state, moments, previous = keeping.unpack(packed)
     number = int(head[0])
     best = int(head[1])
@@ -161,7 +169,7 @@ def _progress(config: RunConfig, head: np.ndarray, packed: Arrays) -> Progress:
         state,
         moments,
         best_round=max(0, best),
-        best_loss=float("inf") if best == NONE else float(head[2]),
+        best_loss=float("inf") if best == NO_BEST else float(head[2]),
         stale=stale,
         done=end_reason(number, stale, config.federation),
         previous=previous if number else None,
@@ -178,25 +186,26 @@ def _saved(journal: Journal, entry: Entry, layout: Layout) -> dict[str, np.ndarr
 
 
 def _head(entry: Entry) -> np.ndarray:
-    """Return what is told of an entry beside its tensors: round, best round and its loss, evaluations without
-    a better one, how far updates were alike [5].
+    """Return the numbers of an entry that are sent with its tensors: [5] float64.
+
+    They are the round, the best round, its loss, the evaluations since, and the alignment of updates (-1:
+    none).
     """
-    best = [entry.best_round, entry.best_loss] if entry.has_best else [NONE, 0.0]
+    best = [entry.best_round, entry.best_loss] if entry.has_best else [NO_BEST, 0.0]
     return np.array([entry.round, *best, entry.stale, -1.0 if entry.likeness is None else entry.likeness])
 
 
 def _check_head(head: np.ndarray) -> None:
-    """Check what a participant has told of its entry (see `_head`).
+    """Check the numbers that a participant has sent (see `_head`).
 
     Raises:
-        JournalError: no round is like that; on all ranks alike.
+        JournalError: they are not possible; on all ranks.
     """
     number, best, loss, stale, _ = head.tolist()
-    counts = ((number, 0), (best, NONE), (stale, 0))
+    counts = ((number, 0), (best, NO_BEST), (stale, 0))
     if not np.isfinite(loss) or any(not count.is_integer() or count < least for count, least in counts):
         raise JournalError(
-            "the state to go on from, as the participant with the newest round tells it: it is of round "
-            f"{number:g}, the best one is {best:g} with a loss of {loss:g}, and {stale:g} evaluations since "
-            "were no better, which is no round's; start anew with --fresh, or without that participant's "
-            "journal"
+            "the participant with the newest round sent impossible numbers of its state: round "
+            f"{number:g}, best round {best:g} with a loss of {loss:g}, {stale:g} evaluations since; start "
+            "anew with --fresh, or without that participant's journal"
         )

@@ -1,4 +1,4 @@
-"""Whether a run's folder can be what a run makes of it."""
+"""Checks of a run's folder, before anything is written to it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from fedspeed.config.load import Loaded
 from fedspeed.errors import FedSpeedError
 from fedspeed.files import check_writable
 
-# What stands in a run's folder, should something else have its name.
+# Files and folders of a run; something else may already have one of these names.
 RUN_FILES = (
     "report.md",
     "report.png",
@@ -23,7 +23,7 @@ def check_run_folder(loaded: Loaded) -> None:
     """Check that the run's folder can be written.
 
     Raises:
-        FedSpeedError: it cannot, or something else has one of its names.
+        FedSpeedError: it cannot, or a file is where the run needs a folder, or the reverse.
     """
     out = Path(loaded.config.run.out)
     run = loaded.run_folder
@@ -32,7 +32,7 @@ def check_run_folder(loaded: Loaded) -> None:
         raise FedSpeedError(f"run.out={out}: {existing} is not a folder; choose another place for the runs")
     if run.exists() and not run.is_dir():
         raise FedSpeedError(
-            f"{run}: is a file, where the run's folder would be; move it away, or choose another run.name"
+            f"{run}: is a file, but the run needs a folder of that name; move it, or choose another run.name"
         )
     try:
         check_writable(run)
@@ -43,8 +43,8 @@ def check_run_folder(loaded: Loaded) -> None:
             "or choose another place"
         ) from error
     for names, is_other, kinds in (
-        (RUN_FILES, Path.is_dir, "a folder, where the run writes a file"),
-        (RUN_FOLDERS, Path.is_file, "a file, where the run makes a folder"),
+        (RUN_FILES, Path.is_dir, "a folder, but the run writes a file of that name"),
+        (RUN_FOLDERS, Path.is_file, "a file, but the run needs a folder of that name"),
     ):
         if found := next((run / name for name in names if is_other(run / name)), None):
             raise FedSpeedError(f"{found}: is {kinds}; move it away, or choose another run.name")

@@ -1,4 +1,4 @@
-"""Which ranks compute on which GPUs, told to all before anything is built."""
+"""Exchange of which ranks compute on which GPU, before anything is built."""
 
 import json
 from dataclasses import asdict
@@ -11,14 +11,12 @@ from fedspeed.session.request import Job
 
 
 def may_share_cards(job: Job) -> bool:
-    """Whether there are ranks that could share a card."""
+    """Return whether there are several working ranks, which could share a card."""
     return len(job.workers) > 1
 
 
 def publish_card(job: Job, store: Store) -> None:
-    """Leave word of the card that this rank computes on. Collective over the ranks that carry clients; rank 0
-    passes the check-in in any case.
-    """
+    """Publish the card that this rank computes on. Collective over the required ranks."""
     if not may_share_cards(job):
         return
     with CheckIn(job, store, "cards"):
@@ -27,21 +25,20 @@ def publish_card(job: Job, store: Store) -> None:
 
 
 def check_shared(job: Job, store: Store) -> tuple[list[str], int]:
-    """Hold what all ranks have told against the torch worlds that they are to form, with the same result on
-    all of them.
+    """Compare the published cards with the planned torch worlds. The result is the same on all ranks.
 
     Returns:
-        (a line for each card that several torch worlds share, how many ranks compute on this rank's device).
+        (a remark for each card that several torch worlds share, number of ranks on this rank's device).
 
     Raises:
         ConfigError: two ranks of one torch world would compute on one card.
     """
     if not may_share_cards(job):
         return [], 1
-    told = [json.loads(text) for text in store.get(*map(_key, job.workers))]
-    cards = {rank: Card(**words) for rank, words in zip(job.workers, told, strict=True) if words}
+    published = [json.loads(text) for text in store.get(*map(_key, job.workers))]
+    cards = {rank: Card(**card) for rank, card in zip(job.workers, published, strict=True) if card}
     notes = check_cards(job.topology.worlds(job.config.engine.pipeline), cards)
-    if job.world_rank not in cards:  # it computes on its host, with all ranks there
+    if job.world_rank not in cards:  # it computes on the CPUs of its host, as do all other ranks there
         return notes, sum(job.topology.placement(rank).host == job.place.host for rank in job.workers)
     return notes, list(cards.values()).count(cards[job.world_rank])
 

@@ -1,4 +1,4 @@
-"""One participant per organisation: who this site is, and whether all sites are about to do the same."""
+"""A site among organisations: its identity, and the comparison of settings between sites."""
 
 import hashlib
 import hmac
@@ -20,8 +20,8 @@ from fedspeed.routing.anonymous.crypto import derive_key, digest, public_bytes
 from fedspeed.routing.listening import own_membership
 from fedspeed.routing.transport import Transport
 
-# What each site decides for itself: where its data and files are, what its hardware does best.
-OWN = (
+# Sections and keys that each site decides for itself: its data, its files, its hardware.
+LOCAL_KEYS = (
     "cluster",
     "data",
     "deepspeed",
@@ -42,12 +42,12 @@ OWN = (
     "routing.step_deadline_s",
 )
 EPOCH_FILE = "roster-epoch"  # in a run's folder
-SHOWN = 8  # differences that an error lists
+MAX_LISTED = 8  # differences in an error message
 _READ_BYTES = 1 << 22
 
 
 class Site:
-    """This organisation among the members of its roster.
+    """One organisation among the members of its roster.
 
     Raises:
         FedSpeedError: a file is wrong, or the files do not fit each other.
@@ -59,14 +59,16 @@ class Site:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """What must be equal on all sites, in words; the base and its tokenizer by their content."""
+        """Settings that must be equal on all sites, as text; the base and its tokenizer by their content."""
         flat = {
             f"{section}.{key}": json.dumps(value, sort_keys=True)
             for section, block in decisive(as_dict(self.config)).items()
             for key, value in block.items()
         }
         shared = {
-            key: value for key, value in flat.items() if key not in OWN and key.partition(".")[0] not in OWN
+            key: value
+            for key, value in flat.items()
+            if key not in LOCAL_KEYS and key.partition(".")[0] not in LOCAL_KEYS
         }
         return shared | {
             "routing.roster_signer": identity.pinned(self.config.routing.roster_signer),
@@ -76,13 +78,11 @@ class Site:
 
     @cached_property
     def digest(self) -> bytes:
-        """The digest of the roster and of all that must be equal on all sites."""
+        """The digest of the roster and of all settings that must be equal on all sites."""
         return digest(self.membership.roster.digest, json.dumps(self.settings, sort_keys=True).encode())
 
     def renewed(self) -> bool:
-        """Return whether the roster's file holds a newer one by now. One that is no roster of the pinned
-        signer's is none yet.
-        """
+        """Return whether the roster's file now holds a newer roster of the pinned signer."""
         routing = self.config.routing
         try:
             found = identity.read_roster(Path(routing.roster), routing.roster_signer)
@@ -91,11 +91,10 @@ class Site:
         return found.epoch > self.membership.roster.epoch
 
     def check_epoch(self, folder: Path) -> None:
-        """Hold this start's roster against the newest one that the run in the folder has known.
+        """Compare this start's roster with the newest one that the run in the folder has used.
 
         Raises:
-            FedSpeedError: the run has gone on with a newer one already: members that have left it would be
-                back.
+            FedSpeedError: the run has used a newer one: members that have left would be back.
         """
         file = folder / EPOCH_FILE
         epoch = self.membership.roster.epoch
@@ -113,61 +112,65 @@ class Site:
             )
 
     def keep_epoch(self, folder: Path) -> None:
-        """Note in the folder of a run which roster it goes on with."""
+        """Note in the folder of a run which roster it continues with."""
         write_atomically(folder / EPOCH_FILE, f"{self.membership.roster.epoch}\n".encode())
 
     def agree(self, transport: Transport, deadline_s: float) -> None:
         """Compare settings with all other sites, before anything is trained.
 
         Raises:
-            FedSpeedError: somebody means another run; says what differs, and who. TransportError: a site was
-                lost.
+            FedSpeedError: a site has other settings; names the differences and the site.
+            TransportError: a site was lost.
         """
-        mine = json.dumps(self.settings, sort_keys=True).encode()
-        head = np.array([len(mine)], np.uint64)
+        own = json.dumps(self.settings, sort_keys=True).encode()
+        head = np.array([len(own)], np.uint64)
         lengths = transport.swap([head] * transport.size, [8] * transport.size, deadline_s)
         sizes = [int(length.view(np.uint64)[0]) for length in lengths]
         if max(sizes) > 1 << 20:
             raise FedSpeedError(
                 "a site sent settings of more than a megabyte; all must run the same version of FedSpeed"
             )
-        texts = transport.swap([mine] * transport.size, sizes, deadline_s)
+        texts = transport.swap([own] * transport.size, sizes, deadline_s)
         differing = []
         for card, text in zip(self.membership.roster.members, texts, strict=True):
             differing += differences(self.settings, _parsed(card.name, text), card.name)
         if differing:
-            more = f" (and {len(differing) - SHOWN} more)" if len(differing) > SHOWN else ""
+            more = f" (and {len(differing) - MAX_LISTED} more)" if len(differing) > MAX_LISTED else ""
             raise FedSpeedError(
                 "the sites are about to run different things; make these equal:\n  "
-                + "\n  ".join(differing[:SHOWN])
+                + "\n  ".join(differing[:MAX_LISTED])
                 + more
             )
 
 
-def differences(mine: Mapping[str, str], theirs: Mapping[str, str], name: str) -> list[str]:
+def differences(own: Mapping[str, str], theirs: Mapping[str, str], name: str) -> list[str]:
     """Return a line for each setting in which another site, called `name`, differs from this one. Pure."""
     return [
-        f"{key}: {mine.get(key, '-')} here, {theirs.get(key, '-')} at {name}"
-        for key in sorted(mine.keys() | theirs.keys())
-        if mine.get(key) != theirs.get(key)
+        f"{key}: {own.get(key, '-')} here, {theirs.get(key, '-')} at {name}"
+        for key in sorted(own.keys() | theirs.keys())
+        if own.get(key) != theirs.get(key)
     ]
 
 
-def _parsed(name: str, text) -> dict[str, str]:
-    """Return the settings that another site, called `name`, has sent. Raises FedSpeedError: they are none."""
+def _parsed(name: str, text: np.ndarray) -> dict[str, str]:
+    """Parse the settings that another site, called `name`, has sent.
+
+    Raises:
+        FedSpeedError: they are not a dictionary of settings.
+    """
     try:
         found = json_value(bytes(text))
         if not isinstance(found, dict):
-            raise ValueError("they have no names")
+            raise ValueError("not a dictionary")
         return found
     except ValueError as error:
         raise FedSpeedError(
-            f"{name} sent settings that are none ({error}); all must run the same version of FedSpeed"
+            f"{name} sent settings that cannot be read ({error}); all must run the same version of FedSpeed"
         ) from error
 
 
 def sealed(text: str, key_file: Path) -> str:
-    """Return a digest of a text that only the holder of a private key can make again.
+    """Return a digest of a text that only the holder of a private key can reproduce.
 
     Raises:
         FedSpeedError: the key cannot be read.
@@ -178,9 +181,9 @@ def sealed(text: str, key_file: Path) -> str:
 
 
 def content(config: RunConfig) -> dict[str, str]:
-    """Return SHA-256 over the files that decide about training: of the base, of the tokenizer, and of the
-    adapter to start from where there is one. What is no folder here, nor in the hub's cache, counts with its
-    name.
+    """Return SHA-256 over the files that training depends on: base, tokenizer, adapter to start from.
+
+    An input that is neither a folder here nor in the hub's cache is represented by its name.
     """
     model = config.model
     adapter = config.adapter
@@ -189,16 +192,16 @@ def content(config: RunConfig) -> dict[str, str]:
         base += ["model.safetensors.index.json", "*.safetensors"]
     tokenizer = tokenizer_place(model)
     found = {
-        "the base model's files": _of_place(model.base, base),
-        "the tokenizer's files": _of_place(tokenizer, TOKENIZER_FILES) if tokenizer else model.tokenizer,
+        "the base model's files": _folder_digest(model.base, base),
+        "the tokenizer's files": _folder_digest(tokenizer, TOKENIZER_FILES) if tokenizer else model.tokenizer,
     }
     if adapter.start_from:
         patterns = ["adapter_config.json", "*.safetensors.index.json", "*.safetensors"]
-        found["the adapter's files"] = _of_place(adapter.start_from, patterns)
+        found["the adapter's files"] = _folder_digest(adapter.start_from, patterns)
     return found
 
 
-def _of_place(place: str, patterns: Sequence[str]) -> str:
+def _folder_digest(place: str, patterns: Sequence[str]) -> str:
     folder = local_folder(place, weights=False)
     if folder is None:
         return place

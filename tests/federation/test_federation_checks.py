@@ -14,7 +14,7 @@ from fedspeed.errors import ConfigError
 from fedspeed.federation import checks
 from fedspeed.federation.checks import check_method
 from fedspeed.federation.methods.config import METHODS, Entry, variant_of
-from fedspeed.session import components
+from fedspeed.session import participant
 from fedspeed.session.engine_spec import FIXED, engine_spec
 from tests.conftest import ROOT
 from tests.limits import LIMIT_S
@@ -235,7 +235,7 @@ def test_a_method_builds_nothing_that_others_decide_by(name, monkeypatch, tmp_pa
 
 
 def test_an_exchange_of_slices_asks_for_as_many_as_its_fewest_need(slices, monkeypatch):
-    """What `session.components.exchange` gives to the anonymous exchange."""
+    """What `session.participant.make_anonymous_exchange` gives to the anonymous exchange."""
     from fedspeed.routing.anonymous import exchange
 
     monkeypatch.setattr(exchange, "AnonymousExchange", lambda transport, routing, *_, **__: routing)
@@ -248,7 +248,9 @@ def test_an_exchange_of_slices_asks_for_as_many_as_its_fewest_need(slices, monke
         request=SimpleNamespace(deepspeed={}),
     )
     own = SimpleNamespace(key=None, members=None, settings=None)
-    assert components.exchange(job, None, SimpleNamespace(size=16), None, own).min_participants == 15
+    assert (
+        participant.make_anonymous_exchange(job, SimpleNamespace(size=16), own, None).min_participants == 15
+    )
 
 
 def test_modules_are_those_of_the_engine_that_a_method_builds(slices):

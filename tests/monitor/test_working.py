@@ -117,7 +117,7 @@ def test_a_run_that_is_asked_to_end_before_its_rounds_says_where_it_was(stop):
 def test_a_run_that_is_asked_to_end_in_a_round_tells_it_once(stop):
     told = []
     stop.in_rounds = True
-    stop.on_asked = told.append
+    stop.on_request = told.append
     with activity.during("round 3", 10, "local step", quiet=True):
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)

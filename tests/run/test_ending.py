@@ -168,18 +168,20 @@ def test_who_has_started_it_is_decided_once():
             and job.seal_rows("abc") == "abc"
             and not job.renewal(True)()
         )
-        job.check_alike(None, None, 3, True)  # one of them keeps the journal for all: there is nobody to ask
+        job.check_same_state(
+            None, None, 3, True
+        )  # one of them keeps the journal for all: there is nobody to ask
         job.share_best(None, None, 3, None)
     site = deployment_of(config("tls"))
     journal = SimpleNamespace(folder="runs/a/journal")
     assert type(site) is SiteDeployment
     link = Link(None)
-    site.check_alike(link, journal, 3, False)
+    site.check_same_state(link, journal, 3, False)
     assert link.asked == [0.0]
     with pytest.raises(
         JournalError, match="runs/a/journal: the sites hold different states of round 3; another differs"
     ):
-        site.check_alike(Link(np.ones(1)), journal, 3, False)
+        site.check_same_state(Link(np.ones(1)), journal, 3, False)
 
 
 def test_parts_are_closed_in_order_unless_something_was_raised():

@@ -176,7 +176,7 @@ def test_a_full_device_is_no_lack_of_ram_while_loading(monkeypatch, error, raise
     job.topology, job.place, job.world = SimpleNamespace(clients=()), SimpleNamespace(clients=(0,)), (0,)
     monkeypatch.setattr(components, "swap_folder", lambda job: None)
     with pytest.raises(raised, match=text):
-        components.engine(job, None, 1)
+        components.make_engine(job, None, 1)
 
 
 def test_a_run_whose_device_is_full_ends_with_what_to_set(workshop):

@@ -43,8 +43,8 @@ def order(tmp_path, monkeypatch):
 
 def begin(order: RunRequest, dtype: str) -> None:
     """What a first round in a type leaves."""
-    config = as_dict(order.settled(dtype).config)
-    Journal(order.folder, 2).commit(Entry(1, order.settled(dtype).fingerprint, 0, config), {})
+    config = as_dict(order.with_dtype(dtype).config)
+    Journal(order.folder, 2).commit(Entry(1, order.with_dtype(dtype).fingerprint, 0, config), {})
 
 
 def gpus(monkeypatch, *types: tuple[str, ...]) -> None:
@@ -74,10 +74,10 @@ c slots=1
 
 
 def test_on_cpus_it_is_fp32_and_the_dry_run_says_so(order):
-    settled, said = numeric_type.expect(order())
+    settled, said = numeric_type.predict(order())
     assert settled.config.model.dtype == "fp32" and "model.dtype=fp32 (auto: the cpu of" in said
     assert settled.loaded.sources["model.dtype"] == "auto (default)" and enabled(settled) == []
-    assert numeric_type.expect(order("model.dtype=fp32"))[1] == "", "what is named needs no word"
+    assert numeric_type.predict(order("model.dtype=fp32"))[1] == "", "what is named needs no word"
 
 
 @pytest.mark.parametrize(
@@ -86,23 +86,23 @@ def test_on_cpus_it_is_fp32_and_the_dry_run_says_so(order):
 )
 def test_on_gpus_it_is_what_all_of_them_have(order, monkeypatch, types, dtype):
     gpus(monkeypatch, *types)
-    settled, said = numeric_type.expect(order())
+    settled, said = numeric_type.predict(order())
     assert settled.config.model.dtype == dtype and f"model.dtype={dtype}" in said
     assert enabled(settled) == [dtype] * (dtype != "fp32")
 
 
 def test_the_hostfile_tells_of_cards_that_are_elsewhere(order):
-    assert numeric_type.expect(order(hosts=HOSTS.format("rtx3090")))[0].config.model.dtype == "bf16"
-    settled, said = numeric_type.expect(order(hosts=HOSTS.format("rtx2080ti")))
+    assert numeric_type.predict(order(hosts=HOSTS.format("rtx3090")))[0].config.model.dtype == "bf16"
+    settled, said = numeric_type.predict(order(hosts=HOSTS.format("rtx2080ti")))
     assert settled.config.model.dtype == "fp16" and "rtx2080ti of b" in said
-    unsettled, said = numeric_type.expect(order(hosts=HOSTS.format("rtx7777")))
+    unsettled, said = numeric_type.predict(order(hosts=HOSTS.format("rtx7777")))
     assert (
         unsettled.config.model.dtype == "auto" and "decided when the ranks meet" in said and "rtx7777" in said
     )
     with pytest.raises(
         PlanError, match=r"model.dtype=bf16: 1 of the cards \(rtx2080ti\) cannot compute in it"
     ):
-        numeric_type.expect(order("model.dtype=bf16", hosts=HOSTS.format("rtx2080ti")))
+        numeric_type.predict(order("model.dtype=bf16", hosts=HOSTS.format("rtx2080ti")))
 
 
 def test_the_dry_run_ends_well_where_the_type_is_decided_later(order, capsys):
@@ -112,7 +112,7 @@ def test_the_dry_run_ends_well_where_the_type_is_decided_later(order, capsys):
     said = capsys.readouterr().out
     assert "model.dtype=auto: decided when the ranks meet" in said and "should it" not in said
     assert main([*words, "engine.tier=ram", "engine.base_gib=0.0002"]) == 0
-    assert "note     should it come to fp32: engine.base_gib=0.0002" in capsys.readouterr().out
+    assert "note     if it is resolved to fp32: engine.base_gib=0.0002" in capsys.readouterr().out
 
 
 def test_a_type_that_this_machine_lacks_is_refused_in_the_dry_run(order, monkeypatch, capsys):
@@ -151,7 +151,7 @@ def test_what_auto_comes_to_is_held_to_the_rules_too(order, capsys):
 
 def test_a_run_goes_on_in_the_type_it_began_in(order):
     begin(order(), "bf16")
-    settled, said = numeric_type.expect(order())
+    settled, said = numeric_type.predict(order())
     assert settled.config.model.dtype == "bf16" and "mine began in it" in said
     assert (
         numeric_type.with_original_dtype(order()).fingerprint
@@ -159,7 +159,7 @@ def test_a_run_goes_on_in_the_type_it_began_in(order):
         == order("model.dtype=bf16").fingerprint
         != order("model.dtype=fp32").fingerprint
     )
-    assert numeric_type.expect(order(fresh=True))[0].config.model.dtype == "fp32"
+    assert numeric_type.predict(order(fresh=True))[0].config.model.dtype == "fp32"
     assert numeric_type.with_original_dtype(order("model.dtype=fp32")).config.model.dtype == "fp32"
 
 
@@ -172,7 +172,7 @@ def test_a_run_does_not_go_on_where_its_type_is_missing(order, monkeypatch):
         ModelError,
         match="model.dtype=fp16, in which the run in .*mine began: .*; resume it on devices that can, or",
     ):
-        numeric_type.expect(order())
+        numeric_type.predict(order())
 
 
 # The ranks decide together.
@@ -184,7 +184,7 @@ def test_all_ranks_take_what_the_oldest_card_has(order, monkeypatch):
     assert {one.job.config.model.dtype for one in found} == {"fp16"} and len({
         one.job.request.fingerprint for one in found
     }) == 1
-    assert "cuda:1 of here cannot do bf16" in found[0].text and not found[0].begun
+    assert "cuda:1 of here cannot do bf16" in found[0].text and not found[0].resumed
 
 
 def test_a_rank_without_clients_has_no_say(order, monkeypatch):
@@ -197,7 +197,7 @@ def test_the_reporters_journal_decides_for_all(order, monkeypatch):
     begin(order(), "fp32")
     gpus(monkeypatch, ("bf16",))
     found = meet(order(), 3, numeric_type.agree)
-    assert {(one.job.config.model.dtype, one.begun) for one in found} == {("fp32", True)}
+    assert {(one.job.config.model.dtype, one.resumed) for one in found} == {("fp32", True)}
 
 
 def test_a_device_that_cannot_be_asked_ends_all_at_once(order, monkeypatch):

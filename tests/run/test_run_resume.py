@@ -193,7 +193,7 @@ def test_a_finished_run_says_so(workshop, whole):
         in workshop.finish("--dry-run", "run.name=whole").out
     )
     assert (
-        f"journal  goes on behind round 4 in {whole[1]}"
+        f"journal  goes on after round 4 in {whole[1]}"
         in workshop.finish("--dry-run", "run.name=whole", "federation.rounds=9").out
     )
     assert tree(whole[1]) == before

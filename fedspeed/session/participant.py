@@ -1,0 +1,175 @@
+"""Transport, identity, exchange and server channel of a rank that is a participant of the exchange.
+
+Participants are the gateways, each for the clients that it carries, and the first rank of a method's server.
+The other ranks of a client have no `Participant`: their gateway passes the results on to them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fedspeed.cluster.heartbeat import Heartbeat
+from fedspeed.cluster.rendezvous import Store
+from fedspeed.federation.checks import least_participants, participants_of
+from fedspeed.federation.link import ClientLink
+from fedspeed.federation.shared_channel import SharedChannel
+from fedspeed.routing.channel import Channel
+from fedspeed.routing.config import TRANSPORTS
+from fedspeed.routing.exchange import Exchange, PlainExchange, RollCall
+from fedspeed.routing.opening import TransportContext
+from fedspeed.routing.transport import Transport
+from fedspeed.session.coordination import StoreRollCall
+from fedspeed.session.deployment import Identity
+from fedspeed.session.engine_spec import engine_spec
+from fedspeed.session.request import Job
+
+if TYPE_CHECKING:  # they load torch and cryptography, which a supervisor does without
+    from fedspeed.engine.client_engine import ClientEngine
+    from fedspeed.routing.signed_broadcast import SignedBroadcast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Participant:
+    """Hold what a participant has and a client's other ranks have not.
+
+    Attributes:
+        transport: connects all participants.
+        exchange: sums vectors over all participants.
+        identity: the key of this participant, where updates are masked or a server signs its results; None
+            elsewhere.
+    """
+
+    transport: Transport
+    exchange: Exchange
+    identity: Identity | None
+
+
+def open_mpi_transport(job: Job, store: Store) -> Transport | None:
+    """Open the transport of a job that communicates by MPI; return None for any other job.
+
+    All ranks open it together, before anything is read. Collective over all ranks.
+    """
+    return _open(job, store) if TRANSPORTS[job.transport].started_by_mpi else None
+
+
+def open_transport(job: Job, store: Store, mpi_transport: Transport | None) -> Transport | None:
+    """Return the transport of this rank; None on a rank that is no participant and has no MPI transport.
+
+    Collective over the participants. It is opened before the engines, which take unequal times to build.
+
+    Args:
+        mpi_transport: from `open_mpi_transport`.
+
+    Raises:
+        LostPeerError: the other participants could not be reached.
+    """
+    if mpi_transport is not None or not job.is_participant:
+        return mpi_transport
+    return _open(job, store)
+
+
+def _open(job: Job, store: Store) -> Transport:
+    timeout_s = job.config.cluster.start_timeout_s
+    deployment = job.deployment
+    context = TransportContext(
+        asked=job.config.routing.transport,
+        me=job.world_rank,
+        participants=job.topology.participants,
+        world_size=job.launch.world_size,
+        timeout_s=timeout_s,
+        connect=lambda prefix: store.connect(prefix, timeout_s),
+        member=deployment.membership,
+    )
+    return deployment.open_transport(job.transport, context)
+
+
+def make_participant(
+    job: Job, store: Store, transport: Transport | None, heartbeat: Heartbeat
+) -> Participant | None:
+    """Build the exchange of this rank; return None on a rank that is no participant.
+
+    Collective over the participants.
+
+    Args:
+        transport: from `open_transport`.
+    """
+    if not job.is_participant:
+        return None
+    assert transport is not None  # every participant opens one
+    routing = job.config.routing
+    roll = None if job.outlives_losses else StoreRollCall(job, store, heartbeat)
+    identity = None
+    if routing.anonymous or job.topology.server:
+        identity = job.deployment.identity(transport, job.request.fingerprint)
+    exchange: Exchange
+    if routing.anonymous:
+        assert identity is not None
+        exchange = make_anonymous_exchange(job, transport, identity, roll)
+    else:
+        exchange = PlainExchange(transport, routing.deadline_s, roll)
+    return Participant(transport=transport, exchange=exchange, identity=identity)
+
+
+def make_anonymous_exchange(
+    job: Job, transport: Transport, identity: Identity, roll: RollCall | None
+) -> Exchange:
+    """Build the exchange of the masked modes, which refuses a sum of too few participants.
+
+    Args:
+        roll: tells who has reached an exchange; None where it goes on without lost participants.
+    """
+    from fedspeed.routing.anonymous.exchange import AnonymousExchange
+
+    servers = int(bool(job.topology.server))  # a server takes part, but adds nothing that hides the others
+    adding = participants_of(job.config, job.topology, transport.size - servers)
+    spec = engine_spec(job.config, job.request.deepspeed, "client")
+    least = least_participants(job.config, adding, spec)
+    routing = replace(job.config.routing, min_participants=least + servers)
+    return AnonymousExchange(
+        transport, routing, identity.key, roster=identity.members, settings=identity.settings, roll=roll
+    )
+
+
+def make_link(job: Job, engine: "ClientEngine", participant: Participant | None) -> ClientLink:
+    """Build this rank's access to the exchange: its own, or that of its client's gateway."""
+    if participant is None:
+        return ClientLink(engine, None, job.config.routing.deadline_s)
+    return ClientLink(engine, participant.exchange, participant.exchange.max_wait_s)
+
+
+def make_channel(job: Job, engine: "ClientEngine", participant: Participant | None) -> SharedChannel | None:
+    """Build the channel between the method's server and the clients; return None without a server."""
+    topology = job.topology
+    if not topology.server:
+        return None
+    channel = None
+    if participant is not None:
+        names = [job.describe(rank) for rank in topology.participants]
+        channel = Channel(participant.transport, job.config.routing.deadline_s, names=names)
+    return SharedChannel(
+        engine,
+        channel,
+        server=topology.participants.index(topology.server[0]),
+        speakers=[topology.participants.index(gateway) for gateway in topology.gateways],
+    )
+
+
+def make_signed_broadcast(job: Job, participant: Participant | None) -> "SignedBroadcast | None":
+    """Build the signed broadcast of the server's results.
+
+    Return None where the method has no server, and on a rank that is no participant.
+    """
+    if not job.topology.server or participant is None:
+        return None
+    from fedspeed.routing.signed_broadcast import SignedBroadcast
+
+    identity = participant.identity
+    assert identity is not None  # every participant of a run with a server has one
+    participants = job.topology.participants
+    return SignedBroadcast(
+        participant.exchange,
+        identity.key,
+        identity.members,
+        identity.settings,
+        speaker=participants.index(job.topology.server[0]),
+        names=[job.describe(rank) for rank in participants],
+    )
