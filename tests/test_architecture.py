@@ -52,7 +52,7 @@ LATE = {
         "routing/anonymous/exchange",
         "routing/identity",
         "routing/listening",
-        "routing/statement",
+        "routing/signed_broadcast",
         "session/site",
     },
 }

@@ -1,4 +1,4 @@
-"""The model card of an export, README.md: what it is, how it was asked in training, and how it is loaded."""
+"""The model card of an export, README.md: the model, its prompt in training, and how to load it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ REMEDY = "name the folder of a finished run, or its adapter/ or model/"
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says.
+    """The content of a model card.
 
     Args:
-        run: name of the run. kind: `adapter` or `model`. round: that the weights are of; 0: the start.
-        base: a folder or a hub name. dtype: as torch calls it.
-        drawn: whether the base's weights were drawn and are in no file.
+        run: name of the run. kind: `adapter` or `model`. round: of the weights; 0 for the start.
+        base: a folder or a hub name. dtype: name of a torch type. format: of the prompt.
+        drawn: whether the base's weights were drawn at random and are in no file.
         name: of a model that is not the common one. has_more: whether the run has such models.
     """
 
@@ -34,7 +34,7 @@ class Card:
     has_more: bool = False
 
     def text(self) -> str:
-        """The card as Markdown with its front matter."""
+        """Return the card as Markdown with its front matter."""
         facts = {
             "library_name": "peft" if self.kind == "adapter" else "transformers",
             "base_model": self.base,
@@ -61,7 +61,7 @@ class Card:
         return f"{self.kind} `{self.name}`" if self.name else self.kind
 
     def _beside(self) -> str:
-        """Say how this model stands to the run's others."""
+        """Describe how this model relates to the run's other models."""
         if self.name.startswith("client-"):
             return (
                 f" This is client {self.name.removeprefix('client-')}'s own; the run's `{self.kind}` is "
@@ -79,10 +79,10 @@ class Card:
 
 
 def read_card(folder: Path) -> tuple[str, str]:
-    """(template, dtype) that an export was trained with.
+    """Read the template and the dtype that an export was trained with from its card.
 
     Raises:
-        ModelError: it has no card that says so.
+        ModelError: there is no card, or it does not name them.
     """
     path = folder / CARD_FILE
     try:
@@ -91,10 +91,10 @@ def read_card(folder: Path) -> tuple[str, str]:
         return str(facts["template"]), str(facts["dtype"])
     except FileNotFoundError:
         raise ModelError(
-            f"{path}: no such file, and only it says which prompt the weights were trained with; {REMEDY}"
+            f"{path}: no such file, but it names the prompt that the weights were trained with; {REMEDY}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ModelError(
-            f"{path}: does not say which prompt the weights were trained with ({type(error).__name__}); "
+            f"{path}: does not name the prompt that the weights were trained with ({type(error).__name__}); "
             f"{REMEDY}"
         ) from error

@@ -1,4 +1,4 @@
-"""The result of a run as an ordinary folder: a PEFT adapter, or a Hugging Face model."""
+"""Export of a trained model as an ordinary folder: a PEFT adapter, or a Hugging Face model."""
 
 import copy
 import json
@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,21 +22,23 @@ from fedspeed.models.local_config import local_folder
 from fedspeed.models.stored import BASE_FILE, key_of, stored_tensors
 
 GENERATION_FILE = "generation_config.json"
-FORMAT = {"format": "pt"}  # transformers refuses files without it
+FORMAT = {"format": "pt"}  # metadata that transformers requires
 
 
 def export(
-    folder: Path, model, tokenizer, tensors: Mapping[str, np.ndarray], base: str, *, card: str = ""
+    folder: Path, model: Any, tokenizer: Any, tensors: Mapping[str, np.ndarray], base: str, *, card: str = ""
 ) -> None:
-    """Write `tensors` (a global state, fp32, by parameter name) so that PEFT or transformers loads it. What
-    is folded in it becomes a part of the adapter, whose rank is larger for it.
+    """Write a model so that PEFT or transformers can load it.
+
+    Folded adapters are merged into the LoRA adapter, whose rank grows by theirs.
 
     Args:
-        folder: replaced as a whole; a reader finds a whole folder or, for the moment between two renames,
-            none.
-        model: the wrapped model, read for its configuration only (its weights may be partitioned away).
-        base: model.base, which an adapter names as its base model, so that it is found from anywhere.
-        card: the model card, README.md.
+        folder: is replaced as a whole. A reader finds a complete folder, or none between two renames.
+        model: of transformers or PEFT; only its configuration is read, since its weights may be partitioned.
+        tokenizer: of transformers.
+        tensors: the global state, fp32, by parameter name.
+        base: model.base; an adapter names it as its base model.
+        card: text of the model card, README.md; empty for none.
     """
     from fedspeed.models.adapters import portable_name
 
@@ -56,9 +59,11 @@ def export(
             write_tensors(part / "model.safetensors", named, metadata=FORMAT)
         else:
             _write_around(part, named, base, f"{model.base_model_prefix}.")
-        config = copy.deepcopy(model.config)
-        config.use_cache = True  # off while training; off in the file it would make generation quadratic
-        config.save_pretrained(part)
+        model_config: Any = copy.deepcopy(model.config)
+        model_config.use_cache = (
+            True  # off while training; off in the file it would make generation quadratic
+        )
+        model_config.save_pretrained(part)
         (part / GENERATION_FILE).write_text(
             json.dumps(_generation(model, tokenizer, base), indent=2, sort_keys=True)
         )
@@ -75,8 +80,8 @@ def export(
 
 
 def _of_rank(config: dict, lora_rank: int) -> dict:
-    """Return PEFT's configuration for factors of another rank at the same scale, alpha / r (or alpha /
-    sqrt(r) of rsLoRA).
+    """Return PEFT's configuration for another rank with the same scale: alpha / r, for rsLoRA alpha /
+    sqrt(r).
     """
     if lora_rank == config["r"]:
         return config
@@ -85,29 +90,26 @@ def _of_rank(config: dict, lora_rank: int) -> dict:
     return config | {"r": lora_rank, "lora_alpha": alpha}
 
 
-def _without_chat_template(tokenizer):
-    """The tokenizer without the base's chat template: nothing was trained with it, and who asked by it would
-    get worse answers.
-    """
+def _without_chat_template(tokenizer: Any) -> Any:
+    """Return the tokenizer without the base's chat template, which the training rows did not use."""
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = None
     return plain
 
 
 def lasting_name(base: str) -> str:
-    """`base` as it is found from any folder: the absolute path of a folder that is here, or the hub name."""
+    """Return a name of the base that is valid in any working folder: an absolute path, or the hub name."""
     path = Path(base)
     folder = path.parent if path.is_file() else path
     return os.path.abspath(folder) if folder.is_dir() else base
 
 
 def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix: str) -> None:
-    """The base's own weight files with some tensors replaced, one file in memory at a time.
+    """Write the base's weight files with the trained tensors replaced, one file in memory at a time.
 
-    What was trained is written in fp32, as it is: in the base's own type most of a small change would be
-        rounded away. Beside it the frozen
-    tensors stay as they are stored; transformers loads all of them in the type that config.json names, which
-    is the run's.
+    Trained tensors are written in fp32, because in the base's type most of a small delta would be rounded
+    away. Frozen tensors keep their stored type; transformers loads all of them in the type of config.json,
+    which is the run's.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -132,9 +134,10 @@ def _write_around(part: Path, named: Mapping[str, np.ndarray], base: str, prefix
         )
 
 
-def _generation(model, tokenizer, base: str) -> dict:
-    """What generation_config.json says: as the base's does, or as transformers makes it from config.json; but
-    an answer ends, and rows are filled up, with the tokens that the run's tokenizer has for it.
+def _generation(model: Any, tokenizer: Any, base: str) -> dict:
+    """Return the content of generation_config.json, with the special tokens of the run's tokenizer.
+
+    The rest is the base's file, or what transformers derives from config.json.
     """
     folder = local_folder(base, weights=False)
     path = folder / GENERATION_FILE if folder else None
@@ -152,6 +155,6 @@ def _generation(model, tokenizer, base: str) -> dict:
     return values
 
 
-def _plain(value):
-    """PEFT's configuration holds sets and enums."""
+def _plain(value: Any) -> Any:
+    """Convert the sets and enums of PEFT's configuration for JSON."""
     return sorted(value) if isinstance(value, (set, frozenset)) else getattr(value, "value", str(value))

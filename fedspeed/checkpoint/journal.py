@@ -1,13 +1,13 @@
-"""The round journal: enough of a finished round to go on from it bit for bit, written so that `kill -9` at
-any moment leaves a whole one.
+"""The round journal: what a run needs to resume after a finished round with the same bits.
+
+It is written so that `kill -9` at any moment leaves a complete entry.
 
     <run>/journal/round-000012/state.safetensors    global tensors, server optimizer
                                client-3.safetensors  a client's kept optimizer, on the host of its gateway
                                entry.json            written last, by rename: makes the round count
     <run>/journal/best.safetensors                   global tensors of the best round so far
 
-Data positions and random numbers are functions of (seed, client, round), so the round's number stands for
-them.
+Data positions and random numbers are functions of (seed, client, round), so that they need not be stored.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,15 +32,17 @@ BEST_REMEDY = "copy this file back from elsewhere, or start anew with --fresh"
 
 @dataclass(frozen=True)
 class Entry:
-    """What a finished round leaves besides tensors.
+    """The values of a finished round besides its tensors.
 
     Attributes:
-        config: the resolved configuration the run was started with.
-        fingerprint: hash over what decides the run's arithmetic; a resumed run must have the same.
-        best_round, best_loss, stale: held-out record, and evaluations since it (for early stopping).
-            best_round 0 is the start; an infinite best_loss says that there is none yet.
-        done: why the run ended with this round, empty while it goes on.
-        likeness: under staleness, how far clients' changes were alike in this round.
+        round: its number. seed: run.seed.
+        config: the resolved configuration that the run was started with.
+        fingerprint: hash of all settings that change the arithmetic; a resumed run must have the same.
+        best_round, best_loss: the best evaluation so far. Round 0 is the start; an infinite loss means none.
+        stale: evaluations since the best one, for early stopping.
+        done: why the run ended with this round; empty if it continues.
+        sha256: of the file with the tensors.
+        likeness: under staleness, the alignment of the clients' updates in this round.
     """
 
     round: int
@@ -60,8 +63,10 @@ class Entry:
 
 
 class Journal:
-    """One run's journal. Only one rank commits; gateways add their clients' files to the round before it is
-    committed.
+    """The journal of a run. One rank commits rounds; before that, gateways add the files of their clients.
+
+    Args:
+        run: folder of the run. keep: number of rounds to keep.
     """
 
     def __init__(self, run: Path, keep: int):
@@ -72,7 +77,7 @@ class Journal:
         return self.folder / f"round-{number:06d}"
 
     def commit(self, entry: Entry, tensors: Mapping[str, np.ndarray]) -> None:
-        """Make `entry.round` the round to resume from, and forget all but the last few."""
+        """Make `entry.round` the round to resume from, and remove all but the newest rounds."""
         folder = self._round(entry.round)
         digest = write_tensors(folder / "state.safetensors", tensors)
         text = json.dumps(
@@ -82,42 +87,47 @@ class Journal:
         write_atomically(folder / "entry.json", text.encode())
         kept = self._committed()[-self._keep :]
         for number in self._numbers():
-            if number < kept[0]:  # with or without an entry: a killed process may have left half a round
+            if number < kept[0]:  # a killed process may have left one without an entry
                 self._forget(number)
         try:
             needed = {
-                self._best(json_value((self._round(number) / "entry.json").read_bytes())["best_round"])
-                for number in kept
+                self._best(_entry_values(self._round(number) / "entry.json")["best_round"]) for number in kept
             }
         except (ValueError, KeyError, TypeError):
-            # an older entry is damaged: which file it needs is not known, and not this round's business
-            return
+            return  # an older entry is damaged, so that the files it needs are not known
         for path in [
             *self.folder.glob("best-*.safetensors"),
             *self.folder.glob(".best-*.tmp"),
-        ]:  # what a killed process left, too
+        ]:  # also those of a killed process
             if path not in needed:
                 path.unlink(missing_ok=True)
 
     def save_client(self, number: int, client: int, tensors: Mapping[str, np.ndarray]) -> None:
-        """Add what a client alone goes on with (its optimizer, its own start under staleness; empty: nothing)
-        to the round that is about to be committed.
+        """Add a client's own state to the round that is about to be committed.
+
+        Args:
+            number: of the round.
+            tensors: the client's optimizer state, and its start under staleness; may be empty.
         """
         write_tensors(self._round(number) / f"client-{client}.safetensors", tensors)
-        # On a host that does not commit nobody else forgets the old rounds. This one is not committed yet, so
-        # it counts for none.
+        # No other rank removes old rounds on a host that does not commit. The current round is not committed
+        # yet and is not counted.
         earlier = [n for n in self._numbers() if n < number]
         for old in earlier[: -self._keep]:
             if not (self._round(old) / "entry.json").exists():
                 self._forget(old)
 
     def load_client(self, number: int, client: int) -> dict[str, np.ndarray]:
+        """Return what `save_client` has stored.
+
+        Raises:
+            JournalError: it is missing or damaged.
+        """
         path = self._round(number) / f"client-{client}.safetensors"
         if not path.is_file():
             raise JournalError(
-                f"{path}: missing; what client {client} goes on with was kept on another host. Resume on "
-                "the same hosts, "
-                "or start anew with --fresh"
+                f"{path}: missing; the state of client {client} was stored on another host. Resume on the "
+                "same hosts, or start anew with --fresh"
             )
         return read_tensors(
             path,
@@ -126,22 +136,25 @@ class Journal:
         )
 
     def _best(self, number: int) -> Path:
-        """One file a round: an entry's best is the one it was committed with, whatever was trained and lost
-        after it.
-        """
+        """Return the file for the best round; one for each round, so that older entries keep theirs."""
         return self.folder / f"best-{number:06d}.safetensors"
 
     def save_best(self, number: int, tensors: Mapping[str, np.ndarray]) -> None:
-        """Keep the tensors of a round that is the best so far; for good once an entry that names it is
-        committed.
+        """Store the tensors of the best round so far; a later commit keeps them if its entry names the
+        round.
         """
         write_tensors(self._best(number), tensors)
 
     def load_best(self, number: int) -> dict[str, np.ndarray]:
+        """Return the tensors of a best round.
+
+        Raises:
+            JournalError: its file is missing or damaged.
+        """
         return read_tensors(self._best(number), BEST_REMEDY)
 
     def check_best(self, entry: Entry) -> None:
-        """That the best round an entry names can be exported, without reading it as a whole.
+        """Check, without reading all of it, that the best round of an entry can be exported.
 
         Raises:
             JournalError: its file is missing or damaged, or holds other tensors than the entry.
@@ -154,11 +167,11 @@ class Journal:
         })
         if (
             trainable(read_shapes(path, BEST_REMEDY)) != wanted
-        ):  # what is folded is of other shapes in every round
+        ):  # folded adapters have other shapes in every round
             raise JournalError(f"{path}: holds other tensors than {state}; {BEST_REMEDY}")
 
     def _numbers(self) -> list[int]:
-        """Rounds that have a folder."""
+        """Return the rounds that have a folder, in order."""
         found = (ROUND.search(p.name) for p in self.folder.glob("round-*"))
         return sorted(int(m.group(1)) for m in found if m)
 
@@ -166,21 +179,20 @@ class Journal:
         return [n for n in self._numbers() if (self._round(n) / "entry.json").is_file()]
 
     def _forget(self, number: int) -> None:
-        """Remove a round, first of all the entry: what is left of it by a kill must not look finished."""
+        """Remove a round; its entry first, so that the rest never looks like a finished round."""
         folder = self._round(number)
         (folder / "entry.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
     def newest(self) -> int:
-        """Number of the newest finished round, unchecked; -1 for a run without one."""
+        """Return the number of the newest finished round, unchecked; -1 for a run without one."""
         return max(self._committed(), default=-1)
 
     def latest(self) -> Entry | None:
-        """The newest finished round, None for a run without one.
+        """Return the entry of the newest finished round; None for a run without one.
 
         Raises:
-            JournalError: it is damaged. Going back a round would silently lose work, so that is left to the
-                user.
+            JournalError: it is damaged. Going back a round loses work, so that the user must decide.
         """
         rounds = self._committed()
         if not rounds:
@@ -188,7 +200,7 @@ class Journal:
         path = self._round(rounds[-1]) / "entry.json"
         remedy = self._remedy(rounds[-1])
         try:
-            values = json_value(path.read_bytes())
+            values = _entry_values(path)
             values["best_loss"] = float("inf") if values["best_loss"] is None else values["best_loss"]
             entry = Entry(**values)
         except (ValueError, TypeError, KeyError) as error:
@@ -202,6 +214,11 @@ class Journal:
         return entry
 
     def tensors(self, entry: Entry) -> dict[str, np.ndarray]:
+        """Return the tensors of an entry.
+
+        Raises:
+            JournalError: their file is missing or damaged.
+        """
         return read_tensors(self._round(entry.round) / "state.safetensors", self._remedy(entry.round))
 
     def _remedy(self, number: int) -> str:
@@ -210,8 +227,16 @@ class Journal:
         return f"delete the folder {self._round(number)} to resume from {target}, or start anew with --fresh"
 
 
+def _entry_values(path: Path) -> dict[str, Any]:
+    """Read the values of an entry. Raises ValueError or TypeError: it is damaged."""
+    values = json_value(path.read_bytes())
+    if not isinstance(values, dict):
+        raise TypeError("not an entry")
+    return values
+
+
 def changes(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """`key: old -> new` of every value in which two resolved configurations differ."""
+    """Return `key: old -> new` for every value in which two resolved configurations differ."""
     out = []
     for key in sorted(old.keys() | new.keys()):
         a = old.get(key)
@@ -226,7 +251,7 @@ def changes(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
 def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> str:
-    """Write safetensors by rename; returns the file's sha256."""
+    """Write safetensors by rename; return the file's SHA-256 in hex."""
     from safetensors.numpy import save
 
     data = save({n: np.ascontiguousarray(t) for n, t in tensors.items()}, metadata)
@@ -235,10 +260,13 @@ def write_tensors(
 
 
 def read_tensors(path: Path, remedy: str) -> dict[str, np.ndarray]:
-    """Tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
+
+    Args:
+        remedy: for the message of the error.
 
     Raises:
-        JournalError: it is missing or damaged; `remedy` says what to do about it.
+        JournalError: the file is missing or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -250,8 +278,9 @@ def read_tensors(path: Path, remedy: str) -> dict[str, np.ndarray]:
 
 
 def read_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors of a safetensors file; opening it finds one that is cut. Raises as
-    `read_tensors` does.
+    """Return name -> shape of the tensors of a safetensors file. Raises as `read_tensors` does.
+
+    Opening the file detects a truncated one.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -263,5 +292,6 @@ def read_shapes(path: Path, remedy: str) -> dict[str, tuple[int, ...]]:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         ) from error
     print_result(
         "\n".join([
-            *made.said,
+            *made.remarks,
             f"{arguments.file}: written; check it with `python launch.py --config {arguments.file} "
             "--dry-run`",
         ])

@@ -31,10 +31,10 @@ class RunSection:
     """The section `run`."""
 
     name: str = field(
-        default="", metadata={"help": "folder of the run under run.out; empty: the name of the YAML"}
+        default="", metadata={"help": "folder of the run below run.out; empty: the name of the YAML"}
     )
     out: str = field(default="runs", metadata={"help": "folder that holds the runs"})
-    seed: int = field(default=0, metadata={"help": "seed of everything random", "min": 0, "max": 2**32 - 1})
+    seed: int = field(default=0, metadata={"help": "seed of all random numbers", "min": 0, "max": 2**32 - 1})
 
 
 def _variants(names: Iterable[str], variant_of: Callable[[str], type]) -> dict[str, type]:

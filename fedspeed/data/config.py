@@ -18,8 +18,10 @@ class DataConfig:
     path: str = field(
         default="",
         metadata={
-            "help": "file, folder or hub set (owner/name[:configuration]); empty: $FEDSPEED_DATA, ./data, "
-            "../shared/data",
+            "help": (
+                "file, folder or hub data set (owner/name[:configuration]); empty: looked for in "
+                "$FEDSPEED_DATA, ./data and ../shared/data"
+            ),
             "path": (),
         },
     )
@@ -27,49 +29,54 @@ class DataConfig:
     split: Literal["iid", "meta", "lda"] = field(
         default="iid",
         metadata={
-            "help": "iid: even shuffle; meta: one category per client; lda: Dirichlet(alpha) per category"
+            "help": (
+                "how rows become clients. iid: shuffled evenly; meta: one category per client; lda: "
+                "Dirichlet(alpha) per category"
+            )
         },
     )
     alpha: float = field(
         default=0.5,
         metadata={
-            "help": "concentration of the lda splitter: the smaller, the more the clients differ",
+            "help": "concentration of split=lda: the smaller, the more the clients differ",
             "above": 0.0,
         },
     )
     instruction_field: str = field(
-        default="instruction", metadata={"help": "for task file: field with the instruction"}
+        default="instruction", metadata={"help": "task=file: field with the instruction"}
     )
-    input_field: str = field(
-        default="input", metadata={"help": "for task file: optional field with the input"}
-    )
-    output_field: str = field(default="output", metadata={"help": "for task file: field with the answer"})
+    input_field: str = field(default="input", metadata={"help": "task=file: optional field with the input"})
+    output_field: str = field(default="output", metadata={"help": "task=file: field with the answer"})
     category_field: str = field(
-        default="category", metadata={"help": "for task file: field that meta and lda split by"}
+        default="category", metadata={"help": "task=file: field that split=meta and split=lda use"}
     )
     val_fraction: float = field(
         default=0.02,
         metadata={
-            "help": "share of each client's rows held out for evaluation; equal rows are held out together, "
-            "or not at all",
+            "help": (
+                "share of each client's rows that is held out for evaluation; equal rows are all held "
+                "out, or none"
+            ),
             "min": 0.0,
             "max": 0.9,
         },
     )
     max_val_rows: int = field(
-        default=64, metadata={"help": "at most so many rows a client are held out", "min": 1}
+        default=64, metadata={"help": "most rows of a client that are held out", "min": 1}
     )
     max_rows: int = field(
-        default=0, metadata={"help": "use only so many rows of the task, 0: all (builtin: 3000)", "min": 0}
+        default=0, metadata={"help": "most rows of the task to use, 0: all (builtin: 3000)", "min": 0}
     )
     max_tokens: int = field(
-        default=512, metadata={"help": "a row is cut to so many tokens", "min": 8, "max": 1_048_576}
+        default=512, metadata={"help": "rows are truncated to this many tokens", "min": 8, "max": 1_048_576}
     )
     template: Literal["auto", "alpaca", "plain"] = field(
         default="auto",
         metadata={
-            "help": "alpaca: the Stanford Alpaca prompt; plain: instruction, input, answer with a space "
-            "between; auto: plain for builtin, else alpaca"
+            "help": (
+                "prompt template. alpaca: the Stanford Alpaca prompt; plain: instruction, input and "
+                "answer with spaces between; auto: plain for task=builtin, else alpaca"
+            )
         },
     )
 
@@ -81,20 +88,19 @@ class TrainConfig:
     """
 
     local_steps: int = field(
-        default=10, metadata={"help": "optimizer steps a client takes in a round", "min": 1, "max": MAX_STEPS}
+        default=10, metadata={"help": "optimizer steps of a client in a round", "min": 1, "max": MAX_STEPS}
     )
     local_steps_by_cluster: dict[str, int] = field(
         default_factory=dict,
         metadata={
-            "help": "other numbers for some clusters, such as {fast: 40, slow: 10}; slower clusters may do "
-            "fewer",
+            "help": "other numbers of local steps for some clusters, such as {fast: 40, slow: 10}",
             "min": 1,
             "max": MAX_STEPS,
         },
     )
     micro_batch: int = field(
         default=4,
-        metadata={"help": "sequences per rank in one forward and backward", "min": 1, "max": 65_536},
+        metadata={"help": "sequences per rank in one forward and backward pass", "min": 1, "max": 65_536},
     )
     accumulation: int = field(
         default=1, metadata={"help": "micro-batches per optimizer step", "min": 1, "max": 65_536}
@@ -105,7 +111,9 @@ class TrainConfig:
     lr: float = field(
         default=1e-3, metadata={"help": "peak learning rate of the local optimizer", "min": 0.0}
     )
-    momentum: float = field(default=0.0, metadata={"help": "momentum of sgd", "min": 0.0, "below": 1.0})
+    momentum: float = field(
+        default=0.0, metadata={"help": "momentum of optimizer=sgd", "min": 0.0, "below": 1.0}
+    )
     beta1: float = field(
         default=0.9, metadata={"help": "AdamW: decay of the mean of gradients", "min": 0.0, "below": 1.0}
     )
@@ -113,16 +121,20 @@ class TrainConfig:
         default=0.999,
         metadata={"help": "AdamW: decay of the mean of squared gradients", "min": 0.0, "below": 1.0},
     )
-    eps: float = field(default=1e-8, metadata={"help": "AdamW: added to the root", "min": 0.0})
-    weight_decay: float = field(default=0.0, metadata={"help": "decoupled for adamw, L2 for sgd", "min": 0.0})
+    eps: float = field(default=1e-8, metadata={"help": "AdamW: added to the denominator", "min": 0.0})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "weight decay: decoupled for adamw, L2 for sgd", "min": 0.0}
+    )
     clip: float = field(
-        default=0.0, metadata={"help": "gradient norm a step is clipped to, 0: never", "min": 0.0}
+        default=0.0,
+        metadata={"help": "gradients are clipped to this norm in each local step, 0: never", "min": 0.0},
     )
     schedule: Literal["constant", "linear", "cosine"] = field(
-        default="constant", metadata={"help": "learning rate over all rounds (not restarted each round)"}
+        default="constant",
+        metadata={"help": "schedule of the learning rate over all rounds, not restarted in each round"},
     )
     warmup_steps: int = field(
-        default=0, metadata={"help": "linear warm-up, in local steps over the whole run", "min": 0}
+        default=0, metadata={"help": "local steps of linear warm-up, counted over the whole run", "min": 0}
     )
 
 

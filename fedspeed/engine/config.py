@@ -9,60 +9,72 @@ class EngineConfig:
     base_partition: Literal["cluster", "client", "rank"] = field(
         default="cluster",
         metadata={
-            "help": "ZeRO-3: which ranks share one copy of the frozen base (rank: each keeps or streams its "
-            "own)"
+            "help": (
+                "ZeRO-3: ranks that share one copy of the frozen base (rank: every rank has a copy of "
+                "its own)"
+            )
         },
     )
     tier: Literal["auto", "stock", "resident", "int8", "nf4", "ram", "nvme", "client", "cluster"] = field(
         default="auto",
         metadata={
-            "help": "where the frozen base lives: on every rank's device (int8, nf4: quantised there), once "
-            "in each node's RAM or NVMe, divided over "
-            "a client's or a cluster's ranks; stock: where DeepSpeed puts it, executed by DeepSpeed; auto: "
-            "stock, but what ZeRO-3 would stream "
-            "is executed layer by layer"
+            "help": (
+                "where the frozen base is stored: on every rank's device (resident; int8, nf4: "
+                "quantised), once in each node's RAM or NVMe (ram, nvme), or divided over a client's "
+                "or a cluster's ranks. stock: as the deepspeed section says, executed by DeepSpeed; "
+                "auto: stock, but layer-major execution where ZeRO-3 would stream the base"
+            )
         },
     )
     base_reads: Literal["gather", "one_sided"] = field(
         default="gather",
         metadata={
-            "help": "tiers divided over a client or a cluster: all ranks gather each block in the same "
-            "order, or each node keeps its part in RAM and answers "
-            "whoever asks, so that no rank waits for another's pass (a node with several ranks then "
-            "receives the others' parts once for each)"
+            "help": (
+                "tier=client or cluster. gather: all ranks gather each block in the same order; "
+                "one_sided: each node keeps its shard in RAM and serves it on request, so that no "
+                "rank waits for another's pass (a node with several ranks then receives other nodes' "
+                "shards once per rank)"
+            )
         },
     )
     pipeline: Literal["none", "client", "cluster"] = field(
         default="none",
         metadata={
-            "help": "client: a client's ranks each hold some blocks of the model, and its micro-batches "
-            "pass through them; cluster: so do all ranks of a cluster, "
-            "for all its clients, whose activations and adapters its ranks then see "
-            "(cluster.one_trust_domain)"
+            "help": (
+                "client: the ranks of a client form a pipeline over the blocks of the model; cluster: "
+                "all ranks of a cluster do so for all its clients, whose activations and adapters its "
+                "ranks then see (cluster.one_trust_domain)"
+            )
         },
     )
     cuts: tuple[int, ...] | Literal["auto"] = field(
         default="auto",
         metadata={
-            "help": "pipeline: the first block of each stage but the first, such as [9, 20]; auto: by the "
-            "speed and memory of the ranks' devices",
+            "help": (
+                "pipeline: first block of each stage except the first, such as [9, 20]; auto: "
+                "balanced by speed and memory of the devices"
+            ),
             "min": 1,
         },
     )
     resident_blocks: int = field(
         default=0,
         metadata={
-            "help": "streamed tiers: so many decoder blocks, spread over the depth, live on the device "
-            "only, which spares the memory that they would be "
-            "loaded from; where there is enough of it, slots are worth more",
+            "help": (
+                "streamed tiers: number of decoder blocks, spread over the depth, that stay on the "
+                "device only, which saves the host memory that they would be loaded from; if host "
+                "memory is sufficient, block_slots is the better use of device memory"
+            ),
             "min": 0,
         },
     )
     base_gib: float = field(
         default=0.0,
         metadata={
-            "help": "streamed tiers: device memory that the base may take; there are as many slots as fit "
-            "into it. 0: slots says how many",
+            "help": (
+                "streamed tiers: device memory for the base; as many block slots as fit into it. 0: "
+                "block_slots decides"
+            ),
             "min": 0.0,
             "max": 10_000.0,
         },
@@ -70,9 +82,10 @@ class EngineConfig:
     block_slots: int = field(
         default=2,
         metadata={
-            "help": "streamed tiers: places on the device for blocks that are loaded; with one, nothing is "
-            "loaded ahead, with one for each block, nothing is "
-            "loaded twice",
+            "help": (
+                "streamed tiers: device buffers for loaded blocks; 1: no prefetch; as many as blocks: "
+                "nothing is loaded twice"
+            ),
             "min": 1,
             "max": 1024,
         },
@@ -80,26 +93,31 @@ class EngineConfig:
     client_slots: int = field(
         default=0,
         metadata={
-            "help": "streamed tiers: clients of a rank that train in the same pass and share each load, 0: "
-            "all of them",
+            "help": (
+                "streamed tiers: clients of a rank that train in the same pass and share each load, "
+                "0: all of them"
+            ),
             "min": 0,
         },
     )
     block_inputs: Literal["auto", "device", "host"] = field(
         default="auto",
         metadata={
-            "help": "layer by layer: where the inputs of blocks wait for the backward pass; auto: on the "
-            "device as far as activation_gib goes, else in host RAM"
+            "help": (
+                "layer-major execution: where inputs of blocks are stored until the backward pass; "
+                "auto: on the device up to activation_gib, the rest in host RAM"
+            )
         },
     )
     activation_gib: float | Literal["auto"] = field(
         default="auto",
         metadata={
-            "help": "layer by layer: device memory for what waits for the backward pass: with "
-            "block_inputs=auto first the inputs of blocks, then activations of "
-            "blocks, the last ones first, which are then not computed again; auto: what a step leaves free "
-            "on a card, a quarter of the free RAM on a CPU. "
-            "The results are the same bit for bit",
+            "help": (
+                "layer-major execution: device memory for stored tensors of the backward pass: with "
+                "block_inputs=auto first inputs of blocks, then activations, from the last block on, "
+                "which are then not recomputed; auto: what a step leaves free on a GPU, a quarter of "
+                "the free RAM on a CPU. The results are the same bit for bit"
+            ),
             "min": 0.0,
             "max": 10_000.0,
         },
@@ -107,32 +125,39 @@ class EngineConfig:
     compile_blocks: bool = field(
         default=False,
         metadata={
-            "help": "layer by layer: compile a block with torch.compile, once for all blocks; meant for "
-            "small micro-batches, at which a GPU waits for Python"
+            "help": (
+                "layer-major execution: compile a block with torch.compile, once for all blocks; "
+                "useful for small micro-batches, where the GPU waits for Python"
+            )
         },
     )
     matmul: Literal["default", "fp16_accumulation", "tf32"] = field(
         default="default",
         metadata={
-            "help": "arithmetic of matrix products on NVIDIA cards. fp16_accumulation: sums of fp16 "
-            "products in fp16, about twice as fast on GeForce cards; "
-            "tf32: fp32 products with 10 bits of mantissa. Both change the losses (docs/gpu.md)"
+            "help": (
+                "arithmetic of matrix products on NVIDIA GPUs. fp16_accumulation: sums of fp16 "
+                "products in fp16, about twice as fast on GeForce cards; tf32: fp32 products with a "
+                "mantissa of 10 bits. Both change the losses (docs/gpu.md)"
+            )
         },
     )
     deterministic: bool = field(
         default=False,
         metadata={
-            "help": "only operations that give the same bits each time, which on a GPU is slower; without "
-            "it a resumed run on GPUs is the same but for rounding"
+            "help": (
+                "use deterministic operations only, which are slower on a GPU; without it, a resumed "
+                "run on GPUs differs by rounding"
+            )
         },
     )
     activation_checkpointing: bool = field(
-        default=False, metadata={"help": "recompute each block in the backward pass"}
+        default=False,
+        metadata={"help": "recompute each block in the backward pass instead of storing its activations"},
     )
     threads: int = field(
         default=0,
         metadata={
-            "help": "CPU threads per rank, 0: the cores divided by the local ranks",
+            "help": "CPU threads per rank, 0: the cores of the host divided by its ranks",
             "min": 0,
             "max": 1024,
         },

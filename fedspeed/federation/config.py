@@ -28,10 +28,10 @@ class FederationConfig:
 
     rounds: int = field(default=10, metadata={"help": "number of rounds", "min": 1, "max": 1_000_000})
     clients_per_round: int = field(
-        default=0, metadata={"help": "clients sampled each round, 0: all", "min": 0}
+        default=0, metadata={"help": "clients that are sampled for each round, 0: all", "min": 0}
     )
     server_optimizer: Literal["none", "momentum", "adam", "yogi"] = field(
-        default="none", metadata={"help": "optimizer that applies the mean update"}
+        default="none", metadata={"help": "optimizer that applies the mean update to the global state"}
     )
     server_lr: float | Literal["auto"] = field(
         default="auto",
@@ -42,22 +42,30 @@ class FederationConfig:
         },
     )
     server_momentum: float = field(
-        default=0.9, metadata={"help": "momentum, and beta1 of adam and yogi", "min": 0.0, "below": 1.0}
+        default=0.9,
+        metadata={"help": "server optimizer: momentum, and beta1 of adam and yogi", "min": 0.0, "below": 1.0},
     )
     server_beta2: float = field(
-        default=0.99, metadata={"help": "beta2 of adam and yogi", "min": 0.0, "below": 1.0}
+        default=0.99, metadata={"help": "server optimizer: beta2 of adam and yogi", "min": 0.0, "below": 1.0}
     )
     server_tau: float = field(
-        default=1e-3, metadata={"help": "adaptivity of adam and yogi, added to the root", "above": 0.0}
+        default=1e-3,
+        metadata={
+            "help": "server optimizer: adaptivity of adam and yogi, added to the denominator",
+            "above": 0.0,
+        },
     )
     local_optimizer: Literal["reset", "keep"] = field(
-        default="reset", metadata={"help": "state of the clients' optimizers between rounds"}
+        default="reset",
+        metadata={"help": "whether the state of the clients' optimizers is reset or kept between rounds"},
     )
     staleness: int = field(
         default=0,
         metadata={
-            "help": "1: the exchange of a round overlaps with the local steps of the next round, which start "
-            "from the state of one round before and the client's own update since",
+            "help": (
+                "1: the updates of a round are exchanged during the local steps of the next round, "
+                "which start from the state of one round before plus the client's own latest update"
+            ),
             "min": 0,
             "max": 1,
         },
@@ -65,9 +73,11 @@ class FederationConfig:
     round_budget: Literal["steps", "seconds"] = field(
         default="steps",
         metadata={
-            "help": "how long clients train in a round: steps: train.local_steps (or "
-            "train.local_steps_by_cluster); seconds: as many steps as fit into "
-            "federation.round_seconds, at most train.local_steps, on every cluster by its own speed"
+            "help": (
+                "length of a round. steps: train.local_steps (or train.local_steps_by_cluster); "
+                "seconds: as many local steps as each cluster completes in federation.round_seconds, "
+                "at most train.local_steps"
+            )
         },
     )
     round_seconds: float = field(
@@ -81,25 +91,29 @@ class FederationConfig:
     public_rows: str = field(
         default="",
         metadata={
-            "help": "rows that the server of a method trains on: a json, jsonl or jsonl.gz file that only "
-            "the server's host has, with the fields of the task's rows",
+            "help": (
+                "rows that the server of a method trains on: a json, jsonl or jsonl.gz file on the "
+                "server's host only, with the fields of the task's rows"
+            ),
             "path": (),
         },
     )
     evaluate_every: int = field(
-        default=1, metadata={"help": "rounds between evaluations on the held-out rows", "min": 1}
+        default=1, metadata={"help": "rounds between evaluations on held-out rows", "min": 1}
     )
     compare_alone: bool = field(
         default=False,
         metadata={
-            "help": "at the end, train each client alone and compare on all held-out rows; for simulations, "
-            "since every rank reads all rows"
+            "help": (
+                "train each client alone at the end, and compare all models on all held-out rows; for "
+                "simulations, because every rank reads all rows"
+            )
         },
     )
     patience: int = field(
         default=0,
         metadata={
-            "help": "stop after so many evaluations without a better held-out loss, 0: never",
+            "help": "stop after this many evaluations without a better held-out loss, 0: never",
             "min": 0,
         },
     )

@@ -9,28 +9,31 @@ class ModelConfig:
     base: str = field(
         default="",
         metadata={
-            "help": "folder of a Hugging Face causal LM (config.json + *.safetensors), a hub name, or with "
-            "init random a folder of "
-            "ds_configs/models by its name, such as gpt3-125m",
+            "help": (
+                "folder of a Hugging Face causal LM (config.json and *.safetensors), or a hub name; "
+                "with init=random also a folder of ds_configs/models by its name, such as gpt3-125m"
+            ),
             "path": (),
         },
     )
     init: Literal["pretrained", "random"] = field(
         default="pretrained",
-        metadata={"help": "random: only config.json is read and the weights are drawn from run.seed"},
+        metadata={"help": "random: read config.json only and draw the weights from run.seed"},
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(
         default="auto",
         metadata={
-            "help": "numeric type of weights and arithmetic; fp32 masters are kept in every case. auto, "
-            "decided once for all ranks of a run: bf16, or "
-            "fp16 where a GPU has no bf16, or fp32 where a CPU takes part"
+            "help": (
+                "numeric type of weights and arithmetic; trained values are always kept in fp32 too. "
+                "auto, resolved once for all ranks of a run: bf16, or fp16 if a GPU has no bf16, or "
+                "fp32 if a CPU takes part"
+            )
         },
     )
     tokenizer: str = field(
         default="auto",
         metadata={
-            "help": "auto (the base's own), bytes (built in, 260 tokens), or a folder",
+            "help": "auto (that of the base), bytes (built in, 260 tokens), or a folder",
             "path": ("auto", "bytes"),
         },
     )
@@ -39,7 +42,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class LastBlocks:
     last: int = field(
-        default=2, metadata={"help": "so many of the last decoder blocks", "min": 1, "max": 1024}
+        default=2, metadata={"help": "number of the last decoder blocks", "min": 1, "max": 1024}
     )
 
 
@@ -48,28 +51,35 @@ class AdapterConfig:
     method: Literal["lora", "blocks", "full"] = field(
         default="lora",
         metadata={
-            "help": "what is trained and exchanged: LoRA, some decoder blocks as a whole, or everything"
+            "help": (
+                "what is trained and exchanged. lora: LoRA factors; blocks: whole decoder blocks; "
+                "full: all weights"
+            )
         },
     )
     blocks: LastBlocks | tuple[int, ...] = field(
         default=LastBlocks(),
         metadata={
-            "help": "for method blocks: which decoder blocks, {last: N} or their numbers from 0, such as "
-            "[10, 12, 13]",
+            "help": (
+                "method=blocks: which decoder blocks, {last: N} or their numbers from 0, such as [10, 12, 13]"
+            ),
             "min": 0,
             "max": 1023,
         },
     )
     lora_rank: int = field(
         default=8,
-        metadata={"help": "r of LoRA: the inner dimension of the product B A", "min": 1, "max": 65_536},
+        metadata={"help": "rank r of LoRA, the inner dimension of the product B A", "min": 1, "max": 65_536},
     )
     alpha: float = field(
         default=16.0,
-        metadata={"help": "LoRA scale numerator; the update is alpha / lora_rank * B A", "above": 0.0},
+        metadata={
+            "help": "numerator of the LoRA scale: alpha / lora_rank * B A is added to a weight",
+            "above": 0.0,
+        },
     )
     dropout: float = field(
-        default=0.0, metadata={"help": "dropout on the adapter's input", "min": 0.0, "max": 0.99}
+        default=0.0, metadata={"help": "dropout on the input of the adapter", "min": 0.0, "max": 0.99}
     )
     targets: Literal["attention", "all-linear"] | tuple[str, ...] = field(
         default="attention",
@@ -78,7 +88,8 @@ class AdapterConfig:
         },
     )
     start_from: str = field(
-        default="", metadata={"help": "PEFT folder to start from; empty: a fresh adapter", "path": ()}
+        default="",
+        metadata={"help": "PEFT folder of an adapter to start from; empty: a new adapter", "path": ()},
     )
 
 

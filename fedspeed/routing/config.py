@@ -74,44 +74,49 @@ class RoutingConfig:
     mode: Literal["auto", *MODES] = field(
         default="auto",
         metadata={
-            "help": "auto: mix+mask, but plain in a job of fewer than routing.min_participants, where one "
-            "operator has started all. plain: an ordinary sum, inside one trust domain. mask: masked, so "
-            "that nobody learns more than the sum. mix: through relays, unmasked: owners of chunks see "
-            "them, without a name. mix+mask: both (see fedspeed/routing/THREATS.md)"
+            "help": (
+                "how updates are protected. plain: an ordinary sum, inside one trust domain; mask: "
+                "masked, so that only the sum is learned; mix: through relays but not masked, so that "
+                "owners of chunks see values without a name; mix+mask: both (see "
+                "fedspeed/routing/THREATS.md). auto: mix+mask, but plain in one operator's job with "
+                "fewer than routing.min_participants"
+            )
         },
     )
     transport: Literal["auto", *TRANSPORTS] = field(
         default="auto",
         metadata={
-            "help": "auto: mpi under mpirun, gloo elsewhere, local with a single participant. tls: one "
-            "participant per "
-            "organisation, each started on its own"
+            "help": (
+                "auto: mpi under mpirun, else gloo, local for a single participant. tls: one job per "
+                "organisation, each started by its owner"
+            )
         },
     )
     identity: str = field(
-        default="", metadata={"help": "tls: this site's private key, made by `fedspeed keys new`", "path": ()}
+        default="",
+        metadata={"help": "tls: private key of this site, made by `fedspeed keys new`", "path": ()},
     )
     roster: str = field(
         default="",
-        metadata={"help": "tls: the signed list of members, made by `fedspeed keys roster`", "path": ()},
+        metadata={"help": "tls: signed list of the members, made by `fedspeed keys roster`", "path": ()},
     )
     roster_signer: str = field(
         default="",
         metadata={
-            "help": "tls: pinned key of who signs rosters: what `fedspeed keys show` prints, or the file of "
-            "its "
-            "card",
+            "help": (
+                "tls: pinned public key of the roster's signer: as `fedspeed keys show` prints it, or "
+                "the file of the signer's card"
+            ),
             "path": (),
         },
     )
     listen: str = field(
-        default="",
-        metadata={"help": "tls: HOST:PORT to listen on, where it is not the address in the roster"},
+        default="", metadata={"help": "tls: HOST:PORT to listen on, if it is not the address in the roster"}
     )
     deadline_s: float = field(
         default=1800.0,
         metadata={
-            "help": "longest wait for the other clients' updates of a round",
+            "help": "longest wait for the other participants' updates of a round",
             "above": 0.0,
             "max": 10_000_000,
         },
@@ -119,19 +124,25 @@ class RoutingConfig:
     step_deadline_s: float = field(
         default=120.0,
         metadata={
-            "help": "mix, mask: longest wait for another participant once all have begun an exchange",
+            "help": (
+                "mask, mix: longest wait for another participant within an exchange, after all have begun it"
+            ),
             "above": 0.0,
             "max": 10_000_000,
         },
     )
     relays: int = field(
         default=2,
-        metadata={"help": "mix: relays of a path, as far as there are participants", "min": 1, "max": 7},
+        metadata={
+            "help": "mix: relays on each path, as far as there are enough participants",
+            "min": 1,
+            "max": 7,
+        },
     )
     cell_kib: int = field(
         default=4096,
         metadata={
-            "help": "mix, mask: content of a cell, the fixed size that all messages have",
+            "help": "mask, mix: content of a cell, the fixed size of all messages",
             "min": 1,
             "max": 65536,
         },
@@ -139,24 +150,26 @@ class RoutingConfig:
     cipher: Literal["aes-128-gcm", "chacha20-poly1305"] = field(
         default="aes-128-gcm",
         metadata={
-            "help": "mix, mask: of seals and key streams; AES is the faster where processors have "
-            "instructions "
-            "for it"
+            "help": (
+                "mask, mix: cipher of seals and key streams; AES is faster on processors with AES "
+                "instructions"
+            )
         },
     )
     min_participants: int = field(
         default=3,
         metadata={
-            "help": "mix, mask: participants that a sum must have; the fewer they are, the more it says "
-            "about "
-            "each",
+            "help": (
+                "mask, mix: fewest participants of a sum; the fewer they are, the more the sum tells "
+                "about each"
+            ),
             "min": 2,
             "max": 256,
         },
     )
     attempts: int = field(
         default=5,
-        metadata={"help": "mix, mask: tries at one exchange, each with fresh masks", "min": 1, "max": 100},
+        metadata={"help": "mask, mix: attempts at one exchange, each with new masks", "min": 1, "max": 100},
     )
 
     def resolved(self, participants: int) -> "RoutingConfig":

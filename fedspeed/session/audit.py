@@ -1,29 +1,31 @@
-"""`fedspeed audit`: real updates of a configuration's clients, the anonymous exchange played over them, and
-what a coalition makes of its views.
+"""`fedspeed audit`: measures what a coalition can learn from the anonymous exchange of real updates.
 
-A simulation in one process: it trains every client in turn, which in a real federation nobody could. Only the
-    referee sees single updates; the
-adversary gets the views of the coalition.
+It is a simulation in one process: it trains every client in turn, which nobody could do in a real federation.
+The adversary gets only what the coalition would see, never single updates.
 """
 
 import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedspeed import activity
 from fedspeed.config.load import Loaded
 from fedspeed.config.run import RunConfig
-from fedspeed.data.clients import client_rows, encode_client
+from fedspeed.data.clients import ClientData, client_rows, encode_client
 from fedspeed.engine.world import join_world, leave_world, quiet
 from fedspeed.errors import ConfigError, FedSpeedError
 from fedspeed.federation import server
+from fedspeed.federation.arrays import Arrays
 from fedspeed.federation.contributing import Contribution, is_usable
+from fedspeed.federation.methods.base import Method
 from fedspeed.federation.role import RankRole
 from fedspeed.federation.updates.base import make_transforms
 from fedspeed.models.positions import check_length
@@ -52,11 +54,23 @@ from fedspeed.session.engine_spec import engine_spec
 from fedspeed.session.numeric_type import with_local_dtype
 from fedspeed.session.request import RunRequest
 
+if TYPE_CHECKING:  # it loads torch
+    from fedspeed.engine.client_engine import ClientEngine
+
 
 @dataclass(frozen=True)
 class Finding:
-    """What a coalition has achieved in one mode; `rows` are (linker, accuracy, advantage, upper bound of
-    it).
+    """The success of a coalition against one routing mode.
+
+    Attributes:
+        mode: as in routing.mode.
+        rows: (linker, accuracy, advantage, upper 95 % bound of the advantage).
+        games: pairs of rounds that were linked.
+        traced: share of the cells that the coalition's relays followed from their source.
+        formula: the same share by the formula.
+        named: share of the cells that the coalition's masks attribute to a member, and the share by chance.
+        timing: area under the ROC curve of an attacker who uses the order of arrival.
+        even: whether the bytes between members were independent of the data.
     """
 
     mode: str
@@ -64,15 +78,15 @@ class Finding:
     games: int
     traced: float
     formula: float
-    named: tuple[
-        float, float
-    ]  # part of the cells whose member the coalition's masks tell, and what chance gives
-    timing: float  # area under the curve of an attacker on the order of arrival
-    even: bool  # whether bytes between members were the same whatever the data
+    named: tuple[float, float]
+    timing: float
+    even: bool
 
 
 @dataclass
 class Audit:
+    """The result of an audit: its size, and a finding for each mode."""
+
     clients: int
     rounds: int
     words: int
@@ -89,25 +103,29 @@ def audit(
     *,
     seed: int = 0,
 ) -> Audit:
-    """Args:
-        rounds: how many are trained and exchanged. words: how many values (drawn once) of the vector that
-            each client sends are exchanged; content enough for a linker. seed: of that choice and of the
-            linkers.
-        coalition: None: all owners, and no relay.
+    """Train the clients of a configuration and attack the exchange of their updates.
+
+    Args:
+        rounds: number of rounds to train and exchange.
+        words: number of values of each client's vector to exchange, drawn once.
+        modes: routing modes to attack.
+        coalition: the adversary; None for all owners of chunks and no relay.
+        seed: of the choice of values and of the linkers.
 
     Raises:
-        ConfigError: too few clients. FedSpeedError: what a run of the configuration would end with.
+        ConfigError: there are too few clients.
+        FedSpeedError: a run of the configuration would be refused.
     """
     config = loaded.config
     if config.data.clients < 3:
         raise ConfigError(
-            f"data.clients={config.data.clients}: there is nobody to be confused with; an audit needs at "
-            "least 3 clients"
+            f"data.clients={config.data.clients}: an audit needs at least 3 clients, or there is nobody to "
+            "confuse a client with"
         )
     if config.has_server:
         raise ConfigError(
-            f"federation.method={config.federation.method.name} has a server, which an audit has not; "
-            "choose another method"
+            f"federation.method={config.federation.method.name} has a server, which an audit does not "
+            "simulate; choose another method"
         )
     coalition = coalition or Coalition(frozenset(range(config.data.clients)))
     unknown = sorted(
@@ -129,12 +147,14 @@ def audit(
 
 
 def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray]:
-    """Train the clients of a run, and return by exchange what each of them gives to the sum: [clients, words]
-    float32, some coordinates of the vector that it sends.
+    """Train the clients of a run, and return the values that they exchange.
 
     Args:
-        words: how many coordinates, all of them where there are fewer. seed: they are drawn with, in every
-            exchange alike.
+        rounds: number of rounds. words: number of coordinates of each client's vector, at most all of them.
+        seed: of the choice of coordinates, which is the same in every exchange.
+
+    Returns:
+        for each exchange [clients, words] float32.
     """
     from fedspeed.engine.build import EngineContext, build_engine
     from fedspeed.federation.parts import run_method
@@ -166,11 +186,21 @@ def train(loaded: Loaded, rounds: int, words: int, seed: int) -> list[np.ndarray
 
 
 def _sent(
-    config: RunConfig, engine, method, data: dict, *, rounds: int, chosen: np.ndarray
+    config: RunConfig,
+    engine: "ClientEngine",
+    method: Method,
+    data: Mapping[int, ClientData],
+    *,
+    rounds: int,
+    chosen: np.ndarray,
 ) -> Iterator[np.ndarray]:
-    """Train rounds of all clients one after the other, and yield of what they give to each exchange the
-    chosen
-    coordinates: [clients, words] float32.
+    """Train all clients one after the other, round by round; yield the values of each exchange.
+
+    Args:
+        data: encoded rows by client. chosen: coordinates [words] of the vector.
+
+    Yields:
+        [clients, words] float32.
     """
     from fedspeed.federation.parts import start, weights_of
     from fedspeed.federation.tensors import as_torch
@@ -181,7 +211,7 @@ def _sent(
     transform = make_transforms(config.federation.updates)
     trainer = Trainer(config, role, engine, method)
     weights = weights_of(role)
-    memory = {}
+    memory: dict[int, Arrays] = {}
     steps = trainer.steps_per_round if trainer.exchanges == 1 else 1
     with activity.during(
         "the training of the clients", rounds * len(data) * trainer.steps_per_round, "local step"
@@ -207,7 +237,7 @@ def _sent(
                     )
                     memory[turn.client] = trained.memory
             yield np.stack([own.vector[chosen] for own in given.values()])
-            total = sum(own.vector for own in given.values())
+            total = reduce(np.add, [own.vector for own in given.values()])
             weight = sum(own.weight for own in given.values())
             if weight <= 0:
                 raise FedSpeedError(
@@ -222,12 +252,12 @@ def _sent(
 def play_all(
     mode: str, updates: Sequence[np.ndarray], coalition: Coalition, config: RunConfig, seed: int
 ) -> Finding:
-    """Exchange the updates of all rounds in a mode, and let the coalition's linkers at it."""
+    """Exchange the updates of all rounds in one mode, and attack it with the coalition's linkers."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     n, words = updates[0].shape
     identities = [Ed25519PrivateKey.generate() for _ in range(n)]
-    # What owners of chunks see of a plain sum is what cells without masks or relays would show them.
+    # A plain sum shows owners of chunks the same as cells without masks and relays.
     chosen = MODES[mode]
     routing = config.routing
     hops = min(routing.relays, n - 1) if chosen.mixed else 0
@@ -247,7 +277,7 @@ def play_all(
         )
         span = sum(norm_bound(row) for row in update)
         payloads = [_words(row, span) for row in update]
-        return [Member(terms, i, identities[i], lambda i=i: payloads[i]) for i in range(n)]
+        return [Member(terms, i, identities[i], partial(payloads.__getitem__, i)) for i in range(n)]
 
     views: list[View] = []
     for number, update in enumerate(activity.counted(updates, f"the exchange by {mode}", "round")):
@@ -256,9 +286,8 @@ def play_all(
         outcomes = link(views, seed)
     if not all(outcome.pairs for outcome in outcomes.values()):
         raise ConfigError(
-            f"{mode}: the coalition sees no cells in two rounds in a row, so that there is nothing to link; "
-            "give it more owners "
-            "(--owners), or more rounds (--rounds)"
+            f"{mode}: the coalition sees no cells in two consecutive rounds, so that there is nothing to "
+            "link; give it more owners (--owners), or more rounds (--rounds)"
         )
     rows = tuple((name, o.accuracy, o.advantage, o.upper(len(LINKERS))) for name, o in outcomes.items())
     games = len(next(iter(outcomes.values())).candidates)
@@ -282,14 +311,14 @@ def _words(values: np.ndarray, span: float) -> np.ndarray:
     return out
 
 
-def _even(members, updates: Sequence[np.ndarray]) -> bool:
-    """Whether the bytes between members are those that public facts give, for real updates and for none."""
+def _even(members: Callable[[int, np.ndarray], list[Member]], updates: Sequence[np.ndarray]) -> bool:
+    """Return whether the bytes between members are the same for real updates and for zeros, as planned."""
     even = True
     for update in (updates[0], np.zeros_like(updates[0])):
         present = members(0, update)
-        seen = {}
+        seen: dict[str, dict[Any, int]] = {}
 
-        def count(state, messages, seen=seen):
+        def count(state: str, messages: Mapping[Any, bytes], seen: dict[str, dict[Any, int]] = seen) -> None:
             seen[state] = {pair: len(text) for pair, text in messages.items()}
 
         play(present, count)
@@ -299,7 +328,7 @@ def _even(members, updates: Sequence[np.ndarray]) -> bool:
 
 
 def render(found: Audit, coalition: Coalition | None) -> str:
-    """The audit in words."""
+    """Return the result of an audit as text."""
     who = (
         "all owners of chunks"
         if coalition is None
@@ -324,7 +353,7 @@ def render(found: Audit, coalition: Coalition | None) -> str:
             for name, accuracy, advantage, upper in finding.rows
         ]
         lines.append(
-            f"  cells followed from their source by the coalition's relays: {finding.traced:.3f} (formula "
+            f"  cells traced from their source by the coalition's relays: {finding.traced:.3f} (formula "
             f"{finding.formula:.3f})"
         )
         if finding.named[1]:

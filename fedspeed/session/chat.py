@@ -1,4 +1,4 @@
-"""`fedspeed chat`: ask what a run has trained, with the prompt it was trained with."""
+"""`fedspeed chat`: ask the model that a run has trained, with the prompt that it was trained with."""
 
 import json
 import warnings
@@ -13,19 +13,16 @@ from fedspeed.data.encode import prompt_ids
 from fedspeed.data.rows import Row
 from fedspeed.errors import FedSpeedError, ModelError
 
-KINDS = {
-    "adapter": "adapter_config.json",
-    "model": "config.json",
-}  # exported folder -> the file that tells what it is
-RUNS = Path("runs")  # where runs are put, from where a command is called
+KINDS = {"adapter": "adapter_config.json", "model": "config.json"}  # exported folder -> a file of its kind
+RUNS = Path("runs")  # default folder of runs, below the working folder
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained model, ready to be asked.
+    """A trained model with its tokenizer.
 
     Args:
-        template: that its rows were read with.
+        model, tokenizer: of transformers. template: name of the prompt template of the training rows.
     """
 
     model: Any
@@ -34,7 +31,7 @@ class Loaded:
 
 
 def exported_folder(name: str) -> Path:
-    """The folder that a run has exported.
+    """Return the folder that a run has exported.
 
     Args:
         name: of a run in `RUNS`, the folder of a run, or the exported folder itself.
@@ -70,10 +67,10 @@ def exported_folder(name: str) -> Path:
 
 
 def load(folder: Path) -> Loaded:
-    """The model of an exported folder with its base, its tokenizer and its type.
+    """Load the model of an exported folder with its base, its tokenizer and its numeric type.
 
     Raises:
-        ModelError: what it needs is not there, or does not fit.
+        ModelError: a file is missing, or files do not fit together.
     """
     import torch
     import transformers
@@ -93,7 +90,7 @@ def load(folder: Path) -> Loaded:
         with (
             activity.during(f"the loading of {base}"),
             warnings.catch_warnings(action="ignore"),
-        ):  # of the libraries, about themselves
+        ):  # the libraries warn about themselves
             model = AutoModelForCausalLM.from_pretrained(base, dtype=kind)
             if adapted:
                 from peft import PeftModel
@@ -102,9 +99,7 @@ def load(folder: Path) -> Loaded:
                     model, str(folder), autocast_adapter_dtype=kind == torch.float32
                 )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (
-        Exception
-    ) as error:  # what a damaged or absent model raises differs by its class and by the library's version
+    except Exception as error:  # the kinds differ by the model's class and the library's version
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{base if adapted else folder}: cannot be loaded ({type(error).__name__}: {reason}); "
@@ -115,8 +110,10 @@ def load(folder: Path) -> Loaded:
 
 
 def answer(loaded: Loaded, row: Row, max_new_tokens: int, temperature: float = 0.0) -> str:
-    """What the model says to a row's instruction and input; with `temperature` 0 the most likely token each
-    time.
+    """Generate the answer to a row's instruction and input.
+
+    Args:
+        max_new_tokens: most tokens of the answer. temperature: of sampling; 0 for the most likely tokens.
 
     Raises:
         ModelError: the prompt alone is longer than the model has positions.
@@ -150,7 +147,7 @@ def answer(loaded: Loaded, row: Row, max_new_tokens: int, temperature: float = 0
 
 
 def _base_of(folder: Path) -> str:
-    """The base that an adapter names: a folder with weights, or a hub name."""
+    """Return the base of an adapter: a folder with weights, or a hub name."""
     path = folder / KINDS["adapter"]
     try:
         base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]

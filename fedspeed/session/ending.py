@@ -107,14 +107,19 @@ def gaps(
     return (MissingUpdates(number, len(clients), tuple(clients)),)
 
 
-def rounds_ending(done: Status, remarks: Sequence[str], lost: str) -> Ending:
+def status_of(done: str) -> Status:
+    """Return the status of a run without further rounds, given the reason in `Progress.done`."""
+    return "early stop" if done == "early stop" else "finished"
+
+
+def rounds_ending(done: str, remarks: Sequence[str], lost: str) -> Ending:
     """Return the ending of a run after its last round; the exit code is 0 only if every update counted.
 
     Args:
         done: why there are no more rounds. remarks: for the summary. lost: what did not count (`uncounted`).
     """
     reason = "; ".join(filter(None, (*remarks, lost)))
-    return Ending(status=done, exit_code=EXIT_FAILED if lost else EXIT_OK, reason=reason)
+    return Ending(status=status_of(done), exit_code=EXIT_FAILED if lost else EXIT_OK, reason=reason)
 
 
 def stop_ending(number: int, rounds: int, why: str) -> Ending:
@@ -139,7 +144,7 @@ def complete_ending(summary: Summary, *, folder: str, number: int, asked: int) -
         summary: of the run. folder: of the run. number: of its last round. asked: federation.rounds now.
     """
     more = "federation.rounds" if summary.status == "finished" else "federation.patience"
-    lost = uncounted(summary.missing_count, summary.clipped)
+    lost = uncounted(summary.missing_count, int(summary.clipped or 0))
     parts = [f"{summary.status}, {number} rounds", lost]
     if asked < number:
         parts.append(f"federation.rounds={asked} asks for fewer, which changes nothing")

@@ -1,9 +1,8 @@
 """The specification of a rank's engine: from the configuration, changed by the method for the rank's role."""
 
 import operator
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from fedspeed.config.run import RunConfig
 from fedspeed.engine.spec import EngineSpec
@@ -27,7 +26,9 @@ FIXED = (
 )
 
 
-def engine_spec(config: RunConfig, deepspeed: Mapping, role: Literal["client", "server"]) -> EngineSpec:
+def engine_spec(
+    config: RunConfig, deepspeed: dict[str, Any], role: Literal["client", "server"]
+) -> EngineSpec:
     """Return the specification of a rank's engine.
 
     The base is read only for a method that changes the specification.
@@ -42,7 +43,7 @@ def engine_spec(config: RunConfig, deepspeed: Mapping, role: Literal["client", "
     spec = replace(EngineSpec.of(config, deepspeed), role=role)
     chosen = config.federation.method
     method = method_class(chosen.name)
-    if method.spec.__func__ is Method.spec.__func__:
+    if getattr(method.spec, "__func__", None) is getattr(Method.spec, "__func__", None):  # not overridden
         return spec
     changed = method.spec(chosen, spec, shape=planned_shape(config.model.base))
     for name in FIXED:

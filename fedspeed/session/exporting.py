@@ -117,6 +117,7 @@ def _best(job: Job, link: ClientLink, progress: Progress, *, is_shared: bool) ->
         shared = link.share(vector, known)
         assert shared is not None  # the reporting rank has it
         state = layout.unflatten(shared)
+    assert state is not None  # the other ranks call this only where the result is shared
     return RoundResult(progress.best_round, state, progress.best_memory)
 
 

@@ -15,7 +15,7 @@ from fedspeed.cluster.topology import topology_of
 from fedspeed.config.load import Loaded
 from fedspeed.engine import device_types
 from fedspeed.errors import JournalError, PlanError
-from fedspeed.models.numeric_types import NAMES, DeviceTypes, lowest_common, told
+from fedspeed.models.numeric_types import NAMES, DeviceTypes, NumericType, lowest_common, told
 from fedspeed.planner.hardware import Device, common_type, node_of
 from fedspeed.session.coordination import CheckIn
 from fedspeed.session.measured import read_probe_file
@@ -23,24 +23,24 @@ from fedspeed.session.request import Job, RunRequest
 from fedspeed.session.resume import journal_of
 
 
-def original_dtype(request: RunRequest) -> str:
-    """Return the type that the run in the folder was started with; empty for a new run.
+def original_dtype(request: RunRequest) -> NumericType | None:
+    """Return the type that the run in the folder was started with; None for a new run.
 
     A journal that cannot be read is reported by `journal_entry`.
     """
     if request.fresh:
-        return ""
+        return None
     try:
         entry = journal_of(request).latest()
     except JournalError:
-        return ""
+        return None
     dtype = entry.config.get("model", {}).get("dtype") if entry else None
-    return dtype if dtype in NAMES else ""
+    return next((name for name in NAMES if name == dtype), None)
 
 
 def with_original_dtype(request: RunRequest) -> RunRequest:
     """Resolve model.dtype=auto to the type that the run was started with, if there is such a run."""
-    original = original_dtype(request) if request.config.model.dtype == "auto" else ""
+    original = original_dtype(request) if request.config.model.dtype == "auto" else None
     return request.with_dtype(original) if original else request
 
 
@@ -67,8 +67,9 @@ def agree(job: Job, store: Store) -> Resolved:
         [own] = device_types.device_types(job.launch.local_rank)
         store.put(_types_key(job.world_rank), json.dumps([own.name, own.kind, sorted(own.types)]))
         if job.reporter:
-            store.put("types/begun", original_dtype(job.request))
-    original, *texts = store.get("types/begun", *map(_types_key, job.workers))
+            store.put("types/begun", original_dtype(job.request) or "")
+    original_text, *texts = store.get("types/begun", *map(_types_key, job.workers))
+    original = next((name for name in NAMES if name == original_text), None)
     devices = [DeviceTypes(name, kind, frozenset(types)) for name, kind, types in map(json.loads, texts)]
     dtype = original or lowest_common(devices)
     return Resolved(
@@ -90,7 +91,7 @@ def _types_key(rank: int) -> str:
     return f"types/{rank}"
 
 
-def _reason(dtype: str, original: str, devices: list[DeviceTypes], request: RunRequest) -> str:
+def _reason(dtype: str, original: str | None, devices: list[DeviceTypes], request: RunRequest) -> str:
     return (
         f"model.dtype={dtype} (auto: the run in {request.folder} began in it)"
         if original

@@ -1,12 +1,12 @@
-"""What can be checked without starting a rank or reading a weight: for `--dry-run`, and before any run
-starts.
+"""All checks that need no rank and no weights: for `--dry-run`, and before any run starts.
 
-Each room checks its own part; here they are put together. `look_inside` alone imports torch.
+Each package checks its own part (its `checks.py`); they are combined here. Only `look_inside` imports torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fedspeed.cluster.checks import check_layout
 from fedspeed.cluster.hostfile import Hostfile
@@ -40,7 +40,7 @@ from fedspeed.session.run_folder import check_run_folder
 
 
 def check(loaded: Loaded, hostfile: Path | None) -> str:
-    """What would run where, in a few lines.
+    """Check a run and describe in a few lines what would run where.
 
     Raises:
         FedSpeedError: the first fault of each part, all in one message.
@@ -57,11 +57,12 @@ def check(loaded: Loaded, hostfile: Path | None) -> str:
 
 
 def look_inside(loaded: Loaded) -> str:
-    """What a rank would find out only with the heavy libraries at hand: the model without memory and its
-    weights' shapes, the tokenizer, and every client's rows as tokens. `check` has passed.
+    """Check what needs the heavy libraries: the shapes of all weights, the tokenizer, all rows as tokens.
+
+    `check` must have passed.
 
     Returns:
-        what is to be said about the rows, in a few lines; may be empty.
+        remarks about the rows, in a few lines; may be empty.
 
     Raises:
         FedSpeedError: the first fault of each part, all in one message.
@@ -70,16 +71,12 @@ def look_inside(loaded: Loaded) -> str:
 
 
 def check_files(loaded: Loaded) -> None:
-    """The part of `check` that one host may fail and another pass, but for the data, which a rank reads
-    anyway.
-    """
+    """Check what one host may fail and another pass, except the data, which every rank reads anyway."""
     _all((_rules, _place, check_model, check_adapter, _engine), loaded)
 
 
 def start_notes(loaded: Loaded) -> list[str]:
-    """What a run's reader should know of the base and the adapter that it starts from, and of settings that
-    change nothing.
-    """
+    """Return remarks about the base, the adapter to start from, and settings without effect."""
     return [
         *check_length(loaded.config.model.base, loaded.config.data.max_tokens),
         *adapter_notes(loaded),
@@ -87,19 +84,18 @@ def start_notes(loaded: Loaded) -> list[str]:
     ]
 
 
-def _all(parts, loaded: Loaded) -> list[str]:
-    lines = []
-    faults = []
+def _all(parts: Iterable[Callable[[Loaded], Sequence[str]]], loaded: Loaded) -> list[str]:
+    """Run all parts; return their lines, or raise one FedSpeedError with the fault of each."""
+    lines: list[str] = []
+    faults: list[str] = []
     for part in parts:
         try:
             lines += part(loaded)
-        except Preempted:  # a signal, and no fault of this part
+        except Preempted:  # a signal
             raise
         except FedSpeedError as error:
-            faults += [str(error)] if str(error) not in faults else []  # two parts may find the same one
-        except (
-            OSError
-        ) as error:  # of a path that cannot even be asked for, such as one with a name that is too long
+            faults += [str(error)] if str(error) not in faults else []  # two parts may find the same fault
+        except OSError as error:  # of a path that cannot be looked up, such as a name that is too long
             faults.append(f"{error.filename or 'a path'}: cannot be used ({error.strerror}); correct it")
     if faults:
         raise FedSpeedError("\n  ".join(faults))
@@ -107,7 +103,7 @@ def _all(parts, loaded: Loaded) -> list[str]:
 
 
 def _rules(loaded: Loaded) -> list[str]:
-    """What model.dtype=auto has come to may break a rule that the configuration as it was written keeps."""
+    """Check the rules again, now that model.dtype=auto is resolved."""
     if broken := problems(loaded.config):
         raise ConfigError(broken)
     return []
@@ -122,7 +118,7 @@ def _engine(loaded: Loaded) -> list[str]:
     check_engine(loaded)
     config = loaded.config
     if config.engine.base_gib and (base := local_base(config)):
-        # Of `auto` the least it may come to: where the type is decided, all of this is checked again.
+        # For `auto` the smallest type: once it is resolved, all of this is checked again.
         type_bytes = TYPE_BYTES.get(config.model.dtype, min(TYPE_BYTES.values()))
         slots_of(config.engine, base_sizes(base_shape(base, config.model.init == "pretrained"), type_bytes))
     if config.cluster.probe:
@@ -170,18 +166,18 @@ def _layout(loaded: Loaded, hostfile: Path | None) -> list[str]:
 
 
 def check_plan(
-    config: RunConfig, deepspeed: Mapping, topology: Topology, hostfile: Hostfile | None
+    config: RunConfig, deepspeed: dict[str, Any], topology: Topology, hostfile: Hostfile | None
 ) -> tuple[RoutingConfig, int]:
-    """Check that routing, method and engine can do with this topology what is asked of them.
+    """Check routing, method and engine against the topology.
 
     Args:
         deepspeed: the merged section (config.deepspeed.merge).
 
     Returns:
-        the routing with its mode settled, and how many participants a sum has.
+        the routing with its mode resolved, and the number of participants of a sum.
 
     Raises:
-        FedSpeedError: one of them cannot.
+        FedSpeedError: one of them cannot work with this topology.
     """
     routing, count = check_routing(config, topology)
     client = engine_spec(config, deepspeed, "client")
@@ -219,7 +215,7 @@ def _rows(loaded: Loaded) -> list[str]:
 
 
 def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
-    """What is left of every client's rows as tokens; nothing where the tokenizer is not to be had here."""
+    """Describe every client's rows as tokens; nothing where the tokenizer is not available here."""
     config = loaded.config
     base = local_base(loaded.config)
     if base is None and config.model.tokenizer == "auto":
@@ -242,5 +238,5 @@ def _encoded(loaded: Loaded, clients: Sequence[ClientRows]) -> list[str]:
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:
-    """Clients of a cluster are consecutive."""
+    """Return consecutive client numbers as a range."""
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"

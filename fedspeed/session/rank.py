@@ -29,7 +29,7 @@ from fedspeed.routing.checks import routing_notes
 from fedspeed.routing.transport import Transport
 from fedspeed.session import components, exporting, numeric_type, participant, reporting, resume, sharing
 from fedspeed.session.coordination import CheckIn, StopFlag, find_lost
-from fedspeed.session.ending import Ending
+from fedspeed.session.ending import Ending, status_of
 from fedspeed.session.explain import as_user_error, lost_ranks_error
 from fedspeed.session.forecast import forecast
 from fedspeed.session.hosts import several_hosts
@@ -259,7 +259,7 @@ def _finish(
         exported = exporting.export_models(job, rank_parts, progress, inputs.tokenizer)
     if not isinstance(monitor, Monitor):  # another rank reports
         if progress.done:
-            return Ending(status=progress.done, exit_code=EXIT_OK)
+            return Ending(status=status_of(progress.done), exit_code=EXIT_OK)
         return Ending(status="preempted", exit_code=EXIT_RESUMABLE)
     if not progress.done:
         return reporting.stop_early(job, progress.round, monitor, progress.renewed)

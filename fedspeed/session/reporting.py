@@ -46,7 +46,9 @@ def finish(
             for.
         predicted: memory and time of a step; None where the planner does not model the execution.
     """
-    lost = uncounted(sum(r.missing_count for r in monitor.records), sum(r.clipped for r in monitor.records))
+    lost = uncounted(
+        sum(r.missing_count for r in monitor.records), sum(int(r.clipped or 0) for r in monitor.records)
+    )
     ending = rounds_ending(progress.done, [unbeaten(progress, exported.kind)], lost)
     monitor.finish(_summary(job.config, monitor, ending), facts(job, exported, predicted), comparison)
     return ending

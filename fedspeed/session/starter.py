@@ -1,4 +1,4 @@
-"""A commented YAML to start from: for a task, for rows of one's own, for the hosts of a hostfile."""
+"""A commented YAML to start from: for a task, the user's own rows, or the hosts of a hostfile."""
 
 import os
 from dataclasses import dataclass
@@ -42,38 +42,42 @@ TASKS = {
     "dolly": (8, "meta"),
     "codealpaca": (9, "meta"),
 }  # (clients, split)
-CLIENTS = 3  # of rows of one's own
+CLIENTS = 3  # for the user's own rows
 
 
 @dataclass(frozen=True)
 class Starter:
-    """A file to be written, and what is to be said about it."""
+    """A starter file: its text, and remarks for the user."""
 
     text: str
-    said: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, base: str) -> Starter:
-    """The YAML that `target` is to hold.
+    """Return the YAML for the file `target`.
 
     Args:
-        task: one of TASKS; not looked at where there are `rows` of one's own.
-        base: model.base as the command names it; empty: one that suits the task.
+        task: one of TASKS; ignored where there are `rows`.
+        rows: a file with the user's own rows; None for a task.
+        hostfile: gives the hosts; None where there is none.
+        base: model.base as the command gives it; empty for one that suits the task.
 
     Raises:
-        DataError: the rows cannot be read, or not be told apart. HostfileError, PlanError: the hosts are
-            none, or too few.
+        DataError: the rows cannot be read, or their fields not be recognised.
+        HostfileError, PlanError: there are no hosts, or too few.
     """
-    said = []
+    remarks = []
+    data: dict[str, Any]
+    values: Values
     if rows is None:
-        (clients, split) = TASKS[task]
+        clients, split = TASKS[task]
         data = {"task": task}
     else:
         found = detect(rows)
         clients = CLIENTS
         split = "iid"
-        data = {"task": "file", "path": _beside(rows, target), **_fields(found)}
-        said.append(_told(rows, found))
+        data = {"task": "file", "path": _path_in(rows, target), **_fields(found)}
+        remarks.append(_description(rows, found))
     hosts = read(hostfile).hosts if hostfile else ()
     if hosts and (rows is not None or task == "builtin"):
         clients = len(hosts)
@@ -82,7 +86,7 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
     shared = bool(hosts) and any(host.slots > 1 and host.gpu for host in hosts)
     if hosts:
         place_clients(hosts, clients, "auto")
-        said.append(
+        remarks.append(
             f"{hostfile}: {len(hosts)} hosts, {sum(host.slots for host in hosts)} ranks, {clients} clients"
         )
     tiny = rows is None and task == "builtin"
@@ -96,7 +100,7 @@ def starter(target: Path, task: str, rows: Path | None, hostfile: Path | None, b
         values["engine"] = {"activation_checkpointing": True}
     values["routing"] = {"mode": "auto"}
     values["deepspeed"] = {"base": "zero3.json" if shared else "zero0.json"}
-    return Starter(_text(target, hostfile, values), tuple(said))
+    return Starter(_text(target, hostfile, values), tuple(remarks))
 
 
 def _text(target: Path, hostfile: Path | None, values: Values) -> str:
@@ -117,27 +121,23 @@ def _text(target: Path, hostfile: Path | None, values: Values) -> str:
 
 
 def _base(base: str, target: Path) -> str:
-    """`model.base` as the YAML names it: the path of a folder or file that is here, and any other name as it
-    is.
-    """
-    return _beside(Path(base), target) if base and existing_path(base) else base
+    """Return `model.base` as the YAML names it: a path for an existing folder or file, else the same text."""
+    return _path_in(Path(base), target) if base and existing_path(base) else base
 
 
-def _beside(path: Path, target: Path) -> str:
-    """An input's path as the YAML names it: relative to itself where both move together, absolute
-    elsewhere.
-    """
+def _path_in(path: Path, target: Path) -> str:
+    """Return an input's path for the YAML: relative if it is below the YAML's folder, else absolute."""
     relative = os.path.relpath(path, target.parent)
     return os.path.abspath(path) if relative.startswith("..") else relative
 
 
 def _fields(found: Detected) -> dict[str, str]:
-    """The keys that name fields, of those that are not called as the defaults say."""
+    """Return the keys for fields whose names are not the defaults."""
     fields = {part: getattr(found.fields, part) for part in ("instruction", "input", "output", "category")}
     return {f"{part}_field": name for part, name in fields.items() if name and name != part}
 
 
-def _told(rows: Path, found: Detected) -> str:
+def _description(rows: Path, found: Detected) -> str:
     fields = found.fields
     parts = [
         f"instruction from {fields.instruction!r}",
@@ -151,15 +151,17 @@ def _told(rows: Path, found: Detected) -> str:
 
 
 def check_target(target: Path) -> None:
-    """Raises: ConfigError: there is something already, or no YAML could be there."""
+    """Check that a YAML can be written to `target`.
+
+    Raises:
+        ConfigError: the file exists, its name is not that of a YAML, or its folder is missing.
+    """
     if target.suffix not in (".yaml", ".yml"):
         raise ConfigError(
             f"{target}: a run's configuration is a YAML file; give it a name such as "
             f"{target.name or 'run'}.yaml"
         )
     if target.exists() or target.is_symlink():
-        raise ConfigError(
-            f"{target}: is there already, and is not written over; move it away, or give another name"
-        )
+        raise ConfigError(f"{target}: exists already, and is not overwritten; move it, or give another name")
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: there is no folder {target.parent}; make it, or give another name")

@@ -64,7 +64,7 @@ def refused(words, capsys) -> str:
         ),
         (
             ["done", "hello"],
-            "runs/done/adapter/README.md: no such file, and only it says which prompt the weights were "
+            "runs/done/adapter/README.md: no such file, but it names the prompt that the weights were "
             "trained with",
         ),
     ],
@@ -76,8 +76,8 @@ def test_what_cannot_be_asked_is_told(project, capsys, words, said):
 @pytest.mark.parametrize(
     ("card", "config", "said"),
     [
-        ("# mine\n", {}, "README.md: does not say which prompt the weights were trained with"),
-        ("---\nfedspeed: 3\n---\n", {}, "README.md: does not say which prompt"),
+        ("# mine\n", {}, "README.md: does not name the prompt that the weights were trained with"),
+        ("---\nfedspeed: 3\n---\n", {}, "README.md: does not name the prompt"),
         (CARD.replace("float32", "load"), {}, "README.md: dtype 'load' is no type of torch"),
         (CARD, {}, "adapter_config.json: does not name its base (KeyError)"),
         (

@@ -157,10 +157,7 @@ def test_rows_that_cannot_be_understood_are_told(project, capsys, row, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (
-            ["there.yaml"],
-            "there.yaml: is there already, and is not written over; move it away, or give another name",
-        ),
+        (["there.yaml"], "there.yaml: exists already, and is not overwritten; move it, or give another name"),
         (["run.txt"], "run.txt: a run's configuration is a YAML file; give it a name such as run.txt.yaml"),
         (["no/run.yaml"], "no/run.yaml: there is no folder no; make it"),
         (

@@ -60,7 +60,7 @@ def test_a_coalition_with_all_relays_follows_every_cell(workshop):
         "0,1,2",
     )
     assert done.returncode == 0, done.stderr
-    assert "cells followed from their source by the coalition's relays: 1.000 (formula 1.000)" in done.stdout
+    assert "cells traced from their source by the coalition's relays: 1.000 (formula 1.000)" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_a_run_with_a_changed_base_is_refused_before_it_starts(workshop, copy_of
             ended = workshop.run("run.name=rebased", *words)
             assert ended.code == 2 and "Traceback" not in ended.text
             assert (
-                f"since its round {ROUNDS}: the config.json of model.base={workshop.folder / 'model'}. Put"
+                f"since its round {ROUNDS}: the config.json of model.base={workshop.folder / 'model'}. Restore"
                 in ended.err
             )
         with pytest.raises(JournalError, match="the config.json of model.base"):

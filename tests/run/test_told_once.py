@@ -144,7 +144,7 @@ class Slow(io.StringIO):
 
 
 def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
-    monkeypatch.setattr(refusal, "TOLD_S", LIMIT_S)
+    monkeypatch.setattr(refusal, "REPORT_S", LIMIT_S)
     store = Meeting()
     out = Slow(store.waits)
     ranks = [
@@ -158,7 +158,7 @@ def test_ranks_that_have_met_wait_for_the_one_that_tells(monkeypatch):
 
 
 def test_one_that_was_to_tell_and_did_not_is_stood_in_for(monkeypatch):
-    monkeypatch.setattr(refusal, "TOLD_S", 0.05)
+    monkeypatch.setattr(refusal, "REPORT_S", 0.05)
     store = Meeting()
     out = io.StringIO()
     assert store.is_first("refused")  # and is killed
