@@ -21,7 +21,7 @@ class Meeting:
             self._texts[key] = text
             self._there.notify_all()
 
-    note = put
+    try_put = put
 
     def wait(self, keys, timeout_s):
         with self._there:
