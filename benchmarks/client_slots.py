@@ -1,7 +1,7 @@
-"""Clients that share a rank: what four of them load and take together, in turn, and what one does alone. In
-one run, on the same rows.
+"""Clients that share a rank: loads and seconds of four clients together, of four in turn, and of one alone,
+in one run on the same rows.
 
-python benchmarks/client_slots.py [--blocks 12] [--hidden 768] [--micro 2] [--tokens 32] [--tier ram|nvme]
+    python benchmarks/client_slots.py [--blocks 12] [--hidden 768] [--micro 2] [--tokens 32] [--tier ram|nvme]
 """
 
 import argparse

@@ -1,22 +1,25 @@
-"""Layer-major execution beside stock DeepSpeed ZeRO-3 and beside a resident model: the same model, tokens and
-live parameters, in one run.
+"""Layer-major execution compared with stock DeepSpeed ZeRO-3 and with a resident model: the same model, tokens
+and trainable parameters, in one run.
 
-    python benchmarks/layer_major.py cluster|nvme|resident [--blocks 8] [--hidden 1024] [--micro 8] [--tokens
-    64] [--repeat 3] python benchmarks/layer_major.py resident [--base FOLDER]      (a pretrained model
-    instead of drawn weights)
+    python benchmarks/layer_major.py cluster|nvme|resident [--blocks 8] [--hidden 1024] [--micro 8]
+        [--tokens 64] [--repeat 3]
+    python benchmarks/layer_major.py resident [--base FOLDER]
+        (a pretrained model instead of random weights)
 
-cluster: the base divided over 2 ranks (gloo), stock with activation checkpointing. nvme: the base on disk,
-    one rank, stock without checkpointing
-(with it, stock dies: DeepSpeed 0.19.8 assigns a swap buffer twice). resident: everything in memory, one rank,
-beside DeepSpeed ZeRO-0 with and without checkpointing, and beside a loop of PyTorch, transformers and PEFT
-alone. There layer-major keeps the activations that fit into free memory (engine.activation_gib=auto); in the
-other settings it keeps none.
+cluster: the base is divided over 2 ranks (gloo); stock uses activation checkpointing.
+
+nvme: the base is on disk, with one rank. Stock runs without checkpointing, because with it DeepSpeed 0.19.8
+assigns a swap buffer twice and fails.
+
+resident: everything is in memory, with one rank. Layer-major is compared with DeepSpeed ZeRO-0, with and
+without checkpointing, and with a loop of PyTorch, transformers and PEFT alone. Here it keeps the activations
+that fit into free memory (engine.activation_gib=auto); in the other settings it keeps none.
 
 All engines live in the same processes and take their steps in turn, in the opposite order every other time. A
-speed is the median of the ratios of such neighbours: the machine's own changes of speed touch both of a pair.
-C is the arithmetic of a step (layer-major, resident base), L one load of the base (from passes that compute
-nothing). Stock needs about C + 2 M L for M micro-batches (with nvme less arithmetic, as it does not
-recompute: ZeRO-0's), layer-major max(C, 2 L); their ratio is the bound.
+speed is the median of the ratios of such neighbouring steps, since changes of the machine's own speed affect
+both of a pair. C is the arithmetic of a step (layer-major, resident base), L one load of the base (from
+passes that compute nothing). Stock needs about C + 2 M L for M micro-batches (with nvme it does not
+recompute, so its C is that of ZeRO-0), layer-major max(C, 2 L); their ratio is the bound.
 """
 
 import argparse

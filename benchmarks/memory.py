@@ -1,14 +1,15 @@
-"""Peak device memory of one LoRA step: the whole model resident, DeepSpeed's own ways of sparing memory, and
+"""Peak device memory of one LoRA step: the whole model resident, DeepSpeed's own means of saving memory, and
 layer-major execution.
 
-    python benchmarks/memory.py [--blocks 22] [--hidden 2048] [--rows 4] [--tokens 256]      (a Llama of 1.1 B
-    parameters) python benchmarks/memory.py --blocks 6,12,24 --hidden 1024                               (how
-    the ratio grows with depth)
+    python benchmarks/memory.py [--blocks 22] [--hidden 2048] [--rows 4] [--tokens 256]
+        (a Llama of 1.1 B parameters)
+    python benchmarks/memory.py --blocks 6,12,24 --hidden 1024
+        (how the ratio grows with depth)
 
-Every system runs in a process of its own, on the same rows. On a CPU "device memory" is what would lie on the
-device: weights, gathered weights, activations, gradients, optimizer; what is offloaded to RAM or NVMe is not
-counted (fedspeed/engine/memory_counter.py; a test holds the count against the allocator's). On an accelerator
-it is the allocator's own peak.
+Every system runs in a process of its own, on the same rows. On a CPU, "device memory" is the memory of what
+would be on the device: weights, gathered weights, activations, gradients and optimizer. Tensors offloaded to
+RAM or NVMe are not counted (fedspeed/engine/memory_counter.py; a test compares the count with the
+allocator's). On an accelerator it is the peak of the allocator.
 """
 
 import argparse

@@ -1,16 +1,14 @@
-"""What FedSpeed costs over a plain PyTorch FedAvg loop, on the task its peers were measured on.
+"""The overhead of FedSpeed over a plain PyTorch FedAvg loop, on the task that its peers were measured on.
 
     python benchmarks/overhead.py [--repeat 3]
 
 3 clients (IID), a Llama of 4 blocks (hidden 256, vocabulary 512, 4 M parameters, fp32), LoRA r=8 alpha=16 on
 q and v, AdamW 1e-3 with fresh state each round, batch 4 x 128 tokens, 10 local steps, 5 rounds, held-out loss
-after each. Every system runs as a command of its own; each
-repetition runs all systems in turn. Reported: seconds from the command to the first aggregate, seconds a
-    round (rounds 2 to 5), and the peak of
-the sum over all its processes of resident memory (RSS, as the peers were measured; PSS beside it, which
-counts shared pages once).
+after each. Every system runs as a command of its own; each repetition runs all systems in turn. The results
+are seconds from the command to the first aggregate, seconds a round (rounds 2 to 5), and the peak of resident
+memory summed over all processes (RSS, as the peers were measured, and PSS, which counts shared pages once).
 
-The text is GSM8K in bytes where FEDSPEED_DATA or ../shared/data has it, else the built-in generator's.
+The text is GSM8K in bytes if FEDSPEED_DATA or ../shared/data has it, else that of the built-in generator.
 """
 
 import argparse
@@ -49,7 +47,7 @@ SYSTEMS = {
 
 
 def prepare(folder: Path) -> None:
-    """Base model, starting adapter, rows and configuration, the same for all systems."""
+    """Write base model, starting adapter, rows and configuration, the same for all systems."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -122,13 +120,15 @@ class Trainer:
         from fedspeed.models.tokenizer import byte_tokenizer
 
         self.config = load(folder / "run.yaml", []).config.data
-        self.rows, self.tokenizer = client_rows(self.config, 0), byte_tokenizer()
+        self.rows = client_rows(self.config, 0)
+        self.tokenizer = byte_tokenizer()
         self.encoded = {}
         self.model = PeftModel.from_pretrained(
             AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "adapter", is_trainable=True
         )
         named = {n.replace(".default.", "."): p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.names, self.trained = list(named), list(named.values())  # names as in the adapter's file
+        self.names = list(named)  # as in the adapter's file
+        self.trained = list(named.values())
 
     def data(self, client: int):
         from fedspeed.data.clients import encode_client
@@ -152,7 +152,7 @@ class Trainer:
                 p.copy_(v)
 
     def train(self, client: int, number: int) -> None:
-        """The local steps of round `number` (from 0), from the state that is loaded."""
+        """Take the local steps of round `number` (from 0), from the loaded state."""
         import torch
 
         from fedspeed.data.batches import client_step
@@ -199,12 +199,12 @@ class Trainer:
 
 
 def print_round(number: int, loss: float, tokens: int) -> None:
-    """The line of round `number` (from 0) that `measure` waits for."""
+    """Print the line of round `number` (from 0) that `measure` waits for."""
     print(json.dumps({"event": "round", "round": number + 1, "val_loss": loss / tokens}), flush=True)
 
 
 def plain_loop(folder: Path) -> None:
-    """The reference: clients in turn."""
+    """Run the reference: a plain loop that trains the clients in turn."""
     import torch
 
     trainer = Trainer(folder)
@@ -276,10 +276,8 @@ def measure(command: list[str], env: dict[str, str]) -> dict:
             *lines, buffer = buffer.split(b"\n")
             for event in (json.loads(line) for line in lines if line.startswith(b"{")):  # a peer also logs
                 if event["event"] == "round":
-                    times[event["round"]], losses[event["round"]] = (
-                        time.perf_counter() - start,
-                        event["val_loss"],
-                    )
+                    times[event["round"]] = time.perf_counter() - start
+                    losses[event["round"]] = event["val_loss"]
             if ended:
                 break
             found = processes(process.pid)

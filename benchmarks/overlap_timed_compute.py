@@ -1,14 +1,13 @@
-"""How much of an exchange hides behind the next round's training under federation.staleness=1. Compute is
-timed: a sleep in place of arithmetic, since on a machine with fewer cores than clients arithmetic and
-cryptography would share them.
+"""The share of an exchange that is hidden behind the next round's training with federation.staleness=1.
+Compute is timed: a sleep in place of arithmetic, since on a machine with fewer cores than clients arithmetic
+and cryptography would share them.
 
     python benchmarks/overlap_timed_compute.py [--clients 3] [--mb 40] [--mode mix+mask] [--compute-s 3]
-    [--rounds 4]
+        [--rounds 4]
 
-Rounds go as federation/rounds.py orders them: start the exchange of a round, compute the next one, wait.
-    Hidden is 1 - (seconds waited) / (seconds the
-exchange takes by itself, measured before in the same run). CPU-seconds of all clients' exchanges stand beside
-it.
+Rounds have the order of federation/rounds.py: start the exchange of a round, compute the next one, wait. The
+hidden share is 1 - (seconds waited) / (seconds of the exchange by itself, measured before in the same run).
+The CPU-seconds of all clients' exchanges are printed too.
 """
 
 import argparse

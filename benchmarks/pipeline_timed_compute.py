@@ -1,13 +1,15 @@
-"""Pipelines over hosts of their own with shaped links, with timed compute: a sleep of fixed length in place
-of each block's arithmetic, since all hosts share this machine's cores. Everything else is real: processes,
-DeepSpeed's pipeline engine, the instruction streams, transfers over the shaped links.
+"""Pipelines over emulated hosts with limited links, with timed compute: a sleep of fixed length in place of
+each block's arithmetic, since all hosts share this machine's cores. Everything else is real: processes,
+DeepSpeed's pipeline engine, the instruction streams, transfers over the limited links.
 
-    python benchmarks/pipeline_timed_compute.py bubble      measured idle fraction against the schedule's
-    formula, (P - 1) / (M + P - 1) python benchmarks/pipeline_timed_compute.py clients     all clients of a
-    cluster in one pipeline against one client after the other python benchmarks/pipeline_timed_compute.py
-    simulated   a step's measured seconds against those of the simulator, on several set-ups
+    python benchmarks/pipeline_timed_compute.py bubble
+        (the measured idle share compared with the schedule's formula, (P - 1) / (M + P - 1))
+    python benchmarks/pipeline_timed_compute.py clients
+        (all clients of a cluster in one pipeline compared with one client after the other)
+    python benchmarks/pipeline_timed_compute.py simulated
+        (measured seconds of a step compared with those of the simulator, on several set-ups)
 
-Needs root and namespaces (docs/virtual-cluster.md).
+Needs root and network namespaces (docs/virtual-cluster.md).
 """
 
 import argparse
@@ -23,8 +25,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-FORWARD_S, HEAD_S = 0.05, 0.01  # of a block, of a head; a backward takes twice a forward
-ROWS, WIDTH, HIDDEN = 8, 256, 128  # of a micro-batch: 1 MiB of activations in fp32
+FORWARD_S = 0.05  # of a block; a backward pass takes twice as long
+HEAD_S = 0.01
+# Of a micro-batch: 1 MiB of activations in fp32.
+ROWS = 8
+WIDTH = 256
+HIDDEN = 128
 BLOCKS = 8
 STEPS = 4  # measured, after one to warm up
 PORT = 23456

@@ -1,11 +1,11 @@
-"""What the planner predicts beside what is measured on this machine: device memory and seconds of a step, in
-several settings.
+"""The planner's predictions compared with measurements on this machine: device memory and seconds of a step,
+in several settings.
 
     python benchmarks/plan_accuracy.py [--repeat 3] [--only ram]
 
-First the machine is probed (fedspeed probe); then each setting runs in a process of its own, one rank of all
-cores. Device memory on a CPU is that of
-fedspeed/engine/memory_counter.py. The machine must be quiet: the probe and the steps must see the same one.
+First the machine is probed (fedspeed probe); then each setting runs in a process of its own, with one rank on
+all cores. On a CPU, device memory is counted by fedspeed/engine/memory_counter.py. The machine must be quiet,
+so that the probe and the steps run under the same conditions.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def predicted(case: Case, folder: str, node):
         checkpointing=case.checkpointing,
         activation_bytes=int(case.activations * 2**30),
     )
-    place = RankProfile(
+    profile = RankProfile(
         node,
         1,
         1,
@@ -145,11 +145,11 @@ def predicted(case: Case, folder: str, node):
         participants=1,
         participants_here=1,
     )
-    standing, moving = device_memory(task, setting, place, evaluation=False)
+    persistent, transient = device_memory(task, setting, profile, evaluation=False)
     return (
-        sum(standing.values()) + sum(moving.values()),
-        seconds_of(task, setting, place).total,
-        {**standing, **moving},
+        sum(persistent.values()) + sum(transient.values()),
+        seconds_of(task, setting, profile).total,
+        {**persistent, **transient},
     )
 
 

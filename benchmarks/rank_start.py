@@ -1,9 +1,9 @@
-"""What a rank that starts as a fresh interpreter saves by the way FedSpeed imports DeepSpeed, in pairs.
+"""The time that FedSpeed's import of DeepSpeed saves a rank that starts as a fresh interpreter, in pairs.
 
     python benchmarks/rank_start.py [--repeat 5]
 
-Both sides import the same libraries, as `fedspeed.session.components.preload` lists them. On one side as they
-come: with torch's compiler, which DeepSpeed's Muon asks for; with the garbage collector at work meanwhile;
+Both sides import the same libraries, those of `fedspeed.session.components.preload`. One side imports them as
+they are: with torch's compiler, which DeepSpeed's Muon requires; with garbage collection during the import;
 and with DeepSpeed's table of operators, for which it compiles a probe.
 """
 

@@ -1,10 +1,10 @@
-"""The held-out loss after the last round with federation.staleness=1 against 0, same rounds, same seeds, real
-arithmetic.
+"""The held-out loss after the last round with federation.staleness=1 compared with 0: same rounds, same
+seeds, real arithmetic.
 
     python benchmarks/staleness_loss.py [--rounds 20] [--seeds 0,1,2] [--config ds_configs/gsm8k_small.yaml]
-    [key=value ...]
+        [key=value ...]
 
-To reach: within 2 % of the synchronous run, or better.
+The goal is a loss within 2 % of the synchronous run, or better.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Rounds under federation.staleness=1 over hosts of their own with shaped links, with timed compute: a sleep
-of fixed length in place of each local step's arithmetic, since all hosts share this machine's cores.
-Everything else is real: launch.py's processes, the round loop, the exchange, journal and records.
+"""Rounds with federation.staleness=1 over emulated hosts with limited links, with timed compute: a sleep of
+fixed length in place of each local step's arithmetic, since all hosts share this machine's cores. Everything
+else is real: the processes of launch.py, the round loop, the exchange, journal and records.
 
-    python benchmarks/staleness_timed_compute.py [--rates 1gbit,100mbit] [--modes plain,mix+mask] [--compute-s
-    4] [--rounds 6]
+    python benchmarks/staleness_timed_compute.py [--rates 1gbit,100mbit] [--modes plain,mix+mask]
+        [--compute-s 4] [--rounds 6]
 
-For each link and mode, one run without and one with staleness. Exchange: what a round of the first waits for
-its sum. The ratio to reach is a round of the second over max(compute, exchange), at most 1.05. Needs root and
-namespaces (docs/virtual-cluster.md).
+For each link and mode there is one run without staleness and one with it. The exchange is the time that a
+round of the first run waits for its sum. The goal is a ratio of at most 1.05 between a round of the second
+run and max(compute, exchange). Needs root and network namespaces (docs/virtual-cluster.md).
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What a step on a card should take, on paper, and what each mend of the way it is executed contributes.
+"""The predicted time of a step on a card, and the contribution of each improvement of its execution.
 
     python benchmarks/step_model.py
 
-The timeline is the planner's (fedspeed/planner/step_timeline.py). Here it gets assumptions about an H100
-and its bus instead of a probe's facts, so that nothing in the table was measured on a card. Shares are of
-pure arithmetic: all blocks resident, all but the last computed again, and nothing else.
+The timeline is the planner's (fedspeed/planner/step_timeline.py), with assumptions about an H100 and its bus
+instead of a probe's facts: nothing in the tables was measured on a card. Shares are relative to pure
+arithmetic: all blocks resident, all but the last recomputed, and nothing else.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Work:
 
     @property
     def times(self) -> BlockTimes:
-        """Adapters are left out: they are a hundredth of a block's work."""
+        """Return the times of a micro-batch, without adapters, which are a hundredth of a block's work."""
         shape = self.shape
         tokens = self.micro_batch
         products = 2 * shape.block * tokens / MATRICES
@@ -94,15 +94,13 @@ class Work:
         return step_time(self.times, base, self.micro_batches, inputs=inputs, kept=kept, fixed=fixed).seconds
 
     def share(self, **how) -> float:
-        """Tell which part of a step is pure arithmetic; above 1 where activations are kept, which saves some
-        of it.
-        """
+        """Return the share of a step that is pure arithmetic; above 1 if kept activations save some of it."""
         pure = replace(self, launch_s=(0.0, 0.0))
         return pure.seconds(resident=tuple(range(self.shape.layers))) / self.seconds(**how)
 
 
 def paper_budget(work: Work) -> list[float]:
-    """List the shares on paper before any mend, and with one more of them each time."""
+    """Return the predicted shares without any improvement, and with one more of them each time."""
     quarter = tuple(spread(work.shape.layers, work.shape.layers // 4))
     return [
         work.share(inputs=BEHIND_LOADS, fixed=FIXED_NOW),
@@ -118,7 +116,7 @@ def task_of(work: Work) -> Task:
 
 
 def card_with(gib: float) -> RankProfile:
-    """An H100 of which a rank may use so many GiB, in a host with 128 GiB."""
+    """Return the profile of an H100 of which a rank may use so many GiB, in a host with 128 GiB."""
     device = replace(published_device(CARDS["h100"]), memory=int(gib * GIB))
     return RankProfile(
         Node("h", device, 125 * GIB, ram_rate=100e9, nvme=0, disk_rate=1.0, link_rate=1.0, local_rate=1.0),
@@ -133,8 +131,8 @@ def card_with(gib: float) -> RankProfile:
 
 
 @dataclass(frozen=True)
-class Mended:
-    """The best way to use some device memory once all is mended."""
+class Improved:
+    """The best use of some device memory with all improvements."""
 
     inputs: str
     slots: int
@@ -142,18 +140,18 @@ class Mended:
     share: float
 
 
-def mended(work: Work, gib: float) -> Mended:
+def improved(work: Work, gib: float) -> Improved:
     """Search all numbers of slots, each with as many kept activations as fit beside them, by the planner's
     model of memory.
     """
     task = task_of(work)
-    place = card_with(gib)
+    profile = card_with(gib)
     found = []
     for inputs in (DEVICE, HOST):
         for slots in range(1, work.shape.layers + 1):
             kept = _most_kept(
                 task,
-                place,
+                profile,
                 Setting(
                     "ram",
                     1,
@@ -166,19 +164,19 @@ def mended(work: Work, gib: float) -> Mended:
             )
             if kept is not None:
                 found.append(
-                    Mended(
+                    Improved(
                         inputs, slots, kept, work.share(slots=slots, inputs=inputs, kept=kept, fixed=FIXED)
                     )
                 )
     return max(found, key=lambda one: (round(one.share, 4), one.inputs == DEVICE, -one.slots))
 
 
-def _most_kept(task: Task, place: RankProfile, setting: Setting) -> int | None:
-    """The most blocks and micro-batches whose activations fit; None: not even without any."""
+def _most_kept(task: Task, profile: RankProfile, setting: Setting) -> int | None:
+    """Return how many pairs of a block and a micro-batch can keep activations; None: not even none fits."""
 
     def fits(kept: int) -> bool:
         chosen = replace(setting, activation_bytes=kept * kept_bytes(task, setting))
-        return memory_of(task, chosen, place).gpu_bytes <= place.node.device.memory
+        return memory_of(task, chosen, profile).gpu_bytes <= profile.node.device.memory
 
     if not fits(0):
         return None
@@ -252,7 +250,7 @@ def main() -> None:
     )
     rows = []
     for name, work in works.items():
-        cells = [mended(work, gib) for gib in (11, 24)]
+        cells = [improved(work, gib) for gib in (11, 24)]
         rows.append([
             name,
             *(

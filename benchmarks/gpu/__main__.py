@@ -78,7 +78,7 @@ def leave_out(out: Path, phase: Phase, why: str) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line; `phases` holds the phases it means."""
+    """Parse the command line; `phases` becomes the list of chosen phases."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description="Measure FedSpeed on one GPU, phase by phase."
     )
@@ -116,7 +116,7 @@ def arguments() -> argparse.Namespace:
 
 
 def seconds(text: str) -> float:
-    """A number of seconds, 0 or more."""
+    """Parse a number of seconds, 0 or more."""
     value = float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")

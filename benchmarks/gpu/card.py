@@ -1,4 +1,4 @@
-"""The card of a phase: what it is, a cap on its memory, and what was held of it."""
+"""The card of a phase: its name, a cap on its memory, and its peak memory."""
 
 import gc
 import os
@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 def about(dry: bool) -> dict:
-    """What stands above all results."""
+    """Return the facts that head all results: card, torch version, date and cores."""
     import torch
 
     name = "none (dry run on the CPU)" if dry else torch.cuda.get_device_name()
@@ -54,14 +54,14 @@ def join(dry: bool) -> None:
 
 
 def draw_there() -> None:
-    """Let the card draw random weights: a processor takes minutes over a model of 7 B parameters."""
+    """Draw random weights on the card, since a CPU takes minutes for a model of 7 B parameters."""
     from fedspeed.models import loading
 
     loading.draw_device = "cuda"
 
 
 def cap(gib: float, dry: bool) -> None:
-    """Let PyTorch take no more than `gib` of the card's memory; 0 for all of it."""
+    """Limit PyTorch to `gib` GiB of the card's memory; 0: no limit."""
     if dry:
         return
     import torch
@@ -71,7 +71,7 @@ def cap(gib: float, dry: bool) -> None:
 
 
 def synchronise(dry: bool) -> None:
-    """Wait for all that the card has been asked to do."""
+    """Wait until the card has finished all work."""
     if not dry:
         import torch
 
@@ -79,7 +79,7 @@ def synchronise(dry: bool) -> None:
 
 
 def forget_peaks(dry: bool) -> None:
-    """Begin to count peaks anew."""
+    """Reset the peaks of memory."""
     if not dry:
         import torch
 
@@ -87,7 +87,7 @@ def forget_peaks(dry: bool) -> None:
 
 
 def peaks(dry: bool) -> dict:
-    """GiB that tensors and that PyTorch's allocator have taken at most; nothing without a card."""
+    """Return the peak GiB of tensors and of PyTorch's allocator; empty without a card."""
     if dry:
         return {}
     import torch
@@ -101,7 +101,7 @@ def peaks(dry: bool) -> dict:
 
 
 def tidy(dry: bool) -> None:
-    """Give the memory of engines that are gone back to the card."""
+    """Free the memory of closed engines."""
     gc.collect()
     if not dry:
         import torch

@@ -74,7 +74,7 @@ def masked(scene: Scene) -> None:
 
 
 def common(scene: Scene) -> list[str]:
-    """What all runs of a phase say of the model and of where they write.
+    """Return the configuration overrides that all runs of a phase have in common.
 
     Raises:
         FileNotFoundError: there is no base to start from.
@@ -94,12 +94,12 @@ def common(scene: Scene) -> list[str]:
 
 
 def site_config(number: int) -> Path:
-    """The configuration of an organisation, as it is shipped."""
+    """Return the shipped configuration of an organisation."""
     return ROOT / "ds_configs" / "organisations" / f"client{number}.yaml"
 
 
 def site_fields(scene: Scene, folder: Path, name: str) -> list[str]:
-    """What a site says beside its configuration."""
+    """Return the overrides of one site."""
     return [
         *common(scene),
         f"data.path={folder / f'{name}.jsonl'}",
@@ -187,7 +187,7 @@ def finish(scene: Scene, runs: dict) -> None:
 
 
 def last_round(scene: Scene, name: str) -> dict:
-    """What a run has recorded of its last round."""
+    """Return the record of a run's last round."""
     lines = (scene.out / "runs" / name / "rounds.jsonl").read_text().splitlines()
     last = [record for record in map(json.loads, lines) if "val_loss" in record][-1]
     return {

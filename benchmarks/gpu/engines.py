@@ -41,7 +41,9 @@ class Scene:
 
 @contextmanager
 def engine_of(scene: Scene, base: Path, recipe: Recipe):
-    """An engine over random weights, the same for all recipes of one numeric type; closed at the end."""
+    """Build an engine over random weights, the same for all recipes of one numeric type, and close it at the
+    end.
+    """
     from benchmarks.layer_major import ds_config
     from fedspeed.data.config import TrainConfig
     from fedspeed.engine.build import EngineContext, EngineSpec, build_engine
@@ -110,12 +112,12 @@ def measure(scene: Scene, engine, batches, repeat: int, warm_up: int = 2, *, eac
 
 
 def take_loads(engine):
-    """What the engine has loaded since it was last asked; None for one that loads nothing."""
+    """Return the engine's loads since the last call; None for an engine that loads nothing."""
     return engine.store.take_loads() if hasattr(engine, "store") else None
 
 
 def loads_of(engine, steps: int) -> dict:
-    """Of one step, on average: loads of units, GiB of them, and seconds that the arithmetic waited."""
+    """Return the averages of a step: loads of units, their GiB, and seconds that the arithmetic waited."""
     taken = take_loads(engine)
     if taken is None:
         return {}

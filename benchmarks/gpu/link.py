@@ -1,4 +1,4 @@
-"""What the bus, the copy engines and the matrix units of the card do: what a streamed base lives by."""
+"""The speed of the card's bus, copy engines and matrix units, on which streaming a base depends."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def run(scene: Scene) -> None:
 
 
 def host() -> dict:
-    """What of the machine loading depends on."""
+    """Measure the properties of the machine that loading depends on."""
     import resource
 
     with open("/proc/meminfo") as file:
@@ -86,7 +86,7 @@ def ordinary(dry: bool) -> dict:
 
 
 def registered(dry: bool) -> dict:
-    """The same from shared memory that is locked afterwards, as the engine's tiers do it."""
+    """Allocate shared memory and page-lock it afterwards, as the engine's tiers do."""
     import mmap
 
     import torch

@@ -1,4 +1,4 @@
-"""The phases of the campaign in the order of their value, and what each may take."""
+"""The phases of the campaign in the order of their value, with their time limits."""
 
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,10 +10,10 @@ class Phase:
 
     Attributes:
         name: of the phase and of its file of results.
-        call: the function that is called with a Scene, by its full name.
-        minutes: after which it is killed.
-        options: what that function reads.
-        guards: whether nothing after it is worth the card's time if it fails.
+        call: full name of the function that is called with a Scene.
+        minutes: limit, after which the phase is killed.
+        options: read by that function.
+        guards: whether the campaign ends if it fails.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Phase:
     guards: bool = False
 
     def run(self, scene) -> None:
-        """Do what the phase is there for."""
+        """Call the function of the phase."""
         module, _, function = self.call.rpartition(".")
         getattr(import_module(module), function)(scene)
 
@@ -50,10 +50,10 @@ EVERY = {phase.name: phase for phases in LISTS.values() for phase in phases}
 
 
 def chosen(names: list[str], which: str, dry: bool) -> list[Phase]:
-    """The phases that are named; none named: those of a list, in a dry run those of all lists.
+    """Return the named phases; without names those of a list, in a dry run those of all lists.
 
     Raises:
-        ValueError: there is no phase of a name.
+        ValueError: a name is unknown.
     """
     if unknown := [name for name in names if name not in EVERY]:
         raise ValueError(f"no phase is called {unknown[0]}; there are {', '.join(EVERY)}")

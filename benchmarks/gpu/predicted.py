@@ -1,4 +1,4 @@
-"""What the planner says of a step before it is measured. The only module here that asks the planner."""
+"""The planner's predictions of the measured steps. Only this module uses the planner."""
 
 import json
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ from fedspeed.planner.plan import RankProfile, Setting, Task
 from fedspeed.planner.timing import seconds_of
 
 DRY_CARD = "rtx3090"
-KEPT = 0.9  # part of a cap that a prediction may fill: none has met this card before
+CAP_SHARE = 0.9  # of a cap that a prediction may use, since predictions were never compared with this card
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of a step: bytes on the device with the allocator's fragments, seconds, and the setting."""
+    """The prediction of a step: bytes on the device including fragmentation, seconds, and the setting."""
 
     nbytes: int
     seconds: float
@@ -31,7 +31,7 @@ class Prediction:
 
     @property
     def result(self) -> dict:
-        """As it stands beside what was measured."""
+        """Return the prediction as it is shown next to the measurement."""
         return {
             "predicted GiB": round(self.nbytes / GIB, 2),
             "predicted s": round(self.seconds, 4),
@@ -42,7 +42,7 @@ class Prediction:
 
 
 def node(out: Path, dry: bool) -> Node | None:
-    """The machine: by the probe of this campaign, else by what is published of its card; None: unknown."""
+    """Return the machine from this campaign's probe, or from published facts of its card; None: unknown."""
     if dry:
         return node_of(Host("localhost", 1, gpu=DRY_CARD))
     if (out / PROBE_FILE).is_file():
@@ -54,46 +54,51 @@ def node(out: Path, dry: bool) -> Node | None:
 
 
 def task_of(shape: ModelShape, step: Step) -> Task:
-    """One step of bf16 LoRA of one client."""
+    """Return the task of one step of bf16 LoRA of one client."""
     return Task(shape, 1, step.tokens, step.rows * step.micro, step.rows, stage=2)
 
 
 def profile_of(where: Node) -> RankProfile:
-    """One card by itself."""
+    """Return the profile of a single card."""
     return RankProfile(
         where, 1, 1, cluster_ranks=1, cluster_nodes=1, carried=1, participants=1, participants_here=1
     )
 
 
 def predict(shape: ModelShape, step: Step, setting: Setting, where: Node) -> Prediction:
-    """A step in a setting."""
+    """Predict a step in a setting."""
     task = task_of(shape, step)
-    place = profile_of(where)
-    standing, moving = device_memory(task, setting, place, evaluation=False)
-    nbytes = sum(standing.values()) + int(sum(moving.values()) * (1 + FRAGMENTATION))
-    return Prediction(nbytes, seconds_of(task, setting, place).total, setting)
+    profile = profile_of(where)
+    persistent, transient = device_memory(task, setting, profile, evaluation=False)
+    nbytes = sum(persistent.values()) + int(sum(transient.values()) * (1 + FRAGMENTATION))
+    return Prediction(nbytes, seconds_of(task, setting, profile).total, setting)
 
 
 def setting_of(step: Step, slots: int, block_inputs: str = "device", tier: str = "ram") -> Setting:
-    """A setting with so many slots that keeps no activations."""
+    """Return a setting with so many slots that keeps no activations."""
     return Setting(tier, step.rows, step.micro, block_slots=slots, block_inputs=block_inputs)
 
 
 def within(shape: ModelShape, step: Step, where: Node, cap_gib: float) -> Prediction:
-    """The fastest setting with the base in RAM under a cap, by the planner's models of memory and time.
+    """Predict the fastest setting with the base in RAM under a cap, by the planner's models of memory and
+    time.
 
-    Where not even two slots fit by the prediction, it is that of two slots.
+    If not even two slots fit, the prediction is that of two slots.
     """
-    capped = replace(where, device=replace(where.device, memory=int(KEPT * cap_gib * GIB) + DRIVER_BYTES))
+    capped = replace(
+        where, device=replace(where.device, memory=int(CAP_SHARE * cap_gib * GIB) + DRIVER_BYTES)
+    )
     task = task_of(shape, step)
-    place = profile_of(capped)
+    profile = profile_of(capped)
     settings = [
         setting_of(step, slots, block_inputs)
         for block_inputs in ("device", "host")
         for slots in range(2, shape.layers + 1)
     ]
     fitting = [
-        with_kept_activations(task, setting, [place]) for setting in settings if fits(task, setting, place)
+        with_kept_activations(task, setting, [profile])
+        for setting in settings
+        if fits(task, setting, profile)
     ]
     if not fitting:
         return predict(shape, step, setting_of(step, 2, "host"), where)
@@ -101,7 +106,7 @@ def within(shape: ModelShape, step: Step, where: Node, cap_gib: float) -> Predic
 
 
 def options_of(setting: Setting) -> EngineConfig:
-    """The engine's configuration of a setting."""
+    """Return the engine's configuration of a setting."""
     return EngineConfig(
         tier=setting.tier,
         block_slots=setting.block_slots,

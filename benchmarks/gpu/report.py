@@ -19,12 +19,12 @@ COLUMNS = {
 
 
 def read(folder: Path, names: Sequence[str]) -> list[dict]:
-    """What the phases of those names have written, in their order."""
+    """Return the results of the named phases, in their order."""
     return [json.loads(path.read_text()) for name in names if (path := folder / f"{name}.json").is_file()]
 
 
 def summary(phases: Sequence[dict]) -> str:
-    """A page: card, versions and date; a table of steps; the other results phase by phase."""
+    """Return the report: card, versions and date; a table of steps; the other results phase by phase."""
     about = next((phase["about"] for phase in phases if phase["about"]), {})
     dry = str(about.get("card", "")).startswith("none")
     lines = [

@@ -21,7 +21,8 @@ from benchmarks.gpu.shapes import Step, model_of, step_of, write_model
 
 STEPS = (Step("8k", tokens=4096, micro=2), Step("32k", tokens=4096, micro=8))
 OURS = "perf-14b-24gib"  # the phase that measures ours on the same model and cap
-WARM_UP, REPEAT = 3, 3  # it plans its stages anew from what it has timed
+WARM_UP = 3  # RoundPipe divides its stages anew, from measured times
+REPEAT = 3
 STEP_S = {"8k": 30, "32k": 45}  # what is left must be more than this
 OF_CAP = 0.6  # for weights: RoundPipe's own share of what is free
 TOLERANCE = 2e-2
@@ -72,7 +73,11 @@ def run(scene: Scene) -> None:
 
 
 def check_installed(dry: bool) -> None:
-    """Raises LeftOut where RoundPipe cannot run."""
+    """Check that RoundPipe can run.
+
+    Raises:
+        LeftOut: it cannot.
+    """
     if find_spec("roundpipe") is None:
         raise LeftOut("the package roundpipe is not installed (benchmarks/gpu/prepare.sh)")
     if dry:
@@ -80,7 +85,7 @@ def check_installed(dry: bool) -> None:
 
 
 def load(base) -> nn.Module:
-    """The model with its adapter in host memory: the weights that our engine draws."""
+    """Load the model with its adapter in host memory, with the random weights of our engine."""
     from fedspeed.models.config import AdapterConfig, ModelConfig
     from fedspeed.models.loading import materialise, meta_model
 
@@ -96,7 +101,7 @@ def _in_ram(name: str, parameter: nn.Parameter) -> nn.Parameter:
 
 
 def sequence_of(net: nn.Module, first: int) -> nn.Sequential:
-    """The layers of the model between the embedding and the loss."""
+    """Return the layers of the model between the embedding and the loss."""
     decoder = net.base_model.model.model
     return nn.Sequential(
         *(Block(block) for block in decoder.layers), Head(decoder.norm, net.base_model.model.lm_head, first)
@@ -113,7 +118,9 @@ class Rows:
         ids = torch.cat([torch.from_numpy(batch.input_ids) for batch in batches.micro])
         labels = torch.cat([torch.from_numpy(batch.labels) for batch in batches.micro])
         prompt = int((labels[0] == -100).sum())
-        self.ids, self.first, self.labels = ids, prompt - 1, labels[:, prompt:].contiguous()
+        self.ids = ids
+        self.first = prompt - 1
+        self.labels = labels[:, prompt:].contiguous()
         self.answers = batches.step_answer_tokens
         with torch.no_grad():
             self.hidden = anatomy(net).embedding(ids)
@@ -122,7 +129,7 @@ class Rows:
             )
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The part of the step's mean loss that some rows have."""
+        """Return the contribution of some rows to the mean loss of the step."""
         return (
             nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
             / self.answers
@@ -136,7 +143,7 @@ def split(args: tuple, kwargs: dict, parts: int) -> tuple[list, list]:
 
 
 def check_sequence(base, step: Step, vocab: int) -> dict:
-    """The loss of the sequence beside that of the model; a failure where they differ."""
+    """Compare the loss of the sequence of layers with that of the model; fail if they differ."""
     net = load(base)
     rows = Rows(net, step, vocab)
     with torch.no_grad():

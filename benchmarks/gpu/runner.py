@@ -1,4 +1,4 @@
-"""A phase in a process of its own, killed at its limit; what it has written stays."""
+"""A phase in a process of its own, which is killed at its limit; the results that it has written stay."""
 
 import multiprocessing
 import os
@@ -12,15 +12,15 @@ from benchmarks.gpu.phases import Phase
 from benchmarks.gpu.record import Record, end_as, has_ended
 
 GRACE_S = 3.0  # between asking a phase to end and killing it
-GONE_S = 20.0  # for a killed phase to give back what it has locked
+GONE_S = 20.0  # for a killed phase to free page-locked memory
 
 
 def run_phase(phase: Phase, out: Path, dry: bool, limit_s: float) -> None:
-    """Run a phase and wait for it. Whatever happens to it, or to this process short of SIGKILL, `out` then
-    holds its file with how it ended, and nothing that it has started is left.
+    """Run a phase and wait for it.
 
-    A dry run forks this process, which has imported the libraries; on a card every phase starts afresh, since
-    CUDA does not survive a fork.
+    Afterwards `out` has its file, with its ending, and none of its processes is left, whatever happens to the
+    phase or to this process (except SIGKILL). A dry run forks this process, which has imported the libraries;
+    on a card every phase starts afresh, since CUDA does not survive a fork.
     """
     path = out / f"{phase.name}.json"
     path.unlink(missing_ok=True)  # of an earlier campaign
@@ -46,7 +46,7 @@ def run_phase(phase: Phase, out: Path, dry: bool, limit_s: float) -> None:
 
 
 def _enter(phase: Phase, folder: Path, out: Path, dry: bool, limit_s: float) -> None:
-    """The child: its own session, so that all it has started ends with it."""
+    """Run in the child, in a session of its own, so that all processes it starts end with it."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     code = 1

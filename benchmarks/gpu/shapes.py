@@ -1,4 +1,4 @@
-"""Models and steps that the campaign measures, at the size for a card and at one for a look on a CPU."""
+"""Models and steps of the campaign, in their size for a card and in a tiny one for a dry run on a CPU."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,21 +37,21 @@ class Step:
 
     @property
     def total(self) -> int:
-        """Tokens of the step."""
+        """Return the tokens of the step."""
         return self.tokens * self.micro * self.rows
 
     def batches(self, vocab: int):
-        """Rows drawn from one seed, however they are divided; the first half of each is prompt."""
+        """Draw rows from one seed, however they are divided; the first half of each row is the prompt."""
         from benchmarks.layer_major import Rows
 
         return Rows(SimpleNamespace(vocab=vocab, tokens=self.tokens), 0).step(self.micro, self.rows)
 
 
 def model_of(name: str, dry: bool, blocks: int = 0) -> ModelShape:
-    """The dimensions of `7B` or `14B`; without a card, of a model of a few thousand parameters.
+    """Return the dimensions of `7B` or `14B`; without a card, of a model of a few thousand parameters.
 
     Args:
-        blocks: 0 for all of the model's.
+        blocks: 0: as many as the model has.
     """
     if dry:
         return replace(TINY, layers=min(blocks or DRY_BLOCKS, DRY_BLOCKS))
@@ -60,12 +60,12 @@ def model_of(name: str, dry: bool, blocks: int = 0) -> ModelShape:
 
 
 def step_of(step: Step, dry: bool) -> Step:
-    """The step as it is measured: without a card with few short rows."""
+    """Return the step as it is measured; without a card it has few short rows."""
     return replace(step, tokens=DRY_TOKENS, micro=min(step.micro, DRY_MICRO)) if dry else step
 
 
 def write_model(folder: Path, shape: ModelShape) -> Path:
-    """Write the configuration of a model, without weights: they are drawn where it is loaded."""
+    """Write the configuration of a model without weights, which are drawn when it is loaded."""
     from transformers import Qwen2Config
 
     Qwen2Config(

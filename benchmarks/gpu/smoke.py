@@ -31,10 +31,11 @@ class Case:
 def case(
     dtype: str, tier: str, dropout: float = 0.0, stage: int = 2, offload: bool = False, **options
 ) -> Case:
-    """A case named by what is not usual about it."""
+    """Return a case whose name lists its unusual settings."""
     words = [dtype, tier] + [f"{name}={value}" for name, value in options.items()]
     words += [f"dropout={dropout}"] if dropout else []
-    words += [f"zero{stage}{' offload' if offload else ''}"] if tier == "stock" else []
+    if tier == "stock":
+        words.append(f"zero{stage} offload" if offload else f"zero{stage}")
     recipe = Recipe(EngineConfig(tier=tier, **options), dtype, stage, offload, dropout)
     return Case(" ".join(words), recipe)
 
@@ -98,7 +99,7 @@ def train(scene: Scene, base, recipe: Recipe) -> tuple[list[float], int]:
 
 
 def verdict(recipe: Recipe, losses: list[float], reference: list[float]) -> dict:
-    """The losses, and how far they are from the reference; a failure where that is too far."""
+    """Return the losses and their deviation from the reference; fail if it is too large."""
     off = max(abs(loss / other - 1) for loss, other in zip(losses, reference))
     limit = QUANTISED_TOLERANCE if recipe.options.tier in QUANTISED else TOLERANCE[recipe.dtype]
     found = {"losses": [round(loss, 5) for loss in losses], "off": float(f"{off:.2e}")}

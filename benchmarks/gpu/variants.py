@@ -56,7 +56,7 @@ def beside(scene: Scene, step: Step, recipes: dict[str, Recipe]) -> None:
 
 
 def nf4(scene: Scene) -> None:
-    """A base in 4 bits that stays on the device, under a cap."""
+    """Measure a base in 4 bits that stays on the device, under a cap."""
     with scene.record.guarded("8k nf4"):
         if find_spec("bitsandbytes") is None:
             raise LeftOut("bitsandbytes is not installed; see requirements-quantised.txt")

@@ -19,7 +19,7 @@ WEIGHT = "answer_tokens"
 
 @functools.cache
 def trainer(folder: str, threads: int) -> Trainer:
-    """The one of this process; any client may come to it."""
+    """Return the trainer of this process, which any client may use."""
     import torch
 
     torch.set_num_threads(threads)

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from fedspeed.monitor.comparison import Comparison, ComparisonRow
 
 # The palette of Okabe and Ito: distinguishable with any colour vision, and in grey.
-BLUE, SKY, GREEN, ORANGE, RED = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00"
-GREY, INK = "#BBBBBB", "#333333"
+BLUE = "#0072B2"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+ORANGE = "#E69F00"
+RED = "#D55E00"
+GREY = "#BBBBBB"
+INK = "#333333"
 STAGE_COLOURS = {"compute": BLUE, "gather": SKY, "exchange": ORANGE, "idle": GREY, "other": "#E8E8E8"}
 TRACE_COLOURS = {
     "compute": BLUE,

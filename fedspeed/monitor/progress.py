@@ -112,7 +112,8 @@ class Progress:
         if record.round:
             self._recent_s.append(record.seconds)
             self._tokens_per_s = record.tokens_per_s
-        self._began = self._drawn = self._now()
+        self._began = self._now()
+        self._drawn = self._began
         self._train_loss = record.train_loss if record.train_loss is not None else self._train_loss
         self._val_loss = record.val_loss if record.val_loss is not None else self._val_loss
         self._val_exact = record.val_exact if record.val_exact is not None else self._val_exact

@@ -1,5 +1,5 @@
-"""The timeline of a step: against the store's own order of loads, against the paper budget of its mends, and
-against sums done by hand.
+"""The timeline of a step, compared with the store's own order of loads, with the predicted shares of its
+improvements, and with sums worked out by hand.
 """
 
 from dataclasses import replace
@@ -148,13 +148,13 @@ def test_slots_are_worth_more_than_resident_blocks():
     )
 
 
-def test_the_mended_step_is_what_was_asked_for():
+def test_the_improved_step_is_what_was_asked_for():
     """Of pure arithmetic, with blocks computed again like it: 0.93 of 7B at 8k tokens, 0.98 of 14B at 32k, in
     11 GiB.
     """
     for model, tokens, least in (("7B", 8192, 0.93), ("14B", 32768, 0.98)):
         work = step_model.Work(shape_of(step_model.MODELS[model]), tokens)
-        found = step_model.mended(work, 11)
+        found = step_model.improved(work, 11)
         assert found.share >= least
         # Without activations too.
         assert work.share(slots=found.slots, inputs=found.inputs, fixed=step_model.FIXED) >= least
