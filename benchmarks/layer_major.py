@@ -1,5 +1,5 @@
-"""Layer-major execution compared with stock DeepSpeed ZeRO-3 and with a resident model: the same model, tokens
-and trainable parameters, in one run.
+"""Layer-major execution compared with stock DeepSpeed ZeRO-3 and with a resident model: the same model,
+tokens and trainable parameters, in one run.
 
     python benchmarks/layer_major.py cluster|nvme|resident [--blocks 8] [--hidden 1024] [--micro 8]
         [--tokens 64] [--repeat 3]
