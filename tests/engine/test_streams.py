@@ -1,4 +1,4 @@
-"""The order of streams where there is an accelerator, on a faked one (tests/fake_cuda.py): every tier trains
+"""The order of streams where there is an accelerator, on a faked one (tests/fake_cuda): every tier trains
 as on the CPU, and nothing races.
 """
 
