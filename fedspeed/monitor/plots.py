@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fedspeed.monitor.comparison import Comparison, ComparisonRow
 from fedspeed.monitor.metrics import registry
 from fedspeed.monitor.metrics.metric import Metric
 from fedspeed.monitor.records import RoundRecord, Summary
@@ -17,8 +18,6 @@ from fedspeed.units import seconds_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from fedspeed.monitor.comparison import Comparison, ComparisonRow
 
 # The palette of Okabe and Ito: distinguishable with any colour vision, and in grey.
 BLUE = "#0072B2"
@@ -77,7 +76,7 @@ def run_figure(records: Sequence[RoundRecord], summary: Summary, title: str) -> 
     return figure
 
 
-def comparison_figure(comparison: "Comparison") -> "Figure":
+def comparison_figure(comparison: Comparison) -> "Figure":
     """Draw bars for each row of a comparison: held-out loss, and accuracy if every row has one."""
     rows = comparison.rows
     with_accuracy = all(row.accuracy is not None for row in rows)
@@ -289,7 +288,7 @@ def _from_zero(axes: "Axes", values: Sequence[float]) -> None:
 
 def _draw_bars(
     axes: "Axes",
-    rows: Sequence["ComparisonRow"],
+    rows: Sequence[ComparisonRow],
     values: Sequence[float],
     texts: Sequence[str],
     colours: Sequence[str],
