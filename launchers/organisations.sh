@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Three organisations on one machine, for a look: each with its own identity, rows and process; they meet over TLS on loopback and nothing else.
-# On three machines the same three files do it: see docs/organisations.md. Arguments go to all three launch.py.
+# Try a federation of three organisations on one machine: each has its own identity, rows and process, and they communicate over TLS only.
+# Three machines need the same three configurations: see docs/organisations.md. Arguments go to all three launch.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,7 @@ python=.venv/bin/python
 here=runs/organisations
 mkdir -p "$here"
 
-# What everybody has: the base model. What each organisation makes for itself: an identity, and rows of its own kind.
+# All organisations use the same base model. Each makes an identity and has rows of its own kind.
 "$python" -m fedspeed pretrain-base runs/quickstart-base
 port=24301
 for name in north east south; do
@@ -30,12 +30,12 @@ for i, name in enumerate(("north", "east", "south")):
     with open(f"{sys.argv[1]}/{name}.jsonl", "w") as file:
         file.writelines(json.dumps({"instruction": row.instruction, "input": row.input, "output": row.output}) + "\n" for row in own)
 END
-# Who runs the federation signs the list of members; every site has pinned that key.
+# The operator of the federation signs the roster of members; every site has pinned the operator's key.
 [ -e "$here/keys/operator.key" ] || "$python" -m fedspeed keys new operator --address 127.0.0.1:24300 --out "$here/keys"
 "$python" -m fedspeed keys roster "$here"/keys/{north,east,south}.json --signer "$here/keys/operator.key" --out "$here/roster.json"
 
-# Each site in a session of its own: a Ctrl-C reaches this script alone, which asks every site to finish its round (once more: to end at once),
-# and waits for them. What they say gets their name in front, and outlives the signal.
+# Each site runs in its own session, so a Ctrl-C reaches this script alone. It asks every site to finish its round (a second Ctrl-C: to end at once)
+# and waits for them. Their output is prefixed with their names, and the filters that do so ignore the signal.
 sites=()
 filters=()
 trap 'kill -TERM "${sites[@]}" 2>/dev/null || true' EXIT HUP INT TERM

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a federated fine-tune one can look at: virtual environment, requirements, a tiny base, a run over four clients.
+# Run the quickstart from a fresh clone: make a virtual environment, install the requirements, pretrain a tiny base, train four clients.
 # Arguments go to launch.py, for instance: bash launchers/quickstart.sh federation.rounds=20
 set -euo pipefail
 cd "$(dirname "$0")/.."

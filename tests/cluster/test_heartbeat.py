@@ -92,7 +92,8 @@ def falls_or_watches(rank, port, victim, number, closer):
     [(1, signal.SIGSTOP, None), (2, signal.SIGKILL, 1), (0, signal.SIGKILL, None), (0, signal.SIGSTOP, None)],
 )
 def test_a_rank_that_falls_silent_is_lost_and_who_is_stuck_is_told_once(victim, number, closer):
-    results = run_ranks(3, falls_or_watches, free_port(), victim, number, closer, timeout=LIMIT_S)
+    arguments = (free_port(), victim, number, closer)
+    results = run_ranks(3, falls_or_watches, *arguments, timeout=LIMIT_S)
     for rank in set(RANKS) - {victim}:
         before, lost, seconds, calls = results[rank]
         assert before == ()

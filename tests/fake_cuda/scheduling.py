@@ -21,7 +21,7 @@ class Scheduling:
         return self._local.host
 
     def launch(self, stream: FakeStream) -> None:
-        """Order what the host has seen before what it now asks a stream to do, but not the other way round."""
+        """Order what the host has seen before what it now asks a stream to do, not vice versa."""
         host = self.host()
         stream.learn(host.clock)
         stream.tick()

@@ -124,8 +124,10 @@ class Part:
 
     def __init__(self, tensor: torch.Tensor, record: "Record", stream: FakeStream):
         storage = tensor.untyped_storage()
-        self.record, self._ref, self._strong = record, weakref.ref(storage), None
-        self._shape = tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+        self.record = record
+        self._ref = weakref.ref(storage)
+        self._strong = None
+        self._shape = (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
         if record.kind == "pinned" or stream in (record.stream, *record.also):
             self.keep()
 
